@@ -1,0 +1,42 @@
+"""SDK of the spatial transformer service: remote warps and exact gradients that feel local.
+
+NumPy arrays go in and come out of `Client` and `AsyncClient`; `stn_client.torch` makes the same
+calls differentiable for torch. `stn_client.local` starts a server on this machine.
+"""
+
+from stn_client._aio import AsyncClient
+from stn_client._calls import Gradients
+from stn_client._client import Client
+from stn_client._errors import (
+    DeadlineExceededError,
+    InvalidRequestError,
+    OverloadedError,
+    ProtocolMismatchError,
+    ServerFaultError,
+    StnClientError,
+    TransportError,
+    UnavailableError,
+)
+from stn_client._options import GridOptions, WarpOptions
+from stn_client._retry import RetryPolicy
+from stn_client._transforms import Affine, SamplingGrid, Transform
+
+__all__ = [
+    "Affine",
+    "AsyncClient",
+    "Client",
+    "DeadlineExceededError",
+    "Gradients",
+    "GridOptions",
+    "InvalidRequestError",
+    "OverloadedError",
+    "ProtocolMismatchError",
+    "RetryPolicy",
+    "SamplingGrid",
+    "ServerFaultError",
+    "StnClientError",
+    "Transform",
+    "TransportError",
+    "UnavailableError",
+    "WarpOptions",
+]

@@ -1,0 +1,123 @@
+"""The asynchronous client: `Client`, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Self, TypeVar, Unpack, cast
+
+import grpc
+import grpc.aio
+from numpy.typing import ArrayLike
+
+from stn_client import _calls
+from stn_client._calls import Array, Call, Gradients
+from stn_client._connection import CHANNEL_OPTIONS, Progress
+from stn_client._options import GridOptions, WarpOptions
+from stn_client._retry import RetryPolicy
+from stn_client._transforms import Affine, Transform
+from stn_proto.v1.server_info_pb2 import GetServerInfoReply
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """A connection to a spatial transformer service for asyncio.
+
+    Every method takes and returns what the method of the same name of `Client` does.
+
+    Args:
+        target: gRPC target: "host:port", "unix:/path", "dns:///name:port".
+        timeout_s: For one call with all its retries; None: no limit.
+        retry: When a refused or lost call is repeated.
+
+    Concurrency:
+        Belongs to the event loop it is first used in. Cancelling a call cancels it on the
+        server, which drops it if it still waits.
+    """
+
+    def __init__(
+        self, target: str, *, timeout_s: float | None = 60.0, retry: RetryPolicy | None = None
+    ) -> None:
+        self.target = target
+        self._timeout_s = timeout_s
+        self._retry = RetryPolicy() if retry is None else retry
+        self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+        self._methods: dict[str, Any] = {}
+
+    async def warp(
+        self,
+        feature_map: ArrayLike,
+        transform: Transform,
+        output_size: Sequence[int] | None = None,
+        **options: Unpack[WarpOptions],
+    ) -> Array:
+        """See `Client.warp`."""
+        return await self._run(_calls.warp(feature_map, transform, output_size, options))
+
+    async def warp_gradients(
+        self,
+        grad_output: ArrayLike,
+        feature_map: ArrayLike,
+        transform: Transform,
+        *,
+        needs: Sequence[str] = ("feature_map", "transform"),
+        **options: Unpack[WarpOptions],
+    ) -> Gradients:
+        """See `Client.warp_gradients`."""
+        call = _calls.warp_gradients(grad_output, feature_map, transform, needs, options)
+        return await self._run(call)
+
+    async def vjp(
+        self,
+        feature_map: ArrayLike,
+        transform: Transform,
+        output_size: Sequence[int] | None = None,
+        **options: Unpack[WarpOptions],
+    ) -> tuple[Array, Callable[[ArrayLike], Awaitable[Gradients]]]:
+        """See `Client.vjp`; the pullback is awaited, too."""
+
+        def pullback(grad_output: ArrayLike) -> Awaitable[Gradients]:
+            return self.warp_gradients(grad_output, feature_map, transform, **options)
+
+        return await self.warp(feature_map, transform, output_size, **options), pullback
+
+    async def generate_grid(
+        self, transform: Affine, output_size: Sequence[int], **options: Unpack[GridOptions]
+    ) -> Array:
+        """See `Client.generate_grid`."""
+        return await self._run(_calls.generate_grid(transform, output_size, options))
+
+    async def generate_grid_gradients(
+        self, grad_grid: ArrayLike, transform: Affine, **options: Unpack[GridOptions]
+    ) -> Array:
+        """See `Client.generate_grid_gradients`."""
+        return await self._run(_calls.generate_grid_gradients(grad_grid, transform, options))
+
+    async def server_info(self) -> GetServerInfoReply:
+        """See `Client.server_info`."""
+        return await self._run(_calls.server_info())
+
+    async def close(self) -> None:
+        """Ends the connection; calls under way fail."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        await self.close()
+
+    async def _run(self, call: Call[T]) -> T:
+        """Sends a call, again if the policy says so, and reads the reply."""
+        method = self._methods.get(call.method)
+        if method is None:
+            method = self._methods[call.method] = self._channel.unary_unary(call.method)
+        progress = Progress(self._retry, self._timeout_s)
+        while True:
+            try:
+                reply = await method(call.request, **progress.start())
+            except grpc.aio.AioRpcError as failure:
+                await asyncio.sleep(progress.pause_s(cast("grpc.Call", failure)))
+            else:
+                return call.parse(reply)

@@ -1,0 +1,238 @@
+"""Builds requests and reads replies. Knows no connection, so that both clients share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from google.protobuf.message import DecodeError, Message
+from numpy.typing import ArrayLike, NDArray
+
+from stn_client._errors import InvalidRequestError, ProtocolMismatchError
+from stn_client._options import GridOptions, WarpOptions
+from stn_client._transforms import Affine, SamplingGrid, Transform
+from stn_proto import WireFormatError, get_tensor, join, put_tensor, split
+from stn_proto.v1 import server_info_pb2, tensor_pb2, warp_pb2
+
+T = TypeVar("T")
+M = TypeVar("M", bound=Message)
+Array = NDArray[Any]
+Payloads = list[memoryview]
+
+METHOD_PREFIX = "/stn.v1.SpatialTransformer/"
+_OPERANDS = {
+    "feature_map": warp_pb2.OPERAND_FEATURE_MAP,
+    "transform": warp_pb2.OPERAND_TRANSFORM,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """Gradients to the operands of a warp; None for one that was not asked for.
+
+    Shapes:
+        feature_map   as the feature map
+        transform     as the parameters of the transform
+    """
+
+    feature_map: Array | None
+    transform: Array | None
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One RPC, ready to be sent as often as needed."""
+
+    method: str
+    """Full path."""
+    request: bytes
+    parse: Callable[[bytes], T]
+    """Serialized reply -> result."""
+
+
+def warp(
+    feature_map: ArrayLike,
+    transform: Transform,
+    output_size: Sequence[int] | None,
+    options: WarpOptions,
+) -> Call[Array]:
+    """The call `Warp`."""
+    payloads: Payloads = []
+    request = warp_pb2.WarpRequest(
+        feature_map=_put_map("feature_map", feature_map, payloads, options),
+        transform=_transform(transform, payloads),
+        output_size=output_size,
+        spec=_spec(options),
+    )
+
+    def result(reply: warp_pb2.WarpReply, payloads: Payloads) -> Array:
+        return get_tensor(reply.output, payloads, "output")
+
+    return _call("Warp", request, payloads, warp_pb2.WarpReply, result)
+
+
+def warp_gradients(
+    grad_output: ArrayLike,
+    feature_map: ArrayLike,
+    transform: Transform,
+    needs: Iterable[str],
+    options: WarpOptions,
+) -> Call[Gradients]:
+    """The call `WarpGradients`."""
+    payloads: Payloads = []
+    request = warp_pb2.WarpGradientsRequest(
+        grad_output=_put_map("grad_output", grad_output, payloads, options),
+        feature_map=_put_map("feature_map", feature_map, payloads, options),
+        transform=_transform(transform, payloads),
+        spec=_spec(options),
+        needs=[_choice("needs", need, _OPERANDS) for need in needs],
+    )
+
+    def result(reply: warp_pb2.WarpGradientsReply, payloads: Payloads) -> Gradients:
+        return Gradients(
+            *(
+                get_tensor(getattr(reply, name), payloads, name) if reply.HasField(name) else None
+                for name in _OPERANDS
+            )
+        )
+
+    return _call("WarpGradients", request, payloads, warp_pb2.WarpGradientsReply, result)
+
+
+def generate_grid(
+    transform: Affine, output_size: Sequence[int], options: GridOptions
+) -> Call[Array]:
+    """The call `GenerateGrid`."""
+    payloads: Payloads = []
+    request = warp_pb2.GenerateGridRequest(
+        transform=_transform(transform, payloads),
+        output_size=output_size,
+        **_grid_fields(options),
+    )
+
+    def result(reply: warp_pb2.GenerateGridReply, payloads: Payloads) -> Array:
+        return get_tensor(reply.grid, payloads, "grid")
+
+    return _call("GenerateGrid", request, payloads, warp_pb2.GenerateGridReply, result)
+
+
+def generate_grid_gradients(
+    grad_grid: ArrayLike, transform: Affine, options: GridOptions
+) -> Call[Array]:
+    """The call `GenerateGridGradients`."""
+    payloads: Payloads = []
+    request = warp_pb2.GenerateGridGradientsRequest(
+        grad_grid=_put("grad_grid", grad_grid, payloads),
+        transform=_transform(transform, payloads),
+        **_grid_fields(options),
+    )
+
+    def result(reply: warp_pb2.GenerateGridGradientsReply, payloads: Payloads) -> Array:
+        return get_tensor(reply.transform, payloads, "transform")
+
+    reply_kind = warp_pb2.GenerateGridGradientsReply
+    return _call("GenerateGridGradients", request, payloads, reply_kind, result)
+
+
+def server_info() -> Call[server_info_pb2.GetServerInfoReply]:
+    """The call `GetServerInfo`."""
+    request = server_info_pb2.GetServerInfoRequest()
+    kind = server_info_pb2.GetServerInfoReply
+    return _call("GetServerInfo", request, [], kind, lambda reply, _payloads: reply)
+
+
+def _call(
+    method: str,
+    request: Message,
+    payloads: Payloads,
+    reply_kind: type[M],
+    result: Callable[[M, Payloads], T],
+) -> Call[T]:
+    def parse(message: bytes) -> T:
+        try:
+            envelope, received = split(message)
+            return result(reply_kind.FromString(envelope), received)
+        except (WireFormatError, DecodeError) as error:
+            raise ProtocolMismatchError(f"{method}: expected its reply, got {error}.") from error
+
+    return Call(METHOD_PREFIX + method, join(request.SerializeToString(), payloads), parse)
+
+
+def _put(
+    field: str,
+    array: ArrayLike,
+    payloads: Payloads,
+    layout: tensor_pb2.Layout = tensor_pb2.LAYOUT_UNSPECIFIED,
+) -> tensor_pb2.Tensor:
+    try:
+        return put_tensor(np.asarray(array), payloads, layout=layout)
+    except WireFormatError as error:
+        raise _invalid(field, f"expected {error.expected}, got {error.actual}.") from error
+
+
+def _put_map(
+    field: str, array: ArrayLike, payloads: Payloads, options: WarpOptions
+) -> tensor_pb2.Tensor:
+    layout = _enum(tensor_pb2.Layout, "layout", options.get("layout", "NCHW"))
+    return _put(field, array, payloads, layout)
+
+
+def _transform(transform: Transform, payloads: Payloads) -> warp_pb2.Transform:
+    match transform:
+        case Affine(theta):
+            return warp_pb2.Transform(affine=warp_pb2.Affine(theta=_put("theta", theta, payloads)))
+        case SamplingGrid(grid):
+            tensor = _put("grid", grid, payloads)
+            return warp_pb2.Transform(sampling_grid=warp_pb2.SamplingGrid(grid=tensor))
+    raise _invalid("transform", f"expected Affine or SamplingGrid, got {type(transform).__name__}.")
+
+
+def _spec(options: WarpOptions) -> warp_pb2.WarpSpec:
+    _reject_unknown(options, WarpOptions.__annotations__)
+    return warp_pb2.WarpSpec(
+        interpolation=_enum(
+            warp_pb2.Interpolation, "interpolation", options.get("interpolation", "bilinear")
+        ),
+        padding=_enum(warp_pb2.Padding, "padding", options.get("padding", "zeros")),
+        fill=np.atleast_1d(np.asarray(options.get("fill", ()), dtype=np.float64)),
+        subgradient=_enum(warp_pb2.Subgradient, "subgradient", options.get("subgradient", "right")),
+        allow_nondeterministic=not options.get("deterministic", True),
+        **_grid_fields(options, check=False),
+    )
+
+
+def _grid_fields(options: GridOptions, *, check: bool = True) -> dict[str, Any]:
+    if check:
+        _reject_unknown(options, GridOptions.__annotations__)
+    coordinates = options.get("coordinates", "normalized")
+    return {
+        "coordinates": _enum(warp_pb2.Coordinates, "coordinates", coordinates),
+        "align_corners": options.get("align_corners", False),
+    }
+
+
+def _reject_unknown(options: Iterable[str], known: Iterable[str]) -> None:
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{name}: expected an option of {', '.join(known)}, got this.")
+
+
+def _enum(kind: Any, option: str, name: str) -> Any:
+    """The number of `name` in a wire enumeration: "zeros" is PADDING_ZEROS."""
+    prefix = kind.Name(0).removesuffix("UNSPECIFIED")
+    names = {key.removeprefix(prefix).lower(): number for key, number in kind.items() if number}
+    if kind is tensor_pb2.Layout:
+        names = {key.upper(): number for key, number in names.items()}
+    return _choice(option, name, names)
+
+
+def _choice(option: str, name: str, numbers: dict[str, T]) -> T:
+    if name not in numbers:
+        raise _invalid(option, f"expected one of {', '.join(numbers)}, got {name!r}.")
+    return numbers[name]
+
+
+def _invalid(field: str, description: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{field}: {description}", violations=[(field, description)])

@@ -1,0 +1,59 @@
+"""What both clients know about connections."""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from typing import Any
+
+import grpc
+
+from stn_client._errors import StnClientError, error_from_status
+from stn_client._retry import RetryPolicy
+
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_retries", 0),
+)
+"""The server's limits decide about sizes; `RetryPolicy` decides about retries."""
+
+
+class Progress:
+    """One call and its attempts: what is left of its time, what to do after a failure.
+
+    Args:
+        policy: When to try again.
+        timeout_s: For all attempts and pauses together; None: any.
+    """
+
+    def __init__(self, policy: RetryPolicy, timeout_s: float | None) -> None:
+        self._policy = policy
+        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._attempt = 0
+        self.request_id = uuid.uuid4().hex[:16]
+
+    def start(self) -> dict[str, Any]:
+        """Begins an attempt; returns the keyword arguments of the gRPC call."""
+        self._attempt += 1
+        return {"timeout": self._remaining_s(), "metadata": (("x-request-id", self.request_id),)}
+
+    def pause_s(self, failure: grpc.Call) -> float:
+        """How long to wait before the next attempt.
+
+        Raises:
+            StnClientError: There is no next attempt.
+        """
+        error = self._error(failure)
+        pause_s = self._policy.pause_s(error, self._attempt, self._remaining_s(), random.random)
+        if pause_s is None:
+            raise error
+        return pause_s
+
+    def _remaining_s(self) -> float | None:
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def _error(self, failure: grpc.Call) -> StnClientError:
+        metadata: Any = failure.trailing_metadata() or ()
+        return error_from_status(failure.code(), failure.details() or "", metadata, self.request_id)

@@ -1,0 +1,151 @@
+"""Everything a call can raise, and how gRPC statuses become it.
+
+    StnClientError                   request_id, code
+    ├─ InvalidRequestError           (also ValueError) a field is wrong; `violations` says which
+    ├─ DeadlineExceededError         (also TimeoutError) no result within the timeout
+    ├─ OverloadedError               refused for now; `retry_after_s` says for how long
+    ├─ TransportError                the bytes did not get through
+    │   └─ UnavailableError          no server there, or it is about to stop
+    ├─ ServerFaultError              the server failed; its log knows the request id
+    └─ ProtocolMismatchError         the server does not speak or offer what was asked
+
+Programming errors of the caller are InvalidRequestError whether the SDK or the server notices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc import StatusCode
+
+M = TypeVar("M", bound=Message)
+Metadata = Iterable[tuple[str, str | bytes]]
+
+
+class StnClientError(Exception):
+    """Base of the errors above.
+
+    Attributes:
+        request_id: What the server's log calls this call; empty if it was never sent.
+        code: gRPC status it ended with; None if it was never sent.
+    """
+
+    def __init__(
+        self, message: str, *, request_id: str = "", code: StatusCode | None = None
+    ) -> None:
+        super().__init__(message)
+        self.request_id = request_id
+        self.code = code
+
+
+class InvalidRequestError(StnClientError, ValueError):
+    """A field of the request breaks a rule.
+
+    Attributes:
+        violations: (path of the field, what is wrong with it), one per field.
+    """
+
+    def __init__(
+        self, message: str, *, violations: Sequence[tuple[str, str]] = (), **facts: Any
+    ) -> None:
+        super().__init__(message, **facts)
+        self.violations = tuple(violations)
+
+
+class DeadlineExceededError(StnClientError, TimeoutError):
+    """No result within the timeout."""
+
+
+class OverloadedError(StnClientError):
+    """The server is full and refused the call at the door.
+
+    Attributes:
+        retry_after_s: When it suggests to come again; None if it does not say.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.retry_after_s = retry_after_s
+
+
+class TransportError(StnClientError):
+    """The connection broke or was refused."""
+
+
+class UnavailableError(TransportError):
+    """No server answers there, or it is about to stop."""
+
+
+class ServerFaultError(StnClientError):
+    """The server failed to compute a result."""
+
+
+class ProtocolMismatchError(StnClientError):
+    """The server does not know the method or offer the value, or sent an unreadable reply."""
+
+
+CLASSES: dict[StatusCode, type[StnClientError]] = {
+    StatusCode.CANCELLED: TransportError,
+    StatusCode.UNKNOWN: ServerFaultError,
+    StatusCode.INVALID_ARGUMENT: InvalidRequestError,
+    StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
+    StatusCode.NOT_FOUND: InvalidRequestError,
+    StatusCode.ALREADY_EXISTS: InvalidRequestError,
+    StatusCode.PERMISSION_DENIED: InvalidRequestError,
+    StatusCode.RESOURCE_EXHAUSTED: OverloadedError,
+    StatusCode.FAILED_PRECONDITION: ServerFaultError,
+    StatusCode.ABORTED: ServerFaultError,
+    StatusCode.OUT_OF_RANGE: InvalidRequestError,
+    StatusCode.UNIMPLEMENTED: ProtocolMismatchError,
+    StatusCode.INTERNAL: ServerFaultError,
+    StatusCode.UNAVAILABLE: UnavailableError,
+    StatusCode.DATA_LOSS: ServerFaultError,
+    StatusCode.UNAUTHENTICATED: InvalidRequestError,
+}
+"""The class of every status that is not OK."""
+
+
+def error_from_status(
+    code: StatusCode, message: str, metadata: Metadata, request_id: str
+) -> StnClientError:
+    """The error that a finished call stands for."""
+    facts: dict[str, Any] = {"request_id": request_id, "code": code}
+    details = _status_details(metadata)
+    cls = CLASSES[code]
+    if cls is InvalidRequestError:
+        facts["violations"] = [
+            (violation.field, violation.description)
+            for detail in _unpacked(details, BadRequest)
+            for violation in detail.field_violations
+        ]
+    if cls is OverloadedError:
+        delays = [d.retry_delay.ToNanoseconds() / 1e9 for d in _unpacked(details, RetryInfo)]
+        if not delays:  # gRPC's own limit on the size of messages: no waiting will help
+            cls = InvalidRequestError
+        else:
+            facts["retry_after_s"] = delays[0]
+    return cls(message, **facts)
+
+
+def _status_details(metadata: Metadata) -> Status:
+    """The details that a server may attach to a status, in gRPC's richer error model."""
+    for key, value in metadata:
+        if key == "grpc-status-details-bin" and isinstance(value, bytes):
+            try:
+                return Status.FromString(value)
+            except DecodeError:
+                break
+    return Status()
+
+
+def _unpacked(status: Status, kind: type[M]) -> list[M]:
+    found = []
+    for detail in status.details:
+        message = kind()
+        if detail.Unpack(message):
+            found.append(message)
+    return found

@@ -1,0 +1,5 @@
+"""The command `stn`: what the SDK does, from a shell."""
+
+from stn_client.cli._main import main
+
+__all__ = ["main"]

@@ -1,0 +1,143 @@
+"""Remote warps that torch can differentiate: forward and backward are RPCs of a `Client`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+import ml_dtypes
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from stn_client._client import Client
+from stn_client._options import WarpOptions
+from stn_client._transforms import Affine, Transform
+
+__all__ = ["SpatialTransformer", "warp"]
+
+
+def warp(
+    client: Client,
+    feature_map: Tensor,
+    transform: Transform,
+    output_size: Sequence[int] | None = None,
+    **options: Unpack[WarpOptions],
+) -> Tensor:
+    """`Client.warp` for tensors, differentiable in the feature map and in the transform.
+
+    Shapes:
+        feature_map   (N, C, H, W)     any device; results come back to it
+        returns       (N, C, H', W')   same dtype and device
+
+    Args:
+        client: Where to compute.
+        feature_map: What is read.
+        transform: `Affine` or `SamplingGrid` of a tensor.
+        output_size: (H', W'); None: that of the grid, else of the feature map.
+        options: See `WarpOptions`.
+
+    Raises:
+        StnClientError: As the methods of `Client`; from `backward` as well.
+    """
+    output: Tensor = _RemoteWarp.apply(  # type: ignore[no-untyped-call]
+        feature_map, transform.parameters, client, transform, output_size, options
+    )
+    return output
+
+
+class SpatialTransformer(nn.Module):
+    """A localisation network whose transform is applied by the service.
+
+    Args:
+        localization: Feature map (N, C, H, W) -> theta (N, 2, 3), or (N, 6).
+        client: Where to compute.
+        output_size: (H', W') of the output; None: that of the feature map.
+        options: See `WarpOptions`.
+
+    Shapes:
+        feature_map   (N, C, H, W)
+        returns       (N, C, H', W')
+
+    Source: Jaderberg et al., Spatial Transformer Networks, 2015, figure 2.
+    """
+
+    def __init__(
+        self,
+        localization: nn.Module,
+        client: Client,
+        output_size: Sequence[int] | None = None,
+        **options: Unpack[WarpOptions],
+    ) -> None:
+        super().__init__()
+        self.localization = localization
+        self._client = client
+        self._output_size = output_size
+        self._options = options
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        """Warps every feature map by the theta that the localisation network finds for it."""
+        theta = self.localization(feature_map).reshape(-1, 2, 3)
+        transform = Affine(theta)
+        return warp(self._client, feature_map, transform, self._output_size, **self._options)
+
+
+class _RemoteWarp(torch.autograd.Function):
+    """Forward is `Warp`, backward is `WarpGradients`."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        feature_map: Tensor,
+        parameters: Tensor,
+        client: Client,
+        transform: Transform,
+        output_size: Sequence[int] | None,
+        options: WarpOptions,
+    ) -> Tensor:
+        ctx.save_for_backward(feature_map, parameters)
+        ctx.call = (client, type(transform), options)  # type: ignore[attr-defined]
+        local = type(transform)(_to_numpy(parameters))
+        output = client.warp(_to_numpy(feature_map), local, output_size, **options)
+        return _to_torch(output, feature_map)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        feature_map, parameters = ctx.saved_tensors
+        client, kind, options = ctx.call
+        operands = ("feature_map", "transform")
+        needs = [name for name, need in zip(operands, ctx.needs_input_grad, strict=False) if need]
+        gradients = client.warp_gradients(
+            _to_numpy(grad_output),
+            _to_numpy(feature_map),
+            kind(_to_numpy(parameters)),
+            needs=needs,
+            **options,
+        )
+        return (
+            _optional(gradients.feature_map, feature_map),
+            _optional(gradients.transform, parameters),
+            *[None] * 4,
+        )
+
+
+def _optional(array: NDArray[Any] | None, like: Tensor) -> Tensor | None:
+    return None if array is None else _to_torch(array, like)
+
+
+def _to_numpy(tensor: Tensor) -> NDArray[Any]:
+    local = tensor.detach().cpu()
+    if local.dtype == torch.bfloat16:
+        return local.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    array: NDArray[Any] = local.numpy()
+    return array
+
+
+def _to_torch(array: NDArray[Any], like: Tensor) -> Tensor:
+    """A tensor of its own memory, for autograd and in-place operators, on the device of `like`."""
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).to(like.device)
+    return torch.from_numpy(array.copy()).to(like.device)

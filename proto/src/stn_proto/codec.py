@@ -1,0 +1,129 @@
+"""NumPy arrays to and from `stn.v1.Tensor` and its payload, without copies where possible."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from stn_proto.errors import WireFormatError
+from stn_proto.limits import MAX_ELEMENTS, MAX_RANK
+from stn_proto.v1.tensor_pb2 import (
+    DATA_TYPE_BFLOAT16,
+    DATA_TYPE_FLOAT16,
+    DATA_TYPE_FLOAT32,
+    DATA_TYPE_FLOAT64,
+    DATA_TYPE_UINT8,
+    LAYOUT_UNSPECIFIED,
+    DataType,
+    Layout,
+    Tensor,
+)
+
+DTYPES: dict[DataType, np.dtype[Any]] = {
+    DATA_TYPE_FLOAT32: np.dtype("<f4"),
+    DATA_TYPE_FLOAT64: np.dtype("<f8"),
+    DATA_TYPE_FLOAT16: np.dtype("<f2"),
+    DATA_TYPE_BFLOAT16: np.dtype(ml_dtypes.bfloat16),
+    DATA_TYPE_UINT8: np.dtype("u1"),
+}
+"""The NumPy type of every DataType."""
+
+_DATA_TYPES = {dtype: number for number, dtype in DTYPES.items()}
+
+
+def data_type(dtype: DTypeLike) -> DataType:
+    """The DataType of a NumPy dtype, in whatever byte order it is.
+
+    Raises:
+        WireFormatError: The wire does not carry this type.
+    """
+    little_endian = np.dtype(dtype).newbyteorder("<")
+    if little_endian not in _DATA_TYPES:
+        known = ", ".join(str(known) for known in _DATA_TYPES)
+        raise WireFormatError("data_type", f"one of {known}", str(np.dtype(dtype)), "Cast first.")
+    return _DATA_TYPES[little_endian]
+
+
+def put_tensor(
+    array: NDArray[Any], payloads: list[memoryview], *, layout: Layout = LAYOUT_UNSPECIFIED
+) -> Tensor:
+    """Describes an array and appends its bytes to the payloads of a message.
+
+    Args:
+        array: Any shape and strides. Copied only if not little endian and row major.
+        payloads: Grows by a view of the array's bytes.
+        layout: Order of the axes, for feature maps.
+
+    Raises:
+        WireFormatError: The wire does not carry this type.
+    """
+    number = data_type(array.dtype)
+    contiguous = np.ascontiguousarray(array, dtype=DTYPES[number])
+    payloads.append(contiguous.reshape(-1).view(np.uint8).data)
+    return Tensor(data_type=number, shape=array.shape, layout=layout, payload=len(payloads) - 1)
+
+
+def get_tensor(tensor: Tensor, payloads: Sequence[memoryview], field: str) -> NDArray[Any]:
+    """The array that a message describes.
+
+    Args:
+        tensor: The description.
+        payloads: Views of the payloads of the message that `tensor` stands in.
+        field: Path of `tensor` in its message, for errors.
+
+    Returns:
+        A read-only view of its payload; a copy if the payload is not aligned for its type.
+
+    Raises:
+        WireFormatError: Unknown data type, no payload, negative size, too many axes, or a byte
+            count that does not match the shape. Nothing has been allocated then.
+    """
+    dtype = DTYPES.get(tensor.data_type)
+    if dtype is None:
+        known = ", ".join(DataType.Name(number) for number in DTYPES)
+        raise WireFormatError(f"{field}.data_type", f"one of {known}", _data_type_name(tensor))
+    shape = _checked_shape(tensor, field)
+    payload = _payload_of(tensor, payloads, field)
+    expected_bytes = math.prod(shape) * dtype.itemsize
+    if len(payload) != expected_bytes:
+        raise WireFormatError(
+            f"{field}.payload",
+            f"{expected_bytes} bytes for shape {shape} of {dtype}",
+            f"{len(payload)} bytes",
+        )
+    return np.require(np.ndarray(shape, dtype, buffer=payload), requirements="A")
+
+
+def _data_type_name(tensor: Tensor) -> str:
+    names: dict[int, str] = {number: name for name, number in DataType.items()}
+    return names.get(tensor.data_type, str(tensor.data_type))
+
+
+def _checked_shape(tensor: Tensor, field: str) -> tuple[int, ...]:
+    shape = tuple(tensor.shape)
+    if len(shape) > MAX_RANK:
+        raise WireFormatError(f"{field}.shape", f"at most {MAX_RANK} axes", str(len(shape)))
+    if any(size < 0 for size in shape):
+        raise WireFormatError(f"{field}.shape", "sizes of at least 0", str(shape))
+    if math.prod(size for size in shape if size) > MAX_ELEMENTS:
+        raise WireFormatError(f"{field}.shape", f"at most {MAX_ELEMENTS} elements", str(shape))
+    return shape
+
+
+def _payload_of(tensor: Tensor, payloads: Sequence[memoryview], field: str) -> memoryview:
+    if tensor.WhichOneof("source") != "payload":
+        raise WireFormatError(
+            f"{field}.payload", "the index of a payload", "none", "Set it, 0 included."
+        )
+    if tensor.payload >= len(payloads):
+        raise WireFormatError(
+            f"{field}.payload",
+            f"the index of one of {len(payloads)} payloads",
+            str(tensor.payload),
+        )
+    return payloads[tensor.payload]

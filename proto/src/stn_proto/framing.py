@@ -1,0 +1,139 @@
+"""Cuts a serialized message into envelope and payload views, and puts it together again.
+
+Every message with tensors holds their bytes in `repeated bytes payloads = 15` at its top level.
+Protobuf would copy each payload on parsing and again on serializing; scanning the top-level tags
+leaves them where they are. Encoding: protobuf.dev/programming-guides/encoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from stn_proto.errors import WireFormatError
+from stn_proto.limits import (
+    MAX_ENVELOPE_BYTES,
+    MAX_FIELDS,
+    MAX_PAYLOADS,
+    PAYLOAD_ALIGNMENT_BYTES,
+)
+
+PAYLOADS_FIELD = 15
+ALIGNMENT_FIELD = 14
+
+_VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
+_PAYLOAD_TAG = bytes([PAYLOADS_FIELD << 3 | _LENGTH_DELIMITED])
+_ALIGNMENT_TAG = bytes([ALIGNMENT_FIELD << 3 | _LENGTH_DELIMITED])
+_MAX_VARINT_BYTES = 10
+
+
+def split(message: bytes) -> tuple[bytes, list[memoryview]]:
+    """Separates a serialized message from its payloads without copying them.
+
+    Args:
+        message: Serialized bytes, as they came from the network.
+
+    Returns:
+        The envelope, which parses as the message without payloads, and read-only views into
+        `message`, one per payload, in order. The views keep `message` alive.
+
+    Raises:
+        WireFormatError: `message` is not protobuf, or exceeds a limit of `stn_proto.limits`.
+    """
+    view = memoryview(message)
+    pieces: list[memoryview] = []
+    payloads: list[memoryview] = []
+    for count, (number, start, value_start, end) in enumerate(_fields(message)):
+        if count == MAX_FIELDS:
+            raise WireFormatError("message", f"at most {MAX_FIELDS} fields", "more")
+        if number == PAYLOADS_FIELD:
+            payloads.append(view[value_start:end])
+        elif number != ALIGNMENT_FIELD:
+            pieces.append(view[start:end])
+    if len(payloads) > MAX_PAYLOADS:
+        raise WireFormatError("payloads", f"at most {MAX_PAYLOADS}", str(len(payloads)))
+    envelope = b"".join(pieces)
+    if len(envelope) > MAX_ENVELOPE_BYTES:
+        raise WireFormatError(
+            "message",
+            f"at most {MAX_ENVELOPE_BYTES} bytes without payloads",
+            f"{len(envelope)} bytes",
+            "Put tensor bytes into `payloads`.",
+        )
+    return envelope, payloads
+
+
+def join(envelope: bytes, payloads: Sequence[memoryview | bytes]) -> bytes:
+    """Serializes an envelope and its payloads; every payload is copied exactly once.
+
+    Args:
+        envelope: A serialized message whose field `payloads` is empty.
+        payloads: Contiguous buffers of bytes, in the order in which tensors name them.
+
+    Returns:
+        The whole message. Payloads start at multiples of PAYLOAD_ALIGNMENT_BYTES.
+    """
+    pieces: list[memoryview | bytes] = [envelope]
+    offset = len(envelope)
+    for payload in payloads:
+        header = _PAYLOAD_TAG + _varint(len(payload))
+        padding = _padding(offset + len(header))
+        pieces += (padding, header, payload)
+        offset += len(padding) + len(header) + len(payload)
+    return b"".join(pieces)
+
+
+def _padding(offset: int) -> bytes:
+    """An alignment field after which `offset` has become a multiple of the alignment."""
+    if offset % PAYLOAD_ALIGNMENT_BYTES == 0:
+        return b""
+    fill = -(offset + len(_ALIGNMENT_TAG) + 1) % PAYLOAD_ALIGNMENT_BYTES
+    return _ALIGNMENT_TAG + bytes([fill]) + bytes(fill)
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Yields (number, start of tag, start of value, end) for every top-level field."""
+    position, size = 0, len(message)
+    while position < size:
+        start = position
+        tag, position = _read_varint(message, position)
+        value_start, end = _extent(message, tag & 7, position)
+        if end > size:
+            raise _malformed(f"a field of {end - value_start} bytes at byte {start} of {size}")
+        if tag >> 3 == 0:
+            raise _malformed(f"field number 0 at byte {start}")
+        yield tag >> 3, start, value_start, end
+        position = end
+
+
+def _extent(message: bytes, wire_type: int, position: int) -> tuple[int, int]:
+    """Where the value of a field starts and ends."""
+    if wire_type == _LENGTH_DELIMITED:
+        length, position = _read_varint(message, position)
+        return position, position + length
+    if wire_type == _VARINT:
+        return position, _read_varint(message, position)[1]
+    if wire_type in {_FIXED32, _FIXED64}:
+        return position, position + (4 if wire_type == _FIXED32 else 8)
+    raise _malformed(f"wire type {wire_type} at byte {position}")
+
+
+def _read_varint(message: bytes, position: int) -> tuple[int, int]:
+    value = 0
+    for shift, byte in enumerate(message[position : position + _MAX_VARINT_BYTES]):
+        value |= (byte & 0x7F) << (7 * shift)
+        if byte < 0x80:
+            return value, position + shift + 1
+    raise _malformed(f"an unfinished varint at byte {position}")
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value >= 0x80:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def _malformed(actual: str) -> WireFormatError:
+    return WireFormatError("message", "serialized protobuf", actual)

@@ -1,0 +1,130 @@
+"""The composition root: builds every part from the configuration and serves until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import grpc.aio
+import torch
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry, start_http_server
+
+import stn_engine
+from stn_server.batching.batcher import Batcher
+from stn_server.batching.policy import Policy, PolicyLimits
+from stn_server.batching.runner import EngineRunner
+from stn_server.batching.work import Cost
+from stn_server.config import BatchingConfig, ServerConfig, split_address
+from stn_server.info import ServerInfo
+from stn_server.lifecycle import Shutdown
+from stn_server.metrics import Metrics
+from stn_server.servicer import SERVICE, Servicer
+from stn_server.translate import Translator
+
+HEALTH_NAMES = ("", SERVICE)
+"""Services whose readiness is reported: the server as a whole, and ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a running server can be reached, with the ports that were taken."""
+
+    targets: tuple[str, ...]
+    metrics: str
+
+
+class Server:
+    """All parts of a server, wired. `start`, then `stop`."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self._config = config
+        self._ready = False
+        self._registry = CollectorRegistry()
+        self._metrics = Metrics(self._registry)
+        self._runner = EngineRunner()
+        self.batcher = Batcher(Policy(_policy_limits(config.batching)), self._runner, self._metrics)
+        self._metrics.watch(self.batcher.statistics, self.batcher.queue_age_s)
+        self._health = health.aio.HealthServicer()
+        self._grpc = self._grpc_server()
+
+    async def start(self) -> Addresses:
+        """Listens, warms up, then reports ready."""
+        await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
+        targets = tuple(self._bind(address) for address in self._config.listen)
+        metrics = self._serve_metrics()
+        await self._grpc.start()
+        await self._warm_up()
+        self._ready = True
+        await self._report(health_pb2.HealthCheckResponse.SERVING)
+        return Addresses(targets, metrics)
+
+    async def stop(self, shutdown: Shutdown) -> None:
+        """Turns readiness off, serves the lame-duck time, finishes what was admitted.
+
+        A second signal during any of it cuts the rest short.
+        """
+        self._ready = False
+        await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await shutdown.pause(self._config.lifecycle.lame_duck_s)
+        draining = asyncio.create_task(self.batcher.drain())
+        await shutdown.wait_for(draining, self._config.lifecycle.grace_s)
+        await self._grpc.stop(grace=1.0 if draining.done() else 0)
+        draining.cancel()
+        self._runner.close()
+
+    def _grpc_server(self) -> grpc.aio.Server:
+        info = ServerInfo(self._config, lambda: self._ready, self.batcher.statistics)
+        servicer = Servicer(
+            Translator(self._config.limits), self.batcher, self._metrics, info.message
+        )
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", self._config.limits.max_message_bytes),
+                ("grpc.max_send_message_length", self._config.limits.max_message_bytes),
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        server.add_generic_rpc_handlers((servicer.handlers(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+        return server
+
+    def _bind(self, address: str) -> str:
+        """Binds an address; returns it with the port that was taken."""
+        port = self._grpc.add_insecure_port(address)
+        if address.startswith("unix:"):
+            return address
+        return f"{split_address('listen', address)[0]}:{port}"
+
+    def _serve_metrics(self) -> str:
+        """Starts the metrics endpoint in its own thread; returns its URL, empty if it is off."""
+        if not self._config.metrics_listen:
+            return ""
+        host, port = split_address("metrics_listen", self._config.metrics_listen)
+        server, _thread = start_http_server(port, host.strip("[]"), self._registry)
+        return f"http://{host}:{server.server_port}/metrics"
+
+    async def _warm_up(self) -> None:
+        """Runs a tiny warp and its gradients the way of a request, so that no caller pays."""
+        feature_map, theta = torch.zeros(1, 1, 2, 2), torch.eye(2, 3)[None]
+        warp = stn_engine.WarpProblem(feature_map, stn_engine.Affine(theta))
+        stn_engine.warp_gradients_ragged([stn_engine.WarpGradientsProblem(warp, feature_map)])
+        stn_engine.warp_ragged([warp])
+
+    async def _report(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+        for name in HEALTH_NAMES:
+            await self._health.set(name, status)
+
+
+def _policy_limits(config: BatchingConfig) -> PolicyLimits:
+    return PolicyLimits(
+        budget=Cost(config.max_batch_bytes, config.max_batch_samples),
+        max_admitted_items=config.max_admitted_items,
+        max_admitted_bytes=config.max_admitted_bytes,
+        window_s=config.window_s,
+    )

@@ -1,0 +1,1 @@
+"""Data, decision, waiting, doing: `work`, `policy`, `batcher`, `runner`."""

@@ -1,0 +1,88 @@
+"""What moves through the queue: plain data, no behaviour."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import count
+from typing import Any
+
+_ids = count()
+
+
+class Operation(StrEnum):
+    """What the engine is asked for; the value is the name of the RPC."""
+
+    WARP = "Warp"
+    WARP_GRADIENTS = "WarpGradients"
+    GENERATE_GRID = "GenerateGrid"
+    GENERATE_GRID_GRADIENTS = "GenerateGridGradients"
+
+
+@dataclass(frozen=True, slots=True)
+class BatchKey:
+    """What items must share to run in one launch. Sizes are not part of it."""
+
+    operation: Operation
+    dtype: Hashable
+    spec: Hashable
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What an item takes of a budget."""
+
+    size_bytes: int
+    """Operands and results together."""
+    samples: int
+    """Source points computed."""
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.size_bytes + other.size_bytes, self.samples + other.samples)
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(self.size_bytes - other.size_bytes, self.samples - other.samples)
+
+    def fits(self, budget: Cost) -> bool:
+        """Whether no part exceeds the budget's."""
+        return self.size_bytes <= budget.size_bytes and self.samples <= budget.samples
+
+
+NOTHING = Cost(0, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class WorkItem:
+    """One request between admission and its outcome."""
+
+    key: BatchKey
+    cost: Cost
+    problem: Any
+    """What the runner understands; opaque to queue and policy."""
+    arrived: float
+    """Monotonic instant in seconds."""
+    deadline: float = math.inf
+    """Monotonic instant in seconds after which nobody wants the result."""
+    number: int = field(default_factory=lambda: next(_ids))
+    """Identity, and order of arrival."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Items that one launch computes."""
+
+    key: BatchKey
+    items: tuple[WorkItem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The outcome of an item that was computed."""
+
+    result: Any
+    queue_s: float
+    compute_s: float
+    """Of its whole batch."""
+    batch_items: int

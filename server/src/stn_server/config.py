@@ -1,0 +1,128 @@
+"""Everything that can be configured: one frozen tree, validated at birth.
+
+`settings.py` fills it from files, environment and flags, whose names follow from the field names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+MIB = 1024 * 1024
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["json", "text"]
+
+
+class ConfigError(ValueError):
+    """A setting is unknown or has a value that it cannot have."""
+
+
+def setting(default: Any, doc: str) -> Any:
+    """A field with a default and the sentence that documentation and `--help` show."""
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchingConfig:
+    """How calls are grouped, and how many may be inside."""
+
+    max_batch_bytes: int = setting(256 * MIB, "Operands and results of one launch.")
+    max_batch_samples: int = setting(16 * MIB, "Source points of one launch.")
+    window_s: float = setting(0.0, "How long a free device waits for more calls to join.")
+    max_admitted_items: int = setting(1024, "Calls queued and running; more are refused.")
+    max_admitted_bytes: int = setting(2048 * MIB, "Their operands and results; more are refused.")
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch_bytes", "max_batch_samples"):
+            _at_least(self, name, 1)
+        for name in ("max_admitted_items", "max_admitted_bytes"):
+            _at_least(self, name, 1)
+        _at_least(self, "window_s", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitsConfig:
+    """What one call may ask for."""
+
+    max_message_bytes: int = setting(256 * MIB, "A request or reply on the wire.")
+    max_output_bytes: int = setting(
+        256 * MIB, "The results of one call; checked before allocating."
+    )
+    max_dimension_px: int = setting(32768, "Height or width of an output.")
+
+    def __post_init__(self) -> None:
+        _at_least(self, "max_message_bytes", 1024)
+        _at_least(self, "max_output_bytes", 1)
+        _at_least(self, "max_dimension_px", 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LifecycleConfig:
+    """How the server ends."""
+
+    lame_duck_s: float = setting(0.0, "After SIGTERM: serving on, but reporting not ready.")
+    grace_s: float = setting(30.0, "Then: finishing what was admitted before calls are cut off.")
+
+    def __post_init__(self) -> None:
+        _at_least(self, "lame_duck_s", 0)
+        _at_least(self, "grace_s", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is written to standard error."""
+
+    level: LogLevel = setting("info", "The least severe record that is written.")
+    format: LogFormat = setting("json", "One JSON object a line, or text for people.")
+
+    def __post_init__(self) -> None:
+        _one_of(self, "level", get_args(LogLevel))
+        _one_of(self, "format", get_args(LogFormat))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """The whole tree."""
+
+    listen: tuple[str, ...] = setting(
+        ("127.0.0.1:50051",), "Addresses to serve on: host:port (port 0: any) or unix:/path."
+    )
+    metrics_listen: str = setting("127.0.0.1:9464", "Address of /metrics; empty: off.")
+    threads: int = setting(0, "Threads of the CPU engine; 0: one a core.")
+    batching: BatchingConfig = field(default_factory=BatchingConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    lifecycle: LifecycleConfig = field(default_factory=LifecycleConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        _at_least(self, "threads", 0)
+        if not self.listen:
+            raise ConfigError("listen: expected at least one address, got none.")
+        for address in self.listen:
+            if not address.startswith("unix:"):
+                split_address("listen", address)
+        if self.metrics_listen:
+            split_address("metrics_listen", self.metrics_listen)
+
+
+def split_address(name: str, address: str) -> tuple[str, int]:
+    """Host and port of `host:port`; brackets around an IPv6 host stay."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(
+            f"{name}: expected host:port, got {address!r}. Port 0 takes any free one."
+        )
+    return host, int(port)
+
+
+def _at_least(config: object, name: str, least: float) -> None:
+    value = getattr(config, name)
+    if not value >= least:
+        raise ConfigError(f"{name}: expected at least {least}, got {value}.")
+
+
+def _one_of(config: object, name: str, allowed: tuple[str, ...]) -> None:
+    value = getattr(config, name)
+    if value not in allowed:
+        raise ConfigError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}.")

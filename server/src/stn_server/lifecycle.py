@@ -1,0 +1,46 @@
+"""Signals: the first one ends the server in order, the second one at once."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Shutdown:
+    """The wish to stop, and the wish to stop now.
+
+    Concurrency: belongs to the event loop it was made in.
+    """
+
+    def __init__(self) -> None:
+        self._asked = asyncio.Event()
+        self._hurried = asyncio.Event()
+
+    def listen(self) -> None:
+        """Takes over SIGTERM and SIGINT."""
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self.ask)
+
+    def ask(self) -> None:
+        """Asks to stop; asked again, to stop now."""
+        (self._hurried if self._asked.is_set() else self._asked).set()
+
+    async def asked(self) -> None:
+        """Returns when the server should stop."""
+        await self._asked.wait()
+
+    async def pause(self, duration_s: float) -> None:
+        """Waits, unless there is no time for it."""
+        hurried = asyncio.create_task(self._hurried.wait())
+        await self.wait_for(hurried, duration_s)
+        hurried.cancel()
+
+    async def wait_for(self, task: asyncio.Task[Any], timeout_s: float) -> None:
+        """Waits for a task until a time is over or there is no time left."""
+        hurried = asyncio.create_task(self._hurried.wait())
+        await asyncio.wait({task, hurried}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()

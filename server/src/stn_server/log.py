@@ -1,0 +1,54 @@
+"""Structured logs on standard error: one record a line, facts as fields."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC, datetime
+from typing import Any
+
+from stn_server.config import LogConfig
+
+LOGGER = logging.getLogger("stn_server")
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one JSON object: time, level, event, then the fields given by `log`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See the class."""
+        entry: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
+
+
+class TextFormatter(logging.Formatter):
+    """A record for people: time, level, event, `name=value` fields."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See the class."""
+        fields = getattr(record, "fields", {})
+        return " ".join([super().format(record), *(f"{k}={v}" for k, v in fields.items())])
+
+
+def log(level: int, event: str, *, error: BaseException | None = None, **fields: Any) -> None:
+    """Writes an event with its facts; `error` adds a traceback."""
+    LOGGER.log(level, event, exc_info=error, extra={"fields": fields})
+
+
+def configure(config: LogConfig) -> None:
+    """Sends this package's records to standard error as configured."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if config.format == "json" else TextFormatter())
+    LOGGER.handlers[:] = [handler]
+    LOGGER.setLevel(config.level.upper())
+    LOGGER.propagate = False

@@ -1,0 +1,105 @@
+"""Every metric of the server. Base units, closed label sets, an injected registry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from stn_server.batching.batcher import Statistics
+from stn_server.batching.work import Batch
+
+SECONDS = (*(m * 10.0**e for e in range(-4, 1) for m in (1, 2, 5)), 10.0, 30.0)
+"""Buckets from 100 microseconds: a small warp on an idle server takes less than a millisecond."""
+
+ITEMS = tuple(2.0**k for k in range(11))
+"""Buckets from one call alone to 1024 in one launch."""
+
+
+class Metrics:
+    """The metrics of one server; also the `Observer` of its batcher."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "stn_requests", "Calls answered", ["method", "code"], registry=registry
+        )
+        self.request_duration = Histogram(
+            "stn_request_duration_seconds",
+            "From the arrival of a call to its answer",
+            ["method"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.payload_bytes = Counter(
+            "stn_payload_bytes", "Tensor bytes", ["direction", "transport"], registry=registry
+        )
+        self.queue_wait = Histogram(
+            "stn_queue_wait_seconds",
+            "From admission to launch",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.batch_items = Histogram(
+            "stn_batch_items", "Calls that shared a launch", buckets=ITEMS, registry=registry
+        )
+        self.batch_duration = Histogram(
+            "stn_batch_duration_seconds",
+            "A launch, from hand-over to results",
+            ["operation"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.samples = Counter("stn_samples", "Source points computed", registry=registry)
+        self.refused = Counter(
+            "stn_refused", "Calls turned away at the door", ["reason"], registry=registry
+        )
+        self.abandoned_items = Counter(
+            "stn_abandoned_items", "Calls cancelled or expired while queued", registry=registry
+        )
+        self.queued_items = Gauge("stn_queued_items", "Calls that wait", registry=registry)
+        self.running_items = Gauge("stn_running_items", "Calls being computed", registry=registry)
+        self.admitted_bytes = Gauge(
+            "stn_admitted_bytes",
+            "Operands and results of queued and running calls",
+            registry=registry,
+        )
+        self.queue_age = Gauge(
+            "stn_queue_age_seconds",
+            "How long the oldest queued call has waited",
+            registry=registry,
+        )
+        build = Gauge("stn_build_info", "Always 1", ["version"], registry=registry)
+        build.labels(version=version("stn-server")).set(1)
+
+    def watch(self, statistics: Callable[[], Statistics], queue_age_s: Callable[[], float]) -> None:
+        """Reads the state of the queue whenever it is scraped."""
+        self.queued_items.set_function(lambda: statistics().queued_items)
+        self.running_items.set_function(lambda: statistics().running_items)
+        self.admitted_bytes.set_function(lambda: statistics().admitted_bytes)
+        self.queue_age.set_function(queue_age_s)
+
+    def request_finished(self, method: str, code: str, duration_s: float) -> None:
+        """A call was answered, with a reply or an error."""
+        self.requests.labels(method, code).inc()
+        self.request_duration.labels(method).observe(duration_s)
+
+    def payload_moved(self, direction: str, size_bytes: int) -> None:
+        """Tensor bytes came in ("received") or went out ("sent")."""
+        self.payload_bytes.labels(direction, "grpc").inc(size_bytes)
+
+    def item_refused(self, reason: str) -> None:
+        """An item was turned away."""
+        self.refused.labels(reason).inc()
+
+    def item_abandoned(self) -> None:
+        """An item left the queue without having run."""
+        self.abandoned_items.inc()
+
+    def batch_finished(self, batch: Batch, queue_s: Sequence[float], compute_s: float) -> None:
+        """A batch is through, with the time that each item waited."""
+        self.batch_items.observe(len(batch.items))
+        self.batch_duration.labels(batch.key.operation).observe(compute_s)
+        self.samples.inc(sum(item.cost.samples for item in batch.items))
+        for waited_s in queue_s:
+            self.queue_wait.observe(waited_s)

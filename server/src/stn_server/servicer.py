@@ -1,0 +1,133 @@
+"""The RPC methods: bytes in, bytes out.
+
+Handlers are registered without protobuf (de)serializers, so that tensor payloads stay views into
+the message that gRPC received and replies are written once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+
+import grpc
+import grpc.aio
+
+from stn_proto.v1 import service_pb2
+from stn_server.batching.batcher import Batcher
+from stn_server.log import log
+from stn_server.metrics import Metrics
+from stn_server.status import Answer, answer_to
+from stn_server.translate import Task, Translator
+
+SERVICE = service_pb2.DESCRIPTOR.services_by_name["SpatialTransformer"].full_name
+REQUEST_ID = "x-request-id"
+
+_REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+Method = Callable[[bytes, float], Awaitable[bytes]]
+"""Serialized request and deadline (instant of the loop's clock) -> serialized reply."""
+
+
+class Servicer:
+    """Answers the calls of the service `SpatialTransformer`."""
+
+    def __init__(
+        self,
+        translator: Translator,
+        batcher: Batcher,
+        metrics: Metrics,
+        server_info: Callable[[], bytes],
+    ) -> None:
+        self._batcher = batcher
+        self._metrics = metrics
+        self._server_info = server_info
+        self._methods: dict[str, Method] = {
+            "Warp": self._compute(translator.warp),
+            "WarpGradients": self._compute(translator.warp_gradients),
+            "GenerateGrid": self._compute(translator.generate_grid),
+            "GenerateGridGradients": self._compute(translator.generate_grid_gradients),
+            "GetServerInfo": self._get_server_info,
+        }
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """What a gRPC server registers."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                name: grpc.unary_unary_rpc_method_handler(self._guarded(name, method))
+                for name, method in self._methods.items()
+            },
+        )
+
+    def _compute(self, decode: Callable[[bytes], Task]) -> Method:
+        async def method(message: bytes, deadline: float) -> bytes:
+            task = decode(message)
+            self._metrics.payload_moved("received", len(message))
+            finished = await self._batcher.submit(
+                task.operation,
+                task.problem,
+                dtype=task.dtype,
+                spec=task.spec,
+                cost=task.cost,
+                deadline=deadline,
+            )
+            reply = task.encode(finished)
+            self._metrics.payload_moved("sent", len(reply))
+            return reply
+
+        return method
+
+    async def _get_server_info(self, _message: bytes, _deadline: float) -> bytes:
+        return self._server_info()
+
+    def _guarded(self, name: str, method: Method) -> Callable[[bytes, Context], Awaitable[bytes]]:
+        """A method whose every end is counted, logged and mapped to a status."""
+
+        async def handler(message: bytes, context: Context) -> bytes:
+            started = time.perf_counter()
+            code = grpc.StatusCode.OK
+            try:
+                return await method(message, _deadline_of(context))
+            except asyncio.CancelledError:
+                code = grpc.StatusCode.CANCELLED
+                raise
+            except Exception as error:  # noqa: BLE001 - the table knows what to do with each
+                request_id = _request_id_of(context)
+                answer = answer_to(error, request_id)
+                code = answer.code
+                _log_failure(name, error, answer, request_id)
+                metadata = ((REQUEST_ID, request_id), *answer.metadata())
+                await context.abort(code, answer.message, metadata)
+            finally:
+                duration_s = time.perf_counter() - started
+                self._metrics.request_finished(name, code.name, duration_s)
+
+        return handler
+
+
+def _log_failure(name: str, error: Exception, answer: Answer, request_id: str) -> None:
+    """Tells the operator, with a traceback where the fault is ours."""
+    traceback = error if answer.code is grpc.StatusCode.INTERNAL else None
+    facts = {"method": name, "code": answer.code.name, "request_id": request_id}
+    log(answer.log_level, "request failed", error=traceback, **facts)
+
+
+def _deadline_of(context: Context) -> float:
+    """The caller's deadline as an instant of the loop's clock."""
+    remaining_s = context.time_remaining()
+    if remaining_s is None:
+        return math.inf
+    return asyncio.get_running_loop().time() + float(remaining_s)
+
+
+def _request_id_of(context: Context) -> str:
+    """The caller's id for this call if it has a harmless form, else one of ours."""
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID and _REQUEST_ID_FORM.fullmatch(str(value)):
+            return str(value)
+    return uuid.uuid4().hex[:16]

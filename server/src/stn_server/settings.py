@@ -1,0 +1,184 @@
+"""Fills `ServerConfig` from its sources: defaults, TOML file, environment, flags; later ones win.
+
+Names follow from the tree: the field `batching.window_s` is `[batching] window_s` in the file,
+`STN_BATCHING_WINDOW_S` in the environment and `--batching-window-s` as a flag. An unknown name is
+an error that suggests the nearest known one.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from argparse import SUPPRESS, ArgumentParser
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
+
+from stn_server.config import ConfigError, ServerConfig
+
+ENVIRONMENT_PREFIX = "STN_"
+CONFIG_FILE = "config"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A leaf of the configuration tree."""
+
+    path: tuple[str, ...]
+    kind: Any
+    default: Any
+    doc: str
+
+    @property
+    def name(self) -> str:
+        """As in the file: `batching.window_s`."""
+        return ".".join(self.path)
+
+    @property
+    def variable(self) -> str:
+        """As in the environment: `STN_BATCHING_WINDOW_S`."""
+        return ENVIRONMENT_PREFIX + "_".join(self.path).upper()
+
+    @property
+    def flag(self) -> str:
+        """As on the command line: `--batching-window-s`."""
+        return "--" + "-".join(self.path).replace("_", "-")
+
+    def parse(self, source: str, text: str) -> Any:
+        """The value that a text stands for."""
+        if self.kind == tuple[str, ...]:
+            return tuple(part.strip() for part in text.split(",") if part.strip())
+        convert: Callable[[str], Any] = self.kind if self.kind in {int, float} else str
+        try:
+            return convert(text)
+        except ValueError:
+            kind = self.kind.__name__
+            raise ConfigError(f"{source}: expected a value of type {kind}, got {text!r}.") from None
+
+    def check(self, source: str, value: Any) -> Any:
+        """A value of a TOML file in the type of this setting."""
+        if self.kind == tuple[str, ...] and isinstance(value, list):
+            return tuple(map(str, value))
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ConfigError(f"{source}: expected a value, got {value!r}.")
+        return self.parse(source, str(value))
+
+
+def all_settings(config: Any = ServerConfig, prefix: tuple[str, ...] = ()) -> Iterator[Setting]:
+    """Every leaf of the tree, in its order."""
+    hints = get_type_hints(config)
+    for entry in fields(config):
+        kind, path = hints[entry.name], (*prefix, entry.name)
+        if is_dataclass(kind):
+            yield from all_settings(kind, path)
+        else:
+            yield Setting(path, kind, entry.default, _doc(entry))
+
+
+def load(arguments: Sequence[str], environment: Mapping[str, str]) -> ServerConfig:
+    """The configuration that command line and environment ask for.
+
+    Raises:
+        ConfigError: An unknown name, an unreadable file, or a value out of its range.
+        SystemExit: `--help` was asked for.
+    """
+    known = {setting.name: setting for setting in all_settings()}
+    flags = _from_flags(arguments, known)
+    variables = _from_environment(environment, known)
+    path = flags.pop(CONFIG_FILE, None) or variables.pop(CONFIG_FILE, None)
+    file = {} if path is None else _from_file(Path(path), known)
+    config: ServerConfig = _build(ServerConfig, {**file, **variables, **flags})
+    return config
+
+
+def _from_flags(arguments: Sequence[str], known: Mapping[str, Setting]) -> dict[str, Any]:
+    parser = _Parser(prog="stn-server", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--config", default=SUPPRESS, metavar="FILE", help="TOML file to read")
+    for setting in known.values():
+        parser.add_argument(
+            setting.flag,
+            dest=setting.name,
+            default=SUPPRESS,
+            metavar=setting.path[-1].upper(),
+            help=f"{setting.doc} Default: {setting.default}",
+        )
+    found, extra = parser.parse_known_args(arguments)
+    flags = ["--config", *(setting.flag for setting in known.values())]
+    for argument in extra:
+        raise _unknown("flag", argument.split("=")[0], flags)
+    return {
+        name: text if name == CONFIG_FILE else known[name].parse(known[name].flag, text)
+        for name, text in vars(found).items()
+    }
+
+
+def _from_environment(
+    environment: Mapping[str, str], known: Mapping[str, Setting]
+) -> dict[str, Any]:
+    by_variable = {setting.variable: setting for setting in known.values()}
+    config_variable = ENVIRONMENT_PREFIX + CONFIG_FILE.upper()
+    values: dict[str, Any] = {}
+    for variable, text in environment.items():
+        if variable == config_variable:
+            values[CONFIG_FILE] = text
+        elif setting := by_variable.get(variable):
+            values[setting.name] = setting.parse(variable, text)
+        elif variable.startswith(ENVIRONMENT_PREFIX):
+            raise _unknown("variable", variable, [config_variable, *by_variable])
+    return values
+
+
+def _from_file(path: Path, known: Mapping[str, Setting]) -> dict[str, Any]:
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"config: expected a readable file, got {error}.") from error
+    except ValueError as error:
+        raise ConfigError(f"config: expected TOML in {path}, got {error}.") from error
+    values = {}
+    for name, value in _flattened(tree):
+        if name not in known:
+            raise _unknown("setting", name, list(known))
+        values[name] = known[name].check(f"{path}: {name}", value)
+    return values
+
+
+def _flattened(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flattened(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _build(config: type[Any], values: Mapping[str, Any], prefix: str = "") -> Any:
+    """A dataclass of the tree from values by dotted name; what has none keeps its default."""
+    hints = get_type_hints(config)
+    arguments: dict[str, Any] = {}
+    for entry in fields(config):
+        name = prefix + entry.name
+        if is_dataclass(kind := hints[entry.name]) and isinstance(kind, type):
+            arguments[entry.name] = _build(kind, values, f"{name}.")
+        elif name in values:
+            arguments[entry.name] = values[name]
+    try:
+        return config(**arguments)
+    except ConfigError as error:
+        raise ConfigError(f"{prefix}{error}") from None
+
+
+def _doc(entry: Field[Any]) -> str:
+    return str(entry.metadata["doc"])
+
+
+def _unknown(kind: str, name: str, known: Sequence[str]) -> ConfigError:
+    nearest = get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    return ConfigError(f"{name}: expected a known {kind}, got none. Did you mean {nearest}?")
+
+
+class _Parser(ArgumentParser):
+    """Raises where argparse would exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"flags: {message}.")

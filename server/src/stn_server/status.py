@@ -1,0 +1,133 @@
+"""The one table from exceptions to gRPC statuses.
+
+Messages of the exceptions listed here are written for callers. Anything else becomes INTERNAL with
+a fixed text and the request id: what went wrong inside is for the log, not for the wire.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc import StatusCode
+
+import stn_engine
+from stn_proto import WireFormatError
+from stn_server.errors import (
+    BatchFailedError,
+    DeadlineExceededError,
+    DrainingError,
+    InvalidRequestError,
+    OverloadedError,
+    RequestTooLargeError,
+    ServerError,
+    UnsupportedError,
+)
+
+DOMAIN = "stn"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a caller gets instead of a reply."""
+
+    code: StatusCode
+    message: str
+    details: tuple[Message, ...]
+    log_level: int
+    """How loudly it is told to the operator: whose fault it is."""
+
+    def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """Trailing metadata with the details, in gRPC's richer error model."""
+        if not self.details:
+            return ()
+        status = Status(code=self.code.value[0], message=self.message)
+        for detail in self.details:
+            packed = AnyMessage()
+            packed.Pack(detail)
+            status.details.append(packed)
+        return (("grpc-status-details-bin", status.SerializeToString()),)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    code: StatusCode
+    log_level: int
+    details: Callable[[Any], Iterator[Message]]
+
+
+def _no_details(_error: Exception) -> Iterator[Message]:
+    yield from ()
+
+
+def _field_violation(error: WireFormatError | InvalidRequestError) -> Iterator[Message]:
+    description = str(error).removeprefix(f"{error.field}: ")
+    violation = BadRequest.FieldViolation(field=error.field, description=description)
+    yield BadRequest(field_violations=[violation])
+
+
+def _argument_violation(error: stn_engine.InvalidInputError) -> Iterator[Message]:
+    description = str(error).removeprefix(f"{error.argument}: ")
+    violation = BadRequest.FieldViolation(field=error.argument, description=description)
+    yield BadRequest(field_violations=[violation])
+
+
+def _too_large(error: RequestTooLargeError) -> Iterator[Message]:
+    description = str(error).removeprefix(f"{error.field}: ")
+    violation = BadRequest.FieldViolation(field=error.field, description=description)
+    yield BadRequest(field_violations=[violation])
+    yield ErrorInfo(
+        reason="TOO_LARGE",
+        domain=DOMAIN,
+        metadata={"limit": str(error.limit), "actual": str(error.actual)},
+    )
+
+
+def _retry_info(error: OverloadedError) -> Iterator[Message]:
+    delay = Duration()
+    delay.FromNanoseconds(int(error.retry_after_s * 1e9))
+    yield RetryInfo(retry_delay=delay)
+
+
+def _backend_reasons(error: stn_engine.BackendUnavailableError) -> Iterator[Message]:
+    reasons = {name: "; ".join(why) for name, why in error.reasons.items()}
+    yield ErrorInfo(reason="BACKEND_UNAVAILABLE", domain=DOMAIN, metadata=reasons)
+
+
+TABLE: dict[type[Exception], _Row] = {
+    WireFormatError: _Row(StatusCode.INVALID_ARGUMENT, logging.DEBUG, _field_violation),
+    InvalidRequestError: _Row(StatusCode.INVALID_ARGUMENT, logging.DEBUG, _field_violation),
+    stn_engine.InvalidInputError: _Row(
+        StatusCode.INVALID_ARGUMENT, logging.DEBUG, _argument_violation
+    ),
+    RequestTooLargeError: _Row(StatusCode.INVALID_ARGUMENT, logging.DEBUG, _too_large),
+    UnsupportedError: _Row(StatusCode.UNIMPLEMENTED, logging.DEBUG, _no_details),
+    OverloadedError: _Row(StatusCode.RESOURCE_EXHAUSTED, logging.INFO, _retry_info),
+    DrainingError: _Row(StatusCode.UNAVAILABLE, logging.INFO, _no_details),
+    DeadlineExceededError: _Row(StatusCode.DEADLINE_EXCEEDED, logging.INFO, _no_details),
+    stn_engine.BackendUnavailableError: _Row(
+        StatusCode.FAILED_PRECONDITION, logging.WARNING, _backend_reasons
+    ),
+}
+"""Rows hold for subclasses too, the nearest one first."""
+
+INTERNAL: tuple[type[Exception], ...] = (ServerError, BatchFailedError, stn_engine.EngineError)
+"""Classes that are INTERNAL on purpose, unless a subclass has a row."""
+
+
+def answer_to(error: BaseException, request_id: str) -> Answer:
+    """The answer that an exception becomes."""
+    for cls in type(error).__mro__:
+        row = TABLE.get(cls)
+        if row is not None:
+            return Answer(row.code, str(error), tuple(row.details(error)), row.log_level)
+    message = f"server: expected a result, got an internal error. Quote request id {request_id}."
+    details = (ErrorInfo(reason="INTERNAL", domain=DOMAIN, metadata={"request_id": request_id}),)
+    return Answer(StatusCode.INTERNAL, message, details, logging.ERROR)
