@@ -5,6 +5,7 @@ import math
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from stn_server.batching.policy import (
     Abandon,
     Arrive,

@@ -127,7 +127,6 @@ def _deadline_of(context: Context) -> float:
 
 def _request_id_of(context: Context) -> str:
     """The caller's id for this call if it has a harmless form, else one of ours."""
-    for key, value in context.invocation_metadata() or ():
-        if key == REQUEST_ID and _REQUEST_ID_FORM.fullmatch(str(value)):
-            return str(value)
-    return uuid.uuid4().hex[:16]
+    metadata = context.invocation_metadata() or ()
+    given = next((str(value) for key, value in metadata if key == REQUEST_ID), "")
+    return given if _REQUEST_ID_FORM.fullmatch(given) else uuid.uuid4().hex[:16]

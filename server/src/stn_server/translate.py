@@ -317,7 +317,10 @@ def _coordinates(number: int, field: str) -> stn_engine.Coordinates:
 
 def _needs(needs: Sequence[int]) -> tuple[str, ...]:
     """Names of the operands whose gradients are wanted; all if the request names none."""
-    names: dict[int, str] = {warp_pb2.OPERAND_FEATURE_MAP: "feature_map", warp_pb2.OPERAND_TRANSFORM: "transform"}
+    names: dict[int, str] = {
+        warp_pb2.OPERAND_FEATURE_MAP: "feature_map",
+        warp_pb2.OPERAND_TRANSFORM: "transform",
+    }
     for number in needs:
         if number not in names:
             raise _unknown(warp_pb2.Operand, number, "needs")

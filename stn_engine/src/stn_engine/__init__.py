@@ -1,0 +1,65 @@
+"""Spatial transformer numerics: grid generator, sampler and their exact gradients."""
+
+from stn_engine.errors import (
+    BackendUnavailableError,
+    DeviceMismatchError,
+    DTypeError,
+    EngineError,
+    InvalidInputError,
+    ParameterError,
+    ShapeError,
+)
+from stn_engine.functional import (
+    affine_grid,
+    generate_grid,
+    generate_grid_gradients,
+    generate_grid_gradients_ragged,
+    generate_grid_ragged,
+    grid_sample,
+    warp,
+    warp_gradients,
+    warp_gradients_ragged,
+    warp_ragged,
+)
+from stn_engine.problem import (
+    Gradients,
+    GridGradientsProblem,
+    GridProblem,
+    WarpGradientsProblem,
+    WarpProblem,
+)
+from stn_engine.spec import Coordinates, Interpolation, Padding, Subgradient, WarpSpec
+from stn_engine.transforms import Affine, SamplingGrid, Transform
+
+__all__ = [
+    "Affine",
+    "BackendUnavailableError",
+    "Coordinates",
+    "DTypeError",
+    "DeviceMismatchError",
+    "EngineError",
+    "Gradients",
+    "GridGradientsProblem",
+    "GridProblem",
+    "Interpolation",
+    "InvalidInputError",
+    "Padding",
+    "ParameterError",
+    "SamplingGrid",
+    "ShapeError",
+    "Subgradient",
+    "Transform",
+    "WarpGradientsProblem",
+    "WarpProblem",
+    "WarpSpec",
+    "affine_grid",
+    "generate_grid",
+    "generate_grid_gradients",
+    "generate_grid_gradients_ragged",
+    "generate_grid_ragged",
+    "grid_sample",
+    "warp",
+    "warp_gradients",
+    "warp_gradients_ragged",
+    "warp_ragged",
+]

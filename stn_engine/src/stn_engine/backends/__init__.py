@@ -1,0 +1,1 @@
+"""Ways to compute the operations of the engine, behind one protocol."""
