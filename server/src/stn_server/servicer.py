@@ -12,6 +12,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from typing import cast
 
 import grpc
 import grpc.aio
@@ -25,8 +26,6 @@ from stn_server.translate import Task, Translator
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["SpatialTransformer"].full_name
 REQUEST_ID = "x-request-id"
-NO_DEADLINE_S = 1e8
-"""gRPC reports a call without a deadline as one whose deadline is centuries away."""
 
 _REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -121,8 +120,8 @@ def _log_failure(name: str, error: Exception, answer: Answer, request_id: str) -
 
 def _deadline_of(context: Context) -> float:
     """The caller's deadline as an instant of the loop's clock."""
-    remaining_s = context.time_remaining()
-    if remaining_s > NO_DEADLINE_S:
+    remaining_s = cast("float | None", context.time_remaining())  # the stubs forget the None
+    if remaining_s is None:
         return math.inf
     return asyncio.get_running_loop().time() + remaining_s
 
