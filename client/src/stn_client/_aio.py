@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Self, TypeVar, Unpack, cast
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 import grpc.aio
@@ -42,7 +42,7 @@ class AsyncClient:
         self.target = target
         self._timeout_s = timeout_s
         self._retry = RetryPolicy() if retry is None else retry
-        self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+        self._channel: grpc.aio.Channel | None = None
         self._methods: dict[str, Any] = {}
 
     async def warp(
@@ -100,7 +100,8 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Ends the connection; calls under way fail."""
-        await self._channel.close()
+        if self._channel is not None:
+            await self._channel.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -110,14 +111,20 @@ class AsyncClient:
 
     async def _run(self, call: Call[T]) -> T:
         """Sends a call, again if the policy says so, and reads the reply."""
-        method = self._methods.get(call.method)
-        if method is None:
-            method = self._methods[call.method] = self._channel.unary_unary(call.method)
+        method = self._method(call.method)
         progress = Progress(self._retry, self._timeout_s)
         while True:
             try:
                 reply = await method(call.request, **progress.start())
             except grpc.aio.AioRpcError as failure:
-                await asyncio.sleep(progress.pause_s(cast("grpc.Call", failure)))
+                await asyncio.sleep(progress.pause_s(failure))
             else:
                 return call.parse(reply)
+
+    def _method(self, path: str) -> Any:
+        """The stub of a method. The first one opens the channel, in the loop that runs then."""
+        if self._channel is None:
+            self._channel = grpc.aio.insecure_channel(self.target, options=CHANNEL_OPTIONS)
+        if path not in self._methods:
+            self._methods[path] = self._channel.unary_unary(path)
+        return self._methods[path]

@@ -63,7 +63,7 @@ def warp(
     request = warp_pb2.WarpRequest(
         feature_map=_put_map("feature_map", feature_map, payloads, options),
         transform=_transform(transform, payloads),
-        output_size=output_size,
+        output_size=None if output_size is None else _size(output_size),
         spec=_spec(options),
     )
 
@@ -87,7 +87,7 @@ def warp_gradients(
         feature_map=_put_map("feature_map", feature_map, payloads, options),
         transform=_transform(transform, payloads),
         spec=_spec(options),
-        needs=[_choice("needs", need, _OPERANDS) for need in needs],
+        needs=_needs(needs),
     )
 
     def result(reply: warp_pb2.WarpGradientsReply, payloads: Payloads) -> Gradients:
@@ -108,7 +108,7 @@ def generate_grid(
     payloads: Payloads = []
     request = warp_pb2.GenerateGridRequest(
         transform=_transform(transform, payloads),
-        output_size=output_size,
+        output_size=_size(output_size),
         **_grid_fields(options),
     )
 
@@ -196,7 +196,7 @@ def _spec(options: WarpOptions) -> warp_pb2.WarpSpec:
             warp_pb2.Interpolation, "interpolation", options.get("interpolation", "bilinear")
         ),
         padding=_enum(warp_pb2.Padding, "padding", options.get("padding", "zeros")),
-        fill=np.atleast_1d(np.asarray(options.get("fill", ()), dtype=np.float64)),
+        fill=_fill(options.get("fill", ())),
         subgradient=_enum(warp_pb2.Subgradient, "subgradient", options.get("subgradient", "right")),
         allow_nondeterministic=not options.get("deterministic", True),
         **_grid_fields(options, check=False),
@@ -211,6 +211,30 @@ def _grid_fields(options: GridOptions, *, check: bool = True) -> dict[str, Any]:
         "coordinates": _enum(warp_pb2.Coordinates, "coordinates", coordinates),
         "align_corners": options.get("align_corners", False),
     }
+
+
+def _size(size: Sequence[int]) -> Array:
+    sizes = np.asarray(size)
+    if sizes.ndim != 1 or sizes.dtype.kind not in "iu":
+        raise _invalid("output_size", f"expected integers (H', W'), got {size!r}.")
+    return sizes
+
+
+def _fill(fill: float | Sequence[float]) -> Array:
+    try:
+        values = np.atleast_1d(np.asarray(fill, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise _invalid("fill", f"expected numbers, got {fill!r}.") from error
+    if values.ndim != 1:
+        raise _invalid("fill", f"expected one number, or one per channel, got {fill!r}.")
+    return values
+
+
+def _needs(needs: Iterable[str]) -> list[warp_pb2.Operand]:
+    numbers = [_choice("needs", need, _OPERANDS) for need in needs]
+    if not numbers:  # on the wire, none stands for all
+        raise _invalid("needs", f"expected at least one of {', '.join(_OPERANDS)}, got none.")
+    return numbers
 
 
 def _reject_unknown(options: Iterable[str], known: Iterable[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Self, TypeVar, Unpack, cast
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 from numpy.typing import ArrayLike
@@ -176,6 +176,6 @@ class Client:
             try:
                 reply = method(call.request, **progress.start())
             except grpc.RpcError as failure:
-                time.sleep(progress.pause_s(cast("grpc.Call", failure)))
+                time.sleep(progress.pause_s(failure))
             else:
                 return call.parse(reply)

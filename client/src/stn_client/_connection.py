@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from typing import Any
+from typing import Any, cast
 
 import grpc
 
@@ -39,16 +39,16 @@ class Progress:
         self._attempt += 1
         return {"timeout": self._remaining_s(), "metadata": (("x-request-id", self.request_id),)}
 
-    def pause_s(self, failure: grpc.Call) -> float:
+    def pause_s(self, failure: grpc.RpcError) -> float:
         """How long to wait before the next attempt.
 
         Raises:
             StnClientError: There is no next attempt.
         """
-        error = self._error(failure)
+        error = self._error(cast("grpc.Call", failure))
         pause_s = self._policy.pause_s(error, self._attempt, self._remaining_s(), random.random)
         if pause_s is None:
-            raise error
+            raise error from failure
         return pause_s
 
     def _remaining_s(self) -> float | None:

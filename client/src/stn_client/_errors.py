@@ -15,6 +15,7 @@ Programming errors of the caller are InvalidRequestError whether the SDK or the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -127,7 +128,7 @@ def error_from_status(
         if not delays:  # gRPC's own limit on the size of messages: no waiting will help
             cls = InvalidRequestError
         else:
-            facts["retry_after_s"] = delays[0]
+            facts["retry_after_s"] = max(0.0, delays[0])
     return cls(message, **facts)
 
 
@@ -146,6 +147,7 @@ def _unpacked(status: Status, kind: type[M]) -> list[M]:
     found = []
     for detail in status.details:
         message = kind()
-        if detail.Unpack(message):
-            found.append(message)
+        with suppress(DecodeError):
+            if detail.Unpack(message):
+                found.append(message)
     return found

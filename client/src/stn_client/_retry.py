@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from stn_client._errors import OverloadedError, StnClientError, UnavailableError
 
+_MAX_DOUBLINGS = 64
+"""Of the first pause; more would leave the range of floats in patient policies."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
@@ -51,7 +54,8 @@ class RetryPolicy:
         """
         if attempt >= self.attempts or not isinstance(error, OverloadedError | UnavailableError):
             return None
-        pause_s: float = uniform() * min(self.max_s, self.initial_s * 2 ** (attempt - 1))
+        doublings = min(attempt - 1, _MAX_DOUBLINGS)
+        pause_s = uniform() * min(self.max_s, self.initial_s * 2.0**doublings)
         if isinstance(error, OverloadedError) and error.retry_after_s is not None:
             pause_s += error.retry_after_s
         if remaining_s is not None and pause_s >= remaining_s:

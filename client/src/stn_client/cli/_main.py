@@ -64,10 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="for one call")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    info = commands.add_parser("info", help="what the server is, offers, allows and has done")
+    info = commands.add_parser(
+        "info", help="what the server is, offers, allows and has done", allow_abbrev=False
+    )
     info.set_defaults(run=_info)
 
-    warp = commands.add_parser("warp", help="rotate, scale and shift an image file")
+    warp = commands.add_parser(
+        "warp", help="rotate, scale and shift an image file", allow_abbrev=False
+    )
     warp.set_defaults(run=_warp)
     warp.add_argument("source", type=Path, metavar="IN")
     warp.add_argument("destination", type=Path, metavar="OUT")
