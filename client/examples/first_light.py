@@ -95,7 +95,7 @@ def show_gradients(stn: Client, output: Path, dtype: type[np.floating[Any]]) -> 
     panels = {
         "feature map U": _picture(photo),
         "output V (30°, 0.8)": _picture(warped),
-        "|∂L/∂U| for L = ½ Σ V²\n∂L/∂θ = " + np.array2string(grad_theta[0], precision=1): np.abs(
+        "|∂L/∂U| for L = ½ Σ V²;  ∂L/∂θ = " + np.array2string(grad_theta[0], precision=1): np.abs(
             grad_u[0]
         ).mean(0),
     }
@@ -242,7 +242,7 @@ def _save(path: Path, panels: dict[str, Array]) -> None:
         axis.set_title(title, fontsize=10)
         axis.set_axis_off()
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 
@@ -260,7 +260,7 @@ def _save_convergence(path: Path, steps: list[Step], truth: Array) -> None:
         if step.iteration == 0:
             loss_axis.axvline(number, color="lightgray", zorder=0)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 

@@ -21,8 +21,8 @@ PAYLOADS_FIELD = 15
 ALIGNMENT_FIELD = 14
 
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
-_PAYLOAD_TAG = bytes([PAYLOADS_FIELD << 3 | _LENGTH_DELIMITED])
-_ALIGNMENT_TAG = bytes([ALIGNMENT_FIELD << 3 | _LENGTH_DELIMITED])
+_PAYLOAD_TAG = PAYLOADS_FIELD << 3 | _LENGTH_DELIMITED
+_ALIGNMENT_TAG = ALIGNMENT_FIELD << 3 | _LENGTH_DELIMITED
 _MAX_VARINT_BYTES = 10
 
 
@@ -42,12 +42,12 @@ def split(message: bytes) -> tuple[bytes, list[memoryview]]:
     view = memoryview(message)
     pieces: list[memoryview] = []
     payloads: list[memoryview] = []
-    for count, (number, start, value_start, end) in enumerate(_fields(message)):
+    for count, (tag, start, value_start, end) in enumerate(_fields(message)):
         if count == MAX_FIELDS:
             raise WireFormatError("message", f"at most {MAX_FIELDS} fields", "more")
-        if number == PAYLOADS_FIELD:
+        if tag == _PAYLOAD_TAG:
             payloads.append(view[value_start:end])
-        elif number != ALIGNMENT_FIELD:
+        elif tag != _ALIGNMENT_TAG:
             pieces.append(view[start:end])
     if len(payloads) > MAX_PAYLOADS:
         raise WireFormatError("payloads", f"at most {MAX_PAYLOADS}", str(len(payloads)))
@@ -75,7 +75,7 @@ def join(envelope: bytes, payloads: Sequence[memoryview | bytes]) -> bytes:
     pieces: list[memoryview | bytes] = [envelope]
     offset = len(envelope)
     for payload in payloads:
-        header = _PAYLOAD_TAG + _varint(len(payload))
+        header = bytes([_PAYLOAD_TAG]) + _varint(len(payload))
         padding = _padding(offset + len(header))
         pieces += (padding, header, payload)
         offset += len(padding) + len(header) + len(payload)
@@ -86,12 +86,13 @@ def _padding(offset: int) -> bytes:
     """An alignment field after which `offset` has become a multiple of the alignment."""
     if offset % PAYLOAD_ALIGNMENT_BYTES == 0:
         return b""
-    fill = -(offset + len(_ALIGNMENT_TAG) + 1) % PAYLOAD_ALIGNMENT_BYTES
-    return _ALIGNMENT_TAG + bytes([fill]) + bytes(fill)
+    header_bytes = 2  # tag and length
+    fill = -(offset + header_bytes) % PAYLOAD_ALIGNMENT_BYTES
+    return bytes([_ALIGNMENT_TAG, fill]) + bytes(fill)
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """Yields (number, start of tag, start of value, end) for every top-level field."""
+    """Yields (tag, start of tag, start of value, end) for every top-level field."""
     position, size = 0, len(message)
     while position < size:
         start = position
@@ -101,7 +102,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
             raise _malformed(f"a field of {end - value_start} bytes at byte {start} of {size}")
         if tag >> 3 == 0:
             raise _malformed(f"field number 0 at byte {start}")
-        yield tag >> 3, start, value_start, end
+        yield tag, start, value_start, end
         position = end
 
 

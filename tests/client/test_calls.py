@@ -1,0 +1,222 @@
+"""Requests as protobuf reads them, and replies as arrays; no connection anywhere."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from google.protobuf.text_format import Parse
+
+from stn_client import Affine, Gradients, ProtocolMismatchError, SamplingGrid
+from stn_client import _calls as calls
+from stn_proto.v1 import server_info_pb2, warp_pb2
+from stn_proto.v1.tensor_pb2 import Tensor
+from support.scripted_service import serialized
+
+MAP = np.arange(12, dtype=np.float32).reshape(1, 2, 2, 3)
+THETA = np.array([[[1, 0, 2], [0, 1, 3]]], np.float64)
+GRID = np.arange(8, dtype=np.float32).reshape(1, 2, 2, 2)
+
+MAP_TENSOR = "data_type: DATA_TYPE_FLOAT32 shape: [1, 2, 2, 3] layout: LAYOUT_NCHW"
+THETA_TENSOR = "data_type: DATA_TYPE_FLOAT64 shape: [1, 2, 3]"
+GRID_TENSOR = "data_type: DATA_TYPE_FLOAT32 shape: [1, 2, 2, 2]"
+DEFAULT_SPEC = """
+    interpolation: INTERPOLATION_BILINEAR padding: PADDING_ZEROS
+    coordinates: COORDINATES_NORMALIZED subgradient: SUBGRADIENT_RIGHT
+"""
+
+
+def assert_request(call, method, kind, text, *payloads):
+    """Holds a request against its text form and the arrays whose bytes it carries."""
+    expected = Parse(text, kind(payloads=[array.tobytes() for array in payloads]))
+    actual = kind.FromString(call.request)
+    actual.ClearField("alignment")
+    assert call.method == f"/stn.v1.SpatialTransformer/{method}"
+    assert actual == expected
+
+
+def test_calls_warp_by_default_asks_for_the_documented_options():
+    """A warp without options says bilinear, zeros, normalized, right, NCHW, and no size."""
+    assert_request(
+        calls.warp(MAP, Affine(THETA), None, {}),
+        "Warp",
+        warp_pb2.WarpRequest,
+        f"""
+        feature_map {{ {MAP_TENSOR} payload: 0 }}
+        transform {{ affine {{ theta {{ {THETA_TENSOR} payload: 1 }} }} }}
+        spec {{ {DEFAULT_SPEC} }}
+        """,
+        MAP,
+        THETA,
+    )
+
+
+def test_calls_warp_sends_every_option():
+    """Options become the enumerations and values that the contract names."""
+    options = {
+        "interpolation": "nearest",
+        "padding": "fill",
+        "fill": [0.5, -1],
+        "coordinates": "pixel",
+        "align_corners": True,
+        "subgradient": "zero",
+        "deterministic": False,
+        "layout": "NHWC",
+    }
+    assert_request(
+        calls.warp(MAP, SamplingGrid(GRID), (4, 5), options),
+        "Warp",
+        warp_pb2.WarpRequest,
+        f"""
+        feature_map {{ {MAP_TENSOR.replace("NCHW", "NHWC")} payload: 0 }}
+        transform {{ sampling_grid {{ grid {{ {GRID_TENSOR} payload: 1 }} }} }}
+        output_size: [4, 5]
+        spec {{
+            interpolation: INTERPOLATION_NEAREST padding: PADDING_FILL fill: [0.5, -1]
+            coordinates: COORDINATES_PIXEL align_corners: true subgradient: SUBGRADIENT_ZERO
+            allow_nondeterministic: true
+        }}
+        """,
+        MAP,
+        GRID,
+    )
+
+
+def test_calls_gradients_send_three_tensors_and_what_is_needed():
+    """Gradients name the operands in the order asked for; both maps have the layout."""
+    grad = MAP + 1
+    assert_request(
+        calls.warp_gradients(grad, MAP, Affine(THETA), ["transform", "feature_map"], {}),
+        "WarpGradients",
+        warp_pb2.WarpGradientsRequest,
+        f"""
+        grad_output {{ {MAP_TENSOR} payload: 0 }}
+        feature_map {{ {MAP_TENSOR} payload: 1 }}
+        transform {{ affine {{ theta {{ {THETA_TENSOR} payload: 2 }} }} }}
+        spec {{ {DEFAULT_SPEC} }}
+        needs: [OPERAND_TRANSFORM, OPERAND_FEATURE_MAP]
+        """,
+        grad,
+        MAP,
+        THETA,
+    )
+
+
+def test_calls_grid_sends_coordinates_and_corners():
+    """A grid has a size and the options of the generator, and no sampler."""
+    options = {"coordinates": "pixel", "align_corners": True}
+    assert_request(
+        calls.generate_grid(Affine(THETA), [2, 3], options),
+        "GenerateGrid",
+        warp_pb2.GenerateGridRequest,
+        f"""
+        transform {{ affine {{ theta {{ {THETA_TENSOR} payload: 0 }} }} }}
+        output_size: [2, 3] coordinates: COORDINATES_PIXEL align_corners: true
+        """,
+        THETA,
+    )
+
+
+def test_calls_grid_gradients_send_the_gradient_first():
+    """The gradient to the grid is payload 0; a grid has no layout."""
+    assert_request(
+        calls.generate_grid_gradients(GRID, Affine(THETA), {}),
+        "GenerateGridGradients",
+        warp_pb2.GenerateGridGradientsRequest,
+        f"""
+        grad_grid {{ {GRID_TENSOR} payload: 0 }}
+        transform {{ affine {{ theta {{ {THETA_TENSOR} payload: 1 }} }} }}
+        coordinates: COORDINATES_NORMALIZED
+        """,
+        GRID,
+        THETA,
+    )
+
+
+def test_calls_server_info_is_an_empty_request_and_a_message():
+    """The reply about the server is handed on as it is."""
+    call = calls.server_info()
+    reply = server_info_pb2.GetServerInfoReply(name="stn", ready=True)
+    assert (call.method, call.request) == ("/stn.v1.SpatialTransformer/GetServerInfo", b"")
+    assert call.parse(reply.SerializeToString()) == reply
+
+
+@pytest.mark.parametrize(
+    ("fill", "sent"),
+    [(2, [2]), (0.5, [0.5]), ([1, 2], [1, 2]), (np.float32(3), [3]), (np.arange(2), [0, 1])],
+    ids=str,
+)
+def test_calls_fill_is_a_number_or_one_per_channel(fill, sent):
+    """A scalar becomes one value, a sequence as many as it has."""
+    call = calls.warp(MAP, Affine(THETA), None, {"padding": "fill", "fill": fill})
+    assert warp_pb2.WarpRequest.FromString(call.request).spec.fill == sent
+
+
+@pytest.mark.parametrize("need", ["feature_map", "transform"])
+def test_calls_gradients_can_be_asked_for_one_by_one(need):
+    """Only the named operand is on the wire."""
+    call = calls.warp_gradients(MAP, MAP, Affine(THETA), (need,), {})
+    sent = warp_pb2.WarpGradientsRequest.FromString(call.request).needs
+    assert [warp_pb2.Operand.Name(number) for number in sent] == [f"OPERAND_{need.upper()}"]
+
+
+@pytest.mark.parametrize("array", [MAP.tolist(), MAP[:, ::-1], MAP.astype(">f4")], ids=str)
+def test_calls_take_whatever_numpy_takes(array):
+    """Lists, strided and big-endian arrays are sent as little-endian rows."""
+    call = calls.warp(array, Affine(THETA), None, {})
+    expected = np.asarray(array)
+    payload = warp_pb2.WarpRequest.FromString(call.request).payloads[0]
+    assert payload == expected.astype(expected.dtype.newbyteorder("<")).tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "f2", "u1", ml_dtypes.bfloat16], ids=str)
+def test_calls_warp_reads_a_reply_of_any_dtype(dtype):
+    """The output is an array with the values of the reply."""
+    output = np.arange(4).reshape(1, 1, 2, 2).astype(dtype)
+    result = calls.warp(MAP, Affine(THETA), None, {}).parse(
+        serialized(warp_pb2.WarpReply, output=output)
+    )
+    assert result.dtype == output.dtype
+    np.testing.assert_array_equal(result, output)
+
+
+GRADIENTS = {"feature_map": MAP, "transform": THETA}
+
+
+@pytest.mark.parametrize(
+    "present", [(), ("feature_map",), ("transform",), ("transform", "feature_map")]
+)
+def test_calls_gradients_absent_from_the_reply_are_none(present):
+    """Each gradient is the array of its field, whatever their order in the payloads."""
+    arrays = {name: GRADIENTS[name] for name in present}
+    call = calls.warp_gradients(MAP, MAP, Affine(THETA), ["transform"], {})
+    gradients = call.parse(serialized(warp_pb2.WarpGradientsReply, **arrays))
+    assert isinstance(gradients, Gradients)
+    for name in GRADIENTS:
+        np.testing.assert_equal(getattr(gradients, name), arrays.get(name))
+
+
+def test_calls_grids_and_their_gradients_are_read():
+    """The grid calls return the one tensor of their reply."""
+    call = calls.generate_grid(Affine(THETA), (2, 2), {})
+    reply = serialized(warp_pb2.GenerateGridReply, grid=GRID)
+    np.testing.assert_array_equal(call.parse(reply), GRID)
+    call = calls.generate_grid_gradients(GRID, Affine(THETA), {})
+    reply = serialized(warp_pb2.GenerateGridGradientsReply, transform=THETA)
+    np.testing.assert_array_equal(call.parse(reply), THETA)
+
+
+PAYLOAD_MISSING = warp_pb2.WarpReply(output=Tensor(data_type="DATA_TYPE_UINT8", payload=0))
+UNREADABLE = {
+    "not framed": (b"\x7a\x05", "message: expected serialized protobuf"),
+    "not protobuf": (b"\x0a\x01\xff", "Error parsing message"),
+    "no output": (b"", "output.data_type: expected one of"),
+    "no payload": (PAYLOAD_MISSING.SerializeToString(), "output.payload: expected the index"),
+}
+
+
+@pytest.mark.parametrize(("reply", "why"), UNREADABLE.values(), ids=UNREADABLE)
+def test_calls_unreadable_replies_are_a_protocol_mismatch(reply, why):
+    """The error names the method and what was unreadable, and keeps its cause."""
+    call = calls.warp(MAP, Affine(THETA), None, {})
+    with pytest.raises(ProtocolMismatchError, match=f"Warp: expected its reply, got .*{why}") as e:
+        call.parse(reply)
+    assert e.value.__cause__ is not None

@@ -1,0 +1,181 @@
+"""The command `stn`: its geometry, its images, and its subcommands against a real server."""
+
+import sys
+from importlib.metadata import entry_points
+
+import numpy as np
+import pytest
+from google.protobuf.text_format import Parse
+from PIL import Image
+
+from stn_client.cli import _images, main
+from stn_client.cli._geometry import pixel_theta
+from stn_proto.v1.server_info_pb2 import GetServerInfoReply
+
+ABSENT = ("--target=127.0.0.1:1", "--timeout=0.2")
+"""Port 1 is privileged and unused."""
+
+
+def source_of(x, y, **arguments):
+    """Where a target pixel reads from."""
+    return (pixel_theta(**arguments) @ (x, y, 1)).round(12).tolist()
+
+
+def test_convention_rotation_is_anticlockwise():
+    """A quarter turn of 3 x 3: what was right of the centre (2, 1) stands above it (1, 0)."""
+    sizes = {"input_size": (3, 3), "output_size": (3, 3)}
+    assert source_of(1, 0, rotate_deg=90, **sizes) == [2, 1]
+    assert source_of(0, 1, rotate_deg=90, **sizes) == [1, 0]
+
+
+def test_convention_scale_above_one_enlarges():
+    """Twice as large about (2, 1): what was 1 px right of the centre stands 2 px right of it."""
+    sizes = {"input_size": (3, 5), "output_size": (3, 5)}
+    assert source_of(4, 1, scale=2, **sizes) == [3, 1]
+    assert source_of(2, 3, scale=2, **sizes) == [2, 2]
+
+
+def test_convention_translation_moves_the_content():
+    """By (2, -1): what was at (3, 4) stands at (5, 3)."""
+    sizes = {"input_size": (6, 8), "output_size": (6, 8)}
+    assert source_of(5, 3, translate_px=(2, -1), **sizes) == [3, 4]
+
+
+def test_convention_centres_meet_whatever_the_sizes():
+    """Sizes are (H, W): the centre (2, 1) of 3 x 5 goes to the centre (4, 3) of 7 x 9."""
+    assert source_of(4, 3, input_size=(3, 5), output_size=(7, 9)) == [2, 1]
+    assert source_of(5, 5, input_size=(3, 5), output_size=(7, 9)) == [3, 3]
+
+
+def test_convention_translation_comes_after_rotation_and_scale():
+    """Turned, doubled, then moved by (10, 20): 1 px right of centre is 2 px above the new one."""
+    arguments = {"rotate_deg": 90, "scale": 2, "translate_px": (10, 20)}
+    sizes = {"input_size": (3, 5), "output_size": (7, 9)}
+    assert source_of(4 + 10, 3 + 20, **arguments, **sizes) == [2, 1]
+    assert source_of(4 + 10, 3 + 20 - 2, **arguments, **sizes) == [3, 1]
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+def test_geometry_refuses_a_scale_that_is_not_positive(scale):
+    """Nothing can be made 0 times as large."""
+    with pytest.raises(ValueError, match=r"scale: expected above 0, got (0\.0|-1\.0|nan)\."):
+        pixel_theta(input_size=(2, 2), output_size=(2, 2), scale=scale)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_images_round_trip(tmp_path, channels):
+    """Grey, colour and colour with opacity come back as (H, W, C) with the same values."""
+    pixels = np.arange(2 * 3 * channels, dtype=np.uint8).reshape(2, 3, channels)
+    _images.write(tmp_path / "image.png", pixels)
+    np.testing.assert_array_equal(_images.read(tmp_path / "image.png"), pixels)
+
+
+def test_images_of_other_modes_are_read_as_colour(tmp_path):
+    """A palette image has the three channels of its colours."""
+    image = Image.new("P", (3, 2))
+    image.putpalette([10, 20, 30] + [0] * 765)
+    image.save(tmp_path / "image.png")
+    np.testing.assert_array_equal(
+        _images.read(tmp_path / "image.png"), np.full((2, 3, 3), [10, 20, 30])
+    )
+
+
+def test_images_that_cannot_be_read_are_named(tmp_path):
+    """A missing file and one that is no image are ImageError with the path."""
+    with pytest.raises(_images.ImageError, match=r"none\.png: expected an image file, got .*No su"):
+        _images.read(tmp_path / "none.png")
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(_images.ImageError, match=r"text\.png: expected an image file, got cannot"):
+        _images.read(tmp_path / "text.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("image.unknown", "unknown file extension"),
+        ("no/such/folder.png", "No such file"),
+        ("rgba.jpg", "cannot write mode RGBA"),
+    ],
+)
+def test_images_that_cannot_be_written_are_named(tmp_path, name, why):
+    """A format, folder or mode that does not work is ImageError with the path."""
+    match = rf"{name}: expected a writable image file, got .*{why}"
+    with pytest.raises(_images.ImageError, match=match):
+        _images.write(tmp_path / name, np.zeros((2, 2, 4), np.uint8))
+
+
+def test_images_need_pillow(monkeypatch, tmp_path):
+    """Without the extra, the error says how to install it."""
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(_images.ImageError, match=r"Pillow: .*pip install stn-client\[images\]"):
+        _images.read(tmp_path / "image.png")
+
+
+def test_cli_is_the_installed_command():
+    """The distribution installs `stn` as this function."""
+    (command,) = entry_points(group="console_scripts", name="stn")
+    assert command.load() is main
+
+
+def test_cli_info_prints_what_the_server_says(local_server, capsys):
+    """The text can be read back as the message."""
+    assert main([f"--target={local_server.target}", "info"]) == 0
+    info = Parse(capsys.readouterr().out, GetServerInfoReply())
+    assert info.ready
+    assert info.limits.max_message_bytes > 0
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_cli_warp_turns_an_image(local_server, tmp_path, channels):
+    """A quarter turn anticlockwise of an asymmetric image is exactly NumPy's rot90."""
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 5, channels), np.uint8)
+    source, destination = tmp_path / "in.png", tmp_path / "out.png"
+    _images.write(source, pixels)
+    command = ["warp", str(source), str(destination), "--rotate=90", "--size", "3", "5"]
+    command += ["--interpolation=nearest"]
+    assert main([f"--target={local_server.target}", *command]) == 0
+    np.testing.assert_array_equal(_images.read(destination), np.rot90(pixels))
+
+
+def test_cli_warp_shifts_and_fills(local_server, tmp_path):
+    """Translated by (1, 0), the first column is the colour given, one value per channel."""
+    pixels = np.random.default_rng(2).integers(0, 256, (2, 3, 3), np.uint8)
+    source, destination = tmp_path / "in.png", tmp_path / "out.png"
+    _images.write(source, pixels)
+    command = ["warp", str(source), str(destination), "--translate", "1", "0"]
+    command += ["--padding=fill", "--fill", "10", "20", "30"]
+    assert main([f"--target={local_server.target}", *command]) == 0
+    expected = np.roll(pixels, 1, axis=1)
+    expected[:, 0] = 10, 20, 30
+    np.testing.assert_array_equal(_images.read(destination), expected)
+
+
+def test_cli_without_a_server_fails_with_a_message(capsys):
+    """Exit code 1, one line on standard error, no traceback, nothing on standard output."""
+    assert main([*ABSENT, "info"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("stn: ")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_cli_with_a_bad_image_fails_with_a_message(capsys, tmp_path):
+    """A file that cannot be read is reported before any server is asked."""
+    assert main([*ABSENT, "warp", str(tmp_path / "none.png"), str(tmp_path / "out.png")]) == 1
+    assert "none.png: expected an image file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ([], "required: COMMAND"),
+        (["warp", "a", "b", "--scale=0"], "--scale: expected a number above 0, got 0"),
+        (["warp", "a", "b", "--padding=mirror"], "--padding: invalid choice: 'mirror'"),
+        (["warp", "a", "b", "--rot=3"], "unrecognized arguments: --rot=3"),
+    ],
+)
+def test_cli_refuses_wrong_arguments(capsys, arguments, why):
+    """Misuse is exit code 2 and says what is wrong; flags are not guessed."""
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(arguments)
+    assert why in capsys.readouterr().err

@@ -1,0 +1,17 @@
+"""The types of the public surface, as mypy sees them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_typing_of_the_client_is_what_its_users_rely_on():
+    """Mypy --strict accepts every right use and refuses every wrong one of the typing file."""
+    command = [sys.executable, "-m", "mypy", "tests/typing/client_api.py"]
+    checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout

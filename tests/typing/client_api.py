@@ -1,0 +1,80 @@
+"""What type checkers must make of the SDK: read by mypy --strict, never executed.
+
+Each `type: ignore` is a call that must be refused; mypy reports those it finds unused.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, assert_type
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stn_client import (
+    Affine,
+    AsyncClient,
+    Client,
+    Gradients,
+    InvalidRequestError,
+    OverloadedError,
+    RetryPolicy,
+    SamplingGrid,
+    StnClientError,
+    Transform,
+)
+from stn_proto.v1.server_info_pb2 import GetServerInfoReply
+
+u = np.zeros((1, 1, 2, 2))
+theta: Transform = Affine(np.eye(2, 3)[None])
+
+
+def synchronous(client: Client) -> None:
+    """`Client`: arrays in, arrays out."""
+    assert_type(client.warp(u, theta, output_size=(2, 3), padding="border"), NDArray[Any])
+    assert_type(client.warp([[[[1.0]]]], SamplingGrid(u), (2, 3), fill=[0, 1]), NDArray[Any])
+    gradients = client.warp_gradients(u, u, theta, needs=["transform"], deterministic=False)
+    assert_type(gradients, Gradients)
+    assert_type(gradients.transform, NDArray[Any] | None)
+    output, pullback = client.vjp(u, theta, align_corners=True)
+    assert_type(output, NDArray[Any])
+    assert_type(pullback, Callable[[ArrayLike], Gradients])
+    assert_type(client.generate_grid(Affine(u), (2, 2), coordinates="pixel"), NDArray[Any])
+    assert_type(client.generate_grid_gradients(u, Affine(u)), NDArray[Any])
+    assert_type(client.server_info(), GetServerInfoReply)
+    with Client("a:1", timeout_s=None, retry=RetryPolicy(attempts=1)) as other:
+        assert_type(other, Client)
+
+
+async def asynchronous(client: AsyncClient) -> None:
+    """`AsyncClient`: the same, awaited."""
+    assert_type(await client.warp(u, theta, layout="NHWC"), NDArray[Any])
+    assert_type(await client.warp_gradients(u, u, theta), Gradients)
+    output, pullback = await client.vjp(u, theta)
+    assert_type(output, NDArray[Any])
+    assert_type(pullback, Callable[[ArrayLike], Awaitable[Gradients]])
+    assert_type(await client.generate_grid(Affine(u), (2, 2)), NDArray[Any])
+    assert_type(await client.server_info(), GetServerInfoReply)
+    async with AsyncClient("a:1") as other:
+        assert_type(other, AsyncClient)
+
+
+def errors(error: StnClientError) -> None:
+    """Facts are attributes of their class alone."""
+    assert_type(error.request_id, str)
+    if isinstance(error, InvalidRequestError):
+        assert_type(error.violations, tuple[tuple[str, str], ...])
+    if isinstance(error, OverloadedError):
+        assert_type(error.retry_after_s, float | None)
+    error.violations  # type: ignore[attr-defined]  # noqa: B018
+
+
+def refused(client: Client, gradients: Gradients) -> None:
+    """Misuse that a type checker can see."""
+    client.warp(u, u)  # type: ignore[arg-type]
+    client.warp(u, theta, padding="mirror")  # type: ignore[arg-type]
+    client.warp(u, theta, align_corner=True)  # type: ignore[call-arg]
+    client.warp(u, theta, output_size=3)  # type: ignore[arg-type]
+    client.warp_gradients(u, u, theta, ["transform"])  # type: ignore[call-arg]
+    client.generate_grid(SamplingGrid(u), (2, 2))  # type: ignore[arg-type]
+    client.generate_grid(Affine(u), (2, 2), padding="zeros")  # type: ignore[call-arg]
+    gradients.transform = None  # type: ignore[misc]
+    Client("a:1", 3.0)  # type: ignore[call-arg]
