@@ -94,8 +94,8 @@ INVALID = {
         "grad_output: expected one of float32, float64, float16, bfloat16, uint8, got bool.",
     ),
     "theta": (
-        lambda: calls.warp(MAP, Affine([[[1, 0, 0], [0, 1, 0]]]), None, {}),
-        "theta: expected one of float32, float64, float16, bfloat16, uint8, got int64.",
+        lambda: calls.warp(MAP, Affine(THETA > 0), None, {}),
+        "theta: expected one of float32, float64, float16, bfloat16, uint8, got bool.",
     ),
     "grid": (
         lambda: calls.warp(MAP, SamplingGrid(GRID.astype("c8")), None, {}),

@@ -167,6 +167,12 @@ def test_calls_take_whatever_numpy_takes(array):
     assert payload == expected.astype(expected.dtype.newbyteorder("<")).tobytes()
 
 
+def test_calls_whole_numbers_are_a_theta():
+    """Parameters written as integers are sent as float64."""
+    call = calls.warp(MAP, Affine([[[1, 0, 2], [0, 1, 3]]]), None, {})
+    assert call.request == calls.warp(MAP, Affine(THETA), None, {}).request
+
+
 @pytest.mark.parametrize("dtype", ["f4", "f8", "f2", "u1", ml_dtypes.bfloat16], ids=str)
 def test_calls_warp_reads_a_reply_of_any_dtype(dtype):
     """The output is an array with the values of the reply."""

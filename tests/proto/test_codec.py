@@ -125,6 +125,7 @@ def test_codec_copies_a_misaligned_payload(dtype):
     assert received.flags.aligned
     assert received.ctypes.data % received.dtype.alignment == 0
     assert not np.shares_memory(received, np.frombuffer(message, np.uint8))
+    assert not received.flags.writeable
     np.testing.assert_array_equal(received, array)
 
 

@@ -182,11 +182,18 @@ def _put_map(
 def _transform(transform: Transform, payloads: Payloads) -> warp_pb2.Transform:
     match transform:
         case Affine(theta):
-            return warp_pb2.Transform(affine=warp_pb2.Affine(theta=_put("theta", theta, payloads)))
+            tensor = _put("theta", _real(theta), payloads)
+            return warp_pb2.Transform(affine=warp_pb2.Affine(theta=tensor))
         case SamplingGrid(grid):
-            tensor = _put("grid", grid, payloads)
+            tensor = _put("grid", _real(grid), payloads)
             return warp_pb2.Transform(sampling_grid=warp_pb2.SamplingGrid(grid=tensor))
     raise _invalid("transform", f"expected Affine or SamplingGrid, got {type(transform).__name__}.")
+
+
+def _real(parameters: ArrayLike) -> Array:
+    """Parameters as given, but whole numbers as float64: `[[1, 0, 0], [0, 1, 0]]` is a theta."""
+    array = np.asarray(parameters)
+    return array.astype(np.float64) if array.dtype.kind in "iu" else array
 
 
 def _spec(options: WarpOptions) -> warp_pb2.WarpSpec:

@@ -77,7 +77,7 @@ def get_tensor(tensor: Tensor, payloads: Sequence[memoryview], field: str) -> ND
         field: Path of `tensor` in its message, for errors.
 
     Returns:
-        A read-only view of its payload; a copy if the payload is not aligned for its type.
+        Read-only; a view of its payload, or a copy if that is not aligned for its type.
 
     Raises:
         WireFormatError: Unknown data type, no payload, negative size, too many axes, or a byte
@@ -96,7 +96,9 @@ def get_tensor(tensor: Tensor, payloads: Sequence[memoryview], field: str) -> ND
             f"{expected_bytes} bytes for shape {shape} of {dtype}",
             f"{len(payload)} bytes",
         )
-    return np.require(np.ndarray(shape, dtype, buffer=payload), requirements="A")
+    array = np.require(np.ndarray(shape, dtype, buffer=payload), requirements="A")
+    array.flags.writeable = False
+    return array
 
 
 def _data_type_name(tensor: Tensor) -> str:

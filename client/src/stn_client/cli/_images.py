@@ -15,11 +15,12 @@ class ImageError(Exception):
 
 def read(path: Path) -> NDArray[np.uint8]:
     """An image as (H, W, C) uint8; grey has one channel, colour three, with opacity four."""
+    pillow = _pillow()
     try:
-        with _pillow().open(path) as image:
+        with pillow.open(path) as image:
             mode = image.mode if image.mode in {"L", "RGB", "RGBA"} else "RGB"
             pixels = np.asarray(image.convert(mode))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, pillow.DecompressionBombError) as error:
         raise ImageError(f"{path}: expected an image file, got {error}.") from error
     return pixels.reshape(*pixels.shape[:2], -1)
 
