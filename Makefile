@@ -23,7 +23,7 @@ $(PROTOC): .ci/requirements-protoc.txt | $(INSTALLED)
 	$(VENV)/protoc/bin/pip install --quiet --requirement $<
 	@touch $@
 
-.PHONY: demo test check format proto bench clean help
+.PHONY: demo test check format proto docs bench clean help
 
 demo: $(INSTALLED)  ## warp a photo, differentiate it, align two photos, all through a real server
 	$(BIN)/python client/examples/first_light.py --output build/demo
@@ -44,8 +44,11 @@ format: $(INSTALLED)  ## format and fix what can be fixed
 proto: $(PROTOC)  ## regenerate the committed protobuf code
 	$(VENV)/protoc/bin/python .ci/generate_proto.py
 
+docs: $(INSTALLED)  ## regenerate the tables in the READMEs
+	$(BIN)/python .ci/generate_docs.py
+
 bench: $(INSTALLED)  ## the service against raw-bytes gRPC echo, side by side
-	$(BIN)/python tests/bench/bench_service.py
+	$(BIN)/python tests/bench/bench_service.py --output tests/bench/results/service.json
 
 clean:  ## remove the virtual environment and everything built
 	rm -rf $(VENV) build

@@ -1,0 +1,99 @@
+"""The documents are true: their commands and examples run, their tables are fresh."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from stn_client.local import LocalServer
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = ("README.md", "proto/README.md", "client/README.md")
+
+
+def blocks(text, language):
+    """Code blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def run(command, folder, timeout_s=100):
+    """Runs a shell line with this environment's commands first on the path."""
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(
+        ["bash", "-euc", command],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def test_the_readme_promises_two_commands():
+    """Everything starts with `make demo` and `make test`, and CI runs what the README says."""
+    commands = [line.split("#")[0].strip() for line in blocks(README, "sh")[0].splitlines()]
+    assert commands == ["make demo", "make test"]
+    assert "make test" in (ROOT / ".ci/run").read_text().splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_make_demo_aligns_two_photographs():
+    """The demo exits with 0 only if gradients agree and the corner error is below 0.5 px."""
+    result = run("make demo", ROOT, timeout_s=380)
+    assert result.returncode == 0, result.stdout + result.stderr
+    error_px = float(re.search(r"corner error (\S+) px", result.stdout)[1])
+    assert error_px < 0.5
+    assert re.search(r"\d+ requests/s in \d+ batches", result.stdout)
+    pictures = {path.name for path in (ROOT / "build/demo").glob("*.png")}
+    assert pictures >= {"gradients.png", "alignment.png", "convergence.png"}
+
+
+@pytest.mark.slow
+def test_the_shell_examples_of_the_readme_run(tmp_path):
+    """What the README says to type into a shell works, against a server on the default port."""
+    lines = [line for block in blocks(README, "sh")[1:] for line in block.splitlines() if line]
+    assert "stn-server" in lines
+    Image.new("RGB", (40, 30), "orange").save(tmp_path / "photo.png")
+    with LocalServer("--listen=127.0.0.1:50051"):
+        for line in lines:
+            if line != "stn-server":
+                result = run(line, tmp_path)
+                assert result.returncode == 0, result.stderr
+    assert Image.open(tmp_path / "turned.png").size == (40, 30)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_the_python_examples_run(document, tmp_path):
+    """Every Python block is a program that ends well."""
+    examples = blocks((ROOT / document).read_text(), "python")
+    assert examples
+    for example in examples:
+        command = [sys.executable, "-W", "error", "-c", example]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+def test_the_tables_are_fresh():
+    """Configuration, metrics, statuses and benchmarks say what the code says."""
+    command = [sys.executable, str(ROOT / ".ci/generate_docs.py"), "--check"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_links_between_documents_lead_somewhere():
+    """Relative links in the READMEs name files that exist."""
+    for document in ROOT.glob("**/README.md"):
+        if ".venv" in document.parts or "build" in document.parts:
+            continue
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document}: {target}"
