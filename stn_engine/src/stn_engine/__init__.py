@@ -1,5 +1,6 @@
 """Spatial transformer numerics: grid generator, sampler and their exact gradients."""
 
+from stn_engine.drop_ins import affine_grid, grid_sample
 from stn_engine.errors import (
     BackendUnavailableError,
     DeviceMismatchError,
@@ -10,12 +11,10 @@ from stn_engine.errors import (
     ShapeError,
 )
 from stn_engine.functional import (
-    affine_grid,
     generate_grid,
     generate_grid_gradients,
     generate_grid_gradients_ragged,
     generate_grid_ragged,
-    grid_sample,
     warp,
     warp_gradients,
     warp_gradients_ragged,

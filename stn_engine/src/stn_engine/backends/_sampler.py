@@ -1,0 +1,131 @@
+"""The sampler and its adjoint: section 1 in torch, differentiable as it stands.
+
+Every step is elementwise, a gather, a scatter in a fixed order, or a fixed tree of additions,
+so no result depends on what else is in the batch.
+"""
+
+import torch
+from torch import Tensor
+
+from stn_engine.backends._constants import constant
+from stn_engine.backends._points import (
+    compute_dtype,
+    source_points,
+    source_points_adjoint,
+)
+from stn_engine.backends._taps import Taps, coordinate_slope, find_taps
+from stn_engine.backends._trees import tree_sum
+from stn_engine.problem import Gradients, WarpGradientsProblem, WarpProblem
+from stn_engine.spec import Interpolation, Padding
+
+
+def sample(problem: WarpProblem) -> Tensor:
+    """Equation (1): V, (N, C, Ho, Wo)."""
+    if 0 in problem.output_shape:
+        return problem.feature_map.new_zeros(problem.output_shape)
+    taps = find_taps(source_points(problem), problem)
+    values = _read(problem, taps)
+    if problem.spec.interpolation != Interpolation.NEAREST:
+        values = values * taps.pair_weight[:, None]
+    return _stored(tree_sum(values, 2), problem.output_dtype).view(problem.output_shape)
+
+
+def sample_adjoint(problem: WarpGradientsProblem) -> Gradients:
+    """Equations (2) to (4), and whatever of the generator's adjoint follows them."""
+    warp = problem.warp
+    if 0 in warp.output_shape:
+        return _no_gradients(problem)
+    points = source_points(warp)
+    taps = find_taps(points, warp)
+    grad = problem.grad_output.to(compute_dtype(warp)).flatten(2)
+    of_map = _feature_map_gradient(warp, taps, grad) if "feature_map" in problem.needs else None
+    if "transform" not in problem.needs:
+        return Gradients(of_map, None)
+    return Gradients(of_map, _transform_gradient(warp, points, taps, grad))
+
+
+def accumulate(index: Tensor, terms: Tensor, size: int, *, ordered: bool) -> Tensor:
+    """Sum ``terms`` (N, C, T) into ``size`` bins per channel, by ``index`` (N or 1, T).
+
+    ``ordered`` asks for a reproducible sum where a plain scatter uses atomics.
+    """
+    n, channels, _ = terms.shape
+    bins = terms.new_zeros(n, channels, size)
+    index = index[:, None].expand(terms.shape)
+    if not ordered:
+        return bins.scatter_add_(2, index, terms)
+    rows = torch.arange(n * channels, device=terms.device).view(n, channels, 1)
+    flat = (rows * size + index).flatten()
+    return bins.view(-1).index_put_((flat,), terms.flatten(), accumulate=True).view_as(bins)
+
+
+def _read(problem: WarpProblem, taps: Taps) -> Tensor:
+    """U at every tap, (N, C, K², P), in compute dtype."""
+    n, channels = problem.output_shape[:2]
+    pixels = _pixels(problem)
+    index = taps.index.flatten(1)[:, None].expand(n, channels, -1)
+    return pixels.expand(n, -1, -1).gather(2, index).view(n, channels, *taps.index.shape[1:])
+
+
+def _pixels(problem: WarpProblem) -> Tensor:
+    """The pixels of U and, behind them, the two constants that taps may name instead."""
+    spec, dtype = problem.spec, compute_dtype(problem)
+    feature_map = problem.feature_map
+    outside = spec.fill if spec.padding == Padding.FILL else (0.0,) * len(spec.fill)
+    pairs = tuple(zip(outside, spec.fill, strict=True))
+    constants = constant(pairs, dtype, feature_map.device).expand(*feature_map.shape[:2], 2)
+    return torch.cat((feature_map.flatten(2).to(dtype), constants), 2)
+
+
+def _stored(values: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype == torch.uint8:
+        values = values.round().clamp(0, 255)
+    return values.to(dtype)
+
+
+def _feature_map_gradient(problem: WarpProblem, taps: Taps, grad: Tensor) -> Tensor:
+    """Scatter G times equation (4); what falls on the constants goes nowhere."""
+    feature_map = problem.feature_map
+    terms = (grad[:, :, None] * taps.pair_weight[:, None]).flatten(2)
+    index = taps.index.flatten(1)
+    if feature_map.shape[0] != terms.shape[0]:
+        # One map read by the whole batch: all terms go straight into its only gradient.
+        index = index.expand(terms.shape[0], -1).reshape(1, -1)
+        terms = terms.transpose(0, 1).flatten(1)[None]
+    area = feature_map.shape[2] * feature_map.shape[3]
+    ordered = problem.spec.deterministic and terms.is_cuda
+    bins = accumulate(index, terms, area + 2, ordered=ordered)
+    return bins[:, :, :area].to(feature_map.dtype).reshape(feature_map.shape)
+
+
+def _transform_gradient(problem: WarpProblem, points: Tensor, taps: Taps, grad: Tensor) -> Tensor:
+    parameters = problem.transform.parameters
+    if problem.spec.interpolation == Interpolation.NEAREST:
+        return torch.zeros_like(parameters)
+    by_coordinate = _coordinate_gradient(_read(problem, taps), taps, grad)
+    slope = coordinate_slope(points, problem)
+    # Selected rather than multiplied: 0 times an infinite gradient would be NaN.
+    grad_points = torch.where(slope == 0, 0, by_coordinate * slope)
+    if parameters.shape[0] != grad_points.shape[0]:
+        grad_points = tree_sum(grad_points, 0)[None]
+    return source_points_adjoint(problem, grad_points)
+
+
+def _coordinate_gradient(values: Tensor, taps: Taps, grad: Tensor) -> Tensor:
+    """Equations (2) and (3) times G, summed over channels: (N, 2, P)."""
+    # Differences to one corner keep a large common offset of the taps out of the sums.
+    contrast = tree_sum(grad[:, :, None] * (values - values[:, :, :1]), 1)
+    (near_x, far_x), (near_y, far_y) = (axis.unbind(1) for axis in taps.weight.unbind(1))
+    ul, ur, ll, lr = contrast.unbind(1)
+    by_x = far_y * (lr - ll) + near_y * (ur - ul)
+    by_y = far_x * (lr - ur) + near_x * (ll - ul)
+    return torch.stack((by_x, by_y), 1)
+
+
+def _no_gradients(problem: WarpGradientsProblem) -> Gradients:
+    operands = {
+        "feature_map": problem.warp.feature_map,
+        "transform": problem.warp.transform.parameters,
+    }
+    zeros = {name: torch.zeros_like(operands[name]) for name in problem.needs}
+    return Gradients(zeros.get("feature_map"), zeros.get("transform"))

@@ -1,0 +1,43 @@
+"""What the dispatcher asks of a backend."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from stn_engine.problem import (
+    Gradients,
+    GridGradientsProblem,
+    GridProblem,
+    Problem,
+    WarpGradientsProblem,
+    WarpProblem,
+)
+
+
+class Backend(Protocol):
+    """One way to compute every operation of the engine.
+
+    All operations are ragged: they take problems of any sizes, dtypes and specs and return one
+    result per problem, in order. The result of a problem is bit for bit the same whatever
+    problems stand beside it.
+    """
+
+    @property
+    def name(self) -> str:
+        """A short, unique name."""
+
+    def unsupported_reasons(self, problem: Problem) -> tuple[str, ...]:
+        """Every reason why this backend cannot run ``problem``; empty if it can."""
+
+    def warp(self, problems: Sequence[WarpProblem]) -> list[Tensor]:
+        """V of each problem, (N, C, Ho, Wo)."""
+
+    def warp_gradients(self, problems: Sequence[WarpGradientsProblem]) -> list[Gradients]:
+        """The gradients that each problem needs."""
+
+    def generate_grid(self, problems: Sequence[GridProblem]) -> list[Tensor]:
+        """The sampling grid of each problem, (N, Ho, Wo, 2)."""
+
+    def generate_grid_gradients(self, problems: Sequence[GridGradientsProblem]) -> list[Tensor]:
+        """The gradient of theta of each problem, (N, 2, 3)."""

@@ -1,0 +1,154 @@
+"""The ``torch`` backend: a composition of torch operators, for any device.
+
+Problems whose tensors can be laid end to end run as one. Results of such a group share storage.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from stn_engine.backends._points import affine_grid, affine_grid_adjoint
+from stn_engine.backends._sampler import sample, sample_adjoint
+from stn_engine.problem import (
+    Gradients,
+    GridGradientsProblem,
+    GridProblem,
+    Problem,
+    WarpGradientsProblem,
+    WarpProblem,
+)
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+
+class TorchBackend:
+    """Runs everything the engine offers; the results are differentiable torch graphs."""
+
+    name = "torch"
+
+    def unsupported_reasons(self, problem: Problem) -> tuple[str, ...]:  # noqa: ARG002 - protocol
+        """None ever: what torch itself can hold, this backend can warp."""
+        return ()
+
+    def warp(self, problems: Sequence[WarpProblem]) -> list[Tensor]:
+        """V of each problem, (N, C, Ho, Wo)."""
+        return _grouped(problems, _warp_key, _warp_group)
+
+    def warp_gradients(self, problems: Sequence[WarpGradientsProblem]) -> list[Gradients]:
+        """The gradients that each problem needs."""
+        return _grouped(problems, _warp_gradients_key, _warp_gradients_group)
+
+    def generate_grid(self, problems: Sequence[GridProblem]) -> list[Tensor]:
+        """The sampling grid of each problem, (N, Ho, Wo, 2)."""
+        return _grouped(problems, _grid_key, _grid_group)
+
+    def generate_grid_gradients(self, problems: Sequence[GridGradientsProblem]) -> list[Tensor]:
+        """The gradient of theta of each problem, (N, 2, 3)."""
+        return _grouped(problems, _grid_gradients_key, _grid_gradients_group)
+
+
+def _grouped(
+    problems: Sequence[P],
+    key: Callable[[P], Hashable],
+    run: Callable[[list[P]], list[R]],
+) -> list[R]:
+    """Run problems of equal key together; a key of None means alone. Results keep the order."""
+    groups: dict[Hashable, list[int]] = {}
+    for position, problem in enumerate(problems):
+        found = key(problem)
+        groups.setdefault(("alone", position) if found is None else found, []).append(position)
+    results: dict[int, R] = {}
+    for positions in groups.values():
+        outcome = run([problems[position] for position in positions])
+        results.update(zip(positions, outcome, strict=True))
+    return [results[position] for position in range(len(problems))]
+
+
+def _layout(tensor: Tensor) -> Hashable:
+    """All that must agree for tensors to be laid end to end along the batch."""
+    return tensor.dtype, tensor.device, tensor.shape[1:]
+
+
+def _is_broadcast(problem: WarpProblem) -> bool:
+    return problem.feature_map.shape[0] != problem.transform.parameters.shape[0]
+
+
+def _warp_key(problem: WarpProblem) -> Hashable:
+    if _is_broadcast(problem):
+        return None
+    transform = problem.transform
+    layouts = _layout(problem.feature_map), type(transform), _layout(transform.parameters)
+    return *layouts, problem.output_shape[2:], problem.spec
+
+
+def _joined_warp(problems: Sequence[WarpProblem]) -> WarpProblem:
+    parameters = torch.cat([problem.transform.parameters for problem in problems])
+    return replace(
+        problems[0],
+        feature_map=torch.cat([problem.feature_map for problem in problems]),
+        transform=problems[0].transform.with_parameters(parameters),
+    )
+
+
+def _warp_group(problems: list[WarpProblem]) -> list[Tensor]:
+    if len(problems) == 1:
+        return [sample(problems[0])]
+    output = sample(_joined_warp(problems))
+    return _split(output, problems)
+
+
+def _warp_gradients_key(problem: WarpGradientsProblem) -> Hashable:
+    key = _warp_key(problem.warp)
+    return None if key is None else (key, tuple(problem.needs))
+
+
+def _warp_gradients_group(problems: list[WarpGradientsProblem]) -> list[Gradients]:
+    if len(problems) == 1:
+        return [sample_adjoint(problems[0])]
+    grad_output = torch.cat([problem.grad_output for problem in problems])
+    warp = _joined_warp([problem.warp for problem in problems])
+    gradients = sample_adjoint(WarpGradientsProblem(warp, grad_output, problems[0].needs))
+    absent: list[Tensor | None] = [None] * len(problems)
+    of_map, of_transform = (
+        absent if gradient is None else _split(gradient, problems)
+        for gradient in (gradients.feature_map, gradients.transform)
+    )
+    return [Gradients(*pair) for pair in zip(of_map, of_transform, strict=True)]
+
+
+def _split(joined: Tensor, problems: Sequence[Problem]) -> list[Tensor]:
+    """The parts of a joined result that belong to each problem."""
+    return list(torch.split(joined, [problem.batch_size for problem in problems]))
+
+
+def _grid_key(problem: GridProblem) -> Hashable:
+    theta = problem.transform.theta
+    return _layout(theta), problem.output_size, problem.coordinates, problem.align_corners
+
+
+def _joined_grid(problems: Sequence[GridProblem]) -> GridProblem:
+    theta = torch.cat([problem.transform.theta for problem in problems])
+    return replace(problems[0], transform=problems[0].transform.with_parameters(theta))
+
+
+def _grid_group(problems: list[GridProblem]) -> list[Tensor]:
+    if len(problems) == 1:
+        return [affine_grid(problems[0])]
+    grids = affine_grid(_joined_grid(problems))
+    return _split(grids, problems)
+
+
+def _grid_gradients_key(problem: GridGradientsProblem) -> Hashable:
+    return _grid_key(problem.grid)
+
+
+def _grid_gradients_group(problems: list[GridGradientsProblem]) -> list[Tensor]:
+    if len(problems) == 1:
+        return [affine_grid_adjoint(problems[0].grid, problems[0].grad_grid)]
+    grad_grid = torch.cat([problem.grad_grid for problem in problems])
+    gradients = affine_grid_adjoint(_joined_grid([problem.grid for problem in problems]), grad_grid)
+    return _split(gradients, problems)

@@ -1,0 +1,125 @@
+"""Argument checks, one function per rule, typed errors. Reads shapes and dtypes, never values."""
+
+import operator
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from stn_engine.errors import (
+    DeviceMismatchError,
+    DTypeError,
+    InvalidInputError,
+    ParameterError,
+    ShapeError,
+)
+
+FEATURE_MAP_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
+"""What a feature map may hold."""
+
+GRADIENT_DTYPES = FEATURE_MAP_DTYPES[:-1]
+"""Feature maps that have gradients: all but uint8."""
+
+PARAMETER_DTYPES = (torch.float32, torch.float64)
+"""What theta and grids may hold: a half-precision coordinate misses by pixels on a large map."""
+
+
+def check_tensor(argument: str, value: object) -> None:
+    """``value`` is a torch.Tensor."""
+    if not isinstance(value, Tensor):
+        got = type(value).__name__
+        raise InvalidInputError(argument, "a torch.Tensor", got, "Convert it: torch.as_tensor.")
+
+
+def check_dtype(argument: str, value: Tensor, expected: Sequence[torch.dtype]) -> None:
+    """``value`` has one of the expected dtypes."""
+    if value.dtype not in expected:
+        raise DTypeError(argument, expected, value.dtype, "Convert it: Tensor.to.")
+
+
+def check_shape(argument: str, value: Tensor, expected: Sequence[int | str], remedy: str) -> None:
+    """``value`` has the expected shape, in which a letter stands for any size."""
+    shape = tuple(value.shape)
+    fits = len(shape) == len(expected) and all(
+        isinstance(want, str) or want == got for want, got in zip(expected, shape, strict=True)
+    )
+    if not fits:
+        raise ShapeError(argument, expected, shape, remedy)
+
+
+def check_device(argument: str, value: Tensor, reference: str, other: Tensor) -> None:
+    """``value`` lives where ``other``, the operand called ``reference``, lives."""
+    if value.device != other.device:
+        devices = {reference: other.device, argument: value.device}
+        raise DeviceMismatchError(argument, devices)
+
+
+def check_parameters(argument: str, value: Tensor, expected: Sequence[int | str]) -> None:
+    """``value`` can hold the parameters of a transform: a float tensor of the expected shape."""
+    check_tensor(argument, value)
+    check_shape(argument, value, expected, "Add or remove axes; a single item has N = 1.")
+    check_dtype(argument, value, PARAMETER_DTYPES)
+
+
+def check_feature_map(value: Tensor) -> None:
+    """``value`` is (N, C, H, W) with at least one pixel to read and a dtype that can be warped."""
+    check_tensor("feature_map", value)
+    remedy = "Add or remove axes; a single image has N = 1."
+    check_shape("feature_map", value, ("N", "C", "H", "W"), remedy)
+    if 0 in value.shape[2:]:
+        expected = ("N", "C", "H > 0", "W > 0")
+        raise ShapeError("feature_map", expected, value.shape, "Drop maps without pixels.")
+    check_dtype("feature_map", value, FEATURE_MAP_DTYPES)
+
+
+def broadcast_batch(feature_map: Tensor, argument: str, parameters: Tensor) -> int:
+    """The common N of a feature map and parameters, of which either may be 1."""
+    n_map, n_parameters = feature_map.shape[0], parameters.shape[0]
+    if n_parameters in {1, n_map}:
+        return n_map
+    if n_map == 1:
+        return n_parameters
+    expected = (n_map, *parameters.shape[1:])
+    raise ShapeError(argument, expected, parameters.shape, "Match the feature map's N, or use 1.")
+
+
+def checked_output_size(value: Sequence[int]) -> tuple[int, int]:
+    """``value`` as two Python integers, height first."""
+    allowed = ("two integers >= 0, height first",)
+    try:
+        height, width = map(operator.index, value)
+    except (TypeError, ValueError):
+        raise ParameterError("output_size", value, allowed) from None
+    if height < 0 or width < 0:
+        raise ParameterError("output_size", value, allowed)
+    return height, width
+
+
+def check_grid_size(output_size: tuple[int, int], grid: Tensor) -> None:
+    """A requested output size agrees with the sampling grid that defines it."""
+    if output_size != tuple(grid.shape[1:3]):
+        remedy = "Leave output_size out: the grid defines it."
+        raise ShapeError("output_size", tuple(grid.shape[1:3]), output_size, remedy)
+
+
+def check_fill(fill: tuple[float, ...], channels: int) -> None:
+    """``fill`` has one value, or one per channel."""
+    if len(fill) not in {1, channels}:
+        raise ParameterError("fill", fill, ("one value", f"one value per channel ({channels})"))
+
+
+def check_cotangent(
+    argument: str, value: Tensor, like: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """``value`` has the shape and dtype of the result whose gradient it is."""
+    check_tensor(argument, value)
+    check_shape(argument, value, like, "Pass the gradient of exactly this result.")
+    check_dtype(argument, value, (dtype,))
+
+
+def checked_needs(value: Collection[str]) -> tuple[str, ...]:
+    """``value`` without repeats and in canonical order."""
+    known = ("feature_map", "transform")
+    if isinstance(value, str) or not value or not set(value) <= set(known):
+        raise ParameterError("needs", value, (*((name,) for name in known), known))
+    return tuple(name for name in known if name in value)

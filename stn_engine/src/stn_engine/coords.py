@@ -1,0 +1,102 @@
+"""Exact changes between normalized and pixel units. Knows no tensor and no image.
+
+Per axis, both changes are ratios of integers:
+
+    target lattice   x_t  = (p·j + q) / r        source pixel   x_px = (u·x + v) / w
+
+    convention                        p   q       r         u      v      w
+    normalized, align_corners=False   2   1-W'    W'        W      W-1    2
+    normalized, align_corners=True    2   1-W'    W'-1      W-1    W-1    2
+    (the same with W' = 1)            0   0       1
+    pixel                             1   0       1         1      0      1
+
+Composed with a theta, every ratio that occurs is evaluated by one division of integers. In
+normalized units the offsets of an identity cancel exactly and its scale is exactly 1, so an
+identity theta is a bit-exact identity in every convention.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from stn_engine.spec import Coordinates
+
+
+@dataclass(frozen=True)
+class TargetAxis:
+    """One axis of the target lattice: ``x_t = (p·j + q) / r`` for j = 0, 1, ..."""
+
+    p: int
+    q: int
+    r: int
+
+
+@dataclass(frozen=True)
+class SourceAxis:
+    """One axis of the source: ``x_px = (u·x + v) / w``."""
+
+    u: int
+    v: int
+    w: int
+
+
+def target_axis(size: int, coordinates: Coordinates | str, *, align_corners: bool) -> TargetAxis:
+    """Lattice of ``size`` > 0 target pixels in the given unit."""
+    if coordinates == Coordinates.PIXEL:
+        return TargetAxis(1, 0, 1)
+    if not align_corners:
+        return TargetAxis(2, 1 - size, size)
+    if size == 1:
+        return TargetAxis(0, 0, 1)
+    return TargetAxis(2, 1 - size, size - 1)
+
+
+def source_axis(size: int, coordinates: Coordinates | str, *, align_corners: bool) -> SourceAxis:
+    """Pixels of a source ``size`` > 0 wide from the given unit."""
+    if coordinates == Coordinates.PIXEL:
+        return SourceAxis(1, 0, 1)
+    return SourceAxis(size - 1 if align_corners else size, size - 1, 2)
+
+
+@dataclass(frozen=True)
+class PixelAffine:
+    """The linear map from theta to its pixel matrix M; each field is a pair (x row, y row).
+
+    For row a of theta:
+
+        M[a, 0] = theta[a, 0]·scale_j[a]                                     factor of column j
+        M[a, 1] = theta[a, 1]·scale_i[a]                                     factor of row i
+        M[a, 2] = theta[a, 0]·offset_j[a] + theta[a, 1]·offset_i[a]
+                  + theta[a, 2]·scale[a] + offset[a]
+    """
+
+    scale_j: tuple[float, float]
+    scale_i: tuple[float, float]
+    offset_j: tuple[float, float]
+    offset_i: tuple[float, float]
+    scale: tuple[float, float]
+    offset: tuple[float, float]
+
+    @property
+    def pairs(self) -> tuple[tuple[float, float], ...]:
+        """All fields, in the order of their declaration."""
+        return self.scale_j, self.scale_i, self.offset_j, self.offset_i, self.scale, self.offset
+
+
+@lru_cache(maxsize=1024)
+def pixel_affine(
+    output_size: tuple[int, int],
+    source_size: tuple[int, int],
+    coordinates: Coordinates | str,
+    align_corners: bool,  # noqa: FBT001 - lru_cache keys positional arguments fastest
+) -> PixelAffine:
+    """Compose the unit changes around theta for sizes given as (height, width), all > 0."""
+    i, j = (target_axis(n, coordinates, align_corners=align_corners) for n in output_size)
+    y, x = (source_axis(n, coordinates, align_corners=align_corners) for n in source_size)
+    return PixelAffine(
+        scale_j=(x.u * j.p / (x.w * j.r), y.u * j.p / (y.w * j.r)),
+        scale_i=(x.u * i.p / (x.w * i.r), y.u * i.p / (y.w * i.r)),
+        offset_j=(x.u * j.q / (x.w * j.r), y.u * j.q / (y.w * j.r)),
+        offset_i=(x.u * i.q / (x.w * i.r), y.u * i.q / (y.w * i.r)),
+        scale=(x.u / x.w, y.u / y.w),
+        offset=(x.v / x.w, y.v / y.w),
+    )

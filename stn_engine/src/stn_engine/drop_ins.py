@@ -1,0 +1,141 @@
+"""Stand-ins for torch.nn.functional: its signatures, values, errors and warnings.
+
+Torch has the first word on arguments: whatever does not look like a call it would take is handed
+to torch itself, which raises its own error.
+"""
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as torch_functional
+
+from stn_engine import autograd, checks
+from stn_engine.errors import ParameterError
+from stn_engine.problem import GridProblem, WarpProblem
+from stn_engine.spec import Coordinates, Interpolation, WarpSpec
+from stn_engine.transforms import Affine, SamplingGrid
+
+_ALIGN_CORNERS_WARNING = (
+    "Default grid_sample and affine_grid behavior has changed to align_corners=False since "
+    "1.3.0. Please specify align_corners=True if the old behavior is desired. "
+    "See the documentation of grid_sample for details."
+)
+
+
+def grid_sample(
+    input: Tensor,  # noqa: A002 - the signature of torch.nn.functional
+    grid: Tensor,
+    mode: str = "bilinear",
+    padding_mode: str = "zeros",
+    align_corners: bool | None = None,  # noqa: FBT001 - the signature of torch.nn.functional
+) -> Tensor:
+    """Drop-in for ``torch.nn.functional.grid_sample``: same values, gradients and errors.
+
+    Shapes:
+        input     (N, C, H, W)      float32 | float64 | float16 | bfloat16
+        grid      (N, Ho, Wo, 2)    same dtype and device
+        returns   (N, C, Ho, Wo)    same dtype and device
+
+    Convention:
+        - that of ``warp`` with normalized coordinates and subgradient "right"
+        - a NaN or infinite point reads 0 and has no gradient, on every device
+
+    Args:
+        input: The feature map.
+        grid: Source points (x, y).
+        mode: ``"bilinear"`` or ``"nearest"``.
+        padding_mode: ``"zeros"``, ``"border"`` or ``"reflection"``.
+        align_corners: None means False and warns, as in torch.
+
+    Raises:
+        ParameterError: bicubic interpolation or a volume (5-D input), neither of which is offered.
+        Exception: whatever torch raises for arguments that it refuses.
+    """
+    if mode == "bicubic":
+        raise ParameterError("mode", mode, tuple(map(str, Interpolation)))
+    if isinstance(input, Tensor) and input.dim() == 5:
+        raise ParameterError("input", tuple(input.shape), ("four axes (N, C, H, W)",))
+    if align_corners is None:
+        warnings.warn(_ALIGN_CORNERS_WARNING, stacklevel=2)
+        align_corners = False
+    if not _is_grid_sample_call(input, grid, mode, padding_mode, align_corners):
+        return torch_functional.grid_sample(input, grid, mode, padding_mode, align_corners)
+    spec = WarpSpec(interpolation=mode, padding=padding_mode, align_corners=align_corners)
+    return autograd.warp(WarpProblem(input, SamplingGrid(_at_least_float32(grid)), spec=spec))
+
+
+def affine_grid(
+    theta: Tensor,
+    size: Sequence[int],
+    align_corners: bool | None = None,  # noqa: FBT001 - the signature of torch.nn.functional
+) -> Tensor:
+    """Drop-in for ``torch.nn.functional.affine_grid``: same values, gradients and errors.
+
+    Shapes:
+        theta     (N, 2, 3)         float32 | float64 | float16 | bfloat16
+        returns   (N, Ho, Wo, 2)    same dtype and device
+
+    Convention:
+        - that of ``generate_grid`` with normalized coordinates
+
+    Args:
+        theta: Affine parameters, target to source.
+        size: (N, C, Ho, Wo).
+        align_corners: None means False and warns, as in torch.
+
+    Raises:
+        ParameterError: a size of five axes (a volume), which is not offered.
+        Exception: whatever torch raises for arguments that it refuses.
+    """
+    if len(size) == 5:
+        raise ParameterError("size", tuple(size), ("four axes (N, C, Ho, Wo)",))
+    if align_corners is None:
+        warnings.warn(_ALIGN_CORNERS_WARNING, stacklevel=2)
+        align_corners = False
+    if not _is_affine_grid_call(theta, size, align_corners):
+        # torch takes any sequence and quotes it in its errors.
+        return torch_functional.affine_grid(theta, size, align_corners)  # type: ignore[arg-type]
+    transform = Affine(_at_least_float32(theta))
+    problem = GridProblem(transform, size[2:], Coordinates.NORMALIZED, align_corners)
+    return autograd.generate_grid(problem).to(theta.dtype)
+
+
+def _is_grid_sample_call(
+    feature_map: object, grid: object, mode: str, padding: str, align_corners: object
+) -> bool:
+    """Whether torch would take these arguments; when in doubt, False."""
+    return (
+        isinstance(feature_map, Tensor)
+        and isinstance(grid, Tensor)
+        and feature_map.dim() == grid.dim() == 4
+        and feature_map.shape[0] == grid.shape[0]
+        and 0 not in feature_map.shape[2:]
+        and grid.shape[3] == 2
+        and feature_map.dtype == grid.dtype
+        and feature_map.dtype in checks.GRADIENT_DTYPES
+        and feature_map.device == grid.device
+        and feature_map.layout == grid.layout == torch.strided
+        and mode in {"bilinear", "nearest"}
+        and padding in {"zeros", "border", "reflection"}
+        and isinstance(align_corners, bool)
+    )
+
+
+def _is_affine_grid_call(theta: object, size: Sequence[int], align_corners: object) -> bool:
+    """Whether torch would take these arguments without a word; when in doubt, False."""
+    return (
+        isinstance(theta, Tensor)
+        and theta.dtype in checks.GRADIENT_DTYPES
+        and theta.layout == torch.strided
+        and len(size) == 4
+        and all(isinstance(extent, int) and extent > 0 for extent in size)
+        and theta.shape == (size[0], 2, 3)
+        and isinstance(align_corners, bool)
+        and not (align_corners and 1 in size[2:])
+    )
+
+
+def _at_least_float32(coordinates: Tensor) -> Tensor:
+    return coordinates.to(torch.promote_types(coordinates.dtype, torch.float32))

@@ -1,0 +1,259 @@
+"""The public operations. Builds problems from arguments and hands them on.
+
+Coordinates are (x, y), x to the right, y down, sizes are (height, width) and every transform
+maps target to source: it says where a pixel of the output is read.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from stn_engine import autograd, checks, dispatch
+from stn_engine.problem import (
+    Gradients,
+    GridGradientsProblem,
+    GridProblem,
+    WarpGradientsProblem,
+    WarpProblem,
+)
+from stn_engine.spec import Coordinates, Interpolation, Padding, Subgradient, WarpSpec
+from stn_engine.transforms import Affine, Transform
+
+
+def warp(
+    feature_map: Tensor,
+    transform: Transform,
+    output_size: Sequence[int] | None = None,
+    *,
+    interpolation: Interpolation | str = Interpolation.BILINEAR,
+    padding: Padding | str = Padding.ZEROS,
+    fill: float | Iterable[float] = 0.0,
+    coordinates: Coordinates | str = Coordinates.NORMALIZED,
+    align_corners: bool = False,
+    subgradient: Subgradient | str = Subgradient.RIGHT,
+    deterministic: bool = True,
+) -> Tensor:
+    """The feature map read wherever the transform says, equations (1) and (5) in one step.
+
+    Shapes:
+        feature_map   (N, C, H, W)                  float32 | float64 | float16 | bfloat16 | uint8
+        transform     (N, 2, 3) | (N, Ho, Wo, 2)    float32 | float64, same device
+        returns       (N, C, Ho, Wo)                dtype and device of feature_map
+
+    Convention:
+        - the transform maps target to source; coordinates are (x, y), x right, y down
+        - coordinates "normalized", align_corners False: -1 and 1 are the outer edges of the map
+        - coordinates "normalized", align_corners True: -1 and 1 are the corner pixels' centres
+        - coordinates "pixel": pixel centres at integers, the first at 0
+        - padding: taps outside the map read 0 ("zeros") or fill ("fill"); coordinates outside
+          are clipped ("border") or mirrored ("reflection")
+        - a point that is NaN or infinite reads fill, under every padding, and has no gradient
+        - gradient: at integer coordinates that of the cell to the right and below, or 0 with
+          subgradient "zero"; to the transform always 0 under "nearest"
+
+    Coordinates and sums are float64 for a float64 feature map and float32 for all others; the
+    result is rounded once, a uint8 result half to even and saturated. The result is
+    differentiable in the feature map (unless uint8) and the transform, twice.
+
+    Args:
+        feature_map: The images that are read. N = 1 broadcasts over the transform's N.
+        transform: ``Affine`` or ``SamplingGrid``. N = 1 broadcasts over the feature map's N.
+        output_size: (Ho, Wo). None means the grid's size, or else the feature map's own.
+        interpolation: See ``WarpSpec``, as for all that follow.
+        padding: What reads outside the feature map return.
+        fill: One finite value, or one per channel.
+        coordinates: Unit of the transform.
+        align_corners: Where -1 and 1 lie, for normalized coordinates.
+        subgradient: Slope at integer coordinates.
+        deterministic: False allows unordered sums in the feature-map gradient.
+
+    Returns:
+        A new tensor.
+
+    Raises:
+        InvalidInputError: an operand is not what its type promises.
+        ShapeError: operands disagree in shape, or the feature map has no pixels.
+        DTypeError: a dtype is not among those above.
+        DeviceMismatchError: the operands live on different devices.
+        ParameterError: an option or output_size is not among the allowed values.
+
+    Example:
+        >>> import torch
+        >>> from stn_engine import Affine, warp
+        >>> shift_right = Affine(torch.tensor([[[1.0, 0.0, -1.0], [0.0, 1.0, 0.0]]]))
+        >>> warp(torch.tensor([[[[1.0, 2.0, 3.0]]]]), shift_right, coordinates="pixel")
+        tensor([[[[0., 1., 2.]]]])
+    """
+    spec = WarpSpec(
+        interpolation=interpolation,
+        padding=padding,
+        fill=fill,
+        coordinates=coordinates,
+        align_corners=align_corners,
+        subgradient=subgradient,
+        deterministic=deterministic,
+    )
+    return autograd.warp(WarpProblem(feature_map, transform, output_size, spec))
+
+
+def warp_gradients(  # noqa: PLR0913 - the options of warp, and needs
+    grad_output: Tensor,
+    feature_map: Tensor,
+    transform: Transform,
+    *,
+    interpolation: Interpolation | str = Interpolation.BILINEAR,
+    padding: Padding | str = Padding.ZEROS,
+    fill: float | Iterable[float] = 0.0,
+    coordinates: Coordinates | str = Coordinates.NORMALIZED,
+    align_corners: bool = False,
+    subgradient: Subgradient | str = Subgradient.RIGHT,
+    deterministic: bool = True,
+    needs: Sequence[str] = ("feature_map", "transform"),
+) -> Gradients:
+    """The gradients of ``warp`` without running it, equations (2) to (4), (6) and (7).
+
+    Shapes:
+        grad_output   (N, C, Ho, Wo)                dtype and device of feature_map
+        feature_map   (N, C, H, W)                  float32 | float64 | float16 | bfloat16
+        transform     (N, 2, 3) | (N, Ho, Wo, 2)    float32 | float64, same device
+
+    Convention:
+        - that of ``warp``; its output size is the size of grad_output
+        - the gradient of a broadcast operand is the sum over the batch
+
+    Args:
+        grad_output: Gradient of the loss with respect to the result of ``warp``.
+        feature_map: As it was warped.
+        transform: As it was used.
+        interpolation: As for ``warp``, like all options up to needs.
+        padding: What reads outside the feature map return.
+        fill: One finite value, or one per channel.
+        coordinates: Unit of the transform.
+        align_corners: Where -1 and 1 lie, for normalized coordinates.
+        subgradient: Slope at integer coordinates.
+        deterministic: False allows unordered sums in the feature-map gradient.
+        needs: ``"feature_map"``, ``"transform"``, or both; the rest costs nothing.
+
+    Returns:
+        ``Gradients``, shaped like the operands; None for what is not needed. Differentiable in
+        grad_output, feature_map and transform.
+
+    Raises:
+        InvalidInputError: as ``warp``, and for a grad_output that does not fit its result.
+    """
+    spec = WarpSpec(
+        interpolation=interpolation,
+        padding=padding,
+        fill=fill,
+        coordinates=coordinates,
+        align_corners=align_corners,
+        subgradient=subgradient,
+        deterministic=deterministic,
+    )
+    checks.check_tensor("grad_output", grad_output)
+    checks.check_shape("grad_output", grad_output, ("N", "C", "Ho", "Wo"), "Add or remove axes.")
+    problem = WarpProblem(feature_map, transform, grad_output.shape[2:], spec)
+    return autograd.warp_gradients(WarpGradientsProblem(problem, grad_output, needs))
+
+
+def generate_grid(
+    transform: Affine,
+    output_size: Sequence[int],
+    *,
+    coordinates: Coordinates | str = Coordinates.NORMALIZED,
+    align_corners: bool = False,
+) -> Tensor:
+    """The source point of every target pixel, equation (5).
+
+    Shapes:
+        transform.theta   (N, 2, 3)         float32 | float64
+        returns           (N, Ho, Wo, 2)    same dtype and device, last axis (x, y)
+
+    Convention:
+        - theta maps target to source; it and the grid are in the same unit
+        - target pixel (i, j) lies at x_t = (2j + 1)/Wo - 1 (normalized), at 2j/(Wo - 1) - 1
+          (normalized, align_corners; 0 if Wo = 1), or at j (pixel); y_t likewise from i and Ho
+
+    Args:
+        transform: ``Affine``.
+        output_size: (Ho, Wo).
+        coordinates: Unit of theta and of the grid.
+        align_corners: Where -1 and 1 lie, for normalized coordinates.
+
+    Returns:
+        A new tensor, differentiable in theta.
+
+    Raises:
+        InvalidInputError: transform is not ``Affine``.
+        ParameterError: an option or output_size is not among the allowed values.
+    """
+    return autograd.generate_grid(GridProblem(transform, output_size, coordinates, align_corners))
+
+
+def generate_grid_gradients(
+    grad_grid: Tensor,
+    transform: Affine,
+    *,
+    coordinates: Coordinates | str = Coordinates.NORMALIZED,
+    align_corners: bool = False,
+) -> Tensor:
+    """The gradient of theta through ``generate_grid``, equations (6) and (7).
+
+    Shapes:
+        grad_grid         (N, Ho, Wo, 2)    dtype and device of theta
+        transform.theta   (N, 2, 3)         float32 | float64
+        returns           (N, 2, 3)         same dtype and device
+
+    Convention:
+        - that of ``generate_grid``; its output size is the size of grad_grid
+        - sums run in float64 over a fixed tree
+
+    Args:
+        grad_grid: Gradient of the loss with respect to the grid.
+        transform: As it was used.
+        coordinates: Unit of theta and of the grid.
+        align_corners: Where -1 and 1 lie, for normalized coordinates.
+
+    Returns:
+        A new tensor, differentiable in grad_grid.
+
+    Raises:
+        InvalidInputError: as ``generate_grid``, and for a grad_grid that does not fit its result.
+    """
+    checks.check_tensor("grad_grid", grad_grid)
+    checks.check_shape("grad_grid", grad_grid, ("N", "Ho", "Wo", 2), "Add or remove axes.")
+    problem = GridProblem(transform, grad_grid.shape[1:3], coordinates, align_corners)
+    return autograd.generate_grid_gradients(GridGradientsProblem(problem, grad_grid))
+
+
+@torch.no_grad()
+def warp_ragged(problems: Sequence[WarpProblem]) -> list[Tensor]:
+    """``warp`` of many problems of any sizes, dtypes and specs at once; records no graph.
+
+    Returns:
+        One result per problem, in order, each bit for bit that of ``warp`` alone. Results may
+        share storage with each other, never with operands.
+
+    Raises:
+        BackendUnavailableError: no backend can run one of the problems.
+    """
+    return dispatch.warp(problems)
+
+
+@torch.no_grad()
+def warp_gradients_ragged(problems: Sequence[WarpGradientsProblem]) -> list[Gradients]:
+    """``warp_gradients`` of many problems at once; otherwise as ``warp_ragged``."""
+    return dispatch.warp_gradients(problems)
+
+
+@torch.no_grad()
+def generate_grid_ragged(problems: Sequence[GridProblem]) -> list[Tensor]:
+    """``generate_grid`` of many problems at once; otherwise as ``warp_ragged``."""
+    return dispatch.generate_grid(problems)
+
+
+@torch.no_grad()
+def generate_grid_gradients_ragged(problems: Sequence[GridGradientsProblem]) -> list[Tensor]:
+    """``generate_grid_gradients`` of many problems at once; otherwise as ``warp_ragged``."""
+    return dispatch.generate_grid_gradients(problems)

@@ -1,0 +1,296 @@
+"""One call as data: operands, sizes and spec, valid by construction.
+
+Constructing a problem reads shapes only. Its sizes are Python integers, so that a caller can
+refuse a monstrous request before anything of its size is allocated.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from stn_engine import checks
+from stn_engine.errors import InvalidInputError
+from stn_engine.spec import Coordinates, WarpSpec, choice, flag
+from stn_engine.transforms import Affine, SamplingGrid, Transform
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What ``warp_gradients`` returns; None for what was not asked for.
+
+    Shapes:
+        feature_map   (N, C, H, W)                       dtype of the feature map
+        transform     (N, 2, 3) | (N, Ho, Wo, 2)         dtype of theta or the grid
+    """
+
+    feature_map: Tensor | None
+    transform: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class WarpProblem:
+    """One warp: generator and sampler applied to one batch.
+
+    Shapes:
+        feature_map   (N, C, H, W)                  float32 | float64 | float16 | bfloat16 | uint8
+        transform     (N, 2, 3) | (N, Ho, Wo, 2)    float32 | float64, same device
+        result        (N, C, Ho, Wo)                dtype of feature_map
+
+    N of either operand may be 1 and is then broadcast. N, C, Ho and Wo may be 0, H and W may not.
+
+    Args:
+        feature_map: The images that are read.
+        transform: ``Affine`` or ``SamplingGrid``.
+        output_size: (Ho, Wo). None means the grid's, or else the feature map's own size.
+        spec: How to read.
+
+    Raises:
+        ShapeError: a shape is not as above, or operands disagree.
+        DTypeError: a dtype is not as above.
+        DeviceMismatchError: the operands live on different devices.
+        ParameterError: output_size or fill is not usable with these operands.
+    """
+
+    feature_map: Tensor
+    transform: Transform
+    output_size: Sequence[int] | None = None
+    spec: WarpSpec = WarpSpec()  # noqa: RUF009 - immutable, so safe to share
+    output_shape: tuple[int, int, int, int] = field(init=False)
+    """(N, C, Ho, Wo)."""
+
+    def __post_init__(self) -> None:
+        checks.check_feature_map(self.feature_map)
+        _check_transform(self.transform, Affine, SamplingGrid)
+        argument = _argument_name(self.transform)
+        parameters = self.transform.parameters
+        checks.check_device(argument, parameters, "feature_map", self.feature_map)
+        checks.check_fill(self.spec.fill, self.feature_map.shape[1])
+        n = checks.broadcast_batch(self.feature_map, argument, parameters)
+        shape = (n, self.feature_map.shape[1], *self._resolved_output_size())
+        object.__setattr__(self, "output_size", shape[2:])
+        object.__setattr__(self, "output_shape", shape)
+
+    def _resolved_output_size(self) -> tuple[int, int]:
+        if self.output_size is not None:
+            size = checks.checked_output_size(self.output_size)
+            if isinstance(self.transform, SamplingGrid):
+                checks.check_grid_size(size, self.transform.grid)
+            return size
+        if isinstance(self.transform, SamplingGrid):
+            return self.transform.grid.shape[1], self.transform.grid.shape[2]
+        return self.feature_map.shape[2], self.feature_map.shape[3]
+
+    @property
+    def batch_size(self) -> int:
+        """N after broadcasting."""
+        return self.output_shape[0]
+
+    @property
+    def output_dtype(self) -> torch.dtype:
+        """Dtype of the result: the feature map's."""
+        return self.feature_map.dtype
+
+    @property
+    def output_samples(self) -> int:
+        """Points at which the feature map is read: N·Ho·Wo."""
+        n, _, height, width = self.output_shape
+        return n * height * width
+
+    @cached_property
+    def input_bytes(self) -> int:
+        """Bytes of both operands."""
+        return _bytes(self.feature_map) + _bytes(self.transform.parameters)
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of the result."""
+        return math.prod(self.output_shape) * self.output_dtype.itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class WarpGradientsProblem:
+    """The vector-Jacobian product of one warp.
+
+    Shapes:
+        grad_output   (N, C, Ho, Wo)   dtype and device of the warp's result
+
+    Args:
+        warp: The warp that is differentiated. A uint8 feature map has no gradients.
+        grad_output: Gradient of the loss with respect to the warp's result.
+        needs: Which gradients to compute: ``"feature_map"``, ``"transform"``, or both.
+
+    Raises:
+        ShapeError: grad_output has not the shape of the result.
+        DTypeError: grad_output has not the dtype of the result, or the feature map is uint8.
+        DeviceMismatchError: grad_output lives elsewhere.
+        ParameterError: needs is empty or names something else.
+    """
+
+    warp: WarpProblem
+    grad_output: Tensor
+    needs: Sequence[str] = ("feature_map", "transform")
+
+    def __post_init__(self) -> None:
+        checks.check_dtype("feature_map", self.warp.feature_map, checks.GRADIENT_DTYPES)
+        shape, dtype = self.warp.output_shape, self.warp.output_dtype
+        checks.check_cotangent("grad_output", self.grad_output, shape, dtype)
+        checks.check_device("grad_output", self.grad_output, "feature_map", self.warp.feature_map)
+        object.__setattr__(self, "needs", checks.checked_needs(self.needs))
+
+    @property
+    def batch_size(self) -> int:
+        """N after broadcasting."""
+        return self.warp.batch_size
+
+    @property
+    def output_samples(self) -> int:
+        """Points at which the feature map is read: N·Ho·Wo."""
+        return self.warp.output_samples
+
+    @cached_property
+    def input_bytes(self) -> int:
+        """Bytes of all three operands."""
+        return self.warp.input_bytes + _bytes(self.grad_output)
+
+    @cached_property
+    def output_bytes(self) -> int:
+        """Bytes of the gradients asked for."""
+        operands = {
+            "feature_map": self.warp.feature_map,
+            "transform": self.warp.transform.parameters,
+        }
+        return sum(_bytes(operands[name]) for name in self.needs)
+
+
+@dataclass(frozen=True, eq=False)
+class GridProblem:
+    """One run of the grid generator alone.
+
+    Shapes:
+        transform.theta   (N, 2, 3)         float32 | float64
+        result            (N, Ho, Wo, 2)    same dtype and device
+
+    Args:
+        transform: ``Affine``.
+        output_size: (Ho, Wo).
+        coordinates: Unit of theta and of the result.
+        align_corners: Where -1 and 1 lie, for normalized coordinates.
+
+    Raises:
+        InvalidInputError: transform is not ``Affine``.
+        ParameterError: output_size, coordinates or align_corners is not allowed.
+    """
+
+    transform: Affine
+    output_size: Sequence[int]
+    coordinates: Coordinates | str = Coordinates.NORMALIZED
+    align_corners: bool = False
+
+    def __post_init__(self) -> None:
+        _check_transform(self.transform, Affine)
+        size = checks.checked_output_size(self.output_size)
+        coordinates = choice("coordinates", self.coordinates, Coordinates)
+        flag("align_corners", self.align_corners)
+        object.__setattr__(self, "output_size", size)
+        object.__setattr__(self, "coordinates", coordinates)
+
+    @property
+    def output_shape(self) -> tuple[int, int, int, int]:
+        """(N, Ho, Wo, 2)."""
+        height, width = self.output_size
+        return self.batch_size, height, width, 2
+
+    @property
+    def batch_size(self) -> int:
+        """N."""
+        return self.transform.theta.shape[0]
+
+    @property
+    def output_dtype(self) -> torch.dtype:
+        """Dtype of the grid: theta's."""
+        return self.transform.theta.dtype
+
+    @property
+    def output_samples(self) -> int:
+        """Points of the grid: N·Ho·Wo."""
+        return math.prod(self.output_shape[:3])
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of theta."""
+        return _bytes(self.transform.theta)
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of the grid."""
+        return math.prod(self.output_shape) * self.output_dtype.itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class GridGradientsProblem:
+    """The vector-Jacobian product of the grid generator.
+
+    Shapes:
+        grad_grid   (N, Ho, Wo, 2)   dtype and device of theta
+        result      (N, 2, 3)        same dtype and device
+
+    Args:
+        grid: The generation that is differentiated.
+        grad_grid: Gradient of the loss with respect to the generated grid.
+
+    Raises:
+        ShapeError: grad_grid has not the shape of the grid.
+        DTypeError: grad_grid has not the dtype of theta.
+        DeviceMismatchError: grad_grid lives elsewhere.
+    """
+
+    grid: GridProblem
+    grad_grid: Tensor
+
+    def __post_init__(self) -> None:
+        shape, dtype = self.grid.output_shape, self.grid.output_dtype
+        checks.check_cotangent("grad_grid", self.grad_grid, shape, dtype)
+        checks.check_device("grad_grid", self.grad_grid, "theta", self.grid.transform.theta)
+
+    @property
+    def batch_size(self) -> int:
+        """N."""
+        return self.grid.batch_size
+
+    @property
+    def output_samples(self) -> int:
+        """Points of the grid: N·Ho·Wo."""
+        return self.grid.output_samples
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of theta and grad_grid."""
+        return self.grid.input_bytes + _bytes(self.grad_grid)
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of the gradient of theta."""
+        return _bytes(self.grid.transform.theta)
+
+
+Problem: TypeAlias = WarpProblem | WarpGradientsProblem | GridProblem | GridGradientsProblem
+
+
+def _bytes(tensor: Tensor) -> int:
+    return math.prod(tensor.shape) * tensor.dtype.itemsize
+
+
+def _argument_name(transform: Transform) -> str:
+    return "grid" if isinstance(transform, SamplingGrid) else "theta"
+
+
+def _check_transform(transform: object, *kinds: type) -> None:
+    if not isinstance(transform, kinds):
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        got = type(transform).__name__
+        raise InvalidInputError("transform", expected, got, "Wrap the parameters in one of these.")

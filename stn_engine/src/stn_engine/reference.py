@@ -1,0 +1,242 @@
+"""The oracle: NumPy float64, equation by equation, in the notation of the paper.
+
+Imports nothing of the engine and takes plain strings, so that it can be wrong only on its own.
+
+    U (N, C, H, W)   V, G (N, C, H', W')   theta (N, 2, 3)   grid (N, H', W', 2) as (x, y)
+
+N of either operand may be 1. Options, spelled as in ``WarpSpec``:
+
+    interpolation   "nearest" | "bilinear"
+    padding         "zeros" | "border" | "reflection" | "fill"
+    fill            one value or one per channel: outside under "fill", at non-finite points always
+    coordinates     "normalized" | "pixel"
+    align_corners   True | False
+    subgradient     "right" | "zero"
+
+Overflow and NaN are answers here, not accidents: section 5 says what they read.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[np.float64]
+Mask: TypeAlias = npt.NDArray[np.bool_]
+Indices: TypeAlias = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """The options of one sampler run."""
+
+    interpolation: str = "bilinear"
+    padding: str = "zeros"
+    fill: Sequence[float] = (0.0,)
+    coordinates: str = "normalized"
+    align_corners: bool = False
+    subgradient: str = "right"
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """One of the pixels that a sample reads.
+
+    Attributes:
+        m, n: Row and column in U; may lie outside.
+        weight: Its factor in equation (1).
+        weight_by_x, weight_by_y: Derivatives of that factor, equations (2) and (3).
+    """
+
+    m: Array
+    n: Array
+    weight: Array
+    weight_by_x: Array
+    weight_by_y: Array
+
+
+def target_coordinates(size: int, coordinates: str, *, align_corners: bool) -> Array:
+    """Section 3, second column: coordinate of each target pixel along one axis."""
+    j = np.arange(size, dtype=np.float64)
+    if coordinates == "pixel":
+        return j
+    if not align_corners:
+        return (2 * j + 1) / size - 1
+    return 2 * j / (size - 1) - 1 if size > 1 else np.zeros(size)
+
+
+def source_pixels(x: Array, size: int, coordinates: str, *, align_corners: bool) -> Array:
+    """Section 3, third column: source coordinate in pixels along one axis."""
+    if coordinates == "pixel":
+        return x
+    return (x + 1) / 2 * (size - 1) if align_corners else ((x + 1) * size - 1) / 2
+
+
+def source_pixels_slope(size: int, coordinates: str, *, align_corners: bool) -> float:
+    """Derivative of ``source_pixels``."""
+    if coordinates == "pixel":
+        return 1.0
+    return (size - 1) / 2 if align_corners else size / 2
+
+
+@np.errstate(all="ignore")
+def affine_generator(
+    theta: Array, output_size: tuple[int, int], coordinates: str, *, align_corners: bool
+) -> Array:
+    """Equation (5): the sampling grid."""
+    y_t = target_coordinates(output_size[0], coordinates, align_corners=align_corners)[:, None]
+    x_t = target_coordinates(output_size[1], coordinates, align_corners=align_corners)[None, :]
+    t = theta[:, :, :, None, None]
+    x = t[:, 0, 0] * x_t + t[:, 0, 1] * y_t + t[:, 0, 2]
+    y = t[:, 1, 0] * x_t + t[:, 1, 1] * y_t + t[:, 1, 2]
+    return np.stack((x, y), axis=-1)
+
+
+def affine_generator_adjoint(grad_grid: Array, coordinates: str, *, align_corners: bool) -> Array:
+    """Equations (6) and (7): the gradient of theta."""
+    _, height, width, _ = grad_grid.shape
+    y_t = target_coordinates(height, coordinates, align_corners=align_corners)[:, None]
+    x_t = target_coordinates(width, coordinates, align_corners=align_corners)[None, :]
+    grad_theta = np.zeros((len(grad_grid), 2, 3))
+    for row in (0, 1):
+        g = grad_grid[..., row]
+        grad_theta[:, row, 0] = (x_t * g).sum(axis=(1, 2))
+        grad_theta[:, row, 1] = (y_t * g).sum(axis=(1, 2))
+        grad_theta[:, row, 2] = g.sum(axis=(1, 2))
+    return grad_theta
+
+
+@np.errstate(all="ignore")
+def sampler(U: Array, grid: Array, options: Sampling) -> Array:
+    """Equation (1): V."""
+    batch = max(len(U), len(grid)) if len(U) and len(grid) else 0
+    V = np.zeros((batch, U.shape[1], *grid.shape[1:3]))
+    for b in range(batch):
+        image, points = U[b % len(U)], grid[b % len(grid)]
+        x, y = _read_coordinates(points, image, options)
+        for neighbour in _neighbours(x, y, options):
+            V[b] += neighbour.weight * _tap(image, neighbour, options)
+        V[b] = np.where(_finite(points), V[b], _per_channel(options.fill))
+    return V
+
+
+@np.errstate(all="ignore")
+def sampler_adjoint(G: Array, U: Array, grid: Array, options: Sampling) -> tuple[Array, Array]:
+    """Equations (2) to (4): the gradients of U and of the grid."""
+    grad_U, grad_grid = np.zeros_like(U), np.zeros_like(grid)
+    for b in range(len(G)):
+        image, points = U[b % len(U)], grid[b % len(grid)]
+        # A non-finite point has no gradient.
+        g = np.where(_finite(points), G[b], 0.0)
+        grad_U[b % len(U)] += _feature_map_gradient(g, image, points, options)
+        grad_grid[b % len(grid)] += _grid_gradient(g, image, points, options)
+    return grad_U, grad_grid
+
+
+def _feature_map_gradient(g: Array, image: Array, points: Array, options: Sampling) -> Array:
+    """Equation (4): walk the grid once and add G·∂V/∂U at every neighbour."""
+    grad = np.zeros_like(image)
+    x, y = _read_coordinates(points, image, options)
+    for neighbour in _neighbours(x, y, options):
+        inside, m, n = _locate(image, neighbour)
+        product = np.where(inside, g * neighbour.weight, 0.0)
+        for channel in range(len(image)):
+            np.add.at(grad[channel], (m, n), product[channel])
+    return grad
+
+
+def _grid_gradient(g: Array, image: Array, points: Array, options: Sampling) -> Array:
+    """Equations (2) and (3), summed over channels, times the slopes of padding and units."""
+    x, y = _read_coordinates(points, image, options)
+    by_x, by_y = np.zeros_like(x), np.zeros_like(y)
+    for neighbour in _neighbours(x, y, options):
+        tap = _tap(image, neighbour, options)
+        by_x += (g * tap).sum(axis=0) * neighbour.weight_by_x
+        by_y += (g * tap).sum(axis=0) * neighbour.weight_by_y
+    slope_x, slope_y = _read_slopes(points, image, options)
+    return np.stack((by_x * slope_x, by_y * slope_y), axis=-1)
+
+
+def _neighbours(x: Array, y: Array, options: Sampling) -> Iterator[Neighbour]:
+    """The pixels around (x, y) and their parts in equations (1) to (3)."""
+    if options.interpolation == "nearest":
+        flat = np.zeros_like(x)
+        yield Neighbour(np.rint(y), np.rint(x), np.ones_like(x), flat, flat)
+        return
+    right = options.subgradient == "right"
+    left, top = np.floor(x), np.floor(y)
+    right_of_x, below_y = (left + 1, top + 1) if right else (np.ceil(x), np.ceil(y))
+    dx, dy = right_of_x - x, below_y - y
+    yield Neighbour(top, left, dy * dx, -dy, -dx)  # UL
+    yield Neighbour(top, right_of_x, dy * (1 - dx), dy, -(1 - dx))  # UR
+    yield Neighbour(below_y, left, (1 - dy) * dx, -(1 - dy), dx)  # LL
+    yield Neighbour(below_y, right_of_x, (1 - dy) * (1 - dx), 1 - dy, 1 - dx)  # LR
+
+
+def _locate(image: Array, neighbour: Neighbour) -> tuple[Mask, Indices, Indices]:
+    """Whether a neighbour is inside, and its row and column clipped to be readable anyway."""
+    _, height, width = image.shape
+    inside_y = (neighbour.m >= 0) & (neighbour.m < height)
+    inside_x = (neighbour.n >= 0) & (neighbour.n < width)
+    m = np.clip(neighbour.m, 0, height - 1).astype(np.int64)
+    n = np.clip(neighbour.n, 0, width - 1).astype(np.int64)
+    return inside_y & inside_x, m, n
+
+
+def _tap(image: Array, neighbour: Neighbour, options: Sampling) -> Array:
+    """U at a neighbour in every channel; the constant where the neighbour is outside."""
+    inside, m, n = _locate(image, neighbour)
+    outside = _per_channel(options.fill) if options.padding == "fill" else 0.0
+    return np.where(inside, image[:, m, n], outside)
+
+
+def _read_coordinates(points: Array, image: Array, options: Sampling) -> tuple[Array, Array]:
+    """Source coordinates in pixels after padding; (0, 0) for a non-finite point."""
+    _, height, width = image.shape
+    x, y = np.where(_finite(points), np.moveaxis(points, -1, 0), 0.0)
+    return _read_axis(x, width, options)[0], _read_axis(y, height, options)[0]
+
+
+def _read_slopes(points: Array, image: Array, options: Sampling) -> tuple[Array, Array]:
+    """Derivatives of ``_read_coordinates`` with respect to the grid."""
+    _, height, width = image.shape
+    x, y = np.where(_finite(points), np.moveaxis(points, -1, 0), 0.0)
+    return _read_axis(x, width, options)[1], _read_axis(y, height, options)[1]
+
+
+def _read_axis(x: Array, size: int, options: Sampling) -> tuple[Array, Array]:
+    """Section 3, then section 5: the coordinate that is read, and its derivative by x."""
+    unit = options.coordinates
+    x_px = source_pixels(x, size, unit, align_corners=options.align_corners)
+    slope = np.full_like(x_px, source_pixels_slope(size, unit, align_corners=options.align_corners))
+    if options.padding == "reflection":
+        edges = unit == "normalized" and not options.align_corners
+        x_px, sign = _reflect(x_px, -0.5, size - 0.5) if edges else _reflect(x_px, 0.0, size - 1.0)
+        slope = slope * sign
+    if options.padding in {"border", "reflection"}:
+        slope = np.where((x_px <= 0) | (x_px >= size - 1), 0.0, slope)
+        x_px = np.clip(x_px, 0, size - 1)
+    return x_px, slope
+
+
+def _reflect(x: Array, low: float, high: float) -> tuple[Array, Array]:
+    """Mirror x at low and at high until it lies between them; derivative 1 or -1."""
+    span = high - low
+    if span == 0:
+        return np.full_like(x, low), np.zeros_like(x)
+    distance = np.abs(x - low)
+    sign = np.where(x < low, -1.0, 1.0)
+    beyond = np.fmod(distance, 2 * span)  # the pattern repeats every two spans
+    on_way_back = beyond >= span
+    mirrored = low + np.where(on_way_back, 2 * span - beyond, beyond)
+    return mirrored, np.where(on_way_back, -sign, sign)
+
+
+def _finite(points: Array) -> Mask:
+    return np.isfinite(points[..., 0]) & np.isfinite(points[..., 1])
+
+
+def _per_channel(fill: Sequence[float]) -> Array:
+    return np.asarray(fill, dtype=np.float64)[:, None, None]

@@ -1,0 +1,330 @@
+"""Every backend against the float64 reference, over the whole matrix of options."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stn_engine import (
+    Affine,
+    GridGradientsProblem,
+    GridProblem,
+    SamplingGrid,
+    WarpGradientsProblem,
+    WarpProblem,
+    WarpSpec,
+)
+from stn_engine.backends.reference import ReferenceBackend
+from stn_engine.backends.torch import TorchBackend
+from support.oracles import (
+    REFERENCE,
+    exact_gradients,
+    exact_points,
+    exact_warp,
+    settled,
+    settled_warp,
+    torch_gradients,
+    torch_warp,
+)
+from support.strategies import (
+    CONVENTIONS,
+    DTYPES,
+    INTERPOLATIONS,
+    PADDINGS,
+    SUBGRADIENTS,
+    random_gradients,
+    random_values,
+    random_warp,
+)
+from support.tolerances import (
+    GRADIENT,
+    assert_close_in_norm,
+    forward_tolerance,
+    gradient_tolerance,
+)
+
+BACKENDS = [TorchBackend(), ReferenceBackend()]
+SIZES = [  # (H, W), (Ho, Wo)
+    ((1, 1), (3, 2)),
+    ((1, 1), (1, 1)),
+    ((1, 6), (2, 3)),
+    ((4, 1), (1, 1)),
+    ((3, 5), (1, 9)),
+    ((17, 20), (6, 19)),
+    ((5, 4), (0, 3)),
+    ((5, 4), (3, 0)),
+]
+
+per_convention = pytest.mark.parametrize(("coordinates", "align_corners"), CONVENTIONS)
+per_padding = pytest.mark.parametrize("padding", PADDINGS)
+per_kind = pytest.mark.parametrize("kind", ["affine", "grid"])
+
+
+@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
+def backend(request):
+    return request.param
+
+
+def assert_forward_conforms(backend, problem):
+    """V is that of the reference; nearest is compared where rounding cannot jump."""
+    output, expected = backend.warp([problem])[0], exact_warp(problem)
+    assert output.dtype == problem.feature_map.dtype
+    assert output.shape == problem.output_shape
+    points = exact_points(problem)
+    extent = max(*problem.feature_map.shape[2:], points.abs().max().item() if points.numel() else 0)
+    tolerance = forward_tolerance(problem.feature_map, problem.spec.fill, extent)
+    error = (output.double() - saturated(expected, output.dtype)).abs()
+    if problem.spec.interpolation == "nearest":
+        error = error * settled(problem)[:, None]
+    assert (error <= tolerance).all(), f"error {error.max():.3g} exceeds {tolerance:.3g}"
+
+
+def saturated(values, dtype):
+    """What uint8 can hold at all; other dtypes hold every value of these tests."""
+    return values.clamp(0, 255) if dtype == torch.uint8 else values
+
+
+def assert_gradients_conform(backend, problem):
+    """Both gradients are those of the reference, for G on the settled points only.
+
+    The gradient of a bilinearly read map is continuous in the coordinates, so it is compared for
+    the whole G as well.
+    """
+    mask = settled(problem.warp)[:, None].to(problem.grad_output.dtype)
+    calm = replace(problem, grad_output=problem.grad_output * mask)
+    dtype = problem.warp.output_dtype
+    actual, expected = backend.warp_gradients([calm])[0], exact_gradients(calm)
+    for got, want in zip((actual.feature_map, actual.transform), expected, strict=True):
+        assert_close_in_norm(got, want, gradient_tolerance(dtype, got.dtype))
+    if problem.warp.spec.interpolation == "bilinear":
+        got = backend.warp_gradients([problem])[0].feature_map
+        want = exact_gradients(problem)[0]
+        assert_close_in_norm(got, want, gradient_tolerance(dtype, got.dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@per_kind
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@per_padding
+@per_convention
+@pytest.mark.parametrize("subgradient", SUBGRADIENTS)
+def test_backend_conforms(
+    backend, dtype, kind, interpolation, padding, coordinates, align_corners, subgradient
+):
+    """Forward and gradients agree with the reference for every combination of options."""
+    spec = WarpSpec(
+        interpolation=interpolation,
+        padding=padding,
+        fill=(0.5, -1.0, 2.0),
+        coordinates=coordinates,
+        align_corners=align_corners,
+        subgradient=subgradient,
+    )
+    warp = random_warp(11, kind=kind, dtype=dtype, spec=spec)
+    assert_forward_conforms(backend, warp)
+    if dtype.is_floating_point:
+        assert_gradients_conform(backend, random_gradients(12, warp))
+
+
+@pytest.mark.parametrize(("size", "output_size"), SIZES)
+@pytest.mark.parametrize(("batch", "channels"), [((2, 2), 3), ((1, 3), 2), ((3, 1), 1)])
+@per_kind
+@per_padding
+@per_convention
+def test_backend_conforms_at_every_size(
+    backend, size, output_size, batch, channels, kind, padding, coordinates, align_corners
+):
+    """Maps of one pixel, outputs of one or no pixel, and broadcast operands."""
+    spec = WarpSpec(padding=padding, fill=0.5, coordinates=coordinates, align_corners=align_corners)
+    warp = random_warp(
+        13,
+        kind=kind,
+        dtype=torch.float32,
+        batch=batch,
+        channels=channels,
+        size=size,
+        output_size=output_size,
+        spec=spec,
+    )
+    assert_forward_conforms(backend, warp)
+    assert_gradients_conform(backend, random_gradients(14, warp))
+
+
+@pytest.mark.parametrize(
+    ("batch", "channels"), [((0, 0), 3), ((0, 1), 3), ((1, 0), 3), ((2, 2), 0), ((0, 0), 0)]
+)
+@per_kind
+def test_backend_conforms_without_items_or_channels(backend, batch, channels, kind):
+    """Nothing in, nothing out, and gradients of zero for whatever operand is not empty."""
+    warp = random_warp(15, kind=kind, batch=batch, channels=channels)
+    assert_forward_conforms(backend, warp)
+    gradients = backend.warp_gradients([random_gradients(16, warp)])[0]
+    for gradient, operand in (
+        (gradients.feature_map, warp.feature_map),
+        (gradients.transform, warp.transform.parameters),
+    ):
+        assert torch.equal(gradient, torch.zeros_like(operand))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("parameter_dtype", [torch.float32, torch.float64])
+@per_kind
+def test_backend_conforms_with_any_parameter_dtype(backend, dtype, parameter_dtype, kind):
+    """Both theta and grids keep their own dtype, in the gradient too."""
+    warp = random_warp(17, kind=kind, dtype=dtype, parameter_dtype=parameter_dtype)
+    assert_forward_conforms(backend, warp)
+    assert_gradients_conform(backend, random_gradients(18, warp))
+    gradients = backend.warp_gradients([random_gradients(18, warp)])[0]
+    assert (gradients.feature_map.dtype, gradients.transform.dtype) == (dtype, parameter_dtype)
+
+
+@pytest.mark.parametrize("padding", ["zeros", "fill", "border"])
+@per_convention
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_backend_conforms_far_away(backend, padding, coordinates, align_corners, dtype):
+    """A theta of 1e30 obeys the padding without overflow."""
+    theta = torch.tensor([[[1e30, 0, 2e30], [0, 1, 0]], [[1, 0, 0], [0, -1e30, 3e29]]])
+    spec = WarpSpec(padding=padding, fill=0.5, coordinates=coordinates, align_corners=align_corners)
+    warp = replace(random_warp(19, dtype=dtype, spec=spec), transform=Affine(theta))
+    output, expected = backend.warp([warp])[0], exact_warp(warp)
+    tolerance = forward_tolerance(warp.feature_map, spec.fill, max(warp.feature_map.shape[2:]))
+    assert (output.double() - expected).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("far", [1e4, 16777216.0, 3e9, 1e18, 1e30, -3e9, -1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_backend_reflects_exactly_from_far_away(backend, far, dtype, interpolation):
+    """A coordinate that float32 holds is mirrored without error, whatever its magnitude."""
+    grid = torch.tensor([[[[far, 1.0], [1.0, far], [far, far]]]], dtype=torch.float32)
+    spec = WarpSpec(padding="reflection", coordinates="pixel", interpolation=interpolation)
+    warp = WarpProblem(random_values(20, (1, 2, 4, 6), dtype), SamplingGrid(grid), spec=spec)
+    assert torch.equal(backend.warp([warp])[0].double(), exact_warp(warp))
+
+
+@pytest.mark.parametrize(
+    "theta",
+    [
+        [[0.0, 0, 0.25], [0, 0, -0.25]],
+        [[0.0, 0, 0], [0.5, 0.5, 0.1]],
+        [[float("nan"), 0, 0], [0, 1, 0]],
+        [[1, 0, float("inf")], [0, 1, 0]],
+        [[1e38, 0, 0], [0, float("-inf"), 0]],
+    ],
+)
+@per_padding
+@per_convention
+def test_backend_conforms_on_degenerate_theta(backend, theta, padding, coordinates, align_corners):
+    """Singular thetas collapse the image; NaN and infinite ones read fill without a gradient."""
+    spec = WarpSpec(padding=padding, fill=0.5, coordinates=coordinates, align_corners=align_corners)
+    warp = replace(
+        random_warp(21, dtype=torch.float32, batch=(1, 1), spec=spec),
+        transform=Affine(torch.tensor([theta])),
+    )
+    output, expected = backend.warp([warp])[0], exact_warp(warp)
+    tolerance = forward_tolerance(warp.feature_map, spec.fill, max(warp.feature_map.shape[2:]))
+    assert (output.double() - expected).abs().max() <= tolerance
+    assert_gradients_conform(backend, random_gradients(22, warp))
+
+
+@per_kind
+def test_backend_ignores_memory_layout(backend, kind):
+    """Transposed, sliced and stride-0 operands give the bits of their contiguous copies."""
+    warp = random_warp(23, kind=kind, dtype=torch.float32, channels=4)
+    parameters = warp.transform.parameters
+    layouts = replace(
+        warp,
+        feature_map=warp.feature_map.to(memory_format=torch.channels_last),
+        transform=warp.transform.with_parameters(parameters.repeat_interleave(2, 0)[::2]),
+    )
+    constant = replace(warp, feature_map=warp.feature_map[:, :1].expand(-1, 4, -1, -1))
+    copied = replace(constant, feature_map=constant.feature_map.contiguous())
+    for left, right in ((layouts, warp), (constant, copied)):
+        assert torch.equal(*(backend.warp([one])[0] for one in (left, right)))
+        grad_output = random_values(24, (1, 1, 1, 1), torch.float32).expand(warp.output_shape)
+        first, second = (
+            backend.warp_gradients([WarpGradientsProblem(one, grad_output)])[0]
+            for one in (left, right)
+        )
+        assert torch.equal(first.feature_map, second.feature_map)
+        assert torch.equal(first.transform, second.transform)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("needs", [("feature_map",), ("transform",)])
+def test_half_types_are_the_float32_result_rounded_once(dtype, needs):
+    """A half-precision map is warped in float32 and rounded at the very end, bit for bit."""
+    warp = random_warp(25, dtype=dtype)
+    wide = replace(warp, feature_map=warp.feature_map.float())
+    torch_backend = TorchBackend()
+    assert torch.equal(torch_backend.warp([warp])[0], torch_backend.warp([wide])[0].to(dtype))
+    problem = random_gradients(26, warp, needs=needs)
+    widened = WarpGradientsProblem(wide, problem.grad_output.float(), needs)
+    narrow, full = (torch_backend.warp_gradients([one])[0] for one in (problem, widened))
+    got, want = (getattr(gradients, needs[0]) for gradients in (narrow, full))
+    assert torch.equal(got, want.to(got.dtype))
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("align_corners", [False, True])
+@per_kind
+def test_backend_agrees_with_torch(backend, interpolation, padding, align_corners, kind):
+    """With subgradient "right", values and gradients are those of torch.nn.functional."""
+    spec = WarpSpec(interpolation=interpolation, padding=padding, align_corners=align_corners)
+    problem = random_gradients(28, settled_warp(kind=kind, spec=spec))
+    output = backend.warp([problem.warp])[0]
+    assert_close_in_norm(output, torch_warp(problem.warp), GRADIENT[torch.float64])
+    gradients = backend.warp_gradients([problem])[0]
+    by_map, by_transform = torch_gradients(problem)
+    assert_close_in_norm(gradients.feature_map, by_map, GRADIENT[torch.float64])
+    assert_close_in_norm(gradients.transform, by_transform, GRADIENT[torch.float64])
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_backend_agrees_with_torch_on_cell_edges(backend, padding, dtype):
+    """With subgradient "right" gradients are torch's even where all coordinates are integers."""
+    steps = torch.arange(-6, 7, dtype=dtype) / 2
+    # Half steps from -1 to 1 are the centres of five pixels; beyond lies the padding.
+    grid = SamplingGrid(torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1)[None])
+    spec = WarpSpec(padding=padding, align_corners=True)
+    warp = WarpProblem(random_values(8, (1, 3, 5, 5), dtype), grid, spec=spec)
+    problem = random_gradients(9, warp)
+    by_map, by_transform = torch_gradients(problem)
+    gradients = backend.warp_gradients([problem])[0]
+    assert_close_in_norm(gradients.feature_map, by_map, GRADIENT[dtype])
+    assert_close_in_norm(gradients.transform, by_transform, GRADIENT[dtype])
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nearest_ties_fall_where_torch_lets_them_fall(align_corners, padding, dtype):
+    """On a lattice of exact ties every read is torch's, bit for bit."""
+    steps = torch.arange(-24, 25, dtype=dtype) / 16
+    grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1)[None]
+    spec = WarpSpec(interpolation="nearest", padding=padding, align_corners=align_corners)
+    for size in ((8, 8), (5, 9), (6, 7)):
+        feature_map = random_values(29, (1, 1, *size), dtype)
+        warp = WarpProblem(feature_map, SamplingGrid(grid), spec=spec)
+        assert torch.equal(TorchBackend().warp([warp])[0], torch_warp(warp))
+
+
+@per_convention
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("output_size", [(4, 5), (1, 1), (1, 3), (0, 2)])
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_generator_conforms(backend, coordinates, align_corners, dtype, output_size, batch):
+    """The grid and the gradient of theta agree with the reference."""
+    theta = random_values(30, (batch, 2, 3), dtype)
+    problem = GridProblem(Affine(theta), output_size, coordinates, align_corners)
+    wide = replace(problem, transform=Affine(theta.double()))
+    got, want = backend.generate_grid([problem])[0], REFERENCE.generate_grid([wide])[0]
+    assert got.dtype == dtype
+    assert_close_in_norm(got, want, GRADIENT[dtype])
+    grad_grid = random_values(31, problem.output_shape, dtype)
+    got = backend.generate_grid_gradients([GridGradientsProblem(problem, grad_grid)])[0]
+    want = REFERENCE.generate_grid_gradients([GridGradientsProblem(wide, grad_grid.double())])[0]
+    assert got.dtype == dtype
+    assert_close_in_norm(got, want, GRADIENT[dtype])

@@ -1,0 +1,71 @@
+"""The exact unit change, as integers and as a pixel matrix."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+
+from stn_engine import Affine, WarpProblem, WarpSpec, reference
+from stn_engine.backends._points import source_points
+from stn_engine.coords import pixel_affine, source_axis, target_axis
+from support.oracles import exact_points
+from support.strategies import CONVENTIONS, random_warp
+from support.tolerances import COORDINATE
+
+per_convention = pytest.mark.parametrize(("coordinates", "align_corners"), CONVENTIONS)
+
+
+@per_convention
+@pytest.mark.parametrize("size", [1, 2, 3, 10])
+def test_axes_state_the_formulas_of_the_oracle(coordinates, align_corners, size):
+    """The integer ratios are the conventions that the oracle writes out."""
+    target = target_axis(size, coordinates, align_corners=align_corners)
+    lattice = reference.target_coordinates(size, coordinates, align_corners=align_corners)
+    stated = [float(Fraction(target.p * j + target.q, target.r)) for j in range(size)]
+    assert stated == pytest.approx(lattice, abs=1e-15)
+    source = source_axis(size, coordinates, align_corners=align_corners)
+    for x in (-1.0, 0.25, 1.0):
+        pixel = reference.source_pixels(x, size, coordinates, align_corners=align_corners)
+        assert (source.u * x + source.v) / source.w == pytest.approx(pixel, abs=1e-15)
+
+
+@per_convention
+def test_pixel_affine_rounds_each_ratio_once(coordinates, align_corners):
+    """Every coefficient is the float nearest to the exact fraction."""
+    (height, width), (h, w) = output_size, source_size = (7, 13), (11, 3)
+    change = pixel_affine(output_size, source_size, coordinates, align_corners)
+    targets = {
+        "j": target_axis(width, coordinates, align_corners=align_corners),
+        "i": target_axis(height, coordinates, align_corners=align_corners),
+    }
+    for row, size in enumerate((w, h)):
+        source = source_axis(size, coordinates, align_corners=align_corners)
+        for name, target in targets.items():
+            scale = Fraction(source.u * target.p, source.w * target.r)
+            offset = Fraction(source.u * target.q, source.w * target.r)
+            assert getattr(change, f"scale_{name}")[row] == float(scale)
+            assert getattr(change, f"offset_{name}")[row] == float(offset)
+        assert change.scale[row] == float(Fraction(source.u, source.w))
+        assert change.offset[row] == float(Fraction(source.v, source.w))
+
+
+@per_convention
+@pytest.mark.parametrize("sizes", [((5, 7), (4, 6)), ((1, 9), (3, 1)), ((40, 30), (30, 40))])
+def test_source_points_agree_with_the_oracle(coordinates, align_corners, sizes):
+    """Composed float32 coordinates stay within the coordinate tolerance of the oracle's."""
+    spec = WarpSpec(coordinates=coordinates, align_corners=align_corners)
+    size, output_size = sizes
+    warp = random_warp(1, dtype=torch.float32, size=size, output_size=output_size, spec=spec)
+    exact = exact_points(warp)
+    points = source_points(warp).view(2, 2, *output_size).movedim(1, 3)
+    assert points.dtype == torch.float32
+    bound = COORDINATE[torch.float32] * max(*size, exact.abs().max().item())
+    assert (points.double() - exact).abs().max() <= bound
+
+
+@per_convention
+def test_source_points_do_not_drift(coordinates, align_corners):
+    """The last of 4096 columns of an identity is exactly column 4095."""
+    spec = WarpSpec(coordinates=coordinates, align_corners=align_corners)
+    problem = WarpProblem(torch.zeros(1, 1, 1, 4096), Affine(torch.eye(2, 3)[None]), spec=spec)
+    assert torch.equal(source_points(problem)[0, 0], torch.arange(4096.0))

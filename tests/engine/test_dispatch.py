@@ -1,0 +1,106 @@
+"""The first backend that can, or all the reasons why none can."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from stn_engine import BackendUnavailableError, EngineError, dispatch
+from stn_engine.backends.reference import ReferenceBackend
+from stn_engine.backends.torch import TorchBackend
+from support.strategies import random_gradients, random_warp
+
+
+@dataclass
+class PickyBackend:
+    """Takes problems of one batch size and remembers what it ran."""
+
+    name: str
+    batch_size: int
+    ran: list = field(default_factory=list)
+
+    def unsupported_reasons(self, problem):
+        if problem.batch_size == self.batch_size:
+            return ()
+        return (f"only N = {self.batch_size}", "on principle")
+
+    def warp(self, problems):
+        self.ran.append(list(problems))
+        return TorchBackend().warp(problems)
+
+    def warp_gradients(self, problems):
+        self.ran.append(list(problems))
+        return TorchBackend().warp_gradients(problems)
+
+
+def warps_of(*batch_sizes):
+    return [random_warp(seed, batch=(n, n)) for seed, n in enumerate(batch_sizes)]
+
+
+def test_select_takes_the_first_that_can():
+    """Order is preference."""
+    one, two, any_size = PickyBackend("one", 1), PickyBackend("two", 2), TorchBackend()
+    (problem,) = warps_of(2)
+    assert dispatch.select(problem, (one, two, any_size)) is two
+    assert dispatch.select(problem, (one, any_size, two)) is any_size
+
+
+def test_select_tells_every_reason():
+    """Nobody has to guess why no backend ran."""
+    (problem,) = warps_of(3)
+    with pytest.raises(
+        BackendUnavailableError,
+        match=r"one: only N = 1, on principle; two: only N = 2, on principle",
+    ) as caught:
+        dispatch.select(problem, (PickyBackend("one", 1), PickyBackend("two", 2)))
+    assert caught.value.reasons == {
+        "one": ("only N = 1", "on principle"),
+        "two": ("only N = 2", "on principle"),
+    }
+    assert isinstance(caught.value, EngineError)
+
+
+def test_problems_are_split_by_backend_and_put_back_in_order():
+    """Each backend gets all of its problems at once."""
+    one, two = PickyBackend("one", 1), PickyBackend("two", 2)
+    problems = warps_of(1, 2, 1, 2)
+    results = dispatch.warp(problems, (one, two))
+    assert one.ran == [[problems[0], problems[2]]]
+    assert two.ran == [[problems[1], problems[3]]]
+    for result, problem in zip(results, problems, strict=True):
+        assert torch.equal(result, TorchBackend().warp([problem])[0])
+
+
+def test_gradients_are_dispatched_like_warps():
+    """Gradient problems answer for the batch size of their warp."""
+    one, two = PickyBackend("one", 1), PickyBackend("two", 2)
+    problems = [random_gradients(5, warp) for warp in warps_of(2, 1)]
+    dispatch.warp_gradients(problems, (one, two))
+    assert (one.ran, two.ran) == ([[problems[1]]], [[problems[0]]])
+
+
+def test_one_impossible_problem_stops_the_call_before_any_work():
+    """Nothing runs when a problem in the list cannot."""
+    one = PickyBackend("one", 1)
+    with pytest.raises(BackendUnavailableError, match="one: only N = 1"):
+        dispatch.warp(warps_of(1, 2), (one,))
+    assert one.ran == []
+
+
+def test_the_reference_reads_host_memory_only():
+    """Every kind of problem is refused elsewhere, with the device named."""
+    backend = ReferenceBackend()
+    warp = random_warp(1)
+    assert backend.unsupported_reasons(warp) == ()
+    away = type(warp)(
+        warp.feature_map.to("meta"), warp.transform.with_parameters(warp.transform.theta.to("meta"))
+    )
+    reasons = ("computes in host memory, the operands are on meta",)
+    assert backend.unsupported_reasons(away) == reasons
+    with pytest.raises(BackendUnavailableError, match="reference: computes in host memory"):
+        dispatch.select(away, (backend,))
+
+
+def test_backend_order():
+    """The composition of torch operators comes first, the oracle is the last resort."""
+    assert [backend.name for backend in dispatch.BACKENDS] == ["torch", "reference"]

@@ -1,0 +1,188 @@
+"""grid_sample and affine_grid stand in for those of torch.nn.functional."""
+
+import inspect
+import re
+import warnings
+
+import pytest
+import torch
+from torch.nn import functional as torch_functional
+
+import stn_engine
+from stn_engine import ParameterError
+from support.strategies import random_values
+from support.tolerances import GRADIENT, STORAGE, assert_close_in_norm
+
+FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+IMAGE, GRID = torch.rand(2, 3, 4, 5), torch.rand(2, 6, 7, 2)
+THETA = torch.eye(2, 3).repeat(2, 1, 1)
+
+BAD_GRID_SAMPLE_CALLS = {
+    "unknown mode": ((IMAGE, GRID, "garbage"), {}),
+    "unknown padding": ((IMAGE, GRID, "nearest", "garbage"), {}),
+    "fill is not a padding of torch": ((IMAGE, GRID, "nearest", "fill"), {}),
+    "batch sizes differ": ((IMAGE[:1], GRID), {}),
+    "input has three axes": ((IMAGE[0], GRID), {}),
+    "grid has three axes": ((IMAGE, GRID[0]), {}),
+    "grid has three coordinates": ((IMAGE, torch.rand(2, 6, 7, 3)), {}),
+    "no rows": ((IMAGE[:, :, :0], GRID), {}),
+    "no columns": ((IMAGE[:, :, :, :0], GRID), {}),
+    "dtypes differ": ((IMAGE, GRID.double()), {}),
+    "integers": ((IMAGE.int(), GRID.int()), {}),
+    "devices differ": ((IMAGE, GRID.to("meta")), {}),
+    "sparse input": ((IMAGE.to_sparse(), GRID), {}),
+    "array instead of tensor": ((IMAGE, GRID.numpy()), {}),
+    "align_corners is a number": ((IMAGE, GRID), {"align_corners": 1}),
+}
+
+BAD_AFFINE_GRID_CALLS = {
+    "integers": ((THETA.int(), (2, 3, 4, 5)), {}),
+    "theta has two axes": ((THETA[0], (2, 3, 4, 5)), {}),
+    "theta is square": ((torch.rand(2, 3, 3), (2, 3, 4, 5)), {}),
+    "size has three entries": ((THETA, (2, 3, 4)), {}),
+    "size has a zero": ((THETA, (2, 3, 0, 5)), {}),
+    "size has a negative": ((THETA, (2, 3, 4, -5)), {}),
+    "size has a float": ((THETA, (2, 3, 4.0, 5)), {}),
+    "batch sizes differ": ((THETA, (3, 3, 4, 5)), {}),
+    "align_corners is a number": ((THETA, (2, 3, 4, 5)), {"align_corners": 1}),
+}
+
+
+def assert_same_error(ours, theirs, args, options):
+    """Both refuse the arguments with the same type and the same words."""
+    options = {"align_corners": False} | options
+    with pytest.raises(Exception, match=r"\S") as expected:
+        theirs(*args, **options)
+    with pytest.raises(expected.type, match=re.escape(str(expected.value))):
+        ours(*args, **options)
+
+
+@pytest.mark.parametrize("case", BAD_GRID_SAMPLE_CALLS)
+def test_grid_sample_refuses_what_torch_refuses(case):
+    """A bad call fails as it does in torch."""
+    args, options = BAD_GRID_SAMPLE_CALLS[case]
+    assert_same_error(stn_engine.grid_sample, torch_functional.grid_sample, args, options)
+
+
+@pytest.mark.parametrize("case", BAD_AFFINE_GRID_CALLS)
+def test_affine_grid_refuses_what_torch_refuses(case):
+    """A bad call fails as it does in torch."""
+    args, options = BAD_AFFINE_GRID_CALLS[case]
+    assert_same_error(stn_engine.affine_grid, torch_functional.affine_grid, args, options)
+
+
+def recorded_warnings(call, *args, **options):
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        call(*args, **options)
+    return [(one.category, str(one.message), one.filename) for one in record]
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "options"),
+    [
+        ("grid_sample", (IMAGE, GRID), {}),
+        ("affine_grid", (THETA, (2, 3, 4, 5)), {}),
+        ("grid_sample", (IMAGE, GRID), {"align_corners": False}),
+    ],
+)
+def test_drop_ins_warn_where_torch_warns(name, args, options):
+    """align_corners left open gives torch's words, blamed on the caller's line."""
+    ours = recorded_warnings(getattr(stn_engine, name), *args, **options)
+    assert ours == recorded_warnings(getattr(torch_functional, name), *args, **options)
+
+
+def test_affine_grid_warns_about_unit_sizes():
+    """One target row with align_corners is answered, with torch's warning."""
+    with pytest.warns(UserWarning, match="unit-size grids"):
+        grid = stn_engine.affine_grid(THETA, (2, 3, 1, 5), align_corners=True)
+    assert grid[0, 0, :, 0].tolist() == [-1.0, -0.5, 0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize("name", ["grid_sample", "affine_grid"])
+def test_drop_ins_have_the_signature_of_torch(name):
+    """Names, order and defaults of the parameters agree."""
+    ours, theirs = (
+        [(p.name, p.default) for p in inspect.signature(getattr(module, name)).parameters.values()]
+        for module in (stn_engine, torch_functional)
+    )
+    assert ours == theirs
+
+
+def test_grid_sample_does_not_offer_bicubic():
+    """Bicubic is refused by name, with what is offered."""
+    with pytest.raises(ParameterError, match=r"mode: expected nearest \| bilinear, got 'bicubic'"):
+        stn_engine.grid_sample(IMAGE, GRID, "bicubic", align_corners=False)
+
+
+def test_drop_ins_do_not_offer_volumes():
+    """Five axes are refused."""
+    volume, grid = torch.rand(1, 1, 2, 2, 2), torch.rand(1, 2, 2, 2, 3)
+    with pytest.raises(ParameterError, match="input: expected four axes"):
+        stn_engine.grid_sample(volume, grid, align_corners=False)
+    with pytest.raises(ParameterError, match="size: expected four axes"):
+        stn_engine.affine_grid(torch.rand(1, 3, 4), (1, 1, 2, 2, 2), align_corners=False)
+
+
+def assert_equals_torch(call, operands, grad):
+    """``call(module, *operands)`` and its gradients agree between this package and torch.
+
+    torch rounds half types at every step; the value to meet is its float32 result.
+    """
+    dtype = operands[0].dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    results = []
+    for module, precision in ((stn_engine, dtype), (torch_functional, wide)):
+        leaves = [operand.to(precision).requires_grad_() for operand in operands]
+        output = call(module, *leaves)
+        assert output.dtype == precision
+        gradients = torch.autograd.grad(output, leaves, grad.to(precision))
+        results.append((output.detach(), *gradients))
+    for ours, theirs in zip(*results, strict=True):
+        assert_close_in_norm(ours, theirs, GRADIENT[wide] + STORAGE[dtype])
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+@pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_grid_sample_equals_torch(dtype, mode, padding_mode, align_corners):
+    """Values and gradients agree on torch's own kind of sample: grids in [-2, 2]."""
+    image = random_values(1, (2, 3, 5, 5), dtype)
+    grid = 4 * torch.rand(2, 5, 5, 2, generator=torch.Generator().manual_seed(2)) - 2
+    grad = random_values(3, (2, 3, 5, 5), dtype)
+    assert_equals_torch(
+        lambda module, *leaves: module.grid_sample(*leaves, mode, padding_mode, align_corners),
+        (image, grid.to(dtype)),
+        grad,
+    )
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize(
+    "size", [(2, 3, 4, 5), (2, 1, 7, 2), [2, 3, 4, 5], torch.Size([2, 3, 4, 5])]
+)
+def test_affine_grid_equals_torch(dtype, align_corners, size):
+    """Values and gradients agree for any kind of size."""
+    theta = random_values(4, (2, 2, 3), dtype)
+    grad = random_values(5, (2, size[2], size[3], 2), dtype)
+    call = lambda module, theta: module.affine_grid(theta, size, align_corners)  # noqa: E731 - twin
+    assert_equals_torch(call, (theta,), grad)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 0, 4, 5)])
+def test_grid_sample_of_nothing_is_nothing(shape):
+    """Empty batches and channels are legal, as in torch."""
+    image, grid = torch.rand(shape), torch.rand(shape[0], 2, 3, 2)
+    output = stn_engine.grid_sample(image, grid, align_corners=False)
+    assert output.shape == torch_functional.grid_sample(image, grid, align_corners=False).shape
+
+
+def test_grid_sample_computes_gradients_only_where_needed():
+    """needs_input_grad is honoured: a grid without requires_grad gets none."""
+    image = IMAGE.clone().requires_grad_()
+    output = stn_engine.grid_sample(image, GRID, align_corners=False)
+    output.sum().backward()
+    assert image.grad is not None
+    assert GRID.grad is None

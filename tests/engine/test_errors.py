@@ -1,0 +1,266 @@
+"""Every refusal: its type, its words, and its facts as attributes."""
+
+import pytest
+import torch
+
+import stn_engine
+from stn_engine import (
+    Affine,
+    DeviceMismatchError,
+    DTypeError,
+    EngineError,
+    GridGradientsProblem,
+    GridProblem,
+    InvalidInputError,
+    ParameterError,
+    SamplingGrid,
+    ShapeError,
+    WarpGradientsProblem,
+    WarpProblem,
+    WarpSpec,
+    generate_grid,
+    generate_grid_gradients,
+    warp,
+    warp_gradients,
+)
+
+MAP = torch.zeros(4, 3, 5, 7)
+THETA = Affine(torch.eye(2, 3).repeat(4, 1, 1))
+GRID = SamplingGrid(torch.zeros(4, 2, 6, 2))
+WARP = WarpProblem(MAP, THETA, (2, 6))
+GENERATION = GridProblem(THETA, (2, 6))
+
+
+def assert_refused(kind, match, argument, call):
+    """``call`` raises exactly ``kind`` about ``argument``; returns the exception."""
+    with pytest.raises(InvalidInputError, match=match) as caught:
+        call()
+    assert type(caught.value) is kind
+    assert caught.value.argument == argument
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected", "actual", "call"),
+    [
+        ("theta", ("N", 2, 3), (2, 3), lambda: Affine(torch.eye(2, 3))),
+        ("theta", ("N", 2, 3), (1, 3, 3), lambda: Affine(torch.eye(3)[None])),
+        ("theta", (4, 2, 3), (3, 2, 3), lambda: warp(MAP, Affine(torch.zeros(3, 2, 3)))),
+        ("grid", ("N", "Ho", "Wo", 2), (1, 2, 3, 3), lambda: SamplingGrid(torch.zeros(1, 2, 3, 3))),
+        ("grid", (4, 2, 6, 2), (3, 2, 6, 2), lambda: warp(MAP, SamplingGrid(GRID.grid[:3]))),
+        ("feature_map", ("N", "C", "H", "W"), (3, 5, 7), lambda: warp(MAP[0], THETA)),
+        (
+            "feature_map",
+            ("N", "C", "H > 0", "W > 0"),
+            (4, 3, 0, 7),
+            lambda: warp(MAP[:, :, :0], THETA),
+        ),
+        (
+            "feature_map",
+            ("N", "C", "H > 0", "W > 0"),
+            (4, 3, 5, 0),
+            lambda: warp(MAP[..., :0], THETA),
+        ),
+        ("output_size", (2, 6), (6, 2), lambda: warp(MAP, GRID, (6, 2))),
+        (
+            "grad_output",
+            (4, 3, 2, 6),
+            (4, 3, 6, 2),
+            lambda: WarpGradientsProblem(WARP, torch.zeros(4, 3, 6, 2)),
+        ),
+        (
+            "grad_output",
+            ("N", "C", "Ho", "Wo"),
+            (3, 5, 7),
+            lambda: warp_gradients(MAP[0], MAP, THETA),
+        ),
+        ("grad_output", (4, 3, 5, 7), (4, 1, 5, 7), lambda: warp_gradients(MAP[:, :1], MAP, THETA)),
+        (
+            "grad_grid",
+            (4, 2, 6, 2),
+            (4, 6, 2, 2),
+            lambda: GridGradientsProblem(GENERATION, torch.zeros(4, 6, 2, 2)),
+        ),
+        (
+            "grad_grid",
+            ("N", "Ho", "Wo", 2),
+            (2, 6, 2),
+            lambda: generate_grid_gradients(GRID.grid[0], THETA),
+        ),
+    ],
+)
+def test_shape_error(argument, expected, actual, call):
+    """A wrong shape is told with the expected one."""
+    match = rf"^{argument}: expected shape \(.*\), got \(.*\)\. [A-Z]"
+    error = assert_refused(ShapeError, match, argument, call)
+    assert (error.expected_shape, error.actual_shape) == (expected, actual)
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected", "actual", "call"),
+    [
+        (
+            "theta",
+            (torch.float32, torch.float64),
+            torch.float16,
+            lambda: Affine(THETA.theta.half()),
+        ),
+        (
+            "grid",
+            (torch.float32, torch.float64),
+            torch.int64,
+            lambda: SamplingGrid(GRID.grid.long()),
+        ),
+        (
+            "feature_map",
+            (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8),
+            torch.int32,
+            lambda: warp(MAP.int(), THETA),
+        ),
+        (
+            "feature_map",
+            (torch.float32, torch.float64, torch.float16, torch.bfloat16),
+            torch.uint8,
+            lambda: warp_gradients(MAP.byte(), MAP.byte(), THETA),
+        ),
+        (
+            "grad_output",
+            (torch.float32,),
+            torch.float64,
+            lambda: warp_gradients(MAP.double(), MAP, THETA),
+        ),
+        (
+            "grad_grid",
+            (torch.float32,),
+            torch.float64,
+            lambda: generate_grid_gradients(GRID.grid.double(), THETA),
+        ),
+    ],
+)
+def test_dtype_error(argument, expected, actual, call):
+    """A wrong dtype is told with those that would do."""
+    match = rf"^{argument}: expected torch\..*, got {actual}\. Convert it"
+    error = assert_refused(DTypeError, match, argument, call)
+    assert (error.expected, error.actual) == (expected, actual)
+
+
+@pytest.mark.parametrize(
+    ("argument", "reference", "call"),
+    [
+        ("theta", "feature_map", lambda: warp(MAP, Affine(THETA.theta.to("meta")))),
+        ("grid", "feature_map", lambda: warp(MAP, SamplingGrid(GRID.grid.to("meta")))),
+        ("grad_output", "feature_map", lambda: warp_gradients(MAP.to("meta"), MAP, THETA)),
+        ("grad_grid", "theta", lambda: generate_grid_gradients(GRID.grid.to("meta"), THETA)),
+    ],
+)
+def test_device_mismatch_error(argument, reference, call):
+    """Operands on two devices are told one by one."""
+    match = f"^{argument}: expected one device, got {reference} on cpu and {argument} on meta"
+    error = assert_refused(DeviceMismatchError, match, argument, call)
+    assert error.devices == {reference: torch.device("cpu"), argument: torch.device("meta")}
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "allowed", "call"),
+    [
+        (
+            "interpolation",
+            "cubic",
+            ("nearest", "bilinear"),
+            lambda: WarpSpec(interpolation="cubic"),
+        ),
+        (
+            "padding",
+            "wrap",
+            ("zeros", "border", "reflection", "fill"),
+            lambda: WarpSpec(padding="wrap"),
+        ),
+        ("coordinates", None, ("normalized", "pixel"), lambda: WarpSpec(coordinates=None)),
+        (
+            "coordinates",
+            "metres",
+            ("normalized", "pixel"),
+            lambda: generate_grid(THETA, (2, 2), coordinates="metres"),
+        ),
+        ("subgradient", "left", ("right", "zero"), lambda: WarpSpec(subgradient="left")),
+        ("align_corners", None, (True, False), lambda: WarpSpec(align_corners=None)),
+        ("align_corners", 1, (True, False), lambda: GridProblem(THETA, (2, 2), "pixel", 1)),
+        ("deterministic", 0, (True, False), lambda: WarpSpec(deterministic=0)),
+    ],
+)
+def test_parameter_error_of_options(argument, value, allowed, call):
+    """A value outside an option's choices is told with all of them."""
+    match = rf"^{argument}: expected {allowed[0]} \| .*, got .*\. Pass an allowed value\."
+    error = assert_refused(ParameterError, match, argument, call)
+    assert error.value == value
+    assert tuple(allowed) == error.allowed
+
+
+@pytest.mark.parametrize("fill", [float("nan"), float("inf"), (0.0, float("nan")), (), "red", None])
+def test_parameter_error_of_fill(fill):
+    """A fill is a finite number or a sequence of them."""
+    match = r"^fill: expected a finite number \| a sequence"
+    assert_refused(ParameterError, match, "fill", lambda: WarpSpec(fill=fill))
+
+
+def test_parameter_error_of_fill_per_channel():
+    """A fill per channel has as many values as there are channels."""
+    match = r"^fill: expected one value \| one value per channel \(3\), got \(1\.0, 2\.0\)"
+    error = assert_refused(ParameterError, match, "fill", lambda: warp(MAP, THETA, fill=(1, 2)))
+    assert error.value == (1.0, 2.0)
+
+
+@pytest.mark.parametrize("size", [(2,), (2, 3, 4), (2.0, 3), (-1, 3), (3, -1), 5, "ab"])
+def test_parameter_error_of_output_size(size):
+    """output_size is two non-negative integers."""
+    match = "^output_size: expected two integers >= 0, height first"
+    for call in (lambda: warp(MAP, THETA, size), lambda: generate_grid(THETA, size)):
+        assert assert_refused(ParameterError, match, "output_size", call).value == size
+
+
+@pytest.mark.parametrize("needs", [(), ("theta",), "transform", ("feature_map", "grid")])
+def test_parameter_error_of_needs(needs):
+    """Needs name at least one of the two operands, and nothing else."""
+    match = "^needs: expected"
+    call = lambda: warp_gradients(MAP, MAP, THETA, needs=needs)  # noqa: E731 - a thunk
+    assert assert_refused(ParameterError, match, "needs", call).value == needs
+
+
+@pytest.mark.parametrize(
+    ("argument", "call"),
+    [
+        ("theta", lambda: Affine(THETA.theta.tolist())),
+        ("grid", lambda: SamplingGrid(GRID.grid.numpy())),
+        ("feature_map", lambda: warp(MAP.numpy(), THETA)),
+        ("grad_output", lambda: warp_gradients(None, MAP, THETA)),
+        ("grad_output", lambda: WarpGradientsProblem(WARP, None)),
+        ("grad_grid", lambda: generate_grid_gradients(None, THETA)),
+        ("grad_grid", lambda: GridGradientsProblem(GENERATION, None)),
+    ],
+)
+def test_invalid_input_error_of_non_tensors(argument, call):
+    """What is not a tensor is told how to become one."""
+    match = rf"^{argument}: expected a torch.Tensor, got \w+\. Convert it"
+    assert_refused(InvalidInputError, match, argument, call)
+
+
+def test_invalid_input_error_of_transforms():
+    """A bare tensor is not a transform, and a grid has no generator."""
+    match = "^transform: expected Affine or SamplingGrid, got Tensor"
+    assert_refused(InvalidInputError, match, "transform", lambda: warp(MAP, THETA.theta))
+    match = "^transform: expected Affine, got SamplingGrid"
+    assert_refused(InvalidInputError, match, "transform", lambda: generate_grid(GRID, (2, 6)))
+
+
+def test_error_tree():
+    """Callers can catch everything as EngineError, and bad input as ValueError."""
+    errors = [
+        value
+        for value in vars(stn_engine).values()
+        if isinstance(value, type) and issubclass(value, Exception)
+    ]
+    assert all(issubclass(error, EngineError) for error in errors)
+    for error in (ShapeError, DTypeError, DeviceMismatchError, ParameterError):
+        assert issubclass(error, InvalidInputError)
+        assert issubclass(error, ValueError)
+        assert f"├─ {error.__name__}" in stn_engine.errors.__doc__.replace("└", "├")

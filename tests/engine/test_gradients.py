@@ -1,0 +1,260 @@
+"""Gradients as derivatives and as adjoints, first and second order."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+
+from stn_engine import (
+    Affine,
+    GridGradientsProblem,
+    GridProblem,
+    SamplingGrid,
+    WarpGradientsProblem,
+    WarpSpec,
+    generate_grid,
+    generate_grid_gradients,
+    warp,
+    warp_gradients,
+)
+from stn_engine.backends._sampler import accumulate
+from stn_engine.backends.reference import ReferenceBackend
+from stn_engine.backends.torch import TorchBackend
+from support.oracles import settled_warp
+from support.strategies import (
+    CONVENTIONS,
+    DETERMINISTIC,
+    INTERPOLATIONS,
+    PADDINGS,
+    random_gradients,
+    random_values,
+    random_warp,
+    warps,
+)
+from support.tolerances import ADJOINT_IDENTITY
+
+BACKENDS = {backend.name: backend for backend in (TorchBackend(), ReferenceBackend())}
+
+per_convention = pytest.mark.parametrize(("coordinates", "align_corners"), CONVENTIONS)
+per_padding = pytest.mark.parametrize("padding", PADDINGS)
+per_kind = pytest.mark.parametrize("kind", ["affine", "grid"])
+
+
+def as_function(problem):
+    """The warp as a function of its two operands, and these operands, both recorded."""
+    spec = problem.spec
+    options = {name: getattr(spec, name) for name in WarpSpec.__dataclass_fields__}
+
+    def function(feature_map, parameters):
+        transform = problem.transform.with_parameters(parameters)
+        return warp(feature_map, transform, problem.output_size, **options)
+
+    operands = problem.feature_map, problem.transform.parameters
+    return function, tuple(operand.clone().requires_grad_() for operand in operands)
+
+
+@per_kind
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@per_padding
+@per_convention
+@pytest.mark.parametrize("batch", [(2, 2), (1, 2), (2, 1)])
+def test_warp_gradcheck(kind, interpolation, padding, coordinates, align_corners, batch):
+    """Both gradients are the derivatives of the value, away from cell edges."""
+    spec = WarpSpec(
+        interpolation=interpolation,
+        padding=padding,
+        fill=0.5,
+        coordinates=coordinates,
+        align_corners=align_corners,
+    )
+    sizes = {"batch": batch, "channels": 2, "size": (3, 4), "output_size": (2, 3)}
+    function, operands = as_function(settled_warp(kind=kind, spec=spec, **sizes))
+    assert gradcheck(function, operands, fast_mode=True)
+
+
+@per_kind
+@per_padding
+@per_convention
+@pytest.mark.parametrize("batch", [(2, 2), (1, 2), (2, 1)])
+def test_warp_gradgradcheck(kind, padding, coordinates, align_corners, batch):
+    """The gradients are themselves differentiable, in G, U and the transform."""
+    spec = WarpSpec(padding=padding, fill=0.5, coordinates=coordinates, align_corners=align_corners)
+    sizes = {"batch": batch, "channels": 2, "size": (3, 4), "output_size": (2, 3)}
+    function, operands = as_function(settled_warp(kind=kind, spec=spec, **sizes))
+    assert gradgradcheck(function, operands, fast_mode=True)
+
+
+def test_warp_gradients_is_differentiable():
+    """The public function records a graph through G, U and theta when asked to."""
+    problem = settled_warp(channels=2, size=(3, 4), output_size=(2, 3))
+    grad_output = random_values(1, problem.output_shape, torch.float64)
+
+    def function(grad_output, feature_map, theta):
+        gradients = warp_gradients(grad_output, feature_map, Affine(theta))
+        return gradients.feature_map, gradients.transform
+
+    operands = grad_output, problem.feature_map, problem.transform.theta
+    assert gradcheck(function, tuple(operand.clone().requires_grad_() for operand in operands))
+
+
+@per_convention
+def test_generate_grid_gradcheck(coordinates, align_corners):
+    """The generator is differentiable in theta, its adjoint in the gradient of the grid."""
+    theta = random_values(2, (2, 2, 3), torch.float64).requires_grad_()
+    grad_grid = random_values(3, (2, 3, 4, 2), torch.float64).requires_grad_()
+    options = {"coordinates": coordinates, "align_corners": align_corners}
+    forward = lambda theta: generate_grid(Affine(theta), (3, 4), **options)  # noqa: E731 - twin
+    adjoint = lambda grad: generate_grid_gradients(grad, Affine(theta.detach()), **options)  # noqa: E731
+    assert gradcheck(forward, theta)
+    assert gradgradcheck(forward, theta)
+    assert gradcheck(adjoint, grad_grid)
+
+
+def assert_adjoint(u, su, v, stv):
+    """⟨S u, v⟩ = ⟨u, Sᵀ v⟩, relative to the sizes of the vectors."""
+    left, right = (su * v).sum().item(), (u * stv).sum().item()
+    scale = (su.norm() * v.norm() + u.norm() * stv.norm()).item()
+    assert abs(left - right) <= ADJOINT_IDENTITY * scale
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@DETERMINISTIC
+@given(problem=warps(dtypes=[torch.float64], fill=0.0), seed=st.integers(0, 2**16))
+def test_feature_map_gradient_is_the_adjoint_of_warp(backend, problem, seed):
+    """⟨S u, v⟩ = ⟨u, Sᵀ v⟩ for every combination of modes, sizes and broadcasts."""
+    v = random_values(seed, problem.output_shape, torch.float64)
+    gradients_problem = WarpGradientsProblem(problem, v, ("feature_map",))
+    su = BACKENDS[backend].warp([problem])[0]
+    gradients = BACKENDS[backend].warp_gradients([gradients_problem])[0]
+    assert_adjoint(problem.feature_map, su, v, gradients.feature_map)
+    assert gradients.transform is None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@DETERMINISTIC
+@given(
+    seed=st.integers(0, 2**16),
+    batch=st.integers(0, 3),
+    output_size=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    convention=st.sampled_from(CONVENTIONS),
+)
+def test_theta_gradient_is_the_adjoint_of_the_generator(
+    backend, seed, batch, output_size, convention
+):
+    """⟨A θ, v⟩ = ⟨θ, Aᵀ v⟩: the generator is linear in theta."""
+    theta = random_values(seed, (batch, 2, 3), torch.float64)
+    problem = GridProblem(Affine(theta), output_size, *convention)
+    v = random_values(seed + 1, problem.output_shape, torch.float64)
+    grid = BACKENDS[backend].generate_grid([problem])[0]
+    gradients = BACKENDS[backend].generate_grid_gradients([GridGradientsProblem(problem, v)])[0]
+    assert_adjoint(theta, grid, v, gradients)
+
+
+@per_convention
+def test_theta_gradient_is_the_grid_gradient_through_the_generator(coordinates, align_corners):
+    """The fused gradient of theta equals generator adjoint after sampler adjoint."""
+    spec = WarpSpec(coordinates=coordinates, align_corners=align_corners)
+    fused = random_gradients(5, settled_warp(spec=spec), needs=("transform",))
+    theta = fused.warp.transform
+    grid_problem = GridProblem(theta, fused.warp.output_size, coordinates, align_corners)
+    backend = TorchBackend()
+    grid = SamplingGrid(backend.generate_grid([grid_problem])[0])
+    split = replace(fused, warp=replace(fused.warp, transform=grid))
+    grad_grid = backend.warp_gradients([split])[0].transform
+    in_two = backend.generate_grid_gradients([GridGradientsProblem(grid_problem, grad_grid)])[0]
+    in_one = backend.warp_gradients([fused])[0].transform
+    torch.testing.assert_close(in_one, in_two, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("needs", [("feature_map",), ("transform",)])
+def test_needs_leaves_out_what_is_not_asked_for(backend, needs):
+    """The gradient that is not needed is None, the other is unchanged."""
+    warped = random_warp(6)
+    both = BACKENDS[backend].warp_gradients([random_gradients(7, warped)])[0]
+    one = BACKENDS[backend].warp_gradients([random_gradients(7, warped, needs=needs)])[0]
+    for name in ("feature_map", "transform"):
+        if name in needs:
+            assert torch.equal(getattr(one, name), getattr(both, name))
+        else:
+            assert getattr(one, name) is None
+
+
+def test_warp_records_only_what_requires_grad():
+    """No graph without requires_grad, under no_grad, or for an integer result."""
+    problem = random_warp(8)
+    theta = problem.transform.theta.clone().requires_grad_()
+    grey = random_values(8, (2, 3, 5, 7), torch.uint8)
+    assert not warp(problem.feature_map, problem.transform).requires_grad
+    assert not warp(grey, Affine(theta)).requires_grad
+    with torch.no_grad():
+        assert not warp(problem.feature_map, Affine(theta)).requires_grad
+        assert not generate_grid(Affine(theta), (2, 2)).requires_grad
+    output = warp(problem.feature_map, Affine(theta))
+    output.sum().backward()
+    assert theta.grad is not None
+    assert problem.feature_map.grad is None
+
+
+def test_warp_works_after_inference_mode():
+    """Constants made in inference mode serve a recorded call later."""
+    spec = WarpSpec(padding="fill", fill=0.123)
+    problem = random_warp(9, size=(6, 11), output_size=(3, 13), spec=spec)
+    with torch.inference_mode():
+        warp(problem.feature_map, problem.transform, (3, 13), padding="fill", fill=0.123)
+    function, operands = as_function(problem)
+    first = torch.autograd.grad(function(*operands).sum(), operands, create_graph=True)
+    second = torch.autograd.grad(sum(grad.square().sum() for grad in first), operands)
+    assert all(torch.isfinite(grad).all() for grad in second)
+
+
+def test_double_backward_is_that_of_torch():
+    """The gradient of a gradient penalty agrees with torch's own decomposition."""
+    problem = settled_warp(kind="grid", spec=WarpSpec(padding="border"))
+    penalties = []
+    for sample in (
+        lambda u, g: warp(u, SamplingGrid(g), padding="border"),
+        lambda u, g: torch.nn.functional.grid_sample(u, g, "bilinear", "border", False),
+    ):
+        operands = tuple(
+            operand.clone().requires_grad_()
+            for operand in (problem.feature_map, problem.transform.grid)
+        )
+        grads = torch.autograd.grad(sample(*operands).square().sum(), operands, create_graph=True)
+        penalties.append(torch.autograd.grad(sum(g.square().sum() for g in grads), operands))
+    for ours, theirs in zip(*penalties, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_ordered_accumulation_equals_the_plain_one():
+    """The reproducible form used on devices with atomics sums the same terms."""
+    terms = random_values(10, (2, 3, 40), torch.float64).requires_grad_()
+    index = torch.randint(0, 7, (2, 40), generator=torch.Generator().manual_seed(1))
+    for shared in (index, index[:1]):
+        plain, ordered = (accumulate(shared, terms, 9, ordered=o) for o in (False, True))
+        torch.testing.assert_close(plain, ordered)
+        assert torch.equal(ordered[:, :, 7:], torch.zeros(2, 3, 2, dtype=torch.float64))
+    assert gradcheck(lambda terms: accumulate(index, terms, 9, ordered=True), terms)
+
+
+def test_broadcast_gradients_are_sums_over_the_batch():
+    """A broadcast operand receives what its expanded copies would receive together."""
+    for batch in ((1, 3), (3, 1)):
+        problem = random_gradients(11, random_warp(12, batch=batch))
+        dense = replace(
+            problem.warp,
+            feature_map=problem.warp.feature_map.expand(3, -1, -1, -1),
+            transform=Affine(problem.warp.transform.theta.expand(3, -1, -1)),
+        )
+        backend = TorchBackend()
+        one = backend.warp_gradients([problem])[0]
+        many = backend.warp_gradients([WarpGradientsProblem(dense, problem.grad_output)])[0]
+        for broadcast, full in (
+            (one.feature_map, many.feature_map),
+            (one.transform, many.transform),
+        ):
+            total = full.sum(0, keepdim=True) if broadcast.shape[0] == 1 else full
+            torch.testing.assert_close(broadcast, total, rtol=1e-12, atol=1e-12)

@@ -1,0 +1,142 @@
+"""The batcher's licence: a batch is the concatenation of its single results, bit for bit."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stn_engine import (
+    Affine,
+    GridGradientsProblem,
+    GridProblem,
+    generate_grid_gradients_ragged,
+    generate_grid_ragged,
+    warp_gradients_ragged,
+    warp_ragged,
+)
+from stn_engine.backends._trees import tree_sum
+from support.strategies import (
+    CONVENTIONS,
+    DETERMINISTIC,
+    DTYPES,
+    crowds,
+    random_values,
+    random_warp,
+)
+from support.strategies import random_gradients as gradients_of
+
+
+@st.composite
+def gradient_crowds(draw):
+    """Gradients problems of which many can share a batch."""
+    few_needs = [("feature_map",), ("transform",), ("feature_map", "transform")]
+    return [
+        gradients_of(draw(st.integers(0, 2**16)), warp, needs=draw(st.sampled_from(few_needs)))
+        for warp in draw(crowds(dtypes=DTYPES[:-1]))
+    ]
+
+
+@st.composite
+def grid_problems(draw):
+    """Any small generator problem."""
+    theta = random_values(
+        draw(st.integers(0, 2**16)),
+        (draw(st.integers(0, 3)), 2, 3),
+        draw(st.sampled_from([torch.float32, torch.float64])),
+    )
+    size = draw(st.sampled_from([(1, 1), (3, 4), (0, 2)]))
+    return GridProblem(Affine(theta), size, *draw(st.sampled_from(CONVENTIONS)))
+
+
+def assert_same(left, right):
+    """Both are None, or tensors of the same bits."""
+    assert (left is None) == (right is None)
+    if left is not None:
+        assert left.dtype == right.dtype
+        assert torch.equal(left, right)
+
+
+def assert_same_gradients(left, right):
+    assert_same(left.feature_map, right.feature_map)
+    assert_same(left.transform, right.transform)
+
+
+@DETERMINISTIC
+@given(problems=crowds())
+def test_warp_ragged_is_its_single_results(problems):
+    """Values do not depend on the neighbours in the batch."""
+    for together, problem in zip(warp_ragged(problems), problems, strict=True):
+        assert_same(together, warp_ragged([problem])[0])
+
+
+@DETERMINISTIC
+@given(problems=gradient_crowds())
+def test_warp_gradients_ragged_is_its_single_results(problems):
+    """Neither does any gradient."""
+    for together, problem in zip(warp_gradients_ragged(problems), problems, strict=True):
+        assert_same_gradients(together, warp_gradients_ragged([problem])[0])
+
+
+@DETERMINISTIC
+@given(problems=st.lists(grid_problems(), max_size=8), seed=st.integers(0, 2**16))
+def test_generate_grid_ragged_is_its_single_results(problems, seed):
+    """Nor a grid, nor the gradient of theta."""
+    for together, problem in zip(generate_grid_ragged(problems), problems, strict=True):
+        assert_same(together, generate_grid_ragged([problem])[0])
+    adjoints = [
+        GridGradientsProblem(one, random_values(seed, one.output_shape, one.output_dtype))
+        for one in problems
+    ]
+    for together, adjoint in zip(generate_grid_gradients_ragged(adjoints), adjoints, strict=True):
+        assert_same(together, generate_grid_gradients_ragged([adjoint])[0])
+
+
+@DETERMINISTIC
+@given(problems=gradient_crowds(), data=st.data())
+def test_permuting_problems_permutes_results(problems, data):
+    """Results come in the order of their problems."""
+    order = data.draw(st.permutations(range(len(problems))))
+    results = warp_gradients_ragged(problems)
+    permuted = warp_gradients_ragged([problems[position] for position in order])
+    for got, position in zip(permuted, order, strict=True):
+        assert_same_gradients(got, results[position])
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:-1], ids=str)
+@pytest.mark.parametrize("kind", ["affine", "grid"])
+def test_large_group_is_its_single_results(dtype, kind):
+    """Also where tensors are large enough for vectorised and threaded kernels."""
+    sizes = {"channels": 3, "size": (33, 47), "output_size": (61, 53)}
+    warped = [
+        random_warp(seed, kind=kind, dtype=dtype, batch=(n, n), **sizes)
+        for seed, n in enumerate((1, 3, 1, 2))
+    ]
+    problems = [gradients_of(seed, one) for seed, one in enumerate(warped)]
+    for together, one in zip(warp_ragged(warped), warped, strict=True):
+        assert_same(together, warp_ragged([one])[0])
+    for together, one in zip(warp_gradients_ragged(problems), problems, strict=True):
+        assert_same_gradients(together, warp_gradients_ragged([one])[0])
+
+
+def test_ragged_calls_record_no_graph():
+    """Operands that require a gradient do not make ragged results require one."""
+    problem = random_warp(1)
+    theta = problem.transform.theta.clone().requires_grad_()
+    grids = [GridProblem(Affine(theta), (2, 2))]
+    recorded = [type(problem)(problem.feature_map, Affine(theta))]
+    assert not warp_ragged(recorded)[0].requires_grad
+    assert not generate_grid_ragged(grids)[0].requires_grad
+    assert not warp_gradients_ragged([gradients_of(2, recorded[0])])[0].transform.requires_grad
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 8, 13])
+def test_tree_sum_pairs_terms_a_power_of_two_apart(count):
+    """Term k meets term k + 2^m first for the largest m, as if padded with zeros."""
+    terms = random_values(3, (2, count, 3), torch.float32)
+    size = 1 << max(count - 1, 0).bit_length()
+    level = torch.zeros(2, size, 3)
+    level[:, :count] = terms
+    while level.shape[1] > 1:
+        half = level.shape[1] // 2
+        level = level[:, :half] + level[:, half:]
+    assert torch.equal(tree_sum(terms, 1), level[:, 0])

@@ -1,0 +1,125 @@
+"""Makes problems: one seeded builder, and Hypothesis strategies on top of it."""
+
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from stn_engine import Affine, SamplingGrid, WarpGradientsProblem, WarpProblem, WarpSpec
+
+DETERMINISTIC = settings(derandomize=True, deadline=None, database=None, max_examples=60)
+"""The same examples on every run."""
+
+INTERPOLATIONS = ("nearest", "bilinear")
+PADDINGS = ("zeros", "border", "reflection", "fill")
+CONVENTIONS = (("normalized", False), ("normalized", True), ("pixel", False))
+SUBGRADIENTS = ("right", "zero")
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
+
+
+def random_values(seed: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Standard normal values; the full range of grey levels for uint8."""
+    generator = torch.Generator().manual_seed(seed)
+    if dtype == torch.uint8:
+        return torch.randint(0, 256, shape, generator=generator, dtype=dtype)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def random_warp(
+    seed: int,
+    *,
+    kind: str = "affine",
+    dtype: torch.dtype = torch.float64,
+    parameter_dtype: torch.dtype | None = None,
+    batch: tuple[int, int] = (2, 2),
+    channels: int = 3,
+    size: tuple[int, int] = (5, 7),
+    output_size: tuple[int, int] = (4, 6),
+    spec: WarpSpec | None = None,
+) -> WarpProblem:
+    """A warp that reads mostly inside its feature map and a bit outside, all around.
+
+    ``batch`` is (N of the feature map, N of the transform).
+    """
+    spec = WarpSpec() if spec is None else spec
+    if parameter_dtype is None:
+        parameter_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    feature_map = random_values(seed, (batch[0], channels, *size), dtype)
+    make = _random_affine if kind == "affine" else _random_grid
+    transform = make(seed + 1, batch[1], size, output_size, spec, parameter_dtype)
+    return WarpProblem(feature_map, transform, output_size, spec)
+
+
+def random_gradients(seed: int, warp: WarpProblem, **options) -> WarpGradientsProblem:
+    """The gradients of ``warp`` for a random gradient of its output."""
+    grad_output = random_values(seed, warp.output_shape, warp.output_dtype)
+    return WarpGradientsProblem(warp, grad_output, **options)
+
+
+def _random_affine(seed, n, size, output_size, spec, dtype):
+    noise = random_values(seed, (n, 2, 3), torch.float64)
+    theta = torch.eye(2, 3).double() + 0.25 * noise
+    if spec.coordinates == "pixel":
+        (h, w), (ho, wo) = size, output_size
+        stretch = torch.tensor([[w / max(wo, 1), 0.0, 0.0], [0.0, h / max(ho, 1), 0.0]]).double()
+        theta = stretch + noise * torch.tensor([0.25, 0.25, 1.0]).double()
+    return Affine(theta.to(dtype))
+
+
+def _random_grid(seed, n, size, output_size, spec, dtype):
+    grid = 0.9 * random_values(seed, (n, *output_size, 2), torch.float64)
+    if spec.coordinates == "pixel":
+        extent = torch.tensor((size[1], size[0])).double()
+        grid = (grid + 1) * extent / 2
+    return SamplingGrid(grid.to(dtype))
+
+
+@st.composite
+def specs(draw, channels: int = 3, **fixed) -> WarpSpec:
+    """Any spec; ``fixed`` pins some of its fields."""
+    coordinates, align_corners = draw(st.sampled_from(CONVENTIONS))
+    fill = draw(st.sampled_from([0.0, 0.75, tuple(0.5 * c - 1 for c in range(channels))]))
+    fields = {
+        "interpolation": draw(st.sampled_from(INTERPOLATIONS)),
+        "padding": draw(st.sampled_from(PADDINGS)),
+        "fill": fill,
+        "coordinates": coordinates,
+        "align_corners": align_corners,
+        "subgradient": draw(st.sampled_from(SUBGRADIENTS)),
+    }
+    return WarpSpec(**(fields | fixed))
+
+
+@st.composite
+def layouts(draw, dtypes=DTYPES) -> dict:
+    """All that must agree for warps to share a batch, but for the spec."""
+    sizes = st.sampled_from([(1, 1), (1, 4), (3, 5)])
+    return {
+        "kind": draw(st.sampled_from(["affine", "grid"])),
+        "dtype": draw(st.sampled_from(dtypes)),
+        "parameter_dtype": draw(st.sampled_from([torch.float32, torch.float64])),
+        "size": draw(sizes),
+        "output_size": draw(st.one_of(sizes, st.just((0, 2)))),
+    }
+
+
+@st.composite
+def warps(draw, dtypes=DTYPES, **fixed) -> WarpProblem:
+    """Any small warp, broadcast or not; ``fixed`` pins some fields of its spec."""
+    return draw(_warps(draw(layouts(dtypes)), draw(specs(**fixed))))
+
+
+@st.composite
+def crowds(draw, dtypes=DTYPES, max_size: int = 8) -> list[WarpProblem]:
+    """Small warps of few layouts and few specs, so that many of them can share a batch."""
+    few_layouts = st.sampled_from(draw(st.lists(layouts(dtypes), min_size=1, max_size=2)))
+    few_specs = st.sampled_from(draw(st.lists(specs(), min_size=1, max_size=2)))
+    size = draw(st.integers(0, max_size))
+    return [draw(_warps(draw(few_layouts), draw(few_specs))) for _ in range(size)]
+
+
+@st.composite
+def _warps(draw, layout, spec):
+    n = draw(st.integers(0, 3))
+    batch = draw(st.sampled_from([(n, n), (1, n), (n, 1)]))
+    return random_warp(draw(st.integers(0, 2**16)), batch=batch, spec=spec, **layout)
