@@ -42,11 +42,11 @@ def main() -> None:
     """Reads the configuration and serves; exits with 2 if something is wrong with it."""
     try:
         config = load(sys.argv[1:], os.environ)
+        configure(config.log)
+        uvloop.run(serve(config))
     except ConfigError as error:
-        print(f"stn-server: {error}", file=sys.stderr)  # noqa: T201 - no log is configured yet
+        print(f"stn-server: {error}", file=sys.stderr)  # noqa: T201 - for whoever typed it
         raise SystemExit(2) from None
-    configure(config.log)
-    uvloop.run(serve(config))
 
 
 if __name__ == "__main__":

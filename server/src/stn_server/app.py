@@ -15,8 +15,8 @@ import stn_engine
 from stn_server.batching.batcher import Batcher
 from stn_server.batching.policy import Policy, PolicyLimits
 from stn_server.batching.runner import EngineRunner
-from stn_server.batching.work import Cost
-from stn_server.config import BatchingConfig, ServerConfig, split_address
+from stn_server.batching.work import NOTHING, Batch, BatchKey, Cost, Operation, WorkItem
+from stn_server.config import BatchingConfig, ConfigError, ServerConfig, split_address
 from stn_server.info import ServerInfo
 from stn_server.lifecycle import Shutdown
 from stn_server.metrics import Metrics
@@ -25,6 +25,10 @@ from stn_server.translate import Translator
 
 HEALTH_NAMES = ("", SERVICE)
 """Services whose readiness is reported: the server as a whole, and ours."""
+
+REFUSING_S = 0.1
+"""How long calls on their way are still refused, with a status that says to try elsewhere, before
+gRPC stops reading and cancels what it has not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,11 @@ class Server:
         self._grpc = self._grpc_server()
 
     async def start(self) -> Addresses:
-        """Listens, warms up, then reports ready."""
+        """Listens, warms up, then reports ready.
+
+        Raises:
+            ConfigError: An address cannot be taken.
+        """
         await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
         targets = tuple(self._bind(address) for address in self._config.listen)
         metrics = self._serve_metrics()
@@ -72,6 +80,7 @@ class Server:
         await shutdown.pause(self._config.lifecycle.lame_duck_s)
         draining = asyncio.create_task(self.batcher.drain())
         await shutdown.wait_for(draining, self._config.lifecycle.grace_s)
+        await shutdown.pause(REFUSING_S)
         await self._grpc.stop(grace=1.0 if draining.done() else 0)
         draining.cancel()
         self._runner.close()
@@ -84,7 +93,7 @@ class Server:
         server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", self._config.limits.max_message_bytes),
-                ("grpc.max_send_message_length", self._config.limits.max_message_bytes),
+                ("grpc.max_send_message_length", -1),  # max_output_bytes limits replies
                 ("grpc.so_reuseport", 0),
             ]
         )
@@ -96,7 +105,10 @@ class Server:
 
     def _bind(self, address: str) -> str:
         """Binds an address; returns it with the port that was taken."""
-        port = self._grpc.add_insecure_port(address)
+        try:
+            port = self._grpc.add_insecure_port(address)
+        except RuntimeError as error:
+            raise ConfigError(f"listen: expected a free address, got {address}.") from error
         if address.startswith("unix:"):
             return address
         return f"{split_address('listen', address)[0]}:{port}"
@@ -106,15 +118,26 @@ class Server:
         if not self._config.metrics_listen:
             return ""
         host, port = split_address("metrics_listen", self._config.metrics_listen)
-        server, _thread = start_http_server(port, host.strip("[]"), self._registry)
+        try:
+            server, _thread = start_http_server(port, host.strip("[]"), self._registry)
+        except OSError as error:
+            raise ConfigError(f"metrics_listen: expected a free address, got {error}.") from error
         return f"http://{host}:{server.server_port}/metrics"
 
     async def _warm_up(self) -> None:
-        """Runs a tiny warp and its gradients the way of a request, so that no caller pays."""
+        """Runs a tiny warp and its gradients where calls will run, so that no caller pays."""
         feature_map, theta = torch.zeros(1, 1, 2, 2), torch.eye(2, 3)[None]
         warp = stn_engine.WarpProblem(feature_map, stn_engine.Affine(theta))
-        stn_engine.warp_gradients_ragged([stn_engine.WarpGradientsProblem(warp, feature_map)])
-        stn_engine.warp_ragged([warp])
+        gradients = stn_engine.WarpGradientsProblem(warp, feature_map)
+        for operation, problem in (
+            (Operation.WARP, warp),
+            (Operation.WARP_GRADIENTS, gradients),
+        ):
+            key = BatchKey(operation, warp.output_dtype, warp.spec)
+            item = WorkItem(key=key, cost=NOTHING, problem=problem, arrived=0.0)
+            (outcome,) = await self._runner.run(Batch(key, (item,)))
+            if isinstance(outcome, Exception):
+                raise outcome
 
     async def _report(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in HEALTH_NAMES:

@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 MIB = 1024 * 1024
+MAX_MESSAGE_BYTES = 2**31 - 1
+"""What gRPC itself can take."""
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["json", "text"]
@@ -45,7 +48,7 @@ class BatchingConfig:
 class LimitsConfig:
     """What one call may ask for."""
 
-    max_message_bytes: int = setting(256 * MIB, "A request or reply on the wire.")
+    max_message_bytes: int = setting(256 * MIB, "A request on the wire.")
     max_output_bytes: int = setting(
         256 * MIB, "The results of one call; checked before allocating."
     )
@@ -53,6 +56,7 @@ class LimitsConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, "max_message_bytes", 1024)
+        _at_most(self, "max_message_bytes", MAX_MESSAGE_BYTES)
         _at_least(self, "max_output_bytes", 1)
         _at_least(self, "max_dimension_px", 1)
 
@@ -120,6 +124,14 @@ def _at_least(config: object, name: str, least: float) -> None:
     value = getattr(config, name)
     if not value >= least:
         raise ConfigError(f"{name}: expected at least {least}, got {value}.")
+    if value == math.inf:
+        raise ConfigError(f"{name}: expected a finite number, got {value}.")
+
+
+def _at_most(config: object, name: str, most: float) -> None:
+    value = getattr(config, name)
+    if not value <= most:
+        raise ConfigError(f"{name}: expected at most {most}, got {value}.")
 
 
 def _one_of(config: object, name: str, allowed: tuple[str, ...]) -> None:

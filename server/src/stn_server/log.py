@@ -34,10 +34,10 @@ class TextFormatter(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
 
-    def format(self, record: logging.LogRecord) -> str:
-        """See the class."""
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """The line that stands before a traceback."""
         fields = getattr(record, "fields", {})
-        return " ".join([super().format(record), *(f"{k}={v}" for k, v in fields.items())])
+        return " ".join([super().formatMessage(record), *(f"{k}={v}" for k, v in fields.items())])
 
 
 def log(level: int, event: str, *, error: BaseException | None = None, **fields: Any) -> None:

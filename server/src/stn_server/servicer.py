@@ -31,7 +31,7 @@ _REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Method = Callable[[bytes, float], Awaitable[bytes]]
-"""Serialized request and deadline (instant of the loop's clock) -> serialized reply."""
+"""Serialized request and deadline (instant of the batcher's clock) -> serialized reply."""
 
 
 class Servicer:
@@ -93,7 +93,7 @@ class Servicer:
             started = time.perf_counter()
             code = grpc.StatusCode.OK
             try:
-                return await method(message, _deadline_of(context))
+                return await method(message, self._deadline_of(context))
             except asyncio.CancelledError:
                 code = grpc.StatusCode.CANCELLED
                 raise
@@ -110,20 +110,17 @@ class Servicer:
 
         return handler
 
+    def _deadline_of(self, context: Context) -> float:
+        """The caller's deadline as an instant of the batcher's clock."""
+        remaining_s = cast("float | None", context.time_remaining())  # the stubs forget the None
+        return math.inf if remaining_s is None else self._batcher.now() + remaining_s
+
 
 def _log_failure(name: str, error: Exception, answer: Answer, request_id: str) -> None:
     """Tells the operator, with a traceback where the fault is ours."""
     traceback = error if answer.code is grpc.StatusCode.INTERNAL else None
     facts = {"method": name, "code": answer.code.name, "request_id": request_id}
     log(answer.log_level, "request failed", error=traceback, **facts)
-
-
-def _deadline_of(context: Context) -> float:
-    """The caller's deadline as an instant of the loop's clock."""
-    remaining_s = cast("float | None", context.time_remaining())  # the stubs forget the None
-    if remaining_s is None:
-        return math.inf
-    return asyncio.get_running_loop().time() + remaining_s
 
 
 def _request_id_of(context: Context) -> str:

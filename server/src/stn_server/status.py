@@ -26,12 +26,16 @@ from stn_server.errors import (
     DrainingError,
     InvalidRequestError,
     OverloadedError,
+    RefusedError,
     RequestTooLargeError,
     ServerError,
     UnsupportedError,
 )
 
 DOMAIN = "stn"
+
+MAX_MESSAGE_CHARS = 1000
+"""A status travels in metadata, of which gRPC takes 8 KiB; a request can hold more to quote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,26 +72,33 @@ def _no_details(_error: Exception) -> Iterator[Message]:
 
 
 def _field_violation(error: WireFormatError | InvalidRequestError) -> Iterator[Message]:
-    description = str(error).removeprefix(f"{error.field}: ")
-    violation = BadRequest.FieldViolation(field=error.field, description=description)
-    yield BadRequest(field_violations=[violation])
+    yield _violation(error.field, error)
 
 
 def _argument_violation(error: stn_engine.InvalidInputError) -> Iterator[Message]:
-    description = str(error).removeprefix(f"{error.argument}: ")
-    violation = BadRequest.FieldViolation(field=error.argument, description=description)
-    yield BadRequest(field_violations=[violation])
+    yield _violation(error.argument, error)
 
 
 def _too_large(error: RequestTooLargeError) -> Iterator[Message]:
-    description = str(error).removeprefix(f"{error.field}: ")
-    violation = BadRequest.FieldViolation(field=error.field, description=description)
-    yield BadRequest(field_violations=[violation])
+    yield _violation(error.field, error)
     yield ErrorInfo(
         reason="TOO_LARGE",
         domain=DOMAIN,
         metadata={"limit": str(error.limit), "actual": str(error.actual)},
     )
+
+
+def _violation(field: str, error: Exception) -> BadRequest:
+    description = _text(error).removeprefix(f"{field}: ")
+    return BadRequest(
+        field_violations=[BadRequest.FieldViolation(field=field, description=description)]
+    )
+
+
+def _text(error: BaseException) -> str:
+    """What an exception says, cut to what metadata can carry."""
+    text = str(error)
+    return text if len(text) <= MAX_MESSAGE_CHARS else f"{text[: MAX_MESSAGE_CHARS - 4]} ..."
 
 
 def _retry_info(error: OverloadedError) -> Iterator[Message]:
@@ -118,7 +129,12 @@ TABLE: dict[type[Exception], _Row] = {
 }
 """Rows hold for subclasses too, the nearest one first."""
 
-INTERNAL: tuple[type[Exception], ...] = (ServerError, BatchFailedError, stn_engine.EngineError)
+INTERNAL: tuple[type[Exception], ...] = (
+    ServerError,
+    RefusedError,
+    BatchFailedError,
+    stn_engine.EngineError,
+)
 """Classes that are INTERNAL on purpose, unless a subclass has a row."""
 
 
@@ -127,7 +143,7 @@ def answer_to(error: BaseException, request_id: str) -> Answer:
     for cls in type(error).__mro__:
         row = TABLE.get(cls)
         if row is not None:
-            return Answer(row.code, str(error), tuple(row.details(error)), row.log_level)
+            return Answer(row.code, _text(error), tuple(row.details(error)), row.log_level)
     message = f"server: expected a result, got an internal error. Quote request id {request_id}."
     details = (ErrorInfo(reason="INTERNAL", domain=DOMAIN, metadata={"request_id": request_id}),)
     return Answer(StatusCode.INTERNAL, message, details, logging.ERROR)

@@ -63,19 +63,23 @@ class Translator:
     def warp(self, message: bytes) -> Task:
         """`Warp`: feature map and transform to output."""
         request, payloads = parse(message, warp_pb2.WarpRequest)
-        problem, layout = self._warp_problem(request, payloads, request.output_size)
+        size = self._output_size(request.output_size)
+        problem, layout = self._warp_problem(request, payloads, size)
 
         def reply(output: torch.Tensor, payloads: Payloads) -> warp_pb2.WarpReply:
             return warp_pb2.WarpReply(output=_put_map(output, payloads, layout))
 
-        return self._task(Operation.WARP, problem, problem, problem.spec, reply)
+        return self._task(Operation.WARP, problem, problem, problem.spec, reply, "output_size")
 
     def warp_gradients(self, message: bytes) -> Task:
         """`WarpGradients`: gradient of the output to gradients of the operands."""
         request, payloads = parse(message, warp_pb2.WarpGradientsRequest)
         grad_output = _get_map(request.grad_output, payloads, "grad_output")
-        height, width = grad_output.shape[-2:] if grad_output.ndim == 4 else (1, 1)
-        warp, layout = self._warp_problem(request, payloads, (height, width))
+        _, _, *size = _four_axes(grad_output, "grad_output", "(N, C, H', W')")
+        if request.transform.HasField("sampling_grid"):
+            size = []  # the grid says, and grad_output has to fit
+        resolved = self._output_size(size, "grad_output")
+        warp, layout = self._warp_problem(request, payloads, resolved)
         with _field_paths({}):
             problem = stn_engine.WarpGradientsProblem(warp, grad_output, _needs(request.needs))
 
@@ -89,24 +93,25 @@ class Translator:
                 message.transform.CopyFrom(_put(gradients.transform, payloads))
             return message
 
-        return self._task(Operation.WARP_GRADIENTS, problem, warp, warp.spec, reply)
+        return self._task(Operation.WARP_GRADIENTS, problem, warp, warp.spec, reply, "grad_output")
 
     def generate_grid(self, message: bytes) -> Task:
         """`GenerateGrid`: transform to sampling grid."""
         request, payloads = parse(message, warp_pb2.GenerateGridRequest)
-        problem = self._grid_problem(request, payloads, request.output_size)
+        problem = self._grid_problem(request, payloads, self._output_size(request.output_size))
 
         def reply(grid: torch.Tensor, payloads: Payloads) -> warp_pb2.GenerateGridReply:
             return warp_pb2.GenerateGridReply(grid=_put(grid, payloads))
 
-        return self._task(Operation.GENERATE_GRID, problem, problem, _grid_spec(problem), reply)
+        spec = _grid_spec(problem)
+        return self._task(Operation.GENERATE_GRID, problem, problem, spec, reply, "output_size")
 
     def generate_grid_gradients(self, message: bytes) -> Task:
         """`GenerateGridGradients`: gradient of the grid to gradient of the transform."""
         request, payloads = parse(message, warp_pb2.GenerateGridGradientsRequest)
         grad_grid = _get(request.grad_grid, payloads, "grad_grid")
-        height, width = grad_grid.shape[1:3] if grad_grid.ndim == 4 else (1, 1)
-        grid = self._grid_problem(request, payloads, (height, width))
+        _, *size, _ = _four_axes(grad_grid, "grad_grid", "(N, H', W', 2)")
+        grid = self._grid_problem(request, payloads, self._output_size(size, "grad_grid"))
         with _field_paths({}):
             problem = stn_engine.GridGradientsProblem(grid, grad_grid)
 
@@ -115,49 +120,52 @@ class Translator:
         ) -> warp_pb2.GenerateGridGradientsReply:
             return warp_pb2.GenerateGridGradientsReply(transform=_put(gradient, payloads))
 
-        return self._task(Operation.GENERATE_GRID_GRADIENTS, problem, grid, _grid_spec(grid), reply)
+        spec = _grid_spec(grid)
+        return self._task(
+            Operation.GENERATE_GRID_GRADIENTS, problem, grid, spec, reply, "grad_grid"
+        )
 
     def _warp_problem(
-        self, request: Any, payloads: Payloads, output_size: Sequence[int]
+        self, request: Any, payloads: Payloads, size: tuple[int, int] | None
     ) -> tuple[stn_engine.WarpProblem, tensor_pb2.Layout]:
         feature_map = _get_map(request.feature_map, payloads, "feature_map")
         transform, paths = _transform(request.transform, payloads)
-        size = self._output_size(output_size)
         with _field_paths({**paths, "fill": "spec.fill"}):
             problem = stn_engine.WarpProblem(feature_map, transform, size, _spec(request.spec))
         return problem, request.feature_map.layout
 
     def _grid_problem(
-        self, request: Any, payloads: Payloads, output_size: Sequence[int]
+        self, request: Any, payloads: Payloads, size: tuple[int, int] | None
     ) -> stn_engine.GridProblem:
         transform, paths = _transform(request.transform, payloads)
         if not isinstance(transform, stn_engine.Affine):
             raise InvalidRequestError(
                 "transform", "expected parameters to generate a grid from, got a sampling grid."
             )
-        size = self._output_size(output_size)
         if size is None:
             raise InvalidRequestError("output_size", "expected (H', W'), got ().")
         coordinates = _coordinates(request.coordinates, "coordinates")
         with _field_paths(paths):
             return stn_engine.GridProblem(transform, size, coordinates, request.align_corners)
 
-    def _output_size(self, output_size: Sequence[int]) -> tuple[int, int] | None:
+    def _output_size(
+        self, output_size: Sequence[int], field: str = "output_size"
+    ) -> tuple[int, int] | None:
         """(H', W') within the limits; None if the request leaves it to the operands."""
         if not output_size:
             return None
         if len(output_size) != 2:
-            got = tuple(output_size)
-            raise InvalidRequestError("output_size", f"expected (H', W'), got {got}.")
+            raise InvalidRequestError(
+                field, f"expected two sizes (H', W'), got {len(output_size)}."
+            )
         height, width = output_size
         if min(height, width) < 1:
             raise InvalidRequestError(
-                "output_size", f"expected sizes of at least 1, got ({height}, {width})."
+                field, f"expected sizes of at least 1, got ({height}, {width})."
             )
-        if max(height, width) > self._limits.max_dimension_px:
-            raise RequestTooLargeError(
-                "output_size", self._limits.max_dimension_px, max(height, width), "px"
-            )
+        limit = self._limits.max_dimension_px
+        if max(height, width) > limit:
+            raise RequestTooLargeError(field, limit, max(height, width), "px")
         return height, width
 
     def _task(
@@ -167,11 +175,12 @@ class Translator:
         forward: stn_engine.WarpProblem | stn_engine.GridProblem,
         spec: Hashable,
         reply: Callable[[Any, Payloads], Any],
+        size_field: str,
     ) -> Task:
         limit = self._limits.max_output_bytes
         for size_bytes in (forward.output_bytes, problem.output_bytes):
             if size_bytes > limit:
-                raise RequestTooLargeError("output_size", limit, size_bytes, "bytes of output")
+                raise RequestTooLargeError(size_field, limit, size_bytes, "bytes of output")
         cost = Cost(problem.input_bytes + problem.output_bytes, problem.output_samples)
         return Task(operation, problem, forward.output_dtype, spec, cost, reply)
 
@@ -227,6 +236,13 @@ def _get_map(tensor: Tensor, payloads: Payloads, field: str) -> torch.Tensor:
     return feature_map
 
 
+def _four_axes(tensor: torch.Tensor, field: str, axes: str) -> tuple[int, ...]:
+    """The shape of a tensor that must have four axes."""
+    if tensor.ndim != 4:
+        raise InvalidRequestError(field, f"expected shape {axes}, got {tuple(tensor.shape)}.")
+    return tuple(tensor.shape)
+
+
 def _put(tensor: torch.Tensor, payloads: Payloads) -> Tensor:
     return put_tensor(to_numpy(tensor), payloads)
 
@@ -248,8 +264,9 @@ def _transform(
     if kind == "affine":
         path = "transform.affine.theta"
         theta = _get(transform.affine.theta, payloads, path)
+        affine = _built(stn_engine.Affine, theta, path)
         _require_finite(theta, path)
-        return _built(stn_engine.Affine, theta, path), {"theta": path}
+        return affine, {"theta": path}
     if kind == "sampling_grid":
         path = "transform.sampling_grid.grid"
         grid = _get(transform.sampling_grid.grid, payloads, path)
@@ -264,7 +281,7 @@ def _built(kind: Callable[[torch.Tensor], E], parameters: torch.Tensor, path: st
 
 def _require_finite(theta: torch.Tensor, path: str) -> None:
     """A sampling grid may hold points that are not finite (they read `fill`); parameters not."""
-    finite = np.isfinite(theta.numpy()) if theta.is_floating_point() else np.array(True)
+    finite = np.isfinite(theta.numpy())
     if not finite.all():
         where = tuple(int(index) for index in np.argwhere(~finite)[0])
         value = theta[where].item()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -77,10 +78,25 @@ class Statistics:
 class Batcher:
     """Groups waiting calls into batches and hands them to a runner.
 
-    Concurrency: all methods belong to one event loop.
+    Args:
+        policy: Decides.
+        runner: Computes.
+        observer: Is told.
+        now: The clock that deadlines refer to, in seconds. Not the event loop's: uvloop's counts
+            whole milliseconds, and small warps take less.
+
+    Concurrency: all methods belong to one event loop; `statistics` and `queue_age_s` may be called
+    from other threads.
     """
 
-    def __init__(self, policy: Policy, runner: Runner, observer: Observer) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        runner: Runner,
+        observer: Observer,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.now = now
         self._policy = policy
         self._runner = runner
         self._observer = observer
@@ -88,6 +104,7 @@ class Batcher:
         self._waiters: dict[int, asyncio.Future[Finished]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._oldest_arrival = math.inf
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -111,7 +128,7 @@ class Batcher:
             dtype: Element type; part of the batch key.
             spec: Everything else that a launch has in common; part of the batch key.
             cost: What the problem takes of the budgets.
-            deadline: Instant of the loop's clock after which the result is unwanted.
+            deadline: Instant of `now` after which the result is unwanted.
 
         Raises:
             OverloadedError: The limits on admitted items or bytes are reached.
@@ -129,7 +146,7 @@ class Batcher:
             key=BatchKey(operation, dtype, spec),
             cost=cost,
             problem=problem,
-            arrived=self._loop.time(),
+            arrived=self.now(),
             deadline=deadline,
         )
         waiter: asyncio.Future[Finished] = self._loop.create_future()
@@ -165,25 +182,27 @@ class Batcher:
 
     def queue_age_s(self) -> float:
         """How long the oldest queued item has waited; 0 if none does."""
-        return max(0.0, self._loop.time() - self._policy.oldest_arrival())
+        return max(0.0, self.now() - self._oldest_arrival)
 
     def _step(self, event: Event) -> Decisions:
         """Lets the policy decide, then carries out what concerns every event."""
-        decisions = self._policy.step(event, self._loop.time())
+        now = self.now()
+        decisions = self._policy.step(event, now)
+        self._oldest_arrival = self._policy.oldest_arrival()
         for item in decisions.expired:
             self._abandoned()
             self._answer(item, DeadlineExceededError())
         for batch in decisions.launches:
             self._launch(batch)
-        self._set_timer(decisions.wake_at)
+        self._set_timer(decisions.wake_at - now)
         return decisions
 
-    def _set_timer(self, wake_at: float) -> None:
+    def _set_timer(self, delay_s: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None
-        if wake_at < math.inf:
-            self._timer = self._loop.call_at(wake_at, self._step, Tick())
+        if delay_s < math.inf:
+            self._timer = self._loop.call_later(delay_s, self._step, Tick())
 
     def _launch(self, batch: Batch) -> None:
         task = self._loop.create_task(self._run(batch))
@@ -192,9 +211,9 @@ class Batcher:
 
     async def _run(self, batch: Batch) -> None:
         """Runs a batch and answers its waiters, whatever the runner does."""
-        launched = self._loop.time()
+        launched = self.now()
         outcomes = await self._outcomes(batch)
-        compute_s = self._loop.time() - launched
+        compute_s = self.now() - launched
         queue_s = [launched - item.arrived for item in batch.items]
         self._step(Finish(batch))  # first, so that the device does not wait for the answers
         self._counts.batches += 1
@@ -211,15 +230,18 @@ class Batcher:
 
     async def _outcomes(self, batch: Batch) -> Sequence[Any]:
         """One outcome per item, also when the runner breaks its promise."""
-        failure = BatchFailedError(len(batch.items))
+        cause: Exception | None = None
         try:
             outcomes = await self._runner.run(batch)
         except Exception as error:  # noqa: BLE001 - every waiter must be answered
-            failure.__cause__ = error
+            cause = error
         else:
             if len(outcomes) == len(batch.items):
                 return outcomes
-        return [failure] * len(batch.items)
+        failures = [BatchFailedError(len(batch.items)) for _ in batch.items]
+        for failure in failures:
+            failure.__cause__ = cause
+        return failures
 
     def _answer(self, item: WorkItem, outcome: Finished | BaseException) -> None:
         waiter = self._waiters.get(item.number)

@@ -1,0 +1,306 @@
+"""The asyncio shell: every submit ends exactly once, whatever happens around it."""
+
+import asyncio
+import math
+
+import pytest
+
+from stn_server.batching.work import Finished
+from stn_server.errors import (
+    BatchFailedError,
+    DeadlineExceededError,
+    DrainingError,
+    OverloadedError,
+)
+from support.clock import run_in_virtual_time
+from support.fakes import FakeRunner, RecordingObserver, echo
+from support.harness import (
+    as_facts,
+    assert_nothing_left,
+    in_virtual_time,
+    make_batcher,
+    outcome_of,
+    submit,
+)
+
+
+async def start(batcher, *problems, **options):
+    """Submits problems as tasks, in order; returns when they wait or run."""
+    tasks = [asyncio.create_task(submit(batcher, problem, **options)) for problem in problems]
+    await asyncio.sleep(0)  # a turn of the loop, no time
+    return tasks
+
+
+async def occupied(runner, batcher):
+    """Keeps the lane busy; returns the task whose batch does."""
+    (task,) = await start(batcher, "busy")
+    await runner.begun(1)
+    return task
+
+
+@in_virtual_time
+async def test_a_result_carries_where_the_time_went():
+    """Waiting and computing are measured apart; the batch is counted."""
+    runner = FakeRunner(held=True)
+    batcher = make_batcher(runner)
+    loop = asyncio.get_running_loop()
+    busy = await occupied(runner, batcher)
+    tasks = await start(batcher, "a", "b")
+    loop.call_later(2.0, runner.release)
+    loop.call_later(5.0, runner.release)
+    assert await busy == Finished("busy", 0.0, 2.0, 1)
+    assert await asyncio.gather(*tasks) == [
+        Finished("a", 2.0, 3.0, 2),
+        Finished("b", 2.0, 3.0, 2),
+    ]
+    assert_nothing_left(batcher)
+
+
+@in_virtual_time
+async def test_work_gathers_while_a_batch_runs():
+    """An idle server takes a call at once; what comes meanwhile shares the next launch."""
+    runner = FakeRunner(held=True)
+    batcher = make_batcher(runner)
+    tasks = [await occupied(runner, batcher), *await start(batcher, 1, 2, 3)]
+    runner.release()
+    await runner.begun(2)
+    runner.release()
+    await asyncio.gather(*tasks)
+    assert runner.batches == [["busy"], [1, 2, 3]]
+
+
+@in_virtual_time
+async def test_the_failure_of_one_item_is_its_own():
+    """An exception as outcome reaches its waiter; neighbours get their results."""
+    wrong = ValueError("wrong")
+    runner = FakeRunner(lambda batch: [wrong if p == 2 else p for p in echo(batch)], held=True)
+    batcher = make_batcher(runner)
+    tasks = [await occupied(runner, batcher), *await start(batcher, 1, 2, 3)]
+    runner.release_all()
+    _, first, second, third = [await outcome_of(task) for task in tasks]
+    assert (first.result, second, third.result) == (1, wrong, 3)
+    assert as_facts(batcher.statistics()) == {
+        "finished_items": 3,
+        "failed_items": 1,
+        "batches": 2,
+        "largest_batch_items": 3,
+    }
+
+
+@in_virtual_time
+async def test_a_failing_runner_fails_every_item_of_the_batch():
+    """Each waiter gets an error of its own, whose cause is what the runner raised."""
+    broken = RuntimeError("device lost")
+
+    def answer(_batch):
+        raise broken
+
+    runner = FakeRunner(answer, held=True)
+    batcher = make_batcher(runner)
+    tasks = [await occupied(runner, batcher), *await start(batcher, 1, 2)]
+    runner.release_all()
+    errors = [await outcome_of(task) for task in tasks]
+    assert [type(error) for error in errors] == [BatchFailedError] * 3
+    assert [error.batch_items for error in errors] == [1, 2, 2]
+    assert all(error.__cause__ is broken for error in errors)
+    assert len(set(map(id, errors))) == 3
+    assert_nothing_left(batcher)
+
+
+@pytest.mark.parametrize("outcomes", [[], ["one", "too many"]], ids=len)
+def test_a_wrong_number_of_outcomes_is_a_failed_batch(outcomes):
+    """A runner that breaks its promise leaves nobody waiting."""
+
+    async def scenario():
+        batcher = make_batcher(FakeRunner(lambda _batch: outcomes))
+        with pytest.raises(BatchFailedError, match="expected results for 1 items, got a failure"):
+            await submit(batcher, 1)
+        assert batcher.statistics().failed_items == 1
+        assert_nothing_left(batcher)
+
+    run_in_virtual_time(scenario())
+
+
+@in_virtual_time
+async def test_the_server_works_on_after_a_failed_batch():
+    """A failure belongs to its batch, not to the batcher."""
+    answers = iter([[], ["good"]])
+    batcher = make_batcher(FakeRunner(lambda _batch: next(answers)))
+    first = await outcome_of(submit(batcher, 1))
+    assert isinstance(first, BatchFailedError)
+    assert (await submit(batcher, 2)).result == "good"
+
+
+@in_virtual_time
+async def test_a_cancelled_call_that_waits_is_never_run():
+    """It is removed, counted and its bytes are given back at once."""
+    runner, observer = FakeRunner(held=True), RecordingObserver()
+    batcher = make_batcher(runner, observer)
+    busy = await occupied(runner, batcher)
+    gone, stays = await start(batcher, "gone", "stays")
+    held = batcher.statistics
+    gone.cancel()
+    assert isinstance(await outcome_of(gone), asyncio.CancelledError)
+    assert (held().queued_items, held().admitted_bytes, held().abandoned_items) == (1, 20, 1)
+    runner.release_all()
+    assert [(await task).result for task in (busy, stays)] == ["busy", "stays"]
+    assert runner.batches == [["busy"], ["stays"]]
+    assert observer.abandoned == 1
+    assert_nothing_left(batcher)
+
+
+@in_virtual_time
+async def test_a_cancelled_call_that_runs_disturbs_nobody():
+    """Its result is dropped, its neighbours are answered, and drain waits for the device."""
+    runner, observer = FakeRunner(held=True), RecordingObserver()
+    batcher = make_batcher(runner, observer)
+    busy = await occupied(runner, batcher)
+    gone, stays = await start(batcher, "gone", "stays")
+    runner.release()
+    await runner.begun(2)
+    gone.cancel()
+    assert isinstance(await outcome_of(gone), asyncio.CancelledError)
+    draining = asyncio.create_task(batcher.drain())
+    runner.release()
+    assert (await stays).result == "stays"
+    await asyncio.gather(busy, draining)
+    assert runner.batches == [["busy"], ["gone", "stays"]]
+    assert observer.abandoned == 0
+    assert_nothing_left(batcher)
+
+
+@in_virtual_time
+async def test_drain_waits_for_a_batch_that_nobody_waits_for():
+    """The device is busy until the launch ends, whoever has gone."""
+    runner = FakeRunner(held=True)
+    batcher = make_batcher(runner)
+    busy = await occupied(runner, batcher)
+    busy.cancel()
+    await outcome_of(busy)
+    draining = asyncio.create_task(batcher.drain())
+    asyncio.get_running_loop().call_later(3.0, runner.release)
+    await draining
+    assert asyncio.get_running_loop().time() == 3.0
+
+
+@in_virtual_time
+async def test_a_deadline_ends_the_wait_at_its_instant():
+    """Not when a device becomes free, and the item never runs."""
+    runner, observer = FakeRunner(held=True), RecordingObserver()
+    batcher = make_batcher(runner, observer)
+    busy = await occupied(runner, batcher)
+    with pytest.raises(DeadlineExceededError, match="expected a result in time, got none while"):
+        await submit(batcher, "late", deadline=4.5)
+    assert asyncio.get_running_loop().time() == 4.5
+    runner.release_all()
+    await busy
+    assert runner.batches == [["busy"]]
+    assert (observer.abandoned, batcher.statistics().abandoned_items) == (1, 1)
+    assert_nothing_left(batcher)
+
+
+@in_virtual_time
+async def test_a_deadline_in_the_past_costs_no_device_time():
+    """A call that arrives expired is answered at once, on an idle server too."""
+    runner = FakeRunner()
+    batcher = make_batcher(runner)
+    with pytest.raises(DeadlineExceededError, match="deadline"):
+        await submit(batcher, "late", deadline=-1.0)
+    assert runner.batches == []
+    assert_nothing_left(batcher)
+
+
+@in_virtual_time
+async def test_a_deadline_that_passes_while_running_changes_nothing():
+    """What has cost device time is answered."""
+    runner = FakeRunner(held=True)
+    batcher = make_batcher(runner)
+    (task,) = await start(batcher, "slow", deadline=1.0)
+    asyncio.get_running_loop().call_later(2.0, runner.release)
+    assert (await task).result == "slow"
+
+
+@pytest.mark.parametrize(
+    ("limits", "facts", "text"),
+    [
+        ({"max_admitted_items": 1}, (1, 2), "expected at most 1 admitted items, got 2"),
+        ({"max_admitted_bytes": 15}, (15, 20), "expected at most 15 admitted bytes, got 20"),
+    ],
+    ids=["items", "bytes"],
+)
+def test_what_exceeds_the_limits_is_refused_at_once(limits, facts, text):
+    """The refusal says limit, actual and when to come again; it takes no place."""
+
+    async def scenario():
+        runner, observer = FakeRunner(held=True), RecordingObserver()
+        batcher = make_batcher(runner, observer, **limits)
+        busy = await occupied(runner, batcher)
+        with pytest.raises(OverloadedError, match=text) as caught:
+            await submit(batcher, "too much")
+        assert (caught.value.limit, caught.value.actual) == facts
+        assert caught.value.retry_after_s > 0
+        assert observer.refused == ["overloaded"]
+        runner.release_all()
+        await busy
+        assert (await submit(batcher, "later")).result == "later"
+        assert batcher.statistics().refused_items == 1
+        assert_nothing_left(batcher)
+
+    run_in_virtual_time(scenario())
+
+
+@in_virtual_time
+async def test_draining_refuses_new_calls_and_finishes_the_admitted_ones():
+    """It returns when the last of them, queued or running, is answered."""
+    runner, observer = FakeRunner(held=True), RecordingObserver()
+    batcher = make_batcher(runner, observer)
+    busy = await occupied(runner, batcher)
+    (queued,) = await start(batcher, "queued", deadline=math.inf)
+    draining = asyncio.create_task(batcher.drain())
+    runner.release()
+    await runner.begun(2)
+    with pytest.raises(DrainingError, match="expected to be serving, got shutdown"):
+        await submit(batcher, "new")
+    assert not draining.done()
+    runner.release()
+    await draining
+    assert [task.result().result for task in (busy, queued)] == ["busy", "queued"]
+    assert observer.refused == ["draining"]
+    assert_nothing_left(batcher)
+
+
+@in_virtual_time
+async def test_draining_an_idle_batcher_returns_at_once():
+    """There is nothing to wait for, before the first call and after the last."""
+    batcher = make_batcher(FakeRunner())
+    await submit(batcher, 1)
+    await batcher.drain()
+    await make_batcher(FakeRunner()).drain()
+    assert asyncio.get_running_loop().time() == 0.0
+
+
+@in_virtual_time
+async def test_draining_ends_after_a_refusal_on_an_idle_batcher():
+    """A refused call leaves no trace that drain would wait for."""
+    batcher = make_batcher(FakeRunner(), max_admitted_bytes=1)
+    assert isinstance(await outcome_of(submit(batcher, "large")), OverloadedError)
+    await batcher.drain()
+    assert_nothing_left(batcher)
+
+
+@in_virtual_time
+async def test_the_queue_age_is_that_of_the_oldest_waiting_call():
+    """It grows while nothing happens, and running calls do not count."""
+    runner = FakeRunner(held=True)
+    batcher = make_batcher(runner)
+    loop = asyncio.get_running_loop()
+    ages = []
+    busy = await occupied(runner, batcher)
+    ages.append(batcher.queue_age_s())
+    (queued,) = await start(batcher, "queued")
+    for instant in (1.0, 2.5):
+        loop.call_at(instant, lambda: ages.append(batcher.queue_age_s()))
+    loop.call_at(3.0, runner.release_all)
+    await asyncio.gather(busy, queued)
+    assert ages == [0.0, 1.0, 2.5]
+    assert batcher.queue_age_s() == 0.0

@@ -1,0 +1,115 @@
+"""The configuration tree: frozen, and every rule of its fields."""
+
+import dataclasses
+import math
+
+import pytest
+
+from stn_server.config import (
+    MAX_MESSAGE_BYTES,
+    BatchingConfig,
+    ConfigError,
+    LifecycleConfig,
+    LimitsConfig,
+    LogConfig,
+    ServerConfig,
+    split_address,
+)
+
+SECTIONS = (BatchingConfig, LimitsConfig, LifecycleConfig, LogConfig, ServerConfig)
+
+LEAST = {
+    (BatchingConfig, "max_batch_bytes"): 1,
+    (BatchingConfig, "max_batch_samples"): 1,
+    (BatchingConfig, "window_s"): 0,
+    (BatchingConfig, "max_admitted_items"): 1,
+    (BatchingConfig, "max_admitted_bytes"): 1,
+    (LimitsConfig, "max_message_bytes"): 1024,
+    (LimitsConfig, "max_output_bytes"): 1,
+    (LimitsConfig, "max_dimension_px"): 1,
+    (LifecycleConfig, "lame_duck_s"): 0,
+    (LifecycleConfig, "grace_s"): 0,
+    (ServerConfig, "threads"): 0,
+}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_configuration_cannot_change(section):
+    """What was validated at birth stays valid."""
+    config = section()
+    for entry in dataclasses.fields(config):
+        with pytest.raises(dataclasses.FrozenInstanceError, match=entry.name):
+            setattr(config, entry.name, None)
+
+
+@pytest.mark.parametrize(
+    ("section", "name"), LEAST, ids=lambda value: getattr(value, "__name__", value)
+)
+def test_a_number_has_a_least_value(section, name):
+    """The least is allowed; anything below, infinite or not a number is not."""
+    least = LEAST[section, name]
+    assert getattr(section(**{name: least}), name) == least
+    for value in (least - 1, math.nan):
+        with pytest.raises(ConfigError, match=f"^{name}: expected at least {least}, got {value}"):
+            section(**{name: value})
+    with pytest.raises(ConfigError, match=f"^{name}: expected (a finite number|at most .*), got"):
+        section(**{name: math.inf})
+
+
+def test_every_number_has_a_least_value():
+    """A new field joins the table above."""
+    numbers = {
+        (section, entry.name)
+        for section in SECTIONS
+        for entry in dataclasses.fields(section)
+        if entry.type in {"int", "float"}
+    }
+    assert numbers == set(LEAST)
+
+
+def test_messages_have_the_size_that_grpc_can_take():
+    """GRPC counts bytes in a signed 32-bit integer."""
+    assert LimitsConfig(max_message_bytes=MAX_MESSAGE_BYTES).max_message_bytes == 2**31 - 1
+    with pytest.raises(ConfigError, match="max_message_bytes: expected at most 2147483647, got"):
+        LimitsConfig(max_message_bytes=MAX_MESSAGE_BYTES + 1)
+
+
+@pytest.mark.parametrize(("name", "value"), [("level", "loud"), ("format", "xml")])
+def test_a_choice_is_one_of_those_offered(name, value):
+    """The message lists them."""
+    with pytest.raises(ConfigError, match=f"^{name}: expected one of .*, got '{value}'"):
+        LogConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    "address", ["", "host", "host:", ":1", "host:http", "host:65536", "host:-1"]
+)
+def test_an_address_is_host_and_port(address):
+    """The server does not find out while binding."""
+    with pytest.raises(ConfigError, match=r"^listen: expected host:port, got"):
+        ServerConfig(listen=(address,))
+    if address:
+        with pytest.raises(ConfigError, match=r"^metrics_listen: expected host:port, got"):
+            ServerConfig(metrics_listen=address)
+
+
+def test_there_is_at_least_one_address():
+    """A server that nobody can reach is a mistake."""
+    with pytest.raises(ConfigError, match=r"^listen: expected at least one address, got none"):
+        ServerConfig(listen=())
+
+
+def test_addresses_may_be_sockets_and_metrics_may_be_off():
+    """A path is no host and port; an empty address means none."""
+    config = ServerConfig(listen=("unix:/run/stn.sock", "[::1]:0"), metrics_listen="")
+    assert config.listen == ("unix:/run/stn.sock", "[::1]:0")
+    assert not config.metrics_listen
+
+
+@pytest.mark.parametrize(
+    ("address", "parts"),
+    [("localhost:1", ("localhost", 1)), ("[::1]:65535", ("[::1]", 65535)), ("*:0", ("*", 0))],
+)
+def test_an_address_splits_at_its_last_colon(address, parts):
+    """Brackets around an IPv6 host stay."""
+    assert split_address("listen", address) == parts

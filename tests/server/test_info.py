@@ -1,0 +1,80 @@
+"""What GetServerInfo tells."""
+
+from importlib.metadata import version
+
+import pytest
+
+import stn_engine
+from stn_proto.v1 import server_info_pb2, warp_pb2
+from stn_server.batching.batcher import Statistics
+from stn_server.config import BatchingConfig, LimitsConfig, ServerConfig
+from stn_server.info import ServerInfo
+
+STATISTICS = Statistics(1, 2, 3, 4, 5, 6, 7, 8, 9)
+
+
+@pytest.fixture
+def state():
+    return {"ready": False, "statistics": Statistics(*[0] * 9)}
+
+
+@pytest.fixture
+def info(state):
+    config = ServerConfig(
+        limits=LimitsConfig(max_message_bytes=4096, max_output_bytes=5, max_dimension_px=6),
+        batching=BatchingConfig(max_admitted_items=7, max_admitted_bytes=8),
+    )
+    return ServerInfo(config, lambda: state["ready"], lambda: state["statistics"])
+
+
+def read(info):
+    """The reply as a client reads it."""
+    return server_info_pb2.GetServerInfoReply.FromString(info.message())
+
+
+def test_it_names_the_server_and_its_version(info):
+    """As installed."""
+    reply = read(info)
+    assert (reply.name, reply.version) == ("stn-server", version("stn-server"))
+    assert [device.name for device in reply.devices] == ["cpu"]
+
+
+def test_limits_are_those_of_the_configuration(info):
+    """A client can stay below them."""
+    limits = read(info).limits
+    assert [limits.max_message_bytes, limits.max_output_bytes] == [4096, 5]
+    assert limits.max_dimension_px == 6
+    assert [limits.max_admitted_items, limits.max_admitted_bytes] == [7, 8]
+
+
+def test_capabilities_are_what_the_engine_computes(info):
+    """Everything offered is known to the engine, nothing known is missing."""
+    offered = read(info).capabilities
+    for numbers, kind, values in (
+        (offered.interpolations, warp_pb2.Interpolation, stn_engine.Interpolation),
+        (offered.paddings, warp_pb2.Padding, stn_engine.Padding),
+        (offered.coordinates, warp_pb2.Coordinates, stn_engine.Coordinates),
+        (offered.subgradients, warp_pb2.Subgradient, stn_engine.Subgradient),
+    ):
+        names = [kind.Name(number).split("_", 1)[1] for number in numbers]
+        assert sorted(names) == sorted(values.__members__)
+    assert set(offered.transforms) <= set(warp_pb2.Transform.DESCRIPTOR.fields_by_name)
+    assert set(offered.transforms) == {"affine", "sampling_grid"}
+    assert len(offered.data_types) == 5
+
+
+def test_statistics_and_readiness_are_those_of_the_moment(info, state):
+    """Asked again, it looks again."""
+    before = read(info)
+    state.update(ready=True, statistics=STATISTICS)
+    after = read(info)
+    assert (before.ready, after.ready) == (False, True)
+    assert before.statistics == server_info_pb2.Statistics()
+    counts = [getattr(after.statistics, f.name) for f in after.statistics.DESCRIPTOR.fields]
+    assert counts == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+
+
+def test_uptime_grows(info):
+    """It counts from the making of the server, on a clock that never goes back."""
+    first, second = read(info).uptime_s, read(info).uptime_s
+    assert 0 <= first < second

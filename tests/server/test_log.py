@@ -1,0 +1,141 @@
+"""Logs: one record a line, facts as fields, nothing hostile in them."""
+
+import io
+import json
+import logging
+import re
+from datetime import datetime
+
+import grpc
+import pytest
+
+from stn_server.config import LogConfig
+from stn_server.errors import DrainingError
+from stn_server.log import LOGGER, JsonFormatter, TextFormatter, configure, log
+from stn_server.servicer import _log_failure, _request_id_of
+from stn_server.status import answer_to
+from support.fakes import FakeContext
+
+
+@pytest.fixture
+def written():
+    """Captures what a formatter makes of the package's records."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    before = LOGGER.handlers[:], LOGGER.level, LOGGER.propagate
+    LOGGER.handlers[:], LOGGER.propagate = [handler], False
+    LOGGER.setLevel(logging.DEBUG)
+    yield lambda: stream.getvalue().splitlines()
+    LOGGER.handlers[:], LOGGER.propagate = before[0], before[2]
+    LOGGER.setLevel(before[1])
+
+
+def as_text():
+    """Switches the captured handler to text."""
+    LOGGER.handlers[0].setFormatter(TextFormatter())
+
+
+def raised():
+    """An exception that has been somewhere, with a message of two lines."""
+    with pytest.raises(KeyError, match="one") as caught:
+        {}[Lines()]
+    return caught.value
+
+
+class Lines:
+    """A key that cannot be shown in one line."""
+
+    def __repr__(self):
+        return "line one\nline two"
+
+
+def test_a_json_record_has_time_level_event_and_facts(written):
+    """In this order, with the time in UTC."""
+    log(logging.INFO, "serving", targets=["a:1"], items=3)
+    (line,) = written()
+    record = json.loads(line)
+    assert list(record) == ["time", "level", "event", "targets", "items"]
+    assert record["level"] == "info"
+    assert (record["event"], record["targets"], record["items"]) == ("serving", ["a:1"], 3)
+    assert datetime.fromisoformat(record["time"]).utcoffset().total_seconds() == 0
+
+
+def test_a_json_record_holds_a_traceback_in_one_line(written):
+    """Line breaks are escaped."""
+    log(logging.ERROR, "request failed", error=raised(), method="Warp")
+    (line,) = written()
+    record = json.loads(line)
+    assert record["traceback"].startswith("Traceback (most recent call last)")
+    assert record["traceback"].endswith("line one\nline two")
+
+
+def test_a_text_record_reads_from_left_to_right(written):
+    """Time, level, event, facts; then the traceback."""
+    as_text()
+    log(logging.INFO, "draining", items=2)
+    log(logging.ERROR, "request failed", error=raised(), method="Warp")
+    first, second, third, *_ = written()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d INFO    draining items=2", first)
+    assert re.fullmatch(r"\d\d:\d\d:\d\d ERROR   request failed method=Warp", second)
+    assert third.startswith("Traceback")
+
+
+@pytest.mark.parametrize(
+    ("error", "has_traceback"), [(KeyError("inside"), True), (DrainingError(), False)]
+)
+def test_only_our_own_faults_have_a_traceback(error, has_traceback, written):
+    """What the caller did is told in one short line."""
+    _log_failure("Warp", error, answer_to(error, "id-1"), "id-1")
+    record = json.loads(written()[0])
+    assert ("traceback" in record) == has_traceback
+    assert (record["method"], record["request_id"]) == ("Warp", "id-1")
+    assert record["code"] == ("INTERNAL" if has_traceback else "UNAVAILABLE")
+
+
+@pytest.mark.usefixtures("written")
+@pytest.mark.parametrize(("form", "formatter"), [("json", JsonFormatter), ("text", TextFormatter)])
+def test_the_configuration_chooses_form_and_level(form, formatter):
+    """One handler, however often it is configured."""
+    configure(LogConfig(format=form, level="error"))
+    configure(LogConfig(format=form, level="warning"))
+    (handler,) = LOGGER.handlers
+    assert isinstance(handler.formatter, formatter)
+    assert LOGGER.level == logging.WARNING
+    assert not LOGGER.propagate
+
+
+@pytest.mark.parametrize("given", ["a", "Order_7.retry-2", "0" * 64])
+def test_a_harmless_request_id_is_kept(given):
+    """So that the caller finds its call in our log."""
+    assert _request_id_of(FakeContext([("other", "x"), ("x-request-id", given)])) == given
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["", "0" * 65, "a b", "a\nlevel=error", 'a"', "é", "../x", "%s", b"\xff\x00"],
+    ids=repr,
+)
+def test_a_hostile_request_id_is_replaced(given):
+    """Raw strings of clients do not reach the log."""
+    assert_own_id(_request_id_of(FakeContext([("x-request-id", given)])))
+
+
+@pytest.mark.parametrize("metadata", [None, (), [("x-request", "a")]], ids=repr)
+def test_a_call_without_an_id_gets_one(metadata):
+    """Never the same twice."""
+    first, second = (_request_id_of(FakeContext(metadata)) for _ in range(2))
+    assert_own_id(first)
+    assert first != second
+
+
+def assert_own_id(request_id):
+    """The form of the ids that the server makes."""
+    assert re.fullmatch(r"[0-9a-f]{16}", request_id)
+
+
+def test_codes_are_logged_by_name(written):
+    """Numbers would have to be looked up."""
+    error = RuntimeError("x")
+    _log_failure("Warp", error, answer_to(error, "id"), "id")
+    assert json.loads(written()[0])["code"] == grpc.StatusCode.INTERNAL.name

@@ -1,0 +1,182 @@
+"""Every metric moves as its help text says."""
+
+import asyncio
+
+import grpc
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from stn_proto.v1 import service_pb2
+from stn_server.errors import OverloadedError
+from stn_server.metrics import ITEMS, SECONDS, Metrics
+from support.bad_requests import BAD_REQUESTS, warp_request
+from support.clock import run_in_virtual_time
+from support.fakes import FakeRunner
+from support.harness import make_batcher, outcome_of, serving, submit
+
+LABELS = {
+    "stn_requests": {"method", "code"},
+    "stn_request_duration_seconds": {"method"},
+    "stn_payload_bytes": {"direction", "transport"},
+    "stn_queue_wait_seconds": set(),
+    "stn_batch_items": set(),
+    "stn_batch_duration_seconds": {"operation"},
+    "stn_samples": set(),
+    "stn_refused": {"reason"},
+    "stn_abandoned_items": set(),
+    "stn_queued_items": set(),
+    "stn_running_items": set(),
+    "stn_admitted_bytes": set(),
+    "stn_queue_age_seconds": set(),
+    "stn_build_info": {"version"},
+}
+
+
+@pytest.fixture
+def registry():
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def metrics(registry):
+    return Metrics(registry)
+
+
+def test_buckets_begin_at_100_microseconds():
+    """A small warp takes less than a millisecond; a large batch holds a thousand calls."""
+    assert SECONDS[0] == pytest.approx(100e-6)
+    assert list(SECONDS) == sorted(SECONDS)
+    assert (SECONDS[-1], ITEMS[0], ITEMS[-1]) == (30.0, 1.0, 1024.0)
+
+
+def test_names_and_labels_are_these_and_no_others(metrics, registry):
+    """Base units in the names; no label takes a value that a caller chooses."""
+    metrics.request_finished("Warp", "OK", 0.1)
+    metrics.payload_moved("sent", 1)
+    metrics.item_refused("overloaded")
+    found = {}
+    for family in registry.collect():
+        names = {label for sample in family.samples for label in sample.labels} - {"le"}
+        found[family.name] = names
+        assert family.documentation
+    found["stn_batch_duration_seconds"] |= {"operation"}
+    assert found == LABELS
+
+
+def test_a_batch_is_observed_item_by_item(metrics, registry):
+    """Waits of every item, the launch once, samples in all."""
+
+    async def scenario():
+        runner = FakeRunner(held=True)
+        batcher = make_batcher(runner, metrics)
+        loop = asyncio.get_running_loop()
+        tasks = [asyncio.create_task(submit(batcher, "busy"))]
+        await runner.begun(1)
+        tasks += [asyncio.create_task(submit(batcher, n)) for n in range(3)]
+        loop.call_later(2.0, runner.release)
+        loop.call_later(5.0, runner.release)
+        await asyncio.gather(*tasks)
+
+    run_in_virtual_time(scenario())
+    value = registry.get_sample_value
+    assert value("stn_queue_wait_seconds_count") == 4
+    assert value("stn_queue_wait_seconds_sum") == 6.0
+    assert value("stn_batch_items_count") == 2
+    assert value("stn_batch_items_sum") == 4
+    assert value("stn_batch_duration_seconds_sum", {"operation": "Warp"}) == 5.0
+    assert value("stn_samples_total") == 4
+
+
+def test_the_queue_is_seen_as_it_is(metrics, registry):
+    """Gauges are read when scraped."""
+
+    def gauges():
+        names = ("queued_items", "running_items", "admitted_bytes", "queue_age_seconds")
+        return [registry.get_sample_value(f"stn_{name}") for name in names]
+
+    async def scenario():
+        runner = FakeRunner(held=True)
+        batcher = make_batcher(runner, metrics)
+        metrics.watch(batcher.statistics, batcher.queue_age_s)
+        seen = [gauges()]
+        tasks = [asyncio.create_task(submit(batcher, "busy"))]
+        await runner.begun(1)
+        tasks += [asyncio.create_task(submit(batcher, n)) for n in range(2)]
+        loop = asyncio.get_running_loop()
+        loop.call_later(1.5, lambda: seen.append(gauges()))
+        loop.call_later(2.0, runner.release_all)
+        await asyncio.gather(*tasks)
+        return [*seen, gauges()]
+
+    assert run_in_virtual_time(scenario()) == [
+        [0, 0, 0, 0],
+        [2, 1, 30, 1.5],
+        [0, 0, 0, 0],
+    ]
+
+
+def test_who_leaves_early_is_counted(metrics, registry):
+    """By reason at the door, and as abandoned in the queue."""
+
+    async def scenario():
+        runner = FakeRunner(held=True)
+        batcher = make_batcher(runner, metrics, max_admitted_items=2)
+        busy = asyncio.create_task(submit(batcher, "busy"))
+        await runner.begun(1)
+        late = asyncio.create_task(submit(batcher, "late", deadline=1.0))
+        await asyncio.sleep(0)
+        assert isinstance(await outcome_of(submit(batcher, "full")), OverloadedError)
+        await outcome_of(late)
+        draining = asyncio.create_task(batcher.drain())
+        await asyncio.sleep(0)
+        await outcome_of(submit(batcher, "draining"))
+        runner.release_all()
+        await asyncio.gather(busy, draining)
+
+    run_in_virtual_time(scenario())
+    value = registry.get_sample_value
+    assert value("stn_refused_total", {"reason": "overloaded"}) == 1
+    assert value("stn_refused_total", {"reason": "draining"}) == 1
+    assert value("stn_abandoned_items_total") == 1
+
+
+def test_every_end_of_a_call_is_counted_by_method_and_code():
+    """Replies, bad requests and faults; messages in bytes."""
+    request = warp_request().SerializeToString()
+    bad = next(bad for bad in BAD_REQUESTS if bad.method == "GenerateGrid")
+
+    def answer(batch):
+        return [batch.items[0].problem.feature_map]
+
+    async def scenario():
+        async with (
+            serving(FakeRunner(answer)) as service,
+            grpc.aio.insecure_channel(service.target) as channel,
+        ):
+
+            async def call(method, message):
+                path = f"/{service_pb2.DESCRIPTOR.package}.SpatialTransformer/{method}"
+                return await outcome_of(channel.unary_unary(path)(message))
+
+            reply = await call("Warp", request)
+            await call(bad.method, bad.message)
+            await call("GenerateGrid", b"")
+            await call("GetServerInfo", b"")
+            return service, reply
+
+    service, reply = asyncio.run(scenario())
+    assert service.value("stn_requests_total", method="Warp", code="OK") == 1
+    assert service.value("stn_requests_total", method="GetServerInfo", code="OK") == 1
+    codes = {"method": "GenerateGrid", "code": "INVALID_ARGUMENT"}
+    assert service.value("stn_requests_total", **codes) == 2
+    assert service.value("stn_request_duration_seconds_count", method="GenerateGrid") == 2
+    moved = {"transport": "grpc"}
+    received = service.value("stn_payload_bytes_total", direction="received", **moved)
+    sent = service.value("stn_payload_bytes_total", direction="sent", **moved)
+    assert (received, sent) == (len(request), len(reply))
+
+
+def test_the_build_is_named(metrics, registry):
+    """A constant 1 whose label is the version."""
+    del metrics
+    assert b'stn_build_info{version="' in generate_latest(registry)

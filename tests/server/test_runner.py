@@ -1,0 +1,117 @@
+"""The runner: one ragged engine call, and what happens when it fails."""
+
+import asyncio
+
+import pytest
+import torch
+
+import stn_engine
+from stn_server.batching.runner import EngineRunner, compute
+from stn_server.batching.work import NOTHING, Batch, BatchKey, Operation, WorkItem
+
+
+def halve(problems):
+    """A ragged call that cannot take odd numbers, nor anything beside one."""
+    if any(problem % 2 for problem in problems):
+        raise ValueError(f"odd: {problems}")
+    return [problem // 2 for problem in problems]
+
+
+def warp_problem(height, width):
+    """A shear of random pixels, large enough to have an inside."""
+    generator = torch.Generator().manual_seed(height)
+    feature_map = torch.rand(1, 2, height, width, generator=generator)
+    theta = torch.tensor([[[0.9, 0.2, 0.1], [-0.1, 1.1, 0.0]]])
+    return stn_engine.WarpProblem(feature_map, stn_engine.Affine(theta))
+
+
+def make_batch(operation, problems):
+    key = BatchKey(operation, torch.float32, None)
+    items = (WorkItem(key=key, cost=NOTHING, problem=p, arrived=0.0) for p in problems)
+    return Batch(key, tuple(items))
+
+
+@pytest.fixture
+def runner():
+    engine_runner = EngineRunner()
+    yield engine_runner
+    engine_runner.close()
+
+
+def test_a_good_batch_is_one_call():
+    """Splitting is for failures only."""
+    calls = []
+
+    def function(problems):
+        calls.append(list(problems))
+        return halve(problems)
+
+    assert compute(function, [2, 4, 6]) == [1, 2, 3]
+    assert calls == [[2, 4, 6]]
+
+
+def test_a_bad_problem_fails_alone():
+    """Its neighbours are computed, and it gets the exception of its own call."""
+    first, error, last = compute(halve, [2, 3, 6])
+    assert (first, last) == (1, 3)
+    with pytest.raises(ValueError, match=r"odd: \[3\]"):
+        raise error
+
+
+def test_a_single_bad_problem_is_tried_once():
+    """There is nothing to split."""
+    calls = []
+
+    def function(problems):
+        calls.append(list(problems))
+        return halve(problems)
+
+    (error,) = compute(function, [3])
+    assert isinstance(error, ValueError)
+    assert calls == [[3]]
+
+
+def test_the_engine_computes_every_operation(runner):
+    """Results come in the order of the items and equal those of single calls, bit for bit."""
+    warps = [warp_problem(5, 7), warp_problem(3, 4)]
+    gradients = [
+        stn_engine.WarpGradientsProblem(warp, torch.ones_like(warp.feature_map)) for warp in warps
+    ]
+    grids = [stn_engine.GridProblem(warp.transform, (3, 4)) for warp in warps]
+    grid_gradients = [
+        stn_engine.GridGradientsProblem(grid, torch.ones(grid.output_shape)) for grid in grids
+    ]
+    expected = {
+        Operation.WARP: (warps, stn_engine.warp_ragged),
+        Operation.GENERATE_GRID: (grids, stn_engine.generate_grid_ragged),
+        Operation.GENERATE_GRID_GRADIENTS: (
+            grid_gradients,
+            stn_engine.generate_grid_gradients_ragged,
+        ),
+    }
+    for operation, (problems, function) in expected.items():
+        results = asyncio.run(runner.run(make_batch(operation, problems)))
+        for problem, result in zip(problems, results, strict=True):
+            assert torch.equal(result, function([problem])[0])
+    results = asyncio.run(runner.run(make_batch(Operation.WARP_GRADIENTS, gradients)))
+    for problem, result in zip(gradients, results, strict=True):
+        (single,) = stn_engine.warp_gradients_ragged([problem])
+        assert torch.equal(result.feature_map, single.feature_map)
+        assert torch.equal(result.transform, single.transform)
+
+
+def test_the_engine_runner_keeps_neighbours_of_a_bad_problem(runner):
+    """What is no problem at all fails alone."""
+    good = warp_problem(4, 4)
+    batch = make_batch(Operation.WARP, [good, None, good])
+    first, error, last = asyncio.run(runner.run(batch))
+    assert isinstance(error, Exception)
+    assert torch.equal(first, last)
+    assert torch.equal(first, stn_engine.warp_ragged([good])[0])
+
+
+def test_a_closed_runner_refuses(runner):
+    """After `close` there is no thread to compute in."""
+    runner.close()
+    with pytest.raises(RuntimeError, match="shutdown"):
+        asyncio.run(runner.run(make_batch(Operation.WARP, [warp_problem(2, 2)])))

@@ -1,0 +1,111 @@
+"""The handlers: what of a call's context matters, and how every end is told. In virtual time."""
+
+import asyncio
+
+import grpc
+import pytest
+from google.rpc.status_pb2 import Status
+from prometheus_client import CollectorRegistry
+
+from stn_server.config import LimitsConfig
+from stn_server.metrics import Metrics
+from stn_server.servicer import SERVICE, Servicer
+from stn_server.translate import Translator
+from support.bad_requests import warp_request
+from support.clock import run_in_virtual_time
+from support.fakes import FakeContext, FakeRunner
+from support.harness import in_virtual_time, make_batcher, outcome_of
+
+MESSAGE = warp_request().SerializeToString()
+
+
+class CallDetails:
+    """What gRPC looks a handler up by."""
+
+    def __init__(self, method):
+        self.method = method
+        self.invocation_metadata = ()
+
+
+class Handlers:
+    """The registered handlers over a runner of the test, and the metrics they move."""
+
+    def __init__(self, runner):
+        self._registry = CollectorRegistry()
+        metrics = Metrics(self._registry)
+        self.batcher = make_batcher(runner, metrics)
+        translator = Translator(LimitsConfig())
+        servicer = Servicer(translator, self.batcher, metrics, lambda: b"info")
+        self._handlers = servicer.handlers()
+
+    def call(self, name, message, context):
+        """A call, not yet awaited."""
+        details = CallDetails(f"/{SERVICE}/{name}")
+        return self._handlers.service(details).unary_unary(message, context)
+
+    def count(self, method, code):
+        """Calls that ended like this."""
+        labels = {"method": method, "code": code}
+        return self._registry.get_sample_value("stn_requests_total", labels)
+
+
+async def abort_of(call, context):
+    """Status, message and metadata that a call is aborted with."""
+    with pytest.raises(FakeContext.AbortedError, match=r"^$"):
+        await call
+    return context.aborted
+
+
+@in_virtual_time
+async def test_the_deadline_of_a_call_is_that_of_its_item():
+    """The time that gRPC says is left, counted from now."""
+    runner = FakeRunner(held=True)
+    handlers = Handlers(runner)
+    loop = asyncio.get_running_loop()
+    busy = asyncio.create_task(outcome_of(handlers.call("Warp", MESSAGE, FakeContext())))
+    await runner.begun(1)
+    context = FakeContext(time_remaining_s=3.5)
+    code, message, _ = await abort_of(handlers.call("Warp", MESSAGE, context), context)
+    assert (code, loop.time()) == (grpc.StatusCode.DEADLINE_EXCEEDED, 3.5)
+    assert message.startswith("deadline: ")
+    assert handlers.count("Warp", "DEADLINE_EXCEEDED") == 1
+    runner.release_all()
+    await busy
+
+
+@in_virtual_time
+async def test_a_cancelled_call_is_counted_and_stays_cancelled():
+    """GRPC learns it from the same exception."""
+    runner = FakeRunner(held=True)
+    handlers = Handlers(runner)
+    call = asyncio.create_task(handlers.call("Warp", MESSAGE, FakeContext()))
+    await runner.begun(1)
+    call.cancel()
+    assert isinstance(await outcome_of(call), asyncio.CancelledError)
+    assert handlers.count("Warp", "CANCELLED") == 1
+    runner.release_all()
+    await handlers.batcher.drain()
+
+
+@in_virtual_time
+async def test_an_error_ends_a_call_with_status_and_metadata():
+    """The request id in clear, the details packed as gRPC's richer error model wants them."""
+    context = FakeContext([("x-request-id", "order-7")])
+    handlers = Handlers(FakeRunner())
+    code, message, metadata = await abort_of(handlers.call("Warp", b"\xff", context), context)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert dict(metadata)["x-request-id"] == "order-7"
+    status = Status.FromString(dict(metadata)["grpc-status-details-bin"])
+    assert (status.code, status.message) == (code.value[0], message)
+    assert handlers.count("Warp", "INVALID_ARGUMENT") == 1
+
+
+def test_every_method_of_the_service_has_a_handler():
+    """GetServerInfo included, which no queue holds up."""
+
+    async def scenario():
+        handlers = Handlers(FakeRunner())
+        reply = await handlers.call("GetServerInfo", b"", FakeContext())
+        return reply, handlers.count("GetServerInfo", "OK")
+
+    assert run_in_virtual_time(scenario()) == (b"info", 1)

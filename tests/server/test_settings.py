@@ -1,0 +1,192 @@
+"""Where the configuration comes from: names, precedence, and what is wrong with a source."""
+
+import dataclasses
+import re
+
+import pytest
+
+from stn_server.config import ConfigError, ServerConfig
+from stn_server.settings import all_settings, load
+
+TEXTS = {
+    "listen": ("host:1,unix:/a", ("host:1", "unix:/a")),
+    "metrics_listen": ("host:2", "host:2"),
+    "log.level": ("debug", "debug"),
+    "log.format": ("text", "text"),
+}
+NUMBERS = ("2000", 2000)
+SETTINGS = list(all_settings())
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(text):
+        path = tmp_path / "server.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def value_at(config, setting):
+    """The value of a leaf of the tree."""
+    for name in setting.path:
+        config = getattr(config, name)
+    return config
+
+
+def test_without_sources_everything_is_as_documented():
+    """The defaults of the tree hold, whatever else stands in the environment."""
+    assert load([], {"PATH": "/bin", "XSTN_LOG_LEVEL": "?"}) == ServerConfig()
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_every_setting_can_be_given_as_flag_variable_and_in_the_file(setting, file):
+    """The three names follow from the field's."""
+    text, value = TEXTS.get(setting.name, NUMBERS)
+    flag = "--" + re.sub(r"[._]", "-", setting.name)
+    variable = "STN_" + setting.name.replace(".", "_").upper()
+    section, _, name = setting.name.rpartition(".")
+    toml = f"[{section}]\n" * bool(section) + f'{name} = "{text}"\n'
+    for config in (
+        load([f"{flag}={text}"], {}),
+        load([flag, text], {}),
+        load([], {variable: text}),
+        load([f"--config={file(toml)}"], {}),
+    ):
+        assert value_at(config, setting) == value
+        assert type(value_at(config, setting)) is type(setting.default)
+
+
+def test_later_sources_win(file):
+    """Flags over environment over file over defaults, name by name."""
+    path = file("threads = 1\n[batching]\nmax_admitted_items = 1\nwindow_s = 0.1\n")
+    environment = {
+        "STN_CONFIG": str(path),
+        "STN_THREADS": "2",
+        "STN_BATCHING_MAX_ADMITTED_ITEMS": "2",
+    }
+    config = load(["--threads=3"], environment)
+    assert config.threads == 3
+    assert config.batching.max_admitted_items == 2
+    assert config.batching.window_s == 0.1
+    assert config.batching.max_batch_bytes == ServerConfig().batching.max_batch_bytes
+
+
+def test_the_flag_config_wins_over_the_variable(file):
+    """One file is read, not two."""
+    path = file("threads = 5")
+    config = load(["--config", str(path)], {"STN_CONFIG": "/does/not/exist"})
+    assert config.threads == 5
+
+
+def test_a_list_of_addresses_can_be_a_list_in_the_file(file):
+    """TOML has arrays; text has commas."""
+    path = file('listen = ["a:1", "unix:/b"]')
+    assert load(["--config", str(path)], {}).listen == ("a:1", "unix:/b")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (
+            ["--batching-windw-s=1"],
+            {},
+            "--batching-windw-s: expected a known flag, got none. Did you mean --batching-window-s",
+        ),
+        (["--confg", "x"], {}, "Did you mean --config?"),
+        (["threads"], {}, "threads: expected a known flag, got none. Did you mean --threads?"),
+        (["--thread=1"], {}, "--thread: expected a known flag, got none. Did you mean --threads?"),
+        (
+            [],
+            {"STN_LOG_LEVL": "info"},
+            "STN_LOG_LEVL: expected a known variable, got none. Did you mean STN_LOG_LEVEL?",
+        ),
+        ([], {"STN_CONFG": "x"}, "Did you mean STN_CONFIG?"),
+        (["--threads"], {}, "flags: argument --threads: expected one argument"),
+    ],
+    ids=str,
+)
+def test_an_unknown_name_suggests_the_nearest(arguments, environment, message):
+    """A typo is not a default; abbreviations are typos."""
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load(arguments, environment)
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        (
+            "[batching]\nwindow = 1",
+            "batching.window: expected a known setting, got none. Did you mean batching.window_s?",
+        ),
+        ("[log.level]\nx = 1", "log.level.x: expected a known setting, got none."),
+        ("threads = true", "threads: expected a value, got True"),
+        ("threads = [1]", "threads: expected a value, got [1]"),
+        ("threads = 1.5", "threads: expected a value of type int, got '1.5'"),
+        ("threads = 1979-05-27", "threads: expected a value, got datetime.date(1979, 5, 27)"),
+        ("[batching]\nmax_batch_bytes = 0", "batching.max_batch_bytes: expected at least 1, got 0"),
+        ("[lifecycle]\ngrace_s = inf", "lifecycle.grace_s: expected a finite number, got inf"),
+        ("threads = ", "config: expected TOML in"),
+        ("threads = 1\nthreads = 2", "config: expected TOML in"),
+    ],
+)
+def test_a_file_says_what_is_wrong_with_it(toml, message, file):
+    """By the name of the setting, or by the place where the syntax ends."""
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load([f"--config={file(toml)}"], {})
+
+
+@pytest.mark.parametrize("path", ["missing.toml", "."])
+def test_an_unreadable_file_is_an_error(path, tmp_path):
+    """It was asked for; going on without it would be a surprise."""
+    with pytest.raises(ConfigError, match=r"^config: expected a readable file, got"):
+        load([], {"STN_CONFIG": str(tmp_path / path)})
+
+
+def test_a_file_that_is_not_text_is_an_error(tmp_path):
+    """Bytes that are not UTF-8 are not TOML."""
+    path = tmp_path / "server.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"^config: expected TOML in"):
+        load([f"--config={path}"], {})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["--threads=many"], {}, "--threads: expected a value of type int, got 'many'"),
+        (["--threads=1e3"], {}, "--threads: expected a value of type int, got '1e3'"),
+        ([], {"STN_LIFECYCLE_GRACE_S": "long"}, "STN_LIFECYCLE_GRACE_S: expected a value of type"),
+        (["--batching-window-s", "-1"], {}, "batching.window_s: expected at least 0, got -1.0"),
+        (["--log-level=loud"], {}, "log.level: expected one of debug, info, warning, error, got"),
+        (["--listen=,"], {}, "listen: expected at least one address, got none"),
+    ],
+    ids=str,
+)
+def test_a_text_must_have_the_type_and_range_of_its_setting(arguments, environment, message):
+    """The message begins with the name that the caller used, or the field's."""
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load(arguments, environment)
+
+
+def test_help_shows_every_flag_with_its_meaning(capsys):
+    """And ends the program well."""
+    with pytest.raises(SystemExit, match=r"^0$"):
+        load(["--help"], {})
+    shown = " ".join(capsys.readouterr().out.split())
+    for setting in SETTINGS:
+        assert f"{setting.flag} {setting.path[-1].upper()}" in shown
+        assert setting.doc in shown
+
+
+def test_every_leaf_of_the_tree_is_a_setting():
+    """Nothing can be configured in code only."""
+
+    def leaves(config):
+        for entry in dataclasses.fields(config):
+            value = getattr(config, entry.name)
+            yield from leaves(value) if dataclasses.is_dataclass(value) else [entry.name]
+
+    assert [setting.path[-1] for setting in SETTINGS] == list(leaves(ServerConfig()))
+    assert all(setting.doc.endswith(".") for setting in SETTINGS)

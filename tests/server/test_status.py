@@ -1,0 +1,168 @@
+"""The status table: total, and detailed where a program can use it."""
+
+import inspect
+import logging
+
+import pytest
+import torch
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc import StatusCode
+
+import stn_engine
+import stn_server.errors
+from stn_proto import WireFormatError
+from stn_server.errors import (
+    BatchFailedError,
+    DeadlineExceededError,
+    DrainingError,
+    InvalidRequestError,
+    OverloadedError,
+    RequestTooLargeError,
+    ServerError,
+    UnsupportedError,
+)
+from stn_server.status import INTERNAL, MAX_MESSAGE_CHARS, TABLE, answer_to
+
+REQUEST_ID = "0123456789abcdef"
+REFUSED, BAD = StatusCode.RESOURCE_EXHAUSTED, StatusCode.INVALID_ARGUMENT
+
+EXAMPLES = [
+    (WireFormatError("a.b", "x", "y", "Do z."), BAD, [("a.b", "expected x, got y. Do z.")]),
+    (InvalidRequestError("a.b", "expected x, got y."), BAD, [("a.b", "expected x, got y.")]),
+    (stn_engine.ParameterError("fill", 1, (2,)), BAD, [("fill", "expected 2, got 1. Pass")]),
+    (stn_engine.ShapeError("theta", ("N", 2), (3,), "Do."), BAD, [("theta", "expected shape")]),
+    (
+        stn_engine.DTypeError("theta", (torch.float32,), torch.uint8, "Do."),
+        BAD,
+        [("theta", "expected torch.float32, got torch.uint8. Do.")],
+    ),
+    (RequestTooLargeError("out", 5, 7, "px"), BAD, [("out", "expected at most 5 px, got 7.")]),
+    (UnsupportedError("kind", "flow", ("affine",)), StatusCode.UNIMPLEMENTED, []),
+    (OverloadedError("items", 1, 2, 0.25), REFUSED, []),
+    (DrainingError(), StatusCode.UNAVAILABLE, []),
+    (DeadlineExceededError(), StatusCode.DEADLINE_EXCEEDED, []),
+    (
+        stn_engine.BackendUnavailableError({"cuda": ("no device", "no driver")}),
+        StatusCode.FAILED_PRECONDITION,
+        [],
+    ),
+]
+
+
+def family(root):
+    """A class and all its subclasses that belong to its distribution."""
+    for cls in root.__subclasses__():
+        yield from family(cls)
+    if root.__module__.split(".")[0].startswith("stn_"):
+        yield root
+
+
+def details_of(error):
+    """The details of an answer, read back as a client reads them."""
+    metadata = dict(answer_to(error, REQUEST_ID).metadata())
+    status = Status.FromString(metadata.get("grpc-status-details-bin", b""))
+    found = []
+    for detail in status.details:
+        for kind in (BadRequest, ErrorInfo, RetryInfo):
+            message = kind()
+            if detail.Unpack(message):
+                found.append(message)
+    return found
+
+
+@pytest.mark.parametrize("root", [ServerError, stn_engine.EngineError, WireFormatError])
+def test_every_class_has_a_row_or_is_internal_on_purpose(root):
+    """A new exception class cannot forget its status."""
+    classes = set(family(root))
+    assert root in classes
+    for cls in classes:
+        assert any(base in TABLE for base in cls.__mro__) != (cls in INTERNAL), cls
+
+
+def test_the_tree_of_server_errors_is_complete():
+    """All exceptions of the module belong to it."""
+    public = inspect.getmembers(stn_server.errors, inspect.isclass)
+    assert {cls for _, cls in public} == set(family(ServerError))
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "violations"), EXAMPLES, ids=lambda value: type(value).__name__
+)
+def test_a_row_gives_code_message_and_details(error, code, violations):
+    """What the exception says reaches the caller as it is."""
+    answer = answer_to(error, REQUEST_ID)
+    assert (answer.code, answer.message) == (code, str(error))
+    assert answer.log_level < logging.ERROR
+    found = [
+        violation
+        for detail in details_of(error)
+        if isinstance(detail, BadRequest)
+        for violation in detail.field_violations
+    ]
+    assert [violation.field for violation in found] == [field for field, _ in violations]
+    for violation, (_, beginning) in zip(found, violations, strict=True):
+        assert violation.description.startswith(beginning)
+
+
+def test_every_row_has_an_example():
+    """The list above follows the table."""
+    assert set(TABLE) <= {cls for error, _, _ in EXAMPLES for cls in type(error).__mro__}
+
+
+def test_an_overloaded_server_says_when_to_come_again():
+    """In the detail that gRPC has for it."""
+    (info,) = details_of(OverloadedError("items", 1, 2, 0.25))
+    assert info.retry_delay.ToNanoseconds() == 250_000_000
+
+
+def test_a_request_that_is_too_large_learns_limit_and_actual():
+    """As numbers, so that a program need not read the text."""
+    _, info = details_of(RequestTooLargeError("output_size", 5, 7, "px"))
+    assert (info.reason, info.domain) == ("TOO_LARGE", "stn")
+    assert dict(info.metadata) == {"limit": "5", "actual": "7"}
+
+
+def test_backends_say_why_not():
+    """Every reason of every backend."""
+    (info,) = details_of(stn_engine.BackendUnavailableError({"cuda": ("no device", "old driver")}))
+    assert info.reason == "BACKEND_UNAVAILABLE"
+    assert dict(info.metadata) == {"cuda": "no device; old driver"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyError("secret"), ServerError("secret"), stn_engine.EngineError("secret")],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_unknown_failure_tells_nothing_but_the_request_id(error):
+    """Its own text is for the log."""
+    answer = answer_to(error, REQUEST_ID)
+    assert answer.code is StatusCode.INTERNAL
+    assert answer.log_level == logging.ERROR
+    assert answer.message == (
+        f"server: expected a result, got an internal error. Quote request id {REQUEST_ID}."
+    )
+    (info,) = details_of(error)
+    assert dict(info.metadata) == {"request_id": REQUEST_ID}
+    assert b"secret" not in dict(answer.metadata())["grpc-status-details-bin"]
+
+
+def test_a_failed_batch_is_internal():
+    """Its cause stays inside."""
+    assert answer_to(BatchFailedError(3), REQUEST_ID).code is StatusCode.INTERNAL
+
+
+def test_a_long_message_is_cut_to_what_metadata_carries():
+    """GRPC would replace a status beyond 8 KiB by an error of its own."""
+    error = InvalidRequestError("spec.fill", f"expected 3 values, got {'0.5, ' * 10_000}.")
+    answer = answer_to(error, REQUEST_ID)
+    assert len(answer.message) == MAX_MESSAGE_CHARS
+    assert answer.message.startswith("spec.fill: expected 3 values")
+    assert answer.message.endswith(" ...")
+    assert sum(len(value) for _, value in answer.metadata()) < 4096
+
+
+def test_an_answer_without_details_adds_no_metadata():
+    """Most statuses are complete without."""
+    assert answer_to(DrainingError(), REQUEST_ID).metadata() == ()

@@ -1,0 +1,243 @@
+"""Messages to problems, and results to messages."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+import stn_engine
+from stn_engine import Coordinates, Interpolation, Padding, Subgradient, WarpSpec
+from stn_proto import get_tensor, split
+from stn_proto.v1 import tensor_pb2, warp_pb2
+from stn_server.batching.work import Cost, Finished, Operation
+from stn_server.tensors import to_numpy, to_torch
+from support.bad_requests import (
+    BASES,
+    grid_gradients_request,
+    grid_request,
+    grid_warp_request,
+    put,
+    ramp,
+    replace,
+    theta,
+    warp_gradients_request,
+    warp_request,
+)
+from support.harness import decode
+
+
+def encode(task, result, kind):
+    """The reply for a result, and its payloads."""
+    envelope, payloads = split(task.encode(Finished(result, 0.25, 0.5, 3)))
+    reply = kind.FromString(envelope)
+    assert (reply.timing.queue_s, reply.timing.compute_s) == (0.25, 0.5)
+    assert reply.timing.batch_items == 3
+    return reply, payloads
+
+
+def test_a_warp_is_what_the_message_says():
+    """Operands, size, and what a batch must share."""
+    task = decode(warp_request())
+    problem = task.problem
+    assert task.operation is Operation.WARP
+    assert np.array_equal(problem.feature_map.numpy(), ramp(2, 3, 4, 5))
+    assert np.array_equal(problem.transform.theta.numpy(), theta())
+    assert problem.output_shape == (2, 3, 6, 7)
+    assert (task.dtype, task.spec) == (torch.float32, problem.spec)
+    assert task.cost == Cost(480 + 48 + 4 * 2 * 3 * 6 * 7, 2 * 6 * 7)
+
+
+def test_what_a_message_leaves_out_has_its_default():
+    """UNSPECIFIED is the documented value; the size is that of the map."""
+    request = warp_request()
+    request.ClearField("output_size")
+    problem = decode(request).problem
+    assert problem.spec == WarpSpec()
+    assert problem.output_size == (4, 5)
+
+
+def test_every_field_of_the_spec_arrives():
+    """None of them at its default."""
+    request = warp_request()
+    request.spec.CopyFrom(
+        warp_pb2.WarpSpec(
+            interpolation=warp_pb2.INTERPOLATION_NEAREST,
+            padding=warp_pb2.PADDING_FILL,
+            fill=[1.0, 2.0, 3.0],
+            coordinates=warp_pb2.COORDINATES_PIXEL,
+            align_corners=True,
+            subgradient=warp_pb2.SUBGRADIENT_ZERO,
+            allow_nondeterministic=True,
+        )
+    )
+    assert decode(request).spec == WarpSpec(
+        interpolation=Interpolation.NEAREST,
+        padding=Padding.FILL,
+        fill=(1.0, 2.0, 3.0),
+        coordinates=Coordinates.PIXEL,
+        align_corners=True,
+        subgradient=Subgradient.ZERO,
+        deterministic=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (np.float32, torch.float32),
+        (np.float64, torch.float64),
+        (np.float16, torch.float16),
+        (ml_dtypes.bfloat16, torch.bfloat16),
+        (np.uint8, torch.uint8),
+    ],
+    ids=str,
+)
+def test_every_type_of_the_contract_goes_both_ways(dtype, expected):
+    """Bytes to tensor to bytes, unchanged."""
+    values = ramp(2, 3, 4, 5, dtype=dtype)
+    request = warp_request()
+    replace(request, request.feature_map, values)
+    task = decode(request)
+    assert task.dtype is task.problem.feature_map.dtype is expected
+    assert to_numpy(task.problem.feature_map).tobytes() == values.tobytes()
+    reply, payloads = encode(task, task.problem.feature_map, warp_pb2.WarpReply)
+    output = get_tensor(reply.output, payloads, "output")
+    assert output.dtype == values.dtype
+    assert output.tobytes() == values.tobytes()
+
+
+def test_channels_last_is_a_view():
+    """The engine sees (N, C, H, W) over the bytes as they came, and the reply has them last."""
+    request = warp_request()
+    values = ramp(2, 4, 5, 3)
+    replace(request, request.feature_map, values)
+    request.feature_map.layout = tensor_pb2.LAYOUT_NHWC
+    task = decode(request)
+    feature_map = task.problem.feature_map
+    assert feature_map.shape == (2, 3, 4, 5)
+    assert feature_map.is_contiguous(memory_format=torch.channels_last)
+    assert np.array_equal(feature_map.permute(0, 2, 3, 1).numpy(), values)
+    reply, payloads = encode(task, feature_map, warp_pb2.WarpReply)
+    assert reply.output.layout == tensor_pb2.LAYOUT_NHWC
+    assert np.array_equal(get_tensor(reply.output, payloads, "output"), values)
+
+
+def test_operands_are_views_of_the_message():
+    """Aligned payloads are not copied."""
+    message = warp_request().SerializeToString()
+    array = np.frombuffer(message, np.uint8)
+    assert np.shares_memory(to_torch(array).numpy(), array)
+
+
+def test_a_sampling_grid_gives_the_output_size():
+    """With or without the request repeating it."""
+    request = grid_warp_request()
+    assert decode(request).problem.output_shape == (2, 3, 6, 7)
+    request.output_size[:] = (6, 7)
+    assert decode(request).problem.output_shape == (2, 3, 6, 7)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_points_of_a_sampling_grid_need_not_be_finite(value):
+    """They read the fill value."""
+    request = grid_warp_request()
+    points = np.zeros((2, 6, 7, 2), np.float32)
+    points[1, 2, 3] = value
+    replace(request, request.transform.sampling_grid.grid, points)
+    grid = decode(request).problem.transform.grid
+    assert np.array_equal(grid.numpy(), points, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("needs", "expected"),
+    [
+        ([], ("feature_map", "transform")),
+        ([warp_pb2.OPERAND_TRANSFORM], ("transform",)),
+        ([2, 1, 2], ("feature_map", "transform")),
+    ],
+)
+def test_gradients_are_those_asked_for(needs, expected):
+    """None named means all; what was not asked for is absent from the reply."""
+    request = warp_gradients_request()
+    request.needs[:] = needs
+    task = decode(request, "WarpGradients")
+    assert task.operation is Operation.WARP_GRADIENTS
+    assert task.problem.needs == expected
+    warp = task.problem.warp
+    operands = {"feature_map": warp.feature_map, "transform": warp.transform.theta}
+    gradients = stn_engine.Gradients(
+        **{name: operands[name] if name in expected else None for name in operands}
+    )
+    reply, payloads = encode(task, gradients, warp_pb2.WarpGradientsReply)
+    for name, operand in operands.items():
+        assert reply.HasField(name) == (name in expected)
+        if name in expected:
+            array = get_tensor(getattr(reply, name), payloads, name)
+            assert np.array_equal(array, operand.numpy())
+
+
+def test_gradients_through_a_sampling_grid_take_its_size():
+    """And complain about grad_output, the only field that can be wrong."""
+    request = warp_pb2.WarpGradientsRequest()
+    put(request, request.feature_map, ramp(2, 3, 4, 5))
+    put(request, request.transform.sampling_grid.grid, ramp(2, 6, 7, 2))
+    put(request, request.grad_output, ramp(2, 3, 6, 7))
+    assert decode(request, "WarpGradients").problem.warp.output_shape == (2, 3, 6, 7)
+    replace(request, request.grad_output, ramp(2, 3, 7, 6))
+    with pytest.raises(Exception, match=r"^grad_output: expected shape \(2, 3, 6, 7\), got"):
+        decode(request, "WarpGradients")
+
+
+def test_layouts_of_gradients_are_those_of_their_operands():
+    """A gradient looks like what it belongs to; grad_output may differ."""
+    request = warp_gradients_request()
+    replace(request, request.feature_map, ramp(2, 4, 5, 3))
+    request.feature_map.layout = tensor_pb2.LAYOUT_NHWC
+    task = decode(request, "WarpGradients")
+    feature_map = task.problem.warp.feature_map
+    reply, payloads = encode(
+        task, stn_engine.Gradients(feature_map, None), warp_pb2.WarpGradientsReply
+    )
+    gradient = get_tensor(reply.feature_map, payloads, "feature_map")
+    assert np.array_equal(gradient, ramp(2, 4, 5, 3))
+
+
+def test_a_grid_is_what_the_message_says():
+    """Spec and size of the generator alone."""
+    request = grid_request()
+    request.coordinates = warp_pb2.COORDINATES_PIXEL
+    request.align_corners = True
+    task = decode(request, "GenerateGrid")
+    assert task.operation is Operation.GENERATE_GRID
+    assert task.problem.output_shape == (2, 6, 7, 2)
+    assert (task.dtype, task.spec) == (torch.float32, (Coordinates.PIXEL, True))
+    reply, payloads = encode(task, torch.ones(2, 6, 7, 2), warp_pb2.GenerateGridReply)
+    assert np.array_equal(get_tensor(reply.grid, payloads, "grid"), np.ones((2, 6, 7, 2)))
+
+
+def test_grid_gradients_are_what_the_message_says():
+    """The size is that of grad_grid; the result has the shape of theta."""
+    task = decode(grid_gradients_request(), "GenerateGridGradients")
+    assert task.operation is Operation.GENERATE_GRID_GRADIENTS
+    assert task.problem.grid.output_size == (6, 7)
+    assert np.array_equal(task.problem.grad_grid.numpy(), ramp(2, 6, 7, 2))
+    gradient = task.problem.grid.transform.theta
+    reply, payloads = encode(task, gradient, warp_pb2.GenerateGridGradientsReply)
+    assert np.array_equal(get_tensor(reply.transform, payloads, "transform"), theta())
+
+
+@pytest.mark.parametrize("method", BASES)
+def test_the_results_of_the_engine_have_a_reply(method):
+    """The way of a request, without queue and device thread."""
+    task = decode(BASES[method](), method)
+    compute = {
+        Operation.WARP: stn_engine.warp_ragged,
+        Operation.WARP_GRADIENTS: stn_engine.warp_gradients_ragged,
+        Operation.GENERATE_GRID: stn_engine.generate_grid_ragged,
+        Operation.GENERATE_GRID_GRADIENTS: stn_engine.generate_grid_gradients_ragged,
+    }[task.operation]
+    (result,) = compute([task.problem])
+    reply, payloads = encode(task, result, getattr(warp_pb2, f"{method}Reply"))
+    tensors = [value for _, value in reply.ListFields() if isinstance(value, tensor_pb2.Tensor)]
+    assert [tensor.payload for tensor in tensors] == list(range(len(payloads)))
+    assert all(np.isfinite(get_tensor(tensor, payloads, "")).all() for tensor in tensors)

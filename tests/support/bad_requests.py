@@ -1,0 +1,333 @@
+"""Requests that break one rule each, and what the service must answer.
+
+Built with plain protobuf messages, as any client in any language would build them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from grpc import StatusCode
+
+from stn_proto import WireFormatError
+from stn_proto.codec import data_type
+from stn_proto.v1 import warp_pb2
+from stn_server.errors import InvalidRequestError, RequestTooLargeError, UnsupportedError
+
+INVALID, UNIMPLEMENTED = StatusCode.INVALID_ARGUMENT, StatusCode.UNIMPLEMENTED
+THETA, GRID = "transform.affine.theta", "transform.sampling_grid.grid"
+F32 = np.float32
+
+
+def put(request, tensor, array):
+    """Gives a tensor of a request its description, and its bytes as one more payload."""
+    tensor.data_type = data_type(array.dtype)
+    tensor.shape[:] = array.shape
+    tensor.payload = len(request.payloads)
+    request.payloads.append(array.tobytes())
+
+
+def replace(request, tensor, array):
+    """Gives a tensor of a request another array in the place of its old one."""
+    tensor.data_type = data_type(array.dtype)
+    tensor.shape[:] = array.shape
+    request.payloads[tensor.payload] = array.tobytes()
+
+
+def theta(count=2):
+    """So many affine transforms, all different and none trivial."""
+    first = np.array([[0.8, 0.1, 0.05], [-0.2, 0.9, -0.1]], F32)
+    return np.stack([first * (1 + n / 10) for n in range(count)])
+
+
+def ramp(*shape, dtype=F32):
+    """Different values everywhere."""
+    return (np.arange(math.prod(shape)) % 251).reshape(shape).astype(dtype)
+
+
+def warp_request():
+    """(2, 3, 4, 5) warped to (6, 7)."""
+    request = warp_pb2.WarpRequest(output_size=(6, 7))
+    put(request, request.feature_map, ramp(2, 3, 4, 5))
+    put(request, request.transform.affine.theta, theta())
+    return request
+
+
+def grid_warp_request():
+    """(2, 3, 4, 5) read at the points of a (2, 6, 7, 2) grid."""
+    request = warp_pb2.WarpRequest()
+    put(request, request.feature_map, ramp(2, 3, 4, 5))
+    put(request, request.transform.sampling_grid.grid, ramp(2, 6, 7, 2) / 200 - 0.5)
+    return request
+
+
+def warp_gradients_request():
+    """The gradients of `warp_request`."""
+    request = warp_pb2.WarpGradientsRequest()
+    put(request, request.grad_output, ramp(2, 3, 6, 7))
+    put(request, request.feature_map, ramp(2, 3, 4, 5))
+    put(request, request.transform.affine.theta, theta())
+    return request
+
+
+def grid_request():
+    """Two grids of (6, 7)."""
+    request = warp_pb2.GenerateGridRequest(output_size=(6, 7))
+    put(request, request.transform.affine.theta, theta())
+    return request
+
+
+def grid_gradients_request():
+    """The gradient of `grid_request`."""
+    request = warp_pb2.GenerateGridGradientsRequest()
+    put(request, request.grad_grid, ramp(2, 6, 7, 2))
+    put(request, request.transform.affine.theta, theta())
+    return request
+
+
+BASES: dict[str, Callable[[], Any]] = {
+    "Warp": warp_request,
+    "WarpGradients": warp_gradients_request,
+    "GenerateGrid": grid_request,
+    "GenerateGridGradients": grid_gradients_request,
+}
+
+
+@dataclass(frozen=True)
+class BadRequest:
+    """A request and its answer."""
+
+    name: str
+    method: str
+    message: bytes
+    error: type[Exception]
+    field: str
+    text: str
+    """What follows the field in the message, or the beginning of it."""
+
+    @property
+    def code(self) -> StatusCode:
+        """The status it must end with."""
+        return UNIMPLEMENTED if self.error is UnsupportedError else INVALID
+
+
+def bad(name, method, spoil, error, field, text, *, base=None):
+    """A good request, spoiled."""
+    request = (base or BASES[method])()
+    spoil(request)
+    return BadRequest(name, method, request.SerializeToString(), error, field, text)
+
+
+def assign(path, value):
+    """Spoils by setting one field, scalar or repeated."""
+    *parents, name = path.split(".")
+
+    def spoil(request):
+        for parent in parents:
+            request = getattr(request, parent)
+        if isinstance(value, list):
+            getattr(request, name)[:] = value
+        else:
+            setattr(request, name, value)
+
+    return spoil
+
+
+def array(path, value):
+    """Spoils by giving a tensor another array."""
+
+    def spoil(request):
+        tensor = request
+        for name in path.split("."):
+            tensor = getattr(tensor, name)
+        replace(request, tensor, value)
+
+    return spoil
+
+
+def clear(path):
+    """Spoils by leaving a field out."""
+    *parents, name = path.split(".")
+
+    def spoil(request):
+        for parent in parents:
+            request = getattr(request, parent)
+        request.ClearField(name)
+
+    return spoil
+
+
+def with_value(shape, index, value):
+    """Affine parameters with one odd number."""
+    parameters = theta(shape[0]) if shape[1:] == (2, 3) else np.zeros(shape, F32)
+    parameters[index] = value
+    return parameters
+
+
+def transform_of(kind):
+    """Spoils by asking for a transform that the contract has and the server has not."""
+
+    def spoil(request):
+        request.transform.Clear()
+        getattr(request.transform, kind).SetInParent()
+
+    return spoil
+
+
+def sampling_grid(request):
+    """Spoils by giving a grid where parameters are needed."""
+    request.transform.Clear()
+    put(request, request.transform.sampling_grid.grid, np.zeros((2, 6, 7, 2), F32))
+
+
+def many_payloads(request):
+    request.payloads.extend([b""] * 20)
+
+
+WIRE, WRONG, LARGE = WireFormatError, InvalidRequestError, RequestTooLargeError
+OPTIONS = "expected one of "
+
+BAD_REQUESTS = [
+    # Shapes.
+    bad("map of rank 3", "Warp", array("feature_map", ramp(3, 4, 5)), WRONG, "feature_map",
+        "expected shape (N, C, H, W), got (3, 4, 5)."),
+    bad("map of rank 0", "Warp", array("feature_map", np.float32(1)), WRONG, "feature_map",
+        "expected shape (N, C, H, W), got ()."),
+    bad("theta of rank 2", "Warp", array(THETA, theta()[0]), WRONG, THETA,
+        "expected shape (N, 2, 3), got (2, 3)."),
+    bad("theta 3 x 3", "GenerateGrid", array(THETA, ramp(2, 3, 3)), WRONG, THETA,
+        "expected shape (N, 2, 3), got (2, 3, 3)."),
+    bad("theta for others", "Warp", array(THETA, theta(3)), WRONG, THETA,
+        "expected shape (2, 2, 3), got (3, 2, 3)."),
+    bad("grid of 3 coordinates", "Warp", array(GRID, ramp(2, 6, 7, 3)), WRONG, GRID,
+        "expected shape (N, Ho, Wo, 2), got (2, 6, 7, 3).", base=grid_warp_request),
+    bad("grid of another size", "Warp", assign("output_size", [6, 8]), WRONG, "output_size",
+        "expected shape (6, 7), got (6, 8).", base=grid_warp_request),
+    bad("grad_output of rank 3", "WarpGradients", array("grad_output", ramp(3, 6, 7)), WRONG,
+        "grad_output", "expected shape (N, C, H', W'), got (3, 6, 7)."),
+    bad("grad_output of other channels", "WarpGradients", array("grad_output", ramp(2, 4, 6, 7)),
+        WRONG, "grad_output", "expected shape (2, 3, 6, 7), got (2, 4, 6, 7)."),
+    bad("grad_grid of rank 3", "GenerateGridGradients", array("grad_grid", ramp(6, 7, 2)), WRONG,
+        "grad_grid", "expected shape (N, H', W', 2), got (6, 7, 2)."),
+    bad("grad_grid of others", "GenerateGridGradients", array("grad_grid", ramp(3, 6, 7, 2)),
+        WRONG, "grad_grid", "expected shape (2, 6, 7, 2), got (3, 6, 7, 2)."),
+    # Sizes.
+    bad("too few bytes", "Warp", assign("feature_map.shape", [2, 3, 4, 6]), WIRE,
+        "feature_map.payload", "expected 576 bytes for shape (2, 3, 4, 6) of float32, got 480"),
+    bad("too many bytes", "GenerateGrid", assign(f"{THETA}.shape", [1, 2, 3]), WIRE,
+        f"{THETA}.payload", "expected 24 bytes for shape (1, 2, 3) of float32, got 48 bytes."),
+    bad("negative size", "Warp", assign("feature_map.shape", [2, -3, 4, 5]), WIRE,
+        "feature_map.shape", "expected sizes of at least 0, got (2, -3, 4, 5)."),
+    bad("two negative sizes", "Warp", assign("feature_map.shape", [2, 3, -4, -5]), WIRE,
+        "feature_map.shape", "expected sizes of at least 0"),
+    bad("overflowing sizes", "Warp", assign("feature_map.shape", [2**62, 2**62, 4, 0]), WIRE,
+        "feature_map.shape", "expected at most 1099511627776 elements"),
+    bad("wrapping sizes", "Warp", assign("feature_map.shape", [2**33, 2**31, 1, 1]), WIRE,
+        "feature_map.shape", "expected at most 1099511627776 elements"),
+    bad("nine axes", "Warp", assign("feature_map.shape", [1] * 9), WIRE, "feature_map.shape",
+        "expected at most 8 axes, got 9."),
+    bad("empty batch", "Warp", array("feature_map", ramp(0, 3, 4, 5)), WRONG,
+        "feature_map.shape", "expected sizes of at least 1, got (0, 3, 4, 5)."),
+    bad("map without pixels", "Warp", array("feature_map", ramp(2, 3, 0, 5)), WRONG,
+        "feature_map.shape", "expected sizes of at least 1, got (2, 3, 0, 5)."),
+    bad("no theta", "Warp", array(THETA, theta()[:0]), WRONG, f"{THETA}.shape",
+        "expected sizes of at least 1, got (0, 2, 3)."),
+    bad("empty grid", "Warp", array(GRID, ramp(2, 0, 7, 2)), WRONG, f"{GRID}.shape",
+        "expected sizes of at least 1", base=grid_warp_request),
+    # Output sizes.
+    bad("output of one size", "Warp", assign("output_size", [6]), WRONG, "output_size",
+        "expected two sizes (H', W'), got 1."),
+    bad("output of three sizes", "GenerateGrid", assign("output_size", [6, 7, 8]), WRONG,
+        "output_size", "expected two sizes (H', W'), got 3."),
+    bad("output without height", "Warp", assign("output_size", [0, 7]), WRONG, "output_size",
+        "expected sizes of at least 1, got (0, 7)."),
+    bad("negative output", "Warp", assign("output_size", [6, -7]), WRONG, "output_size",
+        "expected sizes of at least 1, got (6, -7)."),
+    bad("grid of no size", "GenerateGrid", clear("output_size"), WRONG, "output_size",
+        "expected (H', W'), got ()."),
+    bad("output of 2**62", "Warp", assign("output_size", [2**62, 2**62]), LARGE, "output_size",
+        f"expected at most 32768 px, got {2**62}. Ask for less."),
+    bad("output of many bytes", "Warp", assign("output_size", [30_000, 30_000]), LARGE,
+        "output_size", "expected at most 268435456 bytes of output, got 21600000000."),
+    bad("grid of many bytes", "GenerateGrid", assign("output_size", [30_000, 30_000]), LARGE,
+        "output_size", "expected at most 268435456 bytes of output, got 14400000000."),
+    # Values.
+    bad("NaN in theta", "Warp", array(THETA, with_value((2, 2, 3), (1, 0, 2), np.nan)), WRONG,
+        THETA, "expected finite numbers, got nan at (1, 0, 2)."),
+    bad("infinite theta", "GenerateGrid", array(THETA, with_value((2, 2, 3), (0, 1, 1), np.inf)),
+        WRONG, THETA, "expected finite numbers, got inf at (0, 1, 1)."),
+    bad("fill of two channels", "Warp", assign("spec.fill", [1.0, 2.0]), WRONG, "spec.fill",
+        "expected one value | one value per channel (3), got (1.0, 2.0)."),
+    bad("very long fill", "Warp", assign("spec.fill", [0.123456789] * 20_000), WRONG,
+        "spec.fill", "expected one value | one value per channel (3), got (0.123456789,"),
+    bad("infinite fill", "Warp", assign("spec.fill", [math.inf]), WRONG, "spec.fill",
+        "expected a finite number"),
+    # Types.
+    bad("no data type", "Warp", clear("feature_map.data_type"), WIRE, "feature_map.data_type",
+        f"{OPTIONS}DATA_TYPE_FLOAT32, DATA_TYPE_FLOAT64,"),
+    bad("unknown data type", "Warp", assign("feature_map.data_type", 99), WIRE,
+        "feature_map.data_type", OPTIONS),
+    bad("theta of bytes", "Warp", array(THETA, theta().astype(np.uint8)), WRONG, THETA,
+        "expected torch.float32 or torch.float64, got torch.uint8."),
+    bad("theta of float16", "Warp", array(THETA, theta().astype(np.float16)), WRONG, THETA,
+        "expected torch.float32 or torch.float64, got torch.float16."),
+    bad("theta of bfloat16", "GenerateGrid", array(THETA, theta().astype(ml_dtypes.bfloat16)),
+        WRONG, THETA, "expected torch.float32 or torch.float64, got torch.bfloat16."),
+    bad("grad_output of another type", "WarpGradients",
+        array("grad_output", ramp(2, 3, 6, 7, dtype=np.float64)), WRONG, "grad_output",
+        "expected torch.float32, got torch.float64."),
+    bad("gradients of bytes", "WarpGradients",
+        array("feature_map", ramp(2, 3, 4, 5, dtype=np.uint8)), WRONG, "feature_map",
+        "expected torch.float32 or torch.float64"),
+    # Enumerations and choices.
+    bad("unknown interpolation", "Warp", assign("spec.interpolation", 99), WRONG,
+        "spec.interpolation", f"{OPTIONS}INTERPOLATION_NEAREST,"),
+    bad("unknown padding", "Warp", assign("spec.padding", -1), WRONG, "spec.padding", OPTIONS),
+    bad("unknown coordinates", "GenerateGrid", assign("coordinates", 7), WRONG, "coordinates",
+        OPTIONS),
+    bad("unknown subgradient", "WarpGradients", assign("spec.subgradient", 7), WRONG,
+        "spec.subgradient", OPTIONS),
+    bad("unknown layout", "Warp", assign("feature_map.layout", 7), WRONG, "feature_map.layout",
+        OPTIONS),
+    bad("unknown need", "WarpGradients", assign("needs", [1, 9]), WRONG, "needs",
+        f"{OPTIONS}OPERAND_FEATURE_MAP, OPERAND_TRANSFORM, got 9."),
+    bad("unspecified need", "WarpGradients", assign("needs", [0]), WRONG, "needs", OPTIONS),
+    bad("bicubic", "Warp", assign("spec.interpolation", warp_pb2.INTERPOLATION_BICUBIC),
+        UnsupportedError, "spec.interpolation", f"{OPTIONS}NEAREST, BILINEAR, got BICUBIC"),
+    *(
+        bad(kind, "Warp", transform_of(kind), UnsupportedError, "transform",
+            f"{OPTIONS}affine, sampling_grid, got {kind}")
+        for kind in ("homography", "thin_plate_spline", "flow", "attention", "similarity",
+                     "translation", "rotation")
+    ),
+    bad("no transform", "Warp", clear("transform"), WRONG, "transform",
+        f"{OPTIONS}affine, sampling_grid, got none."),
+    bad("a grid from a grid", "GenerateGrid", sampling_grid, WRONG, "transform",
+        "expected parameters to generate a grid from, got a sampling grid."),
+    # Payloads and framing.
+    bad("missing map", "Warp", clear("feature_map"), WIRE, "feature_map.data_type", OPTIONS),
+    bad("missing theta", "Warp", clear(THETA), WIRE, f"{THETA}.data_type", OPTIONS),
+    bad("missing grad_output", "WarpGradients", clear("grad_output"), WIRE,
+        "grad_output.data_type", OPTIONS),
+    bad("no payload index", "Warp", clear("feature_map.payload"), WIRE, "feature_map.payload",
+        "expected the index of a payload, got none."),
+    bad("payload out of range", "Warp", assign(f"{THETA}.payload", 2), WIRE, f"{THETA}.payload",
+        "expected the index of one of 2 payloads, got 2."),
+    bad("no payloads", "Warp", clear("payloads"), WIRE, "feature_map.payload",
+        "expected the index of one of 0 payloads, got 0."),
+    bad("many payloads", "Warp", many_payloads, WIRE, "payloads", "expected at most 16, got 22."),
+    bad("long envelope", "Warp", assign("spec.fill", [0.5] * 40_000), WIRE, "message",
+        "expected at most 262144 bytes without payloads"),
+    BadRequest("empty message", "Warp", b"", WIRE, "feature_map.data_type", OPTIONS),
+    BadRequest("garbage", "Warp", b"\xff" * 40, WIRE, "message", "expected serialized protobuf"),
+    BadRequest("cut off", "Warp", warp_request().SerializeToString()[:-1], WIRE, "message",
+               "expected serialized protobuf"),
+    BadRequest("garbage inside", "Warp", b"\x0a\x02\xff\xff", WIRE, "message",
+               "expected a serialized stn.v1.WarpRequest"),
+]  # fmt: skip
+"""One a rule."""

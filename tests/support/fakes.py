@@ -1,0 +1,97 @@
+"""Stand-ins for what stands around a batcher: a runner under the test's control, an observer."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+def echo(batch):
+    """Every problem is its own result."""
+    return [item.problem for item in batch.items]
+
+
+class FakeRunner:
+    """Computes when the test says so, or at once.
+
+    Args:
+        answer: Batch -> outcomes, or an exception to raise.
+        held: Whether batches wait for `release`.
+
+    Attributes:
+        batches: The problems of every batch so far, in order of launch.
+    """
+
+    def __init__(self, answer=echo, *, held=False):
+        self.batches = []
+        self._answer = answer
+        self._held = held
+        self._begun = asyncio.Condition()
+        self._gates = []
+
+    async def run(self, batch):
+        self.batches.append([item.problem for item in batch.items])
+        async with self._begun:
+            self._begun.notify_all()
+        if self._held:
+            gate = asyncio.Event()
+            self._gates.append(gate)
+            await gate.wait()
+        return self._answer(batch)
+
+    async def begun(self, count):
+        """Returns when so many batches have been launched."""
+        async with self._begun:
+            await self._begun.wait_for(lambda: len(self.batches) >= count)
+
+    def release(self):
+        """Lets the oldest batch that waits finish."""
+        self._gates.pop(0).set()
+
+    def release_all(self):
+        """Lets every batch finish, those to come as well."""
+        self._held = False
+        while self._gates:
+            self.release()
+
+    def close(self):
+        """As `EngineRunner.close`."""
+
+
+class RecordingObserver:
+    """Remembers what it is told."""
+
+    def __init__(self):
+        self.refused = []
+        self.abandoned = 0
+        self.batches = []
+
+    def item_refused(self, reason):
+        self.refused.append(reason)
+
+    def item_abandoned(self):
+        self.abandoned += 1
+
+    def batch_finished(self, batch, queue_s, compute_s):
+        self.batches.append((len(batch.items), list(queue_s), compute_s))
+
+
+class FakeContext:
+    """What a handler sees of a call: metadata, time left, and a way to end it."""
+
+    class AbortedError(Exception):
+        """How gRPC leaves a handler that aborts."""
+
+    def __init__(self, metadata=(), time_remaining_s=None):
+        self._metadata = metadata
+        self._time_remaining_s = time_remaining_s
+        self.aborted = None
+
+    def invocation_metadata(self):
+        return self._metadata
+
+    def time_remaining(self):
+        return self._time_remaining_s
+
+    async def abort(self, code, message, metadata):
+        self.aborted = (code, message, metadata)
+        raise self.AbortedError

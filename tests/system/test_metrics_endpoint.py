@@ -1,0 +1,66 @@
+"""What Prometheus reads from a running server."""
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from stn_client import Affine, Client, InvalidRequestError, RetryPolicy
+from stn_client.local import LocalServer
+from stn_server.metrics import Metrics
+from support.bad_requests import ramp, theta
+from support.harness import scrape
+
+pytestmark = pytest.mark.slow
+
+
+def test_every_metric_tells_what_happened():
+    """Two warps, one gradient, one refusal at the door, one mistake."""
+    u, transform = ramp(1, 3, 4, 5), Affine(theta(1))
+    with (
+        LocalServer("--batching-max-admitted-bytes=4000") as server,
+        Client(server.target, retry=RetryPolicy(attempts=1)) as stn,
+    ):
+        before = scrape(server.metrics)
+        stn.warp(u, transform)
+        stn.warp(u, transform, (2, 3))
+        stn.warp_gradients(u, u, transform)
+        with pytest.raises(Exception, match="expected at most 4000 admitted bytes"):
+            stn.warp(u, transform, (30, 30))
+        with pytest.raises(InvalidRequestError, match="output_size"):
+            stn.warp(u, transform, (0, 0))
+        after = scrape(server.metrics)
+    moved = {name: value - before.get(name, 0.0) for name, value in after.items()}
+    calls = {
+        ("Warp", "OK"): 2,
+        ("WarpGradients", "OK"): 1,
+        ("Warp", "RESOURCE_EXHAUSTED"): 1,
+        ("Warp", "INVALID_ARGUMENT"): 1,
+    }
+    for (method, code), count in calls.items():
+        assert moved[f'stn_requests_total{{code="{code}",method="{method}"}}'] == count
+    assert moved['stn_request_duration_seconds_count{method="Warp"}'] == 4
+    assert moved['stn_request_duration_seconds_count{method="WarpGradients"}'] == 1
+    assert moved["stn_queue_wait_seconds_count"] == 3
+    assert moved["stn_batch_items_count"] == moved["stn_batch_items_sum"] == 3
+    assert moved['stn_batch_duration_seconds_count{operation="Warp"}'] == 2
+    assert moved['stn_batch_duration_seconds_count{operation="WarpGradients"}'] == 1
+    assert moved['stn_batch_duration_seconds_sum{operation="Warp"}'] > 0
+    assert moved["stn_samples_total"] == 20 + 6 + 20
+    assert moved['stn_refused_total{reason="overloaded"}'] == 1
+    assert moved["stn_abandoned_items_total"] == 0
+    assert moved['stn_payload_bytes_total{direction="received",transport="grpc"}'] > 4 * 240
+    assert moved['stn_payload_bytes_total{direction="sent",transport="grpc"}'] > 2 * 240
+    for gauge in ("queued_items", "running_items", "admitted_bytes", "queue_age_seconds"):
+        assert after[f"stn_{gauge}"] == 0
+    assert 'stn_build_info{version="0.1.0"}' in after
+    assert_all_shown(after)
+
+
+def assert_all_shown(scraped):
+    """Every metric that the server has appears, with a value or not."""
+    registry = CollectorRegistry()
+    Metrics(registry)
+    families = {family.name for family in registry.collect()}
+    missing = {
+        family for family in families if not any(name.startswith(family) for name in scraped)
+    }
+    assert missing == set()
