@@ -2,10 +2,8 @@
 
 import asyncio
 
-import grpc
 import numpy as np
 import pytest
-from grpc import StatusCode
 
 from stn_client import Affine, AsyncClient, Client, TransportError
 from stn_proto.v1 import warp_pb2
@@ -21,7 +19,7 @@ def test_client_closes_with_its_context():
     with ScriptedService(reply(WARPED)) as service:
         with Client(service.target) as client:
             client.warp(MAP, IDENTITY)
-        with pytest.raises(ValueError, match="closed channel"):
+        with pytest.raises(TransportError, match="expected an open connection, got a closed one"):
             client.warp(MAP, IDENTITY)
     assert len(service.received) == 1
 
@@ -34,7 +32,7 @@ def test_async_client_closes_with_its_context():
             pass
         async with AsyncClient(target) as client:
             await client.warp(MAP, IDENTITY)
-        with pytest.raises(grpc.aio.UsageError, match="closed"):
+        with pytest.raises(TransportError, match="expected an open connection, got a closed one"):
             await client.warp(MAP, IDENTITY)
 
     with ScriptedService(reply(WARPED)) as service:
@@ -50,9 +48,8 @@ def test_client_close_fails_the_calls_under_way():
         call = asyncio.create_task(asyncio.to_thread(client.warp, MAP, IDENTITY))
         await asyncio.to_thread(hang.entered.wait, PATIENCE_S)
         client.close()
-        with pytest.raises(TransportError, match="closed") as caught:
+        with pytest.raises(TransportError, match="expected an open connection, got a closed one"):
             await call
-        assert caught.value.code is StatusCode.CANCELLED
 
     with ScriptedService(hang) as service:
         asyncio.run(scenario(Client(service.target)))

@@ -61,7 +61,7 @@ def test_errors_success_has_no_class():
         (StatusCode.INTERNAL, ServerFaultError),
         (StatusCode.UNKNOWN, ServerFaultError),
         (StatusCode.DATA_LOSS, ServerFaultError),
-        (StatusCode.CANCELLED, TransportError),
+        (StatusCode.CANCELLED, UnavailableError),
     ],
 )
 def test_errors_statuses_of_the_server_become_these_classes(code, cls):

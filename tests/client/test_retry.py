@@ -143,7 +143,7 @@ NO_PAUSES = RetryPolicy(attempts=3, initial_s=0)
 
 def test_progress_counts_attempts_and_raises_after_the_last():
     """Two of three attempts may be repeated; the third failure is the caller's."""
-    progress, failure = Progress(NO_PAUSES, None), Failure(StatusCode.UNAVAILABLE)
+    progress, failure = Progress(NO_PAUSES, None, lambda: True), Failure(StatusCode.UNAVAILABLE)
     for _ in range(2):
         progress.start()
         assert progress.pause_s(failure) == 0.0
@@ -156,7 +156,7 @@ def test_progress_counts_attempts_and_raises_after_the_last():
 
 def test_progress_waits_for_what_the_server_says():
     """The pause is the pushback of the status when there is no backoff."""
-    progress = Progress(NO_PAUSES, None)
+    progress = Progress(NO_PAUSES, None, lambda: True)
     progress.start()
     pushback = RetryInfo(retry_delay=Duration(nanos=250_000_000))
     assert progress.pause_s(Failure(StatusCode.RESOURCE_EXHAUSTED, pushback)) == 0.25
@@ -164,7 +164,7 @@ def test_progress_waits_for_what_the_server_says():
 
 def test_progress_gives_every_attempt_the_same_id_and_less_time():
     """The timeout is for all attempts together, and the id is that of the call."""
-    progress = Progress(NO_PAUSES, 100.0)
+    progress = Progress(NO_PAUSES, 100.0, lambda: True)
     first, second = progress.start(), progress.start()
     assert first["metadata"] == second["metadata"] == (("x-request-id", progress.request_id),)
     assert 0 < second["timeout"] <= first["timeout"] <= 100.0
@@ -172,19 +172,19 @@ def test_progress_gives_every_attempt_the_same_id_and_less_time():
 
 def test_progress_without_a_timeout_sets_no_deadline():
     """None is no limit, on every attempt."""
-    assert Progress(NO_PAUSES, None).start()["timeout"] is None
+    assert Progress(NO_PAUSES, None, lambda: True).start()["timeout"] is None
 
 
 def test_progress_gives_calls_ids_of_their_own():
     """Two calls have different ids, of the form that the server accepts."""
-    ids = {Progress(NO_PAUSES, None).request_id for _ in range(10)}
+    ids = {Progress(NO_PAUSES, None, lambda: True).request_id for _ in range(10)}
     assert len(ids) == 10
     assert all(len(name) == 16 and name.isalnum() for name in ids)
 
 
 def test_progress_with_no_time_left_does_not_repeat():
     """A call whose time is up ends with the error of its last attempt."""
-    progress = Progress(NO_PAUSES, 0.0)
+    progress = Progress(NO_PAUSES, 0.0, lambda: True)
     assert progress.start()["timeout"] == 0.0
     with pytest.raises(UnavailableError, match=r"^$"):
         progress.pause_s(Failure(StatusCode.UNAVAILABLE))

@@ -14,6 +14,14 @@ from stn_engine import (
     WarpGradientsProblem,
     WarpProblem,
     WarpSpec,
+    generate_grid,
+    generate_grid_gradients,
+    generate_grid_gradients_ragged,
+    generate_grid_ragged,
+    warp,
+    warp_gradients,
+    warp_gradients_ragged,
+    warp_ragged,
 )
 
 THETA = Affine(torch.zeros(4, 2, 3, dtype=torch.float64))
@@ -95,3 +103,40 @@ def test_transforms_are_rebuilt_with_other_parameters():
     assert isinstance(grid, SamplingGrid)
     with pytest.raises(ValueError, match="theta: expected shape"):
         THETA.with_parameters(torch.ones(2, 3))
+
+
+def test_a_problem_on_meta_tensors_binds_to_real_ones():
+    """A description that was validated without memory runs on operands that come later."""
+    planned = WarpProblem(
+        torch.empty(1, 1, 2, 3, device="meta"), Affine(torch.empty(1, 2, 3, device="meta")), (2, 2)
+    )
+    feature_map, theta = torch.rand(1, 1, 2, 3), torch.eye(2, 3)[None]
+    bound = planned.bound(feature_map, theta)
+    assert bound.feature_map is feature_map
+    assert bound.transform.theta is theta
+    assert (bound.spec, bound.output_shape) == (planned.spec, planned.output_shape)
+    expected = warp(feature_map, Affine(theta), (2, 2))
+    assert torch.equal(warp_ragged([bound])[0], expected)
+    assert planned.feature_map.is_meta
+
+
+def test_every_problem_binds_its_operands():
+    """Operands come in the constructor's order; results are those of a problem built so."""
+    feature_map, theta, grad = torch.rand(1, 1, 2, 3), torch.eye(2, 3)[None], torch.rand(1, 1, 2, 3)
+    blank = [torch.empty_like(tensor, device="meta") for tensor in (feature_map, theta, grad)]
+    warped = WarpGradientsProblem(WarpProblem(blank[0], Affine(blank[1])), blank[2])
+    (found,) = warp_gradients_ragged([warped.bound(grad, feature_map, theta)])
+    expected = warp_gradients(grad, feature_map, Affine(theta))
+    assert torch.equal(found.feature_map, expected.feature_map)
+    assert torch.equal(found.transform, expected.transform)
+
+    grid = GridProblem(Affine(blank[1]), (2, 2))
+    assert torch.equal(
+        generate_grid_ragged([grid.bound(theta)])[0], generate_grid(Affine(theta), (2, 2))
+    )
+    grad_grid = torch.rand(1, 2, 2, 2)
+    of_grid = GridGradientsProblem(grid, torch.empty_like(grad_grid, device="meta"))
+    assert torch.equal(
+        generate_grid_gradients_ragged([of_grid.bound(grad_grid, theta)])[0],
+        generate_grid_gradients(grad_grid, Affine(theta)),
+    )

@@ -26,6 +26,7 @@ LEAST = {
     (BatchingConfig, "max_admitted_bytes"): 1,
     (LimitsConfig, "max_message_bytes"): 1024,
     (LimitsConfig, "max_output_bytes"): 1,
+    (LimitsConfig, "max_output_samples"): 1,
     (LimitsConfig, "max_dimension_px"): 1,
     (LifecycleConfig, "lame_duck_s"): 0,
     (LifecycleConfig, "grace_s"): 0,
@@ -72,6 +73,16 @@ def test_messages_have_the_size_that_grpc_can_take():
     assert LimitsConfig(max_message_bytes=MAX_MESSAGE_BYTES).max_message_bytes == 2**31 - 1
     with pytest.raises(ConfigError, match="max_message_bytes: expected at most 2147483647, got"):
         LimitsConfig(max_message_bytes=MAX_MESSAGE_BYTES + 1)
+
+
+def test_the_largest_call_can_be_admitted():
+    """A call within the limits is never refused as if waiting would help."""
+    limits = LimitsConfig(max_message_bytes=2000, max_output_bytes=500)
+    fits = BatchingConfig(max_admitted_bytes=2500)
+    assert ServerConfig(limits=limits, batching=fits).batching is fits
+    message = r"^batching.max_admitted_bytes: expected at least 2500, .* got 2499\."
+    with pytest.raises(ConfigError, match=message):
+        ServerConfig(limits=limits, batching=BatchingConfig(max_admitted_bytes=2499))
 
 
 @pytest.mark.parametrize(("name", "value"), [("level", "loud"), ("format", "xml")])

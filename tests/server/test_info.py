@@ -21,8 +21,10 @@ def state():
 @pytest.fixture
 def info(state):
     config = ServerConfig(
-        limits=LimitsConfig(max_message_bytes=4096, max_output_bytes=5, max_dimension_px=6),
-        batching=BatchingConfig(max_admitted_items=7, max_admitted_bytes=8),
+        limits=LimitsConfig(
+            max_message_bytes=4096, max_output_bytes=5, max_output_samples=6, max_dimension_px=7
+        ),
+        batching=BatchingConfig(max_admitted_items=8, max_admitted_bytes=9000),
     )
     return ServerInfo(config, lambda: state["ready"], lambda: state["statistics"])
 
@@ -43,8 +45,8 @@ def test_limits_are_those_of_the_configuration(info):
     """A client can stay below them."""
     limits = read(info).limits
     assert [limits.max_message_bytes, limits.max_output_bytes] == [4096, 5]
-    assert limits.max_dimension_px == 6
-    assert [limits.max_admitted_items, limits.max_admitted_bytes] == [7, 8]
+    assert [limits.max_output_samples, limits.max_dimension_px] == [6, 7]
+    assert [limits.max_admitted_items, limits.max_admitted_bytes] == [8, 9000]
 
 
 def test_capabilities_are_what_the_engine_computes(info):

@@ -93,16 +93,25 @@ def test_only_our_own_faults_have_a_traceback(error, has_traceback, written):
     assert record["code"] == ("INTERNAL" if has_traceback else "UNAVAILABLE")
 
 
-@pytest.mark.usefixtures("written")
+@pytest.fixture
+def root():
+    """The root logger, left as it was."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level, LOGGER.level
+    yield root
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+    LOGGER.setLevel(before[2])
+
+
 @pytest.mark.parametrize(("form", "formatter"), [("json", JsonFormatter), ("text", TextFormatter)])
-def test_the_configuration_chooses_form_and_level(form, formatter):
-    """One handler, however often it is configured."""
+def test_the_configuration_chooses_form_and_level(form, formatter, root):
+    """One handler for the whole process, however often it is configured; others only warn."""
     configure(LogConfig(format=form, level="error"))
-    configure(LogConfig(format=form, level="warning"))
-    (handler,) = LOGGER.handlers
+    configure(LogConfig(format=form, level="info"))
+    (handler,) = root.handlers
     assert isinstance(handler.formatter, formatter)
-    assert LOGGER.level == logging.WARNING
-    assert not LOGGER.propagate
+    assert (root.level, LOGGER.level) == (logging.WARNING, logging.INFO)
 
 
 @pytest.mark.parametrize("given", ["a", "Order_7.retry-2", "0" * 64])

@@ -14,7 +14,7 @@ TEXTS = {
     "log.level": ("debug", "debug"),
     "log.format": ("text", "text"),
 }
-NUMBERS = ("2000", 2000)
+NUMBERS = ("1000000000", 1_000_000_000)
 SETTINGS = list(all_settings())
 
 

@@ -7,10 +7,13 @@ import torch
 
 import stn_engine
 from stn_engine import Coordinates, Interpolation, Padding, Subgradient, WarpSpec
-from stn_proto import get_tensor, split
+from stn_proto import WireFormatError, get_tensor, split
 from stn_proto.v1 import tensor_pb2, warp_pb2
 from stn_server.batching.work import Cost, Finished, Operation
+from stn_server.config import LimitsConfig
+from stn_server.errors import InvalidRequestError
 from stn_server.tensors import to_numpy, to_torch
+from stn_server.translate import Translator
 from support.bad_requests import (
     BASES,
     grid_gradients_request,
@@ -39,11 +42,11 @@ def test_a_warp_is_what_the_message_says():
     """Operands, size, and what a batch must share."""
     task = decode(warp_request())
     problem = task.problem
-    assert task.operation is Operation.WARP
+    assert task.key.operation is Operation.WARP
     assert np.array_equal(problem.feature_map.numpy(), ramp(2, 3, 4, 5))
     assert np.array_equal(problem.transform.theta.numpy(), theta())
     assert problem.output_shape == (2, 3, 6, 7)
-    assert (task.dtype, task.spec) == (torch.float32, problem.spec)
+    assert (task.key.dtype, task.key.spec) == (torch.float32, problem.spec)
     assert task.cost == Cost(480 + 48 + 4 * 2 * 3 * 6 * 7, 2 * 6 * 7)
 
 
@@ -70,7 +73,7 @@ def test_every_field_of_the_spec_arrives():
             allow_nondeterministic=True,
         )
     )
-    assert decode(request).spec == WarpSpec(
+    assert decode(request).key.spec == WarpSpec(
         interpolation=Interpolation.NEAREST,
         padding=Padding.FILL,
         fill=(1.0, 2.0, 3.0),
@@ -98,7 +101,7 @@ def test_every_type_of_the_contract_goes_both_ways(dtype, expected):
     request = warp_request()
     replace(request, request.feature_map, values)
     task = decode(request)
-    assert task.dtype is task.problem.feature_map.dtype is expected
+    assert task.key.dtype is task.problem.feature_map.dtype is expected
     assert to_numpy(task.problem.feature_map).tobytes() == values.tobytes()
     reply, payloads = encode(task, task.problem.feature_map, warp_pb2.WarpReply)
     output = get_tensor(reply.output, payloads, "output")
@@ -161,7 +164,7 @@ def test_gradients_are_those_asked_for(needs, expected):
     request = warp_gradients_request()
     request.needs[:] = needs
     task = decode(request, "WarpGradients")
-    assert task.operation is Operation.WARP_GRADIENTS
+    assert task.key.operation is Operation.WARP_GRADIENTS
     assert task.problem.needs == expected
     warp = task.problem.warp
     operands = {"feature_map": warp.feature_map, "transform": warp.transform.theta}
@@ -208,9 +211,9 @@ def test_a_grid_is_what_the_message_says():
     request.coordinates = warp_pb2.COORDINATES_PIXEL
     request.align_corners = True
     task = decode(request, "GenerateGrid")
-    assert task.operation is Operation.GENERATE_GRID
+    assert task.key.operation is Operation.GENERATE_GRID
     assert task.problem.output_shape == (2, 6, 7, 2)
-    assert (task.dtype, task.spec) == (torch.float32, (Coordinates.PIXEL, True))
+    assert (task.key.dtype, task.key.spec) == (torch.float32, (Coordinates.PIXEL, True))
     reply, payloads = encode(task, torch.ones(2, 6, 7, 2), warp_pb2.GenerateGridReply)
     assert np.array_equal(get_tensor(reply.grid, payloads, "grid"), np.ones((2, 6, 7, 2)))
 
@@ -218,7 +221,7 @@ def test_a_grid_is_what_the_message_says():
 def test_grid_gradients_are_what_the_message_says():
     """The size is that of grad_grid; the result has the shape of theta."""
     task = decode(grid_gradients_request(), "GenerateGridGradients")
-    assert task.operation is Operation.GENERATE_GRID_GRADIENTS
+    assert task.key.operation is Operation.GENERATE_GRID_GRADIENTS
     assert task.problem.grid.output_size == (6, 7)
     assert np.array_equal(task.problem.grad_grid.numpy(), ramp(2, 6, 7, 2))
     gradient = task.problem.grid.transform.theta
@@ -235,9 +238,45 @@ def test_the_results_of_the_engine_have_a_reply(method):
         Operation.WARP_GRADIENTS: stn_engine.warp_gradients_ragged,
         Operation.GENERATE_GRID: stn_engine.generate_grid_ragged,
         Operation.GENERATE_GRID_GRADIENTS: stn_engine.generate_grid_gradients_ragged,
-    }[task.operation]
+    }[task.key.operation]
     (result,) = compute([task.problem])
     reply, payloads = encode(task, result, getattr(warp_pb2, f"{method}Reply"))
     tensors = [value for _, value in reply.ListFields() if isinstance(value, tensor_pb2.Tensor)]
     assert [tensor.payload for tensor in tensors] == list(range(len(payloads)))
     assert all(np.isfinite(get_tensor(tensor, payloads, "")).all() for tensor in tensors)
+
+
+def test_a_plan_is_bound_to_the_values_of_each_request():
+    """Equal envelopes share their validation, not their tensors."""
+    translator = Translator(LimitsConfig())
+    tasks = []
+    for scale in (1, 2):
+        request = warp_request()
+        replace(request, request.feature_map, scale * ramp(2, 3, 4, 5))
+        tasks.append(translator.decode(Operation.WARP, request.SerializeToString()))
+    first, second = tasks
+    assert first.key is second.key
+    assert torch.equal(2 * first.problem.feature_map, second.problem.feature_map)
+
+
+def test_a_kept_plan_still_checks_bytes_and_values():
+    """What only the payloads can break is looked at in every request."""
+    translator = Translator(LimitsConfig())
+    translator.decode(Operation.WARP, warp_request().SerializeToString())
+    short = warp_request()
+    short.payloads[0] = short.payloads[0][:-1]
+    with pytest.raises(WireFormatError, match=r"feature_map.payload: expected 480 bytes .* 479"):
+        translator.decode(Operation.WARP, short.SerializeToString())
+    infinite = warp_request()
+    infinite.payloads[1] = np.full((2, 2, 3), np.inf, np.float32).tobytes()
+    with pytest.raises(InvalidRequestError, match=r"theta: expected finite numbers, got inf at"):
+        translator.decode(Operation.WARP, infinite.SerializeToString())
+
+
+def test_an_envelope_is_read_as_the_method_it_came_with():
+    """Bytes that happen to be equal mean different things to different methods."""
+    translator = Translator(LimitsConfig())
+    message = warp_request().SerializeToString()
+    translator.decode(Operation.WARP, message)
+    with pytest.raises((InvalidRequestError, WireFormatError), match="expected"):
+        translator.decode(Operation.GENERATE_GRID_GRADIENTS, message)

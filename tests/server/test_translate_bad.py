@@ -3,8 +3,10 @@
 import re
 import tracemalloc
 
+import numpy as np
 import pytest
 
+from stn_server.batching.work import Operation
 from stn_server.config import LimitsConfig
 from stn_server.errors import RequestTooLargeError
 from stn_server.status import TABLE
@@ -18,7 +20,7 @@ from support.bad_requests import (
     theta,
     warp_request,
 )
-from support.harness import METHODS, decode
+from support.harness import decode
 
 MESSAGE_FORM = re.compile(r"[a-z_.]+: expected \S.*, got \S.*\.( \S.*\.)?")
 
@@ -30,7 +32,7 @@ def test_a_bad_request_names_its_field(bad):
     tracemalloc.start()
     try:
         with pytest.raises(bad.error, match=re.escape(f"{bad.field}: {bad.text}")) as caught:
-            METHODS[bad.method](translator, bad.message)
+            translator.decode(Operation(bad.method), bad.message)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -71,4 +73,14 @@ def test_one_map_under_many_transforms_counts_all_its_outputs():
     replace(request, request.transform.affine.theta, theta(100))
     assign("output_size", [1000, 1000])(request)
     with pytest.raises(RequestTooLargeError, match=r"at most 268435456 bytes .* got 1200000000"):
+        decode(request)
+
+
+def test_many_samples_of_little_data_are_too_much():
+    """One channel of bytes is small on the wire, but its source points are not."""
+    request = warp_request()
+    replace(request, request.feature_map, ramp(1, 1, 4, 5, dtype=np.uint8))
+    replace(request, request.transform.affine.theta, theta(1))
+    assign("output_size", [4097, 4096])(request)
+    with pytest.raises(RequestTooLargeError, match=r"at most 16777216 samples, got 16781312\."):
         decode(request)

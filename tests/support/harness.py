@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from stn_server.batching.batcher import Batcher
 from stn_server.batching.policy import Policy, PolicyLimits
-from stn_server.batching.work import Cost, Operation
+from stn_server.batching.work import BatchKey, Cost, Operation
 from stn_server.config import LimitsConfig
 from stn_server.metrics import Metrics
 from stn_server.servicer import Servicer
@@ -28,17 +28,11 @@ from support.fakes import RecordingObserver
 
 METHOD_PREFIX = "/stn.v1.SpatialTransformer/"
 
-METHODS = {
-    "Warp": Translator.warp,
-    "WarpGradients": Translator.warp_gradients,
-    "GenerateGrid": Translator.generate_grid,
-    "GenerateGridGradients": Translator.generate_grid_gradients,
-}
-
 
 def decode(request, method="Warp", **limits):
     """The task of a request."""
-    return METHODS[method](Translator(LimitsConfig(**limits)), request.SerializeToString())
+    translator = Translator(LimitsConfig(**limits))
+    return translator.decode(Operation(method), request.SerializeToString())
 
 
 def in_virtual_time(test):
@@ -70,14 +64,8 @@ def make_batcher(runner, observer=None, *, now=None, **changes):
 
 async def submit(batcher, problem, *, spec="spec", size_bytes=10, deadline=math.inf):
     """Submits a problem of one key and cost."""
-    return await batcher.submit(
-        Operation.WARP,
-        problem,
-        dtype="float32",
-        spec=spec,
-        cost=Cost(size_bytes, 1),
-        deadline=deadline,
-    )
+    key = BatchKey(Operation.WARP, "float32", spec)
+    return await batcher.submit(problem, key=key, cost=Cost(size_bytes, 1), deadline=deadline)
 
 
 async def outcome_of(awaitable):

@@ -40,6 +40,7 @@ class AsyncClient:
         self, target: str, *, timeout_s: float | None = 60.0, retry: RetryPolicy | None = None
     ) -> None:
         self.target = target
+        self._open = True
         self._timeout_s = timeout_s
         self._retry = RetryPolicy() if retry is None else retry
         self._channel: grpc.aio.Channel | None = None
@@ -99,7 +100,8 @@ class AsyncClient:
         return await self._run(_calls.server_info())
 
     async def close(self) -> None:
-        """Ends the connection; calls under way fail."""
+        """Ends the connection; calls under way fail with TransportError."""
+        self._open = False
         if self._channel is not None:
             await self._channel.close()
 
@@ -111,11 +113,11 @@ class AsyncClient:
 
     async def _run(self, call: Call[T]) -> T:
         """Sends a call, again if the policy says so, and reads the reply."""
-        method = self._method(call.method)
-        progress = Progress(self._retry, self._timeout_s)
+        progress = Progress(self._retry, self._timeout_s, lambda: self._open)
         while True:
             try:
-                reply = await method(call.request, **progress.start())
+                attempt = progress.start()
+                reply = await self._method(call.method)(call.request, **attempt)
             except grpc.aio.AioRpcError as failure:
                 await asyncio.sleep(progress.pause_s(failure))
             else:

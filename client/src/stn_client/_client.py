@@ -43,6 +43,7 @@ class Client:
         self, target: str, *, timeout_s: float | None = 60.0, retry: RetryPolicy | None = None
     ) -> None:
         self.target = target
+        self._open = True
         self._timeout_s = timeout_s
         self._retry = RetryPolicy() if retry is None else retry
         self._channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
@@ -157,7 +158,8 @@ class Client:
         return self._run(_calls.server_info())
 
     def close(self) -> None:
-        """Ends the connection; calls under way fail."""
+        """Ends the connection; calls under way fail with TransportError."""
+        self._open = False
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -168,14 +170,18 @@ class Client:
 
     def _run(self, call: Call[T]) -> T:
         """Sends a call, again if the policy says so, and reads the reply."""
-        method = self._methods.get(call.method)
-        if method is None:
-            method = self._methods[call.method] = self._channel.unary_unary(call.method)
-        progress = Progress(self._retry, self._timeout_s)
+        progress = Progress(self._retry, self._timeout_s, lambda: self._open)
         while True:
             try:
-                reply = method(call.request, **progress.start())
+                attempt = progress.start()
+                reply: bytes = self._method(call.method)(call.request, **attempt)
             except grpc.RpcError as failure:
                 time.sleep(progress.pause_s(failure))
             else:
                 return call.parse(reply)
+
+    def _method(self, path: str) -> Any:
+        """The stub of a method."""
+        if path not in self._methods:
+            self._methods[path] = self._channel.unary_unary(path)
+        return self._methods[path]

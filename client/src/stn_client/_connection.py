@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any, cast
 
 import grpc
 
-from stn_client._errors import StnClientError, error_from_status
+from stn_client._errors import StnClientError, TransportError, error_from_status
 from stn_client._retry import RetryPolicy
 
 CHANNEL_OPTIONS = (
@@ -26,16 +27,29 @@ class Progress:
     Args:
         policy: When to try again.
         timeout_s: For all attempts and pauses together; None: any.
+        is_open: Whether the client has not been closed yet.
     """
 
-    def __init__(self, policy: RetryPolicy, timeout_s: float | None) -> None:
+    def __init__(
+        self, policy: RetryPolicy, timeout_s: float | None, is_open: Callable[[], bool]
+    ) -> None:
         self._policy = policy
+        self._is_open = is_open
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._attempt = 0
         self.request_id = uuid.uuid4().hex[:16]
 
     def start(self) -> dict[str, Any]:
-        """Begins an attempt; returns the keyword arguments of the gRPC call."""
+        """Begins an attempt; returns the keyword arguments of the gRPC call.
+
+        Raises:
+            TransportError: The client is closed.
+        """
+        if not self._is_open():
+            raise TransportError(
+                "client: expected an open connection, got a closed one. Make a new client.",
+                request_id=self.request_id,
+            )
         self._attempt += 1
         return {"timeout": self._remaining_s(), "metadata": (("x-request-id", self.request_id),)}
 

@@ -90,7 +90,7 @@ class ProtocolMismatchError(StnClientError):
 
 
 CLASSES: dict[StatusCode, type[StnClientError]] = {
-    StatusCode.CANCELLED: TransportError,
+    StatusCode.CANCELLED: UnavailableError,  # by the server, on its way down
     StatusCode.UNKNOWN: ServerFaultError,
     StatusCode.INVALID_ARGUMENT: InvalidRequestError,
     StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,

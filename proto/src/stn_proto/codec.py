@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
@@ -68,37 +69,74 @@ def put_tensor(
     return Tensor(data_type=number, shape=array.shape, layout=layout, payload=len(payloads) - 1)
 
 
-def get_tensor(tensor: Tensor, payloads: Sequence[memoryview], field: str) -> NDArray[Any]:
-    """The array that a message describes.
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """What a message says about a tensor, checked as far as that goes without its bytes."""
+
+    field: str
+    """Path of the tensor in its message, for errors."""
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    payload: int
+    """Index of its payload."""
+
+    def view(self, payloads: Sequence[memoryview]) -> NDArray[Any]:
+        """The array over its payload.
+
+        Args:
+            payloads: Views of the payloads of the message that the tensor stands in.
+
+        Returns:
+            Read-only; a view of its payload, or a copy if that is not aligned for its type.
+
+        Raises:
+            WireFormatError: No such payload, or a byte count that does not match the shape.
+        """
+        if self.payload >= len(payloads):
+            expected = f"the index of one of {len(payloads)} payloads"
+            raise WireFormatError(f"{self.field}.payload", expected, str(self.payload))
+        payload = payloads[self.payload]
+        expected_bytes = math.prod(self.shape) * self.dtype.itemsize
+        if len(payload) != expected_bytes:
+            expected = f"{expected_bytes} bytes for shape {self.shape} of {self.dtype}"
+            raise WireFormatError(f"{self.field}.payload", expected, f"{len(payload)} bytes")
+        array = np.ndarray(self.shape, self.dtype, buffer=payload)
+        if not array.flags.aligned:
+            array = array.copy()
+        array.flags.writeable = False
+        return array
+
+
+def get_declaration(tensor: Tensor, field: str) -> Declaration:
+    """What a message says about a tensor.
 
     Args:
         tensor: The description.
-        payloads: Views of the payloads of the message that `tensor` stands in.
-        field: Path of `tensor` in its message, for errors.
-
-    Returns:
-        Read-only; a view of its payload, or a copy if that is not aligned for its type.
+        field: Its path in the message, for errors.
 
     Raises:
-        WireFormatError: Unknown data type, no payload, negative size, too many axes, or a byte
-            count that does not match the shape. Nothing has been allocated then.
+        WireFormatError: Unknown data type, no payload, negative size, or too many axes or
+            elements.
     """
     dtype = DTYPES.get(tensor.data_type)
     if dtype is None:
         known = ", ".join(DataType.Name(number) for number in DTYPES)
         raise WireFormatError(f"{field}.data_type", f"one of {known}", _data_type_name(tensor))
     shape = _checked_shape(tensor, field)
-    payload = _payload_of(tensor, payloads, field)
-    expected_bytes = math.prod(shape) * dtype.itemsize
-    if len(payload) != expected_bytes:
+    if tensor.WhichOneof("source") != "payload":
         raise WireFormatError(
-            f"{field}.payload",
-            f"{expected_bytes} bytes for shape {shape} of {dtype}",
-            f"{len(payload)} bytes",
+            f"{field}.payload", "the index of a payload", "none", "Set it, 0 included."
         )
-    array = np.require(np.ndarray(shape, dtype, buffer=payload), requirements="A")
-    array.flags.writeable = False
-    return array
+    return Declaration(field, dtype, shape, tensor.payload)
+
+
+def get_tensor(tensor: Tensor, payloads: Sequence[memoryview], field: str) -> NDArray[Any]:
+    """The array that a message describes: `get_declaration`, then `Declaration.view`.
+
+    Raises:
+        WireFormatError: As those two. Nothing has been allocated then.
+    """
+    return get_declaration(tensor, field).view(payloads)
 
 
 def _data_type_name(tensor: Tensor) -> str:
@@ -115,17 +153,3 @@ def _checked_shape(tensor: Tensor, field: str) -> tuple[int, ...]:
     if math.prod(size for size in shape if size) > MAX_ELEMENTS:
         raise WireFormatError(f"{field}.shape", f"at most {MAX_ELEMENTS} elements", str(shape))
     return shape
-
-
-def _payload_of(tensor: Tensor, payloads: Sequence[memoryview], field: str) -> memoryview:
-    if tensor.WhichOneof("source") != "payload":
-        raise WireFormatError(
-            f"{field}.payload", "the index of a payload", "none", "Set it, 0 included."
-        )
-    if tensor.payload >= len(payloads):
-        raise WireFormatError(
-            f"{field}.payload",
-            f"the index of one of {len(payloads)} payloads",
-            str(tensor.payload),
-        )
-    return payloads[tensor.payload]

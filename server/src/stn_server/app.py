@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+import json
+import logging
+from dataclasses import asdict, dataclass
 
 import grpc.aio
 import torch
@@ -12,13 +14,14 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, start_http_server
 
 import stn_engine
-from stn_server.batching.batcher import Batcher
+from stn_server.batching.batcher import Batcher, Runner
 from stn_server.batching.policy import Policy, PolicyLimits
 from stn_server.batching.runner import EngineRunner
 from stn_server.batching.work import NOTHING, Batch, BatchKey, Cost, Operation, WorkItem
 from stn_server.config import BatchingConfig, ConfigError, ServerConfig, split_address
 from stn_server.info import ServerInfo
 from stn_server.lifecycle import Shutdown
+from stn_server.log import log
 from stn_server.metrics import Metrics
 from stn_server.servicer import SERVICE, Servicer
 from stn_server.translate import Translator
@@ -40,16 +43,21 @@ class Addresses:
 
 
 class Server:
-    """All parts of a server, wired. `start`, then `stop`."""
+    """All parts of a server, wired. `start`, then `stop`.
 
-    def __init__(self, config: ServerConfig) -> None:
+    Args:
+        config: How to serve.
+        runner: What computes; None: the engine on the CPU.
+    """
+
+    def __init__(self, config: ServerConfig, runner: Runner | None = None) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
         self._config = config
         self._ready = False
         self._registry = CollectorRegistry()
         self._metrics = Metrics(self._registry)
-        self._runner = EngineRunner()
+        self._runner = EngineRunner() if runner is None else runner
         self.batcher = Batcher(Policy(_policy_limits(config.batching)), self._runner, self._metrics)
         self._metrics.watch(self.batcher.statistics, self.batcher.queue_age_s)
         self._health = health.aio.HealthServicer()
@@ -142,6 +150,23 @@ class Server:
     async def _report(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
         for name in HEALTH_NAMES:
             await self._health.set(name, status)
+
+
+async def serve(config: ServerConfig) -> None:
+    """Serves until SIGTERM or SIGINT; says where on standard output."""
+    shutdown = Shutdown()
+    shutdown.listen()
+    server = Server(config)
+    addresses = asdict(await server.start())
+    log(logging.INFO, "serving", **addresses)
+    print(json.dumps(addresses), flush=True)  # noqa: T201 - the contract with the parent process
+    await shutdown.asked()
+    before = server.batcher.statistics()
+    log(logging.INFO, "draining", items=before.queued_items + before.running_items)
+    await server.stop(shutdown)
+    after = server.batcher.statistics()
+    aborted = after.queued_items + after.running_items
+    log(logging.INFO, "stopped", finished_items=after.finished_items, aborted_items=aborted)
 
 
 def _policy_limits(config: BatchingConfig) -> PolicyLimits:

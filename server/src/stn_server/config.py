@@ -52,12 +52,14 @@ class LimitsConfig:
     max_output_bytes: int = setting(
         256 * MIB, "The results of one call; checked before allocating."
     )
+    max_output_samples: int = setting(16 * MIB, "Source points of one call: 4096 x 4096 pixels.")
     max_dimension_px: int = setting(32768, "Height or width of an output.")
 
     def __post_init__(self) -> None:
         _at_least(self, "max_message_bytes", 1024)
         _at_most(self, "max_message_bytes", MAX_MESSAGE_BYTES)
         _at_least(self, "max_output_bytes", 1)
+        _at_least(self, "max_output_samples", 1)
         _at_least(self, "max_dimension_px", 1)
 
 
@@ -101,6 +103,12 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, "threads", 0)
+        largest_bytes = self.limits.max_message_bytes + self.limits.max_output_bytes
+        if self.batching.max_admitted_bytes < largest_bytes:
+            raise ConfigError(
+                f"batching.max_admitted_bytes: expected at least {largest_bytes}, so that the "
+                f"largest call of limits can be admitted, got {self.batching.max_admitted_bytes}."
+            )
         if not self.listen:
             raise ConfigError("listen: expected at least one address, got none.")
         for address in self.listen:

@@ -13,7 +13,8 @@ from stn_proto.codec import DTYPES
 from stn_proto.v1 import server_info_pb2, warp_pb2
 from stn_server.batching.batcher import Statistics
 from stn_server.config import ServerConfig
-from stn_server.translate import TRANSFORMS, offered
+from stn_server.operands import TRANSFORMS
+from stn_server.vocabulary import offered
 
 
 class ServerInfo:
@@ -61,6 +62,7 @@ def _limits(config: ServerConfig) -> server_info_pb2.Limits:
     return server_info_pb2.Limits(
         max_message_bytes=config.limits.max_message_bytes,
         max_output_bytes=config.limits.max_output_bytes,
+        max_output_samples=config.limits.max_output_samples,
         max_dimension_px=config.limits.max_dimension_px,
         max_admitted_items=config.batching.max_admitted_items,
         max_admitted_bytes=config.batching.max_admitted_bytes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from datetime import UTC, datetime
 from typing import Any
 
@@ -46,9 +47,14 @@ def log(level: int, event: str, *, error: BaseException | None = None, **fields:
 
 
 def configure(config: LogConfig) -> None:
-    """Sends this package's records to standard error as configured."""
+    """Sends every record of the process to standard error: ours as configured, others' warnings.
+
+    gRPC's core writes to standard error by itself; what it has to say reaches us as exceptions.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if config.format == "json" else TextFormatter())
-    LOGGER.handlers[:] = [handler]
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
     LOGGER.setLevel(config.level.upper())
-    LOGGER.propagate = False

@@ -32,7 +32,10 @@ class Metrics:
             registry=registry,
         )
         self.payload_bytes = Counter(
-            "stn_payload_bytes", "Tensor bytes", ["direction", "transport"], registry=registry
+            "stn_payload_bytes",
+            "Requests and replies with tensors",
+            ["direction", "transport"],
+            registry=registry,
         )
         self.queue_wait = Histogram(
             "stn_queue_wait_seconds",

@@ -19,10 +19,11 @@ import grpc.aio
 
 from stn_proto.v1 import service_pb2
 from stn_server.batching.batcher import Batcher
+from stn_server.batching.work import Operation
 from stn_server.log import log
 from stn_server.metrics import Metrics
 from stn_server.status import Answer, answer_to
-from stn_server.translate import Task, Translator
+from stn_server.translate import Translator
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["SpatialTransformer"].full_name
 REQUEST_ID = "x-request-id"
@@ -44,14 +45,12 @@ class Servicer:
         metrics: Metrics,
         server_info: Callable[[], bytes],
     ) -> None:
+        self._translator = translator
         self._batcher = batcher
         self._metrics = metrics
         self._server_info = server_info
         self._methods: dict[str, Method] = {
-            "Warp": self._compute(translator.warp),
-            "WarpGradients": self._compute(translator.warp_gradients),
-            "GenerateGrid": self._compute(translator.generate_grid),
-            "GenerateGridGradients": self._compute(translator.generate_grid_gradients),
+            **{operation.value: self._compute(operation) for operation in Operation},
             "GetServerInfo": self._get_server_info,
         }
 
@@ -65,17 +64,12 @@ class Servicer:
             },
         )
 
-    def _compute(self, decode: Callable[[bytes], Task]) -> Method:
+    def _compute(self, operation: Operation) -> Method:
         async def method(message: bytes, deadline: float) -> bytes:
-            task = decode(message)
+            task = self._translator.decode(operation, message)
             self._metrics.payload_moved("received", len(message))
             finished = await self._batcher.submit(
-                task.operation,
-                task.problem,
-                dtype=task.dtype,
-                spec=task.spec,
-                cost=task.cost,
-                deadline=deadline,
+                task.problem, key=task.key, cost=task.cost, deadline=deadline
             )
             reply = task.encode(finished)
             self._metrics.payload_moved("sent", len(reply))

@@ -12,6 +12,15 @@ from torch.utils.dlpack import from_dlpack
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
+TORCH_DTYPES = {
+    np.dtype("<f4"): torch.float32,
+    np.dtype("<f8"): torch.float64,
+    np.dtype("<f2"): torch.float16,
+    _BFLOAT16: torch.bfloat16,
+    np.dtype("u1"): torch.uint8,
+}
+"""The torch type of every NumPy type of the wire."""
+
 
 def to_torch(array: NDArray[Any]) -> torch.Tensor:
     """A tensor over the memory of an array. Must not be written to: it may be a received message.

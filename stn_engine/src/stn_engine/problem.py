@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TypeAlias
+from typing import Self, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from stn_engine import checks
 from stn_engine.errors import InvalidInputError
 from stn_engine.spec import Coordinates, WarpSpec, choice, flag
 from stn_engine.transforms import Affine, SamplingGrid, Transform
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,14 @@ class WarpProblem:
             return self.transform.grid.shape[1], self.transform.grid.shape[2]
         return self.feature_map.shape[2], self.feature_map.shape[3]
 
+    def bound(self, feature_map: Tensor, parameters: Tensor) -> Self:
+        """This problem with other operands of the same shapes and dtypes; nothing is checked.
+
+        For callers that validate a description once, on meta tensors, and then run it often.
+        """
+        transform = _with(self.transform, **{_argument_name(self.transform): parameters})
+        return _with(self, feature_map=feature_map, transform=transform)
+
     @property
     def batch_size(self) -> int:
         """N after broadcasting."""
@@ -142,6 +152,10 @@ class WarpGradientsProblem:
         checks.check_device("grad_output", self.grad_output, "feature_map", self.warp.feature_map)
         object.__setattr__(self, "needs", checks.checked_needs(self.needs))
 
+    def bound(self, grad_output: Tensor, feature_map: Tensor, parameters: Tensor) -> Self:
+        """As ``WarpProblem.bound``."""
+        return _with(self, grad_output=grad_output, warp=self.warp.bound(feature_map, parameters))
+
     @property
     def batch_size(self) -> int:
         """N after broadcasting."""
@@ -198,6 +212,10 @@ class GridProblem:
         flag("align_corners", self.align_corners)
         object.__setattr__(self, "output_size", size)
         object.__setattr__(self, "coordinates", coordinates)
+
+    def bound(self, theta: Tensor) -> Self:
+        """As ``WarpProblem.bound``."""
+        return _with(self, transform=_with(self.transform, theta=theta))
 
     @property
     def output_shape(self) -> tuple[int, int, int, int]:
@@ -257,6 +275,10 @@ class GridGradientsProblem:
         checks.check_cotangent("grad_grid", self.grad_grid, shape, dtype)
         checks.check_device("grad_grid", self.grad_grid, "theta", self.grid.transform.theta)
 
+    def bound(self, grad_grid: Tensor, theta: Tensor) -> Self:
+        """As ``WarpProblem.bound``."""
+        return _with(self, grad_grid=grad_grid, grid=self.grid.bound(theta))
+
     @property
     def batch_size(self) -> int:
         """N."""
@@ -279,6 +301,13 @@ class GridGradientsProblem:
 
 
 Problem: TypeAlias = WarpProblem | WarpGradientsProblem | GridProblem | GridGradientsProblem
+
+
+def _with(instance: T, **fields: object) -> T:
+    """A shallow copy of a frozen instance with other values in some fields; runs no checks."""
+    clone = object.__new__(type(instance))
+    clone.__dict__.update(instance.__dict__, **fields)
+    return clone
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -57,18 +57,20 @@ class Capabilities(_message.Message):
     def __init__(self, data_types: _Optional[_Iterable[_Union[_tensor_pb2.DataType, str]]] = ..., interpolations: _Optional[_Iterable[_Union[_warp_pb2.Interpolation, str]]] = ..., paddings: _Optional[_Iterable[_Union[_warp_pb2.Padding, str]]] = ..., coordinates: _Optional[_Iterable[_Union[_warp_pb2.Coordinates, str]]] = ..., subgradients: _Optional[_Iterable[_Union[_warp_pb2.Subgradient, str]]] = ..., transforms: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_message_bytes", "max_output_bytes", "max_dimension_px", "max_admitted_items", "max_admitted_bytes")
+    __slots__ = ("max_message_bytes", "max_output_bytes", "max_output_samples", "max_dimension_px", "max_admitted_items", "max_admitted_bytes")
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_OUTPUT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_OUTPUT_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     MAX_DIMENSION_PX_FIELD_NUMBER: _ClassVar[int]
     MAX_ADMITTED_ITEMS_FIELD_NUMBER: _ClassVar[int]
     MAX_ADMITTED_BYTES_FIELD_NUMBER: _ClassVar[int]
     max_message_bytes: int
     max_output_bytes: int
+    max_output_samples: int
     max_dimension_px: int
     max_admitted_items: int
     max_admitted_bytes: int
-    def __init__(self, max_message_bytes: _Optional[int] = ..., max_output_bytes: _Optional[int] = ..., max_dimension_px: _Optional[int] = ..., max_admitted_items: _Optional[int] = ..., max_admitted_bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, max_message_bytes: _Optional[int] = ..., max_output_bytes: _Optional[int] = ..., max_output_samples: _Optional[int] = ..., max_dimension_px: _Optional[int] = ..., max_admitted_items: _Optional[int] = ..., max_admitted_bytes: _Optional[int] = ...) -> None: ...
 
 class Statistics(_message.Message):
     __slots__ = ("queued_items", "running_items", "admitted_bytes", "finished_items", "failed_items", "refused_items", "abandoned_items", "batches", "largest_batch_items")

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from stn_server.batching.policy import Abandon, Arrive, Decisions, Event, Finish, Policy, Tick
-from stn_server.batching.work import Batch, BatchKey, Cost, Finished, Operation, WorkItem
+from stn_server.batching.work import Batch, BatchKey, Cost, Finished, WorkItem
 from stn_server.errors import (
     BatchFailedError,
     DeadlineExceededError,
@@ -33,6 +33,9 @@ class Runner(Protocol):
     async def run(self, batch: Batch) -> Sequence[Any]:
         """One outcome per item, in order: a result, or the exception of that item alone."""
         ...
+
+    def close(self) -> None:
+        """Lets go of the device, once the batch that runs is through."""
 
 
 class Observer(Protocol):
@@ -111,23 +114,14 @@ class Batcher:
         self._counts = _Counts()
 
     async def submit(
-        self,
-        operation: Operation,
-        problem: Any,
-        *,
-        dtype: Any,
-        spec: Any,
-        cost: Cost,
-        deadline: float = math.inf,
+        self, problem: Any, *, key: BatchKey, cost: Cost, deadline: float = math.inf
     ) -> Finished:
         """Queues one problem and waits for its outcome.
 
         Args:
-            operation: What to compute.
             problem: What the runner understands.
-            dtype: Element type; part of the batch key.
-            spec: Everything else that a launch has in common; part of the batch key.
-            cost: What the problem takes of the budgets.
+            key: What it must share with others to run beside them.
+            cost: What it takes of the budgets.
             deadline: Instant of `now` after which the result is unwanted.
 
         Raises:
@@ -143,7 +137,7 @@ class Batcher:
         if self._draining:
             raise self._refused(DrainingError())
         item = WorkItem(
-            key=BatchKey(operation, dtype, spec),
+            key=key,
             cost=cost,
             problem=problem,
             arrived=self.now(),

@@ -27,7 +27,17 @@ class BatchKey:
 
     operation: Operation
     dtype: Hashable
+    """Element type of feature maps, or of grids."""
     spec: Hashable
+    """Everything else that a launch has in common."""
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Kept, because every step of the policy looks keys up.
+        object.__setattr__(self, "_hash", hash((self.operation, self.dtype, self.spec)))
+
+    def __hash__(self) -> int:
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)

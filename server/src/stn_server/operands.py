@@ -1,0 +1,167 @@
+"""Tensors and transforms of a message, as the engine takes them; views, not copies.
+
+What a message declares is checked once, on tensors without memory (torch's meta device); the bytes
+of each request are then bound to what was declared. Every complaint names the field by its path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from google.protobuf.message import DecodeError, Message
+from numpy.typing import NDArray
+
+import stn_engine
+from stn_proto import Declaration, WireFormatError, get_declaration, put_tensor
+from stn_proto.v1 import tensor_pb2, warp_pb2
+from stn_proto.v1.tensor_pb2 import LAYOUT_NHWC, Tensor
+from stn_server.errors import InvalidRequestError, UnsupportedError
+from stn_server.tensors import TORCH_DTYPES, to_numpy, to_torch
+from stn_server.vocabulary import unknown_value
+
+M = TypeVar("M", bound=Message)
+E = TypeVar("E")
+Payloads = list[memoryview]
+
+TRANSFORMS = ("affine", "sampling_grid")
+"""Fields of `Transform.kind` that the engine computes."""
+
+_CHANNELS_FIRST = (0, 3, 1, 2)
+_CHANNELS_LAST = (0, 2, 3, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A tensor of a request, declared but for its bytes."""
+
+    declaration: Declaration
+    channels_last: bool = False
+    """Whether the wire has (N, H, W, C)."""
+    finite: bool = False
+    """Whether every number must be finite."""
+
+    @property
+    def meta(self) -> torch.Tensor:
+        """What was declared, in the engine's order of axes, without memory."""
+        dtype = TORCH_DTYPES[self.declaration.dtype]
+        return self._ordered(torch.empty(self.declaration.shape, dtype=dtype, device="meta"))
+
+    def read(self, payloads: Payloads) -> torch.Tensor:
+        """The tensor over the bytes of a request."""
+        array = self.declaration.view(payloads)
+        if self.finite:
+            _require_finite(array, self.declaration.field)
+        return self._ordered(to_torch(array))
+
+    def _ordered(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.permute(_CHANNELS_FIRST) if self.channels_last else tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TransformOperand:
+    """The transform of a request."""
+
+    operand: Operand
+    """Its parameters."""
+    meta: stn_engine.Transform
+    """What was declared, without memory."""
+    paths: Mapping[str, str]
+    """Where the engine's arguments stand in the message."""
+
+
+def parse(envelope: bytes, kind: type[M]) -> M:
+    """The message that an envelope holds.
+
+    Raises:
+        WireFormatError: The bytes are not a message of this kind.
+    """
+    try:
+        return kind.FromString(envelope)
+    except DecodeError as error:
+        name = kind.DESCRIPTOR.full_name
+        raise WireFormatError("message", f"a serialized {name}", "other bytes") from error
+
+
+@contextmanager
+def field_paths(paths: Mapping[str, str]) -> Iterator[None]:
+    """Renames the argument that an engine error complains about to the field it came from."""
+    try:
+        yield
+    except stn_engine.InvalidInputError as error:
+        description = str(error).removeprefix(f"{error.argument}: ")
+        field = paths.get(error.argument, error.argument)
+        raise InvalidRequestError(field, description) from error
+
+
+def declare(tensor: Tensor, field: str, *, finite: bool = False) -> Operand:
+    """A tensor that has no layout."""
+    declaration = get_declaration(tensor, field)
+    if 0 in declaration.shape:
+        raise InvalidRequestError(
+            f"{field}.shape", f"expected sizes of at least 1, got {declaration.shape}."
+        )
+    return Operand(declaration, finite=finite)
+
+
+def declare_map(tensor: Tensor, field: str, axes: str = "(N, C, H, W)") -> Operand:
+    """A feature map, whatever its layout on the wire."""
+    if tensor.layout not in tensor_pb2.Layout.values():
+        raise unknown_value(tensor_pb2.Layout, tensor.layout, f"{field}.layout")
+    declaration = declare(tensor, field).declaration
+    require_four_axes(declaration, axes)
+    return Operand(declaration, channels_last=tensor.layout == LAYOUT_NHWC)
+
+
+def declare_transform(transform: warp_pb2.Transform) -> TransformOperand:
+    """The transform that a message names."""
+    kind = transform.WhichOneof("kind")
+    if kind == "affine":
+        path = "transform.affine.theta"
+        operand = declare(transform.affine.theta, path, finite=True)
+        return _transform(stn_engine.Affine, operand, {"theta": path})
+    if kind == "sampling_grid":
+        path = "transform.sampling_grid.grid"
+        operand = declare(transform.sampling_grid.grid, path)
+        return _transform(stn_engine.SamplingGrid, operand, {"grid": path})
+    if kind is None:
+        expected = f"expected one of {', '.join(TRANSFORMS)}, got none."
+        raise InvalidRequestError("transform", expected)
+    raise UnsupportedError("transform", kind, TRANSFORMS)
+
+
+def require_four_axes(declaration: Declaration, axes: str) -> None:
+    """Refuses a tensor of any other rank."""
+    if len(declaration.shape) != 4:
+        expected = f"expected shape {axes}, got {declaration.shape}."
+        raise InvalidRequestError(declaration.field, expected)
+
+
+def put(tensor: torch.Tensor, payloads: Payloads) -> Tensor:
+    """Describes a result and appends its bytes to the payloads."""
+    return put_tensor(to_numpy(tensor), payloads)
+
+
+def put_map(tensor: torch.Tensor, payloads: Payloads, layout: tensor_pb2.Layout) -> Tensor:
+    """Describes a feature map (N, C, H, W), brought into a layout first."""
+    ordered = tensor.permute(_CHANNELS_LAST) if layout == LAYOUT_NHWC else tensor
+    return put_tensor(to_numpy(ordered), payloads, layout=layout)
+
+
+def _transform(
+    kind: Callable[[torch.Tensor], stn_engine.Transform], operand: Operand, paths: dict[str, str]
+) -> TransformOperand:
+    with field_paths(paths):
+        return TransformOperand(operand, kind(operand.meta), paths)
+
+
+def _require_finite(array: NDArray[Any], path: str) -> None:
+    """A sampling grid may hold points that are not finite (they read `fill`); parameters not."""
+    finite = np.isfinite(array)
+    if not finite.all():
+        where = tuple(int(index) for index in np.argwhere(~finite)[0])
+        raise InvalidRequestError(path, f"expected finite numbers, got {array[where]} at {where}.")

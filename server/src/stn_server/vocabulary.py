@@ -1,0 +1,101 @@
+"""The words of the contract (enumerations, options) as the engine says them.
+
+UNSPECIFIED is the documented default. A number that the contract does not know is invalid; a value
+that it knows but the engine cannot compute is unsupported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import stn_engine
+from stn_proto.v1 import warp_pb2
+from stn_server.errors import InvalidRequestError, UnsupportedError
+
+E = TypeVar("E")
+
+
+def offered(kind: Any, values: type) -> list[Any]:
+    """The numbers of a wire enumeration that the engine computes."""
+    prefix = _prefix(kind)
+    known = {f"{prefix}{value.name}" for value in values}  # type: ignore[attr-defined]
+    return [number for name, number in kind.items() if name in known]
+
+
+def read_spec(spec: warp_pb2.WarpSpec) -> stn_engine.WarpSpec:
+    """The options of a warp."""
+    return stn_engine.WarpSpec(
+        interpolation=_read_enum(
+            warp_pb2.Interpolation,
+            spec.interpolation,
+            stn_engine.Interpolation,
+            stn_engine.Interpolation.BILINEAR,
+            "spec.interpolation",
+        ),
+        padding=_read_enum(
+            warp_pb2.Padding,
+            spec.padding,
+            stn_engine.Padding,
+            stn_engine.Padding.ZEROS,
+            "spec.padding",
+        ),
+        fill=tuple(spec.fill) or (0.0,),
+        coordinates=read_coordinates(spec.coordinates, "spec.coordinates"),
+        align_corners=spec.align_corners,
+        subgradient=_read_enum(
+            warp_pb2.Subgradient,
+            spec.subgradient,
+            stn_engine.Subgradient,
+            stn_engine.Subgradient.RIGHT,
+            "spec.subgradient",
+        ),
+        deterministic=not spec.allow_nondeterministic,
+    )
+
+
+def read_coordinates(number: int, field: str) -> stn_engine.Coordinates:
+    """The unit of coordinates."""
+    return _read_enum(
+        warp_pb2.Coordinates,
+        number,
+        stn_engine.Coordinates,
+        stn_engine.Coordinates.NORMALIZED,
+        field,
+    )
+
+
+def read_needs(needs: Sequence[int]) -> tuple[str, ...]:
+    """Names of the operands whose gradients are wanted; all if the request names none."""
+    names: dict[int, str] = {
+        warp_pb2.OPERAND_FEATURE_MAP: "feature_map",
+        warp_pb2.OPERAND_TRANSFORM: "transform",
+    }
+    for number in needs:
+        if number not in names:
+            raise unknown_value(warp_pb2.Operand, number, "needs")
+    return tuple(names[number] for number in needs) or tuple(names.values())
+
+
+def _read_enum(kind: Any, number: int, values: Any, default: E, field: str) -> E:
+    """The engine's value of a wire enumeration; UNSPECIFIED is the default."""
+    if number == 0:
+        return default
+    if number not in kind.values():
+        raise unknown_value(kind, number, field)
+    name = kind.Name(number).removeprefix(_prefix(kind))
+    if name not in values.__members__:
+        raise UnsupportedError(field, name, tuple(values.__members__))
+    member: E = values[name]
+    return member
+
+
+def _prefix(kind: Any) -> str:
+    """What the values of an enumeration begin with: `PADDING_` of `PADDING_ZEROS`."""
+    return str(kind.Name(0)).removesuffix("UNSPECIFIED")
+
+
+def unknown_value(kind: Any, number: int, field: str) -> InvalidRequestError:
+    """The error for a number that an enumeration does not have."""
+    names = ", ".join(kind.keys()[1:])
+    return InvalidRequestError(field, f"expected one of {names}, got {number}.")
