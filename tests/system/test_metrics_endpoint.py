@@ -1,9 +1,11 @@
 """What Prometheus reads from a running server."""
 
+import asyncio
+
 import pytest
 from prometheus_client import CollectorRegistry
 
-from stn_client import Affine, Client, InvalidRequestError, RetryPolicy
+from stn_client import Affine, AsyncClient, InvalidRequestError, OverloadedError, RetryPolicy
 from stn_client.local import LocalServer
 from stn_server.metrics import Metrics
 from support.bad_requests import ramp, theta
@@ -12,21 +14,33 @@ from support.harness import scrape
 pytestmark = pytest.mark.slow
 
 
+WINDOW_S = 2.0
+
+
+async def three_at_once_and_one_too_many(target):
+    """Two warps and a gradient fill the queue for one window; a fourth call is refused."""
+    u, transform = ramp(1, 3, 4, 5), Affine(theta(1))
+    async with AsyncClient(target, retry=RetryPolicy(attempts=1)) as stn:
+        calls = [
+            asyncio.create_task(stn.warp(u, transform)),
+            asyncio.create_task(stn.warp(u, transform, (2, 3))),
+            asyncio.create_task(stn.warp_gradients(u, u, transform)),
+        ]
+        while (await stn.server_info()).statistics.queued_items < len(calls):
+            pass
+        with pytest.raises(OverloadedError, match="expected at most 3 admitted items, got 4"):
+            await stn.warp(u, transform)
+        with pytest.raises(InvalidRequestError, match="output_size"):
+            await stn.warp(u, transform, (0, 0))
+        await asyncio.gather(*calls)
+
+
 def test_every_metric_tells_what_happened():
     """Two warps, one gradient, one refusal at the door, one mistake."""
-    u, transform = ramp(1, 3, 4, 5), Affine(theta(1))
-    with (
-        LocalServer("--batching-max-admitted-bytes=4000") as server,
-        Client(server.target, retry=RetryPolicy(attempts=1)) as stn,
-    ):
+    flags = ("--batching-max-admitted-items=3", f"--batching-window-s={WINDOW_S}")
+    with LocalServer(*flags) as server:
         before = scrape(server.metrics)
-        stn.warp(u, transform)
-        stn.warp(u, transform, (2, 3))
-        stn.warp_gradients(u, u, transform)
-        with pytest.raises(Exception, match="expected at most 4000 admitted bytes"):
-            stn.warp(u, transform, (30, 30))
-        with pytest.raises(InvalidRequestError, match="output_size"):
-            stn.warp(u, transform, (0, 0))
+        asyncio.run(three_at_once_and_one_too_many(server.target))
         after = scrape(server.metrics)
     moved = {name: value - before.get(name, 0.0) for name, value in after.items()}
     calls = {
@@ -40,8 +54,9 @@ def test_every_metric_tells_what_happened():
     assert moved['stn_request_duration_seconds_count{method="Warp"}'] == 4
     assert moved['stn_request_duration_seconds_count{method="WarpGradients"}'] == 1
     assert moved["stn_queue_wait_seconds_count"] == 3
-    assert moved["stn_batch_items_count"] == moved["stn_batch_items_sum"] == 3
-    assert moved['stn_batch_duration_seconds_count{operation="Warp"}'] == 2
+    assert moved["stn_queue_wait_seconds_sum"] > 3 * 0.9 * WINDOW_S
+    assert (moved["stn_batch_items_count"], moved["stn_batch_items_sum"]) == (2, 3)
+    assert moved['stn_batch_duration_seconds_count{operation="Warp"}'] == 1
     assert moved['stn_batch_duration_seconds_count{operation="WarpGradients"}'] == 1
     assert moved['stn_batch_duration_seconds_sum{operation="Warp"}'] > 0
     assert moved["stn_samples_total"] == 20 + 6 + 20
