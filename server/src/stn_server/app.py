@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 from dataclasses import asdict, dataclass
@@ -74,6 +75,7 @@ class Server:
         metrics = self._serve_metrics()
         await self._grpc.start()
         await self._warm_up()
+        gc.freeze()  # what exists by now stays: the collector need not walk torch's modules
         self._ready = True
         await self._report(health_pb2.HealthCheckResponse.SERVING)
         return Addresses(targets, metrics)
