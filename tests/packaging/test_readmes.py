@@ -67,7 +67,8 @@ def test_the_shell_examples_of_the_readme_run(tmp_path):
             if line != "stn-server":
                 result = run(line, tmp_path)
                 assert result.returncode == 0, result.stderr
-    assert Image.open(tmp_path / "turned.png").size == (40, 30)
+    with Image.open(tmp_path / "turned.png") as turned:
+        assert turned.size == (40, 30)
 
 
 @pytest.mark.slow
