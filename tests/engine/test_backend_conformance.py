@@ -9,6 +9,7 @@ from stn_engine import (
     Affine,
     GridGradientsProblem,
     GridProblem,
+    Homography,
     SamplingGrid,
     WarpGradientsProblem,
     WarpProblem,
@@ -18,8 +19,8 @@ from stn_engine.backends.reference import ReferenceBackend
 from stn_engine.backends.torch import TorchBackend
 from support.oracles import (
     REFERENCE,
+    coordinate_extent,
     exact_gradients,
-    exact_points,
     exact_warp,
     settled,
     settled_warp,
@@ -29,10 +30,13 @@ from support.oracles import (
 from support.strategies import (
     CONVENTIONS,
     DTYPES,
+    GENERATORS,
     INTERPOLATIONS,
+    KINDS,
     PADDINGS,
     SUBGRADIENTS,
     random_gradients,
+    random_transform,
     random_values,
     random_warp,
 )
@@ -57,7 +61,8 @@ SIZES = [  # (H, W), (Ho, Wo)
 
 per_convention = pytest.mark.parametrize(("coordinates", "align_corners"), CONVENTIONS)
 per_padding = pytest.mark.parametrize("padding", PADDINGS)
-per_kind = pytest.mark.parametrize("kind", ["affine", "grid"])
+per_kind = pytest.mark.parametrize("kind", KINDS)
+per_generator = pytest.mark.parametrize("kind", GENERATORS)
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
@@ -70,8 +75,7 @@ def assert_forward_conforms(backend, problem):
     output, expected = backend.warp([problem])[0], exact_warp(problem)
     assert output.dtype == problem.feature_map.dtype
     assert output.shape == problem.output_shape
-    points = exact_points(problem)
-    extent = max(*problem.feature_map.shape[2:], points.abs().max().item() if points.numel() else 0)
+    extent = coordinate_extent(problem)
     tolerance = forward_tolerance(problem.feature_map, problem.spec.fill, extent)
     error = (output.double() - saturated(expected, output.dtype)).abs()
     if problem.spec.interpolation == "nearest":
@@ -103,7 +107,7 @@ def assert_gradients_conform(backend, problem):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@per_kind
+@pytest.mark.parametrize("kind", ["affine", "grid"])
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @per_padding
 @per_convention
@@ -126,10 +130,24 @@ def test_backend_conforms(
         assert_gradients_conform(backend, random_gradients(12, warp))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@per_kind
+@per_convention
+def test_backend_conforms_for_every_transform(backend, dtype, kind, coordinates, align_corners):
+    """Forward and gradients agree with the reference for every way to make source points."""
+    spec = WarpSpec(coordinates=coordinates, align_corners=align_corners)
+    warp = random_warp(11, kind=kind, dtype=dtype, spec=spec)
+    assert_forward_conforms(backend, warp)
+    if dtype.is_floating_point:
+        assert_gradients_conform(backend, random_gradients(12, warp))
+
+
 @pytest.mark.parametrize(("size", "output_size"), SIZES)
 @pytest.mark.parametrize(("batch", "channels"), [((2, 2), 3), ((1, 3), 2), ((3, 1), 1)])
-@per_kind
-@per_padding
+@pytest.mark.parametrize(
+    ("kind", "padding"),
+    [*((kind, "zeros") for kind in KINDS), *(("affine", padding) for padding in PADDINGS[1:])],
+)
 @per_convention
 def test_backend_conforms_at_every_size(
     backend, size, output_size, batch, channels, kind, padding, coordinates, align_corners
@@ -311,15 +329,50 @@ def test_nearest_ties_fall_where_torch_lets_them_fall(align_corners, padding, dt
         assert torch.equal(TorchBackend().warp([warp])[0], torch_warp(warp))
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        [float("nan"), 0, 0],
+        [float("inf"), 0, 1],
+        [0, float("-inf"), 1],
+        [0, 0, float("inf")],
+        [0, 0, 0],
+    ],
+)
+@per_padding
+@per_convention
+def test_backend_conforms_on_degenerate_homographies(
+    backend, row, padding, coordinates, align_corners
+):
+    """A third row of zeros or with a bad entry leaves no point, hence fill and no gradient."""
+    spec = WarpSpec(padding=padding, fill=0.5, coordinates=coordinates, align_corners=align_corners)
+    theta = torch.tensor([[[1.0, 0, 1], [0, 1, 1], row]])
+    warp = replace(
+        random_warp(21, dtype=torch.float32, batch=(1, 1), spec=spec), transform=Homography(theta)
+    )
+    assert torch.equal(backend.warp([warp])[0], torch.full(warp.output_shape, 0.5))
+    gradients = backend.warp_gradients([random_gradients(22, warp)])[0]
+    assert torch.equal(gradients.feature_map, torch.zeros_like(warp.feature_map))
+    assert torch.equal(gradients.transform, torch.zeros_like(theta))
+    grid = GridProblem(warp.transform, (3, 4), coordinates, align_corners)
+    assert not backend.generate_grid([grid])[0].isfinite().any()
+    problem = GridGradientsProblem(grid, torch.ones(1, 3, 4, 2))
+    gradient = backend.generate_grid_gradients([problem])[0]
+    assert torch.equal(gradient, torch.zeros_like(theta))
+
+
+@per_generator
 @per_convention
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("output_size", [(4, 5), (1, 1), (1, 3), (0, 2)])
 @pytest.mark.parametrize("batch", [0, 1, 3])
-def test_generator_conforms(backend, coordinates, align_corners, dtype, output_size, batch):
-    """The grid and the gradient of theta agree with the reference."""
-    theta = random_values(30, (batch, 2, 3), dtype)
-    problem = GridProblem(Affine(theta), output_size, coordinates, align_corners)
-    wide = replace(problem, transform=Affine(theta.double()))
+def test_generator_conforms(backend, kind, coordinates, align_corners, dtype, output_size, batch):
+    """The grid and the gradient of the parameters agree with the reference."""
+    transform = random_transform(30, kind, batch, (5, 7), output_size, coordinates)
+    transform = transform.with_parameters(transform.parameters.to(dtype))
+    problem = GridProblem(transform, output_size, coordinates, align_corners)
+    wide = transform.with_parameters(transform.parameters.double())
+    wide = replace(problem, transform=wide)
     got, want = backend.generate_grid([problem])[0], REFERENCE.generate_grid([wide])[0]
     assert got.dtype == dtype
     assert_close_in_norm(got, want, GRADIENT[dtype])

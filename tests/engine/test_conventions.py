@@ -1,11 +1,26 @@
 """Convention pins: asymmetric cases whose expected values are derived by hand."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 
-from stn_engine import Affine, SamplingGrid, WarpGradientsProblem, WarpProblem, WarpSpec, warp
+from stn_engine import (
+    Affine,
+    Attention,
+    Flow,
+    Homography,
+    ParametricTransform,
+    Rotation,
+    SamplingGrid,
+    Similarity,
+    Translation,
+    WarpGradientsProblem,
+    WarpProblem,
+    WarpSpec,
+    warp,
+)
 from stn_engine.backends.reference import ReferenceBackend
 from stn_engine.backends.torch import TorchBackend
 from support.strategies import CONVENTIONS, PADDINGS, random_values
@@ -77,13 +92,28 @@ def test_convention_pixel_centres_are_integers(backend):
     assert read_row(backend, [0.0, 1.5]) == [10.0, 25.0]
 
 
+def identity_of(kind, size):
+    """The transform of this kind that changes nothing."""
+    parameters = {
+        Affine: torch.eye(2, 3),
+        Homography: 3 * torch.eye(3),  # its scale is free
+        Attention: torch.tensor([1.0, 0.0, 0.0]),
+        Similarity: torch.tensor([1.0, 0.0, 0.0, 0.0]),
+        Translation: torch.zeros(2),
+        Rotation: torch.zeros(1),
+        Flow: torch.zeros(*size, 2),
+    }
+    return kind(parameters[kind][None])
+
+
 @pytest.mark.parametrize(("coordinates", "align_corners"), CONVENTIONS)
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 3), (37, 224)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.uint8])
-def test_convention_identity_is_bit_exact(coordinates, align_corners, size, dtype):
-    """An identity theta returns the feature map itself, in every convention, under each padding."""
+@pytest.mark.parametrize("kind", get_args(ParametricTransform))
+def test_convention_identity_is_bit_exact(coordinates, align_corners, size, dtype, kind):
+    """An identity returns the feature map itself, in every convention, under each padding."""
     feature_map = random_values(3, (1, 2, *size), dtype)
-    identity = Affine(torch.eye(2, 3)[None])
+    identity = identity_of(kind, size)
     for padding in PADDINGS:
         output = warp(
             feature_map,
@@ -95,19 +125,33 @@ def test_convention_identity_is_bit_exact(coordinates, align_corners, size, dtyp
         assert torch.equal(output, feature_map)
 
 
+def shift_of(kind, dx, dy, size):
+    """The transform of this kind that reads ``dx`` further right and ``dy`` further down."""
+    parameters = {
+        Affine: [[1.0, 0.0, dx], [0.0, 1.0, dy]],
+        Homography: [[1.0, 0.0, dx], [0.0, 1.0, dy], [0.0, 0.0, 1.0]],
+        Attention: [1.0, dx, dy],
+        Similarity: [1.0, 0.0, dx, dy],
+        Translation: [float(dx), dy],
+        Flow: torch.tensor([float(dx), dy]).expand(*size, 2).tolist(),
+    }
+    return kind(torch.tensor([parameters[kind]]))
+
+
 @pytest.mark.parametrize(("dx", "dy"), [(1, 0), (0, -2), (-3, 2), (4, 1)])
-def test_convention_integer_shift_is_bit_exact_in_pixels(dx, dy):
+@pytest.mark.parametrize("kind", [one for one in get_args(ParametricTransform) if one != Rotation])
+def test_convention_integer_shift_is_bit_exact_in_pixels(dx, dy, kind):
     """An integer translation in pixel coordinates moves the pixels, and zeros come in."""
     size = (61, 83)
     feature_map = random_values(4, (1, 2, *size), torch.float32)
-    theta = torch.tensor([[[1.0, 0.0, dx], [0.0, 1.0, dy]]])
+    shift = shift_of(kind, dx, dy, size)
     expected = torch.zeros_like(feature_map)
     rows, columns = (slice(max(-d, 0), n - max(d, 0)) for d, n in zip((dy, dx), size, strict=True))
     read_rows, read_columns = (
         slice(max(d, 0), n - max(-d, 0)) for d, n in zip((dy, dx), size, strict=True)
     )
     expected[:, :, rows, columns] = feature_map[:, :, read_rows, read_columns]
-    assert torch.equal(warp(feature_map, Affine(theta), coordinates="pixel"), expected)
+    assert torch.equal(warp(feature_map, shift, coordinates="pixel"), expected)
 
 
 def test_convention_zeros_fades_over_one_pixel(backend):
@@ -231,3 +275,70 @@ def test_convention_uint8_rounds_half_to_even_and_saturates(backend):
         fill=300.0,
     )
     assert values == [0, 2, 255]
+
+
+@pytest.mark.parametrize("kind", [Rotation, Similarity])
+def test_convention_rotation_turns_the_content_anticlockwise(backend, kind):
+    """A quarter turn: the right edge of the output shows the bottom edge of the map."""
+    cross = torch.tensor([[[[0.0, 1.0, 0.0], [2.0, 9.0, 4.0], [0.0, 8.0, 0.0]]]])
+    parameters = [math.pi / 2] if kind == Rotation else [1.0, math.pi / 2, 0.0, 0.0]
+    problem = WarpProblem(cross, kind(torch.tensor([parameters], dtype=torch.float64)))
+    # Top 1, left 2, bottom 8, right 4 become left, bottom, right, top.
+    expected = torch.tensor([[0.0, 4.0, 0.0], [1.0, 9.0, 8.0], [0.0, 2.0, 0.0]])
+    torch.testing.assert_close(backend.warp([problem])[0][0, 0], expected)
+
+
+def test_convention_similarity_parameters_are_s_phi_tx_ty(backend):
+    """In pixels: scale 2, half a turn, then (4, 1): column j of row i reads (4 - 2j, 1 - 2i)."""
+    ramp = torch.arange(10.0).view(1, 1, 2, 5)  # 5·y + x
+    parameters = torch.tensor([[2.0, math.pi, 4.0, 1.0]], dtype=torch.float64)
+    problem = WarpProblem(
+        ramp, Similarity(parameters), (1, 3), WarpSpec(coordinates="pixel", padding="border")
+    )
+    assert backend.warp([problem])[0].flatten().tolist() == pytest.approx([9.0, 7.0, 5.0])
+
+
+def test_convention_attention_parameters_are_s_tx_ty(backend):
+    """In pixels: column j of row i reads (2j + 1, 2i + 0.5)."""
+    ramp = torch.arange(10.0).view(1, 1, 2, 5)
+    transform = Attention(torch.tensor([[2.0, 1.0, 0.5]]))
+    problem = WarpProblem(ramp, transform, (1, 2), WarpSpec(coordinates="pixel"))
+    assert backend.warp([problem])[0].flatten().tolist() == [3.5, 5.5]
+
+
+def test_convention_homography_divides_by_the_third_row(backend):
+    """In pixels x = 4/(j + 1); y = 0."""
+    theta = torch.tensor([[[0.0, 0.0, 4.0], [0.0, 0.0, 0.0], [1.0, 0.0, 1.0]]])
+    ramp = torch.arange(5.0).view(1, 1, 1, 5)
+    problem = WarpProblem(ramp, Homography(theta), (1, 4), WarpSpec(coordinates="pixel"))
+    values = backend.warp([problem])[0].flatten().tolist()
+    assert values == pytest.approx([4.0, 2.0, 4 / 3, 1.0])
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_convention_homography_reads_behind_the_horizon(backend, padding):
+    """W = j - 1: column 0 reads x = -1/-1 = 1, column 1 has no point, column 2 reads x = 1."""
+    theta = torch.tensor([[[2.0, 0.0, -1.0], [0.0, 0.0, 0.0], [1.0, 0.0, -1.0]]])
+    spec = WarpSpec(coordinates="pixel", padding=padding, fill=7.0)
+    problem = WarpProblem(ROW, Homography(theta), (1, 4), spec)
+    # x = (2j - 1)/(j - 1) = 1, -, 3, 2.5
+    beyond = {"zeros": [0.0, 15.0], "fill": [7.0, 18.5], "border": [30.0, 30.0]}
+    expected = [20.0, 7.0, *beyond.get(padding, [20.0, 25.0])]
+    assert backend.warp([problem])[0].flatten().tolist() == expected
+
+
+def test_convention_flow_leads_from_target_to_source(backend):
+    """A displacement (1, 0) reads one pixel further right; (0, 0) reads the pixel itself."""
+    displacement = torch.tensor([[[[1.0, 0.0], [0.0, 0.0], [-0.5, 0.0]]]])
+    problem = WarpProblem(ROW, Flow(displacement), spec=WarpSpec(coordinates="pixel"))
+    assert backend.warp([problem])[0].flatten().tolist() == [20.0, 20.0, 25.0]
+
+
+@pytest.mark.parametrize(("align_corners", "unit"), [(False, 2 / 3), (True, 1.0)])
+def test_convention_flow_is_in_the_unit_of_the_grid(backend, align_corners, unit):
+    """One pixel of three is 2/3 between edges, and 1 between centres."""
+    displacement = torch.tensor([unit, 0.0]).expand(1, 1, 3, 2).contiguous()
+    spec = WarpSpec(align_corners=align_corners, padding="border")
+    problem = WarpProblem(ROW, Flow(displacement), spec=spec)
+    values = backend.warp([problem])[0].flatten().tolist()
+    assert values == pytest.approx([20.0, 30.0, 30.0])

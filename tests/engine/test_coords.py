@@ -2,14 +2,15 @@
 
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
 from stn_engine import Affine, WarpProblem, WarpSpec, reference
 from stn_engine.backends._points import source_points
-from stn_engine.coords import pixel_affine, source_axis, target_axis
-from support.oracles import exact_points
-from support.strategies import CONVENTIONS, random_warp
+from stn_engine.coords import pixel_affine, pixel_homography, source_axis, target_axis
+from support.oracles import coordinate_extent, exact_points
+from support.strategies import CONVENTIONS, KINDS, random_warp
 from support.tolerances import COORDINATE
 
 per_convention = pytest.mark.parametrize(("coordinates", "align_corners"), CONVENTIONS)
@@ -50,16 +51,38 @@ def test_pixel_affine_rounds_each_ratio_once(coordinates, align_corners):
 
 
 @per_convention
+def test_pixel_homography_composes_the_unit_changes(coordinates, align_corners):
+    """Applied to theta it gives T·theta·S, with T and S from the formulas of the oracle."""
+    output_size, source_size = (4, 5), (8, 3)
+    theta = np.arange(1.0, 10.0).reshape(3, 3)
+    change = np.asarray(pixel_homography(output_size, source_size, coordinates, align_corners))
+    composed = (change @ theta.ravel()).reshape(3, 3)
+    S, T = np.eye(3), np.eye(3)
+    for row, axis in ((0, 1), (1, 0)):
+        lattice = reference.target_coordinates(
+            output_size[axis], coordinates, align_corners=align_corners
+        )
+        S[row, [row, 2]] = lattice[1] - lattice[0], lattice[0]
+        pixels = reference.source_pixels(
+            np.asarray([0.0, 1.0]), source_size[axis], coordinates, align_corners=align_corners
+        )
+        T[row, [row, 2]] = pixels[1] - pixels[0], pixels[0]
+    assert composed == pytest.approx(T @ theta @ S, rel=1e-14)
+
+
+@per_convention
 @pytest.mark.parametrize("sizes", [((5, 7), (4, 6)), ((1, 9), (3, 1)), ((40, 30), (30, 40))])
-def test_source_points_agree_with_the_oracle(coordinates, align_corners, sizes):
+@pytest.mark.parametrize("kind", KINDS)
+def test_source_points_agree_with_the_oracle(coordinates, align_corners, sizes, kind):
     """Composed float32 coordinates stay within the coordinate tolerance of the oracle's."""
     spec = WarpSpec(coordinates=coordinates, align_corners=align_corners)
     size, output_size = sizes
-    warp = random_warp(1, dtype=torch.float32, size=size, output_size=output_size, spec=spec)
+    sizes = {"size": size, "output_size": output_size}
+    warp = random_warp(1, kind=kind, dtype=torch.float32, spec=spec, **sizes)
     exact = exact_points(warp)
     points = source_points(warp).view(2, 2, *output_size).movedim(1, 3)
     assert points.dtype == torch.float32
-    bound = COORDINATE[torch.float32] * max(*size, exact.abs().max().item())
+    bound = COORDINATE[torch.float32] * coordinate_extent(warp)
     assert (points.double() - exact).abs().max() <= bound
 
 

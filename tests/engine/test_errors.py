@@ -6,15 +6,21 @@ import torch
 import stn_engine
 from stn_engine import (
     Affine,
+    Attention,
     DeviceMismatchError,
     DTypeError,
     EngineError,
+    Flow,
     GridGradientsProblem,
     GridProblem,
+    Homography,
     InvalidInputError,
     ParameterError,
+    Rotation,
     SamplingGrid,
     ShapeError,
+    Similarity,
+    Translation,
     WarpGradientsProblem,
     WarpProblem,
     WarpSpec,
@@ -27,6 +33,7 @@ from stn_engine import (
 MAP = torch.zeros(4, 3, 5, 7)
 THETA = Affine(torch.eye(2, 3).repeat(4, 1, 1))
 GRID = SamplingGrid(torch.zeros(4, 2, 6, 2))
+FLOW = Flow(torch.zeros(4, 2, 6, 2))
 WARP = WarpProblem(MAP, THETA, (2, 6))
 GENERATION = GridProblem(THETA, (2, 6))
 
@@ -46,6 +53,15 @@ def assert_refused(kind, match, argument, call):
         ("theta", ("N", 2, 3), (2, 3), lambda: Affine(torch.eye(2, 3))),
         ("theta", ("N", 2, 3), (1, 3, 3), lambda: Affine(torch.eye(3)[None])),
         ("theta", (4, 2, 3), (3, 2, 3), lambda: warp(MAP, Affine(torch.zeros(3, 2, 3)))),
+        ("theta", ("N", 3, 3), (1, 2, 3), lambda: Homography(torch.zeros(1, 2, 3))),
+        ("parameters", ("N", 3), (3,), lambda: Attention(torch.zeros(3))),
+        ("parameters", ("N", 4), (1, 3), lambda: Similarity(torch.zeros(1, 3))),
+        ("parameters", ("N", 2), (1, 4), lambda: Translation(torch.zeros(1, 4))),
+        ("parameters", ("N", 1), (2,), lambda: Rotation(torch.zeros(2))),
+        ("parameters", (4, 1), (3, 1), lambda: warp(MAP, Rotation(torch.zeros(3, 1)))),
+        ("displacement", ("N", "Ho", "Wo", 2), (1, 2, 2), lambda: Flow(torch.zeros(1, 2, 2))),
+        ("output_size", (2, 6), (6, 2), lambda: warp(MAP, FLOW, (6, 2))),
+        ("output_size", (2, 6), (6, 2), lambda: generate_grid(FLOW, (6, 2))),
         ("grid", ("N", "Ho", "Wo", 2), (1, 2, 3, 3), lambda: SamplingGrid(torch.zeros(1, 2, 3, 3))),
         ("grid", (4, 2, 6, 2), (3, 2, 6, 2), lambda: warp(MAP, SamplingGrid(GRID.grid[:3]))),
         ("feature_map", ("N", "C", "H", "W"), (3, 5, 7), lambda: warp(MAP[0], THETA)),
@@ -112,6 +128,12 @@ def test_shape_error(argument, expected, actual, call):
             lambda: SamplingGrid(GRID.grid.long()),
         ),
         (
+            "parameters",
+            (torch.float32, torch.float64),
+            torch.bfloat16,
+            lambda: Rotation(torch.zeros(1, 1, dtype=torch.bfloat16)),
+        ),
+        (
             "feature_map",
             (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8),
             torch.int32,
@@ -150,7 +172,9 @@ def test_dtype_error(argument, expected, actual, call):
         ("theta", "feature_map", lambda: warp(MAP, Affine(THETA.theta.to("meta")))),
         ("grid", "feature_map", lambda: warp(MAP, SamplingGrid(GRID.grid.to("meta")))),
         ("grad_output", "feature_map", lambda: warp_gradients(MAP.to("meta"), MAP, THETA)),
+        ("displacement", "feature_map", lambda: warp(MAP, Flow(GRID.grid.to("meta")))),
         ("grad_grid", "theta", lambda: generate_grid_gradients(GRID.grid.to("meta"), THETA)),
+        ("grad_grid", "displacement", lambda: generate_grid_gradients(GRID.grid.to("meta"), FLOW)),
     ],
 )
 def test_device_mismatch_error(argument, reference, call):
@@ -231,6 +255,9 @@ def test_parameter_error_of_needs(needs):
     [
         ("theta", lambda: Affine(THETA.theta.tolist())),
         ("grid", lambda: SamplingGrid(GRID.grid.numpy())),
+        ("theta", lambda: Homography([[1, 0, 0], [0, 1, 0], [0, 0, 1]])),
+        ("parameters", lambda: Attention((1, 0, 0))),
+        ("displacement", lambda: Flow(None)),
         ("feature_map", lambda: warp(MAP.numpy(), THETA)),
         ("grad_output", lambda: warp_gradients(None, MAP, THETA)),
         ("grad_output", lambda: WarpGradientsProblem(WARP, None)),
@@ -246,9 +273,10 @@ def test_invalid_input_error_of_non_tensors(argument, call):
 
 def test_invalid_input_error_of_transforms():
     """A bare tensor is not a transform, and a grid has no generator."""
-    match = "^transform: expected Affine or SamplingGrid, got Tensor"
+    kinds = "Affine or Homography or Attention or Similarity or Translation or Rotation or Flow"
+    match = f"^transform: expected {kinds} or SamplingGrid, got Tensor"
     assert_refused(InvalidInputError, match, "transform", lambda: warp(MAP, THETA.theta))
-    match = "^transform: expected Affine, got SamplingGrid"
+    match = f"^transform: expected {kinds}, got SamplingGrid"
     assert_refused(InvalidInputError, match, "transform", lambda: generate_grid(GRID, (2, 6)))
 
 

@@ -12,6 +12,7 @@ from stn_engine import (
     Affine,
     GridGradientsProblem,
     GridProblem,
+    Homography,
     SamplingGrid,
     WarpGradientsProblem,
     WarpSpec,
@@ -27,9 +28,12 @@ from support.oracles import settled_warp
 from support.strategies import (
     CONVENTIONS,
     DETERMINISTIC,
+    GENERATORS,
     INTERPOLATIONS,
+    KINDS,
     PADDINGS,
     random_gradients,
+    random_transform,
     random_values,
     random_warp,
     warps,
@@ -40,7 +44,8 @@ BACKENDS = {backend.name: backend for backend in (TorchBackend(), ReferenceBacke
 
 per_convention = pytest.mark.parametrize(("coordinates", "align_corners"), CONVENTIONS)
 per_padding = pytest.mark.parametrize("padding", PADDINGS)
-per_kind = pytest.mark.parametrize("kind", ["affine", "grid"])
+per_kind = pytest.mark.parametrize("kind", KINDS)
+per_generator = pytest.mark.parametrize("kind", GENERATORS)
 
 
 def as_function(problem):
@@ -56,7 +61,7 @@ def as_function(problem):
     return function, tuple(operand.clone().requires_grad_() for operand in operands)
 
 
-@per_kind
+@pytest.mark.parametrize("kind", ["affine", "grid"])
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @per_padding
 @per_convention
@@ -76,6 +81,18 @@ def test_warp_gradcheck(kind, interpolation, padding, coordinates, align_corners
 
 
 @per_kind
+@per_convention
+@pytest.mark.parametrize("batch", [(2, 2), (1, 2), (2, 1)])
+def test_warp_gradcheck_of_every_transform(kind, coordinates, align_corners, batch):
+    """Parameters of any kind have exact first and second derivatives."""
+    spec = WarpSpec(padding="border", coordinates=coordinates, align_corners=align_corners)
+    sizes = {"batch": batch, "channels": 2, "size": (3, 4), "output_size": (2, 3)}
+    function, operands = as_function(settled_warp(kind=kind, spec=spec, **sizes))
+    assert gradcheck(function, operands, fast_mode=True)
+    assert gradgradcheck(function, operands, fast_mode=True)
+
+
+@pytest.mark.parametrize("kind", ["affine", "grid"])
 @per_padding
 @per_convention
 @pytest.mark.parametrize("batch", [(2, 2), (1, 2), (2, 1)])
@@ -100,17 +117,36 @@ def test_warp_gradients_is_differentiable():
     assert gradcheck(function, tuple(operand.clone().requires_grad_() for operand in operands))
 
 
+@per_generator
 @per_convention
-def test_generate_grid_gradcheck(coordinates, align_corners):
-    """The generator is differentiable in theta, its adjoint in the gradient of the grid."""
-    theta = random_values(2, (2, 2, 3), torch.float64).requires_grad_()
+def test_generate_grid_gradcheck(kind, coordinates, align_corners):
+    """The generator and its adjoint are differentiable in all that they depend on."""
+    transform = random_transform(2, kind, 2, (5, 7), (3, 4), coordinates)
+    parameters = transform.parameters.clone().requires_grad_()
     grad_grid = random_values(3, (2, 3, 4, 2), torch.float64).requires_grad_()
     options = {"coordinates": coordinates, "align_corners": align_corners}
-    forward = lambda theta: generate_grid(Affine(theta), (3, 4), **options)  # noqa: E731 - twin
-    adjoint = lambda grad: generate_grid_gradients(grad, Affine(theta.detach()), **options)  # noqa: E731
-    assert gradcheck(forward, theta)
-    assert gradgradcheck(forward, theta)
-    assert gradcheck(adjoint, grad_grid)
+
+    def forward(parameters):
+        return generate_grid(transform.with_parameters(parameters), (3, 4), **options)
+
+    def adjoint(grad_grid, parameters):
+        return generate_grid_gradients(grad_grid, transform.with_parameters(parameters), **options)
+
+    assert gradcheck(forward, parameters)
+    assert gradgradcheck(forward, parameters)
+    assert gradcheck(adjoint, (grad_grid, parameters))
+
+
+def test_horizon_leaves_gradients_of_gradients_finite():
+    """Target points with W = 0 in the middle of an image contribute nothing, to any order."""
+    theta = torch.tensor([[[1.0, 0.0, 0.25], [0.0, 1.0, 0.25], [1.0, 0.0, -1.0]]]).double()
+    feature_map = random_values(4, (1, 2, 5, 7), torch.float64).requires_grad_()
+    theta.requires_grad_()
+    output = warp(feature_map, Homography(theta), coordinates="pixel", padding="border")
+    assert torch.equal(output[:, :, :, 1], torch.zeros(1, 2, 5, dtype=torch.float64))
+    first = torch.autograd.grad(output.sum(), (feature_map, theta), create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in first), (feature_map, theta))
+    assert all(grad.isfinite().all() and grad.any() for grad in (*first, *second))
 
 
 def assert_adjoint(u, su, v, stv):
@@ -153,13 +189,16 @@ def test_theta_gradient_is_the_adjoint_of_the_generator(
     assert_adjoint(theta, grid, v, gradients)
 
 
+@per_generator
 @per_convention
-def test_theta_gradient_is_the_grid_gradient_through_the_generator(coordinates, align_corners):
-    """The fused gradient of theta equals generator adjoint after sampler adjoint."""
+def test_fused_gradient_is_the_grid_gradient_through_the_generator(
+    kind, coordinates, align_corners
+):
+    """The fused gradient of the parameters equals generator adjoint after sampler adjoint."""
     spec = WarpSpec(coordinates=coordinates, align_corners=align_corners)
-    fused = random_gradients(5, settled_warp(spec=spec), needs=("transform",))
-    theta = fused.warp.transform
-    grid_problem = GridProblem(theta, fused.warp.output_size, coordinates, align_corners)
+    fused = random_gradients(5, settled_warp(kind=kind, spec=spec), needs=("transform",))
+    transform = fused.warp.transform
+    grid_problem = GridProblem(transform, fused.warp.output_size, coordinates, align_corners)
     backend = TorchBackend()
     grid = SamplingGrid(backend.generate_grid([grid_problem])[0])
     split = replace(fused, warp=replace(fused.warp, transform=grid))

@@ -7,6 +7,7 @@ import torch
 
 from stn_engine import (
     Affine,
+    Flow,
     GridGradientsProblem,
     GridProblem,
     Padding,
@@ -19,9 +20,16 @@ from stn_engine import (
     generate_grid_gradients_ragged,
     generate_grid_ragged,
     warp,
-    warp_gradients,
     warp_gradients_ragged,
     warp_ragged,
+)
+from support.strategies import (
+    GENERATORS,
+    KINDS,
+    random_gradients,
+    random_transform,
+    random_values,
+    random_warp,
 )
 
 THETA = Affine(torch.zeros(4, 2, 3, dtype=torch.float64))
@@ -95,6 +103,14 @@ def test_monstrous_sizes_are_counted_and_not_allocated():
     assert GridProblem(THETA, size).output_bytes == 4 * 2**80 * 2 * 8
 
 
+def test_own_size_is_that_of_parameters_per_pixel():
+    """A flow says how large the output is, a theta does not."""
+    assert Flow(torch.zeros(1, 2, 6, 2)).own_size == (2, 6)
+    assert SamplingGrid(torch.zeros(1, 2, 6, 2)).own_size == (2, 6)
+    assert THETA.own_size is None
+    assert WarpProblem(torch.zeros(4, 3, 5, 7), Flow(torch.zeros(1, 2, 6, 2))).output_size == (2, 6)
+
+
 def test_transforms_are_rebuilt_with_other_parameters():
     """with_parameters keeps the kind and validates anew."""
     other = torch.ones(1, 2, 3)
@@ -120,23 +136,37 @@ def test_a_problem_on_meta_tensors_binds_to_real_ones():
     assert planned.feature_map.is_meta
 
 
-def test_every_problem_binds_its_operands():
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_problem_binds_its_operands(kind):
     """Operands come in the constructor's order; results are those of a problem built so."""
-    feature_map, theta, grad = torch.rand(1, 1, 2, 3), torch.eye(2, 3)[None], torch.rand(1, 1, 2, 3)
-    blank = [torch.empty_like(tensor, device="meta") for tensor in (feature_map, theta, grad)]
-    warped = WarpGradientsProblem(WarpProblem(blank[0], Affine(blank[1])), blank[2])
-    (found,) = warp_gradients_ragged([warped.bound(grad, feature_map, theta)])
-    expected = warp_gradients(grad, feature_map, Affine(theta))
+    warped = random_gradients(1, random_warp(2, kind=kind, dtype=torch.float32))
+    operands = warped.grad_output, warped.warp.feature_map, warped.warp.transform.parameters
+    planned = on_meta(warped)
+    bound = planned.bound(*operands)
+    assert type(bound.warp.transform) is type(warped.warp.transform)
+    (found,), (expected,) = (warp_gradients_ragged([one]) for one in (bound, warped))
     assert torch.equal(found.feature_map, expected.feature_map)
     assert torch.equal(found.transform, expected.transform)
+    assert torch.equal(*(warp_ragged([one.warp])[0] for one in (bound, warped)))
+    assert planned.warp.transform.parameters.is_meta
 
-    grid = GridProblem(Affine(blank[1]), (2, 2))
-    assert torch.equal(
-        generate_grid_ragged([grid.bound(theta)])[0], generate_grid(Affine(theta), (2, 2))
-    )
-    grad_grid = torch.rand(1, 2, 2, 2)
-    of_grid = GridGradientsProblem(grid, torch.empty_like(grad_grid, device="meta"))
-    assert torch.equal(
-        generate_grid_gradients_ragged([of_grid.bound(grad_grid, theta)])[0],
-        generate_grid_gradients(grad_grid, Affine(theta)),
-    )
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_every_grid_problem_binds_its_operands(kind):
+    """As warps do."""
+    transform = random_transform(3, kind, 2, (5, 7), (2, 3), "normalized")
+    blank = transform.with_parameters(transform.parameters.to("meta"))
+    grad_grid = random_values(4, (2, 2, 3, 2), torch.float64)
+    planned = GridGradientsProblem(GridProblem(blank, (2, 3)), grad_grid.to("meta"))
+    bound = planned.bound(grad_grid, transform.parameters)
+    grid, gradient = generate_grid(transform, (2, 3)), generate_grid_gradients(grad_grid, transform)
+    assert torch.equal(generate_grid_ragged([bound.grid])[0], grid)
+    assert torch.equal(generate_grid_gradients_ragged([bound])[0], gradient)
+
+
+def on_meta(problem):
+    """The same gradients problem without memory."""
+    warped = problem.warp
+    transform = warped.transform.with_parameters(warped.transform.parameters.to("meta"))
+    warped = WarpProblem(warped.feature_map.to("meta"), transform, warped.output_size, warped.spec)
+    return WarpGradientsProblem(warped, problem.grad_output.to("meta"))

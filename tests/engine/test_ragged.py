@@ -19,7 +19,10 @@ from support.strategies import (
     CONVENTIONS,
     DETERMINISTIC,
     DTYPES,
+    GENERATORS,
+    KINDS,
     crowds,
+    random_transform,
     random_values,
     random_warp,
 )
@@ -39,13 +42,13 @@ def gradient_crowds(draw):
 @st.composite
 def grid_problems(draw):
     """Any small generator problem."""
-    theta = random_values(
-        draw(st.integers(0, 2**16)),
-        (draw(st.integers(0, 3)), 2, 3),
-        draw(st.sampled_from([torch.float32, torch.float64])),
-    )
+    coordinates, align_corners = draw(st.sampled_from(CONVENTIONS))
+    kind, n = draw(st.sampled_from(GENERATORS)), draw(st.integers(0, 3))
     size = draw(st.sampled_from([(1, 1), (3, 4), (0, 2)]))
-    return GridProblem(Affine(theta), size, *draw(st.sampled_from(CONVENTIONS)))
+    transform = random_transform(draw(st.integers(0, 2**16)), kind, n, (5, 7), size, coordinates)
+    dtype = draw(st.sampled_from([torch.float32, torch.float64]))
+    transform = transform.with_parameters(transform.parameters.to(dtype))
+    return GridProblem(transform, size, coordinates, align_corners)
 
 
 def assert_same(left, right):
@@ -103,7 +106,7 @@ def test_permuting_problems_permutes_results(problems, data):
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:-1], ids=str)
-@pytest.mark.parametrize("kind", ["affine", "grid"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_large_group_is_its_single_results(dtype, kind):
     """Also where tensors are large enough for vectorised and threaded kernels."""
     sizes = {"channels": 3, "size": (33, 47), "output_size": (61, 53)}

@@ -12,7 +12,9 @@ from stn_engine.checks import FEATURE_MAP_DTYPES, GRADIENT_DTYPES
 from support.strategies import random_gradients, random_warp
 
 README = Path(__file__).parents[2] / "stn_engine" / "README.md"
-KINDS = {"Affine": "affine", "SamplingGrid": "grid"}
+KINDS = {one.__name__: one.__name__.lower() for one in get_args(Transform)} | {
+    "SamplingGrid": "grid"
+}
 
 
 def names(dtypes):

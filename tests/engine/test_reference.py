@@ -8,7 +8,7 @@ import torch
 
 from stn_engine import WarpSpec, reference
 from support.oracles import REFERENCE, settled_warp, torch_gradients, torch_warp
-from support.strategies import random_gradients
+from support.strategies import KINDS, random_gradients
 from support.tolerances import GRADIENT, assert_close_in_norm
 
 PIXELS = {"coordinates": "pixel"}
@@ -99,6 +99,49 @@ def test_affine_generator_adjoint_is_equations_6_and_7():
     assert grad_theta[0].tolist() == [[21.0, 10.0, 11.0], [199.0, 100.0, 99.0]]
 
 
+def test_homography_generator_is_a_quotient():
+    """At p = (2, 1, 1): X = 13, Y = 23 and W = 4; at W = 0 the point is not finite."""
+    theta = np.asarray([[[2.0, 4.0, 5.0], [6.0, 8.0, 3.0], [1.0, 3.0, -1.0]]])
+    grid = reference.homography_generator(theta, (2, 3), "pixel", align_corners=False)
+    assert grid[0, 1, 2].tolist() == [13 / 4, 23 / 4]
+    assert not np.isfinite(grid[0, 0, 1]).any()
+
+
+def test_homography_generator_adjoint_is_section_4():
+    """One point p = (2, 1, 1) with W = 4, x = 13/4, y = 23/4 and gradient (4, 8)."""
+    theta = np.asarray([[[2.0, 4.0, 5.0], [6.0, 8.0, 3.0], [1.0, 3.0, -1.0]]])
+    grad_grid = np.zeros((1, 2, 3, 2))
+    grad_grid[0, 1, 2] = (4.0, 8.0)
+    grad_grid[0, 0, 1] = (np.inf, 7.0)  # no finite point
+    grad_theta = reference.homography_generator_adjoint(
+        grad_grid, theta, "pixel", align_corners=False
+    )
+    # gx/W = 1, gy/W = 2, -(4·13/4 + 8·23/4)/4 = -59/4
+    assert grad_theta[0].tolist() == [[2.0, 1.0, 1.0], [4.0, 2.0, 2.0], [-29.5, -14.75, -14.75]]
+
+
+def test_flow_generator_adds_to_the_lattice():
+    """Row 1, column 2 displaced by (10, 20)."""
+    displacement = np.zeros((1, 2, 3, 2))
+    displacement[0, 1, 2] = (10.0, 20.0)
+    grid = reference.flow_generator(displacement, "pixel", align_corners=False)
+    assert (grid[0, 1, 2].tolist(), grid[0, 1, 1].tolist()) == ([12.0, 21.0], [1.0, 1.0])
+
+
+def test_theta_of_few_parameters():
+    """The matrices of section 4, entry by entry."""
+    c, s = np.cos(0.5), np.sin(0.5)
+    of = lambda *values: np.asarray([values])  # noqa: E731 - an abbreviation
+    attention = reference.attention_theta(of(2.0, 3.0, 4.0))
+    similarity = reference.similarity_theta(of(2.0, 0.5, 3.0, 4.0))
+    translation = reference.translation_theta(of(3.0, 4.0))
+    rotation = reference.rotation_theta(of(0.5))
+    assert attention[0].tolist() == [[2, 0, 3], [0, 2, 4]]
+    assert similarity[0].tolist() == [[2 * c, -2 * s, 3], [2 * s, 2 * c, 4]]
+    assert translation[0].tolist() == [[1, 0, 3], [0, 1, 4]]
+    assert rotation[0].tolist() == [[c, -s, 0], [s, c, 0]]
+
+
 def test_target_coordinates_of_every_convention():
     """Three target pixels: centres at ±2/3 and 0, at ±1 and 0, or at 0, 1, 2."""
     edges = reference.target_coordinates(3, "normalized", align_corners=False)
@@ -110,7 +153,7 @@ def test_target_coordinates_of_every_convention():
     assert pixels.tolist() == [0.0, 1.0, 2.0]
 
 
-@pytest.mark.parametrize("kind", ["affine", "grid"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
 @pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
 @pytest.mark.parametrize("align_corners", [False, True])

@@ -1,13 +1,26 @@
 """Two oracles: the float64 reference on unrounded operands, and torch.nn.functional."""
 
 import itertools
+import warnings
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as torch_functional
 
-from stn_engine import Affine, GridProblem, SamplingGrid, WarpGradientsProblem, WarpProblem
+from stn_engine import (
+    Affine,
+    Attention,
+    Flow,
+    GridProblem,
+    Homography,
+    Rotation,
+    SamplingGrid,
+    Similarity,
+    Translation,
+    WarpGradientsProblem,
+    WarpProblem,
+)
 from stn_engine.backends.reference import ReferenceBackend
 from support.strategies import random_warp
 
@@ -35,7 +48,7 @@ def exact_gradients(problem: WarpGradientsProblem) -> tuple[Tensor, Tensor]:
 def exact_points(problem: WarpProblem) -> Tensor:
     """Source points in pixels, float64, (N, Ho, Wo, 2)."""
     spec, transform = problem.spec, in_float64(problem).transform
-    if isinstance(transform, Affine):
+    if not isinstance(transform, SamplingGrid):
         size = problem.output_shape[2:]
         grid_problem = GridProblem(transform, size, spec.coordinates, spec.align_corners)
         transform = SamplingGrid(REFERENCE.generate_grid([grid_problem])[0])
@@ -47,13 +60,32 @@ def exact_points(problem: WarpProblem) -> Tensor:
     return ((transform.grid + 1) * size - 1) / 2
 
 
+def coordinate_extent(problem: WarpProblem) -> float:
+    """S of the coordinate tolerance: how far, in pixels, the terms of a coordinate reach.
+
+    A homography divides by W what it rounds before: terms of X up to 3·S·r and of W up to 3·r,
+    with r the largest row sum of |theta|, move x = X/W by the roundings of (3·S·r + 3·r·x)/W.
+    """
+    points = exact_points(problem)
+    extent = max(*problem.feature_map.shape[2:], points.abs().max().item() if points.numel() else 0)
+    if not isinstance(problem.transform, Homography) or points.numel() == 0:
+        return extent
+    theta = problem.transform.theta.double()
+    _, W = torch_projection(problem)
+    return 6 * extent * (theta.abs().sum(2).max() / W.abs().min()).item()
+
+
 def settled(problem: WarpProblem) -> Tensor:
     """Which points keep 1e-3 px from every integer and half-integer: (N, Ho, Wo).
 
     Elsewhere a coordinate gradient, or a nearest read, may jump by the last bit of a coordinate.
     """
-    halves = exact_points(problem) * 2
-    return ((halves - halves.round()).abs() > 2e-3).all(-1)
+    points = exact_points(problem)
+    halves = points * 2
+    away = ((halves - halves.round()).abs() > 2e-3).all(-1)
+    # The target origin of a rotation stays where it is, to the last bit.
+    fixed = (points == 0).all(-1) & isinstance(problem.transform, Rotation)
+    return away | fixed
 
 
 def settled_warp(**options) -> WarpProblem:
@@ -64,19 +96,67 @@ def settled_warp(**options) -> WarpProblem:
 
 def torch_warp(problem: WarpProblem) -> Tensor:
     """V by torch.nn.functional, differentiable; for normalized coordinates and its paddings."""
-    spec, (n, c, *size) = problem.spec, problem.output_shape
-    parameters = problem.transform.parameters
-    parameters = parameters.expand(n, *parameters.shape[1:])
-    grid = parameters
-    if isinstance(problem.transform, Affine):
-        grid = torch_functional.affine_grid(parameters, (n, c, *size), spec.align_corners)
+    spec, n = problem.spec, problem.output_shape[0]
     return torch_functional.grid_sample(
         problem.feature_map.expand(n, -1, -1, -1),
-        grid,
+        torch_grid(problem).expand(n, -1, -1, -1),
         spec.interpolation.value,
         spec.padding.value,
         spec.align_corners,
     )
+
+
+def torch_grid(problem: WarpProblem) -> Tensor:
+    """The sampling grid by affine_grid, matrix exponentials and homogeneous coordinates."""
+    parameters = problem.transform.parameters
+    match problem.transform:
+        case SamplingGrid():
+            return parameters
+        case Flow():
+            return _lattice(problem) + parameters
+        case Homography():
+            numerator, W = torch_projection(problem)
+            return numerator / W
+        case Affine():
+            return _affine_grid(problem, parameters)
+        case Similarity():
+            s, phi, t = parameters.split((1, 1, 2), 1)
+        case Attention():
+            s, t = parameters.split((1, 2), 1)
+            phi = torch.zeros_like(s)
+        case Translation():
+            s, phi, t = parameters[:, :1] * 0 + 1, parameters[:, :1] * 0, parameters
+        case Rotation():
+            s, phi, t = parameters * 0 + 1, parameters, parameters.expand(-1, 2) * 0
+    generator = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=parameters.dtype)
+    turn = torch.linalg.matrix_exp(phi[:, :, None] * generator)
+    return _affine_grid(problem, torch.cat((s[:, :, None] * turn, t[:, :, None]), 2))
+
+
+def torch_projection(problem: WarpProblem) -> tuple[Tensor, Tensor]:
+    """(X, Y) and W of a homography at every target point."""
+    lattice = _lattice(problem)
+    rays = torch.cat((lattice, torch.ones_like(lattice[..., :1])), 3)
+    rays = torch.einsum("nab,nijb->nija", problem.transform.theta.to(rays.dtype), rays)
+    return rays[..., :2], rays[..., 2:]
+
+
+def _lattice(problem: WarpProblem) -> Tensor:
+    """Target points, (N, Ho, Wo, 2), in the dtype of the parameters."""
+    parameters, (height, width) = problem.transform.parameters, problem.output_shape[2:]
+    if problem.spec.coordinates == "pixel":
+        axes = (torch.arange(n, dtype=parameters.dtype) for n in (width, height))
+        lattice = torch.stack(torch.meshgrid(*axes, indexing="xy"), -1)
+        return lattice.expand(len(parameters), -1, -1, -1)
+    identity = torch.eye(2, 3, dtype=parameters.dtype).expand(len(parameters), -1, -1)
+    return _affine_grid(problem, identity)
+
+
+def _affine_grid(problem: WarpProblem, theta: Tensor) -> Tensor:
+    size = (len(theta), 1, *problem.output_shape[2:])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Since version 1.3.0, .* unit-size grids")
+        return torch_functional.affine_grid(theta, size, problem.spec.align_corners)
 
 
 def torch_gradients(problem: WarpGradientsProblem) -> tuple[Tensor, Tensor]:

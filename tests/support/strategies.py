@@ -5,7 +5,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from stn_engine import Affine, SamplingGrid, WarpGradientsProblem, WarpProblem, WarpSpec
+from stn_engine import (
+    Affine,
+    Attention,
+    Flow,
+    Homography,
+    Rotation,
+    SamplingGrid,
+    Similarity,
+    Translation,
+    WarpGradientsProblem,
+    WarpProblem,
+    WarpSpec,
+)
 
 DETERMINISTIC = settings(derandomize=True, deadline=None, database=None, max_examples=60)
 """The same examples on every run."""
@@ -45,9 +57,14 @@ def random_warp(
     if parameter_dtype is None:
         parameter_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     feature_map = random_values(seed, (batch[0], channels, *size), dtype)
-    make = _random_affine if kind == "affine" else _random_grid
-    transform = make(seed + 1, batch[1], size, output_size, spec, parameter_dtype)
+    transform = random_transform(seed + 1, kind, batch[1], size, output_size, spec.coordinates)
+    transform = transform.with_parameters(transform.parameters.to(parameter_dtype))
     return WarpProblem(feature_map, transform, output_size, spec)
+
+
+def random_transform(seed, kind, n, size, output_size, coordinates):
+    """A float64 transform of ``n`` items that reads a map of ``size`` into ``output_size``."""
+    return MAKERS[kind](seed, n, size, output_size, coordinates == "pixel")
 
 
 def random_gradients(seed: int, warp: WarpProblem, **options) -> WarpGradientsProblem:
@@ -56,22 +73,65 @@ def random_gradients(seed: int, warp: WarpProblem, **options) -> WarpGradientsPr
     return WarpGradientsProblem(warp, grad_output, **options)
 
 
-def _random_affine(seed, n, size, output_size, spec, dtype):
+def _random_affine(seed, n, size, output_size, in_pixels):
     noise = random_values(seed, (n, 2, 3), torch.float64)
-    theta = torch.eye(2, 3).double() + 0.25 * noise
-    if spec.coordinates == "pixel":
-        (h, w), (ho, wo) = size, output_size
-        stretch = torch.tensor([[w / max(wo, 1), 0.0, 0.0], [0.0, h / max(ho, 1), 0.0]]).double()
-        theta = stretch + noise * torch.tensor([0.25, 0.25, 1.0]).double()
-    return Affine(theta.to(dtype))
+    if not in_pixels:
+        return Affine(torch.eye(2, 3).double() + 0.25 * noise)
+    (h, w), (ho, wo) = size, output_size
+    stretch = torch.tensor([[w / max(wo, 1), 0.0, 0.0], [0.0, h / max(ho, 1), 0.0]]).double()
+    return Affine(stretch + noise * torch.tensor([0.25, 0.25, 1.0]).double())
 
 
-def _random_grid(seed, n, size, output_size, spec, dtype):
+def _random_homography(seed, n, size, output_size, in_pixels):
+    """W stays between 0.6 and 1.4: the horizon is elsewhere."""
+    affine = _random_affine(seed, n, size, output_size, in_pixels).theta
+    tilt = 0.2 * random_values(seed + 1, (n, 1, 2), torch.float64).tanh()
+    if in_pixels:
+        tilt = tilt / torch.tensor([max(output_size[1], 1), max(output_size[0], 1)]).double()
+    row = torch.cat((tilt, torch.ones(n, 1, 1).double()), 2)
+    return Homography(torch.cat((affine, row), 1))
+
+
+def _random_similarity(seed, n, size, output_size, in_pixels):
+    noise = random_values(seed, (n, 4), torch.float64)
+    zoom = size[0] / max(output_size[0], 1) if in_pixels else 1.0
+    spread = torch.tensor([0.25, 0.5, *((1.0, 1.0) if in_pixels else (0.3, 0.3))]).double()
+    return Similarity(torch.tensor([zoom, 0.0, 0.0, 0.0]).double() + spread * noise)
+
+
+def _random_part(kind, columns):
+    """A maker of transforms whose parameters are some of those of a similarity."""
+    return lambda *args: kind(_random_similarity(*args).parameters[:, columns])
+
+
+def _random_flow(seed, n, size, output_size, in_pixels):
+    del size
+    noise = random_values(seed, (n, *output_size, 2), torch.float64)
+    return Flow((1.5 if in_pixels else 0.4) * noise)
+
+
+def _random_grid(seed, n, size, output_size, in_pixels):
     grid = 0.9 * random_values(seed, (n, *output_size, 2), torch.float64)
-    if spec.coordinates == "pixel":
+    if in_pixels:
         extent = torch.tensor((size[1], size[0])).double()
         grid = (grid + 1) * extent / 2
-    return SamplingGrid(grid.to(dtype))
+    return SamplingGrid(grid)
+
+
+MAKERS = {
+    "affine": _random_affine,
+    "homography": _random_homography,
+    "attention": _random_part(Attention, [0, 2, 3]),
+    "similarity": _random_similarity,
+    "translation": _random_part(Translation, [2, 3]),
+    "rotation": _random_part(Rotation, [1]),
+    "flow": _random_flow,
+    "grid": _random_grid,
+}
+"""Every kind of transform."""
+
+KINDS = tuple(MAKERS)
+GENERATORS = tuple(kind for kind in KINDS if kind != "grid")
 
 
 @st.composite
@@ -95,7 +155,7 @@ def layouts(draw, dtypes=DTYPES) -> dict:
     """All that must agree for warps to share a batch, but for the spec."""
     sizes = st.sampled_from([(1, 1), (1, 4), (3, 5)])
     return {
-        "kind": draw(st.sampled_from(["affine", "grid"])),
+        "kind": draw(st.sampled_from(KINDS)),
         "dtype": draw(st.sampled_from(dtypes)),
         "parameter_dtype": draw(st.sampled_from([torch.float32, torch.float64])),
         "size": draw(sizes),

@@ -45,17 +45,17 @@ def warp_gradients(problem: WarpGradientsProblem) -> Gradients:
 
 
 def generate_grid(problem: GridProblem) -> Tensor:
-    """The sampling grid, differentiable in theta."""
-    if _is_recorded(problem.transform.theta):
-        theta = problem.transform.theta
-        grid: Tensor = _GenerateGrid.apply(theta, problem)  # type: ignore[no-untyped-call]  # torch
+    """The sampling grid, differentiable in the transform's parameters."""
+    parameters = problem.transform.parameters
+    if _is_recorded(parameters):
+        grid: Tensor = _GenerateGrid.apply(parameters, problem)  # type: ignore[no-untyped-call]  # torch
         return grid
     return dispatch.generate_grid([problem])[0]
 
 
 def generate_grid_gradients(problem: GridGradientsProblem) -> Tensor:
-    """The gradient of theta, differentiable in the grid's gradient."""
-    recorded = _is_recorded(problem.grad_grid)
+    """The gradient of the parameters, differentiable in them and in the grid's gradient."""
+    recorded = _is_recorded(problem.grad_grid, problem.grid.transform.parameters)
     backends = COMPOSITION if recorded else dispatch.BACKENDS
     return dispatch.generate_grid_gradients([problem], backends)[0]
 
@@ -84,10 +84,14 @@ class _Warp(torch.autograd.Function):
 
 class _GenerateGrid(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, theta: Tensor, problem: GridProblem) -> Tensor:  # noqa: ARG004 - recorded
+    def forward(ctx: Any, parameters: Tensor, problem: GridProblem) -> Tensor:
+        ctx.save_for_backward(parameters)
         ctx.problem = problem
         return dispatch.generate_grid([problem])[0]
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        return generate_grid_gradients(GridGradientsProblem(ctx.problem, grad_outputs[0])), None
+        (parameters,) = ctx.saved_tensors
+        transform = ctx.problem.transform.with_parameters(parameters)
+        problem = replace(ctx.problem, transform=transform)
+        return generate_grid_gradients(GridGradientsProblem(problem, grad_outputs[0])), None

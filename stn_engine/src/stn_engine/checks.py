@@ -95,11 +95,11 @@ def checked_output_size(value: Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def check_grid_size(output_size: tuple[int, int], grid: Tensor) -> None:
-    """A requested output size agrees with the sampling grid that defines it."""
-    if output_size != tuple(grid.shape[1:3]):
-        remedy = "Leave output_size out: the grid defines it."
-        raise ShapeError("output_size", tuple(grid.shape[1:3]), output_size, remedy)
+def check_own_size(output_size: tuple[int, int], own_size: tuple[int, int]) -> None:
+    """A requested output size agrees with the transform that defines it."""
+    if output_size != own_size:
+        remedy = "Pass the transform's own size."
+        raise ShapeError("output_size", own_size, output_size, remedy)
 
 
 def check_fill(fill: tuple[float, ...], channels: int) -> None:

@@ -16,6 +16,7 @@ identity theta is a bit-exact identity in every convention.
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 
 from stn_engine.spec import Coordinates
@@ -99,4 +100,35 @@ def pixel_affine(
         offset_i=(x.u * i.q / (x.w * i.r), y.u * i.q / (y.w * i.r)),
         scale=(x.u / x.w, y.u / y.w),
         offset=(x.v / x.w, y.v / y.w),
+    )
+
+
+@lru_cache(maxsize=1024)
+def pixel_homography(
+    output_size: tuple[int, int],
+    source_size: tuple[int, int],
+    coordinates: Coordinates | str,
+    align_corners: bool,  # noqa: FBT001 - lru_cache keys positional arguments fastest
+) -> tuple[tuple[float, ...], ...]:
+    """The linear map, (9, 9), from the entries of theta (3, 3) to those of its pixel matrix.
+
+    ``M = T·theta·S`` with S from (j, i, 1) to target points and T from source points to pixels,
+    hence ``M[a, b] = sum of (T[a, c]·S[d, b])·theta[c, d]``; each product is rounded once.
+    """
+    i, j = (target_axis(n, coordinates, align_corners=align_corners) for n in output_size)
+    y, x = (source_axis(n, coordinates, align_corners=align_corners) for n in source_size)
+    to_target = (
+        (Fraction(j.p, j.r), 0, Fraction(j.q, j.r)),
+        (0, Fraction(i.p, i.r), Fraction(i.q, i.r)),
+        (0, 0, 1),
+    )
+    to_pixels = (
+        (Fraction(x.u, x.w), 0, Fraction(x.v, x.w)),
+        (0, Fraction(y.u, y.w), Fraction(y.v, y.w)),
+        (0, 0, 1),
+    )
+    return tuple(
+        tuple(float(to_pixels[a][c] * to_target[d][b]) for c in range(3) for d in range(3))
+        for a in range(3)
+        for b in range(3)
     )

@@ -62,7 +62,7 @@ def generate_grid(
 def generate_grid_gradients(
     problems: Sequence[GridGradientsProblem], backends: Sequence[Backend] = BACKENDS
 ) -> list[Tensor]:
-    """The gradient of theta of each problem, each by the first backend that can."""
+    """The gradient of the parameters of each problem, each by the first backend that can."""
     return _run(problems, backends, lambda backend, chosen: backend.generate_grid_gradients(chosen))
 
 

@@ -18,7 +18,7 @@ from stn_engine.problem import (
     WarpProblem,
 )
 from stn_engine.spec import Coordinates, Interpolation, Padding, Subgradient, WarpSpec
-from stn_engine.transforms import Affine, Transform
+from stn_engine.transforms import ParametricTransform, Transform
 
 
 def warp(
@@ -37,9 +37,9 @@ def warp(
     """The feature map read wherever the transform says, equations (1) and (5) in one step.
 
     Shapes:
-        feature_map   (N, C, H, W)                  float32 | float64 | float16 | bfloat16 | uint8
-        transform     (N, 2, 3) | (N, Ho, Wo, 2)    float32 | float64, same device
-        returns       (N, C, Ho, Wo)                dtype and device of feature_map
+        feature_map   (N, C, H, W)      float32 | float64 | float16 | bfloat16 | uint8
+        transform     (N, ...)          float32 | float64, same device
+        returns       (N, C, Ho, Wo)    dtype and device of feature_map
 
     Convention:
         - the transform maps target to source; coordinates are (x, y), x right, y down
@@ -58,8 +58,9 @@ def warp(
 
     Args:
         feature_map: The images that are read. N = 1 broadcasts over the transform's N.
-        transform: ``Affine`` or ``SamplingGrid``. N = 1 broadcasts over the feature map's N.
-        output_size: (Ho, Wo). None means the grid's size, or else the feature map's own.
+        transform: Any ``Transform``. N = 1 broadcasts over the feature map's N.
+        output_size: (Ho, Wo). None means the size of the transform, if it has one as
+            ``SamplingGrid`` and ``Flow`` do, or else the feature map's own.
         interpolation: See ``WarpSpec``, as for all that follow.
         padding: What reads outside the feature map return.
         fill: One finite value, or one per channel.
@@ -114,9 +115,9 @@ def warp_gradients(  # noqa: PLR0913 - the options of warp, and needs
     """The gradients of ``warp`` without running it, equations (2) to (4), (6) and (7).
 
     Shapes:
-        grad_output   (N, C, Ho, Wo)                dtype and device of feature_map
-        feature_map   (N, C, H, W)                  float32 | float64 | float16 | bfloat16
-        transform     (N, 2, 3) | (N, Ho, Wo, 2)    float32 | float64, same device
+        grad_output   (N, C, Ho, Wo)    dtype and device of feature_map
+        feature_map   (N, C, H, W)      float32 | float64 | float16 | bfloat16
+        transform     (N, ...)          float32 | float64, same device
 
     Convention:
         - that of ``warp``; its output size is the size of grad_output
@@ -158,34 +159,35 @@ def warp_gradients(  # noqa: PLR0913 - the options of warp, and needs
 
 
 def generate_grid(
-    transform: Affine,
+    transform: ParametricTransform,
     output_size: Sequence[int],
     *,
     coordinates: Coordinates | str = Coordinates.NORMALIZED,
     align_corners: bool = False,
 ) -> Tensor:
-    """The source point of every target pixel, equation (5).
+    """The source point of every target pixel, such as equation (5) for ``Affine``.
 
     Shapes:
-        transform.theta   (N, 2, 3)         float32 | float64
-        returns           (N, Ho, Wo, 2)    same dtype and device, last axis (x, y)
+        transform   (N, ...)          float32 | float64
+        returns     (N, Ho, Wo, 2)    same dtype and device, last axis (x, y)
 
     Convention:
-        - theta maps target to source; it and the grid are in the same unit
+        - the transform maps target to source; it and the grid are in the same unit
         - target pixel (i, j) lies at x_t = (2j + 1)/Wo - 1 (normalized), at 2j/(Wo - 1) - 1
           (normalized, align_corners; 0 if Wo = 1), or at j (pixel); y_t likewise from i and Ho
 
     Args:
-        transform: ``Affine``.
+        transform: Any ``Transform`` but ``SamplingGrid``.
         output_size: (Ho, Wo).
-        coordinates: Unit of theta and of the grid.
+        coordinates: Unit of the transform and of the grid.
         align_corners: Where -1 and 1 lie, for normalized coordinates.
 
     Returns:
-        A new tensor, differentiable in theta.
+        A new tensor, differentiable in the transform, twice.
 
     Raises:
-        InvalidInputError: transform is not ``Affine``.
+        InvalidInputError: transform is not parametric.
+        ShapeError: output_size is not that of a ``Flow``.
         ParameterError: an option or output_size is not among the allowed values.
     """
     return autograd.generate_grid(GridProblem(transform, output_size, coordinates, align_corners))
@@ -193,17 +195,17 @@ def generate_grid(
 
 def generate_grid_gradients(
     grad_grid: Tensor,
-    transform: Affine,
+    transform: ParametricTransform,
     *,
     coordinates: Coordinates | str = Coordinates.NORMALIZED,
     align_corners: bool = False,
 ) -> Tensor:
-    """The gradient of theta through ``generate_grid``, equations (6) and (7).
+    """The gradient of the parameters through ``generate_grid``, equations (6) to (8).
 
     Shapes:
-        grad_grid         (N, Ho, Wo, 2)    dtype and device of theta
-        transform.theta   (N, 2, 3)         float32 | float64
-        returns           (N, 2, 3)         same dtype and device
+        grad_grid   (N, Ho, Wo, 2)      dtype and device of the parameters
+        transform   (N, ...)            float32 | float64
+        returns     as the parameters   same dtype and device
 
     Convention:
         - that of ``generate_grid``; its output size is the size of grad_grid
@@ -212,11 +214,11 @@ def generate_grid_gradients(
     Args:
         grad_grid: Gradient of the loss with respect to the grid.
         transform: As it was used.
-        coordinates: Unit of theta and of the grid.
+        coordinates: Unit of the transform and of the grid.
         align_corners: Where -1 and 1 lie, for normalized coordinates.
 
     Returns:
-        A new tensor, differentiable in grad_grid.
+        A new tensor, differentiable in grad_grid and the transform.
 
     Raises:
         InvalidInputError: as ``generate_grid``, and for a grad_grid that does not fit its result.

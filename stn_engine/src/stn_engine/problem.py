@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Self, TypeAlias, TypeVar
+from typing import Self, TypeAlias, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -16,9 +16,10 @@ from torch import Tensor
 from stn_engine import checks
 from stn_engine.errors import InvalidInputError
 from stn_engine.spec import Coordinates, WarpSpec, choice, flag
-from stn_engine.transforms import Affine, SamplingGrid, Transform
+from stn_engine.transforms import ParametricTransform, Transform
 
 T = TypeVar("T")
+T_Transform = TypeVar("T_Transform", bound=Transform)
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Gradients:
     """What ``warp_gradients`` returns; None for what was not asked for.
 
     Shapes:
-        feature_map   (N, C, H, W)                       dtype of the feature map
-        transform     (N, 2, 3) | (N, Ho, Wo, 2)         dtype of theta or the grid
+        feature_map   (N, C, H, W)        dtype of the feature map
+        transform     as its parameters   dtype of the parameters
     """
 
     feature_map: Tensor | None
@@ -39,16 +40,17 @@ class WarpProblem:
     """One warp: generator and sampler applied to one batch.
 
     Shapes:
-        feature_map   (N, C, H, W)                  float32 | float64 | float16 | bfloat16 | uint8
-        transform     (N, 2, 3) | (N, Ho, Wo, 2)    float32 | float64, same device
-        result        (N, C, Ho, Wo)                dtype of feature_map
+        feature_map   (N, C, H, W)      float32 | float64 | float16 | bfloat16 | uint8
+        transform     (N, ...)          float32 | float64, same device
+        result        (N, C, Ho, Wo)    dtype of feature_map
 
     N of either operand may be 1 and is then broadcast. N, C, Ho and Wo may be 0, H and W may not.
 
     Args:
         feature_map: The images that are read.
-        transform: ``Affine`` or ``SamplingGrid``.
-        output_size: (Ho, Wo). None means the grid's, or else the feature map's own size.
+        transform: Any ``Transform``.
+        output_size: (Ho, Wo). None means the transform's own size (``SamplingGrid``, ``Flow``), or
+            else the feature map's.
         spec: How to read.
 
     Raises:
@@ -67,8 +69,8 @@ class WarpProblem:
 
     def __post_init__(self) -> None:
         checks.check_feature_map(self.feature_map)
-        _check_transform(self.transform, Affine, SamplingGrid)
-        argument = _argument_name(self.transform)
+        _check_transform(self.transform, get_args(Transform))
+        argument = self.transform.argument
         parameters = self.transform.parameters
         checks.check_device(argument, parameters, "feature_map", self.feature_map)
         checks.check_fill(self.spec.fill, self.feature_map.shape[1])
@@ -79,20 +81,16 @@ class WarpProblem:
 
     def _resolved_output_size(self) -> tuple[int, int]:
         if self.output_size is not None:
-            size = checks.checked_output_size(self.output_size)
-            if isinstance(self.transform, SamplingGrid):
-                checks.check_grid_size(size, self.transform.grid)
-            return size
-        if isinstance(self.transform, SamplingGrid):
-            return self.transform.grid.shape[1], self.transform.grid.shape[2]
-        return self.feature_map.shape[2], self.feature_map.shape[3]
+            return _agreed_size(self.output_size, self.transform)
+        own = self.transform.own_size
+        return (self.feature_map.shape[2], self.feature_map.shape[3]) if own is None else own
 
     def bound(self, feature_map: Tensor, parameters: Tensor) -> Self:
         """This problem with other operands of the same shapes and dtypes; nothing is checked.
 
         For callers that validate a description once, on meta tensors, and then run it often.
         """
-        transform = _with(self.transform, **{_argument_name(self.transform): parameters})
+        transform = _rebound(self.transform, parameters)
         return _with(self, feature_map=feature_map, transform=transform)
 
     @property
@@ -186,36 +184,37 @@ class GridProblem:
     """One run of the grid generator alone.
 
     Shapes:
-        transform.theta   (N, 2, 3)         float32 | float64
-        result            (N, Ho, Wo, 2)    same dtype and device
+        transform   (N, ...)          float32 | float64
+        result      (N, Ho, Wo, 2)    same dtype and device
 
     Args:
-        transform: ``Affine``.
+        transform: Any ``ParametricTransform``.
         output_size: (Ho, Wo).
-        coordinates: Unit of theta and of the result.
+        coordinates: Unit of the transform and of the result.
         align_corners: Where -1 and 1 lie, for normalized coordinates.
 
     Raises:
-        InvalidInputError: transform is not ``Affine``.
+        InvalidInputError: transform is not parametric.
+        ShapeError: output_size is not the transform's own.
         ParameterError: output_size, coordinates or align_corners is not allowed.
     """
 
-    transform: Affine
+    transform: ParametricTransform
     output_size: Sequence[int]
     coordinates: Coordinates | str = Coordinates.NORMALIZED
     align_corners: bool = False
 
     def __post_init__(self) -> None:
-        _check_transform(self.transform, Affine)
-        size = checks.checked_output_size(self.output_size)
+        _check_transform(self.transform, get_args(ParametricTransform))
+        size = _agreed_size(self.output_size, self.transform)
         coordinates = choice("coordinates", self.coordinates, Coordinates)
         flag("align_corners", self.align_corners)
         object.__setattr__(self, "output_size", size)
         object.__setattr__(self, "coordinates", coordinates)
 
-    def bound(self, theta: Tensor) -> Self:
+    def bound(self, parameters: Tensor) -> Self:
         """As ``WarpProblem.bound``."""
-        return _with(self, transform=_with(self.transform, theta=theta))
+        return _with(self, transform=_rebound(self.transform, parameters))
 
     @property
     def output_shape(self) -> tuple[int, int, int, int]:
@@ -226,12 +225,12 @@ class GridProblem:
     @property
     def batch_size(self) -> int:
         """N."""
-        return self.transform.theta.shape[0]
+        return self.transform.parameters.shape[0]
 
     @property
     def output_dtype(self) -> torch.dtype:
-        """Dtype of the grid: theta's."""
-        return self.transform.theta.dtype
+        """Dtype of the grid: the parameters'."""
+        return self.transform.parameters.dtype
 
     @property
     def output_samples(self) -> int:
@@ -240,8 +239,8 @@ class GridProblem:
 
     @property
     def input_bytes(self) -> int:
-        """Bytes of theta."""
-        return _bytes(self.transform.theta)
+        """Bytes of the parameters."""
+        return _bytes(self.transform.parameters)
 
     @property
     def output_bytes(self) -> int:
@@ -254,8 +253,8 @@ class GridGradientsProblem:
     """The vector-Jacobian product of the grid generator.
 
     Shapes:
-        grad_grid   (N, Ho, Wo, 2)   dtype and device of theta
-        result      (N, 2, 3)        same dtype and device
+        grad_grid   (N, Ho, Wo, 2)      dtype and device of the parameters
+        result      as the parameters   same dtype and device
 
     Args:
         grid: The generation that is differentiated.
@@ -263,7 +262,7 @@ class GridGradientsProblem:
 
     Raises:
         ShapeError: grad_grid has not the shape of the grid.
-        DTypeError: grad_grid has not the dtype of theta.
+        DTypeError: grad_grid has not the dtype of the parameters.
         DeviceMismatchError: grad_grid lives elsewhere.
     """
 
@@ -273,11 +272,12 @@ class GridGradientsProblem:
     def __post_init__(self) -> None:
         shape, dtype = self.grid.output_shape, self.grid.output_dtype
         checks.check_cotangent("grad_grid", self.grad_grid, shape, dtype)
-        checks.check_device("grad_grid", self.grad_grid, "theta", self.grid.transform.theta)
+        transform = self.grid.transform
+        checks.check_device("grad_grid", self.grad_grid, transform.argument, transform.parameters)
 
-    def bound(self, grad_grid: Tensor, theta: Tensor) -> Self:
+    def bound(self, grad_grid: Tensor, parameters: Tensor) -> Self:
         """As ``WarpProblem.bound``."""
-        return _with(self, grad_grid=grad_grid, grid=self.grid.bound(theta))
+        return _with(self, grad_grid=grad_grid, grid=self.grid.bound(parameters))
 
     @property
     def batch_size(self) -> int:
@@ -291,13 +291,13 @@ class GridGradientsProblem:
 
     @property
     def input_bytes(self) -> int:
-        """Bytes of theta and grad_grid."""
+        """Bytes of the parameters and grad_grid."""
         return self.grid.input_bytes + _bytes(self.grad_grid)
 
     @property
     def output_bytes(self) -> int:
-        """Bytes of the gradient of theta."""
-        return _bytes(self.grid.transform.theta)
+        """Bytes of the gradient."""
+        return _bytes(self.grid.transform.parameters)
 
 
 Problem: TypeAlias = WarpProblem | WarpGradientsProblem | GridProblem | GridGradientsProblem
@@ -314,11 +314,19 @@ def _bytes(tensor: Tensor) -> int:
     return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
-def _argument_name(transform: Transform) -> str:
-    return "grid" if isinstance(transform, SamplingGrid) else "theta"
+def _rebound(transform: T_Transform, parameters: Tensor) -> T_Transform:
+    return _with(transform, **{transform.argument: parameters})
 
 
-def _check_transform(transform: object, *kinds: type) -> None:
+def _agreed_size(value: Sequence[int], transform: Transform) -> tuple[int, int]:
+    """``value`` as (Ho, Wo), and the transform's own size if it has one."""
+    size, own = checks.checked_output_size(value), transform.own_size
+    if own is not None:
+        checks.check_own_size(size, own)
+    return size
+
+
+def _check_transform(transform: object, kinds: tuple[type, ...]) -> None:
     if not isinstance(transform, kinds):
         expected = " or ".join(kind.__name__ for kind in kinds)
         got = type(transform).__name__

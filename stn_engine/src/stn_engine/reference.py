@@ -2,7 +2,8 @@
 
 Imports nothing of the engine and takes plain strings, so that it can be wrong only on its own.
 
-    U (N, C, H, W)   V, G (N, C, H', W')   theta (N, 2, 3)   grid (N, H', W', 2) as (x, y)
+    U (N, C, H, W)   V, G (N, C, H', W')   grid, displacement (N, H', W', 2) as (x, y)
+    theta (N, 2, 3), or (N, 3, 3) of a homography
 
 N of either operand may be 1. Options, spelled as in ``WarpSpec``:
 
@@ -106,6 +107,136 @@ def affine_generator_adjoint(grad_grid: Array, coordinates: str, *, align_corner
         grad_theta[:, row, 1] = (y_t * g).sum(axis=(1, 2))
         grad_theta[:, row, 2] = g.sum(axis=(1, 2))
     return grad_theta
+
+
+@np.errstate(all="ignore")
+def homography_generator(
+    theta: Array, output_size: tuple[int, int], coordinates: str, *, align_corners: bool
+) -> Array:
+    """(X, Y, W) = theta·(x_t, y_t, 1), x = X/W, y = Y/W."""
+    X, Y, W = _projection(theta, output_size, coordinates, align_corners=align_corners)
+    return np.stack((X / W, Y / W), axis=-1)
+
+
+@np.errstate(all="ignore")
+def homography_generator_adjoint(
+    grad_grid: Array, theta: Array, coordinates: str, *, align_corners: bool
+) -> Array:
+    """Section 4: the sums of gx·p/W, gy·p/W and -(gx·x + gy·y)·p/W; nothing where x is not finite.
+
+    p = (x_t, y_t, 1).
+    """
+    size = grad_grid.shape[1], grad_grid.shape[2]
+    p = np.stack(
+        np.broadcast_arrays(*_target_points(size, coordinates, align_corners=align_corners))
+    )
+    X, Y, W = _projection(theta, size, coordinates, align_corners=align_corners)
+    x, y = X / W, Y / W
+    finite = np.isfinite(x) & np.isfinite(y)
+    gx, gy = grad_grid[..., 0], grad_grid[..., 1]
+    rows = (gx / W, gy / W, -(gx * x + gy * y) / W)
+    terms = np.stack([np.where(finite, row, 0.0) for row in rows], axis=1)
+    grad_theta: Array = (terms[:, :, None] * p).sum(axis=(3, 4))
+    return grad_theta
+
+
+def flow_generator(displacement: Array, coordinates: str, *, align_corners: bool) -> Array:
+    """Target point plus displacement; the gradient passes through."""
+    size = displacement.shape[1], displacement.shape[2]
+    x_t, y_t, _ = np.broadcast_arrays(
+        *_target_points(size, coordinates, align_corners=align_corners)
+    )
+    return np.stack((x_t, y_t), axis=-1) + displacement
+
+
+def attention_theta(parameters: Array) -> Array:
+    """The theta [[s, 0, t_x], [0, s, t_y]] of (s, t_x, t_y)."""
+    s, t_x, t_y = parameters.T
+    return _theta(s, 0 * s, t_x, 0 * s, s, t_y)
+
+
+def attention_theta_adjoint(grad_theta: Array, parameters: Array) -> Array:
+    """The gradient of (s, t_x, t_y)."""
+    del parameters
+    by_1, _, by_5, _, by_4, by_6 = _entries(grad_theta)
+    return np.stack((by_1 + by_4, by_5, by_6), axis=-1)
+
+
+@np.errstate(all="ignore")
+def similarity_theta(parameters: Array) -> Array:
+    """The theta [[s·cos phi, -s·sin phi, t_x], [s·sin phi, s·cos phi, t_y]]."""
+    s, phi, t_x, t_y = parameters.T
+    return _theta(s * np.cos(phi), -s * np.sin(phi), t_x, s * np.sin(phi), s * np.cos(phi), t_y)
+
+
+@np.errstate(all="ignore")
+def similarity_theta_adjoint(grad_theta: Array, parameters: Array) -> Array:
+    """The gradient of (s, phi, t_x, t_y)."""
+    s, phi, _, _ = parameters.T
+    by_1, by_2, by_5, by_3, by_4, by_6 = _entries(grad_theta)
+    by_s = (by_1 + by_4) * np.cos(phi) + (by_3 - by_2) * np.sin(phi)
+    by_phi = (by_3 - by_2) * s * np.cos(phi) - (by_1 + by_4) * s * np.sin(phi)
+    return np.stack((by_s, by_phi, by_5, by_6), axis=-1)
+
+
+def translation_theta(parameters: Array) -> Array:
+    """The theta [[1, 0, t_x], [0, 1, t_y]]."""
+    t_x, t_y = parameters.T
+    one, zero = np.ones_like(t_x), np.zeros_like(t_x)
+    return _theta(one, zero, t_x, zero, one, t_y)
+
+
+def translation_theta_adjoint(grad_theta: Array, parameters: Array) -> Array:
+    """The gradient of (t_x, t_y)."""
+    del parameters
+    return grad_theta[:, :, 2]
+
+
+@np.errstate(all="ignore")
+def rotation_theta(parameters: Array) -> Array:
+    """The theta [[cos phi, -sin phi, 0], [sin phi, cos phi, 0]]."""
+    (phi,) = parameters.T
+    zero = np.zeros_like(phi)
+    return _theta(np.cos(phi), -np.sin(phi), zero, np.sin(phi), np.cos(phi), zero)
+
+
+@np.errstate(all="ignore")
+def rotation_theta_adjoint(grad_theta: Array, parameters: Array) -> Array:
+    """The gradient of phi."""
+    (phi,) = parameters.T
+    by_1, by_2, _, by_3, by_4, _ = _entries(grad_theta)
+    by_phi: Array = (by_3 - by_2) * np.cos(phi) - (by_1 + by_4) * np.sin(phi)
+    return by_phi[:, None]
+
+
+def _theta(*entries: Array) -> Array:
+    """A theta (N, 2, 3) from its six entries, row by row."""
+    return np.stack(entries, axis=-1).reshape(-1, 2, 3)
+
+
+def _entries(theta: Array) -> Array:
+    """The six entries of theta, row by row."""
+    return theta.reshape(-1, 6).T
+
+
+def _target_points(
+    size: tuple[int, int], coordinates: str, *, align_corners: bool
+) -> tuple[Array, Array, Array]:
+    """(x_t, y_t, 1), each to be broadcast to (H', W')."""
+    y_t = target_coordinates(size[0], coordinates, align_corners=align_corners)[:, None]
+    x_t = target_coordinates(size[1], coordinates, align_corners=align_corners)[None, :]
+    return x_t, y_t, np.ones((1, 1))
+
+
+def _projection(
+    theta: Array, size: tuple[int, int], coordinates: str, *, align_corners: bool
+) -> tuple[Array, Array, Array]:
+    """(X, Y, W) of every target point; NaN for a theta that is not finite."""
+    x_t, y_t, _ = _target_points(size, coordinates, align_corners=align_corners)
+    usable = np.isfinite(theta).all(axis=(1, 2), keepdims=True)
+    t = np.where(usable, theta, np.nan)[..., None, None]
+    X, Y, W = (t[:, row, 0] * x_t + t[:, row, 1] * y_t + t[:, row, 2] for row in range(3))
+    return X, Y, W
 
 
 @np.errstate(all="ignore")

@@ -1,7 +1,7 @@
 """Where target pixels read from: the transforms, each a tensor of parameters with a meaning."""
 
-from dataclasses import dataclass
-from typing import Self, TypeAlias
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self, TypeAlias
 
 from torch import Tensor
 
@@ -9,7 +9,29 @@ from stn_engine import checks
 
 
 @dataclass(frozen=True, eq=False)
-class Affine:
+class _Parametric:
+    """What all transforms share: one tensor of parameters, valid from birth."""
+
+    argument: ClassVar[str]
+    """Name of the field that holds the parameters."""
+    shape: ClassVar[tuple[int | str, ...]]
+    """Shape of the parameters; a letter stands for any size."""
+
+    def __post_init__(self) -> None:
+        checks.check_parameters(self.argument, getattr(self, self.argument), self.shape)
+
+    @property
+    def own_size(self) -> tuple[int, int] | None:
+        """(Ho, Wo) of transforms with parameters for every target pixel, or else None."""
+        return None
+
+    def with_parameters(self, parameters: Tensor) -> Self:
+        """The same kind of transform with other parameters."""
+        return replace(self, **{self.argument: parameters})
+
+
+@dataclass(frozen=True, eq=False)
+class Affine(_Parametric):
     """Target points to source points by equation (5).
 
     ``x = theta[0, 0]·x_t + theta[0, 1]·y_t + theta[0, 2]``, and y from the second row.
@@ -27,23 +49,189 @@ class Affine:
         DTypeError: theta is neither float32 nor float64.
     """
 
-    theta: Tensor
+    argument = "theta"
+    shape = ("N", 2, 3)
 
-    def __post_init__(self) -> None:
-        checks.check_parameters("theta", self.theta, ("N", 2, 3))
+    theta: Tensor
 
     @property
     def parameters(self) -> Tensor:
         """What the transform is differentiated by: theta, (N, 2, 3)."""
         return self.theta
 
-    def with_parameters(self, parameters: Tensor) -> Self:
-        """The same kind of transform with other parameters."""
-        return type(self)(parameters)
+
+@dataclass(frozen=True, eq=False)
+class Homography(_Parametric):
+    """Target points to source points by a projective map.
+
+    ``(X, Y, W) = theta·(x_t, y_t, 1)``, then ``x = X/W`` and ``y = Y/W``.
+
+    Shapes:
+        theta   (N, 3, 3)   float32 | float64
+
+    Convention:
+        - theta maps target to source, in the unit the WarpSpec names; its scale is free
+        - a target point with W = 0 has no source point: it is not finite and reads fill
+        - points with W < 0, behind the horizon, are read like all others
+        - a theta with an entry that is not finite has no finite point
+
+    Raises:
+        InvalidInputError: theta is not a tensor.
+        ShapeError: theta is not (N, 3, 3).
+        DTypeError: theta is neither float32 nor float64.
+    """
+
+    argument = "theta"
+    shape = ("N", 3, 3)
+
+    theta: Tensor
+
+    @property
+    def parameters(self) -> Tensor:
+        """What the transform is differentiated by: theta, (N, 3, 3)."""
+        return self.theta
 
 
 @dataclass(frozen=True, eq=False)
-class SamplingGrid:
+class Attention(_Parametric):
+    """A window that zooms and moves, equation (2) of the STN paper.
+
+    ``theta = [[s, 0, t_x], [0, s, t_y]]``, then as ``Affine``.
+
+    Shapes:
+        parameters   (N, 3)   float32 | float64, (s, t_x, t_y)
+
+    Convention:
+        - s < 1 reads a smaller window: the output shows it enlarged
+        - (t_x, t_y) is the source point of the target origin, in the unit the WarpSpec names
+
+    Raises:
+        InvalidInputError: parameters are not a tensor.
+        ShapeError: parameters are not (N, 3).
+        DTypeError: parameters are neither float32 nor float64.
+    """
+
+    argument = "parameters"
+    shape = ("N", 3)
+
+    parameters: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Similarity(_Parametric):
+    """A window that zooms, turns and moves.
+
+    ``theta = [[s·cos φ, -s·sin φ, t_x], [s·sin φ, s·cos φ, t_y]]``, then as ``Affine``.
+
+    Shapes:
+        parameters   (N, 4)   float32 | float64, (s, φ, t_x, t_y)
+
+    Convention:
+        - φ in radians turns the source point from the x axis towards the y axis; as y points
+          down, the content of the output appears turned anticlockwise by φ
+        - the turn is about the target origin: the centre in normalized units, the first pixel
+          in pixel units; in normalized units it is a rigid one only where H = W
+        - s < 1 reads a smaller window: the output shows it enlarged
+        - (t_x, t_y) is the source point of the target origin, in the unit the WarpSpec names
+
+    Raises:
+        InvalidInputError: parameters are not a tensor.
+        ShapeError: parameters are not (N, 4).
+        DTypeError: parameters are neither float32 nor float64.
+    """
+
+    argument = "parameters"
+    shape = ("N", 4)
+
+    parameters: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Translation(_Parametric):
+    """A window that moves.
+
+    ``theta = [[1, 0, t_x], [0, 1, t_y]]``, then as ``Affine``.
+
+    Shapes:
+        parameters   (N, 2)   float32 | float64, (t_x, t_y)
+
+    Convention:
+        - (t_x, t_y) is the source point of the target origin, in the unit the WarpSpec names;
+          a positive t_x reads further right, so that the content moves left
+
+    Raises:
+        InvalidInputError: parameters are not a tensor.
+        ShapeError: parameters are not (N, 2).
+        DTypeError: parameters are neither float32 nor float64.
+    """
+
+    argument = "parameters"
+    shape = ("N", 2)
+
+    parameters: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Rotation(_Parametric):
+    """A window that turns.
+
+    ``theta = [[cos φ, -sin φ, 0], [sin φ, cos φ, 0]]``, then as ``Affine``.
+
+    Shapes:
+        parameters   (N, 1)   float32 | float64, (φ,)
+
+    Convention:
+        - that of ``Similarity`` with s = 1 and t = 0
+
+    Raises:
+        InvalidInputError: parameters are not a tensor.
+        ShapeError: parameters are not (N, 1).
+        DTypeError: parameters are neither float32 nor float64.
+    """
+
+    argument = "parameters"
+    shape = ("N", 1)
+
+    parameters: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Flow(_Parametric):
+    """Source points as displacements from the target points.
+
+    ``x = x_t + displacement[n, i, j, 0]`` and ``y = y_t + displacement[n, i, j, 1]``.
+
+    Shapes:
+        displacement   (N, Ho, Wo, 2)   float32 | float64
+
+    Convention:
+        - the displacement leads from target to source, (x, y), in the unit the WarpSpec names
+        - it says how large the output is
+
+    Raises:
+        InvalidInputError: displacement is not a tensor.
+        ShapeError: displacement is not (N, Ho, Wo, 2).
+        DTypeError: displacement is neither float32 nor float64.
+    """
+
+    argument = "displacement"
+    shape = ("N", "Ho", "Wo", 2)
+
+    displacement: Tensor
+
+    @property
+    def parameters(self) -> Tensor:
+        """What the transform is differentiated by: the displacement, (N, Ho, Wo, 2)."""
+        return self.displacement
+
+    @property
+    def own_size(self) -> tuple[int, int]:
+        """(Ho, Wo) of the displacement."""
+        return self.displacement.shape[1], self.displacement.shape[2]
+
+
+@dataclass(frozen=True, eq=False)
+class SamplingGrid(_Parametric):
     """Source points given one by one.
 
     Shapes:
@@ -59,19 +247,26 @@ class SamplingGrid:
         DTypeError: grid is neither float32 nor float64.
     """
 
-    grid: Tensor
+    argument = "grid"
+    shape = ("N", "Ho", "Wo", 2)
 
-    def __post_init__(self) -> None:
-        checks.check_parameters("grid", self.grid, ("N", "Ho", "Wo", 2))
+    grid: Tensor
 
     @property
     def parameters(self) -> Tensor:
         """What the transform is differentiated by: the grid, (N, Ho, Wo, 2)."""
         return self.grid
 
-    def with_parameters(self, parameters: Tensor) -> Self:
-        """The same kind of transform with other parameters."""
-        return type(self)(parameters)
+    @property
+    def own_size(self) -> tuple[int, int]:
+        """(Ho, Wo) of the grid."""
+        return self.grid.shape[1], self.grid.shape[2]
 
 
-Transform: TypeAlias = Affine | SamplingGrid
+ParametricTransform: TypeAlias = (
+    Affine | Homography | Attention | Similarity | Translation | Rotation | Flow
+)
+"""What the grid generator takes."""
+
+Transform: TypeAlias = ParametricTransform | SamplingGrid
+"""What a warp takes."""

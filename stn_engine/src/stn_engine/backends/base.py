@@ -40,4 +40,4 @@ class Backend(Protocol):
         """The sampling grid of each problem, (N, Ho, Wo, 2)."""
 
     def generate_grid_gradients(self, problems: Sequence[GridGradientsProblem]) -> list[Tensor]:
-        """The gradient of theta of each problem, (N, 2, 3)."""
+        """The gradient of the parameters of each problem, shaped like them."""

@@ -1,6 +1,6 @@
 """The ``reference`` backend: the oracle behind the backend protocol, one problem at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,29 @@ from stn_engine.problem import (
     WarpGradientsProblem,
     WarpProblem,
 )
-from stn_engine.transforms import SamplingGrid, Transform
+from stn_engine.transforms import (
+    Affine,
+    Attention,
+    Flow,
+    Homography,
+    Rotation,
+    SamplingGrid,
+    Similarity,
+    Transform,
+    Translation,
+)
+
+Theta = Callable[[reference.Array], reference.Array]
+ThetaAdjoint = Callable[[reference.Array, reference.Array], reference.Array]
+
+THETA: dict[type[Transform], tuple[Theta, ThetaAdjoint]] = {
+    Affine: (lambda theta: theta, lambda grad_theta, _: grad_theta),
+    Attention: (reference.attention_theta, reference.attention_theta_adjoint),
+    Similarity: (reference.similarity_theta, reference.similarity_theta_adjoint),
+    Translation: (reference.translation_theta, reference.translation_theta_adjoint),
+    Rotation: (reference.rotation_theta, reference.rotation_theta_adjoint),
+}
+"""The map from parameters to theta of an affine transform, and its adjoint."""
 
 
 class ReferenceBackend:
@@ -43,7 +65,7 @@ class ReferenceBackend:
         return [_generate_grid(problem) for problem in problems]
 
     def generate_grid_gradients(self, problems: Sequence[GridGradientsProblem]) -> list[Tensor]:
-        """The gradient of theta of each problem, (N, 2, 3)."""
+        """The gradient of the parameters of each problem, shaped like them."""
         return [_generate_grid_gradients(problem) for problem in problems]
 
 
@@ -69,49 +91,67 @@ def _warp_gradients(problem: WarpGradientsProblem) -> Gradients:
     of_map = _tensor(grad_U, warp.output_dtype) if "feature_map" in problem.needs else None
     if "transform" not in problem.needs:
         return Gradients(of_map, None)
-    spec, dtype = warp.spec, warp.transform.parameters.dtype
-    if not isinstance(warp.transform, SamplingGrid):
-        grad_grid = reference.affine_generator_adjoint(
-            grad_grid, spec.coordinates, align_corners=spec.align_corners
-        )
-    return Gradients(of_map, _tensor(grad_grid, dtype))
+    spec, transform = warp.spec, warp.transform
+    gradient = _generator_adjoint(
+        transform, grad_grid, spec.coordinates, align_corners=spec.align_corners
+    )
+    return Gradients(of_map, _tensor(gradient, transform.parameters.dtype))
 
 
 def _generate_grid(problem: GridProblem) -> Tensor:
-    grid = _affine_grid(
-        problem.transform,
-        problem.output_shape[1:3],
-        problem.coordinates,
-        align_corners=problem.align_corners,
-    )
+    size, align_corners = problem.output_shape[1:3], problem.align_corners
+    grid = _generator(problem.transform, size, problem.coordinates, align_corners=align_corners)
     return _tensor(grid, problem.output_dtype)
 
 
 def _generate_grid_gradients(problem: GridGradientsProblem) -> Tensor:
-    grid = problem.grid
-    grad_theta = reference.affine_generator_adjoint(
-        _array(problem.grad_grid), grid.coordinates, align_corners=grid.align_corners
+    grid, grad_grid = problem.grid, _array(problem.grad_grid)
+    gradient = _generator_adjoint(
+        grid.transform, grad_grid, grid.coordinates, align_corners=grid.align_corners
     )
-    return _tensor(grad_theta, grid.output_dtype)
+    return _tensor(gradient, grid.output_dtype)
 
 
 def _grid(problem: WarpProblem) -> reference.Array:
-    if isinstance(problem.transform, SamplingGrid):
-        return _array(problem.transform.grid)
-    spec = problem.spec
-    return _affine_grid(
-        problem.transform,
-        problem.output_shape[2:],
-        spec.coordinates,
-        align_corners=spec.align_corners,
-    )
+    spec, size = problem.spec, problem.output_shape[2:]
+    return _generator(problem.transform, size, spec.coordinates, align_corners=spec.align_corners)
 
 
-def _affine_grid(
+def _generator(
     transform: Transform, size: tuple[int, int], coordinates: str, *, align_corners: bool
 ) -> reference.Array:
-    theta = _array(transform.parameters)
-    return reference.affine_generator(theta, size, coordinates, align_corners=align_corners)
+    """The sampling grid of any transform."""
+    parameters = _array(transform.parameters)
+    match transform:
+        case SamplingGrid():
+            return parameters
+        case Flow():
+            return reference.flow_generator(parameters, coordinates, align_corners=align_corners)
+        case Homography():
+            generate = reference.homography_generator
+        case _:
+            generate = reference.affine_generator
+            parameters = THETA[type(transform)][0](parameters)
+    return generate(parameters, size, coordinates, align_corners=align_corners)
+
+
+def _generator_adjoint(
+    transform: Transform, grad_grid: reference.Array, coordinates: str, *, align_corners: bool
+) -> reference.Array:
+    """The gradient of the parameters of any transform."""
+    parameters = _array(transform.parameters)
+    match transform:
+        case SamplingGrid() | Flow():
+            return grad_grid
+        case Homography():
+            return reference.homography_generator_adjoint(
+                grad_grid, parameters, coordinates, align_corners=align_corners
+            )
+        case _:
+            grad_theta = reference.affine_generator_adjoint(
+                grad_grid, coordinates, align_corners=align_corners
+            )
+            return THETA[type(transform)][1](grad_theta, parameters)
 
 
 def _options(problem: WarpProblem) -> reference.Sampling:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from stn_engine.backends._points import affine_grid, affine_grid_adjoint
+from stn_engine.backends._points import generated_grid, generated_grid_adjoint
 from stn_engine.backends._sampler import sample, sample_adjoint
 from stn_engine.problem import (
     Gradients,
@@ -47,7 +47,7 @@ class TorchBackend:
         return _grouped(problems, _grid_key, _grid_group)
 
     def generate_grid_gradients(self, problems: Sequence[GridGradientsProblem]) -> list[Tensor]:
-        """The gradient of theta of each problem, (N, 2, 3)."""
+        """The gradient of the parameters of each problem, shaped like them."""
         return _grouped(problems, _grid_gradients_key, _grid_gradients_group)
 
 
@@ -126,19 +126,20 @@ def _split(joined: Tensor, problems: Sequence[Problem]) -> list[Tensor]:
 
 
 def _grid_key(problem: GridProblem) -> Hashable:
-    theta = problem.transform.theta
-    return _layout(theta), problem.output_size, problem.coordinates, problem.align_corners
+    transform = problem.transform
+    layout = type(transform), _layout(transform.parameters)
+    return *layout, problem.output_size, problem.coordinates, problem.align_corners
 
 
 def _joined_grid(problems: Sequence[GridProblem]) -> GridProblem:
-    theta = torch.cat([problem.transform.theta for problem in problems])
-    return replace(problems[0], transform=problems[0].transform.with_parameters(theta))
+    parameters = torch.cat([problem.transform.parameters for problem in problems])
+    return replace(problems[0], transform=problems[0].transform.with_parameters(parameters))
 
 
 def _grid_group(problems: list[GridProblem]) -> list[Tensor]:
     if len(problems) == 1:
-        return [affine_grid(problems[0])]
-    grids = affine_grid(_joined_grid(problems))
+        return [generated_grid(problems[0])]
+    grids = generated_grid(_joined_grid(problems))
     return _split(grids, problems)
 
 
@@ -148,7 +149,9 @@ def _grid_gradients_key(problem: GridGradientsProblem) -> Hashable:
 
 def _grid_gradients_group(problems: list[GridGradientsProblem]) -> list[Tensor]:
     if len(problems) == 1:
-        return [affine_grid_adjoint(problems[0].grid, problems[0].grad_grid)]
+        return [generated_grid_adjoint(problems[0].grid, problems[0].grad_grid)]
     grad_grid = torch.cat([problem.grad_grid for problem in problems])
-    gradients = affine_grid_adjoint(_joined_grid([problem.grid for problem in problems]), grad_grid)
+    gradients = generated_grid_adjoint(
+        _joined_grid([problem.grid for problem in problems]), grad_grid
+    )
     return _split(gradients, problems)

@@ -1,0 +1,95 @@
+"""Projective maps and their adjoint: section 4.
+
+The unit changes are composed with theta in float64 and rounded once; the division runs per point.
+"""
+
+import torch
+from torch import Tensor
+
+from stn_engine.backends._constants import constant
+from stn_engine.backends._lattices import (
+    compute_dtype,
+    lattice,
+    linear,
+    linear_adjoint,
+    pixel_lattice,
+)
+from stn_engine.backends._trees import tree_sum
+from stn_engine.coords import pixel_homography
+from stn_engine.problem import GridProblem, WarpProblem
+
+
+def points(problem: WarpProblem) -> Tensor:
+    """Source points in pixels, (N, 2, P); NaN where they are not finite."""
+    points, _ = _quotient(_pixel_rays(problem))
+    return points.flatten(2)
+
+
+def points_adjoint(problem: WarpProblem, grad_points: Tensor) -> Tensor:
+    """Gradient of theta from that of ``points``, summed in float64."""
+    grad = grad_points.view(-1, 2, *problem.output_shape[2:])
+    grad_rays = _quotient_adjoint(_pixel_rays(problem), grad)
+    grad_matrix = linear_adjoint(grad_rays, *pixel_lattice(problem, torch.float64))
+    change = _pixel_homography(problem)
+    grad_theta = tree_sum(grad_matrix.flatten(1)[:, :, None] * change, 1)
+    return grad_theta.view(-1, 3, 3).to(problem.transform.parameters.dtype)
+
+
+def grid(problem: GridProblem) -> Tensor:
+    """The map on the target lattice, (N, 2, Ho, Wo); NaN where it is not finite."""
+    points, _ = _quotient(_rays(problem))
+    return points
+
+
+def grid_adjoint(problem: GridProblem, grad_grid: Tensor) -> Tensor:
+    """Gradient of theta from that of ``grid``, summed in float64."""
+    grad_rays = _quotient_adjoint(_rays(problem), grad_grid)
+    return linear_adjoint(grad_rays, *lattice(problem)).to(problem.output_dtype)
+
+
+def _quotient(rays: Tensor) -> tuple[Tensor, Tensor]:
+    """(X/W, Y/W) of rays (N, 3, Ho, Wo), and the W that can be divided by, 1 elsewhere.
+
+    Points that are not finite are cut off before the division, so that no infinite slope meets
+    a gradient of zero.
+    """
+    numerator, W = rays[:, :2], rays[:, 2:]
+    finite = (numerator / W).detach().isfinite().all(1, keepdim=True)
+    divisor = torch.where(finite, W, 1)
+    return torch.where(finite, numerator / divisor, torch.nan), divisor
+
+
+def _quotient_adjoint(rays: Tensor, grad: Tensor) -> Tensor:
+    """Gradient of the rays, float64: gx/W, gy/W and -(gx·x + gy·y)/W; 0 at points not finite."""
+    points, divisor = _quotient(rays)
+    finite = points.isfinite()
+    slope = torch.where(finite, grad, 0).double() / divisor.double()
+    x_and_y = torch.where(finite, points, 0).double()
+    by_x, by_y = (slope * x_and_y).unbind(1)
+    return torch.cat((slope, -(by_x + by_y)[:, None]), 1)
+
+
+def _pixel_rays(problem: WarpProblem) -> Tensor:
+    """(X, Y, W) in pixel units for every target pixel, (N, 3, Ho, Wo), in compute dtype."""
+    theta = problem.transform.parameters.double().flatten(1)
+    # A sum over all nine entries: one that is not finite spoils the whole matrix.
+    matrix = tree_sum(theta[:, None] * _pixel_homography(problem), 2).view(-1, 3, 3)
+    dtype = compute_dtype(problem)
+    return linear(matrix.to(dtype), *pixel_lattice(problem, dtype))
+
+
+def _rays(problem: GridProblem) -> Tensor:
+    """(X, Y, W) for every point of the target lattice, (N, 3, Ho, Wo), in theta's dtype."""
+    theta = problem.transform.parameters
+    usable = theta.isfinite().all(2, keepdim=True).all(1, keepdim=True)
+    x_t, y_t = (axis.to(theta.dtype) for axis in lattice(problem))
+    return linear(torch.where(usable, theta, torch.nan), x_t, y_t)
+
+
+def _pixel_homography(problem: WarpProblem) -> Tensor:
+    """``coords.pixel_homography`` as a tensor, (9, 9), float64."""
+    spec, shape = problem.spec, problem.feature_map.shape
+    change = pixel_homography(
+        problem.output_shape[2:], (shape[2], shape[3]), spec.coordinates, spec.align_corners
+    )
+    return constant(change, torch.float64, problem.feature_map.device)

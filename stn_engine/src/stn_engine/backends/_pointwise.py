@@ -1,0 +1,77 @@
+"""Transforms with parameters for every target pixel: sampling grids and flows."""
+
+import torch
+from torch import Tensor
+
+from stn_engine.backends._constants import constant
+from stn_engine.backends._lattices import compute_dtype, lattice
+from stn_engine.coords import SourceAxis, source_axis, target_axis
+from stn_engine.problem import GridProblem, WarpProblem
+from stn_engine.spec import Coordinates
+
+
+def grid_points(problem: WarpProblem) -> Tensor:
+    """Points of a sampling grid in pixels, (N, 2, P)."""
+    dtype = compute_dtype(problem)
+    grid = problem.transform.parameters
+    points = grid.to(torch.promote_types(grid.dtype, dtype)).movedim(3, 1).flatten(2)
+    spec = problem.spec
+    if spec.coordinates == Coordinates.PIXEL:
+        return points.to(dtype)
+    height, width = problem.feature_map.shape[2:]
+    size = constant(((width,), (height,)), points.dtype, points.device)
+    # PyTorch's own order of operations, so that ties of nearest fall on the same side.
+    if spec.align_corners:
+        return ((points + 1) / 2 * (size - 1)).to(dtype)
+    return (((points + 1) * size - 1) / 2).to(dtype)
+
+
+def flow_points(problem: WarpProblem) -> Tensor:
+    """Target points plus displacements in pixels, (N, 2, P), rounded once."""
+    displacement = problem.transform.parameters.double().movedim(3, 1)
+    x, y = (_identity_pixels(problem, axis) for axis in (3, 2))
+    identity = torch.stack(torch.meshgrid(x, y, indexing="xy"))
+    points = identity + displacement * _slopes(problem, torch.float64)[:, :, None]
+    return points.flatten(2).to(compute_dtype(problem))
+
+
+def points_adjoint(problem: WarpProblem, grad_points: Tensor) -> Tensor:
+    """Gradient of the parameters from that of the points: the slope of the unit change."""
+    parameters = problem.transform.parameters
+    by_axis = grad_points * _slopes(problem, grad_points.dtype)
+    return by_axis.view(-1, 2, *parameters.shape[1:3]).movedim(1, 3).to(parameters.dtype)
+
+
+def flow_grid(problem: GridProblem) -> Tensor:
+    """Target points plus displacements, (N, 2, Ho, Wo), rounded once."""
+    identity = torch.stack(torch.meshgrid(*lattice(problem), indexing="xy"))
+    displacement = problem.transform.parameters.double().movedim(3, 1)
+    return (identity + displacement).to(problem.output_dtype)
+
+
+def flow_grid_adjoint(problem: GridProblem, grad_grid: Tensor) -> Tensor:
+    """The gradient passes through."""
+    return grad_grid.movedim(1, 3).to(problem.output_dtype)
+
+
+def _identity_pixels(problem: WarpProblem, axis: int) -> Tensor:
+    """Source pixels of the target lattice along one axis of V: one division of integers each."""
+    spec, size = problem.spec, problem.output_shape[axis]
+    target = target_axis(size, spec.coordinates, align_corners=spec.align_corners)
+    source = _source_axis(problem, axis)
+    j = torch.arange(size, dtype=torch.float64, device=problem.feature_map.device)
+    # x_t = (p·j + q)/r in x_px = (u·x_t + v)/w
+    slope, offset = source.u * target.p, source.u * target.q + source.v * target.r
+    return (j * slope + offset) / (source.w * target.r)
+
+
+def _slopes(problem: WarpProblem, dtype: torch.dtype) -> Tensor:
+    """d(source pixel) / d(source point) for x and y, (2, 1)."""
+    axes = (_source_axis(problem, axis) for axis in (3, 2))
+    slopes = tuple((axis.u / axis.w,) for axis in axes)
+    return constant(slopes, dtype, problem.feature_map.device)
+
+
+def _source_axis(problem: WarpProblem, axis: int) -> SourceAxis:
+    spec, size = problem.spec, problem.feature_map.shape[axis]
+    return source_axis(size, spec.coordinates, align_corners=spec.align_corners)
