@@ -72,8 +72,8 @@ class Metrics:
             "How long the oldest queued call has waited",
             registry=registry,
         )
-        build = Gauge("stn_build_info", "Always 1", ["version"], registry=registry)
-        build.labels(version=version("stn-server")).set(1)
+        self.build_info = Gauge("stn_build_info", "Always 1", ["version"], registry=registry)
+        self.build_info.labels(version=version("stn-server")).set(1)
 
     def watch(self, statistics: Callable[[], Statistics], queue_age_s: Callable[[], float]) -> None:
         """Reads the state of the queue whenever it is scraped."""
