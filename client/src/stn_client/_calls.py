@@ -26,6 +26,11 @@ _OPERANDS = {
     "feature_map": warp_pb2.OPERAND_FEATURE_MAP,
     "transform": warp_pb2.OPERAND_TRANSFORM,
 }
+_KINDS: dict[type, tuple[str, str]] = {
+    Affine: ("affine", "theta"),
+    SamplingGrid: ("sampling_grid", "grid"),
+}
+"""Field of `Transform.kind`, and the field of its message that holds the parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,14 +185,14 @@ def _put_map(
 
 
 def _transform(transform: Transform, payloads: Payloads) -> warp_pb2.Transform:
-    match transform:
-        case Affine(theta):
-            tensor = _put("theta", _real(theta), payloads)
-            return warp_pb2.Transform(affine=warp_pb2.Affine(theta=tensor))
-        case SamplingGrid(grid):
-            tensor = _put("grid", _real(grid), payloads)
-            return warp_pb2.Transform(sampling_grid=warp_pb2.SamplingGrid(grid=tensor))
-    raise _invalid("transform", f"expected Affine or SamplingGrid, got {type(transform).__name__}.")
+    if type(transform) not in _KINDS:
+        expected = " or ".join(kind.__name__ for kind in _KINDS)
+        raise _invalid("transform", f"expected {expected}, got {type(transform).__name__}.")
+    kind, field = _KINDS[type(transform)]
+    message = warp_pb2.Transform()
+    tensor = _put(field, _real(transform.parameters), payloads)
+    getattr(getattr(message, kind), field).CopyFrom(tensor)
+    return message
 
 
 def _real(parameters: ArrayLike) -> Array:

@@ -28,7 +28,24 @@ M = TypeVar("M", bound=Message)
 E = TypeVar("E")
 Payloads = list[memoryview]
 
-TRANSFORMS = ("affine", "sampling_grid")
+
+@dataclass(frozen=True, slots=True)
+class _TransformKind:
+    """How a field of `Transform.kind` becomes a transform of the engine."""
+
+    build: Callable[[torch.Tensor], stn_engine.Transform]
+    parameters: str
+    """Field of the message that holds them; the engine calls its argument the same."""
+    finite: bool
+    """Parameters must be finite; single points need not, they read `fill`."""
+
+
+_KINDS = {
+    "affine": _TransformKind(stn_engine.Affine, "theta", finite=True),
+    "sampling_grid": _TransformKind(stn_engine.SamplingGrid, "grid", finite=False),
+}
+
+TRANSFORMS = tuple(_KINDS)
 """Fields of `Transform.kind` that the engine computes."""
 
 _CHANNELS_FIRST = (0, 3, 1, 2)
@@ -119,19 +136,19 @@ def declare_map(tensor: Tensor, field: str, axes: str = "(N, C, H, W)") -> Opera
 
 def declare_transform(transform: warp_pb2.Transform) -> TransformOperand:
     """The transform that a message names."""
-    kind = transform.WhichOneof("kind")
-    if kind == "affine":
-        path = "transform.affine.theta"
-        operand = declare(transform.affine.theta, path, finite=True)
-        return _transform(stn_engine.Affine, operand, {"theta": path})
-    if kind == "sampling_grid":
-        path = "transform.sampling_grid.grid"
-        operand = declare(transform.sampling_grid.grid, path)
-        return _transform(stn_engine.SamplingGrid, operand, {"grid": path})
-    if kind is None:
+    name = transform.WhichOneof("kind")
+    if name is None:
         expected = f"expected one of {', '.join(TRANSFORMS)}, got none."
         raise InvalidRequestError("transform", expected)
-    raise UnsupportedError("transform", kind, TRANSFORMS)
+    if name not in _KINDS:
+        raise UnsupportedError("transform", name, TRANSFORMS)
+    kind = _KINDS[name]
+    path = f"transform.{name}.{kind.parameters}"
+    parameters = getattr(getattr(transform, name), kind.parameters)
+    operand = declare(parameters, path, finite=kind.finite)
+    paths = {kind.parameters: path}
+    with field_paths(paths):
+        return TransformOperand(operand, kind.build(operand.meta), paths)
 
 
 def require_four_axes(declaration: Declaration, axes: str) -> None:
@@ -150,13 +167,6 @@ def put_map(tensor: torch.Tensor, payloads: Payloads, layout: tensor_pb2.Layout)
     """Describes a feature map (N, C, H, W), brought into a layout first."""
     ordered = tensor.permute(_CHANNELS_LAST) if layout == LAYOUT_NHWC else tensor
     return put_tensor(to_numpy(ordered), payloads, layout=layout)
-
-
-def _transform(
-    kind: Callable[[torch.Tensor], stn_engine.Transform], operand: Operand, paths: dict[str, str]
-) -> TransformOperand:
-    with field_paths(paths):
-        return TransformOperand(operand, kind(operand.meta), paths)
 
 
 def _require_finite(array: NDArray[Any], path: str) -> None:
