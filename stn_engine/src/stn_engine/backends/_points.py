@@ -8,15 +8,11 @@ from torch import Tensor
 
 from stn_engine.backends._constants import constant
 from stn_engine.backends._trees import tree_sum
+from stn_engine.checks import compute_dtype
 from stn_engine.coords import pixel_affine, source_axis, target_axis
 from stn_engine.problem import GridProblem, WarpProblem
 from stn_engine.spec import Coordinates
 from stn_engine.transforms import SamplingGrid
-
-
-def compute_dtype(problem: WarpProblem) -> torch.dtype:
-    """Dtype of coordinates, weights and sums: float64 for float64 maps, else float32."""
-    return torch.float64 if problem.output_dtype == torch.float64 else torch.float32
 
 
 def source_points(problem: WarpProblem) -> Tensor:
@@ -63,7 +59,7 @@ def _affine_points(problem: WarpProblem) -> Tensor:
     m_j = by_x * scale_j
     m_i = by_y * scale_i
     m_0 = (by_x * offset_j + by_y * offset_i) + (by_1 * scale + offset)
-    dtype = compute_dtype(problem)
+    dtype = compute_dtype(problem.output_dtype)
     m_j, m_i, m_0 = (part.to(dtype)[..., None] for part in (m_j, m_i, m_0))
     # One product per row and per column: coordinates are never accumulated.
     by_row = m_i * torch.arange(height, dtype=dtype, device=theta.device) + m_0
@@ -101,7 +97,7 @@ def _lattice_axis(problem: GridProblem, size: int) -> Tensor:
 
 
 def _grid_points(problem: WarpProblem) -> Tensor:
-    dtype = compute_dtype(problem)
+    dtype = compute_dtype(problem.output_dtype)
     grid = problem.transform.parameters
     points = grid.to(torch.promote_types(grid.dtype, dtype)).movedim(3, 1).flatten(2)
     spec = problem.spec

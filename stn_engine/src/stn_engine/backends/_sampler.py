@@ -7,14 +7,13 @@ so no result depends on what else is in the batch.
 import torch
 from torch import Tensor
 
-from stn_engine.backends._constants import constant
 from stn_engine.backends._points import (
-    compute_dtype,
     source_points,
     source_points_adjoint,
 )
 from stn_engine.backends._taps import Taps, coordinate_slope, find_taps
 from stn_engine.backends._trees import tree_sum
+from stn_engine.checks import compute_dtype
 from stn_engine.problem import Gradients, WarpGradientsProblem, WarpProblem
 from stn_engine.spec import Interpolation, Padding
 
@@ -37,7 +36,7 @@ def sample_adjoint(problem: WarpGradientsProblem) -> Gradients:
         return _no_gradients(problem)
     points = source_points(warp)
     taps = find_taps(points, warp)
-    grad = problem.grad_output.to(compute_dtype(warp)).flatten(2)
+    grad = problem.grad_output.to(compute_dtype(warp.output_dtype)).flatten(2)
     of_map = _feature_map_gradient(warp, taps, grad) if "feature_map" in problem.needs else None
     if "transform" not in problem.needs:
         return Gradients(of_map, None)
@@ -69,11 +68,13 @@ def _read(problem: WarpProblem, taps: Taps) -> Tensor:
 
 def _pixels(problem: WarpProblem) -> Tensor:
     """The pixels of U and, behind them, the two constants that taps may name instead."""
-    spec, dtype = problem.spec, compute_dtype(problem)
+    spec, dtype = problem.spec, compute_dtype(problem.output_dtype)
     feature_map = problem.feature_map
     outside = spec.fill if spec.padding == Padding.FILL else (0.0,) * len(spec.fill)
     pairs = tuple(zip(outside, spec.fill, strict=True))
-    constants = constant(pairs, dtype, feature_map.device).expand(*feature_map.shape[:2], 2)
+    # Not kept like the constants that sizes decide: callers choose fill, one per channel.
+    constants = torch.tensor(pairs, dtype=dtype, device=feature_map.device)
+    constants = constants.expand(*feature_map.shape[:2], 2)
     return torch.cat((feature_map.flatten(2).to(dtype), constants), 2)
 
 
