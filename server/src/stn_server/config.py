@@ -37,9 +37,12 @@ class BatchingConfig:
     max_admitted_bytes: int = setting(2048 * MIB, "Their operands and results; more are refused.")
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_bytes", "max_batch_samples"):
-            _at_least(self, name, 1)
-        for name in ("max_admitted_items", "max_admitted_bytes"):
+        for name in (
+            "max_batch_bytes",
+            "max_batch_samples",
+            "max_admitted_items",
+            "max_admitted_bytes",
+        ):
             _at_least(self, name, 1)
         _at_least(self, "window_s", 0)
 

@@ -25,7 +25,6 @@ from stn_server.tensors import TORCH_DTYPES, to_numpy, to_torch
 from stn_server.vocabulary import unknown_value
 
 M = TypeVar("M", bound=Message)
-E = TypeVar("E")
 Payloads = list[memoryview]
 
 
@@ -117,18 +116,17 @@ def field_paths(paths: Mapping[str, str]) -> Iterator[None]:
 
 def declare(tensor: Tensor, field: str, *, finite: bool = False) -> Operand:
     """A tensor that has no layout."""
+    if tensor.layout not in tensor_pb2.Layout.values():
+        raise unknown_value(tensor_pb2.Layout, tensor.layout, f"{field}.layout")
     declaration = get_declaration(tensor, field)
     if 0 in declaration.shape:
-        raise InvalidRequestError(
-            f"{field}.shape", f"expected sizes of at least 1, got {declaration.shape}."
-        )
+        expected = f"expected sizes of at least 1, got {declaration.shape}. Leave empty calls out."
+        raise InvalidRequestError(f"{field}.shape", expected)
     return Operand(declaration, finite=finite)
 
 
 def declare_map(tensor: Tensor, field: str, axes: str = "(N, C, H, W)") -> Operand:
     """A feature map, whatever its layout on the wire."""
-    if tensor.layout not in tensor_pb2.Layout.values():
-        raise unknown_value(tensor_pb2.Layout, tensor.layout, f"{field}.layout")
     declaration = declare(tensor, field).declaration
     require_four_axes(declaration, axes)
     return Operand(declaration, channels_last=tensor.layout == LAYOUT_NHWC)
@@ -138,7 +136,7 @@ def declare_transform(transform: warp_pb2.Transform) -> TransformOperand:
     """The transform that a message names."""
     name = transform.WhichOneof("kind")
     if name is None:
-        expected = f"expected one of {', '.join(TRANSFORMS)}, got none."
+        expected = f"expected one of {', '.join(TRANSFORMS)}, got none. Set one."
         raise InvalidRequestError("transform", expected)
     if name not in _KINDS:
         raise UnsupportedError("transform", name, TRANSFORMS)
@@ -154,7 +152,7 @@ def declare_transform(transform: warp_pb2.Transform) -> TransformOperand:
 def require_four_axes(declaration: Declaration, axes: str) -> None:
     """Refuses a tensor of any other rank."""
     if len(declaration.shape) != 4:
-        expected = f"expected shape {axes}, got {declaration.shape}."
+        expected = f"expected shape {axes}, got {declaration.shape}. Add or remove axes."
         raise InvalidRequestError(declaration.field, expected)
 
 
@@ -170,8 +168,9 @@ def put_map(tensor: torch.Tensor, payloads: Payloads, layout: tensor_pb2.Layout)
 
 
 def _require_finite(array: NDArray[Any], path: str) -> None:
-    """A sampling grid may hold points that are not finite (they read `fill`); parameters not."""
     finite = np.isfinite(array)
     if not finite.all():
-        where = tuple(int(index) for index in np.argwhere(~finite)[0])
-        raise InvalidRequestError(path, f"expected finite numbers, got {array[where]} at {where}.")
+        where = tuple(map(int, np.unravel_index(np.argmin(finite), array.shape)))
+        raise InvalidRequestError(
+            path, f"expected finite numbers, got {array[where]} at {where}. Correct it."
+        )
