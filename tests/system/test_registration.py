@@ -44,3 +44,11 @@ def test_align_finds_an_affine_map_under_another_exposure():
     ]
     assert errors_px[0] > 6
     assert errors_px[1] < 0.05
+
+
+def test_a_constant_image_cannot_be_aligned():
+    """It is refused before anything is sent."""
+    flat = np.full((1, 1, SIDE, SIDE), 0.5, np.float32)
+    client = Client("127.0.0.1:1")
+    with pytest.raises(ValueError, match=r"image: expected edges to align, got 0\.5 everywhere"):
+        next(align(client, flat, flat))

@@ -120,6 +120,10 @@ class AsyncClient:
                 reply = await self._method(call.method)(call.request, **attempt)
             except grpc.aio.AioRpcError as failure:
                 await asyncio.sleep(progress.pause_s(failure))
+            except asyncio.CancelledError:
+                # gRPC cancels the calls of a channel that is closed, which nobody asked for.
+                if self._open or _is_cancelled():
+                    raise
             else:
                 return call.parse(reply)
 
@@ -130,3 +134,9 @@ class AsyncClient:
         if path not in self._methods:
             self._methods[path] = self._channel.unary_unary(path)
         return self._methods[path]
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody cancelled the task that runs."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -174,7 +174,7 @@ def _put(
     try:
         return put_tensor(np.asarray(array), payloads, layout=layout)
     except WireFormatError as error:
-        raise _invalid(field, f"expected {error.expected}, got {error.actual}.") from error
+        raise _invalid(field, f"expected {error.expected}, got {error.actual}. Cast it.") from error
 
 
 def _put_map(

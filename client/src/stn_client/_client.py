@@ -111,7 +111,8 @@ class Client:
     ) -> tuple[Array, Callable[[ArrayLike], Gradients]]:
         """A warp and its pullback: the function from grad_output to gradients.
 
-        Arguments and errors are those of `warp`.
+        Arguments and errors are those of `warp`. The pullback reads the operands again when it is
+        called: leave them as they are until then.
         """
 
         def pullback(grad_output: ArrayLike) -> Gradients:
@@ -177,6 +178,9 @@ class Client:
                 reply: bytes = self._method(call.method)(call.request, **attempt)
             except grpc.RpcError as failure:
                 time.sleep(progress.pause_s(failure))
+            except ValueError:  # what gRPC makes of a channel that another thread just closed
+                if self._open:
+                    raise
             else:
                 return call.parse(reply)
 

@@ -74,6 +74,7 @@ def align(
         Every step; the theta of the last one is the result.
 
     Raises:
+        ValueError: An image is constant: there is nothing to align.
         StnClientError: As the methods of `Client`.
     """
     theta = _IDENTITY
@@ -134,7 +135,7 @@ def _masked_loss(warped: Array, fixed: Array, mask: Array) -> tuple[float, Array
     The warped image is first brought to the exposure (gain and offset) at which it fits best. As
     that is a minimum, its own dependence on the image drops out of the gradient.
     """
-    weight = np.broadcast_to(mask, fixed.shape) / (mask.sum() * fixed.shape[1])
+    weight = np.broadcast_to(mask, fixed.shape) / max(1.0, mask.sum() * fixed.shape[1])
     image = warped[:, :-1] - (weight * warped[:, :-1]).sum()
     target = fixed - (weight * fixed).sum()
     gain = (weight * image * target).sum() / ((weight * image**2).sum() + 1e-12)
@@ -145,6 +146,8 @@ def _masked_loss(warped: Array, fixed: Array, mask: Array) -> tuple[float, Array
 
 
 def _standardized(image: Array) -> Array:
+    if image.std() == 0:
+        raise ValueError(f"image: expected edges to align, got {image.flat[0]} everywhere.")
     standardized: Array = (image - image.mean()) / image.std()
     return standardized
 

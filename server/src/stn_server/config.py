@@ -71,7 +71,7 @@ class LifecycleConfig:
     """How the server ends."""
 
     lame_duck_s: float = setting(0.0, "After SIGTERM: serving on, but reporting not ready.")
-    grace_s: float = setting(30.0, "Then: finishing what was admitted before calls are cut off.")
+    grace_s: float = setting(30.0, "Then: until every reply has left; after it calls are cut off.")
 
     def __post_init__(self) -> None:
         _at_least(self, "lame_duck_s", 0)
