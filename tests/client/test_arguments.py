@@ -87,13 +87,17 @@ INVALID = {
     ),
     "feature_map": (
         lambda: calls.warp(MAP.astype(int), Affine(THETA), None, {}),
-        "feature_map: expected one of float32, float64, float16, bfloat16, uint8, got int64. "
-        "Cast it.",
+        (
+            "feature_map: expected one of float32, float64, float16, bfloat16, uint8, got int64. "
+            "Cast it."
+        ),
     ),
     "grad_output": (
         lambda: calls.warp_gradients(MAP > 0, MAP, Affine(THETA), ["transform"], {}),
-        "grad_output: expected one of float32, float64, float16, bfloat16, uint8, got bool. "
-        "Cast it.",
+        (
+            "grad_output: expected one of float32, float64, float16, bfloat16, uint8, got bool. "
+            "Cast it."
+        ),
     ),
     "theta": (
         lambda: calls.warp(MAP, Affine(THETA > 0), None, {}),
