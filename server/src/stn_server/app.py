@@ -115,7 +115,6 @@ class Server:
                 ("grpc.max_receive_message_length", self._config.limits.max_message_bytes),
                 ("grpc.max_send_message_length", -1),  # max_output_bytes limits replies
                 ("grpc.so_reuseport", 0),
-                ("grpc.max_concurrent_streams", self._config.batching.max_admitted_items),
             ]
         )
         server.add_generic_rpc_handlers((self._servicer.handlers(),))
