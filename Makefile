@@ -9,7 +9,7 @@ PROJECTS := proto stn_engine server client
 INSTALLED := $(VENV)/.installed
 
 # Installs again only when a dependency list changed.
-$(INSTALLED): .ci/constraints.txt $(PROJECTS:%=%/pyproject.toml)
+$(INSTALLED): .ci/constraints.txt .ci/requirements.txt $(PROJECTS:%=%/pyproject.toml)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --requirement .ci/requirements.txt
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --no-build-isolation \

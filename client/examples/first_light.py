@@ -49,7 +49,7 @@ coordinates of up to 512 px moves a sample, and so a weight, by as much."""
 
 LARGEST_ERROR_PX = 0.5
 SIDE_PX = 320
-BURST_CALLS, BURST_CONCURRENCY = 600, 32
+BURST_CALLS, BURST_CONCURRENCY = 640, 32
 
 
 def main() -> int:
@@ -58,7 +58,8 @@ def main() -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     mpl.use("Agg")
     with _server(options) as (target, metrics), Client(target) as stn:
-        print(f"Server at {target}: {stn.server_info().devices[0].backend} engine on the CPU.")
+        engine = stn.server_info().devices[0].backend
+        print(f"Server at {target}: {engine} engine on the CPU. Metrics at {metrics or '-'}")
         differences = [
             (show_gradients(stn, options.output, dtype), bound)
             for dtype, bound in LARGEST_DIFFERENCE.items()
@@ -144,7 +145,6 @@ def show_batching(stn: Client, target: str, metrics: str) -> None:
     if metrics:
         with urllib.request.urlopen(metrics) as reply:  # noqa: S310 - the server's own address
             print(f"Calls per batch since the start: {_histogram(reply.read().decode())}")
-        print(f"Metrics were at {metrics}")
 
 
 async def _burst(target: str) -> None:

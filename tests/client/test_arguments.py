@@ -83,23 +83,32 @@ INVALID = {
     ),
     "transform": (
         lambda: calls.warp(MAP, THETA, None, {}),
-        "transform: expected Affine or SamplingGrid, got ndarray.",
+        (
+            "transform: expected Affine or SamplingGrid or Homography or Flow or Attention or "
+            "Similarity or Translation or Rotation, got ndarray."
+        ),
     ),
     "feature_map": (
         lambda: calls.warp(MAP.astype(int), Affine(THETA), None, {}),
-        "feature_map: expected one of float32, float64, float16, bfloat16, uint8, got int64.",
+        (
+            "feature_map: expected one of float32, float64, float16, bfloat16, uint8, got int64. "
+            "Cast it."
+        ),
     ),
     "grad_output": (
         lambda: calls.warp_gradients(MAP > 0, MAP, Affine(THETA), ["transform"], {}),
-        "grad_output: expected one of float32, float64, float16, bfloat16, uint8, got bool.",
+        (
+            "grad_output: expected one of float32, float64, float16, bfloat16, uint8, got bool. "
+            "Cast it."
+        ),
     ),
     "theta": (
         lambda: calls.warp(MAP, Affine(THETA > 0), None, {}),
-        "theta: expected one of float32, float64, float16, bfloat16, uint8, got bool.",
+        "theta: expected one of float32, float64, float16, bfloat16, uint8, got bool. Cast it.",
     ),
     "grid": (
         lambda: calls.warp(MAP, SamplingGrid(GRID.astype("c8")), None, {}),
-        "grid: expected one of float32, float64, float16, bfloat16, uint8, got complex64.",
+        "grid: expected one of float32, float64, float16, bfloat16, uint8, got complex64. Cast it.",
     ),
 }
 

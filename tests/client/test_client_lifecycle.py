@@ -55,6 +55,22 @@ def test_client_close_fails_the_calls_under_way():
         asyncio.run(scenario(Client(service.target)))
 
 
+def test_async_client_close_fails_the_calls_under_way():
+    """They end with TransportError: nobody cancelled the tasks that wait for them."""
+    hang = Hang()
+
+    async def scenario(client):
+        call = asyncio.create_task(client.warp(MAP, IDENTITY))
+        assert await asyncio.to_thread(hang.entered.wait, PATIENCE_S)
+        await client.close()
+        with pytest.raises(TransportError, match="expected an open connection, got a closed one"):
+            await call
+        assert not call.cancelled()
+
+    with ScriptedService(hang) as service:
+        asyncio.run(scenario(AsyncClient(service.target)))
+
+
 def test_async_client_cancellation_reaches_the_server():
     """Cancelling the task cancels the call: the server sees that the caller is gone."""
     hang = Hang()

@@ -227,6 +227,13 @@ def test_parameter_error_of_fill(fill):
     assert_refused(ParameterError, match, "fill", lambda: WarpSpec(fill=fill))
 
 
+def test_parameter_error_of_fill_beyond_the_compute_dtype():
+    """A fill that becomes infinite when rounded would turn taps of weight 0 into NaN."""
+    match = r"^fill: expected values of magnitude <= 3\.4028234663852886e\+38, got \(1e\+300,\)"
+    assert_refused(ParameterError, match, "fill", lambda: warp(MAP, THETA, fill=1e300))
+    assert warp(MAP.double(), THETA, padding="fill", fill=1e300).isfinite().all()
+
+
 def test_parameter_error_of_fill_per_channel():
     """A fill per channel has as many values as there are channels."""
     match = r"^fill: expected one value \| one value per channel \(3\), got \(1\.0, 2\.0\)"

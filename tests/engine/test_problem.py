@@ -44,6 +44,11 @@ def test_spec_is_normalised_and_hashable():
     assert replace(spec, padding="zeros") == WarpSpec(fill=(1.0, 2.0))
 
 
+def test_spec_of_negative_zero_is_that_of_zero():
+    """Equal specs give equal bits, or a result would depend on what it was batched with."""
+    assert str(WarpSpec(fill=-0.0).fill[0]) == "0.0"
+
+
 def test_spec_is_frozen():
     """A valid spec stays valid."""
     with pytest.raises(FrozenInstanceError, match="padding"):

@@ -239,7 +239,6 @@ def test_what_exceeds_the_limits_is_refused_at_once(limits, facts, text):
             await submit(batcher, "too much")
         assert (caught.value.limit, caught.value.actual) == facts
         assert caught.value.retry_after_s > 0
-        assert observer.refused == ["overloaded"]
         runner.release_all()
         await busy
         assert (await submit(batcher, "later")).result == "later"
@@ -265,7 +264,7 @@ async def test_draining_refuses_new_calls_and_finishes_the_admitted_ones():
     runner.release()
     await draining
     assert [task.result().result for task in (busy, queued)] == ["busy", "queued"]
-    assert observer.refused == ["draining"]
+    assert batcher.statistics().refused_items == 1
     assert_nothing_left(batcher)
 
 
@@ -304,3 +303,37 @@ async def test_the_queue_age_is_that_of_the_oldest_waiting_call():
     await asyncio.gather(busy, queued)
     assert ages == [0.0, 1.0, 2.5]
     assert batcher.queue_age_s() == 0.0
+
+
+def test_a_cancelled_runner_answers_its_waiters():
+    """Whatever ends a batch, its lane is free again and nobody waits for ever."""
+
+    async def scenario():
+        def cancelled(_batch):
+            raise asyncio.CancelledError
+
+        batcher = make_batcher(FakeRunner(cancelled))
+        with pytest.raises(BatchFailedError, match="expected results for 1 items"):
+            await submit(batcher, "lost")
+        assert_nothing_left(batcher)
+
+    run_in_virtual_time(scenario())
+
+
+def test_an_observer_that_fails_holds_nobody_up():
+    """Waiters are answered before anybody else is told."""
+
+    class Failing(RecordingObserver):
+        def batch_finished(self, *told):
+            raise RuntimeError(told)
+
+    async def scenario():
+        failures = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _loop, context: failures.append(context["exception"]))
+        batcher = make_batcher(FakeRunner(), Failing())
+        assert (await submit(batcher, "kept")).result == "kept"
+        await batcher.drain()
+        assert_nothing_left(batcher)
+
+    run_in_virtual_time(scenario())

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from stn_server.batching.policy import (
+    PATIENCE_S,
     Abandon,
     Arrive,
     Finish,
@@ -94,7 +95,7 @@ def test_keys_take_turns():
 def test_the_earliest_deadline_goes_first():
     """Within a key, urgency beats arrival; without a deadline, arrival decides."""
     policy = make_policy(budget=Cost(10, 100))
-    late, none, soon = make_item(deadline=9.0), make_item(), make_item(deadline=5.0)
+    late, none, soon = make_item(deadline=0.9), make_item(), make_item(deadline=0.5)
     batch = start(policy, late, none, soon)
     order = []
     for _ in range(3):
@@ -145,7 +146,7 @@ def test_an_abandoned_item_leaves_the_queue():
     policy = make_policy()
     gone, alive = make_item(), make_item()
     busy = start(policy, gone, alive)
-    assert policy.step(Abandon(gone), 0.0).dropped
+    assert policy.step(Abandon(gone), 0.0).abandoned
     assert finish(policy, busy) == [[alive]]
 
 
@@ -153,7 +154,7 @@ def test_abandoning_a_running_item_changes_nothing():
     """The batch that holds it finishes as it is."""
     policy = make_policy()
     busy = start(policy)
-    assert not policy.step(Abandon(busy.items[0]), 0.0).dropped
+    assert not policy.step(Abandon(busy.items[0]), 0.0).abandoned
     assert policy.running_items == 1
     assert finish(policy, busy) == []
     assert policy.admitted_bytes == 0
@@ -201,6 +202,26 @@ def test_the_oldest_arrival_is_that_of_a_waiting_item():
     assert policy.oldest_arrival() == 2.0
 
 
+def test_an_item_without_a_deadline_is_not_passed_over_for_ever():
+    """It ages: what arrives PATIENCE_S later goes after it, however urgent."""
+    policy = make_policy(budget=Cost(10, 100))
+    patient = make_item()
+    batch = start(policy, patient)
+    order, now = [], 0.0
+    while patient not in order:
+        now += 0.3
+        policy.step(Arrive(make_item(arrived=now, deadline=now + 0.5)), now)
+        (batch,) = policy.step(Finish(batch), now).launches
+        order += batch.items
+    assert len(order) > 1
+    assert now <= PATIENCE_S
+
+
+def urgency_of(item):
+    """What decides the order within a key."""
+    return min(item.deadline, item.arrived + PATIENCE_S), item.number
+
+
 class PolicyMachine(RuleBasedStateMachine):
     """Random arrivals, cancellations, batches and time; every rule holds after every event."""
 
@@ -241,11 +262,9 @@ class PolicyMachine(RuleBasedStateMachine):
         assert len(batch.items) == 1 or total.fits(self.BUDGET)
         for item in batch.items:
             self.leave(item)
-        urgency = [(item.deadline, item.number) for item in batch.items]
+        urgency = [urgency_of(item) for item in batch.items]
         assert urgency == sorted(urgency)
-        rest = [
-            (item.deadline, item.number) for item in self.queued.values() if item.key == batch.key
-        ]
+        rest = [urgency_of(item) for item in self.queued.values() if item.key == batch.key]
         assert not rest or max(urgency) < min(rest), "order within a key"
         waiting = {item.key for item in self.queued.values()} - {batch.key}
         self.passed_over = {key: self.passed_over.get(key, 0) + 1 for key in waiting}
@@ -278,13 +297,13 @@ class PolicyMachine(RuleBasedStateMachine):
     def abandon_queued(self, data):
         item = data.draw(st.sampled_from(list(self.queued.values())))
         self.leave(item)
-        assert self.step(Abandon(item)).dropped
+        assert self.step(Abandon(item)).abandoned
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def abandon_running(self, data):
         batch = data.draw(st.sampled_from(self.running))
-        assert not self.step(Abandon(batch.items[0])).dropped
+        assert not self.step(Abandon(batch.items[0])).abandoned
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())

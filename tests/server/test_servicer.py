@@ -30,13 +30,13 @@ class CallDetails:
 class Handlers:
     """The registered handlers over a runner of the test, and the metrics they move."""
 
-    def __init__(self, runner):
+    def __init__(self, runner, **limits):
         self._registry = CollectorRegistry()
         metrics = Metrics(self._registry)
-        self.batcher = make_batcher(runner, metrics)
+        self.batcher = make_batcher(runner, metrics, **limits)
         translator = Translator(LimitsConfig())
-        servicer = Servicer(translator, self.batcher, metrics, lambda: b"info")
-        self._handlers = servicer.handlers()
+        self.servicer = Servicer(translator, self.batcher, metrics, lambda: b"info")
+        self._handlers = self.servicer.handlers()
 
     def call(self, name, message, context):
         """A call, not yet awaited."""
@@ -47,6 +47,10 @@ class Handlers:
         """Calls that ended like this."""
         labels = {"method": method, "code": code}
         return self._registry.get_sample_value("stn_requests_total", labels)
+
+    def refused(self, reason):
+        """Calls that were turned away for this reason."""
+        return self._registry.get_sample_value("stn_refused_total", {"reason": reason})
 
 
 async def abort_of(call, context):
@@ -109,3 +113,67 @@ def test_every_method_of_the_service_has_a_handler():
         return reply, handlers.count("GetServerInfo", "OK")
 
     assert run_in_virtual_time(scenario()) == (b"info", 1)
+
+
+@in_virtual_time
+async def test_refusals_are_counted_by_reason():
+    """Too large, too many, too late: each is another thing to do for an operator."""
+    runner = FakeRunner(held=True)
+    handlers = Handlers(runner, max_admitted_items=1)
+    busy = asyncio.create_task(outcome_of(handlers.call("Warp", MESSAGE, FakeContext())))
+    await runner.begun(1)
+    full = FakeContext()
+    assert (await abort_of(handlers.call("Warp", MESSAGE, full), full))[0].name == (
+        "RESOURCE_EXHAUSTED"
+    )
+    request = warp_request()
+    request.output_size[:] = (10**5, 10**5)
+    large = FakeContext()
+    call = handlers.call("Warp", request.SerializeToString(), large)
+    assert (await abort_of(call, large))[0] is grpc.StatusCode.INVALID_ARGUMENT
+    draining = asyncio.create_task(handlers.batcher.drain())
+    await asyncio.sleep(0)
+    late = FakeContext()
+    code, _, _ = await abort_of(handlers.call("Warp", MESSAGE, late), late)
+    assert code is grpc.StatusCode.UNAVAILABLE
+    reasons = ("overloaded", "too_large", "draining")
+    assert [handlers.refused(reason) for reason in reasons] == [1, 1, 1]
+    runner.release_all()
+    await asyncio.gather(busy, draining)
+
+
+@in_virtual_time
+async def test_idle_is_when_every_reply_has_left():
+    """A handler that returned is not enough: gRPC may still be sending."""
+    handlers = Handlers(FakeRunner())
+    context = FakeContext()
+    await handlers.call("GetServerInfo", b"", context)
+    idle = asyncio.create_task(handlers.servicer.idle())
+    await asyncio.sleep(0)
+    assert not idle.done()
+    context.finish()
+    await idle
+
+
+@in_virtual_time
+async def test_a_caller_who_has_gone_is_told_nothing():
+    """Aborting a finished call is an error of its own."""
+    context = FakeContext()
+    context.finish()
+    assert await Handlers(FakeRunner()).call("Warp", b"\xff", context) == b""
+    assert context.aborted is None
+
+
+@in_virtual_time
+async def test_a_call_cut_off_by_its_deadline_is_counted_as_that():
+    """GRPC cancels the handler at the deadline; it may come before our own timer."""
+    runner = FakeRunner(held=True)
+    handlers = Handlers(runner)
+    call = asyncio.create_task(handlers.call("Warp", MESSAGE, FakeContext(time_remaining_s=2.0)))
+    await runner.begun(1)
+    await asyncio.sleep(2.0)
+    call.cancel()
+    assert isinstance(await outcome_of(call), asyncio.CancelledError)
+    assert handlers.count("Warp", "DEADLINE_EXCEEDED") == 1
+    runner.release_all()
+    await handlers.batcher.drain()

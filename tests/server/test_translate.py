@@ -6,13 +6,15 @@ import pytest
 import torch
 
 import stn_engine
+from stn_client import Affine
+from stn_client._calls import warp as warp_call
 from stn_engine import Coordinates, Interpolation, Padding, Subgradient, WarpSpec
 from stn_proto import WireFormatError, get_tensor, split
 from stn_proto.v1 import tensor_pb2, warp_pb2
 from stn_server.batching.work import Cost, Finished, Operation
 from stn_server.config import LimitsConfig
 from stn_server.errors import InvalidRequestError
-from stn_server.tensors import to_numpy, to_torch
+from stn_server.tensors import to_numpy
 from stn_server.translate import Translator
 from support.bad_requests import (
     BASES,
@@ -40,14 +42,15 @@ def encode(task, result, kind):
 
 def test_a_warp_is_what_the_message_says():
     """Operands, size, and what a batch must share."""
-    task = decode(warp_request())
+    request = warp_request()
+    task = decode(request)
     problem = task.problem
     assert task.key.operation is Operation.WARP
     assert np.array_equal(problem.feature_map.numpy(), ramp(2, 3, 4, 5))
     assert np.array_equal(problem.transform.theta.numpy(), theta())
     assert problem.output_shape == (2, 3, 6, 7)
     assert (task.key.dtype, task.key.spec) == (torch.float32, problem.spec)
-    assert task.cost == Cost(480 + 48 + 4 * 2 * 3 * 6 * 7, 2 * 6 * 7)
+    assert task.cost == Cost(request.ByteSize() + 4 * 2 * 3 * 6 * 7, 2 * 6 * 7)
 
 
 def test_what_a_message_leaves_out_has_its_default():
@@ -125,11 +128,22 @@ def test_channels_last_is_a_view():
     assert np.array_equal(get_tensor(reply.output, payloads, "output"), values)
 
 
+def test_a_request_costs_all_its_bytes():
+    """Also those that no tensor names: the message stays in memory as a whole."""
+    request = warp_request()
+    lean = decode(request).cost
+    request.payloads.append(bytes(1000))
+    request.alignment = bytes(100)
+    assert decode(request).cost.size_bytes - lean.size_bytes > 1100
+
+
 def test_operands_are_views_of_the_message():
-    """Aligned payloads are not copied."""
-    message = warp_request().SerializeToString()
-    array = np.frombuffer(message, np.uint8)
-    assert np.shares_memory(to_torch(array).numpy(), array)
+    """What the SDK sends, aligned, is computed on where it was received."""
+    message = warp_call(ramp(2, 3, 4, 5), Affine(theta()), None, {}).request
+    problem = Translator(LimitsConfig()).decode(Operation.WARP, message).problem
+    received = np.frombuffer(message, np.uint8)
+    for operand in (problem.feature_map, problem.transform.theta):
+        assert np.shares_memory(operand.numpy(), received)
 
 
 def test_a_sampling_grid_gives_the_output_size():

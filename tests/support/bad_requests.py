@@ -190,6 +190,16 @@ def many_payloads(request):
 
 
 WIRE, WRONG, LARGE = WireFormatError, InvalidRequestError, RequestTooLargeError
+TRANSFORMS = (
+    "affine",
+    "sampling_grid",
+    "homography",
+    "flow",
+    "attention",
+    "similarity",
+    "translation",
+    "rotation",
+)
 OPTIONS = "expected one of "
 
 BAD_REQUESTS = [
@@ -299,14 +309,12 @@ BAD_REQUESTS = [
     bad("unspecified need", "WarpGradients", assign("needs", [0]), WRONG, "needs", OPTIONS),
     bad("bicubic", "Warp", assign("spec.interpolation", warp_pb2.INTERPOLATION_BICUBIC),
         UnsupportedError, "spec.interpolation", f"{OPTIONS}NEAREST, BILINEAR, got BICUBIC"),
-    *(
-        bad(kind, "Warp", transform_of(kind), UnsupportedError, "transform",
-            f"{OPTIONS}affine, sampling_grid, got {kind}")
-        for kind in ("homography", "thin_plate_spline", "flow", "attention", "similarity",
-                     "translation", "rotation")
-    ),
+    bad("thin-plate spline", "Warp", transform_of("thin_plate_spline"), UnsupportedError,
+        "transform", f"{OPTIONS}{', '.join(TRANSFORMS)}, got thin_plate_spline"),
     bad("no transform", "Warp", clear("transform"), WRONG, "transform",
-        f"{OPTIONS}affine, sampling_grid, got none."),
+        f"{OPTIONS}{', '.join(TRANSFORMS)}, got none."),
+    bad("empty homography", "Warp", transform_of("homography"), WIRE,
+        "transform.homography.theta.data_type", OPTIONS),
     bad("a grid from a grid", "GenerateGrid", sampling_grid, WRONG, "transform",
         "expected parameters to generate a grid from, got a sampling grid."),
     # Payloads and framing.

@@ -61,12 +61,8 @@ class RecordingObserver:
     """Remembers what it is told."""
 
     def __init__(self):
-        self.refused = []
         self.abandoned = 0
         self.batches = []
-
-    def item_refused(self, reason):
-        self.refused.append(reason)
 
     def item_abandoned(self):
         self.abandoned += 1
@@ -84,7 +80,21 @@ class FakeContext:
     def __init__(self, metadata=(), time_remaining_s=None):
         self._metadata = metadata
         self._time_remaining_s = time_remaining_s
+        self._callbacks = []
+        self._done = False
         self.aborted = None
+
+    def add_done_callback(self, callback):
+        self._callbacks.append(callback)
+
+    def done(self):
+        return self._done
+
+    def finish(self):
+        """The reply has left, or the caller has gone."""
+        self._done = True
+        for callback in self._callbacks:
+            callback(self)
 
     def invocation_metadata(self):
         return self._metadata

@@ -81,6 +81,99 @@ def test_a_lame_duck_serves_on_and_a_second_signal_ends_it(tmp_path):
     assert log_records(log)[-1]["finished_items"] == 2
 
 
+STALLING_CLIENT = """
+import sys
+import numpy as np
+from stn_client import Affine, Client, RetryPolicy, UnavailableError
+
+with Client(sys.argv[1], retry=RetryPolicy(attempts=1)) as stn:
+    stn.server_info()
+    print("connected", flush=True)
+    try:
+        image, identity = np.ones((1, 4, 8, 8), "f4"), Affine(np.eye(2, 3)[None])
+        shape = stn.warp(image, identity, (2000, 2000)).shape
+    except UnavailableError:
+        shape = "cut off"
+    print(shape, flush=True)
+"""
+
+
+class Client64MB:
+    """A process that asks for a reply of 64 MB and can be made to stop reading."""
+
+    def __init__(self, target):
+        command = [sys.executable, "-c", STALLING_CLIENT, target]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout.readline() == "connected\n"
+
+    def stall(self, target):
+        """Stops it as soon as its call is inside the server."""
+        with Client(target) as stn:
+            while (info := stn.server_info().statistics).running_items + info.finished_items == 0:
+                pass
+        self.process.send_signal(signal.SIGSTOP)
+
+    def go_on(self):
+        """Lets it read; returns what it says in the end."""
+        self.process.send_signal(signal.SIGCONT)
+        with self.process:
+            return self.process.stdout.read()
+
+
+def test_a_reply_that_takes_its_time_is_not_cut_off(tmp_path):
+    """The server waits until it has left, not only until it has been computed."""
+    log = tmp_path / "server.log"
+    with LocalServer(log=log) as server:
+        client = Client64MB(server.target)
+        client.stall(server.target)
+        terminate(server)
+        with pytest.raises(subprocess.TimeoutExpired, match="timed out after 3"):
+            server.process.wait(timeout=3)
+        assert client.go_on() == "(1, 4, 2000, 2000)\n"
+        assert server.process.wait(timeout=60) == 0
+
+
+def test_a_caller_who_does_not_read_cannot_hold_the_server(tmp_path):
+    """After the grace it ends, and the caller may try elsewhere."""
+    log = tmp_path / "server.log"
+    with LocalServer("--lifecycle-grace-s=1", log=log) as server:
+        client = Client64MB(server.target)
+        client.stall(server.target)
+        terminate(server)
+        assert server.process.wait(timeout=10) == 0
+        assert client.go_on() == "cut off\n"
+
+
+def test_a_second_signal_does_not_wait_for_a_batch(tmp_path):
+    """Nothing can interrupt a running batch, so the process leaves without it."""
+    log = tmp_path / "server.log"
+
+    async def load(server):
+        async with AsyncClient(server.target, retry=ONCE) as stn:
+            call = asyncio.create_task(outcome_of(stn.warp(U, THETA, (2300, 2300))))
+            while (await stn.server_info()).statistics.running_items == 0:
+                pass
+            terminate(server)
+            server.process.send_signal(signal.SIGINT)  # a second SIGTERM might merge with the first
+            return await call
+
+    with LocalServer(log=log) as server:
+        outcome = asyncio.run(asyncio.wait_for(load(server), timeout=60))
+        assert server.process.wait(timeout=60) == 0
+    assert isinstance(outcome, UnavailableError)
+    assert log_records(log)[-1]["aborted_items"] == 1
+
+
+def test_a_socket_that_answers_is_not_taken(tmp_path):
+    """A second server would silently cut the first one off."""
+    address = f"unix:{tmp_path / 'stn.sock'}"
+    with LocalServer(f"--listen={address}") as server, Client(server.target) as stn:
+        result = run_server_command(f"--listen={address}", "--metrics-listen=")
+        assert result.returncode == 2
+        assert "expected a free address" in result.stderr
+        assert stn.server_info().ready
+
+
 def test_without_grace_calls_are_cut_off():
     """None hangs, and each that was cut off may be tried elsewhere."""
 

@@ -8,7 +8,18 @@ import pytest
 import torch
 
 import stn_engine
-from stn_client import Affine, AsyncClient, Client, SamplingGrid
+from stn_client import (
+    Affine,
+    AsyncClient,
+    Attention,
+    Client,
+    Flow,
+    Homography,
+    Rotation,
+    SamplingGrid,
+    Similarity,
+    Translation,
+)
 from stn_client.local import LocalServer
 from stn_proto.v1 import server_info_pb2, service_pb2_grpc
 from support.bad_requests import ramp, theta, warp_request
@@ -45,9 +56,21 @@ def assert_same(result, tensor):
     assert result.tobytes() == expected.tobytes()
 
 
+POINTS = ramp(2, *SIZE, 2) / 200 - 0.5
+PARAMETRIC = [
+    Affine(theta()),
+    Homography(np.array([[[0.9, 0.1, 0.2], [-0.2, 1.1, 0.1], [0.05, -0.1, 1.2]]], np.float32)),
+    Flow(0.2 * POINTS),
+    Attention(np.array([[0.8, 0.1, -0.2], [1.2, 0.0, 0.3]], np.float32)),
+    Similarity(np.array([[0.8, 0.4, 0.1, -0.2]], np.float32)),
+    Translation(np.array([[0.25, -0.5]], np.float32)),
+    Rotation(np.array([[0.3]], np.float32)),
+]
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize(
-    "transform", [Affine(theta()), SamplingGrid(ramp(2, 6, 7, 2) / 200 - 0.5)], ids=repr
+    "transform", [*PARAMETRIC, SamplingGrid(POINTS)], ids=lambda transform: type(transform).__name__
 )
 def test_a_remote_warp_is_the_local_one(stn, transform, options):
     """Output and both gradients, for each transform and every kind of option."""
@@ -64,9 +87,10 @@ def test_a_remote_warp_is_the_local_one(stn, transform, options):
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_a_remote_grid_is_the_local_one(stn, align_corners):
+@pytest.mark.parametrize("transform", PARAMETRIC, ids=lambda transform: type(transform).__name__)
+def test_a_remote_grid_is_the_local_one(stn, transform, align_corners):
     """The grid and the gradient to its parameters."""
-    transform, grad_grid = Affine(theta()), ramp(2, *SIZE, 2)
+    grad_grid = ramp(len(transform.parameters), *SIZE, 2)
     grid = stn_engine.GridProblem(local(transform), SIZE, align_corners=align_corners)
     (expected,) = stn_engine.generate_grid_ragged([grid])
     assert_same(stn.generate_grid(transform, SIZE, align_corners=align_corners), expected)

@@ -19,23 +19,41 @@ from stn_client._errors import (
 )
 from stn_client._options import GridOptions, WarpOptions
 from stn_client._retry import RetryPolicy
-from stn_client._transforms import Affine, SamplingGrid, Transform
+from stn_client._transforms import (
+    Affine,
+    Attention,
+    Flow,
+    Homography,
+    ParametricTransform,
+    Rotation,
+    SamplingGrid,
+    Similarity,
+    Transform,
+    Translation,
+)
 
 __all__ = [
     "Affine",
     "AsyncClient",
+    "Attention",
     "Client",
     "DeadlineExceededError",
+    "Flow",
     "Gradients",
     "GridOptions",
+    "Homography",
     "InvalidRequestError",
     "OverloadedError",
+    "ParametricTransform",
     "ProtocolMismatchError",
     "RetryPolicy",
+    "Rotation",
     "SamplingGrid",
     "ServerFaultError",
+    "Similarity",
     "StnClientError",
     "Transform",
+    "Translation",
     "TransportError",
     "UnavailableError",
     "WarpOptions",

@@ -15,7 +15,7 @@ from stn_client._calls import Array, Call, Gradients
 from stn_client._connection import CHANNEL_OPTIONS, Progress
 from stn_client._options import GridOptions, WarpOptions
 from stn_client._retry import RetryPolicy
-from stn_client._transforms import Affine, Transform
+from stn_client._transforms import ParametricTransform, Transform
 from stn_proto.v1.server_info_pb2 import GetServerInfoReply
 
 T = TypeVar("T")
@@ -84,13 +84,16 @@ class AsyncClient:
         return await self.warp(feature_map, transform, output_size, **options), pullback
 
     async def generate_grid(
-        self, transform: Affine, output_size: Sequence[int], **options: Unpack[GridOptions]
+        self,
+        transform: ParametricTransform,
+        output_size: Sequence[int],
+        **options: Unpack[GridOptions],
     ) -> Array:
         """See `Client.generate_grid`."""
         return await self._run(_calls.generate_grid(transform, output_size, options))
 
     async def generate_grid_gradients(
-        self, grad_grid: ArrayLike, transform: Affine, **options: Unpack[GridOptions]
+        self, grad_grid: ArrayLike, transform: ParametricTransform, **options: Unpack[GridOptions]
     ) -> Array:
         """See `Client.generate_grid_gradients`."""
         return await self._run(_calls.generate_grid_gradients(grad_grid, transform, options))
@@ -120,6 +123,10 @@ class AsyncClient:
                 reply = await self._method(call.method)(call.request, **attempt)
             except grpc.aio.AioRpcError as failure:
                 await asyncio.sleep(progress.pause_s(failure))
+            except asyncio.CancelledError:
+                # gRPC cancels the calls of a channel that is closed, which nobody asked for.
+                if self._open or _is_cancelled():
+                    raise
             else:
                 return call.parse(reply)
 
@@ -130,3 +137,9 @@ class AsyncClient:
         if path not in self._methods:
             self._methods[path] = self._channel.unary_unary(path)
         return self._methods[path]
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody cancelled the task that runs."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

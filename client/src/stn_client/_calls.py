@@ -12,7 +12,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from stn_client._errors import InvalidRequestError, ProtocolMismatchError
 from stn_client._options import GridOptions, WarpOptions
-from stn_client._transforms import Affine, SamplingGrid, Transform
+from stn_client._transforms import (
+    Affine,
+    Attention,
+    Flow,
+    Homography,
+    ParametricTransform,
+    Rotation,
+    SamplingGrid,
+    Similarity,
+    Transform,
+    Translation,
+)
 from stn_proto import WireFormatError, get_tensor, join, put_tensor, split
 from stn_proto.v1 import server_info_pb2, tensor_pb2, warp_pb2
 
@@ -26,6 +37,17 @@ _OPERANDS = {
     "feature_map": warp_pb2.OPERAND_FEATURE_MAP,
     "transform": warp_pb2.OPERAND_TRANSFORM,
 }
+_KINDS: dict[type, tuple[str, str]] = {
+    Affine: ("affine", "theta"),
+    SamplingGrid: ("sampling_grid", "grid"),
+    Homography: ("homography", "theta"),
+    Flow: ("flow", "displacement"),
+    Attention: ("attention", "parameters"),
+    Similarity: ("similarity", "parameters"),
+    Translation: ("translation", "parameters"),
+    Rotation: ("rotation", "parameters"),
+}
+"""Field of `Transform.kind`, and the field of its message that holds the parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +124,7 @@ def warp_gradients(
 
 
 def generate_grid(
-    transform: Affine, output_size: Sequence[int], options: GridOptions
+    transform: ParametricTransform, output_size: Sequence[int], options: GridOptions
 ) -> Call[Array]:
     """The call `GenerateGrid`."""
     payloads: Payloads = []
@@ -119,7 +141,7 @@ def generate_grid(
 
 
 def generate_grid_gradients(
-    grad_grid: ArrayLike, transform: Affine, options: GridOptions
+    grad_grid: ArrayLike, transform: ParametricTransform, options: GridOptions
 ) -> Call[Array]:
     """The call `GenerateGridGradients`."""
     payloads: Payloads = []
@@ -169,7 +191,7 @@ def _put(
     try:
         return put_tensor(np.asarray(array), payloads, layout=layout)
     except WireFormatError as error:
-        raise _invalid(field, f"expected {error.expected}, got {error.actual}.") from error
+        raise _invalid(field, f"expected {error.expected}, got {error.actual}. Cast it.") from error
 
 
 def _put_map(
@@ -180,14 +202,14 @@ def _put_map(
 
 
 def _transform(transform: Transform, payloads: Payloads) -> warp_pb2.Transform:
-    match transform:
-        case Affine(theta):
-            tensor = _put("theta", _real(theta), payloads)
-            return warp_pb2.Transform(affine=warp_pb2.Affine(theta=tensor))
-        case SamplingGrid(grid):
-            tensor = _put("grid", _real(grid), payloads)
-            return warp_pb2.Transform(sampling_grid=warp_pb2.SamplingGrid(grid=tensor))
-    raise _invalid("transform", f"expected Affine or SamplingGrid, got {type(transform).__name__}.")
+    if type(transform) not in _KINDS:
+        expected = " or ".join(kind.__name__ for kind in _KINDS)
+        raise _invalid("transform", f"expected {expected}, got {type(transform).__name__}.")
+    kind, field = _KINDS[type(transform)]
+    message = warp_pb2.Transform()
+    tensor = _put(field, _real(transform.parameters), payloads)
+    getattr(getattr(message, kind), field).CopyFrom(tensor)
+    return message
 
 
 def _real(parameters: ArrayLike) -> Array:

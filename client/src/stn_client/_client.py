@@ -14,7 +14,7 @@ from stn_client._calls import Array, Call, Gradients
 from stn_client._connection import CHANNEL_OPTIONS, Progress
 from stn_client._options import GridOptions, WarpOptions
 from stn_client._retry import RetryPolicy
-from stn_client._transforms import Affine, Transform
+from stn_client._transforms import ParametricTransform, Transform
 from stn_proto.v1.server_info_pb2 import GetServerInfoReply
 
 T = TypeVar("T")
@@ -111,7 +111,8 @@ class Client:
     ) -> tuple[Array, Callable[[ArrayLike], Gradients]]:
         """A warp and its pullback: the function from grad_output to gradients.
 
-        Arguments and errors are those of `warp`.
+        Arguments and errors are those of `warp`. The pullback reads the operands again when it is
+        called: leave them as they are until then.
         """
 
         def pullback(grad_output: ArrayLike) -> Gradients:
@@ -120,7 +121,10 @@ class Client:
         return self.warp(feature_map, transform, output_size, **options), pullback
 
     def generate_grid(
-        self, transform: Affine, output_size: Sequence[int], **options: Unpack[GridOptions]
+        self,
+        transform: ParametricTransform,
+        output_size: Sequence[int],
+        **options: Unpack[GridOptions],
     ) -> Array:
         """The sampling grid of a transform (equation 5).
 
@@ -139,13 +143,13 @@ class Client:
         return self._run(_calls.generate_grid(transform, output_size, options))
 
     def generate_grid_gradients(
-        self, grad_grid: ArrayLike, transform: Affine, **options: Unpack[GridOptions]
+        self, grad_grid: ArrayLike, transform: ParametricTransform, **options: Unpack[GridOptions]
     ) -> Array:
         """The gradient of a loss to the parameters of a transform (equations 6 and 7).
 
         Shapes:
             grad_grid   (N, H', W', 2)   gradient of the loss to the grid
-            returns     (N, 2, 3)        dtype of the parameters
+            returns     as the parameters of the transform
 
         Raises:
             InvalidRequestError: An argument breaks a rule; `violations` names it.
@@ -177,6 +181,9 @@ class Client:
                 reply: bytes = self._method(call.method)(call.request, **attempt)
             except grpc.RpcError as failure:
                 time.sleep(progress.pause_s(failure))
+            except ValueError:  # what gRPC makes of a channel that another thread just closed
+                if self._open:
+                    raise
             else:
                 return call.parse(reply)
 

@@ -46,4 +46,92 @@ class SamplingGrid:
         return self.grid
 
 
-Transform = Affine | SamplingGrid
+@dataclass(frozen=True, eq=False)
+class Homography:
+    """Target points to source points by a projective map.
+
+    Shapes:
+        theta   (N, 3, 3)   float32 | float64; N = 1 serves the whole batch
+
+    Convention:
+        - maps target to source: (X, Y, W) = theta . (x_t, y_t, 1), x = X/W, y = Y/W
+        - a target point with W = 0 reads the option `fill`
+    """
+
+    theta: Any
+
+    @property
+    def parameters(self) -> Any:
+        """What gradients are taken to."""
+        return self.theta
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """A displacement of every target point.
+
+    Shapes:
+        displacement   (N, H', W', 2)   float32 | float64; N = 1 serves the whole batch
+
+    Convention:
+        - source point = target point + displacement[n, i, j], (x, y), in the unit of `coordinates`
+    """
+
+    displacement: Any
+
+    @property
+    def parameters(self) -> Any:
+        """What gradients are taken to."""
+        return self.displacement
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """A window that zooms and moves: theta = [[s, 0, t_x], [0, s, t_y]].
+
+    Shapes:
+        parameters   (N, 3)   (s, t_x, t_y), float32 | float64; N = 1 serves the whole batch
+    """
+
+    parameters: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Similarity:
+    """A window that zooms, turns and moves.
+
+    theta = [[s cos phi, -s sin phi, t_x], [s sin phi, s cos phi, t_y]], phi in radians.
+
+    Shapes:
+        parameters   (N, 4)   (s, phi, t_x, t_y), float32 | float64; N = 1 serves the whole batch
+    """
+
+    parameters: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Translation:
+    """A window that moves: theta = [[1, 0, t_x], [0, 1, t_y]].
+
+    Shapes:
+        parameters   (N, 2)   (t_x, t_y), float32 | float64; N = 1 serves the whole batch
+    """
+
+    parameters: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Rotation:
+    """A window that turns: theta = [[cos phi, -sin phi, 0], [sin phi, cos phi, 0]].
+
+    Shapes:
+        parameters   (N, 1)   phi in radians, float32 | float64; N = 1 serves the whole batch
+    """
+
+    parameters: Any
+
+
+ParametricTransform = Affine | Homography | Flow | Attention | Similarity | Translation | Rotation
+"""What a grid can be generated from."""
+
+Transform = ParametricTransform | SamplingGrid

@@ -1,10 +1,10 @@
 """Aligns two images by gradient descent on theta, every forward and backward a remote call.
 
-The loss is the mean squared difference of the images, brought to zero mean and unit variance
-first so that exposure does not matter. It descends a pyramid from coarse to fine, because a
-blurred image has a wide basin of attraction; normalized coordinates make one theta mean the same
-on every level. The coarse levels compare everywhere, so that the image cannot flee out of sight;
-the finest one compares only what is covered, so that the border does not pull.
+The loss is the mean squared difference of the images at the exposure (gain and offset) at which
+they fit best. It descends a pyramid from coarse to fine, because a blurred image has a wide basin
+of attraction; normalized coordinates make one theta mean the same on every level. The coarse
+levels compare everywhere, so that the image cannot flee out of sight; the finest one compares only
+pixels that are wholly covered, so that the border does not pull.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ Array = NDArray[Any]
 _IDENTITY = np.array([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]], np.float32)
 _SMALLEST_PX = 16
 """Below this, an image has too few edges left to align."""
+
+
+_COVERED = 0.999
+"""A pixel that the border of the moving image touches would pull at it, so it does not count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ def align(
         Every step; the theta of the last one is the result.
 
     Raises:
+        ValueError: An image is constant: there is nothing to align.
         StnClientError: As the methods of `Client`.
     """
     theta = _IDENTITY
@@ -90,35 +95,59 @@ def _descend(
     iterations: int,
     rate: float,
 ) -> Iterator[Step]:
-    """Adam (Kingma and Ba, 2015) with a rate that falls to zero over the iterations."""
+    """The steps on one level."""
     fixed, moving = images[0], _with_mask(images[1])
-    mean, square = np.zeros_like(theta), np.zeros_like(theta)
+    adam = _Adam(rate, iterations)
     for iteration in range(iterations):
         transform = Affine(theta)
         warped = client.warp(moving, transform, fixed.shape[2:])
-        mask = warped[:, -1:] if level == 0 else np.ones_like(fixed[:, :1])
+        mask = warped[:, -1:] >= _COVERED if level == 0 else np.ones_like(fixed[:, :1])
         loss, grad_warped = _masked_loss(warped, fixed, mask)
         gradients = client.warp_gradients(grad_warped, moving, transform, needs=["transform"])
-        gradient = np.asarray(gradients.transform)
-        mean = 0.9 * mean + 0.1 * gradient
-        square = 0.99 * square + 0.01 * gradient**2
-        mean_now = mean / (1 - 0.9 ** (iteration + 1))
-        square_now = square / (1 - 0.99 ** (iteration + 1))
-        pace = rate * (1 - iteration / iterations)
-        theta = (theta - pace * mean_now / (np.sqrt(square_now) + 1e-12)).astype(np.float32)
+        theta = (theta - adam.step(np.asarray(gradients.transform))).astype(np.float32)
         yield Step(level, iteration, loss, theta, warped[:, :-1])
 
 
+class _Adam:
+    """Adam (Kingma and Ba, 2015) with a rate that falls to zero over its steps."""
+
+    def __init__(self, rate: float, steps: int) -> None:
+        self._rate, self._steps = rate, steps
+        self._taken = 0
+        self._mean: Any = 0.0
+        self._square: Any = 0.0
+
+    def step(self, gradient: Array) -> Array:
+        """What to subtract from the parameters."""
+        pace = self._rate * (1 - self._taken / self._steps)
+        self._taken += 1
+        self._mean = 0.9 * self._mean + 0.1 * gradient
+        self._square = 0.99 * self._square + 0.01 * gradient**2
+        mean = self._mean / (1 - 0.9**self._taken)
+        square = self._square / (1 - 0.99**self._taken)
+        step: Array = pace * mean / (np.sqrt(square) + 1e-12)
+        return step
+
+
 def _masked_loss(warped: Array, fixed: Array, mask: Array) -> tuple[float, Array]:
-    """Mean squared difference under a mask, and its gradient to the warped channels."""
-    difference = (warped[:, :-1] - fixed) * mask
-    weight = 1.0 / (mask.sum() * fixed.shape[1])
+    """Mean squared difference under a mask, and its gradient to the warped channels.
+
+    The warped image is first brought to the exposure (gain and offset) at which it fits best. As
+    that is a minimum, its own dependence on the image drops out of the gradient.
+    """
+    weight = np.broadcast_to(mask, fixed.shape) / max(1.0, mask.sum() * fixed.shape[1])
+    image = warped[:, :-1] - (weight * warped[:, :-1]).sum()
+    target = fixed - (weight * fixed).sum()
+    gain = (weight * image * target).sum() / ((weight * image**2).sum() + 1e-12)
+    difference = gain * image - target
     gradient = np.zeros_like(warped)
-    gradient[:, :-1] = 2.0 * weight * difference * mask
-    return float((difference**2).sum() * weight), gradient
+    gradient[:, :-1] = 2 * gain * weight * difference
+    return float((weight * difference**2).sum()), gradient
 
 
 def _standardized(image: Array) -> Array:
+    if image.std() == 0:
+        raise ValueError(f"image: expected edges to align, got {image.flat[0]} everywhere.")
     standardized: Array = (image - image.mean()) / image.std()
     return standardized
 

@@ -6,6 +6,8 @@ import asyncio
 import gc
 import json
 import logging
+import os
+import socket
 from dataclasses import asdict, dataclass
 
 import grpc.aio
@@ -33,6 +35,9 @@ HEALTH_NAMES = ("", SERVICE)
 REFUSING_S = 0.1
 """How long calls on their way are still refused, with a status that says to try elsewhere, before
 gRPC stops reading and cancels what it has not read."""
+
+STOPPING_S = 1.0
+"""How long gRPC may take to cut calls off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,6 @@ class Server:
         metrics = self._serve_metrics()
         await self._grpc.start()
         await self._warm_up()
-        gc.freeze()  # what exists by now stays: the collector need not walk torch's modules
         self._ready = True
         await self._report(health_pb2.HealthCheckResponse.SERVING)
         return Addresses(targets, metrics)
@@ -88,16 +92,22 @@ class Server:
         self._ready = False
         await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
         await shutdown.pause(self._config.lifecycle.lame_duck_s)
-        draining = asyncio.create_task(self.batcher.drain())
-        await shutdown.wait_for(draining, self._config.lifecycle.grace_s)
+        drained = asyncio.create_task(self._drain())
+        await shutdown.wait_for(drained, self._config.lifecycle.grace_s)
         await shutdown.pause(REFUSING_S)
-        await self._grpc.stop(grace=1.0 if draining.done() else 0)
-        draining.cancel()
+        drained.cancel()
+        # Cuts off what is left, open health watches among it; a stuck caller cannot hold it up.
+        await asyncio.wait({asyncio.create_task(self._grpc.stop(grace=0))}, timeout=STOPPING_S)
         self._runner.close()
+
+    async def _drain(self) -> None:
+        """Refuses new calls and returns when every reply has left."""
+        await self.batcher.drain()
+        await self._servicer.idle()
 
     def _grpc_server(self) -> grpc.aio.Server:
         info = ServerInfo(self._config, lambda: self._ready, self.batcher.statistics)
-        servicer = Servicer(
+        self._servicer = Servicer(
             Translator(self._config.limits), self.batcher, self._metrics, info.message
         )
         server = grpc.aio.server(
@@ -107,7 +117,7 @@ class Server:
                 ("grpc.so_reuseport", 0),
             ]
         )
-        server.add_generic_rpc_handlers((servicer.handlers(),))
+        server.add_generic_rpc_handlers((self._servicer.handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
@@ -115,6 +125,8 @@ class Server:
 
     def _bind(self, address: str) -> str:
         """Binds an address; returns it with the port that was taken."""
+        if address.startswith("unix:") and _answers(address.removeprefix("unix:")):
+            raise ConfigError(f"listen: expected a free address, got {address}, which answers.")
         try:
             port = self._grpc.add_insecure_port(address)
         except RuntimeError as error:
@@ -160,6 +172,8 @@ async def serve(config: ServerConfig) -> None:
     shutdown.listen()
     server = Server(config)
     addresses = asdict(await server.start())
+    gc.collect()
+    gc.freeze()  # what is left stays for good: the collector need not walk torch's modules again
     log(logging.INFO, "serving", **addresses)
     print(json.dumps(addresses), flush=True)  # noqa: T201 - the contract with the parent process
     await shutdown.asked()
@@ -169,6 +183,15 @@ async def serve(config: ServerConfig) -> None:
     after = server.batcher.statistics()
     aborted = after.queued_items + after.running_items
     log(logging.INFO, "stopped", finished_items=after.finished_items, aborted_items=aborted)
+    if after.running_items:
+        logging.shutdown()
+        os._exit(0)  # a batch still runs in its thread, and nothing else can end that
+
+
+def _answers(path: str) -> bool:
+    """Whether a server listens on a Unix socket; binding would silently take its place."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(path) == 0
 
 
 def _policy_limits(config: BatchingConfig) -> PolicyLimits:

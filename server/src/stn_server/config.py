@@ -37,9 +37,12 @@ class BatchingConfig:
     max_admitted_bytes: int = setting(2048 * MIB, "Their operands and results; more are refused.")
 
     def __post_init__(self) -> None:
-        for name in ("max_batch_bytes", "max_batch_samples"):
-            _at_least(self, name, 1)
-        for name in ("max_admitted_items", "max_admitted_bytes"):
+        for name in (
+            "max_batch_bytes",
+            "max_batch_samples",
+            "max_admitted_items",
+            "max_admitted_bytes",
+        ):
             _at_least(self, name, 1)
         _at_least(self, "window_s", 0)
 
@@ -68,7 +71,7 @@ class LifecycleConfig:
     """How the server ends."""
 
     lame_duck_s: float = setting(0.0, "After SIGTERM: serving on, but reporting not ready.")
-    grace_s: float = setting(30.0, "Then: finishing what was admitted before calls are cut off.")
+    grace_s: float = setting(30.0, "Then: until every reply has left; after it calls are cut off.")
 
     def __post_init__(self) -> None:
         _at_least(self, "lame_duck_s", 0)

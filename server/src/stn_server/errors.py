@@ -7,7 +7,7 @@
     │   ├─ OverloadedError       the queue is full
     │   ├─ DrainingError         the server is about to stop
     │   └─ RequestTooLargeError  above a configured limit, now and later
-    ├─ DeadlineExceededError     the caller's deadline passed before the result was there
+    ├─ DeadlineExceededError     the caller's deadline passed while the request was queued
     └─ BatchFailedError          the device failed; `__cause__` says how
 
 `status.py` maps each class to its gRPC status.

@@ -33,7 +33,7 @@ class Metrics:
         )
         self.payload_bytes = Counter(
             "stn_payload_bytes",
-            "Requests and replies with tensors",
+            "Messages with tensors, envelopes included",
             ["direction", "transport"],
             registry=registry,
         )
@@ -72,8 +72,8 @@ class Metrics:
             "How long the oldest queued call has waited",
             registry=registry,
         )
-        build = Gauge("stn_build_info", "Always 1", ["version"], registry=registry)
-        build.labels(version=version("stn-server")).set(1)
+        self.build_info = Gauge("stn_build_info", "Always 1", ["version"], registry=registry)
+        self.build_info.labels(version=version("stn-server")).set(1)
 
     def watch(self, statistics: Callable[[], Statistics], queue_age_s: Callable[[], float]) -> None:
         """Reads the state of the queue whenever it is scraped."""
@@ -88,7 +88,7 @@ class Metrics:
         self.request_duration.labels(method).observe(duration_s)
 
     def payload_moved(self, direction: str, size_bytes: int) -> None:
-        """Tensor bytes came in ("received") or went out ("sent")."""
+        """A message with tensors came in ("received") or went out ("sent")."""
         self.payload_bytes.labels(direction, "grpc").inc(size_bytes)
 
     def item_refused(self, reason: str) -> None:

@@ -25,10 +25,32 @@ from stn_server.tensors import TORCH_DTYPES, to_numpy, to_torch
 from stn_server.vocabulary import unknown_value
 
 M = TypeVar("M", bound=Message)
-E = TypeVar("E")
 Payloads = list[memoryview]
 
-TRANSFORMS = ("affine", "sampling_grid")
+
+@dataclass(frozen=True, slots=True)
+class _TransformKind:
+    """How a field of `Transform.kind` becomes a transform of the engine."""
+
+    build: Callable[[torch.Tensor], stn_engine.Transform]
+    parameters: str
+    """Field of the message that holds them; the engine calls its argument the same."""
+    finite: bool
+    """Parameters must be finite; single points need not, they read `fill`."""
+
+
+_KINDS = {
+    "affine": _TransformKind(stn_engine.Affine, "theta", finite=True),
+    "sampling_grid": _TransformKind(stn_engine.SamplingGrid, "grid", finite=False),
+    "homography": _TransformKind(stn_engine.Homography, "theta", finite=True),
+    "flow": _TransformKind(stn_engine.Flow, "displacement", finite=False),
+    "attention": _TransformKind(stn_engine.Attention, "parameters", finite=True),
+    "similarity": _TransformKind(stn_engine.Similarity, "parameters", finite=True),
+    "translation": _TransformKind(stn_engine.Translation, "parameters", finite=True),
+    "rotation": _TransformKind(stn_engine.Rotation, "parameters", finite=True),
+}
+
+TRANSFORMS = tuple(_KINDS)
 """Fields of `Transform.kind` that the engine computes."""
 
 _CHANNELS_FIRST = (0, 3, 1, 2)
@@ -100,18 +122,17 @@ def field_paths(paths: Mapping[str, str]) -> Iterator[None]:
 
 def declare(tensor: Tensor, field: str, *, finite: bool = False) -> Operand:
     """A tensor that has no layout."""
+    if tensor.layout not in tensor_pb2.Layout.values():
+        raise unknown_value(tensor_pb2.Layout, tensor.layout, f"{field}.layout")
     declaration = get_declaration(tensor, field)
     if 0 in declaration.shape:
-        raise InvalidRequestError(
-            f"{field}.shape", f"expected sizes of at least 1, got {declaration.shape}."
-        )
+        expected = f"expected sizes of at least 1, got {declaration.shape}. Leave empty calls out."
+        raise InvalidRequestError(f"{field}.shape", expected)
     return Operand(declaration, finite=finite)
 
 
 def declare_map(tensor: Tensor, field: str, axes: str = "(N, C, H, W)") -> Operand:
     """A feature map, whatever its layout on the wire."""
-    if tensor.layout not in tensor_pb2.Layout.values():
-        raise unknown_value(tensor_pb2.Layout, tensor.layout, f"{field}.layout")
     declaration = declare(tensor, field).declaration
     require_four_axes(declaration, axes)
     return Operand(declaration, channels_last=tensor.layout == LAYOUT_NHWC)
@@ -119,25 +140,25 @@ def declare_map(tensor: Tensor, field: str, axes: str = "(N, C, H, W)") -> Opera
 
 def declare_transform(transform: warp_pb2.Transform) -> TransformOperand:
     """The transform that a message names."""
-    kind = transform.WhichOneof("kind")
-    if kind == "affine":
-        path = "transform.affine.theta"
-        operand = declare(transform.affine.theta, path, finite=True)
-        return _transform(stn_engine.Affine, operand, {"theta": path})
-    if kind == "sampling_grid":
-        path = "transform.sampling_grid.grid"
-        operand = declare(transform.sampling_grid.grid, path)
-        return _transform(stn_engine.SamplingGrid, operand, {"grid": path})
-    if kind is None:
-        expected = f"expected one of {', '.join(TRANSFORMS)}, got none."
+    name = transform.WhichOneof("kind")
+    if name is None:
+        expected = f"expected one of {', '.join(TRANSFORMS)}, got none. Set one."
         raise InvalidRequestError("transform", expected)
-    raise UnsupportedError("transform", kind, TRANSFORMS)
+    if name not in _KINDS:
+        raise UnsupportedError("transform", name, TRANSFORMS)
+    kind = _KINDS[name]
+    path = f"transform.{name}.{kind.parameters}"
+    parameters = getattr(getattr(transform, name), kind.parameters)
+    operand = declare(parameters, path, finite=kind.finite)
+    paths = {kind.parameters: path}
+    with field_paths(paths):
+        return TransformOperand(operand, kind.build(operand.meta), paths)
 
 
 def require_four_axes(declaration: Declaration, axes: str) -> None:
     """Refuses a tensor of any other rank."""
     if len(declaration.shape) != 4:
-        expected = f"expected shape {axes}, got {declaration.shape}."
+        expected = f"expected shape {axes}, got {declaration.shape}. Add or remove axes."
         raise InvalidRequestError(declaration.field, expected)
 
 
@@ -152,16 +173,10 @@ def put_map(tensor: torch.Tensor, payloads: Payloads, layout: tensor_pb2.Layout)
     return put_tensor(to_numpy(ordered), payloads, layout=layout)
 
 
-def _transform(
-    kind: Callable[[torch.Tensor], stn_engine.Transform], operand: Operand, paths: dict[str, str]
-) -> TransformOperand:
-    with field_paths(paths):
-        return TransformOperand(operand, kind(operand.meta), paths)
-
-
 def _require_finite(array: NDArray[Any], path: str) -> None:
-    """A sampling grid may hold points that are not finite (they read `fill`); parameters not."""
     finite = np.isfinite(array)
     if not finite.all():
-        where = tuple(int(index) for index in np.argwhere(~finite)[0])
-        raise InvalidRequestError(path, f"expected finite numbers, got {array[where]} at {where}.")
+        where = tuple(map(int, np.unravel_index(np.argmin(finite), array.shape)))
+        raise InvalidRequestError(
+            path, f"expected finite numbers, got {array[where]} at {where}. Correct it."
+        )

@@ -12,7 +12,8 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -20,6 +21,7 @@ import grpc.aio
 from stn_proto.v1 import service_pb2
 from stn_server.batching.batcher import Batcher
 from stn_server.batching.work import Operation
+from stn_server.errors import RefusedError
 from stn_server.log import log
 from stn_server.metrics import Metrics
 from stn_server.status import Answer, answer_to
@@ -33,6 +35,21 @@ _REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Method = Callable[[bytes, float], Awaitable[bytes]]
 """Serialized request and deadline (instant of the batcher's clock) -> serialized reply."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """A status other than OK, on its way."""
+
+    code: grpc.StatusCode
+    message: str
+    metadata: tuple[tuple[str, str | bytes], ...]
+
+    async def send(self, context: Context) -> bytes:
+        """Ends the call, unless its caller has gone."""
+        if not context.done():
+            await context.abort(self.code, self.message, self.metadata)
+        return b""
 
 
 class Servicer:
@@ -49,6 +66,9 @@ class Servicer:
         self._batcher = batcher
         self._metrics = metrics
         self._server_info = server_info
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._methods: dict[str, Method] = {
             **{operation.value: self._compute(operation) for operation in Operation},
             "GetServerInfo": self._get_server_info,
@@ -63,6 +83,10 @@ class Servicer:
                 for name, method in self._methods.items()
             },
         )
+
+    async def idle(self) -> None:
+        """Returns when the reply of every call has left."""
+        await self._idle.wait()
 
     def _compute(self, operation: Operation) -> Method:
         async def method(message: bytes, deadline: float) -> bytes:
@@ -84,25 +108,47 @@ class Servicer:
         """A method whose every end is counted, logged and mapped to a status."""
 
         async def handler(message: bytes, context: Context) -> bytes:
-            started = time.perf_counter()
+            self._enter(context)
+            started, deadline = time.perf_counter(), self._deadline_of(context)
             code = grpc.StatusCode.OK
             try:
-                return await method(message, self._deadline_of(context))
+                return await method(message, deadline)
             except asyncio.CancelledError:
-                code = grpc.StatusCode.CANCELLED
+                late = self._batcher.now() >= deadline
+                code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
                 raise
             except Exception as error:  # noqa: BLE001 - the table knows what to do with each
-                request_id = _request_id_of(context)
-                answer = answer_to(error, request_id)
-                code = answer.code
-                _log_failure(name, error, answer, request_id)
-                metadata = ((REQUEST_ID, request_id), *answer.metadata())
-                await context.abort(code, answer.message, metadata)
+                refusal = self._refusal(name, error, context)
+                code = refusal.code
             finally:
                 duration_s = time.perf_counter() - started
                 self._metrics.request_finished(name, code.name, duration_s)
+            # Not inside `except`: a traceback would keep the message alive.
+            return await refusal.send(context)
 
         return handler
+
+    def _enter(self, context: Context) -> None:
+        """Counts a call until its reply has left."""
+        self._calls += 1
+        self._idle.clear()
+        leave: Any = self._leave  # the stubs want a class
+        context.add_done_callback(leave)
+
+    def _leave(self, _context: Context) -> None:
+        self._calls -= 1
+        if self._calls == 0:
+            self._idle.set()
+
+    def _refusal(self, name: str, error: Exception, context: Context) -> _Refusal:
+        """What the caller of a failed method is told; tells the operator, too."""
+        request_id = _request_id_of(context)
+        answer = answer_to(error, request_id)
+        _log_failure(name, error, answer, request_id)
+        if isinstance(error, RefusedError):
+            self._metrics.item_refused(error.reason)
+        metadata = ((REQUEST_ID, request_id), *answer.metadata())
+        return _Refusal(answer.code, answer.message, metadata)
 
     def _deadline_of(self, context: Context) -> float:
         """The caller's deadline as an instant of the batcher's clock."""

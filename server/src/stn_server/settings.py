@@ -86,9 +86,9 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> ServerConf
     known = {setting.name: setting for setting in all_settings()}
     flags = _from_flags(arguments, known)
     variables = _from_environment(environment, known)
-    path = flags.pop(CONFIG_FILE, None) or variables.pop(CONFIG_FILE, None)
-    file = {} if path is None else _from_file(Path(path), known)
-    config: ServerConfig = _build(ServerConfig, {**file, **variables, **flags})
+    given = {**variables, **flags}
+    file = _from_file(Path(given.pop(CONFIG_FILE)), known) if CONFIG_FILE in given else {}
+    config: ServerConfig = _build(ServerConfig, {**file, **given})
     return config
 
 
@@ -146,7 +146,7 @@ def _from_file(path: Path, known: Mapping[str, Setting]) -> dict[str, Any]:
 
 def _flattened(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield from _flattened(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -72,13 +72,16 @@ class Plan:
     operands: tuple[Operand, ...]
     """In the order in which `problem.bound` takes them."""
     key: BatchKey
-    cost: Cost
     reply: Reply
 
-    def bind(self, payloads: Payloads) -> Task:
-        """The task on the bytes of one request."""
+    def bind(self, payloads: Payloads, message_bytes: int) -> Task:
+        """The task on the bytes of one request.
+
+        It costs the whole message, which its views keep in memory, whatever they use of it.
+        """
         tensors = [operand.read(payloads) for operand in self.operands]
-        return Task(self.problem.bound(*tensors), self.key, self.cost, self.reply)
+        cost = Cost(message_bytes + self.problem.output_bytes, self.problem.output_samples)
+        return Task(self.problem.bound(*tensors), self.key, cost, self.reply)
 
 
 class Translator:
@@ -106,7 +109,7 @@ class Translator:
         envelope, payloads = split(message)
         keep = len(envelope) <= MAX_PLANNED_BYTES
         plan = (self._kept_plan if keep else self._plan)(operation, envelope)
-        return plan.bind(payloads)
+        return plan.bind(payloads, len(message))
 
     def _plan(self, operation: Operation, envelope: bytes) -> Plan:
         return self._planners[operation](envelope)
@@ -124,7 +127,7 @@ class Translator:
 
         key = BatchKey(Operation.WARP, problem.output_dtype, problem.spec)
         self._check_size(problem, problem, "output_size")
-        return _plan(problem, (feature_map, transform.operand), key, reply)
+        return Plan(problem, (feature_map, transform.operand), key, reply)
 
     def _plan_warp_gradients(self, envelope: bytes) -> Plan:
         request = parse(envelope, warp_pb2.WarpGradientsRequest)
@@ -133,8 +136,8 @@ class Translator:
         feature_map = declare_map(request.feature_map, "feature_map")
         transform = declare_transform(request.transform)
         size = self._output_size(grad_output.meta.shape[2:], "grad_output")
-        if isinstance(transform.meta, stn_engine.SamplingGrid):
-            size = None  # the grid says, and grad_output has to fit
+        if transform.meta.own_size is not None:
+            size = None  # the transform says, and grad_output has to fit
         warp = _warp_problem(request, feature_map, transform, size)
         with field_paths({}):
             needs = read_needs(request.needs)
@@ -152,14 +155,16 @@ class Translator:
 
         key = BatchKey(Operation.WARP_GRADIENTS, warp.output_dtype, warp.spec)
         self._check_size(problem, warp, "grad_output")
-        return _plan(problem, (grad_output, feature_map, transform.operand), key, reply)
+        return Plan(problem, (grad_output, feature_map, transform.operand), key, reply)
 
     def _plan_grid(self, envelope: bytes) -> Plan:
         request = parse(envelope, warp_pb2.GenerateGridRequest)
         transform = declare_transform(request.transform)
         size = self._output_size(request.output_size, "output_size")
         if size is None:
-            raise InvalidRequestError("output_size", "expected (H', W'), got ().")
+            raise InvalidRequestError(
+                "output_size", "expected (H', W'), got (). A grid has no other size."
+            )
         problem = _grid_problem(request, transform, size)
 
         def reply(grid: torch.Tensor, payloads: Payloads) -> warp_pb2.GenerateGridReply:
@@ -167,7 +172,7 @@ class Translator:
 
         key = BatchKey(Operation.GENERATE_GRID, problem.output_dtype, _grid_spec(problem))
         self._check_size(problem, problem, "output_size")
-        return _plan(problem, (transform.operand,), key, reply)
+        return Plan(problem, (transform.operand,), key, reply)
 
     def _plan_grid_gradients(self, envelope: bytes) -> Plan:
         request = parse(envelope, warp_pb2.GenerateGridGradientsRequest)
@@ -187,22 +192,19 @@ class Translator:
 
         key = BatchKey(Operation.GENERATE_GRID_GRADIENTS, grid.output_dtype, _grid_spec(grid))
         self._check_size(problem, grid, "grad_grid")
-        return _plan(problem, (grad_grid, transform.operand), key, reply)
+        return Plan(problem, (grad_grid, transform.operand), key, reply)
 
     def _output_size(self, output_size: Sequence[int], field: str) -> tuple[int, int] | None:
         """(H', W') within the limits; None if the request leaves it to the operands."""
         if not output_size:
             return None
         if len(output_size) != 2:
-            got = len(output_size)
-            raise InvalidRequestError(field, f"expected two sizes (H', W'), got {got}.")
+            expected = f"expected two sizes (H', W'), got {len(output_size)}. Give both or none."
+            raise InvalidRequestError(field, expected)
         height, width = output_size
         if min(height, width) < 1:
-            got_sizes = f"({height}, {width})"
-            raise InvalidRequestError(field, f"expected sizes of at least 1, got {got_sizes}.")
-        limit = self._limits.max_dimension_px
-        if max(height, width) > limit:
-            raise RequestTooLargeError(field, limit, max(height, width), "px")
+            expected = f"expected sizes of at least 1, got ({height}, {width}). Enlarge them."
+            raise InvalidRequestError(field, expected)
         return height, width
 
     def _check_size(
@@ -213,17 +215,14 @@ class Translator:
     ) -> None:
         """Refuses what would take too much memory or time."""
         output_bytes = max(forward.output_bytes, problem.output_bytes)
+        largest_px = max(cast("tuple[int, int]", forward.output_size))
         for actual, limit, unit in (
+            (largest_px, self._limits.max_dimension_px, "px"),
             (output_bytes, self._limits.max_output_bytes, "bytes of output"),
             (problem.output_samples, self._limits.max_output_samples, "samples"),
         ):
             if actual > limit:
                 raise RequestTooLargeError(field, limit, actual, unit)
-
-
-def _plan(problem: Any, operands: tuple[Operand, ...], key: BatchKey, reply: Reply) -> Plan:
-    cost = Cost(problem.input_bytes + problem.output_bytes, problem.output_samples)
-    return Plan(problem, operands, key, cost, reply)
 
 
 def _warp_problem(
@@ -242,9 +241,9 @@ def _grid_problem(
     transform: TransformOperand,
     size: tuple[int, int],
 ) -> stn_engine.GridProblem:
-    if not isinstance(transform.meta, stn_engine.Affine):
+    if isinstance(transform.meta, stn_engine.SamplingGrid):
         expected = "expected parameters to generate a grid from, got a sampling grid."
-        raise InvalidRequestError("transform", expected)
+        raise InvalidRequestError("transform", f"{expected} Use it as it is.")
     coordinates = read_coordinates(request.coordinates, "coordinates")
     with field_paths(transform.paths):
         return stn_engine.GridProblem(transform.meta, size, coordinates, request.align_corners)

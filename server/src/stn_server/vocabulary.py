@@ -1,7 +1,7 @@
 """The words of the contract (enumerations, options) as the engine says them.
 
-UNSPECIFIED is the documented default. A number that the contract does not know is invalid; a value
-that it knows but the engine cannot compute is unsupported.
+UNSPECIFIED is the documented default where the contract names one. A number that the contract does
+not know is invalid; a value that it knows but the engine cannot compute is unsupported.
 """
 
 from __future__ import annotations
@@ -98,4 +98,4 @@ def _prefix(kind: Any) -> str:
 def unknown_value(kind: Any, number: int, field: str) -> InvalidRequestError:
     """The error for a number that an enumeration does not have."""
     names = ", ".join(kind.keys()[1:])
-    return InvalidRequestError(field, f"expected one of {names}, got {number}.")
+    return InvalidRequestError(field, f"expected one of {names}, got {number}. Use a name.")

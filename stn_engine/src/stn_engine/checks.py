@@ -102,10 +102,19 @@ def check_own_size(output_size: tuple[int, int], own_size: tuple[int, int]) -> N
         raise ShapeError("output_size", own_size, output_size, remedy)
 
 
-def check_fill(fill: tuple[float, ...], channels: int) -> None:
-    """``fill`` has one value, or one per channel."""
+def check_fill(fill: tuple[float, ...], feature_map: Tensor) -> None:
+    """``fill`` has one value, or one per channel, each finite where weights are multiplied."""
+    channels = feature_map.shape[1]
     if len(fill) not in {1, channels}:
         raise ParameterError("fill", fill, ("one value", f"one value per channel ({channels})"))
+    largest = torch.finfo(compute_dtype(feature_map.dtype)).max
+    if any(abs(value) > largest for value in fill):
+        raise ParameterError("fill", fill, (f"values of magnitude <= {largest}",))
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of coordinates, weights and sums: float64 for float64 maps, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def check_cotangent(

@@ -73,7 +73,7 @@ class WarpProblem:
         argument = self.transform.argument
         parameters = self.transform.parameters
         checks.check_device(argument, parameters, "feature_map", self.feature_map)
-        checks.check_fill(self.spec.fill, self.feature_map.shape[1])
+        checks.check_fill(self.spec.fill, self.feature_map)
         n = checks.broadcast_batch(self.feature_map, argument, parameters)
         shape = (n, self.feature_map.shape[1], *self._resolved_output_size())
         object.__setattr__(self, "output_size", shape[2:])

@@ -133,4 +133,4 @@ def _fill(value: float | Iterable[float]) -> tuple[float, ...]:
     # A fill that is not finite would leak through taps whose weight is zero.
     if not values or not all(map(math.isfinite, values)):
         raise ParameterError("fill", value, allowed)
-    return values
+    return tuple(value + 0.0 for value in values)  # -0.0 and 0.0 are equal, so they are one spec

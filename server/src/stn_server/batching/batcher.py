@@ -35,14 +35,11 @@ class Runner(Protocol):
         ...
 
     def close(self) -> None:
-        """Lets go of the device, once the batch that runs is through."""
+        """Lets go of the device, after the batch that runs; does not wait for it."""
 
 
 class Observer(Protocol):
     """Told what happens, so that metrics need not be known here."""
-
-    def item_refused(self, reason: str) -> None:
-        """An item was turned away."""
 
     def item_abandoned(self) -> None:
         """An item left the queue without having run."""
@@ -153,7 +150,7 @@ class Batcher:
                 )
             return await waiter
         except asyncio.CancelledError:
-            if self._step(Abandon(item)).dropped:
+            if self._step(Abandon(item)).abandoned:
                 self._abandoned()
             raise
         finally:
@@ -210,9 +207,6 @@ class Batcher:
         compute_s = self.now() - launched
         queue_s = [launched - item.arrived for item in batch.items]
         self._step(Finish(batch))  # first, so that the device does not wait for the answers
-        self._counts.batches += 1
-        self._counts.largest_batch_items = max(self._counts.largest_batch_items, len(batch.items))
-        self._observer.batch_finished(batch, queue_s, compute_s)
         for item, outcome, waited_s in zip(batch.items, outcomes, queue_s, strict=True):
             if isinstance(outcome, BaseException):
                 self._counts.failed_items += 1
@@ -220,14 +214,17 @@ class Batcher:
             else:
                 self._counts.finished_items += 1
                 self._answer(item, Finished(outcome, waited_s, compute_s, len(batch.items)))
+        self._counts.batches += 1
+        self._counts.largest_batch_items = max(self._counts.largest_batch_items, len(batch.items))
+        self._observer.batch_finished(batch, queue_s, compute_s)
         self._settle()
 
     async def _outcomes(self, batch: Batch) -> Sequence[Any]:
         """One outcome per item, also when the runner breaks its promise."""
-        cause: Exception | None = None
+        cause: BaseException | None = None
         try:
             outcomes = await self._runner.run(batch)
-        except Exception as error:  # noqa: BLE001 - every waiter must be answered
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - all must be answered
             cause = error
         else:
             if len(outcomes) == len(batch.items):
@@ -252,7 +249,6 @@ class Batcher:
 
     def _refused(self, error: RefusedError) -> RefusedError:
         self._counts.refused_items += 1
-        self._observer.item_refused(error.reason)
         return error
 
     def _settle(self) -> None:

@@ -8,7 +8,8 @@ Rules:
   window above 0 lets work gather on a free lane, too.)
 - A batch holds items of one `BatchKey` and of any sizes, up to a budget in bytes and samples.
   An item above the budget runs alone.
-- Keys take turns; within a key the earliest deadline goes first, then the earliest arrival.
+- Keys take turns; within a key the earliest deadline goes first, then the earliest arrival. An item
+  with a late deadline or none ages: it counts as due PATIENCE_S after it arrived.
 - Expired and abandoned items leave the queue before they cost device time.
 - Every admitted item leaves exactly once: launched, expired or abandoned.
 """
@@ -21,6 +22,9 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from stn_server.batching.work import NOTHING, Batch, BatchKey, Cost, WorkItem
+
+PATIENCE_S = 1.0
+"""Long enough for deadlines to mean something, short enough that nobody is passed over for long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +87,8 @@ class Decisions:
 
     refusal: Refusal | None
     """Of the item that just arrived."""
-    dropped: bool
-    """Whether the item that was just abandoned still waited; one that runs is left alone."""
+    abandoned: bool
+    """Whether the item whose caller has gone still waited; one that runs is left alone."""
     expired: tuple[WorkItem, ...]
     launches: tuple[Batch, ...]
     wake_at: float
@@ -96,12 +100,14 @@ class _Queue:
     """The waiting items of one key."""
 
     heap: list[tuple[float, int, WorkItem]] = field(default_factory=list)
+    """By urgency."""
     waiting: dict[int, WorkItem] = field(default_factory=dict)
     """By number, in order of arrival; an item missing here is dead in the heap."""
     cost: Cost = NOTHING
 
     def push(self, item: WorkItem) -> None:
-        heapq.heappush(self.heap, (item.deadline, item.number, item))
+        urgency = min(item.deadline, item.arrived + PATIENCE_S)
+        heapq.heappush(self.heap, (urgency, item.number, item))
         self.waiting[item.number] = item
         self.cost += item.cost
 
@@ -113,7 +119,7 @@ class _Queue:
         return True
 
     def first(self) -> WorkItem | None:
-        """The item with the earliest deadline."""
+        """The most urgent item."""
         while self.heap and self.heap[0][1] not in self.waiting:
             heapq.heappop(self.heap)
         return self.heap[0][2] if self.heap else None
@@ -128,6 +134,8 @@ class Policy:
     def __init__(self, limits: PolicyLimits) -> None:
         self._limits = limits
         self._queues: OrderedDict[BatchKey, _Queue] = OrderedDict()
+        self._deadlines: list[tuple[float, int, WorkItem]] = []
+        """Heap of all that can expire; may hold items that have left since."""
         self._running: set[Batch] = set()
         self._admitted = NOTHING
         self._queued_items = 0
@@ -154,19 +162,19 @@ class Policy:
 
     def step(self, event: Event, now: float) -> Decisions:
         """Takes an event into the state and returns what follows from it."""
-        refusal, dropped = None, False
+        refusal, abandoned = None, False
         match event:
             case Arrive(item):
                 refusal = self._admit(item)
             case Abandon(item):
-                dropped = self._drop(item)
+                abandoned = self._remove(item)
             case Finish(batch):
                 self._retire(batch)
             case Tick():
                 pass
         expired = tuple(self._expire(now))
         launches = tuple(self._launch(now))
-        return Decisions(refusal, dropped, expired, launches, self._wake_at(now))
+        return Decisions(refusal, abandoned, expired, launches, self._wake_at(now))
 
     def _admit(self, item: WorkItem) -> Refusal | None:
         items = self._queued_items + self._running_items + 1
@@ -178,9 +186,11 @@ class Policy:
         self._admitted = admitted
         self._queued_items += 1
         self._queues.setdefault(item.key, _Queue()).push(item)
+        if item.deadline < math.inf:
+            heapq.heappush(self._deadlines, (item.deadline, item.number, item))
         return None
 
-    def _drop(self, item: WorkItem) -> bool:
+    def _remove(self, item: WorkItem) -> bool:
         """Removes an item that still waits; says whether it did."""
         queue = self._queues.get(item.key)
         if queue is None or not queue.discard(item):
@@ -197,11 +207,21 @@ class Policy:
 
     def _expire(self, now: float) -> list[WorkItem]:
         expired = []
-        for queue in list(self._queues.values()):
-            while (item := queue.first()) is not None and item.deadline <= now:
-                self._drop(item)
-                expired.append(item)
+        while self._next_deadline() <= now:
+            item = self._deadlines[0][2]
+            self._remove(item)
+            expired.append(item)
         return expired
+
+    def _next_deadline(self) -> float:
+        """The earliest deadline of an item that waits; infinity if none has one."""
+        while self._deadlines and not self._waits(self._deadlines[0][2]):
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else math.inf
+
+    def _waits(self, item: WorkItem) -> bool:
+        queue = self._queues.get(item.key)
+        return queue is not None and item.number in queue.waiting
 
     def _launch(self, now: float) -> list[Batch]:
         launches = []
@@ -244,7 +264,7 @@ class Policy:
 
     def _wake_at(self, now: float) -> float:
         """The next instant at which time alone changes something."""
-        instants = [first.deadline for queue in self._queues.values() if (first := queue.first())]
+        ripe = math.inf
         if len(self._running) < self._limits.lanes:
-            instants += [self._ripe_at(key) for key in self._queues]
-        return min((instant for instant in instants if instant > now), default=math.inf)
+            ripe = min(map(self._ripe_at, self._queues), default=math.inf)
+        return min(self._next_deadline(), ripe if ripe > now else math.inf)

@@ -21,7 +21,7 @@ _COMPUTE: dict[Operation, Callable[[Sequence[Any]], list[Any]]] = {
 class EngineRunner:
     """Runs every batch as one ragged engine call.
 
-    Concurrency: one batch at a time; `close` waits for the one that runs.
+    Concurrency: one batch at a time; nothing can interrupt the one that runs.
     """
 
     def __init__(self) -> None:
@@ -36,8 +36,8 @@ class EngineRunner:
         )
 
     def close(self) -> None:
-        """Ends the thread."""
-        self._thread.shutdown()
+        """Ends the thread, after the batch that runs; does not wait for it."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
 
 def compute(function: Callable[[Sequence[Any]], list[Any]], problems: Sequence[Any]) -> list[Any]:

@@ -3,14 +3,15 @@
 import torch
 from torch import Tensor
 
+from stn_engine import checks
 from stn_engine.backends._trees import tree_sum
 from stn_engine.coords import target_axis
 from stn_engine.problem import GridProblem, WarpProblem
 
 
 def compute_dtype(problem: WarpProblem) -> torch.dtype:
-    """Dtype of coordinates, weights and sums: float64 for float64 maps, else float32."""
-    return torch.float64 if problem.output_dtype == torch.float64 else torch.float32
+    """Dtype of the problem's coordinates, weights and sums."""
+    return checks.compute_dtype(problem.output_dtype)
 
 
 def lattice(problem: GridProblem) -> tuple[Tensor, Tensor]:

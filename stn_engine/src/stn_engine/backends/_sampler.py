@@ -7,7 +7,6 @@ so no result depends on what else is in the batch.
 import torch
 from torch import Tensor
 
-from stn_engine.backends._constants import constant
 from stn_engine.backends._lattices import compute_dtype
 from stn_engine.backends._points import source_points, source_points_adjoint
 from stn_engine.backends._taps import Taps, coordinate_slope, find_taps
@@ -70,7 +69,9 @@ def _pixels(problem: WarpProblem) -> Tensor:
     feature_map = problem.feature_map
     outside = spec.fill if spec.padding == Padding.FILL else (0.0,) * len(spec.fill)
     pairs = tuple(zip(outside, spec.fill, strict=True))
-    constants = constant(pairs, dtype, feature_map.device).expand(*feature_map.shape[:2], 2)
+    # Not kept like the constants that sizes decide: callers choose fill, one per channel.
+    constants = torch.tensor(pairs, dtype=dtype, device=feature_map.device)
+    constants = constants.expand(*feature_map.shape[:2], 2)
     return torch.cat((feature_map.flatten(2).to(dtype), constants), 2)
 
 

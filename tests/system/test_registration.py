@@ -1,0 +1,54 @@
+"""Alignment by gradient descent, with every forward and backward through a real server."""
+
+import numpy as np
+import pytest
+
+from stn_client import Client
+from stn_client.local import LocalServer
+from stn_client.registration import align
+
+pytestmark = pytest.mark.slow
+
+SIDE = 64
+
+
+def scene(points):
+    """A smooth scene with structure in all directions, at points (2, ...) in normalized units."""
+    x, y = points
+    rings = np.cos(9 * np.hypot(x - 0.3, y + 0.2))
+    return (rings + np.sin(5 * x - 3 * y) + np.cos(4 * y)).astype(np.float32)
+
+
+def lattice():
+    """Normalized pixel centres, (3, SIDE, SIDE): x, y and 1."""
+    axis = (2 * np.arange(SIDE) + 1) / SIDE - 1
+    return np.stack([*np.meshgrid(axis, axis), np.ones((SIDE, SIDE))])
+
+
+def test_align_finds_an_affine_map_under_another_exposure():
+    """To a twentieth of a pixel, from six pixels away."""
+    truth = np.array([[0.95, -0.12, 0.06], [0.10, 1.04, -0.08], [0.0, 0.0, 1.0]])
+    points = lattice()
+    fixed = scene(points[:2])[None, None]
+    seen = np.einsum("ij,jhw->ihw", np.linalg.inv(truth), points)
+    moving = 0.5 * scene(seen[:2])[None, None] + 3
+    with LocalServer() as server, Client(server.target) as stn:
+        steps = list(align(stn, fixed, moving, iterations=60))
+    assert [step.level for step in steps[::60]] == [2, 1, 0]
+    assert steps[-1].loss < 0.1 * steps[0].loss
+    corners = np.array([[-1, 1, -1, 1], [-1, -1, 1, 1], [1, 1, 1, 1]])
+    identity = np.eye(2, 3)
+    errors_px = [
+        SIDE / 2 * np.abs((theta - truth[:2]) @ corners).max()
+        for theta in (identity, steps[-1].theta[0])
+    ]
+    assert errors_px[0] > 6
+    assert errors_px[1] < 0.05
+
+
+def test_a_constant_image_cannot_be_aligned():
+    """It is refused before anything is sent."""
+    flat = np.full((1, 1, SIDE, SIDE), 0.5, np.float32)
+    client = Client("127.0.0.1:1")
+    with pytest.raises(ValueError, match=r"image: expected edges to align, got 0\.5 everywhere"):
+        next(align(client, flat, flat))
