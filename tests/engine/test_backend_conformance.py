@@ -76,7 +76,7 @@ def assert_forward_conforms(backend, problem):
     assert output.dtype == problem.feature_map.dtype
     assert output.shape == problem.output_shape
     extent = coordinate_extent(problem)
-    tolerance = forward_tolerance(problem.feature_map, problem.spec.fill, extent)
+    tolerance = forward_tolerance(problem.feature_map, problem.spec, extent)
     error = (output.double() - saturated(expected, output.dtype)).abs()
     if problem.spec.interpolation == "nearest":
         error = error * settled(problem)[:, None]
@@ -91,7 +91,7 @@ def saturated(values, dtype):
 def assert_gradients_conform(backend, problem):
     """Both gradients are those of the reference, for G on the settled points only.
 
-    The gradient of a bilinearly read map is continuous in the coordinates, so it is compared for
+    The gradient of a map is continuous in the coordinates, but for nearest, so it is compared for
     the whole G as well.
     """
     mask = settled(problem.warp)[:, None].to(problem.grad_output.dtype)
@@ -100,7 +100,7 @@ def assert_gradients_conform(backend, problem):
     actual, expected = backend.warp_gradients([calm])[0], exact_gradients(calm)
     for got, want in zip((actual.feature_map, actual.transform), expected, strict=True):
         assert_close_in_norm(got, want, gradient_tolerance(dtype, got.dtype))
-    if problem.warp.spec.interpolation == "bilinear":
+    if problem.warp.spec.interpolation != "nearest":
         got = backend.warp_gradients([problem])[0].feature_map
         want = exact_gradients(problem)[0]
         assert_close_in_norm(got, want, gradient_tolerance(dtype, got.dtype))
@@ -145,15 +145,34 @@ def test_backend_conforms_for_every_transform(backend, dtype, kind, coordinates,
 @pytest.mark.parametrize(("size", "output_size"), SIZES)
 @pytest.mark.parametrize(("batch", "channels"), [((2, 2), 3), ((1, 3), 2), ((3, 1), 1)])
 @pytest.mark.parametrize(
-    ("kind", "padding"),
-    [*((kind, "zeros") for kind in KINDS), *(("affine", padding) for padding in PADDINGS[1:])],
+    ("kind", "padding", "interpolation"),
+    [
+        *((kind, "zeros", "bilinear") for kind in KINDS),
+        *(("affine", padding, "bilinear") for padding in PADDINGS[1:]),
+        *(("affine", padding, "bicubic") for padding in PADDINGS),
+    ],
 )
 @per_convention
 def test_backend_conforms_at_every_size(
-    backend, size, output_size, batch, channels, kind, padding, coordinates, align_corners
+    backend,
+    size,
+    output_size,
+    batch,
+    channels,
+    kind,
+    padding,
+    interpolation,
+    coordinates,
+    align_corners,
 ):
     """Maps of one pixel, outputs of one or no pixel, and broadcast operands."""
-    spec = WarpSpec(padding=padding, fill=0.5, coordinates=coordinates, align_corners=align_corners)
+    spec = WarpSpec(
+        interpolation=interpolation,
+        padding=padding,
+        fill=0.5,
+        coordinates=coordinates,
+        align_corners=align_corners,
+    )
     warp = random_warp(
         13,
         kind=kind,
@@ -197,15 +216,24 @@ def test_backend_conforms_with_any_parameter_dtype(backend, dtype, parameter_dty
 
 
 @pytest.mark.parametrize("padding", ["zeros", "fill", "border"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @per_convention
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_backend_conforms_far_away(backend, padding, coordinates, align_corners, dtype):
+def test_backend_conforms_far_away(
+    backend, padding, interpolation, coordinates, align_corners, dtype
+):
     """A theta of 1e30 obeys the padding without overflow."""
     theta = torch.tensor([[[1e30, 0, 2e30], [0, 1, 0]], [[1, 0, 0], [0, -1e30, 3e29]]])
-    spec = WarpSpec(padding=padding, fill=0.5, coordinates=coordinates, align_corners=align_corners)
+    spec = WarpSpec(
+        interpolation=interpolation,
+        padding=padding,
+        fill=0.5,
+        coordinates=coordinates,
+        align_corners=align_corners,
+    )
     warp = replace(random_warp(19, dtype=dtype, spec=spec), transform=Affine(theta))
     output, expected = backend.warp([warp])[0], exact_warp(warp)
-    tolerance = forward_tolerance(warp.feature_map, spec.fill, max(warp.feature_map.shape[2:]))
+    tolerance = forward_tolerance(warp.feature_map, spec, max(warp.feature_map.shape[2:]))
     assert (output.double() - expected).abs().max() <= tolerance
 
 
@@ -240,7 +268,7 @@ def test_backend_conforms_on_degenerate_theta(backend, theta, padding, coordinat
         transform=Affine(torch.tensor([theta])),
     )
     output, expected = backend.warp([warp])[0], exact_warp(warp)
-    tolerance = forward_tolerance(warp.feature_map, spec.fill, max(warp.feature_map.shape[2:]))
+    tolerance = forward_tolerance(warp.feature_map, spec, max(warp.feature_map.shape[2:]))
     assert (output.double() - expected).abs().max() <= tolerance
     assert_gradients_conform(backend, random_gradients(22, warp))
 
@@ -300,13 +328,14 @@ def test_backend_agrees_with_torch(backend, interpolation, padding, align_corner
 
 
 @pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_backend_agrees_with_torch_on_cell_edges(backend, padding, dtype):
+def test_backend_agrees_with_torch_on_cell_edges(backend, padding, interpolation, dtype):
     """With subgradient "right" gradients are torch's even where all coordinates are integers."""
     steps = torch.arange(-6, 7, dtype=dtype) / 2
     # Half steps from -1 to 1 are the centres of five pixels; beyond lies the padding.
     grid = SamplingGrid(torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1)[None])
-    spec = WarpSpec(padding=padding, align_corners=True)
+    spec = WarpSpec(interpolation=interpolation, padding=padding, align_corners=True)
     warp = WarpProblem(random_values(8, (1, 3, 5, 5), dtype), grid, spec=spec)
     problem = random_gradients(9, warp)
     by_map, by_transform = torch_gradients(problem)

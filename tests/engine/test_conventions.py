@@ -23,7 +23,7 @@ from stn_engine import (
 )
 from stn_engine.backends.reference import ReferenceBackend
 from stn_engine.backends.torch import TorchBackend
-from support.strategies import CONVENTIONS, PADDINGS, random_values
+from support.strategies import CONVENTIONS, INTERPOLATIONS, PADDINGS, random_values
 
 BACKENDS = [TorchBackend(), ReferenceBackend()]
 ROW = torch.tensor([[[[10.0, 20.0, 30.0]]]])  # H = 1, W = 3
@@ -109,8 +109,17 @@ def identity_of(kind, size):
 @pytest.mark.parametrize(("coordinates", "align_corners"), CONVENTIONS)
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 3), (37, 224)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.uint8])
-@pytest.mark.parametrize("kind", get_args(ParametricTransform))
-def test_convention_identity_is_bit_exact(coordinates, align_corners, size, dtype, kind):
+@pytest.mark.parametrize(
+    ("kind", "interpolation"),
+    [
+        *((kind, "bilinear") for kind in get_args(ParametricTransform)),
+        (Affine, "nearest"),
+        (Affine, "bicubic"),
+    ],
+)
+def test_convention_identity_is_bit_exact(
+    coordinates, align_corners, size, dtype, kind, interpolation
+):
     """An identity returns the feature map itself, in every convention, under each padding."""
     feature_map = random_values(3, (1, 2, *size), dtype)
     identity = identity_of(kind, size)
@@ -118,6 +127,7 @@ def test_convention_identity_is_bit_exact(coordinates, align_corners, size, dtyp
         output = warp(
             feature_map,
             identity,
+            interpolation=interpolation,
             padding=padding,
             coordinates=coordinates,
             align_corners=align_corners,
@@ -201,8 +211,48 @@ def test_convention_nearest_rounds_ties_to_even(backend):
     assert values == [10.0, 30.0, 10.0, 30.0, 0.0]
 
 
+def test_convention_bicubic_is_keys_with_three_quarters(backend):
+    """At x = 0.5 the taps -1, 0, 1, 2 weigh -3/32, 19/32, 19/32, -3/32."""
+    taps = {"zeros": 0.0, "border": 10.0, "reflection": 20.0, "fill": 100.0}  # at -1
+    for padding, outside in taps.items():
+        options = {"interpolation": "bicubic", "padding": padding, "fill": 100.0}
+        (value,) = read_row(backend, [0.5], **options)
+        expected = (-3 * outside + 19 * 10 + 19 * 20 - 3 * 30) / 32
+        assert value == pytest.approx(expected), padding
+
+
+def test_convention_bicubic_reflects_taps_about_edges(backend):
+    """Without align_corners tap -1 mirrors to pixel 0; x = 0.5 px is (2·0.5 + 1)/3 - 1."""
+    values = read(backend, ROW, [(-1 / 3, 0.0)], interpolation="bicubic", padding="reflection")
+    assert values == pytest.approx([(-3 * 10 + 19 * 10 + 19 * 20 - 3 * 30) / 32])
+
+
+def test_convention_bicubic_fades_over_two_pixels(backend):
+    """At -1.5 only tap 0 is inside, with weight -3/32; at -2 nothing is."""
+    values = read_row(backend, [-1.5, -2.0, 4.0, 1e30], interpolation="bicubic")
+    assert values == [-30 / 32, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("rule", ["right", "zero"])
+def test_convention_bicubic_slope_is_continuous(backend, rule):
+    """At x = 1 the slope is 3/4·(30 - 10) by both rules; border keeps a slope at x = 0."""
+    grid = SamplingGrid(torch.tensor([[[[1.0, 0.0], [0.0, 0.0], [-9.0, 0.0]]]]))
+    options = {"interpolation": "bicubic", "padding": "border", "subgradient": rule}
+    warped = WarpProblem(ROW, grid, spec=WarpSpec(coordinates="pixel", **options))
+    problem = WarpGradientsProblem(warped, torch.ones(1, 1, 1, 3), ("transform",))
+    slopes = backend.warp_gradients([problem])[0].transform[0, 0, :, 0].tolist()
+    assert slopes == [15.0, 7.5, 0.0]
+
+
+def test_convention_bicubic_saturates_where_it_overshoots(backend):
+    """Between 0 and 255 the cubic leaves the grey levels on both sides."""
+    levels = torch.tensor([[[[0, 0, 255, 255]]]], dtype=torch.uint8)
+    options = {"coordinates": "pixel", "interpolation": "bicubic", "padding": "border"}
+    assert read(backend, levels, [(0.5, 0.0), (2.5, 0.0)], **options) == [0, 255]
+
+
 @pytest.mark.parametrize("padding", PADDINGS)
-@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("fill", [0.0, 7.0])
 def test_convention_non_finite_points_read_fill(backend, padding, interpolation, bad, fill):

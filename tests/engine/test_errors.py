@@ -190,7 +190,7 @@ def test_device_mismatch_error(argument, reference, call):
         (
             "interpolation",
             "cubic",
-            ("nearest", "bilinear"),
+            ("nearest", "bilinear", "bicubic"),
             lambda: WarpSpec(interpolation="cubic"),
         ),
         (

@@ -93,12 +93,19 @@ def test_warp_gradcheck_of_every_transform(kind, coordinates, align_corners, bat
 
 
 @pytest.mark.parametrize("kind", ["affine", "grid"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @per_padding
 @per_convention
 @pytest.mark.parametrize("batch", [(2, 2), (1, 2), (2, 1)])
-def test_warp_gradgradcheck(kind, padding, coordinates, align_corners, batch):
+def test_warp_gradgradcheck(kind, interpolation, padding, coordinates, align_corners, batch):
     """The gradients are themselves differentiable, in G, U and the transform."""
-    spec = WarpSpec(padding=padding, fill=0.5, coordinates=coordinates, align_corners=align_corners)
+    spec = WarpSpec(
+        interpolation=interpolation,
+        padding=padding,
+        fill=0.5,
+        coordinates=coordinates,
+        align_corners=align_corners,
+    )
     sizes = {"batch": batch, "channels": 2, "size": (3, 4), "output_size": (2, 3)}
     function, operands = as_function(settled_warp(kind=kind, spec=spec, **sizes))
     assert gradgradcheck(function, operands, fast_mode=True)
@@ -250,13 +257,14 @@ def test_warp_works_after_inference_mode():
     assert all(torch.isfinite(grad).all() for grad in second)
 
 
-def test_double_backward_is_that_of_torch():
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_double_backward_is_that_of_torch(mode):
     """The gradient of a gradient penalty agrees with torch's own decomposition."""
     problem = settled_warp(kind="grid", spec=WarpSpec(padding="border"))
     penalties = []
     for sample in (
-        lambda u, g: warp(u, SamplingGrid(g), padding="border"),
-        lambda u, g: torch.nn.functional.grid_sample(u, g, "bilinear", "border", False),
+        lambda u, g: warp(u, SamplingGrid(g), interpolation=mode, padding="border"),
+        lambda u, g: torch.nn.functional.grid_sample(u, g, mode, "border", False),
     ):
         operands = tuple(
             operand.clone().requires_grad_()

@@ -8,7 +8,7 @@ import torch
 
 from stn_engine import WarpSpec, reference
 from support.oracles import REFERENCE, settled_warp, torch_gradients, torch_warp
-from support.strategies import KINDS, random_gradients
+from support.strategies import INTERPOLATIONS, KINDS, random_gradients
 from support.tolerances import GRADIENT, assert_close_in_norm
 
 PIXELS = {"coordinates": "pixel"}
@@ -72,6 +72,14 @@ def test_sampler_adjoint_subgradient_rules(subgradient, point, expected):
         np.ones((1, 1, 1, 1)), U, pixel_grid([[point]]), options
     )
     assert tuple(grad_grid.ravel()) == expected
+
+
+def test_sampler_value_of_cubic_convolution():
+    """Half-way Keys' weights are -3/32, 19/32, 19/32 and -3/32."""
+    U = np.asarray([[[[32.0, 64.0, 96.0, 256.0]]]])
+    options = reference.Sampling(interpolation="bicubic", **PIXELS)
+    V = reference.sampler(U, pixel_grid([[(1.5, 0.0)]]), options)
+    assert V.item() == -3 * 1 + 19 * 2 + 19 * 3 - 3 * 8
 
 
 @pytest.mark.parametrize("subgradient", ["right", "zero"])
@@ -154,7 +162,7 @@ def test_target_coordinates_of_every_convention():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("batch", [(2, 2), (1, 3), (3, 1)])

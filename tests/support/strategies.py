@@ -22,7 +22,7 @@ from stn_engine import (
 DETERMINISTIC = settings(derandomize=True, deadline=None, database=None, max_examples=60)
 """The same examples on every run."""
 
-INTERPOLATIONS = ("nearest", "bilinear")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 PADDINGS = ("zeros", "border", "reflection", "fill")
 CONVENTIONS = (("normalized", False), ("normalized", True), ("pixel", False))
 SUBGRADIENTS = ("right", "zero")

@@ -11,12 +11,17 @@ Forward, absolute, for a peak value max(|U|, |fill|), a largest difference of ne
     storage      half a unit in the last place of the output dtype: 2⁻¹¹ and 2⁻⁸ relative for the
                  half types, and half a grey level for uint8
 
+Bicubic weights are negative in part: their absolute sum is up to 1.375 per axis, that of their
+slopes up to 3 where bilinear has 2. Both terms grow by the products, 1.375² and 1.5·1.375 < 2.1.
+
 Gradients, relative in norm: 1e-5 for float32 (coordinates of a few dozen pixels put 1e-6 into a
 weight), 1e-12 for float64, and the storage term of the half types on top.
 """
 
 import torch
 from torch import Tensor
+
+from stn_engine import WarpSpec
 
 ARITHMETIC = {torch.float64: 1e-12, torch.float32: 2e-6}
 COORDINATE = {torch.float64: 0.0, torch.float32: 4 * 2.0**-24}
@@ -29,6 +34,7 @@ STORAGE = {
 }
 GREY_LEVEL = {torch.uint8: 0.5}
 GRADIENT = {torch.float64: 1e-12, torch.float32: 1e-5}
+AMPLIFICATION = {"nearest": 1.0, "bilinear": 1.0, "bicubic": 2.1}
 ADJOINT_IDENTITY = 1e-12
 
 
@@ -37,12 +43,14 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def forward_tolerance(feature_map: Tensor, fill: tuple[float, ...], extent: float) -> float:
+def forward_tolerance(feature_map: Tensor, spec: WarpSpec, extent: float) -> float:
     """Largest allowed absolute error of a warp of ``feature_map`` read up to ``extent`` pixels."""
     dtype = feature_map.dtype
     computed = compute_dtype(dtype)
-    values = torch.cat((feature_map.double().flatten(), torch.tensor((0.0, *fill)).double()))
-    peak, contrast = values.abs().max().item(), (values.max() - values.min()).item()
+    values = torch.cat((feature_map.double().flatten(), torch.tensor((0.0, *spec.fill)).double()))
+    amplification = AMPLIFICATION[spec.interpolation]
+    peak = amplification * values.abs().max().item()
+    contrast = amplification * (values.max() - values.min()).item()
     # The error per axis times the largest difference, on two axes.
     moved = 2 * COORDINATE[computed] * max(extent, 1.0) * contrast
     exact = ARITHMETIC[computed] * peak + moved

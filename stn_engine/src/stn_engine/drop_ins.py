@@ -45,16 +45,14 @@ def grid_sample(
     Args:
         input: The feature map.
         grid: Source points (x, y).
-        mode: ``"bilinear"`` or ``"nearest"``.
+        mode: ``"bilinear"``, ``"nearest"`` or ``"bicubic"``.
         padding_mode: ``"zeros"``, ``"border"`` or ``"reflection"``.
         align_corners: None means False and warns, as in torch.
 
     Raises:
-        ParameterError: bicubic interpolation or a volume (5-D input), neither of which is offered.
+        ParameterError: a volume (5-D input), which is not offered.
         Exception: whatever torch raises for arguments that it refuses.
     """
-    if mode == "bicubic":
-        raise ParameterError("mode", mode, tuple(map(str, Interpolation)))
     if isinstance(input, Tensor) and input.dim() == 5:
         raise ParameterError("input", tuple(input.shape), ("four axes (N, C, H, W)",))
     if align_corners is None:
@@ -117,7 +115,7 @@ def _is_grid_sample_call(
         and feature_map.dtype in checks.GRADIENT_DTYPES
         and feature_map.device == grid.device
         and feature_map.layout == grid.layout == torch.strided
-        and mode in {"bilinear", "nearest"}
+        and mode in set(Interpolation)
         and padding in {"zeros", "border", "reflection"}
         and isinstance(align_corners, bool)
     )

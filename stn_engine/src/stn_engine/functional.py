@@ -47,10 +47,11 @@ def warp(
         - coordinates "normalized", align_corners True: -1 and 1 are the corner pixels' centres
         - coordinates "pixel": pixel centres at integers, the first at 0
         - padding: taps outside the map read 0 ("zeros") or fill ("fill"); coordinates outside
-          are clipped ("border") or mirrored ("reflection")
+          are clipped ("border") or mirrored ("reflection"), those of each tap under "bicubic"
         - a point that is NaN or infinite reads fill, under every padding, and has no gradient
         - gradient: at integer coordinates that of the cell to the right and below, or 0 with
-          subgradient "zero"; to the transform always 0 under "nearest"
+          subgradient "zero"; to the transform always 0 under "nearest", and continuous under
+          "bicubic"
 
     Coordinates and sums are float64 for a float64 feature map and float32 for all others; the
     result is rounded once, a uint8 result half to even and saturated. The result is

@@ -7,7 +7,7 @@ Imports nothing of the engine and takes plain strings, so that it can be wrong o
 
 N of either operand may be 1. Options, spelled as in ``WarpSpec``:
 
-    interpolation   "nearest" | "bilinear"
+    interpolation   "nearest" | "bilinear" | "bicubic"
     padding         "zeros" | "border" | "reflection" | "fill"
     fill            one value or one per channel: outside under "fill", at non-finite points always
     coordinates     "normalized" | "pixel"
@@ -47,8 +47,8 @@ class Neighbour:
 
     Attributes:
         m, n: Row and column in U; may lie outside.
-        weight: Its factor in equation (1).
-        weight_by_x, weight_by_y: Derivatives of that factor, equations (2) and (3).
+        weight: Its factor in equation (1), or that of cubic convolution.
+        weight_by_x, weight_by_y: Derivatives of that factor, such as equations (2) and (3).
     """
 
     m: Array
@@ -247,7 +247,7 @@ def sampler(U: Array, grid: Array, options: Sampling) -> Array:
     for b in range(batch):
         image, points = U[b % len(U)], grid[b % len(grid)]
         x, y = _read_coordinates(points, image, options)
-        for neighbour in _neighbours(x, y, options):
+        for neighbour in _neighbours(x, y, image, options):
             V[b] += neighbour.weight * _tap(image, neighbour, options)
         V[b] = np.where(_finite(points), V[b], _per_channel(options.fill))
     return V
@@ -270,7 +270,7 @@ def _feature_map_gradient(g: Array, image: Array, points: Array, options: Sampli
     """Equation (4): walk the grid once and add G·∂V/∂U at every neighbour."""
     grad = np.zeros_like(image)
     x, y = _read_coordinates(points, image, options)
-    for neighbour in _neighbours(x, y, options):
+    for neighbour in _neighbours(x, y, image, options):
         inside, m, n = _locate(image, neighbour)
         product = np.where(inside, g * neighbour.weight, 0.0)
         for channel in range(len(image)):
@@ -282,16 +282,23 @@ def _grid_gradient(g: Array, image: Array, points: Array, options: Sampling) -> 
     """Equations (2) and (3), summed over channels, times the slopes of padding and units."""
     x, y = _read_coordinates(points, image, options)
     by_x, by_y = np.zeros_like(x), np.zeros_like(y)
-    for neighbour in _neighbours(x, y, options):
-        tap = _tap(image, neighbour, options)
+    neighbours = list(_neighbours(x, y, image, options))
+    # Derivatives of weights add up to 0: measured from one of the taps, equal taps have no slope,
+    # not even by rounding.
+    origin = _tap(image, neighbours[0], options)
+    for neighbour in neighbours:
+        tap = _tap(image, neighbour, options) - origin
         by_x += (g * tap).sum(axis=0) * neighbour.weight_by_x
         by_y += (g * tap).sum(axis=0) * neighbour.weight_by_y
     slope_x, slope_y = _read_slopes(points, image, options)
     return np.stack((by_x * slope_x, by_y * slope_y), axis=-1)
 
 
-def _neighbours(x: Array, y: Array, options: Sampling) -> Iterator[Neighbour]:
+def _neighbours(x: Array, y: Array, image: Array, options: Sampling) -> Iterator[Neighbour]:
     """The pixels around (x, y) and their parts in equations (1) to (3)."""
+    if options.interpolation == "bicubic":
+        yield from _cubic_neighbours(x, y, image, options)
+        return
     if options.interpolation == "nearest":
         flat = np.zeros_like(x)
         yield Neighbour(np.rint(y), np.rint(x), np.ones_like(x), flat, flat)
@@ -304,6 +311,32 @@ def _neighbours(x: Array, y: Array, options: Sampling) -> Iterator[Neighbour]:
     yield Neighbour(top, right_of_x, dy * (1 - dx), dy, -(1 - dx))  # UR
     yield Neighbour(below_y, left, (1 - dy) * dx, -(1 - dy), dx)  # LL
     yield Neighbour(below_y, right_of_x, (1 - dy) * (1 - dx), 1 - dy, 1 - dx)  # LR
+
+
+def _cubic_neighbours(x: Array, y: Array, image: Array, options: Sampling) -> Iterator[Neighbour]:
+    """The 4 x 4 pixels around (x, y); padding moves each of them, not the point."""
+    _, height, width = image.shape
+    for p in (-1, 0, 1, 2):
+        m, _ = _pad(np.floor(y) + p, height, options)
+        weight_y, weight_y_by_y = _keys(y - np.floor(y) - p)
+        for q in (-1, 0, 1, 2):
+            n, _ = _pad(np.floor(x) + q, width, options)
+            weight_x, weight_x_by_x = _keys(x - np.floor(x) - q)
+            yield Neighbour(
+                m, n, weight_y * weight_x, weight_y * weight_x_by_x, weight_y_by_y * weight_x
+            )
+
+
+def _keys(distance: Array) -> tuple[Array, Array]:
+    """Keys' cubic convolution kernel with a = -0.75, and its derivative."""
+    a, s = -0.75, np.abs(distance)
+    near = (a + 2) * s**3 - (a + 3) * s**2 + 1
+    far = a * s**3 - 5 * a * s**2 + 8 * a * s - 4 * a
+    near_slope = 3 * (a + 2) * s**2 - 2 * (a + 3) * s
+    far_slope = 3 * a * s**2 - 10 * a * s + 8 * a
+    weight = np.where(s <= 1, near, np.where(s < 2, far, 0.0))
+    slope = np.where(s <= 1, near_slope, np.where(s < 2, far_slope, 0.0))
+    return weight, slope * np.sign(distance)
 
 
 def _locate(image: Array, neighbour: Neighbour) -> tuple[Mask, Indices, Indices]:
@@ -341,11 +374,20 @@ def _read_axis(x: Array, size: int, options: Sampling) -> tuple[Array, Array]:
     """Section 3, then section 5: the coordinate that is read, and its derivative by x."""
     unit = options.coordinates
     x_px = source_pixels(x, size, unit, align_corners=options.align_corners)
-    slope = np.full_like(x_px, source_pixels_slope(size, unit, align_corners=options.align_corners))
+    slope = source_pixels_slope(size, unit, align_corners=options.align_corners)
+    if options.interpolation == "bicubic":
+        return x_px, np.full_like(x_px, slope)
+    x_px, sign = _pad(x_px, size, options)
+    return x_px, slope * sign
+
+
+def _pad(x_px: Array, size: int, options: Sampling) -> tuple[Array, Array]:
+    """Section 5: a coordinate as the padding moves it, and the derivative of that."""
+    slope = np.ones_like(x_px)
     if options.padding == "reflection":
-        edges = unit == "normalized" and not options.align_corners
-        x_px, sign = _reflect(x_px, -0.5, size - 0.5) if edges else _reflect(x_px, 0.0, size - 1.0)
-        slope = slope * sign
+        edges = options.coordinates == "normalized" and not options.align_corners
+        low, high = (-0.5, size - 0.5) if edges else (0.0, size - 1.0)
+        x_px, slope = _reflect(x_px, low, high)
     if options.padding in {"border", "reflection"}:
         slope = np.where((x_px <= 0) | (x_px >= size - 1), 0.0, slope)
         x_px = np.clip(x_px, 0, size - 1)

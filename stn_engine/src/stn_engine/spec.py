@@ -18,6 +18,8 @@ class Interpolation(StrEnum):
     """The closest pixel, ties to the even index; no gradient to coordinates."""
     BILINEAR = "bilinear"
     """Equation (1): the four neighbours weighted by the opposite areas."""
+    BICUBIC = "bicubic"
+    """Keys' cubic convolution with a = -0.75 over 4 x 4 neighbours; may overshoot."""
 
 
 class Padding(StrEnum):
@@ -59,12 +61,14 @@ class WarpSpec:
         - coordinates are (x, y), x to the right, y down, pixel centres at integers
         - align_corners matters only for normalized coordinates: True puts -1 and 1 on the
           centres of the corner pixels, False on their outer edges
+        - bicubic pads each of its taps instead of the coordinate; its slope is continuous, so
+          that subgradient makes no difference, and border has no edge without a slope
         - fill is one value, or one per channel; it is what taps outside contribute under
           ``padding="fill"`` and what a non-finite point reads under every padding
         - gradients that would flow to fill, or out of a non-finite point, are dropped
 
     Args:
-        interpolation: ``"bilinear"`` or ``"nearest"``.
+        interpolation: ``"bilinear"``, ``"bicubic"`` or ``"nearest"``.
         padding: ``"zeros"``, ``"border"``, ``"reflection"`` or ``"fill"``.
         fill: A finite number, or a sequence with one finite number per channel.
         coordinates: ``"normalized"`` or ``"pixel"``.

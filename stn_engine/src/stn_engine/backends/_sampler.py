@@ -110,13 +110,14 @@ def _transform_gradient(problem: WarpProblem, points: Tensor, taps: Taps, grad: 
 
 
 def _coordinate_gradient(values: Tensor, taps: Taps, grad: Tensor) -> Tensor:
-    """Equations (2) and (3) times G, summed over channels: (N, 2, P)."""
+    """Derivatives (2) and (3) of V, or of its bicubic kin, times G: (N, 2, P)."""
     # Differences to one corner keep a large common offset of the taps out of the sums.
     contrast = tree_sum(grad[:, :, None] * (values - values[:, :, :1]), 1)
-    (near_x, far_x), (near_y, far_y) = (axis.unbind(1) for axis in taps.weight.unbind(1))
-    ul, ur, ll, lr = contrast.unbind(1)
-    by_x = far_y * (lr - ll) + near_y * (ur - ul)
-    by_y = far_x * (lr - ur) + near_x * (ll - ul)
+    weight_x, weight_y = taps.weight.unbind(1)
+    slope_x, slope_y = taps.slope.unbind(1)
+    contrast = contrast.view(-1, weight_y.shape[1], *weight_x.shape[1:])  # (N, K, K, P)
+    by_x = tree_sum(weight_y * tree_sum(contrast * slope_x[:, None], 2), 1)
+    by_y = tree_sum(weight_x * tree_sum(contrast * slope_y[:, :, None], 1), 1)
     return torch.stack((by_x, by_y), 1)
 
 

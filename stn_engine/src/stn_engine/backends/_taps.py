@@ -21,10 +21,12 @@ class Taps:
         index    (N, K², P)     int64, into the H·W pixels of a channel, row-major, and the two
                                 constants behind them: what a tap outside reads, then fill
         weight   (N, 2, K, P)   per axis, x in row 0 and y in row 1
+        slope    (N, 2, K, P)   derivative of the weight by the coordinate of its axis
     """
 
     index: Tensor
     weight: Tensor
+    slope: Tensor
 
     @property
     def pair_weight(self) -> Tensor:
@@ -35,26 +37,70 @@ class Taps:
 def find_taps(points: Tensor, problem: WarpProblem) -> Taps:
     """The taps of every point under the problem's interpolation and padding."""
     readable = _readable(points, problem)
-    # From here on every coordinate is small and finite: conversion to integers is safe.
-    inner = _padded(torch.where(readable, points, 0), problem)
-    if problem.spec.interpolation == Interpolation.NEAREST:
-        position = inner.round()[:, :, None]
-        return Taps(_index(points, position, readable, problem), torch.ones_like(position))
+    # From here on every coordinate is finite, and padding makes it small: fit for integers.
+    inner = torch.where(readable, points, 0)
+    make = _AXES[problem.spec.interpolation]
+    position, weight, slope = make(inner, problem)
+    return Taps(_index(points, position, readable, problem), weight, slope)
+
+
+def _nearest(inner: Tensor, problem: WarpProblem) -> tuple[Tensor, Tensor, Tensor]:
+    """The closest pixel per axis: position, weight and slope, each (N, 2, 1, P)."""
+    position = _padded(inner, problem).round()[:, :, None]
+    return position, torch.ones_like(position), torch.zeros_like(position)
+
+
+def _bilinear(inner: Tensor, problem: WarpProblem) -> tuple[Tensor, Tensor, Tensor]:
+    """Floor and ceil per axis: positions, weights and slopes, each (N, 2, 2, P)."""
+    inner = _padded(inner, problem)
     lower = inner.floor()
     upper = lower + 1 if problem.spec.subgradient == Subgradient.RIGHT else inner.ceil()
     near = upper - inner  # dx and dy of equation (1)
-    index = _index(points, torch.stack((lower, upper), 2), readable, problem)
-    return Taps(index, torch.stack((near, 1 - near), 2))
+    weight = torch.stack((near, 1 - near), 2)
+    slope = constant(((-1.0,), (1.0,)), weight.dtype, weight.device)
+    return torch.stack((lower, upper), 2), weight, slope.expand_as(weight)
+
+
+def _bicubic(inner: Tensor, problem: WarpProblem) -> tuple[Tensor, Tensor, Tensor]:
+    """Four pixels per axis, each padded on its own: positions, weights and slopes, (N, 2, 4, P)."""
+    lower = inner.floor()
+    position = torch.stack([lower + k for k in (-1, 0, 1, 2)], 1)  # (N, 4, 2, P)
+    t = inner - lower
+    s = 1 - t
+    a = -0.75
+    # Keys' kernel at distances 1 + t, t, 1 - t and 2 - t.
+    weight = (
+        a * t * s * s,
+        ((a + 2) * t - (a + 3)) * t * t + 1,
+        ((a + 2) * s - (a + 3)) * s * s + 1,
+        a * s * t * t,
+    )
+    slope = (
+        a * s * (1 - 3 * t),
+        t * (3 * (a + 2) * t - 2 * (a + 3)),
+        s * (2 * (a + 3) - 3 * (a + 2) * s),
+        a * t * (2 - 3 * t),
+    )
+    position = _padded(position, problem).transpose(1, 2)
+    return position, torch.stack(weight, 2), torch.stack(slope, 2)
+
+
+_AXES = {
+    Interpolation.NEAREST: _nearest,
+    Interpolation.BILINEAR: _bilinear,
+    Interpolation.BICUBIC: _bicubic,
+}
 
 
 def coordinate_slope(points: Tensor, problem: WarpProblem) -> Tensor:
     """d(coordinate that is read) / d(source point): -1, 0 or 1, (N, 2, P).
 
-    0 marks points whose value does not depend on the coordinate at all.
+    0 marks points whose value does not depend on the coordinate at all. Bicubic pads its taps and
+    not the coordinate.
     """
     readable = _readable(points, problem)
-    padding = problem.spec.padding
-    if padding in {Padding.ZEROS, Padding.FILL}:
+    padding, interpolation = problem.spec.padding, problem.spec.interpolation
+    if padding in {Padding.ZEROS, Padding.FILL} or interpolation == Interpolation.BICUBIC:
         return readable.to(points.dtype).expand_as(points)
     if padding == Padding.BORDER:
         read, sign = points, torch.ones_like(points)
@@ -67,7 +113,8 @@ def coordinate_slope(points: Tensor, problem: WarpProblem) -> Tensor:
 def _readable(points: Tensor, problem: WarpProblem) -> Tensor:
     """False where a point is a constant through and through: (N, 1, P)."""
     if problem.spec.padding in {Padding.ZEROS, Padding.FILL}:
-        inside = (points >= -1) & (points <= _last(problem, points.dtype) + 1)
+        reach = 2 if problem.spec.interpolation == Interpolation.BICUBIC else 1
+        inside = (points >= -reach) & (points <= _last(problem, points.dtype) + reach)
         return inside.all(1, keepdim=True)
     return _finite(points)
 
