@@ -307,8 +307,6 @@ BAD_REQUESTS = [
     bad("unknown need", "WarpGradients", assign("needs", [1, 9]), WRONG, "needs",
         f"{OPTIONS}OPERAND_FEATURE_MAP, OPERAND_TRANSFORM, got 9."),
     bad("unspecified need", "WarpGradients", assign("needs", [0]), WRONG, "needs", OPTIONS),
-    bad("bicubic", "Warp", assign("spec.interpolation", warp_pb2.INTERPOLATION_BICUBIC),
-        UnsupportedError, "spec.interpolation", f"{OPTIONS}NEAREST, BILINEAR, got BICUBIC"),
     bad("thin-plate spline", "Warp", transform_of("thin_plate_spline"), UnsupportedError,
         "transform", f"{OPTIONS}{', '.join(TRANSFORMS)}, got thin_plate_spline"),
     bad("no transform", "Warp", clear("transform"), WRONG, "transform",

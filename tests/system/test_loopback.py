@@ -30,6 +30,7 @@ OPTIONS = [
     {"padding": "fill", "fill": [1.0, 2.0, 3.0], "coordinates": "pixel"},
     {"interpolation": "nearest", "padding": "reflection"},
     {"subgradient": "zero"},
+    {"interpolation": "bicubic", "padding": "border"},
 ]
 SIZE = (6, 7)
 

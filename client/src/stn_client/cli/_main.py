@@ -81,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
         "--translate", type=float, nargs=2, default=(0.0, 0.0), metavar=("X", "Y"), help="in px"
     )
     warp.add_argument("--size", type=int, nargs=2, metavar=("W", "H"), help="of OUT, in px")
-    warp.add_argument("--interpolation", default="bilinear", choices=("nearest", "bilinear"))
+    warp.add_argument(
+        "--interpolation", default="bilinear", choices=("nearest", "bilinear", "bicubic")
+    )
     warp.add_argument(
         "--padding", default="zeros", choices=("zeros", "border", "reflection", "fill")
     )
