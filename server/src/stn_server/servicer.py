@@ -90,12 +90,12 @@ class Servicer:
 
     def _compute(self, operation: Operation) -> Method:
         async def method(message: bytes, deadline: float) -> bytes:
-            task = self._translator.decode(operation, message)
+            request = self._translator.decode(operation, message)
             self._metrics.payload_moved("received", len(message))
             finished = await self._batcher.submit(
-                task.problem, key=task.key, cost=task.cost, deadline=deadline
+                request.problem, key=request.key, cost=request.cost, deadline=deadline
             )
-            reply = task.encode(finished)
+            reply = request.encode(finished)
             self._metrics.payload_moved("sent", len(reply))
             return reply
 

@@ -45,7 +45,7 @@ Reply = Callable[[Any, Payloads], Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class Request:
     """A validated request: what to compute, and how to put the result into words."""
 
     problem: Any
@@ -65,7 +65,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A validated envelope: a task but for the values of its tensors."""
+    """A validated envelope: a request but for the values of its tensors."""
 
     problem: Any
     """On meta tensors."""
@@ -74,14 +74,14 @@ class Plan:
     key: BatchKey
     reply: Reply
 
-    def bind(self, payloads: Payloads, message_bytes: int) -> Task:
-        """The task on the bytes of one request.
+    def bind(self, payloads: Payloads, message_bytes: int) -> Request:
+        """The request with the bytes of one message.
 
         It costs the whole message, which its views keep in memory, whatever they use of it.
         """
         tensors = [operand.read(payloads) for operand in self.operands]
         cost = Cost(message_bytes + self.problem.output_bytes, self.problem.output_samples)
-        return Task(self.problem.bound(*tensors), self.key, cost, self.reply)
+        return Request(self.problem.bound(*tensors), self.key, cost, self.reply)
 
 
 class Translator:
@@ -97,8 +97,8 @@ class Translator:
         }
         self._kept_plan = lru_cache(MAX_PLANS)(self._plan)
 
-    def decode(self, operation: Operation, message: bytes) -> Task:
-        """The task that a serialized request asks for.
+    def decode(self, operation: Operation, message: bytes) -> Request:
+        """The request that a message holds.
 
         Raises:
             WireFormatError: The bytes do not keep the wire contract.
