@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 
 from stn_engine import (
     Affine,
+    Flow,
     GridGradientsProblem,
     GridProblem,
+    SamplingGrid,
     ThinPlateSpline,
     WarpProblem,
     generate_grid_gradients_ragged,
@@ -141,6 +143,15 @@ def test_splines_of_different_settings_stay_apart():
             assert_same(left, right)
         assert not torch.equal(alone[0], alone[1])
         assert not torch.equal(alone[0], alone[2])
+
+
+def test_kinds_of_equal_shape_stay_apart():
+    """A flow is not read as a sampling grid, though their parameters look alike."""
+    feature_map, points = (random_values(7, (1, 2, 3, 2), torch.float64) for _ in range(2))
+    problems = [WarpProblem(feature_map, kind(points)) for kind in (SamplingGrid, Flow)]
+    for together, problem in zip(warp_ragged(problems), problems, strict=True):
+        assert_same(together, warp_ragged([problem])[0])
+    assert not torch.equal(*warp_ragged(problems))
 
 
 def test_ragged_calls_record_no_graph():
