@@ -1,5 +1,6 @@
 """Convention pins: asymmetric cases whose expected values are derived by hand."""
 
+import itertools
 import math
 from typing import get_args
 
@@ -10,15 +11,18 @@ from stn_engine import (
     Affine,
     Attention,
     Flow,
+    GridProblem,
     Homography,
     ParametricTransform,
     Rotation,
     SamplingGrid,
     Similarity,
+    ThinPlateSpline,
     Translation,
     WarpGradientsProblem,
     WarpProblem,
     WarpSpec,
+    reference,
     warp,
 )
 from stn_engine.backends.reference import ReferenceBackend
@@ -28,6 +32,10 @@ from support.strategies import CONVENTIONS, INTERPOLATIONS, PADDINGS, random_val
 BACKENDS = [TorchBackend(), ReferenceBackend()]
 ROW = torch.tensor([[[[10.0, 20.0, 30.0]]]])  # H = 1, W = 3
 TALL = torch.tensor([[[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]]])  # H = 2, W = 3
+
+
+EXACT = [kind for kind in get_args(ParametricTransform) if kind is not ThinPlateSpline]
+"""Transforms whose identity is one to the last bit."""
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
@@ -112,7 +120,7 @@ def identity_of(kind, size):
 @pytest.mark.parametrize(
     ("kind", "interpolation"),
     [
-        *((kind, "bilinear") for kind in get_args(ParametricTransform)),
+        *((kind, "bilinear") for kind in EXACT),
         (Affine, "nearest"),
         (Affine, "bicubic"),
     ],
@@ -149,7 +157,7 @@ def shift_of(kind, dx, dy, size):
 
 
 @pytest.mark.parametrize(("dx", "dy"), [(1, 0), (0, -2), (-3, 2), (4, 1)])
-@pytest.mark.parametrize("kind", [one for one in get_args(ParametricTransform) if one != Rotation])
+@pytest.mark.parametrize("kind", [one for one in EXACT if one != Rotation])
 def test_convention_integer_shift_is_bit_exact_in_pixels(dx, dy, kind):
     """An integer translation in pixel coordinates moves the pixels, and zeros come in."""
     size = (61, 83)
@@ -392,3 +400,49 @@ def test_convention_flow_is_in_the_unit_of_the_grid(backend, align_corners, unit
     problem = WarpProblem(ROW, Flow(displacement), spec=spec)
     values = backend.warp([problem])[0].flatten().tolist()
     assert values == pytest.approx([20.0, 30.0, 30.0])
+
+
+CORNERS = [(-1.0, -1.0), (1.0, -1.0), (-1.0, 1.0), (1.0, 1.0), (0.25, -0.5)]
+
+
+@pytest.mark.parametrize(("coordinates", "align_corners"), CONVENTIONS)
+def test_convention_spline_takes_control_points_to_points(backend, coordinates, align_corners):
+    """A control point that is a target point reads its own source point, the others affinely."""
+    lattice = reference.target_coordinates(3, coordinates, align_corners=align_corners)
+    control = [
+        (x, y) for x, y in itertools.product(lattice, lattice) if (x, y) != (lattice[1],) * 2
+    ]
+    source = random_values(1, (1, 8, 2), torch.float64)
+    spline = ThinPlateSpline(source, control_points=control)
+    problem = GridProblem(spline, (3, 3), coordinates, align_corners)
+    grid = backend.generate_grid([problem])[0][0]
+    expected = torch.cat((source[0, :4], grid[1:2, 1], source[0, 4:])).view(3, 3, 2)
+    # The product runs over x first: control point k lies in column k // 3.
+    torch.testing.assert_close(grid.transpose(0, 1), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("regularization", [0.0, 0.5])
+def test_convention_spline_reproduces_affine_maps(backend, regularization):
+    """Points that an affine map makes of the control points give that map, however stiff."""
+    theta = torch.tensor([[[0.5, 0.25, 0.125], [-0.75, 1.0, 0.5]]], dtype=torch.float64)
+    control = torch.tensor(CORNERS, dtype=torch.float64)
+    source = control @ theta[0, :, :2].T + theta[0, :, 2]
+    spline = ThinPlateSpline(source[None], control_points=CORNERS, regularization=regularization)
+    got, want = (
+        backend.generate_grid([GridProblem(one, (4, 5))])[0] for one in (spline, Affine(theta))
+    )
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
+def test_convention_spline_regularization_flattens(backend):
+    """The bump of one point: exact without regularization, gone with a large one."""
+    source = torch.tensor([CORNERS], dtype=torch.float64)
+    source[0, 4, 0] += 1.0
+    heights = []
+    for regularization in (0.0, 0.1, 1e9):
+        spline = ThinPlateSpline(source, control_points=CORNERS, regularization=regularization)
+        problem = GridProblem(spline, (2, 4), "normalized", False)
+        grid = backend.generate_grid([problem])[0]
+        heights.append(grid[0, 0, 2, 0].item())  # the target point (1/4, -1/2)
+    assert heights[0] == pytest.approx(1.25)
+    assert 0.25 < heights[2] < heights[1] < heights[0]

@@ -1,5 +1,7 @@
 """Every refusal: its type, its words, and its facts as attributes."""
 
+from typing import get_args
+
 import pytest
 import torch
 
@@ -16,10 +18,12 @@ from stn_engine import (
     Homography,
     InvalidInputError,
     ParameterError,
+    ParametricTransform,
     Rotation,
     SamplingGrid,
     ShapeError,
     Similarity,
+    ThinPlateSpline,
     Translation,
     WarpGradientsProblem,
     WarpProblem,
@@ -34,6 +38,7 @@ MAP = torch.zeros(4, 3, 5, 7)
 THETA = Affine(torch.eye(2, 3).repeat(4, 1, 1))
 GRID = SamplingGrid(torch.zeros(4, 2, 6, 2))
 FLOW = Flow(torch.zeros(4, 2, 6, 2))
+CORNERS = [(-1, -1), (1, -1), (-1, 1), (1, 1)]
 WARP = WarpProblem(MAP, THETA, (2, 6))
 GENERATION = GridProblem(THETA, (2, 6))
 
@@ -60,6 +65,12 @@ def assert_refused(kind, match, argument, call):
         ("parameters", ("N", 1), (2,), lambda: Rotation(torch.zeros(2))),
         ("parameters", (4, 1), (3, 1), lambda: warp(MAP, Rotation(torch.zeros(3, 1)))),
         ("displacement", ("N", "Ho", "Wo", 2), (1, 2, 2), lambda: Flow(torch.zeros(1, 2, 2))),
+        (
+            "points",
+            ("N", 4, 2),
+            (1, 3, 2),
+            lambda: ThinPlateSpline(torch.zeros(1, 3, 2), control_points=CORNERS),
+        ),
         ("output_size", (2, 6), (6, 2), lambda: warp(MAP, FLOW, (6, 2))),
         ("output_size", (2, 6), (6, 2), lambda: generate_grid(FLOW, (6, 2))),
         ("grid", ("N", "Ho", "Wo", 2), (1, 2, 3, 3), lambda: SamplingGrid(torch.zeros(1, 2, 3, 3))),
@@ -249,6 +260,42 @@ def test_parameter_error_of_output_size(size):
         assert assert_refused(ParameterError, match, "output_size", call).value == size
 
 
+@pytest.mark.parametrize(
+    "control_points",
+    [
+        CORNERS[:2],
+        [(0, 0), (1, 1), (2, 2)],
+        [*CORNERS, CORNERS[0]],
+        [(0, 0, 0), (1, 0, 0), (0, 1, 0)],
+        [(0, 0), (1, 0), (0, float("nan"))],
+        [0, 1, 2],
+        [(0, 0), (1, 0), (2,)],
+        "abc",
+        None,
+    ],
+)
+def test_parameter_error_of_control_points(control_points):
+    """Control points are three or more different points that span the plane."""
+    match = r"^control_points: expected three or more different finite points \(x, y\), not all on"
+    points = torch.zeros(1, 4, 2)
+    call = lambda: ThinPlateSpline(points, control_points=control_points)  # noqa: E731 - a thunk
+    error = assert_refused(ParameterError, match, "control_points", call)
+    assert error.value is control_points
+
+
+@pytest.mark.parametrize("regularization", [-1e-9, float("nan"), float("inf"), "0", None, True])
+def test_parameter_error_of_regularization(regularization):
+    """Regularization is a finite number that is not negative."""
+    match = "^regularization: expected a finite number >= 0, got"
+    points = torch.zeros(1, 4, 2)
+    assert_refused(
+        ParameterError,
+        match,
+        "regularization",
+        lambda: ThinPlateSpline(points, control_points=CORNERS, regularization=regularization),
+    )
+
+
 @pytest.mark.parametrize("needs", [(), ("theta",), "transform", ("feature_map", "grid")])
 def test_parameter_error_of_needs(needs):
     """Needs name at least one of the two operands, and nothing else."""
@@ -280,7 +327,7 @@ def test_invalid_input_error_of_non_tensors(argument, call):
 
 def test_invalid_input_error_of_transforms():
     """A bare tensor is not a transform, and a grid has no generator."""
-    kinds = "Affine or Homography or Attention or Similarity or Translation or Rotation or Flow"
+    kinds = " or ".join(kind.__name__ for kind in get_args(ParametricTransform))
     match = f"^transform: expected {kinds} or SamplingGrid, got Tensor"
     assert_refused(InvalidInputError, match, "transform", lambda: warp(MAP, THETA.theta))
     match = f"^transform: expected {kinds}, got SamplingGrid"

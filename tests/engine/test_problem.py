@@ -12,6 +12,7 @@ from stn_engine import (
     GridProblem,
     Padding,
     SamplingGrid,
+    ThinPlateSpline,
     WarpGradientsProblem,
     WarpProblem,
     WarpSpec,
@@ -124,6 +125,16 @@ def test_transforms_are_rebuilt_with_other_parameters():
     assert isinstance(grid, SamplingGrid)
     with pytest.raises(ValueError, match="theta: expected shape"):
         THETA.with_parameters(torch.ones(2, 3))
+
+
+def test_splines_keep_their_settings():
+    """Control points are numbers, comparable, and survive with_parameters."""
+    control = torch.tensor([[0, 0], [1, 0], [0, 1]])
+    spline = ThinPlateSpline(torch.zeros(1, 3, 2), control_points=control, regularization=2.0)
+    assert spline.control_points == ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0))
+    other = spline.with_parameters(torch.ones(2, 3, 2))
+    assert other.settings == spline.settings == (spline.control_points, 2.0)
+    assert THETA.settings is None
 
 
 def test_a_problem_on_meta_tensors_binds_to_real_ones():

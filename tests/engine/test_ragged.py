@@ -7,8 +7,12 @@ from hypothesis import strategies as st
 
 from stn_engine import (
     Affine,
+    Flow,
     GridGradientsProblem,
     GridProblem,
+    SamplingGrid,
+    ThinPlateSpline,
+    WarpProblem,
     generate_grid_gradients_ragged,
     generate_grid_ragged,
     warp_gradients_ragged,
@@ -119,6 +123,35 @@ def test_large_group_is_its_single_results(dtype, kind):
         assert_same(together, warp_ragged([one])[0])
     for together, one in zip(warp_gradients_ragged(problems), problems, strict=True):
         assert_same_gradients(together, warp_gradients_ragged([one])[0])
+
+
+def test_splines_of_different_settings_stay_apart():
+    """Equal shapes do not make one batch of unlike control points or regularizations."""
+    control = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]])
+    source = random_values(5, (1, 4, 2), torch.float64)
+    splines = [
+        ThinPlateSpline(source, control_points=points, regularization=regularization)
+        for points, regularization in ((control, 0.0), (control, 1.0), (0.5 * control, 0.0))
+    ]
+    feature_map = random_values(6, (1, 2, 5, 7), torch.float64)
+    for problems, run in (
+        ([WarpProblem(feature_map, one) for one in splines], warp_ragged),
+        ([GridProblem(one, (3, 4)) for one in splines], generate_grid_ragged),
+    ):
+        together, alone = run(problems), [run([one])[0] for one in problems]
+        for left, right in zip(together, alone, strict=True):
+            assert_same(left, right)
+        assert not torch.equal(alone[0], alone[1])
+        assert not torch.equal(alone[0], alone[2])
+
+
+def test_kinds_of_equal_shape_stay_apart():
+    """A flow is not read as a sampling grid, though their parameters look alike."""
+    feature_map, points = (random_values(7, (1, 2, 3, 2), torch.float64) for _ in range(2))
+    problems = [WarpProblem(feature_map, kind(points)) for kind in (SamplingGrid, Flow)]
+    for together, problem in zip(warp_ragged(problems), problems, strict=True):
+        assert_same(together, warp_ragged([problem])[0])
+    assert not torch.equal(*warp_ragged(problems))
 
 
 def test_ragged_calls_record_no_graph():

@@ -13,7 +13,8 @@ from support.strategies import random_gradients, random_warp
 
 README = Path(__file__).parents[2] / "stn_engine" / "README.md"
 KINDS = {one.__name__: one.__name__.lower() for one in get_args(Transform)} | {
-    "SamplingGrid": "grid"
+    "SamplingGrid": "grid",
+    "ThinPlateSpline": "thin_plate_spline",
 }
 
 

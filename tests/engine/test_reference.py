@@ -136,6 +136,19 @@ def test_flow_generator_adds_to_the_lattice():
     assert (grid[0, 1, 2].tolist(), grid[0, 1, 1].tolist()) == ([12.0, 21.0], [1.0, 1.0])
 
 
+def test_thin_plate_spline_generator_is_the_textbook_system():
+    """Four corners of a square: by symmetry w = (w, -w, -w, w) and the affine part is known."""
+    control = [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)]
+    points = np.asarray([[[1.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1.0, 4.0]]])
+    grid = reference.thin_plate_spline_generator(
+        points, control, 0.5, (1, 1), "pixel", align_corners=False
+    )
+    # x has the data (1, 0, 0, 1) = 1/2 + 1/2·(1, -1, -1, 1): with U(1) = 0 and U(√2) = log 2 the
+    # system reads (λ + log 2)·w = 1/2, and at the corner (0, 0) x = 1 - λ·w.
+    w = 0.5 / (0.5 + np.log(2))
+    assert grid[0, 0, 0, 0] == pytest.approx(1 - 0.5 * w, abs=1e-14)
+
+
 def test_theta_of_few_parameters():
     """The matrices of section 4, entry by entry."""
     c, s = np.cos(0.5), np.sin(0.5)

@@ -4,7 +4,9 @@ import itertools
 import warnings
 from dataclasses import replace
 
+import numpy as np
 import torch
+from scipy.interpolate import RBFInterpolator
 from torch import Tensor
 from torch.nn import functional as torch_functional
 
@@ -17,6 +19,7 @@ from stn_engine import (
     Rotation,
     SamplingGrid,
     Similarity,
+    ThinPlateSpline,
     Translation,
     WarpGradientsProblem,
     WarpProblem,
@@ -107,13 +110,15 @@ def torch_warp(problem: WarpProblem) -> Tensor:
 
 
 def torch_grid(problem: WarpProblem) -> Tensor:
-    """The sampling grid by affine_grid, matrix exponentials and homogeneous coordinates."""
+    """The sampling grid by affine_grid, matrix exponentials, homogeneous coordinates and scipy."""
     parameters = problem.transform.parameters
     match problem.transform:
         case SamplingGrid():
             return parameters
         case Flow():
             return _lattice(problem) + parameters
+        case ThinPlateSpline():
+            return torch.einsum("ijk,nkc->nijc", scipy_basis(problem), parameters)
         case Homography():
             numerator, W = torch_projection(problem)
             return numerator / W
@@ -131,6 +136,19 @@ def torch_grid(problem: WarpProblem) -> Tensor:
     generator = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=parameters.dtype)
     turn = torch.linalg.matrix_exp(phi[:, :, None] * generator)
     return _affine_grid(problem, torch.cat((s[:, :, None] * turn, t[:, :, None]), 2))
+
+
+def scipy_basis(problem: WarpProblem) -> Tensor:
+    """The response of scipy's spline to a unit at every control point: (Ho, Wo, K)."""
+    spline, (height, width) = problem.transform, problem.output_shape[2:]
+    interpolator = RBFInterpolator(
+        np.asarray(spline.control_points),
+        np.eye(len(spline.control_points)),
+        kernel="thin_plate_spline",
+        smoothing=spline.regularization,
+    )
+    basis = interpolator(_lattice(problem)[0].double().reshape(-1, 2).numpy())
+    return torch.from_numpy(basis).view(height, width, -1)
 
 
 def torch_projection(problem: WarpProblem) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from stn_engine import (
     Rotation,
     SamplingGrid,
     Similarity,
+    ThinPlateSpline,
     Translation,
     WarpGradientsProblem,
     WarpProblem,
@@ -104,6 +105,20 @@ def _random_part(kind, columns):
     return lambda *args: kind(_random_similarity(*args).parameters[:, columns])
 
 
+def _random_spline(seed, n, size, output_size, in_pixels):
+    control = torch.cartesian_prod(*2 * [torch.linspace(-0.9, 0.9, 3).double()])
+    control = control + 0.1 * random_values(0, control.shape, torch.float64)
+    source, noise = control, 0.15 * random_values(seed, (n, 9, 2), torch.float64)
+    if in_pixels:
+        target_extent, source_extent = (
+            torch.tensor([max(width, 2), max(height, 2)]).double()
+            for height, width in (output_size, size)
+        )
+        control = (control + 1) / 2 * target_extent
+        source, noise = (source + 1) / 2 * source_extent, noise * source_extent / 2
+    return ThinPlateSpline(source + noise, control_points=control, regularization=0.01)
+
+
 def _random_flow(seed, n, size, output_size, in_pixels):
     del size
     noise = random_values(seed, (n, *output_size, 2), torch.float64)
@@ -125,6 +140,7 @@ MAKERS = {
     "similarity": _random_similarity,
     "translation": _random_part(Translation, [2, 3]),
     "rotation": _random_part(Rotation, [1]),
+    "thin_plate_spline": _random_spline,
     "flow": _random_flow,
     "grid": _random_grid,
 }

@@ -37,6 +37,7 @@ from stn_engine.transforms import (
     Rotation,
     SamplingGrid,
     Similarity,
+    ThinPlateSpline,
     Transform,
     Translation,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "ShapeError",
     "Similarity",
     "Subgradient",
+    "ThinPlateSpline",
     "Transform",
     "Translation",
     "WarpGradientsProblem",

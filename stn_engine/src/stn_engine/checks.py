@@ -1,5 +1,6 @@
 """Argument checks, one function per rule, typed errors. Reads shapes and dtypes, never values."""
 
+import math
 import operator
 from collections.abc import Collection, Sequence
 
@@ -59,6 +60,29 @@ def check_parameters(argument: str, value: Tensor, expected: Sequence[int | str]
     check_tensor(argument, value)
     check_shape(argument, value, expected, "Add or remove axes; a single item has N = 1.")
     check_dtype(argument, value, PARAMETER_DTYPES)
+
+
+def checked_control_points(value: object) -> tuple[tuple[float, float], ...]:
+    """``value`` as pairs of floats that a thin-plate spline can be made of."""
+    allowed = ("three or more different finite points (x, y), not all on one line",)
+    try:
+        points = torch.as_tensor(value, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        raise ParameterError("control_points", value, allowed) from None
+    if points.dim() != 2 or points.shape[1] != 2 or not points.isfinite().all():
+        raise ParameterError("control_points", value, allowed)
+    pairs = tuple((x, y) for x, y in points.tolist())
+    spread = (points - points.mean(0)).T
+    if len(set(pairs)) < max(len(pairs), 3) or torch.linalg.matrix_rank(spread) < 2:
+        raise ParameterError("control_points", value, allowed)
+    return pairs
+
+
+def check_regularization(value: float) -> None:
+    """``value`` is a number that keeps the system of a thin-plate spline solvable."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number and 0 <= value < math.inf):
+        raise ParameterError("regularization", value, ("a finite number >= 0",))
 
 
 def check_feature_map(value: Tensor) -> None:

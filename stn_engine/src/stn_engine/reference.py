@@ -140,6 +140,74 @@ def homography_generator_adjoint(
     return grad_theta
 
 
+@np.errstate(all="ignore")
+def thin_plate_spline_generator(
+    points: Array,
+    control_points: Sequence[Sequence[float]],
+    regularization: float,
+    output_size: tuple[int, int],
+    coordinates: str,
+    *,
+    align_corners: bool,
+) -> Array:
+    """Section 4: solve for the coefficients of every item, then evaluate at the target points."""
+    E = _spline_terms(output_size, control_points, coordinates, align_corners=align_corners)
+    L = _spline_system(control_points, regularization)
+    Y = np.concatenate((points, np.zeros((len(points), 3, 2))), axis=1)
+    coefficients = np.linalg.solve(L[None], Y)
+    return np.asarray(np.einsum("ijk,nkc->nijc", E, coefficients))
+
+
+def thin_plate_spline_generator_adjoint(
+    grad_grid: Array,
+    control_points: Sequence[Sequence[float]],
+    regularization: float,
+    coordinates: str,
+    *,
+    align_corners: bool,
+) -> Array:
+    """The gradient of the points: the transpose of evaluation, then that of the solution."""
+    size = grad_grid.shape[1], grad_grid.shape[2]
+    E = _spline_terms(size, control_points, coordinates, align_corners=align_corners)
+    L = _spline_system(control_points, regularization)
+    grad_coefficients = np.einsum("ijk,nijc->nkc", E, grad_grid)
+    return np.asarray(np.linalg.solve(L.T[None], grad_coefficients)[:, : len(control_points)])
+
+
+def _spline_system(control_points: Sequence[Sequence[float]], regularization: float) -> Array:
+    """The symmetric matrix of the spline, (K + 3, K + 3)."""
+    c = np.asarray(control_points, dtype=np.float64)
+    K = len(c)
+    L = np.zeros((K + 3, K + 3))
+    L[:K, :K] = _thin_plate(c[:, None] - c) + regularization * np.eye(K)
+    L[:K, K] = L[K, :K] = 1
+    L[:K, K + 1 :] = c
+    L[K + 1 :, :K] = c.T
+    return L
+
+
+def _spline_terms(
+    size: tuple[int, int],
+    control_points: Sequence[Sequence[float]],
+    coordinates: str,
+    *,
+    align_corners: bool,
+) -> Array:
+    """U(|p - c_k|) for every k, then 1, x_t and y_t, at every target point: (H', W', K + 3)."""
+    x_t, y_t, one = np.broadcast_arrays(
+        *_target_points(size, coordinates, align_corners=align_corners)
+    )
+    p = np.stack((x_t, y_t), axis=-1)
+    radial = _thin_plate(p[:, :, None] - np.asarray(control_points, dtype=np.float64))
+    return np.concatenate((radial, one[..., None], p), axis=2)
+
+
+def _thin_plate(difference: Array) -> Array:
+    """U(r) = r²·log r of the length r of a difference; U(0) = 0."""
+    r = np.hypot(difference[..., 0], difference[..., 1])
+    return r**2 * np.log(np.where(r > 0, r, 1.0))
+
+
 def flow_generator(displacement: Array, coordinates: str, *, align_corners: bool) -> Array:
     """Target point plus displacement; the gradient passes through."""
     size = displacement.shape[1], displacement.shape[2]

@@ -7,6 +7,7 @@ from stn_engine import checks
 from stn_engine.backends._trees import tree_sum
 from stn_engine.coords import target_axis
 from stn_engine.problem import GridProblem, WarpProblem
+from stn_engine.spec import Coordinates
 
 
 def compute_dtype(problem: WarpProblem) -> torch.dtype:
@@ -17,7 +18,18 @@ def compute_dtype(problem: WarpProblem) -> torch.dtype:
 def lattice(problem: GridProblem) -> tuple[Tensor, Tensor]:
     """Target coordinates x_t (Wo,) and y_t (Ho,), float64, each rounded once."""
     _, height, width, _ = problem.output_shape
-    return _lattice_axis(problem, width), _lattice_axis(problem, height)
+    x_t, y_t = (
+        lattice_axis(size, problem.coordinates, align_corners=problem.align_corners)
+        for size in (width, height)
+    )
+    device = problem.transform.parameters.device
+    return x_t.to(device), y_t.to(device)
+
+
+def lattice_axis(size: int, coordinates: Coordinates | str, *, align_corners: bool) -> Tensor:
+    """Target coordinates along one axis, float64, in host memory."""
+    axis = target_axis(size, coordinates, align_corners=align_corners)
+    return (torch.arange(size, dtype=torch.float64) * axis.p + axis.q) / axis.r
 
 
 def pixel_lattice(problem: WarpProblem, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -42,9 +54,3 @@ def linear_adjoint(grad: Tensor, x: Tensor, y: Tensor) -> Tensor:
     over_rows = tree_sum(torch.stack((grad, grad * y[:, None]), 2), 3)  # (N, R, 2, Wo)
     plain, by_y = over_rows.unbind(2)
     return tree_sum(torch.stack((plain * x, by_y, plain), 2), 3)
-
-
-def _lattice_axis(problem: GridProblem, size: int) -> Tensor:
-    axis = target_axis(size, problem.coordinates, align_corners=problem.align_corners)
-    device = problem.transform.parameters.device
-    return (torch.arange(size, dtype=torch.float64, device=device) * axis.p + axis.q) / axis.r

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from stn_engine.backends import _affine, _homography, _pointwise
+from stn_engine.backends import _affine, _homography, _pointwise, _thin_plate
 from stn_engine.problem import GridProblem, WarpProblem
 from stn_engine.transforms import (
     Affine,
@@ -18,6 +18,7 @@ from stn_engine.transforms import (
     Rotation,
     SamplingGrid,
     Similarity,
+    ThinPlateSpline,
     Transform,
     Translation,
 )
@@ -49,6 +50,7 @@ POINTS: dict[type[Transform], Points] = {
     Translation: AFFINE_POINTS,
     Rotation: AFFINE_POINTS,
     Homography: Points(_homography.points, _homography.points_adjoint),
+    ThinPlateSpline: Points(_thin_plate.points, _thin_plate.points_adjoint),
     Flow: Points(_pointwise.flow_points, _pointwise.points_adjoint),
     SamplingGrid: Points(_pointwise.grid_points, _pointwise.points_adjoint),
 }
@@ -60,6 +62,7 @@ GRIDS: dict[type[Transform], Grid] = {
     Translation: AFFINE_GRID,
     Rotation: AFFINE_GRID,
     Homography: Grid(_homography.grid, _homography.grid_adjoint),
+    ThinPlateSpline: Grid(_thin_plate.grid, _thin_plate.grid_adjoint),
     Flow: Grid(_pointwise.flow_grid, _pointwise.flow_grid_adjoint),
 }
 

@@ -23,6 +23,7 @@ from stn_engine.transforms import (
     Rotation,
     SamplingGrid,
     Similarity,
+    ThinPlateSpline,
     Transform,
     Translation,
 )
@@ -127,6 +128,15 @@ def _generator(
             return parameters
         case Flow():
             return reference.flow_generator(parameters, coordinates, align_corners=align_corners)
+        case ThinPlateSpline():
+            return reference.thin_plate_spline_generator(
+                parameters,
+                transform.control_points,
+                transform.regularization,
+                size,
+                coordinates,
+                align_corners=align_corners,
+            )
         case Homography():
             generate = reference.homography_generator
         case _:
@@ -143,6 +153,14 @@ def _generator_adjoint(
     match transform:
         case SamplingGrid() | Flow():
             return grad_grid
+        case ThinPlateSpline():
+            return reference.thin_plate_spline_generator_adjoint(
+                grad_grid,
+                transform.control_points,
+                transform.regularization,
+                coordinates,
+                align_corners=align_corners,
+            )
         case Homography():
             return reference.homography_generator_adjoint(
                 grad_grid, parameters, coordinates, align_corners=align_corners

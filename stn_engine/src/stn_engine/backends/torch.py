@@ -81,8 +81,9 @@ def _warp_key(problem: WarpProblem) -> Hashable:
     if _is_broadcast(problem):
         return None
     transform = problem.transform
-    layouts = _layout(problem.feature_map), type(transform), _layout(transform.parameters)
-    return *layouts, problem.output_shape[2:], problem.spec
+    layouts = _layout(problem.feature_map), _layout(transform.parameters)
+    kind = type(transform), transform.settings
+    return *layouts, *kind, problem.output_shape[2:], problem.spec
 
 
 def _joined_warp(problems: Sequence[WarpProblem]) -> WarpProblem:
@@ -127,8 +128,14 @@ def _split(joined: Tensor, problems: Sequence[Problem]) -> list[Tensor]:
 
 def _grid_key(problem: GridProblem) -> Hashable:
     transform = problem.transform
-    layout = type(transform), _layout(transform.parameters)
-    return *layout, problem.output_size, problem.coordinates, problem.align_corners
+    kind = type(transform), transform.settings
+    return (
+        _layout(transform.parameters),
+        *kind,
+        problem.output_size,
+        problem.coordinates,
+        problem.align_corners,
+    )
 
 
 def _joined_grid(problems: Sequence[GridProblem]) -> GridProblem:
