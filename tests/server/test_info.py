@@ -63,7 +63,8 @@ def test_capabilities_are_what_the_engine_computes(info):
         assert sorted(names) == sorted(values.__members__)
     assert set(offered.transforms) <= set(warp_pb2.Transform.DESCRIPTOR.fields_by_name)
     known = {name.title().replace("_", "") for name in offered.transforms}
-    assert known == {kind.__name__ for kind in typing.get_args(stn_engine.Transform)}
+    computed = {kind.__name__ for kind in typing.get_args(stn_engine.Transform)}
+    assert known == computed - {"ThinPlateSpline"}  # its basis has no bound in bytes yet
     assert len(offered.data_types) == 5
 
 
