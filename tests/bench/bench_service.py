@@ -1,8 +1,9 @@
 """The service against raw-bytes gRPC echo of the same messages, side by side in one run.
 
 Three servers take turns, each in its own process, loaded from another process: echo, the service
-without numerics (what wire, validation, queue and batching add), and the service as it is. Only
-the ratios mean something; machines differ and are noisy. `--output` writes everything as JSON.
+without numerics (what wire, validation, queue and batching add), and the service as it is. All
+three keep freed memory alike. Only the ratios mean something; machines differ and are noisy.
+`--output` writes everything as JSON.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ import uvloop
 from stn_server.app import Server
 from stn_server.config import ServerConfig
 from stn_server.lifecycle import Shutdown
+from stn_server.memory import retain_freed_memory
 
 METHOD_SERVICE = "stn.v1.SpatialTransformer"
 
@@ -61,4 +62,5 @@ def announce(target: str) -> None:
 
 
 if __name__ == "__main__":
+    retain_freed_memory(ServerConfig().retained_bytes)
     uvloop.run({"echo": serve_echo, "null": serve_null}[sys.argv[1]]())

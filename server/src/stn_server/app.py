@@ -25,6 +25,7 @@ from stn_server.config import BatchingConfig, ConfigError, ServerConfig, split_a
 from stn_server.info import ServerInfo
 from stn_server.lifecycle import Shutdown
 from stn_server.log import log
+from stn_server.memory import retain_freed_memory
 from stn_server.metrics import Metrics
 from stn_server.servicer import SERVICE, Servicer
 from stn_server.translate import Translator
@@ -168,6 +169,7 @@ class Server:
 
 async def serve(config: ServerConfig) -> None:
     """Serves until SIGTERM or SIGINT; says where on standard output."""
+    retain_freed_memory(config.retained_bytes)
     shutdown = Shutdown()
     shutdown.listen()
     server = Server(config)

@@ -99,6 +99,9 @@ class ServerConfig:
     )
     metrics_listen: str = setting("127.0.0.1:9464", "Address of /metrics; empty: off.")
     threads: int = setting(0, "Threads of the CPU engine; 0: one a core.")
+    retained_bytes: int = setting(
+        512 * MIB, "Freed memory kept for the next calls (glibc only); 0: given back at once."
+    )
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     lifecycle: LifecycleConfig = field(default_factory=LifecycleConfig)
@@ -106,6 +109,7 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, "threads", 0)
+        _at_least(self, "retained_bytes", 0)
         largest_bytes = self.limits.max_message_bytes + self.limits.max_output_bytes
         if self.batching.max_admitted_bytes < largest_bytes:
             raise ConfigError(
