@@ -119,7 +119,7 @@ class Translator:
         layout = request.feature_map.layout
         feature_map = declare_map(request.feature_map, "feature_map")
         transform = declare_transform(request.transform)
-        size = self._output_size(request.output_size, "output_size")
+        size = _output_size(request.output_size)
         problem = _warp_problem(request, feature_map, transform, size)
 
         def reply(output: torch.Tensor, payloads: Payloads) -> warp_pb2.WarpReply:
@@ -135,9 +135,9 @@ class Translator:
         grad_output = declare_map(request.grad_output, "grad_output", "(N, C, H', W')")
         feature_map = declare_map(request.feature_map, "feature_map")
         transform = declare_transform(request.transform)
-        size = self._output_size(grad_output.meta.shape[2:], "grad_output")
-        if transform.meta.own_size is not None:
-            size = None  # the transform says, and grad_output has to fit
+        height, width = grad_output.meta.shape[2:]
+        # Where the transform says the size, grad_output has to fit it.
+        size = (height, width) if transform.meta.own_size is None else None
         warp = _warp_problem(request, feature_map, transform, size)
         with field_paths({}):
             needs = read_needs(request.needs)
@@ -160,7 +160,7 @@ class Translator:
     def _plan_grid(self, envelope: bytes) -> Plan:
         request = parse(envelope, warp_pb2.GenerateGridRequest)
         transform = declare_transform(request.transform)
-        size = self._output_size(request.output_size, "output_size")
+        size = _output_size(request.output_size)
         if size is None:
             raise InvalidRequestError(
                 "output_size", "expected (H', W'), got (). A grid has no other size."
@@ -180,7 +180,6 @@ class Translator:
         require_four_axes(grad_grid.declaration, "(N, H', W', 2)")
         transform = declare_transform(request.transform)
         height, width = grad_grid.declaration.shape[1:3]
-        self._output_size((height, width), "grad_grid")
         grid = _grid_problem(request, transform, (height, width))
         with field_paths({}):
             problem = stn_engine.GridGradientsProblem(grid, grad_grid.meta)
@@ -193,19 +192,6 @@ class Translator:
         key = BatchKey(Operation.GENERATE_GRID_GRADIENTS, grid.output_dtype, _grid_spec(grid))
         self._check_size(problem, grid, "grad_grid")
         return Plan(problem, (grad_grid, transform.operand), key, reply)
-
-    def _output_size(self, output_size: Sequence[int], field: str) -> tuple[int, int] | None:
-        """(H', W') within the limits; None if the request leaves it to the operands."""
-        if not output_size:
-            return None
-        if len(output_size) != 2:
-            expected = f"expected two sizes (H', W'), got {len(output_size)}. Give both or none."
-            raise InvalidRequestError(field, expected)
-        height, width = output_size
-        if min(height, width) < 1:
-            expected = f"expected sizes of at least 1, got ({height}, {width}). Enlarge them."
-            raise InvalidRequestError(field, expected)
-        return height, width
 
     def _check_size(
         self,
@@ -223,6 +209,21 @@ class Translator:
         ):
             if actual > limit:
                 raise RequestTooLargeError(field, limit, actual, unit)
+
+
+def _output_size(output_size: Sequence[int]) -> tuple[int, int] | None:
+    """(H', W') as a request gives it; None if it leaves that to the operands."""
+    field = "output_size"
+    if not output_size:
+        return None
+    if len(output_size) != 2:
+        expected = f"expected two sizes (H', W'), got {len(output_size)}. Give both or none."
+        raise InvalidRequestError(field, expected)
+    height, width = output_size
+    if min(height, width) < 1:
+        expected = f"expected sizes of at least 1, got ({height}, {width}). Enlarge them."
+        raise InvalidRequestError(field, expected)
+    return height, width
 
 
 def _warp_problem(
