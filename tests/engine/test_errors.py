@@ -120,7 +120,7 @@ def test_shape_error(argument, expected, actual, call):
     """A wrong shape is told with the expected one."""
     match = rf"^{argument}: expected shape \(.*\), got \(.*\)\. [A-Z]"
     error = assert_refused(ShapeError, match, argument, call)
-    assert (error.expected_shape, error.actual_shape) == (expected, actual)
+    assert (error.expected_shapes, error.actual_shape) == (expected, actual)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ EXAMPLES = [
     (WireFormatError("a.b", "x", "y", "Do z."), BAD, [("a.b", "expected x, got y. Do z.")]),
     (InvalidRequestError("a.b", "expected x, got y."), BAD, [("a.b", "expected x, got y.")]),
     (stn_engine.ParameterError("fill", 1, (2,)), BAD, [("fill", "expected 2, got 1. Pass")]),
-    (stn_engine.ShapeError("theta", ("N", 2), (3,), "Do."), BAD, [("theta", "expected shape")]),
+    (stn_engine.ShapeError("theta", [("N", 2)], (3,), "Do."), BAD, [("theta", "expected shape")]),
     (
         stn_engine.DTypeError("theta", (torch.float32,), torch.uint8, "Do."),
         BAD,

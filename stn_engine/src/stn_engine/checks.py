@@ -12,6 +12,7 @@ from stn_engine.errors import (
     DTypeError,
     InvalidInputError,
     ParameterError,
+    Shape,
     ShapeError,
 )
 
@@ -23,6 +24,10 @@ GRADIENT_DTYPES = FEATURE_MAP_DTYPES[:-1]
 
 PARAMETER_DTYPES = (torch.float32, torch.float64)
 """What theta and grids may hold: a half-precision coordinate misses by pixels on a large map."""
+
+_SOURCE_AXES = ("D", "H", "W")
+_TARGET_AXES = ("Do", "Ho", "Wo")
+_SIZES = {2: "two integers >= 0, height first", 3: "three integers >= 0, depth first"}
 
 
 def check_tensor(argument: str, value: object) -> None:
@@ -38,14 +43,26 @@ def check_dtype(argument: str, value: Tensor, expected: Sequence[torch.dtype]) -
         raise DTypeError(argument, expected, value.dtype, "Convert it: Tensor.to.")
 
 
-def check_shape(argument: str, value: Tensor, expected: Sequence[int | str], remedy: str) -> None:
-    """``value`` has the expected shape, in which a letter stands for any size."""
-    shape = tuple(value.shape)
-    fits = len(shape) == len(expected) and all(
-        isinstance(want, str) or want == got for want, got in zip(expected, shape, strict=True)
+def source_axes(dims: int) -> tuple[str, ...]:
+    """Names of the axes that are read, slowest first."""
+    return _SOURCE_AXES[-dims:]
+
+
+def target_axes(dims: int) -> tuple[str, ...]:
+    """Names of the axes that are written, slowest first."""
+    return _TARGET_AXES[-dims:]
+
+
+def check_shape(argument: str, value: Tensor, expected: Sequence[Shape], remedy: str) -> None:
+    """``value`` has one of the expected shapes, in which a letter stands for any size."""
+    if not any(_fits(value.shape, shape) for shape in expected):
+        raise ShapeError(argument, expected, value.shape, remedy)
+
+
+def _fits(actual: Sequence[int], expected: Shape) -> bool:
+    return len(actual) == len(expected) and all(
+        isinstance(want, str) or want == got for want, got in zip(expected, actual, strict=True)
     )
-    if not fits:
-        raise ShapeError(argument, expected, shape, remedy)
 
 
 def check_device(argument: str, value: Tensor, reference: str, other: Tensor) -> None:
@@ -55,8 +72,16 @@ def check_device(argument: str, value: Tensor, reference: str, other: Tensor) ->
         raise DeviceMismatchError(argument, devices)
 
 
-def check_parameters(argument: str, value: Tensor, expected: Sequence[int | str]) -> None:
-    """``value`` can hold the parameters of a transform: a float tensor of the expected shape."""
+def check_transform(value: object, kinds: tuple[type, ...]) -> None:
+    """``value`` is one of the given kinds of transforms."""
+    if not isinstance(value, kinds):
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        got = type(value).__name__
+        raise InvalidInputError("transform", expected, got, "Wrap the parameters in one of these.")
+
+
+def check_parameters(argument: str, value: Tensor, expected: Sequence[Shape]) -> None:
+    """``value`` can hold the parameters of a transform: a float tensor of an expected shape."""
     check_tensor(argument, value)
     check_shape(argument, value, expected, "Add or remove axes; a single item has N = 1.")
     check_dtype(argument, value, PARAMETER_DTYPES)
@@ -85,14 +110,15 @@ def check_regularization(value: float) -> None:
         raise ParameterError("regularization", value, ("a finite number >= 0",))
 
 
-def check_feature_map(value: Tensor) -> None:
-    """``value`` is (N, C, H, W) with at least one pixel to read and a dtype that can be warped."""
+def check_feature_map(value: Tensor, transform: str, dims: int) -> None:
+    """``value`` has the axes that a transform reads, at least one pixel, and a fitting dtype."""
     check_tensor("feature_map", value)
-    remedy = "Add or remove axes; a single image has N = 1."
-    check_shape("feature_map", value, ("N", "C", "H", "W"), remedy)
+    axes = source_axes(dims)
+    remedy = f"Add or remove axes: this {transform} is {dims}-D; a single item has N = 1."
+    check_shape("feature_map", value, [("N", "C", *axes)], remedy)
     if 0 in value.shape[2:]:
-        expected = ("N", "C", "H > 0", "W > 0")
-        raise ShapeError("feature_map", expected, value.shape, "Drop maps without pixels.")
+        expected = ("N", "C", *(f"{axis} > 0" for axis in axes))
+        raise ShapeError("feature_map", [expected], value.shape, "Drop maps without pixels.")
     check_dtype("feature_map", value, FEATURE_MAP_DTYPES)
 
 
@@ -104,26 +130,26 @@ def broadcast_batch(feature_map: Tensor, argument: str, parameters: Tensor) -> i
     if n_map == 1:
         return n_parameters
     expected = (n_map, *parameters.shape[1:])
-    raise ShapeError(argument, expected, parameters.shape, "Match the feature map's N, or use 1.")
+    raise ShapeError(argument, [expected], parameters.shape, "Match the feature map's N, or use 1.")
 
 
-def checked_output_size(value: Sequence[int]) -> tuple[int, int]:
-    """``value`` as two Python integers, height first."""
-    allowed = ("two integers >= 0, height first",)
+def checked_output_size(value: Sequence[int], dims: int) -> tuple[int, ...]:
+    """``value`` as ``dims`` Python integers, slowest axis first."""
+    allowed = (_SIZES[dims],)
     try:
-        height, width = map(operator.index, value)
-    except (TypeError, ValueError):
+        size = tuple(map(operator.index, value))
+    except TypeError:
         raise ParameterError("output_size", value, allowed) from None
-    if height < 0 or width < 0:
+    if len(size) != dims or min(size) < 0:
         raise ParameterError("output_size", value, allowed)
-    return height, width
+    return size
 
 
-def check_own_size(output_size: tuple[int, int], own_size: tuple[int, int]) -> None:
+def check_own_size(output_size: tuple[int, ...], own_size: tuple[int, ...]) -> None:
     """A requested output size agrees with the transform that defines it."""
     if output_size != own_size:
         remedy = "Pass the transform's own size."
-        raise ShapeError("output_size", own_size, output_size, remedy)
+        raise ShapeError("output_size", [own_size], output_size, remedy)
 
 
 def check_fill(fill: tuple[float, ...], feature_map: Tensor) -> None:
@@ -146,7 +172,7 @@ def check_cotangent(
 ) -> None:
     """``value`` has the shape and dtype of the result whose gradient it is."""
     check_tensor(argument, value)
-    check_shape(argument, value, like, "Pass the gradient of exactly this result.")
+    check_shape(argument, value, [like], "Pass the gradient of exactly this result.")
     check_dtype(argument, value, (dtype,))
 
 

@@ -4,7 +4,7 @@
 
     EngineError(Exception)
     ├─ InvalidInputError(EngineError, ValueError)    argument
-    │   ├─ ShapeError                                expected_shape, actual_shape
+    │   ├─ ShapeError                                expected_shapes, actual_shape
     │   ├─ DTypeError                                expected, actual
     │   ├─ DeviceMismatchError                       devices
     │   └─ ParameterError                            value, allowed
@@ -14,8 +14,12 @@ A message reads *where: expected, got. What to do.* and every fact in it is an a
 """
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import torch
+
+Shape: TypeAlias = Sequence[int | str]
+"""One entry per axis: a size, or the letter of a free size."""
 
 
 class EngineError(Exception):
@@ -38,21 +42,22 @@ class ShapeError(InvalidInputError):
     """An argument of the wrong shape.
 
     Attributes:
-        expected_shape: One entry per axis: a size, or the letter of a free size.
+        expected_shapes: The shapes that would do; one entry per axis: a size, or the letter of a
+            free size.
         actual_shape: The shape that was given.
     """
 
     def __init__(
         self,
         argument: str,
-        expected_shape: Sequence[int | str],
+        expected_shapes: Sequence[Shape],
         actual_shape: Sequence[int],
         remedy: str,
     ) -> None:
-        self.expected_shape = tuple(expected_shape)
+        self.expected_shapes = tuple(map(tuple, expected_shapes))
         self.actual_shape = tuple(actual_shape)
-        expected = ", ".join(map(str, self.expected_shape))
-        super().__init__(argument, f"shape ({expected})", f"{self.actual_shape}", remedy)
+        choices = (f"({', '.join(map(str, shape))})" for shape in self.expected_shapes)
+        super().__init__(argument, f"shape {' or '.join(choices)}", f"{self.actual_shape}", remedy)
 
 
 class DTypeError(InvalidInputError):

@@ -1,10 +1,12 @@
 """The public operations. Builds problems from arguments and hands them on.
 
 Coordinates are (x, y), x to the right, y down, sizes are (height, width) and every transform
-maps target to source: it says where a pixel of the output is read.
+maps target to source: it says where a pixel of the output is read. In 3-D coordinates are (x, y, z)
+and sizes (depth, height, width); a transform of volumes has parameters for three coordinates.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -37,12 +39,13 @@ def warp(
     """The feature map read wherever the transform says, equations (1) and (5) in one step.
 
     Shapes:
-        feature_map   (N, C, H, W)      float32 | float64 | float16 | bfloat16 | uint8
-        transform     (N, ...)          float32 | float64, same device
-        returns       (N, C, Ho, Wo)    dtype and device of feature_map
+        feature_map   (N, C, [D,] H, W)       float32 | float64 | float16 | bfloat16 | uint8
+        transform     (N, ...)                float32 | float64, same device
+        returns       (N, C, [Do,] Ho, Wo)    dtype and device of feature_map
 
     Convention:
-        - the transform maps target to source; coordinates are (x, y), x right, y down
+        - the transform maps target to source; coordinates are (x, y), x right, y down; in 3-D, for
+          an ``Affine`` of (N, 3, 4) and ``Flow`` or ``SamplingGrid`` of (..., 3), (x, y, z)
         - coordinates "normalized", align_corners False: -1 and 1 are the outer edges of the map
         - coordinates "normalized", align_corners True: -1 and 1 are the corner pixels' centres
         - coordinates "pixel": pixel centres at integers, the first at 0
@@ -52,15 +55,16 @@ def warp(
         - gradient: at integer coordinates that of the cell to the right and below, or 0 with
           subgradient "zero"; to the transform always 0 under "nearest", and continuous under
           "bicubic"
+        - in 3-D "bilinear" is trilinear and "bicubic" tricubic: one more factor per tap
 
     Coordinates and sums are float64 for a float64 feature map and float32 for all others; the
     result is rounded once, a uint8 result half to even and saturated. The result is
     differentiable in the feature map (unless uint8) and the transform, twice.
 
     Args:
-        feature_map: The images that are read. N = 1 broadcasts over the transform's N.
+        feature_map: The images or volumes that are read. N = 1 broadcasts over the transform's N.
         transform: Any ``Transform``. N = 1 broadcasts over the feature map's N.
-        output_size: (Ho, Wo). None means the size of the transform, if it has one as
+        output_size: ([Do,] Ho, Wo). None means the size of the transform, if it has one as
             ``SamplingGrid`` and ``Flow`` do, or else the feature map's own.
         interpolation: See ``WarpSpec``, as for all that follow.
         padding: What reads outside the feature map return.
@@ -116,9 +120,9 @@ def warp_gradients(  # noqa: PLR0913 - the options of warp, and needs
     """The gradients of ``warp`` without running it, equations (2) to (4), (6) and (7).
 
     Shapes:
-        grad_output   (N, C, Ho, Wo)    dtype and device of feature_map
-        feature_map   (N, C, H, W)      float32 | float64 | float16 | bfloat16
-        transform     (N, ...)          float32 | float64, same device
+        grad_output   (N, C, [Do,] Ho, Wo)    dtype and device of feature_map
+        feature_map   (N, C, [D,] H, W)       float32 | float64 | float16 | bfloat16
+        transform     (N, ...)                float32 | float64, same device
 
     Convention:
         - that of ``warp``; its output size is the size of grad_output
@@ -153,8 +157,10 @@ def warp_gradients(  # noqa: PLR0913 - the options of warp, and needs
         subgradient=subgradient,
         deterministic=deterministic,
     )
+    checks.check_transform(transform, get_args(Transform))
     checks.check_tensor("grad_output", grad_output)
-    checks.check_shape("grad_output", grad_output, ("N", "C", "Ho", "Wo"), "Add or remove axes.")
+    expected = ("N", "C", *checks.target_axes(transform.dims))
+    checks.check_shape("grad_output", grad_output, [expected], "Add or remove axes.")
     problem = WarpProblem(feature_map, transform, grad_output.shape[2:], spec)
     return autograd.warp_gradients(WarpGradientsProblem(problem, grad_output, needs))
 
@@ -169,17 +175,18 @@ def generate_grid(
     """The source point of every target pixel, such as equation (5) for ``Affine``.
 
     Shapes:
-        transform   (N, ...)          float32 | float64
-        returns     (N, Ho, Wo, 2)    same dtype and device, last axis (x, y)
+        transform   (N, ...)                   float32 | float64
+        returns     (N, [Do,] Ho, Wo, dims)    same dtype and device, last axis (x, y[, z])
 
     Convention:
         - the transform maps target to source; it and the grid are in the same unit
         - target pixel (i, j) lies at x_t = (2j + 1)/Wo - 1 (normalized), at 2j/(Wo - 1) - 1
-          (normalized, align_corners; 0 if Wo = 1), or at j (pixel); y_t likewise from i and Ho
+          (normalized, align_corners; 0 if Wo = 1), or at j (pixel); y_t likewise from i and Ho,
+          and z_t from the plane and Do
 
     Args:
         transform: Any ``Transform`` but ``SamplingGrid``.
-        output_size: (Ho, Wo).
+        output_size: (Ho, Wo), or (Do, Ho, Wo) for a transform in 3-D.
         coordinates: Unit of the transform and of the grid.
         align_corners: Where -1 and 1 lie, for normalized coordinates.
 
@@ -204,9 +211,9 @@ def generate_grid_gradients(
     """The gradient of the parameters through ``generate_grid``, equations (6) to (8).
 
     Shapes:
-        grad_grid   (N, Ho, Wo, 2)      dtype and device of the parameters
-        transform   (N, ...)            float32 | float64
-        returns     as the parameters   same dtype and device
+        grad_grid   (N, [Do,] Ho, Wo, dims)   dtype and device of the parameters
+        transform   (N, ...)                  float32 | float64
+        returns     as the parameters         same dtype and device
 
     Convention:
         - that of ``generate_grid``; its output size is the size of grad_grid
@@ -224,9 +231,11 @@ def generate_grid_gradients(
     Raises:
         InvalidInputError: as ``generate_grid``, and for a grad_grid that does not fit its result.
     """
+    checks.check_transform(transform, get_args(ParametricTransform))
     checks.check_tensor("grad_grid", grad_grid)
-    checks.check_shape("grad_grid", grad_grid, ("N", "Ho", "Wo", 2), "Add or remove axes.")
-    problem = GridProblem(transform, grad_grid.shape[1:3], coordinates, align_corners)
+    expected = ("N", *checks.target_axes(transform.dims), transform.dims)
+    checks.check_shape("grad_grid", grad_grid, [expected], "Add or remove axes.")
+    problem = GridProblem(transform, grad_grid.shape[1:-1], coordinates, align_corners)
     return autograd.generate_grid_gradients(GridGradientsProblem(problem, grad_grid))
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from stn_engine import checks
-from stn_engine.errors import InvalidInputError
 from stn_engine.spec import Coordinates, WarpSpec, choice, flag
 from stn_engine.transforms import ParametricTransform, Transform
 
@@ -27,7 +26,7 @@ class Gradients:
     """What ``warp_gradients`` returns; None for what was not asked for.
 
     Shapes:
-        feature_map   (N, C, H, W)        dtype of the feature map
+        feature_map   (N, C, [D,] H, W)   dtype of the feature map
         transform     as its parameters   dtype of the parameters
     """
 
@@ -40,17 +39,19 @@ class WarpProblem:
     """One warp: generator and sampler applied to one batch.
 
     Shapes:
-        feature_map   (N, C, H, W)      float32 | float64 | float16 | bfloat16 | uint8
-        transform     (N, ...)          float32 | float64, same device
-        result        (N, C, Ho, Wo)    dtype of feature_map
+        feature_map   (N, C, [D,] H, W)       float32 | float64 | float16 | bfloat16 | uint8
+        transform     (N, ...)                float32 | float64, same device
+        result        (N, C, [Do,] Ho, Wo)    dtype of feature_map
 
-    N of either operand may be 1 and is then broadcast. N, C, Ho and Wo may be 0, H and W may not.
+    Both or neither have a depth: the number of axes is the transform's ``dims``. N of either operand
+    may be 1 and is then broadcast. N, C and all sizes of the result may be 0, those of the feature
+    map may not.
 
     Args:
-        feature_map: The images that are read.
+        feature_map: The images or volumes that are read.
         transform: Any ``Transform``.
-        output_size: (Ho, Wo). None means the transform's own size (``SamplingGrid``, ``Flow``), or
-            else the feature map's.
+        output_size: ([Do,] Ho, Wo). None means the transform's own size (``SamplingGrid``,
+            ``Flow``), or else the feature map's.
         spec: How to read.
 
     Raises:
@@ -64,13 +65,13 @@ class WarpProblem:
     transform: Transform
     output_size: Sequence[int] | None = None
     spec: WarpSpec = WarpSpec()  # noqa: RUF009 - immutable, so safe to share
-    output_shape: tuple[int, int, int, int] = field(init=False)
-    """(N, C, Ho, Wo)."""
+    output_shape: tuple[int, ...] = field(init=False)
+    """(N, C, [Do,] Ho, Wo)."""
 
     def __post_init__(self) -> None:
-        checks.check_feature_map(self.feature_map)
-        _check_transform(self.transform, get_args(Transform))
-        argument = self.transform.argument
+        checks.check_transform(self.transform, get_args(Transform))
+        kind, argument = type(self.transform).__name__, self.transform.argument
+        checks.check_feature_map(self.feature_map, kind, self.transform.dims)
         parameters = self.transform.parameters
         checks.check_device(argument, parameters, "feature_map", self.feature_map)
         checks.check_fill(self.spec.fill, self.feature_map)
@@ -79,11 +80,11 @@ class WarpProblem:
         object.__setattr__(self, "output_size", shape[2:])
         object.__setattr__(self, "output_shape", shape)
 
-    def _resolved_output_size(self) -> tuple[int, int]:
+    def _resolved_output_size(self) -> tuple[int, ...]:
         if self.output_size is not None:
             return _agreed_size(self.output_size, self.transform)
         own = self.transform.own_size
-        return (self.feature_map.shape[2], self.feature_map.shape[3]) if own is None else own
+        return tuple(self.feature_map.shape[2:]) if own is None else own
 
     def bound(self, feature_map: Tensor, parameters: Tensor) -> Self:
         """This problem with other operands of the same shapes and dtypes; nothing is checked.
@@ -105,9 +106,8 @@ class WarpProblem:
 
     @property
     def output_samples(self) -> int:
-        """Points at which the feature map is read: N·Ho·Wo."""
-        n, _, height, width = self.output_shape
-        return n * height * width
+        """Points at which the feature map is read: N·Ho·Wo, times Do in 3-D."""
+        return self.batch_size * math.prod(self.output_shape[2:])
 
     @cached_property
     def input_bytes(self) -> int:
@@ -125,7 +125,7 @@ class WarpGradientsProblem:
     """The vector-Jacobian product of one warp.
 
     Shapes:
-        grad_output   (N, C, Ho, Wo)   dtype and device of the warp's result
+        grad_output   (N, C, [Do,] Ho, Wo)   dtype and device of the warp's result
 
     Args:
         warp: The warp that is differentiated. A uint8 feature map has no gradients.
@@ -161,7 +161,7 @@ class WarpGradientsProblem:
 
     @property
     def output_samples(self) -> int:
-        """Points at which the feature map is read: N·Ho·Wo."""
+        """Points at which the feature map is read."""
         return self.warp.output_samples
 
     @cached_property
@@ -184,12 +184,12 @@ class GridProblem:
     """One run of the grid generator alone.
 
     Shapes:
-        transform   (N, ...)          float32 | float64
-        result      (N, Ho, Wo, 2)    same dtype and device
+        transform   (N, ...)                   float32 | float64
+        result      (N, [Do,] Ho, Wo, dims)    same dtype and device
 
     Args:
         transform: Any ``ParametricTransform``.
-        output_size: (Ho, Wo).
+        output_size: (Ho, Wo), or (Do, Ho, Wo) for a transform in 3-D.
         coordinates: Unit of the transform and of the result.
         align_corners: Where -1 and 1 lie, for normalized coordinates.
 
@@ -205,7 +205,7 @@ class GridProblem:
     align_corners: bool = False
 
     def __post_init__(self) -> None:
-        _check_transform(self.transform, get_args(ParametricTransform))
+        checks.check_transform(self.transform, get_args(ParametricTransform))
         size = _agreed_size(self.output_size, self.transform)
         coordinates = choice("coordinates", self.coordinates, Coordinates)
         flag("align_corners", self.align_corners)
@@ -217,10 +217,9 @@ class GridProblem:
         return _with(self, transform=_rebound(self.transform, parameters))
 
     @property
-    def output_shape(self) -> tuple[int, int, int, int]:
-        """(N, Ho, Wo, 2)."""
-        height, width = self.output_size
-        return self.batch_size, height, width, 2
+    def output_shape(self) -> tuple[int, ...]:
+        """(N, [Do,] Ho, Wo, dims)."""
+        return self.batch_size, *self.output_size, self.transform.dims
 
     @property
     def batch_size(self) -> int:
@@ -234,8 +233,8 @@ class GridProblem:
 
     @property
     def output_samples(self) -> int:
-        """Points of the grid: N·Ho·Wo."""
-        return math.prod(self.output_shape[:3])
+        """Points of the grid: N·Ho·Wo, times Do in 3-D."""
+        return math.prod(self.output_shape[:-1])
 
     @property
     def input_bytes(self) -> int:
@@ -253,8 +252,8 @@ class GridGradientsProblem:
     """The vector-Jacobian product of the grid generator.
 
     Shapes:
-        grad_grid   (N, Ho, Wo, 2)      dtype and device of the parameters
-        result      as the parameters   same dtype and device
+        grad_grid   (N, [Do,] Ho, Wo, dims)   dtype and device of the parameters
+        result      as the parameters         same dtype and device
 
     Args:
         grid: The generation that is differentiated.
@@ -286,7 +285,7 @@ class GridGradientsProblem:
 
     @property
     def output_samples(self) -> int:
-        """Points of the grid: N·Ho·Wo."""
+        """Points of the grid."""
         return self.grid.output_samples
 
     @property
@@ -318,16 +317,9 @@ def _rebound(transform: T_Transform, parameters: Tensor) -> T_Transform:
     return _with(transform, **{transform.argument: parameters})
 
 
-def _agreed_size(value: Sequence[int], transform: Transform) -> tuple[int, int]:
-    """``value`` as (Ho, Wo), and the transform's own size if it has one."""
-    size, own = checks.checked_output_size(value), transform.own_size
+def _agreed_size(value: Sequence[int], transform: Transform) -> tuple[int, ...]:
+    """``value`` as integers, one per axis, and the transform's own size if it has one."""
+    size, own = checks.checked_output_size(value, transform.dims), transform.own_size
     if own is not None:
         checks.check_own_size(size, own)
     return size
-
-
-def _check_transform(transform: object, kinds: tuple[type, ...]) -> None:
-    if not isinstance(transform, kinds):
-        expected = " or ".join(kind.__name__ for kind in kinds)
-        got = type(transform).__name__
-        raise InvalidInputError("transform", expected, got, "Wrap the parameters in one of these.")

@@ -7,6 +7,7 @@ from typing import ClassVar, Self, TypeAlias
 from torch import Tensor
 
 from stn_engine import checks
+from stn_engine.errors import Shape
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,14 +16,19 @@ class _Parametric:
 
     argument: ClassVar[str]
     """Name of the field that holds the parameters."""
-    shape: ClassVar[tuple[int | str, ...]]
-    """Shape of the parameters; a letter stands for any size."""
+    shapes: ClassVar[tuple[Shape, ...]]
+    """Shapes that the parameters may have, in 2-D and maybe in 3-D."""
 
     def __post_init__(self) -> None:
-        checks.check_parameters(self.argument, getattr(self, self.argument), self.shape)
+        checks.check_parameters(self.argument, getattr(self, self.argument), self.shapes)
 
     @property
-    def own_size(self) -> tuple[int, int] | None:
+    def dims(self) -> int:
+        """Coordinates of its points: 2 in images, 3 in volumes."""
+        return 2
+
+    @property
+    def own_size(self) -> tuple[int, ...] | None:
         """(Ho, Wo) of transforms with parameters for every target pixel, or else None."""
         return None
 
@@ -40,30 +46,36 @@ class _Parametric:
 class Affine(_Parametric):
     """Target points to source points by equation (5).
 
-    ``x = theta[0, 0]·x_t + theta[0, 1]·y_t + theta[0, 2]``, and y from the second row.
+    ``x = theta[0, 0]·x_t + theta[0, 1]·y_t + theta[0, 2]``, and y from the second row; in 3-D each
+    row is applied to (x_t, y_t, z_t, 1), and z comes from the third.
 
     Shapes:
-        theta   (N, 2, 3)   float32 | float64
+        theta   (N, 2, 3), in 3-D (N, 3, 4)   float32 | float64
 
     Convention:
         - theta maps target to source (backward mapping), in the unit the WarpSpec names
-        - coordinates are (x, y), x to the right, y down
+        - coordinates are (x, y), x to the right, y down; in 3-D (x, y, z), z along the depth
 
     Raises:
         InvalidInputError: theta is not a tensor.
-        ShapeError: theta is not (N, 2, 3).
+        ShapeError: theta is neither (N, 2, 3) nor (N, 3, 4).
         DTypeError: theta is neither float32 nor float64.
     """
 
     argument = "theta"
-    shape = ("N", 2, 3)
+    shapes = (("N", 2, 3), ("N", 3, 4))
 
     theta: Tensor
 
     @property
     def parameters(self) -> Tensor:
-        """What the transform is differentiated by: theta, (N, 2, 3)."""
+        """What the transform is differentiated by: theta."""
         return self.theta
+
+    @property
+    def dims(self) -> int:
+        """As many as theta has rows."""
+        return self.theta.shape[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +100,7 @@ class Homography(_Parametric):
     """
 
     argument = "theta"
-    shape = ("N", 3, 3)
+    shapes = (("N", 3, 3),)
 
     theta: Tensor
 
@@ -118,7 +130,7 @@ class Attention(_Parametric):
     """
 
     argument = "parameters"
-    shape = ("N", 3)
+    shapes = (("N", 3),)
 
     parameters: Tensor
 
@@ -147,7 +159,7 @@ class Similarity(_Parametric):
     """
 
     argument = "parameters"
-    shape = ("N", 4)
+    shapes = (("N", 4),)
 
     parameters: Tensor
 
@@ -172,7 +184,7 @@ class Translation(_Parametric):
     """
 
     argument = "parameters"
-    shape = ("N", 2)
+    shapes = (("N", 2),)
 
     parameters: Tensor
 
@@ -196,7 +208,7 @@ class Rotation(_Parametric):
     """
 
     argument = "parameters"
-    shape = ("N", 1)
+    shapes = (("N", 1),)
 
     parameters: Tensor
 
@@ -233,7 +245,7 @@ class ThinPlateSpline(_Parametric):
     """
 
     argument = "points"
-    shape = ("N", "K", 2)
+    shapes = (("N", "K", 2),)
 
     points: Tensor
     _: KW_ONLY
@@ -244,7 +256,7 @@ class ThinPlateSpline(_Parametric):
         control_points = checks.checked_control_points(self.control_points)
         object.__setattr__(self, "control_points", control_points)
         checks.check_regularization(self.regularization)
-        checks.check_parameters("points", self.points, ("N", len(control_points), 2))
+        checks.check_parameters("points", self.points, [("N", len(control_points), 2)])
 
     @property
     def parameters(self) -> Tensor:
@@ -261,35 +273,41 @@ class ThinPlateSpline(_Parametric):
 class Flow(_Parametric):
     """Source points as displacements from the target points.
 
-    ``x = x_t + displacement[n, i, j, 0]`` and ``y = y_t + displacement[n, i, j, 1]``.
+    ``x = x_t + displacement[n, i, j, 0]`` and ``y = y_t + displacement[n, i, j, 1]``; z likewise.
 
     Shapes:
-        displacement   (N, Ho, Wo, 2)   float32 | float64
+        displacement   (N, Ho, Wo, 2), in 3-D (N, Do, Ho, Wo, 3)   float32 | float64
 
     Convention:
-        - the displacement leads from target to source, (x, y), in the unit the WarpSpec names
+        - the displacement leads from target to source, (x, y) or (x, y, z), in the unit the
+          WarpSpec names
         - it says how large the output is
 
     Raises:
         InvalidInputError: displacement is not a tensor.
-        ShapeError: displacement is not (N, Ho, Wo, 2).
+        ShapeError: displacement is neither (N, Ho, Wo, 2) nor (N, Do, Ho, Wo, 3).
         DTypeError: displacement is neither float32 nor float64.
     """
 
     argument = "displacement"
-    shape = ("N", "Ho", "Wo", 2)
+    shapes = (("N", "Ho", "Wo", 2), ("N", "Do", "Ho", "Wo", 3))
 
     displacement: Tensor
 
     @property
     def parameters(self) -> Tensor:
-        """What the transform is differentiated by: the displacement, (N, Ho, Wo, 2)."""
+        """What the transform is differentiated by: the displacement."""
         return self.displacement
 
     @property
-    def own_size(self) -> tuple[int, int]:
-        """(Ho, Wo) of the displacement."""
-        return self.displacement.shape[1], self.displacement.shape[2]
+    def dims(self) -> int:
+        """As many as a displacement has coordinates."""
+        return self.displacement.shape[-1]
+
+    @property
+    def own_size(self) -> tuple[int, ...]:
+        """(Ho, Wo) of the displacement, in 3-D (Do, Ho, Wo)."""
+        return tuple(self.displacement.shape[1:-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,32 +315,38 @@ class SamplingGrid(_Parametric):
     """Source points given one by one.
 
     Shapes:
-        grid   (N, Ho, Wo, 2)   float32 | float64
+        grid   (N, Ho, Wo, 2), in 3-D (N, Do, Ho, Wo, 3)   float32 | float64
 
     Convention:
         - ``grid[n, i, j]`` is the source point (x, y) of target pixel in row i and column j,
           x to the right, y down, in the unit the WarpSpec names
+        - in 3-D ``grid[n, k, i, j]`` is the (x, y, z) of the voxel in plane k, z along the depth
 
     Raises:
         InvalidInputError: grid is not a tensor.
-        ShapeError: grid is not (N, Ho, Wo, 2).
+        ShapeError: grid is neither (N, Ho, Wo, 2) nor (N, Do, Ho, Wo, 3).
         DTypeError: grid is neither float32 nor float64.
     """
 
     argument = "grid"
-    shape = ("N", "Ho", "Wo", 2)
+    shapes = (("N", "Ho", "Wo", 2), ("N", "Do", "Ho", "Wo", 3))
 
     grid: Tensor
 
     @property
     def parameters(self) -> Tensor:
-        """What the transform is differentiated by: the grid, (N, Ho, Wo, 2)."""
+        """What the transform is differentiated by: the grid."""
         return self.grid
 
     @property
-    def own_size(self) -> tuple[int, int]:
-        """(Ho, Wo) of the grid."""
-        return self.grid.shape[1], self.grid.shape[2]
+    def dims(self) -> int:
+        """As many as a point has coordinates."""
+        return self.grid.shape[-1]
+
+    @property
+    def own_size(self) -> tuple[int, ...]:
+        """(Ho, Wo) of the grid, in 3-D (Do, Ho, Wo)."""
+        return tuple(self.grid.shape[1:-1])
 
 
 ParametricTransform: TypeAlias = (
