@@ -58,55 +58,50 @@ def source_axis(size: int, coordinates: Coordinates | str, *, align_corners: boo
     return SourceAxis(size - 1 if align_corners else size, size - 1, 2)
 
 
+Row = tuple[float, ...]
+
+
 @dataclass(frozen=True)
 class PixelAffine:
-    """The linear map from theta to its pixel matrix M; each field is a pair (x row, y row).
+    """The linear map from theta to its pixel matrix M, for rows a and columns b from x on.
 
-    For row a of theta:
-
-        M[a, 0] = theta[a, 0]·scale_j[a]                                     factor of column j
-        M[a, 1] = theta[a, 1]·scale_i[a]                                     factor of row i
-        M[a, 2] = theta[a, 0]·offset_j[a] + theta[a, 1]·offset_i[a]
-                  + theta[a, 2]·scale[a] + offset[a]
+    M[a, b]  = theta[a, b]·scales[a][b]                     factor of column j, row i, plane k
+    M[a, -1] = sum over b of theta[a, b]·offsets[a][b]
+               + theta[a, -1]·scale[a] + offset[a]
     """
 
-    scale_j: tuple[float, float]
-    scale_i: tuple[float, float]
-    offset_j: tuple[float, float]
-    offset_i: tuple[float, float]
-    scale: tuple[float, float]
-    offset: tuple[float, float]
-
-    @property
-    def pairs(self) -> tuple[tuple[float, float], ...]:
-        """All fields, in the order of their declaration."""
-        return self.scale_j, self.scale_i, self.offset_j, self.offset_i, self.scale, self.offset
+    scales: tuple[Row, ...]
+    offsets: tuple[Row, ...]
+    scale: Row
+    offset: Row
 
 
 @lru_cache(maxsize=1024)
 def pixel_affine(
-    output_size: tuple[int, int],
-    source_size: tuple[int, int],
+    output_size: tuple[int, ...],
+    source_size: tuple[int, ...],
     coordinates: Coordinates | str,
     align_corners: bool,  # noqa: FBT001 - lru_cache keys positional arguments fastest
 ) -> PixelAffine:
-    """Compose the unit changes around theta for sizes given as (height, width), all > 0."""
-    i, j = (target_axis(n, coordinates, align_corners=align_corners) for n in output_size)
-    y, x = (source_axis(n, coordinates, align_corners=align_corners) for n in source_size)
+    """Compose the unit changes around theta for sizes ([depth,] height, width), all > 0."""
+    targets = [
+        target_axis(n, coordinates, align_corners=align_corners) for n in reversed(output_size)
+    ]
+    sources = [
+        source_axis(n, coordinates, align_corners=align_corners) for n in reversed(source_size)
+    ]
     return PixelAffine(
-        scale_j=(x.u * j.p / (x.w * j.r), y.u * j.p / (y.w * j.r)),
-        scale_i=(x.u * i.p / (x.w * i.r), y.u * i.p / (y.w * i.r)),
-        offset_j=(x.u * j.q / (x.w * j.r), y.u * j.q / (y.w * j.r)),
-        offset_i=(x.u * i.q / (x.w * i.r), y.u * i.q / (y.w * i.r)),
-        scale=(x.u / x.w, y.u / y.w),
-        offset=(x.v / x.w, y.v / y.w),
+        scales=tuple(tuple(x.u * j.p / (x.w * j.r) for j in targets) for x in sources),
+        offsets=tuple(tuple(x.u * j.q / (x.w * j.r) for j in targets) for x in sources),
+        scale=tuple(x.u / x.w for x in sources),
+        offset=tuple(x.v / x.w for x in sources),
     )
 
 
 @lru_cache(maxsize=1024)
 def pixel_homography(
-    output_size: tuple[int, int],
-    source_size: tuple[int, int],
+    output_size: tuple[int, ...],
+    source_size: tuple[int, ...],
     coordinates: Coordinates | str,
     align_corners: bool,  # noqa: FBT001 - lru_cache keys positional arguments fastest
 ) -> tuple[tuple[float, ...], ...]:

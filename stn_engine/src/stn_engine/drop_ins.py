@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional as torch_functional
 
 from stn_engine import autograd, checks
-from stn_engine.errors import ParameterError
 from stn_engine.problem import GridProblem, WarpProblem
 from stn_engine.spec import Coordinates, Interpolation, WarpSpec
 from stn_engine.transforms import Affine, SamplingGrid
@@ -34,9 +33,9 @@ def grid_sample(
     """Drop-in for ``torch.nn.functional.grid_sample``: same values, gradients and errors.
 
     Shapes:
-        input     (N, C, H, W)      float32 | float64 | float16 | bfloat16
-        grid      (N, Ho, Wo, 2)    same dtype and device
-        returns   (N, C, Ho, Wo)    same dtype and device
+        input     (N, C, [D,] H, W)           float32 | float64 | float16 | bfloat16
+        grid      (N, [Do,] Ho, Wo, 2 | 3)    same dtype and device
+        returns   (N, C, [Do,] Ho, Wo)        same dtype and device
 
     Convention:
         - that of ``warp`` with normalized coordinates and subgradient "right"
@@ -44,17 +43,14 @@ def grid_sample(
 
     Args:
         input: The feature map.
-        grid: Source points (x, y).
-        mode: ``"bilinear"``, ``"nearest"`` or ``"bicubic"``.
+        grid: Source points (x, y), for a volume (x, y, z).
+        mode: ``"bilinear"``, ``"nearest"`` or, for images only as in torch, ``"bicubic"``.
         padding_mode: ``"zeros"``, ``"border"`` or ``"reflection"``.
         align_corners: None means False and warns, as in torch.
 
     Raises:
-        ParameterError: a volume (5-D input), which is not offered.
         Exception: whatever torch raises for arguments that it refuses.
     """
-    if isinstance(input, Tensor) and input.dim() == 5:
-        raise ParameterError("input", tuple(input.shape), ("four axes (N, C, H, W)",))
     if align_corners is None:
         warnings.warn(_ALIGN_CORNERS_WARNING, stacklevel=2)
         align_corners = False
@@ -72,23 +68,20 @@ def affine_grid(
     """Drop-in for ``torch.nn.functional.affine_grid``: same values, gradients and errors.
 
     Shapes:
-        theta     (N, 2, 3)         float32 | float64 | float16 | bfloat16
-        returns   (N, Ho, Wo, 2)    same dtype and device
+        theta     (N, 2, 3), in 3-D (N, 3, 4)    float32 | float64 | float16 | bfloat16
+        returns   (N, [Do,] Ho, Wo, 2 | 3)       same dtype and device
 
     Convention:
         - that of ``generate_grid`` with normalized coordinates
 
     Args:
         theta: Affine parameters, target to source.
-        size: (N, C, Ho, Wo).
+        size: (N, C, [Do,] Ho, Wo).
         align_corners: None means False and warns, as in torch.
 
     Raises:
-        ParameterError: a size of five axes (a volume), which is not offered.
         Exception: whatever torch raises for arguments that it refuses.
     """
-    if len(size) == 5:
-        raise ParameterError("size", tuple(size), ("four axes (N, C, Ho, Wo)",))
     if align_corners is None:
         warnings.warn(_ALIGN_CORNERS_WARNING, stacklevel=2)
         align_corners = False
@@ -107,15 +100,15 @@ def _is_grid_sample_call(
     return (
         isinstance(feature_map, Tensor)
         and isinstance(grid, Tensor)
-        and feature_map.dim() == grid.dim() == 4
+        and feature_map.dim() == grid.dim() in {4, 5}
         and feature_map.shape[0] == grid.shape[0]
         and 0 not in feature_map.shape[2:]
-        and grid.shape[3] == 2
+        and grid.shape[-1] == grid.dim() - 2
         and feature_map.dtype == grid.dtype
         and feature_map.dtype in checks.GRADIENT_DTYPES
         and feature_map.device == grid.device
         and feature_map.layout == grid.layout == torch.strided
-        and mode in set(Interpolation)
+        and mode in (set(Interpolation) if grid.dim() == 4 else {"nearest", "bilinear"})
         and padding in {"zeros", "border", "reflection"}
         and isinstance(align_corners, bool)
     )
@@ -127,9 +120,9 @@ def _is_affine_grid_call(theta: object, size: Sequence[int], align_corners: obje
         isinstance(theta, Tensor)
         and theta.dtype in checks.GRADIENT_DTYPES
         and theta.layout == torch.strided
-        and len(size) == 4
+        and len(size) in {4, 5}
         and all(isinstance(extent, int) and extent > 0 for extent in size)
-        and theta.shape == (size[0], 2, 3)
+        and theta.shape == (size[0], len(size) - 2, len(size) - 1)
         and isinstance(align_corners, bool)
         and not (align_corners and 1 in size[2:])
     )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stn_engine import autograd, checks, dispatch
+from stn_engine.errors import Shape
 from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,
@@ -233,7 +234,7 @@ def generate_grid_gradients(
     """
     checks.check_transform(transform, get_args(ParametricTransform))
     checks.check_tensor("grad_grid", grad_grid)
-    expected = ("N", *checks.target_axes(transform.dims), transform.dims)
+    expected: Shape = ("N", *checks.target_axes(transform.dims), transform.dims)
     checks.check_shape("grad_grid", grad_grid, [expected], "Add or remove axes.")
     problem = GridProblem(transform, grad_grid.shape[1:-1], coordinates, align_corners)
     return autograd.generate_grid_gradients(GridGradientsProblem(problem, grad_grid))

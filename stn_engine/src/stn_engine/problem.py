@@ -43,9 +43,8 @@ class WarpProblem:
         transform     (N, ...)                float32 | float64, same device
         result        (N, C, [Do,] Ho, Wo)    dtype of feature_map
 
-    Both or neither have a depth: the number of axes is the transform's ``dims``. N of either operand
-    may be 1 and is then broadcast. N, C and all sizes of the result may be 0, those of the feature
-    map may not.
+    Whether there is a depth D is up to the transform, by its ``dims``. N of either operand may be 1
+    and is then broadcast. N, C, Do, Ho and Wo may be 0; D, H and W may not.
 
     Args:
         feature_map: The images or volumes that are read.

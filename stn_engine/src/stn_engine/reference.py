@@ -5,6 +5,11 @@ Imports nothing of the engine and takes plain strings, so that it can be wrong o
     U (N, C, H, W)   V, G (N, C, H', W')   grid, displacement (N, H', W', 2) as (x, y)
     theta (N, 2, 3), or (N, 3, 3) of a homography
 
+and in 3-D, where each equation gets one more term or factor,
+
+    U (N, C, D, H, W)   V, G (N, C, D', H', W')   grid, displacement (N, D', H', W', 3) as (x, y, z)
+    theta (N, 3, 4)
+
 N of either operand may be 1. Options, spelled as in ``WarpSpec``:
 
     interpolation   "nearest" | "bilinear" | "bicubic"
@@ -17,6 +22,8 @@ N of either operand may be 1. Options, spelled as in ``WarpSpec``:
 Overflow and NaN are answers here, not accidents: section 5 says what they read.
 """
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -42,20 +49,46 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Neighbour:
-    """One of the pixels that a sample reads.
+class Tap:
+    """One of the pixels that a sample reads along one axis.
 
     Attributes:
-        m, n: Row and column in U; may lie outside.
+        index: Row or column in U, or plane in 3-D; may lie outside.
         weight: Its factor in equation (1), or that of cubic convolution.
-        weight_by_x, weight_by_y: Derivatives of that factor, such as equations (2) and (3).
+        slope: Derivative of that factor by the coordinate along the axis.
     """
 
-    m: Array
-    n: Array
+    index: Array
     weight: Array
-    weight_by_x: Array
-    weight_by_y: Array
+    slope: Array
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """One of the pixels that a sample reads: a tap on every axis, y before x, z before both."""
+
+    taps: tuple[Tap, ...]
+
+    @property
+    def index(self) -> tuple[Array, ...]:
+        """Row and column in U, in 3-D plane, row and column."""
+        return tuple(tap.index for tap in self.taps)
+
+    @property
+    def weight(self) -> Array:
+        """Its part in equation (1): the product of its factors."""
+        return np.asarray(math.prod(tap.weight for tap in self.taps))
+
+    @property
+    def weight_by(self) -> list[Array]:
+        """Derivatives of the weight by x, y (and z): its parts in equations (2) and (3)."""
+        products = []
+        for axis in range(len(self.taps)):
+            factors = [
+                tap.slope if place == axis else tap.weight for place, tap in enumerate(self.taps)
+            ]
+            products.append(np.asarray(math.prod(factors)))
+        return products[::-1]
 
 
 def target_coordinates(size: int, coordinates: str, *, align_corners: bool) -> Array:
@@ -84,34 +117,27 @@ def source_pixels_slope(size: int, coordinates: str, *, align_corners: bool) -> 
 
 @np.errstate(all="ignore")
 def affine_generator(
-    theta: Array, output_size: tuple[int, int], coordinates: str, *, align_corners: bool
+    theta: Array, output_size: tuple[int, ...], coordinates: str, *, align_corners: bool
 ) -> Array:
     """Equation (5): the sampling grid."""
-    y_t = target_coordinates(output_size[0], coordinates, align_corners=align_corners)[:, None]
-    x_t = target_coordinates(output_size[1], coordinates, align_corners=align_corners)[None, :]
-    t = theta[:, :, :, None, None]
-    x = t[:, 0, 0] * x_t + t[:, 0, 1] * y_t + t[:, 0, 2]
-    y = t[:, 1, 0] * x_t + t[:, 1, 1] * y_t + t[:, 1, 2]
-    return np.stack((x, y), axis=-1)
+    p = _target_points(output_size, coordinates, align_corners=align_corners)
+    return np.stack([_row_times(theta[:, row], p) for row in range(theta.shape[1])], axis=-1)
 
 
 def affine_generator_adjoint(grad_grid: Array, coordinates: str, *, align_corners: bool) -> Array:
     """Equations (6) and (7): the gradient of theta."""
-    _, height, width, _ = grad_grid.shape
-    y_t = target_coordinates(height, coordinates, align_corners=align_corners)[:, None]
-    x_t = target_coordinates(width, coordinates, align_corners=align_corners)[None, :]
-    grad_theta = np.zeros((len(grad_grid), 2, 3))
-    for row in (0, 1):
-        g = grad_grid[..., row]
-        grad_theta[:, row, 0] = (x_t * g).sum(axis=(1, 2))
-        grad_theta[:, row, 1] = (y_t * g).sum(axis=(1, 2))
-        grad_theta[:, row, 2] = g.sum(axis=(1, 2))
+    *size, dims = grad_grid.shape[1:]
+    p = _target_points(tuple(size), coordinates, align_corners=align_corners)
+    grad_theta = np.zeros((len(grad_grid), dims, dims + 1))
+    for row, column in np.ndindex(dims, dims + 1):
+        products = p[column] * grad_grid[..., row]
+        grad_theta[:, row, column] = products.sum(axis=tuple(range(1, dims + 1)))
     return grad_theta
 
 
 @np.errstate(all="ignore")
 def homography_generator(
-    theta: Array, output_size: tuple[int, int], coordinates: str, *, align_corners: bool
+    theta: Array, output_size: tuple[int, ...], coordinates: str, *, align_corners: bool
 ) -> Array:
     """(X, Y, W) = theta·(x_t, y_t, 1), x = X/W, y = Y/W."""
     X, Y, W = _projection(theta, output_size, coordinates, align_corners=align_corners)
@@ -126,10 +152,8 @@ def homography_generator_adjoint(
 
     p = (x_t, y_t, 1).
     """
-    size = grad_grid.shape[1], grad_grid.shape[2]
-    p = np.stack(
-        np.broadcast_arrays(*_target_points(size, coordinates, align_corners=align_corners))
-    )
+    size = grad_grid.shape[1:-1]
+    p = np.stack(_target_points(size, coordinates, align_corners=align_corners))
     X, Y, W = _projection(theta, size, coordinates, align_corners=align_corners)
     x, y = X / W, Y / W
     finite = np.isfinite(x) & np.isfinite(y)
@@ -145,7 +169,7 @@ def thin_plate_spline_generator(
     points: Array,
     control_points: Sequence[Sequence[float]],
     regularization: float,
-    output_size: tuple[int, int],
+    output_size: tuple[int, ...],
     coordinates: str,
     *,
     align_corners: bool,
@@ -167,7 +191,7 @@ def thin_plate_spline_generator_adjoint(
     align_corners: bool,
 ) -> Array:
     """The gradient of the points: the transpose of evaluation, then that of the solution."""
-    size = grad_grid.shape[1], grad_grid.shape[2]
+    size = grad_grid.shape[1:-1]
     E = _spline_terms(size, control_points, coordinates, align_corners=align_corners)
     L = _spline_system(control_points, regularization)
     grad_coefficients = np.einsum("ijk,nijc->nkc", E, grad_grid)
@@ -187,16 +211,14 @@ def _spline_system(control_points: Sequence[Sequence[float]], regularization: fl
 
 
 def _spline_terms(
-    size: tuple[int, int],
+    size: tuple[int, ...],
     control_points: Sequence[Sequence[float]],
     coordinates: str,
     *,
     align_corners: bool,
 ) -> Array:
     """U(|p - c_k|) for every k, then 1, x_t and y_t, at every target point: (H', W', K + 3)."""
-    x_t, y_t, one = np.broadcast_arrays(
-        *_target_points(size, coordinates, align_corners=align_corners)
-    )
+    x_t, y_t, one = _target_points(size, coordinates, align_corners=align_corners)
     p = np.stack((x_t, y_t), axis=-1)
     radial = _thin_plate(p[:, :, None] - np.asarray(control_points, dtype=np.float64))
     return np.concatenate((radial, one[..., None], p), axis=2)
@@ -210,11 +232,9 @@ def _thin_plate(difference: Array) -> Array:
 
 def flow_generator(displacement: Array, coordinates: str, *, align_corners: bool) -> Array:
     """Target point plus displacement; the gradient passes through."""
-    size = displacement.shape[1], displacement.shape[2]
-    x_t, y_t, _ = np.broadcast_arrays(
-        *_target_points(size, coordinates, align_corners=align_corners)
-    )
-    return np.stack((x_t, y_t), axis=-1) + displacement
+    size = displacement.shape[1:-1]
+    *p, _ = _target_points(size, coordinates, align_corners=align_corners)
+    return np.stack(p, axis=-1) + displacement
 
 
 def attention_theta(parameters: Array) -> Array:
@@ -288,22 +308,26 @@ def _entries(theta: Array) -> Array:
 
 
 def _target_points(
-    size: tuple[int, int], coordinates: str, *, align_corners: bool
-) -> tuple[Array, Array, Array]:
-    """(x_t, y_t, 1), each to be broadcast to (H', W')."""
-    y_t = target_coordinates(size[0], coordinates, align_corners=align_corners)[:, None]
-    x_t = target_coordinates(size[1], coordinates, align_corners=align_corners)[None, :]
-    return x_t, y_t, np.ones((1, 1))
+    size: tuple[int, ...], coordinates: str, *, align_corners: bool
+) -> tuple[Array, ...]:
+    """(x_t, y_t, 1) of every target pixel, in 3-D (x_t, y_t, z_t, 1); each as large as V."""
+    axes = [target_coordinates(n, coordinates, align_corners=align_corners) for n in size]
+    return *np.meshgrid(*axes, indexing="ij")[::-1], np.ones(size)
+
+
+def _row_times(row: Array, p: tuple[Array, ...]) -> Array:
+    """A row of every item's matrix, (N, len(p)), times every target point."""
+    return np.asarray(sum(np.multiply.outer(t, p_k) for t, p_k in zip(row.T, p, strict=True)))
 
 
 def _projection(
-    theta: Array, size: tuple[int, int], coordinates: str, *, align_corners: bool
+    theta: Array, size: tuple[int, ...], coordinates: str, *, align_corners: bool
 ) -> tuple[Array, Array, Array]:
     """(X, Y, W) of every target point; NaN for a theta that is not finite."""
-    x_t, y_t, _ = _target_points(size, coordinates, align_corners=align_corners)
+    p = _target_points(size, coordinates, align_corners=align_corners)
     usable = np.isfinite(theta).all(axis=(1, 2), keepdims=True)
-    t = np.where(usable, theta, np.nan)[..., None, None]
-    X, Y, W = (t[:, row, 0] * x_t + t[:, row, 1] * y_t + t[:, row, 2] for row in range(3))
+    t = np.where(usable, theta, np.nan)
+    X, Y, W = (_row_times(t[:, row], p) for row in range(3))
     return X, Y, W
 
 
@@ -311,13 +335,12 @@ def _projection(
 def sampler(U: Array, grid: Array, options: Sampling) -> Array:
     """Equation (1): V."""
     batch = max(len(U), len(grid)) if len(U) and len(grid) else 0
-    V = np.zeros((batch, U.shape[1], *grid.shape[1:3]))
+    V = np.zeros((batch, U.shape[1], *grid.shape[1:-1]))
     for b in range(batch):
         image, points = U[b % len(U)], grid[b % len(grid)]
-        x, y = _read_coordinates(points, image, options)
-        for neighbour in _neighbours(x, y, image, options):
-            V[b] += neighbour.weight * _tap(image, neighbour, options)
-        V[b] = np.where(_finite(points), V[b], _per_channel(options.fill))
+        for neighbour in _neighbours(points, image, options):
+            V[b] += neighbour.weight * _value(image, neighbour, options)
+        V[b] = np.where(_finite(points), V[b], _per_channel(options.fill, image))
     return V
 
 
@@ -337,62 +360,55 @@ def sampler_adjoint(G: Array, U: Array, grid: Array, options: Sampling) -> tuple
 def _feature_map_gradient(g: Array, image: Array, points: Array, options: Sampling) -> Array:
     """Equation (4): walk the grid once and add G·∂V/∂U at every neighbour."""
     grad = np.zeros_like(image)
-    x, y = _read_coordinates(points, image, options)
-    for neighbour in _neighbours(x, y, image, options):
-        inside, m, n = _locate(image, neighbour)
+    for neighbour in _neighbours(points, image, options):
+        inside, index = _locate(image, neighbour)
         product = np.where(inside, g * neighbour.weight, 0.0)
         for channel in range(len(image)):
-            np.add.at(grad[channel], (m, n), product[channel])
+            np.add.at(grad[channel], index, product[channel])
     return grad
 
 
 def _grid_gradient(g: Array, image: Array, points: Array, options: Sampling) -> Array:
     """Equations (2) and (3), summed over channels, times the slopes of padding and units."""
-    x, y = _read_coordinates(points, image, options)
-    by_x, by_y = np.zeros_like(x), np.zeros_like(y)
-    neighbours = list(_neighbours(x, y, image, options))
+    by = np.zeros_like(points)
+    neighbours = list(_neighbours(points, image, options))
     # Derivatives of weights add up to 0: measured from one of the taps, equal taps have no slope,
     # not even by rounding.
-    origin = _tap(image, neighbours[0], options)
+    origin = _value(image, neighbours[0], options)
     for neighbour in neighbours:
-        tap = _tap(image, neighbour, options) - origin
-        by_x += (g * tap).sum(axis=0) * neighbour.weight_by_x
-        by_y += (g * tap).sum(axis=0) * neighbour.weight_by_y
-    slope_x, slope_y = _read_slopes(points, image, options)
-    return np.stack((by_x * slope_x, by_y * slope_y), axis=-1)
+        contrast = _value(image, neighbour, options) - origin
+        by += (g * contrast).sum(axis=0)[..., None] * np.stack(neighbour.weight_by, axis=-1)
+    slopes = [slope for _, slope in _read_axes(points, image, options)]
+    return by * np.stack(slopes, axis=-1)
 
 
-def _neighbours(x: Array, y: Array, image: Array, options: Sampling) -> Iterator[Neighbour]:
-    """The pixels around (x, y) and their parts in equations (1) to (3)."""
+def _neighbours(points: Array, image: Array, options: Sampling) -> Iterator[Neighbour]:
+    """The pixels around each point, for equation (1) in its order: UL, UR, LL, LR."""
+    taps_by_axis = [
+        _taps(x, size, options)
+        for (x, _), size in zip(_read_axes(points, image, options), _sizes(image), strict=True)
+    ]
+    for taps in itertools.product(*reversed(taps_by_axis)):
+        yield Neighbour(taps)
+
+
+def _taps(x: Array, size: int, options: Sampling) -> list[Tap]:
+    """The pixels around x along one axis: factors dx and 1 - dx of equation (1), dy along y."""
     if options.interpolation == "bicubic":
-        yield from _cubic_neighbours(x, y, image, options)
-        return
+        return _cubic_taps(x, size, options)
+    one = np.ones_like(x)
     if options.interpolation == "nearest":
-        flat = np.zeros_like(x)
-        yield Neighbour(np.rint(y), np.rint(x), np.ones_like(x), flat, flat)
-        return
-    right = options.subgradient == "right"
-    left, top = np.floor(x), np.floor(y)
-    right_of_x, below_y = (left + 1, top + 1) if right else (np.ceil(x), np.ceil(y))
-    dx, dy = right_of_x - x, below_y - y
-    yield Neighbour(top, left, dy * dx, -dy, -dx)  # UL
-    yield Neighbour(top, right_of_x, dy * (1 - dx), dy, -(1 - dx))  # UR
-    yield Neighbour(below_y, left, (1 - dy) * dx, -(1 - dy), dx)  # LL
-    yield Neighbour(below_y, right_of_x, (1 - dy) * (1 - dx), 1 - dy, 1 - dx)  # LR
+        return [Tap(np.rint(x), one, 0 * one)]
+    floor = np.floor(x)
+    ceil = floor + 1 if options.subgradient == "right" else np.ceil(x)
+    dx = ceil - x
+    return [Tap(floor, dx, -one), Tap(ceil, 1 - dx, one)]
 
 
-def _cubic_neighbours(x: Array, y: Array, image: Array, options: Sampling) -> Iterator[Neighbour]:
-    """The 4 x 4 pixels around (x, y); padding moves each of them, not the point."""
-    _, height, width = image.shape
-    for p in (-1, 0, 1, 2):
-        m, _ = _pad(np.floor(y) + p, height, options)
-        weight_y, weight_y_by_y = _keys(y - np.floor(y) - p)
-        for q in (-1, 0, 1, 2):
-            n, _ = _pad(np.floor(x) + q, width, options)
-            weight_x, weight_x_by_x = _keys(x - np.floor(x) - q)
-            yield Neighbour(
-                m, n, weight_y * weight_x, weight_y * weight_x_by_x, weight_y_by_y * weight_x
-            )
+def _cubic_taps(x: Array, size: int, options: Sampling) -> list[Tap]:
+    """The four pixels around x along one axis; padding moves each of them, not the point."""
+    floor = np.floor(x)
+    return [Tap(_pad(floor + q, size, options)[0], *_keys(x - floor - q)) for q in (-1, 0, 1, 2)]
 
 
 def _keys(distance: Array) -> tuple[Array, Array]:
@@ -407,35 +423,30 @@ def _keys(distance: Array) -> tuple[Array, Array]:
     return weight, slope * np.sign(distance)
 
 
-def _locate(image: Array, neighbour: Neighbour) -> tuple[Mask, Indices, Indices]:
-    """Whether a neighbour is inside, and its row and column clipped to be readable anyway."""
-    _, height, width = image.shape
-    inside_y = (neighbour.m >= 0) & (neighbour.m < height)
-    inside_x = (neighbour.n >= 0) & (neighbour.n < width)
-    m = np.clip(neighbour.m, 0, height - 1).astype(np.int64)
-    n = np.clip(neighbour.n, 0, width - 1).astype(np.int64)
-    return inside_y & inside_x, m, n
+def _locate(image: Array, neighbour: Neighbour) -> tuple[Mask, tuple[Indices, ...]]:
+    """Whether a neighbour is inside, and its index clipped to be readable anyway."""
+    axes = list(zip(neighbour.index, image.shape[1:], strict=True))
+    inside = np.logical_and.reduce([(m >= 0) & (m < size) for m, size in axes])
+    return inside, tuple(np.clip(m, 0, size - 1).astype(np.int64) for m, size in axes)
 
 
-def _tap(image: Array, neighbour: Neighbour, options: Sampling) -> Array:
+def _value(image: Array, neighbour: Neighbour, options: Sampling) -> Array:
     """U at a neighbour in every channel; the constant where the neighbour is outside."""
-    inside, m, n = _locate(image, neighbour)
-    outside = _per_channel(options.fill) if options.padding == "fill" else 0.0
-    return np.where(inside, image[:, m, n], outside)
+    inside, index = _locate(image, neighbour)
+    outside = _per_channel(options.fill, image) if options.padding == "fill" else 0.0
+    read = image[:, *index]  # type: ignore[arg-type]  # the stubs know no starred index
+    return np.where(inside, read, outside)
 
 
-def _read_coordinates(points: Array, image: Array, options: Sampling) -> tuple[Array, Array]:
-    """Source coordinates in pixels after padding; (0, 0) for a non-finite point."""
-    _, height, width = image.shape
-    x, y = np.where(_finite(points), np.moveaxis(points, -1, 0), 0.0)
-    return _read_axis(x, width, options)[0], _read_axis(y, height, options)[0]
+def _sizes(image: Array) -> tuple[int, ...]:
+    """(W, H), in 3-D (W, H, D): in the order of x, y, z."""
+    return image.shape[:0:-1]
 
 
-def _read_slopes(points: Array, image: Array, options: Sampling) -> tuple[Array, Array]:
-    """Derivatives of ``_read_coordinates`` with respect to the grid."""
-    _, height, width = image.shape
-    x, y = np.where(_finite(points), np.moveaxis(points, -1, 0), 0.0)
-    return _read_axis(x, width, options)[1], _read_axis(y, height, options)[1]
+def _read_axes(points: Array, image: Array, options: Sampling) -> list[tuple[Array, Array]]:
+    """``_read_axis`` of x, y (and z); of the origin for a non-finite point."""
+    readable = np.where(_finite(points), np.moveaxis(points, -1, 0), 0.0)
+    return [_read_axis(x, n, options) for x, n in zip(readable, _sizes(image), strict=True)]
 
 
 def _read_axis(x: Array, size: int, options: Sampling) -> tuple[Array, Array]:
@@ -476,8 +487,9 @@ def _reflect(x: Array, low: float, high: float) -> tuple[Array, Array]:
 
 
 def _finite(points: Array) -> Mask:
-    return np.isfinite(points[..., 0]) & np.isfinite(points[..., 1])
+    return np.asarray(np.isfinite(points).all(axis=-1))
 
 
-def _per_channel(fill: Sequence[float]) -> Array:
-    return np.asarray(fill, dtype=np.float64)[:, None, None]
+def _per_channel(fill: Sequence[float], image: Array) -> Array:
+    """A value per channel, to be broadcast over pixels."""
+    return np.asarray(fill, dtype=np.float64).reshape(-1, *[1] * (image.ndim - 1))

@@ -17,9 +17,9 @@ class Interpolation(StrEnum):
     NEAREST = "nearest"
     """The closest pixel, ties to the even index; no gradient to coordinates."""
     BILINEAR = "bilinear"
-    """Equation (1): the four neighbours weighted by the opposite areas."""
+    """Equation (1): the four neighbours weighted by the opposite areas; trilinear in 3-D."""
     BICUBIC = "bicubic"
-    """Keys' cubic convolution with a = -0.75 over 4 x 4 neighbours; may overshoot."""
+    """Keys' cubic convolution with a = -0.75 over 4 neighbours per axis; may overshoot."""
 
 
 class Padding(StrEnum):
@@ -58,7 +58,8 @@ class WarpSpec:
     """Everything about a warp that is not a tensor or a size; hashable, valid by construction.
 
     Convention:
-        - coordinates are (x, y), x to the right, y down, pixel centres at integers
+        - coordinates are (x, y), x to the right, y down, pixel centres at integers; in 3-D
+          (x, y, z), z along the depth
         - align_corners matters only for normalized coordinates: True puts -1 and 1 on the
           centres of the corner pixels, False on their outer edges
         - bicubic pads each of its taps instead of the coordinate; its slope is continuous, so

@@ -14,6 +14,7 @@ from stn_engine.backends._lattices import (
     linear_adjoint,
     pixel_lattice,
 )
+from stn_engine.backends._trees import tree_sum
 from stn_engine.coords import pixel_affine
 from stn_engine.problem import GridProblem, WarpProblem
 from stn_engine.transforms import Affine, Attention, Rotation, Similarity, Transform, Translation
@@ -31,42 +32,41 @@ GIVEN: dict[type[Transform], tuple[int, ...]] = {
 
 
 def points(problem: WarpProblem) -> Tensor:
-    """Source points in pixels, (N, 2, P)."""
-    scale_j, scale_i, offset_j, offset_i, scale, offset = _pixel_affine(problem)
-    by_x, by_y, by_1 = _theta(problem.transform).unbind(-1)
-    m_0 = (by_x * offset_j + by_y * offset_i) + (by_1 * scale + offset)
-    matrix = torch.stack((by_x * scale_j, by_y * scale_i, m_0), -1)
+    """Source points in pixels, (N, dims, P)."""
+    scales, offsets, scale, offset = _pixel_affine(problem)
+    theta = _theta(problem.transform)
+    by_axes, by_1 = theta[..., :-1], theta[..., -1]
+    m_0 = tree_sum(by_axes * offsets, 2) + (by_1 * scale + offset)
+    matrix = torch.cat((by_axes * scales, m_0[..., None]), -1)
     dtype = compute_dtype(problem)
-    return linear(matrix.to(dtype), *pixel_lattice(problem, dtype)).flatten(2)
+    return linear(matrix.to(dtype), pixel_lattice(problem, dtype)).flatten(2)
 
 
 def points_adjoint(problem: WarpProblem, grad_points: Tensor) -> Tensor:
     """Gradient of the parameters from that of ``points``, summed in float64."""
-    grad = grad_points.double().view(-1, 2, *problem.output_shape[2:])
-    grad_matrix = linear_adjoint(grad, *pixel_lattice(problem, torch.float64))
-    grad_m_j, grad_m_i, grad_m_0 = grad_matrix.unbind(-1)
-    scale_j, scale_i, offset_j, offset_i, scale, _ = _pixel_affine(problem)
-    grad_by_x = grad_m_j * scale_j + grad_m_0 * offset_j
-    grad_by_y = grad_m_i * scale_i + grad_m_0 * offset_i
-    grad_theta = torch.stack((grad_by_x, grad_by_y, grad_m_0 * scale), -1)
+    grad = grad_points.double().view(-1, problem.transform.dims, *problem.output_shape[2:])
+    grad_matrix = linear_adjoint(grad, pixel_lattice(problem, torch.float64))
+    grad_axes, grad_m_0 = grad_matrix[..., :-1], grad_matrix[..., -1:]
+    scales, offsets, scale, _ = _pixel_affine(problem)
+    grad_by_axes = grad_axes * scales + grad_m_0 * offsets
+    grad_theta = torch.cat((grad_by_axes, grad_m_0 * scale[:, None]), -1)
     return _theta_adjoint(problem.transform, grad_theta)
 
 
 def grid(problem: GridProblem) -> Tensor:
-    """Equation (5) on the target lattice, (N, 2, Ho, Wo)."""
+    """Equation (5) on the target lattice, (N, dims, [Do,] Ho, Wo)."""
     dtype = problem.output_dtype
-    x_t, y_t = (axis.to(dtype) for axis in lattice(problem))
-    return linear(_theta(problem.transform).to(dtype), x_t, y_t)
+    return linear(_theta(problem.transform).to(dtype), lattice(problem, dtype))
 
 
 def grid_adjoint(problem: GridProblem, grad_grid: Tensor) -> Tensor:
     """Equations (6) and (7), summed in float64, and (8) for what theta is made of."""
-    grad_theta = linear_adjoint(grad_grid.double(), *lattice(problem))
+    grad_theta = linear_adjoint(grad_grid.double(), lattice(problem, torch.float64))
     return _theta_adjoint(problem.transform, grad_theta)
 
 
 def _theta(transform: Transform) -> Tensor:
-    """theta, (N, 2, 3), float64."""
+    """theta, (N, dims, dims + 1), float64."""
     if isinstance(transform, Affine):
         return transform.theta.double()
     s, phi, t_x, t_y = _similarity(transform)
@@ -97,10 +97,10 @@ def _similarity(transform: Transform) -> list[Tensor]:
 
 
 def _pixel_affine(problem: WarpProblem) -> list[Tensor]:
-    """The fields of ``coords.PixelAffine`` as float64 tensors, each (2,)."""
-    spec, shape = problem.spec, problem.feature_map.shape
+    """The fields of ``coords.PixelAffine`` as float64 tensors."""
+    spec, source_size = problem.spec, tuple(problem.feature_map.shape[2:])
     change = pixel_affine(
-        problem.output_shape[2:], (shape[2], shape[3]), spec.coordinates, spec.align_corners
+        problem.output_shape[2:], source_size, spec.coordinates, spec.align_corners
     )
-    device = problem.feature_map.device
-    return [constant(pair, torch.float64, device) for pair in change.pairs]
+    fields = change.scales, change.offsets, change.scale, change.offset
+    return [constant(field, torch.float64, problem.feature_map.device) for field in fields]

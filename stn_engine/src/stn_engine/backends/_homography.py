@@ -29,7 +29,7 @@ def points_adjoint(problem: WarpProblem, grad_points: Tensor) -> Tensor:
     """Gradient of theta from that of ``points``, summed in float64."""
     grad = grad_points.view(-1, 2, *problem.output_shape[2:])
     grad_rays = _quotient_adjoint(_pixel_rays(problem), grad)
-    grad_matrix = linear_adjoint(grad_rays, *pixel_lattice(problem, torch.float64))
+    grad_matrix = linear_adjoint(grad_rays, pixel_lattice(problem, torch.float64))
     change = _pixel_homography(problem)
     grad_theta = tree_sum(grad_matrix.flatten(1)[:, :, None] * change, 1)
     return grad_theta.view(-1, 3, 3).to(problem.transform.parameters.dtype)
@@ -44,7 +44,7 @@ def grid(problem: GridProblem) -> Tensor:
 def grid_adjoint(problem: GridProblem, grad_grid: Tensor) -> Tensor:
     """Gradient of theta from that of ``grid``, summed in float64."""
     grad_rays = _quotient_adjoint(_rays(problem), grad_grid)
-    return linear_adjoint(grad_rays, *lattice(problem)).to(problem.output_dtype)
+    return linear_adjoint(grad_rays, lattice(problem, torch.float64)).to(problem.output_dtype)
 
 
 def _quotient(rays: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,21 +75,20 @@ def _pixel_rays(problem: WarpProblem) -> Tensor:
     # A sum over all nine entries: one that is not finite spoils the whole matrix.
     matrix = tree_sum(theta[:, None] * _pixel_homography(problem), 2).view(-1, 3, 3)
     dtype = compute_dtype(problem)
-    return linear(matrix.to(dtype), *pixel_lattice(problem, dtype))
+    return linear(matrix.to(dtype), pixel_lattice(problem, dtype))
 
 
 def _rays(problem: GridProblem) -> Tensor:
     """(X, Y, W) for every point of the target lattice, (N, 3, Ho, Wo), in theta's dtype."""
     theta = problem.transform.parameters
     usable = theta.isfinite().all(2, keepdim=True).all(1, keepdim=True)
-    x_t, y_t = (axis.to(theta.dtype) for axis in lattice(problem))
-    return linear(torch.where(usable, theta, torch.nan), x_t, y_t)
+    return linear(torch.where(usable, theta, torch.nan), lattice(problem, theta.dtype))
 
 
 def _pixel_homography(problem: WarpProblem) -> Tensor:
     """``coords.pixel_homography`` as a tensor, (9, 9), float64."""
-    spec, shape = problem.spec, problem.feature_map.shape
+    spec, source_size = problem.spec, tuple(problem.feature_map.shape[2:])
     change = pixel_homography(
-        problem.output_shape[2:], (shape[2], shape[3]), spec.coordinates, spec.align_corners
+        problem.output_shape[2:], source_size, spec.coordinates, spec.align_corners
     )
     return constant(change, torch.float64, problem.feature_map.device)

@@ -1,4 +1,10 @@
-"""Target lattices, matrices applied to them, and the sums over them."""
+"""Target lattices, matrices applied to them, and the sums over them.
+
+A lattice is one tensor per axis, x first, each shaped to be broadcast with the others: x is (Wo,),
+y is (Ho, 1), and z is (Do, 1, 1) in 3-D.
+"""
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -15,15 +21,23 @@ def compute_dtype(problem: WarpProblem) -> torch.dtype:
     return checks.compute_dtype(problem.output_dtype)
 
 
-def lattice(problem: GridProblem) -> tuple[Tensor, Tensor]:
-    """Target coordinates x_t (Wo,) and y_t (Ho,), float64, each rounded once."""
-    _, height, width, _ = problem.output_shape
-    x_t, y_t = (
-        lattice_axis(size, problem.coordinates, align_corners=problem.align_corners)
-        for size in (width, height)
-    )
+Lattice = tuple[Tensor, ...]
+
+
+def crossed(axes: Iterable[Tensor]) -> Lattice:
+    """The lattice of points whose coordinates run along ``axes``, x first."""
+    return tuple(axis.view(-1, *[1] * place) for place, axis in enumerate(axes))
+
+
+def lattice(problem: GridProblem, dtype: torch.dtype) -> Lattice:
+    """Target coordinates, made in float64 and rounded once."""
     device = problem.transform.parameters.device
-    return x_t.to(device), y_t.to(device)
+    return crossed(
+        lattice_axis(size, problem.coordinates, align_corners=problem.align_corners).to(
+            device, dtype
+        )
+        for size in reversed(problem.output_size)
+    )
 
 
 def lattice_axis(size: int, coordinates: Coordinates | str, *, align_corners: bool) -> Tensor:
@@ -32,25 +46,28 @@ def lattice_axis(size: int, coordinates: Coordinates | str, *, align_corners: bo
     return (torch.arange(size, dtype=torch.float64) * axis.p + axis.q) / axis.r
 
 
-def pixel_lattice(problem: WarpProblem, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Columns j (Wo,) and rows i (Ho,) of the target."""
-    _, _, height, width = problem.output_shape
+def pixel_lattice(problem: WarpProblem, dtype: torch.dtype) -> Lattice:
+    """Columns j, rows i, and planes k in 3-D, of the target."""
     device = problem.feature_map.device
-    j = torch.arange(width, dtype=dtype, device=device)
-    return j, torch.arange(height, dtype=dtype, device=device)
+    sizes = reversed(problem.output_shape[2:])
+    return crossed(torch.arange(size, dtype=dtype, device=device) for size in sizes)
 
 
-def linear(matrix: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Rows of ``matrix`` (N, R, 3) times (x, y, 1) on a lattice: (N, R, Ho, Wo).
+def linear(matrix: Tensor, axes: Lattice) -> Tensor:
+    """Rows of ``matrix`` (N, R, dims + 1) times (x, y[, z], 1) on a lattice: (N, R, [Do,] Ho, Wo).
 
-    One product per row and per column of the lattice: coordinates are never accumulated.
+    One product per column, row and plane of the lattice: coordinates are never accumulated.
     """
-    by_x, by_y, by_1 = (part[..., None] for part in matrix.unbind(-1))
-    return (by_y * y + by_1)[..., None] + (by_x * x)[:, :, None]
+    parts = matrix.view(*matrix.shape, *[1] * len(axes)).unbind(2)
+    total = parts[-1]
+    for factor, axis in zip(reversed(parts[:-1]), reversed(axes), strict=True):
+        total = total + factor * axis
+    return total
 
 
-def linear_adjoint(grad: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Gradient of the matrix of ``linear``, (N, R, 3): the sums of x·grad, y·grad and grad."""
-    over_rows = tree_sum(torch.stack((grad, grad * y[:, None]), 2), 3)  # (N, R, 2, Wo)
-    plain, by_y = over_rows.unbind(2)
-    return tree_sum(torch.stack((plain * x, by_y, plain), 2), 3)
+def linear_adjoint(grad: Tensor, axes: Lattice) -> Tensor:
+    """Gradient of the matrix of ``linear``, (N, R, dims + 1): the sums of x·grad, ... and grad."""
+    sums = grad[:, :, None]
+    for axis in reversed(axes):
+        sums = tree_sum(torch.cat((sums[:, :, -1:] * axis, sums), 2), 3)
+    return sums

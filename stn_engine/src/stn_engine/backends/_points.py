@@ -1,6 +1,7 @@
 """Source points in pixels for each transform, and the way back: one table for all transforms.
 
-Points are (N, 2, P): x in row 0, y in row 1, P = Ho·Wo target pixels in row-major order.
+Points are (N, dims, P): x in row 0, y in row 1, z in row 2 of volumes; P = Ho·Wo or Do·Ho·Wo target
+pixels in row-major order.
 """
 
 from collections.abc import Callable
@@ -34,7 +35,10 @@ class Points:
 
 @dataclass(frozen=True)
 class Grid:
-    """How one kind of transform makes a grid in its own unit, (N, 2, Ho, Wo), and the adjoint."""
+    """How one kind of transform makes a grid in its own unit, and the adjoint.
+
+    Grids are (N, dims, [Do,] Ho, Wo) here.
+    """
 
     forward: Callable[[GridProblem], Tensor]
     adjoint: Callable[[GridProblem, Tensor], Tensor]
@@ -68,7 +72,7 @@ GRIDS: dict[type[Transform], Grid] = {
 
 
 def source_points(problem: WarpProblem) -> Tensor:
-    """Where the feature map is read, (N of the transform, 2, P), in pixels and compute dtype."""
+    """Where the feature map is read, (N of the transform, dims, P), in pixels and compute dtype."""
     return POINTS[type(problem.transform)].forward(problem)
 
 
@@ -78,10 +82,10 @@ def source_points_adjoint(problem: WarpProblem, grad_points: Tensor) -> Tensor:
 
 
 def generated_grid(problem: GridProblem) -> Tensor:
-    """The sampling grid, (N, Ho, Wo, 2), in the unit of the transform."""
-    return GRIDS[type(problem.transform)].forward(problem).movedim(1, 3).contiguous()
+    """The sampling grid, (N, [Do,] Ho, Wo, dims), in the unit of the transform."""
+    return GRIDS[type(problem.transform)].forward(problem).movedim(1, -1).contiguous()
 
 
 def generated_grid_adjoint(problem: GridProblem, grad_grid: Tensor) -> Tensor:
     """Gradient of the transform's parameters from that of ``generated_grid``."""
-    return GRIDS[type(problem.transform)].adjoint(problem, grad_grid.movedim(3, 1))
+    return GRIDS[type(problem.transform)].adjoint(problem, grad_grid.movedim(-1, 1))

@@ -1,25 +1,27 @@
 """Transforms with parameters for every target pixel: sampling grids and flows."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from stn_engine.backends._constants import constant
-from stn_engine.backends._lattices import compute_dtype, lattice
+from stn_engine.backends._lattices import Lattice, compute_dtype, crossed, lattice
 from stn_engine.coords import SourceAxis, source_axis, target_axis
 from stn_engine.problem import GridProblem, WarpProblem
 from stn_engine.spec import Coordinates
 
 
 def grid_points(problem: WarpProblem) -> Tensor:
-    """Points of a sampling grid in pixels, (N, 2, P)."""
+    """Points of a sampling grid in pixels, (N, dims, P)."""
     dtype = compute_dtype(problem)
     grid = problem.transform.parameters
-    points = grid.to(torch.promote_types(grid.dtype, dtype)).movedim(3, 1).flatten(2)
+    points = grid.to(torch.promote_types(grid.dtype, dtype)).movedim(-1, 1).flatten(2)
     spec = problem.spec
     if spec.coordinates == Coordinates.PIXEL:
         return points.to(dtype)
-    height, width = problem.feature_map.shape[2:]
-    size = constant(((width,), (height,)), points.dtype, points.device)
+    sizes = tuple((size,) for size in reversed(problem.feature_map.shape[2:]))
+    size = constant(sizes, points.dtype, points.device)
     # PyTorch's own order of operations, so that ties of nearest fall on the same side.
     if spec.align_corners:
         return ((points + 1) / 2 * (size - 1)).to(dtype)
@@ -27,31 +29,42 @@ def grid_points(problem: WarpProblem) -> Tensor:
 
 
 def flow_points(problem: WarpProblem) -> Tensor:
-    """Target points plus displacements in pixels, (N, 2, P), rounded once."""
-    displacement = problem.transform.parameters.double().movedim(3, 1)
-    x, y = (_identity_pixels(problem, axis) for axis in (3, 2))
-    identity = torch.stack(torch.meshgrid(x, y, indexing="xy"))
-    points = identity + displacement * _slopes(problem, torch.float64)[:, :, None]
-    return points.flatten(2).to(compute_dtype(problem))
+    """Target points plus displacements in pixels, (N, dims, P), rounded once."""
+    displacement = problem.transform.parameters.double().movedim(-1, 1).flatten(2)
+    identity = crossed(_identity_pixels(problem, axis) for axis in _axes(problem))
+    targets = _stacked(identity, problem.output_shape[2:]).flatten(1)
+    points = targets + displacement * _slopes(problem, torch.float64)
+    return points.to(compute_dtype(problem))
 
 
 def points_adjoint(problem: WarpProblem, grad_points: Tensor) -> Tensor:
     """Gradient of the parameters from that of the points: the slope of the unit change."""
     parameters = problem.transform.parameters
     by_axis = grad_points * _slopes(problem, grad_points.dtype)
-    return by_axis.view(-1, 2, *parameters.shape[1:3]).movedim(1, 3).to(parameters.dtype)
+    by_axis = by_axis.view(-1, problem.transform.dims, *parameters.shape[1:-1])
+    return by_axis.movedim(1, -1).to(parameters.dtype)
 
 
 def flow_grid(problem: GridProblem) -> Tensor:
-    """Target points plus displacements, (N, 2, Ho, Wo), rounded once."""
-    identity = torch.stack(torch.meshgrid(*lattice(problem), indexing="xy"))
-    displacement = problem.transform.parameters.double().movedim(3, 1)
-    return (identity + displacement).to(problem.output_dtype)
+    """Target points plus displacements, (N, dims, [Do,] Ho, Wo), rounded once."""
+    displacement = problem.transform.parameters.double().movedim(-1, 1)
+    targets = _stacked(lattice(problem, torch.float64), problem.output_size)
+    return (targets + displacement).to(problem.output_dtype)
 
 
 def flow_grid_adjoint(problem: GridProblem, grad_grid: Tensor) -> Tensor:
     """The gradient passes through."""
-    return grad_grid.movedim(1, 3).to(problem.output_dtype)
+    return grad_grid.movedim(1, -1).to(problem.output_dtype)
+
+
+def _stacked(lattice: Lattice, size: Sequence[int]) -> Tensor:
+    """All points of a lattice of some size, (dims, [Do,] Ho, Wo)."""
+    return torch.stack([axis.expand(*size) for axis in lattice])
+
+
+def _axes(problem: WarpProblem) -> range:
+    """Axes of U and V along which x, y and z run."""
+    return range(-1, -1 - problem.transform.dims, -1)
 
 
 def _identity_pixels(problem: WarpProblem, axis: int) -> Tensor:
@@ -66,8 +79,8 @@ def _identity_pixels(problem: WarpProblem, axis: int) -> Tensor:
 
 
 def _slopes(problem: WarpProblem, dtype: torch.dtype) -> Tensor:
-    """d(source pixel) / d(source point) for x and y, (2, 1)."""
-    axes = (_source_axis(problem, axis) for axis in (3, 2))
+    """d(source pixel) / d(source point), (dims, 1)."""
+    axes = (_source_axis(problem, axis) for axis in _axes(problem))
     slopes = tuple((axis.u / axis.w,) for axis in axes)
     return constant(slopes, dtype, problem.feature_map.device)
 

@@ -4,6 +4,8 @@ Every step is elementwise, a gather, a scatter in a fixed order, or a fixed tree
 so no result depends on what else is in the batch.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -16,13 +18,13 @@ from stn_engine.spec import Interpolation, Padding
 
 
 def sample(problem: WarpProblem) -> Tensor:
-    """Equation (1): V, (N, C, Ho, Wo)."""
+    """Equation (1): V, (N, C, [Do,] Ho, Wo)."""
     if 0 in problem.output_shape:
         return problem.feature_map.new_zeros(problem.output_shape)
     taps = find_taps(source_points(problem), problem)
     values = _read(problem, taps)
     if problem.spec.interpolation != Interpolation.NEAREST:
-        values = values * taps.pair_weight[:, None]
+        values = values * taps.product[:, None]
     return _stored(tree_sum(values, 2), problem.output_dtype).view(problem.output_shape)
 
 
@@ -56,7 +58,7 @@ def accumulate(index: Tensor, terms: Tensor, size: int, *, ordered: bool) -> Ten
 
 
 def _read(problem: WarpProblem, taps: Taps) -> Tensor:
-    """U at every tap, (N, C, K², P), in compute dtype."""
+    """U at every tap, (N, C, T, P), in compute dtype."""
     n, channels = problem.output_shape[:2]
     pixels = _pixels(problem)
     index = taps.index.flatten(1)[:, None].expand(n, channels, -1)
@@ -84,16 +86,16 @@ def _stored(values: Tensor, dtype: torch.dtype) -> Tensor:
 def _feature_map_gradient(problem: WarpProblem, taps: Taps, grad: Tensor) -> Tensor:
     """Scatter G times equation (4); what falls on the constants goes nowhere."""
     feature_map = problem.feature_map
-    terms = (grad[:, :, None] * taps.pair_weight[:, None]).flatten(2)
+    terms = (grad[:, :, None] * taps.product[:, None]).flatten(2)
     index = taps.index.flatten(1)
     if feature_map.shape[0] != terms.shape[0]:
         # One map read by the whole batch: all terms go straight into its only gradient.
         index = index.expand(terms.shape[0], -1).reshape(1, -1)
         terms = terms.transpose(0, 1).flatten(1)[None]
-    area = feature_map.shape[2] * feature_map.shape[3]
+    pixels = math.prod(feature_map.shape[2:])
     ordered = problem.spec.deterministic and terms.is_cuda
-    bins = accumulate(index, terms, area + 2, ordered=ordered)
-    return bins[:, :, :area].to(feature_map.dtype).reshape(feature_map.shape)
+    bins = accumulate(index, terms, pixels + 2, ordered=ordered)
+    return bins[:, :, :pixels].to(feature_map.dtype).reshape(feature_map.shape)
 
 
 def _transform_gradient(problem: WarpProblem, points: Tensor, taps: Taps, grad: Tensor) -> Tensor:
@@ -110,15 +112,23 @@ def _transform_gradient(problem: WarpProblem, points: Tensor, taps: Taps, grad: 
 
 
 def _coordinate_gradient(values: Tensor, taps: Taps, grad: Tensor) -> Tensor:
-    """Derivatives (2) and (3) of V, or of its bicubic kin, times G: (N, 2, P)."""
+    """Derivatives (2) and (3) of V, or of its bicubic kin, times G: (N, dims, P)."""
     # Differences to one corner keep a large common offset of the taps out of the sums.
     contrast = tree_sum(grad[:, :, None] * (values - values[:, :, :1]), 1)
-    weight_x, weight_y = taps.weight.unbind(1)
-    slope_x, slope_y = taps.slope.unbind(1)
-    contrast = contrast.view(-1, weight_y.shape[1], *weight_x.shape[1:])  # (N, K, K, P)
-    by_x = tree_sum(weight_y * tree_sum(contrast * slope_x[:, None], 2), 1)
-    by_y = tree_sum(weight_x * tree_sum(contrast * slope_y[:, :, None], 1), 1)
-    return torch.stack((by_x, by_y), 1)
+    dims, k = taps.weight.shape[1:3]
+    contrast = contrast.view(-1, *[k] * dims, contrast.shape[2])  # taps along z first, x last
+    return torch.stack([_derivative(contrast, taps, axis) for axis in range(dims)], 1)
+
+
+def _derivative(contrast: Tensor, taps: Taps, axis: int) -> Tensor:
+    """Taps (N, K, ..., K, P) times their slopes along one axis and weights along others: (N, P)."""
+    dims = taps.weight.shape[1]
+    others = [taps.weight[:, other] for other in reversed(range(dims)) if other != axis]
+    total = contrast.movedim(dims - axis, 1)
+    for factor in (taps.slope[:, axis], *others):
+        aligned = factor[(..., *[None] * (total.dim() - 3), slice(None))]
+        total = tree_sum(total * aligned, 1)
+    return total
 
 
 def _no_gradients(problem: WarpGradientsProblem) -> Gradients:

@@ -1,9 +1,12 @@
 """Which pixels a source point reads, and with what weights: section 5 in torch.
 
-Points are (N, 2, P) in pixels, x in row 0 and y in row 1, as ``_points`` makes them.
+Points are (N, dims, P) in pixels, x in row 0, y in row 1 and z in row 2, as ``_points`` makes them.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -15,13 +18,13 @@ from stn_engine.spec import Coordinates, Interpolation, Padding, Subgradient
 
 @dataclass(frozen=True, eq=False)
 class Taps:
-    """The pixels that P points read: K per axis, so K² per point.
+    """The pixels that P points read: K per axis, so T = K² per point, or K³ in 3-D.
 
     Shapes:
-        index    (N, K², P)     int64, into the H·W pixels of a channel, row-major, and the two
-                                constants behind them: what a tap outside reads, then fill
-        weight   (N, 2, K, P)   per axis, x in row 0 and y in row 1
-        slope    (N, 2, K, P)   derivative of the weight by the coordinate of its axis
+        index    (N, T, P)         int64, into the pixels of a channel, row-major, and the two
+                                   constants behind them: what a tap outside reads, then fill
+        weight   (N, dims, K, P)   per axis, x in row 0, y in row 1, z in row 2
+        slope    (N, dims, K, P)   derivative of the weight by the coordinate of its axis
     """
 
     index: Tensor
@@ -29,9 +32,9 @@ class Taps:
     slope: Tensor
 
     @property
-    def pair_weight(self) -> Tensor:
-        """Equation (4), the weight of each tap: (N, K², P)."""
-        return (self.weight[:, 1, :, None] * self.weight[:, 0, None]).flatten(1, 2)
+    def product(self) -> Tensor:
+        """Equation (4), the weight of each tap: (N, T, P)."""
+        return _combined(self.weight, torch.mul)
 
 
 def find_taps(points: Tensor, problem: WarpProblem) -> Taps:
@@ -45,13 +48,13 @@ def find_taps(points: Tensor, problem: WarpProblem) -> Taps:
 
 
 def _nearest(inner: Tensor, problem: WarpProblem) -> tuple[Tensor, Tensor, Tensor]:
-    """The closest pixel per axis: position, weight and slope, each (N, 2, 1, P)."""
+    """The closest pixel per axis: position, weight and slope, each (N, dims, 1, P)."""
     position = _padded(inner, problem).round()[:, :, None]
     return position, torch.ones_like(position), torch.zeros_like(position)
 
 
 def _bilinear(inner: Tensor, problem: WarpProblem) -> tuple[Tensor, Tensor, Tensor]:
-    """Floor and ceil per axis: positions, weights and slopes, each (N, 2, 2, P)."""
+    """Floor and ceil per axis: positions, weights and slopes, each (N, dims, 2, P)."""
     inner = _padded(inner, problem)
     lower = inner.floor()
     upper = lower + 1 if problem.spec.subgradient == Subgradient.RIGHT else inner.ceil()
@@ -62,9 +65,9 @@ def _bilinear(inner: Tensor, problem: WarpProblem) -> tuple[Tensor, Tensor, Tens
 
 
 def _bicubic(inner: Tensor, problem: WarpProblem) -> tuple[Tensor, Tensor, Tensor]:
-    """Four pixels per axis, each padded on its own: positions, weights and slopes, (N, 2, 4, P)."""
+    """Four pixels per axis, each padded on its own: (N, dims, 4, P) thrice, as ``_bilinear``."""
     lower = inner.floor()
-    position = torch.stack([lower + k for k in (-1, 0, 1, 2)], 1)  # (N, 4, 2, P)
+    position = torch.stack([lower + k for k in (-1, 0, 1, 2)], 1)  # (N, 4, dims, P)
     t = inner - lower
     s = 1 - t
     a = -0.75
@@ -93,7 +96,7 @@ _AXES = {
 
 
 def coordinate_slope(points: Tensor, problem: WarpProblem) -> Tensor:
-    """d(coordinate that is read) / d(source point): -1, 0 or 1, (N, 2, P).
+    """d(coordinate that is read) / d(source point): -1, 0 or 1, (N, dims, P).
 
     0 marks points whose value does not depend on the coordinate at all. Bicubic pads its taps and
     not the coordinate.
@@ -147,25 +150,36 @@ def _reflected(points: Tensor, problem: WarpProblem) -> tuple[Tensor, Tensor]:
 
 
 def _index(points: Tensor, position: Tensor, readable: Tensor, problem: WarpProblem) -> Tensor:
-    width = problem.feature_map.shape[3]
     last = _last(problem, position.dtype)[:, None]
     inside = (position >= 0) & (position <= last) & readable[:, :, None]
-    x, y = position.long().unbind(1)
-    index = y[:, :, None] * width + x[:, None]
-    both = inside[:, 1, :, None] & inside[:, 0, None]
-    return torch.where(both, index, _blank(points, problem)).flatten(1, 2)
+    index = _combined(position.long() * _strides(problem), torch.add)
+    return torch.where(_combined(inside, torch.logical_and), index, _blank(points, problem))
+
+
+def _combined(per_axis: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """One entry of every axis together, x running fastest: (N, dims, K, P) to (N, T, P)."""
+    return reduce(
+        lambda inner, outer: combine(outer[:, :, None], inner[:, None]).flatten(1, 2),
+        per_axis.unbind(1),
+    )
 
 
 def _blank(points: Tensor, problem: WarpProblem) -> Tensor | int:
-    """Index of the constant that a tap outside the map reads."""
-    height, width = problem.feature_map.shape[2:]
-    outside, fill = height * width, height * width + 1
+    """Index of the constant that a tap outside the map reads, an int or (N, 1, P)."""
+    outside = math.prod(problem.feature_map.shape[2:])
     if problem.spec.padding == Padding.FILL or not any(problem.spec.fill):
         return outside  # both constants are equal
-    return torch.where(_finite(points), outside, fill)[:, :, None]
+    return torch.where(_finite(points), outside, outside + 1)
 
 
 def _last(problem: WarpProblem, dtype: torch.dtype) -> Tensor:
-    """The largest x and y inside the feature map, (2, 1)."""
-    height, width = problem.feature_map.shape[2:]
-    return constant(((width - 1,), (height - 1,)), dtype, problem.feature_map.device)
+    """The largest x, y and z inside the feature map, (dims, 1)."""
+    last = tuple((size - 1,) for size in reversed(problem.feature_map.shape[2:]))
+    return constant(last, dtype, problem.feature_map.device)
+
+
+def _strides(problem: WarpProblem) -> Tensor:
+    """How far a step along x, y and z leads in row-major order, (dims, 1, 1)."""
+    sizes = problem.feature_map.shape[:1:-1]
+    strides = tuple(((math.prod(sizes[:axis]),),) for axis in range(len(sizes)))
+    return constant(strides, torch.int64, problem.feature_map.device)

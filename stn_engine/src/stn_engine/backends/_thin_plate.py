@@ -34,7 +34,7 @@ def points_adjoint(problem: WarpProblem, grad_points: Tensor) -> Tensor:
 def grid(problem: GridProblem) -> Tensor:
     """The spline on the target lattice, (N, 2, Ho, Wo), rounded once."""
     x = _combined(problem.transform, _grid_basis(problem)).to(problem.output_dtype)
-    return x.view(len(x), 2, *problem.output_shape[1:3])
+    return x.view(len(x), 2, *problem.output_size)
 
 
 def grid_adjoint(problem: GridProblem, grad_grid: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def _warp_basis(problem: WarpProblem) -> Tensor:
 
 
 def _grid_basis(problem: GridProblem) -> Tensor:
-    transform, size = problem.transform, problem.output_shape[1:3]
+    transform, size = problem.transform, problem.output_shape[1:-1]
     unit = problem.coordinates, problem.align_corners
     return _basis(*_settings(transform), size, *unit, transform.parameters.device)
 
@@ -76,7 +76,7 @@ def _settings(transform: Transform) -> tuple[Pairs, float]:
 def _basis(
     control_points: Pairs,
     regularization: float,
-    size: tuple[int, int],
+    size: tuple[int, ...],
     coordinates: Coordinates | str,
     align_corners: bool,  # noqa: FBT001 - lru_cache keys positional arguments fastest
     device: torch.device,

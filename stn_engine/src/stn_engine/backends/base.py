@@ -31,13 +31,13 @@ class Backend(Protocol):
         """Every reason why this backend cannot run ``problem``; empty if it can."""
 
     def warp(self, problems: Sequence[WarpProblem]) -> list[Tensor]:
-        """V of each problem, (N, C, Ho, Wo)."""
+        """V of each problem, (N, C, [Do,] Ho, Wo)."""
 
     def warp_gradients(self, problems: Sequence[WarpGradientsProblem]) -> list[Gradients]:
         """The gradients that each problem needs."""
 
     def generate_grid(self, problems: Sequence[GridProblem]) -> list[Tensor]:
-        """The sampling grid of each problem, (N, Ho, Wo, 2)."""
+        """The sampling grid of each problem, (N, [Do,] Ho, Wo, dims)."""
 
     def generate_grid_gradients(self, problems: Sequence[GridGradientsProblem]) -> list[Tensor]:
         """The gradient of the parameters of each problem, shaped like them."""

@@ -54,7 +54,7 @@ class ReferenceBackend:
         return (f"computes in host memory, the operands are on {device}",)
 
     def warp(self, problems: Sequence[WarpProblem]) -> list[Tensor]:
-        """V of each problem, (N, C, Ho, Wo)."""
+        """V of each problem, (N, C, [Do,] Ho, Wo)."""
         return [_warp(problem) for problem in problems]
 
     def warp_gradients(self, problems: Sequence[WarpGradientsProblem]) -> list[Gradients]:
@@ -62,7 +62,7 @@ class ReferenceBackend:
         return [_warp_gradients(problem) for problem in problems]
 
     def generate_grid(self, problems: Sequence[GridProblem]) -> list[Tensor]:
-        """The sampling grid of each problem, (N, Ho, Wo, 2)."""
+        """The sampling grid of each problem, (N, [Do,] Ho, Wo, dims)."""
         return [_generate_grid(problem) for problem in problems]
 
     def generate_grid_gradients(self, problems: Sequence[GridGradientsProblem]) -> list[Tensor]:
@@ -100,7 +100,7 @@ def _warp_gradients(problem: WarpGradientsProblem) -> Gradients:
 
 
 def _generate_grid(problem: GridProblem) -> Tensor:
-    size, align_corners = problem.output_shape[1:3], problem.align_corners
+    size, align_corners = problem.output_shape[1:-1], problem.align_corners
     grid = _generator(problem.transform, size, problem.coordinates, align_corners=align_corners)
     return _tensor(grid, problem.output_dtype)
 
@@ -119,7 +119,7 @@ def _grid(problem: WarpProblem) -> reference.Array:
 
 
 def _generator(
-    transform: Transform, size: tuple[int, int], coordinates: str, *, align_corners: bool
+    transform: Transform, size: tuple[int, ...], coordinates: str, *, align_corners: bool
 ) -> reference.Array:
     """The sampling grid of any transform."""
     parameters = _array(transform.parameters)

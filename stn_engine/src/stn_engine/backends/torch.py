@@ -35,7 +35,7 @@ class TorchBackend:
         return ()
 
     def warp(self, problems: Sequence[WarpProblem]) -> list[Tensor]:
-        """V of each problem, (N, C, Ho, Wo)."""
+        """V of each problem, (N, C, [Do,] Ho, Wo)."""
         return _grouped(problems, _warp_key, _warp_group)
 
     def warp_gradients(self, problems: Sequence[WarpGradientsProblem]) -> list[Gradients]:
@@ -43,7 +43,7 @@ class TorchBackend:
         return _grouped(problems, _warp_gradients_key, _warp_gradients_group)
 
     def generate_grid(self, problems: Sequence[GridProblem]) -> list[Tensor]:
-        """The sampling grid of each problem, (N, Ho, Wo, 2)."""
+        """The sampling grid of each problem, (N, [Do,] Ho, Wo, dims)."""
         return _grouped(problems, _grid_key, _grid_group)
 
     def generate_grid_gradients(self, problems: Sequence[GridGradientsProblem]) -> list[Tensor]:
