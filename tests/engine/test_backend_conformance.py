@@ -1,5 +1,6 @@
 """Every backend against the float64 reference, over the whole matrix of options."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -31,14 +32,19 @@ from support.strategies import (
     CONVENTIONS,
     DTYPES,
     GENERATORS,
+    IMAGE,
     INTERPOLATIONS,
     KINDS,
+    KINDS_AND_SIZES,
     PADDINGS,
     SUBGRADIENTS,
+    VOLUME,
+    VOLUME_KINDS,
     random_gradients,
     random_transform,
     random_values,
     random_warp,
+    volume_options,
 )
 from support.tolerances import (
     GRADIENT,
@@ -48,6 +54,14 @@ from support.tolerances import (
 )
 
 BACKENDS = [TorchBackend(), ReferenceBackend()]
+VOLUME_SIZES = [  # (D, H, W), (Do, Ho, Wo), convention
+    ((1, 1, 1), (2, 1, 3), ("normalized", True)),
+    ((1, 4, 1), (1, 1, 1), ("pixel", False)),
+    ((3, 1, 5), (1, 2, 9), ("normalized", False)),
+    ((6, 7, 5), (4, 3, 8), ("normalized", True)),
+    ((2, 3, 4), (0, 2, 2), ("pixel", False)),
+    ((2, 3, 4), (2, 0, 2), ("normalized", False)),
+]
 SIZES = [  # (H, W), (Ho, Wo)
     ((1, 1), (3, 2)),
     ((1, 1), (1, 1)),
@@ -61,8 +75,7 @@ SIZES = [  # (H, W), (Ho, Wo)
 
 per_convention = pytest.mark.parametrize(("coordinates", "align_corners"), CONVENTIONS)
 per_padding = pytest.mark.parametrize("padding", PADDINGS)
-per_kind = pytest.mark.parametrize("kind", KINDS)
-per_generator = pytest.mark.parametrize("kind", GENERATORS)
+per_kind = pytest.mark.parametrize(("kind", "sizes"), KINDS_AND_SIZES)
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
@@ -130,13 +143,24 @@ def test_backend_conforms(
         assert_gradients_conform(backend, random_gradients(12, warp))
 
 
+@pytest.mark.parametrize("options", volume_options(), ids=str)
+def test_backend_conforms_on_volumes(backend, options):
+    """Nor does a third axis change that."""
+    warp = random_warp(11, **VOLUME, **options)
+    assert_forward_conforms(backend, warp)
+    if warp.output_dtype.is_floating_point:
+        assert_gradients_conform(backend, random_gradients(12, warp))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @per_kind
 @per_convention
-def test_backend_conforms_for_every_transform(backend, dtype, kind, coordinates, align_corners):
+def test_backend_conforms_for_every_transform(
+    backend, dtype, kind, sizes, coordinates, align_corners
+):
     """Forward and gradients agree with the reference for every way to make source points."""
     spec = WarpSpec(coordinates=coordinates, align_corners=align_corners)
-    warp = random_warp(11, kind=kind, dtype=dtype, spec=spec)
+    warp = random_warp(11, kind=kind, dtype=dtype, spec=spec, **sizes)
     assert_forward_conforms(backend, warp)
     if dtype.is_floating_point:
         assert_gradients_conform(backend, random_gradients(12, warp))
@@ -187,13 +211,41 @@ def test_backend_conforms_at_every_size(
     assert_gradients_conform(backend, random_gradients(14, warp))
 
 
+@pytest.mark.parametrize(("size", "output_size", "convention"), VOLUME_SIZES)
+@pytest.mark.parametrize(("batch", "channels"), [((2, 2), 3), ((1, 3), 2), ((3, 1), 1)])
+@pytest.mark.parametrize(
+    ("kind", "padding", "interpolation"),
+    [
+        ("affine", "zeros", "bilinear"),
+        ("flow", "reflection", "bilinear"),
+        ("grid", "border", "bilinear"),
+        ("affine", "reflection", "bicubic"),
+    ],
+)
+def test_backend_conforms_on_volumes_of_every_size(
+    backend, size, output_size, convention, batch, channels, kind, padding, interpolation
+):
+    """Volumes of one voxel or one plane, outputs of one or no voxel, and broadcast operands."""
+    coordinates, align_corners = convention
+    spec = WarpSpec(
+        interpolation=interpolation,
+        padding=padding,
+        coordinates=coordinates,
+        align_corners=align_corners,
+    )
+    sizes = {"size": size, "output_size": output_size, "batch": batch, "channels": channels}
+    warp = random_warp(13, kind=kind, dtype=torch.float32, spec=spec, **sizes)
+    assert_forward_conforms(backend, warp)
+    assert_gradients_conform(backend, random_gradients(14, warp))
+
+
 @pytest.mark.parametrize(
     ("batch", "channels"), [((0, 0), 3), ((0, 1), 3), ((1, 0), 3), ((2, 2), 0), ((0, 0), 0)]
 )
 @per_kind
-def test_backend_conforms_without_items_or_channels(backend, batch, channels, kind):
+def test_backend_conforms_without_items_or_channels(backend, batch, channels, kind, sizes):
     """Nothing in, nothing out, and gradients of zero for whatever operand is not empty."""
-    warp = random_warp(15, kind=kind, batch=batch, channels=channels)
+    warp = random_warp(15, kind=kind, batch=batch, channels=channels, **sizes)
     assert_forward_conforms(backend, warp)
     gradients = backend.warp_gradients([random_gradients(16, warp)])[0]
     for gradient, operand in (
@@ -206,9 +258,9 @@ def test_backend_conforms_without_items_or_channels(backend, batch, channels, ki
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("parameter_dtype", [torch.float32, torch.float64])
 @per_kind
-def test_backend_conforms_with_any_parameter_dtype(backend, dtype, parameter_dtype, kind):
+def test_backend_conforms_with_any_parameter_dtype(backend, dtype, parameter_dtype, kind, sizes):
     """Both theta and grids keep their own dtype, in the gradient too."""
-    warp = random_warp(17, kind=kind, dtype=dtype, parameter_dtype=parameter_dtype)
+    warp = random_warp(17, kind=kind, dtype=dtype, parameter_dtype=parameter_dtype, **sizes)
     assert_forward_conforms(backend, warp)
     assert_gradients_conform(backend, random_gradients(18, warp))
     gradients = backend.warp_gradients([random_gradients(18, warp)])[0]
@@ -223,7 +275,6 @@ def test_backend_conforms_far_away(
     backend, padding, interpolation, coordinates, align_corners, dtype
 ):
     """A theta of 1e30 obeys the padding without overflow."""
-    theta = torch.tensor([[[1e30, 0, 2e30], [0, 1, 0]], [[1, 0, 0], [0, -1e30, 3e29]]])
     spec = WarpSpec(
         interpolation=interpolation,
         padding=padding,
@@ -231,10 +282,14 @@ def test_backend_conforms_far_away(
         coordinates=coordinates,
         align_corners=align_corners,
     )
-    warp = replace(random_warp(19, dtype=dtype, spec=spec), transform=Affine(theta))
-    output, expected = backend.warp([warp])[0], exact_warp(warp)
-    tolerance = forward_tolerance(warp.feature_map, spec, max(warp.feature_map.shape[2:]))
-    assert (output.double() - expected).abs().max() <= tolerance
+    flat = [[[1e30, 0, 2e30], [0, 1, 0]], [[1, 0, 0], [0, -1e30, 3e29]]]
+    deep = [[[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1e30, 2e30]]] * 2
+    for sizes, theta in ((IMAGE, flat), (VOLUME, deep)):
+        warp = random_warp(19, dtype=dtype, spec=spec, **sizes)
+        warp = replace(warp, transform=Affine(torch.tensor(theta)))
+        output, expected = backend.warp([warp])[0], exact_warp(warp)
+        tolerance = forward_tolerance(warp.feature_map, spec, max(warp.feature_map.shape[2:]))
+        assert (output.double() - expected).abs().max() <= tolerance
 
 
 @pytest.mark.parametrize("far", [1e4, 16777216.0, 3e9, 1e18, 1e30, -3e9, -1e30])
@@ -246,6 +301,10 @@ def test_backend_reflects_exactly_from_far_away(backend, far, dtype, interpolati
     spec = WarpSpec(padding="reflection", coordinates="pixel", interpolation=interpolation)
     warp = WarpProblem(random_values(20, (1, 2, 4, 6), dtype), SamplingGrid(grid), spec=spec)
     assert torch.equal(backend.warp([warp])[0].double(), exact_warp(warp))
+    deep = torch.cat((grid, torch.ones(1, 1, 3, 1)), 3).flip(3)[:, None]
+    volume = warp.feature_map[:, :, :, None].contiguous()
+    warp = WarpProblem(volume, SamplingGrid(deep), spec=spec)
+    assert torch.equal(backend.warp([warp])[0].double(), exact_warp(warp))
 
 
 @pytest.mark.parametrize(
@@ -256,6 +315,8 @@ def test_backend_reflects_exactly_from_far_away(backend, far, dtype, interpolati
         [[float("nan"), 0, 0], [0, 1, 0]],
         [[1, 0, float("inf")], [0, 1, 0]],
         [[1e38, 0, 0], [0, float("-inf"), 0]],
+        [[1, 0, 0, 0.25], [0, 0, 0, -0.25], [0, 0.5, 0, 0.1]],
+        [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, float("nan"), 0]],
     ],
 )
 @per_padding
@@ -263,8 +324,9 @@ def test_backend_reflects_exactly_from_far_away(backend, far, dtype, interpolati
 def test_backend_conforms_on_degenerate_theta(backend, theta, padding, coordinates, align_corners):
     """Singular thetas collapse the image; NaN and infinite ones read fill without a gradient."""
     spec = WarpSpec(padding=padding, fill=0.5, coordinates=coordinates, align_corners=align_corners)
+    sizes = IMAGE if len(theta) == 2 else VOLUME
     warp = replace(
-        random_warp(21, dtype=torch.float32, batch=(1, 1), spec=spec),
+        random_warp(21, dtype=torch.float32, batch=(1, 1), spec=spec, **sizes),
         transform=Affine(torch.tensor([theta])),
     )
     output, expected = backend.warp([warp])[0], exact_warp(warp)
@@ -274,20 +336,21 @@ def test_backend_conforms_on_degenerate_theta(backend, theta, padding, coordinat
 
 
 @per_kind
-def test_backend_ignores_memory_layout(backend, kind):
+def test_backend_ignores_memory_layout(backend, kind, sizes):
     """Transposed, sliced and stride-0 operands give the bits of their contiguous copies."""
-    warp = random_warp(23, kind=kind, dtype=torch.float32, channels=4)
+    warp = random_warp(23, kind=kind, dtype=torch.float32, channels=4, **sizes)
     parameters = warp.transform.parameters
     layouts = replace(
         warp,
-        feature_map=warp.feature_map.to(memory_format=torch.channels_last),
+        feature_map=warp.feature_map.movedim(1, -1).contiguous().movedim(-1, 1),
         transform=warp.transform.with_parameters(parameters.repeat_interleave(2, 0)[::2]),
     )
-    constant = replace(warp, feature_map=warp.feature_map[:, :1].expand(-1, 4, -1, -1))
+    one_channel = warp.feature_map[:, :1]
+    constant = replace(warp, feature_map=one_channel.expand(warp.feature_map.shape))
     copied = replace(constant, feature_map=constant.feature_map.contiguous())
     for left, right in ((layouts, warp), (constant, copied)):
         assert torch.equal(*(backend.warp([one])[0] for one in (left, right)))
-        grad_output = random_values(24, (1, 1, 1, 1), torch.float32).expand(warp.output_shape)
+        grad_output = random_values(24, (), torch.float32).expand(warp.output_shape)
         first, second = (
             backend.warp_gradients([WarpGradientsProblem(one, grad_output)])[0]
             for one in (left, right)
@@ -311,14 +374,19 @@ def test_half_types_are_the_float32_result_rounded_once(dtype, needs):
     assert torch.equal(got, want.to(got.dtype))
 
 
-@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize(
+    ("kind", "sizes", "interpolation"),
+    [
+        *itertools.product(KINDS, [IMAGE], INTERPOLATIONS),
+        *itertools.product(VOLUME_KINDS, [VOLUME], ["nearest", "bilinear"]),
+    ],
+)
 @pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
 @pytest.mark.parametrize("align_corners", [False, True])
-@per_kind
-def test_backend_agrees_with_torch(backend, interpolation, padding, align_corners, kind):
+def test_backend_agrees_with_torch(backend, interpolation, padding, align_corners, kind, sizes):
     """With subgradient "right", values and gradients are those of torch.nn.functional."""
     spec = WarpSpec(interpolation=interpolation, padding=padding, align_corners=align_corners)
-    problem = random_gradients(28, settled_warp(kind=kind, spec=spec))
+    problem = random_gradients(28, settled_warp(kind=kind, spec=spec, **sizes))
     output = backend.warp([problem.warp])[0]
     assert_close_in_norm(output, torch_warp(problem.warp), GRADIENT[torch.float64])
     gradients = backend.warp_gradients([problem])[0]
@@ -328,16 +396,18 @@ def test_backend_agrees_with_torch(backend, interpolation, padding, align_corner
 
 
 @pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    ("interpolation", "dims"), [("bilinear", 2), ("bicubic", 2), ("bilinear", 3)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_backend_agrees_with_torch_on_cell_edges(backend, padding, interpolation, dtype):
+def test_backend_agrees_with_torch_on_cell_edges(backend, padding, interpolation, dims, dtype):
     """With subgradient "right" gradients are torch's even where all coordinates are integers."""
     steps = torch.arange(-6, 7, dtype=dtype) / 2
     # Half steps from -1 to 1 are the centres of five pixels; beyond lies the padding.
-    grid = SamplingGrid(torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1)[None])
+    grid = torch.stack(torch.meshgrid(*dims * [steps], indexing="ij")[::-1], -1)[None]
     spec = WarpSpec(interpolation=interpolation, padding=padding, align_corners=True)
-    warp = WarpProblem(random_values(8, (1, 3, 5, 5), dtype), grid, spec=spec)
-    problem = random_gradients(9, warp)
+    feature_map = random_values(8, (1, 3, *dims * [5]), dtype)
+    problem = random_gradients(9, WarpProblem(feature_map, SamplingGrid(grid), spec=spec))
     by_map, by_transform = torch_gradients(problem)
     gradients = backend.warp_gradients([problem])[0]
     assert_close_in_norm(gradients.feature_map, by_map, GRADIENT[dtype])
@@ -350,12 +420,47 @@ def test_backend_agrees_with_torch_on_cell_edges(backend, padding, interpolation
 def test_nearest_ties_fall_where_torch_lets_them_fall(align_corners, padding, dtype):
     """On a lattice of exact ties every read is torch's, bit for bit."""
     steps = torch.arange(-24, 25, dtype=dtype) / 16
-    grid = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1)[None]
     spec = WarpSpec(interpolation="nearest", padding=padding, align_corners=align_corners)
-    for size in ((8, 8), (5, 9), (6, 7)):
+    for size in ((8, 8), (5, 9), (6, 7), (2, 8, 5), (7, 3, 6)):
+        axes = len(size) * [steps if len(size) == 2 else steps[::3]]
+        grid = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1)[None]
         feature_map = random_values(29, (1, 1, *size), dtype)
         warp = WarpProblem(feature_map, SamplingGrid(grid), spec=spec)
         assert torch.equal(TorchBackend().warp([warp])[0], torch_warp(warp))
+
+
+def product_of(rows):
+    """A volume (1, 1, D, H, W) from rows along x, y and z: U[k, i, j] = x[j]·y[i]·z[k]."""
+    return torch.einsum("j,i,k->kij", *rows)[None, None]
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_a_product_of_rows_reads_as_the_product_of_reads(
+    backend, interpolation, padding, align_corners
+):
+    """Torch warps no volume by cubic convolution, but it warps the rows that one is made of."""
+    rows = [random_values(40 + axis, (n,), torch.float64) for axis, n in enumerate((5, 4, 6))]
+    spec = WarpSpec(interpolation=interpolation, padding=padding, align_corners=align_corners)
+    warp = settled_warp(kind="grid", batch=(1, 1), channels=1, spec=spec, **VOLUME)
+    points = warp.transform.grid
+    warp = WarpProblem(product_of(rows), SamplingGrid(points), spec=spec)
+    leaves = [leaf.clone().requires_grad_() for leaf in (*rows, points)]
+    reads = []
+    for row, x in zip(leaves[:3], leaves[3].flatten(0, 3).unbind(1), strict=True):
+        along_x = SamplingGrid(torch.stack((x, torch.zeros_like(x)), 1)[None, None])
+        reads.append(torch_warp(WarpProblem(row[None, None, None], along_x, spec=spec)).flatten())
+    expected = torch.stack(reads).prod(0).view(warp.output_shape)
+    assert_close_in_norm(backend.warp([warp])[0], expected.detach(), GRADIENT[torch.float64])
+    problem = random_gradients(41, warp)
+    gradients = backend.warp_gradients([problem])[0]
+    *by_rows, by_points = torch.autograd.grad(expected, leaves, problem.grad_output)
+    assert_close_in_norm(gradients.transform, by_points, GRADIENT[torch.float64])
+    recorded = [row.clone().requires_grad_() for row in rows]
+    through_map = torch.autograd.grad(product_of(recorded), recorded, gradients.feature_map)
+    for got, want in zip(through_map, by_rows, strict=True):
+        assert_close_in_norm(got, want, GRADIENT[torch.float64])
 
 
 @pytest.mark.parametrize(
@@ -390,14 +495,20 @@ def test_backend_conforms_on_degenerate_homographies(
     assert torch.equal(gradient, torch.zeros_like(theta))
 
 
-@per_generator
+@pytest.mark.parametrize(
+    ("kind", "output_size"),
+    [
+        *itertools.product(GENERATORS, [(4, 5), (1, 1), (1, 3), (0, 2)]),
+        *itertools.product(["affine", "flow"], [(2, 4, 3), (1, 3, 1), (2, 0, 2)]),
+    ],
+)
 @per_convention
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("output_size", [(4, 5), (1, 1), (1, 3), (0, 2)])
 @pytest.mark.parametrize("batch", [0, 1, 3])
 def test_generator_conforms(backend, kind, coordinates, align_corners, dtype, output_size, batch):
     """The grid and the gradient of the parameters agree with the reference."""
-    transform = random_transform(30, kind, batch, (5, 7), output_size, coordinates)
+    size = (5, 7) if len(output_size) == 2 else (5, 7, 6)
+    transform = random_transform(30, kind, batch, size, output_size, coordinates)
     transform = transform.with_parameters(transform.parameters.to(dtype))
     problem = GridProblem(transform, output_size, coordinates, align_corners)
     wide = transform.with_parameters(transform.parameters.double())

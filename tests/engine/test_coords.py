@@ -1,5 +1,6 @@
 """The exact unit change, as integers and as a pixel matrix."""
 
+import itertools
 from fractions import Fraction
 
 import numpy as np
@@ -10,7 +11,7 @@ from stn_engine import Affine, WarpProblem, WarpSpec, reference
 from stn_engine.backends._points import source_points
 from stn_engine.coords import pixel_affine, pixel_homography, source_axis, target_axis
 from support.oracles import coordinate_extent, exact_points
-from support.strategies import CONVENTIONS, KINDS, random_warp
+from support.strategies import CONVENTIONS, KINDS, VOLUME_KINDS, random_warp
 from support.tolerances import COORDINATE
 
 per_convention = pytest.mark.parametrize(("coordinates", "align_corners"), CONVENTIONS)
@@ -31,21 +32,20 @@ def test_axes_state_the_formulas_of_the_oracle(coordinates, align_corners, size)
 
 
 @per_convention
-def test_pixel_affine_rounds_each_ratio_once(coordinates, align_corners):
+@pytest.mark.parametrize(
+    ("output_size", "source_size"), [((7, 13), (11, 3)), ((5, 7, 13), (9, 11, 3))]
+)
+def test_pixel_affine_rounds_each_ratio_once(coordinates, align_corners, output_size, source_size):
     """Every coefficient is the float nearest to the exact fraction."""
-    (height, width), (h, w) = output_size, source_size = (7, 13), (11, 3)
     change = pixel_affine(output_size, source_size, coordinates, align_corners)
-    targets = {
-        "j": target_axis(width, coordinates, align_corners=align_corners),
-        "i": target_axis(height, coordinates, align_corners=align_corners),
-    }
-    for row, size in enumerate((w, h)):
+    for row, size in enumerate(reversed(source_size)):
         source = source_axis(size, coordinates, align_corners=align_corners)
-        for name, target in targets.items():
+        for column, written in enumerate(reversed(output_size)):
+            target = target_axis(written, coordinates, align_corners=align_corners)
             scale = Fraction(source.u * target.p, source.w * target.r)
             offset = Fraction(source.u * target.q, source.w * target.r)
-            assert getattr(change, f"scale_{name}")[row] == float(scale)
-            assert getattr(change, f"offset_{name}")[row] == float(offset)
+            assert change.scales[row][column] == float(scale)
+            assert change.offsets[row][column] == float(offset)
         assert change.scale[row] == float(Fraction(source.u, source.w))
         assert change.offset[row] == float(Fraction(source.v, source.w))
 
@@ -71,8 +71,13 @@ def test_pixel_homography_composes_the_unit_changes(coordinates, align_corners):
 
 
 @per_convention
-@pytest.mark.parametrize("sizes", [((5, 7), (4, 6)), ((1, 9), (3, 1)), ((40, 30), (30, 40))])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        *itertools.product(KINDS, [((5, 7), (4, 6)), ((1, 9), (3, 1)), ((40, 30), (30, 40))]),
+        *itertools.product(VOLUME_KINDS, [((3, 4, 5), (2, 3, 4)), ((9, 13, 11), (14, 1, 12))]),
+    ],
+)
 def test_source_points_agree_with_the_oracle(coordinates, align_corners, sizes, kind):
     """Composed float32 coordinates stay within the coordinate tolerance of the oracle's."""
     spec = WarpSpec(coordinates=coordinates, align_corners=align_corners)
@@ -80,9 +85,10 @@ def test_source_points_agree_with_the_oracle(coordinates, align_corners, sizes, 
     sizes = {"size": size, "output_size": output_size}
     warp = random_warp(1, kind=kind, dtype=torch.float32, spec=spec, **sizes)
     exact = exact_points(warp)
-    points = source_points(warp).view(2, 2, *output_size).movedim(1, 3)
+    dims = len(size)
+    points = source_points(warp).view(2, dims, *output_size).movedim(1, -1)
     assert points.dtype == torch.float32
-    bound = COORDINATE[torch.float32] * coordinate_extent(warp)
+    bound = dims * COORDINATE[torch.float32] * coordinate_extent(warp)
     assert (points.double() - exact).abs().max() <= bound
 
 

@@ -9,12 +9,12 @@ import torch
 from torch.nn import functional as torch_functional
 
 import stn_engine
-from stn_engine import ParameterError
 from support.strategies import random_values
 from support.tolerances import GRADIENT, STORAGE, assert_close_in_norm
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 IMAGE, GRID = torch.rand(2, 3, 4, 5), torch.rand(2, 6, 7, 2)
+VOLUME, VOLUME_GRID = torch.rand(2, 3, 4, 5, 6), torch.rand(2, 2, 6, 7, 3)
 THETA = torch.eye(2, 3).repeat(2, 1, 1)
 
 BAD_GRID_SAMPLE_CALLS = {
@@ -25,6 +25,12 @@ BAD_GRID_SAMPLE_CALLS = {
     "input has three axes": ((IMAGE[0], GRID), {}),
     "grid has three axes": ((IMAGE, GRID[0]), {}),
     "grid has three coordinates": ((IMAGE, torch.rand(2, 6, 7, 3)), {}),
+    "a volume on a grid of images": ((VOLUME, GRID), {}),
+    "a volume on points of images": ((VOLUME, torch.rand(2, 2, 6, 7, 2)), {}),
+    "an image on a grid of volumes": ((IMAGE, VOLUME_GRID), {}),
+    "a bicubic volume": ((VOLUME, VOLUME_GRID, "bicubic"), {}),
+    "a volume without planes": ((VOLUME[:, :, :0], VOLUME_GRID), {}),
+    "input has six axes": ((VOLUME[None], VOLUME_GRID[None]), {}),
     "no rows": ((IMAGE[:, :, :0], GRID), {}),
     "no columns": ((IMAGE[:, :, :, :0], GRID), {}),
     "dtypes differ": ((IMAGE, GRID.double()), {}),
@@ -40,6 +46,9 @@ BAD_AFFINE_GRID_CALLS = {
     "theta has two axes": ((THETA[0], (2, 3, 4, 5)), {}),
     "theta is square": ((torch.rand(2, 3, 3), (2, 3, 4, 5)), {}),
     "size has three entries": ((THETA, (2, 3, 4)), {}),
+    "size has six entries": ((torch.rand(2, 4, 5), (2, 3, 4, 5, 6, 7)), {}),
+    "theta is of images, size of volumes": ((THETA, (2, 3, 4, 5, 6)), {}),
+    "theta is of volumes, size of images": ((torch.rand(2, 3, 4), (2, 3, 4, 5)), {}),
     "size has a zero": ((THETA, (2, 3, 0, 5)), {}),
     "size has a negative": ((THETA, (2, 3, 4, -5)), {}),
     "size has a float": ((THETA, (2, 3, 4.0, 5)), {}),
@@ -97,6 +106,9 @@ def test_affine_grid_warns_about_unit_sizes():
     with pytest.warns(UserWarning, match="unit-size grids"):
         grid = stn_engine.affine_grid(THETA, (2, 3, 1, 5), align_corners=True)
     assert grid[0, 0, :, 0].tolist() == [-1.0, -0.5, 0.0, 0.5, 1.0]
+    with pytest.warns(UserWarning, match="unit-size grids"):
+        grid = stn_engine.affine_grid(torch.eye(3, 4)[None], (1, 1, 1, 2, 3), align_corners=True)
+    assert grid[0, 0, 1, 2].tolist() == [1.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("name", ["grid_sample", "affine_grid"])
@@ -107,15 +119,6 @@ def test_drop_ins_have_the_signature_of_torch(name):
         for module in (stn_engine, torch_functional)
     )
     assert ours == theirs
-
-
-def test_drop_ins_do_not_offer_volumes():
-    """Five axes are refused."""
-    volume, grid = torch.rand(1, 1, 2, 2, 2), torch.rand(1, 2, 2, 2, 3)
-    with pytest.raises(ParameterError, match="input: expected four axes"):
-        stn_engine.grid_sample(volume, grid, align_corners=False)
-    with pytest.raises(ParameterError, match="size: expected four axes"):
-        stn_engine.affine_grid(torch.rand(1, 3, 4), (1, 1, 2, 2, 2), align_corners=False)
 
 
 def assert_equals_torch(call, operands, grad):
@@ -137,14 +140,18 @@ def assert_equals_torch(call, operands, grad):
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("mode", ["bilinear", "nearest", "bicubic"])
+@pytest.mark.parametrize(
+    ("mode", "dims"),
+    [("bilinear", 2), ("nearest", 2), ("bicubic", 2), ("bilinear", 3), ("nearest", 3)],
+)
 @pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_grid_sample_equals_torch(dtype, mode, padding_mode, align_corners):
+def test_grid_sample_equals_torch(dtype, mode, dims, padding_mode, align_corners):
     """Values and gradients agree on torch's own kind of sample: grids in [-2, 2]."""
-    image = random_values(1, (2, 3, 5, 5), dtype)
-    grid = 4 * torch.rand(2, 5, 5, 2, generator=torch.Generator().manual_seed(2)) - 2
-    grad = random_values(3, (2, 3, 5, 5), dtype)
+    size = dims * [5]
+    image = random_values(1, (2, 3, *size), dtype)
+    grid = 4 * torch.rand(2, *size, dims, generator=torch.Generator().manual_seed(2)) - 2
+    grad = random_values(3, (2, 3, *size), dtype)
     assert_equals_torch(
         lambda module, *leaves: module.grid_sample(*leaves, mode, padding_mode, align_corners),
         (image, grid.to(dtype)),
@@ -155,20 +162,23 @@ def test_grid_sample_equals_torch(dtype, mode, padding_mode, align_corners):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize(
-    "size", [(2, 3, 4, 5), (2, 1, 7, 2), [2, 3, 4, 5], torch.Size([2, 3, 4, 5])]
+    "size",
+    [(2, 3, 4, 5), (2, 1, 7, 2), [2, 3, 4, 5], torch.Size([2, 3, 4, 5]), (2, 3, 4, 5, 6)],
 )
 def test_affine_grid_equals_torch(dtype, align_corners, size):
     """Values and gradients agree for any kind of size."""
-    theta = random_values(4, (2, 2, 3), dtype)
-    grad = random_values(5, (2, size[2], size[3], 2), dtype)
+    dims = len(size) - 2
+    theta = random_values(4, (2, dims, dims + 1), dtype)
+    grad = random_values(5, (2, *size[2:], dims), dtype)
     call = lambda module, theta: module.affine_grid(theta, size, align_corners)  # noqa: E731 - twin
     assert_equals_torch(call, (theta,), grad)
 
 
-@pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 0, 4, 5)])
+@pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 0, 4, 5), (0, 3, 4, 5, 6)])
 def test_grid_sample_of_nothing_is_nothing(shape):
     """Empty batches and channels are legal, as in torch."""
-    image, grid = torch.rand(shape), torch.rand(shape[0], 2, 3, 2)
+    dims = len(shape) - 2
+    image, grid = torch.rand(shape), torch.rand(shape[0], *range(2, 2 + dims), dims)
     output = stn_engine.grid_sample(image, grid, align_corners=False)
     assert output.shape == torch_functional.grid_sample(image, grid, align_corners=False).shape
 

@@ -1,5 +1,6 @@
 """Gradients as derivatives and as adjoints, first and second order."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -32,10 +33,12 @@ from support.strategies import (
     INTERPOLATIONS,
     KINDS,
     PADDINGS,
+    VOLUME_KINDS,
     random_gradients,
     random_transform,
     random_values,
     random_warp,
+    volume_options,
     warps,
 )
 from support.tolerances import ADJOINT_IDENTITY
@@ -44,8 +47,19 @@ BACKENDS = {backend.name: backend for backend in (TorchBackend(), ReferenceBacke
 
 per_convention = pytest.mark.parametrize(("coordinates", "align_corners"), CONVENTIONS)
 per_padding = pytest.mark.parametrize("padding", PADDINGS)
-per_kind = pytest.mark.parametrize("kind", KINDS)
-per_generator = pytest.mark.parametrize("kind", GENERATORS)
+SMALL = {"channels": 2, "size": (3, 4), "output_size": (2, 3)}
+SMALL_VOLUME = {"channels": 2, "size": (2, 3, 4), "output_size": (2, 1, 2)}
+per_kind = pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [*itertools.product(KINDS, [SMALL]), *itertools.product(VOLUME_KINDS, [SMALL_VOLUME])],
+)
+per_generator = pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        *itertools.product(GENERATORS, [((5, 7), (3, 4))]),
+        *itertools.product(["affine", "flow"], [((5, 7, 6), (2, 3, 2))]),
+    ],
+)
 
 
 def as_function(problem):
@@ -75,19 +89,29 @@ def test_warp_gradcheck(kind, interpolation, padding, coordinates, align_corners
         coordinates=coordinates,
         align_corners=align_corners,
     )
-    sizes = {"batch": batch, "channels": 2, "size": (3, 4), "output_size": (2, 3)}
-    function, operands = as_function(settled_warp(kind=kind, spec=spec, **sizes))
+    problem = settled_warp(kind=kind, batch=batch, spec=spec, **SMALL)
+    function, operands = as_function(problem)
     assert gradcheck(function, operands, fast_mode=True)
+
+
+@pytest.mark.parametrize("options", volume_options(), ids=str)
+def test_warp_gradcheck_on_volumes(options):
+    """Nor does a third axis change that, to second order."""
+    problem = settled_warp(**SMALL_VOLUME, **(options | {"dtype": torch.float64}))
+    function, operands = as_function(problem)
+    assert gradcheck(function, operands, fast_mode=True)
+    if problem.spec.interpolation != "nearest":
+        assert gradgradcheck(function, operands, fast_mode=True)
 
 
 @per_kind
 @per_convention
 @pytest.mark.parametrize("batch", [(2, 2), (1, 2), (2, 1)])
-def test_warp_gradcheck_of_every_transform(kind, coordinates, align_corners, batch):
+def test_warp_gradcheck_of_every_transform(kind, sizes, coordinates, align_corners, batch):
     """Parameters of any kind have exact first and second derivatives."""
     spec = WarpSpec(padding="border", coordinates=coordinates, align_corners=align_corners)
-    sizes = {"batch": batch, "channels": 2, "size": (3, 4), "output_size": (2, 3)}
-    function, operands = as_function(settled_warp(kind=kind, spec=spec, **sizes))
+    problem = settled_warp(kind=kind, batch=batch, spec=spec, **sizes)
+    function, operands = as_function(problem)
     assert gradcheck(function, operands, fast_mode=True)
     assert gradgradcheck(function, operands, fast_mode=True)
 
@@ -106,8 +130,8 @@ def test_warp_gradgradcheck(kind, interpolation, padding, coordinates, align_cor
         coordinates=coordinates,
         align_corners=align_corners,
     )
-    sizes = {"batch": batch, "channels": 2, "size": (3, 4), "output_size": (2, 3)}
-    function, operands = as_function(settled_warp(kind=kind, spec=spec, **sizes))
+    problem = settled_warp(kind=kind, batch=batch, spec=spec, **SMALL)
+    function, operands = as_function(problem)
     assert gradgradcheck(function, operands, fast_mode=True)
 
 
@@ -126,15 +150,17 @@ def test_warp_gradients_is_differentiable():
 
 @per_generator
 @per_convention
-def test_generate_grid_gradcheck(kind, coordinates, align_corners):
+def test_generate_grid_gradcheck(kind, sizes, coordinates, align_corners):
     """The generator and its adjoint are differentiable in all that they depend on."""
-    transform = random_transform(2, kind, 2, (5, 7), (3, 4), coordinates)
+    size, output_size = sizes
+    transform = random_transform(2, kind, 2, size, output_size, coordinates)
     parameters = transform.parameters.clone().requires_grad_()
-    grad_grid = random_values(3, (2, 3, 4, 2), torch.float64).requires_grad_()
+    shape = (2, *output_size, len(output_size))
+    grad_grid = random_values(3, shape, torch.float64).requires_grad_()
     options = {"coordinates": coordinates, "align_corners": align_corners}
 
     def forward(parameters):
-        return generate_grid(transform.with_parameters(parameters), (3, 4), **options)
+        return generate_grid(transform.with_parameters(parameters), output_size, **options)
 
     def adjoint(grad_grid, parameters):
         return generate_grid_gradients(grad_grid, transform.with_parameters(parameters), **options)
@@ -181,14 +207,15 @@ def test_feature_map_gradient_is_the_adjoint_of_warp(backend, problem, seed):
 @given(
     seed=st.integers(0, 2**16),
     batch=st.integers(0, 3),
-    output_size=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+    output_size=st.lists(st.integers(0, 9), min_size=2, max_size=3),
     convention=st.sampled_from(CONVENTIONS),
 )
 def test_theta_gradient_is_the_adjoint_of_the_generator(
     backend, seed, batch, output_size, convention
 ):
     """⟨A θ, v⟩ = ⟨θ, Aᵀ v⟩: the generator is linear in theta."""
-    theta = random_values(seed, (batch, 2, 3), torch.float64)
+    dims = len(output_size)
+    theta = random_values(seed, (batch, dims, dims + 1), torch.float64)
     problem = GridProblem(Affine(theta), output_size, *convention)
     v = random_values(seed + 1, problem.output_shape, torch.float64)
     grid = BACKENDS[backend].generate_grid([problem])[0]
@@ -199,11 +226,13 @@ def test_theta_gradient_is_the_adjoint_of_the_generator(
 @per_generator
 @per_convention
 def test_fused_gradient_is_the_grid_gradient_through_the_generator(
-    kind, coordinates, align_corners
+    kind, sizes, coordinates, align_corners
 ):
     """The fused gradient of the parameters equals generator adjoint after sampler adjoint."""
     spec = WarpSpec(coordinates=coordinates, align_corners=align_corners)
-    fused = random_gradients(5, settled_warp(kind=kind, spec=spec), needs=("transform",))
+    size, output_size = sizes
+    warped = settled_warp(kind=kind, spec=spec, size=size, output_size=output_size)
+    fused = random_gradients(5, warped, needs=("transform",))
     transform = fused.warp.transform
     grid_problem = GridProblem(transform, fused.warp.output_size, coordinates, align_corners)
     backend = TorchBackend()

@@ -25,6 +25,7 @@ from support.strategies import (
     DTYPES,
     GENERATORS,
     KINDS,
+    VOLUME_KINDS,
     crowds,
     random_transform,
     random_values,
@@ -48,8 +49,12 @@ def grid_problems(draw):
     """Any small generator problem."""
     coordinates, align_corners = draw(st.sampled_from(CONVENTIONS))
     kind, n = draw(st.sampled_from(GENERATORS)), draw(st.integers(0, 3))
-    size = draw(st.sampled_from([(1, 1), (3, 4), (0, 2)]))
-    transform = random_transform(draw(st.integers(0, 2**16)), kind, n, (5, 7), size, coordinates)
+    sizes = [(1, 1), (3, 4), (0, 2)]
+    if kind in VOLUME_KINDS:
+        sizes += [(1, 1, 1), (2, 3, 4), (2, 0, 2)]
+    size = draw(st.sampled_from(sizes))
+    read = (5, 7, 6)[: len(size)]
+    transform = random_transform(draw(st.integers(0, 2**16)), kind, n, read, size, coordinates)
     dtype = draw(st.sampled_from([torch.float32, torch.float64]))
     transform = transform.with_parameters(transform.parameters.to(dtype))
     return GridProblem(transform, size, coordinates, align_corners)
@@ -110,10 +115,16 @@ def test_permuting_problems_permutes_results(problems, data):
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:-1], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-def test_large_group_is_its_single_results(dtype, kind):
+@pytest.mark.parametrize(
+    ("kind", "size", "output_size"),
+    [
+        *((kind, (33, 47), (61, 53)) for kind in KINDS),
+        *((kind, (13, 11, 12), (9, 17, 20)) for kind in VOLUME_KINDS),
+    ],
+)
+def test_large_group_is_its_single_results(dtype, kind, size, output_size):
     """Also where tensors are large enough for vectorised and threaded kernels."""
-    sizes = {"channels": 3, "size": (33, 47), "output_size": (61, 53)}
+    sizes = {"channels": 3, "size": size, "output_size": output_size}
     warped = [
         random_warp(seed, kind=kind, dtype=dtype, batch=(n, n), **sizes)
         for seed, n in enumerate((1, 3, 1, 2))
@@ -152,6 +163,18 @@ def test_kinds_of_equal_shape_stay_apart():
     for together, problem in zip(warp_ragged(problems), problems, strict=True):
         assert_same(together, warp_ragged([problem])[0])
     assert not torch.equal(*warp_ragged(problems))
+
+
+def test_images_and_volumes_share_a_call():
+    """Each gets its own number of axes, in the order of the call."""
+    sizes = [(3, 4), (2, 3, 4), (3, 4), (1, 3, 4)]
+    warped = [
+        random_warp(seed, size=size, output_size=size, batch=(1, 1))
+        for seed, size in enumerate(sizes)
+    ]
+    for together, problem, size in zip(warp_ragged(warped), warped, sizes, strict=True):
+        assert together.shape == (1, 3, *size)
+        assert_same(together, warp_ragged([problem])[0])
 
 
 def test_ragged_calls_record_no_graph():

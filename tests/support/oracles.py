@@ -49,7 +49,7 @@ def exact_gradients(problem: WarpGradientsProblem) -> tuple[Tensor, Tensor]:
 
 
 def exact_points(problem: WarpProblem) -> Tensor:
-    """Source points in pixels, float64, (N, Ho, Wo, 2)."""
+    """Source points in pixels, float64, (N, [Do,] Ho, Wo, dims)."""
     spec, transform = problem.spec, in_float64(problem).transform
     if not isinstance(transform, SamplingGrid):
         size = problem.output_shape[2:]
@@ -79,7 +79,7 @@ def coordinate_extent(problem: WarpProblem) -> float:
 
 
 def settled(problem: WarpProblem) -> Tensor:
-    """Which points keep 1e-3 px from every integer and half-integer: (N, Ho, Wo).
+    """Which points keep 1e-3 px from every integer and half-integer: (N, [Do,] Ho, Wo).
 
     Elsewhere a coordinate gradient, or a nearest read, may jump by the last bit of a coordinate.
     """
@@ -98,11 +98,15 @@ def settled_warp(**options) -> WarpProblem:
 
 
 def torch_warp(problem: WarpProblem) -> Tensor:
-    """V by torch.nn.functional, differentiable; for normalized coordinates and its paddings."""
+    """V by torch.nn.functional, differentiable; for normalized coordinates and its paddings.
+
+    For volumes torch has no bicubic.
+    """
     spec, n = problem.spec, problem.output_shape[0]
+    feature_map, grid = problem.feature_map, torch_grid(problem)
     return torch_functional.grid_sample(
-        problem.feature_map.expand(n, -1, -1, -1),
-        torch_grid(problem).expand(n, -1, -1, -1),
+        feature_map.expand(n, *feature_map.shape[1:]),
+        grid.expand(n, *grid.shape[1:]),
         spec.interpolation.value,
         spec.padding.value,
         spec.align_corners,
@@ -160,13 +164,14 @@ def torch_projection(problem: WarpProblem) -> tuple[Tensor, Tensor]:
 
 
 def _lattice(problem: WarpProblem) -> Tensor:
-    """Target points, (N, Ho, Wo, 2), in the dtype of the parameters."""
-    parameters, (height, width) = problem.transform.parameters, problem.output_shape[2:]
+    """Target points, (N, [Do,] Ho, Wo, dims), in the dtype of the parameters."""
+    parameters, size = problem.transform.parameters, problem.output_shape[2:]
     if problem.spec.coordinates == "pixel":
-        axes = (torch.arange(n, dtype=parameters.dtype) for n in (width, height))
-        lattice = torch.stack(torch.meshgrid(*axes, indexing="xy"), -1)
-        return lattice.expand(len(parameters), -1, -1, -1)
-    identity = torch.eye(2, 3, dtype=parameters.dtype).expand(len(parameters), -1, -1)
+        axes = (torch.arange(n, dtype=parameters.dtype) for n in size)
+        lattice = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1)
+        return lattice.expand(len(parameters), *lattice.shape)
+    dims = len(size)
+    identity = torch.eye(dims, dims + 1, dtype=parameters.dtype).expand(len(parameters), -1, -1)
     return _affine_grid(problem, identity)
 
 

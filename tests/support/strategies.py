@@ -1,5 +1,8 @@
 """Makes problems: one seeded builder, and Hypothesis strategies on top of it."""
 
+import itertools
+
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -46,8 +49,8 @@ def random_warp(
     parameter_dtype: torch.dtype | None = None,
     batch: tuple[int, int] = (2, 2),
     channels: int = 3,
-    size: tuple[int, int] = (5, 7),
-    output_size: tuple[int, int] = (4, 6),
+    size: tuple[int, ...] = (5, 7),
+    output_size: tuple[int, ...] = (4, 6),
     spec: WarpSpec | None = None,
 ) -> WarpProblem:
     """A warp that reads mostly inside its feature map and a bit outside, all around.
@@ -75,12 +78,14 @@ def random_gradients(seed: int, warp: WarpProblem, **options) -> WarpGradientsPr
 
 
 def _random_affine(seed, n, size, output_size, in_pixels):
-    noise = random_values(seed, (n, 2, 3), torch.float64)
+    dims = len(size)
+    noise = random_values(seed, (n, dims, dims + 1), torch.float64)
+    identity = torch.eye(dims, dims + 1).double()
     if not in_pixels:
-        return Affine(torch.eye(2, 3).double() + 0.25 * noise)
-    (h, w), (ho, wo) = size, output_size
-    stretch = torch.tensor([[w / max(wo, 1), 0.0, 0.0], [0.0, h / max(ho, 1), 0.0]]).double()
-    return Affine(stretch + noise * torch.tensor([0.25, 0.25, 1.0]).double())
+        return Affine(identity + 0.25 * noise)
+    stretch = [read / max(written, 1) for read, written in zip(size, output_size, strict=True)]
+    spread = torch.tensor([*dims * [0.25], 1.0]).double()
+    return Affine(identity * torch.tensor(stretch[::-1]).double()[:, None] + noise * spread)
 
 
 def _random_homography(seed, n, size, output_size, in_pixels):
@@ -121,14 +126,14 @@ def _random_spline(seed, n, size, output_size, in_pixels):
 
 def _random_flow(seed, n, size, output_size, in_pixels):
     del size
-    noise = random_values(seed, (n, *output_size, 2), torch.float64)
+    noise = random_values(seed, (n, *output_size, len(output_size)), torch.float64)
     return Flow((1.5 if in_pixels else 0.4) * noise)
 
 
 def _random_grid(seed, n, size, output_size, in_pixels):
-    grid = 0.9 * random_values(seed, (n, *output_size, 2), torch.float64)
+    grid = 0.9 * random_values(seed, (n, *output_size, len(size)), torch.float64)
     if in_pixels:
-        extent = torch.tensor((size[1], size[0])).double()
+        extent = torch.tensor(size[::-1]).double()
         grid = (grid + 1) * extent / 2
     return SamplingGrid(grid)
 
@@ -147,7 +152,44 @@ MAKERS = {
 """Every kind of transform."""
 
 KINDS = tuple(MAKERS)
+VOLUME_KINDS = ("affine", "flow", "grid")
+"""Those that read volumes as well as images."""
 GENERATORS = tuple(kind for kind in KINDS if kind != "grid")
+
+IMAGE = {"size": (5, 7), "output_size": (4, 6)}
+VOLUME = {"size": (3, 4, 5), "output_size": (2, 3, 4)}
+KINDS_AND_SIZES = [
+    *(pytest.param(kind, IMAGE, id=kind) for kind in KINDS),
+    *(pytest.param(kind, VOLUME, id=f"{kind} of volumes") for kind in VOLUME_KINDS),
+]
+"""Every kind of transform, in two dimensions and where possible in three."""
+
+
+def volume_options() -> list[dict]:
+    """Interpolation x padding x convention, with all else dealt out among them.
+
+    The subgradients, kinds and batches meet every value of those three; dtypes go round.
+    """
+    dtypes = itertools.cycle(DTYPES)
+    batches = ((2, 2), (1, 2), (2, 1))
+    return [
+        {
+            "kind": VOLUME_KINDS[(i + p + c) % 3],
+            "dtype": next(dtypes),
+            "batch": batches[(i + 2 * p + c) % 3],
+            "spec": WarpSpec(
+                interpolation=interpolation,
+                padding=padding,
+                fill=0.5,
+                coordinates=coordinates,
+                align_corners=align_corners,
+                subgradient=SUBGRADIENTS[(i + p + c) // 2 % 2],
+            ),
+        }
+        for i, interpolation in enumerate(INTERPOLATIONS)
+        for p, padding in enumerate(PADDINGS)
+        for c, (coordinates, align_corners) in enumerate(CONVENTIONS)
+    ]
 
 
 @st.composite
@@ -169,19 +211,21 @@ def specs(draw, channels: int = 3, **fixed) -> WarpSpec:
 @st.composite
 def layouts(draw, dtypes=DTYPES) -> dict:
     """All that must agree for warps to share a batch, but for the spec."""
-    sizes = st.sampled_from([(1, 1), (1, 4), (3, 5)])
+    is_volume = draw(st.booleans())
+    sizes = [(1, 1, 1), (1, 4, 1), (2, 3, 4)] if is_volume else [(1, 1), (1, 4), (3, 5)]
+    nothing = (2, 0, 1) if is_volume else (0, 2)
     return {
-        "kind": draw(st.sampled_from(KINDS)),
+        "kind": draw(st.sampled_from(VOLUME_KINDS if is_volume else KINDS)),
         "dtype": draw(st.sampled_from(dtypes)),
         "parameter_dtype": draw(st.sampled_from([torch.float32, torch.float64])),
-        "size": draw(sizes),
-        "output_size": draw(st.one_of(sizes, st.just((0, 2)))),
+        "size": draw(st.sampled_from(sizes)),
+        "output_size": draw(st.sampled_from([*sizes, nothing])),
     }
 
 
 @st.composite
 def warps(draw, dtypes=DTYPES, **fixed) -> WarpProblem:
-    """Any small warp, broadcast or not; ``fixed`` pins some fields of its spec."""
+    """Any small warp in 2-D or 3-D, broadcast or not; ``fixed`` pins some fields of its spec."""
     return draw(_warps(draw(layouts(dtypes)), draw(specs(**fixed))))
 
 
