@@ -31,6 +31,7 @@ from support.strategies import CONVENTIONS, INTERPOLATIONS, PADDINGS, random_val
 
 BACKENDS = [TorchBackend(), ReferenceBackend()]
 ROW = torch.tensor([[[[10.0, 20.0, 30.0]]]])  # H = 1, W = 3
+DEEP = torch.arange(24.0).view(1, 1, 2, 3, 4)  # D = 2, H = 3, W = 4: 12·z + 4·y + x
 TALL = torch.tensor([[[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]]])  # H = 2, W = 3
 
 
@@ -44,10 +45,11 @@ def backend(request):
 
 
 def read(backend, feature_map, points, **options):
-    """Values at a list of (x, y) points, as a list."""
-    grid = torch.tensor(points, dtype=torch.float64)[None, None]
+    """Values at a list of (x, y) or (x, y, z) points, as a list."""
+    points = torch.tensor(points, dtype=torch.float64)
+    grid = points.view(1, *[1] * (points.shape[1] - 1), *points.shape)
     problem = WarpProblem(feature_map, SamplingGrid(grid), spec=WarpSpec(**options))
-    return backend.warp([problem])[0][0, 0, 0].tolist()
+    return backend.warp([problem])[0].flatten().tolist()
 
 
 def read_row(backend, xs, **options):
@@ -58,6 +60,86 @@ def read_row(backend, xs, **options):
 def test_convention_coordinates_are_x_then_y(backend):
     """The point (2, 1) is column 2 of row 1."""
     assert read(backend, TALL, [(2.0, 1.0), (1.0, 0.0)], coordinates="pixel") == [6.0, 2.0]
+
+
+def test_convention_coordinates_of_volumes_are_x_then_y_then_z(backend):
+    """The point (3, 2, 1) is column 3 of row 2 of plane 1; values between are trilinear."""
+    values = read(backend, DEEP, [(3.0, 2.0, 1.0), (0.25, 1.5, 0.5)], coordinates="pixel")
+    assert values == [23.0, 12 * 0.5 + 4 * 1.5 + 0.25]
+
+
+def test_convention_theta_of_volumes_takes_x_y_z_1(backend):
+    """Rows are x, y, z and columns x_t, y_t, z_t, 1: x = 2·z_t + 1, y = x_t, z = y_t."""
+    theta = torch.tensor([[[0.0, 0.0, 2.0, 1.0], [1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]]])
+    problem = WarpProblem(DEEP, Affine(theta), (2, 1, 3), WarpSpec(coordinates="pixel"))
+    # Plane k of one row reads x = 2k + 1, y = j, z = 0.
+    assert backend.warp([problem])[0][0, 0].tolist() == [[[1.0, 5.0, 9.0]], [[3.0, 7.0, 11.0]]]
+    problem = WarpProblem(DEEP, Affine(theta), (1, 2, 1), WarpSpec(coordinates="pixel"))
+    assert backend.warp([problem])[0].flatten().tolist() == [1.0, 13.0]  # z = i
+
+
+def test_convention_output_size_of_volumes_is_depth_height_width(backend):
+    """output_size (2, 1, 5) gives two planes of one row of five columns."""
+    identity = Affine(torch.eye(3, 4)[None])
+    assert backend.warp([WarpProblem(DEEP, identity, (2, 1, 5))])[0].shape == (1, 1, 2, 1, 5)
+    assert backend.generate_grid([GridProblem(identity, (2, 1, 5))])[0].shape == (1, 2, 1, 5, 3)
+
+
+def test_convention_normalized_volumes(backend):
+    """Each axis by its own size: the last centres are at 3/4, 2/3 and 1/2, or at 1."""
+    assert read(backend, DEEP, [(0.75, 2 / 3, 0.5)]) == pytest.approx([23.0])
+    assert read(backend, DEEP, [(1.0, 1.0, 1.0)], align_corners=True) == [23.0]
+    # x_px = 3, y_px = 1, z_px = 1/2 and x_px = (1/3 + 1)/2·3 = 2, y_px = 1, z_px = 1/2
+    assert read(backend, DEEP, [(0.75, 0.0, 0.0)]) == pytest.approx([13.0])
+    assert read(backend, DEEP, [(1 / 3, 0.0, 0.0)], align_corners=True) == pytest.approx([12.0])
+
+
+def test_convention_padding_of_planes(backend):
+    """A quarter plane above the first, at column 0 and row 0, where the planes hold 0 and 12."""
+    volume = DEEP + 4.0  # 4 and 16
+    options = {"coordinates": "pixel", "fill": 100.0}
+    expected = {"zeros": 3.0, "fill": 28.0, "border": 4.0, "reflection": 7.0}
+    for padding, value in expected.items():
+        assert read(backend, volume, [(0.0, 0.0, -0.25)], padding=padding, **options) == [value]
+
+
+def test_convention_nearest_in_volumes_rounds_ties_to_even(backend):
+    """(0.5, 1.5, 0.5) reads column 0, row 2, plane 0."""
+    points = [(0.5, 1.5, 0.5), (1.5, 0.5, 0.75)]
+    assert read(backend, DEEP, points, coordinates="pixel", interpolation="nearest") == [8.0, 14.0]
+
+
+def test_convention_bicubic_takes_four_planes(backend):
+    """At z = 0.5 the planes -1, 0, 1, 2 weigh -3/32, 19/32, 19/32, -3/32, at whole x and y."""
+    volume = torch.tensor([10.0, 20.0]).view(1, 1, 2, 1, 1)
+    taps = {"zeros": (0.0, 0.0), "border": (10.0, 20.0), "reflection": (20.0, 10.0)}
+    for padding, (before, behind) in taps.items():
+        options = {"coordinates": "pixel", "interpolation": "bicubic", "padding": padding}
+        (value,) = read(backend, volume, [(0.0, 0.0, 0.5)], **options)
+        assert value == pytest.approx((19 * 10 + 19 * 20 - 3 * before - 3 * behind) / 32), padding
+
+
+@pytest.mark.parametrize("rule", ["right", "zero"])
+def test_convention_gradient_of_volumes(backend, rule):
+    """At (1, 1/2, 0) slopes are those of 12·z + 4·y + x; 0 by rule "zero" where it is whole."""
+    grid = SamplingGrid(torch.tensor([1.0, 0.5, 0.0]).view(1, 1, 1, 1, 3))
+    spec = WarpSpec(coordinates="pixel", subgradient=rule)
+    problem = WarpGradientsProblem(WarpProblem(DEEP, grid, spec=spec), torch.ones(1, 1, 1, 1, 1))
+    gradients = backend.warp_gradients([problem])[0]
+    expected = {"right": [1.0, 4.0, 12.0], "zero": [0.0, 4.0, 0.0]}[rule]
+    assert gradients.transform.flatten().tolist() == expected
+    weights = torch.zeros(2, 3, 4)
+    weights[0, :2, 1] = 0.5
+    assert torch.equal(gradients.feature_map[0, 0], weights)
+
+
+def test_convention_flow_of_volumes_leads_from_target_to_source(backend):
+    """A displacement (1, 0, 1) reads one column further right, one plane deeper."""
+    displacement = torch.tensor([1.0, 0.0, 1.0]).expand(1, 2, 3, 4, 3)
+    problem = WarpProblem(DEEP, Flow(displacement), spec=WarpSpec(coordinates="pixel"))
+    expected = torch.zeros_like(DEEP)
+    expected[:, :, 0, :, :3] = DEEP[:, :, 1, :, 1:]
+    assert torch.equal(backend.warp([problem])[0], expected)
 
 
 def test_convention_theta_maps_target_to_source(backend):
@@ -154,6 +236,22 @@ def shift_of(kind, dx, dy, size):
         Flow: torch.tensor([float(dx), dy]).expand(*size, 2).tolist(),
     }
     return kind(torch.tensor([parameters[kind]]))
+
+
+@pytest.mark.parametrize(("coordinates", "align_corners"), CONVENTIONS)
+@pytest.mark.parametrize("size", [(1, 1, 1), (7, 1, 5), (3, 37, 20)])
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("kind", [Affine, Flow])
+def test_convention_identity_of_volumes_is_bit_exact(
+    coordinates, align_corners, size, interpolation, kind
+):
+    """As that of images."""
+    volume = random_values(3, (1, 2, *size), torch.float32)
+    parameters = {Affine: torch.eye(3, 4), Flow: torch.zeros(*size, 3)}[kind]
+    unit = {"coordinates": coordinates, "align_corners": align_corners}
+    for padding in PADDINGS:
+        options = {"interpolation": interpolation, "padding": padding, **unit}
+        assert torch.equal(warp(volume, kind(parameters[None]), **options), volume)
 
 
 @pytest.mark.parametrize(("dx", "dy"), [(1, 0), (0, -2), (-3, 2), (4, 1)])
@@ -275,6 +373,21 @@ def test_convention_non_finite_points_read_fill(backend, padding, interpolation,
         fill=fill,
     )
     assert values == [fill, fill, 20.0]
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_convention_non_finite_points_of_volumes_read_fill(backend, padding, interpolation):
+    """One bad coordinate of three is enough, and it leaves no gradient."""
+    bad = [(math.nan, 0.0, 0.0), (0.0, math.inf, 0.0), (0.0, 0.0, -math.inf), (1.0, 0.0, 1.0)]
+    options = {"coordinates": "pixel", "padding": padding, "interpolation": interpolation}
+    assert read(backend, DEEP, bad, fill=7.0, **options) == [7.0, 7.0, 7.0, 13.0]
+    grid = SamplingGrid(torch.tensor(bad[:3]).view(1, 1, 1, 3, 3))
+    warped = WarpProblem(DEEP, grid, spec=WarpSpec(**options))
+    problem = WarpGradientsProblem(warped, torch.full((1, 1, 1, 1, 3), math.inf))
+    gradients = backend.warp_gradients([problem])[0]
+    assert not gradients.feature_map.any()
+    assert not gradients.transform.any()
 
 
 @pytest.mark.parametrize("padding", PADDINGS)

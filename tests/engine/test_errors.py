@@ -38,6 +38,10 @@ MAP = torch.zeros(4, 3, 5, 7)
 THETA = Affine(torch.eye(2, 3).repeat(4, 1, 1))
 GRID = SamplingGrid(torch.zeros(4, 2, 6, 2))
 FLOW = Flow(torch.zeros(4, 2, 6, 2))
+VOLUME = torch.zeros(4, 3, 2, 5, 7)
+DEEP = Affine(torch.eye(3, 4)[None])
+THETAS = [("N", 2, 3), ("N", 3, 4)]
+GRIDS = [("N", "Ho", "Wo", 2), ("N", "Do", "Ho", "Wo", 3)]
 CORNERS = [(-1, -1), (1, -1), (-1, 1), (1, 1)]
 WARP = WarpProblem(MAP, THETA, (2, 6))
 GENERATION = GridProblem(THETA, (2, 6))
@@ -55,64 +59,97 @@ def assert_refused(kind, match, argument, call):
 @pytest.mark.parametrize(
     ("argument", "expected", "actual", "call"),
     [
-        ("theta", ("N", 2, 3), (2, 3), lambda: Affine(torch.eye(2, 3))),
-        ("theta", ("N", 2, 3), (1, 3, 3), lambda: Affine(torch.eye(3)[None])),
-        ("theta", (4, 2, 3), (3, 2, 3), lambda: warp(MAP, Affine(torch.zeros(3, 2, 3)))),
-        ("theta", ("N", 3, 3), (1, 2, 3), lambda: Homography(torch.zeros(1, 2, 3))),
-        ("parameters", ("N", 3), (3,), lambda: Attention(torch.zeros(3))),
-        ("parameters", ("N", 4), (1, 3), lambda: Similarity(torch.zeros(1, 3))),
-        ("parameters", ("N", 2), (1, 4), lambda: Translation(torch.zeros(1, 4))),
-        ("parameters", ("N", 1), (2,), lambda: Rotation(torch.zeros(2))),
-        ("parameters", (4, 1), (3, 1), lambda: warp(MAP, Rotation(torch.zeros(3, 1)))),
-        ("displacement", ("N", "Ho", "Wo", 2), (1, 2, 2), lambda: Flow(torch.zeros(1, 2, 2))),
+        ("theta", THETAS, (2, 3), lambda: Affine(torch.eye(2, 3))),
+        ("theta", THETAS, (3, 4), lambda: Affine(torch.eye(3, 4))),
+        ("theta", THETAS, (1, 3, 3), lambda: Affine(torch.eye(3)[None])),
+        ("theta", [(4, 2, 3)], (3, 2, 3), lambda: warp(MAP, Affine(torch.zeros(3, 2, 3)))),
+        ("theta", [("N", 3, 3)], (1, 2, 3), lambda: Homography(torch.zeros(1, 2, 3))),
+        ("parameters", [("N", 3)], (3,), lambda: Attention(torch.zeros(3))),
+        ("parameters", [("N", 4)], (1, 3), lambda: Similarity(torch.zeros(1, 3))),
+        ("parameters", [("N", 2)], (1, 4), lambda: Translation(torch.zeros(1, 4))),
+        ("parameters", [("N", 1)], (2,), lambda: Rotation(torch.zeros(2))),
+        ("parameters", [(4, 1)], (3, 1), lambda: warp(MAP, Rotation(torch.zeros(3, 1)))),
+        ("displacement", GRIDS, (1, 2, 2), lambda: Flow(torch.zeros(1, 2, 2))),
         (
             "points",
-            ("N", 4, 2),
+            [("N", 4, 2)],
             (1, 3, 2),
             lambda: ThinPlateSpline(torch.zeros(1, 3, 2), control_points=CORNERS),
         ),
-        ("output_size", (2, 6), (6, 2), lambda: warp(MAP, FLOW, (6, 2))),
-        ("output_size", (2, 6), (6, 2), lambda: generate_grid(FLOW, (6, 2))),
-        ("grid", ("N", "Ho", "Wo", 2), (1, 2, 3, 3), lambda: SamplingGrid(torch.zeros(1, 2, 3, 3))),
-        ("grid", (4, 2, 6, 2), (3, 2, 6, 2), lambda: warp(MAP, SamplingGrid(GRID.grid[:3]))),
-        ("feature_map", ("N", "C", "H", "W"), (3, 5, 7), lambda: warp(MAP[0], THETA)),
+        ("output_size", [(2, 6)], (6, 2), lambda: warp(MAP, FLOW, (6, 2))),
+        ("output_size", [(2, 6)], (6, 2), lambda: generate_grid(FLOW, (6, 2))),
+        ("grid", GRIDS, (1, 2, 3, 3), lambda: SamplingGrid(torch.zeros(1, 2, 3, 3))),
+        ("grid", GRIDS, (1, 2, 2, 3, 2), lambda: SamplingGrid(torch.zeros(1, 2, 2, 3, 2))),
+        ("grid", [(4, 2, 6, 2)], (3, 2, 6, 2), lambda: warp(MAP, SamplingGrid(GRID.grid[:3]))),
+        ("feature_map", [("N", "C", "H", "W")], (3, 5, 7), lambda: warp(MAP[0], THETA)),
         (
             "feature_map",
-            ("N", "C", "H > 0", "W > 0"),
+            [("N", "C", "H > 0", "W > 0")],
             (4, 3, 0, 7),
             lambda: warp(MAP[:, :, :0], THETA),
         ),
         (
             "feature_map",
-            ("N", "C", "H > 0", "W > 0"),
+            [("N", "C", "H > 0", "W > 0")],
             (4, 3, 5, 0),
             lambda: warp(MAP[..., :0], THETA),
         ),
-        ("output_size", (2, 6), (6, 2), lambda: warp(MAP, GRID, (6, 2))),
+        ("output_size", [(2, 6)], (6, 2), lambda: warp(MAP, GRID, (6, 2))),
         (
             "grad_output",
-            (4, 3, 2, 6),
+            [(4, 3, 2, 6)],
             (4, 3, 6, 2),
             lambda: WarpGradientsProblem(WARP, torch.zeros(4, 3, 6, 2)),
         ),
         (
             "grad_output",
-            ("N", "C", "Ho", "Wo"),
+            [("N", "C", "Ho", "Wo")],
             (3, 5, 7),
             lambda: warp_gradients(MAP[0], MAP, THETA),
         ),
-        ("grad_output", (4, 3, 5, 7), (4, 1, 5, 7), lambda: warp_gradients(MAP[:, :1], MAP, THETA)),
+        (
+            "grad_output",
+            [(4, 3, 5, 7)],
+            (4, 1, 5, 7),
+            lambda: warp_gradients(MAP[:, :1], MAP, THETA),
+        ),
         (
             "grad_grid",
-            (4, 2, 6, 2),
+            [(4, 2, 6, 2)],
             (4, 6, 2, 2),
             lambda: GridGradientsProblem(GENERATION, torch.zeros(4, 6, 2, 2)),
         ),
         (
             "grad_grid",
-            ("N", "Ho", "Wo", 2),
+            [("N", "Ho", "Wo", 2)],
             (2, 6, 2),
             lambda: generate_grid_gradients(GRID.grid[0], THETA),
+        ),
+        ("feature_map", [("N", "C", "D", "H", "W")], (4, 3, 5, 7), lambda: warp(MAP, DEEP)),
+        (
+            "feature_map",
+            [("N", "C", "D > 0", "H > 0", "W > 0")],
+            (4, 3, 0, 5, 7),
+            lambda: warp(VOLUME[:, :, :0], DEEP),
+        ),
+        ("theta", [(4, 3, 4)], (3, 3, 4), lambda: warp(VOLUME, Affine(torch.zeros(3, 3, 4)))),
+        (
+            "output_size",
+            [(1, 2, 6)],
+            (1, 6, 2),
+            lambda: warp(VOLUME, Flow(torch.zeros(1, 1, 2, 6, 3)), (1, 6, 2)),
+        ),
+        (
+            "grad_output",
+            [("N", "C", "Do", "Ho", "Wo")],
+            (4, 3, 5, 7),
+            lambda: warp_gradients(MAP, VOLUME, DEEP),
+        ),
+        (
+            "grad_grid",
+            [("N", "Do", "Ho", "Wo", 3)],
+            (4, 2, 6, 2),
+            lambda: generate_grid_gradients(GRID.grid, DEEP),
         ),
     ],
 )
@@ -120,7 +157,35 @@ def test_shape_error(argument, expected, actual, call):
     """A wrong shape is told with the expected one."""
     match = rf"^{argument}: expected shape \(.*\), got \(.*\)\. [A-Z]"
     error = assert_refused(ShapeError, match, argument, call)
-    assert (error.expected_shapes, error.actual_shape) == (expected, actual)
+    assert (error.expected_shapes, error.actual_shape) == (tuple(expected), actual)
+
+
+def test_shape_error_tells_all_shapes_that_would_do():
+    """A theta of neither kind is told both."""
+    match = r"expected shape \(N, 2, 3\) or \(N, 3, 4\), got \(1, 3, 3\)\. Add or remove"
+    assert_refused(ShapeError, match, "theta", lambda: Affine(torch.eye(3)[None]))
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        THETA,
+        Homography(torch.eye(3)[None]),
+        Attention(torch.zeros(1, 3)),
+        Similarity(torch.zeros(1, 4)),
+        Translation(torch.zeros(1, 2)),
+        Rotation(torch.zeros(1, 1)),
+        ThinPlateSpline(torch.zeros(1, 4, 2), control_points=CORNERS),
+        FLOW,
+        GRID,
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_shape_error_of_a_volume_under_a_flat_transform(transform):
+    """What has parameters for two coordinates reads no third axis, and says so."""
+    kind = type(transform).__name__
+    match = rf"expected shape \(N, C, H, W\), got .*\. Add or remove axes: this {kind} is 2-D;"
+    assert_refused(ShapeError, match, "feature_map", lambda: warp(VOLUME, transform))
 
 
 @pytest.mark.parametrize(
@@ -260,6 +325,14 @@ def test_parameter_error_of_output_size(size):
         assert assert_refused(ParameterError, match, "output_size", call).value == size
 
 
+@pytest.mark.parametrize("size", [(2, 3), (2, 3, 4, 5), (-1, 3, 4), (2, 3, 4.0)])
+def test_parameter_error_of_output_size_in_3d(size):
+    """A volume has three sizes."""
+    match = "^output_size: expected three integers >= 0, depth first"
+    for call in (lambda: warp(VOLUME, DEEP, size), lambda: generate_grid(DEEP, size)):
+        assert assert_refused(ParameterError, match, "output_size", call).value == size
+
+
 @pytest.mark.parametrize(
     "control_points",
     [
@@ -332,6 +405,12 @@ def test_invalid_input_error_of_transforms():
     assert_refused(InvalidInputError, match, "transform", lambda: warp(MAP, THETA.theta))
     match = f"^transform: expected {kinds}, got SamplingGrid"
     assert_refused(InvalidInputError, match, "transform", lambda: generate_grid(GRID, (2, 6)))
+    match = "^transform: expected Affine or .*, got Tensor"
+    for call in (
+        lambda: warp_gradients(MAP, MAP, THETA.theta),
+        lambda: generate_grid_gradients(GRID.grid, THETA.theta),
+    ):
+        assert_refused(InvalidInputError, match, "transform", call)
 
 
 def test_error_tree():

@@ -26,7 +26,7 @@ from stn_engine import (
 )
 from support.strategies import (
     GENERATORS,
-    KINDS,
+    KINDS_AND_SIZES,
     random_gradients,
     random_transform,
     random_values,
@@ -100,6 +100,26 @@ def test_grid_problem_sizes():
     assert (adjoint.input_bytes, adjoint.output_bytes) == (4 * 6 * 8 + 768, 4 * 6 * 8)
 
 
+def test_volume_problem_sizes():
+    """A third axis counts as the others do."""
+    deep = Affine(torch.zeros(4, 3, 4))
+    problem = WarpProblem(torch.zeros(1, 2, 3, 5, 7), deep, [2, 6, 1])
+    assert problem.output_size == (2, 6, 1)
+    assert problem.output_shape == (4, 2, 2, 6, 1)
+    assert (problem.output_samples, problem.output_bytes) == (48, 4 * 2 * 12 * 4)
+    assert WarpProblem(problem.feature_map, deep).output_shape == (4, 2, 3, 5, 7)
+    grid = GridProblem(deep, (2, 6, 1))
+    assert (grid.output_shape, grid.output_samples) == ((4, 2, 6, 1, 3), 48)
+    flow = Flow(torch.zeros(1, 2, 6, 1, 3))
+    assert WarpProblem(problem.feature_map, flow).output_size == flow.own_size == (2, 6, 1)
+
+
+@pytest.mark.parametrize(("kind", "sizes"), KINDS_AND_SIZES)
+def test_parameters_say_how_many_coordinates_points_have(kind, sizes):
+    """Two in images, three in volumes."""
+    assert random_warp(1, kind=kind, **sizes).transform.dims == len(sizes["size"])
+
+
 def test_monstrous_sizes_are_counted_and_not_allocated():
     """A problem of 2^80 samples is made in no time and knows its exact size."""
     size = (2**40, 2**40)
@@ -152,10 +172,10 @@ def test_a_problem_on_meta_tensors_binds_to_real_ones():
     assert planned.feature_map.is_meta
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_problem_binds_its_operands(kind):
+@pytest.mark.parametrize(("kind", "sizes"), KINDS_AND_SIZES)
+def test_every_problem_binds_its_operands(kind, sizes):
     """Operands come in the constructor's order; results are those of a problem built so."""
-    warped = random_gradients(1, random_warp(2, kind=kind, dtype=torch.float32))
+    warped = random_gradients(1, random_warp(2, kind=kind, dtype=torch.float32, **sizes))
     operands = warped.grad_output, warped.warp.feature_map, warped.warp.transform.parameters
     planned = on_meta(warped)
     bound = planned.bound(*operands)

@@ -9,8 +9,9 @@ import torch
 import stn_engine
 from stn_engine import Interpolation, Padding, Transform, WarpGradientsProblem, WarpSpec, dispatch
 from stn_engine.checks import FEATURE_MAP_DTYPES, GRADIENT_DTYPES
-from support.strategies import random_gradients, random_warp
+from support.strategies import VOLUME_KINDS, random_gradients, random_warp
 
+SMALL_VOLUME = {"batch": (1, 1), "channels": 1, "size": (2, 2, 2), "output_size": (1, 2, 1)}
 README = Path(__file__).parents[2] / "stn_engine" / "README.md"
 KINDS = {one.__name__: one.__name__.lower() for one in get_args(Transform)} | {
     "SamplingGrid": "grid",
@@ -27,9 +28,9 @@ def on_meta(problem):
     return type(problem)(problem.feature_map.to("meta"), transform)
 
 
-def supported(backend, kind, dtype, spec):
+def supported(backend, kind, sizes, dtype, spec):
     """The results of a backend for one cell of the table, computed for real."""
-    warp = random_warp(1, kind=kind, dtype=dtype, spec=spec)
+    warp = random_warp(1, kind=kind, dtype=dtype, spec=spec, **sizes)
     assert backend.unsupported_reasons(warp) == ()
     assert backend.warp([warp])[0].shape == warp.output_shape
     if dtype in GRADIENT_DTYPES:
@@ -42,9 +43,11 @@ def supported(backend, kind, dtype, spec):
 def row(backend):
     """One line of the table, from what the backend actually computes."""
     transforms = [one.__name__ for one in get_args(Transform)]
+    of_volumes = [name for name in transforms if KINDS[name] in VOLUME_KINDS]
     assert all(
-        supported(backend, KINDS[kind], dtype, WarpSpec(interpolation=mode, padding=padding))
-        for kind in transforms
+        supported(backend, KINDS[kind], sizes, dtype, WarpSpec(interpolation=mode, padding=padding))
+        for kinds, sizes in ((transforms, {}), (of_volumes, SMALL_VOLUME))
+        for kind in kinds
         for dtype in FEATURE_MAP_DTYPES
         for mode in Interpolation
         for padding in Padding
@@ -54,6 +57,7 @@ def row(backend):
         f"`{backend.name}`",
         "any" if anywhere else "cpu",
         ", ".join(f"`{name}`" for name in transforms),
+        ", ".join(f"`{name}`" for name in of_volumes),
         ", ".join(Interpolation),
         ", ".join(Padding),
         ", ".join(names(FEATURE_MAP_DTYPES)),

@@ -91,6 +91,39 @@ def test_sampler_value_at_integers_is_the_pixel(subgradient):
     assert V.ravel().tolist() == [2.0, 4.0, 8.0]
 
 
+def test_sampler_value_in_a_volume():
+    """At (1/4, 1/2, 3/4) the last voxel of eight weighs 1/4·1/2·3/4, the first 3/4·1/2·1/4."""
+    U = np.zeros((1, 1, 2, 2, 2))
+    U[0, 0, 0, 0, 0], U[0, 0, 1, 1, 1] = 32.0, 64.0
+    points = pixel_grid([[[(0.25, 0.5, 0.75)]]])
+    V = reference.sampler(U, points, reference.Sampling(**PIXELS))
+    assert V.item() == 32 * 3 / 32 + 64 * 3 / 32
+
+
+def test_sampler_adjoint_in_a_volume():
+    """At (1/4, 1/2, 3/4) of U = 16·x·y·z + 2·z: slopes 16yz, 16xz and 16xy + 2, times G = 2."""
+    U = np.zeros((1, 1, 2, 2, 2))
+    U[0, 0, 1] = [[2.0, 2.0], [2.0, 18.0]]
+    points = pixel_grid([[[(0.25, 0.5, 0.75)]]])
+    G = np.full((1, 1, 1, 1, 1), 2.0)
+    grad_U, grad_grid = reference.sampler_adjoint(G, U, points, reference.Sampling(**PIXELS))
+    assert grad_grid.ravel().tolist() == [2 * 6.0, 2 * 3.0, 2 * 4.0]
+    # Weights by plane, row and column: (1/4, 3/4) x (1/2, 1/2) x (3/4, 1/4), times G.
+    plane = [[3 / 4, 1 / 4], [3 / 4, 1 / 4]]
+    assert grad_U[0, 0].tolist() == (np.asarray([plane, plane]) * [[[1 / 4]], [[3 / 4]]]).tolist()
+
+
+def test_affine_generator_in_3d_takes_x_y_z_1():
+    """Plane 1, row 2, column 3: (x_t, y_t, z_t, 1) = (3, 2, 1, 1)."""
+    theta = np.arange(1.0, 13.0).reshape(1, 3, 4)
+    grid = reference.affine_generator(theta, (2, 3, 4), "pixel", align_corners=False)
+    assert grid[0, 1, 2, 3].tolist() == [3 + 4 + 3 + 4, 15 + 12 + 7 + 8, 27 + 20 + 11 + 12]
+    grad_grid = np.zeros_like(grid)
+    grad_grid[0, 1, 2, 3] = (1.0, 10.0, 100.0)
+    grad_theta = reference.affine_generator_adjoint(grad_grid, "pixel", align_corners=False)
+    assert grad_theta[0].tolist() == [[3, 2, 1, 1], [30, 20, 10, 10], [300, 200, 100, 100]]
+
+
 def test_affine_generator_is_equation_5():
     """In pixel coordinates x = θ1·j + θ2·i + θ5 and y = θ3·j + θ4·i + θ6."""
     theta = np.asarray([[[2.0, 3.0, 5.0], [7.0, 11.0, 13.0]]])

@@ -152,7 +152,11 @@ def declare_transform(transform: warp_pb2.Transform) -> TransformOperand:
     operand = declare(parameters, path, finite=kind.finite)
     paths = {kind.parameters: path}
     with field_paths(paths):
-        return TransformOperand(operand, kind.build(operand.meta), paths)
+        meta = kind.build(operand.meta)
+    if meta.dims != 2:
+        expected = f"expected a transform of images, got shape {operand.declaration.shape}."
+        raise InvalidRequestError(path, f"{expected} Volumes are not served.")
+    return TransformOperand(operand, meta, paths)
 
 
 def require_four_axes(declaration: Declaration, axes: str) -> None:

@@ -1,4 +1,7 @@
-"""Spatial transformer numerics: grid generator, sampler and their exact gradients."""
+"""Spatial transformer numerics: grid generator, sampler and their exact gradients.
+
+For images (N, C, H, W) and volumes (N, C, D, H, W); ``warp`` states the conventions.
+"""
 
 from stn_engine.drop_ins import affine_grid, grid_sample
 from stn_engine.errors import (
