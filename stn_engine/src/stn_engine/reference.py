@@ -82,13 +82,10 @@ class Neighbour:
     @property
     def weight_by(self) -> list[Array]:
         """Derivatives of the weight by x, y (and z): its parts in equations (2) and (3)."""
-        products = []
-        for axis in range(len(self.taps)):
-            factors = [
-                tap.slope if place == axis else tap.weight for place, tap in enumerate(self.taps)
-            ]
-            products.append(np.asarray(math.prod(factors)))
-        return products[::-1]
+        return [
+            np.asarray(math.prod(tap.slope if tap is along else tap.weight for tap in self.taps))
+            for along in reversed(self.taps)
+        ]
 
 
 def target_coordinates(size: int, coordinates: str, *, align_corners: bool) -> Array:

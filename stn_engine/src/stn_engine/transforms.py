@@ -29,7 +29,7 @@ class _Parametric:
 
     @property
     def own_size(self) -> tuple[int, ...] | None:
-        """(Ho, Wo) of transforms with parameters for every target pixel, or else None."""
+        """([Do,] Ho, Wo) of transforms with parameters for every target pixel, or else None."""
         return None
 
     @property
