@@ -23,7 +23,13 @@ $(PROTOC): .ci/requirements-protoc.txt | $(INSTALLED)
 	$(VENV)/protoc/bin/pip install --quiet --requirement $<
 	@touch $@
 
-.PHONY: demo test check format proto docs bench clean help
+RIVALS := $(VENV)/.rivals-installed
+
+$(RIVALS): .ci/requirements-bench.txt $(INSTALLED)
+	$(BIN)/pip install --quiet --no-deps --requirement $<
+	@touch $@
+
+.PHONY: demo test check format proto docs bench bench-engine clean help
 
 demo: $(INSTALLED)  ## warp a photo, differentiate it, align two photos, all through a real server
 	$(BIN)/python client/examples/first_light.py --output build/demo
@@ -44,14 +50,19 @@ format: $(INSTALLED)  ## format and fix what can be fixed
 proto: $(PROTOC)  ## regenerate the committed protobuf code
 	$(VENV)/protoc/bin/python .ci/generate_proto.py
 
-docs: $(INSTALLED)  ## regenerate the tables in the READMEs
+docs: $(INSTALLED)  ## regenerate the tables in the READMEs and the pictures of the conventions
 	$(BIN)/python .ci/generate_docs.py
+	$(BIN)/python .ci/draw_conventions.py
 
 bench: $(INSTALLED)  ## the service against raw-bytes gRPC echo, side by side
-	$(BIN)/python tests/bench/bench_service.py --output tests/bench/results/service.json
+	PYTHONPATH=tests $(BIN)/python -m bench.bench_service --output tests/bench/results/service.json
+
+bench-engine: $(RIVALS)  ## the engine against torch, OpenCV and Kornia, side by side
+	PYTHONPATH=tests $(BIN)/python -m bench.bench_engine \
+		--output tests/bench/results/engine_cpu.json
 
 clean:  ## remove the virtual environment and everything built
 	rm -rf $(VENV) build
 
 help:
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
+from bench import report
 from stn_client import Affine
 from stn_client._calls import warp
 from stn_client.local import LocalServer
@@ -48,7 +46,8 @@ def main() -> None:
                 cells.append(summarize(shape, concurrency, rounds))
                 print_cell(cells[-1])
     if options.output:
-        write(options.output, cells)
+        title = "service against raw-bytes gRPC echo"
+        report.write(options.output, title, ("grpcio", "torch", "stn-server"), cells=cells)
 
 
 class Fleet:
@@ -114,25 +113,6 @@ def print_cell(cell) -> None:
             line += f"   {cell[f'{name}_throughput_ratio']:.2f} x the throughput of echo,"
             line += f" {cell[f'{name}_latency_ratio']:.2f} x its latency"
         print(line)
-
-
-def write(path: Path, cells) -> None:
-    report = {
-        "benchmark": "service against raw-bytes gRPC echo",
-        "date": datetime.now(UTC).date().isoformat(),
-        "processor": processor(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("grpcio", "torch", "stn-server")},
-        "cells": cells,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.processor()
 
 
 def parse_options() -> argparse.Namespace:

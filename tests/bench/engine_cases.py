@@ -1,0 +1,246 @@
+"""What the engine is measured on, and against whom. The first contender of a case is ours.
+
+All float32 and bilinear with zeros outside, unless a case says otherwise. Transforms are built
+inside the timed calls, as users build them; operands before.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import cv2
+import torch
+from kornia.geometry.transform import warp_affine as kornia_warp_affine
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - as everyone calls it
+
+from bench import engine_operands
+from bench.engine_calls import (
+    affine_grid,
+    differentiated,
+    engine_affine,
+    pixel_affine,
+    target_points,
+    torch_affine,
+    torch_flow,
+    torch_homography,
+)
+from bench.engine_operands import feature_map_and_theta, inverse, pixel_theta, uniform
+from bench.rounds import Contender
+from stn_engine import (
+    Affine,
+    Flow,
+    Homography,
+    SamplingGrid,
+    WarpGradientsProblem,
+    WarpProblem,
+    warp,
+    warp_gradients_ragged,
+    warp_ragged,
+)
+
+MAPS = ((32, 3, 224, 224), (1, 3, 1024, 1024), (64, 1, 28, 28), (8, 64, 56, 56))
+VOLUME = (1, 1, 96, 96, 96)
+CHANNELS_LAST = (8, 64, 56, 56)
+PHOTOS = (32, 3, 224, 224)
+IMAGE_SIDES = (224, 1024)
+RAGGED_ITEMS, RAGGED_SIDES = 256, (16, 256)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison. ``build`` makes the operands and closes the contenders over them."""
+
+    group: str
+    name: str
+    build: Callable[[], Mapping[str, Contender]]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What the ratios of a group against one rival should reach."""
+
+    least: float
+    mean: float | None = None
+
+
+BARS = {
+    ("forward", "torch"): Bar(least=2.5, mean=5),
+    ("forward + backward", "torch"): Bar(least=2.5, mean=4),
+    ("forward, channels last", "torch"): Bar(least=6),
+    ("HWC image", "OpenCV"): Bar(least=1),
+    ("batch in pixel units", "Kornia"): Bar(least=5),
+    ("ragged forward", "torch loop"): Bar(least=5),
+    ("two threads", "one thread"): Bar(least=1.8),
+}
+"""By group and rival; all others are for information."""
+
+
+def all_cases(threads: int) -> Iterator[Case]:
+    for group, build in (("forward", forward), ("forward + backward", backward)):
+        yield from (Case(group, label(shape), partial(build, shape, threads)) for shape in MAPS)
+        yield volume_case(group, build, threads)
+        last = partial(build, CHANNELS_LAST, threads, torch.channels_last)
+        yield Case(f"{group}, channels last", label(CHANNELS_LAST), last)
+    for dtype in (torch.uint8, torch.float32):
+        for side in IMAGE_SIDES:
+            name = f"{label((side, side, 3))} {str(dtype).removeprefix('torch.')}"
+            yield Case("HWC image", name, partial(hwc_image, side, dtype, threads))
+    yield Case("batch in pixel units", label(PHOTOS), partial(pixel_batch, threads))
+    name = f"{RAGGED_ITEMS} images of {RAGGED_SIDES[0]} to {RAGGED_SIDES[1]} px"
+    yield Case("ragged forward", name, partial(ragged_forward, threads))
+    yield Case("ragged forward + backward", name, partial(ragged_backward, threads))
+    if threads >= 2:
+        yield from thread_cases()
+    yield from other_modes(threads)
+
+
+def volume_case(group: str, build, threads: int) -> Case:
+    """Trilinear: the feature map is (N, C, D, H, W), theta (N, 3, 4)."""
+    return Case(group, label(VOLUME), partial(build, VOLUME, threads))
+
+
+def thread_cases() -> Iterator[Case]:
+    """How our own kernels scale, on the cases against torch."""
+    for group, build in (("forward", forward), ("forward + backward", backward)):
+        for shape in (*MAPS, VOLUME):
+            name = f"{group} {label(shape)}"
+            yield Case("two threads", name, partial(two_threads, build, shape))
+
+
+def other_modes(threads: int) -> Iterator[Case]:
+    for mode in ("bicubic", "nearest"):
+        options = {"interpolation": mode}, {"mode": mode}
+        yield Case("other modes", mode, partial(options_of_both, *options, threads))
+    for padding in ("border", "reflection"):
+        options = {"padding": padding}, {"padding_mode": padding}
+        yield Case("other modes", padding, partial(options_of_both, *options, threads))
+    for build in (homography, flow, grid):
+        yield Case("other modes", build.__name__, partial(build, threads))
+
+
+def label(shape) -> str:
+    return "x".join(map(str, shape))
+
+
+def contenders(threads: int, calls: Mapping[str, Callable]) -> dict[str, Contender]:
+    return {name: Contender(run, threads) for name, run in calls.items()}
+
+
+def forward(shape, threads, layout=torch.contiguous_format):
+    operands = feature_map_and_theta(shape, layout)
+    calls = {"ours": partial(engine_affine, *operands), "torch": partial(torch_affine, *operands)}
+    if shutil.which("g++"):
+        torch.compiler.reset()
+        calls["torch.compile"] = partial(torch.compile(torch_affine, dynamic=False), *operands)
+    return contenders(threads, calls)
+
+
+def backward(shape, threads, layout=torch.contiguous_format):
+    inputs = tuple(operand.requires_grad_() for operand in feature_map_and_theta(shape, layout))
+    grad_output = uniform(shape, -1.0, 1.0, seed=5).to(memory_format=layout)
+    calls = {
+        "ours": partial(differentiated, engine_affine, inputs, grad_output),
+        "torch": partial(differentiated, torch_affine, inputs, grad_output),
+    }
+    return contenders(threads, calls)
+
+
+def two_threads(build, shape):
+    run = build(shape, threads=2)["ours"].run
+    return {"two threads": Contender(run, 2), "one thread": Contender(run, 1)}
+
+
+def hwc_image(side, dtype, threads):
+    """The same array for both; OpenCV may write into an array that is there already."""
+    image = uniform((side, side, 3), 0.0, 255.0, seed=1).to(dtype)
+    feature_map, theta = image.permute(2, 0, 1)[None], pixel_theta(1, side)
+    source, target, matrix = image.numpy(), image.clone().numpy(), theta[0].numpy()
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    calls = {
+        "ours": lambda: pixel_affine(feature_map, theta)[0].permute(1, 2, 0),
+        "OpenCV": lambda: cv2.warpAffine(source, matrix, (side, side), dst=target, flags=flags),
+    }
+    return contenders(threads, calls)
+
+
+def pixel_batch(threads):
+    """Kornia's matrix leads from source to target, and has the dtype of the images."""
+    feature_map, theta = uniform(PHOTOS, 0.0, 1.0, seed=1), pixel_theta(PHOTOS[0], PHOTOS[-1])
+    matrix = inverse(theta).float()
+    calls = {
+        "ours": partial(pixel_affine, feature_map, theta),
+        "Kornia": partial(kornia_warp_affine, feature_map, matrix, PHOTOS[2:]),
+    }
+    return contenders(threads, calls)
+
+
+def ragged_forward(threads):
+    pairs = engine_operands.ragged(RAGGED_ITEMS, RAGGED_SIDES, channels=3)
+    calls = {
+        "ours": lambda: warp_ragged([WarpProblem(u, Affine(theta)) for u, theta in pairs]),
+        "torch loop": lambda: [torch_affine(u, theta) for u, theta in pairs],
+    }
+    return contenders(threads, calls)
+
+
+def ragged_backward(threads):
+    """Of the loss |V|²/2, whose gradient is V: both sides run forward and then backward."""
+    pairs = engine_operands.ragged(RAGGED_ITEMS, RAGGED_SIDES, channels=3)
+    leaves = [tuple(one.clone().requires_grad_() for one in pair) for pair in pairs]
+
+    def ours() -> list[tuple[Tensor | None, Tensor | None]]:
+        warps = [WarpProblem(u, Affine(theta)) for u, theta in pairs]
+        problems = map(WarpGradientsProblem, warps, warp_ragged(warps))
+        gradients = warp_gradients_ragged(list(problems))
+        return [(one.feature_map, one.transform) for one in gradients]
+
+    def theirs() -> list[tuple[Tensor, ...]]:
+        outputs = [torch_affine(*pair) for pair in leaves]
+        both = zip(outputs, leaves, strict=True)
+        return [torch.autograd.grad(v, pair, v.detach()) for v, pair in both]
+
+    return contenders(threads, {"ours": ours, "torch loop": theirs})
+
+
+def options_of_both(options, torch_options, threads):
+    operands = feature_map_and_theta(PHOTOS)
+    calls = {
+        "ours": partial(engine_affine, *operands, **options),
+        "torch": partial(torch_affine, *operands, **torch_options),
+    }
+    return contenders(threads, calls)
+
+
+def homography(threads):
+    feature_map, affine = feature_map_and_theta(PHOTOS)
+    horizon = torch.tensor([0.1, -0.05, 1.0]).expand(PHOTOS[0], 1, 3)
+    theta = torch.cat((affine, horizon), 1)
+    calls = {
+        "ours": lambda: warp(feature_map, Homography(theta)),
+        "torch": partial(torch_homography, feature_map, theta),
+    }
+    return contenders(threads, calls)
+
+
+def flow(threads):
+    feature_map, theta = feature_map_and_theta(PHOTOS)
+    displacement = affine_grid(theta, PHOTOS) - target_points(PHOTOS)
+    calls = {
+        "ours": lambda: warp(feature_map, Flow(displacement)),
+        "torch": partial(torch_flow, feature_map, displacement),
+    }
+    return contenders(threads, calls)
+
+
+def grid(threads):
+    feature_map, theta = feature_map_and_theta(PHOTOS)
+    points = affine_grid(theta, PHOTOS)
+    calls = {
+        "ours": lambda: warp(feature_map, SamplingGrid(points)),
+        "torch": partial(F.grid_sample, feature_map, points, align_corners=False),
+    }
+    return contenders(threads, calls)
