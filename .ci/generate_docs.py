@@ -10,16 +10,65 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
+import torch
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
+from stn_engine import (
+    Affine,
+    Attention,
+    Flow,
+    GridProblem,
+    Homography,
+    Interpolation,
+    Padding,
+    ParametricTransform,
+    Rotation,
+    SamplingGrid,
+    Similarity,
+    ThinPlateSpline,
+    Transform,
+    Translation,
+    WarpGradientsProblem,
+    WarpProblem,
+    WarpSpec,
+    dispatch,
+)
+from stn_engine.backends.base import Backend
+from stn_engine.checks import FEATURE_MAP_DTYPES, GRADIENT_DTYPES
+from stn_engine.problem import Problem
 from stn_server import status
 from stn_server.metrics import Metrics
 from stn_server.settings import all_settings
 
 ROOT = Path(__file__).parents[1]
-BENCHMARK = ROOT / "tests/bench/results/service.json"
+SERVICE_BENCHMARK = ROOT / "tests/bench/results/service.json"
+ENGINE_BENCHMARK = ROOT / "tests/bench/results/engine_cpu.json"
+
+EXAMPLES: dict[int, tuple[Transform, ...]] = {
+    2: (
+        Affine(torch.zeros(1, 2, 3)),
+        Homography(torch.zeros(1, 3, 3)),
+        Attention(torch.zeros(1, 3)),
+        Similarity(torch.zeros(1, 4)),
+        Translation(torch.zeros(1, 2)),
+        Rotation(torch.zeros(1, 1)),
+        ThinPlateSpline(torch.zeros(1, 3, 2), control_points=((0, 0), (0, 1), (1, 0))),
+        Flow(torch.zeros(1, 1, 1, 2)),
+        SamplingGrid(torch.zeros(1, 1, 1, 2)),
+    ),
+    3: (
+        Affine(torch.zeros(1, 3, 4)),
+        Flow(torch.zeros(1, 1, 1, 1, 3)),
+        SamplingGrid(torch.zeros(1, 1, 1, 1, 3)),
+    ),
+}
+"""A transform of every kind, by the dimensions that it reads along."""
+
+NOTHING = "none"
+Row: TypeAlias = tuple[str, ...]
 
 
 def configuration() -> str:
@@ -46,7 +95,7 @@ def metrics() -> str:
         (
             f"`{metric.describe()[0].name}{'_total' if metric._type == 'counter' else ''}`",
             metric._type,
-            ", ".join(metric._labelnames) or "–",
+            ", ".join(metric._labelnames) or NOTHING,
             metric._documentation,
         )
         for metric in found
@@ -62,7 +111,7 @@ def statuses() -> str:
 
 def benchmark() -> str:
     """The last committed run of `make bench`."""
-    report = json.loads(BENCHMARK.read_text())
+    report = json.loads(SERVICE_BENCHMARK.read_text())
     rows = [
         (
             "×".join(map(str, cell["shape"])),
@@ -88,11 +137,50 @@ def benchmark() -> str:
     return f"{_table(head, rows)}\n\n{when}; medians of rounds that alternate between the three."
 
 
+def engine_benchmark() -> str:
+    """The last committed run of `make bench-engine`."""
+    report = json.loads(ENGINE_BENCHMARK.read_text())
+    rows = [
+        (
+            one["group"],
+            one["rival"],
+            str(one["cases"]),
+            f"{one['mean']:.2f}",
+            f"{one['least']:.2f}",
+            _bar(one),
+        )
+        for one in report["summaries"]
+    ]
+    names = ("torch", "opencv-python-headless", "kornia")
+    versions = ", ".join(f"{name} {report[name]}" for name in names)
+    when = (
+        f"{report['date']}, {report['processor']}, {report['threads']} threads each, backend "
+        f"`{report['backend']}`, {versions}; medians of {report['rounds']} rounds in which the "
+        "contenders take turns, geometric means over cases."
+    )
+    head = ("what", "against", "cases", "times faster", "least", "bar")
+    return f"{_table(head, rows)}\n\n{_memory(report['memory'])}\n\n{when}"
+
+
+def support() -> str:
+    """What every backend says that it can run, in as few rows as say exactly that."""
+    rows = [
+        (f"`{backend.name}`", _devices(backend), f"{dimensions}-D", *row)
+        for backend in dispatch.BACKENDS
+        for dimensions in EXAMPLES
+        for row in _supported(backend, dimensions)
+    ]
+    head = ("backend", "device", "maps", "transforms", "interpolation", "padding")
+    return _table((*head, "feature maps", "gradients for", "`generate_grid`"), rows)
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "configuration": ("server/README.md", configuration),
     "metrics": ("server/README.md", metrics),
     "statuses": ("server/README.md", statuses),
     "benchmark": ("README.md", benchmark),
+    "support": ("stn_engine/README.md", support),
+    "engine benchmark": ("stn_engine/README.md", engine_benchmark),
 }
 
 
@@ -120,6 +208,86 @@ def main() -> None:
 
 def _default(value: object) -> str:
     return ", ".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _bar(summary: dict[str, Any]) -> str:
+    """What was asked of a group, and whether it was reached."""
+    asked = [
+        f"{word} ≥ {summary[f'bar_{word}']:g}"
+        for word in ("mean", "least")
+        if summary[f"bar_{word}"] is not None
+    ]
+    return f"{', '.join(asked)}: {_verdict(summary)}" if asked else NOTHING
+
+
+def _memory(findings: Iterable[dict[str, Any]]) -> str:
+    """What one call takes beyond its results."""
+    rows = [
+        (
+            one["kind"],
+            "×".join(map(str, one["shape"])),
+            f"{one['result_bytes'] / 2**20:.0f}",
+            *(f"{one[f'{name}_extra_bytes'] / 2**10:.0f}" for name in ("ours", "torch")),
+            f"≤ {one['bar_bytes'] / 2**10:.0f}: {_verdict(one)}",
+        )
+        for one in findings
+    ]
+    head = ("one call", "feature map", "results, MiB", "memory beyond, KiB", "torch, KiB", "bar")
+    return _table(head, rows)
+
+
+def _verdict(finding: dict[str, Any]) -> str:
+    return "met" if finding["met"] else "missed"
+
+
+def _devices(backend: Backend) -> str:
+    """Where a backend runs; meta tensors stand for any device."""
+    elsewhere = Affine(torch.zeros(1, 2, 3, device="meta"))
+    problem = WarpProblem(torch.zeros(1, 1, 1, 1, device="meta"), elsewhere)
+    return "any" if _runs(backend, problem) else "cpu"
+
+
+def _supported(backend: Backend, dimensions: int) -> tuple[Row, ...]:
+    """The rows of a backend: transforms, interpolation, padding, dtypes, grid generator."""
+    size = (1,) * dimensions
+
+    def dtypes(transform: Transform, interpolation: Interpolation, padding: Padding) -> Row:
+        spec = WarpSpec(interpolation=interpolation, padding=padding)
+        maps = {dtype: torch.zeros(1, 1, *size, dtype=dtype) for dtype in FEATURE_MAP_DTYPES}
+        warps = {dtype: WarpProblem(one, transform, size, spec) for dtype, one in maps.items()}
+        gradients = {one: WarpGradientsProblem(warps[one], maps[one]) for one in GRADIENT_DTYPES}
+        return tuple(
+            _joined(dtype for dtype, problem in problems.items() if _runs(backend, problem))
+            for problems in (warps, gradients)
+        )
+
+    rows = _merged(dtypes, EXAMPLES[dimensions], Interpolation, Padding)
+    generators = [one for one in EXAMPLES[dimensions] if isinstance(one, ParametricTransform)]
+    grids = [one for one in generators if _runs(backend, GridProblem(one, size))]
+    return tuple((*row, "all" if grids == generators else _joined(grids)) for row in rows)
+
+
+def _runs(backend: Backend, problem: Problem) -> bool:
+    return not backend.unsupported_reasons(problem)
+
+
+def _merged(say: Callable[..., Row], *axes: Iterable[Any], chosen: Row = ()) -> tuple[Row, ...]:
+    """All combinations along the axes and what is said of each; what says the same shares rows."""
+    if not axes:
+        said = say(*chosen)
+        return () if set(said) == {NOTHING} else (said,)
+    alike: dict[tuple[Row, ...], list[Any]] = {}
+    for value in axes[0]:
+        alike.setdefault(_merged(say, *axes[1:], chosen=(*chosen, value)), []).append(value)
+    return tuple((_joined(values), *row) for rows, values in alike.items() for row in rows)
+
+
+def _joined(values: Iterable[Any]) -> str:
+    """Transforms by kind, dtypes without their module, all others as they are."""
+    names = (
+        f"`{type(one).__name__}`" if isinstance(one, Transform) else str(one) for one in values
+    )
+    return ", ".join(name.removeprefix("torch.") for name in names) or NOTHING
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

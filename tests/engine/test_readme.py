@@ -1,76 +1,131 @@
-"""The README of the engine runs, and its support table is what the backends say and do."""
+"""The README of the engine runs, and its support table is what the backends do."""
 
 import re
+import runpy
+from itertools import product
 from pathlib import Path
 from typing import get_args
 
+import pytest
 import torch
 
 import stn_engine
-from stn_engine import Interpolation, Padding, Transform, WarpGradientsProblem, WarpSpec, dispatch
-from stn_engine.checks import FEATURE_MAP_DTYPES, GRADIENT_DTYPES
-from support.strategies import VOLUME_KINDS, random_gradients, random_warp
+from stn_engine import GridProblem, Transform, WarpGradientsProblem, WarpSpec, dispatch
+from stn_engine.backends.torch import TorchBackend
+from stn_engine.checks import GRADIENT_DTYPES
+from support.strategies import IMAGE, VOLUME, VOLUME_KINDS, random_gradients, random_warp
 
-SMALL_VOLUME = {"batch": (1, 1), "channels": 1, "size": (2, 2, 2), "output_size": (1, 2, 1)}
-README = Path(__file__).parents[2] / "stn_engine" / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "stn_engine" / "README.md"
 KINDS = {one.__name__: one.__name__.lower() for one in get_args(Transform)} | {
     "SamplingGrid": "grid",
     "ThinPlateSpline": "thin_plate_spline",
 }
+TRANSFORMS = {
+    "2-D": set(KINDS),
+    "3-D": {name for name, kind in KINDS.items() if kind in VOLUME_KINDS},
+}
+SIZES = {"2-D": IMAGE, "3-D": VOLUME}
 
 
-def names(dtypes):
-    return [str(dtype).removeprefix("torch.") for dtype in dtypes]
-
-
-def on_meta(problem):
-    transform = problem.transform.with_parameters(problem.transform.parameters.to("meta"))
-    return type(problem)(problem.feature_map.to("meta"), transform)
-
-
-def supported(backend, kind, sizes, dtype, spec):
-    """The results of a backend for one cell of the table, computed for real."""
-    warp = random_warp(1, kind=kind, dtype=dtype, spec=spec, **sizes)
-    assert backend.unsupported_reasons(warp) == ()
-    assert backend.warp([warp])[0].shape == warp.output_shape
-    if dtype in GRADIENT_DTYPES:
-        problem = random_gradients(2, warp)
-        assert isinstance(problem, WarpGradientsProblem)
-        assert backend.warp_gradients([problem])[0].transform is not None
-    return True
-
-
-def row(backend):
-    """One line of the table, from what the backend actually computes."""
-    transforms = [one.__name__ for one in get_args(Transform)]
-    of_volumes = [name for name in transforms if KINDS[name] in VOLUME_KINDS]
-    assert all(
-        supported(backend, KINDS[kind], sizes, dtype, WarpSpec(interpolation=mode, padding=padding))
-        for kinds, sizes in ((transforms, {}), (of_volumes, SMALL_VOLUME))
-        for kind in kinds
-        for dtype in FEATURE_MAP_DTYPES
-        for mode in Interpolation
-        for padding in Padding
-    )
-    anywhere = not backend.unsupported_reasons(on_meta(random_warp(1)))
-    cells = (
-        f"`{backend.name}`",
-        "any" if anywhere else "cpu",
-        ", ".join(f"`{name}`" for name in transforms),
-        ", ".join(f"`{name}`" for name in of_volumes),
-        ", ".join(Interpolation),
-        ", ".join(Padding),
-        ", ".join(names(FEATURE_MAP_DTYPES)),
-        ", ".join(names(GRADIENT_DTYPES)),
-    )
-    return "| " + " | ".join(cells) + " |"
-
-
-def test_readme_support_table_is_what_backends_do():
-    """Every row is regenerated from running every combination it claims."""
+def support_table():
+    """The rows of the table, each cell a list of what it enumerates."""
     text = README.read_text(encoding="utf-8")
-    table = re.search(r"<!-- support table.*?-->\n(.*?)\n<!-- end", text, re.DOTALL).group(1)
-    assert table.splitlines()[2:] == [row(backend) for backend in dispatch.BACKENDS]
+    table = re.search(r"<!-- table: support -->\n(.*?)\n<!-- end", text, re.DOTALL).group(1)
+    head, _, *rows = (
+        [cell.strip().replace("`", "").split(", ") for cell in line.strip("|").split("|")]
+        for line in table.splitlines()
+    )
+    return [dict(zip((name for (name,) in head), row, strict=True)) for row in rows]
+
+
+def label(row):
+    """Whose row it is."""
+    return f"{row['backend'][0]} {row['maps'][0]}"
+
+
+def named(backend_name):
+    """The backend of this name."""
+    (found,) = (one for one in dispatch.BACKENDS if one.name == backend_name)
+    return found
+
+
+def problem(row, transform, mode, padding, dtype):
+    """One combination that a row claims."""
+    (maps,) = row["maps"]
+    spec, dtype = WarpSpec(interpolation=mode, padding=padding), getattr(torch, dtype)
+    return random_warp(1, kind=KINDS[transform], dtype=dtype, spec=spec, **SIZES[maps])
+
+
+@pytest.mark.parametrize("row", support_table(), ids=label)
+def test_readme_support_table_is_what_backends_do(row):
+    """Every combination that a row claims is computed for real."""
+    backend = named(row["backend"][0])
+    axes = row["transforms"], row["interpolation"], row["padding"], row["feature maps"]
+    for combination in product(*axes):
+        warp = problem(row, *combination)
+        assert backend.unsupported_reasons(warp) == ()
+        assert backend.warp([warp])[0].shape == warp.output_shape
+        if combination[-1] in row["gradients for"]:
+            gradients = random_gradients(2, warp)
+            assert backend.unsupported_reasons(gradients) == ()
+            assert backend.warp_gradients([gradients])[0].transform is not None
+
+
+@pytest.mark.parametrize("row", support_table(), ids=label)
+def test_readme_support_table_says_which_grids_are_generated(row):
+    """The generator alone runs for what the last column names."""
+    backend = named(row["backend"][0])
+    (maps,) = row["maps"]
+    everything = TRANSFORMS[maps] - {"SamplingGrid"}
+    claimed = everything if row["generate_grid"] == ["all"] else row["generate_grid"]
+    for transform in set(claimed) - {"none"}:
+        warp = problem(row, transform, "bilinear", "zeros", "float32")
+        grid = GridProblem(warp.transform, warp.output_shape[2:])
+        assert backend.generate_grid([grid])[0].shape == grid.output_shape
+
+
+@pytest.mark.parametrize("maps", TRANSFORMS)
+def test_readme_support_table_forgets_nothing(maps):
+    """The oracle computes all there is, so that its rows name every transform and option."""
+    rows = [row for row in support_table() if label(row) == f"reference {maps}"]
+    for column, everything in {
+        "transforms": TRANSFORMS[maps],
+        "interpolation": set(stn_engine.Interpolation),
+        "padding": set(stn_engine.Padding),
+        "feature maps": {"float32", "float64", "float16", "bfloat16", "uint8"},
+        "gradients for": {str(dtype).removeprefix("torch.") for dtype in GRADIENT_DTYPES},
+    }.items():
+        assert {value for row in rows for value in row[column]} == everything
+
+
+def test_a_backend_of_uneven_support_gets_the_rows_that_it_needs():
+    """No row of the table claims a combination that the backend refuses."""
+
+    class UnevenBackend(TorchBackend):
+        """Bicubic needs borders, gradients need an affine transform and float32."""
+
+        def unsupported_reasons(self, problem):
+            if isinstance(problem, GridProblem):
+                return () if isinstance(problem.transform, stn_engine.Affine) else ("no grid",)
+            if isinstance(problem, WarpGradientsProblem):
+                transform, dtype = problem.warp.transform, problem.warp.output_dtype
+                is_simple = isinstance(transform, stn_engine.Affine) and dtype == torch.float32
+                return self.unsupported_reasons(problem.warp) if is_simple else ("no gradient",)
+            is_kind = isinstance(problem.transform, stn_engine.Affine | stn_engine.Flow)
+            spec = problem.spec
+            is_mode = spec.interpolation != "bicubic" or spec.padding == "border"
+            return () if is_kind and is_mode else ("no warp",)
+
+    generate_docs = runpy.run_path(str(ROOT / ".ci" / "generate_docs.py"))
+    everything = "float32, float64, float16, bfloat16, uint8"
+    paddings = "zeros, border, reflection, fill"
+    assert generate_docs["_supported"](UnevenBackend(), 2) == (
+        ("`Affine`", "nearest, bilinear", paddings, everything, "float32", "`Affine`"),
+        ("`Affine`", "bicubic", "border", everything, "float32", "`Affine`"),
+        ("`Flow`", "nearest, bilinear", paddings, everything, "none", "`Affine`"),
+        ("`Flow`", "bicubic", "border", everything, "none", "`Affine`"),
+    )
 
 
 def test_readme_example_runs():
