@@ -87,8 +87,16 @@ def test_the_python_examples_run(document, tmp_path):
 
 @pytest.mark.slow
 def test_the_tables_are_fresh():
-    """Configuration, metrics, statuses and benchmarks say what the code says."""
+    """Configuration, metrics, statuses, support and benchmarks say what the code says."""
     command = [sys.executable, str(ROOT / ".ci/generate_docs.py"), "--check"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+def test_the_pictures_are_fresh():
+    """The pictures of the conventions are what the engine draws, pixel by pixel."""
+    command = [sys.executable, str(ROOT / ".ci/draw_conventions.py"), "--check"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
