@@ -11,7 +11,6 @@ import argparse
 import re
 import statistics
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -75,17 +74,15 @@ def measured(case: Case, options) -> Iterator[dict]:
 
 def summarized(cells) -> Iterator[dict]:
     """One line for each group and rival, with the verdict where there is a bar."""
-
-    def key(cell):
-        return cell["group"], cell["rival"]
-
-    positions = {pair: n for n, pair in enumerate(dict.fromkeys(map(key, cells)))}
-    for pair, members in groupby(sorted(cells, key=lambda c: positions[key(c)]), key):
-        ratios = [cell["ratio"] for cell in members]
-        mean, least, bar = statistics.geometric_mean(ratios), min(ratios), BARS.get(pair)
+    found: dict[tuple[str, str], list[float]] = {}
+    for cell in cells:
+        found.setdefault((cell["group"], cell["rival"]), []).append(cell["ratio"])
+    for (group, rival), ratios in found.items():
+        mean, least = statistics.geometric_mean(ratios), min(ratios)
+        bar = BARS.get((group, rival))
         yield {
-            "group": pair[0],
-            "rival": pair[1],
+            "group": group,
+            "rival": rival,
             "cases": len(ratios),
             "mean": mean,
             "least": least,

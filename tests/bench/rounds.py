@@ -66,6 +66,8 @@ def difference(one: object, other: object) -> tuple[float, float]:
     """The largest difference of two results, absolute and relative to the largest element.
 
     Results are arrays, or sequences of results; the relative difference is taken in each array.
+    Those of gradients to theta look large: where rounding puts one coordinate on the other side of
+    a cell edge, its slope is another.
     """
     if isinstance(one, Iterable) and not hasattr(one, "shape"):
         pairs = [difference(*pair) for pair in zip(one, other, strict=True)]
