@@ -1,11 +1,12 @@
 """The first backend that can, or all the reasons why none can."""
 
+import re
 from dataclasses import dataclass, field
 
 import pytest
 import torch
 
-from stn_engine import BackendUnavailableError, EngineError, dispatch
+from stn_engine import BackendUnavailableError, EngineError, ParameterError, dispatch, warp_ragged
 from stn_engine.backends.reference import ReferenceBackend
 from stn_engine.backends.torch import TorchBackend
 from support.strategies import random_gradients, random_warp
@@ -104,3 +105,68 @@ def test_the_reference_reads_host_memory_only():
 def test_backend_order():
     """The composition of torch operators comes first, the oracle is the last resort."""
     assert [backend.name for backend in dispatch.BACKENDS] == ["torch", "reference"]
+
+
+@pytest.fixture
+def force(monkeypatch):
+    """Sets STN_BACKEND as if it had been there from the start."""
+
+    def set_variable(name):
+        monkeypatch.setenv(dispatch.BACKEND_VARIABLE, name)
+        dispatch.candidates.cache_clear()
+
+    yield set_variable
+    monkeypatch.undo()
+    dispatch.candidates.cache_clear()
+
+
+@pytest.mark.parametrize("backend", dispatch.BACKENDS, ids=lambda backend: backend.name)
+def test_a_forced_backend_is_the_only_candidate(force, backend):
+    """STN_BACKEND names it."""
+    force(backend.name)
+    assert dispatch.candidates() == (backend,)
+
+
+def test_a_forced_backend_runs_what_another_would_have_run(force):
+    """The oracle is last in the order, and first where it is named."""
+    (problem,) = warps_of(2)
+    force("reference")
+    assert dispatch.select(problem).name == "reference"
+    assert torch.equal(warp_ragged([problem])[0], ReferenceBackend().warp([problem])[0])
+
+
+def test_an_empty_name_forces_nothing(force):
+    """A variable set to nothing is a variable not set."""
+    force("")
+    assert dispatch.candidates() == dispatch.BACKENDS
+
+
+def test_the_environment_is_read_once(force, monkeypatch):
+    """Later changes of the variable go unnoticed."""
+    force("reference")
+    assert [backend.name for backend in dispatch.candidates()] == ["reference"]
+    monkeypatch.setenv(dispatch.BACKEND_VARIABLE, "torch")
+    assert [backend.name for backend in dispatch.candidates()] == ["reference"]
+
+
+def test_an_unknown_forced_backend_is_an_error_that_lists_the_known(force):
+    """On every call, until the name is right."""
+    force("tortch")
+    known = tuple(backend.name for backend in dispatch.BACKENDS)
+    message = rf"^STN_BACKEND: expected {re.escape(' | '.join(known))}, got 'tortch'"
+    for _ in range(2):
+        with pytest.raises(ParameterError, match=message) as caught:
+            dispatch.warp(warps_of(1))
+        assert (caught.value.value, caught.value.allowed) == ("tortch", known)
+
+
+def test_a_forced_backend_that_cannot_says_why(force):
+    """Nobody steps in for it."""
+    force("reference")
+    warp = random_warp(1)
+    away = warp.bound(*(operand.to("meta") for operand in warp.operands))
+    with pytest.raises(
+        BackendUnavailableError, match=r"none \(reference: computes in host memory"
+    ) as caught:
+        dispatch.warp([away])
+    assert list(caught.value.reasons) == ["reference"]

@@ -6,9 +6,10 @@ from importlib.metadata import version
 import pytest
 
 import stn_engine
+from stn_engine import dispatch
 from stn_proto.v1 import server_info_pb2, warp_pb2
 from stn_server.batching.batcher import Statistics
-from stn_server.config import BatchingConfig, LimitsConfig, ServerConfig
+from stn_server.config import BatchingConfig, ConfigError, LimitsConfig, ServerConfig
 from stn_server.info import ServerInfo
 
 STATISTICS = Statistics(1, 2, 3, 4, 5, 6, 7, 8, 9)
@@ -40,6 +41,14 @@ def test_it_names_the_server_and_its_version(info):
     reply = read(info)
     assert (reply.name, reply.version) == ("stn-server", version("stn-server"))
     assert [device.name for device in reply.devices] == ["cpu"]
+
+
+def test_a_backend_that_does_not_exist_is_an_error_of_configuration(monkeypatch):
+    """The server does not start, instead of refusing every call."""
+    dispatch.candidates.cache_clear()
+    monkeypatch.setenv(dispatch.BACKEND_VARIABLE, "abacus")
+    with pytest.raises(ConfigError, match=r"^STN_BACKEND: expected .*, got 'abacus'"):
+        ServerInfo(ServerConfig(), lambda: True, lambda: STATISTICS)
 
 
 def test_limits_are_those_of_the_configuration(info):

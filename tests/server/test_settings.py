@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from stn_engine.dispatch import BACKEND_VARIABLE
 from stn_server.config import ConfigError, ServerConfig
 from stn_server.settings import all_settings, load
 
@@ -111,6 +112,13 @@ def test_an_unknown_name_suggests_the_nearest(arguments, environment, message):
     """A typo is not a default; abbreviations are typos."""
     with pytest.raises(ConfigError, match=re.escape(message)):
         load(arguments, environment)
+
+
+def test_the_variable_of_the_engine_is_not_a_setting():
+    """The engine reads it itself; it is neither unknown nor ours."""
+    assert load([], {BACKEND_VARIABLE: "torch"}) == ServerConfig()
+    with pytest.raises(ConfigError, match=r"STN_BACKND: .* Did you mean STN_BACKEND\?"):
+        load([], {"STN_BACKND": "torch"})
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from importlib.metadata import version
 
 import stn_engine
-from stn_engine.dispatch import BACKENDS
+from stn_engine.dispatch import candidates
 from stn_proto.codec import DTYPES
 from stn_proto.v1 import server_info_pb2, warp_pb2
 from stn_server.batching.batcher import Statistics
-from stn_server.config import ServerConfig
+from stn_server.config import ConfigError, ServerConfig
 from stn_server.operands import TRANSFORMS
 from stn_server.vocabulary import offered
 
@@ -32,7 +32,7 @@ class ServerInfo:
         self._static = server_info_pb2.GetServerInfoReply(
             name="stn-server",
             version=version("stn-server"),
-            devices=[server_info_pb2.Device(name="cpu", backend=BACKENDS[0].name)],
+            devices=[server_info_pb2.Device(name="cpu", backend=_preferred_backend())],
             capabilities=_capabilities(),
             limits=_limits(config),
         )
@@ -45,6 +45,13 @@ class ServerInfo:
         reply.ready = self._is_ready()
         reply.statistics.CopyFrom(server_info_pb2.Statistics(**asdict(self._statistics())))
         return reply.SerializeToString()
+
+
+def _preferred_backend() -> str:
+    try:
+        return candidates()[0].name
+    except stn_engine.ParameterError as error:  # of the variable that chooses it
+        raise ConfigError(str(error)) from None
 
 
 def _capabilities() -> server_info_pb2.Capabilities:

@@ -19,6 +19,8 @@ from stn_server.config import ConfigError, ServerConfig
 
 ENVIRONMENT_PREFIX = "STN_"
 CONFIG_FILE = "config"
+ENGINE_VARIABLES = ("STN_BACKEND",)
+"""Variables that share the prefix and are read by the engine itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +126,9 @@ def _from_environment(
             values[CONFIG_FILE] = text
         elif setting := by_variable.get(variable):
             values[setting.name] = setting.parse(variable, text)
-        elif variable.startswith(ENVIRONMENT_PREFIX):
-            raise _unknown("variable", variable, [config_variable, *by_variable])
+        elif variable.startswith(ENVIRONMENT_PREFIX) and variable not in ENGINE_VARIABLES:
+            known_variables = [config_variable, *ENGINE_VARIABLES, *by_variable]
+            raise _unknown("variable", variable, known_variables)
     return values
 
 

@@ -1,6 +1,8 @@
 """Chooses a backend for each problem. Knows the order, and nothing of what backends do."""
 
+import os
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TypeVar
 
 from torch import Tensor
@@ -8,7 +10,7 @@ from torch import Tensor
 from stn_engine.backends.base import Backend
 from stn_engine.backends.reference import ReferenceBackend
 from stn_engine.backends.torch import TorchBackend
-from stn_engine.errors import BackendUnavailableError
+from stn_engine.errors import BackendUnavailableError, ParameterError
 from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,
@@ -21,18 +23,38 @@ from stn_engine.problem import (
 BACKENDS: tuple[Backend, ...] = (TorchBackend(), ReferenceBackend())
 """In order of preference."""
 
+BACKEND_VARIABLE = "STN_BACKEND"
+"""The environment variable that names the only backend to use."""
+
 P = TypeVar("P", WarpProblem, WarpGradientsProblem, GridProblem, GridGradientsProblem)
 R = TypeVar("R", Tensor, Gradients)
 
 
-def select(problem: Problem, backends: Sequence[Backend] = BACKENDS) -> Backend:
-    """The first backend that can run ``problem``.
+@lru_cache(maxsize=1)
+def candidates() -> tuple[Backend, ...]:
+    """All backends, or the only one that ``STN_BACKEND`` names.
+
+    The variable is read at the first call and never again: a look into the environment takes
+    longer than the choice itself.
+
+    Raises:
+        ParameterError: there is no backend of that name.
+    """
+    name = os.environ.get(BACKEND_VARIABLE, "")
+    chosen = tuple(backend for backend in BACKENDS if name in {"", backend.name})
+    if not chosen:
+        raise ParameterError(BACKEND_VARIABLE, name, [backend.name for backend in BACKENDS])
+    return chosen
+
+
+def select(problem: Problem, backends: Sequence[Backend] | None = None) -> Backend:
+    """The first backend that can run ``problem``, of ``candidates()`` unless others are given.
 
     Raises:
         BackendUnavailableError: none can; it carries the reasons of every one.
     """
     reasons = {}
-    for backend in backends:
+    for backend in candidates() if backends is None else backends:
         why_not = backend.unsupported_reasons(problem)
         if not why_not:
             return backend
@@ -40,27 +62,29 @@ def select(problem: Problem, backends: Sequence[Backend] = BACKENDS) -> Backend:
     raise BackendUnavailableError(reasons)
 
 
-def warp(problems: Sequence[WarpProblem], backends: Sequence[Backend] = BACKENDS) -> list[Tensor]:
+def warp(
+    problems: Sequence[WarpProblem], backends: Sequence[Backend] | None = None
+) -> list[Tensor]:
     """V of each problem, each by the first backend that can."""
     return _run(problems, backends, lambda backend, chosen: backend.warp(chosen))
 
 
 def warp_gradients(
-    problems: Sequence[WarpGradientsProblem], backends: Sequence[Backend] = BACKENDS
+    problems: Sequence[WarpGradientsProblem], backends: Sequence[Backend] | None = None
 ) -> list[Gradients]:
     """Gradients of each problem, each by the first backend that can."""
     return _run(problems, backends, lambda backend, chosen: backend.warp_gradients(chosen))
 
 
 def generate_grid(
-    problems: Sequence[GridProblem], backends: Sequence[Backend] = BACKENDS
+    problems: Sequence[GridProblem], backends: Sequence[Backend] | None = None
 ) -> list[Tensor]:
     """The sampling grid of each problem, each by the first backend that can."""
     return _run(problems, backends, lambda backend, chosen: backend.generate_grid(chosen))
 
 
 def generate_grid_gradients(
-    problems: Sequence[GridGradientsProblem], backends: Sequence[Backend] = BACKENDS
+    problems: Sequence[GridGradientsProblem], backends: Sequence[Backend] | None = None
 ) -> list[Tensor]:
     """The gradient of the parameters of each problem, each by the first backend that can."""
     return _run(problems, backends, lambda backend, chosen: backend.generate_grid_gradients(chosen))
@@ -68,10 +92,11 @@ def generate_grid_gradients(
 
 def _run(
     problems: Sequence[P],
-    backends: Sequence[Backend],
+    backends: Sequence[Backend] | None,
     operation: Callable[[Backend, list[P]], list[R]],
 ) -> list[R]:
     """Run every problem on its backend, all problems of one backend together, in order."""
+    backends = candidates() if backends is None else backends
     chosen = [select(problem, backends) for problem in problems]
     results: dict[int, R] = {}
     for backend in backends:
