@@ -2,7 +2,9 @@
 
 import math
 import operator
+import sys
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,20 +89,32 @@ def check_parameters(argument: str, value: Tensor, expected: Sequence[Shape]) ->
     check_dtype(argument, value, PARAMETER_DTYPES)
 
 
-def checked_control_points(value: object) -> tuple[tuple[float, float], ...]:
-    """``value`` as pairs of floats that a thin-plate spline can be made of."""
-    allowed = ("three or more different finite points (x, y), not all on one line",)
+def checked_control_points(value: Any) -> tuple[tuple[float, float], ...]:
+    """``value`` as pairs of floats that a thin-plate spline can be made of.
+
+    In plain numbers: a tracer could not decide by the values of tensors.
+    """
     try:
-        points = torch.as_tensor(value, dtype=torch.float64, device="cpu")
-    except (TypeError, ValueError, RuntimeError):
-        raise ParameterError("control_points", value, allowed) from None
-    if points.dim() != 2 or points.shape[1] != 2 or not points.isfinite().all():
+        rows = value.tolist() if isinstance(value, Tensor) else value
+        points = tuple((float(+x), float(+y)) for x, y in rows)  # + refuses digits in texts
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        points = ()
+    if len(set(points)) < max(len(points), 3) or not _span_a_plane(points):
+        allowed = ("three or more different finite points (x, y), not all on one line",)
         raise ParameterError("control_points", value, allowed)
-    pairs = tuple((x, y) for x, y in points.tolist())
-    spread = (points - points.mean(0)).T
-    if len(set(pairs)) < max(len(pairs), 3) or torch.linalg.matrix_rank(spread) < 2:
-        raise ParameterError("control_points", value, allowed)
-    return pairs
+    return points
+
+
+def _span_a_plane(points: Sequence[tuple[float, float]]) -> bool:
+    """Whether the points are finite and not all on one line, up to rounding."""
+    count = len(points)
+    mean_x, mean_y = (sum(axis) / count for axis in zip(*points, strict=True))
+    offsets = [(x - mean_x, y - mean_y) for x, y in points]
+    radii = [math.hypot(x, y) for x, y in offsets]
+    radius = max(radii)
+    far_x, far_y = offsets[radii.index(radius)]
+    distance: float = max([abs(x * (far_y / radius) - y * (far_x / radius)) for x, y in offsets])
+    return distance > radius * count * sys.float_info.epsilon
 
 
 def check_regularization(value: float) -> None:
@@ -125,7 +139,7 @@ def check_feature_map(value: Tensor, transform: str, dims: int) -> None:
 def broadcast_batch(feature_map: Tensor, argument: str, parameters: Tensor) -> int:
     """The common N of a feature map and parameters, of which either may be 1."""
     n_map, n_parameters = feature_map.shape[0], parameters.shape[0]
-    if n_parameters in {1, n_map}:
+    if n_parameters == 1 or n_parameters == n_map:  # noqa: PLR1714 - symbols are no set's members
         return n_map
     if n_map == 1:
         return n_parameters
@@ -137,12 +151,18 @@ def checked_output_size(value: Sequence[int], dims: int) -> tuple[int, ...]:
     """``value`` as ``dims`` Python integers, slowest axis first."""
     allowed = (_SIZES[dims],)
     try:
-        size = tuple(map(operator.index, value))
+        size = tuple(map(_extent, value))
     except TypeError:
         raise ParameterError("output_size", value, allowed) from None
     if len(size) != dims or min(size) < 0:
         raise ParameterError("output_size", value, allowed)
     return size
+
+
+def _extent(value: int) -> int:
+    """``value`` as a Python integer, or as the symbol that a tracer has put in its place."""
+    is_symbol = type(value) is int or isinstance(value, torch.SymInt)
+    return value if is_symbol else operator.index(value)
 
 
 def check_own_size(output_size: tuple[int, ...], own_size: tuple[int, ...]) -> None:
@@ -155,10 +175,10 @@ def check_own_size(output_size: tuple[int, ...], own_size: tuple[int, ...]) -> N
 def check_fill(fill: tuple[float, ...], feature_map: Tensor) -> None:
     """``fill`` has one value, or one per channel, each finite where weights are multiplied."""
     channels = feature_map.shape[1]
-    if len(fill) not in {1, channels}:
+    if len(fill) != 1 and len(fill) != channels:
         raise ParameterError("fill", fill, ("one value", f"one value per channel ({channels})"))
     largest = torch.finfo(compute_dtype(feature_map.dtype)).max
-    if any(abs(value) > largest for value in fill):
+    if max(fill) > largest or min(fill) < -largest:
         raise ParameterError("fill", fill, (f"values of magnitude <= {largest}",))
 
 

@@ -116,6 +116,8 @@ class WarpSpec:
 
 def choice(argument: str, value: Choice | str, choices: type[Choice]) -> Choice:
     """The member of ``choices`` that ``value`` names, or a ParameterError that lists them all."""
+    if type(value) is choices:
+        return value
     try:
         return choices(value)
     except ValueError:
@@ -136,6 +138,6 @@ def _fill(value: float | Iterable[float]) -> tuple[float, ...]:
     except (TypeError, ValueError):
         raise ParameterError("fill", value, allowed) from None
     # A fill that is not finite would leak through taps whose weight is zero.
-    if not values or not all(map(math.isfinite, values)):
+    if not values or not all(-math.inf < value < math.inf for value in values):
         raise ParameterError("fill", value, allowed)
     return tuple(value + 0.0 for value in values)  # -0.0 and 0.0 are equal, so they are one spec

@@ -75,7 +75,7 @@ class Affine(_Parametric):
     @property
     def dims(self) -> int:
         """As many as theta has rows."""
-        return self.theta.shape[1]
+        return 3 if self.theta.shape[1] == 3 else 2  # a number even where sizes are symbols
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,7 +302,7 @@ class Flow(_Parametric):
     @property
     def dims(self) -> int:
         """As many as a displacement has coordinates."""
-        return self.displacement.shape[-1]
+        return self.displacement.dim() - 2
 
     @property
     def own_size(self) -> tuple[int, ...]:
@@ -341,7 +341,7 @@ class SamplingGrid(_Parametric):
     @property
     def dims(self) -> int:
         """As many as a point has coordinates."""
-        return self.grid.shape[-1]
+        return self.grid.dim() - 2
 
     @property
     def own_size(self) -> tuple[int, ...]:
