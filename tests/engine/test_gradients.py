@@ -34,6 +34,7 @@ from support.strategies import (
     KINDS,
     PADDINGS,
     VOLUME_KINDS,
+    as_function,
     random_gradients,
     random_transform,
     random_values,
@@ -60,19 +61,6 @@ per_generator = pytest.mark.parametrize(
         *itertools.product(["affine", "flow"], [((5, 7, 6), (2, 3, 2))]),
     ],
 )
-
-
-def as_function(problem):
-    """The warp as a function of its two operands, and these operands, both recorded."""
-    spec = problem.spec
-    options = {name: getattr(spec, name) for name in WarpSpec.__dataclass_fields__}
-
-    def function(feature_map, parameters):
-        transform = problem.transform.with_parameters(parameters)
-        return warp(feature_map, transform, problem.output_size, **options)
-
-    operands = problem.feature_map, problem.transform.parameters
-    return function, tuple(operand.clone().requires_grad_() for operand in operands)
 
 
 @pytest.mark.parametrize("kind", ["affine", "grid"])

@@ -128,8 +128,10 @@ def test_a_backend_of_uneven_support_gets_the_rows_that_it_needs():
     )
 
 
+# torch scripts some of its own rules when forward mode is first used.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 def test_readme_example_runs():
-    """The code block is executed as it stands."""
+    """The code blocks are executed as they stand, one after the other."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
     names = {}
@@ -140,6 +142,8 @@ def test_readme_example_runs():
     assert names["gradients"].feature_map.shape == (1, 3, 48, 64)
     assert (names["small"].shape, names["large"].shape) == ((2, 1, 8, 8), (1, 3, 48, 64))
     assert names["small"].dtype == torch.uint8
+    assert names["slope"].shape == ()
+    assert names["curvature"].shape == (1, 2, 3, 1, 2, 3)
 
 
 def test_readme_names_every_operation_of_the_example():

@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import stn_engine
 from stn_engine import (
     Affine,
     Attention,
@@ -75,6 +76,19 @@ def random_gradients(seed: int, warp: WarpProblem, **options) -> WarpGradientsPr
     """The gradients of ``warp`` for a random gradient of its output."""
     grad_output = random_values(seed, warp.output_shape, warp.output_dtype)
     return WarpGradientsProblem(warp, grad_output, **options)
+
+
+def as_function(problem):
+    """The warp as a function of its two operands, and these operands, both recorded."""
+    spec = problem.spec
+    options = {name: getattr(spec, name) for name in WarpSpec.__dataclass_fields__}
+
+    def function(feature_map, parameters):
+        transform = problem.transform.with_parameters(parameters)
+        return stn_engine.warp(feature_map, transform, problem.output_size, **options)
+
+    operands = problem.feature_map, problem.transform.parameters
+    return function, tuple(operand.clone().requires_grad_() for operand in operands)
 
 
 def _random_affine(seed, n, size, output_size, in_pixels):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as torch_functional
 
-from stn_engine import autograd, checks
+from stn_engine import checks, operators
 from stn_engine.problem import GridProblem, WarpProblem
 from stn_engine.spec import Coordinates, Interpolation, WarpSpec
 from stn_engine.transforms import Affine, SamplingGrid
@@ -57,7 +57,7 @@ def grid_sample(
     if not _is_grid_sample_call(input, grid, mode, padding_mode, align_corners):
         return torch_functional.grid_sample(input, grid, mode, padding_mode, align_corners)
     spec = WarpSpec(interpolation=mode, padding=padding_mode, align_corners=align_corners)
-    return autograd.warp(WarpProblem(input, SamplingGrid(_at_least_float32(grid)), spec=spec))
+    return operators.warp(WarpProblem(input, SamplingGrid(_at_least_float32(grid)), spec=spec))
 
 
 def affine_grid(
@@ -90,7 +90,7 @@ def affine_grid(
         return torch_functional.affine_grid(theta, size, align_corners)  # type: ignore[arg-type]
     transform = Affine(_at_least_float32(theta))
     problem = GridProblem(transform, size[2:], Coordinates.NORMALIZED, align_corners)
-    return autograd.generate_grid(problem).to(theta.dtype)
+    return operators.generate_grid(problem).to(theta.dtype)
 
 
 def _is_grid_sample_call(

@@ -11,7 +11,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from stn_engine import autograd, checks, dispatch
+from stn_engine import checks, dispatch, operators
 from stn_engine.errors import Shape
 from stn_engine.problem import (
     Gradients,
@@ -60,7 +60,8 @@ def warp(
 
     Coordinates and sums are float64 for a float64 feature map and float32 for all others; the
     result is rounded once, a uint8 result half to even and saturated. The result is
-    differentiable in the feature map (unless uint8) and the transform, twice.
+    differentiable in the feature map (unless uint8) and the transform, to any order, in reverse
+    and in forward mode, and the call can be captured by ``torch.compile(fullgraph=True)``.
 
     Args:
         feature_map: The images or volumes that are read. N = 1 broadcasts over the transform's N.
@@ -84,6 +85,7 @@ def warp(
         DTypeError: a dtype is not among those above.
         DeviceMismatchError: the operands live on different devices.
         ParameterError: an option or output_size is not among the allowed values.
+        BackendUnavailableError: ``STN_BACKEND`` names a backend that cannot run this.
 
     Example:
         >>> import torch
@@ -101,7 +103,7 @@ def warp(
         subgradient=subgradient,
         deterministic=deterministic,
     )
-    return autograd.warp(WarpProblem(feature_map, transform, output_size, spec))
+    return operators.warp(WarpProblem(feature_map, transform, output_size, spec))
 
 
 def warp_gradients(  # noqa: PLR0913 - the options of warp, and needs
@@ -144,7 +146,7 @@ def warp_gradients(  # noqa: PLR0913 - the options of warp, and needs
 
     Returns:
         ``Gradients``, shaped like the operands; None for what is not needed. Differentiable in
-        grad_output, feature_map and transform.
+        grad_output, feature_map and transform, as ``warp`` is.
 
     Raises:
         InvalidInputError: as ``warp``, and for a grad_output that does not fit its result.
@@ -163,7 +165,7 @@ def warp_gradients(  # noqa: PLR0913 - the options of warp, and needs
     expected = ("N", "C", *checks.target_axes(transform.dims))
     checks.check_shape("grad_output", grad_output, [expected], "Add or remove axes.")
     problem = WarpProblem(feature_map, transform, grad_output.shape[2:], spec)
-    return autograd.warp_gradients(WarpGradientsProblem(problem, grad_output, needs))
+    return operators.warp_gradients(WarpGradientsProblem(problem, grad_output, needs))
 
 
 def generate_grid(
@@ -192,14 +194,14 @@ def generate_grid(
         align_corners: Where -1 and 1 lie, for normalized coordinates.
 
     Returns:
-        A new tensor, differentiable in the transform, twice.
+        A new tensor, differentiable in the transform as the result of ``warp`` is.
 
     Raises:
         InvalidInputError: transform is not parametric.
         ShapeError: output_size is not that of a ``Flow``.
         ParameterError: an option or output_size is not among the allowed values.
     """
-    return autograd.generate_grid(GridProblem(transform, output_size, coordinates, align_corners))
+    return operators.generate_grid(GridProblem(transform, output_size, coordinates, align_corners))
 
 
 def generate_grid_gradients(
@@ -227,7 +229,7 @@ def generate_grid_gradients(
         align_corners: Where -1 and 1 lie, for normalized coordinates.
 
     Returns:
-        A new tensor, differentiable in grad_grid and the transform.
+        A new tensor, differentiable in grad_grid and the transform as that of ``warp`` is.
 
     Raises:
         InvalidInputError: as ``generate_grid``, and for a grad_grid that does not fit its result.
@@ -237,7 +239,7 @@ def generate_grid_gradients(
     expected: Shape = ("N", *checks.target_axes(transform.dims), transform.dims)
     checks.check_shape("grad_grid", grad_grid, [expected], "Add or remove axes.")
     problem = GridProblem(transform, grad_grid.shape[1:-1], coordinates, align_corners)
-    return autograd.generate_grid_gradients(GridGradientsProblem(problem, grad_grid))
+    return operators.generate_grid_gradients(GridGradientsProblem(problem, grad_grid))
 
 
 @torch.no_grad()

@@ -94,6 +94,11 @@ class WarpProblem:
         return _with(self, feature_map=feature_map, transform=transform)
 
     @property
+    def operands(self) -> tuple[Tensor, Tensor]:
+        """What the result depends on, in the order of ``bound``."""
+        return self.feature_map, self.transform.parameters
+
+    @property
     def batch_size(self) -> int:
         """N after broadcasting."""
         return self.output_shape[0]
@@ -152,6 +157,11 @@ class WarpGradientsProblem:
     def bound(self, grad_output: Tensor, feature_map: Tensor, parameters: Tensor) -> Self:
         """As ``WarpProblem.bound``."""
         return _with(self, grad_output=grad_output, warp=self.warp.bound(feature_map, parameters))
+
+    @property
+    def operands(self) -> tuple[Tensor, Tensor, Tensor]:
+        """As ``WarpProblem.operands``."""
+        return self.grad_output, *self.warp.operands
 
     @property
     def batch_size(self) -> int:
@@ -221,6 +231,11 @@ class GridProblem:
         return self.batch_size, *self.output_size, self.transform.dims
 
     @property
+    def operands(self) -> tuple[Tensor]:
+        """As ``WarpProblem.operands``."""
+        return (self.transform.parameters,)
+
+    @property
     def batch_size(self) -> int:
         """N."""
         return self.transform.parameters.shape[0]
@@ -276,6 +291,11 @@ class GridGradientsProblem:
     def bound(self, grad_grid: Tensor, parameters: Tensor) -> Self:
         """As ``WarpProblem.bound``."""
         return _with(self, grad_grid=grad_grid, grid=self.grid.bound(parameters))
+
+    @property
+    def operands(self) -> tuple[Tensor, Tensor]:
+        """As ``WarpProblem.operands``."""
+        return self.grad_grid, *self.grid.operands
 
     @property
     def batch_size(self) -> int:

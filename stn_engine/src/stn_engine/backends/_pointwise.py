@@ -53,8 +53,8 @@ def flow_grid(problem: GridProblem) -> Tensor:
 
 
 def flow_grid_adjoint(problem: GridProblem, grad_grid: Tensor) -> Tensor:
-    """The gradient passes through."""
-    return grad_grid.movedim(1, -1).to(problem.output_dtype)
+    """The gradient passes through, as a tensor of its own."""
+    return grad_grid.movedim(1, -1).to(problem.output_dtype, copy=True)
 
 
 def _stacked(lattice: Lattice, size: Sequence[int]) -> Tensor:

@@ -1,7 +1,7 @@
 """Thin-plate splines: a fixed basis on the target lattice, linear in the parameters; section 4."""
 
 from functools import lru_cache
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from stn_engine.backends._constants import constant
 from stn_engine.backends._lattices import compute_dtype, lattice_axis
 from stn_engine.backends._trees import tree_sum
+from stn_engine.backends._watchers import is_watched
 from stn_engine.coords import source_axis
 from stn_engine.problem import GridProblem, WarpProblem
 from stn_engine.spec import Coordinates
@@ -58,13 +59,13 @@ def _combined_adjoint(transform: Transform, basis: Tensor, grad: Tensor) -> Tens
 def _warp_basis(problem: WarpProblem) -> Tensor:
     spec, size = problem.spec, problem.output_shape[2:]
     unit = spec.coordinates, spec.align_corners
-    return _basis(*_settings(problem.transform), size, *unit, problem.feature_map.device)
+    return _shared_basis(*_settings(problem.transform), size, *unit, problem.feature_map.device)
 
 
 def _grid_basis(problem: GridProblem) -> Tensor:
     transform, size = problem.transform, problem.output_shape[1:-1]
     unit = problem.coordinates, problem.align_corners
-    return _basis(*_settings(transform), size, *unit, transform.parameters.device)
+    return _shared_basis(*_settings(transform), size, *unit, transform.parameters.device)
 
 
 def _settings(transform: Transform) -> tuple[Pairs, float]:
@@ -72,7 +73,11 @@ def _settings(transform: Transform) -> tuple[Pairs, float]:
     return cast("Pairs", spline.control_points), spline.regularization
 
 
-@lru_cache(maxsize=32)
+def _shared_basis(*description: Any) -> Tensor:
+    """The last 32 of ``_basis``, never to be written to."""
+    return _basis(*description) if is_watched() else _kept_basis(*description)
+
+
 def _basis(
     control_points: Pairs,
     regularization: float,
@@ -83,7 +88,7 @@ def _basis(
 ) -> Tensor:
     """B transposed, (K, P): by how much each control point's source point moves every point.
 
-    A basis takes 8·K·P bytes; the last 32 are kept.
+    It takes 8·K·P bytes.
     """
     # A tensor born in inference mode could not be saved for a backward pass later on.
     with torch.inference_mode(mode=False), torch.no_grad():
@@ -98,6 +103,9 @@ def _basis(
         # The system is symmetric: B transposed is its inverse times the transposed terms.
         inverse_terms: Tensor = torch.linalg.solve(system, _terms(target, control).T)
         return inverse_terms[:count].to(device)
+
+
+_kept_basis = lru_cache(maxsize=32)(_basis)
 
 
 def _terms(at: Tensor, control: Tensor) -> Tensor:

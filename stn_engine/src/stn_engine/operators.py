@@ -1,0 +1,349 @@
+"""The operations as torch operators: their schemas, shapes and differentiation rules.
+
+Decides who computes and what is recorded; computes nothing itself. A recorded operation saves its
+operands and nothing else, and its backward is one fused vector-Jacobian product. Whatever
+differentiates further, be it a backward that is itself recorded, a tangent or a torch.func
+transform, meets the composition of torch operators, which torch differentiates to any order.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Generic, TypeVar, cast, get_args
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from stn_engine import dispatch
+from stn_engine.backends._watchers import is_plain, is_traced, is_transformed
+from stn_engine.backends.base import Backend
+from stn_engine.backends.torch import TorchBackend
+from stn_engine.errors import ParameterError
+from stn_engine.problem import (
+    Gradients,
+    GridGradientsProblem,
+    GridProblem,
+    Problem,
+    WarpGradientsProblem,
+    WarpProblem,
+)
+from stn_engine.spec import WarpSpec
+from stn_engine.transforms import ThinPlateSpline, Transform
+
+P = TypeVar("P", bound=Problem)
+R = TypeVar("R", bound=Tensor | Gradients)
+Needs = Sequence[bool]
+"""Which operands of a problem need a gradient."""
+
+COMPOSITION = TorchBackend()
+"""The backend whose results are graphs of differentiable operators."""
+
+LIBRARY = torch.library.Library("stn_engine", "DEF")  # type: ignore[no-untyped-call]  # torch
+TRANSFORM = "str transform, float[] settings"
+UNIT = "str coordinates, bool align_corners"
+SPEC = f"str interpolation, str padding, float[] fill, {UNIT}, str subgradient, bool deterministic"
+KINDS: dict[str, Callable[[Tensor], Any]] = {kind.__name__: kind for kind in get_args(Transform)}
+NOWHERE = torch.empty(0)
+"""Stands for the operands in what a recorded operation remembers of its problem."""
+
+
+class Operator(Generic[P, R]):
+    """One operation: a torch operator to those who trace, a plain function to all others.
+
+    Args:
+        schema: Of the torch operator; its name is that of a method of all backends.
+        arguments: A problem as the arguments of the torch operator.
+        problem: The way back, with all checks.
+        empty: A result of the right shapes, without values.
+        adjoint: The gradients of the operands that need one, by a problem and the gradient of its
+            result. None: what is recorded is composed.
+    """
+
+    def __init__(
+        self,
+        schema: str,
+        *,
+        arguments: Callable[[P], tuple[Any, ...]],
+        problem: Callable[..., P],
+        empty: Callable[[P], R],
+        adjoint: Callable[[P, Tensor, Needs], tuple[Tensor | None, ...]] | None = None,
+    ) -> None:
+        name = schema.partition("(")[0]
+        self.arguments, self.adjoint = arguments, adjoint
+        self._name, self._problem, self._empty = name, problem, empty
+        tag = torch.Tag.pt2_compliant_tag  # opcheck finds nothing wrong
+        LIBRARY.define(schema, tags=tag)  # type: ignore[no-untyped-call]  # torch
+        LIBRARY.impl(name, self._kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+        LIBRARY.impl(name, self._rule, "Autograd")  # type: ignore[no-untyped-call]
+        torch.library.register_fake(f"{LIBRARY.ns}::{name}", self._fake, lib=LIBRARY)
+        self.torch_operator = getattr(getattr(torch.ops, LIBRARY.ns), name).default
+
+    def __call__(self, problem: P) -> R:
+        """The result of ``problem``, differentiable in all of its operands."""
+        if torch.compiler.is_compiling():
+            return self._traced(problem)
+        return self._differentiable(problem)
+
+    def _differentiable(self, problem: P) -> R:
+        operands = problem.operands
+        if is_transformed() or any(map(_has_tangent, operands)):
+            return self._composed(problem)
+        if not (torch.is_grad_enabled() and any(operand.requires_grad for operand in operands)):
+            return self._computed(problem)
+        if self.adjoint is None:
+            return self._composed(problem)
+        return cast("R", _Recorded.apply(self, problem, *operands))  # type: ignore[no-untyped-call]  # torch
+
+    def _composed(self, problem: P) -> R:
+        if is_traced():
+            problem = self._problem(*map(_settled, self.arguments(problem)))
+        return self._run_by(COMPOSITION, problem)
+
+    def _computed(self, problem: P) -> R:
+        # The torch operator costs as much as a small warp: only those who trace are shown it.
+        if is_traced() or not all(map(is_plain, problem.operands)):
+            with torch._C._AutoDispatchBelowAutograd():  # noqa: SLF001 - as torch.library does
+                return self._traced(problem)
+        return self._run_by(dispatch.select(problem), problem)
+
+    def _run_by(self, backend: Backend, problem: P) -> R:
+        return cast("R", getattr(backend, self._name)([problem])[0])
+
+    def _traced(self, problem: P) -> R:
+        return cast("R", _unpacked(problem, self.torch_operator(*self.arguments(problem))))
+
+    def _kernel(self, *arguments: Any) -> Tensor | list[Tensor]:
+        problem = self._problem(*arguments)
+        return _packed(self._run_by(dispatch.select(problem), problem))
+
+    def _rule(self, *arguments: Any) -> Tensor | list[Tensor]:
+        return _packed(self._differentiable(self._problem(*arguments)))
+
+    def _fake(self, *arguments: Any) -> Tensor | list[Tensor]:
+        return _packed(self._empty(self._problem(*arguments)))
+
+
+class _Recorded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, operator: Operator[Any, Any], problem: Any, *operands: Tensor) -> Any:
+        ctx.save_for_backward(*operands)
+        # Without its operands: hooks on saved tensors, such as checkpoints, must see all there is.
+        ctx.operator, ctx.problem = operator, problem.bound(*(NOWHERE for _ in operands))
+        return operator._computed(problem)  # noqa: SLF001 - one class in two
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        problem = ctx.problem.bound(*ctx.saved_tensors)
+        needs = ctx.needs_input_grad[2:]
+        return None, None, *ctx.operator.adjoint(problem, grad_outputs[0], needs)
+
+
+def _has_tangent(operand: Tensor) -> bool:
+    dual = forward_ad.unpack_dual(operand)  # type: ignore[no-untyped-call]  # torch
+    return dual.tangent is not None
+
+
+def _settled(argument: Any) -> Any:
+    """An argument without symbolic sizes: the composition computes constants from sizes."""
+    if isinstance(argument, Tensor):
+        return argument.view([int(size) for size in argument.shape])
+    if isinstance(argument, tuple):
+        return tuple(int(one) if isinstance(one, torch.SymInt) else one for one in argument)
+    return argument
+
+
+def _packed(result: Tensor | Gradients) -> Tensor | list[Tensor]:
+    """A result as a torch operator returns it: dense, and without what was not asked for."""
+    if isinstance(result, Tensor):
+        return result.contiguous()
+    pair = result.feature_map, result.transform
+    return [gradient.contiguous() for gradient in pair if gradient is not None]
+
+
+def _unpacked(problem: Any, packed: Any) -> Any:
+    """The inverse of ``_packed``."""
+    if isinstance(packed, Tensor):
+        return packed
+    gradients = dict(zip(problem.needs, packed, strict=True))
+    return Gradients(gradients.get("feature_map"), gradients.get("transform"))
+
+
+def _transform_arguments(transform: Transform) -> tuple[str, list[float]]:
+    settings: list[float] = []
+    if isinstance(transform, ThinPlateSpline):
+        settings = [*itertools.chain(*transform.control_points), transform.regularization]
+    return type(transform).__name__, settings
+
+
+def _transform(parameters: Tensor, kind: str, settings: Sequence[float]) -> Any:
+    if kind not in KINDS:
+        raise ParameterError("transform", kind, tuple(KINDS))
+    if kind != ThinPlateSpline.__name__:
+        return KINDS[kind](parameters)
+    *flat, regularization = settings
+    dims = parameters.shape[-1]
+    control_points = [flat[k : k + dims] for k in range(0, len(flat), dims)]
+    return ThinPlateSpline(parameters, control_points=control_points, regularization=regularization)
+
+
+def _spec_arguments(spec: WarpSpec) -> tuple[Any, ...]:
+    return (
+        spec.interpolation.value,
+        spec.padding.value,
+        spec.fill,
+        spec.coordinates.value,
+        spec.align_corners,
+        spec.subgradient.value,
+        spec.deterministic,
+    )
+
+
+def _spec(interpolation: str, padding: str, fill: Sequence[float], *others: Any) -> WarpSpec:
+    return _kept_spec(interpolation, padding, tuple(fill), *others)
+
+
+@lru_cache(maxsize=256)
+def _kept_spec(*options: Any) -> WarpSpec:
+    return WarpSpec(**dict(zip(WarpSpec.__dataclass_fields__, options, strict=True)))
+
+
+def _warp_arguments(problem: WarpProblem) -> tuple[Any, ...]:
+    return (
+        *problem.operands,
+        problem.output_size,
+        *_transform_arguments(problem.transform),
+        *_spec_arguments(problem.spec),
+    )
+
+
+def _warp_problem(
+    feature_map: Tensor,
+    parameters: Tensor,
+    output_size: Sequence[int],
+    kind: str,
+    settings: Sequence[float],
+    *spec: Any,
+) -> WarpProblem:
+    transform = _transform(parameters, kind, settings)
+    return WarpProblem(feature_map, transform, output_size, _spec(*spec))
+
+
+def _empty_warp(problem: WarpProblem) -> Tensor:
+    return problem.feature_map.new_empty(problem.output_shape)
+
+
+def _warp_adjoint(
+    problem: WarpProblem, grad_output: Tensor, needs: Needs
+) -> tuple[Tensor | None, ...]:
+    names = [name for name, need in zip(("feature_map", "transform"), needs, strict=True) if need]
+    gradients = warp_gradients(WarpGradientsProblem(problem, grad_output, names))
+    return gradients.feature_map, gradients.transform
+
+
+def _warp_gradients_arguments(problem: WarpGradientsProblem) -> tuple[Any, ...]:
+    return (
+        *problem.operands,
+        problem.needs,
+        *_transform_arguments(problem.warp.transform),
+        *_spec_arguments(problem.warp.spec),
+    )
+
+
+def _warp_gradients_problem(
+    grad_output: Tensor, feature_map: Tensor, parameters: Tensor, needs: Sequence[str], *how: Any
+) -> WarpGradientsProblem:
+    warp = _warp_problem(feature_map, parameters, grad_output.shape[2:], *how)
+    return WarpGradientsProblem(warp, grad_output, needs)
+
+
+def _empty_warp_gradients(problem: WarpGradientsProblem) -> Gradients:
+    _, *operands = problem.operands
+    of_map, of_transform = (
+        operand.new_empty(operand.shape) if name in problem.needs else None
+        for name, operand in zip(("feature_map", "transform"), operands, strict=True)
+    )
+    return Gradients(of_map, of_transform)
+
+
+def _grid_arguments(problem: GridProblem) -> tuple[Any, ...]:
+    return (
+        *problem.operands,
+        problem.output_size,
+        *_transform_arguments(problem.transform),
+        *_unit_arguments(problem),
+    )
+
+
+def _unit_arguments(problem: GridProblem) -> tuple[str, bool]:
+    return str(problem.coordinates), problem.align_corners
+
+
+def _grid_problem(
+    parameters: Tensor, output_size: Sequence[int], kind: str, settings: Sequence[float], *unit: Any
+) -> GridProblem:
+    return GridProblem(_transform(parameters, kind, settings), output_size, *unit)
+
+
+def _empty_grid(problem: GridProblem) -> Tensor:
+    return problem.transform.parameters.new_empty(problem.output_shape)
+
+
+def _grid_adjoint(problem: GridProblem, grad_grid: Tensor, _: Needs) -> tuple[Tensor | None, ...]:
+    return (generate_grid_gradients(GridGradientsProblem(problem, grad_grid)),)
+
+
+def _grid_gradients_arguments(problem: GridGradientsProblem) -> tuple[Any, ...]:
+    return (
+        *problem.operands,
+        *_transform_arguments(problem.grid.transform),
+        *_unit_arguments(problem.grid),
+    )
+
+
+def _grid_gradients_problem(
+    grad_grid: Tensor, parameters: Tensor, *how: Any
+) -> GridGradientsProblem:
+    return GridGradientsProblem(_grid_problem(parameters, grad_grid.shape[1:-1], *how), grad_grid)
+
+
+def _empty_grid_gradients(problem: GridGradientsProblem) -> Tensor:
+    parameters = problem.grid.transform.parameters
+    return parameters.new_empty(parameters.shape)
+
+
+warp = Operator[WarpProblem, Tensor](
+    f"warp(Tensor feature_map, Tensor parameters, SymInt[] output_size, {TRANSFORM}, {SPEC})"
+    " -> Tensor",
+    arguments=_warp_arguments,
+    problem=_warp_problem,
+    empty=_empty_warp,
+    adjoint=_warp_adjoint,
+)
+"""V, differentiable in the feature map and the transform's parameters."""
+
+warp_gradients = Operator[WarpGradientsProblem, Gradients](
+    "warp_gradients(Tensor grad_output, Tensor feature_map, Tensor parameters, str[] needs,"
+    f" {TRANSFORM}, {SPEC}) -> Tensor[]",
+    arguments=_warp_gradients_arguments,
+    problem=_warp_gradients_problem,
+    empty=_empty_warp_gradients,
+)
+"""The gradients of one warp, differentiable in all three operands."""
+
+generate_grid = Operator[GridProblem, Tensor](
+    f"generate_grid(Tensor parameters, SymInt[] output_size, {TRANSFORM}, {UNIT}) -> Tensor",
+    arguments=_grid_arguments,
+    problem=_grid_problem,
+    empty=_empty_grid,
+    adjoint=_grid_adjoint,
+)
+"""The sampling grid, differentiable in the transform's parameters."""
+
+generate_grid_gradients = Operator[GridGradientsProblem, Tensor](
+    f"generate_grid_gradients(Tensor grad_grid, Tensor parameters, {TRANSFORM}, {UNIT}) -> Tensor",
+    arguments=_grid_gradients_arguments,
+    problem=_grid_gradients_problem,
+    empty=_empty_grid_gradients,
+)
+"""The gradient of the parameters, differentiable in them and in the grid's gradient."""
