@@ -21,7 +21,7 @@ Pairs = tuple[tuple[float, float], ...]
 def points(problem: WarpProblem) -> Tensor:
     """Source points in pixels, (N, 2, P), rounded once."""
     slope, offset = _unit_change(problem)
-    x = _combined(problem.transform, _warp_basis(problem))
+    x = _combined(problem.transform, warp_basis(problem))
     return (x * slope + offset).to(compute_dtype(problem))
 
 
@@ -29,7 +29,7 @@ def points_adjoint(problem: WarpProblem, grad_points: Tensor) -> Tensor:
     """Gradient of the control points' source points from that of ``points``."""
     slope, _ = _unit_change(problem)
     grad = grad_points.double() * slope
-    return _combined_adjoint(problem.transform, _warp_basis(problem), grad)
+    return _combined_adjoint(problem.transform, warp_basis(problem), grad)
 
 
 def grid(problem: GridProblem) -> Tensor:
@@ -56,7 +56,8 @@ def _combined_adjoint(transform: Transform, basis: Tensor, grad: Tensor) -> Tens
     return of_source.transpose(1, 2).to(transform.parameters.dtype)
 
 
-def _warp_basis(problem: WarpProblem) -> Tensor:
+def warp_basis(problem: WarpProblem) -> Tensor:
+    """B transposed, (K, P), float64: the spline is B times its points."""
     spec, size = problem.spec, problem.output_shape[2:]
     unit = spec.coordinates, spec.align_corners
     return _shared_basis(*_settings(problem.transform), size, *unit, problem.feature_map.device)
@@ -102,7 +103,7 @@ def _basis(
         target = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).view(-1, 2)
         # The system is symmetric: B transposed is its inverse times the transposed terms.
         inverse_terms: Tensor = torch.linalg.solve(system, _terms(target, control).T)
-        return inverse_terms[:count].to(device)
+        return inverse_terms[:count].contiguous().to(device)
 
 
 _kept_basis = lru_cache(maxsize=32)(_basis)

@@ -1,0 +1,168 @@
+"""The ``cpu`` backend: fused, ragged kernels in C++ for tensors in host memory.
+
+One call computes coordinates, reads and sums block by block: no grid and no gradient of a grid is
+ever in memory. It reads operands in place, whatever their strides, and writes results once.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.dlpack import to_dlpack
+
+from stn_engine.backends._thin_plate import warp_basis
+from stn_engine.problem import (
+    Gradients,
+    GridGradientsProblem,
+    GridProblem,
+    Problem,
+    WarpGradientsProblem,
+    WarpProblem,
+)
+from stn_engine.spec import Coordinates, Interpolation, Subgradient, WarpSpec
+from stn_engine.transforms import (
+    Affine,
+    Attention,
+    Flow,
+    Homography,
+    Rotation,
+    SamplingGrid,
+    Similarity,
+    ThinPlateSpline,
+    Transform,
+    Translation,
+)
+
+try:
+    from stn_engine import _cpu
+except ImportError as error:
+    _MISSING: str | None = f"the native module is not usable: {error}"
+    _KINDS: dict[type[Transform], Any] = {}
+else:
+    _MISSING = None
+    _KINDS = {
+        Affine: _cpu.Kind.affine,
+        Homography: _cpu.Kind.homography,
+        Attention: _cpu.Kind.attention,
+        Similarity: _cpu.Kind.similarity,
+        Translation: _cpu.Kind.translation,
+        Rotation: _cpu.Kind.rotation,
+        ThinPlateSpline: _cpu.Kind.spline,
+        Flow: _cpu.Kind.flow,
+        SamplingGrid: _cpu.Kind.grid,
+    }
+
+
+class CpuBackend:
+    """Runs every warp and its gradients on up to ``torch.get_num_threads()`` threads."""
+
+    name = "cpu"
+
+    def unsupported_reasons(self, problem: Problem) -> tuple[str, ...]:
+        """A missing native module, another device, and the grid generator on its own."""
+        if _MISSING is not None:
+            return (_MISSING,)
+        if isinstance(problem, GridProblem | GridGradientsProblem):
+            return ("never makes a grid: it runs the generator inside of warps only",)
+        warp = problem.warp if isinstance(problem, WarpGradientsProblem) else problem
+        device = warp.feature_map.device
+        if device.type != "cpu":
+            return (f"computes in host memory, the operands are on {device}",)
+        return ()
+
+    def warp(self, problems: Sequence[WarpProblem]) -> list[Tensor]:
+        """V of each problem, (N, C, ...), in the memory format of its feature map."""
+        outputs = [_output(problem) for problem in problems]
+        items = [
+            (*_operands(problem), to_dlpack(output))
+            for problem, output in zip(problems, outputs, strict=True)
+        ]
+        _cpu.warp(items, torch.get_num_threads())
+        return outputs
+
+    def warp_gradients(self, problems: Sequence[WarpGradientsProblem]) -> list[Gradients]:
+        """The gradients that each problem needs."""
+        gradients = [_gradients(problem) for problem in problems]
+        items = [
+            (
+                *_operands(problem.warp),
+                to_dlpack(problem.grad_output.detach()),
+                None if gradient.feature_map is None else to_dlpack(gradient.feature_map),
+                None if gradient.transform is None else to_dlpack(gradient.transform),
+            )
+            for problem, gradient in zip(problems, gradients, strict=True)
+        ]
+        _cpu.warp_gradients(items, torch.get_num_threads())
+        return gradients
+
+    def generate_grid(self, problems: Sequence[GridProblem]) -> list[Tensor]:
+        """Not offered: see ``unsupported_reasons``."""
+        raise NotImplementedError
+
+    def generate_grid_gradients(self, problems: Sequence[GridGradientsProblem]) -> list[Tensor]:
+        """Not offered: see ``unsupported_reasons``."""
+        raise NotImplementedError
+
+
+def _operands(problem: WarpProblem) -> tuple[Any, ...]:
+    """Options, kind, feature map, parameters and basis, as the native module takes them."""
+    transform = problem.transform
+    basis = to_dlpack(warp_basis(problem)) if isinstance(transform, ThinPlateSpline) else None
+    return (
+        _options(problem.spec),
+        _KINDS[type(transform)],
+        to_dlpack(problem.feature_map.detach()),
+        to_dlpack(transform.parameters.detach()),
+        basis,
+    )
+
+
+@lru_cache(maxsize=256)
+def _options(spec: WarpSpec) -> Any:
+    return _cpu.Options(
+        interpolation=_cpu.Interpolation[spec.interpolation.value],
+        padding=_cpu.Padding[spec.padding.value],
+        unit=_unit(spec.coordinates, spec.align_corners),
+        zero_subgradient=spec.subgradient == Subgradient.ZERO,
+        fill=list(spec.fill),
+    )
+
+
+@lru_cache(maxsize=16)
+def _unit(coordinates: str, align_corners: bool) -> Any:  # noqa: FBT001 - lru_cache keys positional arguments fastest
+    if coordinates == Coordinates.PIXEL:
+        return _cpu.Unit.pixel
+    return _cpu.Unit.normalized_corners if align_corners else _cpu.Unit.normalized
+
+
+def _output(problem: WarpProblem) -> Tensor:
+    """Memory for V, channels last if the feature map is."""
+    feature_map = problem.feature_map
+    return torch.empty(
+        problem.output_shape, dtype=feature_map.dtype, memory_format=_memory_format(feature_map)
+    )
+
+
+def _memory_format(feature_map: Tensor) -> torch.memory_format:
+    last = torch.channels_last if feature_map.dim() == 4 else torch.channels_last_3d
+    dense = feature_map.is_contiguous() or not feature_map.is_contiguous(memory_format=last)
+    return torch.contiguous_format if dense else last
+
+
+def _gradients(problem: WarpGradientsProblem) -> Gradients:
+    """Memory for the gradients that are needed; zeros where the kernels have nothing to add."""
+    warp = problem.warp
+    feature_map, parameters = warp.feature_map, warp.transform.parameters
+    empty = 0 in warp.output_shape
+    of_map = of_transform = None
+    if "feature_map" in problem.needs:
+        make = torch.zeros if empty else torch.empty
+        form = _memory_format(feature_map)
+        of_map = make(feature_map.shape, dtype=feature_map.dtype).to(memory_format=form)
+    if "transform" in problem.needs:
+        flat = empty or warp.spec.interpolation == Interpolation.NEAREST
+        make = torch.zeros if flat else torch.empty
+        of_transform = make(parameters.shape, dtype=parameters.dtype)
+    return Gradients(of_map, of_transform)

@@ -1,0 +1,222 @@
+// The sampling plan of a block under bilinear (trilinear) interpolation: which cell every point reads, and
+// with what weights. Made once per block, used for every channel.
+#pragma once
+
+#include "points.h"
+
+namespace stn::STN_ISA {
+
+// What the points of a block read.
+enum class Reads {
+  inside,   // whole cells of the map: no bounds test is needed any more
+  edge,     // some pixels that are not there
+  nothing,  // constants only
+};
+
+template <class T, int D>
+struct CellPlan {
+  Reads reads;
+  int step[D];                       // from a pixel of a cell to its neighbour; 0 where the map has only one
+  int offset[kBlock];                // of the cell's first pixel
+  T weight[D][2][kBlock];
+  // Where all points read whole cells, slopes are 1 and the rest is not filled in.
+  T slope[D][kBlock];                // the derivative by a coordinate is slope·(second pixel - first)
+  Mask<T> inside[D][2][kBlock];      // which pixels of the cell are read at all
+  Mask<T> live[kBlock];              // points that read anything
+  Mask<T> whole[kBlock];             // points that read a whole cell
+  Mask<T> finite[kBlock];
+};
+
+// Replaces coordinates that are not finite by 0 and says which they were.
+template <class T, int D>
+STN_FUNCTION void keep_finite(Points<T, D>& points, int lanes, Mask<T>* finite) {
+  for (int b = 0; b < lanes; b += kLanes) {
+    Lanes<Mask<T>> all = is_finite(load(points.at[0] + b));
+    for (int a = 1; a < D; ++a) all &= is_finite(load(points.at[a] + b));
+    for (int a = 0; a < D; ++a) store(all ? load(points.at[a] + b) : Lanes<T>{}, points.at[a] + b);
+    store(all, finite + b);
+  }
+}
+
+template <class T>
+STN_FUNCTION Lanes<T> magnitude(Lanes<T> x) {
+  return x < 0 ? -x : x;
+}
+
+template <class T>
+STN_FUNCTION bool all_near(const T* x, int lanes, T bound) {
+  Lanes<Mask<T>> near = Lanes<Mask<T>>{} - 1;
+  for (int b = 0; b < lanes; b += kLanes) near &= magnitude<T>(load(x + b)) <= bound;
+  return all_of<Mask<T>>(near);
+}
+
+// Coordinates mirrored into the map, exactly, whatever their magnitude.
+template <class T>
+STN_FUNCTION void mirror_axis(Mirror<T> mirror, T last, int lanes, T* x, T* slope) {
+  const T period = 2 * mirror.span;
+  const bool near = all_near(x, lanes, static_cast<T>(kExactPeriods) - period);
+  for (int b = 0; b < lanes; b += kLanes) {
+    const Lanes<T> at = load(x + b), distance = magnitude<T>(at - mirror.low);
+    Lanes<T> rest;
+    if (near) rest = near_remainder(distance, period);
+    else for (int l = 0; l < kLanes; ++l) rest[l] = std::fmod(distance[l], period);
+    const Padded<Lanes<T>> moved = reflected(at, rest, mirror, last);
+    store(moved.x, x + b);
+    store(moved.slope, slope + b);
+  }
+}
+
+// Coordinates of one axis as a padding other than a constant moves them, with the slopes of that.
+template <class T>
+STN_LARGE_FUNCTION void pad_axis(const Sampling& sampling, int64_t size, int lanes, T* x, T* slope) {
+  const T last = static_cast<T>(size - 1);
+  if (sampling.padding == Padding::reflection)
+    return mirror_axis(mirror_of(last, sampling.unit == Unit::normalized), last, lanes, x, slope);
+  for (int b = 0; b < lanes; b += kLanes) {
+    const Padded<Lanes<T>> moved = clipped(load(x + b), Lanes<T>{} + 1, last);
+    store(moved.x, x + b);
+    store(moved.slope, slope + b);
+  }
+}
+
+template <class T, int D>
+STN_FUNCTION void put_cell(CellPlan<T, D>& plan, int a, int b, const Cell<Lanes<T>>& cell) {
+  store(cell.weight0, plan.weight[a][0] + b);
+  store(cell.weight1, plan.weight[a][1] + b);
+  store(cell.slope, plan.slope[a] + b);
+  store(cell.in0, plan.inside[a][0] + b);
+  store(cell.in1, plan.inside[a][1] + b);
+}
+
+template <class T>
+STN_FUNCTION Lanes<int32_t> to_int(Lanes<T> x) {
+  return __builtin_convertvector(x, Lanes<int32_t>);
+}
+
+// Cells where every point reads nothing but whole ones.
+template <class T, int D>
+STN_LARGE_FUNCTION void inside_cells(const int (&stride)[D], int lanes, const Points<T, D>& points, CellPlan<T, D>& plan) {
+  for (int b = 0; b < lanes; b += kLanes) {
+    Lanes<int32_t> offset{};
+    for (int a = 0; a < D; ++a) {
+      const Lanes<T> x = load(points.at[a] + b), first = floor_of(x), t = x - first;
+      store(1 - t, plan.weight[a][0] + b);
+      store(t, plan.weight[a][1] + b);
+      offset += to_int<T>(first) * stride[a];
+    }
+    store(offset, plan.offset + b);
+  }
+}
+
+// Padding by a constant.
+template <class T, int D>
+STN_LARGE_FUNCTION void constant_cells(
+    const int (&size)[D], const int (&stride)[D], int lanes, const Points<T, D>& points, CellPlan<T, D>& plan) {
+  for (int b = 0; b < lanes; b += kLanes) {
+    Lanes<Mask<T>> live = load(plan.finite + b), whole = live;
+    Lanes<int32_t> offset{};
+    for (int a = 0; a < D; ++a) {
+      const Lanes<T> near = clamp_to(load(points.at[a] + b), T(-2), static_cast<T>(size[a]));
+      const Cell<Lanes<T>> cell = constant_cell<T>(near, size[a]);
+      put_cell(plan, a, b, cell);
+      offset += to_int<T>(cell.first) * stride[a];
+      live &= cell.in0 | cell.in1;
+      whole &= cell.in0 & cell.in1;
+    }
+    store(offset, plan.offset + b);
+    store(live, plan.live + b);
+    store(whole, plan.whole + b);
+  }
+}
+
+// Padding that has moved the points into the map.
+template <class T, int D>
+STN_LARGE_FUNCTION void inner_cells(const int (&size)[D], const int (&stride)[D], int lanes,
+                                    const Points<T, D>& points, const T (&slope)[D][kBlock], CellPlan<T, D>& plan) {
+  for (int b = 0; b < lanes; b += kLanes) {
+    Lanes<Mask<T>> whole = load(plan.finite + b);
+    Lanes<int32_t> offset{};
+    for (int a = 0; a < D; ++a) {
+      const Padded<Lanes<T>> at = {load(points.at[a] + b), load(slope[a] + b)};
+      const Cell<Lanes<T>> cell = inner_cell<T>(at, size[a]);
+      put_cell(plan, a, b, cell);
+      offset += to_int<T>(cell.first) * stride[a];
+      whole &= cell.in0 & cell.in1;
+    }
+    store(offset, plan.offset + b);
+    store(load(plan.finite + b), plan.live + b);
+    store(whole, plan.whole + b);
+  }
+}
+
+// The subgradient of equations (2) and (3), where floor and ceil coincide.
+template <class T>
+STN_FUNCTION void flatten_integers(const T* x, int lanes, T* slope) {
+  for (int l = 0; l < lanes; ++l) slope[l] = x[l] == floor_of(x[l]) ? T(0) : slope[l];
+}
+
+template <class T, int D>
+STN_FUNCTION bool all_inside(const int (&size)[D], int lanes, const Points<T, D>& points) {
+  Lanes<Mask<T>> all = Lanes<Mask<T>>{} - 1;
+  for (int a = 0; a < D; ++a) {
+    const T last = static_cast<T>(size[a] - 1);
+    for (int b = 0; b < lanes; b += kLanes) {
+      const Lanes<T> x = load(points.at[a] + b);
+      all &= (x >= 0) & (x < last);
+    }
+  }
+  return all_of<Mask<T>>(all);
+}
+
+template <class T, int D>
+STN_FUNCTION Reads reads_of(const CellPlan<T, D>& plan, int lanes, bool has_slopes) {
+  Lanes<Mask<T>> all = load(plan.whole), any = load(plan.live);
+  for (int b = kLanes; b < lanes; b += kLanes) {
+    all &= load(plan.whole + b);
+    any |= load(plan.live + b);
+  }
+  if (!has_slopes && all_of<Mask<T>>(all)) return Reads::inside;
+  return any_of<Mask<T>>(any) ? Reads::edge : Reads::nothing;
+}
+
+// From here on float32 may round the last pixel of an axis up.
+constexpr int64_t kExactSizes = 1 << 24;
+
+// Whether offsets within a channel fit what a plan has for them.
+STN_FUNCTION bool has_small_offsets(const Map& map) {
+  double reach = 0;
+  for (int a = 0; a < kMaxAxes; ++a) {
+    if (map.size[a] > kExactSizes) return false;
+    reach += static_cast<double>(map.size[a]) * std::abs(static_cast<double>(map.stride[a]));
+  }
+  return reach < 2147483648.0;
+}
+
+// The plan of a block; moves the points as padding does.
+template <class T, int D>
+STN_FUNCTION void plan_cells(const Item& item, int count, Points<T, D>& points, CellPlan<T, D>& plan) {
+  const int lanes = whole_lanes(count);
+  int size[D], stride[D];
+  for (int a = 0; a < D; ++a) {
+    size[a] = static_cast<int>(item.source.size[a]);
+    stride[a] = static_cast<int>(item.source.stride[a]);
+    plan.step[a] = size[a] > 1 ? stride[a] : 0;
+  }
+  if (!item.sampling.zero_subgradient && all_inside<T, D>(size, lanes, points)) {
+    plan.reads = Reads::inside;
+    return inside_cells<T, D>(stride, lanes, points, plan);
+  }
+  keep_finite(points, lanes, plan.finite);
+  if (item.sampling.padding == Padding::zeros || item.sampling.padding == Padding::fill) {
+    constant_cells<T, D>(size, stride, lanes, points, plan);
+  } else {
+    T slope[D][kBlock];
+    for (int a = 0; a < D; ++a) pad_axis(item.sampling, size[a], lanes, points.at[a], slope[a]);
+    inner_cells<T, D>(size, stride, lanes, points, slope, plan);
+  }
+  if (item.sampling.zero_subgradient)
+    for (int a = 0; a < D; ++a) flatten_integers(points.at[a], lanes, plan.slope[a]);
+  plan.reads = reads_of(plan, lanes, item.sampling.zero_subgradient);
+}
+
+}  // namespace stn::STN_ISA

@@ -1,0 +1,85 @@
+// One problem as the kernels see it: plain data, filled in by the module, shared by all instruction sets.
+//
+// Axes are in the order x, y, z; strides are in elements and may be anything, 0 and negative included.
+#pragma once
+
+#include <cstdint>
+
+#include "../shared/transforms.h"
+
+namespace stn {
+
+enum class Storage { float32, float64, float16, bfloat16, uint8 };
+
+// A batch of maps with channels: U, V or G.
+struct Map {
+  void* data;
+  int64_t batch, channels;
+  int64_t size[kMaxAxes];
+  int64_t batch_stride, channel_stride;
+  int64_t stride[kMaxAxes];
+};
+
+// One point per target pixel: a grid, a flow, or their gradient.
+struct PointField {
+  void* data;
+  bool wide;  // float64, else float32
+  int64_t batch;
+  int64_t batch_stride, component_stride;
+  int64_t stride[kMaxAxes];
+};
+
+struct Sampling {
+  Interpolation interpolation;
+  Padding padding;
+  Unit unit;
+  bool zero_subgradient;  // at integer coordinates, instead of that of the cell to the right
+  const double* fill;
+  int64_t fill_count;  // 1, or one per channel
+
+  STN_MEMBER double fill_of(int64_t channel) const { return fill[fill_count == 1 ? 0 : channel]; }
+  STN_MEMBER double outside_of(int64_t channel) const { return padding == Padding::fill ? fill_of(channel) : 0.0; }
+};
+
+// Where target pixels read from.
+struct Generator {
+  Kind kind;
+  Lattice lattice;
+  int64_t batch;
+  const double* parameters;  // (batch, count), but for flow and grid
+  int64_t count;
+  PointField field;           // flow and grid only
+  const double* basis;        // spline only: (count / 2, target pixels)
+
+  STN_MEMBER bool is_linear() const { return kind <= Kind::rotation; }
+  STN_MEMBER bool is_pointwise() const { return kind >= Kind::flow; }
+};
+
+struct Item {
+  int axes;
+  Storage storage;
+  int64_t batch;  // after broadcasting
+  Sampling sampling;
+  Generator generator;
+  Map source;                       // U
+  Map target;                       // V, or G
+  Map by_source;                    // gradient of U; no data if not asked for
+  double* by_parameters;            // (batch of the generator, count), or null
+  PointField by_field;              // flow and grid only; no data if not asked for
+
+  // Rows of target pixels along x.
+  STN_MEMBER int64_t rows() const { return target.size[1] * target.size[2]; }
+};
+
+// How rows are cut into units of work. Depends on sizes alone: partial sums must not depend on threads.
+STN_FUNCTION int64_t rows_per_chunk(const Item& item) {
+  const int64_t width = item.target.size[0] < 1 ? 1 : item.target.size[0];
+  return width >= 4096 ? 1 : 4096 / width;
+}
+
+STN_FUNCTION int64_t chunks(const Item& item) {
+  const int64_t step = rows_per_chunk(item);
+  return (item.rows() + step - 1) / step;
+}
+
+}  // namespace stn

@@ -1,0 +1,283 @@
+// The gradient of a transform's parameters, row by row: the derivative by coordinates, and at once the
+// adjoint of the generator. No gradient of a grid is ever in memory.
+#pragma once
+
+#include "warp_rows.h"
+
+namespace stn::STN_ISA {
+
+template <class T, int D>
+using ByCoordinate = T[D][kBlock];
+
+// G of one channel at the points of a block, 0 in the lanes behind them.
+template <class S>
+STN_FUNCTION void load_grad(const S* grad, int64_t stride, int count, Compute<S>* out) {
+  for (int b = 0; b < count; ++b) out[b] = widened(grad[b * stride]);
+  for (int b = count; b < whole_lanes(count); ++b) out[b] = 0;
+}
+
+template <class S, class T, int D, bool Adjacent>
+STN_FUNCTION void contrast_planes(
+    const Item& item, const Row& row, int64_t j, int count, const CellPlan<T, D>& plan, CellContrast<T, D>& contrast) {
+  const S* source = source_of<S>(item, row.n);
+  const S* grads = row_start<const S>(item.target, row, j);
+  for (int64_t c = 0; c < item.source.channels; ++c) {
+    alignas(64) T grad[kBlock];
+    load_grad<S>(grads + c * item.target.channel_stride, item.target.stride[0], count, grad);
+    const T outside = static_cast<T>(item.sampling.outside_of(c));
+    contrast_cells<S, T, D, Adjacent>(source + c * item.source.channel_stride, plan, count, outside, grad, contrast);
+  }
+}
+
+// Sixteen running sums over channels, joined by a fixed tree.
+template <class T>
+STN_FUNCTION T sum_lanes(T (&lanes)[kLanes]) {
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+  return lanes[0];
+}
+
+template <class S, class T>
+STN_FUNCTION T dot_difference(const S* grad, const S* second, const S* first, int64_t channels) {
+  T sums[kLanes] = {};
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes)
+    for (int l = 0; l < kLanes; ++l)
+      sums[l] += widened(grad[c + l]) * (widened(second[c + l]) - widened(first[c + l]));
+  for (int l = 0; c + l < channels; ++l)
+    sums[l] += widened(grad[c + l]) * (widened(second[c + l]) - widened(first[c + l]));
+  return sum_lanes(sums);
+}
+
+template <class S, class T, int D>
+STN_FUNCTION void contrast_whole_pixel(const Corners<S, D>& corners, const S* grad, int64_t channels, int b,
+                                       CellContrast<T, D>& contrast) {
+  for (int a = 0; a < D; ++a)
+    for (int corner = 0; corner < kPairs<D>; ++corner) {
+      const Edge edge = edge_of(a, corner);
+      contrast.along[a][corner][b] = dot_difference<S, T>(
+          grad, corners.at[edge.second_pair][edge.second_side], corners.at[edge.first_pair][edge.first_side], channels);
+    }
+}
+
+template <class S, class T, int D>
+STN_FUNCTION void contrast_edge_pixel(const Item& item, const Corners<S, D>& corners, const S* grad,
+                                      const CellPlan<T, D>& plan, int b, CellContrast<T, D>& contrast) {
+  for (int64_t c = 0; c < item.source.channels; ++c) {
+    const T outside = static_cast<T>(item.sampling.outside_of(c)), g = widened(grad[c]);
+    T pixel[kPairs<D>][2];
+    for (int pair = 0; pair < kPairs<D>; ++pair)
+      for (int side = 0; side < 2; ++side)
+        pixel[pair][side] = is_there(plan, b, pair, side) ? static_cast<T>(widened(corners.at[pair][side][c])) : outside;
+    for (int a = 0; a < D; ++a)
+      for (int corner = 0; corner < kPairs<D>; ++corner) {
+        const Edge edge = edge_of(a, corner);
+        contrast.along[a][corner][b] +=
+            g * (pixel[edge.second_pair][edge.second_side] - pixel[edge.first_pair][edge.first_side]);
+      }
+  }
+}
+
+template <class S, class T, int D>
+STN_LARGE_FUNCTION void contrast_pixels(
+    const Item& item, const Row& row, int64_t j, int count, const CellPlan<T, D>& plan, CellContrast<T, D>& contrast) {
+  const S* source = source_of<S>(item, row.n);
+  const S* grad = row_start<const S>(item.target, row, j);
+  for (int b = 0; b < count; ++b, grad += item.target.stride[0]) {
+    if (plan.reads != Reads::inside && !plan.live[b]) continue;
+    const Corners<S, D> corners = corners_of(source, plan, b);
+    if (is_whole(plan, b)) contrast_whole_pixel<S, T, D>(corners, grad, item.source.channels, b, contrast);
+    else contrast_edge_pixel(item, corners, grad, plan, b, contrast);
+  }
+}
+
+template <class S, class T, int D, int K>
+STN_FUNCTION void gradient_of_taps(
+    const Item& item, const Row& row, int64_t j, int count, Points<T, D>& points, ByCoordinate<T, D>& out) {
+  TapPlan<T, D, K> plan;
+  plan_taps(item, count, points, plan);
+  const S* source = source_of<S>(item, row.n);
+  const S* grads = row_start<const S>(item.target, row, j);
+  for (int64_t c = 0; c < item.source.channels; ++c) {
+    T grad[kBlock];
+    load_grad<S>(grads + c * item.target.channel_stride, item.target.stride[0], count, grad);
+    add_tap_gradient<S, T, D, K>(source + c * item.source.channel_stride, plan, count,
+                                 static_cast<T>(item.sampling.outside_of(c)), grad, out);
+  }
+}
+
+template <class S, class T, int D>
+STN_FUNCTION void gradient_of_cells(
+    const Item& item, const Row& row, int64_t j, int count, Points<T, D>& points, ByCoordinate<T, D>& out) {
+  if (!has_small_offsets(item.source)) return gradient_of_taps<S, T, D, 2>(item, row, j, count, points, out);
+  CellPlan<T, D> plan;
+  plan_cells(item, count, points, plan);
+  if (plan.reads == Reads::nothing) return;
+  CellContrast<T, D> contrast = {};
+  if (is_channels_last(item)) contrast_pixels<S, T, D>(item, row, j, count, plan, contrast);
+  else if (has_adjacent_pixels(item.source)) contrast_planes<S, T, D, true>(item, row, j, count, plan, contrast);
+  else contrast_planes<S, T, D, false>(item, row, j, count, plan, contrast);
+  coordinate_gradient(plan, count, contrast, out);
+}
+
+// G·∂V/∂(x, y, z) in pixels at the points of a block, summed over channels.
+template <class S, class T, int D>
+STN_LARGE_FUNCTION void gradient_of_coordinates(
+    const Item& item, const Row& row, int64_t j, int count, Points<T, D> points, ByCoordinate<T, D>& out) {
+  for (int a = 0; a < D; ++a)
+    for (int b = 0; b < whole_lanes(count); ++b) out[a][b] = T(0);
+  if (item.sampling.interpolation == Interpolation::bilinear)
+    gradient_of_cells<S>(item, row, j, count, points, out);
+  else if (item.sampling.interpolation == Interpolation::bicubic)
+    gradient_of_taps<S, T, D, 4>(item, row, j, count, points, out);
+  for (int a = 0; a < D; ++a)
+    for (int b = count; b < whole_lanes(count); ++b) out[a][b] = T(0);
+}
+
+// Sums of g and j·g along a row in sixteen lanes, equations (6) and (7); then those of i·g and k·g.
+template <int D>
+class RowSums {
+ public:
+  template <class T>
+  STN_MEMBER void add(const T* g, int64_t j, int count) {
+    for (int b = 0; b < whole_lanes(count); b += kLanes) {
+      const double first = static_cast<double>(j + b);
+      for (int l = 0; l < kLanes; ++l) {
+        const double value = static_cast<double>(g[b + l]);
+        plain_[l] += value;
+        by_j_[l] += value * (first + static_cast<double>(l));
+      }
+    }
+  }
+
+  STN_MEMBER void finish(const Row& row, double (&sums)[kMaxAxes + 1]) {
+    const double plain = sum_lanes(plain_);
+    sums[0] += sum_lanes(by_j_);
+    sums[1] += plain * static_cast<double>(row.i);
+    if constexpr (D == 3) sums[2] += plain * static_cast<double>(row.k);
+    sums[D] += plain;
+  }
+
+ private:
+  double plain_[kLanes] = {}, by_j_[kLanes] = {};
+};
+
+// Gradient of the rays (X, Y, W) of a homography: gx/W, gy/W and -(gx·x + gy·y)/W.
+template <class T>
+STN_FUNCTION void ray_gradient(const Points<T, 2>& points, const T* divisor, const ByCoordinate<T, 2>& g, int count,
+                               double (&rays)[3][kBlock]) {
+  for (int b = 0; b < whole_lanes(count); ++b) {
+    const double x = points.at[0][b], y = points.at[1][b], w = divisor[b];
+    const bool finite = b < count && is_finite(x) && is_finite(y);
+    const double by_x = g[0][b] / w, by_y = g[1][b] / w;
+    rays[0][b] = finite ? by_x : 0.0;
+    rays[1][b] = finite ? by_y : 0.0;
+    rays[2][b] = finite ? -(by_x * x + by_y * y) : 0.0;
+  }
+}
+
+// Gradient of the pixel matrix from some rows of one item.
+template <class S, int D>
+STN_LARGE_FUNCTION void matrix_rows(const Item& item, int64_t n, int64_t first_row, int64_t last_row, double* out) {
+  using T = Compute<S>;
+  const bool projective = item.generator.kind == Kind::homography;
+  const int rays = projective ? 3 : D;
+  Matrix sums{};
+  const PointSource<T, D> source(item, n);
+  const int64_t width = item.target.size[0];
+  for (int64_t r = first_row; r < last_row; ++r) {
+    const Row row = row_of(item, n, r);
+    RowSums<D> row_sums[kMaxRows];
+    for (int64_t j = 0; j < width; j += kBlock) {
+      const int count = static_cast<int>(width - j < kBlock ? width - j : kBlock);
+      Points<T, D> points;
+      source.fill(row, j, count, points);
+      ByCoordinate<T, D> g;
+      gradient_of_coordinates<S, T, D>(item, row, j, count, points, g);
+      if (!projective) {
+        for (int a = 0; a < D; ++a) row_sums[a].add(g[a], j, count);
+      } else if constexpr (D == 2) {
+        T divisor[kBlock];
+        source.divisors(row, j, count, divisor);
+        double by_ray[3][kBlock];
+        ray_gradient<T>(points, divisor, g, count, by_ray);
+        for (int a = 0; a < 3; ++a) row_sums[a].add(by_ray[a], j, count);
+      }
+    }
+    for (int a = 0; a < rays; ++a) row_sums[a].finish(row, sums.at[a]);
+  }
+  for (int a = 0; a < rays; ++a)
+    for (int b = 0; b <= D; ++b) out[a * (D + 1) + b] += sums.at[a][b];
+}
+
+// Gradient of a spline's source points: the transpose of its basis, times the unit change.
+template <class S>
+STN_LARGE_FUNCTION void spline_rows(const Item& item, int64_t n, int64_t first_row, int64_t last_row, double* out) {
+  using T = Compute<S>;
+  const Generator& spline = item.generator;
+  const int64_t width = item.target.size[0], pixels = width * item.target.size[1];
+  for_blocks<T, 2>(item, n, first_row, last_row,
+                   [&](const PointSource<T, 2>&, const Row& row, int64_t j, int count, Points<T, 2>& points) {
+                     ByCoordinate<T, 2> g;
+                     gradient_of_coordinates<S, T, 2>(item, row, j, count, points, g);
+                     const double* basis = spline.basis + row.i * width + j;
+                     for (int64_t k = 0; k < spline.count / 2; ++k)
+                       for (int a = 0; a < 2; ++a) {
+                         double sums[kLanes] = {};
+                         for (int b = 0; b < count; ++b) sums[b % kLanes] += g[a][b] * basis[k * pixels + b];
+                         const SourceAxis to = source_axis(spline.lattice.source[a], spline.lattice.unit);
+                         out[2 * k + a] += sum_lanes(sums) * ratio(to.u, to.w);
+                       }
+                   });
+}
+
+// Adds one item's part to the gradient of a block of points.
+template <class S, class T, int D>
+STN_LARGE_FUNCTION void add_field_gradient(const Item& item, const Row& row, int64_t j, int count, double (&sums)[D][kBlock]) {
+  const PointSource<T, D> source(item, row.n);
+  Points<T, D> points;
+  source.fill(row, j, count, points);
+  ByCoordinate<T, D> g;
+  gradient_of_coordinates<S, T, D>(item, row, j, count, points, g);
+  for (int a = 0; a < D; ++a) {
+    const SourceAxis to = source_axis(item.source.size[a], item.sampling.unit);
+    const T slope = static_cast<T>(ratio(to.u, to.w));
+    for (int b = 0; b < count; ++b) sums[a][b] += static_cast<double>(g[a][b] == T(0) ? T(0) : g[a][b] * slope);
+  }
+}
+
+template <class P, int D>
+STN_FUNCTION void store_field(const PointField& field, int64_t n, const Row& row, int64_t j, int count,
+                              const double (&sums)[D][kBlock]) {
+  P* out = static_cast<P*>(field.data) + n * field.batch_stride + row.i * field.stride[1] + row.k * field.stride[2] +
+           j * field.stride[0];
+  for (int a = 0; a < D; ++a)
+    for (int b = 0; b < count; ++b) out[a * field.component_stride + b * field.stride[0]] = static_cast<P>(sums[a][b]);
+}
+
+// Gradient of a grid or a flow in some rows of its item n_field: the sum over all items that share it.
+template <class S, int D>
+void field_rows(const Item& item, int64_t n_field, int64_t first_row, int64_t last_row) {
+  using T = Compute<S>;
+  const bool broadcast = item.by_field.batch == 1;
+  const int64_t width = item.target.size[0];
+  for (int64_t r = first_row; r < last_row; ++r)
+    for (int64_t j = 0; j < width; j += kBlock) {
+      const int count = static_cast<int>(width - j < kBlock ? width - j : kBlock);
+      double sums[D][kBlock] = {};
+      for (int64_t n = broadcast ? 0 : n_field; n < (broadcast ? item.batch : n_field + 1); ++n)
+        add_field_gradient<S, T, D>(item, row_of(item, n, r), j, count, sums);
+      const Row row = row_of(item, n_field, r);
+      item.by_field.wide ? store_field<double, D>(item.by_field, n_field, row, j, count, sums)
+                         : store_field<float, D>(item.by_field, n_field, row, j, count, sums);
+    }
+}
+
+// Adds the part of some rows of item n to sums of generator.count numbers, or of the entries of its matrix.
+template <class S, int D>
+void parameter_rows(const Item& item, int64_t n, int64_t first_row, int64_t last_row, double* sums) {
+  if (item.generator.is_linear()) return matrix_rows<S, D>(item, n, first_row, last_row, sums);
+  if constexpr (D == 2) spline_rows<S>(item, n, first_row, last_row, sums);
+}
+
+}  // namespace stn::STN_ISA

@@ -1,0 +1,136 @@
+#include "pool.h"
+
+#include <pthread.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace stn {
+namespace {
+
+// How often a thread looks for the next call before it goes to sleep: some tens of microseconds, the distance
+// of calls in a training step.
+constexpr int kSpins = 4000;
+
+void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// One call in progress.
+struct Job {
+  const std::function<void(int64_t)>& task;
+  const int64_t count;
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+  std::exception_ptr error;
+
+  void work() {
+    for (int64_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) {
+      try {
+        task(i);
+      } catch (...) {
+        if (!failed.exchange(true)) error = std::current_exception();
+        next.store(count);
+      }
+    }
+  }
+};
+
+class Pool {
+ public:
+  // False if another call has the pool.
+  bool run(Job& job, int helpers) {
+    std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
+    if (!turn.owns_lock()) return false;
+    grow(helpers);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      job_ = &job, wanted_ = helpers, busy_ = 0;
+      generation_.fetch_add(1);
+    }
+    wake_.notify_all();
+    job.work();
+    finish();
+    return true;
+  }
+
+ private:
+  void grow(int helpers) {
+    while (static_cast<int>(threads_.size()) < helpers) {
+      threads_.emplace_back([this, seen = generation_.load()] { serve(seen); });
+      threads_.back().detach();
+    }
+  }
+
+  // Helpers that come too late find no job; those at work are waited for.
+  void finish() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    wanted_ = 0;
+    for (int spin = 0; busy_ > 0 && spin < kSpins; ++spin) {
+      lock.unlock();
+      pause();
+      lock.lock();
+    }
+    done_.wait(lock, [this] { return busy_ == 0; });
+    job_ = nullptr;
+  }
+
+  void serve(uint64_t seen) {
+    for (;;) {
+      for (int spin = 0; generation_.load(std::memory_order_relaxed) == seen && spin < kSpins; ++spin) pause();
+      Job* job = nullptr;
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, [&] { return generation_.load() != seen; });
+        seen = generation_.load();
+        if (wanted_ > 0) --wanted_, ++busy_, job = job_;
+      }
+      if (job == nullptr) continue;
+      job->work();
+      {
+        std::lock_guard<std::mutex> lock(mutex_);
+        --busy_;
+      }
+      done_.notify_one();
+    }
+  }
+
+  std::mutex turn_;
+  std::mutex mutex_;
+  std::condition_variable wake_, done_;
+  std::atomic<uint64_t> generation_{0};
+  Job* job_ = nullptr;
+  int wanted_ = 0, busy_ = 0;
+  std::vector<std::thread> threads_;
+};
+
+// Never destroyed: its threads may outlive main. A forked child, which has none of them, starts a new one.
+Pool* pool = nullptr;
+std::once_flag once;
+
+Pool& the_pool() {
+  std::call_once(once, [] {
+    pool = new Pool;
+    pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+  });
+  return *pool;
+}
+
+}  // namespace
+
+void for_each_task(int64_t count, int threads, const std::function<void(int64_t)>& task) {
+  Job job{task, count};
+  const int64_t helpers = (threads < count ? threads : count) - 1;
+  if (helpers <= 0 || !the_pool().run(job, static_cast<int>(helpers))) job.work();
+  if (job.error) std::rethrow_exception(job.error);
+}
+
+}  // namespace stn

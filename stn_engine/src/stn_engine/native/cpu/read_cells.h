@@ -1,0 +1,155 @@
+// The bilinear sampler and its derivative by coordinates, one channel at a time over a block of points:
+// equations (1) to (3).
+#pragma once
+
+#include "cells.h"
+#include "pairs.h"
+
+namespace stn::STN_ISA {
+
+// What points that read nothing return.
+template <class T>
+struct Constants {
+  T outside, fill;
+};
+
+template <class T>
+STN_FUNCTION Constants<T> constants_of(const Sampling& sampling, int64_t channel) {
+  return {static_cast<T>(sampling.outside_of(channel)), static_cast<T>(sampling.fill_of(channel))};
+}
+
+// Pairs of pixels along x in every row of a cell: (y, z) = (0, 0), (1, 0), (0, 1), (1, 1).
+template <int D>
+constexpr int kPairs = 1 << (D - 1);
+
+template <class T, int D>
+STN_FUNCTION int pair_offset(const CellPlan<T, D>& plan, int pair) {
+  int offset = pair & 1 ? plan.step[1] : 0;
+  if constexpr (D == 3) offset += pair & 2 ? plan.step[2] : 0;
+  return offset;
+}
+
+// The pixels of sixteen cells: pixel[pair][side].
+template <class T, int D>
+struct CellPixels {
+  Lanes<T> at[kPairs<D>][2];
+};
+
+// Where the pixel is there at all, itself; elsewhere what lies outside.
+template <class T, int D>
+STN_FUNCTION void hide_missing(const CellPlan<T, D>& plan, int b, int pair, T outside, Pairs<T>& pixels) {
+  Lanes<Mask<T>> there = load(plan.inside[1][pair & 1] + b) & load(plan.live + b);
+  if constexpr (D == 3) there &= load(plan.inside[2][pair >> 1] + b);
+  const Lanes<T> elsewhere = outside - Lanes<T>{};
+  pixels.left = there & load(plan.inside[0][0] + b) ? pixels.left : elsewhere;
+  pixels.right = there & load(plan.inside[0][1] + b) ? pixels.right : elsewhere;
+}
+
+template <class S, class T, int D, bool Adjacent>
+STN_FUNCTION CellPixels<T, D> load_cells(const S* channel, const CellPlan<T, D>& plan, int b, T outside) {
+  CellPixels<T, D> cells;
+  for (int pair = 0; pair < kPairs<D>; ++pair) {
+    Pairs<T> pixels = load_lanes<S, Adjacent>(channel + pair_offset(plan, pair), plan.offset + b, plan.step[0]);
+    if (plan.reads == Reads::edge) hide_missing(plan, b, pair, outside, pixels);
+    cells.at[pair][0] = pixels.left, cells.at[pair][1] = pixels.right;
+  }
+  return cells;
+}
+
+// The weighted sum of two values along an axis.
+template <class T, int D>
+STN_FUNCTION Lanes<T> blend(const CellPlan<T, D>& plan, int axis, int b, Lanes<T> first, Lanes<T> second) {
+  return first * load(plan.weight[axis][0] + b) + second * load(plan.weight[axis][1] + b);
+}
+
+// Equation (1), x innermost, then y, then z.
+template <class T, int D>
+STN_FUNCTION Lanes<T> blend_cells(const CellPlan<T, D>& plan, int b, const CellPixels<T, D>& cells) {
+  Lanes<T> row[kPairs<D>];
+  for (int pair = 0; pair < kPairs<D>; ++pair) row[pair] = blend(plan, 0, b, cells.at[pair][0], cells.at[pair][1]);
+  if constexpr (D == 2) return blend(plan, 1, b, row[0], row[1]);
+  else return blend(plan, 2, b, blend(plan, 1, b, row[0], row[1]), blend(plan, 1, b, row[2], row[3]));
+}
+
+template <class T>
+STN_FUNCTION void put_constants(
+    const Mask<T>* live, const Mask<T>* finite, int lanes, const Constants<T>& constants, T* out) {
+  const Lanes<T> outside = Lanes<T>{} + constants.outside, fill = Lanes<T>{} + constants.fill;
+  for (int b = 0; b < lanes; b += kLanes) {
+    const Lanes<T> constant = load(finite + b) ? outside : fill;
+    store(load(live + b) ? load(out + b) : constant, out + b);
+  }
+}
+
+// V of one channel at the points of a block, whole_lanes(count) of them.
+template <class S, class T, int D, bool Adjacent>
+STN_LARGE_FUNCTION void read_cells(
+    const S* channel, const CellPlan<T, D>& plan, int count, const Constants<T>& constants, T* out) {
+  for (int b = 0; b < whole_lanes(count); b += kLanes) {
+    if (plan.reads != Reads::nothing)
+      store(blend_cells(plan, b, load_cells<S, T, D, Adjacent>(channel, plan, b, constants.outside)), out + b);
+    if (plan.reads != Reads::inside) put_constants(plan.live + b, plan.finite + b, kLanes, constants, out + b);
+  }
+}
+
+// Sums over channels from which the derivatives by coordinates follow. Differences of neighbours come first,
+// so that a large common offset of the pixels cancels exactly.
+template <class T, int D>
+struct CellContrast {
+  T along[D][kPairs<D>][kBlock];  // G·(second - first) along an axis, at the other axes' corners
+};
+
+// Which pixels of a cell differ along an axis at one of the other axes' corners: (pair, side) of both.
+struct Edge {
+  int first_pair, first_side, second_pair, second_side;
+};
+
+[[maybe_unused]] static constexpr Edge edge_of(int axis, int corner) {
+  const int low = corner & 1, high = corner >> 1;
+  if (axis == 0) return {corner, 0, corner, 1};
+  if (axis == 1) return {2 * high, low, 2 * high + 1, low};
+  return {high, low, high + 2, low};
+}
+
+template <class T, int D>
+STN_FUNCTION void add_contrast(
+    const CellPixels<T, D>& cells, int b, const T* grad, CellContrast<T, D>& contrast) {
+  const Lanes<T> g = load(grad + b);
+  for (int a = 0; a < D; ++a)
+    for (int corner = 0; corner < kPairs<D>; ++corner) {
+      const Edge edge = edge_of(a, corner);
+      T* sum = contrast.along[a][corner] + b;
+      const Lanes<T> difference =
+          cells.at[edge.second_pair][edge.second_side] - cells.at[edge.first_pair][edge.first_side];
+      store(load(sum) + g * difference, sum);
+    }
+}
+
+template <class S, class T, int D, bool Adjacent>
+STN_LARGE_FUNCTION void contrast_cells(const S* channel, const CellPlan<T, D>& plan, int count, T outside,
+                                       const T* grad, CellContrast<T, D>& contrast) {
+  for (int b = 0; b < whole_lanes(count); b += kLanes)
+    add_contrast<T, D>(load_cells<S, T, D, Adjacent>(channel, plan, b, outside), b, grad, contrast);
+}
+
+// Equations (2) and (3): the gradient by each coordinate, 0 wherever the value does not depend on it.
+template <class T, int D>
+STN_LARGE_FUNCTION void coordinate_gradient(
+    const CellPlan<T, D>& plan, int count, const CellContrast<T, D>& contrast, T (&out)[D][kBlock]) {
+  for (int a = 0; a < D; ++a) {
+    const int low = a == 0 ? 1 : 0, high = a == 2 ? 1 : 2;
+    const auto& along = contrast.along[a];
+    for (int b = 0; b < whole_lanes(count); b += kLanes) {
+      Lanes<T> sum = blend(plan, low, b, load(along[0] + b), load(along[1] + b));
+      if constexpr (D == 3)
+        sum = blend(plan, high, b, sum, blend(plan, low, b, load(along[2] + b), load(along[3] + b)));
+      if (plan.reads != Reads::inside) {
+        const Lanes<T> slope = load(plan.live + b) ? load(plan.slope[a] + b) : Lanes<T>{};
+        sum = slope == 0 ? Lanes<T>{} : slope * sum;
+      }
+      store(sum, out[a] + b);
+    }
+  }
+}
+
+}  // namespace stn::STN_ISA
