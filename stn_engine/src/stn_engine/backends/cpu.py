@@ -156,13 +156,13 @@ def _gradients(problem: WarpGradientsProblem) -> Gradients:
     warp = problem.warp
     feature_map, parameters = warp.feature_map, warp.transform.parameters
     empty = 0 in warp.output_shape
+    flat = empty or warp.spec.interpolation == Interpolation.NEAREST
     of_map = of_transform = None
     if "feature_map" in problem.needs:
-        make = torch.zeros if empty else torch.empty
         form = _memory_format(feature_map)
-        of_map = make(feature_map.shape, dtype=feature_map.dtype).to(memory_format=form)
+        of_map = torch.empty(feature_map.shape, dtype=feature_map.dtype, memory_format=form)
+        of_map = of_map.zero_() if empty else of_map
     if "transform" in problem.needs:
-        flat = empty or warp.spec.interpolation == Interpolation.NEAREST
-        make = torch.zeros if flat else torch.empty
-        of_transform = make(parameters.shape, dtype=parameters.dtype)
+        of_transform = torch.empty(parameters.shape, dtype=parameters.dtype)
+        of_transform = of_transform.zero_() if flat else of_transform
     return Gradients(of_map, of_transform)

@@ -15,16 +15,27 @@ enum class Reads {
 
 template <class T, int D>
 struct CellPlan {
-  Reads reads;
+  // Of the map, the same for all blocks.
+  int size[D], stride[D];
   int step[D];                       // from a pixel of a cell to its neighbour; 0 where the map has only one
-  int offset[kBlock];                // of the cell's first pixel
-  T weight[D][2][kBlock];
+
+  Reads reads;
+  alignas(64) int offset[kBlock];    // of the cell's first pixel
+  alignas(64) T weight[D][2][kBlock];
   // Where all points read whole cells, slopes are 1 and the rest is not filled in.
-  T slope[D][kBlock];                // the derivative by a coordinate is slope·(second pixel - first)
-  Mask<T> inside[D][2][kBlock];      // which pixels of the cell are read at all
-  Mask<T> live[kBlock];              // points that read anything
-  Mask<T> whole[kBlock];             // points that read a whole cell
-  Mask<T> finite[kBlock];
+  alignas(64) T slope[D][kBlock];    // the derivative by a coordinate is slope·(second pixel - first)
+  alignas(64) Mask<T> inside[D][2][kBlock];  // which pixels of the cell are read at all
+  alignas(64) Mask<T> live[kBlock];  // points that read anything
+  alignas(64) Mask<T> whole[kBlock]; // points that read a whole cell
+  alignas(64) Mask<T> finite[kBlock];
+
+  STN_MEMBER explicit CellPlan(const Map& map) {
+    for (int a = 0; a < D; ++a) {
+      size[a] = static_cast<int>(map.size[a]);
+      stride[a] = static_cast<int>(map.stride[a]);
+      step[a] = size[a] > 1 ? stride[a] : 0;
+    }
+  }
 };
 
 // Replaces coordinates that are not finite by 0 and says which they were.
@@ -95,14 +106,14 @@ STN_FUNCTION Lanes<int32_t> to_int(Lanes<T> x) {
 
 // Cells where every point reads nothing but whole ones.
 template <class T, int D>
-STN_LARGE_FUNCTION void inside_cells(const int (&stride)[D], int lanes, const Points<T, D>& points, CellPlan<T, D>& plan) {
+STN_LARGE_FUNCTION void inside_cells(int lanes, const Points<T, D>& points, CellPlan<T, D>& plan) {
   for (int b = 0; b < lanes; b += kLanes) {
     Lanes<int32_t> offset{};
     for (int a = 0; a < D; ++a) {
       const Lanes<T> x = load(points.at[a] + b), first = floor_of(x), t = x - first;
       store(1 - t, plan.weight[a][0] + b);
       store(t, plan.weight[a][1] + b);
-      offset += to_int<T>(first) * stride[a];
+      offset += to_int<T>(first) * plan.stride[a];
     }
     store(offset, plan.offset + b);
   }
@@ -110,43 +121,52 @@ STN_LARGE_FUNCTION void inside_cells(const int (&stride)[D], int lanes, const Po
 
 // Padding by a constant.
 template <class T, int D>
-STN_LARGE_FUNCTION void constant_cells(
-    const int (&size)[D], const int (&stride)[D], int lanes, const Points<T, D>& points, CellPlan<T, D>& plan) {
+STN_LARGE_FUNCTION void constant_cells(int lanes, const Points<T, D>& points, CellPlan<T, D>& plan) {
+  Lanes<Mask<T>> all_whole = Lanes<Mask<T>>{} - 1, any_live{};
   for (int b = 0; b < lanes; b += kLanes) {
-    Lanes<Mask<T>> live = load(plan.finite + b), whole = live;
+    Lanes<Mask<T>> finite = Lanes<Mask<T>>{} - 1;
+    for (int a = 0; a < D; ++a) finite &= is_finite(load(points.at[a] + b));
+    Lanes<Mask<T>> live = finite, whole = finite;
     Lanes<int32_t> offset{};
     for (int a = 0; a < D; ++a) {
-      const Lanes<T> near = clamp_to(load(points.at[a] + b), T(-2), static_cast<T>(size[a]));
-      const Cell<Lanes<T>> cell = constant_cell<T>(near, size[a]);
+      const Lanes<T> x = finite ? load(points.at[a] + b) : Lanes<T>{};
+      const Cell<Lanes<T>> cell = constant_cell<T>(clamp_to(x, T(-2), static_cast<T>(plan.size[a])), plan.size[a]);
       put_cell(plan, a, b, cell);
-      offset += to_int<T>(cell.first) * stride[a];
+      offset += to_int<T>(cell.first) * plan.stride[a];
       live &= cell.in0 | cell.in1;
+      whole &= cell.in0 & cell.in1;
+    }
+    store(offset, plan.offset + b);
+    store(finite, plan.finite + b);
+    store(live, plan.live + b);
+    store(whole, plan.whole + b);
+    all_whole &= whole, any_live |= live;
+  }
+  plan.reads = all_of<Mask<T>>(all_whole) ? Reads::inside : any_of<Mask<T>>(any_live) ? Reads::edge : Reads::nothing;
+}
+
+// Padding that has moved the points into the map.
+template <class T, int D>
+STN_LARGE_FUNCTION void inner_cells(
+    int lanes, const Points<T, D>& points, const T (&slope)[D][kBlock], CellPlan<T, D>& plan) {
+  Lanes<Mask<T>> all_whole = Lanes<Mask<T>>{} - 1, any_live{};
+  for (int b = 0; b < lanes; b += kLanes) {
+    const Lanes<Mask<T>> live = load(plan.finite + b);
+    Lanes<Mask<T>> whole = live;
+    Lanes<int32_t> offset{};
+    for (int a = 0; a < D; ++a) {
+      const Padded<Lanes<T>> at = {load(points.at[a] + b), load(slope[a] + b)};
+      const Cell<Lanes<T>> cell = inner_cell<T>(at, plan.size[a]);
+      put_cell(plan, a, b, cell);
+      offset += to_int<T>(cell.first) * plan.stride[a];
       whole &= cell.in0 & cell.in1;
     }
     store(offset, plan.offset + b);
     store(live, plan.live + b);
     store(whole, plan.whole + b);
+    all_whole &= whole, any_live |= live;
   }
-}
-
-// Padding that has moved the points into the map.
-template <class T, int D>
-STN_LARGE_FUNCTION void inner_cells(const int (&size)[D], const int (&stride)[D], int lanes,
-                                    const Points<T, D>& points, const T (&slope)[D][kBlock], CellPlan<T, D>& plan) {
-  for (int b = 0; b < lanes; b += kLanes) {
-    Lanes<Mask<T>> whole = load(plan.finite + b);
-    Lanes<int32_t> offset{};
-    for (int a = 0; a < D; ++a) {
-      const Padded<Lanes<T>> at = {load(points.at[a] + b), load(slope[a] + b)};
-      const Cell<Lanes<T>> cell = inner_cell<T>(at, size[a]);
-      put_cell(plan, a, b, cell);
-      offset += to_int<T>(cell.first) * stride[a];
-      whole &= cell.in0 & cell.in1;
-    }
-    store(offset, plan.offset + b);
-    store(load(plan.finite + b), plan.live + b);
-    store(whole, plan.whole + b);
-  }
+  plan.reads = all_of<Mask<T>>(all_whole) ? Reads::inside : any_of<Mask<T>>(any_live) ? Reads::edge : Reads::nothing;
 }
 
 // The subgradient of equations (2) and (3), where floor and ceil coincide.
@@ -156,10 +176,10 @@ STN_FUNCTION void flatten_integers(const T* x, int lanes, T* slope) {
 }
 
 template <class T, int D>
-STN_FUNCTION bool all_inside(const int (&size)[D], int lanes, const Points<T, D>& points) {
+STN_FUNCTION bool all_inside(int lanes, const Points<T, D>& points, const CellPlan<T, D>& plan) {
   Lanes<Mask<T>> all = Lanes<Mask<T>>{} - 1;
   for (int a = 0; a < D; ++a) {
-    const T last = static_cast<T>(size[a] - 1);
+    const T last = static_cast<T>(plan.size[a] - 1);
     for (int b = 0; b < lanes; b += kLanes) {
       const Lanes<T> x = load(points.at[a] + b);
       all &= (x >= 0) & (x < last);
@@ -168,21 +188,10 @@ STN_FUNCTION bool all_inside(const int (&size)[D], int lanes, const Points<T, D>
   return all_of<Mask<T>>(all);
 }
 
-template <class T, int D>
-STN_FUNCTION Reads reads_of(const CellPlan<T, D>& plan, int lanes, bool has_slopes) {
-  Lanes<Mask<T>> all = load(plan.whole), any = load(plan.live);
-  for (int b = kLanes; b < lanes; b += kLanes) {
-    all &= load(plan.whole + b);
-    any |= load(plan.live + b);
-  }
-  if (!has_slopes && all_of<Mask<T>>(all)) return Reads::inside;
-  return any_of<Mask<T>>(any) ? Reads::edge : Reads::nothing;
-}
-
 // From here on float32 may round the last pixel of an axis up.
 constexpr int64_t kExactSizes = 1 << 24;
 
-// Whether offsets within a channel fit what a plan has for them.
+// Whether plans can hold the offsets within a channel.
 STN_FUNCTION bool has_small_offsets(const Map& map) {
   double reach = 0;
   for (int a = 0; a < kMaxAxes; ++a) {
@@ -192,31 +201,29 @@ STN_FUNCTION bool has_small_offsets(const Map& map) {
   return reach < 2147483648.0;
 }
 
+STN_FUNCTION bool pads_by_constant(const Sampling& sampling) {
+  return sampling.padding == Padding::zeros || sampling.padding == Padding::fill;
+}
+
 // The plan of a block; moves the points as padding does.
 template <class T, int D>
-STN_FUNCTION void plan_cells(const Item& item, int count, Points<T, D>& points, CellPlan<T, D>& plan) {
+STN_FUNCTION void plan_cells(const Sampling& sampling, int count, Points<T, D>& points, CellPlan<T, D>& plan) {
   const int lanes = whole_lanes(count);
-  int size[D], stride[D];
-  for (int a = 0; a < D; ++a) {
-    size[a] = static_cast<int>(item.source.size[a]);
-    stride[a] = static_cast<int>(item.source.stride[a]);
-    plan.step[a] = size[a] > 1 ? stride[a] : 0;
-  }
-  if (!item.sampling.zero_subgradient && all_inside<T, D>(size, lanes, points)) {
+  if (!sampling.zero_subgradient && all_inside(lanes, points, plan)) {
     plan.reads = Reads::inside;
-    return inside_cells<T, D>(stride, lanes, points, plan);
+    return inside_cells(lanes, points, plan);
   }
-  keep_finite(points, lanes, plan.finite);
-  if (item.sampling.padding == Padding::zeros || item.sampling.padding == Padding::fill) {
-    constant_cells<T, D>(size, stride, lanes, points, plan);
+  if (pads_by_constant(sampling)) {
+    constant_cells(lanes, points, plan);
   } else {
-    T slope[D][kBlock];
-    for (int a = 0; a < D; ++a) pad_axis(item.sampling, size[a], lanes, points.at[a], slope[a]);
-    inner_cells<T, D>(size, stride, lanes, points, slope, plan);
+    alignas(64) T slope[D][kBlock];
+    keep_finite(points, lanes, plan.finite);
+    for (int a = 0; a < D; ++a) pad_axis(sampling, plan.size[a], lanes, points.at[a], slope[a]);
+    inner_cells(lanes, points, slope, plan);
   }
-  if (item.sampling.zero_subgradient)
-    for (int a = 0; a < D; ++a) flatten_integers(points.at[a], lanes, plan.slope[a]);
-  plan.reads = reads_of(plan, lanes, item.sampling.zero_subgradient);
+  if (!sampling.zero_subgradient) return;
+  for (int a = 0; a < D; ++a) flatten_integers(points.at[a], lanes, plan.slope[a]);
+  if (plan.reads == Reads::inside) plan.reads = Reads::edge;
 }
 
 }  // namespace stn::STN_ISA

@@ -2,25 +2,30 @@
 
 namespace stn {
 
+#define STN_DECLARE(isa)                       \
+  namespace isa {                              \
+  const Kernels& kernels_float32(int axes);    \
+  const Kernels& kernels_float64(int axes);    \
+  const Kernels& kernels_float16(int axes);    \
+  const Kernels& kernels_bfloat16(int axes);   \
+  const Kernels& kernels_uint8(int axes);      \
+  }
+#define STN_KERNELS(isa) \
+  { isa::kernels_float32, isa::kernels_float64, isa::kernels_float16, isa::kernels_bfloat16, isa::kernels_uint8 }
+
+STN_DECLARE(baseline)
 #if defined(STN_HAS_X86_64_LEVELS)
-namespace avx512 {
-const Kernels& kernels(Storage storage, int axes);
-}
-namespace avx2 {
-const Kernels& kernels(Storage storage, int axes);
-}
+STN_DECLARE(avx2)
+STN_DECLARE(avx512)
 #endif
-namespace baseline {
-const Kernels& kernels(Storage storage, int axes);
-}
 
 const std::vector<InstructionSet>& instruction_sets() {
   static const std::vector<InstructionSet> sets = {
 #if defined(STN_HAS_X86_64_LEVELS)
-      {"avx512", [] { return __builtin_cpu_supports("x86-64-v4") != 0; }, avx512::kernels},
-      {"avx2", [] { return __builtin_cpu_supports("x86-64-v3") != 0; }, avx2::kernels},
+      {"avx512", [] { return __builtin_cpu_supports("x86-64-v4") != 0; }, STN_KERNELS(avx512)},
+      {"avx2", [] { return __builtin_cpu_supports("x86-64-v3") != 0; }, STN_KERNELS(avx2)},
 #endif
-      {"baseline", [] { return true; }, baseline::kernels},
+      {"baseline", [] { return true; }, STN_KERNELS(baseline)},
   };
   return sets;
 }

@@ -10,6 +10,7 @@
 namespace stn {
 
 enum class Storage { float32, float64, float16, bfloat16, uint8 };
+constexpr int kStorages = 5;
 
 // A batch of maps with channels: U, V or G.
 struct Map {

@@ -1,4 +1,4 @@
-// All kernels, for the instruction set that the build names: compiled once for each.
+// All kernels, for the instruction set and the storage type that the build names: compiled once for each pair.
 #include "kernels.h"
 
 #include "parameter_rows.h"
@@ -44,23 +44,25 @@ void band(const Item& item, int64_t n, int64_t first, int64_t last) {
   with_taps(item, [&](auto k) { scatter_band<S, Compute<S>, D, k()>(item, n, first, last); });
 }
 
+// Maps of integers have no gradients.
 template <class S, int D>
-constexpr Kernels kKernels = {warp_rows<S, D>, parameter_rows<S, D>, field_rows<S, D>,
-                              tiles<S, D>,     tile<S, D>,           band<S, D>};
-
-template <int D>
-const Kernels& kernels_of(Storage storage) {
-  switch (storage) {
-    case Storage::float64: return kKernels<double, D>;
-    case Storage::float16: return kKernels<Float16, D>;
-    case Storage::bfloat16: return kKernels<BFloat16, D>;
-    case Storage::uint8: return kKernels<uint8_t, D>;
-    default: return kKernels<float, D>;
-  }
+constexpr Kernels kernels_of() {
+  if constexpr (std::is_integral_v<S>) return {warp_rows<S, D>, nullptr, nullptr, nullptr, nullptr, nullptr};
+  else return {warp_rows<S, D>, parameter_rows<S, D>, field_rows<S, D>, tiles<S, D>, tile<S, D>, band<S, D>};
 }
 
-const Kernels& kernels(Storage storage, int axes) {
-  return axes == 3 ? kernels_of<3>(storage) : kernels_of<2>(storage);
+using float32 = float;
+using float64 = double;
+using float16 = Float16;
+using bfloat16 = BFloat16;
+using uint8 = uint8_t;
+
+#define STN_JOINED(left, right) left##right
+#define STN_NAME(storage) STN_JOINED(kernels_, storage)
+
+const Kernels& STN_NAME(STN_STORAGE)(int axes) {
+  static constexpr Kernels images = kernels_of<STN_STORAGE, 2>(), volumes = kernels_of<STN_STORAGE, 3>();
+  return axes == 3 ? volumes : images;
 }
 
 }  // namespace stn::STN_ISA

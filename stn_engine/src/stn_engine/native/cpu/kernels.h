@@ -21,7 +21,7 @@ struct Kernels {
 struct InstructionSet {
   const char* name;
   bool (*runs_here)();
-  const Kernels& (*kernels)(Storage, int axes);
+  const Kernels& (*kernels[kStorages])(int axes);  // by storage type
 };
 
 }  // namespace stn

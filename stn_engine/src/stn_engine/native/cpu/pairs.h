@@ -3,10 +3,6 @@
 
 #include "points.h"
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
 namespace stn::STN_ISA {
 
 template <class T>
@@ -17,12 +13,18 @@ struct Pairs {
 // left[l] = at[offset[l]] and right[l] = at[offset[l] + step].
 template <class S>
 STN_FUNCTION Pairs<Compute<S>> load_pairs(const S* at, const int* offset, int step) {
-  Pairs<Compute<S>> pairs;
-  for (int l = 0; l < kLanes; ++l) {
-    pairs.left[l] = widened(at[offset[l]]);
-    pairs.right[l] = widened(at[offset[l] + step]);
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<S, float>) {
+    const __m512i places = _mm512_loadu_si512(offset);
+    return {_mm512_i32gather_ps(places, at, sizeof(float)), _mm512_i32gather_ps(places, at + step, sizeof(float))};
   }
-  return pairs;
+#endif
+  alignas(64) Compute<S> left[kLanes], right[kLanes];
+  for (int l = 0; l < kLanes; ++l) {
+    left[l] = widened(at[offset[l]]);
+    right[l] = widened(at[offset[l] + step]);
+  }
+  return {load(left), load(right)};
 }
 
 #if defined(__AVX512F__)

@@ -6,13 +6,13 @@
 
 namespace stn::STN_ISA {
 
-template <class T, int D>
-using ByCoordinate = T[D][kBlock];
-
 // G of one channel at the points of a block, 0 in the lanes behind them.
 template <class S>
 STN_FUNCTION void load_grad(const S* grad, int64_t stride, int count, Compute<S>* out) {
-  for (int b = 0; b < count; ++b) out[b] = widened(grad[b * stride]);
+  if (stride == 1)
+    for (int b = 0; b < count; ++b) out[b] = widened(grad[b]);
+  else
+    for (int b = 0; b < count; ++b) out[b] = widened(grad[b * stride]);
   for (int b = count; b < whole_lanes(count); ++b) out[b] = 0;
 }
 
@@ -107,59 +107,60 @@ STN_FUNCTION void gradient_of_taps(
 }
 
 template <class S, class T, int D>
-STN_FUNCTION void gradient_of_cells(
-    const Item& item, const Row& row, int64_t j, int count, Points<T, D>& points, ByCoordinate<T, D>& out) {
-  if (!has_small_offsets(item.source)) return gradient_of_taps<S, T, D, 2>(item, row, j, count, points, out);
-  CellPlan<T, D> plan;
-  plan_cells(item, count, points, plan);
+STN_FUNCTION void gradient_of_cells(const Item& item, const Row& row, int64_t j, int count, Points<T, D>& points,
+                                    CellPlan<T, D>& plan, ByCoordinate<T, D>& out) {
+  plan_cells(item.sampling, count, points, plan);
   if (plan.reads == Reads::nothing) return;
-  CellContrast<T, D> contrast = {};
-  if (is_channels_last(item)) contrast_pixels<S, T, D>(item, row, j, count, plan, contrast);
+  CellContrast<T, D> contrast;
+  for (int a = 0; a < D; ++a)
+    for (int corner = 0; corner < kPairs<D>; ++corner)
+      for (int b = 0; b < whole_lanes(count); b += kLanes) store(Lanes<T>{}, contrast.along[a][corner] + b);
+  if (is_channels_last(item) && item.source.channels >= kLanes) contrast_pixels<S, T, D>(item, row, j, count, plan, contrast);
   else if (has_adjacent_pixels(item.source)) contrast_planes<S, T, D, true>(item, row, j, count, plan, contrast);
   else contrast_planes<S, T, D, false>(item, row, j, count, plan, contrast);
   coordinate_gradient(plan, count, contrast, out);
 }
 
-// G·∂V/∂(x, y, z) in pixels at the points of a block, summed over channels.
+// G·∂V/∂(x, y, z) in pixels at the points of a block, summed over channels; 0 in the lanes behind them.
 template <class S, class T, int D>
-STN_LARGE_FUNCTION void gradient_of_coordinates(
-    const Item& item, const Row& row, int64_t j, int count, Points<T, D> points, ByCoordinate<T, D>& out) {
+STN_LARGE_FUNCTION void gradient_of_coordinates(const Item& item, const Row& row, int64_t j, int count,
+                                                Points<T, D>& points, CellPlan<T, D>& plan, ByCoordinate<T, D>& out) {
   for (int a = 0; a < D; ++a)
-    for (int b = 0; b < whole_lanes(count); ++b) out[a][b] = T(0);
-  if (item.sampling.interpolation == Interpolation::bilinear)
-    gradient_of_cells<S>(item, row, j, count, points, out);
-  else if (item.sampling.interpolation == Interpolation::bicubic)
+    for (int b = 0; b < whole_lanes(count); b += kLanes) store(Lanes<T>{}, out.at[a] + b);
+  if (item.sampling.interpolation == Interpolation::bicubic)
     gradient_of_taps<S, T, D, 4>(item, row, j, count, points, out);
+  else if (!has_small_offsets(item.source))
+    gradient_of_taps<S, T, D, 2>(item, row, j, count, points, out);
+  else
+    gradient_of_cells<S>(item, row, j, count, points, plan, out);
   for (int a = 0; a < D; ++a)
-    for (int b = count; b < whole_lanes(count); ++b) out[a][b] = T(0);
+    for (int b = count; b < whole_lanes(count); ++b) out.at[a][b] = T(0);
 }
 
-// Sums of g and j·g along a row in sixteen lanes, equations (6) and (7); then those of i·g and k·g.
+// Sums of g, j·g, i·g and k·g over rows, equations (6) and (7), in sixteen lanes that a fixed tree joins.
 template <int D>
-class RowSums {
+class RaySums {
  public:
   template <class T>
-  STN_MEMBER void add(const T* g, int64_t j, int count) {
+  STN_MEMBER void add(const T* g, const Row& row, int64_t j, int count) {
+    const double i = static_cast<double>(row.i), k = static_cast<double>(row.k);
     for (int b = 0; b < whole_lanes(count); b += kLanes) {
-      const double first = static_cast<double>(j + b);
-      for (int l = 0; l < kLanes; ++l) {
-        const double value = static_cast<double>(g[b + l]);
-        plain_[l] += value;
-        by_j_[l] += value * (first + static_cast<double>(l));
-      }
+      const Lanes<double> value = __builtin_convertvector(load(g + b), Lanes<double>);
+      sums_[0] += value * (counting<double>() + static_cast<double>(j + b));
+      sums_[1] += value * i;
+      if constexpr (D == 3) sums_[2] += value * k;
+      sums_[D] += value;
     }
   }
 
-  STN_MEMBER void finish(const Row& row, double (&sums)[kMaxAxes + 1]) {
-    const double plain = sum_lanes(plain_);
-    sums[0] += sum_lanes(by_j_);
-    sums[1] += plain * static_cast<double>(row.i);
-    if constexpr (D == 3) sums[2] += plain * static_cast<double>(row.k);
-    sums[D] += plain;
+  STN_MEMBER double total(int column) {
+    double lanes[kLanes];
+    store(sums_[column], lanes);
+    return sum_lanes(lanes);
   }
 
  private:
-  double plain_[kLanes] = {}, by_j_[kLanes] = {};
+  Lanes<double> sums_[D + 1] = {};
 };
 
 // Gradient of the rays (X, Y, W) of a homography: gx/W, gy/W and -(gx·x + gy·y)/W.
@@ -169,7 +170,7 @@ STN_FUNCTION void ray_gradient(const Points<T, 2>& points, const T* divisor, con
   for (int b = 0; b < whole_lanes(count); ++b) {
     const double x = points.at[0][b], y = points.at[1][b], w = divisor[b];
     const bool finite = b < count && is_finite(x) && is_finite(y);
-    const double by_x = g[0][b] / w, by_y = g[1][b] / w;
+    const double by_x = g.at[0][b] / w, by_y = g.at[1][b] / w;
     rays[0][b] = finite ? by_x : 0.0;
     rays[1][b] = finite ? by_y : 0.0;
     rays[2][b] = finite ? -(by_x * x + by_y * y) : 0.0;
@@ -181,33 +182,27 @@ template <class S, int D>
 STN_LARGE_FUNCTION void matrix_rows(const Item& item, int64_t n, int64_t first_row, int64_t last_row, double* out) {
   using T = Compute<S>;
   const bool projective = item.generator.kind == Kind::homography;
-  const int rays = projective ? 3 : D;
-  Matrix sums{};
-  const PointSource<T, D> source(item, n);
-  const int64_t width = item.target.size[0];
-  for (int64_t r = first_row; r < last_row; ++r) {
-    const Row row = row_of(item, n, r);
-    RowSums<D> row_sums[kMaxRows];
-    for (int64_t j = 0; j < width; j += kBlock) {
-      const int count = static_cast<int>(width - j < kBlock ? width - j : kBlock);
-      Points<T, D> points;
-      source.fill(row, j, count, points);
-      ByCoordinate<T, D> g;
-      gradient_of_coordinates<S, T, D>(item, row, j, count, points, g);
-      if (!projective) {
-        for (int a = 0; a < D; ++a) row_sums[a].add(g[a], j, count);
-      } else if constexpr (D == 2) {
-        T divisor[kBlock];
-        source.divisors(row, j, count, divisor);
-        double by_ray[3][kBlock];
-        ray_gradient<T>(points, divisor, g, count, by_ray);
-        for (int a = 0; a < 3; ++a) row_sums[a].add(by_ray[a], j, count);
-      }
-    }
-    for (int a = 0; a < rays; ++a) row_sums[a].finish(row, sums.at[a]);
-  }
-  for (int a = 0; a < rays; ++a)
-    for (int b = 0; b <= D; ++b) out[a * (D + 1) + b] += sums.at[a][b];
+  RaySums<D> sums[kMaxRows];
+  CellPlan<T, D> plan(item.source);
+  for_blocks<T, D>(
+      item, n, first_row, last_row, [](const Row&, int64_t, int64_t) {},
+      [&](const PointSource<T, D>& source, const Row& row, int64_t j, int count, Points<T, D>& points) {
+        ByCoordinate<T, D> g;
+        if (!projective) {
+          gradient_of_coordinates<S, T, D>(item, row, j, count, points, plan, g);
+          for (int a = 0; a < D; ++a) sums[a].add(g.at[a], row, j, count);
+        } else if constexpr (D == 2) {
+          Points<T, D> moved = points;
+          gradient_of_coordinates<S, T, D>(item, row, j, count, moved, plan, g);
+          alignas(64) T divisor[kBlock];
+          source.divisors(row, j, count, divisor);
+          alignas(64) double by_ray[3][kBlock];
+          ray_gradient<T>(points, divisor, g, count, by_ray);
+          for (int a = 0; a < 3; ++a) sums[a].add(by_ray[a], row, j, count);
+        }
+      });
+  for (int a = 0; a < (projective ? 3 : D); ++a)
+    for (int b = 0; b <= D; ++b) out[a * (D + 1) + b] += sums[a].total(b);
 }
 
 // Gradient of a spline's source points: the transpose of its basis, times the unit change.
@@ -216,33 +211,36 @@ STN_LARGE_FUNCTION void spline_rows(const Item& item, int64_t n, int64_t first_r
   using T = Compute<S>;
   const Generator& spline = item.generator;
   const int64_t width = item.target.size[0], pixels = width * item.target.size[1];
-  for_blocks<T, 2>(item, n, first_row, last_row,
-                   [&](const PointSource<T, 2>&, const Row& row, int64_t j, int count, Points<T, 2>& points) {
-                     ByCoordinate<T, 2> g;
-                     gradient_of_coordinates<S, T, 2>(item, row, j, count, points, g);
-                     const double* basis = spline.basis + row.i * width + j;
-                     for (int64_t k = 0; k < spline.count / 2; ++k)
-                       for (int a = 0; a < 2; ++a) {
-                         double sums[kLanes] = {};
-                         for (int b = 0; b < count; ++b) sums[b % kLanes] += g[a][b] * basis[k * pixels + b];
-                         const SourceAxis to = source_axis(spline.lattice.source[a], spline.lattice.unit);
-                         out[2 * k + a] += sum_lanes(sums) * ratio(to.u, to.w);
-                       }
-                   });
+  CellPlan<T, 2> plan(item.source);
+  for_blocks<T, 2>(
+      item, n, first_row, last_row, [](const Row&, int64_t, int64_t) {},
+      [&](const PointSource<T, 2>&, const Row& row, int64_t j, int count, Points<T, 2>& points) {
+        ByCoordinate<T, 2> g;
+        gradient_of_coordinates<S, T, 2>(item, row, j, count, points, plan, g);
+        const double* basis = spline.basis + row.i * width + j;
+        for (int64_t k = 0; k < spline.count / 2; ++k)
+          for (int a = 0; a < 2; ++a) {
+            double sums[kLanes] = {};
+            for (int b = 0; b < count; ++b) sums[b % kLanes] += g.at[a][b] * basis[k * pixels + b];
+            const SourceAxis to = source_axis(spline.lattice.source[a], spline.lattice.unit);
+            out[2 * k + a] += sum_lanes(sums) * ratio(to.u, to.w);
+          }
+      });
 }
 
 // Adds one item's part to the gradient of a block of points.
 template <class S, class T, int D>
-STN_LARGE_FUNCTION void add_field_gradient(const Item& item, const Row& row, int64_t j, int count, double (&sums)[D][kBlock]) {
+STN_LARGE_FUNCTION void add_field_gradient(
+    const Item& item, const Row& row, int64_t j, int count, CellPlan<T, D>& plan, double (&sums)[D][kBlock]) {
   const PointSource<T, D> source(item, row.n);
   Points<T, D> points;
   source.fill(row, j, count, points);
   ByCoordinate<T, D> g;
-  gradient_of_coordinates<S, T, D>(item, row, j, count, points, g);
+  gradient_of_coordinates<S, T, D>(item, row, j, count, points, plan, g);
   for (int a = 0; a < D; ++a) {
     const SourceAxis to = source_axis(item.source.size[a], item.sampling.unit);
     const T slope = static_cast<T>(ratio(to.u, to.w));
-    for (int b = 0; b < count; ++b) sums[a][b] += static_cast<double>(g[a][b] == T(0) ? T(0) : g[a][b] * slope);
+    for (int b = 0; b < count; ++b) sums[a][b] += static_cast<double>(g.at[a][b] == T(0) ? T(0) : g.at[a][b] * slope);
   }
 }
 
@@ -261,12 +259,13 @@ void field_rows(const Item& item, int64_t n_field, int64_t first_row, int64_t la
   using T = Compute<S>;
   const bool broadcast = item.by_field.batch == 1;
   const int64_t width = item.target.size[0];
+  CellPlan<T, D> plan(item.source);
   for (int64_t r = first_row; r < last_row; ++r)
     for (int64_t j = 0; j < width; j += kBlock) {
       const int count = static_cast<int>(width - j < kBlock ? width - j : kBlock);
       double sums[D][kBlock] = {};
       for (int64_t n = broadcast ? 0 : n_field; n < (broadcast ? item.batch : n_field + 1); ++n)
-        add_field_gradient<S, T, D>(item, row_of(item, n, r), j, count, sums);
+        add_field_gradient<S, T, D>(item, row_of(item, n, r), j, count, plan, sums);
       const Row row = row_of(item, n_field, r);
       item.by_field.wide ? store_field<double, D>(item.by_field, n_field, row, j, count, sums)
                          : store_field<float, D>(item.by_field, n_field, row, j, count, sums);

@@ -5,6 +5,10 @@
 #include "../shared/sampling.h"
 #include "storage.h"
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 namespace stn::STN_ISA {
 
 // Target pixels that are worked on together: a piece of a row.
@@ -40,18 +44,35 @@ STN_FUNCTION Lanes<T> counting() {
   return Lanes<T>{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 }
 
-template <class T>
-STN_FUNCTION bool all_of(const Lanes<T>& masks) {
-  T all = -1;
+template <class M>
+STN_FUNCTION bool all_of(const Lanes<M>& masks) {
+#if defined(__AVX512DQ__)
+  if constexpr (sizeof(M) == 4) return _mm512_movepi32_mask(reinterpret_cast<const __m512i&>(masks)) == 0xffff;
+#endif
+  M all = -1;
   for (int l = 0; l < kLanes; ++l) all &= masks[l];
   return all != 0;
 }
 
-template <class T>
-STN_FUNCTION bool any_of(const Lanes<T>& masks) {
-  T any = 0;
+template <class M>
+STN_FUNCTION bool any_of(const Lanes<M>& masks) {
+#if defined(__AVX512DQ__)
+  if constexpr (sizeof(M) == 4) return _mm512_movepi32_mask(reinterpret_cast<const __m512i&>(masks)) != 0;
+#endif
+  M any = 0;
   for (int l = 0; l < kLanes; ++l) any |= masks[l];
   return any != 0;
+}
+
+// The first `count` lanes, 0 < count <= kLanes.
+template <class T>
+STN_FUNCTION void store_some(const Lanes<T>& lanes, int count, T* to) {
+  if (count == kLanes) return store(lanes, to);
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>)
+    return _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), reinterpret_cast<const __m512&>(lanes));
+#endif
+  for (int l = 0; l < count; ++l) to[l] = lanes[l];
 }
 
 struct Row {
@@ -66,7 +87,7 @@ STN_FUNCTION Row row_of(const Item& item, int64_t n, int64_t row) {
 // Coordinates in pixels, x, y and z; lanes beyond the last pixel repeat it.
 template <class T, int D>
 struct Points {
-  T at[D][kBlock];
+  alignas(64) T at[D][kBlock];
 };
 
 STN_FUNCTION int whole_lanes(int count) { return (count + kLanes - 1) / kLanes * kLanes; }
@@ -95,10 +116,11 @@ struct LinearRow {
   STN_MEMBER T at(int a, int64_t j) const { return constant[a] + step[a] * static_cast<T>(j); }
 
   STN_MEMBER void fill(int a, int64_t j, int count, T* out) const {
-    const Lanes<int32_t> first = counting<int32_t>() + static_cast<int32_t>(j);
-    for (int b = 0; b < whole_lanes(count); b += kLanes)
-      store(constant[a] + step[a] * __builtin_convertvector(first + b, Lanes<T>), out + b);
-    repeat_last(out, count);
+    const int32_t first = static_cast<int32_t>(j), last = first + count - 1;
+    for (int b = 0; b < count; b += kLanes) {
+      const Lanes<int32_t> place = at_most(counting<int32_t>() + (first + b), last);
+      store(constant[a] + step[a] * __builtin_convertvector(place, Lanes<T>), out + b);
+    }
   }
 };
 
@@ -209,7 +231,7 @@ class PointSource {
   }
 
   void project(const Row& row, int64_t j, int count, Points<T, D>& points) const {
-    T divisor[kBlock];
+    alignas(64) T divisor[kBlock];
     divisors(row, j, count, divisor);
     const LinearRow<T, D> line(matrix_, 3, row);
     for (int a = 0; a < D; ++a) {

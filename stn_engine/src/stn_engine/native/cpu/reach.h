@@ -45,19 +45,9 @@ class Reach {
     return {to_index(low, size), to_index(high + 1.0, size)};
   }
 
-  // Pixels of a row that may read the box.
-  Range columns(const Box& box, const Row& row) const {
-    if (!known_) return {0, size_[0]};
-    double low = 0.0, high = static_cast<double>(size_[0]);
-    for (int a = 0; a < axes_; ++a) {
-      narrow(a, 1.0, box.low[a] - margin_, row, low, high);
-      narrow(a, -1.0, box.high[a] + margin_, row, low, high);
-    }
-    const Range range = {to_index(low, size_[0]), to_index(high + 1.0, size_[0])};
-    return range.first < range.last ? range : Range{0, 0};
-  }
-
  private:
+  friend class Columns;
+
   // In pixels, beside what rounding may move a point.
   static constexpr double kMargin = 1e-3;
 
@@ -98,26 +88,6 @@ class Reach {
       margin_ = kMargin + error > margin_ ? kMargin + error : margin_;
     }
     return margin_ < 4.0;
-  }
-
-  // Cuts [low, high] of j down to where side·(x - bound) >= 0.
-  void narrow(int a, double side, double bound, const Row& row, double& low, double& high) const {
-    if (!is_finite(bound)) return;
-    double step = m_.at[a][0], constant = m_.at[a][1] * static_cast<double>(row.i) + m_.at[a][axes_];
-    if (axes_ == 3) constant += m_.at[a][2] * static_cast<double>(row.k);
-    double divisor_step = 0.0, divisor = 1.0;
-    if (projective_) divisor_step = m_.at[2][0], divisor = m_.at[2][1] * static_cast<double>(row.i) + m_.at[2][2];
-    step = side * sign_ * (step - bound * divisor_step);
-    constant = side * sign_ * (constant - bound * divisor);
-    if (step > 0.0) {
-      const double at = -constant / step;
-      low = at > low ? at : low;
-    } else if (step < 0.0) {
-      const double at = -constant / step;
-      high = at < high ? at : high;
-    } else if (constant < 0.0) {
-      high = -1.0;
-    }
   }
 
   STN_MEMBER bool is_bounded(const Box& box) const {
@@ -175,6 +145,56 @@ class Reach {
   bool known_ = false, invertible_ = false;
   double sign_ = 1.0, smallest_divisor_ = 1.0, margin_ = kMargin;
   double inverse_[3][3] = {};
+};
+
+// The pixels of rows that may read one box.
+class Columns {
+ public:
+  STN_MEMBER Columns(const Reach& reach, const Box& box) : width_(reach.size_[0]), axes_(reach.axes_) {
+    if (!reach.known_) return;
+    for (int a = 0; a < axes_; ++a) {
+      add(reach, a, 1.0, box.low[a] - reach.margin_);
+      add(reach, a, -1.0, box.high[a] + reach.margin_);
+    }
+  }
+
+  STN_MEMBER Range operator()(const Row& row) const {
+    double low = 0.0, high = static_cast<double>(width_);
+    for (int e = 0; e < count_; ++e) {
+      const Limit& limit = limits_[e];
+      double constant = limit.by_i * static_cast<double>(row.i) + limit.constant;
+      if (axes_ == 3) constant += limit.by_k * static_cast<double>(row.k);
+      const double at = constant * limit.scale;
+      if (limit.turn > 0.0) low = at > low ? at : low;
+      else if (limit.turn < 0.0) high = at < high ? at : high;
+      else if (constant < 0.0) return {0, 0};
+    }
+    const Range range = {to_index(low, width_), to_index(high + 1.0, width_)};
+    return range.first < range.last ? range : Range{0, 0};
+  }
+
+ private:
+  // step·j + by_i·i + by_k·k + constant >= 0, solved for j; turn is the sign of step.
+  struct Limit {
+    double by_i, by_k, constant, scale, turn;
+  };
+
+  // side·(x - bound)·divisor >= 0 is linear in the target pixel.
+  STN_MEMBER void add(const Reach& reach, int a, double side, double bound) {
+    if (!is_finite(bound)) return;
+    const double sign = side * reach.sign_;
+    double entry[kMaxAxes + 1];
+    for (int b = 0; b <= axes_; ++b) {
+      const double divisor = reach.projective_ ? reach.m_.at[2][b] : b == axes_ ? 1.0 : 0.0;
+      entry[b] = sign * (reach.m_.at[a][b] - bound * divisor);
+    }
+    const double step = entry[0];
+    limits_[count_++] = {entry[1], axes_ == 3 ? entry[2] : 0.0, entry[axes_], -1.0 / step, step};
+  }
+
+  int64_t width_;
+  int axes_, count_ = 0;
+  Limit limits_[2 * kMaxAxes];
 };
 
 }  // namespace stn::STN_ISA

@@ -71,24 +71,24 @@ STN_FUNCTION Lanes<T> blend_cells(const CellPlan<T, D>& plan, int b, const CellP
   else return blend(plan, 2, b, blend(plan, 1, b, row[0], row[1]), blend(plan, 1, b, row[2], row[3]));
 }
 
+// Points that read nothing return constants.
 template <class T>
-STN_FUNCTION void put_constants(
-    const Mask<T>* live, const Mask<T>* finite, int lanes, const Constants<T>& constants, T* out) {
+STN_FUNCTION Lanes<T> with_constants(
+    const Mask<T>* live, const Mask<T>* finite, const Constants<T>& constants, Lanes<T> values) {
   const Lanes<T> outside = Lanes<T>{} + constants.outside, fill = Lanes<T>{} + constants.fill;
-  for (int b = 0; b < lanes; b += kLanes) {
-    const Lanes<T> constant = load(finite + b) ? outside : fill;
-    store(load(live + b) ? load(out + b) : constant, out + b);
-  }
+  return load(live) ? values : (load(finite) ? outside : fill);
 }
 
-// V of one channel at the points of a block, whole_lanes(count) of them.
+// V of one channel at the points of a block.
 template <class S, class T, int D, bool Adjacent>
 STN_LARGE_FUNCTION void read_cells(
     const S* channel, const CellPlan<T, D>& plan, int count, const Constants<T>& constants, T* out) {
-  for (int b = 0; b < whole_lanes(count); b += kLanes) {
+  for (int b = 0; b < count; b += kLanes) {
+    Lanes<T> values{};
     if (plan.reads != Reads::nothing)
-      store(blend_cells(plan, b, load_cells<S, T, D, Adjacent>(channel, plan, b, constants.outside)), out + b);
-    if (plan.reads != Reads::inside) put_constants(plan.live + b, plan.finite + b, kLanes, constants, out + b);
+      values = blend_cells(plan, b, load_cells<S, T, D, Adjacent>(channel, plan, b, constants.outside));
+    if (plan.reads != Reads::inside) values = with_constants(plan.live + b, plan.finite + b, constants, values);
+    store_some<T>(values, count - b < kLanes ? count - b : kLanes, out + b);
   }
 }
 
@@ -96,7 +96,7 @@ STN_LARGE_FUNCTION void read_cells(
 // so that a large common offset of the pixels cancels exactly.
 template <class T, int D>
 struct CellContrast {
-  T along[D][kPairs<D>][kBlock];  // G·(second - first) along an axis, at the other axes' corners
+  alignas(64) T along[D][kPairs<D>][kBlock];  // G·(second - first) along an axis, at the other axes' corners
 };
 
 // Which pixels of a cell differ along an axis at one of the other axes' corners: (pair, side) of both.
@@ -132,10 +132,16 @@ STN_LARGE_FUNCTION void contrast_cells(const S* channel, const CellPlan<T, D>& p
     add_contrast<T, D>(load_cells<S, T, D, Adjacent>(channel, plan, b, outside), b, grad, contrast);
 }
 
+// G·∂V/∂(x, y, z) in pixels.
+template <class T, int D>
+struct ByCoordinate {
+  alignas(64) T at[D][kBlock];
+};
+
 // Equations (2) and (3): the gradient by each coordinate, 0 wherever the value does not depend on it.
 template <class T, int D>
 STN_LARGE_FUNCTION void coordinate_gradient(
-    const CellPlan<T, D>& plan, int count, const CellContrast<T, D>& contrast, T (&out)[D][kBlock]) {
+    const CellPlan<T, D>& plan, int count, const CellContrast<T, D>& contrast, ByCoordinate<T, D>& out) {
   for (int a = 0; a < D; ++a) {
     const int low = a == 0 ? 1 : 0, high = a == 2 ? 1 : 2;
     const auto& along = contrast.along[a];
@@ -147,7 +153,7 @@ STN_LARGE_FUNCTION void coordinate_gradient(
         const Lanes<T> slope = load(plan.live + b) ? load(plan.slope[a] + b) : Lanes<T>{};
         sum = slope == 0 ? Lanes<T>{} : slope * sum;
       }
-      store(sum, out[a] + b);
+      store(sum, out.at[a] + b);
     }
   }
 }

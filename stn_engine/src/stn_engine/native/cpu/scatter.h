@@ -95,15 +95,15 @@ template <class S, class T, int D, int K>
 STN_LARGE_FUNCTION void scatter_item(const Item& item, int64_t n, const Band<T>& band) {
   const PointSource<T, D> source(item, n);
   const Reach reach = Reach::of<T>(item, source.matrix());
-  const Box box = band_box<D, K>(item, band.first, band.last);
+  const Columns columns(reach, band_box<D, K>(item, band.first, band.last));
   const Map& target = item.target;
   for (int64_t row_index = 0; row_index < item.rows(); ++row_index) {
     const Row row = row_of(item, n, row_index);
-    const Range columns = reach.columns(box, row);
+    const Range piece = columns(row);
     const S* grads = static_cast<const S*>(target.data) + n * target.batch_stride + row.i * target.stride[1] +
                      row.k * target.stride[2];
-    for (int64_t j = columns.first; j < columns.last; j += kBlock) {
-      const int count = static_cast<int>(columns.last - j < kBlock ? columns.last - j : kBlock);
+    for (int64_t j = piece.first; j < piece.last; j += kBlock) {
+      const int count = static_cast<int>(piece.last - j < kBlock ? piece.last - j : kBlock);
       Points<T, D> points;
       source.fill(row, j, count, points);
       TapPlan<T, D, K> plan;

@@ -78,7 +78,7 @@ Rows rows_of(const Item& item, int64_t first_chunk, int64_t last_chunk) {
 }
 
 const Kernels& kernels_of(const InstructionSet& isa, const Item& item) {
-  return isa.kernels(item.storage, item.axes);
+  return isa.kernels[static_cast<int>(item.storage)](item.axes);
 }
 
 // Numbers that a chunk contributes to the gradient of parameters.

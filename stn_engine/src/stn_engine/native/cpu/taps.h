@@ -91,9 +91,9 @@ STN_FUNCTION void mirror_taps(const Item& item, int a, int lanes, const T* x, Ta
 
 template <class T, int D, int K>
 STN_FUNCTION void plan_axis(const Item& item, int a, int lanes, T* x, TapPlan<T, D, K>& plan) {
-  const bool constant = item.sampling.padding == Padding::zeros || item.sampling.padding == Padding::fill;
+  const bool constant = pads_by_constant(item.sampling);
   const T last = static_cast<T>(item.source.size[a] - 1), reach = T(kReach<K>);
-  T slope[kBlock];
+  alignas(64) T slope[kBlock];
   for (int b = 0; b < lanes; ++b) slope[b] = T(1);
   if (constant) {
     for (int b = 0; b < lanes; ++b) {
@@ -185,21 +185,21 @@ template <class S, class T, int D, int K>
 STN_FUNCTION void read_taps(
     const S* channel, const TapPlan<T, D, K>& plan, int count, const Constants<T>& constants, T* out) {
   for (int b = 0; b < count; ++b) out[b] = sum_taps<S, T, D, K>(channel, plan, b, constants.outside, -1, T(0));
-  repeat_last(out, count);
-  put_constants(plan.live, plan.finite, whole_lanes(count), constants, out);
+  for (int b = 0; b < count; ++b)
+    if (!plan.live[b]) out[b] = plan.finite[b] ? constants.outside : constants.fill;
 }
 
 // Adds G times the derivative by each coordinate. Values count from the first tap, so that a large common
 // offset of the pixels cancels.
 template <class S, class T, int D, int K>
 STN_FUNCTION void add_tap_gradient(const S* channel, const TapPlan<T, D, K>& plan, int count, T outside,
-                                   const T* grad, T (&out)[D][kBlock]) {
+                                   const T* grad, ByCoordinate<T, D>& out) {
   for (int b = 0; b < count; ++b) {
     if (!plan.live[b]) continue;
     const T origin = tap_value<S, T, D, K>(channel, plan, 0, b, outside);
     for (int a = 0; a < D; ++a)
       if (plan.slope[a][0][b] != T(0) || K == 4)
-        out[a][b] += grad[b] * sum_taps<S, T, D, K>(channel, plan, b, outside, a, origin);
+        out.at[a][b] += grad[b] * sum_taps<S, T, D, K>(channel, plan, b, outside, a, origin);
   }
 }
 

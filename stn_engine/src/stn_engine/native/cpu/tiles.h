@@ -82,14 +82,15 @@ class Tile {
     const PointSource<T, D> source(item_, n);
     const Reach reach = Reach::of<T>(item_, source.matrix());
     const Box box = reading_box();
+    const Columns columns(reach, box);
     const Range depth = D == 3 ? reach.rows(box, 2) : Range{0, item_.target.size[2]};
     const Range height = reach.rows(box, 1);
     for (int64_t k = depth.first; k < depth.last; ++k)
       for (int64_t i = height.first; i < height.last; ++i) {
         const Row row = {n, i, k};
-        const Range columns = reach.columns(box, row);
-        for (int64_t j = columns.first; j < columns.last; j += kBlock)
-          add_block(source, row, j, static_cast<int>(at_most_size(kBlock, columns.last - j)));
+        const Range piece = columns(row);
+        for (int64_t j = piece.first; j < piece.last; j += kBlock)
+          add_block(source, row, j, static_cast<int>(at_most_size(kBlock, piece.last - j)));
       }
   }
 
@@ -124,9 +125,9 @@ class Tile {
   // Cells and weights of a block; points that do not reach the tile go to the cell behind the last.
   STN_MEMBER void plan(int count, Points<T, D>& points) {
     const int lanes = whole_lanes(count);
-    Mask<T> live[kBlock];
+    alignas(64) Mask<T> live[kBlock];
     keep_finite(points, lanes, live);
-    T slope[kBlock];
+    alignas(64) T slope[kBlock];
     if (item_.sampling.padding == Padding::border)
       for (int a = 0; a < D; ++a) pad_axis(item_.sampling, item_.source.size[a], lanes, points.at[a], slope);
     for (int b = 0; b < lanes; b += kLanes) plan_lanes(b, load(live + b), points);
@@ -144,17 +145,22 @@ class Tile {
       stride *= static_cast<int>(width_[a]);
     }
     const Lanes<int32_t> nowhere = Lanes<int32_t>{} + static_cast<int32_t>(cells_);
-    store(__builtin_convertvector(live, Lanes<int32_t>) ? cell : nowhere, cell_ + b);
+    store((__builtin_convertvector(live, Lanes<int32_t>) ? cell : nowhere) * kAll, place_ + b);
+    alignas(64) T products[kAll][kLanes];
     for (int tap = 0; tap < kAll; ++tap) {
       Lanes<T> product = taps[0].weight[digit<K>(tap, 0)];
       for (int a = 1; a < D; ++a) product *= taps[a].weight[digit<K>(tap, a)];
-      for (int l = 0; l < kLanes; ++l) weight_[(b + l) * kAll + tap] = product[l];
+      store(product, products[tap]);
     }
+    T* weight = weight_ + b * kAll;
+    for (int l = 0; l < kLanes; ++l)
+      for (int tap = 0; tap < kAll; ++tap) weight[l * kAll + tap] = products[tap][l];
   }
 
   STN_MEMBER void add_products(const S* grad, int64_t stride, int count, T* sums) const {
+#pragma GCC unroll 4
     for (int b = 0; b < count; ++b) {
-      T* at = sums + static_cast<int64_t>(cell_[b]) * kAll;
+      T* at = sums + place_[b];
       TapVector sum, weight;
       std::memcpy(&sum, at, sizeof sum);
       std::memcpy(&weight, weight_ + b * kAll, sizeof weight);
@@ -192,14 +198,14 @@ class Tile {
   Channels channels_;
   int64_t first_[kMaxAxes], size_[kMaxAxes], width_[kMaxAxes];
   int64_t cells_;
-  int cell_[kBlock];
+  alignas(64) int place_[kBlock];  // of a point's cell among the sums
   alignas(64) T weight_[kBlock * kAll];
   alignas(64) T sums_[kTileValues<T>];
 };
 
-// Gradients whose channels stand side by side are added a pixel at a time, which is faster still.
+// Gradients of many channels that stand side by side are added a pixel at a time, which is faster still.
 STN_FUNCTION bool is_channels_last_gradient(const Item& item) {
-  return item.by_source.channels > 1 && item.by_source.channel_stride == 1 && item.target.channel_stride == 1;
+  return item.by_source.channels >= kLanes && item.by_source.channel_stride == 1 && item.target.channel_stride == 1;
 }
 
 // Whether a gradient can be made by tiles: the coordinates, not the taps, must carry the padding, and the rows

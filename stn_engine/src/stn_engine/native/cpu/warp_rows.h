@@ -38,7 +38,7 @@ STN_LARGE_FUNCTION void warp_planes(const Item& item, const Row& row, int64_t j,
   const S* source = source_of<S>(item, row.n);
   S* out = row_start<S>(item.target, row, j);
   const int64_t stride = item.target.stride[0];
-  const bool direct = std::is_same_v<S, T> && stride == 1 && count % kLanes == 0;
+  const bool direct = std::is_same_v<S, T> && stride == 1;
   for (int64_t c = 0; c < item.source.channels; ++c) {
     alignas(64) T buffer[kBlock];
     T* values = direct ? reinterpret_cast<T*>(out) : buffer;
@@ -90,81 +90,137 @@ STN_LARGE_FUNCTION void warp_taps(const Item& item, const Row& row, int64_t j, i
 }
 
 template <class S, class T, int D>
-STN_FUNCTION void warp_cells(const Item& item, const Row& row, int64_t j, int count, Points<T, D>& points) {
-  if (!has_small_offsets(item.source)) return warp_taps<S, T, D, 2>(item, row, j, count, points);
-  CellPlan<T, D> plan;
-  plan_cells(item, count, points, plan);
+STN_FUNCTION void warp_cells(
+    const Item& item, const Row& row, int64_t j, int count, Points<T, D>& points, CellPlan<T, D>& plan) {
+  plan_cells(item.sampling, count, points, plan);
   if (is_channels_last(item)) return warp_pixels<S, T, D>(item, row, j, count, plan);
   if (has_adjacent_pixels(item.source)) return warp_planes<S, T, D, true>(item, row, j, count, plan);
   return warp_planes<S, T, D, false>(item, row, j, count, plan);
 }
 
-// Where a row is cut into blocks, so that few of them hold both points that read whole cells and others.
+STN_FUNCTION int64_t round_up(int64_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
+
+// How rows are cut into blocks, so that few blocks hold both points that read whole cells and others.
 class Cuts {
  public:
-  STN_MEMBER Cuts(const Item& item, const Reach& reach) : width_(item.target.size[0]), reach_(reach) {
-    worthwhile_ = reach.known() && width_ > kBlock && item.sampling.interpolation == Interpolation::bilinear;
-    for (int a = 0; a < item.axes; ++a) {
-      // Reach may find a pixel too many; the inner box makes up for it.
-      inner_.low[a] = 1.0, inner_.high[a] = static_cast<double>(item.source.size[a]) - 2.0;
-      outer_.low[a] = -1.0, outer_.high[a] = static_cast<double>(item.source.size[a]);
-    }
-  }
+  STN_MEMBER Cuts(const Item& item, const Reach& reach)
+      : width_(item.target.size[0]),
+        worthwhile_(reach.known() && width_ > kBlock),
+        padded_(!pads_by_constant(item.sampling)),
+        outer_(reach, grown(item, item.sampling.interpolation == Interpolation::bicubic ? 2.0 : 1.0)),
+        inner_(reach, grown(item, -1.0)) {}
 
-  // Runs visit(j, count) over the blocks of a row.
-  template <class F>
-  STN_MEMBER void for_blocks(const Row& row, F visit) const {
-    if (!worthwhile_) return for_piece(0, width_, visit);
-    const Range outer = reach_.columns(outer_, row);
-    const Range found = reach_.columns(inner_, row);
-    const Range inner = {clamp_to(found.first, outer.first, outer.last), clamp_to(found.last, outer.first, outer.last)};
-    for_piece(0, outer.first, visit);
-    for_piece(outer.first, inner.first, visit);
-    for_piece(inner.first, inner.last, visit);
-    for_piece(inner.last, outer.last, visit);
-    for_piece(outer.last, width_, visit);
+  // Runs skip(j, count) over pixels that read nothing, and visit(j, count) over blocks of all others.
+  template <class Skip, class Visit>
+  STN_MEMBER void for_blocks(const Row& row, Skip skip, Visit visit) const {
+    if (!worthwhile_) return for_piece({0, width_}, visit);
+    const Range outer = padded_ ? Range{0, width_} : outer_(row), inner = inner_(row);
+    if (outer.first > 0) skip(0, outer.first);
+    // Edges take whole lanes: they are short, and the rest of a lane costs nothing.
+    const int64_t edge = clamp_to(inner.first, outer.first, outer.last) - outer.first;
+    const int64_t first = at_most(outer.first + round_up(edge), outer.last);
+    const int64_t last = at_least(outer.last - round_up(outer.last - clamp_to(inner.last, first, outer.last)), first);
+    for_piece({outer.first, first}, visit);
+    for_piece({first, last}, visit);
+    for_piece({last, outer.last}, visit);
+    if (outer.last < width_) skip(outer.last, width_ - outer.last);
   }
 
  private:
-  template <class F>
-  STN_MEMBER static void for_piece(int64_t first, int64_t last, F visit) {
-    for (int64_t j = first; j < last; j += kBlock)
-      visit(j, static_cast<int>(last - j < kBlock ? last - j : kBlock));
+  STN_MEMBER static Box grown(const Item& item, double by) {
+    Box box{};
+    for (int a = 0; a < item.axes; ++a)
+      box.low[a] = -by, box.high[a] = static_cast<double>(item.source.size[a] - 1) + by;
+    return box;
+  }
+
+  template <class Visit>
+  STN_MEMBER static void for_piece(Range piece, Visit visit) {
+    for (int64_t j = piece.first; j < piece.last; j += kBlock)
+      visit(j, static_cast<int>(piece.last - j < kBlock ? piece.last - j : kBlock));
   }
 
   int64_t width_;
-  const Reach& reach_;
-  bool worthwhile_;
-  Box inner_{}, outer_{};
+  bool worthwhile_, padded_;
+  Columns outer_, inner_;
 };
 
-// Runs visit(source, row, j, count, points) over the blocks of some rows.
-template <class T, int D, class F>
-STN_FUNCTION void for_blocks(const Item& item, int64_t n, int64_t first_row, int64_t last_row, F visit) {
+// Runs visit(source, row, j, count, points) over blocks of some rows, and skip(row, j, count) over pixels that
+// are known to read nothing.
+template <class T, int D, class Skip, class Visit>
+STN_FUNCTION void for_blocks(const Item& item, int64_t n, int64_t first_row, int64_t last_row, Skip skip, Visit visit) {
   const PointSource<T, D> source(item, n);
   const Reach reach = Reach::of<T>(item, source.matrix());
   const Cuts cuts(item, reach);
   for (int64_t r = first_row; r < last_row; ++r) {
     const Row row = row_of(item, n, r);
-    cuts.for_blocks(row, [&](int64_t j, int count) {
-      Points<T, D> points;
-      source.fill(row, j, count, points);
-      visit(source, row, j, count, points);
-    });
+    cuts.for_blocks(
+        row, [&](int64_t j, int64_t count) { skip(row, j, count); },
+        [&](int64_t j, int count) {
+          Points<T, D> points;
+          source.fill(row, j, count, points);
+          visit(source, row, j, count, points);
+        });
   }
+}
+
+// What lies outside of the map, in a piece of a row.
+template <class S>
+STN_LARGE_FUNCTION void warp_nothing(const Item& item, const Row& row, int64_t j, int64_t count) {
+  const Map& target = item.target;
+  S* out = row_start<S>(target, row, j);
+  if (target.channel_stride == 1 && target.channels > 1) {
+    for (int64_t b = 0; b < count; ++b)
+      for (int64_t c = 0; c < target.channels; ++c)
+        out[b * target.stride[0] + c] = stored<S>(static_cast<Compute<S>>(item.sampling.outside_of(c)));
+    return;
+  }
+  for (int64_t c = 0; c < target.channels; ++c, out += target.channel_stride) {
+    const S outside = stored<S>(static_cast<Compute<S>>(item.sampling.outside_of(c)));
+    if (target.stride[0] == 1)
+      for (int64_t b = 0; b < count; ++b) out[b] = outside;
+    else
+      for (int64_t b = 0; b < count; ++b) out[b * target.stride[0]] = outside;
+  }
+}
+
+template <class S, int D, class Visit>
+STN_FUNCTION void warp_blocks(const Item& item, int64_t n, int64_t first_row, int64_t last_row, Visit visit) {
+  using T = Compute<S>;
+  for_blocks<T, D>(
+      item, n, first_row, last_row,
+      [&](const Row& row, int64_t j, int64_t count) { warp_nothing<S>(item, row, j, count); },
+      [&](const PointSource<T, D>&, const Row& row, int64_t j, int count, Points<T, D>& points) {
+        visit(row, j, count, points);
+      });
+}
+
+template <class S, int D, int K>
+STN_FUNCTION void warp_rows_of_taps(const Item& item, int64_t n, int64_t first_row, int64_t last_row) {
+  using T = Compute<S>;
+  warp_blocks<S, D>(item, n, first_row, last_row, [&](const Row& row, int64_t j, int count, Points<T, D>& points) {
+    warp_taps<S, T, D, K>(item, row, j, count, points);
+  });
+}
+
+template <class S, int D>
+STN_FUNCTION void warp_rows_of_cells(const Item& item, int64_t n, int64_t first_row, int64_t last_row) {
+  using T = Compute<S>;
+  CellPlan<T, D> plan(item.source);
+  warp_blocks<S, D>(item, n, first_row, last_row, [&](const Row& row, int64_t j, int count, Points<T, D>& points) {
+    warp_cells<S>(item, row, j, count, points, plan);
+  });
 }
 
 template <class S, int D>
 void warp_rows(const Item& item, int64_t n, int64_t first_row, int64_t last_row) {
-  using T = Compute<S>;
-  for_blocks<T, D>(item, n, first_row, last_row,
-                   [&](const PointSource<T, D>&, const Row& row, int64_t j, int count, Points<T, D>& points) {
-                     switch (item.sampling.interpolation) {
-                       case Interpolation::nearest: return warp_taps<S, T, D, 1>(item, row, j, count, points);
-                       case Interpolation::bilinear: return warp_cells<S, T, D>(item, row, j, count, points);
-                       case Interpolation::bicubic: return warp_taps<S, T, D, 4>(item, row, j, count, points);
-                     }
-                   });
+  switch (item.sampling.interpolation) {
+    case Interpolation::nearest: return warp_rows_of_taps<S, D, 1>(item, n, first_row, last_row);
+    case Interpolation::bicubic: return warp_rows_of_taps<S, D, 4>(item, n, first_row, last_row);
+    case Interpolation::bilinear:
+      if (!has_small_offsets(item.source)) return warp_rows_of_taps<S, D, 2>(item, n, first_row, last_row);
+      return warp_rows_of_cells<S, D>(item, n, first_row, last_row);
+  }
 }
 
 }  // namespace stn::STN_ISA
