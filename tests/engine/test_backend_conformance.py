@@ -16,6 +16,7 @@ from stn_engine import (
     WarpProblem,
     WarpSpec,
 )
+from stn_engine.backends.cpu import CpuBackend
 from stn_engine.backends.reference import ReferenceBackend
 from stn_engine.backends.torch import TorchBackend
 from support.oracles import (
@@ -53,7 +54,7 @@ from support.tolerances import (
     gradient_tolerance,
 )
 
-BACKENDS = [TorchBackend(), ReferenceBackend()]
+BACKENDS = [CpuBackend(), TorchBackend(), ReferenceBackend()]
 VOLUME_SIZES = [  # (D, H, W), (Do, Ho, Wo), convention
     ((1, 1, 1), (2, 1, 3), ("normalized", True)),
     ((1, 4, 1), (1, 1, 1), ("pixel", False)),
@@ -73,6 +74,7 @@ SIZES = [  # (H, W), (Ho, Wo)
     ((5, 4), (3, 0)),
 ]
 
+per_fast_backend = pytest.mark.parametrize("fast", BACKENDS[:2], ids=lambda one: one.name)
 per_convention = pytest.mark.parametrize(("coordinates", "align_corners"), CONVENTIONS)
 per_padding = pytest.mark.parametrize("padding", PADDINGS)
 per_kind = pytest.mark.parametrize(("kind", "sizes"), KINDS_AND_SIZES)
@@ -361,15 +363,15 @@ def test_backend_ignores_memory_layout(backend, kind, sizes):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("needs", [("feature_map",), ("transform",)])
-def test_half_types_are_the_float32_result_rounded_once(dtype, needs):
+@per_fast_backend
+def test_half_types_are_the_float32_result_rounded_once(fast, dtype, needs):
     """A half-precision map is warped in float32 and rounded at the very end, bit for bit."""
     warp = random_warp(25, dtype=dtype)
     wide = replace(warp, feature_map=warp.feature_map.float())
-    torch_backend = TorchBackend()
-    assert torch.equal(torch_backend.warp([warp])[0], torch_backend.warp([wide])[0].to(dtype))
+    assert torch.equal(fast.warp([warp])[0], fast.warp([wide])[0].to(dtype))
     problem = random_gradients(26, warp, needs=needs)
     widened = WarpGradientsProblem(wide, problem.grad_output.float(), needs)
-    narrow, full = (torch_backend.warp_gradients([one])[0] for one in (problem, widened))
+    narrow, full = (fast.warp_gradients([one])[0] for one in (problem, widened))
     got, want = (getattr(gradients, needs[0]) for gradients in (narrow, full))
     assert torch.equal(got, want.to(got.dtype))
 
@@ -417,7 +419,8 @@ def test_backend_agrees_with_torch_on_cell_edges(backend, padding, interpolation
 @pytest.mark.parametrize("align_corners", [False, True])
 @pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_nearest_ties_fall_where_torch_lets_them_fall(align_corners, padding, dtype):
+@per_fast_backend
+def test_nearest_ties_fall_where_torch_lets_them_fall(fast, align_corners, padding, dtype):
     """On a lattice of exact ties every read is torch's, bit for bit."""
     steps = torch.arange(-24, 25, dtype=dtype) / 16
     spec = WarpSpec(interpolation="nearest", padding=padding, align_corners=align_corners)
@@ -426,7 +429,7 @@ def test_nearest_ties_fall_where_torch_lets_them_fall(align_corners, padding, dt
         grid = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1], -1)[None]
         feature_map = random_values(29, (1, 1, *size), dtype)
         warp = WarpProblem(feature_map, SamplingGrid(grid), spec=spec)
-        assert torch.equal(TorchBackend().warp([warp])[0], torch_warp(warp))
+        assert torch.equal(fast.warp([warp])[0], torch_warp(warp))
 
 
 def product_of(rows):

@@ -25,11 +25,12 @@ from stn_engine import (
     reference,
     warp,
 )
+from stn_engine.backends.cpu import CpuBackend
 from stn_engine.backends.reference import ReferenceBackend
 from stn_engine.backends.torch import TorchBackend
 from support.strategies import CONVENTIONS, INTERPOLATIONS, PADDINGS, random_values
 
-BACKENDS = [TorchBackend(), ReferenceBackend()]
+BACKENDS = [CpuBackend(), TorchBackend(), ReferenceBackend()]
 ROW = torch.tensor([[[[10.0, 20.0, 30.0]]]])  # H = 1, W = 3
 DEEP = torch.arange(24.0).view(1, 1, 2, 3, 4)  # D = 2, H = 3, W = 4: 12·z + 4·y + x
 TALL = torch.tensor([[[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]]])  # H = 2, W = 3

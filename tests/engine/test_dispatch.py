@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from stn_engine import BackendUnavailableError, EngineError, ParameterError, dispatch, warp_ragged
+from stn_engine.backends import cpu
+from stn_engine.backends.cpu import CpuBackend
 from stn_engine.backends.reference import ReferenceBackend
 from stn_engine.backends.torch import TorchBackend
 from support.strategies import random_gradients, random_warp
@@ -88,9 +90,9 @@ def test_one_impossible_problem_stops_the_call_before_any_work():
     assert one.ran == []
 
 
-def test_the_reference_reads_host_memory_only():
+@pytest.mark.parametrize("backend", [CpuBackend(), ReferenceBackend()], ids=lambda one: one.name)
+def test_backends_of_the_host_read_host_memory_only(backend):
     """Every kind of problem is refused elsewhere, with the device named."""
-    backend = ReferenceBackend()
     warp = random_warp(1)
     assert backend.unsupported_reasons(warp) == ()
     away = type(warp)(
@@ -98,13 +100,21 @@ def test_the_reference_reads_host_memory_only():
     )
     reasons = ("computes in host memory, the operands are on meta",)
     assert backend.unsupported_reasons(away) == reasons
-    with pytest.raises(BackendUnavailableError, match="reference: computes in host memory"):
+    with pytest.raises(BackendUnavailableError, match=f"{backend.name}: computes in host memory"):
         dispatch.select(away, (backend,))
 
 
+def test_without_its_native_module_the_cpu_backend_says_so(monkeypatch):
+    """An installation without a compiler still runs, and tells why it is slow."""
+    monkeypatch.setattr(cpu, "MISSING", "the native module is not usable: no such file")
+    (problem,) = warps_of(1)
+    assert CpuBackend().unsupported_reasons(problem) == (cpu.MISSING,)
+    assert dispatch.select(problem).name == "torch"
+
+
 def test_backend_order():
-    """The composition of torch operators comes first, the oracle is the last resort."""
-    assert [backend.name for backend in dispatch.BACKENDS] == ["torch", "reference"]
+    """The fused kernels come first, what runs anywhere next, and the oracle is the last resort."""
+    assert [backend.name for backend in dispatch.BACKENDS] == ["cpu", "torch", "reference"]
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from stn_engine import (
     warp_gradients,
 )
 from stn_engine.backends._sampler import accumulate
+from stn_engine.backends.cpu import CpuBackend
 from stn_engine.backends.reference import ReferenceBackend
 from stn_engine.backends.torch import TorchBackend
 from support.oracles import settled_warp
@@ -44,7 +45,7 @@ from support.strategies import (
 )
 from support.tolerances import ADJOINT_IDENTITY
 
-BACKENDS = {backend.name: backend for backend in (TorchBackend(), ReferenceBackend())}
+BACKENDS = {backend.name: backend for backend in (CpuBackend(), TorchBackend(), ReferenceBackend())}
 
 per_convention = pytest.mark.parametrize(("coordinates", "align_corners"), CONVENTIONS)
 per_padding = pytest.mark.parametrize("padding", PADDINGS)
@@ -213,8 +214,9 @@ def test_theta_gradient_is_the_adjoint_of_the_generator(
 
 @per_generator
 @per_convention
+@pytest.mark.parametrize("name", ["cpu", "torch"])
 def test_fused_gradient_is_the_grid_gradient_through_the_generator(
-    kind, sizes, coordinates, align_corners
+    name, kind, sizes, coordinates, align_corners
 ):
     """The fused gradient of the parameters equals generator adjoint after sampler adjoint."""
     spec = WarpSpec(coordinates=coordinates, align_corners=align_corners)
@@ -223,7 +225,7 @@ def test_fused_gradient_is_the_grid_gradient_through_the_generator(
     fused = random_gradients(5, warped, needs=("transform",))
     transform = fused.warp.transform
     grid_problem = GridProblem(transform, fused.warp.output_size, coordinates, align_corners)
-    backend = TorchBackend()
+    backend = BACKENDS[name]
     grid = SamplingGrid(backend.generate_grid([grid_problem])[0])
     split = replace(fused, warp=replace(fused.warp, transform=grid))
     grad_grid = backend.warp_gradients([split])[0].transform
@@ -304,7 +306,8 @@ def test_ordered_accumulation_equals_the_plain_one():
     assert gradcheck(lambda terms: accumulate(index, terms, 9, ordered=True), terms)
 
 
-def test_broadcast_gradients_are_sums_over_the_batch():
+@pytest.mark.parametrize("name", ["cpu", "torch"])
+def test_broadcast_gradients_are_sums_over_the_batch(name):
     """A broadcast operand receives what its expanded copies would receive together."""
     for batch in ((1, 3), (3, 1)):
         problem = random_gradients(11, random_warp(12, batch=batch))
@@ -313,7 +316,7 @@ def test_broadcast_gradients_are_sums_over_the_batch():
             feature_map=problem.warp.feature_map.expand(3, -1, -1, -1),
             transform=Affine(problem.warp.transform.theta.expand(3, -1, -1)),
         )
-        backend = TorchBackend()
+        backend = BACKENDS[name]
         one = backend.warp_gradients([problem])[0]
         many = backend.warp_gradients([WarpGradientsProblem(dense, problem.grad_output)])[0]
         for broadcast, full in (

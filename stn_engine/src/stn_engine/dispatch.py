@@ -8,6 +8,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from stn_engine.backends.base import Backend
+from stn_engine.backends.cpu import CpuBackend
 from stn_engine.backends.reference import ReferenceBackend
 from stn_engine.backends.torch import TorchBackend
 from stn_engine.errors import BackendUnavailableError, ParameterError
@@ -20,7 +21,7 @@ from stn_engine.problem import (
     WarpProblem,
 )
 
-BACKENDS: tuple[Backend, ...] = (TorchBackend(), ReferenceBackend())
+BACKENDS: tuple[Backend, ...] = (CpuBackend(), TorchBackend(), ReferenceBackend())
 """In order of preference."""
 
 BACKEND_VARIABLE = "STN_BACKEND"

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.dlpack import to_dlpack
 
 from stn_engine.backends._thin_plate import warp_basis
+from stn_engine.backends.torch import TorchBackend
 from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,
@@ -38,10 +39,10 @@ from stn_engine.transforms import (
 try:
     from stn_engine import _cpu
 except ImportError as error:
-    _MISSING: str | None = f"the native module is not usable: {error}"
+    MISSING: str | None = f"the native module is not usable: {error}"
     _KINDS: dict[type[Transform], Any] = {}
 else:
-    _MISSING = None
+    MISSING = None
     _KINDS = {
         Affine: _cpu.Kind.affine,
         Homography: _cpu.Kind.homography,
@@ -54,6 +55,8 @@ else:
         SamplingGrid: _cpu.Kind.grid,
     }
 
+COMPOSITION = TorchBackend()
+
 
 class CpuBackend:
     """Runs every warp and its gradients on up to ``torch.get_num_threads()`` threads."""
@@ -61,13 +64,10 @@ class CpuBackend:
     name = "cpu"
 
     def unsupported_reasons(self, problem: Problem) -> tuple[str, ...]:
-        """A missing native module, another device, and the grid generator on its own."""
-        if _MISSING is not None:
-            return (_MISSING,)
-        if isinstance(problem, GridProblem | GridGradientsProblem):
-            return ("never makes a grid: it runs the generator inside of warps only",)
-        warp = problem.warp if isinstance(problem, WarpGradientsProblem) else problem
-        device = warp.feature_map.device
+        """A missing native module, and any other device."""
+        if MISSING is not None:
+            return (MISSING,)
+        device = problem.operands[0].device
         if device.type != "cpu":
             return (f"computes in host memory, the operands are on {device}",)
         return ()
@@ -98,12 +98,12 @@ class CpuBackend:
         return gradients
 
     def generate_grid(self, problems: Sequence[GridProblem]) -> list[Tensor]:
-        """Not offered: see ``unsupported_reasons``."""
-        raise NotImplementedError
+        """The sampling grid of each problem, composed: a generator alone has nothing to fuse."""
+        return COMPOSITION.generate_grid(problems)
 
     def generate_grid_gradients(self, problems: Sequence[GridGradientsProblem]) -> list[Tensor]:
-        """Not offered: see ``unsupported_reasons``."""
-        raise NotImplementedError
+        """The gradient of the parameters of each problem, composed likewise."""
+        return COMPOSITION.generate_grid_gradients(problems)
 
 
 def _operands(problem: WarpProblem) -> tuple[Any, ...]:

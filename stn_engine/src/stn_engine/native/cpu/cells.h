@@ -44,21 +44,32 @@ STN_FUNCTION void keep_finite(Points<T, D>& points, int lanes, Mask<T>* finite) 
   for (int b = 0; b < lanes; b += kLanes) {
     Lanes<Mask<T>> all = is_finite(load(points.at[0] + b));
     for (int a = 1; a < D; ++a) all &= is_finite(load(points.at[a] + b));
-    for (int a = 0; a < D; ++a) store(all ? load(points.at[a] + b) : Lanes<T>{}, points.at[a] + b);
+    for (int a = 0; a < D; ++a) store(choose(all, load(points.at[a] + b), Lanes<T>{}), points.at[a] + b);
     store(all, finite + b);
   }
 }
 
 template <class T>
-STN_FUNCTION Lanes<T> magnitude(Lanes<T> x) {
-  return x < 0 ? -x : x;
+STN_FUNCTION Lanes<T> magnitude(const Lanes<T>& x) {
+  return choose(x < Lanes<T>{}, -x, x);
 }
 
 template <class T>
 STN_FUNCTION bool all_near(const T* x, int lanes, T bound) {
-  Lanes<Mask<T>> near = Lanes<Mask<T>>{} - 1;
-  for (int b = 0; b < lanes; b += kLanes) near &= magnitude<T>(load(x + b)) <= bound;
-  return all_of<Mask<T>>(near);
+  Lanes<T> farthest{};
+  for (int b = 0; b < lanes; b += kLanes) {
+    const Lanes<T> distance = magnitude(load(x + b));
+    farthest = choose(distance > farthest, distance, farthest);
+  }
+  return all_of(farthest <= Lanes<T>::all(bound));
+}
+
+template <class T>
+STN_FUNCTION Lanes<T> remainders(const Lanes<T>& x, T period) {
+  alignas(64) T lanes[kLanes];
+  store(x, lanes);
+  for (int l = 0; l < kLanes; ++l) lanes[l] = std::fmod(lanes[l], period);
+  return load(lanes);
 }
 
 // Coordinates mirrored into the map, exactly, whatever their magnitude.
@@ -67,10 +78,8 @@ STN_FUNCTION void mirror_axis(Mirror<T> mirror, T last, int lanes, T* x, T* slop
   const T period = 2 * mirror.span;
   const bool near = all_near(x, lanes, static_cast<T>(kExactPeriods) - period);
   for (int b = 0; b < lanes; b += kLanes) {
-    const Lanes<T> at = load(x + b), distance = magnitude<T>(at - mirror.low);
-    Lanes<T> rest;
-    if (near) rest = near_remainder(distance, period);
-    else for (int l = 0; l < kLanes; ++l) rest[l] = std::fmod(distance[l], period);
+    const Lanes<T> at = load(x + b), distance = magnitude(at - mirror.low);
+    const Lanes<T> rest = near ? near_remainder(distance, period) : remainders(distance, period);
     const Padded<Lanes<T>> moved = reflected(at, rest, mirror, last);
     store(moved.x, x + b);
     store(moved.slope, slope + b);
@@ -84,7 +93,7 @@ STN_LARGE_FUNCTION void pad_axis(const Sampling& sampling, int64_t size, int lan
   if (sampling.padding == Padding::reflection)
     return mirror_axis(mirror_of(last, sampling.unit == Unit::normalized), last, lanes, x, slope);
   for (int b = 0; b < lanes; b += kLanes) {
-    const Padded<Lanes<T>> moved = clipped(load(x + b), Lanes<T>{} + 1, last);
+    const Padded<Lanes<T>> moved = clipped(load(x + b), Lanes<T>::all(1), last);
     store(moved.x, x + b);
     store(moved.slope, slope + b);
   }
@@ -99,11 +108,6 @@ STN_FUNCTION void put_cell(CellPlan<T, D>& plan, int a, int b, const Cell<Lanes<
   store(cell.in1, plan.inside[a][1] + b);
 }
 
-template <class T>
-STN_FUNCTION Lanes<int32_t> to_int(Lanes<T> x) {
-  return __builtin_convertvector(x, Lanes<int32_t>);
-}
-
 // Cells where every point reads nothing but whole ones.
 template <class T, int D>
 STN_LARGE_FUNCTION void inside_cells(int lanes, const Points<T, D>& points, CellPlan<T, D>& plan) {
@@ -111,9 +115,9 @@ STN_LARGE_FUNCTION void inside_cells(int lanes, const Points<T, D>& points, Cell
     Lanes<int32_t> offset{};
     for (int a = 0; a < D; ++a) {
       const Lanes<T> x = load(points.at[a] + b), first = floor_of(x), t = x - first;
-      store(1 - t, plan.weight[a][0] + b);
+      store(T(1) - t, plan.weight[a][0] + b);
       store(t, plan.weight[a][1] + b);
-      offset += to_int<T>(first) * plan.stride[a];
+      offset += converted<int32_t>(first) * plan.stride[a];
     }
     store(offset, plan.offset + b);
   }
@@ -122,17 +126,17 @@ STN_LARGE_FUNCTION void inside_cells(int lanes, const Points<T, D>& points, Cell
 // Padding by a constant.
 template <class T, int D>
 STN_LARGE_FUNCTION void constant_cells(int lanes, const Points<T, D>& points, CellPlan<T, D>& plan) {
-  Lanes<Mask<T>> all_whole = Lanes<Mask<T>>{} - 1, any_live{};
+  Lanes<Mask<T>> all_whole = Lanes<Mask<T>>::all(-1), any_live{};
   for (int b = 0; b < lanes; b += kLanes) {
-    Lanes<Mask<T>> finite = Lanes<Mask<T>>{} - 1;
+    Lanes<Mask<T>> finite = Lanes<Mask<T>>::all(-1);
     for (int a = 0; a < D; ++a) finite &= is_finite(load(points.at[a] + b));
     Lanes<Mask<T>> live = finite, whole = finite;
     Lanes<int32_t> offset{};
     for (int a = 0; a < D; ++a) {
-      const Lanes<T> x = finite ? load(points.at[a] + b) : Lanes<T>{};
+      const Lanes<T> x = choose(finite, load(points.at[a] + b), Lanes<T>{});
       const Cell<Lanes<T>> cell = constant_cell<T>(clamp_to(x, T(-2), static_cast<T>(plan.size[a])), plan.size[a]);
       put_cell(plan, a, b, cell);
-      offset += to_int<T>(cell.first) * plan.stride[a];
+      offset += converted<int32_t>(cell.first) * plan.stride[a];
       live &= cell.in0 | cell.in1;
       whole &= cell.in0 & cell.in1;
     }
@@ -142,31 +146,32 @@ STN_LARGE_FUNCTION void constant_cells(int lanes, const Points<T, D>& points, Ce
     store(whole, plan.whole + b);
     all_whole &= whole, any_live |= live;
   }
-  plan.reads = all_of<Mask<T>>(all_whole) ? Reads::inside : any_of<Mask<T>>(any_live) ? Reads::edge : Reads::nothing;
+  plan.reads = all_of(all_whole) ? Reads::inside : any_of(any_live) ? Reads::edge : Reads::nothing;
 }
 
 // Padding that has moved the points into the map.
 template <class T, int D>
 STN_LARGE_FUNCTION void inner_cells(
     int lanes, const Points<T, D>& points, const T (&slope)[D][kBlock], CellPlan<T, D>& plan) {
-  Lanes<Mask<T>> all_whole = Lanes<Mask<T>>{} - 1, any_live{};
+  Lanes<Mask<T>> all_whole = Lanes<Mask<T>>::all(-1), any_live{};
   for (int b = 0; b < lanes; b += kLanes) {
     const Lanes<Mask<T>> live = load(plan.finite + b);
-    Lanes<Mask<T>> whole = live;
+    Lanes<Mask<T>> whole = live, straight = live;
     Lanes<int32_t> offset{};
     for (int a = 0; a < D; ++a) {
       const Padded<Lanes<T>> at = {load(points.at[a] + b), load(slope[a] + b)};
       const Cell<Lanes<T>> cell = inner_cell<T>(at, plan.size[a]);
       put_cell(plan, a, b, cell);
-      offset += to_int<T>(cell.first) * plan.stride[a];
+      offset += converted<int32_t>(cell.first) * plan.stride[a];
       whole &= cell.in0 & cell.in1;
+      straight &= cell.slope == Lanes<T>::all(1);
     }
     store(offset, plan.offset + b);
     store(live, plan.live + b);
     store(whole, plan.whole + b);
-    all_whole &= whole, any_live |= live;
+    all_whole &= whole & straight, any_live |= live;
   }
-  plan.reads = all_of<Mask<T>>(all_whole) ? Reads::inside : any_of<Mask<T>>(any_live) ? Reads::edge : Reads::nothing;
+  plan.reads = all_of(all_whole) ? Reads::inside : any_of(any_live) ? Reads::edge : Reads::nothing;
 }
 
 // The subgradient of equations (2) and (3), where floor and ceil coincide.
@@ -177,15 +182,15 @@ STN_FUNCTION void flatten_integers(const T* x, int lanes, T* slope) {
 
 template <class T, int D>
 STN_FUNCTION bool all_inside(int lanes, const Points<T, D>& points, const CellPlan<T, D>& plan) {
-  Lanes<Mask<T>> all = Lanes<Mask<T>>{} - 1;
+  Lanes<Mask<T>> all = Lanes<Mask<T>>::all(-1);
   for (int a = 0; a < D; ++a) {
     const T last = static_cast<T>(plan.size[a] - 1);
     for (int b = 0; b < lanes; b += kLanes) {
       const Lanes<T> x = load(points.at[a] + b);
-      all &= (x >= 0) & (x < last);
+      all &= (x >= Lanes<T>{}) & (x < Lanes<T>::all(last));
     }
   }
-  return all_of<Mask<T>>(all);
+  return all_of(all);
 }
 
 // From here on float32 may round the last pixel of an axis up.

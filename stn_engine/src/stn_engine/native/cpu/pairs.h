@@ -10,13 +10,18 @@ struct Pairs {
   Lanes<T> left, right;
 };
 
+#if defined(__AVX512F__)
+STN_FUNCTION Lanes<float> lanes_of(__m512 numbers) { return {{numbers}}; }
+#endif
+
 // left[l] = at[offset[l]] and right[l] = at[offset[l] + step].
 template <class S>
 STN_FUNCTION Pairs<Compute<S>> load_pairs(const S* at, const int* offset, int step) {
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<S, float>) {
     const __m512i places = _mm512_loadu_si512(offset);
-    return {_mm512_i32gather_ps(places, at, sizeof(float)), _mm512_i32gather_ps(places, at + step, sizeof(float))};
+    return {lanes_of(_mm512_i32gather_ps(places, at, sizeof(float))),
+            lanes_of(_mm512_i32gather_ps(places, at + step, sizeof(float)))};
   }
 #endif
   alignas(64) Compute<S> left[kLanes], right[kLanes];
@@ -37,8 +42,8 @@ STN_FUNCTION Pairs<float> load_adjacent(const float* at, const int* offset) {
   const __m512i odd = _mm512_set_epi32(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
   const __m512i low = _mm512_i32gather_epi64(load_eight(offset), at, sizeof(float));
   const __m512i high = _mm512_i32gather_epi64(load_eight(offset + 8), at, sizeof(float));
-  return {_mm512_castsi512_ps(_mm512_permutex2var_epi32(low, even, high)),
-          _mm512_castsi512_ps(_mm512_permutex2var_epi32(low, odd, high))};
+  return {lanes_of(_mm512_castsi512_ps(_mm512_permutex2var_epi32(low, even, high))),
+          lanes_of(_mm512_castsi512_ps(_mm512_permutex2var_epi32(low, odd, high)))};
 }
 
 #elif defined(__AVX2__)
@@ -49,18 +54,18 @@ STN_FUNCTION __m128 two_pairs(const float* at, int first, int second) {
 }
 
 // Eight pairs by plain loads of 64 bits: faster than gathers on this instruction set.
-STN_FUNCTION void load_eight(const float* at, const int* offset, float* left, float* right) {
+STN_FUNCTION void load_eight(const float* at, const int* offset, __m256& left, __m256& right) {
   const __m256 a = _mm256_set_m128(two_pairs(at, offset[4], offset[5]), two_pairs(at, offset[0], offset[1]));
   const __m256 b = _mm256_set_m128(two_pairs(at, offset[6], offset[7]), two_pairs(at, offset[2], offset[3]));
-  _mm256_storeu_ps(left, _mm256_shuffle_ps(a, b, 0x88));
-  _mm256_storeu_ps(right, _mm256_shuffle_ps(a, b, 0xdd));
+  left = _mm256_shuffle_ps(a, b, 0x88);
+  right = _mm256_shuffle_ps(a, b, 0xdd);
 }
 
 STN_FUNCTION Pairs<float> load_adjacent(const float* at, const int* offset) {
-  float left[kLanes], right[kLanes];
-  load_eight(at, offset, left, right);
-  load_eight(at, offset + 8, left + 8, right + 8);
-  return {load(left), load(right)};
+  __m256 left[2], right[2];
+  load_eight(at, offset, left[0], right[0]);
+  load_eight(at, offset + 8, left[1], right[1]);
+  return {{{left[0], left[1]}}, {{right[0], right[1]}}};
 }
 
 #else

@@ -145,7 +145,7 @@ class RaySums {
   STN_MEMBER void add(const T* g, const Row& row, int64_t j, int count) {
     const double i = static_cast<double>(row.i), k = static_cast<double>(row.k);
     for (int b = 0; b < whole_lanes(count); b += kLanes) {
-      const Lanes<double> value = __builtin_convertvector(load(g + b), Lanes<double>);
+      const Lanes<double> value = converted<double>(load(g + b));
       sums_[0] += value * (counting<double>() + static_cast<double>(j + b));
       sums_[1] += value * i;
       if constexpr (D == 3) sums_[2] += value * k;

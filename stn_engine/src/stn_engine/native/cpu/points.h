@@ -2,79 +2,12 @@
 // grid is ever in memory.
 #pragma once
 
-#include "../shared/sampling.h"
-#include "storage.h"
-
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
+#include "lanes.h"
 
 namespace stn::STN_ISA {
 
 // Target pixels that are worked on together: a piece of a row.
 constexpr int kBlock = 64;
-// So many pixels are computed at once, whatever the instruction set, so that all give the same bits.
-constexpr int kLanes = 16;
-
-template <class T>
-struct LanesOf {
-  typedef T type __attribute__((vector_size(kLanes * sizeof(T))));
-};
-
-// Sixteen numbers in registers; arithmetic and choices between them are written as for one.
-template <class T>
-using Lanes = typename LanesOf<T>::type;
-
-template <class T>
-STN_FUNCTION Lanes<T> load(const T* from) {
-  Lanes<T> lanes;
-  std::memcpy(&lanes, from, sizeof lanes);
-  return lanes;
-}
-
-template <class V, class T>
-STN_FUNCTION void store(const V& lanes, T* to) {
-  static_assert(sizeof(V) == kLanes * sizeof(T));
-  std::memcpy(to, &lanes, sizeof lanes);
-}
-
-// 0, 1, 2, ...
-template <class T>
-STN_FUNCTION Lanes<T> counting() {
-  return Lanes<T>{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-}
-
-template <class M>
-STN_FUNCTION bool all_of(const Lanes<M>& masks) {
-#if defined(__AVX512DQ__)
-  if constexpr (sizeof(M) == 4) return _mm512_movepi32_mask(reinterpret_cast<const __m512i&>(masks)) == 0xffff;
-#endif
-  M all = -1;
-  for (int l = 0; l < kLanes; ++l) all &= masks[l];
-  return all != 0;
-}
-
-template <class M>
-STN_FUNCTION bool any_of(const Lanes<M>& masks) {
-#if defined(__AVX512DQ__)
-  if constexpr (sizeof(M) == 4) return _mm512_movepi32_mask(reinterpret_cast<const __m512i&>(masks)) != 0;
-#endif
-  M any = 0;
-  for (int l = 0; l < kLanes; ++l) any |= masks[l];
-  return any != 0;
-}
-
-// The first `count` lanes, 0 < count <= kLanes.
-template <class T>
-STN_FUNCTION void store_some(const Lanes<T>& lanes, int count, T* to) {
-  if (count == kLanes) return store(lanes, to);
-#if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, float>)
-    return _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), reinterpret_cast<const __m512&>(lanes));
-#endif
-  for (int l = 0; l < count; ++l) to[l] = lanes[l];
-}
-
 struct Row {
   int64_t n;     // item of the batch
   int64_t i, k;  // y and z of the target pixels
@@ -119,7 +52,7 @@ struct LinearRow {
     const int32_t first = static_cast<int32_t>(j), last = first + count - 1;
     for (int b = 0; b < count; b += kLanes) {
       const Lanes<int32_t> place = at_most(counting<int32_t>() + (first + b), last);
-      store(constant[a] + step[a] * __builtin_convertvector(place, Lanes<T>), out + b);
+      store(constant[a] + step[a] * converted<T>(place), out + b);
     }
   }
 };

@@ -26,6 +26,8 @@ void pause() {
 
 // One call in progress.
 struct Job {
+  Job(const std::function<void(int64_t)>& run, int64_t tasks) : task(run), count(tasks) {}
+
   const std::function<void(int64_t)>& task;
   const int64_t count;
   std::atomic<int64_t> next{0};
@@ -127,7 +129,7 @@ Pool& the_pool() {
 }  // namespace
 
 void for_each_task(int64_t count, int threads, const std::function<void(int64_t)>& task) {
-  Job job{task, count};
+  Job job(task, count);
   const int64_t helpers = (threads < count ? threads : count) - 1;
   if (helpers <= 0 || !the_pool().run(job, static_cast<int>(helpers))) job.work();
   if (job.error) std::rethrow_exception(job.error);

@@ -40,9 +40,9 @@ template <class T, int D>
 STN_FUNCTION void hide_missing(const CellPlan<T, D>& plan, int b, int pair, T outside, Pairs<T>& pixels) {
   Lanes<Mask<T>> there = load(plan.inside[1][pair & 1] + b) & load(plan.live + b);
   if constexpr (D == 3) there &= load(plan.inside[2][pair >> 1] + b);
-  const Lanes<T> elsewhere = outside - Lanes<T>{};
-  pixels.left = there & load(plan.inside[0][0] + b) ? pixels.left : elsewhere;
-  pixels.right = there & load(plan.inside[0][1] + b) ? pixels.right : elsewhere;
+  const Lanes<T> elsewhere = Lanes<T>::all(outside);
+  pixels.left = choose(there & load(plan.inside[0][0] + b), pixels.left, elsewhere);
+  pixels.right = choose(there & load(plan.inside[0][1] + b), pixels.right, elsewhere);
 }
 
 template <class S, class T, int D, bool Adjacent>
@@ -58,7 +58,8 @@ STN_FUNCTION CellPixels<T, D> load_cells(const S* channel, const CellPlan<T, D>&
 
 // The weighted sum of two values along an axis.
 template <class T, int D>
-STN_FUNCTION Lanes<T> blend(const CellPlan<T, D>& plan, int axis, int b, Lanes<T> first, Lanes<T> second) {
+STN_FUNCTION Lanes<T> blend(
+    const CellPlan<T, D>& plan, int axis, int b, const Lanes<T>& first, const Lanes<T>& second) {
   return first * load(plan.weight[axis][0] + b) + second * load(plan.weight[axis][1] + b);
 }
 
@@ -75,8 +76,8 @@ STN_FUNCTION Lanes<T> blend_cells(const CellPlan<T, D>& plan, int b, const CellP
 template <class T>
 STN_FUNCTION Lanes<T> with_constants(
     const Mask<T>* live, const Mask<T>* finite, const Constants<T>& constants, Lanes<T> values) {
-  const Lanes<T> outside = Lanes<T>{} + constants.outside, fill = Lanes<T>{} + constants.fill;
-  return load(live) ? values : (load(finite) ? outside : fill);
+  const Lanes<T> outside = Lanes<T>::all(constants.outside), fill = Lanes<T>::all(constants.fill);
+  return choose(load(live), values, choose(load(finite), outside, fill));
 }
 
 // V of one channel at the points of a block.
@@ -150,8 +151,8 @@ STN_LARGE_FUNCTION void coordinate_gradient(
       if constexpr (D == 3)
         sum = blend(plan, high, b, sum, blend(plan, low, b, load(along[2] + b), load(along[3] + b)));
       if (plan.reads != Reads::inside) {
-        const Lanes<T> slope = load(plan.live + b) ? load(plan.slope[a] + b) : Lanes<T>{};
-        sum = slope == 0 ? Lanes<T>{} : slope * sum;
+        const Lanes<T> slope = choose(load(plan.live + b), load(plan.slope[a] + b), Lanes<T>{});
+        sum = choose(slope == Lanes<T>{}, Lanes<T>{}, slope * sum);
       }
       store(sum, out.at[a] + b);
     }

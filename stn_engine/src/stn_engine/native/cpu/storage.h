@@ -56,8 +56,4 @@ STN_FUNCTION S stored(Compute<S> value) {
   }
 }
 
-// Integers as wide as T, for masks that the compiler can keep in vector registers beside T.
-template <class T>
-using Mask = std::conditional_t<std::is_same_v<T, double>, int64_t, int32_t>;
-
 }  // namespace stn::STN_ISA

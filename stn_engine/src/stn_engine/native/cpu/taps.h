@@ -26,18 +26,6 @@ struct AxisTaps {
   V weight[K], slope[K];
 };
 
-// Half to even: adding and taking away 1.5·2^23 (or 2^52) leaves no fraction.
-template <class V>
-STN_FUNCTION V round_of(V x) {
-  if constexpr (std::is_floating_point_v<V>) {
-    return std::nearbyint(x);
-  } else {
-    const double shift = sizeof(x[0]) == 8 ? 6755399441055744.0 : 12582912.0;
-    const V shifted = V{} + static_cast<std::remove_reference_t<decltype(x[0])>>(shift);
-    return (x + shifted) - shifted;
-  }
-}
-
 template <int K, class V>
 STN_FUNCTION AxisTaps<V, K> axis_taps(V x) {
   const V zero = V{}, one = V{} + 1;

@@ -140,12 +140,12 @@ class Tile {
     for (int a = 0; a < D; ++a) {
       const T low = static_cast<T>(first_[a] - (K - 1)), high = static_cast<T>(first_[a] + size_[a] - 1);
       taps[a] = axis_taps<K>(clamp_to(load(points.at[a] + b), low - T(2), high + T(4)));
-      live &= (taps[a].first >= low) & (taps[a].first <= high);
-      cell += to_int<T>(taps[a].first - low) * stride;
+      live &= (taps[a].first >= Lanes<T>::all(low)) & (taps[a].first <= Lanes<T>::all(high));
+      cell += converted<int32_t>(taps[a].first - low) * stride;
       stride *= static_cast<int>(width_[a]);
     }
-    const Lanes<int32_t> nowhere = Lanes<int32_t>{} + static_cast<int32_t>(cells_);
-    store((__builtin_convertvector(live, Lanes<int32_t>) ? cell : nowhere) * kAll, place_ + b);
+    const Lanes<int32_t> nowhere = Lanes<int32_t>::all(static_cast<int32_t>(cells_));
+    store(choose(converted<int32_t>(live), cell, nowhere) * kAll, place_ + b);
     alignas(64) T products[kAll][kLanes];
     for (int tap = 0; tap < kAll; ++tap) {
       Lanes<T> product = taps[0].weight[digit<K>(tap, 0)];

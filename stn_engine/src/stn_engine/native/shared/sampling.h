@@ -1,42 +1,43 @@
 // One axis of a sample: what padding does to a coordinate, and which pixels it reads with what weights
 // (sections 1 and 5).
 //
-// T is a number. V is the same, or a vector of such numbers: comparisons of vectors give masks, and ?: chooses
-// lane by lane. Nothing here branches on a V.
+// T is a number. V is the same, or a vector of such numbers: comparisons of vectors give masks, and choose()
+// picks lane by lane. Nothing here branches on a V.
 #pragma once
 
 #include "common.h"
 
 namespace stn {
 
-// What a comparison of two V gives: bool, or lanes of integers that are 0 or -1.
+// What a comparison of two V gives.
 template <class V>
 using MaskOf = decltype(V{} == V{});
 
 template <class V>
-STN_FUNCTION V floor_of(V x) {
-#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
-  return ::floor(x);
-#else
-  if constexpr (std::is_floating_point_v<V>) {
-    return std::floor(x);
-  } else {  // by way of integers as wide as the lanes: x must fit them
-    const V truncated = __builtin_convertvector(__builtin_convertvector(x, MaskOf<V>), V);
-    return truncated > x ? truncated - 1 : truncated;
-  }
-#endif
+STN_FUNCTION V choose(bool condition, V a, V b) {
+  return condition ? a : b;
 }
+
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+STN_FUNCTION float floor_of(float x) { return ::floorf(x); }
+STN_FUNCTION double floor_of(double x) { return ::floor(x); }
+#else
+STN_FUNCTION float floor_of(float x) { return std::floor(x); }
+STN_FUNCTION double floor_of(double x) { return std::floor(x); }
+STN_FUNCTION float round_of(float x) { return std::nearbyint(x); }
+STN_FUNCTION double round_of(double x) { return std::nearbyint(x); }
+#endif
 
 template <class V, class T>
 STN_FUNCTION V at_least(V x, T low) {
   const V bound = V{} + low;
-  return x < bound ? bound : x;
+  return choose(x < bound, bound, x);
 }
 
 template <class V, class T>
 STN_FUNCTION V at_most(V x, T high) {
   const V bound = V{} + high;
-  return x > bound ? bound : x;
+  return choose(x > bound, bound, x);
 }
 
 template <class V, class T>
@@ -60,7 +61,7 @@ struct Padded {
 template <class V, class T>
 STN_FUNCTION Padded<V> clipped(V x, V slope, T last) {
   const MaskOf<V> moving = (x > V{}) & (x < V{} + last);
-  return {clamp_to(x, T(0), last), moving ? slope : V{}};
+  return {clamp_to(x, T(0), last), choose(moving, slope, V{})};
 }
 
 // Where a reflection mirrors: about pixel edges, or about the outermost centres.
@@ -82,8 +83,8 @@ constexpr float kExactPeriods = 4194304.0f;
 template <class V, class T>
 STN_FUNCTION V near_remainder(V q, T period) {
   V rest = q - period * floor_of(q / period);
-  rest = rest < V{} ? rest + period : rest;
-  return rest >= V{} + period ? rest - period : rest;
+  rest = choose(rest < V{}, rest + period, rest);
+  return choose(rest >= V{} + period, rest - period, rest);
 }
 
 // x from its distance to the mirror's low end, modulo the period.
@@ -91,8 +92,8 @@ template <class V, class T>
 STN_FUNCTION Padded<V> reflected(V x, V remainder, Mirror<T> mirror, T last) {
   const V one = V{} + T(1);
   const MaskOf<V> returning = remainder >= V{} + mirror.span, before = x < V{} + mirror.low;
-  const V folded = (returning ? T(2) * mirror.span - remainder : remainder) + mirror.low;
-  return clipped(folded, (returning != before) ? -one : one, last);
+  const V folded = choose(returning, T(2) * mirror.span - remainder, remainder) + mirror.low;
+  return clipped(folded, choose(returning != before, -one, one), last);
 }
 
 // Keys' cubic convolution, a = -0.75, at distances 1 + t, t, 1 - t and 2 - t, and its derivatives by t.
@@ -103,7 +104,7 @@ struct Keys {
 
 template <class V>
 STN_FUNCTION Keys<V> keys(V t) {
-  const V a = (V{} - 3) / 4, s = 1 - t;
+  const V one = V{} + 1, a = one * -3 / 4, s = one - t;
   return {{a * t * s * s, ((a + 2) * t - (a + 3)) * t * t + 1, ((a + 2) * s - (a + 3)) * s * s + 1, a * s * t * t},
           {a * s * (1 - 3 * t), t * (3 * (a + 2) * t - 2 * (a + 3)), s * (2 * (a + 3) - 3 * (a + 2) * s),
            a * t * (2 - 3 * t)}};
@@ -133,9 +134,9 @@ STN_FUNCTION Cell<V> constant_cell(V x, int size) {
   const V first = clamp_to(below, T(0), last_first<T>(size)), shift = below - first;
   const MaskOf<V> straight = shift == V{}, before = shift == -one, behind = shift == one;
   const MaskOf<V> none = one == V{}, off = before | behind;
-  const V slope = straight ? one : (off ? -one : V{});
+  const V slope = choose(straight, one, choose(off, -one, V{}));
   const MaskOf<V> in0 = straight | before, in1 = size > 1 ? MaskOf<V>(straight | behind) : none;
-  return {first, straight ? one - t : t, straight ? t : one - t, slope, in0, in1};
+  return {first, choose(straight, one - t, t), choose(straight, t, one - t), slope, in0, in1};
 }
 
 // Padding that moves x into the map beforehand.
