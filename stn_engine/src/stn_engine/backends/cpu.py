@@ -138,17 +138,17 @@ def _unit(coordinates: str, align_corners: bool) -> Any:  # noqa: FBT001 - lru_c
 
 
 def _output(problem: WarpProblem) -> Tensor:
-    """Memory for V, channels last if the feature map is."""
-    feature_map = problem.feature_map
-    return torch.empty(
-        problem.output_shape, dtype=feature_map.dtype, memory_format=_memory_format(feature_map)
-    )
+    """Memory for V."""
+    return _memory(problem.feature_map, problem.output_shape)
 
 
-def _memory_format(feature_map: Tensor) -> torch.memory_format:
-    last = torch.channels_last if feature_map.dim() == 4 else torch.channels_last_3d
-    dense = feature_map.is_contiguous() or not feature_map.is_contiguous(memory_format=last)
-    return torch.contiguous_format if dense else last
+def _memory(feature_map: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """New memory for a map like ``feature_map``: channels last if it is, else contiguous."""
+    if not feature_map.is_contiguous():
+        last = torch.channels_last if feature_map.dim() == 4 else torch.channels_last_3d
+        if feature_map.is_contiguous(memory_format=last):
+            return torch.empty(shape, dtype=feature_map.dtype, memory_format=last)
+    return feature_map.new_empty(shape)
 
 
 def _gradients(problem: WarpGradientsProblem) -> Gradients:
@@ -159,10 +159,9 @@ def _gradients(problem: WarpGradientsProblem) -> Gradients:
     flat = empty or warp.spec.interpolation == Interpolation.NEAREST
     of_map = of_transform = None
     if "feature_map" in problem.needs:
-        form = _memory_format(feature_map)
-        of_map = torch.empty(feature_map.shape, dtype=feature_map.dtype, memory_format=form)
+        of_map = _memory(feature_map, feature_map.shape)
         of_map = of_map.zero_() if empty else of_map
     if "transform" in problem.needs:
-        of_transform = torch.empty(parameters.shape, dtype=parameters.dtype)
-        of_transform = of_transform.zero_() if flat else of_transform
+        new = parameters.new_zeros if flat else parameters.new_empty
+        of_transform = new(parameters.shape)
     return Gradients(of_map, of_transform)

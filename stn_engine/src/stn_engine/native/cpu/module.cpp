@@ -189,7 +189,7 @@ void read_basis(Call& call, nb::handle object, Generator& generator, const Map& 
                     static_cast<int64_t>(basis.shape(1)) == target.size[0] * target.size[1];
   if (!fits) fail("basis", "(points, target pixels) of float64", shape_of(basis));
   if (basis.shape(1) > 1 && basis.stride(1) != 1) fail("basis", "contiguous memory", "strides");
-  if (basis.shape(0) > 1 && basis.stride(0) != static_cast<int64_t>(basis.shape(1))) fail("basis", "contiguous memory", "strides");
+  if (basis.shape(0) > 1 && basis.shape(1) > 0 && basis.stride(0) != static_cast<int64_t>(basis.shape(1))) fail("basis", "contiguous memory", "strides");
   generator.basis = static_cast<const double*>(basis.data());
 }
 
