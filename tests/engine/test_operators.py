@@ -178,14 +178,19 @@ def compiled(function, *, dynamic):
     return torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=dynamic)
 
 
-def assert_same_with_gradients(ours, theirs, operands):
-    """Values and gradients of two functions are the same bits."""
+def results_of(functions, operands):
+    """Value and gradients of each function."""
     results = []
-    for function in (ours, theirs):
+    for function in functions:
         output = function(*operands)
         grad = random_values(7, tuple(output.shape), output.dtype)
         results.append((output.detach(), *torch.autograd.grad(output, operands, grad)))
-    for one, other in zip(*results, strict=True):
+    return results
+
+
+def assert_same_with_gradients(ours, theirs, operands):
+    """Values and gradients of two functions are the same bits."""
+    for one, other in zip(*results_of((ours, theirs), operands), strict=True):
         assert torch.equal(one, other)
 
 
@@ -249,7 +254,9 @@ def test_a_network_around_a_warp_compiles_without_a_break():
     feature_map = random_values(1, (2, 3, 6, 7), torch.float64).requires_grad_()
     bias = random_values(2, (4,), torch.float64).requires_grad_()
     graph = compiled(function, dynamic=False)
-    assert_same_with_gradients(graph, function, (feature_map, bias))
+    # Not bit for bit: torch's own sums around the warps may run in another order in a graph.
+    for one, other in zip(*results_of((graph, function), (feature_map, bias)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 def test_gradients_compile_without_a_break():
