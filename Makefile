@@ -7,13 +7,23 @@ export PYTHONSAFEPATH := 1
 
 PROJECTS := proto stn_engine server client
 INSTALLED := $(VENV)/.installed
+BUILT := $(VENV)/.built
 
-# Installs again only when a dependency list changed.
+# Installs again only when a dependency list changed. This compiles the engine, which takes minutes.
 $(INSTALLED): .ci/constraints.txt .ci/requirements.txt $(PROJECTS:%=%/pyproject.toml)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --requirement .ci/requirements.txt
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --no-build-isolation \
 		--editable proto --editable stn_engine --editable server --editable client[demo]
+	@touch $@
+
+NATIVE := stn_engine/CMakeLists.txt $(shell find stn_engine/src/stn_engine/native -type f)
+
+# Compiles again only what changed.
+$(BUILT): $(INSTALLED) $(NATIVE)
+	@mkdir -p build
+	cd stn_engine && $(abspath $(BIN))/python build_backend.py >../build/native.log 2>&1 \
+		|| (cat ../build/native.log; exit 1)
 	@touch $@
 
 PROTOC := $(VENV)/protoc/.installed
@@ -29,19 +39,28 @@ $(RIVALS): .ci/requirements-bench.txt $(INSTALLED)
 	$(BIN)/pip install --quiet --no-deps --requirement $<
 	@touch $@
 
-.PHONY: demo test check format proto docs bench bench-engine clean help
+.PHONY: demo test check fuzz-native format proto docs bench bench-engine clean help
 
-demo: $(INSTALLED)  ## warp a photo, differentiate it, align two photos, all through a real server
+demo: $(BUILT)  ## warp a photo, differentiate it, align two photos, all through a real server
 	$(BIN)/python client/examples/first_light.py --output build/demo
 
-test: $(INSTALLED) $(PROTOC)  ## the whole test suite
+test: $(BUILT) $(PROTOC)  ## the whole test suite
 	$(BIN)/pytest
 
-check: $(INSTALLED)  ## lint, format, types, import contracts
+check: $(BUILT)  ## lint, format, types, import contracts
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy proto/src stn_engine/src server/src client/src client/examples
 	$(BIN)/lint-imports --no-logo
+
+fuzz-native: $(INSTALLED)  ## the native module under sanitizers; FUZZ="--seconds 600 --seed 1"
+	$(BIN)/cmake -S stn_engine -B build/native-fuzz -G Ninja -DSTN_SANITIZE=ON \
+		-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+		-DPython_EXECUTABLE=$(abspath $(BIN))/python >/dev/null
+	$(BIN)/cmake --build build/native-fuzz
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/native-fuzz \
+		$(BIN)/python tests/fuzz/fuzz_native.py $(FUZZ)
 
 format: $(INSTALLED)  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix
@@ -50,19 +69,19 @@ format: $(INSTALLED)  ## format and fix what can be fixed
 proto: $(PROTOC)  ## regenerate the committed protobuf code
 	$(VENV)/protoc/bin/python .ci/generate_proto.py
 
-docs: $(INSTALLED)  ## regenerate the tables in the READMEs and the pictures of the conventions
+docs: $(BUILT)  ## regenerate the tables in the READMEs and the pictures of the conventions
 	$(BIN)/python .ci/generate_docs.py
 	$(BIN)/python .ci/draw_conventions.py
 
-bench: $(INSTALLED)  ## the service against raw-bytes gRPC echo, side by side
+bench: $(BUILT)  ## the service against raw-bytes gRPC echo, side by side
 	PYTHONPATH=tests $(BIN)/python -m bench.bench_service --output tests/bench/results/service.json
 
-bench-engine: $(RIVALS)  ## the engine against torch, OpenCV and Kornia, side by side
+bench-engine: $(BUILT) $(RIVALS)  ## the engine against torch, OpenCV and Kornia, side by side
 	PYTHONPATH=tests $(BIN)/python -m bench.bench_engine \
 		--output tests/bench/results/engine_cpu.json
 
 clean:  ## remove the virtual environment and everything built
-	rm -rf $(VENV) build
+	rm -rf $(VENV) build stn_engine/build stn_engine/src/stn_engine/_cpu.*.so
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16

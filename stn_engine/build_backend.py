@@ -1,8 +1,9 @@
 """The build backend of this project: scikit-build-core, and its own kind of editable install.
 
-Editable installs of scikit-build-core put an import hook before ``sys.path``, so that ``PYTHONPATH``
-could not choose other sources any more. This one is a path to ``src``, as hatchling makes it, with
-the native module beside the sources. Run as a script, it brings that module up to date.
+Editable installs of scikit-build-core put an import hook before ``sys.path``, so that
+``PYTHONPATH`` could not choose other sources any more. This one is a path to ``src``, as hatchling
+makes it, with the native module beside the sources. Run as a script, it brings that module up to
+date.
 """
 
 import tempfile
