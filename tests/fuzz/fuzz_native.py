@@ -2,11 +2,12 @@
 
 A seed is a call of one to three items. Every instruction set, any number of threads, and the items
 one by one must give the same bits, whatever the memory held before, and write nothing else. A
-spoiled call must work or raise ValueError or TypeError. Each seed runs in a process that may die;
-a failing seed is printed, with the command that repeats it.
+spoiled call must work or raise ValueError or TypeError. Seeds run in a process that may die; a
+failing seed is printed, with the options that repeat it.
 """
 
 import argparse
+import contextlib
 import mmap
 import os
 import signal
@@ -21,129 +22,39 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import _cpu
 import numpy as np
 
-from support.native_items import DTYPES, Output, exported, random_operands, random_order
+from support.native_calls import SENTINELS, Warp, WarpGradients, bits_of
+from support.native_items import DTYPES, exported, random_operands
 
 LONGEST_CALL_S = 60
-SENTINELS = (0x00, 0x5A, 0xFF)
-STEPS = 50_000
 
 
 def fuzz(seed):
-    """Runs the call of a seed, and spoils it."""
+    """Runs the calls of a seed, and spoils them."""
     rng = np.random.default_rng(seed)
     crowd = [random_operands(rng) for _ in range(rng.integers(1, 4))]
     before = [one.bits() for one in crowd]
-    for call in (Warp(rng, crowd), WarpGradients(rng, crowd)):
-        expected = None
-        for name in _cpu.instruction_sets():
-            _cpu.use_instruction_set(name)
-            for threads in (1, int(rng.integers(2, 5))):
-                found = call.bits(threads, int(rng.choice(SENTINELS)))
-                expected = expected or found
-                assert found == expected, f"other bits: {name}, {threads} threads, {call.crowd}"
-        assert call.bits_one_by_one() == expected, f"other bits in a batch: {call.crowd}"
-        for _ in range(4):
-            call.spoil(rng)
+    for kind in (Warp, WarpGradients):
+        call = kind(_cpu, rng, crowd)
+        call.expected_bits(rng)
+        for _ in range(4 if call.crowd else 0):
+            spoil(rng, call)
     assert before == [one.bits() for one in crowd], "operands were written to"
 
 
-class Warp:
-    """V of a crowd of operands."""
-
-    run = staticmethod(_cpu.warp)
-
-    def __init__(self, rng, crowd):
-        self.crowd = crowd
-        self.orders = [(random_order(rng, one.feature_map.ndim),) for one in crowd]
-
-    def outputs(self, index, sentinel):
-        """Memory for the results of one item."""
-        one = self.crowd[index]
-        shape, dtype = one.grad_output.shape, one.feature_map.dtype
-        return (Output(shape, dtype, self.orders[index][0], sentinel),)
-
-    def more(self, _index, outputs):
-        """The arrays of an item behind those that it reads."""
-        return [None if output is None else output.array for output in outputs]
-
-    def item(self, index, outputs):
-        """An item."""
-        return self.crowd[index].item(_cpu, *self.more(index, outputs))
-
-    def bits(self, threads, sentinel):
-        """All results of one call."""
-        outputs = [self.outputs(i, sentinel) for i in range(len(self.crowd))]
-        items = [self.item(i, outputs[i]) for i in range(len(self.crowd))]
-        self.run(items, threads)
-        return [bits_of(outputs[i]) for i in range(len(self.crowd))]
-
-    def bits_one_by_one(self):
-        """The same from one call for each item."""
-        results = []
-        for i in range(len(self.crowd)):
-            outputs = self.outputs(i, SENTINELS[1])
-            self.run([self.item(i, outputs)], 2)
-            results.append(bits_of(outputs))
-        return results
-
-    def spoil(self, rng):
-        """Makes an item wrong: it is refused, or turns out to be right."""
-        index = int(rng.integers(len(self.crowd)))
-        outputs = self.outputs(index, SENTINELS[2])
-        entries = list(self.item(index, outputs))
-        place = int(rng.integers(len(entries)))
-        if rng.random() < 0.1:
-            del entries[place]
-        else:
-            arrays = (*self.crowd[index].arrays, *self.more(index, outputs))
-            entries[place] = wrong(rng, None if place < 2 else arrays[place - 2])
-        try:
-            self.run([tuple(entries)], int(rng.integers(-1, 5)))
-        except (ValueError, TypeError, RuntimeError):
-            pass
-        bits_of(outputs)
-
-
-class WarpGradients(Warp):
-    """Gradients of a crowd of operands, of some of them by one operand only."""
-
-    run = staticmethod(_cpu.warp_gradients)
-
-    def __init__(self, rng, crowd):
-        super().__init__(rng, [one for one in crowd if one.has_gradients])
-        self.orders = [
-            (
-                random_order(rng, one.feature_map.ndim) if rng.random() < 0.8 else None,
-                random_order(rng, one.parameters.ndim) if rng.random() < 0.8 else None,
-            )
-            for one in self.crowd
-        ]
-
-    def outputs(self, index, sentinel):
-        """Memory for the gradients that are asked for; zeros where nothing is written."""
-        one, (of_map, of_parameters) = self.crowd[index], self.orders[index]
-        arrays = ((one.feature_map, of_map, one.is_empty),)
-        arrays += ((one.parameters, of_parameters, one.moves_nothing),)
-        return tuple(
-            None if order is None else Output(a.shape, a.dtype, order, 0 if left else sentinel)
-            for a, order, left in arrays
-        )
-
-    def more(self, index, outputs):
-        """Those that it reads, G, and the gradients."""
-        return [self.crowd[index].grad_output, *super().more(index, outputs)]
-
-    def spoil(self, rng):
-        """Makes an item wrong, if there is one."""
-        if self.crowd:
-            super().spoil(rng)
-
-
-def bits_of(outputs):
-    """The numbers of all outputs, whose guards must be intact."""
-    asked = [output for output in outputs if output is not None]
-    assert all(output.guards_are_intact() for output in asked), "written outside"
-    return [output.bits() for output in asked]
+def spoil(rng, call):
+    """Makes an item wrong: it is refused, or turns out to be right."""
+    index = int(rng.integers(len(call.crowd)))
+    outputs = call.outputs(index, SENTINELS[2])
+    entries = list(call.item(index, outputs))
+    place = int(rng.integers(len(entries)))
+    if rng.random() < 0.1:
+        del entries[place]
+    else:
+        arrays = (None, None, *call.crowd[index].arrays, *call.more(index, outputs))
+        entries[place] = wrong(rng, arrays[place])
+    with contextlib.suppress(ValueError, TypeError):
+        call.run([tuple(entries)], int(rng.integers(-1, 5)))
+    bits_of(outputs)
 
 
 def wrong(rng, array):
@@ -151,68 +62,63 @@ def wrong(rng, array):
     others = [None, 3, "x", (), b"1234", np.zeros(3), np.zeros((1, 1, 2, 2), complex)]
     others += [np.zeros(rng.integers(0, 4, rng.integers(0, 7)), DTYPES[rng.choice(4)])]
     if array is not None:
-        others += reshaped(rng, array) * 3
+        others += [exported(near) for near in neighbours(rng, array)] * 3
     return others[rng.integers(len(others))]
 
 
-def reshaped(rng, array):
-    """Neighbours of an array: other shapes, dtypes and strides."""
+def neighbours(rng, array):
+    """Arrays of other shapes, dtypes and strides."""
     axis = int(rng.integers(array.ndim))
-    step = np.lib.stride_tricks.as_strided
-    strides = rng.permutation(array.strides)
-    some = [array[None], array[..., None], array[..., :-1], array[..., ::-1], array.swapaxes(0, axis)]
-    some += [np.zeros((0, *array.shape[1:]), array.dtype), np.repeat(array, 2, axis)]
-    some += [np.zeros(array.shape, DTYPES[rng.choice(4)]), np.zeros(array.shape, ">f4")]
+    strided = np.lib.stride_tricks.as_strided
+    near = [array[None], array[..., None], array[..., :-1], array[..., ::-1]]
+    near += [array.swapaxes(0, axis), np.repeat(array, 2, axis), array[:0]]
+    near += [np.zeros(array.shape, DTYPES[rng.choice(4)]), np.zeros(array.shape, ">f4")]
     if array.size:
-        some += [array.take(0, axis), step(array, array.shape, [0] * array.ndim)]
-        some += [step(array, [2**20, *array.shape[1:]], [0, *array.strides[1:]])]
-        if (strides >= 0).all() and min(array.shape) == max(array.shape):
-            some += [step(array, array.shape, strides)]
-    return [exported(one) for one in some]
+        near += [array.take(0, axis), strided(array, array.shape, [0] * array.ndim)]
+        near += [strided(array, [200, *array.shape[1:]], [0, *array.strides[1:]])]
+    return near
 
 
-def survives(seed, seconds):
-    """Runs seeds from ``seed`` on in a child; the seed at which it died, or None."""
+def run_seeds(first, seconds, current):
+    """Runs seeds until one fails, or time is over; an exit status."""
+    end = time.monotonic() + seconds
+    try:
+        for seed in count(first):
+            current[:] = seed.to_bytes(8, "little")
+            signal.alarm(LONGEST_CALL_S)
+            fuzz(seed)
+            if time.monotonic() > end:
+                return 0
+    except Exception:  # noqa: BLE001 - whatever it is, the seed that raised it is a finding
+        traceback.print_exc()
+    return 1
+
+
+def last_seed(first, seconds):
+    """Runs seeds in a child; the last one, and whether it went well."""
     current = mmap.mmap(-1, 8)
     child = os.fork()
     if child == 0:
-        os._exit(run_seeds(seed, seconds, current))
+        os._exit(run_seeds(first, seconds, current))
     _, status = os.waitpid(child, 0)
-    last = int.from_bytes(current, "little")
-    return last, status == 0
-
-
-def run_seeds(seed, seconds, current):
-    """The exit status of a child."""
-    end = time.monotonic() + seconds
-    try:
-        for each in count(seed):
-            current[:] = each.to_bytes(8, "little")
-            signal.alarm(LONGEST_CALL_S)
-            fuzz(each)
-            if time.monotonic() > end:
-                return 0
-    except BaseException:
-        traceback.print_exc()
-    return 1
+    return int.from_bytes(current, "little"), status == 0
 
 
 def main():
     """Fuzzes for a while; exit status 1 if any seed failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60, help="0 runs one seed")
-    parser.add_argument("--seed", type=int, default=int(time.time()) * STEPS)
+    parser.add_argument("--seed", type=int, default=time.time_ns())
     arguments = parser.parse_args()
-    first = seed = arguments.seed
-    end, failed = time.monotonic() + arguments.seconds, []
+    end, seed, failed = time.monotonic() + arguments.seconds, arguments.seed, []
     while not failed or time.monotonic() < end:
-        last, fine = survives(seed, max(0.0, end - time.monotonic()))
-        seed = last + 1
+        seed, fine = last_seed(seed, end - time.monotonic())
         if fine:
             break
-        failed.append(last)
-        print(f"FAILED: --seed {last} --seconds 0", file=sys.stderr)
-    print(f"{seed - first} seeds from {first} on, {len(failed)} failed")
+        failed.append(seed)
+        print(f"FAILED: --seed {seed} --seconds 0", file=sys.stderr, flush=True)
+        seed += 1
+    print(f"seeds from {arguments.seed} to {seed}, {len(failed)} failed: {failed}")
     return int(bool(failed))
 
 

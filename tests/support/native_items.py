@@ -27,7 +27,21 @@ PADDINGS = ("zeros", "border", "reflection", "fill")
 UNITS = ("normalized", "normalized_corners", "pixel")
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = (*map(np.dtype, ("float32", "float64", "float16", "uint8")), BFLOAT16)
-WILD = (0.0, -0.0, 0.5, 1e-45, 1e-310, 1e9, 2.0**31, -(2.0**63), 3e38, 1e300, np.inf, -np.inf, np.nan)
+WILD = (
+    0.0,
+    -0.0,
+    0.5,
+    1e-45,
+    1e-310,
+    1e9,
+    2.0**31,
+    -(2.0**63),
+    3e38,
+    1e300,
+    np.inf,
+    -np.inf,
+    np.nan,
+)
 GUARD = 64
 """Numbers on both sides of whatever is written."""
 
@@ -46,6 +60,18 @@ class Operands:
     parameters: np.ndarray
     basis: np.ndarray | None
     grad_output: np.ndarray
+
+    def __str__(self):
+        named = {**vars(self), "fill": self.fill[:3]}
+        shown = {
+            name: (value.shape, value.strides, str(value.dtype))
+            if isinstance(value, np.ndarray)
+            else value
+            for name, value in named.items()
+        }
+        if self.parameters.size < 20:
+            shown["numbers"] = self.parameters.tolist()
+        return str(shown)
 
     @property
     def arrays(self):
@@ -117,9 +143,9 @@ def exported(array):
     pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
     pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
     code_of_bfloat, place_of_code = 4, 20
-    ctypes.c_uint8.from_address(pointer_of(capsule, b"dltensor") + place_of_code).value = (
-        code_of_bfloat
-    )
+    ctypes.c_uint8.from_address(
+        pointer_of(capsule, b"dltensor") + place_of_code
+    ).value = code_of_bfloat
     return capsule
 
 
