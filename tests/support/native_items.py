@@ -236,9 +236,12 @@ def _batches(rng):
 
 
 def _sizes(rng, axes):
-    most = 70 if axes == 2 else 14
-    small = rng.random() < 0.5
-    sizes = [int(rng.integers(1, 6 if small else most + 1)) for _ in range(axes)]
+    """Up to 70 along each axis (14 in volumes), or thin and up to 300 long."""
+    style = rng.random()
+    most = 5 if style < 0.5 else 70 if axes == 2 else 14
+    sizes = [int(size) for size in rng.integers(1, most + 1, axes)]
+    if style < 0.1:
+        sizes[rng.integers(axes)] = int(rng.integers(65, 300))
     if rng.random() < 0.05:
         sizes[rng.integers(axes)] = 0
     return sizes

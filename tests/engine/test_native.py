@@ -1,0 +1,305 @@
+"""The native module of the ``cpu`` backend: its errors, its bits, threads and memory."""
+
+import ast
+import os
+import signal
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from nanobind.stubgen import StubGen
+
+import stn_engine
+from stn_engine import _cpu
+from support.native_calls import Warp, WarpGradients
+from support.native_items import INTERPOLATIONS, KINDS, PADDINGS, UNITS, random_operands
+
+STUB = Path(stn_engine.__file__).with_name("_cpu.pyi")
+
+
+def options(fill=(0.0,)):
+    return _cpu.Options(
+        _cpu.Interpolation.bilinear, _cpu.Padding.zeros, _cpu.Unit.normalized, False, list(fill)
+    )
+
+
+def item(**changes):
+    """A good item, but for the changes."""
+    entries = {
+        "options": options(),
+        "kind": _cpu.Kind.affine,
+        "feature_map": np.ones((2, 3, 4, 5), np.float32),
+        "parameters": np.zeros((2, 2, 3), np.float32),
+        "basis": None,
+        "output": np.zeros((2, 3, 6, 7), np.float32),
+    }
+    return tuple((entries | changes).values())
+
+
+def gradients_item(**changes):
+    """A good item for gradients, but for the changes."""
+    names = ("options", "kind", "feature_map", "parameters", "basis", "grad_output")
+    entries = dict(zip(names, item(), strict=True))
+    entries |= {"grad_feature_map": np.zeros((2, 3, 4, 5), np.float32)}
+    entries |= {"grad_parameters": np.zeros((2, 2, 3), np.float32)}
+    return tuple((entries | changes).values())
+
+
+def spline_item(**changes):
+    """An item of a spline with four points, but for the changes."""
+    spline = {"kind": _cpu.Kind.spline, "parameters": np.zeros((1, 4, 2), np.float32)}
+    return item(**(spline | {"basis": np.zeros((4, 42))} | changes))
+
+
+def grid_item(**changes):
+    """An item of a grid, but for the changes."""
+    grid = {"kind": _cpu.Kind.grid, "parameters": np.zeros((2, 6, 7, 2), np.float32)}
+    return item(**(grid | changes))
+
+
+VOLUME = {
+    "feature_map": np.zeros((2, 3, 4, 5, 6), np.float32),
+    "output": np.zeros((2, 3, 4, 5, 6), np.float32),
+}
+GAPS = np.zeros((2, 3, 6, 14), np.float32)[..., ::2]
+BACKWARDS = np.zeros((2, 3, 6, 7), np.float32)[..., ::-1]
+ONCE = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (2, 3, 6, 7), (0, 0, 0, 0))
+LOCKED = np.zeros((2, 3, 6, 7), np.float32)
+LOCKED.flags.writeable = False
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([item()[:5]], "item: expected 6 entries, got 5"),
+        ([item(feature_map=np.zeros((2, 3, 4), np.float32))], "feature_map: .* four or five axes"),
+        ([item(feature_map=np.zeros((2, 3, 0, 5), np.float32))], "feature_map: .* at least one"),
+        ([item(feature_map=np.zeros((2, 3, 4, 5), complex))], "feature_map: .* or uint8"),
+        ([item(feature_map=np.zeros((3, 3, 4, 5), np.float32))], "output: .* batch .* operands"),
+        ([item(feature_map=np.zeros((2, 4, 4, 5), np.float32))], "output: .* channels"),
+        ([item(output=np.zeros((2, 3, 6), np.float32))], "output: expected 4 axes"),
+        ([item(output=np.zeros((2, 3, 6, 7)))], "output: expected the dtype of feature_map"),
+        ([item(output=GAPS)], "output: expected dense memory"),
+        ([item(output=BACKWARDS)], "output: expected dense memory"),
+        ([item(output=ONCE)], "output: expected dense memory"),
+        ([item(parameters=np.zeros((2, 2, 4), np.float32))], "parameters: expected 6 numbers"),
+        ([item(parameters=np.zeros(6, np.float32))], "parameters: expected two or three axes"),
+        ([item(parameters=np.zeros((2, 2, 3), np.float16))], "parameters: .* float32 or float64"),
+        ([item(parameters=np.zeros((3, 2, 3), np.float32))], "output: .* batch .* operands"),
+        ([item(options=options([0.0, 1.0]))], "fill: .* one per channel, got 2"),
+        ([item(**VOLUME, kind=_cpu.Kind.rotation)], "parameters: expected an affine map"),
+        ([item(**VOLUME)], "parameters: expected 12 numbers"),
+        ([grid_item(parameters=np.zeros((2, 6, 8, 2), np.float32))], "parameters: .* one point"),
+        ([grid_item(parameters=np.zeros((2, 6, 7, 3), np.float32))], "parameters: .* one point"),
+        ([grid_item(parameters=np.zeros((2, 6, 7, 2), np.uint8))], "parameters: .* float64"),
+        ([spline_item(parameters=np.zeros((1, 9), np.float32))], "parameters: expected points"),
+        ([spline_item(basis=np.zeros((4, 41)))], "basis: .* of float64, got"),
+        ([spline_item(basis=np.zeros((4, 42), np.float32))], "basis: .* of float64, got"),
+        ([spline_item(basis=np.zeros((42, 4)).T)], "basis: expected contiguous memory"),
+        ([spline_item(basis=np.zeros((8, 42))[::2])], "basis: expected contiguous memory"),
+    ],
+)
+def test_wrong_warps_are_refused(items, message):
+    """Everything is checked before anything runs."""
+    with pytest.raises(ValueError, match=message):
+        _cpu.warp([item(), *items], 1)
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        ([item()], "item: expected 8 entries, got 6"),
+        (
+            [gradients_item(grad_feature_map=np.zeros((2, 3, 5, 4), np.float32))],
+            "grad_feature_map: expected the shape",
+        ),
+        (
+            [gradients_item(grad_feature_map=np.zeros((2, 3, 4, 5)))],
+            "grad_feature_map: expected the dtype",
+        ),
+        (
+            [gradients_item(grad_feature_map=np.zeros((2, 3, 4, 10), np.float32)[..., ::2])],
+            "grad_feature_map: expected dense memory",
+        ),
+        (
+            [gradients_item(grad_parameters=np.zeros((1, 2, 3), np.float32))],
+            "grad_parameters: expected the shape",
+        ),
+        (
+            [gradients_item(grad_parameters=np.zeros((2, 2, 6), np.float32)[..., ::2])],
+            "grad_parameters: expected dense memory",
+        ),
+        (
+            [
+                gradients_item(
+                    kind=_cpu.Kind.grid,
+                    parameters=np.zeros((2, 6, 7, 2), np.float32),
+                    grad_parameters=np.zeros((1, 6, 7, 2), np.float32),
+                )
+            ],
+            "grad_parameters: expected the batch",
+        ),
+        (
+            [
+                gradients_item(
+                    feature_map=np.zeros((2, 3, 4, 5), np.uint8),
+                    grad_output=np.zeros((2, 3, 6, 7), np.uint8),
+                )
+            ],
+            "feature_map: expected a float dtype, got uint8",
+        ),
+    ],
+)
+def test_wrong_gradients_are_refused(items, message):
+    """Everything is checked before anything runs."""
+    with pytest.raises(ValueError, match=message):
+        _cpu.warp_gradients([gradients_item(), *items], 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (3, "item: expected a tuple, got int"),
+        (item(options=None), "options: expected Options, got NoneType"),
+        (item(kind=3), "kind: expected a Kind, got int"),
+        (item(feature_map=None), "feature_map: expected a writable array .*, got NoneType"),
+        (item(parameters="x"), "parameters: expected a writable array .*, got str"),
+        (item(output=LOCKED), "output: expected a writable array"),
+        (spline_item(basis=None), "basis: expected a writable array .*, got NoneType"),
+    ],
+)
+def test_other_types_are_refused(wrong, message):
+    """Each entry says what it has to be."""
+    with pytest.raises(TypeError, match=message):
+        _cpu.warp([wrong], 1)
+
+
+def test_options_need_a_fill():
+    """A constant is always there."""
+    with pytest.raises(ValueError, match="fill: expected at least one value"):
+        options([])
+
+
+def test_unknown_instruction_sets_are_refused():
+    """Those that run here are named."""
+    with pytest.raises(ValueError, match=r"instruction set: .* baseline, got mmx"):
+        _cpu.use_instruction_set("mmx")
+    assert _cpu.instruction_set() == _cpu.instruction_sets()[0]
+
+
+@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("kind", [Warp, WarpGradients])
+def test_bits_depend_on_operands_alone(kind, seed):
+    """Not on the instruction set, threads, other items, strides of results or old memory."""
+    rng = np.random.default_rng(seed)
+    call = kind(_cpu, rng, crowd(rng))
+    before = [one.bits() for one in call.crowd]
+    call.expected_bits(rng)
+    assert before == [one.bits() for one in call.crowd]
+
+
+def test_the_seeds_above_cover_all_options():
+    """Every kind, interpolation, padding, unit and dtype, images and volumes."""
+    ones = [one for seed in range(60) for one in crowd(np.random.default_rng(seed))]
+    assert {one.kind for one in ones} == set(KINDS)
+    assert {one.interpolation for one in ones} == set(INTERPOLATIONS)
+    assert {one.padding for one in ones} == set(PADDINGS)
+    assert {one.unit for one in ones} == set(UNITS)
+    assert len({one.feature_map.dtype for one in ones}) == 5
+    assert {one.feature_map.ndim for one in ones} == {4, 5}
+
+
+def crowd(rng):
+    return [random_operands(rng) for _ in range(2)]
+
+
+def test_channels_last_maps_are_read_backwards():
+    """A flipped view of a map is that map flipped, channels last or not."""
+    pixels = np.random.default_rng(0).standard_normal((1, 5, 6, 4)).astype(np.float32)
+    theta = np.array([[[0.7, 0.1, 0], [-0.1, 0.7, 0]]], np.float32)
+    for channels in (1, 3, 4):
+        view = pixels[..., :channels].transpose(0, 3, 1, 2)[:, :, ::-1, ::-1]
+        results = [np.zeros((1, channels, 5, 6), np.float32) for _ in range(2)]
+        last = np.zeros((1, 5, 6, channels), np.float32).transpose(0, 3, 1, 2)
+        for source, result in ((view, last), (view.copy(), results[1])):
+            _cpu.warp([item(feature_map=source, parameters=theta, output=result)], 1)
+        assert (last == results[1]).all()
+
+
+def test_calls_from_several_threads_do_not_mix():
+    """Whoever finds the pool taken works alone."""
+    calls = [Warp(_cpu, rng := np.random.default_rng(seed), crowd(rng)) for seed in range(8)]
+    expected = [call.bits(1) for call in calls]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda call: call.bits(2), calls * 8))
+    assert found == expected * 8
+
+
+def test_a_forked_child_has_threads_of_its_own():
+    """The pool of the parent stays behind; the child makes another."""
+    feature_map = np.random.default_rng(0).standard_normal((1, 3, 256, 256)).astype(np.float32)
+
+    def warped():
+        output = np.zeros_like(feature_map)
+        theta = np.array([[[0.9, 0.1, 0], [0, 0.9, 0]]], np.float32)
+        _cpu.warp([item(feature_map=feature_map, parameters=theta, output=output)], 3)
+        return output.tobytes()
+
+    expected = warped()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that a child of threads may hang
+        child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        os._exit(0 if warped() == expected else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_other_python_threads_run_during_a_call():
+    """Someone sees a result half written: impossible while the interpreter is held.
+
+    Who never gets to look in time tries again.
+    """
+    feature_map = np.ones((1, 1, 64, 64), np.float32)
+    theta = np.eye(2, 3, dtype=np.float32)[None]
+    for _ in range(100):
+        output = np.zeros((1, 1, 2048, 2048), np.float32)
+        call_item = item(feature_map=feature_map, parameters=theta, output=output)
+        call = threading.Thread(target=_cpu.warp, args=([call_item], 1))
+        call.start()
+        while call.is_alive() and output[0, 0, 0, 1024] == 0:
+            pass
+        half_written = output[0, 0, -1, 1024] == 0
+        call.join()
+        assert output[0, 0, -1, 1024] == 1
+        if half_written:
+            return
+    pytest.fail("nobody ever saw a call in progress")
+
+
+def test_the_type_stub_agrees_with_the_module():
+    """Names, members of enumerations, arguments and what functions return."""
+    generator = StubGen(_cpu)
+    generator.put(_cpu)
+    assert outline(STUB.read_text()) == outline(generator.get())
+
+
+def outline(stub):
+    """What a stub declares; what collections hold is left out, the module does not say it."""
+    found = {}
+    for node in ast.walk(ast.parse(stub)):
+        if isinstance(node, ast.FunctionDef):
+            found[node.name] = (
+                [(a.arg, bare(a.annotation)) for a in node.args.args],
+                bare(node.returns),
+            )
+        elif isinstance(node, ast.ClassDef):
+            found[node.name] = [ast.unparse(n) for n in node.body if isinstance(n, ast.Assign)]
+    return found
+
+
+def bare(annotation):
+    return annotation and ast.unparse(annotation).split("[")[0]
