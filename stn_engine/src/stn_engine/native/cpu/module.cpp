@@ -4,8 +4,10 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <limits>
 #include <string>
+#include <utility>
 
 #include "instruction_sets.h"
 #include "schedule.h"
@@ -19,6 +21,18 @@ using Array = nb::ndarray<nb::device::cpu>;
 
 [[noreturn]] void fail(const char* where, const std::string& expected, const std::string& got) {
   throw nb::value_error((std::string(where) + ": expected " + expected + ", got " + got + ".").c_str());
+}
+
+[[noreturn]] void fail_type(const char* where, const char* expected, nb::handle object) {
+  const std::string got = nb::str(object.type().attr("__name__")).c_str();
+  throw nb::type_error((std::string(where) + ": expected " + expected + ", got " + got + ".").c_str());
+}
+
+template <class T>
+T cast(const char* where, const char* expected, nb::handle object) {
+  T value;
+  if (!nb::try_cast<T>(object, value)) fail_type(where, expected, object);
+  return value;
 }
 
 std::string shape_of(const Array& array) {
@@ -39,6 +53,11 @@ struct Options {
     return {interpolation, padding, unit, zero_subgradient, fill.data(), static_cast<int64_t>(fill.size())};
   }
 };
+
+const Options& options_of(nb::handle object) {
+  if (!nb::isinstance<Options>(object)) fail_type("options", "Options", object);
+  return nb::cast<const Options&>(object);
+}
 
 bool has_dtype(const Array& array, nb::dlpack::dtype_code code, int bits) {
   return array.dtype().code == static_cast<uint8_t>(code) && array.dtype().bits == bits && array.dtype().lanes == 1;
@@ -89,16 +108,19 @@ void require_same(const char* where, const Map& map, const Map& like, const Arra
   if (!same) fail(where, "the shape of the operand it belongs to", shape_of(array));
 }
 
-// Memory that kernels write to has one place per number.
+// Memory that kernels write to has one place per number: in some order of axes it is contiguous.
 void require_dense(const char* where, const Array& array) {
-  int64_t numbers = 1, reach = 0;
+  std::vector<std::pair<int64_t, int64_t>> axes;
   for (size_t a = 0; a < array.ndim(); ++a) {
-    const int64_t size = static_cast<int64_t>(array.shape(a));
-    if (size > 1 && array.stride(a) < 1) fail(where, "positive strides", "others");
-    numbers *= size;
-    reach += size > 1 ? (size - 1) * array.stride(a) : 0;
+    if (array.shape(a) == 0) return;
+    if (array.shape(a) > 1) axes.emplace_back(array.stride(a), static_cast<int64_t>(array.shape(a)));
   }
-  if (numbers > 0 && reach + 1 != numbers) fail(where, "dense memory", "gaps or overlaps");
+  std::sort(axes.begin(), axes.end());
+  int64_t numbers = 1;
+  for (const auto& [stride, size] : axes) {
+    if (stride != numbers) fail(where, "dense memory", "gaps, overlaps or negative strides");
+    numbers *= size;
+  }
 }
 
 PointField field_of(const char* where, const Array& array, int axes, const Map& target) {
@@ -165,8 +187,8 @@ struct Call {
     numbers.reserve(2 * count);
   }
 
-  const Array& hold(nb::handle object) {
-    arrays.push_back(nb::cast<Array>(object));
+  const Array& hold(const char* where, nb::handle object) {
+    arrays.push_back(cast<Array>(where, "a writable array in host memory", object));
     return arrays.back();
   }
 };
@@ -183,7 +205,7 @@ void read_numbers(Call& call, const Array& array, Generator& generator) {
 }
 
 void read_basis(Call& call, nb::handle object, Generator& generator, const Map& target) {
-  const Array& basis = call.hold(object);
+  const Array& basis = call.hold("basis", object);
   const bool fits = basis.ndim() == 2 && has_dtype(basis, nb::dlpack::dtype_code::Float, 64) &&
                     static_cast<int64_t>(basis.shape(0)) * 2 == generator.count &&
                     static_cast<int64_t>(basis.shape(1)) == target.size[0] * target.size[1];
@@ -202,7 +224,7 @@ void read_generator(Call& call, nb::handle parameters, nb::handle basis, Item& i
     generator.lattice.target[a] = item.target.size[a];
     generator.lattice.source[a] = item.source.size[a];
   }
-  const Array& array = call.hold(parameters);
+  const Array& array = call.hold("parameters", parameters);
   if (generator.is_pointwise()) {
     generator.field = field_of("parameters", array, axes, item.target);
     generator.batch = generator.field.batch;
@@ -225,14 +247,14 @@ Item& read_item(Call& call, const Options& options, Kind kind, nb::handle source
   Item& item = call.items.emplace_back();
   item.sampling = options.sampling();
   item.generator.kind = kind;
-  const Array& from = call.hold(source);
+  const Array& from = call.hold("feature_map", source);
   if (from.ndim() != 4 && from.ndim() != 5) fail("feature_map", "four or five axes", shape_of(from));
   item.axes = static_cast<int>(from.ndim()) - 2;
   item.storage = storage_of("feature_map", from);
   item.source = map_of("feature_map", from, item.axes);
   for (int a = 0; a < item.axes; ++a)
     if (item.source.size[a] == 0) fail("feature_map", "at least one pixel", shape_of(from));
-  const Array& to = call.hold(target);
+  const Array& to = call.hold("output", target);
   item.target = map_of("output", to, item.axes);
   if (storage_of("output", to) != item.storage) fail("output", "the dtype of feature_map", "another");
   item.batch = item.target.batch;
@@ -247,7 +269,7 @@ Item& read_item(Call& call, const Options& options, Kind kind, nb::handle source
 
 void read_map_gradient(Call& call, nb::handle object, Item& item) {
   if (object.is_none()) return;
-  const Array& array = call.hold(object);
+  const Array& array = call.hold("grad_feature_map", object);
   item.by_source = map_of("grad_feature_map", array, item.axes);
   require_same("grad_feature_map", item.by_source, item.source, array);
   require_dense("grad_feature_map", array);
@@ -256,7 +278,7 @@ void read_map_gradient(Call& call, nb::handle object, Item& item) {
 
 void read_parameter_gradient(Call& call, nb::handle object, Item& item) {
   if (object.is_none()) return;
-  const Array& array = call.hold(object);
+  const Array& array = call.hold("grad_parameters", object);
   require_dense("grad_parameters", array);
   if (item.generator.is_pointwise()) {
     item.by_field = field_of("grad_parameters", array, item.axes, item.target);
@@ -286,28 +308,30 @@ const InstructionSet* chosen = nullptr;
 void warp_items(nb::list items, int threads) {
   Call call(items.size());
   for (nb::handle handle : items) {
-    const auto item = nb::cast<nb::tuple>(handle);
+    const auto item = cast<nb::tuple>("item", "a tuple", handle);
     if (item.size() != 6) fail("item", "6 entries", std::to_string(item.size()));
-    read_item(call, nb::cast<const Options&>(item[0]), nb::cast<Kind>(item[1]), item[2], item[3], item[4], item[5]);
+    read_item(call, options_of(item[0]), cast<Kind>("kind", "a Kind", item[1]), item[2], item[3], item[4], item[5]);
     require_dense("output", call.arrays[call.arrays.size() - (call.items.back().generator.kind == Kind::spline ? 3 : 2)]);
   }
+  const InstructionSet& isa = *chosen;
   nb::gil_scoped_release free;
-  warp(call.items, *chosen, threads < 1 ? 1 : threads);
+  warp(call.items, isa, threads < 1 ? 1 : threads);
 }
 
 void warp_gradients_of_items(nb::list items, int threads) {
   Call call(items.size());
   for (nb::handle handle : items) {
-    const auto tuple = nb::cast<nb::tuple>(handle);
+    const auto tuple = cast<nb::tuple>("item", "a tuple", handle);
     if (tuple.size() != 8) fail("item", "8 entries", std::to_string(tuple.size()));
-    Item& item = read_item(call, nb::cast<const Options&>(tuple[0]), nb::cast<Kind>(tuple[1]), tuple[2], tuple[3], tuple[4], tuple[5]);
+    Item& item = read_item(call, options_of(tuple[0]), cast<Kind>("kind", "a Kind", tuple[1]), tuple[2], tuple[3], tuple[4], tuple[5]);
     if (item.storage == Storage::uint8) fail("feature_map", "a float dtype", "uint8");
     read_map_gradient(call, tuple[6], item);
     read_parameter_gradient(call, tuple[7], item);
   }
+  const InstructionSet& isa = *chosen;
   {
     nb::gil_scoped_release free;
-    warp_gradients(call.items, *chosen, threads < 1 ? 1 : threads);
+    warp_gradients(call.items, isa, threads < 1 ? 1 : threads);
   }
   write_results(call);
 }

@@ -48,9 +48,14 @@ STN_FUNCTION Pairs<float> load_adjacent(const float* at, const int* offset) {
 
 #elif defined(__AVX2__)
 
+STN_FUNCTION double load_pair(const float* at) {
+  double pair;
+  std::memcpy(&pair, at, sizeof pair);
+  return pair;
+}
+
 STN_FUNCTION __m128 two_pairs(const float* at, int first, int second) {
-  const __m128 low = _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(at + first)));
-  return _mm_loadh_pi(low, reinterpret_cast<const __m64*>(at + second));
+  return _mm_castpd_ps(_mm_set_pd(load_pair(at + second), load_pair(at + first)));
 }
 
 // Eight pairs by plain loads of 64 bits: faster than gathers on this instruction set.

@@ -126,7 +126,7 @@ STN_FUNCTION void blend_three(const S* map, const CellPlan<float, 2>& plan, int 
 
 // The largest cell offset at which blend_three stays inside the map; negative if it may not run at all.
 STN_FUNCTION int64_t three_limit(const Map& source) {
-  if (source.channels != 3 || source.stride[0] != 3 || source.stride[1] < 3 * source.size[0]) return -1;
+  if (source.channels != 3 || source.stride[0] != 3 || source.stride[1] < 3 * source.size[0]) return INT64_MIN;
   return source.stride[1] * (source.size[1] - 2) + 3 * source.size[0] - 8;
 }
 
