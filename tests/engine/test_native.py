@@ -22,15 +22,15 @@ STUB = Path(stn_engine.__file__).with_name("_cpu.pyi")
 
 def options(fill=(0.0,)):
     return _cpu.Options(
-        _cpu.Interpolation.bilinear, _cpu.Padding.zeros, _cpu.Unit.normalized, False, list(fill)
+        _cpu.Interpolation.bilinear, _cpu.Padding.border, _cpu.Unit.normalized, False, list(fill)
     )
 
 
-def item(**changes):
+def item(*, kind="affine", fill=(0.0,), **changes):
     """A good item, but for the changes."""
     entries = {
-        "options": options(),
-        "kind": _cpu.Kind.affine,
+        "options": options(fill),
+        "kind": _cpu.Kind[kind],
         "feature_map": np.ones((2, 3, 4, 5), np.float32),
         "parameters": np.zeros((2, 2, 3), np.float32),
         "basis": None,
@@ -39,142 +39,143 @@ def item(**changes):
     return tuple((entries | changes).values())
 
 
-def gradients_item(**changes):
-    """A good item for gradients, but for the changes."""
-    names = ("options", "kind", "feature_map", "parameters", "basis", "grad_output")
-    entries = dict(zip(names, item(), strict=True))
-    entries |= {"grad_feature_map": np.zeros((2, 3, 4, 5), np.float32)}
-    entries |= {"grad_parameters": np.zeros((2, 2, 3), np.float32)}
-    return tuple((entries | changes).values())
+def volume_item(**changes):
+    """An item that reads a volume, but for the changes."""
+    volume = {name: np.zeros((2, 3, 4, 5, 6), np.float32) for name in ("feature_map", "output")}
+    return item(**(volume | changes))
 
 
 def spline_item(**changes):
     """An item of a spline with four points, but for the changes."""
-    spline = {"kind": _cpu.Kind.spline, "parameters": np.zeros((1, 4, 2), np.float32)}
-    return item(**(spline | {"basis": np.zeros((4, 42))} | changes))
+    spline = {"parameters": np.zeros((1, 4, 2), np.float32), "basis": np.zeros((4, 42))}
+    return item(kind="spline", **(spline | changes))
 
 
 def grid_item(**changes):
     """An item of a grid, but for the changes."""
-    grid = {"kind": _cpu.Kind.grid, "parameters": np.zeros((2, 6, 7, 2), np.float32)}
-    return item(**(grid | changes))
+    return item(kind="grid", **({"parameters": np.zeros((2, 6, 7, 2), np.float32)} | changes))
 
 
-VOLUME = {
-    "feature_map": np.zeros((2, 3, 4, 5, 6), np.float32),
-    "output": np.zeros((2, 3, 4, 5, 6), np.float32),
-}
+def gradients_item(*, make=item, grad_output=None, **changes):
+    """A good item for gradients, but for the changes."""
+    grads = {
+        "grad_feature_map": np.zeros((2, 3, 4, 5), np.float32),
+        "grad_parameters": np.zeros((2, 2, 3), np.float32),
+    }
+    asked = {name: changes.pop(name, grad) for name, grad in grads.items()}
+    output = {} if grad_output is None else {"output": grad_output}
+    return *make(**output, **changes), *asked.values()
+
+
 GAPS = np.zeros((2, 3, 6, 14), np.float32)[..., ::2]
 BACKWARDS = np.zeros((2, 3, 6, 7), np.float32)[..., ::-1]
 ONCE = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (2, 3, 6, 7), (0, 0, 0, 0))
+TANGLED = np.lib.stride_tricks.as_strided(np.zeros(252, np.float32), (2, 3, 6, 7), (496, 4, 4, 80))
 LOCKED = np.zeros((2, 3, 6, 7), np.float32)
 LOCKED.flags.writeable = False
 
 
+def zeros(*shape, dtype=np.float32):
+    return np.zeros(shape, dtype)
+
+
 @pytest.mark.parametrize(
-    ("items", "message"),
+    ("make", "changes", "message"),
     [
-        ([item()[:5]], "item: expected 6 entries, got 5"),
-        ([item(feature_map=np.zeros((2, 3, 4), np.float32))], "feature_map: .* four or five axes"),
-        ([item(feature_map=np.zeros((2, 3, 0, 5), np.float32))], "feature_map: .* at least one"),
-        ([item(feature_map=np.zeros((2, 3, 4, 5), complex))], "feature_map: .* or uint8"),
-        ([item(feature_map=np.zeros((3, 3, 4, 5), np.float32))], "output: .* batch .* operands"),
-        ([item(feature_map=np.zeros((2, 4, 4, 5), np.float32))], "output: .* channels"),
-        ([item(output=np.zeros((2, 3, 6), np.float32))], "output: expected 4 axes"),
-        ([item(output=np.zeros((2, 3, 6, 7)))], "output: expected the dtype of feature_map"),
-        ([item(output=GAPS)], "output: expected dense memory"),
-        ([item(output=BACKWARDS)], "output: expected dense memory"),
-        ([item(output=ONCE)], "output: expected dense memory"),
-        ([item(parameters=np.zeros((2, 2, 4), np.float32))], "parameters: expected 6 numbers"),
-        ([item(parameters=np.zeros(6, np.float32))], "parameters: expected two or three axes"),
-        ([item(parameters=np.zeros((2, 2, 3), np.float16))], "parameters: .* float32 or float64"),
-        ([item(parameters=np.zeros((3, 2, 3), np.float32))], "output: .* batch .* operands"),
-        ([item(options=options([0.0, 1.0]))], "fill: .* one per channel, got 2"),
-        ([item(**VOLUME, kind=_cpu.Kind.rotation)], "parameters: expected an affine map"),
-        ([item(**VOLUME)], "parameters: expected 12 numbers"),
-        ([grid_item(parameters=np.zeros((2, 6, 8, 2), np.float32))], "parameters: .* one point"),
-        ([grid_item(parameters=np.zeros((2, 6, 7, 3), np.float32))], "parameters: .* one point"),
-        ([grid_item(parameters=np.zeros((2, 6, 7, 2), np.uint8))], "parameters: .* float64"),
-        ([spline_item(parameters=np.zeros((1, 9), np.float32))], "parameters: expected points"),
-        ([spline_item(basis=np.zeros((4, 41)))], "basis: .* of float64, got"),
-        ([spline_item(basis=np.zeros((4, 42), np.float32))], "basis: .* of float64, got"),
-        ([spline_item(basis=np.zeros((42, 4)).T)], "basis: expected contiguous memory"),
-        ([spline_item(basis=np.zeros((8, 42))[::2])], "basis: expected contiguous memory"),
+        (item, {"feature_map": zeros(2, 3, 4)}, "feature_map: .* four or five axes"),
+        (item, {"feature_map": zeros(2, 3, 0, 5)}, "feature_map: .* at least one pixel"),
+        (item, {"feature_map": zeros(2, 3, 4, 5, dtype=complex)}, "feature_map: .* or uint8"),
+        (item, {"feature_map": zeros(3, 3, 4, 5)}, "output: .* batch .* operands"),
+        (item, {"feature_map": zeros(2, 4, 4, 5)}, "output: .* channels of the operands"),
+        (item, {"output": zeros(2, 3, 6)}, "output: expected 4 axes"),
+        (item, {"output": zeros(2, 3, 6, 7, dtype=float)}, "output: .* dtype of feature_map"),
+        (item, {"output": GAPS}, "output: expected dense memory"),
+        (item, {"output": BACKWARDS}, "output: expected dense memory"),
+        (item, {"output": ONCE}, "output: expected dense memory"),
+        (item, {"output": TANGLED}, "output: expected dense memory"),
+        (item, {"parameters": zeros(2, 2, 4)}, "parameters: expected 6 numbers"),
+        (item, {"parameters": zeros(6)}, "parameters: expected two or three axes"),
+        (item, {"parameters": zeros(2, 2, 3, dtype=np.float16)}, "parameters: .* float32 or"),
+        (item, {"parameters": zeros(3, 2, 3)}, "output: .* batch .* operands"),
+        (item, {"fill": [0.0, 1.0]}, "fill: .* one per channel, got 2"),
+        (volume_item, {"kind": "rotation"}, "parameters: expected an affine map"),
+        (volume_item, {}, "parameters: expected 12 numbers"),
+        (grid_item, {"parameters": zeros(2, 6, 8, 2)}, "parameters: .* one point per"),
+        (grid_item, {"parameters": zeros(2, 6, 7, 3)}, "parameters: .* one point per"),
+        (grid_item, {"parameters": zeros(2, 6, 7, 2, dtype=np.uint8)}, "parameters: .* float64"),
+        (spline_item, {"parameters": zeros(1, 9)}, "parameters: expected points"),
+        (spline_item, {"basis": zeros(4, 41, dtype=float)}, "basis: .* of float64, got"),
+        (spline_item, {"basis": zeros(4, 42)}, "basis: .* of float64, got"),
+        (spline_item, {"basis": zeros(42, 4, dtype=float).T}, "basis: .* contiguous memory"),
+        (spline_item, {"basis": zeros(8, 42, dtype=float)[::2]}, "basis: .* contiguous memory"),
     ],
 )
-def test_wrong_warps_are_refused(items, message):
+def test_wrong_warps_are_refused(make, changes, message):
     """Everything is checked before anything runs."""
+    good = item()
     with pytest.raises(ValueError, match=message):
-        _cpu.warp([item(), *items], 1)
+        _cpu.warp([good, make(**changes)], 1)
+    assert not good[-1].any()
 
 
 @pytest.mark.parametrize(
-    ("items", "message"),
+    ("changes", "message"),
     [
-        ([item()], "item: expected 8 entries, got 6"),
+        ({"grad_feature_map": zeros(2, 3, 5, 4)}, "grad_feature_map: expected the shape"),
+        ({"grad_feature_map": zeros(2, 3, 4, 5, dtype=float)}, "grad_feature_map: .* the dtype"),
+        ({"grad_feature_map": zeros(2, 3, 4, 10)[..., ::2]}, "grad_feature_map: .* dense memory"),
+        ({"grad_parameters": zeros(1, 2, 3)}, "grad_parameters: expected the shape"),
+        ({"grad_parameters": zeros(2, 2, 6)[..., ::2]}, "grad_parameters: .* dense memory"),
         (
-            [gradients_item(grad_feature_map=np.zeros((2, 3, 5, 4), np.float32))],
-            "grad_feature_map: expected the shape",
-        ),
-        (
-            [gradients_item(grad_feature_map=np.zeros((2, 3, 4, 5)))],
-            "grad_feature_map: expected the dtype",
-        ),
-        (
-            [gradients_item(grad_feature_map=np.zeros((2, 3, 4, 10), np.float32)[..., ::2])],
-            "grad_feature_map: expected dense memory",
-        ),
-        (
-            [gradients_item(grad_parameters=np.zeros((1, 2, 3), np.float32))],
-            "grad_parameters: expected the shape",
-        ),
-        (
-            [gradients_item(grad_parameters=np.zeros((2, 2, 6), np.float32)[..., ::2])],
-            "grad_parameters: expected dense memory",
-        ),
-        (
-            [
-                gradients_item(
-                    kind=_cpu.Kind.grid,
-                    parameters=np.zeros((2, 6, 7, 2), np.float32),
-                    grad_parameters=np.zeros((1, 6, 7, 2), np.float32),
-                )
-            ],
+            {"make": grid_item, "grad_parameters": zeros(1, 6, 7, 2)},
             "grad_parameters: expected the batch",
         ),
         (
-            [
-                gradients_item(
-                    feature_map=np.zeros((2, 3, 4, 5), np.uint8),
-                    grad_output=np.zeros((2, 3, 6, 7), np.uint8),
-                )
-            ],
+            {
+                "feature_map": zeros(2, 3, 4, 5, dtype=np.uint8),
+                "grad_output": zeros(2, 3, 6, 7, dtype=np.uint8),
+            },
             "feature_map: expected a float dtype, got uint8",
         ),
     ],
 )
-def test_wrong_gradients_are_refused(items, message):
+def test_wrong_gradients_are_refused(changes, message):
     """Everything is checked before anything runs."""
+    good = gradients_item(grad_parameters=np.ones((2, 2, 3), np.float32))
     with pytest.raises(ValueError, match=message):
-        _cpu.warp_gradients([gradients_item(), *items], 1)
+        _cpu.warp_gradients([good, gradients_item(**changes)], 1)
+    assert good[-1].all()
+
+
+@pytest.mark.parametrize(("run", "count"), [(_cpu.warp, 6), (_cpu.warp_gradients, 8)])
+def test_items_of_other_lengths_are_refused(run, count):
+    """Nothing is optional but what may be None."""
+    with pytest.raises(ValueError, match=f"item: expected {count} entries, got 5"):
+        run([item()[:5]], 1)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("make", "place", "wrong", "message"),
     [
-        (3, "item: expected a tuple, got int"),
-        (item(options=None), "options: expected Options, got NoneType"),
-        (item(kind=3), "kind: expected a Kind, got int"),
-        (item(feature_map=None), "feature_map: expected a writable array .*, got NoneType"),
-        (item(parameters="x"), "parameters: expected a writable array .*, got str"),
-        (item(output=LOCKED), "output: expected a writable array"),
-        (spline_item(basis=None), "basis: expected a writable array .*, got NoneType"),
+        (item, 0, None, "options: expected Options, got NoneType"),
+        (item, 1, "affine", "kind: expected a Kind, got str"),
+        (item, 2, None, "feature_map: expected a writable array .*, got NoneType"),
+        (item, 3, "x", "parameters: expected a writable array .*, got str"),
+        (item, 5, LOCKED, "output: expected a writable array"),
+        (spline_item, 4, None, "basis: expected a writable array .*, got NoneType"),
     ],
 )
-def test_other_types_are_refused(wrong, message):
+def test_entries_of_other_types_are_refused(make, place, wrong, message):
     """Each entry says what it has to be."""
+    entries = make()
     with pytest.raises(TypeError, match=message):
-        _cpu.warp([wrong], 1)
+        _cpu.warp([(*entries[:place], wrong, *entries[place + 1 :])], 1)
+
+
+def test_items_of_other_types_are_refused():
+    """A batch is a list of tuples."""
+    with pytest.raises(TypeError, match="item: expected a tuple, got int"):
+        _cpu.warp([3], 1)
 
 
 def test_options_need_a_fill():
