@@ -360,6 +360,7 @@ void use_instruction_set(const std::string& name) {
 NB_MODULE(_cpu, m) {
   using namespace stn;
   chosen = &best_instruction_set();
+  nb::set_leak_warnings(false);  // options are kept in a cache of Python's, which outlives the module at exit
   m.doc() = "Fused, ragged warps and their gradients on the CPU. Private: use stn_engine.";
   nb::enum_<Interpolation>(m, "Interpolation")
       .value("nearest", Interpolation::nearest).value("bilinear", Interpolation::bilinear).value("bicubic", Interpolation::bicubic);
