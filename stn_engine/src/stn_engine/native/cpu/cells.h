@@ -13,6 +13,10 @@ enum class Reads {
   nothing,  // constants only
 };
 
+// Pairs of pixels along x in every row of a cell: (y, z) = (0, 0), (1, 0), (0, 1), (1, 1).
+template <int D>
+constexpr int kPairs = 1 << (D - 1);
+
 template <class T, int D>
 struct CellPlan {
   // Of the map, the same for all blocks.
@@ -24,7 +28,7 @@ struct CellPlan {
   alignas(64) T weight[D][2][kBlock];
   // Where all points read whole cells, slopes are 1 and the rest is not filled in.
   alignas(64) T slope[D][kBlock];    // the derivative by a coordinate is slope·(second pixel - first)
-  alignas(64) Mask<T> inside[D][2][kBlock];  // which pixels of the cell are read at all
+  alignas(64) Mask<T> there[kPairs<D>][2][kBlock];  // pixels of the cell that are read at all
   alignas(64) Mask<T> live[kBlock];  // points that read anything
   alignas(64) Mask<T> whole[kBlock]; // points that read a whole cell
   alignas(64) Mask<T> finite[kBlock];
@@ -99,14 +103,37 @@ STN_LARGE_FUNCTION void pad_axis(const Sampling& sampling, int64_t size, int lan
   }
 }
 
+// What the cells of sixteen points have, axis by axis.
 template <class T, int D>
-STN_FUNCTION void put_cell(CellPlan<T, D>& plan, int a, int b, const Cell<Lanes<T>>& cell) {
-  store(cell.weight0, plan.weight[a][0] + b);
-  store(cell.weight1, plan.weight[a][1] + b);
-  store(cell.slope, plan.slope[a] + b);
-  store(cell.in0, plan.inside[a][0] + b);
-  store(cell.in1, plan.inside[a][1] + b);
-}
+struct CellLanes {
+  Lanes<Mask<T>> live, whole;
+  Lanes<Mask<T>> in[D][2];
+  Lanes<int32_t> offset{};
+
+  STN_MEMBER explicit CellLanes(const Lanes<Mask<T>>& finite) : live(finite), whole(finite) {}
+
+  STN_MEMBER void add(CellPlan<T, D>& plan, int a, int b, const Cell<Lanes<T>>& cell) {
+    store(cell.weight0, plan.weight[a][0] + b);
+    store(cell.weight1, plan.weight[a][1] + b);
+    store(cell.slope, plan.slope[a] + b);
+    in[a][0] = cell.in0, in[a][1] = cell.in1;
+    offset += converted<int32_t>(cell.first) * plan.stride[a];
+    live &= cell.in0 | cell.in1;
+    whole &= cell.in0 & cell.in1;
+  }
+
+  STN_MEMBER void put(CellPlan<T, D>& plan, int b) const {
+    for (int pair = 0; pair < kPairs<D>; ++pair)
+      for (int side = 0; side < 2; ++side) {
+        Lanes<Mask<T>> there = live & in[0][side] & in[1][pair & 1];
+        if constexpr (D == 3) there &= in[2][pair >> 1];
+        store(there, plan.there[pair][side] + b);
+      }
+    store(offset, plan.offset + b);
+    store(live, plan.live + b);
+    store(whole, plan.whole + b);
+  }
+};
 
 // Cells where every point reads nothing but whole ones.
 template <class T, int D>
@@ -130,21 +157,15 @@ STN_LARGE_FUNCTION void constant_cells(int lanes, const Points<T, D>& points, Ce
   for (int b = 0; b < lanes; b += kLanes) {
     Lanes<Mask<T>> finite = Lanes<Mask<T>>::all(-1);
     for (int a = 0; a < D; ++a) finite &= is_finite(load(points.at[a] + b));
-    Lanes<Mask<T>> live = finite, whole = finite;
-    Lanes<int32_t> offset{};
+    CellLanes<T, D> cells(finite);
     for (int a = 0; a < D; ++a) {
       const Lanes<T> x = choose(finite, load(points.at[a] + b), Lanes<T>{});
-      const Cell<Lanes<T>> cell = constant_cell<T>(clamp_to(x, T(-2), static_cast<T>(plan.size[a])), plan.size[a]);
-      put_cell(plan, a, b, cell);
-      offset += converted<int32_t>(cell.first) * plan.stride[a];
-      live &= cell.in0 | cell.in1;
-      whole &= cell.in0 & cell.in1;
+      const Lanes<T> near = clamp_to(x, T(-2), static_cast<T>(plan.size[a]));
+      cells.add(plan, a, b, constant_cell<T>(near, plan.size[a]));
     }
-    store(offset, plan.offset + b);
+    cells.put(plan, b);
     store(finite, plan.finite + b);
-    store(live, plan.live + b);
-    store(whole, plan.whole + b);
-    all_whole &= whole, any_live |= live;
+    all_whole &= cells.whole, any_live |= cells.live;
   }
   plan.reads = all_of(all_whole) ? Reads::inside : any_of(any_live) ? Reads::edge : Reads::nothing;
 }
@@ -155,21 +176,15 @@ STN_LARGE_FUNCTION void inner_cells(
     int lanes, const Points<T, D>& points, const T (&slope)[D][kBlock], CellPlan<T, D>& plan) {
   Lanes<Mask<T>> all_whole = Lanes<Mask<T>>::all(-1), any_live{};
   for (int b = 0; b < lanes; b += kLanes) {
-    const Lanes<Mask<T>> live = load(plan.finite + b);
-    Lanes<Mask<T>> whole = live, straight = live;
-    Lanes<int32_t> offset{};
+    CellLanes<T, D> cells(load(plan.finite + b));
+    Lanes<Mask<T>> straight = Lanes<Mask<T>>::all(-1);
     for (int a = 0; a < D; ++a) {
       const Padded<Lanes<T>> at = {load(points.at[a] + b), load(slope[a] + b)};
-      const Cell<Lanes<T>> cell = inner_cell<T>(at, plan.size[a]);
-      put_cell(plan, a, b, cell);
-      offset += converted<int32_t>(cell.first) * plan.stride[a];
-      whole &= cell.in0 & cell.in1;
-      straight &= cell.slope == Lanes<T>::all(1);
+      cells.add(plan, a, b, inner_cell<T>(at, plan.size[a]));
+      straight &= at.slope == Lanes<T>::all(1);
     }
-    store(offset, plan.offset + b);
-    store(live, plan.live + b);
-    store(whole, plan.whole + b);
-    all_whole &= whole & straight, any_live |= live;
+    cells.put(plan, b);
+    all_whole &= cells.whole & straight, any_live |= cells.live;
   }
   plan.reads = all_of(all_whole) ? Reads::inside : any_of(any_live) ? Reads::edge : Reads::nothing;
 }

@@ -104,6 +104,17 @@ STN_FUNCTION Lanes<E> choose(const Lanes<Mask<E>>& mask, const Lanes<E>& a, cons
   return Lanes<E>::each([&](int p) { return mask.part[p] ? a.part[p] : b.part[p]; });
 }
 
+// a where the mask is set, else 0.
+template <class E>
+STN_FUNCTION Lanes<E> masked(const Lanes<Mask<E>>& mask, const Lanes<E>& a) {
+  Lanes<Mask<E>> bits;
+  std::memcpy(&bits, &a, sizeof bits);
+  bits &= mask;
+  Lanes<E> out;
+  std::memcpy(&out, &bits, sizeof out);
+  return out;
+}
+
 template <class E>
 STN_FUNCTION Lanes<E> load(const E* from) {
   Lanes<E> lanes;

@@ -68,7 +68,7 @@ STN_FUNCTION void contrast_edge_pixel(const Item& item, const Corners<S, D>& cor
     T pixel[kPairs<D>][2];
     for (int pair = 0; pair < kPairs<D>; ++pair)
       for (int side = 0; side < 2; ++side)
-        pixel[pair][side] = is_there(plan, b, pair, side) ? static_cast<T>(widened(corners.at[pair][side][c])) : outside;
+        pixel[pair][side] = plan.there[pair][side][b] ? static_cast<T>(widened(corners.at[pair][side][c])) : outside;
     for (int a = 0; a < D; ++a)
       for (int corner = 0; corner < kPairs<D>; ++corner) {
         const Edge edge = edge_of(a, corner);

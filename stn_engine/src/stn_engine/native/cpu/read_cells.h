@@ -18,10 +18,6 @@ STN_FUNCTION Constants<T> constants_of(const Sampling& sampling, int64_t channel
   return {static_cast<T>(sampling.outside_of(channel)), static_cast<T>(sampling.fill_of(channel))};
 }
 
-// Pairs of pixels along x in every row of a cell: (y, z) = (0, 0), (1, 0), (0, 1), (1, 1).
-template <int D>
-constexpr int kPairs = 1 << (D - 1);
-
 template <class T, int D>
 STN_FUNCTION int pair_offset(const CellPlan<T, D>& plan, int pair) {
   int offset = pair & 1 ? plan.step[1] : 0;
@@ -38,11 +34,15 @@ struct CellPixels {
 // Where the pixel is there at all, itself; elsewhere what lies outside.
 template <class T, int D>
 STN_FUNCTION void hide_missing(const CellPlan<T, D>& plan, int b, int pair, T outside, Pairs<T>& pixels) {
-  Lanes<Mask<T>> there = load(plan.inside[1][pair & 1] + b) & load(plan.live + b);
-  if constexpr (D == 3) there &= load(plan.inside[2][pair >> 1] + b);
-  const Lanes<T> elsewhere = Lanes<T>::all(outside);
-  pixels.left = choose(there & load(plan.inside[0][0] + b), pixels.left, elsewhere);
-  pixels.right = choose(there & load(plan.inside[0][1] + b), pixels.right, elsewhere);
+  const Lanes<Mask<T>> left = load(plan.there[pair][0] + b), right = load(plan.there[pair][1] + b);
+  if (outside == T(0)) {
+    pixels.left = masked(left, pixels.left);
+    pixels.right = masked(right, pixels.right);
+  } else {
+    const Lanes<T> elsewhere = Lanes<T>::all(outside);
+    pixels.left = choose(left, pixels.left, elsewhere);
+    pixels.right = choose(right, pixels.right, elsewhere);
+  }
 }
 
 template <class S, class T, int D, bool Adjacent>

@@ -23,13 +23,6 @@ STN_FUNCTION Corners<S, D> corners_of(const S* map, const CellPlan<T, D>& plan, 
 }
 
 template <class T, int D>
-STN_FUNCTION bool is_there(const CellPlan<T, D>& plan, int b, int pair, int side) {
-  Mask<T> there = plan.live[b] & plan.inside[0][side][b] & plan.inside[1][pair & 1][b];
-  if constexpr (D == 3) there &= plan.inside[2][pair >> 1][b];
-  return there != 0;
-}
-
-template <class T, int D>
 struct PointWeights {
   T at[D][2];
 
@@ -74,7 +67,7 @@ STN_LARGE_FUNCTION void blend_edge_pixel(
     T pixel[kPairs<D>][2];
     for (int pair = 0; pair < kPairs<D>; ++pair)
       for (int side = 0; side < 2; ++side)
-        pixel[pair][side] = is_there(plan, b, pair, side)
+        pixel[pair][side] = plan.there[pair][side][b]
                                 ? static_cast<T>(widened(corners.at[pair][side][channels.first + c]))
                                 : constants.outside;
     out[c] = plan.live[b] ? weights.blend(pixel) : plan.finite[b] ? constants.outside : constants.fill;

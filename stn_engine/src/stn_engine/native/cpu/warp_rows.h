@@ -105,7 +105,7 @@ class Cuts {
  public:
   STN_MEMBER Cuts(const Item& item, const Reach& reach)
       : width_(item.target.size[0]),
-        worthwhile_(reach.known() && width_ > kBlock),
+        worthwhile_(reach.known() && width_ > 2 * kLanes && width_ * item.source.channels > 2 * kBlock),
         padded_(!pads_by_constant(item.sampling)),
         outer_(reach, grown(item, item.sampling.interpolation == Interpolation::bicubic ? 2.0 : 1.0)),
         inner_(reach, grown(item, -1.0)) {}
