@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.dlpack import to_dlpack
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # torch
 
 from stn_engine.backends._thin_plate import warp_basis
 from stn_engine.backends.torch import TorchBackend

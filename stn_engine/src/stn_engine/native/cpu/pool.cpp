@@ -12,9 +12,9 @@
 namespace stn {
 namespace {
 
-// How often a thread looks for the next call before it goes to sleep: some tens of microseconds, the distance
+// How often a thread looks for the next call before it goes to sleep: one to two hundred microseconds, the distance
 // of calls in a training step.
-constexpr int kSpins = 1000;
+constexpr int kSpins = 4000;
 
 void pause() {
 #if defined(__x86_64__) || defined(__i386__)
