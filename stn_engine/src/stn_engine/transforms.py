@@ -270,7 +270,30 @@ class ThinPlateSpline(_Parametric):
 
 
 @dataclass(frozen=True, eq=False)
-class Flow(_Parametric):
+class _Pointwise(_Parametric):
+    """What transforms share whose parameters are one vector for every target pixel."""
+
+    shapes = (("N", "Ho", "Wo", 2), ("N", "Do", "Ho", "Wo", 3))
+
+    @property
+    def parameters(self) -> Tensor:
+        """What the transform is differentiated by: all the vectors."""
+        vectors: Tensor = getattr(self, self.argument)
+        return vectors
+
+    @property
+    def dims(self) -> int:
+        """As many as a vector has coordinates."""
+        return self.parameters.dim() - 2
+
+    @property
+    def own_size(self) -> tuple[int, ...]:
+        """(Ho, Wo) of the vectors, in 3-D (Do, Ho, Wo)."""
+        return tuple(self.parameters.shape[1:-1])
+
+
+@dataclass(frozen=True, eq=False)
+class Flow(_Pointwise):
     """Source points as displacements from the target points.
 
     ``x = x_t + displacement[n, i, j, 0]`` and ``y = y_t + displacement[n, i, j, 1]``; z likewise.
@@ -290,28 +313,12 @@ class Flow(_Parametric):
     """
 
     argument = "displacement"
-    shapes = (("N", "Ho", "Wo", 2), ("N", "Do", "Ho", "Wo", 3))
 
     displacement: Tensor
 
-    @property
-    def parameters(self) -> Tensor:
-        """What the transform is differentiated by: the displacement."""
-        return self.displacement
-
-    @property
-    def dims(self) -> int:
-        """As many as a displacement has coordinates."""
-        return self.displacement.dim() - 2
-
-    @property
-    def own_size(self) -> tuple[int, ...]:
-        """(Ho, Wo) of the displacement, in 3-D (Do, Ho, Wo)."""
-        return tuple(self.displacement.shape[1:-1])
-
 
 @dataclass(frozen=True, eq=False)
-class SamplingGrid(_Parametric):
+class SamplingGrid(_Pointwise):
     """Source points given one by one.
 
     Shapes:
@@ -329,24 +336,8 @@ class SamplingGrid(_Parametric):
     """
 
     argument = "grid"
-    shapes = (("N", "Ho", "Wo", 2), ("N", "Do", "Ho", "Wo", 3))
 
     grid: Tensor
-
-    @property
-    def parameters(self) -> Tensor:
-        """What the transform is differentiated by: the grid."""
-        return self.grid
-
-    @property
-    def dims(self) -> int:
-        """As many as a point has coordinates."""
-        return self.grid.dim() - 2
-
-    @property
-    def own_size(self) -> tuple[int, ...]:
-        """(Ho, Wo) of the grid, in 3-D (Do, Ho, Wo)."""
-        return tuple(self.grid.shape[1:-1])
 
 
 ParametricTransform: TypeAlias = (

@@ -41,3 +41,11 @@ class Backend(Protocol):
 
     def generate_grid_gradients(self, problems: Sequence[GridGradientsProblem]) -> list[Tensor]:
         """The gradient of the parameters of each problem, shaped like them."""
+
+
+def reasons_against_device(problem: Problem) -> tuple[str, ...]:
+    """Why a backend of the host cannot run ``problem``; empty if its operands are there."""
+    device = problem.operands[0].device
+    if device.type == "cpu":
+        return ()
+    return (f"computes in host memory, the operands are on {device}",)

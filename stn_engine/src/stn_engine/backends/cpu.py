@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # torch
 
 from stn_engine.backends._thin_plate import warp_basis
+from stn_engine.backends.base import reasons_against_device
 from stn_engine.backends.torch import TorchBackend
 from stn_engine.problem import (
     Gradients,
@@ -67,10 +68,7 @@ class CpuBackend:
         """A missing native module, and any other device."""
         if MISSING is not None:
             return (MISSING,)
-        device = problem.operands[0].device
-        if device.type != "cpu":
-            return (f"computes in host memory, the operands are on {device}",)
-        return ()
+        return reasons_against_device(problem)
 
     def warp(self, problems: Sequence[WarpProblem]) -> list[Tensor]:
         """V of each problem, (N, C, ...), in the memory format of its feature map."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from stn_engine import reference
+from stn_engine.backends.base import reasons_against_device
 from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,
@@ -48,10 +49,7 @@ class ReferenceBackend:
 
     def unsupported_reasons(self, problem: Problem) -> tuple[str, ...]:
         """The device, if it is not the host."""
-        device = _parameters(problem).device
-        if device.type == "cpu":
-            return ()
-        return (f"computes in host memory, the operands are on {device}",)
+        return reasons_against_device(problem)
 
     def warp(self, problems: Sequence[WarpProblem]) -> list[Tensor]:
         """V of each problem, (N, C, [Do,] Ho, Wo)."""
@@ -68,16 +66,6 @@ class ReferenceBackend:
     def generate_grid_gradients(self, problems: Sequence[GridGradientsProblem]) -> list[Tensor]:
         """The gradient of the parameters of each problem, shaped like them."""
         return [_generate_grid_gradients(problem) for problem in problems]
-
-
-def _parameters(problem: Problem) -> Tensor:
-    match problem:
-        case WarpProblem() | GridProblem():
-            return problem.transform.parameters
-        case WarpGradientsProblem():
-            return problem.warp.transform.parameters
-        case GridGradientsProblem():
-            return problem.grid.transform.parameters
 
 
 def _warp(problem: WarpProblem) -> Tensor:

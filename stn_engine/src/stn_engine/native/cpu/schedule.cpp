@@ -110,7 +110,7 @@ void finish_parameters(const Item& item, int64_t n, const double* sums) {
 }
 
 bool has_parameter_gradient(const Item& item) {
-  return item.by_parameters != nullptr && item.sampling.interpolation != Interpolation::nearest;
+  return item.by_parameters != nullptr && item.sampling.interpolation != Interpolation::nearest && has_pixels(item);
 }
 
 // Sums of all chunks of one item, (batch, chunks, width).
@@ -119,7 +119,7 @@ struct Partials {
   int64_t width, chunks;
 
   explicit Partials(const Item& item) : width(sums_of(item)), chunks(stn::chunks(item)) {
-    sums.assign(static_cast<size_t>(item.batch * chunks * width), 0.0);
+    if (has_parameter_gradient(item)) sums.assign(static_cast<size_t>(item.batch * chunks * width), 0.0);
   }
 
   double* at(int64_t n, int64_t chunk) { return sums.data() + (n * chunks + chunk) * width; }
@@ -135,23 +135,18 @@ void finish(const Item& item, Partials& partials) {
 }
 
 void parameter_gradients(const std::vector<Item>& items, const InstructionSet& isa, int threads) {
-  std::vector<Partials> partials;
-  for (const Item& item : items)
-    if (has_pixels(item) && has_parameter_gradient(item)) partials.emplace_back(item);
-  std::vector<size_t> place(items.size());
-  size_t next = 0;
-  for (size_t i = 0; i < items.size(); ++i) place[i] = has_pixels(items[i]) && has_parameter_gradient(items[i]) ? next++ : 0;
+  std::vector<Partials> partials(items.begin(), items.end());
   const auto batch_of = [](const Item& item) { return has_parameter_gradient(item) ? item.batch : 0; };
   run(row_spans(items, batch_of), threads, [&](const Task& task) {
     const Item& item = items[static_cast<size_t>(task.item)];
-    Partials& mine = partials[place[static_cast<size_t>(task.item)]];
+    Partials& mine = partials[static_cast<size_t>(task.item)];
     for (int64_t chunk = task.first; chunk < task.last; ++chunk) {
       const Rows rows = rows_of(item, chunk, chunk + 1);
       kernels_of(isa, item).parameter_rows(item, task.n, rows.first, rows.last, mine.at(task.n, chunk));
     }
   });
   for (size_t i = 0; i < items.size(); ++i)
-    if (has_pixels(items[i]) && has_parameter_gradient(items[i])) finish(items[i], partials[place[i]]);
+    if (has_parameter_gradient(items[i])) finish(items[i], partials[i]);
 }
 
 void field_gradients(const std::vector<Item>& items, const InstructionSet& isa, int threads) {
