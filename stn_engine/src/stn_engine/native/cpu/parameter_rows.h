@@ -141,12 +141,14 @@ class RaySums {
   template <class T>
   STN_MEMBER void add(const T* g, const Block& block) {
     const Placer<double, D> places(block);
+    RaySums sums = *this;  // stays in registers
     for (int b = 0; b < block.count; b += kLanes) {
       const Lanes<double> value = converted<double>(load(g + b));
       const Places<double, D> at = places(b);
-      for (int a = 0; a < D; ++a) sums_[a] += value * at.at[a];
-      sums_[D] += value;
+      for (int a = 0; a < D; ++a) sums.sums_[a] += value * at.at[a];
+      sums.sums_[D] += value;
     }
+    *this = sums;
   }
 
   STN_MEMBER double total(int column) {
