@@ -24,10 +24,12 @@ LEAST = {
     (BatchingConfig, "window_s"): 0,
     (BatchingConfig, "max_admitted_items"): 1,
     (BatchingConfig, "max_admitted_bytes"): 1,
+    (BatchingConfig, "stall_s"): 1,
     (LimitsConfig, "max_message_bytes"): 1024,
     (LimitsConfig, "max_output_bytes"): 1,
     (LimitsConfig, "max_output_samples"): 1,
     (LimitsConfig, "max_dimension_px"): 1,
+    (LimitsConfig, "max_concurrent_streams"): 1,
     (LifecycleConfig, "lame_duck_s"): 0,
     (LifecycleConfig, "grace_s"): 0,
     (ServerConfig, "threads"): 0,
@@ -125,3 +127,12 @@ def test_addresses_may_be_sockets_and_metrics_may_be_off():
 def test_an_address_splits_at_its_last_colon(address, parts):
     """Brackets around an IPv6 host stay."""
     assert split_address("listen", address) == parts
+
+
+def test_calls_do_not_queue_in_their_connection():
+    """What cannot be admitted is refused at the door, so the door must be reached."""
+    few = BatchingConfig(max_admitted_items=8)
+    assert ServerConfig(batching=few, limits=LimitsConfig(max_concurrent_streams=9)).batching is few
+    message = r"^limits.max_concurrent_streams: expected more than the 8 of .* got 8\."
+    with pytest.raises(ConfigError, match=message):
+        ServerConfig(batching=few, limits=LimitsConfig(max_concurrent_streams=8))

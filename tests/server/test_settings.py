@@ -14,6 +14,7 @@ TEXTS = {
     "metrics_listen": ("host:2", "host:2"),
     "log.level": ("debug", "debug"),
     "log.format": ("text", "text"),
+    "batching.max_admitted_items": ("100", 100),
 }
 NUMBERS = ("1000000000", 1_000_000_000)
 SETTINGS = list(all_settings())

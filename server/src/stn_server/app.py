@@ -22,6 +22,7 @@ from stn_server.batching.policy import Policy, PolicyLimits
 from stn_server.batching.runner import EngineRunner
 from stn_server.batching.work import NOTHING, Batch, BatchKey, Cost, Operation, WorkItem
 from stn_server.config import BatchingConfig, ConfigError, ServerConfig, split_address
+from stn_server.faults import Seam, no_fault
 from stn_server.info import ServerInfo
 from stn_server.lifecycle import Shutdown
 from stn_server.log import log
@@ -55,20 +56,30 @@ class Server:
     Args:
         config: How to serve.
         runner: What computes; None: the engine on the CPU.
+        seam: Where tests make things fail.
     """
 
-    def __init__(self, config: ServerConfig, runner: Runner | None = None) -> None:
+    def __init__(
+        self, config: ServerConfig, runner: Runner | None = None, seam: Seam = no_fault
+    ) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
         self._config = config
-        self._ready = False
+        self._serving = False
         self._registry = CollectorRegistry()
         self._metrics = Metrics(self._registry)
-        self._runner = EngineRunner() if runner is None else runner
-        self.batcher = Batcher(Policy(_policy_limits(config.batching)), self._runner, self._metrics)
+        self._runner = EngineRunner(seam) if runner is None else runner
+        self.batcher = Batcher(
+            Policy(_policy_limits(config.batching)),
+            self._runner,
+            self._metrics,
+            stall_s=config.batching.stall_s,
+            seam=seam,
+        )
+        self._watchdog: asyncio.Task[None] | None = None
         self._metrics.watch(self.batcher.statistics, self.batcher.queue_age_s)
         self._health = health.aio.HealthServicer()
-        self._grpc = self._grpc_server()
+        self._grpc = self._grpc_server(seam)
 
     async def start(self) -> Addresses:
         """Listens, warms up, then reports ready.
@@ -76,13 +87,13 @@ class Server:
         Raises:
             ConfigError: An address cannot be taken.
         """
-        await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._set_serving(False)
         targets = tuple(self._bind(address) for address in self._config.listen)
         metrics = self._serve_metrics()
         await self._grpc.start()
         await self._warm_up()
-        self._ready = True
-        await self._report(health_pb2.HealthCheckResponse.SERVING)
+        self._watchdog = asyncio.create_task(self._watch())
+        await self._set_serving(True)
         return Addresses(targets, metrics)
 
     async def stop(self, shutdown: Shutdown) -> None:
@@ -90,8 +101,9 @@ class Server:
 
         A second signal during any of it cuts the rest short.
         """
-        self._ready = False
-        await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        await self._set_serving(False)
         await shutdown.pause(self._config.lifecycle.lame_duck_s)
         drained = asyncio.create_task(self._drain())
         await shutdown.wait_for(drained, self._config.lifecycle.grace_s)
@@ -106,15 +118,16 @@ class Server:
         await self.batcher.drain()
         await self._servicer.idle()
 
-    def _grpc_server(self) -> grpc.aio.Server:
-        info = ServerInfo(self._config, lambda: self._ready, self.batcher.statistics)
+    def _grpc_server(self, seam: Seam) -> grpc.aio.Server:
+        info = ServerInfo(self._config, lambda: self._serving, self.batcher.statistics)
         self._servicer = Servicer(
-            Translator(self._config.limits), self.batcher, self._metrics, info.message
+            Translator(self._config.limits), self.batcher, self._metrics, info.message, seam
         )
         server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", self._config.limits.max_message_bytes),
                 ("grpc.max_send_message_length", -1),  # max_output_bytes limits replies
+                ("grpc.max_concurrent_streams", self._config.limits.max_concurrent_streams),
                 ("grpc.so_reuseport", 0),
             ]
         )
@@ -158,13 +171,22 @@ class Server:
         ):
             key = BatchKey(operation, warp.output_dtype, warp.spec)
             item = WorkItem(key=key, cost=NOTHING, problem=problem, arrived=0.0)
-            (outcome,) = await self._runner.run(Batch(key, (item,)))
+            (outcome,) = await self._runner.run(Batch(key, (item,), NOTHING))
             if isinstance(outcome, Exception):
                 raise outcome
 
-    async def _report(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+    async def _set_serving(self, serving: bool) -> None:  # noqa: FBT001 - read as a sentence
+        """Tells everybody who asks whether calls are welcome."""
+        self._serving = serving
+        status = health_pb2.HealthCheckResponse
         for name in HEALTH_NAMES:
-            await self._health.set(name, status)
+            await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
+
+    async def _watch(self) -> None:
+        """Reports not ready once nothing can be computed any more."""
+        cause = await self.batcher.broken()
+        log(logging.ERROR, "device lost", error=cause)
+        await self._set_serving(False)
 
 
 async def serve(config: ServerConfig) -> None:

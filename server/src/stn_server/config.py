@@ -13,6 +13,9 @@ MIB = 1024 * 1024
 MAX_MESSAGE_BYTES = 2**31 - 1
 """What gRPC itself can take."""
 
+MAX_STREAMS = 2**31 - 1
+"""What HTTP/2 can say."""
+
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["json", "text"]
 
@@ -33,8 +36,11 @@ class BatchingConfig:
     max_batch_bytes: int = setting(256 * MIB, "Operands and results of one launch.")
     max_batch_samples: int = setting(16 * MIB, "Source points of one launch.")
     window_s: float = setting(0.0, "How long a free device waits for more calls to join.")
-    max_admitted_items: int = setting(1024, "Calls queued and running; more are refused.")
+    max_admitted_items: int = setting(
+        1024, "Calls inside, until their reply has left; more are refused."
+    )
     max_admitted_bytes: int = setting(2048 * MIB, "Their operands and results; more are refused.")
+    stall_s: float = setting(120.0, "A batch that takes longer means that the device is lost.")
 
     def __post_init__(self) -> None:
         for name in (
@@ -45,6 +51,7 @@ class BatchingConfig:
         ):
             _at_least(self, name, 1)
         _at_least(self, "window_s", 0)
+        _at_least(self, "stall_s", 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +64,7 @@ class LimitsConfig:
     )
     max_output_samples: int = setting(16 * MIB, "Source points of one call: 4096 x 4096 pixels.")
     max_dimension_px: int = setting(32768, "Height or width of an output.")
+    max_concurrent_streams: int = setting(4096, "Calls of one connection; more wait in the client.")
 
     def __post_init__(self) -> None:
         _at_least(self, "max_message_bytes", 1024)
@@ -64,6 +72,8 @@ class LimitsConfig:
         _at_least(self, "max_output_bytes", 1)
         _at_least(self, "max_output_samples", 1)
         _at_least(self, "max_dimension_px", 1)
+        _at_least(self, "max_concurrent_streams", 1)
+        _at_most(self, "max_concurrent_streams", MAX_STREAMS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +125,13 @@ class ServerConfig:
             raise ConfigError(
                 f"batching.max_admitted_bytes: expected at least {largest_bytes}, so that the "
                 f"largest call of limits can be admitted, got {self.batching.max_admitted_bytes}."
+            )
+        streams, items = self.limits.max_concurrent_streams, self.batching.max_admitted_items
+        if streams <= items:
+            raise ConfigError(
+                f"limits.max_concurrent_streams: expected more than the {items} of "
+                f"batching.max_admitted_items, so that calls beyond them are refused and do not "
+                f"queue in their client, got {streams}."
             )
         if not self.listen:
             raise ConfigError("listen: expected at least one address, got none.")

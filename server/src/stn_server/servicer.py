@@ -22,6 +22,7 @@ from stn_proto.v1 import service_pb2
 from stn_server.batching.batcher import Batcher
 from stn_server.batching.work import Operation
 from stn_server.errors import RefusedError
+from stn_server.faults import Point, Seam, no_fault
 from stn_server.log import log
 from stn_server.metrics import Metrics
 from stn_server.status import Answer, answer_to
@@ -33,8 +34,19 @@ REQUEST_ID = "x-request-id"
 _REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
-Method = Callable[[bytes, float], Awaitable[bytes]]
-"""Serialized request and deadline (instant of the batcher's clock) -> serialized reply."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What of a call matters to what computes it."""
+
+    context: Context
+    deadline: float
+    """Instant of the batcher's clock."""
+
+
+Method = Callable[[bytes, _Call], Awaitable[bytes]]
+"""Serialized request -> serialized reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +73,9 @@ class Servicer:
         batcher: Batcher,
         metrics: Metrics,
         server_info: Callable[[], bytes],
+        seam: Seam = no_fault,
     ) -> None:
+        self._seam = seam
         self._translator = translator
         self._batcher = batcher
         self._metrics = metrics
@@ -89,19 +103,27 @@ class Servicer:
         await self._idle.wait()
 
     def _compute(self, operation: Operation) -> Method:
-        async def method(message: bytes, deadline: float) -> bytes:
+        async def method(message: bytes, call: _Call) -> bytes:
+            self._seam(Point.DECODE)
             request = self._translator.decode(operation, message)
             self._metrics.payload_moved("received", len(message))
             finished = await self._batcher.submit(
-                request.problem, key=request.key, cost=request.cost, deadline=deadline
+                request.problem,
+                key=request.key,
+                cost=request.cost,
+                deadline=call.deadline,
+                caller=_caller_of(call.context),
+                call=call.context,
             )
+            self._seam(Point.ALLOCATE)
+            self._seam(Point.ENCODE)
             reply = request.encode(finished)
             self._metrics.payload_moved("sent", len(reply))
             return reply
 
         return method
 
-    async def _get_server_info(self, _message: bytes, _deadline: float) -> bytes:
+    async def _get_server_info(self, _message: bytes, _call: _Call) -> bytes:
         return self._server_info()
 
     def _guarded(self, name: str, method: Method) -> Callable[[bytes, Context], Awaitable[bytes]]:
@@ -112,7 +134,7 @@ class Servicer:
             started, deadline = time.perf_counter(), self._deadline_of(context)
             code = grpc.StatusCode.OK
             try:
-                return await method(message, deadline)
+                return await method(message, _Call(context, deadline))
             except asyncio.CancelledError:
                 late = self._batcher.now() >= deadline
                 code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
@@ -154,6 +176,12 @@ class Servicer:
         """The caller's deadline as an instant of the batcher's clock."""
         remaining_s = cast("float | None", context.time_remaining())  # the stubs forget the None
         return math.inf if remaining_s is None else self._batcher.now() + remaining_s
+
+
+def _caller_of(context: Context) -> str:
+    """Whom a call comes from: the host, since a host can open any number of connections."""
+    peer = context.peer()
+    return peer.rpartition(":")[0] if peer.startswith("ip") else peer
 
 
 def _log_failure(name: str, error: Exception, answer: Answer, request_id: str) -> None:

@@ -9,8 +9,12 @@ from typing import Any
 
 import stn_engine
 from stn_server.batching.work import Batch, Operation
+from stn_server.errors import DeviceLostError
+from stn_server.faults import Point, Seam, no_fault
 
-_COMPUTE: dict[Operation, Callable[[Sequence[Any]], list[Any]]] = {
+Compute = Callable[[Sequence[Any]], list[Any]]
+
+_COMPUTE: dict[Operation, Compute] = {
     Operation.WARP: stn_engine.warp_ragged,
     Operation.WARP_GRADIENTS: stn_engine.warp_gradients_ragged,
     Operation.GENERATE_GRID: stn_engine.generate_grid_ragged,
@@ -21,26 +25,47 @@ _COMPUTE: dict[Operation, Callable[[Sequence[Any]], list[Any]]] = {
 class EngineRunner:
     """Runs every batch as one ragged engine call.
 
+    Args:
+        seam: Crossed in the thread that computes.
+
     Concurrency: one batch at a time; nothing can interrupt the one that runs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seam: Seam = no_fault) -> None:
+        self._seam = seam
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stn-runner")
 
     async def run(self, batch: Batch) -> Sequence[Any]:
-        """One result or exception per item, in order."""
-        loop = asyncio.get_running_loop()
-        problems = [item.problem for item in batch.items]
-        return await loop.run_in_executor(
-            self._thread, compute, _COMPUTE[batch.key.operation], problems
-        )
+        """One result or exception per item, in order.
+
+        Raises:
+            DeviceLostError: The thread is gone.
+        """
+        try:
+            running = self._thread.submit(self._compute, batch)
+        except RuntimeError as error:
+            raise DeviceLostError("expected a thread to compute in, got none") from error
+        return await asyncio.wrap_future(running)
 
     def close(self) -> None:
         """Ends the thread, after the batch that runs; does not wait for it."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
+    def _compute(self, batch: Batch) -> list[Any]:
+        self._seam(Point.LAND)
+        launch = self._launch(_COMPUTE[batch.key.operation])
+        return compute(launch, [item.problem for item in batch.items])
 
-def compute(function: Callable[[Sequence[Any]], list[Any]], problems: Sequence[Any]) -> list[Any]:
+    def _launch(self, function: Compute) -> Compute:
+        def launch(problems: Sequence[Any]) -> list[Any]:
+            self._seam(Point.ALLOCATE)
+            self._seam(Point.LAUNCH)
+            return function(problems)
+
+        return launch
+
+
+def compute(function: Compute, problems: Sequence[Any]) -> list[Any]:
     """Results of a ragged call; if it fails, each problem alone, so that only the bad ones fail."""
     try:
         return function(problems)
