@@ -138,9 +138,9 @@ class Batcher:
         self._stall_s = stall_s
         self._seam = seam
         self._loop = asyncio.get_running_loop()
-        self._waiters: dict[int, asyncio.Future[Finished]] = {}
-        self._gone: set[int] = set()
-        """Items of `_waiters` whose call is over."""
+        self._waiters: dict[WorkItem, asyncio.Future[Finished]] = {}
+        self._gone: set[WorkItem] = set()
+        """Those of `_waiters` whose call is over."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._wake_at = math.inf
@@ -194,24 +194,23 @@ class Batcher:
             caller=caller,
         )
         waiter: asyncio.Future[Finished] = self._loop.create_future()
-        self._waiters[item.number] = waiter
+        self._waiters[item] = waiter
         self._idle.clear()
         try:
             if refusal := self._step(Arrive(item)).refusal:
                 raise self._refused(_overloaded(refusal))
             if call is None:
-                self._gone.add(item.number)
+                self._gone.add(item)
             else:
                 call.add_done_callback(lambda _call: self._leave(item))
             return await waiter
-        except (asyncio.CancelledError, BrokenError):
-            if self._step(Abandon(item)).abandoned:
-                self._abandoned()
+        except asyncio.CancelledError:
+            self._abandon(item)
             raise
         finally:
-            del self._waiters[item.number]
-            if item.number in self._gone:
-                self._gone.remove(item.number)
+            del self._waiters[item]
+            if item in self._gone:
+                self._gone.remove(item)
                 self._leave(item)
             self._settle()
 
@@ -329,14 +328,15 @@ class Batcher:
 
     def _break(self, cause: Exception) -> None:
         """Answers everybody and takes nothing more."""
-        if not self._broken.done():
-            self._broken.set_result(cause)
-        for waiter in self._waiters.values():
-            if not waiter.done():
-                waiter.set_exception(BrokenError())
+        if self._broken.done():
+            return
+        self._broken.set_result(cause)
+        for item in list(self._waiters):
+            self._abandon(item)
+            self._answer(item, BrokenError())
 
     def _answer(self, item: WorkItem, outcome: Finished | BaseException) -> None:
-        waiter = self._waiters.get(item.number)
+        waiter = self._waiters.get(item)
         if waiter is None or waiter.done():
             return
         if isinstance(outcome, BaseException):
@@ -346,10 +346,14 @@ class Batcher:
 
     def _leave(self, item: WorkItem) -> None:
         """Gives the place of an item back once its call is over and nobody waits for it."""
-        if item.number in self._waiters:
-            self._gone.add(item.number)
+        if item in self._waiters:
+            self._gone.add(item)
         else:
             self._step(Depart(item))
+
+    def _abandon(self, item: WorkItem) -> None:
+        if self._step(Abandon(item)).abandoned:
+            self._abandoned()
 
     def _abandoned(self) -> None:
         self._counts.abandoned_items += 1

@@ -60,7 +60,7 @@ class _Fit:
         pull = STIFFNESS * self.x**2
         slope = (self.xy + pull * through_origin) / ((self.xx + pull) or 1.0)
         self.slope = min(max(0.0, slope), through_origin)
-        self.overhead = self.y - self.slope * self.x
+        self.overhead = max(0.0, self.y - self.slope * self.x)
 
 
 class CostModel:
