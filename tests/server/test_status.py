@@ -18,8 +18,10 @@ from stn_server.errors import (
     DrainingError,
     InvalidRequestError,
     OverloadedError,
+    QuotaExceededError,
     RequestTooLargeError,
     ServerError,
+    UnauthenticatedError,
     UnsupportedError,
 )
 from stn_server.status import INTERNAL, MAX_MESSAGE_CHARS, TABLE, answer_to
@@ -39,6 +41,8 @@ EXAMPLES = [
     ),
     (RequestTooLargeError("out", 5, 7, "px"), BAD, [("out", "expected at most 5 px, got 7.")]),
     (UnsupportedError("kind", "flow", ("affine",)), StatusCode.UNIMPLEMENTED, []),
+    (UnauthenticatedError("none"), StatusCode.UNAUTHENTICATED, []),
+    (QuotaExceededError("calls in flight", 1, 2, 0.25), REFUSED, []),
     (OverloadedError("items", 1, 2, 0.25), REFUSED, []),
     (DrainingError(), StatusCode.UNAVAILABLE, []),
     (DeadlineExceededError(), StatusCode.DEADLINE_EXCEEDED, []),

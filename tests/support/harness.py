@@ -91,8 +91,8 @@ class WatchedMetrics(Metrics):
         self.received = asyncio.Semaphore(0)
         self.abandoned = asyncio.Semaphore(0)
 
-    def payload_moved(self, direction, size_bytes):
-        super().payload_moved(direction, size_bytes)
+    def payload_moved(self, direction, transport, size_bytes):
+        super().payload_moved(direction, transport, size_bytes)
         if direction == "received":  # admission follows without an await between
             self.received.release()
 

@@ -18,22 +18,39 @@ _COMPUTE: dict[Operation, Callable[[Sequence[Any]], list[Any]]] = {
 }
 
 
+Watcher = Callable[[str, Batch], None]
+"""Told that a batch begins to "land", to "launch" or to be "collect"ed; in any thread."""
+
+
+def nobody(_stage: str, _batch: Batch) -> None:
+    """A watcher that does not care."""
+
+
 class EngineRunner:
     """Runs every batch as one ragged engine call.
+
+    Args:
+        watcher: Told how far a batch is.
 
     Concurrency: one batch at a time; nothing can interrupt the one that runs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, watcher: Watcher = nobody) -> None:
+        self._watcher = watcher
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stn-runner")
 
     async def run(self, batch: Batch) -> Sequence[Any]:
         """One result or exception per item, in order."""
+        self._watcher("land", batch)  # in the engine's thread; the bytes stay where they are
         loop = asyncio.get_running_loop()
-        problems = [item.problem for item in batch.items]
-        return await loop.run_in_executor(
-            self._thread, compute, _COMPUTE[batch.key.operation], problems
-        )
+        return await loop.run_in_executor(self._thread, self._launch, batch)
+
+    def _launch(self, batch: Batch) -> list[Any]:
+        self._watcher("launch", batch)
+        function = _COMPUTE[batch.key.operation]
+        outcomes = compute(function, [item.problem for item in batch.items])
+        self._watcher("collect", batch)
+        return outcomes
 
     def close(self) -> None:
         """Ends the thread, after the batch that runs; does not wait for it."""
