@@ -34,9 +34,7 @@ class Authenticator(grpc.aio.ServerInterceptor):
         self._metrics = metrics
         # A stream, so that gRPC does not read the message before it is refused.
         self._none: Any = grpc.stream_stream_rpc_method_handler(self._refusing("none"))
-        self._unknown: Any = grpc.stream_stream_rpc_method_handler(
-            self._refusing("an unknown one")
-        )
+        self._unknown: Any = grpc.stream_stream_rpc_method_handler(self._refusing("an unknown one"))
 
     async def intercept_service(self, continuation: Continuation, details: Details) -> Any:
         """See the class."""
