@@ -47,7 +47,6 @@ COUNTED = {
     "stn_batch_items_sum": 3,
     'stn_batch_items_bucket{le="1.0"}': 1,
     "stn_batch_bytes_count": 2,
-    'stn_batch_bytes_bucket{le="1024.0"}': 0,
     'stn_batch_bytes_bucket{le="4096.0"}': 2,
     'stn_batch_duration_seconds_count{operation="Warp"}': 1,
     'stn_batch_duration_seconds_count{operation="WarpGradients"}': 1,
@@ -71,6 +70,7 @@ COUNTED = {
 HELD = [
     'stn_batch_duration_seconds_sum{operation="Warp"} > 0',
     "stn_queue_wait_seconds_sum > 0",
+    "stn_batch_bytes_sum > 5 * 240",
     'stn_payload_bytes_total{direction="received",transport="tcp"} > 3 * 240',
     'stn_payload_bytes_total{direction="received",transport="unix"} > 240',
     'stn_payload_bytes_total{direction="sent",transport="tcp"} > 240',
