@@ -74,7 +74,7 @@ HELD = [
     'stn_payload_bytes_total{direction="received",transport="tcp"} > 3 * 240',
     'stn_payload_bytes_total{direction="received",transport="unix"} > 240',
     'stn_payload_bytes_total{direction="sent",transport="tcp"} > 240',
-    'stn_payload_bytes_total{direction="sent",transport="unix"} > 240',
+    'stn_payload_bytes_total{direction="sent",transport="unix"} > 72',
     'stn_device_memory_bytes{device="cpu"} > 1e7',
     "abs(stn_device_memory_bytes - on() process_resident_memory_bytes) < 1e8",
     "process_open_fds > 0",
