@@ -46,7 +46,7 @@ def in_virtual_time(test):
     return run
 
 
-def make_batcher(runner, observer=None, *, now=None, **changes):
+def make_batcher(runner, observer=None, *, now=None, make=Batcher, **changes):
     """A batcher on the running loop and its clock, with limits that are easy to reach."""
     limits = {
         "budget": Cost(1000, 100),
@@ -54,7 +54,7 @@ def make_batcher(runner, observer=None, *, now=None, **changes):
         "max_admitted_bytes": 10_000,
         **changes,
     }
-    return Batcher(
+    return make(
         Policy(PolicyLimits(**limits)),
         runner,
         RecordingObserver() if observer is None else observer,
@@ -126,8 +126,12 @@ class Service:
 
 
 @contextlib.asynccontextmanager
-async def serving(runner, *, limits=None, **changes):
+async def serving(runner, *, limits=None, tracing=None, **changes):
     """Serves the real servicer and translator; calls are computed by `runner`."""
+    make_translator, interceptors = Translator, []
+    if tracing is not None:
+        make_translator, interceptors = tracing.translator, [tracing.interceptor()]
+        changes["make"] = tracing.batcher
     registry = CollectorRegistry()
     metrics = WatchedMetrics(registry)
     loop = asyncio.get_running_loop()
@@ -135,9 +139,9 @@ async def serving(runner, *, limits=None, **changes):
         runner, metrics, now=loop.time, **{"max_admitted_bytes": 10**9, **changes}
     )
     metrics.watch(batcher.statistics, batcher.queue_age_s)
-    translator = Translator(LimitsConfig() if limits is None else limits)
+    translator = make_translator(LimitsConfig() if limits is None else limits)
     servicer = Servicer(translator, batcher, metrics, lambda: b"")
-    server = grpc.aio.server()
+    server = grpc.aio.server(interceptors=interceptors)
     server.add_generic_rpc_handlers((servicer.handlers(),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

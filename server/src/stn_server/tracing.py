@@ -154,7 +154,8 @@ class _Interceptor(grpc.aio.ServerInterceptor):
 def _code(context: Context) -> int:
     """The status that a call was aborted with; that of cancellation if it was not."""
     code: Any = context.code()
-    return int(code) or grpc.StatusCode.CANCELLED.value[0]
+    known = code if isinstance(code, grpc.StatusCode) else grpc.StatusCode.CANCELLED
+    return int(known.value[0])
 
 
 class _TracedBatcher(Batcher):
