@@ -3,7 +3,7 @@
 import pytest
 
 from stn_server.config import ConfigError, TlsConfig
-from stn_server.tls import server_credentials
+from stn_server.tls import Certificates
 from support.certificates import Authority
 
 
@@ -20,7 +20,7 @@ def told():
 
 
 def credentials(told, **files):
-    return server_credentials(TlsConfig(**files), lambda *facts: told.append(facts))
+    return Certificates(TlsConfig(**files), lambda *facts: told.append(facts)).credentials()
 
 
 def test_files_that_belong_together_are_taken(files, told):

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import re
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,18 @@ def read(tmp_path):
         return read_tokens(str(path))
 
     return write_and_read
+
+
+README = Path(__file__).parents[2] / "server/README.md"
+
+
+def test_the_example_of_the_readme_is_a_file_of_tokens(read):
+    """It can be copied, but for the digest."""
+    (example,) = re.findall(
+        r"^  ```toml\n(.*?)^  ```", README.read_text(), re.DOTALL | re.MULTILINE
+    )
+    (token,) = read(example)._tokens
+    assert token.quota == Quota(max_calls=64, max_bytes=2**30, calls_per_s=100)
 
 
 def test_a_token_is_found_by_its_text(read):

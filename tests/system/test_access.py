@@ -89,14 +89,16 @@ def test_certificates_are_renewed_while_the_server_runs(authority, tmp_path):
     """New connections see the new one, open ones go on, and a broken file changes nothing."""
     log = tmp_path / "log"
     (certificate, key) = authority.issue("server")
+    flags = tls_flags((certificate, key), "--listen=127.0.0.1:0,127.0.0.1:0")
     with (
-        LocalServer(*tls_flags((certificate, key)), log=log) as server,
+        LocalServer(*flags, log=log) as server,
         Client(server.target, tls=Tls(ca=authority.ca), retry=ONCE) as before,
     ):
         assert before.server_info().ready
         successor = Authority(tmp_path, "successor")
         successor.issue("server")
-        assert server_info(server.target, tls=Tls(ca=successor.ca)).ready
+        for target in server.targets * 2:
+            assert server_info(target, tls=Tls(ca=successor.ca)).ready
         with pytest.raises(UnavailableError, match="failed to connect"):
             server_info(server.target, tls=Tls(ca=authority.ca, server_name="127.0.0.1"))
         assert before.server_info().ready

@@ -221,7 +221,7 @@ def test_a_wrong_configuration_ends_with_2_and_a_reason():
     assert line == ("stn-server: --lisen: expected a known flag, got none. Did you mean --listen?")
 
 
-@pytest.mark.parametrize("name", ["listen", "metrics-listen"])
+@pytest.mark.parametrize("name", ["listen", "admin-listen", "metrics-listen"])
 def test_a_taken_address_ends_with_2_and_a_reason(name):
     """The port belongs to somebody else."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

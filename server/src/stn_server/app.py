@@ -32,7 +32,7 @@ from stn_server.memory import resident_bytes, retain_freed_memory
 from stn_server.metrics import Metrics
 from stn_server.reload import Reloaded
 from stn_server.servicer import SERVICE, Servicer
-from stn_server.tls import server_credentials
+from stn_server.tls import Certificates
 from stn_server.tokens import read_tokens
 from stn_server.translate import Translator
 
@@ -82,7 +82,8 @@ class Server:
         self._metrics.watch(self.batcher.statistics, self.batcher.queue_age_s)
         self._metrics.watch_memory({"cpu": resident_bytes})
         ProcessCollector(registry=self._registry)
-        self._credentials = self._server_credentials()
+        tls, observe = config.tls, self._metrics.file_changed
+        self._certificates = Certificates(tls, observe) if tls.certificate else None
         self._health = health.aio.HealthServicer()
         self._grpc = self._grpc_server()
         self._admin = self._admin_server()
@@ -95,7 +96,7 @@ class Server:
         """
         await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
         targets = tuple(
-            _bind(self._grpc, "listen", address, self._credentials)
+            _bind(self._grpc, "listen", address, self._certificates)
             for address in self._config.listen
         )
         address = self._config.admin_listen
@@ -131,12 +132,6 @@ class Server:
         """Refuses new calls and returns when every reply has left."""
         await self.batcher.drain()
         await self._servicer.idle()
-
-    def _server_credentials(self) -> grpc.ServerCredentials | None:
-        """What TCP addresses are secured with, if they are."""
-        if not self._config.tls.certificate:
-            return None
-        return server_credentials(self._config.tls, self._metrics.file_changed)
 
     def _grpc_server(self) -> grpc.aio.Server:
         info = ServerInfo(self._config, lambda: self._ready, self.batcher.statistics)
@@ -233,17 +228,17 @@ def _bind(
     server: grpc.aio.Server,
     name: str,
     address: str,
-    credentials: grpc.ServerCredentials | None = None,
+    certificates: Certificates | None = None,
 ) -> str:
     """Binds an address; returns it with the port that was taken. Unix sockets need no TLS."""
     unix = address.startswith("unix:")
     if unix and _answers(address.removeprefix("unix:")):
         raise ConfigError(f"{name}: expected a free address, got {address}, which answers.")
     try:
-        if unix or credentials is None:
+        if unix or certificates is None:
             port = server.add_insecure_port(address)
         else:
-            port = server.add_secure_port(address, credentials)
+            port = server.add_secure_port(address, certificates.credentials())
     except RuntimeError as error:
         raise ConfigError(f"{name}: expected a free address, got {address}.") from error
     return address if unix else f"{split_address(name, address)[0]}:{port}"

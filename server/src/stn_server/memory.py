@@ -39,10 +39,10 @@ def retain_freed_memory(limit_bytes: int) -> bool:
     return bool(accepted and mallopt(_M_TRIM_THRESHOLD, min(limit_bytes, _LARGEST_INT)))
 
 
-def resident_bytes() -> float:
+def resident_bytes(counts: Path = Path("/proc/self/statm")) -> float:
     """Memory of this process that is in use on the host; not a number where nobody counts it."""
     try:
-        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+        pages = counts.read_text(encoding="ascii").split()[1]
     except OSError:  # not Linux
         return math.nan
     return float(int(pages) * resource.getpagesize())

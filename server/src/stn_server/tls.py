@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import grpc
 
@@ -13,22 +13,34 @@ from stn_server.config import ConfigError, TlsConfig
 from stn_server.reload import Reloaded
 
 
-def server_credentials(
-    config: TlsConfig, observe: Callable[[str, str], None]
-) -> grpc.ServerCredentials:
-    """Credentials that look at the files again whenever somebody connects.
+class Certificates:
+    """The files of a configuration, looked at whenever somebody connects.
 
     Raises:
         ConfigError: A file cannot be read, or the files do not belong together.
     """
-    paths = [path for path in (config.certificate, config.key, config.client_ca) if path]
-    certificates = Reloaded("certificates", paths, lambda: _certificates(config), observe)
-    credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(
-        certificates.current(),
-        certificates.current,
-        require_client_authentication=bool(config.client_ca),
-    )
-    return credentials
+
+    def __init__(self, config: TlsConfig, observe: Callable[[str, str], None]) -> None:
+        paths = [path for path in (config.certificate, config.key, config.client_ca) if path]
+        self._files = Reloaded("certificates", paths, lambda: _certificates(config), observe)
+        self._from_callers = bool(config.client_ca)
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """What one address is secured with; each has its own, as each learns of changes alone."""
+        given = self._files.current()
+
+        def renewed() -> Any:  # None: nothing new; the stubs forget that
+            nonlocal given
+            current = self._files.current()
+            if current is given:
+                return None
+            given = current
+            return given
+
+        credentials: grpc.ServerCredentials = grpc.dynamic_ssl_server_credentials(
+            given, renewed, require_client_authentication=self._from_callers
+        )
+        return credentials
 
 
 def _certificates(config: TlsConfig) -> grpc.ServerCertificateConfiguration:

@@ -1,7 +1,7 @@
 """The file of tokens: who may call, and how much at once.
 
     [alice]
-    sha256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+    sha256 = "83a1bfc7acb62003fc8f092875e2843dce4ec223be664a96fa349fe670821fd7"
     max_calls = 64           # in flight
     max_bytes = 1073741824   # of their operands and results
     calls_per_s = 100        # on average; up to one second's worth at once

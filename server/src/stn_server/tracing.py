@@ -91,13 +91,13 @@ class Tracing:
         """Makes the span of every call."""
         return _Interceptor(self.tracer)
 
-    def translator(self, *parts: Any) -> Translator:
+    def translator(self, *parts: Any, **options: Any) -> Translator:
         """A `Translator` that makes spans of decoding and encoding."""
-        return _TracedTranslator(self.tracer, *parts)
+        return _TracedTranslator(self.tracer, *parts, **options)
 
-    def batcher(self, *parts: Any) -> Batcher:
+    def batcher(self, *parts: Any, **options: Any) -> Batcher:
         """A `Batcher` that makes spans of the stages of every problem."""
-        return _TracedBatcher(self, *parts)
+        return _TracedBatcher(self, *parts, **options)
 
     def close(self) -> None:
         """Sends what is left, if that is possible soon."""
@@ -159,8 +159,8 @@ def _code(context: Context) -> int:
 
 
 class _TracedBatcher(Batcher):
-    def __init__(self, tracing: Tracing, *parts: Any) -> None:
-        super().__init__(*parts)
+    def __init__(self, tracing: Tracing, *parts: Any, **options: Any) -> None:
+        super().__init__(*parts, **options)
         self._tracing = tracing
 
     async def submit(self, problem: Any, **details: Any) -> Finished:
@@ -172,8 +172,8 @@ class _TracedBatcher(Batcher):
 
 
 class _TracedTranslator(Translator):
-    def __init__(self, tracer: trace.Tracer, *parts: Any) -> None:
-        super().__init__(*parts)
+    def __init__(self, tracer: trace.Tracer, *parts: Any, **options: Any) -> None:
+        super().__init__(*parts, **options)
         self._tracer = tracer
 
     def decode(self, operation: Operation, message: bytes) -> Request:
