@@ -14,10 +14,11 @@ $(INSTALLED): .ci/constraints.txt .ci/requirements.txt $(PROJECTS:%=%/pyproject.
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --requirement .ci/requirements.txt
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --no-build-isolation \
-		--editable proto --editable stn_engine --editable server --editable client[demo]
+		--editable proto --editable stn_engine --editable server[otel] --editable client[demo]
 	@touch $@
 
-NATIVE := stn_engine/CMakeLists.txt $(shell find stn_engine/src/stn_engine/native -type f)
+CPP := $(shell find stn_engine/src/stn_engine/native -type f)
+NATIVE := stn_engine/CMakeLists.txt $(CPP)
 
 # Compiles again only what changed.
 $(BUILT): $(INSTALLED) $(NATIVE)
@@ -50,6 +51,7 @@ test: $(BUILT) $(PROTOC)  ## the whole test suite
 check: $(BUILT)  ## lint, format, types, import contracts
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/mypy proto/src stn_engine/src server/src client/src client/examples
 	$(BIN)/lint-imports --no-logo
 
@@ -65,6 +67,7 @@ fuzz-native: $(INSTALLED)  ## the native module under sanitizers; FUZZ="--second
 format: $(INSTALLED)  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+	$(BIN)/clang-format -i $(CPP)
 
 proto: $(PROTOC)  ## regenerate the committed protobuf code
 	$(VENV)/protoc/bin/python .ci/generate_proto.py

@@ -207,7 +207,7 @@ def main() -> None:
 
 
 def _default(value: object) -> str:
-    return ", ".join(value) if isinstance(value, tuple) else str(value)
+    return ", ".join(value) if isinstance(value, tuple) else str(value) or "empty"
 
 
 def _bar(summary: dict[str, Any]) -> str:

@@ -63,6 +63,10 @@ VOLUME_SIZES = [  # (D, H, W), (Do, Ho, Wo), convention
     ((2, 3, 4), (0, 2, 2), ("pixel", False)),
     ((2, 3, 4), (2, 0, 2), ("normalized", False)),
 ]
+LONG_ROWS = {  # more target pixels than backends work on at once
+    **{kind: {"size": (12, 90), "output_size": (11, 200)} for kind in KINDS},
+    "affine of volumes": {"size": (3, 4, 90), "output_size": (2, 3, 140)},
+}
 SIZES = [  # (H, W), (Ho, Wo)
     ((1, 1), (3, 2)),
     ((1, 1), (1, 1)),
@@ -166,6 +170,31 @@ def test_backend_conforms_for_every_transform(
     assert_forward_conforms(backend, warp)
     if dtype.is_floating_point:
         assert_gradients_conform(backend, random_gradients(12, warp))
+
+
+@pytest.mark.parametrize("kind", LONG_ROWS)
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@per_padding
+def test_backend_conforms_on_long_rows(backend, kind, interpolation, padding):
+    """Rows that are cut: pieces that read nothing, the edge of the map, and pixels of it only."""
+    spec = WarpSpec(interpolation=interpolation, padding=padding, fill=0.5)
+    options = {"kind": kind.split()[0], "spec": spec, **LONG_ROWS[kind]}
+    # Coordinates of hundreds of pixels leave float32 too few digits for cubic slopes.
+    dtype = torch.float64 if interpolation == "bicubic" else torch.float32
+    warp = random_warp(31, dtype=dtype, channels=1, **options)
+    assert_gradients_conform(backend, random_gradients(32, warp))
+    assert_forward_conforms(backend, replace(warp, feature_map=warp.feature_map.float()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.uint8], ids=str)
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@per_padding
+def test_backend_conforms_with_many_channels_last(backend, dtype, interpolation, padding):
+    """Channels that stand side by side, more than backends work on at once and some over."""
+    spec = WarpSpec(interpolation=interpolation, padding=padding, fill=0.5)
+    warp = random_warp(33, dtype=dtype, channels=37, spec=spec)
+    last = warp.feature_map.to(memory_format=torch.channels_last)
+    assert_forward_conforms(backend, replace(warp, feature_map=last))
 
 
 @pytest.mark.parametrize(("size", "output_size"), SIZES)

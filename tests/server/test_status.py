@@ -20,8 +20,10 @@ from stn_server.errors import (
     DrainingError,
     InvalidRequestError,
     QueueFullError,
+    QuotaExceededError,
     RequestTooLargeError,
     ServerError,
+    UnauthenticatedError,
     UnsupportedError,
 )
 from stn_server.status import INTERNAL, MAX_MESSAGE_CHARS, TABLE, answer_to
@@ -41,6 +43,8 @@ EXAMPLES = [
     ),
     (RequestTooLargeError("out", 5, 7, "px"), BAD, [("out", "expected at most 5 px, got 7.")]),
     (UnsupportedError("kind", "flow", ("affine",)), StatusCode.UNIMPLEMENTED, []),
+    (UnauthenticatedError("none"), StatusCode.UNAUTHENTICATED, []),
+    (QuotaExceededError("calls in flight", 1, 2, 0.25), REFUSED, []),
     (QueueFullError("items", 1, 2, 0.25), REFUSED, []),
     (DeadlineUnreachableError(0.5, 0.25, 0.125), REFUSED, []),
     (DrainingError(), StatusCode.UNAVAILABLE, []),

@@ -48,7 +48,15 @@ def in_virtual_time(test):
 
 
 def make_batcher(
-    runner, observer=None, *, now=None, policy=None, stall_s=math.inf, seam=no_fault, **changes
+    runner,
+    observer=None,
+    *,
+    now=None,
+    policy=None,
+    stall_s=math.inf,
+    seam=no_fault,
+    make=Batcher,
+    **changes,
 ):
     """A batcher on the running loop and its clock, with limits that are easy to reach."""
     limits = {
@@ -57,7 +65,7 @@ def make_batcher(
         "max_admitted_bytes": 10_000,
         **changes,
     }
-    return Batcher(
+    return make(
         Policy(PolicyLimits(**limits)) if policy is None else policy,
         runner,
         RecordingObserver() if observer is None else observer,
@@ -96,8 +104,8 @@ class WatchedMetrics(Metrics):
         self.received = asyncio.Semaphore(0)
         self.abandoned = asyncio.Semaphore(0)
 
-    def payload_moved(self, direction, size_bytes):
-        super().payload_moved(direction, size_bytes)
+    def payload_moved(self, direction, transport, size_bytes):
+        super().payload_moved(direction, transport, size_bytes)
         if direction == "received":  # admission follows without an await between
             self.received.release()
 
@@ -132,8 +140,12 @@ class Service:
 
 
 @contextlib.asynccontextmanager
-async def serving(runner, *, limits=None, seam=no_fault, **changes):
+async def serving(runner, *, limits=None, seam=no_fault, tracing=None, **changes):
     """Serves the real servicer and translator; calls are computed by `runner`."""
+    make_translator, interceptors = Translator, []
+    if tracing is not None:
+        make_translator, interceptors = tracing.translator, [tracing.interceptor()]
+        changes["make"] = tracing.batcher
     registry = CollectorRegistry()
     metrics = WatchedMetrics(registry)
     loop = asyncio.get_running_loop()
@@ -141,9 +153,9 @@ async def serving(runner, *, limits=None, seam=no_fault, **changes):
         runner, metrics, now=loop.time, seam=seam, **{"max_admitted_bytes": 10**9, **changes}
     )
     metrics.watch(batcher.statistics, batcher.queue_age_s)
-    translator = Translator(LimitsConfig() if limits is None else limits)
+    translator = make_translator(LimitsConfig() if limits is None else limits)
     servicer = Servicer(translator, batcher, metrics, lambda: b"", seam)
-    server = grpc.aio.server()
+    server = grpc.aio.server(interceptors=interceptors)
     server.add_generic_rpc_handlers((servicer.handlers(),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -4,6 +4,8 @@
     ├─ InvalidRequestError       a field of the request is wrong
     ├─ UnsupportedError          the contract has it, this server does not
     ├─ RefusedError              turned away at the door; nothing was computed
+    │   ├─ UnauthenticatedError  no token of this server came along
+    │   ├─ QuotaExceededError    the caller has its share already
     │   ├─ OverloadedError       too much is inside already
     │   │   ├─ QueueFullError            a limit is reached
     │   │   └─ DeadlineUnreachableError  the result would come too late
@@ -59,6 +61,34 @@ class RefusedError(ServerError):
     """Turned away before any work was done."""
 
     reason = "refused"
+
+
+class UnauthenticatedError(RefusedError):
+    """The call brings no token that this server knows."""
+
+    reason = "unauthenticated"
+
+    def __init__(self, got: str) -> None:
+        super().__init__(f"authorization: expected a bearer token of this server, got {got}.")
+
+
+class QuotaExceededError(RefusedError):
+    """The caller already takes what its token allows.
+
+    Attributes:
+        limit: What the token allows.
+        retry_after_s: When to come again, in seconds.
+    """
+
+    reason = "quota"
+
+    def __init__(self, what: str, limit: float, actual: float | str, retry_after_s: float) -> None:
+        super().__init__(
+            f"quota: expected at most {limit:g} {what} for this token, got {actual} with this "
+            f"request. Try again in {retry_after_s:g} s."
+        )
+        self.limit = limit
+        self.retry_after_s = retry_after_s
 
 
 class OverloadedError(RefusedError):

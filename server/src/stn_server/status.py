@@ -28,9 +28,11 @@ from stn_server.errors import (
     DrainingError,
     InvalidRequestError,
     OverloadedError,
+    QuotaExceededError,
     RefusedError,
     RequestTooLargeError,
     ServerError,
+    UnauthenticatedError,
     UnsupportedError,
 )
 
@@ -111,7 +113,7 @@ def _text(error: BaseException) -> str:
     return text if len(text) <= MAX_MESSAGE_CHARS else f"{text[: MAX_MESSAGE_CHARS - 4]} ..."
 
 
-def _retry_info(error: OverloadedError) -> Iterator[Message]:
+def _retry_info(error: OverloadedError | QuotaExceededError) -> Iterator[Message]:
     delay = Duration()
     delay.FromNanoseconds(int(error.retry_after_s * 1e9))
     yield RetryInfo(retry_delay=delay)
@@ -130,6 +132,8 @@ TABLE: dict[type[Exception], _Row] = {
     ),
     RequestTooLargeError: _Row(StatusCode.INVALID_ARGUMENT, logging.DEBUG, _too_large),
     UnsupportedError: _Row(StatusCode.UNIMPLEMENTED, logging.DEBUG, _no_details),
+    UnauthenticatedError: _Row(StatusCode.UNAUTHENTICATED, logging.INFO, _no_details),
+    QuotaExceededError: _Row(StatusCode.RESOURCE_EXHAUSTED, logging.INFO, _retry_info),
     OverloadedError: _Row(StatusCode.RESOURCE_EXHAUSTED, logging.INFO, _retry_info),
     DrainingError: _Row(StatusCode.UNAVAILABLE, logging.INFO, _no_details),
     BrokenError: _Row(StatusCode.UNAVAILABLE, logging.WARNING, _no_details),

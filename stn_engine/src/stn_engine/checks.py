@@ -127,12 +127,13 @@ def check_regularization(value: float) -> None:
 def check_feature_map(value: Tensor, transform: str, dims: int) -> None:
     """``value`` has the axes that a transform reads, at least one pixel, and a fitting dtype."""
     check_tensor("feature_map", value)
-    axes = source_axes(dims)
-    remedy = f"Add or remove axes: this {transform} is {dims}-D; a single item has N = 1."
-    check_shape("feature_map", value, [("N", "C", *axes)], remedy)
-    if 0 in value.shape[2:]:
+    axes, shape = source_axes(dims), value.shape
+    if len(shape) != 2 + dims:
+        remedy = f"Add or remove axes: this {transform} is {dims}-D; a single item has N = 1."
+        raise ShapeError("feature_map", [("N", "C", *axes)], shape, remedy)
+    if 0 in shape[2:]:
         expected = ("N", "C", *(f"{axis} > 0" for axis in axes))
-        raise ShapeError("feature_map", [expected], value.shape, "Drop maps without pixels.")
+        raise ShapeError("feature_map", [expected], shape, "Drop maps without pixels.")
     check_dtype("feature_map", value, FEATURE_MAP_DTYPES)
 
 

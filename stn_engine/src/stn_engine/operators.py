@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from stn_engine import dispatch
-from stn_engine.backends._watchers import is_plain, is_traced, is_transformed
+from stn_engine.backends._watchers import has_tangents, is_plain, is_traced, is_transformed
 from stn_engine.backends.base import Backend
 from stn_engine.backends.torch import TorchBackend
 from stn_engine.errors import ParameterError
@@ -87,7 +87,7 @@ class Operator(Generic[P, R]):
 
     def _differentiable(self, problem: P) -> R:
         operands = problem.operands
-        if is_transformed() or any(map(_has_tangent, operands)):
+        if is_transformed() or (has_tangents() and any(map(_has_tangent, operands))):
             return self._composed(problem)
         if not (torch.is_grad_enabled() and any(operand.requires_grad for operand in operands)):
             return self._computed(problem)

@@ -22,17 +22,27 @@ _COMPUTE: dict[Operation, Compute] = {
 }
 
 
+Watcher = Callable[[str, Batch], None]
+"""Told that a batch begins to "land", to "launch" or to be "collect"ed; in any thread."""
+
+
+def nobody(_stage: str, _batch: Batch) -> None:
+    """A watcher that does not care."""
+
+
 class EngineRunner:
     """Runs every batch as one ragged engine call.
 
     Args:
         seam: Crossed in the thread that computes.
+        watcher: Told how far a batch is.
 
     Concurrency: one batch at a time; nothing can interrupt the one that runs.
     """
 
-    def __init__(self, seam: Seam = no_fault) -> None:
+    def __init__(self, seam: Seam = no_fault, watcher: Watcher = nobody) -> None:
         self._seam = seam
+        self._watcher = watcher
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stn-runner")
 
     async def run(self, batch: Batch) -> Sequence[Any]:
@@ -41,6 +51,7 @@ class EngineRunner:
         Raises:
             DeviceLostError: The thread is gone.
         """
+        self._watcher("land", batch)  # in the engine's thread; the bytes stay where they are
         try:
             running = self._thread.submit(self._compute, batch)
         except RuntimeError as error:
@@ -53,8 +64,11 @@ class EngineRunner:
 
     def _compute(self, batch: Batch) -> list[Any]:
         self._seam(Point.LAND)
+        self._watcher("launch", batch)
         launch = self._launch(_COMPUTE[batch.key.operation])
-        return compute(launch, [item.problem for item in batch.items])
+        outcomes = compute(launch, [item.problem for item in batch.items])
+        self._watcher("collect", batch)
+        return outcomes
 
     def _launch(self, function: Compute) -> Compute:
         def launch(problems: Sequence[Any]) -> list[Any]:

@@ -6,7 +6,7 @@
 
 namespace stn::STN_ISA {
 
-// What the points of a block read.
+// What sixteen points read.
 enum class Reads {
   inside,   // whole cells of the map: no bounds test is needed any more
   edge,     // some pixels that are not there
@@ -21,16 +21,17 @@ template <class T, int D>
 struct CellPlan {
   // Of the map, the same for all blocks.
   int size[D], stride[D];
-  int step[D];                       // from a pixel of a cell to its neighbour; 0 where the map has only one
+  int step[D];        // from a pixel of a cell to its neighbour; 0 where the map has only one
+  int64_t ahead = 0;  // from a pixel that is read to one that soon will be
 
-  Reads reads;
-  alignas(64) int offset[kBlock];    // of the cell's first pixel
+  Reads reads[kBlock / kLanes];
+  alignas(64) int offset[kBlock];  // of the cell's first pixel
   alignas(64) T weight[D][2][kBlock];
-  // Where all points read whole cells, slopes are 1 and the rest is not filled in.
-  alignas(64) T slope[D][kBlock];    // the derivative by a coordinate is slope·(second pixel - first)
+  // Where sixteen points read whole cells, slopes are 1 and the rest is not filled in.
+  alignas(64) T slope[D][kBlock];                   // the derivative by a coordinate is slope·(second pixel - first)
   alignas(64) Mask<T> there[kPairs<D>][2][kBlock];  // pixels of the cell that are read at all
-  alignas(64) Mask<T> live[kBlock];  // points that read anything
-  alignas(64) Mask<T> whole[kBlock]; // points that read a whole cell
+  alignas(64) Mask<T> live[kBlock];                 // points that read anything
+  alignas(64) Mask<T> whole[kBlock];                // points that read a whole cell
   alignas(64) Mask<T> finite[kBlock];
 
   STN_MEMBER explicit CellPlan(const Map& map) {
@@ -40,17 +41,18 @@ struct CellPlan {
       step[a] = size[a] > 1 ? stride[a] : 0;
     }
   }
+
+  // Of the sixteen points to which point b belongs.
+  STN_MEMBER Reads reads_of(int b) const { return reads[b / kLanes]; }
 };
 
 // Replaces coordinates that are not finite by 0 and says which they were.
 template <class T, int D>
-STN_FUNCTION void keep_finite(Points<T, D>& points, int lanes, Mask<T>* finite) {
-  for (int b = 0; b < lanes; b += kLanes) {
-    Lanes<Mask<T>> all = is_finite(load(points.at[0] + b));
-    for (int a = 1; a < D; ++a) all &= is_finite(load(points.at[a] + b));
-    for (int a = 0; a < D; ++a) store(choose(all, load(points.at[a] + b), Lanes<T>{}), points.at[a] + b);
-    store(all, finite + b);
-  }
+STN_FUNCTION Lanes<Mask<T>> keep_finite(Points<T, D>& points, int b) {
+  Lanes<Mask<T>> finite = is_finite(load(points.at[0] + b));
+  for (int a = 1; a < D; ++a) finite &= is_finite(load(points.at[a] + b));
+  for (int a = 0; a < D; ++a) store(choose(finite, load(points.at[a] + b), Lanes<T>{}), points.at[a] + b);
+  return finite;
 }
 
 template <class T>
@@ -103,6 +105,10 @@ STN_LARGE_FUNCTION void pad_axis(const Sampling& sampling, int64_t size, int lan
   }
 }
 
+STN_FUNCTION bool pads_by_constant(const Sampling& sampling) {
+  return sampling.padding == Padding::zeros || sampling.padding == Padding::fill;
+}
+
 // What the cells of sixteen points have, axis by axis.
 template <class T, int D>
 struct CellLanes {
@@ -135,77 +141,64 @@ struct CellLanes {
   }
 };
 
-// Cells where every point reads nothing but whole ones.
+// Whether sixteen points read nothing but whole cells.
 template <class T, int D>
-STN_LARGE_FUNCTION void inside_cells(int lanes, const Points<T, D>& points, CellPlan<T, D>& plan) {
-  for (int b = 0; b < lanes; b += kLanes) {
-    Lanes<int32_t> offset{};
-    for (int a = 0; a < D; ++a) {
-      const Lanes<T> x = load(points.at[a] + b), first = floor_of(x), t = x - first;
-      store(T(1) - t, plan.weight[a][0] + b);
-      store(t, plan.weight[a][1] + b);
-      offset += converted<int32_t>(first) * plan.stride[a];
-    }
-    store(offset, plan.offset + b);
+STN_FUNCTION bool are_inside(const Points<T, D>& points, const CellPlan<T, D>& plan, int b) {
+  Lanes<Mask<T>> all = Lanes<Mask<T>>::all(-1);
+  for (int a = 0; a < D; ++a) {
+    const Lanes<T> x = load(points.at[a] + b);
+    all &= (x >= Lanes<T>{}) & (x < Lanes<T>::all(static_cast<T>(plan.size[a] - 1)));
   }
+  return all_of(all);
 }
 
-// Padding by a constant.
+// Cells of sixteen points that are inside.
 template <class T, int D>
-STN_LARGE_FUNCTION void constant_cells(int lanes, const Points<T, D>& points, CellPlan<T, D>& plan) {
-  Lanes<Mask<T>> all_whole = Lanes<Mask<T>>::all(-1), any_live{};
-  for (int b = 0; b < lanes; b += kLanes) {
-    Lanes<Mask<T>> finite = Lanes<Mask<T>>::all(-1);
-    for (int a = 0; a < D; ++a) finite &= is_finite(load(points.at[a] + b));
-    CellLanes<T, D> cells(finite);
-    for (int a = 0; a < D; ++a) {
-      const Lanes<T> x = choose(finite, load(points.at[a] + b), Lanes<T>{});
-      const Lanes<T> near = clamp_to(x, T(-2), static_cast<T>(plan.size[a]));
-      cells.add(plan, a, b, constant_cell<T>(near, plan.size[a]));
-    }
-    cells.put(plan, b);
-    store(finite, plan.finite + b);
-    all_whole &= cells.whole, any_live |= cells.live;
+STN_FUNCTION void plan_inside(const Points<T, D>& points, CellPlan<T, D>& plan, int b) {
+  Lanes<int32_t> offset{};
+  for (int a = 0; a < D; ++a) {
+    const Lanes<T> x = load(points.at[a] + b), first = floor_of(x), t = x - first;
+    store(T(1) - t, plan.weight[a][0] + b);
+    store(t, plan.weight[a][1] + b);
+    offset += converted<int32_t>(first) * plan.stride[a];
   }
-  plan.reads = all_of(all_whole) ? Reads::inside : any_of(any_live) ? Reads::edge : Reads::nothing;
-}
-
-// Padding that has moved the points into the map.
-template <class T, int D>
-STN_LARGE_FUNCTION void inner_cells(
-    int lanes, const Points<T, D>& points, const T (&slope)[D][kBlock], CellPlan<T, D>& plan) {
-  Lanes<Mask<T>> all_whole = Lanes<Mask<T>>::all(-1), any_live{};
-  for (int b = 0; b < lanes; b += kLanes) {
-    CellLanes<T, D> cells(load(plan.finite + b));
-    Lanes<Mask<T>> straight = Lanes<Mask<T>>::all(-1);
-    for (int a = 0; a < D; ++a) {
-      const Padded<Lanes<T>> at = {load(points.at[a] + b), load(slope[a] + b)};
-      cells.add(plan, a, b, inner_cell<T>(at, plan.size[a]));
-      straight &= at.slope == Lanes<T>::all(1);
-    }
-    cells.put(plan, b);
-    all_whole &= cells.whole & straight, any_live |= cells.live;
-  }
-  plan.reads = all_of(all_whole) ? Reads::inside : any_of(any_live) ? Reads::edge : Reads::nothing;
+  store(offset, plan.offset + b);
+  plan.reads[b / kLanes] = Reads::inside;
 }
 
 // The subgradient of equations (2) and (3), where floor and ceil coincide.
 template <class T>
-STN_FUNCTION void flatten_integers(const T* x, int lanes, T* slope) {
-  for (int l = 0; l < lanes; ++l) slope[l] = x[l] == floor_of(x[l]) ? T(0) : slope[l];
+STN_FUNCTION Lanes<T> flat_at_integers(const Lanes<T>& x, const Lanes<T>& slope) {
+  return choose(x == floor_of(x), Lanes<T>{}, slope);
 }
 
+// Cells of sixteen points, of which some may lie outside.
 template <class T, int D>
-STN_FUNCTION bool all_inside(int lanes, const Points<T, D>& points, const CellPlan<T, D>& plan) {
-  Lanes<Mask<T>> all = Lanes<Mask<T>>::all(-1);
+STN_LARGE_FUNCTION void plan_edge(const Sampling& sampling, Points<T, D>& points, CellPlan<T, D>& plan, int b) {
+  const bool constant = pads_by_constant(sampling);
+  const Lanes<Mask<T>> finite = keep_finite(points, b);
+  CellLanes<T, D> cells(finite);
+  Lanes<Mask<T>> straight = Lanes<Mask<T>>::all(-1);
   for (int a = 0; a < D; ++a) {
-    const T last = static_cast<T>(plan.size[a] - 1);
-    for (int b = 0; b < lanes; b += kLanes) {
-      const Lanes<T> x = load(points.at[a] + b);
-      all &= (x >= Lanes<T>{}) & (x < Lanes<T>::all(last));
+    T* x = points.at[a] + b;
+    alignas(64) T slope[kLanes];
+    Cell<Lanes<T>> cell;
+    if (constant) {
+      store(clamp_to(load(x), T(-2), static_cast<T>(plan.size[a])), x);
+      cell = constant_cell<T>(load(x), plan.size[a]);
+    } else {
+      pad_axis(sampling, plan.size[a], kLanes, x, slope);
+      cell = inner_cell<T>(Padded<Lanes<T>>{load(x), load(slope)}, plan.size[a]);
     }
+    if (sampling.zero_subgradient) cell.slope = flat_at_integers(load(x), cell.slope);
+    cells.add(plan, a, b, cell);
+    straight &= cell.slope == Lanes<T>::all(1);
   }
-  return all_of(all);
+  cells.put(plan, b);
+  store(finite, plan.finite + b);
+  plan.reads[b / kLanes] = all_of(cells.whole & straight) ? Reads::inside
+                           : any_of(cells.live)           ? Reads::edge
+                                                          : Reads::nothing;
 }
 
 // From here on float32 may round the last pixel of an axis up.
@@ -221,29 +214,12 @@ STN_FUNCTION bool has_small_offsets(const Map& map) {
   return reach < 2147483648.0;
 }
 
-STN_FUNCTION bool pads_by_constant(const Sampling& sampling) {
-  return sampling.padding == Padding::zeros || sampling.padding == Padding::fill;
-}
-
 // The plan of a block; moves the points as padding does.
 template <class T, int D>
 STN_FUNCTION void plan_cells(const Sampling& sampling, int count, Points<T, D>& points, CellPlan<T, D>& plan) {
-  const int lanes = whole_lanes(count);
-  if (!sampling.zero_subgradient && all_inside(lanes, points, plan)) {
-    plan.reads = Reads::inside;
-    return inside_cells(lanes, points, plan);
-  }
-  if (pads_by_constant(sampling)) {
-    constant_cells(lanes, points, plan);
-  } else {
-    alignas(64) T slope[D][kBlock];
-    keep_finite(points, lanes, plan.finite);
-    for (int a = 0; a < D; ++a) pad_axis(sampling, plan.size[a], lanes, points.at[a], slope[a]);
-    inner_cells(lanes, points, slope, plan);
-  }
-  if (!sampling.zero_subgradient) return;
-  for (int a = 0; a < D; ++a) flatten_integers(points.at[a], lanes, plan.slope[a]);
-  if (plan.reads == Reads::inside) plan.reads = Reads::edge;
+  for (int b = 0; b < count; b += kLanes)
+    if (!sampling.zero_subgradient && are_inside(points, plan, b)) plan_inside(points, plan, b);
+    else plan_edge(sampling, points, plan, b);
 }
 
 }  // namespace stn::STN_ISA

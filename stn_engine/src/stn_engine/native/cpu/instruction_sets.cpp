@@ -2,16 +2,16 @@
 
 namespace stn {
 
-#define STN_DECLARE(isa)                       \
-  namespace isa {                              \
-  const Kernels& kernels_float32(int axes);    \
-  const Kernels& kernels_float64(int axes);    \
-  const Kernels& kernels_float16(int axes);    \
-  const Kernels& kernels_bfloat16(int axes);   \
-  const Kernels& kernels_uint8(int axes);      \
+#define STN_DECLARE(isa)                     \
+  namespace isa {                            \
+  const Kernels& kernels_float32(int axes);  \
+  const Kernels& kernels_float64(int axes);  \
+  const Kernels& kernels_float16(int axes);  \
+  const Kernels& kernels_bfloat16(int axes); \
+  const Kernels& kernels_uint8(int axes);    \
   }
 #define STN_KERNELS(isa) \
-  { isa::kernels_float32, isa::kernels_float64, isa::kernels_float16, isa::kernels_bfloat16, isa::kernels_uint8 }
+  {isa::kernels_float32, isa::kernels_float64, isa::kernels_float16, isa::kernels_bfloat16, isa::kernels_uint8}
 
 STN_DECLARE(baseline)
 #if defined(STN_HAS_X86_64_LEVELS)

@@ -49,8 +49,8 @@ struct Generator {
   int64_t batch;
   const double* parameters;  // (batch, count), but for flow and grid
   int64_t count;
-  PointField field;           // flow and grid only
-  const double* basis;        // spline only: (count / 2, target pixels)
+  PointField field;     // flow and grid only
+  const double* basis;  // spline only: (count / 2, target pixels)
 
   STN_MEMBER bool is_linear() const { return kind <= Kind::rotation; }
   STN_MEMBER bool is_pointwise() const { return kind >= Kind::flow; }
@@ -62,11 +62,11 @@ struct Item {
   int64_t batch;  // after broadcasting
   Sampling sampling;
   Generator generator;
-  Map source;                       // U
-  Map target;                       // V, or G
-  Map by_source;                    // gradient of U; no data if not asked for
-  double* by_parameters;            // (batch of the generator, count), or null
-  PointField by_field;              // flow and grid only; no data if not asked for
+  Map source;             // U
+  Map target;             // V, or G
+  Map by_source;          // gradient of U; no data if not asked for
+  double* by_parameters;  // (batch of the generator, count), or null
+  PointField by_field;    // flow and grid only; no data if not asked for
 
   // Rows of target pixels along x.
   STN_MEMBER int64_t rows() const { return target.size[1] * target.size[2]; }

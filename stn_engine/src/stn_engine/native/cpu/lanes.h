@@ -54,14 +54,15 @@ struct Lanes {
   }
 
   STN_MEMBER static Lanes all(E value) {
-    return each([&](int) { return typename RegisterOf<E>::type{} + value; });
+    // Taking 0 away changes no number, not even -0, and costs nothing; adding it does.
+    return each([&](int) { return value - typename RegisterOf<E>::type{}; });
   }
 
-#define STN_OPERATOR(op)                                                                            \
-  STN_MEMBER friend Lanes operator op(const Lanes& a, const Lanes& b) {                             \
-    return each([&](int p) { return a.part[p] op b.part[p]; });                                     \
-  }                                                                                                 \
-  STN_MEMBER friend Lanes operator op(const Lanes& a, E b) { return a op all(b); }                  \
+#define STN_OPERATOR(op)                                                           \
+  STN_MEMBER friend Lanes operator op(const Lanes& a, const Lanes& b) {            \
+    return each([&](int p) { return a.part[p] op b.part[p]; });                    \
+  }                                                                                \
+  STN_MEMBER friend Lanes operator op(const Lanes& a, E b) { return a op all(b); } \
   STN_MEMBER friend Lanes operator op(E a, const Lanes& b) { return all(a) op b; }
   STN_OPERATOR(+)
   STN_OPERATOR(-)
@@ -69,9 +70,9 @@ struct Lanes {
   STN_OPERATOR(/)
 #undef STN_OPERATOR
 
-#define STN_COMPARISON(op)                                                                          \
-  STN_MEMBER friend Lanes<Mask<E>> operator op(const Lanes& a, const Lanes& b) {                    \
-    return compare([&](int p) { return a.part[p] op b.part[p]; });                                  \
+#define STN_COMPARISON(op)                                                         \
+  STN_MEMBER friend Lanes<Mask<E>> operator op(const Lanes & a, const Lanes & b) { \
+    return compare([&](int p) { return a.part[p] op b.part[p]; });                 \
   }
   STN_COMPARISON(==)
   STN_COMPARISON(!=)
@@ -91,9 +92,13 @@ struct Lanes {
     return each([&](int p) { return a.part[p] | b.part[p]; });
   }
   template <class Other>
-  STN_MEMBER Lanes& operator+=(const Other& other) { return *this = *this + other; }
+  STN_MEMBER Lanes& operator+=(const Other& other) {
+    return *this = *this + other;
+  }
   template <class Other>
-  STN_MEMBER Lanes& operator*=(const Other& other) { return *this = *this * other; }
+  STN_MEMBER Lanes& operator*=(const Other& other) {
+    return *this = *this * other;
+  }
   STN_MEMBER Lanes& operator&=(const Lanes& other) { return *this = *this & other; }
   STN_MEMBER Lanes& operator|=(const Lanes& other) { return *this = *this | other; }
 };
@@ -122,6 +127,14 @@ STN_FUNCTION Lanes<E> load(const E* from) {
   return lanes;
 }
 
+template <class S>
+STN_FUNCTION Lanes<Compute<S>> load_widened(const S* from) {
+  if constexpr (std::is_same_v<S, Compute<S>>) return load(from);
+  alignas(64) Compute<S> lanes[kLanes];
+  for (int l = 0; l < kLanes; ++l) lanes[l] = widened(from[l]);
+  return load(lanes);
+}
+
 template <class E>
 STN_FUNCTION void store(const Lanes<E>& lanes, E* to) {
   std::memcpy(to, &lanes, sizeof lanes);
@@ -147,15 +160,24 @@ STN_FUNCTION Lanes<To> converted(const Lanes<E>& lanes) {
 // Of floats below 2^31; of doubles of any size.
 template <class E>
 STN_FUNCTION Lanes<E> floor_of(const Lanes<E>& x) {
+#if defined(__AVX512F__)
+  constexpr int down = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
+  if constexpr (sizeof(E) == 4) return Lanes<E>::each([&](int p) { return _mm512_roundscale_ps(x.part[p], down); });
+  else return Lanes<E>::each([&](int p) { return _mm512_roundscale_pd(x.part[p], down); });
+#elif defined(__AVX2__)
+  if constexpr (sizeof(E) == 4) return Lanes<E>::each([&](int p) { return _mm256_floor_ps(x.part[p]); });
+  else return Lanes<E>::each([&](int p) { return _mm256_floor_pd(x.part[p]); });
+#else
   if constexpr (sizeof(E) == 4) {
     const Lanes<E> truncated = converted<E>(converted<int32_t>(x));
-    return choose(truncated > x, truncated - E(1), truncated);
+    return choose(truncated > x, truncated - E(1), choose(truncated == x, x, truncated));
   } else {
     alignas(64) E lanes[kLanes];
     store(x, lanes);
     for (int l = 0; l < kLanes; ++l) lanes[l] = std::floor(lanes[l]);
     return load(lanes);
   }
+#endif
 }
 
 // Half to even, of numbers below 2^22 (2^51): adding and taking away 1.5·2^23 (2^52) leaves no fraction.

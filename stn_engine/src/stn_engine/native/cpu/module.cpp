@@ -85,8 +85,7 @@ int64_t stride_of(const Array& array, size_t axis) { return array.shape(axis) > 
 
 // (N, C, D, H, W) or (N, C, H, W), axes turned into the order x, y, z.
 Map map_of(const char* where, const Array& array, int axes) {
-  if (array.ndim() != static_cast<size_t>(axes) + 2)
-    fail(where, std::to_string(axes + 2) + " axes", shape_of(array));
+  if (array.ndim() != static_cast<size_t>(axes) + 2) fail(where, std::to_string(axes + 2) + " axes", shape_of(array));
   Map map{};
   map.data = array.data();
   map.batch = static_cast<int64_t>(array.shape(0));
@@ -124,7 +123,8 @@ void require_dense(const char* where, const Array& array) {
 }
 
 PointField field_of(const char* where, const Array& array, int axes, const Map& target) {
-  bool fits = array.ndim() == static_cast<size_t>(axes) + 2 && array.shape(array.ndim() - 1) == static_cast<size_t>(axes);
+  bool fits =
+      array.ndim() == static_cast<size_t>(axes) + 2 && array.shape(array.ndim() - 1) == static_cast<size_t>(axes);
   for (int a = 0; fits && a < axes; ++a)
     fits = static_cast<int64_t>(array.shape(static_cast<size_t>(axes - a))) == target.size[a];
   if (!fits) fail(where, "one point per target pixel", shape_of(array));
@@ -211,7 +211,8 @@ void read_basis(Call& call, nb::handle object, Generator& generator, const Map& 
                     static_cast<int64_t>(basis.shape(1)) == target.size[0] * target.size[1];
   if (!fits) fail("basis", "(points, target pixels) of float64", shape_of(basis));
   if (basis.shape(1) > 1 && basis.stride(1) != 1) fail("basis", "contiguous memory", "strides");
-  if (basis.shape(0) > 1 && basis.shape(1) > 0 && basis.stride(0) != static_cast<int64_t>(basis.shape(1))) fail("basis", "contiguous memory", "strides");
+  if (basis.shape(0) > 1 && basis.shape(1) > 0 && basis.stride(0) != static_cast<int64_t>(basis.shape(1)))
+    fail("basis", "contiguous memory", "strides");
   generator.basis = static_cast<const double*>(basis.data());
 }
 
@@ -242,8 +243,8 @@ void read_generator(Call& call, nb::handle parameters, nb::handle basis, Item& i
 }
 
 // What forward and backward share. `target` is V or G.
-Item& read_item(Call& call, const Options& options, Kind kind, nb::handle source, nb::handle parameters, nb::handle basis,
-                nb::handle target) {
+Item& read_item(Call& call, const Options& options, Kind kind, nb::handle source, nb::handle parameters,
+                nb::handle basis, nb::handle target) {
   Item& item = call.items.emplace_back();
   item.sampling = options.sampling();
   item.generator.kind = kind;
@@ -273,7 +274,8 @@ void read_map_gradient(Call& call, nb::handle object, Item& item) {
   item.by_source = map_of("grad_feature_map", array, item.axes);
   require_same("grad_feature_map", item.by_source, item.source, array);
   require_dense("grad_feature_map", array);
-  if (storage_of("grad_feature_map", array) != item.storage) fail("grad_feature_map", "the dtype of feature_map", "another");
+  if (storage_of("grad_feature_map", array) != item.storage)
+    fail("grad_feature_map", "the dtype of feature_map", "another");
 }
 
 void read_parameter_gradient(Call& call, nb::handle object, Item& item) {
@@ -282,7 +284,8 @@ void read_parameter_gradient(Call& call, nb::handle object, Item& item) {
   require_dense("grad_parameters", array);
   if (item.generator.is_pointwise()) {
     item.by_field = field_of("grad_parameters", array, item.axes, item.target);
-    if (item.by_field.batch != item.generator.batch) fail("grad_parameters", "the batch of the parameters", shape_of(array));
+    if (item.by_field.batch != item.generator.batch)
+      fail("grad_parameters", "the batch of the parameters", shape_of(array));
     return;
   }
   Generator shape{};
@@ -297,9 +300,8 @@ void read_parameter_gradient(Call& call, nb::handle object, Item& item) {
 void write_results(Call& call) {
   for (const Call::Result& result : call.results) {
     const double* from = call.numbers[result.numbers].data();
-    visit_parameters(call.arrays[result.array], result.wide, [&](auto& value) {
-      value = static_cast<std::remove_reference_t<decltype(value)>>(*from++);
-    });
+    visit_parameters(call.arrays[result.array], result.wide,
+                     [&](auto& value) { value = static_cast<std::remove_reference_t<decltype(value)>>(*from++); });
   }
 }
 
@@ -311,7 +313,8 @@ void warp_items(nb::list items, int threads) {
     const auto item = cast<nb::tuple>("item", "a tuple", handle);
     if (item.size() != 6) fail("item", "6 entries", std::to_string(item.size()));
     read_item(call, options_of(item[0]), cast<Kind>("kind", "a Kind", item[1]), item[2], item[3], item[4], item[5]);
-    require_dense("output", call.arrays[call.arrays.size() - (call.items.back().generator.kind == Kind::spline ? 3 : 2)]);
+    require_dense("output",
+                  call.arrays[call.arrays.size() - (call.items.back().generator.kind == Kind::spline ? 3 : 2)]);
   }
   const InstructionSet& isa = *chosen;
   nb::gil_scoped_release free;
@@ -323,7 +326,8 @@ void warp_gradients_of_items(nb::list items, int threads) {
   for (nb::handle handle : items) {
     const auto tuple = cast<nb::tuple>("item", "a tuple", handle);
     if (tuple.size() != 8) fail("item", "8 entries", std::to_string(tuple.size()));
-    Item& item = read_item(call, options_of(tuple[0]), cast<Kind>("kind", "a Kind", tuple[1]), tuple[2], tuple[3], tuple[4], tuple[5]);
+    Item& item = read_item(call, options_of(tuple[0]), cast<Kind>("kind", "a Kind", tuple[1]), tuple[2], tuple[3],
+                           tuple[4], tuple[5]);
     if (item.storage == Storage::uint8) fail("feature_map", "a float dtype", "uint8");
     read_map_gradient(call, tuple[6], item);
     read_parameter_gradient(call, tuple[7], item);
@@ -363,17 +367,33 @@ NB_MODULE(_cpu, m) {
   nb::set_leak_warnings(false);  // options are kept in a cache of Python's, which outlives the module at exit
   m.doc() = "Fused, ragged warps and their gradients on the CPU. Private: use stn_engine.";
   nb::enum_<Interpolation>(m, "Interpolation")
-      .value("nearest", Interpolation::nearest).value("bilinear", Interpolation::bilinear).value("bicubic", Interpolation::bicubic);
+      .value("nearest", Interpolation::nearest)
+      .value("bilinear", Interpolation::bilinear)
+      .value("bicubic", Interpolation::bicubic);
   nb::enum_<Padding>(m, "Padding")
-      .value("zeros", Padding::zeros).value("border", Padding::border).value("reflection", Padding::reflection).value("fill", Padding::fill);
+      .value("zeros", Padding::zeros)
+      .value("border", Padding::border)
+      .value("reflection", Padding::reflection)
+      .value("fill", Padding::fill);
   nb::enum_<Unit>(m, "Unit")
-      .value("normalized", Unit::normalized).value("normalized_corners", Unit::normalized_corners).value("pixel", Unit::pixel);
+      .value("normalized", Unit::normalized)
+      .value("normalized_corners", Unit::normalized_corners)
+      .value("pixel", Unit::pixel);
   nb::enum_<Kind>(m, "Kind")
-      .value("affine", Kind::affine).value("homography", Kind::homography).value("attention", Kind::attention)
-      .value("similarity", Kind::similarity).value("translation", Kind::translation).value("rotation", Kind::rotation)
-      .value("spline", Kind::spline).value("flow", Kind::flow).value("grid", Kind::grid);
+      .value("affine", Kind::affine)
+      .value("homography", Kind::homography)
+      .value("attention", Kind::attention)
+      .value("similarity", Kind::similarity)
+      .value("translation", Kind::translation)
+      .value("rotation", Kind::rotation)
+      .value("spline", Kind::spline)
+      .value("flow", Kind::flow)
+      .value("grid", Kind::grid);
   nb::class_<Options>(m, "Options")
-      .def("__init__", [](Options* self, Interpolation interpolation, Padding padding, Unit unit, bool zero_subgradient, std::vector<double> fill) {
+      .def(
+          "__init__",
+          [](Options* self, Interpolation interpolation, Padding padding, Unit unit, bool zero_subgradient,
+             std::vector<double> fill) {
             if (fill.empty()) fail("fill", "at least one value", "none");
             new (self) Options{interpolation, padding, unit, zero_subgradient, std::move(fill)};
           },

@@ -14,6 +14,18 @@ struct Pairs {
 STN_FUNCTION Lanes<float> lanes_of(__m512 numbers) { return {{numbers}}; }
 #endif
 
+// at[offset[l]].
+template <class S>
+STN_FUNCTION Lanes<Compute<S>> load_single(const S* at, const int* offset) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<S, float>)
+    return lanes_of(_mm512_i32gather_ps(_mm512_loadu_si512(offset), at, sizeof(float)));
+#endif
+  alignas(64) Compute<S> numbers[kLanes];
+  for (int l = 0; l < kLanes; ++l) numbers[l] = widened(at[offset[l]]);
+  return load(numbers);
+}
+
 // left[l] = at[offset[l]] and right[l] = at[offset[l] + step].
 template <class S>
 STN_FUNCTION Pairs<Compute<S>> load_pairs(const S* at, const int* offset, int step) {

@@ -17,15 +17,17 @@ STN_FUNCTION void load_grad(const S* grad, int64_t stride, int count, Compute<S>
 }
 
 template <class S, class T, int D, bool Adjacent>
-STN_FUNCTION void contrast_planes(
-    const Item& item, const Row& row, int64_t j, int count, const CellPlan<T, D>& plan, CellContrast<T, D>& contrast) {
-  const S* source = source_of<S>(item, row.n);
-  const S* grads = row_start<const S>(item.target, row, j);
+STN_FUNCTION void contrast_planes(const Item& item, const Block& block, const CellPlan<T, D>& plan,
+                                  CellContrast<T, D>& contrast) {
+  const S* source = source_of<S>(item, block.row.n);
+  const S* grads = start_of<const S>(item.target, block);
   for (int64_t c = 0; c < item.source.channels; ++c) {
     alignas(64) T grad[kBlock];
-    load_grad<S>(grads + c * item.target.channel_stride, item.target.stride[0], count, grad);
+    load_grad<S>(grads + c * item.target.channel_stride, item.target.stride[0], block.count, grad);
     const T outside = static_cast<T>(item.sampling.outside_of(c));
-    contrast_cells<S, T, D, Adjacent>(source + c * item.source.channel_stride, plan, count, outside, grad, contrast);
+    fetch_ahead(source + c * item.source.channel_stride, plan, block.count);
+    contrast_cells<S, T, D, Adjacent>(source + c * item.source.channel_stride, plan, block.count, outside, grad,
+                                      contrast);
   }
 }
 
@@ -42,8 +44,7 @@ STN_FUNCTION T dot_difference(const S* grad, const S* second, const S* first, in
   T sums[kLanes] = {};
   int64_t c = 0;
   for (; c + kLanes <= channels; c += kLanes)
-    for (int l = 0; l < kLanes; ++l)
-      sums[l] += widened(grad[c + l]) * (widened(second[c + l]) - widened(first[c + l]));
+    for (int l = 0; l < kLanes; ++l) sums[l] += widened(grad[c + l]) * (widened(second[c + l]) - widened(first[c + l]));
   for (int l = 0; c + l < channels; ++l)
     sums[l] += widened(grad[c + l]) * (widened(second[c + l]) - widened(first[c + l]));
   return sum_lanes(sums);
@@ -55,8 +56,8 @@ STN_FUNCTION void contrast_whole_pixel(const Corners<S, D>& corners, const S* gr
   for (int a = 0; a < D; ++a)
     for (int corner = 0; corner < kPairs<D>; ++corner) {
       const Edge edge = edge_of(a, corner);
-      contrast.along[a][corner][b] = dot_difference<S, T>(
-          grad, corners.at[edge.second_pair][edge.second_side], corners.at[edge.first_pair][edge.first_side], channels);
+      contrast.along[a][corner][b] = dot_difference<S, T>(grad, corners.at[edge.second_pair][edge.second_side],
+                                                          corners.at[edge.first_pair][edge.first_side], channels);
     }
 }
 
@@ -79,12 +80,12 @@ STN_FUNCTION void contrast_edge_pixel(const Item& item, const Corners<S, D>& cor
 }
 
 template <class S, class T, int D>
-STN_LARGE_FUNCTION void contrast_pixels(
-    const Item& item, const Row& row, int64_t j, int count, const CellPlan<T, D>& plan, CellContrast<T, D>& contrast) {
-  const S* source = source_of<S>(item, row.n);
-  const S* grad = row_start<const S>(item.target, row, j);
-  for (int b = 0; b < count; ++b, grad += item.target.stride[0]) {
-    if (plan.reads != Reads::inside && !plan.live[b]) continue;
+STN_LARGE_FUNCTION void contrast_pixels(const Item& item, const Block& block, const CellPlan<T, D>& plan,
+                                        CellContrast<T, D>& contrast) {
+  const S* source = source_of<S>(item, block.row.n);
+  const S* grad = start_of<const S>(item.target, block);
+  for (int b = 0; b < block.count; ++b, grad += item.target.stride[0]) {
+    if (plan.reads_of(b) != Reads::inside && !plan.live[b]) continue;
     const Corners<S, D> corners = corners_of(source, plan, b);
     if (is_whole(plan, b)) contrast_whole_pixel<S, T, D>(corners, grad, item.source.channels, b, contrast);
     else contrast_edge_pixel(item, corners, grad, plan, b, contrast);
@@ -92,49 +93,45 @@ STN_LARGE_FUNCTION void contrast_pixels(
 }
 
 template <class S, class T, int D, int K>
-STN_FUNCTION void gradient_of_taps(
-    const Item& item, const Row& row, int64_t j, int count, Points<T, D>& points, ByCoordinate<T, D>& out) {
+STN_FUNCTION void gradient_of_taps(const Item& item, const Block& block, Points<T, D>& points,
+                                   ByCoordinate<T, D>& out) {
   TapPlan<T, D, K> plan;
-  plan_taps(item, count, points, plan);
-  const S* source = source_of<S>(item, row.n);
-  const S* grads = row_start<const S>(item.target, row, j);
+  plan_taps(item, block.count, points, plan);
+  const S* source = source_of<S>(item, block.row.n);
+  const S* grads = start_of<const S>(item.target, block);
   for (int64_t c = 0; c < item.source.channels; ++c) {
     T grad[kBlock];
-    load_grad<S>(grads + c * item.target.channel_stride, item.target.stride[0], count, grad);
-    add_tap_gradient<S, T, D, K>(source + c * item.source.channel_stride, plan, count,
+    load_grad<S>(grads + c * item.target.channel_stride, item.target.stride[0], block.count, grad);
+    add_tap_gradient<S, T, D, K>(source + c * item.source.channel_stride, plan, block.count,
                                  static_cast<T>(item.sampling.outside_of(c)), grad, out);
   }
 }
 
 template <class S, class T, int D>
-STN_FUNCTION void gradient_of_cells(const Item& item, const Row& row, int64_t j, int count, Points<T, D>& points,
-                                    CellPlan<T, D>& plan, ByCoordinate<T, D>& out) {
-  plan_cells(item.sampling, count, points, plan);
-  if (plan.reads == Reads::nothing) return;
+STN_FUNCTION void gradient_of_cells(const Item& item, const Block& block, Points<T, D>& points, CellPlan<T, D>& plan,
+                                    ByCoordinate<T, D>& out) {
+  plan_cells(item.sampling, block.count, points, plan);
   CellContrast<T, D> contrast;
   for (int a = 0; a < D; ++a)
     for (int corner = 0; corner < kPairs<D>; ++corner)
-      for (int b = 0; b < whole_lanes(count); b += kLanes) store(Lanes<T>{}, contrast.along[a][corner] + b);
-  if (is_channels_last(item) && item.source.channels >= kLanes) contrast_pixels<S, T, D>(item, row, j, count, plan, contrast);
-  else if (has_adjacent_pixels(item.source)) contrast_planes<S, T, D, true>(item, row, j, count, plan, contrast);
-  else contrast_planes<S, T, D, false>(item, row, j, count, plan, contrast);
-  coordinate_gradient(plan, count, contrast, out);
+      for (int b = 0; b < block.count; b += kLanes) store(Lanes<T>{}, contrast.along[a][corner] + b);
+  if (is_channels_last(item) && item.source.channels >= kLanes) contrast_pixels<S, T, D>(item, block, plan, contrast);
+  else if (has_adjacent_pixels(item.source)) contrast_planes<S, T, D, true>(item, block, plan, contrast);
+  else contrast_planes<S, T, D, false>(item, block, plan, contrast);
+  coordinate_gradient(plan, block.count, contrast, out);
 }
 
 // G·∂V/∂(x, y, z) in pixels at the points of a block, summed over channels; 0 in the lanes behind them.
 template <class S, class T, int D>
-STN_LARGE_FUNCTION void gradient_of_coordinates(const Item& item, const Row& row, int64_t j, int count,
-                                                Points<T, D>& points, CellPlan<T, D>& plan, ByCoordinate<T, D>& out) {
+STN_LARGE_FUNCTION void gradient_of_coordinates(const Item& item, const Block& block, Points<T, D>& points,
+                                                CellPlan<T, D>& plan, ByCoordinate<T, D>& out) {
   for (int a = 0; a < D; ++a)
-    for (int b = 0; b < whole_lanes(count); b += kLanes) store(Lanes<T>{}, out.at[a] + b);
-  if (item.sampling.interpolation == Interpolation::bicubic)
-    gradient_of_taps<S, T, D, 4>(item, row, j, count, points, out);
-  else if (!has_small_offsets(item.source))
-    gradient_of_taps<S, T, D, 2>(item, row, j, count, points, out);
-  else
-    gradient_of_cells<S>(item, row, j, count, points, plan, out);
+    for (int b = 0; b < block.count; b += kLanes) store(Lanes<T>{}, out.at[a] + b);
+  if (item.sampling.interpolation == Interpolation::bicubic) gradient_of_taps<S, T, D, 4>(item, block, points, out);
+  else if (!has_small_offsets(item.source)) gradient_of_taps<S, T, D, 2>(item, block, points, out);
+  else gradient_of_cells<S>(item, block, points, plan, out);
   for (int a = 0; a < D; ++a)
-    for (int b = count; b < whole_lanes(count); ++b) out.at[a][b] = T(0);
+    for (int b = block.count; b < whole_lanes(block.count); ++b) out.at[a][b] = T(0);
 }
 
 // Sums of g, j·g, i·g and k·g over rows, equations (6) and (7), in sixteen lanes that a fixed tree joins.
@@ -142,13 +139,12 @@ template <int D>
 class RaySums {
  public:
   template <class T>
-  STN_MEMBER void add(const T* g, const Row& row, int64_t j, int count) {
-    const double i = static_cast<double>(row.i), k = static_cast<double>(row.k);
-    for (int b = 0; b < whole_lanes(count); b += kLanes) {
+  STN_MEMBER void add(const T* g, const Block& block) {
+    const Placer<double, D> places(block);
+    for (int b = 0; b < block.count; b += kLanes) {
       const Lanes<double> value = converted<double>(load(g + b));
-      sums_[0] += value * (counting<double>() + static_cast<double>(j + b));
-      sums_[1] += value * i;
-      if constexpr (D == 3) sums_[2] += value * k;
+      const Places<double, D> at = places(b);
+      for (int a = 0; a < D; ++a) sums_[a] += value * at.at[a];
       sums_[D] += value;
     }
   }
@@ -184,21 +180,22 @@ STN_LARGE_FUNCTION void matrix_rows(const Item& item, int64_t n, int64_t first_r
   const bool projective = item.generator.kind == Kind::homography;
   RaySums<D> sums[kMaxRows];
   CellPlan<T, D> plan(item.source);
+  plan.ahead = distance_ahead<T, D>(item, n);
   for_blocks<T, D>(
-      item, n, first_row, last_row, [](const Row&, int64_t, int64_t) {},
-      [&](const PointSource<T, D>& source, const Row& row, int64_t j, int count, Points<T, D>& points) {
+      item, n, first_row, last_row, [](const Row&, Range) {},
+      [&](const PointSource<T, D>& source, const Block& block, Points<T, D>& points) {
         ByCoordinate<T, D> g;
         if (!projective) {
-          gradient_of_coordinates<S, T, D>(item, row, j, count, points, plan, g);
-          for (int a = 0; a < D; ++a) sums[a].add(g.at[a], row, j, count);
+          gradient_of_coordinates<S, T, D>(item, block, points, plan, g);
+          for (int a = 0; a < D; ++a) sums[a].add(g.at[a], block);
         } else if constexpr (D == 2) {
           Points<T, D> moved = points;
-          gradient_of_coordinates<S, T, D>(item, row, j, count, moved, plan, g);
+          gradient_of_coordinates<S, T, D>(item, block, moved, plan, g);
           alignas(64) T divisor[kBlock];
-          source.divisors(row, j, count, divisor);
+          source.divisors(block, divisor);
           alignas(64) double by_ray[3][kBlock];
-          ray_gradient<T>(points, divisor, g, count, by_ray);
-          for (int a = 0; a < 3; ++a) sums[a].add(by_ray[a], row, j, count);
+          ray_gradient<T>(points, divisor, g, block.count, by_ray);
+          for (int a = 0; a < 3; ++a) sums[a].add(by_ray[a], block);
         }
       });
   for (int a = 0; a < (projective ? 3 : D); ++a)
@@ -213,15 +210,15 @@ STN_LARGE_FUNCTION void spline_rows(const Item& item, int64_t n, int64_t first_r
   const int64_t width = item.target.size[0], pixels = width * item.target.size[1];
   CellPlan<T, 2> plan(item.source);
   for_blocks<T, 2>(
-      item, n, first_row, last_row, [](const Row&, int64_t, int64_t) {},
-      [&](const PointSource<T, 2>&, const Row& row, int64_t j, int count, Points<T, 2>& points) {
+      item, n, first_row, last_row, [](const Row&, Range) {},
+      [&](const PointSource<T, 2>&, const Block& block, Points<T, 2>& points) {
         ByCoordinate<T, 2> g;
-        gradient_of_coordinates<S, T, 2>(item, row, j, count, points, plan, g);
-        const double* basis = spline.basis + row.i * width + j;
+        gradient_of_coordinates<S, T, 2>(item, block, points, plan, g);
+        const double* basis = spline.basis + block.row.i * width + block.j;
         for (int64_t k = 0; k < spline.count / 2; ++k)
           for (int a = 0; a < 2; ++a) {
             double sums[kLanes] = {};
-            for (int b = 0; b < count; ++b) sums[b % kLanes] += g.at[a][b] * basis[k * pixels + b];
+            for (int b = 0; b < block.count; ++b) sums[b % kLanes] += g.at[a][b] * basis[k * pixels + b];
             const SourceAxis to = source_axis(spline.lattice.source[a], spline.lattice.unit);
             out[2 * k + a] += sum_lanes(sums) * ratio(to.u, to.w);
           }
@@ -230,27 +227,27 @@ STN_LARGE_FUNCTION void spline_rows(const Item& item, int64_t n, int64_t first_r
 
 // Adds one item's part to the gradient of a block of points.
 template <class S, class T, int D>
-STN_LARGE_FUNCTION void add_field_gradient(
-    const Item& item, const Row& row, int64_t j, int count, CellPlan<T, D>& plan, double (&sums)[D][kBlock]) {
-  const PointSource<T, D> source(item, row.n);
+STN_LARGE_FUNCTION void add_field_gradient(const Item& item, const Block& block, CellPlan<T, D>& plan,
+                                           double (&sums)[D][kBlock]) {
+  const PointSource<T, D> source(item, block.row.n);
   Points<T, D> points;
-  source.fill(row, j, count, points);
+  source.fill(block, points);
   ByCoordinate<T, D> g;
-  gradient_of_coordinates<S, T, D>(item, row, j, count, points, plan, g);
+  gradient_of_coordinates<S, T, D>(item, block, points, plan, g);
   for (int a = 0; a < D; ++a) {
     const SourceAxis to = source_axis(item.source.size[a], item.sampling.unit);
     const T slope = static_cast<T>(ratio(to.u, to.w));
-    for (int b = 0; b < count; ++b) sums[a][b] += static_cast<double>(g.at[a][b] == T(0) ? T(0) : g.at[a][b] * slope);
+    for (int b = 0; b < block.count; ++b)
+      sums[a][b] += static_cast<double>(g.at[a][b] == T(0) ? T(0) : g.at[a][b] * slope);
   }
 }
 
 template <class P, int D>
-STN_FUNCTION void store_field(const PointField& field, int64_t n, const Row& row, int64_t j, int count,
-                              const double (&sums)[D][kBlock]) {
-  P* out = static_cast<P*>(field.data) + n * field.batch_stride + row.i * field.stride[1] + row.k * field.stride[2] +
-           j * field.stride[0];
+STN_FUNCTION void store_field(const PointField& field, const Block& block, const double (&sums)[D][kBlock]) {
+  P* out = field_start<P>(field, block);
   for (int a = 0; a < D; ++a)
-    for (int b = 0; b < count; ++b) out[a * field.component_stride + b * field.stride[0]] = static_cast<P>(sums[a][b]);
+    for (int b = 0; b < block.count; ++b)
+      out[a * field.component_stride + b * field.stride[0]] = static_cast<P>(sums[a][b]);
 }
 
 // Gradient of a grid or a flow in some rows of its item n_field: the sum over all items that share it.
@@ -258,18 +255,16 @@ template <class S, int D>
 void field_rows(const Item& item, int64_t n_field, int64_t first_row, int64_t last_row) {
   using T = Compute<S>;
   const bool broadcast = item.by_field.batch == 1;
-  const int64_t width = item.target.size[0];
   CellPlan<T, D> plan(item.source);
   for (int64_t r = first_row; r < last_row; ++r)
-    for (int64_t j = 0; j < width; j += kBlock) {
-      const int count = static_cast<int>(width - j < kBlock ? width - j : kBlock);
+    for_pieces(row_of(item, n_field, r), {0, item.target.size[0]}, [&](const Block& block) {
       double sums[D][kBlock] = {};
-      for (int64_t n = broadcast ? 0 : n_field; n < (broadcast ? item.batch : n_field + 1); ++n)
-        add_field_gradient<S, T, D>(item, row_of(item, n, r), j, count, plan, sums);
-      const Row row = row_of(item, n_field, r);
-      item.by_field.wide ? store_field<double, D>(item.by_field, n_field, row, j, count, sums)
-                         : store_field<float, D>(item.by_field, n_field, row, j, count, sums);
-    }
+      Block piece = block;
+      for (piece.row.n = broadcast ? 0 : n_field; piece.row.n < (broadcast ? item.batch : n_field + 1); ++piece.row.n)
+        add_field_gradient<S, T, D>(item, piece, plan, sums);
+      item.by_field.wide ? store_field<double>(item.by_field, block, sums)
+                         : store_field<float>(item.by_field, block, sums);
+    });
 }
 
 // Adds the part of some rows of item n to sums of generator.count numbers, or of the entries of its matrix.

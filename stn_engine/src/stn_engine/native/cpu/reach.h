@@ -10,11 +10,6 @@ struct Box {
   double low[kMaxAxes], high[kMaxAxes];
 };
 
-// Half-open ranges of target pixels.
-struct Range {
-  int64_t first, last;
-};
-
 STN_FUNCTION int64_t to_index(double value, int64_t size) {
   return value <= 0.0 ? 0 : value >= static_cast<double>(size) ? size : static_cast<int64_t>(value);
 }

@@ -50,7 +50,7 @@ STN_FUNCTION CellPixels<T, D> load_cells(const S* channel, const CellPlan<T, D>&
   CellPixels<T, D> cells;
   for (int pair = 0; pair < kPairs<D>; ++pair) {
     Pairs<T> pixels = load_lanes<S, Adjacent>(channel + pair_offset(plan, pair), plan.offset + b, plan.step[0]);
-    if (plan.reads == Reads::edge) hide_missing(plan, b, pair, outside, pixels);
+    if (plan.reads_of(b) == Reads::edge) hide_missing(plan, b, pair, outside, pixels);
     cells.at[pair][0] = pixels.left, cells.at[pair][1] = pixels.right;
   }
   return cells;
@@ -58,8 +58,8 @@ STN_FUNCTION CellPixels<T, D> load_cells(const S* channel, const CellPlan<T, D>&
 
 // The weighted sum of two values along an axis.
 template <class T, int D>
-STN_FUNCTION Lanes<T> blend(
-    const CellPlan<T, D>& plan, int axis, int b, const Lanes<T>& first, const Lanes<T>& second) {
+STN_FUNCTION Lanes<T> blend(const CellPlan<T, D>& plan, int axis, int b, const Lanes<T>& first,
+                            const Lanes<T>& second) {
   return first * load(plan.weight[axis][0] + b) + second * load(plan.weight[axis][1] + b);
 }
 
@@ -74,21 +74,21 @@ STN_FUNCTION Lanes<T> blend_cells(const CellPlan<T, D>& plan, int b, const CellP
 
 // Points that read nothing return constants.
 template <class T>
-STN_FUNCTION Lanes<T> with_constants(
-    const Mask<T>* live, const Mask<T>* finite, const Constants<T>& constants, Lanes<T> values) {
+STN_FUNCTION Lanes<T> with_constants(const Mask<T>* live, const Mask<T>* finite, const Constants<T>& constants,
+                                     Lanes<T> values) {
   const Lanes<T> outside = Lanes<T>::all(constants.outside), fill = Lanes<T>::all(constants.fill);
   return choose(load(live), values, choose(load(finite), outside, fill));
 }
 
 // V of one channel at the points of a block.
 template <class S, class T, int D, bool Adjacent>
-STN_LARGE_FUNCTION void read_cells(
-    const S* channel, const CellPlan<T, D>& plan, int count, const Constants<T>& constants, T* out) {
+STN_LARGE_FUNCTION void read_cells(const S* channel, const CellPlan<T, D>& plan, int count,
+                                   const Constants<T>& constants, T* out) {
   for (int b = 0; b < count; b += kLanes) {
     Lanes<T> values{};
-    if (plan.reads != Reads::nothing)
+    if (plan.reads_of(b) != Reads::nothing)
       values = blend_cells(plan, b, load_cells<S, T, D, Adjacent>(channel, plan, b, constants.outside));
-    if (plan.reads != Reads::inside) values = with_constants(plan.live + b, plan.finite + b, constants, values);
+    if (plan.reads_of(b) != Reads::inside) values = with_constants(plan.live + b, plan.finite + b, constants, values);
     store_some<T>(values, count - b < kLanes ? count - b : kLanes, out + b);
   }
 }
@@ -113,8 +113,7 @@ struct Edge {
 }
 
 template <class T, int D>
-STN_FUNCTION void add_contrast(
-    const CellPixels<T, D>& cells, int b, const T* grad, CellContrast<T, D>& contrast) {
+STN_FUNCTION void add_contrast(const CellPixels<T, D>& cells, int b, const T* grad, CellContrast<T, D>& contrast) {
   const Lanes<T> g = load(grad + b);
   for (int a = 0; a < D; ++a)
     for (int corner = 0; corner < kPairs<D>; ++corner) {
@@ -141,8 +140,8 @@ struct ByCoordinate {
 
 // Equations (2) and (3): the gradient by each coordinate, 0 wherever the value does not depend on it.
 template <class T, int D>
-STN_LARGE_FUNCTION void coordinate_gradient(
-    const CellPlan<T, D>& plan, int count, const CellContrast<T, D>& contrast, ByCoordinate<T, D>& out) {
+STN_LARGE_FUNCTION void coordinate_gradient(const CellPlan<T, D>& plan, int count, const CellContrast<T, D>& contrast,
+                                            ByCoordinate<T, D>& out) {
   for (int a = 0; a < D; ++a) {
     const int low = a == 0 ? 1 : 0, high = a == 2 ? 1 : 2;
     const auto& along = contrast.along[a];
@@ -150,7 +149,7 @@ STN_LARGE_FUNCTION void coordinate_gradient(
       Lanes<T> sum = blend(plan, low, b, load(along[0] + b), load(along[1] + b));
       if constexpr (D == 3)
         sum = blend(plan, high, b, sum, blend(plan, low, b, load(along[2] + b), load(along[3] + b)));
-      if (plan.reads != Reads::inside) {
+      if (plan.reads_of(b) != Reads::inside) {
         const Lanes<T> slope = choose(load(plan.live + b), load(plan.slope[a] + b), Lanes<T>{});
         sum = choose(slope == Lanes<T>{}, Lanes<T>{}, slope * sum);
       }

@@ -28,8 +28,8 @@ struct Products {
 };
 
 template <class S, class T>
-STN_LARGE_FUNCTION void add_products(
-    const Products<T>& products, const S* grad, const Map& target, int64_t channels, const Band<T>& band) {
+STN_LARGE_FUNCTION void add_products(const Products<T>& products, const S* grad, const Map& target, int64_t channels,
+                                     const Band<T>& band) {
   const int64_t step = target.stride[0];
   if (band.channel_stride == 1 && target.channel_stride == 1) {
     for (int e = 0; e < products.count; ++e) {
@@ -56,7 +56,7 @@ STN_FUNCTION bool is_in_band(const TapPlan<T, D, K>& plan, int tap, int b, const
 
 template <class S, class T, int D, int K>
 STN_LARGE_FUNCTION void scatter_block(const Item& item, const TapPlan<T, D, K>& plan, int count, const S* grad,
-                                const Band<T>& band) {
+                                      const Band<T>& band) {
   Products<T> products;
   for (int b = 0; b < count; ++b) {
     if (!plan.live[b]) continue;
@@ -96,20 +96,16 @@ STN_LARGE_FUNCTION void scatter_item(const Item& item, int64_t n, const Band<T>&
   const PointSource<T, D> source(item, n);
   const Reach reach = Reach::of<T>(item, source.matrix());
   const Columns columns(reach, band_box<D, K>(item, band.first, band.last));
-  const Map& target = item.target;
   for (int64_t row_index = 0; row_index < item.rows(); ++row_index) {
     const Row row = row_of(item, n, row_index);
     const Range piece = columns(row);
-    const S* grads = static_cast<const S*>(target.data) + n * target.batch_stride + row.i * target.stride[1] +
-                     row.k * target.stride[2];
-    for (int64_t j = piece.first; j < piece.last; j += kBlock) {
-      const int count = static_cast<int>(piece.last - j < kBlock ? piece.last - j : kBlock);
+    for_pieces(row, piece, [&](const Block& block) {
       Points<T, D> points;
-      source.fill(row, j, count, points);
+      source.fill(block, points);
       TapPlan<T, D, K> plan;
-      plan_taps(item, count, points, plan);
-      scatter_block<S>(item, plan, count, grads + j * target.stride[0], band);
-    }
+      plan_taps(item, block.count, points, plan);
+      scatter_block<S>(item, plan, block.count, start_of<const S>(item.target, block), band);
+    });
   }
 }
 
@@ -152,12 +148,12 @@ STN_FUNCTION void scatter_band(const Item& item, int64_t n_source, int64_t first
   S* const map = static_cast<S*>(to.data) + n_source * to.batch_stride;
   const Map memory = std::is_same_v<S, T> ? to : dense_band<D>(to, last - first);
   T* scratch = nullptr;
-  if constexpr (!std::is_same_v<S, T>) scratch = new T[static_cast<size_t>(memory.channels * (last - first)) *
-      static_cast<size_t>(to.size[0] * (D == 3 ? to.size[1] : 1))];
+  if constexpr (!std::is_same_v<S, T>)
+    scratch = new T[static_cast<size_t>(memory.channels * (last - first)) *
+                    static_cast<size_t>(to.size[0] * (D == 3 ? to.size[1] : 1))];
   T* const base = std::is_same_v<S, T> ? reinterpret_cast<T*>(map) : scratch - first * memory.stride[D - 1];
-  for_band<D>(memory, first, last, [&](int64_t c, int64_t x, int64_t y, int64_t z) {
-    base[offset_in(memory, c, x, y, z)] = T(0);
-  });
+  for_band<D>(memory, first, last,
+              [&](int64_t c, int64_t x, int64_t y, int64_t z) { base[offset_in(memory, c, x, y, z)] = T(0); });
   Item walked = item;
   for (int a = 0; a < D; ++a) walked.source.stride[a] = memory.stride[a];
   const Band<T> band = {first, last, base, memory.channel_stride};

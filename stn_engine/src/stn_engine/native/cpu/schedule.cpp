@@ -43,7 +43,8 @@ int64_t size_of(const std::vector<Span>& spans) {
 void run(const std::vector<Span>& spans, int threads, const std::function<void(const Task&)>& visit) {
   const std::vector<Task> tasks = cut(spans);
   const int64_t count = static_cast<int64_t>(tasks.size()), size = size_of(spans);
-  const int64_t together = std::max<int64_t>(1, std::min<int64_t>(count / (8 * threads), kTaskSize * count / std::max<int64_t>(1, size)));
+  const int64_t together =
+      std::max<int64_t>(1, std::min<int64_t>(count / (8 * threads), kTaskSize * count / std::max<int64_t>(1, size)));
   const int64_t groups = (count + together - 1) / together;
   for_each_task(groups, size < kWorthAThread ? 1 : threads, [&](int64_t group) {
     const int64_t last = std::min((group + 1) * together, count);

@@ -11,11 +11,11 @@ template <class T, int D, int K>
 struct TapPlan {
   int64_t offset[D][K][kBlock];  // along each axis, within the map
   T weight[D][K][kBlock];
-  T slope[D][K][kBlock];         // derivatives of the weights by the coordinate
+  T slope[D][K][kBlock];  // derivatives of the weights by the coordinate
   Mask<T> inside[D][K][kBlock];
   Mask<T> live[kBlock];
   Mask<T> finite[kBlock];
-  bool whole;                    // every tap of every point is inside
+  bool whole;  // every tap of every point is inside
 };
 
 // First tap and weights of a coordinate that padding has moved, if it moves coordinates at all. V is a number or
@@ -58,8 +58,8 @@ STN_FUNCTION void put_taps(const Item& item, int a, int b, T x, T slope, bool co
     plan.inside[a][k][b] = inside | !constant ? -1 : 0;
     plan.weight[a][k][b] = taps.weight[k];
     plan.slope[a][k][b] = taps.slope[k] * slope;
-    plan.offset[a][k][b] = at_most(static_cast<int64_t>(clamp_to(place, T(0), last)), item.source.size[a] - 1) *
-                           item.source.stride[a];
+    plan.offset[a][k][b] =
+        at_most(static_cast<int64_t>(clamp_to(place, T(0), last)), item.source.size[a] - 1) * item.source.stride[a];
   }
 }
 
@@ -99,7 +99,7 @@ STN_FUNCTION void plan_axis(const Item& item, int a, int lanes, T* x, TapPlan<T,
 template <class T, int D, int K>
 STN_LARGE_FUNCTION void plan_taps(const Item& item, int count, Points<T, D>& points, TapPlan<T, D, K>& plan) {
   const int lanes = whole_lanes(count);
-  keep_finite(points, lanes, plan.finite);
+  for (int b = 0; b < lanes; b += kLanes) store(keep_finite(points, b), plan.finite + b);
   for (int b = 0; b < lanes; ++b) plan.live[b] = plan.finite[b];
   for (int a = 0; a < D; ++a) plan_axis<T, D, K>(item, a, lanes, points.at[a], plan);
   Mask<T> whole = -1;
@@ -170,8 +170,8 @@ STN_LARGE_FUNCTION T sum_taps(const S* channel, const TapPlan<T, D, K>& plan, in
 
 // V of one channel at the points of a block.
 template <class S, class T, int D, int K>
-STN_FUNCTION void read_taps(
-    const S* channel, const TapPlan<T, D, K>& plan, int count, const Constants<T>& constants, T* out) {
+STN_FUNCTION void read_taps(const S* channel, const TapPlan<T, D, K>& plan, int count, const Constants<T>& constants,
+                            T* out) {
   for (int b = 0; b < count; ++b) out[b] = sum_taps<S, T, D, K>(channel, plan, b, constants.outside, -1, T(0));
   for (int b = 0; b < count; ++b)
     if (!plan.live[b]) out[b] = plan.finite[b] ? constants.outside : constants.fill;
@@ -180,8 +180,8 @@ STN_FUNCTION void read_taps(
 // Adds G times the derivative by each coordinate. Values count from the first tap, so that a large common
 // offset of the pixels cancels.
 template <class S, class T, int D, int K>
-STN_FUNCTION void add_tap_gradient(const S* channel, const TapPlan<T, D, K>& plan, int count, T outside,
-                                   const T* grad, ByCoordinate<T, D>& out) {
+STN_FUNCTION void add_tap_gradient(const S* channel, const TapPlan<T, D, K>& plan, int count, T outside, const T* grad,
+                                   ByCoordinate<T, D>& out) {
   for (int b = 0; b < count; ++b) {
     if (!plan.live[b]) continue;
     const T origin = tap_value<S, T, D, K>(channel, plan, 0, b, outside);

@@ -20,9 +20,9 @@ constexpr int kTileValues = kTileBytes / static_cast<int>(sizeof(T));
 
 // How a map is cut. Cells stand before the pixels they reach, so a tile has K - 1 more of them per axis.
 struct Tiling {
-  int64_t size[kMaxAxes];   // pixels of a whole tile
+  int64_t size[kMaxAxes];  // pixels of a whole tile
   int64_t count[kMaxAxes];
-  int64_t group, groups;    // channels
+  int64_t group, groups;  // channels
 
   STN_MEMBER int64_t units() const { return count[0] * count[1] * count[2] * groups; }
 };
@@ -88,9 +88,7 @@ class Tile {
     for (int64_t k = depth.first; k < depth.last; ++k)
       for (int64_t i = height.first; i < height.last; ++i) {
         const Row row = {n, i, k};
-        const Range piece = columns(row);
-        for (int64_t j = piece.first; j < piece.last; j += kBlock)
-          add_block(source, row, j, static_cast<int>(at_most_size(kBlock, piece.last - j)));
+        for_pieces(row, columns(row), [&](const Block& block) { add_block(source, block); });
       }
   }
 
@@ -107,16 +105,14 @@ class Tile {
     return box;
   }
 
-  STN_MEMBER void add_block(const PointSource<T, D>& source, const Row& row, int64_t j, int count) {
+  STN_MEMBER void add_block(const PointSource<T, D>& source, const Block& block) {
     Points<T, D> points;
-    source.fill(row, j, count, points);
-    plan(count, points);
+    source.fill(block, points);
+    plan(block.count, points);
     for (int64_t c = 0; c < channels_.count; ++c) {
       const Map& target = item_.target;
-      const S* grad = static_cast<const S*>(target.data) + row.n * target.batch_stride +
-                      (channels_.first + c) * target.channel_stride + j * target.stride[0] +
-                      row.i * target.stride[1] + row.k * target.stride[2];
-      add_products(grad, target.stride[0], count, sums_of(c));
+      const S* grad = start_of<const S>(target, block) + (channels_.first + c) * target.channel_stride;
+      add_products(grad, target.stride[0], block.count, sums_of(c));
     }
   }
 
@@ -126,7 +122,7 @@ class Tile {
   STN_MEMBER void plan(int count, Points<T, D>& points) {
     const int lanes = whole_lanes(count);
     alignas(64) Mask<T> live[kBlock];
-    keep_finite(points, lanes, live);
+    for (int b = 0; b < lanes; b += kLanes) store(keep_finite(points, b), live + b);
     alignas(64) T slope[kBlock];
     if (item_.sampling.padding == Padding::border)
       for (int a = 0; a < D; ++a) pad_axis(item_.sampling, item_.source.size[a], lanes, points.at[a], slope);

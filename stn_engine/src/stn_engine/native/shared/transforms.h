@@ -50,8 +50,8 @@ STN_FUNCTION void similarity_theta(Kind kind, const double* parameters, double t
   theta[5] = part.t_y < 0 ? 0.0 : parameters[part.t_y];
 }
 
-STN_FUNCTION void similarity_theta_adjoint(
-    Kind kind, const double* parameters, const double by_theta[6], double* by_parameters) {
+STN_FUNCTION void similarity_theta_adjoint(Kind kind, const double* parameters, const double by_theta[6],
+                                           double* by_parameters) {
   const SimilarityParts part = similarity_parts(kind);
   const double s = part.s < 0 ? 1.0 : parameters[part.s];
   const double phi = part.phi < 0 ? 0.0 : parameters[part.phi];
@@ -87,8 +87,8 @@ STN_FUNCTION void affine_matrix_adjoint(const Lattice& lattice, const Matrix& by
     const double by_constant = by_matrix.at[a][lattice.axes];
     for (int b = 0; b < lattice.axes; ++b) {
       const TargetAxis from = target_axis(lattice.target[b], lattice.unit);
-      by_theta[a * columns + b] = by_matrix.at[a][b] * ratio(to.u * from.p, to.w * from.r) +
-                                  by_constant * ratio(to.u * from.q, to.w * from.r);
+      by_theta[a * columns + b] =
+          by_matrix.at[a][b] * ratio(to.u * from.p, to.w * from.r) + by_constant * ratio(to.u * from.q, to.w * from.r);
     }
     by_theta[a * columns + lattice.axes] = by_constant * ratio(to.u, to.w);
   }
@@ -127,8 +127,7 @@ STN_FUNCTION void homography_matrix_adjoint(const Lattice& lattice, const Matrix
   for (int e = 0; e < 9; ++e) {
     by_theta[e] = 0.0;
     for (int a = 0; a < 3; ++a)
-      for (int b = 0; b < 3; ++b)
-        by_theta[e] += homography_factor(lattice, a, b, e / 3, e % 3) * by_matrix.at[a][b];
+      for (int b = 0; b < 3; ++b) by_theta[e] += homography_factor(lattice, a, b, e / 3, e % 3) * by_matrix.at[a][b];
   }
 }
 
@@ -140,8 +139,8 @@ STN_FUNCTION Matrix pixel_matrix(Kind kind, const Lattice& lattice, const double
   return affine_matrix(lattice, theta);
 }
 
-STN_FUNCTION void pixel_matrix_adjoint(
-    Kind kind, const Lattice& lattice, const double* parameters, const Matrix& by_matrix, double* by_parameters) {
+STN_FUNCTION void pixel_matrix_adjoint(Kind kind, const Lattice& lattice, const double* parameters,
+                                       const Matrix& by_matrix, double* by_parameters) {
   if (kind == Kind::homography) return homography_matrix_adjoint(lattice, by_matrix, by_parameters);
   if (kind == Kind::affine) return affine_matrix_adjoint(lattice, by_matrix, by_parameters);
   double by_theta[6];
