@@ -63,11 +63,8 @@ def test_what_is_left_out_is_not_limited(read):
     [
         ("", "auth.tokens: expected at least one token in"),
         ("[a", "auth.tokens: expected TOML in"),
-        ("a = 1", "a: expected a table with sha256, got a value."),
-        (
-            "['a b']\nsha256 = ''",
-            "auth.tokens: expected names of letters, digits, '_.-', got 'a b'",
-        ),
+        ("secret = 'alice'", "auth.tokens: entry 1: expected a table with sha256, got a value."),
+        (entry("a", "x") + "['a secret']", "auth.tokens: entry 2: expected a name of letters"),
         ("[a]", "a.sha256: expected 64 hexadecimal digits, got something else."),
         ("[a]\nsha256 = 'secret'", "a.sha256: expected 64 hexadecimal digits"),
         (f"[a]\nsha256 = '{DIGEST.upper()}'", "a.sha256: expected 64 hexadecimal digits"),

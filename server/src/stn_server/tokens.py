@@ -72,8 +72,8 @@ def read_tokens(path: str) -> Tokens:
     """The entries of a file.
 
     Raises:
-        ConfigError: The file cannot be read or breaks a rule. Never quotes a digest, which may be
-            a token that somebody forgot to hash.
+        ConfigError: The file cannot be read or breaks a rule. Never quotes what may be a token
+            that somebody forgot to hash.
     """
     try:
         entries = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -83,17 +83,19 @@ def read_tokens(path: str) -> Tokens:
         raise ConfigError(f"auth.tokens: expected TOML in {path}, got {error}.") from error
     if not entries:
         raise ConfigError(f"auth.tokens: expected at least one token in {path}, got none.")
-    tokens = tuple(_token(name, entry) for name, entry in entries.items())
+    tokens = tuple(_token(n, *entry) for n, entry in enumerate(entries.items(), start=1))
     if len({token.digest for token in tokens}) < len(tokens):
         raise ConfigError(f"auth.tokens: expected distinct tokens in {path}, got one twice.")
     return Tokens(tokens)
 
 
-def _token(name: str, entry: Any) -> Token:
-    if not _NAME_FORM.fullmatch(name):
-        raise ConfigError(f"auth.tokens: expected names of letters, digits, '_.-', got {name!r}.")
+def _token(number: int, name: str, entry: Any) -> Token:
+    """An entry; until it looks like one, its name may be a token and is not repeated."""
+    where = f"auth.tokens: entry {number}"
     if not isinstance(entry, Mapping):
-        raise ConfigError(f"{name}: expected a table with sha256, got a value.")
+        raise ConfigError(f"{where}: expected a table with sha256, got a value.")
+    if not _NAME_FORM.fullmatch(name):
+        raise ConfigError(f"{where}: expected a name of letters, digits and '_.-', got another.")
     for key in entry:
         if key not in {"sha256", *QUOTAS}:
             raise unknown("setting", f"{name}.{key}", [f"{name}.{k}" for k in ("sha256", *QUOTAS)])
