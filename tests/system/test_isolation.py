@@ -100,7 +100,7 @@ def test_an_oversized_item_runs_alone():
     """It fills no batch that others wait for, and is served as well."""
     outcome, batches = play(request(0, size=(500, 500)))
     assert isinstance(outcome, bytes)
-    assert sorted(batches) == [1, NEIGHBOURS]
+    assert batches == [NEIGHBOURS // 2, 1, NEIGHBOURS - NEIGHBOURS // 2]
 
 
 def test_numbers_that_are_none_stay_where_they_are():
