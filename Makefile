@@ -40,7 +40,7 @@ $(RIVALS): .ci/requirements-bench.txt $(INSTALLED)
 	$(BIN)/pip install --quiet --no-deps --requirement $<
 	@touch $@
 
-.PHONY: demo test check fuzz-native format proto docs bench bench-engine clean help
+.PHONY: demo test check fuzz-native fuzz-server overload chaos soak format proto docs bench bench-engine clean help
 
 demo: $(BUILT)  ## warp a photo, differentiate it, align two photos, all through a real server
 	$(BIN)/python client/examples/first_light.py --output build/demo
@@ -63,6 +63,20 @@ fuzz-native: $(INSTALLED)  ## the native module under sanitizers; FUZZ="--second
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/native-fuzz \
 		$(BIN)/python tests/fuzz/fuzz_native.py $(FUZZ)
+
+STRESS := GRPC_VERBOSITY=NONE PYTHONPATH=tests $(BIN)/python
+
+fuzz-server: $(BUILT)  ## a million odd messages to a server; FUZZ="--inputs 20000 --seed 1"
+	$(STRESS) tests/fuzz/fuzz_server.py $(FUZZ)
+
+overload: $(BUILT)  ## three times the capacity for a minute
+	$(STRESS) -m stress.overload --seconds 60
+
+chaos: $(BUILT)  ## 100,000 calls with cancellations, killed callers and injected faults
+	$(STRESS) -m stress.chaos --requests 100000
+
+soak: $(BUILT)  ## half an hour of mixed load; memory must not rise
+	$(STRESS) -m stress.soak --seconds 1800
 
 format: $(INSTALLED)  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix
