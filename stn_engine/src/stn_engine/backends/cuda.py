@@ -26,14 +26,14 @@ from stn_engine.problem import (
     WarpProblem,
 )
 
-P = TypeVar("P")
+P = TypeVar("P", WarpProblem, WarpGradientsProblem)
 R = TypeVar("R")
 
 COMPOSITION = TorchBackend()
 LARGEST_SIZE = 1 << 24
 """Up to here float32 counts pixels exactly."""
 LARGEST_OFFSET = (1 << 31) - 1
-"""Within one item of a batch, offsets are 32-bit integers."""
+"""Within a channel, offsets are 32-bit integers."""
 
 
 class CudaBackend:
@@ -53,7 +53,7 @@ class CudaBackend:
         reasons = self._launcher.reasons_against(problem.operands[0].device)
         if reasons or isinstance(problem, GridProblem | GridGradientsProblem):
             return reasons
-        return _reasons_against_sizes(problem if isinstance(problem, WarpProblem) else problem.warp)
+        return _reasons_against_sizes(_warp_of(problem))
 
     def warp(self, problems: Sequence[WarpProblem]) -> list[Tensor]:
         """V of each problem, (N, C, ...), in the memory format of its feature map."""
@@ -65,12 +65,7 @@ class CudaBackend:
     def warp_gradients(self, problems: Sequence[WarpGradientsProblem]) -> list[Gradients]:
         """The gradients that each problem needs."""
         gradients = [gradients_of(problem) for problem in problems]
-        running = [
-            (problem, result)
-            for problem, result in zip(problems, gradients, strict=True)
-            if 0 not in problem.warp.output_shape
-        ]
-        for batch in self._batches(*zip(*running, strict=True), gradients_entry):
+        for batch in self._batches(problems, gradients, gradients_entry):
             batch.run_gradients()
         return gradients
 
@@ -88,22 +83,32 @@ class CudaBackend:
         results: Iterable[R],
         describe: Callable[[P, R], tuple[Key, Entry]],
     ) -> list[Batch]:
-        """One batch for all problems whose kernels are the same."""
+        """One batch for all problems whose kernels are the same, and none for empty ones."""
         batches: dict[Key, list[Entry]] = {}
         for problem, result in zip(problems, results, strict=True):
+            if 0 in _warp_of(problem).output_shape:
+                continue
             key, entry = describe(problem, result)
             batches.setdefault(key, []).append(entry)
         return [Batch(self._launcher, key, entries) for key, entries in batches.items()]
 
 
+def _warp_of(problem: WarpProblem | WarpGradientsProblem) -> WarpProblem:
+    return problem if isinstance(problem, WarpProblem) else problem.warp
+
+
 def _reasons_against_sizes(warp: WarpProblem) -> tuple[str, ...]:
     """Why the kernels' integers cannot hold a problem."""
-    sizes = (*warp.feature_map.shape[2:], *warp.output_shape[2:])
-    if max(sizes) > LARGEST_SIZE:
-        return (f"maps are up to {LARGEST_SIZE} pixels wide, this one is {max(sizes)}",)
-    item = warp.feature_map
-    reach = sum((n - 1) * abs(step) for n, step in zip(item.shape[1:], item.stride()[1:], strict=True))
-    largest = max(reach, math.prod(item.shape[1:]), math.prod(warp.output_shape[1:]))
-    if largest > LARGEST_OFFSET:
-        return (f"an item spans up to {LARGEST_OFFSET} elements, this one {largest}",)
+    source, size = warp.feature_map, warp.output_shape[2:]
+    if max(*source.shape[2:], *size) > LARGEST_SIZE:
+        return (f"maps are at most {LARGEST_SIZE} pixels wide, high or deep",)
+    channels = source.shape[1] if source.stride()[1] == 1 else 1
+    steps = zip(source.shape[2:], source.stride()[2:], strict=True)
+    reach = max(
+        sum((n - 1) * abs(step) for n, step in steps),
+        math.prod(source.shape[2:]) * channels,
+        math.prod(size) * channels,
+    )
+    if reach > LARGEST_OFFSET:
+        return (f"a channel spans at most {LARGEST_OFFSET} elements, this one {reach}",)
     return ()
