@@ -214,7 +214,8 @@ class Batch:
     def _gather(self) -> None:
         program = self._key.program("gather")
         self._over("thetas", program, "stn_reach")
-        self._over("source_tiles", program, f"stn_gather_{self._key.layout}")
+        for kernel in ("stn_gather", "stn_gather_far"):
+            self._over("source_tiles", program, f"{kernel}_{self._key.layout}")
 
     def _scatter(self, *, collects: bool) -> None:
         program = self._key.program("scatter")

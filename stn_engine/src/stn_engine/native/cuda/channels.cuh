@@ -82,7 +82,7 @@ constexpr int kBlocks = sizeof(T) == 8 ? 2 : K == 4 ? 3 : 4;
 
 }  // namespace stn
 
-#define STN_KERNEL(name, ...)                                                                             \
-  extern "C" __global__ void __launch_bounds__(stn::kThreads, stn::kBlocks) name(STN_ARGUMENTS) { \
-    __VA_ARGS__(STN_LAUNCH);                                                                              \
+#define STN_KERNEL(name, blocks, ...)                                                          \
+  extern "C" __global__ void __launch_bounds__(stn::kThreads, blocks) name(STN_ARGUMENTS) { \
+    __VA_ARGS__(STN_LAUNCH);                                                                    \
   }

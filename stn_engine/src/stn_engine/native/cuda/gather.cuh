@@ -3,7 +3,8 @@
 // on nothing but the sizes.
 //
 // A thread walks the few candidates of its pixel by itself. Pixels with many of them (strong magnification, the
-// borders that clipping reads from afar, maps that cannot be inverted) are walked by their whole warp, one by one.
+// borders that clipping reads from afar, maps that cannot be inverted) are walked by a whole warp, one by one, in a
+// kernel of its own.
 #pragma once
 
 #include "channels.cuh"
@@ -11,7 +12,8 @@
 
 namespace stn {
 
-constexpr int kFew = D == 2 ? 64 : 128;
+constexpr int kGatherBlocks = sizeof(T) == 8 ? 2 : 3;
+constexpr int kFarBlocks = 2;
 
 // What a tap of the coordinate weighs at a pixel, exactly as when it was read.
 STN_FUNCTION T axis_weight(T x, int pixel, const Item& item, int a) {
@@ -115,28 +117,37 @@ STN_FUNCTION void walk_rows(const Item& item, const Rays& rays, const Reach& rea
   for (int c = 0; c < N; ++c) sums[c] = warp_sum(sums[c]);
 }
 
-// Adds what item n has for a pixel of every thread; all threads of a warp must call it.
-template <int N, bool Interleaved>
-STN_FUNCTION void gather_pixel(const Item& item, const Rays& rays, int n, bool alive, const Pixel& source, int channel, T (&sums)[N]) {
-  const Reach& reach = item.reaches[shared_index(n, item.parameter_batch)];
-  bool many = false;
-  if (alive) {
-    const Window window = window_of(item, reach, source);
-    many = window.pixels() > kFew;
-    if (!many) walk_window<N, Interleaved>(item, rays, Incoming(item, n, channel), window, source, sums);
-  }
-  for (unsigned left = __ballot_sync(kAllLanes, many); left != 0; left &= left - 1) {
-    const int from = __ffs(static_cast<int>(left)) - 1;
-    Pixel theirs;
-    for (int a = 0; a < kMaxAxes; ++a) theirs.at[a] = __shfl_sync(kAllLanes, source.at[a], from);
-    double found[N];
-    walk_rows<N, Interleaved>(item, rays, reach, n, __shfl_sync(kAllLanes, channel, from), theirs, found);
-#pragma unroll
-    for (int c = 0; c < N; ++c)
-      if (static_cast<int>(threadIdx.x) % kWarp == from) sums[c] += static_cast<T>(found[c]);
-  }
-}
+// A source pixel and some of its channels, in one tile.
+template <bool Interleaved>
+struct Gathered {
+  static constexpr int N = kChunk<Interleaved>;
+  Pixel source;
+  int channel;
+  bool alive;
 
+  STN_MEMBER Gathered(const Item& item, const Place& place, int unit) : source{{0, 0, 0}} {
+    const int pixels = pixels_of(item.from), chunks = chunks_of(item);
+    channel = N * (Interleaved ? unit % chunks : unit / pixels);
+    alive = unit < pixels * chunks &&
+            pixel_of(place, item.from, Interleaved ? unit / chunks : unit % pixels, source);
+  }
+
+  static STN_MEMBER int chunks_of(const Item& item) { return (item.channels + N - 1) / N; }
+  static STN_MEMBER int count(const Item& item) { return pixels_of(item.from) * chunks_of(item); }
+
+  STN_MEMBER void store(const Item& item, int n, const T (&sums)[N]) const {
+    S* to = reinterpret_cast<S*>(item.by_source.data) + offset_of<D>(item.by_source, n, source);
+    store_channels<N, Interleaved>(to + channel * item.by_source.channel_stride, item.by_source.channel_stride,
+                                   item.channels - channel, sums);
+  }
+};
+
+// Behind the last item that reads map n.
+STN_FUNCTION int last_reader(const Item& item, int n) { return item.by_source.batch == 1 ? item.batch : n + 1; }
+
+STN_FUNCTION const Reach& reach_of(const Item& item, int n) { return item.reaches[shared_index(n, item.parameter_batch)]; }
+
+// Pixels with few candidates.
 template <bool Interleaved>
 STN_FUNCTION void gather_tiles(const Launch& launch) {
   constexpr int N = kChunk<Interleaved>;
@@ -144,24 +155,61 @@ STN_FUNCTION void gather_tiles(const Launch& launch) {
     int64 first;
     const Item& item = item_of(launch, tile, first);
     const Place place = place_of(item.from, tile - first);
-    const bool shared = item.by_source.batch == 1 && item.batch > 1;
-    const int pixels = pixels_of(item.from), chunks = (item.channels + N - 1) / N;
+    const int last = last_reader(item, place.n);
     Rays rays = load_rays(item, place.n);
-    for (int base = 0; base < pixels * chunks; base += kThreads) {
-      const int unit = base + static_cast<int>(threadIdx.x);
-      const int channel = N * (Interleaved ? unit % chunks : unit / pixels);
-      Pixel source = {{0, 0, 0}};
-      const bool alive = unit < pixels * chunks &&
-                         pixel_of(place, item.from, Interleaved ? unit / chunks : unit % pixels, source);
+    for (int base = 0; base < Gathered<Interleaved>::count(item); base += kThreads) {
+      const Gathered<Interleaved> mine(item, place, base + static_cast<int>(threadIdx.x));
+      bool few = mine.alive;
       T sums[N] = {};
-      for (int n = place.n; n < (shared ? item.batch : place.n + 1); ++n) {
-        if (shared) rays = load_rays(item, n);
-        gather_pixel<N, Interleaved>(item, rays, n, alive, source, channel, sums);
+      for (int n = place.n; n < last; ++n) {
+        if (last > place.n + 1) rays = load_rays(item, n);
+        if (!few) continue;
+        const Window window = window_of(item, reach_of(item, n), mine.source);
+        few = window.pixels() <= kFew;
+        if (few) walk_window<N, Interleaved>(item, rays, Incoming(item, n, mine.channel), window, mine.source, sums);
       }
-      if (!alive) continue;
-      S* to = reinterpret_cast<S*>(item.by_source.data) + offset_of<D>(item.by_source, place.n, source);
-      store_channels<N, Interleaved>(to + channel * item.by_source.channel_stride, item.by_source.channel_stride,
-                                     item.channels - channel, sums);
+      if (few) mine.store(item, place.n, sums);
+    }
+    __syncthreads();
+  }
+}
+
+// Whether a pixel is left to its warp.
+STN_FUNCTION bool has_many(const Item& item, const Place& place, int last, const Pixel& source) {
+  bool many = false;
+  for (int n = place.n; n < last; ++n) many = many || window_of(item, reach_of(item, n), source).pixels() > kFew;
+  return many;
+}
+
+// All other pixels.
+template <bool Interleaved>
+STN_FUNCTION void gather_far_tiles(const Launch& launch) {
+  constexpr int N = kChunk<Interleaved>;
+  for (int64 tile = blockIdx.x; tile < launch.tiles; tile += gridDim.x) {
+    int64 first;
+    const Item& item = item_of(launch, tile, first);
+    const Place place = place_of(item.from, tile - first);
+    const int last = last_reader(item, place.n), lane = threadIdx.x % kWarp;
+    bool any = false;
+    for (int n = place.n; n < last; ++n) any = any || !reach_of(item, n).always_few;
+    for (int base = 0; any && base < Gathered<Interleaved>::count(item); base += kThreads) {
+      const Gathered<Interleaved> mine(item, place, base + static_cast<int>(threadIdx.x));
+      const bool many = mine.alive && has_many(item, place, last, mine.source);
+      const unsigned crowd = __ballot_sync(kAllLanes, many);
+      T sums[N] = {};
+      for (int n = place.n; n < last; ++n) {
+        const Rays rays = load_rays(item, n);
+        for (unsigned left = crowd; left != 0; left &= left - 1) {
+          const int from = __ffs(static_cast<int>(left)) - 1, channel = __shfl_sync(kAllLanes, mine.channel, from);
+          Pixel source;
+          for (int a = 0; a < kMaxAxes; ++a) source.at[a] = __shfl_sync(kAllLanes, mine.source.at[a], from);
+          double found[N];
+          walk_rows<N, Interleaved>(item, rays, reach_of(item, n), n, channel, source, found);
+#pragma unroll
+          for (int c = 0; c < N; ++c) sums[c] += lane == from ? static_cast<T>(found[c]) : T(0);
+        }
+      }
+      if (many) mine.store(item, place.n, sums);
     }
     __syncthreads();
   }

@@ -6,6 +6,8 @@
 
 namespace stn {
 
+constexpr int kSlopeBlocks = sizeof(T) == 8 ? 1 : 2;
+
 // Equations (6) and (7), or those of the rays of a homography, of one point.
 STN_FUNCTION void add_point(const Rays& rays, const Pixel& pixel, const T (&x)[D], const T (&by)[D], double (&sums)[kMaxEntries]) {
   T ray[3] = {by[0], by[1], D == 3 ? by[D - 1] : T(0)};

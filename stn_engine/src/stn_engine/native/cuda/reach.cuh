@@ -10,9 +10,12 @@
 
 namespace stn {
 
-constexpr double kInfinity = __builtin_huge_val();
+constexpr double kFar = 1e300;  // farther than any pixel
 constexpr double kMargin = 1e-3;  // in pixels, beside what rounding may move a point
 constexpr double kReach = K == 4 ? 2.0 : K == 2 ? 1.0 : 0.5;
+
+// Candidates that one thread walks.
+constexpr int kFew = D == 2 ? 64 : 128;
 
 struct Reach {
   double row[3][4];      // X, Y and Z or W
@@ -23,6 +26,7 @@ struct Reach {
   double extent[3];      // of that preimage; affine maps
   double sign;           // of W all over the target; 0 if it changes
   int projective, finite, invertible;
+  int always_few;        // whether no pixel has more than kFew candidates
 };
 
 STN_FUNCTION double row_magnitude(const Item& item, const double (&row)[4]) {
@@ -45,7 +49,7 @@ STN_FUNCTION void load_rows(const Item& item, int n, Reach& reach) {
 STN_FUNCTION double smallest_divisor(const Item& item, Reach& reach) {
   reach.sign = 1.0;
   if (!reach.projective) return 1.0;
-  double low = kInfinity, high = -kInfinity;
+  double low = kFar, high = -kFar;
   for (int corner = 0; corner < 4; ++corner) {
     const double w = reach.row[2][0] * (corner & 1 ? item.to.size[0] - 1 : 0) +
                      reach.row[2][1] * (corner & 2 ? item.to.size[1] - 1 : 0) + reach.row[2][2];
@@ -88,6 +92,7 @@ STN_FUNCTION void invert(const Item& item, Reach& reach) {
 
 STN_FUNCTION void find_reach(const Item& item, int n, Reach& reach) {
   load_rows(item, n, reach);
+  reach.always_few = !reach.finite;
   if (!reach.finite) return;
   const double epsilon = sizeof(T) == 8 ? 2.3e-16 : 1.2e-7, divisor = smallest_divisor(item, reach);
   const double divisor_error = reach.projective ? row_magnitude(item, reach.row[2]) : 0.0;
@@ -99,13 +104,17 @@ STN_FUNCTION void find_reach(const Item& item, int n, Reach& reach) {
   }
   invert(item, reach);
   reach.invertible = reach.invertible && reach.sign != 0.0;
+  double candidates = 1.0;
   for (int a = 0; a < D; ++a) {
     reach.extent[a] = 0.0;
     for (int b = 0; b < D; ++b) reach.extent[a] += magnitude(reach.inverse[a][b]) * reach.half[b];
+    candidates *= 2.0 * reach.extent[a] + 1.0;
   }
+  const bool clips = static_cast<Padding>(item.padding) == Padding::border;
+  reach.always_few = reach.invertible && !reach.projective && !clips && candidates <= kFew;
 }
 
-// Source coordinates from which a pixel is read; infinite where padding clips them to it.
+// Source coordinates from which a pixel is read; unlimited where padding clips them to it.
 struct Box {
   double low[D], high[D];
   bool bounded;
@@ -117,8 +126,8 @@ STN_FUNCTION Box box_of(const Item& item, const Pixel& pixel) {
   for (int a = 0; a < D; ++a) {
     const bool clips = static_cast<Padding>(item.padding) == Padding::border;
     const bool first = clips && pixel.at[a] == 0, last = clips && pixel.at[a] == item.from.size[a] - 1;
-    box.low[a] = first ? -kInfinity : pixel.at[a] - (kReach + kMargin);
-    box.high[a] = last ? kInfinity : pixel.at[a] + (kReach + kMargin);
+    box.low[a] = first ? -kFar : pixel.at[a] - (kReach + kMargin);
+    box.high[a] = last ? kFar : pixel.at[a] + (kReach + kMargin);
     box.bounded = box.bounded && !first && !last;
   }
   return box;
@@ -160,7 +169,7 @@ STN_FUNCTION void pull_back_affine(const Item& item, const Reach& reach, const P
 
 // By the corners of the box, as long as none of them lies behind the horizon.
 STN_FUNCTION void pull_back_projective(const Item& item, const Reach& reach, const Pixel& pixel, Window& window) {
-  double low[2] = {kInfinity, kInfinity}, high[2] = {-kInfinity, -kInfinity};
+  double low[2] = {kFar, kFar}, high[2] = {-kFar, -kFar};
   for (int corner = 0; corner < 4; ++corner) {
     const double x = pixel.at[0] + (corner & 1 ? reach.half[0] : -reach.half[0]);
     const double y = pixel.at[1] + (corner & 2 ? reach.half[1] : -reach.half[1]);
@@ -199,8 +208,8 @@ STN_FUNCTION Range columns_of(const Item& item, const Reach& reach, const Box& b
     else if (constant < 0.0) high = -1.0;
   };
   for (int a = 0; a < D; ++a) {
-    if (is_finite(box.low[a])) cut(reach.row[a], box.low[a], side, reach.slack[a]);
-    if (is_finite(box.high[a])) cut(reach.row[a], box.high[a], -side, reach.slack[a]);
+    if (box.low[a] > -kFar) cut(reach.row[a], box.low[a], side, reach.slack[a]);
+    if (box.high[a] < kFar) cut(reach.row[a], box.high[a], -side, reach.slack[a]);
   }
   if (D == 2 && reach.projective) cut(reach.row[2], 0.0, side, reach.divisor_slack);
   return range_of(low, high, item.to.size[0]);

@@ -14,6 +14,13 @@ struct AxisTaps {
 
 STN_FUNCTION bool pads_by(const Item& item, Padding padding) { return static_cast<Padding>(item.padding) == padding; }
 
+// Programs that never see reflection say so, and are spared its registers.
+#ifndef STN_MIRRORS
+#define STN_MIRRORS true
+#endif
+
+STN_FUNCTION bool mirrors(const Item& item) { return STN_MIRRORS && pads_by(item, Padding::reflection); }
+
 // A coordinate mirrored into the map, exactly, whatever its magnitude.
 STN_FUNCTION Padded<T> mirrored(T x, const Item& item, int a) {
   const T last = static_cast<T>(item.from.size[a] - 1);
@@ -26,9 +33,9 @@ STN_FUNCTION Padded<T> mirrored(T x, const Item& item, int a) {
 // What padding makes of a coordinate. Bicubic pads its taps instead.
 STN_FUNCTION Padded<T> padded(T x, const Item& item, int a) {
   const int size = item.from.size[a];
-  if (K < 4 && pads_by(item, Padding::reflection)) return mirrored(x, item, a);
+  if (K < 4 && mirrors(item)) return mirrored(x, item, a);
   if (K < 4 && pads_by(item, Padding::border)) return clipped(x, T(1), static_cast<T>(size - 1));
-  if (K == 4 && pads_by(item, Padding::reflection)) return {x, T(1)};
+  if (K == 4 && mirrors(item)) return {x, T(1)};
   return {clamp_to(x, T(-4), static_cast<T>(size + 3)), T(1)};  // reads nothing there, and fits an int
 }
 
@@ -65,7 +72,7 @@ STN_FUNCTION AxisTaps axis_taps(T x, const Item& item, int a) {
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     T place = first + static_cast<T>(k);
-    if (K == 4 && pads_by(item, Padding::reflection)) place = mirrored(place, item, a).x;
+    if (K == 4 && mirrors(item)) place = mirrored(place, item, a).x;
     const int pixel = static_cast<int>(place);
     taps.pixel[k] = K == 4 && pads_by(item, Padding::border) ? larger(0, smaller(pixel, size - 1)) : pixel;
     taps.inside[k] = static_cast<unsigned>(taps.pixel[k]) < static_cast<unsigned>(size);

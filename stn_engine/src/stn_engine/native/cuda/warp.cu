@@ -57,7 +57,7 @@ STN_FUNCTION void warp_tiles(const Launch& launch) {
 
 }  // namespace stn
 
-STN_KERNEL(stn_warp_matrix_planes, stn::warp_tiles<true, false>)
-STN_KERNEL(stn_warp_matrix_interleaved, stn::warp_tiles<true, true>)
-STN_KERNEL(stn_warp_field_planes, stn::warp_tiles<false, false>)
-STN_KERNEL(stn_warp_field_interleaved, stn::warp_tiles<false, true>)
+STN_KERNEL(stn_warp_matrix_planes, stn::kBlocks, stn::warp_tiles<true, false>)
+STN_KERNEL(stn_warp_matrix_interleaved, stn::kBlocks, stn::warp_tiles<true, true>)
+STN_KERNEL(stn_warp_field_planes, stn::kBlocks, stn::warp_tiles<false, false>)
+STN_KERNEL(stn_warp_field_interleaved, stn::kBlocks, stn::warp_tiles<false, true>)
