@@ -37,6 +37,8 @@ from stn_engine import (
     dispatch,
 )
 from stn_engine.backends.base import Backend
+from stn_engine.backends._cuda.device import DeviceLauncher
+from stn_engine.backends.cuda import CudaBackend
 from stn_engine.checks import FEATURE_MAP_DTYPES, GRADIENT_DTYPES
 from stn_engine.problem import Problem
 from stn_server import status
@@ -166,7 +168,7 @@ def support() -> str:
     """What every backend says that it can run, in as few rows as say exactly that."""
     rows = [
         (f"`{backend.name}`", _devices(backend), f"{dimensions}-D", *row)
-        for backend in dispatch.BACKENDS
+        for backend in map(_with_device, dispatch.BACKENDS)
         for dimensions in EXAMPLES
         for row in _supported(backend, dimensions)
     ]
@@ -240,8 +242,22 @@ def _verdict(finding: dict[str, Any]) -> str:
     return "met" if finding["met"] else "missed"
 
 
+class _AnyDevice(DeviceLauncher):
+    """Stands for a GPU, which this script must not need."""
+
+    def reasons_against(self, device: torch.device) -> tuple[str, ...]:  # noqa: ARG002 - protocol
+        return ()
+
+
+def _with_device(backend: Backend) -> Backend:
+    """``backend`` as if this machine had the device that it computes on."""
+    return CudaBackend(_AnyDevice()) if isinstance(backend, CudaBackend) else backend
+
+
 def _devices(backend: Backend) -> str:
     """Where a backend runs; meta tensors stand for any device."""
+    if isinstance(backend, CudaBackend):
+        return "cuda"
     elsewhere = Affine(torch.zeros(1, 2, 3, device="meta"))
     problem = WarpProblem(torch.zeros(1, 1, 1, 1, device="meta"), elsewhere)
     return "any" if _runs(backend, problem) else "cpu"

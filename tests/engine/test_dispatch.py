@@ -114,7 +114,12 @@ def test_without_its_native_module_the_cpu_backend_says_so(monkeypatch):
 
 def test_backend_order():
     """The fused kernels come first, what runs anywhere next, and the oracle is the last resort."""
-    assert [backend.name for backend in dispatch.BACKENDS] == ["cpu", "torch", "reference"]
+    assert [backend.name for backend in dispatch.BACKENDS] == [
+        "cuda",
+        "cpu",
+        "torch",
+        "reference",
+    ]
 
 
 @pytest.fixture

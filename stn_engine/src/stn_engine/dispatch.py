@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stn_engine.backends.base import Backend
 from stn_engine.backends.cpu import CpuBackend
+from stn_engine.backends.cuda import CudaBackend
 from stn_engine.backends.reference import ReferenceBackend
 from stn_engine.backends.torch import TorchBackend
 from stn_engine.errors import BackendUnavailableError, ParameterError
@@ -21,7 +22,12 @@ from stn_engine.problem import (
     WarpProblem,
 )
 
-BACKENDS: tuple[Backend, ...] = (CpuBackend(), TorchBackend(), ReferenceBackend())
+BACKENDS: tuple[Backend, ...] = (
+    CudaBackend(),
+    CpuBackend(),
+    TorchBackend(),
+    ReferenceBackend(),
+)
 """In order of preference."""
 
 BACKEND_VARIABLE = "STN_BACKEND"

@@ -3,7 +3,6 @@
 Nothing here needs a GPU.
 """
 
-import io
 import os
 from functools import cache
 from pathlib import Path
@@ -18,7 +17,7 @@ CACHE_VARIABLE = "STN_KERNEL_CACHE"
 """The environment variable that names the folder of compiled kernels; cuda.core's own if unset."""
 
 
-def _options(program: Program, arch: str, *, verbose: bool = False) -> ProgramOptions:
+def _options(program: Program, arch: str) -> ProgramOptions:
     """How every program is compiled: no contraction but the explicit one."""
     return ProgramOptions(
         name=program.source,
@@ -28,7 +27,6 @@ def _options(program: Program, arch: str, *, verbose: bool = False) -> ProgramOp
         define_macro=list(program.macros.items()),
         fma=False,
         device_as_default_execution_space=True,
-        ptxas_options=["-v"] if verbose else None,
     )
 
 
@@ -42,23 +40,16 @@ def cubin(program: Program, arch: str) -> ObjectCode:
         target_type="cubin",
         extra_digest=sources_digest().encode(),
     )
-    kept = _cache().get(key)
+    kept = folder_cache().get(key)
     if kept is not None:
         return ObjectCode.from_cubin(kept, name=program.source)
     compiled = Compilation(source, "c++", options).compile("cubin")
-    _cache()[key] = compiled
+    folder_cache()[key] = compiled
     return compiled
 
 
-def resources(program: Program, arch: str) -> str:
-    """What the assembler reports of registers, stacks and spills of every kernel; never cached."""
-    source, options = program.path.read_text(encoding="utf-8"), _options(program, arch, verbose=True)
-    report = io.StringIO()
-    Compilation(source, "c++", options).compile("cubin", logs=report)
-    return report.getvalue()
-
-
 @cache
-def _cache() -> FileStreamProgramCache:
+def folder_cache() -> FileStreamProgramCache:
+    """The cache on disk."""
     folder = os.environ.get(CACHE_VARIABLE)
     return FileStreamProgramCache(Path(folder)) if folder else FileStreamProgramCache()

@@ -79,6 +79,7 @@ struct Units {
 
 // Blocks that share a multiprocessor; bounds the registers of a thread.
 constexpr int kBlocks = sizeof(T) == 8 ? 2 : K == 4 ? 3 : 4;
+constexpr int kFieldBlocks = sizeof(T) == 8 ? 2 : 3;
 
 }  // namespace stn
 

@@ -82,14 +82,14 @@ STN_FUNCTION void walk_side(const Item& item, const Rays& rays, const Reach& rea
                             const Window& window, const Pixel& source, double side, double (&sums)[N]) {
   const int lane = threadIdx.x % kWarp, height = window.axis[1].size();
   const Box box = box_of(item, source);
-  const int64 rows = window.rows();
-  for (int64 base = 0; base < rows; base += kWarp) {
-    const int64 row = base + lane;
+  const int rows = window.rows();
+  for (int base = 0; base < rows; base += kWarp) {
+    const int row = base + lane;
     Pixel mine = {{0, 0, 0}};
     Range columns = {0, 0};
     if (row < rows) {
-      mine.at[1] = window.axis[1].first + static_cast<int>(row % height);
-      mine.at[2] = window.axis[2].first + static_cast<int>(row / height);
+      mine.at[1] = window.axis[1].first + row % height;
+      mine.at[2] = window.axis[2].first + row / height;
       columns = columns_of(item, reach, box, mine.at[1], mine.at[2], side);
       columns = {larger(columns.first, window.axis[0].first), smaller(columns.last, window.axis[0].last)};
     }

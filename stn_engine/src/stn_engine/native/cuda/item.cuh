@@ -78,7 +78,10 @@ STN_FUNCTION const Item& item_of(const Launch& launch, int64 tile, int64& first)
 }
 
 STN_FUNCTION Place place_of(const Tiling& tiling, int64 index) {
-  const int n = static_cast<int>(index / tiling.count), tile = static_cast<int>(index % tiling.count);
+  // 64-bit division is slow; few launches need it.
+  const bool small = index >> 32 == 0;
+  const int n = small ? static_cast<int>(static_cast<unsigned>(index) / tiling.count) : static_cast<int>(index / tiling.count);
+  const int tile = static_cast<int>(index - static_cast<int64>(n) * tiling.count);
   return {n, tile % tiling.across << (tiling.width_log + 3), tile / tiling.across << (tiling.height_log + 2)};
 }
 

@@ -155,8 +155,8 @@ struct Window {
     for (int a = 0; a < kMaxAxes; ++a) axis[a] = {0, item.to.size[a]};
   }
 
-  STN_MEMBER int64 rows() const { return static_cast<int64>(axis[1].size()) * axis[2].size(); }
-  STN_MEMBER int64 pixels() const { return rows() * axis[0].size(); }
+  STN_MEMBER int rows() const { return axis[1].size() * axis[2].size(); }
+  STN_MEMBER int64 pixels() const { return static_cast<int64>(rows()) * axis[0].size(); }
 };
 
 STN_FUNCTION void pull_back_affine(const Item& item, const Reach& reach, const Pixel& pixel, Window& window) {
@@ -170,6 +170,7 @@ STN_FUNCTION void pull_back_affine(const Item& item, const Reach& reach, const P
 // By the corners of the box, as long as none of them lies behind the horizon.
 STN_FUNCTION void pull_back_projective(const Item& item, const Reach& reach, const Pixel& pixel, Window& window) {
   double low[2] = {kFar, kFar}, high[2] = {-kFar, -kFar};
+#pragma unroll 1
   for (int corner = 0; corner < 4; ++corner) {
     const double x = pixel.at[0] + (corner & 1 ? reach.half[0] : -reach.half[0]);
     const double y = pixel.at[1] + (corner & 2 ? reach.half[1] : -reach.half[1]);

@@ -59,5 +59,5 @@ STN_FUNCTION void warp_tiles(const Launch& launch) {
 
 STN_KERNEL(stn_warp_matrix_planes, stn::kBlocks, stn::warp_tiles<true, false>)
 STN_KERNEL(stn_warp_matrix_interleaved, stn::kBlocks, stn::warp_tiles<true, true>)
-STN_KERNEL(stn_warp_field_planes, stn::kBlocks, stn::warp_tiles<false, false>)
-STN_KERNEL(stn_warp_field_interleaved, stn::kBlocks, stn::warp_tiles<false, true>)
+STN_KERNEL(stn_warp_field_planes, stn::kFieldBlocks, stn::warp_tiles<false, false>)
+STN_KERNEL(stn_warp_field_interleaved, stn::kFieldBlocks, stn::warp_tiles<false, true>)
