@@ -48,6 +48,7 @@ from stn_server.settings import all_settings
 ROOT = Path(__file__).parents[1]
 SERVICE_BENCHMARK = ROOT / "tests/bench/results/service.json"
 ENGINE_BENCHMARK = ROOT / "tests/bench/results/engine_cpu.json"
+GPU_BENCHMARKS = "tests/bench/results/engine_cuda_*.json"
 
 EXAMPLES: dict[int, tuple[Transform, ...]] = {
     2: (
@@ -164,6 +165,27 @@ def engine_benchmark() -> str:
     return f"{_table(head, rows)}\n\n{_memory(report['memory'])}\n\n{when}"
 
 
+def gpu_benchmark() -> str:
+    """The last committed run of `make bench-gpu` on every device that there was."""
+    tables = [_gpu_table(json.loads(path.read_text())) for path in sorted(ROOT.glob(GPU_BENCHMARKS))]
+    return "\n\n".join(tables) or "Not yet measured on a GPU."
+
+
+def _gpu_table(report: dict[str, Any]) -> str:
+    rows = [
+        (
+            one["what"],
+            f"{one['value']:.2f} {one['unit']}",
+            NOTHING
+            if one["bar"] is None
+            else f"{'≤' if one['at_most'] else '≥'} {one['bar']:g}: {_verdict(one)}",
+        )
+        for one in report["rows"]
+    ]
+    when = f"{report['date']}, {report['device']}, CUDA {report['cuda']}, torch {report['torch']}"
+    return f"{_table(('what', 'measured', 'bar'), rows)}\n\n{when}; medians of {report['rounds']} rounds."
+
+
 def support() -> str:
     """What every backend says that it can run, in as few rows as say exactly that."""
     rows = [
@@ -183,6 +205,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "benchmark": ("README.md", benchmark),
     "support": ("stn_engine/README.md", support),
     "engine benchmark": ("stn_engine/README.md", engine_benchmark),
+    "gpu benchmark": ("stn_engine/README.md", gpu_benchmark),
 }
 
 
