@@ -36,8 +36,8 @@ from stn_engine import (
     WarpSpec,
     dispatch,
 )
-from stn_engine.backends.base import Backend
 from stn_engine.backends._cuda.device import DeviceLauncher
+from stn_engine.backends.base import Backend
 from stn_engine.backends.cuda import CudaBackend
 from stn_engine.checks import FEATURE_MAP_DTYPES, GRADIENT_DTYPES
 from stn_engine.problem import Problem
@@ -167,7 +167,9 @@ def engine_benchmark() -> str:
 
 def gpu_benchmark() -> str:
     """The last committed run of `make bench-gpu` on every device that there was."""
-    tables = [_gpu_table(json.loads(path.read_text())) for path in sorted(ROOT.glob(GPU_BENCHMARKS))]
+    tables = [
+        _gpu_table(json.loads(path.read_text())) for path in sorted(ROOT.glob(GPU_BENCHMARKS))
+    ]
     return "\n\n".join(tables) or "Not yet measured on a GPU."
 
 
@@ -183,7 +185,8 @@ def _gpu_table(report: dict[str, Any]) -> str:
         for one in report["rows"]
     ]
     when = f"{report['date']}, {report['device']}, CUDA {report['cuda']}, torch {report['torch']}"
-    return f"{_table(('what', 'measured', 'bar'), rows)}\n\n{when}; medians of {report['rounds']} rounds."
+    table = _table(("what", "measured", "bar"), rows)
+    return f"{table}\n\n{when}; medians of {report['rounds']} rounds."
 
 
 def support() -> str:

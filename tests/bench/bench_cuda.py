@@ -1,4 +1,4 @@
-"""The engine on a GPU against torch and torch.compile, and against the copy bandwidth of the device.
+"""The engine on a GPU against torch, torch.compile and the copy bandwidth of the device.
 
 Contenders take turns in rounds; every figure is a median of event timings. A missed bar is said,
 and is no failure. The result is one JSON file per device.
@@ -238,7 +238,9 @@ def ragged(time_all):
     pixels = sum(h * w for h, w in sizes) / (256 * side * side)
     rate = pixels * found["uniform"] / found["ours"]
     yield Row("ragged 256 mixed images, of the uniform rate", rate, "x", 0.8)
-    yield Row("ragged 256 mixed images against a torch loop", found["loop"] / found["ours"], "x", 10)
+    yield Row(
+        "ragged 256 mixed images against a torch loop", found["loop"] / found["ours"], "x", 10
+    )
 
 
 def unordered(time_all):
@@ -272,7 +274,12 @@ def overheads(time_all):
     gradients = WarpGradientsProblem(problem, g)
     for what, run in (
         ("forward", lambda: dispatch.warp([problem])[0].nbytes),
-        ("backward", lambda: sum(one.nbytes for one in vars(dispatch.warp_gradients([gradients])[0]).values())),
+        (
+            "backward",
+            lambda: sum(
+                one.nbytes for one in vars(dispatch.warp_gradients([gradients])[0]).values()
+            ),
+        ),
     ):
         yield Row(f"memory beyond the results, {what}", extra_bytes(run) / 2**10, "KiB")
 

@@ -23,14 +23,15 @@ def kept(monkeypatch):
     """A cache that outlives the tests: what has not changed is not compiled again."""
     monkeypatch.setenv(compiler.CACHE_VARIABLE, str(KEPT))
     compiler.folder_cache.cache_clear()
-    yield KEPT
+    yield
     compiler.folder_cache.cache_clear()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("kept")
 @per_architecture
-def test_every_program_compiles_and_holds_its_kernels(kept, architecture):
+def test_every_program_compiles_and_holds_its_kernels(architecture):
     """No variant is left to be found wanting on somebody's GPU."""
     with ThreadPoolExecutor(2) as pool:
         codes = pool.map(lambda one: compiler.cubin(one, architecture), all_programs())
@@ -41,10 +42,11 @@ def test_every_program_compiles_and_holds_its_kernels(kept, architecture):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.usefixtures("kept")
 @per_architecture
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("source", ["warp", "slopes", "gather", "scatter"])
-def test_bilinear_float32_kernels_use_no_local_memory(kept, architecture, dims, source):
+def test_bilinear_float32_kernels_use_no_local_memory(architecture, dims, source):
     """A spilled register goes to memory, which is what these kernels are bound by."""
     program = Program(source, torch.float32, dims, Interpolation.BILINEAR)
     frames = stack_frames(bytes(compiler.cubin(program, architecture).code))

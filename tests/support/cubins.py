@@ -1,4 +1,4 @@
-"""What a compiled program says of its kernels: names, and the local memory that each of them takes."""
+"""What a compiled program says of its kernels: names, and the local memory of each."""
 
 import struct
 from typing import NamedTuple

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from stn_engine.backends._cuda.programs import SOURCES, Program, sources_digest
+from stn_engine.backends._cuda.programs import Program, sources_digest
 from stn_engine.backends.cuda import CudaBackend
 
 ROOT = Path(__file__).parents[2]

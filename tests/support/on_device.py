@@ -1,6 +1,5 @@
 """The ``cuda`` backend behind operands and results in host memory."""
 
-
 import torch
 
 from stn_engine import Gradients
@@ -53,7 +52,12 @@ class OnDevice:
     def warp_gradients(self, problems):
         results = self._backend.warp_gradients([on_device(one) for one in problems])
         return [
-            Gradients(*(None if one is None else one.cpu() for one in (result.feature_map, result.transform)))
+            Gradients(
+                *(
+                    None if one is None else one.cpu()
+                    for one in (result.feature_map, result.transform)
+                )
+            )
             for result in results
         ]
 

@@ -12,9 +12,10 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from stn_engine.backends._cuda.batches import Batch, Entry, Key, gradients_entry, warp_entry
+from stn_engine.backends._cuda.batches import Batch, Entry, gradients_entry, warp_entry
 from stn_engine.backends._cuda.device import DeviceLauncher
 from stn_engine.backends._cuda.launcher import Launcher
+from stn_engine.backends._cuda.table import Key
 from stn_engine.backends._results import gradients_of, output_of
 from stn_engine.backends.torch import TorchBackend
 from stn_engine.problem import (
@@ -81,15 +82,20 @@ class CudaBackend:
         self,
         problems: Iterable[P],
         results: Iterable[R],
-        describe: Callable[[P, R], tuple[Key, Entry]],
+        describe: Callable[[P, R], Entry],
     ) -> list[Batch]:
         """One batch for all problems whose kernels are the same, and none for empty ones."""
         batches: dict[Key, list[Entry]] = {}
+        key: Key | None = None
+        batch: list[Entry] = []
         for problem, result in zip(problems, results, strict=True):
             if 0 in _warp_of(problem).output_shape:
                 continue
-            key, entry = describe(problem, result)
-            batches.setdefault(key, []).append(entry)
+            entry = describe(problem, result)
+            if entry.row.key is not key:  # neighbours are often alike, and keys slow to look up
+                key = entry.row.key
+                batch = batches.setdefault(key, [])
+            batch.append(entry)
         return [Batch(self._launcher, key, entries) for key, entries in batches.items()]
 
 
@@ -100,6 +106,9 @@ def _warp_of(problem: WarpProblem | WarpGradientsProblem) -> WarpProblem:
 def _reasons_against_sizes(warp: WarpProblem) -> tuple[str, ...]:
     """Why the kernels' integers cannot hold a problem."""
     source, size = warp.feature_map, warp.output_shape[2:]
+    values = max(source.numel(), math.prod(size) * source.shape[1])
+    if values <= LARGEST_SIZE and source.is_contiguous():
+        return ()
     if max(*source.shape[2:], *size) > LARGEST_SIZE:
         return (f"maps are at most {LARGEST_SIZE} pixels wide, high or deep",)
     channels = source.shape[1] if source.stride()[1] == 1 else 1

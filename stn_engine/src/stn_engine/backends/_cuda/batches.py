@@ -1,7 +1,7 @@
 """Problems that run in the same kernels: their table, their scratch memory, and their launches."""
 
 import itertools
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,18 +13,16 @@ from stn_engine.backends._cuda.programs import Program
 from stn_engine.backends._cuda.table import (
     ADDRESSES,
     FIELDS,
-    ITEM,
     REACH_BYTES,
-    SIMILARITIES,
     Description,
-    Layout,
+    Key,
     Row,
     row_of,
 )
 from stn_engine.backends._thin_plate import warp_basis
 from stn_engine.problem import Gradients, WarpGradientsProblem, WarpProblem
-from stn_engine.spec import Interpolation, Padding
-from stn_engine.transforms import ThinPlateSpline, Transform
+from stn_engine.spec import Interpolation
+from stn_engine.transforms import ThinPlateSpline
 
 _OPERANDS = (
     "source",
@@ -43,27 +41,6 @@ _THETA_BYTES = 6 * 8
 _ALIGNMENT = 15
 
 
-class Key(NamedTuple):
-    """What the items of one batch have in common."""
-
-    device: torch.device
-    dtype: torch.dtype
-    dims: int
-    interpolation: Interpolation
-    family: str
-    """``"matrix"``, ``"field"`` or ``"spline"``."""
-    layout: str
-    """``"planes"`` or ``"interleaved"``."""
-    is_similarity: bool
-    needs: tuple[str, ...] = ()
-    gathers: bool = False
-    deterministic: bool = True
-
-    def program(self, source: str) -> Program:
-        """The program of this batch that a source file makes."""
-        return Program(source, self.dtype, self.dims, self.interpolation)
-
-
 class Entry(NamedTuple):
     """One item: its row, its addresses in the order of ``_OPERANDS``, and what they belong to."""
 
@@ -72,69 +49,49 @@ class Entry(NamedTuple):
     operands: tuple[Any, ...]
 
 
-def warp_entry(problem: WarpProblem, output: Tensor) -> tuple[Key, Entry]:
+def warp_entry(problem: WarpProblem, output: Tensor) -> Entry:
     """A forward problem and the memory for its result."""
     return _entry(problem, output, None, None)
 
 
-def gradients_entry(problem: WarpGradientsProblem, result: Gradients) -> tuple[Key, Entry]:
+def gradients_entry(problem: WarpGradientsProblem, result: Gradients) -> Entry:
     """A backward problem and the memory for its results."""
-    warp, spec = problem.warp, problem.warp.spec
-    by_transform = None if spec.interpolation == Interpolation.NEAREST else result.transform
-    key, entry = _entry(warp, problem.grad_output, result.feature_map, by_transform)
-    needs = ("feature_map",) * (result.feature_map is not None)
-    needs += ("transform",) * (by_transform is not None)
-    gathers = key.family == "matrix" and spec.padding != Padding.REFLECTION
-    return key._replace(needs=needs, gathers=gathers, deterministic=spec.deterministic), entry
+    is_flat = problem.warp.spec.interpolation == Interpolation.NEAREST
+    by_transform = None if is_flat else result.transform
+    return _entry(problem.warp, problem.grad_output, result.feature_map, by_transform)
 
 
 def _entry(
     warp: WarpProblem, target: Tensor, by_source: Tensor | None, by_transform: Tensor | None
-) -> tuple[Key, Entry]:
-    source, transform, spec = warp.feature_map, warp.transform, warp.spec
+) -> Entry:
+    source, transform = warp.feature_map, warp.transform
     kind, parameters = type(transform), transform.parameters
-    is_field = kind in FIELDS
-    if not (is_field or parameters.is_contiguous()):
+    if not (kind in FIELDS or parameters.is_contiguous()):
         parameters = parameters.contiguous()
     basis = warp_basis(warp) if kind is ThinPlateSpline else None
-    maps = source.data_ptr(), target.data_ptr(), _address(by_source)
+    u, v, by_u = source.data_ptr(), target.data_ptr(), _address(by_source)
     own, by_own = parameters.data_ptr(), _address(by_transform)
-    addresses = (*maps, own, by_own, own, by_own, own, _address(basis))
     row = row_of(
         Description(
             kind,
-            spec,
+            warp.spec,
             source.dtype,
             source.device,
-            Layout.of(source),
-            Layout.of(target),
-            Layout.of(parameters),
+            (source.shape, source.stride()),
+            (target.shape, target.stride()),
+            (parameters.shape, parameters.stride()),
             parameters.dtype,
-            None if by_source is None else Layout.of(by_source),
-            None if by_transform is None else Layout.of(by_transform),
-            not (maps[0] | maps[1] | maps[2]) & _ALIGNMENT,
+            None if by_source is None else (by_source.shape, by_source.stride()),
+            None if by_transform is None else (by_transform.shape, by_transform.stride()),
+            not (u | v | by_u) & _ALIGNMENT,
         )
     )
-    key = Key(
-        source.device,
-        source.dtype,
-        row.dims,
-        spec.interpolation,
-        _family(kind),
-        "interleaved" if row.interleaved else "planes",
-        kind in SIMILARITIES,
-    )
-    return key, Entry(row, addresses, (parameters, basis))
+    addresses = (u, v, by_u, own, by_own, own, by_own, own, _address(basis))
+    return Entry(row, addresses, (parameters, basis))
 
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
-
-
-def _family(kind: type[Transform]) -> str:
-    if kind in FIELDS:
-        return "field"
-    return "spline" if kind is ThinPlateSpline else "matrix"
 
 
 class Batch:
@@ -160,7 +117,7 @@ class Batch:
     def run_warp(self) -> None:
         """Write V of every item."""
         self._expand()
-        self._over("target_tiles", self._key.program("warp"), f"stn_warp_{self._stem}")
+        self._over("target_tiles", self._program("warp"), f"stn_warp_{self._stem}")
 
     def run_gradients(self) -> None:
         """Write the gradients that the items need."""
@@ -173,7 +130,7 @@ class Batch:
         accumulates = self._prepare_map() if needs_map else False
         self._expand()
         if needs_transform:
-            program = self._key.program("slopes")
+            program = self._program("slopes")
             kernel = f"stn_by_{self._key.family}_{self._key.layout}"
             self._over(
                 "field_tiles" if self._key.family == "field" else "target_tiles", program, kernel
@@ -183,6 +140,11 @@ class Batch:
         if needs_map:
             self._gather() if self._key.gathers else self._scatter(collects=accumulates)
 
+    def _program(self, source: str) -> Program:
+        """The program of this batch that a source file makes."""
+        key = self._key
+        return Program(source, key.dtype, key.dims, key.interpolation)
+
     @property
     def _stem(self) -> str:
         """How kernels are called that take a matrix or points one by one."""
@@ -190,7 +152,7 @@ class Batch:
 
     def _expand(self) -> None:
         """Let similarities be affine maps from here on."""
-        if self._key.is_similarity:
+        if self._key.expands:
             self._take_scratch("parameters", [_THETA_BYTES * row.thetas for row in self._rows])
             self._over("thetas", Program("parameters"), "stn_expand")
 
@@ -212,13 +174,13 @@ class Batch:
         return True
 
     def _gather(self) -> None:
-        program = self._key.program("gather")
+        program = self._program("gather")
         self._over("thetas", program, "stn_reach")
         for kernel in ("stn_gather", "stn_gather_far"):
             self._over("source_tiles", program, f"{kernel}_{self._key.layout}")
 
     def _scatter(self, *, collects: bool) -> None:
-        program = self._key.program("scatter")
+        program = self._program("scatter")
         if self._key.deterministic:
             self._over("target_tiles", program, "stn_peaks")
         self._over("target_tiles", program, f"stn_scatter_{self._stem}")
@@ -255,7 +217,3 @@ class Batch:
                 place += len(counts)
             self._table = self._launcher.upload(np.concatenate(blocks), self._key.device)
         return self._table
-
-
-assert ITEM.itemsize % 8 == 0
-Groups = dict[Hashable, list[Entry]]

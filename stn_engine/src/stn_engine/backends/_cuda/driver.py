@@ -1,4 +1,4 @@
-"""Loads compiled kernels and launches them on torch's current stream; importing it needs cuda.core."""
+"""Loads and launches compiled kernels on torch's current stream; importing it needs cuda.core."""
 
 from functools import cache
 

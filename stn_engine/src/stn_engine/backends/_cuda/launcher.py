@@ -18,7 +18,7 @@ class Arguments(NamedTuple):
     """Address of the first tile of every item."""
     tiles: int
     """How many there are in all."""
-    count: int
+    rows: int
     """Items in the table."""
 
 

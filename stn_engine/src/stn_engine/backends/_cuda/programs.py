@@ -75,7 +75,10 @@ _KERNELS = {
     "warp": _in_layouts("stn_warp_matrix", "stn_warp_field"),
     "slopes": _in_layouts("stn_by_matrix", "stn_by_field", "stn_by_spline"),
     "gather": ("stn_reach", *_in_layouts("stn_gather", "stn_gather_far")),
-    "scatter": ("stn_peaks", *_in_layouts("stn_scatter_matrix", "stn_scatter_field", "stn_collect")),
+    "scatter": (
+        "stn_peaks",
+        *_in_layouts("stn_scatter_matrix", "stn_scatter_field", "stn_collect"),
+    ),
     "parameters": ("stn_expand", "stn_finish"),
 }
 

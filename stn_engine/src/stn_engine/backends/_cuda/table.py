@@ -1,13 +1,13 @@
-"""The table that describes the problems of a launch, one row each; ``native/cuda/item.cuh`` reads it.
+"""The table that describes the problems of a launch, one row each.
 
-Rows depend on shapes, strides and options only, so they are made once for each combination; what
-changes from call to call are the addresses in them.
+``native/cuda/item.cuh`` reads it. Rows depend on shapes, strides and options only, so they are made
+once for each combination; what changes from call to call are the addresses in them.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stn_engine.backends._constants import constant
 from stn_engine.coords import pixel_affine, pixel_homography, source_axis, target_axis
-from stn_engine.spec import Coordinates, Padding, Subgradient, WarpSpec
+from stn_engine.spec import Coordinates, Interpolation, Padding, Subgradient, WarpSpec
 from stn_engine.transforms import (
     Affine,
     Attention,
@@ -110,21 +110,14 @@ KINDS = {
 }
 SIMILARITIES = (Attention, Similarity, Translation, Rotation)
 FIELDS = (Flow, SamplingGrid)
+_FAMILIES = {Flow: "field", SamplingGrid: "field", ThinPlateSpline: "spline"}
 _PADDINGS = {one: number for number, one in enumerate(Padding)}
 _VECTOR_BYTES = 16
 _UNITS_PER_TILE = 1024
 
 
-class Layout(NamedTuple):
-    """Shape and strides of a tensor."""
-
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> "Layout":
-        """Those of ``tensor``."""
-        return cls(tuple(tensor.shape), tensor.stride())
+Layout: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
+"""Shape and strides of a tensor."""
 
 
 class Description(NamedTuple):
@@ -143,14 +136,32 @@ class Description(NamedTuple):
     is_aligned: bool
 
 
+class Key(NamedTuple):
+    """What the items of one batch have in common."""
+
+    device: torch.device
+    dtype: torch.dtype
+    dims: int
+    interpolation: Interpolation
+    family: str
+    """``"matrix"``, ``"field"`` or ``"spline"``."""
+    layout: str
+    """``"planes"`` or ``"interleaved"``."""
+    expands: bool
+    """Whether the parameters of similarities have to become thetas first."""
+    needs: tuple[str, ...]
+    gathers: bool
+    """Whether gradients of maps are made by the inverse of the transform."""
+    deterministic: bool
+
+
 @dataclass(frozen=True)
 class Row:
     """A row without addresses, and what the host has to know of it.
 
     Attributes:
+        key: Whom it can share a batch with.
         words: The bytes of the row.
-        dims: 2 or 3.
-        interleaved: Whether channels move as vectors.
         target_tiles: Tiles of all target maps.
         source_tiles: Tiles of all gradients of maps.
         field_tiles: Tiles of all gradients of grids and flows.
@@ -161,9 +172,8 @@ class Row:
         constants: Tensors whose addresses are in the row.
     """
 
+    key: Key
     words: bytes
-    dims: int
-    interleaved: bool
     target_tiles: int
     source_tiles: int
     field_tiles: int
@@ -175,6 +185,7 @@ class Row:
 
 
 _ROWS: dict[Description, Row] = {}
+_KEYS: dict[Key, Key] = {}
 _MOST_ROWS = 4096
 
 
@@ -197,34 +208,52 @@ def _forget_rows(device: torch.device) -> None:
 
 def _new_row(one: Description) -> Row:
     item = np.zeros((), ITEM)
-    dims, channels = len(one.source.shape) - 2, one.source.shape[1]
     interleaved = _is_interleaved(one)
-    chunks = channels // vector_size(one.dtype) if interleaved else 1
+    chunks = one.source[0][1] // vector_size(one.dtype) if interleaved else 1
     _put_map(item["source"], one.source)
     _put_map(item["target"], one.target)
-    _put_tiling(item["from"], one.source.shape[2:], chunks)
-    _put_tiling(item["to"], one.target.shape[2:], chunks)
+    _put_tiling(item["from"], one.source[0][2:], chunks)
+    _put_tiling(item["to"], one.target[0][2:], chunks)
     if one.by_source is not None:
         _put_map(item["by_source"], one.by_source)
     if issubclass(one.kind, FIELDS):
         _put_points(item, one)
     constants = _put_generator(item, one)
     _put_options(item, one)
-    thetas = one.parameters.shape[0]
-    target_tiles = one.target.shape[0] * int(item["to"]["count"])
+    thetas = one.parameters[0][0]
+    target_tiles = one.target[0][0] * int(item["to"]["count"])
     return Row(
+        key=_key(one, interleaved=interleaved),
         words=item.tobytes(),
-        dims=dims,
-        interleaved=interleaved,
         target_tiles=target_tiles,
-        source_tiles=one.source.shape[0] * int(item["from"]["count"]),
+        source_tiles=one.source[0][0] * int(item["from"]["count"]),
         field_tiles=thetas * int(item["to"]["count"]),
         thetas=thetas,
         sums=target_tiles * int(item["entries"]),
-        maps=one.source.shape[0],
-        map_values=math.prod(one.source.shape),
+        maps=one.source[0][0],
+        map_values=math.prod(one.source[0]),
         constants=constants,
     )
+
+
+def _key(one: Description, *, interleaved: bool) -> Key:
+    """The key of a description; equal ones are identical."""
+    family = _FAMILIES.get(one.kind, "matrix")
+    needs = ("feature_map",) * (one.by_source is not None)
+    needs += ("transform",) * (one.by_parameters is not None)
+    key = Key(
+        one.device,
+        one.dtype,
+        len(one.source[0]) - 2,
+        one.spec.interpolation,
+        family,
+        "interleaved" if interleaved else "planes",
+        one.kind in SIMILARITIES,
+        needs,
+        family == "matrix" and one.spec.padding != Padding.REFLECTION,
+        one.spec.deterministic,
+    )
+    return _KEYS.setdefault(key, key)
 
 
 def vector_size(dtype: torch.dtype) -> int:
@@ -238,30 +267,30 @@ def _is_interleaved(one: Description) -> bool:
     maps = [layout for layout in (one.source, one.target, one.by_source) if layout is not None]
     return (
         one.is_aligned
-        and one.source.shape[1] % size == 0
-        and all(layout.stride[1] == 1 for layout in maps)
+        and one.source[0][1] % size == 0
+        and all(layout[1][1] == 1 for layout in maps)
         and all(
             stride % size == 0
             for layout in maps
-            for axis, stride in enumerate(layout.stride)
+            for axis, stride in enumerate(layout[1])
             if axis != 1
         )
     )
 
 
 def _put_map(target: Any, layout: Layout) -> None:
-    target["batch"] = layout.shape[0]
-    target["batch_stride"], target["channel_stride"] = layout.stride[:2]
-    target["stride"][: len(layout.stride) - 2] = layout.stride[:1:-1]
+    target["batch"] = layout[0][0]
+    target["batch_stride"], target["channel_stride"] = layout[1][:2]
+    target["stride"][: len(layout[1]) - 2] = layout[1][:1:-1]
 
 
 def _put_points(item: Any, one: Description) -> None:
     for name, layout in (("points", one.parameters), ("by_points", one.by_parameters)):
         if layout is not None:
             points = item[name]
-            points["batch"], points["batch_stride"] = layout.shape[0], layout.stride[0]
-            points["channel_stride"] = layout.stride[-1]
-            points["stride"][: len(layout.stride) - 2] = layout.stride[-2:0:-1]
+            points["batch"], points["batch_stride"] = layout[0][0], layout[1][0]
+            points["channel_stride"] = layout[1][-1]
+            points["stride"][: len(layout[1]) - 2] = layout[1][-2:0:-1]
 
 
 def _put_tiling(tiling: Any, size: Sequence[int], chunks: int) -> None:
@@ -280,7 +309,7 @@ def _put_tiling(tiling: Any, size: Sequence[int], chunks: int) -> None:
 def _put_generator(item: Any, one: Description) -> tuple[Tensor, ...]:
     factors = _factors(one)
     entries = len(factors) if one.kind not in FIELDS else 0
-    count = math.prod(one.parameters.shape[1:]) if one.kind not in FIELDS else 0
+    count = math.prod(one.parameters[0][1:]) if one.kind not in FIELDS else 0
     kind = Affine if one.kind in SIMILARITIES else one.kind
     item["kind"], item["own_kind"] = KINDS[kind], KINDS[one.kind]
     item["entries"] = count if one.kind is ThinPlateSpline else entries
@@ -301,14 +330,14 @@ def _fill(one: Description) -> Tensor | None:
     """One constant per channel, or None if all are 0."""
     if not any(one.spec.fill):
         return None
-    values = one.spec.fill * (one.source.shape[1] if len(one.spec.fill) == 1 else 1)
+    values = one.spec.fill * (one.source[0][1] if len(one.spec.fill) == 1 else 1)
     return constant(values, torch.float64, one.device)
 
 
 def _put_options(item: Any, one: Description) -> None:
     spec = one.spec
-    item["channels"], item["batch"] = one.source.shape[1], one.target.shape[0]
-    item["parameter_batch"] = one.parameters.shape[0]
+    item["channels"], item["batch"] = one.source[0][1], one.target[0][0]
+    item["parameter_batch"] = one.parameters[0][0]
     item["padding"] = _PADDINGS[spec.padding]
     item["unit"] = 2 if spec.coordinates == Coordinates.PIXEL else int(spec.align_corners)
     item["zero_subgradient"] = spec.subgradient == Subgradient.ZERO
@@ -317,7 +346,7 @@ def _put_options(item: Any, one: Description) -> None:
 
 def _factors(one: Description) -> tuple[tuple[float, ...], ...]:
     """The unit changes around the parameters, as the kernels of each kind expect them."""
-    size, source_size = one.target.shape[2:], one.source.shape[2:]
+    size, source_size = one.target[0][2:], one.source[0][2:]
     unit = one.spec.coordinates, one.spec.align_corners
     if one.kind is Homography:
         return tuple((*row, 0.0) for row in pixel_homography(size, source_size, *unit))
@@ -344,7 +373,7 @@ def _affine_factors(
     coordinates: Coordinates | str,
     align_corners: bool,  # noqa: FBT001 - as pixel_affine
 ) -> tuple[tuple[float, ...], ...]:
-    """Row by row, the factors of all entries of theta in every entry of the matrix, and a constant."""
+    """Per entry of the matrix, the factors of all entries of theta, and a constant."""
     change, dims = pixel_affine(size, source_size, coordinates, align_corners), len(size)
     factors = np.zeros((dims, dims + 1, dims * (dims + 1) + 1))
     for a in range(dims):
