@@ -27,13 +27,13 @@ class PickyBackend:
             return ()
         return (f"only N = {self.batch_size}", "on principle")
 
-    def warp(self, problems):
+    def warp(self, problems, out=None):
         self.ran.append(list(problems))
-        return TorchBackend().warp(problems)
+        return TorchBackend().warp(problems, out)
 
-    def warp_gradients(self, problems):
+    def warp_gradients(self, problems, out=None):
         self.ran.append(list(problems))
-        return TorchBackend().warp_gradients(problems)
+        return TorchBackend().warp_gradients(problems, out)
 
 
 def warps_of(*batch_sizes):

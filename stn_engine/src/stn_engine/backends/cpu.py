@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # torch
 
-from stn_engine.backends._results import gradients_of, output_of
+from stn_engine.backends._results import gradients_of, outputs_of
 from stn_engine.backends._thin_plate import warp_basis
 from stn_engine.backends.base import reasons_against_device
 from stn_engine.backends.torch import TorchBackend
@@ -71,9 +71,11 @@ class CpuBackend:
             return (MISSING,)
         return reasons_against_device(problem)
 
-    def warp(self, problems: Sequence[WarpProblem]) -> list[Tensor]:
-        """V of each problem, (N, C, ...), in the memory format of its feature map."""
-        outputs = [output_of(problem) for problem in problems]
+    def warp(
+        self, problems: Sequence[WarpProblem], out: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
+        """V of each problem, (N, C, ...); new ones in the memory format of the feature map."""
+        outputs = outputs_of(problems, out)
         items = [
             (*_operands(problem), to_dlpack(output))
             for problem, output in zip(problems, outputs, strict=True)
@@ -81,9 +83,11 @@ class CpuBackend:
         _cpu.warp(items, torch.get_num_threads())
         return outputs
 
-    def warp_gradients(self, problems: Sequence[WarpGradientsProblem]) -> list[Gradients]:
+    def warp_gradients(
+        self, problems: Sequence[WarpGradientsProblem], out: Sequence[Gradients] | None = None
+    ) -> list[Gradients]:
         """The gradients that each problem needs."""
-        gradients = [gradients_of(problem) for problem in problems]
+        gradients = gradients_of(problems, out)
         items = [
             (
                 *_operands(problem.warp),

@@ -16,7 +16,7 @@ from stn_engine.backends._cuda.batches import Batch, Entry, gradients_entry, war
 from stn_engine.backends._cuda.device import DeviceLauncher
 from stn_engine.backends._cuda.launcher import Launcher
 from stn_engine.backends._cuda.table import Key
-from stn_engine.backends._results import gradients_of, output_of
+from stn_engine.backends._results import gradients_of, outputs_of
 from stn_engine.backends.torch import TorchBackend
 from stn_engine.problem import (
     Gradients,
@@ -56,16 +56,20 @@ class CudaBackend:
             return reasons
         return _reasons_against_sizes(_warp_of(problem))
 
-    def warp(self, problems: Sequence[WarpProblem]) -> list[Tensor]:
-        """V of each problem, (N, C, ...), in the memory format of its feature map."""
-        outputs = [output_of(problem) for problem in problems]
+    def warp(
+        self, problems: Sequence[WarpProblem], out: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
+        """V of each problem, (N, C, ...); new ones in the memory format of the feature map."""
+        outputs = outputs_of(problems, out)
         for batch in self._batches(problems, outputs, warp_entry):
             batch.run_warp()
         return outputs
 
-    def warp_gradients(self, problems: Sequence[WarpGradientsProblem]) -> list[Gradients]:
+    def warp_gradients(
+        self, problems: Sequence[WarpGradientsProblem], out: Sequence[Gradients] | None = None
+    ) -> list[Gradients]:
         """The gradients that each problem needs."""
-        gradients = [gradients_of(problem) for problem in problems]
+        gradients = gradients_of(problems, out)
         for batch in self._batches(problems, gradients, gradients_entry):
             batch.run_gradients()
         return gradients
