@@ -40,13 +40,20 @@ $(RIVALS): .ci/requirements-bench.txt $(INSTALLED)
 	$(BIN)/pip install --quiet --no-deps --requirement $<
 	@touch $@
 
-.PHONY: demo test check fuzz-native fuzz-server overload chaos soak format proto docs bench bench-engine clean help
+.PHONY: demo test test-gpu check fuzz-native fuzz-server overload chaos soak format proto docs bench bench-engine bench-gpu clean help
 
 demo: $(BUILT)  ## warp a photo, differentiate it, align two photos, all through a real server
 	$(BIN)/python client/examples/first_light.py --output build/demo
 
 test: $(BUILT) $(PROTOC)  ## the whole test suite
 	$(BIN)/pytest
+
+# Those of a machine with a GPU: its own Python with torch, cuda-core and pytest, and nothing installed.
+ON_GPU := STN_TEST_GPU=1 PYTHONPATH=stn_engine/src:tests $(PYTHON)
+
+test-gpu:  ## what needs a GPU, and the conformance battery on it
+	$(ON_GPU) -m pytest -W default -p no:cacheprovider -k cuda tests/gpu \
+		tests/engine/test_backend_conformance.py tests/engine/test_gradients.py
 
 check: $(BUILT)  ## lint, format, types, import contracts
 	$(BIN)/ruff check
@@ -96,6 +103,9 @@ bench: $(BUILT)  ## the service against raw-bytes gRPC echo, side by side
 bench-engine: $(BUILT) $(RIVALS)  ## the engine against torch, OpenCV and Kornia, side by side
 	PYTHONPATH=tests $(BIN)/python -m bench.bench_engine \
 		--output tests/bench/results/engine_cpu.json
+
+bench-gpu:  ## the engine on a GPU against torch and the copy bandwidth; BENCH="--only ragged"
+	$(ON_GPU) -m bench.bench_cuda $(BENCH)
 
 clean:  ## remove the virtual environment and everything built
 	rm -rf $(VENV) build stn_engine/build stn_engine/src/stn_engine/_cpu.*.so
