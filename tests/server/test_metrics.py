@@ -29,6 +29,8 @@ LABELS = {
     "stn_admitted_bytes": set(),
     "stn_queue_age_seconds": set(),
     "stn_device_memory_bytes": {"device"},
+    "stn_lanes": {"device"},
+    "stn_lane_busy_seconds": {"device"},
     "stn_reloads": {"file", "outcome"},
     "stn_build_info": {"version"},
 }
@@ -58,6 +60,7 @@ def test_names_and_labels_are_these_and_no_others(metrics, registry):
     metrics.item_refused("overloaded")
     metrics.file_changed("tokens", "accepted")
     metrics.watch_memory({"cpu": lambda: 1.0})
+    metrics.watch_lanes({"cpu": 1})
     found = {}
     for family in registry.collect():
         names = {label for sample in family.samples for label in sample.labels} - {"le"}
@@ -175,3 +178,13 @@ def test_the_build_is_named(metrics, registry):
     """A constant 1 whose label is the version."""
     del metrics
     assert b'stn_build_info{version="' in generate_latest(registry)
+
+
+def test_the_utilisation_of_a_device_follows_from_its_lanes(metrics, registry):
+    """Busy seconds of all of its lanes, and how many there are."""
+    metrics.watch_lanes({"cuda:0": 2})
+    assert registry.get_sample_value("stn_lane_busy_seconds_total", {"device": "cuda:0"}) == 0
+    metrics.lane_was_busy("cuda:0", 0.25)
+    metrics.lane_was_busy("cuda:0", 0.5)
+    assert registry.get_sample_value("stn_lane_busy_seconds_total", {"device": "cuda:0"}) == 0.75
+    assert registry.get_sample_value("stn_lanes", {"device": "cuda:0"}) == 2

@@ -15,6 +15,7 @@ TEXTS = {
     "admin_listen": ("host:3", "host:3"),
     "reflection": ("off", "off"),
     "tracing": ("otlp", "otlp"),
+    "device": ("cpu", "cpu"),
     "tls.certificate": ("/cert.pem", "/cert.pem"),
     "tls.key": ("/key.pem", "/key.pem"),
     "tls.client_ca": ("/ca.pem", "/ca.pem"),

@@ -26,7 +26,7 @@ async def calls(channel, method, count=3):
 
 async def play(method, seam):
     """Calls under faults, then one without; checks what must hold after any fault."""
-    runner = EngineRunner(seam)
+    runner = EngineRunner(seam=seam)
     with contextlib.closing(runner):
         async with (
             serving(runner, seam=seam) as service,

@@ -76,6 +76,8 @@ HELD = [
     'stn_payload_bytes_total{direction="sent",transport="tcp"} > 240',
     'stn_payload_bytes_total{direction="sent",transport="unix"} > 72',
     'stn_device_memory_bytes{device="cpu"} > 1e7',
+    'stn_lanes{device="cpu"} == 1',
+    'stn_lane_busy_seconds_total{device="cpu"} > 0',
     "abs(stn_device_memory_bytes - on() process_resident_memory_bytes) < 1e8",
     "process_open_fds > 0",
     "max_over_time(stn_queued_items[10m]) == 4",

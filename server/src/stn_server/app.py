@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -21,8 +22,9 @@ from prometheus_client import CollectorRegistry, ProcessCollector, start_http_se
 import stn_engine
 from stn_server.auth import Authenticator
 from stn_server.batching.batcher import Batcher, Runner
+from stn_server.batching.devices import devices_of
 from stn_server.batching.policy import Policy, PolicyLimits
-from stn_server.batching.runner import EngineRunner, nobody
+from stn_server.batching.runner import EngineRunner, Lanes, nobody
 from stn_server.batching.work import NOTHING, Batch, BatchKey, Cost, Operation, WorkItem
 from stn_server.config import BatchingConfig, ConfigError, ServerConfig, split_address
 from stn_server.faults import Seam, no_fault
@@ -65,7 +67,7 @@ class Server:
 
     Args:
         config: How to serve.
-        runner: What computes; None: the engine on the CPU.
+        runner: What computes; None: the engine, on the devices of the configuration.
         seam: Where tests make things fail.
     """
 
@@ -79,19 +81,27 @@ class Server:
         self._registry = CollectorRegistry()
         self._metrics = Metrics(self._registry)
         self._tracing = _tracing(config)
+        devices = devices_of(config.device)
         watcher = self._tracing.watch if self._tracing else nobody
-        self._runner = EngineRunner(seam, watcher) if runner is None else runner
+        runners: list[tuple[str, Runner]] = [
+            (device.name, EngineRunner(device, seam, watcher)) for device in devices
+        ]
+        if runner is not None:
+            runners = [("cpu", runner)]
+        self._lanes = Lanes(runners, self._metrics.lane_was_busy)
         make = self._tracing.batcher if self._tracing else Batcher
         self.batcher = make(
-            Policy(_policy_limits(config.batching)),
-            self._runner,
+            Policy(_policy_limits(config.batching, len(self._lanes))),
+            self._lanes,
             self._metrics,
             stall_s=config.batching.stall_s,
             seam=seam,
         )
         self._watchdog: asyncio.Task[None] | None = None
         self._metrics.watch(self.batcher.statistics, self.batcher.queue_age_s)
-        self._metrics.watch_memory({"cpu": resident_bytes})
+        held = {device.name: device.held_bytes for device in devices}
+        self._metrics.watch_memory({"cpu": resident_bytes, **held})
+        self._metrics.watch_lanes(Counter(device.name for device in devices))
         ProcessCollector(registry=self._registry)
         tls, observe = config.tls, self._metrics.file_changed
         self._certificates = Certificates(tls, observe) if tls.certificate else None
@@ -136,7 +146,7 @@ class Server:
         # Cuts off what is left, open health watches among it; a stuck caller cannot hold it up.
         stopping = [asyncio.create_task(s.stop(grace=0)) for s in (self._grpc, self._admin)]
         await asyncio.wait(stopping, timeout=STOPPING_S)
-        self._runner.close()
+        self._lanes.close()
         if self._tracing:
             self._tracing.close()
 
@@ -205,9 +215,7 @@ class Server:
         ):
             key = BatchKey(operation, warp.output_dtype, warp.spec)
             item = WorkItem(key=key, cost=NOTHING, problem=problem, arrived=0.0)
-            (outcome,) = await self._runner.run(Batch(key, (item,), NOTHING))
-            if isinstance(outcome, Exception):
-                raise outcome
+            await self._lanes.warm_up(Batch(key, (item,), NOTHING))
 
     async def _set_serving(self, serving: bool) -> None:  # noqa: FBT001 - read as a sentence
         """Tells everybody who asks whether calls are welcome."""
@@ -290,10 +298,11 @@ def _answers(path: str) -> bool:
         return probe.connect_ex(path) == 0
 
 
-def _policy_limits(config: BatchingConfig) -> PolicyLimits:
+def _policy_limits(config: BatchingConfig, lanes: int) -> PolicyLimits:
     return PolicyLimits(
         budget=Cost(config.max_batch_bytes, config.max_batch_samples),
         max_admitted_items=config.max_admitted_items,
         max_admitted_bytes=config.max_admitted_bytes,
         window_s=config.window_s,
+        lanes=lanes,
     )

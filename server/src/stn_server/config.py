@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -24,6 +25,9 @@ Tracing = Literal["off", "otlp"]
 Plaintext = Literal["refuse", "allow"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["json", "text"]
+
+
+_DEVICE_FORM = re.compile(r"auto|cpu|cuda:\d+(,cuda:\d+)*")
 
 
 class ConfigError(ValueError):
@@ -156,6 +160,9 @@ class ServerConfig:
     tracing: Tracing = setting(
         "off", "Spans of every call: off, or otlp (extra otel; OTEL_... variables say where to)."
     )
+    device: str = setting(
+        "auto", "Where to compute: auto (GPUs if there are any), cpu, or cuda:0,cuda:1 and so on."
+    )
     threads: int = setting(0, "Threads of the CPU engine; 0: one a core.")
     retained_bytes: int = setting(
         512 * MIB, "Freed memory kept for the next calls (glibc only); 0: given back at once."
@@ -168,6 +175,10 @@ class ServerConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
+        names = self.device.split(",")
+        if not _DEVICE_FORM.fullmatch(self.device) or len(set(names)) < len(names):
+            expected = "expected auto, cpu, or distinct devices as cuda:0,cuda:1"
+            raise ConfigError(f"device: {expected}, got {self.device!r}.")
         _at_least(self, "threads", 0)
         _at_least(self, "retained_bytes", 0)
         largest_bytes = self.limits.max_message_bytes + self.limits.max_output_bytes

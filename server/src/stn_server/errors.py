@@ -8,6 +8,7 @@
     │   ├─ QuotaExceededError    the caller has its share already
     │   ├─ OverloadedError       too much is inside already
     │   │   ├─ QueueFullError            a limit is reached
+    │   │   ├─ DeviceFullError           half of its batch was too much for the device's memory
     │   │   └─ DeadlineUnreachableError  the result would come too late
     │   ├─ DrainingError         the server is about to stop
     │   ├─ BrokenError           the device is lost
@@ -20,6 +21,9 @@
 """
 
 from __future__ import annotations
+
+DEVICE_FULL_RETRY_S = 1.0
+"""By then other batches have left the device."""
 
 
 class ServerError(Exception):
@@ -118,6 +122,21 @@ class QueueFullError(OverloadedError):
         super().__init__(f"queue: {complaint}", retry_after_s)
         self.limit = limit
         self.actual = actual
+
+
+class DeviceFullError(OverloadedError):
+    """The memory of the device could not take the batch that held this request, nor half of it.
+
+    Attributes:
+        device: Its name.
+    """
+
+    reason = "device_full"
+
+    def __init__(self, device: str) -> None:
+        complaint = f"expected memory for this request on {device}, got none."
+        super().__init__(f"device: {complaint}", DEVICE_FULL_RETRY_S)
+        self.device = device
 
 
 class DeadlineUnreachableError(OverloadedError):

@@ -89,6 +89,15 @@ class Metrics:
             ["device"],
             registry=registry,
         )
+        self.lanes = Gauge(
+            "stn_lanes", "Batches that a device takes at a time", ["device"], registry=registry
+        )
+        self.lane_busy = Counter(
+            "stn_lane_busy_seconds",
+            "Time that lanes of a device had a batch; its rate by stn_lanes is their utilisation",
+            ["device"],
+            registry=registry,
+        )
         self.reloads = Counter(
             "stn_reloads",
             "Changes of the files of tokens and certificates",
@@ -114,6 +123,16 @@ class Metrics:
         """Asks every device whenever it is scraped."""
         for name, held_bytes in devices.items():
             self.device_memory.labels(name).set_function(held_bytes)
+
+    def watch_lanes(self, lanes: Mapping[str, int]) -> None:
+        """Says how many batches each device takes at a time."""
+        for name, count in lanes.items():
+            self.lanes.labels(name).set(count)
+            self.lane_busy.labels(name)
+
+    def lane_was_busy(self, name: str, duration_s: float) -> None:
+        """A lane of a device had a batch."""
+        self.lane_busy.labels(name).inc(duration_s)
 
     def request_finished(self, method: str, code: str, duration_s: float) -> None:
         """A call was answered, with a reply or an error."""

@@ -1,26 +1,20 @@
-"""Computes batches on the engine, in a thread of its own so that the event loop stays free."""
+"""Computes batches on devices, in threads of their own so that the event loop stays free."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import stn_engine
-from stn_server.batching.work import Batch, Operation
+from stn_server.batching.batcher import Runner
+from stn_server.batching.devices import Device, Host
+from stn_server.batching.work import Batch
 from stn_server.errors import DeviceLostError
 from stn_server.faults import Point, Seam, no_fault
 
 Compute = Callable[[Sequence[Any]], list[Any]]
-
-_COMPUTE: dict[Operation, Compute] = {
-    Operation.WARP: stn_engine.warp_ragged,
-    Operation.WARP_GRADIENTS: stn_engine.warp_gradients_ragged,
-    Operation.GENERATE_GRID: stn_engine.generate_grid_ragged,
-    Operation.GENERATE_GRID_GRADIENTS: stn_engine.generate_grid_gradients_ragged,
-}
-
 
 Watcher = Callable[[str, Batch], None]
 """Told that a batch begins to "land", to "launch" or to be "collect"ed; in any thread."""
@@ -34,13 +28,17 @@ class EngineRunner:
     """Runs every batch as one ragged engine call.
 
     Args:
+        device: What computes; nobody else uses it.
         seam: Crossed in the thread that computes.
         watcher: Told how far a batch is.
 
     Concurrency: one batch at a time; nothing can interrupt the one that runs.
     """
 
-    def __init__(self, seam: Seam = no_fault, watcher: Watcher = nobody) -> None:
+    def __init__(
+        self, device: Device | None = None, seam: Seam = no_fault, watcher: Watcher = nobody
+    ) -> None:
+        self._device = Host() if device is None else device
         self._seam = seam
         self._watcher = watcher
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stn-runner")
@@ -64,25 +62,73 @@ class EngineRunner:
 
     def _compute(self, batch: Batch) -> list[Any]:
         self._seam(Point.LAND)
-        self._watcher("launch", batch)
-        launch = self._launch(_COMPUTE[batch.key.operation])
+
+        def launching() -> None:
+            self._watcher("launch", batch)
+
+        def launch(problems: Sequence[Any]) -> list[Any]:
+            self._seam(Point.ALLOCATE)
+            self._seam(Point.LAUNCH)
+            return self._device.run(batch.key.operation, problems, launching)
+
         outcomes = compute(launch, [item.problem for item in batch.items])
         self._watcher("collect", batch)
         return outcomes
 
-    def _launch(self, function: Compute) -> Compute:
-        def launch(problems: Sequence[Any]) -> list[Any]:
-            self._seam(Point.ALLOCATE)
-            self._seam(Point.LAUNCH)
-            return function(problems)
 
-        return launch
+class Lanes:
+    """Devices that run batches at the same time, from one queue.
+
+    Args:
+        runners: One per lane, by the name of its device.
+        observe: Told for how many seconds a device was busy.
+
+    Concurrency: belongs to one event loop. Takes as many batches at a time as there are runners.
+    """
+
+    def __init__(
+        self, runners: Sequence[tuple[str, Runner]], observe: Callable[[str, float], None]
+    ) -> None:
+        self._runners = runners
+        self._free = list(runners)
+        self._observe = observe
+
+    def __len__(self) -> int:
+        return len(self._runners)
+
+    async def run(self, batch: Batch) -> Sequence[Any]:
+        """As `Runner.run`, on a runner that is free."""
+        name, runner = lane = self._free.pop(0)
+        began = time.monotonic()
+        try:
+            return await runner.run(batch)
+        finally:
+            self._observe(name, time.monotonic() - began)
+            self._free.append(lane)
+
+    async def warm_up(self, batch: Batch) -> None:
+        """Runs a batch on every lane.
+
+        Raises:
+            Exception: Of an item that could not be computed.
+        """
+        for _, runner in self._runners:
+            for outcome in await runner.run(batch):
+                if isinstance(outcome, Exception):
+                    raise outcome
+
+    def close(self) -> None:
+        """Closes every runner."""
+        for _, runner in self._runners:
+            runner.close()
 
 
 def compute(function: Compute, problems: Sequence[Any]) -> list[Any]:
     """Results of a ragged call; if it fails, each problem alone, so that only the bad ones fail."""
     try:
         return function(problems)
+    except DeviceLostError:
+        raise
     except Exception as error:  # noqa: BLE001 - becomes the outcome of the item
         if len(problems) == 1:
             return [error]
