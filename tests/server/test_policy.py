@@ -304,7 +304,7 @@ def test_a_batch_ends_before_the_first_deadline_in_it():
     policy = make_policy(budget=Cost(1000, 10_000))
     now = learn(policy, seconds_per_sample=0.001)
     (busy,) = policy.step(Arrive(make_item(arrived=now)), now).launches
-    urgent = make_item(samples=100, arrived=now, deadline=now + 0.4)
+    urgent = make_item(samples=100, arrived=now, deadline=now + 0.5)
     patient = [make_item(samples=100, arrived=now) for _ in range(5)]
     for item in (urgent, *patient):
         assert policy.step(Arrive(item), now).refusal is None
