@@ -14,7 +14,7 @@ $(INSTALLED): .ci/constraints.txt .ci/requirements.txt $(PROJECTS:%=%/pyproject.
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --requirement .ci/requirements.txt
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --no-build-isolation \
-		--editable proto --editable stn_engine --editable server --editable client[demo]
+		--editable proto --editable stn_engine --editable server[otel] --editable client[demo]
 	@touch $@
 
 CPP := $(shell find stn_engine/src/stn_engine/native -type f)
@@ -40,13 +40,20 @@ $(RIVALS): .ci/requirements-bench.txt $(INSTALLED)
 	$(BIN)/pip install --quiet --no-deps --requirement $<
 	@touch $@
 
-.PHONY: demo test check fuzz-native format proto docs bench bench-engine clean help
+.PHONY: demo test test-gpu check fuzz-native fuzz-server overload chaos soak format proto docs bench bench-engine bench-gpu clean help
 
 demo: $(BUILT)  ## warp a photo, differentiate it, align two photos, all through a real server
 	$(BIN)/python client/examples/first_light.py --output build/demo
 
 test: $(BUILT) $(PROTOC)  ## the whole test suite
 	$(BIN)/pytest
+
+# Those of a machine with a GPU: its own Python with torch, cuda-core and pytest, and nothing installed.
+ON_GPU := STN_TEST_GPU=1 PYTHONPATH=stn_engine/src:tests $(PYTHON)
+
+test-gpu:  ## what needs a GPU, and the conformance battery on it
+	$(ON_GPU) -m pytest -W default -p no:cacheprovider -k cuda tests/gpu \
+		tests/engine/test_backend_conformance.py tests/engine/test_gradients.py
 
 check: $(BUILT)  ## lint, format, types, import contracts
 	$(BIN)/ruff check
@@ -63,6 +70,20 @@ fuzz-native: $(INSTALLED)  ## the native module under sanitizers; FUZZ="--second
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/native-fuzz \
 		$(BIN)/python tests/fuzz/fuzz_native.py $(FUZZ)
+
+STRESS := GRPC_VERBOSITY=NONE PYTHONPATH=tests $(BIN)/python
+
+fuzz-server: $(BUILT)  ## a million odd messages to a server; FUZZ="--inputs 20000 --seed 1"
+	$(STRESS) tests/fuzz/fuzz_server.py $(FUZZ)
+
+overload: $(BUILT)  ## three times the capacity for a minute
+	$(STRESS) -m stress.overload --seconds 60
+
+chaos: $(BUILT)  ## 100,000 calls with cancellations, killed callers and injected faults
+	$(STRESS) -m stress.chaos --requests 100000
+
+soak: $(BUILT)  ## half an hour of mixed load; memory must not rise
+	$(STRESS) -m stress.soak --seconds 1800
 
 format: $(INSTALLED)  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix
@@ -82,6 +103,9 @@ bench: $(BUILT)  ## the service against raw-bytes gRPC echo, side by side
 bench-engine: $(BUILT) $(RIVALS)  ## the engine against torch, OpenCV and Kornia, side by side
 	PYTHONPATH=tests $(BIN)/python -m bench.bench_engine \
 		--output tests/bench/results/engine_cpu.json
+
+bench-gpu:  ## the engine on a GPU against torch and the copy bandwidth; BENCH="--only ragged"
+	$(ON_GPU) -m bench.bench_cuda $(BENCH)
 
 clean:  ## remove the virtual environment and everything built
 	rm -rf $(VENV) build stn_engine/build stn_engine/src/stn_engine/_cpu.*.so

@@ -36,7 +36,9 @@ from stn_engine import (
     WarpSpec,
     dispatch,
 )
+from stn_engine.backends._cuda.device import DeviceLauncher
 from stn_engine.backends.base import Backend
+from stn_engine.backends.cuda import CudaBackend
 from stn_engine.checks import FEATURE_MAP_DTYPES, GRADIENT_DTYPES
 from stn_engine.problem import Problem
 from stn_server import status
@@ -46,6 +48,7 @@ from stn_server.settings import all_settings
 ROOT = Path(__file__).parents[1]
 SERVICE_BENCHMARK = ROOT / "tests/bench/results/service.json"
 ENGINE_BENCHMARK = ROOT / "tests/bench/results/engine_cpu.json"
+GPU_BENCHMARKS = "tests/bench/results/engine_cuda_*.json"
 
 EXAMPLES: dict[int, tuple[Transform, ...]] = {
     2: (
@@ -162,11 +165,35 @@ def engine_benchmark() -> str:
     return f"{_table(head, rows)}\n\n{_memory(report['memory'])}\n\n{when}"
 
 
+def gpu_benchmark() -> str:
+    """The last committed run of `make bench-gpu` on every device that there was."""
+    tables = [
+        _gpu_table(json.loads(path.read_text())) for path in sorted(ROOT.glob(GPU_BENCHMARKS))
+    ]
+    return "\n\n".join(tables) or "Not yet measured on a GPU."
+
+
+def _gpu_table(report: dict[str, Any]) -> str:
+    rows = [
+        (
+            one["what"],
+            f"{one['value']:.2f} {one['unit']}",
+            NOTHING
+            if one["bar"] is None
+            else f"{'≤' if one['at_most'] else '≥'} {one['bar']:g}: {_verdict(one)}",
+        )
+        for one in report["rows"]
+    ]
+    when = f"{report['date']}, {report['device']}, CUDA {report['cuda']}, torch {report['torch']}"
+    table = _table(("what", "measured", "bar"), rows)
+    return f"{table}\n\n{when}; medians of {report['rounds']} rounds."
+
+
 def support() -> str:
     """What every backend says that it can run, in as few rows as say exactly that."""
     rows = [
         (f"`{backend.name}`", _devices(backend), f"{dimensions}-D", *row)
-        for backend in dispatch.BACKENDS
+        for backend in map(_with_device, dispatch.BACKENDS)
         for dimensions in EXAMPLES
         for row in _supported(backend, dimensions)
     ]
@@ -181,6 +208,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "benchmark": ("README.md", benchmark),
     "support": ("stn_engine/README.md", support),
     "engine benchmark": ("stn_engine/README.md", engine_benchmark),
+    "gpu benchmark": ("stn_engine/README.md", gpu_benchmark),
 }
 
 
@@ -207,7 +235,7 @@ def main() -> None:
 
 
 def _default(value: object) -> str:
-    return ", ".join(value) if isinstance(value, tuple) else str(value)
+    return ", ".join(value) if isinstance(value, tuple) else str(value) or "empty"
 
 
 def _bar(summary: dict[str, Any]) -> str:
@@ -240,8 +268,22 @@ def _verdict(finding: dict[str, Any]) -> str:
     return "met" if finding["met"] else "missed"
 
 
+class _AnyDevice(DeviceLauncher):
+    """Stands for a GPU, which this script must not need."""
+
+    def reasons_against(self, device: torch.device) -> tuple[str, ...]:  # noqa: ARG002 - protocol
+        return ()
+
+
+def _with_device(backend: Backend) -> Backend:
+    """``backend`` as if this machine had the device that it computes on."""
+    return CudaBackend(_AnyDevice()) if isinstance(backend, CudaBackend) else backend
+
+
 def _devices(backend: Backend) -> str:
     """Where a backend runs; meta tensors stand for any device."""
+    if isinstance(backend, CudaBackend):
+        return "cuda"
     elsewhere = Affine(torch.zeros(1, 2, 3, device="meta"))
     problem = WarpProblem(torch.zeros(1, 1, 1, 1, device="meta"), elsewhere)
     return "any" if _runs(backend, problem) else "cpu"

@@ -10,6 +10,7 @@ from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
 from stn_client import (
+    AccessDeniedError,
     DeadlineExceededError,
     InvalidRequestError,
     OverloadedError,
@@ -54,6 +55,7 @@ def test_errors_success_has_no_class():
     ("code", "cls"),
     [
         (StatusCode.INVALID_ARGUMENT, InvalidRequestError),
+        (StatusCode.UNAUTHENTICATED, AccessDeniedError),
         (StatusCode.DEADLINE_EXCEEDED, DeadlineExceededError),
         (StatusCode.UNAVAILABLE, UnavailableError),
         (StatusCode.UNIMPLEMENTED, ProtocolMismatchError),

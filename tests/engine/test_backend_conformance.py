@@ -16,9 +16,7 @@ from stn_engine import (
     WarpProblem,
     WarpSpec,
 )
-from stn_engine.backends.cpu import CpuBackend
-from stn_engine.backends.reference import ReferenceBackend
-from stn_engine.backends.torch import TorchBackend
+from support.backends import BACKENDS, FAST
 from support.oracles import (
     REFERENCE,
     coordinate_extent,
@@ -54,7 +52,6 @@ from support.tolerances import (
     gradient_tolerance,
 )
 
-BACKENDS = [CpuBackend(), TorchBackend(), ReferenceBackend()]
 VOLUME_SIZES = [  # (D, H, W), (Do, Ho, Wo), convention
     ((1, 1, 1), (2, 1, 3), ("normalized", True)),
     ((1, 4, 1), (1, 1, 1), ("pixel", False)),
@@ -78,7 +75,7 @@ SIZES = [  # (H, W), (Ho, Wo)
     ((5, 4), (3, 0)),
 ]
 
-per_fast_backend = pytest.mark.parametrize("fast", BACKENDS[:2], ids=lambda one: one.name)
+per_fast_backend = pytest.mark.parametrize("fast", FAST, ids=lambda one: one.name)
 per_convention = pytest.mark.parametrize(("coordinates", "align_corners"), CONVENTIONS)
 per_padding = pytest.mark.parametrize("padding", PADDINGS)
 per_kind = pytest.mark.parametrize(("kind", "sizes"), KINDS_AND_SIZES)

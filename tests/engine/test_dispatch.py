@@ -27,13 +27,13 @@ class PickyBackend:
             return ()
         return (f"only N = {self.batch_size}", "on principle")
 
-    def warp(self, problems):
+    def warp(self, problems, out=None):
         self.ran.append(list(problems))
-        return TorchBackend().warp(problems)
+        return TorchBackend().warp(problems, out)
 
-    def warp_gradients(self, problems):
+    def warp_gradients(self, problems, out=None):
         self.ran.append(list(problems))
-        return TorchBackend().warp_gradients(problems)
+        return TorchBackend().warp_gradients(problems, out)
 
 
 def warps_of(*batch_sizes):
@@ -114,7 +114,12 @@ def test_without_its_native_module_the_cpu_backend_says_so(monkeypatch):
 
 def test_backend_order():
     """The fused kernels come first, what runs anywhere next, and the oracle is the last resort."""
-    assert [backend.name for backend in dispatch.BACKENDS] == ["cpu", "torch", "reference"]
+    assert [backend.name for backend in dispatch.BACKENDS] == [
+        "cuda",
+        "cpu",
+        "torch",
+        "reference",
+    ]
 
 
 @pytest.fixture

@@ -23,9 +23,7 @@ from stn_engine import (
     warp_gradients,
 )
 from stn_engine.backends._sampler import accumulate
-from stn_engine.backends.cpu import CpuBackend
-from stn_engine.backends.reference import ReferenceBackend
-from stn_engine.backends.torch import TorchBackend
+from support import backends
 from support.oracles import settled_warp
 from support.strategies import (
     CONVENTIONS,
@@ -45,7 +43,7 @@ from support.strategies import (
 )
 from support.tolerances import ADJOINT_IDENTITY
 
-BACKENDS = {backend.name: backend for backend in (CpuBackend(), TorchBackend(), ReferenceBackend())}
+BACKENDS = {backend.name: backend for backend in backends.BACKENDS}
 
 per_convention = pytest.mark.parametrize(("coordinates", "align_corners"), CONVENTIONS)
 per_padding = pytest.mark.parametrize("padding", PADDINGS)
@@ -214,7 +212,7 @@ def test_theta_gradient_is_the_adjoint_of_the_generator(
 
 @per_generator
 @per_convention
-@pytest.mark.parametrize("name", ["cpu", "torch"])
+@pytest.mark.parametrize("name", ["cpu", "torch", "cuda"])
 def test_fused_gradient_is_the_grid_gradient_through_the_generator(
     name, kind, sizes, coordinates, align_corners
 ):
@@ -306,7 +304,7 @@ def test_ordered_accumulation_equals_the_plain_one():
     assert gradcheck(lambda terms: accumulate(index, terms, 9, ordered=True), terms)
 
 
-@pytest.mark.parametrize("name", ["cpu", "torch"])
+@pytest.mark.parametrize("name", ["cpu", "torch", "cuda"])
 def test_broadcast_gradients_are_sums_over_the_batch(name):
     """A broadcast operand receives what its expanded copies would receive together."""
     for batch in ((1, 3), (3, 1)):

@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from stn_engine import (
     Affine,
     Flow,
+    Gradients,
     GridGradientsProblem,
     GridProblem,
+    InvalidInputError,
     SamplingGrid,
     ThinPlateSpline,
     WarpProblem,
@@ -19,6 +21,8 @@ from stn_engine import (
     warp_ragged,
 )
 from stn_engine.backends._trees import tree_sum
+from stn_engine.backends.reference import ReferenceBackend
+from stn_engine.backends.torch import TorchBackend
 from support.strategies import (
     CONVENTIONS,
     DETERMINISTIC,
@@ -199,3 +203,85 @@ def test_tree_sum_pairs_terms_a_power_of_two_apart(count):
         half = level.shape[1] // 2
         level = level[:, :half] + level[:, half:]
     assert torch.equal(tree_sum(terms, 1), level[:, 0])
+
+
+def memory_like(result):
+    """Other memory of the same layout, full of values that nobody asked for."""
+    return torch.full_like(result, 7)
+
+
+@given(crowds(dtypes=DTYPES))
+@DETERMINISTIC
+def test_results_are_written_where_the_caller_wants_them(problems):
+    """Into the memory that was given, whichever backends run; bits are those of new results."""
+    expected = warp_ragged(problems)
+    out = [memory_like(result) for result in expected]
+    got = warp_ragged(problems, out)
+    assert all(one is two for one, two in zip(got, out, strict=True))
+    assert all(torch.equal(one, two) for one, two in zip(out, expected, strict=True))
+
+
+@given(gradient_crowds())
+@DETERMINISTIC
+def test_gradients_are_written_where_the_caller_wants_them(problems):
+    """What a problem does not need stays as it was."""
+    expected = warp_gradients_ragged(problems)
+    out = [
+        Gradients(*(memory_like(operand) for operand in problem.warp.operands))
+        for problem in problems
+    ]
+    warp_gradients_ragged(problems, out)
+    for memory, result in zip(out, expected, strict=True):
+        for name in ("feature_map", "transform"):
+            got, want = getattr(memory, name), getattr(result, name)
+            assert torch.equal(got, memory_like(got) if want is None else want)
+
+
+@pytest.mark.parametrize("backend", [TorchBackend(), ReferenceBackend()], ids=lambda one: one.name)
+def test_backends_that_compose_copy_their_results(backend):
+    """They cannot write where they are told to, and nobody notices."""
+    problem = gradients_of(3, random_warp(4))
+    memory = torch.empty(problem.warp.output_shape, dtype=torch.float64)
+    assert backend.warp([problem.warp], [memory])[0] is memory
+    assert torch.equal(memory, backend.warp([problem.warp])[0])
+    out = Gradients(*map(torch.empty_like, problem.warp.operands))
+    assert backend.warp_gradients([problem], [out])[0] is out
+    assert torch.equal(out.transform, backend.warp_gradients([problem])[0].transform)
+
+
+SHAPE = (2, 3, 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ([], r"out: expected 1 elements, got 0\. Give one per problem"),
+        ([None], r"out\[0\]: expected a torch.Tensor, got NoneType"),
+        ([torch.empty(2, 3, 4, 5)], r"out\[0\]: expected shape \(2, 3, 4, 6\), got"),
+        ([torch.empty(SHAPE)], r"out\[0\]: expected .*float64, got .*float32"),
+        (
+            [torch.empty(2, 3, 4, 12, dtype=torch.float64)[..., ::2]],
+            r"out\[0\]: expected dense memory, got strides",
+        ),
+        ([torch.empty(SHAPE, dtype=torch.float64, device="meta")], r"out\[0\]"),
+    ],
+)
+def test_memory_that_does_not_fit_is_refused(out, message):
+    """Before anything runs."""
+    with pytest.raises(InvalidInputError, match=message):
+        warp_ragged([random_warp(5)], out)
+
+
+def test_memory_of_operands_is_refused():
+    """A kernel would read what it has written."""
+    problem = random_warp(6, output_size=(5, 7))
+    with pytest.raises(InvalidInputError, match=r"out\[0\]: expected memory of its own"):
+        warp_ragged([problem], [problem.feature_map])
+    gradients = gradients_of(7, problem)
+    out = Gradients(gradients.grad_output, torch.empty_like(problem.transform.parameters))
+    message = r"out\[0\].feature_map: expected memory of its own"
+    with pytest.raises(InvalidInputError, match=message):
+        warp_gradients_ragged([gradients], [out])
+    out = Gradients(torch.empty_like(problem.feature_map), None)
+    with pytest.raises(InvalidInputError, match=r"out\[0\].transform: .* got NoneType"):
+        warp_gradients_ragged([gradients], [out])

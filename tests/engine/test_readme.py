@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import stn_engine
-from stn_engine import GridProblem, Transform, WarpGradientsProblem, WarpSpec, dispatch
+from stn_engine import GridProblem, Transform, WarpGradientsProblem, WarpSpec
 from stn_engine.backends.torch import TorchBackend
 from stn_engine.checks import GRADIENT_DTYPES
+from support.backends import BACKENDS
 from support.strategies import IMAGE, VOLUME, VOLUME_KINDS, random_gradients, random_warp
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +47,7 @@ def label(row):
 
 def named(backend_name):
     """The backend of this name."""
-    (found,) = (one for one in dispatch.BACKENDS if one.name == backend_name)
+    (found,) = (one for one in BACKENDS if one.name == backend_name)
     return found
 
 

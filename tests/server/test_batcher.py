@@ -8,12 +8,16 @@ import pytest
 from stn_server.batching.work import Finished
 from stn_server.errors import (
     BatchFailedError,
+    BrokenError,
     DeadlineExceededError,
+    DeadlineUnreachableError,
+    DeviceLostError,
     DrainingError,
     OverloadedError,
 )
+from stn_server.faults import Point
 from support.clock import run_in_virtual_time
-from support.fakes import FakeRunner, RecordingObserver, echo
+from support.fakes import FakeContext, FakeRunner, RecordingObserver, echo
 from support.harness import (
     as_facts,
     assert_nothing_left,
@@ -337,3 +341,142 @@ def test_an_observer_that_fails_holds_nobody_up():
         assert_nothing_left(batcher)
 
     run_in_virtual_time(scenario())
+
+
+@in_virtual_time
+async def test_a_place_is_taken_until_the_call_is_over():
+    """Not only until the batch ends: a reply that nobody reads takes memory as well."""
+    batcher = make_batcher(FakeRunner(), max_admitted_items=1)
+    call = FakeContext()
+    assert (await submit(batcher, "unread", call=call)).result == "unread"
+    assert batcher.statistics().admitted_bytes == 10
+    assert isinstance(await outcome_of(submit(batcher, "next")), OverloadedError)
+    call.finish()
+    assert (await submit(batcher, "next")).result == "next"
+    assert_nothing_left(batcher)
+
+
+@in_virtual_time
+async def test_a_call_that_is_over_early_holds_its_place_while_it_runs():
+    """Its callback may come before its cancellation; the device still reads its bytes."""
+    runner, call = FakeRunner(held=True), FakeContext()
+    batcher = make_batcher(runner)
+    (task,) = await start(batcher, "gone", call=call)
+    await runner.begun(1)
+    call.finish()
+    task.cancel()
+    await outcome_of(task)
+    assert batcher.statistics().admitted_bytes == 10
+    runner.release()
+    await batcher.drain()
+    assert_nothing_left(batcher)
+
+
+@in_virtual_time
+async def test_a_deadline_that_cannot_be_met_is_refused_with_a_time_to_come_again():
+    """At once, while the device is busy."""
+    runner = FakeRunner(held=True)
+    batcher = make_batcher(runner)
+    loop = asyncio.get_running_loop()
+    for count in range(1, 12):
+        task = asyncio.create_task(submit(batcher, count))
+        await runner.begun(count)
+        await asyncio.sleep(1.0)
+        runner.release()
+        await task
+    (busy,) = await start(batcher, "busy")
+    await runner.begun(12)
+    began = loop.time()
+    with pytest.raises(
+        DeadlineUnreachableError, match=r"deadline: expected at least .* Try"
+    ) as why:
+        await submit(batcher, "hopeless", deadline=began + 1.5)
+    assert loop.time() == began
+    assert why.value.remaining_s == 1.5
+    assert 1.0 < why.value.retry_after_s < why.value.needed_s <= 3.0
+    runner.release_all()
+    await busy
+    assert_nothing_left(batcher)
+
+
+@in_virtual_time
+async def test_a_lost_device_answers_everybody():
+    """Queued and running alike; nothing is taken any more, and `broken` says why."""
+    lost = DeviceLostError("expected a device, got smoke")
+
+    def answer(_batch):
+        raise lost
+
+    runner = FakeRunner(answer, held=True)
+    batcher = make_batcher(runner)
+    tasks = [await occupied(runner, batcher), *await start(batcher, 1, 2)]
+    runner.release()
+    assert [type(await outcome_of(task)) for task in tasks] == [BrokenError] * 3
+    assert await batcher.broken() is lost
+    with pytest.raises(BrokenError, match="expected a working device, got none"):
+        await submit(batcher, "late")
+    await batcher.drain()
+    assert_nothing_left(batcher)
+
+
+@in_virtual_time
+async def test_a_batch_that_never_ends_is_a_lost_device():
+    """The watchdog answers everybody when it has taken too long, and not before."""
+    runner = FakeRunner(held=True)
+    batcher = make_batcher(runner, stall_s=60.0)
+    tasks = [await occupied(runner, batcher), *await start(batcher, 1)]
+    outcomes = [await outcome_of(task) for task in tasks]
+    assert [type(outcome) for outcome in outcomes] == [BrokenError] * 2
+    assert asyncio.get_running_loop().time() == 60.0
+    with pytest.raises(DeviceLostError, match="expected a batch within 60 s, got none"):
+        raise await batcher.broken()
+    await batcher.drain()
+    runner.release()
+    await asyncio.sleep(1.0)
+    assert_nothing_left(batcher)
+
+
+@in_virtual_time
+async def test_a_batch_in_time_does_not_wake_the_watchdog():
+    """It looks at batches one by one, not at the time since the start."""
+    runner = FakeRunner(held=True)
+    batcher = make_batcher(runner, stall_s=60.0)
+    for count in range(1, 4):
+        task = asyncio.create_task(submit(batcher, count))
+        await runner.begun(count)
+        await asyncio.sleep(50.0)
+        runner.release()
+        assert (await task).result == count
+
+
+@in_virtual_time
+async def test_a_policy_that_fails_answers_everybody():
+    """What cannot be relied on is not asked again; nobody waits for it."""
+
+    class FailingPolicy:
+        queued_items = running_items = admitted_bytes = 0
+
+        def step(self, event, now):
+            raise KeyError(event, now)
+
+    batcher = make_batcher(FakeRunner(), policy=FailingPolicy())
+    assert isinstance(await outcome_of(submit(batcher, 1)), BrokenError)
+    assert isinstance(await batcher.broken(), KeyError)
+    await batcher.drain()
+
+
+@in_virtual_time
+async def test_a_fault_at_the_door_is_its_callers_alone():
+    """It leaves no trace."""
+
+    def seam(point):
+        assert point is Point.ADMIT
+        if faults:
+            raise faults.pop()
+
+    faults = [OSError("injected")]
+    batcher = make_batcher(FakeRunner(), seam=seam)
+    with pytest.raises(OSError, match="injected"):
+        await submit(batcher, 1)
+    assert (await submit(batcher, 2)).result == 2
+    assert_nothing_left(batcher)

@@ -7,16 +7,26 @@ import pytest
 
 from stn_server.config import (
     MAX_MESSAGE_BYTES,
+    AuthConfig,
     BatchingConfig,
     ConfigError,
     LifecycleConfig,
     LimitsConfig,
     LogConfig,
     ServerConfig,
+    TlsConfig,
     split_address,
 )
 
-SECTIONS = (BatchingConfig, LimitsConfig, LifecycleConfig, LogConfig, ServerConfig)
+SECTIONS = (
+    BatchingConfig,
+    LimitsConfig,
+    LifecycleConfig,
+    TlsConfig,
+    AuthConfig,
+    LogConfig,
+    ServerConfig,
+)
 
 LEAST = {
     (BatchingConfig, "max_batch_bytes"): 1,
@@ -24,10 +34,12 @@ LEAST = {
     (BatchingConfig, "window_s"): 0,
     (BatchingConfig, "max_admitted_items"): 1,
     (BatchingConfig, "max_admitted_bytes"): 1,
+    (BatchingConfig, "stall_s"): 1,
     (LimitsConfig, "max_message_bytes"): 1024,
     (LimitsConfig, "max_output_bytes"): 1,
     (LimitsConfig, "max_output_samples"): 1,
     (LimitsConfig, "max_dimension_px"): 1,
+    (LimitsConfig, "max_concurrent_streams"): 1,
     (LifecycleConfig, "lame_duck_s"): 0,
     (LifecycleConfig, "grace_s"): 0,
     (ServerConfig, "threads"): 0,
@@ -86,11 +98,69 @@ def test_the_largest_call_can_be_admitted():
         ServerConfig(limits=limits, batching=BatchingConfig(max_admitted_bytes=2499))
 
 
-@pytest.mark.parametrize(("name", "value"), [("level", "loud"), ("format", "xml")])
-def test_a_choice_is_one_of_those_offered(name, value):
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [
+        (LogConfig, "level"),
+        (LogConfig, "format"),
+        (AuthConfig, "plaintext"),
+        (ServerConfig, "reflection"),
+        (ServerConfig, "tracing"),
+    ],
+)
+def test_a_choice_is_one_of_those_offered(section, name):
     """The message lists them."""
-    with pytest.raises(ConfigError, match=f"^{name}: expected one of .*, got '{value}'"):
-        LogConfig(**{name: value})
+    with pytest.raises(ConfigError, match=f"^{name}: expected one of .*, got 'loud'"):
+        section(**{name: "loud"})
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"certificate": "c"}, "key: expected a file beside the other one, got none"),
+        ({"key": "k"}, "certificate: expected a file beside the other one, got none"),
+        ({"client_ca": "a"}, "client_ca: expected a certificate of the server, too, got none"),
+    ],
+)
+def test_files_of_tls_go_together(files, message):
+    """Half a pair secures nothing."""
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        TlsConfig(**files)
+
+
+TOKENS = AuthConfig(tokens="/tokens")
+EVERYWHERE = ("127.0.0.1:1", "0.0.0.0:1")
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:1", "[::]:1", "192.0.2.1:1", "host:1", "*:1"])
+def test_tokens_do_not_cross_a_network_in_clear(address):
+    """Whoever hears one has it."""
+    message = r"^auth\.tokens: expected TLS, unix sockets or loopback, got "
+    with pytest.raises(ConfigError, match=message):
+        ServerConfig(listen=("127.0.0.1:1", address), auth=TOKENS)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"listen": ("127.0.0.1:1", "127.0.0.9:1", "[::1]:1", "localhost:1", "unix:/stn")},
+        {"listen": EVERYWHERE, "tls": TlsConfig(certificate="c", key="k")},
+        {"listen": EVERYWHERE, "auth": AuthConfig(tokens="/tokens", plaintext="allow")},
+        {"listen": EVERYWHERE, "auth": AuthConfig()},
+    ],
+    ids=str,
+)
+def test_tokens_that_nobody_hears_are_fine(settings):
+    """On this machine, inside TLS, or where the operator says so."""
+    assert ServerConfig(**{"auth": TOKENS, **settings}).listen == settings["listen"]
+
+
+def test_reflection_needs_an_address():
+    """Asked for at an address that is not there, it would be lost without a word."""
+    with pytest.raises(ConfigError, match=r"^reflection: expected an admin_listen to serve on"):
+        ServerConfig(reflection="admin_listen")
+    config = ServerConfig(reflection="admin_listen", admin_listen="unix:/admin")
+    assert config.reflection == "admin_listen"
 
 
 @pytest.mark.parametrize(
@@ -103,6 +173,8 @@ def test_an_address_is_host_and_port(address):
     if address:
         with pytest.raises(ConfigError, match=r"^metrics_listen: expected host:port, got"):
             ServerConfig(metrics_listen=address)
+        with pytest.raises(ConfigError, match=r"^admin_listen: expected host:port, got"):
+            ServerConfig(admin_listen=address)
 
 
 def test_there_is_at_least_one_address():
@@ -125,3 +197,12 @@ def test_addresses_may_be_sockets_and_metrics_may_be_off():
 def test_an_address_splits_at_its_last_colon(address, parts):
     """Brackets around an IPv6 host stay."""
     assert split_address("listen", address) == parts
+
+
+def test_calls_do_not_queue_in_their_connection():
+    """What cannot be admitted is refused at the door, so the door must be reached."""
+    few = BatchingConfig(max_admitted_items=8)
+    assert ServerConfig(batching=few, limits=LimitsConfig(max_concurrent_streams=9)).batching is few
+    message = r"^limits.max_concurrent_streams: expected more than the 8 of .* got 8\."
+    with pytest.raises(ConfigError, match=message):
+        ServerConfig(batching=few, limits=LimitsConfig(max_concurrent_streams=8))

@@ -1,11 +1,13 @@
 """Freed memory that is kept is used again without new pages."""
 
+import math
+import resource
 import subprocess
 import sys
 
 import pytest
 
-from stn_server.memory import retain_freed_memory
+from stn_server.memory import resident_bytes, retain_freed_memory
 
 PAGE_FAULTS = """
 import resource, sys
@@ -43,3 +45,10 @@ def test_retained_memory_costs_no_pages():
 def test_nothing_is_retained_by_default():
     """A limit of 0 changes nothing."""
     assert not retain_freed_memory(0)
+
+
+def test_the_memory_of_the_process_is_told(tmp_path):
+    """What is in use now: no more than there ever was; not a number where nobody counts."""
+    largest_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert 10**7 < resident_bytes() < 1.1 * largest_bytes
+    assert math.isnan(resident_bytes(tmp_path / "none"))

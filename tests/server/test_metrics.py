@@ -19,6 +19,7 @@ LABELS = {
     "stn_payload_bytes": {"direction", "transport"},
     "stn_queue_wait_seconds": set(),
     "stn_batch_items": set(),
+    "stn_batch_bytes": set(),
     "stn_batch_duration_seconds": {"operation"},
     "stn_samples": set(),
     "stn_refused": {"reason"},
@@ -27,6 +28,10 @@ LABELS = {
     "stn_running_items": set(),
     "stn_admitted_bytes": set(),
     "stn_queue_age_seconds": set(),
+    "stn_device_memory_bytes": {"device"},
+    "stn_lanes": {"device"},
+    "stn_lane_busy_seconds": {"device"},
+    "stn_reloads": {"file", "outcome"},
     "stn_build_info": {"version"},
 }
 
@@ -51,8 +56,11 @@ def test_buckets_begin_at_100_microseconds():
 def test_names_and_labels_are_these_and_no_others(metrics, registry):
     """Base units in the names; no label takes a value that a caller chooses."""
     metrics.request_finished("Warp", "OK", 0.1)
-    metrics.payload_moved("sent", 1)
+    metrics.payload_moved("sent", "unix", 1)
     metrics.item_refused("overloaded")
+    metrics.file_changed("tokens", "accepted")
+    metrics.watch_memory({"cpu": lambda: 1.0})
+    metrics.watch_lanes({"cpu": 1})
     found = {}
     for family in registry.collect():
         names = {label for sample in family.samples for label in sample.labels} - {"le"}
@@ -160,7 +168,7 @@ def test_every_end_of_a_call_is_counted_by_method_and_code():
     codes = {"method": "GenerateGrid", "code": "INVALID_ARGUMENT"}
     assert service.value("stn_requests_total", **codes) == 2
     assert service.value("stn_request_duration_seconds_count", method="GenerateGrid") == 2
-    moved = {"transport": "grpc"}
+    moved = {"transport": "tcp"}
     received = service.value("stn_payload_bytes_total", direction="received", **moved)
     sent = service.value("stn_payload_bytes_total", direction="sent", **moved)
     assert (received, sent) == (len(request), len(reply))
@@ -170,3 +178,13 @@ def test_the_build_is_named(metrics, registry):
     """A constant 1 whose label is the version."""
     del metrics
     assert b'stn_build_info{version="' in generate_latest(registry)
+
+
+def test_the_utilisation_of_a_device_follows_from_its_lanes(metrics, registry):
+    """Busy seconds of all of its lanes, and how many there are."""
+    metrics.watch_lanes({"cuda:0": 2})
+    assert registry.get_sample_value("stn_lane_busy_seconds_total", {"device": "cuda:0"}) == 0
+    metrics.lane_was_busy("cuda:0", 0.25)
+    metrics.lane_was_busy("cuda:0", 0.5)
+    assert registry.get_sample_value("stn_lane_busy_seconds_total", {"device": "cuda:0"}) == 0.75
+    assert registry.get_sample_value("stn_lanes", {"device": "cuda:0"}) == 2

@@ -6,17 +6,25 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from stn_server.batching.admission import GREED, Full
 from stn_server.batching.policy import (
-    PATIENCE_S,
     Abandon,
     Arrive,
+    Depart,
     Finish,
+    Late,
     Policy,
     PolicyLimits,
-    Refusal,
     Tick,
 )
-from stn_server.batching.work import NOTHING, BatchKey, Cost, Operation, WorkItem
+from stn_server.batching.work import (
+    NOTHING,
+    PATIENCE_S,
+    BatchKey,
+    Cost,
+    Operation,
+    WorkItem,
+)
 
 WARP = BatchKey(Operation.WARP, "float32", "bilinear")
 NEAREST = BatchKey(Operation.WARP, "float32", "nearest")
@@ -33,13 +41,9 @@ def make_policy(**changes):
     return Policy(PolicyLimits(**limits))
 
 
-def make_item(key=WARP, size_bytes=10, samples=1, arrived=0.0, deadline=math.inf):
+def make_item(key=WARP, size_bytes=10, samples=1, **options):
     return WorkItem(
-        key=key,
-        cost=Cost(size_bytes, samples),
-        problem=None,
-        arrived=arrived,
-        deadline=deadline,
+        key=key, cost=Cost(size_bytes, samples), problem=None, **{"arrived": 0.0, **options}
     )
 
 
@@ -157,14 +161,13 @@ def test_abandoning_a_running_item_changes_nothing():
     assert not policy.step(Abandon(busy.items[0]), 0.0).abandoned
     assert policy.running_items == 1
     assert finish(policy, busy) == []
-    assert policy.admitted_bytes == 0
 
 
 def test_items_beyond_the_limit_are_refused():
     """Queued and running items count together."""
     policy = make_policy(max_admitted_items=2)
     start(policy, make_item())
-    assert policy.step(Arrive(make_item()), 0.0).refusal == Refusal("items", 2, 3)
+    assert policy.step(Arrive(make_item()), 0.0).refusal.why == Full("items", 2, 3)
     assert policy.queued_items == 1
 
 
@@ -172,8 +175,167 @@ def test_bytes_beyond_the_limit_are_refused():
     """What is refused takes no place."""
     policy = make_policy(max_admitted_bytes=100)
     start(policy, make_item(size_bytes=80))
-    assert policy.step(Arrive(make_item(size_bytes=11)), 0.0).refusal == Refusal("bytes", 100, 101)
-    assert policy.step(Arrive(make_item(size_bytes=10)), 0.0).refusal is None
+    refusal = policy.step(Arrive(make_item(size_bytes=11, caller="other")), 0.0).refusal
+    assert refusal.why == Full("bytes", 100, 101)
+    assert policy.step(Arrive(make_item(size_bytes=10, caller="other")), 0.0).refusal is None
+
+
+def test_a_place_is_taken_until_the_reply_has_left():
+    """A caller who does not read cannot make room for more of its calls."""
+    policy = make_policy(max_admitted_items=1)
+    (batch,) = policy.step(Arrive(make_item()), 0.0).launches
+    policy.step(Finish(batch), 0.0)
+    assert (policy.running_items, policy.admitted_bytes) == (0, 10)
+    assert policy.step(Arrive(make_item()), 0.0).refusal.why == Full("items", 1, 2)
+    policy.step(Depart(batch.items[0]), 0.0)
+    assert policy.admitted_bytes == 0
+    assert policy.step(Arrive(make_item()), 0.0).refusal is None
+
+
+def test_the_bytes_of_a_caller_who_has_gone_are_held_while_they_are_read():
+    """The device still works on them."""
+    policy = make_policy()
+    (batch,) = policy.step(Arrive(make_item()), 0.0).launches
+    policy.step(Depart(batch.items[0]), 0.0)
+    assert policy.admitted_bytes == 10
+    policy.step(Finish(batch), 0.0)
+    assert policy.admitted_bytes == 0
+
+
+def admit_all(policy, caller, count):
+    """Lets a caller ask for so much; returns how many were admitted and the first refusal."""
+    refusals = [policy.step(Arrive(make_item(caller=caller)), 0.0).refusal for _ in range(count)]
+    return refusals.count(None), next((refusal.why for refusal in refusals if refusal), None)
+
+
+def test_one_caller_leaves_room_for_the_next():
+    """However much it asks for; and the next one for the third."""
+    policy = make_policy(max_admitted_items=100)
+    assert admit_all(policy, "noisy", 200) == (81, Full("items of one caller", 4 * 19, 82))
+    assert admit_all(policy, "other", 200)[0] == 16
+    assert admit_all(policy, "quiet", 1) == (1, None)
+
+
+def test_callers_take_turns_within_a_key():
+    """What a quiet caller wants is not behind all that a noisy one has asked for."""
+    policy = make_policy(budget=Cost(40, 100))
+    noisy = [make_item(caller="noisy") for _ in range(8)]
+    quiet = make_item(caller="quiet")
+    busy = start(policy, *noisy, quiet)
+    ((*first_batch,),) = finish(policy, busy)
+    assert quiet in first_batch
+    assert len(first_batch) == 4
+
+
+def test_callers_take_turns_across_keys():
+    """Many keys do not give many turns: a noisy caller's eight launches are one round."""
+    policy = make_policy()
+    noisy = [make_item(BatchKey(Operation.WARP, "float32", n), caller="noisy") for n in range(40)]
+    quiet = make_item(NEAREST, caller="quiet")
+    batch, launches = start(policy, *noisy, quiet), 0
+    while quiet not in batch.items:
+        (batch,) = policy.step(Finish(batch), 0.0).launches
+        launches += 1
+    assert launches <= 9
+
+
+def learn(policy, *, seconds_per_sample, overhead_s=0.0, batches=20):
+    """Lets the policy see batches of a device; returns the instant after them."""
+    now = 0.0
+    for n in range(batches):
+        item = make_item(samples=10 + n, arrived=now)
+        (batch,) = policy.step(Arrive(item), now).launches
+        now += overhead_s + seconds_per_sample * item.cost.samples
+        policy.step(Finish(batch), now)
+        policy.step(Depart(item), now)
+    return now
+
+
+def test_a_deadline_that_cannot_be_met_is_refused_at_the_door():
+    """With the time that it would have waited; one that can be met is admitted."""
+    policy = make_policy()
+    now = learn(policy, seconds_per_sample=0.001)
+    policy.step(Arrive(make_item(samples=100, arrived=now)), now)
+    policy.step(Arrive(make_item(samples=100, arrived=now)), now)
+    hopeless = make_item(samples=10, arrived=now, deadline=now + 0.1)
+    refusal = policy.step(Arrive(hopeless), now).refusal
+    assert isinstance(refusal.why, Late)
+    assert refusal.why.remaining_s == pytest.approx(0.1)
+    assert 0.11 < refusal.why.needed_s < 0.2
+    assert 0.1 < refusal.wait_s < refusal.why.needed_s
+    feasible = make_item(samples=10, arrived=now, deadline=now + 0.2)
+    assert policy.step(Arrive(feasible), now).refusal is None
+
+
+def test_what_is_due_later_does_not_count_as_waiting_time():
+    """The earliest deadline goes first, so a patient queue does not turn urgent work away."""
+    policy = make_policy()
+    now = learn(policy, seconds_per_sample=0.001)
+    for _ in range(10):
+        policy.step(Arrive(make_item(samples=100, arrived=now)), now)
+    urgent = make_item(samples=10, arrived=now, deadline=now + 0.3)
+    assert policy.step(Arrive(urgent), now).refusal is None
+
+
+def test_the_backlog_of_another_caller_does_not_count_beyond_its_share():
+    """A noisy neighbour does not turn a quiet caller's deadline into a refusal."""
+    policy = make_policy()
+    now = learn(policy, seconds_per_sample=0.001)
+    for _ in range(20):
+        policy.step(Arrive(make_item(samples=100, arrived=now, caller="noisy")), now)
+    later = now + 0.05
+    own = {"samples": 10, "arrived": later, "deadline": later + 1.0}
+    assert isinstance(
+        policy.step(Arrive(make_item(caller="noisy", **own)), later).refusal.why, Late
+    )
+    assert policy.step(Arrive(make_item(caller="quiet", **own)), later).refusal is None
+
+
+def test_an_idle_device_is_given_a_try():
+    """Nothing but running can correct an estimate that is wrong."""
+    policy = make_policy()
+    now = learn(policy, seconds_per_sample=1.0)
+    hasty = make_item(samples=10, arrived=now, deadline=now + 0.5)
+    assert policy.step(Arrive(hasty), now).launches[0].items == (hasty,)
+
+
+def test_a_batch_ends_before_the_first_deadline_in_it():
+    """It takes no more than what lets its most urgent item be in time."""
+    policy = make_policy(budget=Cost(1000, 10_000))
+    now = learn(policy, seconds_per_sample=0.001)
+    (busy,) = policy.step(Arrive(make_item(arrived=now)), now).launches
+    urgent = make_item(samples=100, arrived=now, deadline=now + 0.5)
+    patient = [make_item(samples=100, arrived=now) for _ in range(5)]
+    for item in (urgent, *patient):
+        assert policy.step(Arrive(item), now).refusal is None
+    (batch,) = policy.step(Finish(busy), now).launches
+    assert batch.items == (urgent, *patient[:2])
+
+
+def test_an_item_that_will_be_late_does_not_keep_a_batch_small():
+    """Else a late queue would run one by one, and be later still."""
+    policy = make_policy(budget=Cost(1000, 10_000))
+    now = learn(policy, seconds_per_sample=0.001)
+    (busy,) = policy.step(Arrive(make_item(arrived=now)), now).launches
+    late = [make_item(samples=100, arrived=now, deadline=now + 0.5) for _ in range(3)]
+    for item in late:
+        policy.step(Arrive(item), now)
+    (batch,) = policy.step(Finish(busy), now + 0.45).launches
+    assert batch.items == tuple(late)
+
+
+def test_a_failed_batch_teaches_nothing():
+    """That it failed at once does not make the device fast."""
+    policy = make_policy()
+    now = learn(policy, seconds_per_sample=0.001)
+    for _ in range(50):
+        item = make_item(samples=100, arrived=now)
+        (batch,) = policy.step(Arrive(item), now).launches
+        policy.step(Finish(batch, computed=False), now)
+        policy.step(Depart(item), now)
+    policy.step(Arrive(make_item(samples=100, arrived=now)), now)
+    hopeless = make_item(samples=10, arrived=now, deadline=now + 0.05)
+    assert isinstance(policy.step(Arrive(hopeless), now).refusal.why, Late)
 
 
 def test_a_window_lets_work_gather_on_a_free_lane():
@@ -198,7 +360,7 @@ def test_the_oldest_arrival_is_that_of_a_waiting_item():
     """Running items do not count, and an empty queue has none."""
     policy = make_policy()
     assert policy.oldest_arrival() == math.inf
-    start(policy, make_item(arrived=3.0), make_item(NEAREST, arrived=2.0), now=3.0)
+    start(policy, make_item(arrived=2.0), make_item(NEAREST, arrived=3.0), now=3.0)
     assert policy.oldest_arrival() == 2.0
 
 
@@ -217,24 +379,27 @@ def test_an_item_without_a_deadline_is_not_passed_over_for_ever():
     assert now <= PATIENCE_S
 
 
-def urgency_of(item):
-    """What decides the order within a key."""
-    return min(item.deadline, item.arrived + PATIENCE_S), item.number
-
-
 class PolicyMachine(RuleBasedStateMachine):
-    """Random arrivals, cancellations, batches and time; every rule holds after every event."""
+    """Random arrivals, cancellations, batches, replies and time: every rule, after every event."""
 
     BUDGET = Cost(100, 20)
+    MAX_ITEMS, MAX_BYTES = 20, 800
 
     def __init__(self):
         super().__init__()
         self.policy = Policy(
-            PolicyLimits(budget=self.BUDGET, max_admitted_items=12, max_admitted_bytes=400, lanes=2)
+            PolicyLimits(
+                budget=self.BUDGET,
+                max_admitted_items=self.MAX_ITEMS,
+                max_admitted_bytes=self.MAX_BYTES,
+                lanes=2,
+            )
         )
         self.now = 0.0
         self.queued = {}
         self.running = []
+        self.inside = {}
+        self.departed = set()
         self.left = set()
         self.passed_over = {}
 
@@ -258,39 +423,65 @@ class PolicyMachine(RuleBasedStateMachine):
         assert batch.items
         assert {item.key for item in batch.items} == {batch.key}
         assert all(item.deadline > self.now for item in batch.items)
-        total = sum((item.cost for item in batch.items), start=NOTHING)
-        assert len(batch.items) == 1 or total.fits(self.BUDGET)
+        assert batch.cost == sum((item.cost for item in batch.items), start=NOTHING)
+        assert len(batch.items) == 1 or batch.cost.fits(self.BUDGET)
         for item in batch.items:
             self.leave(item)
-        urgency = [urgency_of(item) for item in batch.items]
-        assert urgency == sorted(urgency)
-        rest = [urgency_of(item) for item in self.queued.values() if item.key == batch.key]
-        assert not rest or max(urgency) < min(rest), "order within a key"
-        waiting = {item.key for item in self.queued.values()} - {batch.key}
-        self.passed_over = {key: self.passed_over.get(key, 0) + 1 for key in waiting}
-        assert all(count <= 2 for count in self.passed_over.values()), "three keys take turns"
+        self.check_order(batch)
+        waiting = {(item.caller, item.key) for item in self.queued.values()} - {
+            (item.caller, batch.key) for item in batch.items
+        }
+        self.passed_over = {one: self.passed_over.get(one, 0) + 1 for one in waiting}
+        assert all(count <= self.LONGEST_WAIT for count in self.passed_over.values())
+
+    LONGEST_WAIT = 40
+    """Launches that six pairs of caller and key may wait for each other, at a turn of a batch."""
+
+    def check_order(self, batch):
+        """Within a key, each caller gets what is due first."""
+        for caller in "ab":
+            chosen = [(i.due, i.number) for i in batch.items if i.caller == caller]
+            rest = [
+                (item.due, item.number)
+                for item in self.queued.values()
+                if (item.key, item.caller) == (batch.key, caller)
+            ]
+            assert chosen == sorted(chosen)
+            assert not rest or not chosen or max(chosen) < min(rest), "order within a key"
 
     @rule(
         key=st.sampled_from([WARP, NEAREST, GRADIENTS]),
         size_bytes=st.integers(1, 120),
         samples=st.integers(1, 25),
         patience=st.one_of(st.just(math.inf), st.floats(0.1, 5.0)),
+        caller=st.sampled_from("ab"),
     )
-    def arrive(self, key, size_bytes, samples, patience):
-        item = WorkItem(
-            key=key,
-            cost=Cost(size_bytes, samples),
-            problem=None,
-            arrived=self.now,
-            deadline=self.now + patience,
+    def arrive(self, key, size_bytes, samples, patience, caller):
+        item = make_item(
+            key, size_bytes, samples, arrived=self.now, deadline=self.now + patience, caller=caller
         )
-        inside = [*self.queued.values(), *(i for batch in self.running for i in batch.items)]
-        full = len(inside) + 1 > 12 or sum(i.cost.size_bytes for i in inside) + size_bytes > 400
+        full = self.is_full(item)
         self.queued[item.number] = item
-        refused = self.step(Arrive(item)).refusal is not None
-        assert refused == full
-        if refused:
+        refusal = self.step(Arrive(item)).refusal
+        assert isinstance(refusal and refusal.why, Full) == full
+        if refusal is None:
+            self.inside[item.number] = item
+        else:
+            assert full or patience < math.inf
+            assert refusal.wait_s >= 0
             del self.queued[item.number]
+
+    def is_full(self, item):
+        inside = list(self.inside.values())
+        own = [i for i in inside if i.caller == item.caller]
+        return any(
+            sum(map(amount, inside)) + amount(item) > limit
+            or sum(map(amount, own)) > GREED * (limit - sum(map(amount, inside)))
+            for amount, limit in (
+                (lambda _item: 1, self.MAX_ITEMS),
+                (lambda item: item.cost.size_bytes, self.MAX_BYTES),
+            )
+        )
 
     @precondition(lambda self: self.queued)
     @rule(data=st.data())
@@ -308,8 +499,21 @@ class PolicyMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.running)
     @rule(data=st.data())
     def finish(self, data):
-        index = data.draw(st.integers(0, len(self.running) - 1))
-        self.step(Finish(self.running.pop(index)))
+        batch = self.running.pop(data.draw(st.integers(0, len(self.running) - 1)))
+        for item in batch.items:
+            if item.number in self.departed:
+                del self.inside[item.number]
+        self.step(Finish(batch))
+
+    @precondition(lambda self: self.left & self.inside.keys() - self.departed)
+    @rule(data=st.data())
+    def depart(self, data):
+        candidates = sorted(self.left & self.inside.keys() - self.departed)
+        item = self.inside[data.draw(st.sampled_from(candidates))]
+        self.departed.add(item.number)
+        if not any(item in batch.items for batch in self.running):
+            del self.inside[item.number]
+        self.step(Depart(item))
 
     @rule(seconds=st.floats(0.0, 3.0))
     def pass_time(self, seconds):
@@ -318,10 +522,15 @@ class PolicyMachine(RuleBasedStateMachine):
 
     @invariant()
     def counts_are_those_of_the_model(self):
-        inside = [*self.queued.values(), *(i for batch in self.running for i in batch.items)]
         assert self.policy.queued_items == len(self.queued)
         assert self.policy.running_items == sum(len(batch.items) for batch in self.running)
-        assert self.policy.admitted_bytes == sum(item.cost.size_bytes for item in inside)
+        size_bytes = sum(item.cost.size_bytes for item in self.inside.values())
+        assert self.policy.admitted_bytes == size_bytes
+
+    @invariant()
+    def the_oldest_arrival_is_that_of_the_model(self):
+        arrivals = [item.arrived for item in self.queued.values()]
+        assert self.policy.oldest_arrival() == min(arrivals, default=math.inf)
 
     @invariant()
     def no_lane_idles_while_work_waits(self):
@@ -331,8 +540,28 @@ class PolicyMachine(RuleBasedStateMachine):
     def expiry_is_scheduled(self):
         deadlines = [item.deadline for item in self.queued.values()]
         assert all(deadline > self.now for deadline in deadlines)
-        if deadlines:
+        if any(deadline < math.inf for deadline in deadlines):
             assert self.wake_at == min(deadlines)
+
+    def teardown(self):
+        """When everybody has gone, nothing is held and nothing is remembered."""
+        for item in list(self.queued.values()):
+            self.abandon(item)
+        while self.running:
+            self.step(Finish(self.running.pop()))
+        for number, item in self.inside.items():
+            if number not in self.departed:
+                self.step(Depart(item))
+        left = vars(self.policy)
+        assert self.policy.admitted_bytes == 0
+        for name in ("_items", "_queues", "_ripe", "_ripening", "_on_device", "_departed"):
+            assert not left[name], name
+        assert len(left["_turns"]) == 0
+
+    def abandon(self, item):
+        if item.number in self.queued:
+            self.leave(item)
+            self.step(Abandon(item))
 
 
 TestPolicyMachine = PolicyMachine.TestCase

@@ -8,6 +8,7 @@ import torch
 import stn_engine
 from stn_server.batching.runner import EngineRunner, compute
 from stn_server.batching.work import NOTHING, Batch, BatchKey, Operation, WorkItem
+from stn_server.errors import DeviceLostError
 
 
 def halve(problems):
@@ -28,7 +29,7 @@ def warp_problem(height, width):
 def make_batch(operation, problems):
     key = BatchKey(operation, torch.float32, None)
     items = (WorkItem(key=key, cost=NOTHING, problem=p, arrived=0.0) for p in problems)
-    return Batch(key, tuple(items))
+    return Batch(key, tuple(items), NOTHING)
 
 
 @pytest.fixture
@@ -113,5 +114,5 @@ def test_the_engine_runner_keeps_neighbours_of_a_bad_problem(runner):
 def test_a_closed_runner_refuses(runner):
     """After `close` there is no thread to compute in."""
     runner.close()
-    with pytest.raises(RuntimeError, match="shutdown"):
+    with pytest.raises(DeviceLostError, match="expected a thread to compute in, got none"):
         asyncio.run(runner.run(make_batch(Operation.WARP, [warp_problem(2, 2)])))

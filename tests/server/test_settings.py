@@ -12,9 +12,25 @@ from stn_server.settings import all_settings, load
 TEXTS = {
     "listen": ("host:1,unix:/a", ("host:1", "unix:/a")),
     "metrics_listen": ("host:2", "host:2"),
+    "admin_listen": ("host:3", "host:3"),
+    "reflection": ("off", "off"),
+    "tracing": ("otlp", "otlp"),
+    "device": ("cpu", "cpu"),
+    "tls.certificate": ("/cert.pem", "/cert.pem"),
+    "tls.key": ("/key.pem", "/key.pem"),
+    "tls.client_ca": ("/ca.pem", "/ca.pem"),
+    "auth.tokens": ("/tokens", "/tokens"),
+    "auth.plaintext": ("allow", "allow"),
     "log.level": ("debug", "debug"),
     "log.format": ("text", "text"),
+    "batching.max_admitted_items": ("100", 100),
 }
+COMPANIONS = {
+    "tls.certificate": ["--tls-key=/key.pem"],
+    "tls.key": ["--tls-certificate=/cert.pem"],
+    "tls.client_ca": ["--tls-certificate=/cert.pem", "--tls-key=/key.pem"],
+}
+"""Without which a setting makes no sense."""
 NUMBERS = ("1000000000", 1_000_000_000)
 SETTINGS = list(all_settings())
 
@@ -49,11 +65,12 @@ def test_every_setting_can_be_given_as_flag_variable_and_in_the_file(setting, fi
     variable = "STN_" + setting.name.replace(".", "_").upper()
     section, _, name = setting.name.rpartition(".")
     toml = f"[{section}]\n" * bool(section) + f'{name} = "{text}"\n'
+    beside = COMPANIONS.get(setting.name, [])
     for config in (
-        load([f"{flag}={text}"], {}),
-        load([flag, text], {}),
-        load([], {variable: text}),
-        load([f"--config={file(toml)}"], {}),
+        load([*beside, f"{flag}={text}"], {}),
+        load([*beside, flag, text], {}),
+        load(beside, {variable: text}),
+        load([*beside, f"--config={file(toml)}"], {}),
     ):
         assert value_at(config, setting) == value
         assert type(value_at(config, setting)) is type(setting.default)

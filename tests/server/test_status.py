@@ -14,12 +14,16 @@ import stn_server.errors
 from stn_proto import WireFormatError
 from stn_server.errors import (
     BatchFailedError,
+    BrokenError,
     DeadlineExceededError,
+    DeadlineUnreachableError,
     DrainingError,
     InvalidRequestError,
-    OverloadedError,
+    QueueFullError,
+    QuotaExceededError,
     RequestTooLargeError,
     ServerError,
+    UnauthenticatedError,
     UnsupportedError,
 )
 from stn_server.status import INTERNAL, MAX_MESSAGE_CHARS, TABLE, answer_to
@@ -39,8 +43,12 @@ EXAMPLES = [
     ),
     (RequestTooLargeError("out", 5, 7, "px"), BAD, [("out", "expected at most 5 px, got 7.")]),
     (UnsupportedError("kind", "flow", ("affine",)), StatusCode.UNIMPLEMENTED, []),
-    (OverloadedError("items", 1, 2, 0.25), REFUSED, []),
+    (UnauthenticatedError("none"), StatusCode.UNAUTHENTICATED, []),
+    (QuotaExceededError("calls in flight", 1, 2, 0.25), REFUSED, []),
+    (QueueFullError("items", 1, 2, 0.25), REFUSED, []),
+    (DeadlineUnreachableError(0.5, 0.25, 0.125), REFUSED, []),
     (DrainingError(), StatusCode.UNAVAILABLE, []),
+    (BrokenError(), StatusCode.UNAVAILABLE, []),
     (DeadlineExceededError(), StatusCode.DEADLINE_EXCEEDED, []),
     (
         stn_engine.BackendUnavailableError({"cuda": ("no device", "no driver")}),
@@ -112,8 +120,10 @@ def test_every_row_has_an_example():
 
 def test_an_overloaded_server_says_when_to_come_again():
     """In the detail that gRPC has for it."""
-    (info,) = details_of(OverloadedError("items", 1, 2, 0.25))
+    (info,) = details_of(QueueFullError("items", 1, 2, 0.25))
     assert info.retry_delay.ToNanoseconds() == 250_000_000
+    metadata = dict(answer_to(QueueFullError("items", 1, 2, 0.25), REQUEST_ID).metadata())
+    assert metadata["grpc-retry-pushback-ms"] == "250"
 
 
 def test_a_request_that_is_too_large_learns_limit_and_actual():

@@ -49,7 +49,7 @@ def test_a_warp_is_what_the_message_says():
     assert np.array_equal(problem.feature_map.numpy(), ramp(2, 3, 4, 5))
     assert np.array_equal(problem.transform.theta.numpy(), theta())
     assert problem.output_shape == (2, 3, 6, 7)
-    assert (task.key.dtype, task.key.spec) == (torch.float32, problem.spec)
+    assert (task.key.dtype, task.key.spec) == (torch.float32, (problem.spec, None))
     assert task.cost == Cost(request.ByteSize() + 4 * 2 * 3 * 6 * 7, 2 * 6 * 7)
 
 
@@ -76,7 +76,7 @@ def test_every_field_of_the_spec_arrives():
             allow_nondeterministic=True,
         )
     )
-    assert decode(request).key.spec == WarpSpec(
+    assert decode(request).problem.spec == WarpSpec(
         interpolation=Interpolation.NEAREST,
         padding=Padding.FILL,
         fill=(1.0, 2.0, 3.0),
@@ -227,7 +227,7 @@ def test_a_grid_is_what_the_message_says():
     task = decode(request, "GenerateGrid")
     assert task.key.operation is Operation.GENERATE_GRID
     assert task.problem.output_shape == (2, 6, 7, 2)
-    assert (task.key.dtype, task.key.spec) == (torch.float32, (Coordinates.PIXEL, True))
+    assert (task.key.dtype, task.key.spec) == (torch.float32, (Coordinates.PIXEL, True, None))
     reply, payloads = encode(task, torch.ones(2, 6, 7, 2), warp_pb2.GenerateGridReply)
     assert np.array_equal(get_tensor(reply.grid, payloads, "grid"), np.ones((2, 6, 7, 2)))
 

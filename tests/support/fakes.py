@@ -77,8 +77,9 @@ class FakeContext:
     class AbortedError(Exception):
         """How gRPC leaves a handler that aborts."""
 
-    def __init__(self, metadata=(), time_remaining_s=None):
+    def __init__(self, metadata=(), time_remaining_s=None, peer="ipv4:127.0.0.1:40000"):
         self._metadata = metadata
+        self._peer = peer
         self._time_remaining_s = time_remaining_s
         self._callbacks = []
         self._done = False
@@ -98,6 +99,9 @@ class FakeContext:
 
     def invocation_metadata(self):
         return self._metadata
+
+    def peer(self):
+        return self._peer
 
     def time_remaining(self):
         return self._time_remaining_s

@@ -20,6 +20,7 @@ from stn_server.batching.batcher import Batcher
 from stn_server.batching.policy import Policy, PolicyLimits
 from stn_server.batching.work import BatchKey, Cost, Operation
 from stn_server.config import LimitsConfig
+from stn_server.faults import no_fault
 from stn_server.metrics import Metrics
 from stn_server.servicer import Servicer
 from stn_server.translate import Translator
@@ -46,7 +47,17 @@ def in_virtual_time(test):
     return run
 
 
-def make_batcher(runner, observer=None, *, now=None, **changes):
+def make_batcher(
+    runner,
+    observer=None,
+    *,
+    now=None,
+    policy=None,
+    stall_s=math.inf,
+    seam=no_fault,
+    make=Batcher,
+    **changes,
+):
     """A batcher on the running loop and its clock, with limits that are easy to reach."""
     limits = {
         "budget": Cost(1000, 100),
@@ -54,18 +65,20 @@ def make_batcher(runner, observer=None, *, now=None, **changes):
         "max_admitted_bytes": 10_000,
         **changes,
     }
-    return Batcher(
-        Policy(PolicyLimits(**limits)),
+    return make(
+        Policy(PolicyLimits(**limits)) if policy is None else policy,
         runner,
         RecordingObserver() if observer is None else observer,
         asyncio.get_running_loop().time if now is None else now,
+        stall_s=stall_s,
+        seam=seam,
     )
 
 
-async def submit(batcher, problem, *, spec="spec", size_bytes=10, deadline=math.inf):
+async def submit(batcher, problem, *, spec="spec", size_bytes=10, **options):
     """Submits a problem of one key and cost."""
     key = BatchKey(Operation.WARP, "float32", spec)
-    return await batcher.submit(problem, key=key, cost=Cost(size_bytes, 1), deadline=deadline)
+    return await batcher.submit(problem, key=key, cost=Cost(size_bytes, 1), **options)
 
 
 async def outcome_of(awaitable):
@@ -91,8 +104,8 @@ class WatchedMetrics(Metrics):
         self.received = asyncio.Semaphore(0)
         self.abandoned = asyncio.Semaphore(0)
 
-    def payload_moved(self, direction, size_bytes):
-        super().payload_moved(direction, size_bytes)
+    def payload_moved(self, direction, transport, size_bytes):
+        super().payload_moved(direction, transport, size_bytes)
         if direction == "received":  # admission follows without an await between
             self.received.release()
 
@@ -104,8 +117,9 @@ class WatchedMetrics(Metrics):
 class Service:
     """The service on a free port of this process, over a runner of the test."""
 
-    def __init__(self, target, batcher, metrics, registry):
+    def __init__(self, target, servicer, batcher, metrics, registry):
         self.target = target
+        self.idle = servicer.idle
         self.batcher = batcher
         self._metrics = metrics
         self.registry = registry
@@ -126,23 +140,27 @@ class Service:
 
 
 @contextlib.asynccontextmanager
-async def serving(runner, *, limits=None, **changes):
+async def serving(runner, *, limits=None, seam=no_fault, tracing=None, **changes):
     """Serves the real servicer and translator; calls are computed by `runner`."""
+    make_translator, interceptors = Translator, []
+    if tracing is not None:
+        make_translator, interceptors = tracing.translator, [tracing.interceptor()]
+        changes["make"] = tracing.batcher
     registry = CollectorRegistry()
     metrics = WatchedMetrics(registry)
     loop = asyncio.get_running_loop()
     batcher = make_batcher(
-        runner, metrics, now=loop.time, **{"max_admitted_bytes": 10**9, **changes}
+        runner, metrics, now=loop.time, seam=seam, **{"max_admitted_bytes": 10**9, **changes}
     )
     metrics.watch(batcher.statistics, batcher.queue_age_s)
-    translator = Translator(LimitsConfig() if limits is None else limits)
-    servicer = Servicer(translator, batcher, metrics, lambda: b"")
-    server = grpc.aio.server()
+    translator = make_translator(LimitsConfig() if limits is None else limits)
+    servicer = Servicer(translator, batcher, metrics, lambda: b"", seam)
+    server = grpc.aio.server(interceptors=interceptors)
     server.add_generic_rpc_handlers((servicer.handlers(),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        yield Service(f"127.0.0.1:{port}", batcher, metrics, registry)
+        yield Service(f"127.0.0.1:{port}", servicer, batcher, metrics, registry)
     finally:
         await server.stop(grace=None)
 

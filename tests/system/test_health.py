@@ -1,6 +1,9 @@
 """Health checking and reflection, as gRPC's own tools expect them."""
 
+import asyncio
+
 import grpc
+import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
@@ -9,7 +12,12 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 
 from stn_client import Client
 from stn_client.local import LocalServer
-from support.harness import terminate
+from stn_server.app import Server
+from stn_server.config import ServerConfig
+from stn_server.errors import DeviceLostError
+from stn_server.lifecycle import Shutdown
+from support.bad_requests import warp_request
+from support.harness import METHOD_PREFIX, outcome_of, terminate
 
 SERVICE = "stn.v1.SpatialTransformer"
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -77,3 +85,43 @@ def test_a_server_that_is_about_to_stop_says_so():
         assert not stn.server_info().ready
         terminate(server)
         assert server.process.wait(timeout=60) == 0
+
+
+class DyingRunner:
+    """Computes until it is told that the device is lost."""
+
+    lost = False
+
+    async def run(self, batch):
+        if self.lost:
+            raise DeviceLostError("expected a device, got smoke")
+        return [None for _ in batch.items]
+
+    def close(self):
+        """Nothing is held."""
+
+
+def test_a_lost_device_turns_readiness_off():
+    """Watchers learn it, callers are sent elsewhere, and the server can still be stopped."""
+
+    async def scenario():
+        runner = DyingRunner()
+        config = ServerConfig(listen=("127.0.0.1:0",), metrics_listen="")
+        server = Server(config, runner=runner)
+        (target,) = (await server.start()).targets
+        async with grpc.aio.insecure_channel(target) as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch(request(SERVICE))
+            states = [(await watch.read()).status]
+            runner.lost = True
+            call = channel.unary_unary(METHOD_PREFIX + "Warp")
+            ends = [await outcome_of(call(warp_request().SerializeToString())) for _ in range(2)]
+            states.append((await watch.read()).status)
+            await server.stop(Shutdown())
+        return states, ends
+
+    states, ends = asyncio.run(scenario())
+    assert states == [SERVING, NOT_SERVING]
+    for end in ends:
+        assert end.code() is grpc.StatusCode.UNAVAILABLE
+        assert "expected a working device, got none" in end.details()
+        assert "smoke" not in str(end)

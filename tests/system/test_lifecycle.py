@@ -207,7 +207,7 @@ def test_standard_output_is_one_line_for_the_parent():
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert list(addresses) == ["targets", "metrics"]
+    assert list(addresses) == ["targets", "metrics", "admin"]
     assert addresses["metrics"].startswith("http://127.0.0.1:")
     assert output == ""
     assert errors.splitlines()[-1].endswith("stopped finished_items=0 aborted_items=0")
@@ -221,7 +221,7 @@ def test_a_wrong_configuration_ends_with_2_and_a_reason():
     assert line == ("stn-server: --lisen: expected a known flag, got none. Did you mean --listen?")
 
 
-@pytest.mark.parametrize("name", ["listen", "metrics-listen"])
+@pytest.mark.parametrize("name", ["listen", "admin-listen", "metrics-listen"])
 def test_a_taken_address_ends_with_2_and_a_reason(name):
     """The port belongs to somebody else."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -62,8 +62,8 @@ def test_every_metric_tells_what_happened():
     assert moved["stn_samples_total"] == 20 + 6 + 20
     assert moved['stn_refused_total{reason="overloaded"}'] == 1
     assert moved["stn_abandoned_items_total"] == 0
-    assert moved['stn_payload_bytes_total{direction="received",transport="grpc"}'] > 4 * 240
-    assert moved['stn_payload_bytes_total{direction="sent",transport="grpc"}'] > 2 * 240
+    assert moved['stn_payload_bytes_total{direction="received",transport="tcp"}'] > 4 * 240
+    assert moved['stn_payload_bytes_total{direction="sent",transport="tcp"}'] > 2 * 240
     for gauge in ("queued_items", "running_items", "admitted_bytes", "queue_age_seconds"):
         assert after[f"stn_{gauge}"] == 0
     assert 'stn_build_info{version="0.1.0"}' in after

@@ -19,6 +19,7 @@ from stn_client import (
     RetryPolicy,
     SamplingGrid,
     StnClientError,
+    Tls,
     Transform,
 )
 from stn_proto.v1.server_info_pb2 import GetServerInfoReply
@@ -53,7 +54,7 @@ async def asynchronous(client: AsyncClient) -> None:
     assert_type(pullback, Callable[[ArrayLike], Awaitable[Gradients]])
     assert_type(await client.generate_grid(Affine(u), (2, 2)), NDArray[Any])
     assert_type(await client.server_info(), GetServerInfoReply)
-    async with AsyncClient("a:1") as other:
+    async with AsyncClient("a:1", tls=Tls(ca="ca.pem"), token="t") as other:
         assert_type(other, AsyncClient)
 
 
@@ -78,3 +79,4 @@ def refused(client: Client, gradients: Gradients) -> None:
     client.generate_grid(Affine(u), (2, 2), padding="zeros")  # type: ignore[call-arg]
     gradients.transform = None  # type: ignore[misc]
     Client("a:1", 3.0)  # type: ignore[call-arg]
+    Client("a:1", tls=True)  # type: ignore[arg-type]

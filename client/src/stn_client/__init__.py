@@ -7,7 +7,9 @@ calls differentiable for torch. `stn_client.local` starts a server on this machi
 from stn_client._aio import AsyncClient
 from stn_client._calls import Gradients
 from stn_client._client import Client
+from stn_client._credentials import Tls
 from stn_client._errors import (
+    AccessDeniedError,
     DeadlineExceededError,
     InvalidRequestError,
     OverloadedError,
@@ -33,6 +35,7 @@ from stn_client._transforms import (
 )
 
 __all__ = [
+    "AccessDeniedError",
     "Affine",
     "AsyncClient",
     "Attention",
@@ -52,6 +55,7 @@ __all__ = [
     "ServerFaultError",
     "Similarity",
     "StnClientError",
+    "Tls",
     "Transform",
     "Translation",
     "TransportError",

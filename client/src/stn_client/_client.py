@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike
 
 from stn_client import _calls
 from stn_client._calls import Array, Call, Gradients
-from stn_client._connection import CHANNEL_OPTIONS, Progress
+from stn_client._connection import Progress, open_channel
+from stn_client._credentials import Access, Tls
 from stn_client._options import GridOptions, WarpOptions
 from stn_client._retry import RetryPolicy
 from stn_client._transforms import ParametricTransform, Transform
@@ -29,6 +30,12 @@ class Client:
         target: gRPC target: "host:port", "unix:/path", "dns:///name:port".
         timeout_s: For one call with all its retries; None: no limit.
         retry: When a refused or lost call is repeated.
+        tls: How to secure the connection; None: not at all.
+        token: What the server knows the caller by.
+        allow_plaintext_token: Whether the token may cross a network without TLS.
+
+    Raises:
+        ValueError: A file cannot be read, or the token cannot be sent, or not safely.
 
     Concurrency:
         Thread-safe; calls of several threads run side by side and share batches on the server.
@@ -40,13 +47,21 @@ class Client:
     """
 
     def __init__(
-        self, target: str, *, timeout_s: float | None = 60.0, retry: RetryPolicy | None = None
+        self,
+        target: str,
+        *,
+        timeout_s: float | None = 60.0,
+        retry: RetryPolicy | None = None,
+        tls: Tls | None = None,
+        token: str | None = None,
+        allow_plaintext_token: bool = False,
     ) -> None:
         self.target = target
+        self._access = Access(target, tls, token, allow_plaintext_token=allow_plaintext_token)
         self._open = True
         self._timeout_s = timeout_s
         self._retry = RetryPolicy() if retry is None else retry
-        self._channel = grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
+        self._channel = open_channel(grpc, target, self._access)
         self._methods: dict[str, Any] = {}
 
     def warp(
@@ -174,7 +189,7 @@ class Client:
 
     def _run(self, call: Call[T]) -> T:
         """Sends a call, again if the policy says so, and reads the reply."""
-        progress = Progress(self._retry, self._timeout_s, lambda: self._open)
+        progress = Progress(self._retry, self._timeout_s, lambda: self._open, self._access.metadata)
         while True:
             try:
                 attempt = progress.start()

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import grpc
 
+from stn_client._credentials import Access
 from stn_client._errors import StnClientError, TransportError, error_from_status
 from stn_client._retry import RetryPolicy
 
@@ -21,6 +22,14 @@ CHANNEL_OPTIONS = (
 """The server's limits decide about sizes; `RetryPolicy` decides about retries."""
 
 
+def open_channel(stack: Any, target: str, access: Access) -> Any:
+    """A channel of `grpc` or of `grpc.aio`."""
+    options = (*CHANNEL_OPTIONS, *access.options)
+    if access.credentials is None:
+        return stack.insecure_channel(target, options=options)
+    return stack.secure_channel(target, access.credentials, options=options)
+
+
 class Progress:
     """One call and its attempts: what is left of its time, what to do after a failure.
 
@@ -28,15 +37,21 @@ class Progress:
         policy: When to try again.
         timeout_s: For all attempts and pauses together; None: any.
         is_open: Whether the client has not been closed yet.
+        metadata: Sent with every attempt.
     """
 
     def __init__(
-        self, policy: RetryPolicy, timeout_s: float | None, is_open: Callable[[], bool]
+        self,
+        policy: RetryPolicy,
+        timeout_s: float | None,
+        is_open: Callable[[], bool],
+        metadata: tuple[tuple[str, str], ...] = (),
     ) -> None:
         self._policy = policy
         self._is_open = is_open
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._attempt = 0
+        self._metadata = metadata
         self.request_id = uuid.uuid4().hex[:16]
 
     def start(self) -> dict[str, Any]:
@@ -51,7 +66,8 @@ class Progress:
                 request_id=self.request_id,
             )
         self._attempt += 1
-        return {"timeout": self._remaining_s(), "metadata": (("x-request-id", self.request_id),)}
+        metadata = (("x-request-id", self.request_id), *self._metadata)
+        return {"timeout": self._remaining_s(), "metadata": metadata}
 
     def pause_s(self, failure: grpc.RpcError) -> float:
         """How long to wait before the next attempt.

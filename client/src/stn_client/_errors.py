@@ -2,6 +2,7 @@
 
     StnClientError                   request_id, code
     ├─ InvalidRequestError           (also ValueError) a field is wrong; `violations` says which
+    ├─ AccessDeniedError             the server does not know the token, or not for this
     ├─ DeadlineExceededError         (also TimeoutError) no result within the timeout
     ├─ OverloadedError               refused for now; `retry_after_s` says for how long
     ├─ TransportError                the bytes did not get through
@@ -57,6 +58,10 @@ class InvalidRequestError(StnClientError, ValueError):
         self.violations = tuple(violations)
 
 
+class AccessDeniedError(StnClientError):
+    """The server wants a token that it knows."""
+
+
 class DeadlineExceededError(StnClientError, TimeoutError):
     """No result within the timeout."""
 
@@ -96,7 +101,7 @@ CLASSES: dict[StatusCode, type[StnClientError]] = {
     StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
     StatusCode.NOT_FOUND: InvalidRequestError,
     StatusCode.ALREADY_EXISTS: InvalidRequestError,
-    StatusCode.PERMISSION_DENIED: InvalidRequestError,
+    StatusCode.PERMISSION_DENIED: AccessDeniedError,
     StatusCode.RESOURCE_EXHAUSTED: OverloadedError,
     StatusCode.FAILED_PRECONDITION: ServerFaultError,
     StatusCode.ABORTED: ServerFaultError,
@@ -105,7 +110,7 @@ CLASSES: dict[StatusCode, type[StnClientError]] = {
     StatusCode.INTERNAL: ServerFaultError,
     StatusCode.UNAVAILABLE: UnavailableError,
     StatusCode.DATA_LOSS: ServerFaultError,
-    StatusCode.UNAUTHENTICATED: InvalidRequestError,
+    StatusCode.UNAUTHENTICATED: AccessDeniedError,
 }
 """The class of every status that is not OK."""
 

@@ -8,27 +8,39 @@ import json
 import logging
 import os
 import socket
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import grpc.aio
 import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 
 import stn_engine
+from stn_server.auth import Authenticator
 from stn_server.batching.batcher import Batcher, Runner
+from stn_server.batching.devices import devices_of
 from stn_server.batching.policy import Policy, PolicyLimits
-from stn_server.batching.runner import EngineRunner
+from stn_server.batching.runner import EngineRunner, Lanes, nobody
 from stn_server.batching.work import NOTHING, Batch, BatchKey, Cost, Operation, WorkItem
 from stn_server.config import BatchingConfig, ConfigError, ServerConfig, split_address
+from stn_server.faults import Seam, no_fault
 from stn_server.info import ServerInfo
 from stn_server.lifecycle import Shutdown
 from stn_server.log import log
-from stn_server.memory import retain_freed_memory
+from stn_server.memory import resident_bytes, retain_freed_memory
 from stn_server.metrics import Metrics
+from stn_server.reload import Reloaded
 from stn_server.servicer import SERVICE, Servicer
+from stn_server.tls import Certificates
+from stn_server.tokens import read_tokens
 from stn_server.translate import Translator
+
+if TYPE_CHECKING:
+    from stn_server.tracing import Tracing
 
 HEALTH_NAMES = ("", SERVICE)
 """Services whose readiness is reported: the server as a whole, and ours."""
@@ -47,6 +59,7 @@ class Addresses:
 
     targets: tuple[str, ...]
     metrics: str
+    admin: str
 
 
 class Server:
@@ -54,21 +67,47 @@ class Server:
 
     Args:
         config: How to serve.
-        runner: What computes; None: the engine on the CPU.
+        runner: What computes; None: the engine, on the devices of the configuration.
+        seam: Where tests make things fail.
     """
 
-    def __init__(self, config: ServerConfig, runner: Runner | None = None) -> None:
+    def __init__(
+        self, config: ServerConfig, runner: Runner | None = None, seam: Seam = no_fault
+    ) -> None:
         if config.threads:
             torch.set_num_threads(config.threads)
         self._config = config
-        self._ready = False
+        self._serving = False
         self._registry = CollectorRegistry()
         self._metrics = Metrics(self._registry)
-        self._runner = EngineRunner() if runner is None else runner
-        self.batcher = Batcher(Policy(_policy_limits(config.batching)), self._runner, self._metrics)
+        self._tracing = _tracing(config)
+        devices = devices_of(config.device)
+        watcher = self._tracing.watch if self._tracing else nobody
+        runners: list[tuple[str, Runner]] = [
+            (device.name, EngineRunner(device, seam, watcher)) for device in devices
+        ]
+        if runner is not None:
+            runners = [("cpu", runner)]
+        self._lanes = Lanes(runners, self._metrics.lane_was_busy)
+        make = self._tracing.batcher if self._tracing else Batcher
+        self.batcher = make(
+            Policy(_policy_limits(config.batching, len(self._lanes))),
+            self._lanes,
+            self._metrics,
+            stall_s=config.batching.stall_s,
+            seam=seam,
+        )
+        self._watchdog: asyncio.Task[None] | None = None
         self._metrics.watch(self.batcher.statistics, self.batcher.queue_age_s)
+        held = {device.name: device.held_bytes for device in devices}
+        self._metrics.watch_memory({"cpu": resident_bytes, **held})
+        self._metrics.watch_lanes(Counter(device.name for device in devices))
+        ProcessCollector(registry=self._registry)
+        tls, observe = config.tls, self._metrics.file_changed
+        self._certificates = Certificates(tls, observe) if tls.certificate else None
         self._health = health.aio.HealthServicer()
-        self._grpc = self._grpc_server()
+        self._grpc = self._grpc_server(seam)
+        self._admin = self._admin_server()
 
     async def start(self) -> Addresses:
         """Listens, warms up, then reports ready.
@@ -76,65 +115,83 @@ class Server:
         Raises:
             ConfigError: An address cannot be taken.
         """
-        await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
-        targets = tuple(self._bind(address) for address in self._config.listen)
+        await self._set_serving(False)
+        targets = tuple(
+            _bind(self._grpc, "listen", address, self._certificates)
+            for address in self._config.listen
+        )
+        address = self._config.admin_listen
+        admin = _bind(self._admin, "admin_listen", address) if address else ""
         metrics = self._serve_metrics()
         await self._grpc.start()
+        await self._admin.start()
         await self._warm_up()
-        self._ready = True
-        await self._report(health_pb2.HealthCheckResponse.SERVING)
-        return Addresses(targets, metrics)
+        self._watchdog = asyncio.create_task(self._watch())
+        await self._set_serving(True)
+        return Addresses(targets, metrics, admin)
 
     async def stop(self, shutdown: Shutdown) -> None:
         """Turns readiness off, serves the lame-duck time, finishes what was admitted.
 
         A second signal during any of it cuts the rest short.
         """
-        self._ready = False
-        await self._report(health_pb2.HealthCheckResponse.NOT_SERVING)
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        await self._set_serving(False)
         await shutdown.pause(self._config.lifecycle.lame_duck_s)
         drained = asyncio.create_task(self._drain())
         await shutdown.wait_for(drained, self._config.lifecycle.grace_s)
         await shutdown.pause(REFUSING_S)
         drained.cancel()
         # Cuts off what is left, open health watches among it; a stuck caller cannot hold it up.
-        await asyncio.wait({asyncio.create_task(self._grpc.stop(grace=0))}, timeout=STOPPING_S)
-        self._runner.close()
+        stopping = [asyncio.create_task(s.stop(grace=0)) for s in (self._grpc, self._admin)]
+        await asyncio.wait(stopping, timeout=STOPPING_S)
+        self._lanes.close()
+        if self._tracing:
+            self._tracing.close()
 
     async def _drain(self) -> None:
         """Refuses new calls and returns when every reply has left."""
         await self.batcher.drain()
         await self._servicer.idle()
 
-    def _grpc_server(self) -> grpc.aio.Server:
-        info = ServerInfo(self._config, lambda: self._ready, self.batcher.statistics)
-        self._servicer = Servicer(
-            Translator(self._config.limits), self.batcher, self._metrics, info.message
-        )
+    def _grpc_server(self, seam: Seam) -> grpc.aio.Server:
+        info = ServerInfo(self._config, lambda: self._serving, self.batcher.statistics)
+        limits = self._config.limits
+        translator = self._tracing.translator(limits) if self._tracing else Translator(limits)
+        self._servicer = Servicer(translator, self.batcher, self._metrics, info.message, seam)
         server = grpc.aio.server(
+            interceptors=tuple(self._interceptors()),
             options=[
                 ("grpc.max_receive_message_length", self._config.limits.max_message_bytes),
                 ("grpc.max_send_message_length", -1),  # max_output_bytes limits replies
+                ("grpc.max_concurrent_streams", self._config.limits.max_concurrent_streams),
                 ("grpc.so_reuseport", 0),
-            ]
+            ],
         )
         server.add_generic_rpc_handlers((self._servicer.handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
+        if self._config.reflection == "listen":
+            _reflect(server)
         return server
 
-    def _bind(self, address: str) -> str:
-        """Binds an address; returns it with the port that was taken."""
-        if address.startswith("unix:") and _answers(address.removeprefix("unix:")):
-            raise ConfigError(f"listen: expected a free address, got {address}, which answers.")
-        try:
-            port = self._grpc.add_insecure_port(address)
-        except RuntimeError as error:
-            raise ConfigError(f"listen: expected a free address, got {address}.") from error
-        if address.startswith("unix:"):
-            return address
-        return f"{split_address('listen', address)[0]}:{port}"
+    def _interceptors(self) -> Iterator[grpc.aio.ServerInterceptor]:
+        """What stands before every method: nothing, unless it is asked for."""
+        path = self._config.auth.tokens
+        if path:
+            observe = self._metrics.file_changed
+            tokens = Reloaded("tokens", [path], lambda: read_tokens(path), observe)
+            yield Authenticator(tokens, self._metrics)
+        if self._tracing:
+            yield self._tracing.interceptor()
+
+    def _admin_server(self) -> grpc.aio.Server:
+        """Answers those inside: probes, and people who look what is offered."""
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if self._config.reflection == "admin_listen":
+            _reflect(server)
+        return server
 
     def _serve_metrics(self) -> str:
         """Starts the metrics endpoint in its own thread; returns its URL, empty if it is off."""
@@ -158,13 +215,20 @@ class Server:
         ):
             key = BatchKey(operation, warp.output_dtype, warp.spec)
             item = WorkItem(key=key, cost=NOTHING, problem=problem, arrived=0.0)
-            (outcome,) = await self._runner.run(Batch(key, (item,)))
-            if isinstance(outcome, Exception):
-                raise outcome
+            await self._lanes.warm_up(Batch(key, (item,), NOTHING))
 
-    async def _report(self, status: health_pb2.HealthCheckResponse.ServingStatus) -> None:
+    async def _set_serving(self, serving: bool) -> None:  # noqa: FBT001 - read as a sentence
+        """Tells everybody who asks whether calls are welcome."""
+        self._serving = serving
+        status = health_pb2.HealthCheckResponse
         for name in HEALTH_NAMES:
-            await self._health.set(name, status)
+            await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
+
+    async def _watch(self) -> None:
+        """Reports not ready once nothing can be computed any more."""
+        cause = await self.batcher.broken()
+        log(logging.ERROR, "device lost", error=cause)
+        await self._set_serving(False)
 
 
 async def serve(config: ServerConfig) -> None:
@@ -190,16 +254,55 @@ async def serve(config: ServerConfig) -> None:
         os._exit(0)  # a batch still runs in its thread, and nothing else can end that
 
 
+def _bind(
+    server: grpc.aio.Server,
+    name: str,
+    address: str,
+    certificates: Certificates | None = None,
+) -> str:
+    """Binds an address; returns it with the port that was taken. Unix sockets need no TLS."""
+    unix = address.startswith("unix:")
+    if unix and _answers(address.removeprefix("unix:")):
+        raise ConfigError(f"{name}: expected a free address, got {address}, which answers.")
+    try:
+        if unix or certificates is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, certificates.credentials())
+    except RuntimeError as error:
+        raise ConfigError(f"{name}: expected a free address, got {address}.") from error
+    return address if unix else f"{split_address(name, address)[0]}:{port}"
+
+
+def _reflect(server: grpc.aio.Server) -> None:
+    """Describes the service to tools without its .proto files."""
+    names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+
+
+def _tracing(config: ServerConfig) -> Tracing | None:
+    """Sends spans if that is asked for; OpenTelemetry is imported only then."""
+    if config.tracing == "off":
+        return None
+    try:
+        from stn_server.tracing import otlp_tracing  # noqa: PLC0415
+    except ImportError as error:
+        expected = "expected OpenTelemetry for otlp, got none. pip install stn-server[otel]."
+        raise ConfigError(f"tracing: {expected}") from error
+    return otlp_tracing()
+
+
 def _answers(path: str) -> bool:
     """Whether a server listens on a Unix socket; binding would silently take its place."""
     with socket.socket(socket.AF_UNIX) as probe:
         return probe.connect_ex(path) == 0
 
 
-def _policy_limits(config: BatchingConfig) -> PolicyLimits:
+def _policy_limits(config: BatchingConfig, lanes: int) -> PolicyLimits:
     return PolicyLimits(
         budget=Cost(config.max_batch_bytes, config.max_batch_samples),
         max_admitted_items=config.max_admitted_items,
         max_admitted_bytes=config.max_admitted_bytes,
         window_s=config.window_s,
+        lanes=lanes,
     )

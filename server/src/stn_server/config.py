@@ -5,16 +5,29 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 MIB = 1024 * 1024
 MAX_MESSAGE_BYTES = 2**31 - 1
 """What gRPC itself can take."""
 
+MAX_STREAMS = 2**31 - 1
+"""What HTTP/2 can say."""
+
+Reflection = Literal["listen", "admin_listen", "off"]
+Tracing = Literal["off", "otlp"]
+Plaintext = Literal["refuse", "allow"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["json", "text"]
+
+
+_DEVICE_FORM = re.compile(r"auto|cpu|cuda:\d+(,cuda:\d+)*")
 
 
 class ConfigError(ValueError):
@@ -33,8 +46,11 @@ class BatchingConfig:
     max_batch_bytes: int = setting(256 * MIB, "Operands and results of one launch.")
     max_batch_samples: int = setting(16 * MIB, "Source points of one launch.")
     window_s: float = setting(0.0, "How long a free device waits for more calls to join.")
-    max_admitted_items: int = setting(1024, "Calls queued and running; more are refused.")
+    max_admitted_items: int = setting(
+        1024, "Calls inside, until their reply has left; more are refused."
+    )
     max_admitted_bytes: int = setting(2048 * MIB, "Their operands and results; more are refused.")
+    stall_s: float = setting(120.0, "A batch that takes longer means that the device is lost.")
 
     def __post_init__(self) -> None:
         for name in (
@@ -45,6 +61,7 @@ class BatchingConfig:
         ):
             _at_least(self, name, 1)
         _at_least(self, "window_s", 0)
+        _at_least(self, "stall_s", 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +74,7 @@ class LimitsConfig:
     )
     max_output_samples: int = setting(16 * MIB, "Source points of one call: 4096 x 4096 pixels.")
     max_dimension_px: int = setting(32768, "Height or width of an output.")
+    max_concurrent_streams: int = setting(4096, "Calls of one connection; more wait in the client.")
 
     def __post_init__(self) -> None:
         _at_least(self, "max_message_bytes", 1024)
@@ -64,6 +82,8 @@ class LimitsConfig:
         _at_least(self, "max_output_bytes", 1)
         _at_least(self, "max_output_samples", 1)
         _at_least(self, "max_dimension_px", 1)
+        _at_least(self, "max_concurrent_streams", 1)
+        _at_most(self, "max_concurrent_streams", MAX_STREAMS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +96,39 @@ class LifecycleConfig:
     def __post_init__(self) -> None:
         _at_least(self, "lame_duck_s", 0)
         _at_least(self, "grace_s", 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TlsConfig:
+    """Files in PEM form that TCP addresses are secured with; read again when they change."""
+
+    certificate: str = setting("", "The server's certificate with its chain; empty: no TLS.")
+    key: str = setting("", "The private key of the certificate.")
+    client_ca: str = setting(
+        "", "Authorities that must have signed a caller's certificate; empty: none is asked for."
+    )
+
+    def __post_init__(self) -> None:
+        if bool(self.certificate) != bool(self.key):
+            lacking = "key" if self.certificate else "certificate"
+            raise ConfigError(f"{lacking}: expected a file beside the other one, got none.")
+        if self.client_ca and not self.certificate:
+            raise ConfigError("client_ca: expected a certificate of the server, too, got none.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuthConfig:
+    """Whom the server answers."""
+
+    tokens: str = setting(
+        "", "File of tokens and quotas, read again when it changes; empty: everyone is answered."
+    )
+    plaintext: Plaintext = setting(
+        "refuse", "Whether tokens may cross a network without TLS: refuse or allow."
+    )
+
+    def __post_init__(self) -> None:
+        _one_of(self, "plaintext", get_args(Plaintext))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +151,18 @@ class ServerConfig:
         ("127.0.0.1:50051",), "Addresses to serve on: host:port (port 0: any) or unix:/path."
     )
     metrics_listen: str = setting("127.0.0.1:9464", "Address of /metrics; empty: off.")
+    admin_listen: str = setting(
+        "", "Address of health alone, without TLS and tokens, as probes want it; empty: none."
+    )
+    reflection: Reflection = setting(
+        "listen", "Where the service describes itself: listen, admin_listen or off."
+    )
+    tracing: Tracing = setting(
+        "off", "Spans of every call: off, or otlp (extra otel; OTEL_... variables say where to)."
+    )
+    device: str = setting(
+        "auto", "Where to compute: auto (GPUs if there are any), cpu, or cuda:0,cuda:1 and so on."
+    )
     threads: int = setting(0, "Threads of the CPU engine; 0: one a core.")
     retained_bytes: int = setting(
         512 * MIB, "Freed memory kept for the next calls (glibc only); 0: given back at once."
@@ -105,9 +170,15 @@ class ServerConfig:
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     lifecycle: LifecycleConfig = field(default_factory=LifecycleConfig)
+    tls: TlsConfig = field(default_factory=TlsConfig)
+    auth: AuthConfig = field(default_factory=AuthConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
+        names = self.device.split(",")
+        if not _DEVICE_FORM.fullmatch(self.device) or len(set(names)) < len(names):
+            expected = "expected auto, cpu, or distinct devices as cuda:0,cuda:1"
+            raise ConfigError(f"device: {expected}, got {self.device!r}.")
         _at_least(self, "threads", 0)
         _at_least(self, "retained_bytes", 0)
         largest_bytes = self.limits.max_message_bytes + self.limits.max_output_bytes
@@ -116,13 +187,46 @@ class ServerConfig:
                 f"batching.max_admitted_bytes: expected at least {largest_bytes}, so that the "
                 f"largest call of limits can be admitted, got {self.batching.max_admitted_bytes}."
             )
+        streams, items = self.limits.max_concurrent_streams, self.batching.max_admitted_items
+        if streams <= items:
+            raise ConfigError(
+                f"limits.max_concurrent_streams: expected more than the {items} of "
+                f"batching.max_admitted_items, so that calls beyond them are refused and do not "
+                f"queue in their client, got {streams}."
+            )
+        self._check_addresses()
+        self._check_secrecy()
+
+    def _check_addresses(self) -> None:
         if not self.listen:
             raise ConfigError("listen: expected at least one address, got none.")
         for address in self.listen:
-            if not address.startswith("unix:"):
-                split_address("listen", address)
+            _check_address("listen", address)
+        if self.admin_listen:
+            _check_address("admin_listen", self.admin_listen)
         if self.metrics_listen:
             split_address("metrics_listen", self.metrics_listen)
+        _one_of(self, "reflection", get_args(Reflection))
+        _one_of(self, "tracing", get_args(Tracing))
+        if self.reflection == "admin_listen" and not self.admin_listen:
+            raise ConfigError("reflection: expected an admin_listen to serve on, got none.")
+
+    def _check_secrecy(self) -> None:
+        """A token that can be overheard is none."""
+        if not self.auth.tokens or self.tls.certificate or self.auth.plaintext == "allow":
+            return
+        for address in self.listen:
+            if not address.startswith("unix:") and not _is_loopback(address):
+                raise ConfigError(
+                    f"auth.tokens: expected TLS, unix sockets or loopback, got {address}, where "
+                    'tokens can be overheard. Set tls.certificate, or auth.plaintext = "allow".'
+                )
+
+
+def unknown(kind: str, name: str, known: Sequence[str]) -> ConfigError:
+    """The error of a name that nobody knows."""
+    nearest = get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    return ConfigError(f"{name}: expected a known {kind}, got none. Did you mean {nearest}?")
 
 
 def split_address(name: str, address: str) -> tuple[str, int]:
@@ -133,6 +237,20 @@ def split_address(name: str, address: str) -> tuple[str, int]:
             f"{name}: expected host:port, got {address!r}. Port 0 takes any free one."
         )
     return host, int(port)
+
+
+def _check_address(name: str, address: str) -> None:
+    if not address.startswith("unix:"):
+        split_address(name, address)
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether what is sent to host:port stays on this machine."""
+    host = split_address("listen", address)[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _at_least(config: object, name: str, least: float) -> None:

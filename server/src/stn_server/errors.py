@@ -4,16 +4,26 @@
     ├─ InvalidRequestError       a field of the request is wrong
     ├─ UnsupportedError          the contract has it, this server does not
     ├─ RefusedError              turned away at the door; nothing was computed
-    │   ├─ OverloadedError       the queue is full
+    │   ├─ UnauthenticatedError  no token of this server came along
+    │   ├─ QuotaExceededError    the caller has its share already
+    │   ├─ OverloadedError       too much is inside already
+    │   │   ├─ QueueFullError            a limit is reached
+    │   │   ├─ DeviceFullError           half of its batch was too much for the device's memory
+    │   │   └─ DeadlineUnreachableError  the result would come too late
     │   ├─ DrainingError         the server is about to stop
+    │   ├─ BrokenError           the device is lost
     │   └─ RequestTooLargeError  above a configured limit, now and later
     ├─ DeadlineExceededError     the caller's deadline passed while the request was queued
-    └─ BatchFailedError          the device failed; `__cause__` says how
+    ├─ BatchFailedError          a batch failed; `__cause__` says how
+    └─ DeviceLostError           the device failed for good; said by runners, told to nobody
 
 `status.py` maps each class to its gRPC status.
 """
 
 from __future__ import annotations
+
+DEVICE_FULL_RETRY_S = 1.0
+"""By then other batches have left the device."""
 
 
 class ServerError(Exception):
@@ -57,8 +67,36 @@ class RefusedError(ServerError):
     reason = "refused"
 
 
+class UnauthenticatedError(RefusedError):
+    """The call brings no token that this server knows."""
+
+    reason = "unauthenticated"
+
+    def __init__(self, got: str) -> None:
+        super().__init__(f"authorization: expected a bearer token of this server, got {got}.")
+
+
+class QuotaExceededError(RefusedError):
+    """The caller already takes what its token allows.
+
+    Attributes:
+        limit: What the token allows.
+        retry_after_s: When to come again, in seconds.
+    """
+
+    reason = "quota"
+
+    def __init__(self, what: str, limit: float, actual: float | str, retry_after_s: float) -> None:
+        super().__init__(
+            f"quota: expected at most {limit:g} {what} for this token, got {actual} with this "
+            f"request. Try again in {retry_after_s:g} s."
+        )
+        self.limit = limit
+        self.retry_after_s = retry_after_s
+
+
 class OverloadedError(RefusedError):
-    """What waits and runs already fills the limits.
+    """Too much is inside already.
 
     Attributes:
         retry_after_s: When to come again, in seconds.
@@ -66,14 +104,56 @@ class OverloadedError(RefusedError):
 
     reason = "overloaded"
 
+    def __init__(self, complaint: str, retry_after_s: float) -> None:
+        super().__init__(f"{complaint} Try again in {retry_after_s:.3g} s.")
+        self.retry_after_s = retry_after_s
+
+
+class QueueFullError(OverloadedError):
+    """What is inside already fills a limit.
+
+    Attributes:
+        limit: Of everybody, or of one caller.
+        actual: What it would be with this request.
+    """
+
     def __init__(self, what: str, limit: int, actual: int, retry_after_s: float) -> None:
-        super().__init__(
-            f"queue: expected at most {limit} admitted {what}, got {actual} with this request. "
-            f"Try again in {retry_after_s:g} s."
-        )
+        complaint = f"expected at most {limit} admitted {what}, got {actual} with this request."
+        super().__init__(f"queue: {complaint}", retry_after_s)
         self.limit = limit
         self.actual = actual
-        self.retry_after_s = retry_after_s
+
+
+class DeviceFullError(OverloadedError):
+    """The memory of the device could not take the batch that held this request, nor half of it.
+
+    Attributes:
+        device: Its name.
+    """
+
+    reason = "device_full"
+
+    def __init__(self, device: str) -> None:
+        complaint = f"expected memory for this request on {device}, got none."
+        super().__init__(f"device: {complaint}", DEVICE_FULL_RETRY_S)
+        self.device = device
+
+
+class DeadlineUnreachableError(OverloadedError):
+    """What is inside already would take longer than the caller can wait.
+
+    Attributes:
+        needed_s: After which the result would be there.
+        remaining_s: After which nobody wants it.
+    """
+
+    reason = "deadline"
+
+    def __init__(self, needed_s: float, remaining_s: float, retry_after_s: float) -> None:
+        complaint = f"expected at least {needed_s:.3g} s from now, got {remaining_s:.3g} s."
+        super().__init__(f"deadline: {complaint}", retry_after_s)
+        self.needed_s = needed_s
+        self.remaining_s = remaining_s
 
 
 class DrainingError(RefusedError):
@@ -83,6 +163,15 @@ class DrainingError(RefusedError):
 
     def __init__(self) -> None:
         super().__init__("server: expected to be serving, got shutdown. Try another replica.")
+
+
+class BrokenError(RefusedError):
+    """The device is lost, and with it all that waited for it; only a restart helps."""
+
+    reason = "broken"
+
+    def __init__(self) -> None:
+        super().__init__("server: expected a working device, got none. Try another replica.")
 
 
 class RequestTooLargeError(RefusedError):
@@ -120,3 +209,10 @@ class BatchFailedError(ServerError):
     def __init__(self, batch_items: int) -> None:
         super().__init__(f"batch: expected results for {batch_items} items, got a failure.")
         self.batch_items = batch_items
+
+
+class DeviceLostError(ServerError):
+    """Nothing can be computed any more."""
+
+    def __init__(self, description: str) -> None:
+        super().__init__(f"device: {description}. Restart the server.")

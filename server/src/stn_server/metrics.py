@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
+from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from stn_server.batching.batcher import Statistics
 from stn_server.batching.work import Batch
+from stn_server.errors import RefusedError
 
 SECONDS = (*(m * 10.0**e for e in range(-4, 1) for m in (1, 2, 5)), 10.0, 30.0)
 """Buckets from 100 microseconds: a small warp on an idle server takes less than a millisecond."""
 
 ITEMS = tuple(2.0**k for k in range(11))
 """Buckets from one call alone to 1024 in one launch."""
+
+BYTES = tuple(2.0**k for k in range(10, 32, 2))
+"""Buckets from 1 KiB, a small warp alone, to 1 GiB."""
 
 
 class Metrics:
@@ -46,6 +51,12 @@ class Metrics:
         self.batch_items = Histogram(
             "stn_batch_items", "Calls that shared a launch", buckets=ITEMS, registry=registry
         )
+        self.batch_bytes = Histogram(
+            "stn_batch_bytes",
+            "Operands and results of a launch",
+            buckets=BYTES,
+            registry=registry,
+        )
         self.batch_duration = Histogram(
             "stn_batch_duration_seconds",
             "A launch, from hand-over to results",
@@ -72,6 +83,32 @@ class Metrics:
             "How long the oldest queued call has waited",
             registry=registry,
         )
+        self.device_memory = Gauge(
+            "stn_device_memory_bytes",
+            "What this process holds on a device",
+            ["device"],
+            registry=registry,
+        )
+        self.lanes = Gauge(
+            "stn_lanes", "Batches that a device takes at a time", ["device"], registry=registry
+        )
+        self.lane_busy = Counter(
+            "stn_lane_busy_seconds",
+            "Time that lanes of a device had a batch; its rate by stn_lanes is their utilisation",
+            ["device"],
+            registry=registry,
+        )
+        self.reloads = Counter(
+            "stn_reloads",
+            "Changes of the files of tokens and certificates",
+            ["file", "outcome"],
+            registry=registry,
+        )
+        # At 0 from the start, so that the first one shows as an increase.
+        for reason in _reasons(RefusedError):
+            self.refused.labels(reason)
+        for file, outcome in product(("tokens", "certificates"), ("accepted", "rejected")):
+            self.reloads.labels(file, outcome)
         self.build_info = Gauge("stn_build_info", "Always 1", ["version"], registry=registry)
         self.build_info.labels(version=version("stn-server")).set(1)
 
@@ -82,18 +119,37 @@ class Metrics:
         self.admitted_bytes.set_function(lambda: statistics().admitted_bytes)
         self.queue_age.set_function(queue_age_s)
 
+    def watch_memory(self, devices: Mapping[str, Callable[[], float]]) -> None:
+        """Asks every device whenever it is scraped."""
+        for name, held_bytes in devices.items():
+            self.device_memory.labels(name).set_function(held_bytes)
+
+    def watch_lanes(self, lanes: Mapping[str, int]) -> None:
+        """Says how many batches each device takes at a time."""
+        for name, count in lanes.items():
+            self.lanes.labels(name).set(count)
+            self.lane_busy.labels(name)
+
+    def lane_was_busy(self, name: str, duration_s: float) -> None:
+        """A lane of a device had a batch."""
+        self.lane_busy.labels(name).inc(duration_s)
+
     def request_finished(self, method: str, code: str, duration_s: float) -> None:
         """A call was answered, with a reply or an error."""
         self.requests.labels(method, code).inc()
         self.request_duration.labels(method).observe(duration_s)
 
-    def payload_moved(self, direction: str, size_bytes: int) -> None:
-        """A message with tensors came in ("received") or went out ("sent")."""
-        self.payload_bytes.labels(direction, "grpc").inc(size_bytes)
+    def payload_moved(self, direction: str, transport: str, size_bytes: int) -> None:
+        """A message with tensors came in ("received") or went out ("sent"), by "tcp" or "unix"."""
+        self.payload_bytes.labels(direction, transport).inc(size_bytes)
 
     def item_refused(self, reason: str) -> None:
         """An item was turned away."""
         self.refused.labels(reason).inc()
+
+    def file_changed(self, name: str, outcome: str) -> None:
+        """Tokens or certificates changed: "accepted", or "rejected" and the old ones kept."""
+        self.reloads.labels(name, outcome).inc()
 
     def item_abandoned(self) -> None:
         """An item left the queue without having run."""
@@ -103,6 +159,14 @@ class Metrics:
         """A batch is through, with the time that each item waited."""
         self.batch_items.observe(len(batch.items))
         self.batch_duration.labels(batch.key.operation).observe(compute_s)
+        self.batch_bytes.observe(sum(item.cost.size_bytes for item in batch.items))
         self.samples.inc(sum(item.cost.samples for item in batch.items))
         for waited_s in queue_s:
             self.queue_wait.observe(waited_s)
+
+
+def _reasons(refusal: type[RefusedError]) -> Iterator[str]:
+    """Why calls can be turned away: those of the classes below."""
+    for cls in refusal.__subclasses__():
+        yield cls.reason
+        yield from _reasons(cls)

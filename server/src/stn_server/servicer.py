@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,20 +19,32 @@ import grpc.aio
 from stn_proto.v1 import service_pb2
 from stn_server.batching.batcher import Batcher
 from stn_server.batching.work import Operation
+from stn_server.caller import REQUEST_ID, Caller, caller_of, request_id_of
 from stn_server.errors import RefusedError
+from stn_server.faults import Point, Seam, no_fault
 from stn_server.log import log
 from stn_server.metrics import Metrics
+from stn_server.quota import Quotas
 from stn_server.status import Answer, answer_to
 from stn_server.translate import Translator
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["SpatialTransformer"].full_name
-REQUEST_ID = "x-request-id"
-
-_REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
-Method = Callable[[bytes, float], Awaitable[bytes]]
-"""Serialized request and deadline (instant of the batcher's clock) -> serialized reply."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What of a call matters to what computes it."""
+
+    context: Context
+    caller: Caller
+    deadline: float
+    """Instant of the batcher's clock."""
+
+
+Method = Callable[[bytes, _Call], Awaitable[bytes]]
+"""Serialized request -> serialized reply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +71,14 @@ class Servicer:
         batcher: Batcher,
         metrics: Metrics,
         server_info: Callable[[], bytes],
+        seam: Seam = no_fault,
     ) -> None:
+        self._seam = seam
         self._translator = translator
         self._batcher = batcher
         self._metrics = metrics
         self._server_info = server_info
+        self._quotas = Quotas(batcher.now)
         self._calls = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -89,19 +102,28 @@ class Servicer:
         await self._idle.wait()
 
     def _compute(self, operation: Operation) -> Method:
-        async def method(message: bytes, deadline: float) -> bytes:
+        async def method(message: bytes, call: _Call) -> bytes:
+            self._seam(Point.DECODE)
             request = self._translator.decode(operation, message)
-            self._metrics.payload_moved("received", len(message))
-            finished = await self._batcher.submit(
-                request.problem, key=request.key, cost=request.cost, deadline=deadline
-            )
-            reply = request.encode(finished)
-            self._metrics.payload_moved("sent", len(reply))
+            self._metrics.payload_moved("received", call.caller.transport, len(message))
+            with self._quotas.admit(call.caller, request.cost.size_bytes):
+                finished = await self._batcher.submit(
+                    request.problem,
+                    key=request.key,
+                    cost=request.cost,
+                    deadline=call.deadline,
+                    caller=call.caller.name,
+                    call=call.context,
+                )
+                self._seam(Point.ALLOCATE)
+                self._seam(Point.ENCODE)
+                reply = request.encode(finished)
+            self._metrics.payload_moved("sent", call.caller.transport, len(reply))
             return reply
 
         return method
 
-    async def _get_server_info(self, _message: bytes, _deadline: float) -> bytes:
+    async def _get_server_info(self, _message: bytes, _call: _Call) -> bytes:
         return self._server_info()
 
     def _guarded(self, name: str, method: Method) -> Callable[[bytes, Context], Awaitable[bytes]]:
@@ -110,15 +132,16 @@ class Servicer:
         async def handler(message: bytes, context: Context) -> bytes:
             self._enter(context)
             started, deadline = time.perf_counter(), self._deadline_of(context)
+            caller = caller_of(context)
             code = grpc.StatusCode.OK
             try:
-                return await method(message, deadline)
+                return await method(message, _Call(context, caller, deadline))
             except asyncio.CancelledError:
                 late = self._batcher.now() >= deadline
                 code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
                 raise
             except Exception as error:  # noqa: BLE001 - the table knows what to do with each
-                refusal = self._refusal(name, error, context)
+                refusal = self._refusal(name, error, context, caller)
                 code = refusal.code
             finally:
                 duration_s = time.perf_counter() - started
@@ -140,11 +163,12 @@ class Servicer:
         if self._calls == 0:
             self._idle.set()
 
-    def _refusal(self, name: str, error: Exception, context: Context) -> _Refusal:
+    def _refusal(self, name: str, error: Exception, context: Context, caller: Caller) -> _Refusal:
         """What the caller of a failed method is told; tells the operator, too."""
-        request_id = _request_id_of(context)
+        request_id = request_id_of(context)
         answer = answer_to(error, request_id)
-        _log_failure(name, error, answer, request_id)
+        facts = {"method": name, "caller": caller.name, "request_id": request_id}
+        _log_failure(error, answer, **facts)
         if isinstance(error, RefusedError):
             self._metrics.item_refused(error.reason)
         metadata = ((REQUEST_ID, request_id), *answer.metadata())
@@ -156,15 +180,7 @@ class Servicer:
         return math.inf if remaining_s is None else self._batcher.now() + remaining_s
 
 
-def _log_failure(name: str, error: Exception, answer: Answer, request_id: str) -> None:
+def _log_failure(error: Exception, answer: Answer, **facts: str) -> None:
     """Tells the operator, with a traceback where the fault is ours."""
     traceback = error if answer.code is grpc.StatusCode.INTERNAL else None
-    facts = {"method": name, "code": answer.code.name, "request_id": request_id}
-    log(answer.log_level, "request failed", error=traceback, **facts)
-
-
-def _request_id_of(context: Context) -> str:
-    """The caller's id for this call if it has a harmless form, else one of ours."""
-    metadata = context.invocation_metadata() or ()
-    given = next((str(value) for key, value in metadata if key == REQUEST_ID), "")
-    return given if _REQUEST_ID_FORM.fullmatch(given) else uuid.uuid4().hex[:16]
+    log(answer.log_level, "request failed", error=traceback, code=answer.code.name, **facts)

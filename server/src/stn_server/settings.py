@@ -11,11 +11,10 @@ import tomllib
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, fields, is_dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
-from stn_server.config import ConfigError, ServerConfig
+from stn_server.config import ConfigError, ServerConfig, unknown
 
 ENVIRONMENT_PREFIX = "STN_"
 CONFIG_FILE = "config"
@@ -108,7 +107,7 @@ def _from_flags(arguments: Sequence[str], known: Mapping[str, Setting]) -> dict[
     found, extra = parser.parse_known_args(arguments)
     flags = ["--config", *(setting.flag for setting in known.values())]
     for argument in extra:
-        raise _unknown("flag", argument.split("=")[0], flags)
+        raise unknown("flag", argument.split("=")[0], flags)
     return {
         name: text if name == CONFIG_FILE else known[name].parse(known[name].flag, text)
         for name, text in vars(found).items()
@@ -128,7 +127,7 @@ def _from_environment(
             values[setting.name] = setting.parse(variable, text)
         elif variable.startswith(ENVIRONMENT_PREFIX) and variable not in ENGINE_VARIABLES:
             known_variables = [config_variable, *ENGINE_VARIABLES, *by_variable]
-            raise _unknown("variable", variable, known_variables)
+            raise unknown("variable", variable, known_variables)
     return values
 
 
@@ -142,7 +141,7 @@ def _from_file(path: Path, known: Mapping[str, Setting]) -> dict[str, Any]:
     values = {}
     for name, value in _flattened(tree):
         if name not in known:
-            raise _unknown("setting", name, list(known))
+            raise unknown("setting", name, list(known))
         values[name] = known[name].check(f"{path}: {name}", value)
     return values
 
@@ -173,11 +172,6 @@ def _build(config: type[Any], values: Mapping[str, Any], prefix: str = "") -> An
 
 def _doc(entry: Field[Any]) -> str:
     return str(entry.metadata["doc"])
-
-
-def _unknown(kind: str, name: str, known: Sequence[str]) -> ConfigError:
-    nearest = get_close_matches(name, known, n=1, cutoff=0.0)[0]
-    return ConfigError(f"{name}: expected a known {kind}, got none. Did you mean {nearest}?")
 
 
 class _Parser(ArgumentParser):

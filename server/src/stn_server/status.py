@@ -22,13 +22,17 @@ import stn_engine
 from stn_proto import WireFormatError
 from stn_server.errors import (
     BatchFailedError,
+    BrokenError,
     DeadlineExceededError,
+    DeviceLostError,
     DrainingError,
     InvalidRequestError,
     OverloadedError,
+    QuotaExceededError,
     RefusedError,
     RequestTooLargeError,
     ServerError,
+    UnauthenticatedError,
     UnsupportedError,
 )
 
@@ -49,15 +53,23 @@ class Answer:
     """How loudly it is told to the operator: whose fault it is."""
 
     def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
-        """Trailing metadata with the details, in gRPC's richer error model."""
+        """Trailing metadata with the details, in gRPC's richer error model.
+
+        A time to come again is told to gRPC's own retries as well.
+        """
         if not self.details:
             return ()
+        pushback = tuple(
+            ("grpc-retry-pushback-ms", str(detail.retry_delay.ToMilliseconds()))
+            for detail in self.details
+            if isinstance(detail, RetryInfo)
+        )
         status = Status(code=self.code.value[0], message=self.message)
         for detail in self.details:
             packed = AnyMessage()
             packed.Pack(detail)
             status.details.append(packed)
-        return (("grpc-status-details-bin", status.SerializeToString()),)
+        return (("grpc-status-details-bin", status.SerializeToString()), *pushback)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +113,7 @@ def _text(error: BaseException) -> str:
     return text if len(text) <= MAX_MESSAGE_CHARS else f"{text[: MAX_MESSAGE_CHARS - 4]} ..."
 
 
-def _retry_info(error: OverloadedError) -> Iterator[Message]:
+def _retry_info(error: OverloadedError | QuotaExceededError) -> Iterator[Message]:
     delay = Duration()
     delay.FromNanoseconds(int(error.retry_after_s * 1e9))
     yield RetryInfo(retry_delay=delay)
@@ -120,8 +132,11 @@ TABLE: dict[type[Exception], _Row] = {
     ),
     RequestTooLargeError: _Row(StatusCode.INVALID_ARGUMENT, logging.DEBUG, _too_large),
     UnsupportedError: _Row(StatusCode.UNIMPLEMENTED, logging.DEBUG, _no_details),
+    UnauthenticatedError: _Row(StatusCode.UNAUTHENTICATED, logging.INFO, _no_details),
+    QuotaExceededError: _Row(StatusCode.RESOURCE_EXHAUSTED, logging.INFO, _retry_info),
     OverloadedError: _Row(StatusCode.RESOURCE_EXHAUSTED, logging.INFO, _retry_info),
     DrainingError: _Row(StatusCode.UNAVAILABLE, logging.INFO, _no_details),
+    BrokenError: _Row(StatusCode.UNAVAILABLE, logging.WARNING, _no_details),
     DeadlineExceededError: _Row(StatusCode.DEADLINE_EXCEEDED, logging.INFO, _no_details),
     stn_engine.BackendUnavailableError: _Row(
         StatusCode.FAILED_PRECONDITION, logging.WARNING, _backend_reasons
@@ -133,6 +148,7 @@ INTERNAL: tuple[type[Exception], ...] = (
     ServerError,
     RefusedError,
     BatchFailedError,
+    DeviceLostError,
     stn_engine.EngineError,
 )
 """Classes that are INTERNAL on purpose, unless a subclass has a row."""

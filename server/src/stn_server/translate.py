@@ -125,7 +125,7 @@ class Translator:
         def reply(output: torch.Tensor, payloads: Payloads) -> warp_pb2.WarpReply:
             return warp_pb2.WarpReply(output=put_map(output, payloads, layout))
 
-        key = BatchKey(Operation.WARP, problem.output_dtype, problem.spec)
+        key = BatchKey(Operation.WARP, problem.output_dtype, _warp_key(problem))
         self._check_size(problem, problem, "output_size")
         return Plan(problem, (feature_map, transform.operand), key, reply)
 
@@ -153,7 +153,7 @@ class Translator:
                 message.transform.CopyFrom(put(gradients.transform, payloads))
             return message
 
-        key = BatchKey(Operation.WARP_GRADIENTS, warp.output_dtype, warp.spec)
+        key = BatchKey(Operation.WARP_GRADIENTS, warp.output_dtype, _warp_key(warp))
         self._check_size(problem, warp, "grad_output")
         return Plan(problem, (grad_output, feature_map, transform.operand), key, reply)
 
@@ -170,7 +170,7 @@ class Translator:
         def reply(grid: torch.Tensor, payloads: Payloads) -> warp_pb2.GenerateGridReply:
             return warp_pb2.GenerateGridReply(grid=put(grid, payloads))
 
-        key = BatchKey(Operation.GENERATE_GRID, problem.output_dtype, _grid_spec(problem))
+        key = BatchKey(Operation.GENERATE_GRID, problem.output_dtype, _grid_key(problem))
         self._check_size(problem, problem, "output_size")
         return Plan(problem, (transform.operand,), key, reply)
 
@@ -189,7 +189,7 @@ class Translator:
         ) -> warp_pb2.GenerateGridGradientsReply:
             return warp_pb2.GenerateGridGradientsReply(transform=put(gradient, payloads))
 
-        key = BatchKey(Operation.GENERATE_GRID_GRADIENTS, grid.output_dtype, _grid_spec(grid))
+        key = BatchKey(Operation.GENERATE_GRID_GRADIENTS, grid.output_dtype, _grid_key(grid))
         self._check_size(problem, grid, "grad_grid")
         return Plan(problem, (grad_grid, transform.operand), key, reply)
 
@@ -250,5 +250,9 @@ def _grid_problem(
         return stn_engine.GridProblem(transform.meta, size, coordinates, request.align_corners)
 
 
-def _grid_spec(problem: stn_engine.GridProblem) -> Hashable:
-    return problem.coordinates, problem.align_corners
+def _warp_key(problem: stn_engine.WarpProblem) -> Hashable:
+    return problem.spec, problem.transform.settings
+
+
+def _grid_key(problem: stn_engine.GridProblem) -> Hashable:
+    return problem.coordinates, problem.align_corners, problem.transform.settings

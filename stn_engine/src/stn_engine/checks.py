@@ -4,7 +4,7 @@ import math
 import operator
 import sys
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -195,6 +195,49 @@ def check_cotangent(
     check_tensor(argument, value)
     check_shape(argument, value, [like], "Pass the gradient of exactly this result.")
     check_dtype(argument, value, (dtype,))
+
+
+def check_count(argument: str, value: Sequence[object], expected: int) -> None:
+    """``value`` has one element per problem."""
+    if len(value) != expected:
+        remedy = "Give one per problem, or none at all."
+        raise InvalidInputError(argument, f"{expected} elements", str(len(value)), remedy)
+
+
+def check_out(
+    argument: str, value: object, shape: Sequence[int], operands: Sequence[Tensor]
+) -> None:
+    """``value`` can take a result of this shape, and the dtype and device of the first operand."""
+    check_tensor(argument, value)
+    memory, like = cast("Tensor", value), operands[0]
+    check_shape(argument, memory, [tuple(shape)], "Allocate it for exactly this result.")
+    check_dtype(argument, memory, (like.dtype,))
+    check_device("feature_map", like, argument, memory)
+    if not any(memory.is_contiguous(memory_format=one) for one in _formats(memory.dim())):
+        got = f"strides {tuple(memory.stride())}"
+        raise InvalidInputError(argument, "dense memory", got, "Allocate it by torch.empty.")
+    if any(_meet(memory, operand) for operand in operands):
+        expected, got = "memory of its own", "memory that an operand lies in, too"
+        raise InvalidInputError(argument, expected, got, "Allocate it by torch.empty.")
+
+
+def _formats(axes: int) -> tuple[torch.memory_format, ...]:
+    last = {4: (torch.channels_last,), 5: (torch.channels_last_3d,)}.get(axes, ())
+    return (torch.contiguous_format, *last)
+
+
+def _meet(left: Tensor, right: Tensor) -> bool:
+    """Whether the ranges of addresses of two tensors have bytes in common."""
+    if left.device != right.device or 0 in (left.numel(), right.numel()):
+        return False
+    (first, end), (other_first, other_end) = _addresses(left), _addresses(right)
+    return first < other_end and other_first < end
+
+
+def _addresses(tensor: Tensor) -> tuple[int, int]:
+    steps = zip(tensor.shape, tensor.stride(), strict=True)  # of torch, never negative
+    last = sum((size - 1) * step for size, step in steps)
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 def checked_needs(value: Collection[str]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stn_engine.backends.base import Backend
 from stn_engine.backends.cpu import CpuBackend
+from stn_engine.backends.cuda import CudaBackend
 from stn_engine.backends.reference import ReferenceBackend
 from stn_engine.backends.torch import TorchBackend
 from stn_engine.errors import BackendUnavailableError, ParameterError
@@ -21,7 +22,12 @@ from stn_engine.problem import (
     WarpProblem,
 )
 
-BACKENDS: tuple[Backend, ...] = (CpuBackend(), TorchBackend(), ReferenceBackend())
+BACKENDS: tuple[Backend, ...] = (
+    CudaBackend(),
+    CpuBackend(),
+    TorchBackend(),
+    ReferenceBackend(),
+)
 """In order of preference."""
 
 BACKEND_VARIABLE = "STN_BACKEND"
@@ -64,37 +70,44 @@ def select(problem: Problem, backends: Sequence[Backend] | None = None) -> Backe
 
 
 def warp(
-    problems: Sequence[WarpProblem], backends: Sequence[Backend] | None = None
+    problems: Sequence[WarpProblem],
+    backends: Sequence[Backend] | None = None,
+    out: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    """V of each problem, each by the first backend that can."""
-    return _run(problems, backends, lambda backend, chosen: backend.warp(chosen))
+    """V of each problem, each by the first backend that can; in ``out``, if that is given."""
+    return _run(problems, backends, out, lambda backend, *chosen: backend.warp(*chosen))
 
 
 def warp_gradients(
-    problems: Sequence[WarpGradientsProblem], backends: Sequence[Backend] | None = None
+    problems: Sequence[WarpGradientsProblem],
+    backends: Sequence[Backend] | None = None,
+    out: Sequence[Gradients] | None = None,
 ) -> list[Gradients]:
-    """Gradients of each problem, each by the first backend that can."""
-    return _run(problems, backends, lambda backend, chosen: backend.warp_gradients(chosen))
+    """Gradients of each problem, otherwise as ``warp``."""
+    return _run(problems, backends, out, lambda backend, *chosen: backend.warp_gradients(*chosen))
 
 
 def generate_grid(
     problems: Sequence[GridProblem], backends: Sequence[Backend] | None = None
 ) -> list[Tensor]:
     """The sampling grid of each problem, each by the first backend that can."""
-    return _run(problems, backends, lambda backend, chosen: backend.generate_grid(chosen))
+    return _run(problems, backends, None, lambda backend, chosen, _: backend.generate_grid(chosen))
 
 
 def generate_grid_gradients(
     problems: Sequence[GridGradientsProblem], backends: Sequence[Backend] | None = None
 ) -> list[Tensor]:
     """The gradient of the parameters of each problem, each by the first backend that can."""
-    return _run(problems, backends, lambda backend, chosen: backend.generate_grid_gradients(chosen))
+    return _run(
+        problems, backends, None, lambda backend, chosen, _: backend.generate_grid_gradients(chosen)
+    )
 
 
 def _run(
     problems: Sequence[P],
     backends: Sequence[Backend] | None,
-    operation: Callable[[Backend, list[P]], list[R]],
+    out: Sequence[R] | None,
+    operation: Callable[[Backend, list[P], list[R] | None], list[R]],
 ) -> list[R]:
     """Run every problem on its backend, all problems of one backend together, in order."""
     backends = candidates() if backends is None else backends
@@ -102,6 +115,8 @@ def _run(
     results: dict[int, R] = {}
     for backend in backends:
         positions = [i for i, one in enumerate(chosen) if one is backend]
-        outcome = operation(backend, [problems[i] for i in positions]) if positions else []
-        results.update(zip(positions, outcome, strict=True))
+        if positions:
+            into = None if out is None else [out[i] for i in positions]
+            outcome = operation(backend, [problems[i] for i in positions], into)
+            results.update(zip(positions, outcome, strict=True))
     return [results[i] for i in range(len(problems))]

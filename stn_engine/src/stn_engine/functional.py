@@ -243,23 +243,58 @@ def generate_grid_gradients(
 
 
 @torch.no_grad()
-def warp_ragged(problems: Sequence[WarpProblem]) -> list[Tensor]:
+def warp_ragged(
+    problems: Sequence[WarpProblem], out: Sequence[Tensor] | None = None
+) -> list[Tensor]:
     """``warp`` of many problems of any sizes, dtypes and specs at once; records no graph.
 
+    Args:
+        problems: One call each.
+        out: Where to write the results, one dense tensor per problem of the result's shape, dtype
+            and device, contiguous or channels last. None: new memory.
+
     Returns:
-        One result per problem, in order, each bit for bit that of ``warp`` alone. Results may
-        share storage with each other, never with operands.
+        One result per problem, in order, each bit for bit that of ``warp`` alone; ``out``, if it
+        was given. New results may share storage with each other, never with operands.
 
     Raises:
         BackendUnavailableError: no backend can run one of the problems.
+        InvalidInputError: ``out`` does not fit the results, or shares memory with operands.
     """
-    return dispatch.warp(problems)
+    if out is not None:
+        checks.check_count("out", out, len(problems))
+        for i, (problem, memory) in enumerate(zip(problems, out, strict=True)):
+            checks.check_out(f"out[{i}]", memory, problem.output_shape, problem.operands)
+    return dispatch.warp(problems, out=out)
 
 
 @torch.no_grad()
-def warp_gradients_ragged(problems: Sequence[WarpGradientsProblem]) -> list[Gradients]:
-    """``warp_gradients`` of many problems at once; otherwise as ``warp_ragged``."""
-    return dispatch.warp_gradients(problems)
+def warp_gradients_ragged(
+    problems: Sequence[WarpGradientsProblem], out: Sequence[Gradients] | None = None
+) -> list[Gradients]:
+    """``warp_gradients`` of many problems at once; otherwise as ``warp_ragged``.
+
+    Of ``out``, parts that a problem does not need are ignored and may be None.
+    """
+    if out is not None:
+        checks.check_count("out", out, len(problems))
+        out = [
+            _needed(f"out[{i}]", *pair) for i, pair in enumerate(zip(problems, out, strict=True))
+        ]
+    return dispatch.warp_gradients(problems, out=out)
+
+
+def _needed(argument: str, problem: WarpGradientsProblem, out: Gradients) -> Gradients:
+    """The parts of ``out`` that a problem writes, checked."""
+    grad_output, *operands = problem.operands
+    parts: list[Tensor | None] = []
+    for name, like in zip(("feature_map", "transform"), operands, strict=True):
+        memory = getattr(out, name) if name in problem.needs else None
+        if name in problem.needs:
+            everything = (like, grad_output, *operands)
+            checks.check_out(f"{argument}.{name}", memory, tuple(like.shape), everything)
+        parts.append(memory)
+    return Gradients(*parts)
 
 
 @torch.no_grad()

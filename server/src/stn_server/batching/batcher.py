@@ -13,29 +13,59 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from stn_server.batching.policy import Abandon, Arrive, Decisions, Event, Finish, Policy, Tick
+from stn_server.batching.admission import Full
+from stn_server.batching.policy import (
+    NO_DECISIONS,
+    Abandon,
+    Arrive,
+    Decisions,
+    Depart,
+    Event,
+    Finish,
+    Policy,
+    Refusal,
+    Tick,
+)
 from stn_server.batching.work import Batch, BatchKey, Cost, Finished, WorkItem
 from stn_server.errors import (
     BatchFailedError,
+    BrokenError,
     DeadlineExceededError,
+    DeadlineUnreachableError,
+    DeviceLostError,
     DrainingError,
     OverloadedError,
+    QueueFullError,
     RefusedError,
 )
+from stn_server.faults import Point, Seam, no_fault
 
-RETRY_AFTER_S = 0.05
-"""Told to refused callers: a few batches of typical length."""
+LEAST_RETRY_S = 0.05
+"""Told to refused callers at least: a few batches of typical length."""
 
 
 class Runner(Protocol):
     """Computes batches on one device."""
 
     async def run(self, batch: Batch) -> Sequence[Any]:
-        """One outcome per item, in order: a result, or the exception of that item alone."""
+        """One outcome per item, in order: a result, or the exception of that item alone.
+
+        Raises:
+            DeviceLostError: Nothing can be computed any more.
+            Exception: This batch could not be computed.
+        """
         ...
 
     def close(self) -> None:
         """Lets go of the device, after the batch that runs; does not wait for it."""
+
+
+class Call(Protocol):
+    """What an item is computed for."""
+
+    def add_done_callback(self, callback: Any, /) -> None:
+        """Calls back when the reply has left, or the caller has gone."""
+        ...
 
 
 class Observer(Protocol):
@@ -84,6 +114,8 @@ class Batcher:
         observer: Is told.
         now: The clock that deadlines refer to, in seconds. Not the event loop's: uvloop's counts
             whole milliseconds, and small warps take less.
+        stall_s: A batch that takes longer means that the device is lost.
+        seam: Crossed at the door.
 
     Concurrency: all methods belong to one event loop; `statistics` and `queue_age_s` may be called
     from other threads.
@@ -95,23 +127,39 @@ class Batcher:
         runner: Runner,
         observer: Observer,
         now: Callable[[], float] = time.monotonic,
+        *,
+        stall_s: float = math.inf,
+        seam: Seam = no_fault,
     ) -> None:
         self.now = now
         self._policy = policy
         self._runner = runner
         self._observer = observer
+        self._stall_s = stall_s
+        self._seam = seam
         self._loop = asyncio.get_running_loop()
-        self._waiters: dict[int, asyncio.Future[Finished]] = {}
+        self._waiters: dict[WorkItem, asyncio.Future[Finished]] = {}
+        self._gone: set[WorkItem] = set()
+        """Those of `_waiters` whose call is over."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._wake_at = math.inf
         self._oldest_arrival = math.inf
         self._draining = False
+        self._broken: asyncio.Future[Exception] = self._loop.create_future()
         self._idle = asyncio.Event()
         self._idle.set()
         self._counts = _Counts()
 
     async def submit(
-        self, problem: Any, *, key: BatchKey, cost: Cost, deadline: float = math.inf
+        self,
+        problem: Any,
+        *,
+        key: BatchKey,
+        cost: Cost,
+        deadline: float = math.inf,
+        caller: str = "",
+        call: Call | None = None,
     ) -> Finished:
         """Queues one problem and waits for its outcome.
 
@@ -120,10 +168,14 @@ class Batcher:
             key: What it must share with others to run beside them.
             cost: What it takes of the budgets.
             deadline: Instant of `now` after which the result is unwanted.
+            caller: Whom it is for; callers get equal shares.
+            call: What it is for: the cost counts until that is done. None: until this returns.
 
         Raises:
-            OverloadedError: The limits on admitted items or bytes are reached.
+            OverloadedError: The limits on admitted items or bytes are reached, or the deadline
+                could not be met.
             DrainingError: `drain` has been called.
+            BrokenError: The device is lost; only a restart helps.
             DeadlineExceededError: The deadline passed while the item was queued.
             BatchFailedError: The runner failed as a whole.
 
@@ -131,36 +183,45 @@ class Batcher:
             Cancellation: an item that waits is removed, one that runs is left to finish and its
             outcome dropped. Deadline: checked until the item is launched.
         """
-        if self._draining:
-            raise self._refused(DrainingError())
+        self._require_service()
+        self._seam(Point.ADMIT)
         item = WorkItem(
             key=key,
             cost=cost,
             problem=problem,
             arrived=self.now(),
             deadline=deadline,
+            caller=caller,
         )
         waiter: asyncio.Future[Finished] = self._loop.create_future()
-        self._waiters[item.number] = waiter
+        self._waiters[item] = waiter
         self._idle.clear()
         try:
             if refusal := self._step(Arrive(item)).refusal:
-                raise self._refused(
-                    OverloadedError(refusal.what, refusal.limit, refusal.actual, RETRY_AFTER_S)
-                )
+                raise self._refused(_overloaded(refusal))
+            if call is None:
+                self._gone.add(item)
+            else:
+                call.add_done_callback(lambda _call: self._leave(item))
             return await waiter
         except asyncio.CancelledError:
-            if self._step(Abandon(item)).abandoned:
-                self._abandoned()
+            self._abandon(item)
             raise
         finally:
-            del self._waiters[item.number]
+            del self._waiters[item]
+            if item in self._gone:
+                self._gone.remove(item)
+                self._leave(item)
             self._settle()
 
     async def drain(self) -> None:
         """Refuses new items from now on and returns when the last admitted one is answered."""
         self._draining = True
         await self._idle.wait()
+
+    async def broken(self) -> Exception:
+        """Returns, with the reason, when nothing can be computed any more."""
+        return await asyncio.shield(self._broken)
 
     def statistics(self) -> Statistics:
         """A snapshot of the counts."""
@@ -175,25 +236,42 @@ class Batcher:
         """How long the oldest queued item has waited; 0 if none does."""
         return max(0.0, self.now() - self._oldest_arrival)
 
+    def _require_service(self) -> None:
+        if self._broken.done():
+            raise self._refused(BrokenError())
+        if self._draining:
+            raise self._refused(DrainingError())
+
     def _step(self, event: Event) -> Decisions:
         """Lets the policy decide, then carries out what concerns every event."""
         now = self.now()
-        decisions = self._policy.step(event, now)
+        try:
+            decisions = self._policy.step(event, now)
+        except Exception as error:  # noqa: BLE001 - a policy that fails cannot be relied on again
+            self._break(error)
+            return NO_DECISIONS
         self._oldest_arrival = self._policy.oldest_arrival()
         for item in decisions.expired:
             self._abandoned()
             self._answer(item, DeadlineExceededError())
         for batch in decisions.launches:
             self._launch(batch)
-        self._set_timer(decisions.wake_at - now)
+        self._set_timer(decisions.wake_at, now)
         return decisions
 
-    def _set_timer(self, delay_s: float) -> None:
+    def _set_timer(self, wake_at: float, now: float) -> None:
         if self._timer is not None:
+            if wake_at == self._wake_at:
+                return
             self._timer.cancel()
+            self._timer = None
+        self._wake_at = wake_at
+        if wake_at < math.inf:
+            self._timer = self._loop.call_later(wake_at - now, self._tick)
+
+    def _tick(self) -> None:
         self._timer = None
-        if delay_s < math.inf:
-            self._timer = self._loop.call_later(delay_s, self._step, Tick())
+        self._step(Tick())
 
     def _launch(self, batch: Batch) -> None:
         task = self._loop.create_task(self._run(batch))
@@ -203,10 +281,11 @@ class Batcher:
     async def _run(self, batch: Batch) -> None:
         """Runs a batch and answers its waiters, whatever the runner does."""
         launched = self.now()
-        outcomes = await self._outcomes(batch)
+        outcomes, computed = await self._outcomes(batch)
         compute_s = self.now() - launched
         queue_s = [launched - item.arrived for item in batch.items]
-        self._step(Finish(batch))  # first, so that the device does not wait for the answers
+        # First, so that the device does not wait for the answers.
+        self._step(Finish(batch, computed))
         for item, outcome, waited_s in zip(batch.items, outcomes, queue_s, strict=True):
             if isinstance(outcome, BaseException):
                 self._counts.failed_items += 1
@@ -219,29 +298,62 @@ class Batcher:
         self._observer.batch_finished(batch, queue_s, compute_s)
         self._settle()
 
-    async def _outcomes(self, batch: Batch) -> Sequence[Any]:
-        """One outcome per item, also when the runner breaks its promise."""
+    async def _outcomes(self, batch: Batch) -> tuple[Sequence[Any], bool]:
+        """One outcome per item, also when the runner breaks its promise, and whether it did not."""
         cause: BaseException | None = None
         try:
-            outcomes = await self._runner.run(batch)
+            outcomes = await self._watched(batch)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - all must be answered
             cause = error
         else:
             if len(outcomes) == len(batch.items):
-                return outcomes
+                return outcomes, True
+        if isinstance(cause, DeviceLostError):
+            self._break(cause)
         failures = [BatchFailedError(len(batch.items)) for _ in batch.items]
         for failure in failures:
             failure.__cause__ = cause
-        return failures
+        return failures, False
+
+    async def _watched(self, batch: Batch) -> Sequence[Any]:
+        """The outcomes of the runner. If they do not come, nothing will."""
+        if self._stall_s == math.inf:
+            return await self._runner.run(batch)
+        stalled = DeviceLostError(f"expected a batch within {self._stall_s:g} s, got none")
+        watchdog = self._loop.call_later(self._stall_s, self._break, stalled)
+        try:
+            return await self._runner.run(batch)
+        finally:
+            watchdog.cancel()
+
+    def _break(self, cause: Exception) -> None:
+        """Answers everybody and takes nothing more."""
+        if self._broken.done():
+            return
+        self._broken.set_result(cause)
+        for item in list(self._waiters):
+            self._abandon(item)
+            self._answer(item, BrokenError())
 
     def _answer(self, item: WorkItem, outcome: Finished | BaseException) -> None:
-        waiter = self._waiters.get(item.number)
+        waiter = self._waiters.get(item)
         if waiter is None or waiter.done():
             return
         if isinstance(outcome, BaseException):
             waiter.set_exception(outcome)
         else:
             waiter.set_result(outcome)
+
+    def _leave(self, item: WorkItem) -> None:
+        """Gives the place of an item back once its call is over and nobody waits for it."""
+        if item in self._waiters:
+            self._gone.add(item)
+        else:
+            self._step(Depart(item))
+
+    def _abandon(self, item: WorkItem) -> None:
+        if self._step(Abandon(item)).abandoned:
+            self._abandoned()
 
     def _abandoned(self) -> None:
         self._counts.abandoned_items += 1
@@ -252,6 +364,14 @@ class Batcher:
         return error
 
     def _settle(self) -> None:
-        """Wakes `drain` once nobody waits and nothing runs."""
-        if not self._waiters and not self._policy.running_items:
+        """Wakes `drain` once nobody waits and nothing runs, or nothing ever will."""
+        if not self._waiters and (self._broken.done() or not self._policy.running_items):
             self._idle.set()
+
+
+def _overloaded(refusal: Refusal) -> OverloadedError:
+    """What the caller of a refused item is told."""
+    why, retry_after_s = refusal.why, max(refusal.wait_s, LEAST_RETRY_S)
+    if isinstance(why, Full):
+        return QueueFullError(why.what, why.limit, why.actual, retry_after_s)
+    return DeadlineUnreachableError(why.needed_s, why.remaining_s, retry_after_s)

@@ -4,27 +4,34 @@ A pure state machine: an event and the present instant go in, decisions come out
 reads no clock, touches no engine, so that every rule can be tested with a virtual clock.
 
 Rules:
+- At the door: an item is refused if what is inside reaches a limit (`admission`), or if it would
+  have to wait so long that it could not meet its deadline (`forecast`).
 - Work-conserving: a free lane takes what waits, at once. While all are busy, work gathers. (A
   window above 0 lets work gather on a free lane, too.)
-- A batch holds items of one `BatchKey` and of any sizes, up to a budget in bytes and samples.
-  An item above the budget runs alone.
-- Keys take turns; within a key the earliest deadline goes first, then the earliest arrival. An item
-  with a late deadline or none ages: it counts as due PATIENCE_S after it arrived.
+- A batch holds items of one `BatchKey` and of any sizes, up to a budget in bytes and samples, and
+  only as many as let it end before the first deadline in it. An item above the budget runs alone.
+- Callers take turns in rounds (`fairness`), keys take turns within a round; within a key and a
+  round the earliest deadline goes first (`queue`). An item with a late deadline or none ages: it
+  counts as due PATIENCE_S after it arrived.
 - Expired and abandoned items leave the queue before they cost device time.
-- Every admitted item leaves exactly once: launched, expired or abandoned.
+- Every admitted item leaves the queue exactly once: launched, expired or abandoned. It counts as
+  inside until its reply has left.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
 
+from stn_server.batching.admission import Admission, Full
+from stn_server.batching.fairness import Turns
+from stn_server.batching.forecast import Forecast
+from stn_server.batching.queue import KeyQueue
+from stn_server.batching.ranking import Ranking
 from stn_server.batching.work import NOTHING, Batch, BatchKey, Cost, WorkItem
-
-PATIENCE_S = 1.0
-"""Long enough for deadlines to mean something, short enough that nobody is passed over for long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +41,7 @@ class PolicyLimits:
     budget: Cost
     """Of one batch."""
     max_admitted_items: int
-    """Queued and running together."""
+    """Queued, running and being replied to, together."""
     max_admitted_bytes: int
     window_s: float = 0.0
     """How long a free lane waits for more, counted from the oldest item of a key."""
@@ -58,9 +65,18 @@ class Abandon:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """A launched batch is through, whatever its outcome."""
+    """A launched batch is through."""
 
     batch: Batch
+    computed: bool = True
+    """Whether the time it took says something about the device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Depart:
+    """The reply of an admitted item has left, or nobody is there to read it."""
+
+    item: WorkItem
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +84,24 @@ class Tick:
     """Time has passed."""
 
 
-Event = Arrive | Abandon | Finish | Tick
+Event = Arrive | Abandon | Finish | Depart | Tick
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """Why an item was not admitted: it could not meet its deadline."""
+
+    needed_s: float
+    remaining_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why an item was not admitted."""
+    """Of an item that was not admitted."""
 
-    what: str
-    """Unit of the two numbers: "items" or "bytes"."""
-    limit: int
-    actual: int
+    why: Full | Late
+    wait_s: float
+    """How long it would have waited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,37 +118,7 @@ class Decisions:
     """When to send a Tick unless another event comes first; infinity: no need."""
 
 
-@dataclass(slots=True)
-class _Queue:
-    """The waiting items of one key."""
-
-    heap: list[tuple[float, int, WorkItem]] = field(default_factory=list)
-    """By urgency."""
-    waiting: dict[int, WorkItem] = field(default_factory=dict)
-    """By number, in order of arrival; an item missing here is dead in the heap."""
-    cost: Cost = NOTHING
-
-    def push(self, item: WorkItem) -> None:
-        urgency = min(item.deadline, item.arrived + PATIENCE_S)
-        heapq.heappush(self.heap, (urgency, item.number, item))
-        self.waiting[item.number] = item
-        self.cost += item.cost
-
-    def discard(self, item: WorkItem) -> bool:
-        """Takes an item out of the order; says whether it was waiting."""
-        if self.waiting.pop(item.number, None) is None:
-            return False
-        self.cost -= item.cost
-        return True
-
-    def first(self) -> WorkItem | None:
-        """The most urgent item."""
-        while self.heap and self.heap[0][1] not in self.waiting:
-            heapq.heappop(self.heap)
-        return self.heap[0][2] if self.heap else None
-
-    def oldest_arrival(self) -> float:
-        return next(iter(self.waiting.values())).arrived
+NO_DECISIONS = Decisions(None, False, (), (), math.inf)
 
 
 class Policy:
@@ -133,138 +126,206 @@ class Policy:
 
     def __init__(self, limits: PolicyLimits) -> None:
         self._limits = limits
-        self._queues: OrderedDict[BatchKey, _Queue] = OrderedDict()
-        self._deadlines: list[tuple[float, int, WorkItem]] = []
-        """Heap of all that can expire; may hold items that have left since."""
+        self._admission = Admission(limits.max_admitted_items, limits.max_admitted_bytes)
+        self._forecast = Forecast(limits.lanes)
+        self._turns = Turns(limits.budget)
+        self._items: OrderedDict[int, WorkItem] = OrderedDict()
+        """All that wait, by number, in order of arrival."""
+        self._deadlines: Ranking[int] = Ranking(lambda n: (self._items[n].deadline, n))
+        self._queues: dict[BatchKey, KeyQueue] = {}
+        """The same items by key; none is empty."""
+        self._key_turns = count()
+        self._ripe: Ranking[BatchKey] = Ranking(self._place_of)
+        """Keys of which a free lane may take a batch."""
+        self._ripening: Ranking[BatchKey] = Ranking(self._ripens)
+        """Keys whose window is open."""
         self._running: set[Batch] = set()
-        self._admitted = NOTHING
-        self._queued_items = 0
-        self._running_items = 0
+        self._on_device: set[int] = set()
+        """Numbers of the items that run."""
+        self._departed: set[int] = set()
+        """Those among them whose caller has gone; the device still holds their bytes."""
 
     @property
     def queued_items(self) -> int:
         """Items that wait."""
-        return self._queued_items
+        return len(self._items)
 
     @property
     def running_items(self) -> int:
         """Items in launched batches that have not finished."""
-        return self._running_items
+        return len(self._on_device)
 
     @property
     def admitted_bytes(self) -> int:
-        """Bytes of all items that wait or run."""
-        return self._admitted.size_bytes
+        """Bytes of all items whose reply has not left."""
+        return self._admission.size_bytes
 
     def oldest_arrival(self) -> float:
         """When the oldest waiting item came; infinity if none waits."""
-        return min((queue.oldest_arrival() for queue in self._queues.values()), default=math.inf)
+        return next(iter(self._items.values())).arrived if self._items else math.inf
 
     def step(self, event: Event, now: float) -> Decisions:
         """Takes an event into the state and returns what follows from it."""
         refusal, abandoned = None, False
         match event:
             case Arrive(item):
-                refusal = self._admit(item)
+                refusal = self._admit(item, now)
             case Abandon(item):
-                abandoned = self._remove(item)
-            case Finish(batch):
+                abandoned = self._abandon(item)
+            case Finish(batch, computed):
                 self._retire(batch)
+                self._forecast.finished(batch, now, computed=computed)
+            case Depart(item):
+                self._depart(item)
             case Tick():
                 pass
         expired = tuple(self._expire(now))
         launches = tuple(self._launch(now))
-        return Decisions(refusal, abandoned, expired, launches, self._wake_at(now))
+        return Decisions(refusal, abandoned, expired, launches, self._wake_at())
 
-    def _admit(self, item: WorkItem) -> Refusal | None:
-        items = self._queued_items + self._running_items + 1
-        if items > self._limits.max_admitted_items:
-            return Refusal("items", self._limits.max_admitted_items, items)
-        admitted = self._admitted + item.cost
-        if admitted.size_bytes > self._limits.max_admitted_bytes:
-            return Refusal("bytes", self._limits.max_admitted_bytes, admitted.size_bytes)
-        self._admitted = admitted
-        self._queued_items += 1
-        self._queues.setdefault(item.key, _Queue()).push(item)
-        if item.deadline < math.inf:
-            heapq.heappush(self._deadlines, (item.deadline, item.number, item))
+    def _admit(self, item: WorkItem, now: float) -> Refusal | None:
+        why = self._admission.full(item) or self._late(item, now)
+        if why is not None:
+            return Refusal(why, self._wait_s(item, now))
+        self._admission.enter(item)
+        self._enqueue(item, now)
         return None
 
-    def _remove(self, item: WorkItem) -> bool:
-        """Removes an item that still waits; says whether it did."""
+    def _late(self, item: WorkItem, now: float) -> Late | None:
+        """Why an item would not be through in time, if it would not.
+
+        An idle device is always given a try: only running can correct a wrong estimate.
+        """
+        remaining_s = item.deadline - now
+        idle = self._has_free_lane and not self._items
+        if idle or not 0 < remaining_s < math.inf:
+            return None
+        needed_s = self._wait_s(item, now)
+        needed_s += self._forecast.batch_s(item.key.operation, item.cost.samples)
+        return Late(needed_s, remaining_s) if needed_s > remaining_s else None
+
+    def _wait_s(self, item: WorkItem, now: float) -> float:
+        other_keys = len(self._queues) - (item.key in self._queues)
+        return self._forecast.wait_s(item, other_keys, now)
+
+    def _enqueue(self, item: WorkItem, now: float) -> None:
+        self._items[item.number] = item
+        if item.deadline < math.inf:
+            self._deadlines.add(item.number)
+        self._turns.enter(item)
+        self._forecast.enter(item)
         queue = self._queues.get(item.key)
-        if queue is None or not queue.discard(item):
-            return False
-        self._leave_queue(item.key, queue, 1)
-        self._admitted -= item.cost
-        return True
+        if queue is None:
+            queue = self._queues[item.key] = KeyQueue(self._turns, next(self._key_turns))
+        queue.add(item)
+        self._line_up(item.key, now)
+
+    def _dequeue(self, item: WorkItem) -> None:
+        del self._items[item.number]
+        self._deadlines.discard(item.number)
+        self._turns.leave(item)
+        self._forecast.leave(item)
+        queue = self._queues[item.key]
+        queue.remove(item)
+        if not queue:
+            del self._queues[item.key]
+            self._ripe.discard(item.key)
+            self._ripening.discard(item.key)
+
+    def _abandon(self, item: WorkItem) -> bool:
+        """Removes an item that still waits; says whether it did."""
+        waits = item.number in self._items
+        if waits:
+            self._dequeue(item)
+        return waits
+
+    def _depart(self, item: WorkItem) -> None:
+        if item.number in self._on_device:
+            self._departed.add(item.number)
+        else:
+            self._admission.leave(item)
 
     def _retire(self, batch: Batch) -> None:
         self._running.remove(batch)
-        self._running_items -= len(batch.items)
         for item in batch.items:
-            self._admitted -= item.cost
+            self._on_device.remove(item.number)
+            if item.number in self._departed:
+                self._departed.remove(item.number)
+                self._admission.leave(item)
 
-    def _expire(self, now: float) -> list[WorkItem]:
-        expired = []
-        while self._next_deadline() <= now:
-            item = self._deadlines[0][2]
-            self._remove(item)
-            expired.append(item)
-        return expired
+    def _expire(self, now: float) -> Iterator[WorkItem]:
+        while (item := self._most_pressing()) is not None and item.deadline <= now:
+            self._dequeue(item)
+            yield item
 
-    def _next_deadline(self) -> float:
-        """The earliest deadline of an item that waits; infinity if none has one."""
-        while self._deadlines and not self._waits(self._deadlines[0][2]):
-            heapq.heappop(self._deadlines)
-        return self._deadlines[0][0] if self._deadlines else math.inf
+    def _most_pressing(self) -> WorkItem | None:
+        """The waiting item of the earliest deadline; None if none has one."""
+        number = self._deadlines.first()
+        return None if number is None else self._items[number]
 
-    def _waits(self, item: WorkItem) -> bool:
-        queue = self._queues.get(item.key)
-        return queue is not None and item.number in queue.waiting
+    def _line_up(self, key: BatchKey, now: float) -> None:
+        """Puts a key where its batches are taken from, or where its window is waited for."""
+        if key in self._ripe or self._ripe_at(key) <= now:
+            self._ripening.discard(key)
+            self._ripe.add(key)
+        else:
+            self._ripening.add(key)
 
-    def _launch(self, now: float) -> list[Batch]:
-        launches = []
-        while len(self._running) < self._limits.lanes:
-            key = next((key for key in self._queues if self._ripe_at(key) <= now), None)
-            if key is None:
-                break
-            batch = self._form(key)
-            self._running.add(batch)
-            self._running_items += len(batch.items)
-            launches.append(batch)
-        return launches
+    def _place_of(self, key: BatchKey) -> tuple[int, int]:
+        queue = self._queues[key]
+        return queue.round, queue.turn
+
+    def _ripens(self, key: BatchKey) -> tuple[float, int]:
+        return self._ripe_at(key), self._queues[key].turn
 
     def _ripe_at(self, key: BatchKey) -> float:
         """When a free lane may take a batch of this key."""
         queue = self._queues[key]
         if not queue.cost.fits(self._limits.budget):
             return -math.inf
-        return queue.oldest_arrival() + self._limits.window_s
+        return queue.oldest_arrival + self._limits.window_s
 
-    def _form(self, key: BatchKey) -> Batch:
-        """Takes items in order until the next would exceed the budget; sends the key to the end."""
+    def _launch(self, now: float) -> Iterator[Batch]:
+        while (key := self._ripening.first()) is not None and self._ripe_at(key) <= now:
+            self._line_up(key, now)
+        while self._has_free_lane and (key := self._ripe.first()) is not None:
+            batch = self._form(key, now)
+            self._running.add(batch)
+            self._on_device.update(item.number for item in batch.items)
+            self._forecast.launched(batch, now)
+            yield batch
+
+    @property
+    def _has_free_lane(self) -> bool:
+        return len(self._running) < self._limits.lanes
+
+    def _form(self, key: BatchKey, now: float) -> Batch:
+        """Takes items in order while the batch stays within its budget and its deadlines."""
         queue = self._queues[key]
-        self._queues.move_to_end(key)
         items: list[WorkItem] = []
-        cost = NOTHING
+        cost, ends_by = NOTHING, math.inf
         while (item := queue.first()) is not None:
-            if items and not (cost + item.cost).fits(self._limits.budget):
+            grown = cost + item.cost
+            ends = now + self._forecast.batch_s(key.operation, grown.samples)
+            if items and (ends > ends_by or not grown.fits(self._limits.budget)):
                 break
-            queue.discard(item)
+            if ends <= item.deadline:  # else it is late in any case, and need not cost the others
+                ends_by = min(ends_by, item.deadline)
+            self._turns.take(item)
+            self._dequeue(item)
             items.append(item)
-            cost += item.cost
-        self._leave_queue(key, queue, len(items))
-        return Batch(key, tuple(items))
+            cost = grown
+        if queue:
+            queue.turn = next(self._key_turns)
+            self._ripe.discard(key)
+            self._line_up(key, now)
+        return Batch(key, tuple(items), cost)
 
-    def _leave_queue(self, key: BatchKey, queue: _Queue, count: int) -> None:
-        self._queued_items -= count
-        if not queue.waiting:
-            del self._queues[key]
-
-    def _wake_at(self, now: float) -> float:
+    def _wake_at(self) -> float:
         """The next instant at which time alone changes something."""
-        ripe = math.inf
-        if len(self._running) < self._limits.lanes:
-            ripe = min(map(self._ripe_at, self._queues), default=math.inf)
-        return min(self._next_deadline(), ripe if ripe > now else math.inf)
+        item = self._most_pressing()
+        key = self._ripening.first() if self._has_free_lane else None
+        return min(
+            math.inf if item is None else item.deadline,
+            math.inf if key is None else self._ripe_at(key),
+        )

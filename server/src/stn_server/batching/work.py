@@ -1,4 +1,4 @@
-"""What moves through the queue: plain data, no behaviour."""
+"""What moves through the queue: plain data."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from itertools import count
 from typing import Any
 
 _ids = count()
+
+PATIENCE_S = 1.0
+"""Long enough for deadlines to mean something, short enough that nobody is passed over for long."""
 
 
 class Operation(StrEnum):
@@ -59,6 +62,10 @@ class Cost:
         """Whether no part exceeds the budget's."""
         return self.size_bytes <= budget.size_bytes and self.samples <= budget.samples
 
+    def part_of(self, budget: Cost) -> float:
+        """The larger of its parts, as a fraction of the budget's."""
+        return max(self.size_bytes / budget.size_bytes, self.samples / budget.samples)
+
 
 NOTHING = Cost(0, 0)
 
@@ -75,8 +82,15 @@ class WorkItem:
     """Monotonic instant in seconds."""
     deadline: float = math.inf
     """Monotonic instant in seconds after which nobody wants the result."""
+    caller: str = ""
+    """Whom fairness is owed to: opaque, the same for all calls of one caller."""
     number: int = field(default_factory=lambda: next(_ids))
     """Identity, and order of arrival."""
+
+    @property
+    def due(self) -> float:
+        """What counts as its deadline: those with a late one or none age."""
+        return min(self.deadline, self.arrived + PATIENCE_S)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,6 +99,8 @@ class Batch:
 
     key: BatchKey
     items: tuple[WorkItem, ...]
+    cost: Cost
+    """Of all items together."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,11 +30,15 @@ class Backend(Protocol):
     def unsupported_reasons(self, problem: Problem) -> tuple[str, ...]:
         """Every reason why this backend cannot run ``problem``; empty if it can."""
 
-    def warp(self, problems: Sequence[WarpProblem]) -> list[Tensor]:
-        """V of each problem, (N, C, [Do,] Ho, Wo)."""
+    def warp(
+        self, problems: Sequence[WarpProblem], out: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
+        """V of each problem, (N, C, [Do,] Ho, Wo); written into ``out``, if that is given."""
 
-    def warp_gradients(self, problems: Sequence[WarpGradientsProblem]) -> list[Gradients]:
-        """The gradients that each problem needs."""
+    def warp_gradients(
+        self, problems: Sequence[WarpGradientsProblem], out: Sequence[Gradients] | None = None
+    ) -> list[Gradients]:
+        """The gradients that each problem needs; written into ``out``, if that is given."""
 
     def generate_grid(self, problems: Sequence[GridProblem]) -> list[Tensor]:
         """The sampling grid of each problem, (N, [Do,] Ho, Wo, dims)."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # torch
 
+from stn_engine.backends._results import gradients_of, outputs_of
 from stn_engine.backends._thin_plate import warp_basis
 from stn_engine.backends.base import reasons_against_device
 from stn_engine.backends.torch import TorchBackend
@@ -23,7 +24,7 @@ from stn_engine.problem import (
     WarpGradientsProblem,
     WarpProblem,
 )
-from stn_engine.spec import Coordinates, Interpolation, Subgradient, WarpSpec
+from stn_engine.spec import Coordinates, Subgradient, WarpSpec
 from stn_engine.transforms import (
     Affine,
     Attention,
@@ -70,9 +71,11 @@ class CpuBackend:
             return (MISSING,)
         return reasons_against_device(problem)
 
-    def warp(self, problems: Sequence[WarpProblem]) -> list[Tensor]:
-        """V of each problem, (N, C, ...), in the memory format of its feature map."""
-        outputs = [_output(problem) for problem in problems]
+    def warp(
+        self, problems: Sequence[WarpProblem], out: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
+        """V of each problem, (N, C, ...); new ones in the memory format of the feature map."""
+        outputs = outputs_of(problems, out)
         items = [
             (*_operands(problem), to_dlpack(output))
             for problem, output in zip(problems, outputs, strict=True)
@@ -80,9 +83,11 @@ class CpuBackend:
         _cpu.warp(items, torch.get_num_threads())
         return outputs
 
-    def warp_gradients(self, problems: Sequence[WarpGradientsProblem]) -> list[Gradients]:
+    def warp_gradients(
+        self, problems: Sequence[WarpGradientsProblem], out: Sequence[Gradients] | None = None
+    ) -> list[Gradients]:
         """The gradients that each problem needs."""
-        gradients = [_gradients(problem) for problem in problems]
+        gradients = gradients_of(problems, out)
         items = [
             (
                 *_operands(problem.warp),
@@ -133,33 +138,3 @@ def _unit(coordinates: str, align_corners: bool) -> Any:  # noqa: FBT001 - lru_c
     if coordinates == Coordinates.PIXEL:
         return _cpu.Unit.pixel
     return _cpu.Unit.normalized_corners if align_corners else _cpu.Unit.normalized
-
-
-def _output(problem: WarpProblem) -> Tensor:
-    """Memory for V."""
-    return _memory(problem.feature_map, problem.output_shape)
-
-
-def _memory(feature_map: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """New memory for a map like ``feature_map``: channels last if it is, else contiguous."""
-    if not feature_map.is_contiguous():
-        last = torch.channels_last if feature_map.dim() == 4 else torch.channels_last_3d
-        if feature_map.is_contiguous(memory_format=last):
-            return torch.empty(shape, dtype=feature_map.dtype, memory_format=last)
-    return feature_map.new_empty(shape)
-
-
-def _gradients(problem: WarpGradientsProblem) -> Gradients:
-    """Memory for the gradients that are needed; zeros where the kernels have nothing to add."""
-    warp = problem.warp
-    feature_map, parameters = warp.feature_map, warp.transform.parameters
-    empty = 0 in warp.output_shape
-    flat = empty or warp.spec.interpolation == Interpolation.NEAREST
-    of_map = of_transform = None
-    if "feature_map" in problem.needs:
-        of_map = _memory(feature_map, feature_map.shape)
-        of_map = of_map.zero_() if empty else of_map
-    if "transform" in problem.needs:
-        new = parameters.new_zeros if flat else parameters.new_empty
-        of_transform = new(parameters.shape)
-    return Gradients(of_map, of_transform)

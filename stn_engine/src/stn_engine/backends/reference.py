@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from stn_engine import reference
+from stn_engine.backends._results import delivered
 from stn_engine.backends.base import reasons_against_device
 from stn_engine.problem import (
     Gradients,
@@ -51,13 +52,17 @@ class ReferenceBackend:
         """The device, if it is not the host."""
         return reasons_against_device(problem)
 
-    def warp(self, problems: Sequence[WarpProblem]) -> list[Tensor]:
+    def warp(
+        self, problems: Sequence[WarpProblem], out: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
         """V of each problem, (N, C, [Do,] Ho, Wo)."""
-        return [_warp(problem) for problem in problems]
+        return delivered([_warp(problem) for problem in problems], out)
 
-    def warp_gradients(self, problems: Sequence[WarpGradientsProblem]) -> list[Gradients]:
+    def warp_gradients(
+        self, problems: Sequence[WarpGradientsProblem], out: Sequence[Gradients] | None = None
+    ) -> list[Gradients]:
         """The gradients that each problem needs."""
-        return [_warp_gradients(problem) for problem in problems]
+        return delivered([_warp_gradients(problem) for problem in problems], out)
 
     def generate_grid(self, problems: Sequence[GridProblem]) -> list[Tensor]:
         """The sampling grid of each problem, (N, [Do,] Ho, Wo, dims)."""

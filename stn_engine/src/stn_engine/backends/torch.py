@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stn_engine.backends._points import generated_grid, generated_grid_adjoint
+from stn_engine.backends._results import delivered
 from stn_engine.backends._sampler import sample, sample_adjoint
 from stn_engine.problem import (
     Gradients,
@@ -34,13 +35,17 @@ class TorchBackend:
         """None ever: what torch itself can hold, this backend can warp."""
         return ()
 
-    def warp(self, problems: Sequence[WarpProblem]) -> list[Tensor]:
+    def warp(
+        self, problems: Sequence[WarpProblem], out: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
         """V of each problem, (N, C, [Do,] Ho, Wo)."""
-        return _grouped(problems, _warp_key, _warp_group)
+        return delivered(_grouped(problems, _warp_key, _warp_group), out)
 
-    def warp_gradients(self, problems: Sequence[WarpGradientsProblem]) -> list[Gradients]:
+    def warp_gradients(
+        self, problems: Sequence[WarpGradientsProblem], out: Sequence[Gradients] | None = None
+    ) -> list[Gradients]:
         """The gradients that each problem needs."""
-        return _grouped(problems, _warp_gradients_key, _warp_gradients_group)
+        return delivered(_grouped(problems, _warp_gradients_key, _warp_gradients_group), out)
 
     def generate_grid(self, problems: Sequence[GridProblem]) -> list[Tensor]:
         """The sampling grid of each problem, (N, [Do,] Ho, Wo, dims)."""

@@ -3,6 +3,7 @@
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #define STN_FUNCTION __device__ __forceinline__
+#define STN_MEMBER __device__ __forceinline__
 #else
 #include <cmath>
 #include <cstdint>

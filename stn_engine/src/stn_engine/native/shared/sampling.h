@@ -21,6 +21,8 @@ STN_FUNCTION V choose(bool condition, V a, V b) {
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 STN_FUNCTION float floor_of(float x) { return ::floorf(x); }
 STN_FUNCTION double floor_of(double x) { return ::floor(x); }
+STN_FUNCTION float round_of(float x) { return ::rintf(x); }
+STN_FUNCTION double round_of(double x) { return ::rint(x); }
 #else
 STN_FUNCTION float floor_of(float x) { return std::floor(x); }
 STN_FUNCTION double floor_of(double x) { return std::floor(x); }

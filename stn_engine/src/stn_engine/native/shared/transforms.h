@@ -42,7 +42,7 @@ STN_FUNCTION void similarity_theta(Kind kind, const double* parameters, double t
   const SimilarityParts part = similarity_parts(kind);
   const double s = part.s < 0 ? 1.0 : parameters[part.s];
   const double phi = part.phi < 0 ? 0.0 : parameters[part.phi];
-  const double a = s * std::cos(phi), b = s * std::sin(phi);
+  const double a = s * ::cos(phi), b = s * ::sin(phi);
   theta[0] = theta[4] = a;
   theta[1] = -b;
   theta[3] = b;
@@ -56,8 +56,8 @@ STN_FUNCTION void similarity_theta_adjoint(Kind kind, const double* parameters, 
   const double s = part.s < 0 ? 1.0 : parameters[part.s];
   const double phi = part.phi < 0 ? 0.0 : parameters[part.phi];
   const double by_a = by_theta[0] + by_theta[4], by_b = by_theta[3] - by_theta[1];
-  if (part.s >= 0) by_parameters[part.s] = by_a * std::cos(phi) + by_b * std::sin(phi);
-  if (part.phi >= 0) by_parameters[part.phi] = s * (by_b * std::cos(phi) - by_a * std::sin(phi));
+  if (part.s >= 0) by_parameters[part.s] = by_a * ::cos(phi) + by_b * ::sin(phi);
+  if (part.phi >= 0) by_parameters[part.phi] = s * (by_b * ::cos(phi) - by_a * ::sin(phi));
   if (part.t_x >= 0) by_parameters[part.t_x] = by_theta[2];
   if (part.t_y >= 0) by_parameters[part.t_y] = by_theta[5];
 }

@@ -1,0 +1,110 @@
+"""When an item would be through: what runs, what goes before it, and what it takes itself."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+
+from stn_server.batching.cost_model import CostModel
+from stn_server.batching.work import PATIENCE_S, Batch, Operation, WorkItem
+
+SAFETY = 1.5
+"""By how much a promise is kept wide of the estimate: machines stutter, and replies take time."""
+
+_SLICE_S = PATIENCE_S / 16
+"""Items that are due in the same slice of time count as due together."""
+
+
+class _Backlog:
+    """Samples that wait, by slice of time and operation: some dozen sums, however long the queue.
+
+    Nothing is due later than `PATIENCE_S` from now.
+    """
+
+    def __init__(self) -> None:
+        self._samples: Counter[tuple[int, Operation]] = Counter()
+
+    def __bool__(self) -> bool:
+        return bool(self._samples)
+
+    def add(self, item: WorkItem, samples: int) -> None:
+        part = _slice(item), item.key.operation
+        self._samples[part] += samples
+        if self._samples[part] == 0:
+            del self._samples[part]
+
+    def seconds_before(self, item: WorkItem, model: CostModel) -> float:
+        last = _slice(item)
+        return sum(
+            model.samples_s(operation, samples)
+            for (due, operation), samples in self._samples.items()
+            if due <= last
+        )
+
+
+class Forecast:
+    """Keeps account of the work inside, in samples, and says what it means in seconds.
+
+    Args:
+        lanes: Batches that run at the same time.
+    """
+
+    def __init__(self, lanes: int) -> None:
+        self._lanes = lanes
+        self._model = CostModel()
+        self._everyone = _Backlog()
+        self._callers: defaultdict[str, _Backlog] = defaultdict(_Backlog)
+        self._launched: dict[Batch, float] = {}
+
+    def enter(self, item: WorkItem) -> None:
+        """An item begins to wait."""
+        for backlog in (self._everyone, self._callers[item.caller]):
+            backlog.add(item, item.cost.samples)
+
+    def leave(self, item: WorkItem) -> None:
+        """An item waits no longer."""
+        own = self._callers[item.caller]
+        for backlog in (self._everyone, own):
+            backlog.add(item, -item.cost.samples)
+        if not own:
+            del self._callers[item.caller]
+
+    def launched(self, batch: Batch, now: float) -> None:
+        """A batch begins to run."""
+        self._launched[batch] = now
+
+    def finished(self, batch: Batch, now: float, *, computed: bool) -> None:
+        """A batch is through; the model learns from it if it was computed."""
+        launched = self._launched.pop(batch)
+        if computed:
+            self._model.observe(batch.key.operation, batch.cost.samples, now - launched)
+
+    def batch_s(self, operation: Operation, samples: int) -> float:
+        """What a batch will take, on the safe side."""
+        return SAFETY * self._model.batch_s(operation, samples)
+
+    def wait_s(self, item: WorkItem, other_keys: int, now: float) -> float:
+        """How long an item would wait for its batch to begin, on the safe side.
+
+        Before it goes what runs, then what is due before it, but no more of the others than their
+        share, and one launch for each other key that has its turn.
+        """
+        own = self._callers.get(item.caller)
+        callers = len(self._callers) + (own is None)
+        in_order = self._everyone.seconds_before(item, self._model)
+        in_turns = callers * own.seconds_before(item, self._model) if own else 0.0
+        launches = other_keys * self._model.overhead_s(item.key.operation)
+        waiting = min(in_order, in_turns) + launches
+        return SAFETY * (self._until_free(now) + waiting / self._lanes)
+
+    def _until_free(self, now: float) -> float:
+        """Seconds until the first lane is free. A batch that is late will be late as long again."""
+        if len(self._launched) < self._lanes:
+            return 0.0
+        return min(
+            abs(launched + self._model.batch_s(batch.key.operation, batch.cost.samples) - now)
+            for batch, launched in self._launched.items()
+        )
+
+
+def _slice(item: WorkItem) -> int:
+    return int(item.due / _SLICE_S)

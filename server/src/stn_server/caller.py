@@ -1,0 +1,55 @@
+"""What a call tells about who made it, before its message is looked at."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import grpc.aio
+
+from stn_server.tokens import UNLIMITED, Quota, Token
+
+REQUEST_ID = "x-request-id"
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+presented_token: ContextVar[Token | None] = ContextVar("presented_token", default=None)
+"""Of the call that the present task answers; set by `Authenticator`."""
+
+_REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who makes a call."""
+
+    name: str
+    """That of the token; without one, the host, whatever its port."""
+    transport: str
+    """How its bytes travel: "tcp" or "unix"."""
+    quota: Quota = UNLIMITED
+
+
+def caller_of(context: Context) -> Caller:
+    """Who makes this call."""
+    peer = context.peer()
+    transport = "unix" if peer.startswith("unix:") else "tcp"
+    token = presented_token.get()
+    if token is not None:
+        return Caller(token.name, transport, token.quota)
+    return Caller("unix" if transport == "unix" else peer.rpartition(":")[0], transport)
+
+
+def given_request_id(context: Context) -> str:
+    """The caller's id for this call if it has a harmless form, else nothing."""
+    metadata = context.invocation_metadata() or ()
+    given = next((str(value) for key, value in metadata if key == REQUEST_ID), "")
+    return given if _REQUEST_ID_FORM.fullmatch(given) else ""
+
+
+def request_id_of(context: Context) -> str:
+    """The caller's id for this call, or one of ours."""
+    return given_request_id(context) or uuid.uuid4().hex[:16]

@@ -1,0 +1,91 @@
+"""What callers have in flight, held against their quotas."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+from stn_server.caller import Caller
+from stn_server.errors import QuotaExceededError, RequestTooLargeError
+from stn_server.tokens import UNLIMITED, Quota
+
+RETRY_AFTER_S = 0.05
+"""Told to callers with too much in flight: a few batches of typical length."""
+
+_FREE = nullcontext()
+
+
+@dataclass(slots=True)
+class _Account:
+    """What one caller has in flight, and how many calls it may still begin."""
+
+    credit: float
+    """Grows with time up to one second's worth of calls; each call takes 1."""
+    since: float
+    calls: int = 0
+    size_bytes: int = 0
+
+
+class Quotas:
+    """The accounts of all callers that have a quota.
+
+    Args:
+        now: A clock in seconds.
+
+    Concurrency: belongs to one event loop.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._accounts: dict[str, _Account] = {}
+
+    def admit(self, caller: Caller, size_bytes: int) -> AbstractContextManager[None]:
+        """Holds a call of this size against the caller's quota while the context lasts.
+
+        Raises:
+            QuotaExceededError: The caller has to wait.
+            RequestTooLargeError: The call alone exceeds the quota.
+        """
+        if caller.quota is UNLIMITED:
+            return _FREE
+        return self._held(caller, size_bytes)
+
+    @contextmanager
+    def _held(self, caller: Caller, size_bytes: int) -> Iterator[None]:
+        account = self._account(caller)
+        _check(caller.quota, account, size_bytes)
+        account.credit -= 1
+        account.calls += 1
+        account.size_bytes += size_bytes
+        try:
+            yield
+        finally:
+            account.calls -= 1
+            account.size_bytes -= size_bytes
+
+    def _account(self, caller: Caller) -> _Account:
+        """The caller's account with the credit of this moment."""
+        now, most = self._now(), max(1.0, caller.quota.calls_per_s)
+        account = self._accounts.setdefault(caller.name, _Account(most, now))
+        earned = (now - account.since) * caller.quota.calls_per_s if now > account.since else 0.0
+        account.credit = min(most, account.credit + earned)
+        account.since = now
+        return account
+
+
+def _check(quota: Quota, account: _Account, size_bytes: int) -> None:
+    """Refuses a call that its caller's quota has no room for."""
+    if size_bytes > quota.max_bytes:
+        unit = "bytes of operands and results for this token"
+        raise RequestTooLargeError("message", int(quota.max_bytes), size_bytes, unit)
+    for what, limit, actual in (
+        ("calls in flight", quota.max_calls, account.calls + 1),
+        ("bytes in flight", quota.max_bytes, account.size_bytes + size_bytes),
+    ):
+        if actual > limit:
+            raise QuotaExceededError(what, limit, actual, RETRY_AFTER_S)
+    if account.credit < 1:
+        missing_s = (1 - account.credit) / quota.calls_per_s
+        raise QuotaExceededError("calls a second", quota.calls_per_s, "more", missing_s)

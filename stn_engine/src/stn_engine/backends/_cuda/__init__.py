@@ -1,0 +1,1 @@
+"""What the ``cuda`` backend is made of: programs, the table of items, launches."""

@@ -1,0 +1,107 @@
+"""The programs that the kernels are compiled into, and the kernels that each of them holds."""
+
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from stn_engine.backends._cuda.table import ITEM
+from stn_engine.spec import Interpolation
+
+SOURCES = Path(__file__).parents[2] / "native" / "cuda"
+
+STORAGES = {
+    torch.float32: "float",
+    torch.float64: "double",
+    torch.float16: "stn::Float16",
+    torch.bfloat16: "stn::BFloat16",
+    torch.uint8: "stn::UInt8",
+}
+"""The type of an element in the kernels."""
+
+_TAPS = {one: number for number, one in enumerate(Interpolation)}
+_LAYOUTS = ("planes", "interleaved")
+
+
+@dataclass(frozen=True)
+class Program:
+    """One source file, specialised.
+
+    Args:
+        source: Name of the file, without its suffix.
+        dtype: Of feature maps.
+        dims: 2 or 3.
+        interpolation: Of all items.
+    """
+
+    source: str
+    dtype: torch.dtype = torch.float32
+    dims: int = 2
+    interpolation: Interpolation = Interpolation.BILINEAR
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return SOURCES / f"{self.source}.cu"
+
+    @property
+    def macros(self) -> dict[str, str]:
+        """What the compiler is told."""
+        return {
+            "STN_STORAGE": STORAGES[self.dtype],
+            "STN_AXES": str(self.dims),
+            "STN_INTERPOLATION": str(_TAPS[self.interpolation]),
+            "STN_ITEM_BYTES": str(ITEM.itemsize),
+        }
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """Names of the kernels in it."""
+        return tuple(
+            name
+            for name in _KERNELS[self.source]
+            if self.dims == 2 or not name.startswith("stn_by_spline")
+        )
+
+
+def _in_layouts(*stems: str) -> tuple[str, ...]:
+    return tuple(f"{stem}_{layout}" for stem in stems for layout in _LAYOUTS)
+
+
+_KERNELS = {
+    "warp": _in_layouts("stn_warp_matrix", "stn_warp_field"),
+    "slopes": _in_layouts("stn_by_matrix", "stn_by_field", "stn_by_spline"),
+    "gather": ("stn_reach", *_in_layouts("stn_gather", "stn_gather_far")),
+    "scatter": (
+        "stn_peaks",
+        *_in_layouts("stn_scatter_matrix", "stn_scatter_field", "stn_collect"),
+    ),
+    "parameters": ("stn_expand", "stn_finish"),
+}
+
+
+def all_programs() -> tuple[Program, ...]:
+    """Every program that a launch may ask for."""
+    gradients = tuple(dtype for dtype in STORAGES if dtype.is_floating_point)
+    smooth = (Interpolation.BILINEAR, Interpolation.BICUBIC)
+    dims = (2, 3)
+    return (
+        Program("parameters"),
+        *(Program("warp", *one) for one in product(STORAGES, dims, Interpolation)),
+        *(Program("slopes", *one) for one in product(gradients, dims, smooth)),
+        *(Program("gather", *one) for one in product(gradients, dims, Interpolation)),
+        *(Program("scatter", *one) for one in product(gradients, dims, Interpolation)),
+    )
+
+
+@cache
+def sources_digest() -> str:
+    """Of every file that a program may include."""
+    digest = sha256()
+    folders = SOURCES, SOURCES.parent / "shared"
+    for path in sorted(path for folder in folders for path in folder.iterdir()):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,69 @@
+"""Memory for results: the caller's, or new."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from stn_engine.problem import Gradients, WarpGradientsProblem, WarpProblem
+from stn_engine.spec import Interpolation
+
+R = TypeVar("R", Tensor, Gradients)
+
+
+def outputs_of(problems: Sequence[WarpProblem], out: Sequence[Tensor] | None) -> list[Tensor]:
+    """Memory for V of each problem, which a kernel fills."""
+    return [_output_of(problem) for problem in problems] if out is None else list(out)
+
+
+def gradients_of(
+    problems: Sequence[WarpGradientsProblem], out: Sequence[Gradients] | None
+) -> list[Gradients]:
+    """Memory for the gradients that are needed; zeros where the kernels have nothing to add."""
+    new = [_gradients_of(problem) for problem in problems] if out is None else list(out)
+    for problem, gradients in zip(problems, new, strict=True):
+        empty = 0 in problem.warp.output_shape
+        flat = empty or problem.warp.spec.interpolation == Interpolation.NEAREST
+        if empty and gradients.feature_map is not None:
+            gradients.feature_map.zero_()
+        if flat and gradients.transform is not None:
+            gradients.transform.zero_()
+    return new
+
+
+def delivered(results: list[R], out: Sequence[R] | None) -> list[R]:
+    """Results of those who cannot write where they are told to, copied there."""
+    if out is None:
+        return results
+    for result, destination in zip(results, out, strict=True):
+        for values, memory in zip(_parts(result), _parts(destination), strict=True):
+            if memory is not None and values is not None:
+                memory.copy_(values)
+    return list(out)
+
+
+def _parts(result: Tensor | Gradients) -> tuple[Tensor | None, ...]:
+    return (result,) if isinstance(result, Tensor) else (result.feature_map, result.transform)
+
+
+def _output_of(problem: WarpProblem) -> Tensor:
+    return _memory(problem.feature_map, problem.output_shape)
+
+
+def _gradients_of(problem: WarpGradientsProblem) -> Gradients:
+    feature_map, parameters = problem.warp.feature_map, problem.warp.transform.parameters
+    of_map = _memory(feature_map, feature_map.shape) if "feature_map" in problem.needs else None
+    of_transform = parameters.new_empty(parameters.shape) if "transform" in problem.needs else None
+    return Gradients(of_map, of_transform)
+
+
+def _memory(feature_map: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """New memory for a map like ``feature_map``: channels last if it is, else contiguous."""
+    if not feature_map.is_contiguous():
+        last = torch.channels_last if feature_map.dim() == 4 else torch.channels_last_3d
+        if feature_map.is_contiguous(memory_format=last):
+            return torch.empty(
+                shape, dtype=feature_map.dtype, device=feature_map.device, memory_format=last
+            )
+    return feature_map.new_empty(shape)

@@ -1,0 +1,89 @@
+// Channels in pieces: N that lie side by side and move as one vector, or N planes.
+#pragma once
+
+#include "taps.cuh"
+
+namespace stn {
+
+constexpr int kPlanes = K == 4 ? 1 : D == 2 ? 4 : 2;
+
+template <bool Interleaved>
+constexpr int kChunk = Interleaved ? kVector<S> : kPlanes;
+
+// Those from `live` on are not there.
+template <int N, bool Interleaved>
+STN_FUNCTION void load_channels(const S* from, int64 stride, int live, T (&out)[N]) {
+  if constexpr (Interleaved) {
+    const Vector<S> loaded = fetched(reinterpret_cast<const Vector<S>*>(from));
+#pragma unroll
+    for (int c = 0; c < N; ++c) out[c] = widened(loaded.at[c]);
+  } else {
+#pragma unroll
+    for (int c = 0; c < N; ++c) out[c] = c < live ? widened(fetched(from + c * stride)) : T(0);
+  }
+}
+
+template <int N, bool Interleaved>
+STN_FUNCTION void store_channels(S* to, int64 stride, int live, const T (&values)[N]) {
+  if constexpr (Interleaved) {
+    Vector<S> rounded;
+#pragma unroll
+    for (int c = 0; c < N; ++c) round_to(values[c], rounded.at[c]);
+    *reinterpret_cast<Vector<S>*>(to) = rounded;
+  } else {
+#pragma unroll
+    for (int c = 0; c < N; ++c)
+      if (c < live) round_to(values[c], to[c * stride]);
+  }
+}
+
+// The constants of some channels.
+template <int N>
+STN_FUNCTION void fill_of(const Item& item, int channel, bool used, T (&out)[N]) {
+#pragma unroll
+  for (int c = 0; c < N; ++c)
+    out[c] = used && item.fill != nullptr && channel + c < item.channels ? static_cast<T>(item.fill[channel + c]) : T(0);
+}
+
+// The part of a map that belongs to item n.
+STN_FUNCTION S* maps_of(const Map& map, int n) {
+  return reinterpret_cast<S*>(map.data) + shared_index(n, map.batch) * map.batch_stride;
+}
+
+// Some channels of a tap, or what padding puts there.
+template <int N, bool Interleaved>
+STN_FUNCTION void read_tap(const Item& item, const Plan& plan, const S* source, int channel, const T (&outside)[N],
+                           int x, int y, int z, T (&tap)[N]) {
+#pragma unroll
+  for (int c = 0; c < N; ++c) tap[c] = outside[c];
+  if (plan.inside(x, y, z))
+    load_channels<N, Interleaved>(source + plan.place(x, y, z), item.source.channel_stride, item.channels - channel, tap);
+}
+
+// A piece of work of one thread: a pixel, and some of its channels. Interleaved channels go to neighbouring
+// threads; planes are walked by one thread, which makes its plan once.
+template <int N, bool Interleaved>
+struct Units {
+  int chunks, pixels;
+
+  STN_MEMBER Units(const Item& item, const Tiling& tiling)
+      : chunks(Interleaved ? item.channels / N : 1), pixels(pixels_of(tiling)) {}
+
+  STN_MEMBER int count() const { return pixels * chunks; }
+  STN_MEMBER int pixel(int unit) const { return Interleaved ? unit / chunks : unit; }
+  STN_MEMBER int first_channel(int unit) const { return Interleaved ? unit % chunks * N : 0; }
+  STN_MEMBER int last_channel(int unit, const Item& item) const {
+    return Interleaved ? first_channel(unit) + N : item.channels;
+  }
+};
+
+// Blocks that share a multiprocessor; bounds the registers of a thread.
+constexpr int kBlocks = sizeof(T) == 8 ? 2 : K == 4 ? 3 : 4;
+constexpr int kFieldBlocks = sizeof(T) == 8 ? 2 : 3;
+
+}  // namespace stn
+
+#define STN_KERNEL(name, blocks, ...)                                                          \
+  extern "C" __global__ void __launch_bounds__(stn::kThreads, blocks) name(STN_ARGUMENTS) { \
+    __VA_ARGS__(STN_LAUNCH);                                                                    \
+  }

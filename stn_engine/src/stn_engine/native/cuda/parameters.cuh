@@ -1,0 +1,139 @@
+// Gradients of parameters: the derivative by points, and at once the adjoint of the generator. What a theta or
+// a spline receives from one tile is summed in a fixed tree and left in `sums`; another kernel sums the tiles.
+#pragma once
+
+#include "slopes.cuh"
+
+namespace stn {
+
+constexpr int kSlopeBlocks = sizeof(T) == 8 ? 1 : 2;
+
+// Equations (6) and (7), or those of the rays of a homography, of one point.
+STN_FUNCTION void add_point(const Rays& rays, const Pixel& pixel, const T (&x)[D], const T (&by)[D], double (&sums)[kMaxEntries]) {
+  T ray[3] = {by[0], by[1], D == 3 ? by[D - 1] : T(0)};
+  if (D == 2 && rays.projective) {
+    const T w = rays.divisor(pixel);
+    ray[0] /= w;
+    ray[1] /= w;
+    ray[2] = all_finite(x) ? -(ray[0] * x[0] + ray[1] * x[1]) : T(0);
+    if (!all_finite(x)) ray[0] = ray[1] = T(0);
+  }
+#pragma unroll
+  for (int a = 0; a < 3; ++a) {
+    const double g = static_cast<double>(ray[a]);
+#pragma unroll
+    for (int b = 0; b < D; ++b) sums[a * (D + 1) + b] = fused(g, static_cast<double>(pixel.at[b]), sums[a * (D + 1) + b]);
+    sums[a * (D + 1) + D] += g;
+  }
+}
+
+STN_FUNCTION void put_sums(const Item& item, int64 tile, double (&sums)[kMaxEntries]) {
+  __shared__ double warps[kWarps][kMaxEntries];
+#pragma unroll
+  for (int e = 0; e < kMaxEntries; ++e) {
+    if (e >= item.entries) break;
+    const double sum = warp_sum(sums[e]);
+    if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp][e] = sum;
+  }
+  __syncthreads();
+  for (int e = threadIdx.x; e < item.entries; e += kThreads) {
+    double sum = 0.0;
+    for (int w = 0; w < kWarps; ++w) sum += warps[w][e];
+    item.sums[tile * item.entries + e] = sum;
+  }
+}
+
+template <bool Interleaved>
+STN_FUNCTION void matrix_tiles(const Launch& launch) {
+  constexpr int N = kChunk<Interleaved>;
+  for (int64 tile = blockIdx.x; tile < launch.tiles; tile += gridDim.x) {
+    int64 first;
+    const Item& item = item_of(launch, tile, first);
+    const Place place = place_of(item.to, tile - first);
+    const Rays rays = load_rays(item, place.n);
+    const Units<N, Interleaved> units(item, item.to);
+    double sums[kMaxEntries] = {};
+    for (int unit = threadIdx.x; unit < units.count(); unit += kThreads) {
+      Pixel pixel;
+      if (!pixel_of(place, item.to, units.pixel(unit), pixel)) continue;
+      T x[D], by[D];
+      rays.point(pixel, x);
+      slopes_of<N, Interleaved>(item, place.n, pixel, x, units.first_channel(unit), units.last_channel(unit, item), by);
+      add_point(rays, pixel, x, by, sums);
+    }
+    put_sums(item, tile - first, sums);
+    __syncthreads();
+  }
+}
+
+constexpr int kTilePixels = 1024;
+
+// The transpose of the basis of a spline, over one tile.
+template <bool Interleaved>
+STN_FUNCTION void spline_tiles(const Launch& launch) {
+  constexpr int N = kChunk<Interleaved>;
+  __shared__ T slopes[kTilePixels][2];
+  for (int64 tile = blockIdx.x; tile < launch.tiles; tile += gridDim.x) {
+    int64 first;
+    const Item& item = item_of(launch, tile, first);
+    const Place place = place_of(item.to, tile - first);
+    const int pixels = pixels_of(item.to);
+    for (int p = threadIdx.x; p < pixels; p += kThreads) {
+      Pixel pixel;
+      T x[D], by[D] = {};
+      if (pixel_of(place, item.to, p, pixel)) {
+        field_point(item, place.n, pixel, x);
+        slopes_of<N, Interleaved>(item, place.n, pixel, x, 0, item.channels, by);
+      }
+      slopes[p][0] = by[0];
+      slopes[p][1] = by[1];
+    }
+    __syncthreads();
+    const int64 all = static_cast<int64>(item.to.size[0]) * item.to.size[1];
+    for (int k = threadIdx.x / kWarp; k < item.count / 2; k += kWarps) {
+      double sums[2] = {};
+      for (int p = threadIdx.x % kWarp; p < pixels; p += kWarp) {
+        Pixel pixel;
+        if (!pixel_of(place, item.to, p, pixel)) continue;
+        const double basis = item.basis[k * all + lattice_index(item.to, pixel)];
+        for (int a = 0; a < 2; ++a) sums[a] = fused(static_cast<double>(slopes[p][a]), basis, sums[a]);
+      }
+      for (int a = 0; a < 2; ++a) {
+        const double sum = warp_sum(sums[a]);
+        if (threadIdx.x % kWarp == 0) item.sums[(tile - first) * item.count + 2 * k + a] = sum;
+      }
+    }
+    __syncthreads();
+  }
+}
+
+// A grid or a flow receives one vector per point; one that is shared, the sum over all items that share it.
+template <bool Interleaved>
+STN_FUNCTION void field_tiles(const Launch& launch) {
+  constexpr int N = kChunk<Interleaved>;
+  for (int64 tile = blockIdx.x; tile < launch.tiles; tile += gridDim.x) {
+    int64 first;
+    const Item& item = item_of(launch, tile, first);
+    const Place place = place_of(item.to, tile - first);
+    const int last_n = item.by_points.batch == 1 ? item.batch : place.n + 1;
+    for (int p = threadIdx.x; p < pixels_of(item.to); p += kThreads) {
+      Pixel pixel;
+      if (!pixel_of(place, item.to, p, pixel)) continue;
+      double sums[D] = {};
+      for (int n = place.n; n < last_n; ++n) {
+        T x[D], by[D];
+        field_point(item, n, pixel, x);
+        slopes_of<N, Interleaved>(item, n, pixel, x, 0, item.channels, by);
+        for (int a = 0; a < D; ++a) {
+          const double scale = static_cast<Kind>(item.kind) == Kind::grid ? item.factors[a] : item.factors[3 * a + 2];
+          if (by[a] != T(0)) sums[a] += static_cast<double>(by[a] * static_cast<T>(scale));
+        }
+      }
+      const int64 index = offset_of<D>(item.by_points, place.n, pixel);
+      for (int a = 0; a < D; ++a) put_number(item.by_points.data, item.wide, index + a * item.by_points.channel_stride, sums[a]);
+    }
+    __syncthreads();
+  }
+}
+
+}  // namespace stn

@@ -1,0 +1,63 @@
+// What the kernels need of CUDA, under NVRTC; under g++ the shim of the tests stands in for it.
+#pragma once
+
+#include "../shared/sampling.h"
+#include "../shared/transforms.h"
+
+namespace stn {
+
+using int64 = long long;
+using uint64 = unsigned long long;
+
+#if defined(__CUDACC_RTC__)
+constexpr int kThreads = 256;
+constexpr int kWarp = 32;
+#else
+constexpr int kThreads = 1;
+constexpr int kWarp = 1;
+#endif
+constexpr int kWarps = kThreads / kWarp;
+constexpr unsigned kAllLanes = kWarp == 32 ? 0xffffffffu : 1u;
+
+// The only contraction there is: the compiler is told not to make its own, so that a coordinate has the
+// same bits in every kernel.
+STN_FUNCTION float fused(float a, float b, float c) { return ::fmaf(a, b, c); }
+STN_FUNCTION double fused(double a, double b, double c) { return ::fma(a, b, c); }
+
+STN_FUNCTION float remainder_of(float x, float period) { return ::fmodf(x, period); }
+STN_FUNCTION double remainder_of(double x, double period) { return ::fmod(x, period); }
+
+template <class V>
+STN_FUNCTION V magnitude(V x) {
+  return x < V(0) ? -x : x;
+}
+
+template <class V>
+STN_FUNCTION V smaller(V a, V b) {
+  return b < a ? b : a;
+}
+
+template <class V>
+STN_FUNCTION V larger(V a, V b) {
+  return a < b ? b : a;
+}
+
+// Exchanges halves of a warp, then quarters, and so on: every lane ends up with the same sum.
+STN_FUNCTION double warp_sum(double value) {
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(kAllLanes, value, distance);
+  return value;
+}
+
+// The sum over a block, in a fixed order; every thread must call it, the first gets the result.
+STN_FUNCTION double block_sum(double value) {
+  __shared__ double warps[kWarps];
+  value = warp_sum(value);
+  __syncthreads();
+  if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  double sum = 0.0;
+  for (int w = 0; w < kWarps; ++w) sum += warps[w];
+  return sum;
+}
+
+}  // namespace stn

@@ -1,0 +1,53 @@
+// G·∂V/∂(x, y, z) of a point, equations (2) and (3), summed over some channels.
+#pragma once
+
+#include "channels.cuh"
+
+namespace stn {
+
+// Values count from the first tap, so that a large common offset of the pixels cancels. Rows are summed once with
+// weights and once with slopes, and joined along the other axes.
+template <int N, bool Interleaved>
+STN_FUNCTION void add_slopes(const Item& item, const SlopePlan& plan, const S* source, int channel, const T (&grad)[N],
+                             T (&by)[D]) {
+  T outside[N], origin[N], value[N], slope[N], plane[N][D];
+  fill_of(item, channel, item.fills != 0, outside);
+  for_taps([&](int x, int y, int z) {
+    T tap[N];
+    read_tap<N, Interleaved>(item, plan, source, channel, outside, x, y, z, tap);
+#pragma unroll
+    for (int c = 0; c < N; ++c) {
+      if (x + y + z == 0) origin[c] = tap[c];
+      const T rise = tap[c] - origin[c];
+      value[c] = fused(rise, plan.weight[0][x], x == 0 ? T(0) : value[c]);
+      slope[c] = fused(rise, plan.slope[0][x], x == 0 ? T(0) : slope[c]);
+      if (x < K - 1) continue;
+      plane[c][0] = fused(slope[c], plan.weight[1][y], y == 0 ? T(0) : plane[c][0]);
+      plane[c][1] = fused(value[c], plan.slope[1][y], y == 0 ? T(0) : plane[c][1]);
+      if (D == 3) plane[c][D - 1] = fused(value[c], plan.weight[1][y], y == 0 ? T(0) : plane[c][D - 1]);
+      if (y < K - 1) continue;
+#pragma unroll
+      for (int a = 0; a < D; ++a)
+        by[a] = fused(grad[c], D == 2 ? plane[c][a] : plane[c][a] * (a == 2 ? plan.slope[D - 1][z] : plan.weight[D - 1][z]), by[a]);
+    }
+  });
+}
+
+// The derivative by the point of target pixel `pixel`, over the channels from `channel` to `last`.
+template <int N, bool Interleaved>
+STN_FUNCTION void slopes_of(const Item& item, int n, const Pixel& pixel, const T (&x)[D], int channel, int last, T (&by)[D]) {
+#pragma unroll
+  for (int a = 0; a < D; ++a) by[a] = T(0);
+  if (!all_finite(x)) return;
+  const SlopePlan plan(item, x);
+  const S* source = maps_of(item.source, n);
+  const S* target = reinterpret_cast<const S*>(item.target.data) + offset_of<D>(item.target, n, pixel);
+  for (; channel < last; channel += N) {
+    T grad[N];
+    load_channels<N, Interleaved>(target + channel * item.target.channel_stride, item.target.channel_stride,
+                                  item.channels - channel, grad);
+    add_slopes<N, Interleaved>(item, plan, source + channel * item.source.channel_stride, channel, grad, by);
+  }
+}
+
+}  // namespace stn

@@ -1,0 +1,146 @@
+// The sampling plan of a point: K pixels along each axis, with weights and their derivatives.
+#pragma once
+
+#include "points.cuh"
+
+namespace stn {
+
+struct AxisTaps {
+  int pixel[K];
+  bool inside[K];
+  T weight[K];
+  T slope[K];  // derivative of the weight by the coordinate
+};
+
+STN_FUNCTION bool pads_by(const Item& item, Padding padding) { return static_cast<Padding>(item.padding) == padding; }
+
+// Programs that never see reflection say so, and are spared its registers.
+#ifndef STN_MIRRORS
+#define STN_MIRRORS true
+#endif
+
+STN_FUNCTION bool mirrors(const Item& item) { return STN_MIRRORS && pads_by(item, Padding::reflection); }
+
+// A coordinate mirrored into the map, exactly, whatever its magnitude.
+STN_FUNCTION Padded<T> mirrored(T x, const Item& item, int a) {
+  const T last = static_cast<T>(item.from.size[a] - 1);
+  const Mirror<T> mirror = mirror_of(last, static_cast<Unit>(item.unit) == Unit::normalized);
+  const T period = 2 * mirror.span, distance = magnitude(x - mirror.low);
+  const bool near = distance <= static_cast<T>(kExactPeriods) - period;
+  return reflected(x, near ? near_remainder(distance, period) : remainder_of(distance, period), mirror, last);
+}
+
+// What padding makes of a coordinate. Bicubic pads its taps instead.
+STN_FUNCTION Padded<T> padded(T x, const Item& item, int a) {
+  const int size = item.from.size[a];
+  if (K < 4 && mirrors(item)) return mirrored(x, item, a);
+  if (K < 4 && pads_by(item, Padding::border)) return clipped(x, T(1), static_cast<T>(size - 1));
+  if (K == 4 && mirrors(item)) return {x, T(1)};
+  return {clamp_to(x, T(-4), static_cast<T>(size + 3)), T(1)};  // reads nothing there, and fits an int
+}
+
+// First pixel and weights of a coordinate that padding has moved.
+STN_FUNCTION T weigh(Padded<T> at, bool zero_subgradient, AxisTaps& taps) {
+  if constexpr (K == 1) {
+    taps.weight[0] = T(1);
+    taps.slope[0] = T(0);
+    return round_of(at.x);
+  } else if constexpr (K == 2) {
+    const T first = floor_of(at.x), t = at.x - first;
+    const T slope = zero_subgradient & (t == T(0)) ? T(0) : at.slope;
+    taps.weight[0] = T(1) - t;
+    taps.weight[1] = t;
+    taps.slope[0] = -slope;
+    taps.slope[1] = slope;
+    return first;
+  } else {
+    const T below = floor_of(at.x);
+    const Keys<T> cubic = keys(at.x - below);
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      taps.weight[k] = cubic.weight[k];
+      taps.slope[k] = cubic.slope[k];
+    }
+    return below - T(1);
+  }
+}
+
+STN_FUNCTION AxisTaps axis_taps(T x, const Item& item, int a) {
+  const int size = item.from.size[a];
+  AxisTaps taps;
+  const T first = weigh(padded(x, item, a), item.zero_subgradient != 0, taps);
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+    T place = first + static_cast<T>(k);
+    if (K == 4 && mirrors(item)) place = mirrored(place, item, a).x;
+    const int pixel = static_cast<int>(place);
+    taps.pixel[k] = K == 4 && pads_by(item, Padding::border) ? larger(0, smaller(pixel, size - 1)) : pixel;
+    taps.inside[k] = static_cast<unsigned>(taps.pixel[k]) < static_cast<unsigned>(size);
+  }
+  return taps;
+}
+
+// Places of the taps within a channel of a map; the host makes sure that they fit an int.
+struct Plan {
+  int offset[D][K];
+  T weight[D][K];
+  unsigned there;  // a bit per tap of every axis
+
+  STN_MEMBER void take(const Map& map, int a, const AxisTaps& taps) {
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      offset[a][k] = taps.pixel[k] * map.stride[a];
+      weight[a][k] = taps.weight[k];
+      there |= static_cast<unsigned>(taps.inside[k]) << (a * K + k);
+    }
+  }
+
+  STN_MEMBER Plan(const Item& item, const Map& map, const T (&x)[D]) : there(0) {
+#pragma unroll
+    for (int a = 0; a < D; ++a) take(map, a, axis_taps(x[a], item, a));
+  }
+
+  STN_MEMBER Plan() : there(0) {}
+
+  STN_MEMBER bool inside(int x, int y, int z) const {
+    const unsigned bits = 1u << x | 1u << (K + y) | (D == 3 ? 1u << (2 * K + z) : 0u);
+    return (there & bits) == bits;
+  }
+
+  STN_MEMBER int place(int x, int y, int z) const {
+    return offset[0][x] + offset[1][y] + (D == 3 ? offset[D - 1][z] : 0);
+  }
+
+  STN_MEMBER T product(int x, int y, int z) const {
+    const T flat = weight[0][x] * weight[1][y];
+    return D == 3 ? flat * weight[D - 1][z] : flat;
+  }
+};
+
+// A plan with the derivatives of its weights.
+struct SlopePlan : Plan {
+  T slope[D][K];
+
+  STN_MEMBER SlopePlan(const Item& item, const T (&x)[D]) {
+#pragma unroll
+    for (int a = 0; a < D; ++a) {
+      const AxisTaps taps = axis_taps(x[a], item, a);
+      take(item.source, a, taps);
+#pragma unroll
+      for (int k = 0; k < K; ++k) slope[a][k] = taps.slope[k];
+    }
+  }
+};
+
+// Calls f(x, y, z) for every tap, x fastest.
+template <class F>
+STN_FUNCTION void for_taps(F f) {
+#pragma unroll
+  for (int z = 0; z < (D == 3 ? K : 1); ++z)
+#pragma unroll
+    for (int y = 0; y < K; ++y)
+#pragma unroll
+      for (int x = 0; x < K; ++x) f(x, y, z);
+}
+
+}  // namespace stn

@@ -1,0 +1,93 @@
+"""Every kernel compiles for every GPU that matters, and the common ones keep to their registers."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from stn_engine import warm
+from stn_engine.backends._cuda import compiler
+from stn_engine.backends._cuda.programs import Program, all_programs, sources_digest
+from stn_engine.spec import Interpolation
+from support.cubins import stack_frames
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+KEPT = Path(__file__).parents[2] / "build" / "kernels"
+
+per_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """A cache that outlives the tests: what has not changed is not compiled again."""
+    monkeypatch.setenv(compiler.CACHE_VARIABLE, str(KEPT))
+    compiler.folder_cache.cache_clear()
+    yield
+    compiler.folder_cache.cache_clear()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("kept")
+@per_architecture
+def test_every_program_compiles_and_holds_its_kernels(architecture):
+    """No variant is left to be found wanting on somebody's GPU."""
+    with ThreadPoolExecutor(2) as pool:
+        codes = pool.map(lambda one: compiler.cubin(one, architecture), all_programs())
+        for program, code in zip(all_programs(), codes, strict=True):
+            kernels = {name for name in stack_frames(bytes(code.code)) if name.startswith("stn_")}
+            assert kernels == set(program.kernels), program
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("kept")
+@per_architecture
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("source", ["warp", "slopes", "gather", "scatter"])
+def test_bilinear_float32_kernels_use_no_local_memory(architecture, dims, source):
+    """A spilled register goes to memory, which is what these kernels are bound by."""
+    program = Program(source, torch.float32, dims, Interpolation.BILINEAR)
+    frames = stack_frames(bytes(compiler.cubin(program, architecture).code))
+    assert {name: frames[name] for name in program.kernels} == dict.fromkeys(program.kernels, 0)
+
+
+def test_a_program_that_spills_is_found_out():
+    """The measure of the test above is not blind: trigonometry of float64 takes an array."""
+    frames = stack_frames(bytes(compiler.cubin(Program("parameters"), "sm_90").code))
+    assert frames["stn_expand"] > 0
+
+
+def test_a_compiled_program_is_read_back(monkeypatch, tmp_path):
+    """The second process finds what the first has compiled, in the folder that was named."""
+    monkeypatch.setenv(compiler.CACHE_VARIABLE, str(tmp_path))
+    program = Program("parameters")
+    compiler.folder_cache.cache_clear()
+    compiled = bytes(compiler.cubin(program, "sm_90").code)
+    monkeypatch.setattr(compiler, "Compilation", None)
+    assert bytes(compiler.cubin(program, "sm_90").code) == compiled
+    compiler.folder_cache.cache_clear()
+
+
+def test_a_change_in_a_header_is_another_program(monkeypatch, tmp_path):
+    """The cache is asked by all that the compiler would read."""
+    monkeypatch.setattr(compiler, "sources_digest", lambda: "of other headers")
+    monkeypatch.setenv(compiler.CACHE_VARIABLE, str(tmp_path))
+    compiler.folder_cache.cache_clear()
+    asked = []
+    monkeypatch.setattr(compiler, "make_program_cache_key", lambda **given: asked.append(given))
+    monkeypatch.setattr(compiler, "folder_cache", lambda: {None: b""})
+    compiler.cubin(Program("parameters"), "sm_90")
+    assert asked[0]["extra_digest"] == b"of other headers"
+    assert sources_digest() != "of other headers"
+
+
+def test_warm_compiles_all_programs_for_every_architecture(monkeypatch, capsys):
+    """Once each, and says so."""
+    asked = []
+    monkeypatch.setattr(compiler, "cubin", lambda *one: asked.append(one))
+    assert warm.main(["--arch", "sm_80", "--arch", "sm_90", "--jobs", "1"]) == 0
+    programs = all_programs()
+    assert set(asked) == {(one, arch) for one in programs for arch in ("sm_80", "sm_90")}
+    assert capsys.readouterr().out == f"{2 * len(programs)} programs for sm_80, sm_90\n"

@@ -1,0 +1,149 @@
+"""Sends a server what no client would send; `make fuzz-server` does it a million times.
+
+Raw bytes, valid messages with bytes changed, and valid messages with fields changed, for every
+method. Each must be answered in time, and never with INTERNAL; the server must be ready after.
+A failing input is written to `build/`, with the method in its name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import sys
+from collections import Counter
+from itertools import count
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import grpc
+import grpc.aio
+import uvloop
+
+from stn_client.local import LocalServer
+from stress.process import Watched
+from stress.report import Report
+from support.bad_requests import BAD_REQUESTS, BASES
+
+METHODS = (*BASES, "GetServerInfo")
+SEEDS = [(name, make().SerializeToString()) for name, make in BASES.items()]
+SEEDS += [(bad.method, bad.message) for bad in BAD_REQUESTS if len(bad.message) < 10_000]
+CONCURRENCY = 64
+LONGEST_CALL_S = 60.0
+ENDS = {
+    grpc.StatusCode.OK,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+NUMBERS = (0, 1, -1, 2, 7, 8, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2**62, 2**63 - 1, -(2**63))
+FLAGS = (
+    "--log-level=error",
+    "--limits-max-output-bytes=1048576",
+    "--limits-max-output-samples=65536",
+)
+
+
+def random_input(rng: random.Random) -> tuple[str, bytes]:
+    """A method and what to send to it."""
+    make = rng.choice((raw_bytes, changed_bytes, changed_bytes, changed_fields, changed_fields))
+    return make(rng)
+
+
+def raw_bytes(rng: random.Random) -> tuple[str, bytes]:
+    return rng.choice(METHODS), rng.randbytes(rng.randrange(200))
+
+
+def changed_bytes(rng: random.Random) -> tuple[str, bytes]:
+    """A valid message of this or another method: bytes flipped, cut, repeated, put in."""
+    method, message = rng.choice(SEEDS)
+    data = bytearray(message)
+    for _ in range(rng.randint(1, 8)):
+        at, end = sorted(rng.randrange(len(data) + 1) for _ in range(2))
+        change = rng.randrange(5)
+        if change == 0 and at < len(data):
+            data[at] ^= 1 << rng.randrange(8)
+        elif change == 1:
+            del data[at : min(end, at + 16)]
+        elif change == 2:
+            data[at:at] = data[at : min(end, at + 64)]
+        elif change == 3:
+            data[at:at] = rng.randbytes(rng.randrange(1, 12))
+        else:
+            data[at:] = rng.choice(SEEDS)[1][-rng.randrange(1, 64) :]
+    return rng.choice((method, method, method, rng.choice(METHODS))), bytes(data)
+
+
+def changed_fields(rng: random.Random) -> tuple[str, bytes]:
+    """A message that is protobuf, with odd values in some of its fields."""
+    method = rng.choice(list(BASES))
+    request = BASES[method]()
+    for _ in range(rng.randint(1, 3)):
+        change_field(rng, request)
+    return method, request.SerializeToString()
+
+
+def change_field(rng: random.Random, message) -> None:
+    field = rng.choice(message.DESCRIPTOR.fields)
+    if field.message_type is not None:
+        change_field(rng, getattr(message, field.name))
+        return
+    value = random_value(rng, field)
+    try:
+        if field.is_repeated:
+            values = getattr(message, field.name)
+            values[:] = [*values, value][-rng.randint(0, 9) :]
+        else:
+            setattr(message, field.name, value)
+    except ValueError:
+        pass  # out of the field's range
+
+
+def random_value(rng: random.Random, field):
+    if field.cpp_type in {field.CPPTYPE_DOUBLE, field.CPPTYPE_FLOAT}:
+        return rng.choice((0.0, -1.5, 1e300, float("nan"), float("inf")))
+    if field.type == field.TYPE_BYTES:
+        return rng.randbytes(rng.randrange(100))
+    if field.cpp_type == field.CPPTYPE_BOOL:
+        return rng.random() < 0.5
+    return rng.choice(NUMBERS)
+
+
+async def fuzz(inputs: int, seed: int, folder: Path) -> Report:
+    report, ended, numbers = Report(), Counter(), count()
+    with LocalServer(*FLAGS) as running:
+        server = Watched(running.process, running.target)
+
+        async def caller() -> None:
+            async with grpc.aio.insecure_channel(running.target) as channel:
+                while (number := next(numbers)) < inputs and not report.broken:
+                    method, message = random_input(random.Random(f"{seed} {number}"))
+                    call = channel.unary_unary(f"/stn.v1.SpatialTransformer/{method}")
+                    code = await call(message, timeout=LONGEST_CALL_S).code()
+                    ended[code] += 1
+                    if code not in ENDS:
+                        (folder / f"fuzz-{method}-{code.name}-{seed}-{number}").write_bytes(message)
+                        report.promise(f"{method}: {code.name} for input {number}", holds=False)
+
+        await asyncio.gather(*(caller() for _ in range(CONCURRENCY)))
+        left, serving = server.settled(), server.is_serving()
+    report.note(inputs=ended.total(), seed=seed, ended={c.name: n for c, n in ended.items()})
+    report.promise("valid and invalid inputs were met", len(ended) >= 3)
+    report.promise("nothing is left inside", left.admitted_bytes + left.queued_items == 0)
+    report.promise("the server is ready", serving)
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--inputs", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=Path("build"), help="for failing inputs")
+    options = parser.parse_args()
+    options.folder.mkdir(exist_ok=True)
+    uvloop.run(fuzz(options.inputs, options.seed, options.folder)).finish()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""The server's GPU: what travels there comes back as the host would have computed it."""
+
+import pytest
+import torch
+
+from stn_server.batching.devices import LANES_PER_GPU, Gpu, Host, devices_of
+from stn_server.batching.work import Operation
+from support.strategies import random_gradients, random_warp
+
+
+@pytest.fixture
+def gpu():
+    return Gpu(torch.device("cuda:0"))
+
+
+def launch(device, operation, problems):
+    return device.run(operation, problems, lambda: None)
+
+
+def test_warps_of_all_sizes_travel_together(gpu):
+    """One copy in, one launch, one copy back; float32 differs by its rounding only."""
+    problems = [random_warp(seed, dtype=torch.float32, size=(4 + seed, 9)) for seed in range(8)]
+    results = launch(gpu, Operation.WARP, problems)
+    for got, want in zip(results, launch(Host(), Operation.WARP, problems), strict=True):
+        assert got.device.type == "cpu"
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_travel(gpu):
+    """Those that are needed, and no others."""
+    problem = random_gradients(3, random_warp(4), needs=("transform",))
+    (got,) = launch(gpu, Operation.WARP_GRADIENTS, [problem])
+    (want,) = launch(Host(), Operation.WARP_GRADIENTS, [problem])
+    assert got.feature_map is None
+    torch.testing.assert_close(got.transform, want.transform)
+
+
+def test_every_gpu_here_has_its_lanes():
+    """All of them, unless some are named."""
+    count = torch.cuda.device_count()
+    assert len(devices_of("auto")) == LANES_PER_GPU * count
+    assert len(devices_of("cuda:0")) == LANES_PER_GPU
+    assert devices_of("cuda:0")[0].held_bytes() >= 0

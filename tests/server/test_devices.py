@@ -1,0 +1,218 @@
+"""Devices: a batch that travels comes back as if it had stayed, and lack of memory is told."""
+
+import asyncio
+
+import pytest
+import torch
+
+import stn_engine
+from stn_server.batching import devices
+from stn_server.batching.blocks import ALIGNMENT_BYTES, Block
+from stn_server.batching.devices import Accelerator, Host, devices_of
+from stn_server.batching.runner import EngineRunner, Lanes
+from stn_server.batching.work import NOTHING, Batch, BatchKey, Operation
+from stn_server.config import ConfigError, ServerConfig
+from stn_server.errors import DeviceFullError, DeviceLostError
+from support.fakes import FakeRunner
+
+HOST, ELSEWHERE = Host(), Accelerator(torch.device("cpu"))
+"""The second does all that it would do for a GPU, but finds it in host memory."""
+
+
+def random(seed, *shape):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def warps():
+    """Of several sizes, one with channels last."""
+    theta = torch.tensor([[[0.9, 0.2, 0.1], [-0.1, 1.1, 0.0]]])
+    last = random(3, 2, 5, 6, 3).permute(0, 3, 1, 2)
+    return [
+        stn_engine.WarpProblem(feature_map, stn_engine.Affine(theta), size)
+        for feature_map, size in ((random(1, 1, 2, 5, 7), (4, 4)), (last, None))
+    ]
+
+
+def problems_of(operation):
+    if operation == Operation.WARP:
+        return warps()
+    if operation == Operation.WARP_GRADIENTS:
+        needs = ("feature_map",), ("feature_map", "transform")
+        return [
+            stn_engine.WarpGradientsProblem(warp, random(5, *warp.output_shape), some)
+            for warp, some in zip(warps(), needs, strict=True)
+        ]
+    grids = [stn_engine.GridProblem(warp.transform, (3, 4)) for warp in warps()]
+    if operation == Operation.GENERATE_GRID:
+        return grids
+    return [stn_engine.GridGradientsProblem(grid, random(6, *grid.output_shape)) for grid in grids]
+
+
+def run(device, operation, problems):
+    return device.run(operation, problems, lambda: None)
+
+
+def assert_same(got, want):
+    assert type(got) is type(want)
+    if isinstance(want, stn_engine.Gradients):
+        for name in ("feature_map", "transform"):
+            assert_same(getattr(got, name), getattr(want, name))
+    elif want is not None:
+        assert torch.equal(got, want)
+        if want.dim() == 4:  # a map: callers may have asked for channels last
+            assert got.stride() == want.stride()
+
+
+@pytest.mark.parametrize("operation", Operation)
+def test_a_batch_that_travels_comes_back_as_if_it_had_stayed(operation):
+    """Bit for bit, in the same memory formats."""
+    problems = problems_of(operation)
+    results = run(ELSEWHERE, operation, problems)
+    for got, want in zip(results, run(HOST, operation, problems), strict=True):
+        assert_same(got, want)
+
+
+@pytest.mark.parametrize("operation", Operation)
+def test_a_batch_crosses_in_one_copy_each_way(operation, monkeypatch):
+    """However many calls it holds; and kernels are launched in between."""
+    events = []
+    copy_from = Block.copy_from
+
+    def counted(self, other):
+        events.append("copy")
+        copy_from(self, other)
+
+    monkeypatch.setattr(Block, "copy_from", counted)
+    ELSEWHERE.run(operation, problems_of(operation), lambda: events.append("launch"))
+    assert events == ["copy", "launch", "copy"]
+
+
+def test_blocks_align_their_tensors_and_keep_their_order_in_memory():
+    """Vector loads want it, and kernels read channels last where they lie so."""
+    likes = [random(1, 3), random(2, 1, 4, 5, 2).permute(0, 3, 1, 2), random(3, 6)[::2]]
+    block = Block(likes, torch.device("cpu"))
+    first = block.tensors[0].data_ptr()
+    assert [one.data_ptr() - first for one in block.tensors] == [0, 256, 512]
+    assert ALIGNMENT_BYTES == 256
+    assert [one.stride() for one in block.tensors] == [(1,), likes[1].stride(), (1,)]
+
+
+@pytest.fixture
+def memory_for(monkeypatch):
+    """Lets ragged warps run out of memory above so many problems."""
+    calls = []
+
+    def limit(most):
+        def scarce(problems, out):
+            calls.append(len(problems))
+            if len(problems) > most:
+                raise torch.OutOfMemoryError
+            return stn_engine.warp_ragged(problems, out)
+
+        monkeypatch.setitem(devices._RAGGED, Operation.WARP, scarce)
+        return calls
+
+    return limit
+
+
+def test_a_batch_that_does_not_fit_is_tried_in_halves(memory_for):
+    """In order, and to the same results."""
+    problems = [*warps(), warps()[0]]
+    expected = run(HOST, Operation.WARP, problems)
+    calls = memory_for(2)
+    results = run(ELSEWHERE, Operation.WARP, problems)
+    assert calls == [3, 2, 1]
+    for got, want in zip(results, expected, strict=True):
+        assert_same(got, want)
+
+
+def test_a_half_that_does_not_fit_is_refused(memory_for):
+    """Its callers may come again; the other half is computed."""
+    calls = memory_for(1)
+    first, second, third = run(ELSEWHERE, Operation.WARP, [*warps(), warps()[0]])
+    assert calls == [3, 2, 1]
+    assert torch.is_tensor(third)
+    for error in (first, second):
+        with pytest.raises(DeviceFullError, match="expected memory for this request on cpu, got"):
+            raise error
+        assert (error.device, error.retry_after_s) == ("cpu", 1.0)
+
+
+def test_a_single_call_that_does_not_fit_is_refused(memory_for):
+    """There is nothing to halve, but what others left may be given back meanwhile."""
+    calls = memory_for(0)
+    (error,) = run(ELSEWHERE, Operation.WARP, warps()[:1])
+    assert isinstance(error, DeviceFullError)
+    assert calls == [1, 1]
+
+
+def test_devices_are_found_by_name(monkeypatch):
+    """Two lanes a GPU, all GPUs unless some are named, the host where there are none."""
+    monkeypatch.setattr(devices, "Gpu", Accelerator)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    names = {
+        setting: [device.name for device in devices_of(setting)]
+        for setting in ("auto", "cpu", "cuda:1")
+    }
+    assert names == {
+        "auto": ["cuda:0", "cuda:1", "cuda:0", "cuda:1"],
+        "cpu": ["cpu"],
+        "cuda:1": ["cuda:1", "cuda:1"],
+    }
+    with pytest.raises(ConfigError, match="device: expected some of auto, cpu, cuda:0, cuda:1, go"):
+        devices_of("cuda:2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert [device.name for device in devices_of("auto")] == ["cpu"]
+
+
+@pytest.mark.parametrize("value", ["gpu", "cuda", "cuda:0,cpu", "cuda:0,cuda:0", ""])
+def test_settings_that_name_no_devices_are_refused(value):
+    """Before anything is looked for."""
+    with pytest.raises(ConfigError, match="device: expected auto, cpu, or distinct devices"):
+        ServerConfig(device=value)
+
+
+def make_batch():
+    return Batch(BatchKey(Operation.WARP, torch.float32, None), (), NOTHING)
+
+
+def test_lanes_share_a_queue():
+    """Each batch goes to a lane that is free, and its time to the name of the device."""
+
+    async def scenario():
+        busy = []
+        runners = [FakeRunner(held=True), FakeRunner(held=True)]
+        lanes = Lanes(
+            list(zip(("cuda:0", "cuda:1"), runners, strict=True)),
+            lambda name, duration_s: busy.append((name, duration_s >= 0)),
+        )
+        tasks = [asyncio.create_task(lanes.run(make_batch())) for _ in range(2)]
+        for runner in runners:
+            await runner.begun(1)
+        for runner in runners:
+            runner.release_all()
+        await asyncio.gather(*tasks)
+        await lanes.run(make_batch())
+        assert sorted(len(runner.batches) for runner in runners) == [1, 2]
+        assert len(lanes) == 2
+        assert {name for name, _ in busy} == {"cuda:0", "cuda:1"}
+        assert [positive for _, positive in busy] == [True] * 3
+
+    asyncio.run(scenario())
+
+
+class LostDevice:
+    """Fails for good."""
+
+    name = "lost"
+
+    def run(self, *_):
+        raise DeviceLostError("expected a context, got a poisoned one")
+
+
+def test_a_lost_device_is_no_outcome_of_an_item():
+    """The server has to know, and no item is tried again on it."""
+    runner = EngineRunner(LostDevice())
+    with pytest.raises(DeviceLostError, match="got a poisoned one"):
+        asyncio.run(runner.run(make_batch()))
+    runner.close()

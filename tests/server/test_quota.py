@@ -1,0 +1,117 @@
+"""Quotas, by a clock that the test moves."""
+
+import pytest
+
+from stn_server.caller import Caller
+from stn_server.errors import QuotaExceededError, RequestTooLargeError
+from stn_server.quota import RETRY_AFTER_S, Quotas
+from stn_server.tokens import Quota
+
+
+class Door:
+    """Quotas whose clock stands still unless told otherwise."""
+
+    def __init__(self):
+        self.now = 100.0
+        self._quotas = Quotas(lambda: self.now)
+        self._held = []
+
+    def enter(self, name="alice", size_bytes=1, **quota):
+        held = self._quotas.admit(Caller(name, "tcp", Quota(**quota)), size_bytes)
+        held.__enter__()
+        self._held.append(held)
+
+    def leave(self):
+        """The call that came first ends."""
+        self._held.pop(0).__exit__(None, None, None)
+
+
+@pytest.fixture
+def door():
+    return Door()
+
+
+def test_without_a_quota_nothing_is_held():
+    """Not even an account."""
+    quotas = Quotas()
+    for _ in range(3):
+        with quotas.admit(Caller("ipv4:192.0.2.1", "tcp"), 10**12):
+            pass
+    assert quotas._accounts == {}
+
+
+def test_calls_in_flight_are_counted_until_they_end(door):
+    """The third of two has to wait, for the first to end and no longer."""
+    for _ in range(2):
+        door.enter(max_calls=2)
+    message = r"^quota: expected at most 2 calls in flight for this token, got 3 with this request"
+    with pytest.raises(QuotaExceededError, match=message) as refused:
+        door.enter(max_calls=2)
+    assert (refused.value.limit, refused.value.retry_after_s) == (2, RETRY_AFTER_S)
+    door.leave()
+    door.enter(max_calls=2)
+
+
+def test_bytes_in_flight_are_added_up(door):
+    """To the last byte."""
+    door.enter(size_bytes=60, max_bytes=100)
+    door.enter(size_bytes=40, max_bytes=100)
+    with pytest.raises(QuotaExceededError, match=r"at most 100 bytes in flight .* got 101"):
+        door.enter(size_bytes=1, max_bytes=100)
+    door.leave()
+    door.enter(size_bytes=60, max_bytes=100)
+
+
+def test_a_call_beyond_its_quota_is_too_large(door):
+    """No waiting would help, so it is not told to wait."""
+    with pytest.raises(
+        RequestTooLargeError, match=r"message: expected at most 100 bytes .* got 101"
+    ):
+        door.enter(size_bytes=101, max_bytes=100)
+    door.enter(size_bytes=100, max_bytes=100)
+
+
+def test_calls_a_second_may_come_at_once_and_then_one_by_one(door):
+    """One second's worth, then as time passes; refused calls cost nothing."""
+    for _ in range(4):
+        door.enter(calls_per_s=4)
+    for _ in range(2):
+        with pytest.raises(QuotaExceededError, match=r"at most 4 calls a second .* got more") as no:
+            door.enter(calls_per_s=4)
+        assert no.value.retry_after_s == pytest.approx(0.25)
+    door.now += 0.25
+    door.enter(calls_per_s=4)
+    with pytest.raises(QuotaExceededError, match=r"Try again in 0\.25 s"):
+        door.enter(calls_per_s=4)
+    door.now += 1000
+    for _ in range(4):
+        door.enter(calls_per_s=4)
+    with pytest.raises(QuotaExceededError, match="calls a second"):
+        door.enter(calls_per_s=4)
+
+
+def test_a_slow_rate_allows_a_first_call(door):
+    """One in ten seconds is one, then none for ten seconds."""
+    door.enter(calls_per_s=0.1)
+    with pytest.raises(QuotaExceededError, match="Try again in 10 s"):
+        door.enter(calls_per_s=0.1)
+    door.now += 10
+    door.enter(calls_per_s=0.1)
+
+
+def test_callers_have_accounts_of_their_own(door):
+    """And a changed quota counts at once, on what is in flight already."""
+    door.enter("alice", max_calls=1)
+    door.enter("bob", max_calls=1)
+    with pytest.raises(QuotaExceededError, match="calls in flight"):
+        door.enter("alice", max_calls=1)
+    door.enter("alice", max_calls=2)
+
+
+def test_a_call_that_fails_leaves_its_account():
+    """Exceptions pass through."""
+    quotas = Quotas()
+    alice = Caller("alice", "tcp", Quota(max_calls=1))
+    for _ in range(2):
+        with pytest.raises(KeyError, match="x"), quotas.admit(alice, 1):
+            raise KeyError("x")

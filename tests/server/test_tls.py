@@ -1,0 +1,53 @@
+"""Certificates that a server cannot start with."""
+
+import pytest
+
+from stn_server.config import ConfigError, TlsConfig
+from stn_server.tls import Certificates
+from support.certificates import Authority
+
+
+@pytest.fixture
+def files(tmp_path):
+    authority = Authority(tmp_path, "authority")
+    certificate, key = authority.issue("server")
+    return {"certificate": str(certificate), "key": str(key), "client_ca": str(authority.ca)}
+
+
+@pytest.fixture
+def told():
+    return []
+
+
+def credentials(told, **files):
+    return Certificates(TlsConfig(**files), lambda *facts: told.append(facts)).credentials()
+
+
+def test_files_that_belong_together_are_taken(files, told):
+    """With callers' certificates or without."""
+    assert credentials(told, **files)
+    del files["client_ca"]
+    assert credentials(told, **files)
+    assert told == []
+
+
+@pytest.mark.parametrize("broken", ["missing", "garbage", "strange"])
+@pytest.mark.parametrize("name", ["certificate", "key", "client_ca"])
+def test_files_that_do_not_are_refused(files, told, tmp_path, name, broken):
+    """What gRPC would take and fail with at every connection."""
+    strange_files = Authority(tmp_path, "stranger").issue("strange")
+    strange = dict(zip(("certificate", "key"), strange_files, strict=True))
+    strange["client_ca"] = strange["key"]  # not a certificate
+    garbage = tmp_path / "garbage"
+    garbage.write_text("no PEM")
+    files[name] = str({"missing": "none.pem", "garbage": garbage, "strange": strange[name]}[broken])
+    at = "client_ca" if name == "client_ca" else "certificate"
+    with pytest.raises(ConfigError, match=rf"^tls\.{at}: expected certificate|expected a certifi"):
+        credentials(told, **files)
+
+
+def test_a_key_behind_a_password_is_refused_and_not_asked_about(told, tmp_path):
+    """A server has no terminal to be asked on."""
+    certificate, key = Authority(tmp_path, "authority").issue("server", password=b"secret")
+    with pytest.raises(ConfigError, match=r"^tls\.certificate: .* and its unencrypted key, got"):
+        credentials(told, certificate=str(certificate), key=str(key))

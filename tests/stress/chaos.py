@@ -1,0 +1,109 @@
+"""Rude callers, killed callers and injected faults: `python -m stress.chaos --requests 100000`.
+
+Sizes, deadlines and cancellations are random; one caller after another is killed in the middle of
+its calls; every hundredth crossing of a seam of the server fails. Every call must end, nothing may
+leak, and the server must be ready at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import subprocess
+import sys
+from collections import Counter
+
+import uvloop
+
+from stress.process import MIB, ServerProcess
+from stress.report import Report
+from stress.traffic import traffic
+
+CONCURRENCY = 24
+ROUNDS = 10
+SPARE_FILES = 8
+"""gRPC opens some for itself when it meets its first connections."""
+
+ENDS = {
+    "OK",
+    "INVALID_ARGUMENT",  # bad requests
+    "UNIMPLEMENTED",
+    "INTERNAL",  # injected faults
+    "DEADLINE_EXCEEDED",
+    "CANCELLED",
+    "RESOURCE_EXHAUSTED",
+}
+
+
+async def victim(target: str) -> None:
+    """A caller that is killed in the middle of its calls, and the next one, until cancelled."""
+    command = [sys.executable, "-m", "stress.chaos", "--victim", target]
+    while True:
+        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+        try:
+            await process.stdout.readline()  # its calls are under way
+        finally:
+            process.kill()
+            await process.wait()
+
+
+async def be_victim(target: str) -> None:
+    calls = asyncio.create_task(traffic(target, sys.maxsize, CONCURRENCY, seed=-1))
+    await traffic(target, 50, 4, seed=-2)
+    print("under way", flush=True)
+    await calls
+
+
+async def rounds(server: ServerProcess, requests: int) -> list[tuple[Counter[str], int, int]]:
+    """Calls in rounds; after each, how they ended, open files and resident bytes."""
+    seen = []
+    for number in range(ROUNDS):
+        ended = await traffic(server.target, requests // ROUNDS, CONCURRENCY, seed=number)
+        seen.append((ended, server.open_files(), server.resident_bytes()))
+    return seen
+
+
+async def chaos(requests: int) -> Report:
+    report = Report()
+    with ServerProcess("faulty") as server:
+        server.statistics()
+        files_before = server.open_files()
+        killer = asyncio.create_task(victim(server.target))
+        seen = await rounds(server, requests)
+        killer.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await killer
+        left, serving, files = server.settled(), server.is_serving(), server.open_files()
+    ended = sum((counts for counts, _, _ in seen), Counter())
+    resident = [size for _, _, size in seen]
+    grown = max(resident[ROUNDS // 2 :]) - max(resident[: ROUNDS // 2])
+    files_seen = [files_before, *(one for _, one, _ in seen), files]
+    report.note(ended=dict(ended), files=files_seen)
+    report.note(resident_mib=[size // MIB for size in resident])
+    report.promise("every call ends exactly once", ended.total() == requests // ROUNDS * ROUNDS)
+    report.promise("every end is one of those promised", ended.keys() <= ENDS)
+    report.promise(
+        "callers of every kind were met", {"OK", "INTERNAL", "CANCELLED"} <= ended.keys()
+    )
+    inside = (left.queued_items, left.running_items, left.admitted_bytes)
+    report.promise(f"nothing is left inside: {inside}", inside == (0, 0, 0))
+    report.promise("the server is ready", serving)
+    report.promise("no file stays open", files <= files_before + SPARE_FILES)
+    report.promise("memory is flat", grown < 64 * MIB)
+    return report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--requests", type=int, default=100_000)
+    parser.add_argument("--victim", metavar="TARGET", help="be a caller that will be killed")
+    options = parser.parse_args()
+    if options.victim:
+        uvloop.run(be_victim(options.victim))
+    else:
+        uvloop.run(chaos(options.requests)).finish()
+
+
+if __name__ == "__main__":
+    main()

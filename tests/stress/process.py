@@ -1,0 +1,79 @@
+"""Servers of the stress suites as processes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from stn_proto.v1 import server_info_pb2, service_pb2_grpc
+
+MIB = 1024 * 1024
+
+
+class Watched:
+    """What a server process holds, and whether it is well."""
+
+    def __init__(self, process: subprocess.Popen, target: str) -> None:
+        self.process = process
+        self.target = target
+
+    def resident_bytes(self) -> int:
+        return self._facts()["VmRSS"]
+
+    def open_files(self) -> int:
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
+    def statistics(self) -> server_info_pb2.Statistics:
+        with grpc.insecure_channel(self.target) as channel:
+            stub = service_pb2_grpc.SpatialTransformerStub(channel)
+            return stub.GetServerInfo(server_info_pb2.GetServerInfoRequest(), timeout=30).statistics
+
+    def is_serving(self) -> bool:
+        with grpc.insecure_channel(self.target) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=30)
+        return reply.status == health_pb2.HealthCheckResponse.SERVING
+
+    def settled(self, timeout_s: float = 10.0) -> server_info_pb2.Statistics:
+        """The statistics once nothing is inside, or those after the timeout."""
+        end = time.monotonic() + timeout_s
+        while True:
+            left = self.statistics()
+            if not left.admitted_bytes + left.queued_items + left.running_items:
+                return left
+            if time.monotonic() > end:
+                return left
+
+    def _facts(self) -> dict[str, int]:
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        pairs = (line.split() for line in lines if line.endswith(" kB"))
+        return {name.rstrip(":"): int(value) * 1024 for name, value, _unit in pairs}
+
+
+class ServerProcess(Watched):
+    """One of `servers.py`, running. Used as a context manager; stopping it must succeed."""
+
+    def __init__(self, kind: str) -> None:
+        command = [sys.executable, str(Path(__file__).with_name("servers.py")), kind]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.targets = json.loads(process.stdout.readline())["targets"]
+        super().__init__(process, self.targets[0])
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_exception):
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(timeout=60)
+        finally:
+            self.process.kill()
+            self.process.stdout.close()
+        assert code == 0, f"the server ended with {code}"

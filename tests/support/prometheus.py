@@ -1,0 +1,96 @@
+"""A real Prometheus that scrapes servers of a test (Debian package `prometheus`)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+PATIENCE_S = 30.0
+PAUSE_S = 0.02
+
+CONFIG = """
+global:
+  scrape_interval: 100ms
+scrape_configs:
+  - job_name: stn
+    static_configs:
+      - targets: [{target!r}]
+"""
+
+
+class Prometheus:
+    """Scrapes one metrics address ten times a second.
+
+    Args:
+        folder: For its configuration and its data.
+        metrics: URL of the metrics.
+    """
+
+    def __init__(self, folder, metrics):
+        config = folder / "prometheus.yml"
+        config.write_text(CONFIG.format(target=urllib.parse.urlsplit(metrics).netloc))
+        port = _free_port()
+        self._url = f"http://127.0.0.1:{port}"
+        flags = [f"--config.file={config}", f"--storage.tsdb.path={folder}/data"]
+        with (folder / "prometheus.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [_command("prometheus"), *flags, f"--web.listen-address=127.0.0.1:{port}"],
+                stdout=log,
+                stderr=log,
+            )
+
+    def query(self, expression):
+        """The present value of an expression that has one, else None."""
+        question = urllib.parse.urlencode({"query": expression})
+        with urllib.request.urlopen(f"{self._url}/api/v1/query?{question}", timeout=10) as reply:
+            found = json.load(reply)["data"]["result"]
+        return float(found[0]["value"][1]) if found else None
+
+    def wait_for(self, expression, value):
+        """Returns once an expression has a value; fails with the last one if it never does."""
+        pause, deadline = threading.Event(), time.monotonic() + PATIENCE_S
+        found = None
+        while time.monotonic() < deadline:
+            try:
+                found = self.query(expression)
+            except urllib.error.URLError as error:  # it is still starting
+                found = error
+            if found == value:
+                return
+            pause.wait(PAUSE_S)
+        raise AssertionError(f"{expression}: expected {value}, got {found}.")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_exception):
+        self._process.terminate()
+        self._process.wait(PATIENCE_S)
+
+
+def complaints(text):
+    """What Prometheus' own linter says about an exposition."""
+    command = [_command("promtool"), "check", "metrics"]
+    checked = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    return checked.stdout + checked.stderr
+
+
+def _command(name):
+    """A program of the package; a test without it would prove nothing."""
+    found = shutil.which(name)
+    if found is None:
+        raise RuntimeError(f"{name}: expected it on the PATH, got none. apt install prometheus")
+    return found
+
+
+def _free_port():
+    """A port that nobody listens on; Prometheus does not tell which one it took."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]

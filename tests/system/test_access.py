@@ -1,0 +1,367 @@
+"""Who gets in: TLS, mTLS, tokens, quotas, and what stands open on which address."""
+
+import asyncio
+import contextlib
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+
+from stn_client import (
+    AccessDeniedError,
+    Affine,
+    AsyncClient,
+    Client,
+    InvalidRequestError,
+    OverloadedError,
+    ProtocolMismatchError,
+    RetryPolicy,
+    Tls,
+    UnavailableError,
+)
+from stn_client.cli import main
+from stn_client.local import LocalServer
+from stn_proto.v1 import service_pb2
+from support.bad_requests import ramp, theta
+from support.certificates import Authority
+from support.harness import log_records, outcome_of, run_server_command, scrape
+from support.tokens import entry, replace
+
+pytestmark = pytest.mark.slow
+
+ONCE = RetryPolicy(attempts=1)
+U, THETA = ramp(1, 3, 4, 5), Affine(theta(1))
+SERVICE = service_pb2.DESCRIPTOR.services_by_name["SpatialTransformer"]
+METHODS = [f"/{SERVICE.full_name}/{method.name}" for method in SERVICE.methods]
+REFLECTION = f"/{reflection.SERVICE_NAME}/ServerReflectionInfo"
+GOOD, BAD = "correct-horse-battery-staple", "correct-horse-battery-stapled"
+
+
+@pytest.fixture
+def authority(tmp_path):
+    return Authority(tmp_path, "authority")
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    path = tmp_path / "tokens.toml"
+    replace(path, entry("alice", GOOD))
+    return path
+
+
+def tls_flags(files, *more):
+    """The flags of a server with this certificate and key."""
+    certificate, key = files
+    return [f"--tls-certificate={certificate}", f"--tls-key={key}", *more]
+
+
+def server_info(target, **options):
+    """Asks over a connection of its own."""
+    with Client(target, retry=ONCE, timeout_s=30, **options) as stn:
+        return stn.server_info()
+
+
+def test_tls_is_spoken_on_tcp_and_not_needed_on_a_unix_socket(authority, tmp_path):
+    """Who trusts the authority gets in; who speaks in clear, or expects another name, does not."""
+    unix = f"unix:{tmp_path}/stn.sock"
+    flags = tls_flags(authority.issue("server"), f"--listen=127.0.0.1:0,{unix}")
+    tls = Tls(ca=authority.ca)
+
+    async def awaited(target):
+        async with AsyncClient(target, tls=tls) as stn:
+            return await stn.warp(U, THETA)
+
+    with LocalServer(*flags) as server:
+        with Client(server.target, tls=tls) as stn:
+            expected = stn.warp(U, THETA)
+        assert (asyncio.run(awaited(server.target)) == expected).all()
+        assert server_info(unix).ready
+        for options in ({}, {"tls": Tls()}):
+            with pytest.raises(UnavailableError, match="failed to connect"):
+                server_info(server.target, **options)
+        assert server_info(server.target, tls=Tls(ca=authority.ca, server_name="localhost")).ready
+        with pytest.raises(UnavailableError, match="Hostname Verification Check failed"):
+            server_info(server.target, tls=Tls(ca=authority.ca, server_name="elsewhere"))
+
+
+def test_certificates_are_renewed_while_the_server_runs(authority, tmp_path):
+    """New connections see the new one, open ones go on, and a broken file changes nothing."""
+    log = tmp_path / "log"
+    (certificate, key) = authority.issue("server")
+    flags = tls_flags((certificate, key), "--listen=127.0.0.1:0,127.0.0.1:0")
+    with (
+        LocalServer(*flags, log=log) as server,
+        Client(server.target, tls=Tls(ca=authority.ca), retry=ONCE) as before,
+    ):
+        assert before.server_info().ready
+        successor = Authority(tmp_path, "successor")
+        successor.issue("server")
+        for target in server.targets * 2:
+            assert server_info(target, tls=Tls(ca=successor.ca)).ready
+        with pytest.raises(UnavailableError, match="failed to connect"):
+            server_info(server.target, tls=Tls(ca=authority.ca, server_name="127.0.0.1"))
+        assert before.server_info().ready
+        key.write_text("no key")
+        with Client(server.target, tls=Tls(ca=successor.ca, server_name="localhost")) as after:
+            assert after.server_info().ready
+        counts = scrape(server.metrics)
+    assert counts['stn_reloads_total{file="certificates",outcome="accepted"}'] == 1
+    assert counts['stn_reloads_total{file="certificates",outcome="rejected"}'] == 1
+    (rejected,) = [record for record in log_records(log) if record["event"] == "change rejected"]
+    assert (rejected["level"], rejected["file"]) == ("error", "certificates")
+    assert rejected["reason"].startswith("tls.certificate: expected a certificate and its unencr")
+
+
+@pytest.mark.parametrize("method", [*METHODS, REFLECTION, "/stn.v1.Unknown/Method"])
+@pytest.mark.parametrize(
+    ("header", "why"),
+    [
+        (None, "got none."),
+        ("Basic YTpi", "got none."),
+        (f"Bearer {BAD}", "got an unknown one."),
+        ("Bearer ", "got an unknown one."),
+        (f"Bearer {GOOD} ", "got an unknown one."),
+    ],
+)
+def test_no_method_answers_without_a_token(guarded, method, header, why):
+    """Known or not, small or large: all say the same, and before they read the message."""
+    metadata = [] if header is None else [("authorization", header)]
+    with grpc.insecure_channel(guarded.target) as channel:
+        call = channel.unary_unary(method)
+        with pytest.raises(grpc.RpcError, match="UNAUTHENTICATED") as refused:
+            call(bytes(4_000_000), metadata=metadata, timeout=30)
+    expected = f"authorization: expected a bearer token of this server, {why}"
+    assert refused.value.details() == expected
+    assert dict(refused.value.trailing_metadata())["x-request-id"]
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    """A server that asks for a token."""
+    folder = tmp_path_factory.mktemp("guarded")
+    replace(folder / "tokens.toml", entry("alice", GOOD))
+    with LocalServer(f"--auth-tokens={folder}/tokens.toml", log=folder / "log") as server:
+        yield server
+
+
+def test_a_token_opens_everything(guarded):
+    """Calls, reflection, and what is not there."""
+    with Client(guarded.target, token=GOOD, retry=ONCE) as stn:
+        assert stn.warp(U, THETA).shape == U.shape
+        assert stn.server_info().ready
+    metadata = [("authorization", f"Bearer {GOOD}")]
+    with grpc.insecure_channel(guarded.target) as channel:
+        assert SERVICE.full_name in services_of(channel, metadata)
+        with pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
+            channel.unary_unary("/stn.v1.Unknown/Method")(b"", metadata=metadata)
+
+
+def test_health_needs_no_token(guarded):
+    """Probes have none."""
+    with grpc.insecure_channel(guarded.target) as channel:
+        assert is_serving(channel)
+        watch = health_pb2_grpc.HealthStub(channel).Watch(
+            health_pb2.HealthCheckRequest(), timeout=30
+        )
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        watch.cancel()
+
+
+def is_serving(channel):
+    """What a probe asks."""
+    reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30)
+    return reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def services_of(channel, metadata=()):
+    """The services that reflection lists."""
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    requests = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+    (reply,) = stub.ServerReflectionInfo(requests, metadata=metadata, timeout=30)
+    return [service.name for service in reply.list_services_response.service]
+
+
+def test_tokens_change_while_the_server_runs(tokens, tmp_path):
+    """From the next call on; a broken file leaves the old ones, and says so without telling them.
+
+    The log names the token of a call that failed, and no file or token ever appears in it.
+    """
+    log = tmp_path / "log"
+    with (
+        LocalServer(f"--auth-tokens={tokens}", "--log-level=debug", log=log) as server,
+        Client(server.target, token=GOOD, retry=ONCE) as alice,
+        Client(server.target, token=BAD, retry=ONCE) as bob,
+    ):
+        assert alice.server_info().ready
+        with pytest.raises(AccessDeniedError, match="got an unknown one"):
+            bob.server_info()
+        replace(tokens, entry("bob", BAD))
+        assert bob.server_info().ready
+        with pytest.raises(AccessDeniedError, match="got an unknown one"):
+            alice.server_info()
+        tokens.write_text(f'[carol]\nsha256 = "{GOOD}"')
+        assert bob.server_info().ready
+        with pytest.raises(InvalidRequestError, match="output_size"):
+            bob.warp(U, THETA, (0, 0))
+        tokens.unlink()
+        assert bob.server_info().ready
+        counts = scrape(server.metrics)
+    assert counts['stn_reloads_total{file="tokens",outcome="accepted"}'] == 1
+    assert counts['stn_reloads_total{file="tokens",outcome="rejected"}'] == 2
+    assert counts['stn_refused_total{reason="unauthenticated"}'] == 2
+    records = log_records(log)
+    rejections = [r["reason"] for r in records if r["event"] == "change rejected"]
+    assert rejections[0].startswith("carol.sha256: expected 64 hexadecimal digits")
+    assert rejections[1].startswith("auth.tokens: expected a readable file, got")
+    failures = [r for r in records if r["event"] == "request failed"]
+    callers = [(r["caller"], r["code"]) for r in failures]
+    stranger = ("ipv4:127.0.0.1", "UNAUTHENTICATED")
+    assert callers == [stranger, stranger, ("bob", "INVALID_ARGUMENT")]
+    assert all(r["request_id"] for r in failures)
+    assert GOOD not in log.read_text()
+
+
+QUOTAS = {
+    "calls": ({"max_calls": 2}, "expected at most 2 calls in flight for this token, got 3"),
+    "bytes": ({"max_bytes": 1500}, "expected at most 1500 bytes in flight for this token"),
+    "rate": ({"calls_per_s": 0.001}, "expected at most 0.001 calls a second for this token"),
+}
+"""Of tokens that are called as they are spelt."""
+
+OCCUPIED = {"calls": 2, "bytes": 2, "rate": 1}
+"""How many calls each of them may have in a window."""
+
+
+async def one_too_many(target):
+    """Fills the quota of every token with calls that wait for the window, then asks once more."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def connect(token):
+            client = AsyncClient(target, token=token, retry=ONCE)
+            return await stack.enter_async_context(client)
+
+        clients = {name: await connect(name) for name in QUOTAS}
+        occupied = [name for name, count in OCCUPIED.items() for _ in range(count)]
+        calls = [asyncio.create_task(clients[name].warp(U, THETA)) for name in occupied]
+        other = await connect(GOOD)
+        while (await other.server_info()).statistics.queued_items < len(calls):
+            pass
+        refusals = {name: await outcome_of(stn.warp(U, THETA)) for name, stn in clients.items()}
+        await asyncio.gather(other.warp(U, THETA), *calls)
+    return refusals
+
+
+def test_a_quota_stops_its_token_and_no_other(tmp_path):
+    """At once, with the time to come again, while others are served beside it."""
+    path = tmp_path / "tokens.toml"
+    limited = [entry(name, name, **quota) for name, (quota, _) in QUOTAS.items()]
+    replace(path, entry("alice", GOOD), *limited)
+    with LocalServer(f"--auth-tokens={path}", "--batching-window-s=1.5") as server:
+        refusals = asyncio.run(one_too_many(server.target))
+        assert scrape(server.metrics)['stn_refused_total{reason="quota"}'] == len(QUOTAS)
+        assert server_info(server.target, token=GOOD).statistics.finished_items == 6
+    for name, (_, message) in QUOTAS.items():
+        assert isinstance(refusals[name], OverloadedError)
+        assert message in str(refusals[name])
+    assert [refusals[name].retry_after_s for name in ("calls", "bytes")] == [0.05, 0.05]
+    assert refusals["rate"].retry_after_s == pytest.approx(1000, rel=0.02)
+
+
+class Fortress:
+    """A server with everything that can be asked of callers, and an address without it."""
+
+    def __init__(self, folder):
+        self.authority = Authority(folder, "authority")
+        tokens, self.token = folder / "tokens.toml", folder / "token"
+        replace(tokens, entry("alice", GOOD))
+        self.token.write_text(f"{GOOD}\n")
+        self.admin = f"unix:{folder}/admin.sock"
+        self.files = self.authority.issue("caller")
+        flags = tls_flags(self.authority.issue("server"), f"--tls-client-ca={self.authority.ca}")
+        flags += [f"--auth-tokens={tokens}", f"--admin-listen={self.admin}"]
+        self.server = LocalServer(*flags, "--reflection=admin_listen", log=folder / "log")
+        self.target = self.server.target
+
+    def tls(self, files):
+        """What a caller with these files knows."""
+        certificate, key = files
+        return Tls(ca=self.authority.ca, certificate=certificate, key=key)
+
+
+@pytest.fixture(scope="module")
+def fortress(tmp_path_factory):
+    built = Fortress(tmp_path_factory.mktemp("fortress"))
+    with built.server:
+        yield built
+
+
+def test_mtls_asks_for_a_certificate_of_the_right_authority(fortress, tmp_path):
+    """None, and one that somebody else signed, are turned away."""
+    ours = fortress.tls(fortress.files)
+    assert server_info(fortress.target, tls=ours, token=GOOD).ready
+    stranger = fortress.tls(Authority(tmp_path, "stranger").issue("strange"))
+    for tls in (Tls(ca=fortress.authority.ca), stranger):
+        with pytest.raises(
+            UnavailableError, match=r"failed to connect|Socket closed|recvmsg|alert"
+        ):
+            server_info(fortress.target, tls=tls, token=GOOD)
+
+
+def test_a_certificate_is_no_token(fortress):
+    """Where both are asked for, both are needed."""
+    with pytest.raises(AccessDeniedError, match="got none"):
+        server_info(fortress.target, tls=fortress.tls(fortress.files))
+
+
+def test_probes_and_tools_have_an_address_of_their_own(fortress):
+    """In clear and without a token, and with nothing else on it; reflection only there."""
+    with grpc.insecure_channel(fortress.admin) as channel:
+        assert is_serving(channel)
+        assert SERVICE.full_name in services_of(channel)
+    with pytest.raises(ProtocolMismatchError, match="Method not found"):
+        server_info(fortress.admin, token=GOOD)
+    credentials = fortress.tls(fortress.files).credentials()
+    with (
+        grpc.secure_channel(fortress.target, credentials) as channel,
+        pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"),
+    ):
+        services_of(channel, [("authorization", f"Bearer {GOOD}")])
+
+
+def test_the_command_takes_certificates_and_tokens_from_files(fortress, capsys):
+    """With them it is answered; without, it says what is missing."""
+    certificate, key = fortress.files
+    flags = [f"--tls-ca={fortress.authority.ca}", f"--tls-certificate={certificate}"]
+    command = [f"--target={fortress.target}", *flags, f"--tls-key={key}"]
+    assert main([*command, f"--token-file={fortress.token}", "info"]) == 0
+    assert "ready: true" in capsys.readouterr().out
+    assert main([*command, "info"]) == 1
+    assert "expected a bearer token of this server, got none" in capsys.readouterr().err
+
+
+def test_what_is_switched_off_does_not_answer():
+    """No reflection, no metrics, no admin address."""
+    with LocalServer("--reflection=off", "--metrics-listen=") as server:
+        assert server_info(server.target).ready
+        assert server.metrics == ""
+        with (
+            grpc.insecure_channel(server.target) as channel,
+            pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"),
+        ):
+            services_of(channel)
+
+
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (["--tls-certificate=none", "--tls-key=none"], "tls.certificate: expected a certificate"),
+        (["--auth-tokens=none", "--listen=0.0.0.0:0"], "auth.tokens: expected TLS, unix sockets"),
+    ],
+    ids=str,
+)
+def test_a_server_that_could_not_keep_its_promise_does_not_start(flags, reason):
+    """Exit code 2 and one line, as for every wrong configuration."""
+    ended = run_server_command("--listen=127.0.0.1:0", "--metrics-listen=", *flags)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.splitlines()[-1].startswith(f"stn-server: {reason}")

@@ -1,0 +1,59 @@
+"""The stress suites in a form that fits CI: overload, chaos, soak and fuzz, each a process.
+
+`make overload`, `make chaos`, `make soak` and `make fuzz-server` run their long forms.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def run(*command):
+    """Runs a suite; fails with the promises that were broken, returns its numbers."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]),
+        "GRPC_VERBOSITY": "NONE",
+    }
+    ended = subprocess.run(
+        [sys.executable, *command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return json.loads(ended.stdout)
+
+
+def test_overload_is_refused_at_once_and_costs_no_throughput():
+    """Three times the capacity: what is accepted is in time, a quiet caller notices nothing."""
+    seen = run("-m", "stress.overload", "--seconds=10", "--percent=50")
+    assert seen["calls"]["RESOURCE_EXHAUSTED"] > seen["calls"]["OK"]
+
+
+def test_chaos_leaves_nothing_behind():
+    """Random deadlines, cancellations, killed callers and faults: every call ends once."""
+    seen = run("-m", "stress.chaos", "--requests=3000")
+    assert sum(seen["ended"].values()) == 3000
+
+
+def test_memory_does_not_rise_under_steady_load():
+    """The short form shows that it is flat from the start."""
+    assert run("-m", "stress.soak", "--seconds=15")["calls"] > 0
+
+
+def test_nothing_that_is_sent_breaks_the_server(tmp_path):
+    """Twenty thousand raw, changed and odd messages: never INTERNAL, never late."""
+    script = str(TESTS / "fuzz" / "fuzz_server.py")
+    seen = run(script, "--inputs=20000", f"--folder={tmp_path}")
+    assert seen["inputs"] == 20000
