@@ -10,7 +10,6 @@ from stn_server.batching.admission import GREED, Full
 from stn_server.batching.policy import (
     Abandon,
     Arrive,
-    Depart,
     Finish,
     Late,
     Policy,
@@ -187,7 +186,7 @@ def test_a_place_is_taken_until_the_reply_has_left():
     policy.step(Finish(batch), 0.0)
     assert (policy.running_items, policy.admitted_bytes) == (0, 10)
     assert policy.step(Arrive(make_item()), 0.0).refusal.why == Full("items", 1, 2)
-    policy.step(Depart(batch.items[0]), 0.0)
+    policy.depart(batch.items[0])
     assert policy.admitted_bytes == 0
     assert policy.step(Arrive(make_item()), 0.0).refusal is None
 
@@ -196,7 +195,7 @@ def test_the_bytes_of_a_caller_who_has_gone_are_held_while_they_are_read():
     """The device still works on them."""
     policy = make_policy()
     (batch,) = policy.step(Arrive(make_item()), 0.0).launches
-    policy.step(Depart(batch.items[0]), 0.0)
+    policy.depart(batch.items[0])
     assert policy.admitted_bytes == 10
     policy.step(Finish(batch), 0.0)
     assert policy.admitted_bytes == 0
@@ -247,7 +246,7 @@ def learn(policy, *, seconds_per_sample, overhead_s=0.0, batches=20):
         (batch,) = policy.step(Arrive(item), now).launches
         now += overhead_s + seconds_per_sample * item.cost.samples
         policy.step(Finish(batch), now)
-        policy.step(Depart(item), now)
+        policy.depart(item)
     return now
 
 
@@ -332,7 +331,7 @@ def test_a_failed_batch_teaches_nothing():
         item = make_item(samples=100, arrived=now)
         (batch,) = policy.step(Arrive(item), now).launches
         policy.step(Finish(batch, computed=False), now)
-        policy.step(Depart(item), now)
+        policy.depart(item)
     policy.step(Arrive(make_item(samples=100, arrived=now)), now)
     hopeless = make_item(samples=10, arrived=now, deadline=now + 0.05)
     assert isinstance(policy.step(Arrive(hopeless), now).refusal.why, Late)
@@ -513,7 +512,7 @@ class PolicyMachine(RuleBasedStateMachine):
         self.departed.add(item.number)
         if not any(item in batch.items for batch in self.running):
             del self.inside[item.number]
-        self.step(Depart(item))
+        self.policy.depart(item)
 
     @rule(seconds=st.floats(0.0, 3.0))
     def pass_time(self, seconds):
@@ -551,7 +550,7 @@ class PolicyMachine(RuleBasedStateMachine):
             self.step(Finish(self.running.pop()))
         for number, item in self.inside.items():
             if number not in self.departed:
-                self.step(Depart(item))
+                self.policy.depart(item)
         left = vars(self.policy)
         assert self.policy.admitted_bytes == 0
         for name in ("_items", "_queues", "_ripe", "_ripening", "_on_device", "_departed"):

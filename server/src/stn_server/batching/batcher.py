@@ -19,7 +19,6 @@ from stn_server.batching.policy import (
     Abandon,
     Arrive,
     Decisions,
-    Depart,
     Event,
     Finish,
     Policy,
@@ -199,10 +198,8 @@ class Batcher:
         try:
             if refusal := self._step(Arrive(item)).refusal:
                 raise self._refused(_overloaded(refusal))
-            if call is None:
-                self._gone.add(item)
-            else:
-                call.add_done_callback(lambda _call: self._leave(item))
+            if not self._broken.done():  # else this was what the policy failed at
+                self._leave_after(call, item)
             return await waiter
         except asyncio.CancelledError:
             self._abandon(item)
@@ -344,12 +341,18 @@ class Batcher:
         else:
             waiter.set_result(outcome)
 
+    def _leave_after(self, call: Call | None, item: WorkItem) -> None:
+        if call is None:
+            self._gone.add(item)
+        else:
+            call.add_done_callback(lambda _call: self._leave(item))
+
     def _leave(self, item: WorkItem) -> None:
         """Gives the place of an item back once its call is over and nobody waits for it."""
         if item in self._waiters:
             self._gone.add(item)
         else:
-            self._step(Depart(item))
+            self._policy.depart(item)
 
     def _abandon(self, item: WorkItem) -> None:
         if self._step(Abandon(item)).abandoned:

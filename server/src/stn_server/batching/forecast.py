@@ -8,7 +8,7 @@ from stn_server.batching.cost_model import CostModel
 from stn_server.batching.work import PATIENCE_S, Batch, Operation, WorkItem
 
 SAFETY = 1.5
-"""By how much a promise is kept wide of the estimate: machines stutter, and replies take time."""
+"""How wide of the estimate a promise is kept: machines stutter, and results take sending."""
 
 _SLICE_S = PATIENCE_S / 16
 """Items that are due in the same slice of time count as due together."""

@@ -73,18 +73,11 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
-class Depart:
-    """The reply of an admitted item has left, or nobody is there to read it."""
-
-    item: WorkItem
-
-
-@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed."""
 
 
-Event = Arrive | Abandon | Finish | Depart | Tick
+Event = Arrive | Abandon | Finish | Tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +168,21 @@ class Policy:
             case Finish(batch, computed):
                 self._retire(batch)
                 self._forecast.finished(batch, now, computed=computed)
-            case Depart(item):
-                self._depart(item)
             case Tick():
                 pass
         expired = tuple(self._expire(now))
         launches = tuple(self._launch(now))
         return Decisions(refusal, abandoned, expired, launches, self._wake_at())
+
+    def depart(self, item: WorkItem) -> None:
+        """The reply of an admitted item has left, or nobody is there to read it.
+
+        Gives its place back, after its batch if it runs. Changes nothing for those who wait.
+        """
+        if item.number in self._on_device:
+            self._departed.add(item.number)
+        else:
+            self._admission.leave(item)
 
     def _admit(self, item: WorkItem, now: float) -> Refusal | None:
         why = self._admission.full(item) or self._late(item, now)
@@ -238,12 +239,6 @@ class Policy:
         if waits:
             self._dequeue(item)
         return waits
-
-    def _depart(self, item: WorkItem) -> None:
-        if item.number in self._on_device:
-            self._departed.add(item.number)
-        else:
-            self._admission.leave(item)
 
     def _retire(self, batch: Batch) -> None:
         self._running.remove(batch)

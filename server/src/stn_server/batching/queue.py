@@ -70,12 +70,16 @@ class KeyQueue:
     def first(self) -> WorkItem | None:
         """The item that should run next."""
         caller = self._callers.first()
-        return None if caller is None else self._items[self._rank_of(caller)[-1]]
+        return None if caller is None else self._items[self._first_of(caller)]
 
-    def _rank_of(self, caller: str) -> Rank:
+    def _first_of(self, caller: str) -> int:
         number = self._lines[caller].first()
         assert number is not None  # lines without items are removed
-        return self._turns.round_of(caller), *self._due(number)
+        return number
+
+    def _rank_of(self, caller: str) -> Rank:
+        number = self._first_of(caller)
+        return self._turns.round_of(caller), self._items[number].due, number
 
     def _due(self, number: int) -> tuple[float, int]:
         return self._items[number].due, number

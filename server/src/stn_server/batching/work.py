@@ -23,6 +23,8 @@ class Operation(StrEnum):
     GENERATE_GRID = "GenerateGrid"
     GENERATE_GRID_GRADIENTS = "GenerateGridGradients"
 
+    __hash__ = str.__hash__  # that of Enum runs in Python, and every step of the policy asks
+
 
 @dataclass(frozen=True, slots=True)
 class BatchKey:
@@ -84,13 +86,13 @@ class WorkItem:
     """Monotonic instant in seconds after which nobody wants the result."""
     caller: str = ""
     """Whom fairness is owed to: opaque, the same for all calls of one caller."""
-    number: int = field(default_factory=lambda: next(_ids))
+    number: int = field(default_factory=_ids.__next__)
     """Identity, and order of arrival."""
+    due: float = field(init=False)
+    """What counts as its deadline: those with a late one or none age."""
 
-    @property
-    def due(self) -> float:
-        """What counts as its deadline: those with a late one or none age."""
-        return min(self.deadline, self.arrived + PATIENCE_S)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "due", min(self.deadline, self.arrived + PATIENCE_S))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
