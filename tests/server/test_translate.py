@@ -15,7 +15,7 @@ from stn_server.batching.work import Cost, Finished, Operation
 from stn_server.config import LimitsConfig
 from stn_server.errors import InvalidRequestError
 from stn_server.tensors import to_numpy
-from stn_server.translate import Translator
+from stn_server.translate import Translator, _warp_key
 from support.bad_requests import (
     BASES,
     grid_gradients_request,
@@ -294,3 +294,17 @@ def test_an_envelope_is_read_as_the_method_it_came_with():
     translator.decode(Operation.WARP, message)
     with pytest.raises((InvalidRequestError, WireFormatError), match="expected"):
         translator.decode(Operation.GENERATE_GRID_GRADIENTS, message)
+
+
+def test_what_a_launch_has_in_common_is_part_of_the_key():
+    """Splines of other control points cannot be laid end to end."""
+
+    def key(regularization):
+        control = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0))
+        spline = stn_engine.ThinPlateSpline(
+            torch.zeros(1, 3, 2), control_points=control, regularization=regularization
+        )
+        return _warp_key(stn_engine.WarpProblem(torch.zeros(1, 1, 2, 2), spline))
+
+    assert key(0.0) == key(0.0)
+    assert key(0.0) != key(0.5)

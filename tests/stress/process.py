@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from stn_proto.v1 import server_info_pb2, service_pb2_grpc
 
 MIB = 1024 * 1024
+ESTABLISHED = "01"
 
 
 class Watched:
@@ -28,7 +30,26 @@ class Watched:
         return self._facts()["VmRSS"]
 
     def open_files(self) -> int:
-        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+        """Files and sockets, but for connections that are still open on the other side, too."""
+        folder = Path(f"/proc/{self.process.pid}")
+        established = set()
+        for table in ("tcp", "tcp6"):
+            for line in (folder / "net" / table).read_text().splitlines()[1:]:
+                _, _, _, state, *_, inode = line.split()[:10]
+                if state == ESTABLISHED:
+                    established.add(f"socket:[{inode}]")
+        count = 0
+        for file in (folder / "fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                count += str(file.readlink()) not in established
+        return count
+
+    def open_files_down_to(self, count: int, timeout_s: float = 10.0) -> int:
+        """Open files once there are no more than so many, or those after the timeout."""
+        end = time.monotonic() + timeout_s
+        while (files := self.open_files()) > count and time.monotonic() < end:
+            time.sleep(0.1)  # connections of killed callers are closed one by one
+        return files
 
     def statistics(self) -> server_info_pb2.Statistics:
         with grpc.insecure_channel(self.target) as channel:

@@ -49,6 +49,9 @@ REFUSING_S = 0.1
 """How long calls on their way are still refused, with a status that says to try elsewhere, before
 gRPC stops reading and cancels what it has not read."""
 
+HANDSHAKE_S = 10.0
+"""How long a connection may take to begin; gRPC would wait for two minutes."""
+
 STOPPING_S = 1.0
 """How long gRPC may take to cut calls off."""
 
@@ -166,6 +169,7 @@ class Server:
                 ("grpc.max_receive_message_length", self._config.limits.max_message_bytes),
                 ("grpc.max_send_message_length", -1),  # max_output_bytes limits replies
                 ("grpc.max_concurrent_streams", self._config.limits.max_concurrent_streams),
+                ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_S * 1000)),
                 ("grpc.so_reuseport", 0),
             ],
         )
