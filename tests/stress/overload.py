@@ -24,7 +24,7 @@ from support.bad_requests import ramp, theta
 from support.harness import METHOD_PREFIX
 
 SIDE = 64
-DEADLINE_S = 0.5
+DEADLINE_S = 1.0
 OVERLOAD = 3.0
 QUIET_RATE = 5.0
 OK, REFUSED = grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -80,7 +80,7 @@ async def peak_rate(target: str, seconds: float, concurrency: int = 64) -> float
 async def recovery_s(target: str) -> float:
     """After which calls, sent one after the other, are served as by an idle server."""
     caller, began = Caller(target), time.perf_counter()
-    while await caller.call() is not OK or caller.ended[OK][-1] > DEADLINE_S / 5:
+    while await caller.call() is not OK or caller.ended[OK][-1] > DEADLINE_S / 10:
         if time.perf_counter() - began > 10:
             break
     await caller.close()
