@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from stn_server.config import LimitsConfig
 from stn_server.metrics import Metrics
-from stn_server.servicer import SERVICE, Servicer, _caller_of
+from stn_server.servicer import SERVICE, Servicer
 from stn_server.translate import Translator
 from support.bad_requests import warp_request
 from support.clock import run_in_virtual_time
@@ -177,17 +177,3 @@ async def test_a_call_cut_off_by_its_deadline_is_counted_as_that():
     assert handlers.count("Warp", "DEADLINE_EXCEEDED") == 1
     runner.release_all()
     await handlers.batcher.drain()
-
-
-@pytest.mark.parametrize(
-    ("peer", "caller"),
-    [
-        ("ipv4:10.0.0.7:40001", "ipv4:10.0.0.7"),
-        ("ipv4:10.0.0.7:40002", "ipv4:10.0.0.7"),
-        ("ipv6:%5B::1%5D:40001", "ipv6:%5B::1%5D"),
-        ("unix:", "unix:"),
-    ],
-)
-def test_a_caller_is_a_host(peer, caller):
-    """More connections do not give more turns."""
-    assert _caller_of(FakeContext(peer=peer)) == caller
