@@ -183,7 +183,7 @@ class Batch:
         program = self._program("scatter")
         if self._key.deterministic:
             self._over("target_tiles", program, "stn_peaks")
-        self._over("target_tiles", program, f"stn_scatter_{self._stem}")
+        self._over("target_tiles", program, f"stn_scatter_{self._key.layout}")
         if collects:
             self._over("source_tiles", program, f"stn_collect_{self._key.layout}")
 

@@ -120,6 +120,22 @@ struct Generator<false> {
   STN_MEMBER void point(const Item& item, int n, const Pixel& pixel, T (&x)[D]) const { field_point(item, n, pixel, x); }
 };
 
+// Either, as the item says.
+struct AnyGenerator {
+  Rays rays;
+  bool is_matrix;
+
+  STN_MEMBER AnyGenerator(const Item& item, int n)
+      : rays{nullptr, false}, is_matrix(static_cast<Kind>(item.kind) < Kind::spline) {
+    if (is_matrix) rays = load_rays(item, n);
+  }
+
+  STN_MEMBER void point(const Item& item, int n, const Pixel& pixel, T (&x)[D]) const {
+    if (is_matrix) rays.point(pixel, x);
+    else field_point(item, n, pixel, x);
+  }
+};
+
 STN_FUNCTION bool all_finite(const T (&x)[D]) {
   bool finite = true;
 #pragma unroll
