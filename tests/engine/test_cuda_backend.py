@@ -1,4 +1,4 @@
-"""What is particular to the ``cuda`` backend, by its emulation: when it runs, and how sums are made."""
+"""What is particular to the ``cuda`` backend, emulated: when it runs, and how sums are made."""
 
 from dataclasses import replace
 
@@ -58,6 +58,7 @@ def test_without_its_libraries_the_backend_says_what_to_install(launcher, monkey
     for error in (ImportError("No module named 'cuda'"), RuntimeError("no libnvrtc.so")):
 
         def missing(name, error=error):
+            assert name == "stn_engine.backends._cuda.driver"
             raise error
 
         monkeypatch.setattr(device, "import_module", missing)
