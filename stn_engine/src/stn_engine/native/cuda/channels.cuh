@@ -42,7 +42,7 @@ template <int N>
 STN_FUNCTION void fill_of(const Item& item, int channel, bool used, T (&out)[N]) {
 #pragma unroll
   for (int c = 0; c < N; ++c)
-    out[c] = used && item.fill != nullptr && channel + c < item.channels ? static_cast<T>(item.fill[channel + c]) : T(0);
+    out[c] = used && item.fill != nullptr && channel + c < item.channels ? static_cast<T>(fetched(item.fill + channel + c)) : T(0);
 }
 
 // The part of a map that belongs to item n.
