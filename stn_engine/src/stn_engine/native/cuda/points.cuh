@@ -18,7 +18,7 @@ STN_FUNCTION double entry_of(const Item& item, int n, int e) {
   const double* factors = item.factors + e * (item.count + 1);
   const int64 first = static_cast<int64>(shared_index(n, item.parameter_batch)) * item.count;
   double sum = 0.0;
-#pragma unroll 1
+#pragma unroll 3
   for (int k = 0; k < item.count; ++k) sum += number_at(item.parameters, item.wide, first + k) * fetched(factors + k);
   return sum + fetched(factors + item.count);
 }
