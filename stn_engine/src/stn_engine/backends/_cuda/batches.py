@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -47,6 +47,7 @@ class Entry(NamedTuple):
     row: Row
     addresses: tuple[int, ...]
     operands: tuple[Any, ...]
+    by_source: Tensor | None
 
 
 def warp_entry(problem: WarpProblem, output: Tensor) -> Entry:
@@ -87,7 +88,7 @@ def _entry(
         )
     )
     addresses = (u, v, by_u, own, by_own, own, by_own, own, _address(basis))
-    return Entry(row, addresses, (parameters, basis))
+    return Entry(row, addresses, (parameters, basis), by_source)
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -108,6 +109,7 @@ class Batch:
         self._rows = [entry.row for entry in entries]
         # Memory that kernels still read must not be given to others before they are queued.
         self._kept: list[Any] = [entry.operands for entry in entries]
+        self._by_sources = [entry.by_source for entry in entries]
         words = np.frombuffer(bytearray().join(row.words for row in self._rows), np.int64)
         self._words = words.reshape(len(entries), -1)
         self._words[:, _COLUMNS] = [entry.addresses for entry in entries]
@@ -164,6 +166,8 @@ class Batch:
         values = [row.map_values for row in self._rows]
         in_place = self._key.dtype in {torch.float32, torch.float64}
         if not self._key.deterministic and in_place:
+            for by_source in self._by_sources:
+                cast("Tensor", by_source).zero_()
             self._words[:, ADDRESSES["accumulators"]] = self._words[:, ADDRESSES["by_source"]]
             return False
         wide = self._key.dtype == torch.float64
@@ -183,7 +187,7 @@ class Batch:
         program = self._program("scatter")
         if self._key.deterministic:
             self._over("target_tiles", program, "stn_peaks")
-        self._over("target_tiles", program, f"stn_scatter_{self._stem}")
+        self._over("target_tiles", program, f"stn_scatter_{self._key.layout}")
         if collects:
             self._over("source_tiles", program, f"stn_collect_{self._key.layout}")
 

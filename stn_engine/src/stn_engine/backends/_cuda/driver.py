@@ -1,6 +1,6 @@
 """Loads and launches compiled kernels on torch's current stream; importing it needs cuda.core."""
 
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from cuda.core import Kernel, LaunchConfig, ObjectCode
@@ -32,10 +32,15 @@ class _Stream:
 
 def launch(program: Program, kernel: str, arguments: Arguments, device: torch.device) -> None:
     """One block per tile, on the current stream of ``device``."""
-    config = LaunchConfig(grid=min(arguments.tiles, MOST_BLOCKS), block=THREADS)
+    config = _config(min(arguments.tiles, MOST_BLOCKS))
     with torch.cuda.device(device):
         stream = _Stream(torch.cuda.current_stream(device).cuda_stream)
         queue(stream, config, _kernel(program, kernel, _architecture(device)), *arguments)
+
+
+@lru_cache(maxsize=1024)
+def _config(blocks: int) -> LaunchConfig:
+    return LaunchConfig(grid=blocks, block=THREADS)
 
 
 @cache

@@ -1,5 +1,6 @@
 """The programs that the kernels are compiled into, and the kernels that each of them holds."""
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -59,12 +60,11 @@ class Program:
 
     @property
     def kernels(self) -> tuple[str, ...]:
-        """Names of the kernels in it."""
-        return tuple(
-            name
-            for name in _KERNELS[self.source]
-            if self.dims == 2 or not name.startswith("stn_by_spline")
-        )
+        """Names of the kernels in it; the backward ones read volumes plane by plane."""
+        names = _KERNELS[self.source]
+        if self.dims == 2 or self.source == "warp":
+            return names
+        return tuple(name for name in names if not re.search("interleaved|spline", name))
 
 
 def _in_layouts(*stems: str) -> tuple[str, ...]:
@@ -77,7 +77,7 @@ _KERNELS = {
     "gather": ("stn_reach", *_in_layouts("stn_gather", "stn_gather_far")),
     "scatter": (
         "stn_peaks",
-        *_in_layouts("stn_scatter_matrix", "stn_scatter_field", "stn_collect"),
+        *_in_layouts("stn_scatter", "stn_collect"),
     ),
     "parameters": ("stn_expand", "stn_finish"),
 }

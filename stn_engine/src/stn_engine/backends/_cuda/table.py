@@ -262,7 +262,12 @@ def vector_size(dtype: torch.dtype) -> int:
 
 
 def _is_interleaved(one: Description) -> bool:
-    """Whether channels lie side by side, in whole vectors, wherever a pixel is."""
+    """Whether channels lie side by side, in whole vectors, wherever a pixel is.
+
+    The backward kernels have no use for that in volumes.
+    """
+    if len(one.source[0]) == 5 and (one.by_source or one.by_parameters):
+        return False
     size = vector_size(one.dtype)
     maps = [layout for layout in (one.source, one.target, one.by_source) if layout is not None]
     return (

@@ -5,10 +5,16 @@
 
 namespace stn {
 
-constexpr int kPlanes = K == 4 ? 1 : D == 2 ? 4 : 2;
+constexpr int kPlanes = K == 4 ? 1 : D == 2 ? 3 : 2;
 
 template <bool Interleaved>
 constexpr int kChunk = Interleaved ? kVector<S> : kPlanes;
+
+// Says how many at compile time.
+template <int N>
+struct Channels {
+  static constexpr int kCount = N;
+};
 
 // Those from `live` on are not there.
 template <int N, bool Interleaved>
@@ -42,7 +48,7 @@ template <int N>
 STN_FUNCTION void fill_of(const Item& item, int channel, bool used, T (&out)[N]) {
 #pragma unroll
   for (int c = 0; c < N; ++c)
-    out[c] = used && item.fill != nullptr && channel + c < item.channels ? static_cast<T>(item.fill[channel + c]) : T(0);
+    out[c] = used && item.fill != nullptr && channel + c < item.channels ? static_cast<T>(fetched(item.fill + channel + c)) : T(0);
 }
 
 // The part of a map that belongs to item n.
@@ -58,6 +64,34 @@ STN_FUNCTION void read_tap(const Item& item, const Plan& plan, const S* source, 
   for (int c = 0; c < N; ++c) tap[c] = outside[c];
   if (plan.inside(x, y, z))
     load_channels<N, Interleaved>(source + plan.place(x, y, z), item.source.channel_stride, item.channels - channel, tap);
+}
+
+constexpr int kTaps = D == 2 ? K * K : K * K * K;
+constexpr bool kHoldsTaps = K < 4;  // whether registers hold all taps of some channels
+
+// All taps of some channels. Most points lie within the map and are spared all tests.
+template <int N, bool Interleaved>
+STN_FUNCTION void read_taps(const Item& item, const Plan& plan, const S* source, int channel, T (&taps)[kTaps][N]) {
+  if (plan.whole()) {
+    for_taps([&](int x, int y, int z) {
+      load_channels<N, Interleaved>(source + plan.place(x, y, z), item.source.channel_stride, N, taps[(z * K + y) * K + x]);
+    });
+  } else {
+    T outside[N];
+    fill_of(item, channel, item.fills != 0, outside);
+    for_taps([&](int x, int y, int z) {
+      read_tap<N, Interleaved>(item, plan, source, channel, outside, x, y, z, taps[(z * K + y) * K + x]);
+    });
+  }
+}
+
+// Calls f with every piece of the channels from `channel` to `last`: N at a time, and planes at the end together.
+template <int N, bool Interleaved, class F>
+STN_FUNCTION void for_chunks(int channel, int last, F f) {
+  for (; last - channel >= N; channel += N) f(Channels<N>{}, channel);
+  if (Interleaved || channel >= last) return;
+  if (N > 2 && last - channel == 2) f(Channels<2>{}, channel);
+  else f(Channels<1>{}, channel);
 }
 
 // A piece of work of one thread: a pixel, and some of its channels. Interleaved channels go to neighbouring
@@ -78,8 +112,8 @@ struct Units {
 };
 
 // Blocks that share a multiprocessor; bounds the registers of a thread.
-constexpr int kBlocks = sizeof(T) == 8 ? 2 : K == 4 ? 3 : 4;
-constexpr int kFieldBlocks = sizeof(T) == 8 ? 2 : 3;
+constexpr int kBlocks = sizeof(T) == 8 ? 2 : K == 4 || D == 3 ? 3 : 4;
+constexpr int kVectorBlocks = sizeof(T) == 8 ? 2 : 3;
 
 }  // namespace stn
 

@@ -65,14 +65,16 @@ struct Place {
 STN_FUNCTION const Item& item_of(const Launch& launch, int64 tile, int64& first) {
   __shared__ Item item;
   int below = 0;
+#pragma unroll 1
   for (int64 base = 0; base < launch.count; base += kThreads) {
     const int64 at = base + threadIdx.x;
-    below += __syncthreads_count(at < launch.count && launch.starts[at] <= tile);
+    below += __syncthreads_count(at < launch.count && fetched(launch.starts + at) <= tile);
   }
   const Item* found = launch.items + (below - 1);
-  first = launch.starts[below - 1];
+  first = fetched(launch.starts + (below - 1));
+#pragma unroll 1
   for (int word = threadIdx.x; word < static_cast<int>(sizeof(Item) / 8); word += kThreads)
-    reinterpret_cast<int64*>(&item)[word] = reinterpret_cast<const int64*>(found)[word];
+    reinterpret_cast<int64*>(&item)[word] = fetched(reinterpret_cast<const int64*>(found) + word);
   __syncthreads();
   return item;
 }
@@ -123,7 +125,8 @@ STN_FUNCTION int64 offset_of(const Map& map, int n, const Pixel& pixel) {
 }
 
 STN_FUNCTION double number_at(const char* data, int wide, int64 index) {
-  return wide ? reinterpret_cast<const double*>(data)[index] : reinterpret_cast<const float*>(data)[index];
+  return wide ? fetched(reinterpret_cast<const double*>(data) + index)
+              : static_cast<double>(fetched(reinterpret_cast<const float*>(data) + index));
 }
 
 STN_FUNCTION void put_number(char* data, int wide, int64 index, double value) {

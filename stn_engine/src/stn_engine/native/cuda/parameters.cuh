@@ -95,7 +95,7 @@ STN_FUNCTION void spline_tiles(const Launch& launch) {
       for (int p = threadIdx.x % kWarp; p < pixels; p += kWarp) {
         Pixel pixel;
         if (!pixel_of(place, item.to, p, pixel)) continue;
-        const double basis = item.basis[k * all + lattice_index(item.to, pixel)];
+        const double basis = fetched(item.basis + k * all + lattice_index(item.to, pixel));
         for (int a = 0; a < 2; ++a) sums[a] = fused(static_cast<double>(slopes[p][a]), basis, sums[a]);
       }
       for (int a = 0; a < 2; ++a) {

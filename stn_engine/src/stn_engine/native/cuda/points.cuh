@@ -18,8 +18,9 @@ STN_FUNCTION double entry_of(const Item& item, int n, int e) {
   const double* factors = item.factors + e * (item.count + 1);
   const int64 first = static_cast<int64>(shared_index(n, item.parameter_batch)) * item.count;
   double sum = 0.0;
-  for (int k = 0; k < item.count; ++k) sum += number_at(item.parameters, item.wide, first + k) * factors[k];
-  return sum + factors[item.count];
+#pragma unroll 3
+  for (int k = 0; k < item.count; ++k) sum += number_at(item.parameters, item.wide, first + k) * fetched(factors + k);
+  return sum + fetched(factors + item.count);
 }
 
 // Rows of the matrix, rounded once: x = constant + step·(j, i, k), and for a homography W below. They stay in
@@ -52,6 +53,7 @@ struct Rays {
 STN_FUNCTION Rays load_rays(const Item& item, int n) {
   __shared__ T entries[kMaxEntries];
   __syncthreads();
+#pragma unroll 1
   for (int e = threadIdx.x; e < item.entries; e += kThreads) entries[e] = static_cast<T>(entry_of(item, n, e));
   __syncthreads();
   return {entries, static_cast<Kind>(item.kind) == Kind::homography};
@@ -68,8 +70,8 @@ STN_FUNCTION P in_pixels(P x, int size, int unit) {
 
 STN_FUNCTION T grid_coordinate(const Item& item, int a, int64 index) {
   const int size = item.from.size[a];
-  if (item.wide) return static_cast<T>(in_pixels(reinterpret_cast<const double*>(item.points.data)[index], size, item.unit));
-  return in_pixels(static_cast<T>(reinterpret_cast<const float*>(item.points.data)[index]), size, item.unit);
+  if (item.wide) return static_cast<T>(in_pixels(fetched(reinterpret_cast<const double*>(item.points.data) + index), size, item.unit));
+  return in_pixels(static_cast<T>(fetched(reinterpret_cast<const float*>(item.points.data) + index)), size, item.unit);
 }
 
 // Of a flow in factors: per axis slope and offset of the lattice in pixels, and the scale of the flow.
@@ -86,7 +88,7 @@ STN_FUNCTION void spline_point(const Item& item, int n, const Pixel& pixel, T (&
   const double* basis = item.basis + lattice_index(item.to, pixel);
   double sum[2] = {};
   for (int k = 0; k < item.count / 2; ++k, basis += pixels)
-    for (int a = 0; a < 2; ++a) sum[a] = fused(number_at(item.parameters, item.wide, first + 2 * k + a), *basis, sum[a]);
+    for (int a = 0; a < 2; ++a) sum[a] = fused(number_at(item.parameters, item.wide, first + 2 * k + a), fetched(basis), sum[a]);
   for (int a = 0; a < 2; ++a) x[a] = static_cast<T>(sum[a] * item.factors[2 * a] + item.factors[2 * a + 1]);
 }
 
@@ -118,6 +120,22 @@ template <>
 struct Generator<false> {
   STN_MEMBER Generator(const Item&, int) {}
   STN_MEMBER void point(const Item& item, int n, const Pixel& pixel, T (&x)[D]) const { field_point(item, n, pixel, x); }
+};
+
+// Either, as the item says.
+struct AnyGenerator {
+  Rays rays;
+  bool is_matrix;
+
+  STN_MEMBER AnyGenerator(const Item& item, int n)
+      : rays{nullptr, false}, is_matrix(static_cast<Kind>(item.kind) < Kind::spline) {
+    if (is_matrix) rays = load_rays(item, n);
+  }
+
+  STN_MEMBER void point(const Item& item, int n, const Pixel& pixel, T (&x)[D]) const {
+    if (is_matrix) rays.point(pixel, x);
+    else field_point(item, n, pixel, x);
+  }
 };
 
 STN_FUNCTION bool all_finite(const T (&x)[D]) {

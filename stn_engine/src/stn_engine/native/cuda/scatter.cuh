@@ -93,14 +93,14 @@ STN_FUNCTION void scatter_channels(const Item& item, const Plan& plan, int64 bas
   });
 }
 
-template <bool Matrix, bool Interleaved>
+template <bool Interleaved>
 STN_FUNCTION void scatter_tiles(const Launch& launch) {
   constexpr int N = kChunk<Interleaved>;
   for (int64 tile = blockIdx.x; tile < launch.tiles; tile += gridDim.x) {
     int64 first;
     const Item& item = item_of(launch, tile, first);
     const Place place = place_of(item.to, tile - first);
-    const Generator<Matrix> generator(item, place.n);
+    const AnyGenerator generator(item, place.n);
     const Units<N, Interleaved> units(item, item.to);
     const int n_source = shared_index(place.n, item.by_source.batch);
     const double scale = item.peaks == nullptr ? 1.0 : power_of_two(59 - bound_of(item, n_source));

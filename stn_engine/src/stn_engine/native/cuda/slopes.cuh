@@ -7,14 +7,12 @@ namespace stn {
 
 // Values count from the first tap, so that a large common offset of the pixels cancels. Rows are summed once with
 // weights and once with slopes, and joined along the other axes.
-template <int N, bool Interleaved>
-STN_FUNCTION void add_slopes(const Item& item, const SlopePlan& plan, const S* source, int channel, const T (&grad)[N],
-                             T (&by)[D]) {
-  T outside[N], origin[N], value[N], slope[N], plane[N][D];
-  fill_of(item, channel, item.fills != 0, outside);
+template <int N, class Read>
+STN_FUNCTION void join_slopes(const SlopePlan& plan, Read read, const T (&grad)[N], T (&by)[D]) {
+  T origin[N], value[N], slope[N], plane[N][D];
   for_taps([&](int x, int y, int z) {
     T tap[N];
-    read_tap<N, Interleaved>(item, plan, source, channel, outside, x, y, z, tap);
+    read(x, y, z, tap);
 #pragma unroll
     for (int c = 0; c < N; ++c) {
       if (x + y + z == 0) origin[c] = tap[c];
@@ -27,10 +25,31 @@ STN_FUNCTION void add_slopes(const Item& item, const SlopePlan& plan, const S* s
       if (D == 3) plane[c][D - 1] = fused(value[c], plan.weight[1][y], y == 0 ? T(0) : plane[c][D - 1]);
       if (y < K - 1) continue;
 #pragma unroll
-      for (int a = 0; a < D; ++a)
-        by[a] = fused(grad[c], D == 2 ? plane[c][a] : plane[c][a] * (a == 2 ? plan.slope[D - 1][z] : plan.weight[D - 1][z]), by[a]);
+      for (int a = 0; a < D; ++a) {
+        const T along_z = D == 2 ? T(1) : a == 2 ? plan.slope[D - 1][z] : plan.weight[D - 1][z];
+        by[a] = fused(grad[c], D == 2 ? plane[c][a] : plane[c][a] * along_z, by[a]);
+      }
     }
   });
+}
+
+template <int N, bool Interleaved>
+STN_FUNCTION void add_slopes(const Item& item, const SlopePlan& plan, const S* source, int channel, const T (&grad)[N],
+                             T (&by)[D]) {
+  if constexpr (kHoldsTaps) {
+    T taps[kTaps][N];
+    read_taps<N, Interleaved>(item, plan, source, channel, taps);
+    join_slopes(plan, [&](int x, int y, int z, T (&tap)[N]) {
+#pragma unroll
+      for (int c = 0; c < N; ++c) tap[c] = taps[(z * K + y) * K + x][c];
+    }, grad, by);
+  } else {
+    T outside[N];
+    fill_of(item, channel, item.fills != 0, outside);
+    join_slopes(plan, [&](int x, int y, int z, T (&tap)[N]) {
+      read_tap<N, Interleaved>(item, plan, source, channel, outside, x, y, z, tap);
+    }, grad, by);
+  }
 }
 
 // The derivative by the point of target pixel `pixel`, over the channels from `channel` to `last`.
@@ -41,13 +60,13 @@ STN_FUNCTION void slopes_of(const Item& item, int n, const Pixel& pixel, const T
   if (!all_finite(x)) return;
   const SlopePlan plan(item, x);
   const S* source = maps_of(item.source, n);
-  const S* target = reinterpret_cast<const S*>(item.target.data) + offset_of<D>(item.target, n, pixel);
-  for (; channel < last; channel += N) {
-    T grad[N];
-    load_channels<N, Interleaved>(target + channel * item.target.channel_stride, item.target.channel_stride,
-                                  item.channels - channel, grad);
-    add_slopes<N, Interleaved>(item, plan, source + channel * item.source.channel_stride, channel, grad, by);
-  }
+  const S* target = maps_of(item.target, n) + offset_of<D>(item.target, 0, pixel);
+  for_chunks<N, Interleaved>(channel, last, [&](auto count, int first) {
+    constexpr int M = decltype(count)::kCount;
+    T grad[M];
+    load_channels<M, Interleaved>(target + first * item.target.channel_stride, item.target.channel_stride, M, grad);
+    add_slopes<M, Interleaved>(item, plan, source + first * item.source.channel_stride, first, grad, by);
+  });
 }
 
 }  // namespace stn

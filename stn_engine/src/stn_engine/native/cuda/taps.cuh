@@ -102,6 +102,9 @@ struct Plan {
 
   STN_MEMBER Plan() : there(0) {}
 
+  // Whether every tap is.
+  STN_MEMBER bool whole() const { return there == (1u << (D * K)) - 1u; }
+
   STN_MEMBER bool inside(int x, int y, int z) const {
     const unsigned bits = 1u << x | 1u << (K + y) | (D == 3 ? 1u << (2 * K + z) : 0u);
     return (there & bits) == bits;
