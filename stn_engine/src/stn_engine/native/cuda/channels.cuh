@@ -48,7 +48,9 @@ template <int N>
 STN_FUNCTION void fill_of(const Item& item, int channel, bool used, T (&out)[N]) {
 #pragma unroll
   for (int c = 0; c < N; ++c)
-    out[c] = used && item.fill != nullptr && channel + c < item.channels ? static_cast<T>(fetched(item.fill + channel + c)) : T(0);
+    out[c] = used && item.fill != nullptr && channel + c < item.channels
+                 ? static_cast<T>(fetched(item.fill + channel + c))
+                 : T(0);
 }
 
 // The part of a map that belongs to item n.
@@ -63,7 +65,8 @@ STN_FUNCTION void read_tap(const Item& item, const Plan& plan, const S* source, 
 #pragma unroll
   for (int c = 0; c < N; ++c) tap[c] = outside[c];
   if (plan.inside(x, y, z))
-    load_channels<N, Interleaved>(source + plan.place(x, y, z), item.source.channel_stride, item.channels - channel, tap);
+    load_channels<N, Interleaved>(source + plan.place(x, y, z), item.source.channel_stride, item.channels - channel,
+                                  tap);
 }
 
 constexpr int kTaps = D == 2 ? K * K : K * K * K;
@@ -74,7 +77,8 @@ template <int N, bool Interleaved>
 STN_FUNCTION void read_taps(const Item& item, const Plan& plan, const S* source, int channel, T (&taps)[kTaps][N]) {
   if (plan.whole()) {
     for_taps([&](int x, int y, int z) {
-      load_channels<N, Interleaved>(source + plan.place(x, y, z), item.source.channel_stride, N, taps[(z * K + y) * K + x]);
+      load_channels<N, Interleaved>(source + plan.place(x, y, z), item.source.channel_stride, N,
+                                    taps[(z * K + y) * K + x]);
     });
   } else {
     T outside[N];
@@ -117,7 +121,5 @@ constexpr int kVectorBlocks = sizeof(T) == 8 ? 2 : 3;
 
 }  // namespace stn
 
-#define STN_KERNEL(name, blocks, ...)                                                          \
-  extern "C" __global__ void __launch_bounds__(stn::kThreads, blocks) name(STN_ARGUMENTS) { \
-    __VA_ARGS__(STN_LAUNCH);                                                                    \
-  }
+#define STN_KERNEL(name, blocks, ...) \
+  extern "C" __global__ void __launch_bounds__(stn::kThreads, blocks) name(STN_ARGUMENTS) { __VA_ARGS__(STN_LAUNCH); }

@@ -128,8 +128,7 @@ struct Gathered {
   STN_MEMBER Gathered(const Item& item, const Place& place, int unit) : source{{0, 0, 0}} {
     const int pixels = pixels_of(item.from), chunks = chunks_of(item);
     channel = N * (Interleaved ? unit % chunks : unit / pixels);
-    alive = unit < pixels * chunks &&
-            pixel_of(place, item.from, Interleaved ? unit / chunks : unit % pixels, source);
+    alive = unit < pixels * chunks && pixel_of(place, item.from, Interleaved ? unit / chunks : unit % pixels, source);
   }
 
   static STN_MEMBER int chunks_of(const Item& item) { return (item.channels + N - 1) / N; }
@@ -145,7 +144,9 @@ struct Gathered {
 // Behind the last item that reads map n.
 STN_FUNCTION int last_reader(const Item& item, int n) { return item.by_source.batch == 1 ? item.batch : n + 1; }
 
-STN_FUNCTION const Reach& reach_of(const Item& item, int n) { return item.reaches[shared_index(n, item.parameter_batch)]; }
+STN_FUNCTION const Reach& reach_of(const Item& item, int n) {
+  return item.reaches[shared_index(n, item.parameter_batch)];
+}
 
 // Pixels with few candidates.
 template <bool Interleaved>

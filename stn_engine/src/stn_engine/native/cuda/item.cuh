@@ -27,23 +27,23 @@ struct Tiling {
 
 struct Item {
   Map source, target, by_source, points, by_points;
-  const char* parameters;   // (batch, count), contiguous: theta, or the source points of a spline
+  const char* parameters;  // (batch, count), contiguous: theta, or the source points of a spline
   char* by_parameters;
   const char* own_parameters;  // those of a similarity before it became theta
-  const double* factors;    // (entries, count + 1): the matrix is linear in theta; or unit changes of points
-  const double* basis;      // spline: (count / 2, target pixels)
-  const double* fill;       // one per channel; null where all are 0
-  double* sums;             // partial sums of the parameters' gradient, entries per tile
-  char* accumulators;       // of a scattered gradient of U
-  uint64* peaks;            // its largest |G|, as bits of a float64
-  struct Reach* reaches;    // one per theta
-  Tiling from, to;          // of the source, of the target
+  const double* factors;       // (entries, count + 1): the matrix is linear in theta; or unit changes of points
+  const double* basis;         // spline: (count / 2, target pixels)
+  const double* fill;          // one per channel; null where all are 0
+  double* sums;                // partial sums of the parameters' gradient, entries per tile
+  char* accumulators;          // of a scattered gradient of U
+  uint64* peaks;               // its largest |G|, as bits of a float64
+  struct Reach* reaches;       // one per theta
+  Tiling from, to;             // of the source, of the target
   int channels, batch, parameter_batch;
-  int count, entries;       // parameters of one theta; entries of its matrix
+  int count, entries;  // parameters of one theta; entries of its matrix
   int padding, unit, kind, own_kind;
-  int wide, own_wide;       // whether parameters or points are float64
+  int wide, own_wide;  // whether parameters or points are float64
   int zero_subgradient;
-  int fills;                // whether taps outside read `fill`
+  int fills;  // whether taps outside read `fill`
 };
 
 static_assert(sizeof(Item) == STN_ITEM_BYTES, "the host describes items otherwise");
@@ -52,7 +52,7 @@ struct Launch {
   const Item* items;
   const int64* starts;  // the first tile of every item
   int64 tiles;
-  int64 count;          // of items
+  int64 count;  // of items
 };
 
 // Where a block works.
@@ -82,7 +82,8 @@ STN_FUNCTION const Item& item_of(const Launch& launch, int64 tile, int64& first)
 STN_FUNCTION Place place_of(const Tiling& tiling, int64 index) {
   // 64-bit division is slow; few launches need it.
   const bool small = index >> 32 == 0;
-  const int n = small ? static_cast<int>(static_cast<unsigned>(index) / tiling.count) : static_cast<int>(index / tiling.count);
+  const int n =
+      small ? static_cast<int>(static_cast<unsigned>(index) / tiling.count) : static_cast<int>(index / tiling.count);
   const int tile = static_cast<int>(index - static_cast<int64>(n) * tiling.count);
   return {n, tile % tiling.across << (tiling.width_log + 3), tile / tiling.across << (tiling.height_log + 2)};
 }
@@ -110,8 +111,8 @@ STN_FUNCTION bool pixel_of(const Place& place, const Tiling& tiling, int p, Pixe
 }
 
 STN_FUNCTION int64 lattice_index(const Tiling& tiling, const Pixel& pixel) {
-  return pixel.at[0] + static_cast<int64>(tiling.size[0]) *
-                           (pixel.at[1] + static_cast<int64>(tiling.size[1]) * pixel.at[2]);
+  return pixel.at[0] +
+         static_cast<int64>(tiling.size[0]) * (pixel.at[1] + static_cast<int64>(tiling.size[1]) * pixel.at[2]);
 }
 
 // Index of an item in an operand that may be broadcast.

@@ -7,7 +7,8 @@ namespace stn {
 STN_FUNCTION void expand(const Item& item, int n) {
   const int counts[] = {3, 4, 2, 1}, kind = item.own_kind - static_cast<int>(Kind::attention);
   double own[4] = {};
-  for (int k = 0; k < counts[kind]; ++k) own[k] = number_at(item.own_parameters, item.own_wide, static_cast<int64>(n) * counts[kind] + k);
+  for (int k = 0; k < counts[kind]; ++k)
+    own[k] = number_at(item.own_parameters, item.own_wide, static_cast<int64>(n) * counts[kind] + k);
   double theta[6];
   similarity_theta(static_cast<Kind>(item.own_kind), own, theta);
   for (int k = 0; k < 6; ++k) reinterpret_cast<double*>(const_cast<char*>(item.parameters))[6 * n + k] = theta[k];
@@ -40,7 +41,8 @@ STN_FUNCTION void put_linear(const Item& item, int n, const double* by_matrix) {
     for (int k = 0; k < 6; ++k) six[k] = by_theta[k];
     return put_similarity(item, n, six);
   }
-  for (int k = 0; k < item.count; ++k) put_number(item.by_parameters, item.own_wide, static_cast<int64>(n) * item.count + k, by_theta[k]);
+  for (int k = 0; k < item.count; ++k)
+    put_number(item.by_parameters, item.own_wide, static_cast<int64>(n) * item.count + k, by_theta[k]);
 }
 
 // Entry e of the sum over all tiles that share parameters n; every thread must call it.
@@ -58,7 +60,9 @@ STN_FUNCTION void finish(const Item& item, int n) {
   for (int e = 0; e < item.entries; ++e) {
     const double sum = sum_of_tiles(item, n, e);
     if (threadIdx.x != 0) continue;
-    if (spline) put_number(item.by_parameters, item.own_wide, static_cast<int64>(n) * item.count + e, sum * item.factors[2 * (e % 2)]);
+    if (spline)
+      put_number(item.by_parameters, item.own_wide, static_cast<int64>(n) * item.count + e,
+                 sum * item.factors[2 * (e % 2)]);
     else by_matrix[e] = sum;
   }
   if (threadIdx.x == 0 && !spline) put_linear(item, n, by_matrix);

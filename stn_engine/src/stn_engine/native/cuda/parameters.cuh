@@ -9,7 +9,8 @@ namespace stn {
 constexpr int kSlopeBlocks = sizeof(T) == 8 ? 1 : 2;
 
 // Equations (6) and (7), or those of the rays of a homography, of one point.
-STN_FUNCTION void add_point(const Rays& rays, const Pixel& pixel, const T (&x)[D], const T (&by)[D], double (&sums)[kMaxEntries]) {
+STN_FUNCTION void add_point(const Rays& rays, const Pixel& pixel, const T (&x)[D], const T (&by)[D],
+                            double (&sums)[kMaxEntries]) {
   T ray[3] = {by[0], by[1], D == 3 ? by[D - 1] : T(0)};
   if (D == 2 && rays.projective) {
     const T w = rays.divisor(pixel);
@@ -22,7 +23,8 @@ STN_FUNCTION void add_point(const Rays& rays, const Pixel& pixel, const T (&x)[D
   for (int a = 0; a < 3; ++a) {
     const double g = static_cast<double>(ray[a]);
 #pragma unroll
-    for (int b = 0; b < D; ++b) sums[a * (D + 1) + b] = fused(g, static_cast<double>(pixel.at[b]), sums[a * (D + 1) + b]);
+    for (int b = 0; b < D; ++b)
+      sums[a * (D + 1) + b] = fused(g, static_cast<double>(pixel.at[b]), sums[a * (D + 1) + b]);
     sums[a * (D + 1) + D] += g;
   }
 }
@@ -130,7 +132,8 @@ STN_FUNCTION void field_tiles(const Launch& launch) {
         }
       }
       const int64 index = offset_of<D>(item.by_points, place.n, pixel);
-      for (int a = 0; a < D; ++a) put_number(item.by_points.data, item.wide, index + a * item.by_points.channel_stride, sums[a]);
+      for (int a = 0; a < D; ++a)
+        put_number(item.by_points.data, item.wide, index + a * item.by_points.channel_stride, sums[a]);
     }
     __syncthreads();
   }

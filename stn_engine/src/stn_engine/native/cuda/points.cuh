@@ -70,7 +70,9 @@ STN_FUNCTION P in_pixels(P x, int size, int unit) {
 
 STN_FUNCTION T grid_coordinate(const Item& item, int a, int64 index) {
   const int size = item.from.size[a];
-  if (item.wide) return static_cast<T>(in_pixels(fetched(reinterpret_cast<const double*>(item.points.data) + index), size, item.unit));
+  if (item.wide)
+    return static_cast<T>(
+        in_pixels(fetched(reinterpret_cast<const double*>(item.points.data) + index), size, item.unit));
   return in_pixels(static_cast<T>(fetched(reinterpret_cast<const float*>(item.points.data) + index)), size, item.unit);
 }
 
@@ -88,7 +90,8 @@ STN_FUNCTION void spline_point(const Item& item, int n, const Pixel& pixel, T (&
   const double* basis = item.basis + lattice_index(item.to, pixel);
   double sum[2] = {};
   for (int k = 0; k < item.count / 2; ++k, basis += pixels)
-    for (int a = 0; a < 2; ++a) sum[a] = fused(number_at(item.parameters, item.wide, first + 2 * k + a), fetched(basis), sum[a]);
+    for (int a = 0; a < 2; ++a)
+      sum[a] = fused(number_at(item.parameters, item.wide, first + 2 * k + a), fetched(basis), sum[a]);
   for (int a = 0; a < 2; ++a) x[a] = static_cast<T>(sum[a] * item.factors[2 * a] + item.factors[2 * a + 1]);
 }
 
@@ -100,7 +103,7 @@ STN_FUNCTION void field_point(const Item& item, int n, const Pixel& pixel, T (&x
   for (int a = 0; a < D; ++a) {
     const int64 component = index + a * item.points.channel_stride;
     x[a] = static_cast<Kind>(item.kind) == Kind::grid ? grid_coordinate(item, a, component)
-                                                       : flow_coordinate(item, a, pixel.at[a], component);
+                                                      : flow_coordinate(item, a, pixel.at[a], component);
   }
 }
 
@@ -119,7 +122,9 @@ struct Generator<true> {
 template <>
 struct Generator<false> {
   STN_MEMBER Generator(const Item&, int) {}
-  STN_MEMBER void point(const Item& item, int n, const Pixel& pixel, T (&x)[D]) const { field_point(item, n, pixel, x); }
+  STN_MEMBER void point(const Item& item, int n, const Pixel& pixel, T (&x)[D]) const {
+    field_point(item, n, pixel, x);
+  }
 };
 
 // Either, as the item says.

@@ -10,7 +10,7 @@
 
 namespace stn {
 
-constexpr double kFar = 1e300;  // farther than any pixel
+constexpr double kFar = 1e300;    // farther than any pixel
 constexpr double kMargin = 1e-3;  // in pixels, beside what rounding may move a point
 constexpr double kReach = K == 4 ? 2.0 : K == 2 ? 1.0 : 0.5;
 
@@ -26,7 +26,7 @@ struct Reach {
   double extent[3];      // of that preimage; affine maps
   double sign;           // of W all over the target; 0 if it changes
   int projective, finite, invertible;
-  int always_few;        // whether no pixel has more than kFew candidates
+  int always_few;  // whether no pixel has more than kFew candidates
 };
 
 STN_FUNCTION double row_magnitude(const Item& item, const double (&row)[4]) {
@@ -82,8 +82,8 @@ STN_FUNCTION void invert(const Item& item, Reach& reach) {
     scale *= row_magnitude(item, reach.row[r]);
   }
   const double determinant = invert(m, reach.inverse);
-  reach.invertible = is_finite(determinant) &&
-                     magnitude(determinant) > 1e-9 * scale / (item.to.size[0] + item.to.size[1]);
+  reach.invertible =
+      is_finite(determinant) && magnitude(determinant) > 1e-9 * scale / (item.to.size[0] + item.to.size[1]);
   for (int a = 0; a < D && !reach.projective; ++a) {
     reach.inverse[a][D] = 0.0;
     for (int b = 0; b < D; ++b) reach.inverse[a][D] -= reach.inverse[a][b] * reach.row[b][D];
@@ -198,9 +198,10 @@ STN_FUNCTION Window window_of(const Item& item, const Reach& reach, const Pixel&
 // Columns of the target row (i, k) whose points lie in the box, where W has the sign `side`.
 STN_FUNCTION Range columns_of(const Item& item, const Reach& reach, const Box& box, int i, int k, double side) {
   double low = -1.0, high = static_cast<double>(item.to.size[0]);
-  const auto cut = [&](const double (&row)[4], double bound, double sign, double slack) {
+  const auto cut = [&](const double(&row)[4], double bound, double sign, double slack) {
     const bool divides = reach.projective != 0;
-    const double w[4] = {divides ? reach.row[2][0] : 0.0, divides ? reach.row[2][1] : 0.0, divides ? reach.row[2][2] : 1.0, 0.0};
+    const double w[4] = {divides ? reach.row[2][0] : 0.0, divides ? reach.row[2][1] : 0.0,
+                         divides ? reach.row[2][2] : 1.0, 0.0};
     const double by_j = sign * (row[0] - bound * w[0]), by_i = sign * (row[1] - bound * w[1]);
     double constant = sign * (row[D] - bound * (D == 2 ? w[2] : 1.0)) + by_i * i + slack;
     if (D == 3) constant += sign * row[2] * k;

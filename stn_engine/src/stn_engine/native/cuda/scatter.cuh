@@ -21,7 +21,8 @@ STN_FUNCTION double power_of_two(int exponent) {
 // The largest sum that item n_source can get is 2^exponent: peak·points·4, since weights of a point sum to less than 4.
 STN_FUNCTION int bound_of(const Item& item, int n_source) {
   const double peak = __longlong_as_double(static_cast<int64>(item.peaks[n_source]));
-  const double points = static_cast<double>(item.to.size[0]) * item.to.rows * (item.by_source.batch == 1 ? item.batch : 1);
+  const double points =
+      static_cast<double>(item.to.size[0]) * item.to.rows * (item.by_source.batch == 1 ? item.batch : 1);
   const double bound = larger(peak, 1e-300) * points * 4.0;
   return static_cast<int>(__double_as_longlong(bound) >> 52) - 1022;
 }
@@ -76,7 +77,8 @@ STN_FUNCTION void add_floats(T* to, int64 stride, int live, const T (&values)[N]
 }
 
 template <int N, bool Interleaved>
-STN_FUNCTION void scatter_channels(const Item& item, const Plan& plan, int64 base, int channel, double scale, const T (&grad)[N]) {
+STN_FUNCTION void scatter_channels(const Item& item, const Plan& plan, int64 base, int channel, double scale,
+                                   const T (&grad)[N]) {
   const int64 stride = item.by_source.channel_stride;
   for_taps([&](int x, int y, int z) {
     if (!plan.inside(x, y, z)) return;
@@ -86,7 +88,8 @@ STN_FUNCTION void scatter_channels(const Item& item, const Plan& plan, int64 bas
 #pragma unroll
     for (int c = 0; c < N; ++c) products[c] = weight * grad[c];
     if (item.peaks == nullptr)
-      return add_floats<N, Interleaved>(reinterpret_cast<T*>(item.accumulators) + index, stride, item.channels - channel, products);
+      return add_floats<N, Interleaved>(reinterpret_cast<T*>(item.accumulators) + index, stride,
+                                        item.channels - channel, products);
 #pragma unroll
     for (int c = 0; c < N; ++c)
       if (Interleaved || c < item.channels - channel) add_integer(item, index + c * stride, products[c], scale);
@@ -116,8 +119,9 @@ STN_FUNCTION void scatter_tiles(const Launch& launch) {
         T grad[N];
         load_channels<N, Interleaved>(grads + channel * item.target.channel_stride, item.target.channel_stride,
                                       item.channels - channel, grad);
-        scatter_channels<N, Interleaved>(item, plan, n_source * item.by_source.batch_stride + channel * item.by_source.channel_stride,
-                                         channel, scale, grad);
+        scatter_channels<N, Interleaved>(
+            item, plan, n_source * item.by_source.batch_stride + channel * item.by_source.channel_stride, channel,
+            scale, grad);
       }
     }
     __syncthreads();
@@ -140,9 +144,11 @@ STN_FUNCTION void find_peaks(const Launch& launch) {
         if (is_finite(size)) peak = larger(peak, size);
       }
     }
-    for (int distance = kWarp / 2; distance > 0; distance /= 2) peak = larger(peak, __shfl_xor_sync(kAllLanes, peak, distance));
+    for (int distance = kWarp / 2; distance > 0; distance /= 2)
+      peak = larger(peak, __shfl_xor_sync(kAllLanes, peak, distance));
     if (threadIdx.x % kWarp == 0)
-      atomicMax(item.peaks + shared_index(place.n, item.by_source.batch), static_cast<uint64>(__double_as_longlong(peak)));
+      atomicMax(item.peaks + shared_index(place.n, item.by_source.batch),
+                static_cast<uint64>(__double_as_longlong(peak)));
     __syncthreads();
   }
 }
@@ -168,7 +174,8 @@ STN_FUNCTION void collect_tiles(const Launch& launch) {
         for (int c = 0; c < N; ++c) {
           if (channel + c >= item.channels) continue;
           const int64 index = base + (channel + c) * stride;
-          values[c] = item.peaks == nullptr ? reinterpret_cast<const T*>(item.accumulators)[index] : collected(item, index, quantum);
+          values[c] = item.peaks == nullptr ? reinterpret_cast<const T*>(item.accumulators)[index]
+                                            : collected(item, index, quantum);
         }
         store_channels<N, Interleaved>(reinterpret_cast<S*>(item.by_source.data) + base + channel * stride, stride,
                                        item.channels - channel, values);

@@ -39,22 +39,29 @@ STN_FUNCTION void add_slopes(const Item& item, const SlopePlan& plan, const S* s
   if constexpr (kHoldsTaps) {
     T taps[kTaps][N];
     read_taps<N, Interleaved>(item, plan, source, channel, taps);
-    join_slopes(plan, [&](int x, int y, int z, T (&tap)[N]) {
+    join_slopes(
+        plan,
+        [&](int x, int y, int z, T(&tap)[N]) {
 #pragma unroll
-      for (int c = 0; c < N; ++c) tap[c] = taps[(z * K + y) * K + x][c];
-    }, grad, by);
+          for (int c = 0; c < N; ++c) tap[c] = taps[(z * K + y) * K + x][c];
+        },
+        grad, by);
   } else {
     T outside[N];
     fill_of(item, channel, item.fills != 0, outside);
-    join_slopes(plan, [&](int x, int y, int z, T (&tap)[N]) {
-      read_tap<N, Interleaved>(item, plan, source, channel, outside, x, y, z, tap);
-    }, grad, by);
+    join_slopes(
+        plan,
+        [&](int x, int y, int z, T(&tap)[N]) {
+          read_tap<N, Interleaved>(item, plan, source, channel, outside, x, y, z, tap);
+        },
+        grad, by);
   }
 }
 
 // The derivative by the point of target pixel `pixel`, over the channels from `channel` to `last`.
 template <int N, bool Interleaved>
-STN_FUNCTION void slopes_of(const Item& item, int n, const Pixel& pixel, const T (&x)[D], int channel, int last, T (&by)[D]) {
+STN_FUNCTION void slopes_of(const Item& item, int n, const Pixel& pixel, const T (&x)[D], int channel, int last,
+                            T (&by)[D]) {
 #pragma unroll
   for (int a = 0; a < D; ++a) by[a] = T(0);
   if (!all_finite(x)) return;

@@ -27,21 +27,28 @@ STN_FUNCTION void sample(const Item& item, const Plan& plan, const S* source, in
   if constexpr (kHoldsTaps) {
     T taps[kTaps][N];
     read_taps<N, Interleaved>(item, plan, source, channel, taps);
-    join_taps(plan, [&](int x, int y, int z, T (&tap)[N]) {
+    join_taps(
+        plan,
+        [&](int x, int y, int z, T(&tap)[N]) {
 #pragma unroll
-      for (int c = 0; c < N; ++c) tap[c] = taps[(z * K + y) * K + x][c];
-    }, values);
+          for (int c = 0; c < N; ++c) tap[c] = taps[(z * K + y) * K + x][c];
+        },
+        values);
   } else {
     T outside[N];
     fill_of(item, channel, item.fills != 0, outside);
-    join_taps(plan, [&](int x, int y, int z, T (&tap)[N]) {
-      read_tap<N, Interleaved>(item, plan, source, channel, outside, x, y, z, tap);
-    }, values);
+    join_taps(
+        plan,
+        [&](int x, int y, int z, T(&tap)[N]) {
+          read_tap<N, Interleaved>(item, plan, source, channel, outside, x, y, z, tap);
+        },
+        values);
   }
 }
 
 template <int N, bool Interleaved>
-STN_FUNCTION void warp_pixel(const Item& item, const S* source, S* target, const Pixel& pixel, const T (&x)[D], int channel, int last) {
+STN_FUNCTION void warp_pixel(const Item& item, const S* source, S* target, const Pixel& pixel, const T (&x)[D],
+                             int channel, int last) {
   const bool finite = all_finite(x);
   const Plan plan(item, item.source, x);
   target += offset_of<D>(item.target, 0, pixel);
@@ -70,7 +77,8 @@ STN_FUNCTION void warp_tiles(const Launch& launch) {
       if (!pixel_of(place, item.to, units.pixel(unit), pixel)) continue;
       T x[D];
       generator.point(item, place.n, pixel, x);
-      warp_pixel<N, Interleaved>(item, source, target, pixel, x, units.first_channel(unit), units.last_channel(unit, item));
+      warp_pixel<N, Interleaved>(item, source, target, pixel, x, units.first_channel(unit),
+                                 units.last_channel(unit, item));
     }
     __syncthreads();
   }
