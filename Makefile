@@ -8,6 +8,7 @@ export PYTHONSAFEPATH := 1
 PROJECTS := proto stn_engine server client
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
+EMULATED := $(VENV)/.emulated
 
 # Installs again only when a dependency list changed. This compiles the engine, which takes minutes.
 $(INSTALLED): .ci/constraints.txt .ci/requirements.txt $(PROJECTS:%=%/pyproject.toml)
@@ -45,7 +46,12 @@ $(RIVALS): .ci/requirements-bench.txt $(INSTALLED)
 demo: $(BUILT)  ## warp a photo, differentiate it, align two photos, all through a real server
 	$(BIN)/python client/examples/first_light.py --output build/demo
 
-test: $(BUILT) $(PROTOC)  ## the whole test suite
+# The CUDA kernels as the tests run them without a GPU.
+$(EMULATED): $(BUILT) tests/support/emulated_cuda.py tests/emulation/cuda.h
+	PYTHONPATH=tests $(BIN)/python -m support.emulated_cuda
+	@touch $@
+
+test: $(BUILT) $(PROTOC) $(EMULATED)  ## the whole test suite
 	$(BIN)/pytest
 
 # Those of a machine with a GPU: its own Python with torch, cuda-core and pytest, and nothing installed.

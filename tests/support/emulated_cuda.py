@@ -1,18 +1,20 @@
 """Runs the kernels of the ``cuda`` backend on the CPU: compiled by g++, in blocks of one thread.
 
 Everything else is the backend's own: the table, the scratch memory, the order of launches.
+``python -m support.emulated_cuda`` compiles all of them beforehand, on every core.
 """
 
 import ctypes
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
 import torch
 
-from stn_engine.backends._cuda.programs import Program, sources_digest
+from stn_engine.backends._cuda.programs import Program, all_programs, sources_digest
 from stn_engine.backends.cuda import CudaBackend
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +32,11 @@ def command(program: Program) -> list[str]:
 
 @cache
 def library(program: Program) -> ctypes.CDLL:
+    """The program, loaded."""
+    return ctypes.CDLL(str(compiled(program)))
+
+
+def compiled(program: Program) -> Path:
     """The program as a shared library, compiled unless an earlier run did."""
     arguments = command(program)
     digest = sha256(
@@ -41,7 +48,7 @@ def library(program: Program) -> ctypes.CDLL:
         unfinished = path.with_suffix(f".{os.getpid()}")
         subprocess.run([*arguments, "-o", str(unfinished)], check=True, timeout=110)
         unfinished.rename(path)
-    return ctypes.CDLL(str(path))
+    return path
 
 
 class EmulatedLauncher:
@@ -60,3 +67,8 @@ class EmulatedLauncher:
 
 
 EMULATED_CUDA = CudaBackend(EmulatedLauncher())
+
+
+if __name__ == "__main__":
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compiled, all_programs()))
