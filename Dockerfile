@@ -1,0 +1,92 @@
+# The server as an image: `docker build --target cpu .`, or `--target cuda`. See deploy/README.md.
+#
+# Wheels in wheelhouse/ go before any index, and an engine in dist/ before compiling one, so that
+# `make wheelhouse` is all that a build without a network needs. Third-party packages, the engine
+# and the server are layers of their own: what changes often is small and comes last.
+
+# Both bases need the same Python at the same path, the first one a C++ compiler unless dist/ has
+# the engine.
+ARG BUILD_BASE=python:3.11.14-bookworm
+ARG BASE=python:3.11.14-slim-bookworm
+
+FROM ${BUILD_BASE} AS build
+ENV PIP_CONSTRAINT=/wheelhouse/constraints.txt \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PYTHONSAFEPATH=1
+RUN python3 -m venv /opt/stn/python
+COPY deploy/install /usr/local/bin/install-python
+COPY .ci/constraints.txt wheelhous[e] /wheelhouse/
+
+FROM build AS packages
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+COPY deploy/requirements.txt /src/
+RUN PIP_EXTRA_INDEX_URL=${TORCH_INDEX} install-python --requirement=/src/requirements.txt
+
+FROM build AS engine
+COPY deploy/requirements.txt dist/stn_engine-*.whl /dist/
+COPY stn_engine /src/stn_engine
+RUN for engine in /dist/*.whl /src/stn_engine; do [ -e "$engine" ] && break; done \
+    && install-python --no-deps --target=/opt/stn/engine "$engine"
+
+FROM build AS server
+COPY proto /src/proto
+COPY server /src/server
+RUN install-python --no-deps --target=/opt/stn/server /src/proto /src/server
+
+FROM ${BASE} AS runtime
+ENV PATH=/opt/stn/python/bin:${PATH} \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONPATH=/opt/stn/server:/opt/stn/engine \
+    PYTHONSAFEPATH=1 \
+    PYTHONUNBUFFERED=1 \
+    STN_LISTEN=0.0.0.0:50051 \
+    STN_METRICS_LISTEN=0.0.0.0:9464
+USER 65532:65532
+WORKDIR /
+EXPOSE 50051 9464
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30s CMD ["python", "-m", "stn_server.probe"]
+ENTRYPOINT ["python", "-m", "stn_server"]
+
+FROM runtime AS cpu
+COPY --from=packages /opt/stn/python /opt/stn/python
+COPY --from=engine /opt/stn/engine /opt/stn/engine
+COPY --from=server /opt/stn/server /opt/stn/server
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="stn-server" \
+      org.opencontainers.image.description="Batching gRPC server for spatial transformers" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+
+# The same with torch's CUDA wheels, which bring the user libraries, and with the kernels compiled
+# ahead; a driver is all that the host adds.
+FROM build AS packages-cuda
+ARG TORCH_CUDA_INDEX=https://download.pytorch.org/whl/cu130
+COPY deploy/requirements.txt deploy/requirements-cuda.txt /src/
+RUN PIP_EXTRA_INDEX_URL=${TORCH_CUDA_INDEX} install-python \
+    --requirement=/src/requirements.txt --requirement=/src/requirements-cuda.txt
+
+FROM packages-cuda AS kernels
+ARG ARCHITECTURES="sm_80 sm_90 sm_100"
+COPY --from=engine /opt/stn/engine /opt/stn/engine
+RUN PYTHONPATH=/opt/stn/engine STN_KERNEL_CACHE=/opt/stn/kernels \
+    /opt/stn/python/bin/python -m stn_engine.warm $(printf -- '--arch %s ' ${ARCHITECTURES})
+
+FROM runtime AS cuda
+ENV STN_KERNEL_CACHE=/opt/stn/kernels \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY --from=packages-cuda /opt/stn/python /opt/stn/python
+COPY --from=engine /opt/stn/engine /opt/stn/engine
+COPY --from=kernels /opt/stn/kernels /opt/stn/kernels
+COPY --from=server /opt/stn/server /opt/stn/server
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="stn-server" \
+      org.opencontainers.image.description="Batching gRPC server for spatial transformers, on CUDA" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"

@@ -1,0 +1,54 @@
+"""The command `python -m stn_server.probe [ADDRESS]`: exits with 0 if a server there is ready.
+
+Without an address it asks the first one that the environment says to listen on, as a health check
+inside the server's container does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from stn_server.config import split_address
+from stn_server.settings import load
+
+TIMEOUT_S = 3.0
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - recognised, not bound
+
+
+def main(
+    arguments: Sequence[str] = tuple(sys.argv[1:]), environment: Mapping[str, str] = os.environ
+) -> int:
+    """Asks once; says on standard error why the exit code is 1."""
+    address = arguments[0] if arguments else load((), environment).listen[0]
+    try:
+        status = _ask(_reachable(address))
+    except grpc.RpcError as error:
+        status = error.code().name
+    if status != "SERVING":
+        print(f"{address}: expected SERVING, got {status}.", file=sys.stderr)  # noqa: T201
+    return int(status != "SERVING")
+
+
+def _reachable(address: str) -> str:
+    """Where to call a server that listens on an address."""
+    if address.startswith("unix:"):
+        return address
+    host, port = split_address("listen", address)
+    return f"{EVERYWHERE.get(host, host)}:{port}"
+
+
+def _ask(target: str) -> str:
+    """The name of the status that the health service reports for the server as a whole."""
+    with grpc.insecure_channel(target) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
