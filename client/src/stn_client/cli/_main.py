@@ -13,7 +13,7 @@ from stn_client._client import Client
 from stn_client._credentials import Tls
 from stn_client._errors import StnClientError
 from stn_client._transforms import Affine
-from stn_client.cli import _images
+from stn_client.cli import _containers, _images
 from stn_client.cli._geometry import pixel_theta
 
 DEFAULT_TARGET = "127.0.0.1:50051"
@@ -23,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a subcommand; returns the exit code: 1 if the service or a file refused."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    if "manage" in options:
+        return _containers.manage(options)
     try:
         client = _connect(options)
     except ValueError as error:
@@ -109,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    _containers.add_commands(commands)
     info = commands.add_parser(
         "info", help="what the server is, offers, allows and has done", allow_abbrev=False
     )

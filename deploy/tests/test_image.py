@@ -1,0 +1,128 @@
+"""What the image is, and how a container of it behaves."""
+
+import asyncio
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stn_client import Affine, AsyncClient, Client
+from support.bad_requests import ramp, theta
+from support.engine import wait_for_event
+from support.harness import scrape
+
+pytestmark = pytest.mark.timeout(600)
+
+ROOT = Path(__file__).parents[2]
+U, THETA = ramp(1, 3, 60, 80), Affine(theta(1))
+MIB = 1024 * 1024
+
+
+def test_the_image_says_what_it_is_and_how_to_stop_it(image):
+    """Labels, nobody's user, a signal, a health check, and no shell around the server."""
+    config = image.attrs["Config"]
+    assert config["User"] == "65532:65532"
+    assert config["StopSignal"] == "SIGTERM"
+    assert config["Entrypoint"] == ["python", "-m", "stn_server"]
+    assert config["Healthcheck"]["Test"] == ["CMD", "python", "-m", "stn_server.probe"]
+    assert config["Labels"]["org.opencontainers.image.revision"] == "tested"
+    assert config["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
+
+
+def test_a_change_of_the_server_keeps_all_other_layers(build, image, tmp_path):
+    """Third-party packages and the engine are neither built nor sent again."""
+    context = tmp_path / "context"
+    others = shutil.ignore_patterns(".git", ".venv", ".*_cache", "build")
+    shutil.copytree(ROOT, context, copy_function=os.link, ignore=others)
+    changed = context / "server/src/stn_server/__init__.py"
+    text = changed.read_text()
+    changed.unlink()
+    changed.write_text(f"{text}\nCHANGED = True\n")
+    before, after = (one.attrs["RootFS"]["Layers"] for one in (image, build(context)))
+    assert after[:-1] == before[:-1]
+    assert after[-1] != before[-1]
+
+
+def test_a_container_warps_differentiates_and_counts(start):
+    """Forward and backward through the SDK, then the metrics."""
+    server = start()
+    identity = Affine(np.eye(2, 3)[None])
+    with Client(server.target) as stn:
+        np.testing.assert_array_equal(stn.warp(U, identity, coordinates="pixel"), U)
+        gradients = stn.warp_gradients(U, U, identity, coordinates="pixel")
+    np.testing.assert_array_equal(gradients.feature_map, U)
+    found = scrape(server.metrics)
+    assert found['stn_requests_total{code="OK",method="Warp"}'] == 1
+    assert found['stn_requests_total{code="OK",method="WarpGradients"}'] == 1
+
+
+def test_the_engine_calls_a_container_healthy(engine, start):
+    """The health check of the image runs inside and finds the server ready."""
+    wait_for_event(engine, start().container, "health_status: healthy")
+
+
+def test_nothing_can_be_written(start):
+    """The root file system is read-only, and the server does not mind."""
+    container = start().container
+    code, output = container.exec_run(["python", "-c", "open('/tmp/file', 'w')"])
+    assert (code, b"Read-only file system" in output) == (1, True)
+    assert not container.diff()
+
+
+def test_stopping_answers_what_was_admitted(start):
+    """`docker stop` while calls wait: all are answered within the grace, and it ends with 0."""
+    server = start(environment={"STN_BATCHING_WINDOW_S": "3"})
+
+    async def load():
+        async with AsyncClient(server.target) as stn:
+            calls = [asyncio.create_task(stn.warp(U, THETA)) for _ in range(8)]
+            while (await stn.server_info()).statistics.queued_items < len(calls):
+                pass
+            code = await asyncio.to_thread(server.stop)
+            return code, await asyncio.gather(*calls)
+
+    code, results = asyncio.run(asyncio.wait_for(load(), timeout=60))
+    assert code == 0
+    assert all(np.array_equal(result, results[0]) for result in results)
+
+
+def test_a_memory_limit_is_respected(start):
+    """With limits to match, four times the memory passes through and nothing is killed."""
+    limit = 640 * MIB
+    limits = {
+        "STN_BATCHING_MAX_ADMITTED_BYTES": str(128 * MIB),
+        "STN_LIMITS_MAX_MESSAGE_BYTES": str(32 * MIB),
+        "STN_LIMITS_MAX_OUTPUT_BYTES": str(32 * MIB),
+        "STN_RETAINED_BYTES": "0",
+    }
+    server = start(mem_limit=limit, memswap_limit=limit, environment=limits)
+    large = np.ones((1, 1, 2048, 2048), np.float32)
+
+    async def load():
+        async with AsyncClient(server.target) as stn:
+            for _ in range(20):
+                await asyncio.gather(*(stn.warp(large, THETA) for _ in range(4)))
+
+    asyncio.run(load())
+    server.container.reload()
+    assert server.container.attrs["HostConfig"]["Memory"] == limit
+    assert server.container.attrs["State"]["OOMKilled"] is False
+    assert server.container.stats(stream=False)["memory_stats"]["usage"] <= limit
+    assert server.stop() == 0
+
+
+def test_a_killed_server_is_started_again(engine, start):
+    """SIGKILL under a restart policy: a client with retries does not notice."""
+    server = start(restart_policy={"Name": "on-failure"})
+    container = server.container
+    with Client(server.target) as stn:
+        before = stn.warp(U, THETA)
+        container.reload()
+        os.kill(container.attrs["State"]["Pid"], signal.SIGKILL)
+        wait_for_event(engine, container, "die")
+        np.testing.assert_array_equal(stn.warp(U, THETA), before)
+    container.reload()
+    assert container.attrs["RestartCount"] == 1

@@ -1,0 +1,51 @@
+"""`stn_client.docker` and `stn up`, `logs`, `down` against a real engine."""
+
+import pytest
+
+from stn_client import Client
+from stn_client.cli import main
+from stn_client.docker import ContainerError, ServerContainer
+from support.engine import IMAGE
+
+pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("image")]
+
+
+def test_a_server_lives_as_long_as_its_context(engine):
+    """Ready inside; afterwards nothing is left."""
+    with ServerContainer(IMAGE, network="host") as server, Client(server.target) as stn:
+        assert stn.server_info().ready
+    assert engine.containers.list(all=True) == []
+
+
+def test_the_command_starts_reads_and_stops(engine, capsys):
+    """What `up` prints leads to the server; after `down` the name is free."""
+    where = ["--network=host", "--port=0", "--metrics-port=0"]
+    assert main(["up", f"--image={IMAGE}", *where]) == 0
+    target, metrics = (line.split()[1] for line in capsys.readouterr().out.splitlines())
+    assert metrics.endswith("/metrics")
+    assert main([f"--target={target}", "info"]) == 0
+    assert "ready: true" in capsys.readouterr().out
+    assert main(["logs"]) == 0
+    assert '"event": "serving"' in capsys.readouterr().out
+    assert main(["down"]) == 0
+    assert main(["down"]) == 1
+    assert "stn: container: expected one, got No such container: stn" in capsys.readouterr().err
+    assert engine.containers.list(all=True) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"image": "stn-test/none"}, r"image: expected one on the engine, .* docker build"),
+        ({"gpus": "all"}, r"gpus: expected an engine with the NVIDIA .* Leave gpus out"),
+        ({"environment": {"STN_THREADS": "x"}}, r"exit code 2\. Its log ends: .*STN_THREADS"),
+        ({"timeout_s": 0.0}, r"expected it to be ready in time, got none"),
+        ({"network": "bridge"}, r'port 50051 .*, got none: .* Try network="host"'),
+        ({"cpu_count": "many"}, r"docker: expected a container, got .*many"),
+    ],
+)
+def test_what_cannot_be_started_says_why(engine, options, match):
+    """The message has what to do, and no container is left."""
+    with pytest.raises(ContainerError, match=match):
+        ServerContainer(**{"image": IMAGE, "network": "host", **options})
+    assert engine.containers.list(all=True) == []

@@ -1,0 +1,57 @@
+"""deploy/compose.yaml, as Docker Compose reads it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stn_server.settings import load
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+
+
+@pytest.fixture(scope="module")
+def services():
+    """What Docker Compose makes of the file; it refuses what it does not know."""
+    compose = Path(sys.executable).parent / "docker-compose"
+    command = [compose, "--file", DEPLOY / "compose.yaml", "config", "--format=json"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return json.loads(text)["services"]
+
+
+def test_what_is_mounted_exists(services):
+    """An absent source would become an empty folder."""
+    binds = [
+        volume
+        for service in services.values()
+        for volume in service.get("volumes", ())
+        if volume["type"] == "bind"
+    ]
+    assert len(binds) == 3
+    assert all(Path(volume["source"]).exists() and volume["read_only"] for volume in binds)
+
+
+def test_only_this_machine_can_reach_it(services):
+    """Every published port is on the loopback interface."""
+    ports = [port for service in services.values() for port in service["ports"]]
+    assert {port["host_ip"] for port in ports} == {"127.0.0.1"}
+    assert [port["target"] for port in services["server"]["ports"]] == [50051]
+
+
+def test_services_are_pinned_bounded_and_locked_down(services):
+    """Versions, memory and capabilities."""
+    for service in services.values():
+        assert ":" in service["image"]
+        assert not service["image"].endswith(":latest")
+        assert int(service["mem_limit"]) > 0
+        assert service["cap_drop"] == ["ALL"]
+    assert services["server"]["read_only"]
+
+
+def test_the_server_has_time_to_stop(services):
+    """Lame duck and grace fit into what Compose waits."""
+    lifecycle = load((), services["server"]["environment"]).lifecycle
+    assert services["server"]["stop_grace_period"] == "40s"
+    assert lifecycle.lame_duck_s + lifecycle.grace_s < 40

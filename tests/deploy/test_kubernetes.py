@@ -1,0 +1,114 @@
+"""The Kubernetes manifests, as `kubectl apply -k` would send them."""
+
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from stn_server.settings import load
+
+ROOT = Path(__file__).parents[2]
+OVERLAYS = ("cpu", "gpu")
+API_VERSION = "1.37"
+CUSTOM = {"ServiceMonitor"}
+"""Kinds that the Kubernetes API itself does not define."""
+
+LABELS = {"app.kubernetes.io/name": "stn"}
+
+overlays = pytest.mark.parametrize("overlay", OVERLAYS)
+
+
+@cache
+def rendered(overlay):
+    """Every object of an overlay by its kind."""
+    kubectl = Path(sys.executable).parent / "kubectl"
+    command = [kubectl, "kustomize", ROOT / "deploy/k8s" / overlay]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {found["kind"]: found for found in yaml.safe_load_all(text)}
+
+
+def container(overlay):
+    """The server's container."""
+    (found,) = rendered(overlay)["Deployment"]["spec"]["template"]["spec"]["containers"]
+    return found
+
+
+@overlays
+def test_objects_fit_the_schemas_of_the_api(overlay):
+    """Kubernetes' own schemas, strictly: a misspelt field is an error."""
+    objects = rendered(overlay)
+    assert set(objects) == CUSTOM | {
+        "Deployment",
+        "Service",
+        "PodDisruptionBudget",
+        "HorizontalPodAutoscaler",
+        "NetworkPolicy",
+    }
+    for kind in set(objects) - CUSTOM:
+        kubernetes_validate.validate(objects[kind], API_VERSION, strict=True)
+
+
+def test_the_schemas_refuse_a_misspelt_field():
+    """The check above can fail."""
+    service = {**rendered("cpu")["Service"], "specs": {}}
+    with pytest.raises(kubernetes_validate.ValidationError, match="specs"):
+        kubernetes_validate.validate(service, API_VERSION, strict=True)
+
+
+@overlays
+def test_everything_selects_the_same_pods(overlay):
+    """An empty selector would mean every pod of the namespace."""
+    objects = rendered(overlay)
+    spec = {kind: found["spec"] for kind, found in objects.items()}
+    assert spec["Deployment"]["template"]["metadata"]["labels"] == LABELS
+    assert spec["Service"]["selector"] == objects["Service"]["metadata"]["labels"] == LABELS
+    assert spec["NetworkPolicy"]["podSelector"] == {"matchLabels": LABELS}
+    for kind in ("Deployment", "PodDisruptionBudget", "ServiceMonitor"):
+        assert spec[kind]["selector"] == {"matchLabels": LABELS}
+
+
+@overlays
+def test_ports_meet(overlay):
+    """Whatever is called or scraped by name is a port of the container."""
+    ports = {port["name"]: port["containerPort"] for port in container(overlay)["ports"]}
+    assert ports == {"grpc": 50051, "metrics": 9464}
+    objects = rendered(overlay)
+    service = {port["name"] for port in objects["Service"]["spec"]["ports"]}
+    scraped = {endpoint["port"] for endpoint in objects["ServiceMonitor"]["spec"]["endpoints"]}
+    allowed = {
+        port["port"]
+        for rule in objects["NetworkPolicy"]["spec"]["ingress"]
+        for port in rule["ports"]
+    }
+    assert scraped < service == allowed == set(ports)
+
+
+@overlays
+def test_the_server_understands_its_settings_and_has_time_to_stop(overlay):
+    """preStop, lame duck and grace fit into what Kubernetes waits."""
+    settings = {entry["name"]: entry["value"] for entry in container(overlay)["env"]}
+    lifecycle = load((), settings).lifecycle
+    pod = rendered(overlay)["Deployment"]["spec"]["template"]["spec"]
+    pause_s = 3
+    assert f"time.sleep({pause_s})" in str(container(overlay)["lifecycle"]["preStop"])
+    needed_s = pause_s + lifecycle.lame_duck_s + lifecycle.grace_s
+    assert needed_s < pod["terminationGracePeriodSeconds"]
+    assert pod["enableServiceLinks"] is False
+
+
+@overlays
+def test_pods_are_locked_down_and_have_their_resources(overlay):
+    """Nobody's user, nothing to write, no capabilities; limits equal requests."""
+    found = container(overlay)
+    assert found["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert found["resources"]["requests"] == found["resources"]["limits"]
+    assert found["image"] == {"cpu": "stn-server:cpu", "gpu": "stn-server:cuda"}[overlay]
+    assert ("nvidia.com/gpu" in found["resources"]["limits"]) == (overlay == "gpu")

@@ -1,0 +1,102 @@
+"""What watches the server: alert rules, the scrape, and every query of the dashboard."""
+
+import contextlib
+import json
+import re
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stn_client import Affine, Client, OverloadedError, RetryPolicy
+from stn_client.local import LocalServer
+from support.bad_requests import ramp, theta
+from support.prometheus import Prometheus
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+RULES = DEPLOY / "prometheus/alerts.yaml"
+DASHBOARD = json.loads((DEPLOY / "grafana/dashboard.json").read_text())
+QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+
+
+def promtool(*arguments):
+    """Runs promtool; fails with what it says."""
+    command = ["promtool", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def alerts():
+    """Every alert rule."""
+    (group,) = yaml.safe_load(RULES.read_text())["groups"]
+    return group["rules"]
+
+
+def test_prometheus_takes_the_configuration():
+    """With the rules it names."""
+    promtool("check", "config", DEPLOY / "prometheus/prometheus.yaml")
+
+
+def test_alerts_fire_when_they_should_and_only_then():
+    """Two histories of half an hour: all is well, and nothing is."""
+    promtool("test", "rules", DEPLOY / "prometheus/alerts_test.yaml")
+
+
+@pytest.mark.parametrize("rule", alerts(), ids=lambda rule: rule["alert"])
+def test_every_alert_has_its_place_in_the_runbook(rule):
+    """The annotation leads to a section of the README."""
+    path, anchor = rule["annotations"]["runbook"].split("#")
+    assert anchor == rule["alert"].lower()
+    assert f"### {rule['alert']}\n" in (DEPLOY.parent / path).read_text()
+    assert rule["labels"]["severity"] in {"critical", "warning"}
+
+
+def test_the_dashboard_reads_the_provisioned_source():
+    """Both files name the same source."""
+    source = yaml.safe_load(
+        (DEPLOY / "grafana/provisioning/datasources/prometheus.yaml").read_text()
+    )
+    (uid,) = (entry["uid"] for entry in source["datasources"])
+    assert {panel["datasource"]["uid"] for panel in DASHBOARD["panels"]} == {uid}
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+
+
+@contextlib.contextmanager
+def load(target):
+    """Calls from four threads, more than are admitted."""
+    done = threading.Event()
+
+    def call():
+        with Client(target, retry=RetryPolicy(attempts=1)) as stn:
+            while not done.is_set():
+                with contextlib.suppress(OverloadedError):
+                    stn.warp(ramp(1, 3, 60, 80), Affine(theta(1)))
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.slow
+def test_every_query_of_the_dashboard_finds_data(tmp_path):
+    """A real Prometheus scrapes a real server under load; each query has a number.
+
+    So has each metric that an alert is about.
+    """
+    names = {name for rule in alerts() for name in re.findall(r"stn_\w+", rule["expr"])}
+    with (
+        LocalServer("--batching-max-admitted-items=2") as server,
+        load(server.target),
+        Prometheus(tmp_path, server.metrics) as prometheus,
+    ):
+        for query in [*QUERIES, *names]:
+            recent = query.replace("$__rate_interval", "2s")
+            prometheus.wait_for(f"count(({recent}) >= 0) > bool 0", 1.0)
