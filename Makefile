@@ -15,7 +15,7 @@ $(INSTALLED): .ci/constraints.txt .ci/requirements.txt $(PROJECTS:%=%/pyproject.
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --requirement .ci/requirements.txt
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --no-build-isolation \
-		--editable proto --editable stn_engine --editable server[otel] --editable client[demo]
+		--editable proto --editable stn_engine --editable server[otel] --editable client[demo,docker]
 	@touch $@
 
 CPP := $(shell find stn_engine/src/stn_engine/native -type f)
@@ -41,7 +41,17 @@ $(RIVALS): .ci/requirements-bench.txt $(INSTALLED)
 	$(BIN)/pip install --quiet --no-deps --requirement $<
 	@touch $@
 
-.PHONY: demo test test-gpu check fuzz-native fuzz-server overload chaos soak format proto docs bench bench-engine bench-gpu clean help
+WHEELHOUSE := wheelhouse/.filled
+
+# What the image is built from without a network. The engine comes from the objects of $(BUILT).
+$(WHEELHOUSE): $(BUILT) $(shell find stn_engine/src -name '*.py') .ci/constraints.txt deploy/requirements.txt
+	rm -rf wheelhouse dist
+	$(BIN)/pip download --quiet --only-binary=:all: --constraint .ci/constraints.txt \
+		--dest wheelhouse --requirement deploy/requirements.txt hatchling
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist ./stn_engine
+	@touch $@
+
+.PHONY: demo test test-containers wheelhouse test-gpu check fuzz-native fuzz-server overload chaos soak format proto docs bench bench-engine bench-gpu clean help
 
 demo: $(BUILT)  ## warp a photo, differentiate it, align two photos, all through a real server
 	$(BIN)/python client/examples/first_light.py --output build/demo
@@ -53,6 +63,11 @@ $(EMULATED): $(BUILT) tests/support/emulated_cuda.py tests/emulation/cuda.h
 
 test: $(BUILT) $(PROTOC) $(EMULATED)  ## the whole test suite
 	$(BIN)/pytest
+
+test-containers: $(WHEELHOUSE)  ## build the image and run it; needs a Docker engine, or root
+	$(BIN)/pytest deploy/tests
+
+wheelhouse: $(WHEELHOUSE)  ## all that `docker build` needs without a network
 
 # Those of a machine with a GPU: its own Python with torch, cuda-core and pytest, and nothing installed.
 ON_GPU := STN_TEST_GPU=1 PYTHONPATH=stn_engine/src:tests $(PYTHON)
@@ -114,7 +129,7 @@ bench-gpu:  ## the engine on a GPU against torch and the copy bandwidth; BENCH="
 	$(ON_GPU) -m bench.bench_cuda $(BENCH)
 
 clean:  ## remove the virtual environment and everything built
-	rm -rf $(VENV) build stn_engine/build stn_engine/src/stn_engine/_cpu.*.so
+	rm -rf $(VENV) build dist wheelhouse stn_engine/build stn_engine/src/stn_engine/_cpu.*.so
 
 help:
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16

@@ -8,7 +8,7 @@ import docker
 import pytest
 
 from stn_client.docker import ServerContainer
-from support.engine import IMAGE, import_base, running_engine
+from support.engine import IMAGE, containers_of_the_image, import_base, running_engine
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,7 +43,6 @@ def build(engine):
 
     yield build
     engine.images.remove(IMAGE, force=True)
-    engine.images.prune()
 
 
 @pytest.fixture(scope="session")
@@ -56,5 +55,5 @@ def image(build):
 def start(engine, image):
     """Starts servers of the image in the network of the host; they end with the test."""
     yield partial(ServerContainer, image.tags[0], network="host")
-    for container in engine.containers.list(all=True):
+    for container in containers_of_the_image(engine):
         container.remove(force=True)

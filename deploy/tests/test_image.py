@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stn_client import Affine, AsyncClient, Client
+from stn_client import Affine, AsyncClient, Client, RetryPolicy
 from support.bad_requests import ramp, theta
 from support.engine import wait_for_event
 from support.harness import scrape
@@ -118,7 +118,7 @@ def test_a_killed_server_is_started_again(engine, start):
     """SIGKILL under a restart policy: a client with retries does not notice."""
     server = start(restart_policy={"Name": "on-failure"})
     container = server.container
-    with Client(server.target) as stn:
+    with Client(server.target, retry=RetryPolicy(attempts=100, max_s=0.5)) as stn:
         before = stn.warp(U, THETA)
         container.reload()
         os.kill(container.attrs["State"]["Pid"], signal.SIGKILL)

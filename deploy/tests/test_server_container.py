@@ -5,7 +5,7 @@ import pytest
 from stn_client import Client
 from stn_client.cli import main
 from stn_client.docker import ContainerError, ServerContainer
-from support.engine import IMAGE
+from support.engine import IMAGE, containers_of_the_image
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("image")]
 
@@ -14,7 +14,7 @@ def test_a_server_lives_as_long_as_its_context(engine):
     """Ready inside; afterwards nothing is left."""
     with ServerContainer(IMAGE, network="host") as server, Client(server.target) as stn:
         assert stn.server_info().ready
-    assert engine.containers.list(all=True) == []
+    assert containers_of_the_image(engine) == []
 
 
 def test_the_command_starts_reads_and_stops(engine, capsys):
@@ -30,7 +30,7 @@ def test_the_command_starts_reads_and_stops(engine, capsys):
     assert main(["down"]) == 0
     assert main(["down"]) == 1
     assert "stn: container: expected one, got No such container: stn" in capsys.readouterr().err
-    assert engine.containers.list(all=True) == []
+    assert containers_of_the_image(engine) == []
 
 
 @pytest.mark.parametrize(
@@ -48,4 +48,4 @@ def test_what_cannot_be_started_says_why(engine, options, match):
     """The message has what to do, and no container is left."""
     with pytest.raises(ContainerError, match=match):
         ServerContainer(**{"image": IMAGE, "network": "host", **options})
-    assert engine.containers.list(all=True) == []
+    assert containers_of_the_image(engine) == []

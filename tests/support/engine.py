@@ -54,6 +54,11 @@ def import_base(engine):
     return BASE
 
 
+def containers_of_the_image(engine):
+    """Those of the image under test, running or not; an engine may have others."""
+    return engine.containers.list(all=True, filters={"ancestor": IMAGE})
+
+
 def wait_for_event(engine, container, name):
     """Returns once something has happened to a container, be it before the call."""
     for event in engine.events(since=BEGINNING, filters={"container": container.id}, decode=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, Self
 
 IMAGE = "stn-server:cpu"
@@ -82,8 +82,8 @@ class ServerContainer:
             **options,
         }
         options["environment"] = {**options["environment"], **(environment or {})}
-        with _explained():
-            self.container = _engine().containers.create(image, name=name, **options)
+        with _engine() as engine:
+            self.container = engine.containers.create(image, name=name, **options)
             try:
                 self.container.start()
                 self._wait_until_ready(time.monotonic() + timeout_s)
@@ -95,8 +95,7 @@ class ServerContainer:
 
     def stop(self, timeout_s: int = GRACE_S) -> int:
         """Lets the server finish, removes the container and returns the server's exit code."""
-        with _explained():
-            return _stop(self.container, timeout_s)
+        return stop(self.container.name, timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -146,8 +145,12 @@ def stop(name: str, timeout_s: int = GRACE_S) -> int:
     Raises:
         ContainerError: There is no such container, or no engine.
     """
-    with _explained():
-        return _stop(_engine().containers.get(name), timeout_s)
+    with _engine() as engine:
+        container = engine.containers.get(name)
+        container.stop(timeout=timeout_s)
+        code = int(container.wait()["StatusCode"])
+        _remove(container)
+        return code
 
 
 def logs(name: str, *, follow: bool = False) -> Iterator[bytes]:
@@ -156,8 +159,8 @@ def logs(name: str, *, follow: bool = False) -> Iterator[bytes]:
     Raises:
         ContainerError: There is no such container, or no engine.
     """
-    with _explained():
-        yield from _engine().containers.get(name).logs(stream=True, follow=follow)
+    with _engine() as engine:
+        yield from engine.containers.get(name).logs(stream=True, follow=follow)
 
 
 def _reach(network: str, port: int, metrics_port: int) -> dict[str, Any]:
@@ -189,22 +192,18 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _stop(container: Any, timeout_s: int) -> int:
-    container.stop(timeout=timeout_s)
-    code = int(container.wait()["StatusCode"])
-    _remove(container)
-    return code
-
-
 def _remove(container: Any) -> None:
     container.remove(force=True, v=True)
 
 
-def _engine() -> Any:
+@contextmanager
+def _engine() -> Iterator[Any]:
     """A connection to the engine that the environment names."""
-    import docker  # noqa: PLC0415 - optional
+    with _explained():
+        import docker  # noqa: PLC0415 - optional
 
-    return docker.from_env()
+        with closing(docker.from_env()) as engine:
+            yield engine
 
 
 @contextmanager
