@@ -41,7 +41,7 @@ def test_the_command_starts_reads_and_stops(engine, capsys):
         ({"environment": {"STN_THREADS": "x"}}, r"exit code 2\. Its log ends: .*STN_THREADS"),
         ({"timeout_s": 0.0}, r"expected it to be ready in time, got none"),
         ({"network": "bridge"}, r'port 50051 .*, got none: .* Try network="host"'),
-        ({"cpu_count": "many"}, r"docker: expected a container, got .*many"),
+        ({"mem_limit": 1}, r"docker: expected a container, got .*memory"),
     ],
 )
 def test_what_cannot_be_started_says_why(engine, options, match):
