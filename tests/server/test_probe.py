@@ -24,12 +24,13 @@ def answering(tmp_path):
 
 
 def test_ready_is_zero_however_the_server_listens(answering):
-    """A named address, every interface, a socket; without an address, the first of the settings."""
+    """A named address, every interface, a socket; without an address, what the settings say."""
     _servicer, port, socket = answering
     assert main([f"127.0.0.1:{port}"], {}) == 0
     assert main([f"0.0.0.0:{port}"], {}) == 0
     assert main([socket], {}) == 0
     assert main([], {"STN_LISTEN": f"0.0.0.0:{port},unix:/none"}) == 0
+    assert main([], {"STN_LISTEN": "unix:/none", "STN_ADMIN_LISTEN": socket}) == 0
 
 
 def test_not_ready_is_one_and_says_so(answering, capsys):

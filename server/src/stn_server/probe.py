@@ -1,7 +1,7 @@
 """The command `python -m stn_server.probe [ADDRESS]`: exits with 0 if a server there is ready.
 
-Without an address it asks the first one that the environment says to listen on, as a health check
-inside the server's container does.
+Without an address it asks `admin_listen`, or else the first of `listen`, as the environment sets
+them: the health check of a container. It speaks no TLS, which is what `admin_listen` is for.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main(
     arguments: Sequence[str] = tuple(sys.argv[1:]), environment: Mapping[str, str] = os.environ
 ) -> int:
     """Asks once; says on standard error why the exit code is 1."""
-    address = arguments[0] if arguments else load((), environment).listen[0]
+    address = arguments[0] if arguments else _own_address(environment)
     try:
         status = _ask(_reachable(address))
     except grpc.RpcError as error:
@@ -32,6 +32,12 @@ def main(
     if status != "SERVING":
         print(f"{address}: expected SERVING, got {status}.", file=sys.stderr)  # noqa: T201
     return int(status != "SERVING")
+
+
+def _own_address(environment: Mapping[str, str]) -> str:
+    """Where the server of this environment tells its health."""
+    config = load((), environment)
+    return config.admin_listen or config.listen[0]
 
 
 def _reachable(address: str) -> str:

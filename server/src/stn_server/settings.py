@@ -18,7 +18,7 @@ from stn_server.config import ConfigError, ServerConfig, unknown
 
 ENVIRONMENT_PREFIX = "STN_"
 CONFIG_FILE = "config"
-ENGINE_VARIABLES = ("STN_BACKEND",)
+ENGINE_VARIABLES = ("STN_BACKEND", "STN_KERNEL_CACHE")
 """Variables that share the prefix and are read by the engine itself."""
 
 
