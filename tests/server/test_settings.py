@@ -131,9 +131,9 @@ def test_an_unknown_name_suggests_the_nearest(arguments, environment, message):
         load(arguments, environment)
 
 
-def test_the_variable_of_the_engine_is_not_a_setting():
-    """The engine reads it itself; it is neither unknown nor ours."""
-    assert load([], {BACKEND_VARIABLE: "torch"}) == ServerConfig()
+def test_the_variables_of_the_engine_are_no_settings():
+    """The engine reads them itself; they are neither unknown nor ours."""
+    assert load([], {BACKEND_VARIABLE: "torch", "STN_KERNEL_CACHE": "/cache"}) == ServerConfig()
     with pytest.raises(ConfigError, match=r"STN_BACKND: .* Did you mean STN_BACKEND\?"):
         load([], {"STN_BACKND": "torch"})
 
