@@ -90,27 +90,21 @@ def test_stopping_answers_what_was_admitted(start):
 
 
 def test_a_memory_limit_is_respected(start):
-    """With limits to match, more than the memory passes through and nothing is killed."""
-    limit = 1024 * MIB
-    limits = {
-        "STN_BATCHING_MAX_ADMITTED_BYTES": str(128 * MIB),
-        "STN_LIMITS_MAX_MESSAGE_BYTES": str(32 * MIB),
-        "STN_LIMITS_MAX_OUTPUT_BYTES": str(32 * MIB),
-        "STN_RETAINED_BYTES": "0",
-    }
-    server = start(mem_limit=limit, memswap_limit=limit, environment=limits)
-    large = np.ones((1, 1, 2048, 2048), np.float32)
+    """More than the memory passes through in messages of 1 MiB, and nothing is killed."""
+    limit = 768 * MIB
+    server = start(mem_limit=limit, memswap_limit=limit)
+    feature_map = np.ones((1, 1, 512, 512), np.float32)
 
     async def load():
         async with AsyncClient(server.target) as stn:
-            for _ in range(16):
-                await asyncio.gather(*(stn.warp(large, THETA) for _ in range(4)))
+            for _ in range(100):
+                await asyncio.gather(*(stn.warp(feature_map, THETA) for _ in range(4)))
 
     asyncio.run(load())
     server.container.reload()
     assert server.container.attrs["HostConfig"]["Memory"] == limit
     assert server.container.attrs["State"]["OOMKilled"] is False
-    assert server.container.stats(stream=False)["memory_stats"]["usage"] <= limit
+    assert scrape(server.metrics)["stn_admitted_bytes"] == 0
     assert server.stop() == 0
 
 
