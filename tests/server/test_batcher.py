@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import weakref
 
 import pytest
 
@@ -354,6 +355,43 @@ async def test_a_place_is_taken_until_the_call_is_over():
     call.finish()
     assert (await submit(batcher, "next")).result == "next"
     assert_nothing_left(batcher)
+
+
+class RememberingCall:
+    """Keeps its callbacks when it is over, as gRPC's calls do until they are collected."""
+
+    def __init__(self):
+        self.callbacks = []
+
+    def add_done_callback(self, callback):
+        self.callbacks.append(callback)
+
+    def finish(self):
+        for callback in self.callbacks:
+            callback(self)
+
+
+class Message:
+    """Can be seen to die."""
+
+
+@in_virtual_time
+async def test_a_call_that_is_over_does_not_hold_its_message():
+    """Megabytes would wait for the collector, which looks at numbers of objects only."""
+    runner, call, message = FakeRunner(answer=silent), RememberingCall(), Message()
+    seen = weakref.ref(message)
+    batcher = make_batcher(runner)
+    await submit(batcher, message, call=call)
+    del message
+    runner.batches.clear()
+    call.finish()
+    assert seen() is None
+    assert_nothing_left(batcher)
+
+
+def silent(batch):
+    """Results that do not hold their problems."""
+    return [None] * len(batch.items)
 
 
 @in_virtual_time

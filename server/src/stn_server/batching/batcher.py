@@ -345,7 +345,10 @@ class Batcher:
         if call is None:
             self._gone.add(item)
         else:
-            call.add_done_callback(lambda _call: self._leave(item))
+            # gRPC ties a call and its callbacks into a ring that only the collector unties, some
+            # day; the item, and with it the message, must not hang on that.
+            held = [item]
+            call.add_done_callback(lambda _call: self._leave(held.pop()))
 
     def _leave(self, item: WorkItem) -> None:
         """Gives the place of an item back once its call is over and nobody waits for it."""
