@@ -75,7 +75,7 @@ class Metrics:
         self.running_items = Gauge("stn_running_items", "Calls being computed", registry=registry)
         self.admitted_bytes = Gauge(
             "stn_admitted_bytes",
-            "Operands and results of queued and running calls",
+            "Operands and results of calls whose reply has not left",
             registry=registry,
         )
         self.queue_age = Gauge(
