@@ -195,6 +195,7 @@ def test_lanes_share_a_queue():
         await lanes.run(make_batch())
         assert sorted(len(runner.batches) for runner in runners) == [1, 2]
         assert len(lanes) == 2
+        assert lanes.devices == ["cuda:0", "cuda:1"]
         assert {name for name, _ in busy} == {"cuda:0", "cuda:1"}
         assert [positive for _, positive in busy] == [True] * 3
 

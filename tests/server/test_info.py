@@ -43,6 +43,23 @@ def test_it_names_the_server_and_its_version(info):
     assert [device.name for device in reply.devices] == ["cpu"]
 
 
+def test_a_device_is_told_with_the_backend_that_runs_there():
+    """Not with the first one of the engine, which may need another device."""
+    info = ServerInfo(ServerConfig(), lambda: True, lambda: STATISTICS, ["cpu"])
+    (device,) = server_info_pb2.GetServerInfoReply.FromString(info.message()).devices
+    assert (device.name, device.backend) == ("cpu", "cpu")
+
+
+def test_a_backend_that_cannot_run_there_is_an_error_of_configuration(monkeypatch):
+    """It is the only one that the engine may use."""
+    monkeypatch.setenv(dispatch.BACKEND_VARIABLE, "cuda")
+    dispatch.candidates.cache_clear()
+    with pytest.raises(ConfigError, match="computes on CUDA devices, the operands are on cpu"):
+        ServerInfo(ServerConfig(), lambda: True, lambda: STATISTICS)
+    monkeypatch.undo()
+    dispatch.candidates.cache_clear()
+
+
 def test_a_backend_that_does_not_exist_is_an_error_of_configuration(monkeypatch):
     """The server does not start, instead of refusing every call."""
     dispatch.candidates.cache_clear()

@@ -159,7 +159,9 @@ class Server:
         await self._servicer.idle()
 
     def _grpc_server(self, seam: Seam) -> grpc.aio.Server:
-        info = ServerInfo(self._config, lambda: self._serving, self.batcher.statistics)
+        info = ServerInfo(
+            self._config, lambda: self._serving, self.batcher.statistics, self._lanes.devices
+        )
         limits = self._config.limits
         translator = self._tracing.translator(limits) if self._tracing else Translator(limits)
         self._servicer = Servicer(translator, self.batcher, self._metrics, info.message, seam)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from importlib.metadata import version
 
+import torch
+
 import stn_engine
-from stn_engine.dispatch import candidates
+from stn_engine.dispatch import select
 from stn_proto.codec import DTYPES
 from stn_proto.v1 import server_info_pb2, warp_pb2
 from stn_server.batching.batcher import Statistics
@@ -25,6 +27,7 @@ class ServerInfo:
         config: ServerConfig,
         is_ready: Callable[[], bool],
         statistics: Callable[[], Statistics],
+        devices: Iterable[str] = ("cpu",),
     ) -> None:
         self._started = time.monotonic()
         self._is_ready = is_ready
@@ -32,7 +35,9 @@ class ServerInfo:
         self._static = server_info_pb2.GetServerInfoReply(
             name="stn-server",
             version=version("stn-server"),
-            devices=[server_info_pb2.Device(name="cpu", backend=_preferred_backend())],
+            devices=[
+                server_info_pb2.Device(name=name, backend=_backend_on(name)) for name in devices
+            ],
             capabilities=_capabilities(),
             limits=_limits(config),
         )
@@ -47,11 +52,14 @@ class ServerInfo:
         return reply.SerializeToString()
 
 
-def _preferred_backend() -> str:
+def _backend_on(device: str) -> str:
+    """Name of the backend that warps there."""
+    feature_map, theta = torch.zeros(1, 1, 1, 1), torch.eye(2, 3)[None]
+    transform = stn_engine.Affine(theta.to(device))
     try:
-        return candidates()[0].name
-    except stn_engine.ParameterError as error:  # of the variable that chooses it
-        raise ConfigError(str(error)) from None
+        return select(stn_engine.WarpProblem(feature_map.to(device), transform)).name
+    except (stn_engine.ParameterError, stn_engine.BackendUnavailableError) as error:
+        raise ConfigError(str(error)) from None  # of the variable that names the only one
 
 
 def _capabilities() -> server_info_pb2.Capabilities:

@@ -96,6 +96,11 @@ class Lanes:
     def __len__(self) -> int:
         return len(self._runners)
 
+    @property
+    def devices(self) -> list[str]:
+        """Names of the devices, each once."""
+        return list(dict.fromkeys(name for name, _ in self._runners))
+
     async def run(self, batch: Batch) -> Sequence[Any]:
         """As `Runner.run`, on a runner that is free."""
         name, runner = lane = self._free.pop(0)
