@@ -86,11 +86,11 @@ class Server:
         self._tracing = _tracing(config)
         devices = devices_of(config.device)
         watcher = self._tracing.watch if self._tracing else nobody
-        runners: list[tuple[str, Runner]] = [
-            (device.name, EngineRunner(device, seam, watcher)) for device in devices
-        ]
-        if runner is not None:
-            runners = [("cpu", runner)]
+        runners: list[tuple[str, Runner]] = (
+            [(device.name, EngineRunner(device, seam, watcher)) for device in devices]
+            if runner is None
+            else [("cpu", runner)]
+        )
         self._lanes = Lanes(runners, self._metrics.lane_was_busy)
         make = self._tracing.batcher if self._tracing else Batcher
         self.batcher = make(

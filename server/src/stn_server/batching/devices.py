@@ -80,27 +80,30 @@ class Accelerator:
 
     def run(self, operation: Operation, problems: Sequence[Any], launching: Launching) -> list[Any]:
         """The problems together, or in two halves."""
-        with self._current():
-            try:
-                return self._moved(operation, problems, launching)
-            except torch.OutOfMemoryError:
-                middle = math.ceil(len(problems) / 2)
-        parts = [part for part in (problems[:middle], problems[middle:]) if part]
-        return [outcome for part in parts for outcome in self._half(operation, part, launching)]
+        outcomes = self._tried(operation, problems, launching)
+        if outcomes is not None:
+            return outcomes
+        middle = math.ceil(len(problems) / 2)
+        found: list[Any] = []
+        for half in filter(None, (problems[:middle], problems[middle:])):
+            self._give_back()
+            outcomes = self._tried(operation, half, launching)
+            found += [DeviceFullError(self.name) for _ in half] if outcomes is None else outcomes
+        return found
 
     def held_bytes(self) -> float:
         """What torch has reserved, whether it is in use or kept for later."""
         return float(torch.cuda.memory_reserved(self._device))
 
-    def _half(
+    def _tried(
         self, operation: Operation, problems: Sequence[Any], launching: Launching
-    ) -> list[Any]:
-        self._give_back()
+    ) -> list[Any] | None:
+        """One outcome per problem; None if the memory of the device does not suffice."""
         with self._current():
             try:
                 return self._moved(operation, problems, launching)
             except torch.OutOfMemoryError:
-                return [DeviceFullError(self.name) for _ in problems]
+                return None
 
     def _moved(
         self, operation: Operation, problems: Sequence[Any], launching: Launching
@@ -123,11 +126,12 @@ class Accelerator:
         return landed.tensors
 
     def _computed(self, operation: Operation, problems: Sequence[Any]) -> list[Any]:
-        likes = [like for problem in problems for like in _parts(_result_like(operation, problem))]
+        forms = [_result_like(operation, problem) for problem in problems]
+        likes = [like for form in forms for like in _parts(form)]
         results = Block(likes, self._device)
         replies = Block(likes, HOST, pinned=self._is_remote)
         places = iter(results.tensors)
-        out = [_rebuilt(_result_like(operation, problem), places) for problem in problems]
+        out = [_rebuilt(form, places) for form in forms]
         if operation in {Operation.WARP, Operation.WARP_GRADIENTS}:
             _RAGGED[operation](problems, out)
         else:  # grids are composed by torch, which allocates for itself
@@ -136,7 +140,7 @@ class Accelerator:
         replies.copy_from(results)
         self._finish()
         values = iter(replies.tensors)
-        return [_rebuilt(result, values) for result in out]
+        return [_rebuilt(form, values) for form in forms]
 
     @property
     def _is_remote(self) -> bool:
@@ -191,7 +195,7 @@ def _result_like(operation: Operation, problem: Any) -> Tensor | Gradients:
 
 def _meta(shape: Sequence[int], like: Tensor) -> Tensor:
     last = like.dim() == 4 and not like.is_contiguous()
-    order = torch.channels_last if last and len(shape) == 4 else torch.contiguous_format
+    order = torch.channels_last if last else torch.contiguous_format
     return torch.empty(tuple(shape), dtype=like.dtype, device="meta", memory_format=order)
 
 
