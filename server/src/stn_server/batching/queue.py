@@ -33,9 +33,6 @@ class KeyQueue:
     def __len__(self) -> int:
         return len(self._items)
 
-    def __contains__(self, item: WorkItem) -> bool:
-        return item.number in self._items
-
     @property
     def oldest_arrival(self) -> float:
         """When the oldest item came."""
