@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import subprocess
 import sys
+import threading
 from collections import Counter
 
 import uvloop
@@ -36,16 +36,15 @@ ENDS = {
 }
 
 
-async def victim(target: str) -> None:
-    """A caller that is killed in the middle of its calls, and the next one, until cancelled."""
+def kill_callers(target: str, enough: threading.Event) -> None:
+    """One caller after another is killed in the middle of its calls."""
     command = [sys.executable, "-m", "stress.chaos", "--victim", target]
-    while True:
-        process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
-        try:
-            await process.stdout.readline()  # its calls are under way
-        finally:
-            process.kill()
-            await process.wait()
+    while not enough.is_set():
+        # Not asyncio's: libuv forks, and a fork of a process that runs gRPC may crash before exec.
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as caller:
+            under_way = caller.stdout.readline()
+            caller.kill()
+            assert under_way, f"a caller ended by itself, with {caller.wait()}"
 
 
 async def be_victim(target: str) -> None:
@@ -69,11 +68,11 @@ async def chaos(requests: int) -> Report:
     with ServerProcess("faulty") as server:
         server.statistics()
         files_before = server.open_files()
-        killer = asyncio.create_task(victim(server.target))
+        enough = threading.Event()
+        killer = asyncio.create_task(asyncio.to_thread(kill_callers, server.target, enough))
         seen = await rounds(server, requests)
-        killer.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await killer
+        enough.set()
+        await killer
         left, serving = server.settled(), server.is_serving()
         files = server.open_files_down_to(files_before + SPARE_FILES)
     ended = sum((counts for counts, _, _ in seen), Counter())
