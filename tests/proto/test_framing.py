@@ -6,7 +6,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stn_proto import WireFormatError, join, split
+from stn_proto import Frame, WireFormatError, join, split
 from stn_proto.framing import ALIGNMENT_FIELD, PAYLOADS_FIELD
 from stn_proto.limits import (
     MAX_ENVELOPE_BYTES,
@@ -268,3 +268,22 @@ def test_framing_of_mutated_messages_splits_or_refuses(message):
 def test_framing_of_unknown_fields_agrees_with_protobuf(message):
     """Fields of any number and wire type are taken as protobuf takes them."""
     assert_splits_or_refuses(message)
+
+
+@given(
+    requests(), payload_lists, st.randoms(use_true_random=False), st.binary(min_size=1, max_size=1)
+)
+def test_a_frame_fits_what_differs_in_payloads_alone(request, payloads, random, byte):
+    """Then its payloads are where the frame says; any other difference is seen."""
+    message = join(request.SerializeToString(), payloads)
+    others = [random.randbytes(len(payload)) for payload in payloads]
+    other = join(request.SerializeToString(), others)
+    frame = Frame.of(message)
+    assert frame.fits(other)
+    assert [bytes(view) for view in frame.cut(other)] == others
+    assert not frame.fits(other + byte)
+    inside = {place for span in frame.payloads for place in range(span.start, span.stop)}
+    for place in set(range(len(message))) - inside:
+        changed = bytearray(other)
+        changed[place] ^= 1 + byte[0] % 255
+        assert not frame.fits(bytes(changed))

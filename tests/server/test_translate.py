@@ -15,7 +15,7 @@ from stn_server.batching.work import Cost, Finished, Operation
 from stn_server.config import LimitsConfig
 from stn_server.errors import InvalidRequestError
 from stn_server.tensors import to_numpy
-from stn_server.translate import Translator, _warp_key
+from stn_server.translate import MAX_PLANNED_BYTES, MAX_SIZES, Translator, _warp_key
 from support.bad_requests import (
     BASES,
     grid_gradients_request,
@@ -102,6 +102,7 @@ def test_every_type_of_the_contract_goes_both_ways(dtype, expected):
     """Bytes to tensor to bytes, unchanged."""
     values = ramp(2, 3, 4, 5, dtype=dtype)
     request = warp_request()
+    request.ClearField("output_size")
     replace(request, request.feature_map, values)
     task = decode(request)
     assert task.key.dtype is task.problem.feature_map.dtype is expected
@@ -115,6 +116,7 @@ def test_every_type_of_the_contract_goes_both_ways(dtype, expected):
 def test_channels_last_is_a_view():
     """The engine sees (N, C, H, W) over the bytes as they came, and the reply has them last."""
     request = warp_request()
+    request.ClearField("output_size")
     values = ramp(2, 4, 5, 3)
     replace(request, request.feature_map, values)
     request.feature_map.layout = tensor_pb2.LAYOUT_NHWC
@@ -210,6 +212,7 @@ def test_layouts_of_gradients_are_those_of_their_operands():
     request = warp_gradients_request()
     replace(request, request.feature_map, ramp(2, 4, 5, 3))
     request.feature_map.layout = tensor_pb2.LAYOUT_NHWC
+    request.needs.append(warp_pb2.OPERAND_FEATURE_MAP)
     task = decode(request, "WarpGradients")
     feature_map = task.problem.warp.feature_map
     reply, payloads = encode(
@@ -285,6 +288,29 @@ def test_a_kept_plan_still_checks_bytes_and_values():
     infinite.payloads[1] = np.full((2, 2, 3), np.inf, np.float32).tobytes()
     with pytest.raises(InvalidRequestError, match=r"theta: expected finite numbers, got inf at"):
         translator.decode(Operation.WARP, infinite.SerializeToString())
+
+
+def test_plans_are_kept_for_a_bounded_number_of_frames():
+    """Those of messages of equal size, the latest first; odd ones are read anew each time."""
+    translator = Translator(LimitsConfig())
+
+    def decoded(padding, alignment=b""):
+        request = warp_request()
+        request.spec.padding = padding
+        request.alignment = alignment
+        return translator.decode(Operation.WARP, request.SerializeToString())
+
+    first = decoded(warp_pb2.PADDING_ZEROS)
+    for padding in (warp_pb2.PADDING_BORDER, warp_pb2.PADDING_REFLECTION, warp_pb2.PADDING_FILL):
+        assert decoded(padding).plan is not first.plan
+    assert decoded(warp_pb2.PADDING_ZEROS).plan is first.plan
+    odd = bytes(MAX_PLANNED_BYTES)
+    assert (
+        decoded(warp_pb2.PADDING_ZEROS, odd).plan is not decoded(warp_pb2.PADDING_ZEROS, odd).plan
+    )
+    for size in range(MAX_SIZES):
+        decoded(warp_pb2.PADDING_ZEROS, bytes(1 + size))
+    assert decoded(warp_pb2.PADDING_ZEROS).plan is not first.plan
 
 
 def test_an_envelope_is_read_as_the_method_it_came_with():

@@ -4,16 +4,26 @@ Owns the messages (`stn_proto.v1`), the tensor codec and the framing of payloads
 the engine nor the server nor the client, so that both ends can share it.
 """
 
-from stn_proto.codec import Declaration, get_declaration, get_tensor, put_tensor
+from stn_proto.codec import (
+    Declaration,
+    describe_tensor,
+    get_declaration,
+    get_tensor,
+    put_tensor,
+    to_payload,
+)
 from stn_proto.errors import WireFormatError
-from stn_proto.framing import join, split
+from stn_proto.framing import Frame, join, split
 
 __all__ = [
     "Declaration",
+    "Frame",
     "WireFormatError",
+    "describe_tensor",
     "get_declaration",
     "get_tensor",
     "join",
     "put_tensor",
     "split",
+    "to_payload",
 ]

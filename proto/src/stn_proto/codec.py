@@ -63,10 +63,26 @@ def put_tensor(
     Raises:
         WireFormatError: The wire does not carry this type.
     """
-    number = data_type(array.dtype)
-    contiguous = np.ascontiguousarray(array, dtype=DTYPES[number])
-    payloads.append(contiguous.reshape(-1).view(np.uint8).data)
-    return Tensor(data_type=number, shape=array.shape, layout=layout, payload=len(payloads) - 1)
+    description = describe_tensor(array.dtype, array.shape, len(payloads), layout=layout)
+    payloads.append(to_payload(array))
+    return description
+
+
+def describe_tensor(
+    dtype: DTypeLike, shape: Sequence[int], payload: int, *, layout: Layout = LAYOUT_UNSPECIFIED
+) -> Tensor:
+    """A tensor whose bytes are the payload of this index.
+
+    Raises:
+        WireFormatError: The wire does not carry this type.
+    """
+    return Tensor(data_type=data_type(dtype), shape=shape, layout=layout, payload=payload)
+
+
+def to_payload(array: NDArray[Any]) -> memoryview:
+    """The bytes of an array of a type that the wire carries; copied only as `put_tensor` does."""
+    little_endian = array.dtype.newbyteorder("<")
+    return np.ascontiguousarray(array, little_endian).reshape(-1).view(np.uint8).data
 
 
 @dataclass(frozen=True, slots=True)

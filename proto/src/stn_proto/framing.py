@@ -8,6 +8,7 @@ leaves them where they are. Encoding: protobuf.dev/programming-guides/encoding.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from stn_proto.errors import WireFormatError
 from stn_proto.limits import (
@@ -26,6 +27,63 @@ _ALIGNMENT_TAG = ALIGNMENT_FIELD << 3 | _LENGTH_DELIMITED
 _MAX_VARINT_BYTES = 10
 
 
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Where in a serialized message its payloads stand, and everything that stands around them.
+
+    A sender who repeats shapes repeats all but the payloads, so that the frame of one message
+    mostly fits the next, which then need not be scanned.
+    """
+
+    envelope: bytes
+    """Parses as the message without payloads."""
+    size_bytes: int
+    """Of the whole message."""
+    payloads: tuple[slice, ...]
+    rest: tuple[tuple[slice, bytes], ...]
+    """All that is not payload."""
+
+    @classmethod
+    def of(cls, message: bytes) -> Frame:
+        """Scans a serialized message, as it came from the network.
+
+        Raises:
+            WireFormatError: `message` is not protobuf, or exceeds a limit of `stn_proto.limits`.
+        """
+        pieces: list[bytes] = []
+        payloads: list[slice] = []
+        for count, (tag, start, value_start, end) in enumerate(_fields(message)):
+            if count == MAX_FIELDS:
+                raise WireFormatError("message", f"at most {MAX_FIELDS} fields", "more")
+            if tag == _PAYLOAD_TAG:
+                payloads.append(slice(value_start, end))
+            elif tag != _ALIGNMENT_TAG:
+                pieces.append(message[start:end])
+        if len(payloads) > MAX_PAYLOADS:
+            raise WireFormatError("payloads", f"at most {MAX_PAYLOADS}", str(len(payloads)))
+        envelope = b"".join(pieces)
+        if len(envelope) > MAX_ENVELOPE_BYTES:
+            raise WireFormatError(
+                "message",
+                f"at most {MAX_ENVELOPE_BYTES} bytes without payloads",
+                f"{len(envelope)} bytes",
+                "Put tensor bytes into `payloads`.",
+            )
+        rest = tuple((span, message[span]) for span in _between(payloads, len(message)))
+        return cls(envelope, len(message), tuple(payloads), rest)
+
+    def fits(self, message: bytes) -> bool:
+        """Whether another message differs from this one in the bytes of its payloads alone."""
+        if len(message) != self.size_bytes:
+            return False
+        return all(message[span] == expected for span, expected in self.rest)
+
+    def cut(self, message: bytes) -> list[memoryview]:
+        """The payloads of a message that this fits: read-only views that keep it alive."""
+        view = memoryview(message)
+        return [view[span] for span in self.payloads]
+
+
 def split(message: bytes) -> tuple[bytes, list[memoryview]]:
     """Separates a serialized message from its payloads without copying them.
 
@@ -39,27 +97,8 @@ def split(message: bytes) -> tuple[bytes, list[memoryview]]:
     Raises:
         WireFormatError: `message` is not protobuf, or exceeds a limit of `stn_proto.limits`.
     """
-    view = memoryview(message)
-    pieces: list[memoryview] = []
-    payloads: list[memoryview] = []
-    for count, (tag, start, value_start, end) in enumerate(_fields(message)):
-        if count == MAX_FIELDS:
-            raise WireFormatError("message", f"at most {MAX_FIELDS} fields", "more")
-        if tag == _PAYLOAD_TAG:
-            payloads.append(view[value_start:end])
-        elif tag != _ALIGNMENT_TAG:
-            pieces.append(view[start:end])
-    if len(payloads) > MAX_PAYLOADS:
-        raise WireFormatError("payloads", f"at most {MAX_PAYLOADS}", str(len(payloads)))
-    envelope = b"".join(pieces)
-    if len(envelope) > MAX_ENVELOPE_BYTES:
-        raise WireFormatError(
-            "message",
-            f"at most {MAX_ENVELOPE_BYTES} bytes without payloads",
-            f"{len(envelope)} bytes",
-            "Put tensor bytes into `payloads`.",
-        )
-    return envelope, payloads
+    frame = Frame.of(message)
+    return frame.envelope, frame.cut(message)
 
 
 def join(envelope: bytes, payloads: Sequence[memoryview | bytes]) -> bytes:
@@ -80,6 +119,13 @@ def join(envelope: bytes, payloads: Sequence[memoryview | bytes]) -> bytes:
         pieces += (padding, header, payload)
         offset += len(padding) + len(header) + len(payload)
     return b"".join(pieces)
+
+
+def _between(payloads: Sequence[slice], size: int) -> Iterator[slice]:
+    """What payloads leave over of a message."""
+    starts = (0, *(payload.stop for payload in payloads))
+    ends = (*(payload.start for payload in payloads), size)
+    return map(slice, starts, ends)
 
 
 def _padding(offset: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Tensors and transforms of a message, as the engine takes them; views, not copies.
+"""Tensors and transforms of a message, as the engine takes and gives them; views, not copies.
 
 What a message declares is checked once, on tensors without memory (torch's meta device); the bytes
 of each request are then bound to what was declared. Every complaint names the field by its path.
@@ -6,6 +6,7 @@ of each request are then bound to what was declared. Every complaint names the f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,11 +18,17 @@ from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
 import stn_engine
-from stn_proto import Declaration, WireFormatError, get_declaration, put_tensor
+from stn_proto import (
+    Declaration,
+    WireFormatError,
+    describe_tensor,
+    get_declaration,
+    to_payload,
+)
 from stn_proto.v1 import tensor_pb2, warp_pb2
 from stn_proto.v1.tensor_pb2 import LAYOUT_NHWC, Tensor
 from stn_server.errors import InvalidRequestError, UnsupportedError
-from stn_server.tensors import TORCH_DTYPES, to_numpy, to_torch
+from stn_server.tensors import NUMPY_DTYPES, TORCH_DTYPES, to_numpy, to_torch
 from stn_server.vocabulary import unknown_value
 
 M = TypeVar("M", bound=Message)
@@ -82,6 +89,29 @@ class Operand:
 
     def _ordered(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.permute(_CHANNELS_FIRST) if self.channels_last else tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A tensor of a reply, known but for its numbers."""
+
+    field: str
+    """Of the reply, and of the engine's result if that has several."""
+    like: torch.Tensor
+    """Shape and dtype, in the engine's order of axes."""
+    layout: tensor_pb2.Layout = tensor_pb2.LAYOUT_UNSPECIFIED
+
+    def description(self, payload: int) -> Tensor:
+        """What the reply says about it."""
+        shape, dtype = self._ordered(self.like).shape, NUMPY_DTYPES[self.like.dtype]
+        return describe_tensor(dtype, shape, payload, layout=self.layout)
+
+    def payload(self, tensor: torch.Tensor) -> memoryview:
+        """The bytes to send."""
+        return to_payload(to_numpy(self._ordered(tensor)))
+
+    def _ordered(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.permute(_CHANNELS_LAST) if self.layout == LAYOUT_NHWC else tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,18 +196,9 @@ def require_four_axes(declaration: Declaration, axes: str) -> None:
         raise InvalidRequestError(declaration.field, expected)
 
 
-def put(tensor: torch.Tensor, payloads: Payloads) -> Tensor:
-    """Describes a result and appends its bytes to the payloads."""
-    return put_tensor(to_numpy(tensor), payloads)
-
-
-def put_map(tensor: torch.Tensor, payloads: Payloads, layout: tensor_pb2.Layout) -> Tensor:
-    """Describes a feature map (N, C, H, W), brought into a layout first."""
-    ordered = tensor.permute(_CHANNELS_LAST) if layout == LAYOUT_NHWC else tensor
-    return put_tensor(to_numpy(ordered), payloads, layout=layout)
-
-
 def _require_finite(array: NDArray[Any], path: str) -> None:
+    if math.isfinite(np.vdot(array, array)):  # a third of the time; large numbers may overflow
+        return
     finite = np.isfinite(array)
     if not finite.all():
         where = tuple(map(int, np.unravel_index(np.argmin(finite), array.shape)))

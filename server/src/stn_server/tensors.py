@@ -21,6 +21,8 @@ TORCH_DTYPES = {
 }
 """The torch type of every NumPy type of the wire."""
 
+NUMPY_DTYPES = {theirs: ours for ours, theirs in TORCH_DTYPES.items()}
+
 
 def to_torch(array: NDArray[Any]) -> torch.Tensor:
     """A tensor over the memory of an array. Must not be written to: it may be a received message.

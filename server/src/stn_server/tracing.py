@@ -179,8 +179,7 @@ class _TracedTranslator(Translator):
     def decode(self, operation: Operation, message: bytes) -> Request:
         with self._tracer.start_as_current_span("decode", record_exception=False):
             request = super().decode(operation, message)
-        facts = request.problem, request.key, request.cost, request.reply
-        return _TracedRequest(*facts, self._tracer)
+        return _TracedRequest(request.problem, request.plan, self._tracer)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,87 +1,114 @@
 """Untrusted messages to validated engine problems, and results to messages.
 
 The envelope of a request decides everything about it but the values: what to compute, on which
-sizes, at what cost. A `Plan` holds that, checked; clients that send the same shapes again send the
-same envelope, so plans are kept. Sizes are Python integers, which cannot overflow, and results are
-capped before anything is allocated.
+sizes, at what cost, and all of the reply but its numbers. A `Plan` holds that, checked; clients
+that send the same shapes again send the same frame around other payloads, so plans are kept. Sizes
+are Python integers, which cannot overflow, and results are capped before anything is allocated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, cast
 
 import torch
+from google.protobuf.message import Message
 
 import stn_engine
-from stn_proto import join, split
+from stn_engine import Gradients
+from stn_proto import Frame, join
 from stn_proto.v1 import warp_pb2
 from stn_server.batching.work import BatchKey, Cost, Finished, Operation
 from stn_server.config import LimitsConfig
 from stn_server.errors import InvalidRequestError, RequestTooLargeError
 from stn_server.operands import (
     Operand,
-    Payloads,
+    Result,
     TransformOperand,
     declare,
     declare_map,
     declare_transform,
     field_paths,
     parse,
-    put,
-    put_map,
     require_four_axes,
 )
 from stn_server.vocabulary import read_coordinates, read_needs, read_spec
 
-MAX_PLANS = 1024
 MAX_PLANNED_BYTES = 4096
 """Longer envelopes are rare and are read anew each time, so that kept plans stay small."""
 
-Reply = Callable[[Any, Payloads], Any]
-"""Result and payloads to fill -> reply message, but for its timing."""
+MAX_SIZES = 1024
+"""Of messages for which plans are kept; `MAX_PLANS` for each."""
+MAX_PLANS = 4
+
+
+class Reply:
+    """How a result is put into words: everything but its numbers and timing, serialized once."""
+
+    def __init__(self, kind: type[Message], *results: Result) -> None:
+        self._kind: Any = kind
+        self._results = results
+        tensors = {result.field: result.description(i) for i, result in enumerate(results)}
+        self._head = self._kind(**tensors).SerializeToString()
+
+    def write(self, finished: Finished) -> bytes:
+        """The serialized reply. Messages that stand one behind the other are merged by readers."""
+        timing = warp_pb2.Timing(
+            queue_s=finished.queue_s,
+            compute_s=finished.compute_s,
+            batch_items=finished.batch_items,
+        )
+        tail = self._kind(timing=timing).SerializeToString()
+        return join(self._head + tail, [*self._payloads(finished.result)])
+
+    def _payloads(self, result: Any) -> Iterator[memoryview]:
+        for part in self._results:
+            tensor = getattr(result, part.field) if isinstance(result, Gradients) else result
+            yield part.payload(tensor)
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A validated request: what to compute, and how to put the result into words."""
+    """A validated request: what to compute, and all that its plan says."""
 
     problem: Any
-    key: BatchKey
-    cost: Cost
-    reply: Reply
+    plan: Plan
+
+    @property
+    def key(self) -> BatchKey:
+        """What it must share with others to run beside them."""
+        return self.plan.key
+
+    @property
+    def cost(self) -> Cost:
+        """What it takes of the budgets."""
+        return self.plan.cost
 
     def encode(self, finished: Finished) -> bytes:
         """The serialized reply."""
-        payloads: Payloads = []
-        message = self.reply(finished.result, payloads)
-        message.timing.queue_s = finished.queue_s
-        message.timing.compute_s = finished.compute_s
-        message.timing.batch_items = finished.batch_items
-        return join(message.SerializeToString(), payloads)
+        return self.plan.reply.write(finished)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A validated envelope: a request but for the values of its tensors."""
+    """A validated request but for the values of its tensors."""
 
+    frame: Frame
     problem: Any
     """On meta tensors."""
     operands: tuple[Operand, ...]
     """In the order in which `problem.bound` takes them."""
     key: BatchKey
+    cost: Cost
+    """Of the whole message, which views keep in memory, whatever they use of it."""
     reply: Reply
 
-    def bind(self, payloads: Payloads, message_bytes: int) -> Request:
-        """The request with the bytes of one message.
-
-        It costs the whole message, which its views keep in memory, whatever they use of it.
-        """
+    def bind(self, message: bytes) -> Request:
+        """The request with the bytes of a message that the frame fits."""
+        payloads = self.frame.cut(message)
         tensors = [operand.read(payloads) for operand in self.operands]
-        cost = Cost(message_bytes + self.problem.output_bytes, self.problem.output_samples)
-        return Request(self.problem.bound(*tensors), self.key, cost, self.reply)
+        return Request(self.problem.bound(*tensors), self)
 
 
 class Translator:
@@ -89,13 +116,14 @@ class Translator:
 
     def __init__(self, limits: LimitsConfig) -> None:
         self._limits = limits
-        self._planners: dict[Operation, Callable[[bytes], Plan]] = {
+        self._planners: dict[Operation, Callable[[Frame], Plan]] = {
             Operation.WARP: self._plan_warp,
             Operation.WARP_GRADIENTS: self._plan_warp_gradients,
             Operation.GENERATE_GRID: self._plan_grid,
             Operation.GENERATE_GRID_GRADIENTS: self._plan_grid_gradients,
         }
-        self._kept_plan = lru_cache(MAX_PLANS)(self._plan)
+        self._plans: dict[tuple[Operation, int], tuple[Plan, ...]] = {}
+        """The latest, by the size of their messages."""
 
     def decode(self, operation: Operation, message: bytes) -> Request:
         """The request that a message holds.
@@ -106,31 +134,38 @@ class Translator:
             UnsupportedError: A field asks for what the engine does not offer.
             RequestTooLargeError: A limit is exceeded.
         """
-        envelope, payloads = split(message)
-        keep = len(envelope) <= MAX_PLANNED_BYTES
-        plan = (self._kept_plan if keep else self._plan)(operation, envelope)
-        return plan.bind(payloads, len(message))
+        alike = self._plans.get((operation, len(message)), ())
+        for plan in alike:
+            if plan.frame.fits(message):
+                return plan.bind(message)
+        plan = self._planners[operation](Frame.of(message))
+        self._keep(plan, operation, alike)
+        return plan.bind(message)
 
-    def _plan(self, operation: Operation, envelope: bytes) -> Plan:
-        return self._planners[operation](envelope)
+    def _keep(self, plan: Plan, operation: Operation, alike: tuple[Plan, ...]) -> None:
+        frame = plan.frame
+        if sum(len(piece) for _, piece in frame.rest) > MAX_PLANNED_BYTES:
+            return
+        if not alike and len(self._plans) == MAX_SIZES:
+            del self._plans[next(iter(self._plans))]
+        self._plans[operation, frame.size_bytes] = plan, *alike[: MAX_PLANS - 1]
 
-    def _plan_warp(self, envelope: bytes) -> Plan:
-        request = parse(envelope, warp_pb2.WarpRequest)
+    def _plan_warp(self, frame: Frame) -> Plan:
+        request = parse(frame.envelope, warp_pb2.WarpRequest)
         layout = request.feature_map.layout
         feature_map = declare_map(request.feature_map, "feature_map")
         transform = declare_transform(request.transform)
         size = _output_size(request.output_size)
         problem = _warp_problem(request, feature_map, transform, size)
 
-        def reply(output: torch.Tensor, payloads: Payloads) -> warp_pb2.WarpReply:
-            return warp_pb2.WarpReply(output=put_map(output, payloads, layout))
-
-        key = BatchKey(Operation.WARP, problem.output_dtype, _warp_key(problem))
         self._check_size(problem, problem, "output_size")
-        return Plan(problem, (feature_map, transform.operand), key, reply)
+        key = BatchKey(Operation.WARP, problem.output_dtype, _warp_key(problem))
+        output = Result("output", _meta(problem.output_shape, problem.output_dtype), layout)
+        reply = Reply(warp_pb2.WarpReply, output)
+        return _plan(frame, problem, (feature_map, transform.operand), key, reply)
 
-    def _plan_warp_gradients(self, envelope: bytes) -> Plan:
-        request = parse(envelope, warp_pb2.WarpGradientsRequest)
+    def _plan_warp_gradients(self, frame: Frame) -> Plan:
+        request = parse(frame.envelope, warp_pb2.WarpGradientsRequest)
         layout = request.feature_map.layout
         grad_output = declare_map(request.grad_output, "grad_output", "(N, C, H', W')")
         feature_map = declare_map(request.feature_map, "feature_map")
@@ -143,22 +178,18 @@ class Translator:
             needs = read_needs(request.needs)
             problem = stn_engine.WarpGradientsProblem(warp, grad_output.meta, needs)
 
-        def reply(
-            gradients: stn_engine.Gradients, payloads: Payloads
-        ) -> warp_pb2.WarpGradientsReply:
-            message = warp_pb2.WarpGradientsReply()
-            if gradients.feature_map is not None:
-                message.feature_map.CopyFrom(put_map(gradients.feature_map, payloads, layout))
-            if gradients.transform is not None:
-                message.transform.CopyFrom(put(gradients.transform, payloads))
-            return message
-
-        key = BatchKey(Operation.WARP_GRADIENTS, warp.output_dtype, _warp_key(warp))
         self._check_size(problem, warp, "grad_output")
-        return Plan(problem, (grad_output, feature_map, transform.operand), key, reply)
+        key = BatchKey(Operation.WARP_GRADIENTS, warp.output_dtype, _warp_key(warp))
+        gradients = (
+            Result("feature_map", feature_map.meta, layout),
+            Result("transform", transform.operand.meta),
+        )
+        reply = Reply(warp_pb2.WarpGradientsReply, *(g for g in gradients if g.field in needs))
+        operands = grad_output, feature_map, transform.operand
+        return _plan(frame, problem, operands, key, reply)
 
-    def _plan_grid(self, envelope: bytes) -> Plan:
-        request = parse(envelope, warp_pb2.GenerateGridRequest)
+    def _plan_grid(self, frame: Frame) -> Plan:
+        request = parse(frame.envelope, warp_pb2.GenerateGridRequest)
         transform = declare_transform(request.transform)
         size = _output_size(request.output_size)
         if size is None:
@@ -167,15 +198,14 @@ class Translator:
             )
         problem = _grid_problem(request, transform, size)
 
-        def reply(grid: torch.Tensor, payloads: Payloads) -> warp_pb2.GenerateGridReply:
-            return warp_pb2.GenerateGridReply(grid=put(grid, payloads))
-
-        key = BatchKey(Operation.GENERATE_GRID, problem.output_dtype, _grid_key(problem))
         self._check_size(problem, problem, "output_size")
-        return Plan(problem, (transform.operand,), key, reply)
+        key = BatchKey(Operation.GENERATE_GRID, problem.output_dtype, _grid_key(problem))
+        grid = Result("grid", _meta(problem.output_shape, problem.output_dtype))
+        reply = Reply(warp_pb2.GenerateGridReply, grid)
+        return _plan(frame, problem, (transform.operand,), key, reply)
 
-    def _plan_grid_gradients(self, envelope: bytes) -> Plan:
-        request = parse(envelope, warp_pb2.GenerateGridGradientsRequest)
+    def _plan_grid_gradients(self, frame: Frame) -> Plan:
+        request = parse(frame.envelope, warp_pb2.GenerateGridGradientsRequest)
         grad_grid = declare(request.grad_grid, "grad_grid")
         require_four_axes(grad_grid.declaration, "(N, H', W', 2)")
         transform = declare_transform(request.transform)
@@ -184,14 +214,11 @@ class Translator:
         with field_paths({}):
             problem = stn_engine.GridGradientsProblem(grid, grad_grid.meta)
 
-        def reply(
-            gradient: torch.Tensor, payloads: Payloads
-        ) -> warp_pb2.GenerateGridGradientsReply:
-            return warp_pb2.GenerateGridGradientsReply(transform=put(gradient, payloads))
-
-        key = BatchKey(Operation.GENERATE_GRID_GRADIENTS, grid.output_dtype, _grid_key(grid))
         self._check_size(problem, grid, "grad_grid")
-        return Plan(problem, (grad_grid, transform.operand), key, reply)
+        key = BatchKey(Operation.GENERATE_GRID_GRADIENTS, grid.output_dtype, _grid_key(grid))
+        gradient = Result("transform", transform.operand.meta)
+        reply = Reply(warp_pb2.GenerateGridGradientsReply, gradient)
+        return _plan(frame, problem, (grad_grid, transform.operand), key, reply)
 
     def _check_size(
         self,
@@ -209,6 +236,17 @@ class Translator:
         ):
             if actual > limit:
                 raise RequestTooLargeError(field, limit, actual, unit)
+
+
+def _plan(
+    frame: Frame, problem: Any, operands: tuple[Operand, ...], key: BatchKey, reply: Reply
+) -> Plan:
+    cost = Cost(frame.size_bytes + problem.output_bytes, problem.output_samples)
+    return Plan(frame, problem, operands, key, cost, reply)
+
+
+def _meta(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(tuple(shape), dtype=dtype, device="meta")
 
 
 def _output_size(output_size: Sequence[int]) -> tuple[int, int] | None:
