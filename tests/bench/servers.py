@@ -28,7 +28,7 @@ class NullRunner:
     """Computes nothing: every output is the feature map."""
 
     async def run(self, batch):
-        return [getattr(item.problem, "feature_map", None) for item in batch.items]
+        return [getattr(item.problem.bind(), "feature_map", None) for item in batch.items]
 
     def close(self):
         pass

@@ -273,11 +273,11 @@ def test_framing_of_unknown_fields_agrees_with_protobuf(message):
 @given(
     requests(), payload_lists, st.randoms(use_true_random=False), st.binary(min_size=1, max_size=1)
 )
-def test_a_frame_fits_what_differs_in_payloads_alone(request, payloads, random, byte):
+def test_framing_a_frame_fits_what_differs_in_payloads_alone(request_, payloads, random, byte):
     """Then its payloads are where the frame says; any other difference is seen."""
-    message = join(request.SerializeToString(), payloads)
+    message = join(request_.SerializeToString(), payloads)
     others = [random.randbytes(len(payload)) for payload in payloads]
-    other = join(request.SerializeToString(), others)
+    other = join(request_.SerializeToString(), others)
     frame = Frame.of(message)
     assert frame.fits(other)
     assert [bytes(view) for view in frame.cut(other)] == others

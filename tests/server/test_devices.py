@@ -10,10 +10,10 @@ from stn_server.batching import devices
 from stn_server.batching.blocks import ALIGNMENT_BYTES, Block
 from stn_server.batching.devices import Accelerator, Host, devices_of
 from stn_server.batching.runner import EngineRunner, Lanes
-from stn_server.batching.work import NOTHING, Batch, BatchKey, Operation
+from stn_server.batching.work import NOTHING, Batch, BatchKey, Operation, WorkItem
 from stn_server.config import ConfigError, ServerConfig
 from stn_server.errors import DeviceFullError, DeviceLostError
-from support.fakes import FakeRunner
+from support.fakes import Bound, FakeRunner
 
 HOST, ELSEWHERE = Host(), Accelerator(torch.device("cpu"))
 """The second does all that it would do for a GPU, but finds it in host memory."""
@@ -173,7 +173,9 @@ def test_settings_that_name_no_devices_are_refused(value):
 
 
 def make_batch():
-    return Batch(BatchKey(Operation.WARP, torch.float32, None), (), NOTHING)
+    key = BatchKey(Operation.WARP, torch.float32, None)
+    item = WorkItem(key=key, cost=NOTHING, problem=Bound(None), arrived=0.0)
+    return Batch(key, (item,), NOTHING)
 
 
 def test_lanes_share_a_queue():

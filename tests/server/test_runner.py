@@ -9,6 +9,7 @@ import stn_engine
 from stn_server.batching.runner import EngineRunner, compute
 from stn_server.batching.work import NOTHING, Batch, BatchKey, Operation, WorkItem
 from stn_server.errors import DeviceLostError
+from support.fakes import Bound
 
 
 def halve(problems):
@@ -28,7 +29,7 @@ def warp_problem(height, width):
 
 def make_batch(operation, problems):
     key = BatchKey(operation, torch.float32, None)
-    items = (WorkItem(key=key, cost=NOTHING, problem=p, arrived=0.0) for p in problems)
+    items = (WorkItem(key=key, cost=NOTHING, problem=Bound(p), arrived=0.0) for p in problems)
     return Batch(key, tuple(items), NOTHING)
 
 

@@ -16,7 +16,7 @@ from stn_server.app import Server
 from stn_server.config import ConfigError, ServerConfig
 from stn_server.tracing import Tracing
 from support.bad_requests import warp_request
-from support.fakes import FakeRunner
+from support.fakes import FakeRunner, feature_maps
 from support.harness import METHOD_PREFIX, outcome_of, serving
 
 STAGES = ["decode", "queue", "land", "launch", "encode"]
@@ -29,7 +29,7 @@ class WatchedRunner(FakeRunner):
     """A fake runner that says how far it is, as the engine's does."""
 
     def __init__(self, watcher, **how):
-        super().__init__(lambda batch: [item.problem.feature_map for item in batch.items], **how)
+        super().__init__(feature_maps, **how)
         self._watcher = watcher
 
     async def run(self, batch):

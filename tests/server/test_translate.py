@@ -44,7 +44,7 @@ def test_a_warp_is_what_the_message_says():
     """Operands, size, and what a batch must share."""
     request = warp_request()
     task = decode(request)
-    problem = task.problem
+    problem = task.bind()
     assert task.key.operation is Operation.WARP
     assert np.array_equal(problem.feature_map.numpy(), ramp(2, 3, 4, 5))
     assert np.array_equal(problem.transform.theta.numpy(), theta())
@@ -57,7 +57,7 @@ def test_what_a_message_leaves_out_has_its_default():
     """UNSPECIFIED is the documented value; the size is that of the map."""
     request = warp_request()
     request.ClearField("output_size")
-    problem = decode(request).problem
+    problem = decode(request).bind()
     assert problem.spec == WarpSpec()
     assert problem.output_size == (4, 5)
 
@@ -76,7 +76,7 @@ def test_every_field_of_the_spec_arrives():
             allow_nondeterministic=True,
         )
     )
-    assert decode(request).problem.spec == WarpSpec(
+    assert decode(request).bind().spec == WarpSpec(
         interpolation=Interpolation.NEAREST,
         padding=Padding.FILL,
         fill=(1.0, 2.0, 3.0),
@@ -105,9 +105,9 @@ def test_every_type_of_the_contract_goes_both_ways(dtype, expected):
     request.ClearField("output_size")
     replace(request, request.feature_map, values)
     task = decode(request)
-    assert task.key.dtype is task.problem.feature_map.dtype is expected
-    assert to_numpy(task.problem.feature_map).tobytes() == values.tobytes()
-    reply, payloads = encode(task, task.problem.feature_map, warp_pb2.WarpReply)
+    assert task.key.dtype is task.bind().feature_map.dtype is expected
+    assert to_numpy(task.bind().feature_map).tobytes() == values.tobytes()
+    reply, payloads = encode(task, task.bind().feature_map, warp_pb2.WarpReply)
     output = get_tensor(reply.output, payloads, "output")
     assert output.dtype == values.dtype
     assert output.tobytes() == values.tobytes()
@@ -121,7 +121,7 @@ def test_channels_last_is_a_view():
     replace(request, request.feature_map, values)
     request.feature_map.layout = tensor_pb2.LAYOUT_NHWC
     task = decode(request)
-    feature_map = task.problem.feature_map
+    feature_map = task.bind().feature_map
     assert feature_map.shape == (2, 3, 4, 5)
     assert feature_map.is_contiguous(memory_format=torch.channels_last)
     assert np.array_equal(feature_map.permute(0, 2, 3, 1).numpy(), values)
@@ -142,7 +142,7 @@ def test_a_request_costs_all_its_bytes():
 def test_operands_are_views_of_the_message():
     """What the SDK sends, aligned, is computed on where it was received."""
     message = warp_call(ramp(2, 3, 4, 5), Affine(theta()), None, {}).request
-    problem = Translator(LimitsConfig()).decode(Operation.WARP, message).problem
+    problem = Translator(LimitsConfig()).decode(Operation.WARP, message).bind()
     received = np.frombuffer(message, np.uint8)
     for operand in (problem.feature_map, problem.transform.theta):
         assert np.shares_memory(operand.numpy(), received)
@@ -151,9 +151,9 @@ def test_operands_are_views_of_the_message():
 def test_a_sampling_grid_gives_the_output_size():
     """With or without the request repeating it."""
     request = grid_warp_request()
-    assert decode(request).problem.output_shape == (2, 3, 6, 7)
+    assert decode(request).bind().output_shape == (2, 3, 6, 7)
     request.output_size[:] = (6, 7)
-    assert decode(request).problem.output_shape == (2, 3, 6, 7)
+    assert decode(request).bind().output_shape == (2, 3, 6, 7)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -163,7 +163,7 @@ def test_points_of_a_sampling_grid_need_not_be_finite(value):
     points = np.zeros((2, 6, 7, 2), np.float32)
     points[1, 2, 3] = value
     replace(request, request.transform.sampling_grid.grid, points)
-    grid = decode(request).problem.transform.grid
+    grid = decode(request).bind().transform.grid
     assert np.array_equal(grid.numpy(), points, equal_nan=True)
 
 
@@ -181,8 +181,8 @@ def test_gradients_are_those_asked_for(needs, expected):
     request.needs[:] = needs
     task = decode(request, "WarpGradients")
     assert task.key.operation is Operation.WARP_GRADIENTS
-    assert task.problem.needs == expected
-    warp = task.problem.warp
+    assert task.bind().needs == expected
+    warp = task.bind().warp
     operands = {"feature_map": warp.feature_map, "transform": warp.transform.theta}
     gradients = stn_engine.Gradients(
         **{name: operands[name] if name in expected else None for name in operands}
@@ -201,7 +201,7 @@ def test_gradients_through_a_sampling_grid_take_its_size():
     put(request, request.feature_map, ramp(2, 3, 4, 5))
     put(request, request.transform.sampling_grid.grid, ramp(2, 6, 7, 2))
     put(request, request.grad_output, ramp(2, 3, 6, 7))
-    assert decode(request, "WarpGradients").problem.warp.output_shape == (2, 3, 6, 7)
+    assert decode(request, "WarpGradients").bind().warp.output_shape == (2, 3, 6, 7)
     replace(request, request.grad_output, ramp(2, 3, 7, 6))
     with pytest.raises(Exception, match=r"^grad_output: expected shape \(2, 3, 6, 7\), got"):
         decode(request, "WarpGradients")
@@ -214,7 +214,7 @@ def test_layouts_of_gradients_are_those_of_their_operands():
     request.feature_map.layout = tensor_pb2.LAYOUT_NHWC
     request.needs.append(warp_pb2.OPERAND_FEATURE_MAP)
     task = decode(request, "WarpGradients")
-    feature_map = task.problem.warp.feature_map
+    feature_map = task.bind().warp.feature_map
     reply, payloads = encode(
         task, stn_engine.Gradients(feature_map, None), warp_pb2.WarpGradientsReply
     )
@@ -229,7 +229,7 @@ def test_a_grid_is_what_the_message_says():
     request.align_corners = True
     task = decode(request, "GenerateGrid")
     assert task.key.operation is Operation.GENERATE_GRID
-    assert task.problem.output_shape == (2, 6, 7, 2)
+    assert task.bind().output_shape == (2, 6, 7, 2)
     assert (task.key.dtype, task.key.spec) == (torch.float32, (Coordinates.PIXEL, True, None))
     reply, payloads = encode(task, torch.ones(2, 6, 7, 2), warp_pb2.GenerateGridReply)
     assert np.array_equal(get_tensor(reply.grid, payloads, "grid"), np.ones((2, 6, 7, 2)))
@@ -239,9 +239,9 @@ def test_grid_gradients_are_what_the_message_says():
     """The size is that of grad_grid; the result has the shape of theta."""
     task = decode(grid_gradients_request(), "GenerateGridGradients")
     assert task.key.operation is Operation.GENERATE_GRID_GRADIENTS
-    assert task.problem.grid.output_size == (6, 7)
-    assert np.array_equal(task.problem.grad_grid.numpy(), ramp(2, 6, 7, 2))
-    gradient = task.problem.grid.transform.theta
+    assert task.bind().grid.output_size == (6, 7)
+    assert np.array_equal(task.bind().grad_grid.numpy(), ramp(2, 6, 7, 2))
+    gradient = task.bind().grid.transform.theta
     reply, payloads = encode(task, gradient, warp_pb2.GenerateGridGradientsReply)
     assert np.array_equal(get_tensor(reply.transform, payloads, "transform"), theta())
 
@@ -256,7 +256,7 @@ def test_the_results_of_the_engine_have_a_reply(method):
         Operation.GENERATE_GRID: stn_engine.generate_grid_ragged,
         Operation.GENERATE_GRID_GRADIENTS: stn_engine.generate_grid_gradients_ragged,
     }[task.key.operation]
-    (result,) = compute([task.problem])
+    (result,) = compute([task.bind()])
     reply, payloads = encode(task, result, getattr(warp_pb2, f"{method}Reply"))
     tensors = [value for _, value in reply.ListFields() if isinstance(value, tensor_pb2.Tensor)]
     assert [tensor.payload for tensor in tensors] == list(range(len(payloads)))
@@ -273,7 +273,7 @@ def test_a_plan_is_bound_to_the_values_of_each_request():
         tasks.append(translator.decode(Operation.WARP, request.SerializeToString()))
     first, second = tasks
     assert first.key is second.key
-    assert torch.equal(2 * first.problem.feature_map, second.problem.feature_map)
+    assert torch.equal(2 * first.bind().feature_map, second.bind().feature_map)
 
 
 def test_a_kept_plan_still_checks_bytes_and_values():
@@ -287,7 +287,7 @@ def test_a_kept_plan_still_checks_bytes_and_values():
     infinite = warp_request()
     infinite.payloads[1] = np.full((2, 2, 3), np.inf, np.float32).tobytes()
     with pytest.raises(InvalidRequestError, match=r"theta: expected finite numbers, got inf at"):
-        translator.decode(Operation.WARP, infinite.SerializeToString())
+        translator.decode(Operation.WARP, infinite.SerializeToString()).bind()
 
 
 def test_plans_are_kept_for_a_bounded_number_of_frames():

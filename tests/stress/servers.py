@@ -35,7 +35,7 @@ class FakeDevice:
 
     async def run(self, batch):
         await asyncio.sleep(LAUNCH_S + SAMPLE_S * batch.cost.samples)
-        return [getattr(item.problem, "feature_map", None) for item in batch.items]
+        return [getattr(item.problem.bind(), "feature_map", None) for item in batch.items]
 
     def close(self):
         pass

@@ -10,6 +10,11 @@ def echo(batch):
     return [item.problem for item in batch.items]
 
 
+def feature_maps(batch):
+    """What warps by the identity would return."""
+    return [getattr(item.problem.bind(), "feature_map", None) for item in batch.items]
+
+
 class FakeRunner:
     """Computes when the test says so, or at once.
 
@@ -55,6 +60,16 @@ class FakeRunner:
 
     def close(self):
         """As `EngineRunner.close`."""
+
+
+class Bound:
+    """What an `EngineRunner` asks for the engine's problem."""
+
+    def __init__(self, problem):
+        self._problem = problem
+
+    def bind(self):
+        return self._problem
 
 
 class RecordingObserver:

@@ -7,20 +7,15 @@ import grpc.aio
 import pytest
 
 from support.bad_requests import warp_request
-from support.fakes import FakeRunner
+from support.fakes import FakeRunner, feature_maps
 from support.harness import METHOD_PREFIX, outcome_of, serving
 
 MESSAGE = warp_request().SerializeToString()
 
 
-def echo_map(batch):
-    """Every feature map is its own result."""
-    return [item.problem.feature_map for item in batch.items]
-
-
 async def play(end):
     """Lets `end` end a call that waits behind another; returns its outcome and the service."""
-    runner = FakeRunner(echo_map, held=True)
+    runner = FakeRunner(feature_maps, held=True)
     async with (
         serving(runner) as service,
         grpc.aio.insecure_channel(service.target) as channel,
@@ -68,7 +63,7 @@ def test_a_cancellation_leaves_a_running_call_to_finish():
     """The device cannot be called back; the result is dropped and the next call works."""
 
     async def scenario():
-        runner = FakeRunner(echo_map, held=True)
+        runner = FakeRunner(feature_maps, held=True)
         async with (
             serving(runner) as service,
             grpc.aio.insecure_channel(service.target) as channel,
@@ -90,7 +85,7 @@ def test_a_full_server_refuses_with_a_time_to_come_again():
     """RESOURCE_EXHAUSTED, at once, while those inside are not disturbed."""
 
     async def scenario():
-        runner = FakeRunner(echo_map, held=True)
+        runner = FakeRunner(feature_maps, held=True)
         async with (
             serving(runner, max_admitted_items=1) as service,
             grpc.aio.insecure_channel(service.target) as channel,

@@ -12,6 +12,7 @@ from stn_client._calls import warp
 from stn_server.batching.runner import EngineRunner
 from stn_server.batching.work import Cost
 from support.bad_requests import ramp, theta
+from support.fakes import Bound
 from support.harness import METHOD_PREFIX, outcome_of, serving
 
 NEIGHBOURS = 63
@@ -37,8 +38,8 @@ class GatheringRunner(EngineRunner):
 
     def _compute(self, batch):
         for item in batch.items:
-            if item.problem.output_size == POISON_SIZE:
-                object.__setattr__(item, "problem", None)
+            if item.problem.plan.problem.output_size == POISON_SIZE:
+                item.problem = Bound(None)
         return super()._compute(batch)
 
 

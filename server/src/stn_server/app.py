@@ -19,13 +19,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 
-import stn_engine
+from stn_server import warm_up
 from stn_server.auth import Authenticator
 from stn_server.batching.batcher import Batcher, Runner
 from stn_server.batching.devices import devices_of
 from stn_server.batching.policy import Policy, PolicyLimits
 from stn_server.batching.runner import EngineRunner, Lanes, nobody
-from stn_server.batching.work import NOTHING, Batch, BatchKey, Cost, Operation, WorkItem
+from stn_server.batching.work import Cost
 from stn_server.config import BatchingConfig, ConfigError, ServerConfig, split_address
 from stn_server.faults import Seam, no_fault
 from stn_server.info import ServerInfo
@@ -211,17 +211,9 @@ class Server:
         return f"http://{host}:{server.server_port}/metrics"
 
     async def _warm_up(self) -> None:
-        """Runs a tiny warp and its gradients where calls will run, so that no caller pays."""
-        feature_map, theta = torch.zeros(1, 1, 2, 2), torch.eye(2, 3)[None]
-        warp = stn_engine.WarpProblem(feature_map, stn_engine.Affine(theta))
-        gradients = stn_engine.WarpGradientsProblem(warp, feature_map)
-        for operation, problem in (
-            (Operation.WARP, warp),
-            (Operation.WARP_GRADIENTS, gradients),
-        ):
-            key = BatchKey(operation, warp.output_dtype, warp.spec)
-            item = WorkItem(key=key, cost=NOTHING, problem=problem, arrived=0.0)
-            await self._lanes.warm_up(Batch(key, (item,), NOTHING))
+        """Computes where calls will be computed, so that no caller pays for first times."""
+        for batch in warm_up.batches():
+            await self._lanes.warm_up(batch)
 
     async def _set_serving(self, serving: bool) -> None:  # noqa: FBT001 - read as a sentence
         """Tells everybody who asks whether calls are welcome."""

@@ -6,6 +6,7 @@ import re
 import uuid
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import grpc.aio
@@ -13,6 +14,9 @@ import grpc.aio
 from stn_server.tokens import UNLIMITED, Quota, Token
 
 REQUEST_ID = "x-request-id"
+
+MAX_PEERS = 1024
+"""Connections of which we remember where they come from."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -35,12 +39,16 @@ class Caller:
 
 def caller_of(context: Context) -> Caller:
     """Who makes this call."""
-    peer = context.peer()
-    transport = "unix" if peer.startswith("unix:") else "tcp"
-    token = presented_token.get()
-    if token is not None:
-        return Caller(token.name, transport, token.quota)
-    return Caller("unix" if transport == "unix" else peer.rpartition(":")[0], transport)
+    host, token = _host_at(context.peer()), presented_token.get()
+    return host if token is None else Caller(token.name, host.transport, token.quota)
+
+
+@lru_cache(MAX_PEERS)
+def _host_at(peer: str) -> Caller:
+    """The host at the other end of a connection."""
+    if peer.startswith("unix:"):
+        return Caller("unix", "unix")
+    return Caller(peer.rpartition(":")[0], "tcp")
 
 
 def given_request_id(context: Context) -> str:

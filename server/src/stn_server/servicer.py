@@ -11,14 +11,14 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import grpc
 import grpc.aio
 
 from stn_proto.v1 import service_pb2
 from stn_server.batching.batcher import Batcher
-from stn_server.batching.work import Operation
+from stn_server.batching.work import Finished, Operation
 from stn_server.caller import REQUEST_ID, Caller, caller_of, request_id_of
 from stn_server.errors import RefusedError
 from stn_server.faults import Point, Seam, no_fault
@@ -26,15 +26,14 @@ from stn_server.log import log
 from stn_server.metrics import Metrics
 from stn_server.quota import Quotas
 from stn_server.status import Answer, answer_to
-from stn_server.translate import Translator
+from stn_server.translate import Request, Translator
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["SpatialTransformer"].full_name
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
+class _Call(NamedTuple):
     """What of a call matters to what computes it."""
 
     context: Context
@@ -107,21 +106,24 @@ class Servicer:
             request = self._translator.decode(operation, message)
             self._metrics.payload_moved("received", call.caller.transport, len(message))
             with self._quotas.admit(call.caller, request.cost.size_bytes):
-                finished = await self._batcher.submit(
-                    request.problem,
+                reply: bytes = await self._batcher.submit(
+                    request,
                     key=request.key,
                     cost=request.cost,
                     deadline=call.deadline,
                     caller=call.caller.name,
                     call=call.context,
+                    reply=lambda finished: self._encode(request, finished),
                 )
-                self._seam(Point.ALLOCATE)
-                self._seam(Point.ENCODE)
-                reply = request.encode(finished)
             self._metrics.payload_moved("sent", call.caller.transport, len(reply))
             return reply
 
         return method
+
+    def _encode(self, request: Request, finished: Finished) -> bytes:
+        self._seam(Point.ALLOCATE)
+        self._seam(Point.ENCODE)
+        return request.encode(finished)
 
     async def _get_server_info(self, _message: bytes, _call: _Call) -> bytes:
         return self._server_info()

@@ -1,7 +1,7 @@
 """Spans of every call, in OpenTelemetry's form (extra `otel`).
 
     Warp                  the call, child of the caller's span if it sends a `traceparent`
-    ├─ decode             bytes to a validated problem
+    ├─ decode             bytes to a validated request
     ├─ queue              until a device takes it
     ├─ land               operands on their way to the device
     ├─ launch             the engine computes its batch
@@ -163,7 +163,7 @@ class _TracedBatcher(Batcher):
         super().__init__(*parts, **options)
         self._tracing = tracing
 
-    async def submit(self, problem: Any, **details: Any) -> Finished:
+    async def submit(self, problem: Any, **details: Any) -> Any:
         self._tracing.enqueued(problem)
         try:
             return await super().submit(problem, **details)
@@ -179,7 +179,7 @@ class _TracedTranslator(Translator):
     def decode(self, operation: Operation, message: bytes) -> Request:
         with self._tracer.start_as_current_span("decode", record_exception=False):
             request = super().decode(operation, message)
-        return _TracedRequest(request.problem, request.plan, self._tracer)
+        return _TracedRequest(request.message, request.plan, self._tracer)
 
 
 @dataclass(frozen=True, slots=True)

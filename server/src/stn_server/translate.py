@@ -70,9 +70,9 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A validated request: what to compute, and all that its plan says."""
+    """A request whose frame is valid: the bytes to compute on, and all that its plan says."""
 
-    problem: Any
+    message: bytes
     plan: Plan
 
     @property
@@ -84,6 +84,16 @@ class Request:
     def cost(self) -> Cost:
         """What it takes of the budgets."""
         return self.plan.cost
+
+    def bind(self) -> Any:
+        """The problem to compute, over the bytes of the message.
+
+        Left to whom computes it: what a batch does in a row stays in the caches.
+
+        Raises:
+            InvalidRequestError: A parameter is not finite.
+        """
+        return self.plan.bind(self.message)
 
     def encode(self, finished: Finished) -> bytes:
         """The serialized reply."""
@@ -104,11 +114,16 @@ class Plan:
     """Of the whole message, which views keep in memory, whatever they use of it."""
     reply: Reply
 
-    def bind(self, message: bytes) -> Request:
-        """The request with the bytes of a message that the frame fits."""
+    def bind(self, message: bytes) -> Any:
+        """The problem over the bytes of a message that the frame fits.
+
+        Raises:
+            WireFormatError: A payload is missing or has another size than its tensor; the same for
+                all messages that the frame fits.
+            InvalidRequestError: A parameter is not finite.
+        """
         payloads = self.frame.cut(message)
-        tensors = [operand.read(payloads) for operand in self.operands]
-        return Request(self.problem.bound(*tensors), self)
+        return self.problem.bound(*(operand.read(payloads) for operand in self.operands))
 
 
 class Translator:
@@ -137,10 +152,11 @@ class Translator:
         alike = self._plans.get((operation, len(message)), ())
         for plan in alike:
             if plan.frame.fits(message):
-                return plan.bind(message)
+                return Request(message, plan)
         plan = self._planners[operation](Frame.of(message))
+        plan.bind(message)
         self._keep(plan, operation, alike)
-        return plan.bind(message)
+        return Request(message, plan)
 
     def _keep(self, plan: Plan, operation: Operation, alike: tuple[Plan, ...]) -> None:
         frame = plan.frame

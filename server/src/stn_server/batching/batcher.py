@@ -25,7 +25,7 @@ from stn_server.batching.policy import (
     Refusal,
     Tick,
 )
-from stn_server.batching.work import Batch, BatchKey, Cost, Finished, WorkItem
+from stn_server.batching.work import Batch, BatchKey, Cost, Finished, WorkItem, as_it_is
 from stn_server.errors import (
     BatchFailedError,
     BrokenError,
@@ -137,7 +137,7 @@ class Batcher:
         self._stall_s = stall_s
         self._seam = seam
         self._loop = asyncio.get_running_loop()
-        self._waiters: dict[WorkItem, asyncio.Future[Finished]] = {}
+        self._waiters: dict[WorkItem, asyncio.Future[Any]] = {}
         self._gone: set[WorkItem] = set()
         """Those of `_waiters` whose call is over."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -159,8 +159,9 @@ class Batcher:
         deadline: float = math.inf,
         caller: str = "",
         call: Call | None = None,
-    ) -> Finished:
-        """Queues one problem and waits for its outcome.
+        reply: Callable[[Finished], Any] = as_it_is,
+    ) -> Any:
+        """Queues one problem and waits for the reply.
 
         Args:
             problem: What the runner understands.
@@ -169,6 +170,7 @@ class Batcher:
             deadline: Instant of `now` after which the result is unwanted.
             caller: Whom it is for; callers get equal shares.
             call: What it is for: the cost counts until that is done. None: until this returns.
+            reply: What is made of the outcome; for a whole batch in a row, which caches like.
 
         Raises:
             OverloadedError: The limits on admitted items or bytes are reached, or the deadline
@@ -191,8 +193,9 @@ class Batcher:
             arrived=self.now(),
             deadline=deadline,
             caller=caller,
+            reply=reply,
         )
-        waiter: asyncio.Future[Finished] = self._loop.create_future()
+        waiter: asyncio.Future[Any] = self._loop.create_future()
         self._waiters[item] = waiter
         self._idle.clear()
         try:
@@ -250,7 +253,7 @@ class Batcher:
         self._oldest_arrival = self._policy.oldest_arrival()
         for item in decisions.expired:
             self._abandoned()
-            self._answer(item, DeadlineExceededError())
+            self._fail(item, DeadlineExceededError())
         for batch in decisions.launches:
             self._launch(batch)
         self._set_timer(decisions.wake_at, now)
@@ -281,15 +284,15 @@ class Batcher:
         outcomes, computed = await self._outcomes(batch)
         compute_s = self.now() - launched
         queue_s = [launched - item.arrived for item in batch.items]
-        # First, so that the device does not wait for the answers.
-        self._step(Finish(batch, computed))
+        if self._step(Finish(batch, computed)).launches:
+            await asyncio.sleep(0)  # so that the device does not wait for the answers
         for item, outcome, waited_s in zip(batch.items, outcomes, queue_s, strict=True):
             if isinstance(outcome, BaseException):
                 self._counts.failed_items += 1
-                self._answer(item, outcome)
+                self._fail(item, outcome)
             else:
                 self._counts.finished_items += 1
-                self._answer(item, Finished(outcome, waited_s, compute_s, len(batch.items)))
+                self._reply(item, Finished(outcome, waited_s, compute_s, len(batch.items)))
         self._counts.batches += 1
         self._counts.largest_batch_items = max(self._counts.largest_batch_items, len(batch.items))
         self._observer.batch_finished(batch, queue_s, compute_s)
@@ -330,16 +333,26 @@ class Batcher:
         self._broken.set_result(cause)
         for item in list(self._waiters):
             self._abandon(item)
-            self._answer(item, BrokenError())
+            self._fail(item, BrokenError())
 
-    def _answer(self, item: WorkItem, outcome: Finished | BaseException) -> None:
-        waiter = self._waiters.get(item)
-        if waiter is None or waiter.done():
+    def _reply(self, item: WorkItem, finished: Finished) -> None:
+        waiter = self._waiter(item)
+        if waiter is None:
             return
-        if isinstance(outcome, BaseException):
-            waiter.set_exception(outcome)
-        else:
-            waiter.set_result(outcome)
+        try:
+            waiter.set_result(item.reply(finished))
+        except Exception as error:  # noqa: BLE001 - what fails for one must not for the others
+            waiter.set_exception(error)
+
+    def _fail(self, item: WorkItem, error: BaseException) -> None:
+        waiter = self._waiter(item)
+        if waiter is not None:
+            waiter.set_exception(error)
+
+    def _waiter(self, item: WorkItem) -> asyncio.Future[Any] | None:
+        """Who still waits for an item."""
+        waiter = self._waiters.get(item)
+        return None if waiter is None or waiter.done() else waiter
 
     def _leave_after(self, call: Call | None, item: WorkItem) -> None:
         if call is None:

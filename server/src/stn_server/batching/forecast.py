@@ -82,6 +82,18 @@ class Forecast:
         """What a batch will take, on the safe side."""
         return SAFETY * self._model.batch_s(operation, samples)
 
+    def until_free(self, now: float) -> float:
+        """Seconds until the first lane is free, on the safe side.
+
+        A batch that is late will be late as long again.
+        """
+        if len(self._launched) < self._lanes:
+            return 0.0
+        return SAFETY * min(
+            abs(launched + self._model.batch_s(batch.key.operation, batch.cost.samples) - now)
+            for batch, launched in self._launched.items()
+        )
+
     def wait_s(self, item: WorkItem, other_keys: int, now: float) -> float:
         """How long an item would wait for its batch to begin, on the safe side.
 
@@ -94,16 +106,7 @@ class Forecast:
         in_turns = callers * own.seconds_before(item, self._model) if own else 0.0
         launches = other_keys * self._model.overhead_s(item.key.operation)
         waiting = min(in_order, in_turns) + launches
-        return SAFETY * (self._until_free(now) + waiting / self._lanes)
-
-    def _until_free(self, now: float) -> float:
-        """Seconds until the first lane is free. A batch that is late will be late as long again."""
-        if len(self._launched) < self._lanes:
-            return 0.0
-        return min(
-            abs(launched + self._model.batch_s(batch.key.operation, batch.cost.samples) - now)
-            for batch, launched in self._launched.items()
-        )
+        return self.until_free(now) + SAFETY * waiting / self._lanes
 
 
 def _slice(item: WorkItem) -> int:

@@ -10,6 +10,7 @@ Rules:
   window above 0 lets work gather on a free lane, too.)
 - A batch holds items of one `BatchKey` and of any sizes, up to a budget in bytes and samples, and
   only as many as let it end before the first deadline in it. An item above the budget runs alone.
+- While the next batches have room for all that waits, nobody ranks it (`lobby`). Else:
 - Callers take turns in rounds (`fairness`), keys take turns within a round; within a key and a
   round the earliest deadline goes first (`queue`). An item with a late deadline or none ages: it
   counts as due PATIENCE_S after it arrived.
@@ -25,10 +26,12 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
+from typing import NamedTuple
 
 from stn_server.batching.admission import Admission, Full
 from stn_server.batching.fairness import Turns
 from stn_server.batching.forecast import Forecast
+from stn_server.batching.lobby import Lobby
 from stn_server.batching.queue import KeyQueue
 from stn_server.batching.ranking import Ranking
 from stn_server.batching.work import NOTHING, Batch, BatchKey, Cost, WorkItem
@@ -97,8 +100,7 @@ class Refusal:
     """How long it would have waited."""
 
 
-@dataclass(frozen=True, slots=True)
-class Decisions:
+class Decisions(NamedTuple):
     """What the caller of `Policy.step` has to carry out."""
 
     refusal: Refusal | None
@@ -121,9 +123,11 @@ class Policy:
         self._limits = limits
         self._admission = Admission(limits.max_admitted_items, limits.max_admitted_bytes)
         self._forecast = Forecast(limits.lanes)
+        self._lobby = Lobby(limits.budget, self._forecast.batch_s)
+        """Empty while anything is ranked."""
         self._turns = Turns(limits.budget)
         self._items: OrderedDict[int, WorkItem] = OrderedDict()
-        """All that wait, by number, in order of arrival."""
+        """All that are ranked, by number, in order of arrival."""
         self._deadlines: Ranking[int] = Ranking(lambda n: (self._items[n].deadline, n))
         self._queues: dict[BatchKey, KeyQueue] = {}
         """The same items by key; none is empty."""
@@ -141,7 +145,7 @@ class Policy:
     @property
     def queued_items(self) -> int:
         """Items that wait."""
-        return len(self._items)
+        return len(self._items) + len(self._lobby)
 
     @property
     def running_items(self) -> int:
@@ -155,7 +159,9 @@ class Policy:
 
     def oldest_arrival(self) -> float:
         """When the oldest waiting item came; infinity if none waits."""
-        return next(iter(self._items.values())).arrived if self._items else math.inf
+        if self._items:
+            return next(iter(self._items.values())).arrived
+        return self._lobby.oldest_arrival
 
     def step(self, event: Event, now: float) -> Decisions:
         """Takes an event into the state and returns what follows from it."""
@@ -185,12 +191,28 @@ class Policy:
             self._admission.leave(item)
 
     def _admit(self, item: WorkItem, now: float) -> Refusal | None:
-        why = self._admission.full(item) or self._late(item, now)
+        why: Full | Late | None = self._admission.full(item)
+        if why is None and self._has_room_in_lobby(item, now):
+            self._admission.enter(item)
+            self._lobby.add(item)
+            return None
+        self._rank_lobby(now)
+        why = why or self._late(item, now)
         if why is not None:
             return Refusal(why, self._wait_s(item, now))
         self._admission.enter(item)
         self._enqueue(item, now)
         return None
+
+    def _has_room_in_lobby(self, item: WorkItem, now: float) -> bool:
+        if self._items or self._limits.window_s:
+            return False
+        return self._lobby.has_room(item, now + self._forecast.until_free(now))
+
+    def _rank_lobby(self, now: float) -> None:
+        """From now on it matters who goes first."""
+        for item in self._lobby.clear():
+            self._enqueue(item, now)
 
     def _late(self, item: WorkItem, now: float) -> Late | None:
         """Why an item would not be through in time, if it would not.
@@ -235,6 +257,8 @@ class Policy:
 
     def _abandon(self, item: WorkItem) -> bool:
         """Removes an item that still waits; says whether it did."""
+        if self._lobby.discard(item):
+            return True
         waits = item.number in self._items
         if waits:
             self._dequeue(item)
@@ -249,6 +273,8 @@ class Policy:
                 self._admission.leave(item)
 
     def _expire(self, now: float) -> Iterator[WorkItem]:
+        if self._lobby.deadline <= now:
+            self._rank_lobby(now)
         while (item := self._most_pressing()) is not None and item.deadline <= now:
             self._dequeue(item)
             yield item
@@ -283,12 +309,20 @@ class Policy:
     def _launch(self, now: float) -> Iterator[Batch]:
         while (key := self._ripening.first()) is not None and self._ripe_at(key) <= now:
             self._line_up(key, now)
-        while self._has_free_lane and (key := self._ripe.first()) is not None:
-            batch = self._form(key, now)
+        while self._has_free_lane and (batch := self._next_batch(now)) is not None:
             self._running.add(batch)
             self._on_device.update(item.number for item in batch.items)
             self._forecast.launched(batch, now)
             yield batch
+
+    def _next_batch(self, now: float) -> Batch | None:
+        if self._lobby:
+            batch = self._lobby.next_batch(now)
+            if batch is not None:
+                return batch
+            self._rank_lobby(now)
+        key = self._ripe.first()
+        return None if key is None else self._form(key, now)
 
     @property
     def _has_free_lane(self) -> bool:
@@ -321,6 +355,6 @@ class Policy:
         item = self._most_pressing()
         key = self._ripening.first() if self._has_free_lane else None
         return min(
-            math.inf if item is None else item.deadline,
+            self._lobby.deadline if item is None else item.deadline,
             math.inf if key is None else self._ripe_at(key),
         )

@@ -27,6 +27,8 @@ def nobody(_stage: str, _batch: Batch) -> None:
 class EngineRunner:
     """Runs every batch as one ragged engine call.
 
+    The problem of an item is asked for that of the engine: it has `bind()`.
+
     Args:
         device: What computes; nobody else uses it.
         seam: Crossed in the thread that computes.
@@ -63,17 +65,18 @@ class EngineRunner:
     def _compute(self, batch: Batch) -> list[Any]:
         self._seam(Point.LAND)
 
-        def launching() -> None:
-            self._watcher("launch", batch)
-
         def launch(problems: Sequence[Any]) -> list[Any]:
             self._seam(Point.ALLOCATE)
             self._seam(Point.LAUNCH)
-            return self._device.run(batch.key.operation, problems, launching)
+            return self._device.run(
+                batch.key.operation, problems, lambda: self._watcher("launch", batch)
+            )
 
-        outcomes = compute(launch, [item.problem for item in batch.items])
+        bound = [_bound(item.problem) for item in batch.items]
+        good = [problem for problem in bound if not isinstance(problem, Exception)]
+        results = iter(compute(launch, good) if good else ())
         self._watcher("collect", batch)
-        return outcomes
+        return [problem if isinstance(problem, Exception) else next(results) for problem in bound]
 
 
 class Lanes:
@@ -126,6 +129,14 @@ class Lanes:
         """Closes every runner."""
         for _, runner in self._runners:
             runner.close()
+
+
+def _bound(problem: Any) -> Any:
+    """The engine's problem, or why there is none."""
+    try:
+        return problem.bind()
+    except Exception as error:  # noqa: BLE001 - becomes the outcome of the item
+        return error
 
 
 def compute(function: Compute, problems: Sequence[Any]) -> list[Any]:
