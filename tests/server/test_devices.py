@@ -208,6 +208,7 @@ class LostDevice:
     """Fails for good."""
 
     name = "lost"
+    small = NOTHING
 
     def run(self, *_):
         raise DeviceLostError("expected a context, got a poisoned one")

@@ -1,13 +1,14 @@
 """The runner: one ragged engine call, and what happens when it fails."""
 
 import asyncio
+import threading
 
 import pytest
 import torch
 
 import stn_engine
 from stn_server.batching.runner import EngineRunner, compute
-from stn_server.batching.work import NOTHING, Batch, BatchKey, Operation, WorkItem
+from stn_server.batching.work import Batch, BatchKey, Cost, Operation, WorkItem
 from stn_server.errors import DeviceLostError
 from support.fakes import Bound
 
@@ -27,10 +28,14 @@ def warp_problem(height, width):
     return stn_engine.WarpProblem(feature_map, stn_engine.Affine(theta))
 
 
-def make_batch(operation, problems):
+LARGE = Cost(size_bytes=1 << 30, samples=1 << 30)
+SMALL = Cost(size_bytes=1, samples=1)
+
+
+def make_batch(operation, problems, cost=LARGE):
     key = BatchKey(operation, torch.float32, None)
-    items = (WorkItem(key=key, cost=NOTHING, problem=Bound(p), arrived=0.0) for p in problems)
-    return Batch(key, tuple(items), NOTHING)
+    items = (WorkItem(key=key, cost=cost, problem=Bound(p), arrived=0.0) for p in problems)
+    return Batch(key, tuple(items), cost)
 
 
 @pytest.fixture
@@ -110,6 +115,17 @@ def test_the_engine_runner_keeps_neighbours_of_a_bad_problem(runner):
     assert isinstance(error, Exception)
     assert torch.equal(first, last)
     assert torch.equal(first, stn_engine.warp_ragged([good])[0])
+
+
+@pytest.mark.parametrize(("cost", "here"), [(SMALL, True), (LARGE, False)])
+def test_a_batch_is_worth_a_thread_or_is_computed_at_once(cost, here):
+    """The loop is kept free of what takes longer than to wake somebody."""
+    threads = set()
+    runner = EngineRunner(seam=lambda _point: threads.add(threading.get_ident()))
+    (output,) = asyncio.run(runner.run(make_batch(Operation.WARP, [warp_problem(4, 4)], cost)))
+    runner.close()
+    assert torch.equal(output, stn_engine.warp_ragged([warp_problem(4, 4)])[0])
+    assert (threads == {threading.get_ident()}) is here
 
 
 def test_a_closed_runner_refuses(runner):

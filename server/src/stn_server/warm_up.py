@@ -8,7 +8,7 @@ import numpy as np
 
 from stn_proto import join, put_tensor
 from stn_proto.v1 import warp_pb2
-from stn_server.batching.work import NOTHING, Batch, Operation, WorkItem
+from stn_server.batching.work import Batch, Operation, WorkItem
 from stn_server.config import LimitsConfig
 from stn_server.translate import Translator
 
@@ -21,8 +21,8 @@ def batches() -> Iterator[Batch]:
         (Operation.WARP_GRADIENTS, _warp_gradients()),
     ):
         request = translator.decode(operation, message)
-        item = WorkItem(key=request.key, cost=NOTHING, problem=request, arrived=0.0)
-        yield Batch(request.key, (item,), NOTHING)
+        item = WorkItem(key=request.key, cost=request.cost, problem=request, arrived=0.0)
+        yield Batch(request.key, (item,), request.cost)
 
 
 def _warp() -> bytes:

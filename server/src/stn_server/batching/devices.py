@@ -13,7 +13,7 @@ from torch import Tensor
 import stn_engine
 from stn_engine import Gradients
 from stn_server.batching.blocks import Block
-from stn_server.batching.work import Operation
+from stn_server.batching.work import NOTHING, Cost, Operation
 from stn_server.config import ConfigError
 from stn_server.errors import DeviceFullError, DeviceLostError
 from stn_server.memory import resident_bytes
@@ -39,6 +39,8 @@ class Device(Protocol):
 
     name: str
     """A label of metrics."""
+    small: Cost
+    """Batches up to this take less time than to wake a thread for them."""
 
     def run(self, operation: Operation, problems: Sequence[Any], launching: Launching) -> list[Any]:
         """One outcome per problem, in host memory.
@@ -56,6 +58,7 @@ class Host:
     """The engine on operands where they are: the bytes of requests."""
 
     name = "cpu"
+    small = Cost(size_bytes=1 << 20, samples=1 << 15)
 
     def run(self, operation: Operation, problems: Sequence[Any], launching: Launching) -> list[Any]:
         """One ragged call."""
@@ -73,6 +76,8 @@ class Accelerator:
     A batch for which its memory is too small is tried in halves, once; what still does not fit is
     refused.
     """
+
+    small = NOTHING
 
     def __init__(self, device: torch.device) -> None:
         self.name = str(device)

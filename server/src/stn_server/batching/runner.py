@@ -34,13 +34,15 @@ class EngineRunner:
         seam: Crossed in the thread that computes.
         watcher: Told how far a batch is.
 
-    Concurrency: one batch at a time; nothing can interrupt the one that runs.
+    Concurrency: one batch at a time; nothing can interrupt the one that runs. Batches that are
+        small for the device are computed in the event loop's own thread.
     """
 
     def __init__(
         self, device: Device | None = None, seam: Seam = no_fault, watcher: Watcher = nobody
     ) -> None:
         self._device = Host() if device is None else device
+        self._small = self._device.small
         self._seam = seam
         self._watcher = watcher
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stn-runner")
@@ -52,6 +54,8 @@ class EngineRunner:
             DeviceLostError: The thread is gone.
         """
         self._watcher("land", batch)  # in the engine's thread; the bytes stay where they are
+        if batch.cost.fits(self._small):
+            return self._compute(batch)
         try:
             running = self._thread.submit(self._compute, batch)
         except RuntimeError as error:
