@@ -1,0 +1,151 @@
+"""Several server processes behind one target, and callers that keep them busy."""
+
+from __future__ import annotations
+
+import operator
+import threading
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from stn_client import Affine, Client, RetryPolicy
+from stn_client.local import LocalServer
+from support.bad_requests import ramp, theta
+from support.harness import terminate
+
+PATIENCE_S = 60.0
+"""For what happens within seconds unless it never does."""
+
+
+class Replicas:
+    """Servers at one port, each on a loopback address of its own, as pods are. A context manager.
+
+    Args:
+        count: How many.
+        folder: For their logs.
+        flags: Of `stn-server`, for all of them.
+    """
+
+    def __init__(self, count, folder, *flags):
+        self._folder, self._flags = folder, flags
+        self._hosts = [f"127.0.0.{2 + number}" for number in range(count)]
+        self._port = 0
+        self._servers = {}
+
+    def __enter__(self):
+        for number in range(len(self)):
+            self.start(number)
+        return self
+
+    def __exit__(self, *_exception):
+        for server in self._servers.values():
+            terminate(server)
+        for server in self._servers.values():
+            server.stop()  # asked twice, it leaves at once
+
+    def __len__(self):
+        return len(self._hosts)
+
+    def __getitem__(self, number):
+        return self._servers[number]
+
+    @property
+    def target(self):
+        """All of them, as clients name them."""
+        return "ipv4:" + ",".join(f"{host}:{self._port}" for host in self._hosts)
+
+    def start(self, number, *flags):
+        """Starts a new process on the address of one that has ended; returns when it serves."""
+        host = self._hosts[number]
+        addresses = f"--listen={host}:{self._port}", f"--metrics-listen={host}:0"
+        server = LocalServer(*addresses, *self._flags, *flags, log=self.log(number))
+        self._servers[number] = server
+        self._port = server.target.rpartition(":")[2]
+
+    def log(self, number):
+        """The log of all processes on an address, one after the other."""
+        return self._folder / f"{number}.log"
+
+    def finished(self, number):
+        """Calls that the present process on an address has answered."""
+        with Client(self[number].target) as stn:
+            return stn.server_info().statistics.finished_items
+
+
+class Load:
+    """Callers that warp, each call after the answer to the last one. A context manager.
+
+    Args:
+        target: Whom they call.
+        callers: How many there are.
+        retry: As of `Client`.
+    """
+
+    def __init__(self, target, callers, retry=None):
+        self.failures, self.latencies_s = [], []
+        self._feature_map, self._theta = ramp(1, 3, 60, 80), Affine(theta(1))
+        self._client = Client(target, retry=retry)
+        self._ended, self._over = threading.Condition(), False
+        self._counts = [0] * callers
+        self._threads = [threading.Thread(target=self._call_on, args=[n]) for n in range(callers)]
+
+    def __enter__(self):
+        self._expected = self._client.warp(self._feature_map, self._theta)
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_exception):
+        self._over = True
+        for thread in self._threads:
+            thread.join()
+        self._client.close()
+
+    def further(self, count):
+        """Returns when so many more calls have ended, whoever made them."""
+        enough = len(self.latencies_s) + count
+        self._wait_for(lambda: len(self.latencies_s) >= enough)
+
+    def further_of_each(self, count):
+        """Returns when so many more calls of every caller have ended."""
+        enough = [ended + count for ended in self._counts]
+        self._wait_for(lambda: all(map(operator.ge, self._counts, enough)))
+
+    def until(self, holds):
+        """Returns when something holds; looks again and again while calls go on."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not holds():
+            assert time.monotonic() < deadline
+            self.further(1)
+
+    def _wait_for(self, holds):
+        with self._ended:
+            assert self._ended.wait_for(holds, PATIENCE_S)
+
+    def _call_on(self, caller):
+        while not self._over:
+            started = time.monotonic()
+            try:
+                self._call()
+            except Exception as error:  # noqa: BLE001 - the test looks at it
+                self.failures.append(error)
+            with self._ended:
+                self.latencies_s.append(time.monotonic() - started)
+                self._counts[caller] += 1
+                self._ended.notify_all()
+
+    def _call(self):
+        result = self._client.warp(self._feature_map, self._theta)
+        np.testing.assert_array_equal(result, self._expected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotedRetries(RetryPolicy):
+    """The ordinary policy, which remembers how attempts failed."""
+
+    failures: list = field(default_factory=list)
+
+    def pause_s(self, error, *circumstances):
+        self.failures.append(error)
+        return super().pause_s(error, *circumstances)
