@@ -25,12 +25,16 @@ class Replicas:
         count: How many.
         folder: For their logs.
         flags: Of `stn-server`, for all of them.
+
+    Attributes:
+        hosts: Their addresses.
+        port: That of all.
     """
 
     def __init__(self, count, folder, *flags):
         self._folder, self._flags = folder, flags
-        self._hosts = [f"127.0.0.{2 + number}" for number in range(count)]
-        self._port = 0
+        self.hosts = [f"127.0.0.{2 + number}" for number in range(count)]
+        self.port = 0
         self._servers = {}
 
     def __enter__(self):
@@ -45,7 +49,7 @@ class Replicas:
             server.stop()  # asked twice, it leaves at once
 
     def __len__(self):
-        return len(self._hosts)
+        return len(self.hosts)
 
     def __getitem__(self, number):
         return self._servers[number]
@@ -53,15 +57,15 @@ class Replicas:
     @property
     def target(self):
         """All of them, as clients name them."""
-        return "ipv4:" + ",".join(f"{host}:{self._port}" for host in self._hosts)
+        return "ipv4:" + ",".join(f"{host}:{self.port}" for host in self.hosts)
 
     def start(self, number, *flags):
         """Starts a new process on the address of one that has ended; returns when it serves."""
-        host = self._hosts[number]
-        addresses = f"--listen={host}:{self._port}", f"--metrics-listen={host}:0"
+        host = self.hosts[number]
+        addresses = f"--listen={host}:{self.port}", f"--metrics-listen={host}:0"
         server = LocalServer(*addresses, *self._flags, *flags, log=self.log(number))
         self._servers[number] = server
-        self._port = server.target.rpartition(":")[2]
+        self.port = server.target.rpartition(":")[2]
 
     def log(self, number):
         """The log of all processes on an address, one after the other."""

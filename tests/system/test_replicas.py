@@ -1,13 +1,21 @@
 """Replicas behind one target: what callers notice when they come and go."""
 
+import asyncio
+import contextlib
 import signal
 
 import pytest
 
-from stn_client import RetryPolicy, UnavailableError
+from stn_client import Affine, AsyncClient, RetryPolicy, UnavailableError
+from stn_server.app import Server
+from stn_server.config import LifecycleConfig, ServerConfig
+from stn_server.lifecycle import Shutdown
 from stress.report import percentile
+from support.bad_requests import ramp, theta
+from support.fakes import FakeRunner
 from support.harness import log_records, terminate
-from support.replicas import Load, NotedRetries, Replicas
+from support.names import NameServer
+from support.replicas import PATIENCE_S, Load, NotedRetries, Replicas
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -16,6 +24,8 @@ LAME_DUCK_S = 1.0
 ROUND = CALLERS + COUNT
 """Once so many calls have ended, each replica has been given a new one: those that were under way
 before, and one turn of each."""
+
+U, THETA = ramp(1, 3, 60, 80), Affine(theta(1))
 
 PAUSES_S = sum(
     min(RetryPolicy.max_s, RetryPolicy.initial_s * 2**retry)
@@ -93,3 +103,58 @@ def test_callers_leave_a_lame_duck_before_it_stops(replicas):
     assert load.failures == retries.failures == []
     replicas[0].stop()
     replicas.start(0)
+
+
+def test_a_replacement_at_another_address_takes_over(replicas):
+    """As in a cluster, where a new pod has a new address behind the old name."""
+    with (
+        NameServer(*replicas.hosts[:2]) as names,
+        Load(names.target(replicas.port), CALLERS) as load,
+    ):
+        load.until(serves(replicas, 0))
+        before = replicas.finished(2)
+        names.addresses = replicas.hosts[1:]
+        assert replicas[0].stop() == 0
+        load.until(lambda: replicas.finished(2) > before)
+    assert load.failures == []
+    replicas.start(0)
+
+
+@contextlib.asynccontextmanager
+async def short_connections(address, runner):
+    """The target of a server whose connections live for half a second."""
+    lifecycle = LifecycleConfig(connection_age_s=0.5)
+    config = ServerConfig(listen=(address,), metrics_listen="", lifecycle=lifecycle)
+    server = Server(config, runner=runner)
+    yield (await server.start()).targets[0]
+    await server.stop(Shutdown())
+
+
+def test_an_added_replica_is_found():
+    """Connections end at their age, without a loss, and clients look their name up again."""
+    one, other = FakeRunner(feature_maps), FakeRunner(feature_maps)
+    retries = NotedRetries()
+
+    async def scenario(names):
+        async with contextlib.AsyncExitStack() as running:
+            target = await running.enter_async_context(short_connections("127.0.0.2:0", one))
+            port = target.rpartition(":")[2]
+            stn = AsyncClient(names.target(port), retry=retries)
+            await running.enter_async_context(stn)
+            await stn.warp(U, THETA)
+            added = short_connections(f"127.0.0.3:{port}", other)
+            await running.enter_async_context(added)
+            warm = len(other.batches)
+            names.addresses = ("127.0.0.2", "127.0.0.3")
+            async with asyncio.timeout(PATIENCE_S):
+                while len(other.batches) == warm:
+                    await stn.warp(U, THETA)
+
+    with NameServer("127.0.0.2") as names:
+        asyncio.run(scenario(names))
+    assert retries.failures == []
+
+
+def feature_maps(batch):
+    """Every result is the feature map."""
+    return [getattr(item.problem, "feature_map", None) for item in batch.items]

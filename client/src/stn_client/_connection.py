@@ -21,9 +21,11 @@ CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.enable_retries", 0),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.dns_min_time_between_resolutions_ms", 5000),
 )
 """The server's limits decide about sizes; `RetryPolicy` decides about retries. A server that is
-back is noticed within about a second; gRPC by itself would look every two minutes in the end."""
+back is noticed within about a second, and one at another address within about five: gRPC by itself
+would try every two minutes in the end, and look names up every thirty seconds."""
 
 BALANCING = {
     "loadBalancingConfig": [{"round_robin": {}}],
