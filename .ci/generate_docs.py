@@ -47,6 +47,7 @@ from stn_server.settings import all_settings
 
 ROOT = Path(__file__).parents[1]
 SERVICE_BENCHMARK = ROOT / "tests/bench/results/service.json"
+REPLICAS_BENCHMARK = ROOT / "tests/bench/results/replicas.json"
 ENGINE_BENCHMARK = ROOT / "tests/bench/results/engine_cpu.json"
 GPU_BENCHMARKS = "tests/bench/results/engine_cuda_*.json"
 
@@ -140,6 +141,27 @@ def benchmark() -> str:
     return f"{_table(head, rows)}\n\n{when}; medians of rounds that alternate between the three."
 
 
+def replicas_benchmark() -> str:
+    """The last committed run of `make bench-replicas`."""
+    report = json.loads(REPLICAS_BENCHMARK.read_text())
+    rows = [
+        (
+            str(cell["replicas"]),
+            f"{cell['requests_per_s']:.0f}",
+            f"{cell['times_one']:.2f}",
+            f"{cell['p99_ms']:.0f}",
+        )
+        for cell in report["cells"]
+    ]
+    when = (
+        f"{report['date']}, {report['processor']}; {report['callers']} callers of one SDK client, "
+        f"devices that take {report['launch_s'] * 1e3:.0f} ms for up to {report['batch_items']} "
+        f"calls; medians of {report['rounds']} rounds."
+    )
+    head = ("replicas", "calls /s", "times one", "p99 ms")
+    return f"{_table(head, rows)}\n\n{when}"
+
+
 def engine_benchmark() -> str:
     """The last committed run of `make bench-engine`."""
     report = json.loads(ENGINE_BENCHMARK.read_text())
@@ -206,6 +228,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "metrics": ("server/README.md", metrics),
     "statuses": ("server/README.md", statuses),
     "benchmark": ("README.md", benchmark),
+    "replicas benchmark": ("deploy/README.md", replicas_benchmark),
     "support": ("stn_engine/README.md", support),
     "engine benchmark": ("stn_engine/README.md", engine_benchmark),
     "gpu benchmark": ("stn_engine/README.md", gpu_benchmark),

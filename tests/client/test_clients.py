@@ -38,6 +38,8 @@ IDENTITY = Affine(np.eye(2, 3)[None])
 WARPED = serialized(warp_pb2.WarpReply, output=MAP + 1)
 GRADIENTS = serialized(warp_pb2.WarpGradientsReply, feature_map=MAP, transform=IDENTITY.theta)
 AT_ONCE = RetryPolicy(attempts=3, initial_s=0)
+MANY = 10_000
+"""Answers for calls that are made until something has happened."""
 
 
 class Blocking:
@@ -110,6 +112,27 @@ def test_client_repeats_a_lost_call_as_it_was(blocking):
     assert first.request
     for call in again:
         assert (call.request, call.request_id) == (first.request, first.request_id)
+
+
+def test_client_takes_turns_over_replicas_and_repeats_a_lost_call_elsewhere(blocking):
+    """Two addresses, of which one loses its first call once both have had some."""
+
+    def answer(context):
+        both = quick.received and len(failing.received) > 1
+        return (abort(StatusCode.UNAVAILABLE) if both else reply(WARPED))(context)
+
+    answers = [reply(WARPED)] * MANY
+    with ScriptedService(*answers) as quick, ScriptedService(*[answer] * MANY) as failing:
+        target = f"ipv4:{quick.target},{failing.target}"
+        client = blocking.connect(target, retry=AT_ONCE)
+        while not (lost := lost_calls(quick, failing)):
+            np.testing.assert_array_equal(blocking.wait(client.warp(MAP, IDENTITY)), MAP + 1)
+    assert len(lost) == 1
+
+
+def lost_calls(one, other):
+    """Ids of calls that both replicas were asked for."""
+    return {call.request_id for call in one.received} & {call.request_id for call in other.received}
 
 
 def test_client_gives_every_call_its_own_id(blocking):

@@ -1,5 +1,6 @@
 """The Kubernetes manifests, as `kubectl apply -k` would send them."""
 
+import re
 import subprocess
 import sys
 from functools import cache
@@ -9,7 +10,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from stn_client.local import LocalServer
 from stn_server.settings import load
+from support.prometheus import Prometheus
 
 ROOT = Path(__file__).parents[2]
 OVERLAYS = ("cpu", "gpu")
@@ -17,6 +20,10 @@ API_VERSION = "1.37"
 CUSTOM = {"ServiceMonitor"}
 """Kinds that the Kubernetes API itself does not define."""
 
+DNS_CACHE_S = 30
+"""For so long CoreDNS may tell what is no longer true."""
+
+RULES = yaml.safe_load((ROOT / "deploy/k8s/prometheus-adapter.yaml").read_text())["rules"]
 LABELS = {"app.kubernetes.io/name": "stn"}
 
 overlays = pytest.mark.parametrize("overlay", OVERLAYS)
@@ -112,3 +119,46 @@ def test_pods_are_locked_down_and_have_their_resources(overlay):
     assert found["resources"]["requests"] == found["resources"]["limits"]
     assert found["image"] == {"cpu": "stn-server:cpu", "gpu": "stn-server:cuda"}[overlay]
     assert ("nvidia.com/gpu" in found["resources"]["limits"]) == (overlay == "gpu")
+
+
+@overlays
+def test_a_rollout_waits_until_clients_can_find_the_new_pod(overlay):
+    """No old pod goes before DNS tells everybody of its successor; added ones are found, too."""
+    deployment = rendered(overlay)["Deployment"]["spec"]
+    assert deployment["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    assert deployment["minReadySeconds"] > DNS_CACHE_S
+    settings = {entry["name"]: entry["value"] for entry in container(overlay)["env"]}
+    assert load((), settings).lifecycle.connection_age_s > 0
+
+
+@overlays
+def test_the_autoscaler_reads_what_the_adapter_serves(overlay):
+    """By these names; what Prometheus makes of the rules stands below."""
+    autoscaler = rendered(overlay)["HorizontalPodAutoscaler"]["spec"]
+    read = {entry["pods"]["metric"]["name"] for entry in autoscaler["metrics"]}
+    assert read == {rule.get("name", {}).get("as", series(rule)) for rule in RULES}
+
+
+@pytest.mark.slow
+def test_the_rules_of_the_adapter_find_data(tmp_path):
+    """A real Prometheus that scrapes a real server has every metric that they name."""
+    with LocalServer() as server, Prometheus(tmp_path, server.metrics) as prometheus:
+        for rule in RULES:
+            query = rule["metricsQuery"].replace("<<.Series>>", series(rule))
+            query = query.replace("<<.LabelMatchers>>", 'job="stn"')
+            query = query.replace("<<.GroupBy>>", "instance")
+            prometheus.wait_for(f"count(({query}) >= 0)", 1)
+
+
+def series(rule):
+    """The metric that a rule begins with."""
+    return re.match(r"\w+", rule["seriesQuery"])[0]
+
+
+@overlays
+def test_alerts_are_about_the_job_that_is_scraped(overlay):
+    """The operator names the job after the label, and the alerts ask for it."""
+    label = rendered(overlay)["ServiceMonitor"]["spec"]["jobLabel"]
+    job = rendered(overlay)["Service"]["metadata"]["labels"][label]
+    alerts = (ROOT / "deploy/prometheus/alerts.yaml").read_text()
+    assert set(re.findall(r'job="(\w+)"', alerts)) == {job}

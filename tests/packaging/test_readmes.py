@@ -1,5 +1,6 @@
 """The documents are true: their commands and examples run, their tables are fresh."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from stn_client._connection import BALANCING
 from stn_client.local import LocalServer
 
 ROOT = Path(__file__).parents[2]
@@ -83,6 +85,12 @@ def test_the_python_examples_run(document, tmp_path):
         command = [sys.executable, "-W", "error", "-c", example]
         result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
+
+
+def test_other_clients_are_told_the_service_config_of_the_sdk():
+    """The JSON of the README is what the SDK gives to gRPC."""
+    (config,) = blocks((ROOT / "client/README.md").read_text(), "json")
+    assert json.loads(config) == BALANCING
 
 
 @pytest.mark.slow

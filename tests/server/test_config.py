@@ -42,6 +42,7 @@ LEAST = {
     (LimitsConfig, "max_concurrent_streams"): 1,
     (LifecycleConfig, "lame_duck_s"): 0,
     (LifecycleConfig, "grace_s"): 0,
+    (LifecycleConfig, "connection_age_s"): 0,
     (ServerConfig, "threads"): 0,
     (ServerConfig, "retained_bytes"): 0,
 }

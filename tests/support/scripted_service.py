@@ -48,6 +48,8 @@ class ScriptedService(grpc.GenericRpcHandler):
         self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
 
     def service(self, handler_call_details):
+        if handler_call_details.method.startswith("/grpc.health."):
+            return None  # not offered
         metadata = dict(handler_call_details.invocation_metadata)
 
         def answer(request: bytes, context: grpc.ServicerContext) -> bytes:

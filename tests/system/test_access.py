@@ -113,6 +113,18 @@ def test_certificates_are_renewed_while_the_server_runs(authority, tmp_path):
     assert rejected["reason"].startswith("tls.certificate: expected a certificate and its unencr")
 
 
+def test_replicas_are_balanced_over_tls_and_with_a_token(authority, tokens):
+    """Their health is watched over the same connections, and asks for no token."""
+    both = "--listen=127.0.0.1:0,127.0.0.2:0"
+    flags = tls_flags(authority.issue("server"), f"--auth-tokens={tokens}", both)
+    tls = Tls(ca=authority.ca, server_name="localhost")
+    with LocalServer(*flags) as server:
+        target = f"ipv4:{','.join(server.targets)}"
+        assert server_info(target, tls=tls, token=GOOD).ready
+        with pytest.raises(AccessDeniedError, match="expected"):
+            server_info(target, tls=tls, token=BAD)
+
+
 @pytest.mark.parametrize("method", [*METHODS, REFLECTION, "/stn.v1.Unknown/Method"])
 @pytest.mark.parametrize(
     ("header", "why"),

@@ -28,7 +28,8 @@ class AsyncClient:
     Every method takes and returns what the method of the same name of `Client` does.
 
     Args:
-        target: gRPC target: "host:port", "unix:/path", "dns:///name:port".
+        target: gRPC target of one server, "host:port" or "unix:/path", or of all replicas,
+            "dns:///name:port" or "ipv4:address:port,...": calls take turns over the ready ones.
         timeout_s: For one call with all its retries; None: no limit.
         retry: When a refused or lost call is repeated.
         tls: How to secure the connection; None: not at all.

@@ -32,7 +32,8 @@ M = TypeVar("M", bound=Message)
 Array = NDArray[Any]
 Payloads = list[memoryview]
 
-METHOD_PREFIX = "/stn.v1.SpatialTransformer/"
+SERVICE = "stn.v1.SpatialTransformer"
+METHOD_PREFIX = f"/{SERVICE}/"
 _OPERANDS = {
     "feature_map": warp_pb2.OPERAND_FEATURE_MAP,
     "transform": warp_pb2.OPERAND_TRANSFORM,

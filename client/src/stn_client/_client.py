@@ -27,7 +27,8 @@ class Client:
     Results are read-only views into the reply, without a copy; `.copy()` makes one's own.
 
     Args:
-        target: gRPC target: "host:port", "unix:/path", "dns:///name:port".
+        target: gRPC target of one server, "host:port" or "unix:/path", or of all replicas,
+            "dns:///name:port" or "ipv4:address:port,...": calls take turns over the ready ones.
         timeout_s: For one call with all its retries; None: no limit.
         retry: When a refused or lost call is repeated.
         tls: How to secure the connection; None: not at all.

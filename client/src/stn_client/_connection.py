@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 import uuid
@@ -10,6 +11,7 @@ from typing import Any, cast
 
 import grpc
 
+from stn_client._calls import SERVICE
 from stn_client._credentials import Access
 from stn_client._errors import StnClientError, TransportError, error_from_status
 from stn_client._retry import RetryPolicy
@@ -18,13 +20,31 @@ CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     ("grpc.enable_retries", 0),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.dns_min_time_between_resolutions_ms", 5000),
 )
-"""The server's limits decide about sizes; `RetryPolicy` decides about retries."""
+"""The server's limits decide about sizes; `RetryPolicy` decides about retries. A server that is
+back is noticed within about a second, and one at another address within about five: gRPC by itself
+would try every two minutes in the end, and look names up every thirty seconds."""
+
+BALANCING = {
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "healthCheckConfig": {"serviceName": SERVICE},
+}
+"""gRPC's service config for replicas: calls go in turns to those that say that they are ready."""
+
+_RESOLVERS = ("dns:", "ipv4:", "ipv6:")
+"""Targets that may stand for several servers begin so."""
 
 
 def open_channel(stack: Any, target: str, access: Access) -> Any:
-    """A channel of `grpc` or of `grpc.aio`."""
+    """A channel of `grpc` or of `grpc.aio`.
+
+    "host:port" and unix sockets mean one server, which is asked even while it is about to stop.
+    """
     options = (*CHANNEL_OPTIONS, *access.options)
+    if target.startswith(_RESOLVERS):
+        options = (*options, ("grpc.service_config", json.dumps(BALANCING)))
     if access.credentials is None:
         return stack.insecure_channel(target, options=options)
     return stack.secure_channel(target, access.credentials, options=options)

@@ -55,6 +55,9 @@ HANDSHAKE_S = 10.0
 STOPPING_S = 1.0
 """How long gRPC may take to cut calls off."""
 
+NO_LIMIT = 2**31 - 1
+"""What gRPC takes for never."""
+
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
@@ -172,6 +175,7 @@ class Server:
                 ("grpc.max_send_message_length", -1),  # max_output_bytes limits replies
                 ("grpc.max_concurrent_streams", self._config.limits.max_concurrent_streams),
                 ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_S * 1000)),
+                ("grpc.max_connection_age_ms", _age_ms(self._config.lifecycle.connection_age_s)),
                 ("grpc.so_reuseport", 0),
             ],
         )
@@ -270,6 +274,11 @@ def _bind(
     except RuntimeError as error:
         raise ConfigError(f"{name}: expected a free address, got {address}.") from error
     return address if unix else f"{split_address(name, address)[0]}:{port}"
+
+
+def _age_ms(age_s: float) -> int:
+    """How old gRPC lets a connection get, on which calls are finished first; 0 is for ever."""
+    return min(round(age_s * 1000), NO_LIMIT) or NO_LIMIT
 
 
 def _reflect(server: grpc.aio.Server) -> None:

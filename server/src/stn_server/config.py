@@ -88,14 +88,18 @@ class LimitsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LifecycleConfig:
-    """How the server ends."""
+    """How the server ends, and how its connections do."""
 
     lame_duck_s: float = setting(0.0, "After SIGTERM: serving on, but reporting not ready.")
     grace_s: float = setting(30.0, "Then: until every reply has left; after it calls are cut off.")
+    connection_age_s: float = setting(
+        0.0, "After it clients connect anew, and so find new replicas behind a name; 0: never."
+    )
 
     def __post_init__(self) -> None:
         _at_least(self, "lame_duck_s", 0)
         _at_least(self, "grace_s", 0)
+        _at_least(self, "connection_age_s", 0)
 
 
 @dataclass(frozen=True, kw_only=True)
