@@ -73,7 +73,8 @@ FROM packages-cuda AS kernels
 ARG ARCHITECTURES="sm_80 sm_90 sm_100"
 COPY --from=engine /opt/stn/engine /opt/stn/engine
 RUN PYTHONPATH=/opt/stn/engine STN_KERNEL_CACHE=/opt/stn/kernels \
-    /opt/stn/python/bin/python -m stn_engine.warm $(printf -- '--arch %s ' ${ARCHITECTURES})
+    /opt/stn/python/bin/python -m stn_engine.warm $(printf -- '--arch %s ' ${ARCHITECTURES}) \
+    && chmod -R a+rX /opt/stn/kernels
 
 FROM runtime AS cuda
 ENV STN_KERNEL_CACHE=/opt/stn/kernels \
