@@ -61,19 +61,20 @@ LABEL org.opencontainers.image.title="stn-server" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 
-# The same with torch's CUDA wheels, which bring the user libraries, and with the kernels compiled
-# ahead; a driver is all that the host adds.
+# The same with the CUDA build of torch, which is the one on PyPI and brings the user libraries, and
+# with the kernels compiled ahead; a driver is all that the host adds.
 FROM build AS packages-cuda
-ARG TORCH_CUDA_INDEX=https://download.pytorch.org/whl/cu130
 COPY deploy/requirements.txt deploy/requirements-cuda.txt /src/
-RUN PIP_EXTRA_INDEX_URL=${TORCH_CUDA_INDEX} install-python \
-    --requirement=/src/requirements.txt --requirement=/src/requirements-cuda.txt
+# The wheelhouse's torch is for the CPU, and pip would prefer it: "2.13.0+cpu" is above "2.13.0".
+RUN rm -f /wheelhouse/torch-*+cpu-*.whl \
+    && install-python --requirement=/src/requirements.txt --requirement=/src/requirements-cuda.txt
 
 FROM packages-cuda AS kernels
 ARG ARCHITECTURES="sm_80 sm_90 sm_100"
 COPY --from=engine /opt/stn/engine /opt/stn/engine
 RUN PYTHONPATH=/opt/stn/engine STN_KERNEL_CACHE=/opt/stn/kernels \
-    /opt/stn/python/bin/python -m stn_engine.warm $(printf -- '--arch %s ' ${ARCHITECTURES})
+    /opt/stn/python/bin/python -m stn_engine.warm $(printf -- '--arch %s ' ${ARCHITECTURES}) \
+    && chmod -R a+rX /opt/stn/kernels
 
 FROM runtime AS cuda
 ENV STN_KERNEL_CACHE=/opt/stn/kernels \

@@ -11,6 +11,7 @@ import pytest
 
 from stn_client import Affine, AsyncClient, Client, RetryPolicy
 from support.bad_requests import ramp, theta
+from support.collector import Collector
 from support.engine import wait_for_event
 from support.harness import scrape
 
@@ -57,6 +58,17 @@ def test_a_container_warps_differentiates_and_counts(start):
     found = scrape(server.metrics)
     assert found['stn_requests_total{code="OK",method="Warp"}'] == 1
     assert found['stn_requests_total{code="OK",method="WarpGradients"}'] == 1
+
+
+def test_spans_leave_a_container(start):
+    """OpenTelemetry is in the image: tracing takes settings and nothing else."""
+    with Collector() as collector:
+        where = {"STN_TRACING": "otlp", "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint}
+        server = start(environment=where)
+        with Client(server.target) as stn:
+            stn.warp(U, THETA)
+        assert server.stop() == 0
+    assert "Warp" in {span.name for span in collector.spans()}
 
 
 def test_the_engine_calls_a_container_healthy(engine, start):

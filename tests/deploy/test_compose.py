@@ -1,4 +1,4 @@
-"""deploy/compose.yaml, as Docker Compose reads it."""
+"""The files for Docker Compose, as it reads them."""
 
 import json
 import subprocess
@@ -12,13 +12,20 @@ from stn_server.settings import load
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
 
-@pytest.fixture(scope="module")
-def services():
-    """What Docker Compose makes of the file; it refuses what it does not know."""
-    compose = Path(sys.executable).parent / "docker-compose"
-    command = [compose, "--file", DEPLOY / "compose.yaml", "config", "--format=json"]
+def composed(*names):
+    """The services of files laid over one another; Docker Compose refuses what it does not know."""
+    command = [Path(sys.executable).parent / "docker-compose"]
+    for name in names:
+        command += ["--file", DEPLOY / name]
+    command += ["config", "--format=json"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return json.loads(text)["services"]
+
+
+@pytest.fixture(scope="module")
+def services():
+    """Those of one server."""
+    return composed("compose.yaml")
 
 
 def test_what_is_mounted_exists(services):
@@ -55,3 +62,11 @@ def test_the_server_has_time_to_stop(services):
     lifecycle = load((), services["server"]["environment"]).lifecycle
     assert services["server"]["stop_grace_period"] == "40s"
     assert lifecycle.lame_duck_s + lifecycle.grace_s < 40
+
+
+def test_replicas_share_no_port_of_the_machine(services):
+    """Two could not both have it. All else stays as it is."""
+    server = composed("compose.yaml", "compose.replicas.yaml")["server"]
+    assert server.pop("deploy")["replicas"] == 3
+    expected = {name: value for name, value in services["server"].items() if name != "ports"}
+    assert server == expected

@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import os
 import re
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -61,6 +63,16 @@ def test_the_dashboard_reads_the_provisioned_source():
     (uid,) = (entry["uid"] for entry in source["datasources"])
     assert {panel["datasource"]["uid"] for panel in DASHBOARD["panels"]} == {uid}
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+
+
+@pytest.mark.slow
+def test_the_picture_shows_the_present_dashboard():
+    """Whoever changes the dashboard draws it again."""
+    root = DEPLOY.parent
+    command = [sys.executable, root / ".ci/draw_dashboard.py", "--check"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 @contextlib.contextmanager

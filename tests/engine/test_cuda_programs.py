@@ -1,5 +1,6 @@
 """Every kernel compiles for every GPU that matters, and the common ones keep to their registers."""
 
+import errno
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -68,6 +69,17 @@ def test_a_compiled_program_is_read_back(monkeypatch, tmp_path):
     monkeypatch.setattr(compiler, "Compilation", None)
     assert bytes(compiler.cubin(program, "sm_90").code) == compiled
     compiler.folder_cache.cache_clear()
+
+
+def test_a_cache_that_cannot_be_written_costs_only_time(monkeypatch):
+    """That of an image is read-only, and may lack the present architecture."""
+
+    class ReadOnly(dict):
+        def __setitem__(self, key, value):
+            raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(compiler, "folder_cache", ReadOnly)
+    assert compiler.cubin(Program("parameters"), "sm_90").code
 
 
 def test_a_change_in_a_header_is_another_program(monkeypatch, tmp_path):

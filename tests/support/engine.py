@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 IMAGE, BASE = "stn-test/server", "stn-test/base"
+USUAL = "unix:///var/run/docker.sock"
 MIRROR = "http://deb.debian.org/debian"
 PACKAGES = "python3,python3-venv,ca-certificates"
 BEGINNING = 1
@@ -20,10 +21,17 @@ PAUSE_S = 0.05
 
 
 @contextlib.contextmanager
-def running_engine(folder):
-    """The URL of an engine: of the one that the environment names, else of one started here."""
-    named = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
-    if _answers(named):
+def running_engine(folder, usual=USUAL, patience_s=PATIENCE_S):
+    """The URL of an engine that the environment names, or the machine's, or else one of its own.
+
+    An engine that is named is believed to answer; the SDK says so if it does not. One that is
+    started here leaves nothing behind.
+
+    Raises:
+        RuntimeError: There is none and none can be started; with the log, if there is one.
+    """
+    named = os.environ.get("DOCKER_HOST") or (usual if _answers(usual) else None)
+    if named:
         yield named
         return
     if shutil.which("dockerd") is None or os.geteuid() != 0:
@@ -31,11 +39,11 @@ def running_engine(folder):
             "docker: expected an engine that answers, or dockerd and root to start one, got "
             "neither. apt install docker.io, or let DOCKER_HOST name an engine."
         )
-    url = f"unix://{folder}/docker.sock"
-    with (folder / "dockerd.log").open("wb") as log:
-        process = subprocess.Popen(_command(folder, url), stdout=log, stderr=log)
+    url, log = f"unix://{folder}/docker.sock", folder / "dockerd.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(_command(folder, url), stdout=output, stderr=output)
     try:
-        _wait_for(url, process, folder / "dockerd.log")
+        _wait_for(url, process, log, patience_s)
         yield url
     finally:
         process.terminate()
@@ -74,24 +82,26 @@ def _command(folder, url):
 
 
 def _answers(url):
-    """Whether somebody listens; whoever names an engine elsewhere is believed.
+    """Whether somebody listens on a Unix socket.
 
     The SDK would do, but it leaves a socket open for each attempt that is refused.
     """
-    if not url.startswith("unix://"):
-        return True
     with socket.socket(socket.AF_UNIX) as probe:
         return probe.connect_ex(url.removeprefix("unix://")) == 0
 
 
-def _wait_for(url, process, log):
+def _wait_for(url, process, log, patience_s):
     """Returns once the engine listens; it answers later what is asked earlier."""
-    pause, deadline = threading.Event(), time.monotonic() + PATIENCE_S
+    pause, deadline = threading.Event(), time.monotonic() + patience_s
     while process.poll() is None and time.monotonic() < deadline:
         if _answers(url):
             return
         pause.wait(PAUSE_S)
-    raise RuntimeError(f"dockerd: expected it to answer, got this log:\n{log.read_text()}")
+    state = "none" if process.poll() is None else f"exit code {process.returncode}"
+    raise RuntimeError(
+        f"dockerd: expected an answer within {patience_s:g} s, got {state}. Its log:\n"
+        f"{log.read_text()}"
+    )
 
 
 def _remove(folder):

@@ -17,25 +17,27 @@ PAUSE_S = 0.02
 
 CONFIG = """
 global:
-  scrape_interval: 100ms
+  scrape_interval: {interval_ms}ms
 scrape_configs:
   - job_name: stn
     static_configs:
-      - targets: [{target!r}]
+      - targets: {targets}
 """
 
 
 class Prometheus:
-    """Scrapes one metrics address ten times a second.
+    """Scrapes metrics addresses.
 
     Args:
         folder: For its configuration and its data.
-        metrics: URL of the metrics.
+        *metrics: URLs of the metrics.
+        interval_ms: From one scrape to the next.
     """
 
-    def __init__(self, folder, metrics):
+    def __init__(self, folder, *metrics, interval_ms=100):
         config = folder / "prometheus.yml"
-        config.write_text(CONFIG.format(target=urllib.parse.urlsplit(metrics).netloc))
+        targets = [urllib.parse.urlsplit(url).netloc for url in metrics]
+        config.write_text(CONFIG.format(targets=targets, interval_ms=interval_ms))
         port = _free_port()
         self._url = f"http://127.0.0.1:{port}"
         flags = [f"--config.file={config}", f"--storage.tsdb.path={folder}/data"]
@@ -48,10 +50,16 @@ class Prometheus:
 
     def query(self, expression):
         """The present value of an expression that has one, else None."""
-        question = urllib.parse.urlencode({"query": expression})
-        with urllib.request.urlopen(f"{self._url}/api/v1/query?{question}", timeout=10) as reply:
-            found = json.load(reply)["data"]["result"]
+        found = self._ask("query", query=expression)
         return float(found[0]["value"][1]) if found else None
+
+    def query_range(self, expression, start, end, step):
+        """The series of an expression: labels, times and values each, all in seconds."""
+        found = self._ask("query_range", query=expression, start=start, end=end, step=step)
+        return [
+            (series["metric"], *zip(*((t, float(v)) for t, v in series["values"]), strict=True))
+            for series in found
+        ]
 
     def wait_for(self, expression, value):
         """Returns once an expression has a value; fails with the last one if it never does."""
@@ -66,6 +74,12 @@ class Prometheus:
                 return
             pause.wait(PAUSE_S)
         raise AssertionError(f"{expression}: expected {value}, got {found}.")
+
+    def _ask(self, path, **question):
+        """What its interface answers."""
+        url = f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(question)}"
+        with urllib.request.urlopen(url, timeout=10) as reply:
+            return json.load(reply)["data"]["result"]
 
     def __enter__(self):
         return self

@@ -4,6 +4,7 @@ Nothing here needs a GPU.
 """
 
 import os
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def cubin(program: Program, arch: str) -> ObjectCode:
     if kept is not None:
         return ObjectCode.from_cubin(kept, name=program.source)
     compiled = Compilation(source, "c++", options).compile("cubin")
-    folder_cache()[key] = compiled
+    with suppress(OSError):  # an image is read-only: the next process compiles it again
+        folder_cache()[key] = compiled
     return compiled
 
 
