@@ -111,6 +111,9 @@ def _run(
 ) -> list[R]:
     """Run every problem on its backend, all problems of one backend together, in order."""
     backends = candidates() if backends is None else backends
+    for backend in backends:
+        if not any(map(backend.unsupported_reasons, problems)):
+            return operation(backend, list(problems), out)
     chosen = [select(problem, backends) for problem in problems]
     results: dict[int, R] = {}
     for backend in backends:
