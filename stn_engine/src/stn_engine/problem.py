@@ -46,7 +46,11 @@ class _Planned:
 
     @cached_property
     def plans(self) -> Plans:
-        """By keys of the backends' own; for these operands where they are, whatever they hold."""
+        """Under keys of the backends' own.
+
+        They hold for whatever values the operands have, as long as these keep their shapes,
+        strides and device.
+        """
         return Plans()
 
 

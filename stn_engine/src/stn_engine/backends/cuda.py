@@ -8,7 +8,7 @@ needed, kept on disk, and run on torch's current stream.
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor
 
@@ -58,11 +58,12 @@ class CudaBackend:
     ) -> list[Tensor]:
         """V of each problem, (N, C, ...); new ones in the memory format of the feature map."""
         found = found_warps(problems, out)
-        results = {i: outputs_of([problems[i]], out and [out[i]])[0] for i in found.nothing}
-        for at in grouped(found.rows):
+        nothing, batches = grouped(found.rows)
+        results = {i: outputs_of([problems[i]], out and [out[i]])[0] for i in nothing}
+        for at in batches:
             batch = Batch(self._launcher, found, at, [problems[i] for i in at])
             batch.run_warp()
-            results.update(zip(at, batch.tensors("target"), strict=True))
+            results.update(zip(at, cast("Sequence[Tensor]", batch.tensors("target")), strict=True))
         return [results[i] for i in range(len(problems))]
 
     def warp_gradients(
@@ -70,13 +71,14 @@ class CudaBackend:
     ) -> list[Gradients]:
         """The gradients that each problem needs."""
         found = found_gradients(problems, out)
-        results = {i: gradients_of([problems[i]], out and [out[i]])[0] for i in found.nothing}
-        for at in grouped(found.rows):
+        nothing, batches = grouped(found.rows)
+        results = {i: gradients_of([problems[i]], out and [out[i]])[0] for i in nothing}
+        for at in batches:
             batch = Batch(self._launcher, found, at, [problems[i].warp for i in at])
             batch.run_gradients()
             parts = batch.tensors("by_source"), batch.tensors("by_parameters")
             results.update(zip(at, map(Gradients, *parts), strict=True))
-        return [results[i] for i in range(len(problems))]
+        return list(out) if out is not None else [results[i] for i in range(len(problems))]
 
     def generate_grid(self, problems: Sequence[GridProblem]) -> list[Tensor]:
         """The sampling grid of each problem, composed: a generator alone has nothing to fuse."""

@@ -114,7 +114,9 @@ class Batch:
     def _result(self, name: str) -> Results:
         """Where a result of every item goes."""
         if name in self._found.given:
-            memory: Results = Given(*map(self._here, self._found.given[name]))
+            tensors, addresses = self._found.given[name]
+            there = cast("Sequence[Tensor]", self._here(tensors))
+            memory: Results = Given(there, self._here(addresses))
         else:
             forms = [row.forms[name] for row in self._rows]
             starts, size_bytes = self._spread(name)

@@ -12,6 +12,7 @@ from stn_engine.backends._cuda.rows import Form
 
 Words: TypeAlias = npt.NDArray[np.int64]
 
+
 class Results(Protocol):
     """Memory for a result of every item."""
 

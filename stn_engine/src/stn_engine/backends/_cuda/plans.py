@@ -3,9 +3,9 @@
 A row is found once for each problem, and kept on it for its next call.
 """
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,15 +26,10 @@ class Found(NamedTuple):
 
     rows: Sequence[Row | None]
     """None for problems of which nothing is to be computed."""
-    operands: dict[str, Sequence[int]]
+    operands: Mapping[str, Sequence[int]]
     """Addresses of U, and in backward problems of G."""
-    given: dict[str, tuple[Sequence[Any], Sequence[int]]]
+    given: Mapping[str, tuple[Sequence[Tensor | None], Sequence[int]]]
     """Memory of the caller for results, by what they are, and its addresses."""
-
-    @property
-    def nothing(self) -> list[int]:
-        """Places of problems of which nothing is to be computed."""
-        return [place for place, row in enumerate(self.rows) if row is None]
 
 
 def found_warps(problems: Sequence[WarpProblem], out: Sequence[Tensor] | None) -> Found:
@@ -42,6 +37,7 @@ def found_warps(problems: Sequence[WarpProblem], out: Sequence[Tensor] | None) -
     now = ROWS.current() << 4
     sources = [one.feature_map.data_ptr() for one in problems]
     rows: list[Row | None]
+    slot: Hashable
     if out is None:
         rows = [
             one.plans.get(slot := now | (u & _UNALIGNED)) or _warp_row(one, slot, u, None)
@@ -64,8 +60,9 @@ def found_gradients(
     now = ROWS.current() << 4
     sources = [one.warp.feature_map.data_ptr() for one in problems]
     targets = [one.grad_output.data_ptr() for one in problems]
-    operands: dict[str, Sequence[int]] = {"source": sources, "target": targets}
+    operands = {"source": sources, "target": targets}
     rows: list[Row | None]
+    slot: Hashable
     if out is None:
         rows = [
             one.plans.get(slot := now | ((u | v) & _UNALIGNED))
@@ -87,13 +84,12 @@ def found_gradients(
     return Found(rows, operands, given)
 
 
-def grouped(rows: Sequence[Row | None]) -> Collection[Sequence[int]]:
-    """Places of the rows that can run in the same kernels; None is nowhere."""
-    groups: dict[Key, list[int]] = {}
+def grouped(rows: Sequence[Row | None]) -> tuple[list[int], Collection[list[int]]]:
+    """The places of None, and those of rows that can run in the same kernels."""
+    groups: dict[Key | None, list[int]] = {}
     for place, row in enumerate(rows):
-        if row is not None:
-            groups.setdefault(row.key, []).append(place)
-    return groups.values()
+        groups.setdefault(None if row is None else row.key, []).append(place)
+    return groups.pop(None, []), groups.values()
 
 
 def _address(tensor: Tensor | None) -> int:
@@ -104,9 +100,7 @@ def _strides(tensor: Tensor | None) -> Strides:
     return None if tensor is None else tensor.stride()
 
 
-def _warp_row(
-    problem: WarpProblem, slot: Hashable, addresses: int, strides: Strides
-) -> Row | None:
+def _warp_row(problem: WarpProblem, slot: Hashable, addresses: int, strides: Strides) -> Row | None:
     """The row of a problem, from now on in this slot.
 
     Args:
