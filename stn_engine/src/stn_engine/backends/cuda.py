@@ -48,7 +48,7 @@ class CudaBackend:
 
     def unsupported_reasons(self, problem: Problem) -> tuple[str, ...]:
         """What this machine lacks, any other device, and maps beyond the kernels' range."""
-        reasons = cast("tuple[str, ...] | None", problem.plans.get(self))
+        reasons: tuple[str, ...] | None = problem.plans.get(self)
         if reasons is None:
             reasons = problem.plans[self] = self._reasons_against(problem)
         return reasons
