@@ -118,9 +118,7 @@ class Batch:
             there = cast("Sequence[Tensor]", self._here(tensors))
             memory: Results = Given(there, self._here(addresses))
         else:
-            forms = [row.forms[name] for row in self._rows]
-            starts, size_bytes = self._spread(name)
-            memory = New(forms, starts, size_bytes, self.key.device)
+            memory = New(self._rows, name, *self._spread(name))
         self._put(self.key.columns.get(name, name), memory.addresses)
         return memory
 

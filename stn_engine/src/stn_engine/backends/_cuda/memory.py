@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stn_engine.backends._cuda.rows import Form
+from stn_engine.backends._cuda.rows import Row
 
 Words: TypeAlias = npt.NDArray[np.int64]
 
@@ -52,18 +52,17 @@ class New:
     """New memory; several results share one piece of it.
 
     Args:
-        forms: Of each result, dense.
+        rows: Of the items.
+        name: Of the result, as in their forms.
         starts: Bytes of the piece before each.
         size_bytes: Of the piece.
-        device: Where it is.
     """
 
-    def __init__(
-        self, forms: Sequence[Form], starts: Words, size_bytes: int, device: torch.device
-    ) -> None:
-        self._forms, self._starts = forms, starts
-        if len(forms) == 1:  # a tensor of its own, not a view
-            ((shape, strides), dtype) = forms[0]
+    def __init__(self, rows: Sequence[Row], name: str, starts: Words, size_bytes: int) -> None:
+        self._rows, self._name, self._starts = rows, name, starts
+        device = rows[0].key.device
+        if len(rows) == 1:  # a tensor of its own, not a view
+            (shape, strides), dtype = rows[0].forms[name]
             self._memory = torch.empty_strided(shape, strides, dtype=dtype, device=device)
         else:
             self._memory = torch.empty(size_bytes, dtype=torch.uint8, device=device)
@@ -71,15 +70,13 @@ class New:
 
     def tensors(self) -> Sequence[Tensor]:
         """Views, to be made as late as possible: nothing else on the host takes as long."""
-        if len(self._forms) == 1:
+        if len(self._rows) == 1:
             return [self._memory]
-        dtypes = {dtype for _, dtype in self._forms}
-        typed = {dtype: self._memory.view(dtype) for dtype in dtypes}
+        forms = [row.forms[self._name] for row in self._rows]
+        typed = {dtype: self._memory.view(dtype) for dtype in {dtype for _, dtype in forms}}
         return [
             typed[dtype].as_strided(shape, strides, start // dtype.itemsize)
-            for ((shape, strides), dtype), start in zip(
-                self._forms, self._starts.tolist(), strict=True
-            )
+            for ((shape, strides), dtype), start in zip(forms, self._starts.tolist(), strict=True)
         ]
 
     def zero(self) -> None:
