@@ -271,9 +271,11 @@ def overheads(time_all):
     del time_all
     theta = Affine(turned(1))
     problems = [WarpProblem(torch.randn(1, 3, 8 + n, 16, device=DEVICE), theta) for n in range(64)]
+    outputs = dispatch.warp(problems)
     whole = WarpProblem(torch.randn(64, 3, 16, 16, device=DEVICE), Affine(turned(64)))
     for what, run in (
         ("64 problems of 64 sizes", lambda: dispatch.warp(problems)),
+        ("64 problems, given memory", lambda: dispatch.warp(problems, out=outputs)),
         ("one problem of 64 items", lambda: dispatch.warp([whole])),
     ):
         yield Row(f"host time of a launch of {what}", host_us(run), "us", 50, at_most=True)

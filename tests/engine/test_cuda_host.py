@@ -165,7 +165,7 @@ def test_problems_without_a_result_take_no_part():
 def test_flat_problems_have_gradients_of_zero_for_the_transform():
     """New ones as well as those in given memory, and no kernel runs for them."""
     launcher = CountingLauncher()
-    warp = random_warp(9, spec=WarpSpec(interpolation="nearest"))
+    warp = random_warp(9, kind="similarity", spec=WarpSpec(interpolation="nearest"))
     problem = random_gradients(9, warp, needs=("transform",))
     out = Gradients(None, torch.ones_like(warp.transform.parameters))
     for given in (None, [out, out]):

@@ -82,6 +82,8 @@ class Batch:
         if by_transforms is not None and self.key.is_flat:
             by_transforms.zero()
             by_transforms = None
+        if by_maps is None and by_transforms is None:
+            return
         if by_transforms is not None and self.key.family != "field":
             self._take("sums", 8, "sums")
         collects = by_maps is not None and self._prepare_map(by_maps)
