@@ -30,9 +30,9 @@ from stn_engine import (
     warp_gradients,
     warp_ragged,
 )
-from stn_engine.backends._cuda.batches import Batch, warp_entry
+from stn_engine.backends._cuda.batches import Batch
 from stn_engine.backends._cuda.device import DeviceLauncher
-from stn_engine.backends._results import output_of
+from stn_engine.backends._cuda.plans import found_warps
 
 RESULTS = Path(__file__).parent / "results"
 DEVICE = torch.device("cuda")
@@ -231,10 +231,8 @@ def ragged(time_all):
     side = int((sum(h * w for h, w in sizes) / 256) ** 0.5)
     uniform = torch.randn(256, 3, side, side, device=DEVICE)
     thetas = turned(256)
-    launcher = DeviceLauncher()
-    outputs = [output_of(one) for one in problems]
-    entries = [warp_entry(*one) for one in zip(problems, outputs, strict=True)]
-    described = Batch(launcher, entries[0].row.key, entries)
+    found = found_warps(problems, None)
+    described = Batch(DeviceLauncher(), found, range(len(problems)), problems)
     found = time_all(
         {
             "described": described.run_warp,
@@ -273,9 +271,11 @@ def overheads(time_all):
     del time_all
     theta = Affine(turned(1))
     problems = [WarpProblem(torch.randn(1, 3, 8 + n, 16, device=DEVICE), theta) for n in range(64)]
+    outputs = dispatch.warp(problems)
     whole = WarpProblem(torch.randn(64, 3, 16, 16, device=DEVICE), Affine(turned(64)))
     for what, run in (
         ("64 problems of 64 sizes", lambda: dispatch.warp(problems)),
+        ("64 problems, given memory", lambda: dispatch.warp(problems, out=outputs)),
         ("one problem of 64 items", lambda: dispatch.warp([whole])),
     ):
         yield Row(f"host time of a launch of {what}", host_us(run), "us", 50, at_most=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stn_engine import warm
+from stn_engine import compilations, warm
 from stn_engine.backends._cuda import compiler
 from stn_engine.backends._cuda.programs import Program, all_programs, sources_digest
 from stn_engine.spec import Interpolation
@@ -80,6 +80,26 @@ def test_a_cache_that_cannot_be_written_costs_only_time(monkeypatch):
 
     monkeypatch.setattr(compiler, "folder_cache", ReadOnly)
     assert compiler.cubin(Program("parameters"), "sm_90").code
+
+
+def test_compilations_are_told(monkeypatch, tmp_path):
+    """Those that the compiler makes, those that are read back, and those that fail."""
+    monkeypatch.setenv(compiler.CACHE_VARIABLE, str(tmp_path))
+    compiler.folder_cache.cache_clear()
+    told = []
+
+    def observer(*one):
+        told.append(one)
+
+    compilations.watch(observer)
+    for _ in range(2):
+        compiler.cubin(Program("parameters"), "sm_90")
+    with pytest.raises(FileNotFoundError):
+        compiler.cubin(Program("nothing"), "sm_90")
+    compilations.unwatch(observer)
+    compiler.folder_cache.cache_clear()
+    assert [outcome for outcome, _ in told] == ["compiled", "cached", "failed"]
+    assert told[0][1] > told[1][1] > 0
 
 
 def test_a_change_in_a_header_is_another_program(monkeypatch, tmp_path):

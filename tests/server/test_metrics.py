@@ -6,6 +6,7 @@ import grpc
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from stn_engine import compilations
 from stn_proto.v1 import service_pb2
 from stn_server.metrics import ITEMS, SECONDS, Metrics
 from support.bad_requests import BAD_REQUESTS, warp_request
@@ -20,7 +21,7 @@ LABELS = {
     "stn_queue_wait_seconds": set(),
     "stn_batch_items": set(),
     "stn_batch_bytes": set(),
-    "stn_batch_duration_seconds": {"operation"},
+    "stn_batch_duration_seconds": {"operation", "backend"},
     "stn_samples": set(),
     "stn_refused": {"reason"},
     "stn_abandoned_items": set(),
@@ -31,6 +32,8 @@ LABELS = {
     "stn_device_memory_bytes": {"device"},
     "stn_lanes": {"device"},
     "stn_lane_busy_seconds": {"device"},
+    "stn_kernel_compilations": {"outcome"},
+    "stn_kernel_compilation_duration_seconds": set(),
     "stn_reloads": {"file", "outcome"},
     "stn_build_info": {"version"},
 }
@@ -66,7 +69,7 @@ def test_names_and_labels_are_these_and_no_others(metrics, registry):
         names = {label for sample in family.samples for label in sample.labels} - {"le"}
         found[family.name] = names
         assert family.documentation
-    found["stn_batch_duration_seconds"] |= {"operation"}
+    found["stn_batch_duration_seconds"] |= {"operation", "backend"}
     assert found == LABELS
 
 
@@ -90,7 +93,8 @@ def test_a_batch_is_observed_item_by_item(metrics, registry):
     assert value("stn_queue_wait_seconds_sum") == 6.0
     assert value("stn_batch_items_count") == 2
     assert value("stn_batch_items_sum") == 4
-    assert value("stn_batch_duration_seconds_sum", {"operation": "Warp"}) == 5.0
+    labels = {"operation": "Warp", "backend": "cpu"}
+    assert value("stn_batch_duration_seconds_sum", labels) == 5.0
     assert value("stn_samples_total") == 4
 
 
@@ -172,6 +176,21 @@ def test_every_end_of_a_call_is_counted_by_method_and_code():
     received = service.value("stn_payload_bytes_total", direction="received", **moved)
     sent = service.value("stn_payload_bytes_total", direction="sent", **moved)
     assert (received, sent) == (len(request), len(reply))
+
+
+def test_kernels_are_counted_by_where_they_came_from(metrics, registry):
+    """What is read from disk takes no time worth a bucket."""
+    value = registry.get_sample_value
+    assert value("stn_kernel_compilations_total", {"outcome": "failed"}) == 0
+    compilations.watch(metrics.kernels_compiled)
+    for outcome, duration_s in (("compiled", 2.0), ("cached", 0.1), ("failed", 1.0)):
+        compilations.tell(compilations.Outcome(outcome), duration_s)
+        assert value("stn_kernel_compilations_total", {"outcome": outcome}) == 1
+    compilations.unwatch(metrics.kernels_compiled)
+    compilations.tell(compilations.Outcome.COMPILED, 1.0)
+    assert value("stn_kernel_compilations_total", {"outcome": "compiled"}) == 1
+    assert value("stn_kernel_compilation_duration_seconds_count") == 2
+    assert value("stn_kernel_compilation_duration_seconds_sum") == 3.0
 
 
 def test_the_build_is_named(metrics, registry):

@@ -56,9 +56,9 @@ def test_every_metric_tells_what_happened():
     assert moved["stn_queue_wait_seconds_count"] == 3
     assert moved["stn_queue_wait_seconds_sum"] > 3 * 0.9 * WINDOW_S
     assert (moved["stn_batch_items_count"], moved["stn_batch_items_sum"]) == (2, 3)
-    assert moved['stn_batch_duration_seconds_count{operation="Warp"}'] == 1
-    assert moved['stn_batch_duration_seconds_count{operation="WarpGradients"}'] == 1
-    assert moved['stn_batch_duration_seconds_sum{operation="Warp"}'] > 0
+    assert moved['stn_batch_duration_seconds_count{backend="cpu",operation="Warp"}'] == 1
+    assert moved['stn_batch_duration_seconds_count{backend="cpu",operation="WarpGradients"}'] == 1
+    assert moved['stn_batch_duration_seconds_sum{backend="cpu",operation="Warp"}'] > 0
     assert moved["stn_samples_total"] == 20 + 6 + 20
     assert moved['stn_refused_total{reason="overloaded"}'] == 1
     assert moved["stn_abandoned_items_total"] == 0

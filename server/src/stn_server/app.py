@@ -19,6 +19,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 
+from stn_engine import compilations
 from stn_server import warm_up
 from stn_server.auth import Authenticator
 from stn_server.batching.batcher import Batcher, Runner
@@ -28,7 +29,7 @@ from stn_server.batching.runner import EngineRunner, Lanes, nobody
 from stn_server.batching.work import Cost
 from stn_server.config import BatchingConfig, ConfigError, ServerConfig, split_address
 from stn_server.faults import Seam, no_fault
-from stn_server.info import ServerInfo
+from stn_server.info import ServerInfo, backend_on
 from stn_server.lifecycle import Shutdown
 from stn_server.log import log
 from stn_server.memory import resident_bytes, retain_freed_memory
@@ -85,9 +86,9 @@ class Server:
         self._config = config
         self._serving = False
         self._registry = CollectorRegistry()
-        self._metrics = Metrics(self._registry)
-        self._tracing = _tracing(config)
         devices = devices_of(config.device)
+        self._metrics = Metrics(self._registry, backend_on(devices[0].name))
+        self._tracing = _tracing(config)
         watcher = self._tracing.watch if self._tracing else nobody
         runners: list[tuple[str, Runner]] = (
             [(device.name, EngineRunner(device, seam, watcher)) for device in devices]
@@ -131,6 +132,7 @@ class Server:
         metrics = self._serve_metrics()
         await self._grpc.start()
         await self._admin.start()
+        compilations.watch(self._metrics.kernels_compiled)
         await self._warm_up()
         self._watchdog = asyncio.create_task(self._watch())
         await self._set_serving(True)
@@ -153,6 +155,7 @@ class Server:
         stopping = [asyncio.create_task(s.stop(grace=0)) for s in (self._grpc, self._admin)]
         await asyncio.wait(stopping, timeout=STOPPING_S)
         self._lanes.close()
+        compilations.unwatch(self._metrics.kernels_compiled)
         if self._tracing:
             self._tracing.close()
 

@@ -36,7 +36,7 @@ class ServerInfo:
             name="stn-server",
             version=version("stn-server"),
             devices=[
-                server_info_pb2.Device(name=name, backend=_backend_on(name)) for name in devices
+                server_info_pb2.Device(name=name, backend=backend_on(name)) for name in devices
             ],
             capabilities=_capabilities(),
             limits=_limits(config),
@@ -52,7 +52,7 @@ class ServerInfo:
         return reply.SerializeToString()
 
 
-def _backend_on(device: str) -> str:
+def backend_on(device: str) -> str:
     """Name of the backend that warps there."""
     feature_map, theta = torch.zeros(1, 1, 1, 1), torch.eye(2, 3)[None]
     transform = stn_engine.Affine(theta.to(device))

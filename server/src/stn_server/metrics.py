@@ -10,6 +10,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from stn_engine.compilations import Outcome
 from stn_server.batching.batcher import Statistics
 from stn_server.batching.work import Batch
 from stn_server.errors import RefusedError
@@ -25,9 +26,15 @@ BYTES = tuple(2.0**k for k in range(10, 32, 2))
 
 
 class Metrics:
-    """The metrics of one server; also the `Observer` of its batcher."""
+    """The metrics of one server; also the `Observer` of its batcher.
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    Args:
+        registry: Collects them.
+        backend: What computes batches.
+    """
+
+    def __init__(self, registry: CollectorRegistry, backend: str = "cpu") -> None:
+        self._backend = backend
         self.requests = Counter(
             "stn_requests", "Calls answered", ["method", "code"], registry=registry
         )
@@ -62,7 +69,7 @@ class Metrics:
         self.batch_duration = Histogram(
             "stn_batch_duration_seconds",
             "A launch, from hand-over to results",
-            ["operation"],
+            ["operation", "backend"],
             buckets=SECONDS,
             registry=registry,
         )
@@ -100,6 +107,18 @@ class Metrics:
             ["device"],
             registry=registry,
         )
+        self.kernel_compilations = Counter(
+            "stn_kernel_compilations",
+            "Programs of kernels that were needed",
+            ["outcome"],
+            registry=registry,
+        )
+        self.kernel_compilation_duration = Histogram(
+            "stn_kernel_compilation_duration_seconds",
+            "Compiling a program of kernels that was not on disk",
+            buckets=SECONDS,
+            registry=registry,
+        )
         self.reloads = Counter(
             "stn_reloads",
             "Changes of the files of tokens and certificates",
@@ -111,6 +130,8 @@ class Metrics:
         # At 0 from the start, so that the first one shows as an increase.
         for reason in _reasons(RefusedError):
             self.refused.labels(reason)
+        for source in Outcome:
+            self.kernel_compilations.labels(source)
         for file, outcome in product(("tokens", "certificates"), ("accepted", "rejected")):
             self.reloads.labels(file, outcome)
         self.build_info = Gauge("stn_build_info", "Always 1", ["version"], registry=registry)
@@ -147,6 +168,12 @@ class Metrics:
         """A message with tensors came in ("received") or went out ("sent"), by "tcp" or "unix"."""
         self._child(self.payload_bytes, direction, transport).inc(size_bytes)
 
+    def kernels_compiled(self, outcome: Outcome, duration_s: float) -> None:
+        """A program of kernels was compiled or read from disk, or could not be."""
+        self.kernel_compilations.labels(outcome).inc()
+        if outcome != Outcome.CACHED:
+            self.kernel_compilation_duration.observe(duration_s)
+
     def item_refused(self, reason: str) -> None:
         """An item was turned away."""
         self.refused.labels(reason).inc()
@@ -162,7 +189,7 @@ class Metrics:
     def batch_finished(self, batch: Batch, queue_s: Sequence[float], compute_s: float) -> None:
         """A batch is through, with the time that each item waited."""
         self.batch_items.observe(len(batch.items))
-        self._child(self.batch_duration, batch.key.operation).observe(compute_s)
+        self._child(self.batch_duration, batch.key.operation, self._backend).observe(compute_s)
         self.batch_bytes.observe(batch.cost.size_bytes)
         self.samples.inc(batch.cost.samples)
         for waited_s in queue_s:

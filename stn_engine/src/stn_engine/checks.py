@@ -210,34 +210,37 @@ def check_out(
     """``value`` can take a result of this shape, and the dtype and device of the first operand."""
     check_tensor(argument, value)
     memory, like = cast("Tensor", value), operands[0]
-    check_shape(argument, memory, [tuple(shape)], "Allocate it for exactly this result.")
+    if memory.shape != shape:  # so as not to be slow where it is right
+        check_shape(argument, memory, [tuple(shape)], "Allocate it for exactly this result.")
     check_dtype(argument, memory, (like.dtype,))
     check_device("feature_map", like, argument, memory)
-    if not any(memory.is_contiguous(memory_format=one) for one in _formats(memory.dim())):
+    if not (memory.is_contiguous() or _is_channels_last(memory)):
         got = f"strides {tuple(memory.stride())}"
         raise InvalidInputError(argument, "dense memory", got, "Allocate it by torch.empty.")
-    if any(_meet(memory, operand) for operand in operands):
+    own = _addresses(memory)
+    if any(_meet(own, _addresses(operand)) for operand in operands):
         expected, got = "memory of its own", "memory that an operand lies in, too"
         raise InvalidInputError(argument, expected, got, "Allocate it by torch.empty.")
 
 
-def _formats(axes: int) -> tuple[torch.memory_format, ...]:
-    last = {4: (torch.channels_last,), 5: (torch.channels_last_3d,)}.get(axes, ())
-    return (torch.contiguous_format, *last)
+def _is_channels_last(tensor: Tensor) -> bool:
+    order = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    return order is not None and tensor.is_contiguous(memory_format=order)
 
 
-def _meet(left: Tensor, right: Tensor) -> bool:
-    """Whether the ranges of addresses of two tensors have bytes in common."""
-    if left.device != right.device or 0 in (left.numel(), right.numel()):
-        return False
-    (first, end), (other_first, other_end) = _addresses(left), _addresses(right)
-    return first < other_end and other_first < end
+def _meet(left: tuple[int, int], right: tuple[int, int]) -> bool:
+    """Whether two ranges of addresses have bytes in common."""
+    return max(left[0], right[0]) < min(left[1], right[1])
 
 
 def _addresses(tensor: Tensor) -> tuple[int, int]:
+    """The first byte of a tensor, and the one behind its last."""
+    first = tensor.data_ptr()
+    if tensor.is_contiguous() or 0 in tensor.shape:
+        return first, first + tensor.nbytes
     steps = zip(tensor.shape, tensor.stride(), strict=True)  # of torch, never negative
     last = sum((size - 1) * step for size, step in steps)
-    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+    return first, first + (last + 1) * tensor.element_size()
 
 
 def checked_needs(value: Collection[str]) -> tuple[str, ...]:

@@ -107,10 +107,13 @@ def _run(
     problems: Sequence[P],
     backends: Sequence[Backend] | None,
     out: Sequence[R] | None,
-    operation: Callable[[Backend, list[P], list[R] | None], list[R]],
+    operation: Callable[[Backend, Sequence[P], Sequence[R] | None], list[R]],
 ) -> list[R]:
     """Run every problem on its backend, all problems of one backend together, in order."""
     backends = candidates() if backends is None else backends
+    for backend in backends:
+        if not any(map(backend.unsupported_reasons, problems)):
+            return operation(backend, problems, out)
     chosen = [select(problem, backends) for problem in problems]
     results: dict[int, R] = {}
     for backend in backends:

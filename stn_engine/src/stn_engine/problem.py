@@ -5,10 +5,10 @@ refuse a monstrous request before anything of its size is allocated.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Self, TypeAlias, TypeVar, get_args
+from typing import Any, Self, TypeAlias, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -34,8 +34,28 @@ class Gradients:
     transform: Tensor | None
 
 
+class Plans(dict[Hashable, Any]):
+    """What backends have worked out for a problem; those of a copy begin empty."""
+
+    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
+        return type(self), ()
+
+
+class _Planned:
+    """A problem, for which backends keep what they will need again."""
+
+    @cached_property
+    def plans(self) -> Plans:
+        """Under keys of the backends' own.
+
+        They hold for whatever values the operands have, as long as these keep their shapes,
+        strides and device.
+        """
+        return Plans()
+
+
 @dataclass(frozen=True, eq=False)
-class WarpProblem:
+class WarpProblem(_Planned):
     """One warp: generator and sampler applied to one batch.
 
     Shapes:
@@ -125,7 +145,7 @@ class WarpProblem:
 
 
 @dataclass(frozen=True, eq=False)
-class WarpGradientsProblem:
+class WarpGradientsProblem(_Planned):
     """The vector-Jacobian product of one warp.
 
     Shapes:
@@ -189,7 +209,7 @@ class WarpGradientsProblem:
 
 
 @dataclass(frozen=True, eq=False)
-class GridProblem:
+class GridProblem(_Planned):
     """One run of the grid generator alone.
 
     Shapes:
@@ -262,7 +282,7 @@ class GridProblem:
 
 
 @dataclass(frozen=True, eq=False)
-class GridGradientsProblem:
+class GridGradientsProblem(_Planned):
     """The vector-Jacobian product of the grid generator.
 
     Shapes:
@@ -325,6 +345,7 @@ def _with(instance: T, **fields: object) -> T:
     """A shallow copy of a frozen instance with other values in some fields; runs no checks."""
     clone = object.__new__(type(instance))
     clone.__dict__.update(instance.__dict__, **fields)
+    clone.__dict__.pop("plans", None)
     return clone
 
 

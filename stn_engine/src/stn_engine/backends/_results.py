@@ -59,11 +59,19 @@ def _gradients_of(problem: WarpGradientsProblem) -> Gradients:
 
 
 def _memory(feature_map: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """New memory for a map like ``feature_map``: channels last if it is, else contiguous."""
+    """New memory for a map like ``feature_map``."""
+    order = memory_format(feature_map)
+    if order == torch.contiguous_format:
+        return feature_map.new_empty(shape)
+    return torch.empty(
+        shape, dtype=feature_map.dtype, device=feature_map.device, memory_format=order
+    )
+
+
+def memory_format(feature_map: Tensor) -> torch.memory_format:
+    """Of results that are like ``feature_map``: channels last if it is, else contiguous."""
     if not feature_map.is_contiguous():
         last = torch.channels_last if feature_map.dim() == 4 else torch.channels_last_3d
         if feature_map.is_contiguous(memory_format=last):
-            return torch.empty(
-                shape, dtype=feature_map.dtype, device=feature_map.device, memory_format=last
-            )
-    return feature_map.new_empty(shape)
+            return last
+    return torch.contiguous_format

@@ -7,15 +7,15 @@ needed, kept on disk, and run on torch's current stream.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor
 
-from stn_engine.backends._cuda.batches import Batch, Entry, gradients_entry, warp_entry
+from stn_engine.backends._cuda.batches import Batch
 from stn_engine.backends._cuda.device import DeviceLauncher
 from stn_engine.backends._cuda.launcher import Launcher
-from stn_engine.backends._cuda.table import Key
+from stn_engine.backends._cuda.plans import found_gradients, found_warps, grouped
 from stn_engine.backends._results import gradients_of, outputs_of
 from stn_engine.backends.torch import TorchBackend
 from stn_engine.problem import (
@@ -26,9 +26,6 @@ from stn_engine.problem import (
     WarpGradientsProblem,
     WarpProblem,
 )
-
-P = TypeVar("P", WarpProblem, WarpGradientsProblem)
-R = TypeVar("R")
 
 COMPOSITION = TorchBackend()
 LARGEST_SIZE = 1 << 24
@@ -51,28 +48,37 @@ class CudaBackend:
 
     def unsupported_reasons(self, problem: Problem) -> tuple[str, ...]:
         """What this machine lacks, any other device, and maps beyond the kernels' range."""
-        reasons = self._launcher.reasons_against(problem.operands[0].device)
-        if reasons or isinstance(problem, GridProblem | GridGradientsProblem):
-            return reasons
-        return _reasons_against_sizes(_warp_of(problem))
+        reasons: tuple[str, ...] | None = problem.plans.get(self)
+        if reasons is None:
+            reasons = problem.plans[self] = self._reasons_against(problem)
+        return reasons
 
     def warp(
         self, problems: Sequence[WarpProblem], out: Sequence[Tensor] | None = None
     ) -> list[Tensor]:
         """V of each problem, (N, C, ...); new ones in the memory format of the feature map."""
-        outputs = outputs_of(problems, out)
-        for batch in self._batches(problems, outputs, warp_entry):
+        found = found_warps(problems, out)
+        nothing, batches = grouped(found.rows)
+        results = {i: outputs_of([problems[i]], out and [out[i]])[0] for i in nothing}
+        for at in batches:
+            batch = Batch(self._launcher, found, at, [problems[i] for i in at])
             batch.run_warp()
-        return outputs
+            results.update(zip(at, cast("Sequence[Tensor]", batch.tensors("target")), strict=True))
+        return [results[i] for i in range(len(problems))]
 
     def warp_gradients(
         self, problems: Sequence[WarpGradientsProblem], out: Sequence[Gradients] | None = None
     ) -> list[Gradients]:
         """The gradients that each problem needs."""
-        gradients = gradients_of(problems, out)
-        for batch in self._batches(problems, gradients, gradients_entry):
+        found = found_gradients(problems, out)
+        nothing, batches = grouped(found.rows)
+        results = {i: gradients_of([problems[i]], out and [out[i]])[0] for i in nothing}
+        for at in batches:
+            batch = Batch(self._launcher, found, at, [problems[i].warp for i in at])
             batch.run_gradients()
-        return gradients
+            parts = batch.tensors("by_source"), batch.tensors("by_parameters")
+            results.update(zip(at, map(Gradients, *parts), strict=True))
+        return list(out) if out is not None else [results[i] for i in range(len(problems))]
 
     def generate_grid(self, problems: Sequence[GridProblem]) -> list[Tensor]:
         """The sampling grid of each problem, composed: a generator alone has nothing to fuse."""
@@ -82,29 +88,11 @@ class CudaBackend:
         """The gradient of the parameters of each problem, composed likewise."""
         return COMPOSITION.generate_grid_gradients(problems)
 
-    def _batches(
-        self,
-        problems: Iterable[P],
-        results: Iterable[R],
-        describe: Callable[[P, R], Entry],
-    ) -> list[Batch]:
-        """One batch for all problems whose kernels are the same, and none for empty ones."""
-        batches: dict[Key, list[Entry]] = {}
-        key: Key | None = None
-        batch: list[Entry] = []
-        for problem, result in zip(problems, results, strict=True):
-            if 0 in _warp_of(problem).output_shape:
-                continue
-            entry = describe(problem, result)
-            if entry.row.key is not key:  # neighbours are often alike, and keys slow to look up
-                key = entry.row.key
-                batch = batches.setdefault(key, [])
-            batch.append(entry)
-        return [Batch(self._launcher, key, entries) for key, entries in batches.items()]
-
-
-def _warp_of(problem: WarpProblem | WarpGradientsProblem) -> WarpProblem:
-    return problem if isinstance(problem, WarpProblem) else problem.warp
+    def _reasons_against(self, problem: Problem) -> tuple[str, ...]:
+        reasons = self._launcher.reasons_against(problem.operands[0].device)
+        if reasons or isinstance(problem, GridProblem | GridGradientsProblem):
+            return reasons
+        return _reasons_against_sizes(problem if isinstance(problem, WarpProblem) else problem.warp)
 
 
 def _reasons_against_sizes(warp: WarpProblem) -> tuple[str, ...]:

@@ -1,223 +1,219 @@
-"""Problems that run in the same kernels: their table, their scratch memory, and their launches."""
+"""Problems that run in the same kernels: their table, their memory, and their launches."""
 
-import itertools
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from stn_engine.backends._cuda.item import ADDRESSES, REACH_BYTES, THETA_BYTES, WORDS
 from stn_engine.backends._cuda.launcher import Arguments, Launcher
+from stn_engine.backends._cuda.memory import Given, New, Results, Words
+from stn_engine.backends._cuda.plans import Found
 from stn_engine.backends._cuda.programs import Program
-from stn_engine.backends._cuda.table import (
-    ADDRESSES,
-    FIELDS,
-    REACH_BYTES,
-    Description,
-    Key,
-    Row,
-    row_of,
-)
+from stn_engine.backends._cuda.rows import SIZES, TILES, Key, Row
 from stn_engine.backends._thin_plate import warp_basis
-from stn_engine.problem import Gradients, WarpGradientsProblem, WarpProblem
-from stn_engine.spec import Interpolation
-from stn_engine.transforms import ThinPlateSpline
+from stn_engine.problem import WarpProblem
 
-_OPERANDS = (
-    "source",
-    "target",
-    "by_source",
-    "points",
-    "by_points",
-    "parameters",
-    "by_parameters",
-    "own_parameters",
-    "basis",
-)
-_COLUMNS = [ADDRESSES[name] for name in _OPERANDS]
-_TILES = ("target_tiles", "source_tiles", "field_tiles", "thetas")
-_THETA_BYTES = 6 * 8
-_ALIGNMENT = 15
+T = TypeVar("T")
 
-
-class Entry(NamedTuple):
-    """One item: its row, its addresses in the order of ``_OPERANDS``, and what they belong to."""
-
-    row: Row
-    addresses: tuple[int, ...]
-    operands: tuple[Any, ...]
-    by_source: Tensor | None
-
-
-def warp_entry(problem: WarpProblem, output: Tensor) -> Entry:
-    """A forward problem and the memory for its result."""
-    return _entry(problem, output, None, None)
-
-
-def gradients_entry(problem: WarpGradientsProblem, result: Gradients) -> Entry:
-    """A backward problem and the memory for its results."""
-    is_flat = problem.warp.spec.interpolation == Interpolation.NEAREST
-    by_transform = None if is_flat else result.transform
-    return _entry(problem.warp, problem.grad_output, result.feature_map, by_transform)
-
-
-def _entry(
-    warp: WarpProblem, target: Tensor, by_source: Tensor | None, by_transform: Tensor | None
-) -> Entry:
-    source, transform = warp.feature_map, warp.transform
-    kind, parameters = type(transform), transform.parameters
-    if not (kind in FIELDS or parameters.is_contiguous()):
-        parameters = parameters.contiguous()
-    basis = warp_basis(warp) if kind is ThinPlateSpline else None
-    u, v, by_u = source.data_ptr(), target.data_ptr(), _address(by_source)
-    own, by_own = parameters.data_ptr(), _address(by_transform)
-    row = row_of(
-        Description(
-            kind,
-            warp.spec,
-            source.dtype,
-            source.device,
-            (source.shape, source.stride()),
-            (target.shape, target.stride()),
-            (parameters.shape, parameters.stride()),
-            parameters.dtype,
-            None if by_source is None else (by_source.shape, by_source.stride()),
-            None if by_transform is None else (by_transform.shape, by_transform.stride()),
-            not (u | v | by_u) & _ALIGNMENT,
-        )
-    )
-    addresses = (u, v, by_u, own, by_own, own, by_own, own, _address(basis))
-    return Entry(row, addresses, (parameters, basis), by_source)
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+_COUNTS = (*TILES, *SIZES)
+_PARAMETERS = Program("parameters")
 
 
 class Batch:
-    """The items of one key, described in the device's memory.
+    """The items of one key: a row each, whose addresses are filled in column by column.
 
     Args:
         launcher: Runs the kernels.
-        key: What the items have in common.
-        entries: The items.
+        found: The problems of a call.
+        places: Those of them that are in this batch, all of one key.
+        warps: What they warp.
+
+    Attributes:
+        key: That of all rows.
     """
 
-    def __init__(self, launcher: Launcher, key: Key, entries: Sequence[Entry]) -> None:
-        self._launcher, self._key = launcher, key
-        self._rows = [entry.row for entry in entries]
-        # Memory that kernels still read must not be given to others before they are queued.
-        self._kept: list[Any] = [entry.operands for entry in entries]
-        self._by_sources = [entry.by_source for entry in entries]
-        words = np.frombuffer(bytearray().join(row.words for row in self._rows), np.int64)
-        self._words = words.reshape(len(entries), -1)
-        self._words[:, _COLUMNS] = [entry.addresses for entry in entries]
-        self._starts: dict[str, tuple[int, int]] = {}
+    def __init__(
+        self,
+        launcher: Launcher,
+        found: Found,
+        places: Sequence[int],
+        warps: Sequence[WarpProblem],
+    ) -> None:
+        self._launcher, self._found, self._places = launcher, found, places
+        self._rows = cast("Sequence[Row]", self._here(found.rows))
+        self.key = self._rows[0].key
+        described = np.frombuffer(b"".join([row.words for row in self._rows]), np.int64)
+        described = described.reshape(len(places), -1)
+        counts = described[:, WORDS:].T
+        ends = counts.cumsum(1)
+        self._totals: list[int] = ends[:, -1].tolist()
+        self._starts = ends - counts
+        self._words = np.empty(len(places) * (WORDS + len(TILES)), np.int64)
+        self._items = self._words[: len(places) * WORDS].reshape(-1, WORDS)
+        self._items[:] = described[:, :WORDS]
+        self._words[self._items.size :] = self._starts[: len(TILES)].reshape(-1)
         self._table: Tensor | None = None
+        # Memory that kernels still read must not be given to others before they are queued.
+        self._kept: list[Any] = []
+        for name, addresses in found.operands.items():
+            self._put(name, self._here(addresses))
+        self._put_parameters(warps)
+        self._results = {name: self._result(name) for name in self.key.results}
+
+    def tensors(self, result: str) -> Sequence[Tensor | None]:
+        """``target``, ``by_source`` or ``by_parameters`` of every item; None if not needed."""
+        if result in self._results:
+            return self._results[result].tensors()
+        return [None] * len(self._rows)
 
     def run_warp(self) -> None:
         """Write V of every item."""
+        self._take_thetas()
         self._expand()
         self._over("target_tiles", self._program("warp"), f"stn_warp_{self._stem}")
 
     def run_gradients(self) -> None:
         """Write the gradients that the items need."""
-        needs_map, needs_transform = (
-            name in self._key.needs for name in ("feature_map", "transform")
-        )
-        reduces = needs_transform and self._key.family != "field"
-        if reduces:
-            self._take_scratch("sums", [8 * row.sums for row in self._rows])
-        accumulates = self._prepare_map() if needs_map else False
+        by_maps, by_transforms = map(self._results.get, ("by_source", "by_parameters"))
+        if by_transforms is not None and self.key.is_flat:
+            by_transforms.zero()
+            by_transforms = None
+        if by_maps is None and by_transforms is None:
+            return
+        if by_transforms is not None and self.key.family != "field":
+            self._take("sums", 8, "sums")
+        collects = by_maps is not None and self._prepare_map(by_maps)
+        self._take_thetas()
         self._expand()
-        if needs_transform:
-            program = self._program("slopes")
-            kernel = f"stn_by_{self._key.family}_{self._key.layout}"
-            self._over(
-                "field_tiles" if self._key.family == "field" else "target_tiles", program, kernel
-            )
-        if reduces:
-            self._over("thetas", Program("parameters"), "stn_finish")
-        if needs_map:
-            self._gather() if self._key.gathers else self._scatter(collects=accumulates)
+        if by_transforms is not None:
+            self._run_slopes()
+        if by_maps is not None:
+            self._gather() if self.key.gathers else self._scatter(collects=collects)
 
-    def _program(self, source: str) -> Program:
-        """The program of this batch that a source file makes."""
-        key = self._key
-        return Program(source, key.dtype, key.dims, key.interpolation)
+    def _here(self, values: Sequence[T]) -> Sequence[T]:
+        """Those of the items among those of all problems."""
+        if len(values) == len(self._places):
+            return values
+        return [values[place] for place in self._places]
 
-    @property
-    def _stem(self) -> str:
-        """How kernels are called that take a matrix or points one by one."""
-        return f"{'matrix' if self._key.family == 'matrix' else 'field'}_{self._key.layout}"
+    def _put_parameters(self, warps: Sequence[WarpProblem]) -> None:
+        if self.key.packs:
+            parameters = [one.transform.parameters.contiguous() for one in warps]
+            self._kept.append(parameters)
+            addresses = [one.data_ptr() for one in parameters]
+        else:
+            addresses = [one.transform.parameters.data_ptr() for one in warps]
+        self._put(self.key.columns["parameters"], addresses)
+        if self.key.family == "spline":
+            bases = [warp_basis(one) for one in warps]
+            self._kept.append(bases)
+            self._put("basis", [one.data_ptr() for one in bases])
+
+    def _result(self, name: str) -> Results:
+        """Where a result of every item goes."""
+        if name in self._found.given:
+            tensors, addresses = self._found.given[name]
+            there = cast("Sequence[Tensor]", self._here(tensors))
+            memory: Results = Given(there, self._here(addresses))
+        else:
+            memory = New(self._rows, name, *self._spread(name))
+        self._put(self.key.columns.get(name, name), memory.addresses)
+        return memory
+
+    def _put(self, column: str, addresses: Words | Sequence[int]) -> None:
+        self._items[:, ADDRESSES[column]] = addresses
+
+    def _take_thetas(self) -> None:
+        """Memory for the affine maps that similarities are."""
+        if self.key.expands:
+            self._take("parameters", THETA_BYTES, "thetas")
+
+    def _prepare_map(self, by_maps: Results) -> bool:
+        """Memory for the gradients of maps; whether it is not yet that of the gradients."""
+        key = self.key
+        if key.gathers:
+            self._take("reaches", REACH_BYTES, "thetas")
+            return False
+        if not key.deterministic and key.dtype in {torch.float32, torch.float64}:
+            by_maps.zero()
+            self._put("accumulators", by_maps.addresses)
+            return False
+        wide = key.dtype == torch.float64
+        width = (8 * (1 + wide)) if key.deterministic else 4
+        self._take("accumulators", width, "map_values", zero=True)
+        if key.deterministic:
+            self._take("peaks", 8, "maps", zero=True)
+        return True
+
+    def _take(self, name: str, width: int, what: str, *, zero: bool = False) -> None:
+        """Scratch memory of some bytes for each of ``what``, whose address goes into the table."""
+        starts, total = self._spread(what)
+        new = torch.zeros if zero else torch.empty
+        memory = new(width * total, dtype=torch.uint8, device=self.key.device)
+        self._kept.append(memory)
+        self._put(name, width * starts + memory.data_ptr())
+
+    def _spread(self, what: str) -> tuple[Words, int]:
+        """How many of ``TILES`` or ``SIZES`` there are before each item, and in all."""
+        place = _COUNTS.index(what)
+        return self._starts[place], self._totals[place]
 
     def _expand(self) -> None:
         """Let similarities be affine maps from here on."""
-        if self._key.expands:
-            self._take_scratch("parameters", [_THETA_BYTES * row.thetas for row in self._rows])
-            self._over("thetas", Program("parameters"), "stn_expand")
+        if self.key.expands:
+            self._over("thetas", _PARAMETERS, "stn_expand")
 
-    def _prepare_map(self) -> bool:
-        """Memory for the gradients of maps; whether it is not yet that of the gradients."""
-        if self._key.gathers:
-            self._take_scratch("reaches", [REACH_BYTES * row.thetas for row in self._rows])
-            return False
-        values = [row.map_values for row in self._rows]
-        in_place = self._key.dtype in {torch.float32, torch.float64}
-        if not self._key.deterministic and in_place:
-            for by_source in self._by_sources:
-                cast("Tensor", by_source).zero_()
-            self._words[:, ADDRESSES["accumulators"]] = self._words[:, ADDRESSES["by_source"]]
-            return False
-        wide = self._key.dtype == torch.float64
-        width = (8 * (1 + wide)) if self._key.deterministic else 4
-        self._take_scratch("accumulators", [width * count for count in values], zero=True)
-        if self._key.deterministic:
-            self._take_scratch("peaks", [8 * row.maps for row in self._rows], zero=True)
-        return True
+    def _run_slopes(self) -> None:
+        """Gradients of fields point by point; of parameters by partial sums, and their sums."""
+        family, layout = self.key.family, self.key.layout
+        tiles = "field_tiles" if family == "field" else "target_tiles"
+        self._over(tiles, self._program("slopes"), f"stn_by_{family}_{layout}")
+        if family != "field":
+            self._over("thetas", _PARAMETERS, "stn_finish")
 
     def _gather(self) -> None:
         program = self._program("gather")
         self._over("thetas", program, "stn_reach")
         for kernel in ("stn_gather", "stn_gather_far"):
-            self._over("source_tiles", program, f"{kernel}_{self._key.layout}")
+            self._over("source_tiles", program, f"{kernel}_{self.key.layout}")
 
     def _scatter(self, *, collects: bool) -> None:
         program = self._program("scatter")
-        if self._key.deterministic:
+        if self.key.deterministic:
             self._over("target_tiles", program, "stn_peaks")
-        self._over("target_tiles", program, f"stn_scatter_{self._key.layout}")
+        self._over("target_tiles", program, f"stn_scatter_{self.key.layout}")
         if collects:
-            self._over("source_tiles", program, f"stn_collect_{self._key.layout}")
+            self._over("source_tiles", program, f"stn_collect_{self.key.layout}")
 
-    def _take_scratch(self, name: str, sizes: Iterable[int], *, zero: bool = False) -> None:
-        """Memory of some bytes for every item, whose address goes into the table."""
-        offsets = list(itertools.accumulate(((size + 15) & ~15 for size in sizes), initial=0))
-        new = torch.zeros if zero else torch.empty
-        memory = new(offsets[-1], dtype=torch.uint8, device=self._key.device)
-        self._kept.append(memory)
-        self._words[:, ADDRESSES[name]] = np.array(offsets[:-1]) + memory.data_ptr()
+    def _program(self, source: str) -> Program:
+        """The program of this batch that a source file makes."""
+        return _program(source, self.key)
+
+    @property
+    def _stem(self) -> str:
+        """How kernels are called that take a matrix or points one by one."""
+        return f"{'matrix' if self.key.family == 'matrix' else 'field'}_{self.key.layout}"
 
     def _over(self, tiles: str, program: Program, kernel: str) -> None:
         """Run a kernel over tiles of every item."""
-        table = self._uploaded()
-        place, total = self._starts[tiles]
-        arguments = Arguments(
-            table.data_ptr(), table.data_ptr() + 8 * place, total, len(self._rows)
-        )
-        if total:
-            self._launcher.launch(program, kernel, arguments, self._key.device)
+        place, count = TILES.index(tiles), len(self._items)
+        if self._totals[place]:
+            table = self._uploaded().data_ptr()
+            starts = table + 8 * (self._items.size + place * count)
+            arguments = Arguments(table, starts, self._totals[place], count)
+            self._launcher.launch(program, kernel, arguments, self.key.device)
 
     def _uploaded(self) -> Tensor:
         """The table and, behind it, the first tiles of its items; copied at the first launch."""
         if self._table is None:
-            blocks, place = [self._words.reshape(-1)], self._words.size
-            for name in _TILES:
-                counts = [getattr(row, name) for row in self._rows]
-                starts = np.array([0, *itertools.accumulate(counts)])
-                self._starts[name] = place, int(starts[-1])
-                blocks.append(starts[:-1])
-                place += len(counts)
-            self._table = self._launcher.upload(np.concatenate(blocks), self._key.device)
+            self._table = self._launcher.upload(self._words, self.key.device)
         return self._table
+
+
+@cache
+def _program(source: str, key: Key) -> Program:
+    return Program(source, key.dtype, key.dims, key.interpolation)

@@ -4,6 +4,7 @@ Nothing here needs a GPU.
 """
 
 import os
+import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from cuda.core import Program as Compilation
 from cuda.core.utils import FileStreamProgramCache, make_program_cache_key
 
 from stn_engine.backends._cuda.programs import SOURCES, Program, sources_digest
+from stn_engine.compilations import Outcome, tell
 
 CACHE_VARIABLE = "STN_KERNEL_CACHE"
 """The environment variable that names the folder of compiled kernels; cuda.core's own if unset."""
@@ -33,6 +35,15 @@ def _options(program: Program, arch: str) -> ProgramOptions:
 
 def cubin(program: Program, arch: str) -> ObjectCode:
     """The machine code of a program for an architecture such as ``"sm_90"``, cached."""
+    began, outcome = time.monotonic(), Outcome.FAILED
+    try:
+        code, outcome = _read_or_compiled(program, arch)
+    finally:
+        tell(outcome, time.monotonic() - began)
+    return code
+
+
+def _read_or_compiled(program: Program, arch: str) -> tuple[ObjectCode, Outcome]:
     source, options = program.path.read_text(encoding="utf-8"), _options(program, arch)
     key = make_program_cache_key(
         code=source,
@@ -43,11 +54,11 @@ def cubin(program: Program, arch: str) -> ObjectCode:
     )
     kept = folder_cache().get(key)
     if kept is not None:
-        return ObjectCode.from_cubin(kept, name=program.source)
+        return ObjectCode.from_cubin(kept, name=program.source), Outcome.CACHED
     compiled = Compilation(source, "c++", options).compile("cubin")
     with suppress(OSError):  # an image is read-only: the next process compiles it again
         folder_cache()[key] = compiled
-    return compiled
+    return compiled, Outcome.COMPILED
 
 
 @cache

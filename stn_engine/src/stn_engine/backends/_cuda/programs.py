@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from stn_engine.backends._cuda.table import ITEM
+from stn_engine.backends._cuda.item import ITEM
 from stn_engine.spec import Interpolation
 
 SOURCES = Path(__file__).parents[2] / "native" / "cuda"

@@ -1,12 +1,12 @@
-"""The table that describes the problems of a launch, one row each.
+"""Rows of the table without addresses: what shapes, strides and options make of an item.
 
-``native/cuda/item.cuh`` reads it. Rows depend on shapes, strides and options only, so they are made
-once for each combination; what changes from call to call are the addresses in them.
+They are made once for each combination and kept; what changes from call to call are the addresses.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -14,102 +14,11 @@ import torch
 from torch import Tensor
 
 from stn_engine.backends._constants import constant
+from stn_engine.backends._cuda.item import FIELDS, ITEM, KINDS, SIMILARITIES
 from stn_engine.coords import pixel_affine, pixel_homography, source_axis, target_axis
 from stn_engine.spec import Coordinates, Interpolation, Padding, Subgradient, WarpSpec
-from stn_engine.transforms import (
-    Affine,
-    Attention,
-    Flow,
-    Homography,
-    Rotation,
-    SamplingGrid,
-    Similarity,
-    ThinPlateSpline,
-    Translation,
-)
+from stn_engine.transforms import Affine, Flow, Homography, SamplingGrid, ThinPlateSpline
 
-_MAP = np.dtype(
-    [
-        ("data", np.int64),
-        ("batch_stride", np.int64),
-        ("channel_stride", np.int64),
-        ("stride", np.int32, 3),
-        ("batch", np.int32),
-    ]
-)
-_TILING = np.dtype(
-    [
-        ("size", np.int32, 3),
-        ("rows", np.int32),
-        ("width_log", np.int32),
-        ("height_log", np.int32),
-        ("across", np.int32),
-        ("count", np.int32),
-    ]
-)
-_MAPS = ("source", "target", "by_source", "points", "by_points")
-_POINTERS = (
-    "parameters",
-    "by_parameters",
-    "own_parameters",
-    "factors",
-    "basis",
-    "fill",
-    "sums",
-    "accumulators",
-    "peaks",
-    "reaches",
-)
-_NUMBERS = (
-    "channels",
-    "batch",
-    "parameter_batch",
-    "count",
-    "entries",
-    "padding",
-    "unit",
-    "kind",
-    "own_kind",
-    "wide",
-    "own_wide",
-    "zero_subgradient",
-    "fills",
-)
-ITEM = np.dtype(
-    [
-        *((name, _MAP) for name in _MAPS),
-        *((name, np.int64) for name in _POINTERS),
-        *((name, _TILING) for name in ("from", "to")),
-        *((name, np.int32) for name in _NUMBERS),
-    ],
-    align=True,
-)
-"""A row, byte for byte the ``Item`` of the kernels."""
-
-ADDRESSES = {name: ITEM.fields[name][1] // 8 for name in (*_MAPS, *_POINTERS)}  # type: ignore[index]
-"""Which 64-bit word of a row holds the address of what."""
-
-REACH_BYTES = 384
-"""At least the size of the kernels' ``Reach``."""
-
-KINDS = {
-    kind: number
-    for number, kind in enumerate(
-        (
-            Affine,
-            Homography,
-            Attention,
-            Similarity,
-            Translation,
-            Rotation,
-            ThinPlateSpline,
-            Flow,
-            SamplingGrid,
-        )
-    )
-}
-SIMILARITIES = (Attention, Similarity, Translation, Rotation)
-FIELDS = (Flow, SamplingGrid)
 _FAMILIES = {Flow: "field", SamplingGrid: "field", ThinPlateSpline: "spline"}
 _PADDINGS = {one: number for number, one in enumerate(Padding)}
 _VECTOR_BYTES = 16
@@ -118,6 +27,9 @@ _UNITS_PER_TILE = 1024
 
 Layout: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 """Shape and strides of a tensor."""
+
+Form: TypeAlias = tuple[Layout, torch.dtype]
+"""What a tensor is but for its memory."""
 
 
 class Description(NamedTuple):
@@ -131,13 +43,15 @@ class Description(NamedTuple):
     target: Layout
     parameters: Layout
     parameter_dtype: torch.dtype
+    packs: bool
     by_source: Layout | None
     by_parameters: Layout | None
     is_aligned: bool
 
 
-class Key(NamedTuple):
-    """What the items of one batch have in common."""
+@dataclass(frozen=True, eq=False)
+class Key:
+    """What the items of one batch have in common; equal ones are identical."""
 
     device: torch.device
     dtype: torch.dtype
@@ -149,61 +63,93 @@ class Key(NamedTuple):
     """``"planes"`` or ``"interleaved"``."""
     expands: bool
     """Whether the parameters of similarities have to become thetas first."""
-    needs: tuple[str, ...]
+    packs: bool
+    """Whether parameters have to be made contiguous first."""
+    results: tuple[str, ...]
+    """``"target"``, or those of ``"by_source"`` and ``"by_parameters"`` that are needed."""
     gathers: bool
     """Whether gradients of maps are made by the inverse of the transform."""
     deterministic: bool
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether gradients of transforms are 0."""
+        return self.interpolation == Interpolation.NEAREST
 
-@dataclass(frozen=True)
+    @cached_property
+    def columns(self) -> dict[str, str]:
+        """Where in an item the transform's own parameters and their gradient are."""
+        if self.family == "field":
+            return {"parameters": "points", "by_parameters": "by_points"}
+        return {"parameters": "own_parameters" if self.expands else "parameters"}
+
+
+TILES = ("target_tiles", "source_tiles", "field_tiles", "thetas")
+"""What kernels run over: tiles of target maps, of gradients of maps, and of those of grids and
+flows; parameters."""
+
+SIZES = ("sums", "maps", "map_values", "target", "by_source", "by_parameters")
+"""What memory has to hold: partial sums of the parameters' gradient, feature maps, their values;
+and the bytes of V, of the gradient of U, and of that of the parameters, each rounded up."""
+
+ALIGNMENT = 256
+"""Bytes of which every result begins at a multiple in memory that several share."""
+
+
+@dataclass(frozen=True, eq=False)
 class Row:
     """A row without addresses, and what the host has to know of it.
 
     Attributes:
         key: Whom it can share a batch with.
-        words: The bytes of the row.
-        target_tiles: Tiles of all target maps.
-        source_tiles: Tiles of all gradients of maps.
-        field_tiles: Tiles of all gradients of grids and flows.
-        thetas: Parameters in the batch.
-        sums: Partial sums of the parameters' gradient, in float64.
-        maps: Feature maps in the batch.
-        map_values: Their values.
+        words: The bytes of the row and, behind it, how many ``TILES`` and ``SIZES`` it has.
+        forms: Of the key's results.
         constants: Tensors whose addresses are in the row.
     """
 
     key: Key
     words: bytes
-    target_tiles: int
-    source_tiles: int
-    field_tiles: int
-    thetas: int
-    sums: int
-    maps: int
-    map_values: int
+    forms: dict[str, Form]
     constants: tuple[Tensor, ...]
 
 
-_ROWS: dict[Description, Row] = {}
-_KEYS: dict[Key, Key] = {}
-_MOST_ROWS = 4096
+class Rows:
+    """All rows that were ever asked for, until they are too many.
+
+    Args:
+        most: Rows that are kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._generation = 0
+        self._rows: dict[Description, Row] = {}
+        self._former: dict[Description, Row] = {}
+
+    def current(self) -> int:
+        """The generation of the rows that are found from here on; no other may be launched.
+
+        Whoever lets go of a row last frees constants that kernels read. Those of one generation
+        are therefore held until the next one ends and nothing runs that was launched with them.
+        """
+        if len(self._rows) >= self._most:
+            for device in {row.key.device for row in self._former.values()}:
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+            self._former, self._rows = self._rows, {}
+            self._generation += 1
+        return self._generation
+
+    def row_of(self, description: Description) -> Row:
+        """The row of this description, kept for the next call."""
+        row = self._rows.get(description)
+        if row is None:
+            row = self._rows[description] = _new_row(description)
+        return row
 
 
-def row_of(description: Description) -> Row:
-    """The row of this description, kept for the next call."""
-    row = _ROWS.get(description)
-    if row is None:
-        if len(_ROWS) >= _MOST_ROWS:
-            _forget_rows(description.device)
-        row = _ROWS[description] = _new_row(description)
-    return row
-
-
-def _forget_rows(device: torch.device) -> None:
-    """Frees the constants of all rows, once nobody reads them any more."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    _ROWS.clear()
+ROWS = Rows(most=4096)
+_KEYS: dict[tuple[Any, ...], Key] = {}
 
 
 def _new_row(one: Description) -> Row:
@@ -220,28 +166,50 @@ def _new_row(one: Description) -> Row:
         _put_points(item, one)
     constants = _put_generator(item, one)
     _put_options(item, one)
-    thetas = one.parameters[0][0]
-    target_tiles = one.target[0][0] * int(item["to"]["count"])
     return Row(
         key=_key(one, interleaved=interleaved),
-        words=item.tobytes(),
-        target_tiles=target_tiles,
-        source_tiles=one.source[0][0] * int(item["from"]["count"]),
-        field_tiles=thetas * int(item["to"]["count"]),
-        thetas=thetas,
-        sums=target_tiles * int(item["entries"]),
-        maps=one.source[0][0],
-        map_values=math.prod(one.source[0]),
+        words=item.tobytes() + np.array(_counts(item, one), np.int64).tobytes(),
+        forms=_forms(one),
         constants=constants,
     )
 
 
+def _counts(item: Any, one: Description) -> tuple[int, ...]:
+    """How many ``TILES`` and ``SIZES`` an item has."""
+    maps, targets, thetas = (layout[0][0] for layout in (one.source, one.target, one.parameters))
+    tiles, values = int(item["to"]["count"]), math.prod(one.source[0])
+    return (
+        targets * tiles,
+        maps * int(item["from"]["count"]),
+        thetas * tiles,
+        thetas,
+        targets * tiles * int(item["entries"]),
+        maps,
+        values,
+        _rounded_up(math.prod(one.target[0]) * one.dtype.itemsize),
+        _rounded_up(values * one.dtype.itemsize),
+        _rounded_up(math.prod(one.parameters[0]) * one.parameter_dtype.itemsize),
+    )
+
+
+def _rounded_up(size_bytes: int) -> int:
+    return -(-size_bytes // ALIGNMENT) * ALIGNMENT
+
+
+def _forms(one: Description) -> dict[str, Form]:
+    """Results of a warp, or of its gradients."""
+    forms: dict[str, Form] = {}
+    if one.by_source is not None:
+        forms["by_source"] = one.by_source, one.dtype
+    if one.by_parameters is not None:
+        forms["by_parameters"] = one.by_parameters, one.parameter_dtype
+    return forms or {"target": (one.target, one.dtype)}
+
+
 def _key(one: Description, *, interleaved: bool) -> Key:
-    """The key of a description; equal ones are identical."""
+    """The key of a description."""
     family = _FAMILIES.get(one.kind, "matrix")
-    needs = ("feature_map",) * (one.by_source is not None)
-    needs += ("transform",) * (one.by_parameters is not None)
-    key = Key(
+    fields = (
         one.device,
         one.dtype,
         len(one.source[0]) - 2,
@@ -249,11 +217,12 @@ def _key(one: Description, *, interleaved: bool) -> Key:
         family,
         "interleaved" if interleaved else "planes",
         one.kind in SIMILARITIES,
-        needs,
+        one.packs,
+        tuple(_forms(one)),
         family == "matrix" and one.spec.padding != Padding.REFLECTION,
         one.spec.deterministic,
     )
-    return _KEYS.setdefault(key, key)
+    return _KEYS.setdefault(fields, Key(*fields))
 
 
 def vector_size(dtype: torch.dtype) -> int:

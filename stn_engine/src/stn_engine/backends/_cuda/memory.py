@@ -1,0 +1,84 @@
+"""Memory of all items of a batch: scratch of kernels, and results."""
+
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from stn_engine.backends._cuda.rows import Row
+
+Words: TypeAlias = npt.NDArray[np.int64]
+
+
+class Results(Protocol):
+    """Memory for a result of every item."""
+
+    @property
+    def addresses(self) -> Words | Sequence[int]:
+        """Where each begins."""
+
+    def tensors(self) -> Sequence[Tensor]:
+        """All results."""
+
+    def zero(self) -> None:
+        """Write 0 into all of them."""
+
+
+class Given:
+    """Memory that the caller of an operation gave.
+
+    Args:
+        tensors: One for each item.
+        addresses: Theirs.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], addresses: Sequence[int]) -> None:
+        self._tensors, self.addresses = tensors, addresses
+
+    def tensors(self) -> Sequence[Tensor]:
+        """Those that were given."""
+        return self._tensors
+
+    def zero(self) -> None:
+        """One after the other."""
+        for tensor in self._tensors:
+            tensor.zero_()
+
+
+class New:
+    """New memory; several results share one piece of it.
+
+    Args:
+        rows: Of the items.
+        name: Of the result, as in their forms.
+        starts: Bytes of the piece before each.
+        size_bytes: Of the piece.
+    """
+
+    def __init__(self, rows: Sequence[Row], name: str, starts: Words, size_bytes: int) -> None:
+        self._rows, self._name, self._starts = rows, name, starts
+        device = rows[0].key.device
+        if len(rows) == 1:  # a tensor of its own, not a view
+            (shape, strides), dtype = rows[0].forms[name]
+            self._memory = torch.empty_strided(shape, strides, dtype=dtype, device=device)
+        else:
+            self._memory = torch.empty(size_bytes, dtype=torch.uint8, device=device)
+        self.addresses = starts + self._memory.data_ptr()
+
+    def tensors(self) -> Sequence[Tensor]:
+        """Views, to be made as late as possible: nothing else on the host takes as long."""
+        if len(self._rows) == 1:
+            return [self._memory]
+        forms = [row.forms[self._name] for row in self._rows]
+        typed = {dtype: self._memory.view(dtype) for dtype in {dtype for _, dtype in forms}}
+        return [
+            typed[dtype].as_strided(shape, strides, start // dtype.itemsize)
+            for ((shape, strides), dtype), start in zip(forms, self._starts.tolist(), strict=True)
+        ]
+
+    def zero(self) -> None:
+        """At once."""
+        self._memory.zero_()

@@ -1,0 +1,206 @@
+"""The host of the ``cuda`` backend: what it keeps from call to call, and where results lie."""
+
+import copy
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+
+from stn_engine import Affine, Gradients, WarpGradientsProblem, WarpProblem, WarpSpec
+from stn_engine.backends._cuda import plans
+from stn_engine.backends._cuda.rows import Rows
+from stn_engine.backends.cuda import CudaBackend
+from support.emulated_cuda import EMULATED_CUDA, EmulatedLauncher
+from support.strategies import random_gradients, random_values, random_warp
+
+LAST = torch.channels_last
+
+
+class CountingLauncher(EmulatedLauncher):
+    """Remembers how many items each kernel was launched for."""
+
+    def __init__(self):
+        self.launches = []
+
+    def launch(self, program, kernel, arguments, device):
+        self.launches.append((kernel, arguments.rows))
+        super().launch(program, kernel, arguments, device)
+
+
+def interleaved_warp(seed=1, dtype=torch.float32):
+    """A warp whose channels move as vectors, if they are aligned."""
+    warp = random_warp(seed, dtype=dtype, channels=8)
+    last = warp.feature_map.contiguous(memory_format=LAST)
+    return warp.bound(last, warp.transform.parameters)
+
+
+def unaligned(tensor):
+    """The same values in memory that begins one element behind a vector."""
+    flat = torch.empty(tensor.numel() + 1, dtype=tensor.dtype)[1:]
+    return flat.as_strided(tensor.shape, tensor.stride(), 1).copy_(tensor)
+
+
+def value(problem):
+    return EMULATED_CUDA.warp([problem])[0]
+
+
+def test_a_problem_is_computed_anew_whatever_is_kept_of_it():
+    """Neither values nor addresses outlive a call."""
+    problem = random_warp(1, dtype=torch.float32)
+    first = value(problem)
+    problem.feature_map.mul_(2)
+    assert torch.equal(value(problem), 2 * first)
+    problem.feature_map.data = problem.feature_map * 2
+    problem.transform.parameters.data = problem.transform.parameters.clone()
+    assert torch.equal(value(problem), 4 * first)
+
+
+def test_a_bound_problem_is_a_problem_of_its_own():
+    """Its operands may have other strides."""
+    problem = random_warp(2, dtype=torch.float32, channels=8)
+    expected = value(problem)
+    assert problem.plans
+    last = problem.feature_map.contiguous(memory_format=LAST)
+    bound = problem.bound(last, problem.transform.parameters)
+    assert bound.plans == {}
+    assert torch.equal(value(bound), expected)
+    assert value(bound).is_contiguous(memory_format=LAST)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_copies_know_nothing_of_memory_that_is_not_theirs(again):
+    """What is kept holds addresses."""
+    problem = random_gradients(3, random_warp(3))
+    expected = EMULATED_CUDA.warp_gradients([problem])[0].feature_map
+    other = again(problem)
+    assert (len(problem.plans), len(other.plans)) == (1, 0)
+    assert torch.equal(EMULATED_CUDA.warp_gradients([other])[0].feature_map, expected)
+
+
+def test_memory_decides_how_channels_move():
+    """One problem, results in memory of any alignment and order; the same bits."""
+    launcher = CountingLauncher()
+    problem = interleaved_warp()
+    new = CudaBackend(launcher).warp([problem])[0]
+    for out in (torch.empty_like(new), unaligned(new), torch.empty(new.shape)):
+        assert torch.equal(CudaBackend(launcher).warp([problem], [out])[0], new)
+    kernels = [f"stn_warp_matrix_{layout}" for layout in ("interleaved", "planes")]
+    assert [kernel for kernel, _ in launcher.launches] == [kernels[0], *kernels, kernels[1]]
+
+
+def test_operands_that_move_are_found_unaligned():
+    """The same problem, its map at an odd address the second time."""
+    problem = random_gradients(4, interleaved_warp(4))
+    first = EMULATED_CUDA.warp_gradients([problem])[0]
+    problem.warp.feature_map.data = unaligned(problem.warp.feature_map)
+    second = EMULATED_CUDA.warp_gradients([problem])[0]
+    assert torch.equal(first.feature_map, second.feature_map)
+    torch.testing.assert_close(first.transform, second.transform)
+
+
+@pytest.mark.parametrize("kind", ["affine", "homography", "thin_plate_spline", "similarity"])
+def test_parameters_are_made_contiguous(kind):
+    """Kernels read them one behind the other; a problem remembers nothing but that."""
+    problem = random_gradients(5, random_warp(5, kind=kind))
+    parameters = problem.warp.transform.parameters
+    spread = torch.stack((parameters, parameters), -1)[..., 0]
+    strided = problem.bound(problem.grad_output, problem.warp.feature_map, spread)
+    together = EMULATED_CUDA.warp_gradients([problem, strided, strided])
+    assert not strided.warp.transform.parameters.is_contiguous()
+    for got in together[1:]:
+        assert torch.equal(got.transform, together[0].transform)
+        assert torch.equal(got.feature_map, together[0].feature_map)
+
+
+def test_new_results_are_dense_and_do_not_overlap():
+    """Several share storage; one alone has its own."""
+    problems = [random_warp(seed, size=(3 + seed, 4)) for seed in range(3)]
+    problems.append(interleaved_warp(dtype=torch.float64))
+    results = EMULATED_CUDA.warp(problems)
+    expected = [value(one) for one in problems]
+    for result in results:
+        result.add_(1)
+    for got, want in zip(results, expected, strict=True):
+        assert torch.equal(got, want + 1)
+        assert got.stride() == want.stride()
+    assert len({one.untyped_storage().data_ptr() for one in results}) == 2
+    assert expected[0].untyped_storage().nbytes() == expected[0].nbytes
+    assert not expected[0]._is_view()
+
+
+def test_gradients_of_every_dtype_share_a_batch():
+    """Parameters of float32 and of float64 beside each other."""
+    warps = [
+        random_warp(seed, dtype=torch.float32, parameter_dtype=dtype)
+        for seed, dtype in enumerate((torch.float32, torch.float64) * 2)
+    ]
+    problems = [random_gradients(seed, warp) for seed, warp in enumerate(warps)]
+    launcher = CountingLauncher()
+    together = CudaBackend(launcher).warp_gradients(problems)
+    assert {rows for _, rows in launcher.launches} == {4}
+    for got, problem in zip(together, problems, strict=True):
+        alone = EMULATED_CUDA.warp_gradients([problem])[0]
+        assert got.transform.dtype == problem.warp.transform.parameters.dtype
+        assert torch.equal(got.transform, alone.transform)
+        assert torch.equal(got.feature_map, alone.feature_map)
+
+
+def test_problems_without_a_result_take_no_part():
+    """They are launched for nobody, and get what is theirs all the same."""
+    launcher = CountingLauncher()
+    full, empty = random_warp(6), random_warp(7, output_size=(0, 3))
+    none, some = CudaBackend(launcher).warp([empty, full])
+    assert none.shape == empty.output_shape
+    assert torch.equal(some, value(full))
+    gradients = random_gradients(8, empty)
+    out = Gradients(*(torch.ones_like(one) for one in empty.operands))
+    for given in (None, [out]):
+        (got,) = CudaBackend(launcher).warp_gradients([gradients], given)
+        assert not got.feature_map.any()
+        assert not got.transform.any()
+    assert [rows for _, rows in launcher.launches] == [1]
+
+
+def test_flat_problems_have_gradients_of_zero_for_the_transform():
+    """New ones as well as those in given memory, and no kernel runs for them."""
+    launcher = CountingLauncher()
+    warp = random_warp(9, kind="similarity", spec=WarpSpec(interpolation="nearest"))
+    problem = random_gradients(9, warp, needs=("transform",))
+    out = Gradients(None, torch.ones_like(warp.transform.parameters))
+    for given in (None, [out, out]):
+        for got in CudaBackend(launcher).warp_gradients([problem, problem], given):
+            assert got.feature_map is None
+            assert not got.transform.any()
+    assert launcher.launches == []
+
+
+def test_rows_are_kept_until_they_are_too_many(monkeypatch):
+    """Then they are made again, and those of before are launched no more."""
+    rows = Rows(most=2)
+    monkeypatch.setattr(plans, "ROWS", rows)
+    problem = WarpProblem(
+        random_values(1, (1, 1, 3, 4), torch.float32), Affine(torch.eye(2, 3)[None])
+    )
+    expected = value(problem)
+    (first,) = plans.found_warps([problem], None).rows
+    assert plans.found_warps([problem], None).rows[0] is first
+    value(replace(problem, output_size=(5, 6)))
+    assert rows.current() == 1
+    (second,) = plans.found_warps([problem], None).rows
+    assert second is not first
+    assert second.words[:40] == first.words[:40]
+    assert torch.equal(value(problem), expected)
+
+
+def test_needs_decide_what_is_launched():
+    """A gradient that nobody asks for is not computed."""
+    warp = random_warp(10)
+    for needs, kernels in (
+        (("feature_map",), ["stn_reach", "stn_gather_planes", "stn_gather_far_planes"]),
+        (("transform",), ["stn_by_matrix_planes", "stn_finish"]),
+    ):
+        launcher = CountingLauncher()
+        problem = WarpGradientsProblem(warp, random_gradients(1, warp).grad_output, needs)
+        CudaBackend(launcher).warp_gradients([problem])
+        assert [kernel for kernel, _ in launcher.launches] == kernels
