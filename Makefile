@@ -51,7 +51,7 @@ $(WHEELHOUSE): $(BUILT) $(shell find stn_engine/src -name '*.py') .ci/constraint
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist ./stn_engine
 	@touch $@
 
-.PHONY: demo test test-containers wheelhouse test-gpu check fuzz-native fuzz-server overload chaos soak format proto docs bench bench-engine bench-gpu clean help
+.PHONY: demo test test-containers wheelhouse test-gpu check fuzz-native fuzz-server overload chaos soak format proto docs bench-server bench-engine bench-gpu clean help
 
 demo: $(BUILT)  ## warp a photo, differentiate it, align two photos, all through a real server
 	$(BIN)/python client/examples/first_light.py --output build/demo
@@ -118,8 +118,8 @@ docs: $(BUILT)  ## regenerate the tables in the READMEs and the pictures of the 
 	$(BIN)/python .ci/generate_docs.py
 	$(BIN)/python .ci/draw_conventions.py
 
-bench: $(BUILT)  ## the service against raw-bytes gRPC echo, side by side
-	PYTHONPATH=tests $(BIN)/python -m bench.bench_service --output tests/bench/results/service.json
+bench-server: $(BUILT)  ## the service against raw-bytes gRPC echo; BENCH="--only 28x28 --rounds 3"
+	PYTHONPATH=tests $(BIN)/python -m bench.bench_server $(or $(BENCH),--output tests/bench/results/server.json)
 
 bench-engine: $(BUILT) $(RIVALS)  ## the engine against torch, OpenCV and Kornia, side by side
 	PYTHONPATH=tests $(BIN)/python -m bench.bench_engine \

@@ -26,7 +26,13 @@ from stn_server.batching.devices import devices_of
 from stn_server.batching.policy import Policy, PolicyLimits
 from stn_server.batching.runner import EngineRunner, Lanes, nobody
 from stn_server.batching.work import Cost
-from stn_server.config import BatchingConfig, ConfigError, ServerConfig, split_address
+from stn_server.config import (
+    BatchingConfig,
+    ConfigError,
+    LimitsConfig,
+    ServerConfig,
+    split_address,
+)
 from stn_server.faults import Seam, no_fault
 from stn_server.info import ServerInfo
 from stn_server.lifecycle import Shutdown
@@ -167,13 +173,7 @@ class Server:
         self._servicer = Servicer(translator, self.batcher, self._metrics, info.message, seam)
         server = grpc.aio.server(
             interceptors=tuple(self._interceptors()),
-            options=[
-                ("grpc.max_receive_message_length", self._config.limits.max_message_bytes),
-                ("grpc.max_send_message_length", -1),  # max_output_bytes limits replies
-                ("grpc.max_concurrent_streams", self._config.limits.max_concurrent_streams),
-                ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_S * 1000)),
-                ("grpc.so_reuseport", 0),
-            ],
+            options=grpc_options(self._config.limits),
         )
         server.add_generic_rpc_handlers((self._servicer.handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -250,6 +250,17 @@ async def serve(config: ServerConfig) -> None:
     if after.running_items:
         logging.shutdown()
         os._exit(0)  # a batch still runs in its thread, and nothing else can end that
+
+
+def grpc_options(limits: LimitsConfig) -> list[tuple[str, int]]:
+    """How gRPC serves within these limits."""
+    return [
+        ("grpc.max_receive_message_length", limits.max_message_bytes),
+        ("grpc.max_send_message_length", -1),  # max_output_bytes limits replies
+        ("grpc.max_concurrent_streams", limits.max_concurrent_streams),
+        ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_S * 1000)),
+        ("grpc.so_reuseport", 0),
+    ]
 
 
 def _bind(
