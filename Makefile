@@ -51,7 +51,7 @@ $(WHEELHOUSE): $(BUILT) $(shell find stn_engine/src -name '*.py') .ci/constraint
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist ./stn_engine
 	@touch $@
 
-.PHONY: demo test test-containers wheelhouse test-gpu check fuzz-native fuzz-server overload chaos soak format proto docs dashboard bench bench-replicas bench-engine bench-gpu clean help
+.PHONY: demo test test-containers wheelhouse test-gpu check fuzz-native fuzz-server overload chaos soak format proto docs dashboard bench-server bench-replicas bench-engine bench-gpu clean help
 
 demo: $(BUILT)  ## warp a photo, differentiate it, align two photos, all through a real server
 	$(BIN)/python client/examples/first_light.py --output build/demo
@@ -121,8 +121,8 @@ docs: $(BUILT)  ## regenerate the tables in the READMEs and the pictures of the 
 dashboard: $(BUILT)  ## draw the dashboard from its own queries; needs prometheus
 	PYTHONPATH=tests $(BIN)/python .ci/draw_dashboard.py
 
-bench: $(BUILT)  ## the service against raw-bytes gRPC echo, side by side
-	PYTHONPATH=tests $(BIN)/python -m bench.bench_service --output tests/bench/results/service.json
+bench-server: $(BUILT)  ## the service against raw-bytes gRPC echo; BENCH="--only 28x28 --rounds 3"
+	PYTHONPATH=tests $(BIN)/python -m bench.bench_server $(or $(BENCH),--output tests/bench/results/server.json)
 
 bench-replicas: $(BUILT)  ## throughput of one to eight replicas on devices of fixed cost
 	PYTHONPATH=tests $(BIN)/python -m bench.bench_replicas \

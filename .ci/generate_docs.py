@@ -46,7 +46,7 @@ from stn_server.metrics import Metrics
 from stn_server.settings import all_settings
 
 ROOT = Path(__file__).parents[1]
-SERVICE_BENCHMARK = ROOT / "tests/bench/results/service.json"
+SERVER_BENCHMARK = ROOT / "tests/bench/results/server.json"
 REPLICAS_BENCHMARK = ROOT / "tests/bench/results/replicas.json"
 ENGINE_BENCHMARK = ROOT / "tests/bench/results/engine_cpu.json"
 GPU_BENCHMARKS = "tests/bench/results/engine_cuda_*.json"
@@ -113,32 +113,35 @@ def statuses() -> str:
     return _table(("cause", "status"), [*rows, ("anything else", "INTERNAL, with a request id")])
 
 
-def benchmark() -> str:
-    """The last committed run of `make bench`."""
-    report = json.loads(SERVICE_BENCHMARK.read_text())
-    rows = [
+def server_benchmark() -> str:
+    """The last committed run of `make bench-server`."""
+    if not SERVER_BENCHMARK.exists():
+        return "Not yet measured."
+    report = json.loads(SERVER_BENCHMARK.read_text())
+    loads = [
         (
-            "×".join(map(str, cell["shape"])),
-            str(cell["concurrency"]),
-            *(f"{cell[f'{name}_requests_per_s']:.0f}" for name in ("echo", "null", "service")),
-            *(f"{cell[f'{name}_throughput_ratio']:.2f}" for name in ("null", "service")),
-            *(f"{cell[f'{name}_latency_ratio']:.2f}" for name in ("null", "service")),
+            cell["case"],
+            one["name"],
+            f"{one['requests_per_s']:.0f}",
+            f"{one['p50_ms']:.2f}",
+            f"{one['cpu_ms']:.2f}",
         )
         for cell in report["cells"]
+        for one in cell["contenders"]
     ]
-    head = (
-        "float32",
-        "at a time",
-        "echo /s",
-        "wire only /s",
-        "service /s",
-        "wire : echo",
-        "service : echo",
-        "latency wire : echo",
-        "latency service : echo",
+    head = ("load", "server", "requests/s", "p50, ms", "processor time of one, ms")
+    findings = [
+        one | {"what": f"{cell['case']}: {one['what']}"}
+        for cell in report["cells"]
+        for one in cell["findings"]
+        if one["bar"] is not None
+    ]
+    notes = "".join(f"; {cell['note']}" for cell in report["cells"] if cell["note"])
+    when = (
+        f"{report['date']}, {report['processor']}, grpcio {report['grpcio']}; medians of "
+        f"{report['rounds']} rounds in which the contenders take turns{notes}."
     )
-    when = f"{report['date']}, {report['processor']}, grpcio {report['grpcio']}"
-    return f"{_table(head, rows)}\n\n{when}; medians of rounds that alternate between the three."
+    return f"{_findings(findings)}\n\n{_table(head, loads)}\n\n{when}"
 
 
 def replicas_benchmark() -> str:
@@ -196,19 +199,8 @@ def gpu_benchmark() -> str:
 
 
 def _gpu_table(report: dict[str, Any]) -> str:
-    rows = [
-        (
-            one["what"],
-            f"{one['value']:.2f} {one['unit']}",
-            NOTHING
-            if one["bar"] is None
-            else f"{'≤' if one['at_most'] else '≥'} {one['bar']:g}: {_verdict(one)}",
-        )
-        for one in report["rows"]
-    ]
     when = f"{report['date']}, {report['device']}, CUDA {report['cuda']}, torch {report['torch']}"
-    table = _table(("what", "measured", "bar"), rows)
-    return f"{table}\n\n{when}; medians of {report['rounds']} rounds."
+    return f"{_findings(report['rows'])}\n\n{when}; medians of {report['rounds']} rounds."
 
 
 def support() -> str:
@@ -227,7 +219,7 @@ TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "configuration": ("server/README.md", configuration),
     "metrics": ("server/README.md", metrics),
     "statuses": ("server/README.md", statuses),
-    "benchmark": ("README.md", benchmark),
+    "server benchmark": ("README.md", server_benchmark),
     "replicas benchmark": ("deploy/README.md", replicas_benchmark),
     "support": ("stn_engine/README.md", support),
     "engine benchmark": ("stn_engine/README.md", engine_benchmark),
@@ -285,6 +277,21 @@ def _memory(findings: Iterable[dict[str, Any]]) -> str:
     ]
     head = ("one call", "feature map", "results, MiB", "memory beyond, KiB", "torch, KiB", "bar")
     return _table(head, rows)
+
+
+def _findings(findings: Iterable[dict[str, Any]]) -> str:
+    """What was measured beside what was asked."""
+    rows = [
+        (
+            one["what"],
+            f"{one['value']:.2f} {one['unit']}",
+            NOTHING
+            if one["bar"] is None
+            else f"{'≤' if one['at_most'] else '≥'} {one['bar']:g}: {_verdict(one)}",
+        )
+        for one in findings
+    ]
+    return _table(("what", "measured", "bar"), rows)
 
 
 def _verdict(finding: dict[str, Any]) -> str:

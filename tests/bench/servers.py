@@ -1,7 +1,10 @@
-"""What the service is measured against; run as a process: `servers.py echo|null`.
+"""What the service is measured against and by; run as a process: `servers.py echo|null|device`.
 
-echo: raw-bytes gRPC that returns what it received, on the stack that the service stands on.
+echo: raw-bytes gRPC on the stack that the service stands on, with the same options and memory. It
+answers every message with the reply that the service gave to one of that length: `echo FOLDER`
+finds them in files with that length as their name.
 null: the whole service but the numerics: results are the feature maps themselves.
+device: as null, on a device that takes 2 ms a launch, whatever is in it.
 
 Prints its address as `stn-server` does.
 """
@@ -9,19 +12,23 @@ Prints its address as `stn-server` does.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import sys
+from functools import cache
+from pathlib import Path
 
 import grpc
 import grpc.aio
 import uvloop
 
-from stn_server.app import Server
+from stn_server.app import Server, grpc_options
 from stn_server.config import ServerConfig
-from stn_server.lifecycle import Shutdown
 from stn_server.memory import retain_freed_memory
+from stn_server.servicer import SERVICE
 
-METHOD_SERVICE = "stn.v1.SpatialTransformer"
+LAUNCH_S = 2e-3
+CONFIG = ServerConfig(listen=("127.0.0.1:0",), metrics_listen="")
 
 
 class NullRunner:
@@ -34,33 +41,55 @@ class NullRunner:
         pass
 
 
-async def serve_echo() -> None:
-    async def echo(message, _context):
-        return message
+class Device(NullRunner):
+    """Waits as for a device, and leaves the processor to others."""
 
-    server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
-    handler = grpc.unary_unary_rpc_method_handler(echo)
+    async def run(self, batch):
+        await asyncio.sleep(LAUNCH_S)
+        return await super().run(batch)
+
+
+async def serve_echo(folder: str) -> None:
+    @cache
+    def reply(length: int) -> bytes:
+        return Path(folder, str(length)).read_bytes()
+
+    async def echo(message, _context):
+        return reply(len(message))
+
+    server = grpc.aio.server(options=grpc_options(CONFIG))
+    method = grpc.unary_unary_rpc_method_handler(echo)
     server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(METHOD_SERVICE, {"Warp": handler}),)
+        (grpc.method_handlers_generic_handler(SERVICE, {"Warp": method}),)
     )
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(CONFIG.listen[0])
     await server.start()
-    announce(f"127.0.0.1:{port}")
-    await asyncio.Event().wait()
+    await announce(f"127.0.0.1:{port}")
 
 
 async def serve_null() -> None:
-    config = ServerConfig(listen=("127.0.0.1:0",), metrics_listen="")
-    shutdown = Shutdown()
-    addresses = await Server(config, runner=NullRunner()).start()
-    announce(addresses.targets[0])
-    await shutdown.asked()
+    await serve(NullRunner())
 
 
-def announce(target: str) -> None:
+async def serve_device() -> None:
+    await serve(Device())
+
+
+async def serve(runner) -> None:
+    server = Server(CONFIG, runner=runner)
+    await announce((await server.start()).targets[0])
+
+
+async def announce(target: str) -> None:
+    """Says that it is ready, and serves until it is killed."""
+    gc.collect()
+    gc.freeze()
     print(json.dumps({"targets": [target], "metrics": ""}), flush=True)
+    await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    retain_freed_memory(ServerConfig().retained_bytes)
-    uvloop.run({"echo": serve_echo, "null": serve_null}[sys.argv[1]]())
+    kind, *arguments = sys.argv[1:]
+    retain_freed_memory(CONFIG.retained_bytes)
+    kinds = {"echo": serve_echo, "null": serve_null, "device": serve_device}
+    uvloop.run(kinds[kind](*arguments))

@@ -1,10 +1,12 @@
-"""Who calls: by token, else by host."""
+"""Who calls: by token, else by certificate, else by host."""
 
 import pytest
 
 from stn_server.caller import caller_of, presented_token
 from stn_server.tokens import UNLIMITED, Quota, Token
 from support.fakes import FakeContext
+
+PEERS = ("ipv4:192.0.2.1:1", "unix:")
 
 
 @pytest.mark.parametrize(
@@ -23,12 +25,30 @@ def test_without_a_token_a_caller_is_its_host(peer, name, transport):
     assert (caller.name, caller.transport, caller.quota) == (name, transport, UNLIMITED)
 
 
+@pytest.mark.parametrize(
+    ("certificate", "name"),
+    [
+        ({"x509_common_name": [b"alice"], "x509_subject_alternative_name": [b"a", b"b"]}, "alice"),
+        ({"x509_subject_alternative_name": [b"a", b"b"]}, "a"),
+        ({"x509_common_name": [b"\xff"]}, "\N{REPLACEMENT CHARACTER}"),
+        ({"x509_common_name": [b""]}, "ipv4:192.0.2.1"),
+        ({"transport_security_type": [b"ssl"]}, "ipv4:192.0.2.1"),
+    ],
+)
+def test_a_certificate_names_its_caller(certificate, name):
+    """TLS has verified it; where none is asked for, the host must do."""
+    caller = caller_of(FakeContext(peer="ipv4:192.0.2.1:1234", certificate=certificate))
+    assert (caller.name, caller.transport, caller.quota) == (name, "tcp", UNLIMITED)
+
+
 def test_a_token_is_the_same_caller_from_everywhere():
-    """With its quota."""
+    """With its quota, and whatever certificate comes with it."""
     quota = Quota(max_calls=1)
     reset = presented_token.set(Token("alice", b"", quota))
     try:
-        callers = [caller_of(FakeContext(peer=p)) for p in ("ipv4:192.0.2.1:1", "unix:")]
+        certificate = {"x509_common_name": [b"bob"]}
+        contexts = [FakeContext(peer=peer, certificate=certificate) for peer in PEERS]
+        callers = [caller_of(context) for context in contexts]
     finally:
         presented_token.reset(reset)
     assert [(c.name, c.quota) for c in callers] == [("alice", quota)] * 2

@@ -8,6 +8,7 @@ from datetime import datetime
 
 import grpc
 import pytest
+from grpc._cython import cygrpc
 
 from stn_server.caller import request_id_of
 from stn_server.config import LogConfig
@@ -16,6 +17,8 @@ from stn_server.log import LOGGER, JsonFormatter, TextFormatter, configure, log
 from stn_server.servicer import _log_failure
 from stn_server.status import answer_to
 from support.fakes import FakeContext
+
+CORE = "grpc._cython.cygrpc"
 
 
 @pytest.fixture
@@ -149,3 +152,21 @@ def test_codes_are_logged_by_name(written):
     error = RuntimeError("x")
     _log_failure(error, answer_to(error, "id"), method="Warp", request_id="id")
     assert json.loads(written()[0])["code"] == grpc.StatusCode.INTERNAL.name
+
+
+@pytest.mark.parametrize(
+    ("error", "name", "is_news"),
+    [
+        (cygrpc.ExecuteBatchError('Failed "execute_batch": (...)'), CORE, False),
+        (cygrpc.ExecuteBatchError("Failed grpc_call_start_batch: 8"), CORE, True),
+        (cygrpc.ExecuteBatchError('Failed "execute_batch": (...)'), "stn_server", True),
+        (RuntimeError('Failed "execute_batch": (...)'), CORE, True),
+        (None, CORE, True),
+    ],
+)
+@pytest.mark.usefixtures("root")
+def test_that_a_caller_has_gone_is_no_news(error, name, is_news, capfd):
+    """Core cannot send to it; whatever else goes wrong in there is told."""
+    configure(LogConfig())
+    logging.getLogger(name).error("raised in core", exc_info=error)
+    assert bool(capfd.readouterr().err) == is_news

@@ -1,6 +1,7 @@
 """The handlers: what of a call's context matters, and how every end is told. In virtual time."""
 
 import asyncio
+import gc
 
 import grpc
 import pytest
@@ -8,6 +9,7 @@ from google.rpc.status_pb2 import Status
 from prometheus_client import CollectorRegistry
 
 from stn_server.config import LimitsConfig
+from stn_server.errors import DrainingError
 from stn_server.metrics import Metrics
 from stn_server.servicer import SERVICE, Servicer
 from stn_server.translate import Translator
@@ -177,3 +179,78 @@ async def test_a_call_cut_off_by_its_deadline_is_counted_as_that():
     assert handlers.count("Warp", "DEADLINE_EXCEEDED") == 1
     runner.release_all()
     await handlers.batcher.drain()
+
+
+class Mortal(bytes):
+    """A message of which is known how many are alive."""
+
+    alive = 0
+
+    def __new__(cls, *content):
+        cls.alive += 1
+        return super().__new__(cls, *content)
+
+    def __del__(self):
+        type(self).alive -= 1
+
+
+def fail_the_batch(_batch):
+    raise RuntimeError("on purpose")
+
+
+def fail_the_item(batch):
+    """As the engine does: the error has been raised, and its traceback holds the batch."""
+
+    def refuse():
+        raise DrainingError
+
+    try:
+        refuse()
+    except DrainingError as error:
+        return [error for _ in batch.items]
+
+
+@pytest.fixture
+def no_collector():
+    """What hangs in a ring stays."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("answer", [fail_the_batch, fail_the_item])
+@pytest.mark.usefixtures("no_collector")
+def test_a_call_that_failed_does_not_hold_its_message(answer):
+    """Though gRPC keeps the traceback of the refusal, as this test does."""
+
+    async def scenario():
+        runner, context = FakeRunner(answer), FakeContext()
+        handlers = Handlers(runner)
+        with pytest.raises(FakeContext.AbortedError, match=r"^$") as refusal:
+            await handlers.call("Warp", Mortal(MESSAGE), context)
+        context.finish()
+        runner.batches.clear()
+        await asyncio.sleep(0)
+        return refusal, Mortal.alive
+
+    assert run_in_virtual_time(scenario())[1] == 0
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_a_call_that_is_late_does_not_hold_its_message():
+    """It waited in the queue, for a device that is busy with another."""
+
+    async def scenario():
+        runner, context = FakeRunner(held=True), FakeContext(time_remaining_s=1)
+        handlers = Handlers(runner)
+        busy = asyncio.create_task(outcome_of(handlers.call("Warp", MESSAGE, FakeContext())))
+        await runner.begun(1)
+        with pytest.raises(FakeContext.AbortedError, match=r"^$") as refusal:
+            await handlers.call("Warp", Mortal(MESSAGE), context)
+        context.finish()
+        alive = Mortal.alive
+        runner.release_all()
+        await busy
+        return refusal, alive
+
+    assert run_in_virtual_time(scenario())[1] == 0

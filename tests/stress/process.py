@@ -87,6 +87,12 @@ class ServerProcess(Watched):
         self.targets = json.loads(process.stdout.readline())["targets"]
         super().__init__(process, self.targets[0])
 
+    def allocated_bytes(self) -> int:
+        """What its parts have taken from the C library and not given back, once it is idle."""
+        self.settled()
+        self.process.send_signal(signal.SIGUSR1)
+        return int(self.process.stdout.readline())
+
     def __enter__(self):
         return self
 

@@ -1,19 +1,23 @@
-"""Servers for the stress suites, each a process: `servers.py fake|faulty`.
+"""Servers for the stress suites, each a process: `servers.py fake|faulty|engine`.
 
 fake: the whole service over a device of fixed cost, 2 ms a launch and 4 us a sample, whose results
 are the feature maps. Its capacity is known and does not depend on the machine.
-faulty: the service on the engine, in which every hundredth crossing of a seam fails.
+engine: the service as it is.
+faulty: the same, in which every hundredth crossing of a seam fails.
 
-Prints its address as `stn-server` does, and stops at SIGTERM.
+Prints its address as `stn-server` does, then at every SIGUSR1 the bytes that it has taken from the
+C library and not given back; stops at SIGTERM.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import json
 import logging
 import random
+import signal
 import sys
 
 import uvloop
@@ -47,8 +51,12 @@ async def main(kind: str) -> None:
     retain_freed_memory(config.retained_bytes)
     shutdown = Shutdown()
     shutdown.listen()
+    listen_for_questions()
     if kind == "fake":
         server = Server(config, runner=FakeDevice())
+        await start(server)
+    elif kind == "engine":
+        server = Server(config)
         await start(server)
     else:
         faults = SwitchedOnLater()
@@ -58,6 +66,32 @@ async def main(kind: str) -> None:
         logging.disable(logging.ERROR)  # injected faults are no news
     await shutdown.asked()
     await server.stop(shutdown)
+
+
+class Mallinfo2(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def allocated_bytes() -> int:
+    """Unlike resident memory this does not count what is free and kept for the next call."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = Mallinfo2
+    info = mallinfo2()
+    return info.uordblks + info.hblkhd
+
+
+def listen_for_questions() -> None:
+    asyncio.get_running_loop().add_signal_handler(
+        signal.SIGUSR1, lambda: print(allocated_bytes(), flush=True)
+    )
 
 
 class SwitchedOnLater:

@@ -1,6 +1,7 @@
 """Steady mixed load for a long time: `python -m stress.soak --seconds 1800`.
 
-Fits a line to the server's resident memory over the second half; its rise must drown in the noise.
+Fits lines to the server's resident and allocated memory over the second half; their rise must drown
+in the noise.
 """
 
 from __future__ import annotations
@@ -11,28 +12,38 @@ import time
 
 import uvloop
 
-from stn_client.local import LocalServer
-from stress.process import MIB, Watched
+from stress.process import MIB, ServerProcess
 from stress.report import Report
 from stress.traffic import traffic
 
 CONCURRENCY = 16
 CHUNK = 200
-LEAST_NOISE_BYTES = 8 * MIB
+LEAST_RESIDENT_NOISE = 8 * MIB
 """A heap of this server breathes by so much without any leak."""
+LEAST_ALLOCATED_NOISE = MIB // 2
 
 
 async def soak(seconds: float) -> Report:
-    report, sizes, instants = Report(), [], []
-    with LocalServer("--log-level=error") as running:
-        server = Watched(running.process, running.target)
+    report, instants, resident, allocated = Report(), [], [], []
+    with ServerProcess("engine") as server:
         end, calls = time.monotonic() + seconds, 0
         while time.monotonic() < end:
-            ended = await traffic(running.target, CHUNK, CONCURRENCY, seed=calls)
+            ended = await traffic(server.target, CHUNK, CONCURRENCY, seed=calls)
             calls += ended.total()
             instants.append(time.monotonic())
-            sizes.append(server.resident_bytes())
+            allocated.append(server.allocated_bytes())
+            resident.append(server.resident_bytes())
         left, serving = server.settled(), server.is_serving()
+    report.note(calls=calls)
+    judge(report, "resident", instants, resident, LEAST_RESIDENT_NOISE)
+    judge(report, "allocated", instants, allocated, LEAST_ALLOCATED_NOISE)
+    report.promise("nothing is left inside", left.admitted_bytes + left.queued_items == 0)
+    report.promise("the server is ready", serving)
+    return report
+
+
+def judge(report: Report, what: str, instants, sizes, least_noise: int) -> None:
+    """Whether bytes rise in the second half by more than they vary anyhow."""
     half = len(sizes) // 2
     slope, intercept = statistics.linear_regression(instants[half:], sizes[half:])
     noise = statistics.pstdev(
@@ -40,12 +51,10 @@ async def soak(seconds: float) -> Report:
         for at, size in zip(instants[half:], sizes[half:], strict=True)
     )
     rise = slope * (instants[-1] - instants[half])
-    report.note(calls=calls, resident_mib=[size // MIB for size in sizes[:: len(sizes) // 10 + 1]])
-    report.note(rise_mib=rise / MIB, noise_mib=noise / MIB)
-    report.promise("memory does not rise", rise < max(3 * noise, LEAST_NOISE_BYTES))
-    report.promise("nothing is left inside", left.admitted_bytes + left.queued_items == 0)
-    report.promise("the server is ready", serving)
-    return report
+    seen = [round(size / MIB, 1) for size in sizes[:: len(sizes) // 10 + 1]]
+    report.note(**{f"{what}_mib": seen, f"{what}_rise_mib": rise / MIB})
+    report.note(**{f"{what}_noise_mib": noise / MIB})
+    report.promise(f"{what} memory does not rise", rise < max(3 * noise, least_noise))
 
 
 def main() -> None:

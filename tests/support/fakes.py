@@ -87,14 +87,17 @@ class RecordingObserver:
 
 
 class FakeContext:
-    """What a handler sees of a call: metadata, time left, and a way to end it."""
+    """What a handler sees of a call: metadata, time left, who calls, and a way to end it."""
 
     class AbortedError(Exception):
         """How gRPC leaves a handler that aborts."""
 
-    def __init__(self, metadata=(), time_remaining_s=None, peer="ipv4:127.0.0.1:40000"):
+    def __init__(
+        self, metadata=(), time_remaining_s=None, peer="ipv4:127.0.0.1:40000", certificate=None
+    ):
         self._metadata = metadata
         self._peer = peer
+        self._certificate = certificate or {}
         self._time_remaining_s = time_remaining_s
         self._callbacks = []
         self._done = False
@@ -114,6 +117,9 @@ class FakeContext:
 
     def invocation_metadata(self):
         return self._metadata
+
+    def auth_context(self):
+        return self._certificate
 
     def peer(self):
         return self._peer

@@ -320,6 +320,22 @@ def test_mtls_asks_for_a_certificate_of_the_right_authority(fortress, tmp_path):
             server_info(fortress.target, tls=tls, token=GOOD)
 
 
+def test_a_certificate_names_its_caller(authority, tmp_path):
+    """In the log, as in whatever else tells callers apart."""
+    log = tmp_path / "log"
+    alice = authority.issue("alice")
+    flags = tls_flags(authority.issue("server"), f"--tls-client-ca={authority.ca}")
+    tls = Tls(ca=authority.ca, certificate=alice[0], key=alice[1])
+    with (
+        LocalServer(*flags, "--log-level=debug", log=log) as server,
+        Client(server.target, tls=tls, retry=ONCE) as stn,
+        pytest.raises(InvalidRequestError, match="output_size"),
+    ):
+        stn.warp(U, THETA, output_size=(10**6, 1))
+    (failed,) = [record for record in log_records(log) if record["event"] == "request failed"]
+    assert failed["caller"] == "alice"
+
+
 def test_a_certificate_is_no_token(fortress):
     """Where both are asked for, both are needed."""
     with pytest.raises(AccessDeniedError, match="got none"):

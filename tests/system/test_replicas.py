@@ -11,7 +11,7 @@ from stn_server.config import LifecycleConfig, ServerConfig
 from stn_server.lifecycle import Shutdown
 from stress.report import percentile
 from support.bad_requests import ramp, theta
-from support.fakes import FakeRunner
+from support.fakes import FakeRunner, feature_maps
 from support.harness import log_records, terminate
 from support.names import NameServer
 from support.replicas import PATIENCE_S, Load, NotedRetries, Replicas
@@ -155,8 +155,3 @@ def test_an_added_replica_is_found():
     with NameServer("127.0.0.2") as names:
         asyncio.run(scenario(names))
     assert retries.failures == []
-
-
-def feature_maps(batch):
-    """Every result is the feature map."""
-    return [getattr(item.problem, "feature_map", None) for item in batch.items]

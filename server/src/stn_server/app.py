@@ -173,14 +173,7 @@ class Server:
         self._servicer = Servicer(translator, self.batcher, self._metrics, info.message, seam)
         server = grpc.aio.server(
             interceptors=tuple(self._interceptors()),
-            options=[
-                ("grpc.max_receive_message_length", self._config.limits.max_message_bytes),
-                ("grpc.max_send_message_length", -1),  # max_output_bytes limits replies
-                ("grpc.max_concurrent_streams", self._config.limits.max_concurrent_streams),
-                ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_S * 1000)),
-                ("grpc.max_connection_age_ms", _age_ms(self._config.lifecycle.connection_age_s)),
-                ("grpc.so_reuseport", 0),
-            ],
+            options=grpc_options(self._config),
         )
         server.add_generic_rpc_handlers((self._servicer.handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -257,6 +250,18 @@ async def serve(config: ServerConfig) -> None:
     if after.running_items:
         logging.shutdown()
         os._exit(0)  # a batch still runs in its thread, and nothing else can end that
+
+
+def grpc_options(config: ServerConfig) -> list[tuple[str, int]]:
+    """How gRPC serves what is configured."""
+    return [
+        ("grpc.max_receive_message_length", config.limits.max_message_bytes),
+        ("grpc.max_send_message_length", -1),  # max_output_bytes limits replies
+        ("grpc.max_concurrent_streams", config.limits.max_concurrent_streams),
+        ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_S * 1000)),
+        ("grpc.max_connection_age_ms", _age_ms(config.lifecycle.connection_age_s)),
+        ("grpc.so_reuseport", 0),
+    ]
 
 
 def _bind(

@@ -31,7 +31,7 @@ class Caller:
     """Who makes a call."""
 
     name: str
-    """That of the token; without one, the host, whatever its port."""
+    """That of the token; without one, of the certificate; else the host, whatever its port."""
     transport: str
     """How its bytes travel: "tcp" or "unix"."""
     quota: Quota = UNLIMITED
@@ -40,7 +40,10 @@ class Caller:
 def caller_of(context: Context) -> Caller:
     """Who makes this call."""
     host, token = _host_at(context.peer()), presented_token.get()
-    return host if token is None else Caller(token.name, host.transport, token.quota)
+    if token is not None:
+        return Caller(token.name, host.transport, token.quota)
+    name = _certified_name(context)
+    return Caller(name, host.transport) if name else host
 
 
 @lru_cache(MAX_PEERS)
@@ -49,6 +52,13 @@ def _host_at(peer: str) -> Caller:
     if peer.startswith("unix:"):
         return Caller("unix", "unix")
     return Caller(peer.rpartition(":")[0], "tcp")
+
+
+def _certified_name(context: Context) -> str:
+    """That in the certificate which the caller has shown and TLS has verified; nothing without."""
+    facts = context.auth_context()
+    names = facts.get("x509_common_name") or facts.get("x509_subject_alternative_name") or ()
+    return next((name.decode(errors="replace") for name in names), "")
 
 
 def given_request_id(context: Context) -> str:

@@ -46,6 +46,16 @@ def log(level: int, event: str, *, error: BaseException | None = None, **fields:
     LOGGER.log(level, event, exc_info=error, extra={"fields": fields})
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether it says more than that gRPC could not send to a caller that has gone meanwhile."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (
+        record.name == "grpc._cython.cygrpc"
+        and type(error).__name__ == "ExecuteBatchError"
+        and str(error).startswith('Failed "execute_batch"')
+    )
+
+
 def configure(config: LogConfig) -> None:
     """Sends every record of the process to standard error: ours as configured, others' warnings.
 
@@ -54,6 +64,7 @@ def configure(config: LogConfig) -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if config.format == "json" else TextFormatter())
+    handler.addFilter(_is_news)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -145,10 +146,13 @@ class Servicer:
             except Exception as error:  # noqa: BLE001 - the table knows what to do with each
                 refusal = self._refusal(name, error, context, caller)
                 code = refusal.code
+                _let_go(error)
             finally:
                 duration_s = time.perf_counter() - started
                 self._metrics.request_finished(name, code.name, duration_s)
-            # Not inside `except`: a traceback would keep the message alive.
+            # Not inside `except`, and without the message: gRPC ties the call and the traceback of
+            # its refusal into a ring that only the collector unties, some day.
+            del message
             return await refusal.send(context)
 
         return handler
@@ -184,5 +188,15 @@ class Servicer:
 
 def _log_failure(error: Exception, answer: Answer, **facts: str) -> None:
     """Tells the operator, with a traceback where the fault is ours."""
-    traceback = error if answer.code is grpc.StatusCode.INTERNAL else None
-    log(answer.log_level, "request failed", error=traceback, code=answer.code.name, **facts)
+    shown = error if answer.code is grpc.StatusCode.INTERNAL else None
+    log(answer.log_level, "request failed", error=shown, code=answer.code.name, **facts)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Frees what is held by the frames that an error and its causes went through.
+
+    A frame that waited, its future and the error in that form a ring, from which the message hangs.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
