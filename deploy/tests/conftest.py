@@ -37,6 +37,7 @@ def build(engine):
             tag=IMAGE,
             target="cpu",
             network_mode="none",
+            rm=True,
             buildargs={"BASE": base, "BUILD_BASE": base, "REVISION": "tested"},
         )
         return image
