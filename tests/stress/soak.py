@@ -12,6 +12,7 @@ import time
 
 import uvloop
 
+from stress.chaos import SPARE_BYTES, SPARE_BYTES_OF_CALL
 from stress.process import MIB, ServerProcess
 from stress.report import Report
 from stress.traffic import traffic
@@ -20,7 +21,6 @@ CONCURRENCY = 16
 CHUNK = 200
 LEAST_RESIDENT_NOISE = 8 * MIB
 """A heap of this server breathes by so much without any leak."""
-LEAST_ALLOCATED_NOISE = MIB // 2
 
 
 async def soak(seconds: float) -> Report:
@@ -36,7 +36,7 @@ async def soak(seconds: float) -> Report:
         left, serving = server.settled(), server.is_serving()
     report.note(calls=calls)
     judge(report, "resident", instants, resident, LEAST_RESIDENT_NOISE)
-    judge(report, "allocated", instants, allocated, LEAST_ALLOCATED_NOISE)
+    judge(report, "allocated", instants, allocated, SPARE_BYTES + SPARE_BYTES_OF_CALL * calls)
     report.promise("nothing is left inside", left.admitted_bytes + left.queued_items == 0)
     report.promise("the server is ready", serving)
     return report
