@@ -28,8 +28,9 @@ ROUNDS = 10
 SPARE_FILES = 2
 """gRPC opens some for itself when it meets its first connections."""
 SPARE_BYTES, SPARE_BYTES_OF_CALL = MIB // 2, 128
-"""By less does allocated memory vary once the server knows all sizes, and grow with every call. It
-is a tenth of what it would be if every hundredth message were kept."""
+"""By less does allocated memory vary once the server knows all sizes, and grow with every call: a
+server of grpc.aio that only echoes loses about 97 bytes with each call that its caller cancels, and
+nothing with others. If every hundredth message were kept, it would be ten times as much."""
 
 ENDS = {
     "OK",
