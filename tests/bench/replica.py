@@ -26,6 +26,9 @@ LAUNCH_S, BATCH_ITEMS = 20e-3, 4
 class Device(NullRunner):
     """Takes its time, and computes nothing."""
 
+    def at_once(self, _batch):
+        return None
+
     async def run(self, batch):
         await asyncio.sleep(LAUNCH_S)
         return await super().run(batch)

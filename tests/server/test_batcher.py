@@ -18,7 +18,7 @@ from stn_server.errors import (
 )
 from stn_server.faults import Point
 from support.clock import run_in_virtual_time
-from support.fakes import FakeContext, FakeRunner, RecordingObserver, echo
+from support.fakes import FakeContext, FakeRunner, PromptRunner, RecordingObserver, echo
 from support.harness import (
     as_facts,
     assert_nothing_left,
@@ -320,6 +320,49 @@ def test_a_cancelled_runner_answers_its_waiters():
         batcher = make_batcher(FakeRunner(cancelled))
         with pytest.raises(BatchFailedError, match="expected results for 1 items"):
             await submit(batcher, "lost")
+        assert_nothing_left(batcher)
+
+    run_in_virtual_time(scenario())
+
+
+@in_virtual_time
+async def test_what_takes_no_time_takes_no_turn_of_the_loop():
+    """A batch that is not worth a task is answered before `submit` waits."""
+    observer = RecordingObserver()
+    batcher = make_batcher(PromptRunner(), observer)
+    asked = submit(batcher, "small")
+    with pytest.raises(StopIteration) as stopped:
+        asked.send(None)
+    assert stopped.value.value == Finished("small", 0.0, 0.0, 1)
+    assert_nothing_left(batcher)
+    await asyncio.sleep(0)
+    assert observer.batches == [(1, [0.0], 0.0)]
+
+
+@in_virtual_time
+async def test_what_follows_a_batch_is_a_task():
+    """However many wait: none is computed within another."""
+    runner = PromptRunner(tasks={"busy"})
+    batcher = make_batcher(runner)
+    tasks = await start(batcher, "busy", "a", "b")
+    assert await outcome_of(submit(batcher, "late", deadline=-1.0)) is not None
+    assert [(await task).result for task in tasks] == ["busy", "a", "b"]
+    assert runner.batches == [["busy"], ["a", "b"]]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(ValueError("bug"), BatchFailedError), (DeviceLostError(""), BrokenError)],
+)
+def test_what_fails_at_once_fails_as_a_batch(error, expected):
+    """And is told as one: the call, or the device."""
+
+    def failing(_batch):
+        raise error
+
+    async def scenario():
+        batcher = make_batcher(PromptRunner(failing))
+        assert isinstance(await outcome_of(submit(batcher, "lost")), expected)
         assert_nothing_left(batcher)
 
     run_in_virtual_time(scenario())

@@ -1,7 +1,6 @@
 """The runner: one ragged engine call, and what happens when it fails."""
 
 import asyncio
-import threading
 
 import pytest
 import torch
@@ -117,15 +116,12 @@ def test_the_engine_runner_keeps_neighbours_of_a_bad_problem(runner):
     assert torch.equal(first, stn_engine.warp_ragged([good])[0])
 
 
-@pytest.mark.parametrize(("cost", "here"), [(SMALL, True), (LARGE, False)])
-def test_a_batch_is_worth_a_thread_or_is_computed_at_once(cost, here):
-    """The loop is kept free of what takes longer than to wake somebody."""
-    threads = set()
-    runner = EngineRunner(seam=lambda _point: threads.add(threading.get_ident()))
-    (output,) = asyncio.run(runner.run(make_batch(Operation.WARP, [warp_problem(4, 4)], cost)))
-    runner.close()
-    assert torch.equal(output, stn_engine.warp_ragged([warp_problem(4, 4)])[0])
-    assert (threads == {threading.get_ident()}) is here
+def test_a_small_batch_is_computed_at_once(runner):
+    """The loop is kept free of what takes longer than to wake somebody, and of nothing else."""
+    problem = warp_problem(4, 4)
+    (output,) = runner.at_once(make_batch(Operation.WARP, [problem], SMALL))
+    assert torch.equal(output, stn_engine.warp_ragged([problem])[0])
+    assert runner.at_once(make_batch(Operation.WARP, [problem], LARGE)) is None
 
 
 def test_a_closed_runner_refuses(runner):

@@ -44,6 +44,9 @@ class FakeDevice:
     def close(self):
         pass
 
+    def at_once(self, _batch):
+        return None
+
 
 async def main(kind: str) -> None:
     config = ServerConfig(listen=ADDRESSES, metrics_listen="")

@@ -55,6 +55,10 @@ class Runner(Protocol):
         """
         ...
 
+    def at_once(self, batch: Batch) -> Sequence[Any] | None:
+        """As `run`, for a batch that takes less time than to wait for it; None if it takes more."""
+        ...
+
     def close(self) -> None:
         """Lets go of the device, after the batch that runs; does not wait for it."""
 
@@ -102,6 +106,16 @@ class Statistics:
     abandoned_items: int
     batches: int
     largest_batch_items: int
+
+
+@dataclass(slots=True)
+class _Run:
+    """A batch that was run."""
+
+    batch: Batch
+    launched: float
+    ended: float
+    outcomes: Sequence[Any] = ()
 
 
 class Batcher:
@@ -199,9 +213,10 @@ class Batcher:
         self._waiters[item] = waiter
         self._idle.clear()
         try:
-            if refusal := self._step(Arrive(item)).refusal:
-                raise self._refused(_overloaded(refusal))
-            if not self._broken.done():  # else this was what the policy failed at
+            decisions = self._step(Arrive(item))
+            if decisions.refusal is not None:
+                raise self._refused(_overloaded(decisions.refusal))
+            if decisions is not NO_DECISIONS:  # else this was what the policy failed at
                 self._leave_after(call, item)
             return await waiter
         except asyncio.CancelledError:
@@ -254,9 +269,11 @@ class Batcher:
         for item in decisions.expired:
             self._abandoned()
             self._fail(item, DeadlineExceededError())
-        for batch in decisions.launches:
-            self._launch(batch)
         self._set_timer(decisions.wake_at, now)
+        for batch in decisions.launches:
+            # What follows a batch is left to a task, so that not every batch is inside another.
+            if not (isinstance(event, Arrive) and self._run_at_once(batch)):
+                self._launch(batch)
         return decisions
 
     def _set_timer(self, wake_at: float, now: float) -> None:
@@ -280,13 +297,52 @@ class Batcher:
 
     async def _run(self, batch: Batch) -> None:
         """Runs a batch and answers its waiters, whatever the runner does."""
-        launched = self.now()
-        outcomes, computed = await self._outcomes(batch)
-        compute_s = self.now() - launched
-        queue_s = [launched - item.arrived for item in batch.items]
-        if self._step(Finish(batch, computed)).launches:
+        launched, outcomes, cause = self.now(), None, None
+        try:
+            outcomes = await self._watched(batch)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - all must be answered
+            cause = error
+        run = _Run(batch, launched, self.now())
+        if self._end(run, outcomes, cause).launches:
             await asyncio.sleep(0)  # so that the device does not wait for the answers
-        for item, outcome, waited_s in zip(batch.items, outcomes, queue_s, strict=True):
+        self._answer(run)
+
+    def _run_at_once(self, batch: Batch) -> bool:
+        """Runs a batch that is not worth a task, and answers; says whether it was such a one."""
+        launched, outcomes, cause = self.now(), None, None
+        try:
+            outcomes = self._runner.at_once(batch)
+        except Exception as error:  # noqa: BLE001 - all must be answered
+            cause = error
+        if outcomes is None and cause is None:
+            return False
+        run = _Run(batch, launched, self.now())
+        self._end(run, outcomes, cause)
+        self._answer(run)
+        return True
+
+    def _end(
+        self, run: _Run, outcomes: Sequence[Any] | None, cause: BaseException | None
+    ) -> Decisions:
+        """A batch is through, also when the runner broke its promise of one outcome per item."""
+        computed = outcomes is not None and len(outcomes) == len(run.batch.items)
+        if outcomes is not None and computed:
+            run.outcomes = outcomes
+        else:
+            if isinstance(cause, DeviceLostError):
+                self._break(cause)
+            run.outcomes = [BatchFailedError(len(run.batch.items)) for _ in run.batch.items]
+            for failure in run.outcomes:
+                failure.__cause__ = cause
+        return self._step(Finish(run.batch, computed))
+
+    def _answer(self, run: _Run) -> None:
+        """Every waiter, and who watches."""
+        batch, compute_s = run.batch, run.ended - run.launched
+        queue_s = [run.launched - item.arrived for item in batch.items]
+        # On its own, so that an observer that fails is nobody's failure.
+        self._loop.call_soon(self._observer.batch_finished, batch, queue_s, compute_s)
+        for item, outcome, waited_s in zip(batch.items, run.outcomes, queue_s, strict=True):
             if isinstance(outcome, BaseException):
                 self._counts.failed_items += 1
                 self._fail(item, outcome)
@@ -295,25 +351,7 @@ class Batcher:
                 self._reply(item, Finished(outcome, waited_s, compute_s, len(batch.items)))
         self._counts.batches += 1
         self._counts.largest_batch_items = max(self._counts.largest_batch_items, len(batch.items))
-        self._observer.batch_finished(batch, queue_s, compute_s)
         self._settle()
-
-    async def _outcomes(self, batch: Batch) -> tuple[Sequence[Any], bool]:
-        """One outcome per item, also when the runner breaks its promise, and whether it did not."""
-        cause: BaseException | None = None
-        try:
-            outcomes = await self._watched(batch)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - all must be answered
-            cause = error
-        else:
-            if len(outcomes) == len(batch.items):
-                return outcomes, True
-        if isinstance(cause, DeviceLostError):
-            self._break(cause)
-        failures = [BatchFailedError(len(batch.items)) for _ in batch.items]
-        for failure in failures:
-            failure.__cause__ = cause
-        return failures, False
 
     async def _watched(self, batch: Batch) -> Sequence[Any]:
         """The outcomes of the runner. If they do not come, nothing will."""

@@ -54,13 +54,18 @@ class EngineRunner:
             DeviceLostError: The thread is gone.
         """
         self._watcher("land", batch)  # in the engine's thread; the bytes stay where they are
-        if batch.cost.fits(self._small):
-            return self._compute(batch)
         try:
             running = self._thread.submit(self._compute, batch)
         except RuntimeError as error:
             raise DeviceLostError("expected a thread to compute in, got none") from error
         return await asyncio.wrap_future(running)
+
+    def at_once(self, batch: Batch) -> Sequence[Any] | None:
+        """One result or exception per item of a batch that is small for the device; else None."""
+        if not batch.cost.fits(self._small):
+            return None
+        self._watcher("land", batch)
+        return self._compute(batch)
 
     def close(self) -> None:
         """Ends the thread, after the batch that runs; does not wait for it."""
@@ -117,6 +122,15 @@ class Lanes:
         finally:
             self._observe(name, time.monotonic() - began)
             self._free.append(lane)
+
+    def at_once(self, batch: Batch) -> Sequence[Any] | None:
+        """As `Runner.at_once`, on a runner that is free."""
+        name, runner = self._free[0]
+        began = time.monotonic()
+        outcomes = runner.at_once(batch)
+        if outcomes is not None:
+            self._observe(name, time.monotonic() - began)
+        return outcomes
 
     async def warm_up(self, batch: Batch) -> None:
         """Runs a batch on every lane.
