@@ -20,8 +20,8 @@ from stress.traffic import traffic
 CONCURRENCY = 16
 CHUNK = 200
 LEAST_RESIDENT_NOISE = 64 * MIB
-"""A heap keeps what was inside at once at the worst moment: here requests and replies of 16 MiB, two
-of each, may come together as late as in the second half. Leaks show in allocated memory."""
+"""A heap keeps what was inside at once at the worst moment: here requests and replies of 16 MiB,
+two of each, may come together as late as in the second half. Leaks show in allocated memory."""
 
 
 async def soak(seconds: float) -> Report:
