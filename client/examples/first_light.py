@@ -130,7 +130,7 @@ def show_alignment(stn: Client, output: Path) -> float:
 
 
 def show_batching(stn: Client, target: str, metrics: str) -> None:
-    """Sends small calls of several sizes at once, and prints what the server made of them."""
+    """Sends calls of several sizes at once, and prints what the server made of them."""
     before = stn.server_info().statistics
     started = time.perf_counter()
     asyncio.run(_burst(target))
@@ -149,7 +149,7 @@ def show_batching(stn: Client, target: str, metrics: str) -> None:
 
 async def _burst(target: str) -> None:
     rng = np.random.default_rng(0)
-    images = [rng.random((1, 1, side, side), np.float32) for side in (16, 28, 40)]
+    images = [rng.random((1, 1, side, side), np.float32) for side in (192, 256, 320)]
     transform = Affine(_rotation(10.0))
     async with AsyncClient(target) as stn:
 
