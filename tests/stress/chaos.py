@@ -27,10 +27,15 @@ CONCURRENCY = 24
 ROUNDS = 10
 SPARE_FILES = 2
 """gRPC opens some for itself when it meets its first connections."""
-SPARE_BYTES, SPARE_BYTES_OF_CALL = MIB // 2, 128
+RESIDENT_NOISE = 128 * MIB
+"""A heap keeps what was inside at once at the worst moment, which may come late: here requests and
+replies of 16 MiB, four of each. Leaks show in allocated memory."""
+
+SPARE_BYTES, SPARE_BYTES_OF_CALL = 2 * MIB, 128
 """By less does allocated memory vary once the server knows all sizes, and grow with every call: a
 server of grpc.aio that only echoes loses about 97 bytes with each call that its caller cancels, and
-nothing with others. If every hundredth message were kept, it would be ten times as much."""
+nothing with others. If every hundredth message were kept, it would be ten times as much; in 3,000
+calls 4.8 MiB and more were seen then, and up to 1.4 without."""
 
 ENDS = {
     "OK",
@@ -112,7 +117,7 @@ async def chaos(requests: int) -> Report:
     report.promise(f"nothing is left inside: {inside}", inside == (0, 0, 0))
     report.promise("the server is ready", serving)
     report.promise("no file stays open", files <= files_before + SPARE_FILES)
-    report.promise("memory is flat", grown < 64 * MIB)
+    report.promise("memory is flat", grown < RESIDENT_NOISE)
     spare = SPARE_BYTES + SPARE_BYTES_OF_CALL * requests
     report.promise("no message is kept", allocated < spare)
     return report

@@ -12,16 +12,13 @@ import time
 
 import uvloop
 
-from stress.chaos import SPARE_BYTES, SPARE_BYTES_OF_CALL
+from stress.chaos import RESIDENT_NOISE, SPARE_BYTES, SPARE_BYTES_OF_CALL
 from stress.process import MIB, ServerProcess
 from stress.report import Report
 from stress.traffic import traffic
 
 CONCURRENCY = 16
 CHUNK = 200
-LEAST_RESIDENT_NOISE = 64 * MIB
-"""A heap keeps what was inside at once at the worst moment: here requests and replies of 16 MiB,
-two of each, may come together as late as in the second half. Leaks show in allocated memory."""
 
 
 async def soak(seconds: float) -> Report:
@@ -36,7 +33,7 @@ async def soak(seconds: float) -> Report:
             resident.append(server.resident_bytes())
         left, serving = server.settled(), server.is_serving()
     report.note(calls=calls)
-    judge(report, "resident", instants, resident, LEAST_RESIDENT_NOISE)
+    judge(report, "resident", instants, resident, RESIDENT_NOISE)
     judge(report, "allocated", instants, allocated, SPARE_BYTES + SPARE_BYTES_OF_CALL * calls)
     report.promise("nothing is left inside", left.admitted_bytes + left.queued_items == 0)
     report.promise("the server is ready", serving)
