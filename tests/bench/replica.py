@@ -8,41 +8,21 @@ Prints its address as `stn-server` does.
 
 from __future__ import annotations
 
-import asyncio
-import gc
-import json
 import sys
 
 import uvloop
 
-from bench.servers import NullRunner
-from stn_server.app import Server
+from bench.servers import Device, serve
 from stn_server.config import BatchingConfig, ServerConfig
 
 SHAPE = (1, 1, 28, 28)
 LAUNCH_S, BATCH_ITEMS = 20e-3, 4
 
 
-class Device(NullRunner):
-    """Takes its time, and computes nothing."""
-
-    def at_once(self, _batch):
-        return None
-
-    async def run(self, batch):
-        await asyncio.sleep(LAUNCH_S)
-        return await super().run(batch)
-
-
 async def main(address: str) -> None:
     batching = BatchingConfig(max_batch_samples=BATCH_ITEMS * SHAPE[2] * SHAPE[3])
     config = ServerConfig(listen=(address,), metrics_listen="", batching=batching)
-    server = Server(config, runner=Device())
-    addresses = await server.start()
-    gc.collect()
-    gc.freeze()
-    print(json.dumps({"targets": addresses.targets}), flush=True)
-    await asyncio.Event().wait()
+    await serve(Device(LAUNCH_S), config)
 
 
 if __name__ == "__main__":

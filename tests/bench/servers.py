@@ -26,6 +26,7 @@ from stn_server.app import Server, grpc_options
 from stn_server.config import ServerConfig
 from stn_server.memory import retain_freed_memory
 from stn_server.servicer import SERVICE
+from support.fakes import feature_maps
 
 LAUNCH_S = 2e-3
 CONFIG = ServerConfig(listen=("127.0.0.1:0",), metrics_listen="")
@@ -35,10 +36,10 @@ class NullRunner:
     """Computes nothing: every output is the feature map."""
 
     def at_once(self, batch):
-        return [getattr(item.problem.bind(), "feature_map", None) for item in batch.items]
+        return feature_maps(batch)
 
     async def run(self, batch):
-        return NullRunner.at_once(self, batch)
+        return feature_maps(batch)
 
     def close(self):
         pass
@@ -47,11 +48,14 @@ class NullRunner:
 class Device(NullRunner):
     """Waits as for a device, and leaves the processor to others."""
 
+    def __init__(self, launch_s):
+        self._launch_s = launch_s
+
     def at_once(self, _batch):
         return None
 
     async def run(self, batch):
-        await asyncio.sleep(LAUNCH_S)
+        await asyncio.sleep(self._launch_s)
         return await super().run(batch)
 
 
@@ -78,11 +82,12 @@ async def serve_null() -> None:
 
 
 async def serve_device() -> None:
-    await serve(Device())
+    await serve(Device(LAUNCH_S))
 
 
-async def serve(runner) -> None:
-    server = Server(CONFIG, runner=runner)
+async def serve(runner, config: ServerConfig = CONFIG) -> None:
+    """The service around a runner, until it is killed."""
+    server = Server(config, runner=runner)
     await announce((await server.start()).targets[0])
 
 

@@ -27,6 +27,7 @@ from stn_server.config import LogConfig, ServerConfig
 from stn_server.lifecycle import Shutdown
 from stn_server.log import configure
 from stn_server.memory import retain_freed_memory
+from support.fakes import feature_maps
 from support.faulty import RandomFaults
 
 LAUNCH_S, SAMPLE_S = 2e-3, 4e-6
@@ -39,7 +40,7 @@ class FakeDevice:
 
     async def run(self, batch):
         await asyncio.sleep(LAUNCH_S + SAMPLE_S * batch.cost.samples)
-        return [getattr(item.problem.bind(), "feature_map", None) for item in batch.items]
+        return feature_maps(batch)
 
     def close(self):
         pass
