@@ -116,9 +116,6 @@ def test_a_call_that_leaves_the_queue_has_only_queued(traced):
     async def scenario():
         runner = WatchedRunner(traced.tracing.watch, held=True)
         async with traced.serving(runner) as (service, channel):
-            busy = channel.unary_unary(METHOD_PREFIX + "WarpGradients")(b"")
-            await outcome_of(busy)
-            traced.kept.clear()
             first = channel.unary_unary(WARP)(MESSAGE)
             await runner.begun(1)
             second = channel.unary_unary(WARP)(MESSAGE)

@@ -19,13 +19,14 @@ from stn_client._retry import RetryPolicy
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    ("grpc.enable_retries", 0),
+    ("grpc.enable_retries", 1),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.dns_min_time_between_resolutions_ms", 5000),
 )
-"""The server's limits decide about sizes; `RetryPolicy` decides about retries. A server that is
-back is noticed within about a second, and one at another address within about five: gRPC by itself
-would try every two minutes in the end, and look names up every thirty seconds."""
+"""The server's limits decide about sizes; `RetryPolicy` decides about retries, but gRPC sends again
+what no server has seen, such as a call that met the end of its connection. A server that is back is
+noticed within about a second, and one at another address within about five: gRPC by itself would
+try every two minutes in the end, and look names up every thirty seconds."""
 
 BALANCING = {
     "loadBalancingConfig": [{"round_robin": {}}],
