@@ -41,6 +41,12 @@ def test_a_certificate_names_its_caller(certificate, name):
     assert (caller.name, caller.transport, caller.quota) == (name, "tcp", UNLIMITED)
 
 
+def test_a_certificate_that_nobody_asked_for_names_nobody():
+    """Nor is it looked at."""
+    context = FakeContext(peer=PEERS[0], certificate={"x509_common_name": [b"alice"]})
+    assert caller_of(context, certified=False).name == "ipv4:192.0.2.1"
+
+
 def test_a_token_is_the_same_caller_from_everywhere():
     """With its quota, and whatever certificate comes with it."""
     quota = Quota(max_calls=1)

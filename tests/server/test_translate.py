@@ -8,13 +8,12 @@ import torch
 import stn_engine
 from stn_client import Affine
 from stn_client._calls import warp as warp_call
-from stn_engine import Coordinates, Interpolation, Padding, Subgradient, WarpSpec
+from stn_engine import Coordinates, Interpolation, Padding, Subgradient, WarpSpec, raw
 from stn_proto import WireFormatError, get_tensor, split
 from stn_proto.v1 import tensor_pb2, warp_pb2
 from stn_server.batching.work import Cost, Finished, Operation
 from stn_server.config import LimitsConfig
 from stn_server.errors import InvalidRequestError
-from stn_server.tensors import to_numpy
 from stn_server.translate import MAX_PLANNED_BYTES, MAX_SIZES, Translator, _warp_key
 from support.bad_requests import (
     BASES,
@@ -31,9 +30,9 @@ from support.bad_requests import (
 from support.harness import decode
 
 
-def encode(task, result, kind):
-    """The reply for a result, and its payloads."""
-    envelope, payloads = split(task.encode(Finished(result, 0.25, 0.5, 3)))
+def encode(task, results, kind):
+    """The reply for the bytes of results, and its payloads."""
+    envelope, payloads = split(task.encode(Finished(results, 0.25, 0.5, 3)))
     reply = kind.FromString(envelope)
     assert (reply.timing.queue_s, reply.timing.compute_s) == (0.25, 0.5)
     assert reply.timing.batch_items == 3
@@ -44,10 +43,10 @@ def test_a_warp_is_what_the_message_says():
     """Operands, size, and what a batch must share."""
     request = warp_request()
     task = decode(request)
-    problem = task.bind()
+    problem, (feature_map, parameters) = task.call
     assert task.key.operation is Operation.WARP
-    assert np.array_equal(problem.feature_map.numpy(), ramp(2, 3, 4, 5))
-    assert np.array_equal(problem.transform.theta.numpy(), theta())
+    assert feature_map == ramp(2, 3, 4, 5).tobytes()
+    assert parameters == theta().tobytes()
     assert problem.output_shape == (2, 3, 6, 7)
     assert (task.key.dtype, task.key.spec) == (torch.float32, (problem.spec, None))
     assert task.cost == Cost(request.ByteSize() + 4 * 2 * 3 * 6 * 7, 2 * 6 * 7)
@@ -57,7 +56,7 @@ def test_what_a_message_leaves_out_has_its_default():
     """UNSPECIFIED is the documented value; the size is that of the map."""
     request = warp_request()
     request.ClearField("output_size")
-    problem = decode(request).bind()
+    problem = decode(request).plan.problem
     assert problem.spec == WarpSpec()
     assert problem.output_size == (4, 5)
 
@@ -76,7 +75,7 @@ def test_every_field_of_the_spec_arrives():
             allow_nondeterministic=True,
         )
     )
-    assert decode(request).bind().spec == WarpSpec(
+    assert decode(request).plan.problem.spec == WarpSpec(
         interpolation=Interpolation.NEAREST,
         padding=Padding.FILL,
         fill=(1.0, 2.0, 3.0),
@@ -105,27 +104,27 @@ def test_every_type_of_the_contract_goes_both_ways(dtype, expected):
     request.ClearField("output_size")
     replace(request, request.feature_map, values)
     task = decode(request)
-    assert task.key.dtype is task.bind().feature_map.dtype is expected
-    assert to_numpy(task.bind().feature_map).tobytes() == values.tobytes()
-    reply, payloads = encode(task, task.bind().feature_map, warp_pb2.WarpReply)
+    problem, (feature_map, _) = task.call
+    assert task.key.dtype is problem.feature_map.dtype is expected
+    assert feature_map == values.tobytes()
+    reply, payloads = encode(task, [feature_map], warp_pb2.WarpReply)
     output = get_tensor(reply.output, payloads, "output")
     assert output.dtype == values.dtype
     assert output.tobytes() == values.tobytes()
 
 
-def test_channels_last_is_a_view():
-    """The engine sees (N, C, H, W) over the bytes as they came, and the reply has them last."""
+def test_channels_last_stay_last():
+    """The engine sees (N, C, H, W) in the bytes as they came, and the reply has them last."""
     request = warp_request()
     request.ClearField("output_size")
     values = ramp(2, 4, 5, 3)
     replace(request, request.feature_map, values)
     request.feature_map.layout = tensor_pb2.LAYOUT_NHWC
     task = decode(request)
-    feature_map = task.bind().feature_map
-    assert feature_map.shape == (2, 3, 4, 5)
-    assert feature_map.is_contiguous(memory_format=torch.channels_last)
-    assert np.array_equal(feature_map.permute(0, 2, 3, 1).numpy(), values)
-    reply, payloads = encode(task, feature_map, warp_pb2.WarpReply)
+    problem, (feature_map, _) = task.call
+    assert problem.feature_map.shape == (2, 3, 4, 5)
+    assert problem.feature_map.is_contiguous(memory_format=torch.channels_last)
+    reply, payloads = encode(task, [feature_map], warp_pb2.WarpReply)
     assert reply.output.layout == tensor_pb2.LAYOUT_NHWC
     assert np.array_equal(get_tensor(reply.output, payloads, "output"), values)
 
@@ -142,18 +141,20 @@ def test_a_request_costs_all_its_bytes():
 def test_operands_are_views_of_the_message():
     """What the SDK sends, aligned, is computed on where it was received."""
     message = warp_call(ramp(2, 3, 4, 5), Affine(theta()), None, {}).request
-    problem = Translator(LimitsConfig()).decode(Operation.WARP, message).bind()
+    _, operands = Translator(LimitsConfig()).decode(Operation.WARP, message).call
     received = np.frombuffer(message, np.uint8)
-    for operand in (problem.feature_map, problem.transform.theta):
-        assert np.shares_memory(operand.numpy(), received)
+    for operand in operands:
+        array = np.frombuffer(operand, np.float32)
+        assert np.shares_memory(array, received)
+        assert array.flags.aligned
 
 
 def test_a_sampling_grid_gives_the_output_size():
     """With or without the request repeating it."""
     request = grid_warp_request()
-    assert decode(request).bind().output_shape == (2, 3, 6, 7)
+    assert decode(request).plan.problem.output_shape == (2, 3, 6, 7)
     request.output_size[:] = (6, 7)
-    assert decode(request).bind().output_shape == (2, 3, 6, 7)
+    assert decode(request).plan.problem.output_shape == (2, 3, 6, 7)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -163,8 +164,8 @@ def test_points_of_a_sampling_grid_need_not_be_finite(value):
     points = np.zeros((2, 6, 7, 2), np.float32)
     points[1, 2, 3] = value
     replace(request, request.transform.sampling_grid.grid, points)
-    grid = decode(request).bind().transform.grid
-    assert np.array_equal(grid.numpy(), points, equal_nan=True)
+    _, (_, grid) = decode(request).call
+    assert grid == points.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -181,18 +182,15 @@ def test_gradients_are_those_asked_for(needs, expected):
     request.needs[:] = needs
     task = decode(request, "WarpGradients")
     assert task.key.operation is Operation.WARP_GRADIENTS
-    assert task.bind().needs == expected
-    warp = task.bind().warp
-    operands = {"feature_map": warp.feature_map, "transform": warp.transform.theta}
-    gradients = stn_engine.Gradients(
-        **{name: operands[name] if name in expected else None for name in operands}
-    )
-    reply, payloads = encode(task, gradients, warp_pb2.WarpGradientsReply)
-    for name, operand in operands.items():
+    problem, (_, *operands) = task.call
+    assert problem.needs == expected
+    gradients = dict(zip(("feature_map", "transform"), operands, strict=True))
+    sent = [gradients[name] for name in expected]
+    reply, payloads = encode(task, sent, warp_pb2.WarpGradientsReply)
+    for name, gradient in gradients.items():
         assert reply.HasField(name) == (name in expected)
         if name in expected:
-            array = get_tensor(getattr(reply, name), payloads, name)
-            assert np.array_equal(array, operand.numpy())
+            assert get_tensor(getattr(reply, name), payloads, name).tobytes() == gradient
 
 
 def test_gradients_through_a_sampling_grid_take_its_size():
@@ -201,7 +199,7 @@ def test_gradients_through_a_sampling_grid_take_its_size():
     put(request, request.feature_map, ramp(2, 3, 4, 5))
     put(request, request.transform.sampling_grid.grid, ramp(2, 6, 7, 2))
     put(request, request.grad_output, ramp(2, 3, 6, 7))
-    assert decode(request, "WarpGradients").bind().warp.output_shape == (2, 3, 6, 7)
+    assert decode(request, "WarpGradients").plan.problem.warp.output_shape == (2, 3, 6, 7)
     replace(request, request.grad_output, ramp(2, 3, 7, 6))
     with pytest.raises(Exception, match=r"^grad_output: expected shape \(2, 3, 6, 7\), got"):
         decode(request, "WarpGradients")
@@ -214,10 +212,8 @@ def test_layouts_of_gradients_are_those_of_their_operands():
     request.feature_map.layout = tensor_pb2.LAYOUT_NHWC
     request.needs.append(warp_pb2.OPERAND_FEATURE_MAP)
     task = decode(request, "WarpGradients")
-    feature_map = task.bind().warp.feature_map
-    reply, payloads = encode(
-        task, stn_engine.Gradients(feature_map, None), warp_pb2.WarpGradientsReply
-    )
+    _, (_, feature_map, _) = task.call
+    reply, payloads = encode(task, [feature_map], warp_pb2.WarpGradientsReply)
     gradient = get_tensor(reply.feature_map, payloads, "feature_map")
     assert np.array_equal(gradient, ramp(2, 4, 5, 3))
 
@@ -229,20 +225,21 @@ def test_a_grid_is_what_the_message_says():
     request.align_corners = True
     task = decode(request, "GenerateGrid")
     assert task.key.operation is Operation.GENERATE_GRID
-    assert task.bind().output_shape == (2, 6, 7, 2)
+    assert task.plan.problem.output_shape == (2, 6, 7, 2)
     assert (task.key.dtype, task.key.spec) == (torch.float32, (Coordinates.PIXEL, True, None))
-    reply, payloads = encode(task, torch.ones(2, 6, 7, 2), warp_pb2.GenerateGridReply)
-    assert np.array_equal(get_tensor(reply.grid, payloads, "grid"), np.ones((2, 6, 7, 2)))
+    grid = ramp(2, 6, 7, 2)
+    reply, payloads = encode(task, [grid.tobytes()], warp_pb2.GenerateGridReply)
+    assert np.array_equal(get_tensor(reply.grid, payloads, "grid"), grid)
 
 
 def test_grid_gradients_are_what_the_message_says():
     """The size is that of grad_grid; the result has the shape of theta."""
     task = decode(grid_gradients_request(), "GenerateGridGradients")
     assert task.key.operation is Operation.GENERATE_GRID_GRADIENTS
-    assert task.bind().grid.output_size == (6, 7)
-    assert np.array_equal(task.bind().grad_grid.numpy(), ramp(2, 6, 7, 2))
-    gradient = task.bind().grid.transform.theta
-    reply, payloads = encode(task, gradient, warp_pb2.GenerateGridGradientsReply)
+    problem, (grad_grid, parameters) = task.call
+    assert problem.grid.output_size == (6, 7)
+    assert grad_grid == ramp(2, 6, 7, 2).tobytes()
+    reply, payloads = encode(task, [parameters], warp_pb2.GenerateGridGradientsReply)
     assert np.array_equal(get_tensor(reply.transform, payloads, "transform"), theta())
 
 
@@ -250,14 +247,8 @@ def test_grid_gradients_are_what_the_message_says():
 def test_the_results_of_the_engine_have_a_reply(method):
     """The way of a request, without queue and device thread."""
     task = decode(BASES[method](), method)
-    compute = {
-        Operation.WARP: stn_engine.warp_ragged,
-        Operation.WARP_GRADIENTS: stn_engine.warp_gradients_ragged,
-        Operation.GENERATE_GRID: stn_engine.generate_grid_ragged,
-        Operation.GENERATE_GRID_GRADIENTS: stn_engine.generate_grid_gradients_ragged,
-    }[task.key.operation]
-    (result,) = compute([task.bind()])
-    reply, payloads = encode(task, result, getattr(warp_pb2, f"{method}Reply"))
+    (results,) = raw.compute([task.call])
+    reply, payloads = encode(task, results, getattr(warp_pb2, f"{method}Reply"))
     tensors = [value for _, value in reply.ListFields() if isinstance(value, tensor_pb2.Tensor)]
     assert [tensor.payload for tensor in tensors] == list(range(len(payloads)))
     assert all(np.isfinite(get_tensor(tensor, payloads, "")).all() for tensor in tensors)
@@ -273,7 +264,8 @@ def test_a_plan_is_bound_to_the_values_of_each_request():
         tasks.append(translator.decode(Operation.WARP, request.SerializeToString()))
     first, second = tasks
     assert first.key is second.key
-    assert torch.equal(2 * first.bind().feature_map, second.bind().feature_map)
+    doubled, single = (np.frombuffer(task.call[1][0], np.float32) for task in (second, first))
+    assert np.array_equal(doubled, 2 * single)
 
 
 def test_a_kept_plan_still_checks_bytes_and_values():
@@ -287,7 +279,7 @@ def test_a_kept_plan_still_checks_bytes_and_values():
     infinite = warp_request()
     infinite.payloads[1] = np.full((2, 2, 3), np.inf, np.float32).tobytes()
     with pytest.raises(InvalidRequestError, match=r"theta: expected finite numbers, got inf at"):
-        translator.decode(Operation.WARP, infinite.SerializeToString()).bind()
+        translator.decode(Operation.WARP, infinite.SerializeToString())
 
 
 def test_plans_are_kept_for_a_bounded_number_of_frames():

@@ -12,7 +12,7 @@ def echo(batch):
 
 def feature_maps(batch):
     """What warps by the identity would return."""
-    return [getattr(item.problem.bind(), "feature_map", None) for item in batch.items]
+    return [item.problem[1][:1] for item in batch.items]
 
 
 class FakeRunner:
@@ -78,16 +78,6 @@ class PromptRunner(FakeRunner):
             return None
         self.batches.append(problems)
         return self._answer(batch)
-
-
-class Bound:
-    """What an `EngineRunner` asks for the engine's problem."""
-
-    def __init__(self, problem):
-        self._problem = problem
-
-    def bind(self):
-        return self._problem
 
 
 class RecordingObserver:

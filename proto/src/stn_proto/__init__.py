@@ -13,13 +13,14 @@ from stn_proto.codec import (
     to_payload,
 )
 from stn_proto.errors import WireFormatError
-from stn_proto.framing import Frame, join, split
+from stn_proto.framing import Frame, gaps, join, split
 
 __all__ = [
     "Declaration",
     "Frame",
     "WireFormatError",
     "describe_tensor",
+    "gaps",
     "get_declaration",
     "get_tensor",
     "join",

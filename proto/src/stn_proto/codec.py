@@ -96,6 +96,24 @@ class Declaration:
     payload: int
     """Index of its payload."""
 
+    def check(self, sizes_bytes: Sequence[int]) -> None:
+        """Whether the bytes are there.
+
+        Args:
+            sizes_bytes: Of the payloads of the message that the tensor stands in.
+
+        Raises:
+            WireFormatError: No such payload, or a byte count that does not match the shape.
+        """
+        if self.payload >= len(sizes_bytes):
+            expected = f"the index of one of {len(sizes_bytes)} payloads"
+            raise WireFormatError(f"{self.field}.payload", expected, str(self.payload))
+        expected_bytes = math.prod(self.shape) * self.dtype.itemsize
+        if sizes_bytes[self.payload] != expected_bytes:
+            expected = f"{expected_bytes} bytes for shape {self.shape} of {self.dtype}"
+            actual = f"{sizes_bytes[self.payload]} bytes"
+            raise WireFormatError(f"{self.field}.payload", expected, actual)
+
     def view(self, payloads: Sequence[memoryview]) -> NDArray[Any]:
         """The array over its payload.
 
@@ -106,16 +124,10 @@ class Declaration:
             Read-only; a view of its payload, or a copy if that is not aligned for its type.
 
         Raises:
-            WireFormatError: No such payload, or a byte count that does not match the shape.
+            WireFormatError: As `check`.
         """
-        if self.payload >= len(payloads):
-            expected = f"the index of one of {len(payloads)} payloads"
-            raise WireFormatError(f"{self.field}.payload", expected, str(self.payload))
+        self.check([len(payload) for payload in payloads])
         payload = payloads[self.payload]
-        expected_bytes = math.prod(self.shape) * self.dtype.itemsize
-        if len(payload) != expected_bytes:
-            expected = f"{expected_bytes} bytes for shape {self.shape} of {self.dtype}"
-            raise WireFormatError(f"{self.field}.payload", expected, f"{len(payload)} bytes")
         array = np.ndarray(self.shape, self.dtype, buffer=payload)
         if not array.flags.aligned:
             array = array.copy()

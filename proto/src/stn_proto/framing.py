@@ -7,7 +7,7 @@ leaves them where they are. Encoding: protobuf.dev/programming-guides/encoding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from stn_proto.errors import WireFormatError
@@ -112,13 +112,23 @@ def join(envelope: bytes, payloads: Sequence[memoryview | bytes]) -> bytes:
         The whole message. Payloads start at multiples of PAYLOAD_ALIGNMENT_BYTES.
     """
     pieces: list[memoryview | bytes] = [envelope]
-    offset = len(envelope)
-    for payload in payloads:
-        header = bytes([_PAYLOAD_TAG]) + _varint(len(payload))
-        padding = _padding(offset + len(header))
-        pieces += (padding, header, payload)
-        offset += len(padding) + len(header) + len(payload)
+    for gap, payload in zip(gaps(len(envelope), map(len, payloads)), payloads, strict=True):
+        pieces += (gap, payload)
     return b"".join(pieces)
+
+
+def gaps(start: int, sizes_bytes: Iterable[int]) -> Iterator[bytes]:
+    """What stands before each payload of a message, so that it begins where it should.
+
+    Args:
+        start: How many bytes stand before all of them.
+        sizes_bytes: Of the payloads.
+    """
+    for size in sizes_bytes:
+        header = bytes([_PAYLOAD_TAG]) + _varint(size)
+        gap = _padding(start + len(header)) + header
+        yield gap
+        start += len(gap) + size
 
 
 def _between(payloads: Sequence[slice], size: int) -> Iterator[slice]:

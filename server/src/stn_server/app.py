@@ -170,7 +170,14 @@ class Server:
         )
         limits = self._config.limits
         translator = self._tracing.translator(limits) if self._tracing else Translator(limits)
-        self._servicer = Servicer(translator, self.batcher, self._metrics, info.message, seam)
+        self._servicer = Servicer(
+            translator,
+            self.batcher,
+            self._metrics,
+            info.message,
+            seam,
+            certified=bool(self._config.tls.client_ca),
+        )
         server = grpc.aio.server(
             interceptors=tuple(self._interceptors()),
             options=grpc_options(self._config),

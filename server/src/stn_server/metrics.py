@@ -1,18 +1,24 @@
-"""Every metric of the server. Base units, closed label sets, an injected registry."""
+"""Every metric of the server. Base units, closed label sets, an injected registry.
+
+What happens with every call is noted and counted later, many notes in a row: to count takes longer
+than to compute a small warp when the caches hold other things.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from itertools import product
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.registry import Collector
 
 from stn_engine.compilations import Outcome
 from stn_server.batching.batcher import Statistics
-from stn_server.batching.work import Batch
+from stn_server.batching.work import Batch, Cost, Operation
 from stn_server.errors import RefusedError
 
 SECONDS = (*(m * 10.0**e for e in range(-4, 1) for m in (1, 2, 5)), 10.0, 30.0)
@@ -25,6 +31,45 @@ BYTES = tuple(2.0**k for k in range(10, 32, 2))
 """Buckets from 1 KiB, a small warp alone, to 1 GiB."""
 
 
+MAX_NOTES = 256
+"""Of what was not counted yet."""
+
+
+class _Notes(Collector):
+    """What is to be counted before anybody looks: registered first, it is asked first.
+
+    Concurrency: noted in one thread, counted in any.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._notes: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        registry.register(self)
+
+    def add(self, count: Callable[..., None], *facts: Any) -> None:
+        """Counts these facts later."""
+        self._notes.append((count, facts))
+        if len(self._notes) >= MAX_NOTES:
+            self.settle()
+
+    def settle(self) -> None:
+        """Counts all that was noted."""
+        while True:
+            try:
+                count, facts = self._notes.popleft()
+            except IndexError:
+                return
+            count(*facts)
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing of its own."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """Nothing of its own, but those after it are complete."""
+        self.settle()
+        return iter(())
+
+
 class Metrics:
     """The metrics of one server; also the `Observer` of its batcher.
 
@@ -35,6 +80,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry, backend: str = "cpu") -> None:
         self._backend = backend
+        self._notes = _Notes(registry)
         self.requests = Counter(
             "stn_requests", "Calls answered", ["method", "code"], registry=registry
         )
@@ -157,16 +203,20 @@ class Metrics:
 
     def lane_was_busy(self, name: str, duration_s: float) -> None:
         """A lane of a device had a batch."""
-        self._child(self.lane_busy, name).inc(duration_s)
+        self._notes.add(self._child(self.lane_busy, name).inc, duration_s)
 
     def request_finished(self, method: str, code: str, duration_s: float) -> None:
         """A call was answered, with a reply or an error."""
+        self._notes.add(self._count_request, method, code, duration_s)
+
+    def _count_request(self, method: str, code: str, duration_s: float) -> None:
         self._child(self.requests, method, code).inc()
         self._child(self.request_duration, method).observe(duration_s)
 
     def payload_moved(self, direction: str, transport: str, size_bytes: int) -> None:
         """A message with tensors came in ("received") or went out ("sent"), by "tcp" or "unix"."""
-        self._child(self.payload_bytes, direction, transport).inc(size_bytes)
+        child = self._child(self.payload_bytes, direction, transport)
+        self._notes.add(child.inc, size_bytes)
 
     def kernels_compiled(self, outcome: Outcome, duration_s: float) -> None:
         """A program of kernels was compiled or read from disk, or could not be."""
@@ -188,10 +238,21 @@ class Metrics:
 
     def batch_finished(self, batch: Batch, queue_s: Sequence[float], compute_s: float) -> None:
         """A batch is through, with the time that each item waited."""
-        self.batch_items.observe(len(batch.items))
-        self._child(self.batch_duration, batch.key.operation, self._backend).observe(compute_s)
-        self.batch_bytes.observe(batch.cost.size_bytes)
-        self.samples.inc(batch.cost.samples)
+        operation, items, cost = batch.key.operation, len(batch.items), batch.cost
+        self._notes.add(self._count_batch, operation, items, cost, queue_s, compute_s)
+
+    def _count_batch(
+        self,
+        operation: Operation,
+        items: int,
+        cost: Cost,
+        queue_s: Sequence[float],
+        compute_s: float,
+    ) -> None:
+        self.batch_items.observe(items)
+        self._child(self.batch_duration, operation, self._backend).observe(compute_s)
+        self.batch_bytes.observe(cost.size_bytes)
+        self.samples.inc(cost.samples)
         for waited_s in queue_s:
             self.queue_wait.observe(waited_s)
 

@@ -1,4 +1,4 @@
-"""Tensors and transforms of a message, as the engine takes and gives them; views, not copies.
+"""Tensors and transforms of a message, as the engine takes and gives them.
 
 What a message declares is checked once, on tensors without memory (torch's meta device); the bytes
 of each request are then bound to what was declared. Every complaint names the field by its path.
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import ml_dtypes
 import numpy as np
 import torch
 from google.protobuf.message import DecodeError, Message
@@ -23,12 +24,10 @@ from stn_proto import (
     WireFormatError,
     describe_tensor,
     get_declaration,
-    to_payload,
 )
 from stn_proto.v1 import tensor_pb2, warp_pb2
 from stn_proto.v1.tensor_pb2 import LAYOUT_NHWC, Tensor
 from stn_server.errors import InvalidRequestError, UnsupportedError
-from stn_server.tensors import NUMPY_DTYPES, TORCH_DTYPES, to_numpy, to_torch
 from stn_server.vocabulary import unknown_value
 
 M = TypeVar("M", bound=Message)
@@ -60,6 +59,20 @@ _KINDS = {
 TRANSFORMS = tuple(_KINDS)
 """Fields of `Transform.kind` that the engine computes."""
 
+TORCH_DTYPES = {
+    np.dtype("<f4"): torch.float32,
+    np.dtype("<f8"): torch.float64,
+    np.dtype("<f2"): torch.float16,
+    np.dtype(ml_dtypes.bfloat16): torch.bfloat16,
+    np.dtype("u1"): torch.uint8,
+}
+"""The engine's type of every type of the wire."""
+
+NUMPY_DTYPES = {theirs: ours for ours, theirs in TORCH_DTYPES.items()}
+
+FEW_BYTES = 1024
+"""Of numbers that Python adds faster than NumPy begins to."""
+
 _CHANNELS_FIRST = (0, 3, 1, 2)
 _CHANNELS_LAST = (0, 2, 3, 1)
 
@@ -80,12 +93,16 @@ class Operand:
         dtype = TORCH_DTYPES[self.declaration.dtype]
         return self._ordered(torch.empty(self.declaration.shape, dtype=dtype, device="meta"))
 
-    def read(self, payloads: Payloads) -> torch.Tensor:
-        """The tensor over the bytes of a request."""
-        array = self.declaration.view(payloads)
-        if self.finite:
-            _require_finite(array, self.declaration.field)
-        return self._ordered(to_torch(array))
+    def read(self, payloads: Payloads) -> memoryview:
+        """Its bytes among the payloads of a request, as many as were declared.
+
+        Raises:
+            InvalidRequestError: A number must be finite and is not.
+        """
+        payload = payloads[self.declaration.payload]
+        if self.finite and not _is_finite(payload, self.declaration.dtype):
+            raise _not_finite(self.declaration.view(payloads), self.declaration.field)
+        return payload
 
     def _ordered(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.permute(_CHANNELS_FIRST) if self.channels_last else tensor
@@ -99,19 +116,13 @@ class Result:
     """Of the reply, and of the engine's result if that has several."""
     like: torch.Tensor
     """Shape and dtype, in the engine's order of axes."""
-    layout: tensor_pb2.Layout = tensor_pb2.LAYOUT_UNSPECIFIED
+    layout: tensor_pb2.Layout
 
     def description(self, payload: int) -> Tensor:
         """What the reply says about it."""
-        shape, dtype = self._ordered(self.like).shape, NUMPY_DTYPES[self.like.dtype]
-        return describe_tensor(dtype, shape, payload, layout=self.layout)
-
-    def payload(self, tensor: torch.Tensor) -> memoryview:
-        """The bytes to send."""
-        return to_payload(to_numpy(self._ordered(tensor)))
-
-    def _ordered(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.permute(_CHANNELS_LAST) if self.layout == LAYOUT_NHWC else tensor
+        last = self.layout == LAYOUT_NHWC
+        shape = (self.like.permute(_CHANNELS_LAST) if last else self.like).shape
+        return describe_tensor(NUMPY_DTYPES[self.like.dtype], shape, payload, layout=self.layout)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,12 +207,17 @@ def require_four_axes(declaration: Declaration, axes: str) -> None:
         raise InvalidRequestError(declaration.field, expected)
 
 
-def _require_finite(array: NDArray[Any], path: str) -> None:
-    if math.isfinite(np.vdot(array, array)):  # a third of the time; large numbers may overflow
-        return
+def _is_finite(payload: memoryview, dtype: np.dtype[Any]) -> bool:
+    """Whether every number of float32 or float64 is finite."""
+    if len(payload) <= FEW_BYTES:  # no need to wake NumPy up
+        numbers = payload.cast("d" if dtype.itemsize == 8 else "f")
+        if math.isfinite(sum(numbers)):
+            return True  # of large ones the sum may overflow
+    return bool(np.isfinite(np.frombuffer(payload, dtype)).all())
+
+
+def _not_finite(array: NDArray[Any], path: str) -> InvalidRequestError:
     finite = np.isfinite(array)
-    if not finite.all():
-        where = tuple(map(int, np.unravel_index(np.argmin(finite), array.shape)))
-        raise InvalidRequestError(
-            path, f"expected finite numbers, got {array[where]} at {where}. Correct it."
-        )
+    where = tuple(map(int, np.unravel_index(np.argmin(finite), array.shape)))
+    expected = f"expected finite numbers, got {array[where]} at {where}. Correct it."
+    return InvalidRequestError(path, expected)

@@ -72,8 +72,11 @@ class Servicer:
         metrics: Metrics,
         server_info: Callable[[], bytes],
         seam: Seam = no_fault,
+        *,
+        certified: bool = True,
     ) -> None:
         self._seam = seam
+        self._certified = certified
         self._translator = translator
         self._batcher = batcher
         self._metrics = metrics
@@ -108,7 +111,7 @@ class Servicer:
             self._metrics.payload_moved("received", call.caller.transport, len(message))
             with self._quotas.admit(call.caller, request.cost.size_bytes):
                 reply: bytes = await self._batcher.submit(
-                    request,
+                    request.call,
                     key=request.key,
                     cost=request.cost,
                     deadline=call.deadline,
@@ -135,7 +138,7 @@ class Servicer:
         async def handler(message: bytes, context: Context) -> bytes:
             self._enter(context)
             started, deadline = time.perf_counter(), self._deadline_of(context)
-            caller = caller_of(context)
+            caller = caller_of(context, certified=self._certified)
             code = grpc.StatusCode.OK
             try:
                 return await method(message, _Call(context, caller, deadline))

@@ -179,10 +179,10 @@ class _TracedTranslator(Translator):
     def decode(self, operation: Operation, message: bytes) -> Request:
         with self._tracer.start_as_current_span("decode", record_exception=False):
             request = super().decode(operation, message)
-        return _TracedRequest(request.message, request.plan, self._tracer)
+        return _TracedRequest(request.call, request.plan, self._tracer)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _TracedRequest(Request):
     tracer: trace.Tracer
 

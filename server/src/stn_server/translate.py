@@ -8,17 +8,17 @@ are Python integers, which cannot overflow, and results are capped before anythi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
 from google.protobuf.message import Message
 
 import stn_engine
-from stn_engine import Gradients
-from stn_proto import Frame, join
-from stn_proto.v1 import warp_pb2
+from stn_engine import raw
+from stn_proto import Frame, gaps
+from stn_proto.v1 import tensor_pb2, warp_pb2
+from stn_proto.v1.tensor_pb2 import LAYOUT_UNSPECIFIED
 from stn_server.batching.work import BatchKey, Cost, Finished, Operation
 from stn_server.config import LimitsConfig
 from stn_server.errors import InvalidRequestError, RequestTooLargeError
@@ -44,35 +44,41 @@ MAX_PLANS = 4
 
 
 class Reply:
-    """How a result is put into words: everything but its numbers and timing, serialized once."""
+    """How results are put into words: everything but their numbers and timing, serialized once.
+
+    Concurrency: belongs to one event loop.
+    """
 
     def __init__(self, kind: type[Message], *results: Result) -> None:
-        self._kind: Any = kind
-        self._results = results
+        message: Any = kind
         tensors = {result.field: result.description(i) for i, result in enumerate(results)}
-        self._head = self._kind(**tensors).SerializeToString()
+        head = message(**tensors).SerializeToString()
+        sizes_bytes = [result.like.nbytes for result in results]
+        first, *others = gaps(len(head), sizes_bytes)
+        self._before = head + first, *others
+        """What stands before each payload."""
+        self._tail = message()
+        """Messages that stand one behind the other are merged by readers."""
 
     def write(self, finished: Finished) -> bytes:
-        """The serialized reply. Messages that stand one behind the other are merged by readers."""
-        timing = warp_pb2.Timing(
-            queue_s=finished.queue_s,
-            compute_s=finished.compute_s,
-            batch_items=finished.batch_items,
-        )
-        tail = self._kind(timing=timing).SerializeToString()
-        return join(self._head + tail, [*self._payloads(finished.result)])
-
-    def _payloads(self, result: Any) -> Iterator[memoryview]:
-        for part in self._results:
-            tensor = getattr(result, part.field) if isinstance(result, Gradients) else result
-            yield part.payload(tensor)
+        """The serialized reply."""
+        timing = self._tail.timing
+        timing.queue_s = finished.queue_s
+        timing.compute_s = finished.compute_s
+        timing.batch_items = finished.batch_items
+        pieces = [
+            piece for pair in zip(self._before, finished.result, strict=True) for piece in pair
+        ]
+        pieces.append(self._tail.SerializeToString())
+        return b"".join(pieces)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # frozen ones take five times as long to make
 class Request:
-    """A request whose frame is valid: the bytes to compute on, and all that its plan says."""
+    """A valid request: what to compute on which bytes, and all else that its plan says."""
 
-    message: bytes
+    call: raw.Call
+    """Views of the message, which they keep alive."""
     plan: Plan
 
     @property
@@ -84,16 +90,6 @@ class Request:
     def cost(self) -> Cost:
         """What it takes of the budgets."""
         return self.plan.cost
-
-    def bind(self) -> Any:
-        """The problem to compute, over the bytes of the message.
-
-        Left to whom computes it: what a batch does in a row stays in the caches.
-
-        Raises:
-            InvalidRequestError: A parameter is not finite.
-        """
-        return self.plan.bind(self.message)
 
     def encode(self, finished: Finished) -> bytes:
         """The serialized reply."""
@@ -108,22 +104,21 @@ class Plan:
     problem: Any
     """On meta tensors."""
     operands: tuple[Operand, ...]
-    """In the order in which `problem.bound` takes them."""
+    """In the order in which the problem has them."""
     key: BatchKey
     cost: Cost
     """Of the whole message, which views keep in memory, whatever they use of it."""
     reply: Reply
 
-    def bind(self, message: bytes) -> Any:
-        """The problem over the bytes of a message that the frame fits.
+    def request(self, message: bytes) -> Request:
+        """The request of a message that the frame fits.
 
         Raises:
-            WireFormatError: A payload is missing or has another size than its tensor; the same for
-                all messages that the frame fits.
             InvalidRequestError: A parameter is not finite.
         """
         payloads = self.frame.cut(message)
-        return self.problem.bound(*(operand.read(payloads) for operand in self.operands))
+        operands = [operand.read(payloads) for operand in self.operands]
+        return Request((self.problem, operands), self)
 
 
 class Translator:
@@ -152,11 +147,11 @@ class Translator:
         alike = self._plans.get((operation, len(message)), ())
         for plan in alike:
             if plan.frame.fits(message):
-                return Request(message, plan)
+                return plan.request(message)
         plan = self._planners[operation](Frame.of(message))
-        plan.bind(message)
+        request = plan.request(message)
         self._keep(plan, operation, alike)
-        return Request(message, plan)
+        return request
 
     def _keep(self, plan: Plan, operation: Operation, alike: tuple[Plan, ...]) -> None:
         frame = plan.frame
@@ -176,8 +171,7 @@ class Translator:
 
         self._check_size(problem, problem, "output_size")
         key = BatchKey(Operation.WARP, problem.output_dtype, _warp_key(problem))
-        output = Result("output", _meta(problem.output_shape, problem.output_dtype), layout)
-        reply = Reply(warp_pb2.WarpReply, output)
+        reply = _reply(warp_pb2.WarpReply, problem, {"output": layout})
         return _plan(frame, problem, (feature_map, transform.operand), key, reply)
 
     def _plan_warp_gradients(self, frame: Frame) -> Plan:
@@ -196,11 +190,9 @@ class Translator:
 
         self._check_size(problem, warp, "grad_output")
         key = BatchKey(Operation.WARP_GRADIENTS, warp.output_dtype, _warp_key(warp))
-        gradients = (
-            Result("feature_map", feature_map.meta, layout),
-            Result("transform", transform.operand.meta),
-        )
-        reply = Reply(warp_pb2.WarpGradientsReply, *(g for g in gradients if g.field in needs))
+        layouts = {"feature_map": layout, "transform": LAYOUT_UNSPECIFIED}
+        fields = {field: layouts[field] for field in layouts if field in needs}
+        reply = _reply(warp_pb2.WarpGradientsReply, problem, fields)
         operands = grad_output, feature_map, transform.operand
         return _plan(frame, problem, operands, key, reply)
 
@@ -216,8 +208,7 @@ class Translator:
 
         self._check_size(problem, problem, "output_size")
         key = BatchKey(Operation.GENERATE_GRID, problem.output_dtype, _grid_key(problem))
-        grid = Result("grid", _meta(problem.output_shape, problem.output_dtype))
-        reply = Reply(warp_pb2.GenerateGridReply, grid)
+        reply = _reply(warp_pb2.GenerateGridReply, problem, {"grid": LAYOUT_UNSPECIFIED})
         return _plan(frame, problem, (transform.operand,), key, reply)
 
     def _plan_grid_gradients(self, frame: Frame) -> Plan:
@@ -232,8 +223,8 @@ class Translator:
 
         self._check_size(problem, grid, "grad_grid")
         key = BatchKey(Operation.GENERATE_GRID_GRADIENTS, grid.output_dtype, _grid_key(grid))
-        gradient = Result("transform", transform.operand.meta)
-        reply = Reply(warp_pb2.GenerateGridGradientsReply, gradient)
+        fields = {"transform": LAYOUT_UNSPECIFIED}
+        reply = _reply(warp_pb2.GenerateGridGradientsReply, problem, fields)
         return _plan(frame, problem, (grad_grid, transform.operand), key, reply)
 
     def _check_size(
@@ -257,12 +248,18 @@ class Translator:
 def _plan(
     frame: Frame, problem: Any, operands: tuple[Operand, ...], key: BatchKey, reply: Reply
 ) -> Plan:
+    sizes_bytes = [span.stop - span.start for span in frame.payloads]
+    for operand in operands:
+        operand.declaration.check(sizes_bytes)
     cost = Cost(frame.size_bytes + problem.output_bytes, problem.output_samples)
     return Plan(frame, problem, operands, key, cost, reply)
 
 
-def _meta(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    return torch.empty(tuple(shape), dtype=dtype, device="meta")
+def _reply(kind: type[Message], problem: Any, fields: Mapping[str, tensor_pb2.Layout]) -> Reply:
+    """A reply with the results of a problem in these fields, in the layouts of maps."""
+    likes = raw.results_of(problem)
+    results = zip(fields.items(), likes, strict=True)
+    return Reply(kind, *(Result(field, like, layout) for (field, layout), like in results))
 
 
 def _output_size(output_size: Sequence[int]) -> tuple[int, int] | None:

@@ -32,6 +32,13 @@ class Kind(Enum):
     flow = 7
     grid = 8
 
+class Storage(Enum):
+    float32 = 0
+    float64 = 1
+    float16 = 2
+    bfloat16 = 3
+    uint8 = 4
+
 class Options:
     def __init__(
         self,
@@ -42,6 +49,21 @@ class Options:
         fill: Sequence[float],
     ) -> None: ...
 
+class Layout:
+    def __init__(self, dtype: Storage, shape: Sequence[int], strides: Sequence[int]) -> None: ...
+
+class Form:
+    def __init__(
+        self,
+        options: object,
+        kind: Kind,
+        feature_map: object,
+        parameters: object,
+        output: object,
+    ) -> None: ...
+    def differentiate(self, feature_map: bool, parameters: bool) -> None: ...
+
+def compute(calls: list[tuple[Any, ...]], threads: int) -> list[tuple[bytes, ...]]: ...
 def warp(items: list[tuple[Any, ...]], threads: int) -> None: ...
 def warp_gradients(items: list[tuple[Any, ...]], threads: int) -> None: ...
 def instruction_sets() -> list[str]: ...

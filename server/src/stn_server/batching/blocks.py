@@ -38,6 +38,13 @@ class Block:
         places = zip(self._likes, self._offsets[:-1], strict=True)
         return [self._view(like, offset) for like, offset in places]
 
+    @property
+    def bytes(self) -> list[memoryview]:
+        """The memory of every tensor, which must be that of the host."""
+        memory = self._memory.numpy().data
+        places = zip(self._likes, self._offsets[:-1], strict=True)
+        return [memory[offset : offset + like.nbytes] for like, offset in places]
+
     def copy_from(self, other: Block) -> None:
         """Takes over the bytes of a block of the same tensors; with pinned memory nobody waits."""
         self._memory.copy_(other._memory, non_blocking=True)

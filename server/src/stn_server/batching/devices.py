@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 import stn_engine
-from stn_engine import Gradients
+from stn_engine import Gradients, raw
+from stn_engine.problem import Problem
 from stn_server.batching.blocks import Block
 from stn_server.batching.work import NOTHING, Cost, Operation
 from stn_server.config import ConfigError
@@ -26,24 +27,27 @@ LANES_PER_GPU = 2
 
 HOST = torch.device("cpu")
 
-_RAGGED: dict[Operation, Callable[..., list[Any]]] = {
-    Operation.WARP: stn_engine.warp_ragged,
-    Operation.WARP_GRADIENTS: stn_engine.warp_gradients_ragged,
+_GRIDS: dict[Operation, Callable[..., list[Tensor]]] = {
     Operation.GENERATE_GRID: stn_engine.generate_grid_ragged,
     Operation.GENERATE_GRID_GRADIENTS: stn_engine.generate_grid_gradients_ragged,
 }
 
+Outcome = tuple[raw.Bytes, ...] | Exception
+"""The bytes of the results of a call, or why there are none."""
+
 
 class Device(Protocol):
-    """Computes the problems of one operation; belongs to one thread."""
+    """Computes calls of one operation; belongs to one thread."""
 
     name: str
     """A label of metrics."""
     small: Cost
     """Batches up to this take less time than to wake a thread for them."""
 
-    def run(self, operation: Operation, problems: Sequence[Any], launching: Launching) -> list[Any]:
-        """One outcome per problem, in host memory.
+    def run(
+        self, operation: Operation, calls: Sequence[raw.Call], launching: Launching
+    ) -> Sequence[Outcome]:
+        """One outcome per call, in host memory.
 
         Raises:
             DeviceLostError: Nothing can be computed any more.
@@ -60,10 +64,15 @@ class Host:
     name = "cpu"
     small = Cost(size_bytes=1 << 20, samples=1 << 15)
 
-    def run(self, operation: Operation, problems: Sequence[Any], launching: Launching) -> list[Any]:
+    def __init__(self) -> None:
+        self._threads = torch.get_num_threads()
+
+    def run(
+        self, _operation: Operation, calls: Sequence[raw.Call], launching: Launching
+    ) -> Sequence[Outcome]:
         """One ragged call."""
         launching()
-        return _RAGGED[operation](problems)
+        return raw.compute(calls, self._threads)
 
     def held_bytes(self) -> float:
         """Resident memory of the process."""
@@ -83,14 +92,16 @@ class Accelerator:
         self.name = str(device)
         self._device = device
 
-    def run(self, operation: Operation, problems: Sequence[Any], launching: Launching) -> list[Any]:
-        """The problems together, or in two halves."""
-        outcomes = self._tried(operation, problems, launching)
+    def run(
+        self, operation: Operation, calls: Sequence[raw.Call], launching: Launching
+    ) -> Sequence[Outcome]:
+        """The calls together, or in two halves."""
+        outcomes = self._tried(operation, calls, launching)
         if outcomes is not None:
             return outcomes
-        middle = math.ceil(len(problems) / 2)
-        found: list[Any] = []
-        for half in filter(None, (problems[:middle], problems[middle:])):
+        middle = math.ceil(len(calls) / 2)
+        found: list[Outcome] = []
+        for half in filter(None, (calls[:middle], calls[middle:])):
             self._give_back()
             outcomes = self._tried(operation, half, launching)
             found += [DeviceFullError(self.name) for _ in half] if outcomes is None else outcomes
@@ -101,51 +112,39 @@ class Accelerator:
         return float(torch.cuda.memory_reserved(self._device))
 
     def _tried(
-        self, operation: Operation, problems: Sequence[Any], launching: Launching
-    ) -> list[Any] | None:
-        """One outcome per problem; None if the memory of the device does not suffice."""
+        self, operation: Operation, calls: Sequence[raw.Call], launching: Launching
+    ) -> Sequence[Outcome] | None:
+        """One outcome per call; None if the memory of the device does not suffice."""
         with self._current():
             try:
-                return self._moved(operation, problems, launching)
+                landed = self._landed(calls)
+                launching()
+                return self._computed(operation, landed)
             except torch.OutOfMemoryError:
                 return None
 
-    def _moved(
-        self, operation: Operation, problems: Sequence[Any], launching: Launching
-    ) -> list[Any]:
-        operands = [problem.operands for problem in problems]
-        landed = iter(self._landed([tensor for some in operands for tensor in some]))
-        bound = [
-            problem.bound(*(next(landed) for _ in some))
-            for problem, some in zip(problems, operands, strict=True)
-        ]
-        launching()
-        return self._computed(operation, bound)
+    def _landed(self, calls: Sequence[raw.Call]) -> list[Problem]:
+        """The problems over memory of the device, which holds the bytes of their operands."""
+        likes = [like for problem, _ in calls for like in problem.operands]
+        sent = Block(likes, HOST, pinned=self._is_remote)
+        operands = (operand for _, some in calls for operand in some)
+        for place, operand in zip(sent.bytes, operands, strict=True):
+            place[:] = operand
+        landed = Block(likes, self._device)
+        landed.copy_from(sent)
+        tensors = iter(landed.tensors)
+        return [_bound(problem, tensors) for problem, _ in calls]
 
-    def _landed(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        block = Block(tensors, HOST, pinned=self._is_remote)
-        for place, tensor in zip(block.tensors, tensors, strict=True):
-            place.copy_(tensor)
-        landed = Block(tensors, self._device)
-        landed.copy_from(block)
-        return landed.tensors
-
-    def _computed(self, operation: Operation, problems: Sequence[Any]) -> list[Any]:
-        forms = [_result_like(operation, problem) for problem in problems]
-        likes = [like for form in forms for like in _parts(form)]
-        results = Block(likes, self._device)
-        replies = Block(likes, HOST, pinned=self._is_remote)
-        places = iter(results.tensors)
-        out = [_rebuilt(form, places) for form in forms]
-        if operation in {Operation.WARP, Operation.WARP_GRADIENTS}:
-            _RAGGED[operation](problems, out)
-        else:  # grids are composed by torch, which allocates for itself
-            for place, grid in zip(results.tensors, _RAGGED[operation](problems), strict=True):
-                place.copy_(grid)
+    def _computed(self, operation: Operation, problems: Sequence[Any]) -> Sequence[Outcome]:
+        likes = [raw.results_of(problem) for problem in problems]
+        flat = [like for some in likes for like in some]
+        results = Block(flat, self._device)
+        replies = Block(flat, HOST, pinned=self._is_remote)
+        _compute(operation, problems, results.tensors)
         replies.copy_from(results)
         self._finish()
-        values = iter(replies.tensors)
-        return [_rebuilt(form, values) for form in forms]
+        values = iter(replies.bytes)
+        return [tuple(next(values) for _ in some) for some in likes]
 
     @property
     def _is_remote(self) -> bool:
@@ -185,37 +184,28 @@ class Gpu(Accelerator):
         torch.cuda.empty_cache()
 
 
-def _result_like(operation: Operation, problem: Any) -> Tensor | Gradients:
-    """The result of a problem without values: shapes, dtypes and memory formats."""
-    if operation == Operation.WARP_GRADIENTS:
-        names = ("feature_map", "transform")
-        likes = zip(names, problem.warp.operands, strict=True)
-        return Gradients(
-            *(_meta(like.shape, like) if name in problem.needs else None for name, like in likes)
-        )
-    if operation == Operation.GENERATE_GRID_GRADIENTS:
-        return _meta(problem.grid.operands[0].shape, problem.grid.operands[0])
-    return _meta(problem.output_shape, problem.operands[0])
+def _bound(problem: Any, tensors: Iterator[Tensor]) -> Problem:
+    """A problem over the next tensors."""
+    bound: Problem = problem.bound(*(next(tensors) for _ in problem.operands))
+    return bound
 
 
-def _meta(shape: Sequence[int], like: Tensor) -> Tensor:
-    last = like.dim() == 4 and not like.is_contiguous()
-    order = torch.channels_last if last else torch.contiguous_format
-    return torch.empty(tuple(shape), dtype=like.dtype, device="meta", memory_format=order)
+def _compute(operation: Operation, problems: Sequence[Any], places: Sequence[Tensor]) -> None:
+    """Computes problems into places, one behind the other."""
+    free = iter(places)
+    if operation == Operation.WARP:
+        stn_engine.warp_ragged(problems, [next(free) for _ in problems])
+    elif operation == Operation.WARP_GRADIENTS:
+        stn_engine.warp_gradients_ragged(problems, [_gradients(one, free) for one in problems])
+    else:  # grids are composed by torch, which allocates for itself
+        for place, grid in zip(places, _GRIDS[operation](problems), strict=True):
+            place.copy_(grid)
 
 
-def _parts(result: Tensor | Gradients) -> list[Tensor]:
-    if isinstance(result, Tensor):
-        return [result]
-    return [part for part in (result.feature_map, result.transform) if part is not None]
-
-
-def _rebuilt(like: Tensor | Gradients, parts: Iterator[Tensor]) -> Tensor | Gradients:
-    """A result of the same form, made of other tensors."""
-    if isinstance(like, Tensor):
-        return next(parts)
-    fields = like.feature_map, like.transform
-    return Gradients(*(None if field is None else next(parts) for field in fields))
+def _gradients(problem: stn_engine.WarpGradientsProblem, free: Iterator[Tensor]) -> Gradients:
+    """Places for the gradients that are asked for."""
+    names = "feature_map", "transform"
+    return Gradients(*(next(free) if name in problem.needs else None for name in names))
 
 
 def devices_of(setting: str) -> list[Device]:

@@ -114,6 +114,10 @@ class Decisions(NamedTuple):
 
 
 NO_DECISIONS = Decisions(None, False, (), (), math.inf)
+"""Of a policy that failed."""
+
+NOTHING_WAITS = Decisions(None, False, (), (), math.inf)
+"""And nothing follows."""
 
 
 class Policy:
@@ -168,12 +172,16 @@ class Policy:
         refusal, abandoned = None, False
         match event:
             case Arrive(item):
+                if self._may_pass(item, now):
+                    return self._pass(item, now)
                 refusal = self._admit(item, now)
             case Abandon(item):
                 abandoned = self._abandon(item)
             case Finish(batch, computed):
                 self._retire(batch)
                 self._forecast.finished(batch, now, computed=computed)
+                if self._nothing_waits:
+                    return NOTHING_WAITS
             case Tick():
                 pass
         expired = tuple(self._expire(now))
@@ -189,6 +197,22 @@ class Policy:
             self._departed.add(item.number)
         else:
             self._admission.leave(item)
+
+    @property
+    def _nothing_waits(self) -> bool:
+        return not (self._items or self._lobby)
+
+    def _may_pass(self, item: WorkItem, now: float) -> bool:
+        """Whether an item need not wait for anybody or anything."""
+        free = self._has_free_lane and self._nothing_waits and not self._limits.window_s
+        return free and item.deadline > now and self._admission.full(item) is None
+
+    def _pass(self, item: WorkItem, now: float) -> Decisions:
+        """Launches an item that comes to a free lane while nothing waits: the common case."""
+        self._admission.enter(item)
+        batch = Batch(item.key, (item,), item.cost)
+        self._begin(batch, now)
+        return Decisions(None, False, (), (batch,), math.inf)
 
     def _admit(self, item: WorkItem, now: float) -> Refusal | None:
         why: Full | Late | None = self._admission.full(item)
@@ -310,10 +334,13 @@ class Policy:
         while (key := self._ripening.first()) is not None and self._ripe_at(key) <= now:
             self._line_up(key, now)
         while self._has_free_lane and (batch := self._next_batch(now)) is not None:
-            self._running.add(batch)
-            self._on_device.update(item.number for item in batch.items)
-            self._forecast.launched(batch, now)
+            self._begin(batch, now)
             yield batch
+
+    def _begin(self, batch: Batch, now: float) -> None:
+        self._running.add(batch)
+        self._on_device.update(item.number for item in batch.items)
+        self._forecast.launched(batch, now)
 
     def _next_batch(self, now: float) -> Batch | None:
         if self._lobby:

@@ -14,7 +14,7 @@ from stn_server.batching.work import Batch
 from stn_server.errors import DeviceLostError
 from stn_server.faults import Point, Seam, no_fault
 
-Compute = Callable[[Sequence[Any]], list[Any]]
+Compute = Callable[[Sequence[Any]], Sequence[Any]]
 
 Watcher = Callable[[str, Batch], None]
 """Told that a batch begins to "land", to "launch" or to be "collect"ed; in any thread."""
@@ -27,7 +27,7 @@ def nobody(_stage: str, _batch: Batch) -> None:
 class EngineRunner:
     """Runs every batch as one ragged engine call.
 
-    The problem of an item is asked for that of the engine: it has `bind()`.
+    The problem of an item is a `stn_engine.raw.Call`.
 
     Args:
         device: What computes; nobody else uses it.
@@ -71,21 +71,19 @@ class EngineRunner:
         """Ends the thread, after the batch that runs; does not wait for it."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _compute(self, batch: Batch) -> list[Any]:
+    def _compute(self, batch: Batch) -> Sequence[Any]:
         self._seam(Point.LAND)
 
-        def launch(problems: Sequence[Any]) -> list[Any]:
+        def launch(calls: Sequence[Any]) -> Sequence[Any]:
             self._seam(Point.ALLOCATE)
             self._seam(Point.LAUNCH)
             return self._device.run(
-                batch.key.operation, problems, lambda: self._watcher("launch", batch)
+                batch.key.operation, calls, lambda: self._watcher("launch", batch)
             )
 
-        bound = [_bound(item.problem) for item in batch.items]
-        good = [problem for problem in bound if not isinstance(problem, Exception)]
-        results = iter(compute(launch, good) if good else ())
+        outcomes = compute(launch, [item.problem for item in batch.items])
         self._watcher("collect", batch)
-        return [problem if isinstance(problem, Exception) else next(results) for problem in bound]
+        return outcomes
 
 
 class Lanes:
@@ -149,21 +147,13 @@ class Lanes:
             runner.close()
 
 
-def _bound(problem: Any) -> Any:
-    """The engine's problem, or why there is none."""
+def compute(function: Compute, calls: Sequence[Any]) -> Sequence[Any]:
+    """Results of a ragged call; if it fails, each call alone, so that only the bad ones fail."""
     try:
-        return problem.bind()
-    except Exception as error:  # noqa: BLE001 - becomes the outcome of the item
-        return error
-
-
-def compute(function: Compute, problems: Sequence[Any]) -> list[Any]:
-    """Results of a ragged call; if it fails, each problem alone, so that only the bad ones fail."""
-    try:
-        return function(problems)
+        return function(calls)
     except DeviceLostError:
         raise
     except Exception as error:  # noqa: BLE001 - becomes the outcome of the item
-        if len(problems) == 1:
+        if len(calls) == 1:
             return [error]
-    return [compute(function, [problem])[0] for problem in problems]
+    return [compute(function, [call])[0] for call in calls]

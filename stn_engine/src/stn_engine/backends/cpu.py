@@ -100,6 +100,22 @@ class CpuBackend:
         _cpu.warp_gradients(items, torch.get_num_threads())
         return gradients
 
+    def form(self, problem: Problem, results: Sequence[Tensor]) -> Any:
+        """What ``compute`` needs to know of a problem but its bytes; None if it has no kernel.
+
+        Args:
+            problem: Any, even on meta tensors; its operands are dense.
+            results: Tensors like those that it will return.
+        """
+        match problem:
+            case WarpProblem():
+                return _form(problem, results[0])
+            case WarpGradientsProblem() if form := _form(problem.warp, problem.grad_output):
+                wanted = (name in problem.needs for name in ("feature_map", "transform"))
+                form.differentiate(*wanted)
+                return form
+        return None
+
     def generate_grid(self, problems: Sequence[GridProblem]) -> list[Tensor]:
         """The sampling grid of each problem, composed: a generator alone has nothing to fuse."""
         return COMPOSITION.generate_grid(problems)
@@ -107,6 +123,24 @@ class CpuBackend:
     def generate_grid_gradients(self, problems: Sequence[GridGradientsProblem]) -> list[Tensor]:
         """The gradient of the parameters of each problem, composed likewise."""
         return COMPOSITION.generate_grid_gradients(problems)
+
+
+def compute(calls: list[tuple[Any, ...]], threads: int) -> list[tuple[bytes, ...]]:
+    """Results of forms, each with the bytes of its operands."""
+    return _cpu.compute(calls, threads)
+
+
+def _form(problem: WarpProblem, target: Tensor) -> Any:
+    if MISSING is not None or isinstance(problem.transform, ThinPlateSpline):
+        return None
+    layouts = map(_layout, (*problem.operands, target))
+    return _cpu.Form(_options(problem.spec), _KINDS[type(problem.transform)], *layouts)
+
+
+def _layout(tensor: Tensor) -> Any:
+    """Where the numbers of a tensor lie."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return _cpu.Layout(_cpu.Storage[dtype], tensor.shape, tensor.stride())
 
 
 def _operands(problem: WarpProblem) -> tuple[Any, ...]:

@@ -1,0 +1,159 @@
+"""The engine on raw memory: bytes in, bytes out, for those who move bytes and touch no tensors.
+
+A problem on meta tensors says what is computed, and how its operands lie in memory; it is made
+once. Bytes then come and go with every call, and where the ``cpu`` backend has kernels for the
+problem, no tensor is made of them.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from stn_engine import dispatch
+from stn_engine.backends import cpu
+from stn_engine.problem import (
+    Gradients,
+    GridGradientsProblem,
+    GridProblem,
+    Problem,
+    WarpGradientsProblem,
+    WarpProblem,
+)
+
+Bytes: TypeAlias = bytes | memoryview
+Call: TypeAlias = tuple[Problem, Sequence[Bytes]]
+
+_DISPATCH: dict[type[Problem], Callable[[Any], Sequence[Tensor | Gradients]]] = {
+    WarpProblem: dispatch.warp,
+    WarpGradientsProblem: dispatch.warp_gradients,
+    GridProblem: dispatch.generate_grid,
+    GridGradientsProblem: dispatch.generate_grid_gradients,
+}
+
+
+_FORM = "form"
+"""Among the plans of a problem."""
+
+
+def compute(calls: Sequence[Call], threads: int | None = None) -> Sequence[tuple[Bytes, ...]]:
+    """Computes problems of one type on bytes, ragged like ``warp_ragged``.
+
+    Args:
+        calls: Problems, each with the bytes of its operands, in the order of ``bound``. The
+            problem's own operands tell shapes, dtypes and dense strides and are never read; meta
+            tensors will do. Bytes are contiguous and in the order of memory.
+        threads: The most to compute with; None means ``torch.get_num_threads()``.
+
+    Returns:
+        The bytes of the results of each problem, which ``results_of`` tells how to read.
+
+    Raises:
+        ValueError: Bytes are fewer or more than their operand has.
+        BackendUnavailableError: ``STN_BACKEND`` names a backend that cannot run this.
+    """
+    forms = [_form_of(problem) for problem, _ in calls]
+    if None in forms:
+        return _composed(calls)
+    items = [(form, *operands) for form, (_, operands) in zip(forms, calls, strict=True)]
+    return cpu.compute(items, torch.get_num_threads() if threads is None else threads)
+
+
+def results_of(problem: Problem) -> tuple[Tensor, ...]:
+    """Meta tensors like the results of a problem: of gradients, those that are asked for.
+
+    Maps are in the memory order of the feature map: channels last if its strides say so, even
+    where sizes of 1 leave that open.
+    """
+    match problem:
+        case WarpProblem():
+            return (_map_like(problem.feature_map, problem.output_shape),)
+        case WarpGradientsProblem():
+            feature_map, parameters = problem.warp.operands
+            likes = {
+                "feature_map": _map_like(feature_map, feature_map.shape),
+                "transform": _meta(parameters.shape, parameters.dtype),
+            }
+            return tuple(like for name, like in likes.items() if name in problem.needs)
+        case GridProblem():
+            return (_meta(problem.output_shape, problem.output_dtype),)
+        case GridGradientsProblem():
+            (parameters,) = problem.grid.operands
+            return (_meta(parameters.shape, parameters.dtype),)
+
+
+def parts_of(result: Tensor | Gradients) -> tuple[Tensor, ...]:
+    """The tensors of a result, as ``results_of`` lists them."""
+    if isinstance(result, Tensor):
+        return (result,)
+    parts = result.feature_map, result.transform
+    return tuple(part for part in parts if part is not None)
+
+
+def _meta(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(tuple(shape), dtype=dtype, device="meta")
+
+
+def _map_like(like: Tensor, shape: Sequence[int]) -> Tensor:
+    channels = like.shape[1]
+    if channels == 1 or (like.stride(1), like.stride(-1)) != (1, channels):
+        return _meta(shape, like.dtype)
+    n, _, *size = shape
+    return _meta((n, *size, channels), like.dtype).movedim(-1, 1)
+
+
+def _form_of(problem: Problem) -> Any:
+    """What the ``cpu`` backend has worked out for a problem; None if it is not to run it so."""
+    try:
+        return problem.plans[_FORM]
+    except KeyError:
+        form = problem.plans[_FORM] = _new_form(problem)
+        return form
+
+
+def _new_form(problem: Problem) -> Any:
+    host = next((one for one in dispatch.candidates() if isinstance(one, cpu.CpuBackend)), None)
+    return None if host is None else host.form(problem, results_of(problem))
+
+
+def _composed(calls: Sequence[Call]) -> Sequence[tuple[Bytes, ...]]:
+    """The same by way of tensors, for any backend of the host."""
+    problems = [_bound(problem, operands) for problem, operands in calls]
+    found = _DISPATCH[type(problems[0])](problems) if problems else ()
+    return [
+        tuple(map(_bytes_of, parts_of(result), results_of(problem)))
+        for result, problem in zip(found, problems, strict=True)
+    ]
+
+
+def _bound(problem: Any, operands: Sequence[Bytes]) -> Any:
+    likes: Sequence[Tensor] = problem.operands
+    pairs = zip(operands, likes, strict=True)
+    return problem.bound(*(_tensor_over(operand, like) for operand, like in pairs))
+
+
+def _tensor_over(operand: Bytes, like: Tensor) -> Tensor:
+    """A tensor over bytes, which it must not write to; over a copy, if they are not aligned.
+
+    By DLPack, because that is the one road into torch that takes read-only memory without a
+    warning.
+    """
+    numbers = np.frombuffer(operand, np.uint8)
+    expected_bytes = math.prod(like.shape) * like.dtype.itemsize
+    if numbers.size != expected_bytes:
+        raise ValueError(f"operand: expected {expected_bytes} bytes, got {numbers.size}.")
+    if numbers.ctypes.data % like.dtype.itemsize:
+        numbers = numbers.copy()
+    return from_dlpack(numbers).view(like.dtype).as_strided(like.shape, like.stride())
+
+
+def _bytes_of(result: Tensor, like: Tensor) -> Bytes:
+    """The bytes of a result, in the memory order of another tensor."""
+    ordered = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
+    ordered.copy_(result)
+    numbers: memoryview = ordered.as_strided((like.numel(),), (1,)).view(torch.uint8).numpy().data
+    return numbers

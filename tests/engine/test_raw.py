@@ -1,0 +1,210 @@
+"""Bytes in, bytes out: as the same problems on tensors, bit for bit."""
+
+import pytest
+import torch
+from hypothesis import given
+
+from stn_engine import (
+    Affine,
+    BackendUnavailableError,
+    Flow,
+    GridGradientsProblem,
+    GridProblem,
+    WarpGradientsProblem,
+    WarpProblem,
+    WarpSpec,
+    dispatch,
+    raw,
+)
+from stn_engine.backends.cpu import CpuBackend
+from stn_engine.backends.torch import TorchBackend
+from support.memory import bytes_of, call_of, results_from
+from support.strategies import (
+    DETERMINISTIC,
+    DTYPES,
+    INTERPOLATIONS,
+    KINDS,
+    VOLUME_KINDS,
+    crowds,
+    random_gradients,
+    random_values,
+    random_warp,
+)
+
+BACKENDS = [CpuBackend(), TorchBackend()]
+
+
+@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
+def backend(request, monkeypatch):
+    """The only one; of these, one has kernels for bytes."""
+    monkeypatch.setattr(dispatch, "candidates", lambda: (request.param,))
+    return request.param
+
+
+def expected(problem):
+    """The results of a problem on tensors."""
+    functions = {
+        WarpProblem: dispatch.warp,
+        WarpGradientsProblem: dispatch.warp_gradients,
+        GridProblem: dispatch.generate_grid,
+        GridGradientsProblem: dispatch.generate_grid_gradients,
+    }
+    return raw.parts_of(functions[type(problem)]([problem])[0])
+
+
+def assert_as_on_tensors(problems, threads=None):
+    """Also those that a kernel never touches."""
+    calls = [call_of(problem) for problem in problems]
+    for problem, results in zip(problems, raw.compute(calls, threads), strict=True):
+        tensors = results_from(problem, results)
+        for got, want in zip(tensors, expected(problem), strict=True):
+            assert got.dtype == want.dtype
+            assert torch.equal(got, want) or torch.equal(got.isnan(), want.isnan())
+
+
+def differentiable(warp):
+    return warp.output_dtype != torch.uint8
+
+
+@DETERMINISTIC
+@given(warps=crowds(DTYPES))
+def test_any_crowd_is_computed_as_on_tensors(warps):
+    """Forward and backward, whatever is asked for."""
+    assert_as_on_tensors(warps)
+    needs = ("feature_map",), ("transform",), ("feature_map", "transform")
+    assert_as_on_tensors(
+        [
+            random_gradients(seed, warp, needs=needs[seed % 3])
+            for seed, warp in enumerate(filter(differentiable, warps))
+        ]
+    )
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_computed_as_on_tensors(kind, interpolation):
+    """With kernels for bytes or without them."""
+    warp = random_warp(
+        1, kind=kind, dtype=torch.float32, spec=WarpSpec(interpolation=interpolation)
+    )
+    assert_as_on_tensors([warp])
+    assert_as_on_tensors([random_gradients(2, warp)])
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("kind", VOLUME_KINDS)
+def test_volumes_are_computed_as_on_tensors(kind):
+    """Channels first and last."""
+    warp = random_warp(1, kind=kind, size=(4, 5, 6), output_size=(3, 6, 5))
+    last = warp.bound(
+        warp.feature_map.to(memory_format=torch.channels_last_3d), warp.transform.parameters
+    )
+    assert_as_on_tensors([warp, last])
+    assert_as_on_tensors([random_gradients(2, warp), random_gradients(2, last)])
+
+
+@pytest.mark.usefixtures("backend")
+def test_grids_are_computed_as_on_tensors():
+    """Backends of the host compose them."""
+    grid = GridProblem(random_warp(1).transform, (3, 4))
+    assert_as_on_tensors([grid])
+    grad_grid = random_values(2, grid.output_shape, grid.output_dtype)
+    assert_as_on_tensors([GridGradientsProblem(grid, grad_grid)])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_large_calls_are_computed_as_on_tensors(threads):
+    """On several threads, beside small ones."""
+    warps = [
+        random_warp(seed, dtype=torch.float32, size=(side, side), output_size=(side, 2 * side))
+        for seed, side in enumerate((3, 190, 5))
+    ]
+    assert_as_on_tensors(warps, threads)
+    assert_as_on_tensors([random_gradients(3, warp) for warp in warps], threads)
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_maps_of_one_pixel_keep_their_order_of_channels(dtype):
+    """Sizes of 1 leave the memory format open; strides do not."""
+    pixel = random_values(1, (2, 1, 1, 3), dtype).permute(0, 3, 1, 2)
+    theta = torch.eye(2, 3, dtype=dtype).repeat(2, 1, 1)
+    warp = WarpProblem(pixel, Affine(theta), (4, 5), WarpSpec(padding="border"))
+    problem, operands = call_of(warp)
+    problem = problem.bound(
+        torch.empty(2, 1, 1, 3, dtype=dtype, device="meta").permute(0, 3, 1, 2),
+        problem.transform.parameters,
+    )
+    (like,) = raw.results_of(problem)
+    assert like.is_contiguous(memory_format=torch.channels_last)
+    ((output,),) = raw.compute([(problem, operands)])
+    assert output == bytes_of(pixel.expand(2, 3, 4, 5).to(memory_format=torch.channels_last))
+
+
+def test_maps_of_one_channel_are_in_one_order_only():
+    """Whatever their strides say."""
+    map_ = torch.empty(2, 4, 5, 1, device="meta").permute(0, 3, 1, 2)
+    warp = WarpProblem(map_, Affine(torch.empty(2, 2, 3, device="meta")))
+    assert raw.results_of(warp)[0].is_contiguous()
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 0, 4, 5)])
+def test_batches_without_numbers_have_results_without_them(shape):
+    """And gradients of zeros where there is something to have a gradient."""
+    feature_map = torch.zeros(shape)
+    theta = torch.zeros(shape[0], 2, 3)
+    warp = WarpProblem(feature_map, Affine(theta))
+    assert_as_on_tensors([warp])
+    assert_as_on_tensors([WarpGradientsProblem(warp, torch.zeros(warp.output_shape))])
+    empty = WarpProblem(torch.ones(2, 3, 4, 5), Flow(torch.zeros(2, 0, 7, 2)))
+    assert_as_on_tensors([WarpGradientsProblem(empty, torch.zeros(empty.output_shape))])
+
+
+@pytest.mark.usefixtures("backend")
+def test_no_calls_have_no_results():
+    """An empty batch is one, too."""
+    assert list(raw.compute([])) == []
+
+
+@pytest.mark.usefixtures("backend")
+def test_operands_may_lie_anywhere():
+    """What is not aligned is copied first; nothing is written to it."""
+    problem = random_gradients(3, random_warp(1))
+    call, operands = call_of(problem)
+    shifted = [memoryview(b"?" + operand)[1:] for operand in operands]
+    assert [*map(bytes, operands)] == [*map(bytes, shifted)]
+    aligned, moved = raw.compute([(call, operands), (call, shifted)])
+    assert [*map(bytes, aligned)] == [*map(bytes, moved)]
+    assert [*map(bytes, operands)] == [*map(bytes, shifted)]
+
+
+@pytest.mark.usefixtures("backend")
+def test_operands_of_another_size_are_refused():
+    """Before anything is read beyond their end."""
+    call, (grad_output, feature_map, theta) = call_of(random_gradients(3, random_warp(1)))
+    good = call, (grad_output, feature_map, theta)
+    for bad in (
+        (grad_output[:-1], feature_map, theta),
+        (grad_output, feature_map + b"?", theta),
+        (grad_output, feature_map, b""),
+    ):
+        with pytest.raises(ValueError, match=r"expected \d+ bytes, got \d+"):
+            raw.compute([good, (call, bad)])
+
+
+def test_only_backends_that_may_compute_do(monkeypatch):
+    """As on tensors: the one that `STN_BACKEND` names, or none."""
+    monkeypatch.setattr(dispatch, "candidates", lambda: ())
+    with pytest.raises(BackendUnavailableError):
+        raw.compute([call_of(random_warp(1))])
+
+
+def test_the_work_on_a_problem_is_kept_with_it():
+    """A server computes the same problem again and again."""
+    call = call_of(random_warp(1))
+    raw.compute([call])
+    form = raw._form_of(call[0])
+    assert form is not None
+    assert raw._form_of(call[0]) is form
