@@ -12,7 +12,6 @@ Prints its address as `stn-server` does.
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import sys
 from functools import cache
@@ -24,7 +23,7 @@ import uvloop
 
 from stn_server.app import Server, grpc_options
 from stn_server.config import ServerConfig
-from stn_server.memory import retain_freed_memory
+from stn_server.memory import relax_collector, retain_freed_memory
 from stn_server.servicer import SERVICE
 from support.fakes import feature_maps
 
@@ -93,8 +92,7 @@ async def serve(runner, config: ServerConfig = CONFIG) -> None:
 
 async def announce(target: str) -> None:
     """Says that it is ready, and serves until it is killed."""
-    gc.collect()
-    gc.freeze()
+    relax_collector()
     print(json.dumps({"targets": [target], "metrics": ""}), flush=True)
     await asyncio.Event().wait()
 

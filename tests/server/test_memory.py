@@ -52,3 +52,24 @@ def test_the_memory_of_the_process_is_told(tmp_path):
     largest_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     assert 10**7 < resident_bytes() < 1.1 * largest_bytes
     assert math.isnan(resident_bytes(tmp_path / "none"))
+
+
+SURVEYED = """
+import gc
+from stn_server.memory import NEW_OBJECTS, relax_collector
+
+old = [[] for _ in range(1000)]
+relax_collector()
+assert gc.get_count()[0] < 100 and gc.get_freeze_count() > 1000
+found = []
+gc.callbacks.append(lambda phase, info: found.append(phase))
+new = [[] for _ in range(NEW_OBJECTS // 2)]
+assert not found
+new += [[] for _ in range(NEW_OBJECTS)]
+assert found
+"""
+
+
+def test_a_relaxed_collector_comes_for_many_new_objects_only():
+    """What is there to stay is never looked at again."""
+    subprocess.run([sys.executable, "-c", SURVEYED], check=True)

@@ -26,7 +26,7 @@ from stn_server.app import Server
 from stn_server.config import LogConfig, ServerConfig
 from stn_server.lifecycle import Shutdown
 from stn_server.log import configure
-from stn_server.memory import retain_freed_memory
+from stn_server.memory import relax_collector, retain_freed_memory
 from support.fakes import feature_maps
 from support.faulty import RandomFaults
 
@@ -86,6 +86,7 @@ class Mallinfo2(ctypes.Structure):
 
 def allocated_bytes() -> int:
     """Unlike resident memory this does not count what is free and kept for the next call."""
+    gc.collect()
     mallinfo2 = ctypes.CDLL(None).mallinfo2
     mallinfo2.restype = Mallinfo2
     info = mallinfo2()
@@ -110,8 +111,7 @@ class SwitchedOnLater:
 
 async def start(server: Server) -> None:
     addresses = await server.start()
-    gc.collect()
-    gc.freeze()
+    relax_collector()
     print(json.dumps({"targets": addresses.targets, "metrics": ""}), flush=True)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import logging
 import os
@@ -32,7 +31,7 @@ from stn_server.faults import Seam, no_fault
 from stn_server.info import ServerInfo, backend_on
 from stn_server.lifecycle import Shutdown
 from stn_server.log import log
-from stn_server.memory import resident_bytes, retain_freed_memory
+from stn_server.memory import relax_collector, resident_bytes, retain_freed_memory
 from stn_server.metrics import Metrics
 from stn_server.reload import Reloaded
 from stn_server.servicer import SERVICE, Servicer
@@ -243,8 +242,7 @@ async def serve(config: ServerConfig) -> None:
     shutdown.listen()
     server = Server(config)
     addresses = asdict(await server.start())
-    gc.collect()
-    gc.freeze()  # what is left stays for good: the collector need not walk torch's modules again
+    relax_collector()
     log(logging.INFO, "serving", **addresses)
     print(json.dumps(addresses), flush=True)  # noqa: T201 - the contract with the parent process
     await shutdown.asked()

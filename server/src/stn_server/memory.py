@@ -1,4 +1,4 @@
-"""How the C library handles freed memory, and how much the process holds.
+"""How the C library and Python handle freed memory, and how much the process holds.
 
 By default glibc gives large blocks back to the system and takes them anew for the next message, and
 the system fills every page with zeros again: in a virtual machine that costs more than computing on
@@ -8,6 +8,7 @@ the bytes. A server that moves tensors of the same sizes all day does better to 
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import resource
 from pathlib import Path
@@ -20,6 +21,9 @@ _LARGEST_MMAP_THRESHOLD_BYTES = 32 * 1024 * 1024
 """What glibc accepts; larger blocks are always given back."""
 
 _LARGEST_INT = 2**31 - 1
+
+NEW_OBJECTS = 10_000
+"""So many may be left over before the garbage collector comes: some megabytes at most."""
 
 
 def retain_freed_memory(limit_bytes: int) -> bool:
@@ -37,6 +41,17 @@ def retain_freed_memory(limit_bytes: int) -> bool:
     block_bytes = min(limit_bytes, _LARGEST_MMAP_THRESHOLD_BYTES)
     accepted = mallopt(_M_MMAP_THRESHOLD, block_bytes)
     return bool(accepted and mallopt(_M_TRIM_THRESHOLD, min(limit_bytes, _LARGEST_INT)))
+
+
+def relax_collector() -> None:
+    """Call once, when all is built: the garbage collector looks at new objects only, and seldom.
+
+    It need not walk torch's modules again, which stay for good. What it finds are rings that gRPC
+    ties around a call; until then they hold some hundred bytes each.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(NEW_OBJECTS, 10, 10)
 
 
 def resident_bytes(counts: Path = Path("/proc/self/statm")) -> float:

@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 
 from stn_engine.compilations import Outcome
 from stn_server.batching.batcher import Statistics
-from stn_server.batching.work import Batch, Cost, Operation
+from stn_server.batching.work import Batch
 from stn_server.errors import RefusedError
 
 SECONDS = (*(m * 10.0**e for e in range(-4, 1) for m in (1, 2, 5)), 10.0, 30.0)
@@ -31,8 +31,8 @@ BYTES = tuple(2.0**k for k in range(10, 32, 2))
 """Buckets from 1 KiB, a small warp alone, to 1 GiB."""
 
 
-MAX_NOTES = 256
-"""Of what was not counted yet."""
+MAX_NOTES = 1024
+"""Of what was not counted yet: some hundred calls."""
 
 
 class _Notes(Collector):
@@ -42,23 +42,29 @@ class _Notes(Collector):
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._notes: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._notes: deque[tuple[Any, float]] = deque()
         registry.register(self)
 
-    def add(self, count: Callable[..., None], *facts: Any) -> None:
-        """Counts these facts later."""
-        self._notes.append((count, facts))
+    def add(self, metric: Any, number: float) -> None:
+        """Later a counter counts, or a histogram observes, this number."""
+        self._notes.append((metric, number))
         if len(self._notes) >= MAX_NOTES:
             self.settle()
 
     def settle(self) -> None:
-        """Counts all that was noted."""
-        while True:
+        """Does all that was noted."""
+        sums: dict[Any, float] = {}
+        while self._notes:
             try:
-                count, facts = self._notes.popleft()
-            except IndexError:
-                return
-            count(*facts)
+                metric, number = self._notes.popleft()
+            except IndexError:  # taken by another thread
+                break
+            if isinstance(metric, Histogram):
+                metric.observe(number)
+            else:
+                sums[metric] = sums.get(metric, 0.0) + number
+        for counter, number in sums.items():
+            counter.inc(number)
 
     def describe(self) -> Iterator[Metric]:
         """Nothing of its own."""
@@ -203,20 +209,16 @@ class Metrics:
 
     def lane_was_busy(self, name: str, duration_s: float) -> None:
         """A lane of a device had a batch."""
-        self._notes.add(self._child(self.lane_busy, name).inc, duration_s)
+        self._notes.add(self._child(self.lane_busy, name), duration_s)
 
     def request_finished(self, method: str, code: str, duration_s: float) -> None:
         """A call was answered, with a reply or an error."""
-        self._notes.add(self._count_request, method, code, duration_s)
-
-    def _count_request(self, method: str, code: str, duration_s: float) -> None:
-        self._child(self.requests, method, code).inc()
-        self._child(self.request_duration, method).observe(duration_s)
+        self._notes.add(self._child(self.requests, method, code), 1)
+        self._notes.add(self._child(self.request_duration, method), duration_s)
 
     def payload_moved(self, direction: str, transport: str, size_bytes: int) -> None:
         """A message with tensors came in ("received") or went out ("sent"), by "tcp" or "unix"."""
-        child = self._child(self.payload_bytes, direction, transport)
-        self._notes.add(child.inc, size_bytes)
+        self._notes.add(self._child(self.payload_bytes, direction, transport), size_bytes)
 
     def kernels_compiled(self, outcome: Outcome, duration_s: float) -> None:
         """A program of kernels was compiled or read from disk, or could not be."""
@@ -238,23 +240,13 @@ class Metrics:
 
     def batch_finished(self, batch: Batch, queue_s: Sequence[float], compute_s: float) -> None:
         """A batch is through, with the time that each item waited."""
-        operation, items, cost = batch.key.operation, len(batch.items), batch.cost
-        self._notes.add(self._count_batch, operation, items, cost, queue_s, compute_s)
-
-    def _count_batch(
-        self,
-        operation: Operation,
-        items: int,
-        cost: Cost,
-        queue_s: Sequence[float],
-        compute_s: float,
-    ) -> None:
-        self.batch_items.observe(items)
-        self._child(self.batch_duration, operation, self._backend).observe(compute_s)
-        self.batch_bytes.observe(cost.size_bytes)
-        self.samples.inc(cost.samples)
+        note, operation = self._notes.add, batch.key.operation
+        note(self.batch_items, len(batch.items))
+        note(self._child(self.batch_duration, operation, self._backend), compute_s)
+        note(self.batch_bytes, batch.cost.size_bytes)
+        note(self.samples, batch.cost.samples)
         for waited_s in queue_s:
-            self.queue_wait.observe(waited_s)
+            note(self.queue_wait, waited_s)
 
 
 def _reasons(refusal: type[RefusedError]) -> Iterator[str]:
