@@ -45,9 +45,9 @@ class _Notes(Collector):
         self._notes: deque[tuple[Any, float]] = deque()
         registry.register(self)
 
-    def add(self, metric: Any, number: float) -> None:
-        """Later a counter counts, or a histogram observes, this number."""
-        self._notes.append((metric, number))
+    def add(self, *notes: tuple[Any, float]) -> None:
+        """Later counters count, and histograms observe, these numbers."""
+        self._notes.extend(notes)
         if len(self._notes) >= MAX_NOTES:
             self.settle()
 
@@ -209,16 +209,18 @@ class Metrics:
 
     def lane_was_busy(self, name: str, duration_s: float) -> None:
         """A lane of a device had a batch."""
-        self._notes.add(self._child(self.lane_busy, name), duration_s)
+        self._notes.add((self._child(self.lane_busy, name), duration_s))
 
     def request_finished(self, method: str, code: str, duration_s: float) -> None:
         """A call was answered, with a reply or an error."""
-        self._notes.add(self._child(self.requests, method, code), 1)
-        self._notes.add(self._child(self.request_duration, method), duration_s)
+        self._notes.add(
+            (self._child(self.requests, method, code), 1),
+            (self._child(self.request_duration, method), duration_s),
+        )
 
     def payload_moved(self, direction: str, transport: str, size_bytes: int) -> None:
         """A message with tensors came in ("received") or went out ("sent"), by "tcp" or "unix"."""
-        self._notes.add(self._child(self.payload_bytes, direction, transport), size_bytes)
+        self._notes.add((self._child(self.payload_bytes, direction, transport), size_bytes))
 
     def kernels_compiled(self, outcome: Outcome, duration_s: float) -> None:
         """A program of kernels was compiled or read from disk, or could not be."""
@@ -240,13 +242,14 @@ class Metrics:
 
     def batch_finished(self, batch: Batch, queue_s: Sequence[float], compute_s: float) -> None:
         """A batch is through, with the time that each item waited."""
-        note, operation = self._notes.add, batch.key.operation
-        note(self.batch_items, len(batch.items))
-        note(self._child(self.batch_duration, operation, self._backend), compute_s)
-        note(self.batch_bytes, batch.cost.size_bytes)
-        note(self.samples, batch.cost.samples)
-        for waited_s in queue_s:
-            note(self.queue_wait, waited_s)
+        duration = self._child(self.batch_duration, batch.key.operation, self._backend)
+        self._notes.add(
+            (self.batch_items, len(batch.items)),
+            (duration, compute_s),
+            (self.batch_bytes, batch.cost.size_bytes),
+            (self.samples, batch.cost.samples),
+            *((self.queue_wait, waited_s) for waited_s in queue_s),
+        )
 
 
 def _reasons(refusal: type[RefusedError]) -> Iterator[str]:

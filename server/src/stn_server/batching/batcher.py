@@ -340,8 +340,6 @@ class Batcher:
         """Every waiter, and who watches."""
         batch, compute_s = run.batch, run.ended - run.launched
         queue_s = [run.launched - item.arrived for item in batch.items]
-        # On its own, so that an observer that fails is nobody's failure.
-        self._loop.call_soon(self._observer.batch_finished, batch, queue_s, compute_s)
         for item, outcome, waited_s in zip(batch.items, run.outcomes, queue_s, strict=True):
             if isinstance(outcome, BaseException):
                 self._counts.failed_items += 1
@@ -352,6 +350,10 @@ class Batcher:
         self._counts.batches += 1
         self._counts.largest_batch_items = max(self._counts.largest_batch_items, len(batch.items))
         self._settle()
+        try:
+            self._observer.batch_finished(batch, queue_s, compute_s)
+        except Exception as error:  # noqa: BLE001 - an observer that fails is nobody's failure
+            self._loop.call_exception_handler({"message": "observer failed", "exception": error})
 
     async def _watched(self, batch: Batch) -> Sequence[Any]:
         """The outcomes of the runner. If they do not come, nothing will."""

@@ -53,8 +53,10 @@ class Lobby:
     @property
     def oldest_arrival(self) -> float:
         """When the oldest item came; infinity if none waits."""
+        if not self._groups:
+            return math.inf
         firsts = (next(iter(group.items.values())) for group in self._groups.values())
-        return min((item.arrived for item in firsts), default=math.inf)
+        return min(item.arrived for item in firsts)
 
     def has_room(self, item: WorkItem, starts: float) -> bool:
         """Whether an item fits, and nobody misses a deadline by it.

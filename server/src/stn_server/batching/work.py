@@ -112,9 +112,9 @@ class WorkItem:
         self.due = min(self.deadline, self.arrived + PATIENCE_S)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Batch:
-    """Items that one launch computes."""
+    """Items that one launch computes. Nobody changes it."""
 
     key: BatchKey
     items: tuple[WorkItem, ...]
