@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import _cpu
 import numpy as np
 
-from support.native_calls import SENTINELS, Warp, WarpGradients, bits_of
+from support.native_calls import SENTINELS, Forms, Warp, WarpGradients, bits_of
 from support.native_items import DTYPES, exported, random_operands
 
 LONGEST_CALL_S = 60
@@ -38,6 +38,11 @@ def fuzz(seed):
         call.expected_bits(rng)
         for _ in range(4 if call.crowd else 0):
             spoil(rng, call)
+    for gradients in (False, True):
+        forms = Forms(_cpu, rng, crowd, gradients=gradients)
+        assert forms.bits(int(rng.integers(1, 5))) == forms.expected_bits(), f"other bits: {crowd}"
+        for _ in range(4 if forms.crowd else 0):
+            spoil_form(rng, forms)
     assert before == [one.bits() for one in crowd], "operands were written to"
 
 
@@ -55,6 +60,32 @@ def spoil(rng, call):
     with contextlib.suppress(ValueError, TypeError):
         call.run([tuple(entries)], int(rng.integers(-1, 5)))
     bits_of(outputs)
+
+
+def spoil_form(rng, forms):
+    """Makes a form or its bytes wrong: refused, or right after all."""
+    index = int(rng.integers(len(forms.crowd)))
+    one, entries = forms.crowd[index], list(forms.call(index))
+    place = int(rng.integers(len(entries)))
+    with contextlib.suppress(ValueError, TypeError, MemoryError):
+        if rng.random() < 0.5:
+            options, kind, *_ = one.item(_cpu)
+            layouts = [odd_layout(rng, array) for array in (one.feature_map, one.parameters)]
+            entries[0] = _cpu.Form(options, kind, *layouts, odd_layout(rng, one.grad_output))
+        elif rng.random() < 0.5:
+            entries[place] = wrong(rng, None)
+        else:
+            entries[place] = bytes(entries[place])[: rng.integers(100)]
+        _cpu.compute([forms.call(index), tuple(entries)], int(rng.integers(-1, 5)))
+
+
+def odd_layout(rng, array):
+    """Near to that of an array, or far from it."""
+    shape, strides = list(array.shape), [stride // array.itemsize for stride in array.strides]
+    if rng.random() < 0.5:
+        changed = shape if rng.random() < 0.5 else strides
+        changed[rng.integers(array.ndim)] = int(rng.choice([-1, 0, 1, 2, 7, 2**31, 2**62]))
+    return _cpu.Layout(_cpu.Storage[str(array.dtype)], shape, strides)
 
 
 def wrong(rng, array):

@@ -6,7 +6,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stn_proto import Frame, WireFormatError, join, split
+from stn_proto import Frame, WireFormatError, gaps, join, split
 from stn_proto.framing import ALIGNMENT_FIELD, PAYLOADS_FIELD
 from stn_proto.limits import (
     MAX_ENVELOPE_BYTES,
@@ -145,6 +145,16 @@ def test_framing_alignment_is_short_and_only_where_needed(payloads):
     assert 0 <= len(joined) - len(plain) < 2 * PAYLOAD_ALIGNMENT_BYTES * len(payloads) + 1
     aligned_already = delimited(20, bytes(11))  # 2 + 1 + 11 bytes: the next payload is at 16
     assert len(join(aligned_already, [b"x"])) == 17
+
+
+def test_framing_gaps_do_not_ask_for_payloads():
+    """Who knows their sizes can prepare all that stands around them."""
+    payloads = [b"abc", bytes(200), b""]
+    before = b"".join(
+        gap + payload for gap, payload in zip(gaps(5, map(len, payloads)), payloads, strict=True)
+    )
+    envelope = b"\x0a\x03abc"
+    assert envelope + before == join(envelope, payloads)
 
 
 def test_framing_payloads_are_views_of_the_message():

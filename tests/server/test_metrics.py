@@ -1,6 +1,7 @@
 """Every metric moves as its help text says."""
 
 import asyncio
+import threading
 
 import grpc
 import pytest
@@ -8,7 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from stn_engine import compilations
 from stn_proto.v1 import service_pb2
-from stn_server.metrics import ITEMS, SECONDS, Metrics
+from stn_server.metrics import ITEMS, MAX_NOTES, SECONDS, Metrics
 from support.bad_requests import BAD_REQUESTS, warp_request
 from support.clock import run_in_virtual_time
 from support.fakes import FakeRunner
@@ -176,6 +177,29 @@ def test_every_end_of_a_call_is_counted_by_method_and_code():
     received = service.value("stn_payload_bytes_total", direction="received", **moved)
     sent = service.value("stn_payload_bytes_total", direction="sent", **moved)
     assert (received, sent) == (len(request), len(reply))
+
+
+def test_nothing_is_lost_between_two_looks(metrics, registry):
+    """However many calls there were, and however many threads look meanwhile."""
+    calls, looks = 5 * MAX_NOTES, []
+    asking = threading.Thread(target=lambda: looks.extend(registry.collect() for _ in range(50)))
+    asking.start()
+    for _ in range(calls):
+        metrics.request_finished("Warp", "OK", 1.0)
+    asking.join()
+    assert (
+        registry.get_sample_value("stn_requests_total", {"method": "Warp", "code": "OK"}) == calls
+    )
+    durations = "stn_request_duration_seconds"
+    assert registry.get_sample_value(f"{durations}_sum", {"method": "Warp"}) == calls
+
+
+def test_what_nobody_looks_at_is_not_kept_for_long(metrics):
+    """Notes take memory until they are counted."""
+    for _ in range(MAX_NOTES):
+        metrics.payload_moved("sent", "tcp", 1)
+        assert len(metrics._notes) < MAX_NOTES
+    assert len(metrics._notes) == 0
 
 
 def test_kernels_are_counted_by_where_they_came_from(metrics, registry):

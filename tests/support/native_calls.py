@@ -1,5 +1,9 @@
 """Calls of the native module for a crowd of operands, and the bits that they leave behind."""
 
+from dataclasses import replace
+
+import numpy as np
+
 from support.native_items import Output, random_order
 
 SENTINELS = (0x00, 0x5A, 0xFF)
@@ -92,6 +96,90 @@ class WarpGradients(Warp):
     def more(self, index, outputs):
         """G and the gradients."""
         return [self.crowd[index].grad_output, *super().more(index, outputs)]
+
+
+class Forms:
+    """The same on bytes: what has a form, in any dense order of memory.
+
+    Args:
+        cpu: The module.
+        rng: Chooses orders, and what is asked for.
+        crowd: Operands; those of splines are left out, they have no form.
+        gradients: Whether gradients are computed, for those that have some.
+    """
+
+    def __init__(self, cpu, rng, crowd, *, gradients):
+        self.cpu, self.gradients = cpu, gradients
+        ones = [one for one in crowd if one.kind != "spline"]
+        ones = [one for one in ones if one.has_gradients or not gradients]
+        self.orders = [random_order(rng, one.feature_map.ndim) for one in ones]
+        self.crowd = [dense(one, order) for one, order in zip(ones, self.orders, strict=True)]
+        self.needs = [(bool(rng.integers(2)), bool(rng.integers(2))) for _ in ones]
+
+    def form(self, index):
+        """The form of an item."""
+        one = self.crowd[index]
+        options, kind, *_ = one.item(self.cpu)
+        arrays = one.feature_map, one.parameters, one.grad_output
+        form = self.cpu.Form(options, kind, *(layout_of(self.cpu, array) for array in arrays))
+        if self.gradients:
+            form.differentiate(*self.needs[index])
+        return form
+
+    def call(self, index):
+        """A form and its bytes."""
+        one, order = self.crowd[index], self.orders[index]
+        maps = [one.grad_output, one.feature_map] if self.gradients else [one.feature_map]
+        operands = [array.transpose(order).tobytes() for array in maps]
+        return self.form(index), *operands, one.parameters.tobytes()
+
+    def bits(self, threads):
+        """All results of one call."""
+        calls = [self.call(index) for index in range(len(self.crowd))]
+        results = self.cpu.compute(calls, threads)
+        return [
+            [Output.over(memory, like, order).bits() for memory, (like, order) in pairs]
+            for pairs in (
+                zip(found, self._asked(index), strict=True) for index, found in enumerate(results)
+            )
+        ]
+
+    def expected_bits(self):
+        """The same bits from arrays, each item alone."""
+        call = (WarpGradients if self.gradients else Warp)(self.cpu, np.random.default_rng(0), [])
+        call.crowd = self.crowd
+        call.orders = [
+            tuple(None if pair is None else pair[1] for pair in self._results(index))
+            for index in range(len(self.crowd))
+        ]
+        return call.bits_one_by_one()
+
+    def _asked(self, index):
+        return [pair for pair in self._results(index) if pair is not None]
+
+    def _results(self, index):
+        """What each result is like, and its order of memory; None if it is not asked for."""
+        one, order = self.crowd[index], self.orders[index]
+        if not self.gradients:
+            return [(one.grad_output, order)]
+        pairs = (one.feature_map, order), (one.parameters, tuple(range(one.parameters.ndim)))
+        return [p if asked else None for p, asked in zip(pairs, self.needs[index], strict=True)]
+
+
+def dense(one, order):
+    """The same operands, maps in this order of memory and parameters in row-major order."""
+    back = np.argsort(order)
+    maps = {
+        name: np.ascontiguousarray(getattr(one, name).transpose(order)).transpose(back)
+        for name in ("feature_map", "grad_output")
+    }
+    return replace(one, parameters=np.ascontiguousarray(one.parameters), **maps)
+
+
+def layout_of(cpu, array):
+    """Where the numbers of an array lie."""
+    strides = [stride // array.itemsize for stride in array.strides]
+    return cpu.Layout(cpu.Storage[str(array.dtype)], array.shape, strides)
 
 
 def bits_of(outputs):

@@ -120,6 +120,14 @@ class Output:
         self.array = numbers.reshape([shape[a] for a in order]).transpose(np.argsort(order))
         self._sentinel = sentinel
 
+    @classmethod
+    def over(cls, memory, like, order):
+        """Bytes that somebody else has written: numbers like an array's, in an order of memory."""
+        output = cls(like.shape, like.dtype, order, 0)
+        numbers = np.frombuffer(memory, like.dtype)
+        output.array.transpose(order)[...] = numbers.reshape([like.shape[a] for a in order])
+        return output
+
     def guards_are_intact(self):
         """Whether nothing was written outside."""
         size = GUARD * self.array.itemsize

@@ -45,6 +45,9 @@ class _Notes(Collector):
         self._notes: deque[tuple[Any, float]] = deque()
         registry.register(self)
 
+    def __len__(self) -> int:
+        return len(self._notes)
+
     def add(self, *notes: tuple[Any, float]) -> None:
         """Later counters count, and histograms observe, these numbers."""
         self._notes.extend(notes)
@@ -59,7 +62,7 @@ class _Notes(Collector):
                 metric, number = self._notes.popleft()
             except IndexError:  # taken by another thread
                 break
-            if isinstance(metric, Histogram):
+            if type(metric) is Histogram:  # asking for instances of it takes longer than to count
                 metric.observe(number)
             else:
                 sums[metric] = sums.get(metric, 0.0) + number

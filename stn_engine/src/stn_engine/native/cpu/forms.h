@@ -44,14 +44,18 @@ class Bytes {
   std::unique_ptr<std::byte[]> copy_;
 };
 
-// An array that is bytes, or nothing.
+// How many bytes a dense array takes.
 struct Extent {
   int64_t bytes = 0;
   size_t itemsize = 1;
 
   Extent() = default;
-  explicit Extent(const Array& array) : itemsize(static_cast<size_t>(array.dtype().bits / 8)) {
-    bytes = static_cast<int64_t>(itemsize * array.size());
+  Extent(const char* where, const Array& array) : itemsize(static_cast<size_t>(array.dtype().bits / 8)) {
+    bytes = static_cast<int64_t>(itemsize);
+    for (size_t a = 0; a < array.ndim(); ++a)
+      if (__builtin_mul_overflow(bytes, static_cast<int64_t>(array.shape(a)), &bytes))
+        fail(where, "fewer than 2^63 bytes", shape_of(array));
+    require_dense(where, array);
   }
 };
 
@@ -119,7 +123,9 @@ class Form {
     Call call(1, Arrays::absent);
     item_ = read_item(call, options_of(options_), kind, feature_map, parameters, nb::none(), target);
     if (kind == Kind::spline) fail("kind", "one that needs no basis", "a spline");
-    map_ = of(call, 0, "feature_map"), target_ = of(call, 1, "output"), parameters_ = of(call, 2, "parameters");
+    map_ = Extent("feature_map", call.arrays[0]);
+    target_ = Extent("output", call.arrays[1]);
+    parameters_ = Extent("parameters", call.arrays[2]);
     require_row_major(call.arrays[2]);
     wide_ = parameters_.itemsize == sizeof(double);
   }
@@ -145,13 +151,8 @@ class Form {
   }
 
  private:
-  static Extent of(const Call& call, size_t index, const char* where) {
-    require_dense(where, call.arrays[index]);
-    return Extent(call.arrays[index]);
-  }
-
-  static void require_row_major(const Array& array) {
-    if (array.size() == 0) return;
+  void require_row_major(const Array& array) const {
+    if (parameters_.bytes == 0) return;
     int64_t numbers = 1;
     for (size_t a = array.ndim(); a-- > 0; numbers *= static_cast<int64_t>(array.shape(a)))
       if (array.shape(a) > 1 && array.stride(a) != numbers) fail("parameters", "row-major order", "strides");

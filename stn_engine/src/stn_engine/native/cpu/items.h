@@ -42,10 +42,13 @@ inline int64_t parameter_count(Kind kind, int axes) {
 // What an array would be: its dtype, shape and strides.
 class Layout {
  public:
-  Layout(Storage storage, const std::vector<size_t>& shape, const std::vector<int64_t>& strides) {
+  Layout(Storage storage, const std::vector<int64_t>& shape, const std::vector<int64_t>& strides) {
     if (shape.size() != strides.size())
       fail("strides", std::to_string(shape.size()) + " of them", std::to_string(strides.size()));
-    array_ = Array(nullptr, shape.size(), shape.data(), nb::handle(), strides.data(), dtype_of(storage));
+    for (int64_t size : shape)
+      if (size < 0) fail("shape", "sizes of at least 0", std::to_string(size));
+    const std::vector<size_t> sizes(shape.begin(), shape.end());
+    array_ = Array(nullptr, sizes.size(), sizes.data(), nb::handle(), strides.data(), dtype_of(storage));
   }
 
   const Array& array() const { return array_; }

@@ -144,7 +144,7 @@ NB_MODULE(_cpu, m) {
           },
           nb::arg("interpolation"), nb::arg("padding"), nb::arg("unit"), nb::arg("zero_subgradient"), nb::arg("fill"));
   nb::class_<Layout>(m, "Layout")
-      .def(nb::init<Storage, const std::vector<size_t>&, const std::vector<int64_t>&>(), nb::arg("dtype"),
+      .def(nb::init<Storage, const std::vector<int64_t>&, const std::vector<int64_t>&>(), nb::arg("dtype"),
            nb::arg("shape"), nb::arg("strides"));
   nb::class_<Form>(m, "Form")
       .def(nb::init<nb::object, Kind, nb::handle, nb::handle, nb::handle>(), nb::arg("options"), nb::arg("kind"),
