@@ -89,7 +89,7 @@ fuzz-native: $(INSTALLED)  ## the native module under sanitizers; FUZZ="--second
 		-DPython_EXECUTABLE=$(abspath $(BIN))/python >/dev/null
 	$(BIN)/cmake --build build/native-fuzz
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
-		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/native-fuzz \
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 PYTHONPATH=build/native-fuzz \
 		$(BIN)/python tests/fuzz/fuzz_native.py $(FUZZ)
 
 STRESS := GRPC_VERBOSITY=NONE PYTHONPATH=tests $(BIN)/python

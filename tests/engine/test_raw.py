@@ -18,6 +18,7 @@ from stn_engine import (
 )
 from stn_engine.backends.cpu import CpuBackend
 from stn_engine.backends.torch import TorchBackend
+from support.emulated_cuda import EMULATED_CUDA
 from support.memory import bytes_of, call_of, results_from
 from support.strategies import (
     DETERMINISTIC,
@@ -31,6 +32,7 @@ from support.strategies import (
     random_warp,
 )
 
+HOST = torch.device("cpu")
 BACKENDS = [CpuBackend(), TorchBackend()]
 
 
@@ -208,3 +210,133 @@ def test_the_work_on_a_problem_is_kept_with_it():
     form = raw._form_of(call[0])
     assert form is not None
     assert raw._form_of(call[0]) is form
+
+
+def compute_in_block(problems):
+    """The bytes of all results, from a block of the host's memory."""
+    calls = [call_of(problem) for problem in problems]
+    operands = [operand for _, some in calls for operand in some]
+    there = raw.Block([len(operand) for operand in operands], HOST)
+    for place, operand in zip(there.bytes, operands, strict=True):
+        place[:] = operand
+    likes = [like for problem, _ in calls for like in raw.results_of(problem)]
+    results = raw.Block([like.nbytes for like in likes], HOST)
+    results.memory.fill_(0x5A)
+    raw.compute_in([problem for problem, _ in calls], there, results)
+    found = iter(results.bytes)
+    return [[next(found) for _ in raw.results_of(problem)] for problem, _ in calls]
+
+
+def assert_in_block_as_on_tensors(problems):
+    for problem, results in zip(problems, compute_in_block(problems), strict=True):
+        tensors = results_from(problem, results)
+        for got, want in zip(tensors, expected(problem), strict=True):
+            assert torch.equal(got, want) or torch.equal(got.isnan(), want.isnan())
+
+
+IN_BLOCKS = [EMULATED_CUDA, CpuBackend(), TorchBackend()]
+
+
+@pytest.fixture(params=IN_BLOCKS, ids=lambda backend: backend.name)
+def of_block(request, monkeypatch):
+    """The only backend; the first, its kernels emulated, makes no tensors of places in blocks."""
+    monkeypatch.setattr(dispatch, "candidates", lambda: (request.param, TorchBackend()))
+
+
+ALL_NEEDS = ("feature_map",), ("transform",), ("feature_map", "transform")
+
+
+def mixed_warps(kind, interpolation, dtype=torch.float32, **more):
+    """Of several sizes, one with channels last."""
+    spec = WarpSpec(interpolation=interpolation, **more)
+    first, second, third = (
+        random_warp(n, kind=kind, dtype=dtype, channels=8, size=(4 + n, 9), spec=spec)
+        for n in range(3)
+    )
+    last = second.feature_map.to(memory_format=torch.channels_last)
+    return [first, second.bound(last, second.transform.parameters), third]
+
+
+@pytest.mark.usefixtures("of_block")
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_computed_in_blocks_as_on_tensors(kind, interpolation):
+    """Where its operands lie and where its results are to lie."""
+    warps = mixed_warps(kind, interpolation)
+    assert_in_block_as_on_tensors(warps)
+    assert_in_block_as_on_tensors(
+        [
+            random_gradients(5, warp, needs=needs)
+            for warp, needs in zip(warps, ALL_NEEDS, strict=True)
+        ]
+    )
+
+
+@pytest.mark.usefixtures("of_block")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("padding", ["zeros", "reflection"])
+def test_unordered_sums_fit_into_blocks(dtype, padding):
+    """Whether they begin as zeros in the result itself or elsewhere."""
+    warps = mixed_warps("flow", "bilinear", dtype, padding=padding, deterministic=False)
+    for warp, needs in zip(warps, ALL_NEEDS, strict=True):
+        problem = random_gradients(5, warp, needs=needs)
+        ((*results,),) = compute_in_block([problem])
+        for got, want in zip(results_from(problem, results), expected(problem), strict=True):
+            torch.testing.assert_close(got, want, equal_nan=True)
+
+
+@pytest.mark.usefixtures("of_block")
+def test_volumes_and_grids_are_computed_in_blocks_as_on_tensors():
+    """With kernels or without."""
+    volume = random_warp(1, kind="affine", size=(4, 5, 6), output_size=(3, 6, 5))
+    assert_in_block_as_on_tensors([volume])
+    assert_in_block_as_on_tensors([random_gradients(2, volume)])
+    grid = GridProblem(random_warp(1).transform, (3, 4))
+    assert_in_block_as_on_tensors([grid])
+    grad_grid = random_values(2, grid.output_shape, grid.output_dtype)
+    assert_in_block_as_on_tensors([GridGradientsProblem(grid, grad_grid)])
+
+
+@DETERMINISTIC
+@given(warps=crowds(DTYPES))
+def test_any_crowd_is_computed_in_blocks_as_on_tensors(warps):
+    """Those of size 0 included, for which no kernel runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dispatch, "candidates", lambda: (EMULATED_CUDA, TorchBackend()))
+        if warps:
+            assert_in_block_as_on_tensors(warps)
+
+
+def test_a_row_is_found_once(monkeypatch):
+    """A server computes the same problem again and again."""
+    monkeypatch.setattr(dispatch, "candidates", lambda: (EMULATED_CUDA,))
+    problem, operands = call_of(random_warp(1))
+    sent = raw.Block([len(operand) for operand in operands], HOST)
+    results = raw.Block([raw.results_of(problem)[0].nbytes], HOST)
+    raw.compute_in([problem], sent, results)
+    kept = dict(problem.plans)
+    raw.compute_in([problem], sent, results)
+    assert problem.plans == kept
+
+
+def test_blocks_align_their_tensors_and_keep_their_order_in_memory():
+    """Vector loads want it, and kernels read channels last where they lie so."""
+    likes = [
+        torch.empty(3),
+        torch.empty(1, 4, 5, 2).permute(0, 3, 1, 2),
+        torch.empty(6, dtype=torch.float64),
+    ]
+    block = raw.Block([like.nbytes for like in likes], HOST)
+    tensors = block.tensors(likes)
+    first = tensors[0].data_ptr()
+    assert [one.data_ptr() - first for one in tensors] == [0, 256, 512]
+    assert [*(block.addresses - first)] == [0, 256, 512]
+    assert [one.stride() for one in tensors] == [like.stride() for like in likes]
+    assert [len(memory) for memory in block.bytes] == [like.nbytes for like in likes]
+
+
+def test_a_block_may_be_empty():
+    """As a batch may."""
+    block = raw.Block([], HOST)
+    assert block.memory.numel() == 0
+    assert block.bytes == block.tensors([]) == []

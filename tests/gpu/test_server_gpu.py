@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from stn_server.batching.devices import LANES_PER_GPU, Gpu, Host, devices_of
-from stn_server.batching.work import Operation
 from support.memory import call_of, results_from
 from support.strategies import random_gradients, random_warp
 
@@ -14,25 +13,25 @@ def gpu():
     return Gpu(torch.device("cuda:0"))
 
 
-def launch(device, operation, problems):
+def launch(device, problems):
     """The results of every problem, as tensors."""
-    outcomes = device.run(operation, [call_of(problem) for problem in problems], lambda: None)
+    outcomes = device.run([call_of(problem) for problem in problems], lambda: None)
     return [results_from(*pair) for pair in zip(problems, outcomes, strict=True)]
 
 
 def test_warps_of_all_sizes_travel_together(gpu):
     """One copy in, one launch, one copy back; float32 differs by its rounding only."""
     problems = [random_warp(seed, dtype=torch.float32, size=(4 + seed, 9)) for seed in range(8)]
-    results = launch(gpu, Operation.WARP, problems)
-    for (got,), (want,) in zip(results, launch(Host(), Operation.WARP, problems), strict=True):
+    results = launch(gpu, problems)
+    for (got,), (want,) in zip(results, launch(Host(), problems), strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
 def test_gradients_travel(gpu):
     """Those that are needed, and no others."""
     problem = random_gradients(3, random_warp(4), needs=("transform",))
-    ((got,),) = launch(gpu, Operation.WARP_GRADIENTS, [problem])
-    ((want,),) = launch(Host(), Operation.WARP_GRADIENTS, [problem])
+    ((got,),) = launch(gpu, [problem])
+    ((want,),) = launch(Host(), [problem])
     torch.testing.assert_close(got, want)
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import stn_engine
+from stn_engine import raw
+from stn_engine.blocks import Block
 from stn_server.batching import devices
-from stn_server.batching.blocks import ALIGNMENT_BYTES, Block
 from stn_server.batching.devices import Accelerator, Host, devices_of
 from stn_server.batching.runner import EngineRunner, Lanes
 from stn_server.batching.work import NOTHING, Batch, BatchKey, Operation, WorkItem
@@ -49,9 +50,9 @@ def problems_of(operation):
     return [stn_engine.GridGradientsProblem(grid, random(6, *grid.output_shape)) for grid in grids]
 
 
-def run(device, operation, problems):
+def run(device, problems):
     """The bytes of all results, or what came instead."""
-    outcomes = device.run(operation, [call_of(problem) for problem in problems], lambda: None)
+    outcomes = device.run([call_of(problem) for problem in problems], lambda: None)
     return [one if isinstance(one, Exception) else [*map(bytes, one)] for one in outcomes]
 
 
@@ -59,7 +60,7 @@ def run(device, operation, problems):
 def test_a_batch_that_travels_comes_back_as_if_it_had_stayed(operation):
     """Bit for bit, in the same order of memory."""
     problems = problems_of(operation)
-    assert run(ELSEWHERE, operation, problems) == run(HOST, operation, problems)
+    assert run(ELSEWHERE, problems) == run(HOST, problems)
 
 
 @pytest.mark.parametrize("operation", Operation)
@@ -74,33 +75,23 @@ def test_a_batch_crosses_in_one_copy_each_way(operation, monkeypatch):
 
     monkeypatch.setattr(Block, "copy_from", counted)
     calls = [call_of(problem) for problem in problems_of(operation)]
-    ELSEWHERE.run(operation, calls, lambda: events.append("launch"))
+    ELSEWHERE.run(calls, lambda: events.append("launch"))
     assert events == ["copy", "launch", "copy"]
-
-
-def test_blocks_align_their_tensors_and_keep_their_order_in_memory():
-    """Vector loads want it, and kernels read channels last where they lie so."""
-    likes = [random(1, 3), random(2, 1, 4, 5, 2).permute(0, 3, 1, 2), random(3, 6)[::2]]
-    block = Block(likes, torch.device("cpu"))
-    first = block.tensors[0].data_ptr()
-    assert [one.data_ptr() - first for one in block.tensors] == [0, 256, 512]
-    assert ALIGNMENT_BYTES == 256
-    assert [one.stride() for one in block.tensors] == [(1,), likes[1].stride(), (1,)]
 
 
 @pytest.fixture
 def memory_for(monkeypatch):
-    """Lets ragged warps run out of memory above so many problems."""
-    calls, warp_ragged = [], stn_engine.warp_ragged
+    """Lets devices run out of memory above so many problems."""
+    calls, compute_in = [], raw.compute_in
 
     def limit(most):
-        def scarce(problems, out):
+        def scarce(problems, *blocks):
             calls.append(len(problems))
             if len(problems) > most:
                 raise torch.OutOfMemoryError
-            return warp_ragged(problems, out)
+            return compute_in(problems, *blocks)
 
-        monkeypatch.setattr(devices.stn_engine, "warp_ragged", scarce)
+        monkeypatch.setattr(raw, "compute_in", scarce)
         return calls
 
     return limit
@@ -109,18 +100,18 @@ def memory_for(monkeypatch):
 def test_a_batch_that_does_not_fit_is_tried_in_halves(memory_for):
     """In order, and to the same results."""
     problems = [*warps(), warps()[0]]
-    expected = run(HOST, Operation.WARP, problems)
+    expected = run(HOST, problems)
     calls = memory_for(2)
-    assert run(ELSEWHERE, Operation.WARP, problems) == expected
+    assert run(ELSEWHERE, problems) == expected
     assert calls == [3, 2, 1]
 
 
 def test_a_half_that_does_not_fit_is_refused(memory_for):
     """Its callers may come again; the other half is computed."""
     calls = memory_for(1)
-    first, second, third = run(ELSEWHERE, Operation.WARP, [*warps(), warps()[0]])
+    first, second, third = run(ELSEWHERE, [*warps(), warps()[0]])
     assert calls == [3, 2, 1]
-    assert [third] == run(HOST, Operation.WARP, warps()[:1])
+    assert [third] == run(HOST, warps()[:1])
     for error in (first, second):
         with pytest.raises(DeviceFullError, match="expected memory for this request on cpu, got"):
             raise error
@@ -130,7 +121,7 @@ def test_a_half_that_does_not_fit_is_refused(memory_for):
 def test_a_single_call_that_does_not_fit_is_refused(memory_for):
     """There is nothing to halve, but what others left may be given back meanwhile."""
     calls = memory_for(0)
-    (error,) = run(ELSEWHERE, Operation.WARP, warps()[:1])
+    (error,) = run(ELSEWHERE, warps()[:1])
     assert isinstance(error, DeviceFullError)
     assert calls == [1, 1]
 

@@ -6,7 +6,7 @@ problem, no tensor is made of them.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,6 +16,9 @@ from torch.utils.dlpack import from_dlpack
 
 from stn_engine import dispatch
 from stn_engine.backends import cpu
+from stn_engine.backends._results import parts_of, results_of
+from stn_engine.backends.cuda import CudaBackend
+from stn_engine.blocks import Block
 from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,
@@ -24,6 +27,8 @@ from stn_engine.problem import (
     WarpGradientsProblem,
     WarpProblem,
 )
+
+__all__ = ["Block", "Bytes", "Call", "compute", "compute_in", "parts_of", "results_of"]
 
 Bytes: TypeAlias = bytes | memoryview
 Call: TypeAlias = tuple[Problem, Sequence[Bytes]]
@@ -63,47 +68,25 @@ def compute(calls: Sequence[Call], threads: int | None = None) -> Sequence[tuple
     return cpu.compute(items, torch.get_num_threads() if threads is None else threads)
 
 
-def results_of(problem: Problem) -> tuple[Tensor, ...]:
-    """Meta tensors like the results of a problem: of gradients, those that are asked for.
+def compute_in(problems: Sequence[Problem], operands: Block, results: Block) -> None:
+    """Computes problems of one type in the memory of a device, in the order of its stream.
 
-    Maps are in the memory order of the feature map: channels last if its strides say so, even
-    where sizes of 1 leave that open.
+    Args:
+        problems: As for ``compute``.
+        operands: Those of every problem, one behind the other, in the order of ``bound``.
+        results: Where those go that ``results_of`` lists.
+
+    Raises:
+        BackendUnavailableError: No backend can run one of the problems there.
     """
-    match problem:
-        case WarpProblem():
-            return (_map_like(problem.feature_map, problem.output_shape),)
-        case WarpGradientsProblem():
-            feature_map, parameters = problem.warp.operands
-            likes = {
-                "feature_map": _map_like(feature_map, feature_map.shape),
-                "transform": _meta(parameters.shape, parameters.dtype),
-            }
-            return tuple(like for name, like in likes.items() if name in problem.needs)
-        case GridProblem():
-            return (_meta(problem.output_shape, problem.output_dtype),)
-        case GridGradientsProblem():
-            (parameters,) = problem.grid.operands
-            return (_meta(parameters.shape, parameters.dtype),)
-
-
-def parts_of(result: Tensor | Gradients) -> tuple[Tensor, ...]:
-    """The tensors of a result, as ``results_of`` lists them."""
-    if isinstance(result, Tensor):
-        return (result,)
-    parts = result.feature_map, result.transform
-    return tuple(part for part in parts if part is not None)
-
-
-def _meta(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    return torch.empty(tuple(shape), dtype=dtype, device="meta")
-
-
-def _map_like(like: Tensor, shape: Sequence[int]) -> Tensor:
-    channels = like.shape[1]
-    if channels == 1 or (like.stride(1), like.stride(-1)) != (1, channels):
-        return _meta(shape, like.dtype)
-    n, _, *size = shape
-    return _meta((n, *size, channels), like.dtype).movedim(-1, 1)
+    device = operands.memory.device
+    for backend in dispatch.candidates():
+        if isinstance(backend, CudaBackend) and all(
+            backend.takes_places(problem, device) for problem in problems
+        ):
+            backend.compute_in(problems, operands, results)
+            return
+    _compute_views(problems, operands, results)
 
 
 def _form_of(problem: Problem) -> Any:
@@ -134,6 +117,27 @@ def _bound(problem: Any, operands: Sequence[Bytes]) -> Any:
     likes: Sequence[Tensor] = problem.operands
     pairs = zip(operands, likes, strict=True)
     return problem.bound(*(_tensor_over(operand, like) for operand, like in pairs))
+
+
+def _compute_views(problems: Sequence[Any], operands: Block, results: Block) -> None:
+    """The same by way of tensors, for any backend of the device."""
+    there = iter(operands.tensors([like for problem in problems for like in problem.operands]))
+    bound = [problem.bound(*(next(there) for _ in problem.operands)) for problem in problems]
+    places = results.tensors([like for problem in problems for like in results_of(problem)])
+    free = iter(places)
+    if isinstance(problems[0], WarpProblem):
+        dispatch.warp(bound, out=places)
+    elif isinstance(problems[0], WarpGradientsProblem):
+        dispatch.warp_gradients(bound, out=[_gradients(problem, free) for problem in bound])
+    else:  # grids are composed by torch, which allocates for itself
+        for place, grid in zip(places, _DISPATCH[type(problems[0])](bound), strict=True):
+            place.copy_(parts_of(grid)[0])
+
+
+def _gradients(problem: WarpGradientsProblem, free: Iterator[Tensor]) -> Gradients:
+    """Places for the gradients that are asked for."""
+    names = "feature_map", "transform"
+    return Gradients(*(next(free) if name in problem.needs else None for name in names))
 
 
 def _tensor_over(operand: Bytes, like: Tensor) -> Tensor:

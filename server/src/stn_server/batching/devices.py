@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor
 
-import stn_engine
-from stn_engine import Gradients, raw
+from stn_engine import raw
 from stn_engine.problem import Problem
-from stn_server.batching.blocks import Block
-from stn_server.batching.work import NOTHING, Cost, Operation
+from stn_engine.raw import Block
+from stn_server.batching.work import NOTHING, Cost
 from stn_server.config import ConfigError
 from stn_server.errors import DeviceFullError, DeviceLostError
 from stn_server.memory import resident_bytes
@@ -27,26 +25,19 @@ LANES_PER_GPU = 2
 
 HOST = torch.device("cpu")
 
-_GRIDS: dict[Operation, Callable[..., list[Tensor]]] = {
-    Operation.GENERATE_GRID: stn_engine.generate_grid_ragged,
-    Operation.GENERATE_GRID_GRADIENTS: stn_engine.generate_grid_gradients_ragged,
-}
-
 Outcome = tuple[raw.Bytes, ...] | Exception
 """The bytes of the results of a call, or why there are none."""
 
 
 class Device(Protocol):
-    """Computes calls of one operation; belongs to one thread."""
+    """Computes calls, of one operation at a time; belongs to one thread."""
 
     name: str
     """A label of metrics."""
     small: Cost
     """Batches up to this take less time than to wake a thread for them."""
 
-    def run(
-        self, operation: Operation, calls: Sequence[raw.Call], launching: Launching
-    ) -> Sequence[Outcome]:
+    def run(self, calls: Sequence[raw.Call], launching: Launching) -> Sequence[Outcome]:
         """One outcome per call, in host memory.
 
         Raises:
@@ -67,9 +58,7 @@ class Host:
     def __init__(self) -> None:
         self._threads = torch.get_num_threads()
 
-    def run(
-        self, _operation: Operation, calls: Sequence[raw.Call], launching: Launching
-    ) -> Sequence[Outcome]:
+    def run(self, calls: Sequence[raw.Call], launching: Launching) -> Sequence[Outcome]:
         """One ragged call."""
         launching()
         return raw.compute(calls, self._threads)
@@ -92,18 +81,16 @@ class Accelerator:
         self.name = str(device)
         self._device = device
 
-    def run(
-        self, operation: Operation, calls: Sequence[raw.Call], launching: Launching
-    ) -> Sequence[Outcome]:
+    def run(self, calls: Sequence[raw.Call], launching: Launching) -> Sequence[Outcome]:
         """The calls together, or in two halves."""
-        outcomes = self._tried(operation, calls, launching)
+        outcomes = self._tried(calls, launching)
         if outcomes is not None:
             return outcomes
         middle = math.ceil(len(calls) / 2)
         found: list[Outcome] = []
         for half in filter(None, (calls[:middle], calls[middle:])):
             self._give_back()
-            outcomes = self._tried(operation, half, launching)
+            outcomes = self._tried(half, launching)
             found += [DeviceFullError(self.name) for _ in half] if outcomes is None else outcomes
         return found
 
@@ -111,36 +98,33 @@ class Accelerator:
         """What torch has reserved, whether it is in use or kept for later."""
         return float(torch.cuda.memory_reserved(self._device))
 
-    def _tried(
-        self, operation: Operation, calls: Sequence[raw.Call], launching: Launching
-    ) -> Sequence[Outcome] | None:
+    def _tried(self, calls: Sequence[raw.Call], launching: Launching) -> Sequence[Outcome] | None:
         """One outcome per call; None if the memory of the device does not suffice."""
         with self._current():
             try:
                 landed = self._landed(calls)
                 launching()
-                return self._computed(operation, landed)
+                return self._computed([problem for problem, _ in calls], landed)
             except torch.OutOfMemoryError:
                 return None
 
-    def _landed(self, calls: Sequence[raw.Call]) -> list[Problem]:
-        """The problems over memory of the device, which holds the bytes of their operands."""
-        likes = [like for problem, _ in calls for like in problem.operands]
-        sent = Block(likes, HOST, pinned=self._is_remote)
-        operands = (operand for _, some in calls for operand in some)
+    def _landed(self, calls: Sequence[raw.Call]) -> Block:
+        """The operands of all calls, in memory of the device."""
+        operands = [operand for _, some in calls for operand in some]
+        sizes_bytes = [len(operand) for operand in operands]
+        sent = Block(sizes_bytes, HOST, pinned=self._is_remote)
         for place, operand in zip(sent.bytes, operands, strict=True):
             place[:] = operand
-        landed = Block(likes, self._device)
+        landed = Block(sizes_bytes, self._device)
         landed.copy_from(sent)
-        tensors = iter(landed.tensors)
-        return [_bound(problem, tensors) for problem, _ in calls]
+        return landed
 
-    def _computed(self, operation: Operation, problems: Sequence[Any]) -> Sequence[Outcome]:
+    def _computed(self, problems: Sequence[Problem], operands: Block) -> Sequence[Outcome]:
         likes = [raw.results_of(problem) for problem in problems]
-        flat = [like for some in likes for like in some]
-        results = Block(flat, self._device)
-        replies = Block(flat, HOST, pinned=self._is_remote)
-        _compute(operation, problems, results.tensors)
+        sizes_bytes = [like.nbytes for some in likes for like in some]
+        results = Block(sizes_bytes, self._device)
+        replies = Block(sizes_bytes, HOST, pinned=self._is_remote)
+        raw.compute_in(problems, operands, results)
         replies.copy_from(results)
         self._finish()
         values = iter(replies.bytes)
@@ -182,30 +166,6 @@ class Gpu(Accelerator):
 
     def _give_back(self) -> None:
         torch.cuda.empty_cache()
-
-
-def _bound(problem: Any, tensors: Iterator[Tensor]) -> Problem:
-    """A problem over the next tensors."""
-    bound: Problem = problem.bound(*(next(tensors) for _ in problem.operands))
-    return bound
-
-
-def _compute(operation: Operation, problems: Sequence[Any], places: Sequence[Tensor]) -> None:
-    """Computes problems into places, one behind the other."""
-    free = iter(places)
-    if operation == Operation.WARP:
-        stn_engine.warp_ragged(problems, [next(free) for _ in problems])
-    elif operation == Operation.WARP_GRADIENTS:
-        stn_engine.warp_gradients_ragged(problems, [_gradients(one, free) for one in problems])
-    else:  # grids are composed by torch, which allocates for itself
-        for place, grid in zip(places, _GRIDS[operation](problems), strict=True):
-            place.copy_(grid)
-
-
-def _gradients(problem: stn_engine.WarpGradientsProblem, free: Iterator[Tensor]) -> Gradients:
-    """Places for the gradients that are asked for."""
-    names = "feature_map", "transform"
-    return Gradients(*(next(free) if name in problem.needs else None for name in names))
 
 
 def devices_of(setting: str) -> list[Device]:

@@ -77,9 +77,7 @@ class EngineRunner:
         def launch(calls: Sequence[Any]) -> Sequence[Any]:
             self._seam(Point.ALLOCATE)
             self._seam(Point.LAUNCH)
-            return self._device.run(
-                batch.key.operation, calls, lambda: self._watcher("launch", batch)
-            )
+            return self._device.run(calls, lambda: self._watcher("launch", batch))
 
         outcomes = compute(launch, [item.problem for item in batch.items])
         self._watcher("collect", batch)

@@ -6,7 +6,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from stn_engine.problem import Gradients, WarpGradientsProblem, WarpProblem
+from stn_engine.problem import (
+    Gradients,
+    GridGradientsProblem,
+    GridProblem,
+    Problem,
+    WarpGradientsProblem,
+    WarpProblem,
+)
 from stn_engine.spec import Interpolation
 
 R = TypeVar("R", Tensor, Gradients)
@@ -75,3 +82,57 @@ def memory_format(feature_map: Tensor) -> torch.memory_format:
         if feature_map.is_contiguous(memory_format=last):
             return last
     return torch.contiguous_format
+
+
+_LIKES = "results"
+"""Among the plans of a problem."""
+
+
+def results_of(problem: Problem) -> tuple[Tensor, ...]:
+    """Meta tensors like the results of a problem: of gradients, those that are asked for.
+
+    Maps are in the memory order of the feature map: channels last if its strides say so, even
+    where sizes of 1 leave that open.
+    """
+    try:
+        likes: tuple[Tensor, ...] = problem.plans[_LIKES]
+    except KeyError:
+        likes = problem.plans[_LIKES] = _likes(problem)
+    return likes
+
+
+def parts_of(result: Tensor | Gradients) -> tuple[Tensor, ...]:
+    """The tensors of a result, as ``results_of`` lists them."""
+    if isinstance(result, Tensor):
+        return (result,)
+    return tuple(part for part in _parts(result) if part is not None)
+
+
+def _likes(problem: Problem) -> tuple[Tensor, ...]:
+    match problem:
+        case WarpProblem():
+            return (_map_like(problem.feature_map, problem.output_shape),)
+        case WarpGradientsProblem():
+            feature_map, parameters = problem.warp.operands
+            likes = {
+                "feature_map": _map_like(feature_map, feature_map.shape),
+                "transform": _meta(parameters.shape, parameters.dtype),
+            }
+            return tuple(like for name, like in likes.items() if name in problem.needs)
+        case GridProblem():
+            return (_meta(problem.output_shape, problem.output_dtype),)
+        case GridGradientsProblem():
+            (parameters,) = problem.grid.operands
+            return (_meta(parameters.shape, parameters.dtype),)
+
+
+def _meta(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(tuple(shape), dtype=dtype, device="meta")
+
+
+def _map_like(like: Tensor, shape: Sequence[int]) -> Tensor:
+    channels = like.shape[1]
+    if channels == 1 or (like.stride(1), like.stride(-1)) != (1, channels):
+        return _meta(shape, like.dtype)
+    n, _, *size = shape
+    return _meta((n, *size, channels), like.dtype).movedim(-1, 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stn_engine.backends._cuda.item import ADDRESSES, REACH_BYTES, THETA_BYTES, WORDS
 from stn_engine.backends._cuda.launcher import Arguments, Launcher
-from stn_engine.backends._cuda.memory import Given, New, Results, Words
+from stn_engine.backends._cuda.memory import New, Results, Words
 from stn_engine.backends._cuda.plans import Found
 from stn_engine.backends._cuda.programs import Program
 from stn_engine.backends._cuda.rows import SIZES, TILES, Key, Row
@@ -30,7 +30,7 @@ class Batch:
         launcher: Runs the kernels.
         found: The problems of a call.
         places: Those of them that are in this batch, all of one key.
-        warps: What they warp.
+        warps: What they warp; not needed where the addresses of their parameters were found.
 
     Attributes:
         key: That of all rows.
@@ -41,7 +41,7 @@ class Batch:
         launcher: Launcher,
         found: Found,
         places: Sequence[int],
-        warps: Sequence[WarpProblem],
+        warps: Sequence[WarpProblem] = (),
     ) -> None:
         self._launcher, self._found, self._places = launcher, found, places
         self._rows = cast("Sequence[Row]", self._here(found.rows))
@@ -60,8 +60,9 @@ class Batch:
         # Memory that kernels still read must not be given to others before they are queued.
         self._kept: list[Any] = []
         for name, addresses in found.operands.items():
-            self._put(name, self._here(addresses))
-        self._put_parameters(warps)
+            self._put(self.key.columns.get(name, name), self._here(addresses))
+        if "parameters" not in found.operands:
+            self._put_parameters(warps)
         self._results = {name: self._result(name) for name in self.key.results}
 
     def tensors(self, result: str) -> Sequence[Tensor | None]:
@@ -94,10 +95,12 @@ class Batch:
         if by_maps is not None:
             self._gather() if self.key.gathers else self._scatter(collects=collects)
 
-    def _here(self, values: Sequence[T]) -> Sequence[T]:
+    def _here(self, values: Any) -> Any:
         """Those of the items among those of all problems."""
         if len(values) == len(self._places):
             return values
+        if isinstance(values, np.ndarray):
+            return values[self._places]
         return [values[place] for place in self._places]
 
     def _put_parameters(self, warps: Sequence[WarpProblem]) -> None:
@@ -115,10 +118,8 @@ class Batch:
 
     def _result(self, name: str) -> Results:
         """Where a result of every item goes."""
-        if name in self._found.given:
-            tensors, addresses = self._found.given[name]
-            there = cast("Sequence[Tensor]", self._here(tensors))
-            memory: Results = Given(there, self._here(addresses))
+        if name in self._found.provided:
+            memory: Results = self._found.provided[name].of(self._places)
         else:
             memory = New(self._rows, name, *self._spread(name))
         self._put(self.key.columns.get(name, name), memory.addresses)

@@ -1,5 +1,7 @@
 """Memory of all items of a batch: scratch of kernels, and results."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Protocol, TypeAlias
 
@@ -20,32 +22,72 @@ class Results(Protocol):
     def addresses(self) -> Words | Sequence[int]:
         """Where each begins."""
 
-    def tensors(self) -> Sequence[Tensor]:
+    def tensors(self) -> Sequence[Tensor | None]:
         """All results."""
 
     def zero(self) -> None:
         """Write 0 into all of them."""
 
 
+class Provided(Results, Protocol):
+    """Memory that the caller of an operation provides, for all problems of the call."""
+
+    def of(self, places: Sequence[int]) -> Results:
+        """That of some of the problems, which all need the result."""
+
+
 class Given:
-    """Memory that the caller of an operation gave.
+    """One tensor for each item.
 
     Args:
-        tensors: One for each item.
+        tensors: None for those that do not need the result.
         addresses: Theirs.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], addresses: Sequence[int]) -> None:
+    def __init__(self, tensors: Sequence[Tensor | None], addresses: Sequence[int]) -> None:
         self._tensors, self.addresses = tensors, addresses
 
-    def tensors(self) -> Sequence[Tensor]:
+    def of(self, places: Sequence[int]) -> Given:
+        """See ``Provided``."""
+        tensors, addresses = self._tensors, self.addresses
+        return Given([tensors[at] for at in places], [addresses[at] for at in places])
+
+    def tensors(self) -> Sequence[Tensor | None]:
         """Those that were given."""
         return self._tensors
 
     def zero(self) -> None:
         """One after the other."""
         for tensor in self._tensors:
-            tensor.zero_()
+            if tensor is not None:
+                tensor.zero_()
+
+
+class Placed:
+    """A piece of memory in which results lie side by side, but nothing of them as a tensor.
+
+    Args:
+        memory: The piece, of bytes.
+        starts: Where each begins.
+        sizes_bytes: Of each.
+    """
+
+    def __init__(self, memory: Tensor, starts: Words, sizes_bytes: Words) -> None:
+        self._memory, self._starts, self._sizes_bytes = memory, starts, sizes_bytes
+        self.addresses = starts + memory.data_ptr()
+
+    def of(self, places: Sequence[int]) -> Placed:
+        """See ``Provided``."""
+        return Placed(self._memory, self._starts[places], self._sizes_bytes[places])
+
+    def tensors(self) -> Sequence[Tensor | None]:
+        """None for each: whoever provides the memory knows what is in it."""
+        return [None] * len(self._starts)
+
+    def zero(self) -> None:
+        """One after the other."""
+        for start, size in zip(self._starts.tolist(), self._sizes_bytes.tolist(), strict=True):
+            self._memory[start : start + size].zero_()
 
 
 class New:

@@ -7,15 +7,21 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from stn_engine.backends._cuda.item import FIELDS
+from stn_engine.backends._cuda.memory import Given, Placed, Provided, Words
 from stn_engine.backends._cuda.rows import ROWS, Description, Key, Layout, Row
-from stn_engine.backends._results import memory_format
+from stn_engine.backends._results import memory_format, results_of
+from stn_engine.blocks import Block
 from stn_engine.problem import Gradients, WarpGradientsProblem, WarpProblem
 
 Strides: TypeAlias = tuple[int, ...] | None
+
+NAMES = "feature_map", "transform"
+"""What there are gradients of."""
 
 _UNALIGNED = 15
 """Bits of an address that are 0 where whole vectors of channels can be moved."""
@@ -26,10 +32,10 @@ class Found(NamedTuple):
 
     rows: Sequence[Row | None]
     """None for problems of which nothing is to be computed."""
-    operands: Mapping[str, Sequence[int]]
-    """Addresses of U, and in backward problems of G."""
-    given: Mapping[str, tuple[Sequence[Tensor | None], Sequence[int]]]
-    """Memory of the caller for results, by what they are, and its addresses."""
+    operands: Mapping[str, Sequence[int] | Words]
+    """Addresses of U, in backward problems of G, and of parameters that need not be looked for."""
+    provided: Mapping[str, Provided]
+    """Memory of the caller for results, by what they are."""
 
 
 def found_warps(problems: Sequence[WarpProblem], out: Sequence[Tensor] | None) -> Found:
@@ -50,7 +56,7 @@ def found_warps(problems: Sequence[WarpProblem], out: Sequence[Tensor] | None) -
         or _warp_row(one, slot, u | v, of_v)
         for one, u, v, of_v in zip(problems, sources, targets, strides, strict=True)
     ]
-    return Found(rows, {"source": sources}, {"target": (out, targets)})
+    return Found(rows, {"source": sources}, {"target": Given(out, targets)})
 
 
 def found_gradients(
@@ -80,8 +86,63 @@ def found_gradients(
             problems, sources, targets, by_maps, strides, strict=True
         )
     ]
-    given = {"by_source": (maps, by_maps), "by_parameters": (transforms, by_transforms)}
-    return Found(rows, operands, given)
+    provided = {
+        "by_source": Given(maps, by_maps),
+        "by_parameters": Given(transforms, by_transforms),
+    }
+    return Found(rows, operands, provided)
+
+
+def placed_warps(problems: Sequence[WarpProblem], operands: Block, results: Block) -> Found:
+    """Rows of forward problems whose operands, U and parameters, and results lie in blocks."""
+    sources, parameters = operands.addresses.reshape(-1, 2).T
+    return Found(
+        _placed_rows(problems, operands.memory.device),
+        {"source": sources, "parameters": parameters},
+        {"target": Placed(results.memory, results.starts, results.sizes_bytes)},
+    )
+
+
+def placed_gradients(
+    problems: Sequence[WarpGradientsProblem], operands: Block, results: Block
+) -> Found:
+    """As ``placed_warps``; operands are G, U and parameters, results those that are needed."""
+    targets, sources, parameters = operands.addresses.reshape(-1, 3).T
+    needed = [[name in one.needs for name in NAMES] for one in problems]
+    # Which result it is; whatever it says where none is needed, nobody will ask.
+    at = np.cumsum(np.array(needed).reshape(-1)).reshape(-1, 2) - 1
+    by_maps, by_transforms = (
+        Placed(results.memory, results.starts[column], results.sizes_bytes[column])
+        for column in at.T
+    )
+    return Found(
+        _placed_rows(problems, operands.memory.device),
+        {"target": targets, "source": sources, "parameters": parameters},
+        {"by_source": by_maps, "by_parameters": by_transforms},
+    )
+
+
+def _placed_rows(
+    problems: Sequence[WarpProblem] | Sequence[WarpGradientsProblem], device: torch.device
+) -> Sequence[Row]:
+    slot = ROWS.current(), device
+    return [one.plans.get(slot) or _placed_row(one, slot, device) for one in problems]
+
+
+def _placed_row(
+    problem: WarpProblem | WarpGradientsProblem, slot: Hashable, device: torch.device
+) -> Row:
+    """The row of a problem that was not bound to memory, from now on in this slot."""
+    likes = iter([(like.shape, like.stride()) for like in results_of(problem)])
+    if isinstance(problem, WarpProblem):
+        row = _row_of(problem, 0, next(likes), None, None, device)
+    else:
+        grads = problem.grad_output
+        by_map, by_transform = [next(likes) if name in problem.needs else None for name in NAMES]
+        target = grads.shape, grads.stride()
+        row = _row_of(problem.warp, 0, target, by_map, by_transform, device)
+    problem.plans[slot] = row
+    return row
 
 
 def grouped(rows: Sequence[Row | None]) -> tuple[list[int], Collection[list[int]]]:
@@ -132,7 +193,8 @@ def _gradients_row(
         return None
     grads = problem.grad_output
     results = _new_results(problem) if strides is None else _given_results(problem, strides)
-    row = _row_of(problem.warp, addresses, (grads.shape, grads.stride()), *results)
+    by_map, by_transform = results
+    row = _row_of(problem.warp, addresses, (grads.shape, grads.stride()), by_map, by_transform)
     problem.plans[slot] = row
     return row
 
@@ -164,14 +226,16 @@ def _row_of(
     target: Layout,
     by_source: Layout | None,
     by_parameters: Layout | None,
+    device: torch.device | None = None,
 ) -> Row:
+    """The row of a warp or its gradients; ``device`` if it is not that of its operands."""
     source, parameters = warp.operands
     kind = type(warp.transform)
     description = Description(
         kind,
         warp.spec,
         source.dtype,
-        source.device,
+        source.device if device is None else device,
         (source.shape, source.stride()),
         target,
         (parameters.shape, parameters.stride()),
