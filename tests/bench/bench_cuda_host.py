@@ -11,11 +11,12 @@ from functools import partial
 
 import torch
 
-from stn_engine import Affine, Gradients, WarpGradientsProblem, WarpProblem, dispatch
+from stn_engine import Affine, Gradients, WarpGradientsProblem, WarpProblem, dispatch, raw
 from stn_engine.backends.cuda import CudaBackend
 
 CALLS = 2000
 COUNT = 64
+HOST = torch.device("cpu")
 
 
 class IdleLauncher:
@@ -67,8 +68,27 @@ def main() -> None:
                 dispatch.warp_gradients, backward, backends, gradients
             ),
         }.items():
-            launched, returned = least_us(launcher, run)
-            print(f"{what:24} {name:24} launched {launched:6.1f}   returned {returned:6.1f}")
+            report(what, name, launcher, run)
+        for name, problems in {
+            "forward, in blocks": warps,
+            "backward, in blocks": backward,
+        }.items():
+            report(what, name, launcher, partial(backends[0].compute_in, *in_blocks(problems)))
+
+
+def report(what: str, name: str, launcher: IdleLauncher, run: Callable[[], object]) -> None:
+    launched, returned = least_us(launcher, run)
+    print(f"{what:24} {name:24} launched {launched:6.1f}   returned {returned:6.1f}")
+
+
+def in_blocks(problems) -> tuple[object, raw.Block, raw.Block]:
+    """As a server has them: problems that were made once, and memory of this batch."""
+    unbound = [
+        problem.bound(*(operand.to("meta") for operand in problem.operands)) for problem in problems
+    ]
+    operands = [operand.nbytes for problem in unbound for operand in problem.operands]
+    results = [like.nbytes for problem in unbound for like in raw.results_of(problem)]
+    return unbound, raw.Block(operands, HOST), raw.Block(results, HOST)
 
 
 if __name__ == "__main__":
