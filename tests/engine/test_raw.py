@@ -307,6 +307,22 @@ def test_any_crowd_is_computed_in_blocks_as_on_tensors(warps):
             assert_in_block_as_on_tensors(warps)
 
 
+@pytest.mark.usefixtures("of_block")
+@pytest.mark.parametrize(
+    ("operands", "results", "message"),
+    [
+        ((840, 48), (576,), r"operands: expected tensors of \[840, 96\] bytes, got \[840, 48\]"),
+        ((840,), (576,), r"operands: expected tensors of \[840, 96\] bytes, got \[840\]"),
+        ((840, 96), (575,), r"results: expected tensors of \[576\] bytes, got \[575\]"),
+    ],
+)
+def test_blocks_of_other_tensors_are_refused(operands, results, message):
+    """Kernels do not look where a block ends."""
+    problem, _ = call_of(random_warp(1, dtype=torch.float32, parameter_dtype=torch.float64))
+    with pytest.raises(ValueError, match=message):
+        raw.compute_in([problem], raw.Block(operands, HOST), raw.Block(results, HOST))
+
+
 def test_a_row_is_found_once(monkeypatch):
     """A server computes the same problem again and again."""
     monkeypatch.setattr(dispatch, "candidates", lambda: (EMULATED_CUDA,))

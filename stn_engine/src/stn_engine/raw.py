@@ -1,8 +1,8 @@
 """The engine on raw memory: bytes in, bytes out, for those who move bytes and touch no tensors.
 
 A problem on meta tensors says what is computed, and how its operands lie in memory; it is made
-once. Bytes then come and go with every call, and where the ``cpu`` backend has kernels for the
-problem, no tensor is made of them.
+once. Bytes then come and go with every call: in host memory (``compute``), or in blocks of memory
+of any device (``compute_in``). Where a backend has kernels for the problem, no tensor is made.
 """
 
 import math
@@ -41,7 +41,7 @@ _DISPATCH: dict[type[Problem], Callable[[Any], Sequence[Tensor | Gradients]]] = 
 }
 
 
-_FORM = "form"
+_FORM, _SIZES = "form", "sizes"
 """Among the plans of a problem."""
 
 
@@ -77,8 +77,12 @@ def compute_in(problems: Sequence[Problem], operands: Block, results: Block) -> 
         results: Where those go that ``results_of`` lists.
 
     Raises:
+        ValueError: A block holds tensors of other sizes.
         BackendUnavailableError: No backend can run one of the problems there.
     """
+    sizes_bytes = [_sizes_of(problem) for problem in problems]
+    _require_sizes("operands", operands, [size for sizes, _ in sizes_bytes for size in sizes])
+    _require_sizes("results", results, [size for _, sizes in sizes_bytes for size in sizes])
     device = operands.memory.device
     for backend in dispatch.candidates():
         if isinstance(backend, CudaBackend) and all(
@@ -101,6 +105,23 @@ def _form_of(problem: Problem) -> Any:
 def _new_form(problem: Problem) -> Any:
     host = next((one for one in dispatch.candidates() if isinstance(one, cpu.CpuBackend)), None)
     return None if host is None else host.form(problem, results_of(problem))
+
+
+def _sizes_of(problem: Problem) -> tuple[list[int], list[int]]:
+    """Bytes of the operands and of the results."""
+    try:
+        sizes: tuple[list[int], list[int]] = problem.plans[_SIZES]
+    except KeyError:
+        operands, results = problem.operands, results_of(problem)
+        sizes = [like.nbytes for like in operands], [like.nbytes for like in results]
+        problem.plans[_SIZES] = sizes
+    return sizes
+
+
+def _require_sizes(what: str, block: Block, expected: Sequence[int]) -> None:
+    actual = block.sizes_bytes.tolist()
+    if actual != expected:
+        raise ValueError(f"{what}: expected tensors of {expected} bytes, got {actual}.")
 
 
 def _composed(calls: Sequence[Call]) -> Sequence[tuple[Bytes, ...]]:
