@@ -21,9 +21,10 @@ from prometheus_client import CollectorRegistry, ProcessCollector, start_http_se
 from stn_engine import compilations
 from stn_server import warm_up
 from stn_server.auth import Authenticator
-from stn_server.batching.batcher import Batcher, Runner
+from stn_server.batching.batcher import Batcher
 from stn_server.batching.devices import devices_of
 from stn_server.batching.policy import Policy, PolicyLimits
+from stn_server.batching.roles import Runner
 from stn_server.batching.runner import EngineRunner, Lanes, nobody
 from stn_server.batching.work import Cost
 from stn_server.config import BatchingConfig, ConfigError, ServerConfig, split_address

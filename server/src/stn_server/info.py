@@ -13,7 +13,7 @@ import stn_engine
 from stn_engine.dispatch import select
 from stn_proto.codec import DTYPES
 from stn_proto.v1 import server_info_pb2, warp_pb2
-from stn_server.batching.batcher import Statistics
+from stn_server.batching.roles import Statistics
 from stn_server.config import ConfigError, ServerConfig
 from stn_server.operands import TRANSFORMS
 from stn_server.vocabulary import offered

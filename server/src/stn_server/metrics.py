@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.registry import Collector
 
 from stn_engine.compilations import Outcome
-from stn_server.batching.batcher import Statistics
+from stn_server.batching.roles import Statistics
 from stn_server.batching.work import Batch
 from stn_server.errors import RefusedError
 

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from stn_server.batching.admission import Full
 from stn_server.batching.policy import (
@@ -25,6 +25,7 @@ from stn_server.batching.policy import (
     Refusal,
     Tick,
 )
+from stn_server.batching.roles import Call, Counts, Observer, Runner, Statistics
 from stn_server.batching.work import Batch, BatchKey, Cost, Finished, WorkItem, as_it_is
 from stn_server.errors import (
     BatchFailedError,
@@ -41,71 +42,6 @@ from stn_server.faults import Point, Seam, no_fault
 
 LEAST_RETRY_S = 0.05
 """Told to refused callers at least: a few batches of typical length."""
-
-
-class Runner(Protocol):
-    """Computes batches on one device."""
-
-    async def run(self, batch: Batch) -> Sequence[Any]:
-        """One outcome per item, in order: a result, or the exception of that item alone.
-
-        Raises:
-            DeviceLostError: Nothing can be computed any more.
-            Exception: This batch could not be computed.
-        """
-        ...
-
-    def at_once(self, batch: Batch) -> Sequence[Any] | None:
-        """As `run`, for a batch that takes less time than to wait for it; None if it takes more."""
-        ...
-
-    def close(self) -> None:
-        """Lets go of the device, after the batch that runs; does not wait for it."""
-
-
-class Call(Protocol):
-    """What an item is computed for."""
-
-    def add_done_callback(self, callback: Any, /) -> None:
-        """Calls back when the reply has left, or the caller has gone."""
-        ...
-
-
-class Observer(Protocol):
-    """Told what happens, so that metrics need not be known here."""
-
-    def item_abandoned(self) -> None:
-        """An item left the queue without having run."""
-
-    def batch_finished(self, batch: Batch, queue_s: Sequence[float], compute_s: float) -> None:
-        """A batch is through, with the time that each item waited."""
-
-
-@dataclass(slots=True)
-class _Counts:
-    """Counts since the start."""
-
-    finished_items: int = 0
-    failed_items: int = 0
-    refused_items: int = 0
-    abandoned_items: int = 0
-    batches: int = 0
-    largest_batch_items: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """Counts since the start, and what is on its way now."""
-
-    queued_items: int
-    running_items: int
-    admitted_bytes: int
-    finished_items: int
-    failed_items: int
-    refused_items: int
-    abandoned_items: int
-    batches: int
-    largest_batch_items: int
 
 
 @dataclass(slots=True)
@@ -162,7 +98,7 @@ class Batcher:
         self._broken: asyncio.Future[Exception] = self._loop.create_future()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._counts = _Counts()
+        self._counts = Counts()
 
     async def submit(
         self,

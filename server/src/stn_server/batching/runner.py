@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from stn_server.batching.batcher import Runner
 from stn_server.batching.devices import Device, Host
+from stn_server.batching.roles import Runner
 from stn_server.batching.work import Batch
 from stn_server.errors import DeviceLostError
 from stn_server.faults import Point, Seam, no_fault
