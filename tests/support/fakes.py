@@ -48,6 +48,10 @@ class FakeRunner:
         async with self._begun:
             await self._begun.wait_for(lambda: len(self.batches) >= count)
 
+    def hold(self):
+        """Lets batches wait from now on."""
+        self._held = True
+
     def release(self):
         """Lets the oldest batch that waits finish."""
         self._gates.pop(0).set()

@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import signal
 
 import pytest
 
-from stn_client import Affine, AsyncClient, RetryPolicy, UnavailableError
-from stn_server.app import Server
+from stn_client import Affine, AsyncClient, RetryPolicy, UnavailableError, _connection
+from stn_server.app import SIGN_OF_LIFE_MS, Server
 from stn_server.config import LifecycleConfig, ServerConfig
 from stn_server.lifecycle import Shutdown
 from stress.report import percentile
@@ -74,6 +75,23 @@ def test_a_killed_replica_loses_no_call(replicas):
         load.until(serves(replicas, 1))
     assert_nothing_lost(load)
     assert len(retries.failures) >= CALLERS
+    assert all(isinstance(failure, UnavailableError) for failure in retries.failures)
+
+
+def test_a_replica_that_falls_silent_loses_no_call(replicas, monkeypatch):
+    """As when its machine vanishes: no connection ends, but nobody answers on it either."""
+    patient = dict(_connection.CHANNEL_OPTIONS)
+    assert patient["grpc.keepalive_time_ms"] >= SIGN_OF_LIFE_MS
+    patient |= {"grpc.keepalive_time_ms": 500, "grpc.keepalive_timeout_ms": 500}
+    monkeypatch.setattr(_connection, "CHANNEL_OPTIONS", tuple(patient.items()))
+    retries = NotedRetries()
+    with Load(replicas.target, CALLERS, retries) as load:
+        load.until(serves(replicas, 1))
+        replicas[1].process.send_signal(signal.SIGSTOP)
+        load.further(10)
+        assert retries.failures
+        replicas[1].process.send_signal(signal.SIGCONT)
+    assert_nothing_lost(load)
     assert all(isinstance(failure, UnavailableError) for failure in retries.failures)
 
 

@@ -53,6 +53,9 @@ gRPC stops reading and cancels what it has not read."""
 HANDSHAKE_S = 10.0
 """How long a connection may take to begin; gRPC would wait for two minutes."""
 
+SIGN_OF_LIFE_MS = 5_000
+"""So often may clients ask whether the server is still there; gRPC by itself takes it as abuse."""
+
 STOPPING_S = 1.0
 """How long gRPC may take to cut calls off."""
 
@@ -265,6 +268,7 @@ def grpc_options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),  # max_output_bytes limits replies
         ("grpc.max_concurrent_streams", config.limits.max_concurrent_streams),
         ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_S * 1000)),
+        ("grpc.http2.min_ping_interval_without_data_ms", SIGN_OF_LIFE_MS),
         ("grpc.max_connection_age_ms", _age_ms(config.lifecycle.connection_age_s)),
         ("grpc.so_reuseport", 0),
     ]

@@ -1,0 +1,53 @@
+"""Clients ask silent servers for a sign of life; servers do not take that as abuse."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from stn_client import Affine, AsyncClient, RetryPolicy, UnavailableError, _connection
+from stn_server import app
+from stn_server.config import ServerConfig
+from stn_server.lifecycle import Shutdown
+from support.bad_requests import ramp, theta
+from support.fakes import FakeRunner, feature_maps
+
+ONCE = RetryPolicy(attempts=1)
+GRPC_DEFAULT_MS = 300_000
+
+
+@contextlib.asynccontextmanager
+async def serving(runner):
+    """The target of a server."""
+    config = ServerConfig(listen=("127.0.0.1:0",), metrics_listen="")
+    server = app.Server(config, runner=runner)
+    yield (await server.start()).targets[0]
+    await server.stop(Shutdown())
+
+
+@pytest.mark.timeout(60)
+def test_a_long_call_may_ask_again_and_again(monkeypatch):
+    """For as long as another server, which is not as patient, takes to end its connection."""
+    often = dict(_connection.CHANNEL_OPTIONS) | {"grpc.keepalive_time_ms": 100}
+    monkeypatch.setattr(_connection, "CHANNEL_OPTIONS", tuple(often.items()))
+
+    async def scenario():
+        patient, strict = FakeRunner(feature_maps), FakeRunner(feature_maps)
+        async with contextlib.AsyncExitStack() as running:
+            calls = []
+            for runner, least_ms in ((patient, 50), (strict, GRPC_DEFAULT_MS)):
+                monkeypatch.setattr(app, "SIGN_OF_LIFE_MS", least_ms)
+                target = await running.enter_async_context(serving(runner))
+                runner.hold()
+                warm = len(runner.batches)
+                stn = await running.enter_async_context(AsyncClient(target, retry=ONCE))
+                calls.append(asyncio.create_task(stn.warp(ramp(1, 3, 4, 5), Affine(theta(1)))))
+                await runner.begun(warm + 1)
+            endings = asyncio.as_completed(calls)
+            with pytest.raises(UnavailableError, match="Too many pings"):
+                await next(endings)
+            patient.release_all()
+            strict.release_all()
+            assert (await next(endings)).shape == (1, 3, 4, 5)
+
+    asyncio.run(scenario())
