@@ -19,7 +19,7 @@ from stn_engine import (
 from stn_engine.backends.cpu import CpuBackend
 from stn_engine.backends.torch import TorchBackend
 from support.emulated_cuda import EMULATED_CUDA
-from support.memory import bytes_of, call_of, results_from
+from support.memory import bytes_of, job_of, results_from
 from support.strategies import (
     DETERMINISTIC,
     DTYPES,
@@ -56,8 +56,8 @@ def expected(problem):
 
 def assert_as_on_tensors(problems, threads=None):
     """Also those that a kernel never touches."""
-    calls = [call_of(problem) for problem in problems]
-    for problem, results in zip(problems, raw.compute(calls, threads), strict=True):
+    jobs = [job_of(problem) for problem in problems]
+    for problem, results in zip(problems, raw.compute(jobs, threads), strict=True):
         tensors = results_from(problem, results)
         for got, want in zip(tensors, expected(problem), strict=True):
             assert got.dtype == want.dtype
@@ -133,7 +133,7 @@ def test_maps_of_one_pixel_keep_their_order_of_channels(dtype):
     pixel = random_values(1, (2, 1, 1, 3), dtype).permute(0, 3, 1, 2)
     theta = torch.eye(2, 3, dtype=dtype).repeat(2, 1, 1)
     warp = WarpProblem(pixel, Affine(theta), (4, 5), WarpSpec(padding="border"))
-    problem, operands = call_of(warp)
+    problem, operands = job_of(warp)
     problem = problem.bound(
         torch.empty(2, 1, 1, 3, dtype=dtype, device="meta").permute(0, 3, 1, 2),
         problem.transform.parameters,
@@ -173,11 +173,10 @@ def test_no_calls_have_no_results():
 @pytest.mark.usefixtures("backend")
 def test_operands_may_lie_anywhere():
     """What is not aligned is copied first; nothing is written to it."""
-    problem = random_gradients(3, random_warp(1))
-    call, operands = call_of(problem)
+    problem, operands = job_of(random_gradients(3, random_warp(1)))
     shifted = [memoryview(b"?" + operand)[1:] for operand in operands]
     assert [*map(bytes, operands)] == [*map(bytes, shifted)]
-    aligned, moved = raw.compute([(call, operands), (call, shifted)])
+    aligned, moved = raw.compute([(problem, operands), (problem, shifted)])
     assert [*map(bytes, aligned)] == [*map(bytes, moved)]
     assert [*map(bytes, operands)] == [*map(bytes, shifted)]
 
@@ -185,46 +184,46 @@ def test_operands_may_lie_anywhere():
 @pytest.mark.usefixtures("backend")
 def test_operands_of_another_size_are_refused():
     """Before anything is read beyond their end."""
-    call, (grad_output, feature_map, theta) = call_of(random_gradients(3, random_warp(1)))
-    good = call, (grad_output, feature_map, theta)
+    problem, (grad_output, feature_map, theta) = job_of(random_gradients(3, random_warp(1)))
+    good = problem, (grad_output, feature_map, theta)
     for bad in (
         (grad_output[:-1], feature_map, theta),
         (grad_output, feature_map + b"?", theta),
         (grad_output, feature_map, b""),
     ):
         with pytest.raises(ValueError, match=r"expected \d+ bytes, got \d+"):
-            raw.compute([good, (call, bad)])
+            raw.compute([good, (problem, bad)])
 
 
 def test_only_backends_that_may_compute_do(monkeypatch):
     """As on tensors: the one that `STN_BACKEND` names, or none."""
     monkeypatch.setattr(dispatch, "candidates", lambda: ())
     with pytest.raises(BackendUnavailableError):
-        raw.compute([call_of(random_warp(1))])
+        raw.compute([job_of(random_warp(1))])
 
 
 def test_the_work_on_a_problem_is_kept_with_it():
     """A server computes the same problem again and again."""
-    call = call_of(random_warp(1))
-    raw.compute([call])
-    form = raw._form_of(call[0])
+    job = job_of(random_warp(1))
+    raw.compute([job])
+    form = raw._form_of(job[0])
     assert form is not None
-    assert raw._form_of(call[0]) is form
+    assert raw._form_of(job[0]) is form
 
 
 def compute_in_block(problems):
     """The bytes of all results, from a block of the host's memory."""
-    calls = [call_of(problem) for problem in problems]
-    operands = [operand for _, some in calls for operand in some]
+    jobs = [job_of(problem) for problem in problems]
+    operands = [operand for _, some in jobs for operand in some]
     there = raw.Block([len(operand) for operand in operands], HOST)
     for place, operand in zip(there.bytes, operands, strict=True):
         place[:] = operand
-    likes = [like for problem, _ in calls for like in raw.results_of(problem)]
+    likes = [like for problem, _ in jobs for like in raw.results_of(problem)]
     results = raw.Block([like.nbytes for like in likes], HOST)
     results.memory.fill_(0x5A)
-    raw.compute_in([problem for problem, _ in calls], there, results)
+    raw.compute_in([problem for problem, _ in jobs], there, results)
     found = iter(results.bytes)
-    return [[next(found) for _ in raw.results_of(problem)] for problem, _ in calls]
+    return [[next(found) for _ in raw.results_of(problem)] for problem, _ in jobs]
 
 
 def assert_in_block_as_on_tensors(problems):
@@ -318,7 +317,7 @@ def test_any_crowd_is_computed_in_blocks_as_on_tensors(warps):
 )
 def test_blocks_of_other_tensors_are_refused(operands, results, message):
     """Kernels do not look where a block ends."""
-    problem, _ = call_of(random_warp(1, dtype=torch.float32, parameter_dtype=torch.float64))
+    problem, _ = job_of(random_warp(1, dtype=torch.float32, parameter_dtype=torch.float64))
     with pytest.raises(ValueError, match=message):
         raw.compute_in([problem], raw.Block(operands, HOST), raw.Block(results, HOST))
 
@@ -326,7 +325,7 @@ def test_blocks_of_other_tensors_are_refused(operands, results, message):
 def test_a_row_is_found_once(monkeypatch):
     """A server computes the same problem again and again."""
     monkeypatch.setattr(dispatch, "candidates", lambda: (EMULATED_CUDA,))
-    problem, operands = call_of(random_warp(1))
+    problem, operands = job_of(random_warp(1))
     sent = raw.Block([len(operand) for operand in operands], HOST)
     results = raw.Block([raw.results_of(problem)[0].nbytes], HOST)
     raw.compute_in([problem], sent, results)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stn_server.batching.devices import LANES_PER_GPU, Gpu, Host, devices_of
-from support.memory import call_of, results_from
+from support.memory import job_of, results_from
 from support.strategies import random_gradients, random_warp
 
 
@@ -15,7 +15,7 @@ def gpu():
 
 def launch(device, problems):
     """The results of every problem, as tensors."""
-    outcomes = device.run([call_of(problem) for problem in problems], lambda: None)
+    outcomes = device.run([job_of(problem) for problem in problems], lambda: None)
     return [results_from(*pair) for pair in zip(problems, outcomes, strict=True)]
 
 

@@ -15,7 +15,7 @@ from stn_server.batching.work import NOTHING, Batch, BatchKey, Operation, WorkIt
 from stn_server.config import ConfigError, ServerConfig
 from stn_server.errors import DeviceFullError, DeviceLostError
 from support.fakes import FakeRunner
-from support.memory import call_of
+from support.memory import job_of
 
 HOST, ELSEWHERE = Host(), Accelerator(torch.device("cpu"))
 """The second does all that it would do for a GPU, but finds it in host memory."""
@@ -52,7 +52,7 @@ def problems_of(operation):
 
 def run(device, problems):
     """The bytes of all results, or what came instead."""
-    outcomes = device.run([call_of(problem) for problem in problems], lambda: None)
+    outcomes = device.run([job_of(problem) for problem in problems], lambda: None)
     return [one if isinstance(one, Exception) else [*map(bytes, one)] for one in outcomes]
 
 
@@ -74,8 +74,8 @@ def test_a_batch_crosses_in_one_copy_each_way(operation, monkeypatch):
         copy_from(self, other)
 
     monkeypatch.setattr(Block, "copy_from", counted)
-    calls = [call_of(problem) for problem in problems_of(operation)]
-    ELSEWHERE.run(calls, lambda: events.append("launch"))
+    jobs = [job_of(problem) for problem in problems_of(operation)]
+    ELSEWHERE.run(jobs, lambda: events.append("launch"))
     assert events == ["copy", "launch", "copy"]
 
 

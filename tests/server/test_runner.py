@@ -10,7 +10,7 @@ from stn_engine import raw
 from stn_server.batching.runner import EngineRunner, compute
 from stn_server.batching.work import Batch, BatchKey, Cost, Operation, WorkItem
 from stn_server.errors import DeviceLostError
-from support.memory import call_of, results_from
+from support.memory import job_of, results_from
 
 
 def halve(problems):
@@ -32,9 +32,9 @@ LARGE = Cost(size_bytes=1 << 30, samples=1 << 30)
 SMALL = Cost(size_bytes=1, samples=1)
 
 
-def make_batch(operation, calls, cost=LARGE):
+def make_batch(operation, jobs, cost=LARGE):
     key = BatchKey(operation, torch.float32, None)
-    items = (WorkItem(key=key, cost=cost, problem=call, arrived=0.0) for call in calls)
+    items = (WorkItem(key=key, cost=cost, problem=job, arrived=0.0) for job in jobs)
     return Batch(key, tuple(items), cost)
 
 
@@ -95,9 +95,9 @@ def test_the_engine_computes_every_operation(runner):
         Operation.GENERATE_GRID_GRADIENTS: grid_gradients,
     }
     for operation, problems in batches.items():
-        calls = [call_of(problem) for problem in problems]
-        results = asyncio.run(runner.run(make_batch(operation, calls)))
-        assert [*map(as_bytes, results)] == [as_bytes(raw.compute([call])[0]) for call in calls]
+        jobs = [job_of(problem) for problem in problems]
+        results = asyncio.run(runner.run(make_batch(operation, jobs)))
+        assert [*map(as_bytes, results)] == [as_bytes(raw.compute([job])[0]) for job in jobs]
 
 
 def as_bytes(results):
@@ -106,7 +106,7 @@ def as_bytes(results):
 
 def test_the_engine_runner_keeps_neighbours_of_a_bad_problem(runner):
     """What is no problem at all fails alone."""
-    good = call_of(warp_problem(4, 4))
+    good = job_of(warp_problem(4, 4))
     batch = make_batch(Operation.WARP, [good, None, good])
     first, error, last = asyncio.run(runner.run(batch))
     assert isinstance(error, Exception)
@@ -116,15 +116,15 @@ def test_the_engine_runner_keeps_neighbours_of_a_bad_problem(runner):
 def test_a_small_batch_is_computed_at_once(runner):
     """The loop is kept free of what takes longer than to wake somebody, and of nothing else."""
     problem = warp_problem(4, 4)
-    call = call_of(problem)
-    (results,) = runner.at_once(make_batch(Operation.WARP, [call], SMALL))
+    job = job_of(problem)
+    (results,) = runner.at_once(make_batch(Operation.WARP, [job], SMALL))
     (output,) = results_from(problem, results)
     assert torch.equal(output, stn_engine.warp_ragged([problem])[0])
-    assert runner.at_once(make_batch(Operation.WARP, [call], LARGE)) is None
+    assert runner.at_once(make_batch(Operation.WARP, [job], LARGE)) is None
 
 
 def test_a_closed_runner_refuses(runner):
     """After `close` there is no thread to compute in."""
     runner.close()
     with pytest.raises(DeviceLostError, match="expected a thread to compute in, got none"):
-        asyncio.run(runner.run(make_batch(Operation.WARP, [call_of(warp_problem(2, 2))])))
+        asyncio.run(runner.run(make_batch(Operation.WARP, [job_of(warp_problem(2, 2))])))

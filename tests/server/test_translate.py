@@ -43,7 +43,7 @@ def test_a_warp_is_what_the_message_says():
     """Operands, size, and what a batch must share."""
     request = warp_request()
     task = decode(request)
-    problem, (feature_map, parameters) = task.call
+    problem, (feature_map, parameters) = task.job
     assert task.key.operation is Operation.WARP
     assert feature_map == ramp(2, 3, 4, 5).tobytes()
     assert parameters == theta().tobytes()
@@ -104,7 +104,7 @@ def test_every_type_of_the_contract_goes_both_ways(dtype, expected):
     request.ClearField("output_size")
     replace(request, request.feature_map, values)
     task = decode(request)
-    problem, (feature_map, _) = task.call
+    problem, (feature_map, _) = task.job
     assert task.key.dtype is problem.feature_map.dtype is expected
     assert feature_map == values.tobytes()
     reply, payloads = encode(task, [feature_map], warp_pb2.WarpReply)
@@ -121,7 +121,7 @@ def test_channels_last_stay_last():
     replace(request, request.feature_map, values)
     request.feature_map.layout = tensor_pb2.LAYOUT_NHWC
     task = decode(request)
-    problem, (feature_map, _) = task.call
+    problem, (feature_map, _) = task.job
     assert problem.feature_map.shape == (2, 3, 4, 5)
     assert problem.feature_map.is_contiguous(memory_format=torch.channels_last)
     reply, payloads = encode(task, [feature_map], warp_pb2.WarpReply)
@@ -141,7 +141,7 @@ def test_a_request_costs_all_its_bytes():
 def test_operands_are_views_of_the_message():
     """What the SDK sends, aligned, is computed on where it was received."""
     message = warp_call(ramp(2, 3, 4, 5), Affine(theta()), None, {}).request
-    _, operands = Translator(LimitsConfig()).decode(Operation.WARP, message).call
+    _, operands = Translator(LimitsConfig()).decode(Operation.WARP, message).job
     received = np.frombuffer(message, np.uint8)
     for operand in operands:
         array = np.frombuffer(operand, np.float32)
@@ -164,7 +164,7 @@ def test_points_of_a_sampling_grid_need_not_be_finite(value):
     points = np.zeros((2, 6, 7, 2), np.float32)
     points[1, 2, 3] = value
     replace(request, request.transform.sampling_grid.grid, points)
-    _, (_, grid) = decode(request).call
+    _, (_, grid) = decode(request).job
     assert grid == points.tobytes()
 
 
@@ -182,7 +182,7 @@ def test_gradients_are_those_asked_for(needs, expected):
     request.needs[:] = needs
     task = decode(request, "WarpGradients")
     assert task.key.operation is Operation.WARP_GRADIENTS
-    problem, (_, *operands) = task.call
+    problem, (_, *operands) = task.job
     assert problem.needs == expected
     gradients = dict(zip(("feature_map", "transform"), operands, strict=True))
     sent = [gradients[name] for name in expected]
@@ -212,7 +212,7 @@ def test_layouts_of_gradients_are_those_of_their_operands():
     request.feature_map.layout = tensor_pb2.LAYOUT_NHWC
     request.needs.append(warp_pb2.OPERAND_FEATURE_MAP)
     task = decode(request, "WarpGradients")
-    _, (_, feature_map, _) = task.call
+    _, (_, feature_map, _) = task.job
     reply, payloads = encode(task, [feature_map], warp_pb2.WarpGradientsReply)
     gradient = get_tensor(reply.feature_map, payloads, "feature_map")
     assert np.array_equal(gradient, ramp(2, 4, 5, 3))
@@ -236,7 +236,7 @@ def test_grid_gradients_are_what_the_message_says():
     """The size is that of grad_grid; the result has the shape of theta."""
     task = decode(grid_gradients_request(), "GenerateGridGradients")
     assert task.key.operation is Operation.GENERATE_GRID_GRADIENTS
-    problem, (grad_grid, parameters) = task.call
+    problem, (grad_grid, parameters) = task.job
     assert problem.grid.output_size == (6, 7)
     assert grad_grid == ramp(2, 6, 7, 2).tobytes()
     reply, payloads = encode(task, [parameters], warp_pb2.GenerateGridGradientsReply)
@@ -247,7 +247,7 @@ def test_grid_gradients_are_what_the_message_says():
 def test_the_results_of_the_engine_have_a_reply(method):
     """The way of a request, without queue and device thread."""
     task = decode(BASES[method](), method)
-    (results,) = raw.compute([task.call])
+    (results,) = raw.compute([task.job])
     reply, payloads = encode(task, results, getattr(warp_pb2, f"{method}Reply"))
     tensors = [value for _, value in reply.ListFields() if isinstance(value, tensor_pb2.Tensor)]
     assert [tensor.payload for tensor in tensors] == list(range(len(payloads)))
@@ -264,7 +264,7 @@ def test_a_plan_is_bound_to_the_values_of_each_request():
         tasks.append(translator.decode(Operation.WARP, request.SerializeToString()))
     first, second = tasks
     assert first.key is second.key
-    doubled, single = (np.frombuffer(task.call[1][0], np.float32) for task in (second, first))
+    doubled, single = (np.frombuffer(task.job[1][0], np.float32) for task in (second, first))
     assert np.array_equal(doubled, 2 * single)
 
 

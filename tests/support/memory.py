@@ -11,7 +11,7 @@ def bytes_of(tensor):
     return flat.view(torch.uint8).numpy().tobytes()
 
 
-def call_of(problem):
+def job_of(problem):
     """A problem without memory, and the bytes of its operands."""
     dense = [operand.clone() for operand in problem.operands]  # what is dense keeps its strides
     likes = [torch.empty_like(operand, device="meta") for operand in dense]

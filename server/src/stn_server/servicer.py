@@ -111,7 +111,7 @@ class Servicer:
             self._metrics.payload_moved("received", call.caller.transport, len(message))
             with self._quotas.admit(call.caller, request.cost.size_bytes):
                 reply: bytes = await self._batcher.submit(
-                    request.call,
+                    request.job,
                     key=request.key,
                     cost=request.cost,
                     deadline=call.deadline,

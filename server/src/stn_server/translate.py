@@ -77,7 +77,7 @@ class Reply:
 class Request:
     """A valid request: what to compute on which bytes, and all else that its plan says."""
 
-    call: raw.Call
+    job: raw.Job
     """Views of the message, which they keep alive."""
     plan: Plan
 

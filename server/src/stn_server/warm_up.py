@@ -21,7 +21,7 @@ def batches() -> Iterator[Batch]:
         (Operation.WARP_GRADIENTS, _warp_gradients()),
     ):
         request = translator.decode(operation, message)
-        item = WorkItem(key=request.key, cost=request.cost, problem=request.call, arrived=0.0)
+        item = WorkItem(key=request.key, cost=request.cost, problem=request.job, arrived=0.0)
         yield Batch(request.key, (item,), request.cost)
 
 

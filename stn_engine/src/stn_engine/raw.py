@@ -28,10 +28,11 @@ from stn_engine.problem import (
     WarpProblem,
 )
 
-__all__ = ["Block", "Bytes", "Call", "compute", "compute_in", "parts_of", "results_of"]
+__all__ = ["Block", "Bytes", "Job", "compute", "compute_in", "parts_of", "results_of"]
 
 Bytes: TypeAlias = bytes | memoryview
-Call: TypeAlias = tuple[Problem, Sequence[Bytes]]
+Job: TypeAlias = tuple[Problem, Sequence[Bytes]]
+"""What to compute, and on which bytes."""
 
 _DISPATCH: dict[type[Problem], Callable[[Any], Sequence[Tensor | Gradients]]] = {
     WarpProblem: dispatch.warp,
@@ -45,11 +46,11 @@ _FORM, _SIZES = "form", "sizes"
 """Among the plans of a problem."""
 
 
-def compute(calls: Sequence[Call], threads: int | None = None) -> Sequence[tuple[Bytes, ...]]:
+def compute(jobs: Sequence[Job], threads: int | None = None) -> Sequence[tuple[Bytes, ...]]:
     """Computes problems of one type on bytes, ragged like ``warp_ragged``.
 
     Args:
-        calls: Problems, each with the bytes of its operands, in the order of ``bound``. The
+        jobs: Problems, each with the bytes of its operands, in the order of ``bound``. The
             problem's own operands tell shapes, dtypes and dense strides and are never read; meta
             tensors will do. Bytes are contiguous and in the order of memory.
         threads: The most to compute with; None means ``torch.get_num_threads()``.
@@ -61,10 +62,10 @@ def compute(calls: Sequence[Call], threads: int | None = None) -> Sequence[tuple
         ValueError: Bytes are fewer or more than their operand has.
         BackendUnavailableError: ``STN_BACKEND`` names a backend that cannot run this.
     """
-    forms = [_form_of(problem) for problem, _ in calls]
+    forms = [_form_of(problem) for problem, _ in jobs]
     if None in forms:
-        return _composed(calls)
-    items = [(form, *operands) for form, (_, operands) in zip(forms, calls, strict=True)]
+        return _composed(jobs)
+    items = [(form, *operands) for form, (_, operands) in zip(forms, jobs, strict=True)]
     return cpu.compute(items, torch.get_num_threads() if threads is None else threads)
 
 
@@ -124,9 +125,9 @@ def _require_sizes(what: str, block: Block, expected: Sequence[int]) -> None:
         raise ValueError(f"{what}: expected tensors of {expected} bytes, got {actual}.")
 
 
-def _composed(calls: Sequence[Call]) -> Sequence[tuple[Bytes, ...]]:
+def _composed(jobs: Sequence[Job]) -> Sequence[tuple[Bytes, ...]]:
     """The same by way of tensors, for any backend of the host."""
-    problems = [_bound(problem, operands) for problem, operands in calls]
+    problems = [_bound(problem, operands) for problem, operands in jobs]
     found = _DISPATCH[type(problems[0])](problems) if problems else ()
     return [
         tuple(map(_bytes_of, parts_of(result), results_of(problem)))

@@ -26,23 +26,23 @@ LANES_PER_GPU = 2
 HOST = torch.device("cpu")
 
 Outcome = tuple[raw.Bytes, ...] | Exception
-"""The bytes of the results of a call, or why there are none."""
+"""The bytes of the results of a job, or why there are none."""
 
 
 class Device(Protocol):
-    """Computes calls, of one operation at a time; belongs to one thread."""
+    """Computes jobs, of one operation at a time; belongs to one thread."""
 
     name: str
     """A label of metrics."""
     small: Cost
     """Batches up to this take less time than to wake a thread for them."""
 
-    def run(self, calls: Sequence[raw.Call], launching: Launching) -> Sequence[Outcome]:
-        """One outcome per call, in host memory.
+    def run(self, jobs: Sequence[raw.Job], launching: Launching) -> Sequence[Outcome]:
+        """One outcome per job, in host memory.
 
         Raises:
             DeviceLostError: Nothing can be computed any more.
-            Exception: The call failed as a whole.
+            Exception: The jobs failed as a whole.
         """
 
     def held_bytes(self) -> float:
@@ -58,10 +58,10 @@ class Host:
     def __init__(self) -> None:
         self._threads = torch.get_num_threads()
 
-    def run(self, calls: Sequence[raw.Call], launching: Launching) -> Sequence[Outcome]:
+    def run(self, jobs: Sequence[raw.Job], launching: Launching) -> Sequence[Outcome]:
         """One ragged call."""
         launching()
-        return raw.compute(calls, self._threads)
+        return raw.compute(jobs, self._threads)
 
     def held_bytes(self) -> float:
         """Resident memory of the process."""
@@ -81,14 +81,14 @@ class Accelerator:
         self.name = str(device)
         self._device = device
 
-    def run(self, calls: Sequence[raw.Call], launching: Launching) -> Sequence[Outcome]:
-        """The calls together, or in two halves."""
-        outcomes = self._tried(calls, launching)
+    def run(self, jobs: Sequence[raw.Job], launching: Launching) -> Sequence[Outcome]:
+        """The jobs together, or in two halves."""
+        outcomes = self._tried(jobs, launching)
         if outcomes is not None:
             return outcomes
-        middle = math.ceil(len(calls) / 2)
+        middle = math.ceil(len(jobs) / 2)
         found: list[Outcome] = []
-        for half in filter(None, (calls[:middle], calls[middle:])):
+        for half in filter(None, (jobs[:middle], jobs[middle:])):
             self._give_back()
             outcomes = self._tried(half, launching)
             found += [DeviceFullError(self.name) for _ in half] if outcomes is None else outcomes
@@ -98,19 +98,19 @@ class Accelerator:
         """What torch has reserved, whether it is in use or kept for later."""
         return float(torch.cuda.memory_reserved(self._device))
 
-    def _tried(self, calls: Sequence[raw.Call], launching: Launching) -> Sequence[Outcome] | None:
-        """One outcome per call; None if the memory of the device does not suffice."""
+    def _tried(self, jobs: Sequence[raw.Job], launching: Launching) -> Sequence[Outcome] | None:
+        """One outcome per job; None if the memory of the device does not suffice."""
         with self._current():
             try:
-                landed = self._landed(calls)
+                landed = self._landed(jobs)
                 launching()
-                return self._computed([problem for problem, _ in calls], landed)
+                return self._computed([problem for problem, _ in jobs], landed)
             except torch.OutOfMemoryError:
                 return None
 
-    def _landed(self, calls: Sequence[raw.Call]) -> Block:
-        """The operands of all calls, in memory of the device."""
-        operands = [operand for _, some in calls for operand in some]
+    def _landed(self, jobs: Sequence[raw.Job]) -> Block:
+        """The operands of all jobs, in memory of the device."""
+        operands = [operand for _, some in jobs for operand in some]
         sizes_bytes = [len(operand) for operand in operands]
         sent = Block(sizes_bytes, HOST, pinned=self._is_remote)
         for place, operand in zip(sent.bytes, operands, strict=True):

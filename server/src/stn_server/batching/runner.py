@@ -27,7 +27,7 @@ def nobody(_stage: str, _batch: Batch) -> None:
 class EngineRunner:
     """Runs every batch as one ragged engine call.
 
-    The problem of an item is a `stn_engine.raw.Call`.
+    The problem of an item is a `stn_engine.raw.Job`.
 
     Args:
         device: What computes; nobody else uses it.
@@ -74,10 +74,10 @@ class EngineRunner:
     def _compute(self, batch: Batch) -> Sequence[Any]:
         self._seam(Point.LAND)
 
-        def launch(calls: Sequence[Any]) -> Sequence[Any]:
+        def launch(jobs: Sequence[Any]) -> Sequence[Any]:
             self._seam(Point.ALLOCATE)
             self._seam(Point.LAUNCH)
-            return self._device.run(calls, lambda: self._watcher("launch", batch))
+            return self._device.run(jobs, lambda: self._watcher("launch", batch))
 
         outcomes = compute(launch, [item.problem for item in batch.items])
         self._watcher("collect", batch)
@@ -145,13 +145,13 @@ class Lanes:
             runner.close()
 
 
-def compute(function: Compute, calls: Sequence[Any]) -> Sequence[Any]:
-    """Results of a ragged call; if it fails, each call alone, so that only the bad ones fail."""
+def compute(function: Compute, jobs: Sequence[Any]) -> Sequence[Any]:
+    """Results of a ragged call; if it fails, each job alone, so that only the bad ones fail."""
     try:
-        return function(calls)
+        return function(jobs)
     except DeviceLostError:
         raise
     except Exception as error:  # noqa: BLE001 - becomes the outcome of the item
-        if len(calls) == 1:
+        if len(jobs) == 1:
             return [error]
-    return [compute(function, [call])[0] for call in calls]
+    return [compute(function, [job])[0] for job in jobs]
