@@ -82,6 +82,7 @@ class Load:
         target: Whom they call.
         callers: How many there are.
         retry: As of `Client`.
+        feature_map: What they warp.
 
     Attributes:
         results: The different ones.
@@ -89,9 +90,9 @@ class Load:
         latencies_s: How long each call took, with all its attempts.
     """
 
-    def __init__(self, target, callers, retry=None):
+    def __init__(self, target, callers, retry=None, feature_map=ramp(1, 3, 60, 80)):  # noqa: B008
         self.results, self.failures, self.latencies_s = set(), [], []
-        self._feature_map, self._theta = ramp(1, 3, 60, 80), Affine(theta(1))
+        self._feature_map, self._theta = feature_map, Affine(theta(1))
         self._client = Client(target, retry=retry)
         self._ended, self._over = threading.Condition(), False
         self._counts = [0] * callers
