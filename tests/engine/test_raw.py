@@ -60,8 +60,7 @@ def assert_as_on_tensors(problems, threads=None):
     for problem, results in zip(problems, raw.compute(jobs, threads), strict=True):
         tensors = results_from(problem, results)
         for got, want in zip(tensors, expected(problem), strict=True):
-            assert got.dtype == want.dtype
-            assert torch.equal(got, want) or torch.equal(got.isnan(), want.isnan())
+            torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
 
 
 def differentiable(warp):
@@ -230,7 +229,7 @@ def assert_in_block_as_on_tensors(problems):
     for problem, results in zip(problems, compute_in_block(problems), strict=True):
         tensors = results_from(problem, results)
         for got, want in zip(tensors, expected(problem), strict=True):
-            assert torch.equal(got, want) or torch.equal(got.isnan(), want.isnan())
+            torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
 
 
 IN_BLOCKS = [EMULATED_CUDA, CpuBackend(), TorchBackend()]
