@@ -86,8 +86,10 @@ def in_blocks(problems) -> tuple[object, raw.Block, raw.Block]:
     unbound = [
         problem.bound(*(operand.to("meta") for operand in problem.operands)) for problem in problems
     ]
-    operands = [operand.nbytes for problem in unbound for operand in problem.operands]
-    results = [like.nbytes for problem in unbound for like in raw.results_of(problem)]
+    operands, results = (
+        [size for some in sizes for size in some]
+        for sizes in zip(*map(raw.sizes_of, unbound), strict=True)
+    )
     return unbound, raw.Block(operands, HOST), raw.Block(results, HOST)
 
 

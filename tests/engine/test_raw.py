@@ -214,9 +214,7 @@ def compute_in_block(problems):
     """The bytes of all results, from a block of the host's memory."""
     jobs = [job_of(problem) for problem in problems]
     operands = [operand for _, some in jobs for operand in some]
-    there = raw.Block([len(operand) for operand in operands], HOST)
-    for place, operand in zip(there.bytes, operands, strict=True):
-        place[:] = operand
+    there = raw.Block.of(operands)
     likes = [like for problem, _ in jobs for like in raw.results_of(problem)]
     results = raw.Block([like.nbytes for like in likes], HOST)
     results.memory.fill_(0x5A)

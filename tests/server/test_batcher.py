@@ -335,7 +335,6 @@ async def test_what_takes_no_time_takes_no_turn_of_the_loop():
         asked.send(None)
     assert stopped.value.value == Finished("small", 0.0, 0.0, 1)
     assert_nothing_left(batcher)
-    await asyncio.sleep(0)
     assert observer.batches == [(1, [0.0], 0.0)]
 
 

@@ -26,7 +26,11 @@ class Block:
     """
 
     def __init__(
-        self, sizes_bytes: Sequence[int], device: torch.device, *, pinned: bool = False
+        self,
+        sizes_bytes: Sequence[int] | npt.NDArray[np.int64],
+        device: torch.device,
+        *,
+        pinned: bool = False,
     ) -> None:
         self.sizes_bytes: npt.NDArray[np.int64] = np.array(sizes_bytes, np.int64)
         ends = (-(-self.sizes_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES).cumsum()
@@ -35,6 +39,14 @@ class Block:
         self.memory = torch.empty(
             int(ends[-1]) if len(ends) else 0, dtype=torch.uint8, device=device, pin_memory=pinned
         )
+
+    @classmethod
+    def of(cls, tensors: Sequence[bytes | memoryview], *, pinned: bool = False) -> "Block":
+        """A block in host memory with the bytes of these tensors."""
+        block = cls([len(tensor) for tensor in tensors], torch.device("cpu"), pinned=pinned)
+        for place, tensor in zip(block.bytes, tensors, strict=True):
+            place[:] = tensor
+        return block
 
     @property
     def addresses(self) -> npt.NDArray[np.int64]:

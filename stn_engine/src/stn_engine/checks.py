@@ -21,6 +21,9 @@ from stn_engine.errors import (
 FEATURE_MAP_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
 """What a feature map may hold."""
 
+NEEDS = "feature_map", "transform"
+"""What there are gradients of, in this order."""
+
 GRADIENT_DTYPES = FEATURE_MAP_DTYPES[:-1]
 """Feature maps that have gradients: all but uint8."""
 
@@ -245,7 +248,6 @@ def _addresses(tensor: Tensor) -> tuple[int, int]:
 
 def checked_needs(value: Collection[str]) -> tuple[str, ...]:
     """``value`` without repeats and in canonical order."""
-    known = ("feature_map", "transform")
-    if isinstance(value, str) or not value or not set(value) <= set(known):
-        raise ParameterError("needs", value, (*((name,) for name in known), known))
-    return tuple(name for name in known if name in value)
+    if isinstance(value, str) or not value or not set(value) <= set(NEEDS):
+        raise ParameterError("needs", value, (*((name,) for name in NEEDS), NEEDS))
+    return tuple(name for name in NEEDS if name in value)

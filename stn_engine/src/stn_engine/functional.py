@@ -288,7 +288,7 @@ def _needed(argument: str, problem: WarpGradientsProblem, out: Gradients) -> Gra
     """The parts of ``out`` that a problem writes, checked."""
     grad_output, *operands = problem.operands
     parts: list[Tensor | None] = []
-    for name, like in zip(("feature_map", "transform"), operands, strict=True):
+    for name, like in zip(checks.NEEDS, operands, strict=True):
         memory = getattr(out, name) if name in problem.needs else None
         if name in problem.needs:
             everything = (like, grad_output, *operands)

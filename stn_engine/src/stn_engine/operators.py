@@ -19,6 +19,7 @@ from stn_engine import dispatch
 from stn_engine.backends._watchers import has_tangents, is_plain, is_traced, is_transformed
 from stn_engine.backends.base import Backend
 from stn_engine.backends.torch import TorchBackend
+from stn_engine.checks import NEEDS
 from stn_engine.errors import ParameterError
 from stn_engine.problem import (
     Gradients,
@@ -236,7 +237,7 @@ def _empty_warp(problem: WarpProblem) -> Tensor:
 def _warp_adjoint(
     problem: WarpProblem, grad_output: Tensor, needs: Needs
 ) -> tuple[Tensor | None, ...]:
-    names = [name for name, need in zip(("feature_map", "transform"), needs, strict=True) if need]
+    names = [name for name, need in zip(NEEDS, needs, strict=True) if need]
     gradients = warp_gradients(WarpGradientsProblem(problem, grad_output, names))
     return gradients.feature_map, gradients.transform
 
@@ -261,7 +262,7 @@ def _empty_warp_gradients(problem: WarpGradientsProblem) -> Gradients:
     _, *operands = problem.operands
     of_map, of_transform = (
         operand.new_empty(operand.shape) if name in problem.needs else None
-        for name, operand in zip(("feature_map", "transform"), operands, strict=True)
+        for name, operand in zip(NEEDS, operands, strict=True)
     )
     return Gradients(of_map, of_transform)
 

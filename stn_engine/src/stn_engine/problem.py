@@ -5,7 +5,7 @@ refuse a monstrous request before anything of its size is allocated.
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Self, TypeAlias, TypeVar, get_args
@@ -36,6 +36,14 @@ class Gradients:
 
 class Plans(dict[Hashable, Any]):
     """What backends have worked out for a problem; those of a copy begin empty."""
+
+    def kept(self, key: Hashable, work_out: Callable[..., T], *arguments: Any) -> T:
+        """What ``work_out`` returned when this was first asked for under ``key``."""
+        try:
+            found: T = self[key]
+        except KeyError:
+            found = self[key] = work_out(*arguments)
+        return found
 
     def __reduce__(self) -> tuple[type[Self], tuple[()]]:
         return type(self), ()

@@ -5,7 +5,6 @@ once. Bytes then come and go with every call: in host memory (``compute``), or i
 of any device (``compute_in``). Where a backend has kernels for the problem, no tensor is made.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -19,6 +18,7 @@ from stn_engine.backends import cpu
 from stn_engine.backends._results import parts_of, results_of
 from stn_engine.backends.cuda import CudaBackend
 from stn_engine.blocks import Block
+from stn_engine.checks import NEEDS
 from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,
@@ -28,7 +28,16 @@ from stn_engine.problem import (
     WarpProblem,
 )
 
-__all__ = ["Block", "Bytes", "Job", "compute", "compute_in", "parts_of", "results_of"]
+__all__ = [
+    "Block",
+    "Bytes",
+    "Job",
+    "compute",
+    "compute_in",
+    "parts_of",
+    "results_of",
+    "sizes_of",
+]
 
 Bytes: TypeAlias = bytes | memoryview
 Job: TypeAlias = tuple[Problem, Sequence[Bytes]]
@@ -40,10 +49,6 @@ _DISPATCH: dict[type[Problem], Callable[[Any], Sequence[Tensor | Gradients]]] = 
     GridProblem: dispatch.generate_grid,
     GridGradientsProblem: dispatch.generate_grid_gradients,
 }
-
-
-_FORM, _SIZES = "form", "sizes"
-"""Among the plans of a problem."""
 
 
 def compute(jobs: Sequence[Job], threads: int | None = None) -> Sequence[tuple[Bytes, ...]]:
@@ -81,7 +86,7 @@ def compute_in(problems: Sequence[Problem], operands: Block, results: Block) -> 
         ValueError: A block holds tensors of other sizes.
         BackendUnavailableError: No backend can run one of the problems there.
     """
-    sizes_bytes = [_sizes_of(problem) for problem in problems]
+    sizes_bytes = [sizes_of(problem) for problem in problems]
     _require_sizes("operands", operands, [size for sizes, _ in sizes_bytes for size in sizes])
     _require_sizes("results", results, [size for _, sizes in sizes_bytes for size in sizes])
     device = operands.memory.device
@@ -94,13 +99,14 @@ def compute_in(problems: Sequence[Problem], operands: Block, results: Block) -> 
     _compute_views(problems, operands, results)
 
 
+def sizes_of(problem: Problem) -> tuple[list[int], list[int]]:
+    """Bytes of each operand, and of each result."""
+    return problem.plans.kept(sizes_of, _sizes, problem)
+
+
 def _form_of(problem: Problem) -> Any:
     """What the ``cpu`` backend has worked out for a problem; None if it is not to run it so."""
-    try:
-        return problem.plans[_FORM]
-    except KeyError:
-        form = problem.plans[_FORM] = _new_form(problem)
-        return form
+    return problem.plans.kept(_form_of, _new_form, problem)
 
 
 def _new_form(problem: Problem) -> Any:
@@ -108,15 +114,9 @@ def _new_form(problem: Problem) -> Any:
     return None if host is None else host.form(problem, results_of(problem))
 
 
-def _sizes_of(problem: Problem) -> tuple[list[int], list[int]]:
-    """Bytes of the operands and of the results."""
-    try:
-        sizes: tuple[list[int], list[int]] = problem.plans[_SIZES]
-    except KeyError:
-        operands, results = problem.operands, results_of(problem)
-        sizes = [like.nbytes for like in operands], [like.nbytes for like in results]
-        problem.plans[_SIZES] = sizes
-    return sizes
+def _sizes(problem: Problem) -> tuple[list[int], list[int]]:
+    operands, results = problem.operands, results_of(problem)
+    return [like.nbytes for like in operands], [like.nbytes for like in results]
 
 
 def _require_sizes(what: str, block: Block, expected: Sequence[int]) -> None:
@@ -158,8 +158,7 @@ def _compute_views(problems: Sequence[Any], operands: Block, results: Block) -> 
 
 def _gradients(problem: WarpGradientsProblem, free: Iterator[Tensor]) -> Gradients:
     """Places for the gradients that are asked for."""
-    names = "feature_map", "transform"
-    return Gradients(*(next(free) if name in problem.needs else None for name in names))
+    return Gradients(*(next(free) if name in problem.needs else None for name in NEEDS))
 
 
 def _tensor_over(operand: Bytes, like: Tensor) -> Tensor:
@@ -169,9 +168,8 @@ def _tensor_over(operand: Bytes, like: Tensor) -> Tensor:
     warning.
     """
     numbers = np.frombuffer(operand, np.uint8)
-    expected_bytes = math.prod(like.shape) * like.dtype.itemsize
-    if numbers.size != expected_bytes:
-        raise ValueError(f"operand: expected {expected_bytes} bytes, got {numbers.size}.")
+    if numbers.size != like.nbytes:
+        raise ValueError(f"operand: expected {like.nbytes} bytes, got {numbers.size}.")
     if numbers.ctypes.data % like.dtype.itemsize:
         numbers = numbers.copy()
     return from_dlpack(numbers).view(like.dtype).as_strided(like.shape, like.stride())

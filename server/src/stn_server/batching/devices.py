@@ -111,24 +111,21 @@ class Accelerator:
     def _landed(self, jobs: Sequence[raw.Job]) -> Block:
         """The operands of all jobs, in memory of the device."""
         operands = [operand for _, some in jobs for operand in some]
-        sizes_bytes = [len(operand) for operand in operands]
-        sent = Block(sizes_bytes, HOST, pinned=self._is_remote)
-        for place, operand in zip(sent.bytes, operands, strict=True):
-            place[:] = operand
-        landed = Block(sizes_bytes, self._device)
+        sent = Block.of(operands, pinned=self._is_remote)
+        landed = Block(sent.sizes_bytes, self._device)
         landed.copy_from(sent)
         return landed
 
     def _computed(self, problems: Sequence[Problem], operands: Block) -> Sequence[Outcome]:
-        likes = [raw.results_of(problem) for problem in problems]
-        sizes_bytes = [like.nbytes for some in likes for like in some]
+        sizes = [raw.sizes_of(problem)[1] for problem in problems]
+        sizes_bytes = [size for some in sizes for size in some]
         results = Block(sizes_bytes, self._device)
         replies = Block(sizes_bytes, HOST, pinned=self._is_remote)
         raw.compute_in(problems, operands, results)
         replies.copy_from(results)
         self._finish()
         values = iter(replies.bytes)
-        return [tuple(next(values) for _ in some) for some in likes]
+        return [tuple(next(values) for _ in some) for some in sizes]
 
     @property
     def _is_remote(self) -> bool:

@@ -84,21 +84,13 @@ def memory_format(feature_map: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-_LIKES = "results"
-"""Among the plans of a problem."""
-
-
 def results_of(problem: Problem) -> tuple[Tensor, ...]:
     """Meta tensors like the results of a problem: of gradients, those that are asked for.
 
     Maps are in the memory order of the feature map: channels last if its strides say so, even
     where sizes of 1 leave that open.
     """
-    try:
-        likes: tuple[Tensor, ...] = problem.plans[_LIKES]
-    except KeyError:
-        likes = problem.plans[_LIKES] = _likes(problem)
-    return likes
+    return problem.plans.kept(results_of, _likes, problem)
 
 
 def parts_of(result: Tensor | Gradients) -> tuple[Tensor, ...]:

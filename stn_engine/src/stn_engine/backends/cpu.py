@@ -16,6 +16,7 @@ from stn_engine.backends._results import gradients_of, outputs_of
 from stn_engine.backends._thin_plate import warp_basis
 from stn_engine.backends.base import reasons_against_device
 from stn_engine.backends.torch import TorchBackend
+from stn_engine.checks import NEEDS
 from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,
@@ -111,7 +112,7 @@ class CpuBackend:
             case WarpProblem():
                 return _form(problem, results[0])
             case WarpGradientsProblem() if form := _form(problem.warp, problem.grad_output):
-                wanted = (name in problem.needs for name in ("feature_map", "transform"))
+                wanted = (name in problem.needs for name in NEEDS)
                 form.differentiate(*wanted)
                 return form
         return None

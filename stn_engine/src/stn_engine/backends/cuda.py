@@ -91,10 +91,7 @@ class CudaBackend:
 
     def takes_places(self, problem: Problem, device: torch.device) -> bool:
         """Whether ``compute_in`` runs a problem on this device; no spline, and none of size 0."""
-        known: bool | None = problem.plans.get((self, device))
-        if known is None:
-            known = problem.plans[self, device] = self._takes_places(problem, device)
-        return known
+        return problem.plans.kept((self, device), self._takes_places, problem, device)
 
     def compute_in(
         self,

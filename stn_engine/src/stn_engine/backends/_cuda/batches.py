@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -10,14 +10,12 @@ from torch import Tensor
 
 from stn_engine.backends._cuda.item import ADDRESSES, REACH_BYTES, THETA_BYTES, WORDS
 from stn_engine.backends._cuda.launcher import Arguments, Launcher
-from stn_engine.backends._cuda.memory import New, Results, Words
+from stn_engine.backends._cuda.memory import New, Results, Words, at
 from stn_engine.backends._cuda.plans import Found
 from stn_engine.backends._cuda.programs import Program
 from stn_engine.backends._cuda.rows import SIZES, TILES, Key, Row
 from stn_engine.backends._thin_plate import warp_basis
 from stn_engine.problem import WarpProblem
-
-T = TypeVar("T")
 
 _COUNTS = (*TILES, *SIZES)
 _PARAMETERS = Program("parameters")
@@ -44,7 +42,7 @@ class Batch:
         warps: Sequence[WarpProblem] = (),
     ) -> None:
         self._launcher, self._found, self._places = launcher, found, places
-        self._rows = cast("Sequence[Row]", self._here(found.rows))
+        self._rows = cast("Sequence[Row]", at(found.rows, places))
         self.key = self._rows[0].key
         described = np.frombuffer(b"".join([row.words for row in self._rows]), np.int64)
         described = described.reshape(len(places), -1)
@@ -60,7 +58,7 @@ class Batch:
         # Memory that kernels still read must not be given to others before they are queued.
         self._kept: list[Any] = []
         for name, addresses in found.operands.items():
-            self._put(self.key.columns.get(name, name), self._here(addresses))
+            self._put(self.key.columns.get(name, name), at(addresses, places))
         if "parameters" not in found.operands:
             self._put_parameters(warps)
         self._results = {name: self._result(name) for name in self.key.results}
@@ -94,14 +92,6 @@ class Batch:
             self._run_slopes()
         if by_maps is not None:
             self._gather() if self.key.gathers else self._scatter(collects=collects)
-
-    def _here(self, values: Any) -> Any:
-        """Those of the items among those of all problems."""
-        if len(values) == len(self._places):
-            return values
-        if isinstance(values, np.ndarray):
-            return values[self._places]
-        return [values[place] for place in self._places]
 
     def _put_parameters(self, warps: Sequence[WarpProblem]) -> None:
         if self.key.packs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,15 @@ from torch import Tensor
 from stn_engine.backends._cuda.rows import Row
 
 Words: TypeAlias = npt.NDArray[np.int64]
+
+
+def at(values: Any, places: Sequence[int]) -> Any:
+    """Those of an array or a sequence that stand at some places, which are in order."""
+    if len(values) == len(places):
+        return values
+    if isinstance(values, np.ndarray):
+        return values[places]
+    return [values[place] for place in places]
 
 
 class Results(Protocol):
@@ -49,8 +58,7 @@ class Given:
 
     def of(self, places: Sequence[int]) -> Given:
         """See ``Provided``."""
-        tensors, addresses = self._tensors, self.addresses
-        return Given([tensors[at] for at in places], [addresses[at] for at in places])
+        return Given(at(self._tensors, places), at(self.addresses, places))
 
     def tensors(self) -> Sequence[Tensor | None]:
         """Those that were given."""
@@ -78,7 +86,7 @@ class Placed:
 
     def of(self, places: Sequence[int]) -> Placed:
         """See ``Provided``."""
-        return Placed(self._memory, self._starts[places], self._sizes_bytes[places])
+        return Placed(self._memory, at(self._starts, places), at(self._sizes_bytes, places))
 
     def tensors(self) -> Sequence[Tensor | None]:
         """None for each: whoever provides the memory knows what is in it."""

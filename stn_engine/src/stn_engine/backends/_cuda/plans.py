@@ -16,12 +16,10 @@ from stn_engine.backends._cuda.memory import Given, Placed, Provided, Words
 from stn_engine.backends._cuda.rows import ROWS, Description, Key, Layout, Row
 from stn_engine.backends._results import memory_format, results_of
 from stn_engine.blocks import Block
+from stn_engine.checks import NEEDS
 from stn_engine.problem import Gradients, WarpGradientsProblem, WarpProblem
 
 Strides: TypeAlias = tuple[int, ...] | None
-
-NAMES = "feature_map", "transform"
-"""What there are gradients of."""
 
 _UNALIGNED = 15
 """Bits of an address that are 0 where whole vectors of channels can be moved."""
@@ -108,7 +106,7 @@ def placed_gradients(
 ) -> Found:
     """As ``placed_warps``; operands are G, U and parameters, results those that are needed."""
     targets, sources, parameters = operands.addresses.reshape(-1, 3).T
-    needed = [[name in one.needs for name in NAMES] for one in problems]
+    needed = [[name in one.needs for name in NEEDS] for one in problems]
     # Which result it is; whatever it says where none is needed, nobody will ask.
     at = np.cumsum(np.array(needed).reshape(-1)).reshape(-1, 2) - 1
     by_maps, by_transforms = (
@@ -138,7 +136,7 @@ def _placed_row(
         row = _row_of(problem, 0, next(likes), None, None, device)
     else:
         grads = problem.grad_output
-        by_map, by_transform = [next(likes) if name in problem.needs else None for name in NAMES]
+        by_map, by_transform = [next(likes) if name in problem.needs else None for name in NEEDS]
         target = grads.shape, grads.stride()
         row = _row_of(problem.warp, 0, target, by_map, by_transform, device)
     problem.plans[slot] = row

@@ -122,7 +122,6 @@ class Form {
       : options_(std::move(options)) {
     Call call(1, Arrays::absent);
     item_ = read_item(call, options_of(options_), kind, feature_map, parameters, nb::none(), target);
-    if (kind == Kind::spline) fail("kind", "one that needs no basis", "a spline");
     map_ = Extent("feature_map", call.arrays[0]);
     target_ = Extent("output", call.arrays[1]);
     parameters_ = Extent("parameters", call.arrays[2]);
