@@ -9,6 +9,7 @@ import math
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from dataclasses import asdict
 
@@ -163,6 +164,19 @@ async def serving(runner, *, limits=None, seam=no_fault, tracing=None, **changes
         yield Service(f"127.0.0.1:{port}", servicer, batcher, metrics, registry)
     finally:
         await server.stop(grace=None)
+
+
+def statistics_when_idle(client, timeout_s=10.0):
+    """The statistics of a server that nobody calls any more, once nothing is inside.
+
+    A call gives its place back when its reply has left, which its caller may see before the server.
+    """
+    give_up = time.monotonic() + timeout_s
+    while True:
+        left = client.server_info().statistics
+        if (left.queued_items, left.running_items, left.admitted_bytes) == (0, 0, 0):
+            return left
+        assert time.monotonic() < give_up, f"after {timeout_s:g} s, of an idle server: {left}"
 
 
 def run_server_command(*arguments):

@@ -5,11 +5,18 @@ import asyncio
 import pytest
 from prometheus_client import CollectorRegistry
 
-from stn_client import Affine, AsyncClient, InvalidRequestError, OverloadedError, RetryPolicy
+from stn_client import (
+    Affine,
+    AsyncClient,
+    Client,
+    InvalidRequestError,
+    OverloadedError,
+    RetryPolicy,
+)
 from stn_client.local import LocalServer
 from stn_server.metrics import Metrics
 from support.bad_requests import ramp, theta
-from support.harness import scrape
+from support.harness import scrape, statistics_when_idle
 
 pytestmark = pytest.mark.slow
 
@@ -41,6 +48,8 @@ def test_every_metric_tells_what_happened():
     with LocalServer(*flags) as server:
         before = scrape(server.metrics)
         asyncio.run(three_at_once_and_one_too_many(server.target))
+        with Client(server.target) as stn:
+            statistics_when_idle(stn)
         after = scrape(server.metrics)
     moved = {name: value - before.get(name, 0.0) for name, value in after.items()}
     calls = {
