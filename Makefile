@@ -57,7 +57,7 @@ demo: $(BUILT)  ## warp a photo, differentiate it, align two photos, all through
 	$(BIN)/python client/examples/first_light.py --output build/demo
 
 # The CUDA kernels as the tests run them without a GPU.
-$(EMULATED): $(BUILT) tests/support/emulated_cuda.py tests/emulation/cuda.h
+$(EMULATED): $(BUILT) tests/support/emulated_cuda.py tests/emulation/cuda.h tests/emulation/device.cpp
 	PYTHONPATH=tests $(BIN)/python -m support.emulated_cuda
 	@touch $@
 

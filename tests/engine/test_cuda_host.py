@@ -21,6 +21,7 @@ class CountingLauncher(EmulatedLauncher):
     """Remembers how many items each kernel was launched for."""
 
     def __init__(self):
+        super().__init__()
         self.launches = []
 
     def launch(self, program, kernel, arguments, device):

@@ -87,11 +87,15 @@ def single(problem, n):
 @per_padding
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
-def test_values_are_those_of_the_emulation(kind, padding, interpolation, dtype):
-    """Nothing is contracted behind our back: the device computes the bits that g++ computes."""
+def test_results_are_those_of_the_emulation(kind, padding, interpolation, dtype):
+    """Nothing is contracted or reordered behind our back: the device computes g++'s bits."""
     spec = WarpSpec(padding=padding, interpolation=interpolation, fill=0.5)
-    warp = random_warp(7, kind=kind, dtype=dtype, spec=spec, **LARGE)
-    assert_same(CUDA.warp([on_device(warp)])[0].cpu(), EMULATED_CUDA.warp([warp])[0])
+    problem = random_gradients(8, random_warp(7, kind=kind, dtype=dtype, spec=spec, **LARGE))
+    there = on_device(problem)
+    assert_same(CUDA.warp([there.warp])[0].cpu(), EMULATED_CUDA.warp([problem.warp])[0])
+    gradients = CUDA.warp_gradients([there])[0], EMULATED_CUDA.warp_gradients([problem])[0]
+    for got, want in zip(*map(both, gradients), strict=True):
+        assert_same(got.cpu(), want)
 
 
 @pytest.mark.parametrize("kind", ["affine", "flow"])

@@ -9,10 +9,8 @@ from cuda.pathfinder import load_nvidia_dynamic_lib
 
 from stn_engine.backends._cuda.compiler import cubin
 from stn_engine.backends._cuda.launcher import Arguments
-from stn_engine.backends._cuda.programs import Program
+from stn_engine.backends._cuda.programs import THREADS, Program
 
-THREADS = 256
-"""In every block; ``kThreads`` of the kernels."""
 MOST_BLOCKS = (1 << 31) - 1
 """In one launch; blocks go on to further tiles if there are more."""
 

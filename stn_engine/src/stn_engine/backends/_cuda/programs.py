@@ -23,6 +23,9 @@ STORAGES = {
 }
 """The type of an element in the kernels."""
 
+THREADS = 256
+"""In every block."""
+
 _TAPS = {one: number for number, one in enumerate(Interpolation)}
 _LAYOUTS = ("planes", "interleaved")
 
@@ -56,6 +59,7 @@ class Program:
             "STN_AXES": str(self.dims),
             "STN_INTERPOLATION": str(_TAPS[self.interpolation]),
             "STN_ITEM_BYTES": str(ITEM.itemsize),
+            "STN_THREADS": str(THREADS),
         }
 
     @property

@@ -171,7 +171,6 @@ STN_FUNCTION void gather_tiles(const Launch& launch) {
       }
       if (few) mine.store(item, place.n, sums);
     }
-    __syncthreads();
   }
 }
 
@@ -212,7 +211,6 @@ STN_FUNCTION void gather_far_tiles(const Launch& launch) {
       }
       if (many) mine.store(item, place.n, sums);
     }
-    __syncthreads();
   }
 }
 
@@ -223,7 +221,6 @@ STN_FUNCTION void find_reaches(const Launch& launch) {
     const Item& item = item_of(launch, tile, first);
     const int n = static_cast<int>(tile - first);
     if (threadIdx.x == 0) find_reach(item, n, item.reaches[n]);
-    __syncthreads();
   }
 }
 

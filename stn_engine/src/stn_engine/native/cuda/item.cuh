@@ -61,7 +61,8 @@ struct Place {
   int x, row;  // of its first pixel
 };
 
-// Every thread must call it; what it says holds until the next call.
+// Every thread must call it, and none returns before all have: what it says holds until the next call, and shared
+// memory that was read before may be written after.
 STN_FUNCTION const Item& item_of(const Launch& launch, int64 tile, int64& first) {
   __shared__ Item item;
   int below = 0;

@@ -74,7 +74,6 @@ STN_FUNCTION void for_thetas(const Launch& launch, F run) {
     int64 first;
     const Item& item = item_of(launch, tile, first);
     run(item, static_cast<int>(tile - first));
-    __syncthreads();
   }
 }
 

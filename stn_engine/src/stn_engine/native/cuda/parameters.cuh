@@ -64,7 +64,6 @@ STN_FUNCTION void matrix_tiles(const Launch& launch) {
       add_point(rays, pixel, x, by, sums);
     }
     put_sums(item, tile - first, sums);
-    __syncthreads();
   }
 }
 
@@ -105,7 +104,6 @@ STN_FUNCTION void spline_tiles(const Launch& launch) {
         if (threadIdx.x % kWarp == 0) item.sums[(tile - first) * item.count + 2 * k + a] = sum;
       }
     }
-    __syncthreads();
   }
 }
 
@@ -135,7 +133,6 @@ STN_FUNCTION void field_tiles(const Launch& launch) {
       for (int a = 0; a < D; ++a)
         put_number(item.by_points.data, item.wide, index + a * item.by_points.channel_stride, sums[a]);
     }
-    __syncthreads();
   }
 }
 

@@ -1,4 +1,4 @@
-// What the kernels need of CUDA, under NVRTC; under g++ the shim of the tests stands in for it.
+// What the kernels need of CUDA, under NVRTC; under g++ the tests emulate it.
 #pragma once
 
 #include "../shared/sampling.h"
@@ -9,15 +9,10 @@ namespace stn {
 using int64 = long long;
 using uint64 = unsigned long long;
 
-#if defined(__CUDACC_RTC__)
-constexpr int kThreads = 256;
+constexpr int kThreads = STN_THREADS;  // of a block
 constexpr int kWarp = 32;
-#else
-constexpr int kThreads = 1;
-constexpr int kWarp = 1;
-#endif
 constexpr int kWarps = kThreads / kWarp;
-constexpr unsigned kAllLanes = kWarp == 32 ? 0xffffffffu : 1u;
+constexpr unsigned kAllLanes = 0xffffffffu;
 
 // The only contraction there is: the compiler is told not to make its own, so that a coordinate has the
 // same bits in every kernel.

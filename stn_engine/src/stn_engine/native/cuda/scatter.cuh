@@ -124,7 +124,6 @@ STN_FUNCTION void scatter_tiles(const Launch& launch) {
             scale, grad);
       }
     }
-    __syncthreads();
   }
 }
 
@@ -149,7 +148,6 @@ STN_FUNCTION void find_peaks(const Launch& launch) {
     if (threadIdx.x % kWarp == 0)
       atomicMax(item.peaks + shared_index(place.n, item.by_source.batch),
                 static_cast<uint64>(__double_as_longlong(peak)));
-    __syncthreads();
   }
 }
 
@@ -181,7 +179,6 @@ STN_FUNCTION void collect_tiles(const Launch& launch) {
                                        item.channels - channel, values);
       }
     }
-    __syncthreads();
   }
 }
 

@@ -80,7 +80,6 @@ STN_FUNCTION void warp_tiles(const Launch& launch) {
       warp_pixel<N, Interleaved>(item, source, target, pixel, x, units.first_channel(unit),
                                  units.last_channel(unit, item));
     }
-    __syncthreads();
   }
 }
 

@@ -1,0 +1,139 @@
+"""Kernels in blocks of 256 emulated threads: where they meet, in which order, and what they touch.
+
+What the emulated device promises is shown by kernels that break it on purpose.
+"""
+
+import signal
+import subprocess
+import sys
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from stn_engine import WarpSpec
+from stn_engine.backends._cuda.programs import THREADS
+from stn_engine.backends.cuda import CudaBackend
+from support.emulated_cuda import (
+    EMULATION,
+    EmulatedDeviceError,
+    EmulatedLauncher,
+    compiled,
+    kernel_command,
+    loaded,
+    run_kernel,
+)
+from support.strategies import IMAGE, KINDS_AND_SIZES, PADDINGS, random_gradients, random_warp
+
+TESTS = EMULATION.parent
+SEEDS = range(4)
+TURNED = list(reversed(range(THREADS)))
+
+
+@pytest.fixture(scope="module")
+def faulty():
+    """The kernels of ``faulty.cu``."""
+    path = EMULATION / "faulty.cu"
+    command = kernel_command(path, {"STN_THREADS": str(THREADS)})
+    return loaded(compiled("faulty", command, path.read_text(encoding="utf-8")))
+
+
+def run(library, kernel, seed=0):
+    """What one block writes."""
+    found = np.zeros(THREADS, np.int32)
+    run_kernel(library, kernel, (found.ctypes.data, 0, 1, 1), blocks=1, seed=seed)
+    return found.tolist()
+
+
+def run_python(*arguments):
+    """A process of its own, where the tests' support is found."""
+    command = [sys.executable, *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=TESTS, timeout=110
+    )
+
+
+def test_threads_that_meet_see_what_others_wrote(faulty):
+    """In whatever order they come."""
+    assert all(run(faulty, "turned", seed) == TURNED for seed in SEEDS)
+
+
+def test_threads_that_do_not_meet_see_garbage(faulty):
+    """Not what an earlier block left; and not always the same."""
+    run(faulty, "turned")
+    found = [run(faulty, "turned_too_early", seed) for seed in SEEDS]
+    assert all(set(one) <= {-1, *TURNED} and -1 in one for one in found)
+    assert len(set(map(tuple, found))) > 1
+
+
+@pytest.mark.parametrize(
+    ("kernel", "wrong"),
+    [
+        ("one_leaves", "expected all threads to meet, got 255 at a barrier, 1 done"),
+        ("half_a_warp_exchanges", "expected all threads to meet, got 128 at an exchange, 128 done"),
+        ("one_votes", "expected the lanes of a warp at one place, got them at two"),
+        ("some_are_asked_for", "expected all lanes of a warp to be asked for, got some"),
+        ("beyond_the_warp", "expected a lane of the warp, got 32"),
+    ],
+)
+def test_what_hangs_or_is_undefined_on_a_device_is_an_error(faulty, kernel, wrong):
+    """And the device goes on."""
+    with pytest.raises(EmulatedDeviceError, match=f"^{kernel}: {wrong}\\.$"):
+        run(faulty, kernel)
+    assert run(faulty, "turned") == TURNED
+
+
+@pytest.mark.parametrize(("kind", "sizes"), KINDS_AND_SIZES)
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_results_do_not_depend_on_the_order_of_threads_and_blocks(kind, sizes, padding, dtype):
+    """Nor on how many blocks there are: no two threads race, and sums have one order."""
+    sizes = {"size": sizes["size"], "output_size": tuple(9 * n for n in sizes["output_size"])}
+    spec = WarpSpec(padding=padding, fill=0.5)
+    problem = random_gradients(
+        1, random_warp(2, kind=kind, dtype=dtype, channels=8, spec=spec, **sizes)
+    )
+    assert_one_result(problem)
+
+
+@pytest.mark.parametrize("kind", ["affine", "thin_plate_spline"])
+def test_sums_over_many_tiles_do_not_depend_on_it_either(kind):
+    """Every warp of the block that makes them has some."""
+    warp = random_warp(3, kind=kind, dtype=torch.float32, batch=(THREADS, 1), **IMAGE)
+    assert_one_result(random_gradients(4, warp))
+
+
+def assert_one_result(problem):
+    """Whatever the seed, and the number of blocks."""
+    found = []
+    for seed, most_blocks in zip(SEEDS, (1, 2, 5, 1 << 30), strict=True):
+        backend = CudaBackend(EmulatedLauncher(most_blocks=most_blocks, seed=seed))
+        gradients = backend.warp_gradients([problem])[0]
+        found.append((*backend.warp([problem.warp]), gradients.feature_map, gradients.transform))
+    for one, other in product(found[:1], found[1:]):
+        for result, again in zip(one, other, strict=True):
+            assert torch.equal(result.view(torch.uint8), again.view(torch.uint8))
+
+
+@pytest.mark.parametrize("fenced", ["begin", "end"])
+def test_no_kernel_touches_memory_outside(fenced):
+    """Every kernel runs between pages that end the process when touched."""
+    done = run_python("-m", "support.fenced_cuda", fenced)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 100
+
+
+@pytest.mark.parametrize(("at_end", "offset"), [(False, -1), (True, 12)])
+def test_a_fence_ends_whoever_crosses_it(at_end, offset):
+    """Else the test before could not fail."""
+    program = f"""
+import ctypes, torch
+from support.fenced_cuda import Fence
+inside = Fence(at_end={at_end}).copy(torch.arange(3, dtype=torch.int32))
+assert ctypes.string_at(inside.data_ptr(), 12) == bytes([0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0])
+print("inside", flush=True)
+ctypes.string_at(inside.data_ptr() + {offset}, 1)
+"""
+    done = run_python("-c", program)
+    assert (done.returncode, done.stdout) == (-signal.SIGSEGV, "inside\n")
