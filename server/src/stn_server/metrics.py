@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from itertools import product
 from typing import Any
@@ -90,83 +90,67 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry, backend: str = "cpu") -> None:
         self._backend = backend
         self._notes = _Notes(registry)
-        self.requests = Counter(
-            "stn_requests", "Calls answered", ["method", "code"], registry=registry
+        # A child is looked up by the strings of its labels, which costs more than to count.
+        self._child: Callable[..., Any] = cache(lambda metric, *labels: metric.labels(*labels))
+        self._describe_calls(registry)
+        self._describe_batches(registry)
+        self._describe_process(registry)
+        self._show_zeros()
+
+    def _describe_calls(self, registry: CollectorRegistry) -> None:
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        seconds = partial(Histogram, buckets=SECONDS, registry=registry)
+        self.requests = counter("stn_requests", "Calls answered", ["method", "code"])
+        self.request_duration = seconds(
+            "stn_request_duration_seconds", "From the arrival of a call to its answer", ["method"]
         )
-        self.request_duration = Histogram(
-            "stn_request_duration_seconds",
-            "From the arrival of a call to its answer",
-            ["method"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self.payload_bytes = Counter(
+        self.payload_bytes = counter(
             "stn_payload_bytes",
             "Messages with tensors, envelopes included",
             ["direction", "transport"],
-            registry=registry,
         )
-        self.queue_wait = Histogram(
-            "stn_queue_wait_seconds",
-            "From admission to launch",
-            buckets=SECONDS,
-            registry=registry,
+        self.refused = counter("stn_refused", "Calls turned away at the door", ["reason"])
+        self.abandoned_items = counter(
+            "stn_abandoned_items", "Calls cancelled or expired while queued"
         )
-        self.batch_items = Histogram(
-            "stn_batch_items", "Calls that shared a launch", buckets=ITEMS, registry=registry
+        self.queued_items = gauge("stn_queued_items", "Calls that wait")
+        self.running_items = gauge("stn_running_items", "Calls being computed")
+        self.admitted_bytes = gauge(
+            "stn_admitted_bytes", "Operands and results of calls whose reply has not left"
         )
-        self.batch_bytes = Histogram(
-            "stn_batch_bytes",
-            "Operands and results of a launch",
-            buckets=BYTES,
-            registry=registry,
+        self.queue_wait = seconds("stn_queue_wait_seconds", "From admission to launch")
+        self.queue_age = gauge(
+            "stn_queue_age_seconds", "How long the oldest queued call has waited"
         )
-        self.batch_duration = Histogram(
+
+    def _describe_batches(self, registry: CollectorRegistry) -> None:
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
+        self.batch_items = histogram("stn_batch_items", "Calls that shared a launch", buckets=ITEMS)
+        self.batch_bytes = histogram(
+            "stn_batch_bytes", "Operands and results of a launch", buckets=BYTES
+        )
+        self.batch_duration = histogram(
             "stn_batch_duration_seconds",
             "A launch, from hand-over to results",
             ["operation", "backend"],
             buckets=SECONDS,
-            registry=registry,
         )
-        self.samples = Counter("stn_samples", "Source points computed", registry=registry)
-        self.refused = Counter(
-            "stn_refused", "Calls turned away at the door", ["reason"], registry=registry
+        self.samples = counter("stn_samples", "Source points computed")
+        self.device_memory = gauge(
+            "stn_device_memory_bytes", "What this process holds on a device", ["device"]
         )
-        self.abandoned_items = Counter(
-            "stn_abandoned_items", "Calls cancelled or expired while queued", registry=registry
-        )
-        self.queued_items = Gauge("stn_queued_items", "Calls that wait", registry=registry)
-        self.running_items = Gauge("stn_running_items", "Calls being computed", registry=registry)
-        self.admitted_bytes = Gauge(
-            "stn_admitted_bytes",
-            "Operands and results of calls whose reply has not left",
-            registry=registry,
-        )
-        self.queue_age = Gauge(
-            "stn_queue_age_seconds",
-            "How long the oldest queued call has waited",
-            registry=registry,
-        )
-        self.device_memory = Gauge(
-            "stn_device_memory_bytes",
-            "What this process holds on a device",
-            ["device"],
-            registry=registry,
-        )
-        self.lanes = Gauge(
-            "stn_lanes", "Batches that a device takes at a time", ["device"], registry=registry
-        )
-        self.lane_busy = Counter(
+        self.lanes = gauge("stn_lanes", "Batches that a device takes at a time", ["device"])
+        self.lane_busy = counter(
             "stn_lane_busy_seconds",
             "Time that lanes of a device had a batch; its rate by stn_lanes is their utilisation",
             ["device"],
-            registry=registry,
         )
-        self.kernel_compilations = Counter(
-            "stn_kernel_compilations",
-            "Programs of kernels that were needed",
-            ["outcome"],
-            registry=registry,
+
+    def _describe_process(self, registry: CollectorRegistry) -> None:
+        counter = partial(Counter, registry=registry)
+        self.kernel_compilations = counter(
+            "stn_kernel_compilations", "Programs of kernels that were needed", ["outcome"]
         )
         self.kernel_compilation_duration = Histogram(
             "stn_kernel_compilation_duration_seconds",
@@ -174,23 +158,22 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
-        self.reloads = Counter(
+        self.reloads = counter(
             "stn_reloads",
             "Changes of the files of tokens and certificates",
             ["file", "outcome"],
-            registry=registry,
         )
-        # A child is looked up by the strings of its labels, which costs more than to count.
-        self._child: Callable[..., Any] = cache(lambda metric, *labels: metric.labels(*labels))
-        # At 0 from the start, so that the first one shows as an increase.
+        self.build_info = Gauge("stn_build_info", "Always 1", ["version"], registry=registry)
+        self.build_info.labels(version=version("stn-server")).set(1)
+
+    def _show_zeros(self) -> None:
+        """From the start, so that the first one shows as an increase."""
         for reason in _reasons(RefusedError):
             self.refused.labels(reason)
         for source in Outcome:
             self.kernel_compilations.labels(source)
         for file, outcome in product(("tokens", "certificates"), ("accepted", "rejected")):
             self.reloads.labels(file, outcome)
-        self.build_info = Gauge("stn_build_info", "Always 1", ["version"], registry=registry)
-        self.build_info.labels(version=version("stn-server")).set(1)
 
     def watch(self, statistics: Callable[[], Statistics], queue_age_s: Callable[[], float]) -> None:
         """Reads the state of the queue whenever it is scraped."""
