@@ -100,6 +100,5 @@ extern char __stop_stn_shared[] __attribute__((weak, visibility("hidden")));
 extern "C" [[gnu::used]] inline const char* emulated_launch(emulation::Kernel kernel, const void* items,
                                                             const void* starts, long long tiles, long long count,
                                                             unsigned blocks, unsigned long long seed) {
-  return emulation::run(
-      {kernel, items, starts, tiles, count, blocks, seed, __start_stn_shared, __stop_stn_shared});
+  return emulation::run({kernel, items, starts, tiles, count, blocks, seed, __start_stn_shared, __stop_stn_shared});
 }

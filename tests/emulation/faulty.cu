@@ -32,4 +32,3 @@ extern "C" __global__ void one_votes(ARGUMENTS) {
 extern "C" __global__ void some_are_asked_for(ARGUMENTS) { __shfl_sync(0xffffu, 1, 0); }
 
 extern "C" __global__ void beyond_the_warp(ARGUMENTS) { __shfl_sync(0xffffffffu, 1, 32); }
-

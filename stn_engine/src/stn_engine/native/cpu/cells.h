@@ -34,7 +34,12 @@ struct CellPlan {
   alignas(64) Mask<T> whole[kBlock];                // points that read a whole cell
   alignas(64) Mask<T> finite[kBlock];
 
-  STN_MEMBER explicit CellPlan(const Map& map) {
+  STN_MEMBER CellPlan() {}
+
+  STN_MEMBER explicit CellPlan(const Map& map) { lie_over(map, 0); }
+
+  STN_MEMBER void lie_over(const Map& map, int64_t reads_ahead) {
+    ahead = reads_ahead;
     for (int a = 0; a < D; ++a) {
       size[a] = static_cast<int>(map.size[a]);
       stride[a] = static_cast<int>(map.stride[a]);

@@ -6,16 +6,6 @@
 
 namespace stn::STN_ISA {
 
-// G of one channel at the points of a block, 0 in the lanes behind them.
-template <class S>
-STN_FUNCTION void load_grad(const S* grad, int64_t stride, int count, Compute<S>* out) {
-  if (stride == 1)
-    for (int b = 0; b < count; ++b) out[b] = widened(grad[b]);
-  else
-    for (int b = 0; b < count; ++b) out[b] = widened(grad[b * stride]);
-  for (int b = count; b < whole_lanes(count); ++b) out[b] = 0;
-}
-
 template <class S, class T, int D, bool Adjacent>
 STN_FUNCTION void contrast_planes(const Item& item, const Block& block, const CellPlan<T, D>& plan,
                                   CellContrast<T, D>& contrast) {

@@ -14,6 +14,16 @@ struct Points {
 
 STN_FUNCTION int whole_lanes(int count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
+// G of one channel at the points of a block, 0 in the lanes behind them.
+template <class S>
+STN_FUNCTION void load_grad(const S* grad, int64_t stride, int count, Compute<S>* out) {
+  if (stride == 1)
+    for (int b = 0; b < count; ++b) out[b] = widened(grad[b]);
+  else
+    for (int b = 0; b < count; ++b) out[b] = widened(grad[b * stride]);
+  for (int b = count; b < whole_lanes(count); ++b) out[b] = 0;
+}
+
 template <class T>
 STN_FUNCTION void repeat_last(T* lanes, int count) {
   for (int b = count; b < whole_lanes(count); ++b) lanes[b] = lanes[count - 1];

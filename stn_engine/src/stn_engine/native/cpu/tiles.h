@@ -1,9 +1,12 @@
 // The gradient of a map, tile by tile: equation (4) in an order that depends on nothing but the sizes.
 //
-// Every cell of a tile has one accumulator per tap. A target pixel adds its products to those of one cell in a
-// single vector, and two pixels of a row meet in memory only if they read the same cell. When all pixels that
+// Every cell of a tile has one accumulator per tap and channel. A target pixel adds its products to those of one cell
+// in a single vector, and two pixels of a row meet in memory only if they read the same cell. When all pixels that
 // reach the tile have been walked in raster order, every source pixel collects its taps from the cells around
 // it. Tiles share no output, so threads share none either, and nothing needs to be zeroed beforehand.
+//
+// Few channels are summed at a time. Where there are more, cells and weights of the pixels are kept for the next ones,
+// if there is room for them: to find them takes longer than to use them.
 #pragma once
 
 #include "reach.h"
@@ -13,18 +16,28 @@
 namespace stn::STN_ISA {
 
 constexpr int kTileBytes = 52 * 1024;
-constexpr int kMaxGroup = 4;  // channels that share the plan of a tile
+constexpr int kKeptBytes = 20 * 1024;
+constexpr int kKeepingTileBytes = 44 * 1024;  // of a tile beside which something is kept
+constexpr int kFewestCells = 700;             // of a tile of several channels
+constexpr int kMaxGroup = 4;                  // channels that are summed at a time
+constexpr int kMaxGroups = 16;                // one after the other in the same tile, by the same thread
 
 template <class T>
 constexpr int kTileValues = kTileBytes / static_cast<int>(sizeof(T));
+
+// Target pixels whose cells and weights are kept.
+template <class T, int D, int K>
+constexpr int kKept = kKeptBytes / (static_cast<int>(sizeof(T)) * kTaps<D, K> + 4);
 
 // How a map is cut. Cells stand before the pixels they reach, so a tile has K - 1 more of them per axis.
 struct Tiling {
   int64_t size[kMaxAxes];  // pixels of a whole tile
   int64_t count[kMaxAxes];
-  int64_t group, groups;  // channels
+  int64_t group;          // channels that are summed at a time
+  int64_t share, shares;  // channels of one unit of work, and how many of them there are
+  bool keeps;             // whether cells and weights are kept for the next group of channels
 
-  STN_MEMBER int64_t units() const { return count[0] * count[1] * count[2] * groups; }
+  STN_MEMBER int64_t units() const { return count[0] * count[1] * count[2] * shares; }
 };
 
 STN_FUNCTION int64_t at_most_size(int64_t wanted, int64_t size) { return wanted < size ? wanted : size; }
@@ -33,28 +46,32 @@ template <class T, int D, int K>
 STN_FUNCTION Tiling tiling_of(const Item& item) {
   const Map& source = item.source;
   Tiling tiling{};
-  tiling.group = kTileValues<T> / (kTaps<D, K> * 800);
+  tiling.group = kTileValues<T> / (kTaps<D, K> * kFewestCells);
   tiling.group = at_most_size(tiling.group < 1 ? 1 : tiling.group, kMaxGroup);
   tiling.group = at_most_size(tiling.group, source.channels);
-  int64_t cells = kTileValues<T> / (kTaps<D, K> * tiling.group) - 1;
+  const int64_t cell_bytes = static_cast<int64_t>(sizeof(T)) * kTaps<D, K> * tiling.group;
+  int64_t cells = kKeepingTileBytes / cell_bytes - 1;
+  tiling.keeps = tiling.group < source.channels && cells <= kKept<T, D, K>;
+  if (!tiling.keeps) cells = kTileBytes / cell_bytes - 1;
   const int64_t side = static_cast<int64_t>(std::pow(static_cast<double>(cells), 1.0 / D));
   for (int a = 0; a < kMaxAxes; ++a) {
-    const int64_t room = a == D - 1 ? cells : a == 0 ? 2 * side : side;
-    tiling.size[a] = a < D ? at_most_size(room - (K - 1), source.size[a]) : 1;
+    const int64_t width = a == D - 1 ? cells : a == 0 ? 2 * side : side;
+    tiling.size[a] = a < D ? at_most_size(width - (K - 1), source.size[a]) : 1;
     cells /= tiling.size[a] + (a < D ? K - 1 : 0);
     tiling.count[a] = (source.size[a] + tiling.size[a] - 1) / tiling.size[a];
   }
-  tiling.groups = (source.channels + tiling.group - 1) / tiling.group;
+  tiling.share = at_most_size(tiling.group * (tiling.keeps ? kMaxGroups : 1), source.channels);
+  tiling.shares = (source.channels + tiling.share - 1) / tiling.share;
   return tiling;
 }
 
 template <class S, class T, int D, int K>
 class Tile {
  public:
-  STN_MEMBER Tile(const Item& item, const Tiling& tiling, int64_t unit) : item_(item) {
-    channels_.first = unit % tiling.groups * tiling.group;
-    channels_.count = at_most_size(tiling.group, item.source.channels - channels_.first);
-    int64_t place = unit / tiling.groups;
+  STN_MEMBER Tile(const Item& item, const Tiling& tiling, int64_t unit)
+      : item_(item), keeps_(tiling.keeps), group_(tiling.group), first_channel_(unit % tiling.shares * tiling.share) {
+    end_channel_ = at_most_size(first_channel_ + tiling.share, item.source.channels);
+    int64_t place = unit / tiling.shares;
     cells_ = 1;
     for (int a = 0; a < kMaxAxes; ++a) {
       first_[a] = place % tiling.count[a] * tiling.size[a];
@@ -67,18 +84,28 @@ class Tile {
 
   // The gradient of item n_source; all items of the batch that read it, in order.
   void run(int64_t n_source) {
-    std::memset(sums_, 0, sizeof(T) * static_cast<size_t>(channels_.count * (cells_ + 1) * kTaps<D, K>));
     const bool broadcast = item_.source.batch == 1;
-    for (int64_t n = broadcast ? 0 : n_source; n < (broadcast ? item_.batch : n_source + 1); ++n) add_item(n);
-    for (int64_t c = 0; c < channels_.count; ++c) collect(n_source, c);
+    const int64_t first = broadcast ? 0 : n_source, last = broadcast ? item_.batch : n_source + 1;
+    const bool kept = keeps_ && last == first + 1 && keep(first);
+    for (int64_t c = first_channel_; c < end_channel_; c += group_) {
+      channels_ = {c, at_most_size(group_, end_channel_ - c)};
+      std::memset(sums_, 0, sizeof(T) * static_cast<size_t>(channels_.count * (cells_ + 1) * kAll));
+      if (kept) add_kept();
+      else
+        for (int64_t n = first; n < last; ++n) add_item(n);
+      collect(n_source);
+    }
   }
 
  private:
   static constexpr int kAll = kTaps<D, K>;
+  static constexpr int kPoints = kKept<T, D, K> > kBlock ? kKept<T, D, K> : kBlock;
   // All taps of a cell in one vector.
   typedef T TapVector __attribute__((vector_size(kAll * sizeof(T))));
 
-  void add_item(int64_t n) {
+  // Runs visit(source, block) over the target pixels of item n that may reach the tile, until it returns false.
+  template <class Visit>
+  STN_MEMBER bool for_item(int64_t n, Visit visit) {
     const PointSource<T, D> source(item_, n);
     const Reach reach = Reach::of<T>(item_, source.matrix());
     const Box box = reading_box();
@@ -88,8 +115,39 @@ class Tile {
     for (int64_t k = depth.first; k < depth.last; ++k)
       for (int64_t i = height.first; i < height.last; ++i) {
         const Row row = {n, i, k};
-        for_pieces(row, columns(row), [&](const Block& block) { add_block(source, block); });
+        const Range range = columns(row);
+        for (int64_t j = range.first; j < range.last; j += kBlock)
+          if (!visit(source, Block{row, j, static_cast<int>(at_most_size(range.last - j, kBlock))})) return false;
       }
+    return true;
+  }
+
+  void add_item(int64_t n) {
+    for_item(n, [&](const PointSource<T, D>& source, const Block& block) {
+      plan(source, block, 0);
+      add(start_of<const S>(item_.target, block), block.count, 0);
+      return true;
+    });
+  }
+
+  // Plans all of item n; false if there is no room for it.
+  bool keep(int64_t n) {
+    blocks_ = points_ = 0;
+    return for_item(n, [&](const PointSource<T, D>& source, const Block& block) {
+      if (blocks_ == kMaxBlocks || points_ + block.count > kPoints) return false;
+      plan(source, block, points_);
+      kept_[blocks_++] = {start_of<const S>(item_.target, block), block.count};
+      points_ += block.count;
+      return true;
+    });
+  }
+
+  void add_kept() {
+    int at = 0;
+    for (int k = 0; k < blocks_; ++k) {
+      add(kept_[k].grads, kept_[k].count, at);
+      at += kept_[k].count;
+    }
   }
 
   // Where coordinates have to be for a tap to fall into the tile.
@@ -105,31 +163,20 @@ class Tile {
     return box;
   }
 
-  STN_MEMBER void add_block(const PointSource<T, D>& source, const Block& block) {
+  // Cells and weights of a block, from place `at` on; points that do not reach the tile go to the cell behind the last.
+  STN_MEMBER void plan(const PointSource<T, D>& source, const Block& block, int at) {
     Points<T, D> points;
     source.fill(block, points);
-    plan(block.count, points);
-    for (int64_t c = 0; c < channels_.count; ++c) {
-      const Map& target = item_.target;
-      const S* grad = start_of<const S>(target, block) + (channels_.first + c) * target.channel_stride;
-      add_products(grad, target.stride[0], block.count, sums_of(c));
-    }
-  }
-
-  STN_MEMBER T* sums_of(int64_t c) { return sums_ + c * (cells_ + 1) * kAll; }
-
-  // Cells and weights of a block; points that do not reach the tile go to the cell behind the last.
-  STN_MEMBER void plan(int count, Points<T, D>& points) {
-    const int lanes = whole_lanes(count);
+    const int lanes = whole_lanes(block.count);
     alignas(64) Mask<T> live[kBlock];
     for (int b = 0; b < lanes; b += kLanes) store(keep_finite(points, b), live + b);
     alignas(64) T slope[kBlock];
     if (item_.sampling.padding == Padding::border)
       for (int a = 0; a < D; ++a) pad_axis(item_.sampling, item_.source.size[a], lanes, points.at[a], slope);
-    for (int b = 0; b < lanes; b += kLanes) plan_lanes(b, load(live + b), points);
+    for (int b = 0; b < lanes; b += kLanes) plan_lanes(b, at + b, load(live + b), points);
   }
 
-  STN_MEMBER void plan_lanes(int b, Lanes<Mask<T>> live, const Points<T, D>& points) {
+  STN_MEMBER void plan_lanes(int b, int to, Lanes<Mask<T>> live, const Points<T, D>& points) {
     AxisTaps<Lanes<T>, K> taps[D];
     Lanes<int32_t> cell{};
     int stride = 1;
@@ -141,38 +188,50 @@ class Tile {
       stride *= static_cast<int>(width_[a]);
     }
     const Lanes<int32_t> nowhere = Lanes<int32_t>::all(static_cast<int32_t>(cells_));
-    store(choose(converted<int32_t>(live), cell, nowhere) * kAll, place_ + b);
+    store(choose(converted<int32_t>(live), cell, nowhere) * kAll, place_ + to);
     alignas(64) T products[kAll][kLanes];
     for (int tap = 0; tap < kAll; ++tap) {
       Lanes<T> product = taps[0].weight[digit<K>(tap, 0)];
       for (int a = 1; a < D; ++a) product *= taps[a].weight[digit<K>(tap, a)];
       store(product, products[tap]);
     }
-    T* weight = weight_ + b * kAll;
+    T* weight = weight_ + to * kAll;
     for (int l = 0; l < kLanes; ++l)
       for (int tap = 0; tap < kAll; ++tap) weight[l * kAll + tap] = products[tap][l];
   }
 
-  STN_MEMBER void add_products(const S* grad, int64_t stride, int count, T* sums) const {
+  // Adds what a block has for the present channels; its plan begins at place `at`.
+  STN_MEMBER void add(const S* grads, int count, int at) {
+    const int64_t step = item_.target.stride[0], channel_step = item_.target.channel_stride;
+    grads += channels_.first * channel_step;
+    for (int64_t c = 0; c < channels_.count; ++c) add_products(grads + c * channel_step, step, count, at, sums_of(c));
+  }
+
+  STN_MEMBER T* sums_of(int64_t c) { return sums_ + c * (cells_ + 1) * kAll; }
+
+  STN_MEMBER void add_products(const S* grad, int64_t step, int count, int at, T* sums) const {
+    const int* place = place_ + at;
+    const T* weights = weight_ + at * kAll;
 #pragma GCC unroll 4
     for (int b = 0; b < count; ++b) {
-      T* at = sums + place_[b];
+      T* to = sums + place[b];
       TapVector sum, weight;
-      std::memcpy(&sum, at, sizeof sum);
-      std::memcpy(&weight, weight_ + b * kAll, sizeof weight);
-      sum += weight * widened(grad[b * stride]);
-      std::memcpy(at, &sum, sizeof sum);
+      std::memcpy(&sum, to, sizeof sum);
+      std::memcpy(&weight, weights + b * kAll, sizeof weight);
+      sum += weight * widened(grad[b * step]);
+      std::memcpy(to, &sum, sizeof sum);
     }
   }
 
   // Every pixel of the tile from the taps that fall on it.
-  void collect(int64_t n, int64_t c) {
+  STN_MEMBER void collect(int64_t n) {
     const Map& to = item_.by_source;
-    S* map = static_cast<S*>(to.data) + n * to.batch_stride + (channels_.first + c) * to.channel_stride;
+    S* map = static_cast<S*>(to.data) + n * to.batch_stride + channels_.first * to.channel_stride;
     for (int64_t z = 0; z < size_[2]; ++z)
       for (int64_t y = 0; y < size_[1]; ++y) {
         S* row = map + (first_[2] + z) * to.stride[2] + (first_[1] + y) * to.stride[1] + first_[0] * to.stride[0];
-        collect_row(sums_of(c), y, z, row, to.stride[0]);
+        for (int64_t c = 0; c < channels_.count; ++c)
+          collect_row(sums_of(c), y, z, row + c * to.channel_stride, to.stride[0]);
       }
   }
 
@@ -190,12 +249,23 @@ class Tile {
     }
   }
 
+  static constexpr int kMaxBlocks = 128;
+
+  struct Kept {
+    const S* grads;  // of the first channel
+    int count;
+  };
+
   const Item& item_;
-  Channels channels_;
+  bool keeps_;
+  int64_t group_, first_channel_, end_channel_;
+  Channels channels_;  // that are summed now
   int64_t first_[kMaxAxes], size_[kMaxAxes], width_[kMaxAxes];
   int64_t cells_;
-  alignas(64) int place_[kBlock];  // of a point's cell among the sums
-  alignas(64) T weight_[kBlock * kAll];
+  int blocks_, points_;  // that are kept
+  Kept kept_[kMaxBlocks];
+  alignas(64) int place_[kPoints + kLanes];  // of a point's cell among the sums
+  alignas(64) T weight_[(kPoints + kLanes) * kAll];
   alignas(64) T sums_[kTileValues<T>];
 };
 

@@ -19,20 +19,37 @@ STN_FUNCTION bool is_channels_last(const Item& item) {
 
 STN_FUNCTION bool has_adjacent_pixels(const Map& map) { return map.stride[0] == 1 && map.size[0] > 1; }
 
+// One channel of a block.
 template <class S, class T, int D, bool Adjacent>
-STN_LARGE_FUNCTION void warp_planes(const Item& item, const Block& block, const CellPlan<T, D>& plan) {
-  const S* source = source_of<S>(item, block.row.n);
-  S* out = start_of<S>(item.target, block);
+STN_FUNCTION void warp_plane(const Item& item, const Block& block, const CellPlan<T, D>& plan, const S* source,
+                             const Constants<T>& constants, S* out) {
+  alignas(64) T buffer[kBlock];
   const int64_t stride = item.target.stride[0];
   const bool direct = std::is_same_v<S, T> && stride == 1;
+  fetch_ahead(source, plan, block.count);
+  read_cells<S, T, D, Adjacent>(source, plan, block.count, constants, direct ? reinterpret_cast<T*>(out) : buffer);
+  if (!direct) store_row<S>(buffer, block.count, stride, out);
+}
+
+// Blocks of which one channel is read after the other, so that what neighbouring blocks read of it is in the cache.
+template <class T, int D>
+struct Strip {
+  static constexpr int kBlocks = 8;
+
+  Block blocks[kBlocks];
+  CellPlan<T, D> plans[kBlocks];
+  int count = 0;
+};
+
+template <class S, class T, int D, bool Adjacent>
+STN_LARGE_FUNCTION void warp_planes(const Item& item, const Strip<T, D>& strip) {
+  const S* source = source_of<S>(item, strip.blocks[0].row.n);
   for (int64_t c = 0; c < item.source.channels; ++c) {
-    alignas(64) T buffer[kBlock];
-    T* values = direct ? reinterpret_cast<T*>(out) : buffer;
-    fetch_ahead(source, plan, block.count);
-    read_cells<S, T, D, Adjacent>(source, plan, block.count, constants_of<T>(item.sampling, c), values);
-    if (!direct) store_row<S>(buffer, block.count, stride, out);
+    const Constants<T> constants = constants_of<T>(item.sampling, c);
+    for (int b = 0; b < strip.count; ++b)
+      warp_plane<S, T, D, Adjacent>(item, strip.blocks[b], strip.plans[b], source, constants,
+                                    start_of<S>(item.target, strip.blocks[b]) + c * item.target.channel_stride);
     source += item.source.channel_stride;
-    out += item.target.channel_stride;
   }
 }
 
@@ -80,11 +97,16 @@ STN_FUNCTION void warp_taps(const Item& item, const Block& block, const Points<T
 }
 
 template <class S, class T, int D>
-STN_FUNCTION void warp_cells(const Item& item, const Block& block, Points<T, D>& points, CellPlan<T, D>& plan) {
-  plan_cells(item.sampling, block.count, points, plan);
-  if (is_channels_last(item)) return warp_pixels<S, T, D>(item, block, plan);
-  if (has_adjacent_pixels(item.source)) return warp_planes<S, T, D, true>(item, block, plan);
-  return warp_planes<S, T, D, false>(item, block, plan);
+STN_FUNCTION void warp_strip(const Item& item, Strip<T, D>& strip) {
+  if (strip.count == 0) return;
+  if (is_channels_last(item)) {
+    for (int b = 0; b < strip.count; ++b) warp_pixels<S, T, D>(item, strip.blocks[b], strip.plans[b]);
+  } else if (has_adjacent_pixels(item.source)) {
+    warp_planes<S, T, D, true>(item, strip);
+  } else {
+    warp_planes<S, T, D, false>(item, strip);
+  }
+  strip.count = 0;
 }
 
 // How rows are cut into blocks: pixels that read nothing are left out.
@@ -183,10 +205,16 @@ STN_FUNCTION void warp_rows_of_taps(const Item& item, int64_t n, int64_t first_r
 template <class S, int D>
 STN_FUNCTION void warp_rows_of_cells(const Item& item, int64_t n, int64_t first_row, int64_t last_row) {
   using T = Compute<S>;
-  CellPlan<T, D> plan(item.source);
-  plan.ahead = distance_ahead<T, D>(item, n);
-  warp_blocks<S, D>(item, n, first_row, last_row,
-                    [&](const Block& block, Points<T, D>& points) { warp_cells<S>(item, block, points, plan); });
+  const int most = is_channels_last(item) || item.source.channels < 4 ? 1 : Strip<T, D>::kBlocks;
+  Strip<T, D> strip;
+  const int64_t ahead = distance_ahead<T, D>(item, n);
+  for (int b = 0; b < most; ++b) strip.plans[b].lie_over(item.source, ahead);
+  warp_blocks<S, D>(item, n, first_row, last_row, [&](const Block& block, Points<T, D>& points) {
+    strip.blocks[strip.count] = block;
+    plan_cells(item.sampling, block.count, points, strip.plans[strip.count]);
+    if (++strip.count == most) warp_strip<S>(item, strip);
+  });
+  warp_strip<S>(item, strip);
 }
 
 template <class S, int D>
