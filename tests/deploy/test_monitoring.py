@@ -2,10 +2,8 @@
 
 import contextlib
 import json
-import os
 import re
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import yaml
 from stn_client import Affine, Client, OverloadedError, RetryPolicy
 from stn_client.local import LocalServer
 from support.bad_requests import ramp, theta
+from support.processes import run_python
 from support.prometheus import Prometheus
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -68,10 +67,7 @@ def test_the_dashboard_reads_the_provisioned_source():
 @pytest.mark.slow
 def test_the_picture_shows_the_present_dashboard():
     """Whoever changes the dashboard draws it again."""
-    root = DEPLOY.parent
-    command = [sys.executable, root / ".ci/draw_dashboard.py", "--check"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    result = run_python(DEPLOY.parent / ".ci/draw_dashboard.py", "--check")
     assert result.returncode == 0, result.stderr
 
 

@@ -4,8 +4,6 @@ What the emulated device promises is shown by kernels that break it on purpose.
 """
 
 import signal
-import subprocess
-import sys
 from itertools import product
 
 import numpy as np
@@ -24,9 +22,9 @@ from support.emulated_cuda import (
     loaded,
     run_kernel,
 )
+from support.processes import run_python
 from support.strategies import IMAGE, KINDS_AND_SIZES, PADDINGS, random_gradients, random_warp
 
-TESTS = EMULATION.parent
 SEEDS = range(4)
 TURNED = list(reversed(range(THREADS)))
 
@@ -44,14 +42,6 @@ def run(library, kernel, seed=0):
     found = np.zeros(THREADS, np.int32)
     run_kernel(library, kernel, (found.ctypes.data, 0, 1, 1), blocks=1, seed=seed)
     return found.tolist()
-
-
-def run_python(*arguments):
-    """A process of its own, where the tests' support is found."""
-    command = [sys.executable, *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=TESTS, timeout=110
-    )
 
 
 def test_threads_that_meet_see_what_others_wrote(faulty):

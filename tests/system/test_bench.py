@@ -2,30 +2,18 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parents[1]
+from support.processes import run_python
 
 
 @pytest.mark.slow
 def test_every_case_of_the_server_benchmark_runs(tmp_path):
     output = tmp_path / "server.json"
     flags = ["--rounds=1", "--seconds=0.1", f"--output={output}"]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]),
-    }
-    subprocess.run(
-        [sys.executable, "-m", "bench.bench_server", *flags],
-        env=environment,
-        check=True,
-        timeout=110,
-    )
+    ended = run_python("-m", "bench.bench_server", *flags)
+    assert ended.returncode == 0, ended.stderr
     cells = json.loads(output.read_text())["cells"]
     rates = [one["requests_per_s"] for cell in cells for one in cell["contenders"]]
     judged = [one["met"] for cell in cells for one in cell["findings"] if one["bar"] is not None]

@@ -4,33 +4,17 @@
 """
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parents[1]
+from support.processes import TESTS, run_python
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def run(*command):
     """Runs a suite; fails with the promises that were broken, returns its numbers."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]),
-        "GRPC_VERBOSITY": "NONE",
-    }
-    ended = subprocess.run(
-        [sys.executable, *command],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    ended = run_python(*command, timeout_s=280)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return json.loads(ended.stdout)
 
