@@ -16,6 +16,7 @@ from stn_client.local import LocalServer
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 README = (ROOT / "README.md").read_text()
+SOURCES = {".py", ".h", ".cpp", ".cu", ".cuh"}
 DOCUMENTS = ("README.md", "proto/README.md", "client/README.md")
 
 
@@ -109,9 +110,26 @@ def test_the_pictures_are_fresh():
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize(
+    ("citation", "number", "definition"),
+    [
+        (r"quations? \(.*", r"\((\d)\)", r" \((\d)\)$"),
+        (r"ections? \d.*", r"\b(\d)\b", r"^## (\d)\."),
+    ],
+)
+def test_what_the_engine_cites_is_written_down(citation, number, definition):
+    """Equations and sections by their numbers."""
+    equations = (ROOT / "stn_engine/docs/equations.md").read_text()
+    written = set(re.findall(definition, equations, re.MULTILINE))
+    sources = [path for path in (ROOT / "stn_engine/src").rglob("*") if path.suffix in SOURCES]
+    cited = re.findall(citation, "\n".join(path.read_text() for path in sources))
+    numbers = set(re.findall(number, " ".join(cited)))
+    assert {"1", "2", "5"} <= numbers <= written
+
+
 def test_links_between_documents_lead_somewhere():
-    """Relative links in the READMEs name files that exist."""
-    for document in ROOT.glob("**/README.md"):
+    """Relative links name files that exist."""
+    for document in ROOT.glob("**/*.md"):
         if ".venv" in document.parts or "build" in document.parts:
             continue
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):

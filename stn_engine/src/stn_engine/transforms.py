@@ -112,7 +112,7 @@ class Homography(_Parametric):
 
 @dataclass(frozen=True, eq=False)
 class Attention(_Parametric):
-    """A window that zooms and moves, equation (2) of the STN paper.
+    """A window that zooms and moves, the attention of the STN paper (its equation 2).
 
     ``theta = [[s, 0, t_x], [0, s, t_y]]``, then as ``Affine``.
 
