@@ -46,6 +46,20 @@ def kind(request):
     return request.param
 
 
+def called(kind, target, **options):
+    """Asks a server for its information, by a client of either kind."""
+
+    async def awaited():
+        async with AsyncClient(target, **options) as client:
+            await client.server_info()
+
+    if kind is AsyncClient:
+        asyncio.run(awaited())
+    else:
+        with Client(target, **options) as client:
+            client.server_info()
+
+
 @pytest.mark.parametrize("target", HERE)
 def test_credentials_a_token_may_stay_on_this_machine(target):
     """Nobody hears it there."""
@@ -73,23 +87,43 @@ def test_credentials_a_token_that_cannot_be_sent_is_refused(kind, token):
 
 def test_credentials_go_with_every_attempt(kind):
     """As a bearer token, beside the request id; without one, no header."""
-    answers = [reply(b""), reply(b"")]
-    with ScriptedService(*answers) as service:
-
-        async def awaited(**options):
-            async with AsyncClient(service.target, **options) as client:
-                await client.server_info()
-
-        for options in ({"token": SECRET}, {}):
-            if kind is AsyncClient:
-                asyncio.run(awaited(**options))
-            else:
-                with Client(service.target, **options) as client:
-                    client.server_info()
+    with ScriptedService(reply(b""), reply(b"")) as service:
+        called(kind, service.target, token=SECRET)
+        called(kind, service.target)
     with_token, without = (received.metadata for received in service.received)
     assert with_token["authorization"] == f"Bearer {SECRET}"
     assert "authorization" not in without
     assert with_token["x-request-id"] != without["x-request-id"]
+
+
+def test_credentials_that_change_are_asked_for_before_every_attempt(kind):
+    """The first call is refused and tried again, by when its token is another."""
+    tokens = iter(["first", "second"])
+    policy = RetryPolicy(attempts=2, initial_s=0)
+    with ScriptedService(abort(StatusCode.UNAVAILABLE, "gone"), reply(b"")) as service:
+        called(kind, service.target, token=lambda: next(tokens), retry=policy)
+    sent = [received.metadata["authorization"] for received in service.received]
+    assert sent == ["Bearer first", "Bearer second"]
+
+
+@pytest.mark.parametrize("error", [ValueError("token: expected visible"), OSError("no such file")])
+def test_credentials_that_cannot_be_had_end_the_call(kind, error):
+    """Nothing is sent; one gets what the function raised, or what is wrong with its token."""
+
+    def token():
+        if isinstance(error, OSError):
+            raise error
+        return "two words"
+
+    with ScriptedService() as service, pytest.raises(type(error), match=str(error)):
+        called(kind, service.target, token=token)
+    assert not service.received
+
+
+def test_credentials_that_change_do_not_leave_in_clear_either(kind):
+    """The function is not even asked."""
+    with pytest.raises(ValueError, match=r"^token: expected TLS, .* where it can be overheard\."):
+        kind("stn.example:50051", token=lambda: pytest.fail("asked"))
 
 
 def test_credentials_that_a_server_does_not_know_are_not_tried_again():

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from stn_client import _calls
 from stn_client._calls import Array, Call, Gradients
 from stn_client._connection import Progress, open_channel
-from stn_client._credentials import Access, Tls
+from stn_client._credentials import Access, Tls, Token
 from stn_client._options import GridOptions, WarpOptions
 from stn_client._retry import RetryPolicy
 from stn_client._transforms import ParametricTransform, Transform
@@ -33,11 +33,13 @@ class AsyncClient:
         timeout_s: For one call with all its retries; None: no limit.
         retry: When a refused or lost call is repeated.
         tls: How to secure the connection; None: not at all.
-        token: What the server knows the caller by.
+        token: What the server knows the caller by, or a function that says so before every
+            attempt, for tokens that change; it must not block.
         allow_plaintext_token: Whether the token may cross a network without TLS.
 
     Raises:
-        ValueError: A file cannot be read, or the token cannot be sent, or not safely.
+        ValueError: A file cannot be read, or the token cannot be sent (a function's: at the
+            call), or not safely.
 
     Concurrency:
         Belongs to the event loop it is first used in. Cancelling a call cancels it on the
@@ -51,7 +53,7 @@ class AsyncClient:
         timeout_s: float | None = 60.0,
         retry: RetryPolicy | None = None,
         tls: Tls | None = None,
-        token: str | None = None,
+        token: Token | None = None,
         allow_plaintext_token: bool = False,
     ) -> None:
         self.target = target

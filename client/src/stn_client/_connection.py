@@ -12,7 +12,7 @@ from typing import Any, cast
 import grpc
 
 from stn_client._calls import SERVICE
-from stn_client._credentials import Access
+from stn_client._credentials import Access, Metadata
 from stn_client._errors import StnClientError, TransportError, error_from_status
 from stn_client._retry import RetryPolicy
 
@@ -64,7 +64,7 @@ class Progress:
         policy: When to try again.
         timeout_s: For all attempts and pauses together; None: any.
         is_open: Whether the client has not been closed yet.
-        metadata: Sent with every attempt.
+        metadata: Asked for what is sent with an attempt.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Progress:
         policy: RetryPolicy,
         timeout_s: float | None,
         is_open: Callable[[], bool],
-        metadata: tuple[tuple[str, str], ...] = (),
+        metadata: Callable[[], Metadata] = tuple,
     ) -> None:
         self._policy = policy
         self._is_open = is_open
@@ -86,6 +86,7 @@ class Progress:
 
         Raises:
             TransportError: The client is closed.
+            ValueError: The token cannot be sent.
         """
         if not self._is_open():
             raise TransportError(
@@ -93,7 +94,7 @@ class Progress:
                 request_id=self.request_id,
             )
         self._attempt += 1
-        metadata = (("x-request-id", self.request_id), *self._metadata)
+        metadata = (("x-request-id", self.request_id), *self._metadata())
         return {"timeout": self._remaining_s(), "metadata": metadata}
 
     def pause_s(self, failure: grpc.RpcError) -> float:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import grpc
+
+Token: TypeAlias = str | Callable[[], str]
+"""What a server knows a caller by, or a function that says what it is at present."""
+
+Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 _VISIBLE = re.compile(r"[!-~]+")
 
@@ -60,21 +67,33 @@ class Access:
     """
 
     def __init__(
-        self, target: str, tls: Tls | None, token: str | None, *, allow_plaintext_token: bool
+        self, target: str, tls: Tls | None, token: Token | None, *, allow_plaintext_token: bool
     ) -> None:
         self.credentials = None if tls is None else tls.credentials()
         name = None if tls is None else tls.server_name
         self.options = () if name is None else (("grpc.ssl_target_name_override", name),)
-        self.metadata: tuple[tuple[str, str], ...] = ()
-        if token is not None:
-            if tls is None and not allow_plaintext_token and not _stays_here(target):
-                raise ValueError(
-                    f"token: expected TLS, a unix socket or loopback, got {target}, where it can "
-                    "be overheard. Pass tls=Tls(...), or allow_plaintext_token=True."
-                )
-            if not _VISIBLE.fullmatch(token):
-                raise ValueError("token: expected visible ASCII characters, got others or none.")
-            self.metadata = (("authorization", f"Bearer {token}"),)
+        safe = tls is not None or allow_plaintext_token or _stays_here(target)
+        if token is not None and not safe:
+            raise ValueError(
+                f"token: expected TLS, a unix socket or loopback, got {target}, where it can "
+                "be overheard. Pass tls=Tls(...), or allow_plaintext_token=True."
+            )
+        self._token = token
+        if isinstance(token, str):
+            self.metadata()
+
+    def metadata(self) -> Metadata:
+        """What the next attempt says of its caller.
+
+        Raises:
+            ValueError: The token of the moment cannot be sent.
+        """
+        if self._token is None:
+            return ()
+        token = self._token if isinstance(self._token, str) else self._token()
+        if not _VISIBLE.fullmatch(token):
+            raise ValueError("token: expected visible ASCII characters, got others or none.")
+        return (("authorization", f"Bearer {token}"),)
 
 
 def _contents(name: str, path: Path | str | None) -> bytes | None:
