@@ -49,6 +49,7 @@ ROOT = Path(__file__).parents[1]
 SERVER_BENCHMARK = ROOT / "tests/bench/results/server.json"
 REPLICAS_BENCHMARK = ROOT / "tests/bench/results/replicas.json"
 ENGINE_BENCHMARK = ROOT / "tests/bench/results/engine_cpu.json"
+EXPERIMENT = ROOT / "client/examples/distorted_mnist.json"
 GPU_BENCHMARKS = "tests/bench/results/engine_cuda_*.json"
 
 EXAMPLES: dict[int, tuple[Transform, ...]] = {
@@ -70,6 +71,9 @@ EXAMPLES: dict[int, tuple[Transform, ...]] = {
     ),
 }
 """A transform of every kind, by the dimensions that it reads along."""
+
+IN_THE_PAPER = {"FCN": 5.2, "ST-FCN": 0.8}
+"""Test errors of table 1 of Jaderberg et al. (2015), column RTS, in percent."""
 
 NOTHING = "none"
 Row: TypeAlias = tuple[str, ...]
@@ -215,10 +219,22 @@ def support() -> str:
     return _table((*head, "feature maps", "gradients for", "`generate_grid`"), rows)
 
 
+def experiment() -> str:
+    """The committed run of the example that learns to read distorted digits."""
+    report = json.loads(EXPERIMENT.read_text())
+    rows = [
+        (name, str(report["parameters"][name]), f"{error:.2f} %", f"{IN_THE_PAPER[name]} %")
+        for name, error in report["test_error_percent"].items()
+    ]
+    epochs = f"misread after {report['epochs']} epochs"
+    return _table(("network", "parameters", epochs, "in the paper, after 640"), rows)
+
+
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "configuration": ("server/README.md", configuration),
     "metrics": ("server/README.md", metrics),
     "statuses": ("server/README.md", statuses),
+    "experiment": ("client/README.md", experiment),
     "server benchmark": ("README.md", server_benchmark),
     "replicas benchmark": ("deploy/README.md", replicas_benchmark),
     "support": ("stn_engine/README.md", support),

@@ -14,9 +14,12 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from stn_client._client import Client
 from stn_client._options import WarpOptions
-from stn_client._transforms import Affine, Transform
+from stn_client._transforms import Affine, Homography, Transform
 
 __all__ = ["SpatialTransformer", "warp"]
+
+MATRICES: dict[type[Transform], tuple[int, int]] = {Affine: (2, 3), Homography: (3, 3)}
+"""Transforms whose parameters are matrices."""
 
 
 def warp(
@@ -35,7 +38,7 @@ def warp(
     Args:
         client: Where to compute.
         feature_map: What is read.
-        transform: `Affine` or `SamplingGrid` of a tensor.
+        transform: Any transform of a tensor.
         output_size: (H', W'); None: that of the grid, else of the feature map.
         options: See `WarpOptions`.
 
@@ -52,9 +55,11 @@ class SpatialTransformer(nn.Module):
     """A localisation network whose transform is applied by the service.
 
     Args:
-        localization: Feature map (N, C, H, W) -> theta (N, 2, 3), or (N, 6).
+        localization: Feature map (N, C, H, W) -> parameters of the transform; those of a matrix
+            may be flat, (N, 6) of an `Affine` and (N, 9) of a `Homography`.
         client: Where to compute.
-        output_size: (H', W') of the output; None: that of the feature map.
+        output_size: (H', W') of the output; None: that of the grid, else of the feature map.
+        transform: What the parameters are those of.
         options: See `WarpOptions`.
 
     Shapes:
@@ -69,18 +74,22 @@ class SpatialTransformer(nn.Module):
         localization: nn.Module,
         client: Client,
         output_size: Sequence[int] | None = None,
+        transform: type[Transform] = Affine,
         **options: Unpack[WarpOptions],
     ) -> None:
         super().__init__()
         self.localization = localization
         self._client = client
         self._output_size = output_size
+        self._transform = transform
         self._options = options
 
     def forward(self, feature_map: Tensor) -> Tensor:
-        """Warps every feature map by the theta that the localisation network finds for it."""
-        theta = self.localization(feature_map).reshape(-1, 2, 3)
-        transform = Affine(theta)
+        """Warps every feature map by what the localisation network finds for it."""
+        parameters = self.localization(feature_map)
+        if self._transform in MATRICES:
+            parameters = parameters.reshape(-1, *MATRICES[self._transform])
+        transform = self._transform(parameters)
         return warp(self._client, feature_map, transform, self._output_size, **self._options)
 
 

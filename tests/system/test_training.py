@@ -1,0 +1,111 @@
+"""Networks that learn through a real server: as well as they would here, and by the same steps."""
+
+import gzip
+import json
+import struct
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import stn_engine
+from stn_client import Affine, Homography, Similarity
+from stn_client.torch import SpatialTransformer
+from support.processes import TESTS, run_python
+
+EXAMPLE = TESTS.parent / "client/examples/distorted_mnist.py"
+SIDE = 28
+
+
+class LocalTransformer(nn.Module):
+    """``SpatialTransformer`` by the engine in this process."""
+
+    def __init__(self, localization, transform):
+        super().__init__()
+        self.localization, self.transform = localization, transform
+
+    def forward(self, feature_map):
+        parameters = self.localization(feature_map)
+        shape = {stn_engine.Affine: (2, 3), stn_engine.Homography: (3, 3)}.get(self.transform)
+        transform = self.transform(parameters.reshape(-1, *shape) if shape else parameters)
+        return stn_engine.warp(feature_map, transform)
+
+
+def network(look):
+    """Reads what a transformer sees."""
+    return nn.Sequential(look, nn.Flatten(), nn.Linear(SIDE * SIDE, 4))
+
+
+def localization(start):
+    """Finds ``start`` at first, and soon something else."""
+    torch.manual_seed(1)
+    last = nn.Linear(SIDE * SIDE, len(start))
+    nn.init.normal_(last.weight, std=1e-3)
+    last.bias.data = torch.tensor(start)
+    return nn.Sequential(nn.Flatten(), last)
+
+
+def trained(model, images, truth, steps=8):
+    """The parameters after some steps of gradient descent."""
+    torch.manual_seed(2)
+    model[-1].reset_parameters()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(images), truth).backward()
+        optimizer.step()
+    return [parameter.detach() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize(
+    ("remote", "local", "start"),
+    [
+        (Affine, stn_engine.Affine, [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]),
+        (Homography, stn_engine.Homography, [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]),
+        (Similarity, stn_engine.Similarity, [1.0, 0.1, 0.0, 0.0]),
+    ],
+    ids=["affine", "homography", "similarity"],
+)
+def test_training_takes_the_steps_that_it_takes_here(client, remote, local, start):
+    """Bit for bit, whoever computes the transformer and its gradients."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.rand(16, 1, SIDE, SIDE, generator=generator)
+    truth = torch.arange(16) % 4
+    there = SpatialTransformer(localization(start), client, transform=remote)
+    here = LocalTransformer(localization(start), local)
+    by_server, by_engine = (trained(network(look), images, truth) for look in (there, here))
+    assert not torch.equal(by_server[1], torch.tensor(start))
+    for one, other in zip(by_server, by_engine, strict=True):
+        assert torch.equal(one, other)
+
+
+def write_idx(path, array):
+    """Bytes in the format of MNIST."""
+    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+    path.write_bytes(gzip.compress(header + array.tobytes()))
+
+
+def write_squares(folder, part, count):
+    """Small ones and large ones, labelled 0 and 1."""
+    labels = (np.arange(count) % 2).astype(np.uint8)
+    images = np.zeros((count, SIDE, SIDE), np.uint8)
+    images[labels == 0, 11:17, 11:17] = 255
+    images[labels == 1, 6:22, 6:22] = 255
+    write_idx(folder / f"{part}-images-idx3-ubyte.gz", images)
+    write_idx(folder / f"{part}-labels-idx1-ubyte.gz", labels)
+
+
+@pytest.mark.slow
+def test_the_example_learns_to_read(tmp_path):
+    """Small squares and large ones, told apart after forty steps."""
+    write_squares(tmp_path, "train", 1024)
+    write_squares(tmp_path, "t10k", 200)
+    ended = run_python(EXAMPLE, f"--data={tmp_path}", f"--output={tmp_path}", "--epochs=10")
+    assert ended.returncode == 0, ended.stderr
+    results = json.loads((tmp_path / "distorted_mnist.json").read_text())
+    assert results["epochs"] == 10
+    assert results["test_error_percent"]["FCN"] < 20
+    assert results["test_error_percent"]["ST-FCN"] < 2
+    assert (tmp_path / "distorted_mnist.png").stat().st_size > 0
