@@ -75,11 +75,11 @@ INVALID = {
     ),
     "size": (
         lambda: calls.warp(MAP, Affine(THETA), (2.5, 3), {}),
-        "output_size: expected integers (H', W'), got (2.5, 3).",
+        "output_size: expected integers ([D',] H', W'), got (2.5, 3).",
     ),
     "size of a grid": (
         lambda: calls.generate_grid(Affine(THETA), 7, {}),
-        "output_size: expected integers (H', W'), got 7.",
+        "output_size: expected integers ([D',] H', W'), got 7.",
     ),
     "transform": (
         lambda: calls.warp(MAP, THETA, None, {}),

@@ -24,10 +24,11 @@ import uvloop
 from stn_client.local import LocalServer
 from stress.process import Watched
 from stress.report import Report
-from support.bad_requests import BAD_REQUESTS, BASES
+from support.bad_requests import BAD_REQUESTS, BASES, deep_warp_request, volume_warp_request
 
 METHODS = (*BASES, "GetServerInfo")
-SEEDS = [(name, make().SerializeToString()) for name, make in BASES.items()]
+GOOD = [*BASES.items(), ("Warp", volume_warp_request), ("Warp", deep_warp_request)]
+SEEDS = [(name, make().SerializeToString()) for name, make in GOOD]
 SEEDS += [(bad.method, bad.message) for bad in BAD_REQUESTS if len(bad.message) < 10_000]
 CONCURRENCY = 64
 LONGEST_CALL_S = 60.0
@@ -77,8 +78,8 @@ def changed_bytes(rng: random.Random) -> tuple[str, bytes]:
 
 def changed_fields(rng: random.Random) -> tuple[str, bytes]:
     """A message that is protobuf, with odd values in some of its fields."""
-    method = rng.choice(list(BASES))
-    request = BASES[method]()
+    method, make = rng.choice(GOOD)
+    request = make()
     for _ in range(rng.randint(1, 3)):
         change_field(rng, request)
     return method, request.SerializeToString()

@@ -17,6 +17,7 @@ from stn_server.errors import InvalidRequestError
 from stn_server.translate import MAX_PLANNED_BYTES, MAX_SIZES, Translator, _warp_key
 from support.bad_requests import (
     BASES,
+    deep_warp_request,
     grid_gradients_request,
     grid_request,
     grid_warp_request,
@@ -24,6 +25,7 @@ from support.bad_requests import (
     ramp,
     replace,
     theta,
+    volume_warp_request,
     warp_gradients_request,
     warp_request,
 )
@@ -48,7 +50,7 @@ def test_a_warp_is_what_the_message_says():
     assert feature_map == ramp(2, 3, 4, 5).tobytes()
     assert parameters == theta().tobytes()
     assert problem.output_shape == (2, 3, 6, 7)
-    assert (task.key.dtype, task.key.spec) == (torch.float32, (problem.spec, None))
+    assert (task.key.dtype, task.key.spec) == (torch.float32, (problem.spec, 2, None))
     assert task.cost == Cost(request.ByteSize() + 4 * 2 * 3 * 6 * 7, 2 * 6 * 7)
 
 
@@ -126,6 +128,30 @@ def test_channels_last_stay_last():
     assert problem.feature_map.is_contiguous(memory_format=torch.channels_last)
     reply, payloads = encode(task, [feature_map], warp_pb2.WarpReply)
     assert reply.output.layout == tensor_pb2.LAYOUT_NHWC
+    assert np.array_equal(get_tensor(reply.output, payloads, "output"), values)
+
+
+def test_a_volume_is_what_the_message_says():
+    """Its size is that of the grid, and it shares no batch with images."""
+    task = decode(volume_warp_request())
+    problem = task.plan.problem
+    assert problem.output_shape == (2, 3, 1, 6, 7)
+    assert task.cost.samples == 2 * 6 * 7
+    assert task.key.spec == (WarpSpec(), 3, None)
+    assert task.key != decode(grid_warp_request()).key
+
+
+def test_channels_of_volumes_may_be_last_as_well():
+    """Depth, height and width keep their order."""
+    request = deep_warp_request()
+    values = ramp(1, 2, 4, 5, 3)
+    replace(request, request.feature_map, values)
+    request.feature_map.layout = tensor_pb2.LAYOUT_NHWC
+    task = decode(request)
+    problem, (feature_map, _) = task.job
+    assert problem.feature_map.shape == (1, 3, 2, 4, 5)
+    assert problem.feature_map.is_contiguous(memory_format=torch.channels_last_3d)
+    reply, payloads = encode(task, [feature_map], warp_pb2.WarpReply)
     assert np.array_equal(get_tensor(reply.output, payloads, "output"), values)
 
 
@@ -226,7 +252,7 @@ def test_a_grid_is_what_the_message_says():
     task = decode(request, "GenerateGrid")
     assert task.key.operation is Operation.GENERATE_GRID
     assert task.plan.problem.output_shape == (2, 6, 7, 2)
-    assert (task.key.dtype, task.key.spec) == (torch.float32, (Coordinates.PIXEL, True, None))
+    assert (task.key.dtype, task.key.spec) == (torch.float32, (Coordinates.PIXEL, True, 2, None))
     grid = ramp(2, 6, 7, 2)
     reply, payloads = encode(task, [grid.tobytes()], warp_pb2.GenerateGridReply)
     assert np.array_equal(get_tensor(reply.grid, payloads, "grid"), grid)

@@ -38,23 +38,25 @@ def random_shape(rng: random.Random) -> tuple[int, ...]:
 
 
 def random_message(rng: random.Random) -> tuple[str, bytes]:
-    """A method, and a request of random sizes for it."""
+    """A method, and a request of random sizes for it; of images, or of volumes of one plane."""
     channels, height, width, out_height, out_width = random_shape(rng)
-    transform = Affine(theta(1))
-    feature_map = np.full((1, channels, height, width), rng.random(), np.float32)
+    depth = rng.choice(((), (), (), (1,)))
+    transform = Affine(np.eye(3, 4, dtype=np.float32)[None] if depth else theta(1))
+    feature_map = np.full((1, channels, *depth, height, width), rng.random(), np.float32)
+    size = *depth, out_height, out_width
     options = {"interpolation": rng.choice(("nearest", "bilinear"))}
     kind = rng.randrange(4)
     if kind == 0:
         bad = rng.choice(BAD_REQUESTS)
         return bad.method, bad.message
     if kind == 1:
-        grad_output = np.ones((1, channels, out_height, out_width), np.float32)
+        grad_output = np.ones((1, channels, *size), np.float32)
         needs = ("feature_map", "transform")
         call = warp_gradients(grad_output, feature_map, transform, needs, options)
         return "WarpGradients", call.request
     if kind == 2:
-        return "GenerateGrid", generate_grid(transform, (out_height, out_width), {}).request
-    return "Warp", warp(feature_map, transform, (out_height, out_width), options).request
+        return "GenerateGrid", generate_grid(transform, size, {}).request
+    return "Warp", warp(feature_map, transform, size, options).request
 
 
 async def rude_call(channel: grpc.aio.Channel, rng: random.Random) -> str:

@@ -66,6 +66,22 @@ def grid_warp_request():
     return request
 
 
+def volume_warp_request():
+    """(2, 3, 2, 4, 5) read at the points of a (2, 1, 6, 7, 3) grid."""
+    request = warp_pb2.WarpRequest()
+    put(request, request.feature_map, ramp(2, 3, 2, 4, 5))
+    put(request, request.transform.sampling_grid.grid, ramp(2, 1, 6, 7, 3) / 200 - 0.5)
+    return request
+
+
+def deep_warp_request():
+    """(1, 1, 2, 4, 5) as it is."""
+    request = warp_pb2.WarpRequest()
+    put(request, request.feature_map, ramp(1, 1, 2, 4, 5))
+    put(request, request.transform.affine.theta, np.eye(3, 4, dtype=F32)[None])
+    return request
+
+
 def warp_gradients_request():
     """The gradients of `warp_request`."""
     request = warp_pb2.WarpGradientsRequest()
@@ -227,18 +243,28 @@ BAD_REQUESTS = [
         "grad_grid", "expected shape (N, H', W', 2), got (6, 7, 2)."),
     bad("grad_grid of others", "GenerateGridGradients", array("grad_grid", ramp(3, 6, 7, 2)),
         WRONG, "grad_grid", "expected shape (2, 6, 7, 2), got (3, 6, 7, 2)."),
-    # Volumes.
-    bad("map of rank 5", "Warp", array("feature_map", ramp(2, 3, 2, 4, 5)), WRONG, "feature_map",
-        "expected shape (N, C, H, W), got (2, 3, 2, 4, 5)."),
-    *(bad(f"theta of volumes in {method}", method, array(THETA, ramp(2, 3, 4)), WRONG, THETA,
-          "expected a transform of images, got shape (2, 3, 4). Volumes are not served.")
-      for method in ("Warp", "WarpGradients", "GenerateGrid", "GenerateGridGradients")),
-    bad("grid of volumes", "Warp", array(GRID, ramp(2, 1, 6, 7, 3)), WRONG, GRID,
-        "expected a transform of images, got shape (2, 1, 6, 7, 3).", base=grid_warp_request),
+    # Images and volumes.
+    bad("volume by a theta of images", "Warp", array("feature_map", ramp(2, 3, 2, 4, 5)), WRONG,
+        "feature_map", "expected shape (N, C, H, W), got (2, 3, 2, 4, 5)."),
+    bad("image by a theta of volumes", "Warp", array(THETA, ramp(2, 3, 4)), WRONG, "feature_map",
+        "expected shape (N, C, D, H, W), got (2, 3, 4, 5)."),
+    bad("grad_output of images by a theta of volumes", "WarpGradients", array(THETA, ramp(2, 3, 4)),
+        WRONG, "grad_output", "expected shape (N, C, D', H', W'), got (2, 3, 6, 7)."),
+    bad("size of images by a theta of volumes", "GenerateGrid", array(THETA, ramp(2, 3, 4)), WRONG,
+        "output_size", "expected sizes (D', H', W'), got 2."),
+    bad("grad_grid of images by a theta of volumes", "GenerateGridGradients",
+        array(THETA, ramp(2, 3, 4)), WRONG, "grad_grid",
+        "expected shape (N, D', H', W', 3), got (2, 6, 7, 2)."),
+    bad("image by a grid of volumes", "Warp", array(GRID, ramp(2, 1, 6, 7, 3)), WRONG,
+        "feature_map", "expected shape (N, C, D, H, W), got (2, 3, 4, 5).", base=grid_warp_request),
     bad("grad_grid of volumes", "GenerateGridGradients", array("grad_grid", ramp(2, 1, 6, 7, 3)),
         WRONG, "grad_grid", "expected shape (N, H', W', 2), got (2, 1, 6, 7, 3)."),
     bad("grad_output of volumes", "WarpGradients", array("grad_output", ramp(2, 3, 1, 6, 7)),
         WRONG, "grad_output", "expected shape (N, C, H', W'), got (2, 3, 1, 6, 7)."),
+    bad("volume of another grid", "Warp", assign("output_size", [2, 6, 7]), WRONG, "output_size",
+        "expected shape (1, 6, 7), got (2, 6, 7).", base=volume_warp_request),
+    bad("volume of much depth", "Warp", assign("output_size", [40_000, 1, 1]), LARGE,
+        "output_size", "expected at most 32768 px, got 40000.", base=deep_warp_request),
     # Sizes.
     bad("too few bytes", "Warp", assign("feature_map.shape", [2, 3, 4, 6]), WIRE,
         "feature_map.payload", "expected 576 bytes for shape (2, 3, 4, 6) of float32, got 480"),
@@ -264,9 +290,9 @@ BAD_REQUESTS = [
         "expected sizes of at least 1", base=grid_warp_request),
     # Output sizes.
     bad("output of one size", "Warp", assign("output_size", [6]), WRONG, "output_size",
-        "expected two sizes (H', W'), got 1."),
+        "expected sizes (H', W'), got 1."),
     bad("output of three sizes", "GenerateGrid", assign("output_size", [6, 7, 8]), WRONG,
-        "output_size", "expected two sizes (H', W'), got 3."),
+        "output_size", "expected sizes (H', W'), got 3."),
     bad("output without height", "Warp", assign("output_size", [0, 7]), WRONG, "output_size",
         "expected sizes of at least 1, got (0, 7)."),
     bad("negative output", "Warp", assign("output_size", [6, -7]), WRONG, "output_size",
@@ -342,7 +368,7 @@ BAD_REQUESTS = [
     bad("many payloads", "Warp", many_payloads, WIRE, "payloads", "expected at most 16, got 22."),
     bad("long envelope", "Warp", assign("spec.fill", [0.5] * 40_000), WIRE, "message",
         "expected at most 262144 bytes without payloads"),
-    BadRequest("empty message", "Warp", b"", WIRE, "feature_map.data_type", OPTIONS),
+    BadRequest("empty message", "Warp", b"", WRONG, "transform", OPTIONS),
     BadRequest("garbage", "Warp", b"\xff" * 40, WIRE, "message", "expected serialized protobuf"),
     BadRequest("cut off", "Warp", warp_request().SerializeToString()[:-1], WIRE, "message",
                "expected serialized protobuf"),

@@ -69,6 +69,17 @@ PARAMETRIC = [
 ]
 
 
+DEEP = (2, 6, 7)
+OFFSETS = ramp(2, *DEEP, 3) / 400 - 0.3
+OF_VOLUMES = [
+    Affine(
+        np.array([[[0.9, 0.1, 0.1, 0.2], [-0.2, 1.1, 0.0, 0.1], [0.1, 0.2, 0.8, 0.0]]], np.float32)
+    ),
+    Flow(OFFSETS),
+    SamplingGrid(OFFSETS),
+]
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize(
     "transform", [*PARAMETRIC, SamplingGrid(POINTS)], ids=lambda transform: type(transform).__name__
@@ -85,6 +96,43 @@ def test_a_remote_warp_is_the_local_one(stn, transform, options):
     gradients = stn.warp_gradients(grad_output, feature_map, transform, **options)
     assert_same(gradients.feature_map, expected.feature_map)
     assert_same(gradients.transform, expected.transform)
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, {"layout": "NHWC"}], ids=str)
+@pytest.mark.parametrize("transform", OF_VOLUMES, ids=lambda transform: type(transform).__name__)
+def test_a_remote_warp_of_volumes_is_the_local_one(stn, transform, options):
+    """Output and both gradients, in either layout."""
+    last = "layout" in options
+    feature_map, grad_output = ramp(2, 3, 3, 4, 5), ramp(2, 3, *DEEP)
+    spec = stn_engine.WarpSpec(**({} if last else options))
+    warp = stn_engine.WarpProblem(torch.from_numpy(feature_map), local(transform), DEEP, spec)
+    (output,) = stn_engine.warp_ragged([warp])
+    problem = stn_engine.WarpGradientsProblem(warp, torch.from_numpy(grad_output))
+    (expected,) = stn_engine.warp_gradients_ragged([problem])
+
+    def sent(array):
+        return np.moveaxis(array, 1, -1) if last else array
+
+    received = stn.warp(sent(feature_map), transform, DEEP, **options)
+    assert_same(np.moveaxis(received, -1, 1) if last else received, output)
+    gradients = stn.warp_gradients(sent(grad_output), sent(feature_map), transform, **options)
+    by_map = gradients.feature_map
+    assert_same(np.moveaxis(by_map, -1, 1) if last else by_map, expected.feature_map)
+    assert_same(gradients.transform, expected.transform)
+
+
+@pytest.mark.parametrize(
+    "transform", OF_VOLUMES[:2], ids=lambda transform: type(transform).__name__
+)
+def test_a_remote_grid_of_volumes_is_the_local_one(stn, transform):
+    """The grid and the gradient to its parameters."""
+    grad_grid = ramp(len(transform.parameters), *DEEP, 3)
+    grid = stn_engine.GridProblem(local(transform), DEEP)
+    (expected,) = stn_engine.generate_grid_ragged([grid])
+    assert_same(stn.generate_grid(transform, DEEP), expected)
+    problem = stn_engine.GridGradientsProblem(grid, torch.from_numpy(grad_grid))
+    (gradient,) = stn_engine.generate_grid_gradients_ragged([problem])
+    assert_same(stn.generate_grid_gradients(grad_grid, transform), gradient)
 
 
 @pytest.mark.parametrize("align_corners", [False, True])

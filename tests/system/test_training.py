@@ -17,6 +17,12 @@ from support.processes import TESTS, run_python
 
 EXAMPLE = TESTS.parent / "client/examples/distorted_mnist.py"
 SIDE = 28
+IMAGES, VOLUMES = (16, 1, SIDE, SIDE), (16, 1, 7, 14, 8)
+MATRICES = {
+    (stn_engine.Affine, 4): (2, 3),
+    (stn_engine.Affine, 5): (3, 4),
+    (stn_engine.Homography, 4): (3, 3),
+}
 
 
 class LocalTransformer(nn.Module):
@@ -28,8 +34,8 @@ class LocalTransformer(nn.Module):
 
     def forward(self, feature_map):
         parameters = self.localization(feature_map)
-        shape = {stn_engine.Affine: (2, 3), stn_engine.Homography: (3, 3)}.get(self.transform)
-        transform = self.transform(parameters.reshape(-1, *shape) if shape else parameters)
+        matrix = MATRICES.get((self.transform, feature_map.dim()))
+        transform = self.transform(parameters.reshape(-1, *matrix) if matrix else parameters)
         return stn_engine.warp(feature_map, transform)
 
 
@@ -41,9 +47,9 @@ def network(look):
 def localization(start):
     """Finds ``start`` at first, and soon something else."""
     torch.manual_seed(1)
-    last = nn.Linear(SIDE * SIDE, len(start))
+    last = nn.Linear(SIDE * SIDE, start.numel())
     nn.init.normal_(last.weight, std=1e-3)
-    last.bias.data = torch.tensor(start)
+    last.bias.data = start.flatten().clone()
     return nn.Sequential(nn.Flatten(), last)
 
 
@@ -60,23 +66,23 @@ def trained(model, images, truth, steps=8):
 
 
 @pytest.mark.parametrize(
-    ("remote", "local", "start"),
+    ("remote", "local", "start", "shape"),
     [
-        (Affine, stn_engine.Affine, [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]),
-        (Homography, stn_engine.Homography, [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]),
-        (Similarity, stn_engine.Similarity, [1.0, 0.1, 0.0, 0.0]),
+        (Affine, stn_engine.Affine, torch.eye(2, 3), IMAGES),
+        (Affine, stn_engine.Affine, torch.eye(3, 4), VOLUMES),
+        (Homography, stn_engine.Homography, torch.eye(3), IMAGES),
+        (Similarity, stn_engine.Similarity, torch.tensor([1.0, 0.1, 0.0, 0.0]), IMAGES),
     ],
-    ids=["affine", "homography", "similarity"],
+    ids=["affine", "affine of volumes", "homography", "similarity"],
 )
-def test_training_takes_the_steps_that_it_takes_here(client, remote, local, start):
+def test_training_takes_the_steps_that_it_takes_here(client, remote, local, start, shape):
     """Bit for bit, whoever computes the transformer and its gradients."""
-    generator = torch.Generator().manual_seed(3)
-    images = torch.rand(16, 1, SIDE, SIDE, generator=generator)
-    truth = torch.arange(16) % 4
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(3))
+    truth = torch.arange(len(images)) % 4
     there = SpatialTransformer(localization(start), client, transform=remote)
     here = LocalTransformer(localization(start), local)
     by_server, by_engine = (trained(network(look), images, truth) for look in (there, here))
-    assert not torch.equal(by_server[1], torch.tensor(start))
+    assert not torch.equal(by_server[1], start.flatten())
     for one, other in zip(by_server, by_engine, strict=True):
         assert torch.equal(one, other)
 

@@ -246,7 +246,7 @@ def _grid_fields(options: GridOptions, *, check: bool = True) -> dict[str, Any]:
 def _size(size: Sequence[int]) -> Array:
     sizes = np.asarray(size)
     if sizes.ndim != 1 or sizes.dtype.kind not in "iu":
-        raise _invalid("output_size", f"expected integers (H', W'), got {size!r}.")
+        raise _invalid("output_size", f"expected integers ([D',] H', W'), got {size!r}.")
     return sizes
 
 

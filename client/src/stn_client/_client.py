@@ -77,13 +77,13 @@ class Client:
         """Samples a feature map where a transform says (equation 1 of the paper).
 
         Shapes:
-            feature_map   (N, C, H, W)     float32 | float64 | float16 | bfloat16 | uint8
-            returns       (N, C, H', W')   same dtype; (N, H', W', C) under layout "NHWC"
+            feature_map   (N, C, [D,] H, W)      float32 | float64 | float16 | bfloat16 | uint8
+            returns       (N, C, [D',] H', W')   same dtype; C is last under layout "NHWC"
 
         Args:
-            feature_map: What is read. N = 1 serves every transform.
+            feature_map: Images or, with a transform in 3-D, volumes. N = 1 serves every transform.
             transform: Where to read, target to source.
-            output_size: (H', W'); None: that of the grid, else of the feature map.
+            output_size: ([D',] H', W'); None: that of the grid, else of the feature map.
             options: See `WarpOptions`.
 
         Raises:
@@ -104,7 +104,7 @@ class Client:
         """The exact gradients of a loss to the operands of `warp`.
 
         Shapes:
-            grad_output   (N, C, H', W')   gradient of the loss to the output of the warp
+            grad_output   (N, C, [D',] H', W')   gradient of the loss to the output of the warp
 
         Args:
             grad_output: See above; the dtype of the feature map.
@@ -147,11 +147,11 @@ class Client:
         """The sampling grid of a transform (equation 5).
 
         Shapes:
-            returns   (N, H', W', 2)   source points (x, y), dtype of the parameters
+            returns   (N, [D',] H', W', 2 or 3)   source points (x, y[, z]), dtype of the parameters
 
         Args:
             transform: Target to source.
-            output_size: (H', W').
+            output_size: ([D',] H', W').
             options: See `GridOptions`.
 
         Raises:
@@ -166,7 +166,7 @@ class Client:
         """The gradient of a loss to the parameters of a transform (equations 6 and 7).
 
         Shapes:
-            grad_grid   (N, H', W', 2)   gradient of the loss to the grid
+            grad_grid   (N, [D',] H', W', 2 or 3)   gradient of the loss to the grid
             returns     as the parameters of the transform
 
         Raises:

@@ -29,4 +29,4 @@ class WarpOptions(GridOptions, total=False):
     deterministic: bool
     """Whether feature-map gradients must be bit-reproducible; default True."""
     layout: Literal["NCHW", "NHWC"]
-    """Order of the axes of all feature maps of the call; default "NCHW"."""
+    """Order of the axes of all feature maps of the call, D before H; default "NCHW"."""

@@ -8,14 +8,15 @@ from typing import Any
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """Target points to source points by a 2 x 3 matrix.
+    """Target points to source points by a matrix.
 
     Shapes:
-        theta   (N, 2, 3)   float32 | float64; N = 1 serves the whole batch
+        theta   (N, 2, 3), of volumes (N, 3, 4)   float32 | float64; N = 1 serves the whole batch
 
     Convention:
         - maps target to source: x = theta[0] . (x_t, y_t, 1), y = theta[1] . (x_t, y_t, 1)
         - coordinates are (x, y), x right, y down; their unit is the option `coordinates`
+        - of volumes (x, y, z), z along the depth: x = theta[0] . (x_t, y_t, z_t, 1) and so on
     """
 
     theta: Any
@@ -31,10 +32,12 @@ class SamplingGrid:
     """Source points given one by one.
 
     Shapes:
-        grid   (N, H', W', 2)   float32 | float64; N = 1 serves the whole batch
+        grid   (N, H', W', 2), of volumes (N, D', H', W', 3)   float32 | float64; N = 1 serves the
+            whole batch
 
     Convention:
         - grid[n, i, j] is the source point (x, y) of target row i, column j
+        - of volumes, grid[n, k, i, j] is the source point (x, y, z) of plane k, row i, column j
         - a point that is not finite reads the option `fill`
     """
 
@@ -71,10 +74,12 @@ class Flow:
     """A displacement of every target point.
 
     Shapes:
-        displacement   (N, H', W', 2)   float32 | float64; N = 1 serves the whole batch
+        displacement   (N, H', W', 2), of volumes (N, D', H', W', 3)   float32 | float64; N = 1
+            serves the whole batch
 
     Convention:
         - source point = target point + displacement[n, i, j], (x, y), in the unit of `coordinates`
+        - of volumes, displacement[n, k, i, j] is (x, y, z)
     """
 
     displacement: Any

@@ -18,8 +18,12 @@ from stn_client._transforms import Affine, Homography, Transform
 
 __all__ = ["SpatialTransformer", "warp"]
 
-MATRICES: dict[type[Transform], tuple[int, int]] = {Affine: (2, 3), Homography: (3, 3)}
-"""Transforms whose parameters are matrices."""
+MATRICES: dict[tuple[type[Transform], int], tuple[int, int]] = {
+    (Affine, 2): (2, 3),
+    (Affine, 3): (3, 4),
+    (Homography, 2): (3, 3),
+}
+"""Transforms whose parameters are matrices, by the axes that they are of."""
 
 
 def warp(
@@ -32,14 +36,14 @@ def warp(
     """`Client.warp` for tensors, differentiable in the feature map and in the transform.
 
     Shapes:
-        feature_map   (N, C, H, W)     any device; results come back to it
-        returns       (N, C, H', W')   same dtype and device
+        feature_map   (N, C, [D,] H, W)      any device; results come back to it
+        returns       (N, C, [D',] H', W')   same dtype and device
 
     Args:
         client: Where to compute.
         feature_map: What is read.
         transform: Any transform of a tensor.
-        output_size: (H', W'); None: that of the grid, else of the feature map.
+        output_size: ([D',] H', W'); None: that of the grid, else of the feature map.
         options: See `WarpOptions`.
 
     Raises:
@@ -55,16 +59,16 @@ class SpatialTransformer(nn.Module):
     """A localisation network whose transform is applied by the service.
 
     Args:
-        localization: Feature map (N, C, H, W) -> parameters of the transform; those of a matrix
-            may be flat, (N, 6) of an `Affine` and (N, 9) of a `Homography`.
+        localization: Feature map -> parameters of the transform; those of a matrix may be flat,
+            (N, 6) of an `Affine`, or (N, 12) of one in 3-D, and (N, 9) of a `Homography`.
         client: Where to compute.
-        output_size: (H', W') of the output; None: that of the grid, else of the feature map.
+        output_size: Of the output; None: that of the grid, else of the feature map.
         transform: What the parameters are those of.
         options: See `WarpOptions`.
 
     Shapes:
-        feature_map   (N, C, H, W)
-        returns       (N, C, H', W')
+        feature_map   (N, C, [D,] H, W)
+        returns       (N, C, [D',] H', W')
 
     Source: Jaderberg et al., Spatial Transformer Networks, 2015, figure 2.
     """
@@ -87,9 +91,8 @@ class SpatialTransformer(nn.Module):
     def forward(self, feature_map: Tensor) -> Tensor:
         """Warps every feature map by what the localisation network finds for it."""
         parameters = self.localization(feature_map)
-        if self._transform in MATRICES:
-            parameters = parameters.reshape(-1, *MATRICES[self._transform])
-        transform = self._transform(parameters)
+        matrix = MATRICES.get((self._transform, feature_map.dim() - 2))
+        transform = self._transform(parameters.reshape(-1, *matrix) if matrix else parameters)
         return warp(self._client, feature_map, transform, self._output_size, **self._options)
 
 

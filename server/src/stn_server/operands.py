@@ -7,7 +7,7 @@ of each request are then bound to what was declared. Every complaint names the f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -70,11 +70,11 @@ TORCH_DTYPES = {
 
 NUMPY_DTYPES = {theirs: ours for ours, theirs in TORCH_DTYPES.items()}
 
+_SOURCE_AXES = ("D", "H", "W")
+_TARGET_AXES = ("D'", "H'", "W'")
+
 FEW_BYTES = 1024
 """Of numbers that Python adds faster than NumPy begins to."""
-
-_CHANNELS_FIRST = (0, 3, 1, 2)
-_CHANNELS_LAST = (0, 2, 3, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Operand:
 
     declaration: Declaration
     channels_last: bool = False
-    """Whether the wire has (N, H, W, C)."""
+    """Whether the wire has (N, [D,] H, W, C)."""
     finite: bool = False
     """Whether every number must be finite."""
 
@@ -105,7 +105,7 @@ class Operand:
         return payload
 
     def _ordered(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.permute(_CHANNELS_FIRST) if self.channels_last else tensor
+        return tensor.movedim(-1, 1) if self.channels_last else tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ class Result:
     def description(self, payload: int) -> Tensor:
         """What the reply says about it."""
         last = self.layout == LAYOUT_NHWC
-        shape = (self.like.permute(_CHANNELS_LAST) if last else self.like).shape
+        shape = (self.like.movedim(1, -1) if last else self.like).shape
         return describe_tensor(NUMPY_DTYPES[self.like.dtype], shape, payload, layout=self.layout)
 
 
@@ -135,6 +135,16 @@ class TransformOperand:
     """What was declared, without memory."""
     paths: Mapping[str, str]
     """Where the engine's arguments stand in the message."""
+
+    @property
+    def source_axes(self) -> tuple[str, ...]:
+        """Of what it reads: those of an image, or of a volume."""
+        return _SOURCE_AXES[-self.meta.dims :]
+
+    @property
+    def target_axes(self) -> tuple[str, ...]:
+        """Of what is read by it."""
+        return _TARGET_AXES[-self.meta.dims :]
 
 
 def parse(envelope: bytes, kind: type[M]) -> M:
@@ -172,10 +182,10 @@ def declare(tensor: Tensor, field: str, *, finite: bool = False) -> Operand:
     return Operand(declaration, finite=finite)
 
 
-def declare_map(tensor: Tensor, field: str, axes: str = "(N, C, H, W)") -> Operand:
-    """A feature map, whatever its layout on the wire."""
+def declare_map(tensor: Tensor, field: str, axes: Sequence[str]) -> Operand:
+    """A feature map with N, C and these axes, whatever its layout on the wire."""
     declaration = declare(tensor, field).declaration
-    require_four_axes(declaration, axes)
+    require_shape(declaration, ("N", "C", *axes))
     return Operand(declaration, channels_last=tensor.layout == LAYOUT_NHWC)
 
 
@@ -194,17 +204,14 @@ def declare_transform(transform: warp_pb2.Transform) -> TransformOperand:
     paths = {kind.parameters: path}
     with field_paths(paths):
         meta = kind.build(operand.meta)
-    if meta.dims != 2:
-        expected = f"expected a transform of images, got shape {operand.declaration.shape}."
-        raise InvalidRequestError(path, f"{expected} Volumes are not served.")
     return TransformOperand(operand, meta, paths)
 
 
-def require_four_axes(declaration: Declaration, axes: str) -> None:
-    """Refuses a tensor of any other rank."""
-    if len(declaration.shape) != 4:
-        expected = f"expected shape {axes}, got {declaration.shape}. Add or remove axes."
-        raise InvalidRequestError(declaration.field, expected)
+def require_shape(declaration: Declaration, axes: Sequence[str]) -> None:
+    """Refuses a tensor of another rank than that of the axes, which are names."""
+    if len(declaration.shape) != len(axes):
+        expected = f"expected shape ({', '.join(axes)}), got {declaration.shape}."
+        raise InvalidRequestError(declaration.field, f"{expected} Add or remove axes.")
 
 
 def _is_finite(payload: memoryview, dtype: np.dtype[Any]) -> bool:

@@ -31,7 +31,7 @@ from stn_server.operands import (
     declare_transform,
     field_paths,
     parse,
-    require_four_axes,
+    require_shape,
 )
 from stn_server.vocabulary import read_coordinates, read_needs, read_spec
 
@@ -164,9 +164,9 @@ class Translator:
     def _plan_warp(self, frame: Frame) -> Plan:
         request = parse(frame.envelope, warp_pb2.WarpRequest)
         layout = request.feature_map.layout
-        feature_map = declare_map(request.feature_map, "feature_map")
         transform = declare_transform(request.transform)
-        size = _output_size(request.output_size)
+        feature_map = declare_map(request.feature_map, "feature_map", transform.source_axes)
+        size = _output_size(request.output_size, transform.target_axes)
         problem = _warp_problem(request, feature_map, transform, size)
 
         self._check_size(problem, problem, "output_size")
@@ -177,12 +177,11 @@ class Translator:
     def _plan_warp_gradients(self, frame: Frame) -> Plan:
         request = parse(frame.envelope, warp_pb2.WarpGradientsRequest)
         layout = request.feature_map.layout
-        grad_output = declare_map(request.grad_output, "grad_output", "(N, C, H', W')")
-        feature_map = declare_map(request.feature_map, "feature_map")
         transform = declare_transform(request.transform)
-        height, width = grad_output.meta.shape[2:]
+        grad_output = declare_map(request.grad_output, "grad_output", transform.target_axes)
+        feature_map = declare_map(request.feature_map, "feature_map", transform.source_axes)
         # Where the transform says the size, grad_output has to fit it.
-        size = (height, width) if transform.meta.own_size is None else None
+        size = grad_output.meta.shape[2:] if transform.meta.own_size is None else None
         warp = _warp_problem(request, feature_map, transform, size)
         with field_paths({}):
             needs = read_needs(request.needs)
@@ -199,11 +198,11 @@ class Translator:
     def _plan_grid(self, frame: Frame) -> Plan:
         request = parse(frame.envelope, warp_pb2.GenerateGridRequest)
         transform = declare_transform(request.transform)
-        size = _output_size(request.output_size)
+        axes = transform.target_axes
+        size = _output_size(request.output_size, axes)
         if size is None:
-            raise InvalidRequestError(
-                "output_size", "expected (H', W'), got (). A grid has no other size."
-            )
+            expected = f"expected ({', '.join(axes)}), got (). A grid has no other size."
+            raise InvalidRequestError("output_size", expected)
         problem = _grid_problem(request, transform, size)
 
         self._check_size(problem, problem, "output_size")
@@ -213,11 +212,11 @@ class Translator:
 
     def _plan_grid_gradients(self, frame: Frame) -> Plan:
         request = parse(frame.envelope, warp_pb2.GenerateGridGradientsRequest)
-        grad_grid = declare(request.grad_grid, "grad_grid")
-        require_four_axes(grad_grid.declaration, "(N, H', W', 2)")
         transform = declare_transform(request.transform)
-        height, width = grad_grid.declaration.shape[1:3]
-        grid = _grid_problem(request, transform, (height, width))
+        grad_grid = declare(request.grad_grid, "grad_grid")
+        axes = ("N", *transform.target_axes, str(transform.meta.dims))
+        require_shape(grad_grid.declaration, axes)
+        grid = _grid_problem(request, transform, grad_grid.declaration.shape[1:-1])
         with field_paths({}):
             problem = stn_engine.GridGradientsProblem(grid, grad_grid.meta)
 
@@ -235,7 +234,7 @@ class Translator:
     ) -> None:
         """Refuses what would take too much memory or time."""
         output_bytes = max(forward.output_bytes, problem.output_bytes)
-        largest_px = max(cast("tuple[int, int]", forward.output_size))
+        largest_px = max(cast("tuple[int, ...]", forward.output_size))
         for actual, limit, unit in (
             (largest_px, self._limits.max_dimension_px, "px"),
             (output_bytes, self._limits.max_output_bytes, "bytes of output"),
@@ -262,26 +261,25 @@ def _reply(kind: type[Message], problem: Any, fields: Mapping[str, tensor_pb2.La
     return Reply(kind, *(Result(field, like, layout) for (field, layout), like in results))
 
 
-def _output_size(output_size: Sequence[int]) -> tuple[int, int] | None:
-    """(H', W') as a request gives it; None if it leaves that to the operands."""
-    field = "output_size"
-    if not output_size:
+def _output_size(output_size: Sequence[int], axes: Sequence[str]) -> tuple[int, ...] | None:
+    """The size along each axis as a request gives it; None if it leaves that to the operands."""
+    field, size = "output_size", tuple(output_size)
+    if not size:
         return None
-    if len(output_size) != 2:
-        expected = f"expected two sizes (H', W'), got {len(output_size)}. Give both or none."
+    if len(size) != len(axes):
+        expected = f"expected sizes ({', '.join(axes)}), got {len(size)}. Give all or none."
         raise InvalidRequestError(field, expected)
-    height, width = output_size
-    if min(height, width) < 1:
-        expected = f"expected sizes of at least 1, got ({height}, {width}). Enlarge them."
+    if min(size) < 1:
+        expected = f"expected sizes of at least 1, got {size}. Enlarge them."
         raise InvalidRequestError(field, expected)
-    return height, width
+    return size
 
 
 def _warp_problem(
     request: warp_pb2.WarpRequest | warp_pb2.WarpGradientsRequest,
     feature_map: Operand,
     transform: TransformOperand,
-    size: tuple[int, int] | None,
+    size: Sequence[int] | None,
 ) -> stn_engine.WarpProblem:
     with field_paths({**transform.paths, "fill": "spec.fill"}):
         spec = read_spec(request.spec)
@@ -291,7 +289,7 @@ def _warp_problem(
 def _grid_problem(
     request: warp_pb2.GenerateGridRequest | warp_pb2.GenerateGridGradientsRequest,
     transform: TransformOperand,
-    size: tuple[int, int],
+    size: Sequence[int],
 ) -> stn_engine.GridProblem:
     if isinstance(transform.meta, stn_engine.SamplingGrid):
         expected = "expected parameters to generate a grid from, got a sampling grid."
@@ -302,8 +300,9 @@ def _grid_problem(
 
 
 def _warp_key(problem: stn_engine.WarpProblem) -> Hashable:
-    return problem.spec, problem.transform.settings
+    return problem.spec, problem.transform.dims, problem.transform.settings
 
 
 def _grid_key(problem: stn_engine.GridProblem) -> Hashable:
-    return problem.coordinates, problem.align_corners, problem.transform.settings
+    transform = problem.transform
+    return problem.coordinates, problem.align_corners, transform.dims, transform.settings
