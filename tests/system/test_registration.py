@@ -46,6 +46,35 @@ def test_align_finds_an_affine_map_under_another_exposure():
     assert errors_px[1] < 0.05
 
 
+def dense(points):
+    """A smooth scene with structure in all directions, at points (3, ...) in normalized units."""
+    x, y, z = points
+    return (scene((x, y)) * np.cos(3 * z - x) + np.sin(5 * z + 2 * y)).astype(np.float32)
+
+
+def test_align_finds_an_affine_map_between_volumes():
+    """To a tenth of a voxel, from two voxels away."""
+    side = 32
+    axis = (2 * np.arange(side) + 1) / side - 1
+    z, y, x = np.meshgrid(axis, axis, axis, indexing="ij")
+    points = np.stack([x, y, z, np.ones_like(x)])
+    truth = np.eye(4)
+    truth[:3] += [[-0.04, 0.05, 0.0, 0.04], [-0.05, 0.03, 0.02, -0.05], [0.02, 0.0, -0.03, 0.06]]
+    fixed = dense(points[:3])[None, None]
+    seen = np.einsum("ij,jdhw->idhw", np.linalg.inv(truth), points)
+    moving = 2 * dense(seen[:3])[None, None] - 1
+    with LocalServer() as server, Client(server.target) as stn:
+        steps = list(align(stn, fixed, moving, iterations=60))
+    assert [step.level for step in steps[::60]] == [1, 0]
+    corners = np.stack([*np.meshgrid(*[(-1, 1)] * 3), np.ones((2, 2, 2))]).reshape(4, 8)
+    errors_px = [
+        side / 2 * np.abs((theta - truth[:3]) @ corners).max()
+        for theta in (np.eye(3, 4), steps[-1].theta[0])
+    ]
+    assert errors_px[0] > 2
+    assert errors_px[1] < 0.1
+
+
 def test_a_constant_image_cannot_be_aligned():
     """It is refused before anything is sent."""
     flat = np.full((1, 1, SIDE, SIDE), 0.5, np.float32)

@@ -1,4 +1,4 @@
-"""Aligns two images by gradient descent on theta, every forward and backward a remote call.
+"""Aligns images, or volumes, by gradient descent on theta; every forward and backward is remote.
 
 The loss is the mean squared difference of the images at the exposure (gain and offset) at which
 they fit best. It descends a pyramid from coarse to fine, because a blurred image has a wide basin
@@ -21,7 +21,6 @@ from stn_client._transforms import Affine
 
 Array = NDArray[Any]
 
-_IDENTITY = np.array([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]], np.float32)
 _SMALLEST_PX = 16
 """Below this, an image has too few edges left to align."""
 
@@ -38,8 +37,9 @@ class Step:
         level: Of the pyramid; 0 is full size.
         iteration: Within the level, from 0.
         loss: Mean squared difference before the step, in units of variance.
-        theta: (1, 2, 3) after the step, normalized coordinates, fixed to moving.
-        warped: The moving image before the step, standardized, (1, C, H, W) of this level.
+        theta: (1, 2, 3), of volumes (1, 3, 4), after the step; normalized coordinates, fixed to
+            moving.
+        warped: The moving image before the step, standardized, (1, C, [D,] H, W) of this level.
     """
 
     level: int
@@ -60,8 +60,8 @@ def align(
     """Finds theta such that `client.warp(moving, Affine(theta), fixed's size)` looks like `fixed`.
 
     Shapes:
-        fixed    (1, C, H, W)     float32
-        moving   (1, C, H2, W2)   float32
+        fixed    (1, C, [D,] H, W)      float32
+        moving   (1, C, [D2,] H2, W2)   float32
 
     Args:
         client: Where every warp and gradient is computed.
@@ -77,7 +77,7 @@ def align(
         ValueError: An image is constant: there is nothing to align.
         StnClientError: As the methods of `Client`.
     """
-    theta = _IDENTITY
+    theta = _identity(fixed)
     pyramids = [_pyramid(client, _standardized(image)) for image in (fixed, moving)]
     pyramid = list(zip(*pyramids, strict=False))
     for level in reversed(range(len(pyramid))):
@@ -145,6 +145,12 @@ def _masked_loss(warped: Array, fixed: Array, mask: Array) -> tuple[float, Array
     return float((weight * difference**2).sum()), gradient
 
 
+def _identity(image: Array) -> Array:
+    """The theta that leaves an image, or a volume, as it is."""
+    dims = image.ndim - 2
+    return np.eye(dims, dims + 1, dtype=np.float32)[None]
+
+
 def _standardized(image: Array) -> Array:
     if image.std() == 0:
         raise ValueError(f"image: expected edges to align, got {image.flat[0]} everywhere.")
@@ -162,5 +168,5 @@ def _pyramid(client: Client, image: Array) -> list[Array]:
     levels = [image]
     while min(levels[-1].shape[2:]) >= 2 * _SMALLEST_PX:
         half = tuple((size + 1) // 2 for size in levels[-1].shape[2:])
-        levels.append(client.warp(levels[-1], Affine(_IDENTITY), half, padding="border"))
+        levels.append(client.warp(levels[-1], Affine(_identity(image)), half, padding="border"))
     return levels
