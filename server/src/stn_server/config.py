@@ -73,7 +73,7 @@ class LimitsConfig:
         256 * MIB, "The results of one call; checked before allocating."
     )
     max_output_samples: int = setting(16 * MIB, "Source points of one call: 4096 x 4096 pixels.")
-    max_dimension_px: int = setting(32768, "Height or width of an output.")
+    max_dimension_px: int = setting(32768, "Depth, height or width of an output.")
     max_concurrent_streams: int = setting(4096, "Calls of one connection; more wait in the client.")
 
     def __post_init__(self) -> None:

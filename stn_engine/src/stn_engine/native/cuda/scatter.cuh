@@ -47,7 +47,8 @@ STN_FUNCTION void add_integer(const Item& item, int64 index, T value, double sca
 STN_FUNCTION T collected(const Item& item, int64 index, double quantum) {
   const int64* sums = reinterpret_cast<const int64*>(item.accumulators);
   const int64 whole = sums[index];
-  if (whole > kLargest || whole < -kLargest) return T(0) / (whole == whole ? T(0) : T(1));
+  const T zero = T(0);
+  if (whole > kLargest || whole < -kLargest) return zero / zero;  // NaN
   double sum = static_cast<double>(whole) * quantum;
   if (sizeof(T) == 8) sum += static_cast<double>(sums[values_of(item) + index]) * (quantum / (1 << kRestBits));
   return static_cast<T>(sum);
