@@ -1,5 +1,6 @@
 """The command `stn`: its geometry, its images, and its subcommands against a real server."""
 
+import json
 import sys
 from importlib.metadata import entry_points
 
@@ -148,6 +149,43 @@ def test_cli_warp_shifts_and_fills(local_server, tmp_path):
     expected = np.roll(pixels, 1, axis=1)
     expected[:, 0] = 10, 20, 30
     np.testing.assert_array_equal(_images.read(destination), expected)
+
+
+def write_waves(path, shape, channels=1):
+    """A picture with structure in all directions."""
+    y, x = np.indices(shape) / 10
+    waves = np.sin(x) + np.cos(1.3 * y + 0.4 * x) + np.sin(0.7 * x - y)
+    _images.write(path, np.repeat((128 + 40 * waves).astype(np.uint8)[..., None], channels, -1))
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_cli_align_undoes_a_warp(local_server, tmp_path, capsys, channels):
+    """In the size of the fixed image, with all channels of the moving one."""
+    fixed, moving, out = (tmp_path / name for name in ("fixed.png", "moving.png", "out.png"))
+    target = f"--target={local_server.target}"
+    write_waves(fixed, (64, 72))
+    write_waves(moving, (64, 72), channels)
+    turn = ["--rotate=4", "--translate", "2", "-1", "--size", "68", "66"]
+    assert main([target, "warp", str(moving), str(moving), *turn, "--padding=border"]) == 0
+    assert main([target, "align", str(fixed), str(moving), str(out)]) == 0
+    aligned, expected = _images.read(out), _images.read(fixed)
+    assert aligned.shape == (64, 72, channels)
+    inside = np.s_[8:-8, 8:-8, :1]
+    assert np.abs(aligned[inside].astype(int) - expected[inside]).mean() < 2
+    theta, loss = capsys.readouterr().out.splitlines()
+    found = np.array(json.loads(theta.removeprefix("theta ")))
+    zoom = np.diag([72 / 68, 64 / 66]) * np.cos(np.radians(4))  # of normalized units
+    np.testing.assert_allclose(np.diag(found), np.diag(zoom), atol=0.005)
+    assert float(loss.removeprefix("loss ")) < 0.01
+
+
+def test_cli_align_refuses_an_image_without_edges(capsys, tmp_path):
+    """Before any server is asked."""
+    write_waves(tmp_path / "fixed.png", (32, 32))
+    _images.write(tmp_path / "flat.png", np.full((32, 32, 3), 7, np.uint8))
+    names = [str(tmp_path / name) for name in ("flat.png", "fixed.png", "out.png")]
+    assert main([*ABSENT, "align", *names]) == 1
+    assert "stn: image: expected edges to align, got 7" in capsys.readouterr().err
 
 
 def test_cli_without_a_server_fails_with_a_message(capsys):

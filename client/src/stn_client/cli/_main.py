@@ -12,9 +12,7 @@ from google.protobuf.text_format import MessageToString
 from stn_client._client import Client
 from stn_client._credentials import Tls
 from stn_client._errors import StnClientError
-from stn_client._transforms import Affine
-from stn_client.cli import _containers, _images
-from stn_client.cli._geometry import pixel_theta
+from stn_client.cli import _containers, _images, _pictures
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 
@@ -72,30 +70,6 @@ def _info(client: Client, _options: argparse.Namespace) -> None:
     print(MessageToString(client.server_info()), end="")  # noqa: T201
 
 
-def _warp(client: Client, options: argparse.Namespace) -> None:
-    image = _images.read(options.source)
-    height, width = image.shape[:2]
-    size = (height, width) if options.size is None else (options.size[1], options.size[0])
-    theta = pixel_theta(
-        input_size=(height, width),
-        output_size=size,
-        rotate_deg=options.rotate,
-        scale=options.scale,
-        translate_px=options.translate,
-    )
-    warped = client.warp(
-        image[None],
-        Affine(theta[None]),
-        size,
-        coordinates="pixel",
-        layout="NHWC",
-        interpolation=options.interpolation,
-        padding=options.padding,
-        fill=options.fill,
-    )
-    _images.write(options.destination, warped[0])
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="stn", description=__doc__, allow_abbrev=False)
     parser.add_argument("--target", default=DEFAULT_TARGET, help="server (default: %(default)s)")
@@ -117,30 +91,5 @@ def _parser() -> argparse.ArgumentParser:
     )
     info.set_defaults(run=_info)
 
-    warp = commands.add_parser(
-        "warp", help="rotate, scale and shift an image file", allow_abbrev=False
-    )
-    warp.set_defaults(run=_warp)
-    warp.add_argument("source", type=Path, metavar="IN")
-    warp.add_argument("destination", type=Path, metavar="OUT")
-    warp.add_argument("--rotate", type=float, default=0.0, metavar="DEG", help="anticlockwise")
-    warp.add_argument("--scale", type=_positive, default=1.0, metavar="S", help="above 1: larger")
-    warp.add_argument(
-        "--translate", type=float, nargs=2, default=(0.0, 0.0), metavar=("X", "Y"), help="in px"
-    )
-    warp.add_argument("--size", type=int, nargs=2, metavar=("W", "H"), help="of OUT, in px")
-    warp.add_argument(
-        "--interpolation", default="bilinear", choices=("nearest", "bilinear", "bicubic")
-    )
-    warp.add_argument(
-        "--padding", default="zeros", choices=("zeros", "border", "reflection", "fill")
-    )
-    warp.add_argument("--fill", type=float, nargs="+", default=[0.0], metavar="V")
+    _pictures.add_commands(commands)
     return parser
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
-    return value
