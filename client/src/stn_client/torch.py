@@ -149,7 +149,11 @@ def _to_numpy(tensor: Tensor) -> NDArray[Any]:
 
 
 def _to_torch(array: NDArray[Any], like: Tensor) -> Tensor:
-    """A tensor of its own memory, for autograd and in-place operators, on the device of `like`."""
+    """A tensor of its own memory, for autograd and in-place operators, on the device of `like`.
+
+    The memory is torch's own and not NumPy's, which is less aligned: matrix products of libraries
+    may depend on that in their last bits.
+    """
     if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).to(like.device)
-    return torch.from_numpy(array.copy()).to(like.device)
+        return torch.tensor(array.view(np.int16)).view(torch.bfloat16).to(like.device)
+    return torch.tensor(array).to(like.device)
