@@ -16,7 +16,7 @@ def key(name="bilinear"):
 
 def item(name="bilinear", size_bytes=40, samples=4, **options):
     return WorkItem(
-        key=key(name), cost=Cost(size_bytes, samples), problem=None, arrived=0.0, **options
+        key=key(name), cost=Cost(size_bytes, samples, samples), problem=None, arrived=0.0, **options
     )
 
 
@@ -57,7 +57,7 @@ def test_keys_go_first_that_came_first():
     a1, b1, a2, b2 = item("a"), item("b"), item("a"), item("b")
     lobby = lobby_of(a1, b1, a2)
     first = lobby.next_batch(now=0.0)
-    assert (first.key, first.items, first.cost) == (key("a"), (a1, a2), Cost(80, 8))
+    assert (first.key, first.items, first.cost) == (key("a"), (a1, a2), Cost(80, 8, 8))
     a3 = item("a")
     for late in (a3, b2):
         lobby.add(late)

@@ -42,7 +42,10 @@ def make_policy(**changes):
 
 def make_item(key=WARP, size_bytes=10, samples=1, **options):
     return WorkItem(
-        key=key, cost=Cost(size_bytes, samples), problem=None, **{"arrived": 0.0, **options}
+        key=key,
+        cost=Cost(size_bytes, samples, samples),
+        problem=None,
+        **{"arrived": 0.0, **options},
     )
 
 

@@ -120,7 +120,8 @@ def test_a_small_batch_is_computed_at_once(runner):
     (results,) = runner.at_once(make_batch(Operation.WARP, [job], SMALL))
     (output,) = results_from(problem, results)
     assert torch.equal(output, stn_engine.warp_ragged([problem])[0])
-    assert runner.at_once(make_batch(Operation.WARP, [job], LARGE)) is None
+    for cost in (LARGE, Cost(size_bytes=1, samples=1, work=1 << 30)):
+        assert runner.at_once(make_batch(Operation.WARP, [job], cost)) is None
 
 
 def test_a_closed_runner_refuses(runner):

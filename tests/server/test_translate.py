@@ -11,10 +11,10 @@ from stn_client._calls import warp as warp_call
 from stn_engine import Coordinates, Interpolation, Padding, Subgradient, WarpSpec, raw
 from stn_proto import WireFormatError, get_tensor, split
 from stn_proto.v1 import tensor_pb2, warp_pb2
-from stn_server.batching.work import Cost, Finished, Operation
+from stn_server.batching.work import Finished, Operation
 from stn_server.config import LimitsConfig
 from stn_server.errors import InvalidRequestError
-from stn_server.translate import MAX_PLANNED_BYTES, MAX_SIZES, Translator, _warp_key
+from stn_server.translate import MAX_PLANNED_BYTES, MAX_SIZES, PLAN_READS, Translator, _warp_key
 from support.bad_requests import (
     BASES,
     deep_warp_request,
@@ -51,7 +51,8 @@ def test_a_warp_is_what_the_message_says():
     assert parameters == theta().tobytes()
     assert problem.output_shape == (2, 3, 6, 7)
     assert (task.key.dtype, task.key.spec) == (torch.float32, (problem.spec, 2, None))
-    assert task.cost == Cost(request.ByteSize() + 4 * 2 * 3 * 6 * 7, 2 * 6 * 7)
+    assert task.cost.size_bytes == request.ByteSize() + 4 * 2 * 3 * 6 * 7
+    assert task.cost.samples == 2 * 6 * 7
 
 
 def test_what_a_message_leaves_out_has_its_default():
@@ -153,6 +154,30 @@ def test_channels_of_volumes_may_be_last_as_well():
     assert problem.feature_map.is_contiguous(memory_format=torch.channels_last_3d)
     reply, payloads = encode(task, [feature_map], warp_pb2.WarpReply)
     assert np.array_equal(get_tensor(reply.output, payloads, "output"), values)
+
+
+@pytest.mark.parametrize(
+    ("method", "interpolation", "reads"),
+    [
+        ("Warp", warp_pb2.INTERPOLATION_NEAREST, 3),
+        ("Warp", warp_pb2.INTERPOLATION_BILINEAR, 3 * 4),
+        ("Warp", warp_pb2.INTERPOLATION_BICUBIC, 3 * 16),
+        ("WarpGradients", warp_pb2.INTERPOLATION_BICUBIC, 3 * 16),
+        ("GenerateGrid", None, 0),
+        ("GenerateGridGradients", None, 0),
+    ],
+)
+def test_work_is_what_is_read_and_what_it_takes_to_find_it(method, interpolation, reads):
+    """Of three channels at each of 2 x 6 x 7 points."""
+    request = BASES[method]()
+    if interpolation is not None:
+        request.spec.interpolation = interpolation
+    assert decode(request, method).cost.work == 2 * 6 * 7 * (PLAN_READS + reads)
+
+
+def test_a_point_of_a_volume_reads_along_three_axes():
+    """Eight values of a channel."""
+    assert decode(volume_warp_request()).cost.work == 2 * 6 * 7 * (PLAN_READS + 3 * 8)
 
 
 def test_a_request_costs_all_its_bytes():

@@ -79,7 +79,7 @@ def make_batcher(
 async def submit(batcher, problem, *, spec="spec", size_bytes=10, **options):
     """Submits a problem of one key and cost."""
     key = BatchKey(Operation.WARP, "float32", spec)
-    return await batcher.submit(problem, key=key, cost=Cost(size_bytes, 1), **options)
+    return await batcher.submit(problem, key=key, cost=Cost(size_bytes, 1, 1), **options)
 
 
 async def outcome_of(awaitable):

@@ -38,6 +38,16 @@ from stn_server.vocabulary import read_coordinates, read_needs, read_spec
 MAX_PLANNED_BYTES = 4096
 """Longer envelopes are rare and are read anew each time, so that kept plans stay small."""
 
+TAPS = {
+    stn_engine.Interpolation.NEAREST: 1,
+    stn_engine.Interpolation.BILINEAR: 2,
+    stn_engine.Interpolation.BICUBIC: 4,
+}
+"""Values that a point reads along each axis, of each channel."""
+
+PLAN_READS = 4
+"""To find out what a point reads takes as long as so many reads, measured on CPUs."""
+
 MAX_SIZES = 1024
 """Of messages for which plans are kept; `MAX_PLANS` for each."""
 MAX_PLANS = 4
@@ -250,8 +260,20 @@ def _plan(
     sizes_bytes = [span.stop - span.start for span in frame.payloads]
     for operand in operands:
         operand.declaration.check(sizes_bytes)
-    cost = Cost(frame.size_bytes + problem.output_bytes, problem.output_samples)
+    size_bytes = frame.size_bytes + problem.output_bytes
+    cost = Cost(size_bytes, problem.output_samples, _work(problem))
     return Plan(frame, problem, operands, key, cost, reply)
+
+
+def _work(problem: Any) -> int:
+    """What the time of a device grows with, whatever the channels, dimensions and interpolation."""
+    if isinstance(problem, stn_engine.WarpGradientsProblem):
+        return _work(problem.warp)
+    reads = 0
+    if isinstance(problem, stn_engine.WarpProblem):
+        taps = TAPS[problem.spec.interpolation] ** problem.transform.dims
+        reads = problem.output_shape[1] * taps
+    return int(problem.output_samples) * (PLAN_READS + reads)
 
 
 def _reply(kind: type[Message], problem: Any, fields: Mapping[str, tensor_pb2.Layout]) -> Reply:

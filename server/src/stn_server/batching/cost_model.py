@@ -25,30 +25,30 @@ STIFFNESS = 0.01
 
 @dataclass(slots=True)
 class _Fit:
-    """A line through (samples, seconds) by weighted least squares, neither part negative."""
+    """A line through (work, seconds) by weighted least squares, neither part negative."""
 
     batches: int = 0
     weight: float = 0.0
     x: float = 0.0
-    """Weighted mean of samples; `y` that of seconds."""
+    """Weighted mean of work; `y` that of seconds."""
     y: float = 0.0
     xx: float = 0.0
-    """Weighted variance of samples; `xy` the covariance."""
+    """Weighted variance of work; `xy` the covariance."""
     xy: float = 0.0
     slope: float = 0.0
     overhead: float = 0.0
 
-    def at(self, samples: float) -> float:
-        return self.overhead + self.slope * samples
+    def at(self, work: float) -> float:
+        return self.overhead + self.slope * work
 
-    def observe(self, samples: int, seconds: float) -> None:
+    def observe(self, work: int, seconds: float) -> None:
         if self.batches >= TRUSTED_BATCHES:
-            expected = max(self.at(samples), SHORTEST_S)
+            expected = max(self.at(work), SHORTEST_S)
             seconds = min(max(seconds, expected / SURPRISE), expected * SURPRISE)
         self.batches += 1
         self.weight = MEMORY * self.weight + 1
         share = 1 / self.weight
-        dx, dy = samples - self.x, seconds - self.y
+        dx, dy = work - self.x, seconds - self.y
         self.x += share * dx
         self.y += share * dy
         self.xx += share * ((1 - share) * dx * dx - self.xx)
@@ -64,7 +64,7 @@ class _Fit:
 
 
 class CostModel:
-    """Seconds of a batch = slope * samples + overhead, for every operation.
+    """Seconds of a batch = slope * work + overhead, for every operation.
 
     Robust: single batches that were held up hardly move it, and a device that became slower or
     faster is followed within some batches. Knows nothing at first and then expects 0 s.
@@ -73,18 +73,18 @@ class CostModel:
     def __init__(self) -> None:
         self._fits: defaultdict[Operation, _Fit] = defaultdict(_Fit)
 
-    def observe(self, operation: Operation, samples: int, seconds: float) -> None:
+    def observe(self, operation: Operation, work: int, seconds: float) -> None:
         """Learns from a batch that ran."""
-        self._fits[operation].observe(samples, seconds)
+        self._fits[operation].observe(work, seconds)
 
-    def batch_s(self, operation: Operation, samples: int) -> float:
+    def batch_s(self, operation: Operation, work: int) -> float:
         """What a batch will take."""
-        return self._fits[operation].at(samples)
+        return self._fits[operation].at(work)
 
     def overhead_s(self, operation: Operation) -> float:
         """What a batch takes however small it is."""
         return self._fits[operation].overhead
 
-    def samples_s(self, operation: Operation, samples: int) -> float:
-        """What so many samples add to a batch."""
-        return self._fits[operation].slope * samples
+    def work_s(self, operation: Operation, work: int) -> float:
+        """What so much work adds to a batch."""
+        return self._fits[operation].slope * work

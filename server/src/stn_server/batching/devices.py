@@ -53,7 +53,7 @@ class Host:
     """The engine on operands where they are: the bytes of requests."""
 
     name = "cpu"
-    small = Cost(size_bytes=1 << 20, samples=1 << 15)
+    small = Cost(size_bytes=1 << 20, samples=1 << 15, work=1 << 19)
 
     def __init__(self) -> None:
         self._threads = torch.get_num_threads()

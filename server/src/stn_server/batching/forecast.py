@@ -15,34 +15,34 @@ _SLICE_S = PATIENCE_S / 16
 
 
 class _Backlog:
-    """Samples that wait, by slice of time and operation: some dozen sums, however long the queue.
+    """Work that waits, by slice of time and operation: some dozen sums, however long the queue.
 
     Nothing is due later than `PATIENCE_S` from now.
     """
 
     def __init__(self) -> None:
-        self._samples: Counter[tuple[int, Operation]] = Counter()
+        self._work: Counter[tuple[int, Operation]] = Counter()
 
     def __bool__(self) -> bool:
-        return bool(self._samples)
+        return bool(self._work)
 
-    def add(self, item: WorkItem, samples: int) -> None:
+    def add(self, item: WorkItem, work: int) -> None:
         part = _slice(item), item.key.operation
-        self._samples[part] += samples
-        if self._samples[part] == 0:
-            del self._samples[part]
+        self._work[part] += work
+        if self._work[part] == 0:
+            del self._work[part]
 
     def seconds_before(self, item: WorkItem, model: CostModel) -> float:
         last = _slice(item)
         return sum(
-            model.samples_s(operation, samples)
-            for (due, operation), samples in self._samples.items()
+            model.work_s(operation, work)
+            for (due, operation), work in self._work.items()
             if due <= last
         )
 
 
 class Forecast:
-    """Keeps account of the work inside, in samples, and says what it means in seconds.
+    """Keeps account of the work inside, and says what it means in seconds.
 
     Args:
         lanes: Batches that run at the same time.
@@ -58,13 +58,13 @@ class Forecast:
     def enter(self, item: WorkItem) -> None:
         """An item begins to wait."""
         for backlog in (self._everyone, self._callers[item.caller]):
-            backlog.add(item, item.cost.samples)
+            backlog.add(item, item.cost.work)
 
     def leave(self, item: WorkItem) -> None:
         """An item waits no longer."""
         own = self._callers[item.caller]
         for backlog in (self._everyone, own):
-            backlog.add(item, -item.cost.samples)
+            backlog.add(item, -item.cost.work)
         if not own:
             del self._callers[item.caller]
 
@@ -76,11 +76,11 @@ class Forecast:
         """A batch is through; the model learns from it if it was computed."""
         launched = self._launched.pop(batch)
         if computed:
-            self._model.observe(batch.key.operation, batch.cost.samples, now - launched)
+            self._model.observe(batch.key.operation, batch.cost.work, now - launched)
 
-    def batch_s(self, operation: Operation, samples: int) -> float:
+    def batch_s(self, operation: Operation, work: int) -> float:
         """What a batch will take, on the safe side."""
-        return SAFETY * self._model.batch_s(operation, samples)
+        return SAFETY * self._model.batch_s(operation, work)
 
     def until_free(self, now: float) -> float:
         """Seconds until the first lane is free, on the safe side.
@@ -90,7 +90,7 @@ class Forecast:
         if len(self._launched) < self._lanes:
             return 0.0
         return SAFETY * min(
-            abs(launched + self._model.batch_s(batch.key.operation, batch.cost.samples) - now)
+            abs(launched + self._model.batch_s(batch.key.operation, batch.cost.work) - now)
             for batch, launched in self._launched.items()
         )
 

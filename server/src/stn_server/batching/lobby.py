@@ -21,12 +21,14 @@ class _Group:
     """By number, in order of arrival."""
     size_bytes: int = 0
     samples: int = 0
+    work: int = 0
     deadline: float = math.inf
     """The earliest of those that came; who had it may have gone."""
 
     def add(self, item: WorkItem, sign: int = 1) -> None:
         self.size_bytes += sign * item.cost.size_bytes
         self.samples += sign * item.cost.samples
+        self.work += sign * item.cost.work
 
 
 class Lobby:
@@ -99,10 +101,10 @@ class Lobby:
     def next_batch(self, now: float) -> Batch | None:
         """The group whose turn it is; None if there is none, or if it might miss a deadline."""
         for group in self._groups.values():
-            if now + self._batch_s(group.key.operation, group.samples) > group.deadline:
+            if now + self._batch_s(group.key.operation, group.work) > group.deadline:
                 return None
             self._remove(group)
-            cost = Cost(group.size_bytes, group.samples)
+            cost = Cost(group.size_bytes, group.samples, group.work)
             return Batch(group.key, tuple(group.items.values()), cost)
         return None
 
@@ -118,7 +120,7 @@ class Lobby:
 
     def _work_s(self, item: WorkItem) -> float:
         """All that waits, an item included, one batch after the other."""
-        work_s = self._batch_s(item.key.operation, item.cost.samples)
+        work_s = self._batch_s(item.key.operation, item.cost.work)
         for group in self._groups.values():
-            work_s += self._batch_s(group.key.operation, group.samples)
+            work_s += self._batch_s(group.key.operation, group.work)
         return work_s

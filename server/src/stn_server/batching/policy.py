@@ -248,7 +248,7 @@ class Policy:
         if idle or not 0 < remaining_s < math.inf:
             return None
         needed_s = self._wait_s(item, now)
-        needed_s += self._forecast.batch_s(item.key.operation, item.cost.samples)
+        needed_s += self._forecast.batch_s(item.key.operation, item.cost.work)
         return Late(needed_s, remaining_s) if needed_s > remaining_s else None
 
     def _wait_s(self, item: WorkItem, now: float) -> float:
@@ -362,7 +362,7 @@ class Policy:
         cost, ends_by = NOTHING, math.inf
         while (item := queue.first()) is not None:
             grown = cost + item.cost
-            ends = now + self._forecast.batch_s(key.operation, grown.samples)
+            ends = now + self._forecast.batch_s(key.operation, grown.work)
             if items and (ends > ends_by or not grown.fits(self._limits.budget)):
                 break
             if ends <= item.deadline:  # else it is late in any case, and need not cost the others

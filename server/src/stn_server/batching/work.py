@@ -53,19 +53,29 @@ class Cost:
     """Operands and results together."""
     samples: int
     """Source points computed."""
+    work: int = 0
+    """What the time of a device grows with, in reads of a value; no part of a budget."""
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.size_bytes + other.size_bytes, self.samples + other.samples)
+        return Cost(
+            self.size_bytes + other.size_bytes,
+            self.samples + other.samples,
+            self.work + other.work,
+        )
 
     def __sub__(self, other: Cost) -> Cost:
-        return Cost(self.size_bytes - other.size_bytes, self.samples - other.samples)
+        return Cost(
+            self.size_bytes - other.size_bytes,
+            self.samples - other.samples,
+            self.work - other.work,
+        )
 
     def fits(self, budget: Cost) -> bool:
-        """Whether no part exceeds the budget's."""
+        """Whether neither bytes nor samples exceed the budget's."""
         return self.size_bytes <= budget.size_bytes and self.samples <= budget.samples
 
     def part_of(self, budget: Cost) -> float:
-        """The larger of its parts, as a fraction of the budget's."""
+        """The larger of bytes and samples, as a fraction of the budget's."""
         return max(self.size_bytes / budget.size_bytes, self.samples / budget.samples)
 
 
