@@ -7,16 +7,20 @@ import pytest
 from stn_server.batching.lobby import MAX_GROUPS, Lobby
 from stn_server.batching.work import BatchKey, Cost, Operation, WorkItem
 
-BUDGET = Cost(size_bytes=100, samples=10)
+BUDGET = Cost(size_bytes=100, samples=10, work=10)
 
 
 def key(name="bilinear"):
     return BatchKey(Operation.WARP, "float32", name)
 
 
-def item(name="bilinear", size_bytes=40, samples=4, **options):
+def item(name="bilinear", size_bytes=40, samples=4, work=0, **options):
     return WorkItem(
-        key=key(name), cost=Cost(size_bytes, samples, samples), problem=None, arrived=0.0, **options
+        key=key(name),
+        cost=Cost(size_bytes, samples, work or samples),
+        problem=None,
+        arrived=0.0,
+        **options,
     )
 
 
@@ -27,9 +31,9 @@ def lobby_of(*items, seconds_per_sample=0.0):
     return lobby
 
 
-@pytest.mark.parametrize("size", [{"size_bytes": 21}, {"samples": 3}])
+@pytest.mark.parametrize("size", [{"size_bytes": 21}, {"samples": 3}, {"work": 3}])
 def test_there_is_room_for_one_batch_of_each_key(size):
-    """In bytes and in samples."""
+    """In bytes, in samples and in work."""
     lobby = lobby_of(item(), item())
     assert lobby.has_room(item(size_bytes=20, samples=2), starts=0.0)
     assert not lobby.has_room(item(**{"size_bytes": 20, "samples": 2, **size}), starts=0.0)

@@ -32,7 +32,7 @@ GRADIENTS = BatchKey(Operation.WARP_GRADIENTS, "float32", "bilinear")
 
 def make_policy(**changes):
     limits = {
-        "budget": Cost(1000, 100),
+        "budget": Cost(1000, 100, 100),
         "max_admitted_items": 50,
         "max_admitted_bytes": 10_000,
         **changes,
@@ -40,10 +40,11 @@ def make_policy(**changes):
     return Policy(PolicyLimits(**limits))
 
 
-def make_item(key=WARP, size_bytes=10, samples=1, **options):
+def make_item(key=WARP, size_bytes=10, samples=1, work=None, **options):
+    """As much work as samples, unless told otherwise."""
     return WorkItem(
         key=key,
-        cost=Cost(size_bytes, samples, samples),
+        cost=Cost(size_bytes, samples, samples if work is None else work),
         problem=None,
         **{"arrived": 0.0, **options},
     )
@@ -88,7 +89,7 @@ def test_items_of_different_keys_do_not_share_a_batch():
 
 def test_keys_take_turns():
     """A key that was served goes behind the others."""
-    policy = make_policy(budget=Cost(10, 100))
+    policy = make_policy(budget=Cost(10, 100, 100))
     a1, a2, b1 = make_item(NEAREST), make_item(NEAREST), make_item(GRADIENTS)
     batch = start(policy, a1, a2, b1)
     order = []
@@ -100,7 +101,7 @@ def test_keys_take_turns():
 
 def test_the_earliest_deadline_goes_first():
     """Within a key, urgency beats arrival; without a deadline, arrival decides."""
-    policy = make_policy(budget=Cost(10, 100))
+    policy = make_policy(budget=Cost(10, 100, 100))
     late, none, soon = make_item(deadline=0.9), make_item(), make_item(deadline=0.5)
     batch = start(policy, late, none, soon)
     order = []
@@ -110,11 +111,11 @@ def test_the_earliest_deadline_goes_first():
     assert order == [soon, late, none]
 
 
-@pytest.mark.parametrize("cost", [Cost(400, 1), Cost(1, 40)])
-def test_a_batch_keeps_its_budget_in_bytes_and_samples(cost):
+@pytest.mark.parametrize("cost", [Cost(400, 1, 1), Cost(1, 40, 1), Cost(1, 1, 40)])
+def test_a_batch_keeps_its_budget(cost):
     """Two of these fit, the third waits."""
     policy = make_policy()
-    items = [make_item(size_bytes=cost.size_bytes, samples=cost.samples) for _ in range(3)]
+    items = [make_item(WARP, cost.size_bytes, cost.samples, cost.work) for _ in range(3)]
     busy = start(policy, *items)
     assert finish(policy, busy) == [items[:2]]
 
@@ -220,13 +221,23 @@ def test_one_caller_leaves_room_for_the_next():
 
 def test_callers_take_turns_within_a_key():
     """What a quiet caller wants is not behind all that a noisy one has asked for."""
-    policy = make_policy(budget=Cost(40, 100))
+    policy = make_policy(budget=Cost(40, 100, 100))
     noisy = [make_item(caller="noisy") for _ in range(8)]
     quiet = make_item(caller="quiet")
     busy = start(policy, *noisy, quiet)
     ((*first_batch,),) = finish(policy, busy)
     assert quiet in first_batch
     assert len(first_batch) == 4
+
+
+def test_much_work_on_few_points_is_a_turn_as_well():
+    """Else who reads volumes would keep the device from who reads photos."""
+    policy = make_policy(budget=Cost(1000, 1000, 100))
+    heavy = [make_item(work=25, caller="heavy") for _ in range(8)]
+    light = [make_item(caller="light") for _ in range(8)]
+    busy = start(policy, *heavy, *light)
+    ((*first_batch,),) = finish(policy, busy)
+    assert set(light) <= set(first_batch)
 
 
 def test_callers_take_turns_across_keys():
@@ -303,7 +314,7 @@ def test_an_idle_device_is_given_a_try():
 
 def test_a_batch_ends_before_the_first_deadline_in_it():
     """It takes no more than what lets its most urgent item be in time."""
-    policy = make_policy(budget=Cost(1000, 10_000))
+    policy = make_policy(budget=Cost(1000, 10_000, 10_000))
     now = learn(policy, seconds_per_sample=0.001)
     (busy,) = policy.step(Arrive(make_item(arrived=now)), now).launches
     urgent = make_item(samples=100, arrived=now, deadline=now + 0.5)
@@ -316,7 +327,7 @@ def test_a_batch_ends_before_the_first_deadline_in_it():
 
 def test_an_item_that_will_be_late_does_not_keep_a_batch_small():
     """Else a late queue would run one by one, and be later still."""
-    policy = make_policy(budget=Cost(1000, 10_000))
+    policy = make_policy(budget=Cost(1000, 10_000, 10_000))
     now = learn(policy, seconds_per_sample=0.001)
     (busy,) = policy.step(Arrive(make_item(arrived=now)), now).launches
     late = [make_item(samples=100, arrived=now, deadline=now + 0.5) for _ in range(3)]
@@ -368,7 +379,7 @@ def test_the_oldest_arrival_is_that_of_a_waiting_item():
 
 def test_an_item_without_a_deadline_is_not_passed_over_for_ever():
     """It ages: what arrives PATIENCE_S later goes after it, however urgent."""
-    policy = make_policy(budget=Cost(10, 100))
+    policy = make_policy(budget=Cost(10, 100, 100))
     patient = make_item()
     batch = start(policy, patient)
     order, now = [], 0.0
@@ -384,7 +395,7 @@ def test_an_item_without_a_deadline_is_not_passed_over_for_ever():
 class PolicyMachine(RuleBasedStateMachine):
     """Random arrivals, cancellations, batches, replies and time: every rule, after every event."""
 
-    BUDGET = Cost(100, 20)
+    BUDGET = Cost(100, 20, 20)
     MAX_ITEMS, MAX_BYTES = 20, 800
 
     def __init__(self):

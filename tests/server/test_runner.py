@@ -28,8 +28,8 @@ def warp_problem(height, width):
     return stn_engine.WarpProblem(feature_map, stn_engine.Affine(theta))
 
 
-LARGE = Cost(size_bytes=1 << 30, samples=1 << 30)
-SMALL = Cost(size_bytes=1, samples=1)
+LARGE = Cost(size_bytes=1 << 30, samples=1 << 30, work=1 << 30)
+SMALL = Cost(size_bytes=1, samples=1, work=1)
 
 
 def make_batch(operation, jobs, cost=LARGE):

@@ -61,7 +61,7 @@ def make_batcher(
 ):
     """A batcher on the running loop and its clock, with limits that are easy to reach."""
     limits = {
-        "budget": Cost(1000, 100),
+        "budget": Cost(1000, 100, 100),
         "max_admitted_items": 50,
         "max_admitted_bytes": 10_000,
         **changes,

@@ -71,7 +71,7 @@ async def together(messages, **limits):
             return outcomes, runner.batches[1:]
 
 
-LIMITS = {"budget": Cost(10**6, 10**6)}
+LIMITS = {"budget": Cost(10**6, 10**6, 10**7)}
 
 
 def payload_of(reply):

@@ -38,7 +38,7 @@ from stn_server.reload import Reloaded
 from stn_server.servicer import SERVICE, Servicer
 from stn_server.tls import Certificates
 from stn_server.tokens import read_tokens
-from stn_server.translate import Translator
+from stn_server.translate import COLOUR_WORK, Translator
 
 if TYPE_CHECKING:
     from stn_server.tracing import Tracing
@@ -325,7 +325,11 @@ def _answers(path: str) -> bool:
 
 def _policy_limits(config: BatchingConfig, lanes: int) -> PolicyLimits:
     return PolicyLimits(
-        budget=Cost(config.max_batch_bytes, config.max_batch_samples),
+        budget=Cost(
+            size_bytes=config.max_batch_bytes,
+            samples=config.max_batch_samples,
+            work=config.max_batch_samples * COLOUR_WORK,
+        ),
         max_admitted_items=config.max_admitted_items,
         max_admitted_bytes=config.max_admitted_bytes,
         window_s=config.window_s,

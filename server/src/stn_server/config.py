@@ -44,7 +44,9 @@ class BatchingConfig:
     """How calls are grouped, and how many may be inside."""
 
     max_batch_bytes: int = setting(256 * MIB, "Operands and results of one launch.")
-    max_batch_samples: int = setting(16 * MIB, "Source points of one launch.")
+    max_batch_samples: int = setting(
+        16 * MIB, "Source points of one launch, fewer of what reads more than bilinear colours."
+    )
     window_s: float = setting(0.0, "How long a free device waits for more calls to join.")
     max_admitted_items: int = setting(
         1024, "Calls inside, until their reply has left; more are refused."

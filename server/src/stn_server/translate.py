@@ -48,6 +48,9 @@ TAPS = {
 PLAN_READS = 4
 """To find out what a point reads takes as long as so many reads, measured on CPUs."""
 
+COLOUR_WORK = PLAN_READS + 3 * 4
+"""Of a point of a colour image, bilinear."""
+
 MAX_SIZES = 1024
 """Of messages for which plans are kept; `MAX_PLANS` for each."""
 MAX_PLANS = 4

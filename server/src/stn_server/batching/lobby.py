@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from stn_server.batching.work import Batch, BatchKey, Cost, Operation, WorkItem
+from stn_server.batching.work import NOTHING, Batch, BatchKey, Cost, Operation, WorkItem
 
 MAX_GROUPS = 8
 """Keys that wait; with more, who goes first matters."""
@@ -19,16 +19,9 @@ class _Group:
     key: BatchKey
     items: dict[int, WorkItem] = field(default_factory=dict)
     """By number, in order of arrival."""
-    size_bytes: int = 0
-    samples: int = 0
-    work: int = 0
+    cost: Cost = NOTHING
     deadline: float = math.inf
     """The earliest of those that came; who had it may have gone."""
-
-    def add(self, item: WorkItem, sign: int = 1) -> None:
-        self.size_bytes += sign * item.cost.size_bytes
-        self.samples += sign * item.cost.samples
-        self.work += sign * item.cost.work
 
 
 class Lobby:
@@ -68,12 +61,11 @@ class Lobby:
             starts: When the next batch can begin.
         """
         group, cost, budget = self._groups.get(item.key), item.cost, self._budget
-        size_bytes, samples = cost.size_bytes, cost.samples
         if group is not None:
-            size_bytes, samples = size_bytes + group.size_bytes, samples + group.samples
+            cost += group.cost
         elif len(self._groups) == MAX_GROUPS:
             return False
-        if size_bytes > budget.size_bytes or samples > budget.samples:
+        if not cost.fits(budget):
             return False
         deadline = min(item.deadline, self.deadline)
         return deadline == math.inf or starts + self._work_s(item) <= deadline
@@ -84,7 +76,7 @@ class Lobby:
         if group is None:
             group = self._groups[item.key] = _Group(item.key)
         group.items[item.number] = item
-        group.add(item)
+        group.cost += item.cost
         group.deadline = min(group.deadline, item.deadline)
         self.deadline = min(self.deadline, item.deadline)
 
@@ -93,7 +85,7 @@ class Lobby:
         group = self._groups.get(item.key)
         if group is None or group.items.pop(item.number, None) is None:
             return False
-        group.add(item, sign=-1)
+        group.cost -= item.cost
         if not group.items:
             self._remove(group)
         return True
@@ -101,11 +93,10 @@ class Lobby:
     def next_batch(self, now: float) -> Batch | None:
         """The group whose turn it is; None if there is none, or if it might miss a deadline."""
         for group in self._groups.values():
-            if now + self._batch_s(group.key.operation, group.work) > group.deadline:
+            if now + self._batch_s(group.key.operation, group.cost.work) > group.deadline:
                 return None
             self._remove(group)
-            cost = Cost(group.size_bytes, group.samples, group.work)
-            return Batch(group.key, tuple(group.items.values()), cost)
+            return Batch(group.key, tuple(group.items.values()), group.cost)
         return None
 
     def clear(self) -> Iterator[WorkItem]:
@@ -122,5 +113,5 @@ class Lobby:
         """All that waits, an item included, one batch after the other."""
         work_s = self._batch_s(item.key.operation, item.cost.work)
         for group in self._groups.values():
-            work_s += self._batch_s(group.key.operation, group.work)
+            work_s += self._batch_s(group.key.operation, group.cost.work)
         return work_s

@@ -8,8 +8,9 @@ Rules:
   have to wait so long that it could not meet its deadline (`forecast`).
 - Work-conserving: a free lane takes what waits, at once. While all are busy, work gathers. (A
   window above 0 lets work gather on a free lane, too.)
-- A batch holds items of one `BatchKey` and of any sizes, up to a budget in bytes and samples, and
-  only as many as let it end before the first deadline in it. An item above the budget runs alone.
+- A batch holds items of one `BatchKey` and of any sizes, up to a budget in bytes, samples and work,
+  and only as many as let it end before the first deadline in it. An item above the budget runs
+  alone.
 - While the next batches have room for all that waits, nobody ranks it (`lobby`). Else:
 - Callers take turns in rounds (`fairness`), keys take turns within a round; within a key and a
   round the earliest deadline goes first (`queue`). An item with a late deadline or none ages: it

@@ -62,7 +62,7 @@ class EngineRunner:
 
     def at_once(self, batch: Batch) -> Sequence[Any] | None:
         """One result or exception per item of a batch that is small for the device; else None."""
-        if batch.cost.work > self._small.work or not batch.cost.fits(self._small):
+        if not batch.cost.fits(self._small):
             return None
         self._watcher("land", batch)
         return self._compute(batch)

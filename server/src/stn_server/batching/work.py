@@ -53,8 +53,8 @@ class Cost:
     """Operands and results together."""
     samples: int
     """Source points computed."""
-    work: int = 0
-    """What the time of a device grows with, in reads of a value; no part of a budget."""
+    work: int
+    """What the time of a device grows with, in reads of a value."""
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -71,15 +71,23 @@ class Cost:
         )
 
     def fits(self, budget: Cost) -> bool:
-        """Whether neither bytes nor samples exceed the budget's."""
-        return self.size_bytes <= budget.size_bytes and self.samples <= budget.samples
+        """Whether no part exceeds the budget's."""
+        return (
+            self.size_bytes <= budget.size_bytes
+            and self.samples <= budget.samples
+            and self.work <= budget.work
+        )
 
     def part_of(self, budget: Cost) -> float:
-        """The larger of bytes and samples, as a fraction of the budget's."""
-        return max(self.size_bytes / budget.size_bytes, self.samples / budget.samples)
+        """The largest of its parts, as a fraction of the budget's."""
+        return max(
+            self.size_bytes / budget.size_bytes,
+            self.samples / budget.samples,
+            self.work / budget.work,
+        )
 
 
-NOTHING = Cost(0, 0)
+NOTHING = Cost(0, 0, 0)
 
 
 class Finished(NamedTuple):
