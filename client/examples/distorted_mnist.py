@@ -56,8 +56,9 @@ def main() -> None:
         looking = LookingReader(stn)
         plain = fully_connected(CANVAS_PX**2, 200, nn.Linear(200, DIGITS))
         networks = {"FCN": plain, "ST-FCN": looking}
-        results = learn(stn, networks, options)
-        show(stn, looking, options)
+        test = distorted_test(stn, options)
+        results = learn(stn, networks, test, options)
+        show(looking, test[0][:12], options)
     (options.output / "distorted_mnist.json").write_text(json.dumps(results, indent=1) + "\n")
     print(f"Results and a picture in {options.output}/")
 
@@ -96,11 +97,13 @@ def look_at_all(inputs: int) -> nn.Linear:
 
 
 def learn(
-    stn: Client, networks: Mapping[str, nn.Module], options: argparse.Namespace
+    stn: Client,
+    networks: Mapping[str, nn.Module],
+    test: tuple[Tensor, Tensor],
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Every batch is distorted anew, and shown to all networks."""
     digits, labels = read_mnist(options.data, "train")
-    test = distorted_test(stn, options)
     rng = np.random.default_rng(options.seed)
     steps = options.epochs * (len(digits) // BATCH)
     learners = {name: _learner(network, steps) for name, network in networks.items()}
@@ -199,10 +202,9 @@ def read_idx(path: Path) -> Array:
 
 
 @torch.no_grad()
-def show(stn: Client, network: LookingReader, options: argparse.Namespace) -> None:
-    """Draws some digits of the test, and what the transformer makes of them."""
+def show(network: LookingReader, seen: Tensor, options: argparse.Namespace) -> None:
+    """Draws some digits, and what the transformer makes of them."""
     mpl.use("Agg")
-    seen = distorted_test(stn, options)[0][:12]
     figure, axes = plt.subplots(2, len(seen), figsize=(len(seen), 2))
     for row, images in zip(axes, (seen, network.look(seen)), strict=True):
         for axis, image in zip(row, images, strict=True):

@@ -78,22 +78,22 @@ class Access:
                 f"token: expected TLS, a unix socket or loopback, got {target}, where it can "
                 "be overheard. Pass tls=Tls(...), or allow_plaintext_token=True."
             )
-        self._token = token
-        if isinstance(token, str):
-            self.metadata()
+        self.metadata = _metadata_of(token)
+        """Asked for what the next attempt says of its caller; raises ValueError as above."""
 
-    def metadata(self) -> Metadata:
-        """What the next attempt says of its caller.
 
-        Raises:
-            ValueError: The token of the moment cannot be sent.
-        """
-        if self._token is None:
-            return ()
-        token = self._token if isinstance(self._token, str) else self._token()
-        if not _VISIBLE.fullmatch(token):
-            raise ValueError("token: expected visible ASCII characters, got others or none.")
-        return (("authorization", f"Bearer {token}"),)
+def _metadata_of(token: Token | None) -> Callable[[], Metadata]:
+    """Made once, or for every attempt anew if the token may be another."""
+    if callable(token):
+        return lambda: _bearer(token())
+    known = () if token is None else _bearer(token)
+    return lambda: known
+
+
+def _bearer(token: str) -> Metadata:
+    if not _VISIBLE.fullmatch(token):
+        raise ValueError("token: expected visible ASCII characters, got others or none.")
+    return (("authorization", f"Bearer {token}"),)
 
 
 def _contents(name: str, path: Path | str | None) -> bytes | None:

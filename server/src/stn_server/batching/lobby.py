@@ -60,12 +60,12 @@ class Lobby:
             item: Newcomer.
             starts: When the next batch can begin.
         """
-        group, cost, budget = self._groups.get(item.key), item.cost, self._budget
+        group, cost = self._groups.get(item.key), item.cost
         if group is not None:
             cost += group.cost
         elif len(self._groups) == MAX_GROUPS:
             return False
-        if not cost.fits(budget):
+        if not cost.fits(self._budget):
             return False
         deadline = min(item.deadline, self.deadline)
         return deadline == math.inf or starts + self._work_s(item) <= deadline
