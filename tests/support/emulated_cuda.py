@@ -43,8 +43,9 @@ def kernel_command(path: Path, macros: dict[str, str]) -> list[str]:
 
 
 def compiled(name: str, arguments: Sequence[str], *sources: str) -> Path:
-    """A shared library, compiled unless an earlier run did from the same sources."""
-    text = "\0".join([*arguments, HEADER.read_text(encoding="utf-8"), *sources])
+    """A shared library, compiled unless an earlier run did from the same sources, wherever they lay."""
+    words = [word.replace(str(ROOT), "") for word in arguments]
+    text = "\0".join([*words, HEADER.read_text(encoding="utf-8"), *sources])
     path = BUILT / f"{name}-{sha256(text.encode()).hexdigest()[:20]}.so"
     if not path.exists():
         BUILT.mkdir(parents=True, exist_ok=True)
