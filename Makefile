@@ -51,7 +51,7 @@ $(WHEELHOUSE): $(BUILT) $(shell find stn_engine/src -name '*.py') .ci/constraint
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist ./stn_engine
 	@touch $@
 
-.PHONY: demo test test-containers wheelhouse test-gpu check fuzz-native fuzz-server overload chaos soak format proto docs dashboard bench-server bench-replicas bench-engine bench-gpu clean help
+.PHONY: demo test test-containers wheelhouse gpu-check gpu-check-dry test-gpu check fuzz-native fuzz-server overload chaos soak format proto docs dashboard bench-server bench-replicas bench-engine bench-gpu clean help
 
 demo: $(BUILT)  ## warp a photo, differentiate it, align two photos, all through a real server
 	$(BIN)/python client/examples/first_light.py --output build/demo
@@ -70,10 +70,18 @@ test-containers: $(WHEELHOUSE)  ## build the image and run it; needs a Docker en
 wheelhouse: $(WHEELHOUSE)  ## all that `docker build` needs without a network
 
 # Those of a machine with a GPU: its own Python with torch, cuda-core and pytest, and nothing installed.
-ON_GPU := STN_TEST_GPU=1 PYTHONPATH=stn_engine/src:tests $(PYTHON)
+SOURCES := $(subst $() ,:,$(abspath $(PROJECTS:%=%/src) tests))
+ON_GPU := STN_TEST_GPU=1 PYTHONPATH=$(SOURCES):$$PYTHONPATH $(PYTHON)
+
+gpu-check:  ## all that a GPU can tell, in eight minutes; CHECK="--only smoke --budget-s 60"
+	$(ON_GPU) -m gpu_check $(CHECK)
+
+gpu-check-dry: $(BUILT) $(EMULATED)  ## the same way on the emulated device, in short
+	PYTHONPATH=tests $(BIN)/python -m gpu_check --dry-run $(CHECK)
 
 test-gpu:  ## what needs a GPU, and the conformance battery on it
-	$(ON_GPU) -m pytest -W default -p no:cacheprovider -k cuda tests/gpu \
+	$(ON_GPU) -m pytest -W default -p no:cacheprovider tests/gpu
+	$(ON_GPU) -m pytest -W default -p no:cacheprovider -k cuda \
 		tests/engine/test_backend_conformance.py tests/engine/test_gradients.py
 
 check: $(BUILT)  ## lint, format, types, import contracts

@@ -1,13 +1,22 @@
-"""Runs every kernel on small problems; for tools that watch a process."""
+"""Runs kernels on small problems; for tools that watch a process.
 
-import torch
+``python -m gpu.every_kernel 24`` takes 24 problems, spread over all.
+"""
 
-from stn_engine.backends.cuda import CudaBackend
+import sys
+
+from gpu_check.devices import device
 from support.every_kernel import every_kernel
-from support.on_device import on_device
 
-backend = CudaBackend()
-for problem in map(on_device, every_kernel()):
-    backend.warp([problem.warp])
-    backend.warp_gradients([problem])
-torch.cuda.synchronize()
+there = device()
+problems = list(every_kernel())
+most = int(sys.argv[1]) if len(sys.argv) > 1 else len(problems)
+for problem in problems[:: -(-len(problems) // most)]:
+    on = there.place(problem)
+    if hasattr(on, "warp"):
+        there.backend.warp([on.warp])
+        there.backend.warp_gradients([on])
+    else:
+        there.backend.warp([on])
+there.synchronize()
+print(f"{most} problems")

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from stn_engine import WarpGradientsProblem, WarpSpec
+from stn_engine import WarpGradientsProblem, WarpProblem, WarpSpec
 from support.strategies import IMAGE, VOLUME, random_gradients, random_warp
 
 FAR = {"size": (5, 7), "output_size": (33, 29)}
@@ -26,11 +26,11 @@ SPECS = (
     WarpSpec(padding="reflection", deterministic=False),
     WarpSpec(padding="fill", fill=0.5, interpolation="nearest"),
 )
-DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
 
 
-def every_kernel() -> Iterator[WarpGradientsProblem]:
-    """The problems; channels lie apart, or side by side in whole vectors."""
+def every_kernel() -> Iterator[WarpGradientsProblem | WarpProblem]:
+    """The problems; channels lie apart, or side by side in whole vectors; uint8 has no gradients."""
     for kind, sizes in KINDS:
         for spec in SPECS:
             for dtype in DTYPES:
@@ -44,4 +44,4 @@ def _problem(kind, sizes, spec, dtype, channels):
         last = torch.channels_last if len(sizes["size"]) == 2 else torch.channels_last_3d
         source = warp.feature_map.contiguous(memory_format=last)
         warp = warp.bound(source, warp.transform.parameters)
-    return random_gradients(2, warp)
+    return warp if dtype == torch.uint8 else random_gradients(2, warp)

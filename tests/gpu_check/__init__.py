@@ -1,0 +1,1 @@
+"""First contact with a GPU: ``python -m gpu_check`` learns all that it can in some minutes."""
