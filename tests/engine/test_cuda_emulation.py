@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from stn_engine import WarpSpec
-from stn_engine.backends._cuda.programs import THREADS
+from stn_engine import WarpGradientsProblem, WarpSpec
+from stn_engine.backends._cuda.programs import THREADS, all_programs
 from stn_engine.backends.cuda import CudaBackend
 from support.emulated_cuda import (
     EMULATION,
@@ -22,6 +22,7 @@ from support.emulated_cuda import (
     loaded,
     run_kernel,
 )
+from support.every_kernel import every_kernel
 from support.processes import run_python
 from support.strategies import IMAGE, KINDS_AND_SIZES, PADDINGS, random_gradients, random_warp
 
@@ -127,3 +128,21 @@ ctypes.string_at(inside.data_ptr() + {offset}, 1)
 """
     done = run_python("-c", program)
     assert (done.returncode, done.stdout) == (-signal.SIGSEGV, "inside\n")
+
+
+def test_every_program_has_a_problem_that_runs_it():
+    """Kernels of every dtype, uint8 and the half types too, are smoke-tested and sanitized."""
+    launched = set()
+
+    class Noting(EmulatedLauncher):
+        def launch(self, program, *launch):
+            launched.add((program, launch[0]))
+            super().launch(program, *launch)
+
+    backend = CudaBackend(Noting())
+    for problem in every_kernel():
+        backend.warp([getattr(problem, "warp", problem)])
+        if isinstance(problem, WarpGradientsProblem):
+            backend.warp_gradients([problem])
+    wanted = {(program, kernel) for program in all_programs() for kernel in program.kernels}
+    assert launched == wanted

@@ -7,8 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from stn_engine import Affine, Gradients, WarpGradientsProblem, WarpProblem, WarpSpec
+from stn_engine import (
+    Affine,
+    Gradients,
+    SamplingGrid,
+    WarpGradientsProblem,
+    WarpProblem,
+    WarpSpec,
+)
 from stn_engine.backends._cuda import plans
+from stn_engine.backends._cuda.device import DeviceLauncher
 from stn_engine.backends._cuda.rows import Rows
 from stn_engine.backends.cuda import CudaBackend
 from support.emulated_cuda import EMULATED_CUDA, EmulatedLauncher
@@ -205,3 +213,130 @@ def test_needs_decide_what_is_launched():
         problem = WarpGradientsProblem(warp, random_gradients(1, warp).grad_output, needs)
         CudaBackend(launcher).warp_gradients([problem])
         assert [kernel for kernel, _ in launcher.launches] == kernels
+
+
+class Holding(EmulatedLauncher):
+    """Takes note of what it is asked to hold and to retain."""
+
+    def __init__(self):
+        super().__init__()
+        self.events = []
+
+    def hold(self, tensors, device):
+        self.events.append(("hold", [tuple(one.shape) for one in tensors], device.type))
+
+    def retain(self, things):
+        self.events.append(("retain", things))
+
+    def launch(self, *launch):
+        self.events.append(("launch",))
+        super().launch(*launch)
+
+
+def test_the_basis_of_a_spline_is_held_before_kernels_read_it():
+    """Its cache may drop it for another one while they do, on whatever stream."""
+    launcher = Holding()
+    warp = random_warp(1, kind="thin_plate_spline", dtype=torch.float32)
+    CudaBackend(launcher).warp([warp])
+    kinds = [event[0] for event in launcher.events]
+    assert kinds.index("hold") < kinds.index("launch")
+    control = len(warp.transform.control_points)
+    points = warp.output_shape[2] * warp.output_shape[3]
+    assert launcher.events[kinds.index("hold")] == ("hold", [(control, points)], "cpu")
+
+
+def test_a_captured_graph_keeps_what_it_reads_at_every_replay(monkeypatch):
+    """The table of the host, the rows with their constants, and bases; else nothing is kept."""
+    launcher = Holding()
+    CudaBackend(launcher).warp([random_warp(1, dtype=torch.float32)])
+    (retained,) = [event[1] for event in launcher.events if event[0] == "retain"]
+    assert [type(one).__name__ for one in retained[0]] == ["Row"]
+    real = DeviceLauncher()
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    real.retain("of no graph")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    real.retain("of a graph")
+    assert real._retained == ["of a graph"]
+
+
+def test_while_a_graph_is_captured_rows_do_not_wait_for_the_device(monkeypatch):
+    """To wait would end the capture; there may be more of them meanwhile."""
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    (row,) = plans.found_warps([random_warp(1)], None).rows
+    gpu = torch.device("cuda", 0)
+    there = replace(row, key=replace(row.key, device=gpu))
+    rows = Rows(most=1)
+    rows._rows, rows._former = {"one": there}, {"older": there}
+    for is_capturing, generation in ((True, 0), (False, 1)):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda now=is_capturing: now)
+        assert rows.current() == generation
+    assert waited == [gpu]
+
+
+HUGE = 1 << 40
+
+
+@pytest.mark.parametrize("kind", ["affine", "flow", "grid"])
+def test_strides_of_axes_of_size_one_may_be_any(kind):
+    """Nobody steps along them, whether they belong to maps, their gradients or points."""
+    warp = random_warp(1, kind=kind, dtype=torch.float32, size=(1, 7), output_size=(1, 6))
+    problem = random_gradients(2, warp)
+    expected = EMULATED_CUDA.warp_gradients([problem])[0], EMULATED_CUDA.warp([warp])[0]
+    odd = problem.bound(*map(with_huge_steps, problem.operands))
+    assert any(HUGE in operand.stride() for operand in odd.operands)
+    assert odd.warp.feature_map.stride(2) == HUGE
+    gradients = EMULATED_CUDA.warp_gradients([odd])[0]
+    assert torch.equal(EMULATED_CUDA.warp([odd.warp])[0], expected[1])
+    assert torch.equal(gradients.feature_map, expected[0].feature_map)
+    assert torch.equal(gradients.transform, expected[0].transform)
+
+
+def with_huge_steps(operand):
+    """The same tensor, but for the strides of axes along which nobody steps."""
+    pairs = zip(operand.shape, operand.stride(), strict=True)
+    strides = [HUGE if size == 1 else stride for size, stride in pairs]
+    return operand.as_strided(operand.shape, strides)
+
+
+def meta(*shape, strides=None):
+    extent = 1 << 34
+    if strides is None:
+        return torch.empty(shape, device="meta")
+    return torch.empty(extent, device="meta").as_strided(shape, strides)
+
+
+@pytest.mark.parametrize("which", ["grad_output", "points"])
+def test_steps_beyond_the_integers_of_kernels_are_a_reason_and_no_error(which):
+    """Another backend computes then."""
+    far = 1 << 32
+    points = meta(1, 2, 2, 2, strides=(8, far, 2, 1) if which == "points" else None)
+    warp = WarpProblem(meta(1, 1, 4, 4), SamplingGrid(points))
+    strides = (4, 4, far, 1) if which == "grad_output" else None
+    problem = WarpGradientsProblem(warp, meta(1, 1, 2, 2, strides=strides))
+    (reason,) = CudaBackend(AnyDevice()).unsupported_reasons(problem)
+    last = far + (2 if which == "points" else 1)
+    assert reason == f"a channel spans at most {(1 << 31) - 1} elements, this one {last}"
+
+
+class AnyDevice(EmulatedLauncher):
+    def reasons_against(self, device):
+        del device
+        return ()
+
+
+def test_results_go_into_memory_that_is_not_dense():
+    """By way of memory that is: sums of kernels lie side by side."""
+    problem = random_gradients(2, random_warp(1, kind="flow", dtype=torch.float32))
+    wide = torch.full((*problem.warp.feature_map.shape[:3], 20), -1.0)
+    into = wide[..., : problem.warp.feature_map.shape[3]]
+    transform = torch.empty_like(problem.warp.transform.parameters)
+    (gradients,) = EMULATED_CUDA.warp_gradients([problem], [Gradients(into, transform)])
+    (expected,) = EMULATED_CUDA.warp_gradients([problem])
+    assert gradients.feature_map is into
+    assert torch.equal(into, expected.feature_map)
+    assert torch.equal(transform, expected.transform)
+    assert (wide[..., into.shape[3] :] == -1).all()
+    out = torch.empty(*problem.grad_output.shape[:3], 20)[..., : problem.grad_output.shape[3]]
+    assert EMULATED_CUDA.warp([problem.warp], [out])[0] is out
+    assert torch.equal(out, EMULATED_CUDA.warp([problem.warp])[0])

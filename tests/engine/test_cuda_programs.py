@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from cuda.core import Stream
+from cuda.core._utils.cuda_utils import CUDAError
 
 from stn_engine import compilations, warm
 from stn_engine.backends._cuda import compiler
@@ -123,3 +125,33 @@ def test_warm_compiles_all_programs_for_every_architecture(monkeypatch, capsys):
     programs = all_programs()
     assert set(asked) == {(one, arch) for one in programs for arch in ("sm_80", "sm_90")}
     assert capsys.readouterr().out == f"{2 * len(programs)} programs for sm_80, sm_90\n"
+
+
+def test_a_stream_of_torch_is_no_foreign_object_to_the_launcher(recwarn):
+    """One that is passed as such warns at every launch, which is an error under -W error."""
+    from stn_engine.backends._cuda import driver  # noqa: PLC0415 - needs cuda.core
+
+    gpu = torch.device("cuda", 0)
+    stream = driver._stream(gpu, 0x1234)
+    assert isinstance(stream, Stream)
+    assert int(stream.handle) == 0x1234
+    assert driver._stream(gpu, 0x1234) is stream
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "code"),
+    [
+        ("CUDA_ERROR_OUT_OF_MEMORY", torch.OutOfMemoryError, None),
+        ("CUDA_ERROR_ILLEGAL_ADDRESS", torch.AcceleratorError, 700),
+        ("CUDA_ERROR_INVALID_VALUE", torch.AcceleratorError, 1),
+        ("something new", torch.AcceleratorError, 999),
+    ],
+)
+def test_errors_of_the_launcher_are_those_of_torch(name, kind, code):
+    """Whoever runs batches has one kind to look at: lack of memory, or the code of the driver."""
+    from stn_engine.backends._cuda import driver  # noqa: PLC0415 - needs cuda.core
+
+    with pytest.raises(kind, match=f"cuda.core: {name}: it says why") as caught:
+        raise driver.as_torch_error(CUDAError(f"{name}: it says why"))
+    assert getattr(caught.value, "error_code", None) == code

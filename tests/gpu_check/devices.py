@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from stn_engine import dispatch
+from stn_engine import Affine, WarpProblem, dispatch
 from stn_engine.backends.cuda import CudaBackend
 from support.emulated_cuda import EMULATED_CUDA
 from support.on_device import on_device
@@ -66,7 +66,11 @@ class Gpu:
                 run()
             torch.cuda.synchronize()
         events = sorted(watched.key_averages(), key=lambda event: -event.device_time_total)
-        return {event.key[:60]: round(event.device_time_total / event.count, 2) for event in events}
+        return {
+            event.key[:60]: round(event.device_time_total / event.count, 2)
+            for event in events
+            if event.device_time_total > 0
+        }
 
     def peak_bytes(self, run: Callable[[], object]) -> int:
         """The most that a call holds at a time beyond what was there before it."""
@@ -129,7 +133,7 @@ def device() -> Gpu | Emulation:
     if not torch.cuda.is_available():
         raise RuntimeError("gpu_check: expected a GPU, got none. STN_GPU_CHECK=emulated runs dry.")
     gpu = Gpu()
-    why_not = gpu.backend.unsupported_reasons(_smallest_warp(gpu.device))
+    why_not = gpu.backend.unsupported_reasons(smallest_warp(gpu.device))
     if why_not:
         raise RuntimeError(f"gpu_check: expected the backend cuda on {gpu.name}, got {why_not}.")
     return gpu
@@ -175,9 +179,7 @@ def results_folder() -> Path:
     return Path(folder)
 
 
-def _smallest_warp(where: torch.device):
-    from stn_engine import Affine, WarpProblem  # noqa: PLC0415
-
-    return WarpProblem(
-        torch.zeros(1, 1, 2, 2, device=where), Affine(torch.eye(2, 3, device=where)[None])
-    )
+def smallest_warp(where: torch.device) -> WarpProblem:
+    """One pixel by the identity."""
+    theta = torch.eye(2, 3, device=where)[None]
+    return WarpProblem(torch.zeros(1, 1, 1, 1, device=where), Affine(theta))

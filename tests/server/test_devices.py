@@ -1,6 +1,9 @@
 """Devices: a batch that travels comes back as if it had stayed, and lack of memory is told."""
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ import stn_engine
 from stn_engine import raw
 from stn_engine.blocks import Block
 from stn_server.batching import devices
-from stn_server.batching.devices import Accelerator, Host, devices_of
+from stn_server.batching.devices import Accelerator, DeviceMemory, Host, devices_of
 from stn_server.batching.runner import EngineRunner, Lanes
 from stn_server.batching.work import NOTHING, Batch, BatchKey, Operation, WorkItem
 from stn_server.config import ConfigError, ServerConfig
@@ -126,9 +129,121 @@ def test_a_single_call_that_does_not_fit_is_refused(memory_for):
     assert calls == [1, 1]
 
 
+@pytest.fixture
+def failing(monkeypatch):
+    """A device whose kernels fail with an error of the driver, once."""
+
+    def make(error, *, lost=False):
+        errors, compute_in = [error], raw.compute_in
+
+        def fail(*arguments):
+            if errors:
+                raise errors.pop()
+            return compute_in(*arguments)
+
+        monkeypatch.setattr(raw, "compute_in", fail)
+        device = Accelerator(torch.device("cpu"))
+        monkeypatch.setattr(device, "_is_lost", lambda: lost)
+        return device
+
+    return make
+
+
+def accelerator_error(code):
+    error = torch.AcceleratorError(f"CUDA error {code}")
+    error.error_code = code
+    return error
+
+
+def test_a_failed_allocation_of_pinned_memory_is_no_lost_device(failing):
+    """It is the driver that says so, by an error of the kind that lost devices raise, too."""
+    device = failing(accelerator_error(devices.CUDA_OUT_OF_MEMORY))
+    assert run(device, warps()) == run(HOST, warps())
+
+
+def test_a_device_that_refuses_an_argument_is_not_lost(failing):
+    """The batch failed; the next one need not."""
+    device = failing(accelerator_error(1))
+    with pytest.raises(torch.AcceleratorError, match="CUDA error 1"):
+        run(device, warps())
+    assert run(device, warps()) == run(HOST, warps())
+
+
+def test_a_device_that_fails_at_every_call_is_lost(failing):
+    with pytest.raises(DeviceLostError, match="expected cpu to compute, got CUDA error 700"):
+        run(failing(accelerator_error(700), lost=True), warps())
+
+
+def test_before_a_device_is_full_other_lanes_end_once(monkeypatch):
+    """What did not fit beside another batch is tried again without it."""
+    memory, compute_in = DeviceMemory(lanes=2), raw.compute_in
+    tried_beside, calls = threading.Event(), []
+    is_beside = [True]
+
+    def scarce(*arguments):
+        calls.append(is_beside[0])
+        if is_beside[0]:
+            if len(calls) == 2:  # the batch, and its only half: now it waits for the other lane
+                tried_beside.set()
+            raise torch.OutOfMemoryError
+        return compute_in(*arguments)
+
+    monkeypatch.setattr(raw, "compute_in", scarce)
+    device = Accelerator(torch.device("cpu"), memory)
+    with ThreadPoolExecutor(1) as pool:
+        with memory.shared():  # the batch of the other lane
+            running = pool.submit(run, device, warps()[:1])
+            tried_beside.wait()
+            is_beside[0] = False
+        outcome = running.result()
+    assert calls == [True, True, False]
+    assert outcome == run(HOST, warps()[:1])
+
+
+def test_the_last_try_of_a_lane_waits_for_the_others_and_keeps_new_ones_out():
+    """In the order that locks give: nobody computes beside the one that is alone."""
+    memory, events = DeviceMemory(lanes=2), []
+    inside, leave = threading.Event(), threading.Event()
+
+    def other():
+        with memory.shared():
+            inside.set()
+            leave.wait()
+            events.append("other")
+
+    def alone():
+        with memory.alone():
+            events.append("alone")
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(other)
+        inside.wait()
+        second = pool.submit(alone)
+        leave.set()
+        first.result()
+        second.result()
+    assert events == ["other", "alone"]
+    with memory.shared():
+        events.append("again")
+    assert events[-1] == "again"
+
+
+def test_results_of_a_batch_are_not_those_of_the_next():
+    """Arenas are used again; callers that read slowly hold copies."""
+    problems = warps()
+    expected = run(HOST, problems)
+    held = ELSEWHERE.run([job_of(problem) for problem in problems], lambda: None)
+    run(ELSEWHERE, [problem.bound(*(2 * one for one in problem.operands)) for problem in problems])
+    assert [[*map(bytes, one)] for one in held] == expected
+
+
+class Named(NamedTuple):
+    name: str
+
+
 def test_devices_are_found_by_name(monkeypatch):
     """Two lanes a GPU, all GPUs unless some are named, the host where there are none."""
-    monkeypatch.setattr(devices, "Gpu", Accelerator)
+    monkeypatch.setattr(devices, "Gpu", lambda device, _memory: Named(str(device)))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     names = {
         setting: [device.name for device in devices_of(setting)]

@@ -30,7 +30,7 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uin
 
 
 def every_kernel() -> Iterator[WarpGradientsProblem | WarpProblem]:
-    """The problems; channels lie apart, or side by side in whole vectors; uint8 has no gradients."""
+    """The problems; channels lie apart, or side by side in vectors; uint8 has no gradients."""
     for kind, sizes in KINDS:
         for spec in SPECS:
             for dtype in DTYPES:
@@ -44,4 +44,9 @@ def _problem(kind, sizes, spec, dtype, channels):
         last = torch.channels_last if len(sizes["size"]) == 2 else torch.channels_last_3d
         source = warp.feature_map.contiguous(memory_format=last)
         warp = warp.bound(source, warp.transform.parameters)
-    return warp if dtype == torch.uint8 else random_gradients(2, warp)
+    if dtype == torch.uint8:
+        return warp
+    problem = random_gradients(2, warp)
+    if channels == 8:
+        problem = problem.bound(problem.grad_output.contiguous(memory_format=last), *warp.operands)
+    return problem

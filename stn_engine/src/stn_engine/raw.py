@@ -17,7 +17,7 @@ from stn_engine import dispatch
 from stn_engine.backends import cpu
 from stn_engine.backends._results import parts_of, results_of
 from stn_engine.backends.cuda import CudaBackend
-from stn_engine.blocks import Block
+from stn_engine.blocks import Arena, Block
 from stn_engine.checks import NEEDS
 from stn_engine.problem import (
     Gradients,
@@ -29,6 +29,7 @@ from stn_engine.problem import (
 )
 
 __all__ = [
+    "Arena",
     "Block",
     "Bytes",
     "Job",

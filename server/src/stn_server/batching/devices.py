@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -11,7 +12,7 @@ import torch
 
 from stn_engine import raw
 from stn_engine.problem import Problem
-from stn_engine.raw import Block
+from stn_engine.raw import Arena, Block
 from stn_server.batching.work import NOTHING, Cost
 from stn_server.config import ConfigError
 from stn_server.errors import DeviceFullError, DeviceLostError
@@ -24,6 +25,9 @@ LANES_PER_GPU = 2
 """Batches at a time: one is copied while the other is computed."""
 
 HOST = torch.device("cpu")
+
+CUDA_OUT_OF_MEMORY = 2
+"""`cudaErrorMemoryAllocation`: of the device, or of pinned memory of the host."""
 
 Outcome = tuple[raw.Bytes, ...] | Exception
 """The bytes of the results of a job, or why there are none."""
@@ -68,29 +72,87 @@ class Host:
         return resident_bytes()
 
 
+class DeviceMemory:
+    """The memory of one device, which its lanes share.
+
+    Concurrency: the lanes are threads. A lane that waits to be alone holds nothing that another
+        one waits for.
+
+    Args:
+        lanes: How many there are.
+    """
+
+    def __init__(self, lanes: int = 1) -> None:
+        self.lanes = lanes
+        self._changed = threading.Condition()
+        self._batches = 0
+        self._is_taken = False
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """For a batch beside those of other lanes."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_taken)
+            self._batches += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._batches -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """For a batch that has the device to itself: the others end first, later ones wait."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._is_taken)
+            self._is_taken = True
+            self._changed.wait_for(lambda: self._batches == 0)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._is_taken = False
+                self._changed.notify_all()
+
+
 class Accelerator:
     """A device with memory of its own: one copy in, one ragged call, one copy back.
 
-    A batch for which its memory is too small is tried in halves, once; what still does not fit is
-    refused.
+    A batch for which its memory is too small is tried in halves; a half that does not fit beside
+    the batches of other lanes is tried once without them. What still does not fit is refused.
+
+    Bytes cross by arenas of this lane, which the next batch uses again: results are copied out of
+    them, so that a caller who reads slowly holds its own reply and not a whole batch.
+
+    Args:
+        device: Where to compute.
+        memory: That of the device; None if no other lane computes there.
     """
 
     small = NOTHING
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, memory: DeviceMemory | None = None) -> None:
         self.name = str(device)
         self._device = device
+        self._memory = DeviceMemory() if memory is None else memory
+        is_remote = device != HOST
+        self._sent, self._received = Arena(pinned=is_remote), Arena(pinned=is_remote)
 
     def run(self, jobs: Sequence[raw.Job], launching: Launching) -> Sequence[Outcome]:
         """The jobs together, or in two halves."""
-        outcomes = self._tried(jobs, launching)
+        outcomes = self._beside_others(jobs, launching)
         if outcomes is not None:
             return outcomes
         middle = math.ceil(len(jobs) / 2)
         found: list[Outcome] = []
         for half in filter(None, (jobs[:middle], jobs[middle:])):
             self._give_back()
-            outcomes = self._tried(half, launching)
+            outcomes = self._beside_others(half, launching)
+            if outcomes is None and self._memory.lanes > 1:
+                with self._memory.alone():
+                    self._give_back()
+                    outcomes = self._tried(half, launching)
             found += [DeviceFullError(self.name) for _ in half] if outcomes is None else outcomes
         return found
 
@@ -98,20 +160,34 @@ class Accelerator:
         """What torch has reserved, whether it is in use or kept for later."""
         return float(torch.cuda.memory_reserved(self._device))
 
+    def _beside_others(
+        self, jobs: Sequence[raw.Job], launching: Launching
+    ) -> Sequence[Outcome] | None:
+        with self._memory.shared():
+            return self._tried(jobs, launching)
+
     def _tried(self, jobs: Sequence[raw.Job], launching: Launching) -> Sequence[Outcome] | None:
         """One outcome per job; None if the memory of the device does not suffice."""
         with self._current():
             try:
+                self._finish()  # a batch that failed may have left copies that read the arenas
                 landed = self._landed(jobs)
                 launching()
                 return self._computed([problem for problem, _ in jobs], landed)
             except torch.OutOfMemoryError:
                 return None
+            except torch.AcceleratorError as error:
+                if getattr(error, "error_code", None) == CUDA_OUT_OF_MEMORY:
+                    return None
+                if self._is_lost():
+                    raise DeviceLostError(
+                        f"expected {self.name} to compute, got {error}"
+                    ) from error
+                raise
 
     def _landed(self, jobs: Sequence[raw.Job]) -> Block:
         """The operands of all jobs, in memory of the device."""
-        operands = [operand for _, some in jobs for operand in some]
-        sent = Block.of(operands, pinned=self._is_remote)
+        sent = Block.of([operand for _, some in jobs for operand in some], self._sent)
         landed = Block(sent.sizes_bytes, self._device)
         landed.copy_from(sent)
         return landed
@@ -120,16 +196,12 @@ class Accelerator:
         sizes = [raw.sizes_of(problem)[1] for problem in problems]
         sizes_bytes = [size for some in sizes for size in some]
         results = Block(sizes_bytes, self._device)
-        replies = Block(sizes_bytes, HOST, pinned=self._is_remote)
+        received = Block(sizes_bytes, HOST, self._received)
         raw.compute_in(problems, operands, results)
-        replies.copy_from(results)
+        received.copy_from(results)
         self._finish()
-        values = iter(replies.bytes)
+        values = iter(received.copies())
         return [tuple(next(values) for _ in some) for some in sizes]
-
-    @property
-    def _is_remote(self) -> bool:
-        return self._device != HOST
 
     @contextmanager
     def _current(self) -> Iterator[None]:
@@ -139,6 +211,10 @@ class Accelerator:
     def _finish(self) -> None:
         """Waits for all that was launched."""
 
+    def _is_lost(self) -> bool:
+        """Whether the device has failed for good, after it failed."""
+        return False
+
     def _give_back(self) -> None:
         """Lets go of memory that is kept for later."""
 
@@ -146,20 +222,25 @@ class Accelerator:
 class Gpu(Accelerator):
     """A CUDA device, on a stream of its own."""
 
-    def __init__(self, device: torch.device) -> None:
-        super().__init__(device)
+    def __init__(self, device: torch.device, memory: DeviceMemory | None = None) -> None:
+        super().__init__(device, memory)
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch
 
     @contextmanager
     def _current(self) -> Iterator[None]:
-        try:
-            with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
-                yield
-        except torch.AcceleratorError as error:  # sticky: every later call would fail, too
-            raise DeviceLostError(f"expected {self.name} to compute, got {error}") from error
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            yield
 
     def _finish(self) -> None:
         self._stream.synchronize()
+
+    def _is_lost(self) -> bool:
+        """Errors of a kernel are sticky, every later call fails; those of an argument are not."""
+        try:
+            torch.cuda.synchronize(self._device)
+        except torch.AcceleratorError:
+            return True
+        return False
 
     def _give_back(self) -> None:
         torch.cuda.empty_cache()
@@ -179,4 +260,5 @@ def devices_of(setting: str) -> list[Device]:
         if name not in here:
             known = ", ".join(["auto", "cpu", *here])
             raise ConfigError(f"device: expected some of {known}, got {name}, which is not here.")
-    return [Gpu(torch.device(name)) for _ in range(LANES_PER_GPU) for name in names]
+    memories = {name: DeviceMemory(LANES_PER_GPU) for name in names}
+    return [Gpu(torch.device(name), memories[name]) for _ in range(LANES_PER_GPU) for name in names]

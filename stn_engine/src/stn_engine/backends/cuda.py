@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stn_engine.backends._cuda.batches import Batch
 from stn_engine.backends._cuda.device import DeviceLauncher
+from stn_engine.backends._cuda.item import FIELDS
 from stn_engine.backends._cuda.launcher import Launcher
 from stn_engine.backends._cuda.plans import (
     found_gradients,
@@ -66,6 +67,9 @@ class CudaBackend:
         self, problems: Sequence[WarpProblem], out: Sequence[Tensor] | None = None
     ) -> list[Tensor]:
         """V of each problem, (N, C, ...); new ones in the memory format of the feature map."""
+        if out is not None and not all(map(_is_dense, out)):
+            results_here = zip(out, self.warp(problems), strict=True)
+            return [into.copy_(result) for into, result in results_here]
         found = found_warps(problems, out)
         nothing, batches = grouped(found.rows)
         results = {i: outputs_of([problems[i]], out and [out[i]])[0] for i in nothing}
@@ -79,6 +83,11 @@ class CudaBackend:
         self, problems: Sequence[WarpGradientsProblem], out: Sequence[Gradients] | None = None
     ) -> list[Gradients]:
         """The gradients that each problem needs."""
+        if out is not None and not all(_is_dense(part) for one in out for part in _parts(one)):
+            for into, result in zip(out, self.warp_gradients(problems), strict=True):
+                for part, gradient in zip(_parts(into), _parts(result), strict=True):
+                    part.copy_(gradient)
+            return list(out)
         found = found_gradients(problems, out)
         nothing, batches = grouped(found.rows)
         results = {i: gradients_of([problems[i]], out and [out[i]])[0] for i in nothing}
@@ -122,7 +131,20 @@ class CudaBackend:
         reasons = self._launcher.reasons_against(problem.operands[0].device)
         if reasons or isinstance(problem, GridProblem | GridGradientsProblem):
             return reasons
-        return _reasons_against_sizes(problem if isinstance(problem, WarpProblem) else problem.warp)
+        return _reasons_against_sizes(problem)
+
+
+def _parts(gradients: Gradients) -> list[Tensor]:
+    parts = gradients.feature_map, gradients.transform
+    return [part for part in parts if part is not None]
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether kernels can write a result there: contiguous, or channels last."""
+    order = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    return tensor.is_contiguous() or (
+        order is not None and tensor.is_contiguous(memory_format=order)
+    )
 
 
 def _is_placeable(problem: Problem) -> bool:
@@ -130,24 +152,32 @@ def _is_placeable(problem: Problem) -> bool:
         return False
     warp = problem if isinstance(problem, WarpProblem) else problem.warp
     spline = isinstance(warp.transform, ThinPlateSpline)
-    return not (spline or 0 in warp.output_shape or _reasons_against_sizes(warp))
+    return not (spline or 0 in warp.output_shape or _reasons_against_sizes(problem))
 
 
-def _reasons_against_sizes(warp: WarpProblem) -> tuple[str, ...]:
+def _reasons_against_sizes(problem: WarpProblem | WarpGradientsProblem) -> tuple[str, ...]:
     """Why the kernels' integers cannot hold a problem."""
+    warp = problem if isinstance(problem, WarpProblem) else problem.warp
     source, size = warp.feature_map, warp.output_shape[2:]
+    maps = [source] if warp is problem else [source, problem.operands[0]]
+    points = [warp.transform.parameters] if isinstance(warp.transform, FIELDS) else []
     values = max(source.numel(), math.prod(size) * source.shape[1])
-    if values <= LARGEST_SIZE and source.is_contiguous():
+    if values <= LARGEST_SIZE and all(one.is_contiguous() for one in (*maps, *points)):
         return ()
     if max(*source.shape[2:], *size) > LARGEST_SIZE:
         return (f"maps are at most {LARGEST_SIZE} pixels wide, high or deep",)
     channels = source.shape[1] if source.stride()[1] == 1 else 1
-    steps = zip(source.shape[2:], source.stride()[2:], strict=True)
     reach = max(
-        sum((n - 1) * abs(step) for n, step in steps),
+        *(_reach(one.shape[2:], one.stride()[2:]) for one in maps),
+        *(_reach(one.shape[1:-1], one.stride()[1:-1]) for one in points),
         math.prod(source.shape[2:]) * channels,
         math.prod(size) * channels,
     )
     if reach > LARGEST_OFFSET:
         return (f"a channel spans at most {LARGEST_OFFSET} elements, this one {reach}",)
     return ()
+
+
+def _reach(sizes: Sequence[int], strides: Sequence[int]) -> int:
+    """The largest offset of an element along some axes."""
+    return sum((n - 1) * abs(step) for n, step in zip(sizes, strides, strict=True))

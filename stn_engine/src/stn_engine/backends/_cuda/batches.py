@@ -104,6 +104,7 @@ class Batch:
         if self.key.family == "spline":
             bases = [warp_basis(one) for one in warps]
             self._kept.append(bases)
+            self._launcher.hold(bases, self.key.device)  # their cache may drop them meanwhile
             self._put("basis", [one.data_ptr() for one in bases])
 
     def _result(self, name: str) -> Results:
@@ -201,6 +202,7 @@ class Batch:
     def _uploaded(self) -> Tensor:
         """The table and, behind it, the first tiles of its items; copied at the first launch."""
         if self._table is None:
+            self._launcher.retain((self._rows, self._kept))
             self._table = self._launcher.upload(self._words, self.key.device)
         return self._table
 

@@ -1,5 +1,6 @@
 """Runs kernels on the GPUs of this machine. The CUDA libraries are loaded when first needed."""
 
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -18,6 +19,9 @@ OLDEST = (8, 0)
 class DeviceLauncher:
     """Launches on torch's current stream of the operands' device."""
 
+    def __init__(self) -> None:
+        self._retained: list[object] = []
+
     def reasons_against(self, device: torch.device) -> tuple[str, ...]:
         """Another kind of device, missing libraries, or a GPU that is too old."""
         if device.type == "cuda":
@@ -28,7 +32,19 @@ class DeviceLauncher:
         """Through pinned memory, which torch keeps until the copy is done."""
         pinned = torch.empty(len(words), dtype=torch.int64, pin_memory=True)
         pinned.numpy()[:] = words
+        self.retain(pinned)
         return pinned.to(device, non_blocking=True)
+
+    def hold(self, tensors: Sequence[Tensor], device: torch.device) -> None:
+        """By torch's allocator, which waits for the current stream then."""
+        stream = torch.cuda.current_stream(device)
+        for tensor in tensors:
+            tensor.record_stream(stream)
+
+    def retain(self, things: object) -> None:
+        """Nobody tells when a graph is gone; what one call of it reads are some kilobytes."""
+        if torch.cuda.is_current_stream_capturing():
+            self._retained.append(things)
 
     def launch(
         self, program: Program, kernel: str, arguments: Arguments, device: torch.device

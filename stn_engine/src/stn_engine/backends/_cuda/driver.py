@@ -3,8 +3,10 @@
 from functools import cache, lru_cache
 
 import torch
-from cuda.core import Kernel, LaunchConfig, ObjectCode
+from cuda.bindings.driver import CUresult
+from cuda.core import Kernel, LaunchConfig, ObjectCode, Stream
 from cuda.core import launch as queue
+from cuda.core._utils.cuda_utils import CUDAError
 from cuda.pathfinder import load_nvidia_dynamic_lib
 
 from stn_engine.backends._cuda.compiler import cubin
@@ -17,23 +19,38 @@ MOST_BLOCKS = (1 << 31) - 1
 load_nvidia_dynamic_lib("nvrtc")
 
 
-class _Stream:
-    """A stream of torch, as cuda.core takes those of others."""
-
-    def __init__(self, handle: int) -> None:
-        self._handle = handle
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        """Version of the protocol, and the handle."""
-        return 0, self._handle
-
-
 def launch(program: Program, kernel: str, arguments: Arguments, device: torch.device) -> None:
-    """One block per tile, on the current stream of ``device``."""
+    """One block per tile, on the current stream of ``device``.
+
+    Raises:
+        torch.OutOfMemoryError: There is no memory for the code of the kernel, or its stack.
+        torch.AcceleratorError: The driver refuses in another way; ``error_code`` says how.
+    """
     config = _config(min(arguments.tiles, MOST_BLOCKS))
     with torch.cuda.device(device):
-        stream = _Stream(torch.cuda.current_stream(device).cuda_stream)
-        queue(stream, config, _kernel(program, kernel, _architecture(device)), *arguments)
+        stream = _stream(device, torch.cuda.current_stream(device).cuda_stream)
+        try:
+            queue(stream, config, _kernel(program, kernel, _architecture(device)), *arguments)
+        except CUDAError as error:
+            raise as_torch_error(error) from error
+
+
+def as_torch_error(error: Exception) -> Exception:
+    """What torch would have raised in place of this error of cuda.core, which begins by a name."""
+    name = str(error).partition(":")[0]
+    code = CUresult[name].value if name in CUresult.__members__ else CUresult.CUDA_ERROR_UNKNOWN
+    if code == CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+        return torch.OutOfMemoryError(f"cuda.core: {error}")
+    translated = torch.AcceleratorError(f"cuda.core: {error}")
+    translated.error_code = int(code)  # type: ignore[attr-defined]  # as torch sets it
+    return translated
+
+
+@lru_cache(maxsize=1024)
+def _stream(device: torch.device, handle: int) -> Stream:
+    """A stream of torch, which has few of each device and never frees them."""
+    del device  # the default streams of all devices have one handle
+    return Stream.from_handle(handle)
 
 
 @lru_cache(maxsize=1024)

@@ -1,5 +1,6 @@
 """What batches ask of a device."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -30,6 +31,15 @@ class Launcher(Protocol):
 
     def upload(self, words: np.ndarray, device: torch.device) -> Tensor:
         """A copy of 64-bit words that kernels can read; ``words`` may be reused at once."""
+
+    def hold(self, tensors: Sequence[Tensor], device: torch.device) -> None:
+        """Let kernels that are queued now end before the memory of ``tensors`` is given to others.
+
+        For tensors that were made on another stream, and that somebody else may let go of.
+        """
+
+    def retain(self, things: object) -> None:
+        """Keep for ever what a graph will read at every replay, if one is being captured."""
 
     def launch(
         self, program: Program, kernel: str, arguments: Arguments, device: torch.device

@@ -133,9 +133,11 @@ class Rows:
         are therefore held until the next one ends and nothing runs that was launched with them.
         """
         if len(self._rows) >= self._most:
-            for device in {row.key.device for row in self._former.values()}:
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
+            gpus = {row.key.device for row in self._former.values()} - {torch.device("cpu")}
+            if gpus and torch.cuda.is_current_stream_capturing():
+                return self._generation  # to wait for a device would end the capture
+            for gpu in gpus:
+                torch.cuda.synchronize(gpu)
             self._former, self._rows = self._rows, {}
             self._generation += 1
         return self._generation
@@ -255,7 +257,7 @@ def _is_interleaved(one: Description) -> bool:
 def _put_map(target: Any, layout: Layout) -> None:
     target["batch"] = layout[0][0]
     target["batch_stride"], target["channel_stride"] = layout[1][:2]
-    target["stride"][: len(layout[1]) - 2] = layout[1][:1:-1]
+    target["stride"][: len(layout[1]) - 2] = _steps(layout)[:1:-1]
 
 
 def _put_points(item: Any, one: Description) -> None:
@@ -264,7 +266,12 @@ def _put_points(item: Any, one: Description) -> None:
             points = item[name]
             points["batch"], points["batch_stride"] = layout[0][0], layout[1][0]
             points["channel_stride"] = layout[1][-1]
-            points["stride"][: len(layout[1]) - 2] = layout[1][-2:0:-1]
+            points["stride"][: len(layout[1]) - 2] = _steps(layout)[-2:0:-1]
+
+
+def _steps(layout: Layout) -> list[int]:
+    """Strides, but 0 of axes of size 1: nobody steps along them, and theirs may be any number."""
+    return [0 if size == 1 else stride for size, stride in zip(*layout, strict=True)]
 
 
 def _put_tiling(tiling: Any, size: Sequence[int], chunks: int) -> None:
