@@ -88,6 +88,6 @@ ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="stn-server" \
       org.opencontainers.image.description="Batching gRPC server for spatial transformers, on CUDA" \
-      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.licenses="Apache-2.0 AND LicenseRef-NVIDIA-Proprietary AND LicenseRef-NVIDIA-SOFTWARE-LICENSE" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"

@@ -41,17 +41,27 @@ $(RIVALS): .ci/requirements-bench.txt $(INSTALLED)
 	$(BIN)/pip install --quiet --no-deps --requirement $<
 	@touch $@
 
-WHEELHOUSE := wheelhouse/.filled
+BUILD := $(BIN)/python -m build --quiet --no-isolation
+ENGINE := dist/.engine
 
-# What the image is built from without a network. The engine comes from the objects of $(BUILT).
-$(WHEELHOUSE): $(BUILT) $(shell find stn_engine/src -name '*.py') .ci/constraints.txt deploy/requirements.txt
-	rm -rf wheelhouse dist
-	$(BIN)/pip download --quiet --only-binary=:all: --constraint .ci/constraints.txt \
-		--dest wheelhouse --requirement deploy/requirements.txt hatchling
-	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist ./stn_engine
+# The engine as a wheel, from the objects of $(BUILT), with the C library that it needs in its name.
+$(ENGINE): $(BUILT) $(shell find stn_engine/src -name '*.py') stn_engine/README.md
+	rm -rf dist
+	$(BUILD) --wheel --outdir dist/untagged stn_engine
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --plat auto --wheel-dir dist dist/untagged/*.whl
+	rm -r dist/untagged
 	@touch $@
 
-.PHONY: demo test test-containers wheelhouse gpu-check gpu-check-dry test-gpu check fuzz-native fuzz-server overload chaos soak format proto docs dashboard bench-server bench-replicas bench-engine bench-gpu clean help
+WHEELHOUSE := wheelhouse/.filled
+
+# What the image is built from without a network.
+$(WHEELHOUSE): $(ENGINE) .ci/constraints.txt deploy/requirements.txt
+	rm -rf wheelhouse
+	$(BIN)/pip download --quiet --only-binary=:all: --constraint .ci/constraints.txt --dest wheelhouse \
+		--requirement deploy/requirements.txt hatch-fancy-pypi-readme hatchling
+	@touch $@
+
+.PHONY: demo test test-containers wheels wheelhouse gpu-check gpu-check-dry test-gpu check fuzz-native fuzz-server overload chaos soak format proto docs dashboard bench-server bench-replicas bench-engine bench-gpu clean help
 
 demo: $(BUILT)  ## warp a photo, differentiate it, align two photos, all through a real server
 	$(BIN)/python client/examples/first_light.py --output build/demo
@@ -66,6 +76,10 @@ test: $(BUILT) $(PROTOC) $(EMULATED)  ## the whole test suite
 
 test-containers: $(WHEELHOUSE)  ## build the image and run it; needs a Docker engine, or root
 	$(BIN)/pytest deploy/tests
+
+wheels: $(ENGINE)  ## wheels and sdists of the four projects, in dist/
+	$(BUILD) --sdist --outdir dist stn_engine
+	for project in proto server client; do $(BUILD) --outdir dist $$project || exit; done
 
 wheelhouse: $(WHEELHOUSE)  ## all that `docker build` needs without a network
 

@@ -108,7 +108,7 @@ def test_images_that_cannot_be_written_are_named(tmp_path, name, why):
 def test_images_need_pillow(monkeypatch, tmp_path):
     """Without the extra, the error says how to install it."""
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(_images.ImageError, match=r"Pillow: .*pip install stn-client\[images\]"):
+    with pytest.raises(_images.ImageError, match=r"Pillow: .*pip install '\./client\[images\]'"):
         _images.read(tmp_path / "image.png")
 
 

@@ -49,5 +49,5 @@ def test_local_server_without_the_command_says_how_to_get_it(monkeypatch, tmp_pa
     """Neither beside the interpreter nor on the PATH: the error names the package."""
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     monkeypatch.setitem(os.environ, "PATH", str(tmp_path))
-    with pytest.raises(RuntimeError, match=r"stn-server: .* pip install stn-server"):
+    with pytest.raises(RuntimeError, match=r"stn-server: .* pip install .* \./server"):
         LocalServer()

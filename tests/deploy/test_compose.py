@@ -55,6 +55,7 @@ def test_services_are_pinned_bounded_and_locked_down(services):
         assert int(service["mem_limit"]) > 0
         assert service["cap_drop"] == ["ALL"]
     assert services["server"]["read_only"]
+    assert services["server"]["pull_policy"] == "build", "its name is nobody's in a registry"
 
 
 def test_the_server_has_time_to_stop(services):

@@ -25,6 +25,12 @@ DNS_CACHE_S = 30
 
 RULES = yaml.safe_load((ROOT / "deploy/k8s/prometheus-adapter.yaml").read_text())["rules"]
 LABELS = {"app.kubernetes.io/name": "stn"}
+README = (ROOT / "deploy/README.md").read_text()
+CLIENT = dict(re.findall(r'label\s`([\w-]+): "(\w+)"`', README))
+"""What the README tells callers to be labelled."""
+
+MONITORING = {"kubernetes.io/metadata.name": re.search(r"namespace\s`(\w+)`", README)[1]}
+"""The label that Kubernetes itself gives to the namespace that may scrape."""
 
 overlays = pytest.mark.parametrize("overlay", OVERLAYS)
 
@@ -76,6 +82,39 @@ def test_everything_selects_the_same_pods(overlay):
     assert spec["NetworkPolicy"]["podSelector"] == {"matchLabels": LABELS}
     for kind in ("Deployment", "PodDisruptionBudget", "ServiceMonitor"):
         assert spec[kind]["selector"] == {"matchLabels": LABELS}
+    affinity = spec["Deployment"]["template"]["spec"]["affinity"]["podAntiAffinity"]
+    (apart,) = affinity["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert apart["podAffinityTerm"]["labelSelector"] == {"matchLabels": LABELS}
+    assert not LABELS.items() <= CLIENT.items(), "a client is no server"
+
+
+@overlays
+def test_names_meet(overlay):
+    """Autoscaler and Deployment, its fewest pods and the budget, the Service and the README."""
+    objects = rendered(overlay)
+    autoscaler = objects["HorizontalPodAutoscaler"]["spec"]
+    deployment = objects["Deployment"]
+    assert autoscaler["scaleTargetRef"] == {
+        "apiVersion": deployment["apiVersion"],
+        "kind": "Deployment",
+        "name": deployment["metadata"]["name"],
+    }
+    assert autoscaler["minReplicas"] > objects["PodDisruptionBudget"]["spec"]["maxUnavailable"]
+    service = objects["Service"]
+    (port,) = (p["port"] for p in service["spec"]["ports"] if p["name"] == "grpc")
+    assert f"dns:///{service['metadata']['name']}:{port}`" in README
+
+
+@overlays
+def test_the_policy_lets_in_whom_the_readme_says(overlay):
+    """Clients by one label, which is not the server's own; Prometheus by its namespace."""
+    assert rendered(overlay)["NetworkPolicy"]["spec"]["ingress"] == [
+        {"from": [{"podSelector": {"matchLabels": CLIENT}}], "ports": [{"port": "grpc"}]},
+        {
+            "from": [{"namespaceSelector": {"matchLabels": MONITORING}}],
+            "ports": [{"port": "metrics"}],
+        },
+    ]
 
 
 @overlays
@@ -92,6 +131,13 @@ def test_ports_meet(overlay):
         for port in rule["ports"]
     }
     assert scraped < service == allowed == set(ports)
+    assert all(port["targetPort"] == port["name"] for port in objects["Service"]["spec"]["ports"])
+    probes = [container(overlay)[f"{name}Probe"] for name in ("startup", "readiness", "liveness")]
+    asked = {
+        next(probe[kind]["port"] for kind in ("grpc", "tcpSocket") if kind in probe)
+        for probe in probes
+    }
+    assert asked <= {"grpc", ports["grpc"]}
 
 
 @overlays
@@ -118,6 +164,7 @@ def test_pods_are_locked_down_and_have_their_resources(overlay):
     }
     assert found["resources"]["requests"] == found["resources"]["limits"]
     assert found["image"] == {"cpu": "stn-server:cpu", "gpu": "stn-server:cuda"}[overlay]
+    assert found["imagePullPolicy"] == "Always", "tags move"
     assert ("nvidia.com/gpu" in found["resources"]["limits"]) == (overlay == "gpu")
 
 

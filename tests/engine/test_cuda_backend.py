@@ -63,7 +63,8 @@ def test_without_its_libraries_the_backend_says_what_to_install(launcher, monkey
 
         monkeypatch.setattr(device, "import_module", missing)
         device._reasons_against_gpu.cache_clear()
-        reasons = (f"cuda.core is not usable, install stn-engine[cuda]: {error}",)
+        advice = "In the checkout: pip install './stn_engine[cuda]'"
+        reasons = (f"cuda.core is not usable: {error}. {advice}",)
         assert launcher.reasons_against(GPU) == reasons
 
 

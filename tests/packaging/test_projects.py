@@ -1,11 +1,13 @@
-"""The four projects: versions, pins, wheels, and who may import whom."""
+"""The four projects: versions, pins, and who may import whom."""
 
+import ast
+import json
 import os
+import re
+import shlex
 import subprocess
 import sys
-import sysconfig
 import tomllib
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ PROJECTS = {
     "server": "stn_server",
     "client": "stn_client",
 }
+README = (ROOT / "README.md").read_text()
 
 
 def metadata(folder):
@@ -48,36 +51,6 @@ def test_changelog_has_an_entry_for_the_version():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", PROJECTS)
-def test_a_wheel_holds_one_typed_package(folder, tmp_path):
-    """Nothing called `server`, `client` or `tests` reaches a user's site-packages."""
-    names = wheel_names(folder, tmp_path)
-    tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
-    assert tops == {PROJECTS[folder]}
-    assert f"{PROJECTS[folder]}/py.typed" in names
-
-
-@pytest.mark.slow
-def test_the_engine_brings_its_kernels_compiled(tmp_path):
-    """The module and its stub, and of the sources those that other devices compile at run time."""
-    names = wheel_names("stn_engine", tmp_path)
-    suffix = sysconfig.get_config_var("EXT_SUFFIX")
-    assert {f"stn_engine/_cpu{suffix}", "stn_engine/_cpu.pyi"} <= set(names)
-    native = {name.split("/")[2] for name in names if name.startswith("stn_engine/native/")}
-    assert "shared" in native
-    assert "cpu" not in native
-
-
-def wheel_names(folder, tmp_path):
-    """What the wheel of a project holds."""
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
-    command += ["--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT / folder)]
-    subprocess.run(command, check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    return zipfile.ZipFile(wheel).namelist()
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("package", PROJECTS.values())
 def test_other_sources_can_stand_in_front(package, tmp_path):
     """Editable installs are plain paths: PYTHONPATH decides."""
@@ -94,3 +67,73 @@ def test_import_directions_hold():
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
     assert "7 kept, 0 broken" in result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "folder"),
+    [("stn", "client"), ("stn-server", "server"), ("python -m stn_engine.warm", "stn_engine")],
+)
+def test_help_speaks_to_users(command, folder):
+    """In a sentence of its own: docstrings speak to who reads the source, and in its markup."""
+    program, *arguments = command.split()
+    result = subprocess.run(
+        [Path(sys.executable).parent / program, *arguments, "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    shown = " ".join(result.stdout.split())
+    assert shown.startswith(f"usage: {command} ")
+    assert "`" not in shown
+    for path in (ROOT / folder / "src").rglob("*.py"):
+        docstring = ast.get_docstring(ast.parse(path.read_text()))
+        assert not docstring or docstring.splitlines()[0] not in shown, path
+
+
+def handed_out():
+    """The documents, and the sources whose messages say what to do."""
+    listed = ["git", "ls-files", "*.md", "*/src/*.py", "client/examples/*.py"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return {name: (ROOT / name).read_text() for name in names.splitlines()}
+
+
+def test_nobody_is_sent_to_an_index_for_what_is_not_there():
+    """Every `pip install` names folders of the checkout, and extras that they have."""
+    installed = re.compile(r"pip install((?: '?\./[\w\[\]]+'?)*)")
+    found = {
+        place
+        for name, text in handed_out().items()
+        for call in installed.finditer(text)
+        for place in call[1].split() or [f"nothing in {name}"]
+    }
+    assert "'./client[images]'" in found
+    for place in found:
+        folder, extra = re.fullmatch(r"'?\./(\w+)(?:\[(\w+)\])?'?", place).groups()
+        assert folder in PROJECTS, place
+        assert extra is None or extra in metadata(folder)["optional-dependencies"], place
+
+
+def test_no_extra_is_named_as_if_it_were_on_an_index():
+    """`stn-engine[cuda]` and its like."""
+    names = [name for name, text in handed_out().items() if re.search(r"stn-\w+\[", text)]
+    assert names == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("folder", "names"),
+    [
+        ("client", {"stn-proto", "stn-client"}),
+        ("server", {"stn-proto", "stn-engine", "stn-server"}),
+    ],
+)
+def test_what_the_readme_says_to_install_is_complete(folder, names):
+    """The lines of its table, as pip resolves them beside what others bring, without any index."""
+    (line,) = re.findall(rf"^\| .* `pip install ([^`]*\./{folder}\b[^`]*)`", README, re.MULTILINE)
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--no-index"]
+    command += ["--no-build-isolation", "--report=-", *shlex.split(line)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    chosen = json.loads(result.stdout)["install"]
+    assert {entry["metadata"]["name"] for entry in chosen} == names

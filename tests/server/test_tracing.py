@@ -152,7 +152,7 @@ def test_without_the_extra_tracing_cannot_be_switched_on(monkeypatch):
     monkeypatch.delitem(sys.modules, "stn_server.tracing")
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(
-        ConfigError, match=r"^tracing: .* got none\. pip install stn-server\[otel\]"
+        ConfigError, match=r"^tracing: .* got none\. .*pip install '\./server\[otel\]'"
     ):
         asyncio.run(scenario())
     monkeypatch.undo()

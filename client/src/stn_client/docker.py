@@ -213,7 +213,8 @@ def _explained() -> Iterator[None]:
         import docker.errors  # noqa: PLC0415 - optional
     except ImportError as error:
         raise ContainerError(
-            "docker: expected the Docker SDK, got none. pip install stn-client[docker]"
+            "docker: expected the Docker SDK, got none. "
+            "In the checkout: pip install './client[docker]'"
         ) from error
     try:
         yield

@@ -92,7 +92,8 @@ def _command() -> str:
     found = shutil.which("stn-server", path=os.pathsep.join([beside, os.environ.get("PATH", "")]))
     if found is None:
         raise RuntimeError(
-            "stn-server: expected it on the PATH, got nothing. Install it: pip install stn-server"
+            "stn-server: expected it on the PATH, got nothing. "
+            "In the checkout: pip install ./proto ./stn_engine ./server"
         )
     return found
 

@@ -312,8 +312,10 @@ def _tracing(config: ServerConfig) -> Tracing | None:
     try:
         from stn_server.tracing import otlp_tracing  # noqa: PLC0415
     except ImportError as error:
-        expected = "expected OpenTelemetry for otlp, got none. pip install stn-server[otel]."
-        raise ConfigError(f"tracing: {expected}") from error
+        raise ConfigError(
+            "tracing: expected OpenTelemetry for otlp, got none. "
+            "In the checkout: pip install './server[otel]'"
+        ) from error
     return otlp_tracing()
 
 

@@ -94,7 +94,11 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> ServerConf
 
 
 def _from_flags(arguments: Sequence[str], known: Mapping[str, Setting]) -> dict[str, Any]:
-    parser = _Parser(prog="stn-server", description=__doc__.splitlines()[0], allow_abbrev=False)
+    description = (
+        "Serves warps and their exact gradients over gRPC. A setting comes from its flag, or else "
+        f"from its variable ({ENVIRONMENT_PREFIX}LISTEN for --listen), or else from the file."
+    )
+    parser = _Parser(prog="stn-server", description=description, allow_abbrev=False)
     parser.add_argument("--config", default=SUPPRESS, metavar="FILE", help="TOML file to read")
     for setting in known.values():
         parser.add_argument(

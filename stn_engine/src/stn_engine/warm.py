@@ -16,14 +16,21 @@ from stn_engine.backends._cuda.programs import all_programs
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compile every program for every architecture named; 1 without a compiler."""
-    parser = argparse.ArgumentParser(prog="python -m stn_engine.warm", description=__doc__)
+    description = (
+        "Compiles all kernels of the CUDA backend ahead of time, without a GPU, into the folder "
+        "that STN_KERNEL_CACHE names, or else into cuda.core's own."
+    )
+    parser = argparse.ArgumentParser(prog="python -m stn_engine.warm", description=description)
     parser.add_argument("--arch", action="append", required=True, help="such as sm_90; repeatable")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers at a time")
     options = parser.parse_args(arguments)
     try:
         from stn_engine.backends._cuda.compiler import cubin  # noqa: PLC0415 - optional
     except ImportError as error:
-        sys.stderr.write(f"cuda.core: expected an installation of stn-engine[cuda], got {error}.\n")
+        sys.stderr.write(
+            f"cuda.core: expected it with a compiler, got {error}. "
+            "In the checkout: pip install './stn_engine[cuda]'\n"
+        )
         return 1
     wanted = list(product(all_programs(), options.arch))
     with ThreadPoolExecutor(options.jobs) as pool:

@@ -38,5 +38,7 @@ def _pillow() -> Any:
     try:
         from PIL import Image  # noqa: PLC0415 - optional
     except ImportError as error:
-        raise ImageError("Pillow: expected it, got none. pip install stn-client[images]") from error
+        raise ImageError(
+            "Pillow: expected it, got none. In the checkout: pip install './client[images]'"
+        ) from error
     return Image

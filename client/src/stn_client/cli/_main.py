@@ -71,7 +71,8 @@ def _info(client: Client, _options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="stn", description=__doc__, allow_abbrev=False)
+    description = "Warps and aligns image files on a spatial transformer server."
+    parser = argparse.ArgumentParser(prog="stn", description=description, allow_abbrev=False)
     parser.add_argument("--target", default=DEFAULT_TARGET, help="server (default: %(default)s)")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="for one call")
     parser.add_argument("--tls", action="store_true", help="TLS; implied by the flags below")

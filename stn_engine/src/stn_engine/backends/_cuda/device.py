@@ -68,7 +68,9 @@ def _reasons_against_gpu(device: torch.device) -> tuple[str, ...]:
     try:
         _driver()
     except (ImportError, RuntimeError) as error:  # RuntimeError: a library of CUDA is not found
-        return (f"cuda.core is not usable, install stn-engine[cuda]: {error}",)
+        return (
+            f"cuda.core is not usable: {error}. In the checkout: pip install './stn_engine[cuda]'",
+        )
     capability = torch.cuda.get_device_capability(device)
     if capability >= OLDEST:
         return ()

@@ -1,0 +1,89 @@
+"""What a project imports it declares itself, and it declares nothing else."""
+
+import ast
+import sys
+import tomllib
+from importlib.metadata import distributions
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+PROJECTS = ("proto", "stn_engine", "server", "client")
+OURS = {"stn_proto", "stn_engine", "stn_server", "stn_client"}
+UNSEEN = {"stn_engine": {"cuda-bindings", "nvidia-cuda-nvrtc"}}
+"""What is declared for cuda-core, which loads both and requires neither."""
+
+
+@pytest.fixture(scope="module")
+def owners():
+    """The distribution of every module that is installed, by files, for packages share `google`."""
+    return {
+        ".".join((*parents, *names)): canonicalize_name(distribution.name)
+        for distribution in distributions()
+        for file in distribution.files or ()
+        if file.suffix in {".py", ".so"}
+        for *parents, name in [file.parts]
+        for names in [() if name == "__init__.py" else (name.split(".")[0],)]
+    }
+
+
+def imported(folder):
+    """The full names that the sources and examples of a project import from others."""
+    for path in (ROOT / folder).rglob("*.py"):
+        if path.relative_to(ROOT / folder).parts[0] not in {"src", "examples"}:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def owner(owners, name):
+    """Who brings a module, or the module that an imported name stands in."""
+    parts = name.split(".")
+    prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next(owners[prefix] for prefix in prefixes if prefix in owners)
+
+
+def declared(folder, extras=None):
+    """The names of what a project requires, of others; with some extras, or all."""
+    project = tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]
+    optional = project.get("optional-dependencies", {})
+    lines = chain(
+        project["dependencies"],
+        *(lines for extra, lines in optional.items() if extras is None or extra in extras),
+    )
+    names = {canonicalize_name(Requirement(line).name) for line in lines}
+    return {name for name in names if not name.startswith("stn-")}
+
+
+@pytest.mark.parametrize("folder", PROJECTS)
+def test_what_is_imported_is_declared(folder, owners):
+    """Nothing is there only because a dependency happens to bring it, and nothing for nobody."""
+    ignored = OURS | sys.stdlib_module_names
+    names = {name for name in imported(folder) if name.split(".")[0] not in ignored}
+    assert {owner(owners, name) for name in names} == declared(folder) - UNSEEN.get(folder, set())
+
+
+def test_names_that_packages_share_are_told_apart(owners):
+    """The check above knows whose `google` it is."""
+    assert owner(owners, "google.rpc.status_pb2.Status") == "googleapis-common-protos"
+    assert owner(owners, "google.protobuf.message.Message") == "protobuf"
+
+
+def test_the_image_installs_what_the_server_declares():
+    """`deploy/requirements.txt`, with the extras that are in the image."""
+    lines = (ROOT / "deploy/requirements.txt").read_text().splitlines()
+    listed = {line for line in lines if not line.startswith("#")}
+    needed = declared("proto", ()) | declared("stn_engine", ()) | declared("server", ("otel",))
+    assert listed == needed
+    lines = (ROOT / "deploy/requirements-cuda.txt").read_text().splitlines()
+    listed = {line for line in lines if not line.startswith("#")}
+    assert listed == declared("stn_engine", ("cuda",)) - declared("stn_engine", ())
