@@ -14,19 +14,25 @@ from stn_engine.backends._cuda.launcher import Arguments
 from stn_engine.backends._cuda.programs import THREADS, Program
 
 MOST_BLOCKS = (1 << 31) - 1
-"""In one launch; blocks go on to further tiles if there are more."""
+"""In one launch."""
+
+MOST_TILES = 8
+"""That a block runs over, where there are many."""
+
+FILLS = 4
+"""Blocks for each multiprocessor, of which it runs three or four at a time."""
 
 load_nvidia_dynamic_lib("nvrtc")
 
 
 def launch(program: Program, kernel: str, arguments: Arguments, device: torch.device) -> None:
-    """One block per tile, on the current stream of ``device``.
+    """Blocks over all tiles, on the current stream of ``device``.
 
     Raises:
         torch.OutOfMemoryError: There is no memory for the code of the kernel, or its stack.
         torch.AcceleratorError: The driver refuses in another way; ``error_code`` says how.
     """
-    config = _config(min(arguments.tiles, MOST_BLOCKS))
+    config = _config(_blocks(kernel, arguments.tiles, _multiprocessors(device)))
     with torch.cuda.device(device):
         stream = _stream(device, torch.cuda.current_stream(device).cuda_stream)
         try:
@@ -51,6 +57,23 @@ def _stream(device: torch.device, handle: int) -> Stream:
     """A stream of torch, which has few of each device and never frees them."""
     del device  # the default streams of all devices have one handle
     return Stream.from_handle(handle)
+
+
+def _blocks(kernel: str, tiles: int, multiprocessors: int) -> int:
+    """How many blocks share the tiles, in runs: a block reads its item and its matrix once.
+
+    There are enough of them to fill the device several times over, so that it is busy to the end.
+    Kernels that mostly find nothing to do take no more than are there at a time.
+    """
+    if "_far_" in kernel:
+        return min(tiles, 2 * multiprocessors)
+    run = min(MOST_TILES, max(1, tiles // (FILLS * multiprocessors)))
+    return min(-(-tiles // run), MOST_BLOCKS)
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @lru_cache(maxsize=1024)

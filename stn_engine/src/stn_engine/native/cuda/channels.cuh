@@ -35,11 +35,11 @@ STN_FUNCTION void store_channels(S* to, int64 stride, int live, const T (&values
     Vector<S> rounded;
 #pragma unroll
     for (int c = 0; c < N; ++c) round_to(values[c], rounded.at[c]);
-    *reinterpret_cast<Vector<S>*>(to) = rounded;
+    *in_device_memory(reinterpret_cast<Vector<S>*>(to)) = rounded;
   } else {
 #pragma unroll
     for (int c = 0; c < N; ++c)
-      if (c < live) round_to(values[c], to[c * stride]);
+      if (c < live) round_to(values[c], in_device_memory(to)[c * stride]);
   }
 }
 
@@ -116,7 +116,7 @@ struct Units {
 };
 
 // Blocks that share a multiprocessor; bounds the registers of a thread.
-constexpr int kBlocks = sizeof(T) == 8 ? 2 : K == 4 || D == 3 ? 3 : 4;
+constexpr int kBlocks = sizeof(T) == 8 ? 2 : 3;
 constexpr int kVectorBlocks = sizeof(T) == 8 ? 2 : 3;
 
 }  // namespace stn

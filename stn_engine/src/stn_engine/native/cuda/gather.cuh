@@ -7,13 +7,20 @@
 // kernel of its own.
 #pragma once
 
-#include "channels.cuh"
+#include "interior.cuh"
 #include "reach.cuh"
 
 namespace stn {
 
 constexpr int kGatherBlocks = sizeof(T) == 8 ? 2 : 3;
 constexpr int kFarBlocks = 2;
+
+// What a pixel weighs in a linear interpolation at x, exactly as when it was read: 0 from a pixel's distance on, and
+// for NaN. `before` is the pixel before it.
+STN_FUNCTION T tent(T x, T pixel, T before) {
+  const T beyond = x - pixel;
+  return larger(T(0), beyond < T(0) ? x - before : T(1) - beyond);
+}
 
 // What a tap of the coordinate weighs at a pixel, exactly as when it was read.
 STN_FUNCTION T axis_weight(T x, int pixel, const Item& item, int a) {
@@ -24,10 +31,9 @@ STN_FUNCTION T axis_weight(T x, int pixel, const Item& item, int a) {
     for (int k = 0; k < K; ++k) weight += taps.pixel[k] == pixel ? taps.weight[k] : T(0);
     return weight;
   } else {
-    AxisTaps taps;
-    const T first = weigh(padded(x, item, a), false, taps), place = static_cast<T>(pixel);
-    if (K == 1) return first == place ? T(1) : T(0);
-    return first == place ? taps.weight[0] : first + T(1) == place ? taps.weight[K - 1] : T(0);
+    const T at = padded(x, item, a).x, place = static_cast<T>(pixel);
+    if (K == 1) return round_of(at) == place ? T(1) : T(0);
+    return tent(at, place, place - T(1));
   }
 }
 
@@ -148,22 +154,86 @@ STN_FUNCTION const Reach& reach_of(const Item& item, int n) {
   return item.reaches[shared_index(n, item.parameter_batch)];
 }
 
+constexpr bool kHasNearGather = D == 2 && K == 2;
+
+// Affine maps under which no pixel has many candidates: windows in the precision of the sums, with slack for it, and
+// candidates that need no more than their distance. Weights, and the order of sums, are those of the general path.
+template <bool Interleaved>
+STN_FUNCTION void gather_near(const Item& item, const Place& place, const Reach& reach, const Rays& rays) {
+  constexpr int N = kChunk<Interleaved>;
+  const Affinity affinity(rays);
+  const S* grads = maps_of(item.target, place.n);
+  T inverse[2][3], extent[2];
+#pragma unroll
+  for (int a = 0; a < 2; ++a) {
+    T farthest = T(0);
+#pragma unroll
+    for (int b = 0; b < 3; ++b) {
+      inverse[a][b] = static_cast<T>(reach.inverse[a][b == 2 ? D : b]);
+      farthest += magnitude(inverse[a][b]) * static_cast<T>(b == 2 ? 1 : item.from.size[b]);
+    }
+    extent[a] = static_cast<T>(reach.extent[a]) + T(1e-3) + farthest * (sizeof(T) == 8 ? T(1e-15) : T(1e-6));
+  }
+#pragma unroll 1
+  for (int unit = threadIdx.x; unit < Gathered<Interleaved>::count(item); unit += kThreads) {
+    const Gathered<Interleaved> mine(item, place, unit);
+    if (!mine.alive) continue;
+    const T x = static_cast<T>(mine.source.at[0]), y = static_cast<T>(mine.source.at[1]);
+    Range axis[2];
+#pragma unroll
+    for (int a = 0; a < 2; ++a) {
+      const T centre = fused(inverse[a][0], x, fused(inverse[a][1], y, inverse[a][2]));
+      const T size = static_cast<T>(item.to.size[a]);
+      axis[a].first = static_cast<int>(clamp_to(-floor_of(extent[a] - centre), T(0), size));
+      axis[a].last = static_cast<int>(clamp_to(floor_of(centre + extent[a]) + T(1), T(0), size));
+    }
+    const S* channel = grads + mine.channel * item.target.channel_stride;
+    T sums[N] = {};
+#pragma unroll 1
+    for (int i = axis[1].first; i < axis[1].last; ++i) {
+      const T row = static_cast<T>(i);
+      const T from_x = fused(affinity.row[0][1], row, affinity.row[0][2]);
+      const T from_y = fused(affinity.row[1][1], row, affinity.row[1][2]);
+      const S* line = channel + static_cast<int64>(i) * item.target.stride[1];
+#pragma unroll 2
+      for (int j = axis[0].first; j < axis[0].last; ++j) {
+        const T column = static_cast<T>(j);
+        const T weight = tent(fused(affinity.row[0][0], column, from_x), x, x - T(1)) *
+                         tent(fused(affinity.row[1][0], column, from_y), y, y - T(1));
+        if (weight == T(0)) continue;
+        T grad[N];
+        load_channels<N, Interleaved>(line + j * item.target.stride[0], item.target.channel_stride,
+                                      item.channels - mine.channel, grad);
+#pragma unroll
+        for (int c = 0; c < N; ++c) sums[c] = fused(weight, grad[c], sums[c]);
+      }
+    }
+    mine.store(item, place.n, sums);
+  }
+}
+
 // Pixels with few candidates.
 template <bool Interleaved>
 STN_FUNCTION void gather_tiles(const Launch& launch) {
   constexpr int N = kChunk<Interleaved>;
-  for (int64 tile = blockIdx.x; tile < launch.tiles; tile += gridDim.x) {
-    int64 first;
-    const Item& item = item_of(launch, tile, first);
-    const Place place = place_of(item.from, tile - first);
+  for (Run run(launch); run.goes_on(); ++run.tile) {
+    const Item& item = item_of(launch, run);
+    const Place place = place_of(item.from, run.tile_of_item());
     const int last = last_reader(item, place.n);
     Rays rays = load_rays(item, place.n);
+    if constexpr (kHasNearGather) {
+      if (last == place.n + 1 && !rays.projective && reach_of(item, place.n).always_few &&
+          reach_of(item, place.n).finite) {
+        gather_near<Interleaved>(item, place, reach_of(item, place.n), rays);
+        continue;
+      }
+    }
     for (int base = 0; base < Gathered<Interleaved>::count(item); base += kThreads) {
       const Gathered<Interleaved> mine(item, place, base + static_cast<int>(threadIdx.x));
       bool few = mine.alive;
       T sums[N] = {};
       for (int n = place.n; n < last; ++n) {
-        if (last > place.n + 1) rays = load_rays(item, n);
+        rays = load_rays(item, n);
         if (!few) continue;
         const Window window = window_of(item, reach_of(item, n), mine.source);
         few = window.pixels() <= kFew;
@@ -185,10 +255,9 @@ STN_FUNCTION bool has_many(const Item& item, const Place& place, int last, const
 template <bool Interleaved>
 STN_FUNCTION void gather_far_tiles(const Launch& launch) {
   constexpr int N = kChunk<Interleaved>;
-  for (int64 tile = blockIdx.x; tile < launch.tiles; tile += gridDim.x) {
-    int64 first;
-    const Item& item = item_of(launch, tile, first);
-    const Place place = place_of(item.from, tile - first);
+  for (Run run(launch); run.goes_on(); ++run.tile) {
+    const Item& item = item_of(launch, run);
+    const Place place = place_of(item.from, run.tile_of_item());
     const int last = last_reader(item, place.n), lane = threadIdx.x % kWarp;
     bool any = false;
     for (int n = place.n; n < last; ++n) any = any || !reach_of(item, n).always_few;
@@ -216,10 +285,9 @@ STN_FUNCTION void gather_far_tiles(const Launch& launch) {
 
 // One block per theta: what all tiles of its items need to know of it.
 STN_FUNCTION void find_reaches(const Launch& launch) {
-  for (int64 tile = blockIdx.x; tile < launch.tiles; tile += gridDim.x) {
-    int64 first;
-    const Item& item = item_of(launch, tile, first);
-    const int n = static_cast<int>(tile - first);
+  for (Run run(launch); run.goes_on(); ++run.tile) {
+    const Item& item = item_of(launch, run);
+    const int n = static_cast<int>(run.tile_of_item());
     if (threadIdx.x == 0) find_reach(item, n, item.reaches[n]);
   }
 }

@@ -61,10 +61,42 @@ struct Place {
   int x, row;  // of its first pixel
 };
 
+// What shared memory holds of a launch; no thread writes it before all have read it.
+struct Held {
+  int64 first, behind;  // tiles of the item
+  int n;                // whose matrix, of that item; -1: nobody's
+};
+
+STN_FUNCTION Held& held() {
+  __shared__ Held state;
+  return state;
+}
+
+// The tiles of a block: neighbours, so that most of them find their item in shared memory, and its matrix as well.
+struct Run {
+  int64 tile, last;
+
+  STN_MEMBER explicit Run(const Launch& launch) {
+    const int64 count = (launch.tiles + gridDim.x - 1) / gridDim.x;
+    tile = blockIdx.x * count;
+    last = tile + count < launch.tiles ? tile + count : launch.tiles;
+    if (threadIdx.x == 0) held().behind = 0;
+    __syncthreads();
+  }
+
+  STN_MEMBER bool goes_on() const { return tile < last; }
+  STN_MEMBER int64 tile_of_item() const { return tile - held().first; }
+};
+
 // Every thread must call it, and none returns before all have: what it says holds until the next call, and shared
 // memory that was read before may be written after.
-STN_FUNCTION const Item& item_of(const Launch& launch, int64 tile, int64& first) {
+STN_FUNCTION const Item& item_of(const Launch& launch, const Run& run) {
   __shared__ Item item;
+  if (run.tile < held().behind) {
+    __syncthreads();
+    return item;
+  }
+  const int64 tile = run.tile;
   int below = 0;
 #pragma unroll 1
   for (int64 base = 0; base < launch.count; base += kThreads) {
@@ -72,7 +104,9 @@ STN_FUNCTION const Item& item_of(const Launch& launch, int64 tile, int64& first)
     below += __syncthreads_count(at < launch.count && fetched(launch.starts + at) <= tile);
   }
   const Item* found = launch.items + (below - 1);
-  first = fetched(launch.starts + (below - 1));
+  if (threadIdx.x == 0)
+    held() = {fetched(launch.starts + (below - 1)),
+              below < launch.count ? fetched(launch.starts + below) : launch.tiles, -1};
 #pragma unroll 1
   for (int word = threadIdx.x; word < static_cast<int>(sizeof(Item) / 8); word += kThreads)
     reinterpret_cast<int64*>(&item)[word] = fetched(reinterpret_cast<const int64*>(found) + word);

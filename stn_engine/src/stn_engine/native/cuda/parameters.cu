@@ -69,11 +69,10 @@ STN_FUNCTION void finish(const Item& item, int n) {
 }
 
 template <class F>
-STN_FUNCTION void for_thetas(const Launch& launch, F run) {
-  for (int64 tile = blockIdx.x; tile < launch.tiles; tile += gridDim.x) {
-    int64 first;
-    const Item& item = item_of(launch, tile, first);
-    run(item, static_cast<int>(tile - first));
+STN_FUNCTION void for_thetas(const Launch& launch, F f) {
+  for (Run run(launch); run.goes_on(); ++run.tile) {
+    const Item& item = item_of(launch, run);
+    f(item, static_cast<int>(run.tile_of_item()));
   }
 }
 

@@ -29,6 +29,40 @@ STN_FUNCTION void add_point(const Rays& rays, const Pixel& pixel, const T (&x)[D
   }
 }
 
+// The gradients of a tile in the interior, which only affine maps have: equations (6) and (7).
+template <int N, bool Interleaved, class Units>
+STN_FUNCTION void add_interior(const Item& item, const Place& place, const Rays& rays, const Units& units, int step,
+                               double (&sums)[kMaxEntries]) {
+  const Affinity affinity(rays);
+  const S* source = maps_of(item.source, place.n);
+  const S* target = maps_of(item.target, place.n);
+#pragma unroll 1
+  for (int unit = threadIdx.x; unit < units.count(); unit += kThreads) {
+    int x, y;
+    place_in_tile(item.to, units.pixel(unit), false, x, y);
+    x += place.x;
+    y += place.row;
+    InteriorTaps taps;
+    taps.weigh_at(affinity, item.source, static_cast<T>(x), static_cast<T>(y), item.zero_subgradient != 0);
+    const S* grads = target + (x * item.target.stride[0] + static_cast<int64>(y) * item.target.stride[1]);
+    T by[D] = {};
+    for_chunks<N, Interleaved>(units.first_channel(unit), units.last_channel(unit, item), [&](auto count, int first) {
+      constexpr int M = decltype(count)::kCount;
+      T read[K * K][M], grad[M];
+      load_channels<M, Interleaved>(grads + first * item.target.channel_stride, item.target.channel_stride, M, grad);
+      read_interior<M, Interleaved>(source + taps.first + first * item.source.channel_stride, item.source, step, read);
+      join_slopes(taps, reader_of(read), grad, by);
+    });
+#pragma unroll
+    for (int a = 0; a < 2; ++a) {
+      const double g = static_cast<double>(by[a]);
+      sums[3 * a] = fused(g, static_cast<double>(x), sums[3 * a]);
+      sums[3 * a + 1] = fused(g, static_cast<double>(y), sums[3 * a + 1]);
+      sums[3 * a + 2] += g;
+    }
+  }
+}
+
 STN_FUNCTION void put_sums(const Item& item, int64 tile, double (&sums)[kMaxEntries]) {
   __shared__ double warps[kWarps][kMaxEntries];
 #pragma unroll
@@ -48,14 +82,20 @@ STN_FUNCTION void put_sums(const Item& item, int64 tile, double (&sums)[kMaxEntr
 template <bool Interleaved>
 STN_FUNCTION void matrix_tiles(const Launch& launch) {
   constexpr int N = kChunk<Interleaved>;
-  for (int64 tile = blockIdx.x; tile < launch.tiles; tile += gridDim.x) {
-    int64 first;
-    const Item& item = item_of(launch, tile, first);
-    const Place place = place_of(item.to, tile - first);
+  for (Run run(launch); run.goes_on(); ++run.tile) {
+    const Item& item = item_of(launch, run);
+    const Place place = place_of(item.to, run.tile_of_item());
     const Rays rays = load_rays(item, place.n);
     const Units<N, Interleaved> units(item, item.to);
     double sums[kMaxEntries] = {};
-    for (int unit = threadIdx.x; unit < units.count(); unit += kThreads) {
+    bool interior = false;
+    if constexpr (kHasInterior) {
+      interior = is_interior(item, item.to, place, rays);
+      if (interior && !Interleaved && item.source.stride[0] == 1)
+        add_interior<N, Interleaved>(item, place, rays, units, 1, sums);
+      else if (interior) add_interior<N, Interleaved>(item, place, rays, units, item.source.stride[0], sums);
+    }
+    for (int unit = threadIdx.x; !interior && unit < units.count(); unit += kThreads) {
       Pixel pixel;
       if (!pixel_of(place, item.to, units.pixel(unit), pixel)) continue;
       T x[D], by[D];
@@ -63,7 +103,7 @@ STN_FUNCTION void matrix_tiles(const Launch& launch) {
       slopes_of<N, Interleaved>(item, place.n, pixel, x, units.first_channel(unit), units.last_channel(unit, item), by);
       add_point(rays, pixel, x, by, sums);
     }
-    put_sums(item, tile - first, sums);
+    put_sums(item, run.tile_of_item(), sums);
   }
 }
 
@@ -74,10 +114,9 @@ template <bool Interleaved>
 STN_FUNCTION void spline_tiles(const Launch& launch) {
   constexpr int N = kChunk<Interleaved>;
   __shared__ T slopes[kTilePixels][2];
-  for (int64 tile = blockIdx.x; tile < launch.tiles; tile += gridDim.x) {
-    int64 first;
-    const Item& item = item_of(launch, tile, first);
-    const Place place = place_of(item.to, tile - first);
+  for (Run run(launch); run.goes_on(); ++run.tile) {
+    const Item& item = item_of(launch, run);
+    const Place place = place_of(item.to, run.tile_of_item());
     const int pixels = pixels_of(item.to);
     for (int p = threadIdx.x; p < pixels; p += kThreads) {
       Pixel pixel;
@@ -101,7 +140,7 @@ STN_FUNCTION void spline_tiles(const Launch& launch) {
       }
       for (int a = 0; a < 2; ++a) {
         const double sum = warp_sum(sums[a]);
-        if (threadIdx.x % kWarp == 0) item.sums[(tile - first) * item.count + 2 * k + a] = sum;
+        if (threadIdx.x % kWarp == 0) item.sums[(run.tile_of_item()) * item.count + 2 * k + a] = sum;
       }
     }
   }
@@ -111,10 +150,9 @@ STN_FUNCTION void spline_tiles(const Launch& launch) {
 template <bool Interleaved>
 STN_FUNCTION void field_tiles(const Launch& launch) {
   constexpr int N = kChunk<Interleaved>;
-  for (int64 tile = blockIdx.x; tile < launch.tiles; tile += gridDim.x) {
-    int64 first;
-    const Item& item = item_of(launch, tile, first);
-    const Place place = place_of(item.to, tile - first);
+  for (Run run(launch); run.goes_on(); ++run.tile) {
+    const Item& item = item_of(launch, run);
+    const Place place = place_of(item.to, run.tile_of_item());
     const int last_n = item.by_points.batch == 1 ? item.batch : place.n + 1;
     for (int p = threadIdx.x; p < pixels_of(item.to); p += kThreads) {
       Pixel pixel;

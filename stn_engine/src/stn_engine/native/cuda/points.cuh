@@ -52,10 +52,13 @@ struct Rays {
 // The rays of item n, until the next call; every thread must call it.
 STN_FUNCTION Rays load_rays(const Item& item, int n) {
   __shared__ T entries[kMaxEntries];
-  __syncthreads();
+  if (held().n != n) {
+    __syncthreads();
+    if (threadIdx.x == 0) held().n = n;
 #pragma unroll 1
-  for (int e = threadIdx.x; e < item.entries; e += kThreads) entries[e] = static_cast<T>(entry_of(item, n, e));
-  __syncthreads();
+    for (int e = threadIdx.x; e < item.entries; e += kThreads) entries[e] = static_cast<T>(entry_of(item, n, e));
+    __syncthreads();
+  }
   return {entries, static_cast<Kind>(item.kind) == Kind::homography};
 }
 

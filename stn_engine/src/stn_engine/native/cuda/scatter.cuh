@@ -100,10 +100,9 @@ STN_FUNCTION void scatter_channels(const Item& item, const Plan& plan, int64 bas
 template <bool Interleaved>
 STN_FUNCTION void scatter_tiles(const Launch& launch) {
   constexpr int N = kChunk<Interleaved>;
-  for (int64 tile = blockIdx.x; tile < launch.tiles; tile += gridDim.x) {
-    int64 first;
-    const Item& item = item_of(launch, tile, first);
-    const Place place = place_of(item.to, tile - first);
+  for (Run run(launch); run.goes_on(); ++run.tile) {
+    const Item& item = item_of(launch, run);
+    const Place place = place_of(item.to, run.tile_of_item());
     const AnyGenerator generator(item, place.n);
     const Units<N, Interleaved> units(item, item.to);
     const int n_source = shared_index(place.n, item.by_source.batch);
@@ -130,10 +129,9 @@ STN_FUNCTION void scatter_tiles(const Launch& launch) {
 
 // The largest finite |G| of what every item of U gets its gradient from.
 STN_FUNCTION void find_peaks(const Launch& launch) {
-  for (int64 tile = blockIdx.x; tile < launch.tiles; tile += gridDim.x) {
-    int64 first;
-    const Item& item = item_of(launch, tile, first);
-    const Place place = place_of(item.to, tile - first);
+  for (Run run(launch); run.goes_on(); ++run.tile) {
+    const Item& item = item_of(launch, run);
+    const Place place = place_of(item.to, run.tile_of_item());
     double peak = 0.0;
     for (int p = threadIdx.x; p < pixels_of(item.to); p += kThreads) {
       Pixel pixel;
@@ -156,10 +154,9 @@ STN_FUNCTION void find_peaks(const Launch& launch) {
 template <bool Interleaved>
 STN_FUNCTION void collect_tiles(const Launch& launch) {
   constexpr int N = kChunk<Interleaved>;
-  for (int64 tile = blockIdx.x; tile < launch.tiles; tile += gridDim.x) {
-    int64 first;
-    const Item& item = item_of(launch, tile, first);
-    const Place place = place_of(item.from, tile - first);
+  for (Run run(launch); run.goes_on(); ++run.tile) {
+    const Item& item = item_of(launch, run);
+    const Place place = place_of(item.from, run.tile_of_item());
     const Units<N, Interleaved> units(item, item.from);
     const double quantum = item.peaks == nullptr ? 1.0 : 1.0 / power_of_two(59 - bound_of(item, place.n));
     const int64 stride = item.by_source.channel_stride;

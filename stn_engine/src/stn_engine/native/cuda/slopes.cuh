@@ -1,14 +1,14 @@
 // G·∂V/∂(x, y, z) of a point, equations (2) and (3), summed over some channels.
 #pragma once
 
-#include "channels.cuh"
+#include "interior.cuh"
 
 namespace stn {
 
 // Values count from the first tap, so that a large common offset of the pixels cancels. Rows are summed once with
 // weights and once with slopes, and joined along the other axes.
-template <int N, class Read>
-STN_FUNCTION void join_slopes(const SlopePlan& plan, Read read, const T (&grad)[N], T (&by)[D]) {
+template <int N, class Slopes, class Read>
+STN_FUNCTION void join_slopes(const Slopes& plan, Read read, const T (&grad)[N], T (&by)[D]) {
   T origin[N], value[N], slope[N], plane[N][D];
   for_taps([&](int x, int y, int z) {
     T tap[N];

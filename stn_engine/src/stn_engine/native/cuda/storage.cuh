@@ -85,6 +85,15 @@ struct alignas(sizeof(S) * kVector<S>) Vector {
   S at[kVector<S>];
 };
 
+// Memory that a kernel writes is the device's, which a pointer from a table does not say by itself.
+template <class P>
+STN_FUNCTION P* in_device_memory(P* pointer) {
+#if defined(__CUDACC_RTC__)
+  __builtin_assume(__isGlobal(pointer));
+#endif
+  return pointer;
+}
+
 // Reads of what no kernel of the launch writes.
 template <class S>
 STN_FUNCTION S fetched(const S* from) {

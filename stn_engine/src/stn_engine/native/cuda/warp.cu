@@ -1,11 +1,11 @@
 // The forward kernels, equations (1) and (5) in one step.
-#include "channels.cuh"
+#include "interior.cuh"
 
 namespace stn {
 
 // Rows along x, planes along y, volumes along z.
-template <int N, class Read>
-STN_FUNCTION void join_taps(const Plan& plan, Read read, T (&values)[N]) {
+template <int N, class Weights, class Read>
+STN_FUNCTION void join_taps(const Weights& plan, Read read, T (&values)[N]) {
   T row[N], plane[N];
   for_taps([&](int x, int y, int z) {
     T tap[N];
@@ -61,17 +61,70 @@ STN_FUNCTION void warp_pixel(const Item& item, const S* source, S* target, const
   });
 }
 
+// Pixels that a thread reads before it joins the first: what takes long is to wait for the taps of one.
+template <bool Interleaved>
+constexpr int kAtOnce = !Interleaved && K <= 2 && sizeof(T) == 4 ? 2 : 1;
+
+// `step` is the distance of neighbours along x: a constant for planes, as nearly all of them are.
+template <int N, bool Interleaved, class Units>
+STN_FUNCTION void warp_interior(const Item& item, const Place& place, const Rays& rays, const Units& units,
+                                const S* source, S* target, int step) {
+  constexpr int Pixels = kAtOnce<Interleaved>;
+  const Affinity affinity(rays);
+  const bool by_rows = affinity.is_level();
+  const int count = units.count();
+#pragma unroll 1
+  for (int unit = threadIdx.x; unit < count; unit += Pixels * kThreads) {
+    InteriorTaps taps[Pixels];
+    int to[Pixels];
+#pragma unroll
+    for (int p = 0; p < Pixels; ++p) {
+      const int mine = smaller(unit + p * kThreads, count - 1);  // the last one may be done twice
+      int x, y;
+      place_in_tile(item.to, units.pixel(mine), by_rows, x, y);
+      x += place.x;
+      y += place.row;
+      taps[p].weigh_at(affinity, item.source, static_cast<T>(x), static_cast<T>(y), false);
+      to[p] = x * item.target.stride[0] + y * item.target.stride[1];
+      if (!Interleaved) continue;
+      taps[p].first += units.first_channel(mine);
+      to[p] += units.first_channel(mine);
+    }
+    for_chunks<N, Interleaved>(0, Interleaved ? N : item.channels, [&](auto channels, int first) {
+      constexpr int M = decltype(channels)::kCount;
+      const S* from = source + first * item.source.channel_stride;
+      T read[Pixels][K * K][M];
+#pragma unroll
+      for (int p = 0; p < Pixels; ++p) read_interior<M, Interleaved>(from + taps[p].first, item.source, step, read[p]);
+      S* into = target + first * item.target.channel_stride;
+#pragma unroll
+      for (int p = 0; p < Pixels; ++p) {
+        T values[M];
+        join_taps(taps[p], reader_of(read[p]), values);
+        store_channels<M, Interleaved>(into + to[p], item.target.channel_stride, M, values);
+      }
+    });
+  }
+}
+
 template <bool Matrix, bool Interleaved>
 STN_FUNCTION void warp_tiles(const Launch& launch) {
   constexpr int N = kChunk<Interleaved>;
-  for (int64 tile = blockIdx.x; tile < launch.tiles; tile += gridDim.x) {
-    int64 first;
-    const Item& item = item_of(launch, tile, first);
-    const Place place = place_of(item.to, tile - first);
+  for (Run run(launch); run.goes_on(); ++run.tile) {
+    const Item& item = item_of(launch, run);
+    const Place place = place_of(item.to, run.tile_of_item());
     const Generator<Matrix> generator(item, place.n);
     const Units<N, Interleaved> units(item, item.to);
     const S* source = maps_of(item.source, place.n);
     S* target = maps_of(item.target, place.n);
+    if constexpr (Matrix && kHasInterior) {
+      if (is_interior(item, item.to, place, generator.rays)) {
+        if (!Interleaved && item.source.stride[0] == 1)
+          warp_interior<N, Interleaved>(item, place, generator.rays, units, source, target, 1);
+        else warp_interior<N, Interleaved>(item, place, generator.rays, units, source, target, item.source.stride[0]);
+        continue;
+      }
+    }
     for (int unit = threadIdx.x; unit < units.count(); unit += kThreads) {
       Pixel pixel;
       if (!pixel_of(place, item.to, units.pixel(unit), pixel)) continue;
