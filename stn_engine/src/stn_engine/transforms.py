@@ -20,7 +20,14 @@ class _Parametric:
     """Shapes that the parameters may have, in 2-D and maybe in 3-D."""
 
     def __post_init__(self) -> None:
-        checks.check_parameters(self.argument, getattr(self, self.argument), self.shapes)
+        self._check_parameters(self.shapes)
+
+    def _check_parameters(self, shapes: Sequence[Shape]) -> None:
+        """Parameters of one of these shapes, in float32 if autocast has made half types of them."""
+        given = getattr(self, self.argument)
+        parameters = checks.checked_parameters(self.argument, given, shapes)
+        if parameters is not given:
+            object.__setattr__(self, self.argument, parameters)
 
     @property
     def dims(self) -> int:
@@ -256,7 +263,7 @@ class ThinPlateSpline(_Parametric):
         control_points = checks.checked_control_points(self.control_points)
         object.__setattr__(self, "control_points", control_points)
         checks.check_regularization(self.regularization)
-        checks.check_parameters("points", self.points, [("N", len(control_points), 2)])
+        self._check_parameters([("N", len(control_points), 2)])
 
     @property
     def parameters(self) -> Tensor:
