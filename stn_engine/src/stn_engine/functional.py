@@ -191,17 +191,20 @@ def _warp_into(
     return WarpProblem(feature_map, transform, grad_output.shape[2:], spec)
 
 
-_SUSPECTED: set[torch.layout] = set()
-"""Not empty once somebody was warned."""
+_suspected: list[Sequence[int]] = []
+"""The first map of the process that looked wrong: one warning is enough."""
 
 
 def _warn_of_channels_last(problem: WarpProblem) -> None:
-    """Warns once of a map with sizes as of (N, H, W, C): channels in the dozens, up to 4 columns."""
-    if torch.compiler.is_compiling() or problem.output_shape[1] <= 4 or _SUSPECTED:
+    """Warns once of a map with sizes as of (N, H, W, C).
+
+    Such are more than 4 channels and rows, but at most 4 columns.
+    """
+    if torch.compiler.is_compiling() or problem.output_shape[1] <= 4 or _suspected:
         return
     shape = _shape(problem.feature_map)
     if min(shape[2:-1]) > 4 >= shape[-1]:
-        _SUSPECTED.add(problem.feature_map.layout)
+        _suspected.append(shape)
         warnings.warn(
             f"feature_map: expected (N, C, [D,] H, W), got {shape}, which looks like "
             "(N, [D,] H, W, C). If it is, give feature_map.movedim(-1, 1).",

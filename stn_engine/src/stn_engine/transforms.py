@@ -127,8 +127,14 @@ class Attention(_Parametric):
         parameters   (N, 3)   float32 | float64, (s, t_x, t_y)
 
     Convention:
-        - s < 1 reads a smaller window: the output shows it enlarged
-        - (t_x, t_y) is the source point of the target origin, in the unit the WarpSpec names
+        - s < 1 reads a smaller window: the output shows it enlarged; s < 0 turns it by half a turn
+        - (t_x, t_y) is the source point of the target origin, in the unit the WarpSpec names: the
+          centre in normalized units, where 1 is half a width or height, the first pixel in pixel
+          units
+        - a positive t_x reads further right, a positive t_y further down, so that the content
+          moves left, or up
+        - in normalized units s is a part of the width and of the height alike, so that an output
+          of other proportions than the map's stretches it
 
     Raises:
         InvalidInputError: parameters are not a tensor.
@@ -155,9 +161,14 @@ class Similarity(_Parametric):
         - φ in radians turns the source point from the x axis towards the y axis; as y points
           down, the content of the output appears turned anticlockwise by φ
         - the turn is about the target origin: the centre in normalized units, the first pixel
-          in pixel units; in normalized units it is a rigid one only where H = W
+          in pixel units
+        - in normalized units a turn is not rigid where H and W differ: it shears, because 1 is
+          half a width along x and half a height along y; the rigid turn of a map into its own
+          size is the ``Affine`` of [[cos φ, -sin φ·H/W, 0], [sin φ·W/H, cos φ, 0]]
         - s < 1 reads a smaller window: the output shows it enlarged
-        - (t_x, t_y) is the source point of the target origin, in the unit the WarpSpec names
+        - (t_x, t_y) is the source point of the target origin, in the unit the WarpSpec names; a
+          positive t_x reads further right, a positive t_y further down, so that the content moves
+          left, or up
 
     Raises:
         InvalidInputError: parameters are not a tensor.
@@ -181,8 +192,10 @@ class Translation(_Parametric):
         parameters   (N, 2)   float32 | float64, (t_x, t_y)
 
     Convention:
-        - (t_x, t_y) is the source point of the target origin, in the unit the WarpSpec names;
-          a positive t_x reads further right, so that the content moves left
+        - (t_x, t_y) is the source point of the target origin, in the unit the WarpSpec names: the
+          centre in normalized units, the first pixel in pixel units
+        - a positive t_x reads further right, a positive t_y further down, so that the content
+          moves left, or up
 
     Raises:
         InvalidInputError: parameters are not a tensor.
@@ -206,7 +219,13 @@ class Rotation(_Parametric):
         parameters   (N, 1)   float32 | float64, (φ,)
 
     Convention:
-        - that of ``Similarity`` with s = 1 and t = 0
+        - φ in radians turns the source point from the x axis towards the y axis; as y points
+          down, the content of the output appears turned anticlockwise by φ
+        - the turn is about the target origin: the centre in normalized units, the first pixel
+          in pixel units
+        - in normalized units a turn is not rigid where H and W differ: it shears, because 1 is
+          half a width along x and half a height along y; the rigid turn of a map into its own
+          size is the ``Affine`` of [[cos φ, -sin φ·H/W, 0], [sin φ·W/H, cos φ, 0]]
 
     Raises:
         InvalidInputError: parameters are not a tensor.
