@@ -86,10 +86,7 @@ REFUSED = {
     "cut": (cut, r"got \d+ bytes in a storage of \d+\. Its storage was freed or cut"),
     "cut view": (cut_view, r"got \d+ bytes in a storage of \d+\. Its storage was freed or cut"),
     "sparse": (torch.Tensor.to_sparse, r"got layout torch\.sparse_coo\. Convert it"),
-    "sparse rows": (
-        lambda one: one.flatten(0, -2).to_sparse_csr(),
-        r"shape|got layout torch\.sparse_csr",
-    ),
+    "sparse rows": (torch.Tensor.to_sparse_csr, r"got layout torch\.sparse_csr\. Convert it"),
     "mkldnn": (torch.Tensor.to_mkldnn, r"got layout torch\._mkldnn\. Convert it"),
     "nested": (
         lambda one: torch.nested.nested_tensor(list(one)),
@@ -143,10 +140,14 @@ def test_lazy_operands_of_grids_are_read_as_their_values(kind, lazy):
     if lazy is negated:
         plain = transform
     lazily = transform.with_parameters(parameters)
-    assert torch.equal(generate_grid(lazily, (4, 6)), generate_grid(plain, (4, 6)))
+    got, expected = generate_grid(lazily, (4, 6)), generate_grid(plain, (4, 6))
+    torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)  # 0/0 of a homography
     grad = random_values(3, (2, 4, 6, 2), torch.float64)
-    expected = generate_grid_gradients(grad, plain)
-    assert torch.equal(generate_grid_gradients(negated(grad), lazily), expected)
+    got, expected = (
+        generate_grid_gradients(negated(grad), lazily),
+        generate_grid_gradients(grad, plain),
+    )
+    torch.testing.assert_close(got, expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_gradient_that_autograd_negates_lazily_has_its_sign():
@@ -174,16 +175,16 @@ def test_results_are_written_into_lazily_negated_memory_as_values():
     """Whoever reads ``out`` afterwards reads what was computed."""
     problem = random_gradients(2, random_warp(1))
     shape = problem.warp.output_shape
-    memory, other = negated(torch.zeros(shape).double()), torch.empty(shape).double()
+    memory, other = torch._neg_view(torch.zeros(shape).double()), torch.empty(shape).double()
     expected = warp_ragged([problem.warp])[0]
     assert warp_ragged([problem.warp, problem.warp], [memory, other])[0] is memory
     assert torch.equal(memory, expected)
     assert torch.equal(other, expected)
     out = Gradients(
-        negated(torch.zeros_like(problem.warp.feature_map)),
+        torch._neg_view(torch.zeros_like(problem.warp.feature_map)),
         torch.empty_like(problem.warp.transform.parameters),
     )
-    assert warp_gradients_ragged([problem], [out])[0] is out
+    warp_gradients_ragged([problem], [out])
     (expected,) = warp_gradients_ragged([problem])
     assert torch.equal(out.feature_map, expected.feature_map)
     assert torch.equal(out.transform, expected.transform)
@@ -192,45 +193,43 @@ def test_results_are_written_into_lazily_negated_memory_as_values():
 def calls(u, theta, flow, grad):
     """Every way in that takes a feature map, parameters or a gradient, by what it reads."""
     wide = torch.rand(1, 2, 4, 4)
-    fine = torch.rand(1, 4, 4, 2)
-    yield "feature_map", lambda: warp(u(), Affine(IDENTITY))
-    yield "feature_map", lambda: warp_gradients(wide, u(), Affine(IDENTITY))
-    yield "feature_map", lambda: warp_ragged([WarpProblem(u(), Affine(IDENTITY))])
+    yield "feature_map", lambda: warp(u, Affine(IDENTITY))
+    yield "feature_map", lambda: warp_gradients(wide, u, Affine(IDENTITY))
+    yield "feature_map", lambda: warp_ragged([WarpProblem(u, Affine(IDENTITY))])
     yield (
         "feature_map",
-        lambda: warp_ragged([WarpProblem(u(), Affine(IDENTITY))], [torch.empty(1, 2, 4, 4)]),
+        lambda: warp_ragged([WarpProblem(u, Affine(IDENTITY))], [torch.empty(1, 2, 4, 4)]),
     )
     yield (
         "feature_map",
-        lambda: torch.func.vjp(lambda t: warp(u(), Affine(t)), IDENTITY)[1](wide),
+        lambda: torch.func.vjp(lambda t: warp(u, Affine(t)), IDENTITY)[1](wide),
     )
-    yield "theta", lambda: warp(wide, Affine(theta()))
-    yield "theta", lambda: generate_grid(Affine(theta()), (4, 4))
-    yield "theta", lambda: generate_grid_ragged([GridProblem(Affine(theta()), (4, 4))])
-    yield "displacement", lambda: warp(wide, Flow(flow()))
-    yield "grid", lambda: warp(wide, SamplingGrid(flow()))
-    yield "grad_output", lambda: warp_gradients(grad(), wide, Affine(IDENTITY))
+    yield "theta", lambda: warp(wide, Affine(theta))
+    yield "theta", lambda: generate_grid(Affine(theta), (4, 4))
+    yield "theta", lambda: generate_grid_ragged([GridProblem(Affine(theta), (4, 4))])
+    yield "displacement", lambda: warp(wide, Flow(flow))
+    yield "grid", lambda: warp(wide, SamplingGrid(flow))
+    yield "grad_output", lambda: warp_gradients(grad, wide, Affine(IDENTITY))
     yield (
         "grad_output",
         lambda: warp_gradients_ragged(
-            [WarpGradientsProblem(WarpProblem(wide, Affine(IDENTITY)), grad())]
+            [WarpGradientsProblem(WarpProblem(wide, Affine(IDENTITY)), grad)]
         ),
     )
-    yield "grad_grid", lambda: generate_grid_gradients(flow(), Affine(IDENTITY))
+    yield "grad_grid", lambda: generate_grid_gradients(flow, Affine(IDENTITY))
     yield (
         "grad_grid",
         lambda: generate_grid_gradients_ragged(
-            [GridGradientsProblem(GridProblem(Affine(IDENTITY), (4, 4)), flow())]
+            [GridGradientsProblem(GridProblem(Affine(IDENTITY), (4, 4)), flow)]
         ),
     )
-    del fine
 
 
 @per_refusal
 def test_what_has_no_values_in_memory_is_refused(case):
     """By every way in, with the argument named, and never a crash."""
     map_, points = torch.rand(1, 2, 4, 4), torch.rand(1, 4, 4, 2)
-    operands = (lambda one=one: made(case, one) for one in (map_, IDENTITY, points, map_))
+    operands = [made(case, one) for one in (map_, IDENTITY, points, map_)]
     for argument, call in calls(*operands):
         with pytest.raises(InvalidInputError, match=REFUSED[case][1]) as caught:
             call()
@@ -321,7 +320,9 @@ def test_ragged_calls_serve_those_who_follow_every_operation():
         u, theta = torch.empty(2, 3, 4, 5), torch.empty(2, 2, 3)
         problem = WarpProblem(u, Affine(theta), (6, 7))
         assert warp_ragged([problem])[0].shape == (2, 3, 6, 7)
-        (gradients,) = warp_gradients_ragged([WarpGradientsProblem(problem, u.new_empty(2, 3, 6, 7))])
+        (gradients,) = warp_gradients_ragged(
+            [WarpGradientsProblem(problem, u.new_empty(2, 3, 6, 7))]
+        )
         assert gradients.transform.shape == (2, 2, 3)
         grid = GridProblem(Affine(theta), (6, 7))
         assert generate_grid_ragged([grid])[0].shape == (2, 6, 7, 2)
@@ -376,9 +377,8 @@ def test_drop_ins_resolve_and_refuse(place):
         stn_engine.grid_sample(*lost, align_corners=False)
 
 
-def test_every_kind_of_transform_is_asked(subtests=None):
+def test_every_kind_of_transform_is_asked():
     """No kind has a way around."""
-    del subtests
     for kind, lose in itertools.product(KINDS, (freed, cut)):
         problem = random_warp(1, kind=kind)
         lost = problem.bound(problem.feature_map, lose(problem.transform.parameters))

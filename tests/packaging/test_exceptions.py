@@ -96,7 +96,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", sorted(set(all_exceptions()), key=repr), ids=lambda one: repr(one))
+@pytest.mark.parametrize("kind", sorted(set(all_exceptions()), key=repr), ids=repr)
 def test_exceptions_survive_a_journey(kind, way):
     """Type, text, arguments and facts are those that were raised."""
     positional, keywords = arguments_of(kind)

@@ -126,8 +126,8 @@ class Similarity:
         - the turn is about the target origin: the centre in normalized units, the first pixel in
           pixel units
         - in normalized units a turn is not rigid where H and W differ: it shears, because 1 is half
-          a width along x and half a height along y; the rigid turn of a map into its own size is the
-          `Affine` of [[cos phi, -sin phi H/W, 0], [sin phi W/H, cos phi, 0]]
+          a width along x and half a height along y; the rigid turn of a map into its own size is
+          the `Affine` of [[cos phi, -sin phi H/W, 0], [sin phi W/H, cos phi, 0]]
         - s < 1 reads a smaller window: the output shows it enlarged
         - (t_x, t_y) is the source point of the target origin, in the unit of `coordinates`: a
           positive t_x reads further right, a positive t_y further down, so that the content moves
@@ -168,8 +168,8 @@ class Rotation:
         - the turn is about the target origin: the centre in normalized units, the first pixel in
           pixel units
         - in normalized units a turn is not rigid where H and W differ: it shears, because 1 is half
-          a width along x and half a height along y; the rigid turn of a map into its own size is the
-          `Affine` of [[cos phi, -sin phi H/W, 0], [sin phi W/H, cos phi, 0]]
+          a width along x and half a height along y; the rigid turn of a map into its own size is
+          the `Affine` of [[cos phi, -sin phi H/W, 0], [sin phi W/H, cos phi, 0]]
     """
 
     parameters: Any

@@ -165,7 +165,7 @@ def _with_contiguous_gradient(feature_map: Tensor) -> Tensor:
     if feature_map.is_contiguous() or not feature_map.requires_grad or _is_captured():
         return feature_map
     alias = feature_map.view_as(feature_map)
-    alias.register_hook(torch.Tensor.contiguous)
+    alias.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]  # torch
     return alias
 
 

@@ -289,9 +289,7 @@ def generate_grid_gradients(
 
 
 @unrecorded
-def _generation_into(
-    grad_grid: Tensor, transform: ParametricTransform, *unit: Any
-) -> GridProblem:
+def _generation_into(grad_grid: Tensor, transform: ParametricTransform, *unit: Any) -> GridProblem:
     """The generation whose grid has the size of ``grad_grid``."""
     checks.check_transform(transform, get_args(ParametricTransform))
     checks.check_tensor("grad_grid", grad_grid)

@@ -259,15 +259,17 @@ def _warp_adjoint(
 def _warp_gradients_arguments(problem: WarpGradientsProblem) -> tuple[Any, ...]:
     return (
         *problem.operands,
-        problem.needs,
+        *(name in problem.needs for name in NEEDS),
         *_transform_arguments(problem.warp.transform),
         *_spec_arguments(problem.warp.spec),
     )
 
 
 def _warp_gradients_problem(
-    grad_output: Tensor, feature_map: Tensor, parameters: Tensor, needs: Sequence[str], *how: Any
+    grad_output: Tensor, feature_map: Tensor, parameters: Tensor, *how: Any
 ) -> WarpGradientsProblem:
+    needed, how = how[: len(NEEDS)], how[len(NEEDS) :]
+    needs = [name for name, need in zip(NEEDS, needed, strict=True) if need]
     warp = _warp_problem(feature_map, parameters, grad_output.shape[2:], *how)
     return WarpGradientsProblem(warp, grad_output, needs)
 
@@ -338,8 +340,8 @@ warp = Operator[WarpProblem, Tensor](
 """V, differentiable in the feature map and the transform's parameters."""
 
 warp_gradients = Operator[WarpGradientsProblem, Gradients](
-    "warp_gradients(Tensor grad_output, Tensor feature_map, Tensor parameters, str[] needs,"
-    f" {TRANSFORM}, {SPEC}) -> Tensor[]",
+    "warp_gradients(Tensor grad_output, Tensor feature_map, Tensor parameters,"
+    f" bool needs_feature_map, bool needs_transform, {TRANSFORM}, {SPEC}) -> Tensor[]",
     arguments=_warp_gradients_arguments,
     problem=_warp_gradients_problem,
     empty=_empty_warp_gradients,

@@ -1,8 +1,8 @@
 """The way in for tensors: whether the values of a tensor are what lies at its address.
 
 They need not be. A lazily negated tensor lies in memory with the other sign, a ZeroTensor, a meta
-or a sparse tensor has no memory of this shape, and whoever shards models frees storages that tensors
-still point into. Kernels see addresses only, so what is asked here is asked right before they run:
+or a sparse tensor has no memory of this shape, and whoever shards models frees storages that
+tensors still point into. Kernels see addresses only, so this is asked right before they run:
 tensors change between the making of a problem and its backward pass.
 """
 
@@ -87,7 +87,12 @@ def _has_memory(tensor: Tensor) -> bool:
         return False
     if first == 0 and tensor.is_contiguous():
         return size_bytes >= tensor.nbytes
-    return size_bytes >= first * tensor.element_size() + _span_bytes(tensor)
+    return size_bytes >= _reach_bytes(tensor)
+
+
+def _reach_bytes(tensor: Tensor) -> int:
+    """From the first byte of a tensor's storage to the tensor's last."""
+    return tensor.storage_offset() * tensor.element_size() + _span_bytes(tensor)
 
 
 def _span_bytes(tensor: Tensor) -> int:
@@ -111,14 +116,13 @@ def _resolved(argument: str, tensor: Tensor) -> Tensor:
 def _refuse(argument: str, tensor: Tensor) -> NoReturn:
     expected = "a dense tensor whose values are in memory"
     if tensor.is_meta:
-        got, remedy = "one on the meta device", "Move it to a device: Tensor.to_empty or new values."
+        got, remedy = "one on the meta device", "Make it on a device that has memory."
     elif tensor.layout != torch.strided:
         got, remedy = f"layout {tensor.layout}", "Convert it: Tensor.to_dense."
     elif tensor._is_zerotensor():  # noqa: SLF001 - no public function tells
         got, remedy = "a ZeroTensor", "Allocate it by torch.empty."
     else:
-        needed, held = _span_bytes(tensor), _held_bytes(tensor)
-        got = f"{needed} bytes in a storage of {held}"
+        got = f"{_reach_bytes(tensor)} bytes in a storage of {_held_bytes(tensor)}"
         remedy = "Its storage was freed or cut; keep it until all that reads it is done."
     raise InvalidInputError(argument, expected, got, remedy)
 

@@ -97,7 +97,7 @@ def _basis(
         count = len(control)
         system = torch.zeros(count + 3, count + 3, dtype=torch.float64, device=HOST)
         system[:count] = _terms(control, control)
-        system[:count, :count] += regularization * torch.eye(count, dtype=torch.float64, device=HOST)
+        system[:count, :count].diagonal().add_(regularization)
         system[count:, :count] = system[:count, count:].T
         y, x = (lattice_axis(n, coordinates, align_corners=align_corners) for n in size)
         target = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).view(-1, 2)

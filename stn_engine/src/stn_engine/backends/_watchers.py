@@ -43,14 +43,14 @@ def unrecorded(function: Callable[..., R]) -> Callable[..., R]:
 
     @wraps(function)
     def run(*arguments: Any) -> R:
-        state = torch._C._get_tracing_state()  # noqa: SLF001 - no public function pauses it
+        state: Any = torch._C._get_tracing_state()  # noqa: SLF001 - no public function pauses it
         if state is None:
             return function(*arguments)
-        torch._C._set_tracing_state(None)  # noqa: SLF001
+        torch._C._set_tracing_state(None)  # type: ignore[attr-defined]  # noqa: SLF001
         try:
             return function(*arguments)
         finally:
-            torch._C._set_tracing_state(state)  # noqa: SLF001
+            torch._C._set_tracing_state(state)  # type: ignore[attr-defined]  # noqa: SLF001
 
     return run
 
