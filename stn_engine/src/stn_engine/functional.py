@@ -194,8 +194,11 @@ def _warp_into(
 _suspected: list[Sequence[int]] = []
 """The first map of the process that looked wrong: one warning is enough."""
 
+_BEHIND_NO_GRAD = 4
+"""Frames from a warning to the caller of a function that torch.no_grad wraps."""
 
-def _warn_of_channels_last(problem: WarpProblem) -> None:
+
+def _warn_of_channels_last(problem: WarpProblem, stacklevel: int = 3) -> None:
     """Warns once of a map with sizes as of (N, H, W, C).
 
     Such are more than 4 channels and rows, but at most 4 columns.
@@ -208,7 +211,7 @@ def _warn_of_channels_last(problem: WarpProblem) -> None:
         warnings.warn(
             f"feature_map: expected (N, C, [D,] H, W), got {shape}, which looks like "
             "(N, [D,] H, W, C). If it is, give feature_map.movedim(-1, 1).",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
 
@@ -322,7 +325,7 @@ def warp_ragged(
         for i, (problem, memory) in enumerate(zip(problems, out, strict=True)):
             check_out(f"out[{i}]", memory, problem.output_shape, problem.operands)
     for problem in problems:
-        _warn_of_channels_last(problem)
+        _warn_of_channels_last(problem, _BEHIND_NO_GRAD)
     if _are_watched(problems):
         return delivered([operators.warp(one) for one in problems], out)
     return dispatch.warp(problems, out=out)
@@ -341,6 +344,8 @@ def warp_gradients_ragged(
         out = [
             _needed(f"out[{i}]", *pair) for i, pair in enumerate(zip(problems, out, strict=True))
         ]
+    for problem in problems:
+        _warn_of_channels_last(problem.warp, _BEHIND_NO_GRAD)
     if _are_watched(problems):
         return delivered([operators.warp_gradients(one) for one in problems], out)
     return dispatch.warp_gradients(problems, out=out)
