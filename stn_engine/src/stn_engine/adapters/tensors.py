@@ -92,7 +92,7 @@ def _has_memory(tensor: Tensor) -> bool:
 
 def _reach_bytes(tensor: Tensor) -> int:
     """From the first byte of a tensor's storage to the tensor's last."""
-    return tensor.storage_offset() * tensor.element_size() + _span_bytes(tensor)
+    return int(tensor.storage_offset()) * tensor.element_size() + _span_bytes(tensor)
 
 
 def _span_bytes(tensor: Tensor) -> int:
