@@ -61,7 +61,7 @@ $(WHEELHOUSE): $(ENGINE) .ci/constraints.txt deploy/requirements.txt
 		--requirement deploy/requirements.txt hatch-fancy-pypi-readme hatchling
 	@touch $@
 
-.PHONY: demo test test-containers wheels wheelhouse gpu-check gpu-check-dry test-gpu check fuzz-native fuzz-server overload chaos soak format proto docs dashboard bench-server bench-replicas bench-engine bench-gpu clean help
+.PHONY: demo test test-newest-torch test-containers wheels wheelhouse gpu-check gpu-check-dry test-gpu check fuzz-native fuzz-server overload chaos soak format proto docs dashboard bench-server bench-replicas bench-engine bench-gpu clean help
 
 demo: $(BUILT)  ## warp a photo, differentiate it, align two photos, all through a real server
 	$(BIN)/python client/examples/first_light.py --output build/demo
@@ -73,6 +73,15 @@ $(EMULATED): $(BUILT) tests/support/emulated_cuda.py tests/emulation/cuda.h test
 
 test: $(BUILT) $(PROTOC) $(EMULATED)  ## the whole test suite
 	$(BIN)/pytest
+
+NEWEST_TORCH := build/newest-torch
+WITH_NEWEST_TORCH := PYTHONPATH=$(NEWEST_TORCH) $(BIN)
+
+# In a folder of its own that comes first on the path; TORCH names another one, or a wheel.
+test-newest-torch: $(BUILT)  ## the engine with the newest torch, whatever it is pinned to
+	$(BIN)/pip install --quiet --upgrade --target $(NEWEST_TORCH) $(or $(TORCH),torch)
+	$(WITH_NEWEST_TORCH)/python -c 'import torch; print("torch", torch.__version__)'
+	$(WITH_NEWEST_TORCH)/pytest tests/engine tests/client/test_torch.py
 
 test-containers: $(WHEELHOUSE)  ## build the image and run it; needs a Docker engine, or root
 	$(BIN)/pytest deploy/tests

@@ -460,6 +460,75 @@ def test_convention_rotation_turns_the_content_anticlockwise(backend, kind):
     torch.testing.assert_close(backend.warp([problem])[0][0, 0], expected)
 
 
+def quarter_turn(kind, width_by_height=1.0):
+    """As a rotation, a similarity, or the affine map that the docstrings give for a rigid turn."""
+    angle = math.pi / 2
+    if kind == Affine:
+        cos, sin = math.cos(angle), math.sin(angle)
+        rows = [[cos, -sin / width_by_height, 0.0], [sin * width_by_height, cos, 0.0]]
+        return Affine(torch.tensor([rows], dtype=torch.float64))
+    parameters = [angle] if kind == Rotation else [1.0, angle, 0.0, 0.0]
+    return kind(torch.tensor([parameters], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", [Rotation, Similarity])
+def test_convention_a_turn_in_pixel_units_is_about_the_first_pixel(backend, kind):
+    """A quarter turn: column j of the first row reads (0, j), the first column downwards."""
+    ramp = torch.arange(12.0).view(1, 1, 4, 3)  # 3·y + x
+    spec = WarpSpec(coordinates="pixel", padding="border")
+    problem = WarpProblem(ramp, quarter_turn(kind), (1, 4), spec)
+    assert backend.warp([problem])[0].flatten().tolist() == pytest.approx([0.0, 3.0, 6.0, 9.0])
+
+
+@pytest.mark.parametrize("kind", [Rotation, Similarity])
+def test_convention_a_turn_in_normalized_units_is_not_rigid_unless_square(backend, kind):
+    """On 3 rows of 9, a quarter turn shows what is 1 px below the centre 4 px beside it.
+
+    With corners at -1 and 1 the last column is x_t = 1, which reads y = 1, the last row.
+    """
+    below = torch.zeros(1, 1, 3, 9)
+    below[0, 0, 2, 4] = 1.0
+    problem = WarpProblem(below, quarter_turn(kind), spec=WarpSpec(align_corners=True))
+    row = backend.warp([problem])[0][0, 0, 1]
+    torch.testing.assert_close(row, torch.tensor([0.0, 0, 0, 0, 0, 0.25, 0.5, 0.75, 1.0]))
+
+
+def test_convention_the_rigid_turn_of_a_map_that_is_not_square(backend):
+    """By the matrix of the docstrings, what is 1 px below the centre is shown 1 px beside it."""
+    below = torch.zeros(1, 1, 3, 9)
+    below[0, 0, 2, 4] = 1.0
+    problem = WarpProblem(below, quarter_turn(Affine, width_by_height=9 / 3))
+    row = backend.warp([problem])[0][0, 0, 1]
+    torch.testing.assert_close(row, torch.tensor([0.0, 0, 0, 0, 0, 1.0, 0, 0, 0]))
+
+
+def test_convention_attention_moves_and_turns_about_the_centre(backend):
+    """Normalized: t_x = 2/3 is a column of 3 further right, s = -1 half a turn."""
+    square = torch.arange(9.0).view(1, 1, 3, 3)
+    right = WarpProblem(square, Attention(torch.tensor([[1.0, 2 / 3, 0.0]])))
+    expected = torch.tensor([[1.0, 2.0, 0.0], [4.0, 5.0, 0.0], [7.0, 8.0, 0.0]])
+    torch.testing.assert_close(backend.warp([right])[0][0, 0], expected)
+    turned = WarpProblem(square, Attention(torch.tensor([[-1.0, 0.0, 0.0]])))
+    torch.testing.assert_close(backend.warp([turned])[0], square.flip(2, 3))
+
+
+def test_convention_attention_stretches_into_other_proportions(backend):
+    """Normalized: all of 2 rows of 4 fits a single row of 2, whose columns average two each."""
+    ramp = torch.tensor([[[[0.0, 2.0, 4.0, 6.0], [0.0, 2.0, 4.0, 6.0]]]])
+    problem = WarpProblem(ramp, Attention(torch.tensor([[1.0, 0.0, 0.0]])), (1, 2))
+    assert backend.warp([problem])[0].flatten().tolist() == [1.0, 5.0]
+
+
+def test_an_identity_passes_maps_on_bit_for_bit_if_they_are_finite(backend):
+    """A NaN reaches every point that has it among its taps, whatever its weight: 4 of them."""
+    photo = random_values(1, (1, 1, 5, 6), torch.float32)
+    identity = Affine(torch.eye(2, 3)[None])
+    assert torch.equal(backend.warp([WarpProblem(photo, identity)])[0], photo)
+    photo[0, 0, 2, 3] = math.nan
+    v = backend.warp([WarpProblem(photo, identity)])[0]
+    assert v.isnan().nonzero().tolist() == [[0, 0, 1, 2], [0, 0, 1, 3], [0, 0, 2, 2], [0, 0, 2, 3]]
+
+
 def test_convention_similarity_parameters_are_s_phi_tx_ty(backend):
     """In pixels: scale 2, half a turn, then (4, 1): column j of row i reads (4 - 2j, 1 - 2i)."""
     ramp = torch.arange(10.0).view(1, 1, 2, 5)  # 5·y + x

@@ -190,3 +190,108 @@ def test_grid_sample_computes_gradients_only_where_needed():
     output.sum().backward()
     assert image.grad is not None
     assert GRID.grad is None
+
+
+def strided(tensor):
+    """Every other number of a larger tensor."""
+    return tensor.repeat_interleave(2, -1)[..., ::2]
+
+
+ORDERS = {
+    "contiguous": lambda one: one,
+    "channels last": lambda one: one.contiguous(
+        memory_format={4: torch.channels_last, 5: torch.channels_last_3d}[one.dim()]
+    ),
+    "turned": lambda one: one.transpose(-1, -2).contiguous().transpose(-1, -2),
+    "strided": strided,
+    "expanded": lambda one: one[:1].expand_as(one),
+}
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("recorded", [False, True])
+def test_grid_sample_returns_the_memory_format_of_torch(dims, order, recorded):
+    """So that ``view`` works wherever it works after torch; of the map's gradient, too."""
+    image, grid = (IMAGE, GRID) if dims == 2 else (VOLUME, VOLUME_GRID)
+    results = []
+    for module in (stn_engine, torch_functional):
+        leaf = ORDERS[order](image).detach().requires_grad_(recorded)
+        output = module.grid_sample(leaf, grid, align_corners=False)
+        parts = [output.detach()]
+        if recorded:
+            parts += torch.autograd.grad(output.square().sum(), leaf)
+        results.append(parts)
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.stride() == theirs.stride()
+        assert ours.view(len(ours), -1).shape == theirs.view(len(theirs), -1).shape
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("size", [(2, 3, 4, 5), (2, 3, 4, 5, 6)])
+def test_affine_grid_returns_the_memory_format_of_torch(size):
+    """A contiguous grid."""
+    theta = torch.rand(2, len(size) - 2, len(size) - 1)
+    ours, theirs = (
+        module.affine_grid(theta, size, align_corners=False)
+        for module in (stn_engine, torch_functional)
+    )
+    assert ours.stride() == theirs.stride()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("map_dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("grid_dtype", FLOATS, ids=str)
+def test_grid_sample_under_autocast_does_what_torch_does(dtype, map_dtype, grid_dtype):
+    """The dtype, the values, and the errors of mixtures."""
+    args = IMAGE.to(map_dtype), GRID.to(grid_dtype)
+    with torch.autocast("cpu", dtype=dtype):
+        if torch.float64 in {map_dtype, grid_dtype} and map_dtype != grid_dtype:
+            assert_same_error(stn_engine.grid_sample, torch_functional.grid_sample, args, {})
+            return
+        ours, theirs = (
+            module.grid_sample(*args, align_corners=False)
+            for module in (stn_engine, torch_functional)
+        )
+    assert ours.dtype == theirs.dtype
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("theta_dtype", FLOATS, ids=str)
+def test_affine_grid_under_autocast_does_what_torch_does(dtype, theta_dtype):
+    """Torch makes grids by a matrix product, which autocast runs in its own type."""
+    theta = random_values(4, (2, 2, 3), theta_dtype)
+    options = {"size": (2, 3, 4, 5), "align_corners": False}
+    with torch.autocast("cpu", dtype=dtype):
+        ours, theirs = (
+            module.affine_grid(theta, **options) for module in (stn_engine, torch_functional)
+        )
+    assert ours.dtype == theirs.dtype
+    wide = torch.promote_types(theta_dtype, torch.float32)
+    expected = torch_functional.affine_grid(theta.to(wide), **options)  # torch rounds on the way
+    assert_close_in_norm(ours, expected, GRADIENT[wide] + STORAGE[ours.dtype])
+
+
+def test_drop_ins_compute_where_their_operands_are():
+    """As torch: the default device is for those who name none."""
+    with torch.device("meta"):
+        ours, theirs = (
+            module.grid_sample(
+                IMAGE,
+                module.affine_grid(THETA, (2, 3, 4, 5), align_corners=True),
+                align_corners=True,
+            )
+            for module in (stn_engine, torch_functional)
+        )
+    assert ours.device == torch.device("cpu")
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_drop_ins_give_shapes_for_shapes():
+    """As torch: operands on the meta device give results there."""
+    image, grid, theta = IMAGE.to("meta"), GRID.to("meta"), THETA.to("meta")
+    output = stn_engine.grid_sample(image, grid, align_corners=False)
+    assert (output.device.type, output.shape) == ("meta", (2, 3, 6, 7))
+    made = stn_engine.affine_grid(theta, (2, 3, 4, 5), align_corners=False)
+    assert (made.device.type, made.shape) == ("meta", (2, 4, 5, 2))

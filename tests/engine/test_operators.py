@@ -142,8 +142,8 @@ def test_who_watches_sees_one_operator_each_way():
         output.backward(torch.ones_like(output))
     assert forward.names() == ["stn_engine::warp"]
     assert [name for name in backward.names() if "stn" in name] == ["stn_engine::warp_gradients"]
-    needs = [args[3] for name, args in backward.seen if "stn" in name]
-    assert needs == [["transform"]]
+    needs = [args[3:5] for name, args in backward.seen if "stn" in name]
+    assert needs == [(False, True)]  # of the feature map, of the transform
 
 
 def test_a_recorded_warp_keeps_nothing_but_its_saved_tensors():

@@ -44,6 +44,18 @@ def test_internal_pins_are_exact():
     assert all(pin.endswith(f"=={version}") for pin in pins)
 
 
+def test_torch_is_bounded_by_what_was_tested():
+    """The engine calls torch in private: the next release of torch needs a look first."""
+    pinned = next(
+        line.removeprefix("torch==")
+        for line in (ROOT / ".ci" / "constraints.txt").read_text().splitlines()
+        if line.startswith("torch==")
+    )
+    major, minor = map(int, pinned.split(".")[:2])
+    (bounds,) = [one for one in metadata("stn_engine")["dependencies"] if one.startswith("torch")]
+    assert bounds.endswith(f",<{major}.{minor + 1}")
+
+
 def test_changelog_has_an_entry_for_the_version():
     """What a release changes is written down."""
     version = metadata("proto")["version"]

@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError, Message
 from numpy.typing import ArrayLike, NDArray
 
 from stn_client._errors import InvalidRequestError, ProtocolMismatchError
+from stn_client._layouts import warn_of_channels_last
 from stn_client._options import GridOptions, WarpOptions
 from stn_client._transforms import (
     Affine,
@@ -199,6 +200,8 @@ def _put_map(
     field: str, array: ArrayLike, payloads: Payloads, options: WarpOptions
 ) -> tensor_pb2.Tensor:
     layout = _enum(tensor_pb2.Layout, "layout", options.get("layout", "NCHW"))
+    if layout == tensor_pb2.LAYOUT_NCHW:
+        warn_of_channels_last(getattr(array, "shape", ()))
     return _put(field, array, payloads, layout)
 
 

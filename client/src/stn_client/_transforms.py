@@ -96,6 +96,16 @@ class Attention:
 
     Shapes:
         parameters   (N, 3)   (s, t_x, t_y), float32 | float64; N = 1 serves the whole batch
+
+    Convention:
+        - s < 1 reads a smaller window: the output shows it enlarged; s < 0 turns it by half a turn
+        - (t_x, t_y) is the source point of the target origin, in the unit of `coordinates`: a
+          positive t_x reads further right, a positive t_y further down, so that the content moves
+          left, or up
+        - the target origin is the centre in normalized units, where 1 is half a width or height,
+          and the first pixel in pixel units
+        - in normalized units s is a part of the width and of the height alike, so that an output of
+          other proportions than the map's stretches it
     """
 
     parameters: Any
@@ -109,6 +119,19 @@ class Similarity:
 
     Shapes:
         parameters   (N, 4)   (s, phi, t_x, t_y), float32 | float64; N = 1 serves the whole batch
+
+    Convention:
+        - phi turns the source point from the x axis towards the y axis; as y points down, the
+          content of the output appears turned anticlockwise by phi
+        - the turn is about the target origin: the centre in normalized units, the first pixel in
+          pixel units
+        - in normalized units a turn is not rigid where H and W differ: it shears, because 1 is half
+          a width along x and half a height along y; the rigid turn of a map into its own size is
+          the `Affine` of [[cos phi, -sin phi H/W, 0], [sin phi W/H, cos phi, 0]]
+        - s < 1 reads a smaller window: the output shows it enlarged
+        - (t_x, t_y) is the source point of the target origin, in the unit of `coordinates`: a
+          positive t_x reads further right, a positive t_y further down, so that the content moves
+          left, or up
     """
 
     parameters: Any
@@ -120,6 +143,13 @@ class Translation:
 
     Shapes:
         parameters   (N, 2)   (t_x, t_y), float32 | float64; N = 1 serves the whole batch
+
+    Convention:
+        - (t_x, t_y) is the source point of the target origin, in the unit of `coordinates`: a
+          positive t_x reads further right, a positive t_y further down, so that the content moves
+          left, or up
+        - the target origin is the centre in normalized units, where 1 is half a width or height,
+          and the first pixel in pixel units
     """
 
     parameters: Any
@@ -131,6 +161,15 @@ class Rotation:
 
     Shapes:
         parameters   (N, 1)   phi in radians, float32 | float64; N = 1 serves the whole batch
+
+    Convention:
+        - phi turns the source point from the x axis towards the y axis; as y points down, the
+          content of the output appears turned anticlockwise by phi
+        - the turn is about the target origin: the centre in normalized units, the first pixel in
+          pixel units
+        - in normalized units a turn is not rigid where H and W differ: it shears, because 1 is half
+          a width along x and half a height along y; the rigid turn of a map into its own size is
+          the `Affine` of [[cos phi, -sin phi H/W, 0], [sin phi W/H, cos phi, 0]]
     """
 
     parameters: Any

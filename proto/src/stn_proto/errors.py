@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copyreg
+from typing import Any
+
 
 class WireFormatError(ValueError):
     """A message does not keep the wire contract.
@@ -17,3 +20,7 @@ class WireFormatError(ValueError):
         self.field = field
         self.expected = expected
         self.actual = actual
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As it is, and not by the arguments of __init__: a worker process could not send it home.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]

@@ -22,12 +22,19 @@
 
 from __future__ import annotations
 
+import copyreg
+from typing import Any
+
 DEVICE_FULL_RETRY_S = 1.0
 """By then other batches have left the device."""
 
 
 class ServerError(Exception):
     """Base of the errors above."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As it is, and not by the arguments of __init__: a worker process could not send it home.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class InvalidRequestError(ServerError):

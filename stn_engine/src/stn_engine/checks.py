@@ -4,11 +4,12 @@ import math
 import operator
 import sys
 from collections.abc import Collection, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from stn_engine.backends._watchers import unrecorded
 from stn_engine.errors import (
     DeviceMismatchError,
     DTypeError,
@@ -27,6 +28,9 @@ NEEDS = "feature_map", "transform"
 GRADIENT_DTYPES = FEATURE_MAP_DTYPES[:-1]
 """Feature maps that have gradients: all but uint8."""
 
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+"""What autocast makes of float32 in the layers before a warp."""
+
 PARAMETER_DTYPES = (torch.float32, torch.float64)
 """What theta and grids may hold: a half-precision coordinate misses by pixels on a large map."""
 
@@ -36,10 +40,13 @@ _SIZES = {2: "two integers >= 0, height first", 3: "three integers >= 0, depth f
 
 
 def check_tensor(argument: str, value: object) -> None:
-    """``value`` is a torch.Tensor."""
+    """``value`` is a torch.Tensor with one size for each axis."""
     if not isinstance(value, Tensor):
         got = type(value).__name__
         raise InvalidInputError(argument, "a torch.Tensor", got, "Convert it: torch.as_tensor.")
+    if value.is_nested:  # it has no shape that could be checked
+        remedy = "Warp its parts: warp_ragged."
+        raise InvalidInputError(argument, "a dense tensor", "a nested one", remedy)
 
 
 def check_dtype(argument: str, value: Tensor, expected: Sequence[torch.dtype]) -> None:
@@ -58,6 +65,7 @@ def target_axes(dims: int) -> tuple[str, ...]:
     return _TARGET_AXES[-dims:]
 
 
+@unrecorded
 def check_shape(argument: str, value: Tensor, expected: Sequence[Shape], remedy: str) -> None:
     """``value`` has one of the expected shapes, in which a letter stands for any size."""
     if not any(_fits(value.shape, shape) for shape in expected):
@@ -85,11 +93,21 @@ def check_transform(value: object, kinds: tuple[type, ...]) -> None:
         raise InvalidInputError("transform", expected, got, "Wrap the parameters in one of these.")
 
 
-def check_parameters(argument: str, value: Tensor, expected: Sequence[Shape]) -> None:
-    """``value`` can hold the parameters of a transform: a float tensor of an expected shape."""
+def checked_parameters(argument: str, value: Tensor, expected: Sequence[Shape]) -> Tensor:
+    """``value`` as the parameters of a transform: a float tensor of an expected shape."""
     check_tensor(argument, value)
     check_shape(argument, value, expected, "Add or remove axes; a single item has N = 1.")
-    check_dtype(argument, value, PARAMETER_DTYPES)
+    if value.dtype not in PARAMETER_DTYPES:
+        value = autocast(value, torch.float32)
+        check_dtype(argument, value, PARAMETER_DTYPES)
+    return value
+
+
+def autocast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """``value``, in ``dtype`` if it is of half precision and autocast, which makes it so, is on."""
+    if value.dtype in HALF_DTYPES and torch.is_autocast_enabled(value.device.type):
+        return value.to(dtype)
+    return value
 
 
 def checked_control_points(value: Any) -> tuple[tuple[float, float], ...]:
@@ -205,45 +223,6 @@ def check_count(argument: str, value: Sequence[object], expected: int) -> None:
     if len(value) != expected:
         remedy = "Give one per problem, or none at all."
         raise InvalidInputError(argument, f"{expected} elements", str(len(value)), remedy)
-
-
-def check_out(
-    argument: str, value: object, shape: Sequence[int], operands: Sequence[Tensor]
-) -> None:
-    """``value`` can take a result of this shape, and the dtype and device of the first operand."""
-    check_tensor(argument, value)
-    memory, like = cast("Tensor", value), operands[0]
-    if memory.shape != shape:  # so as not to be slow where it is right
-        check_shape(argument, memory, [tuple(shape)], "Allocate it for exactly this result.")
-    check_dtype(argument, memory, (like.dtype,))
-    check_device("feature_map", like, argument, memory)
-    if not (memory.is_contiguous() or _is_channels_last(memory)):
-        got = f"strides {tuple(memory.stride())}"
-        raise InvalidInputError(argument, "dense memory", got, "Allocate it by torch.empty.")
-    own = _addresses(memory)
-    if any(_meet(own, _addresses(operand)) for operand in operands):
-        expected, got = "memory of its own", "memory that an operand lies in, too"
-        raise InvalidInputError(argument, expected, got, "Allocate it by torch.empty.")
-
-
-def _is_channels_last(tensor: Tensor) -> bool:
-    order = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
-    return order is not None and tensor.is_contiguous(memory_format=order)
-
-
-def _meet(left: tuple[int, int], right: tuple[int, int]) -> bool:
-    """Whether two ranges of addresses have bytes in common."""
-    return max(left[0], right[0]) < min(left[1], right[1])
-
-
-def _addresses(tensor: Tensor) -> tuple[int, int]:
-    """The first byte of a tensor, and the one behind its last."""
-    first = tensor.data_ptr()
-    if tensor.is_contiguous() or 0 in tensor.shape:
-        return first, first + tensor.nbytes
-    steps = zip(tensor.shape, tensor.stride(), strict=True)  # of torch, never negative
-    last = sum((size - 1) * step for size, step in steps)
-    return first, first + (last + 1) * tensor.element_size()
 
 
 def checked_needs(value: Collection[str]) -> tuple[str, ...]:

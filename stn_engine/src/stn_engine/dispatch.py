@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from stn_engine.adapters.tensors import is_negated, readable
+from stn_engine.backends._results import delivered
 from stn_engine.backends.base import Backend
 from stn_engine.backends.cpu import CpuBackend
 from stn_engine.backends.cuda import CudaBackend
@@ -110,11 +112,14 @@ def _run(
     operation: Callable[[Backend, Sequence[P], Sequence[R] | None], list[R]],
 ) -> list[R]:
     """Run every problem on its backend, all problems of one backend together, in order."""
+    if out is not None and any(map(is_negated, out)):  # only torch writes such memory
+        return delivered(_run(problems, backends, None, operation), out)
     backends = candidates() if backends is None else backends
     for backend in backends:
         if not any(map(backend.unsupported_reasons, problems)):
-            return operation(backend, problems, out)
+            return operation(backend, [readable(one) for one in problems], out)
     chosen = [select(problem, backends) for problem in problems]
+    problems = [readable(one) for one in problems]
     results: dict[int, R] = {}
     for backend in backends:
         positions = [i for i, one in enumerate(chosen) if one is backend]

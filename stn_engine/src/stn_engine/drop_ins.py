@@ -6,12 +6,14 @@ to torch itself, which raises its own error.
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as torch_functional
 
 from stn_engine import checks, operators
+from stn_engine.backends._watchers import is_scripted, is_watched, unrecorded
 from stn_engine.problem import GridProblem, WarpProblem
 from stn_engine.spec import Coordinates, Interpolation, WarpSpec
 from stn_engine.transforms import Affine, SamplingGrid
@@ -54,10 +56,14 @@ def grid_sample(
     if align_corners is None:
         warnings.warn(_ALIGN_CORNERS_WARNING, stacklevel=2)
         align_corners = False
-    if not _is_grid_sample_call(input, grid, mode, padding_mode, align_corners):
+    feature_map, points = _autocast(input, grid)
+    if not _is_grid_sample_call(feature_map, points, mode, padding_mode, align_corners):
         return torch_functional.grid_sample(input, grid, mode, padding_mode, align_corners)
     spec = WarpSpec(interpolation=mode, padding=padding_mode, align_corners=align_corners)
-    return operators.warp(WarpProblem(input, SamplingGrid(_at_least_float32(grid)), spec=spec))
+    problem = WarpProblem(
+        _with_contiguous_gradient(feature_map), SamplingGrid(_at_least_float32(points)), spec=spec
+    )
+    return operators.warp(problem).contiguous()
 
 
 def affine_grid(
@@ -90,9 +96,10 @@ def affine_grid(
         return torch_functional.affine_grid(theta, size, align_corners)  # type: ignore[arg-type]
     transform = Affine(_at_least_float32(theta))
     problem = GridProblem(transform, size[2:], Coordinates.NORMALIZED, align_corners)
-    return operators.generate_grid(problem).to(theta.dtype)
+    return operators.generate_grid(problem).to(_dtype_of_products(theta))
 
 
+@unrecorded
 def _is_grid_sample_call(
     feature_map: object, grid: object, mode: str, padding: str, align_corners: object
 ) -> bool:
@@ -100,6 +107,7 @@ def _is_grid_sample_call(
     return (
         isinstance(feature_map, Tensor)
         and isinstance(grid, Tensor)
+        and not (feature_map.is_nested or grid.is_nested)
         and feature_map.dim() == grid.dim() in {4, 5}
         and feature_map.shape[0] == grid.shape[0]
         and 0 not in feature_map.shape[2:]
@@ -108,16 +116,19 @@ def _is_grid_sample_call(
         and feature_map.dtype in checks.GRADIENT_DTYPES
         and feature_map.device == grid.device
         and feature_map.layout == grid.layout == torch.strided
+        and not feature_map.is_meta
         and mode in (set(Interpolation) if grid.dim() == 4 else {"nearest", "bilinear"})
         and padding in {"zeros", "border", "reflection"}
         and isinstance(align_corners, bool)
     )
 
 
+@unrecorded
 def _is_affine_grid_call(theta: object, size: Sequence[int], align_corners: object) -> bool:
     """Whether torch would take these arguments without a word; when in doubt, False."""
     return (
         isinstance(theta, Tensor)
+        and not (theta.is_nested or theta.is_meta)
         and theta.dtype in checks.GRADIENT_DTYPES
         and theta.layout == torch.strided
         and len(size) in {4, 5}
@@ -126,6 +137,41 @@ def _is_affine_grid_call(theta: object, size: Sequence[int], align_corners: obje
         and isinstance(align_corners, bool)
         and not (align_corners and 1 in size[2:])
     )
+
+
+def _autocast(feature_map: Any, grid: Any) -> tuple[Any, Any]:
+    """Both as torch's autocast hands them to its sampler; what is no tensor as it is.
+
+    On the CPU the sampler is among the operations that run in float32, elsewhere among those that
+    run in the widest type of their operands.
+    """
+    if not (isinstance(feature_map, Tensor) and isinstance(grid, Tensor)):
+        return feature_map, grid
+    if feature_map.device.type != "cpu" and torch.float32 not in {feature_map.dtype, grid.dtype}:
+        return feature_map, grid
+    return checks.autocast(feature_map, torch.float32), checks.autocast(grid, torch.float32)
+
+
+def _dtype_of_products(theta: Tensor) -> torch.dtype:
+    """Dtype of a matrix product with theta, as torch makes its grids; autocast chooses its own."""
+    device = theta.device.type
+    if theta.dtype != torch.float64 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return theta.dtype
+
+
+def _with_contiguous_gradient(feature_map: Tensor) -> Tensor:
+    """``feature_map``, whose gradient is contiguous as torch's is; the engine's has its format."""
+    if feature_map.is_contiguous() or not feature_map.requires_grad or _is_captured():
+        return feature_map
+    alias = feature_map.view_as(feature_map)
+    alias.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]  # torch
+    return alias
+
+
+def _is_captured() -> bool:
+    """Whether there will be another backward pass, which has no hooks and contiguous results."""
+    return torch.compiler.is_compiling() or is_watched() or is_scripted()
 
 
 def _at_least_float32(coordinates: Tensor) -> Tensor:

@@ -13,8 +13,9 @@
 A message reads *where: expected, got. What to do.* and every fact in it is an attribute as well.
 """
 
+import copyreg
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -24,6 +25,10 @@ Shape: TypeAlias = Sequence[int | str]
 
 class EngineError(Exception):
     """Root of everything this package raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As it is, and not by the arguments of __init__: a worker process could not send it home.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class InvalidInputError(EngineError, ValueError):

@@ -5,18 +5,29 @@ maps target to source: it says where a pixel of the output is read. In 3-D coord
 and sizes (depth, height, width); a transform of volumes has parameters for three coordinates.
 """
 
+import warnings
 from collections.abc import Iterable, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from stn_engine import checks, dispatch, operators
+from stn_engine.adapters.tensors import check_out
+from stn_engine.backends._results import delivered
+from stn_engine.backends._watchers import (
+    has_tangents,
+    is_plain,
+    is_scripted,
+    is_watched,
+    unrecorded,
+)
 from stn_engine.errors import Shape
 from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,
     GridProblem,
+    Problem,
     WarpGradientsProblem,
     WarpProblem,
 )
@@ -103,7 +114,9 @@ def warp(
         subgradient=subgradient,
         deterministic=deterministic,
     )
-    return operators.warp(WarpProblem(feature_map, transform, output_size, spec))
+    problem = WarpProblem(feature_map, transform, output_size, spec)
+    _warn_of_channels_last(problem)
+    return operators.warp(problem)
 
 
 def warp_gradients(  # noqa: PLR0913 - the options of warp, and needs
@@ -160,12 +173,51 @@ def warp_gradients(  # noqa: PLR0913 - the options of warp, and needs
         subgradient=subgradient,
         deterministic=deterministic,
     )
+    problem = _warp_into(grad_output, feature_map, transform, spec)
+    _warn_of_channels_last(problem)
+    grad_output = checks.autocast(grad_output, problem.output_dtype)
+    return operators.warp_gradients(WarpGradientsProblem(problem, grad_output, needs))
+
+
+@unrecorded
+def _warp_into(
+    grad_output: Tensor, feature_map: Tensor, transform: Transform, spec: WarpSpec
+) -> WarpProblem:
+    """The warp whose result has the size of ``grad_output``."""
     checks.check_transform(transform, get_args(Transform))
     checks.check_tensor("grad_output", grad_output)
     expected = ("N", "C", *checks.target_axes(transform.dims))
     checks.check_shape("grad_output", grad_output, [expected], "Add or remove axes.")
-    problem = WarpProblem(feature_map, transform, grad_output.shape[2:], spec)
-    return operators.warp_gradients(WarpGradientsProblem(problem, grad_output, needs))
+    return WarpProblem(feature_map, transform, grad_output.shape[2:], spec)
+
+
+_suspected: list[Sequence[int]] = []
+"""The first map of the process that looked wrong: one warning is enough."""
+
+_BEHIND_NO_GRAD = 4
+"""Frames from a warning to the caller of a function that torch.no_grad wraps."""
+
+
+def _warn_of_channels_last(problem: WarpProblem, stacklevel: int = 3) -> None:
+    """Warns once of a map with sizes as of (N, H, W, C).
+
+    Such are more than 4 channels and rows, but at most 4 columns.
+    """
+    if torch.compiler.is_compiling() or problem.output_shape[1] <= 4 or _suspected:
+        return
+    shape = _shape(problem.feature_map)
+    if min(shape[2:-1]) > 4 >= shape[-1]:
+        _suspected.append(shape)
+        warnings.warn(
+            f"feature_map: expected (N, C, [D,] H, W), got {shape}, which looks like "
+            "(N, [D,] H, W, C). If it is, give feature_map.movedim(-1, 1).",
+            stacklevel=stacklevel,
+        )
+
+
+@unrecorded
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
 
 
 def generate_grid(
@@ -234,12 +286,19 @@ def generate_grid_gradients(
     Raises:
         InvalidInputError: as ``generate_grid``, and for a grad_grid that does not fit its result.
     """
+    problem = _generation_into(grad_grid, transform, coordinates, align_corners)
+    grad_grid = checks.autocast(grad_grid, problem.output_dtype)
+    return operators.generate_grid_gradients(GridGradientsProblem(problem, grad_grid))
+
+
+@unrecorded
+def _generation_into(grad_grid: Tensor, transform: ParametricTransform, *unit: Any) -> GridProblem:
+    """The generation whose grid has the size of ``grad_grid``."""
     checks.check_transform(transform, get_args(ParametricTransform))
     checks.check_tensor("grad_grid", grad_grid)
     expected: Shape = ("N", *checks.target_axes(transform.dims), transform.dims)
     checks.check_shape("grad_grid", grad_grid, [expected], "Add or remove axes.")
-    problem = GridProblem(transform, grad_grid.shape[1:-1], coordinates, align_corners)
-    return operators.generate_grid_gradients(GridGradientsProblem(problem, grad_grid))
+    return GridProblem(transform, grad_grid.shape[1:-1], *unit)
 
 
 @torch.no_grad()
@@ -264,7 +323,11 @@ def warp_ragged(
     if out is not None:
         checks.check_count("out", out, len(problems))
         for i, (problem, memory) in enumerate(zip(problems, out, strict=True)):
-            checks.check_out(f"out[{i}]", memory, problem.output_shape, problem.operands)
+            check_out(f"out[{i}]", memory, problem.output_shape, problem.operands)
+    for problem in problems:
+        _warn_of_channels_last(problem, _BEHIND_NO_GRAD)
+    if _are_watched(problems):
+        return delivered([operators.warp(one) for one in problems], out)
     return dispatch.warp(problems, out=out)
 
 
@@ -281,7 +344,21 @@ def warp_gradients_ragged(
         out = [
             _needed(f"out[{i}]", *pair) for i, pair in enumerate(zip(problems, out, strict=True))
         ]
+    for problem in problems:
+        _warn_of_channels_last(problem.warp, _BEHIND_NO_GRAD)
+    if _are_watched(problems):
+        return delivered([operators.warp_gradients(one) for one in problems], out)
     return dispatch.warp_gradients(problems, out=out)
+
+
+def _are_watched(problems: Sequence[Problem]) -> bool:
+    """Whether somebody follows every operation, and so sees them one by one."""
+    return (
+        is_watched()
+        or is_scripted()
+        or has_tangents()
+        or not all(is_plain(operand) for one in problems for operand in one.operands)
+    )
 
 
 def _needed(argument: str, problem: WarpGradientsProblem, out: Gradients) -> Gradients:
@@ -292,7 +369,7 @@ def _needed(argument: str, problem: WarpGradientsProblem, out: Gradients) -> Gra
         memory = getattr(out, name) if name in problem.needs else None
         if name in problem.needs:
             everything = (like, grad_output, *operands)
-            checks.check_out(f"{argument}.{name}", memory, tuple(like.shape), everything)
+            check_out(f"{argument}.{name}", memory, tuple(like.shape), everything)
         parts.append(memory)
     return Gradients(*parts)
 
@@ -300,10 +377,14 @@ def _needed(argument: str, problem: WarpGradientsProblem, out: Gradients) -> Gra
 @torch.no_grad()
 def generate_grid_ragged(problems: Sequence[GridProblem]) -> list[Tensor]:
     """``generate_grid`` of many problems at once; otherwise as ``warp_ragged``."""
+    if _are_watched(problems):
+        return [operators.generate_grid(one) for one in problems]
     return dispatch.generate_grid(problems)
 
 
 @torch.no_grad()
 def generate_grid_gradients_ragged(problems: Sequence[GridGradientsProblem]) -> list[Tensor]:
     """``generate_grid_gradients`` of many problems at once; otherwise as ``warp_ragged``."""
+    if _are_watched(problems):
+        return [operators.generate_grid_gradients(one) for one in problems]
     return dispatch.generate_grid_gradients(problems)

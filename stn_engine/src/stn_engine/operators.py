@@ -9,6 +9,7 @@ transform, meets the composition of torch operators, which torch differentiates 
 import itertools
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, Generic, TypeVar, cast, get_args
 
 import torch
@@ -16,7 +17,14 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from stn_engine import dispatch
-from stn_engine.backends._watchers import has_tangents, is_plain, is_traced, is_transformed
+from stn_engine.adapters.tensors import check_memory, readable
+from stn_engine.backends._watchers import (
+    has_tangents,
+    is_plain,
+    is_scripted,
+    is_traced,
+    is_transformed,
+)
 from stn_engine.backends.base import Backend
 from stn_engine.backends.torch import TorchBackend
 from stn_engine.checks import NEEDS
@@ -45,7 +53,8 @@ TRANSFORM = "str transform, float[] settings"
 UNIT = "str coordinates, bool align_corners"
 SPEC = f"str interpolation, str padding, float[] fill, {UNIT}, str subgradient, bool deterministic"
 KINDS: dict[str, Callable[[Tensor], Any]] = {kind.__name__: kind for kind in get_args(Transform)}
-NOWHERE = torch.empty(0)
+_requires_grad = attrgetter("requires_grad")
+NOWHERE = torch.empty(0, device="cpu")
 """Stands for the operands in what a recorded operation remembers of its problem."""
 
 
@@ -82,7 +91,7 @@ class Operator(Generic[P, R]):
 
     def __call__(self, problem: P) -> R:
         """The result of ``problem``, differentiable in all of its operands."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or is_scripted():
             return self._traced(problem)
         return self._differentiable(problem)
 
@@ -90,7 +99,7 @@ class Operator(Generic[P, R]):
         operands = problem.operands
         if is_transformed() or (has_tangents() and any(map(_has_tangent, operands))):
             return self._composed(problem)
-        if not (torch.is_grad_enabled() and any(operand.requires_grad for operand in operands)):
+        if not (torch.is_grad_enabled() and any(map(_requires_grad, operands))):
             return self._computed(problem)
         if self.adjoint is None:
             return self._composed(problem)
@@ -99,6 +108,7 @@ class Operator(Generic[P, R]):
     def _composed(self, problem: P) -> R:
         if is_traced():
             problem = self._problem(*map(_settled, self.arguments(problem)))
+        check_memory(problem)
         return self._run_by(COMPOSITION, problem)
 
     def _computed(self, problem: P) -> R:
@@ -106,7 +116,10 @@ class Operator(Generic[P, R]):
         if is_traced() or not all(map(is_plain, problem.operands)):
             with torch._C._AutoDispatchBelowAutograd():  # noqa: SLF001 - as torch.library does
                 return self._traced(problem)
-        return self._run_by(dispatch.select(problem), problem)
+        return self._run_by_best(problem)
+
+    def _run_by_best(self, problem: P) -> R:
+        return self._run_by(dispatch.select(problem), readable(problem))
 
     def _run_by(self, backend: Backend, problem: P) -> R:
         return cast("R", getattr(backend, self._name)([problem])[0])
@@ -116,7 +129,7 @@ class Operator(Generic[P, R]):
 
     def _kernel(self, *arguments: Any) -> Tensor | list[Tensor]:
         problem = self._problem(*arguments)
-        return _packed(self._run_by(dispatch.select(problem), problem))
+        return _packed(self._run_by_best(problem))
 
     def _rule(self, *arguments: Any) -> Tensor | list[Tensor]:
         return _packed(self._differentiable(self._problem(*arguments)))
@@ -212,7 +225,8 @@ def _kept_spec(*options: Any) -> WarpSpec:
 def _warp_arguments(problem: WarpProblem) -> tuple[Any, ...]:
     return (
         *problem.operands,
-        problem.output_size,
+        # What follows from the operands must go on to follow from them in a captured graph.
+        problem.output_size if problem.is_sized else None,
         *_transform_arguments(problem.transform),
         *_spec_arguments(problem.spec),
     )
@@ -221,7 +235,7 @@ def _warp_arguments(problem: WarpProblem) -> tuple[Any, ...]:
 def _warp_problem(
     feature_map: Tensor,
     parameters: Tensor,
-    output_size: Sequence[int],
+    output_size: Sequence[int] | None,
     kind: str,
     settings: Sequence[float],
     *spec: Any,
@@ -245,15 +259,17 @@ def _warp_adjoint(
 def _warp_gradients_arguments(problem: WarpGradientsProblem) -> tuple[Any, ...]:
     return (
         *problem.operands,
-        problem.needs,
+        *(name in problem.needs for name in NEEDS),
         *_transform_arguments(problem.warp.transform),
         *_spec_arguments(problem.warp.spec),
     )
 
 
 def _warp_gradients_problem(
-    grad_output: Tensor, feature_map: Tensor, parameters: Tensor, needs: Sequence[str], *how: Any
+    grad_output: Tensor, feature_map: Tensor, parameters: Tensor, *how: Any
 ) -> WarpGradientsProblem:
+    needed, how = how[: len(NEEDS)], how[len(NEEDS) :]
+    needs = [name for name, need in zip(NEEDS, needed, strict=True) if need]
     warp = _warp_problem(feature_map, parameters, grad_output.shape[2:], *how)
     return WarpGradientsProblem(warp, grad_output, needs)
 
@@ -314,7 +330,7 @@ def _empty_grid_gradients(problem: GridGradientsProblem) -> Tensor:
 
 
 warp = Operator[WarpProblem, Tensor](
-    f"warp(Tensor feature_map, Tensor parameters, SymInt[] output_size, {TRANSFORM}, {SPEC})"
+    f"warp(Tensor feature_map, Tensor parameters, SymInt[]? output_size, {TRANSFORM}, {SPEC})"
     " -> Tensor",
     arguments=_warp_arguments,
     problem=_warp_problem,
@@ -324,8 +340,8 @@ warp = Operator[WarpProblem, Tensor](
 """V, differentiable in the feature map and the transform's parameters."""
 
 warp_gradients = Operator[WarpGradientsProblem, Gradients](
-    "warp_gradients(Tensor grad_output, Tensor feature_map, Tensor parameters, str[] needs,"
-    f" {TRANSFORM}, {SPEC}) -> Tensor[]",
+    "warp_gradients(Tensor grad_output, Tensor feature_map, Tensor parameters,"
+    f" bool needs_feature_map, bool needs_transform, {TRANSFORM}, {SPEC}) -> Tensor[]",
     arguments=_warp_gradients_arguments,
     problem=_warp_gradients_problem,
     empty=_empty_warp_gradients,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stn_engine import checks
+from stn_engine.backends._watchers import unrecorded
 from stn_engine.spec import Coordinates, WarpSpec, choice, flag
 from stn_engine.transforms import ParametricTransform, Transform
 
@@ -94,7 +95,10 @@ class WarpProblem(_Planned):
     spec: WarpSpec = WarpSpec()  # noqa: RUF009 - immutable, so safe to share
     output_shape: tuple[int, ...] = field(init=False)
     """(N, C, [Do,] Ho, Wo)."""
+    is_sized: bool = field(init=False)
+    """Whether output_size was given, rather than left to the operands."""
 
+    @unrecorded
     def __post_init__(self) -> None:
         checks.check_transform(self.transform, get_args(Transform))
         kind, argument = type(self.transform).__name__, self.transform.argument
@@ -104,6 +108,7 @@ class WarpProblem(_Planned):
         checks.check_fill(self.spec.fill, self.feature_map)
         n = checks.broadcast_batch(self.feature_map, argument, parameters)
         shape = (n, self.feature_map.shape[1], *self._resolved_output_size())
+        object.__setattr__(self, "is_sized", self.output_size is not None)
         object.__setattr__(self, "output_size", shape[2:])
         object.__setattr__(self, "output_shape", shape)
 
@@ -125,6 +130,11 @@ class WarpProblem(_Planned):
     def operands(self) -> tuple[Tensor, Tensor]:
         """What the result depends on, in the order of ``bound``."""
         return self.feature_map, self.transform.parameters
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What callers call the operands, in the same order."""
+        return "feature_map", self.transform.argument
 
     @property
     def batch_size(self) -> int:
@@ -175,6 +185,7 @@ class WarpGradientsProblem(_Planned):
     grad_output: Tensor
     needs: Sequence[str] = ("feature_map", "transform")
 
+    @unrecorded
     def __post_init__(self) -> None:
         checks.check_dtype("feature_map", self.warp.feature_map, checks.GRADIENT_DTYPES)
         shape, dtype = self.warp.output_shape, self.warp.output_dtype
@@ -190,6 +201,11 @@ class WarpGradientsProblem(_Planned):
     def operands(self) -> tuple[Tensor, Tensor, Tensor]:
         """As ``WarpProblem.operands``."""
         return self.grad_output, *self.warp.operands
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """As ``WarpProblem.names``."""
+        return "grad_output", *self.warp.names
 
     @property
     def batch_size(self) -> int:
@@ -241,6 +257,7 @@ class GridProblem(_Planned):
     coordinates: Coordinates | str = Coordinates.NORMALIZED
     align_corners: bool = False
 
+    @unrecorded
     def __post_init__(self) -> None:
         checks.check_transform(self.transform, get_args(ParametricTransform))
         size = _agreed_size(self.output_size, self.transform)
@@ -262,6 +279,11 @@ class GridProblem(_Planned):
     def operands(self) -> tuple[Tensor]:
         """As ``WarpProblem.operands``."""
         return (self.transform.parameters,)
+
+    @property
+    def names(self) -> tuple[str]:
+        """As ``WarpProblem.names``."""
+        return (self.transform.argument,)
 
     @property
     def batch_size(self) -> int:
@@ -310,6 +332,7 @@ class GridGradientsProblem(_Planned):
     grid: GridProblem
     grad_grid: Tensor
 
+    @unrecorded
     def __post_init__(self) -> None:
         shape, dtype = self.grid.output_shape, self.grid.output_dtype
         checks.check_cotangent("grad_grid", self.grad_grid, shape, dtype)
@@ -324,6 +347,11 @@ class GridGradientsProblem(_Planned):
     def operands(self) -> tuple[Tensor, Tensor]:
         """As ``WarpProblem.operands``."""
         return self.grad_grid, *self.grid.operands
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """As ``WarpProblem.names``."""
+        return "grad_grid", *self.grid.names
 
     @property
     def batch_size(self) -> int:

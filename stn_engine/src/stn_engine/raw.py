@@ -178,7 +178,7 @@ def _tensor_over(operand: Bytes, like: Tensor) -> Tensor:
 
 def _bytes_of(result: Tensor, like: Tensor) -> Bytes:
     """The bytes of a result, in the memory order of another tensor."""
-    ordered = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
+    ordered = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="cpu")
     ordered.copy_(result)
     numbers: memoryview = ordered.as_strided((like.numel(),), (1,)).view(torch.uint8).numpy().data
     return numbers

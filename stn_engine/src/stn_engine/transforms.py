@@ -20,7 +20,14 @@ class _Parametric:
     """Shapes that the parameters may have, in 2-D and maybe in 3-D."""
 
     def __post_init__(self) -> None:
-        checks.check_parameters(self.argument, getattr(self, self.argument), self.shapes)
+        self._check_parameters(self.shapes)
+
+    def _check_parameters(self, shapes: Sequence[Shape]) -> None:
+        """Parameters of one of these shapes, in float32 if autocast has made half types of them."""
+        given = getattr(self, self.argument)
+        parameters = checks.checked_parameters(self.argument, given, shapes)
+        if parameters is not given:
+            object.__setattr__(self, self.argument, parameters)
 
     @property
     def dims(self) -> int:
@@ -120,8 +127,14 @@ class Attention(_Parametric):
         parameters   (N, 3)   float32 | float64, (s, t_x, t_y)
 
     Convention:
-        - s < 1 reads a smaller window: the output shows it enlarged
-        - (t_x, t_y) is the source point of the target origin, in the unit the WarpSpec names
+        - s < 1 reads a smaller window: the output shows it enlarged; s < 0 turns it by half a turn
+        - (t_x, t_y) is the source point of the target origin, in the unit the WarpSpec names: the
+          centre in normalized units, where 1 is half a width or height, the first pixel in pixel
+          units
+        - a positive t_x reads further right, a positive t_y further down, so that the content
+          moves left, or up
+        - in normalized units s is a part of the width and of the height alike, so that an output
+          of other proportions than the map's stretches it
 
     Raises:
         InvalidInputError: parameters are not a tensor.
@@ -148,9 +161,14 @@ class Similarity(_Parametric):
         - φ in radians turns the source point from the x axis towards the y axis; as y points
           down, the content of the output appears turned anticlockwise by φ
         - the turn is about the target origin: the centre in normalized units, the first pixel
-          in pixel units; in normalized units it is a rigid one only where H = W
+          in pixel units
+        - in normalized units a turn is not rigid where H and W differ: it shears, because 1 is
+          half a width along x and half a height along y; the rigid turn of a map into its own
+          size is the ``Affine`` of [[cos φ, -sin φ·H/W, 0], [sin φ·W/H, cos φ, 0]]
         - s < 1 reads a smaller window: the output shows it enlarged
-        - (t_x, t_y) is the source point of the target origin, in the unit the WarpSpec names
+        - (t_x, t_y) is the source point of the target origin, in the unit the WarpSpec names; a
+          positive t_x reads further right, a positive t_y further down, so that the content moves
+          left, or up
 
     Raises:
         InvalidInputError: parameters are not a tensor.
@@ -174,8 +192,10 @@ class Translation(_Parametric):
         parameters   (N, 2)   float32 | float64, (t_x, t_y)
 
     Convention:
-        - (t_x, t_y) is the source point of the target origin, in the unit the WarpSpec names;
-          a positive t_x reads further right, so that the content moves left
+        - (t_x, t_y) is the source point of the target origin, in the unit the WarpSpec names: the
+          centre in normalized units, the first pixel in pixel units
+        - a positive t_x reads further right, a positive t_y further down, so that the content
+          moves left, or up
 
     Raises:
         InvalidInputError: parameters are not a tensor.
@@ -199,7 +219,13 @@ class Rotation(_Parametric):
         parameters   (N, 1)   float32 | float64, (φ,)
 
     Convention:
-        - that of ``Similarity`` with s = 1 and t = 0
+        - φ in radians turns the source point from the x axis towards the y axis; as y points
+          down, the content of the output appears turned anticlockwise by φ
+        - the turn is about the target origin: the centre in normalized units, the first pixel
+          in pixel units
+        - in normalized units a turn is not rigid where H and W differ: it shears, because 1 is
+          half a width along x and half a height along y; the rigid turn of a map into its own
+          size is the ``Affine`` of [[cos φ, -sin φ·H/W, 0], [sin φ·W/H, cos φ, 0]]
 
     Raises:
         InvalidInputError: parameters are not a tensor.
@@ -256,7 +282,7 @@ class ThinPlateSpline(_Parametric):
         control_points = checks.checked_control_points(self.control_points)
         object.__setattr__(self, "control_points", control_points)
         checks.check_regularization(self.regularization)
-        checks.check_parameters("points", self.points, [("N", len(control_points), 2)])
+        self._check_parameters([("N", len(control_points), 2)])
 
     @property
     def parameters(self) -> Tensor:

@@ -21,6 +21,9 @@ def compute_dtype(problem: WarpProblem) -> torch.dtype:
     return checks.compute_dtype(problem.output_dtype)
 
 
+HOST = torch.device("cpu")
+"""Where constants are made; not on torch's default device, which the caller may have moved."""
+
 Lattice = tuple[Tensor, ...]
 
 
@@ -43,7 +46,7 @@ def lattice(problem: GridProblem, dtype: torch.dtype) -> Lattice:
 def lattice_axis(size: int, coordinates: Coordinates | str, *, align_corners: bool) -> Tensor:
     """Target coordinates along one axis, float64, in host memory."""
     axis = target_axis(size, coordinates, align_corners=align_corners)
-    return (torch.arange(size, dtype=torch.float64) * axis.p + axis.q) / axis.r
+    return (torch.arange(size, dtype=torch.float64, device=HOST) * axis.p + axis.q) / axis.r
 
 
 def pixel_lattice(problem: WarpProblem, dtype: torch.dtype) -> Lattice:

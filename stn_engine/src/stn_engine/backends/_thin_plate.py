@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from stn_engine.backends._constants import constant
-from stn_engine.backends._lattices import compute_dtype, lattice_axis
+from stn_engine.backends._lattices import HOST, compute_dtype, lattice_axis
 from stn_engine.backends._trees import tree_sum
 from stn_engine.backends._watchers import is_watched
 from stn_engine.coords import source_axis
@@ -93,11 +93,11 @@ def _basis(
     """
     # A tensor born in inference mode could not be saved for a backward pass later on.
     with torch.inference_mode(mode=False), torch.no_grad():
-        control = torch.tensor(control_points, dtype=torch.float64)
+        control = torch.tensor(control_points, dtype=torch.float64, device=HOST)
         count = len(control)
-        system = torch.zeros(count + 3, count + 3, dtype=torch.float64)
+        system = torch.zeros(count + 3, count + 3, dtype=torch.float64, device=HOST)
         system[:count] = _terms(control, control)
-        system[:count, :count] += regularization * torch.eye(count, dtype=torch.float64)
+        system[:count, :count].diagonal().add_(regularization)
         system[count:, :count] = system[:count, count:].T
         y, x = (lattice_axis(n, coordinates, align_corners=align_corners) for n in size)
         target = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).view(-1, 2)

@@ -3,10 +3,16 @@
 A tensor made before a watcher came, or kept after it left, is none of its own.
 """
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
+
+R = TypeVar("R")
 
 
 def is_transformed() -> bool:
@@ -22,6 +28,31 @@ def has_tangents() -> bool:
 def is_traced() -> bool:
     """Whether a dispatch mode is at work, such as that of a tracer."""
     return torch._C._len_torch_dispatch_stack() > 0  # noqa: SLF001 - no public function tells
+
+
+def is_scripted() -> bool:
+    """Whether ``torch.jit.trace`` writes down what is done."""
+    return torch._C._get_tracing_state() is not None  # noqa: SLF001 - two calls in public
+
+
+def unrecorded(function: Callable[..., R]) -> Callable[..., R]:
+    """``function`` as ``torch.jit.trace`` does not see it, for what only looks at sizes.
+
+    Sizes are numbers to it. To a tracer they are tensors, of which every comparison would warn.
+    """
+
+    @wraps(function)
+    def run(*arguments: Any) -> R:
+        state: Any = torch._C._get_tracing_state()  # noqa: SLF001 - no public function pauses it
+        if state is None:
+            return function(*arguments)
+        torch._C._set_tracing_state(None)  # type: ignore[attr-defined]  # noqa: SLF001
+        try:
+            return function(*arguments)
+        finally:
+            torch._C._set_tracing_state(state)  # type: ignore[attr-defined]  # noqa: SLF001
+
+    return run
 
 
 def is_watched() -> bool:

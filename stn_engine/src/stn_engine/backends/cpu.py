@@ -92,7 +92,7 @@ class CpuBackend:
         items = [
             (
                 *_operands(problem.warp),
-                to_dlpack(problem.grad_output.detach()),
+                to_dlpack(problem.grad_output),
                 None if gradient.feature_map is None else to_dlpack(gradient.feature_map),
                 None if gradient.transform is None else to_dlpack(gradient.transform),
             )
@@ -151,8 +151,8 @@ def _operands(problem: WarpProblem) -> tuple[Any, ...]:
     return (
         _options(problem.spec),
         _KINDS[type(transform)],
-        to_dlpack(problem.feature_map.detach()),
-        to_dlpack(transform.parameters.detach()),
+        to_dlpack(problem.feature_map),
+        to_dlpack(transform.parameters),
         basis,
     )
 

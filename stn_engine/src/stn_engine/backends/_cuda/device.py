@@ -30,7 +30,7 @@ class DeviceLauncher:
 
     def upload(self, words: np.ndarray, device: torch.device) -> Tensor:
         """Through pinned memory, which torch keeps until the copy is done."""
-        pinned = torch.empty(len(words), dtype=torch.int64, pin_memory=True)
+        pinned = torch.empty(len(words), dtype=torch.int64, device="cpu", pin_memory=True)
         pinned.numpy()[:] = words
         self.retain(pinned)
         return pinned.to(device, non_blocking=True)

@@ -1,0 +1,150 @@
+"""The way in for tensors: whether the values of a tensor are what lies at its address.
+
+They need not be. A lazily negated tensor lies in memory with the other sign, a ZeroTensor, a meta
+or a sparse tensor has no memory of this shape, and whoever shards models frees storages that
+tensors still point into. Kernels see addresses only, so this is asked right before they run:
+tensors change between the making of a problem and its backward pass.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from stn_engine.backends._watchers import is_plain
+from stn_engine.checks import check_device, check_dtype, check_shape, check_tensor
+from stn_engine.errors import InvalidInputError
+from stn_engine.problem import Gradients, Problem
+
+P = TypeVar("P", bound=Problem)
+
+
+def readable(problem: P) -> P:
+    """``problem``, with operands whose values lie at their addresses.
+
+    Raises:
+        InvalidInputError: An operand has no values in memory.
+    """
+    operands = problem.operands
+    for operand in operands:  # a loop: this is asked before every call
+        if operand.is_neg() or not _has_memory(operand):
+            bound: Any = problem.bound
+            resolved: P = bound(*map(_resolved, problem.names, operands))
+            return resolved
+    return problem
+
+
+def check_memory(problem: Problem) -> None:
+    """The operands have values, for torch, which tells negative bits and the like by itself.
+
+    Raises:
+        InvalidInputError: An operand has no values in memory.
+    """
+    for name, operand in zip(problem.names, problem.operands, strict=True):
+        inner = operand
+        while torch._C._functorch.is_functorch_wrapped_tensor(inner):  # noqa: SLF001 - no public one
+            inner = torch._C._functorch.get_unwrapped(inner)  # noqa: SLF001
+        if is_plain(inner):
+            _resolved(name, inner)
+
+
+def check_out(
+    argument: str, value: object, shape: Sequence[int], operands: Sequence[Tensor]
+) -> None:
+    """``value`` can take a result of this shape, and the dtype and device of the first operand."""
+    check_tensor(argument, value)
+    memory, like = cast("Tensor", value), operands[0]
+    if memory.shape != shape:  # so as not to be slow where it is right
+        check_shape(argument, memory, [tuple(shape)], "Allocate it for exactly this result.")
+    check_dtype(argument, memory, (like.dtype,))
+    check_device("feature_map", like, argument, memory)
+    if not _has_memory(memory):
+        _refuse(argument, memory)
+    if not (memory.is_contiguous() or _is_channels_last(memory)):
+        got = f"strides {tuple(memory.stride())}"
+        raise InvalidInputError(argument, "dense memory", got, "Allocate it by torch.empty.")
+    own = _addresses(memory)
+    if any(_meet(own, _addresses(operand)) for operand in operands if _has_memory(operand)):
+        expected, got = "memory of its own", "memory that an operand lies in, too"
+        raise InvalidInputError(argument, expected, got, "Allocate it by torch.empty.")
+
+
+def is_negated(out: Tensor | Gradients) -> bool:
+    """Whether memory for results holds values with the other sign."""
+    if isinstance(out, Tensor):
+        return out.is_neg()
+    return any(part is not None and part.is_neg() for part in (out.feature_map, out.transform))
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Whether a tensor has an address, and a storage that reaches to its end."""
+    try:
+        if not tensor.data_ptr():
+            return tensor.numel() == 0 and not tensor.is_meta
+        size_bytes, first = tensor.untyped_storage().nbytes(), tensor.storage_offset()
+    except (RuntimeError, NotImplementedError):  # sparse, mkldnn, and what only looks like a tensor
+        return False
+    if first == 0 and tensor.is_contiguous():
+        return size_bytes >= tensor.nbytes
+    return size_bytes >= _reach_bytes(tensor)
+
+
+def _reach_bytes(tensor: Tensor) -> int:
+    """From the first byte of a tensor's storage to the tensor's last."""
+    return int(tensor.storage_offset()) * tensor.element_size() + _span_bytes(tensor)
+
+
+def _span_bytes(tensor: Tensor) -> int:
+    """From the first byte of a tensor to its last."""
+    if tensor.is_contiguous() or 0 in tensor.shape:
+        return tensor.nbytes
+    steps = zip(tensor.shape, tensor.stride(), strict=True)  # of torch, never negative
+    last = sum((size - 1) * step for size, step in steps)
+    return (last + 1) * tensor.element_size()
+
+
+def _resolved(argument: str, tensor: Tensor) -> Tensor:
+    """``tensor``, or a copy that lies in memory as it is."""
+    if tensor._is_zerotensor():  # noqa: SLF001 - no public function tells
+        return torch.zeros_like(tensor)
+    if not _has_memory(tensor):
+        _refuse(argument, tensor)
+    return tensor.resolve_neg()
+
+
+def _refuse(argument: str, tensor: Tensor) -> NoReturn:
+    expected = "a dense tensor whose values are in memory"
+    if tensor.is_meta:
+        got, remedy = "one on the meta device", "Make it on a device that has memory."
+    elif tensor.layout != torch.strided:
+        got, remedy = f"layout {tensor.layout}", "Convert it: Tensor.to_dense."
+    elif tensor._is_zerotensor():  # noqa: SLF001 - no public function tells
+        got, remedy = "a ZeroTensor", "Allocate it by torch.empty."
+    else:
+        got = f"{_reach_bytes(tensor)} bytes in a storage of {_held_bytes(tensor)}"
+        remedy = "Its storage was freed or cut; keep it until all that reads it is done."
+    raise InvalidInputError(argument, expected, got, remedy)
+
+
+def _held_bytes(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage().nbytes() if tensor.data_ptr() else 0
+    except (RuntimeError, NotImplementedError):
+        return 0
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    order = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    return order is not None and tensor.is_contiguous(memory_format=order)
+
+
+def _meet(left: tuple[int, int], right: tuple[int, int]) -> bool:
+    """Whether two ranges of addresses have bytes in common."""
+    return max(left[0], right[0]) < min(left[1], right[1])
+
+
+def _addresses(tensor: Tensor) -> tuple[int, int]:
+    """The first byte of a tensor, and the one behind its last."""
+    first = tensor.data_ptr()
+    return first, first + _span_bytes(tensor)
