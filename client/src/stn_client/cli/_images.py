@@ -316,7 +316,7 @@ def _image(frame: Frame) -> Any:
     """The image of Pillow that a frame is written as, rounded and clipped to its mode."""
     values = frame.straight()
     stored: np.dtype[Any] = _STORED.get(frame.mode, np.dtype(np.uint8))
-    if stored.kind != "f":
+    if values.dtype != stored:
         values = np.clip(np.rint(values), np.iinfo(stored).min, np.iinfo(stored).max)
     height, width, _ = values.shape
     mode = "L" if frame.mode == "1" else frame.mode
