@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stn_client._errors import StnClientError
-from stn_client.cli._images import ImageError, is_image
+from stn_client.cli._images import INSTALL, ImageError, is_image
 from stn_client.cli._report import report
 
 Job = tuple[Path, Path]
@@ -57,18 +57,19 @@ def run_jobs(jobs: Sequence[Job], run: Callable[[Path, Path], None], workers: in
     What goes wrong with one file is told at once and stops no other.
     """
     failed = 0
+    progress = _progress(len(jobs))
     executor = ThreadPoolExecutor(workers)
     try:
         futures = {executor.submit(run, *job): job[0] for job in jobs}
-        with _progress(len(jobs)) as progress:
-            for future in as_completed(futures):
-                error = future.exception()
-                if error is not None:
-                    failed += 1
-                    with progress.external_write_mode():
-                        report(_described(futures[future], error))
-                progress.update()
-    finally:
+        for future in as_completed(futures):
+            error = future.exception()
+            if error is not None:
+                failed += 1
+                with progress.external_write_mode():
+                    report(_described(futures[future], error))
+            progress.update()
+    finally:  # of an interrupt, too: what is under way ends with the connection
+        progress.close()
         executor.shutdown(wait=False, cancel_futures=True)
     return failed
 
@@ -115,5 +116,5 @@ def _progress(total: int) -> Any:
     try:
         from tqdm import tqdm  # noqa: PLC0415 - optional
     except ImportError as error:
-        raise ImageError("tqdm: expected it, got none. pip install tqdm") from error
+        raise ImageError(f"tqdm: expected it, got none. {INSTALL}") from error
     return tqdm(total=total, unit="file", disable=True if total == 1 else None)

@@ -23,6 +23,9 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
+INSTALL = "In the checkout: pip install './client[images]'"
+
+
 class ImageError(Exception):
     """A file cannot be read or written as an image."""
 
@@ -443,7 +446,7 @@ def _pil() -> Any:
         import PIL.ImageOps  # noqa: PLC0415
         import PIL.JpegImagePlugin  # noqa: PLC0415
     except ImportError as error:
-        raise ImageError("Pillow: expected it, got none. pip install pillow") from error
+        raise ImageError(f"Pillow: expected it, got none. {INSTALL}") from error
     PIL.Image.init()
     PIL.Image.MAX_IMAGE_PIXELS = _MAX_PIXELS
     return PIL
