@@ -390,6 +390,15 @@ def test_compression_of_tiff_is_kept(tmp_path):
         assert back.info["compression"] == "tiff_lzw"
 
 
+def test_compression_for_two_values_is_not_kept_for_more(tmp_path):
+    """A fax becomes grey."""
+    image_of("1").save(tmp_path / "a.tif", compression="group4")
+    write(tmp_path / "b.tif", read(tmp_path / "a.tif", "TIFF"))
+    mode, pixels = pixels_of(tmp_path / "b.tif")
+    assert mode == "L"
+    np.testing.assert_array_equal(pixels, np.asarray(image_of("1").convert("L")))
+
+
 @pytest.mark.parametrize(("quality", "subsampling"), [(35, 2), (90, 0), (75, 1)])
 def test_quality_of_jpeg_is_that_of_the_source(tmp_path, quality, subsampling):
     """Its very tables, and how much of the colour it drops."""

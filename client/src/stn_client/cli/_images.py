@@ -101,6 +101,9 @@ _KEPT_TAGS = frozenset(
 """Tags of EXIF that are as true of the new file. Others, with orientation and thumbnail, tell how
 pixels were stored, or, of a map, where they lay."""
 
+_COMPRESSIONS = ("packbits", "tiff_adobe_deflate", "tiff_deflate", "tiff_lzw")
+"""Those of TIFF that lose nothing and take every mode: they are kept."""
+
 _EXIF_IFD, _GPS_IFD, _EXIF_WIDTH, _EXIF_HEIGHT = 0x8769, 0x8825, 0xA002, 0xA003
 
 
@@ -338,7 +341,7 @@ def _parameters(image: Any) -> dict[str, Any]:
     """What Pillow shall write beside the pixels; formats take what they know."""
     info = image.info
     names = {"dpi", "icc_profile", "loop"}
-    if image.format == "TIFF":
+    if info.get("compression") in _COMPRESSIONS:
         names.add("compression")
     parameters = {name: info[name] for name in sorted(names) if info.get(name) is not None}
     if exif := _true_exif(image.getexif()):
