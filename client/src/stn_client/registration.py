@@ -29,6 +29,10 @@ _COVERED = 0.999
 """A pixel that the border of the moving image touches would pull at it, so it does not count."""
 
 
+_ROUNDING = 1e-12
+"""Loss that rounding leaves of images that fit: its gradient points nowhere."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """Where the descent stands.
@@ -57,7 +61,10 @@ def align(
     iterations: int = 80,
     learning_rate: float = 0.02,
 ) -> Iterator[Step]:
-    """Finds theta such that `client.warp(moving, Affine(theta), fixed's size)` looks like `fixed`.
+    """An iterator over the steps of a search, the theta of whose last one is the result.
+
+    With it, `client.warp(moving, Affine(theta), fixed's size)` looks like `fixed`. Nothing is
+    computed before the first step is asked for; whoever has seen enough may stop.
 
     Shapes:
         fixed    (1, C, [D,] H, W)      float32
@@ -71,11 +78,15 @@ def align(
         learning_rate: Of the coarsest level, in normalized units; halved on each finer one.
 
     Yields:
-        Every step; the theta of the last one is the result.
+        Every step, of all levels of the pyramid from coarse to fine, each as soon as it is done.
 
     Raises:
         ValueError: An image is constant: there is nothing to align.
         StnClientError: As the methods of `Client`.
+
+    Example:
+        >>> *_, last = align(stn, fixed, moving)
+        >>> aligned = stn.warp(moving, Affine(last.theta), fixed.shape[2:])
     """
     theta = _identity(fixed)
     pyramids = [_pyramid(client, _standardized(image)) for image in (fixed, moving)]
@@ -103,8 +114,9 @@ def _descend(
         warped = client.warp(moving, transform, fixed.shape[2:])
         mask = warped[:, -1:] >= _COVERED if level == 0 else np.ones_like(fixed[:, :1])
         loss, grad_warped = _masked_loss(warped, fixed, mask)
-        gradients = client.warp_gradients(grad_warped, moving, transform, needs=["transform"])
-        theta = (theta - adam.step(np.asarray(gradients.transform))).astype(np.float32)
+        if loss > _ROUNDING:
+            gradients = client.warp_gradients(grad_warped, moving, transform, needs=["transform"])
+            theta = (theta - adam.step(np.asarray(gradients.transform))).astype(np.float32)
         yield Step(level, iteration, loss, theta, warped[:, :-1])
 
 

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from stn_client import docker
+from stn_client.cli._report import report
 
 NAME = "stn"
 
@@ -16,7 +17,7 @@ def manage(options: argparse.Namespace) -> int:
     try:
         options.manage(options)
     except docker.ContainerError as error:
-        print(f"stn: {error}", file=sys.stderr)  # noqa: T201
+        report(error)
         return 1
     return 0
 

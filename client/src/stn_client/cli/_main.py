@@ -3,22 +3,46 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from google.protobuf.text_format import MessageToString
 
 from stn_client._client import Client
 from stn_client._credentials import Tls
 from stn_client._errors import StnClientError
-from stn_client.cli import _containers, _images, _pictures
+from stn_client.cli import _containers, _pictures
+from stn_client.cli._images import ImageError
+from stn_client.cli._report import report
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a subcommand; returns the exit code: 1 if the service or a file refused."""
+    """Runs a subcommand; returns the exit code: 1 if the service or a file refused.
+
+    Whatever goes wrong is one line on standard error.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow, about files of which it is told more here
+            code = _run(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        report("interrupted")
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # who read standard output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if "manage" in options:
@@ -29,11 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     try:
         with client:
-            options.run(client, options)
-    except (StnClientError, _images.ImageError) as error:
-        print(f"stn: {error}", file=sys.stderr)  # noqa: T201
+            code: int = options.run(client, options)
+    except (StnClientError, ImageError, OSError, MemoryError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        report(str(error) or type(error).__name__)
         return 1
-    return 0
+    return code
 
 
 def _connect(options: argparse.Namespace) -> Client:
@@ -66,15 +92,50 @@ def _token(path: Path | None) -> str | None:
         raise ValueError(f"token-file: expected a readable file, got {error}.") from error
 
 
-def _info(client: Client, _options: argparse.Namespace) -> None:
+def _info(client: Client, _options: argparse.Namespace) -> int:
     print(MessageToString(client.server_info()), end="")  # noqa: T201
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line, as everything else does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}. See {self.prog} --help.\n")
+
+
+_DESCRIPTION = """\
+Warps image files, aligns them, and looks after servers, through a spatial transformer service.
+Every command but up, down and logs needs a server that listens at --target: stn-server starts one
+here, stn up starts one in a container."""
+
+_EPILOG = """\
+examples:
+  stn warp photo.jpg turned.jpg --rotate 30 --scale 0.8 --padding reflection
+  stn warp photos/ turned/ --rotate 2
+  stn align fixed.png moving.png aligned.png
+  stn --target gpu-host:50051 info
+
+stn COMMAND --help tells more. Exit codes: 0 all done, 1 a file or the service refused, 2 wrong
+arguments, 130 interrupted."""
 
 
 def _parser() -> argparse.ArgumentParser:
-    description = "Warps and aligns image files on a spatial transformer server."
-    parser = argparse.ArgumentParser(prog="stn", description=description, allow_abbrev=False)
+    parser = _Parser(
+        prog="stn",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--target", default=DEFAULT_TARGET, help="server (default: %(default)s)")
-    parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="for one call")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="s for one call, retries included (default: %(default)s)",
+    )
     parser.add_argument("--tls", action="store_true", help="TLS; implied by the flags below")
     parser.add_argument("--tls-ca", metavar="FILE", help="PEM of the authorities to trust")
     parser.add_argument("--tls-certificate", metavar="FILE", help="PEM of one's own certificate")

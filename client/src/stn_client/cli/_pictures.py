@@ -3,99 +3,251 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stn_client import tiling
 from stn_client._client import Client
 from stn_client._transforms import Affine
 from stn_client.cli import _images
+from stn_client.cli._files import jobs_of, run_jobs
 from stn_client.cli._geometry import pixel_theta
 from stn_client.registration import align
+from stn_proto.v1.server_info_pb2 import Limits
+
+_DEFAULT_JOBS = 4
+
+_WARP = """\
+Rotates, scales and shifts images about their centres.
+
+One file IN is written to the file OUT. Several files, a pattern ('photos/*.jpg', in quotes) or a
+folder go into the folder OUT, under their names. Photos come out upright, with their depth (8 or
+16 bits, float), resolution, colour profile and EXIF; animations and pages frame by frame. Images of
+any size work: those above the limits of the server are warped in tiles."""
+
+_ALIGN = """\
+Finds the affine map that makes MOVING look like FIXED, and writes MOVING warped by it, in the size
+of FIXED and with its own channels and depth. Prints the map (theta: normalized coordinates, from
+FIXED to MOVING) and what difference is left (loss: in units of variance)."""
 
 
 def add_commands(commands: Any) -> None:
     """Adds the parsers of the subcommands, which set `run`."""
     warp = commands.add_parser(
-        "warp", help="rotate, scale and shift an image file", allow_abbrev=False
+        "warp",
+        help="rotate, scale and shift image files",
+        description=_WARP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     warp.set_defaults(run=_warp)
-    warp.add_argument("source", type=Path, metavar="IN")
-    warp.add_argument("destination", type=Path, metavar="OUT")
+    warp.add_argument("sources", nargs="+", metavar="IN", help="image file, folder or pattern")
+    warp.add_argument("destination", metavar="OUT", help="file, or folder for several")
     warp.add_argument("--rotate", type=float, default=0.0, metavar="DEG", help="anticlockwise")
     warp.add_argument("--scale", type=_positive, default=1.0, metavar="S", help="above 1: larger")
     warp.add_argument(
-        "--translate", type=float, nargs=2, default=(0.0, 0.0), metavar=("X", "Y"), help="in px"
+        "--translate",
+        type=float,
+        nargs=2,
+        default=(0.0, 0.0),
+        metavar=("X", "Y"),
+        help="in px, to the right and down",
     )
-    warp.add_argument("--size", type=int, nargs=2, metavar=("W", "H"), help="of OUT, in px")
+    warp.add_argument(
+        "--size",
+        type=_number(int, 1),
+        nargs=2,
+        metavar=("W", "H"),
+        help="of OUT, in px (default: as IN)",
+    )
+    warp.add_argument(
+        "--jobs",
+        type=_number(int, 1),
+        default=_DEFAULT_JOBS,
+        metavar="N",
+        help="files at a time (default: %(default)s)",
+    )
     aligned = commands.add_parser(
-        "align", help="warp an image file so that it fits another", allow_abbrev=False
+        "align",
+        help="warp an image file so that it fits another",
+        description=_ALIGN,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     aligned.set_defaults(run=_align)
-    aligned.add_argument("fixed", type=Path, metavar="FIXED")
-    aligned.add_argument("moving", type=Path, metavar="MOVING")
-    aligned.add_argument("destination", type=Path, metavar="OUT")
+    aligned.add_argument("fixed", metavar="FIXED", help="image file to fit")
+    aligned.add_argument("moving", metavar="MOVING", help="image file to warp")
+    aligned.add_argument("destination", metavar="OUT", help="file to write")
     for command in (warp, aligned):
         _add_reading(command)
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
-    """How the server reads between pixels, and outside."""
+    """How the server reads between pixels, and outside; how files are written."""
     parser.add_argument(
-        "--interpolation", default="bilinear", choices=("nearest", "bilinear", "bicubic")
+        "--interpolation",
+        default="bilinear",
+        choices=("nearest", "bilinear", "bicubic"),
+        help="nearest keeps the values of masks and palettes (default: %(default)s)",
     )
     parser.add_argument(
-        "--padding", default="zeros", choices=("zeros", "border", "reflection", "fill")
+        "--padding",
+        default="zeros",
+        choices=("zeros", "border", "reflection", "fill"),
+        help="what is outside of the image (default: %(default)s)",
     )
-    parser.add_argument("--fill", type=float, nargs="+", default=[0.0], metavar="V")
+    parser.add_argument(
+        "--fill",
+        type=float,
+        nargs="+",
+        default=[0.0],
+        metavar="V",
+        help="of padding fill: one number or one per channel, as the file counts (0 to 255, 65535)",
+    )
+    parser.add_argument(
+        "--quality",
+        type=_number(int, 1, 100),
+        metavar="1..100",
+        help="of JPEG, WebP and AVIF (default: that of a JPEG source, else 95)",
+    )
+
+
+def _number(kind: type[float], low: float, high: float = math.inf) -> Callable[[str], float]:
+    """What reads a number from `low` to `high`, for argparse."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high or value == math.inf:
+            most = f" and at most {high}" if high < math.inf else ""
+            raise argparse.ArgumentTypeError(f"expected at least {low}{most}, got {text}")
+        return value
+
+    return parse
 
 
 def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
-    return value
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < math.inf:
+            return value
+    raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
 
 
-def _reading(options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "layout": "NHWC",
-        "interpolation": options.interpolation,
-        "padding": options.padding,
-        "fill": options.fill,
-    }
+def _warp(client: Client, options: argparse.Namespace) -> int:
+    jobs = jobs_of(options.sources, options.destination)
+    limits = cache(lambda: client.server_info().limits)
+    if len(jobs) > 1:
+        limits()  # without a server, one error is enough
+    return 1 if run_jobs(jobs, partial(_warp_file, client, options, limits), options.jobs) else 0
 
 
-def _warp(client: Client, options: argparse.Namespace) -> None:
-    image = _images.read(options.source)
-    height, width = image.shape[:2]
-    size = (height, width) if options.size is None else (options.size[1], options.size[0])
-    theta = pixel_theta(
-        input_size=(height, width),
-        output_size=size,
-        rotate_deg=options.rotate,
-        scale=options.scale,
-        translate_px=options.translate,
-    )
-    transform = Affine(theta[None])
-    warped = client.warp(image[None], transform, size, coordinates="pixel", **_reading(options))
-    _images.write(options.destination, warped[0])
+def _warp_file(
+    client: Client,
+    options: argparse.Namespace,
+    limits: Callable[[], Limits],
+    source: Path,
+    destination: Path,
+) -> None:
+    format_ = _images.format_of(destination)
+    picture = _images.read(source, format_, nearest=options.interpolation == "nearest")
+    frames = []
+    for frame in picture.frames:
+        height, width = frame.values.shape[:2]
+        size = (height, width) if options.size is None else (options.size[1], options.size[0])
+        theta = pixel_theta(
+            input_size=(height, width),
+            output_size=size,
+            rotate_deg=options.rotate,
+            scale=options.scale,
+            translate_px=options.translate,
+        )
+        frames.append(_warped(client, limits(), frame, theta, size, options, coordinates="pixel"))
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    _images.write(destination, replace(picture, frames=frames), quality=options.quality)
 
 
-def _align(client: Client, options: argparse.Namespace) -> None:
-    fixed, moving = _images.read(options.fixed), _images.read(options.moving)
-    try:
-        *_, last = align(client, _grey(fixed), _grey(moving))
-    except ValueError as error:
-        raise _images.ImageError(error) from error
-    aligned = client.warp(moving[None], Affine(last.theta), fixed.shape[:2], **_reading(options))
-    _images.write(options.destination, aligned[0])
+def _align(client: Client, options: argparse.Namespace) -> int:
+    ((_, destination),) = jobs_of([options.moving], options.destination)
+    format_ = _images.format_of(destination)
+    fixed, moving = (_only_frame(Path(path)) for path in (options.fixed, options.moving))
+    pair = _grey(options.fixed, fixed), _grey(options.moving, moving)
+    nearest = options.interpolation == "nearest"
+    picture = _images.read(Path(options.moving), format_, nearest=nearest)
+    limits = client.server_info().limits
+    *_, last = align(client, *_reduced(client, limits, *pair))
+    size = fixed.values.shape[0], fixed.values.shape[1]
+    frame = _warped(client, limits, picture.frames[0], last.theta[0], size, options)
+    _images.write(destination, replace(picture, frames=[frame]), quality=options.quality)
     print(f"theta {last.theta[0].tolist()}\nloss {last.loss:.4f}")  # noqa: T201
+    return 0
 
 
-def _grey(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _warped(
+    client: Client,
+    limits: Limits,
+    frame: _images.Frame,
+    theta: NDArray[Any],
+    size: tuple[int, int],
+    options: argparse.Namespace,
+    **units: Any,
+) -> _images.Frame:
+    """A frame as the options ask for it."""
+    values = tiling.warp(
+        client,
+        frame.values[None],
+        Affine(theta[None]),
+        size,
+        limits=limits,
+        layout="NHWC",
+        interpolation=options.interpolation,
+        padding=options.padding,
+        fill=frame.fill(options.fill),
+        **units,
+    )
+    return replace(frame, values=values[0])
+
+
+def _only_frame(path: Path) -> _images.Frame:
+    frames = _images.read(path).frames
+    if len(frames) > 1:
+        raise _images.ImageError(f"{path}: expected one image to align, got {len(frames)} frames.")
+    return frames[0]
+
+
+def _grey(name: str, frame: _images.Frame) -> NDArray[np.float32]:
     """(1, 1, H, W), the mean of the colours; opacity is none."""
-    grey: NDArray[np.float32] = image[..., :3].mean(-1, dtype=np.float32)
+    colours = frame.straight()[..., :-1] if frame.weighted else frame.values
+    grey: NDArray[np.float32] = colours.mean(-1, dtype=np.float64).astype(np.float32)
+    low, high = grey.min(), grey.max()
+    if not low < high or not np.isfinite([low, high]).all():
+        got = f"{low} everywhere" if low == high else f"values from {low} to {high}"
+        raise _images.ImageError(f"{name}: expected an image with edges to align, got {got}.")
     return grey[None, None]
+
+
+def _reduced(client: Client, limits: Limits, *pair: NDArray[Any]) -> list[NDArray[Any]]:
+    """Two images, halved until a server takes them and their gradients."""
+    images = list(pair)
+    most_px = min(
+        limits.max_output_samples, limits.max_output_bytes // 8, limits.max_message_bytes // 20
+    )
+    identity = Affine(np.eye(2, 3)[None])
+    while any(
+        image.size > most_px or max(image.shape) > limits.max_dimension_px for image in images
+    ):
+        for number, image in enumerate(images):
+            half = -(-image.shape[2] // 2), -(-image.shape[3] // 2)
+            images[number] = tiling.warp(
+                client, image, identity, half, limits=limits, padding="border"
+            )
+    return images

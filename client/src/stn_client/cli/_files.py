@@ -1,0 +1,120 @@
+"""Many files: which they are, where their results go, and one task for each, side by side."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from stn_client._errors import StnClientError
+from stn_client.cli._images import INSTALL, ImageError, is_image
+from stn_client.cli._report import report
+
+Job = tuple[Path, Path]
+"""A file to read and a file to write."""
+
+
+def jobs_of(sources: Sequence[str], destination: str) -> list[Job]:
+    """What to read and what to write.
+
+    One file goes to the destination, or into it if that is a folder. Several files, patterns and
+    folders go into it, under their names; of a folder all images, those of its folders included.
+
+    Raises:
+        ImageError: There is nothing to read, no place to write, or one place for two files.
+    """
+    found = [job for source in sources for job in _found(source)]
+    target = Path(destination)
+    single = len(sources) == 1 and not (Path(sources[0]).is_dir() or _is_pattern(sources[0]))
+    if single and not target.is_dir() and not destination.endswith("/"):
+        if not target.parent.is_dir():
+            raise ImageError(f"{target}: expected its folder to exist, got none. Make it.")
+        return [(found[0][0], target)]
+    if target.exists() and not target.is_dir():
+        raise ImageError(f"{target}: expected a folder for several files, got a file.")
+    inside = target.resolve()
+    jobs = [
+        (path, target / name)
+        for path, name in dict(found).items()
+        if inside not in path.resolve().parents or str(path) in sources
+    ]
+    taken: dict[Path, Path] = {}
+    for path, result in jobs:
+        if result in taken:
+            raise ImageError(
+                f"{result}: expected one file to go there, got {taken[result]} and {path}. "
+                "Rename one, or warp them apart."
+            )
+        taken[result] = path
+    return jobs
+
+
+def run_jobs(jobs: Sequence[Job], run: Callable[[Path, Path], None], workers: int) -> int:
+    """Runs a task for every job, and returns how many failed.
+
+    What goes wrong with one file is told at once and stops no other.
+    """
+    failed = 0
+    progress = _progress(len(jobs))
+    executor = ThreadPoolExecutor(workers)
+    try:
+        futures = {executor.submit(run, *job): job[0] for job in jobs}
+        for future in as_completed(futures):
+            error = future.exception()
+            if error is not None:
+                failed += 1
+                with progress.external_write_mode():
+                    report(_described(futures[future], error))
+            progress.update()
+    finally:  # of an interrupt, too: what is under way ends with the connection
+        progress.close()
+        executor.shutdown(wait=False, cancel_futures=True)
+    return failed
+
+
+def _described(path: Path, error: BaseException) -> str:
+    """An error with the name of the file; one that is a fault of this program is raised."""
+    if isinstance(error, ImageError):
+        return str(error)
+    if isinstance(error, StnClientError | MemoryError | OSError):
+        return f"{path}: {error or type(error).__name__}"
+    raise error
+
+
+def _found(source: str) -> Iterator[tuple[Path, Path]]:
+    """The files that an argument stands for, each with its name below an output folder."""
+    path = Path(source)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if _is_visible(file.relative_to(path)))
+        found = [(file, file.relative_to(path)) for file in files if is_image(file)]
+        expected = "images in the folder"
+    elif not _is_pattern(source):
+        yield path, Path(path.name)  # if it is none, that is an error of this file alone
+        return
+    else:
+        files = sorted(Path(name) for name in glob.iglob(source, recursive=True))  # noqa: PTH207 - absolute ones, too
+        found = [(file, Path(file.name)) for file in files if is_image(file)]
+        expected = "images that match"
+    found = [(file, name) for file, name in found if file.is_file()]
+    if not found:
+        raise ImageError(f"{source}: expected {expected}, got none.")
+    yield from found
+
+
+def _is_pattern(source: str) -> bool:
+    return glob.has_magic(source) and not Path(source).exists()
+
+
+def _is_visible(path: Path) -> bool:
+    return not any(part.startswith(".") for part in path.parts)
+
+
+def _progress(total: int) -> Any:
+    """A bar on standard error, if that is a terminal and there is something to wait for."""
+    try:
+        from tqdm import tqdm  # noqa: PLC0415 - optional
+    except ImportError as error:
+        raise ImageError(f"tqdm: expected it, got none. {INSTALL}") from error
+    return tqdm(total=total, unit="file", disable=True if total == 1 else None)
