@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 from google.protobuf.text_format import MessageToString
@@ -73,6 +74,7 @@ def _info(client: Client, _options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     description = "Warps and aligns image files on a spatial transformer server."
     parser = argparse.ArgumentParser(prog="stn", description=description, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"stn {version('stn-client')}")
     parser.add_argument("--target", default=DEFAULT_TARGET, help="server (default: %(default)s)")
     parser.add_argument("--timeout", type=float, default=60.0, metavar="S", help="for one call")
     parser.add_argument("--tls", action="store_true", help="TLS; implied by the flags below")
