@@ -39,6 +39,7 @@ from support.tokens import entry
 
 pytestmark = pytest.mark.slow
 
+SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 ONCE = RetryPolicy(attempts=1)
 U, THETA = ramp(1, 3, 60, 80), Affine(theta(1))
@@ -376,6 +377,16 @@ def test_a_log_that_nobody_reads_holds_up_nothing(tmp_path):
             assert process.wait(timeout=60) == 0
 
 
+def wait_until_ready(address):
+    """Returns when a server that does not say where it is can be called."""
+    with grpc.insecure_channel(address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest()
+        for reply in health.Watch(request, wait_for_ready=True, timeout=60):
+            if reply.status == SERVING:
+                return
+
+
 def test_signals_end_a_server_that_cannot_say_so():
     """Both outputs are pipes that are full from the start, and nobody reads them."""
     reader, writer = os.pipe()
@@ -387,9 +398,7 @@ def test_signals_end_a_server_that_cannot_say_so():
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with started(f"--listen={address}", stdout=writer, stderr=writer) as process:
-        with Client(address, timeout_s=60, retry=RetryPolicy(attempts=10**6)) as stn:
-            while not stn.server_info().ready:
-                pass
+        wait_until_ready(address)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
     os.close(reader)
@@ -402,11 +411,9 @@ def test_outputs_that_are_closed_are_no_sockets():
         address = f"127.0.0.1:{free.getsockname()[1]}"
     closing = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *COMMAND, f"--listen={address}"]
     with subprocess.Popen(closing) as process:
-        with Client(address, timeout_s=60, retry=RetryPolicy(attempts=10**6)) as stn:
-            while not stn.server_info().ready:
-                pass
-            folder = Path(f"/proc/{process.pid}/fd")
-            opened = [(folder / str(number)).readlink() for number in range(3)]
+        wait_until_ready(address)
+        folder = Path(f"/proc/{process.pid}/fd")
+        opened = [(folder / str(number)).readlink() for number in range(3)]
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
     assert opened == [Path(os.devnull)] * 3

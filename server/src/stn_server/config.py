@@ -86,7 +86,9 @@ class LimitsConfig:
     )
     max_output_samples: int = setting(16 * MIB, "Source points of one call: 4096 x 4096 pixels.")
     max_dimension_px: int = setting(32768, "Depth, height or width of an output.")
-    max_concurrent_streams: int = setting(4096, "Calls of one connection; more wait in the client.")
+    max_concurrent_streams: int = setting(
+        4096, "Calls of one connection; gRPC's clients hold more back once they know of it."
+    )
 
     def __post_init__(self) -> None:
         _at_least(self, "max_message_bytes", 1024)
