@@ -47,7 +47,9 @@ WORKDIR /
 EXPOSE 50051 9464
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=5s --timeout=5s --start-period=30s CMD ["python", "-m", "stn_server.probe"]
-ENTRYPOINT ["python", "-m", "stn_server"]
+# The server does what process 1 has to: it handles signals, and clears away orphans. Those that come
+# while Python itself starts are held back, as the kernel would drop them.
+ENTRYPOINT ["env", "--block-signal=SIGTERM,SIGINT,SIGHUP", "python", "-m", "stn_server"]
 
 FROM runtime AS cpu
 COPY --from=packages /opt/stn/python /opt/stn/python

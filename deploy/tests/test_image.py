@@ -27,7 +27,8 @@ def test_the_image_says_what_it_is_and_how_to_stop_it(image):
     config = image.attrs["Config"]
     assert config["User"] == "65532:65532"
     assert config["StopSignal"] == "SIGTERM"
-    assert config["Entrypoint"] == ["python", "-m", "stn_server"]
+    held_back = "--block-signal=SIGTERM,SIGINT,SIGHUP"
+    assert config["Entrypoint"] == ["env", held_back, "python", "-m", "stn_server"]
     assert config["Healthcheck"]["Test"] == ["CMD", "python", "-m", "stn_server.probe"]
     assert config["Labels"]["org.opencontainers.image.revision"] == "tested"
     assert config["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
@@ -99,6 +100,16 @@ def test_stopping_answers_what_was_admitted(start):
     code, results = asyncio.run(asyncio.wait_for(load(), timeout=60))
     assert code == 0
     assert all(np.array_equal(result, results[0]) for result in results)
+
+
+def test_a_signal_at_once_is_not_lost(engine, image):
+    """Number 1 has no default for signals: one that is not handled would be dropped."""
+    container = engine.containers.run(image.tags[0], detach=True, network_mode="host")
+    try:
+        container.kill("SIGTERM")
+        assert container.wait(timeout=60)["StatusCode"] == 0
+    finally:
+        container.remove(force=True)
 
 
 def test_a_memory_limit_is_respected(start):

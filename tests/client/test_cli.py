@@ -1,7 +1,8 @@
 """The command `stn`: its geometry, its images, and its subcommands against a real server."""
 
 import json
-from importlib.metadata import entry_points
+import sys
+from importlib.metadata import entry_points, version
 
 import numpy as np
 import pytest
@@ -179,3 +180,10 @@ def test_cli_refuses_wrong_arguments(capsys, arguments, why):
     with pytest.raises(SystemExit, match=r"^2$"):
         main(arguments)
     assert why in capsys.readouterr().err
+
+
+def test_the_version_is_told(capsys):
+    """That of the package, without a command and without a server."""
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"stn {version('stn-client')}\n"

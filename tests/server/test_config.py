@@ -7,6 +7,7 @@ import pytest
 
 from stn_server.config import (
     MAX_MESSAGE_BYTES,
+    MAX_PATH_BYTES,
     AuthConfig,
     BatchingConfig,
     ConfigError,
@@ -164,9 +165,7 @@ def test_reflection_needs_an_address():
     assert config.reflection == "admin_listen"
 
 
-@pytest.mark.parametrize(
-    "address", ["", "host", "host:", ":1", "host:http", "host:65536", "host:-1"]
-)
+@pytest.mark.parametrize("address", ["", "host", "host:", ":1", "host:http", "host:-1"])
 def test_an_address_is_host_and_port(address):
     """The server does not find out while binding."""
     with pytest.raises(ConfigError, match=r"^listen: expected host:port, got"):
@@ -176,6 +175,44 @@ def test_an_address_is_host_and_port(address):
             ServerConfig(metrics_listen=address)
         with pytest.raises(ConfigError, match=r"^admin_listen: expected host:port, got"):
             ServerConfig(admin_listen=address)
+
+
+@pytest.mark.parametrize("name", ["listen", "metrics_listen", "admin_listen"])
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("host:65536", r"expected a port of at most 65535, got 'host:65536'\."),
+        (
+            "::1:50051",
+            r"expected brackets around an IPv6 address, as \[::1\]:50051, got '::1:50051'",
+        ),
+    ],
+)
+def test_what_is_no_address_has_its_own_reason(name, address, message):
+    """Each address is looked at before any of them is taken."""
+    with pytest.raises(ConfigError, match=f"^{name}: {message}"):
+        ServerConfig(**{name: (address,) if name == "listen" else address})
+
+
+@pytest.mark.parametrize("name", ["listen", "admin_listen"])
+@pytest.mark.parametrize("path", ["", "x" * (MAX_PATH_BYTES + 1), "/" + "é" * 60], ids=len)
+def test_the_path_of_a_socket_has_a_length_that_the_system_takes(name, path):
+    """In bytes, however it is written; what is just short enough is taken."""
+    for form in ("unix:", "unix://"):
+        address = form + path
+        message = f"^{name}: expected a socket path of 1 to {MAX_PATH_BYTES} bytes, got "
+        with pytest.raises(ConfigError, match=message):
+            ServerConfig(**{name: (address,) if name == "listen" else address})
+    longest = "unix:" + ("/" + "x" * 200)[:MAX_PATH_BYTES]
+    assert ServerConfig(listen=(longest,)).listen == (longest,)
+
+
+@pytest.mark.parametrize("mode", ["rw-rw----", "0o660", "66", "06600", "0689", "-660"])
+def test_the_mode_of_sockets_is_octal(mode):
+    """As chmod takes it."""
+    with pytest.raises(ConfigError, match=r"^listen_mode: expected three or four octal digits"):
+        ServerConfig(listen_mode=mode)
+    assert ServerConfig(listen_mode="660").listen_mode == "660"
 
 
 def test_there_is_at_least_one_address():

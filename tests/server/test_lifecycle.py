@@ -4,6 +4,10 @@ import asyncio
 import os
 import signal
 
+import pytest
+import uvloop
+
+from stn_server import signals
 from stn_server.lifecycle import Shutdown
 from support.clock import run_in_virtual_time
 
@@ -95,6 +99,33 @@ def test_no_time_at_all_still_looks_at_the_task():
     run_in_virtual_time(scenario())
 
 
+def test_what_is_over_before_anybody_asks_was_in_time():
+    """As a start that is done before the first signal."""
+
+    async def scenario():
+        shutdown = Shutdown()
+        task = asyncio.create_task(asyncio.sleep(2.0))
+        assert not await shutdown.asked_before(task)
+        assert now() == 2.0
+
+    run_in_virtual_time(scenario())
+
+
+def test_a_wish_need_not_wait_for_what_goes_on():
+    """What becomes of the task is for the caller to say."""
+
+    async def scenario():
+        shutdown = Shutdown()
+        task = asyncio.create_task(asyncio.sleep(9.0))
+        asyncio.get_running_loop().call_at(2.0, shutdown.ask)
+        assert await shutdown.asked_before(task)
+        assert now() == 2.0
+        assert not task.done()
+        await task
+
+    run_in_virtual_time(scenario())
+
+
 def test_nothing_is_left_behind():
     """Every task that a wait makes is over with it."""
 
@@ -102,13 +133,26 @@ def test_nothing_is_left_behind():
         shutdown = Shutdown()
         await shutdown.pause(1.0)
         await shutdown.wait_for(asyncio.create_task(asyncio.sleep(0.5)), 1.0)
+        await shutdown.asked_before(asyncio.create_task(asyncio.sleep(0.5)))
         await asyncio.sleep(0)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     run_in_virtual_time(scenario())
 
 
-def test_signals_are_wishes():
+@pytest.fixture
+def handlers():
+    """Those of the process, put back afterwards."""
+    numbers = (*signals.ENDING, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_signals_are_wishes(run):
     """SIGTERM and SIGINT count alike: the first asks, the second hurries."""
 
     async def scenario():
@@ -120,4 +164,20 @@ def test_signals_are_wishes():
         await asyncio.wait_for(shutdown.pause(3600.0), timeout=60.0)
         return "hurried"
 
-    assert asyncio.run(scenario()) == "hurried"
+    assert run(scenario()) == "hurried"
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_signal_can_call_something_again_and_again(run):
+    """Also while the loop waits for nothing else."""
+
+    async def scenario():
+        calls = asyncio.Semaphore(0)
+        signals.call(signal.SIGHUP, calls.release, asyncio.get_running_loop())
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGHUP)
+            await asyncio.wait_for(calls.acquire(), timeout=60.0)
+        return "called"
+
+    assert run(scenario()) == "called"

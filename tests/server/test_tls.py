@@ -3,6 +3,7 @@
 import pytest
 
 from stn_server.config import ConfigError, TlsConfig
+from stn_server.reload import Watch
 from stn_server.tls import Certificates
 from support.certificates import Authority
 
@@ -20,7 +21,8 @@ def told():
 
 
 def credentials(told, **files):
-    return Certificates(TlsConfig(**files), lambda *facts: told.append(facts)).credentials()
+    watch = Watch(lambda *facts: told.append(facts))
+    return Certificates(TlsConfig(**files), watch).credentials()
 
 
 def test_files_that_belong_together_are_taken(files, told):

@@ -195,6 +195,17 @@ def log_records(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def wait_for_record(path, event, count=1, timeout_s=30.0):
+    """The latest record of an event, once a JSON log has so many of them."""
+    give_up = time.monotonic() + timeout_s
+    while True:
+        lines = path.read_text().split("\n")[:-1]  # what is being written comes later
+        found = [record for line in lines if (record := json.loads(line))["event"] == event]
+        if len(found) >= count:
+            return found[-1]
+        assert time.monotonic() < give_up, f"after {timeout_s:g} s, {len(found)} x {event}"
+
+
 def terminate(server):
     """Sends SIGTERM without waiting."""
     server.process.send_signal(signal.SIGTERM)

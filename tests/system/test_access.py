@@ -5,8 +5,9 @@ import contextlib
 
 import grpc
 import pytest
+from google.protobuf import descriptor_database, descriptor_pb2, descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 
 from stn_client import (
     AccessDeniedError,
@@ -25,7 +26,13 @@ from stn_client.local import LocalServer
 from stn_proto.v1 import service_pb2
 from support.bad_requests import ramp, theta
 from support.certificates import Authority
-from support.harness import log_records, outcome_of, run_server_command, scrape
+from support.harness import (
+    log_records,
+    outcome_of,
+    run_server_command,
+    scrape,
+    wait_for_record,
+)
 from support.tokens import entry, replace
 
 pytestmark = pytest.mark.slow
@@ -34,7 +41,7 @@ ONCE = RetryPolicy(attempts=1)
 U, THETA = ramp(1, 3, 4, 5), Affine(theta(1))
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["SpatialTransformer"]
 METHODS = [f"/{SERVICE.full_name}/{method.name}" for method in SERVICE.methods]
-REFLECTION = f"/{reflection.SERVICE_NAME}/ServerReflectionInfo"
+REFLECTIONS = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 GOOD, BAD = "correct-horse-battery-staple", "correct-horse-battery-stapled"
 
 
@@ -97,12 +104,14 @@ def test_certificates_are_renewed_while_the_server_runs(authority, tmp_path):
         assert before.server_info().ready
         successor = Authority(tmp_path, "successor")
         successor.issue("server")
+        wait_for_record(log, "change accepted")
         for target in server.targets * 2:
             assert server_info(target, tls=Tls(ca=successor.ca)).ready
         with pytest.raises(UnavailableError, match="failed to connect"):
             server_info(server.target, tls=Tls(ca=authority.ca, server_name="127.0.0.1"))
         assert before.server_info().ready
         key.write_text("no key")
+        wait_for_record(log, "change rejected")
         with Client(server.target, tls=Tls(ca=successor.ca, server_name="localhost")) as after:
             assert after.server_info().ready
         counts = scrape(server.metrics)
@@ -125,7 +134,14 @@ def test_replicas_are_balanced_over_tls_and_with_a_token(authority, tokens):
             server_info(target, tls=tls, token=BAD)
 
 
-@pytest.mark.parametrize("method", [*METHODS, REFLECTION, "/stn.v1.Unknown/Method"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        *METHODS,
+        *(f"/{name}/ServerReflectionInfo" for name in REFLECTIONS),
+        "/stn.v1.Unknown/Method",
+    ],
+)
 @pytest.mark.parametrize(
     ("header", "why"),
     [
@@ -186,16 +202,48 @@ def is_serving(channel):
     return reply.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def services_of(channel, metadata=()):
+def services_of(channel, metadata=(), reflection=REFLECTIONS[0]):
     """The services that reflection lists."""
-    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-    requests = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
-    (reply,) = stub.ServerReflectionInfo(requests, metadata=metadata, timeout=30)
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    (reply,) = reflect(channel, request, metadata, reflection)
     return [service.name for service in reply.list_services_response.service]
 
 
+def reflect(channel, request, metadata=(), reflection=REFLECTIONS[0]):
+    """What reflection answers; the messages of both versions are the same bytes."""
+    method = channel.stream_stream(
+        f"/{reflection}/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    return list(method(iter([request]), metadata=metadata, timeout=30))
+
+
+@pytest.mark.parametrize("reflection", REFLECTIONS)
+def test_tools_of_both_versions_find_every_service_and_its_description(server, reflection):
+    """As they do: a list, then the files that describe what is on it, each by itself."""
+    with grpc.insecure_channel(server.target) as channel:
+        names = services_of(channel, reflection=reflection)
+        assert set(names) == {SERVICE.full_name, "grpc.health.v1.Health", *REFLECTIONS}
+        files = descriptor_database.DescriptorDatabase()
+        for name in names:
+            asked = reflection_pb2.ServerReflectionRequest(file_containing_symbol=name)
+            (reply,) = reflect(channel, asked, reflection=reflection)
+            for file in reply.file_descriptor_response.file_descriptor_proto:
+                files.Add(descriptor_pb2.FileDescriptorProto.FromString(file))
+        pool = descriptor_pool.DescriptorPool(files)
+        found = [[m.name for m in pool.FindServiceByName(name).methods] for name in names]
+    assert dict(zip(names, found, strict=True)) == {
+        SERVICE.full_name: [method.name for method in SERVICE.methods],
+        "grpc.health.v1.Health": ["Check", "List", "Watch"],
+        **{name: ["ServerReflectionInfo"] for name in REFLECTIONS},
+    }
+    stream = pool.FindServiceByName(REFLECTIONS[0]).methods[0]
+    assert stream.input_type.full_name == "grpc.reflection.v1.ServerReflectionRequest"
+
+
 def test_tokens_change_while_the_server_runs(tokens, tmp_path):
-    """From the next call on; a broken file leaves the old ones, and says so without telling them.
+    """Soon after the file did; a broken file leaves the old ones, and says so without telling them.
 
     The log names the token of a call that failed, and no file or token ever appears in it.
     """
@@ -209,14 +257,17 @@ def test_tokens_change_while_the_server_runs(tokens, tmp_path):
         with pytest.raises(AccessDeniedError, match="got an unknown one"):
             bob.server_info()
         replace(tokens, entry("bob", BAD))
+        wait_for_record(log, "change accepted")
         assert bob.server_info().ready
         with pytest.raises(AccessDeniedError, match="got an unknown one"):
             alice.server_info()
         tokens.write_text(f'[carol]\nsha256 = "{GOOD}"')
+        wait_for_record(log, "change rejected")
         assert bob.server_info().ready
         with pytest.raises(InvalidRequestError, match="output_size"):
             bob.warp(U, THETA, (0, 0))
         tokens.unlink()
+        wait_for_record(log, "change rejected", 2)
         assert bob.server_info().ready
         counts = scrape(server.metrics)
     assert counts['stn_reloads_total{file="tokens",outcome="accepted"}'] == 1

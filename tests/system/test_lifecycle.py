@@ -1,11 +1,16 @@
 """How a server process begins and ends."""
 
 import asyncio
+import contextlib
 import json
+import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
+from importlib.metadata import version
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -13,6 +18,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from stn_client import (
+    AccessDeniedError,
     Affine,
     AsyncClient,
     Client,
@@ -21,10 +27,19 @@ from stn_client import (
 )
 from stn_client.local import LocalServer
 from support.bad_requests import ramp, theta
-from support.harness import log_records, outcome_of, run_server_command, terminate
+from support.harness import (
+    log_records,
+    outcome_of,
+    run_server_command,
+    scrape,
+    terminate,
+    wait_for_record,
+)
+from support.tokens import entry
 
 pytestmark = pytest.mark.slow
 
+SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 ONCE = RetryPolicy(attempts=1)
 U, THETA = ramp(1, 3, 60, 80), Affine(theta(1))
@@ -213,12 +228,262 @@ def test_standard_output_is_one_line_for_the_parent():
     assert errors.splitlines()[-1].endswith("stopped finished_items=0 aborted_items=0")
 
 
+@contextlib.contextmanager
+def held_back(*numbers):
+    """Signals to processes started inside wait until these are ready to take them.
+
+    As `env --block-signal` does in the image. What is sent at once so arrives with the very first
+    instruction that could take it, however long the interpreter takes to start.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+
+COMMAND = [sys.executable, "-m", "stn_server", "--listen=127.0.0.1:0", "--metrics-listen="]
+
+
+def started(*arguments, **options):
+    """A server process with pipes."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*COMMAND, *arguments], **{**pipes, **options})
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_counts_from_the_first_instruction(number):
+    """It ends in order, without a word, and before torch is loaded."""
+    with held_back(number), started() as process:
+        process.send_signal(number)
+        output = process.communicate(timeout=60)
+    assert (process.returncode, *output) == (0, b"", b"")
+
+
+IMPORTING = """
+import os, sys
+from importlib.abc import MetaPathFinder
+from stn_server.__main__ import main
+
+class Finder(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "{name}":
+            os.kill(os.getpid(), {number})
+
+sys.meta_path.insert(0, Finder())
+main()
+"""
+"""A server that gets a signal when it begins to import a module."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("name", ["stn_server.command", "torch", "numpy", "grpc", "stn_server.app"])
+def test_a_signal_amid_the_imports_ends_it_in_order(name, number):
+    """Libraries could swallow an exception, or show it."""
+    script = IMPORTING.format(name=name, number=int(number))
+    arguments = ["--listen=127.0.0.1:0", "--metrics-listen="]
+    command = [sys.executable, "-c", script, *arguments]
+    ended = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
+
+
+STARTING = """
+import os, signal, sys
+from stn_server.__main__ import main
+
+def hook(event, arguments):
+    if event == "socket.bind":
+        os.kill(os.getpid(), signal.SIGTERM)
+
+sys.addaudithook(hook)
+main()
+"""
+"""A server that gets a signal when it begins to listen."""
+
+
+def test_a_signal_amid_the_start_ends_it_in_order():
+    """It is never ready; there is no lame-duck time, as nobody was told to call."""
+    arguments = [*COMMAND[3:], "--lifecycle-lame-duck-s=3600"]
+    command = [sys.executable, "-c", STARTING, *arguments]
+    ended = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout) == (0, b"")
+    events = [json.loads(line)["event"] for line in ended.stderr.splitlines()]
+    assert events == ["draining", "stopped"]
+
+
+def test_sighup_before_anything_was_read_changes_nothing():
+    """By default it would kill the server."""
+    with held_back(signal.SIGHUP), started() as process:
+        process.send_signal(signal.SIGHUP)
+        assert process.stdout.readline().startswith(b'{"targets"')
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+def test_sighup_reads_files_again(tmp_path):
+    """Also those that seem not to have changed; calls go on, and the process stays."""
+    log, tokens = tmp_path / "log", tmp_path / "tokens.toml"
+    tokens.write_text(entry("alice", "secret"))
+    with LocalServer(f"--auth-tokens={tokens}", log=log) as server:
+        server.process.send_signal(signal.SIGHUP)
+        assert wait_for_record(log, "change accepted")["file"] == "tokens"
+        with Client(server.target, token="secret") as stn:
+            assert stn.server_info().ready
+        assert scrape(server.metrics)['stn_reloads_total{file="tokens",outcome="accepted"}'] == 1
+    events = [record["event"] for record in log_records(log)]
+    assert events == ["serving", "reading files again", "change accepted", "draining", "stopped"]
+
+
+def test_a_log_that_nobody_reads_holds_up_nothing(tmp_path):
+    """Strangers are refused, friends are served, SIGTERM ends it; lines are dropped and counted.
+
+    Who reads later finds how many, after those that were kept.
+    """
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text(entry("alice", "secret"))
+    addresses = ["--metrics-listen=127.0.0.1:0", f"--auth-tokens={tokens}"]
+
+    async def refuse(target, count):
+        async with AsyncClient(target, token="wrong", retry=ONCE) as stn:
+            calls = [outcome_of(stn.server_info()) for _ in range(count)]
+            assert all(isinstance(one, AccessDeniedError) for one in await asyncio.gather(*calls))
+
+    def refuse_until(target, enough):
+        while not enough():
+            asyncio.run(refuse(target, 200))
+
+    reader, writer = os.pipe()
+    with started(*addresses, stderr=writer) as process, os.fdopen(reader, "rb") as errors:
+        os.close(writer)
+        running = json.loads(process.stdout.readline())
+        target = running["targets"][0]
+
+        def dropped():
+            return scrape(running["metrics"])["stn_log_lines_dropped_total"]
+
+        assert dropped() == 0
+        refuse_until(target, dropped)
+        with Client(target, token="secret", retry=ONCE) as stn:
+            assert stn.warp(U, THETA).shape == U.shape
+            lost = int(dropped())
+            for line in errors:  # from now on somebody reads
+                record = json.loads(line)
+                if record["event"] == "log lines dropped":
+                    break
+            assert (record["level"], record["lines"]) == ("warning", lost)
+            refuse_until(target, lambda: dropped() > lost)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(timeout=60) == 0
+
+
+def wait_until_ready(address):
+    """Returns when a server that does not say where it is can be called."""
+    with grpc.insecure_channel(address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest()
+        for reply in health.Watch(request, wait_for_ready=True, timeout=60):
+            if reply.status == SERVING:
+                return
+
+
+def test_signals_end_a_server_that_cannot_say_so():
+    """Both outputs are pipes that are full from the start, and nobody reads them."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b" " * 4096)
+    os.set_blocking(writer, True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with started(f"--listen={address}", stdout=writer, stderr=writer) as process:
+        wait_until_ready(address)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+    os.close(reader)
+    os.close(writer)
+
+
+def test_outputs_that_are_closed_are_no_sockets():
+    """Else what is printed would go to whoever gets their numbers."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    closing = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *COMMAND, f"--listen={address}"]
+    with subprocess.Popen(closing) as process:
+        wait_until_ready(address)
+        folder = Path(f"/proc/{process.pid}/fd")
+        opened = [(folder / str(number)).readlink() for number in range(3)]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+    assert opened == [Path(os.devnull)] * 3
+
+
 def test_a_wrong_configuration_ends_with_2_and_a_reason():
     """One line for people that suggests the nearest name, no traceback."""
     ended = run_server_command("--lisen=127.0.0.1:0")
     assert (ended.returncode, ended.stdout) == (2, "")
     (line,) = ended.stderr.splitlines()
     assert line == ("stn-server: --lisen: expected a known flag, got none. Did you mean --listen?")
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"TORCH_LOGS": "garbage"},
+        {"PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "garbage"},
+        {"GRPC_POLL_STRATEGY": "garbage"},
+        {"STN_TRACING": "otlp", "OTEL_BSP_SCHEDULE_DELAY": "-1"},
+    ],
+    ids=str,
+)
+def test_a_variable_that_a_library_does_not_take_ends_with_2_and_a_reason(variables):
+    """Whether it raises an exception while it is imported, or would abort the process."""
+    ended = subprocess.run(
+        COMMAND, env=os.environ | variables, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (2, "")
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("stn-server: ")
+    assert list(variables)[-1] in line
+
+
+@pytest.mark.parametrize("name", ["PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"])
+def test_metrics_of_one_process_need_no_folder(name, monkeypatch):
+    """What is meant for servers of many processes stands in many environments."""
+    monkeypatch.setenv(name, "/none")
+    with LocalServer() as server, Client(server.target) as stn:
+        assert stn.warp(U, THETA).shape == U.shape
+        assert scrape(server.metrics)["stn_samples_total"] == 60 * 80
+
+
+def test_an_address_of_a_name_that_is_taken_is_not_left_out():
+    """Clients would reach one server or the other."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ended = run_server_command(f"--listen=localhost:{port}", "--metrics-listen=")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    expected = (
+        f"listen: expected a free address, got 127.0.0.1:{port} of localhost:{port}, which is"
+    )
+    assert ended.stderr.startswith(f"stn-server: {expected} taken.")
+
+
+def test_a_socket_has_the_mode_that_is_asked_for(tmp_path):
+    """Whatever the umask; both kinds of address."""
+    addresses = [f"--listen=unix:{tmp_path}/stn.sock", f"--admin-listen=unix:{tmp_path}/admin.sock"]
+    with LocalServer(*addresses, "--listen-mode=0606") as server:
+        for name in ("stn.sock", "admin.sock"):
+            assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o606
+        with Client(server.target) as stn:
+            assert stn.server_info().ready
+
+
+def test_the_version_is_told():
+    """That of the package, at once."""
+    ended = run_server_command("--version")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == f"stn-server {version('stn-server')}\n"
 
 
 @pytest.mark.parametrize("name", ["listen", "admin-listen", "metrics-listen"])

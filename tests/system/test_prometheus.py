@@ -20,7 +20,7 @@ from stn_client import (
 from stn_client.local import LocalServer
 from stn_server.metrics import Metrics
 from support.bad_requests import ramp, theta
-from support.harness import outcome_of
+from support.harness import outcome_of, wait_for_record
 from support.prometheus import Prometheus, complaints
 from support.tokens import entry, replace
 
@@ -61,6 +61,7 @@ COUNTED = {
     'stn_reloads_total{file="certificates",outcome="rejected"}': 0,
     'stn_kernel_compilations_total{outcome="compiled"}': 0,
     "stn_kernel_compilation_duration_seconds_count": 0,
+    "stn_log_lines_dropped_total": 0,
     "stn_queued_items": 0,
     "stn_running_items": 0,
     "stn_admitted_bytes": 0,
@@ -146,8 +147,10 @@ def test_every_metric_reaches_prometheus(tokens, tmp_path):
             DeadlineExceededError,
         ]
         tokens.write_text("broken")
+        wait_for_record(tmp_path / "log", "change rejected")
         assert alice.server_info().ready
         replace(tokens, entry("alice", ALICE))
+        wait_for_record(tmp_path / "log", "change accepted")
         statistics = alice.server_info().statistics
         for expression, value in COUNTED.items():
             prometheus.wait_for(expression, value)

@@ -1,32 +1,21 @@
-"""The command `stn-server`.
-
-Standard output gets one line, when the server is ready: its addresses as a JSON object, for
-whoever started it on port 0. Everything else goes to standard error.
-"""
+"""The command `stn-server`, or `python -m stn_server`; see `command.py`."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-import uvloop
-
-from stn_server.config import ConfigError
-from stn_server.log import configure
-from stn_server.settings import load
+from stn_server import signals
 
 
 def main() -> None:
-    """Reads the configuration and serves; exits with 2 if something is wrong with it."""
-    try:
-        config = load(sys.argv[1:], os.environ)
-        configure(config.log)
-        from stn_server.app import serve  # noqa: PLC0415 - torch: not to be waited for by --help
+    """Serves until told to stop, and leaves with the exit code."""
+    signals.end_at_once()
+    from stn_server.command import run  # noqa: PLC0415 - signals count before anything else
 
-        uvloop.run(serve(config))
-    except ConfigError as error:
-        print(f"stn-server: {error}", file=sys.stderr)  # noqa: T201 - for whoever typed it
-        raise SystemExit(2) from None
+    code = run(sys.argv[1:], os.environ)
+    # Nothing can end what still runs in a thread, a batch say, and nobody waits for it.
+    os._exit(code)
 
 
 if __name__ == "__main__":

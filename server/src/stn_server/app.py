@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import os
-import socket
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING
 import grpc.aio
 import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 
 from stn_engine import compilations
-from stn_server import warm_up
+from stn_server import signals, warm_up
 from stn_server.auth import Authenticator
 from stn_server.batching.batcher import Batcher
 from stn_server.batching.devices import devices_of
@@ -27,14 +26,19 @@ from stn_server.batching.policy import Policy, PolicyLimits
 from stn_server.batching.roles import Runner
 from stn_server.batching.runner import EngineRunner, Lanes, nobody
 from stn_server.batching.work import Cost
-from stn_server.config import BatchingConfig, ConfigError, ServerConfig, split_address
+from stn_server.config import BatchingConfig, ConfigError, ServerConfig, is_unix, split_address
+from stn_server.cores import threads_within
+from stn_server.environment import loading
 from stn_server.faults import Seam, no_fault
 from stn_server.info import ServerInfo, backend_on
 from stn_server.lifecycle import Shutdown
+from stn_server.listening import listen_tcp, listen_unix
 from stn_server.log import log
 from stn_server.memory import relax_collector, resident_bytes, retain_freed_memory
 from stn_server.metrics import Metrics
-from stn_server.reload import Reloaded
+from stn_server.output import BackgroundWriter
+from stn_server.reflection import reflect
+from stn_server.reload import Watch
 from stn_server.servicer import SERVICE, Servicer
 from stn_server.tls import Certificates
 from stn_server.tokens import read_tokens
@@ -45,6 +49,9 @@ if TYPE_CHECKING:
 
 HEALTH_NAMES = ("", SERVICE)
 """Services whose readiness is reported: the server as a whole, and ours."""
+
+DESCRIBED = (SERVICE, health.SERVICE_NAME)
+"""Services that reflection tells about, beside itself."""
 
 REFUSING_S = 0.1
 """How long calls on their way are still refused, with a status that says to try elsewhere, before
@@ -84,8 +91,7 @@ class Server:
     def __init__(
         self, config: ServerConfig, runner: Runner | None = None, seam: Seam = no_fault
     ) -> None:
-        if config.threads:
-            torch.set_num_threads(config.threads)
+        torch.set_num_threads(config.threads or threads_within(torch.get_num_threads()))
         self._config = config
         self._serving = False
         self._registry = CollectorRegistry()
@@ -113,8 +119,9 @@ class Server:
         self._metrics.watch_memory({"cpu": resident_bytes, **held})
         self._metrics.watch_lanes(Counter(device.name for device in devices))
         ProcessCollector(registry=self._registry)
-        tls, observe = config.tls, self._metrics.file_changed
-        self._certificates = Certificates(tls, observe) if tls.certificate else None
+        self._files = Watch(self._metrics.file_changed)
+        tls = config.tls
+        self._certificates = Certificates(tls, self._files) if tls.certificate else None
         self._health = health.aio.HealthServicer()
         self._grpc = self._grpc_server(seam)
         self._admin = self._admin_server()
@@ -125,31 +132,42 @@ class Server:
         Raises:
             ConfigError: An address cannot be taken.
         """
+        compilations.watch(self._metrics.kernels_compiled)  # first: `stop` takes it back
         await self._set_serving(False)
-        targets = tuple(
-            _bind(self._grpc, "listen", address, self._certificates)
-            for address in self._config.listen
-        )
+        listen, certificates = self._config.listen, self._certificates
+        targets = [await self._bind(self._grpc, "listen", one, certificates) for one in listen]
         address = self._config.admin_listen
-        admin = _bind(self._admin, "admin_listen", address) if address else ""
-        metrics = self._serve_metrics()
+        admin = await self._bind(self._admin, "admin_listen", address) if address else ""
+        metrics = await self._serve_metrics()
         await self._grpc.start()
         await self._admin.start()
-        compilations.watch(self._metrics.kernels_compiled)
         await self._warm_up()
+        self._files.start()
         self._watchdog = asyncio.create_task(self._watch())
         await self._set_serving(True)
-        return Addresses(targets, metrics, admin)
+        return Addresses(tuple(targets), metrics, admin)
+
+    def read_files_again(self) -> None:
+        """Lets tokens and certificates be read anew, changed or not; returns at once."""
+        log(logging.INFO, "reading files again")
+        self._files.read_again()
+
+    def watch_log(self, stderr: BackgroundWriter) -> None:
+        """Counts the lines that are dropped there."""
+        stderr.watch(self._metrics.log_lines_dropped.inc)
 
     async def stop(self, shutdown: Shutdown) -> None:
         """Turns readiness off, serves the lame-duck time, finishes what was admitted.
 
-        A second signal during any of it cuts the rest short.
+        A second signal during any of it cuts the rest short. A server that is not ready has no
+        lame-duck time: nobody is told to call it.
         """
         if self._watchdog is not None:
             self._watchdog.cancel()
-        await self._set_serving(False)
-        await shutdown.pause(self._config.lifecycle.lame_duck_s)
+        self._files.stop()
+        if self._serving:
+            await self._set_serving(False)
+            await shutdown.pause(self._config.lifecycle.lame_duck_s)
         drained = asyncio.create_task(self._drain())
         await shutdown.wait_for(drained, self._config.lifecycle.grace_s)
         await shutdown.pause(REFUSING_S)
@@ -160,7 +178,7 @@ class Server:
         self._lanes.close()
         compilations.unwatch(self._metrics.kernels_compiled)
         if self._tracing:
-            self._tracing.close()
+            await self._tracing.close()
 
     async def _drain(self) -> None:
         """Refuses new calls and returns when every reply has left."""
@@ -188,15 +206,14 @@ class Server:
         server.add_generic_rpc_handlers((self._servicer.handlers(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._config.reflection == "listen":
-            _reflect(server)
+            reflect(DESCRIBED, server)
         return server
 
     def _interceptors(self) -> Iterator[grpc.aio.ServerInterceptor]:
         """What stands before every method: nothing, unless it is asked for."""
         path = self._config.auth.tokens
         if path:
-            observe = self._metrics.file_changed
-            tokens = Reloaded("tokens", [path], lambda: read_tokens(path), observe)
+            tokens = self._files.value("tokens", [path], lambda: read_tokens(path))
             yield Authenticator(tokens, self._metrics)
         if self._tracing:
             yield self._tracing.interceptor()
@@ -206,19 +223,43 @@ class Server:
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._config.reflection == "admin_listen":
-            _reflect(server)
+            reflect(DESCRIBED, server)
         return server
 
-    def _serve_metrics(self) -> str:
-        """Starts the metrics endpoint in its own thread; returns its URL, empty if it is off."""
+    async def _bind(
+        self,
+        server: grpc.aio.Server,
+        name: str,
+        address: str,
+        certificates: Certificates | None = None,
+    ) -> str:
+        """Binds an address; returns it with the port that was taken. Unix sockets need no TLS."""
+        if is_unix(address):
+            mode = int(self._config.listen_mode, 8) if self._config.listen_mode else None
+            listen_unix(name, address, mode, server.add_insecure_port)
+            return address
+
+        def bind(one: str) -> int:
+            if certificates is None:
+                return server.add_insecure_port(one)
+            return server.add_secure_port(one, certificates.credentials())
+
+        port = await listen_tcp(name, address, bind)
+        return f"{split_address(name, address)[0]}:{port}"
+
+    async def _serve_metrics(self) -> str:
+        """Starts the metrics endpoint in threads; returns its URL, empty if it is off."""
         if not self._config.metrics_listen:
             return ""
-        host, port = split_address("metrics_listen", self._config.metrics_listen)
-        try:
+
+        def bind(one: str) -> int:
+            host, port = split_address("metrics_listen", one)
             server, _thread = start_http_server(port, host.strip("[]"), self._registry)
-        except OSError as error:
-            raise ConfigError(f"metrics_listen: expected a free address, got {error}.") from error
-        return f"http://{host}:{server.server_port}/metrics"
+            return server.server_port
+
+        address = self._config.metrics_listen
+        port = await listen_tcp("metrics_listen", address, bind)
+        return f"http://{split_address('metrics_listen', address)[0]}:{port}/metrics"
 
     async def _warm_up(self) -> None:
         """Computes where calls will be computed, so that no caller pays for first times."""
@@ -239,26 +280,41 @@ class Server:
         await self._set_serving(False)
 
 
-async def serve(config: ServerConfig) -> None:
-    """Serves until SIGTERM or SIGINT; says where on standard output."""
+async def serve(config: ServerConfig, stdout: BackgroundWriter, stderr: BackgroundWriter) -> None:
+    """Serves until SIGTERM or SIGINT.
+
+    Args:
+        config: How to serve.
+        stdout: Told where, when the server is ready.
+        stderr: Where the log goes.
+
+    Raises:
+        ConfigError: The configuration asks for what is not here.
+    """
     retain_freed_memory(config.retained_bytes)
+    server = Server(config)
+    server.watch_log(stderr)
     shutdown = Shutdown()
     shutdown.listen()
-    server = Server(config)
-    addresses = asdict(await server.start())
-    relax_collector()
-    log(logging.INFO, "serving", **addresses)
-    print(json.dumps(addresses), flush=True)  # noqa: T201 - the contract with the parent process
-    await shutdown.asked()
-    before = server.batcher.statistics()
-    log(logging.INFO, "draining", items=before.queued_items + before.running_items)
-    await server.stop(shutdown)
-    after = server.batcher.statistics()
-    aborted = after.queued_items + after.running_items
-    log(logging.INFO, "stopped", finished_items=after.finished_items, aborted_items=aborted)
-    if after.running_items:
-        logging.shutdown()
-        os._exit(0)  # a batch still runs in its thread, and nothing else can end that
+    signals.call(signal.SIGHUP, server.read_files_again, asyncio.get_running_loop())
+    try:
+        starting = asyncio.create_task(server.start())
+        if await shutdown.asked_before(starting):
+            starting.cancel()
+        else:
+            addresses = asdict(starting.result())
+            relax_collector()
+            log(logging.INFO, "serving", **addresses)
+            stdout.write(json.dumps(addresses) + "\n")
+            await shutdown.asked()
+        before = server.batcher.statistics()
+        log(logging.INFO, "draining", items=before.queued_items + before.running_items)
+        await server.stop(shutdown)
+        after = server.batcher.statistics()
+        aborted = after.queued_items + after.running_items
+        log(logging.INFO, "stopped", finished_items=after.finished_items, aborted_items=aborted)
+    finally:
+        signals.end_at_once()
 
 
 def grpc_options(config: ServerConfig) -> list[tuple[str, int]]:
@@ -274,35 +330,9 @@ def grpc_options(config: ServerConfig) -> list[tuple[str, int]]:
     ]
 
 
-def _bind(
-    server: grpc.aio.Server,
-    name: str,
-    address: str,
-    certificates: Certificates | None = None,
-) -> str:
-    """Binds an address; returns it with the port that was taken. Unix sockets need no TLS."""
-    unix = address.startswith("unix:")
-    if unix and _answers(address.removeprefix("unix:")):
-        raise ConfigError(f"{name}: expected a free address, got {address}, which answers.")
-    try:
-        if unix or certificates is None:
-            port = server.add_insecure_port(address)
-        else:
-            port = server.add_secure_port(address, certificates.credentials())
-    except RuntimeError as error:
-        raise ConfigError(f"{name}: expected a free address, got {address}.") from error
-    return address if unix else f"{split_address(name, address)[0]}:{port}"
-
-
 def _age_ms(age_s: float) -> int:
     """How old gRPC lets a connection get, on which calls are finished first; 0 is for ever."""
     return min(round(age_s * 1000), NO_LIMIT) or NO_LIMIT
-
-
-def _reflect(server: grpc.aio.Server) -> None:
-    """Describes the service to tools without its .proto files."""
-    names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
 
 
 def _tracing(config: ServerConfig) -> Tracing | None:
@@ -316,13 +346,8 @@ def _tracing(config: ServerConfig) -> Tracing | None:
             "tracing: expected OpenTelemetry for otlp, got none. "
             "In the checkout: pip install './server[otel]'"
         ) from error
-    return otlp_tracing()
-
-
-def _answers(path: str) -> bool:
-    """Whether a server listens on a Unix socket; binding would silently take its place."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(path) == 0
+    with loading("tracing", os.environ):
+        return otlp_tracing()
 
 
 def _policy_limits(config: BatchingConfig, lanes: int) -> PolicyLimits:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -20,6 +22,13 @@ MAX_MESSAGE_BYTES = 2**31 - 1
 MAX_STREAMS = 2**31 - 1
 """What HTTP/2 can say."""
 
+MAX_PORT = 65535
+
+MAX_PATH_BYTES = (108 if sys.platform == "linux" else 104) - 1
+"""Of a unix socket; the system wants a zero after it."""
+
+UNIX = "unix:"
+
 Reflection = Literal["listen", "admin_listen", "off"]
 Tracing = Literal["off", "otlp"]
 Plaintext = Literal["refuse", "allow"]
@@ -27,6 +36,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["json", "text"]
 
 
+_MODE_FORM = re.compile(r"[0-7]{3,4}")
 _DEVICE_FORM = re.compile(r"auto|cpu|cuda:\d+(,cuda:\d+)*")
 
 
@@ -76,7 +86,9 @@ class LimitsConfig:
     )
     max_output_samples: int = setting(16 * MIB, "Source points of one call: 4096 x 4096 pixels.")
     max_dimension_px: int = setting(32768, "Depth, height or width of an output.")
-    max_concurrent_streams: int = setting(4096, "Calls of one connection; more wait in the client.")
+    max_concurrent_streams: int = setting(
+        4096, "Calls of one connection; gRPC's clients hold more back once they know of it."
+    )
 
     def __post_init__(self) -> None:
         _at_least(self, "max_message_bytes", 1024)
@@ -156,6 +168,9 @@ class ServerConfig:
     listen: tuple[str, ...] = setting(
         ("127.0.0.1:50051",), "Addresses to serve on: host:port (port 0: any) or unix:/path."
     )
+    listen_mode: str = setting(
+        "", "Permissions of unix sockets, as 0660; empty: what the umask of the process leaves."
+    )
     metrics_listen: str = setting("127.0.0.1:9464", "Address of /metrics; empty: off.")
     admin_listen: str = setting(
         "", "Address of health alone, without TLS and tokens, as probes want it; empty: none."
@@ -169,7 +184,9 @@ class ServerConfig:
     device: str = setting(
         "auto", "Where to compute: auto (GPUs if there are any), cpu, or cuda:0,cuda:1 and so on."
     )
-    threads: int = setting(0, "Threads of the CPU engine; 0: one a core.")
+    threads: int = setting(
+        0, "Threads of the CPU engine; 0: one a core, or as many as a CPU quota lets run."
+    )
     retained_bytes: int = setting(
         512 * MIB, "Freed memory kept for the next calls (glibc only); 0: given back at once."
     )
@@ -208,6 +225,9 @@ class ServerConfig:
             raise ConfigError("listen: expected at least one address, got none.")
         for address in self.listen:
             _check_address("listen", address)
+        if self.listen_mode and not _MODE_FORM.fullmatch(self.listen_mode):
+            expected = "expected three or four octal digits, as 0660"
+            raise ConfigError(f"listen_mode: {expected}, got {self.listen_mode!r}.")
         if self.admin_listen:
             _check_address("admin_listen", self.admin_listen)
         if self.metrics_listen:
@@ -222,7 +242,7 @@ class ServerConfig:
         if not self.auth.tokens or self.tls.certificate or self.auth.plaintext == "allow":
             return
         for address in self.listen:
-            if not address.startswith("unix:") and not _is_loopback(address):
+            if not is_unix(address) and not _is_loopback(address):
                 raise ConfigError(
                     f"auth.tokens: expected TLS, unix sockets or loopback, got {address}, where "
                     'tokens can be overheard. Set tls.certificate, or auth.plaintext = "allow".'
@@ -238,16 +258,36 @@ def unknown(kind: str, name: str, known: Sequence[str]) -> ConfigError:
 def split_address(name: str, address: str) -> tuple[str, int]:
     """Host and port of `host:port`; brackets around an IPv6 host stay."""
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+    if not colon or not host or not port.isdecimal():
         raise ConfigError(
             f"{name}: expected host:port, got {address!r}. Port 0 takes any free one."
         )
+    if int(port) > MAX_PORT:
+        raise ConfigError(f"{name}: expected a port of at most {MAX_PORT}, got {address!r}.")
+    if ":" in host and not (host.startswith("[") and host.endswith("]")):
+        expected = "expected brackets around an IPv6 address, as [::1]:50051"
+        raise ConfigError(f"{name}: {expected}, got {address!r}.")
     return host, int(port)
 
 
+def is_unix(address: str) -> bool:
+    """Whether an address is the path of a unix socket."""
+    return address.startswith(UNIX)
+
+
+def socket_path(address: str) -> str:
+    """The path of `unix:path` or `unix:///path`."""
+    return address.removeprefix(UNIX).removeprefix("//")
+
+
 def _check_address(name: str, address: str) -> None:
-    if not address.startswith("unix:"):
+    if not is_unix(address):
         split_address(name, address)
+        return
+    path_bytes = len(os.fsencode(socket_path(address)))
+    if not 1 <= path_bytes <= MAX_PATH_BYTES:
+        expected = f"expected a socket path of 1 to {MAX_PATH_BYTES} bytes"
+        raise ConfigError(f"{name}: {expected}, got {path_bytes} in {address!r}.")
 
 
 def _is_loopback(address: str) -> bool:

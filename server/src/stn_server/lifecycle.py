@@ -1,12 +1,11 @@
-"""Signals: the first one ends the server in order, the second one at once."""
+"""The wish to end: the first signal ends the server in order, the second one at once."""
 
 from __future__ import annotations
 
 import asyncio
-import signal
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+from stn_server import signals
 
 
 class Shutdown:
@@ -22,8 +21,8 @@ class Shutdown:
     def listen(self) -> None:
         """Takes over SIGTERM and SIGINT."""
         loop = asyncio.get_running_loop()
-        for number in SIGNALS:
-            loop.add_signal_handler(number, self.ask)
+        for number in signals.ENDING:
+            signals.call(number, self.ask, loop)
 
     def ask(self) -> None:
         """Asks to stop; asked again, to stop now."""
@@ -32,6 +31,13 @@ class Shutdown:
     async def asked(self) -> None:
         """Returns when the server should stop."""
         await self._asked.wait()
+
+    async def asked_before(self, task: asyncio.Task[Any]) -> bool:
+        """Waits for a task, or until the server should stop; returns whether that came first."""
+        asked = asyncio.create_task(self._asked.wait())
+        await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        return not task.done()
 
     async def pause(self, duration_s: float) -> None:
         """Waits, unless there is no time for it."""

@@ -46,6 +46,11 @@ def log(level: int, event: str, *, error: BaseException | None = None, **fields:
     LOGGER.log(level, event, exc_info=error, extra={"fields": fields})
 
 
+def tell_dropped(count: int) -> None:
+    """Writes that so many lines before this one were lost, as nobody read them."""
+    log(logging.WARNING, "log lines dropped", lines=count)
+
+
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether it says more than that gRPC could not send to a caller that has gone meanwhile."""
     error = record.exc_info[1] if record.exc_info else None
@@ -62,6 +67,7 @@ def configure(config: LogConfig) -> None:
     gRPC's core writes to standard error by itself; what it has to say reaches us as exceptions.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    logging.captureWarnings(capture=True)
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if config.format == "json" else TextFormatter())
     handler.addFilter(_is_news)

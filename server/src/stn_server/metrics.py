@@ -163,6 +163,9 @@ class Metrics:
             "Changes of the files of tokens and certificates",
             ["file", "outcome"],
         )
+        self.log_lines_dropped = counter(
+            "stn_log_lines_dropped", "Lines of the log that nobody read in time"
+        )
         self.build_info = Gauge("stn_build_info", "Always 1", ["version"], registry=registry)
         self.build_info.labels(version=version("stn-server")).set(1)
 

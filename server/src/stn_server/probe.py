@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from stn_server.config import split_address
+from stn_server.config import is_unix, split_address
 from stn_server.settings import load
 
 TIMEOUT_S = 3.0
@@ -42,7 +42,7 @@ def _own_address(environment: Mapping[str, str]) -> str:
 
 def _reachable(address: str) -> str:
     """Where to call a server that listens on an address."""
-    if address.startswith("unix:"):
+    if is_unix(address):
         return address
     host, port = split_address("listen", address)
     return f"{EVERYWHERE.get(host, host)}:{port}"

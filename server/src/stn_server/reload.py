@@ -1,25 +1,26 @@
-"""What files hold, read again when they change."""
+"""What files hold, read again when they change: by a thread of its own, as a file may take long."""
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from stn_server.config import ConfigError
 from stn_server.log import log
 
 T = TypeVar("T")
 
+LOOK_S = 0.5
+"""So often files are looked at; what changed is read when it stayed as it is for so long."""
+
 
 class Reloaded(Generic[T]):
     """A value made from files.
 
-    Every use looks whether the files have changed and makes the value anew if so, so that a change
-    counts from the next use on. Files that make no value leave the old one in place, and the log
-    and the observer are told.
+    Files that make no value leave the old one in place, and the log and the observer are told.
 
     Args:
         name: What log and observer call it.
@@ -30,7 +31,7 @@ class Reloaded(Generic[T]):
     Raises:
         ConfigError: The files make no value at the beginning.
 
-    Concurrency: any thread.
+    Concurrency: `current` in any thread, `look` in one.
     """
 
     def __init__(
@@ -44,37 +45,86 @@ class Reloaded(Generic[T]):
         self._paths = paths
         self._load = load
         self._observe = observe
-        self._lock = threading.Lock()
-        self._seen = self._state()
+        self._read = self._found = self._state()
         self._value = load()
 
     def current(self) -> T:
-        """The value of this moment."""
-        with self._lock:
-            state = self._state()
-            if state != self._seen:
-                self._seen = state  # first: what changes meanwhile is seen the next time
-                self._reload()
-            return self._value
+        """The value of this moment, without a look at the files."""
+        return self._value
 
-    def _reload(self) -> None:
+    def look(self, *, anyway: bool = False) -> None:
+        """Makes the value anew if the files have changed, or anyway.
+
+        They may be written one after the other, and piece by piece: what has changed since the
+        last look is left for the next one.
+        """
+        state, last = self._state(), self._found
+        self._found = state
+        if not anyway and (state == self._read or state != last):
+            return
+        self._read = state  # first: what changes meanwhile is seen the next time
         try:
             self._value = self._load()
-        except ConfigError as error:
+        except (ConfigError, OSError) as error:
             log(logging.ERROR, "change rejected", file=self._name, reason=str(error))
             self._observe(self._name, "rejected")
         else:
             log(logging.INFO, "change accepted", file=self._name)
             self._observe(self._name, "accepted")
 
-    def _state(self) -> list[tuple[int, int, int] | None]:
+    def _state(self) -> list[tuple[int, ...] | None]:
         return [_identity(path) for path in self._paths]
 
 
-def _identity(path: str) -> tuple[int, int, int] | None:
-    """What changes when a file is written or replaced; None if there is none."""
+class Watch:
+    """Looks after values made from files, again and again, and when it is told to.
+
+    Args:
+        observe: Told name and outcome of every change.
+        look_s: How long it waits between two looks.
+    """
+
+    def __init__(self, observe: Callable[[str, str], None], look_s: float = LOOK_S) -> None:
+        self._observe = observe
+        self._look_s = look_s
+        self._values: list[Reloaded[Any]] = []
+        self._asked = threading.Event()
+        self._stopped = False
+
+    def value(self, name: str, paths: Sequence[str], load: Callable[[], T]) -> Reloaded[T]:
+        """A value that is looked after once the watch has been started; see `Reloaded`."""
+        value = Reloaded(name, paths, load, self._observe)
+        self._values.append(value)
+        return value
+
+    def start(self) -> None:
+        """Begins to look."""
+        # A daemon, since a file system that does not answer must not hold up the end.
+        threading.Thread(target=self._run, daemon=True, name="stn-files").start()
+
+    def read_again(self) -> None:
+        """Lets all files be read soon, changed or not; returns at once."""
+        self._asked.set()
+
+    def stop(self) -> None:
+        """Ends it soon; returns at once."""
+        self._stopped = True
+        self._asked.set()
+
+    def _run(self) -> None:
+        while True:
+            asked = self._asked.wait(self._look_s)
+            self._asked.clear()
+            if self._stopped:
+                return
+            for value in self._values:
+                value.look(anyway=asked)
+
+
+def _identity(path: str) -> tuple[int, ...] | None:
+    """What changes when a file is written, replaced or made readable; None if there is none."""
     try:
-        found = os.stat(path)  # noqa: PTH116 - once a call; a Path costs twice as much
+        found = Path(path).stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino

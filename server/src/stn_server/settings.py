@@ -11,6 +11,7 @@ import tomllib
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, fields, is_dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
@@ -82,7 +83,7 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> ServerConf
 
     Raises:
         ConfigError: An unknown name, an unreadable file, or a value out of its range.
-        SystemExit: `--help` was asked for.
+        SystemExit: `--help` or `--version` was asked for.
     """
     known = {setting.name: setting for setting in all_settings()}
     flags = _from_flags(arguments, known)
@@ -99,6 +100,9 @@ def _from_flags(arguments: Sequence[str], known: Mapping[str, Setting]) -> dict[
         f"from its variable ({ENVIRONMENT_PREFIX}LISTEN for --listen), or else from the file."
     )
     parser = _Parser(prog="stn-server", description=description, allow_abbrev=False)
+    parser.add_argument(
+        "--version", action="version", version=f"stn-server {version('stn-server')}"
+    )
     parser.add_argument("--config", default=SUPPRESS, metavar="FILE", help="TOML file to read")
     for setting in known.values():
         parser.add_argument(

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import grpc
 
 from stn_server.config import ConfigError, TlsConfig
-from stn_server.reload import Reloaded
+from stn_server.reload import Watch
 
 
 class Certificates:
-    """The files of a configuration, looked at whenever somebody connects.
+    """The files of a configuration; who connects gets what the last look at them found.
 
     Raises:
         ConfigError: A file cannot be read, or the files do not belong together.
     """
 
-    def __init__(self, config: TlsConfig, observe: Callable[[str, str], None]) -> None:
+    def __init__(self, config: TlsConfig, watch: Watch) -> None:
         paths = [path for path in (config.certificate, config.key, config.client_ca) if path]
-        self._files = Reloaded("certificates", paths, lambda: _certificates(config), observe)
+        self._files = watch.value("certificates", paths, lambda: _certificates(config))
         self._from_callers = bool(config.client_ca)
 
     def credentials(self) -> grpc.ServerCredentials:

@@ -14,10 +14,12 @@ OTEL_TRACES_SAMPLER, OTEL_SERVICE_NAME, ...) say where spans go and how many are
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -99,11 +101,19 @@ class Tracing:
         """A `Batcher` that makes spans of the stages of every problem."""
         return _TracedBatcher(self, *parts, **options)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Sends what is left, if that is possible soon."""
-        closing = threading.Thread(target=self._provider.shutdown, daemon=True)
-        closing.start()
-        closing.join(FLUSH_S)
+        loop, closed = asyncio.get_running_loop(), asyncio.Event()
+
+        def close() -> None:
+            self._provider.shutdown()
+            with suppress(RuntimeError):  # the loop is gone: nobody waits any more
+                loop.call_soon_threadsafe(closed.set)
+
+        # A daemon, since a collector that does not answer must not hold up the end.
+        threading.Thread(target=close, daemon=True).start()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(closed.wait(), FLUSH_S)
 
 
 def otlp_tracing() -> Tracing:

@@ -1,0 +1,67 @@
+"""What the command `stn-server` does once signals are taken care of.
+
+Standard output gets one line, when the server is ready: its addresses as a JSON object, for
+whoever started it on port 0. Everything else goes to standard error.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import MutableMapping, Sequence
+
+import uvloop
+
+from stn_server import environment
+from stn_server.config import ConfigError
+from stn_server.log import configure, log, tell_dropped
+from stn_server.output import BackgroundWriter
+from stn_server.settings import load
+
+LAST_WORDS_S = 1.0
+"""How long whoever reads the output may take for the last lines."""
+
+
+def run(arguments: Sequence[str], variables: MutableMapping[str, str]) -> int:
+    """Serves until told to stop.
+
+    Args:
+        arguments: Of the command line.
+        variables: The environment; what does not apply to the server is taken out.
+
+    Returns:
+        The exit code: 2 if something is wrong with what was given, 1 if something else failed.
+
+    Raises:
+        SystemExit: `--help` or `--version` was asked for.
+    """
+    _open_standard_streams()
+    stdout, stderr = BackgroundWriter(1), BackgroundWriter(2, tell_dropped)
+    sys.stderr = stderr  # also for what writes there without logging
+    code = 0
+    try:
+        config = load(arguments, variables)
+        configure(config.log)
+        environment.prepare(variables)
+        with environment.loading("environment", variables):
+            from stn_server.app import serve  # noqa: PLC0415 - torch: seconds
+        uvloop.run(serve(config, stdout, stderr))
+    except ConfigError as error:
+        stderr.write(f"stn-server: {' '.join(str(error).splitlines())}\n")
+        code = 2
+    except Exception as error:  # noqa: BLE001 - told, in the form that was asked for
+        log(logging.ERROR, "failed", error=error)
+        code = 1
+    stdout.drain(LAST_WORDS_S)
+    stderr.drain(LAST_WORDS_S)
+    return code
+
+
+def _open_standard_streams() -> None:
+    """Opens what the parent has closed; else a socket would get its number, and our output."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)

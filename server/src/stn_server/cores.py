@@ -1,0 +1,75 @@
+"""How many processor cores a control group lets this process use, which no library looks at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+PROCESS = Path("/proc/self")
+
+
+def quota_cores(process: Path = PROCESS) -> float:
+    """The CPU quota of this process in cores; infinity if there is none.
+
+    The smallest of the groups above it counts, in version 1 and 2 of control groups.
+
+    Args:
+        process: What the kernel tells of the process, as in /proc/self.
+    """
+    quotas = (_quota(folder) for folder in _folders(process))
+    return min(quotas, default=math.inf)
+
+
+def threads_within(most: int, process: Path = PROCESS) -> int:
+    """At most so many threads, and no more than the CPU quota lets run all the time.
+
+    A thread beyond the quota would be stopped amid a batch, which then waits for it.
+    """
+    return max(1, math.floor(min(most, quota_cores(process))))
+
+
+def _folders(process: Path) -> Iterator[Path]:
+    """The folders of the groups that this process is in, each with those above it."""
+    try:
+        mounts = (process / "mountinfo").read_text(encoding="utf-8").splitlines()
+        groups = (process / "cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return
+    paths = {controllers: path for _, controllers, path in (line.split(":", 2) for line in groups)}
+    for mount in mounts:
+        left, _, right = mount.partition(" - ")
+        _, _, _, root, point, *_ = left.split(" ")
+        kind, _, options = right.split(" ", 2)
+        for controllers, path in paths.items():
+            names = controllers.split(",")
+            version_1 = kind == "cgroup" and "cpu" in names and "cpu" in options.split(",")
+            if version_1 or (kind == "cgroup2" and not controllers):
+                yield from _upwards(Path(point), root, path)
+
+
+def _upwards(mounted: Path, root: str, path: str) -> Iterator[Path]:
+    """The folder of a group and those above it, as far as they are mounted here."""
+    try:
+        below = PurePosixPath(path).relative_to(root)
+    except ValueError:  # told as the host sees it; the container's own group is what is mounted
+        below = PurePosixPath()
+    folder = mounted / below
+    while True:
+        yield folder
+        if folder == mounted:
+            return
+        folder = folder.parent
+
+
+def _quota(folder: Path) -> float:
+    """The quota of one group in cores."""
+    try:
+        if (folder / "cpu.max").exists():
+            quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+        else:
+            quota = (folder / "cpu.cfs_quota_us").read_text(encoding="ascii").strip()
+            period = (folder / "cpu.cfs_period_us").read_text(encoding="ascii")
+    except OSError:  # the root has none
+        return math.inf
+    return math.inf if quota in {"max", "-1"} else int(quota) / int(period)

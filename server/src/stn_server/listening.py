@@ -1,0 +1,170 @@
+"""Addresses to listen on: what a name stands for, and why an address cannot be taken.
+
+gRPC takes a name as bound if one of its addresses is, and tells no reasons.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from stn_server.config import ConfigError, socket_path, split_address
+
+Bind = Callable[[str], int]
+"""Takes an address for good and returns its port; raises RuntimeError or OSError if it cannot."""
+
+NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+"""Nobody can listen there, as on ::1 where IPv6 is switched off."""
+
+TCP_REASONS = {
+    errno.EADDRINUSE: "expected a free address, got {}, which is taken. Choose another port.",
+    errno.EACCES: "expected a port that this user may take, got {}. Choose one above 1023.",
+    errno.EADDRNOTAVAIL: "expected an address of this machine, got {}. 0.0.0.0 are all of them.",
+    errno.EAFNOSUPPORT: "expected an address of a kind that this machine has, got {}.",
+}
+UNIX_REASONS = {
+    errno.ENOENT: "expected a folder for {}, got none. Create it.",
+    errno.ENOTDIR: "expected a folder for {}, got a file in its place.",
+    errno.EACCES: "expected a folder that this user may write to for {}, got no permission.",
+    errno.EROFS: "expected a folder that can be written to for {}, got a read-only file system.",
+}
+
+
+async def listen_tcp(name: str, address: str, bind: Bind) -> int:
+    """Takes all addresses that a host stands for; returns their port.
+
+    Those of a kind that this machine does not have are left out if another one can be taken.
+
+    Args:
+        name: Of the setting.
+        address: host:port.
+        bind: Takes one address, with numbers for the host.
+
+    Raises:
+        ConfigError: An address cannot be taken.
+    """
+    host, port = split_address(name, address)
+    found = await _resolved(name, address, host.strip("[]"), port)
+    missing: dict[str, OSError] = {}
+    bound = False
+    for family, numeric in found:
+        brackets = "[{}]" if family == socket.AF_INET6 else "{}"
+        one = f"{brackets.format(numeric)}:{port}"
+        try:
+            _try_tcp(family, numeric, port)
+            port = bind(one)
+        except OSError as error:
+            if error.errno not in NOT_HERE:
+                raise _refused(name, TCP_REASONS, _shown(one, address), error) from error
+            missing[one] = error
+        except RuntimeError as error:  # taken since it was tried
+            taken = OSError(errno.EADDRINUSE, str(error))
+            raise _refused(name, TCP_REASONS, _shown(one, address), taken) from error
+        else:
+            bound = True
+    if not bound:
+        one, reason = missing.popitem()
+        raise _refused(name, TCP_REASONS, _shown(one, address), reason)
+    return port
+
+
+def listen_unix(name: str, address: str, mode: int | None, bind: Bind) -> None:
+    """Takes the path of a socket; one that nobody listens on any more is replaced.
+
+    Args:
+        name: Of the setting.
+        address: unix:/path.
+        mode: Permissions of the socket; None: as the process makes files.
+        bind: Takes the address.
+
+    Raises:
+        ConfigError: The path cannot be taken.
+    """
+    path = Path(socket_path(address))
+    try:
+        kind = path.stat().st_mode
+    except OSError:
+        kind = stat.S_IFSOCK  # nothing yet
+    if not stat.S_ISSOCK(kind):
+        expected = f"expected a socket or nothing at {path}"
+        raise ConfigError(f"{name}: {expected}, got another file. Move it, or choose another path.")
+    if _answers(path):
+        raise ConfigError(f"{name}: expected a free address, got {address}, which answers.")
+    with _creating(mode):
+        try:
+            bind(address)
+        except RuntimeError as error:
+            raise _refused(name, UNIX_REASONS, address, _why_not(path)) from error
+
+
+async def _resolved(
+    name: str, address: str, host: str, port: int
+) -> list[tuple[socket.AddressFamily, str]]:
+    """The addresses that a host stands for, each once."""
+    loop = asyncio.get_running_loop()
+    everywhere = "0.0.0.0 are all addresses of this machine."
+    if host == "*":  # the C library takes it for the loopback interface
+        raise ConfigError(f"{name}: expected a host, got {address}. {everywhere}")
+    try:
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, ValueError) as error:  # ValueError: no name at all
+        reason = error.strerror if isinstance(error, OSError) else error
+        expected = f"expected a host that can be found, got {address}: {reason}."
+        raise ConfigError(
+            f"{name}: {expected} 0.0.0.0 are all addresses of this machine."
+        ) from error
+    return list(dict.fromkeys((family, str(to[0])) for family, _, _, _, to in found))
+
+
+def _try_tcp(family: socket.AddressFamily, host: str, port: int) -> None:
+    """Takes an address for a moment; raises OSError with the reason if that cannot be done."""
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        trial.bind((host, port))
+
+
+def _answers(path: Path) -> bool:
+    """Whether a server listens on a socket; binding would silently take its place."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        found = probe.connect_ex(str(path))
+    return found in {0, errno.EAGAIN}  # EAGAIN: so many wait there that one more would have to
+
+
+def _why_not(path: Path) -> OSError:
+    """Why a socket cannot be made at a path."""
+    with socket.socket(socket.AF_UNIX) as trial:
+        try:
+            trial.bind(str(path))
+        except OSError as error:
+            return error
+    path.unlink()
+    return OSError(0, "an error that is gone")
+
+
+@contextmanager
+def _creating(mode: int | None) -> Iterator[None]:
+    """Lets files be made with these permissions meanwhile, from their first moment on."""
+    before = os.umask(0o777 & ~mode) if mode is not None else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.umask(before)
+
+
+def _shown(one: str, address: str) -> str:
+    return one if one == address else f"{one} of {address}"
+
+
+def _refused(name: str, reasons: dict[int, str], address: str, error: OSError) -> ConfigError:
+    known = reasons.get(error.errno or 0)
+    if known is None:
+        return ConfigError(f"{name}: expected {address} to be free, got {error.strerror}.")
+    return ConfigError(f"{name}: {known.format(address)}")

@@ -1,0 +1,114 @@
+"""Standard output and standard error without waiting for whoever reads them.
+
+A pipe that nobody reads takes 64 KiB and then holds up who writes to it, which must not be the
+event loop: one line too many would stop every call, and the signal that ends the server.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import threading
+from collections import deque
+from collections.abc import Callable
+
+CAPACITY_BYTES = 256 * 1024
+"""Some thousand lines wait for a reader that comes late; further ones are dropped."""
+
+
+class BackgroundWriter(io.TextIOBase):
+    """A text stream that hands what is written to a file descriptor in a thread of its own.
+
+    What does not fit between the two is dropped and counted. Once the descriptor has taken all
+    that waited, the number of dropped writes is told.
+
+    Args:
+        descriptor: Where text goes, as UTF-8.
+        recovered: Told, in the writing thread, how many writes were dropped meanwhile.
+        capacity_bytes: How much may wait.
+
+    Concurrency: any thread.
+    """
+
+    def __init__(
+        self,
+        descriptor: int,
+        recovered: Callable[[int], None] = lambda _: None,
+        capacity_bytes: int = CAPACITY_BYTES,
+    ) -> None:
+        self._descriptor = descriptor
+        self._recovered = recovered
+        self._capacity_bytes = capacity_bytes
+        self._waiting: deque[bytes] = deque()
+        self._waiting_bytes = 0
+        self._dropped = 0
+        self._observe: Callable[[int], None] = lambda _: None
+        self._changed = threading.Condition()
+        # A daemon, since a descriptor that takes nothing must not hold up the end of the process.
+        threading.Thread(target=self._write_all, daemon=True, name="stn-output").start()
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Takes text, or drops it; returns at once. A line in one piece stays in one piece."""
+        piece = text.encode(errors="backslashreplace")
+        with self._changed:
+            fits = self._waiting_bytes + len(piece) <= self._capacity_bytes
+            if fits:
+                self._waiting.append(piece)
+                self._waiting_bytes += len(piece)
+                self._changed.notify_all()
+        if not fits:
+            self._drop()
+        return len(text)
+
+    def watch(self, observe: Callable[[int], None]) -> None:
+        """Tells from now on how many writes were dropped, whenever that happens."""
+        self._observe = observe
+        with self._changed:
+            before = self._dropped
+        observe(before)
+
+    def drain(self, timeout_s: float) -> bool:
+        """Waits until all has been written, or for so long; returns which."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._waiting, timeout_s)
+
+    def _write_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+                piece = self._waiting[0]
+            written = _written(self._descriptor, piece)
+            if not written:
+                self._drop()
+            dropped = 0
+            with self._changed:
+                self._waiting.popleft()
+                self._waiting_bytes -= len(piece)
+                if written and not self._waiting:
+                    dropped, self._dropped = self._dropped, 0
+                self._changed.notify_all()
+            if dropped:
+                self._recovered(dropped)
+
+    def _drop(self) -> None:
+        with self._changed:
+            self._dropped += 1
+        self._observe(1)
+
+
+def _written(descriptor: int, piece: bytes) -> bool:
+    """Writes all of it, however long that takes; returns whether anybody was there to take it."""
+    left = memoryview(piece)
+    while left:
+        try:
+            left = left[os.write(descriptor, left) :]
+        except BlockingIOError:  # who opened it wants it so
+            select.select([], [descriptor], [])
+        except OSError:  # closed, or its reader has gone
+            return False
+    return True

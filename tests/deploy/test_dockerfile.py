@@ -1,0 +1,28 @@
+"""How the image starts the server, run without an image."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+DOCKERFILE = Path(__file__).parents[2] / "Dockerfile"
+
+SHOW = "import signal; print(*sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
+
+
+def entrypoint():
+    """The words of the one ENTRYPOINT."""
+    (words,) = re.findall(r"^ENTRYPOINT (.*)$", DOCKERFILE.read_text(), re.MULTILINE)
+    return json.loads(words)
+
+
+def test_signals_are_held_back_while_python_starts():
+    """All that the server handles, and no others; it lets them through itself."""
+    *before, python, flag, module = entrypoint()
+    assert (python, flag, module) == ("python", "-m", "stn_server")
+    command = [*before, sys.executable, "-c", SHOW]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    handled = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    assert shown == [str(int(number)) for number in handled]
