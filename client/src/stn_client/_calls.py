@@ -10,7 +10,7 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 from numpy.typing import ArrayLike, NDArray
 
-from stn_client._errors import InvalidRequestError, ProtocolMismatchError
+from stn_client._errors import ProtocolMismatchError, invalid
 from stn_client._options import GridOptions, WarpOptions
 from stn_client._transforms import (
     Affine,
@@ -166,6 +166,19 @@ def server_info() -> Call[server_info_pb2.GetServerInfoReply]:
     return _call("GetServerInfo", request, [], kind, lambda reply, _payloads: reply)
 
 
+def check_options(options: WarpOptions, output_size: Sequence[int] | None) -> None:
+    """Options of warps that are yet to come.
+
+    Raises:
+        TypeError: There is no such option.
+        InvalidRequestError: A value breaks a rule.
+    """
+    _spec(options)
+    _layout(options)
+    if output_size is not None:
+        _size(output_size)
+
+
 def _call(
     method: str,
     request: Message,
@@ -192,20 +205,24 @@ def _put(
     try:
         return put_tensor(np.asarray(array), payloads, layout=layout)
     except WireFormatError as error:
-        raise _invalid(field, f"expected {error.expected}, got {error.actual}. Cast it.") from error
+        raise invalid(field, f"expected {error.expected}, got {error.actual}. Cast it.") from error
 
 
 def _put_map(
     field: str, array: ArrayLike, payloads: Payloads, options: WarpOptions
 ) -> tensor_pb2.Tensor:
-    layout = _enum(tensor_pb2.Layout, "layout", options.get("layout", "NCHW"))
-    return _put(field, array, payloads, layout)
+    return _put(field, array, payloads, _layout(options))
+
+
+def _layout(options: WarpOptions) -> tensor_pb2.Layout:
+    layout: tensor_pb2.Layout = _enum(tensor_pb2.Layout, "layout", options.get("layout", "NCHW"))
+    return layout
 
 
 def _transform(transform: Transform, payloads: Payloads) -> warp_pb2.Transform:
     if type(transform) not in _KINDS:
         expected = " or ".join(kind.__name__ for kind in _KINDS)
-        raise _invalid("transform", f"expected {expected}, got {type(transform).__name__}.")
+        raise invalid("transform", f"expected {expected}, got {type(transform).__name__}.")
     kind, field = _KINDS[type(transform)]
     message = warp_pb2.Transform()
     tensor = _put(field, _real(transform.parameters), payloads)
@@ -220,7 +237,7 @@ def _real(parameters: ArrayLike) -> Array:
 
 
 def _spec(options: WarpOptions) -> warp_pb2.WarpSpec:
-    _reject_unknown(options, WarpOptions.__annotations__)
+    reject_unknown(options, WarpOptions.__annotations__)
     return warp_pb2.WarpSpec(
         interpolation=_enum(
             warp_pb2.Interpolation, "interpolation", options.get("interpolation", "bilinear")
@@ -235,7 +252,7 @@ def _spec(options: WarpOptions) -> warp_pb2.WarpSpec:
 
 def _grid_fields(options: GridOptions, *, check: bool = True) -> dict[str, Any]:
     if check:
-        _reject_unknown(options, GridOptions.__annotations__)
+        reject_unknown(options, GridOptions.__annotations__)
     coordinates = options.get("coordinates", "normalized")
     return {
         "coordinates": _enum(warp_pb2.Coordinates, "coordinates", coordinates),
@@ -246,7 +263,7 @@ def _grid_fields(options: GridOptions, *, check: bool = True) -> dict[str, Any]:
 def _size(size: Sequence[int]) -> Array:
     sizes = np.asarray(size)
     if sizes.ndim != 1 or sizes.dtype.kind not in "iu":
-        raise _invalid("output_size", f"expected integers ([D',] H', W'), got {size!r}.")
+        raise invalid("output_size", f"expected integers ([D',] H', W'), got {size!r}.")
     return sizes
 
 
@@ -254,20 +271,20 @@ def _fill(fill: float | Sequence[float]) -> Array:
     try:
         values = np.atleast_1d(np.asarray(fill, dtype=np.float64))
     except (TypeError, ValueError) as error:
-        raise _invalid("fill", f"expected numbers, got {fill!r}.") from error
+        raise invalid("fill", f"expected numbers, got {fill!r}.") from error
     if values.ndim != 1:
-        raise _invalid("fill", f"expected one number, or one per channel, got {fill!r}.")
+        raise invalid("fill", f"expected one number, or one per channel, got {fill!r}.")
     return values
 
 
 def _needs(needs: Iterable[str]) -> list[warp_pb2.Operand]:
     numbers = [_choice("needs", need, _OPERANDS) for need in needs]
     if not numbers:  # on the wire, none stands for all
-        raise _invalid("needs", f"expected at least one of {', '.join(_OPERANDS)}, got none.")
+        raise invalid("needs", f"expected at least one of {', '.join(_OPERANDS)}, got none.")
     return numbers
 
 
-def _reject_unknown(options: Iterable[str], known: Iterable[str]) -> None:
+def reject_unknown(options: Iterable[str], known: Iterable[str]) -> None:
     for name in options:
         if name not in known:
             raise TypeError(f"{name}: expected an option of {', '.join(known)}, got this.")
@@ -284,9 +301,5 @@ def _enum(kind: Any, option: str, name: str) -> Any:
 
 def _choice(option: str, name: str, numbers: dict[str, T]) -> T:
     if name not in numbers:
-        raise _invalid(option, f"expected one of {', '.join(numbers)}, got {name!r}.")
+        raise invalid(option, f"expected one of {', '.join(numbers)}, got {name!r}.")
     return numbers[name]
-
-
-def _invalid(field: str, description: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{field}: {description}", violations=[(field, description)])
