@@ -203,7 +203,7 @@ def _put(
     layout: tensor_pb2.Layout = tensor_pb2.LAYOUT_UNSPECIFIED,
 ) -> tensor_pb2.Tensor:
     try:
-        return put_tensor(np.asarray(array), payloads, layout=layout)
+        return put_tensor(_array(field, array), payloads, layout=layout)
     except WireFormatError as error:
         raise invalid(field, f"expected {error.expected}, got {error.actual}. Cast it.") from error
 
@@ -225,14 +225,20 @@ def _transform(transform: Transform, payloads: Payloads) -> warp_pb2.Transform:
         raise invalid("transform", f"expected {expected}, got {type(transform).__name__}.")
     kind, field = _KINDS[type(transform)]
     message = warp_pb2.Transform()
-    tensor = _put(field, _real(transform.parameters), payloads)
+    tensor = _put(field, _real(_array(field, transform.parameters)), payloads)
     getattr(getattr(message, kind), field).CopyFrom(tensor)
     return message
 
 
-def _real(parameters: ArrayLike) -> Array:
+def _array(field: str, value: ArrayLike) -> Array:
+    try:
+        return np.asarray(value)
+    except (RuntimeError, TypeError, ValueError) as error:  # ragged lists, tensors elsewhere
+        raise invalid(field, f"expected an array, got {type(value).__name__}: {error}") from error
+
+
+def _real(array: Array) -> Array:
     """Parameters as given, but whole numbers as float64: `[[1, 0, 0], [0, 1, 0]]` is a theta."""
-    array = np.asarray(parameters)
     return array.astype(np.float64) if array.dtype.kind in "iu" else array
 
 
@@ -245,7 +251,7 @@ def _spec(options: WarpOptions) -> warp_pb2.WarpSpec:
         padding=_enum(warp_pb2.Padding, "padding", options.get("padding", "zeros")),
         fill=_fill(options.get("fill", ())),
         subgradient=_enum(warp_pb2.Subgradient, "subgradient", options.get("subgradient", "right")),
-        allow_nondeterministic=not options.get("deterministic", True),
+        allow_nondeterministic=not _flag("deterministic", options.get("deterministic", True)),
         **_grid_fields(options, check=False),
     )
 
@@ -256,28 +262,37 @@ def _grid_fields(options: GridOptions, *, check: bool = True) -> dict[str, Any]:
     coordinates = options.get("coordinates", "normalized")
     return {
         "coordinates": _enum(warp_pb2.Coordinates, "coordinates", coordinates),
-        "align_corners": options.get("align_corners", False),
+        "align_corners": _flag("align_corners", options.get("align_corners", False)),
     }
 
 
+def _flag(option: str, value: object) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise invalid(option, f"expected True or False, got {value!r}.")
+    return bool(value)
+
+
 def _size(size: Sequence[int]) -> Array:
-    sizes = np.asarray(size)
+    sizes = _array("output_size", size)
     if sizes.ndim != 1 or sizes.dtype.kind not in "iu":
         raise invalid("output_size", f"expected integers ([D',] H', W'), got {size!r}.")
+    if sizes.size not in {2, 3} or sizes.min() < 1:
+        raise invalid("output_size", f"expected ([D',] H', W') of at least 1, got {size!r}.")
     return sizes
 
 
 def _fill(fill: float | Sequence[float]) -> Array:
-    try:
-        values = np.atleast_1d(np.asarray(fill, dtype=np.float64))
-    except (TypeError, ValueError) as error:
-        raise invalid("fill", f"expected numbers, got {fill!r}.") from error
+    values = np.atleast_1d(_array("fill", fill))
+    if values.dtype.kind not in "iufb" and values.size:
+        raise invalid("fill", f"expected numbers, got {fill!r}.")
     if values.ndim != 1:
         raise invalid("fill", f"expected one number, or one per channel, got {fill!r}.")
-    return values
+    return values.astype(np.float64)
 
 
 def _needs(needs: Iterable[str]) -> list[warp_pb2.Operand]:
+    if isinstance(needs, str) or not isinstance(needs, Iterable):
+        raise invalid("needs", f"expected a list of {', '.join(_OPERANDS)}, got {needs!r}.")
     numbers = [_choice("needs", need, _OPERANDS) for need in needs]
     if not numbers:  # on the wire, none stands for all
         raise invalid("needs", f"expected at least one of {', '.join(_OPERANDS)}, got none.")
@@ -300,6 +315,6 @@ def _enum(kind: Any, option: str, name: str) -> Any:
 
 
 def _choice(option: str, name: str, numbers: dict[str, T]) -> T:
-    if name not in numbers:
+    if not isinstance(name, str) or name not in numbers:
         raise invalid(option, f"expected one of {', '.join(numbers)}, got {name!r}.")
     return numbers[name]

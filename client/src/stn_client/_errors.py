@@ -1,7 +1,7 @@
 """How calls fail, and how gRPC statuses become exceptions.
 
     StnClientError                   request_id, code
-    ├─ InvalidRequestError           (also ValueError) an argument is wrong; `violations`: which
+    ├─ InvalidRequestError           (also ValueError) an argument is wrong; see `violations`
     ├─ AccessDeniedError             the server does not know the token, or not for this
     ├─ DeadlineExceededError         (also TimeoutError) no result within the timeout
     ├─ OverloadedError               refused for now; `retry_after_s` says for how long
@@ -10,8 +10,8 @@
     ├─ ServerFaultError              the server failed; its log knows the request id
     └─ ProtocolMismatchError         the server does not speak or offer what was asked
 
-Arguments that break a rule are InvalidRequestError whether the SDK notices, when a client or a call
-is made, or the server. Beside these, calls raise TypeError for a keyword that does not exist, as all
+Arguments that break a rule are InvalidRequestError whether the SDK notices, when it is given them,
+or the server. Beside these, calls raise TypeError for a keyword that does not exist, as all
 functions do, and whatever a token that is a function raises.
 """
 

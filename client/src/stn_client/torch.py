@@ -153,25 +153,26 @@ class SpatialTransformer(nn.Module):
         return copied
 
 
-def _checked(feature_map: object, transform: Transform) -> Tensor:
+def _checked(feature_map: object, transform: Any) -> Tensor:
     """The parameters of the transform, in a precision that the service takes."""
     kind = type(transform)
     if kind.__name__ not in KINDS or not hasattr(transform, "parameters"):
         raise invalid("transform", f"expected one of {', '.join(KINDS)}, got {kind.__name__}.")
-    parameters = transform.parameters
+    parameters: Any = transform.parameters
     for name, operand in (("feature_map", feature_map), ("transform", parameters)):
         if not isinstance(operand, Tensor):
             what = "a torch.Tensor" if name == "feature_map" else "parameters in a torch.Tensor"
             got = type(operand).__name__
             raise invalid(name, f"expected {what}, got {got}. Convert it: torch.as_tensor(...).")
-    if parameters.dtype in {torch.float16, torch.bfloat16}:
-        return parameters.float()
-    return parameters
+    halves = {torch.float16, torch.bfloat16}
+    checked: Tensor = parameters.float() if parameters.dtype in halves else parameters
+    return checked
 
 
-def _size(output_size: Sequence[int]) -> list[int]:
+def _size(output_size: Sequence[int]) -> list[Any]:
     try:
-        return [size if isinstance(size, torch.SymInt) else index(size) for size in output_size]
+        sizes: list[Any] = list(output_size)
+        return [size if isinstance(size, torch.SymInt) else index(size) for size in sizes]
     except TypeError as error:
         expected = "expected integers ([D',] H', W')"
         raise invalid("output_size", f"{expected}, got {output_size!r}.") from error
@@ -190,12 +191,10 @@ def _settings(options: WarpOptions) -> dict[str, Any]:
 
 
 def _fill(fill: Any) -> list[float]:
-    try:
-        if isinstance(fill, str):
-            raise TypeError
-        return [float(fill)] if isinstance(fill, Real) else [float(value) for value in fill]
-    except (TypeError, ValueError) as error:
-        raise invalid("fill", f"expected numbers, got {fill!r}.") from error
+    values = [fill] if isinstance(fill, Real) else fill
+    if not isinstance(values, Sequence) or not all(isinstance(value, Real) for value in values):
+        raise invalid("fill", f"expected a number, or a list of numbers, got {fill!r}.")
+    return [float(value) for value in values]
 
 
 def _named(client: Any) -> str:
@@ -345,12 +344,10 @@ class _WarpGradients(torch.autograd.Function):
         _refuse_second_derivatives(ctx, *grad_outputs)
 
 
-def _call(
-    function: type[torch.autograd.Function], operator: Any, *arguments: Any, **settings: Any
-) -> Any:
-    if torch.compiler.is_compiling():
+def _call(function: Any, operator: Any, *arguments: Any, **settings: Any) -> Any:
+    if torch.compiler.is_compiling():  # type: ignore[no-untyped-call,unused-ignore]
         return operator(*arguments, **settings)
-    return function.apply(*arguments, settings)  # type: ignore[no-untyped-call]  # torch
+    return function.apply(*arguments, settings)
 
 
 def _save_operands(
@@ -379,7 +376,8 @@ def _gradients(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
 def _refuse_second_derivatives(_ctx: Any, *_grad_outputs: Tensor) -> None:
     raise invalid(
         "create_graph",
-        f"expected no derivatives of gradients, which are not computed remotely, got some. {_LOCALLY}",
+        "expected no derivatives of gradients, which are not computed remotely, got some. "
+        f"{_LOCALLY}",
     )
 
 
@@ -387,7 +385,8 @@ _SETTINGS = "str client, str transform, *, " + ", ".join(
     f"{kind}? {name}=None" for name, kind in OPTIONS.items()
 )
 _SIGNATURES = {
-    "warp": f"(Tensor feature_map, Tensor parameters, SymInt[]? output_size, {_SETTINGS}) -> Tensor",
+    "warp": "(Tensor feature_map, Tensor parameters, SymInt[]? output_size, "
+    f"{_SETTINGS}) -> Tensor",
     "warp_gradients": "(Tensor grad_output, Tensor feature_map, Tensor parameters, bool[2] needs, "
     f"{_SETTINGS}) -> (Tensor, Tensor)",
 }
@@ -417,14 +416,14 @@ def _to_numpy(tensor: Tensor, name: str) -> NDArray[Any]:
     """The values of a tensor, which may be anywhere; without a copy where they lie in memory."""
     try:
         local = tensor.detach().cpu().resolve_conj().resolve_neg()
-        end_bytes = (local.storage_offset() + local.numel()) * local.element_size()
-        if local.is_contiguous() and end_bytes > local.untyped_storage().nbytes():
-            raise invalid(name, "expected a tensor with memory, got one whose storage is freed.")
-        if local.dtype == torch.bfloat16:
+        has_memory = not local.numel() or local.untyped_storage().nbytes() > 0
+        if has_memory and local.dtype == torch.bfloat16:
             return local.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        array: NDArray[Any] = local.numpy()
-    except (RuntimeError, TypeError) as error:  # sparse, meta, quantized, a functorch wrapper ...
+        array: NDArray[Any] = local.numpy() if has_memory else np.empty(0)
+    except (RuntimeError, TypeError) as error:  # sparse, quantized, wrapped by a transform ...
         raise invalid(name, f"expected a tensor with values in memory, got {error}.") from error
+    if not has_memory:
+        raise invalid(name, "expected a tensor with values in memory, got a freed storage.")
     return array
 
 

@@ -43,6 +43,8 @@ from stn_server.translate import COLOUR_WORK, Translator
 if TYPE_CHECKING:
     from stn_server.tracing import Tracing
 
+STDIN = 0
+
 HEALTH_NAMES = ("", SERVICE)
 """Services whose readiness is reported: the server as a whole, and ours."""
 
@@ -244,6 +246,8 @@ async def serve(config: ServerConfig) -> None:
     retain_freed_memory(config.retained_bytes)
     shutdown = Shutdown()
     shutdown.listen()
+    if config.lifecycle.end_with_stdin:
+        shutdown.ask_at_end_of(STDIN)
     server = Server(config)
     addresses = asdict(await server.start())
     relax_collector()
