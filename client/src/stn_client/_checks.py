@@ -10,7 +10,9 @@ from stn_client._errors import invalid
 _SCHEMES = ("dns", "unix", "unix-abstract", "ipv4", "ipv6", "vsock", "xds", "google-c2p")
 """What gRPC resolves targets by."""
 
-_ENDPOINT = re.compile(r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+)(:(?P<port>\d{1,5}))?|[0-9A-Fa-f:]+")
+_ENDPOINT = re.compile(
+    r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+)(:(?P<port>\d{1,5}))?|[0-9A-Fa-f]*(:[0-9A-Fa-f]*){2,}"
+)
 """host, host:port, [address]:port or a bare IPv6 address."""
 
 

@@ -76,13 +76,29 @@ class Client(BaseClient):
 
         Shapes:
             feature_map   (N, C, [D,] H, W)      float32 | float64 | float16 | bfloat16 | uint8
-            returns       (N, C, [D',] H', W')   same dtype; C is last under layout "NHWC"
+            returns       (N, C, [D',] H', W')   same dtype
+
+        Both have C last under the option layout="NHWC".
 
         Args:
             feature_map: Images or, with a transform in 3-D, volumes. N = 1 serves every transform.
             transform: Where to read, target to source.
             output_size: ([D',] H', W'); None: that of the grid, else of the feature map.
-            options: See `WarpOptions`.
+
+        Options:
+            interpolation   "bilinear" (default), "nearest" or "bicubic"
+            padding         what reads outside the feature map return: "zeros" (default), "border",
+                            "reflection" or "fill"
+            fill            the constant of padding "fill", or one per channel; default 0
+            coordinates     unit of all coordinates: "normalized" (default), [-1, 1], or "pixel"
+            align_corners   whether -1 and 1 are centres of the corner pixels (True) or their outer
+                            edges (False, default)
+            subgradient     derivative at integer coordinates: "right" (default), as PyTorch, or
+                            "zero"
+            deterministic   whether feature-map gradients must be bit-reproducible: True (default)
+                            or False
+            layout          order of the axes of the feature map, the output and their gradients:
+                            "NCHW" (default), (N, C, [D,] H, W), or "NHWC", (N, [D,] H, W, C)
 
         Raises:
             InvalidRequestError: An argument breaks a rule; `violations` names it.
@@ -109,7 +125,7 @@ class Client(BaseClient):
             feature_map: As given to `warp`.
             transform: As given to `warp`.
             needs: Operands whose gradients are wanted.
-            options: As given to `warp`.
+            options: As given to `warp`; its documentation lists them.
 
         Raises:
             InvalidRequestError: An argument breaks a rule; `violations` names it.
@@ -150,7 +166,7 @@ class Client(BaseClient):
         Args:
             transform: Target to source.
             output_size: ([D',] H', W').
-            options: See `GridOptions`.
+            options: `coordinates` and `align_corners`, as of `warp`.
 
         Raises:
             InvalidRequestError: An argument breaks a rule; `violations` names it.

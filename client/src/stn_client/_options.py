@@ -10,7 +10,7 @@ class GridOptions(TypedDict, total=False):
     """Options of the grid generator."""
 
     coordinates: Literal["normalized", "pixel"]
-    """Unit of all coordinates; default "normalized": [-1, 1]."""
+    """Unit of all coordinates, those of parameters and grids; default "normalized": [-1, 1]."""
     align_corners: bool
     """Whether -1 and 1 are centres of the corner pixels (True) or their outer edges (default)."""
 
@@ -29,4 +29,6 @@ class WarpOptions(GridOptions, total=False):
     deterministic: bool
     """Whether feature-map gradients must be bit-reproducible; default True."""
     layout: Literal["NCHW", "NHWC"]
-    """Order of the axes of all feature maps of the call, D before H; default "NCHW"."""
+    """Order of the axes of every map of the call: the feature map, the output and grad_output, and so
+    the gradient to the feature map. "NCHW" (default) is (N, C, [D,] H, W), "NHWC" is
+    (N, [D,] H, W, C). Nothing is transposed: it says how the arrays are given and come back."""

@@ -73,7 +73,7 @@ def warp(
         feature_map: What is read.
         transform: Any transform of a tensor.
         output_size: ([D',] H', W'); None: that of the grid, else of the feature map.
-        options: See `WarpOptions`.
+        options: As of `Client.warp`, whose documentation lists them.
 
     Parameters in half precision, such as autocast makes, are sent as float32.
 
@@ -99,7 +99,7 @@ class SpatialTransformer(nn.Module):
         client: Where to compute.
         output_size: Of the output; None: that of the grid, else of the feature map.
         transform: What the parameters are those of.
-        options: See `WarpOptions`.
+        options: As of `Client.warp`, whose documentation lists them.
 
     Shapes:
         feature_map   (N, C, [D,] H, W)
