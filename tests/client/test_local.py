@@ -123,12 +123,12 @@ def test_local_server_does_not_end_with_an_interrupt(tmp_path):
 def test_local_server_logs_are_files(tmp_path, monkeypatch, log):
     """Said before anything is started."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InvalidRequestError, match="^log: expected a file to append to, got"):
+    with pytest.raises(InvalidRequestError, match=r"^log: expected a file to append to, got"):
         LocalServer(log=log)
 
 
 @pytest.mark.parametrize("argument", [5, None, b"--threads=1"], ids=repr)
 def test_local_server_flags_are_text(argument):
     """Others could not be arguments of a command."""
-    with pytest.raises(InvalidRequestError, match="^arguments: expected flags of stn-server, got"):
+    with pytest.raises(InvalidRequestError, match=r"^arguments: expected flags of stn-server, got"):
         LocalServer(argument)

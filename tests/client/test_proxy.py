@@ -78,7 +78,7 @@ def test_proxies_can_be_refused(proxy):
     """With proxy=False, names are looked up here."""
     with (
         Client("stn.invalid:50051", proxy=False, retry=ONCE) as client,
-        pytest.raises(UnavailableError, match="lookup failed for stn.invalid"),
+        pytest.raises(UnavailableError, match=r"lookup failed for stn\.invalid"),
     ):
         client.server_info()
     assert proxy.asked == ""

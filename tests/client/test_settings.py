@@ -201,14 +201,14 @@ def test_tls_files_that_hold_what_they_should_are_taken(kind, files):
 @pytest.mark.parametrize("value", [5, b"\0", ["ca.pem"], "a\0b"], ids=repr)
 def test_tls_paths_are_paths(kind, value):
     """Anything else is no file that could be read."""
-    with pytest.raises(InvalidRequestError, match="^ca: expected a readable file, got"):
+    with pytest.raises(InvalidRequestError, match=r"^ca: expected a readable file, got"):
         kind("localhost:1", tls=Tls(ca=value))
 
 
 @pytest.mark.parametrize("value", ["", "two words", 5], ids=repr)
 def test_tls_names_are_names(value):
     """What certificates hold."""
-    with pytest.raises(InvalidRequestError, match="^server_name: expected a host name, got"):
+    with pytest.raises(InvalidRequestError, match=r"^server_name: expected a host name, got"):
         Tls(server_name=value)
 
 

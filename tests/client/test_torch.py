@@ -414,7 +414,7 @@ def test_torch_graphs_of_a_client_that_is_gone_say_so(local_server):
     client.close()
     del model, client
     gc.collect()
-    with pytest.raises(InvalidRequestError, match="^client: expected the client that this graph"):
+    with pytest.raises(InvalidRequestError, match=r"^client: expected the client that this graph"):
         exported(torch.rand(2, 1, 6, 6))
 
 

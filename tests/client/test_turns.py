@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from stn_client import Affine, AsyncClient, Client, DeadlineExceededError
+from stn_client import Affine, AsyncClient, Client, DeadlineExceededError, TransportError
 from stn_client._turns import Turns
 from stn_proto.v1 import warp_pb2
 from support.scripted_service import PATIENCE_S, Hang, ScriptedService, reply, serialized
@@ -123,6 +123,12 @@ def test_tasks_have_so_many_calls_in_flight_and_the_rest_wait_in_order():
     assert sent == list(range(20))
 
 
+def ended(client):
+    """A call that is cut off in the end."""
+    with pytest.raises(TransportError, match="got a closed one"):
+        client.warp(MAP, IDENTITY)
+
+
 MESSAGE = r"^timeout_s: expected a result within 0\.2 s, got no turn: "
 
 
@@ -132,7 +138,7 @@ def test_a_call_whose_turn_does_not_come_in_time_says_so():
     with ScriptedService(hang) as service:
         busy = Client(service.target, max_in_flight=1, timeout_s=0.2)
         busy._timeout_s = None  # for the first call alone
-        first = threading.Thread(target=lambda: pytest.raises(Exception, busy.warp, MAP, IDENTITY))
+        first = threading.Thread(target=ended, args=[busy])
         first.start()
         assert hang.entered.wait(PATIENCE_S)
         busy._timeout_s = 0.2

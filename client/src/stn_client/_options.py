@@ -29,6 +29,5 @@ class WarpOptions(GridOptions, total=False):
     deterministic: bool
     """Whether feature-map gradients must be bit-reproducible; default True."""
     layout: Literal["NCHW", "NHWC"]
-    """Order of the axes of every map of the call: the feature map, the output and grad_output, and so
-    the gradient to the feature map. "NCHW" (default) is (N, C, [D,] H, W), "NHWC" is
-    (N, [D,] H, W, C). Nothing is transposed: it says how the arrays are given and come back."""
+    """Order of the axes of all maps of the call, given or returned: the feature map, the output and
+    the gradients to both. "NCHW" (default) is (N, C, [D,] H, W), "NHWC" is (N, [D,] H, W, C)."""
