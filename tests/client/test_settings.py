@@ -98,6 +98,7 @@ BAD_TARGETS = [
     "host:port",
     "host:65536",
     "host:-1",
+    "host:0",
     "http://host:1",
     "host:1\n",
     ":50051",

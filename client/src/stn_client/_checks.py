@@ -36,7 +36,7 @@ def _is_target(target: str) -> bool:
     if colon and scheme in _SCHEMES and not rest.isdigit():
         return bool(rest.strip("/")) and rest.isprintable()
     found = _ENDPOINT.fullmatch(target)
-    return found is not None and int(found["port"] or 0) < 2**16
+    return found is not None and 0 < int(found["port"] or 1) < 2**16
 
 
 def check_seconds(name: str, value: object) -> None:
