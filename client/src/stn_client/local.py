@@ -51,15 +51,17 @@ class LocalServer:
         command = [_command(), *flags]
         with _sink(log) as stderr:
             self._lifeline = _Lifeline()
-            self.process = subprocess.Popen(
-                command,
-                stdin=self._lifeline.server_end,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                start_new_session=True,
-            )
-        os.close(self._lifeline.server_end)
+            try:
+                self.process = subprocess.Popen(
+                    command,
+                    stdin=self._lifeline.server_end,
+                    stdout=subprocess.PIPE,
+                    stderr=stderr,
+                    text=True,
+                    start_new_session=True,
+                )
+            finally:
+                os.close(self._lifeline.server_end)
         try:
             addresses = self._addresses()
         except BaseException:
