@@ -82,14 +82,6 @@ INVALID = {
         lambda: calls.warp_gradients(MAP, MAP, Affine(THETA), None, {}),
         "needs: expected a list of feature_map, transform, got None.",
     ),
-    "size below 1": (
-        lambda: calls.warp(MAP, Affine(THETA), (-2, 3), {}),
-        "output_size: expected ([D',] H', W') of at least 1, got (-2, 3).",
-    ),
-    "size of one number": (
-        lambda: calls.warp(MAP, Affine(THETA), (7,), {}),
-        "output_size: expected ([D',] H', W') of at least 1, got (7,).",
-    ),
     "size as text": (
         lambda: calls.warp(MAP, Affine(THETA), "77", {}),
         "output_size: expected integers ([D',] H', W'), got '77'.",

@@ -276,9 +276,7 @@ def _size(size: Sequence[int]) -> Array:
     sizes = _array("output_size", size)
     if sizes.ndim != 1 or sizes.dtype.kind not in "iu":
         raise invalid("output_size", f"expected integers ([D',] H', W'), got {size!r}.")
-    if sizes.size not in {2, 3} or sizes.min() < 1:
-        raise invalid("output_size", f"expected ([D',] H', W') of at least 1, got {size!r}.")
-    if sizes.max() >= 2**63:
+    if sizes.max(initial=0) >= 2**63:
         raise invalid("output_size", f"expected sizes below 2**63, got {size!r}.")
     return sizes
 
