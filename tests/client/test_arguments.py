@@ -1,11 +1,12 @@
 """Arguments that the SDK refuses by itself, before anything is sent."""
 
 import re
+import typing
 
 import numpy as np
 import pytest
 
-from stn_client import Affine, InvalidRequestError, SamplingGrid
+from stn_client import Affine, Client, InvalidRequestError, SamplingGrid, WarpOptions
 from stn_client import _calls as calls
 
 MAP = np.zeros((1, 2, 2, 3), np.float32)
@@ -42,7 +43,75 @@ def warp_with(**options):
     return lambda: calls.warp(MAP, Affine(THETA), None, options)
 
 
+class Elsewhere:
+    """Values that are not in this process's memory."""
+
+    def __array__(self, *_arguments, **_keywords):
+        raise RuntimeError("elsewhere")
+
+
 INVALID = {
+    "align_corners": (
+        warp_with(align_corners="no"),
+        "align_corners: expected True or False, got 'no'.",
+    ),
+    "align_corners of a grid": (
+        lambda: calls.generate_grid(Affine(THETA), (2, 2), {"align_corners": 1}),
+        "align_corners: expected True or False, got 1.",
+    ),
+    "deterministic": (
+        warp_with(deterministic="no"),
+        "deterministic: expected True or False, got 'no'.",
+    ),
+    "padding in a list": (
+        warp_with(padding=["zeros"]),
+        "padding: expected one of zeros, border, reflection, fill, got ['zeros'].",
+    ),
+    "no padding": (
+        warp_with(padding=None),
+        "padding: expected one of zeros, border, reflection, fill, got None.",
+    ),
+    "fill of numbers as text": (warp_with(fill="3"), "fill: expected numbers, got '3'."),
+    "no fill": (warp_with(fill=None), "fill: expected numbers, got None."),
+    "complex fill": (warp_with(fill=1j), "fill: expected numbers, got 1j."),
+    "needs as text": (
+        lambda: calls.warp_gradients(MAP, MAP, Affine(THETA), "transform", {}),
+        "needs: expected a list of feature_map, transform, got 'transform'.",
+    ),
+    "needs as nothing": (
+        lambda: calls.warp_gradients(MAP, MAP, Affine(THETA), None, {}),
+        "needs: expected a list of feature_map, transform, got None.",
+    ),
+    "size as text": (
+        lambda: calls.warp(MAP, Affine(THETA), "77", {}),
+        "output_size: expected integers ([D',] H', W'), got '77'.",
+    ),
+    "size beyond all numbers": (
+        lambda: calls.warp(MAP, Affine(THETA), (2**64, 2), {}),
+        f"output_size: expected integers ([D',] H', W'), got ({2**64}, 2).",
+    ),
+    "size beyond the wire": (
+        lambda: calls.warp(MAP, Affine(THETA), (2**63, 2**63), {}),
+        f"output_size: expected sizes below 2**63, got ({2**63}, {2**63}).",
+    ),
+    "array elsewhere": (
+        lambda: calls.warp(Elsewhere(), Affine(THETA), None, {}),
+        "feature_map: expected an array, got Elsewhere: elsewhere",
+    ),
+    "no array": (
+        lambda: calls.warp(None, Affine(THETA), None, {}),
+        (
+            "feature_map: expected one of float32, float64, float16, bfloat16, uint8, got object. "
+            "Cast it."
+        ),
+    ),
+    "transform class": (
+        lambda: calls.warp(MAP, Affine, None, {}),
+        (
+            "transform: expected Affine or SamplingGrid or Homography or Flow or Attention or "
+            "Similarity or Translation or Rotation, got type."
+        ),
+    ),
     "interpolation": (
         warp_with(interpolation="cubic"),
         "interpolation: expected one of nearest, bilinear, bicubic, got 'cubic'.",
@@ -121,3 +190,40 @@ def test_arguments_invalid_values_are_refused_before_anything_is_sent(build, mes
     field, description = message.split(": ", 1)
     assert caught.value.violations == ((field, description),)
     assert (caught.value.request_id, caught.value.code) == ("", None)
+
+
+@pytest.mark.parametrize("given", [[[1, 2], [3]], {"a": 1}, "text"], ids=repr)
+def test_arguments_that_are_no_arrays_are_refused(given):
+    """Whatever NumPy says of them, the error names the argument."""
+    with pytest.raises(InvalidRequestError, match=r"^feature_map: expected "):
+        calls.warp(given, Affine(THETA), None, {})
+
+
+def test_options_are_all_in_the_documentation_of_warp():
+    """`help(Client.warp)` shows every option with its values and its default."""
+    shown = Client.warp.__doc__.partition("Options:")[2].partition("Raises:")[0]
+    for name, kind in typing.get_type_hints(WarpOptions).items():
+        described = re.search(
+            rf"^ +{name} .*?(?=^ +[a-z_]+  +|\Z)", shown, re.MULTILINE | re.DOTALL
+        )
+        assert "default" in described[0], name
+        values = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+        for value in values:
+            assert f'"{value}"' in described[0], name
+
+
+def test_defaults_of_options_are_those_of_the_documentation():
+    """Each default, given, makes the same request as none."""
+    shown = Client.warp.__doc__.partition("Options:")[2]
+    said = re.findall(r'"(\w+)" \(default\)', shown)
+    assert sorted(said) == ["NCHW", "bilinear", "normalized", "right", "zeros"]
+    defaults = {
+        "interpolation": "bilinear",
+        "padding": "zeros",
+        "coordinates": "normalized",
+        "align_corners": False,
+        "subgradient": "right",
+        "deterministic": True,
+        "layout": "NCHW",
+    }
+    assert warp_with(**defaults)().request == warp_with()().request

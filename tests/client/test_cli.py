@@ -1,7 +1,6 @@
 """The command `stn`: its geometry, its images, and its subcommands against a real server."""
 
 import json
-import sys
 from importlib.metadata import entry_points, version
 
 import numpy as np

@@ -1,5 +1,7 @@
 """When calls are repeated: the policy as a pure function, and the progress of one call."""
 
+import re
+
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -19,7 +21,7 @@ from stn_client import (
     TransportError,
     UnavailableError,
 )
-from stn_client._connection import Progress
+from stn_client._connection import Outage, Progress
 from support.scripted_service import status_metadata
 
 UNAVAILABLE = UnavailableError("gone")
@@ -77,7 +79,7 @@ def test_retry_backs_off_from_a_server_that_names_no_time():
 
 @given(seconds, seconds)
 def test_retry_never_waits_for_more_than_the_time_left(remaining_s, max_s):
-    """A pause that would use up the time that is left is not begun."""
+    """A pause that would use up the time that is left, and cannot be shorter, is not begun."""
     policy = RetryPolicy(initial_s=max_s, max_s=max_s)
     pause_s = policy.pause_s(UNAVAILABLE, 1, remaining_s, highest)
     assert pause_s == (max_s if max_s < remaining_s else None)
@@ -98,6 +100,28 @@ def test_retry_never_waits_for_more_than_the_time_left(remaining_s, max_s):
 def test_retry_gives_up_where_repeating_will_not_help(error):
     """Only overload and unavailability are repeated."""
     assert RetryPolicy().pause_s(error, 1, None, highest) is None
+
+
+def test_retry_shortens_a_pause_that_would_take_all_the_time():
+    """By hand: of 1.5 s a pause of up to 2 s leaves 0.1 s for a last attempt; of 0.1 s, none."""
+    policy = RetryPolicy(initial_s=0.1, max_s=2.0)
+    assert policy.pause_s(UNAVAILABLE, 9, 1.5, highest) == pytest.approx(1.4)
+    assert policy.pause_s(UNAVAILABLE, 9, 0.1, highest) is None
+
+
+def test_retry_never_comes_before_the_server_asked_for():
+    """By hand: 1.0 s of pushback fit into 1.05 s, 1.1 s do not."""
+    policy = RetryPolicy(initial_s=0.1)
+    for asked_s, pause_s in ((1.0, 1.0), (1.1, None)):
+        error = OverloadedError("full", retry_after_s=asked_s)
+        assert policy.pause_s(error, 1, 1.05, highest) == pause_s
+
+
+@given(st.integers(1, 10_000))
+def test_retry_goes_on_until_the_time_is_up(attempt):
+    """Unless a policy counts: how long is the promise of timeout_s."""
+    assert RetryPolicy().pause_s(UNAVAILABLE, attempt, None, highest) is not None
+    assert RetryPolicy().pause_s(UNAVAILABLE, attempt, 3.0, highest) is not None
 
 
 def test_retry_with_one_attempt_never_repeats():
@@ -188,3 +212,42 @@ def test_progress_with_no_time_left_does_not_repeat():
     assert progress.start()["timeout"] == 0.0
     with pytest.raises(UnavailableError, match=r"^$"):
         progress.pause_s(Failure(StatusCode.UNAVAILABLE))
+
+
+def test_progress_says_once_that_a_server_is_awaited_and_that_it_is_back(caplog):
+    """However many calls and attempts meet the outage; and again at the next one."""
+    outage = Outage("stn:1")
+    calls = [Progress(NO_PAUSES, 60.0, lambda: True, outage=outage) for _ in range(3)]
+    for _ in range(2):
+        for progress in calls:
+            progress.start()
+            progress.pause_s(Failure(StatusCode.UNAVAILABLE))
+    calls[0].succeed()
+    calls[1].succeed()
+    awaited, back = (record.getMessage() for record in caplog.records)
+    assert awaited.startswith("stn:1: expected an answer, got none")
+    assert re.search(r"repeated for up to (60\.0|59\.\d) s\.$", awaited)
+    assert re.fullmatch(r"stn:1: answers again after \d+\.\d s\.", back)
+    other = Progress(NO_PAUSES, None, lambda: True, outage=outage)
+    other.start()
+    other.pause_s(Failure(StatusCode.UNAVAILABLE))
+    assert caplog.records[-1].getMessage().endswith("Calls are repeated without limit.")
+
+
+def test_progress_is_quiet_about_overload(caplog):
+    """A full server is there."""
+    progress = Progress(NO_PAUSES, None, lambda: True)
+    progress.start()
+    progress.pause_s(Failure(StatusCode.RESOURCE_EXHAUSTED, RetryInfo()))
+    progress.succeed()
+    assert caplog.records == []
+
+
+def test_progress_whose_last_attempt_takes_too_long_tells_what_happened_before():
+    """A deadline says nothing of the server; the failure before it does."""
+    progress = Progress(RetryPolicy(), 60.0, lambda: True)
+    progress.start()
+    progress.pause_s(Failure(StatusCode.UNAVAILABLE))
+    progress.start()
+    with pytest.raises(DeadlineExceededError, match=r"\nThe attempt before that ended with: "):
+        progress.pause_s(Failure(StatusCode.DEADLINE_EXCEEDED))

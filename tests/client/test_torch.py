@@ -1,13 +1,26 @@
 """Remote warps under autograd, against a client that computes in this process."""
 
+import copy
+import gc
+import io
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
-from stn_client import Affine, Gradients, SamplingGrid, UnavailableError
-from stn_client.torch import SpatialTransformer, warp
+from stn_client import (
+    Affine,
+    Client,
+    Flow,
+    Gradients,
+    InvalidRequestError,
+    SamplingGrid,
+    UnavailableError,
+    WarpOptions,
+)
+from stn_client.torch import OPTIONS, SpatialTransformer, warp
 
 SIZE = (3, 4)
 
@@ -165,12 +178,21 @@ def test_torch_results_can_be_written_to(dtype):
 
 
 def test_torch_second_derivatives_are_refused():
-    """The backward call is not differentiable, and says so instead of answering 0."""
+    """The backward call is not differentiable, and says where derivatives are to be had."""
     feature_map, theta = operands()
     output = warp(InProcessClient(), feature_map, Affine(theta))
     (gradient,) = torch.autograd.grad(output.square().sum(), theta, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(InvalidRequestError, match=r"^create_graph: .* stn_engine\.warp"):
         gradient.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # used by torch itself
+def test_torch_forward_mode_is_refused():
+    """A tangent is not dropped in silence."""
+    feature_map, theta = (operand.detach() for operand in operands())
+    client = InProcessClient()
+    with pytest.raises(InvalidRequestError, match=r"^tangents: .* stn_engine\.warp"):
+        torch.func.jvp(lambda t: warp(client, feature_map, Affine(t)), (theta,), (theta,))
 
 
 def test_torch_errors_of_the_service_leave_backward_as_they_are():
@@ -223,3 +245,265 @@ def test_torch_transformer_learns():
     assert losses[-1] < losses[0] / 2
     assert {options["padding"] for *_, options in client.calls} == {"border"}
     assert {call[2] for call in client.calls if call[0] == "warp_gradients"} == {("transform",)}
+
+
+@pytest.fixture(scope="module")
+def client(local_server):
+    with Client(local_server.target) as connected:
+        yield connected
+
+
+def sampled(client, transform=Affine, **options):
+    """A function of the operands, and what torch itself makes of it."""
+
+    def remote(feature_map, parameters):
+        return warp(client, feature_map, transform(parameters), SIZE, **options).sin()
+
+    def local(feature_map, parameters):
+        return local_warp(feature_map, transform(parameters), SIZE, **options).sin()
+
+    return remote, local
+
+
+def close(actual, expected):
+    """To the precision of float32: torch adds in another order."""
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("transform", [Affine, SamplingGrid])
+def test_torch_compiles_a_remote_warp_without_a_break(client, backend, transform):
+    """Value and gradients equal those of torch's own operators."""
+    remote, local = sampled(client, transform, padding="border")
+    compiled = torch.compile(remote, fullgraph=True, backend=backend)
+    leaves = operands(transform, torch.float32)
+    actual, expected = compiled(*leaves), local(*leaves)
+    close(actual, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(actual.sum(), leaves),
+        torch.autograd.grad(expected.sum(), leaves),
+        strict=True,
+    ):
+        close(ours, theirs)
+
+
+def test_torch_compiled_models_follow_their_sizes_and_their_client(client, local_server):
+    """One compiled function for batches of all sizes, and for whichever client it is given."""
+
+    def function(stn, feature_map, theta):
+        return warp(stn, feature_map, Affine(theta), SIZE)
+
+    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
+    feature_map, theta = (operand.detach() for operand in operands(dtype=torch.float32))
+    with Client(local_server.target) as other:
+        for stn in (client, other):
+            for count in (2, 3, 5):
+                batch = feature_map[:1].expand(count, -1, -1, -1), theta[:1].expand(count, -1, -1)
+                close(compiled(stn, *batch), local_warp(batch[0], Affine(batch[1]), SIZE))
+
+
+def test_torch_exports_one_node(client):
+    """A model with a remote layer is exported whole, for any batch size, and can still learn."""
+    model = SpatialTransformer(identity_localization([]), client, (3, 2), padding="border")
+    images = torch.rand(2, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("n")},))
+    called = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert called.count(torch.ops.stn_client.warp.default) == 1
+    exported, more = program.module(), images.repeat(3, 1, 1, 1)
+    assert torch.equal(exported(more), model(more))
+    exported(images).sum().backward()
+    model(images).sum().backward()
+    for ours, theirs in zip(exported.parameters(), model.parameters(), strict=True):
+        assert ours.grad.abs().max() > 0
+        assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_torch_func_sees_the_warp(client):
+    """`torch.func.vjp` and `grad` equal autograd, bit for bit."""
+    remote, _ = sampled(client)
+    feature_map, theta = operands(dtype=torch.float32)
+    output, pullback = torch.func.vjp(remote, feature_map.detach(), theta.detach())
+    expected = remote(feature_map, theta)
+    assert torch.equal(output, expected)
+    exact = torch.autograd.grad(expected.sum(), (feature_map, theta))
+    for ours, theirs in zip(pullback(torch.ones_like(output)), exact, strict=True):
+        assert torch.equal(ours, theirs)
+    total = torch.func.grad(lambda t: remote(feature_map.detach(), t).sum())(theta.detach())
+    assert torch.equal(total, exact[1])
+
+
+@pytest.mark.parametrize("checked", ["warp", "warp_gradients"])
+def test_torch_operators_keep_the_rules_of_operators(client, checked):
+    """Schema, fake, registration of autograd and tracing, as torch itself checks them."""
+    feature_map, theta = operands(dtype=torch.float32)
+    named = client._name, "Affine"
+    given = {
+        "warp": (feature_map, theta, [*SIZE], *named),
+        "warp_gradients": (torch.ones(2, 2, *SIZE), feature_map, theta, [True, False], *named),
+    }[checked]
+    if checked == "warp_gradients":
+        given = tuple(g.detach() if isinstance(g, torch.Tensor) else g for g in given)
+    operator = getattr(torch.ops.stn_client, checked).default
+    outcome = torch.library.opcheck(operator, given, {"padding": "border"})
+    assert set(outcome.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("layout", [None, "NCHW", "NHWC"])
+@pytest.mark.parametrize(
+    ("kind", "parameters", "size"),
+    [
+        (Affine, torch.eye(2, 3).expand(3, 2, 3), None),
+        (Affine, torch.eye(2, 3).expand(3, 2, 3), (3, 4)),
+        (Affine, torch.eye(3, 4).expand(3, 3, 4), (2, 3, 4)),
+        (SamplingGrid, torch.zeros(3, 4, 7, 2), None),
+        (Flow, torch.zeros(3, 5, 4, 2), None),
+        (Flow, torch.zeros(3, 2, 5, 4, 3), None),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_torch_fakes_have_the_shape_of_results(client, kind, parameters, size, layout):
+    """A map for all transforms takes their number; layout says where sizes stand."""
+    sizes = (
+        (2, 5, 4) if parameters.shape[-1] in {3, 4} and parameters.shape[1:] != (2, 3) else (5, 4)
+    )
+    shape = (1, *sizes, 2) if layout == "NHWC" else (1, 2, *sizes)
+    options = {} if layout is None else {"layout": layout}
+    real = warp(client, torch.rand(shape), kind(parameters), size, **options)
+    fake = warp(client, torch.rand(shape, device="meta"), kind(parameters), size, **options)
+    assert fake.is_meta
+    assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
+
+
+def test_torch_half_precision_parameters_travel_as_float32(client):
+    """Under autocast, and in a model of bfloat16; the gradient has the dtype of the parameters."""
+    feature_map = torch.rand(2, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    model = SpatialTransformer(identity_localization([]), client, padding="border")
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(feature_map)
+    output.sum().backward()
+    torch.testing.assert_close(output, feature_map)  # the identity is exact in bfloat16
+    assert model.localization[1].bias.grad.abs().max() > 0
+    half = copy.deepcopy(model).bfloat16()
+    close(half(feature_map.bfloat16()), feature_map.bfloat16())
+    theta = torch.eye(2, 3, dtype=torch.float16)[None].requires_grad_()
+    warp(client, feature_map, Affine(theta)).sum().backward()
+    assert theta.grad.dtype == torch.float16
+
+
+def test_torch_modules_are_copied_with_their_client_and_saved_with_its_settings(client):
+    """A copy of a network calls through the same connection; a saved one connects anew."""
+    model = nn.Sequential(SpatialTransformer(identity_localization([]), client), nn.Flatten())
+    images = torch.rand(2, 1, 6, 6)
+    copied = copy.deepcopy(model)
+    assert copied[0]._client is client
+    assert copied[0].localization is not model[0].localization
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    assert loaded[0]._client is not client
+    with loaded[0]._client:
+        assert torch.equal(loaded(images), model(images))
+
+
+def test_torch_graphs_of_a_client_that_is_gone_say_so(local_server):
+    """What was exported holds its name alone."""
+    client = Client(local_server.target)
+    model = SpatialTransformer(identity_localization([]), client)
+    exported = torch.export.export(model, (torch.rand(2, 1, 6, 6),)).module()
+    client.close()
+    del model, client
+    gc.collect()
+    with pytest.raises(InvalidRequestError, match=r"^client: expected the client that this graph"):
+        exported(torch.rand(2, 1, 6, 6))
+
+
+def negative():
+    """A tensor that is lazily negated."""
+    return torch.complex(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 4, 4)).conj().imag
+
+
+def freed():
+    tensor = torch.rand(1, 1, 4, 4)
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+def test_torch_sends_the_values_of_lazy_tensors(client):
+    """By hand: the imaginary part of a conjugate is negated."""
+    output = warp(client, negative(), Affine(torch.eye(2, 3)[None]))
+    assert torch.equal(output, -torch.ones(1, 1, 4, 4))
+
+
+IDENTITY = Affine(torch.eye(2, 3)[None])
+ARRAYS = np.zeros((1, 1, 4, 4)), Affine(np.eye(2, 3)[None])
+IMAGE = torch.rand(1, 1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "options"),
+    [
+        ("feature_map", (ARRAYS[0], IDENTITY), {}),
+        ("feature_map", (None, IDENTITY), {}),
+        ("feature_map", (freed(), IDENTITY), {}),
+        ("feature_map", (IMAGE.to_sparse(), IDENTITY), {}),
+        ("feature_map", (torch.complex(IMAGE, IMAGE), IDENTITY), {}),
+        ("transform", (IMAGE, ARRAYS[1]), {}),
+        ("transform", (IMAGE, IDENTITY.theta), {}),
+        ("transform", (IMAGE, Affine(None)), {}),
+        ("transform", (IMAGE, None), {}),
+        ("output_size", (IMAGE, IDENTITY, 3), {}),
+        ("output_size", (IMAGE, IDENTITY, (3.5, 3)), {}),
+        ("padding", (IMAGE, IDENTITY), {"padding": 3}),
+        ("padding", (IMAGE, IDENTITY), {"padding": "mirror"}),
+        ("align_corners", (IMAGE, IDENTITY), {"align_corners": "no"}),
+        ("fill", (IMAGE, IDENTITY), {"fill": "black"}),
+        ("fill", (IMAGE, IDENTITY), {"fill": [[1.0]]}),
+        ("fill", (IMAGE, IDENTITY), {"fill": None}),
+    ],
+)
+def test_torch_arguments_that_break_a_rule_are_named(client, name, arguments, options):
+    """Errors of the SDK, whoever notices; never a crash of what lies below."""
+    with pytest.raises(InvalidRequestError, match=rf"^{name}: expected ") as caught:
+        warp(client, *arguments, **options)
+    assert caught.value.violations
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "options"),
+    [
+        ("client", ("localhost:1",), {}),
+        ("output_size", (InProcessClient(), 3), {}),
+        ("transform", (InProcessClient(), None, IDENTITY), {}),
+        ("transform", (InProcessClient(), None, "Affine"), {}),
+        ("padding", (InProcessClient(),), {"padding": "mirror"}),
+        ("deterministic", (InProcessClient(),), {"deterministic": "no"}),
+    ],
+)
+def test_torch_transformers_are_checked_when_they_are_made(name, arguments, options):
+    """Not at the first call."""
+    with pytest.raises(InvalidRequestError, match=rf"^{name}: expected "):
+        SpatialTransformer(nn.Identity(), *arguments, **options)
+
+
+def test_torch_unknown_options_are_type_errors(client):
+    """When a module is made, and of the function."""
+    with pytest.raises(TypeError, match="allign_corners: expected an option of"):
+        SpatialTransformer(nn.Identity(), client, allign_corners=True)
+    with pytest.raises(TypeError, match="allign_corners: expected an option of"):
+        warp(client, IMAGE, IDENTITY, allign_corners=True)
+
+
+def test_torch_localizations_return_parameters_of_their_transform():
+    """Five numbers for each of six maps are thirty, but not five affine maps."""
+    five = nn.Sequential(nn.Flatten(), nn.Linear(16, 5))
+    message = (
+        r"^localization: expected it to return \(N, 6\) or \(N, 2, 3\) for Affine, got \(6, 5\)"
+    )
+    with pytest.raises(InvalidRequestError, match=message):
+        SpatialTransformer(five, InProcessClient())(torch.rand(6, 1, 4, 4))
+
+
+def test_torch_operators_have_all_options():
+    """Those of `Client.warp`."""
+    assert set(OPTIONS) == set(WarpOptions.__annotations__)

@@ -1,6 +1,7 @@
 """What a project imports it declares itself, and it declares nothing else."""
 
 import ast
+import re
 import sys
 import tomllib
 from importlib.metadata import distributions
@@ -87,3 +88,12 @@ def test_the_image_installs_what_the_server_declares():
     lines = (ROOT / "deploy/requirements-cuda.txt").read_text().splitlines()
     listed = {line for line in lines if not line.startswith("#")}
     assert listed == declared("stn_engine", ("cuda",)) - declared("stn_engine", ())
+
+
+@pytest.mark.parametrize("project", ["proto", "client"])
+def test_protobuf_is_asked_for_as_generated_code_needs_it(project):
+    """No older than its generator, and no more than one major version newer, as protobuf wants."""
+    generated = (ROOT / "proto/src/stn_proto/v1/warp_pb2.py").read_text()
+    made_by = re.search(r"Domain\.PUBLIC,\s+(\d+),\s+(\d+),\s+(\d+),", generated).groups()
+    metadata = tomllib.loads((ROOT / project / "pyproject.toml").read_text())["project"]
+    assert f"protobuf>={'.'.join(made_by)},<{int(made_by[0]) + 2}" in metadata["dependencies"]

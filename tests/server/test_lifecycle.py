@@ -181,3 +181,20 @@ def test_a_signal_can_call_something_again_and_again(run):
         return "called"
 
     assert run(scenario()) == "called"
+
+
+def test_the_end_of_a_pipe_asks_to_stop_now():
+    """What is written to it is not its end; a lame duck and a grace are cut short."""
+
+    async def scenario():
+        shutdown = Shutdown()
+        server_end, owner_end = os.pipe()
+        shutdown.ask_at_end_of(server_end)
+        os.write(owner_end, b"anything")
+        os.close(owner_end)
+        async with asyncio.timeout(10):
+            await shutdown.asked()
+            await shutdown.pause(3600)
+        os.close(server_end)
+
+    asyncio.run(scenario())

@@ -45,3 +45,13 @@ def test_nobody_there_is_one_and_says_so(tmp_path, capsys):
     """A socket that does not exist."""
     assert main([f"unix:{tmp_path}/none.sock"], {}) == 1
     assert "expected SERVING, got UNAVAILABLE." in capsys.readouterr().err
+
+
+def test_a_probe_takes_no_proxy(answering, monkeypatch):
+    """It asks its own container, whatever way the environment names to others."""
+    _servicer, port, _socket = answering
+    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_grpc_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert main([f"127.0.0.1:{port}"], {}) == 0

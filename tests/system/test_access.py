@@ -286,7 +286,7 @@ def test_tokens_change_while_the_server_runs(tokens, tmp_path):
 
 
 QUOTAS = {
-    "calls": ({"max_calls": 2}, "expected at most 2 calls in flight for this token, got 3"),
+    "calls": ({"max_calls": 2}, "expected at most 2 calls in flight for this token, got more"),
     "bytes": ({"max_bytes": 1500}, "expected at most 1500 bytes in flight for this token"),
     "rate": ({"calls_per_s": 0.001}, "expected at most 0.001 calls a second for this token"),
 }

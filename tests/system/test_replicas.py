@@ -23,11 +23,11 @@ COUNT, CALLERS = 3, 8
 LAME_DUCK_S = 1.0
 U, THETA = ramp(1, 3, 60, 80), Affine(theta(1))
 
+ATTEMPTS = 5
 PAUSES_S = sum(
-    min(RetryPolicy.max_s, RetryPolicy.initial_s * 2**retry)
-    for retry in range(RetryPolicy.attempts - 1)
+    min(RetryPolicy.max_s, RetryPolicy.initial_s * 2**retry) for retry in range(ATTEMPTS - 1)
 )
-"""What a call waits at most between its attempts."""
+"""What a call waits at most between so many attempts."""
 
 
 @pytest.fixture(scope="module")

@@ -62,3 +62,7 @@ __all__ = [
     "UnavailableError",
     "WarpOptions",
 ]
+
+for _name in __all__:
+    if _name.endswith("Error"):  # tracebacks and pickles name what users can import
+        globals()[_name].__module__ = __name__

@@ -12,17 +12,15 @@ from numpy.typing import ArrayLike
 
 from stn_client import _calls
 from stn_client._calls import Array, Call, Gradients
-from stn_client._connection import Progress, open_channel
-from stn_client._credentials import Access, Tls, Token
+from stn_client._connection import BaseClient, Progress, open_channel
 from stn_client._options import GridOptions, WarpOptions
-from stn_client._retry import RetryPolicy
 from stn_client._transforms import ParametricTransform, Transform
 from stn_proto.v1.server_info_pb2 import GetServerInfoReply
 
 T = TypeVar("T")
 
 
-class AsyncClient:
+class AsyncClient(BaseClient):
     """A connection to a spatial transformer service for asyncio.
 
     Every method takes and returns what the method of the same name of `Client` does.
@@ -30,39 +28,31 @@ class AsyncClient:
     Args:
         target: gRPC target of one server, "host:port" or "unix:/path", or of all replicas,
             "dns:///name:port" or "ipv4:address:port,...": calls take turns over the ready ones.
-        timeout_s: For one call with all its retries; None: no limit.
-        retry: When a refused or lost call is repeated.
+        timeout_s: For one call with all its retries, and its wait for others, in seconds; None or
+            infinity: no limit.
+        retry: How long the pauses are after which a refused or lost call is repeated.
         tls: How to secure the connection; None: not at all.
         token: What the server knows the caller by, or a function that says so before every
             attempt, for tokens that change; it must not block.
         allow_plaintext_token: Whether the token may cross a network without TLS.
+        proxy: Whether to go through the HTTP proxy that the environment names for the target
+            (`grpc_proxy`, `https_proxy` or `http_proxy`, unless `no_proxy` has it); None: unless
+            the target is a unix socket or a loopback address.
+        max_in_flight: Calls that are under way at the same time; more wait here, in the order
+            they came in.
 
     Raises:
-        ValueError: A file cannot be read, or the token cannot be sent (a function's: at the
-            call), or not safely.
+        InvalidRequestError: An argument breaks a rule, a file cannot be read or is no PEM, or the
+            token cannot be sent (a function's: at the call), or not safely.
 
     Concurrency:
-        Belongs to the event loop it is first used in. Cancelling a call cancels it on the
-        server, which drops it if it still waits.
+        Has a connection of its own for every event loop it is used in. Cancelling a call cancels
+        it on the server, which drops it if it still waits. Copies, pickles and forks are as of
+        `Client`.
     """
 
-    def __init__(
-        self,
-        target: str,
-        *,
-        timeout_s: float | None = 60.0,
-        retry: RetryPolicy | None = None,
-        tls: Tls | None = None,
-        token: Token | None = None,
-        allow_plaintext_token: bool = False,
-    ) -> None:
-        self.target = target
-        self._access = Access(target, tls, token, allow_plaintext_token=allow_plaintext_token)
-        self._open = True
-        self._timeout_s = timeout_s
-        self._retry = RetryPolicy() if retry is None else retry
-        self._channel: grpc.aio.Channel | None = None
-        self._methods: dict[str, Any] = {}
+    def _disconnect(self) -> None:
+        self._connections: dict[asyncio.AbstractEventLoop, _Connection] = {}
 
     async def warp(
         self,
@@ -123,8 +113,13 @@ class AsyncClient:
     async def close(self) -> None:
         """Ends the connection; calls under way fail with TransportError."""
         self._open = False
-        if self._channel is not None:
-            await self._channel.close()
+        running = asyncio.get_running_loop()
+        for loop, connection in self._connections.items():
+            if loop is running:
+                await connection.channel.close()
+            elif loop.is_running():  # in another thread
+                asyncio.run_coroutine_threadsafe(connection.channel.close(), loop)
+        self._connections.clear()
 
     async def __aenter__(self) -> Self:
         return self
@@ -134,26 +129,65 @@ class AsyncClient:
 
     async def _run(self, call: Call[T]) -> T:
         """Sends a call, again if the policy says so, and reads the reply."""
-        progress = Progress(self._retry, self._timeout_s, lambda: self._open, self._access.metadata)
-        while True:
-            try:
-                attempt = progress.start()
-                reply = await self._method(call.method)(call.request, **attempt)
-            except grpc.aio.AioRpcError as failure:
-                await asyncio.sleep(progress.pause_s(failure))
-            except asyncio.CancelledError:
-                # gRPC cancels the calls of a channel that is closed, which nobody asked for.
-                if self._open or _is_cancelled():
-                    raise
-            else:
-                return call.parse(reply)
+        progress = self._progress()
+        connection = self._connection()
+        await connection.take_turn(progress)
+        try:
+            while True:
+                try:
+                    attempt = progress.start()
+                    reply = await connection.method(call.method)(call.request, **attempt)
+                except grpc.aio.AioRpcError as failure:
+                    await asyncio.sleep(progress.pause_s(failure))
+                except (asyncio.CancelledError, grpc.aio.UsageError):
+                    # gRPC cancels the calls of a channel that is closed, which nobody asked for.
+                    if self._open or _is_cancelled():
+                        raise
+                else:
+                    progress.succeed()
+                    return call.parse(reply)
+        finally:
+            connection.turns.release()
 
-    def _method(self, path: str) -> Any:
-        """The stub of a method. The first one opens the channel, in the loop that runs then."""
-        if self._channel is None:
-            self._channel = open_channel(grpc.aio, self.target, self._access)
+    def _connection(self) -> _Connection:
+        """The connection of the loop that runs."""
+        loop = asyncio.get_running_loop()
+        connection = self._connections.get(loop)
+        if connection is None:
+            for other in [other for other in self._connections if other.is_closed()]:
+                del self._connections[other]
+            channel = open_channel(grpc.aio, self.target, self._access)
+            connection = _Connection(channel, self._max_in_flight)
+            self._connections[loop] = connection
+        return connection
+
+    def _is_busy(self) -> bool:
+        return bool(self._connections)  # gRPC has a thread for them, even if nobody calls
+
+
+class _Connection:
+    """A channel, its stubs, and how many calls are under way on it, for one event loop."""
+
+    def __init__(self, channel: grpc.aio.Channel, limit: int) -> None:
+        self.channel = channel
+        self.turns = asyncio.Semaphore(limit)  # keeps the order
+        self._methods: dict[str, Any] = {}
+
+    async def take_turn(self, progress: Progress) -> None:
+        """Waits until few enough calls are under way."""
+        if not self.turns.locked():
+            await self.turns.acquire()
+            return
+        try:
+            async with asyncio.timeout(progress.remaining_s()):
+                await self.turns.acquire()
+        except TimeoutError:
+            raise progress.no_turn() from None
+
+    def method(self, path: str) -> Any:
+        """The stub of a method."""
         if path not in self._methods:
-            self._methods[path] = self._channel.unary_unary(path)
+            self._methods[path] = self.channel.unary_unary(path)
         return self._methods[path]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 from numpy.typing import ArrayLike, NDArray
 
-from stn_client._errors import InvalidRequestError, ProtocolMismatchError
+from stn_client._errors import ProtocolMismatchError, invalid
 from stn_client._layouts import warn_of_channels_last
 from stn_client._options import GridOptions, WarpOptions
 from stn_client._transforms import (
@@ -167,6 +167,19 @@ def server_info() -> Call[server_info_pb2.GetServerInfoReply]:
     return _call("GetServerInfo", request, [], kind, lambda reply, _payloads: reply)
 
 
+def check_options(options: WarpOptions, output_size: Sequence[int] | None) -> None:
+    """Options of warps that are yet to come.
+
+    Raises:
+        TypeError: There is no such option.
+        InvalidRequestError: A value breaks a rule.
+    """
+    _spec(options)
+    _layout(options)
+    if output_size is not None:
+        _size(output_size)
+
+
 def _call(
     method: str,
     request: Message,
@@ -191,39 +204,50 @@ def _put(
     layout: tensor_pb2.Layout = tensor_pb2.LAYOUT_UNSPECIFIED,
 ) -> tensor_pb2.Tensor:
     try:
-        return put_tensor(np.asarray(array), payloads, layout=layout)
+        return put_tensor(_array(field, array), payloads, layout=layout)
     except WireFormatError as error:
-        raise _invalid(field, f"expected {error.expected}, got {error.actual}. Cast it.") from error
+        raise invalid(field, f"expected {error.expected}, got {error.actual}. Cast it.") from error
 
 
 def _put_map(
     field: str, array: ArrayLike, payloads: Payloads, options: WarpOptions
 ) -> tensor_pb2.Tensor:
-    layout = _enum(tensor_pb2.Layout, "layout", options.get("layout", "NCHW"))
+    layout = _layout(options)
     if layout == tensor_pb2.LAYOUT_NCHW:
         warn_of_channels_last(getattr(array, "shape", ()))
     return _put(field, array, payloads, layout)
 
 
+def _layout(options: WarpOptions) -> tensor_pb2.Layout:
+    layout: tensor_pb2.Layout = _enum(tensor_pb2.Layout, "layout", options.get("layout", "NCHW"))
+    return layout
+
+
 def _transform(transform: Transform, payloads: Payloads) -> warp_pb2.Transform:
     if type(transform) not in _KINDS:
         expected = " or ".join(kind.__name__ for kind in _KINDS)
-        raise _invalid("transform", f"expected {expected}, got {type(transform).__name__}.")
+        raise invalid("transform", f"expected {expected}, got {type(transform).__name__}.")
     kind, field = _KINDS[type(transform)]
     message = warp_pb2.Transform()
-    tensor = _put(field, _real(transform.parameters), payloads)
+    tensor = _put(field, _real(_array(field, transform.parameters)), payloads)
     getattr(getattr(message, kind), field).CopyFrom(tensor)
     return message
 
 
-def _real(parameters: ArrayLike) -> Array:
+def _array(field: str, value: ArrayLike) -> Array:
+    try:
+        return np.asarray(value)
+    except (RuntimeError, TypeError, ValueError) as error:  # ragged lists, tensors elsewhere
+        raise invalid(field, f"expected an array, got {type(value).__name__}: {error}") from error
+
+
+def _real(array: Array) -> Array:
     """Parameters as given, but whole numbers as float64: `[[1, 0, 0], [0, 1, 0]]` is a theta."""
-    array = np.asarray(parameters)
     return array.astype(np.float64) if array.dtype.kind in "iu" else array
 
 
 def _spec(options: WarpOptions) -> warp_pb2.WarpSpec:
-    _reject_unknown(options, WarpOptions.__annotations__)
+    reject_unknown(options, WarpOptions.__annotations__)
     return warp_pb2.WarpSpec(
         interpolation=_enum(
             warp_pb2.Interpolation, "interpolation", options.get("interpolation", "bilinear")
@@ -231,46 +255,55 @@ def _spec(options: WarpOptions) -> warp_pb2.WarpSpec:
         padding=_enum(warp_pb2.Padding, "padding", options.get("padding", "zeros")),
         fill=_fill(options.get("fill", ())),
         subgradient=_enum(warp_pb2.Subgradient, "subgradient", options.get("subgradient", "right")),
-        allow_nondeterministic=not options.get("deterministic", True),
+        allow_nondeterministic=not _flag("deterministic", options.get("deterministic", True)),
         **_grid_fields(options, check=False),
     )
 
 
 def _grid_fields(options: GridOptions, *, check: bool = True) -> dict[str, Any]:
     if check:
-        _reject_unknown(options, GridOptions.__annotations__)
+        reject_unknown(options, GridOptions.__annotations__)
     coordinates = options.get("coordinates", "normalized")
     return {
         "coordinates": _enum(warp_pb2.Coordinates, "coordinates", coordinates),
-        "align_corners": options.get("align_corners", False),
+        "align_corners": _flag("align_corners", options.get("align_corners", False)),
     }
 
 
+def _flag(option: str, value: object) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise invalid(option, f"expected True or False, got {value!r}.")
+    return bool(value)
+
+
 def _size(size: Sequence[int]) -> Array:
-    sizes = np.asarray(size)
+    sizes = _array("output_size", size)
     if sizes.ndim != 1 or sizes.dtype.kind not in "iu":
-        raise _invalid("output_size", f"expected integers ([D',] H', W'), got {size!r}.")
+        raise invalid("output_size", f"expected integers ([D',] H', W'), got {size!r}.")
+    if sizes.max(initial=0) >= 2**63:
+        raise invalid("output_size", f"expected sizes below 2**63, got {size!r}.")
     return sizes
 
 
 def _fill(fill: float | Sequence[float]) -> Array:
-    try:
-        values = np.atleast_1d(np.asarray(fill, dtype=np.float64))
-    except (TypeError, ValueError) as error:
-        raise _invalid("fill", f"expected numbers, got {fill!r}.") from error
+    values = np.atleast_1d(_array("fill", fill))
+    if values.dtype.kind not in "iufb" and values.size:
+        raise invalid("fill", f"expected numbers, got {fill!r}.")
     if values.ndim != 1:
-        raise _invalid("fill", f"expected one number, or one per channel, got {fill!r}.")
-    return values
+        raise invalid("fill", f"expected one number, or one per channel, got {fill!r}.")
+    return values.astype(np.float64)
 
 
 def _needs(needs: Iterable[str]) -> list[warp_pb2.Operand]:
+    if isinstance(needs, str) or not isinstance(needs, Iterable):
+        raise invalid("needs", f"expected a list of {', '.join(_OPERANDS)}, got {needs!r}.")
     numbers = [_choice("needs", need, _OPERANDS) for need in needs]
     if not numbers:  # on the wire, none stands for all
-        raise _invalid("needs", f"expected at least one of {', '.join(_OPERANDS)}, got none.")
+        raise invalid("needs", f"expected at least one of {', '.join(_OPERANDS)}, got none.")
     return numbers
 
 
-def _reject_unknown(options: Iterable[str], known: Iterable[str]) -> None:
+def reject_unknown(options: Iterable[str], known: Iterable[str]) -> None:
     for name in options:
         if name not in known:
             raise TypeError(f"{name}: expected an option of {', '.join(known)}, got this.")
@@ -286,10 +319,6 @@ def _enum(kind: Any, option: str, name: str) -> Any:
 
 
 def _choice(option: str, name: str, numbers: dict[str, T]) -> T:
-    if name not in numbers:
-        raise _invalid(option, f"expected one of {', '.join(numbers)}, got {name!r}.")
+    if not isinstance(name, str) or name not in numbers:
+        raise invalid(option, f"expected one of {', '.join(numbers)}, got {name!r}.")
     return numbers[name]
-
-
-def _invalid(field: str, description: str) -> InvalidRequestError:
-    return InvalidRequestError(f"{field}: {description}", violations=[(field, description)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeVar, Unpack
@@ -11,17 +12,16 @@ from numpy.typing import ArrayLike
 
 from stn_client import _calls
 from stn_client._calls import Array, Call, Gradients
-from stn_client._connection import Progress, open_channel
-from stn_client._credentials import Access, Tls, Token
+from stn_client._connection import BaseClient, open_channel
 from stn_client._options import GridOptions, WarpOptions
-from stn_client._retry import RetryPolicy
 from stn_client._transforms import ParametricTransform, Transform
+from stn_client._turns import Turns
 from stn_proto.v1.server_info_pb2 import GetServerInfoReply
 
 T = TypeVar("T")
 
 
-class Client:
+class Client(BaseClient):
     """A connection to a spatial transformer service; NumPy in, NumPy out.
 
     Results are read-only views into the reply, without a copy; `.copy()` makes one's own.
@@ -29,19 +29,29 @@ class Client:
     Args:
         target: gRPC target of one server, "host:port" or "unix:/path", or of all replicas,
             "dns:///name:port" or "ipv4:address:port,...": calls take turns over the ready ones.
-        timeout_s: For one call with all its retries; None: no limit.
-        retry: When a refused or lost call is repeated.
+        timeout_s: For one call with all its retries, and its wait for others, in seconds; None or
+            infinity: no limit.
+        retry: How long the pauses are after which a refused or lost call is repeated.
         tls: How to secure the connection; None: not at all.
         token: What the server knows the caller by, or a function that says so before every
             attempt, for tokens that change.
         allow_plaintext_token: Whether the token may cross a network without TLS.
+        proxy: Whether to go through the HTTP proxy that the environment names for the target
+            (`grpc_proxy`, `https_proxy` or `http_proxy`, unless `no_proxy` has it); None: unless
+            the target is a unix socket or a loopback address.
+        max_in_flight: Calls that are under way at the same time; more wait here, in the order
+            they came in.
 
     Raises:
-        ValueError: A file cannot be read, or the token cannot be sent (a function's: at the
-            call), or not safely.
+        InvalidRequestError: An argument breaks a rule, a file cannot be read or is no PEM, or the
+            token cannot be sent (a function's: at the call), or not safely.
 
     Concurrency:
         Thread-safe; calls of several threads run side by side and share batches on the server.
+        Copies and pickles are new clients of the same settings, a token in clear among them; a
+        token that is a function goes into a pickle by its name, as all functions do. After a fork
+        the child connects anew; if a call was under way at that moment, calls in the child raise
+        TransportError, because gRPC cannot work there.
 
     Example:
         >>> with Client("localhost:50051") as stn:
@@ -49,23 +59,11 @@ class Client:
         ...     g = stn.warp_gradients(grad_v, u, Affine(theta))
     """
 
-    def __init__(
-        self,
-        target: str,
-        *,
-        timeout_s: float | None = 60.0,
-        retry: RetryPolicy | None = None,
-        tls: Tls | None = None,
-        token: Token | None = None,
-        allow_plaintext_token: bool = False,
-    ) -> None:
-        self.target = target
-        self._access = Access(target, tls, token, allow_plaintext_token=allow_plaintext_token)
-        self._open = True
-        self._timeout_s = timeout_s
-        self._retry = RetryPolicy() if retry is None else retry
-        self._channel = open_channel(grpc, target, self._access)
+    def _disconnect(self) -> None:
+        self._channel: grpc.Channel | None = None
         self._methods: dict[str, Any] = {}
+        self._opening = threading.Lock()
+        self._turns = Turns(self._max_in_flight)
 
     def warp(
         self,
@@ -78,13 +76,29 @@ class Client:
 
         Shapes:
             feature_map   (N, C, [D,] H, W)      float32 | float64 | float16 | bfloat16 | uint8
-            returns       (N, C, [D',] H', W')   same dtype; C is last under layout "NHWC"
+            returns       (N, C, [D',] H', W')   same dtype
+
+        Both have C last under the option layout="NHWC".
 
         Args:
             feature_map: Images or, with a transform in 3-D, volumes. N = 1 serves every transform.
             transform: Where to read, target to source.
             output_size: ([D',] H', W'); None: that of the grid, else of the feature map.
-            options: See `WarpOptions`.
+
+        Options:
+            interpolation   "bilinear" (default), "nearest" or "bicubic"
+            padding         what reads outside the feature map return: "zeros" (default), "border",
+                            "reflection" or "fill"
+            fill            the constant of padding "fill", or one per channel; default 0
+            coordinates     unit of all coordinates: "normalized" (default), [-1, 1], or "pixel"
+            align_corners   whether -1 and 1 are centres of the corner pixels (True) or their outer
+                            edges (False, default)
+            subgradient     derivative at integer coordinates: "right" (default), as PyTorch, or
+                            "zero"
+            deterministic   whether feature-map gradients must be bit-reproducible: True (default)
+                            or False
+            layout          order of the axes of the feature map, the output and their gradients:
+                            "NCHW" (default), (N, C, [D,] H, W), or "NHWC", (N, [D,] H, W, C)
 
         Raises:
             InvalidRequestError: An argument breaks a rule; `violations` names it.
@@ -111,7 +125,7 @@ class Client:
             feature_map: As given to `warp`.
             transform: As given to `warp`.
             needs: Operands whose gradients are wanted.
-            options: As given to `warp`.
+            options: As given to `warp`; its documentation lists them.
 
         Raises:
             InvalidRequestError: An argument breaks a rule; `violations` names it.
@@ -152,7 +166,7 @@ class Client:
         Args:
             transform: Target to source.
             output_size: ([D',] H', W').
-            options: See `GridOptions`.
+            options: `coordinates` and `align_corners`, as of `warp`.
 
         Raises:
             InvalidRequestError: An argument breaks a rule; `violations` names it.
@@ -182,7 +196,8 @@ class Client:
     def close(self) -> None:
         """Ends the connection; calls under way fail with TransportError."""
         self._open = False
-        self._channel.close()
+        if self._channel is not None:
+            self._channel.close()
 
     def __enter__(self) -> Self:
         return self
@@ -192,21 +207,34 @@ class Client:
 
     def _run(self, call: Call[T]) -> T:
         """Sends a call, again if the policy says so, and reads the reply."""
-        progress = Progress(self._retry, self._timeout_s, lambda: self._open, self._access.metadata)
-        while True:
-            try:
-                attempt = progress.start()
-                reply: bytes = self._method(call.method)(call.request, **attempt)
-            except grpc.RpcError as failure:
-                time.sleep(progress.pause_s(failure))
-            except ValueError:  # what gRPC makes of a channel that another thread just closed
-                if self._open:
-                    raise
-            else:
-                return call.parse(reply)
+        progress = self._progress()
+        turns = self._turns
+        if not turns.take(progress.remaining_s()):
+            raise progress.no_turn()
+        try:
+            while True:
+                try:
+                    attempt = progress.start()
+                    reply: bytes = self._method(call.method)(call.request, **attempt)
+                except grpc.RpcError as failure:
+                    time.sleep(progress.pause_s(failure))
+                except ValueError:  # what gRPC makes of a channel that another thread just closed
+                    if self._open:
+                        raise
+                else:
+                    progress.succeed()
+                    return call.parse(reply)
+        finally:
+            turns.give_back()
 
     def _method(self, path: str) -> Any:
-        """The stub of a method."""
-        if path not in self._methods:
-            self._methods[path] = self._channel.unary_unary(path)
-        return self._methods[path]
+        """The stub of a method. The first one opens the channel."""
+        with self._opening:
+            if self._channel is None:
+                self._channel = open_channel(grpc, self.target, self._access)
+            if path not in self._methods:
+                self._methods[path] = self._channel.unary_unary(path)
+            return self._methods[path]
+
+    def _is_busy(self) -> bool:
+        return self._turns.taken > 0

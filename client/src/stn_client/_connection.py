@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import logging
+import os
 import random
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Self, cast
+from weakref import WeakValueDictionary
 
 import grpc
 
 from stn_client._calls import SERVICE
-from stn_client._credentials import Access, Metadata
-from stn_client._errors import StnClientError, TransportError, error_from_status
+from stn_client._checks import check_count, check_seconds, check_target
+from stn_client._credentials import Access, Metadata, Tls, Token
+from stn_client._errors import (
+    DeadlineExceededError,
+    StnClientError,
+    TransportError,
+    UnavailableError,
+    error_from_status,
+    invalid,
+)
 from stn_client._retry import RetryPolicy
+
+LOG = logging.getLogger("stn_client")
 
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
@@ -26,13 +41,15 @@ CHANNEL_OPTIONS = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.use_local_subchannel_pool", 1),
 )
 """The server's limits decide about sizes; `RetryPolicy` decides about retries, but gRPC sends again
 what no server has seen, such as a call that met the end of its connection. A server that is back is
 noticed within about a second, and one at another address within about five: gRPC by itself would
 try every two minutes in the end, and look names up every thirty seconds. While a call is on its
 way, a server that says nothing for 20 s is asked for a sign of life, and given up 10 s later: a
-machine that has vanished ends no connections."""
+machine that has vanished ends no connections. Every client has connections of its own; gRPC would
+share them between clients of one target, also with a client from before a fork."""
 
 BALANCING = {
     "loadBalancingConfig": [{"round_robin": {}}],
@@ -40,8 +57,24 @@ BALANCING = {
 }
 """gRPC's service config for replicas: calls go in turns to those that say that they are ready."""
 
+MAX_IN_FLIGHT = 256
+"""By default. Enough to fill the batches of several devices; a quarter of what a server admits."""
+
 _RESOLVERS = ("dns:", "ipv4:", "ipv6:")
 """Targets that may stand for several servers begin so."""
+
+_FOREVER_S = 1e9
+"""From here on a timeout is none; clocks of gRPC end somewhere beyond."""
+
+CLIENTS: WeakValueDictionary[str, Any] = WeakValueDictionary()
+"""The clients of this process by names that no other process gives."""
+
+
+def register(client: object) -> str:
+    """Names a client for as long as it exists, for graphs of torch, which hold strings."""
+    name = uuid.uuid4().hex
+    CLIENTS[name] = client
+    return name
 
 
 def open_channel(stack: Any, target: str, access: Access) -> Any:
@@ -57,6 +90,98 @@ def open_channel(stack: Any, target: str, access: Access) -> Any:
     return stack.secure_channel(target, access.credentials, options=options)
 
 
+class BaseClient(ABC):
+    """The settings of a client of either kind.
+
+    Copies and pickles are made of the settings alone: they are new clients that connect anew.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout_s: float | None = 60.0,
+        retry: RetryPolicy | None = None,
+        tls: Tls | None = None,
+        token: Token | None = None,
+        allow_plaintext_token: bool = False,
+        proxy: bool | None = None,
+        max_in_flight: int = MAX_IN_FLIGHT,
+    ) -> None:
+        self._settings = {name: value for name, value in locals().items() if name in _SETTINGS}
+        self.target = check_target(target)
+        if timeout_s is not None:
+            check_seconds("timeout_s", timeout_s)
+            if timeout_s == 0:
+                raise invalid("timeout_s", "expected more than 0, or None for no limit, got 0.")
+        if not isinstance(retry, RetryPolicy | None):
+            raise invalid("retry", f"expected a RetryPolicy, got {retry!r}.")
+        check_count("max_in_flight", max_in_flight)
+        self._timeout_s = None if timeout_s is None or timeout_s >= _FOREVER_S else float(timeout_s)
+        self._retry = RetryPolicy() if retry is None else retry
+        self._access = Access(
+            target, tls, token, allow_plaintext_token=allow_plaintext_token, proxy=proxy
+        )
+        self._max_in_flight = int(max_in_flight)
+        self._open = True
+        self._name = register(self)
+        self._outage = Outage(target)
+        self._disconnect()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self._settings
+
+    def __setstate__(self, settings: dict[str, Any]) -> None:
+        BaseClient.__init__(self, **settings)
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
+        return copy.copy(self)  # settings are never changed
+
+    @abstractmethod
+    def _disconnect(self) -> None:
+        """Forgets all connections, so that the next call opens a new one."""
+
+    @abstractmethod
+    def _is_busy(self) -> bool:
+        """Whether gRPC works for this client at this moment, in any thread."""
+
+    def _progress(self) -> Progress:
+        """The beginning of a call."""
+        return Progress(
+            self._retry, self._timeout_s, lambda: self._open, self._access.metadata, self._outage
+        )
+
+
+_SETTINGS = ("target", *(BaseClient.__init__.__kwdefaults__ or ()))
+"""Names of the settings."""
+
+
+class Outage:
+    """Says in the log, once, that calls wait for a server, and once that it is back."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._since_s: float | None = None
+
+    def goes_on(self, error: StnClientError, remaining_s: float | None) -> None:
+        """A call met it, and will be repeated for so long."""
+        if self._since_s is None:
+            self._since_s = time.monotonic()
+            patience = "without limit" if remaining_s is None else f"for up to {remaining_s:.1f} s"
+            LOG.warning(
+                "%s: expected an answer, got none (%s). Calls are repeated %s.",
+                self._target,
+                error,
+                patience,
+            )
+
+    def is_over(self) -> None:
+        """A call was answered."""
+        if self._since_s is not None:
+            lasted_s, self._since_s = time.monotonic() - self._since_s, None
+            LOG.warning("%s: answers again after %.1f s.", self._target, lasted_s)
+
+
 class Progress:
     """One call and its attempts: what is left of its time, what to do after a failure.
 
@@ -65,6 +190,7 @@ class Progress:
         timeout_s: For all attempts and pauses together; None: any.
         is_open: Whether the client has not been closed yet.
         metadata: Asked for what is sent with an attempt.
+        outage: Told what becomes of attempts.
     """
 
     def __init__(
@@ -73,21 +199,32 @@ class Progress:
         timeout_s: float | None,
         is_open: Callable[[], bool],
         metadata: Callable[[], Metadata] = tuple,
+        outage: Outage | None = None,
     ) -> None:
         self._policy = policy
         self._is_open = is_open
+        self._timeout_s = timeout_s
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._attempt = 0
         self._metadata = metadata
+        self._outage = Outage("server") if outage is None else outage
+        self._failure: StnClientError | None = None
         self.request_id = uuid.uuid4().hex[:16]
 
     def start(self) -> dict[str, Any]:
         """Begins an attempt; returns the keyword arguments of the gRPC call.
 
         Raises:
-            TransportError: The client is closed.
-            ValueError: The token cannot be sent.
+            TransportError: The client is closed, or cannot work in this process.
+            InvalidRequestError: The token cannot be sent.
         """
+        if _fork.amid_calls:
+            raise TransportError(
+                "client: expected a process that was forked while no call was under way, got one "
+                "whose parent was calling: gRPC does not work here. Use multiprocessing's start "
+                'method "spawn" or "forkserver", or fork before the first call.',
+                request_id=self.request_id,
+            )
         if not self._is_open():
             raise TransportError(
                 "client: expected an open connection, got a closed one. Make a new client.",
@@ -95,7 +232,7 @@ class Progress:
             )
         self._attempt += 1
         metadata = (("x-request-id", self.request_id), *self._metadata())
-        return {"timeout": self._remaining_s(), "metadata": metadata}
+        return {"timeout": self.remaining_s(), "metadata": metadata}
 
     def pause_s(self, failure: grpc.RpcError) -> float:
         """How long to wait before the next attempt.
@@ -104,14 +241,67 @@ class Progress:
             StnClientError: There is no next attempt.
         """
         error = self._error(cast("grpc.Call", failure))
-        pause_s = self._policy.pause_s(error, self._attempt, self._remaining_s(), random.random)
+        remaining_s = self.remaining_s()
+        pause_s = self._policy.pause_s(error, self._attempt, remaining_s, random.random)
         if pause_s is None:
+            if isinstance(error, DeadlineExceededError) and self._failure is not None:
+                error.add_note(f"The attempt before that ended with: {self._failure}")
             raise error from failure
-        return pause_s
+        self._failure = error
+        if isinstance(error, UnavailableError):
+            self._outage.goes_on(error, remaining_s)
+        return min(pause_s, _FOREVER_S)
 
-    def _remaining_s(self) -> float | None:
+    def succeed(self) -> None:
+        """Notes that the call was answered."""
+        self._outage.is_over()
+
+    def remaining_s(self) -> float | None:
+        """What is left of the call's time; None: any."""
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    def no_turn(self) -> DeadlineExceededError:
+        """The error of a call whose time was over before it was sent."""
+        return DeadlineExceededError(
+            f"timeout_s: expected a result within {self._timeout_s:g} s, got no turn: as many "
+            "calls of this client as max_in_flight allows were under way all the time. Give it "
+            "more time, or fewer calls.",
+            request_id=self.request_id,
+        )
 
     def _error(self, failure: grpc.Call) -> StnClientError:
         metadata: Any = failure.trailing_metadata() or ()
         return error_from_status(failure.code(), failure.details() or "", metadata, self.request_id)
+
+
+class _Fork:
+    """What forking this process does to its clients.
+
+    gRPC makes itself usable in a child, but only if no thread was inside it at that moment: locks
+    that were held then are held for ever. A child gets new connections, or, if anybody was calling,
+    an error in place of calls that would hang.
+    """
+
+    def __init__(self) -> None:
+        self.amid_calls = False
+        """Whether this process was forked from one that was calling."""
+        self._busy = False
+        self._abandoned: list[Any] = []
+        os.register_at_fork(before=self._before, after_in_child=self._in_child)
+
+    def _before(self) -> None:
+        self._busy = any(client._is_busy() for client in _base_clients())  # noqa: SLF001
+
+    def _in_child(self) -> None:
+        self.amid_calls = self.amid_calls or self._busy
+        for client in _base_clients():
+            # Kept: to end a connection would say goodbye to the server in the parent's name.
+            self._abandoned.append(dict(vars(client)))
+            client._disconnect()  # noqa: SLF001
+
+
+def _base_clients() -> list[BaseClient]:
+    return [client for client in CLIENTS.values() if isinstance(client, BaseClient)]
+
+
+_fork = _Fork()

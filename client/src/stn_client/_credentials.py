@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
+
+from stn_client._errors import invalid
 
 Token: TypeAlias = str | Callable[[], str]
 """What a server knows a caller by, or a function that says what it is at present."""
@@ -38,19 +41,24 @@ class Tls:
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
             lacking = "key" if self.key is None else "certificate"
-            raise ValueError(f"{lacking}: expected a file beside the other one, got none.")
+            raise invalid(lacking, "expected a file beside the other one, got none.")
+        name = self.server_name
+        if name is not None and not (isinstance(name, str) and _VISIBLE.fullmatch(name)):
+            raise invalid("server_name", f"expected a host name, got {name!r}.")
 
     def credentials(self) -> grpc.ChannelCredentials:
         """What a channel needs, with the contents that the files have now.
 
         Raises:
-            ValueError: A file cannot be read.
+            InvalidRequestError: A file cannot be read, or is not what it should be.
         """
-        return grpc.ssl_channel_credentials(
-            _contents("ca", self.ca),
-            _contents("key", self.key),
-            _contents("certificate", self.certificate),
-        )
+        ca, key = _contents("ca", self.ca), _contents("key", self.key)
+        certificate = _contents("certificate", self.certificate)
+        if self.ca is not None:
+            _check_authorities(self.ca)
+        if self.certificate is not None and self.key is not None:
+            _check_pair(self.certificate, self.key)
+        return grpc.ssl_channel_credentials(ca, key, certificate)
 
 
 class Access:
@@ -61,25 +69,43 @@ class Access:
         tls: None: bytes travel as they are.
         token: Sent with every call.
         allow_plaintext_token: Whether the token may be sent where it can be overheard.
+        proxy: Whether to go through the HTTP proxy that the environment names, if it names one
+            for the target; None: unless the target is on this machine.
 
     Raises:
-        ValueError: A file cannot be read, or the token cannot be sent, or not safely.
+        InvalidRequestError: A file cannot be read or holds something else, or the token cannot be
+            sent, or not safely.
     """
 
     def __init__(
-        self, target: str, tls: Tls | None, token: Token | None, *, allow_plaintext_token: bool
+        self,
+        target: str,
+        tls: Tls | None,
+        token: Token | None,
+        *,
+        allow_plaintext_token: bool = False,
+        proxy: bool | None = None,
     ) -> None:
+        if not isinstance(tls, Tls | None):
+            raise invalid("tls", f"expected a Tls, got {tls!r}.")
+        for flag, value in (("allow_plaintext_token", allow_plaintext_token), ("proxy", proxy)):
+            if not isinstance(value, bool | None):
+                raise invalid(flag, f"expected True or False, got {value!r}.")
+        here = _stays_here(target)
         self.credentials = None if tls is None else tls.credentials()
-        name = None if tls is None else tls.server_name
-        self.options = () if name is None else (("grpc.ssl_target_name_override", name),)
-        safe = tls is not None or allow_plaintext_token or _stays_here(target)
-        if token is not None and not safe:
-            raise ValueError(
-                f"token: expected TLS, a unix socket or loopback, got {target}, where it can "
-                "be overheard. Pass tls=Tls(...), or allow_plaintext_token=True."
+        self.options: tuple[tuple[str, Any], ...] = ()
+        if tls is not None and tls.server_name is not None:
+            self.options += (("grpc.ssl_target_name_override", tls.server_name),)
+        if not (not here if proxy is None else proxy):
+            self.options += (("grpc.enable_http_proxy", 0),)
+        if token is not None and not (tls is not None or allow_plaintext_token or here):
+            raise invalid(
+                "token",
+                f"expected TLS, a unix socket or loopback, got {target}, where it can be "
+                "overheard. Pass tls=Tls(...), or allow_plaintext_token=True.",
             )
         self.metadata = _metadata_of(token)
-        """Asked for what the next attempt says of its caller; raises ValueError as above."""
+        """Asked for what the next attempt says of its caller; raises InvalidRequestError."""
 
 
 def _metadata_of(token: Token | None) -> Callable[[], Metadata]:
@@ -90,17 +116,42 @@ def _metadata_of(token: Token | None) -> Callable[[], Metadata]:
     return lambda: known
 
 
-def _bearer(token: str) -> Metadata:
+def _bearer(token: object) -> Metadata:
+    if not isinstance(token, str):
+        raise invalid("token", f"expected text or a function that returns it, got {_kind(token)}.")
     if not _VISIBLE.fullmatch(token):
-        raise ValueError("token: expected visible ASCII characters, got others or none.")
+        raise invalid("token", "expected visible ASCII characters, got others or none.")
     return (("authorization", f"Bearer {token}"),)
 
 
 def _contents(name: str, path: Path | str | None) -> bytes | None:
     try:
         return None if path is None else Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{name}: expected a readable file, got {error}.") from error
+    except (OSError, TypeError, ValueError) as error:
+        raise invalid(name, f"expected a readable file, got {error}.") from error
+
+
+def _check_authorities(ca: Path | str) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(ca)
+    except ssl.SSLError as error:
+        raise invalid("ca", f"expected certificates in PEM, got {error}.") from error
+
+
+def _check_pair(certificate: Path | str, key: Path | str) -> None:
+    def password() -> str:
+        raise ValueError("a key with a password")
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(certificate, key, password)
+    except (ssl.SSLError, ValueError) as error:
+        expected = "expected the certificate and its key in PEM, without a password"
+        raise invalid("certificate, key", f"{expected}, got {error}.") from error
+
+
+def _kind(value: object) -> str:
+    """Says what a secret is without saying it."""
+    return type(value).__name__
 
 
 def _stays_here(target: str) -> bool:
@@ -119,4 +170,4 @@ def _is_loopback(address: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host.lower() == "localhost"

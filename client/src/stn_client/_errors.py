@@ -1,7 +1,7 @@
-"""Everything a call can raise, and how gRPC statuses become it.
+"""How calls fail, and how gRPC statuses become exceptions.
 
     StnClientError                   request_id, code
-    ├─ InvalidRequestError           (also ValueError) a field is wrong; `violations` says which
+    ├─ InvalidRequestError           (also ValueError) an argument is wrong; see `violations`
     ├─ AccessDeniedError             the server does not know the token, or not for this
     ├─ DeadlineExceededError         (also TimeoutError) no result within the timeout
     ├─ OverloadedError               refused for now; `retry_after_s` says for how long
@@ -10,7 +10,9 @@
     ├─ ServerFaultError              the server failed; its log knows the request id
     └─ ProtocolMismatchError         the server does not speak or offer what was asked
 
-Programming errors of the caller are InvalidRequestError whether the SDK or the server notices.
+Arguments that break a rule are InvalidRequestError whether the SDK notices, when it is given them,
+or the server. Beside these, calls raise TypeError for a keyword that does not exist, as all
+functions do, and whatever a token that is a function raises.
 """
 
 from __future__ import annotations
@@ -45,10 +47,10 @@ class StnClientError(Exception):
 
 
 class InvalidRequestError(StnClientError, ValueError):
-    """A field of the request breaks a rule.
+    """An argument of a client or of a call breaks a rule.
 
     Attributes:
-        violations: (path of the field, what is wrong with it), one per field.
+        violations: (path of the argument, what is wrong with it), one per argument.
     """
 
     def __init__(
@@ -56,6 +58,11 @@ class InvalidRequestError(StnClientError, ValueError):
     ) -> None:
         super().__init__(message, **facts)
         self.violations = tuple(violations)
+
+
+def invalid(argument: str, description: str) -> InvalidRequestError:
+    """The error of one argument that the SDK itself finds wrong."""
+    return InvalidRequestError(f"{argument}: {description}", violations=[(argument, description)])
 
 
 class AccessDeniedError(StnClientError):

@@ -10,7 +10,7 @@ class GridOptions(TypedDict, total=False):
     """Options of the grid generator."""
 
     coordinates: Literal["normalized", "pixel"]
-    """Unit of all coordinates; default "normalized": [-1, 1]."""
+    """Unit of all coordinates, those of parameters and grids; default "normalized": [-1, 1]."""
     align_corners: bool
     """Whether -1 and 1 are centres of the corner pixels (True) or their outer edges (default)."""
 
@@ -29,4 +29,5 @@ class WarpOptions(GridOptions, total=False):
     deterministic: bool
     """Whether feature-map gradients must be bit-reproducible; default True."""
     layout: Literal["NCHW", "NHWC"]
-    """Order of the axes of all feature maps of the call, D before H; default "NCHW"."""
+    """Order of the axes of all maps of the call, given or returned: the feature map, the output and
+    the gradients to both. "NCHW" (default) is (N, C, [D,] H, W), "NHWC" is (N, [D,] H, W, C)."""

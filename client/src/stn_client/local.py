@@ -12,11 +12,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, ClassVar, Self
+
+from stn_client._errors import invalid
+
+ANY_PORTS = ("--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0")
 
 
 class LocalServer:
     """A server process on free ports of the loopback interface.
+
+    It ends when it is stopped, or when this process ends in whatever way, and not before: it is in
+    a session of its own, where the interrupts of a terminal or a notebook do not reach it.
 
     Args:
         arguments: Flags of `stn-server`; later ones win over those given here.
@@ -28,6 +35,7 @@ class LocalServer:
         metrics: URL of its Prometheus metrics.
 
     Raises:
+        InvalidRequestError: `log` cannot be written to, or an argument is no text.
         RuntimeError: The command is not installed, or the server did not start.
 
     Example:
@@ -35,12 +43,25 @@ class LocalServer:
         ...     stn.warp(u, Affine(theta))
     """
 
-    def __init__(self, *arguments: str, log: Path | None = None) -> None:
-        flags = ["--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0", *arguments]
+    def __init__(self, *arguments: str, log: Path | str | None = None) -> None:
+        for argument in arguments:
+            if not isinstance(argument, str):
+                raise invalid("arguments", f"expected flags of stn-server, got {argument!r}.")
+        flags = ["--lifecycle-end-with-stdin=true", *ANY_PORTS, *arguments]
+        command = [_command(), *flags]
         with _sink(log) as stderr:
-            self.process = subprocess.Popen(
-                [_command(), *flags], stdout=subprocess.PIPE, stderr=stderr, text=True
-            )
+            self._lifeline = _Lifeline()
+            try:
+                self.process = subprocess.Popen(
+                    command,
+                    stdin=self._lifeline.server_end,
+                    stdout=subprocess.PIPE,
+                    stderr=stderr,
+                    text=True,
+                    start_new_session=True,
+                )
+            finally:
+                os.close(self._lifeline.server_end)
         try:
             addresses = self._addresses()
         except BaseException:
@@ -71,6 +92,7 @@ class LocalServer:
             self.process.kill()
             return self.process.wait()
         finally:
+            self._lifeline.close()
             if self.process.stdout is not None:
                 self.process.stdout.close()
 
@@ -86,6 +108,32 @@ class LocalServer:
         return addresses
 
 
+class _Lifeline:
+    """A pipe that closes when this process ends, however that comes about.
+
+    Children forked from this process hold no end of it.
+    """
+
+    _held: ClassVar[set[int]] = set()
+
+    def __init__(self) -> None:
+        self.server_end, self._end = os.pipe()
+        self._held.add(self._end)
+
+    def close(self) -> None:
+        if self._end in self._held:
+            self._held.remove(self._end)
+            os.close(self._end)
+
+    @classmethod
+    def close_all(cls) -> None:
+        while cls._held:
+            os.close(cls._held.pop())
+
+
+os.register_at_fork(after_in_child=_Lifeline.close_all)
+
+
 def _command() -> str:
     """The installed command, looked for beside this interpreter first."""
     beside = str(Path(sys.executable).parent)
@@ -98,6 +146,9 @@ def _command() -> str:
     return found
 
 
-def _sink(log: Path | None) -> IO[bytes]:
+def _sink(log: Path | str | None) -> IO[bytes]:
     """Where the log goes: a file, or a duplicate of standard error."""
-    return os.fdopen(os.dup(2), "wb") if log is None else log.open("ab")
+    try:
+        return os.fdopen(os.dup(2), "wb") if log is None else Path(log).open("ab")
+    except (OSError, TypeError, ValueError) as error:
+        raise invalid("log", f"expected a file to append to, got {error}.") from error

@@ -1,20 +1,31 @@
-"""Remote warps that torch can differentiate: forward and backward are RPCs of a `Client`."""
+"""Remote warps that torch can differentiate: forward and backward are RPCs of a `Client`.
+
+They are torch operators, `stn_client::warp` and `stn_client::warp_gradients`, so that whatever
+traces, compiles, exports or transforms a network sees one node and never looks inside. Operators
+take neither clients nor classes: a client stands in them as its name in this process, and a
+transform as the name of its class.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Unpack
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from numbers import Real
+from operator import index
+from typing import Any, Self, Unpack, get_args
 
 import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
 
+from stn_client._calls import check_options, reject_unknown
 from stn_client._client import Client
+from stn_client._connection import CLIENTS, register
+from stn_client._errors import invalid
 from stn_client._options import WarpOptions
-from stn_client._transforms import Affine, Homography, Transform
+from stn_client._transforms import Affine, Flow, Homography, SamplingGrid, Transform
 
 __all__ = ["SpatialTransformer", "warp"]
 
@@ -24,6 +35,24 @@ MATRICES: dict[tuple[type[Transform], int], tuple[int, int]] = {
     (Homography, 2): (3, 3),
 }
 """Transforms whose parameters are matrices, by the axes that they are of."""
+
+
+KINDS: dict[str, type[Transform]] = {kind.__name__: kind for kind in get_args(Transform)}
+
+OPTIONS = {
+    "coordinates": "str",
+    "align_corners": "bool",
+    "interpolation": "str",
+    "padding": "str",
+    "fill": "float[]",
+    "subgradient": "str",
+    "deterministic": "bool",
+    "layout": "str",
+}
+"""The types of `WarpOptions` as torch operators know types; what is not given is None."""
+
+_OPERANDS = ("feature_map", "transform")
+_LOCALLY = "stn_engine.warp, in this process, has derivatives of any order in both modes."
 
 
 def warp(
@@ -44,14 +73,20 @@ def warp(
         feature_map: What is read.
         transform: Any transform of a tensor.
         output_size: ([D',] H', W'); None: that of the grid, else of the feature map.
-        options: See `WarpOptions`.
+        options: As of `Client.warp`, whose documentation lists them.
+
+    Parameters in half precision, such as autocast makes, are sent as float32.
 
     Raises:
-        StnClientError: As the methods of `Client`; from `backward` as well.
+        InvalidRequestError: An argument breaks a rule; `violations` names it.
+        StnClientError: As the methods of `Client`; from `backward` as well. Second derivatives:
+            the service computes none.
     """
-    output: Tensor = _RemoteWarp.apply(  # type: ignore[no-untyped-call]
-        feature_map, transform.parameters, client, transform, output_size, options
-    )
+    parameters = _checked(feature_map, transform)
+    name = getattr(client, "_name", None) or _named(client)
+    size = None if output_size is None else _size(output_size)
+    arguments = feature_map, parameters, size, name, type(transform).__name__
+    output: Tensor = _call(_Warp, torch.ops.stn_client.warp, *arguments, **_settings(options))
     return output
 
 
@@ -64,7 +99,7 @@ class SpatialTransformer(nn.Module):
         client: Where to compute.
         output_size: Of the output; None: that of the grid, else of the feature map.
         transform: What the parameters are those of.
-        options: See `WarpOptions`.
+        options: As of `Client.warp`, whose documentation lists them.
 
     Shapes:
         feature_map   (N, C, [D,] H, W)
@@ -82,6 +117,11 @@ class SpatialTransformer(nn.Module):
         **options: Unpack[WarpOptions],
     ) -> None:
         super().__init__()
+        if transform not in KINDS.values():
+            raise invalid("transform", f"expected one of {', '.join(KINDS)}, got {transform!r}.")
+        if not hasattr(client, "warp_gradients"):
+            raise invalid("client", f"expected a Client, got {client!r}.")
+        check_options(options, output_size)
         self.localization = localization
         self._client = client
         self._output_size = output_size
@@ -92,59 +132,298 @@ class SpatialTransformer(nn.Module):
         """Warps every feature map by what the localisation network finds for it."""
         parameters = self.localization(feature_map)
         matrix = MATRICES.get((self._transform, feature_map.dim() - 2))
-        transform = self._transform(parameters.reshape(-1, *matrix) if matrix else parameters)
+        if matrix:
+            rows, columns = matrix
+            if parameters.shape[1:].numel() != rows * columns:
+                raise invalid(
+                    "localization",
+                    f"expected it to return (N, {rows * columns}) or (N, {rows}, {columns}) for "
+                    f"{self._transform.__name__}, got {tuple(parameters.shape)}.",
+                )
+            parameters = parameters.reshape(-1, *matrix)
+        transform = self._transform(parameters)
         return warp(self._client, feature_map, transform, self._output_size, **self._options)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy of the localisation network before the same client."""
+        memo[id(self._client)] = self._client
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(deepcopy(self.__dict__, memo))
+        return copied
 
-class _RemoteWarp(torch.autograd.Function):
-    """Forward is `Warp`, backward is `WarpGradients`."""
+
+def _checked(feature_map: object, transform: Any) -> Tensor:
+    """The parameters of the transform, in a precision that the service takes."""
+    kind = type(transform)
+    if kind.__name__ not in KINDS or not hasattr(transform, "parameters"):
+        raise invalid("transform", f"expected one of {', '.join(KINDS)}, got {kind.__name__}.")
+    parameters: Any = transform.parameters
+    for name, operand in (("feature_map", feature_map), ("transform", parameters)):
+        if not isinstance(operand, Tensor):
+            what = "a torch.Tensor" if name == "feature_map" else "parameters in a torch.Tensor"
+            got = type(operand).__name__
+            raise invalid(name, f"expected {what}, got {got}. Convert it: torch.as_tensor(...).")
+    halves = {torch.float16, torch.bfloat16}
+    checked: Tensor = parameters.float() if parameters.dtype in halves else parameters
+    return checked
+
+
+def _size(output_size: Sequence[int]) -> list[Any]:
+    try:
+        sizes: list[Any] = list(output_size)
+        return [size if isinstance(size, torch.SymInt) else index(size) for size in sizes]
+    except TypeError as error:
+        expected = "expected integers ([D',] H', W')"
+        raise invalid("output_size", f"{expected}, got {output_size!r}.") from error
+
+
+def _settings(options: WarpOptions) -> dict[str, Any]:
+    """Options as the operators take them: a number for all channels is a list of one."""
+    reject_unknown(options, OPTIONS)
+    settings: dict[str, Any] = dict(options)
+    for name, value in settings.items():
+        if name == "fill":
+            settings[name] = _fill(value)
+        elif not isinstance(value, {"str": str, "bool": bool}[OPTIONS[name]]):
+            raise invalid(name, f"expected {OPTIONS[name]}, got {value!r}.")
+    return settings
+
+
+def _fill(fill: Any) -> list[float]:
+    values = [fill] if isinstance(fill, Real) else fill
+    if not isinstance(values, Sequence) or not all(isinstance(value, Real) for value in values):
+        raise invalid("fill", f"expected a number, or a list of numbers, got {fill!r}.")
+    return [float(value) for value in values]
+
+
+def _named(client: Any) -> str:
+    """The name of what stands in for a `Client`, such as a fake in a test."""
+    client._name = register(client)  # noqa: SLF001 - as clients do
+    return str(client._name)  # noqa: SLF001
+
+
+def _client_of(name: str) -> Client:
+    client: Client | None = CLIENTS.get(name)
+    if client is None:
+        raise invalid(
+            "client",
+            "expected the client that this graph was made with, got none: it is gone, or the graph "
+            "comes from another process. Keep the client, and make graphs where they run.",
+        )
+    return client
+
+
+def _given(settings: dict[str, Any]) -> Any:
+    """The options that are not None."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _warp(
+    feature_map: Tensor,
+    parameters: Tensor,
+    output_size: list[int] | None,
+    client: str,
+    transform: str,
+    **settings: Any,
+) -> Tensor:
+    """The kernel of `stn_client::warp`."""
+    output = _client_of(client).warp(
+        _to_numpy(feature_map, "feature_map"),
+        KINDS[transform](_to_numpy(parameters, "transform")),
+        None if output_size is None else tuple(output_size),
+        **_given(settings),
+    )
+    return _to_torch(output, feature_map)
+
+
+def _warp_fake(
+    feature_map: Tensor,
+    parameters: Tensor,
+    output_size: list[int] | None,
+    client: str,  # noqa: ARG001
+    transform: str,
+    *,
+    layout: str | None = None,
+    **_settings: Any,
+) -> Tensor:
+    """An output of the right shape, without values."""
+    sizes = list(feature_map.shape)
+    first = 1 if layout == "NHWC" else 2
+    of_grid = KINDS[transform] in {SamplingGrid, Flow}
+    given = list(parameters.shape[1:-1]) if output_size is None and of_grid else output_size
+    if given is not None:
+        sizes[first : first + len(given)] = given
+    if feature_map.shape[0] == 1:
+        sizes[0] = parameters.shape[0]
+    return feature_map.new_empty(sizes)
+
+
+def _warp_gradients(
+    grad_output: Tensor,
+    feature_map: Tensor,
+    parameters: Tensor,
+    needs: list[bool],
+    client: str,
+    transform: str,
+    **settings: Any,
+) -> tuple[Tensor, Tensor]:
+    """The kernel of `stn_client::warp_gradients`; a gradient that nobody needs is empty."""
+    gradients = _client_of(client).warp_gradients(
+        _to_numpy(grad_output, "grad_output"),
+        _to_numpy(feature_map, "feature_map"),
+        KINDS[transform](_to_numpy(parameters, "transform")),
+        needs=[name for name, need in zip(_OPERANDS, needs, strict=True) if need],
+        **_given(settings),
+    )
+    of_map, of_transform = gradients.feature_map, gradients.transform
+    return (
+        feature_map.new_empty(0) if of_map is None else _to_torch(of_map, feature_map),
+        parameters.new_empty(0) if of_transform is None else _to_torch(of_transform, parameters),
+    )
+
+
+def _warp_gradients_fake(
+    grad_output: Tensor,  # noqa: ARG001
+    feature_map: Tensor,
+    parameters: Tensor,
+    needs: list[bool],
+    client: str,  # noqa: ARG001
+    transform: str,  # noqa: ARG001
+    **_settings: Any,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the right shapes, without values."""
+    of_map, of_transform = needs
+    return (
+        feature_map.new_empty(feature_map.shape if of_map else 0),
+        parameters.new_empty(parameters.shape if of_transform else 0),
+    )
+
+
+class _Warp(torch.autograd.Function):
+    """The differentiation rule of `stn_client::warp`.
+
+    Compilers see the operator itself, which has the same rule; torch.func wants a function of this
+    form. Arguments are those of the operator, its keywords as one dictionary.
+    """
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        feature_map: Tensor,
-        parameters: Tensor,
-        client: Client,
-        transform: Transform,
-        output_size: Sequence[int] | None,
-        options: WarpOptions,
-    ) -> Tensor:
-        ctx.save_for_backward(feature_map, parameters)
-        ctx.call = (client, type(transform), options)  # type: ignore[attr-defined]
-        local = type(transform)(_to_numpy(parameters))
-        output = client.warp(_to_numpy(feature_map), local, output_size, **options)
-        return _to_torch(output, feature_map)
+    def forward(*arguments: Any) -> Tensor:
+        *positional, settings = arguments
+        output: Tensor = torch.ops.stn_client.compute_warp(*positional, **settings)
+        return output
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        feature_map, parameters = ctx.saved_tensors
-        client, kind, options = ctx.call
-        operands = ("feature_map", "transform")
-        needs = [name for name, need in zip(operands, ctx.needs_input_grad, strict=False) if need]
-        gradients = client.warp_gradients(
-            _to_numpy(grad_output),
-            _to_numpy(feature_map),
-            kind(_to_numpy(parameters)),
-            needs=needs,
-            **options,
-        )
-        return (
-            _optional(gradients.feature_map, feature_map),
-            _optional(gradients.transform, parameters),
-            *[None] * 4,
-        )
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _save_operands(ctx, inputs[:-1], inputs[-1], output)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        return *_gradients(ctx, *grad_outputs), None
+
+    @staticmethod
+    def jvp(_ctx: Any, *_tangents: Tensor | None) -> Tensor:
+        raise invalid("tangents", f"expected reverse mode alone, got forward mode. {_LOCALLY}")
 
 
-def _optional(array: NDArray[Any] | None, like: Tensor) -> Tensor | None:
-    return None if array is None else _to_torch(array, like)
+class _WarpGradients(torch.autograd.Function):
+    """The differentiation rule of `stn_client::warp_gradients`: there is none."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        *positional, settings = arguments
+        of_map, of_transform = torch.ops.stn_client.compute_warp_gradients(*positional, **settings)
+        return of_map, of_transform
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> None:
+        _refuse_second_derivatives(ctx, *grad_outputs)
 
 
-def _to_numpy(tensor: Tensor) -> NDArray[Any]:
-    local = tensor.detach().cpu()
-    if local.dtype == torch.bfloat16:
-        return local.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    array: NDArray[Any] = local.numpy()
+def _call(function: Any, operator: Any, *arguments: Any, **settings: Any) -> Any:
+    if torch.compiler.is_compiling():  # type: ignore[no-untyped-call,unused-ignore]
+        return operator(*arguments, **settings)
+    return function.apply(*arguments, settings)
+
+
+def _save_operands(
+    ctx: Any,
+    inputs: tuple[Any, ...],
+    keyword_only_inputs: dict[str, Any],
+    output: Tensor,  # noqa: ARG001
+) -> None:
+    feature_map, parameters, _output_size, client, transform = inputs
+    ctx.save_for_backward(feature_map, parameters)
+    ctx.call = client, transform, keyword_only_inputs
+    ctx.client = CLIENTS.get(client)  # lives as long as somebody may call backward
+
+
+def _gradients(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    feature_map, parameters = ctx.saved_tensors
+    client, transform, settings = ctx.call
+    needs = list(ctx.needs_input_grad[:2])
+    operator = torch.ops.stn_client.warp_gradients
+    arguments = grad_output, feature_map, parameters, needs, client, transform
+    gradients = _call(_WarpGradients, operator, *arguments, **settings)
+    of_operands = [g if need else None for g, need in zip(gradients, needs, strict=True)]
+    return *of_operands, None, None, None
+
+
+def _refuse_second_derivatives(_ctx: Any, *_grad_outputs: Tensor) -> None:
+    raise invalid(
+        "create_graph",
+        "expected no derivatives of gradients, which are not computed remotely, got some. "
+        f"{_LOCALLY}",
+    )
+
+
+_SETTINGS = "str client, str transform, *, " + ", ".join(
+    f"{kind}? {name}=None" for name, kind in OPTIONS.items()
+)
+_SIGNATURES = {
+    "warp": "(Tensor feature_map, Tensor parameters, SymInt[]? output_size, "
+    f"{_SETTINGS}) -> Tensor",
+    "warp_gradients": "(Tensor grad_output, Tensor feature_map, Tensor parameters, bool[2] needs, "
+    f"{_SETTINGS}) -> (Tensor, Tensor)",
+}
+LIBRARY = torch.library.Library("stn_client", "DEF")  # type: ignore[no-untyped-call]  # torch
+
+
+def _register(name: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Defines `stn_client::name`, and the same without a rule for those that bring one."""
+    for operator in (name, f"compute_{name}"):
+        schema = f"{operator}{_SIGNATURES[name]}"
+        LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]
+        LIBRARY.impl(operator, kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+        torch.library.register_fake(f"stn_client::{operator}", fake, lib=LIBRARY)
+
+
+_register("warp", _warp, _warp_fake)
+_register("warp_gradients", _warp_gradients, _warp_gradients_fake)
+torch.library.register_autograd(
+    "stn_client::warp", _gradients, setup_context=_save_operands, lib=LIBRARY
+)
+torch.library.register_autograd(
+    "stn_client::warp_gradients", _refuse_second_derivatives, lib=LIBRARY
+)
+
+
+def _to_numpy(tensor: Tensor, name: str) -> NDArray[Any]:
+    """The values of a tensor, which may be anywhere; without a copy where they lie in memory."""
+    try:
+        local = tensor.detach().cpu().resolve_conj().resolve_neg()
+        has_memory = not local.numel() or local.untyped_storage().nbytes() > 0
+        if has_memory and local.dtype == torch.bfloat16:
+            return local.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        array: NDArray[Any] = local.numpy() if has_memory else np.empty(0)
+    except (RuntimeError, TypeError) as error:  # sparse, quantized, wrapped by a transform ...
+        raise invalid(name, f"expected a tensor with values in memory, got {error}.") from error
+    if not has_memory:
+        raise invalid(name, "expected a tensor with values in memory, got a freed storage.")
     return array
 
 

@@ -47,6 +47,8 @@ from stn_server.translate import COLOUR_WORK, Translator
 if TYPE_CHECKING:
     from stn_server.tracing import Tracing
 
+STDIN = 0
+
 HEALTH_NAMES = ("", SERVICE)
 """Services whose readiness is reported: the server as a whole, and ours."""
 
@@ -296,6 +298,8 @@ async def serve(config: ServerConfig, stdout: BackgroundWriter, stderr: Backgrou
     server.watch_log(stderr)
     shutdown = Shutdown()
     shutdown.listen()
+    if config.lifecycle.end_with_stdin:
+        shutdown.ask_at_end_of(STDIN)
     signals.call(signal.SIGHUP, server.read_files_again, asyncio.get_running_loop())
     try:
         starting = asyncio.create_task(server.start())

@@ -109,6 +109,9 @@ class LifecycleConfig:
     connection_age_s: float = setting(
         0.0, "After it clients connect anew, and so find new replicas behind a name; 0: never."
     )
+    end_with_stdin: bool = setting(
+        False, "At the end of standard input, as when the process that holds the pipe has ended."
+    )
 
     def __post_init__(self) -> None:
         _at_least(self, "lame_duck_s", 0)

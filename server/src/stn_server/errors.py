@@ -86,8 +86,12 @@ class UnauthenticatedError(RefusedError):
 class QuotaExceededError(RefusedError):
     """The caller already takes what its token allows.
 
+    The text is the same for every call that breaks the same quota, so that logs can group it.
+
     Attributes:
+        quota: What is limited.
         limit: What the token allows.
+        actual: What it would be with this request.
         retry_after_s: When to come again, in seconds.
     """
 
@@ -95,10 +99,12 @@ class QuotaExceededError(RefusedError):
 
     def __init__(self, what: str, limit: float, actual: float | str, retry_after_s: float) -> None:
         super().__init__(
-            f"quota: expected at most {limit:g} {what} for this token, got {actual} with this "
-            f"request. Try again in {retry_after_s:g} s."
+            f"quota: expected at most {limit:g} {what} for this token, got more with this request. "
+            "Try again after the delay that the details of this status give."
         )
+        self.quota = what
         self.limit = limit
+        self.actual = actual
         self.retry_after_s = retry_after_s
 
 

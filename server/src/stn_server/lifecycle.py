@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
+from contextlib import suppress
 from typing import Any
 
 from stn_server import signals
@@ -27,6 +30,20 @@ class Shutdown:
     def ask(self) -> None:
         """Asks to stop; asked again, to stop now."""
         (self._hurried if self._asked.is_set() else self._asked).set()
+
+    def ask_at_end_of(self, stream: int) -> None:
+        """Asks to stop now when a pipe has no other end any more: whoever held it has ended."""
+        loop = asyncio.get_running_loop()
+
+        def wait() -> None:
+            while os.read(stream, 1):
+                pass
+            with suppress(RuntimeError):  # the loop has ended before
+                for _ in range(2):
+                    loop.call_soon_threadsafe(self.ask)
+
+        # A thread, because not everything that can be read can be polled.
+        threading.Thread(target=wait, name="end of the owner", daemon=True).start()
 
     async def asked(self) -> None:
         """Returns when the server should stop."""

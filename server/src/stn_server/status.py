@@ -119,6 +119,12 @@ def _retry_info(error: OverloadedError | QuotaExceededError) -> Iterator[Message
     yield RetryInfo(retry_delay=delay)
 
 
+def _quota(error: QuotaExceededError) -> Iterator[Message]:
+    yield from _retry_info(error)
+    facts = {"quota": error.quota, "limit": f"{error.limit:g}", "actual": str(error.actual)}
+    yield ErrorInfo(reason="QUOTA", domain=DOMAIN, metadata=facts)
+
+
 def _backend_reasons(error: stn_engine.BackendUnavailableError) -> Iterator[Message]:
     reasons = {name: "; ".join(why) for name, why in error.reasons.items()}
     yield ErrorInfo(reason="BACKEND_UNAVAILABLE", domain=DOMAIN, metadata=reasons)
@@ -133,7 +139,7 @@ TABLE: dict[type[Exception], _Row] = {
     RequestTooLargeError: _Row(StatusCode.INVALID_ARGUMENT, logging.DEBUG, _too_large),
     UnsupportedError: _Row(StatusCode.UNIMPLEMENTED, logging.DEBUG, _no_details),
     UnauthenticatedError: _Row(StatusCode.UNAUTHENTICATED, logging.INFO, _no_details),
-    QuotaExceededError: _Row(StatusCode.RESOURCE_EXHAUSTED, logging.INFO, _retry_info),
+    QuotaExceededError: _Row(StatusCode.RESOURCE_EXHAUSTED, logging.INFO, _quota),
     OverloadedError: _Row(StatusCode.RESOURCE_EXHAUSTED, logging.INFO, _retry_info),
     DrainingError: _Row(StatusCode.UNAVAILABLE, logging.INFO, _no_details),
     BrokenError: _Row(StatusCode.UNAVAILABLE, logging.WARNING, _no_details),

@@ -1,0 +1,63 @@
+"""Arguments of clients and policies, checked when they are given."""
+
+from __future__ import annotations
+
+import re
+from numbers import Integral, Real
+
+from stn_client._errors import invalid
+
+_SCHEMES = ("dns", "unix", "unix-abstract", "ipv4", "ipv6", "vsock", "xds", "google-c2p")
+"""What gRPC resolves targets by."""
+
+_ENDPOINT = re.compile(
+    r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+)(:(?P<port>\d{1,5}))?|[0-9A-Fa-f]*(:[0-9A-Fa-f]*){2,}"
+)
+"""host, host:port, [address]:port or a bare IPv6 address."""
+
+
+def check_target(target: object) -> str:
+    """A target that gRPC can make something of.
+
+    Raises:
+        InvalidRequestError: It is none.
+    """
+    if not isinstance(target, str) or not _is_target(target):
+        raise invalid(
+            "target",
+            'expected "host:port", "unix:/path" or "dns:///name:port" with a port up to 65535, '
+            f"got {target!r}.",
+        )
+    return target
+
+
+def _is_target(target: str) -> bool:
+    scheme, colon, rest = target.partition(":")
+    if colon and scheme in _SCHEMES and not rest.isdigit():
+        return bool(rest.strip("/")) and rest.isprintable()
+    found = _ENDPOINT.fullmatch(target)
+    return found is not None and 0 < int(found["port"] or 1) < 2**16
+
+
+def check_seconds(name: str, value: object) -> None:
+    """A duration: a number of at least 0, infinity included.
+
+    Raises:
+        InvalidRequestError: It is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise invalid(name, f"expected a number of seconds, got {value!r}.")
+    if not float(value) >= 0:
+        raise invalid(name, f"expected at least 0, got {value}.")
+
+
+def check_count(name: str, value: object) -> None:
+    """A whole number of at least 1.
+
+    Raises:
+        InvalidRequestError: It is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise invalid(name, f"expected a whole number, got {value!r}.")
+    if value < 1:
+        raise invalid(name, f"expected at least 1, got {value}.")

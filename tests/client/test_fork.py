@@ -1,0 +1,114 @@
+"""What becomes of clients in forked processes."""
+
+import pytest
+
+from support.processes import run_python
+
+pytestmark = pytest.mark.slow
+
+PROGRAM = """
+import asyncio, multiprocessing, sys, threading, time
+import numpy as np
+from stn_client import Affine, AsyncClient, Client, TransportError
+
+target, scene = sys.argv[1:]
+MAP = np.arange(6, dtype=np.float32).reshape(1, 1, 2, 3)
+IDENTITY = Affine(np.eye(2, 3)[None])
+forked = multiprocessing.get_context("fork")
+stn = Client(target)
+
+
+def warp(client):
+    assert np.array_equal(client.warp(MAP, IDENTITY, coordinates="pixel"), MAP)
+
+
+def outcome(use):
+    started = time.monotonic()
+    try:
+        use()
+        result = "warped"
+    except TransportError as error:
+        result = str(error)
+    assert time.monotonic() - started < 5, "as good as hanging"
+    return result
+
+
+def use_inherited():
+    warp(stn)
+
+
+def use_new():
+    with Client(target) as client:
+        warp(client)
+
+
+def use_async():
+    async def scenario():
+        async with AsyncClient(target) as client:
+            return await client.warp(MAP, IDENTITY, coordinates="pixel")
+
+    assert np.array_equal(asyncio.run(scenario()), MAP)
+
+
+def children(count):
+    for _ in range(count):
+        for use in (use_inherited, use_new, use_async):
+            with forked.Pool(1) as pool:
+                yield pool.apply_async(outcome, [use]).get(timeout=20)
+
+
+if scene == "unused":
+    print(*set(children(1)))
+if scene == "idle":
+    warp(stn)
+    use_async()
+    outcomes = []
+    for one in children(3):
+        outcomes.append(one)
+        warp(stn)  # the parent goes on
+    print(*set(outcomes))
+if scene == "busy":
+    over = threading.Event()
+
+    def call_on():
+        while not over.is_set():
+            warp(stn)
+
+    threads = [threading.Thread(target=call_on) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    outcomes = set(children(3))
+    over.set()
+    for thread in threads:
+        thread.join()
+    warp(stn)
+    print(*outcomes)
+if scene == "open":
+    async def scenario():
+        async with AsyncClient(target) as client:
+            await client.warp(MAP, IDENTITY)
+            return set(children(1))
+
+    print(*asyncio.run(scenario()))
+"""
+
+
+def outcomes(server, scene):
+    """What all children of a process ended with."""
+    ended = run_python("-c", PROGRAM, server.target, scene)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.strip()
+
+
+@pytest.mark.parametrize("scene", ["unused", "idle"])
+def test_a_child_of_a_quiet_process_connects_anew(local_server, scene):
+    """With the inherited client and with new ones, and the parent keeps its connection."""
+    assert outcomes(local_server, scene) == "warped"
+
+
+@pytest.mark.parametrize("scene", ["busy", "open"])
+def test_a_child_of_a_calling_process_says_at_once_that_it_cannot(local_server, scene):
+    """Locks of gRPC that other threads held at the fork are held for ever in the child."""
+    said = outcomes(local_server, scene)
+    assert "client: expected a process that was forked while no call was under way" in said
+    assert 'start method "spawn"' in said
