@@ -17,6 +17,7 @@ from google.protobuf.text_format import MessageToString
 from stn_client._client import Client
 from stn_client._credentials import Tls
 from stn_client._errors import StnClientError
+from stn_client._retry import RetryPolicy
 from stn_client.cli import _containers, _pictures
 from stn_client.cli._images import ImageError
 from stn_client.cli._report import report
@@ -79,6 +80,8 @@ def _connect(options: argparse.Namespace) -> Client:
     return Client(
         options.target,
         timeout_s=options.timeout,
+        # Somebody waits at a terminal: a server that is not there is said within a second.
+        retry=RetryPolicy(attempts=5),
         tls=Tls(**files) if secure else None,
         token=_token(options.token_file),
         allow_plaintext_token=options.allow_plaintext_token,
