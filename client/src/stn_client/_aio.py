@@ -137,7 +137,7 @@ class AsyncClient:
         progress = Progress(self._retry, self._timeout_s, lambda: self._open, self._access.metadata)
         while True:
             try:
-                attempt = progress.start()
+                attempt = progress.start(call.request)
                 reply = await self._method(call.method)(call.request, **attempt)
             except grpc.aio.AioRpcError as failure:
                 await asyncio.sleep(progress.pause_s(failure))

@@ -195,7 +195,7 @@ class Client:
         progress = Progress(self._retry, self._timeout_s, lambda: self._open, self._access.metadata)
         while True:
             try:
-                attempt = progress.start()
+                attempt = progress.start(call.request)
                 reply: bytes = self._method(call.method)(call.request, **attempt)
             except grpc.RpcError as failure:
                 time.sleep(progress.pause_s(failure))

@@ -15,6 +15,7 @@ from stn_client._calls import SERVICE
 from stn_client._credentials import Access, Metadata
 from stn_client._errors import StnClientError, TransportError, error_from_status
 from stn_client._retry import RetryPolicy
+from stn_proto import MESSAGE_BYTES
 
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),
@@ -81,8 +82,8 @@ class Progress:
         self._metadata = metadata
         self.request_id = uuid.uuid4().hex[:16]
 
-    def start(self) -> dict[str, Any]:
-        """Begins an attempt; returns the keyword arguments of the gRPC call.
+    def start(self, request: bytes = b"") -> dict[str, Any]:
+        """Begins an attempt to send a request; returns the keyword arguments of the gRPC call.
 
         Raises:
             TransportError: The client is closed.
@@ -94,7 +95,8 @@ class Progress:
                 request_id=self.request_id,
             )
         self._attempt += 1
-        metadata = (("x-request-id", self.request_id), *self._metadata())
+        size = (MESSAGE_BYTES, str(len(request)))
+        metadata = (("x-request-id", self.request_id), size, *self._metadata())
         return {"timeout": self._remaining_s(), "metadata": metadata}
 
     def pause_s(self, failure: grpc.RpcError) -> float:

@@ -20,6 +20,9 @@ MAX_MESSAGE_BYTES = 2**31 - 1
 MAX_STREAMS = 2**31 - 1
 """What HTTP/2 can say."""
 
+MIN_UPLOAD_S = 0.1
+"""In less, messages do not come in that have all reason to."""
+
 Reflection = Literal["listen", "admin_listen", "off"]
 Tracing = Literal["off", "otlp"]
 Plaintext = Literal["refuse", "allow"]
@@ -77,6 +80,7 @@ class LimitsConfig:
     max_output_samples: int = setting(16 * MIB, "Source points of one call: 4096 x 4096 pixels.")
     max_dimension_px: int = setting(32768, "Depth, height or width of an output.")
     max_concurrent_streams: int = setting(4096, "Calls of one connection; more wait in the client.")
+    upload_s: float = setting(60.0, "How long the message of a call may take to come in.")
 
     def __post_init__(self) -> None:
         _at_least(self, "max_message_bytes", 1024)
@@ -86,6 +90,7 @@ class LimitsConfig:
         _at_least(self, "max_dimension_px", 1)
         _at_least(self, "max_concurrent_streams", 1)
         _at_most(self, "max_concurrent_streams", MAX_STREAMS)
+        _at_least(self, "upload_s", MIN_UPLOAD_S)
 
 
 @dataclass(frozen=True, kw_only=True)

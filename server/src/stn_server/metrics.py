@@ -31,6 +31,9 @@ BYTES = tuple(2.0**k for k in range(10, 32, 2))
 """Buckets from 1 KiB, a small warp alone, to 1 GiB."""
 
 
+OTHER_METHOD = "other"
+"""Stands for every method that is not of the service, known or not: callers choose their names."""
+
 MAX_NOTES = 1024
 """Of what was not counted yet: some hundred calls."""
 
