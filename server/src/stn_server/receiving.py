@@ -66,6 +66,7 @@ class Receiver:
         self._batcher = batcher
         self._limits = limits
         largest = limits.max_message_bytes
+        self._uploads = _Uploads(limits.upload_s)
         self._unknown = asyncio.Semaphore(max(1, max_admitted_bytes // 2 // largest))
 
     async def receive(
@@ -105,19 +106,59 @@ class Receiver:
             return await self._read(context, declared=False), place
 
     async def _read(self, context: Context, *, declared: bool) -> bytes:
+        task: Any = asyncio.current_task()
+        self._uploads.begin(task)
         try:
-            async with asyncio.timeout(self._limits.upload_s):
-                message: Any = await context.read()
+            message: Any = await context.read()
             if message is grpc.aio.EOF:
                 await asyncio.sleep(CANCELLATION_S)
-        except TimeoutError:
-            raise UploadTimeoutError(self._limits.upload_s) from None
         except asyncio.CancelledError:
+            if not self._uploads.is_under_way(task) and task.uncancel() == 0:
+                raise UploadTimeoutError(self._limits.upload_s) from None
             code = grpc.StatusCode.CANCELLED if declared else grpc.StatusCode.RESOURCE_EXHAUSTED
             raise LostMessageError(code) from None
+        finally:
+            self._uploads.end(task)
         if message is grpc.aio.EOF:
             raise InvalidRequestError("message", "expected one, got the end of the call. Send one.")
         return cast("bytes", message)
+
+
+class _Uploads:
+    """Cancels tasks that have waited too long for a message.
+
+    One timer for all, which is set for the oldest: one for each would cost small calls a percent.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._began: dict[asyncio.Task[Any], float] = {}
+        """In order."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, task: asyncio.Task[Any]) -> None:
+        """A task begins to wait."""
+        self._began[task] = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._timeout_s, self._expire)
+
+    def is_under_way(self, task: asyncio.Task[Any]) -> bool:
+        """Whether a task that waits has not waited too long."""
+        return task in self._began
+
+    def end(self, task: asyncio.Task[Any]) -> None:
+        """A task waits no longer."""
+        self._began.pop(task, None)
+
+    def _expire(self) -> None:
+        now, self._timer = self._loop.time(), None
+        for task, began in list(self._began.items()):
+            if now < began + self._timeout_s:
+                self._timer = self._loop.call_at(began + self._timeout_s, self._expire)
+                return
+            del self._began[task]
+            task.cancel()
 
 
 def declared_bytes(context: Context) -> int | None:
