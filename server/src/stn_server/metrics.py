@@ -119,7 +119,8 @@ class Metrics:
         self.queued_items = gauge("stn_queued_items", "Calls that wait")
         self.running_items = gauge("stn_running_items", "Calls being computed")
         self.admitted_bytes = gauge(
-            "stn_admitted_bytes", "Operands and results of calls whose reply has not left"
+            "stn_admitted_bytes",
+            "Operands and results of calls from before they are read until their reply has left",
         )
         self.queue_wait = seconds("stn_queue_wait_seconds", "From admission to launch")
         self.queue_age = gauge(
