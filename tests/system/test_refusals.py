@@ -33,7 +33,7 @@ def refused(target, path, message, metadata=()):
 
 
 def test_a_burst_on_one_connection_is_answered_or_refused_call_by_call():
-    """More than a connection carries, and far more than may be inside: gRPC would cancel some unseen."""
+    """Far more than may be inside: gRPC by itself would cancel some of them unseen."""
 
     async def burst(target, count):
         async with grpc.aio.insecure_channel(target) as channel:

@@ -79,7 +79,9 @@ class LimitsConfig:
     )
     max_output_samples: int = setting(16 * MIB, "Source points of one call: 4096 x 4096 pixels.")
     max_dimension_px: int = setting(32768, "Depth, height or width of an output.")
-    max_concurrent_streams: int = setting(4096, "Calls of one connection; more wait in the client.")
+    max_concurrent_streams: int = setting(
+        16384, "Calls of one connection; gRPC lets more wait in the client, or ends them uncounted."
+    )
     upload_s: float = setting(60.0, "How long the message of a call may take to come in.")
 
     def __post_init__(self) -> None:
