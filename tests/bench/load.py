@@ -19,7 +19,7 @@ from pathlib import Path
 import grpc.aio
 import uvloop
 
-from stn_proto import MESSAGE_BYTES
+from stn_proto.metadata import MESSAGE_BYTES
 
 OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 

@@ -8,7 +8,7 @@ import grpc.aio
 import pytest
 from prometheus_client import CollectorRegistry
 
-from stn_proto import MESSAGE_BYTES
+from stn_proto.metadata import MESSAGE_BYTES
 from stn_server.config import LimitsConfig
 from stn_server.metrics import Metrics
 from stn_server.receiving import CANCELLATION_S, Receiver

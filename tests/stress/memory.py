@@ -22,7 +22,7 @@ import uvloop
 from stn_client import Affine
 from stn_client._calls import warp
 from stn_client.local import LocalServer
-from stn_proto import MESSAGE_BYTES
+from stn_proto.metadata import MESSAGE_BYTES
 from stress.process import MIB, Watched
 from stress.report import Report
 from support.bad_requests import theta

@@ -7,12 +7,12 @@ import grpc
 import grpc.aio
 import pytest
 
-from stn_client import Affine
+from stn_client import Affine, Client
 from stn_client._calls import warp
 from stn_client.local import LocalServer
-from stn_proto import MESSAGE_BYTES
+from stn_proto.metadata import MESSAGE_BYTES
 from support.bad_requests import ramp, theta
-from support.harness import METHOD_PREFIX, log_records, scrape
+from support.harness import METHOD_PREFIX, log_records, scrape, statistics_when_idle
 from support.raw_http2 import RawCall
 from support.tokens import entry, replace
 
@@ -106,6 +106,8 @@ def test_an_upload_that_stalls_is_ended_logged_and_counted(metadata, tmp_path):
         with grpc.insecure_channel(server.target) as channel:
             assert channel.unary_unary(WARP)(MESSAGE, timeout=30)
         assert call.ended(30)
+        with Client(server.target) as client:
+            statistics_when_idle(client)
         counts = scrape(server.metrics)
         call.close()
     assert b"grpc-status\x014" in call.trailers

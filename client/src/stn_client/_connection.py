@@ -15,7 +15,7 @@ from stn_client._calls import SERVICE
 from stn_client._credentials import Access, Metadata
 from stn_client._errors import StnClientError, TransportError, error_from_status
 from stn_client._retry import RetryPolicy
-from stn_proto import MESSAGE_BYTES
+from stn_proto.metadata import MESSAGE_BYTES
 
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", -1),

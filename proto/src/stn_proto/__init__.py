@@ -13,10 +13,9 @@ from stn_proto.codec import (
     to_payload,
 )
 from stn_proto.errors import WireFormatError
-from stn_proto.framing import MESSAGE_BYTES, Frame, gaps, join, split
+from stn_proto.framing import Frame, gaps, join, split
 
 __all__ = [
-    "MESSAGE_BYTES",
     "Declaration",
     "Frame",
     "WireFormatError",

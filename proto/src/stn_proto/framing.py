@@ -18,10 +18,6 @@ from stn_proto.limits import (
     PAYLOAD_ALIGNMENT_BYTES,
 )
 
-MESSAGE_BYTES = "stn-message-bytes"
-"""Metadata in which a caller declares the size of its serialized request, so that a server can tell
-whether there is room for it before it reads it. Optional."""
-
 PAYLOADS_FIELD = 15
 ALIGNMENT_FIELD = 14
 

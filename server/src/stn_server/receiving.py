@@ -19,7 +19,7 @@ from typing import Any, cast
 import grpc
 import grpc.aio
 
-from stn_proto import MESSAGE_BYTES
+from stn_proto.metadata import MESSAGE_BYTES
 from stn_server.batching.batcher import Batcher
 from stn_server.batching.work import Place
 from stn_server.caller import Context
