@@ -47,7 +47,7 @@ class LostMessageError(asyncio.CancelledError):
     """
 
     def __init__(self, code: grpc.StatusCode) -> None:
-        super().__init__()
+        super().__init__(code)
         self.code = code
 
 
