@@ -61,7 +61,7 @@ $(WHEELHOUSE): $(ENGINE) .ci/constraints.txt deploy/requirements.txt
 		--requirement deploy/requirements.txt hatch-fancy-pypi-readme hatchling
 	@touch $@
 
-.PHONY: demo test test-newest-torch test-containers wheels wheelhouse gpu-check gpu-check-dry test-gpu check fuzz-native fuzz-server overload chaos soak format proto docs dashboard bench-server bench-replicas bench-engine bench-gpu clean help
+.PHONY: demo test test-newest-torch test-containers wheels wheelhouse gpu-check gpu-check-dry test-gpu check fuzz-native fuzz-server overload chaos soak memory format proto docs dashboard bench-server bench-replicas bench-engine bench-gpu clean help
 
 demo: $(BUILT)  ## warp a photo, differentiate it, align two photos, all through a real server
 	$(BIN)/python client/examples/first_light.py --output build/demo
@@ -136,6 +136,9 @@ chaos: $(BUILT)  ## 100,000 calls with cancellations, killed callers and injecte
 
 soak: $(BUILT)  ## half an hour of mixed load; memory must not rise
 	$(STRESS) -m stress.soak --seconds 1800
+
+memory: $(BUILT)  ## 64 callers of 61 MiB where 256 MiB may be inside, and as many that stall
+	$(STRESS) -m stress.memory
 
 format: $(INSTALLED)  ## format and fix what can be fixed
 	$(BIN)/ruff check --fix

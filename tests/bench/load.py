@@ -19,6 +19,8 @@ from pathlib import Path
 import grpc.aio
 import uvloop
 
+from stn_proto.metadata import MESSAGE_BYTES
+
 OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
@@ -33,7 +35,7 @@ async def run(target, pid, messages, concurrency, seconds) -> dict[str, float]:
             nonlocal samples
             while (started := time.perf_counter()) < end:
                 message, message_samples = next(turns)
-                await warp(message)
+                await warp(message, metadata=[(MESSAGE_BYTES, str(len(message)))])
                 latencies_s.append(time.perf_counter() - started)
                 samples += message_samples
 

@@ -34,6 +34,7 @@ SAMPLES = {
     "Sequence[tuple[str, str]]": [("theta", "too long")],
     "tuple[str, ...]": ("this", "that"),
     "StatusCode | None": grpc.StatusCode.INTERNAL,
+    "grpc.StatusCode": grpc.StatusCode.CANCELLED,
 }
 """A value for every annotation of a parameter."""
 

@@ -391,7 +391,8 @@ async def test_a_place_is_taken_until_the_call_is_over():
     """Not only until the batch ends: a reply that nobody reads takes memory as well."""
     batcher = make_batcher(FakeRunner(), max_admitted_items=1)
     call = FakeContext()
-    assert (await submit(batcher, "unread", call=call)).result == "unread"
+    place = batcher.reserve(10, caller="", call=call)
+    assert (await submit(batcher, "unread", place=place)).result == "unread"
     assert batcher.statistics().admitted_bytes == 10
     assert isinstance(await outcome_of(submit(batcher, "next")), OverloadedError)
     call.finish()
@@ -423,7 +424,8 @@ async def test_a_call_that_is_over_does_not_hold_its_message():
     runner, call, message = FakeRunner(answer=silent), RememberingCall(), Message()
     seen = weakref.ref(message)
     batcher = make_batcher(runner)
-    await submit(batcher, message, call=call)
+    place = batcher.reserve(10, caller="", call=call)
+    await submit(batcher, message, place=place)
     del message
     runner.batches.clear()
     call.finish()
@@ -441,7 +443,8 @@ async def test_a_call_that_is_over_early_holds_its_place_while_it_runs():
     """Its callback may come before its cancellation; the device still reads its bytes."""
     runner, call = FakeRunner(held=True), FakeContext()
     batcher = make_batcher(runner)
-    (task,) = await start(batcher, "gone", call=call)
+    place = batcher.reserve(10, caller="", call=call)
+    (task,) = await start(batcher, "gone", place=place)
     await runner.begun(1)
     call.finish()
     task.cancel()

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from stn_server.config import LimitsConfig
 from stn_server.errors import DrainingError
 from stn_server.metrics import Metrics
+from stn_server.receiving import Receiver
 from stn_server.servicer import SERVICE, Servicer
 from stn_server.translate import Translator
 from support.bad_requests import warp_request
@@ -18,6 +19,8 @@ from support.clock import run_in_virtual_time
 from support.fakes import FakeContext, FakeRunner
 from support.harness import in_virtual_time, make_batcher, outcome_of
 
+LIMITS = LimitsConfig(max_message_bytes=4096, max_output_bytes=4096)
+MAX_ADMITTED_BYTES = 16_384
 MESSAGE = warp_request().SerializeToString()
 
 
@@ -35,15 +38,19 @@ class Handlers:
     def __init__(self, runner, **limits):
         self._registry = CollectorRegistry()
         metrics = Metrics(self._registry)
-        self.batcher = make_batcher(runner, metrics, **limits)
-        translator = Translator(LimitsConfig())
-        self.servicer = Servicer(translator, self.batcher, metrics, lambda: b"info")
+        admitted = {"max_admitted_bytes": MAX_ADMITTED_BYTES}
+        self.batcher = make_batcher(runner, metrics, **admitted | limits)
+        receiver = Receiver(self.batcher, LIMITS, MAX_ADMITTED_BYTES)
+        translator = Translator(LIMITS)
+        self.servicer = Servicer(translator, self.batcher, receiver, metrics, lambda: b"info")
         self._handlers = self.servicer.handlers()
 
     def call(self, name, message, context):
         """A call, not yet awaited."""
         details = CallDetails(f"/{SERVICE}/{name}")
-        return self._handlers.service(details).unary_unary(message, context)
+        if message is not None:
+            context.receive(message)
+        return self._handlers.service(details).stream_unary(None, context)
 
     def count(self, method, code):
         """Calls that ended like this."""
@@ -122,17 +129,18 @@ async def test_refusals_are_counted_by_reason():
     """Too large, too many, too late: each is another thing to do for an operator."""
     runner = FakeRunner(held=True)
     handlers = Handlers(runner, max_admitted_items=1)
-    busy = asyncio.create_task(outcome_of(handlers.call("Warp", MESSAGE, FakeContext())))
-    await runner.begun(1)
-    full = FakeContext()
-    assert (await abort_of(handlers.call("Warp", MESSAGE, full), full))[0].name == (
-        "RESOURCE_EXHAUSTED"
-    )
     request = warp_request()
     request.output_size[:] = (10**5, 10**5)
     large = FakeContext()
     call = handlers.call("Warp", request.SerializeToString(), large)
     assert (await abort_of(call, large))[0] is grpc.StatusCode.INVALID_ARGUMENT
+    large.finish()
+    busy = asyncio.create_task(outcome_of(handlers.call("Warp", MESSAGE, FakeContext())))
+    await runner.begun(1)
+    full = FakeContext()
+    assert (await abort_of(handlers.call("Warp", None, full), full))[0].name == (
+        "RESOURCE_EXHAUSTED"
+    )
     draining = asyncio.create_task(handlers.batcher.drain())
     await asyncio.sleep(0)
     late = FakeContext()

@@ -24,7 +24,9 @@ from stn_server.errors import (
     RequestTooLargeError,
     ServerError,
     UnauthenticatedError,
+    UnknownMethodError,
     UnsupportedError,
+    UploadTimeoutError,
 )
 from stn_server.status import INTERNAL, MAX_MESSAGE_CHARS, TABLE, answer_to
 
@@ -44,6 +46,8 @@ EXAMPLES = [
     (RequestTooLargeError("out", 5, 7, "px"), BAD, [("out", "expected at most 5 px, got 7.")]),
     (UnsupportedError("kind", "flow", ("affine",)), StatusCode.UNIMPLEMENTED, []),
     (UnauthenticatedError("none"), StatusCode.UNAUTHENTICATED, []),
+    (UnknownMethodError("/a/b"), StatusCode.UNIMPLEMENTED, []),
+    (UploadTimeoutError(60.0), StatusCode.DEADLINE_EXCEEDED, []),
     (QuotaExceededError("calls in flight", 1, 2, 0.25), REFUSED, []),
     (QueueFullError("items", 1, 2, 0.25), REFUSED, []),
     (DeadlineUnreachableError(0.5, 0.25, 0.125), REFUSED, []),

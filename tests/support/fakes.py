@@ -113,7 +113,15 @@ class FakeContext:
         self._time_remaining_s = time_remaining_s
         self._callbacks = []
         self._done = False
+        self._messages = asyncio.Queue()
         self.aborted = None
+
+    def receive(self, message):
+        """Its message is there."""
+        self._messages.put_nowait(message)
+
+    async def read(self):
+        return await self._messages.get()
 
     def add_done_callback(self, callback):
         self._callbacks.append(callback)

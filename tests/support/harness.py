@@ -23,6 +23,7 @@ from stn_server.batching.work import BatchKey, Cost, Operation
 from stn_server.config import LimitsConfig
 from stn_server.faults import no_fault
 from stn_server.metrics import Metrics
+from stn_server.receiving import Receiver
 from stn_server.servicer import Servicer
 from stn_server.translate import Translator
 from support.clock import run_in_virtual_time
@@ -150,14 +151,14 @@ async def serving(runner, *, limits=None, seam=no_fault, tracing=None, **changes
     registry = CollectorRegistry()
     metrics = WatchedMetrics(registry)
     loop = asyncio.get_running_loop()
-    batcher = make_batcher(
-        runner, metrics, now=loop.time, seam=seam, **{"max_admitted_bytes": 10**9, **changes}
-    )
+    policy_limits = {"max_admitted_bytes": 10**9, **changes}
+    batcher = make_batcher(runner, metrics, now=loop.time, seam=seam, **policy_limits)
     metrics.watch(batcher.statistics, batcher.queue_age_s)
-    translator = make_translator(LimitsConfig() if limits is None else limits)
-    servicer = Servicer(translator, batcher, metrics, lambda: b"", seam)
+    limits = LimitsConfig() if limits is None else limits
+    receiver = Receiver(batcher, limits, policy_limits["max_admitted_bytes"])
+    servicer = Servicer(make_translator(limits), batcher, receiver, metrics, lambda: b"", seam)
     server = grpc.aio.server(interceptors=interceptors)
-    server.add_generic_rpc_handlers((servicer.handlers(),))
+    server.add_generic_rpc_handlers((servicer.handlers(), servicer.refuse_unknown()))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

@@ -37,7 +37,8 @@ COUNTED = {
     'stn_requests_total{method="Warp",code="RESOURCE_EXHAUSTED"}': 2,
     'stn_requests_total{method="Warp",code="INVALID_ARGUMENT"}': 2,
     'sum(stn_requests_total{method="Warp",code=~"DEADLINE_EXCEEDED|CANCELLED"})': 1,
-    'sum(stn_request_duration_seconds_count{method="Warp"})': 7,
+    'stn_requests_total{method="Warp",code="UNAUTHENTICATED"}': 1,
+    'sum(stn_request_duration_seconds_count{method="Warp"})': 8,
     'stn_request_duration_seconds_bucket{method="WarpGradients",le="0.0001"}': 0,
     'stn_request_duration_seconds_bucket{method="WarpGradients",le="+Inf"}': 1,
     "stn_queue_wait_seconds_count": 3,
@@ -56,6 +57,8 @@ COUNTED = {
     'stn_refused_total{reason="unauthenticated"}': 1,
     'stn_refused_total{reason="too_large"}': 1,
     'stn_refused_total{reason="draining"}': 0,
+    'stn_refused_total{reason="upload"}': 0,
+    'stn_refused_total{reason="unknown_method"}': 0,
     'stn_reloads_total{file="tokens",outcome="accepted"}': 1,
     'stn_reloads_total{file="tokens",outcome="rejected"}': 1,
     'stn_reloads_total{file="certificates",outcome="rejected"}': 0,
@@ -108,6 +111,10 @@ async def exercise(server, prometheus):
         AsyncClient(tcp, token=ALICE, retry=ONCE, timeout_s=WINDOW_S / 2) as hasty,
         AsyncClient(tcp, token="token-of-nobody", retry=ONCE) as nobody,
     ):
+        refusals = [
+            await outcome_of(alice.warp(U, THETA, (0, 0))),
+            await outcome_of(alice.warp(U, THETA, (40_000, 1))),
+        ]
         calls = [
             asyncio.create_task(alice.warp(U, THETA)),
             asyncio.create_task(bob.warp(U, THETA, (2, 3))),
@@ -117,11 +124,9 @@ async def exercise(server, prometheus):
         while (await alice.server_info()).statistics.queued_items < len(calls) + 1:
             assert not late.done(), "the window was over before all calls had come"
         await asyncio.to_thread(prometheus.wait_for, "max_over_time(stn_queued_items[10m])", 4)
-        refusals = [
+        refusals += [
             await outcome_of(bob.warp(U, THETA)),
             await outcome_of(alice.warp(U, THETA)),
-            await outcome_of(alice.warp(U, THETA, (0, 0))),
-            await outcome_of(alice.warp(U, THETA, (40_000, 1))),
             await outcome_of(nobody.warp(U, THETA)),
         ]
         await asyncio.gather(*calls)
@@ -139,10 +144,10 @@ def test_every_metric_reaches_prometheus(tokens, tmp_path):
     ):
         prometheus.wait_for('up{job="stn"}', 1)
         assert asyncio.run(exercise(server, prometheus)) == [
-            OverloadedError,
-            OverloadedError,
             InvalidRequestError,
             InvalidRequestError,
+            OverloadedError,
+            OverloadedError,
             AccessDeniedError,
             DeadlineExceededError,
         ]

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 
+import grpc
+import grpc.aio
 import pytest
 
 from stn_client import Affine, AsyncClient, RetryPolicy, UnavailableError, _connection
@@ -49,5 +51,38 @@ def test_a_long_call_may_ask_again_and_again(monkeypatch):
             patient.release_all()
             strict.release_all()
             assert (await next(endings)).shape == (1, 3, 4, 5)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.timeout(60)
+def test_an_idle_client_may_ask_again_and_again(monkeypatch):
+    """For as long as a server that minds takes to end the connection of another."""
+    options = {
+        **dict(_connection.CHANNEL_OPTIONS),
+        "grpc.keepalive_time_ms": 100,
+        "grpc.keepalive_permit_without_calls": 1,
+    }
+
+    async def ended(target, number):
+        """Returns when the connection of an idle client has ended."""
+        own = [*options.items(), ("grpc.channel_id", number)]
+        async with grpc.aio.insecure_channel(target, own) as channel:
+            await channel.channel_ready()
+            while (state := channel.get_state()) is grpc.ChannelConnectivity.READY:
+                await channel.wait_for_state_change(state)
+
+    async def scenario():
+        async with contextlib.AsyncExitStack() as running:
+            connections = []
+            for number, least_ms in enumerate((50, GRPC_DEFAULT_MS)):
+                monkeypatch.setattr(app, "SIGN_OF_LIFE_MS", least_ms)
+                runner = FakeRunner(feature_maps)
+                target = await running.enter_async_context(serving(runner))
+                connections.append(asyncio.create_task(ended(target, number)))
+            patient, strict = connections
+            await strict
+            assert not patient.done()
+            patient.cancel()
 
     asyncio.run(scenario())

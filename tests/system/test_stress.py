@@ -1,6 +1,6 @@
-"""The stress suites in a form that fits CI: overload, chaos, soak and fuzz, each a process.
+"""The stress suites in a form that fits CI: overload, chaos, soak, memory and fuzz, each a process.
 
-`make overload`, `make chaos`, `make soak` and `make fuzz-server` run their long forms.
+`make overload`, `make chaos`, `make soak`, `make memory` and `make fuzz-server` run the long forms.
 """
 
 import json
@@ -29,6 +29,13 @@ def test_chaos_leaves_nothing_behind():
     """Random deadlines, cancellations, killed callers and faults: every call ends once."""
     seen = run("-m", "stress.chaos", "--requests=3000")
     assert sum(seen["ended"].values()) == 3000
+
+
+def test_what_may_be_inside_bounds_memory():
+    """Sixteen times as much is sent, with and without its size, and by callers that stall."""
+    sizes = ["--message-mib=24", "--admitted-mib=128", "--retained-mib=64"]
+    seen = run("-m", "stress.memory", "--callers=32", *sizes)
+    assert seen["stalled"]["late"] > 0
 
 
 def test_memory_does_not_rise_under_steady_load():

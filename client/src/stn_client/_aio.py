@@ -135,7 +135,7 @@ class AsyncClient(BaseClient):
         try:
             while True:
                 try:
-                    attempt = progress.start()
+                    attempt = progress.start(call.request)
                     reply = await connection.method(call.method)(call.request, **attempt)
                 except grpc.aio.AioRpcError as failure:
                     await asyncio.sleep(progress.pause_s(failure))

@@ -214,7 +214,7 @@ class Client(BaseClient):
         try:
             while True:
                 try:
-                    attempt = progress.start()
+                    attempt = progress.start(call.request)
                     reply: bytes = self._method(call.method)(call.request, **attempt)
                 except grpc.RpcError as failure:
                     time.sleep(progress.pause_s(failure))

@@ -28,6 +28,7 @@ from stn_client._errors import (
     invalid,
 )
 from stn_client._retry import RetryPolicy
+from stn_proto.metadata import MESSAGE_BYTES
 
 LOG = logging.getLogger("stn_client")
 
@@ -211,8 +212,8 @@ class Progress:
         self._failure: StnClientError | None = None
         self.request_id = uuid.uuid4().hex[:16]
 
-    def start(self) -> dict[str, Any]:
-        """Begins an attempt; returns the keyword arguments of the gRPC call.
+    def start(self, request: bytes = b"") -> dict[str, Any]:
+        """Begins an attempt to send a request; returns the keyword arguments of the gRPC call.
 
         Raises:
             TransportError: The client is closed, or cannot work in this process.
@@ -231,7 +232,8 @@ class Progress:
                 request_id=self.request_id,
             )
         self._attempt += 1
-        metadata = (("x-request-id", self.request_id), *self._metadata())
+        size = (MESSAGE_BYTES, str(len(request)))
+        metadata = (("x-request-id", self.request_id), size, *self._metadata())
         return {"timeout": self.remaining_s(), "metadata": metadata}
 
     def pause_s(self, failure: grpc.RpcError) -> float:

@@ -37,6 +37,7 @@ from stn_server.log import log
 from stn_server.memory import relax_collector, resident_bytes, retain_freed_memory
 from stn_server.metrics import Metrics
 from stn_server.output import BackgroundWriter
+from stn_server.receiving import Receiver
 from stn_server.reflection import reflect
 from stn_server.reload import Watch
 from stn_server.servicer import SERVICE, Servicer
@@ -63,7 +64,12 @@ HANDSHAKE_S = 10.0
 """How long a connection may take to begin; gRPC would wait for two minutes."""
 
 SIGN_OF_LIFE_MS = 5_000
-"""So often may clients ask whether the server is still there; gRPC by itself takes it as abuse."""
+"""So often may clients ask whether the server is still there, idle ones as well; gRPC by itself
+takes it as abuse."""
+
+MAX_PENDING_CALLS = 65_536
+"""Of all connections, that have arrived and were not looked at yet; gRPC by itself cancels those
+beyond a thousand."""
 
 STOPPING_S = 1.0
 """How long gRPC may take to cut calls off."""
@@ -193,9 +199,11 @@ class Server:
         )
         limits = self._config.limits
         translator = self._tracing.translator(limits) if self._tracing else Translator(limits)
+        admitted_bytes = self._config.batching.max_admitted_bytes
         self._servicer = Servicer(
             translator,
             self.batcher,
+            Receiver(self.batcher, limits, admitted_bytes),
             self._metrics,
             info.message,
             seam,
@@ -209,6 +217,7 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._config.reflection == "listen":
             reflect(DESCRIBED, server)
+        server.add_generic_rpc_handlers((self._servicer.refuse_unknown(),))
         return server
 
     def _interceptors(self) -> Iterator[grpc.aio.ServerInterceptor]:
@@ -328,7 +337,13 @@ def grpc_options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),  # max_output_bytes limits replies
         ("grpc.max_concurrent_streams", config.limits.max_concurrent_streams),
         ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_S * 1000)),
+        # Refusals are the server's own, with their status, and counted.
+        ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
+        # What nobody reads takes 64 KiB of each call; else it would be many MiB on a fast network.
+        ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", SIGN_OF_LIFE_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.max_connection_age_ms", _age_ms(config.lifecycle.connection_age_s)),
         ("grpc.so_reuseport", 0),
     ]

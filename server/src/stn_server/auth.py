@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from stn_server.errors import UnauthenticatedError
 from stn_server.log import log
 from stn_server.metrics import Metrics
 from stn_server.reload import Reloaded
+from stn_server.servicer import label_of, logged_as
 from stn_server.status import answer_to
 from stn_server.tokens import Token, Tokens
 
@@ -32,9 +34,6 @@ class Authenticator(grpc.aio.ServerInterceptor):
     def __init__(self, tokens: Reloaded[Tokens], metrics: Metrics) -> None:
         self._tokens = tokens
         self._metrics = metrics
-        # A stream, so that gRPC does not read the message before it is refused.
-        self._none: Any = grpc.stream_stream_rpc_method_handler(self._refusing("none"))
-        self._unknown: Any = grpc.stream_stream_rpc_method_handler(self._refusing("an unknown one"))
 
     async def intercept_service(self, continuation: Continuation, details: Details) -> Any:
         """See the class."""
@@ -42,31 +41,35 @@ class Authenticator(grpc.aio.ServerInterceptor):
             return await continuation(details)
         presented = _bearer(details)
         if presented is None:
-            return self._none
+            return self._refusing("none", details.method)
         token: Token | None = self._tokens.current().find(presented)
         if token is None:
-            return self._unknown
+            return self._refusing("an unknown one", details.method)
         presented_token.set(token)
         return await continuation(details)
 
-    def _refusing(self, got: str) -> Callable[[Any, Context], Awaitable[None]]:
-        """A method that refuses every call."""
+    def _refusing(self, got: str, path: str) -> Any:
+        """A method that refuses every call, without reading what it brings."""
+        began = time.perf_counter()
 
         async def refuse(_messages: Any, context: Context) -> None:
             error = UnauthenticatedError(got)
             request_id = request_id_of(context)
             answer = answer_to(error, request_id)
             self._metrics.item_refused(error.reason)
+            duration_s = time.perf_counter() - began
+            self._metrics.request_finished(label_of(path), answer.code.name, duration_s)
             log(
                 answer.log_level,
                 "request failed",
+                method=logged_as(path),
                 code=answer.code.name,
                 caller=caller_of(context).name,
                 request_id=request_id,
             )
             await context.abort(answer.code, answer.message, ((REQUEST_ID, request_id),))
 
-        return refuse
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def _bearer(details: Details) -> str | None:

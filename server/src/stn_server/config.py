@@ -29,6 +29,9 @@ MAX_PATH_BYTES = (108 if sys.platform == "linux" else 104) - 1
 
 UNIX = "unix:"
 
+MIN_UPLOAD_S = 0.1
+"""In less, messages do not come in that have all reason to."""
+
 Reflection = Literal["listen", "admin_listen", "off"]
 Tracing = Literal["off", "otlp"]
 Plaintext = Literal["refuse", "allow"]
@@ -87,8 +90,9 @@ class LimitsConfig:
     max_output_samples: int = setting(16 * MIB, "Source points of one call: 4096 x 4096 pixels.")
     max_dimension_px: int = setting(32768, "Depth, height or width of an output.")
     max_concurrent_streams: int = setting(
-        4096, "Calls of one connection; gRPC's clients hold more back once they know of it."
+        16384, "Calls of one connection; gRPC's clients hold more back once they know of it."
     )
+    upload_s: float = setting(60.0, "How long the message of a call may take to come in.")
 
     def __post_init__(self) -> None:
         _at_least(self, "max_message_bytes", 1024)
@@ -98,6 +102,7 @@ class LimitsConfig:
         _at_least(self, "max_dimension_px", 1)
         _at_least(self, "max_concurrent_streams", 1)
         _at_most(self, "max_concurrent_streams", MAX_STREAMS)
+        _at_least(self, "upload_s", MIN_UPLOAD_S)
 
 
 @dataclass(frozen=True, kw_only=True)

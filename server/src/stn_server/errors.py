@@ -12,6 +12,8 @@
     │   │   └─ DeadlineUnreachableError  the result would come too late
     │   ├─ DrainingError         the server is about to stop
     │   ├─ BrokenError           the device is lost
+    │   ├─ UploadTimeoutError    its message was not there in time
+    │   ├─ UnknownMethodError    nobody offers what it calls
     │   └─ RequestTooLargeError  above a configured limit, now and later
     ├─ DeadlineExceededError     the caller's deadline passed while the request was queued
     ├─ BatchFailedError          a batch failed; `__cause__` says how
@@ -203,6 +205,25 @@ class RequestTooLargeError(RefusedError):
         self.field = field
         self.limit = limit
         self.actual = actual
+
+
+class UploadTimeoutError(RefusedError):
+    """The message of a call was not there in time."""
+
+    reason = "upload"
+
+    def __init__(self, timeout_s: float) -> None:
+        expected = f"expected all of it within {timeout_s:g} s, got less"
+        super().__init__(f"message: {expected}. Send it faster, or set limits.upload_s.")
+
+
+class UnknownMethodError(RefusedError):
+    """The server has no such method."""
+
+    reason = "unknown_method"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"method: expected one of this server, got {path}.")
 
 
 class DeadlineExceededError(ServerError):

@@ -16,6 +16,7 @@ from pathlib import Path
 # malloc.h
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 
 _LARGEST_MMAP_THRESHOLD_BYTES = 32 * 1024 * 1024
 """What glibc accepts; larger blocks are always given back."""
@@ -29,6 +30,8 @@ NEW_OBJECTS = 10_000
 def retain_freed_memory(limit_bytes: int) -> bool:
     """Keeps up to so many bytes of freed memory at hand, in blocks of up to 32 MiB.
 
+    All threads share one heap: else each would keep as much, of what others need.
+
     Args:
         limit_bytes: At the top of the heap; 0: leave everything as the system likes it.
 
@@ -39,7 +42,7 @@ def retain_freed_memory(limit_bytes: int) -> bool:
     if mallopt is None or limit_bytes == 0:
         return False
     block_bytes = min(limit_bytes, _LARGEST_MMAP_THRESHOLD_BYTES)
-    accepted = mallopt(_M_MMAP_THRESHOLD, block_bytes)
+    accepted = mallopt(_M_ARENA_MAX, 1) and mallopt(_M_MMAP_THRESHOLD, block_bytes)
     return bool(accepted and mallopt(_M_TRIM_THRESHOLD, min(limit_bytes, _LARGEST_INT)))
 
 

@@ -31,6 +31,9 @@ BYTES = tuple(2.0**k for k in range(10, 32, 2))
 """Buckets from 1 KiB, a small warp alone, to 1 GiB."""
 
 
+OTHER_METHOD = "other"
+"""Stands for every method that is not of the service, known or not: callers choose their names."""
+
 MAX_NOTES = 1024
 """Of what was not counted yet: some hundred calls."""
 
@@ -116,7 +119,8 @@ class Metrics:
         self.queued_items = gauge("stn_queued_items", "Calls that wait")
         self.running_items = gauge("stn_running_items", "Calls being computed")
         self.admitted_bytes = gauge(
-            "stn_admitted_bytes", "Operands and results of calls whose reply has not left"
+            "stn_admitted_bytes",
+            "Operands and results of calls from before they are read until their reply has left",
         )
         self.queue_wait = seconds("stn_queue_wait_seconds", "From admission to launch")
         self.queue_age = gauge(

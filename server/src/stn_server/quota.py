@@ -14,7 +14,15 @@ from stn_server.tokens import UNLIMITED, Quota
 RETRY_AFTER_S = 0.05
 """Told to callers with too much in flight: a few batches of typical length."""
 
-_FREE = nullcontext()
+Resize = Callable[[int], None]
+"""Holds a call with another size than before; raises what `Quotas.admit` does."""
+
+
+def _unlimited(_size_bytes: int) -> None:
+    """Of a caller without a quota."""
+
+
+_FREE = nullcontext(_unlimited)
 
 
 @dataclass(slots=True)
@@ -41,8 +49,10 @@ class Quotas:
         self._now = now
         self._accounts: dict[str, _Account] = {}
 
-    def admit(self, caller: Caller, size_bytes: int) -> AbstractContextManager[None]:
+    def admit(self, caller: Caller, size_bytes: int) -> AbstractContextManager[Resize]:
         """Holds a call of this size against the caller's quota while the context lasts.
+
+        What it yields changes the size, once more is known of the call.
 
         Raises:
             QuotaExceededError: The caller has to wait.
@@ -53,17 +63,25 @@ class Quotas:
         return self._held(caller, size_bytes)
 
     @contextmanager
-    def _held(self, caller: Caller, size_bytes: int) -> Iterator[None]:
+    def _held(self, caller: Caller, size_bytes: int) -> Iterator[Resize]:
         account = self._account(caller)
-        _check(caller.quota, account, size_bytes)
+        held_bytes = 0
+
+        def resize(size_bytes: int) -> None:
+            nonlocal held_bytes
+            _check_bytes(caller.quota, account.size_bytes - held_bytes, size_bytes)
+            account.size_bytes += size_bytes - held_bytes
+            held_bytes = size_bytes
+
+        _check_calls(caller.quota, account)
+        resize(size_bytes)
         account.credit -= 1
         account.calls += 1
-        account.size_bytes += size_bytes
         try:
-            yield
+            yield resize
         finally:
             account.calls -= 1
-            account.size_bytes -= size_bytes
+            account.size_bytes -= held_bytes
 
     def _account(self, caller: Caller) -> _Account:
         """The caller's account with the credit of this moment."""
@@ -75,17 +93,21 @@ class Quotas:
         return account
 
 
-def _check(quota: Quota, account: _Account, size_bytes: int) -> None:
-    """Refuses a call that its caller's quota has no room for."""
-    if size_bytes > quota.max_bytes:
-        unit = "bytes of operands and results for this token"
-        raise RequestTooLargeError("message", int(quota.max_bytes), size_bytes, unit)
-    for what, limit, actual in (
-        ("calls in flight", quota.max_calls, account.calls + 1),
-        ("bytes in flight", quota.max_bytes, account.size_bytes + size_bytes),
-    ):
-        if actual > limit:
-            raise QuotaExceededError(what, limit, actual, RETRY_AFTER_S)
+def _check_calls(quota: Quota, account: _Account) -> None:
+    """Refuses a call when its caller has, or begins, too many."""
+    if account.calls + 1 > quota.max_calls:
+        calls = account.calls + 1
+        raise QuotaExceededError("calls in flight", quota.max_calls, calls, RETRY_AFTER_S)
     if account.credit < 1:
         missing_s = (1 - account.credit) / quota.calls_per_s
         raise QuotaExceededError("calls a second", quota.calls_per_s, "more", missing_s)
+
+
+def _check_bytes(quota: Quota, others_bytes: int, size_bytes: int) -> None:
+    """Refuses a call that is too large for its caller, or for what the caller has left."""
+    if size_bytes > quota.max_bytes:
+        unit = "bytes of operands and results for this token"
+        raise RequestTooLargeError("message", int(quota.max_bytes), size_bytes, unit)
+    total_bytes = others_bytes + size_bytes
+    if total_bytes > quota.max_bytes:
+        raise QuotaExceededError("bytes in flight", quota.max_bytes, total_bytes, RETRY_AFTER_S)

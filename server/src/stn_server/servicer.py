@@ -1,12 +1,14 @@
 """The RPC methods: bytes in, bytes out.
 
 Handlers are registered without protobuf (de)serializers, so that tensor payloads stay views into
-the message that gRPC received and replies are written once.
+the message that gRPC received and replies are written once; and as streams of one message, which
+are the same on the wire, so that a call is admitted before its message is read (`receiving`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 import traceback
@@ -21,17 +23,35 @@ from stn_proto.v1 import service_pb2
 from stn_server.batching.batcher import Batcher
 from stn_server.batching.work import Finished, Operation
 from stn_server.caller import REQUEST_ID, Caller, caller_of, request_id_of
-from stn_server.errors import RefusedError
+from stn_server.errors import RefusedError, UnknownMethodError
 from stn_server.faults import Point, Seam, no_fault
 from stn_server.log import log
-from stn_server.metrics import Metrics
+from stn_server.metrics import OTHER_METHOD, Metrics
 from stn_server.quota import Quotas
+from stn_server.receiving import LostMessageError, Receiver, declared_bytes
 from stn_server.status import Answer, answer_to
 from stn_server.translate import Request, Translator
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["SpatialTransformer"].full_name
 
+METHODS = (*(operation.value for operation in Operation), "GetServerInfo")
+
+MAX_PATH_CHARS = 200
+"""Of a method that is not of the service, in the log."""
+
 Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+def label_of(path: str) -> str:
+    """What a method is counted as: its name, or one label for all that are not of the service."""
+    service, _, name = path[1:].rpartition("/")
+    return name if service == SERVICE and name in METHODS else OTHER_METHOD
+
+
+def logged_as(path: str) -> str:
+    """What a method is called in the log: its name, or the whole path."""
+    label = label_of(path)
+    return path[:MAX_PATH_CHARS] if label == OTHER_METHOD else label
 
 
 class _Call(NamedTuple):
@@ -43,8 +63,11 @@ class _Call(NamedTuple):
     """Instant of the batcher's clock."""
 
 
-Method = Callable[[bytes, _Call], Awaitable[bytes]]
-"""Serialized request -> serialized reply."""
+Method = Callable[[_Call], Awaitable[bytes]]
+"""A call -> its serialized reply."""
+
+Handler = Callable[[Any, Context], Awaitable[bytes]]
+"""What gRPC calls, with an iterator of messages that nobody uses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +92,7 @@ class Servicer:
         self,
         translator: Translator,
         batcher: Batcher,
+        receiver: Receiver,
         metrics: Metrics,
         server_info: Callable[[], bytes],
         seam: Seam = no_fault,
@@ -79,6 +103,7 @@ class Servicer:
         self._certified = certified
         self._translator = translator
         self._batcher = batcher
+        self._receiver = receiver
         self._metrics = metrics
         self._server_info = server_info
         self._quotas = Quotas(batcher.now)
@@ -95,31 +120,41 @@ class Servicer:
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
-                name: grpc.unary_unary_rpc_method_handler(self._guarded(name, method))
+                name: grpc.stream_unary_rpc_method_handler(
+                    self._guarded(f"/{SERVICE}/{name}", method)
+                )
                 for name, method in self._methods.items()
             },
         )
+
+    def refuse_unknown(self) -> grpc.GenericRpcHandler:
+        """What a gRPC server registers last: for methods that nobody else has."""
+        return _Unknown(self._guarded)
 
     async def idle(self) -> None:
         """Returns when the reply of every call has left."""
         await self._idle.wait()
 
     def _compute(self, operation: Operation) -> Method:
-        async def method(message: bytes, call: _Call) -> bytes:
-            self._seam(Point.DECODE)
-            request = self._translator.decode(operation, message)
-            self._metrics.payload_moved("received", call.caller.transport, len(message))
-            with self._quotas.admit(call.caller, request.cost.size_bytes):
+        async def method(call: _Call) -> bytes:
+            context, caller = call.context, call.caller
+            declared = declared_bytes(context)
+            with self._quotas.admit(caller, declared or 0) as resize:
+                message, place = await self._receiver.receive(context, caller.name, declared)
+                self._seam(Point.DECODE)
+                request = self._translator.decode(operation, message)
+                self._metrics.payload_moved("received", caller.transport, len(message))
+                resize(request.cost.size_bytes)
                 reply: bytes = await self._batcher.submit(
                     request.job,
                     key=request.key,
                     cost=request.cost,
                     deadline=call.deadline,
-                    caller=call.caller.name,
-                    call=call.context,
+                    caller=caller.name,
+                    place=place,
                     reply=lambda finished: self._encode(request, finished),
                 )
-            self._metrics.payload_moved("sent", call.caller.transport, len(reply))
+            self._metrics.payload_moved("sent", caller.transport, len(reply))
             return reply
 
         return method
@@ -129,22 +164,26 @@ class Servicer:
         self._seam(Point.ENCODE)
         return request.encode(finished)
 
-    async def _get_server_info(self, _message: bytes, _call: _Call) -> bytes:
+    async def _get_server_info(self, _call: _Call) -> bytes:
+        """Whatever the message says; it is not even read."""
         return self._server_info()
 
-    def _guarded(self, name: str, method: Method) -> Callable[[bytes, Context], Awaitable[bytes]]:
+    def _guarded(self, path: str, method: Method) -> Handler:
         """A method whose every end is counted, logged and mapped to a status."""
+        label, name = label_of(path), logged_as(path)
 
-        async def handler(message: bytes, context: Context) -> bytes:
+        async def handler(_messages: Any, context: Context) -> bytes:
             self._enter(context)
             started, deadline = time.perf_counter(), self._deadline_of(context)
             caller = caller_of(context, certified=self._certified)
             code = grpc.StatusCode.OK
             try:
-                return await method(message, _Call(context, caller, deadline))
-            except asyncio.CancelledError:
-                late = self._batcher.now() >= deadline
-                code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+                return await method(_Call(context, caller, deadline))
+            except asyncio.CancelledError as error:
+                code = self._code_of_end(error, deadline)
+                if isinstance(error, LostMessageError):
+                    request_id = request_id_of(context)
+                    _log_loss(code, method=name, caller=caller.name, request_id=request_id)
                 raise
             except Exception as error:  # noqa: BLE001 - the table knows what to do with each
                 refusal = self._refusal(name, error, context, caller)
@@ -152,10 +191,9 @@ class Servicer:
                 _let_go(error)
             finally:
                 duration_s = time.perf_counter() - started
-                self._metrics.request_finished(name, code.name, duration_s)
-            # Not inside `except`, and without the message: gRPC ties the call and the traceback of
-            # its refusal into a ring that only the collector unties, some day.
-            del message
+                self._metrics.request_finished(label, code.name, duration_s)
+            # Not inside `except`: gRPC ties the call and the traceback of its refusal into a ring
+            # that only the collector unties, some day.
             return await refusal.send(context)
 
         return handler
@@ -183,10 +221,46 @@ class Servicer:
         metadata = ((REQUEST_ID, request_id), *answer.metadata())
         return _Refusal(answer.code, answer.message, metadata)
 
+    def _code_of_end(self, error: asyncio.CancelledError, deadline: float) -> grpc.StatusCode:
+        """How a call ended that gRPC has ended."""
+        if self._batcher.now() >= deadline:
+            return grpc.StatusCode.DEADLINE_EXCEEDED
+        return error.code if isinstance(error, LostMessageError) else grpc.StatusCode.CANCELLED
+
     def _deadline_of(self, context: Context) -> float:
         """The caller's deadline as an instant of the batcher's clock."""
         remaining_s = cast("float | None", context.time_remaining())  # the stubs forget the None
         return math.inf if remaining_s is None else self._batcher.now() + remaining_s
+
+
+class _Unknown(grpc.GenericRpcHandler):
+    """Refuses every method.
+
+    Args:
+        guarded: As `Servicer._guarded`.
+    """
+
+    def __init__(self, guarded: Callable[..., Handler]) -> None:
+        self._guarded = guarded
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
+        """See the class."""
+        path = details.method
+
+        async def refuse(_call: _Call) -> bytes:
+            raise UnknownMethodError(path)
+
+        return grpc.stream_unary_rpc_method_handler(self._guarded(path, refuse))
+
+
+def _log_loss(code: grpc.StatusCode, **facts: Any) -> None:
+    """Tells the operator of a call whose message never was there."""
+    reason = "its caller cancelled it, or went away, while its message came in"
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        reason = f"its message is above limits.max_message_bytes, or {reason}"
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        reason = "its message was not there before its deadline"
+    log(logging.INFO, "request failed", code=code.name, reason=reason, **facts)
 
 
 def _log_failure(error: Exception, answer: Answer, **facts: str) -> None:

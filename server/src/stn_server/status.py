@@ -33,7 +33,9 @@ from stn_server.errors import (
     RequestTooLargeError,
     ServerError,
     UnauthenticatedError,
+    UnknownMethodError,
     UnsupportedError,
+    UploadTimeoutError,
 )
 
 DOMAIN = "stn"
@@ -138,12 +140,14 @@ TABLE: dict[type[Exception], _Row] = {
     ),
     RequestTooLargeError: _Row(StatusCode.INVALID_ARGUMENT, logging.DEBUG, _too_large),
     UnsupportedError: _Row(StatusCode.UNIMPLEMENTED, logging.DEBUG, _no_details),
+    UnknownMethodError: _Row(StatusCode.UNIMPLEMENTED, logging.INFO, _no_details),
     UnauthenticatedError: _Row(StatusCode.UNAUTHENTICATED, logging.INFO, _no_details),
     QuotaExceededError: _Row(StatusCode.RESOURCE_EXHAUSTED, logging.INFO, _quota),
     OverloadedError: _Row(StatusCode.RESOURCE_EXHAUSTED, logging.INFO, _retry_info),
     DrainingError: _Row(StatusCode.UNAVAILABLE, logging.INFO, _no_details),
     BrokenError: _Row(StatusCode.UNAVAILABLE, logging.WARNING, _no_details),
     DeadlineExceededError: _Row(StatusCode.DEADLINE_EXCEEDED, logging.INFO, _no_details),
+    UploadTimeoutError: _Row(StatusCode.DEADLINE_EXCEEDED, logging.INFO, _no_details),
     stn_engine.BackendUnavailableError: _Row(
         StatusCode.FAILED_PRECONDITION, logging.WARNING, _backend_reasons
     ),

@@ -37,6 +37,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from stn_server.batching.batcher import Batcher
 from stn_server.batching.work import Batch, Finished, Operation
 from stn_server.caller import Context, given_request_id
+from stn_server.metrics import OTHER_METHOD
+from stn_server.servicer import label_of
 from stn_server.translate import Request, Translator
 
 STAGES = ("queue", "land", "launch")
@@ -45,10 +47,9 @@ STAGES = ("queue", "land", "launch")
 FLUSH_S = 1.0
 """How long the last spans may take to leave."""
 
-_SERVICE_PREFIX = "/stn.v1."
 _propagator = TraceContextTextMapPropagator()
 
-Handler = Callable[[bytes, Context], Awaitable[bytes]]
+Handler = Callable[[Any, Context], Awaitable[bytes]]
 
 
 class Tracing:
@@ -131,13 +132,13 @@ class _Interceptor(grpc.aio.ServerInterceptor):
         details: grpc.HandlerCallDetails,
     ) -> Any:
         handler = await continuation(details)
-        if handler is None or not details.method.startswith(_SERVICE_PREFIX):
+        name = label_of(details.method)
+        if handler is None or name == OTHER_METHOD:
             return handler
-        name = details.method.rpartition("/")[2]
-        return grpc.unary_unary_rpc_method_handler(self._traced(name, handler.unary_unary))
+        return grpc.stream_unary_rpc_method_handler(self._traced(name, handler.stream_unary))
 
     def _traced(self, name: str, inner: Handler) -> Handler:
-        async def method(message: bytes, context: Context) -> bytes:
+        async def method(messages: Any, context: Context) -> bytes:
             carrier = {k: v for k, v in context.invocation_metadata() or () if isinstance(v, str)}
             with self._tracer.start_as_current_span(
                 name,
@@ -152,7 +153,7 @@ class _Interceptor(grpc.aio.ServerInterceptor):
                 set_status_on_exception=False,
             ) as span:
                 try:
-                    return await inner(message, context)
+                    return await inner(messages, context)
                 except BaseException:  # aborted or cancelled: gRPC knows the rest
                     span.set_status(Status(StatusCode.ERROR))
                     span.set_attribute("rpc.grpc.status_code", _code(context))

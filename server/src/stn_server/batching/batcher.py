@@ -26,7 +26,15 @@ from stn_server.batching.policy import (
     Tick,
 )
 from stn_server.batching.roles import Call, Counts, Observer, Runner, Statistics
-from stn_server.batching.work import Batch, BatchKey, Cost, Finished, WorkItem, as_it_is
+from stn_server.batching.work import (
+    Batch,
+    BatchKey,
+    Cost,
+    Finished,
+    Place,
+    WorkItem,
+    as_it_is,
+)
 from stn_server.errors import (
     BatchFailedError,
     BrokenError,
@@ -90,6 +98,8 @@ class Batcher:
         self._waiters: dict[WorkItem, asyncio.Future[Any]] = {}
         self._gone: set[WorkItem] = set()
         """Those of `_waiters` whose call is over."""
+        self._placed: dict[Place, WorkItem] = {}
+        """Items that came in at a place that was reserved."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._wake_at = math.inf
@@ -100,6 +110,39 @@ class Batcher:
         self._idle.set()
         self._counts = Counts()
 
+    def reserve(self, size_bytes: int, *, caller: str, call: Call) -> Place:
+        """Takes a place for a call before its item is known, until the call is done.
+
+        Args:
+            size_bytes: What it counts for until it is resized, or its item comes in.
+            caller: Whom it is for; callers get equal shares.
+            call: Its place is free again when it is done and its item does not run any more.
+
+        Raises:
+            OverloadedError: The limits on admitted items or bytes are reached.
+            DrainingError: `drain` has been called.
+            BrokenError: The device is lost; only a restart helps.
+        """
+        self._require_service()
+        place = self._policy.reserve(caller, size_bytes, self.now())
+        if isinstance(place, Refusal):
+            raise self._refused(_overloaded(place))
+        # gRPC ties a call and its callbacks into a ring that only the collector unties, some day;
+        # the item, and with it the message, must not hang on that.
+        held = [place]
+        call.add_done_callback(lambda _call: self._vacate(held.pop()))
+        return place
+
+    def resize(self, place: Place, size_bytes: int) -> None:
+        """Lets a place at which no item has come in yet count for another size.
+
+        Raises:
+            OverloadedError: The limit on admitted bytes is reached.
+        """
+        refusal = self._policy.resize(place, size_bytes, self.now())
+        if refusal is not None:
+            raise self._refused(_overloaded(refusal))
+
     async def submit(
         self,
         problem: Any,
@@ -108,7 +151,7 @@ class Batcher:
         cost: Cost,
         deadline: float = math.inf,
         caller: str = "",
-        call: Call | None = None,
+        place: Place | None = None,
         reply: Callable[[Finished], Any] = as_it_is,
     ) -> Any:
         """Queues one problem and waits for the reply.
@@ -119,7 +162,8 @@ class Batcher:
             cost: What it takes of the budgets.
             deadline: Instant of `now` after which the result is unwanted.
             caller: Whom it is for; callers get equal shares.
-            call: What it is for: the cost counts until that is done. None: until this returns.
+            place: What was reserved for it; its cost counts there until the call of the place is
+                done. None: takes one until this returns.
             reply: What is made of the outcome; for a whole batch in a row, which caches like.
 
         Raises:
@@ -143,6 +187,7 @@ class Batcher:
             arrived=self.now(),
             deadline=deadline,
             caller=caller,
+            place=place,
             reply=reply,
         )
         waiter: asyncio.Future[Any] = self._loop.create_future()
@@ -153,7 +198,10 @@ class Batcher:
             if decisions.refusal is not None:
                 raise self._refused(_overloaded(decisions.refusal))
             if decisions is not NO_DECISIONS:  # else this was what the policy failed at
-                self._leave_after(call, item)
+                if place is None:
+                    self._gone.add(item)
+                else:
+                    self._placed[place] = item
             return await waiter
         except asyncio.CancelledError:
             self._abandon(item)
@@ -330,14 +378,13 @@ class Batcher:
         waiter = self._waiters.get(item)
         return None if waiter is None or waiter.done() else waiter
 
-    def _leave_after(self, call: Call | None, item: WorkItem) -> None:
-        if call is None:
-            self._gone.add(item)
+    def _vacate(self, place: Place) -> None:
+        """Gives a place back whose call is over."""
+        item = self._placed.pop(place, None)
+        if item is None:
+            self._policy.release(place)
         else:
-            # gRPC ties a call and its callbacks into a ring that only the collector unties, some
-            # day; the item, and with it the message, must not hang on that.
-            held = [item]
-            call.add_done_callback(lambda _call: self._leave(held.pop()))
+            self._leave(item)
 
     def _leave(self, item: WorkItem) -> None:
         """Gives the place of an item back once its call is over and nobody waits for it."""

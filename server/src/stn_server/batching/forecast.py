@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 
 from stn_server.batching.cost_model import CostModel
@@ -32,8 +33,8 @@ class _Backlog:
         if self._work[part] == 0:
             del self._work[part]
 
-    def seconds_before(self, item: WorkItem, model: CostModel) -> float:
-        last = _slice(item)
+    def seconds(self, last: float, model: CostModel) -> float:
+        """Of what is due in a slice up to the last."""
         return sum(
             model.work_s(operation, work)
             for (due, operation), work in self._work.items()
@@ -100,13 +101,20 @@ class Forecast:
         Before it goes what runs, then what is due before it, but no more of the others than their
         share, and one launch for each other key that has its turn.
         """
-        own = self._callers.get(item.caller)
-        callers = len(self._callers) + (own is None)
-        in_order = self._everyone.seconds_before(item, self._model)
-        in_turns = callers * own.seconds_before(item, self._model) if own else 0.0
         launches = other_keys * self._model.overhead_s(item.key.operation)
-        waiting = min(in_order, in_turns) + launches
+        waiting = self._before_s(item.caller, _slice(item)) + launches
         return self.until_free(now) + SAFETY * waiting / self._lanes
+
+    def backlog_s(self, caller: str, now: float) -> float:
+        """How long an item of a caller would wait that is due after all others."""
+        return self.until_free(now) + SAFETY * self._before_s(caller, math.inf) / self._lanes
+
+    def _before_s(self, caller: str, last: float) -> float:
+        """Seconds of work that goes before a caller's item in a slice."""
+        own = self._callers.get(caller)
+        callers = len(self._callers) + (own is None)
+        in_turns = callers * own.seconds(last, self._model) if own else 0.0
+        return min(self._everyone.seconds(last, self._model), in_turns)
 
 
 def _slice(item: WorkItem) -> int:

@@ -5,7 +5,8 @@ reads no clock, touches no engine, so that every rule can be tested with a virtu
 
 Rules:
 - At the door: an item is refused if what is inside reaches a limit (`admission`), or if it would
-  have to wait so long that it could not meet its deadline (`forecast`).
+  have to wait so long that it could not meet its deadline (`forecast`). A call may take its place
+  before its item is known.
 - Work-conserving: a free lane takes what waits, at once. While all are busy, work gathers. (A
   window above 0 lets work gather on a free lane, too.)
 - A batch holds items of one `BatchKey` and of any sizes, up to a budget in bytes, samples and work,
@@ -35,7 +36,7 @@ from stn_server.batching.forecast import Forecast
 from stn_server.batching.lobby import Lobby
 from stn_server.batching.queue import KeyQueue
 from stn_server.batching.ranking import Ranking
-from stn_server.batching.work import NOTHING, Batch, BatchKey, Cost, WorkItem
+from stn_server.batching.work import NOTHING, Batch, BatchKey, Cost, Place, WorkItem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +163,20 @@ class Policy:
         """Bytes of all items whose reply has not left."""
         return self._admission.size_bytes
 
+    def reserve(self, caller: str, size_bytes: int, now: float) -> Place | Refusal:
+        """A place for a call whose item is not known yet; an item may come in at it."""
+        place = self._admission.reserve(caller, size_bytes)
+        return self._turned_away(place, caller, now) if isinstance(place, Full) else place
+
+    def resize(self, place: Place, size_bytes: int, now: float) -> Refusal | None:
+        """Lets a place without an item count for another size, or says why it cannot."""
+        full = self._admission.resize(place, size_bytes)
+        return None if full is None else self._turned_away(full, place.caller, now)
+
+    def release(self, place: Place) -> None:
+        """Gives a place back at which no item has come in."""
+        self._admission.release(place)
+
     def oldest_arrival(self) -> float:
         """When the oldest waiting item came; infinity if none waits."""
         if self._items:
@@ -198,6 +213,10 @@ class Policy:
             self._departed.add(item.number)
         else:
             self._admission.leave(item)
+
+    def _turned_away(self, why: Full, caller: str, now: float) -> Refusal:
+        self._rank_lobby(now)  # what is ranked is forecast
+        return Refusal(why, self._forecast.backlog_s(caller, now))
 
     @property
     def _nothing_waits(self) -> bool:

@@ -105,6 +105,14 @@ def as_it_is(finished: Finished) -> Finished:
     return finished
 
 
+@dataclass(slots=True, eq=False)
+class Place:
+    """What a call counts for at the door, before its item is known and after."""
+
+    caller: str
+    size_bytes: int
+
+
 @dataclass(slots=True, kw_only=True, eq=False)  # frozen ones take five times as long to make
 class WorkItem:
     """One request between admission and its outcome. Nobody changes it."""
@@ -121,6 +129,8 @@ class WorkItem:
     """What is made of the outcome."""
     caller: str = ""
     """Whom fairness is owed to: opaque, the same for all calls of one caller."""
+    place: Place | None = None
+    """What its call holds already; None: nothing."""
     number: int = field(default_factory=_ids.__next__)
     """Identity, and order of arrival."""
     due: float = field(init=False)

@@ -1,0 +1,279 @@
+"""Messages are admitted before they are read. In virtual time; a message may be long in coming."""
+
+import asyncio
+from types import SimpleNamespace
+
+import grpc
+import grpc.aio
+import pytest
+from prometheus_client import CollectorRegistry
+
+from stn_proto.metadata import MESSAGE_BYTES
+from stn_server.config import LimitsConfig
+from stn_server.metrics import Metrics
+from stn_server.receiving import CANCELLATION_S, Receiver
+from stn_server.servicer import SERVICE, Servicer
+from stn_server.translate import Translator
+from support.bad_requests import warp_request
+from support.clock import run_in_virtual_time
+from support.fakes import FakeContext, FakeRunner, feature_maps
+from support.harness import decode, in_virtual_time, make_batcher, outcome_of
+
+LIMITS = LimitsConfig(max_message_bytes=1024, max_output_bytes=4096, upload_s=7.0)
+MAX_ADMITTED_BYTES = 4096
+
+
+def warp_to(height, width):
+    """(2, 3, 4, 5) warped to another size."""
+    request = warp_request()
+    request.output_size[:] = (height, width)
+    return request
+
+
+MESSAGE = warp_to(4, 5).SerializeToString()
+COST_BYTES = decode(warp_to(4, 5)).cost.size_bytes
+"""Of its operands, and of a result as large as its map."""
+
+
+class Door:
+    """The servicer over a runner of the test; calls whose message comes when the test says so."""
+
+    def __init__(self, runner=None, **limits):
+        self.runner = FakeRunner(feature_maps) if runner is None else runner
+        self._registry = CollectorRegistry()
+        metrics = Metrics(self._registry)
+        admitted = {"max_admitted_bytes": MAX_ADMITTED_BYTES, **limits}
+        self.batcher = make_batcher(self.runner, metrics, **admitted)
+        receiver = Receiver(self.batcher, LIMITS, admitted["max_admitted_bytes"])
+        servicer = Servicer(Translator(LIMITS), self.batcher, receiver, metrics, lambda: b"info")
+        self._handlers = servicer.handlers()
+
+    async def knock(self, declared=None, *, peer="ipv4:192.0.2.1:1", method="Warp", **facts):
+        """A call that has come as far as it can without its message, and what it ends with."""
+        metadata = [] if declared is None else [(MESSAGE_BYTES, str(declared))]
+        context = FakeContext(metadata, peer=peer, **facts)
+        details = SimpleNamespace(method=f"/{SERVICE}/{method}", invocation_metadata=())
+        handler = self._handlers.service(details).stream_unary(None, context)
+        task = asyncio.create_task(outcome_of(handler))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return context, task
+
+    @property
+    def admitted_bytes(self):
+        return self.batcher.statistics().admitted_bytes
+
+    def value(self, name, **labels):
+        """A counter."""
+        return self._registry.get_sample_value(name, labels)
+
+
+async def refusal(context, task):
+    """Status and text that a call is refused with."""
+    assert isinstance(await task, FakeContext.AbortedError)
+    code, message, _ = context.aborted
+    context.finish()
+    return code, message
+
+
+@in_virtual_time
+async def test_a_declared_message_counts_before_it_is_read_and_by_its_cost_after():
+    """At first for itself and a result of its size, then for its operands and results."""
+    door = Door(FakeRunner(feature_maps, held=True))
+    context, task = await door.knock(len(MESSAGE))
+    assert door.admitted_bytes == 2 * len(MESSAGE)
+    context.receive(MESSAGE)
+    await door.runner.begun(1)
+    assert door.admitted_bytes == COST_BYTES
+    door.runner.release_all()
+    assert isinstance(await task, bytes)
+    assert door.admitted_bytes == COST_BYTES
+    context.finish()
+    assert door.admitted_bytes == 0
+
+
+@in_virtual_time
+async def test_what_has_no_room_is_refused_without_being_read():
+    """The message never comes, and need not."""
+    door = Door(max_admitted_bytes=2048)
+    await door.knock(600)
+    code, message = await refusal(*await door.knock(600, peer="ipv4:192.0.2.2:1"))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert message.startswith("queue: expected at most 2048 admitted bytes, got 2400 with this")
+    assert door.value("stn_refused_total", reason="overloaded") == 1
+    assert door.admitted_bytes == 1200
+
+
+@in_virtual_time
+async def test_calls_on_their_way_in_are_counted_as_calls():
+    """A caller that sends slowly takes a place."""
+    door = Door(max_admitted_items=1)
+    await door.knock(100)
+    code, message = await refusal(*await door.knock(100))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert message.startswith("queue: expected at most 1 admitted items, got 2")
+
+
+@in_virtual_time
+async def test_what_was_read_is_not_sent_away_for_others_that_came_meanwhile():
+    """Its place is as large as it needs; to read it was dear."""
+    door = Door(FakeRunner(feature_maps, held=True), max_admitted_bytes=4 * len(MESSAGE))
+    first, task = await door.knock(len(MESSAGE))
+    await door.knock(len(MESSAGE), peer="ipv4:192.0.2.2:1")
+    assert door.admitted_bytes == 4 * len(MESSAGE)
+    first.receive(MESSAGE)
+    await door.runner.begun(1)
+    door.runner.release_all()
+    assert isinstance(await task, bytes)
+
+
+@in_virtual_time
+async def test_a_result_that_is_larger_than_was_thought_needs_room_of_its_own():
+    """Twenty pixels become eighty, while another call takes the rest."""
+    door = Door(max_admitted_bytes=3000)
+    message = warp_to(8, 10).SerializeToString()
+    context, task = await door.knock(len(message))
+    await door.knock(900, peer="ipv4:192.0.2.2:1")
+    context.receive(message)
+    code, text = await refusal(context, task)
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert text.startswith("queue: expected at most 3000 admitted bytes")
+    assert door.admitted_bytes == 1800
+
+
+@in_virtual_time
+async def test_a_message_above_the_limit_is_refused_by_what_it_declares():
+    """It is not waited for."""
+    door = Door()
+    code, message = await refusal(*await door.knock(1025))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert message == "message: expected at most 1024 bytes, got 1025. Ask for less."
+    assert door.value("stn_refused_total", reason="too_large") == 1
+    labels = {"method": "Warp", "code": "INVALID_ARGUMENT"}
+    assert door.value("stn_requests_total", **labels) == 1
+
+
+@pytest.mark.parametrize("declared", [len(MESSAGE) - 1, len(MESSAGE) + 1, 0])
+def test_a_wrong_declaration_is_refused(declared):
+    """Whichever way it is wrong; it was admitted as something else."""
+
+    async def scenario():
+        context, task = await Door().knock(declared)
+        context.receive(MESSAGE)
+        return await refusal(context, task)
+
+    code, message = run_in_virtual_time(scenario())
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    expected = f"expected the {declared} bytes that stn-message-bytes declares"
+    assert message == f"message: {expected}, got {len(MESSAGE)}."
+
+
+@pytest.mark.parametrize("declared", ["", "-1", "1e3", "٣", "9" * 20, "x"])
+def test_a_declaration_that_is_no_number_is_refused(declared):
+    """Digits, and not too many of them."""
+
+    async def scenario():
+        return await refusal(*await Door().knock(declared))
+
+    code, message = run_in_virtual_time(scenario())
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert message == f"stn-message-bytes: expected a number of bytes, got {declared!r}."
+
+
+@pytest.mark.parametrize("declared", [len(MESSAGE), None])
+def test_a_message_that_does_not_come_is_given_up(declared):
+    """At its instant, with a status, a count and a free place."""
+
+    async def scenario():
+        door = Door()
+        context, task = await door.knock(declared)
+        ended = await refusal(context, task)
+        return door, ended, asyncio.get_running_loop().time()
+
+    door, (code, message), instant = run_in_virtual_time(scenario())
+    assert (code, instant) == (grpc.StatusCode.DEADLINE_EXCEEDED, 7.0)
+    assert message.startswith("message: expected all of it within 7 s, got less.")
+    assert door.value("stn_refused_total", reason="upload") == 1
+    labels = {"method": "Warp", "code": "DEADLINE_EXCEEDED"}
+    assert door.value("stn_requests_total", **labels) == 1
+    assert door.admitted_bytes == 0
+
+
+@in_virtual_time
+async def test_messages_of_unknown_size_count_as_the_largest_and_few_at_a_time():
+    """Two fill half of what may be inside; the third comes after the first, not later."""
+    door = Door()
+    calls = [await door.knock(peer=f"ipv4:192.0.2.{n}:1") for n in range(3)]
+    assert door.admitted_bytes == 2 * 1024
+    for context, _ in calls:
+        context.receive(MESSAGE)
+    outcomes = [await task for _, task in calls]
+    assert [type(outcome) for outcome in outcomes] == [bytes] * 3
+    assert door.admitted_bytes == 3 * COST_BYTES
+    for context, _ in calls:
+        context.finish()
+    assert door.admitted_bytes == 0
+
+
+@in_virtual_time
+async def test_a_message_of_unknown_size_needs_room_for_the_largest():
+    """What declares its size fits where it does not."""
+    door = Door(FakeRunner(feature_maps, held=True), max_admitted_bytes=2048)
+    await door.knock(600)
+    code, message = await refusal(*await door.knock(peer="ipv4:192.0.2.2:1"))
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert message.startswith("queue: expected at most 2048 admitted bytes, got 2224")
+    _, task = await door.knock(400, peer="ipv4:192.0.2.3:1")
+    assert not task.done()
+
+
+@pytest.mark.parametrize(
+    ("declared", "time_remaining_s", "code", "why"),
+    [
+        (100, None, "CANCELLED", "its caller cancelled it, or went away"),
+        (None, None, "RESOURCE_EXHAUSTED", "its message is above limits.max_message_bytes, or"),
+        (100, 2.0, "DEADLINE_EXCEEDED", "its message was not there before its deadline"),
+    ],
+)
+def test_a_call_that_ends_without_its_message_is_counted_and_logged(
+    declared, time_remaining_s, code, why, caplog
+):
+    """GRPC cancels it; of what is too large and declares nothing it says no more."""
+
+    async def scenario():
+        door = Door()
+        context, task = await door.knock(declared, time_remaining_s=time_remaining_s)
+        await asyncio.sleep(2.0)
+        context.receive(grpc.aio.EOF)
+        await asyncio.sleep(CANCELLATION_S / 2)
+        task.cancel()
+        assert isinstance(await task, asyncio.CancelledError)
+        context.finish()
+        return door
+
+    caplog.set_level("INFO", "stn_server")
+    door = run_in_virtual_time(scenario())
+    assert door.value("stn_requests_total", method="Warp", code=code) == 1
+    (record,) = caplog.records
+    assert record.fields["reason"].startswith(why)
+    assert (record.fields["code"], record.fields["method"]) == (code, "Warp")
+    assert door.admitted_bytes == 0
+
+
+@in_virtual_time
+async def test_a_call_without_a_message_is_told_so():
+    """GRPC does not cancel it: its caller has just sent nothing."""
+    context, task = await Door().knock()
+    context.receive(grpc.aio.EOF)
+    code, message = await refusal(context, task)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert message == "message: expected one, got the end of the call. Send one."
+
+
+@in_virtual_time
+async def test_server_info_does_not_wait_for_its_message():
+    """Nor for room: who looks why a server is full is answered."""
+    door = Door(max_admitted_items=1)
+    await door.knock(100)
+    _, task = await door.knock(method="GetServerInfo")
+    assert await task == b"info"

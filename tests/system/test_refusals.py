@@ -1,0 +1,117 @@
+"""Every refusal is the server's own: with its status, counted by method, and in the log."""
+
+import asyncio
+from collections import Counter
+
+import grpc
+import grpc.aio
+import pytest
+
+from stn_client import Affine, Client
+from stn_client._calls import warp
+from stn_client.local import LocalServer
+from stn_proto.metadata import MESSAGE_BYTES
+from support.bad_requests import ramp, theta
+from support.harness import METHOD_PREFIX, log_records, scrape, statistics_when_idle
+from support.raw_http2 import RawCall
+from support.tokens import entry, replace
+
+pytestmark = pytest.mark.slow
+
+WARP = METHOD_PREFIX + "Warp"
+MESSAGE = warp(ramp(1, 3, 4, 5), Affine(theta(1)), None, {}).request
+MIB = 1024 * 1024
+LIMIT = f"--limits-max-message-bytes={MIB}"
+
+
+def refused(target, path, message, metadata=()):
+    """Status and text that a plain stub gets."""
+    with grpc.insecure_channel(target) as channel:
+        with pytest.raises(grpc.RpcError, match="StatusCode") as error:
+            channel.unary_unary(path)(message, metadata=metadata, timeout=30)
+        return error.value.code().name, error.value.details()
+
+
+def test_a_burst_on_one_connection_is_answered_or_refused_call_by_call():
+    """Far more than may be inside: gRPC by itself would cancel some of them unseen."""
+
+    async def burst(target, count):
+        async with grpc.aio.insecure_channel(target) as channel:
+            calls = [channel.unary_unary(WARP)(MESSAGE, timeout=60) for _ in range(count)]
+            return Counter([(await call.code()).name for call in calls])
+
+    with LocalServer("--batching-window-s=0.5", "--log-level=warning") as server:
+        ended = asyncio.run(burst(server.target, 5000))
+        counts = scrape(server.metrics)
+    assert ended.keys() == {"OK", "RESOURCE_EXHAUSTED"}
+    assert sum(ended.values()) == 5000
+    for code, count in ended.items():
+        assert counts[f'stn_requests_total{{code="{code}",method="Warp"}}'] == count
+    assert counts['stn_refused_total{reason="overloaded"}'] == ended["RESOURCE_EXHAUSTED"]
+
+
+def test_what_is_too_large_or_unknown_or_unauthenticated_is_counted_and_logged(tmp_path):
+    """By its method if the service has it, else under one label; the log has the whole name."""
+    log, tokens = tmp_path / "log", tmp_path / "tokens.toml"
+    replace(tokens, entry("alice", "token-of-alice"))
+    alice = [("authorization", "Bearer token-of-alice")]
+    large = bytes(MIB + 1)
+    declared = (MESSAGE_BYTES, str(len(large)))
+    with LocalServer(LIMIT, f"--auth-tokens={tokens}", log=log) as server:
+        seen = [
+            refused(server.target, WARP, large, alice),
+            refused(server.target, WARP, large, [*alice, declared]),
+            refused(server.target, "/stn.v1.SpatialTransformer/Wrap", b"", alice),
+            refused(server.target, "/other.v1.Service/Warp", large, alice),
+            refused(server.target, WARP, MESSAGE),
+            refused(server.target, "/other.v1.Service/Warp", b""),
+        ]
+        counts = scrape(server.metrics)
+    assert [code for code, _ in seen] == [
+        "RESOURCE_EXHAUSTED",
+        "INVALID_ARGUMENT",
+        *["UNIMPLEMENTED"] * 2,
+        *["UNAUTHENTICATED"] * 2,
+    ]
+    assert seen[1][1] == f"message: expected at most {MIB} bytes, got {MIB + 1}. Ask for less."
+    assert seen[3][1] == "method: expected one of this server, got /other.v1.Service/Warp."
+    for code, method, count in (
+        ("RESOURCE_EXHAUSTED", "Warp", 1),
+        ("INVALID_ARGUMENT", "Warp", 1),
+        ("UNAUTHENTICATED", "Warp", 1),
+        ("UNIMPLEMENTED", "other", 2),
+        ("UNAUTHENTICATED", "other", 1),
+    ):
+        assert counts[f'stn_requests_total{{code="{code}",method="{method}"}}'] == count
+    assert counts['stn_refused_total{reason="unknown_method"}'] == 2
+    assert counts['stn_refused_total{reason="too_large"}'] == 1
+    failures = [record for record in log_records(log) if record["event"] == "request failed"]
+    assert [(record["code"], record["method"]) for record in failures] == [
+        ("RESOURCE_EXHAUSTED", "Warp"),
+        ("UNIMPLEMENTED", "/stn.v1.SpatialTransformer/Wrap"),
+        ("UNIMPLEMENTED", "/other.v1.Service/Warp"),
+        ("UNAUTHENTICATED", "Warp"),
+        ("UNAUTHENTICATED", "/other.v1.Service/Warp"),
+    ]
+
+
+@pytest.mark.parametrize("metadata", [{MESSAGE_BYTES: str(MIB)}, {}], ids=["declared", "unknown"])
+def test_an_upload_that_stalls_is_ended_logged_and_counted(metadata, tmp_path):
+    """While it lasts it is counted as inside, and others are served; then its place is free."""
+    log = tmp_path / "log"
+    with LocalServer(LIMIT, "--limits-upload-s=0.5", log=log) as server:
+        call = RawCall(server.target, WARP, metadata)
+        assert call.send(MIB, MIB - 1, 10) == MIB - 1
+        assert scrape(server.metrics)["stn_admitted_bytes"] >= MIB
+        with grpc.insecure_channel(server.target) as channel:
+            assert channel.unary_unary(WARP)(MESSAGE, timeout=30)
+        assert call.ended(30)
+        with Client(server.target) as client:
+            statistics_when_idle(client)
+        counts = scrape(server.metrics)
+        call.close()
+    assert b"grpc-status\x014" in call.trailers
+    assert counts["stn_admitted_bytes"] == 0
+    assert counts['stn_refused_total{reason="upload"}'] == 1
+    (record,) = [record for record in log_records(log) if record["event"] == "request failed"]
+    assert (record["code"], record["method"]) == ("DEADLINE_EXCEEDED", "Warp")
