@@ -16,10 +16,10 @@ from stn_engine.backends._cuda.programs import THREADS, Program
 MOST_BLOCKS = (1 << 31) - 1
 """In one launch."""
 
-MOST_TILES = 8
+MOST_TILES = 4
 """That a block runs over, where there are many."""
 
-FILLS = 4
+FILLS = 8
 """Blocks for each multiprocessor, of which it runs three or four at a time."""
 
 load_nvidia_dynamic_lib("nvrtc")

@@ -155,6 +155,7 @@ STN_FUNCTION const Reach& reach_of(const Item& item, int n) {
 }
 
 constexpr bool kHasNearGather = D == 2 && K == 2;
+constexpr int kAbreast = 3;  // candidates of a row that are read before the first is added; more are rare
 
 // Affine maps under which no pixel has many candidates: windows in the precision of the sums, with slack for it, and
 // candidates that need no more than their distance. Weights, and the order of sums, are those of the general path.
@@ -187,25 +188,42 @@ STN_FUNCTION void gather_near(const Item& item, const Place& place, const Reach&
       axis[a].first = static_cast<int>(clamp_to(-floor_of(extent[a] - centre), T(0), size));
       axis[a].last = static_cast<int>(clamp_to(floor_of(centre + extent[a]) + T(1), T(0), size));
     }
-    const S* channel = grads + mine.channel * item.target.channel_stride;
+    // One pointer a channel, so that a candidate needs one offset; those that are not there repeat the first.
+    constexpr int Pointers = Interleaved ? 1 : N;
+    const S* channels[Pointers];
+#pragma unroll
+    for (int c = 0; c < Pointers; ++c)
+      channels[c] =
+          grads + (mine.channel + c < item.channels ? mine.channel + c : mine.channel) * item.target.channel_stride;
     T sums[N] = {};
 #pragma unroll 1
     for (int i = axis[1].first; i < axis[1].last; ++i) {
       const T row = static_cast<T>(i);
       const T from_x = fused(affinity.row[0][1], row, affinity.row[0][2]);
       const T from_y = fused(affinity.row[1][1], row, affinity.row[1][2]);
-      const S* line = channel + static_cast<int64>(i) * item.target.stride[1];
-#pragma unroll 2
-      for (int j = axis[0].first; j < axis[0].last; ++j) {
-        const T column = static_cast<T>(j);
-        const T weight = tent(fused(affinity.row[0][0], column, from_x), x, x - T(1)) *
-                         tent(fused(affinity.row[1][0], column, from_y), y, y - T(1));
-        if (weight == T(0)) continue;
-        T grad[N];
-        load_channels<N, Interleaved>(line + j * item.target.stride[0], item.target.channel_stride,
-                                      item.channels - mine.channel, grad);
+      const int line = i * item.target.stride[1];
+#pragma unroll 1
+      for (int j = axis[0].first; j < axis[0].last; j += kAbreast) {
+        T weight[kAbreast], grad[kAbreast][N] = {};
 #pragma unroll
-        for (int c = 0; c < N; ++c) sums[c] = fused(weight, grad[c], sums[c]);
+        for (int k = 0; k < kAbreast; ++k) {
+          const T column = static_cast<T>(j + k);
+          weight[k] = tent(fused(affinity.row[0][0], column, from_x), x, x - T(1)) *
+                      tent(fused(affinity.row[1][0], column, from_y), y, y - T(1));
+          if (j + k >= axis[0].last) weight[k] = T(0);
+          if (weight[k] == T(0)) continue;
+          const int offset = line + (j + k) * item.target.stride[0];
+          if constexpr (Interleaved) {
+            load_channels<N, true>(channels[0] + offset, 1, N, grad[k]);
+          } else {
+#pragma unroll
+            for (int c = 0; c < N; ++c) grad[k][c] = widened(fetched(channels[c] + offset));
+          }
+        }
+#pragma unroll
+        for (int k = 0; k < kAbreast; ++k)
+#pragma unroll
+          for (int c = 0; c < N; ++c) sums[c] = fused(weight[k], grad[k][c], sums[c]);
       }
     }
     mine.store(item, place.n, sums);

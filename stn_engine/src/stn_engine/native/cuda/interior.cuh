@@ -20,8 +20,11 @@ STN_FUNCTION bool lies_within(T at, T by_x, T by_y, T last_x, T last_y, int size
   return low >= T(kBefore) && high <= static_cast<T>(size - kBehind);  // false for NaN
 }
 
-// Whether the general path may be left; the same for all threads of a block.
+// Whether the general path may be left; the same for all threads of a block. Pixels of planes must be neighbours in
+// memory, so that a constant leads from a tap to the next one.
+template <bool Interleaved>
 STN_FUNCTION bool is_interior(const Item& item, const Tiling& tiling, const Place& place, const Rays& rays) {
+  if (!Interleaved && item.source.stride[0] != 1) return false;
   if (!kHasInterior || rays.projective || (K < 4 && pads_by(item, Padding::reflection))) return false;
   const int width = 8 << tiling.width_log, height = 4 << tiling.height_log;
   if (place.x + width > tiling.size[0] || place.row + height > tiling.rows || tiling.size[2] > 1) return false;
@@ -76,7 +79,8 @@ struct InteriorTaps {
 
 // All taps of some channels, of which the first lies at `from`.
 template <int N, bool Interleaved>
-STN_FUNCTION void read_interior(const S* from, const Map& map, int step, T (&taps)[K * K][N]) {
+STN_FUNCTION void read_interior(const S* from, const Map& map, T (&taps)[K * K][N]) {
+  const int step = Interleaved ? map.stride[0] : 1;
 #pragma unroll
   for (int tap = 0; tap < K * K; ++tap)
     load_channels<N, Interleaved>(from + tap / K * map.stride[1] + tap % K * step, map.channel_stride, N, taps[tap]);

@@ -31,7 +31,7 @@ STN_FUNCTION void add_point(const Rays& rays, const Pixel& pixel, const T (&x)[D
 
 // The gradients of a tile in the interior, which only affine maps have: equations (6) and (7).
 template <int N, bool Interleaved, class Units>
-STN_FUNCTION void add_interior(const Item& item, const Place& place, const Rays& rays, const Units& units, int step,
+STN_FUNCTION void add_interior(const Item& item, const Place& place, const Rays& rays, const Units& units,
                                double (&sums)[kMaxEntries]) {
   const Affinity affinity(rays);
   const S* source = maps_of(item.source, place.n);
@@ -50,7 +50,7 @@ STN_FUNCTION void add_interior(const Item& item, const Place& place, const Rays&
       constexpr int M = decltype(count)::kCount;
       T read[K * K][M], grad[M];
       load_channels<M, Interleaved>(grads + first * item.target.channel_stride, item.target.channel_stride, M, grad);
-      read_interior<M, Interleaved>(source + taps.first + first * item.source.channel_stride, item.source, step, read);
+      read_interior<M, Interleaved>(source + taps.first + first * item.source.channel_stride, item.source, read);
       join_slopes(taps, reader_of(read), grad, by);
     });
 #pragma unroll
@@ -90,10 +90,8 @@ STN_FUNCTION void matrix_tiles(const Launch& launch) {
     double sums[kMaxEntries] = {};
     bool interior = false;
     if constexpr (kHasInterior) {
-      interior = is_interior(item, item.to, place, rays);
-      if (interior && !Interleaved && item.source.stride[0] == 1)
-        add_interior<N, Interleaved>(item, place, rays, units, 1, sums);
-      else if (interior) add_interior<N, Interleaved>(item, place, rays, units, item.source.stride[0], sums);
+      interior = is_interior<Interleaved>(item, item.to, place, rays);
+      if (interior) add_interior<N, Interleaved>(item, place, rays, units, sums);
     }
     for (int unit = threadIdx.x; !interior && unit < units.count(); unit += kThreads) {
       Pixel pixel;

@@ -65,10 +65,9 @@ STN_FUNCTION void warp_pixel(const Item& item, const S* source, S* target, const
 template <bool Interleaved>
 constexpr int kAtOnce = !Interleaved && K <= 2 && sizeof(T) == 4 ? 2 : 1;
 
-// `step` is the distance of neighbours along x: a constant for planes, as nearly all of them are.
 template <int N, bool Interleaved, class Units>
 STN_FUNCTION void warp_interior(const Item& item, const Place& place, const Rays& rays, const Units& units,
-                                const S* source, S* target, int step) {
+                                const S* source, S* target) {
   constexpr int Pixels = kAtOnce<Interleaved>;
   const Affinity affinity(rays);
   const bool by_rows = affinity.is_level();
@@ -95,7 +94,7 @@ STN_FUNCTION void warp_interior(const Item& item, const Place& place, const Rays
       const S* from = source + first * item.source.channel_stride;
       T read[Pixels][K * K][M];
 #pragma unroll
-      for (int p = 0; p < Pixels; ++p) read_interior<M, Interleaved>(from + taps[p].first, item.source, step, read[p]);
+      for (int p = 0; p < Pixels; ++p) read_interior<M, Interleaved>(from + taps[p].first, item.source, read[p]);
       S* into = target + first * item.target.channel_stride;
 #pragma unroll
       for (int p = 0; p < Pixels; ++p) {
@@ -118,10 +117,8 @@ STN_FUNCTION void warp_tiles(const Launch& launch) {
     const S* source = maps_of(item.source, place.n);
     S* target = maps_of(item.target, place.n);
     if constexpr (Matrix && kHasInterior) {
-      if (is_interior(item, item.to, place, generator.rays)) {
-        if (!Interleaved && item.source.stride[0] == 1)
-          warp_interior<N, Interleaved>(item, place, generator.rays, units, source, target, 1);
-        else warp_interior<N, Interleaved>(item, place, generator.rays, units, source, target, item.source.stride[0]);
+      if (is_interior<Interleaved>(item, item.to, place, generator.rays)) {
+        warp_interior<N, Interleaved>(item, place, generator.rays, units, source, target);
         continue;
       }
     }
