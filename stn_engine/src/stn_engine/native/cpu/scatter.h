@@ -22,19 +22,18 @@ template <class T>
 struct Products {
   static constexpr int kRoom = 1024;
   int count = 0;
-  int64_t offset[kRoom];
+  int64_t offset[kRoom];  // of the pixel in the band
   T weight[kRoom];
-  int lane[kRoom];
+  int64_t from[kRoom];  // of G at the point, in a channel
 };
 
 template <class S, class T>
 STN_LARGE_FUNCTION void add_products(const Products<T>& products, const S* grad, const Map& target, int64_t channels,
                                      const Band<T>& band) {
-  const int64_t step = target.stride[0];
   if (band.channel_stride == 1 && target.channel_stride == 1) {
     for (int e = 0; e < products.count; ++e) {
       T* __restrict__ sum = band.data + products.offset[e];
-      const S* __restrict__ from = grad + products.lane[e] * step;
+      const S* __restrict__ from = grad + products.from[e];
       const T weight = products.weight[e];
       for (int64_t c = 0; c < channels; ++c) sum[c] += weight * widened(from[c]);
     }
@@ -43,7 +42,7 @@ STN_LARGE_FUNCTION void add_products(const Products<T>& products, const S* grad,
   for (int64_t c = 0; c < channels; ++c)
     for (int e = 0; e < products.count; ++e)
       band.data[c * band.channel_stride + products.offset[e]] +=
-          products.weight[e] * widened(grad[c * target.channel_stride + products.lane[e] * step]);
+          products.weight[e] * widened(grad[c * target.channel_stride + products.from[e]]);
 }
 
 // Strides of the pixels of a band's memory may differ from the map's own.
@@ -55,23 +54,26 @@ STN_FUNCTION bool is_in_band(const TapPlan<T, D, K>& plan, int tap, int b, const
 }
 
 template <class S, class T, int D, int K>
-STN_LARGE_FUNCTION void scatter_block(const Item& item, const TapPlan<T, D, K>& plan, int count, const S* grad,
+STN_LARGE_FUNCTION void scatter_block(const Item& item, const TapPlan<T, D, K>& plan, const Block& block,
                                       const Band<T>& band) {
+  const S* grad = channel_of<const S>(item.target, block.row, 0);
   Products<T> products;
-  for (int b = 0; b < count; ++b) {
-    if (!plan.live[b]) continue;
-    if (products.count + kTaps<D, K> > Products<T>::kRoom) {
-      add_products(products, grad, item.target, item.source.channels, band);
-      products.count = 0;
+  for_pieces(item.target, block, [&](int first, int count, int64_t from) {
+    for (int b = first; b < first + count; ++b, from += item.target.stride[0]) {
+      if (!plan.live[b]) continue;
+      if (products.count + kTaps<D, K> > Products<T>::kRoom) {
+        add_products(products, grad, item.target, item.source.channels, band);
+        products.count = 0;
+      }
+      for (int tap = 0; tap < kTaps<D, K>; ++tap) {
+        if (!tap_inside(plan, tap, b) || !is_in_band(plan, tap, b, item, band)) continue;
+        const int e = products.count++;
+        products.offset[e] = tap_offset(plan, tap, b);
+        products.weight[e] = tap_weight(plan, tap, b);
+        products.from[e] = from;
+      }
     }
-    for (int tap = 0; tap < kTaps<D, K>; ++tap) {
-      if (!tap_inside(plan, tap, b) || !is_in_band(plan, tap, b, item, band)) continue;
-      const int e = products.count++;
-      products.offset[e] = tap_offset(plan, tap, b);
-      products.weight[e] = tap_weight(plan, tap, b);
-      products.lane[e] = b;
-    }
-  }
+  });
   add_products(products, grad, item.target, item.source.channels, band);
 }
 
@@ -95,18 +97,14 @@ template <class S, class T, int D, int K>
 STN_LARGE_FUNCTION void scatter_item(const Item& item, int64_t n, const Band<T>& band) {
   const PointSource<T, D> source(item, n);
   const Reach reach = Reach::of<T>(item, source.matrix());
-  const Columns columns(reach, band_box<D, K>(item, band.first, band.last));
-  for (int64_t row_index = 0; row_index < item.rows(); ++row_index) {
-    const Row row = row_of(item, n, row_index);
-    const Range piece = columns(row);
-    for_pieces(row, piece, [&](const Block& block) {
-      Points<T, D> points;
-      source.fill(block, points);
-      TapPlan<T, D, K> plan;
-      plan_taps(item, block.count, points, plan);
-      scatter_block<S>(item, plan, block.count, start_of<const S>(item.target, block), band);
-    });
-  }
+  for_readers(item, n, reach, band_box<D, K>(item, band.first, band.last), [&](const Block& block) {
+    Points<T, D> points;
+    source.fill(block, points);
+    TapPlan<T, D, K> plan;
+    plan_taps(item, block.count, points, plan);
+    scatter_block<S>(item, plan, block, band);
+    return true;
+  });
 }
 
 // Visits every pixel of a band in every channel.
