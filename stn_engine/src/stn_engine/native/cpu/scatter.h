@@ -21,28 +21,33 @@ struct Band {
 template <class T>
 struct Products {
   static constexpr int kRoom = 1024;
-  int count = 0;
+  int count = 0, points = 0;
   int64_t offset[kRoom];  // of the pixel in the band
   T weight[kRoom];
-  int64_t from[kRoom];  // of G at the point, in a channel
+  int64_t from[kBlock];  // of G at a point, in a channel
+  int end[kBlock];       // of a point's products
 };
 
 template <class S, class T>
 STN_LARGE_FUNCTION void add_products(const Products<T>& products, const S* grad, const Map& target, int64_t channels,
                                      const Band<T>& band) {
   if (band.channel_stride == 1 && target.channel_stride == 1) {
-    for (int e = 0; e < products.count; ++e) {
-      T* __restrict__ sum = band.data + products.offset[e];
-      const S* __restrict__ from = grad + products.from[e];
-      const T weight = products.weight[e];
-      for (int64_t c = 0; c < channels; ++c) sum[c] += weight * widened(from[c]);
+    for (int p = 0, e = 0; p < products.points; ++p) {
+      const S* __restrict__ from = grad + products.from[p];
+      for (; e < products.end[p]; ++e) {
+        T* __restrict__ sum = band.data + products.offset[e];
+        const T weight = products.weight[e];
+        for (int64_t c = 0; c < channels; ++c) sum[c] += weight * widened(from[c]);
+      }
     }
     return;
   }
-  for (int64_t c = 0; c < channels; ++c)
-    for (int e = 0; e < products.count; ++e)
-      band.data[c * band.channel_stride + products.offset[e]] +=
-          products.weight[e] * widened(grad[c * target.channel_stride + products.from[e]]);
+  T* sums = band.data;
+  for (int64_t c = 0; c < channels; ++c, sums += band.channel_stride, grad += target.channel_stride)
+    for (int p = 0, e = 0; p < products.points; ++p) {
+      const T from = widened(grad[products.from[p]]);
+      for (; e < products.end[p]; ++e) sums[products.offset[e]] += products.weight[e] * from;
+    }
 }
 
 // Strides of the pixels of a band's memory may differ from the map's own.
@@ -63,15 +68,16 @@ STN_LARGE_FUNCTION void scatter_block(const Item& item, const TapPlan<T, D, K>& 
       if (!plan.live[b]) continue;
       if (products.count + kTaps<D, K> > Products<T>::kRoom) {
         add_products(products, grad, item.target, item.source.channels, band);
-        products.count = 0;
+        products.count = products.points = 0;
       }
       for (int tap = 0; tap < kTaps<D, K>; ++tap) {
         if (!tap_inside(plan, tap, b) || !is_in_band(plan, tap, b, item, band)) continue;
         const int e = products.count++;
         products.offset[e] = tap_offset(plan, tap, b);
         products.weight[e] = tap_weight(plan, tap, b);
-        products.from[e] = from;
       }
+      products.from[products.points] = from;
+      products.end[products.points++] = products.count;
     }
   });
   add_products(products, grad, item.target, item.source.channels, band);
