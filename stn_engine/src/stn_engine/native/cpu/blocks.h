@@ -53,8 +53,7 @@ STN_FUNCTION void for_pieces(const Memory& memory, const Block& block, int first
   Row row = block.row;
   for (int64_t b = 0, j = block.j; b < last; j = 0) {
     const int64_t end = block.width - j < last - b ? b + block.width - j : last, from = b < first ? first : b;
-    if (from < end)
-      visit(static_cast<int>(from), static_cast<int>(end - from), offset_of(memory, row, j + from - b));
+    if (from < end) visit(static_cast<int>(from), static_cast<int>(end - from), offset_of(memory, row, j + from - b));
     b = end;
     if (++row.i == block.height) row.i = 0, ++row.k;
   }

@@ -240,8 +240,7 @@ STN_FUNCTION void store_field(const PointField& field, const Block& block, const
   for (int a = 0; a < D; ++a) {
     P* component = component_of<P>(field, block.row.n, a);
     for_pieces(field, block, [&](int first, int count, int64_t offset) {
-      for (int b = 0; b < count; ++b)
-        component[offset + b * field.stride[0]] = static_cast<P>(sums[a][first + b]);
+      for (int b = 0; b < count; ++b) component[offset + b * field.stride[0]] = static_cast<P>(sums[a][first + b]);
     });
   }
 }

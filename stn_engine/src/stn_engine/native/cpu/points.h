@@ -93,8 +93,8 @@ STN_LARGE_FUNCTION void flow_points(const Item& item, const Block& block, Points
     }
     for_pieces(field, block, [&](int first, int count, int64_t start) {
       for (int b = 0; b < count; ++b)
-        points.at[a][first + b] = static_cast<T>(
-            identity[first + b] + static_cast<double>(component[start + b * field.stride[0]]) * scale);
+        points.at[a][first + b] =
+            static_cast<T>(identity[first + b] + static_cast<double>(component[start + b * field.stride[0]]) * scale);
     });
   }
 }

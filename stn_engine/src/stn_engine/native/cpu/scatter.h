@@ -28,6 +28,21 @@ struct Products {
   int end[kBlock];       // of a point's products
 };
 
+// Adds them to some channels, each in a plane of its own.
+template <int Channels, class S, class T>
+STN_FUNCTION void add_to_planes(const Products<T>& products, const S* grad, int64_t grad_stride, T* sums,
+                                int64_t stride) {
+  for (int p = 0, e = 0; p < products.points; ++p) {
+    T from[Channels];
+    for (int c = 0; c < Channels; ++c) from[c] = widened(grad[products.from[p] + c * grad_stride]);
+    for (; e < products.end[p]; ++e) {
+      T* sum = sums + products.offset[e];
+      const T weight = products.weight[e];
+      for (int c = 0; c < Channels; ++c) sum[c * stride] += weight * from[c];
+    }
+  }
+}
+
 template <class S, class T>
 STN_LARGE_FUNCTION void add_products(const Products<T>& products, const S* grad, const Map& target, int64_t channels,
                                      const Band<T>& band) {
@@ -42,12 +57,13 @@ STN_LARGE_FUNCTION void add_products(const Products<T>& products, const S* grad,
     }
     return;
   }
-  T* sums = band.data;
-  for (int64_t c = 0; c < channels; ++c, sums += band.channel_stride, grad += target.channel_stride)
-    for (int p = 0, e = 0; p < products.points; ++p) {
-      const T from = widened(grad[products.from[p]]);
-      for (; e < products.end[p]; ++e) sums[products.offset[e]] += products.weight[e] * from;
-    }
+  constexpr int kTogether = 4;
+  const int64_t step = target.channel_stride;
+  int64_t c = 0;
+  for (; c + kTogether <= channels; c += kTogether)
+    add_to_planes<kTogether>(products, grad + c * step, step, band.data + c * band.channel_stride, band.channel_stride);
+  for (; c < channels; ++c)
+    add_to_planes<1>(products, grad + c * step, step, band.data + c * band.channel_stride, band.channel_stride);
 }
 
 // Strides of the pixels of a band's memory may differ from the map's own.

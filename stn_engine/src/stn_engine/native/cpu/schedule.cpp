@@ -52,9 +52,7 @@ void run(const std::vector<Span>& spans, int threads, const std::function<void(c
   });
 }
 
-int64_t chunk_size(const Item& item) {
-  return std::min(pixels_per_chunk(item), item.pixels()) * item.target.channels;
-}
+int64_t chunk_size(const Item& item) { return std::min(pixels_per_chunk(item), item.pixels()) * item.target.channels; }
 
 bool has_pixels(const Item& item) { return item.batch > 0 && item.pixels() > 0 && item.source.channels > 0; }
 

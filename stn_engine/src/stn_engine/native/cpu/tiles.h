@@ -129,21 +129,25 @@ class Tile {
   }
 
   void add_item(int64_t n) {
-    for_item(n, [] { return 0; }, [&](const Planned& planned) {
-      add(planned, 0);
-      return true;
-    });
+    for_item(
+        n, [] { return 0; },
+        [&](const Planned& planned) {
+          add(planned, 0);
+          return true;
+        });
   }
 
   // Plans all of item n; false if there is no room for it.
   bool keep(int64_t n) {
     blocks_ = points_ = 0;
-    return for_item(n, [&] { return points_; }, [&](const Planned& planned) {
-      if (blocks_ == kMaxBlocks) return false;
-      kept_[blocks_++] = planned;
-      points_ += planned.count;
-      return true;
-    });
+    return for_item(
+        n, [&] { return points_; },
+        [&](const Planned& planned) {
+          if (blocks_ == kMaxBlocks) return false;
+          kept_[blocks_++] = planned;
+          points_ += planned.count;
+          return true;
+        });
   }
 
   void add_kept() {

@@ -159,7 +159,8 @@ STN_FUNCTION void for_blocks(const Item& item, int64_t n, Range run, Skip skip, 
   };
   if (has_blocks_across_rows(item)) return for_blocks_of_run(item, n, run, fill_and_visit);
   const Cuts cuts(item, Reach::of<T>(item, source.matrix()));
-  for_rows_of_run(item, n, run, [&](const Row& row, Range range) { cuts.for_blocks(row, range, skip, fill_and_visit); });
+  for_rows_of_run(item, n, run,
+                  [&](const Row& row, Range range) { cuts.for_blocks(row, range, skip, fill_and_visit); });
 }
 
 // What lies outside of the map, in a piece of a row.
