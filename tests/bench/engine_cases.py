@@ -37,6 +37,7 @@ from stn_engine import (
     SamplingGrid,
     WarpGradientsProblem,
     WarpProblem,
+    grid_sample,
     warp,
     warp_gradients_ragged,
     warp_ragged,
@@ -48,15 +49,26 @@ CHANNELS_LAST = (8, 64, 56, 56)
 PHOTOS = (32, 3, 224, 224)
 IMAGE_SIDES = (224, 1024)
 RAGGED_ITEMS, RAGGED_SIDES = 256, (16, 256)
+POINTS = 38400
+ARRANGEMENTS = ((1, POINTS), (POINTS, 1), (POINTS // 4, 4), (200, 192))
+MAP_OF_POINTS = (1, 16, 64, 64)
+VOLUME_ARRANGEMENTS = ((1, 1, POINTS), (POINTS, 1, 1), (POINTS // 4, 2, 2), (30, 32, 40))
+VOLUME_OF_POINTS = (1, 16, 16, 16, 16)
+HEADS, QUERIES, POINTS_OF_A_QUERY, HEAD_CHANNELS = 8, 300, 4, 32
+LEVELS = (64, 32, 16, 8)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One comparison. ``build`` makes the operands and closes the contenders over them."""
+    """One comparison. ``build`` makes the operands and closes the contenders over them.
+
+    With ``all_ours``, every contender is ours, and the slowest is compared with the fastest.
+    """
 
     group: str
     name: str
     build: Callable[[], Mapping[str, Contender]]
+    all_ours: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,8 @@ BARS = {
     ("batch in pixel units", "Kornia"): Bar(least=5),
     ("ragged forward", "torch loop"): Bar(least=5),
     ("two threads", "one thread"): Bar(least=1.8),
+    ("arrangements of points", "the fastest"): Bar(least=0.667),
+    ("deformable attention", "torch"): Bar(least=1.2),
 }
 """By group and rival; all others are for information."""
 
@@ -93,6 +107,10 @@ def all_cases(threads: int) -> Iterator[Case]:
     name = f"{RAGGED_ITEMS} images of {RAGGED_SIDES[0]} to {RAGGED_SIDES[1]} px"
     yield Case("ragged forward", name, partial(ragged_forward, threads))
     yield Case("ragged forward + backward", name, partial(ragged_backward, threads))
+    yield from arrangement_cases(threads)
+    for name in ("forward", "forward + backward"):
+        build = partial(deformable_attention, name != "forward", threads)
+        yield Case("deformable attention", name, build)
     if threads >= 2:
         yield from thread_cases()
     yield from other_modes(threads)
@@ -111,6 +129,20 @@ def thread_cases() -> Iterator[Case]:
             yield Case("two threads", name, partial(two_threads, build, shape))
 
 
+def arrangement_cases(threads: int) -> Iterator[Case]:
+    """The same points of an explicit grid in rows of any length."""
+    for shape, layouts in (
+        (MAP_OF_POINTS, (torch.contiguous_format, torch.channels_last)),
+        (VOLUME_OF_POINTS, (torch.contiguous_format, torch.channels_last_3d)),
+    ):
+        for layout in layouts:
+            for differentiates in (False, True):
+                last = "" if layout == torch.contiguous_format else ", channels last"
+                name = f"{label(shape)}{last}, {'forward + backward' * differentiates or 'forward'}"
+                build = partial(arrangements, shape, layout, differentiates, threads)
+                yield Case("arrangements of points", name, build, all_ours=True)
+
+
 def other_modes(threads: int) -> Iterator[Case]:
     for mode in ("bicubic", "nearest"):
         options = {"interpolation": mode}, {"mode": mode}
@@ -120,6 +152,51 @@ def other_modes(threads: int) -> Iterator[Case]:
         yield Case("other modes", padding, partial(options_of_both, *options, threads))
     for build in (homography, flow, grid):
         yield Case("other modes", build.__name__, partial(build, threads))
+
+
+def arrangements(shape, layout, differentiates, threads):
+    """Contenders are named by the size of the grid; results are flat, so that they agree."""
+    feature_map = uniform(shape, 0.0, 1.0, seed=1).to(memory_format=layout)
+    dimensions = len(shape) - 2
+    points = uniform((POINTS, dimensions), -1.0, 1.0, seed=2)
+    grads = uniform((1, shape[1], POINTS), -1.0, 1.0, seed=5)
+
+    def call(size):
+        grid = points.reshape(1, *size, dimensions)
+        inputs = feature_map.clone(memory_format=torch.preserve_format), grid.clone()
+        if not differentiates:
+            return lambda: grid_sample(*inputs, align_corners=False).flatten(2)
+        grad_output = grads.reshape(1, shape[1], *size).contiguous(memory_format=layout)
+        leaves = tuple(one.requires_grad_() for one in inputs)
+        sample = partial(grid_sample, align_corners=False)
+        return lambda: [
+            one.flatten(2) if one.shape == feature_map.shape else one.reshape(POINTS, dimensions)
+            for one in differentiated(sample, leaves, grad_output)
+        ]
+
+    sizes = ARRANGEMENTS if dimensions == 2 else VOLUME_ARRANGEMENTS
+    return contenders(threads, {label(size): call(size) for size in sizes})
+
+
+def deformable_attention(differentiates, threads):
+    """What multi-scale deformable attention samples: each head is an item of the batch."""
+    maps = [uniform((HEADS, HEAD_CHANNELS, side, side), 0.0, 1.0, seed=side) for side in LEVELS]
+    size = (QUERIES, POINTS_OF_A_QUERY)
+    grids = [uniform((HEADS, *size, 2), -1.0, 1.0, seed=side + 1) for side in LEVELS]
+    grads = [uniform((HEADS, HEAD_CHANNELS, *size), -1.0, 1.0, seed=side + 2) for side in LEVELS]
+
+    def forward(function):
+        return [function(*pair, align_corners=False) for pair in zip(maps, grids, strict=True)]
+
+    def backward(function):
+        return torch.autograd.grad(forward(function), maps + grids, grads)
+
+    for leaf in maps + grids:
+        leaf.requires_grad_(differentiates)
+    run = backward if differentiates else forward
+    return contenders(
+        threads, {"ours": partial(run, grid_sample), "torch": partial(run, F.grid_sample)}
+    )
 
 
 def label(shape) -> str:

@@ -244,14 +244,24 @@ def _batches(rng):
 
 
 def _sizes(rng, axes):
-    """Up to 70 along each axis (14 in volumes), or thin and up to 300 long."""
+    """Up to 70 along each axis (14 in volumes), thin and up to 300 long, or a little over 4096."""
     style = rng.random()
+    if style < 0.03:
+        return _long_sizes(rng, axes)
     most = 5 if style < 0.5 else 70 if axes == 2 else 14
     sizes = [int(size) for size in rng.integers(1, most + 1, axes)]
     if style < 0.1:
         sizes[rng.integers(axes)] = int(rng.integers(65, 300))
     if rng.random() < 0.05:
         sizes[rng.integers(axes)] = 0
+    return sizes
+
+
+def _long_sizes(rng, axes):
+    """Rows of up to 3, or a row or two: more than one thread takes at a time."""
+    sizes, width = [1] * axes, int(rng.integers(1, 4))
+    long, short = rng.permutation(axes)[:2]
+    sizes[short], sizes[long] = width, 4096 // width + int(rng.integers(1, 200))
     return sizes
 
 

@@ -5,15 +5,15 @@
 
 namespace stn::STN_ISA {
 
-// A block asks for what the block so many rows below will read.
+// A block asks for what the block so many rows below will read, unless rows are shorter than blocks.
 constexpr int kRowsAhead = 8;
 
 // How far in the memory of a channel reads move with kRowsAhead rows of the target, seen at its middle; 0 where
 // that is not known, or maps are small enough to stay in the cache.
 template <class T, int D>
 STN_LARGE_FUNCTION int64_t distance_ahead(const Item& item, int64_t n) {
-  if (has_folded_rows(item)) return 0;
   const int64_t *size = item.target.size, j = size[0] / 2;
+  if (size[0] < kBlock) return 0;
   const PointSource<T, D> source(item, n);
   Points<T, D> here, below;
   source.fill(Block{{n, size[1] / 2, size[2] / 2}, j, 1}, here);

@@ -76,6 +76,20 @@ inline bool is_wide(const char* where, const Array& array) {
 // A stride that no index ever multiplies is free; 1 is as good as any.
 inline int64_t stride_of(const Array& array, size_t axis) { return array.shape(axis) > 1 ? array.stride(axis) : 1; }
 
+// Whether pixels in raster order are evenly spaced in memory. Free strides become such that they are, if they can be,
+// and the first one says how far apart.
+inline bool fit_strides(const int64_t (&size)[kMaxAxes], int64_t (&stride)[kMaxAxes]) {
+  int64_t next = 1;
+  for (int a = kMaxAxes; a-- > 0;)
+    if (size[a] > 1) next = stride[a];
+  bool even = true;
+  for (int a = 0; a < kMaxAxes; ++a) {
+    if (size[a] <= 1) stride[a] = next;
+    even &= stride[a] == next && !__builtin_mul_overflow(stride[a], size[a], &next);
+  }
+  return even;
+}
+
 // (N, C, D, H, W) or (N, C, H, W), axes turned into the order x, y, z.
 inline Map map_of(const char* where, const Array& array, int axes) {
   if (array.ndim() != static_cast<size_t>(axes) + 2) fail(where, std::to_string(axes + 2) + " axes", shape_of(array));
@@ -91,6 +105,7 @@ inline Map map_of(const char* where, const Array& array, int axes) {
     map.stride[a] = a < axes ? stride_of(array, axis) : 1;
     if (map.size[a] > std::numeric_limits<int32_t>::max()) fail(where, "axes shorter than 2^31", shape_of(array));
   }
+  map.even = fit_strides(map.size, map.stride);
   return map;
 }
 
@@ -128,6 +143,7 @@ inline PointField field_of(const char* where, const Array& array, int axes, cons
   field.batch_stride = stride_of(array, 0);
   field.component_stride = stride_of(array, array.ndim() - 1);
   for (int a = 0; a < kMaxAxes; ++a) field.stride[a] = a < axes ? stride_of(array, static_cast<size_t>(axes - a)) : 1;
+  field.even = fit_strides(target.size, field.stride);
   return field;
 }
 

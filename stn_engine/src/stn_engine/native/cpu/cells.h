@@ -83,7 +83,8 @@ STN_FUNCTION Lanes<T> remainders(const Lanes<T>& x, T period) {
   return load(lanes);
 }
 
-// Coordinates mirrored into the map, exactly, whatever their magnitude.
+// Coordinates mirrored into the map, exactly, whatever their magnitude; those within it keep their last bit, which
+// the way to the mirror and back would round.
 template <class T>
 STN_FUNCTION void mirror_axis(Mirror<T> mirror, T last, int lanes, T* x, T* slope) {
   const T period = 2 * mirror.span;
@@ -91,9 +92,10 @@ STN_FUNCTION void mirror_axis(Mirror<T> mirror, T last, int lanes, T* x, T* slop
   for (int b = 0; b < lanes; b += kLanes) {
     const Lanes<T> at = load(x + b), distance = magnitude(at - mirror.low);
     const Lanes<T> rest = near ? near_remainder(distance, period) : remainders(distance, period);
-    const Padded<Lanes<T>> moved = reflected(at, rest, mirror, last);
-    store(moved.x, x + b);
-    store(moved.slope, slope + b);
+    const Padded<Lanes<T>> kept = clipped(at, Lanes<T>::all(1), last), moved = reflected(at, rest, mirror, last);
+    const Lanes<Mask<T>> inside = kept.x == at;
+    store(choose(inside, kept.x, moved.x), x + b);
+    store(choose(inside, kept.slope, moved.slope), slope + b);
   }
 }
 
@@ -146,13 +148,15 @@ struct CellLanes {
   }
 };
 
-// Whether sixteen points read nothing but whole cells.
+// Whether sixteen points read nothing but whole cells. On the outermost centres a padding that moves coordinates has
+// no slope.
 template <class T, int D>
-STN_FUNCTION bool are_inside(const Points<T, D>& points, const CellPlan<T, D>& plan, int b) {
+STN_FUNCTION bool are_inside(const Sampling& sampling, const Points<T, D>& points, const CellPlan<T, D>& plan, int b) {
+  const bool constant = pads_by_constant(sampling);
   Lanes<Mask<T>> all = Lanes<Mask<T>>::all(-1);
   for (int a = 0; a < D; ++a) {
-    const Lanes<T> x = load(points.at[a] + b);
-    all &= (x >= Lanes<T>{}) & (x < Lanes<T>::all(static_cast<T>(plan.size[a] - 1)));
+    const Lanes<T> x = load(points.at[a] + b), first{};
+    all &= (constant ? x >= first : x > first) & (x < Lanes<T>::all(static_cast<T>(plan.size[a] - 1)));
   }
   return all_of(all);
 }
@@ -223,7 +227,7 @@ STN_FUNCTION bool has_small_offsets(const Map& map) {
 template <class T, int D>
 STN_FUNCTION void plan_cells(const Sampling& sampling, int count, Points<T, D>& points, CellPlan<T, D>& plan) {
   for (int b = 0; b < count; b += kLanes)
-    if (!sampling.zero_subgradient && are_inside(points, plan, b)) plan_inside(points, plan, b);
+    if (!sampling.zero_subgradient && are_inside(sampling, points, plan, b)) plan_inside(points, plan, b);
     else plan_edge(sampling, points, plan, b);
 }
 

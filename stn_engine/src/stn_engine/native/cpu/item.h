@@ -19,6 +19,7 @@ struct Map {
   int64_t size[kMaxAxes];
   int64_t batch_stride, channel_stride;
   int64_t stride[kMaxAxes];
+  bool even;  // pixels that follow one another in raster order are stride[0] apart
 };
 
 // One point per target pixel: a grid, a flow, or their gradient.
@@ -28,6 +29,7 @@ struct PointField {
   int64_t batch;
   int64_t batch_stride, component_stride;
   int64_t stride[kMaxAxes];
+  bool even;  // as of a map
 };
 
 struct Sampling {
@@ -68,19 +70,20 @@ struct Item {
   double* by_parameters;  // (batch of the generator, count), or null
   PointField by_field;    // flow and grid only; no data if not asked for
 
-  // Rows of target pixels along x.
-  STN_MEMBER int64_t rows() const { return target.size[1] * target.size[2]; }
+  // Target pixels.
+  STN_MEMBER int64_t pixels() const { return target.size[0] * target.size[1] * target.size[2]; }
 };
 
-// How rows are cut into units of work. Depends on sizes alone: partial sums must not depend on threads.
-STN_FUNCTION int64_t rows_per_chunk(const Item& item) {
-  const int64_t width = item.target.size[0] < 1 ? 1 : item.target.size[0];
-  return width >= 4096 ? 1 : 4096 / width;
+// How the target's pixels, in raster order, are cut into units of work: whole rows where these are short. Depends on
+// sizes alone: partial sums must not depend on threads.
+STN_FUNCTION int64_t pixels_per_chunk(const Item& item) {
+  const int64_t most = 4096, width = item.target.size[0];
+  return width < 1 || width > most ? most : most / width * width;
 }
 
 STN_FUNCTION int64_t chunks(const Item& item) {
-  const int64_t step = rows_per_chunk(item);
-  return (item.rows() + step - 1) / step;
+  const int64_t step = pixels_per_chunk(item);
+  return (item.pixels() + step - 1) / step;
 }
 
 }  // namespace stn

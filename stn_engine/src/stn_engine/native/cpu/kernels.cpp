@@ -1,7 +1,7 @@
 // All kernels, for the instruction set and the storage type that the build names: compiled once for each pair.
 #include "kernels.h"
 
-#include "parameter_rows.h"
+#include "parameter_runs.h"
 #include "scatter.h"
 #include "tiles.h"
 
@@ -47,8 +47,8 @@ void band(const Item& item, int64_t n, int64_t first, int64_t last) {
 // Maps of integers have no gradients.
 template <class S, int D>
 constexpr Kernels kernels_of() {
-  if constexpr (std::is_integral_v<S>) return {warp_rows<S, D>, nullptr, nullptr, nullptr, nullptr, nullptr};
-  else return {warp_rows<S, D>, parameter_rows<S, D>, field_rows<S, D>, tiles<S, D>, tile<S, D>, band<S, D>};
+  if constexpr (std::is_integral_v<S>) return {warp_run<S, D>, nullptr, nullptr, nullptr, nullptr, nullptr};
+  else return {warp_run<S, D>, parameter_run<S, D>, field_run<S, D>, tiles<S, D>, tile<S, D>, band<S, D>};
 }
 
 using float32 = float;

@@ -57,7 +57,7 @@ constexpr int64_t kWorthFreeing = 1 << 14;
 
 bool is_worth_freeing(const std::vector<Item>& items) {
   int64_t numbers = 0;
-  for (const Item& item : items) numbers += item.batch * item.rows() * item.target.size[0] * item.target.channels;
+  for (const Item& item : items) numbers += item.batch * item.pixels() * item.target.channels;
   return numbers >= kWorthFreeing;
 }
 

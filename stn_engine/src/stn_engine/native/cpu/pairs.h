@@ -46,16 +46,24 @@ STN_FUNCTION Pairs<Compute<S>> load_pairs(const S* at, const int* offset, int st
 
 #if defined(__AVX512F__)
 
-STN_FUNCTION __m256i load_eight(const int* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
+// Eight pairs by masked loads of 64 bits each: as fast as gathers where these are fast, and faster elsewhere.
+STN_FUNCTION __m512 eight_pairs(const float* at, const int* offset) {
+  __m512d pairs = _mm512_setzero_pd();
+#pragma GCC unroll 8
+  for (int l = 0; l < 8; ++l) {
+    double pair;
+    std::memcpy(&pair, at + offset[l], sizeof pair);
+    pairs = _mm512_mask_broadcastsd_pd(pairs, static_cast<__mmask8>(1 << l), _mm_set_sd(pair));
+  }
+  return _mm512_castpd_ps(pairs);
+}
 
-// Eight pairs by one gather of 64 bits each, then even and odd halves.
+// Even and odd halves of pairs.
 STN_FUNCTION Pairs<float> load_adjacent(const float* at, const int* offset) {
   const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
   const __m512i odd = _mm512_set_epi32(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
-  const __m512i low = _mm512_i32gather_epi64(load_eight(offset), at, sizeof(float));
-  const __m512i high = _mm512_i32gather_epi64(load_eight(offset + 8), at, sizeof(float));
-  return {lanes_of(_mm512_castsi512_ps(_mm512_permutex2var_epi32(low, even, high))),
-          lanes_of(_mm512_castsi512_ps(_mm512_permutex2var_epi32(low, odd, high)))};
+  const __m512 low = eight_pairs(at, offset), high = eight_pairs(at, offset + 8);
+  return {lanes_of(_mm512_permutex2var_ps(low, even, high)), lanes_of(_mm512_permutex2var_ps(low, odd, high))};
 }
 
 #elif defined(__AVX2__)

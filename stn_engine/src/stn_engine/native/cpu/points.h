@@ -1,5 +1,4 @@
-// Source points of a block of target pixels in one row, and the adjoint: the grid generator, of which no
-// grid is ever in memory.
+// Source points of a block of target pixels, and the adjoint: the grid generator, of which no grid is ever in memory.
 #pragma once
 
 #include "blocks.h"
@@ -14,14 +13,19 @@ struct Points {
 
 STN_FUNCTION int whole_lanes(int count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
-// G of one channel at the points of a block, 0 in the lanes behind them.
+// G of channel c at the points of a block, 0 in the lanes behind them.
 template <class S>
-STN_FUNCTION void load_grad(const S* grad, int64_t stride, int count, Compute<S>* out) {
-  if (stride == 1)
-    for (int b = 0; b < count; ++b) out[b] = widened(grad[b]);
-  else
-    for (int b = 0; b < count; ++b) out[b] = widened(grad[b * stride]);
-  for (int b = count; b < whole_lanes(count); ++b) out[b] = 0;
+STN_FUNCTION void load_grad(const Map& target, const Block& block, int64_t c, Compute<S>* out) {
+  const S* channel = channel_of<const S>(target, block.row, c);
+  const int64_t stride = target.stride[0];
+  for_pieces(target, block, [&](int first, int count, int64_t offset) {
+    const S* grad = channel + offset;
+    if (stride == 1)
+      for (int b = 0; b < count; ++b) out[first + b] = widened(grad[b]);
+    else
+      for (int b = 0; b < count; ++b) out[first + b] = widened(grad[b * stride]);
+  });
+  for (int b = block.count; b < whole_lanes(block.count); ++b) out[b] = 0;
 }
 
 template <class T>
@@ -40,10 +44,10 @@ STN_FUNCTION Lanes<T> transformed(const T (&row)[kMaxAxes + 1], const Places<T, 
   return constant + row[0] * places.at[0];
 }
 
+// One component of the points of an item.
 template <class P>
-STN_FUNCTION P* field_start(const PointField& field, const Block& block) {
-  return static_cast<P*>(field.data) + item_of(block.row.n, field.batch) * field.batch_stride +
-         block.row.i * field.stride[1] + block.row.k * field.stride[2] + block.j * field.stride[0];
+STN_FUNCTION P* component_of(const PointField& field, int64_t n, int a) {
+  return static_cast<P*>(field.data) + item_of(n, field.batch) * field.batch_stride + a * field.component_stride;
 }
 
 // PyTorch's own order of operations, so that ties of nearest fall on the same side.
@@ -51,17 +55,19 @@ template <class T, class P, int D>
 STN_LARGE_FUNCTION void grid_points(const Item& item, const Block& block, Points<T, D>& points) {
   using Wide = std::conditional_t<std::is_same_v<P, double>, double, T>;
   const PointField& field = item.generator.field;
-  const P* from = field_start<P>(field, block);
   for (int a = 0; a < D; ++a) {
     const Wide size = static_cast<Wide>(item.source.size[a]);
-    const P* component = from + a * field.component_stride;
-    for (int b = 0; b < block.count; ++b) {
-      const Wide x = component[b * field.stride[0]];
-      Wide pixel = x;
-      if (item.sampling.unit == Unit::normalized) pixel = ((x + 1) * size - 1) / 2;
-      if (item.sampling.unit == Unit::normalized_corners) pixel = (x + 1) / 2 * (size - 1);
-      points.at[a][b] = static_cast<T>(pixel);
-    }
+    const P* component = component_of<const P>(field, block.row.n, a);
+    for_pieces(field, block, [&](int first, int count, int64_t offset) {
+      T* out = points.at[a] + first;
+      for (int b = 0; b < count; ++b) {
+        const Wide x = component[offset + b * field.stride[0]];
+        Wide pixel = x;
+        if (item.sampling.unit == Unit::normalized) pixel = ((x + 1) * size - 1) / 2;
+        if (item.sampling.unit == Unit::normalized_corners) pixel = (x + 1) / 2 * (size - 1);
+        out[b] = static_cast<T>(pixel);
+      }
+    });
   }
 }
 
@@ -70,20 +76,26 @@ template <class T, class P, int D>
 STN_LARGE_FUNCTION void flow_points(const Item& item, const Block& block, Points<T, D>& points) {
   const PointField& field = item.generator.field;
   const Lattice& lattice = item.generator.lattice;
-  const P* from = field_start<P>(field, block);
-  const int64_t pixel[kMaxAxes] = {block.j, block.row.i, block.row.k};
+  const Placer<double, D> places(block);
   for (int a = 0; a < D; ++a) {
     const TargetAxis target = target_axis(lattice.target[a], lattice.unit);
     const SourceAxis source = source_axis(lattice.source[a], lattice.unit);
     const double slope = static_cast<double>(source.u * target.p);
     const double offset = static_cast<double>(source.u * target.q + source.v * target.r);
     const double divisor = static_cast<double>(source.w * target.r), scale = ratio(source.u, source.w);
-    const P* component = from + a * field.component_stride;
-    for (int b = 0; b < block.count; ++b) {
-      const double place = static_cast<double>(pixel[a] + (a == 0 ? b : 0));
-      const double identity = (place * slope + offset) / divisor;
-      points.at[a][b] = static_cast<T>(identity + static_cast<double>(component[b * field.stride[0]]) * scale);
+    const P* component = component_of<const P>(field, block.row.n, a);
+    const bool differs = a == 0 || block.width > 0;  // from pixel to pixel
+    alignas(64) double identity[kBlock];
+    Lanes<double> some;
+    for (int b = 0; b < block.count; b += kLanes) {
+      if (b == 0 || differs) some = (places(b).at[a] * slope + offset) / divisor;
+      store(some, identity + b);
     }
+    for_pieces(field, block, [&](int first, int count, int64_t start) {
+      for (int b = 0; b < count; ++b)
+        points.at[a][first + b] =
+            static_cast<T>(identity[first + b] + static_cast<double>(component[start + b * field.stride[0]]) * scale);
+    });
   }
 }
 
@@ -104,7 +116,7 @@ STN_LARGE_FUNCTION void spline_points(const Item& item, const Block& block, Poin
   }
 }
 
-// The generator of one item of a batch, ready to run along rows.
+// The generator of one item of a batch, ready for any block.
 template <class T, int D>
 class PointSource {
  public:

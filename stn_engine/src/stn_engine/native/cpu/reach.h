@@ -192,4 +192,38 @@ class Columns {
   Limit limits_[2 * kMaxAxes];
 };
 
+// Whether the blocks that may read a box go on in the rows below: nothing is known of columns, or to leave some out
+// would not save a single vector.
+STN_FUNCTION bool has_readers_across_rows(const Item& item) {
+  return !item.generator.is_linear() || item.target.size[0] <= kLanes;
+}
+
+// Runs visit(block) over the target pixels of item n that may read a box, in raster order, until it returns false.
+template <class Visit>
+STN_FUNCTION bool for_readers(const Item& item, int64_t n, const Reach& reach, const Box& box, Visit visit) {
+  const int64_t* size = item.target.size;
+  const Range depth = item.axes == 3 ? reach.rows(box, 2) : Range{0, size[2]};
+  Range height = reach.rows(box, 1);
+  if (has_readers_across_rows(item)) {
+    if (size[0] * size[1] <= kLanes) height = {0, size[1]};
+    const bool whole_planes = height.first == 0 && height.last == size[1];
+    bool goes_on = true;
+    for (int64_t k = depth.first; goes_on && k < depth.last; k = whole_planes ? depth.last : k + 1) {
+      const int64_t last = whole_planes ? depth.last - 1 : k;
+      const Range run = {(k * size[1] + height.first) * size[0], (last * size[1] + height.last) * size[0]};
+      for_blocks_of_run(item, n, run, [&](const Block& block) { goes_on = goes_on && visit(block); });
+    }
+    return goes_on;
+  }
+  const Columns columns(reach, box);
+  for (int64_t k = depth.first; k < depth.last; ++k)
+    for (int64_t i = height.first; i < height.last; ++i) {
+      const Row row = {n, i, k};
+      bool goes_on = true;
+      for_blocks_of_row(row, columns(row), [&](const Block& block) { goes_on = goes_on && visit(block); });
+      if (!goes_on) return false;
+    }
+  return true;
+}
+
 }  // namespace stn::STN_ISA

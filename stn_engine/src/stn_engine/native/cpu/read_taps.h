@@ -64,23 +64,35 @@ struct InsideTaps {
   }
 };
 
-// V of sixteen points, of which `count` are asked for, in every channel.
+// V of sixteen points of a block from b on, in every channel.
 template <class S, class T, int D, int K, bool Adjacent>
-STN_LARGE_FUNCTION void warp_inside_taps(const Item& item, const S* source, const Points<T, D>& points, int b,
-                                         int count, int64_t ahead, S* out) {
+STN_LARGE_FUNCTION void warp_inside_taps(const Item& item, const S* source, const Points<T, D>& points,
+                                         const Block& block, int b, int64_t ahead) {
   const InsideTaps<T, D, K> taps(item, points, b);
+  const Map& target = item.target;
+  const bool even = is_even(target, block);
+  const int count = block.count - b < kLanes ? block.count - b : kLanes;
+  S* channel = channel_of<S>(target, block.row, 0);
   for (int64_t c = 0; c < item.source.channels; ++c) {
     if (ahead != 0) fetch_ahead(source, taps.offset, kLanes, ahead);
-    store_lanes<S>(taps.template sum<Adjacent>(source), count, item.target.stride[0], out);
+    const Lanes<T> values = taps.template sum<Adjacent>(source);
+    if (even) {
+      store_lanes<S>(values, count, target.stride[0], channel + offset_of(target, block.row, block.j + b));
+    } else {
+      alignas(64) T numbers[kLanes];
+      store(values, numbers);
+      store_values<S>(numbers, target, block, b, count, channel);
+    }
     source += item.source.channel_stride;
-    out += item.target.channel_stride;
+    channel += target.channel_stride;
   }
 }
 
-// V of up to sixteen points, whatever they read.
+// The same, whatever they read.
 template <class S, class T, int D, int K>
-STN_LARGE_FUNCTION void warp_edge_taps(const Item& item, const S* source, const Points<T, D>& points, int b, int count,
-                                       S* out) {
+STN_LARGE_FUNCTION void warp_edge_taps(const Item& item, const S* source, const Points<T, D>& points,
+                                       const Block& block, int b) {
+  const int count = block.count - b < kLanes ? block.count - b : kLanes;
   Points<T, D> some;
   for (int a = 0; a < D; ++a) store(load(points.at[a] + b), some.at[a]);
   TapPlan<T, D, K> plan;
@@ -89,7 +101,7 @@ STN_LARGE_FUNCTION void warp_edge_taps(const Item& item, const S* source, const 
     T values[kLanes];
     read_taps<S, T, D, K>(source + c * item.source.channel_stride, plan, count, constants_of<T>(item.sampling, c),
                           values);
-    store_row<S>(values, count, item.target.stride[0], out + c * item.target.channel_stride);
+    store_values<S>(values, item.target, block, b, count, channel_of<S>(item.target, block.row, c));
   }
 }
 

@@ -21,29 +21,49 @@ struct Band {
 template <class T>
 struct Products {
   static constexpr int kRoom = 1024;
-  int count = 0;
-  int64_t offset[kRoom];
+  int count = 0, points = 0;
+  int64_t offset[kRoom];  // of the pixel in the band
   T weight[kRoom];
-  int lane[kRoom];
+  int64_t from[kBlock];  // of G at a point, in a channel
+  int end[kBlock];       // of a point's products
 };
+
+// Adds them to some channels, each in a plane of its own.
+template <int Channels, class S, class T>
+STN_FUNCTION void add_to_planes(const Products<T>& products, const S* grad, int64_t grad_stride, T* sums,
+                                int64_t stride) {
+  for (int p = 0, e = 0; p < products.points; ++p) {
+    T from[Channels];
+    for (int c = 0; c < Channels; ++c) from[c] = widened(grad[products.from[p] + c * grad_stride]);
+    for (; e < products.end[p]; ++e) {
+      T* sum = sums + products.offset[e];
+      const T weight = products.weight[e];
+      for (int c = 0; c < Channels; ++c) sum[c * stride] += weight * from[c];
+    }
+  }
+}
 
 template <class S, class T>
 STN_LARGE_FUNCTION void add_products(const Products<T>& products, const S* grad, const Map& target, int64_t channels,
                                      const Band<T>& band) {
-  const int64_t step = target.stride[0];
   if (band.channel_stride == 1 && target.channel_stride == 1) {
-    for (int e = 0; e < products.count; ++e) {
-      T* __restrict__ sum = band.data + products.offset[e];
-      const S* __restrict__ from = grad + products.lane[e] * step;
-      const T weight = products.weight[e];
-      for (int64_t c = 0; c < channels; ++c) sum[c] += weight * widened(from[c]);
+    for (int p = 0, e = 0; p < products.points; ++p) {
+      const S* __restrict__ from = grad + products.from[p];
+      for (; e < products.end[p]; ++e) {
+        T* __restrict__ sum = band.data + products.offset[e];
+        const T weight = products.weight[e];
+        for (int64_t c = 0; c < channels; ++c) sum[c] += weight * widened(from[c]);
+      }
     }
     return;
   }
-  for (int64_t c = 0; c < channels; ++c)
-    for (int e = 0; e < products.count; ++e)
-      band.data[c * band.channel_stride + products.offset[e]] +=
-          products.weight[e] * widened(grad[c * target.channel_stride + products.lane[e] * step]);
+  constexpr int kTogether = 4;
+  const int64_t step = target.channel_stride;
+  int64_t c = 0;
+  for (; c + kTogether <= channels; c += kTogether)
+    add_to_planes<kTogether>(products, grad + c * step, step, band.data + c * band.channel_stride, band.channel_stride);
+  for (; c < channels; ++c)
+    add_to_planes<1>(products, grad + c * step, step, band.data + c * band.channel_stride, band.channel_stride);
 }
 
 // Strides of the pixels of a band's memory may differ from the map's own.
@@ -55,23 +75,27 @@ STN_FUNCTION bool is_in_band(const TapPlan<T, D, K>& plan, int tap, int b, const
 }
 
 template <class S, class T, int D, int K>
-STN_LARGE_FUNCTION void scatter_block(const Item& item, const TapPlan<T, D, K>& plan, int count, const S* grad,
+STN_LARGE_FUNCTION void scatter_block(const Item& item, const TapPlan<T, D, K>& plan, const Block& block,
                                       const Band<T>& band) {
+  const S* grad = channel_of<const S>(item.target, block.row, 0);
   Products<T> products;
-  for (int b = 0; b < count; ++b) {
-    if (!plan.live[b]) continue;
-    if (products.count + kTaps<D, K> > Products<T>::kRoom) {
-      add_products(products, grad, item.target, item.source.channels, band);
-      products.count = 0;
+  for_pieces(item.target, block, [&](int first, int count, int64_t from) {
+    for (int b = first; b < first + count; ++b, from += item.target.stride[0]) {
+      if (!plan.live[b]) continue;
+      if (products.count + kTaps<D, K> > Products<T>::kRoom) {
+        add_products(products, grad, item.target, item.source.channels, band);
+        products.count = products.points = 0;
+      }
+      for (int tap = 0; tap < kTaps<D, K>; ++tap) {
+        if (!tap_inside(plan, tap, b) || !is_in_band(plan, tap, b, item, band)) continue;
+        const int e = products.count++;
+        products.offset[e] = tap_offset(plan, tap, b);
+        products.weight[e] = tap_weight(plan, tap, b);
+      }
+      products.from[products.points] = from;
+      products.end[products.points++] = products.count;
     }
-    for (int tap = 0; tap < kTaps<D, K>; ++tap) {
-      if (!tap_inside(plan, tap, b) || !is_in_band(plan, tap, b, item, band)) continue;
-      const int e = products.count++;
-      products.offset[e] = tap_offset(plan, tap, b);
-      products.weight[e] = tap_weight(plan, tap, b);
-      products.lane[e] = b;
-    }
-  }
+  });
   add_products(products, grad, item.target, item.source.channels, band);
 }
 
@@ -95,18 +119,14 @@ template <class S, class T, int D, int K>
 STN_LARGE_FUNCTION void scatter_item(const Item& item, int64_t n, const Band<T>& band) {
   const PointSource<T, D> source(item, n);
   const Reach reach = Reach::of<T>(item, source.matrix());
-  const Columns columns(reach, band_box<D, K>(item, band.first, band.last));
-  for (int64_t row_index = 0; row_index < item.rows(); ++row_index) {
-    const Row row = row_of(item, n, row_index);
-    const Range piece = columns(row);
-    for_pieces(row, piece, [&](const Block& block) {
-      Points<T, D> points;
-      source.fill(block, points);
-      TapPlan<T, D, K> plan;
-      plan_taps(item, block.count, points, plan);
-      scatter_block<S>(item, plan, block.count, start_of<const S>(item.target, block), band);
-    });
-  }
+  for_readers(item, n, reach, band_box<D, K>(item, band.first, band.last), [&](const Block& block) {
+    Points<T, D> points;
+    source.fill(block, points);
+    TapPlan<T, D, K> plan;
+    plan_taps(item, block.count, points, plan);
+    scatter_block<S>(item, plan, block, band);
+    return true;
+  });
 }
 
 // Visits every pixel of a band in every channel.

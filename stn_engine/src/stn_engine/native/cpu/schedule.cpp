@@ -52,14 +52,12 @@ void run(const std::vector<Span>& spans, int threads, const std::function<void(c
   });
 }
 
-int64_t chunk_size(const Item& item) { return rows_per_chunk(item) * item.target.size[0] * item.target.channels; }
+int64_t chunk_size(const Item& item) { return std::min(pixels_per_chunk(item), item.pixels()) * item.target.channels; }
 
-bool has_pixels(const Item& item) {
-  return item.batch > 0 && item.target.size[0] > 0 && item.rows() > 0 && item.source.channels > 0;
-}
+bool has_pixels(const Item& item) { return item.batch > 0 && item.pixels() > 0 && item.source.channels > 0; }
 
-// Chunks of rows of every item of every batch.
-std::vector<Span> row_spans(const std::vector<Item>& items, const std::function<int64_t(const Item&)>& batch_of) {
+// Chunks of the target's pixels of every item of every batch.
+std::vector<Span> chunk_spans(const std::vector<Item>& items, const std::function<int64_t(const Item&)>& batch_of) {
   std::vector<Span> spans;
   for (size_t i = 0; i < items.size(); ++i) {
     if (!has_pixels(items[i])) continue;
@@ -69,13 +67,13 @@ std::vector<Span> row_spans(const std::vector<Item>& items, const std::function<
   return spans;
 }
 
-struct Rows {
+struct Pixels {
   int64_t first, last;
 };
 
-Rows rows_of(const Item& item, int64_t first_chunk, int64_t last_chunk) {
-  const int64_t step = rows_per_chunk(item);
-  return {first_chunk * step, std::min(last_chunk * step, item.rows())};
+Pixels pixels_of(const Item& item, int64_t first_chunk, int64_t last_chunk) {
+  const int64_t step = pixels_per_chunk(item);
+  return {first_chunk * step, std::min(last_chunk * step, item.pixels())};
 }
 
 const Kernels& kernels_of(const InstructionSet& isa, const Item& item) {
@@ -138,12 +136,12 @@ void finish(const Item& item, Partials& partials) {
 void parameter_gradients(const std::vector<Item>& items, const InstructionSet& isa, int threads) {
   std::vector<Partials> partials(items.begin(), items.end());
   const auto batch_of = [](const Item& item) { return has_parameter_gradient(item) ? item.batch : 0; };
-  run(row_spans(items, batch_of), threads, [&](const Task& task) {
+  run(chunk_spans(items, batch_of), threads, [&](const Task& task) {
     const Item& item = items[static_cast<size_t>(task.item)];
     Partials& mine = partials[static_cast<size_t>(task.item)];
     for (int64_t chunk = task.first; chunk < task.last; ++chunk) {
-      const Rows rows = rows_of(item, chunk, chunk + 1);
-      kernels_of(isa, item).parameter_rows(item, task.n, rows.first, rows.last, mine.at(task.n, chunk));
+      const Pixels pixels = pixels_of(item, chunk, chunk + 1);
+      kernels_of(isa, item).parameter_run(item, task.n, pixels.first, pixels.last, mine.at(task.n, chunk));
     }
   });
   for (size_t i = 0; i < items.size(); ++i)
@@ -155,10 +153,10 @@ void field_gradients(const std::vector<Item>& items, const InstructionSet& isa, 
     const bool needed = item.by_field.data != nullptr && item.sampling.interpolation != Interpolation::nearest;
     return needed ? item.by_field.batch : 0;
   };
-  run(row_spans(items, batch_of), threads, [&](const Task& task) {
+  run(chunk_spans(items, batch_of), threads, [&](const Task& task) {
     const Item& item = items[static_cast<size_t>(task.item)];
-    const Rows rows = rows_of(item, task.first, task.last);
-    kernels_of(isa, item).field_rows(item, task.n, rows.first, rows.last);
+    const Pixels pixels = pixels_of(item, task.first, task.last);
+    kernels_of(isa, item).field_run(item, task.n, pixels.first, pixels.last);
   });
 }
 
@@ -175,7 +173,7 @@ void map_gradients(const std::vector<Item>& items, const InstructionSet& isa, in
     if (item.by_source.data == nullptr || !has_pixels(item)) continue;
     const int64_t tiles = kernels_of(isa, item).tiles(item);
     const int64_t units = tiles > 0 ? tiles : bands(item, threads);
-    const int64_t size = item.target.size[0] * item.rows() * item.target.channels * item.batch;
+    const int64_t size = item.pixels() * item.target.channels * item.batch;
     for (int64_t n = 0; n < item.source.batch; ++n)
       spans.push_back({static_cast<int64_t>(i), n, units, size / (units * item.source.batch) + 1});
   }
@@ -193,10 +191,10 @@ void map_gradients(const std::vector<Item>& items, const InstructionSet& isa, in
 }  // namespace
 
 void warp(const std::vector<Item>& items, const InstructionSet& isa, int threads) {
-  run(row_spans(items, [](const Item& item) { return item.batch; }), threads, [&](const Task& task) {
+  run(chunk_spans(items, [](const Item& item) { return item.batch; }), threads, [&](const Task& task) {
     const Item& item = items[static_cast<size_t>(task.item)];
-    const Rows rows = rows_of(item, task.first, task.last);
-    kernels_of(isa, item).warp_rows(item, task.n, rows.first, rows.last);
+    const Pixels pixels = pixels_of(item, task.first, task.last);
+    kernels_of(isa, item).warp_run(item, task.n, pixels.first, pixels.last);
   });
 }
 

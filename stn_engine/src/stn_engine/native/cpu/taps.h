@@ -55,7 +55,7 @@ STN_FUNCTION void put_taps(const Item& item, int a, int b, T x, T slope, bool co
   for (int k = 0; k < K; ++k) {
     const T place = taps.first + static_cast<T>(k);
     const bool inside = (place >= T(0)) & (place <= last);
-    plan.inside[a][k][b] = inside | !constant ? -1 : 0;
+    plan.inside[a][k][b] = (inside | !constant) ? -1 : 0;
     plan.weight[a][k][b] = taps.weight[k];
     plan.slope[a][k][b] = taps.slope[k] * slope;
     plan.offset[a][k][b] =
@@ -85,7 +85,7 @@ STN_FUNCTION void plan_axis(const Item& item, int a, int lanes, T* x, TapPlan<T,
   for (int b = 0; b < lanes; ++b) slope[b] = T(1);
   if (constant) {
     for (int b = 0; b < lanes; ++b) {
-      plan.live[b] &= (x[b] >= -reach) & (x[b] <= last + reach) ? -1 : 0;
+      plan.live[b] &= ((x[b] >= -reach) & (x[b] <= last + reach)) ? -1 : 0;
       x[b] = clamp_to(x[b], -reach, last + reach);
     }
   } else if (K < 4) {

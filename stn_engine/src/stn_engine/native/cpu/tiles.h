@@ -69,7 +69,11 @@ template <class S, class T, int D, int K>
 class Tile {
  public:
   STN_MEMBER Tile(const Item& item, const Tiling& tiling, int64_t unit)
-      : item_(item), keeps_(tiling.keeps), group_(tiling.group), first_channel_(unit % tiling.shares * tiling.share) {
+      : item_(item),
+        keeps_(tiling.keeps),
+        across_rows_(has_readers_across_rows(item)),
+        group_(tiling.group),
+        first_channel_(unit % tiling.shares * tiling.share) {
     end_channel_ = at_most_size(first_channel_ + tiling.share, item.source.channels);
     int64_t place = unit / tiling.shares;
     cells_ = 1;
@@ -103,49 +107,53 @@ class Tile {
   // All taps of a cell in one vector.
   typedef T TapVector __attribute__((vector_size(kAll * sizeof(T))));
 
-  // Runs visit(source, block) over the target pixels of item n that may reach the tile, until it returns false.
-  template <class Visit>
-  STN_MEMBER bool for_item(int64_t n, Visit visit) {
+  // Points that are planned one after the other, and where G is at them: evenly spaced from the first on, or, if they
+  // go on in the rows below, where from_ says.
+  struct Planned {
+    const S* grads;  // of the first channel
+    int count;
+  };
+
+  // Plans the target pixels of item n that may reach the tile from place at() on, until visit(planned) returns false.
+  template <class At, class Visit>
+  STN_MEMBER bool for_item(int64_t n, At at, Visit visit) {
     const PointSource<T, D> source(item_, n);
     const Reach reach = Reach::of<T>(item_, source.matrix());
-    const Box box = reading_box();
-    const Columns columns(reach, box);
-    const Range depth = D == 3 ? reach.rows(box, 2) : Range{0, item_.target.size[2]};
-    const Range height = reach.rows(box, 1);
-    for (int64_t k = depth.first; k < depth.last; ++k)
-      for (int64_t i = height.first; i < height.last; ++i) {
-        const Row row = {n, i, k};
-        const Range range = columns(row);
-        for (int64_t j = range.first; j < range.last; j += kBlock)
-          if (!visit(source, Block{row, j, static_cast<int>(at_most_size(range.last - j, kBlock))})) return false;
-      }
-    return true;
+    return for_readers(item_, n, reach, reading_box(), [&](const Block& block) {
+      if (at() + block.count > kPoints) return false;
+      plan(source, block, at());
+      const S* grads = channel_of<const S>(item_.target, block.row, 0);
+      if (across_rows_) return visit(Planned{grads, compact(block, at())});
+      return visit(Planned{grads + offset_of(item_.target, block.row, block.j), block.count});
+    });
   }
 
   void add_item(int64_t n) {
-    for_item(n, [&](const PointSource<T, D>& source, const Block& block) {
-      plan(source, block, 0);
-      add(start_of<const S>(item_.target, block), block.count, 0);
-      return true;
-    });
+    for_item(
+        n, [] { return 0; },
+        [&](const Planned& planned) {
+          add(planned, 0);
+          return true;
+        });
   }
 
   // Plans all of item n; false if there is no room for it.
   bool keep(int64_t n) {
     blocks_ = points_ = 0;
-    return for_item(n, [&](const PointSource<T, D>& source, const Block& block) {
-      if (blocks_ == kMaxBlocks || points_ + block.count > kPoints) return false;
-      plan(source, block, points_);
-      kept_[blocks_++] = {start_of<const S>(item_.target, block), block.count};
-      points_ += block.count;
-      return true;
-    });
+    return for_item(
+        n, [&] { return points_; },
+        [&](const Planned& planned) {
+          if (blocks_ == kMaxBlocks) return false;
+          kept_[blocks_++] = planned;
+          points_ += planned.count;
+          return true;
+        });
   }
 
   void add_kept() {
     int at = 0;
     for (int k = 0; k < blocks_; ++k) {
-      add(kept_[k].grads, kept_[k].count, at);
+      add(kept_[k], at);
       at += kept_[k].count;
     }
   }
@@ -176,6 +184,21 @@ class Tile {
     for (int b = 0; b < lanes; b += kLanes) plan_lanes(b, at + b, load(live + b), points);
   }
 
+  // Leaves out the points of a block that do not reach the tile; how many are left.
+  STN_MEMBER int compact(const Block& block, int at) {
+    const int nowhere = static_cast<int>(cells_) * kAll;
+    int to = at;
+    for_pieces(item_.target, block, [&](int first, int count, int64_t offset) {
+      for (int b = at + first; b < at + first + count; ++b, offset += item_.target.stride[0]) {
+        if (place_[b] == nowhere) continue;
+        place_[to] = place_[b];
+        std::memcpy(weight_ + to * kAll, weight_ + b * kAll, kAll * sizeof(T));
+        from_[to++] = offset;
+      }
+    });
+    return to - at;
+  }
+
   STN_MEMBER void plan_lanes(int b, int to, Lanes<Mask<T>> live, const Points<T, D>& points) {
     AxisTaps<Lanes<T>, K> taps[D];
     Lanes<int32_t> cell{};
@@ -200,16 +223,19 @@ class Tile {
       for (int tap = 0; tap < kAll; ++tap) weight[l * kAll + tap] = products[tap][l];
   }
 
-  // Adds what a block has for the present channels; its plan begins at place `at`.
-  STN_MEMBER void add(const S* grads, int count, int at) {
+  // Adds what points planned from place `at` on have for the present channels.
+  STN_MEMBER void add(const Planned& planned, int at) {
     const int64_t step = item_.target.stride[0], channel_step = item_.target.channel_stride;
-    grads += channels_.first * channel_step;
-    for (int64_t c = 0; c < channels_.count; ++c) add_products(grads + c * channel_step, step, count, at, sums_of(c));
+    const S* grads = planned.grads + channels_.first * channel_step;
+    for (int64_t c = 0; c < channels_.count; ++c, grads += channel_step)
+      if (across_rows_) add_products(grads, [&](int b) { return from_[at + b]; }, planned.count, at, sums_of(c));
+      else add_products(grads, [&](int b) { return b * step; }, planned.count, at, sums_of(c));
   }
 
   STN_MEMBER T* sums_of(int64_t c) { return sums_ + c * (cells_ + 1) * kAll; }
 
-  STN_MEMBER void add_products(const S* grad, int64_t step, int count, int at, T* sums) const {
+  template <class Offset>
+  STN_MEMBER void add_products(const S* grad, Offset offset, int count, int at, T* sums) const {
     const int* place = place_ + at;
     const T* weights = weight_ + at * kAll;
 #pragma GCC unroll 4
@@ -218,7 +244,7 @@ class Tile {
       TapVector sum, weight;
       std::memcpy(&sum, to, sizeof sum);
       std::memcpy(&weight, weights + b * kAll, sizeof weight);
-      sum += weight * widened(grad[b * step]);
+      sum += weight * widened(grad[offset(b)]);
       std::memcpy(to, &sum, sizeof sum);
     }
   }
@@ -251,22 +277,18 @@ class Tile {
 
   static constexpr int kMaxBlocks = 128;
 
-  struct Kept {
-    const S* grads;  // of the first channel
-    int count;
-  };
-
   const Item& item_;
-  bool keeps_;
+  bool keeps_, across_rows_;
   int64_t group_, first_channel_, end_channel_;
   Channels channels_;  // that are summed now
   int64_t first_[kMaxAxes], size_[kMaxAxes], width_[kMaxAxes];
   int64_t cells_;
   int blocks_, points_;  // that are kept
-  Kept kept_[kMaxBlocks];
+  Planned kept_[kMaxBlocks];
   alignas(64) int place_[kPoints + kLanes];  // of a point's cell among the sums
   alignas(64) T weight_[(kPoints + kLanes) * kAll];
   alignas(64) T sums_[kTileValues<T>];
+  int64_t from_[kPoints];  // of G at a point, in a channel
 };
 
 // Gradients of many channels that stand side by side are added a pixel at a time, which is faster still.

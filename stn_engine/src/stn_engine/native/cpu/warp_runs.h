@@ -1,4 +1,4 @@
-// V, row by row: points, plan, then every channel.
+// V, block by block: points, plan, then every channel.
 #pragma once
 
 #include "reach.h"
@@ -22,13 +22,14 @@ STN_FUNCTION bool has_adjacent_pixels(const Map& map) { return map.stride[0] == 
 // One channel of a block.
 template <class S, class T, int D, bool Adjacent>
 STN_FUNCTION void warp_plane(const Item& item, const Block& block, const CellPlan<T, D>& plan, const S* source,
-                             const Constants<T>& constants, S* out) {
+                             const Constants<T>& constants, S* channel) {
   alignas(64) T buffer[kBlock];
-  const int64_t stride = item.target.stride[0];
-  const bool direct = std::is_same_v<S, T> && stride == 1;
+  const Map& target = item.target;
+  const bool direct = std::is_same_v<S, T> && target.stride[0] == 1 && is_even(target, block);
+  T* out = direct ? reinterpret_cast<T*>(channel + offset_of(target, block.row, block.j)) : buffer;
   fetch_ahead(source, plan, block.count);
-  read_cells<S, T, D, Adjacent>(source, plan, block.count, constants, direct ? reinterpret_cast<T*>(out) : buffer);
-  if (!direct) store_row<S>(buffer, block.count, stride, out);
+  read_cells<S, T, D, Adjacent>(source, plan, block.count, constants, out);
+  if (!direct) store_values<S>(buffer, target, block, 0, block.count, channel);
 }
 
 // Blocks of which one channel is read after the other, so that what neighbouring blocks read of it is in the cache.
@@ -48,51 +49,59 @@ STN_LARGE_FUNCTION void warp_planes(const Item& item, const Strip<T, D>& strip) 
     const Constants<T> constants = constants_of<T>(item.sampling, c);
     for (int b = 0; b < strip.count; ++b)
       warp_plane<S, T, D, Adjacent>(item, strip.blocks[b], strip.plans[b], source, constants,
-                                    start_of<S>(item.target, strip.blocks[b]) + c * item.target.channel_stride);
+                                    channel_of<S>(item.target, strip.blocks[b].row, c));
     source += item.source.channel_stride;
   }
 }
 
 template <class S, class T>
 STN_FUNCTION void store_pixels(const T* values, int points, int64_t channels, int64_t stride, S* out) {
-  if (stride == channels) return store_row<S>(values, static_cast<int>(points * channels), 1, out);
-  for (int b = 0; b < points; ++b) store_row<S>(values + b * channels, static_cast<int>(channels), 1, out + b * stride);
+  if (stride == channels) return store_numbers<S>(values, static_cast<int>(points * channels), 1, out);
+  for (int b = 0; b < points; ++b)
+    store_numbers<S>(values + b * channels, static_cast<int>(channels), 1, out + b * stride);
 }
 
+// Points [first, last) of a block, into pixels that are evenly spaced from `out` on.
 template <class S, class T, int D>
-STN_LARGE_FUNCTION void warp_pixels(const Item& item, const Block& block, const CellPlan<T, D>& plan) {
-  const S* source = source_of<S>(item, block.row.n);
-  S* out = start_of<S>(item.target, block);
+STN_LARGE_FUNCTION void warp_pixels(const Item& item, const S* source, const CellPlan<T, D>& plan, int first, int last,
+                                    S* out) {
   const int64_t channels = item.source.channels, stride = item.target.stride[0];
-  fetch_ahead(source, plan, block.count);
   for (int64_t c = 0; c < channels; c += kBuffer) {
     const Channels some = {c, channels - c < kBuffer ? channels - c : kBuffer};
     if constexpr (std::is_same_v<S, T>)
       if (channels >= kLanes) {
-        read_pixels<S, T, D>(item, source, plan, 0, block.count, some, stride, out + c);
+        read_pixels<S, T, D>(item, source, plan, first, last, some, stride, out + c);
         continue;
       }
     alignas(64) T buffer[kBuffer + 1];
     const int step = static_cast<int>(kBuffer / some.count);
-    for (int b = 0; b < block.count; b += step) {
-      const int points = block.count - b < step ? block.count - b : step;
+    for (int b = first; b < last; b += step) {
+      const int points = last - b < step ? last - b : step;
       read_pixels<S, T, D>(item, source, plan, b, b + points, some, some.count, buffer);
-      store_pixels<S, T>(buffer, points, some.count, stride, out + b * stride + c);
+      store_pixels<S, T>(buffer, points, some.count, stride, out + (b - first) * stride + c);
     }
   }
+}
+
+template <class S, class T, int D>
+STN_FUNCTION void warp_block_of_pixels(const Item& item, const Block& block, const CellPlan<T, D>& plan) {
+  const S* source = source_of<S>(item, block.row.n);
+  S* out = channel_of<S>(item.target, block.row, 0);
+  fetch_ahead(source, plan, block.count);
+  for_pieces(item.target, block, [&](int first, int count, int64_t offset) {
+    warp_pixels<S, T, D>(item, source, plan, first, first + count, out + offset);
+  });
 }
 
 template <class S, class T, int D, int K>
 STN_FUNCTION void warp_taps(const Item& item, const Block& block, const Points<T, D>& points, int64_t ahead) {
   const S* source = source_of<S>(item, block.row.n);
-  S* out = start_of<S>(item.target, block);
   const bool small = has_small_offsets(item.source), adjacent = item.source.stride[0] == 1;
-  for (int b = 0; b < block.count; b += kLanes, out += kLanes * item.target.stride[0]) {
-    const int count = block.count - b < kLanes ? block.count - b : kLanes;
+  for (int b = 0; b < block.count; b += kLanes) {
     if (!small || !taps_are_inside<T, D, K>(item, points, b))
-      warp_edge_taps<S, T, D, K>(item, source, points, b, count, out);
-    else if (adjacent) warp_inside_taps<S, T, D, K, true>(item, source, points, b, count, ahead, out);
-    else warp_inside_taps<S, T, D, K, false>(item, source, points, b, count, ahead, out);
+      warp_edge_taps<S, T, D, K>(item, source, points, block, b);
+    else if (adjacent) warp_inside_taps<S, T, D, K, true>(item, source, points, block, b, ahead);
+    else warp_inside_taps<S, T, D, K, false>(item, source, points, block, b, ahead);
   }
 }
 
@@ -100,7 +109,7 @@ template <class S, class T, int D>
 STN_FUNCTION void warp_strip(const Item& item, Strip<T, D>& strip) {
   if (strip.count == 0) return;
   if (is_channels_last(item)) {
-    for (int b = 0; b < strip.count; ++b) warp_pixels<S, T, D>(item, strip.blocks[b], strip.plans[b]);
+    for (int b = 0; b < strip.count; ++b) warp_block_of_pixels<S>(item, strip.blocks[b], strip.plans[b]);
   } else if (has_adjacent_pixels(item.source)) {
     warp_planes<S, T, D, true>(item, strip);
   } else {
@@ -113,17 +122,17 @@ STN_FUNCTION void warp_strip(const Item& item, Strip<T, D>& strip) {
 class Cuts {
  public:
   STN_MEMBER Cuts(const Item& item, const Reach& reach)
-      : width_(item.target.size[0]),
-        worthwhile_(reach.known() && pads_by_constant(item.sampling)),
+      : worthwhile_(reach.known() && pads_by_constant(item.sampling)),
         outer_(reach, grown(item, item.sampling.interpolation == Interpolation::bicubic ? 2.0 : 1.0)) {}
 
-  // Runs skip(row, range) over pixels that read nothing, and visit(block) over all others.
+  // Runs skip(row, range) over pixels of a range that read nothing, and visit(block) over all others.
   template <class Skip, class Visit>
-  STN_MEMBER void for_blocks(const Row& row, Skip skip, Visit visit) const {
-    const Range outer = worthwhile_ ? outer_(row) : Range{0, width_};
-    if (outer.first > 0) skip(row, Range{0, outer.first});
-    for_pieces(row, outer, visit);
-    if (outer.last < width_) skip(row, Range{outer.last, width_});
+  STN_MEMBER void for_blocks(const Row& row, Range range, Skip skip, Visit visit) const {
+    const Range outer = worthwhile_ ? outer_(row) : range;
+    const int64_t first = clamped(outer.first, range), last = clamped(outer.last, range);
+    if (range.first < first) skip(row, Range{range.first, first});
+    for_blocks_of_row(row, Range{first, last}, visit);
+    if (last < range.last) skip(row, Range{last, range.last});
   }
 
  private:
@@ -134,34 +143,24 @@ class Cuts {
     return box;
   }
 
-  int64_t width_;
   bool worthwhile_;
   Columns outer_;
 };
 
-// Runs visit(block) over rows that follow one another.
-template <class Visit>
-STN_FUNCTION void for_folded(const Item& item, int64_t n, int64_t first_row, int64_t last_row, Visit visit) {
-  const int64_t width = item.target.size[0], last = last_row * width;
-  for (int64_t pixel = first_row * width; pixel < last; pixel += kBlock) {
-    const int count = static_cast<int>(last - pixel < kBlock ? last - pixel : kBlock);
-    visit(Block{row_of(item, n, pixel / width), pixel % width, count, width, item.target.size[1]});
-  }
-}
-
-// Runs visit(source, block, points) over blocks of some rows, and skip(row, range) over pixels that are known to
-// read nothing.
+// Runs visit(source, block, points) over blocks of a run, and skip(row, range) over pixels that are known to read
+// nothing.
 template <class T, int D, class Skip, class Visit>
-STN_FUNCTION void for_blocks(const Item& item, int64_t n, int64_t first_row, int64_t last_row, Skip skip, Visit visit) {
+STN_FUNCTION void for_blocks(const Item& item, int64_t n, Range run, Skip skip, Visit visit) {
   const PointSource<T, D> source(item, n);
   const auto fill_and_visit = [&](const Block& block) {
     Points<T, D> points;
     source.fill(block, points);
     visit(source, block, points);
   };
-  if (has_folded_rows(item)) return for_folded(item, n, first_row, last_row, fill_and_visit);
+  if (has_blocks_across_rows(item)) return for_blocks_of_run(item, n, run, fill_and_visit);
   const Cuts cuts(item, Reach::of<T>(item, source.matrix()));
-  for (int64_t r = first_row; r < last_row; ++r) cuts.for_blocks(row_of(item, n, r), skip, fill_and_visit);
+  for_rows_of_run(item, n, run,
+                  [&](const Row& row, Range range) { cuts.for_blocks(row, range, skip, fill_and_visit); });
 }
 
 // What lies outside of the map, in a piece of a row.
@@ -169,7 +168,7 @@ template <class S>
 STN_LARGE_FUNCTION void warp_nothing(const Item& item, const Row& row, Range range) {
   const Map& target = item.target;
   const int64_t count = range.last - range.first;
-  S* out = start_of<S>(target, Block{row, range.first, 0});
+  S* out = channel_of<S>(target, row, 0) + offset_of(target, row, range.first);
   if (target.channel_stride == 1 && target.channels > 1) {
     for (int64_t b = 0; b < count; ++b)
       for (int64_t c = 0; c < target.channels; ++c)
@@ -186,30 +185,30 @@ STN_LARGE_FUNCTION void warp_nothing(const Item& item, const Row& row, Range ran
 }
 
 template <class S, int D, class Visit>
-STN_FUNCTION void warp_blocks(const Item& item, int64_t n, int64_t first_row, int64_t last_row, Visit visit) {
+STN_FUNCTION void warp_blocks(const Item& item, int64_t n, Range run, Visit visit) {
   using T = Compute<S>;
   for_blocks<T, D>(
-      item, n, first_row, last_row, [&](const Row& row, Range range) { warp_nothing<S>(item, row, range); },
+      item, n, run, [&](const Row& row, Range range) { warp_nothing<S>(item, row, range); },
       [&](const PointSource<T, D>&, const Block& block, Points<T, D>& points) { visit(block, points); });
 }
 
 template <class S, int D, int K>
-STN_FUNCTION void warp_rows_of_taps(const Item& item, int64_t n, int64_t first_row, int64_t last_row) {
+STN_FUNCTION void warp_run_of_taps(const Item& item, int64_t n, Range run) {
   using T = Compute<S>;
   const int64_t ahead = distance_ahead<T, D>(item, n);
-  warp_blocks<S, D>(item, n, first_row, last_row, [&](const Block& block, Points<T, D>& points) {
+  warp_blocks<S, D>(item, n, run, [&](const Block& block, Points<T, D>& points) {
     warp_taps<S, T, D, K>(item, block, points, ahead);
   });
 }
 
 template <class S, int D>
-STN_FUNCTION void warp_rows_of_cells(const Item& item, int64_t n, int64_t first_row, int64_t last_row) {
+STN_FUNCTION void warp_run_of_cells(const Item& item, int64_t n, Range run) {
   using T = Compute<S>;
   const int most = is_channels_last(item) || item.source.channels < 4 ? 1 : Strip<T, D>::kBlocks;
   Strip<T, D> strip;
   const int64_t ahead = distance_ahead<T, D>(item, n);
   for (int b = 0; b < most; ++b) strip.plans[b].lie_over(item.source, ahead);
-  warp_blocks<S, D>(item, n, first_row, last_row, [&](const Block& block, Points<T, D>& points) {
+  warp_blocks<S, D>(item, n, run, [&](const Block& block, Points<T, D>& points) {
     strip.blocks[strip.count] = block;
     plan_cells(item.sampling, block.count, points, strip.plans[strip.count]);
     if (++strip.count == most) warp_strip<S>(item, strip);
@@ -218,13 +217,14 @@ STN_FUNCTION void warp_rows_of_cells(const Item& item, int64_t n, int64_t first_
 }
 
 template <class S, int D>
-void warp_rows(const Item& item, int64_t n, int64_t first_row, int64_t last_row) {
+void warp_run(const Item& item, int64_t n, int64_t first, int64_t last) {
+  const Range run = {first, last};
   switch (item.sampling.interpolation) {
-    case Interpolation::nearest: return warp_rows_of_taps<S, D, 1>(item, n, first_row, last_row);
-    case Interpolation::bicubic: return warp_rows_of_taps<S, D, 4>(item, n, first_row, last_row);
+    case Interpolation::nearest: return warp_run_of_taps<S, D, 1>(item, n, run);
+    case Interpolation::bicubic: return warp_run_of_taps<S, D, 4>(item, n, run);
     case Interpolation::bilinear:
-      if (!has_small_offsets(item.source)) return warp_rows_of_taps<S, D, 2>(item, n, first_row, last_row);
-      return warp_rows_of_cells<S, D>(item, n, first_row, last_row);
+      if (!has_small_offsets(item.source)) return warp_run_of_taps<S, D, 2>(item, n, run);
+      return warp_run_of_cells<S, D>(item, n, run);
   }
 }
 

@@ -1,8 +1,8 @@
-// The gradient of a transform's parameters, row by row: the derivative by coordinates, and at once the
+// The gradient of a transform's parameters, block by block: the derivative by coordinates, and at once the
 // adjoint of the generator. No gradient of a grid is ever in memory.
 #pragma once
 
-#include "warp_rows.h"
+#include "warp_runs.h"
 
 namespace stn::STN_ISA {
 
@@ -10,10 +10,9 @@ template <class S, class T, int D, bool Adjacent>
 STN_FUNCTION void contrast_planes(const Item& item, const Block& block, const CellPlan<T, D>& plan,
                                   CellContrast<T, D>& contrast) {
   const S* source = source_of<S>(item, block.row.n);
-  const S* grads = start_of<const S>(item.target, block);
   for (int64_t c = 0; c < item.source.channels; ++c) {
     alignas(64) T grad[kBlock];
-    load_grad<S>(grads + c * item.target.channel_stride, item.target.stride[0], block.count, grad);
+    load_grad<S>(item.target, block, c, grad);
     const T outside = static_cast<T>(item.sampling.outside_of(c));
     fetch_ahead(source + c * item.source.channel_stride, plan, block.count);
     contrast_cells<S, T, D, Adjacent>(source + c * item.source.channel_stride, plan, block.count, outside, grad,
@@ -73,13 +72,16 @@ template <class S, class T, int D>
 STN_LARGE_FUNCTION void contrast_pixels(const Item& item, const Block& block, const CellPlan<T, D>& plan,
                                         CellContrast<T, D>& contrast) {
   const S* source = source_of<S>(item, block.row.n);
-  const S* grad = start_of<const S>(item.target, block);
-  for (int b = 0; b < block.count; ++b, grad += item.target.stride[0]) {
-    if (plan.reads_of(b) != Reads::inside && !plan.live[b]) continue;
-    const Corners<S, D> corners = corners_of(source, plan, b);
-    if (is_whole(plan, b)) contrast_whole_pixel<S, T, D>(corners, grad, item.source.channels, b, contrast);
-    else contrast_edge_pixel(item, corners, grad, plan, b, contrast);
-  }
+  const S* grads = channel_of<const S>(item.target, block.row, 0);
+  for_pieces(item.target, block, [&](int first, int count, int64_t offset) {
+    const S* grad = grads + offset;
+    for (int b = first; b < first + count; ++b, grad += item.target.stride[0]) {
+      if (plan.reads_of(b) != Reads::inside && !plan.live[b]) continue;
+      const Corners<S, D> corners = corners_of(source, plan, b);
+      if (is_whole(plan, b)) contrast_whole_pixel<S, T, D>(corners, grad, item.source.channels, b, contrast);
+      else contrast_edge_pixel(item, corners, grad, plan, b, contrast);
+    }
+  });
 }
 
 template <class S, class T, int D, int K>
@@ -88,10 +90,9 @@ STN_FUNCTION void gradient_of_taps(const Item& item, const Block& block, Points<
   TapPlan<T, D, K> plan;
   plan_taps(item, block.count, points, plan);
   const S* source = source_of<S>(item, block.row.n);
-  const S* grads = start_of<const S>(item.target, block);
   for (int64_t c = 0; c < item.source.channels; ++c) {
     T grad[kBlock];
-    load_grad<S>(grads + c * item.target.channel_stride, item.target.stride[0], block.count, grad);
+    load_grad<S>(item.target, block, c, grad);
     add_tap_gradient<S, T, D, K>(source + c * item.source.channel_stride, plan, block.count,
                                  static_cast<T>(item.sampling.outside_of(c)), grad, out);
   }
@@ -124,7 +125,7 @@ STN_LARGE_FUNCTION void gradient_of_coordinates(const Item& item, const Block& b
     for (int b = block.count; b < whole_lanes(block.count); ++b) out.at[a][b] = T(0);
 }
 
-// Sums of g, j·g, i·g and k·g over rows, equations (6) and (7), in sixteen lanes that a fixed tree joins.
+// Sums of g, j·g, i·g and k·g over target pixels, equations (6) and (7), in sixteen lanes that a fixed tree joins.
 template <int D>
 class RaySums {
  public:
@@ -165,16 +166,16 @@ STN_FUNCTION void ray_gradient(const Points<T, 2>& points, const T* divisor, con
   }
 }
 
-// Gradient of the pixel matrix from some rows of one item.
+// Gradient of the pixel matrix from a run of one item.
 template <class S, int D>
-STN_LARGE_FUNCTION void matrix_rows(const Item& item, int64_t n, int64_t first_row, int64_t last_row, double* out) {
+STN_LARGE_FUNCTION void matrix_run(const Item& item, int64_t n, Range run, double* out) {
   using T = Compute<S>;
   const bool projective = item.generator.kind == Kind::homography;
   RaySums<D> sums[kMaxRows];
   CellPlan<T, D> plan(item.source);
   plan.ahead = distance_ahead<T, D>(item, n);
   for_blocks<T, D>(
-      item, n, first_row, last_row, [](const Row&, Range) {},
+      item, n, run, [](const Row&, Range) {},
       [&](const PointSource<T, D>& source, const Block& block, Points<T, D>& points) {
         ByCoordinate<T, D> g;
         if (!projective) {
@@ -196,13 +197,13 @@ STN_LARGE_FUNCTION void matrix_rows(const Item& item, int64_t n, int64_t first_r
 
 // Gradient of a spline's source points: the transpose of its basis, times the unit change.
 template <class S>
-STN_LARGE_FUNCTION void spline_rows(const Item& item, int64_t n, int64_t first_row, int64_t last_row, double* out) {
+STN_LARGE_FUNCTION void spline_run(const Item& item, int64_t n, Range run, double* out) {
   using T = Compute<S>;
   const Generator& spline = item.generator;
   const int64_t width = item.target.size[0], pixels = width * item.target.size[1];
   CellPlan<T, 2> plan(item.source);
   for_blocks<T, 2>(
-      item, n, first_row, last_row, [](const Row&, Range) {},
+      item, n, run, [](const Row&, Range) {},
       [&](const PointSource<T, 2>&, const Block& block, Points<T, 2>& points) {
         ByCoordinate<T, 2> g;
         gradient_of_coordinates<S, T, 2>(item, block, points, plan, g);
@@ -236,34 +237,35 @@ STN_LARGE_FUNCTION void add_field_gradient(const Item& item, const Block& block,
 
 template <class P, int D>
 STN_FUNCTION void store_field(const PointField& field, const Block& block, const double (&sums)[D][kBlock]) {
-  P* out = field_start<P>(field, block);
-  for (int a = 0; a < D; ++a)
-    for (int b = 0; b < block.count; ++b)
-      out[a * field.component_stride + b * field.stride[0]] = static_cast<P>(sums[a][b]);
+  for (int a = 0; a < D; ++a) {
+    P* component = component_of<P>(field, block.row.n, a);
+    for_pieces(field, block, [&](int first, int count, int64_t offset) {
+      for (int b = 0; b < count; ++b) component[offset + b * field.stride[0]] = static_cast<P>(sums[a][first + b]);
+    });
+  }
 }
 
-// Gradient of a grid or a flow in some rows of its item n_field: the sum over all items that share it.
+// Gradient of a grid or a flow in a run of its item n_field: the sum over all items that share it.
 template <class S, int D>
-void field_rows(const Item& item, int64_t n_field, int64_t first_row, int64_t last_row) {
+void field_run(const Item& item, int64_t n_field, int64_t first, int64_t last) {
   using T = Compute<S>;
   const bool broadcast = item.by_field.batch == 1;
   CellPlan<T, D> plan(item.source);
-  for (int64_t r = first_row; r < last_row; ++r)
-    for_pieces(row_of(item, n_field, r), {0, item.target.size[0]}, [&](const Block& block) {
-      double sums[D][kBlock] = {};
-      Block piece = block;
-      for (piece.row.n = broadcast ? 0 : n_field; piece.row.n < (broadcast ? item.batch : n_field + 1); ++piece.row.n)
-        add_field_gradient<S, T, D>(item, piece, plan, sums);
-      item.by_field.wide ? store_field<double>(item.by_field, block, sums)
-                         : store_field<float>(item.by_field, block, sums);
-    });
+  for_blocks_of_run(item, n_field, Range{first, last}, [&](const Block& block) {
+    double sums[D][kBlock] = {};
+    Block one = block;
+    for (one.row.n = broadcast ? 0 : n_field; one.row.n < (broadcast ? item.batch : n_field + 1); ++one.row.n)
+      add_field_gradient<S, T, D>(item, one, plan, sums);
+    item.by_field.wide ? store_field<double>(item.by_field, block, sums)
+                       : store_field<float>(item.by_field, block, sums);
+  });
 }
 
-// Adds the part of some rows of item n to sums of generator.count numbers, or of the entries of its matrix.
+// Adds the part of a run of item n to sums of generator.count numbers, or of the entries of its matrix.
 template <class S, int D>
-void parameter_rows(const Item& item, int64_t n, int64_t first_row, int64_t last_row, double* sums) {
-  if (item.generator.is_linear()) return matrix_rows<S, D>(item, n, first_row, last_row, sums);
-  if constexpr (D == 2) spline_rows<S>(item, n, first_row, last_row, sums);
+void parameter_run(const Item& item, int64_t n, int64_t first, int64_t last, double* sums) {
+  if (item.generator.is_linear()) return matrix_run<S, D>(item, n, Range{first, last}, sums);
+  if constexpr (D == 2) spline_run<S>(item, n, Range{first, last}, sums);
 }
 
 }  // namespace stn::STN_ISA
