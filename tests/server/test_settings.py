@@ -10,6 +10,7 @@ from stn_server.config import ConfigError, ServerConfig
 from stn_server.settings import all_settings, load
 
 TEXTS = {
+    "lifecycle.end_with_stdin": ("true", True),
     "listen": ("host:1,unix:/a", ("host:1", "unix:/a")),
     "listen_mode": ("0660", "0660"),
     "metrics_listen": ("host:2", "host:2"),
@@ -75,6 +76,20 @@ def test_every_setting_can_be_given_as_flag_variable_and_in_the_file(setting, fi
     ):
         assert value_at(config, setting) == value
         assert type(value_at(config, setting)) is type(setting.default)
+
+
+def test_flags_of_the_tree_are_true_or_false(file):
+    """In a file as TOML's own, too; anything else is refused, and no number is one."""
+    section = "[lifecycle]\nend_with_stdin = "
+    for text, value in (("true", True), ("False", False), ("1", True), ("0", False)):
+        assert load([f"--lifecycle-end-with-stdin={text}"], {}).lifecycle.end_with_stdin is value
+    assert load([f"--config={file(section + 'true')}"], {}).lifecycle.end_with_stdin is True
+    with pytest.raises(ConfigError, match="expected a value of type bool, got 'maybe'"):
+        load(["--lifecycle-end-with-stdin=maybe"], {})
+    with pytest.raises(ConfigError, match="expected a value, got 7"):
+        load([f"--config={file(section + '7')}"], {})
+    with pytest.raises(ConfigError, match="expected a value, got True"):
+        load([f"--config={file('threads = true')}"], {})
 
 
 def test_later_sources_win(file):

@@ -250,7 +250,7 @@ class Progress:
                 error.add_note(f"The attempt before that ended with: {self._failure}")
             raise error from failure
         self._failure = error
-        if isinstance(error, UnavailableError):
+        if isinstance(error, UnavailableError) and self._is_open():
             self._outage.goes_on(error, remaining_s)
         return min(pause_s, _FOREVER_S)
 

@@ -51,7 +51,8 @@ class Setting:
         """The value that a text stands for."""
         if self.kind == tuple[str, ...]:
             return tuple(part.strip() for part in text.split(",") if part.strip())
-        convert: Callable[[str], Any] = self.kind if self.kind in {int, float} else str
+        converters: dict[Any, Callable[[str], Any]] = {int: int, float: float, bool: _truth}
+        convert = converters.get(self.kind, str)
         try:
             return convert(text)
         except ValueError:
@@ -62,9 +63,22 @@ class Setting:
         """A value of a TOML file in the type of this setting."""
         if self.kind == tuple[str, ...] and isinstance(value, list):
             return tuple(map(str, value))
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
+        if isinstance(value, bool) != (self.kind is bool) and not isinstance(value, str):
+            raise ConfigError(f"{source}: expected a value, got {value!r}.")
+        if not isinstance(value, int | float | str):
             raise ConfigError(f"{source}: expected a value, got {value!r}.")
         return self.parse(source, str(value))
+
+
+def _truth(text: str) -> bool:
+    """Whether a text says true, or false.
+
+    Raises:
+        ValueError: It says neither.
+    """
+    if text.lower() not in {"true", "false", "1", "0"}:
+        raise ValueError(text)
+    return text.lower() in {"true", "1"}
 
 
 def all_settings(config: Any = ServerConfig, prefix: tuple[str, ...] = ()) -> Iterator[Setting]:

@@ -105,7 +105,8 @@ def checked_parameters(argument: str, value: Tensor, expected: Sequence[Shape]) 
 
 def autocast(value: Tensor, dtype: torch.dtype) -> Tensor:
     """``value``, in ``dtype`` if it is of half precision and autocast, which makes it so, is on."""
-    if value.dtype in HALF_DTYPES and torch.is_autocast_enabled(value.device.type):
+    kind = value.device.type  # of meta tensors, which nobody computes with, there is no autocast
+    if value.dtype in HALF_DTYPES and kind != "meta" and torch.is_autocast_enabled(kind):
         return value.to(dtype)
     return value
 
