@@ -116,8 +116,8 @@ struct Units {
 };
 
 // Blocks that share a multiprocessor; bounds the registers of a thread.
-constexpr int kBlocks = sizeof(T) == 8 ? 2 : K == 4 || D == 3 ? 3 : 4;
-constexpr int kVectorBlocks = sizeof(T) == 8 ? 2 : 3;
+constexpr int kBlocks = sizeof(T) == 8 || D == 3 ? 2 : K == 4 ? 3 : 4;
+constexpr int kVectorBlocks = sizeof(T) == 8 || D == 3 ? 2 : 3;
 
 }  // namespace stn
 

@@ -12,7 +12,7 @@
 
 namespace stn {
 
-constexpr int kGatherBlocks = sizeof(T) == 8 ? 2 : 3;
+constexpr int kGatherBlocks = sizeof(T) == 8 || D == 3 ? 2 : 3;
 constexpr int kFarBlocks = 2;
 
 // What a pixel weighs in a linear interpolation at x, exactly as when it was read: 0 from a pixel's distance on, and

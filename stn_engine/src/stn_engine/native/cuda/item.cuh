@@ -63,6 +63,7 @@ struct Place {
 
 // What shared memory holds of a launch; no thread writes it before all have read it.
 struct Held {
+  int64 last;           // behind the tiles of the block
   int64 first, behind;  // tiles of the item
   int n;                // whose matrix, of that item; -1: nobody's
 };
@@ -74,17 +75,19 @@ STN_FUNCTION Held& held() {
 
 // The tiles of a block: neighbours, so that most of them find their item in shared memory, and its matrix as well.
 struct Run {
-  int64 tile, last;
+  int64 tile;
 
   STN_MEMBER explicit Run(const Launch& launch) {
     const int64 count = (launch.tiles + gridDim.x - 1) / gridDim.x;
     tile = blockIdx.x * count;
-    last = tile + count < launch.tiles ? tile + count : launch.tiles;
-    if (threadIdx.x == 0) held().behind = 0;
+    if (threadIdx.x == 0) {
+      held().last = tile + count < launch.tiles ? tile + count : launch.tiles;
+      held().behind = 0;
+    }
     __syncthreads();
   }
 
-  STN_MEMBER bool goes_on() const { return tile < last; }
+  STN_MEMBER bool goes_on() const { return tile < held().last; }
   STN_MEMBER int64 tile_of_item() const { return tile - held().first; }
 };
 
@@ -104,9 +107,11 @@ STN_FUNCTION const Item& item_of(const Launch& launch, const Run& run) {
     below += __syncthreads_count(at < launch.count && fetched(launch.starts + at) <= tile);
   }
   const Item* found = launch.items + (below - 1);
-  if (threadIdx.x == 0)
-    held() = {fetched(launch.starts + (below - 1)),
-              below < launch.count ? fetched(launch.starts + below) : launch.tiles, -1};
+  if (threadIdx.x == 0) {
+    held().first = fetched(launch.starts + (below - 1));
+    held().behind = below < launch.count ? fetched(launch.starts + below) : launch.tiles;
+    held().n = -1;
+  }
 #pragma unroll 1
   for (int word = threadIdx.x; word < static_cast<int>(sizeof(Item) / 8); word += kThreads)
     reinterpret_cast<int64*>(&item)[word] = fetched(reinterpret_cast<const int64*>(found) + word);
