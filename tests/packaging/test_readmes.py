@@ -51,6 +51,7 @@ def test_the_readme_promises_three_commands():
     assert "make test" in (ROOT / ".ci/run").read_text().splitlines()
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_make_demo_aligns_two_photographs():
@@ -66,6 +67,7 @@ def test_make_demo_aligns_two_photographs():
     assert pictures >= {"gradients.png", "alignment.png", "convergence.png"}
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_the_shell_examples_of_the_readme_run(tmp_path):
     """What the README says to type into a shell works, against a server on the default port."""

@@ -27,6 +27,7 @@ async def serving(runner):
     await server.stop(Shutdown())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_a_long_call_may_ask_again_and_again(monkeypatch):
     """For as long as another server, which is not as patient, takes to end its connection."""
