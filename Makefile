@@ -61,7 +61,7 @@ $(WHEELHOUSE): $(ENGINE) .ci/constraints.txt deploy/requirements.txt
 		--requirement deploy/requirements.txt hatch-fancy-pypi-readme hatchling
 	@touch $@
 
-.PHONY: demo test test-newest-torch test-containers wheels wheelhouse gpu-check gpu-check-dry test-gpu check fuzz-native fuzz-server overload chaos soak memory format proto docs dashboard bench-server bench-replicas bench-engine bench-gpu clean help
+.PHONY: demo test test-quick test-newest-torch test-containers wheels wheelhouse gpu-check gpu-check-dry test-gpu check fuzz-native fuzz-server overload chaos soak memory format proto docs dashboard bench-server bench-replicas bench-engine bench-gpu clean help
 
 demo: $(BUILT)  ## warp a photo, differentiate it, align two photos, all through a real server
 	$(BIN)/python client/examples/first_light.py --output build/demo
@@ -71,8 +71,16 @@ $(EMULATED): $(BUILT) tests/support/emulated_cuda.py tests/emulation/cuda.h test
 	PYTHONPATH=tests $(BIN)/python -m support.emulated_cuda
 	@touch $@
 
+# Files of tests run side by side, but for tests that need the machine for themselves.
+WORKERS ?= auto
+SIDE_BY_SIDE := $(BIN)/pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile
+
 test: $(BUILT) $(PROTOC) $(EMULATED)  ## the whole test suite
-	$(BIN)/pytest
+	$(SIDE_BY_SIDE) -m "not alone"
+	$(BIN)/pytest -m alone
+
+test-quick: $(BUILT) $(PROTOC) $(EMULATED)  ## what judges a change in Python, in two minutes
+	$(SIDE_BY_SIDE) -m "not alone and not slow" --most-cases 16
 
 NEWEST_TORCH := build/newest-torch
 WITH_NEWEST_TORCH := PYTHONPATH=$(NEWEST_TORCH) $(BIN)

@@ -1,6 +1,6 @@
-"""Regenerates the tables in the READMEs from the code; with `--check`, fails if one is stale.
+"""Regenerates what documents say of code and results; `--check` fails if something is stale.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`.
+A table, or a sentence, stands between `<!-- table: NAME -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ REPLICAS_BENCHMARK = ROOT / "tests/bench/results/replicas.json"
 ENGINE_BENCHMARK = ROOT / "tests/bench/results/engine_cpu.json"
 EXPERIMENT = ROOT / "client/examples/distorted_mnist.json"
 GPU_BENCHMARKS = "tests/bench/results/engine_cuda_*.json"
+GPU_CHECKS = "tests/bench/results/gpu_check_*.json"
+SANITIZERS = ("memcheck", "racecheck", "synccheck")
 
 EXAMPLES: dict[int, tuple[Transform, ...]] = {
     2: (
@@ -119,8 +121,6 @@ def statuses() -> str:
 
 def server_benchmark() -> str:
     """The last committed run of `make bench-server`."""
-    if not SERVER_BENCHMARK.exists():
-        return "Not yet measured."
     report = json.loads(SERVER_BENCHMARK.read_text())
     loads = [
         (
@@ -196,15 +196,89 @@ def engine_benchmark() -> str:
 
 def gpu_benchmark() -> str:
     """The last committed run of `make bench-gpu` on every device that there was."""
-    tables = [
-        _gpu_table(json.loads(path.read_text())) for path in sorted(ROOT.glob(GPU_BENCHMARKS))
-    ]
-    return "\n\n".join(tables) or "Not yet measured on a GPU."
+    return "\n\n".join(map(_gpu_table, _reports(GPU_BENCHMARKS)))
 
 
 def _gpu_table(report: dict[str, Any]) -> str:
     when = f"{report['date']}, {report['device']}, CUDA {report['cuda']}, torch {report['torch']}"
     return f"{_findings(report['rows'])}\n\n{when}; medians of {report['rounds']} rounds."
+
+
+def gpu_check() -> str:
+    """The last committed run of `make gpu-check` on every device that there was, stage by stage."""
+    return "\n\n".join(map(_gpu_stages, _reports(GPU_CHECKS)))
+
+
+def _gpu_stages(report: dict[str, Any]) -> str:
+    tests, answers, smoke = report["tests"], report["questions"], report["smoke"]
+    found = {
+        "smoke": f"{smoke['problems'] - len(smoke['bad'])} of {smoke['problems']} problems agree",
+        "questions": f"{sum('answer' in one for one in answers)} of {len(answers)} answered",
+        "kernels": f"{len(report['kernels'])} cases profiled",
+        "gpu tests": _counts(tests["gpu_tests"]),
+        "battery": _counts(tests["battery"]),
+    }
+    rows = [
+        (name, found.get(name, NOTHING), _ended(stage["status"]))
+        for name, stage in report["stages"].items()
+    ]
+    raised = [
+        f"\n\nNot answered: `{one['question']}`, {one['exception'].strip().splitlines()[-1]}"
+        for one in answers
+        if "exception" in one
+    ]
+    device = report["device"]
+    when = (
+        f"{report['date']}, {device['device']}, driver {device['driver']}, CUDA {device['cuda']}, "
+        f"torch {device['torch']}, Python {device['python']}."
+    )
+    stages = _table(("stage", "found", "ended"), rows)
+    return f"{stages}{''.join(raised)}\n\n{when}"
+
+
+def gpu_evidence() -> str:
+    """What `make gpu-check` found on every device that there was."""
+    return "\n".join(map(gpu_sentence, _reports(GPU_CHECKS)))
+
+
+def gpu_sentence(report: dict[str, Any]) -> str:
+    """One run in a sentence: what went well, what failed, and what was left out."""
+    statuses = {tool: report["stages"].get(tool, {}).get("status") for tool in SANITIZERS}
+    clean = [tool for tool, status in statuses.items() if status == 0]
+    others = [f"{tool}: {_ended(status)}" for tool, status in statuses.items() if status != 0]
+    tools = [f"{_joined_by_and(clean)} clean", *others] if clean else others
+    return (
+        f"On {report['device']['device']}, {report['date']}: of `tests/gpu` "
+        f"{_counts(report['tests']['gpu_tests'])}, of the conformance battery "
+        f"{_counts(report['tests']['battery'])}; compute-sanitizer: {', '.join(tools)}."
+    )
+
+
+def _reports(pattern: str) -> list[dict[str, Any]]:
+    """Committed runs, one a device."""
+    found = [json.loads(path.read_text()) for path in sorted(ROOT.glob(pattern))]
+    if not found:
+        raise SystemExit(f"{pattern}: expected a run on some device, got none.")
+    return found
+
+
+def _counts(tests: dict[str, Any]) -> str:
+    """What became of the tests of a stage; those that went well are not listed by name."""
+    if not tests:
+        return "nothing was reported"
+    passed = tests["tests"] - tests["skipped"] - tests["failed"]
+    other = [f"{tests[word]:,} {word}" for word in ("failed", "skipped") if tests[word]]
+    return ", ".join([f"{passed:,} tests passed", *other])
+
+
+def _ended(status: int | None) -> str:
+    """An exit status of `gpu_check` in words."""
+    words = {None: "left out", 0: "well", 124: "out of time", 127: "not installed"}
+    return words.get(status, f"status {status}")
+
+
+def _joined_by_and(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def support() -> str:
@@ -230,34 +304,40 @@ def experiment() -> str:
     return _table(("network", "parameters", epochs, "in the paper, after 640"), rows)
 
 
-TABLES: dict[str, tuple[str, Callable[[], str]]] = {
-    "configuration": ("server/README.md", configuration),
-    "metrics": ("server/README.md", metrics),
-    "statuses": ("server/README.md", statuses),
-    "experiment": ("client/README.md", experiment),
-    "server benchmark": ("README.md", server_benchmark),
-    "replicas benchmark": ("deploy/README.md", replicas_benchmark),
-    "support": ("stn_engine/README.md", support),
-    "engine benchmark": ("stn_engine/README.md", engine_benchmark),
-    "gpu benchmark": ("stn_engine/README.md", gpu_benchmark),
+TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"gpu evidence": gpu_evidence},
+    "client/README.md": {"experiment": experiment},
+    "server/README.md": {
+        "configuration": configuration,
+        "metrics": metrics,
+        "statuses": statuses,
+    },
+    "stn_engine/README.md": {"support": support, "gpu evidence": gpu_evidence},
+    "tests/bench/README.md": {
+        "server benchmark": server_benchmark,
+        "replicas benchmark": replicas_benchmark,
+        "engine benchmark": engine_benchmark,
+        "gpu benchmark": gpu_benchmark,
+        "gpu check": gpu_check,
+    },
 }
+"""What is generated, by the document that it stands in and its name there."""
 
 
 def regenerated(path: str) -> str:
-    """A README with all its tables as they should be."""
+    """A document with all its tables as they should be."""
     text = (ROOT / path).read_text()
-    for name, (file, table) in TABLES.items():
-        if file == path:
-            pattern = rf"(<!-- table: {name} -->\n).*?(\n<!-- end -->)"
-            text, count = re.subn(pattern, lambda m: m[1] + table() + m[2], text, flags=re.DOTALL)  # noqa: B023
-            if count != 1:
-                raise SystemExit(f"{path}: expected one table {name}, got {count}.")
+    for name, table in TABLES[path].items():
+        pattern = rf"(<!-- table: {name} -->\n).*?(\n<!-- end -->)"
+        text, count = re.subn(pattern, lambda m: m[1] + table() + m[2], text, flags=re.DOTALL)  # noqa: B023
+        if count != 1:
+            raise SystemExit(f"{path}: expected one table {name}, got {count}.")
     return text
 
 
 def main() -> None:
     """Writes the tables, or checks them with `--check`."""
-    for path in sorted({file for file, _ in TABLES.values()}):
+    for path in TABLES:
         text = regenerated(path)
         if "--check" not in sys.argv[1:]:
             (ROOT / path).write_text(text)

@@ -75,6 +75,7 @@ def test_what_hangs_or_is_undefined_on_a_device_is_an_error(faulty, kernel, wron
     assert run(faulty, "turned") == TURNED
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "sizes"), KINDS_AND_SIZES)
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -107,6 +108,7 @@ def assert_one_result(problem):
             assert torch.equal(result.view(torch.uint8), again.view(torch.uint8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fenced", ["begin", "end"])
 def test_no_kernel_touches_memory_outside(fenced):
     """Every kernel runs between pages that end the process when touched."""
@@ -115,6 +117,7 @@ def test_no_kernel_touches_memory_outside(fenced):
     assert int(done.stdout) > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("at_end", "offset"), [(False, -1), (True, 12)])
 def test_a_fence_ends_whoever_crosses_it(at_end, offset):
     """Else the test before could not fail."""
@@ -130,6 +133,7 @@ ctypes.string_at(inside.data_ptr() + {offset}, 1)
     assert (done.returncode, done.stdout) == (-signal.SIGSEGV, "inside\n")
 
 
+@pytest.mark.slow
 def test_every_program_has_a_problem_that_runs_it():
     """Kernels of every dtype, uint8 and the half types too, are smoke-tested and sanitized."""
     launched = set()

@@ -4,6 +4,8 @@ import doctest
 import subprocess
 import sys
 
+import pytest
+
 import stn_engine
 from stn_engine import drop_ins, functional
 
@@ -37,6 +39,7 @@ def test_docstring_examples_run():
     assert outcome.failed == 0
 
 
+@pytest.mark.slow
 def test_import_touches_no_accelerator():
     """Importing the engine initialises no CUDA context and no transport."""
     code = (

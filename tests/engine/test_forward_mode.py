@@ -201,6 +201,7 @@ def test_gradients_along_the_cotangent_are_the_exact_gradients_of_it(kind, inter
         torch.testing.assert_close(tangent, expected, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_forward_mode_gradcheck_of_gradients():
     """Those of warp in all three operands, those of the generator in both."""
     problem = random_gradients(1, settled_warp(**SIZES))

@@ -58,6 +58,7 @@ def problem(row, transform, mode, padding, dtype):
     return random_warp(1, kind=KINDS[transform], dtype=dtype, spec=spec, **SIZES[maps])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", support_table(), ids=label)
 def test_readme_support_table_is_what_backends_do(row):
     """Every combination that a row claims is computed for real."""

@@ -45,6 +45,7 @@ def result_and_gradients(module, operands, options):
     return output.detach(), *torch.autograd.grad(output, leaves, grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["nn.functional.grid_sample", "grid_sampler_2d", "grid_sampler_3d"]
 )

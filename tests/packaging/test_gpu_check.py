@@ -58,6 +58,7 @@ def test_a_dry_run_goes_all_the_way_on_the_emulated_device(tmp_path):
     assert len(rows) > 30
 
 
+@pytest.mark.slow
 def test_tests_of_a_gpu_are_all_collected_there():
     """Those of the server's runner, too, for which its sources must be on the path."""
     on_gpu, battery = make_lines("test-gpu")

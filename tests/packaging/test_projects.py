@@ -132,6 +132,7 @@ def test_no_extra_is_named_as_if_it_were_on_an_index():
     assert names == []
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "names"),

@@ -1,5 +1,6 @@
 """The documents are true: their commands and examples run, their tables are fresh."""
 
+import importlib.util
 import json
 import os
 import re
@@ -25,6 +26,9 @@ def blocks(text, language):
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
+SHELL = blocks(README, "sh")
+
+
 def run(command, folder, timeout_s=100):
     """Runs a shell line with this environment's commands first on the path."""
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
@@ -39,13 +43,15 @@ def run(command, folder, timeout_s=100):
     )
 
 
-def test_the_readme_promises_two_commands():
-    """Everything starts with `make demo` and `make test`, and CI runs what the README says."""
-    commands = [line.split("#")[0].strip() for line in blocks(README, "sh")[0].splitlines()]
-    assert commands == ["make demo", "make test"]
+def test_the_readme_promises_three_commands():
+    """Work on it starts with `make` and nothing before it, and CI runs what the README says."""
+    (block,) = [block for block in SHELL if block.startswith("make ")]
+    commands = [line.split("#")[0].strip() for line in block.splitlines()]
+    assert commands == ["make demo", "make test", "make test-quick"]
     assert "make test" in (ROOT / ".ci/run").read_text().splitlines()
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_make_demo_aligns_two_photographs():
@@ -61,10 +67,12 @@ def test_make_demo_aligns_two_photographs():
     assert pictures >= {"gradients.png", "alignment.png", "convergence.png"}
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_the_shell_examples_of_the_readme_run(tmp_path):
     """What the README says to type into a shell works, against a server on the default port."""
-    lines = [line for block in blocks(README, "sh")[1:] for line in block.splitlines() if line]
+    used = [block for block in SHELL if not block.startswith("make ")]
+    lines = [line for block in used for line in block.splitlines() if line]
     assert "stn-server" in lines
     Image.new("RGB", (40, 30), "orange").save(tmp_path / "photo.png")
     with LocalServer("--listen=127.0.0.1:50051"):
@@ -100,6 +108,52 @@ def test_the_tables_are_fresh():
     command = [sys.executable, str(ROOT / ".ci/generate_docs.py"), "--check"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def gpu_report(**changes):
+    """What `make gpu-check` leaves, as far as a sentence is made of it."""
+    counts = {"tests": 1500, "skipped": 0, "failed": 0}
+    stages = {tool: {"status": 0} for tool in ("memcheck", "racecheck", "synccheck")}
+    return {
+        "date": "2026-01-02",
+        "device": {"device": "Some GPU"},
+        "tests": {"gpu_tests": {**counts, "tests": 20}, "battery": counts},
+        "stages": stages,
+        **changes,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {},
+            (
+                "of `tests/gpu` 20 tests passed, of the conformance battery 1,500 tests passed; "
+                "compute-sanitizer: memcheck, racecheck and synccheck clean."
+            ),
+        ),
+        (
+            {
+                "tests": {"gpu_tests": {}, "battery": {"tests": 9, "skipped": 2, "failed": 3}},
+                "stages": {"memcheck": {"status": 9}, "racecheck": {"status": 0}},
+            },
+            (
+                "of `tests/gpu` nothing was reported, of the conformance battery 4 tests passed, "
+                "3 failed, 2 skipped; compute-sanitizer: racecheck clean, memcheck: status 9, "
+                "synccheck: left out."
+            ),
+        ),
+    ],
+    ids=["all is well", "nothing is"],
+)
+def test_what_a_gpu_has_shown_is_said_whole(changes, said):
+    """What failed and what was left out stand beside what went well."""
+    spec = importlib.util.spec_from_file_location("generate_docs", ROOT / ".ci/generate_docs.py")
+    generate_docs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate_docs)
+    sentence = generate_docs.gpu_sentence(gpu_report(**changes))
+    assert sentence == f"On Some GPU, 2026-01-02: {said}"
 
 
 @pytest.mark.slow

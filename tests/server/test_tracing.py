@@ -159,6 +159,7 @@ def test_without_the_extra_tracing_cannot_be_switched_on(monkeypatch):
     assert importlib.import_module("stn_server.tracing").Tracing
 
 
+@pytest.mark.slow
 def test_without_tracing_nothing_of_it_is_imported():
     """It costs nothing that is not asked for."""
     program = "import sys, stn_server.app; print(*sorted({n.split('.')[0] for n in sys.modules}))"

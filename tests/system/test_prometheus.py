@@ -133,6 +133,7 @@ async def exercise(server, prometheus):
         return [type(outcome) for outcome in (*refusals, await late)]
 
 
+@pytest.mark.alone
 def test_every_metric_reaches_prometheus(tokens, tmp_path):
     """One server, one Prometheus, and every series of the README with the value it must have."""
     flags = [f"--listen=127.0.0.1:0,unix:{tmp_path}/stn.sock", f"--auth-tokens={tokens}"]

@@ -43,6 +43,7 @@ def serves(replicas, number):
     return lambda: replicas.statistics(number).finished_items > 0
 
 
+@pytest.mark.alone
 def test_a_rolling_restart_loses_no_call(replicas):
     """One after the other ends in order and is replaced; no caller waits for that.
 

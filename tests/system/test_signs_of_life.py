@@ -27,6 +27,7 @@ async def serving(runner):
     await server.stop(Shutdown())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_a_long_call_may_ask_again_and_again(monkeypatch):
     """For as long as another server, which is not as patient, takes to end its connection."""
@@ -55,6 +56,7 @@ def test_a_long_call_may_ask_again_and_again(monkeypatch):
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_an_idle_client_may_ask_again_and_again(monkeypatch):
     """For as long as a server that minds takes to end the connection of another."""

@@ -19,6 +19,7 @@ def run(*command):
     return json.loads(ended.stdout)
 
 
+@pytest.mark.alone
 def test_overload_is_refused_at_once_and_costs_no_throughput():
     """Three times the capacity: what is accepted is in time, a quiet caller notices nothing."""
     seen = run("-m", "stress.overload", "--seconds=10", "--percent=50")
