@@ -251,6 +251,7 @@ def gpu_sentence(report: dict[str, Any]) -> str:
         f"On {report['device']['device']}, {report['date']}: of `tests/gpu` "
         f"{_counts(report['tests']['gpu_tests'])}, of the conformance battery "
         f"{_counts(report['tests']['battery'])}; compute-sanitizer: {', '.join(tools)}."
+        f"{' '.join(['', *report.get('remarks', [])])}"
     )
 
 
