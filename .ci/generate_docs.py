@@ -48,7 +48,7 @@ from stn_server.settings import all_settings
 ROOT = Path(__file__).parents[1]
 SERVER_BENCHMARK = ROOT / "tests/bench/results/server.json"
 REPLICAS_BENCHMARK = ROOT / "tests/bench/results/replicas.json"
-ENGINE_BENCHMARK = ROOT / "tests/bench/results/engine_cpu.json"
+ENGINE_BENCHMARKS = "tests/bench/results/engine_cpu*.json"
 EXPERIMENT = ROOT / "client/examples/distorted_mnist.json"
 GPU_BENCHMARKS = "tests/bench/results/engine_cuda_*.json"
 GPU_CHECKS = "tests/bench/results/gpu_check_*.json"
@@ -170,8 +170,11 @@ def replicas_benchmark() -> str:
 
 
 def engine_benchmark() -> str:
-    """The last committed run of `make bench-engine`."""
-    report = json.loads(ENGINE_BENCHMARK.read_text())
+    """The last committed runs of `make bench-engine`, whole or of some groups."""
+    return "\n\n".join(map(_engine_tables, _reports(ENGINE_BENCHMARKS)))
+
+
+def _engine_tables(report: dict[str, Any]) -> str:
     rows = [
         (
             one["group"],
@@ -191,7 +194,8 @@ def engine_benchmark() -> str:
         "contenders take turns, geometric means over cases."
     )
     head = ("what", "against", "cases", "times faster", "least", "bar")
-    return f"{_table(head, rows)}\n\n{_memory(report['memory'])}\n\n{when}"
+    memory = [_memory(report["memory"])] if report["memory"] else []
+    return "\n\n".join([_table(head, rows), *memory, when])
 
 
 def gpu_benchmark() -> str:
