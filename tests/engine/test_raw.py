@@ -1,5 +1,8 @@
 """Bytes in, bytes out: as the same problems on tensors, bit for bit."""
 
+import sys
+import threading
+
 import pytest
 import torch
 from hypothesis import given
@@ -352,3 +355,55 @@ def test_a_block_may_be_empty():
     block = raw.Block([], HOST)
     assert block.memory.numel() == 0
     assert block.bytes == block.tensors([]) == []
+
+
+@pytest.fixture
+def patient_interpreter():
+    """No thread is made to let another one run."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(3600)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("patient_interpreter")
+@pytest.mark.parametrize("way", ["into a block", "out of a block"])
+def test_other_threads_run_while_bytes_are_copied(way):
+    """A server goes on to answer while a batch of some 100 MB moves."""
+    message = bytes(1 << 28)
+    block = raw.Block.of([message])
+    gate, has_run = threading.Lock(), threading.Event()
+
+    def other():
+        with gate:
+            has_run.set()
+
+    with gate:
+        thread = threading.Thread(target=other)
+        thread.start()
+    copied = raw.Block.of([message]) if way == "into a block" else block.copies()
+    ran_meanwhile = has_run.is_set()
+    thread.join()
+    del copied
+    assert ran_meanwhile
+
+
+def test_an_arena_is_allocated_once_for_many_blocks():
+    """It grows to the next power of two, and blocks begin where the last one did."""
+    arena = raw.Arena(pinned=False)
+    first = raw.Block([1000, 1000], torch.device("cpu"), arena)
+    address = first.memory.data_ptr()
+    assert first.memory.numel() == 2048
+    smaller = raw.Block([3], torch.device("cpu"), arena)
+    assert (smaller.memory.data_ptr(), smaller.memory.numel()) == (address, 256)
+    assert raw.Block([2049], torch.device("cpu"), arena).memory.numel() == 2304
+    again = raw.Block([4000], torch.device("cpu"), arena)
+    assert again.memory.numel() == 4096
+
+
+def test_copies_of_a_block_are_no_part_of_it():
+    """A reply that is read slowly holds itself, and what the next block writes it does not see."""
+    arena = raw.Arena(pinned=False)
+    held = raw.Block.of([b"one", b"two"], arena).copies()
+    raw.Block.of([b"___", b"___"], arena)
+    assert [bytes(one) for one in held] == [b"one", b"two"]

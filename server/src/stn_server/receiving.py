@@ -57,7 +57,7 @@ class Receiver:
     Args:
         batcher: Whose door it is.
         limits: Of one call.
-        max_admitted_bytes: Of all calls; half of it may be messages of unknown size.
+        max_admitted_bytes: Of all calls; a quarter of it may be messages of unknown size.
 
     Concurrency: belongs to one event loop.
     """
@@ -67,7 +67,7 @@ class Receiver:
         self._limits = limits
         largest = limits.max_message_bytes
         self._uploads = _Uploads(limits.upload_s)
-        self._unknown = asyncio.Semaphore(max(1, max_admitted_bytes // 2 // largest))
+        self._unknown = asyncio.Semaphore(max(1, max_admitted_bytes // 4 // largest))
 
     async def receive(
         self, context: Context, caller: str, declared: int | None
