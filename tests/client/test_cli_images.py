@@ -299,6 +299,52 @@ def test_deep_colours_of_other_formats_are_refused(tmp_path):
         read(tmp_path / "a.jp2")
 
 
+@pytest.mark.parametrize(("rle", "channels"), [(0, 1), (0, 3), (1, 1)])
+def test_deep_colours_of_sgi_are_refused(tmp_path, rle, channels):
+    """Its header says how many bytes a value has."""
+    head = struct.pack(">HBBHHHH", 474, rle, 2, 1 + (channels > 1) * 2, 2, 1, channels)
+    (tmp_path / "a.sgi").write_bytes(head.ljust(512, b"\0") + bytes(64))
+    with pytest.raises(ImageError, match="expected colours of 8 bits, got deeper ones"):
+        read(tmp_path / "a.sgi")
+
+
+def test_16_bits_of_netpbm_are_kept(tmp_path):
+    """Pillow reads them in mode I, which neither PGM nor PNG holds."""
+    (tmp_path / "a.pgm").write_bytes(b"P5 3 1 65535\n" + bytes([0, 1, 128, 2, 255, 255]))
+    for name in ("out.pgm", "out.png"):
+        write(tmp_path / name, read(tmp_path / "a.pgm", format_of(tmp_path / name)))
+        np.testing.assert_array_equal(pixels_of(tmp_path / name)[1], [[1, 32770, 65535]])
+
+
+@pytest.mark.parametrize(
+    ("pixels", "tag", "value", "message"),
+    [
+        (np.array([[1, 60_000]], np.uint16), 262, 0, "with black as 0, got white as 0"),
+        (np.array([[1.0, 2.0]], np.float32), 262, 0, "with black as 0, got white as 0"),
+        (np.array([[1, 200]], np.uint8), 339, 2, "from 0 on, got signed ones"),
+        (np.array([[1, -1]], np.int32), 339, 1, "below 2147483648, got larger ones"),
+    ],
+)
+def test_numbers_that_pillow_takes_for_others_are_refused(tmp_path, pixels, tag, value, message):
+    """As TIFF has them: inverted, signed, or too large for an int32."""
+    Image.fromarray(pixels).save(tmp_path / "a.tif", tiffinfo={339: 1})
+    data = (tmp_path / "a.tif").read_bytes()
+    entry = struct.pack("<HHI", tag, 3, 1)  # one SHORT
+    begin = data.index(entry) + len(entry)
+    (tmp_path / "a.tif").write_bytes(data[:begin] + bytes([value]) + data[begin + 1 :])
+    with pytest.raises(ImageError, match=message):
+        read(tmp_path / "a.tif")
+
+
+def test_numbers_that_pillow_takes_for_themselves_are_read(tmp_path):
+    """White as 0 of 8 bits, signed numbers of 32."""
+    pixels = np.array([[1, -1]], np.int32)
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(read(tmp_path / "a.tif").frames[0].values[..., 0], pixels)
+    Image.new("L", (2, 1), 3).save(tmp_path / "b.tif", tiffinfo={262: 0})
+    np.testing.assert_array_equal(read(tmp_path / "b.tif").frames[0].values[..., 0], [[3, 3]])
+
+
 @pytest.mark.parametrize(("flags", "bits"), [("0c", 8), ("4c", 10)])
 def test_depth_of_avif_is_that_of_its_header(tmp_path, flags, bits):
     """By hand, as the specification of AV1 in ISO base media files has it: high_bitdepth is 64."""

@@ -104,6 +104,10 @@ pixels were stored, or, of a map, where they lay."""
 _COMPRESSIONS = ("packbits", "tiff_adobe_deflate", "tiff_deflate", "tiff_lzw")
 """Those of TIFF that lose nothing and take every mode: they are kept."""
 
+_PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339
+_WHITE_IS_ZERO, _SIGNED = 0, 2
+"""Tags of TIFF, and values of theirs."""
+
 _EXIF_IFD, _GPS_IFD, _EXIF_WIDTH, _EXIF_HEIGHT = 0x8769, 0x8825, 0xA002, 0xA003
 
 
@@ -268,7 +272,10 @@ def _picture(path: Path, image: Any, format_: str | None, *, nearest: bool) -> P
                 f"{path}: expected colours of 8 bits, got deeper ones, of which Pillow reads 8 "
                 "bits. Make them 8 bits, or grey of 16."
             )
+        _check_numbers(path, image)
         upright = _pil().ImageOps.exif_transpose(image)
+        if image.format == "PPM" and upright.mode == "I":  # which has 16 bits at most
+            upright = upright.convert("I;16")
         parameters = parameters or _parameters(image)
         kept = nearest and count == 1 and upright.mode in _LABELS
         if kept and (format_ is None or _holds(format_, upright.mode)):
@@ -381,11 +388,33 @@ def _is_deeper_than_read(path: Path, image: Any) -> bool:
         return codestream_bits(path) > 8
     for codec, _, _, arguments in image.tile:
         names = arguments if isinstance(arguments, tuple) else (arguments,)
-        if codec == "sgi16" or any(";16" in name for name in names if isinstance(name, str)):
+        if any(";16" in name for name in names if isinstance(name, str)):
+            return True
+        if codec == "SGI16" or (codec == "sgi_rle" and names[-1] == 2):  # bytes of a value
             return True
         if codec.startswith("ppm") and names[-1] > 255:
             return True
     return False
+
+
+def _check_numbers(path: Path, image: Any) -> None:
+    """The numbers of a TIFF file are those that Pillow makes of them: some it takes as they lie.
+
+    Raises:
+        ImageError: They are not.
+    """
+    tags = getattr(image, "tag_v2", {})
+    is_signed = _SIGNED in tags.get(_SAMPLE_FORMAT, ())
+    is_deep = image.mode.startswith(("I", "F"))
+    if is_deep and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        numbers = "numbers of more than 8 bits with black as 0, got white as 0. Invert them."
+    elif is_signed and not is_deep:
+        numbers = "numbers of 8 bits from 0 on, got signed ones. Make them 16 bits."
+    elif tags and image.mode == "I" and not is_signed and image.getextrema()[0] < 0:
+        numbers = "numbers below 2147483648, got larger ones. Make them floating-point numbers."
+    else:
+        return
+    raise ImageError(f"{path}: expected {numbers}")
 
 
 def codestream_bits(path: Path) -> int:
