@@ -100,6 +100,9 @@ def test_a_name_with_brackets_is_a_name_first(tmp_path):
             ("in/a.png", "deep/a.png", "out"),
             r"out/a\.png: expected one file to go there, got .*and",
         ),
+        (("in/a.png", "in/b.png/"), r"b\.png: expected a folder for several files, got a file"),
+        (("in", "in"), r"in: expected images outside of OUT, got only those in .*in\."),
+        (("deep", "in/*.png", "in"), r"\*\.png: expected images outside of OUT"),
         (
             ("in/a.png", "no/such/b.png"),
             r"b\.png: expected its folder to exist, got none\. Make it",
@@ -113,6 +116,24 @@ def test_what_cannot_be_meant_is_refused_at_once(tmp_path, arguments, why):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageError, match=why):
         jobs(tmp_path, *arguments)
+
+
+@pytest.mark.parametrize("arguments", [["", "b.png"], ["a.png", ""], ["a.png", "", "out"]])
+def test_empty_names_are_refused(arguments):
+    """To pathlib they are the folder that one is in, with all that it holds."""
+    with pytest.raises(ImageError, match=r"expected names of files or folders, got an empty one"):
+        jobs_of(arguments[:-1], arguments[-1])
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_alignment_of_folders_is_refused(local_server, tmp_path, capsys, place):
+    """Even if OUT is a folder, too."""
+    picture(tmp_path / "a.png")
+    pair = [str(tmp_path / "a.png")] * 2
+    pair[place] = str(tmp_path)
+    assert main([f"--target={local_server.target}", "align", *pair, str(tmp_path)]) == 1
+    expected = f"stn: {tmp_path}: expected an image file, got a folder.\n"
+    assert capsys.readouterr().err == expected
 
 
 @pytest.mark.parametrize("workers", ["1", "3"])
@@ -137,11 +158,11 @@ def test_refusals_of_the_service_name_the_file(local_server, tmp_path, capsys):
     """And are one line each."""
     for name in ("a.png", "b.png"):
         picture(tmp_path / "in" / name)
-    command = ["warp", str(tmp_path / "in"), str(tmp_path / "out"), "--rotate=nan"]
+    command = ["warp", str(tmp_path / "in"), str(tmp_path / "out"), "--fill", "1", "2"]
     assert main([f"--target={local_server.target}", *command]) == 1
     lines = sorted(capsys.readouterr().err.splitlines())
     assert [line.split(": ")[1] for line in lines] == [str(tmp_path / f"in/{n}.png") for n in "ab"]
-    assert all("theta: expected finite numbers" in line for line in lines)
+    assert all("fill: expected one value" in line for line in lines)
 
 
 def test_without_a_server_one_line_is_enough(tmp_path, capsys):
@@ -305,3 +326,13 @@ def test_wrong_arguments_are_one_line(capsys):
         assert error.count("\n") == 1
         assert error.startswith("stn")
         assert error.endswith("--help.\n")
+
+
+@pytest.mark.parametrize(
+    "flags", [("--rotate", "inf"), ("--translate", "0", "nan"), ("--fill", "1", "-inf")]
+)
+def test_numbers_without_an_end_are_refused(capsys, flags):
+    """No image has them, and the cosine of infinity is none."""
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["warp", "a.png", "b.png", *flags])
+    assert "expected a finite number, got" in capsys.readouterr().err

@@ -25,30 +25,63 @@ def jobs_of(sources: Sequence[str], destination: str) -> list[Job]:
     Raises:
         ImageError: There is nothing to read, no place to write, or one place for two files.
     """
-    found = [job for source in sources for job in _found(source)]
-    target = Path(destination)
-    single = len(sources) == 1 and not (Path(sources[0]).is_dir() or _is_pattern(sources[0]))
-    if single and not target.is_dir() and not destination.endswith("/"):
-        if not target.parent.is_dir():
-            raise ImageError(f"{target}: expected its folder to exist, got none. Make it.")
-        return [(found[0][0], target)]
-    if target.exists() and not target.is_dir():
-        raise ImageError(f"{target}: expected a folder for several files, got a file.")
+    if len(sources) == 1 and not (Path(sources[0]).is_dir() or _is_pattern(sources[0])):
+        return [job_of(sources[0], destination)]
+    _check_names(*sources, destination)
+    found = {source: list(_found(source)) for source in sources}
+    target = _folder(destination)
+    jobs: dict[Path, Path] = {}
     inside = target.resolve()
-    jobs = [
-        (path, target / name)
-        for path, name in dict(found).items()
-        if inside not in path.resolve().parents or str(path) in sources
-    ]
+    for source, files in found.items():
+        # What lies in OUT came from earlier, unless it is named.
+        new = [
+            one for one in files if str(one[0]) in sources or inside not in one[0].resolve().parents
+        ]
+        if not new:
+            raise ImageError(
+                f"{source}: expected images outside of OUT, got only those in {target}."
+            )
+        jobs |= {path: target / name for path, name in new}
     taken: dict[Path, Path] = {}
-    for path, result in jobs:
+    for path, result in jobs.items():
         if result in taken:
             raise ImageError(
                 f"{result}: expected one file to go there, got {taken[result]} and {path}. "
                 "Rename one, or warp them apart."
             )
         taken[result] = path
-    return jobs
+    return list(jobs.items())
+
+
+def job_of(source: str, destination: str) -> Job:
+    """One file, which goes to the destination, or into it if that is a folder.
+
+    Raises:
+        ImageError: It is a folder itself, or there is no place to write.
+    """
+    _check_names(source, destination)
+    path, target = Path(source), Path(destination)
+    if path.is_dir():
+        raise ImageError(f"{path}: expected an image file, got a folder.")
+    if target.is_dir() or destination.endswith("/"):
+        return path, _folder(destination) / path.name
+    if not target.parent.is_dir():
+        raise ImageError(f"{target}: expected its folder to exist, got none. Make it.")
+    return path, target
+
+
+def _check_names(*names: str) -> None:
+    """No name is empty, as those are that a shell makes of variables without a value."""
+    if "" in names:
+        raise ImageError("arguments: expected names of files or folders, got an empty one.")
+
+
+def _folder(destination: str) -> Path:
+    """The folder that results go to; it need not exist yet."""
+    target = Path(destination)
+    if target.exists() and not target.is_dir():
+        raise ImageError(f"{target}: expected a folder for several files, got a file.")
+    return target
 
 
 def run_jobs(jobs: Sequence[Job], run: Callable[[Path, Path], None], workers: int) -> int:

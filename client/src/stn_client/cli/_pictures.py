@@ -18,7 +18,7 @@ from stn_client import tiling
 from stn_client._client import Client
 from stn_client._transforms import Affine
 from stn_client.cli import _images
-from stn_client.cli._files import jobs_of, run_jobs
+from stn_client.cli._files import job_of, jobs_of, run_jobs
 from stn_client.cli._geometry import pixel_theta
 from stn_client.registration import align
 from stn_proto.v1.server_info_pb2 import Limits
@@ -51,11 +51,11 @@ def add_commands(commands: Any) -> None:
     warp.set_defaults(run=_warp)
     warp.add_argument("sources", nargs="+", metavar="IN", help="image file, folder or pattern")
     warp.add_argument("destination", metavar="OUT", help="file, or folder for several")
-    warp.add_argument("--rotate", type=float, default=0.0, metavar="DEG", help="anticlockwise")
+    warp.add_argument("--rotate", type=_finite, default=0.0, metavar="DEG", help="anticlockwise")
     warp.add_argument("--scale", type=_positive, default=1.0, metavar="S", help="above 1: larger")
     warp.add_argument(
         "--translate",
-        type=float,
+        type=_finite,
         nargs=2,
         default=(0.0, 0.0),
         metavar=("X", "Y"),
@@ -106,7 +106,7 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--fill",
-        type=float,
+        type=_finite,
         nargs="+",
         default=[0.0],
         metavar="V",
@@ -134,6 +134,13 @@ def _number(kind: type[float], low: float, high: float = math.inf) -> Callable[[
         return value
 
     return parse
+
+
+def _finite(text: str) -> float:
+    with suppress(ValueError):
+        if math.isfinite(value := float(text)):
+            return value
+    raise argparse.ArgumentTypeError(f"expected a finite number, got {text}")
 
 
 def _positive(text: str) -> float:
@@ -177,16 +184,18 @@ def _warp_file(
 
 
 def _align(client: Client, options: argparse.Namespace) -> int:
-    ((_, destination),) = jobs_of([options.moving], options.destination)
+    model, _ = job_of(options.fixed, options.destination)
+    source, destination = job_of(options.moving, options.destination)
     format_ = _images.format_of(destination)
-    fixed, moving = (_only_frame(Path(path)) for path in (options.fixed, options.moving))
+    fixed, moving = _only_frame(model), _only_frame(source)
     pair = _grey(options.fixed, fixed), _grey(options.moving, moving)
     nearest = options.interpolation == "nearest"
-    picture = _images.read(Path(options.moving), format_, nearest=nearest)
+    picture = _images.read(source, format_, nearest=nearest)
     limits = client.server_info().limits
     *_, last = align(client, *_reduced(client, limits, *pair))
     size = fixed.values.shape[0], fixed.values.shape[1]
     frame = _warped(client, limits, picture.frames[0], last.theta[0], size, options)
+    destination.parent.mkdir(parents=True, exist_ok=True)
     _images.write(destination, replace(picture, frames=[frame]), quality=options.quality)
     print(f"theta {last.theta[0].tolist()}\nloss {last.loss:.4f}")  # noqa: T201
     return 0
