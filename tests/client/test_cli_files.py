@@ -174,6 +174,16 @@ def test_without_a_server_one_line_is_enough(tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_server_that_is_not_there_is_one_line():
+    """What the SDK logs of its attempts is not for who reads a terminal."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        target = f"--target=127.0.0.1:{taken.getsockname()[1]}"
+    told = subprocess.run([*STN, target, "info"], capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    assert told.stderr.count("\n") == 1
+    assert told.stderr.startswith("stn: failed to connect")
+
+
 def test_a_bar_is_drawn_on_a_terminal_only(local_server, tmp_path):
     """One that counts files; into a pipe, nothing is written."""
     for name in ("a.png", "b.png", "c.png"):
@@ -329,7 +339,7 @@ def test_wrong_arguments_are_one_line(capsys):
 
 
 @pytest.mark.parametrize(
-    "flags", [("--rotate", "inf"), ("--translate", "0", "nan"), ("--fill", "1", "-inf")]
+    "flags", [("--rotate", "inf"), ("--translate", "0", "nan"), ("--fill", "1", "inf")]
 )
 def test_numbers_without_an_end_are_refused(capsys, flags):
     """No image has them, and the cosine of infinity is none."""

@@ -252,3 +252,14 @@ def test_progress_whose_last_attempt_takes_too_long_tells_what_happened_before()
     progress.start()
     with pytest.raises(DeadlineExceededError, match=r"\nThe attempt before that ended with: "):
         progress.pause_s(Failure(StatusCode.DEADLINE_EXCEEDED))
+
+
+def test_progress_of_a_closed_client_waits_for_no_server(caplog):
+    """Closing ends calls under way as UNAVAILABLE, which is no news of the server."""
+    is_open = True
+    progress = Progress(NO_PAUSES, 60.0, lambda: is_open)
+    progress.start()
+    is_open = False
+    with pytest.raises(TransportError, match="expected an open connection, got a closed one"):
+        progress.pause_s(Failure(StatusCode.UNAVAILABLE))
+    assert caplog.records == []

@@ -226,11 +226,7 @@ class Progress:
                 'method "spawn" or "forkserver", or fork before the first call.',
                 request_id=self.request_id,
             )
-        if not self._is_open():
-            raise TransportError(
-                "client: expected an open connection, got a closed one. Make a new client.",
-                request_id=self.request_id,
-            )
+        self._require_open()
         self._attempt += 1
         size = (MESSAGE_BYTES, str(len(request)))
         metadata = (("x-request-id", self.request_id), size, *self._metadata())
@@ -249,10 +245,18 @@ class Progress:
             if isinstance(error, DeadlineExceededError) and self._failure is not None:
                 error.add_note(f"The attempt before that ended with: {self._failure}")
             raise error from failure
+        self._require_open()  # a call that closing has ended waits for no server
         self._failure = error
         if isinstance(error, UnavailableError) and self._is_open():
             self._outage.goes_on(error, remaining_s)
         return min(pause_s, _FOREVER_S)
+
+    def _require_open(self) -> None:
+        if not self._is_open():
+            raise TransportError(
+                "client: expected an open connection, got a closed one. Make a new client.",
+                request_id=self.request_id,
+            )
 
     def succeed(self) -> None:
         """Notes that the call was answered."""

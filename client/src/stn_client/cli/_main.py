@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import sys
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Whatever goes wrong is one line on standard error.
     """
+    logging.getLogger("stn_client").addHandler(logging.NullHandler())  # errors tell what it would
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about files of which it is told more here
