@@ -295,3 +295,23 @@ def test_drop_ins_give_shapes_for_shapes():
     assert (output.device.type, output.shape) == ("meta", (2, 3, 6, 7))
     made = stn_engine.affine_grid(theta, (2, 3, 4, 5), align_corners=False)
     assert (made.device.type, made.shape) == ("meta", (2, 4, 5, 2))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (0, 4)])
+def test_strides_of_one_pixel_or_none_are_those_of_torch(size):
+    """They could be those of channels last, which the next layer would take for a wish."""
+    image = IMAGE.contiguous(memory_format=torch.channels_last)
+    grid = torch.zeros(2, *size, 2)
+    found, expected = (
+        module.grid_sample(image, grid, align_corners=False)
+        for module in (stn_engine, torch_functional)
+    )
+    assert found.stride() == expected.stride()
+    assert torch.equal(found, expected)
+
+
+def test_sizes_that_are_truths_are_refused_as_by_torch():
+    """Truths are integers to Python."""
+    for module in (stn_engine, torch_functional):
+        with pytest.raises(TypeError, match="tuple of ints, but found element of type bool"):
+            module.affine_grid(THETA[:1], (True, 1, 4, 4), align_corners=False)

@@ -285,3 +285,29 @@ def test_memory_of_operands_is_refused():
     out = Gradients(torch.empty_like(problem.feature_map), None)
     with pytest.raises(InvalidInputError, match=r"out\[0\].transform: .* got NoneType"):
         warp_gradients_ragged([gradients], [out])
+
+
+def test_memory_of_other_problems_and_results_is_refused():
+    """Problems are computed side by side: none may write what another one reads or writes."""
+    problems = [random_warp(8, output_size=(5, 7)), random_warp(8, output_size=(5, 7))]
+    new = torch.empty(problems[0].output_shape, dtype=torch.float64)
+    with pytest.raises(InvalidInputError, match=r"out\[0\]: .* got memory that an operand lies in"):
+        warp_ragged(problems, [problems[1].feature_map, new])
+    with pytest.raises(InvalidInputError, match=r"out\[1\]: .* got memory that out\[0\] lies in"):
+        warp_ragged(problems, [new, new])
+    both = torch.empty(2, *new.shape, dtype=torch.float64)
+    results = warp_ragged(problems, list(both))  # neighbours in one storage are apart
+    assert all(map(torch.equal, results, warp_ragged(problems)))
+
+
+def test_autograd_learns_that_memory_for_results_was_written():
+    """As of every operation in place, so that no gradient is of values that have gone."""
+    problem = random_warp(9)
+    saved = torch.ones(problem.output_shape, dtype=torch.float64)
+    loss = (saved * torch.ones_like(saved, requires_grad=True)).sum()
+    warp_ragged([problem], [saved])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    with torch.inference_mode():  # where nothing is counted
+        out = torch.empty_like(saved)
+        assert torch.equal(warp_ragged([problem], [out])[0], saved)

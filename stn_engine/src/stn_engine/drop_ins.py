@@ -63,7 +63,10 @@ def grid_sample(
     problem = WarpProblem(
         _with_contiguous_gradient(feature_map), SamplingGrid(_at_least_float32(points)), spec=spec
     )
-    return operators.warp(problem).contiguous()
+    result = operators.warp(problem).contiguous()
+    if result.stride(-1) != 1:  # one pixel or none, whose strides could be those of channels last
+        return result.clone(memory_format=torch.contiguous_format)
+    return result
 
 
 def affine_grid(
@@ -132,7 +135,7 @@ def _is_affine_grid_call(theta: object, size: Sequence[int], align_corners: obje
         and theta.dtype in checks.GRADIENT_DTYPES
         and theta.layout == torch.strided
         and len(size) in {4, 5}
-        and all(isinstance(extent, int) and extent > 0 for extent in size)
+        and all(type(extent) is int and extent > 0 for extent in size)
         and theta.shape == (size[0], len(size) - 2, len(size) - 1)
         and isinstance(align_corners, bool)
         and not (align_corners and 1 in size[2:])

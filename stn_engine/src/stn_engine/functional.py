@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stn_engine import checks, dispatch, operators
-from stn_engine.adapters.tensors import check_out
+from stn_engine.adapters.tensors import check_apart, check_out
 from stn_engine.backends._results import delivered
 from stn_engine.backends._watchers import (
     has_tangents,
@@ -318,12 +318,14 @@ def warp_ragged(
 
     Raises:
         BackendUnavailableError: no backend can run one of the problems.
-        InvalidInputError: ``out`` does not fit the results, or shares memory with operands.
+        InvalidInputError: ``out`` does not fit the results, or shares memory with operands or in itself.
     """
     if out is not None:
         checks.check_count("out", out, len(problems))
         for i, (problem, memory) in enumerate(zip(problems, out, strict=True)):
-            check_out(f"out[{i}]", memory, problem.output_shape, problem.operands)
+            check_out(f"out[{i}]", memory, problem.output_shape, problem.feature_map)
+        memories = [(f"out[{i}]", memory) for i, memory in enumerate(out)]
+        _claim(memories, problems)
     for problem in problems:
         _warn_of_channels_last(problem, _BEHIND_NO_GRAD)
     if _are_watched(problems):
@@ -344,11 +346,26 @@ def warp_gradients_ragged(
         out = [
             _needed(f"out[{i}]", *pair) for i, pair in enumerate(zip(problems, out, strict=True))
         ]
+        memories = [
+            (f"out[{i}].{name}", memory)
+            for i, gradients in enumerate(out)
+            for name, memory in vars(gradients).items()
+            if memory is not None
+        ]
+        _claim(memories, problems)
     for problem in problems:
         _warn_of_channels_last(problem.warp, _BEHIND_NO_GRAD)
     if _are_watched(problems):
         return delivered([operators.warp_gradients(one) for one in problems], out)
     return dispatch.warp_gradients(problems, out=out)
+
+
+def _claim(memories: Sequence[tuple[str, Tensor]], problems: Sequence[Problem]) -> None:
+    """Memory for results is nobody else's, and whoever saved its values learns that they go."""
+    check_apart(memories, (operand for problem in problems for operand in problem.operands))
+    for _, memory in memories:
+        if not memory.is_inference():
+            torch.autograd.graph.increment_version(memory)
 
 
 def _are_watched(problems: Sequence[Problem]) -> bool:
@@ -363,13 +380,12 @@ def _are_watched(problems: Sequence[Problem]) -> bool:
 
 def _needed(argument: str, problem: WarpGradientsProblem, out: Gradients) -> Gradients:
     """The parts of ``out`` that a problem writes, checked."""
-    grad_output, *operands = problem.operands
+    _, *operands = problem.operands
     parts: list[Tensor | None] = []
     for name, like in zip(checks.NEEDS, operands, strict=True):
         memory = getattr(out, name) if name in problem.needs else None
         if name in problem.needs:
-            everything = (like, grad_output, *operands)
-            check_out(f"{argument}.{name}", memory, tuple(like.shape), everything)
+            check_out(f"{argument}.{name}", memory, tuple(like.shape), like)
         parts.append(memory)
     return Gradients(*parts)
 

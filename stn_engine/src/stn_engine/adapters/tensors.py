@@ -6,7 +6,7 @@ tensors still point into. Kernels see addresses only, so this is asked right bef
 tensors change between the making of a problem and its backward pass.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn, TypeVar, cast
 
 import torch
@@ -49,12 +49,10 @@ def check_memory(problem: Problem) -> None:
             _resolved(name, inner)
 
 
-def check_out(
-    argument: str, value: object, shape: Sequence[int], operands: Sequence[Tensor]
-) -> None:
-    """``value`` can take a result of this shape, and the dtype and device of the first operand."""
+def check_out(argument: str, value: object, shape: Sequence[int], like: Tensor) -> None:
+    """``value`` can take a result of this shape, and the dtype and device of ``like``."""
     check_tensor(argument, value)
-    memory, like = cast("Tensor", value), operands[0]
+    memory = cast("Tensor", value)
     if memory.shape != shape:  # so as not to be slow where it is right
         check_shape(argument, memory, [tuple(shape)], "Allocate it for exactly this result.")
     check_dtype(argument, memory, (like.dtype,))
@@ -64,10 +62,25 @@ def check_out(
     if not (memory.is_contiguous() or _is_channels_last(memory)):
         got = f"strides {tuple(memory.stride())}"
         raise InvalidInputError(argument, "dense memory", got, "Allocate it by torch.empty.")
-    own = _addresses(memory)
-    if any(_meet(own, _addresses(operand)) for operand in operands if _has_memory(operand)):
-        expected, got = "memory of its own", "memory that an operand lies in, too"
-        raise InvalidInputError(argument, expected, got, "Allocate it by torch.empty.")
+
+
+def check_apart(out: Sequence[tuple[str, Tensor]], operands: Iterable[Tensor]) -> None:
+    """No memory for a result lies in that of another one, or of an operand of any problem.
+
+    Problems that are computed together are read and written in no order.
+    """
+    results = {name: _addresses(memory) for name, memory in out}
+    ranges = [(*ends, name) for name, ends in results.items()]
+    ranges += [(*_addresses(operand), "") for operand in operands if _has_memory(operand)]
+    last: dict[bool, tuple[int, str]] = {True: (0, ""), False: (0, "")}  # of results, of operands
+    for first, end, name in sorted(ranges):
+        for is_result, (until, other) in last.items():
+            if first < min(end, until) and (name or is_result):
+                held_by = other if name and other else "an operand"
+                got = f"memory that {held_by} lies in, too"
+                remedy = "Allocate it by torch.empty."
+                raise InvalidInputError(name or other, "memory of its own", got, remedy)
+        last[bool(name)] = max(last[bool(name)], (end, name))
 
 
 def is_negated(out: Tensor | Gradients) -> bool:
@@ -137,11 +150,6 @@ def _held_bytes(tensor: Tensor) -> int:
 def _is_channels_last(tensor: Tensor) -> bool:
     order = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
     return order is not None and tensor.is_contiguous(memory_format=order)
-
-
-def _meet(left: tuple[int, int], right: tuple[int, int]) -> bool:
-    """Whether two ranges of addresses have bytes in common."""
-    return max(left[0], right[0]) < min(left[1], right[1])
 
 
 def _addresses(tensor: Tensor) -> tuple[int, int]:
