@@ -318,7 +318,7 @@ def warp_ragged(
 
     Raises:
         BackendUnavailableError: no backend can run one of the problems.
-        InvalidInputError: ``out`` does not fit the results, or shares memory with operands or in itself.
+        InvalidInputError: ``out`` does not fit, or shares memory with operands or with itself.
     """
     if out is not None:
         checks.check_count("out", out, len(problems))
