@@ -385,3 +385,52 @@ def test_every_kind_of_transform_is_asked():
         with pytest.raises(InvalidInputError, match="Its storage was freed or cut") as caught:
             stn_engine.operators.warp(lost)
         assert caught.value.argument == problem.transform.argument
+
+
+def cut(tensor):
+    """``tensor``, whose storage ends before it does."""
+    new = tensor.clone()
+    new.untyped_storage().resize_(new.element_size())
+    return new
+
+
+@pytest.mark.parametrize("lose", [freed, cut])
+@pytest.mark.parametrize(
+    ("argument", "call"),
+    [
+        ("theta", lambda lose: warp(torch.ones(1, 1, 2, 2), Affine(lose(IDENTITY.half())))),
+        (
+            "theta",
+            lambda lose: stn_engine.affine_grid(
+                lose(IDENTITY.half()), (1, 1, 2, 2), align_corners=False
+            ),
+        ),
+        (
+            "grid",
+            lambda lose: stn_engine.grid_sample(
+                torch.ones(1, 1, 2, 2), lose(torch.zeros(1, 2, 2, 2).half()), align_corners=False
+            ),
+        ),
+        (
+            "grad_output",
+            lambda lose: warp_gradients(
+                lose(torch.ones(1, 1, 2, 2).half()), torch.ones(1, 1, 2, 2), Affine(IDENTITY)
+            ),
+        ),
+    ],
+)
+def test_half_precision_is_not_widened_before_its_memory_is_looked_at(argument, call, lose):
+    """Torch would read beyond the end of the storage while it converts."""
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(InvalidInputError, match=f"^{argument}: expected a dense tensor whose val"),
+    ):
+        call(lose)
+
+
+@pytest.mark.parametrize("lose", [freed, cut])
+def test_control_points_without_memory_are_refused(lose):
+    """They become plain numbers when the transform is made, which reads them."""
+    points, control = torch.rand(1, 3, 2), lose(torch.rand(3, 2))
+    with pytest.raises(InvalidInputError, match=r"^control_points: expected a dense tensor whose"):
+        stn_engine.ThinPlateSpline(points, control_points=control)

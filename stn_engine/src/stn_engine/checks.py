@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stn_engine.backends._watchers import unrecorded
+from stn_engine.backends._watchers import is_plain, is_watched, unrecorded
 from stn_engine.errors import (
     DeviceMismatchError,
     DTypeError,
@@ -18,6 +18,7 @@ from stn_engine.errors import (
     Shape,
     ShapeError,
 )
+from stn_engine.memory import has_memory, refuse_lost
 
 FEATURE_MAP_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
 """What a feature map may hold."""
@@ -98,15 +99,28 @@ def checked_parameters(argument: str, value: Tensor, expected: Sequence[Shape]) 
     check_tensor(argument, value)
     check_shape(argument, value, expected, "Add or remove axes; a single item has N = 1.")
     if value.dtype not in PARAMETER_DTYPES:
-        value = autocast(value, torch.float32)
+        value = autocast(argument, value, torch.float32)
         check_dtype(argument, value, PARAMETER_DTYPES)
     return value
 
 
-def autocast(value: Tensor, dtype: torch.dtype) -> Tensor:
+def check_memory(argument: str, value: Tensor) -> None:
+    """``value`` has values that can be read here and now, before torch reads them unasked.
+
+    Raises:
+        InvalidInputError: Its storage was freed or cut, or it has none.
+    """
+    if torch.compiler.is_compiling() or is_watched() or not is_plain(value) or value.is_meta:
+        return
+    if not (value._is_zerotensor() or has_memory(value)):  # noqa: SLF001 - no public function tells
+        refuse_lost(argument, value)
+
+
+def autocast(argument: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     """``value``, in ``dtype`` if it is of half precision and autocast, which makes it so, is on."""
     kind = value.device.type  # of meta tensors, which nobody computes with, there is no autocast
     if value.dtype in HALF_DTYPES and kind != "meta" and torch.is_autocast_enabled(kind):
+        check_memory(argument, value)
         return value.to(dtype)
     return value
 
@@ -116,6 +130,8 @@ def checked_control_points(value: Any) -> tuple[tuple[float, float], ...]:
 
     In plain numbers: a tracer could not decide by the values of tensors.
     """
+    if isinstance(value, Tensor):
+        check_memory("control_points", value)
     try:
         rows = value.tolist() if isinstance(value, Tensor) else value
         points = tuple((float(+x), float(+y)) for x, y in rows)  # + refuses digits in texts

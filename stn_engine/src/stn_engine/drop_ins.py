@@ -61,7 +61,9 @@ def grid_sample(
         return torch_functional.grid_sample(input, grid, mode, padding_mode, align_corners)
     spec = WarpSpec(interpolation=mode, padding=padding_mode, align_corners=align_corners)
     problem = WarpProblem(
-        _with_contiguous_gradient(feature_map), SamplingGrid(_at_least_float32(points)), spec=spec
+        _with_contiguous_gradient(feature_map),
+        SamplingGrid(_at_least_float32("grid", points)),
+        spec=spec,
     )
     result = operators.warp(problem).contiguous()
     if result.stride(-1) != 1:  # one pixel or none, whose strides could be those of channels last
@@ -97,7 +99,7 @@ def affine_grid(
     if not _is_affine_grid_call(theta, size, align_corners):
         # torch takes any sequence and quotes it in its errors.
         return torch_functional.affine_grid(theta, size, align_corners)  # type: ignore[arg-type]
-    transform = Affine(_at_least_float32(theta))
+    transform = Affine(_at_least_float32("theta", theta))
     problem = GridProblem(transform, size[2:], Coordinates.NORMALIZED, align_corners)
     return operators.generate_grid(problem).to(_dtype_of_products(theta))
 
@@ -152,7 +154,9 @@ def _autocast(feature_map: Any, grid: Any) -> tuple[Any, Any]:
         return feature_map, grid
     if feature_map.device.type != "cpu" and torch.float32 not in {feature_map.dtype, grid.dtype}:
         return feature_map, grid
-    return checks.autocast(feature_map, torch.float32), checks.autocast(grid, torch.float32)
+    return checks.autocast("input", feature_map, torch.float32), checks.autocast(
+        "grid", grid, torch.float32
+    )
 
 
 def _dtype_of_products(theta: Tensor) -> torch.dtype:
@@ -177,5 +181,7 @@ def _is_captured() -> bool:
     return torch.compiler.is_compiling() or is_watched() or is_scripted()
 
 
-def _at_least_float32(coordinates: Tensor) -> Tensor:
+def _at_least_float32(argument: str, coordinates: Tensor) -> Tensor:
+    if coordinates.dtype in checks.HALF_DTYPES:
+        checks.check_memory(argument, coordinates)
     return coordinates.to(torch.promote_types(coordinates.dtype, torch.float32))

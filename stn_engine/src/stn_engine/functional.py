@@ -175,7 +175,7 @@ def warp_gradients(  # noqa: PLR0913 - the options of warp, and needs
     )
     problem = _warp_into(grad_output, feature_map, transform, spec)
     _warn_of_channels_last(problem)
-    grad_output = checks.autocast(grad_output, problem.output_dtype)
+    grad_output = checks.autocast("grad_output", grad_output, problem.output_dtype)
     return operators.warp_gradients(WarpGradientsProblem(problem, grad_output, needs))
 
 
@@ -287,7 +287,7 @@ def generate_grid_gradients(
         InvalidInputError: as ``generate_grid``, and for a grad_grid that does not fit its result.
     """
     problem = _generation_into(grad_grid, transform, coordinates, align_corners)
-    grad_grid = checks.autocast(grad_grid, problem.output_dtype)
+    grad_grid = checks.autocast("grad_grid", grad_grid, problem.output_dtype)
     return operators.generate_grid_gradients(GridGradientsProblem(problem, grad_grid))
 
 

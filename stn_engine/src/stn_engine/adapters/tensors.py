@@ -7,7 +7,7 @@ tensors change between the making of a problem and its backward pass.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from stn_engine.backends._watchers import is_plain
 from stn_engine.checks import check_device, check_dtype, check_shape, check_tensor
 from stn_engine.errors import InvalidInputError
+from stn_engine.memory import has_memory, refuse_lost, span_bytes
 from stn_engine.problem import Gradients, Problem
 
 P = TypeVar("P", bound=Problem)
@@ -28,7 +29,7 @@ def readable(problem: P) -> P:
     """
     operands = problem.operands
     for operand in operands:  # a loop: this is asked before every call
-        if operand.is_neg() or not _has_memory(operand):
+        if operand.is_neg() or not has_memory(operand):
             bound: Any = problem.bound
             resolved: P = bound(*map(_resolved, problem.names, operands))
             return resolved
@@ -57,8 +58,8 @@ def check_out(argument: str, value: object, shape: Sequence[int], like: Tensor) 
         check_shape(argument, memory, [tuple(shape)], "Allocate it for exactly this result.")
     check_dtype(argument, memory, (like.dtype,))
     check_device("feature_map", like, argument, memory)
-    if not _has_memory(memory):
-        _refuse(argument, memory)
+    if not has_memory(memory):
+        refuse_lost(argument, memory)
     if not (memory.is_contiguous() or _is_channels_last(memory)):
         got = f"strides {tuple(memory.stride())}"
         raise InvalidInputError(argument, "dense memory", got, "Allocate it by torch.empty.")
@@ -71,7 +72,7 @@ def check_apart(out: Sequence[tuple[str, Tensor]], operands: Iterable[Tensor]) -
     """
     results = {name: _addresses(memory) for name, memory in out}
     ranges = [(*ends, name) for name, ends in results.items()]
-    ranges += [(*_addresses(operand), "") for operand in operands if _has_memory(operand)]
+    ranges += [(*_addresses(operand), "") for operand in operands if has_memory(operand)]
     last: dict[bool, tuple[int, str]] = {True: (0, ""), False: (0, "")}  # of results, of operands
     for first, end, name in sorted(ranges):
         for is_result, (until, other) in last.items():
@@ -90,61 +91,13 @@ def is_negated(out: Tensor | Gradients) -> bool:
     return any(part is not None and part.is_neg() for part in (out.feature_map, out.transform))
 
 
-def _has_memory(tensor: Tensor) -> bool:
-    """Whether a tensor has an address, and a storage that reaches to its end."""
-    try:
-        if not tensor.data_ptr():
-            return tensor.numel() == 0 and not tensor.is_meta
-        size_bytes, first = tensor.untyped_storage().nbytes(), tensor.storage_offset()
-    except (RuntimeError, NotImplementedError):  # sparse, mkldnn, and what only looks like a tensor
-        return False
-    if first == 0 and tensor.is_contiguous():
-        return size_bytes >= tensor.nbytes
-    return size_bytes >= _reach_bytes(tensor)
-
-
-def _reach_bytes(tensor: Tensor) -> int:
-    """From the first byte of a tensor's storage to the tensor's last."""
-    return int(tensor.storage_offset()) * tensor.element_size() + _span_bytes(tensor)
-
-
-def _span_bytes(tensor: Tensor) -> int:
-    """From the first byte of a tensor to its last."""
-    if tensor.is_contiguous() or 0 in tensor.shape:
-        return tensor.nbytes
-    steps = zip(tensor.shape, tensor.stride(), strict=True)  # of torch, never negative
-    last = sum((size - 1) * step for size, step in steps)
-    return (last + 1) * tensor.element_size()
-
-
 def _resolved(argument: str, tensor: Tensor) -> Tensor:
     """``tensor``, or a copy that lies in memory as it is."""
     if tensor._is_zerotensor():  # noqa: SLF001 - no public function tells
         return torch.zeros_like(tensor)
-    if not _has_memory(tensor):
-        _refuse(argument, tensor)
+    if not has_memory(tensor):
+        refuse_lost(argument, tensor)
     return tensor.resolve_neg()
-
-
-def _refuse(argument: str, tensor: Tensor) -> NoReturn:
-    expected = "a dense tensor whose values are in memory"
-    if tensor.is_meta:
-        got, remedy = "one on the meta device", "Make it on a device that has memory."
-    elif tensor.layout != torch.strided:
-        got, remedy = f"layout {tensor.layout}", "Convert it: Tensor.to_dense."
-    elif tensor._is_zerotensor():  # noqa: SLF001 - no public function tells
-        got, remedy = "a ZeroTensor", "Allocate it by torch.empty."
-    else:
-        got = f"{_reach_bytes(tensor)} bytes in a storage of {_held_bytes(tensor)}"
-        remedy = "Its storage was freed or cut; keep it until all that reads it is done."
-    raise InvalidInputError(argument, expected, got, remedy)
-
-
-def _held_bytes(tensor: Tensor) -> int:
-    try:
-        return tensor.untyped_storage().nbytes() if tensor.data_ptr() else 0
-    except (RuntimeError, NotImplementedError):
-        return 0
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
@@ -155,4 +108,4 @@ def _is_channels_last(tensor: Tensor) -> bool:
 def _addresses(tensor: Tensor) -> tuple[int, int]:
     """The first byte of a tensor, and the one behind its last."""
     first = tensor.data_ptr()
-    return first, first + _span_bytes(tensor)
+    return first, first + span_bytes(tensor)

@@ -1,0 +1,61 @@
+"""Whether a tensor's memory is there: an address, and a storage that reaches to its end."""
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from stn_engine.errors import InvalidInputError
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Whether a tensor has an address, and a storage that reaches to its end."""
+    try:
+        if not tensor.data_ptr():
+            return tensor.numel() == 0 and not tensor.is_meta
+        size_bytes, first = tensor.untyped_storage().nbytes(), tensor.storage_offset()
+    except (RuntimeError, NotImplementedError):  # sparse, mkldnn, and what only looks like a tensor
+        return False
+    if first == 0 and tensor.is_contiguous():
+        return size_bytes >= tensor.nbytes
+    return size_bytes >= _reach_bytes(tensor)
+
+
+def _reach_bytes(tensor: Tensor) -> int:
+    """From the first byte of a tensor's storage to the tensor's last."""
+    return int(tensor.storage_offset()) * tensor.element_size() + span_bytes(tensor)
+
+
+def span_bytes(tensor: Tensor) -> int:
+    """From the first byte of a tensor to its last."""
+    if tensor.is_contiguous() or 0 in tensor.shape:
+        return tensor.nbytes
+    steps = zip(tensor.shape, tensor.stride(), strict=True)  # of torch, never negative
+    last = sum((size - 1) * step for size, step in steps)
+    return (last + 1) * tensor.element_size()
+
+
+def refuse_lost(argument: str, tensor: Tensor) -> NoReturn:
+    """Says why a tensor cannot be read.
+
+    Raises:
+        InvalidInputError: Always.
+    """
+    expected = "a dense tensor whose values are in memory"
+    if tensor.is_meta:
+        got, remedy = "one on the meta device", "Make it on a device that has memory."
+    elif tensor.layout != torch.strided:
+        got, remedy = f"layout {tensor.layout}", "Convert it: Tensor.to_dense."
+    elif tensor._is_zerotensor():  # noqa: SLF001 - no public function tells
+        got, remedy = "a ZeroTensor", "Allocate it by torch.empty."
+    else:
+        got = f"{_reach_bytes(tensor)} bytes in a storage of {_held_bytes(tensor)}"
+        remedy = "Its storage was freed or cut; keep it until all that reads it is done."
+    raise InvalidInputError(argument, expected, got, remedy)
+
+
+def _held_bytes(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage().nbytes() if tensor.data_ptr() else 0
+    except (RuntimeError, NotImplementedError):
+        return 0
