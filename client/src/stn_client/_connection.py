@@ -227,10 +227,7 @@ class Progress:
                 request_id=self.request_id,
             )
         if not self._is_open():
-            raise TransportError(
-                "client: expected an open connection, got a closed one. Make a new client.",
-                request_id=self.request_id,
-            )
+            raise self._closed()
         self._attempt += 1
         size = (MESSAGE_BYTES, str(len(request)))
         metadata = (("x-request-id", self.request_id), size, *self._metadata())
@@ -249,6 +246,8 @@ class Progress:
             if isinstance(error, DeadlineExceededError) and self._failure is not None:
                 error.add_note(f"The attempt before that ended with: {self._failure}")
             raise error from failure
+        if not self._is_open():  # which is what ended the call
+            raise self._closed() from failure
         self._failure = error
         if isinstance(error, UnavailableError) and self._is_open():
             self._outage.goes_on(error, remaining_s)
@@ -268,6 +267,12 @@ class Progress:
             f"timeout_s: expected a result within {self._timeout_s:g} s, got no turn: as many "
             "calls of this client as max_in_flight allows were under way all the time. Give it "
             "more time, or fewer calls.",
+            request_id=self.request_id,
+        )
+
+    def _closed(self) -> TransportError:
+        return TransportError(
+            "client: expected an open connection, got a closed one. Make a new client.",
             request_id=self.request_id,
         )
 

@@ -292,6 +292,8 @@ def _check_address(name: str, address: str) -> None:
     if not is_unix(address):
         split_address(name, address)
         return
+    if not address.isprintable():  # bytes that are no UTF-8, too
+        raise ConfigError(f"{name}: expected a socket path in printable UTF-8, got {address!r}.")
     path_bytes = len(os.fsencode(socket_path(address)))
     if not 1 <= path_bytes <= MAX_PATH_BYTES:
         expected = f"expected a socket path of 1 to {MAX_PATH_BYTES} bytes"
