@@ -27,6 +27,12 @@ MAX_PORT = 65535
 MAX_PATH_BYTES = (108 if sys.platform == "linux" else 104) - 1
 """Of a unix socket; the system wants a zero after it."""
 
+MAX_THREADS = 1024
+"""More than cores that help; a system that has no room for all of them ends the process."""
+
+MAX_NUMBER = 2**63 - 1
+"""What protobuf can say of limits."""
+
 UNIX = "unix:"
 
 MIN_UPLOAD_S = 0.1
@@ -211,6 +217,7 @@ class ServerConfig:
             expected = "expected auto, cpu, or distinct devices as cuda:0,cuda:1"
             raise ConfigError(f"device: {expected}, got {self.device!r}.")
         _at_least(self, "threads", 0)
+        _at_most(self, "threads", MAX_THREADS)
         _at_least(self, "retained_bytes", 0)
         largest_bytes = self.limits.max_message_bytes + self.limits.max_output_bytes
         if self.batching.max_admitted_bytes < largest_bytes:
@@ -315,6 +322,7 @@ def _at_least(config: object, name: str, least: float) -> None:
         raise ConfigError(f"{name}: expected at least {least}, got {value}.")
     if value == math.inf:
         raise ConfigError(f"{name}: expected a finite number, got {value}.")
+    _at_most(config, name, MAX_NUMBER)
 
 
 def _at_most(config: object, name: str, most: float) -> None:
