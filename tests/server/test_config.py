@@ -216,6 +216,13 @@ def test_the_path_of_a_socket_is_text(name, path):
         ServerConfig(**{name: (f"unix:{path}",) if name == "listen" else f"unix:{path}"})
 
 
+@pytest.mark.parametrize("path", ["/a%41.sock", "/e#f", "/g?h"])
+def test_the_path_of_a_socket_is_what_grpc_makes_of_it(path):
+    """Else one that is in use could be replaced, or none be found where the server says."""
+    with pytest.raises(ConfigError, match=r"^listen: expected a socket path without '%', '#' and"):
+        ServerConfig(listen=(f"unix:{path}",))
+
+
 @pytest.mark.parametrize("mode", ["rw-rw----", "0o660", "66", "06600", "0689", "-660"])
 def test_the_mode_of_sockets_is_octal(mode):
     """As chmod takes it."""

@@ -301,6 +301,9 @@ def _check_address(name: str, address: str) -> None:
         return
     if not address.isprintable():  # bytes that are no UTF-8, too
         raise ConfigError(f"{name}: expected a socket path in printable UTF-8, got {address!r}.")
+    if set(address) & set("%#?"):  # gRPC would take another path, also one that is in use
+        expected = "expected a socket path without '%', '#' and '?', which mean something in URIs"
+        raise ConfigError(f"{name}: {expected}, got {address!r}.")
     path_bytes = len(os.fsencode(socket_path(address)))
     if not 1 <= path_bytes <= MAX_PATH_BYTES:
         expected = f"expected a socket path of 1 to {MAX_PATH_BYTES} bytes"
