@@ -49,6 +49,17 @@ def test_local_server_with_a_wrong_flag_does_not_start(tmp_path):
     assert "--no-such-flag" in log.read_text()
 
 
+@pytest.mark.slow
+def test_local_server_needs_no_standard_error():
+    """Services have none at times; the log goes nowhere then, as all that is written there."""
+    script = "import os\nos.close(2)\nfrom stn_client.local import LocalServer\n"
+    script += "print(LocalServer().stop())"
+    done = subprocess.run(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert done.stdout == "0\n"
+
+
 def test_local_server_without_the_command_says_how_to_get_it(monkeypatch, tmp_path):
     """Neither beside the interpreter nor on the PATH: the error names the package."""
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))

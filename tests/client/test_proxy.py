@@ -64,6 +64,15 @@ def test_proxies_are_not_for_this_machine(proxy, local_server, tmp_path):
     assert proxy.asked == ""
 
 
+@pytest.mark.parametrize("target", ["0.0.0.0:{}", "[::ffff:127.0.0.1]:{}", "ipv4:0.0.0.0:{}"])
+def test_proxies_are_not_for_a_server_on_every_address(proxy, local_server, target):
+    """Which is what one that listens on every address is called by itself."""
+    port = local_server.target.rpartition(":")[2]
+    with Client(target.format(port), retry=ONCE) as client:
+        assert client.server_info().ready
+    assert not proxy.asked
+
+
 def test_proxies_are_for_other_machines(proxy):
     """As every gRPC client, and most others, do."""
     with (

@@ -104,6 +104,14 @@ BAD_TARGETS = [
     ":50051",
     "unix:",
     "dns:///",
+    "dns:///host:99999",
+    "dns:two words",
+    "ipv4:host:1",
+    "ipv4:127.0.0.1",
+    "ipv4:127.0.0.1:1,",
+    "ipv4:[127.0.0.1]:1",
+    "ipv6:::1:1",
+    "ipv6:[::1]:65536",
     b"host:1",
     None,
     50051,
@@ -118,6 +126,24 @@ BAD = [
     *[("proxy", {"proxy": value}) for value in ("http://proxy:1", 1)],
     ("allow_plaintext_token", {"allow_plaintext_token": "no"}),
 ]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "dns:h",
+        "dns://192.0.2.1/h:1",
+        "dns:///[::1]:1",
+        "ipv4:///192.0.2.1:1,192.0.2.2:1",
+        "ipv6:[::1]:1,[2001:db8::1]:2",
+        "ipv6:%5B::1%5D:1",
+        "[fe80::1%eth0]:1",
+        "xds:///name",
+    ],
+)
+def test_targets_are_whatever_grpc_takes(kind, target):
+    """By the forms of gRPC's naming document."""
+    assert kind(target).target == target
 
 
 @pytest.mark.parametrize(("name", "arguments"), BAD, ids=repr)

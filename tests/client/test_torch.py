@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from stn_client import (
     Affine,
+    AsyncClient,
     Client,
     Flow,
     Gradients,
@@ -473,6 +474,8 @@ def test_torch_arguments_that_break_a_rule_are_named(client, name, arguments, op
     ("name", "arguments", "options"),
     [
         ("client", ("localhost:1",), {}),
+        ("client", (AsyncClient("localhost:1"),), {}),
+        ("client", (Client,), {}),
         ("output_size", (InProcessClient(), 3), {}),
         ("transform", (InProcessClient(), None, IDENTITY), {}),
         ("transform", (InProcessClient(), None, "Affine"), {}),
@@ -484,6 +487,53 @@ def test_torch_transformers_are_checked_when_they_are_made(name, arguments, opti
     """Not at the first call."""
     with pytest.raises(InvalidRequestError, match=rf"^{name}: expected "):
         SpatialTransformer(nn.Identity(), *arguments, **options)
+
+
+@pytest.mark.parametrize("localization", [None, nn.Identity, "linear"])
+def test_torch_localizations_are_checked_when_they_are_given(localization):
+    """A class is none that was made."""
+    with pytest.raises(InvalidRequestError, match=r"^localization: expected a module, got "):
+        SpatialTransformer(localization, InProcessClient())
+
+
+@pytest.mark.parametrize("client", [None, "localhost:1", AsyncClient("localhost:1"), Client])
+def test_torch_warps_want_a_client(client):
+    """One that waits for results, and that has been made."""
+    with pytest.raises(InvalidRequestError, match=r"^client: expected a Client, got "):
+        warp(client, IMAGE, IDENTITY)
+
+
+@pytest.mark.parametrize(
+    "fill", [np.array([2.0]), np.array(2.0), np.float32(2), torch.tensor([2.0]), (2,)]
+)
+def test_torch_options_may_come_from_numpy(local_server, fill):
+    """What `Client.warp` takes, and what a module takes when it is made; outside is the fill."""
+    options = {"padding": "fill", "fill": fill, "align_corners": np.bool_(True)}
+    beyond = nn.Sequential(nn.Flatten(), nn.Linear(16, 6))
+    nn.init.zeros_(beyond[1].weight)
+    beyond[1].bias.data = torch.tensor([1.0, 0, 10, 0, 1, 10])
+    with Client(local_server.target) as client:
+        output = SpatialTransformer(beyond, client, **options)(IMAGE)
+    assert torch.equal(output, torch.full((1, 1, 4, 4), 2.0))
+
+
+def test_torch_vmap_is_refused(client):
+    """Forward and backward, with what to do instead; torch's own loop works."""
+    with pytest.raises(InvalidRequestError, match=r"^vmap: expected calls of whole batches"):
+        torch.func.vmap(lambda image: warp(client, image[None], IDENTITY))(IMAGE)
+
+    def of_theta(theta):
+        return warp(client, IMAGE, Affine(theta))
+
+    with pytest.raises(InvalidRequestError, match=r"^vmap: expected calls of whole batches"):
+        torch.func.jacrev(of_theta)(IDENTITY.theta)
+    looped = torch.func.jacrev(of_theta, chunk_size=1)(IDENTITY.theta)
+
+    def locally(theta):
+        return local_warp(IMAGE, Affine(theta))
+
+    local = torch.func.jacrev(locally, chunk_size=1)(IDENTITY.theta)
+    assert torch.allclose(looped, local)
 
 
 def test_torch_unknown_options_are_type_errors(client):

@@ -208,6 +208,21 @@ def test_the_path_of_a_socket_has_a_length_that_the_system_takes(name, path):
     assert ServerConfig(listen=(longest,)).listen == (longest,)
 
 
+@pytest.mark.parametrize("name", ["listen", "admin_listen"])
+@pytest.mark.parametrize("path", ["/\udcff.sock", "/a\nb", "/a\0b"], ids=ascii)
+def test_the_path_of_a_socket_is_text(name, path):
+    """Arguments that are no UTF-8 come with surrogates in place of their bytes."""
+    with pytest.raises(ConfigError, match=f"^{name}: expected a socket path in printable UTF-8"):
+        ServerConfig(**{name: (f"unix:{path}",) if name == "listen" else f"unix:{path}"})
+
+
+@pytest.mark.parametrize("path", ["/a%41.sock", "/e#f", "/g?h"])
+def test_the_path_of_a_socket_is_what_grpc_makes_of_it(path):
+    """Else one that is in use could be replaced, or none be found where the server says."""
+    with pytest.raises(ConfigError, match=r"^listen: expected a socket path without '%', '#' and"):
+        ServerConfig(listen=(f"unix:{path}",))
+
+
 @pytest.mark.parametrize("mode", ["rw-rw----", "0o660", "66", "06600", "0689", "-660"])
 def test_the_mode_of_sockets_is_octal(mode):
     """As chmod takes it."""

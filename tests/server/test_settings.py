@@ -26,6 +26,7 @@ TEXTS = {
     "log.level": ("debug", "debug"),
     "log.format": ("text", "text"),
     "batching.max_admitted_items": ("100", 100),
+    "threads": ("100", 100),
 }
 COMPANIONS = {
     "tls.certificate": ["--tls-key=/key.pem"],
@@ -164,6 +165,7 @@ def test_the_variables_of_the_engine_are_no_settings():
         ("[log.level]\nx = 1", "log.level.x: expected a known setting, got none."),
         ("threads = true", "threads: expected a value, got True"),
         ("threads = [1]", "threads: expected a value, got [1]"),
+        ("threads = 100000", "threads: expected at most 1024, got 100000"),
         ("threads = 1.5", "threads: expected a value of type int, got '1.5'"),
         ("threads = 1979-05-27", "threads: expected a value, got datetime.date(1979, 5, 27)"),
         ("[batching]\nmax_batch_bytes = 0", "batching.max_batch_bytes: expected at least 1, got 0"),
@@ -202,6 +204,7 @@ def test_a_file_that_is_not_text_is_an_error(tmp_path):
         (["--batching-window-s", "-1"], {}, "batching.window_s: expected at least 0, got -1.0"),
         (["--log-level=loud"], {}, "log.level: expected one of debug, info, warning, error, got"),
         (["--listen=,"], {}, "listen: expected at least one address, got none"),
+        (["--retained-bytes=" + "9" * 20], {}, "retained_bytes: expected at most 92233720368547"),
     ],
     ids=str,
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from numbers import Integral, Real
+from urllib.parse import unquote
 
 from stn_client._errors import invalid
 
@@ -11,7 +13,7 @@ _SCHEMES = ("dns", "unix", "unix-abstract", "ipv4", "ipv6", "vsock", "xds", "goo
 """What gRPC resolves targets by."""
 
 _ENDPOINT = re.compile(
-    r"(\[[0-9A-Fa-f:.%]+\]|[^\s:/\[\]]+)(:(?P<port>\d{1,5}))?|[0-9A-Fa-f]*(:[0-9A-Fa-f]*){2,}"
+    r"(\[[0-9A-Fa-f:.]+(%[^\s\]]+)?\]|[^\s:/\[\]]+)(:(?P<port>\d{1,5}))?|[0-9A-Fa-f]*(:[0-9A-Fa-f]*){2,}"
 )
 """host, host:port, [address]:port or a bare IPv6 address."""
 
@@ -33,10 +35,30 @@ def check_target(target: object) -> str:
 
 def _is_target(target: str) -> bool:
     scheme, colon, rest = target.partition(":")
-    if colon and scheme in _SCHEMES and not rest.isdigit():
-        return bool(rest.strip("/")) and rest.isprintable()
-    found = _ENDPOINT.fullmatch(target)
+    if not colon or scheme not in _SCHEMES or rest.isdigit():
+        return _is_endpoint(target)
+    if scheme == "dns":
+        return _is_endpoint(unquote(rest.rpartition("/")[2]))
+    if scheme in {"ipv4", "ipv6"}:
+        return all(_is_address(scheme, unquote(one)) for one in rest.lstrip("/").split(","))
+    return bool(rest.strip("/")) and rest.isprintable()
+
+
+def _is_endpoint(text: str) -> bool:
+    found = _ENDPOINT.fullmatch(text)
     return found is not None and 0 < int(found["port"] or 1) < 2**16
+
+
+def _is_address(scheme: str, text: str) -> bool:
+    """Whether it is address:port or [address]:port, in numbers."""
+    host, _, port = text.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    try:
+        known = ipaddress.ip_address(bare)
+    except ValueError:
+        return False
+    bracketed = (scheme == "ipv6") == (bare != host)
+    return bracketed and scheme == f"ipv{known.version}" and port.isdigit() and _is_endpoint(text)
 
 
 def check_seconds(name: str, value: object) -> None:

@@ -226,7 +226,8 @@ class Progress:
                 'method "spawn" or "forkserver", or fork before the first call.',
                 request_id=self.request_id,
             )
-        self._require_open()
+        if not self._is_open():
+            raise self._closed()
         self._attempt += 1
         size = (MESSAGE_BYTES, str(len(request)))
         metadata = (("x-request-id", self.request_id), size, *self._metadata())
@@ -245,18 +246,12 @@ class Progress:
             if isinstance(error, DeadlineExceededError) and self._failure is not None:
                 error.add_note(f"The attempt before that ended with: {self._failure}")
             raise error from failure
-        self._require_open()  # a call that closing has ended waits for no server
+        if not self._is_open():  # which is what ended the call
+            raise self._closed() from failure
         self._failure = error
-        if isinstance(error, UnavailableError) and self._is_open():
+        if isinstance(error, UnavailableError):
             self._outage.goes_on(error, remaining_s)
         return min(pause_s, _FOREVER_S)
-
-    def _require_open(self) -> None:
-        if not self._is_open():
-            raise TransportError(
-                "client: expected an open connection, got a closed one. Make a new client.",
-                request_id=self.request_id,
-            )
 
     def succeed(self) -> None:
         """Notes that the call was answered."""
@@ -272,6 +267,12 @@ class Progress:
             f"timeout_s: expected a result within {self._timeout_s:g} s, got no turn: as many "
             "calls of this client as max_in_flight allows were under way all the time. Give it "
             "more time, or fewer calls.",
+            request_id=self.request_id,
+        )
+
+    def _closed(self) -> TransportError:
+        return TransportError(
+            "client: expected an open connection, got a closed one. Make a new client.",
             request_id=self.request_id,
         )
 

@@ -96,7 +96,7 @@ class Access:
         self.options: tuple[tuple[str, Any], ...] = ()
         if tls is not None and tls.server_name is not None:
             self.options += (("grpc.ssl_target_name_override", tls.server_name),)
-        if not (not here if proxy is None else proxy):
+        if not (not _stays_here(target, unspecified=True) if proxy is None else proxy):
             self.options += (("grpc.enable_http_proxy", 0),)
         if token is not None and not (tls is not None or allow_plaintext_token or here):
             raise invalid(
@@ -154,20 +154,28 @@ def _kind(value: object) -> str:
     return type(value).__name__
 
 
-def _stays_here(target: str) -> bool:
-    """Whether what is sent to a target never leaves this machine."""
+def _stays_here(target: str, *, unspecified: bool = False) -> bool:
+    """Whether what is sent to a target never leaves this machine.
+
+    Args:
+        target: gRPC target.
+        unspecified: Whether 0.0.0.0 and [::] do, where a server that listens on every address says
+            that it is: systems differ.
+    """
     if target.startswith(("unix:", "unix-abstract:")):
         return True
     endpoint = target.rpartition("/")[2] if target.startswith("dns:") else target
     addresses = endpoint.removeprefix("ipv4:").removeprefix("ipv6:").removeprefix("dns:")
-    return all(map(_is_loopback, addresses.split(",")))
+    return all(_is_here(address, unspecified=unspecified) for address in addresses.split(","))
 
 
-def _is_loopback(address: str) -> bool:
+def _is_here(address: str, *, unspecified: bool) -> bool:
     """Whether host, host:port or [host]:port is this machine."""
     host = address.rpartition(":")[0] if address.count(":") == 1 else address
     host = host.partition("]")[0].removeprefix("[")
     try:
-        return ipaddress.ip_address(host).is_loopback
+        found = ipaddress.ip_address(host)
     except ValueError:
         return host.lower() == "localhost"
+    found = getattr(found, "ipv4_mapped", None) or found
+    return found.is_loopback or (unspecified and found.is_unspecified)

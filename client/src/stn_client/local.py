@@ -147,8 +147,13 @@ def _command() -> str:
 
 
 def _sink(log: Path | str | None) -> IO[bytes]:
-    """Where the log goes: a file, or a duplicate of standard error."""
+    """Where the log goes: a file, or a duplicate of standard error, which may be closed."""
+    if log is None:
+        try:
+            return os.fdopen(os.dup(2), "wb")
+        except OSError:
+            log = os.devnull
     try:
-        return os.fdopen(os.dup(2), "wb") if log is None else Path(log).open("ab")
+        return Path(log).open("ab")
     except (OSError, TypeError, ValueError) as error:
         raise invalid("log", f"expected a file to append to, got {error}.") from error

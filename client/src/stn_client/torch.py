@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from numbers import Real
 from operator import index
-from typing import Any, Self, Unpack, get_args
+from typing import Any, NoReturn, Self, Unpack, get_args
 
 import ml_dtypes
 import numpy as np
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from stn_client._aio import AsyncClient
 from stn_client._calls import check_options, reject_unknown
 from stn_client._client import Client
 from stn_client._connection import CLIENTS, register
@@ -82,6 +83,7 @@ def warp(
         StnClientError: As the methods of `Client`; from `backward` as well. Second derivatives:
             the service computes none.
     """
+    _check_client(client)
     parameters = _checked(feature_map, transform)
     name = getattr(client, "_name", None) or _named(client)
     size = None if output_size is None else _size(output_size)
@@ -119,8 +121,9 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         if transform not in KINDS.values():
             raise invalid("transform", f"expected one of {', '.join(KINDS)}, got {transform!r}.")
-        if not hasattr(client, "warp_gradients"):
-            raise invalid("client", f"expected a Client, got {client!r}.")
+        if isinstance(localization, type) or not callable(localization):
+            raise invalid("localization", f"expected a module, got {localization!r}.")
+        _check_client(client)
         check_options(options, output_size)
         self.localization = localization
         self._client = client
@@ -151,6 +154,12 @@ class SpatialTransformer(nn.Module):
         memo[id(self)] = copied
         copied.__dict__.update(deepcopy(self.__dict__, memo))
         return copied
+
+
+def _check_client(client: object) -> None:
+    """Whatever computes as a `Client` does, such as a fake in a test."""
+    if isinstance(client, AsyncClient | type) or not hasattr(client, "warp_gradients"):
+        raise invalid("client", f"expected a Client, got {client!r}.")
 
 
 def _checked(feature_map: object, transform: Any) -> Tensor:
@@ -185,13 +194,16 @@ def _settings(options: WarpOptions) -> dict[str, Any]:
     for name, value in settings.items():
         if name == "fill":
             settings[name] = _fill(value)
+        elif isinstance(value, np.bool_):
+            settings[name] = bool(value)
         elif not isinstance(value, {"str": str, "bool": bool}[OPTIONS[name]]):
             raise invalid(name, f"expected {OPTIONS[name]}, got {value!r}.")
     return settings
 
 
 def _fill(fill: Any) -> list[float]:
-    values = [fill] if isinstance(fill, Real) else fill
+    given = fill.tolist() if isinstance(fill, np.ndarray | Tensor) else fill
+    values = [given] if isinstance(given, Real) else given
     if not isinstance(values, Sequence) or not all(isinstance(value, Real) for value in values):
         raise invalid("fill", f"expected a number, or a list of numbers, got {fill!r}.")
     return [float(value) for value in values]
@@ -322,6 +334,10 @@ class _Warp(torch.autograd.Function):
         return *_gradients(ctx, *grad_outputs), None
 
     @staticmethod
+    def vmap(_info: Any, _in_dims: Any, *_arguments: Any) -> Any:
+        _refuse_vmap()
+
+    @staticmethod
     def jvp(_ctx: Any, *_tangents: Tensor | None) -> Tensor:
         raise invalid("tangents", f"expected reverse mode alone, got forward mode. {_LOCALLY}")
 
@@ -342,6 +358,10 @@ class _WarpGradients(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> None:
         _refuse_second_derivatives(ctx, *grad_outputs)
+
+    @staticmethod
+    def vmap(_info: Any, _in_dims: Any, *_arguments: Any) -> Any:
+        _refuse_vmap()
 
 
 def _call(function: Any, operator: Any, *arguments: Any, **settings: Any) -> Any:
@@ -378,6 +398,14 @@ def _refuse_second_derivatives(_ctx: Any, *_grad_outputs: Tensor) -> None:
         "create_graph",
         "expected no derivatives of gradients, which are not computed remotely, got some. "
         f"{_LOCALLY}",
+    )
+
+
+def _refuse_vmap() -> NoReturn:
+    raise invalid(
+        "vmap",
+        "expected calls of whole batches, got torch.func.vmap of single ones. Pass (N, C, [D,] H, "
+        "W) at once; jacrev takes chunk_size=1.",
     )
 
 

@@ -27,6 +27,12 @@ MAX_PORT = 65535
 MAX_PATH_BYTES = (108 if sys.platform == "linux" else 104) - 1
 """Of a unix socket; the system wants a zero after it."""
 
+MAX_THREADS = 1024
+"""More than cores that help; a system that has no room for all of them ends the process."""
+
+MAX_NUMBER = 2**63 - 1
+"""What protobuf can say of limits."""
+
 UNIX = "unix:"
 
 MIN_UPLOAD_S = 0.1
@@ -211,6 +217,7 @@ class ServerConfig:
             expected = "expected auto, cpu, or distinct devices as cuda:0,cuda:1"
             raise ConfigError(f"device: {expected}, got {self.device!r}.")
         _at_least(self, "threads", 0)
+        _at_most(self, "threads", MAX_THREADS)
         _at_least(self, "retained_bytes", 0)
         largest_bytes = self.limits.max_message_bytes + self.limits.max_output_bytes
         if self.batching.max_admitted_bytes < largest_bytes:
@@ -292,6 +299,11 @@ def _check_address(name: str, address: str) -> None:
     if not is_unix(address):
         split_address(name, address)
         return
+    if not address.isprintable():  # bytes that are no UTF-8, too
+        raise ConfigError(f"{name}: expected a socket path in printable UTF-8, got {address!r}.")
+    if set(address) & set("%#?"):  # gRPC would take another path, also one that is in use
+        expected = "expected a socket path without '%', '#' and '?', which mean something in URIs"
+        raise ConfigError(f"{name}: {expected}, got {address!r}.")
     path_bytes = len(os.fsencode(socket_path(address)))
     if not 1 <= path_bytes <= MAX_PATH_BYTES:
         expected = f"expected a socket path of 1 to {MAX_PATH_BYTES} bytes"
@@ -313,6 +325,7 @@ def _at_least(config: object, name: str, least: float) -> None:
         raise ConfigError(f"{name}: expected at least {least}, got {value}.")
     if value == math.inf:
         raise ConfigError(f"{name}: expected a finite number, got {value}.")
+    _at_most(config, name, MAX_NUMBER)
 
 
 def _at_most(config: object, name: str, most: float) -> None:
