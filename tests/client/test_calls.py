@@ -194,7 +194,8 @@ def test_calls_gradients_absent_from_the_reply_are_none(present):
     """Each gradient is the array of its field, whatever their order in the payloads."""
     arrays = {name: GRADIENTS[name] for name in present}
     call = calls.warp_gradients(MAP, MAP, Affine(THETA), ["transform"], {})
-    gradients = call.parse(serialized(warp_pb2.WarpGradientsReply, **arrays))
+    fields = {f"grad_{name}": array for name, array in arrays.items()}
+    gradients = call.parse(serialized(warp_pb2.WarpGradientsReply, **fields))
     assert isinstance(gradients, Gradients)
     for name in GRADIENTS:
         np.testing.assert_equal(getattr(gradients, name), arrays.get(name))
@@ -206,7 +207,7 @@ def test_calls_grids_and_their_gradients_are_read():
     reply = serialized(warp_pb2.GenerateGridReply, grid=GRID)
     np.testing.assert_array_equal(call.parse(reply), GRID)
     call = calls.generate_grid_gradients(GRID, Affine(THETA), {})
-    reply = serialized(warp_pb2.GenerateGridGradientsReply, transform=THETA)
+    reply = serialized(warp_pb2.GenerateGridGradientsReply, grad_transform=THETA)
     np.testing.assert_array_equal(call.parse(reply), THETA)
 
 

@@ -4,8 +4,8 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 
 from stn_proto.framing import ALIGNMENT_FIELD, PAYLOADS_FIELD
-from stn_proto.v1 import service_pb2, warp_pb2
-from support.contract import GOLDEN, contract
+from stn_proto.v1 import service_pb2
+from support.contract import lines, present, published
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["SpatialTransformer"]
 TENSOR_METHODS = [method for method in SERVICE.methods if method.name != "GetServerInfo"]
@@ -14,14 +14,14 @@ ENDS = [end for method in TENSOR_METHODS for end in (method.input_type, method.o
 
 def test_contract_keeps_every_published_line():
     """No published field, value or method has changed or gone."""
-    published = GOLDEN.read_text().splitlines()
-    assert len(published) > 100
-    assert set(published) - set(contract()) == set()
+    kept = lines(published())
+    assert len(kept) > 100
+    assert set(kept) - set(lines(present())) == set()
 
 
 def test_contract_lines_are_published():
     """Whatever has been added stands in the golden file, which tests/golden/README.md renews."""
-    assert set(contract()) - set(GOLDEN.read_text().splitlines()) == set()
+    assert set(lines(present())) - set(lines(published())) == set()
 
 
 @pytest.mark.parametrize("message", ENDS, ids=lambda message: message.name)
@@ -41,8 +41,50 @@ def test_contract_requests_and_replies_end_with_the_framing_fields(message):
     )
 
 
+COMMON_FIELDS = {
+    "keep_for_gradients": 10,
+    "placement": 11,
+    "kept": 12,
+    "timing": 13,
+    "alignment": 14,
+    "payloads": 15,
+}
+"""Numbers that mean the same in every request and reply with tensors, planned ones included."""
+
+
+@pytest.mark.parametrize("message", ENDS, ids=lambda message: message.name)
+def test_contract_common_numbers_mean_the_same_everywhere(message):
+    """A number of the plan has its name, the name has its number, and no other is above 9."""
+    for field in message.fields:
+        if field.number > 9 or field.name in COMMON_FIELDS:
+            assert COMMON_FIELDS.get(field.name) == field.number, field.full_name
+
+
+@pytest.mark.parametrize("method", TENSOR_METHODS, ids=lambda method: method.name)
+def test_contract_replies_tell_their_timing(method):
+    """Under the common number, and requests have none."""
+    assert method.output_type.fields_by_name["timing"].number == 13
+    assert "timing" not in method.input_type.fields_by_name
+
+
+def test_contract_reserves_what_was_deleted_only():
+    """Nothing was: planned fields have numbers in the documentation, not in `reserved`."""
+    for file in present().file:
+        for message in file.message_type:
+            assert not message.reserved_range, message.name
+            assert not message.reserved_name, message.name
+
+
 def test_contract_enumerations_start_with_unspecified():
     """A field that nobody set says so: value 0 of every enumeration is UNSPECIFIED."""
-    enums = warp_pb2.DESCRIPTOR.enum_types_by_name.values()
-    assert enums
-    assert all(enum.values_by_number[0].name.endswith("_UNSPECIFIED") for enum in enums)
+    enums = [enum for file in present().file for enum in file.enum_type]
+    assert len(enums) > 7
+    assert all(enum.value[0].name.endswith("_UNSPECIFIED") for enum in enums)
+    assert all(enum.value[0].number == 0 for enum in enums)
+
+
+def test_contract_names_its_packages_for_other_languages():
+    """Go and Java code generated from it has a package of its own, the same for all files."""
+    for file in present().file:
+        assert file.options.go_package == "stn_proto/v1;stnv1"
+        assert (file.options.java_package, file.options.java_multiple_files) == ("stn.v1", True)

@@ -1,5 +1,6 @@
 """What GetServerInfo tells."""
 
+import re
 import typing
 from importlib.metadata import version
 
@@ -7,7 +8,7 @@ import pytest
 
 import stn_engine
 from stn_engine import dispatch
-from stn_proto.v1 import server_info_pb2, warp_pb2
+from stn_proto.v1 import server_info_pb2, service_pb2, tensor_pb2, warp_pb2
 from stn_server.batching.roles import Statistics
 from stn_server.config import BatchingConfig, ConfigError, LimitsConfig, ServerConfig
 from stn_server.info import ServerInfo
@@ -76,9 +77,10 @@ def test_limits_are_those_of_the_configuration(info):
     assert [limits.max_admitted_items, limits.max_admitted_bytes] == [8, 9000]
 
 
-def test_capabilities_are_what_the_engine_computes(info):
+@pytest.mark.parametrize("place", [0, 1])
+def test_capabilities_are_what_the_engine_computes(info, place):
     """Everything offered is known to the engine, nothing known is missing."""
-    offered = read(info).capabilities
+    offered = read(info).capabilities[place]
     for numbers, kind, values in (
         (offered.interpolations, warp_pb2.Interpolation, stn_engine.Interpolation),
         (offered.paddings, warp_pb2.Padding, stn_engine.Padding),
@@ -87,11 +89,48 @@ def test_capabilities_are_what_the_engine_computes(info):
     ):
         names = [kind.Name(number).split("_", 1)[1] for number in numbers]
         assert sorted(names) == sorted(values.__members__)
-    assert set(offered.transforms) <= set(warp_pb2.Transform.DESCRIPTOR.fields_by_name)
-    known = {name.title().replace("_", "") for name in offered.transforms}
+    assert offered.layouts == [tensor_pb2.LAYOUT_NCHW, tensor_pb2.LAYOUT_NHWC]
+    names = {
+        field: {tensor_pb2.DataType.Name(number).split("_")[-1] for number in numbers}
+        for field, numbers in (
+            ("forward", offered.data_types),
+            ("gradients", offered.gradient_data_types),
+            ("parameters", offered.parameter_data_types),
+        )
+    }
+    assert names["gradients"] == {"FLOAT16", "BFLOAT16", "FLOAT32", "FLOAT64"}
+    assert names["forward"] == {*names["gradients"], "UINT8"}
+    assert names["parameters"] == {"FLOAT32", "FLOAT64"}
+
+
+def test_capabilities_in_3d_have_fewer_transforms(info):
+    """Those of images are all that the engine has; volumes know no planar ones."""
+    images, volumes = read(info).capabilities
+    assert (images.dimensions, volumes.dimensions) == (2, 3)
+    assert set(images.transforms) <= set(warp_pb2.Transform.DESCRIPTOR.fields_by_name)
+    known = {name.title().replace("_", "") for name in images.transforms}
     computed = {kind.__name__ for kind in typing.get_args(stn_engine.Transform)}
     assert known == computed - {"ThinPlateSpline"}  # its basis has no bound in bytes yet
-    assert len(offered.data_types) == 5
+    assert list(volumes.transforms) == ["affine", "sampling_grid", "flow"]
+
+
+def test_methods_are_those_of_the_service(info):
+    """All of them, by the names that they are called by."""
+    service = service_pb2.DESCRIPTOR.services_by_name["SpatialTransformer"]
+    assert list(read(info).methods) == [method.name for method in service.methods]
+
+
+def test_features_are_told(info):
+    """What a client may rely on and cannot see elsewhere."""
+    assert read(info).features == [server_info_pb2.FEATURE_DECLARED_MESSAGE_BYTES]
+
+
+def test_an_instance_keeps_its_random_id(info):
+    """The same in all answers of one server, another in those of the next."""
+    first, again = read(info).instance_id, read(info).instance_id
+    other = read(ServerInfo(ServerConfig(), lambda: True, lambda: STATISTICS)).instance_id
+    assert first == again != other
+    assert re.fullmatch("[0-9a-f]{32}", first)
 
 
 def test_statistics_and_readiness_are_those_of_the_moment(info, state):

@@ -239,9 +239,10 @@ def test_gradients_are_those_asked_for(needs, expected):
     sent = [gradients[name] for name in expected]
     reply, payloads = encode(task, sent, warp_pb2.WarpGradientsReply)
     for name, gradient in gradients.items():
-        assert reply.HasField(name) == (name in expected)
+        field = f"grad_{name}"
+        assert reply.HasField(field) == (name in expected)
         if name in expected:
-            assert get_tensor(getattr(reply, name), payloads, name).tobytes() == gradient
+            assert get_tensor(getattr(reply, field), payloads, field).tobytes() == gradient
 
 
 def test_gradients_through_a_sampling_grid_take_its_size():
@@ -265,7 +266,7 @@ def test_layouts_of_gradients_are_those_of_their_operands():
     task = decode(request, "WarpGradients")
     _, (_, feature_map, _) = task.job
     reply, payloads = encode(task, [feature_map], warp_pb2.WarpGradientsReply)
-    gradient = get_tensor(reply.feature_map, payloads, "feature_map")
+    gradient = get_tensor(reply.grad_feature_map, payloads, "grad_feature_map")
     assert np.array_equal(gradient, ramp(2, 4, 5, 3))
 
 
@@ -291,7 +292,7 @@ def test_grid_gradients_are_what_the_message_says():
     assert problem.grid.output_size == (6, 7)
     assert grad_grid == ramp(2, 6, 7, 2).tobytes()
     reply, payloads = encode(task, [parameters], warp_pb2.GenerateGridGradientsReply)
-    assert np.array_equal(get_tensor(reply.transform, payloads, "transform"), theta())
+    assert np.array_equal(get_tensor(reply.grad_transform, payloads, "grad_transform"), theta())
 
 
 @pytest.mark.parametrize("method", BASES)

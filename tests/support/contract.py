@@ -1,4 +1,6 @@
-"""The wire contract as readable lines; as a program, writes the golden file.
+"""The wire contract as readable lines, as it is and as it was published.
+
+As a program, publishes it:
 
 `PYTHONPATH=tests .venv/bin/python -m support.contract` from the root of the repository.
 """
@@ -6,28 +8,47 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from google.protobuf import text_format
 from google.protobuf.descriptor_pb2 import (
     DescriptorProto,
     EnumDescriptorProto,
     FieldDescriptorProto,
     FileDescriptorProto,
+    FileDescriptorSet,
     ServiceDescriptorProto,
 )
 
-from stn_proto.v1 import server_info_pb2, service_pb2, tensor_pb2, warp_pb2
+from stn_proto.v1 import errors_pb2, server_info_pb2, service_pb2, tensor_pb2, warp_pb2
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "contract.txt"
+GOLDEN = Path(__file__).parents[1] / "golden" / "contract.txtpb"
 
-FILES = (tensor_pb2, warp_pb2, server_info_pb2, service_pb2)
+FILES = (errors_pb2, tensor_pb2, warp_pb2, server_info_pb2, service_pb2)
 
 
-def contract() -> list[str]:
+def present() -> FileDescriptorSet:
+    """The contract as it is."""
+    contract = FileDescriptorSet()
+    for module in FILES:
+        file = contract.file.add()
+        module.DESCRIPTOR.CopyToProto(file)
+        for message in file.message_type:
+            known = module.DESCRIPTOR.message_types_by_name[message.name].fields_by_name
+            for field in message.field:  # generated code leaves out what can be told from the name
+                field.json_name = known[field.name].json_name
+    return contract
+
+
+def published() -> FileDescriptorSet:
+    """The contract as it was published."""
+    return text_format.Parse(GOLDEN.read_text(), FileDescriptorSet())
+
+
+def lines(contract: FileDescriptorSet) -> list[str]:
     """One line per field, enumeration value and method."""
-    return [line for file in FILES for line in _file(file.DESCRIPTOR.serialized_pb)]
+    return [line for file in contract.file for line in _file(file)]
 
 
-def _file(serialized: bytes) -> Iterator[str]:
-    file = FileDescriptorProto.FromString(serialized)
+def _file(file: FileDescriptorProto) -> Iterator[str]:
     for enum in file.enum_type:
         yield from _enum(file.package, enum)
     for message in file.message_type:
@@ -66,4 +87,4 @@ def _service(scope: str, service: ServiceDescriptorProto) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text("".join(f"{line}\n" for line in contract()))
+    GOLDEN.write_text(text_format.MessageToString(present()))

@@ -118,7 +118,7 @@ def warp_gradients(
         return Gradients(
             *(
                 get_tensor(getattr(reply, name), payloads, name) if reply.HasField(name) else None
-                for name in _OPERANDS
+                for name in ("grad_feature_map", "grad_transform")
             )
         )
 
@@ -154,7 +154,7 @@ def generate_grid_gradients(
     )
 
     def result(reply: warp_pb2.GenerateGridGradientsReply, payloads: Payloads) -> Array:
-        return get_tensor(reply.transform, payloads, "transform")
+        return get_tensor(reply.grad_transform, payloads, "grad_transform")
 
     reply_kind = warp_pb2.GenerateGridGradientsReply
     return _call("GenerateGridGradients", request, payloads, reply_kind, result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -10,13 +11,21 @@ from importlib.metadata import version
 import torch
 
 import stn_engine
+from stn_engine import checks
 from stn_engine.dispatch import select
-from stn_proto.codec import DTYPES
-from stn_proto.v1 import server_info_pb2, warp_pb2
+from stn_proto.codec import data_type
+from stn_proto.v1 import server_info_pb2, tensor_pb2, warp_pb2
 from stn_server.batching.roles import Statistics
 from stn_server.config import ConfigError, ServerConfig
-from stn_server.operands import TRANSFORMS
+from stn_server.operands import NUMPY_DTYPES, transforms_in
+from stn_server.servicer import METHODS
 from stn_server.vocabulary import offered
+
+DIMENSIONS = (2, 3)
+"""Of images, and of volumes."""
+
+FEATURES = (server_info_pb2.FEATURE_DECLARED_MESSAGE_BYTES,)
+"""What `receiving` does."""
 
 
 class ServerInfo:
@@ -38,8 +47,11 @@ class ServerInfo:
             devices=[
                 server_info_pb2.Device(name=name, backend=backend_on(name)) for name in devices
             ],
-            capabilities=_capabilities(),
+            capabilities=[_capabilities(dimensions) for dimensions in DIMENSIONS],
             limits=_limits(config),
+            instance_id=secrets.token_hex(16),
+            features=FEATURES,
+            methods=METHODS,
         )
 
     def message(self) -> bytes:
@@ -62,15 +74,24 @@ def backend_on(device: str) -> str:
         raise ConfigError(str(error)) from None  # of the variable that names the only one
 
 
-def _capabilities() -> server_info_pb2.Capabilities:
+def _capabilities(dimensions: int) -> server_info_pb2.Capabilities:
+    """What the engine computes in maps of so many dimensions."""
     return server_info_pb2.Capabilities(
-        data_types=list(DTYPES),
+        dimensions=dimensions,
+        data_types=_data_types(checks.FEATURE_MAP_DTYPES),
+        gradient_data_types=_data_types(checks.GRADIENT_DTYPES),
+        parameter_data_types=_data_types(checks.PARAMETER_DTYPES),
+        layouts=(tensor_pb2.LAYOUT_NCHW, tensor_pb2.LAYOUT_NHWC),
         interpolations=offered(warp_pb2.Interpolation, stn_engine.Interpolation),
         paddings=offered(warp_pb2.Padding, stn_engine.Padding),
         coordinates=offered(warp_pb2.Coordinates, stn_engine.Coordinates),
         subgradients=offered(warp_pb2.Subgradient, stn_engine.Subgradient),
-        transforms=TRANSFORMS,
+        transforms=transforms_in(dimensions),
     )
+
+
+def _data_types(dtypes: Iterable[torch.dtype]) -> list[tensor_pb2.DataType]:
+    return [data_type(NUMPY_DTYPES[dtype]) for dtype in dtypes]
 
 
 def _limits(config: ServerConfig) -> server_info_pb2.Limits:

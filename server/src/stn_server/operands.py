@@ -7,7 +7,7 @@ of each request are then bound to what was declared. Every complaint names the f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -38,11 +38,20 @@ Payloads = list[memoryview]
 class _TransformKind:
     """How a field of `Transform.kind` becomes a transform of the engine."""
 
-    build: Callable[[torch.Tensor], stn_engine.Transform]
+    build: type[Any]
+    """Class of the engine."""
     parameters: str
     """Field of the message that holds them; the engine calls its argument the same."""
     finite: bool
     """Parameters must be finite; single points need not, they read `fill`."""
+
+    @property
+    def dimensions(self) -> set[int]:
+        """Of the maps that it can be used with."""
+        examples = [
+            [size if isinstance(size, int) else 1 for size in shape] for shape in self.build.shapes
+        ]
+        return {self.build(torch.empty(shape, device="meta")).dims for shape in examples}
 
 
 _KINDS = {
@@ -113,7 +122,7 @@ class Result:
     """A tensor of a reply, known but for its numbers."""
 
     field: str
-    """Of the reply, and of the engine's result if that has several."""
+    """Of the reply."""
     like: torch.Tensor
     """Shape and dtype, in the engine's order of axes."""
     layout: tensor_pb2.Layout
@@ -145,6 +154,11 @@ class TransformOperand:
     def target_axes(self) -> tuple[str, ...]:
         """Of what is read by it."""
         return _TARGET_AXES[-self.meta.dims :]
+
+
+def transforms_in(dimensions: int) -> list[str]:
+    """Those of `TRANSFORMS` that can be used with maps of so many dimensions."""
+    return [name for name, kind in _KINDS.items() if dimensions in kind.dimensions]
 
 
 def parse(envelope: bytes, kind: type[M]) -> M:

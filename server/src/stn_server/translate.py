@@ -203,7 +203,7 @@ class Translator:
         self._check_size(problem, warp, "grad_output")
         key = BatchKey(Operation.WARP_GRADIENTS, warp.output_dtype, _warp_key(warp))
         layouts = {"feature_map": layout, "transform": LAYOUT_UNSPECIFIED}
-        fields = {field: layouts[field] for field in layouts if field in needs}
+        fields = {f"grad_{name}": layouts[name] for name in layouts if name in needs}
         reply = _reply(warp_pb2.WarpGradientsReply, problem, fields)
         operands = grad_output, feature_map, transform.operand
         return _plan(frame, problem, operands, key, reply)
@@ -235,7 +235,7 @@ class Translator:
 
         self._check_size(problem, grid, "grad_grid")
         key = BatchKey(Operation.GENERATE_GRID_GRADIENTS, grid.output_dtype, _grid_key(grid))
-        fields = {"transform": LAYOUT_UNSPECIFIED}
+        fields = {"grad_transform": LAYOUT_UNSPECIFIED}
         reply = _reply(warp_pb2.GenerateGridGradientsReply, problem, fields)
         return _plan(frame, problem, (grad_grid, transform.operand), key, reply)
 

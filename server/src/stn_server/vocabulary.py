@@ -66,7 +66,10 @@ def read_coordinates(number: int, field: str) -> stn_engine.Coordinates:
 
 
 def read_needs(needs: Sequence[int]) -> tuple[str, ...]:
-    """Names of the operands whose gradients are wanted; all if the request names none."""
+    """Names of the operands whose gradients are wanted.
+
+    A request that names none means these two, whatever other operands the contract will have.
+    """
     names: dict[int, str] = {
         warp_pb2.OPERAND_FEATURE_MAP: "feature_map",
         warp_pb2.OPERAND_TRANSFORM: "transform",
@@ -74,7 +77,7 @@ def read_needs(needs: Sequence[int]) -> tuple[str, ...]:
     for number in needs:
         if number not in names:
             raise unknown_value(warp_pb2.Operand, number, "needs")
-    return tuple(names[number] for number in needs) or tuple(names.values())
+    return tuple(names[number] for number in needs) or ("feature_map", "transform")
 
 
 def _read_enum(kind: Any, number: int, values: Any, default: E, field: str) -> E:

@@ -29,8 +29,12 @@ if _version_not_supported:
 class SpatialTransformerStub(object):
     """Spatial transformers (Jaderberg et al., 2015) and their exact gradients.
 
-    Calls of any sizes that wait at the same moment share one device launch; the result of a call
-    does not depend on what it was batched with, bit for bit.
+    Calls of any sizes that wait at the same moment share one device launch; the result of a call does
+    not depend on what it was batched with, bit for bit.
+
+    A request with a field, a value of an enumeration, a kind of transform or a source of a tensor that
+    the server does not know is UNIMPLEMENTED, and the status names it: what a newer client asks for is
+    done or refused, and never left out. What every status means stands at `ErrorReason`.
     """
 
     def __init__(self, channel):
@@ -69,8 +73,12 @@ class SpatialTransformerStub(object):
 class SpatialTransformerServicer(object):
     """Spatial transformers (Jaderberg et al., 2015) and their exact gradients.
 
-    Calls of any sizes that wait at the same moment share one device launch; the result of a call
-    does not depend on what it was batched with, bit for bit.
+    Calls of any sizes that wait at the same moment share one device launch; the result of a call does
+    not depend on what it was batched with, bit for bit.
+
+    A request with a field, a value of an enumeration, a kind of transform or a source of a tensor that
+    the server does not know is UNIMPLEMENTED, and the status names it: what a newer client asks for is
+    done or refused, and never left out. What every status means stands at `ErrorReason`.
     """
 
     def Warp(self, request, context):
@@ -102,7 +110,8 @@ class SpatialTransformerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetServerInfo(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """What the server is, offers, allows and does at the moment.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -146,8 +155,12 @@ def add_SpatialTransformerServicer_to_server(servicer, server):
 class SpatialTransformer(object):
     """Spatial transformers (Jaderberg et al., 2015) and their exact gradients.
 
-    Calls of any sizes that wait at the same moment share one device launch; the result of a call
-    does not depend on what it was batched with, bit for bit.
+    Calls of any sizes that wait at the same moment share one device launch; the result of a call does
+    not depend on what it was batched with, bit for bit.
+
+    A request with a field, a value of an enumeration, a kind of transform or a source of a tensor that
+    the server does not know is UNIMPLEMENTED, and the status names it: what a newer client asks for is
+    done or refused, and never left out. What every status means stands at `ErrorReason`.
     """
 
     @staticmethod

@@ -101,9 +101,9 @@ class ThinPlateSpline(_message.Message):
     CONTROL_POINTS_FIELD_NUMBER: _ClassVar[int]
     REGULARIZATION_FIELD_NUMBER: _ClassVar[int]
     points: _tensor_pb2.Tensor
-    control_points: _tensor_pb2.Tensor
+    control_points: _containers.RepeatedScalarFieldContainer[float]
     regularization: float
-    def __init__(self, points: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., control_points: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., regularization: _Optional[float] = ...) -> None: ...
+    def __init__(self, points: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., control_points: _Optional[_Iterable[float]] = ..., regularization: _Optional[float] = ...) -> None: ...
 
 class Flow(_message.Message):
     __slots__ = ("displacement",)
@@ -214,18 +214,18 @@ class WarpGradientsRequest(_message.Message):
     def __init__(self, grad_output: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., feature_map: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., transform: _Optional[_Union[Transform, _Mapping]] = ..., spec: _Optional[_Union[WarpSpec, _Mapping]] = ..., needs: _Optional[_Iterable[_Union[Operand, str]]] = ..., alignment: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class WarpGradientsReply(_message.Message):
-    __slots__ = ("feature_map", "transform", "timing", "alignment", "payloads")
-    FEATURE_MAP_FIELD_NUMBER: _ClassVar[int]
-    TRANSFORM_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("grad_feature_map", "grad_transform", "timing", "alignment", "payloads")
+    GRAD_FEATURE_MAP_FIELD_NUMBER: _ClassVar[int]
+    GRAD_TRANSFORM_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
     ALIGNMENT_FIELD_NUMBER: _ClassVar[int]
     PAYLOADS_FIELD_NUMBER: _ClassVar[int]
-    feature_map: _tensor_pb2.Tensor
-    transform: _tensor_pb2.Tensor
+    grad_feature_map: _tensor_pb2.Tensor
+    grad_transform: _tensor_pb2.Tensor
     timing: Timing
     alignment: bytes
     payloads: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, feature_map: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., transform: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., alignment: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    def __init__(self, grad_feature_map: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., grad_transform: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., alignment: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class GenerateGridRequest(_message.Message):
     __slots__ = ("transform", "output_size", "coordinates", "align_corners", "alignment", "payloads")
@@ -272,13 +272,13 @@ class GenerateGridGradientsRequest(_message.Message):
     def __init__(self, grad_grid: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., transform: _Optional[_Union[Transform, _Mapping]] = ..., coordinates: _Optional[_Union[Coordinates, str]] = ..., align_corners: bool = ..., alignment: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class GenerateGridGradientsReply(_message.Message):
-    __slots__ = ("transform", "timing", "alignment", "payloads")
-    TRANSFORM_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("grad_transform", "timing", "alignment", "payloads")
+    GRAD_TRANSFORM_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
     ALIGNMENT_FIELD_NUMBER: _ClassVar[int]
     PAYLOADS_FIELD_NUMBER: _ClassVar[int]
-    transform: _tensor_pb2.Tensor
+    grad_transform: _tensor_pb2.Tensor
     timing: Timing
     alignment: bytes
     payloads: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, transform: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., alignment: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    def __init__(self, grad_transform: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., alignment: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ...) -> None: ...
