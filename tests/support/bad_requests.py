@@ -12,12 +12,18 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from google.protobuf.unknown_fields import UnknownFieldSet
 from grpc import StatusCode
 
 from stn_proto import WireFormatError
 from stn_proto.codec import data_type
 from stn_proto.v1 import warp_pb2
-from stn_server.errors import InvalidRequestError, RequestTooLargeError, UnsupportedError
+from stn_server.errors import (
+    InvalidRequestError,
+    RequestTooLargeError,
+    UnknownFieldError,
+    UnsupportedError,
+)
 
 INVALID, UNIMPLEMENTED = StatusCode.INVALID_ARGUMENT, StatusCode.UNIMPLEMENTED
 THETA, GRID = "transform.affine.theta", "transform.sampling_grid.grid"
@@ -129,7 +135,7 @@ class BadRequest:
     @property
     def code(self) -> StatusCode:
         """The status it must end with."""
-        return UNIMPLEMENTED if self.error is UnsupportedError else INVALID
+        return UNIMPLEMENTED if issubclass(self.error, UnsupportedError) else INVALID
 
 
 def bad(name, method, spoil, error, field, text, *, base=None):
@@ -205,7 +211,22 @@ def many_payloads(request):
     request.payloads.extend([b""] * 20)
 
 
+def unknown_field(path, number, encoded):
+    """Spoils by setting a field that the contract does not have: its value, tag included."""
+
+    def spoil(request):
+        message = request
+        for name in path.split(".") if path else ():
+            message = getattr(message, name)
+        message.MergeFromString(encoded)
+        assert number in {unknown.field_number for unknown in UnknownFieldSet(message)}
+
+    return spoil
+
+
 WIRE, WRONG, LARGE = WireFormatError, InvalidRequestError, RequestTooLargeError
+UNSUPPORTED, UNKNOWN = UnsupportedError, UnknownFieldError
+NOT_KNOWN = "expected a field that this server knows, got one that it does not. GetServerInfo lists"
 TRANSFORMS = (
     "affine",
     "sampling_grid",
@@ -319,8 +340,11 @@ BAD_REQUESTS = [
     # Types.
     bad("no data type", "Warp", clear("feature_map.data_type"), WIRE, "feature_map.data_type",
         f"{OPTIONS}DATA_TYPE_FLOAT32, DATA_TYPE_FLOAT64,"),
-    bad("unknown data type", "Warp", assign("feature_map.data_type", 99), WIRE,
-        "feature_map.data_type", OPTIONS),
+    bad("unknown data type", "Warp", assign("feature_map.data_type", 99), UNSUPPORTED,
+        "feature_map.data_type", f"{OPTIONS}DATA_TYPE_FLOAT32, DATA_TYPE_FLOAT64, "
+        "DATA_TYPE_FLOAT16, DATA_TYPE_BFLOAT16, DATA_TYPE_UINT8, got 99, which this server does"),
+    bad("unknown data type of theta", "GenerateGrid", assign(f"{THETA}.data_type", 6), UNSUPPORTED,
+        f"{THETA}.data_type", OPTIONS),
     bad("theta of bytes", "Warp", array(THETA, theta().astype(np.uint8)), WRONG, THETA,
         "expected torch.float32 or torch.float64, got torch.uint8."),
     bad("theta of float16", "Warp", array(THETA, theta().astype(np.float16)), WRONG, THETA,
@@ -334,19 +358,50 @@ BAD_REQUESTS = [
         array("feature_map", ramp(2, 3, 4, 5, dtype=np.uint8)), WRONG, "feature_map",
         "expected torch.float32 or torch.float64"),
     # Enumerations and choices.
-    bad("unknown interpolation", "Warp", assign("spec.interpolation", 99), WRONG,
-        "spec.interpolation", f"{OPTIONS}INTERPOLATION_NEAREST,"),
-    bad("unknown padding", "Warp", assign("spec.padding", -1), WRONG, "spec.padding", OPTIONS),
-    bad("unknown coordinates", "GenerateGrid", assign("coordinates", 7), WRONG, "coordinates",
+    bad("unknown interpolation", "Warp", assign("spec.interpolation", 99), UNSUPPORTED,
+        "spec.interpolation", f"{OPTIONS}INTERPOLATION_NEAREST, INTERPOLATION_BILINEAR, "
+        "INTERPOLATION_BICUBIC, got 99, which this server does not offer."),
+    bad("unknown padding", "Warp", assign("spec.padding", -1), UNSUPPORTED, "spec.padding",
         OPTIONS),
-    bad("unknown subgradient", "WarpGradients", assign("spec.subgradient", 7), WRONG,
+    bad("unknown coordinates", "GenerateGrid", assign("coordinates", 7), UNSUPPORTED,
+        "coordinates", OPTIONS),
+    bad("unknown subgradient", "WarpGradients", assign("spec.subgradient", 7), UNSUPPORTED,
         "spec.subgradient", OPTIONS),
-    bad("unknown layout", "Warp", assign("feature_map.layout", 7), WRONG, "feature_map.layout",
-        OPTIONS),
-    bad("unknown need", "WarpGradients", assign("needs", [1, 9]), WRONG, "needs",
-        f"{OPTIONS}OPERAND_FEATURE_MAP, OPERAND_TRANSFORM, got 9."),
-    bad("unspecified need", "WarpGradients", assign("needs", [0]), WRONG, "needs", OPTIONS),
-    bad("thin-plate spline", "Warp", transform_of("thin_plate_spline"), UnsupportedError,
+    bad("unknown layout", "Warp", assign("feature_map.layout", 7), UNSUPPORTED,
+        "feature_map.layout", f"{OPTIONS}LAYOUT_NCHW, LAYOUT_NHWC, got 7, which"),
+    bad("unknown layout of a grid", "Warp", assign(f"{GRID}.layout", 7), UNSUPPORTED,
+        f"{GRID}.layout", OPTIONS, base=grid_warp_request),
+    bad("layout of a grid", "Warp", assign(f"{GRID}.layout", 2), WRONG, f"{GRID}.layout",
+        "expected LAYOUT_UNSPECIFIED, as only maps have a layout, got LAYOUT_NHWC.",
+        base=grid_warp_request),
+    bad("layout of theta", "GenerateGridGradients", assign(f"{THETA}.layout", 1), WRONG,
+        f"{THETA}.layout", "expected LAYOUT_UNSPECIFIED"),
+    bad("unknown need", "WarpGradients", assign("needs", [1, 9]), UNSUPPORTED, "needs",
+        f"{OPTIONS}OPERAND_FEATURE_MAP, OPERAND_TRANSFORM, got 9, which this server does not"),
+    bad("unspecified need", "WarpGradients", assign("needs", [0]), WRONG, "needs",
+        "expected OPERAND_FEATURE_MAP or OPERAND_TRANSFORM, got OPERAND_UNSPECIFIED."),
+    # Fields of a newer contract; tags by hand: number << 3 | wire type.
+    bad("unknown field", "Warp", unknown_field("", 10, b"\x50\x01"), UNKNOWN, "10", NOT_KNOWN),
+    bad("unknown field of gradients", "WarpGradients", unknown_field("", 12, b"\x62\x01x"), UNKNOWN,
+        "12", NOT_KNOWN),
+    bad("unknown field of grids", "GenerateGrid", unknown_field("", 9, b"\x4d1234"), UNKNOWN, "9",
+        NOT_KNOWN),
+    bad("unknown field of a spec", "Warp", unknown_field("spec", 99, b"\x98\x06\x00"), UNKNOWN,
+        "spec.99", NOT_KNOWN),
+    bad("unknown source of a tensor", "Warp", unknown_field("feature_map", 5, b"\x2a\x00"), UNKNOWN,
+        "feature_map.5", NOT_KNOWN),
+    bad("unknown source of a theta", "GenerateGridGradients", unknown_field(THETA, 6, b"\x32\x00"),
+        UNKNOWN, f"{THETA}.6", NOT_KNOWN),
+    bad("unknown transform", "Warp", unknown_field("transform", 10, b"\x52\x00"), UNKNOWN,
+        "transform.10", NOT_KNOWN),
+    bad("unknown field of a transform", "Warp",
+        unknown_field("transform.affine", 2, b"\x11" + bytes(8)), UNKNOWN, "transform.affine.2",
+        NOT_KNOWN),
+    bad("field of another type", "Warp", unknown_field("spec", 1, b"\x0d1234"), WIRE,
+        "spec.interpolation", "expected the wire type of field 1 of stn.v1.WarpSpec, got another"),
+    bad("payload that is a number", "Warp", unknown_field("", 15, b"\x78\x05"), WIRE, "payloads",
+        "expected the wire type of field 15 of stn.v1.WarpRequest, got another one."),
+    bad("thin-plate spline", "Warp", transform_of("thin_plate_spline"), UNSUPPORTED,
         "transform", f"{OPTIONS}{', '.join(TRANSFORMS)}, got thin_plate_spline"),
     bad("no transform", "Warp", clear("transform"), WRONG, "transform",
         f"{OPTIONS}{', '.join(TRANSFORMS)}, got none."),

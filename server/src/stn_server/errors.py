@@ -2,7 +2,8 @@
 
     ServerError
     ├─ InvalidRequestError       a field of the request is wrong
-    ├─ UnsupportedError          the contract has it, this server does not
+    ├─ UnsupportedError          a field asks for what this server does not know or offer
+    │   └─ UnknownFieldError     it does not even know the field
     ├─ RefusedError              turned away at the door; nothing was computed
     │   ├─ UnauthenticatedError  no token of this server came along
     │   ├─ QuotaExceededError    the caller has its share already
@@ -54,11 +55,11 @@ class InvalidRequestError(ServerError):
 
 
 class UnsupportedError(ServerError):
-    """The contract knows this value, but this server cannot compute it.
+    """A field has a value that this server does not know, or knows and does not offer.
 
     Attributes:
         field: Path of the field.
-        supported: The values that it can compute.
+        supported: The values that it offers.
     """
 
     def __init__(self, field: str, value: str, supported: tuple[str, ...]) -> None:
@@ -68,6 +69,19 @@ class UnsupportedError(ServerError):
         )
         self.field = field
         self.supported = supported
+
+
+class UnknownFieldError(UnsupportedError):
+    """A request has a field that this server does not know, and whose wish it cannot fulfil."""
+
+    def __init__(self, field: str) -> None:
+        ServerError.__init__(
+            self,
+            f"{field}: expected a field that this server knows, got one that it does not. "
+            "GetServerInfo lists what it offers.",
+        )
+        self.field = field
+        self.supported = ()
 
 
 class RefusedError(ServerError):

@@ -17,7 +17,7 @@ from stn_proto.codec import data_type
 from stn_proto.v1 import server_info_pb2, tensor_pb2, warp_pb2
 from stn_server.batching.roles import Statistics
 from stn_server.config import ConfigError, ServerConfig
-from stn_server.operands import NUMPY_DTYPES, transforms_in
+from stn_server.operands import LAYOUTS, NUMPY_DTYPES, transforms_in
 from stn_server.servicer import METHODS
 from stn_server.vocabulary import offered
 
@@ -81,7 +81,7 @@ def _capabilities(dimensions: int) -> server_info_pb2.Capabilities:
         data_types=_data_types(checks.FEATURE_MAP_DTYPES),
         gradient_data_types=_data_types(checks.GRADIENT_DTYPES),
         parameter_data_types=_data_types(checks.PARAMETER_DTYPES),
-        layouts=(tensor_pb2.LAYOUT_NCHW, tensor_pb2.LAYOUT_NHWC),
+        layouts=LAYOUTS,
         interpolations=offered(warp_pb2.Interpolation, stn_engine.Interpolation),
         paddings=offered(warp_pb2.Padding, stn_engine.Padding),
         coordinates=offered(warp_pb2.Coordinates, stn_engine.Coordinates),

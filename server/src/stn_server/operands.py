@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 import torch
 from google.protobuf.message import DecodeError, Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 from numpy.typing import NDArray
 
 import stn_engine
@@ -25,10 +26,17 @@ from stn_proto import (
     describe_tensor,
     get_declaration,
 )
+from stn_proto.codec import DTYPES
 from stn_proto.v1 import tensor_pb2, warp_pb2
-from stn_proto.v1.tensor_pb2 import LAYOUT_NHWC, Tensor
-from stn_server.errors import InvalidRequestError, UnsupportedError
-from stn_server.vocabulary import unknown_value
+from stn_proto.v1.tensor_pb2 import (
+    DATA_TYPE_UNSPECIFIED,
+    LAYOUT_NCHW,
+    LAYOUT_NHWC,
+    LAYOUT_UNSPECIFIED,
+    Tensor,
+)
+from stn_server.errors import InvalidRequestError, UnknownFieldError, UnsupportedError
+from stn_server.vocabulary import unsupported
 
 M = TypeVar("M", bound=Message)
 Payloads = list[memoryview]
@@ -78,6 +86,9 @@ TORCH_DTYPES = {
 """The engine's type of every type of the wire."""
 
 NUMPY_DTYPES = {theirs: ours for ours, theirs in TORCH_DTYPES.items()}
+
+LAYOUTS = (LAYOUT_NCHW, LAYOUT_NHWC)
+"""Of feature maps."""
 
 _SOURCE_AXES = ("D", "H", "W")
 _TARGET_AXES = ("D'", "H'", "W'")
@@ -166,12 +177,41 @@ def parse(envelope: bytes, kind: type[M]) -> M:
 
     Raises:
         WireFormatError: The bytes are not a message of this kind.
+        UnknownFieldError: A field, at any depth, is not in this version of the contract.
     """
     try:
-        return kind.FromString(envelope)
+        message = kind.FromString(envelope)
     except DecodeError as error:
         name = kind.DESCRIPTOR.full_name
         raise WireFormatError("message", f"a serialized {name}", "other bytes") from error
+    size_bytes = message.ByteSize()
+    message.DiscardUnknownFields()  # at all depths at once; to look for them takes much longer
+    if message.ByteSize() != size_bytes:
+        _refuse_unknown_fields(kind.FromString(envelope))
+    return message
+
+
+def _refuse_unknown_fields(message: Message, path: str = "") -> None:
+    """Raises the error of the first field that protobuf could not read, at any depth.
+
+    Args:
+        message: As it was parsed.
+        path: Where it stands, with a dot at the end.
+    """
+    unknown_fields: Any = UnknownFieldSet(message)  # the stubs do not know that it can be iterated
+    for unknown in unknown_fields:
+        number = unknown.field_number
+        known = message.DESCRIPTOR.fields_by_number.get(number)
+        if known is None:
+            raise UnknownFieldError(f"{path}{number}")
+        expected = f"the wire type of field {number} of {message.DESCRIPTOR.full_name}"
+        raise WireFormatError(f"{path}{known.name}", expected, "another one")
+    for field, value in message.ListFields():
+        if isinstance(value, Message):
+            _refuse_unknown_fields(value, f"{path}{field.name}.")
+        elif field.message_type is not None:
+            for place, nested in enumerate(value):
+                _refuse_unknown_fields(nested, f"{path}{field.name}[{place}].")
 
 
 @contextmanager
@@ -187,20 +227,31 @@ def field_paths(paths: Mapping[str, str]) -> Iterator[None]:
 
 def declare(tensor: Tensor, field: str, *, finite: bool = False) -> Operand:
     """A tensor that has no layout."""
-    if tensor.layout not in tensor_pb2.Layout.values():
-        raise unknown_value(tensor_pb2.Layout, tensor.layout, f"{field}.layout")
-    declaration = get_declaration(tensor, field)
-    if 0 in declaration.shape:
-        expected = f"expected sizes of at least 1, got {declaration.shape}. Leave empty calls out."
-        raise InvalidRequestError(f"{field}.shape", expected)
-    return Operand(declaration, finite=finite)
+    if tensor.layout in LAYOUTS:
+        name = tensor_pb2.Layout.Name(tensor.layout)
+        expected = f"expected LAYOUT_UNSPECIFIED, as only maps have a layout, got {name}."
+        raise InvalidRequestError(f"{field}.layout", f"{expected} Leave it out.")
+    return Operand(_declaration(tensor, field), finite=finite)
 
 
 def declare_map(tensor: Tensor, field: str, axes: Sequence[str]) -> Operand:
     """A feature map with N, C and these axes, whatever its layout on the wire."""
-    declaration = declare(tensor, field).declaration
+    declaration = _declaration(tensor, field)
     require_shape(declaration, ("N", "C", *axes))
     return Operand(declaration, channels_last=tensor.layout == LAYOUT_NHWC)
+
+
+def _declaration(tensor: Tensor, field: str) -> Declaration:
+    """What a message says about a tensor, if this server offers it."""
+    if tensor.layout not in {LAYOUT_UNSPECIFIED, *LAYOUTS}:
+        raise unsupported(f"{field}.layout", tensor_pb2.Layout, tensor.layout, LAYOUTS)
+    if tensor.data_type not in {DATA_TYPE_UNSPECIFIED, *DTYPES}:
+        raise unsupported(f"{field}.data_type", tensor_pb2.DataType, tensor.data_type, DTYPES)
+    declaration = get_declaration(tensor, field)
+    if 0 in declaration.shape:
+        expected = f"expected sizes of at least 1, got {declaration.shape}. Leave empty calls out."
+        raise InvalidRequestError(f"{field}.shape", expected)
+    return declaration
 
 
 def declare_transform(transform: warp_pb2.Transform) -> TransformOperand:

@@ -1,12 +1,12 @@
 """The words of the contract (enumerations, options) as the engine says them.
 
-UNSPECIFIED is the documented default where the contract names one. A number that the contract does
-not know is invalid; a value that it knows but the engine cannot compute is unsupported.
+UNSPECIFIED is the documented default where the contract names one. Every other value that the
+engine cannot compute is unsupported, whether or not this version of the contract knows it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import stn_engine
@@ -75,8 +75,13 @@ def read_needs(needs: Sequence[int]) -> tuple[str, ...]:
         warp_pb2.OPERAND_TRANSFORM: "transform",
     }
     for number in needs:
+        if number == warp_pb2.OPERAND_UNSPECIFIED:
+            expected = (
+                f"expected {' or '.join(warp_pb2.Operand.keys()[1:])}, got OPERAND_UNSPECIFIED."
+            )
+            raise InvalidRequestError("needs", f"{expected} Leave it out.")
         if number not in names:
-            raise unknown_value(warp_pb2.Operand, number, "needs")
+            raise unsupported("needs", warp_pb2.Operand, number, names)
     return tuple(names[number] for number in needs) or ("feature_map", "transform")
 
 
@@ -84,12 +89,10 @@ def _read_enum(kind: Any, number: int, values: Any, default: E, field: str) -> E
     """The engine's value of a wire enumeration; UNSPECIFIED is the default."""
     if number == 0:
         return default
-    if number not in kind.values():
-        raise unknown_value(kind, number, field)
-    name = kind.Name(number).removeprefix(_prefix(kind))
-    if name not in values.__members__:
-        raise UnsupportedError(field, name, tuple(values.__members__))
-    member: E = values[name]
+    computed = offered(kind, values)
+    if number not in computed:
+        raise unsupported(field, kind, number, computed)
+    member: E = values[kind.Name(number).removeprefix(_prefix(kind))]
     return member
 
 
@@ -98,7 +101,7 @@ def _prefix(kind: Any) -> str:
     return str(kind.Name(0)).removesuffix("UNSPECIFIED")
 
 
-def unknown_value(kind: Any, number: int, field: str) -> InvalidRequestError:
-    """The error for a number that an enumeration does not have."""
-    names = ", ".join(kind.keys()[1:])
-    return InvalidRequestError(field, f"expected one of {names}, got {number}. Use a name.")
+def unsupported(field: str, kind: Any, number: int, known: Iterable[int]) -> UnsupportedError:
+    """The error of a value of an enumeration that is not among those that the server offers."""
+    value = kind.Name(number) if number in kind.values() else str(number)
+    return UnsupportedError(field, value, tuple(map(kind.Name, known)))
