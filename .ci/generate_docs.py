@@ -114,9 +114,13 @@ def metrics() -> str:
 
 
 def statuses() -> str:
-    """Which gRPC status each error becomes."""
-    rows = [(f"`{cls.__name__}`", row.code.name) for cls, row in status.TABLE.items()]
-    return _table(("cause", "status"), [*rows, ("anything else", "INTERNAL, with a request id")])
+    """Which gRPC status and reason each error becomes."""
+    rows = [
+        (f"`{cls.__name__}`", row.code.name, status.name_of(row.reason))
+        for cls, row in status.TABLE.items()
+    ]
+    rows.append(("anything else", "INTERNAL, with a request id", "INTERNAL"))
+    return _table(("cause", "status", "reason"), rows)
 
 
 def server_benchmark() -> str:

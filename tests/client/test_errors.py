@@ -116,6 +116,31 @@ def test_errors_overload_says_when_to_come_again():
     assert (error.retry_after_s, error.request_id, error.code) == (1.5, "id-1", code)
 
 
+@pytest.mark.parametrize("code", [code for code in StatusCode if code is not StatusCode.OK])
+def test_errors_have_the_reason_that_the_server_gives(code):
+    """Whatever their class; reasons of this version of the contract and of newer ones alike."""
+    for reason in ("QUEUE_FULL", "OF_A_NEWER_CONTRACT"):
+        info = ErrorInfo(reason=reason, domain="stn.v1.SpatialTransformer")
+        metadata = status_metadata(code, BAD_REQUEST, info, RETRY_INFO)
+        assert error_from_status(code, "", metadata, "").reason == reason
+
+
+def test_errors_reasons_of_others_are_none_of_ours():
+    """A proxy has reasons of its own, under its own domain; without any, the reason is empty."""
+    code = StatusCode.UNAVAILABLE
+    foreign = ErrorInfo(reason="QUEUE_FULL", domain="proxy.example")
+    assert error_from_status(code, "", status_metadata(code, foreign), "").reason == ""
+    assert error_from_status(code, "", (), "").reason == ""
+    ours = ErrorInfo(reason="DRAINING", domain="stn.v1.SpatialTransformer")
+    both = status_metadata(code, foreign, ours)
+    assert error_from_status(code, "", both, "").reason == "DRAINING"
+
+
+def test_errors_never_sent_have_no_reason():
+    """What the SDK itself finds wrong comes from no server."""
+    assert _errors.invalid("fill", "expected a, got b.").reason == ""
+
+
 def test_errors_overload_never_asks_for_a_negative_pause():
     """A delay below 0 is taken as 0, so that nobody sleeps for it."""
     code = StatusCode.RESOURCE_EXHAUSTED

@@ -6,18 +6,16 @@ from google.protobuf.message import DecodeError
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stn_proto import Frame, WireFormatError, gaps, join, split
+from stn_proto import Frame, FrameTooLargeError, WireFormatError, gaps, join, split
 from stn_proto.framing import ALIGNMENT_FIELD, PAYLOADS_FIELD
 from stn_proto.limits import (
-    MAX_ENVELOPE_BYTES,
     MAX_FIELDS,
-    MAX_PAYLOADS,
     PAYLOAD_ALIGNMENT_BYTES,
 )
 from stn_proto.v1.tensor_pb2 import Tensor
 from stn_proto.v1.warp_pb2 import PADDING_FILL, WarpRequest, WarpSpec
 
-payload_lists = st.lists(st.binary(max_size=300), max_size=MAX_PAYLOADS)
+payload_lists = st.lists(st.binary(max_size=300), max_size=16)
 varints = st.integers(0, 2**64 - 1)
 
 
@@ -226,26 +224,50 @@ def test_framing_limits_the_number_of_fields():
     """MAX_FIELDS fields pass, one more does not, however many follow."""
     field = b"\x18\x01"
     assert split(field * MAX_FIELDS) == (field * MAX_FIELDS, [])
-    with pytest.raises(WireFormatError, match="message: expected at most 1024 fields, got more"):
+    match = "message: expected at most 1024 fields beside payloads, got more"
+    with pytest.raises(WireFormatError, match=match):
         split(field * (MAX_FIELDS + 1))
-    with pytest.raises(WireFormatError, match="at most 1024 fields"):
+    with pytest.raises(WireFormatError, match=match):
         split(field * 2**22)
+    with pytest.raises(WireFormatError, match=match):
+        split(delimited(14, b"") * 2**22)
+
+
+def test_framing_payloads_and_their_alignment_are_no_such_fields():
+    """A reply to many calls in one message has as many payloads as it needs."""
+    payloads = [b"x"] * (2 * MAX_FIELDS)
+    message = join(b"\x18\x01" * MAX_FIELDS, payloads)
+    assert split(message) == (b"\x18\x01" * MAX_FIELDS, payloads)
+    with pytest.raises(WireFormatError, match="at most 1024 fields beside payloads, got more"):
+        split(b"\x18\x01" * (MAX_FIELDS + 1) + join(b"", [b"x"]))
 
 
 def test_framing_limits_the_number_of_payloads():
-    """MAX_PAYLOADS payloads pass, one more does not."""
-    assert split(join(b"", [b"x"] * MAX_PAYLOADS))[1] == [b"x"] * MAX_PAYLOADS
-    with pytest.raises(WireFormatError, match=r"payloads: expected at most 16, got 17\."):
-        split(join(b"", [b"x"] * (MAX_PAYLOADS + 1)))
+    """As many as the receiver says pass, one more does not, however many follow."""
+    frame = Frame.of(join(b"", [b"x"] * 5), max_payloads=5)
+    assert len(frame.payloads) == 5
+    match = r"^payloads: expected at most 5 payloads, got more\. Send fewer"
+    for count in (6, 2**20):
+        with pytest.raises(FrameTooLargeError, match=match) as caught:
+            Frame.of(delimited(PAYLOADS_FIELD, b"x") * count, max_payloads=5)
+        assert caught.value.limit == 5
 
 
 def test_framing_limits_the_envelope():
-    """A message without its payloads has at most MAX_ENVELOPE_BYTES; payloads do not count."""
-    largest = delimited(20, bytes(MAX_ENVELOPE_BYTES - 5))  # 2 bytes of tag, 3 of length
-    assert split(join(largest, [bytes(MAX_ENVELOPE_BYTES)]))[0] == largest
-    match = "at most 262144 bytes without payloads, got 262145 bytes. Put tensor bytes into"
-    with pytest.raises(WireFormatError, match=match):
-        split(delimited(20, bytes(MAX_ENVELOPE_BYTES - 4)))
+    """A message without its payloads has as many bytes as the receiver says; these do not count."""
+    largest = delimited(20, bytes(997))  # 2 bytes of tag, 2 of length
+    message = join(largest, [bytes(5000)])
+    assert Frame.of(message, max_envelope_bytes=1001).envelope == largest
+    match = "at most 1000 bytes without payloads, got 1001 bytes. Put tensor bytes into"
+    with pytest.raises(FrameTooLargeError, match=match) as caught:
+        Frame.of(message, max_envelope_bytes=1000)
+    assert caught.value.limit == 1000
+
+
+def test_framing_has_no_limits_of_its_own_for_what_a_receiver_trusts():
+    """Nothing but the number of fields is limited where no limit is given."""
+    largest = delimited(20, bytes(2**20))
+    assert split(join(largest, [b"x"] * 100)) == (largest, [b"x"] * 100)
 
 
 def assert_splits_or_refuses(message):

@@ -37,6 +37,8 @@ LEAST = {
     (BatchingConfig, "max_admitted_bytes"): 1,
     (BatchingConfig, "stall_s"): 1,
     (LimitsConfig, "max_message_bytes"): 1024,
+    (LimitsConfig, "max_payloads"): 3,
+    (LimitsConfig, "max_envelope_bytes"): 1024,
     (LimitsConfig, "max_output_bytes"): 1,
     (LimitsConfig, "max_output_samples"): 1,
     (LimitsConfig, "max_dimension_px"): 1,

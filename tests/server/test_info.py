@@ -25,7 +25,12 @@ def state():
 def info(state):
     config = ServerConfig(
         limits=LimitsConfig(
-            max_message_bytes=4096, max_output_bytes=5, max_output_samples=6, max_dimension_px=7
+            max_message_bytes=4096,
+            max_payloads=10,
+            max_envelope_bytes=1100,
+            max_output_bytes=5,
+            max_output_samples=6,
+            max_dimension_px=7,
         ),
         batching=BatchingConfig(max_admitted_items=8, max_admitted_bytes=9000),
     )
@@ -75,6 +80,7 @@ def test_limits_are_those_of_the_configuration(info):
     assert [limits.max_message_bytes, limits.max_output_bytes] == [4096, 5]
     assert [limits.max_output_samples, limits.max_dimension_px] == [6, 7]
     assert [limits.max_admitted_items, limits.max_admitted_bytes] == [8, 9000]
+    assert [limits.max_payloads, limits.max_envelope_bytes] == [10, 1100]
 
 
 @pytest.mark.parametrize("place", [0, 1])

@@ -62,7 +62,7 @@ def test_names_and_labels_are_these_and_no_others(metrics, registry):
     """Base units in the names; no label takes a value that a caller chooses."""
     metrics.request_finished("Warp", "OK", 0.1)
     metrics.payload_moved("sent", "unix", 1)
-    metrics.item_refused("overloaded")
+    metrics.item_refused("QUEUE_FULL")
     metrics.file_changed("tokens", "accepted")
     metrics.watch_memory({"cpu": lambda: 1.0})
     metrics.watch_lanes({"cpu": 1})

@@ -100,7 +100,7 @@ async def test_what_has_no_room_is_refused_without_being_read():
     code, message = await refusal(*await door.knock(600, peer="ipv4:192.0.2.2:1"))
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert message.startswith("queue: expected at most 2048 admitted bytes, got 2400 with this")
-    assert door.value("stn_refused_total", reason="overloaded") == 1
+    assert door.value("stn_refused_total", reason="QUEUE_FULL") == 1
     assert door.admitted_bytes == 1200
 
 
@@ -148,7 +148,7 @@ async def test_a_message_above_the_limit_is_refused_by_what_it_declares():
     code, message = await refusal(*await door.knock(1025))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert message == "message: expected at most 1024 bytes, got 1025. Ask for less."
-    assert door.value("stn_refused_total", reason="too_large") == 1
+    assert door.value("stn_refused_total", reason="MESSAGE_TOO_LARGE") == 1
     labels = {"method": "Warp", "code": "INVALID_ARGUMENT"}
     assert door.value("stn_requests_total", **labels) == 1
 
@@ -193,7 +193,7 @@ def test_a_message_that_does_not_come_is_given_up(declared):
     door, (code, message), instant = run_in_virtual_time(scenario())
     assert (code, instant) == (grpc.StatusCode.DEADLINE_EXCEEDED, 7.0)
     assert message.startswith("message: expected all of it within 7 s, got less.")
-    assert door.value("stn_refused_total", reason="upload") == 1
+    assert door.value("stn_refused_total", reason="UPLOAD_TIMEOUT") == 1
     labels = {"method": "Warp", "code": "DEADLINE_EXCEEDED"}
     assert door.value("stn_requests_total", **labels) == 1
     assert door.admitted_bytes == 0

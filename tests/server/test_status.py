@@ -11,24 +11,31 @@ from grpc import StatusCode
 
 import stn_engine
 import stn_server.errors
-from stn_proto import WireFormatError
+from stn_proto import FrameTooLargeError, WireFormatError
+from stn_proto.errors import ERROR_DOMAIN
+from stn_proto.v1 import errors_pb2, service_pb2
 from stn_server.errors import (
     BatchFailedError,
     BrokenError,
     DeadlineExceededError,
     DeadlineUnreachableError,
+    DeviceFullError,
     DrainingError,
     InvalidRequestError,
+    MessageTooLargeError,
     QueueFullError,
     QuotaExceededError,
-    RequestTooLargeError,
+    QuotaTooSmallError,
+    RefusedError,
+    ResultTooLargeError,
     ServerError,
     UnauthenticatedError,
+    UnknownFieldError,
     UnknownMethodError,
     UnsupportedError,
     UploadTimeoutError,
 )
-from stn_server.status import INTERNAL, MAX_MESSAGE_CHARS, TABLE, answer_to
+from stn_server.status import INTERNAL, MAX_MESSAGE_CHARS, REFUSALS, TABLE, answer_to
 
 REQUEST_ID = "0123456789abcdef"
 REFUSED, BAD = StatusCode.RESOURCE_EXHAUSTED, StatusCode.INVALID_ARGUMENT
@@ -43,13 +50,26 @@ EXAMPLES = [
         BAD,
         [("theta", "expected torch.float32, got torch.uint8. Do.")],
     ),
-    (RequestTooLargeError("out", 5, 7, "px"), BAD, [("out", "expected at most 5 px, got 7.")]),
+    (ResultTooLargeError("out", 5, 7, "px"), BAD, [("out", "expected at most 5 px, got 7.")]),
+    (
+        MessageTooLargeError("message", 5, 7, "bytes"),
+        BAD,
+        [("message", "expected at most 5 bytes")],
+    ),
+    (QuotaTooSmallError("message", 5, 7, "bytes"), BAD, [("message", "expected at most 5 bytes")]),
+    (
+        FrameTooLargeError("payloads", 5, "payloads", "more", "Send fewer."),
+        BAD,
+        [("payloads", "expected at most 5 payloads, got more. Send fewer.")],
+    ),
     (UnsupportedError("kind", "flow", ("affine",)), StatusCode.UNIMPLEMENTED, []),
+    (UnknownFieldError("spec.99"), StatusCode.UNIMPLEMENTED, []),
     (UnauthenticatedError("none"), StatusCode.UNAUTHENTICATED, []),
     (UnknownMethodError("/a/b"), StatusCode.UNIMPLEMENTED, []),
     (UploadTimeoutError(60.0), StatusCode.DEADLINE_EXCEEDED, []),
     (QuotaExceededError("calls in flight", 1, 2, 0.25), REFUSED, []),
     (QueueFullError("items", 1, 2, 0.25), REFUSED, []),
+    (DeviceFullError("cuda:0"), REFUSED, []),
     (DeadlineUnreachableError(0.5, 0.25, 0.125), REFUSED, []),
     (DrainingError(), StatusCode.UNAVAILABLE, []),
     (BrokenError(), StatusCode.UNAVAILABLE, []),
@@ -124,7 +144,7 @@ def test_every_row_has_an_example():
 
 def test_an_overloaded_server_says_when_to_come_again():
     """In the detail that gRPC has for it."""
-    (info,) = details_of(QueueFullError("items", 1, 2, 0.25))
+    info, _ = details_of(QueueFullError("items", 1, 2, 0.25))
     assert info.retry_delay.ToNanoseconds() == 250_000_000
     metadata = dict(answer_to(QueueFullError("items", 1, 2, 0.25), REQUEST_ID).metadata())
     assert metadata["grpc-retry-pushback-ms"] == "250"
@@ -132,8 +152,8 @@ def test_an_overloaded_server_says_when_to_come_again():
 
 def test_a_request_that_is_too_large_learns_limit_and_actual():
     """As numbers, so that a program need not read the text."""
-    _, info = details_of(RequestTooLargeError("output_size", 5, 7, "px"))
-    assert (info.reason, info.domain) == ("TOO_LARGE", "stn")
+    _, info = details_of(ResultTooLargeError("output_size", 5, 7, "px"))
+    assert info.reason == "RESULT_TOO_LARGE"
     assert dict(info.metadata) == {"limit": "5", "actual": "7"}
 
 
@@ -177,6 +197,53 @@ def test_a_long_message_is_cut_to_what_metadata_carries():
     assert sum(len(value) for _, value in answer.metadata()) < 4096
 
 
-def test_an_answer_without_details_adds_no_metadata():
-    """Most statuses are complete without."""
-    assert answer_to(DrainingError(), REQUEST_ID).metadata() == ()
+REASONS = {
+    WireFormatError: ("INVALID_FIELD", {}),
+    InvalidRequestError: ("INVALID_FIELD", {}),
+    stn_engine.ParameterError: ("INVALID_FIELD", {}),
+    stn_engine.ShapeError: ("INVALID_FIELD", {}),
+    stn_engine.DTypeError: ("INVALID_FIELD", {}),
+    ResultTooLargeError: ("RESULT_TOO_LARGE", {"limit": "5", "actual": "7"}),
+    MessageTooLargeError: ("MESSAGE_TOO_LARGE", {"limit": "5", "actual": "7"}),
+    QuotaTooSmallError: ("QUOTA_TOO_SMALL", {"limit": "5", "actual": "7"}),
+    FrameTooLargeError: ("MESSAGE_TOO_LARGE", {"limit": "5", "actual": "more"}),
+    UnsupportedError: ("UNSUPPORTED", {"field": "kind"}),
+    UnknownFieldError: ("UNSUPPORTED", {"field": "spec.99"}),
+    UnauthenticatedError: ("UNKNOWN_TOKEN", {}),
+    UnknownMethodError: ("UNKNOWN_METHOD", {}),
+    UploadTimeoutError: ("UPLOAD_TIMEOUT", {}),
+    QuotaExceededError: (
+        "QUOTA_EXCEEDED",
+        {"quota": "calls in flight", "limit": "1", "actual": "2"},
+    ),
+    QueueFullError: ("QUEUE_FULL", {"limit": "1", "actual": "2"}),
+    DeviceFullError: ("DEVICE_FULL", {"device": "cuda:0"}),
+    DeadlineUnreachableError: ("DEADLINE_UNREACHABLE", {}),
+    DrainingError: ("DRAINING", {}),
+    BrokenError: ("DEVICE_LOST", {}),
+    DeadlineExceededError: ("DEADLINE_EXCEEDED", {}),
+    stn_engine.BackendUnavailableError: (
+        "BACKEND_UNAVAILABLE",
+        {"cuda": "no device; no driver"},
+    ),
+}
+ALL_ERRORS = [*(error for error, _, _ in EXAMPLES), KeyError("x"), BatchFailedError(3)]
+
+
+@pytest.mark.parametrize("error", ALL_ERRORS, ids=lambda error: type(error).__name__)
+def test_every_answer_gives_one_reason_of_the_contract(error):
+    """In one ErrorInfo under the name of the service, whatever other details there are."""
+    (info,) = [detail for detail in details_of(error) if isinstance(detail, ErrorInfo)]
+    service = service_pb2.DESCRIPTOR.services_by_name["SpatialTransformer"]
+    assert info.domain == service.full_name == ERROR_DOMAIN
+    assert f"ERROR_REASON_{info.reason}" in errors_pb2.ErrorReason.keys()[1:]
+    expected = REASONS.get(type(error), ("INTERNAL", {"request_id": REQUEST_ID}))
+    assert (info.reason, dict(info.metadata)) == expected
+    assert answer_to(error, REQUEST_ID).reason == info.reason
+
+
+def test_reasons_of_refusals_are_those_of_their_classes():
+    """Metrics show every one from the start."""
+    refused = {REASONS[type(error)][0] for error in ALL_ERRORS if isinstance(error, RefusedError)}
+    assert set(REFUSALS) == refused
+    assert len(REFUSALS) == len(refused)

@@ -122,7 +122,7 @@ def measure(callers: int, message_bytes: int, admitted_bytes: int, retained_byte
         report.promise("stalled: every one is ended", not ended["never"] and ended["late"] > 0)
         left = server.settled()
         report.promise("nothing is left", left.admitted_bytes == 0)
-        counted = scrape(local.metrics)['stn_refused_total{reason="upload"}']
+        counted = scrape(local.metrics)['stn_refused_total{reason="UPLOAD_TIMEOUT"}']
         report.promise("stalled: counted", counted == ended["late"])
     return report
 

@@ -15,7 +15,7 @@ import numpy as np
 from google.protobuf.unknown_fields import UnknownFieldSet
 from grpc import StatusCode
 
-from stn_proto import WireFormatError
+from stn_proto import FrameTooLargeError, WireFormatError
 from stn_proto.codec import data_type
 from stn_proto.v1 import warp_pb2
 from stn_server.errors import (
@@ -420,9 +420,10 @@ BAD_REQUESTS = [
         "expected the index of one of 2 payloads, got 2."),
     bad("no payloads", "Warp", clear("payloads"), WIRE, "feature_map.payload",
         "expected the index of one of 0 payloads, got 0."),
-    bad("many payloads", "Warp", many_payloads, WIRE, "payloads", "expected at most 16, got 22."),
-    bad("long envelope", "Warp", assign("spec.fill", [0.5] * 40_000), WIRE, "message",
-        "expected at most 262144 bytes without payloads"),
+    bad("many payloads", "Warp", many_payloads, FrameTooLargeError, "payloads",
+        "expected at most 16 payloads, got more."),
+    bad("long envelope", "Warp", assign("spec.fill", [0.5] * 40_000), FrameTooLargeError, "message",
+        "expected at most 262144 bytes without payloads, got 320"),
     BadRequest("empty message", "Warp", b"", WRONG, "transform", OPTIONS),
     BadRequest("garbage", "Warp", b"\xff" * 40, WIRE, "message", "expected serialized protobuf"),
     BadRequest("cut off", "Warp", warp_request().SerializeToString()[:-1], WIRE, "message",

@@ -272,7 +272,7 @@ def test_tokens_change_while_the_server_runs(tokens, tmp_path):
         counts = scrape(server.metrics)
     assert counts['stn_reloads_total{file="tokens",outcome="accepted"}'] == 1
     assert counts['stn_reloads_total{file="tokens",outcome="rejected"}'] == 2
-    assert counts['stn_refused_total{reason="unauthenticated"}'] == 2
+    assert counts['stn_refused_total{reason="UNKNOWN_TOKEN"}'] == 2
     records = log_records(log)
     rejections = [r["reason"] for r in records if r["event"] == "change rejected"]
     assert rejections[0].startswith("carol.sha256: expected 64 hexadecimal digits")
@@ -322,7 +322,7 @@ def test_a_quota_stops_its_token_and_no_other(tmp_path):
     replace(path, entry("alice", GOOD), *limited)
     with LocalServer(f"--auth-tokens={path}", "--batching-window-s=1.5") as server:
         refusals = asyncio.run(one_too_many(server.target))
-        assert scrape(server.metrics)['stn_refused_total{reason="quota"}'] == len(QUOTAS)
+        assert scrape(server.metrics)['stn_refused_total{reason="QUOTA_EXCEEDED"}'] == len(QUOTAS)
         assert server_info(server.target, token=GOOD).statistics.finished_items == 6
     for name, (_, message) in QUOTAS.items():
         assert isinstance(refusals[name], OverloadedError)

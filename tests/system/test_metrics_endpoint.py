@@ -76,7 +76,7 @@ def test_every_metric_tells_what_happened():
     assert moved['stn_batch_duration_seconds_count{backend="cpu",operation="WarpGradients"}'] == 1
     assert moved['stn_batch_duration_seconds_sum{backend="cpu",operation="Warp"}'] > 0
     assert moved["stn_samples_total"] == 20 + 6 + 20
-    assert moved['stn_refused_total{reason="overloaded"}'] == 1
+    assert moved['stn_refused_total{reason="QUEUE_FULL"}'] == 1
     assert moved["stn_abandoned_items_total"] == 0
     assert moved['stn_payload_bytes_total{direction="received",transport="tcp"}'] > 4 * 240
     assert moved['stn_payload_bytes_total{direction="sent",transport="tcp"}'] > 2 * 240

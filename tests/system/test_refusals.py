@@ -47,7 +47,7 @@ def test_a_burst_on_one_connection_is_answered_or_refused_call_by_call():
     assert sum(ended.values()) == 5000
     for code, count in ended.items():
         assert counts[f'stn_requests_total{{code="{code}",method="Warp"}}'] == count
-    assert counts['stn_refused_total{reason="overloaded"}'] == ended["RESOURCE_EXHAUSTED"]
+    assert counts['stn_refused_total{reason="QUEUE_FULL"}'] == ended["RESOURCE_EXHAUSTED"]
 
 
 def test_what_is_too_large_or_unknown_or_unauthenticated_is_counted_and_logged(tmp_path):
@@ -83,8 +83,8 @@ def test_what_is_too_large_or_unknown_or_unauthenticated_is_counted_and_logged(t
         ("UNAUTHENTICATED", "other", 1),
     ):
         assert counts[f'stn_requests_total{{code="{code}",method="{method}"}}'] == count
-    assert counts['stn_refused_total{reason="unknown_method"}'] == 2
-    assert counts['stn_refused_total{reason="too_large"}'] == 1
+    assert counts['stn_refused_total{reason="UNKNOWN_METHOD"}'] == 2
+    assert counts['stn_refused_total{reason="MESSAGE_TOO_LARGE"}'] == 1
     failures = [record for record in log_records(log) if record["event"] == "request failed"]
     assert [(record["code"], record["method"]) for record in failures] == [
         ("RESOURCE_EXHAUSTED", "Warp"),
@@ -112,6 +112,6 @@ def test_an_upload_that_stalls_is_ended_logged_and_counted(metadata, tmp_path):
         call.close()
     assert b"grpc-status\x014" in call.trailers
     assert counts["stn_admitted_bytes"] == 0
-    assert counts['stn_refused_total{reason="upload"}'] == 1
+    assert counts['stn_refused_total{reason="UPLOAD_TIMEOUT"}'] == 1
     (record,) = [record for record in log_records(log) if record["event"] == "request failed"]
     assert (record["code"], record["method"]) == ("DEADLINE_EXCEEDED", "Warp")

@@ -1,6 +1,6 @@
 """How calls fail, and how gRPC statuses become exceptions.
 
-    StnClientError                   request_id, code
+    StnClientError                   request_id, code, reason
     ├─ InvalidRequestError           (also ValueError) an argument is wrong; see `violations`
     ├─ AccessDeniedError             the server does not know the token, or not for this
     ├─ DeadlineExceededError         (also TimeoutError) no result within the timeout
@@ -22,9 +22,11 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
-from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode
+
+from stn_proto.errors import ERROR_DOMAIN
 
 M = TypeVar("M", bound=Message)
 Metadata = Iterable[tuple[str, str | bytes]]
@@ -36,14 +38,22 @@ class StnClientError(Exception):
     Attributes:
         request_id: What the server's log calls this call; empty if it was never sent.
         code: gRPC status it ended with; None if it was never sent.
+        reason: Why the server ended it, as "QUEUE_FULL": the name of an `ErrorReason` of the
+            contract, or of a newer one. Empty if no server said why, as when a connection breaks.
     """
 
     def __init__(
-        self, message: str, *, request_id: str = "", code: StatusCode | None = None
+        self,
+        message: str,
+        *,
+        request_id: str = "",
+        code: StatusCode | None = None,
+        reason: str = "",
     ) -> None:
         super().__init__(message)
         self.request_id = request_id
         self.code = code
+        self.reason = reason
 
 
 class InvalidRequestError(StnClientError, ValueError):
@@ -126,8 +136,8 @@ def error_from_status(
     code: StatusCode, message: str, metadata: Metadata, request_id: str
 ) -> StnClientError:
     """The error that a finished call stands for."""
-    facts: dict[str, Any] = {"request_id": request_id, "code": code}
     details = _status_details(metadata)
+    facts: dict[str, Any] = {"request_id": request_id, "code": code, "reason": _reason(details)}
     cls = CLASSES[code]
     if cls is InvalidRequestError:
         facts["violations"] = [
@@ -142,6 +152,12 @@ def error_from_status(
         else:
             facts["retry_after_s"] = max(0.0, delays[0])
     return cls(message, **facts)
+
+
+def _reason(details: Status) -> str:
+    """Why the server ended the call, if it says so in its own name."""
+    infos = _unpacked(details, ErrorInfo)
+    return next((info.reason for info in infos if info.domain == ERROR_DOMAIN), "")
 
 
 def _status_details(metadata: Metadata) -> Status:

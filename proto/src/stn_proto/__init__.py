@@ -12,12 +12,13 @@ from stn_proto.codec import (
     put_tensor,
     to_payload,
 )
-from stn_proto.errors import WireFormatError
+from stn_proto.errors import FrameTooLargeError, WireFormatError
 from stn_proto.framing import Frame, gaps, join, split
 
 __all__ = [
     "Declaration",
     "Frame",
+    "FrameTooLargeError",
     "WireFormatError",
     "describe_tensor",
     "gaps",

@@ -10,13 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from stn_proto.errors import WireFormatError
-from stn_proto.limits import (
-    MAX_ENVELOPE_BYTES,
-    MAX_FIELDS,
-    MAX_PAYLOADS,
-    PAYLOAD_ALIGNMENT_BYTES,
-)
+from stn_proto.errors import FrameTooLargeError, WireFormatError
+from stn_proto.limits import MAX_FIELDS, PAYLOAD_ALIGNMENT_BYTES
 
 PAYLOADS_FIELD = 15
 ALIGNMENT_FIELD = 14
@@ -44,31 +39,41 @@ class Frame:
     """All that is not payload."""
 
     @classmethod
-    def of(cls, message: bytes) -> Frame:
+    def of(
+        cls, message: bytes, max_payloads: int | None = None, max_envelope_bytes: int | None = None
+    ) -> Frame:
         """Scans a serialized message, as it came from the network.
 
+        Args:
+            message: Serialized bytes.
+            max_payloads: The most that are taken; None: any number.
+            max_envelope_bytes: The most beside payloads and alignment that are taken.
+
         Raises:
-            WireFormatError: `message` is not protobuf, or exceeds a limit of `stn_proto.limits`.
+            FrameTooLargeError: There is more than that.
+            WireFormatError: `message` is not protobuf, or has too many fields.
         """
         pieces: list[bytes] = []
         payloads: list[slice] = []
-        for count, (tag, start, value_start, end) in enumerate(_fields(message)):
-            if count == MAX_FIELDS:
-                raise WireFormatError("message", f"at most {MAX_FIELDS} fields", "more")
+        alignments = 0
+        for tag, start, value_start, end in _fields(message):
             if tag == _PAYLOAD_TAG:
                 payloads.append(slice(value_start, end))
-            elif tag != _ALIGNMENT_TAG:
+                if len(payloads) - 1 == max_payloads:
+                    remedy = "Send fewer tensors at once."
+                    raise FrameTooLargeError("payloads", max_payloads, "payloads", "more", remedy)
+            elif tag == _ALIGNMENT_TAG:
+                alignments += 1
+            else:
                 pieces.append(message[start:end])
-        if len(payloads) > MAX_PAYLOADS:
-            raise WireFormatError("payloads", f"at most {MAX_PAYLOADS}", str(len(payloads)))
+            if max(len(pieces), alignments - len(payloads)) > MAX_FIELDS:
+                expected = f"at most {MAX_FIELDS} fields beside payloads"
+                raise WireFormatError("message", expected, "more")
         envelope = b"".join(pieces)
-        if len(envelope) > MAX_ENVELOPE_BYTES:
-            raise WireFormatError(
-                "message",
-                f"at most {MAX_ENVELOPE_BYTES} bytes without payloads",
-                f"{len(envelope)} bytes",
-                "Put tensor bytes into `payloads`.",
-            )
+        if max_envelope_bytes is not None and len(envelope) > max_envelope_bytes:
+            unit, actual = "bytes without payloads", f"{len(envelope)} bytes"
+            remedy = "Put tensor bytes into `payloads`."
+            raise FrameTooLargeError("message", max_envelope_bytes, unit, actual, remedy)
         rest = tuple((span, message[span]) for span in _between(payloads, len(message)))
         return cls(envelope, len(message), tuple(payloads), rest)
 
@@ -95,7 +100,7 @@ def split(message: bytes) -> tuple[bytes, list[memoryview]]:
         `message`, one per payload, in order. The views keep `message` alive.
 
     Raises:
-        WireFormatError: `message` is not protobuf, or exceeds a limit of `stn_proto.limits`.
+        WireFormatError: `message` is not protobuf, or has too many fields.
     """
     frame = Frame.of(message)
     return frame.envelope, frame.cut(message)

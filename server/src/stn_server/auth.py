@@ -53,10 +53,9 @@ class Authenticator(grpc.aio.ServerInterceptor):
         began = time.perf_counter()
 
         async def refuse(_messages: Any, context: Context) -> None:
-            error = UnauthenticatedError(got)
             request_id = request_id_of(context)
-            answer = answer_to(error, request_id)
-            self._metrics.item_refused(error.reason)
+            answer = answer_to(UnauthenticatedError(got), request_id)
+            self._metrics.item_refused(answer.reason)
             duration_s = time.perf_counter() - began
             self._metrics.request_finished(label_of(path), answer.code.name, duration_s)
             log(
@@ -67,7 +66,8 @@ class Authenticator(grpc.aio.ServerInterceptor):
                 caller=caller_of(context).name,
                 request_id=request_id,
             )
-            await context.abort(answer.code, answer.message, ((REQUEST_ID, request_id),))
+            metadata = ((REQUEST_ID, request_id), *answer.metadata())
+            await context.abort(answer.code, answer.message, metadata)
 
         return grpc.stream_stream_rpc_method_handler(refuse)
 

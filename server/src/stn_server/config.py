@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
-MIB = 1024 * 1024
+KIB = 1024
+MIB = 1024 * KIB
 MAX_MESSAGE_BYTES = 2**31 - 1
 """What gRPC itself can take."""
 
@@ -34,6 +35,9 @@ MAX_NUMBER = 2**63 - 1
 """What protobuf can say of limits."""
 
 UNIX = "unix:"
+
+MIN_PAYLOADS = 3
+"""Of the gradients of one warp."""
 
 MIN_UPLOAD_S = 0.1
 """In less, messages do not come in that have all reason to."""
@@ -90,6 +94,10 @@ class LimitsConfig:
     """What one call may ask for."""
 
     max_message_bytes: int = setting(256 * MIB, "A request on the wire.")
+    max_payloads: int = setting(16, "Its tensors; no call has more than three of its own.")
+    max_envelope_bytes: int = setting(
+        256 * KIB, "The rest of it, without payloads; the longest part is one fill per channel."
+    )
     max_output_bytes: int = setting(
         256 * MIB, "The results of one call; checked before allocating."
     )
@@ -103,6 +111,8 @@ class LimitsConfig:
     def __post_init__(self) -> None:
         _at_least(self, "max_message_bytes", 1024)
         _at_most(self, "max_message_bytes", MAX_MESSAGE_BYTES)
+        _at_least(self, "max_payloads", MIN_PAYLOADS)
+        _at_least(self, "max_envelope_bytes", 1024)
         _at_least(self, "max_output_bytes", 1)
         _at_least(self, "max_output_samples", 1)
         _at_least(self, "max_dimension_px", 1)

@@ -15,12 +15,15 @@
     │   ├─ BrokenError           the device is lost
     │   ├─ UploadTimeoutError    its message was not there in time
     │   ├─ UnknownMethodError    nobody offers what it calls
-    │   └─ RequestTooLargeError  above a configured limit, now and later
+    │   └─ RequestTooLargeError  too large for this server or this caller, now and later
+    │       ├─ MessageTooLargeError      the message is above a configured limit
+    │       ├─ ResultTooLargeError       the result would be
+    │       └─ QuotaTooSmallError        the call alone is above the quota of its token
     ├─ DeadlineExceededError     the caller's deadline passed while the request was queued
     ├─ BatchFailedError          a batch failed; `__cause__` says how
     └─ DeviceLostError           the device failed for good; said by runners, told to nobody
 
-`status.py` maps each class to its gRPC status.
+`status.py` maps each class to its gRPC status and to its reason in the contract.
 """
 
 from __future__ import annotations
@@ -87,13 +90,9 @@ class UnknownFieldError(UnsupportedError):
 class RefusedError(ServerError):
     """Turned away before any work was done."""
 
-    reason = "refused"
-
 
 class UnauthenticatedError(RefusedError):
     """The call brings no token that this server knows."""
-
-    reason = "unauthenticated"
 
     def __init__(self, got: str) -> None:
         super().__init__(f"authorization: expected a bearer token of this server, got {got}.")
@@ -110,8 +109,6 @@ class QuotaExceededError(RefusedError):
         actual: What it would be with this request.
         retry_after_s: When to come again, in seconds.
     """
-
-    reason = "quota"
 
     def __init__(self, what: str, limit: float, actual: float | str, retry_after_s: float) -> None:
         super().__init__(
@@ -130,8 +127,6 @@ class OverloadedError(RefusedError):
     Attributes:
         retry_after_s: When to come again, in seconds.
     """
-
-    reason = "overloaded"
 
     def __init__(self, complaint: str, retry_after_s: float) -> None:
         super().__init__(f"{complaint} Try again in {retry_after_s:.3g} s.")
@@ -160,8 +155,6 @@ class DeviceFullError(OverloadedError):
         device: Its name.
     """
 
-    reason = "device_full"
-
     def __init__(self, device: str) -> None:
         complaint = f"expected memory for this request on {device}, got none."
         super().__init__(f"device: {complaint}", DEVICE_FULL_RETRY_S)
@@ -176,8 +169,6 @@ class DeadlineUnreachableError(OverloadedError):
         remaining_s: After which nobody wants it.
     """
 
-    reason = "deadline"
-
     def __init__(self, needed_s: float, remaining_s: float, retry_after_s: float) -> None:
         complaint = f"expected at least {needed_s:.3g} s from now, got {remaining_s:.3g} s."
         super().__init__(f"deadline: {complaint}", retry_after_s)
@@ -188,16 +179,12 @@ class DeadlineUnreachableError(OverloadedError):
 class DrainingError(RefusedError):
     """The server finishes what it has and takes nothing new."""
 
-    reason = "draining"
-
     def __init__(self) -> None:
         super().__init__("server: expected to be serving, got shutdown. Try another replica.")
 
 
 class BrokenError(RefusedError):
     """The device is lost, and with it all that waited for it; only a restart helps."""
-
-    reason = "broken"
 
     def __init__(self) -> None:
         super().__init__("server: expected a working device, got none. Try another replica.")
@@ -212,8 +199,6 @@ class RequestTooLargeError(RefusedError):
         actual: What was asked for.
     """
 
-    reason = "too_large"
-
     def __init__(self, field: str, limit: int, actual: int, unit: str) -> None:
         super().__init__(f"{field}: expected at most {limit} {unit}, got {actual}. Ask for less.")
         self.field = field
@@ -221,10 +206,20 @@ class RequestTooLargeError(RefusedError):
         self.actual = actual
 
 
+class MessageTooLargeError(RequestTooLargeError):
+    """The message has more bytes than the server takes."""
+
+
+class ResultTooLargeError(RequestTooLargeError):
+    """The result would have more bytes, samples or pixels than the server computes."""
+
+
+class QuotaTooSmallError(RequestTooLargeError):
+    """Operands and results of this call alone are more than its token allows."""
+
+
 class UploadTimeoutError(RefusedError):
     """The message of a call was not there in time."""
-
-    reason = "upload"
 
     def __init__(self, timeout_s: float) -> None:
         expected = f"expected all of it within {timeout_s:g} s, got less"
@@ -233,8 +228,6 @@ class UploadTimeoutError(RefusedError):
 
 class UnknownMethodError(RefusedError):
     """The server has no such method."""
-
-    reason = "unknown_method"
 
     def __init__(self, path: str) -> None:
         super().__init__(f"method: expected one of this server, got {path}.")

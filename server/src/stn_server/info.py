@@ -97,6 +97,8 @@ def _data_types(dtypes: Iterable[torch.dtype]) -> list[tensor_pb2.DataType]:
 def _limits(config: ServerConfig) -> server_info_pb2.Limits:
     return server_info_pb2.Limits(
         max_message_bytes=config.limits.max_message_bytes,
+        max_payloads=config.limits.max_payloads,
+        max_envelope_bytes=config.limits.max_envelope_bytes,
         max_output_bytes=config.limits.max_output_bytes,
         max_output_samples=config.limits.max_output_samples,
         max_dimension_px=config.limits.max_dimension_px,

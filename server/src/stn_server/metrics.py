@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from stn_engine.compilations import Outcome
 from stn_server.batching.roles import Statistics
 from stn_server.batching.work import Batch
-from stn_server.errors import RefusedError
+from stn_server.status import REFUSALS
 
 SECONDS = (*(m * 10.0**e for e in range(-4, 1) for m in (1, 2, 5)), 10.0, 30.0)
 """Buckets from 100 microseconds: a small warp on an idle server takes less than a millisecond."""
@@ -175,7 +175,7 @@ class Metrics:
 
     def _show_zeros(self) -> None:
         """From the start, so that the first one shows as an increase."""
-        for reason in _reasons(RefusedError):
+        for reason in REFUSALS:
             self.refused.labels(reason)
         for source in Outcome:
             self.kernel_compilations.labels(source)
@@ -222,7 +222,7 @@ class Metrics:
             self.kernel_compilation_duration.observe(duration_s)
 
     def item_refused(self, reason: str) -> None:
-        """An item was turned away."""
+        """An item was turned away, for a reason of the contract."""
         self.refused.labels(reason).inc()
 
     def file_changed(self, name: str, outcome: str) -> None:
@@ -243,10 +243,3 @@ class Metrics:
             (self.samples, batch.cost.samples),
             *((self.queue_wait, waited_s) for waited_s in queue_s),
         )
-
-
-def _reasons(refusal: type[RefusedError]) -> Iterator[str]:
-    """Why calls can be turned away: those of the classes below."""
-    for cls in refusal.__subclasses__():
-        yield cls.reason
-        yield from _reasons(cls)

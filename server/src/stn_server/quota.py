@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 from stn_server.caller import Caller
-from stn_server.errors import QuotaExceededError, RequestTooLargeError
+from stn_server.errors import QuotaExceededError, QuotaTooSmallError
 from stn_server.tokens import UNLIMITED, Quota
 
 RETRY_AFTER_S = 0.05
@@ -56,7 +56,7 @@ class Quotas:
 
         Raises:
             QuotaExceededError: The caller has to wait.
-            RequestTooLargeError: The call alone exceeds the quota.
+            QuotaTooSmallError: The call alone exceeds the quota.
         """
         if caller.quota is UNLIMITED:
             return _FREE
@@ -107,7 +107,7 @@ def _check_bytes(quota: Quota, others_bytes: int, size_bytes: int) -> None:
     """Refuses a call that is too large for its caller, or for what the caller has left."""
     if size_bytes > quota.max_bytes:
         unit = "bytes of operands and results for this token"
-        raise RequestTooLargeError("message", int(quota.max_bytes), size_bytes, unit)
+        raise QuotaTooSmallError("message", int(quota.max_bytes), size_bytes, unit)
     total_bytes = others_bytes + size_bytes
     if total_bytes > quota.max_bytes:
         raise QuotaExceededError("bytes in flight", quota.max_bytes, total_bytes, RETRY_AFTER_S)

@@ -26,7 +26,7 @@ from stn_server.caller import Context
 from stn_server.config import LimitsConfig
 from stn_server.errors import (
     InvalidRequestError,
-    RequestTooLargeError,
+    MessageTooLargeError,
     UploadTimeoutError,
 )
 
@@ -80,7 +80,7 @@ class Receiver:
             declared: What `declared_bytes` says.
 
         Raises:
-            RequestTooLargeError: The declared size is above the limit.
+            MessageTooLargeError: The declared size is above the limit.
             RefusedError: There is no room.
             InvalidRequestError: The message is not there, or not of the declared size.
             UploadTimeoutError: It is not there in time.
@@ -90,7 +90,7 @@ class Receiver:
             return await self._receive_unknown(context, caller)
         largest = self._limits.max_message_bytes
         if declared > largest:
-            raise RequestTooLargeError("message", largest, declared, "bytes")
+            raise MessageTooLargeError("message", largest, declared, "bytes")
         result_bytes = min(declared, self._limits.max_output_bytes)
         place = self._batcher.reserve(declared + result_bytes, caller=caller, call=context)
         message = await self._read(context, declared=True)

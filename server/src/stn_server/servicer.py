@@ -217,7 +217,7 @@ class Servicer:
         facts = {"method": name, "caller": caller.name, "request_id": request_id}
         _log_failure(error, answer, **facts)
         if isinstance(error, RefusedError):
-            self._metrics.item_refused(error.reason)
+            self._metrics.item_refused(answer.reason)
         metadata = ((REQUEST_ID, request_id), *answer.metadata())
         return _Refusal(answer.code, answer.message, metadata)
 

@@ -1,4 +1,4 @@
-"""The one table from exceptions to gRPC statuses.
+"""The one table from exceptions to gRPC statuses and to reasons of the contract.
 
 Messages of the exceptions listed here are written for callers. Anything else becomes INTERNAL with
 a fixed text and the request id: what went wrong inside is for the log, not for the wire.
@@ -7,7 +7,7 @@ a fixed text and the request id: what went wrong inside is for the log, not for 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,26 +19,33 @@ from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
 import stn_engine
-from stn_proto import WireFormatError
+from stn_proto import FrameTooLargeError, WireFormatError
+from stn_proto.errors import ERROR_DOMAIN
+from stn_proto.v1 import errors_pb2
+from stn_proto.v1.errors_pb2 import ErrorReason
 from stn_server.errors import (
     BatchFailedError,
     BrokenError,
     DeadlineExceededError,
+    DeadlineUnreachableError,
+    DeviceFullError,
     DeviceLostError,
     DrainingError,
     InvalidRequestError,
+    MessageTooLargeError,
     OverloadedError,
+    QueueFullError,
     QuotaExceededError,
+    QuotaTooSmallError,
     RefusedError,
     RequestTooLargeError,
+    ResultTooLargeError,
     ServerError,
     UnauthenticatedError,
     UnknownMethodError,
     UnsupportedError,
     UploadTimeoutError,
 )
-
-DOMAIN = "stn"
 
 MAX_MESSAGE_CHARS = 1000
 """A status travels in metadata, of which gRPC takes 8 KiB; a request can hold more to quote."""
@@ -49,6 +56,8 @@ class Answer:
     """What a caller gets instead of a reply."""
 
     code: StatusCode
+    reason: str
+    """Name of the reason; the contract has the list."""
     message: str
     details: tuple[Message, ...]
     log_level: int
@@ -59,8 +68,6 @@ class Answer:
 
         A time to come again is told to gRPC's own retries as well.
         """
-        if not self.details:
-            return ()
         pushback = tuple(
             ("grpc-retry-pushback-ms", str(detail.retry_delay.ToMilliseconds()))
             for detail in self.details
@@ -74,15 +81,35 @@ class Answer:
         return (("grpc-status-details-bin", status.SerializeToString()), *pushback)
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    code: StatusCode
-    log_level: int
-    details: Callable[[Any], Iterator[Message]]
+def _no_facts(_error: Exception) -> Mapping[str, str]:
+    return {}
 
 
 def _no_details(_error: Exception) -> Iterator[Message]:
     yield from ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    code: StatusCode
+    reason: ErrorReason
+    log_level: int
+    details: Callable[[Any], Iterator[Message]] = _no_details
+    """All but the reason."""
+    facts: Callable[[Any], Mapping[str, str]] = _no_facts
+    """Told with the reason, for programs."""
+
+    def answer(self, error: BaseException) -> Answer:
+        """The answer to an error of this row."""
+        reason = name_of(self.reason)
+        info = ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata=self.facts(error))
+        details = (*self.details(error), info)
+        return Answer(self.code, reason, _text(error), details, self.log_level)
+
+
+def name_of(reason: ErrorReason) -> str:
+    """What a reason is called on the wire and in metrics."""
+    return ErrorReason.Name(reason).removeprefix("ERROR_REASON_")
 
 
 def _field_violation(error: WireFormatError | InvalidRequestError) -> Iterator[Message]:
@@ -91,15 +118,6 @@ def _field_violation(error: WireFormatError | InvalidRequestError) -> Iterator[M
 
 def _argument_violation(error: stn_engine.InvalidInputError) -> Iterator[Message]:
     yield _violation(error.argument, error)
-
-
-def _too_large(error: RequestTooLargeError) -> Iterator[Message]:
-    yield _violation(error.field, error)
-    yield ErrorInfo(
-        reason="TOO_LARGE",
-        domain=DOMAIN,
-        metadata={"limit": str(error.limit), "actual": str(error.actual)},
-    )
 
 
 def _violation(field: str, error: Exception) -> BadRequest:
@@ -121,35 +139,125 @@ def _retry_info(error: OverloadedError | QuotaExceededError) -> Iterator[Message
     yield RetryInfo(retry_delay=delay)
 
 
-def _quota(error: QuotaExceededError) -> Iterator[Message]:
-    yield from _retry_info(error)
-    facts = {"quota": error.quota, "limit": f"{error.limit:g}", "actual": str(error.actual)}
-    yield ErrorInfo(reason="QUOTA", domain=DOMAIN, metadata=facts)
+def _limit(error: RequestTooLargeError | QueueFullError | FrameTooLargeError) -> Mapping[str, str]:
+    return {"limit": str(error.limit), "actual": str(error.actual)}
 
 
-def _backend_reasons(error: stn_engine.BackendUnavailableError) -> Iterator[Message]:
-    reasons = {name: "; ".join(why) for name, why in error.reasons.items()}
-    yield ErrorInfo(reason="BACKEND_UNAVAILABLE", domain=DOMAIN, metadata=reasons)
+def _quota(error: QuotaExceededError) -> Mapping[str, str]:
+    return {"quota": error.quota, "limit": f"{error.limit:g}", "actual": str(error.actual)}
+
+
+def _field(error: UnsupportedError) -> Mapping[str, str]:
+    return {"field": error.field}
+
+
+def _device(error: DeviceFullError) -> Mapping[str, str]:
+    return {"device": error.device}
+
+
+def _backend_reasons(error: stn_engine.BackendUnavailableError) -> Mapping[str, str]:
+    return {name: "; ".join(why) for name, why in error.reasons.items()}
 
 
 TABLE: dict[type[Exception], _Row] = {
-    WireFormatError: _Row(StatusCode.INVALID_ARGUMENT, logging.DEBUG, _field_violation),
-    InvalidRequestError: _Row(StatusCode.INVALID_ARGUMENT, logging.DEBUG, _field_violation),
-    stn_engine.InvalidInputError: _Row(
-        StatusCode.INVALID_ARGUMENT, logging.DEBUG, _argument_violation
+    WireFormatError: _Row(
+        StatusCode.INVALID_ARGUMENT,
+        errors_pb2.ERROR_REASON_INVALID_FIELD,
+        logging.DEBUG,
+        _field_violation,
     ),
-    RequestTooLargeError: _Row(StatusCode.INVALID_ARGUMENT, logging.DEBUG, _too_large),
-    UnsupportedError: _Row(StatusCode.UNIMPLEMENTED, logging.DEBUG, _no_details),
-    UnknownMethodError: _Row(StatusCode.UNIMPLEMENTED, logging.INFO, _no_details),
-    UnauthenticatedError: _Row(StatusCode.UNAUTHENTICATED, logging.INFO, _no_details),
-    QuotaExceededError: _Row(StatusCode.RESOURCE_EXHAUSTED, logging.INFO, _quota),
-    OverloadedError: _Row(StatusCode.RESOURCE_EXHAUSTED, logging.INFO, _retry_info),
-    DrainingError: _Row(StatusCode.UNAVAILABLE, logging.INFO, _no_details),
-    BrokenError: _Row(StatusCode.UNAVAILABLE, logging.WARNING, _no_details),
-    DeadlineExceededError: _Row(StatusCode.DEADLINE_EXCEEDED, logging.INFO, _no_details),
-    UploadTimeoutError: _Row(StatusCode.DEADLINE_EXCEEDED, logging.INFO, _no_details),
+    InvalidRequestError: _Row(
+        StatusCode.INVALID_ARGUMENT,
+        errors_pb2.ERROR_REASON_INVALID_FIELD,
+        logging.DEBUG,
+        _field_violation,
+    ),
+    stn_engine.InvalidInputError: _Row(
+        StatusCode.INVALID_ARGUMENT,
+        errors_pb2.ERROR_REASON_INVALID_FIELD,
+        logging.DEBUG,
+        _argument_violation,
+    ),
+    FrameTooLargeError: _Row(
+        StatusCode.INVALID_ARGUMENT,
+        errors_pb2.ERROR_REASON_MESSAGE_TOO_LARGE,
+        logging.DEBUG,
+        _field_violation,
+        _limit,
+    ),
+    MessageTooLargeError: _Row(
+        StatusCode.INVALID_ARGUMENT,
+        errors_pb2.ERROR_REASON_MESSAGE_TOO_LARGE,
+        logging.DEBUG,
+        _field_violation,
+        _limit,
+    ),
+    ResultTooLargeError: _Row(
+        StatusCode.INVALID_ARGUMENT,
+        errors_pb2.ERROR_REASON_RESULT_TOO_LARGE,
+        logging.DEBUG,
+        _field_violation,
+        _limit,
+    ),
+    QuotaTooSmallError: _Row(
+        StatusCode.INVALID_ARGUMENT,
+        errors_pb2.ERROR_REASON_QUOTA_TOO_SMALL,
+        logging.DEBUG,
+        _field_violation,
+        _limit,
+    ),
+    UnsupportedError: _Row(
+        StatusCode.UNIMPLEMENTED,
+        errors_pb2.ERROR_REASON_UNSUPPORTED,
+        logging.DEBUG,
+        facts=_field,
+    ),
+    UnknownMethodError: _Row(
+        StatusCode.UNIMPLEMENTED, errors_pb2.ERROR_REASON_UNKNOWN_METHOD, logging.INFO
+    ),
+    UnauthenticatedError: _Row(
+        StatusCode.UNAUTHENTICATED, errors_pb2.ERROR_REASON_UNKNOWN_TOKEN, logging.INFO
+    ),
+    QuotaExceededError: _Row(
+        StatusCode.RESOURCE_EXHAUSTED,
+        errors_pb2.ERROR_REASON_QUOTA_EXCEEDED,
+        logging.INFO,
+        _retry_info,
+        _quota,
+    ),
+    QueueFullError: _Row(
+        StatusCode.RESOURCE_EXHAUSTED,
+        errors_pb2.ERROR_REASON_QUEUE_FULL,
+        logging.INFO,
+        _retry_info,
+        _limit,
+    ),
+    DeviceFullError: _Row(
+        StatusCode.RESOURCE_EXHAUSTED,
+        errors_pb2.ERROR_REASON_DEVICE_FULL,
+        logging.INFO,
+        _retry_info,
+        _device,
+    ),
+    DeadlineUnreachableError: _Row(
+        StatusCode.RESOURCE_EXHAUSTED,
+        errors_pb2.ERROR_REASON_DEADLINE_UNREACHABLE,
+        logging.INFO,
+        _retry_info,
+    ),
+    DrainingError: _Row(StatusCode.UNAVAILABLE, errors_pb2.ERROR_REASON_DRAINING, logging.INFO),
+    BrokenError: _Row(StatusCode.UNAVAILABLE, errors_pb2.ERROR_REASON_DEVICE_LOST, logging.WARNING),
+    DeadlineExceededError: _Row(
+        StatusCode.DEADLINE_EXCEEDED, errors_pb2.ERROR_REASON_DEADLINE_EXCEEDED, logging.INFO
+    ),
+    UploadTimeoutError: _Row(
+        StatusCode.DEADLINE_EXCEEDED, errors_pb2.ERROR_REASON_UPLOAD_TIMEOUT, logging.INFO
+    ),
     stn_engine.BackendUnavailableError: _Row(
-        StatusCode.FAILED_PRECONDITION, logging.WARNING, _backend_reasons
+        StatusCode.FAILED_PRECONDITION,
+        errors_pb2.ERROR_REASON_BACKEND_UNAVAILABLE,
+        logging.WARNING,
+        facts=_backend_reasons,
     ),
 }
 """Rows hold for subclasses too, the nearest one first."""
@@ -157,11 +265,16 @@ TABLE: dict[type[Exception], _Row] = {
 INTERNAL: tuple[type[Exception], ...] = (
     ServerError,
     RefusedError,
+    OverloadedError,
+    RequestTooLargeError,
     BatchFailedError,
     DeviceLostError,
     stn_engine.EngineError,
 )
 """Classes that are INTERNAL on purpose, unless a subclass has a row."""
+
+REFUSALS = tuple(name_of(row.reason) for cls, row in TABLE.items() if issubclass(cls, RefusedError))
+"""Reasons for which calls are turned away at the door."""
 
 
 def answer_to(error: BaseException, request_id: str) -> Answer:
@@ -169,7 +282,8 @@ def answer_to(error: BaseException, request_id: str) -> Answer:
     for cls in type(error).__mro__:
         row = TABLE.get(cls)
         if row is not None:
-            return Answer(row.code, _text(error), tuple(row.details(error)), row.log_level)
+            return row.answer(error)
     message = f"server: expected a result, got an internal error. Quote request id {request_id}."
-    details = (ErrorInfo(reason="INTERNAL", domain=DOMAIN, metadata={"request_id": request_id}),)
-    return Answer(StatusCode.INTERNAL, message, details, logging.ERROR)
+    reason, facts = name_of(errors_pb2.ERROR_REASON_INTERNAL), {"request_id": request_id}
+    info = ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata=facts)
+    return Answer(StatusCode.INTERNAL, reason, message, (info,), logging.ERROR)

@@ -21,7 +21,7 @@ from stn_proto.v1 import tensor_pb2, warp_pb2
 from stn_proto.v1.tensor_pb2 import LAYOUT_UNSPECIFIED
 from stn_server.batching.work import BatchKey, Cost, Finished, Operation
 from stn_server.config import LimitsConfig
-from stn_server.errors import InvalidRequestError, RequestTooLargeError
+from stn_server.errors import InvalidRequestError, ResultTooLargeError
 from stn_server.operands import (
     Operand,
     Result,
@@ -153,15 +153,18 @@ class Translator:
 
         Raises:
             WireFormatError: The bytes do not keep the wire contract.
+            FrameTooLargeError: There are more payloads, or more bytes beside them, than allowed.
             InvalidRequestError: A field breaks a rule.
             UnsupportedError: A field asks for what the engine does not offer.
-            RequestTooLargeError: A limit is exceeded.
+            ResultTooLargeError: A limit is exceeded.
         """
         alike = self._plans.get((operation, len(message)), ())
         for plan in alike:
             if plan.frame.fits(message):
                 return plan.request(message)
-        plan = self._planners[operation](Frame.of(message))
+        limits = self._limits
+        frame = Frame.of(message, limits.max_payloads, limits.max_envelope_bytes)
+        plan = self._planners[operation](frame)
         request = plan.request(message)
         self._keep(plan, operation, alike)
         return request
@@ -254,7 +257,7 @@ class Translator:
             (problem.output_samples, self._limits.max_output_samples, "samples"),
         ):
             if actual > limit:
-                raise RequestTooLargeError(field, limit, actual, unit)
+                raise ResultTooLargeError(field, limit, actual, unit)
 
 
 def _plan(
