@@ -115,12 +115,22 @@ test-gpu:  ## what needs a GPU, and the conformance battery on it
 	$(ON_GPU) -m pytest -W default -p no:cacheprovider -k cuda \
 		tests/engine/test_backend_conformance.py tests/engine/test_gradients.py
 
-check: $(BUILT)  ## lint, format, types, import contracts
+# In a folder with its version, so that another version is another target.
+BUF_VERSION := 1.75.0
+BUF := build/buf-$(BUF_VERSION)/node_modules/.bin/buf
+
+$(BUF):
+	npm install --silent --no-save --ignore-scripts --prefix build/buf-$(BUF_VERSION) \
+		@bufbuild/buf@$(BUF_VERSION)
+
+check: $(BUILT) $(BUF)  ## lint, format, types, import contracts, wire contract; needs npm
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/mypy proto/src stn_engine/src server/src client/src client/examples
 	$(BIN)/lint-imports --no-logo
+	$(BUF) lint
+	$(BUF) breaking --against tests/golden/contract.txtpb
 
 fuzz-native: $(INSTALLED)  ## the native module under sanitizers; FUZZ="--seconds 600 --seed 1"
 	$(BIN)/cmake -S stn_engine -B build/native-fuzz -G Ninja -DSTN_SANITIZE=ON \

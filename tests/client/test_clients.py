@@ -36,7 +36,9 @@ from support.scripted_service import (
 MAP = np.arange(6, dtype=np.float32).reshape(1, 1, 2, 3)
 IDENTITY = Affine(np.eye(2, 3)[None])
 WARPED = serialized(warp_pb2.WarpReply, output=MAP + 1)
-GRADIENTS = serialized(warp_pb2.WarpGradientsReply, feature_map=MAP, transform=IDENTITY.theta)
+GRADIENTS = serialized(
+    warp_pb2.WarpGradientsReply, grad_feature_map=MAP, grad_transform=IDENTITY.theta
+)
 AT_ONCE = RetryPolicy(attempts=3, initial_s=0)
 MANY = 10_000
 """Answers for calls that are made until something has happened."""
@@ -80,7 +82,7 @@ def test_client_calls_every_method(blocking):
         reply(WARPED),
         reply(GRADIENTS),
         reply(serialized(warp_pb2.GenerateGridReply, grid=grid)),
-        reply(serialized(warp_pb2.GenerateGridGradientsReply, transform=IDENTITY.theta)),
+        reply(serialized(warp_pb2.GenerateGridGradientsReply, grad_transform=IDENTITY.theta)),
         reply(info.SerializeToString()),
     ) as service:
         client = blocking.connect(service.target)

@@ -259,8 +259,9 @@ def test_tokens_change_while_the_server_runs(tokens, tmp_path):
         replace(tokens, entry("bob", BAD))
         wait_for_record(log, "change accepted")
         assert bob.server_info().ready
-        with pytest.raises(AccessDeniedError, match="got an unknown one"):
+        with pytest.raises(AccessDeniedError, match="got an unknown one") as denied:
             alice.server_info()
+        assert denied.value.reason == "UNKNOWN_TOKEN"
         tokens.write_text(f'[carol]\nsha256 = "{GOOD}"')
         wait_for_record(log, "change rejected")
         assert bob.server_info().ready

@@ -6,6 +6,8 @@ from collections import Counter
 import grpc
 import grpc.aio
 import pytest
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
 
 from stn_client import Affine, Client
 from stn_client._calls import warp
@@ -25,11 +27,18 @@ LIMIT = f"--limits-max-message-bytes={MIB}"
 
 
 def refused(target, path, message, metadata=()):
-    """Status and text that a plain stub gets."""
-    with grpc.insecure_channel(target) as channel:
-        with pytest.raises(grpc.RpcError, match="StatusCode") as error:
-            channel.unary_unary(path)(message, metadata=metadata, timeout=30)
-        return error.value.code().name, error.value.details()
+    """Status, text and reason that a plain stub gets."""
+    with (
+        grpc.insecure_channel(target) as channel,
+        pytest.raises(grpc.RpcError, match="StatusCode") as error,
+    ):
+        channel.unary_unary(path)(message, metadata=metadata, timeout=30)
+    details = dict(error.value.trailing_metadata()).get("grpc-status-details-bin", b"")
+    infos = [
+        info for detail in Status.FromString(details).details if detail.Unpack(info := ErrorInfo())
+    ]
+    assert all(info.domain == "stn.v1.SpatialTransformer" for info in infos)
+    return error.value.code().name, error.value.details(), [info.reason for info in infos]
 
 
 def test_a_burst_on_one_connection_is_answered_or_refused_call_by_call():
@@ -67,11 +76,11 @@ def test_what_is_too_large_or_unknown_or_unauthenticated_is_counted_and_logged(t
             refused(server.target, "/other.v1.Service/Warp", b""),
         ]
         counts = scrape(server.metrics)
-    assert [code for code, _ in seen] == [
-        "RESOURCE_EXHAUSTED",
-        "INVALID_ARGUMENT",
-        *["UNIMPLEMENTED"] * 2,
-        *["UNAUTHENTICATED"] * 2,
+    assert [(code, reasons) for code, _, reasons in seen] == [
+        ("RESOURCE_EXHAUSTED", []),  # by gRPC itself
+        ("INVALID_ARGUMENT", ["MESSAGE_TOO_LARGE"]),
+        *[("UNIMPLEMENTED", ["UNKNOWN_METHOD"])] * 2,
+        *[("UNAUTHENTICATED", ["UNKNOWN_TOKEN"])] * 2,
     ]
     assert seen[1][1] == f"message: expected at most {MIB} bytes, got {MIB + 1}. Ask for less."
     assert seen[3][1] == "method: expected one of this server, got /other.v1.Service/Warp."
