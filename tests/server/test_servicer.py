@@ -146,7 +146,7 @@ async def test_refusals_are_counted_by_reason():
     late = FakeContext()
     code, _, _ = await abort_of(handlers.call("Warp", MESSAGE, late), late)
     assert code is grpc.StatusCode.UNAVAILABLE
-    reasons = ("overloaded", "too_large", "draining")
+    reasons = ("QUEUE_FULL", "RESULT_TOO_LARGE", "DRAINING")
     assert [handlers.refused(reason) for reason in reasons] == [1, 1, 1]
     runner.release_all()
     await asyncio.gather(busy, draining)
