@@ -6,6 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from stn_proto import FrameTooLargeError
 from stn_server.batching.work import Operation
 from stn_server.config import LimitsConfig
 from stn_server.errors import RequestTooLargeError
@@ -64,6 +65,21 @@ def test_the_limits_are_those_of_the_configuration(method, limits, text):
         decode(request, method, **limits)
     enough = {name: value + 1 for name, value in limits.items()}
     assert decode(request, method, **enough).cost.samples == 2 * 6 * 7
+
+
+def test_payloads_and_envelope_are_limited_by_the_configuration():
+    """The very limit passes, one more does not."""
+    request = BASES["WarpGradients"]()
+    assert len(request.payloads) == 3
+    decode(request, "WarpGradients", max_payloads=3)
+    request.payloads.append(b"")
+    with pytest.raises(FrameTooLargeError, match="payloads: expected at most 3 payloads, got"):
+        decode(request, "WarpGradients", max_payloads=3)
+    decode(request, "WarpGradients", max_payloads=4)
+    long = warp_request()
+    long.spec.fill[:] = [0.5] * 200
+    with pytest.raises(FrameTooLargeError, match="message: expected at most 1024 bytes without"):
+        decode(long, "Warp", max_envelope_bytes=1024)
 
 
 def test_one_map_under_many_transforms_counts_all_its_outputs():
