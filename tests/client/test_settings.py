@@ -171,6 +171,12 @@ def test_policies_are_checked_when_they_are_made(name, value):
         RetryPolicy(**{name: value})
 
 
+def test_a_duration_beyond_floats_is_refused():
+    """It would overflow in the middle of a call."""
+    with pytest.raises(InvalidRequestError, match="timeout_s: expected a number that fits a float"):
+        Client("localhost:1", timeout_s=10**400)
+
+
 @pytest.mark.parametrize("timeout_s", [None, math.inf, 1e300])
 def test_infinity_is_no_limit(timeout_s):
     """As None is."""

@@ -69,7 +69,11 @@ def check_seconds(name: str, value: object) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise invalid(name, f"expected a number of seconds, got {value!r}.")
-    if not float(value) >= 0:
+    try:
+        duration_s = float(value)
+    except OverflowError:
+        raise invalid(name, "expected a number that fits a float, got a larger one.") from None
+    if not duration_s >= 0:
         raise invalid(name, f"expected at least 0, got {value}.")
 
 

@@ -63,10 +63,11 @@ class Setting:
         """A value of a TOML file in the type of this setting."""
         if self.kind == tuple[str, ...] and isinstance(value, list):
             return tuple(map(str, value))
-        if isinstance(value, bool) != (self.kind is bool) and not isinstance(value, str):
-            raise ConfigError(f"{source}: expected a value, got {value!r}.")
-        if not isinstance(value, int | float | str):
-            raise ConfigError(f"{source}: expected a value, got {value!r}.")
+        is_text = isinstance(value, str)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (is_text or (isinstance(value, bool) if self.kind is bool else is_number)):
+            kind = getattr(self.kind, "__name__", "str")
+            raise ConfigError(f"{source}: expected a value of type {kind}, got {value!r}.")
         return self.parse(source, str(value))
 
 
