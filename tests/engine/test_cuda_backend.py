@@ -206,3 +206,23 @@ def test_items_of_one_launch_do_not_see_each_other(dtype, padding):
         assert torch.equal(value, EMULATED_CUDA.warp([problem.warp])[0])
         assert torch.equal(found.feature_map, alone.feature_map)
         assert torch.equal(found.transform, alone.transform)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+def test_large_numbers_that_cancel_move_no_point_out_of_the_map(interpolation):
+    """Far out in a wide target, rounding moves points by pixels: no tile there counts as interior.
+
+    What lies before and behind the map in memory is told from its values by its size.
+    """
+    height, columns, step = 200_000, 1 << 15, 6000.3
+    around = torch.full((1, 1, height + 256, 8), 1e30)
+    feature_map = around[:, :, 128:-128].copy_(random_values(1, (1, 1, height, 8), torch.float32))
+    top = torch.arange(0.0, 40.0, 1.7)
+    theta = torch.zeros(len(top), 2, 3)
+    theta[:, 0, 2] = 3.5
+    theta[:, 1, 0], theta[:, 1, 1] = step, -0.37
+    theta[:, 1, 2] = top - step * (columns - 64)
+    spec = WarpSpec(coordinates="pixel", interpolation=interpolation)
+    (warped,) = EMULATED_CUDA.warp([WarpProblem(feature_map, Affine(theta), (32, columns), spec)])
+    assert warped.count_nonzero() > 1000
+    assert warped.abs().max() <= 4 * feature_map.abs().max()  # weights of bicubic sum to less

@@ -8,7 +8,8 @@
 namespace stn {
 
 constexpr bool kHasInterior = D == 2;
-constexpr int kInteriorSize = 1 << 20;  // up to here rounding moves a point by less than the pixel of slack
+// Up to here rounding moves a point by less than the pixel of slack, whatever cancels on the way to it.
+constexpr int kFarthest = 1 << 21;
 
 // Pixels between a point and the border of the map that its taps, and a pixel of slack, take up.
 constexpr int kBefore = K == 4 ? 2 : 1, kBehind = K == 4 ? 4 : 3;
@@ -28,14 +29,15 @@ STN_FUNCTION bool is_interior(const Item& item, const Tiling& tiling, const Plac
   if (!kHasInterior || rays.projective || (K < 4 && pads_by(item, Padding::reflection))) return false;
   const int width = 8 << tiling.width_log, height = 4 << tiling.height_log;
   if (place.x + width > tiling.size[0] || place.row + height > tiling.rows || tiling.size[2] > 1) return false;
-  const int sizes = larger(item.from.size[0], item.from.size[1]);
-  if (larger(sizes, larger(tiling.size[0], tiling.rows)) > kInteriorSize) return false;
   const Pixel corner = {{place.x, place.row, 0}};
   const T last_x = static_cast<T>(width - 1), last_y = static_cast<T>(height - 1);
   bool within = true;
   for (int a = 0; a < 2; ++a) {
     const T* row = rays.at + a * (D + 1);
-    within = within && lies_within(rays.ray(a, corner), row[0], row[1], last_x, last_y, item.from.size[a]);
+    const T farthest = magnitude(row[0]) * (static_cast<T>(place.x) + last_x) +
+                       magnitude(row[1]) * (static_cast<T>(place.row) + last_y) + magnitude(row[D]);
+    within = within && farthest <= T(kFarthest) &&
+             lies_within(rays.ray(a, corner), row[0], row[1], last_x, last_y, item.from.size[a]);
   }
   return within;
 }
