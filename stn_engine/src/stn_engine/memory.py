@@ -1,4 +1,4 @@
-"""Whether a tensor's memory is there: an address, and a storage that reaches to its end."""
+"""How tensors lie in memory: whether it is there, and whether it is dense."""
 
 from typing import NoReturn
 
@@ -24,6 +24,14 @@ def has_memory(tensor: Tensor) -> bool:
 def _reach_bytes(tensor: Tensor) -> int:
     """From the first byte of a tensor's storage to the tensor's last."""
     return int(tensor.storage_offset()) * tensor.element_size() + span_bytes(tensor)
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a result can be written there: contiguous, or channels last."""
+    order = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    return tensor.is_contiguous() or (
+        order is not None and tensor.is_contiguous(memory_format=order)
+    )
 
 
 def span_bytes(tensor: Tensor) -> int:

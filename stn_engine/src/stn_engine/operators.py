@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from stn_engine import dispatch
-from stn_engine.adapters.tensors import check_memory, readable
+from stn_engine.adapters.tensors import check_operands, readable
 from stn_engine.backends._watchers import (
     has_tangents,
     is_plain,
@@ -108,7 +108,7 @@ class Operator(Generic[P, R]):
     def _composed(self, problem: P) -> R:
         if is_traced():
             problem = self._problem(*map(_settled, self.arguments(problem)))
-        check_memory(problem)
+        check_operands(problem)
         return self._run_by(COMPOSITION, problem)
 
     def _computed(self, problem: P) -> R:

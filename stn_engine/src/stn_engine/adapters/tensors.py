@@ -15,7 +15,7 @@ from torch import Tensor
 from stn_engine.backends._watchers import is_plain
 from stn_engine.checks import check_device, check_dtype, check_shape, check_tensor
 from stn_engine.errors import InvalidInputError
-from stn_engine.memory import has_memory, refuse_lost, span_bytes
+from stn_engine.memory import has_memory, is_dense, refuse_lost, span_bytes
 from stn_engine.problem import Gradients, Problem
 
 P = TypeVar("P", bound=Problem)
@@ -36,7 +36,7 @@ def readable(problem: P) -> P:
     return problem
 
 
-def check_memory(problem: Problem) -> None:
+def check_operands(problem: Problem) -> None:
     """The operands have values, for torch, which tells negative bits and the like by itself.
 
     Raises:
@@ -60,7 +60,7 @@ def check_out(argument: str, value: object, shape: Sequence[int], like: Tensor) 
     check_device("feature_map", like, argument, memory)
     if not has_memory(memory):
         refuse_lost(argument, memory)
-    if not (memory.is_contiguous() or _is_channels_last(memory)):
+    if not is_dense(memory):
         got = f"strides {tuple(memory.stride())}"
         raise InvalidInputError(argument, "dense memory", got, "Allocate it by torch.empty.")
 
@@ -98,11 +98,6 @@ def _resolved(argument: str, tensor: Tensor) -> Tensor:
     if not has_memory(tensor):
         refuse_lost(argument, tensor)
     return tensor.resolve_neg()
-
-
-def _is_channels_last(tensor: Tensor) -> bool:
-    order = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
-    return order is not None and tensor.is_contiguous(memory_format=order)
 
 
 def _addresses(tensor: Tensor) -> tuple[int, int]:

@@ -24,9 +24,10 @@ from stn_engine.backends._cuda.plans import (
     placed_gradients,
     placed_warps,
 )
-from stn_engine.backends._results import gradients_of, outputs_of
+from stn_engine.backends._results import delivered, gradients_of, outputs_of, parts_of
 from stn_engine.backends.torch import TorchBackend
 from stn_engine.blocks import Block
+from stn_engine.memory import is_dense
 from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,
@@ -67,9 +68,8 @@ class CudaBackend:
         self, problems: Sequence[WarpProblem], out: Sequence[Tensor] | None = None
     ) -> list[Tensor]:
         """V of each problem, (N, C, ...); new ones in the memory format of the feature map."""
-        if out is not None and not all(map(_is_dense, out)):
-            results_here = zip(out, self.warp(problems), strict=True)
-            return [into.copy_(result) for into, result in results_here]
+        if out is not None and not all(map(is_dense, out)):
+            return delivered(self.warp(problems), out)
         found = found_warps(problems, out)
         nothing, batches = grouped(found.rows)
         results = {i: outputs_of([problems[i]], out and [out[i]])[0] for i in nothing}
@@ -83,11 +83,8 @@ class CudaBackend:
         self, problems: Sequence[WarpGradientsProblem], out: Sequence[Gradients] | None = None
     ) -> list[Gradients]:
         """The gradients that each problem needs."""
-        if out is not None and not all(_is_dense(part) for one in out for part in _parts(one)):
-            for into, result in zip(out, self.warp_gradients(problems), strict=True):
-                for part, gradient in zip(_parts(into), _parts(result), strict=True):
-                    part.copy_(gradient)
-            return list(out)
+        if out is not None and not all(is_dense(part) for one in out for part in parts_of(one)):
+            return delivered(self.warp_gradients(problems), out)
         found = found_gradients(problems, out)
         nothing, batches = grouped(found.rows)
         results = {i: gradients_of([problems[i]], out and [out[i]])[0] for i in nothing}
@@ -132,19 +129,6 @@ class CudaBackend:
         if reasons or isinstance(problem, GridProblem | GridGradientsProblem):
             return reasons
         return _reasons_against_sizes(problem)
-
-
-def _parts(gradients: Gradients) -> list[Tensor]:
-    parts = gradients.feature_map, gradients.transform
-    return [part for part in parts if part is not None]
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    """Whether kernels can write a result there: contiguous, or channels last."""
-    order = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
-    return tensor.is_contiguous() or (
-        order is not None and tensor.is_contiguous(memory_format=order)
-    )
 
 
 def _is_placeable(problem: Problem) -> bool:
