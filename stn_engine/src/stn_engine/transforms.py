@@ -2,12 +2,24 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import ClassVar, Self, TypeAlias
+from typing import ClassVar, NamedTuple, Self, TypeAlias, get_args
 
 from torch import Tensor
 
 from stn_engine import checks
 from stn_engine.errors import Shape
+from stn_engine.spec import Family
+
+
+class Kind(NamedTuple):
+    """What compiled kernels know of a kind of transform."""
+
+    name: str
+    """The name in ``native/shared/numbers.h``."""
+    number: int
+    """The number there, given for ever."""
+    family: Family
+    """How kernels find source points."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,6 +30,8 @@ class _Parametric:
     """Name of the field that holds the parameters."""
     shapes: ClassVar[tuple[Shape, ...]]
     """Shapes that the parameters may have, in 2-D and maybe in 3-D."""
+    kind: ClassVar[Kind]
+    """What kernels know of it."""
 
     def __post_init__(self) -> None:
         self._check_parameters(self.shapes)
@@ -71,6 +85,7 @@ class Affine(_Parametric):
 
     argument = "theta"
     shapes = (("N", 2, 3), ("N", 3, 4))
+    kind = Kind("affine", 0, Family.MATRIX)
 
     theta: Tensor
 
@@ -108,6 +123,7 @@ class Homography(_Parametric):
 
     argument = "theta"
     shapes = (("N", 3, 3),)
+    kind = Kind("homography", 1, Family.MATRIX)
 
     theta: Tensor
 
@@ -144,6 +160,7 @@ class Attention(_Parametric):
 
     argument = "parameters"
     shapes = (("N", 3),)
+    kind = Kind("attention", 2, Family.MATRIX)
 
     parameters: Tensor
 
@@ -178,6 +195,7 @@ class Similarity(_Parametric):
 
     argument = "parameters"
     shapes = (("N", 4),)
+    kind = Kind("similarity", 3, Family.MATRIX)
 
     parameters: Tensor
 
@@ -205,6 +223,7 @@ class Translation(_Parametric):
 
     argument = "parameters"
     shapes = (("N", 2),)
+    kind = Kind("translation", 4, Family.MATRIX)
 
     parameters: Tensor
 
@@ -235,6 +254,7 @@ class Rotation(_Parametric):
 
     argument = "parameters"
     shapes = (("N", 1),)
+    kind = Kind("rotation", 5, Family.MATRIX)
 
     parameters: Tensor
 
@@ -272,6 +292,7 @@ class ThinPlateSpline(_Parametric):
 
     argument = "points"
     shapes = (("N", "K", 2),)
+    kind = Kind("spline", 6, Family.SPLINE)
 
     points: Tensor
     _: KW_ONLY
@@ -339,6 +360,7 @@ class Flow(_Pointwise):
     """
 
     argument = "displacement"
+    kind = Kind("flow", 7, Family.FIELD)
 
     displacement: Tensor
 
@@ -362,6 +384,7 @@ class SamplingGrid(_Pointwise):
     """
 
     argument = "grid"
+    kind = Kind("grid", 8, Family.FIELD)
 
     grid: Tensor
 
@@ -373,3 +396,6 @@ ParametricTransform: TypeAlias = (
 
 Transform: TypeAlias = ParametricTransform | SamplingGrid
 """What a warp takes."""
+
+KINDS: tuple[type[Transform], ...] = get_args(Transform)
+"""All kinds of transforms."""

@@ -26,19 +26,6 @@ inline const Options& options_of(nb::handle object) {
   return nb::cast<const Options&>(object);
 }
 
-// Numbers that a kind has per item; -1 for any even count.
-inline int64_t parameter_count(Kind kind, int axes) {
-  switch (kind) {
-    case Kind::affine: return axes * (axes + 1);
-    case Kind::homography: return 9;
-    case Kind::attention: return 3;
-    case Kind::similarity: return 4;
-    case Kind::translation: return 2;
-    case Kind::rotation: return 1;
-    default: return -1;
-  }
-}
-
 // What an array would be: its dtype, shape and strides.
 class Layout {
  public:
