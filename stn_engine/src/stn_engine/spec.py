@@ -25,6 +25,7 @@ class NumberedChoice(StrEnum):
     """
 
     number: int
+    __hash__ = str.__hash__  # that of Enum runs in Python, and every call looks its plan up
 
     def __new__(cls, value: str, number: int) -> Self:
         """A member with its number."""
@@ -59,6 +60,8 @@ class Padding(NumberedChoice):
 
 class Coordinates(StrEnum):
     """The unit in which theta and grids speak of points."""
+
+    __hash__ = str.__hash__  # as of numbered choices
 
     NORMALIZED = "normalized"
     """[-1, 1] across the map; ``align_corners`` says what exactly lies at -1 and 1."""
@@ -100,6 +103,8 @@ class Family(NumberedChoice):
 
 class Subgradient(StrEnum):
     """Which one-sided slope a coordinate that is an exact integer gets."""
+
+    __hash__ = str.__hash__  # as of numbered choices
 
     RIGHT = "right"
     """The slope of the cell [x, x + 1], as PyTorch has it."""
