@@ -122,7 +122,8 @@ def main() -> None:
     fresh = {NUMBERS: header(), EXPORTS: exports(), STUB: stub()}
     if "--check" not in sys.argv[1:]:
         for path, text in fresh.items():
-            path.write_text(text)
+            if path.read_text() != text:
+                path.write_text(text)  # otherwise all kernels would be compiled again
     elif stale := [path.name for path, text in fresh.items() if path.read_text() != text]:
         raise SystemExit(f"Not fresh: {', '.join(stale)}. Run `make native-numbers`.")
 

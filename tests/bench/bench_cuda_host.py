@@ -11,7 +11,9 @@ from functools import partial
 
 import torch
 
-from stn_engine import Affine, Gradients, WarpGradientsProblem, WarpProblem, dispatch, raw
+from stn_engine import Affine, Gradients, WarpGradientsProblem, WarpProblem, dispatch
+from stn_engine.adapters import on_bytes
+from stn_engine.adapters.device_buffers import DeviceBuffer
 from stn_engine.backends.cuda import CudaBackend
 
 CALLS = 2000
@@ -87,16 +89,20 @@ def report(what: str, name: str, launcher: IdleLauncher, run: Callable[[], objec
     print(f"{what:24} {name:24} launched {launched:6.1f}   returned {returned:6.1f}")
 
 
-def in_blocks(problems) -> tuple[object, raw.Block, raw.Block]:
+def in_blocks(problems) -> tuple[object, DeviceBuffer, DeviceBuffer]:
     """As a server has them: problems that were made once, and memory of this batch."""
     unbound = [
         problem.bound(*(operand.to("meta") for operand in problem.operands)) for problem in problems
     ]
     operands, results = (
         [size for some in sizes for size in some]
-        for sizes in zip(*map(raw.sizes_of, unbound), strict=True)
+        for sizes in zip(*map(on_bytes.sizes_of, unbound), strict=True)
     )
-    return unbound, raw.Block(operands, HOST), raw.Block(results, HOST)
+    return (
+        unbound,
+        DeviceBuffer(operands, HOST),
+        DeviceBuffer(results, HOST),
+    )
 
 
 if __name__ == "__main__":

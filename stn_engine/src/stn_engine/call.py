@@ -6,15 +6,19 @@ for a call is found again by all of them.
 """
 
 import math
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any, NamedTuple, Self
+from functools import cached_property
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+from stn_engine.checks import NEEDS
 from stn_engine.spec import WarpSpec
+
+T = TypeVar("T")
 
 
 class Operation(StrEnum):
@@ -53,6 +57,37 @@ class Layout(NamedTuple):
         """Bytes of all elements."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def span_bytes(self) -> int:
+        """From the first byte to the last, for strides that are not negative, as torch's are."""
+        if 0 in self.shape:
+            return 0
+        last = sum((size - 1) * step for size, step in zip(self.shape, self.strides, strict=True))
+        return (last + 1) * self.dtype.itemsize
+
+
+class Plans(dict[Hashable, Any]):
+    """What backends have worked out for a call or a problem; those of a copy begin empty."""
+
+    def kept(self, key: Hashable, work_out: Callable[..., T], *arguments: Any) -> T:
+        """What ``work_out`` returned when this was first asked for under ``key``."""
+        try:
+            found: T = self[key]
+        except KeyError:
+            found = self[key] = work_out(*arguments)
+        return found
+
+    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
+        return type(self), ()
+
+
+def contiguous(dtype: torch.dtype, shape: Sequence[int]) -> Layout:
+    """The layout of new memory in row-major order."""
+    strides = [1]
+    for size in reversed(shape[1:]):
+        strides.append(strides[-1] * max(size, 1))
+    return Layout(dtype, tuple(shape), tuple(reversed(strides)))
+
 
 @dataclass(frozen=True, eq=False)
 class Call:
@@ -70,7 +105,8 @@ class Call:
             gradients, the gradient of the result.
         results: Of a forward call the result; of gradients those of feature map and parameters,
             or of parameters alone of grids. None for gradients that are not needed.
-        device: Where all of them are.
+        output_shape: Of the result of the operation, forward or not.
+        device: Where all tensors are.
         plans: What backends have worked out for it, each under itself.
     """
 
@@ -81,10 +117,35 @@ class Call:
     spec: WarpSpec
     operands: tuple[Layout, ...]
     results: tuple[Layout | None, ...]
+    output_shape: tuple[int, ...]
     device: torch.device
-    plans: dict[Hashable, Any] = field(default_factory=dict, repr=False)
+    plans: Plans = field(default_factory=Plans, init=False, repr=False)
 
-    @property
-    def needed(self) -> Sequence[Layout]:
+    @cached_property
+    def needed(self) -> tuple[Layout, ...]:
         """The layouts of the results that are needed, in order."""
-        return [result for result in self.results if result is not None]
+        return tuple(result for result in self.results if result is not None)
+
+    @cached_property
+    def spans_bytes(self) -> tuple[int, ...]:
+        """From the first byte of each operand to its last."""
+        return tuple(operand.span_bytes for operand in self.operands)
+
+    @cached_property
+    def needs(self) -> tuple[str, ...]:
+        """The gradients of a warp that are needed, in order."""
+        pairs = zip(NEEDS, self.results, strict=True)
+        return tuple(name for name, result in pairs if result is not None)
+
+    def into(self, results: Sequence[Layout | None]) -> "Call":
+        """The same call, whose results lie in given memory."""
+        results = tuple(results)
+        if results == self.results:
+            return self
+        if len(self.plans) > MAX_VARIANTS:
+            self.plans.clear()
+        return self.plans.kept(results, lambda: replace(self, results=results))
+
+
+MAX_VARIANTS = 16
+"""Of a call, by where its results lie; memory for results is dense, so that there are few."""

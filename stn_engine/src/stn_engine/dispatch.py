@@ -3,12 +3,13 @@
 import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 from stn_engine.adapters.tensors import is_negated, readable
-from stn_engine.backends._results import delivered
+from stn_engine.backends._results import call_on, delivered
 from stn_engine.backends.base import Backend
 from stn_engine.backends.cpu import CpuBackend
 from stn_engine.backends.cuda import CudaBackend
@@ -71,6 +72,45 @@ def select(problem: Problem, backends: Sequence[Backend] | None = None) -> Backe
     raise BackendUnavailableError(reasons)
 
 
+class Planned(NamedTuple):
+    """Plans of one backend."""
+
+    backend: Any
+    """It has kernels; see ``stn_engine.plan.Kernels``."""
+    plans: list[Any]
+    """One for each problem."""
+
+
+def planned(problems: Sequence[Problem], device: torch.device) -> Planned | None:
+    """Plans for problems whose operands will be on a device, of the first backend that has some.
+
+    Returns:
+        The plans, kept with the problems; None if not all problems have a plan of one backend.
+    """
+    key = planned, device, candidates()
+    found = [one.plans.kept(key, _first_plan, one, *key[1:]) for one in problems]
+    backends = {backend for backend, _ in found}
+    if len(backends) != 1 or None in backends:
+        return None
+    return Planned(backends.pop(), [plan for _, plan in found])
+
+
+def _first_plan(
+    problem: Problem, device: torch.device, backends: Sequence[Backend]
+) -> tuple[Backend | None, Any]:
+    call = call_on(problem, device)
+    for backend in backends:
+        plan = backend.plan(call)
+        if not isinstance(plan, tuple):
+            return backend, plan
+    return None, None
+
+
+def compute(problems: Sequence[Any]) -> Sequence[Any]:
+    """The results of problems of one type, whichever it is."""
+    return OPERATIONS[type(problems[0])](problems)
+
+
 def warp(
     problems: Sequence[WarpProblem],
     backends: Sequence[Backend] | None = None,
@@ -128,3 +168,11 @@ def _run(
             outcome = operation(backend, [problems[i] for i in positions], into)
             results.update(zip(positions, outcome, strict=True))
     return [results[i] for i in range(len(problems))]
+
+
+OPERATIONS: dict[type[Problem], Callable[[Any], Sequence[Tensor | Gradients]]] = {
+    WarpProblem: warp,
+    WarpGradientsProblem: warp_gradients,
+    GridProblem: generate_grid,
+    GridGradientsProblem: generate_grid_gradients,
+}

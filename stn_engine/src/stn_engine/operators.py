@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any, Generic, TypeVar, cast, get_args
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from stn_engine.backends._watchers import (
     is_scripted,
     is_traced,
     is_transformed,
+    is_unwatched,
+    unrecorded,
 )
 from stn_engine.backends.base import Backend
 from stn_engine.backends.torch import TorchBackend
@@ -38,7 +40,7 @@ from stn_engine.problem import (
     WarpProblem,
 )
 from stn_engine.spec import WarpSpec
-from stn_engine.transforms import ThinPlateSpline, Transform
+from stn_engine.transforms import KINDS, ThinPlateSpline, Transform
 
 P = TypeVar("P", bound=Problem)
 R = TypeVar("R", bound=Tensor | Gradients)
@@ -52,7 +54,7 @@ LIBRARY = torch.library.Library("stn_engine", "DEF")  # type: ignore[no-untyped-
 TRANSFORM = "str transform, float[] settings"
 UNIT = "str coordinates, bool align_corners"
 SPEC = f"str interpolation, str padding, float[] fill, {UNIT}, str subgradient, bool deterministic"
-KINDS: dict[str, Callable[[Tensor], Any]] = {kind.__name__: kind for kind in get_args(Transform)}
+TRANSFORMS: dict[str, Callable[[Tensor], Any]] = {kind.__name__: kind for kind in KINDS}
 _requires_grad = attrgetter("requires_grad")
 NOWHERE = torch.empty(0, device="cpu")
 """Stands for the operands in what a recorded operation remembers of its problem."""
@@ -91,9 +93,14 @@ class Operator(Generic[P, R]):
 
     def __call__(self, problem: P) -> R:
         """The result of ``problem``, differentiable in all of its operands."""
-        if torch.compiler.is_compiling() or is_scripted():
+        if torch.compiler.is_compiling():
             return self._traced(problem)
-        return self._differentiable(problem)
+        if is_unwatched() and all(map(is_plain, problem.operands)):  # nearly always
+            if not (torch.is_grad_enabled() and any(map(_requires_grad, problem.operands))):
+                return self._run_by_best(problem)
+            if self.adjoint is not None:
+                return self._recorded(problem)
+        return self._traced(problem) if is_scripted() else self._differentiable(problem)
 
     def _differentiable(self, problem: P) -> R:
         operands = problem.operands
@@ -103,7 +110,10 @@ class Operator(Generic[P, R]):
             return self._computed(problem)
         if self.adjoint is None:
             return self._composed(problem)
-        return cast("R", _Recorded.apply(self, problem, *operands))  # type: ignore[no-untyped-call]  # torch
+        return self._recorded(problem)
+
+    def _recorded(self, problem: P) -> R:
+        return cast("R", _Recorded.apply(self, problem, *problem.operands))  # type: ignore[no-untyped-call]  # torch
 
     def _composed(self, problem: P) -> R:
         if is_traced():
@@ -128,8 +138,11 @@ class Operator(Generic[P, R]):
         return cast("R", _unpacked(problem, self.torch_operator(*self.arguments(problem))))
 
     def _kernel(self, *arguments: Any) -> Tensor | list[Tensor]:
-        problem = self._problem(*arguments)
-        return _packed(self._run_by_best(problem))
+        return _packed(self._run_unrecorded(self._problem(*arguments)))
+
+    @unrecorded
+    def _run_unrecorded(self, problem: P) -> R:
+        return self._run_by_best(problem)
 
     def _rule(self, *arguments: Any) -> Tensor | list[Tensor]:
         return _packed(self._differentiable(self._problem(*arguments)))
@@ -191,10 +204,10 @@ def _transform_arguments(transform: Transform) -> tuple[str, list[float]]:
 
 
 def _transform(parameters: Tensor, kind: str, settings: Sequence[float]) -> Any:
-    if kind not in KINDS:
-        raise ParameterError("transform", kind, tuple(KINDS))
+    if kind not in TRANSFORMS:
+        raise ParameterError("transform", kind, tuple(TRANSFORMS))
     if kind != ThinPlateSpline.__name__:
-        return KINDS[kind](parameters)
+        return TRANSFORMS[kind](parameters)
     *flat, regularization = settings
     dims = parameters.shape[-1]
     control_points = [flat[k : k + dims] for k in range(0, len(flat), dims)]

@@ -14,6 +14,9 @@ Reasons: TypeAlias = tuple[str, ...]
 Addresses: TypeAlias = Sequence[int]
 """Where the operands of a call begin, and behind them its needed results, in the call's order."""
 
+Bytes: TypeAlias = bytes | memoryview
+"""The contiguous bytes of a tensor in host memory, in the order of its memory."""
+
 P = TypeVar("P")
 
 
@@ -28,6 +31,10 @@ class Kernels(Protocol[P]):
     def name(self) -> str:
         """A short, unique name."""
 
+    @property
+    def reads_bytes(self) -> bool:
+        """Whether there is ``run_on_bytes``."""
+
     def plan(self, call: Call) -> P | Reasons:
         """How to run a call, or every reason why this backend cannot."""
 
@@ -36,4 +43,13 @@ class Kernels(Protocol[P]):
 
         Results are bit for bit the same whatever plans run beside them. Every byte of every
         needed result is written.
+        """
+
+    def run_on_bytes(
+        self, plans: Sequence[P], operands: Sequence[Sequence[Bytes]], threads: int
+    ) -> Sequence[tuple[Bytes, ...]]:
+        """The needed results of plans, in new memory, each from the bytes of its operands.
+
+        Raises:
+            ValueError: Bytes are fewer or more than their operand has.
         """

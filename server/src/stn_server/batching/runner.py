@@ -27,7 +27,7 @@ def nobody(_stage: str, _batch: Batch) -> None:
 class EngineRunner:
     """Runs every batch as one ragged engine call.
 
-    The problem of an item is a `stn_engine.raw.Job`.
+    The problem of an item is a `stn_engine.on_bytes.Job`.
 
     Args:
         device: What computes; nobody else uses it.

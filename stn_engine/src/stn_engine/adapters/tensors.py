@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stn_engine.backends._watchers import is_plain
+from stn_engine.call import Call
 from stn_engine.checks import check_device, check_dtype, check_shape, check_tensor
 from stn_engine.errors import InvalidInputError
 from stn_engine.memory import has_memory, is_dense, refuse_lost, span_bytes
@@ -34,6 +35,17 @@ def readable(problem: P) -> P:
             resolved: P = bound(*map(_resolved, problem.names, operands))
             return resolved
     return problem
+
+
+def current_call(problem: Problem) -> Call:
+    """The call of a problem as its operands lie now, which may have been moved since."""
+    call: Call = problem.call
+    for operand, (dtype, shape, strides) in zip(problem.operands, call.operands, strict=True):
+        if operand.stride() != strides or operand.shape != shape or operand.dtype != dtype:
+            bound: Any = problem.bound
+            moved: Call = bound(*problem.operands).call
+            return moved
+    return call
 
 
 def check_operands(problem: Problem) -> None:

@@ -9,10 +9,10 @@ import math
 import torch
 from torch import Tensor
 
-from stn_engine.backends._lattices import compute_dtype
-from stn_engine.backends._points import source_points, source_points_adjoint
-from stn_engine.backends._taps import Taps, coordinate_slope, find_taps
-from stn_engine.backends._trees import tree_sum
+from stn_engine.backends.torch.lattices import compute_dtype
+from stn_engine.backends.torch.points import source_points, source_points_adjoint
+from stn_engine.backends.torch.taps import Taps, coordinate_slope, find_taps
+from stn_engine.backends.torch.trees import tree_sum
 from stn_engine.problem import Gradients, WarpGradientsProblem, WarpProblem
 from stn_engine.spec import Interpolation, Padding
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from stn_engine.backends._constants import constant
-from stn_engine.backends._lattices import HOST, compute_dtype, lattice_axis
-from stn_engine.backends._trees import tree_sum
 from stn_engine.backends._watchers import is_watched
+from stn_engine.backends.torch.lattices import HOST, compute_dtype, lattice_axis
+from stn_engine.backends.torch.trees import tree_sum
+from stn_engine.call import Call
 from stn_engine.coords import source_axis
 from stn_engine.problem import GridProblem, WarpProblem
 from stn_engine.spec import Coordinates
@@ -61,6 +62,13 @@ def warp_basis(problem: WarpProblem) -> Tensor:
     spec, size = problem.spec, problem.output_shape[2:]
     unit = spec.coordinates, spec.align_corners
     return _shared_basis(*_settings(problem.transform), size, *unit, problem.feature_map.device)
+
+
+def warp_basis_of(call: Call) -> Tensor:
+    """``warp_basis`` of a call of a warp, or of its gradients."""
+    spec, size = call.spec, call.output_shape[2:]
+    settings = cast("tuple[Pairs, float]", call.settings)
+    return _shared_basis(*settings, size, spec.coordinates, spec.align_corners, call.device)
 
 
 def _grid_basis(problem: GridProblem) -> Tensor:
