@@ -122,6 +122,15 @@ class Call:
     plans: Plans = field(default_factory=Plans, init=False, repr=False)
 
     @cached_property
+    def looks_channels_last(self) -> bool:
+        """Whether the first map has sizes as of (N, H, W, C).
+
+        Such are more than 4 channels and rows, but at most 4 columns.
+        """
+        _, channels, *size = self.operands[0].shape
+        return min(channels, *size[:-1]) > 4 >= size[-1]
+
+    @cached_property
     def needed(self) -> tuple[Layout, ...]:
         """The layouts of the results that are needed, in order."""
         return tuple(result for result in self.results if result is not None)

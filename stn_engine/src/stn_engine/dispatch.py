@@ -72,6 +72,15 @@ def select(problem: Problem, backends: Sequence[Backend] | None = None) -> Backe
     raise BackendUnavailableError(reasons)
 
 
+def door(problem: Problem) -> Backend:
+    """As ``select``; asked once for problems that lie alike."""
+    backends = candidates()
+    chosen: Backend | None = problem.call.plans.get(backends)
+    if chosen is None:
+        chosen = problem.call.plans[backends] = select(problem, backends)
+    return chosen
+
+
 class Planned(NamedTuple):
     """Plans of one backend."""
 

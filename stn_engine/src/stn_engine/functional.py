@@ -30,6 +30,7 @@ from stn_engine.problem import (
     Problem,
     WarpGradientsProblem,
     WarpProblem,
+    spec_of,
 )
 from stn_engine.spec import Coordinates, Interpolation, Padding, Subgradient, WarpSpec
 from stn_engine.transforms import ParametricTransform, Transform
@@ -105,18 +106,14 @@ def warp(
         >>> warp(torch.tensor([[[[1.0, 2.0, 3.0]]]]), shift_right, coordinates="pixel")
         tensor([[[[0., 1., 2.]]]])
     """
-    spec = WarpSpec(
-        interpolation=interpolation,
-        padding=padding,
-        fill=fill,
-        coordinates=coordinates,
-        align_corners=align_corners,
-        subgradient=subgradient,
-        deterministic=deterministic,
+    spec = spec_of(
+        interpolation, padding, fill, coordinates, align_corners, subgradient, deterministic
     )
     problem = WarpProblem(feature_map, transform, output_size, spec)
-    _warn_of_channels_last(problem)
-    return operators.warp(problem)
+    call = vars(problem).get("call")
+    if call is None or call.looks_channels_last:
+        _warn_of_channels_last(problem)
+    return operators.warp.of_new(problem)
 
 
 def warp_gradients(  # noqa: PLR0913 - the options of warp, and needs
@@ -164,14 +161,8 @@ def warp_gradients(  # noqa: PLR0913 - the options of warp, and needs
     Raises:
         InvalidInputError: as ``warp``, and for a grad_output that does not fit its result.
     """
-    spec = WarpSpec(
-        interpolation=interpolation,
-        padding=padding,
-        fill=fill,
-        coordinates=coordinates,
-        align_corners=align_corners,
-        subgradient=subgradient,
-        deterministic=deterministic,
+    spec = spec_of(
+        interpolation, padding, fill, coordinates, align_corners, subgradient, deterministic
     )
     problem = _warp_into(grad_output, feature_map, transform, spec)
     _warn_of_channels_last(problem)

@@ -24,10 +24,10 @@ from stn_engine.backends._watchers import (
     is_scripted,
     is_traced,
     is_transformed,
-    is_unwatched,
     unrecorded,
 )
 from stn_engine.backends.base import Backend
+from stn_engine.backends.kernels import KernelBackend
 from stn_engine.backends.torch import TorchBackend
 from stn_engine.checks import NEEDS
 from stn_engine.errors import ParameterError
@@ -56,8 +56,9 @@ UNIT = "str coordinates, bool align_corners"
 SPEC = f"str interpolation, str padding, float[] fill, {UNIT}, str subgradient, bool deterministic"
 TRANSFORMS: dict[str, Callable[[Tensor], Any]] = {kind.__name__: kind for kind in KINDS}
 _requires_grad = attrgetter("requires_grad")
-NOWHERE = torch.empty(0, device="cpu")
-"""Stands for the operands in what a recorded operation remembers of its problem."""
+
+
+_WARPS = WarpProblem, WarpGradientsProblem
 
 
 class Operator(Generic[P, R]):
@@ -93,14 +94,17 @@ class Operator(Generic[P, R]):
 
     def __call__(self, problem: P) -> R:
         """The result of ``problem``, differentiable in all of its operands."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or is_scripted():
             return self._traced(problem)
-        if is_unwatched() and all(map(is_plain, problem.operands)):  # nearly always
-            if not (torch.is_grad_enabled() and any(map(_requires_grad, problem.operands))):
-                return self._run_by_best(problem)
-            if self.adjoint is not None:
-                return self._recorded(problem)
-        return self._traced(problem) if is_scripted() else self._differentiable(problem)
+        return self._differentiable(problem)
+
+    def of_new(self, problem: P) -> R:
+        """The same for a problem that was made just now: its call tells that nobody watches."""
+        if "call" not in vars(problem):
+            return self(problem)
+        if not (torch.is_grad_enabled() and any(map(_requires_grad, problem.operands))):
+            return self._run_by_best(problem)
+        return self._composed(problem) if self.adjoint is None else self._recorded(problem)
 
     def _differentiable(self, problem: P) -> R:
         operands = problem.operands
@@ -129,10 +133,15 @@ class Operator(Generic[P, R]):
         return self._run_by_best(problem)
 
     def _run_by_best(self, problem: P) -> R:
-        return self._run_by(dispatch.select(problem), readable(problem))
+        backend = dispatch.door(problem) if "call" in vars(problem) else dispatch.select(problem)
+        if isinstance(backend, KernelBackend) and isinstance(problem, _WARPS):
+            result: R = backend.result(problem)
+            return result
+        return self._run_by(backend, readable(problem))
 
     def _run_by(self, backend: Backend, problem: P) -> R:
-        return cast("R", getattr(backend, self._name)([problem])[0])
+        result: R = getattr(backend, self._name)([problem])[0]
+        return result
 
     def _traced(self, problem: P) -> R:
         return cast("R", _unpacked(problem, self.torch_operator(*self.arguments(problem))))
@@ -156,7 +165,7 @@ class _Recorded(torch.autograd.Function):
     def forward(ctx: Any, operator: Operator[Any, Any], problem: Any, *operands: Tensor) -> Any:
         ctx.save_for_backward(*operands)
         # Without its operands: hooks on saved tensors, such as checkpoints, must see all there is.
-        ctx.operator, ctx.problem = operator, problem.bound(*(NOWHERE for _ in operands))
+        ctx.operator, ctx.problem = operator, problem.without_data()
         return operator._computed(problem)  # noqa: SLF001 - one class in two
 
     @staticmethod
@@ -265,7 +274,7 @@ def _warp_adjoint(
     problem: WarpProblem, grad_output: Tensor, needs: Needs
 ) -> tuple[Tensor | None, ...]:
     names = [name for name, need in zip(NEEDS, needs, strict=True) if need]
-    gradients = warp_gradients(WarpGradientsProblem(problem, grad_output, names))
+    gradients = warp_gradients.of_new(WarpGradientsProblem(problem, grad_output, names))
     return gradients.feature_map, gradients.transform
 
 

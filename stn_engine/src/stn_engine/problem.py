@@ -8,18 +8,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Self, TypeAlias, TypeVar, cast, get_args
+from functools import cached_property, lru_cache
+from typing import Any, Self, TypeAlias, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 from stn_engine import checks
-from stn_engine.backends._watchers import is_plain, is_unwatched, unrecorded
+from stn_engine.backends._watchers import PLAIN_TYPES, is_unwatched, unrecorded
 from stn_engine.call import Call, Direction, Layout, Operation, Plans, contiguous
 from stn_engine.spec import Coordinates, WarpSpec, choice, flag
 from stn_engine.transforms import KINDS, ParametricTransform, Transform
-from stn_engine.transforms.base import Parametric
 
 _DEFAULT = WarpSpec()
 _KEPT = frozenset({"call", "plans"})
@@ -147,7 +146,18 @@ class WarpProblem(_Planned):
         """
         transform = _rebound(self.transform, parameters)
         operands = feature_map, parameters
-        return _with(self, feature_map=feature_map, transform=transform, operands=operands)
+        bound = _with(self, feature_map=feature_map, transform=transform, operands=operands)
+        call = vars(self).get("call")
+        if call is not None and _lie_as_in(call, operands):
+            vars(bound)["call"] = call
+        return bound
+
+    def without_data(self) -> Self:
+        """This problem with its call, to be bound to other operands, but none of its operands."""
+        bound = self.bound(NOWHERE, NOWHERE)
+        if "call" in vars(self):
+            vars(bound)["call"] = self.call
+        return bound
 
     @property
     def names(self) -> tuple[str, str]:
@@ -302,6 +312,10 @@ class GridProblem(_Planned):
         operands = (Layout.of(self.transform.parameters),)
         return _grid_call(self, Direction.FORWARD, operands, self.output_dtype, self.output_shape)
 
+    def without_data(self) -> Self:
+        """As ``WarpProblem.without_data``."""
+        return self.bound(NOWHERE)
+
     def bound(self, parameters: Tensor) -> Self:
         """As ``WarpProblem.bound``."""
         return _with(self, transform=_rebound(self.transform, parameters))
@@ -419,6 +433,27 @@ class GridGradientsProblem(_Planned):
 Problem: TypeAlias = WarpProblem | WarpGradientsProblem | GridProblem | GridGradientsProblem
 
 
+_OPTIONS = tuple(WarpSpec.__dataclass_fields__)
+
+
+def spec_of(*options: Any) -> WarpSpec:
+    """The spec of all options in the order of ``WarpSpec``, made once where that is sure to do."""
+    if type(options[2]) in _SCALARS and not torch.compiler.is_compiling():
+        try:
+            return _kept_spec(*options)
+        except TypeError:  # of no hash, and hardly an option
+            pass
+    return WarpSpec(**dict(zip(_OPTIONS, options, strict=True)))
+
+
+@lru_cache(maxsize=256, typed=True)  # typed: 1 is no flag
+def _kept_spec(*options: Any) -> WarpSpec:
+    return WarpSpec(**dict(zip(_OPTIONS, options, strict=True)))
+
+
+_SCALARS = frozenset({float, int})
+
+
 MAX_CALLS = 4096
 """Calls that are kept: as many as a training with images of all sizes needs, some 10 MB."""
 
@@ -434,14 +469,32 @@ def _kept_call(key: Hashable, problem: _Planned) -> Call:
     return call
 
 
-def _warp_key(
-    feature_map: Any, transform: Any, output_size: Any, spec: WarpSpec
-) -> Hashable | None:
+NOWHERE = torch.empty(0, device="cpu")
+"""Stands for operands of which nobody may keep any."""
+
+
+def _lie_as_in(call: Call, operands: Sequence[Tensor]) -> bool:
+    """Whether operands lie as those of a call; when in doubt, False."""
+    if not all(type(operand) in PLAIN_TYPES for operand in operands) or not is_unwatched():
+        return False
+    try:
+        return all(
+            operand.shape == layout.shape
+            and operand.stride() == layout.strides
+            and operand.dtype == layout.dtype
+            and operand.device == call.device
+            for operand, layout in zip(operands, call.operands, strict=True)
+        )
+    except RuntimeError:  # sparse and the like: nothing has strides
+        return False
+
+
+def _warp_key(feature_map: Any, transform: Any, output_size: Any, spec: WarpSpec) -> Hashable:
     """All that decides whether a warp is valid, and what call it is; None if that is unclear."""
-    if not isinstance(transform, Parametric):
+    if not isinstance(transform, KINDS):
         return None
-    parameters = cast("Transform", transform).parameters
-    if not (is_plain(feature_map) and is_plain(parameters)):
+    parameters = transform.parameters
+    if not (type(feature_map) in PLAIN_TYPES and type(parameters) in PLAIN_TYPES):
         return None
     try:
         return (
@@ -464,9 +517,10 @@ def _warp_key(
         return None
 
 
-def _gradients_key(warp: WarpProblem, grad_output: Any, needs: Any) -> Hashable | None:
+def _gradients_key(warp: WarpProblem, grad_output: Any, needs: Any) -> Hashable:
     """As ``_warp_key``, of the gradients of a warp."""
-    if "call" not in vars(warp) or not is_plain(grad_output) or type(needs) not in _SEQUENCES:
+    is_sure = "call" in vars(warp) and type(grad_output) in PLAIN_TYPES
+    if not (is_sure and type(needs) in _SEQUENCES):
         return None
     try:
         layout = grad_output.dtype, grad_output.shape, grad_output.stride(), grad_output.device
@@ -569,9 +623,10 @@ def memory_format(feature_map: Tensor) -> torch.memory_format:
 def _with(instance: T, **fields: object) -> T:
     """A shallow copy of a frozen instance with other values in some fields; runs no checks."""
     clone = object.__new__(type(instance))
-    clone.__dict__.update(instance.__dict__, **fields)
-    for name in _KEPT:
-        clone.__dict__.pop(name, None)
+    state = clone.__dict__
+    state.update(instance.__dict__, **fields)
+    state.pop("call", None)
+    state.pop("plans", None)
     return clone
 
 

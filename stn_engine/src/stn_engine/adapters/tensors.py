@@ -37,15 +37,37 @@ def readable(problem: P) -> P:
     return problem
 
 
-def current_call(problem: Problem) -> Call:
-    """The call of a problem as its operands lie now, which may have been moved since."""
-    call: Call = problem.call
-    for operand, (dtype, shape, strides) in zip(problem.operands, call.operands, strict=True):
-        if operand.stride() != strides or operand.shape != shape or operand.dtype != dtype:
-            bound: Any = problem.bound
-            moved: Call = bound(*problem.operands).call
-            return moved
-    return call
+def located(problem: Problem) -> tuple[Call, Sequence[Tensor], list[int]]:
+    """The call of a problem as its operands lie now, these operands, and where they begin.
+
+    Whoever uses the addresses holds the operands meanwhile: they may be copies.
+
+    Raises:
+        InvalidInputError: An operand has no values in memory.
+    """
+    call, operands, addresses = problem.call, problem.operands, []
+    for operand, layout, span in zip(operands, call.operands, call.spans_bytes, strict=True):
+        address = operand.data_ptr()
+        storage = operand.untyped_storage()
+        if (
+            address
+            and operand.stride() == layout.strides
+            and operand.shape == layout.shape
+            and operand.dtype == layout.dtype
+            and address + span <= storage.data_ptr() + storage.nbytes()
+            and not operand.is_neg()
+        ):
+            addresses.append(address)
+        else:
+            return _moved(problem)
+    return call, operands, addresses
+
+
+def _moved(problem: Problem) -> tuple[Call, Sequence[Tensor], list[int]]:
+    """As ``located``, of a problem that is not what it was, or needs another look."""
+    bound: Any = problem.bound
+    there = readable(bound(*problem.operands))
+    return there.call, there.operands, [operand.data_ptr() for operand in there.operands]
 
 
 def check_operands(problem: Problem) -> None:

@@ -73,6 +73,10 @@ def is_unwatched() -> bool:
     )
 
 
+PLAIN_TYPES = frozenset({Tensor, Parameter})
+"""Classes of tensors that do not see what is done with them."""
+
+
 def is_plain(tensor: Tensor) -> bool:
     """Whether ``tensor`` is of no class that sees what is done with it."""
-    return type(tensor) is Tensor or type(tensor) is Parameter
+    return type(tensor) in PLAIN_TYPES

@@ -1,16 +1,15 @@
 """What backends with kernels share: problems on tensors, brought to the one door."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from stn_engine.adapters.tensors import current_call
+from stn_engine.adapters.tensors import located
 from stn_engine.backends._results import delivered, parts_of
 from stn_engine.backends.torch import TorchBackend
-from stn_engine.call import Call, Layout, Operation
+from stn_engine.call import Call, Direction, Layout, Operation
 from stn_engine.errors import BackendUnavailableError
 from stn_engine.memory import is_dense
 from stn_engine.plan import Addresses, Reasons
@@ -32,16 +31,10 @@ class NewResults:
     """New memory for the results of calls, a tensor of its own for each."""
 
     def __init__(self, calls: Sequence[Call]) -> None:
-        self._tensors = [
-            [
-                torch.empty_strided(shape, strides, dtype=dtype, device=call.device)
-                for dtype, shape, strides in call.needed
-            ]
-            for call in calls
-        ]
+        self._tensors = [[_empty(call, layout) for layout in call.needed] for call in calls]
 
     def addresses(self) -> list[list[int]]:
-        """Where each result of each call begins."""
+        """Where each needed result of each call begins."""
         return [[one.data_ptr() for one in some] for some in self._tensors]
 
     def tensors(self) -> list[list[Tensor]]:
@@ -49,7 +42,7 @@ class NewResults:
         return self._tensors
 
 
-class KernelBackend(ABC, Generic[P]):
+class KernelBackend(Generic[P]):
     """A backend that plans calls and runs them on addresses; see ``stn_engine.plan.Kernels``.
 
     It offers the same on problems whose operands are tensors, as dispatch asks every backend to.
@@ -60,26 +53,26 @@ class KernelBackend(ABC, Generic[P]):
     reads_bytes = False
     """Whether it has ``run_on_bytes``; see ``stn_engine.plan.Kernels``."""
     new_results: type[NewResults] = NewResults
-    """How memory for results is made."""
+    """How memory for the results of several calls is made."""
 
-    @abstractmethod
     def reasons_against(self, device: torch.device) -> tuple[str, ...]:
         """Why nothing can be run on a device; empty if something can."""
+        raise NotImplementedError
 
-    @abstractmethod
     def plan_warp(self, call: Call) -> P | Reasons:
         """A new plan of a warp, or of its gradients, on a device that can run it."""
+        raise NotImplementedError
 
-    @abstractmethod
     def run(self, plans: Sequence[P], addresses: Sequence[Addresses]) -> None:
         """See ``stn_engine.plan.Kernels``."""
+        raise NotImplementedError
 
     def plan(self, call: Call) -> P | Reasons:
         """How to run a call, kept with it, or every reason why this backend cannot."""
         reasons = self.reasons_against(call.device)
         if reasons:
             return reasons
-        if call.operation != Operation.WARP:
+        if call.operation is not Operation.WARP:
             return ("has kernels for feature maps, none for grids alone",)
         found: P | Reasons | None = call.plans.get(self)
         if found is None:
@@ -90,7 +83,11 @@ class KernelBackend(ABC, Generic[P]):
         """Every reason why this backend cannot run ``problem``; empty if it can."""
         if isinstance(problem, GridProblem | GridGradientsProblem):
             return self.reasons_against(problem.operands[0].device)
-        plan = self.plan(problem.call)
+        try:
+            call = problem.call
+        except RuntimeError:  # sparse and the like have no layout; who reads them says so
+            return self.reasons_against(problem.operands[0].device)
+        plan = self.plan(call)
         return plan if isinstance(plan, tuple) else ()
 
     def warp(
@@ -98,7 +95,7 @@ class KernelBackend(ABC, Generic[P]):
     ) -> list[Tensor]:
         """V of each problem, (N, C, ...); new ones in the memory format of the feature map."""
         if out is None:
-            return [result for (result,) in self._results(problems)]
+            return self._results(problems)
         if not all(map(is_dense, out)):
             return delivered(self.warp(problems), out)
         self._run_into(problems, [(one,) for one in out], [(Layout.of(one),) for one in out])
@@ -109,11 +106,7 @@ class KernelBackend(ABC, Generic[P]):
     ) -> list[Gradients]:
         """The gradients that each problem needs."""
         if out is None:
-            found = self._results(problems)
-            return [
-                Gradients(*parts) if len(parts) == 2 else _only(problem, *parts)
-                for problem, parts in zip(problems, found, strict=True)
-            ]
+            return self._results(problems)
         parts = list(map(parts_of, out))
         if not all(is_dense(part) for some in parts for part in some):
             return delivered(self.warp_gradients(problems), out)
@@ -129,20 +122,38 @@ class KernelBackend(ABC, Generic[P]):
         """The gradient of the parameters of each problem, composed."""
         return COMPOSITION.generate_grid_gradients(problems)
 
-    def _results(
-        self, problems: Sequence[WarpProblem | WarpGradientsProblem]
-    ) -> list[list[Tensor]]:
-        """The needed results of each problem, in new memory."""
-        calls = list(map(current_call, problems))
-        results = self.new_results(calls)
-        self.run(
-            list(map(self._planned, calls)),
-            [
-                [*(operand.data_ptr() for operand in problem.operands), *where]
-                for problem, where in zip(problems, results.addresses(), strict=True)
-            ],
-        )
-        return results.tensors()
+    def result(self, problem: WarpProblem | WarpGradientsProblem) -> Any:
+        """What ``warp`` or ``warp_gradients`` returns for one problem, in new memory."""
+        call, operands, addresses = located(problem)
+        plan: P | None = call.plans.get(self)
+        if plan is None or isinstance(plan, tuple):
+            plan = self._planned(call)
+        parts: list[Tensor | None] = []
+        for layout in call.results:  # a loop: small calls spend their time here
+            part = None
+            if layout is not None:
+                part = _empty(call, layout)
+                addresses.append(part.data_ptr())
+            parts.append(part)
+        self.run((plan,), (addresses,))
+        del operands
+        return _result(call, parts)
+
+    def _results(self, problems: Sequence[WarpProblem | WarpGradientsProblem]) -> list[Any]:
+        """The results of each problem, in new memory."""
+        if len(problems) == 1:
+            return [self.result(problems[0])]
+        found = list(map(located, problems))
+        calls = [call for call, _, _ in found]
+        memory = self.new_results(calls)
+        places = memory.addresses()
+        addresses = [[*where, *into] for (_, _, where), into in zip(found, places, strict=True)]
+        self.run(list(map(self._planned, calls)), addresses)
+        parts = map(iter, memory.tensors())
+        return [
+            _result(call, [None if one is None else next(some) for one in call.results])
+            for call, some in zip(calls, parts, strict=True)
+        ]
 
     def _run_into(
         self,
@@ -151,15 +162,16 @@ class KernelBackend(ABC, Generic[P]):
         layouts: Sequence[Sequence[Layout | None]],
     ) -> None:
         """Writes the needed results of each problem into tensors, which are dense."""
-        calls = [
-            current_call(problem).into(results)
-            for problem, results in zip(problems, layouts, strict=True)
+        found = list(map(located, problems))
+        plans = [
+            self._planned(call.into(results))
+            for (call, _, _), results in zip(found, layouts, strict=True)
         ]
         addresses = [
-            [one.data_ptr() for one in (*problem.operands, *some)]
-            for problem, some in zip(problems, parts, strict=True)
+            [*where, *(one.data_ptr() for one in some)]
+            for (_, _, where), some in zip(found, parts, strict=True)
         ]
-        self.run(list(map(self._planned, calls)), addresses)
+        self.run(plans, addresses)
 
     def _planned(self, call: Call) -> P:
         """The plan of a call that this backend can run."""
@@ -173,6 +185,12 @@ def _layout(tensor: Tensor | None) -> Layout | None:
     return None if tensor is None else Layout.of(tensor)
 
 
-def _only(problem: WarpGradientsProblem, gradient: Tensor) -> Gradients:
-    """The one gradient that a problem needs."""
-    return Gradients(**{"feature_map": None, "transform": None, problem.needs[0]: gradient})
+def _empty(call: Call, layout: Layout) -> Tensor:
+    """New memory for a result of a call."""
+    dtype, shape, strides = layout
+    return torch.empty_strided(shape, strides, dtype=dtype, device=call.device)
+
+
+def _result(call: Call, parts: Sequence[Any]) -> Any:
+    """The result of a call, from its parts."""
+    return parts[0] if call.direction is Direction.FORWARD else Gradients(*parts)

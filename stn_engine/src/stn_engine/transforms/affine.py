@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from stn_engine.reference import Array
-from stn_engine.transforms.base import Generator, Kind, Parametric
+from stn_engine.transforms.base import Generator, Kind, Parametric, parameters_in
 
 
 class ThetaTransform(Parametric):
@@ -53,10 +53,7 @@ class Affine(ThetaTransform):
 
     theta: Tensor
 
-    @property
-    def parameters(self) -> Tensor:
-        """What the transform is differentiated by: theta."""
-        return self.theta
+    parameters = parameters_in("theta")
 
     @property
     def dims(self) -> int:

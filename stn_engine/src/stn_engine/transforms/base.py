@@ -1,9 +1,10 @@
 """What every kind of transform says of itself, for all who compute with it."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import ClassVar, NamedTuple, Self
+from operator import attrgetter
+from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor
 
@@ -57,6 +58,12 @@ class Kind(NamedTuple):
         return self.generator.family
 
 
+def parameters_in(field: str) -> Any:
+    """The property ``parameters`` of a kind that has them in a field of another name."""
+    # attrgetter, because it is no Python function: every call asks for the parameters.
+    return property(attrgetter(field), doc="What the transform is differentiated by.")
+
+
 @dataclass(frozen=True, eq=False)
 class Parametric:
     """What all transforms share: one tensor of parameters, valid from birth."""
@@ -67,6 +74,8 @@ class Parametric:
     """Shapes that the parameters may have, in 2-D and maybe in 3-D."""
     kind: ClassVar[Kind]
     """What kernels know of it."""
+    settings: ClassVar[Any] = None
+    """All that must agree, besides the kind, for parameters to be laid end to end; hashable."""
 
     def __post_init__(self) -> None:
         self._check_parameters(self.shapes)
@@ -86,11 +95,6 @@ class Parametric:
     @property
     def own_size(self) -> tuple[int, ...] | None:
         """([Do,] Ho, Wo) of transforms with parameters for every target pixel, or else None."""
-        return None
-
-    @property
-    def settings(self) -> Hashable:
-        """All that must agree, besides the kind, for parameters to be laid end to end."""
         return None
 
     def with_parameters(self, parameters: Tensor) -> Self:

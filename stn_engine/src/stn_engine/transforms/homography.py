@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from stn_engine.transforms.base import Generator, Kind, Parametric
+from stn_engine.transforms.base import Generator, Kind, Parametric, parameters_in
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,4 @@ class Homography(Parametric):
 
     theta: Tensor
 
-    @property
-    def parameters(self) -> Tensor:
-        """What the transform is differentiated by: theta, (N, 3, 3)."""
-        return self.theta
+    parameters = parameters_in("theta")

@@ -8,12 +8,17 @@ from collections.abc import Sequence
 
 import torch
 
-from stn_engine.backends.cpu.plans import MISSING, CpuPlan, new_plan, run
+from stn_engine.backends.cpu.plans import CpuPlan, new_plan
 from stn_engine.backends.kernels import KernelBackend
 from stn_engine.call import Call
 from stn_engine.plan import Addresses, Bytes, Reasons
 
-__all__ = ["MISSING", "CpuBackend"]
+try:
+    from stn_engine import _cpu
+except ImportError as error:
+    MISSING: str | None = f"the native module is not usable: {error}"
+else:
+    MISSING = None
 
 
 class CpuBackend(KernelBackend[CpuPlan]):
@@ -36,10 +41,25 @@ class CpuBackend(KernelBackend[CpuPlan]):
 
     def run(self, plans: Sequence[CpuPlan], addresses: Sequence[Addresses]) -> None:
         """Runs plans together, each on its addresses."""
-        run(plans, addresses, torch.get_num_threads())
+        _run(plans, addresses, torch.get_num_threads())
 
     def run_on_bytes(
         self, plans: Sequence[CpuPlan], operands: Sequence[Sequence[Bytes]], threads: int
     ) -> Sequence[tuple[Bytes, ...]]:
         """See ``stn_engine.plan.Kernels``."""
-        return run(plans, operands, threads)
+        return _run(plans, operands, threads)
+
+
+def _run(
+    plans: Sequence[CpuPlan], places: Sequence[Addresses] | Sequence[Sequence[Bytes]], threads: int
+) -> list[tuple[bytes, ...]]:
+    """Runs plans on addresses, or on the bytes of their operands, whose results are returned."""
+    calls, bases = [], []
+    for plan, where in zip(plans, places, strict=True):
+        if plan.basis is None:
+            calls.append((plan.native, *where))
+            continue
+        basis, operands = plan.basis(), plan.operands
+        bases.append(basis)  # until the end of the run
+        calls.append((plan.native, *where[:operands], basis.data_ptr(), *where[operands:]))
+    return _cpu.run(calls, threads)

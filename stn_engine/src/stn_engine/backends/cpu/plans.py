@@ -1,6 +1,7 @@
 """Plans of the ``cpu`` backend: what the native module has worked out for a call."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -9,15 +10,10 @@ from torch import Tensor
 
 from stn_engine.backends.torch.thin_plate import warp_basis_of
 from stn_engine.call import Call, Direction, Layout
-from stn_engine.plan import Addresses, Bytes
 from stn_engine.spec import Family, Subgradient, WarpSpec
 
-MISSING: str | None = None
-"""Why there is no native module, if there is none."""
-try:
+with suppress(ImportError):  # the backend says so
     from stn_engine import _cpu
-except ImportError as error:
-    MISSING = f"the native module is not usable: {error}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +35,6 @@ def new_plan(call: Call) -> CpuPlan:
     native = make(_options(call.spec), _cpu.Kind[kind.name], *layouts)
     basis = partial(warp_basis_of, call) if kind.family == Family.SPLINE else None
     return CpuPlan(native, len(call.operands), basis)
-
-
-def run(
-    plans: Sequence[CpuPlan], places: Sequence[Addresses] | Sequence[Sequence[Bytes]], threads: int
-) -> list[tuple[bytes, ...]]:
-    """Runs plans on addresses, or on the bytes of their operands, whose results are returned."""
-    bases = [None if plan.basis is None else plan.basis() for plan in plans]
-    calls = [
-        (plan.native, *where)
-        if basis is None
-        else (plan.native, *where[: plan.operands], basis.data_ptr(), *where[plan.operands :])
-        for plan, basis, where in zip(plans, bases, places, strict=True)
-    ]
-    return _cpu.run(calls, threads)
 
 
 def _layout(layout: Layout | None) -> Any:
