@@ -13,6 +13,7 @@ from stn_engine.backends._results import call_on, delivered
 from stn_engine.backends.base import Backend
 from stn_engine.backends.cpu import CpuBackend
 from stn_engine.backends.cuda import CudaBackend
+from stn_engine.backends.kernels import KernelBackend
 from stn_engine.backends.reference import ReferenceBackend
 from stn_engine.backends.torch import TorchBackend
 from stn_engine.errors import BackendUnavailableError, ParameterError
@@ -79,6 +80,13 @@ def door(problem: Problem) -> Backend:
     if chosen is None:
         chosen = problem.call.plans[backends] = select(problem, backends)
     return chosen
+
+
+def _readable(backend: Backend, problems: Sequence[P]) -> Sequence[P]:
+    """Problems whose operands can be read; kernels look for themselves where these lie."""
+    if isinstance(backend, KernelBackend):
+        return problems
+    return [readable(problem) for problem in problems]
 
 
 class Planned(NamedTuple):
@@ -163,19 +171,18 @@ def _run(
     """Run every problem on its backend, all problems of one backend together, in order."""
     if out is not None and any(map(is_negated, out)):  # only torch writes such memory
         return delivered(_run(problems, backends, None, operation), out)
-    backends = candidates() if backends is None else backends
-    for backend in backends:
-        if not any(map(backend.unsupported_reasons, problems)):
-            return operation(backend, [readable(one) for one in problems], out)
-    chosen = [select(problem, backends) for problem in problems]
-    problems = [readable(one) for one in problems]
+    chosen = [
+        door(one) if backends is None and "call" in vars(one) else select(one, backends)
+        for one in problems
+    ]
+    if all(one is chosen[0] for one in chosen[1:]) and chosen:
+        return operation(chosen[0], _readable(chosen[0], problems), out)
     results: dict[int, R] = {}
-    for backend in backends:
+    for backend in {id(one): one for one in chosen}.values():
         positions = [i for i, one in enumerate(chosen) if one is backend]
-        if positions:
-            into = None if out is None else [out[i] for i in positions]
-            outcome = operation(backend, [problems[i] for i in positions], into)
-            results.update(zip(positions, outcome, strict=True))
+        into = None if out is None else [out[i] for i in positions]
+        some = _readable(backend, [problems[i] for i in positions])
+        results.update(zip(positions, operation(backend, some, into), strict=True))
     return [results[i] for i in range(len(problems))]
 
 

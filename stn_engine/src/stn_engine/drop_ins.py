@@ -71,6 +71,7 @@ def grid_sample(
     return result
 
 
+_MODES = frozenset(Interpolation)
 _UNIT = Coordinates.NORMALIZED
 _SLOPES = (Subgradient.RIGHT, True)
 """What torch's sampler has no options for, behind align_corners: subgradient, deterministic."""
@@ -127,7 +128,7 @@ def _is_grid_sample_call(
         and feature_map.device == grid.device
         and feature_map.layout == grid.layout == torch.strided
         and not feature_map.is_meta
-        and mode in (set(Interpolation) if grid.dim() == 4 else {"nearest", "bilinear"})
+        and mode in (_MODES if grid.dim() == 4 else {"nearest", "bilinear"})
         and padding in {"zeros", "border", "reflection"}
         and isinstance(align_corners, bool)
     )
@@ -189,4 +190,5 @@ def _is_captured() -> bool:
 def _at_least_float32(argument: str, coordinates: Tensor) -> Tensor:
     if coordinates.dtype in checks.HALF_DTYPES:
         checks.check_memory(argument, coordinates)
-    return coordinates.to(torch.promote_types(coordinates.dtype, torch.float32))
+        return coordinates.float()
+    return coordinates

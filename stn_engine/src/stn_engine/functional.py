@@ -16,8 +16,8 @@ from stn_engine import checks, dispatch, operators
 from stn_engine.adapters.tensors import check_apart, check_out
 from stn_engine.backends._results import delivered
 from stn_engine.backends._watchers import (
+    PLAIN_TYPES,
     has_tangents,
-    is_plain,
     is_scripted,
     is_watched,
     unrecorded,
@@ -110,8 +110,7 @@ def warp(
         interpolation, padding, fill, coordinates, align_corners, subgradient, deterministic
     )
     problem = WarpProblem(feature_map, transform, output_size, spec)
-    call = vars(problem).get("call")
-    if call is None or call.looks_channels_last:
+    if "call" not in vars(problem) or problem.call.looks_channels_last:
         _warn_of_channels_last(problem)
     return operators.warp.of_new(problem)
 
@@ -318,7 +317,8 @@ def warp_ragged(
         memories = [(f"out[{i}]", memory) for i, memory in enumerate(out)]
         _claim(memories, problems)
     for problem in problems:
-        _warn_of_channels_last(problem, _BEHIND_NO_GRAD)
+        if "call" not in vars(problem) or problem.call.looks_channels_last:
+            _warn_of_channels_last(problem, _BEHIND_NO_GRAD)
     if _are_watched(problems):
         return delivered([operators.warp(one) for one in problems], out)
     return dispatch.warp(problems, out=out)
@@ -345,7 +345,9 @@ def warp_gradients_ragged(
         ]
         _claim(memories, problems)
     for problem in problems:
-        _warn_of_channels_last(problem.warp, _BEHIND_NO_GRAD)
+        warped = problem.warp
+        if "call" not in vars(warped) or warped.call.looks_channels_last:
+            _warn_of_channels_last(warped, _BEHIND_NO_GRAD)
     if _are_watched(problems):
         return delivered([operators.warp_gradients(one) for one in problems], out)
     return dispatch.warp_gradients(problems, out=out)
@@ -365,7 +367,7 @@ def _are_watched(problems: Sequence[Problem]) -> bool:
         is_watched()
         or is_scripted()
         or has_tangents()
-        or not all(is_plain(operand) for one in problems for operand in one.operands)
+        or any(type(operand) not in PLAIN_TYPES for one in problems for operand in one.operands)
     )
 
 

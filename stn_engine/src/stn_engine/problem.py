@@ -128,7 +128,7 @@ class WarpProblem(_Planned):
             spec=spec,
             output_shape=shape,
             is_sized=is_sized,
-            operands=(feature_map, transform.parameters),
+            operands=(feature_map, getattr(transform, transform.argument)),
         )
         if key is not None:
             self.__dict__["call"] = _kept_call(key, self) if call is None else call
@@ -153,11 +153,16 @@ class WarpProblem(_Planned):
         return bound
 
     def without_data(self) -> Self:
-        """This problem with its call, to be bound to other operands, but none of its operands."""
-        bound = self.bound(NOWHERE, NOWHERE)
-        if "call" in vars(self):
-            vars(bound)["call"] = self.call
-        return bound
+        """This problem and its call, to be bound to operands again, but none of its operands."""
+        if "call" not in vars(self):
+            return self.bound(NOWHERE, NOWHERE)
+        call = self.call
+        kept: Self | None = call.plans.get("without_data")  # the same for all of this call
+        if kept is None:
+            kept = self.bound(NOWHERE, NOWHERE)
+            vars(kept)["call"] = call
+            call.plans["without_data"] = kept
+        return kept
 
     @property
     def names(self) -> tuple[str, str]:
@@ -475,26 +480,32 @@ NOWHERE = torch.empty(0, device="cpu")
 
 def _lie_as_in(call: Call, operands: Sequence[Tensor]) -> bool:
     """Whether operands lie as those of a call; when in doubt, False."""
-    if not all(type(operand) in PLAIN_TYPES for operand in operands) or not is_unwatched():
+    if not is_unwatched():
         return False
     try:
-        return all(
-            operand.shape == layout.shape
-            and operand.stride() == layout.strides
-            and operand.dtype == layout.dtype
-            and operand.device == call.device
-            for operand, layout in zip(operands, call.operands, strict=True)
-        )
+        for operand, layout in zip(operands, call.operands, strict=True):  # loops: often run
+            if not (
+                type(operand) in PLAIN_TYPES
+                and operand.layout == torch.strided
+                and operand.shape == layout.shape
+                and operand.stride() == layout.strides
+                and operand.dtype == layout.dtype
+                and operand.device == call.device
+            ):
+                return False
     except RuntimeError:  # sparse and the like: nothing has strides
         return False
+    return True
 
 
 def _warp_key(feature_map: Any, transform: Any, output_size: Any, spec: WarpSpec) -> Hashable:
     """All that decides whether a warp is valid, and what call it is; None if that is unclear."""
     if not isinstance(transform, KINDS):
         return None
-    parameters = transform.parameters
+    parameters = vars(transform)[transform.argument]  # no call: this is part of every warp
     if not (type(feature_map) in PLAIN_TYPES and type(parameters) in PLAIN_TYPES):
+        return None
+    if not feature_map.layout == parameters.layout == torch.strided:
         return None
     try:
         return (
@@ -513,14 +524,15 @@ def _warp_key(feature_map: Any, transform: Any, output_size: Any, spec: WarpSpec
             parameters.stride(),
             parameters.device,
         )
-    except RuntimeError:  # sparse and the like: nothing has strides
+    except RuntimeError:  # nested ones: no shape
         return None
 
 
 def _gradients_key(warp: WarpProblem, grad_output: Any, needs: Any) -> Hashable:
     """As ``_warp_key``, of the gradients of a warp."""
-    is_sure = "call" in vars(warp) and type(grad_output) in PLAIN_TYPES
-    if not (is_sure and type(needs) in _SEQUENCES):
+    if "call" not in vars(warp) or type(grad_output) not in PLAIN_TYPES:
+        return None
+    if type(needs) not in _SEQUENCES or grad_output.layout != torch.strided:
         return None
     try:
         layout = grad_output.dtype, grad_output.shape, grad_output.stride(), grad_output.device

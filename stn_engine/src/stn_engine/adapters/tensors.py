@@ -45,28 +45,30 @@ def located(problem: Problem) -> tuple[Call, Sequence[Tensor], list[int]]:
     Raises:
         InvalidInputError: An operand has no values in memory.
     """
-    call, operands, addresses = problem.call, problem.operands, []
-    for operand, layout, span in zip(operands, call.operands, call.spans_bytes, strict=True):
-        address = operand.data_ptr()
-        storage = operand.untyped_storage()
-        if (
-            address
-            and operand.stride() == layout.strides
-            and operand.shape == layout.shape
-            and operand.dtype == layout.dtype
-            and address + span <= storage.data_ptr() + storage.nbytes()
-            and not operand.is_neg()
-        ):
+    operands, addresses = problem.operands, []
+    try:
+        call = problem.call
+        for operand, layout, span in zip(operands, call.operands, call.spans_bytes, strict=True):
+            address, storage = operand.data_ptr(), operand.untyped_storage()
+            if not (
+                address
+                and operand.stride() == layout.strides
+                and operand.shape == layout.shape
+                and operand.dtype == layout.dtype
+                and address + span <= storage.data_ptr() + storage.nbytes()
+                and not operand.is_neg()
+            ):
+                return _moved(problem)
             addresses.append(address)
-        else:
-            return _moved(problem)
+    except RuntimeError:  # sparse and the like: they have no strides, or no address
+        return _moved(problem)
     return call, operands, addresses
 
 
 def _moved(problem: Problem) -> tuple[Call, Sequence[Tensor], list[int]]:
     """As ``located``, of a problem that is not what it was, or needs another look."""
     bound: Any = problem.bound
-    there = readable(bound(*problem.operands))
+    there: Any = readable(bound(*problem.operands))
     return there.call, there.operands, [operand.data_ptr() for operand in there.operands]
 
 

@@ -125,9 +125,7 @@ class KernelBackend(Generic[P]):
     def result(self, problem: WarpProblem | WarpGradientsProblem) -> Any:
         """What ``warp`` or ``warp_gradients`` returns for one problem, in new memory."""
         call, operands, addresses = located(problem)
-        plan: P | None = call.plans.get(self)
-        if plan is None or isinstance(plan, tuple):
-            plan = self._planned(call)
+        plan = self._planned(call)
         parts: list[Tensor | None] = []
         for layout in call.results:  # a loop: small calls spend their time here
             part = None
@@ -175,7 +173,9 @@ class KernelBackend(Generic[P]):
 
     def _planned(self, call: Call) -> P:
         """The plan of a call that this backend can run."""
-        plan = self.plan(call)
+        plan: P | Reasons | None = call.plans.get(self)
+        if plan is None or isinstance(plan, tuple):
+            plan = self.plan(call)
         if isinstance(plan, tuple):
             raise BackendUnavailableError({self.name: plan})
         return plan

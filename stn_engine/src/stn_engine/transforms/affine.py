@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from stn_engine.reference import Array
-from stn_engine.transforms.base import Generator, Kind, Parametric, parameters_in
+from stn_engine.transforms.base import Generator, Kind, Parametric
 
 
 class ThetaTransform(Parametric):
@@ -53,7 +53,10 @@ class Affine(ThetaTransform):
 
     theta: Tensor
 
-    parameters = parameters_in("theta")
+    @property
+    def parameters(self) -> Tensor:
+        """What the transform is differentiated by: theta."""
+        return self.theta
 
     @property
     def dims(self) -> int:

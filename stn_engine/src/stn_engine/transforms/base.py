@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from operator import attrgetter
 from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor
@@ -56,12 +55,6 @@ class Kind(NamedTuple):
     def family(self) -> Family:
         """How kernels find source points."""
         return self.generator.family
-
-
-def parameters_in(field: str) -> Any:
-    """The property ``parameters`` of a kind that has them in a field of another name."""
-    # attrgetter, because it is no Python function: every call asks for the parameters.
-    return property(attrgetter(field), doc="What the transform is differentiated by.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,16 +14,17 @@ class FieldTransform(Parametric):
     shapes = (("N", "Ho", "Wo", 2), ("N", "Do", "Ho", "Wo", 3))
 
     @property
+    def parameters(self) -> Tensor:
+        """What the transform is differentiated by: all the vectors."""
+        vectors: Tensor = getattr(self, self.argument)
+        return vectors
+
+    @property
     def dims(self) -> int:
         """As many as a vector has coordinates."""
-        return self._vectors.dim() - 2
+        return self.parameters.dim() - 2
 
     @property
     def own_size(self) -> tuple[int, ...]:
         """(Ho, Wo) of the vectors, in 3-D (Do, Ho, Wo)."""
-        return tuple(self._vectors.shape[1:-1])
-
-    @property
-    def _vectors(self) -> Tensor:
-        vectors: Tensor = getattr(self, self.argument)
-        return vectors
+        return tuple(self.parameters.shape[1:-1])

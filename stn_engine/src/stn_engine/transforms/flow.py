@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from stn_engine.transforms.base import Generator, Kind, parameters_in
+from stn_engine.transforms.base import Generator, Kind
 from stn_engine.transforms.field import FieldTransform
 
 
@@ -32,5 +32,3 @@ class Flow(FieldTransform):
     kind = Kind("flow", 7, Generator.FLOW)
 
     displacement: Tensor
-
-    parameters = parameters_in("displacement")

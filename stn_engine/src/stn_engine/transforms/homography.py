@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from stn_engine.transforms.base import Generator, Kind, Parametric, parameters_in
+from stn_engine.transforms.base import Generator, Kind, Parametric
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,4 +34,7 @@ class Homography(Parametric):
 
     theta: Tensor
 
-    parameters = parameters_in("theta")
+    @property
+    def parameters(self) -> Tensor:
+        """What the transform is differentiated by: theta, (N, 3, 3)."""
+        return self.theta

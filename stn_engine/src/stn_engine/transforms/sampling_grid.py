@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from stn_engine.transforms.base import Generator, Kind, parameters_in
+from stn_engine.transforms.base import Generator, Kind
 from stn_engine.transforms.field import FieldTransform
 
 
@@ -30,5 +30,3 @@ class SamplingGrid(FieldTransform):
     kind = Kind("grid", 8, Generator.GRID)
 
     grid: Tensor
-
-    parameters = parameters_in("grid")

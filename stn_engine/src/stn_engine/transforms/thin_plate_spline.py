@@ -6,7 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from torch import Tensor
 
 from stn_engine import checks
-from stn_engine.transforms.base import Generator, Kind, Parametric, parameters_in
+from stn_engine.transforms.base import Generator, Kind, Parametric
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,10 @@ class ThinPlateSpline(Parametric):
     control_points: Sequence[Sequence[float]]
     regularization: float = 0.0
 
-    parameters = parameters_in("points")
+    @property
+    def parameters(self) -> Tensor:
+        """What the transform is differentiated by: the points, (N, K, 2)."""
+        return self.points
 
     def __post_init__(self) -> None:
         control_points = checks.checked_control_points(self.control_points)
