@@ -58,9 +58,6 @@ TRANSFORMS: dict[str, Callable[[Tensor], Any]] = {kind.__name__: kind for kind i
 _requires_grad = attrgetter("requires_grad")
 
 
-_WARPS = WarpProblem, WarpGradientsProblem
-
-
 class Operator(Generic[P, R]):
     """One operation: a torch operator to those who trace, a plain function to all others.
 
@@ -134,9 +131,8 @@ class Operator(Generic[P, R]):
 
     def _run_by_best(self, problem: P) -> R:
         backend = dispatch.door(problem) if "call" in vars(problem) else dispatch.select(problem)
-        if isinstance(backend, KernelBackend) and isinstance(problem, _WARPS):
-            result: R = backend.result(problem)
-            return result
+        if isinstance(backend, KernelBackend):  # it looks for itself where operands lie
+            return self._run_by(backend, problem)
         return self._run_by(backend, readable(problem))
 
     def _run_by(self, backend: Backend, problem: P) -> R:

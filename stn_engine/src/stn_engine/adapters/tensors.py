@@ -49,13 +49,13 @@ def located(problem: Problem) -> tuple[Call, Sequence[Tensor], list[int]]:
     try:
         call = problem.call
         for operand, layout, span in zip(operands, call.operands, call.spans_bytes, strict=True):
-            address, storage = operand.data_ptr(), operand.untyped_storage()
+            address, offset = operand.data_ptr(), operand.storage_offset()
             if not (
                 address
                 and operand.stride() == layout.strides
                 and operand.shape == layout.shape
                 and operand.dtype == layout.dtype
-                and address + span <= storage.data_ptr() + storage.nbytes()
+                and offset * layout.dtype.itemsize + span <= operand.untyped_storage().nbytes()
                 and not operand.is_neg()
             ):
                 return _moved(problem)

@@ -1,15 +1,15 @@
 """What backends with kernels share: problems on tensors, brought to the one door."""
 
 from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from stn_engine.adapters.tensors import located
+from stn_engine.adapters.tensors import located, readable
 from stn_engine.backends._results import delivered, parts_of
 from stn_engine.backends.torch import TorchBackend
-from stn_engine.call import Call, Direction, Layout, Operation
+from stn_engine.call import Call, Layout, Operation
 from stn_engine.errors import BackendUnavailableError
 from stn_engine.memory import is_dense
 from stn_engine.plan import Addresses, Reasons
@@ -27,19 +27,16 @@ P = TypeVar("P")
 COMPOSITION = TorchBackend()
 
 
-class NewResults:
-    """New memory for the results of calls, a tensor of its own for each."""
+class NewResults(Protocol):
+    """New memory for the results of several calls, which share it."""
 
-    def __init__(self, calls: Sequence[Call]) -> None:
-        self._tensors = [[_empty(call, layout) for layout in call.needed] for call in calls]
+    def __init__(self, calls: Sequence[Call]) -> None: ...
 
-    def addresses(self) -> list[list[int]]:
+    def addresses(self) -> Sequence[Sequence[int]]:
         """Where each needed result of each call begins."""
-        return [[one.data_ptr() for one in some] for some in self._tensors]
 
-    def tensors(self) -> list[list[Tensor]]:
+    def tensors(self) -> Sequence[Sequence[Tensor]]:
         """All results, asked for once, after kernels were launched."""
-        return self._tensors
 
 
 class KernelBackend(Generic[P]):
@@ -52,8 +49,8 @@ class KernelBackend(Generic[P]):
     name: str
     reads_bytes = False
     """Whether it has ``run_on_bytes``; see ``stn_engine.plan.Kernels``."""
-    new_results: type[NewResults] = NewResults
-    """How memory for the results of several calls is made."""
+    new_results: type[NewResults] | None = None
+    """Memory for the results of several calls; None: every result has its own."""
 
     def reasons_against(self, device: torch.device) -> tuple[str, ...]:
         """Why nothing can be run on a device; empty if something can."""
@@ -116,42 +113,51 @@ class KernelBackend(Generic[P]):
 
     def generate_grid(self, problems: Sequence[GridProblem]) -> list[Tensor]:
         """The sampling grid of each problem, composed."""
-        return COMPOSITION.generate_grid(problems)
+        return COMPOSITION.generate_grid(list(map(readable, problems)))
 
     def generate_grid_gradients(self, problems: Sequence[GridGradientsProblem]) -> list[Tensor]:
         """The gradient of the parameters of each problem, composed."""
-        return COMPOSITION.generate_grid_gradients(problems)
-
-    def result(self, problem: WarpProblem | WarpGradientsProblem) -> Any:
-        """What ``warp`` or ``warp_gradients`` returns for one problem, in new memory."""
-        call, operands, addresses = located(problem)
-        plan = self._planned(call)
-        parts: list[Tensor | None] = []
-        for layout in call.results:  # a loop: small calls spend their time here
-            part = None
-            if layout is not None:
-                part = _empty(call, layout)
-                addresses.append(part.data_ptr())
-            parts.append(part)
-        self.run((plan,), (addresses,))
-        del operands
-        return _result(call, parts)
+        return COMPOSITION.generate_grid_gradients(list(map(readable, problems)))
 
     def _results(self, problems: Sequence[WarpProblem | WarpGradientsProblem]) -> list[Any]:
-        """The results of each problem, in new memory."""
-        if len(problems) == 1:
-            return [self.result(problems[0])]
+        """What ``warp`` or ``warp_gradients`` returns for each problem, in new memory."""
+        if self.new_results is not None and len(problems) > 1:
+            return self._results_together(problems, self.new_results)
+        found, plans, addresses, results = [], [], [], []
+        for problem in problems:  # loops: small calls spend their time here
+            call, operands, where = located(problem)
+            parts: list[Tensor | None] = []
+            for layout in call.results:
+                if layout is None:
+                    parts.append(None)
+                    continue
+                dtype, shape, strides = layout
+                part = torch.empty_strided(shape, strides, dtype=dtype, device=call.device)
+                where.append(part.data_ptr())
+                parts.append(part)
+            found.append(operands)  # until the end: they may be copies
+            plans.append(self._planned(call))
+            addresses.append(where)
+            results.append(parts[0] if len(parts) == 1 else Gradients(*parts))
+        self.run(plans, addresses)
+        return results
+
+    def _results_together(
+        self, problems: Sequence[WarpProblem | WarpGradientsProblem], new: type[NewResults]
+    ) -> list[Any]:
+        """The same in memory that results share."""
         found = list(map(located, problems))
         calls = [call for call, _, _ in found]
-        memory = self.new_results(calls)
+        memory = new(calls)
         places = memory.addresses()
         addresses = [[*where, *into] for (_, _, where), into in zip(found, places, strict=True)]
         self.run(list(map(self._planned, calls)), addresses)
-        parts = map(iter, memory.tensors())
-        return [
-            _result(call, [None if one is None else next(some) for one in call.results])
-            for call, some in zip(calls, parts, strict=True)
-        ]
+        results = []
+        for call, some in zip(calls, memory.tensors(), strict=True):
+            left = iter(some)
+            parts = [None if layout is None else next(left) for layout in call.results]
+            results.append(parts[0] if len(parts) == 1 else Gradients(*parts))
+        return results
 
     def _run_into(
         self,
@@ -183,14 +189,3 @@ class KernelBackend(Generic[P]):
 
 def _layout(tensor: Tensor | None) -> Layout | None:
     return None if tensor is None else Layout.of(tensor)
-
-
-def _empty(call: Call, layout: Layout) -> Tensor:
-    """New memory for a result of a call."""
-    dtype, shape, strides = layout
-    return torch.empty_strided(shape, strides, dtype=dtype, device=call.device)
-
-
-def _result(call: Call, parts: Sequence[Any]) -> Any:
-    """The result of a call, from its parts."""
-    return parts[0] if call.direction is Direction.FORWARD else Gradients(*parts)
