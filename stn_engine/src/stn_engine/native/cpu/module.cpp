@@ -30,7 +30,7 @@ void warp_items(nb::list items, int threads) {
   }
   const InstructionSet& isa = *chosen;
   nb::gil_scoped_release free;
-  warp(call.items, isa, threads < 1 ? 1 : threads);
+  warp(call.items, isa, {threads < 1 ? 1 : threads, true});
 }
 
 void warp_gradients_of_items(nb::list items, int threads) {
@@ -47,7 +47,7 @@ void warp_gradients_of_items(nb::list items, int threads) {
   const InstructionSet& isa = *chosen;
   {
     nb::gil_scoped_release free;
-    warp_gradients(call.items, isa, threads < 1 ? 1 : threads);
+    warp_gradients(call.items, isa, {threads < 1 ? 1 : threads, true});
   }
   write_results(call);
 }
@@ -73,8 +73,8 @@ nb::list compute_forms(nb::list calls, int threads) {
   threads = threads < 1 ? 1 : threads;
   std::optional<nb::gil_scoped_release> free;
   if (is_worth_freeing(computation.warps) || is_worth_freeing(computation.gradients)) free.emplace();
-  warp(computation.warps, isa, threads);
-  warp_gradients(computation.gradients, isa, threads);
+  warp(computation.warps, isa, {threads});
+  warp_gradients(computation.gradients, isa, {threads});
   computation.round();
   return results;
 }
