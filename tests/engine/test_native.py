@@ -3,6 +3,8 @@
 import ast
 import os
 import signal
+import subprocess
+import sys
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -277,6 +279,36 @@ def test_a_forked_child_has_threads_of_its_own():
         signal.alarm(30)
         os._exit(0 if warped() == expected else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+COUNTS_THREADS = """
+import os
+import torch
+import stn_engine
+from stn_engine.adapters import on_bytes
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+torch.set_num_threads(3)
+feature_map = torch.rand(1, 3, 256, 256, requires_grad=True)
+transform = stn_engine.Affine(torch.tensor([[[0.9, 0.1, 0.0], [0.0, 0.9, 0.0]]]))
+feature_map.exp()
+of_torch = threads()
+stn_engine.warp(feature_map, transform).sum().backward()
+beside_torch = threads()
+problem = stn_engine.WarpProblem(feature_map.detach(), transform)
+on_bytes.compute([(problem, [operand.numpy().tobytes() for operand in problem.operands])])
+print(beside_torch - of_torch, threads() - beside_torch)
+"""
+
+
+def test_tensors_are_computed_by_the_threads_of_torch_and_bytes_by_others():
+    """Two pools side by side would take the cores from each other."""
+    found = subprocess.run(
+        [sys.executable, "-c", COUNTS_THREADS], check=True, capture_output=True, text=True
+    )
+    assert found.stdout.split() == ["0", "2"]
 
 
 def test_other_python_threads_run_during_a_call():

@@ -38,11 +38,12 @@ nb::list run(nb::list calls, int threads) {
     results.append(nb::cast<const Plan&>(call[0]).add(computation, call));
   }
   const InstructionSet& isa = *chosen;
-  threads = threads < 1 ? 1 : threads;
+  // Torch computes before and after on the tensors whose addresses these are, but never on bytes.
+  const Threads on{threads < 1 ? 1 : threads, !computation.reads_bytes()};
   std::optional<nb::gil_scoped_release> free;
   if (is_worth_freeing(computation.warps) || is_worth_freeing(computation.gradients)) free.emplace();
-  warp(computation.warps, isa, threads);
-  warp_gradients(computation.gradients, isa, threads);
+  warp(computation.warps, isa, on);
+  warp_gradients(computation.gradients, isa, on);
   computation.round();
   return results;
 }

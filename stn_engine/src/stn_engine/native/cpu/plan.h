@@ -110,6 +110,9 @@ class Computation {
     return bytes.aligned(static_cast<size_t>(extent.itemsize));
   }
 
+  // Whether any operand was lent as bytes.
+  bool reads_bytes() const { return !bytes_.empty(); }
+
   double* numbers(int64_t count) { return numbers_.emplace_back(static_cast<size_t>(count)).data(); }
 
   // Numbers that are rounded, once, into a result.

@@ -1,5 +1,6 @@
 #include "pool.h"
 
+#include <dlfcn.h>
 #include <pthread.h>
 
 #include <atomic>
@@ -116,22 +117,41 @@ class Pool {
 
 // Never destroyed: its threads may outlive main. A forked child, which has none of them, starts a new one.
 Pool* pool = nullptr;
+// In a forked child OpenMP waits for threads that only its parent has.
+bool is_forked = false;
 std::once_flag once;
 
 Pool& the_pool() {
   std::call_once(once, [] {
     pool = new Pool;
-    pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+    pthread_atfork(nullptr, nullptr, [] { pool = new Pool, is_forked = true; });
   });
   return *pool;
 }
 
+// How compilers enter a parallel region: GNU's OpenMP, and those of LLVM and Intel for its sake.
+using Parallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
+
+// That of the OpenMP which torch brings along and makes visible to all; null without one.
+Parallel openmp_parallel() {
+  static const Parallel found = reinterpret_cast<Parallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
+  return found;
+}
+
 }  // namespace
 
-void for_each_task(int64_t count, int threads, const std::function<void(int64_t)>& task) {
+void for_each_task(int64_t count, Threads threads, const std::function<void(int64_t)>& task) {
   Job job(task, count);
-  const int64_t helpers = (threads < count ? threads : count) - 1;
-  if (helpers <= 0 || !the_pool().run(job, static_cast<int>(helpers))) job.work();
+  const int64_t helpers = (threads.count < count ? threads.count : count) - 1;
+  Pool& own = the_pool();  // first, so that forks are noticed
+  if (helpers <= 0) {
+    job.work();
+  } else if (const Parallel parallel = openmp_parallel(); threads.beside_torch && !is_forked && parallel != nullptr) {
+    // Always all threads: OpenMP ends those that a smaller team leaves over, and starts them anew for the next.
+    parallel([](void* data) { static_cast<Job*>(data)->work(); }, &job, static_cast<unsigned>(threads.count), 0);
+  } else if (!own.run(job, static_cast<int>(helpers))) {
+    job.work();
+  }
   if (job.error) std::rethrow_exception(job.error);
 }
 

@@ -13,12 +13,17 @@ constexpr int64_t kWorthAThread = 1 << 14;
 // So many numbers a task: small enough to share well, large enough to hide the taking of it.
 constexpr int64_t kTaskSize = 1 << 14;
 
+// What there is to compute of an item: values, or the parts of a gradient.
+enum class Work { values, parameter_sums, points, map };
+
 // A run of equal units of work that belong to one item of a batch.
 struct Span {
+  Work work;
   int64_t item, n, units, unit_size;
 };
 
 struct Task {
+  Work work;
   int64_t item, n, first, last;
 };
 
@@ -28,7 +33,7 @@ std::vector<Task> cut(const std::vector<Span>& spans) {
   for (const Span& span : spans) {
     const int64_t step = std::max<int64_t>(1, kTaskSize / std::max<int64_t>(1, span.unit_size));
     for (int64_t first = 0; first < span.units; first += step)
-      tasks.push_back({span.item, span.n, first, std::min(first + step, span.units)});
+      tasks.push_back({span.work, span.item, span.n, first, std::min(first + step, span.units)});
   }
   return tasks;
 }
@@ -40,13 +45,14 @@ int64_t size_of(const std::vector<Span>& spans) {
 }
 
 // Runs the tasks of a call; neighbouring ones together, if there are very many.
-void run(const std::vector<Span>& spans, int threads, const std::function<void(const Task&)>& visit) {
+void run(const std::vector<Span>& spans, Threads threads, const std::function<void(const Task&)>& visit) {
   const std::vector<Task> tasks = cut(spans);
   const int64_t count = static_cast<int64_t>(tasks.size()), size = size_of(spans);
-  const int64_t together =
-      std::max<int64_t>(1, std::min<int64_t>(count / (8 * threads), kTaskSize * count / std::max<int64_t>(1, size)));
+  const int64_t most = kTaskSize * count / std::max<int64_t>(1, size);
+  const int64_t together = std::max<int64_t>(1, std::min<int64_t>(count / (8 * threads.count), most));
   const int64_t groups = (count + together - 1) / together;
-  for_each_task(groups, size < kWorthAThread ? 1 : threads, [&](int64_t group) {
+  if (size < kWorthAThread) threads.count = 1;
+  for_each_task(groups, threads, [&](int64_t group) {
     const int64_t last = std::min((group + 1) * together, count);
     for (int64_t t = group * together; t < last; ++t) visit(tasks[static_cast<size_t>(t)]);
   });
@@ -56,15 +62,11 @@ int64_t chunk_size(const Item& item) { return std::min(pixels_per_chunk(item), i
 
 bool has_pixels(const Item& item) { return item.batch > 0 && item.pixels() > 0 && item.source.channels > 0; }
 
-// Chunks of the target's pixels of every item of every batch.
-std::vector<Span> chunk_spans(const std::vector<Item>& items, const std::function<int64_t(const Item&)>& batch_of) {
-  std::vector<Span> spans;
-  for (size_t i = 0; i < items.size(); ++i) {
-    if (!has_pixels(items[i])) continue;
-    for (int64_t n = 0; n < batch_of(items[i]); ++n)
-      spans.push_back({static_cast<int64_t>(i), n, chunks(items[i]), chunk_size(items[i])});
-  }
-  return spans;
+// Adds the chunks of an item's target pixels, for each of `batch` items of its batch.
+void add_chunks(std::vector<Span>& spans, Work work, const Item& item, size_t i, int64_t batch) {
+  if (!has_pixels(item)) return;
+  for (int64_t n = 0; n < batch; ++n)
+    spans.push_back({work, static_cast<int64_t>(i), n, chunks(item), chunk_size(item)});
 }
 
 struct Pixels {
@@ -133,31 +135,8 @@ void finish(const Item& item, Partials& partials) {
   }
 }
 
-void parameter_gradients(const std::vector<Item>& items, const InstructionSet& isa, int threads) {
-  std::vector<Partials> partials(items.begin(), items.end());
-  const auto batch_of = [](const Item& item) { return has_parameter_gradient(item) ? item.batch : 0; };
-  run(chunk_spans(items, batch_of), threads, [&](const Task& task) {
-    const Item& item = items[static_cast<size_t>(task.item)];
-    Partials& mine = partials[static_cast<size_t>(task.item)];
-    for (int64_t chunk = task.first; chunk < task.last; ++chunk) {
-      const Pixels pixels = pixels_of(item, chunk, chunk + 1);
-      kernels_of(isa, item).parameter_run(item, task.n, pixels.first, pixels.last, mine.at(task.n, chunk));
-    }
-  });
-  for (size_t i = 0; i < items.size(); ++i)
-    if (has_parameter_gradient(items[i])) finish(items[i], partials[i]);
-}
-
-void field_gradients(const std::vector<Item>& items, const InstructionSet& isa, int threads) {
-  const auto batch_of = [](const Item& item) {
-    const bool needed = item.by_field.data != nullptr && item.sampling.interpolation != Interpolation::nearest;
-    return needed ? item.by_field.batch : 0;
-  };
-  run(chunk_spans(items, batch_of), threads, [&](const Task& task) {
-    const Item& item = items[static_cast<size_t>(task.item)];
-    const Pixels pixels = pixels_of(item, task.first, task.last);
-    kernels_of(isa, item).field_run(item, task.n, pixels.first, pixels.last);
-  });
+bool has_point_gradient(const Item& item) {
+  return item.by_field.data != nullptr && item.sampling.interpolation != Interpolation::nearest;
 }
 
 // Bands of a map's outermost axis: as many as threads can use, as few as possible.
@@ -166,42 +145,64 @@ int64_t bands(const Item& item, int threads) {
   return std::min<int64_t>(depth, (threads + item.source.batch - 1) / item.source.batch);
 }
 
-void map_gradients(const std::vector<Item>& items, const InstructionSet& isa, int threads) {
-  std::vector<Span> spans;
-  for (size_t i = 0; i < items.size(); ++i) {
-    const Item& item = items[i];
-    if (item.by_source.data == nullptr || !has_pixels(item)) continue;
-    const int64_t tiles = kernels_of(isa, item).tiles(item);
-    const int64_t units = tiles > 0 ? tiles : bands(item, threads);
-    const int64_t size = item.pixels() * item.target.channels * item.batch;
-    for (int64_t n = 0; n < item.source.batch; ++n)
-      spans.push_back({static_cast<int64_t>(i), n, units, size / (units * item.source.batch) + 1});
-  }
-  run(spans, threads, [&](const Task& task) {
-    const Item& item = items[static_cast<size_t>(task.item)];
-    const Kernels& kernels = kernels_of(isa, item);
-    const bool tiled = kernels.tiles(item) > 0;
-    const int64_t depth = item.source.size[item.axes - 1], count = bands(item, threads);
-    for (int64_t unit = task.first; unit < task.last; ++unit)
-      if (tiled) kernels.tile(item, task.n, unit);
-      else kernels.band(item, task.n, depth * unit / count, depth * (unit + 1) / count);
-  });
+// Adds the tiles or bands of the gradient of an item's map.
+void add_map(std::vector<Span>& spans, const Item& item, size_t i, const Kernels& kernels, int threads) {
+  if (item.by_source.data == nullptr || !has_pixels(item)) return;
+  const int64_t tiles = kernels.tiles(item);
+  const int64_t units = tiles > 0 ? tiles : bands(item, threads);
+  const int64_t size = item.pixels() * item.target.channels * item.batch;
+  for (int64_t n = 0; n < item.source.batch; ++n)
+    spans.push_back({Work::map, static_cast<int64_t>(i), n, units, size / (units * item.source.batch) + 1});
+}
+
+void run_map(const Item& item, const Kernels& kernels, const Task& task, int threads) {
+  const bool tiled = kernels.tiles(item) > 0;
+  const int64_t depth = item.source.size[item.axes - 1], count = bands(item, threads);
+  for (int64_t unit = task.first; unit < task.last; ++unit)
+    if (tiled) kernels.tile(item, task.n, unit);
+    else kernels.band(item, task.n, depth * unit / count, depth * (unit + 1) / count);
 }
 
 }  // namespace
 
-void warp(const std::vector<Item>& items, const InstructionSet& isa, int threads) {
-  run(chunk_spans(items, [](const Item& item) { return item.batch; }), threads, [&](const Task& task) {
+void warp(const std::vector<Item>& items, const InstructionSet& isa, Threads threads) {
+  std::vector<Span> spans;
+  for (size_t i = 0; i < items.size(); ++i) add_chunks(spans, Work::values, items[i], i, items[i].batch);
+  run(spans, threads, [&](const Task& task) {
     const Item& item = items[static_cast<size_t>(task.item)];
     const Pixels pixels = pixels_of(item, task.first, task.last);
     kernels_of(isa, item).warp_run(item, task.n, pixels.first, pixels.last);
   });
 }
 
-void warp_gradients(const std::vector<Item>& items, const InstructionSet& isa, int threads) {
-  parameter_gradients(items, isa, threads);
-  field_gradients(items, isa, threads);
-  map_gradients(items, isa, threads);
+// All parts of all gradients are one pool of tasks: of a small call, each part alone would leave threads idle.
+void warp_gradients(const std::vector<Item>& items, const InstructionSet& isa, Threads threads) {
+  std::vector<Partials> partials(items.begin(), items.end());
+  std::vector<Span> spans;
+  for (size_t i = 0; i < items.size(); ++i) {
+    const Item& item = items[i];
+    add_map(spans, item, i, kernels_of(isa, item), threads.count);
+    if (has_parameter_gradient(item)) add_chunks(spans, Work::parameter_sums, item, i, item.batch);
+    if (has_point_gradient(item)) add_chunks(spans, Work::points, item, i, item.by_field.batch);
+  }
+  run(spans, threads, [&](const Task& task) {
+    const Item& item = items[static_cast<size_t>(task.item)];
+    const Kernels& kernels = kernels_of(isa, item);
+    if (task.work == Work::map) {
+      run_map(item, kernels, task, threads.count);
+    } else if (task.work == Work::points) {
+      const Pixels pixels = pixels_of(item, task.first, task.last);
+      kernels.field_run(item, task.n, pixels.first, pixels.last);
+    } else {
+      Partials& mine = partials[static_cast<size_t>(task.item)];
+      for (int64_t chunk = task.first; chunk < task.last; ++chunk) {
+        const Pixels pixels = pixels_of(item, chunk, chunk + 1);
+        kernels.parameter_run(item, task.n, pixels.first, pixels.last, mine.at(task.n, chunk));
+      }
+    }
+  });
+  for (size_t i = 0; i < items.size(); ++i)
+    if (has_parameter_gradient(items[i])) finish(items[i], partials[i]);
 }
 
 }  // namespace stn
