@@ -8,11 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from unittest.mock import patch
 
 import torch
 
 from stn_engine import Affine, Gradients, WarpGradientsProblem, WarpProblem, dispatch
-from stn_engine.adapters import on_bytes
+from stn_engine.adapters import device_buffers, on_bytes
 from stn_engine.adapters.device_buffers import DeviceBuffer
 from stn_engine.backends.cuda import CudaBackend
 
@@ -78,10 +79,13 @@ def main() -> None:
         }.items():
             report(what, name, launcher, run)
         for name, problems in {
-            "forward, in blocks": warps,
-            "backward, in blocks": backward,
+            "forward, in buffers": warps,
+            "backward, in buffers": backward,
         }.items():
-            report(what, name, launcher, partial(backends[0].compute_in, *in_blocks(problems)))
+            with patch.object(dispatch, "candidates", lambda: backends):
+                report(
+                    what, name, launcher, partial(device_buffers.compute, *in_buffers(problems))
+                )
 
 
 def report(what: str, name: str, launcher: IdleLauncher, run: Callable[[], object]) -> None:
@@ -89,7 +93,7 @@ def report(what: str, name: str, launcher: IdleLauncher, run: Callable[[], objec
     print(f"{what:24} {name:24} launched {launched:6.1f}   returned {returned:6.1f}")
 
 
-def in_blocks(problems) -> tuple[object, DeviceBuffer, DeviceBuffer]:
+def in_buffers(problems) -> tuple[object, DeviceBuffer, DeviceBuffer]:
     """As a server has them: problems that were made once, and memory of this batch."""
     unbound = [
         problem.bound(*(operand.to("meta") for operand in problem.operands)) for problem in problems

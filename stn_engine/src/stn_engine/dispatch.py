@@ -104,23 +104,37 @@ def planned(problems: Sequence[Problem], device: torch.device) -> Planned | None
     Returns:
         The plans, kept with the problems; None if not all problems have a plan of one backend.
     """
-    key = planned, device, candidates()
-    found = [one.plans.kept(key, _first_plan, one, *key[1:]) for one in problems]
-    backends = {backend for backend, _ in found}
-    if len(backends) != 1 or None in backends:
+    backends = candidates()
+    found = []
+    for problem in problems:
+        kept: _FirstPlan | None = problem.plans.get(planned)
+        if kept is None or kept.backends is not backends or kept.device != device:
+            kept = problem.plans[planned] = _first_plan(problem, device, backends)
+        found.append(kept)
+    chosen = {one.backend for one in found}
+    if len(chosen) != 1 or None in chosen:
         return None
-    return Planned(backends.pop(), [plan for _, plan in found])
+    return Planned(chosen.pop(), [one.plan for one in found])
+
+
+class _FirstPlan(NamedTuple):
+    """What was found for a problem, and for whom."""
+
+    device: torch.device
+    backends: Sequence[Backend]
+    backend: Backend | None
+    plan: Any
 
 
 def _first_plan(
     problem: Problem, device: torch.device, backends: Sequence[Backend]
-) -> tuple[Backend | None, Any]:
+) -> _FirstPlan:
     call = call_on(problem, device)
     for backend in backends:
         plan = backend.plan(call)
         if not isinstance(plan, tuple):
-            return backend, plan
-    return None, None
+            return _FirstPlan(device, backends, backend, plan)
+    return _FirstPlan(device, backends, None, None)
 
 
 def compute(problems: Sequence[Any]) -> Sequence[Any]:

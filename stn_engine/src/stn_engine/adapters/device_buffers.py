@@ -5,7 +5,6 @@ them.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -133,11 +132,12 @@ def compute(problems: Sequence[Problem], operands: DeviceBuffer, results: Device
     if planned is None:
         _compute_views(problems, operands, results)
         return
-    there, free = iter(operands.addresses.tolist()), iter(results.addresses.tolist())
-    addresses = [
-        [*islice(there, len(of_operands)), *islice(free, len(of_results))]
-        for of_operands, of_results in sizes_bytes
-    ]
+    there, free = operands.addresses.tolist(), results.addresses.tolist()
+    addresses, operand, result = [], 0, 0
+    for of_operands, of_results in sizes_bytes:
+        next_operand, next_result = operand + len(of_operands), result + len(of_results)
+        addresses.append(there[operand:next_operand] + free[result:next_result])
+        operand, result = next_operand, next_result
     planned.backend.run(planned.plans, addresses)
 
 

@@ -71,10 +71,10 @@ class KernelBackend(Generic[P]):
             return reasons
         if call.operation is not Operation.WARP:
             return ("has kernels for feature maps, none for grids alone",)
-        found: P | Reasons | None = call.plans.get(self)
-        if found is None:
-            found = call.plans[self] = self.plan_warp(call)
-        return found
+        kept: P | Reasons | None = call.plans.get(self)
+        if kept is None:
+            kept = call.plans[self] = self.plan_warp(call)
+        return kept
 
     def unsupported_reasons(self, problem: Problem) -> tuple[str, ...]:
         """Every reason why this backend cannot run ``problem``; empty if it can."""
