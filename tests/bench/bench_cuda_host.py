@@ -83,9 +83,7 @@ def main() -> None:
             "backward, in buffers": backward,
         }.items():
             with patch.object(dispatch, "candidates", lambda: backends):
-                report(
-                    what, name, launcher, partial(device_buffers.compute, *in_buffers(problems))
-                )
+                report(what, name, launcher, partial(device_buffers.compute, *in_buffers(problems)))
 
 
 def report(what: str, name: str, launcher: IdleLauncher, run: Callable[[], object]) -> None:

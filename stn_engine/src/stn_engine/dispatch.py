@@ -126,9 +126,7 @@ class _FirstPlan(NamedTuple):
     plan: Any
 
 
-def _first_plan(
-    problem: Problem, device: torch.device, backends: Sequence[Backend]
-) -> _FirstPlan:
+def _first_plan(problem: Problem, device: torch.device, backends: Sequence[Backend]) -> _FirstPlan:
     call = call_on(problem, device)
     for backend in backends:
         plan = backend.plan(call)

@@ -33,7 +33,7 @@ from stn_engine.problem import (
     spec_of,
 )
 from stn_engine.spec import Coordinates, Interpolation, Padding, Subgradient, WarpSpec
-from stn_engine.transforms import ParametricTransform, Transform
+from stn_engine.transforms import KINDS, ParametricTransform, Transform
 
 
 def warp(
@@ -164,9 +164,10 @@ def warp_gradients(  # noqa: PLR0913 - the options of warp, and needs
         interpolation, padding, fill, coordinates, align_corners, subgradient, deterministic
     )
     problem = _warp_into(grad_output, feature_map, transform, spec)
-    _warn_of_channels_last(problem)
+    if "call" not in vars(problem) or problem.call.looks_channels_last:
+        _warn_of_channels_last(problem)
     grad_output = checks.autocast("grad_output", grad_output, problem.output_dtype)
-    return operators.warp_gradients(WarpGradientsProblem(problem, grad_output, needs))
+    return operators.warp_gradients.of_new(WarpGradientsProblem(problem, grad_output, needs))
 
 
 @unrecorded
@@ -174,11 +175,13 @@ def _warp_into(
     grad_output: Tensor, feature_map: Tensor, transform: Transform, spec: WarpSpec
 ) -> WarpProblem:
     """The warp whose result has the size of ``grad_output``."""
-    checks.check_transform(transform, get_args(Transform))
+    checks.check_transform(transform, KINDS)
     checks.check_tensor("grad_output", grad_output)
-    expected = ("N", "C", *checks.target_axes(transform.dims))
-    checks.check_shape("grad_output", grad_output, [expected], "Add or remove axes.")
-    return WarpProblem(feature_map, transform, grad_output.shape[2:], spec)
+    dims = transform.dims
+    if grad_output.dim() != 2 + dims:
+        expected = ("N", "C", *checks.target_axes(dims))
+        checks.check_shape("grad_output", grad_output, [expected], "Add or remove axes.")
+    return WarpProblem(feature_map, transform, tuple(grad_output.shape[2:]), spec)
 
 
 _suspected: list[Sequence[int]] = []

@@ -505,15 +505,16 @@ def _warp_key(feature_map: Any, transform: Any, output_size: Any, spec: WarpSpec
     parameters = vars(transform)[transform.argument]  # no call: this is part of every warp
     if not (type(feature_map) in PLAIN_TYPES and type(parameters) in PLAIN_TYPES):
         return None
+    size = output_size
+    if size is not None and not (type(size) is tuple and set(map(type, size)) == _INTEGERS):
+        size = checks.checked_output_size(size, transform.dims)
     if not feature_map.layout == parameters.layout == torch.strided:
         return None
     try:
         return (
             type(transform),
             transform.settings,
-            None
-            if output_size is None
-            else checks.checked_output_size(output_size, transform.dims),
+            size,
             spec,
             feature_map.dtype,
             feature_map.shape,
@@ -543,6 +544,7 @@ def _gradients_key(warp: WarpProblem, grad_output: Any, needs: Any) -> Hashable:
     return key
 
 
+_INTEGERS = {int}
 _SEQUENCES = {tuple, list}
 
 
