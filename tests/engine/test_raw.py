@@ -209,9 +209,9 @@ def test_the_work_on_a_problem_is_kept_with_it():
     """A server computes the same problem again and again."""
     job = job_of(random_warp(1))
     on_bytes.compute([job])
-    (plan,) = dispatch.planned([job[0]], HOST).plans
+    backend, (plan,) = dispatch.planned([job[0]], HOST)
     assert plan is not None
-    assert dispatch.planned([job[0]], HOST).plans == [plan]
+    assert dispatch.planned([job[0]], HOST) == (backend, [plan])
 
 
 def compute_in_block(problems):

@@ -89,50 +89,43 @@ def _readable(backend: Backend, problems: Sequence[P]) -> Sequence[P]:
     return [readable(problem) for problem in problems]
 
 
-class Planned(NamedTuple):
-    """Plans of one backend."""
+class FirstPlan(NamedTuple):
+    """What the first backend that has kernels for a problem has worked out for it."""
 
-    backend: Any
-    """It has kernels; see ``stn_engine.plan.Kernels``."""
-    plans: list[Any]
-    """One for each problem."""
-
-
-def planned(problems: Sequence[Problem], device: torch.device) -> Planned | None:
-    """Plans for problems whose operands will be on a device, of the first backend that has some.
-
-    Returns:
-        The plans, kept with the problems; None if not all problems have a plan of one backend.
-    """
-    backends = candidates()
-    found = []
-    for problem in problems:
-        kept: _FirstPlan | None = problem.plans.get(planned)
-        if kept is None or kept.backends is not backends or kept.device != device:
-            kept = problem.plans[planned] = _first_plan(problem, device, backends)
-        found.append(kept)
-    chosen = {one.backend for one in found}
-    if len(chosen) != 1 or None in chosen:
-        return None
-    return Planned(chosen.pop(), [one.plan for one in found])
-
-
-class _FirstPlan(NamedTuple):
-    """What was found for a problem, and for whom."""
-
-    device: torch.device
     backends: Sequence[Backend]
-    backend: Backend | None
+    """Those that were asked."""
+    backend: Any
+    """See ``stn_engine.plan.Kernels``; None if there is none."""
     plan: Any
 
 
-def _first_plan(problem: Problem, device: torch.device, backends: Sequence[Backend]) -> _FirstPlan:
+def planned(problems: Sequence[Problem], device: torch.device) -> tuple[Any, list[Any]] | None:
+    """Plans for problems whose operands will be on a device, of the first backend that has some.
+
+    Returns:
+        The backend, see ``stn_engine.plan.Kernels``, and its plans, kept with the problems; None
+        if not all problems have a plan of one backend.
+    """
+    backends, first = candidates(), None
+    plans: list[Any] = []
+    for problem in problems:  # a loop: a server asks for every batch
+        found: FirstPlan | None = problem.plans.get(device)
+        if found is None or found.backends is not backends:
+            found = problem.plans[device] = _first_plan(problem, device, backends)
+        if first is not found.backend and plans:
+            return None
+        first = found.backend
+        plans.append(found.plan)
+    return None if first is None else (first, plans)
+
+
+def _first_plan(problem: Problem, device: torch.device, backends: Sequence[Backend]) -> FirstPlan:
     call = call_on(problem, device)
     for backend in backends:
         plan = backend.plan(call)
         if not isinstance(plan, tuple):
-            return _FirstPlan(device, backends, backend, plan)
-    return _FirstPlan(device, backends, None, None)
+            return FirstPlan(backends, backend, plan)
+    return FirstPlan(backends, None, None)
 
 
 def compute(problems: Sequence[Any]) -> Sequence[Any]:

@@ -132,13 +132,14 @@ def compute(problems: Sequence[Problem], operands: DeviceBuffer, results: Device
     if planned is None:
         _compute_views(problems, operands, results)
         return
+    backend, plans = planned
     there, free = operands.addresses.tolist(), results.addresses.tolist()
     addresses, operand, result = [], 0, 0
     for of_operands, of_results in sizes_bytes:
         next_operand, next_result = operand + len(of_operands), result + len(of_results)
         addresses.append(there[operand:next_operand] + free[result:next_result])
         operand, result = next_operand, next_result
-    planned.backend.run(planned.plans, addresses)
+    backend.run(plans, addresses)
 
 
 def _require_sizes(what: str, buffer: DeviceBuffer, expected: Sequence[int]) -> None:

@@ -45,12 +45,12 @@ def compute(jobs: Sequence[Job], threads: int | None = None) -> Sequence[tuple[B
     if not jobs:
         return []
     planned = dispatch.planned([problem for problem, _ in jobs], HOST)
-    if planned is None or not planned.backend.reads_bytes:
+    if planned is None or not planned[0].reads_bytes:
         return _composed(jobs)
+    backend, plans = planned
     threads = torch.get_num_threads() if threads is None else threads
-    operands = [operands for _, operands in jobs]
     results: Sequence[tuple[Bytes, ...]]
-    results = planned.backend.run_on_bytes(planned.plans, operands, threads)
+    results = backend.run_on_bytes(plans, [operands for _, operands in jobs], threads)
     return results
 
 

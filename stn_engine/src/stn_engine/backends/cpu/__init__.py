@@ -41,25 +41,21 @@ class CpuBackend(KernelBackend[CpuPlan]):
 
     def run(self, plans: Sequence[CpuPlan], addresses: Sequence[Addresses]) -> None:
         """Runs plans together, each on its addresses."""
-        _run(plans, addresses, torch.get_num_threads())
+        self.run_on_bytes(plans, addresses, torch.get_num_threads())
 
     def run_on_bytes(
-        self, plans: Sequence[CpuPlan], operands: Sequence[Sequence[Bytes]], threads: int
+        self,
+        plans: Sequence[CpuPlan],
+        operands: Sequence[Sequence[Bytes]] | Sequence[Addresses],
+        threads: int,
     ) -> Sequence[tuple[Bytes, ...]]:
-        """See ``stn_engine.plan.Kernels``."""
-        return _run(plans, operands, threads)
-
-
-def _run(
-    plans: Sequence[CpuPlan], places: Sequence[Addresses] | Sequence[Sequence[Bytes]], threads: int
-) -> list[tuple[bytes, ...]]:
-    """Runs plans on addresses, or on the bytes of their operands, whose results are returned."""
-    calls, bases = [], []
-    for plan, where in zip(plans, places, strict=True):
-        if plan.basis is None:
-            calls.append((plan.native, *where))
-            continue
-        basis, operands = plan.basis(), plan.operands
-        bases.append(basis)  # until the end of the run
-        calls.append((plan.native, *where[:operands], basis.data_ptr(), *where[operands:]))
-    return _cpu.run(calls, threads)
+        """See ``stn_engine.plan.Kernels``; the native module takes addresses likewise."""
+        calls, bases = [], []
+        for plan, where in zip(plans, operands, strict=True):
+            if plan.basis is None:
+                calls.append((plan.native, *where))
+                continue
+            basis, count = plan.basis(), plan.operands
+            bases.append(basis)  # until the end of the run
+            calls.append((plan.native, *where[:count], basis.data_ptr(), *where[count:]))
+        return _cpu.run(calls, threads)

@@ -173,19 +173,20 @@ class Plan {
     std::vector<Item>& items = is_gradient_ ? to.gradients : to.warps;
     Item& item = items.emplace_back(item_);
     read(item, to, call);
-    nb::list created;
+    const size_t returned = given == all ? 0 : results_.size();
+    nb::tuple created = nb::steal<nb::tuple>(PyTuple_New(static_cast<Py_ssize_t>(returned)));
     for (size_t r = 0; r < results_.size(); ++r) {
       void* memory;
-      if (given == all) {
+      if (returned == 0) {
         memory = address_of(results_[r].where, call[1 + operands + r]);
       } else {
         nb::bytes bytes = new_bytes(results_[r].bytes);
         memory = PyBytes_AS_STRING(bytes.ptr());
-        created.append(std::move(bytes));
+        PyTuple_SET_ITEM(created.ptr(), static_cast<Py_ssize_t>(r), bytes.release().ptr());
       }
       write(item, to, r, memory);
     }
-    return nb::tuple(created);
+    return created;
   }
 
  private:
