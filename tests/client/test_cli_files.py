@@ -17,7 +17,10 @@ from stn_client.cli import main
 from stn_client.cli._files import jobs_of
 from stn_client.cli._images import ImageError
 from stn_client.local import LocalServer
+from support.processes import run_python
 
+ABSENT = ("--target=127.0.0.1:1", "--timeout=0.2")
+"""Port 1 is privileged and unused."""
 STN = [sys.executable, "-c", "import sys; from stn_client.cli import main; sys.exit(main())"]
 
 
@@ -219,6 +222,67 @@ def test_an_interrupt_is_one_line(tmp_path, source):
             _, error = process.communicate(timeout=30)
     assert (process.returncode, error) == (130, "stn: interrupted\n")
     assert not (tmp_path / "out").exists()
+
+
+INTERRUPTED_AMID_IMPORTS = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(name, path=None, target=None):
+        if name == last:
+            os.kill(os.getpid(), signal.SIGINT)
+
+last = sys.argv.pop(1)
+sys.meta_path.insert(0, Interrupting)
+from stn_client.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    "imported", ["stn_client.cli._main", "google.protobuf", "grpc", "numpy", "stn_client.tiling"]
+)
+def test_an_interrupt_amid_imports_is_one_line(imported):
+    """What takes most of the time of a short command is imported when interrupts are handled."""
+    done = run_python("-c", INTERRUPTED_AMID_IMPORTS, imported, "info")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stn: interrupted\n")
+
+
+@pytest.mark.parametrize("arguments", [["--version"], [*ABSENT, "info"]])
+def test_an_interrupt_at_the_end_is_one_line(arguments):
+    """The interpreter takes its time to end, too, after a result, an error, or an early exit."""
+    program = "import atexit, os, signal, sys; from stn_client.cli import main; "
+    program += "atexit.register(os.kill, os.getpid(), signal.SIGINT); sys.exit(main())"
+    done = run_python("-c", program, *arguments)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (130, "stn: interrupted")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_second_interrupt_waits_for_nothing():
+    """Such as a thread that is amid a large file."""
+    program = """
+import os, signal, sys, threading
+from stn_client.cli import main
+
+class Interrupting(list):
+    def __getitem__(self, _):
+        os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=threading.Event().wait).start()
+threading._register_atexit(os.kill, os.getpid(), signal.SIGINT)
+sys.argv = Interrupting(sys.argv)
+sys.exit(main())
+"""
+    done = run_python("-c", program, timeout_s=30)
+    assert (done.returncode, done.stderr) == (130, "stn: interrupted\n")
+
+
+def test_an_interrupt_stays_ignored_where_the_process_was_started_so():
+    """As of a command in the background of a script: its terminal means another one."""
+    program = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    program += "from stn_client.cli import main; import atexit; "
+    program += "atexit.register(os.kill, os.getpid(), signal.SIGINT); sys.exit(main())"
+    assert run_python("-c", program, "--version").returncode == 0
 
 
 def test_a_reader_that_goes_away_is_no_error(local_server):

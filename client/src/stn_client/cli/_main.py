@@ -26,11 +26,8 @@ from stn_client.cli._report import report
 DEFAULT_TARGET = "127.0.0.1:50051"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a subcommand; returns the exit code: 1 if the service or a file refused.
-
-    Whatever goes wrong is one line on standard error.
-    """
+def run(arguments: Sequence[str] | None) -> int:
+    """What `stn_client.cli.main` does."""
     logging.getLogger("stn_client").addHandler(logging.NullHandler())  # errors tell what it would
     try:
         with warnings.catch_warnings():
