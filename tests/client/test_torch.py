@@ -3,6 +3,7 @@
 import copy
 import gc
 import io
+import warnings
 
 import numpy as np
 import pytest
@@ -333,6 +334,38 @@ def test_torch_func_sees_the_warp(client):
     assert torch.equal(total, exact[1])
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("argnums", [0, 1, (0, 1)])
+def test_torch_compiles_transforms_of_a_remote_warp(client, backend, argnums):
+    """`torch.func.grad` in `torch.compile`, without a break, equals torch's own operators."""
+    remote, local = sampled(client, padding="border")
+    at = [operand.detach() for operand in operands(dtype=torch.float32)]
+
+    def gradients(function):
+        return torch.func.grad(lambda *leaves: function(*leaves).square().sum(), argnums)
+
+    compiled = torch.compile(gradients(remote), fullgraph=True, backend=backend)
+    expected = gradients(local)(*at)
+    torch.testing.assert_close(compiled(*at), expected, rtol=1e-4, atol=1e-5)
+
+
+def traced(function, *given):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*torch\.jit", DeprecationWarning)
+        return torch.jit.trace(function, given, check_trace=False)
+
+
+def test_torch_traces_follow_sizes_of_operands_and_warn_of_others(client):
+    """A size that the tracer cannot follow is a constant, of which it warns as torch does."""
+    images, more = torch.rand(1, 1, 4, 5), torch.rand(1, 1, 6, 7)
+    theta = IDENTITY.theta.float()
+    graph = traced(lambda u, t: warp(client, u, Affine(t)), images, theta)
+    assert "stn_client::warp" in str(graph.graph)
+    torch.testing.assert_close(graph(more, theta), more)
+    with pytest.warns(torch.jit.TracerWarning, match="Python integer might cause the trace to be"):
+        traced(lambda u, t: warp(client, u, Affine(t), u.shape[2:]), images, theta)
+
+
 @pytest.mark.parametrize("checked", ["warp", "warp_gradients"])
 def test_torch_operators_keep_the_rules_of_operators(client, checked):
     """Schema, fake, registration of autograd and tracing, as torch itself checks them."""
@@ -527,6 +560,9 @@ def test_torch_vmap_is_refused(client):
 
     with pytest.raises(InvalidRequestError, match=r"^vmap: expected calls of whole batches"):
         torch.func.jacrev(of_theta)(IDENTITY.theta)
+    squares = torch.func.grad(lambda image: warp(client, image[None], IDENTITY).square().sum())
+    with pytest.raises(InvalidRequestError, match=r"^vmap: expected calls of whole batches"):
+        torch.func.vmap(squares)(IMAGE)
     looped = torch.func.jacrev(of_theta, chunk_size=1)(IDENTITY.theta)
 
     def locally(theta):
