@@ -84,6 +84,24 @@ def test_patterns_stand_for_images_that_match(tmp_path):
     assert jobs(tmp_path, "in/a.png", "in/*.png", "out") == jobs(tmp_path, "in/*.png", "out")
 
 
+def test_links_are_no_circles(tmp_path):
+    """Two stars go through folders, not links to them; a file of several ways is warped once."""
+    for name in ("in/a.png", "in/deep/b.png", "in/.hidden/c.png"):
+        picture(tmp_path / name)
+    for link in ("in/self", "in/again", "in/deep/up"):
+        (tmp_path / link).symlink_to(tmp_path / "in")
+    (tmp_path / "in/lost.png").symlink_to("lost.png")
+    (tmp_path / "alias").symlink_to("in")
+    all_of_it = [("in/a.png", "out/a.png"), ("in/deep/b.png", "out/b.png")]
+    for pattern in ("in/**/*.png", "in/**", "in/**/**/*.png", "**/*.png"):
+        assert jobs(tmp_path, pattern, "out") == all_of_it
+    assert jobs(tmp_path, "in/**/.hidden/*.png", "out") == [("in/.hidden/c.png", "out/c.png")]
+    assert jobs(tmp_path, "in/*/a.png", "out") == [("in/again/a.png", "out/a.png")]
+    assert jobs(tmp_path, "in", "out") == [all_of_it[0], ("in/deep/b.png", "out/deep/b.png")]
+    assert jobs(tmp_path, "alias/**/a.png", "in", "out")[0] == ("alias/a.png", "out/a.png")
+    assert jobs(tmp_path, "in", "in/lost.png")[0] == ("in/a.png", "in/lost.png/a.png")
+
+
 def test_a_name_with_brackets_is_a_name_first(tmp_path):
     """A file that is there is meant, even if it could be a pattern."""
     picture(tmp_path / "a[1].png")
