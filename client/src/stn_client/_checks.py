@@ -27,7 +27,7 @@ def check_target(target: object) -> str:
     if not isinstance(target, str) or not _is_target(target):
         raise invalid(
             "target",
-            'expected "host:port", "unix:/path" or "dns:///name:port" with a port up to 65535, '
+            'expected "host:port", "unix:/path" or "dns:///name:port" with a port from 1 to 65535, '
             f"got {target!r}.",
         )
     return target
