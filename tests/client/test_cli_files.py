@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shlex
 import signal
 import socket
 import subprocess
@@ -311,6 +312,22 @@ def test_a_reader_that_goes_away_is_no_error(local_server):
     done = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, check=False)
     os.close(theirs)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_error(local_server, tmp_path, redirection):
+    """As of jobs that a scheduler starts; what would be told there is told nowhere else."""
+    picture(tmp_path / "a.png")
+    command = shlex.join([*STN, f"--target={local_server.target}", "warp"])
+    files = f"{tmp_path}/a.png {tmp_path}/b.png"
+    done = subprocess.run(
+        ["bash", "-c", f"{command} {files} {redirection}"], capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert (tmp_path / "b.png").exists()
+    lost = f"{command} {tmp_path}/none.png {tmp_path}/c.png 2>&-"
+    done = subprocess.run(["bash", "-c", lost], capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
 
 
 def test_a_bar_needs_tqdm(monkeypatch, local_server, tmp_path, capsys):

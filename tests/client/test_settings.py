@@ -147,6 +147,8 @@ BAD_TARGETS = [
     "ipv4:[127.0.0.1]:1",
     "ipv6:::1:1",
     "ipv6:[::1]:65536",
+    "host:\N{ARABIC-INDIC DIGIT THREE}",
+    "user@host:1",
     b"host:1",
     None,
     50051,

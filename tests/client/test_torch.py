@@ -494,6 +494,7 @@ IMAGE = torch.rand(1, 1, 4, 4)
         ("fill", (IMAGE, IDENTITY), {"fill": "black"}),
         ("fill", (IMAGE, IDENTITY), {"fill": [[1.0]]}),
         ("fill", (IMAGE, IDENTITY), {"fill": None}),
+        ("fill", (IMAGE, IDENTITY), {"padding": "fill", "fill": 10**400}),
     ],
 )
 def test_torch_arguments_that_break_a_rule_are_named(client, name, arguments, options):
@@ -570,6 +571,30 @@ def test_torch_vmap_is_refused(client):
 
     local = torch.func.jacrev(locally, chunk_size=1)(IDENTITY.theta)
     assert torch.allclose(looped, local)
+
+
+@pytest.mark.parametrize(
+    ("name", "feature_map", "found"),
+    [
+        ("feature_map", IMAGE.numpy(), IDENTITY.theta),
+        ("localization", IMAGE, None),
+        ("localization", IMAGE, IDENTITY.theta.numpy()),
+        ("localization", IMAGE, (IDENTITY.theta, 1)),
+    ],
+)
+def test_torch_transformers_check_what_goes_in_and_what_is_found(client, name, feature_map, found):
+    """Before anything of it is asked for."""
+    transformer = SpatialTransformer(lambda _: found, client)
+    with pytest.raises(InvalidRequestError, match=rf"^{name}: expected .*a torch\.Tensor, got"):
+        transformer(feature_map)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_torch_nested_tensors_are_refused(client):
+    """In words, and not with torch's list of backends."""
+    nested = torch.nested.nested_tensor([torch.zeros(1, 4, 4)])
+    with pytest.raises(InvalidRequestError, match=r"^feature_map: .* got a nested one\. Warp its"):
+        warp(client, nested, IDENTITY)
 
 
 def test_torch_unknown_options_are_type_errors(client):

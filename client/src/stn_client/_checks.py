@@ -13,7 +13,7 @@ _SCHEMES = ("dns", "unix", "unix-abstract", "ipv4", "ipv6", "vsock", "xds", "goo
 """What gRPC resolves targets by."""
 
 _ENDPOINT = re.compile(
-    r"(\[[0-9A-Fa-f:.]+(%[^\s\]]+)?\]|[^\s:/\[\]]+)(:(?P<port>\d{1,5}))?|[0-9A-Fa-f]*(:[0-9A-Fa-f]*){2,}"
+    r"(\[[0-9A-Fa-f:.]+(%[^\s\]]+)?\]|[^\s:/@\[\]]+)(:(?P<port>[0-9]{1,5}))?|[0-9A-Fa-f]*(:[0-9A-Fa-f]*){2,}"
 )
 """host, host:port, [address]:port or a bare IPv6 address."""
 

@@ -134,7 +134,9 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, feature_map: Tensor) -> Tensor:
         """Warps every feature map by what the localisation network finds for it."""
+        _check_tensor("feature_map", feature_map, "a torch.Tensor")
         parameters = self.localization(feature_map)
+        _check_tensor("localization", parameters, "it to return a torch.Tensor")
         matrix = MATRICES.get((self._transform, feature_map.dim() - 2))
         if matrix:
             rows, columns = matrix
@@ -169,14 +171,21 @@ def _checked(feature_map: object, transform: Any) -> Tensor:
     if kind.__name__ not in KINDS or not hasattr(transform, "parameters"):
         raise invalid("transform", f"expected one of {', '.join(KINDS)}, got {kind.__name__}.")
     parameters: Any = transform.parameters
-    for name, operand in (("feature_map", feature_map), ("transform", parameters)):
-        if not isinstance(operand, Tensor):
-            what = "a torch.Tensor" if name == "feature_map" else "parameters in a torch.Tensor"
-            got = type(operand).__name__
-            raise invalid(name, f"expected {what}, got {got}. Convert it: torch.as_tensor(...).")
+    _check_tensor("feature_map", feature_map, "a torch.Tensor")
+    _check_tensor("transform", parameters, "parameters in a torch.Tensor")
     halves = {torch.float16, torch.bfloat16}
     checked: Tensor = parameters.float() if parameters.dtype in halves else parameters
     return checked
+
+
+def _check_tensor(argument: str, value: object, expected: str) -> None:
+    if not isinstance(value, Tensor):
+        got = type(value).__name__
+        raise invalid(
+            argument, f"expected {expected}, got {got}. Convert it: torch.as_tensor(...)."
+        )
+    if value.is_nested:
+        raise invalid(argument, f"expected {expected}, got a nested one. Warp its parts.")
 
 
 def _size(output_size: Sequence[int]) -> list[Any]:
@@ -215,7 +224,10 @@ def _fill(fill: Any) -> list[float]:
     values = [given] if isinstance(given, Real) else given
     if not isinstance(values, Sequence) or not all(isinstance(value, Real) for value in values):
         raise invalid("fill", f"expected a number, or a list of numbers, got {fill!r}.")
-    return [float(value) for value in values]
+    try:
+        return [float(value) for value in values]
+    except OverflowError as error:
+        raise invalid("fill", "expected numbers that fit a float, got a larger one.") from error
 
 
 def _named(client: Any) -> str:
