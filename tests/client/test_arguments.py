@@ -173,11 +173,11 @@ INVALID = {
     ),
     "theta": (
         lambda: calls.warp(MAP, Affine(THETA > 0), None, {}),
-        "theta: expected one of float32, float64, float16, bfloat16, uint8, got bool. Cast it.",
+        "theta: expected float32 or float64, got bool. Cast it.",
     ),
     "grid": (
         lambda: calls.warp(MAP, SamplingGrid(GRID.astype("c8")), None, {}),
-        "grid: expected one of float32, float64, float16, bfloat16, uint8, got complex64. Cast it.",
+        "grid: expected float32 or float64, got complex64. Cast it.",
     ),
 }
 

@@ -173,6 +173,14 @@ def test_calls_whole_numbers_are_a_theta():
     assert call.request == calls.warp(MAP, Affine(THETA), None, {}).request
 
 
+@pytest.mark.parametrize("half", ["f2", ml_dtypes.bfloat16], ids=str)
+def test_calls_half_precision_is_a_theta(half):
+    """Parameters in half precision are sent as float32, with the values that they have."""
+    theta = np.array([[[0.1, 0, 2], [0, 1, 3]]]).astype(half)
+    call = calls.warp(MAP, Affine(theta), None, {})
+    assert call.request == calls.warp(MAP, Affine(theta.astype(np.float32)), None, {}).request
+
+
 @pytest.mark.parametrize("dtype", ["f4", "f8", "f2", "u1", ml_dtypes.bfloat16], ids=str)
 def test_calls_warp_reads_a_reply_of_any_dtype(dtype):
     """The output is an array with the values of the reply."""

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shlex
 import signal
 import socket
 import subprocess
@@ -17,7 +18,10 @@ from stn_client.cli import main
 from stn_client.cli._files import jobs_of
 from stn_client.cli._images import ImageError
 from stn_client.local import LocalServer
+from support.processes import run_python
 
+ABSENT = ("--target=127.0.0.1:1", "--timeout=0.2")
+"""Port 1 is privileged and unused."""
 STN = [sys.executable, "-c", "import sys; from stn_client.cli import main; sys.exit(main())"]
 
 
@@ -79,6 +83,24 @@ def test_patterns_stand_for_images_that_match(tmp_path):
     found = jobs(tmp_path, "in/**/*.png", "out")
     assert [result for _, result in found] == ["out/a.png", "out/b.png", "out/d.png"]
     assert jobs(tmp_path, "in/a.png", "in/*.png", "out") == jobs(tmp_path, "in/*.png", "out")
+
+
+def test_links_are_no_circles(tmp_path):
+    """Two stars go through folders, not links to them; a file of several ways is warped once."""
+    for name in ("in/a.png", "in/deep/b.png", "in/.hidden/c.png"):
+        picture(tmp_path / name)
+    for link in ("in/self", "in/again", "in/deep/up"):
+        (tmp_path / link).symlink_to(tmp_path / "in")
+    (tmp_path / "in/lost.png").symlink_to("lost.png")
+    (tmp_path / "alias").symlink_to("in")
+    all_of_it = [("in/a.png", "out/a.png"), ("in/deep/b.png", "out/b.png")]
+    for pattern in ("in/**/*.png", "in/**", "in/**/**/*.png", "**/*.png"):
+        assert jobs(tmp_path, pattern, "out") == all_of_it
+    assert jobs(tmp_path, "in/**/.hidden/*.png", "out") == [("in/.hidden/c.png", "out/c.png")]
+    assert jobs(tmp_path, "in/*/a.png", "out") == [("in/again/a.png", "out/a.png")]
+    assert jobs(tmp_path, "in", "out") == [all_of_it[0], ("in/deep/b.png", "out/deep/b.png")]
+    assert jobs(tmp_path, "alias/**/a.png", "in", "out")[0] == ("alias/a.png", "out/a.png")
+    assert jobs(tmp_path, "in", "in/lost.png")[0] == ("in/a.png", "in/lost.png/a.png")
 
 
 def test_a_name_with_brackets_is_a_name_first(tmp_path):
@@ -221,6 +243,67 @@ def test_an_interrupt_is_one_line(tmp_path, source):
     assert not (tmp_path / "out").exists()
 
 
+INTERRUPTED_AMID_IMPORTS = """
+import os, signal, sys
+
+class Interrupting:
+    def find_spec(name, path=None, target=None):
+        if name == last:
+            os.kill(os.getpid(), signal.SIGINT)
+
+last = sys.argv.pop(1)
+sys.meta_path.insert(0, Interrupting)
+from stn_client.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    "imported", ["stn_client.cli._main", "google.protobuf", "grpc", "numpy", "stn_client.tiling"]
+)
+def test_an_interrupt_amid_imports_is_one_line(imported):
+    """What takes most of the time of a short command is imported when interrupts are handled."""
+    done = run_python("-c", INTERRUPTED_AMID_IMPORTS, imported, "info")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stn: interrupted\n")
+
+
+@pytest.mark.parametrize("arguments", [["--version"], [*ABSENT, "info"]])
+def test_an_interrupt_at_the_end_is_one_line(arguments):
+    """The interpreter takes its time to end, too, after a result, an error, or an early exit."""
+    program = "import atexit, os, signal, sys; from stn_client.cli import main; "
+    program += "atexit.register(os.kill, os.getpid(), signal.SIGINT); sys.exit(main())"
+    done = run_python("-c", program, *arguments)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (130, "stn: interrupted")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_second_interrupt_waits_for_nothing():
+    """Such as a thread that is amid a large file."""
+    program = """
+import os, signal, sys, threading
+from stn_client.cli import main
+
+class Interrupting(list):
+    def __getitem__(self, _):
+        os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=threading.Event().wait).start()
+threading._register_atexit(os.kill, os.getpid(), signal.SIGINT)
+sys.argv = Interrupting(sys.argv)
+sys.exit(main())
+"""
+    done = run_python("-c", program, timeout_s=30)
+    assert (done.returncode, done.stderr) == (130, "stn: interrupted\n")
+
+
+def test_an_interrupt_stays_ignored_where_the_process_was_started_so():
+    """As of a command in the background of a script: its terminal means another one."""
+    program = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    program += "from stn_client.cli import main; import atexit; "
+    program += "atexit.register(os.kill, os.getpid(), signal.SIGINT); sys.exit(main())"
+    assert run_python("-c", program, "--version").returncode == 0
+
+
 def test_a_reader_that_goes_away_is_no_error(local_server):
     """As with `stn info | head -0`."""
     ours, theirs = os.pipe()
@@ -229,6 +312,22 @@ def test_a_reader_that_goes_away_is_no_error(local_server):
     done = subprocess.run(command, stdout=theirs, stderr=subprocess.PIPE, check=False)
     os.close(theirs)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_error(local_server, tmp_path, redirection):
+    """As of jobs that a scheduler starts; what would be told there is told nowhere else."""
+    picture(tmp_path / "a.png")
+    command = shlex.join([*STN, f"--target={local_server.target}", "warp"])
+    files = f"{tmp_path}/a.png {tmp_path}/b.png"
+    done = subprocess.run(
+        ["bash", "-c", f"{command} {files} {redirection}"], capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert (tmp_path / "b.png").exists()
+    lost = f"{command} {tmp_path}/none.png {tmp_path}/c.png 2>&-"
+    done = subprocess.run(["bash", "-c", lost], capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
 
 
 def test_a_bar_needs_tqdm(monkeypatch, local_server, tmp_path, capsys):

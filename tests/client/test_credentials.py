@@ -161,7 +161,9 @@ def test_tls_files_must_be_readable(kind, tmp_path, name):
     [
         (["--tls-ca=none.pem"], "ca: expected a readable file, got"),
         (["--tls-key=none.pem"], "certificate: expected a file beside the other one"),
-        (["--token-file=none"], "token-file: expected a readable file, got"),
+        (["--token-file=none"], "token-file: expected a readable text file, got"),
+        (["--token-file=BINARY"], "token-file: expected a readable text file, got 'utf-8' codec"),
+        (["--token-file=/dev/null"], "characters, got others or none. See stn --help."),
         (["--token-file=TOKEN", "--target=stn.example:1"], "token: expected TLS, a unix socket or"),
     ],
     ids=str,
@@ -169,7 +171,11 @@ def test_tls_files_must_be_readable(kind, tmp_path, name):
 def test_the_command_refuses_credentials_that_cannot_be_used(tmp_path, capsys, flags, why):
     """As every other misuse: exit code 2, and what is wrong; never the token."""
     (tmp_path / "token").write_text(SECRET)
-    command = [flag.replace("TOKEN", f"{tmp_path}/token") for flag in flags]
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    command = [
+        flag.replace("TOKEN", f"{tmp_path}/token").replace("BINARY", f"{tmp_path}/binary")
+        for flag in flags
+    ]
     with pytest.raises(SystemExit, match=r"^2$"):
         main([*command, "info"])
     shown = capsys.readouterr().err

@@ -11,6 +11,7 @@ import pytest
 
 import stn_client
 from stn_client import AsyncClient, Client, StnClientError
+from support.processes import run_python
 
 PUBLIC_MODULES = ("stn_client", "stn_client.cli", "stn_client.torch", "stn_proto")
 
@@ -27,10 +28,25 @@ def test_exports_leave_out_nothing_public():
     """Every public name of the package that is not a module is exported."""
     names = {
         name
-        for name, value in vars(stn_client).items()
-        if not name.startswith("_") and not inspect.ismodule(value)
+        for name in dir(stn_client)
+        if not name.startswith("_") and not inspect.ismodule(getattr(stn_client, name))
     }
     assert names == set(stn_client.__all__)
+
+
+def test_exports_are_imported_when_the_first_one_is_used():
+    """Importing the package alone takes neither NumPy nor gRPC; any way to a name brings all."""
+    program = """
+import sys, stn_client
+assert not {"numpy", "grpc", "google.protobuf"} & set(sys.modules)
+assert not hasattr(stn_client, "_nothing") and "grpc" not in sys.modules
+assert "Client" in dir(stn_client)
+from stn_client import *
+assert Client is stn_client.Client and {"numpy", "grpc"} <= set(sys.modules)
+stn_client.nothing
+"""
+    ran = run_python("-c", program)
+    assert "AttributeError: module 'stn_client' has no attribute 'nothing'" in ran.stderr
 
 
 def named_in(hint):

@@ -112,3 +112,32 @@ def test_a_child_of_a_calling_process_says_at_once_that_it_cannot(local_server, 
     said = outcomes(local_server, scene)
     assert "client: expected a process that was forked while no call was under way" in said
     assert 'start method "spawn"' in said
+
+
+AFTER_OPENMP = """
+import os, signal, sys
+import torch
+import stn_engine
+from stn_client import Affine, Client
+from stn_client.torch import warp
+
+torch.set_num_threads(4)
+large, theta = torch.ones(4, 4, 256, 256), torch.eye(2, 3)[None]
+large.sigmoid().sum()
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    torch.set_num_threads(1)
+    local = large.clone().requires_grad_()
+    stn_engine.warp(local, stn_engine.Affine(theta)).sum().backward()
+    with Client(sys.argv[1]) as client:
+        remote = warp(client, large, Affine(theta))
+    os._exit(0 if local.grad.sum() == remote.sum() == large.numel() else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_child_of_a_process_that_used_openmp_works_with_one_thread(local_server):
+    """As the README says: without that, torch's own operators hang, engine and SDK or not."""
+    ended = run_python("-c", AFTER_OPENMP, local_server.target)
+    assert ended.returncode == 0, ended.stderr

@@ -37,11 +37,14 @@ def token():
     return "an-importable-token"
 
 
-@pytest.mark.parametrize(
-    "through",
-    [copy.copy, copy.deepcopy, lambda client: pickle.loads(pickle.dumps(client))],
-    ids=["copy", "deepcopy", "pickle"],
-)
+WAYS = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda client: pickle.loads(pickle.dumps(client)),
+}
+
+
+@pytest.mark.parametrize("through", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("secret", ["secret", token], ids=["text", "function"])
 def test_settings_are_what_a_copy_is_made_of(kind, through, secret):
     """Every setting is the same, and the copy is another client of the same kind."""
@@ -58,8 +61,40 @@ def test_settings_are_what_a_copy_is_made_of(kind, through, secret):
     copied = through(client)
     assert type(copied) is kind
     assert copied is not client
-    assert copied.__getstate__() == {"target": "localhost:1", **settings}
+    assert copied.__getstate__() == ({"target": "localhost:1", **settings}, {})
     assert copied._access.metadata() == client._access.metadata()
+
+
+class Labelled(Client):
+    """A client with attributes of its own, before and after those of the base, and a slot."""
+
+    __slots__ = ("slot",)
+
+    def __init__(self, label, *others):
+        self.label = label
+        super().__init__("localhost:1", timeout_s=7.0)
+        self.others = others
+        self.itself = self
+        self.slot = ["in a slot"]
+
+
+def test_a_copy_has_what_subclasses_add():
+    """Through all ways, deep ones copy it deeply, and an object that holds itself stays one."""
+    client = Labelled("a label", ["changes"])
+    for through in WAYS.values():
+        copied = through(client)
+        assert (copied.label, copied.others, copied.slot) == (
+            "a label",
+            (["changes"],),
+            ["in a slot"],
+        )
+        assert copied.target == "localhost:1"
+        assert copied._timeout_s == 7.0
+        assert copied._name != client._name
+    deep = copy.deepcopy(client)
+    assert deep.itself is deep
+    assert deep.others[0] is not client.others[0]
+    assert copy.copy(client).others[0] is client.others[0]
 
 
 def test_a_copy_connects_anew():
@@ -112,6 +147,8 @@ BAD_TARGETS = [
     "ipv4:[127.0.0.1]:1",
     "ipv6:::1:1",
     "ipv6:[::1]:65536",
+    "host:\N{ARABIC-INDIC DIGIT THREE}",
+    "user@host:1",
     b"host:1",
     None,
     50051,

@@ -241,3 +241,11 @@ def test_wrong_arguments_are_refused_as_by_the_client(client, theta, size, why):
     images = random_image(channels=6).reshape(3, 2, *SIZE)
     with pytest.raises(InvalidRequestError, match=why):
         warp(client, images, Affine(theta), size, limits=SMALL)
+
+
+@pytest.mark.parametrize("output_size", [3, "34", (2.5, 3)])
+def test_a_size_that_is_none_is_refused(output_size):
+    """Before the server is asked for its limits."""
+    client, image = Client("127.0.0.1:1"), np.zeros((1, 1, 4, 4), np.float32)
+    with pytest.raises(InvalidRequestError, match=r"^output_size: expected integers \(\[D',\] H'"):
+        warp(client, image, Affine(np.eye(2, 3)[None]), output_size)

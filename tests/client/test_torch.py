@@ -3,6 +3,7 @@
 import copy
 import gc
 import io
+import warnings
 
 import numpy as np
 import pytest
@@ -333,6 +334,38 @@ def test_torch_func_sees_the_warp(client):
     assert torch.equal(total, exact[1])
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("argnums", [0, 1, (0, 1)])
+def test_torch_compiles_transforms_of_a_remote_warp(client, backend, argnums):
+    """`torch.func.grad` in `torch.compile`, without a break, equals torch's own operators."""
+    remote, local = sampled(client, padding="border")
+    at = [operand.detach() for operand in operands(dtype=torch.float32)]
+
+    def gradients(function):
+        return torch.func.grad(lambda *leaves: function(*leaves).square().sum(), argnums)
+
+    compiled = torch.compile(gradients(remote), fullgraph=True, backend=backend)
+    expected = gradients(local)(*at)
+    torch.testing.assert_close(compiled(*at), expected, rtol=1e-4, atol=1e-5)
+
+
+def traced(function, *given):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*torch\.jit", DeprecationWarning)
+        return torch.jit.trace(function, given, check_trace=False)
+
+
+def test_torch_traces_follow_sizes_of_operands_and_warn_of_others(client):
+    """A size that the tracer cannot follow is a constant, of which it warns as torch does."""
+    images, more = torch.rand(1, 1, 4, 5), torch.rand(1, 1, 6, 7)
+    theta = IDENTITY.theta.float()
+    graph = traced(lambda u, t: warp(client, u, Affine(t)), images, theta)
+    assert "stn_client::warp" in str(graph.graph)
+    torch.testing.assert_close(graph(more, theta), more)
+    with pytest.warns(torch.jit.TracerWarning, match="Python integer might cause the trace to be"):
+        traced(lambda u, t: warp(client, u, Affine(t), u.shape[2:]), images, theta)
+
+
 @pytest.mark.parametrize("checked", ["warp", "warp_gradients"])
 def test_torch_operators_keep_the_rules_of_operators(client, checked):
     """Schema, fake, registration of autograd and tracing, as torch itself checks them."""
@@ -461,6 +494,7 @@ IMAGE = torch.rand(1, 1, 4, 4)
         ("fill", (IMAGE, IDENTITY), {"fill": "black"}),
         ("fill", (IMAGE, IDENTITY), {"fill": [[1.0]]}),
         ("fill", (IMAGE, IDENTITY), {"fill": None}),
+        ("fill", (IMAGE, IDENTITY), {"padding": "fill", "fill": 10**400}),
     ],
 )
 def test_torch_arguments_that_break_a_rule_are_named(client, name, arguments, options):
@@ -527,6 +561,9 @@ def test_torch_vmap_is_refused(client):
 
     with pytest.raises(InvalidRequestError, match=r"^vmap: expected calls of whole batches"):
         torch.func.jacrev(of_theta)(IDENTITY.theta)
+    squares = torch.func.grad(lambda image: warp(client, image[None], IDENTITY).square().sum())
+    with pytest.raises(InvalidRequestError, match=r"^vmap: expected calls of whole batches"):
+        torch.func.vmap(squares)(IMAGE)
     looped = torch.func.jacrev(of_theta, chunk_size=1)(IDENTITY.theta)
 
     def locally(theta):
@@ -534,6 +571,30 @@ def test_torch_vmap_is_refused(client):
 
     local = torch.func.jacrev(locally, chunk_size=1)(IDENTITY.theta)
     assert torch.allclose(looped, local)
+
+
+@pytest.mark.parametrize(
+    ("name", "feature_map", "found"),
+    [
+        ("feature_map", IMAGE.numpy(), IDENTITY.theta),
+        ("localization", IMAGE, None),
+        ("localization", IMAGE, IDENTITY.theta.numpy()),
+        ("localization", IMAGE, (IDENTITY.theta, 1)),
+    ],
+)
+def test_torch_transformers_check_what_goes_in_and_what_is_found(client, name, feature_map, found):
+    """Before anything of it is asked for."""
+    transformer = SpatialTransformer(lambda _: found, client)
+    with pytest.raises(InvalidRequestError, match=rf"^{name}: expected .*a torch\.Tensor, got"):
+        transformer(feature_map)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_torch_nested_tensors_are_refused(client):
+    """In words, and not with torch's list of backends."""
+    nested = torch.nested.nested_tensor([torch.zeros(1, 4, 4)])
+    with pytest.raises(InvalidRequestError, match=r"^feature_map: .* got a nested one\. Warp its"):
+        warp(client, nested, IDENTITY)
 
 
 def test_torch_unknown_options_are_type_errors(client):

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 
 import stn_engine
 from stn_engine import (
@@ -96,7 +97,7 @@ REFUSED = {
         lambda one: torch.nested.nested_tensor(list(one), layout=torch.jagged),
         r"expected a dense tensor, got a nested one\. Warp its parts",
     ),
-    "functional": (torch._to_functional_tensor, r"got \d+ bytes in a storage of 0\."),
+    "functional": (torch._to_functional_tensor, "got a Tensor without memory of its own"),
 }
 """What has no values in memory, and what is said about it."""
 
@@ -264,6 +265,18 @@ def test_operands_that_lose_their_memory_before_the_backward_pass_are_refused():
         v.sum().backward()
 
 
+class Wrapper(torch.Tensor):
+    """A tensor that holds another one and has no memory, as subclasses for sharding are made."""
+
+    @staticmethod
+    def __new__(cls, held):
+        return torch.Tensor._make_wrapper_subclass(cls, held.shape, dtype=held.dtype)
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, arguments=(), keywords=None):
+        raise AssertionError(function)
+
+
 @pytest.mark.parametrize(
     ("memory", "message"),
     [
@@ -272,6 +285,11 @@ def test_operands_that_lose_their_memory_before_the_backward_pass_are_refused():
         (torch.zeros(1, 1, 4, 4).to_sparse(), r"layout torch\.sparse_coo"),
         (torch.zeros(1, 1, 4, 4).to_mkldnn(), r"layout torch\._mkldnn"),
         (torch._efficientzerotensor((1, 1, 4, 4)), r"a ZeroTensor\. Allocate it by torch\.empty"),
+        (
+            FakeTensorMode().from_tensor(torch.zeros(1, 1, 4, 4)),
+            "a FakeTensor without memory of its",
+        ),
+        (Wrapper(torch.zeros(1, 1, 4, 4)), r"a Wrapper without memory .* Pass a plain tensor\."),
     ],
 )
 def test_memory_that_is_none_is_refused_for_results(memory, message):
@@ -279,6 +297,29 @@ def test_memory_that_is_none_is_refused_for_results(memory, message):
     problem = WarpProblem(torch.rand(1, 1, 4, 4), Affine(IDENTITY))
     with pytest.raises(InvalidInputError, match=rf"^out\[0\]: expected a dense tensor.*{message}"):
         warp_ragged([problem], [memory])
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # used by torch itself
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("lost", ["feature_map", "theta"])
+def test_tangents_that_lose_their_memory_are_refused(lost, dtype):
+    """Torch itself would read what is not there, in forward mode and in its function `jvp`."""
+    operands = {"feature_map": torch.rand(1, 1, 4, 4, dtype=dtype), "theta": IDENTITY.to(dtype)}
+    tangent = torch.rand_like(operands[lost])
+
+    def call(**operands):
+        tangent.untyped_storage().resize_(0)
+        with torch.autocast("cpu", torch.bfloat16):
+            return warp(operands["feature_map"], Affine(operands["theta"]))
+
+    message = f"^tangent of {lost}: expected a dense tensor .* Its storage was freed or cut"
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(operands[lost], tangent)
+        with pytest.raises(InvalidInputError, match=message):
+            call(**operands | {lost: dual})
+    tangent.untyped_storage().resize_(tangent.nbytes)
+    with pytest.raises(InvalidInputError, match=message):
+        torch.func.jvp(lambda one: call(**operands | {lost: one}), (operands[lost],), (tangent,))
 
 
 def test_views_of_part_of_a_storage_are_read():

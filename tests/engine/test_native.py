@@ -26,6 +26,7 @@ from support.native_items import (
     layout_of,
     random_operands,
 )
+from support.processes import run_python
 
 STUB = Path(stn_engine.__file__).with_name("_cpu.pyi")
 
@@ -309,6 +310,31 @@ def test_tensors_are_computed_by_the_threads_of_torch_and_bytes_by_others():
         [sys.executable, "-c", COUNTS_THREADS], check=True, capture_output=True, text=True
     )
     assert found.stdout.split() == ["0", "2"]
+
+
+AFTER_TORCH_ALONE = """
+import os, signal, sys
+import numpy as np
+import torch
+from stn_engine import Affine, WarpProblem, warp_ragged
+
+torch.set_num_threads(4)
+u, theta = torch.ones(1, 4, 256, 256), torch.eye(2, 3)[None]
+u.sigmoid().sum()
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    memory = torch.from_numpy(np.zeros((1, 4, 256, 256), np.float32))
+    warp_ragged([WarpProblem(u, Affine(theta))], [memory])
+    os._exit(0 if (memory.numpy() == 1).all() else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_child_of_a_process_in_which_torch_alone_used_openmp_does_not_wait_for_it():
+    """It is the fork that counts, and not whether the parent had called the engine before."""
+    ended = run_python("-c", AFTER_TORCH_ALONE)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_other_python_threads_run_during_a_call():

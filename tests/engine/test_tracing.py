@@ -83,6 +83,16 @@ def test_sizes_that_follow_from_operands_follow_in_a_trace():
     )
 
 
+def test_a_trace_warns_of_sizes_that_become_constants():
+    """As torch does where its tracer loses sight of a tensor."""
+    for function in (
+        lambda u, t: warp(u, Affine(t), u.shape[2:]),
+        lambda u, t: generate_grid(Affine(t), (u.shape[2], 7)),
+    ):
+        with pytest.warns(torch.jit.TracerWarning, match="Python integer might cause the trace"):
+            traced(function, IMAGE, THETA)
+
+
 def test_traced_gradients_equal_the_call():
     """The vector-Jacobian product as a function of its own."""
 

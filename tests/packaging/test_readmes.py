@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,31 @@ def test_the_shell_examples_of_the_readme_run(tmp_path):
                 assert result.returncode == 0, result.stderr
     with Image.open(tmp_path / "turned.png") as turned:
         assert turned.size == (40, 30)
+
+
+@pytest.mark.slow
+def test_the_security_of_the_server_readme_holds(tmp_path):
+    """Its lines make a token and certificates, with which the server lets in the caller alone."""
+    text = (ROOT / "server/README.md").read_text()
+    security = text[text.index("## Security") : text.index("## Configuration")]
+    *making, serving, calling = blocks(security, "sh")
+    assert [block.count("openssl") for block in making] == [1, 5]
+    for block in making:
+        made = run(block, tmp_path)
+        assert made.returncode == 0, made.stderr
+    here = re.sub(r"0\.0\.0\.0:\d+", "127.0.0.1:0", serving.replace("\\\n", ""))
+    command, *flags = shlex.split(here)
+    assert command == "stn-server"
+    flags = [str(tmp_path / one) if (tmp_path / one).exists() else one for one in flags]
+    with LocalServer(*flags) as server:
+        port = server.target.rpartition(":")[2]
+        call = calling.replace(":50051", f":{port}")
+        assert call != calling
+        answered = run(call, tmp_path)
+        assert answered.returncode == 0, answered.stderr
+        assert "ready: true" in answered.stdout
+        for left_out in ("--token-file token", "--tls-certificate alice.pem --tls-key alice.key"):
+            assert run(call.replace(left_out, ""), tmp_path).returncode == 1
 
 
 @pytest.mark.slow

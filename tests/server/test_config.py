@@ -168,7 +168,10 @@ def test_reflection_needs_an_address():
     assert config.reflection == "admin_listen"
 
 
-@pytest.mark.parametrize("address", ["", "host", "host:", ":1", "host:http", "host:-1"])
+@pytest.mark.parametrize(
+    "address",
+    ["", "host", "host:", ":1", "host:http", "host:-1", "host:\N{ARABIC-INDIC DIGIT THREE}"],
+)
 def test_an_address_is_host_and_port(address):
     """The server does not find out while binding."""
     with pytest.raises(ConfigError, match=r"^listen: expected host:port, got"):

@@ -65,6 +65,8 @@ HOSTS = {
     "far": ["192.0.2.1"],
     "127.0.0.1": ["127.0.0.1"],
     "::1": ["::1"],
+    "fe80::1": ["fe80::1"],
+    "fe80::1%lo": ["fe80::1"],
 }
 
 
@@ -142,6 +144,11 @@ def test_a_kind_of_address_that_is_not_here_is_left_out(stack):
             "nowhere:1",
             r"expected a host that can be found, got nowhere:1: Name or service not know",
         ),
+        (
+            "[fe80::1]:0",
+            r"expected the interface behind a link-local address, as \[fe80::1%eth0\]:50051, got",
+        ),
+        ("[fe80::1%lo]:0", r"expected an address of this machine, got \[fe80::1%lo\]:0\. "),
         ("*:1", r"expected a host, got \*:1\. 0\.0\.0\.0 are all addresses of this machine"),
     ],
 )

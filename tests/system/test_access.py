@@ -84,12 +84,23 @@ def test_tls_is_spoken_on_tcp_and_not_needed_on_a_unix_socket(authority, tmp_pat
             expected = stn.warp(U, THETA)
         assert (asyncio.run(awaited(server.target)) == expected).all()
         assert server_info(unix).ready
-        for options in ({}, {"tls": Tls()}):
-            with pytest.raises(UnavailableError, match="failed to connect"):
-                server_info(server.target, **options)
+        with pytest.raises(UnavailableError, match=r"The server may want TLS: pass tls=Tls\("):
+            server_info(server.target)
+        with pytest.raises(UnavailableError, match=r"Pass Tls\(ca=\.\.\.\)"):
+            server_info(server.target, tls=Tls())
         assert server_info(server.target, tls=Tls(ca=authority.ca, server_name="localhost")).ready
-        with pytest.raises(UnavailableError, match="Hostname Verification Check failed"):
+        with pytest.raises(UnavailableError, match=r"Pass Tls\(server_name=\.\.\.\)"):
             server_info(server.target, tls=Tls(ca=authority.ca, server_name="elsewhere"))
+
+
+def test_tls_to_a_server_without_is_told_so(authority, server):
+    """To one server, and to replicas; what is no matter of TLS gets no advice about it."""
+    for target in (server.target, f"ipv4:{server.target}"):
+        with pytest.raises(UnavailableError, match="The server may speak no TLS: leave out tls"):
+            server_info(target, tls=Tls(ca=authority.ca))
+    for options in ({}, {"tls": Tls(ca=authority.ca)}):
+        with pytest.raises(UnavailableError, match=r"Connection refused\.$"):
+            server_info("127.0.0.1:1", **options)
 
 
 def test_certificates_are_renewed_while_the_server_runs(authority, tmp_path):

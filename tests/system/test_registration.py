@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stn_client import Client
+from stn_client import Client, InvalidRequestError
 from stn_client.local import LocalServer
 from stn_client.registration import align
 
@@ -79,5 +79,12 @@ def test_a_constant_image_cannot_be_aligned():
     """It is refused before anything is sent."""
     flat = np.full((1, 1, SIDE, SIDE), 0.5, np.float32)
     client = Client("127.0.0.1:1")
-    with pytest.raises(ValueError, match=r"image: expected edges to align, got 0\.5 everywhere"):
+    with pytest.raises(
+        InvalidRequestError, match=r"^fixed: expected edges to align, got 0\.5 ever"
+    ):
         next(align(client, flat, flat))
+    for what in (None, flat[0], np.ones((2, 1, SIDE, SIDE))):
+        with pytest.raises(
+            InvalidRequestError, match=r"^fixed: expected an array \(1, C, \[D,\] H"
+        ):
+            next(align(client, what, flat))

@@ -9,6 +9,7 @@ from typing import Any, assert_type
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+import stn_client
 from stn_client import (
     Affine,
     AsyncClient,
@@ -80,3 +81,4 @@ def refused(client: Client, gradients: Gradients) -> None:
     gradients.transform = None  # type: ignore[misc]
     Client("a:1", 3.0)  # type: ignore[call-arg]
     Client("a:1", tls=True)  # type: ignore[arg-type]
+    stn_client.Klient  # type: ignore[attr-defined]  # noqa: B018

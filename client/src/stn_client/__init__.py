@@ -4,65 +4,26 @@ NumPy arrays go in and come out of `Client` and `AsyncClient`; `stn_client.torch
 calls differentiable for torch. `stn_client.local` starts a server on this machine.
 """
 
-from stn_client._aio import AsyncClient
-from stn_client._calls import Gradients
-from stn_client._client import Client
-from stn_client._credentials import Tls
-from stn_client._errors import (
-    AccessDeniedError,
-    DeadlineExceededError,
-    InvalidRequestError,
-    OverloadedError,
-    ProtocolMismatchError,
-    ServerFaultError,
-    StnClientError,
-    TransportError,
-    UnavailableError,
-)
-from stn_client._options import GridOptions, WarpOptions
-from stn_client._retry import RetryPolicy
-from stn_client._transforms import (
-    Affine,
-    Attention,
-    Flow,
-    Homography,
-    ParametricTransform,
-    Rotation,
-    SamplingGrid,
-    Similarity,
-    Transform,
-    Translation,
-)
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "AccessDeniedError",
-    "Affine",
-    "AsyncClient",
-    "Attention",
-    "Client",
-    "DeadlineExceededError",
-    "Flow",
-    "Gradients",
-    "GridOptions",
-    "Homography",
-    "InvalidRequestError",
-    "OverloadedError",
-    "ParametricTransform",
-    "ProtocolMismatchError",
-    "RetryPolicy",
-    "Rotation",
-    "SamplingGrid",
-    "ServerFaultError",
-    "Similarity",
-    "StnClientError",
-    "Tls",
-    "Transform",
-    "Translation",
-    "TransportError",
-    "UnavailableError",
-    "WarpOptions",
-]
+if TYPE_CHECKING:
+    from stn_client._api import *  # noqa: F403
+    from stn_client._api import __all__ as __all__
+else:
 
-for _name in __all__:
-    if _name.endswith("Error"):  # tracebacks and pickles name what users can import
-        globals()[_name].__module__ = __name__
+    def __getattr__(name):  # noqa: ANN001, ANN202 - the types are those above
+        """Imports all public names when the first one is used: NumPy and gRPC take their time.
+
+        So the command, whose modules lie below, answers an interrupt while they are imported.
+        """
+        if name == "__all__" or not name.startswith("_"):
+            from importlib import import_module  # noqa: PLC0415
+
+            api = import_module("stn_client._api")
+            globals().update({public: getattr(api, public) for public in ("__all__", *api.__all__)})
+            if name in globals():
+                return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__():  # noqa: ANN202
+        return sorted({*globals(), *__getattr__("__all__")} - {"TYPE_CHECKING"})

@@ -229,7 +229,7 @@ def _transform(transform: Transform, payloads: Payloads) -> warp_pb2.Transform:
         raise invalid("transform", f"expected {expected}, got {type(transform).__name__}.")
     kind, field = _KINDS[type(transform)]
     message = warp_pb2.Transform()
-    tensor = _put(field, _real(_array(field, transform.parameters)), payloads)
+    tensor = _put(field, _real(field, _array(field, transform.parameters)), payloads)
     getattr(getattr(message, kind), field).CopyFrom(tensor)
     return message
 
@@ -241,9 +241,18 @@ def _array(field: str, value: ArrayLike) -> Array:
         raise invalid(field, f"expected an array, got {type(value).__name__}: {error}") from error
 
 
-def _real(array: Array) -> Array:
-    """Parameters as given, but whole numbers as float64: `[[1, 0, 0], [0, 1, 0]]` is a theta."""
-    return array.astype(np.float64) if array.dtype.kind in "iu" else array
+def _real(field: str, array: Array) -> Array:
+    """Parameters in a precision that the service takes, as `[[1, 0, 0], [0, 1, 0]]` in float64.
+
+    Those in half precision become float32, as torch's do under autocast.
+    """
+    if array.dtype.kind in "iu":
+        return array.astype(np.float64)
+    if array.dtype.name in {"float16", "bfloat16"}:
+        return array.astype(np.float32)
+    if array.dtype.kind != "f":
+        raise invalid(field, f"expected float32 or float64, got {array.dtype}. Cast it.")
+    return array
 
 
 def _spec(options: WarpOptions) -> warp_pb2.WarpSpec:

@@ -13,7 +13,7 @@ _SCHEMES = ("dns", "unix", "unix-abstract", "ipv4", "ipv6", "vsock", "xds", "goo
 """What gRPC resolves targets by."""
 
 _ENDPOINT = re.compile(
-    r"(\[[0-9A-Fa-f:.]+(%[^\s\]]+)?\]|[^\s:/\[\]]+)(:(?P<port>\d{1,5}))?|[0-9A-Fa-f]*(:[0-9A-Fa-f]*){2,}"
+    r"(\[[0-9A-Fa-f:.]+(%[^\s\]]+)?\]|[^\s:/@\[\]]+)(:(?P<port>[0-9]{1,5}))?|[0-9A-Fa-f]*(:[0-9A-Fa-f]*){2,}"
 )
 """host, host:port, [address]:port or a bare IPv6 address."""
 
@@ -27,7 +27,7 @@ def check_target(target: object) -> str:
     if not isinstance(target, str) or not _is_target(target):
         raise invalid(
             "target",
-            'expected "host:port", "unix:/path" or "dns:///name:port" with a port up to 65535, '
+            'expected "host:port", "unix:/path" or "dns:///name:port" with a port from 1 to 65535, '
             f"got {target!r}.",
         )
     return target

@@ -18,7 +18,7 @@ import grpc
 
 from stn_client._calls import SERVICE
 from stn_client._checks import check_count, check_seconds, check_target
-from stn_client._credentials import Access, Metadata, Tls, Token
+from stn_client._credentials import Access, Tls, Token
 from stn_client._errors import (
     DeadlineExceededError,
     StnClientError,
@@ -94,7 +94,8 @@ def open_channel(stack: Any, target: str, access: Access) -> Any:
 class BaseClient(ABC):
     """The settings of a client of either kind.
 
-    Copies and pickles are made of the settings alone: they are new clients that connect anew.
+    Copies and pickles are made of the settings, and of what subclasses add: they are new clients
+    that connect anew.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class BaseClient(ABC):
         proxy: bool | None = None,
         max_in_flight: int = MAX_IN_FLIGHT,
     ) -> None:
+        of_subclass = set(vars(self))
         self._settings = {name: value for name, value in locals().items() if name in _SETTINGS}
         self.target = check_target(target)
         if timeout_s is not None:
@@ -128,15 +130,27 @@ class BaseClient(ABC):
         self._name = register(self)
         self._outage = Outage(target)
         self._disconnect()
+        self._inner = {"_inner", *vars(self)} - of_subclass
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self._settings
+    def __getstate__(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The settings, and what subclasses have of their own."""
+        state: Any = object.__getstate__(self)
+        attributes, slots = state if isinstance(state, tuple) else (state, {})
+        own = {name: value for name, value in attributes.items() if name not in self._inner}
+        return self._settings, own | slots
 
-    def __setstate__(self, settings: dict[str, Any]) -> None:
+    def __setstate__(self, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
+        settings, own = state
         BaseClient.__init__(self, **settings)
+        for name, value in own.items():
+            setattr(self, name, value)
 
-    def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
-        return copy.copy(self)  # settings are never changed
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        settings, own = self.__getstate__()  # settings are never changed
+        copied.__setstate__((settings, copy.deepcopy(own, memo)))
+        return copied
 
     @abstractmethod
     def _disconnect(self) -> None:
@@ -149,7 +163,7 @@ class BaseClient(ABC):
     def _progress(self) -> Progress:
         """The beginning of a call."""
         return Progress(
-            self._retry, self._timeout_s, lambda: self._open, self._access.metadata, self._outage
+            self._retry, self._timeout_s, lambda: self._open, self._access, self._outage
         )
 
 
@@ -190,7 +204,7 @@ class Progress:
         policy: When to try again.
         timeout_s: For all attempts and pauses together; None: any.
         is_open: Whether the client has not been closed yet.
-        metadata: Asked for what is sent with an attempt.
+        access: Says what is sent with an attempt, and what a failure may mean.
         outage: Told what becomes of attempts.
     """
 
@@ -199,7 +213,7 @@ class Progress:
         policy: RetryPolicy,
         timeout_s: float | None,
         is_open: Callable[[], bool],
-        metadata: Callable[[], Metadata] = tuple,
+        access: Access | None = None,
         outage: Outage | None = None,
     ) -> None:
         self._policy = policy
@@ -207,7 +221,7 @@ class Progress:
         self._timeout_s = timeout_s
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._attempt = 0
-        self._metadata = metadata
+        self._access = Access("localhost", None, None) if access is None else access
         self._outage = Outage("server") if outage is None else outage
         self._failure: StnClientError | None = None
         self.request_id = uuid.uuid4().hex[:16]
@@ -230,7 +244,7 @@ class Progress:
             raise self._closed()
         self._attempt += 1
         size = (MESSAGE_BYTES, str(len(request)))
-        metadata = (("x-request-id", self.request_id), size, *self._metadata())
+        metadata = (("x-request-id", self.request_id), size, *self._access.metadata())
         return {"timeout": self.remaining_s(), "metadata": metadata}
 
     def pause_s(self, failure: grpc.RpcError) -> float:
@@ -278,7 +292,8 @@ class Progress:
 
     def _error(self, failure: grpc.Call) -> StnClientError:
         metadata: Any = failure.trailing_metadata() or ()
-        return error_from_status(failure.code(), failure.details() or "", metadata, self.request_id)
+        details = self._access.explained(failure.details() or "")
+        return error_from_status(failure.code(), details, metadata, self.request_id)
 
 
 class _Fork:

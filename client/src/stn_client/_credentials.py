@@ -21,6 +21,24 @@ Metadata: TypeAlias = tuple[tuple[str, str], ...]
 
 _VISIBLE = re.compile(r"[!-~]+")
 
+_NOT_CONNECTED = ("failed to connect to all addresses", "connections to all backends failing")
+"""How gRPC begins what it tells of a connection that was never made."""
+
+_ADVICE_PLAIN = {
+    "Socket closed": "The server may want TLS: pass tls=Tls(...), or stn --tls.",
+    "Connection reset": "The server may want TLS: pass tls=Tls(...), or stn --tls.",
+}
+_ADVICE_TLS = {
+    "WRONG_VERSION_NUMBER": "The server may speak no TLS: leave out tls, or stn --tls.",
+    "CERTIFICATE_VERIFY_FAILED": "Pass Tls(ca=...), or stn --tls-ca: the authority that signed the "
+    "server's certificate.",
+    "Hostname Verification": "Pass Tls(server_name=...), or stn --tls-server-name: a name in the "
+    "server's certificate.",
+    "Socket closed": "The server may want another certificate of its callers: pass "
+    "Tls(certificate=..., key=...), or stn --tls-certificate and --tls-key.",
+}
+"""What to do, by what is said of the connection: all that can be known from this end."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tls:
@@ -106,6 +124,14 @@ class Access:
             )
         self.metadata = _metadata_of(token)
         """Asked for what the next attempt says of its caller; raises InvalidRequestError."""
+
+    def explained(self, details: str) -> str:
+        """What gRPC tells of a failure, with what to do if TLS may be the reason."""
+        if not details.startswith(_NOT_CONNECTED):
+            return details
+        advice = _ADVICE_PLAIN if self.credentials is None else _ADVICE_TLS
+        found = [hint for sign, hint in advice.items() if sign in details]
+        return " ".join([f"{details.rstrip('.')}.", *found])
 
 
 def _metadata_of(token: Token | None) -> Callable[[], Metadata]:

@@ -131,6 +131,9 @@ CLASSES: dict[StatusCode, type[StnClientError]] = {
 }
 """The class of every status that is not OK."""
 
+for _class in {StnClientError, TransportError, *CLASSES.values()}:
+    _class.__module__ = "stn_client"  # tracebacks and pickles name what users can import
+
 
 def error_from_status(
     code: StatusCode, message: str, metadata: Metadata, request_id: str

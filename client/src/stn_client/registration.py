@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stn_client._client import Client
+from stn_client._errors import invalid
 from stn_client._transforms import Affine
 
 Array = NDArray[Any]
@@ -81,15 +82,16 @@ def align(
         Every step, of all levels of the pyramid from coarse to fine, each as soon as it is done.
 
     Raises:
-        ValueError: An image is constant: there is nothing to align.
+        InvalidRequestError: An image has another shape, or is constant: there is nothing to align.
         StnClientError: As the methods of `Client`.
 
     Example:
         >>> *_, last = align(stn, fixed, moving)
         >>> aligned = stn.warp(moving, Affine(last.theta), fixed.shape[2:])
     """
+    images = [_standardized(name, image) for name, image in (("fixed", fixed), ("moving", moving))]
     theta = _identity(fixed)
-    pyramids = [_pyramid(client, _standardized(image)) for image in (fixed, moving)]
+    pyramids = [_pyramid(client, image) for image in images]
     pyramid = list(zip(*pyramids, strict=False))
     for level in reversed(range(len(pyramid))):
         rate = learning_rate / 2 ** (len(pyramid) - 1 - level)
@@ -163,9 +165,12 @@ def _identity(image: Array) -> Array:
     return np.eye(dims, dims + 1, dtype=np.float32)[None]
 
 
-def _standardized(image: Array) -> Array:
+def _standardized(name: str, image: Array) -> Array:
+    if not isinstance(image, np.ndarray) or image.ndim not in {4, 5} or len(image) != 1:
+        got = getattr(image, "shape", type(image).__name__)
+        raise invalid(name, f"expected an array (1, C, [D,] H, W), got {got}.")
     if image.std() == 0:
-        raise ValueError(f"image: expected edges to align, got {image.flat[0]} everywhere.")
+        raise invalid(name, f"expected edges to align, got {image.flat[0]} everywhere.")
     standardized: Array = (image - image.mean()) / image.std()
     return standardized
 

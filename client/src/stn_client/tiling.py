@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, Unpack
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from stn_client._calls import check_options
 from stn_client._client import Client
 from stn_client._errors import InvalidRequestError
 from stn_client._options import WarpOptions
@@ -76,6 +77,7 @@ def warp(
     if type(transform) not in {Affine, Homography}:
         what = f"expected Affine or Homography, got {type(transform).__name__}. Make a theta of it."
         raise InvalidRequestError(f"transform: {what}", violations=[("transform", what)])
+    check_options(options, output_size)
     images, theta = np.asarray(feature_map), np.asarray(transform.theta)
     if (
         images.ndim != 4

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch._functorch import autograd_function
 
 from stn_client._aio import AsyncClient
 from stn_client._calls import check_options, reject_unknown
@@ -88,7 +89,7 @@ def warp(
     name = getattr(client, "_name", None) or _named(client)
     size = None if output_size is None else _size(output_size)
     arguments = feature_map, parameters, size, name, type(transform).__name__
-    output: Tensor = _call(_Warp, torch.ops.stn_client.warp, *arguments, **_settings(options))
+    output: Tensor = torch.ops.stn_client.warp(*arguments, **_settings(options))
     return output
 
 
@@ -133,7 +134,9 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, feature_map: Tensor) -> Tensor:
         """Warps every feature map by what the localisation network finds for it."""
+        _check_tensor("feature_map", feature_map, "a torch.Tensor")
         parameters = self.localization(feature_map)
+        _check_tensor("localization", parameters, "it to return a torch.Tensor")
         matrix = MATRICES.get((self._transform, feature_map.dim() - 2))
         if matrix:
             rows, columns = matrix
@@ -168,23 +171,38 @@ def _checked(feature_map: object, transform: Any) -> Tensor:
     if kind.__name__ not in KINDS or not hasattr(transform, "parameters"):
         raise invalid("transform", f"expected one of {', '.join(KINDS)}, got {kind.__name__}.")
     parameters: Any = transform.parameters
-    for name, operand in (("feature_map", feature_map), ("transform", parameters)):
-        if not isinstance(operand, Tensor):
-            what = "a torch.Tensor" if name == "feature_map" else "parameters in a torch.Tensor"
-            got = type(operand).__name__
-            raise invalid(name, f"expected {what}, got {got}. Convert it: torch.as_tensor(...).")
+    _check_tensor("feature_map", feature_map, "a torch.Tensor")
+    _check_tensor("transform", parameters, "parameters in a torch.Tensor")
     halves = {torch.float16, torch.bfloat16}
     checked: Tensor = parameters.float() if parameters.dtype in halves else parameters
     return checked
 
 
+def _check_tensor(argument: str, value: object, expected: str) -> None:
+    if not isinstance(value, Tensor):
+        got = type(value).__name__
+        raise invalid(
+            argument, f"expected {expected}, got {got}. Convert it: torch.as_tensor(...)."
+        )
+    if value.is_nested:
+        raise invalid(argument, f"expected {expected}, got a nested one. Warp its parts.")
+
+
 def _size(output_size: Sequence[int]) -> list[Any]:
     try:
-        sizes: list[Any] = list(output_size)
-        return [size if isinstance(size, torch.SymInt) else index(size) for size in sizes]
+        return [_extent(size) for size in output_size]
     except TypeError as error:
         expected = "expected integers ([D',] H', W')"
         raise invalid("output_size", f"{expected}, got {output_size!r}.") from error
+
+
+def _extent(size: Any) -> Any:
+    """A number, or the symbol that a compiler has put in its place."""
+    if isinstance(size, torch.SymInt):
+        return size
+    number = index(size)
+    # What `torch.jit.trace` follows is a tensor; of its end torch warns here, and not above.
+    return int(size) if isinstance(size, Tensor) else number
 
 
 def _settings(options: WarpOptions) -> dict[str, Any]:
@@ -206,7 +224,10 @@ def _fill(fill: Any) -> list[float]:
     values = [given] if isinstance(given, Real) else given
     if not isinstance(values, Sequence) or not all(isinstance(value, Real) for value in values):
         raise invalid("fill", f"expected a number, or a list of numbers, got {fill!r}.")
-    return [float(value) for value in values]
+    try:
+        return [float(value) for value in values]
+    except OverflowError as error:
+        raise invalid("fill", "expected numbers that fit a float, got a larger one.") from error
 
 
 def _named(client: Any) -> str:
@@ -315,8 +336,7 @@ def _warp_gradients_fake(
 class _Warp(torch.autograd.Function):
     """The differentiation rule of `stn_client::warp`.
 
-    Compilers see the operator itself, which has the same rule; torch.func wants a function of this
-    form. Arguments are those of the operator, its keywords as one dictionary.
+    Arguments are those of the operator, its keywords as one dictionary.
     """
 
     @staticmethod
@@ -326,16 +346,21 @@ class _Warp(torch.autograd.Function):
         return output
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _save_operands(ctx, inputs[:-1], inputs[-1], output)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        feature_map, parameters, _output_size, client, transform, settings = inputs
+        ctx.save_for_backward(feature_map, parameters)
+        ctx.call = client, transform, settings
+        ctx.client = CLIENTS.get(client)  # lives as long as somebody may call backward
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        return *_gradients(ctx, *grad_outputs), None
-
-    @staticmethod
-    def vmap(_info: Any, _in_dims: Any, *_arguments: Any) -> Any:
-        _refuse_vmap()
+        feature_map, parameters = ctx.saved_tensors
+        client, transform, settings = ctx.call
+        needs = list(ctx.needs_input_grad[:2])
+        arguments = *grad_outputs, feature_map, parameters, needs, client, transform
+        gradients = torch.ops.stn_client.warp_gradients(*arguments, **settings)
+        of_operands = [g if need else None for g, need in zip(gradients, needs, strict=True)]
+        return *of_operands, None, None, None, None
 
     @staticmethod
     def jvp(_ctx: Any, *_tangents: Tensor | None) -> Tensor:
@@ -356,52 +381,15 @@ class _WarpGradients(torch.autograd.Function):
         """Nothing is kept."""
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> None:
-        _refuse_second_derivatives(ctx, *grad_outputs)
-
-    @staticmethod
-    def vmap(_info: Any, _in_dims: Any, *_arguments: Any) -> Any:
-        _refuse_vmap()
-
-
-def _call(function: Any, operator: Any, *arguments: Any, **settings: Any) -> Any:
-    if torch.compiler.is_compiling():  # type: ignore[no-untyped-call,unused-ignore]
-        return operator(*arguments, **settings)
-    return function.apply(*arguments, settings)
+    def backward(_ctx: Any, *_grad_outputs: Tensor) -> None:
+        raise invalid(
+            "create_graph",
+            "expected no derivatives of gradients, which are not computed remotely, got some. "
+            f"{_LOCALLY}",
+        )
 
 
-def _save_operands(
-    ctx: Any,
-    inputs: tuple[Any, ...],
-    keyword_only_inputs: dict[str, Any],
-    output: Tensor,  # noqa: ARG001
-) -> None:
-    feature_map, parameters, _output_size, client, transform = inputs
-    ctx.save_for_backward(feature_map, parameters)
-    ctx.call = client, transform, keyword_only_inputs
-    ctx.client = CLIENTS.get(client)  # lives as long as somebody may call backward
-
-
-def _gradients(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    feature_map, parameters = ctx.saved_tensors
-    client, transform, settings = ctx.call
-    needs = list(ctx.needs_input_grad[:2])
-    operator = torch.ops.stn_client.warp_gradients
-    arguments = grad_output, feature_map, parameters, needs, client, transform
-    gradients = _call(_WarpGradients, operator, *arguments, **settings)
-    of_operands = [g if need else None for g, need in zip(gradients, needs, strict=True)]
-    return *of_operands, None, None, None
-
-
-def _refuse_second_derivatives(_ctx: Any, *_grad_outputs: Tensor) -> None:
-    raise invalid(
-        "create_graph",
-        "expected no derivatives of gradients, which are not computed remotely, got some. "
-        f"{_LOCALLY}",
-    )
-
-
-def _refuse_vmap() -> NoReturn:
+def _refuse_vmap(_info: Any, _in_dims: Any, *_arguments: Any, **_settings: Any) -> NoReturn:
     raise invalid(
         "vmap",
         "expected calls of whole batches, got torch.func.vmap of single ones. Pass (N, C, [D,] H, "
@@ -421,23 +409,26 @@ _SIGNATURES = {
 LIBRARY = torch.library.Library("stn_client", "DEF")  # type: ignore[no-untyped-call]  # torch
 
 
-def _register(name: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Defines `stn_client::name`, and the same without a rule for those that bring one."""
+def _register(name: str, kernel: Callable[..., Any], fake: Callable[..., Any], rule: Any) -> None:
+    """Defines `stn_client::name`, and below it the same without the rule."""
+
+    def apply(*arguments: Any, **settings: Any) -> Any:
+        # Transforms of torch.func come here with one level of theirs after the other, each to be
+        # recorded as autograd records; `rule.apply` itself would begin with all of them anew.
+        with autograd_function.enable_single_level_autograd_function():  # type: ignore[attr-defined]
+            return super(torch.autograd.Function, rule).apply(*arguments, settings)
+
     for operator in (name, f"compute_{name}"):
         schema = f"{operator}{_SIGNATURES[name]}"
         LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]
         LIBRARY.impl(operator, kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"stn_client::{operator}", fake, lib=LIBRARY)
+        torch.library.register_vmap(f"stn_client::{operator}", _refuse_vmap, lib=LIBRARY)
+    LIBRARY.impl(name, apply, "Autograd")  # type: ignore[no-untyped-call]
 
 
-_register("warp", _warp, _warp_fake)
-_register("warp_gradients", _warp_gradients, _warp_gradients_fake)
-torch.library.register_autograd(
-    "stn_client::warp", _gradients, setup_context=_save_operands, lib=LIBRARY
-)
-torch.library.register_autograd(
-    "stn_client::warp_gradients", _refuse_second_derivatives, lib=LIBRARY
-)
+_register("warp", _warp, _warp_fake, _Warp)
+_register("warp_gradients", _warp_gradients, _warp_gradients_fake, _WarpGradients)
 
 
 def _to_numpy(tensor: Tensor, name: str) -> NDArray[Any]:

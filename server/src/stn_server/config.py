@@ -283,7 +283,7 @@ def unknown(kind: str, name: str, known: Sequence[str]) -> ConfigError:
 def split_address(name: str, address: str) -> tuple[str, int]:
     """Host and port of `host:port`; brackets around an IPv6 host stay."""
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal():
+    if not colon or not host or not (port.isascii() and port.isdecimal()):
         raise ConfigError(
             f"{name}: expected host:port, got {address!r}. Port 0 takes any free one."
         )

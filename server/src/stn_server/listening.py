@@ -27,6 +27,8 @@ TCP_REASONS = {
     errno.EACCES: "expected a port that this user may take, got {}. Choose one above 1023.",
     errno.EADDRNOTAVAIL: "expected an address of this machine, got {}. 0.0.0.0 are all of them.",
     errno.EAFNOSUPPORT: "expected an address of a kind that this machine has, got {}.",
+    errno.EINVAL: "expected the interface behind a link-local address, as [fe80::1%eth0]:50051, "
+    "got {}.",
 }
 UNIX_REASONS = {
     errno.ENOENT: "expected a folder for {}, got none. Create it.",
@@ -119,14 +121,19 @@ async def _resolved(
         raise ConfigError(
             f"{name}: {expected} 0.0.0.0 are all addresses of this machine."
         ) from error
-    return list(dict.fromkeys((family, str(to[0])) for family, _, _, _, to in found))
+    _, percent, interface = host.partition("%")  # of link-local addresses, which are found without
+    return list(
+        dict.fromkeys((family, f"{to[0]}{percent}{interface}") for family, _, _, _, to in found)
+    )
 
 
 def _try_tcp(family: socket.AddressFamily, host: str, port: int) -> None:
     """Takes an address for a moment; raises OSError with the reason if that cannot be done."""
     with socket.socket(family, socket.SOCK_STREAM) as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        trial.bind((host, port))
+        numeric = socket.AI_NUMERICHOST
+        (*_, to), *_ = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=numeric)
+        trial.bind(to)  # with the number of its interface
 
 
 def _answers(path: Path) -> bool:

@@ -3,13 +3,14 @@
 import math
 import operator
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from stn_engine.backends._watchers import is_plain, is_watched, unrecorded
+from stn_engine.backends._watchers import has_tangents, is_plain, unrecorded
 from stn_engine.errors import (
     DeviceMismatchError,
     DTypeError,
@@ -113,10 +114,29 @@ def check_memory(argument: str, value: Tensor) -> None:
     Raises:
         InvalidInputError: Its storage was freed or cut, or it has none.
     """
-    if torch.compiler.is_compiling() or is_watched() or not is_plain(value) or value.is_meta:
+    if torch.compiler.is_compiling():
         return
-    if not (value._is_zerotensor() or has_memory(value)):  # noqa: SLF001 - no public function tells
-        refuse_lost(argument, value)
+    for part, tensor in parts_in_memory(argument, value):
+        has_none = tensor.is_meta or tensor._is_zerotensor()  # noqa: SLF001 - no public function
+        if not (has_none or has_memory(tensor)):
+            refuse_lost(part, tensor)
+
+
+def parts_in_memory(argument: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The tensors below the wrappers of ``torch.func`` that torch reads: of subclasses none.
+
+    They are ``value`` and, in forward mode, its tangent, with what errors call them.
+    """
+    parts: list[tuple[str, Tensor | None]] = [(argument, value)]
+    if has_tangents():
+        dual = forward_ad.unpack_dual(value)  # type: ignore[no-untyped-call]  # torch
+        parts.append((f"tangent of {argument}", dual.tangent))
+    for name, part in parts:
+        inner = part
+        while inner is not None and torch._C._functorch.is_functorch_wrapped_tensor(inner):  # noqa: SLF001
+            inner = torch._C._functorch.get_unwrapped(inner)  # noqa: SLF001 - no public one
+        if inner is not None and is_plain(inner):
+            yield name, inner
 
 
 def autocast(argument: str, value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -109,6 +109,7 @@ def warp(
     spec = spec_of(
         interpolation, padding, fill, coordinates, align_corners, subgradient, deterministic
     )
+    _tell_tracer(output_size)
     problem = WarpProblem(feature_map, transform, output_size, spec)
     if "call" not in vars(problem) or problem.call.looks_channels_last:
         _warn_of_channels_last(problem)
@@ -246,7 +247,16 @@ def generate_grid(
         ShapeError: output_size is not that of a ``Flow``.
         ParameterError: an option or output_size is not among the allowed values.
     """
+    _tell_tracer(output_size)
     return operators.generate_grid(GridProblem(transform, output_size, coordinates, align_corners))
+
+
+def _tell_tracer(output_size: object) -> None:
+    """Lets ``torch.jit.trace`` warn of a size that it follows: it is a constant from here on."""
+    if is_scripted() and isinstance(output_size, Sequence):
+        for size in output_size:
+            if isinstance(size, Tensor) and not size.is_floating_point():
+                int(size)
 
 
 def generate_grid_gradients(

@@ -56,14 +56,18 @@ def refuse_lost(argument: str, tensor: Tensor) -> NoReturn:
         got, remedy = f"layout {tensor.layout}", "Convert it: Tensor.to_dense."
     elif tensor._is_zerotensor():  # noqa: SLF001 - no public function tells
         got, remedy = "a ZeroTensor", "Allocate it by torch.empty."
+    elif _lacks_memory_only(tensor):
+        got = f"a {type(tensor).__name__} without memory of its own, as fakes and wrappers are"
+        remedy = "Pass a plain tensor."
     else:
-        got = f"{_reach_bytes(tensor)} bytes in a storage of {_held_bytes(tensor)}"
+        got = f"{_reach_bytes(tensor)} bytes in a storage of {tensor.untyped_storage().nbytes()}"
         remedy = "Its storage was freed or cut; keep it until all that reads it is done."
     raise InvalidInputError(argument, expected, got, remedy)
 
 
-def _held_bytes(tensor: Tensor) -> int:
+def _lacks_memory_only(tensor: Tensor) -> bool:
+    """Whether a tensor without an address says that its storage is large enough, or has none."""
     try:
-        return tensor.untyped_storage().nbytes() if tensor.data_ptr() else 0
+        return tensor.untyped_storage().nbytes() >= _reach_bytes(tensor)
     except (RuntimeError, NotImplementedError):
-        return 0
+        return True

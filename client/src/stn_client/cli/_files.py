@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -20,7 +21,8 @@ def jobs_of(sources: Sequence[str], destination: str) -> list[Job]:
     """What to read and what to write.
 
     One file goes to the destination, or into it if that is a folder. Several files, patterns and
-    folders go into it, under their names; of a folder all images, those of its folders included.
+    folders go into it, under their names; of a folder all images, those of its folders included,
+    but not of folders that it links to. A file that is found by several ways goes there once.
 
     Raises:
         ImageError: There is nothing to read, no place to write, or one place for two files.
@@ -31,11 +33,11 @@ def jobs_of(sources: Sequence[str], destination: str) -> list[Job]:
     found = {source: list(_found(source)) for source in sources}
     target = _folder(destination)
     jobs: dict[Path, Path] = {}
-    inside = target.resolve()
+    inside = _real(target)
     for source, files in found.items():
         # What lies in OUT came from earlier, unless it is named.
         new = [
-            one for one in files if str(one[0]) in sources or inside not in one[0].resolve().parents
+            one for one in files if str(one[0]) in sources or inside not in _real(one[0]).parents
         ]
         if not new:
             raise ImageError(
@@ -44,13 +46,13 @@ def jobs_of(sources: Sequence[str], destination: str) -> list[Job]:
         jobs |= {path: target / name for path, name in new}
     taken: dict[Path, Path] = {}
     for path, result in jobs.items():
-        if result in taken:
+        other = taken.setdefault(result, path)
+        if _real(other) != _real(path):
             raise ImageError(
-                f"{result}: expected one file to go there, got {taken[result]} and {path}. "
+                f"{result}: expected one file to go there, got {other} and {path}. "
                 "Rename one, or warp them apart."
             )
-        taken[result] = path
-    return list(jobs.items())
+    return [(path, result) for result, path in taken.items()]
 
 
 def job_of(source: str, destination: str) -> Job:
@@ -127,13 +129,34 @@ def _found(source: str) -> Iterator[tuple[Path, Path]]:
         yield path, Path(path.name)  # if it is none, that is an error of this file alone
         return
     else:
-        files = sorted(Path(name) for name in glob.iglob(source, recursive=True))  # noqa: PTH207 - absolute ones, too
+        files = sorted(set(_matches(path)))
         found = [(file, Path(file.name)) for file in files if is_image(file)]
         expected = "images that match"
     found = [(file, name) for file, name in found if file.is_file()]
     if not found:
         raise ImageError(f"{source}: expected {expected}, got none.")
     yield from found
+
+
+def _matches(pattern: Path) -> Iterator[Path]:
+    """What a pattern stands for, as `glob` has it, but that `**` follows no links to folders.
+
+    They may lead in circles, or to one file by many ways.
+    """
+    parts = pattern.parts
+    if "**" not in parts:
+        yield from map(Path, glob.iglob(str(pattern)))  # noqa: PTH207 - absolute ones, too
+        return
+    at = parts.index("**")
+    for top in glob.iglob(str(Path(*parts[:at]))):  # noqa: PTH207
+        for folder, folders, _ in os.walk(top):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            yield from _matches(Path(glob.escape(folder), *(parts[at + 1 :] or ["*"])))
+
+
+def _real(path: Path) -> Path:
+    """Where a path leads; `Path.resolve` raises if that is in a circle."""
+    return Path(os.path.realpath(path))
 
 
 def _is_pattern(source: str) -> bool:

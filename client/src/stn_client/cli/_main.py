@@ -26,17 +26,15 @@ from stn_client.cli._report import report
 DEFAULT_TARGET = "127.0.0.1:50051"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a subcommand; returns the exit code: 1 if the service or a file refused.
-
-    Whatever goes wrong is one line on standard error.
-    """
+def run(arguments: Sequence[str] | None) -> int:
+    """What `stn_client.cli.main` does."""
     logging.getLogger("stn_client").addHandler(logging.NullHandler())  # errors tell what it would
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about files of which it is told more here
             code = _run(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None: it was closed by whoever started this
+            sys.stdout.flush()
     except KeyboardInterrupt:
         report("interrupted")
         return 128 + signal.SIGINT
@@ -94,8 +92,8 @@ def _token(path: Path | None) -> str | None:
     """What a file holds: a token as an argument would show in the list of processes."""
     try:
         return None if path is None else path.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise ValueError(f"token-file: expected a readable file, got {error}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"token-file: expected a readable text file, got {error}.") from error
 
 
 def _info(client: Client, _options: argparse.Namespace) -> int:
@@ -107,7 +105,7 @@ class _Parser(argparse.ArgumentParser):
     """Tells what is wrong in one line, as everything else does."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}. See {self.prog} --help.\n")
+        self.exit(2, f"{self.prog}: {message.rstrip('.')}. See {self.prog} --help.\n")
 
 
 _DESCRIPTION = """\

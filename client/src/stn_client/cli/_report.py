@@ -7,4 +7,5 @@ import sys
 
 def report(error: object) -> None:
     """Writes one line, whatever the error's text looks like."""
-    print(f"stn: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+    if sys.stderr is not None:  # None: it was closed by whoever started this
+        print(f"stn: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201

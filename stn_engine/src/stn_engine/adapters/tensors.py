@@ -11,10 +11,16 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
-from stn_engine.backends._watchers import is_plain
 from stn_engine.call import Call
-from stn_engine.checks import check_device, check_dtype, check_shape, check_tensor
+from stn_engine.checks import (
+    check_device,
+    check_dtype,
+    check_shape,
+    check_tensor,
+    parts_in_memory,
+)
 from stn_engine.errors import InvalidInputError
 from stn_engine.memory import has_memory, is_dense, refuse_lost, span_bytes
 from stn_engine.problem import Gradients, Problem
@@ -73,17 +79,14 @@ def _moved(problem: Problem) -> tuple[Call, Sequence[Tensor], list[int]]:
 
 
 def check_operands(problem: Problem) -> None:
-    """The operands have values, for torch, which tells negative bits and the like by itself.
+    """The operands and their tangents have values, for torch, which tells negative bits by itself.
 
     Raises:
         InvalidInputError: An operand has no values in memory.
     """
     for name, operand in zip(problem.names, problem.operands, strict=True):
-        inner = operand
-        while torch._C._functorch.is_functorch_wrapped_tensor(inner):  # noqa: SLF001 - no public one
-            inner = torch._C._functorch.get_unwrapped(inner)  # noqa: SLF001
-        if is_plain(inner):
-            _resolved(name, inner)
+        for part, tensor in parts_in_memory(name, operand):
+            _resolved(part, tensor)
 
 
 def check_out(argument: str, value: object, shape: Sequence[int], like: Tensor) -> None:
@@ -94,7 +97,7 @@ def check_out(argument: str, value: object, shape: Sequence[int], like: Tensor) 
         check_shape(argument, memory, [tuple(shape)], "Allocate it for exactly this result.")
     check_dtype(argument, memory, (like.dtype,))
     check_device("feature_map", like, argument, memory)
-    if not has_memory(memory):
+    if isinstance(memory, FakeTensor) or not has_memory(memory):  # torch warns who asks a fake
         refuse_lost(argument, memory)
     if not is_dense(memory):
         got = f"strides {tuple(memory.stride())}"

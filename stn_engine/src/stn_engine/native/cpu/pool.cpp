@@ -115,19 +115,15 @@ class Pool {
   std::vector<std::thread> threads_;
 };
 
-// Never destroyed: its threads may outlive main. A forked child, which has none of them, starts a new one.
-Pool* pool = nullptr;
+// Never destroyed: its threads, which the first call starts, may outlive main. A forked child, which has none of them,
+// starts new ones.
+Pool* pool = new Pool;
+
 // In a forked child OpenMP waits for threads that only its parent has.
 bool is_forked = false;
-std::once_flag once;
 
-Pool& the_pool() {
-  std::call_once(once, [] {
-    pool = new Pool;
-    pthread_atfork(nullptr, nullptr, [] { pool = new Pool, is_forked = true; });
-  });
-  return *pool;
-}
+// From the loading of the module on: it may be torch alone that has used OpenMP when the process is forked.
+[[maybe_unused]] const int noticed = pthread_atfork(nullptr, nullptr, [] { pool = new Pool, is_forked = true; });
 
 // How compilers enter a parallel region: GNU's OpenMP, and those of LLVM and Intel for its sake.
 using Parallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
@@ -143,13 +139,12 @@ Parallel openmp_parallel() {
 void for_each_task(int64_t count, Threads threads, const std::function<void(int64_t)>& task) {
   Job job(task, count);
   const int64_t helpers = (threads.count < count ? threads.count : count) - 1;
-  Pool& own = the_pool();  // first, so that forks are noticed
   if (helpers <= 0) {
     job.work();
   } else if (const Parallel parallel = openmp_parallel(); threads.beside_torch && !is_forked && parallel != nullptr) {
     // Always all threads: OpenMP ends those that a smaller team leaves over, and starts them anew for the next.
     parallel([](void* data) { static_cast<Job*>(data)->work(); }, &job, static_cast<unsigned>(threads.count), 0);
-  } else if (!own.run(job, static_cast<int>(helpers))) {
+  } else if (!pool->run(job, static_cast<int>(helpers))) {
     job.work();
   }
   if (job.error) std::rethrow_exception(job.error);

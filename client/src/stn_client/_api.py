@@ -1,0 +1,60 @@
+"""All public names of `stn_client`, which imports them from here when the first one is used."""
+
+from stn_client._aio import AsyncClient
+from stn_client._calls import Gradients
+from stn_client._client import Client
+from stn_client._credentials import Tls
+from stn_client._errors import (
+    AccessDeniedError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    OverloadedError,
+    ProtocolMismatchError,
+    ServerFaultError,
+    StnClientError,
+    TransportError,
+    UnavailableError,
+)
+from stn_client._options import GridOptions, WarpOptions
+from stn_client._retry import RetryPolicy
+from stn_client._transforms import (
+    Affine,
+    Attention,
+    Flow,
+    Homography,
+    ParametricTransform,
+    Rotation,
+    SamplingGrid,
+    Similarity,
+    Transform,
+    Translation,
+)
+
+__all__ = [
+    "AccessDeniedError",
+    "Affine",
+    "AsyncClient",
+    "Attention",
+    "Client",
+    "DeadlineExceededError",
+    "Flow",
+    "Gradients",
+    "GridOptions",
+    "Homography",
+    "InvalidRequestError",
+    "OverloadedError",
+    "ParametricTransform",
+    "ProtocolMismatchError",
+    "RetryPolicy",
+    "Rotation",
+    "SamplingGrid",
+    "ServerFaultError",
+    "Similarity",
+    "StnClientError",
+    "Tls",
+    "Transform",
+    "Translation",
+    "TransportError",
+    "UnavailableError",
+    "WarpOptions",
+]
