@@ -296,11 +296,11 @@ def _warp_gradients_problem(
 
 def _empty_warp_gradients(problem: WarpGradientsProblem) -> Gradients:
     _, *operands = problem.operands
-    of_map, of_transform = (
+    grad_feature_map, grad_transform = (
         operand.new_empty(operand.shape) if name in problem.needs else None
         for name, operand in zip(NEEDS, operands, strict=True)
     )
-    return Gradients(of_map, of_transform)
+    return Gradients(grad_feature_map, grad_transform)
 
 
 def _grid_arguments(problem: GridProblem) -> tuple[Any, ...]:

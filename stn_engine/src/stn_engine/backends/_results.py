@@ -63,9 +63,13 @@ def _output_of(problem: WarpProblem) -> Tensor:
 
 def _gradients_of(problem: WarpGradientsProblem) -> Gradients:
     feature_map, parameters = problem.warp.feature_map, problem.warp.transform.parameters
-    of_map = _memory(feature_map, feature_map.shape) if "feature_map" in problem.needs else None
-    of_transform = parameters.new_empty(parameters.shape) if "transform" in problem.needs else None
-    return Gradients(of_map, of_transform)
+    grad_feature_map = (
+        _memory(feature_map, feature_map.shape) if "feature_map" in problem.needs else None
+    )
+    grad_transform = (
+        parameters.new_empty(parameters.shape) if "transform" in problem.needs else None
+    )
+    return Gradients(grad_feature_map, grad_transform)
 
 
 def _memory(feature_map: Tensor, shape: tuple[int, ...]) -> Tensor:

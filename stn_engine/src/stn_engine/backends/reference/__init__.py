@@ -66,14 +66,16 @@ def _warp_gradients(problem: WarpGradientsProblem) -> Gradients:
     warp = problem.warp
     U, grid, G = _array(warp.feature_map), _grid(warp), _array(problem.grad_output)
     grad_U, grad_grid = reference.sampler_adjoint(G, U, grid, _options(warp))
-    of_map = _tensor(grad_U, warp.output_dtype) if "feature_map" in problem.needs else None
+    grad_feature_map = (
+        _tensor(grad_U, warp.output_dtype) if "feature_map" in problem.needs else None
+    )
     if "transform" not in problem.needs:
-        return Gradients(of_map, None)
+        return Gradients(grad_feature_map, None)
     spec, transform = warp.spec, warp.transform
     gradient = _generator_adjoint(
         transform, grad_grid, spec.coordinates, align_corners=spec.align_corners
     )
-    return Gradients(of_map, _tensor(gradient, transform.parameters.dtype))
+    return Gradients(grad_feature_map, _tensor(gradient, transform.parameters.dtype))
 
 
 def _generate_grid(problem: GridProblem) -> Tensor:

@@ -126,11 +126,11 @@ def _warp_gradients_group(problems: list[WarpGradientsProblem]) -> list[Gradient
     warp = _joined_warp([problem.warp for problem in problems])
     gradients = sample_adjoint(WarpGradientsProblem(warp, grad_output, problems[0].needs))
     absent: list[Tensor | None] = [None] * len(problems)
-    of_map, of_transform = (
+    grad_feature_map, grad_transform = (
         absent if gradient is None else _split(gradient, problems)
         for gradient in (gradients.feature_map, gradients.transform)
     )
-    return [Gradients(*pair) for pair in zip(of_map, of_transform, strict=True)]
+    return [Gradients(*pair) for pair in zip(grad_feature_map, grad_transform, strict=True)]
 
 
 def _split(joined: Tensor, problems: Sequence[Problem]) -> list[Tensor]:

@@ -36,10 +36,12 @@ def sample_adjoint(problem: WarpGradientsProblem) -> Gradients:
     points = source_points(warp)
     taps = find_taps(points, warp)
     grad = problem.grad_output.to(compute_dtype(warp)).flatten(2)
-    of_map = _feature_map_gradient(warp, taps, grad) if "feature_map" in problem.needs else None
+    grad_feature_map = (
+        _feature_map_gradient(warp, taps, grad) if "feature_map" in problem.needs else None
+    )
     if "transform" not in problem.needs:
-        return Gradients(of_map, None)
-    return Gradients(of_map, _transform_gradient(warp, points, taps, grad))
+        return Gradients(grad_feature_map, None)
+    return Gradients(grad_feature_map, _transform_gradient(warp, points, taps, grad))
 
 
 def accumulate(index: Tensor, terms: Tensor, size: int, *, ordered: bool) -> Tensor:
