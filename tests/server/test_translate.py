@@ -13,10 +13,17 @@ from stn_proto import WireFormatError, get_tensor, split
 from stn_proto.v1 import tensor_pb2, warp_pb2
 from stn_server.batching.work import Finished, Operation
 from stn_server.config import LimitsConfig
-from stn_server.errors import InvalidRequestError
-from stn_server.translate import MAX_PLANNED_BYTES, MAX_SIZES, PLAN_READS, Translator, _warp_key
+from stn_server.errors import InvalidRequestError, ResultTooLargeError
+from stn_server.translate import (
+    BASIS_READS,
+    MAX_PLANNED_BYTES,
+    MAX_SIZES,
+    PLAN_READS,
+    Translator,
+)
 from support.bad_requests import (
     BASES,
+    CONTROL_POINTS,
     deep_warp_request,
     grid_gradients_request,
     grid_request,
@@ -24,6 +31,8 @@ from support.bad_requests import (
     put,
     ramp,
     replace,
+    spline_grid_request,
+    spline_warp_request,
     theta,
     volume_warp_request,
     warp_gradients_request,
@@ -366,15 +375,48 @@ def test_an_envelope_is_read_as_the_method_it_came_with():
         translator.decode(Operation.GENERATE_GRID_GRADIENTS, message)
 
 
+def test_a_spline_is_what_the_message_says():
+    """Control points in pairs, regularization, and source points from a payload."""
+    request = spline_warp_request()
+    request.transform.thin_plate_spline.regularization = 0.25
+    task = decode(request)
+    problem, (_, points) = task.job
+    assert isinstance(problem.transform, stn_engine.ThinPlateSpline)
+    assert problem.transform.control_points == CONTROL_POINTS
+    assert problem.transform.regularization == 0.25
+    assert problem.transform.points.shape == (2, 5, 2)
+    assert points == request.payloads[-1]
+
+
+def test_a_spline_costs_its_basis():
+    """Eight bytes for each control point and pixel, once for both items, and their sums for each."""
+    plain, spline = warp_request(), spline_warp_request()
+    task = decode(spline)
+    pixels = 6 * 7
+    assert task.cost.work == 2 * pixels * (PLAN_READS + 5 * BASIS_READS + 3 * 4)
+    added_bytes = len(spline.SerializeToString()) - len(plain.SerializeToString())
+    assert task.cost.size_bytes == decode(plain).cost.size_bytes + added_bytes + 8 * 5 * pixels
+    grid = decode(spline_grid_request(), "GenerateGrid")
+    assert grid.cost.work == 2 * pixels * (PLAN_READS + 5 * BASIS_READS)
+
+
+def test_the_basis_of_a_spline_counts_as_output():
+    """The very limit passes, one byte less does not; nor does one control point less."""
+    enough = 4 * 2 * 3 * 6 * 7 + 8 * 5 * 6 * 7
+    decode(spline_warp_request(), max_output_bytes=enough, max_control_points=5)
+    with pytest.raises(ResultTooLargeError, match="at most 2687 bytes of output and basis, got"):
+        decode(spline_warp_request(), max_output_bytes=enough - 1)
+    match = r"^transform.thin_plate_spline.control_points: expected at most 4 points, got 5\. Ask"
+    with pytest.raises(ResultTooLargeError, match=match):
+        decode(spline_warp_request(), max_control_points=4)
+
+
 def test_what_a_launch_has_in_common_is_part_of_the_key():
     """Splines of other control points cannot be laid end to end."""
-
-    def key(regularization):
-        control = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0))
-        spline = stn_engine.ThinPlateSpline(
-            torch.zeros(1, 3, 2), control_points=control, regularization=regularization
-        )
-        return _warp_key(stn_engine.WarpProblem(torch.zeros(1, 1, 2, 2), spline))
-
-    assert key(0.0) == key(0.0)
-    assert key(0.0) != key(0.5)
+    other, stiff, same = spline_warp_request(), spline_warp_request(), spline_warp_request()
+    other.transform.thin_plate_spline.control_points[0] += 0.5
+    stiff.transform.thin_plate_spline.regularization = 0.5
+    same.output_size[:] = (9, 8)
+    first = decode(spline_warp_request()).key
+    assert decode(same).key == first
+    assert first not in {decode(other).key, decode(stiff).key, decode(warp_request()).key}

@@ -211,7 +211,7 @@ class MessageTooLargeError(RequestTooLargeError):
 
 
 class ResultTooLargeError(RequestTooLargeError):
-    """The result would have more bytes, samples or pixels than the server computes."""
+    """The result would have more bytes, samples, pixels or control points than allowed."""
 
 
 class QuotaTooSmallError(RequestTooLargeError):

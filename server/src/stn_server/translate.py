@@ -8,6 +8,7 @@ are Python integers, which cannot overflow, and results are capped before anythi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -47,6 +48,9 @@ TAPS = {
 
 PLAN_READS = 4
 """To find out what a point reads takes as long as so many reads, measured on CPUs."""
+
+BASIS_READS = 1
+"""What each control point of a spline adds to that, measured on CPUs."""
 
 COLOUR_WORK = PLAN_READS + 3 * 4
 """Of a point of a colour image, bilinear."""
@@ -180,12 +184,12 @@ class Translator:
     def _plan_warp(self, frame: Frame) -> Plan:
         request = parse(frame.envelope, warp_pb2.WarpRequest)
         layout = request.feature_map.layout
-        transform = declare_transform(request.transform)
+        transform = self._declare_transform(request.transform)
         feature_map = declare_map(request.feature_map, "feature_map", transform.source_axes)
         size = _output_size(request.output_size, transform.target_axes)
         problem = _warp_problem(request, feature_map, transform, size)
 
-        self._check_size(problem, problem, "output_size")
+        self._check_size(problem, "output_size")
         key = BatchKey(Operation.WARP, problem.output_dtype, _warp_key(problem))
         reply = _reply(warp_pb2.WarpReply, problem, {"output": layout})
         return _plan(frame, problem, (feature_map, transform.operand), key, reply)
@@ -193,7 +197,7 @@ class Translator:
     def _plan_warp_gradients(self, frame: Frame) -> Plan:
         request = parse(frame.envelope, warp_pb2.WarpGradientsRequest)
         layout = request.feature_map.layout
-        transform = declare_transform(request.transform)
+        transform = self._declare_transform(request.transform)
         grad_output = declare_map(request.grad_output, "grad_output", transform.target_axes)
         feature_map = declare_map(request.feature_map, "feature_map", transform.source_axes)
         # Where the transform says the size, grad_output has to fit it.
@@ -203,7 +207,7 @@ class Translator:
             needs = read_needs(request.needs)
             problem = stn_engine.WarpGradientsProblem(warp, grad_output.meta, needs)
 
-        self._check_size(problem, warp, "grad_output")
+        self._check_size(problem, "grad_output")
         key = BatchKey(Operation.WARP_GRADIENTS, warp.output_dtype, _warp_key(warp))
         layouts = {"feature_map": layout, "transform": LAYOUT_UNSPECIFIED}
         fields = {f"grad_{name}": layouts[name] for name in layouts if name in needs}
@@ -213,7 +217,7 @@ class Translator:
 
     def _plan_grid(self, frame: Frame) -> Plan:
         request = parse(frame.envelope, warp_pb2.GenerateGridRequest)
-        transform = declare_transform(request.transform)
+        transform = self._declare_transform(request.transform)
         axes = transform.target_axes
         size = _output_size(request.output_size, axes)
         if size is None:
@@ -221,14 +225,14 @@ class Translator:
             raise InvalidRequestError("output_size", expected)
         problem = _grid_problem(request, transform, size)
 
-        self._check_size(problem, problem, "output_size")
+        self._check_size(problem, "output_size")
         key = BatchKey(Operation.GENERATE_GRID, problem.output_dtype, _grid_key(problem))
         reply = _reply(warp_pb2.GenerateGridReply, problem, {"grid": LAYOUT_UNSPECIFIED})
         return _plan(frame, problem, (transform.operand,), key, reply)
 
     def _plan_grid_gradients(self, frame: Frame) -> Plan:
         request = parse(frame.envelope, warp_pb2.GenerateGridGradientsRequest)
-        transform = declare_transform(request.transform)
+        transform = self._declare_transform(request.transform)
         grad_grid = declare(request.grad_grid, "grad_grid")
         axes = ("N", *transform.target_axes, str(transform.meta.dims))
         require_shape(grad_grid.declaration, axes)
@@ -236,24 +240,25 @@ class Translator:
         with field_paths({}):
             problem = stn_engine.GridGradientsProblem(grid, grad_grid.meta)
 
-        self._check_size(problem, grid, "grad_grid")
+        self._check_size(problem, "grad_grid")
         key = BatchKey(Operation.GENERATE_GRID_GRADIENTS, grid.output_dtype, _grid_key(grid))
         fields = {"grad_transform": LAYOUT_UNSPECIFIED}
         reply = _reply(warp_pb2.GenerateGridGradientsReply, problem, fields)
         return _plan(frame, problem, (grad_grid, transform.operand), key, reply)
 
-    def _check_size(
-        self,
-        problem: Any,
-        forward: stn_engine.WarpProblem | stn_engine.GridProblem,
-        field: str,
-    ) -> None:
+    def _declare_transform(self, transform: warp_pb2.Transform) -> TransformOperand:
+        return declare_transform(transform, self._limits.max_control_points)
+
+    def _check_size(self, problem: Any, field: str) -> None:
         """Refuses what would take too much memory or time."""
-        output_bytes = max(forward.output_bytes, problem.output_bytes)
-        largest_px = max(cast("tuple[int, ...]", forward.output_size))
+        forward = _forward(problem)
+        output_bytes, bytes_of = max(forward.output_bytes, problem.output_bytes), "bytes of output"
+        if basis_bytes := _basis_bytes(forward):
+            output_bytes, bytes_of = output_bytes + basis_bytes, "bytes of output and basis"
+        largest_px = max(forward.output_size)
         for actual, limit, unit in (
             (largest_px, self._limits.max_dimension_px, "px"),
-            (output_bytes, self._limits.max_output_bytes, "bytes of output"),
+            (output_bytes, self._limits.max_output_bytes, bytes_of),
             (problem.output_samples, self._limits.max_output_samples, "samples"),
         ):
             if actual > limit:
@@ -266,19 +271,31 @@ def _plan(
     sizes_bytes = [span.stop - span.start for span in frame.payloads]
     for operand in operands:
         operand.declaration.check(sizes_bytes)
-    size_bytes = frame.size_bytes + problem.output_bytes
+    size_bytes = frame.size_bytes + problem.output_bytes + _basis_bytes(_forward(problem))
     cost = Cost(size_bytes, problem.output_samples, _work(problem))
     return Plan(frame, problem, operands, key, cost, reply)
 
 
+def _forward(problem: Any) -> Any:
+    """The warp, or the grid, that a problem differentiates, or that it is."""
+    if isinstance(problem, stn_engine.WarpGradientsProblem):
+        return problem.warp
+    return problem.grid if isinstance(problem, stn_engine.GridGradientsProblem) else problem
+
+
+def _basis_bytes(forward: stn_engine.WarpProblem | stn_engine.GridProblem) -> int:
+    """Of what a spline works out for every target pixel, once for all items."""
+    pixels = math.prod(cast("tuple[int, ...]", forward.output_size))
+    return 8 * forward.transform.basis_size * pixels
+
+
 def _work(problem: Any) -> int:
     """What the time of a device grows with, whatever the channels, dimensions and interpolation."""
-    if isinstance(problem, stn_engine.WarpGradientsProblem):
-        return _work(problem.warp)
-    reads = 0
-    if isinstance(problem, stn_engine.WarpProblem):
-        taps = TAPS[problem.spec.interpolation] ** problem.transform.dims
-        reads = problem.output_shape[1] * taps
+    forward = _forward(problem)
+    reads: int = BASIS_READS * forward.transform.basis_size
+    if isinstance(forward, stn_engine.WarpProblem):
+        taps = TAPS[forward.spec.interpolation] ** forward.transform.dims
+        reads += forward.output_shape[1] * taps
     return int(problem.output_samples) * (PLAN_READS + reads)
 
 
