@@ -389,7 +389,7 @@ def test_a_spline_is_what_the_message_says():
 
 
 def test_a_spline_costs_its_basis():
-    """Eight bytes for each control point and pixel, once for both items, and their sums for each."""
+    """Eight bytes for each control point and pixel, once for both items; sums for each of them."""
     plain, spline = warp_request(), spline_warp_request()
     task = decode(spline)
     pixels = 6 * 7

@@ -90,4 +90,5 @@ def _ends_of_line(offsets: Pairs) -> tuple[int, int] | None:
     if max([abs(x * end_y - y * end_x) for x, y in offsets]) > RESOLUTION:
         return None
     along = [x * end_x + y * end_y for x, y in offsets]
-    return along.index(min(along)), end
+    first, second = sorted((along.index(min(along)), end))
+    return first, second
