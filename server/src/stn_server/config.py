@@ -105,7 +105,8 @@ class LimitsConfig:
     max_output_samples: int = setting(16 * MIB, "Source points of one call: 4096 x 4096 pixels.")
     max_dimension_px: int = setting(32768, "Depth, height or width of an output.")
     max_control_points: int = setting(
-        512, "Of a thin-plate spline; the time to solve for them grows with their cube."
+        256,
+        "Of a thin-plate spline; what its basis takes grows with their square.",
     )
     max_concurrent_streams: int = setting(
         16384, "Calls of one connection; gRPC's clients hold more back once they know of it."

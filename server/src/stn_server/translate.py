@@ -49,8 +49,8 @@ TAPS = {
 PLAN_READS = 4
 """To find out what a point reads takes as long as so many reads, measured on CPUs."""
 
-BASIS_READS = 1
-"""What each control point of a spline adds to that, measured on CPUs."""
+BASIS_READS = 3
+"""What each control point of a spline adds to that, once its basis is made, measured on CPUs."""
 
 COLOUR_WORK = PLAN_READS + 3 * 4
 """Of a point of a colour image, bilinear."""
