@@ -3,11 +3,7 @@
 import numpy as np
 import pytest
 
-<<<<<<< HEAD
-from stn_client import Client, InvalidRequestError
-=======
 from stn_client import Affine, Client, InvalidRequestError, ThinPlateSpline
->>>>>>> 6acbf0a (SDK: splines in tiles, in alignment, and as stn warp --spline)
 from stn_client.local import LocalServer
 from stn_client.registration import align
 

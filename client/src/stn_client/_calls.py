@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from stn_client._errors import ProtocolMismatchError, invalid
 from stn_client._layouts import warn_of_channels_last
 from stn_client._options import GridOptions, WarpOptions
-from stn_client._transforms import ParametricTransform, ThinPlateSpline, Transform
+from stn_client._transforms import ParametricTransform, Transform
 from stn_proto import WireFormatError, get_tensor, join, put_tensor, split
 from stn_proto.v1 import server_info_pb2, tensor_pb2, warp_pb2
 
@@ -37,7 +37,7 @@ _KINDS = {
 """Field of `Transform.kind` of every transform.
 
 Messages and classes have the same names, and so have their fields: first comes the tensor of
-parameters.
+parameters; what else a message has is in `settings`.
 """
 
 
@@ -218,7 +218,7 @@ def _transform(transform: Transform, payloads: Payloads) -> warp_pb2.Transform:
         raise invalid("transform", f"expected {expected}, got {type(transform).__name__}.")
     argument = fields(transform)[0].name
     tensor = _put(argument, _real(argument, _array(argument, transform.parameters)), payloads)
-    settings = transform.settings if isinstance(transform, ThinPlateSpline) else {}
+    settings = getattr(transform, "settings", {})
     message = warp_pb2.Transform()
     kind = getattr(message, _KINDS[type(transform)])
     kind.MergeFrom(type(kind)(**{argument: tensor}, **settings))

@@ -4,8 +4,8 @@ The loss is the mean squared difference of the images at the exposure (gain and 
 they fit best. It descends a pyramid from coarse to fine, because a blurred image has a wide basin
 of attraction; normalized coordinates make one theta mean the same on every level. The coarse
 levels compare everywhere, so that the image cannot flee out of sight; the finest one compares only
-pixels that are wholly covered, so that the border does not pull. An affine map comes first; then, if
-there are control points, the spline that begins as this map, on the two finest levels.
+pixels that are wholly covered, so that the border does not pull. An affine map comes first; then,
+given control points, the spline that begins as this map, on the two finest levels.
 """
 
 from __future__ import annotations
