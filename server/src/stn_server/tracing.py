@@ -190,7 +190,7 @@ class _TracedTranslator(Translator):
     def decode(self, operation: Operation, message: bytes) -> Request:
         with self._tracer.start_as_current_span("decode", record_exception=False):
             request = super().decode(operation, message)
-        return _TracedRequest(request.job, request.plan, self._tracer)
+        return _TracedRequest(request.job, request.template, self._tracer)
 
 
 @dataclass(slots=True, eq=False)
