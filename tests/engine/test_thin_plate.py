@@ -1,5 +1,7 @@
 """Thin-plate splines: exact wherever their points are, refused when singular, kept in few bytes."""
 
+import os
+import signal
 import threading
 
 import mpmath
@@ -8,8 +10,8 @@ import pytest
 import torch
 from scipy.interpolate import RBFInterpolator
 
-from stn_engine import ParameterError, ThinPlateSpline, generate_grid
-from stn_engine.backends._thin_plate import BASES, CHUNK_POINTS, Bases
+from stn_engine import ParameterError, ThinPlateSpline, generate_grid, generate_grid_gradients
+from stn_engine.backends._thin_plate import BASES, CHUNK_POINTS, MAX_TERMS, Bases
 from support.strategies import random_values
 
 UNIT = ((-0.9, -0.8), (0.7, -0.9), (0.1, 0.05), (-0.6, 0.8), (0.9, 0.6), (0.3, -0.4), (-0.2, 0.45))
@@ -240,3 +242,32 @@ def test_the_bases_of_calls_are_kept_for_later_ones():
     description = *other.settings, (6, 6), "normalized", False, torch.device("cpu")
     assert BASES.get(*description) is BASES.get(*description)
     assert BASES.kept_bytes == kept_bytes
+
+
+def test_a_forked_process_makes_bases_of_its_own():
+    """Even if another thread was at the cache meanwhile, and so holds its lock for ever."""
+    basis_of(BASES, 4)
+    with BASES._lock:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)  # ends a child that waits
+            kept_bytes = BASES.kept_bytes
+            basis_of(BASES, 4)
+            os._exit(0 if kept_bytes == 0 else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_large_grids_are_those_of_their_items():
+    """Their sums are taken of a few items at a time, to the same bits as those of one."""
+    size = (50, 100)
+    count = MAX_TERMS // (len(UNIT) * size[0] * size[1]) + 1
+    spline = spline_of(np.asarray(UNIT) * 2)
+    points = spline.points + random_values(4, (count, len(UNIT), 2), torch.float64)
+    grad = random_values(5, (count, *size, 2), torch.float64)
+    many = spline.with_parameters(points)
+    grids, gradients = generate_grid(many, size), generate_grid_gradients(grad, many)
+    for n in range(0, count, 7):
+        one = spline.with_parameters(points[n : n + 1])
+        assert torch.equal(grids[n], generate_grid(one, size)[0])
+        assert torch.equal(gradients[n], generate_grid_gradients(grad[n : n + 1], one)[0])

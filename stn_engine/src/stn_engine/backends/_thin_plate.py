@@ -4,15 +4,16 @@ The basis B is worked out by NumPy in one thread and in one order, so that its b
 nothing but the spline and the lattice: linear algebra libraries round by their count of threads.
 """
 
+import os
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from threading import Lock
 from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, cat
 
 from stn_engine.backends._constants import constant
 from stn_engine.backends._lattices import compute_dtype
@@ -31,6 +32,10 @@ MAX_KEPT_BYTES = 64 * 2**20
 
 CHUNK_POINTS = 1024
 """Target points whose terms are in memory, and near the processor, at a time."""
+
+MAX_TERMS = 2**20
+"""Of sums over control points, for each coordinate, that are in memory at once, in 16 MiB; those of
+one item may be more, twice as large as its basis."""
 
 FAR = 2.0
 """Radii from the middle of the control points at which the far field begins."""
@@ -68,13 +73,19 @@ def grid_adjoint(problem: GridProblem, grad_grid: Tensor) -> Tensor:
 def _combined(transform: Transform, basis: Tensor) -> Tensor:
     """B·Y by a fixed tree over the control points: (N, 2, P), float64."""
     source = transform.parameters.double().transpose(1, 2)
-    return tree_sum(source[..., None] * basis, 2)
+    return cat([tree_sum(part[..., None] * basis, 2) for part in _parts(source, basis)])
 
 
 def _combined_adjoint(transform: Transform, basis: Tensor, grad: Tensor) -> Tensor:
     """The transpose of B times a gradient by a fixed tree over the target points: (N, K, 2)."""
-    of_source = tree_sum(grad[:, :, None] * basis, 3)
+    of_source = cat([tree_sum(part[:, :, None] * basis, 3) for part in _parts(grad, basis)])
     return of_source.transpose(1, 2).to(transform.parameters.dtype)
+
+
+def _parts(items: Tensor, basis: Tensor) -> Sequence[Tensor]:
+    """Items whose terms are in memory together: as many as ``MAX_TERMS`` allows, or one."""
+    count = max(1, MAX_TERMS // max(1, basis.numel()))
+    return [items[first : first + count] for first in range(0, max(1, len(items)), count)]
 
 
 def warp_basis(problem: WarpProblem) -> Tensor:
@@ -106,6 +117,10 @@ class Bases:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
+        self.clear()
+
+    def clear(self) -> None:
+        """Begins anew, with a lock that nobody holds."""
         self._lock = Lock()
         self._kept: OrderedDict[Hashable, Tensor] = OrderedDict()
         self.kept_bytes = 0
@@ -130,6 +145,9 @@ class Bases:
 
 
 BASES = Bases(MAX_KEPT_BYTES)
+
+# A thread that holds the lock when a process is forked is not there to release it in the child.
+os.register_at_fork(after_in_child=BASES.clear)
 
 
 def _basis(
