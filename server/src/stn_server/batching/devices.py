@@ -289,7 +289,12 @@ class EngineRunner:
 
     def run_inline(self, batch: Batch) -> Sequence[Any] | None:
         """One result or exception per item of a batch that is small for the device; else None."""
-        if not batch.cost.fits(self._small):
+        cost, small = batch.cost, self._small
+        if (
+            cost.work > small.work
+            or cost.samples > small.samples
+            or cost.size_bytes > small.size_bytes
+        ):
             return None
         return self._compute(batch)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from stn_server.batching.work import Batch, Operation, WorkItem
@@ -86,33 +86,9 @@ class CostModel:
         return self._fits[operation].slope * work
 
 
-class _Backlog:
-    """Work that waits, by slice of time and operation: some dozen sums, however long the queue.
-
-    Nothing is due later than `IMPLICIT_DEADLINE_S` from now.
-    """
-
-    def __init__(self) -> None:
-        self._work: dict[tuple[int, Operation], int] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._work)
-
-    def add(self, part: tuple[int, Operation], work: int) -> None:
-        """So much more work, or less, is due in a slice of time."""
-        total = self._work.get(part, 0) + work
-        if total:
-            self._work[part] = total
-        else:
-            self._work.pop(part, None)
-
-    def seconds(self, last: float, model: CostModel) -> float:
-        """Of what is due in a slice up to the last."""
-        return sum(
-            model.work_s(operation, work)
-            for (due, operation), work in self._work.items()
-            if due <= last
-        )
+Backlog = dict[tuple[int, Operation], int]
+"""Work that waits, by the slice of time in which it is due and by operation: some dozen sums,
+however long the queue, as nothing is due later than `IMPLICIT_DEADLINE_S` from now."""
 
 
 class Forecast:
@@ -131,26 +107,31 @@ class Forecast:
         self._running = running
         self._ran = ran
         self._known = CostModel()
-        self._everyone = _Backlog()
-        self._callers: dict[str, _Backlog] = {}
+        self._everyone: Backlog = {}
+        self._callers: dict[str, Backlog] = {}
 
     def enter(self, item: WorkItem) -> None:
         """An item begins to wait."""
-        part = _slice(item), item.key.operation
+        part, work = _part(item)
         own = self._callers.get(item.caller)
         if own is None:
-            own = self._callers[item.caller] = _Backlog()
-        own.add(part, item.cost.work)
-        self._everyone.add(part, item.cost.work)
+            own = self._callers[item.caller] = {}
+        own[part] = own.get(part, 0) + work
+        self._everyone[part] = self._everyone.get(part, 0) + work
 
-    def leave(self, item: WorkItem) -> None:
-        """An item waits no longer."""
-        part = _slice(item), item.key.operation
-        own = self._callers[item.caller]
-        own.add(part, -item.cost.work)
-        self._everyone.add(part, -item.cost.work)
-        if not own:
-            del self._callers[item.caller]
+    def leave(self, items: Iterable[WorkItem]) -> None:
+        """Items wait no longer."""
+        for item in items:
+            part, work = _part(item)
+            own = self._callers[item.caller]
+            for backlog in (own, self._everyone):
+                left = backlog[part] - work
+                if left:
+                    backlog[part] = left
+                else:
+                    del backlog[part]
+            if not own:
+                del self._callers[item.caller]
 
     def batch_s(self, operation: Operation, work: int) -> float:
         """What a batch will take, on the safe side."""
@@ -184,17 +165,34 @@ class Forecast:
         """
         if len(self._running) < self._lanes:
             return 0.0
+        batch_s = self._model.batch_s
         return SAFETY * min(
-            abs(launched + self._model.batch_s(batch.key.operation, batch.cost.work) - now)
+            abs(launched + batch_s(batch.key.operation, batch.cost.work) - now)
             for batch, launched in self._running.items()
         )
 
     def _before_s(self, caller: str, last: float) -> float:
         """Seconds of work that goes before a caller's item in a slice."""
         own = self._callers.get(caller)
-        callers = len(self._callers) + (own is None)
-        in_turns = callers * own.seconds(last, self._model) if own else 0.0
-        return min(self._everyone.seconds(last, self._model), in_turns)
+        if not own:
+            return 0.0
+        everyone_s = self._seconds(self._everyone, last)
+        if len(self._callers) == 1:
+            return everyone_s
+        return min(everyone_s, len(self._callers) * self._seconds(own, last))
+
+    def _seconds(self, backlog: Backlog, last: float) -> float:
+        """Of what is due in a slice up to the last."""
+        work_s, seconds = self._model.work_s, 0.0
+        for (due, operation), work in backlog.items():
+            if due <= last:
+                seconds += work_s(operation, work)
+        return seconds
+
+
+def _part(item: WorkItem) -> tuple[tuple[int, Operation], int]:
+    """Where an item counts in a backlog, and as how much: more than nothing, so that it shows."""
+    return (_slice(item), item.key.operation), item.cost.work or 1
 
 
 def _slice(item: WorkItem) -> int:

@@ -32,6 +32,8 @@ class _Group:
     since: float
     """When the first of them came after a time without any."""
     cost: Cost
+    deadline: float = math.inf
+    """No item has an earlier one."""
     lines: dict[str, Line] = field(default_factory=dict)
     """By caller; none is empty."""
 
@@ -96,6 +98,7 @@ class Queue:
         if group is None:
             group = self._groups[item.key] = _Group(item.arrived, NOTHING)
         group.cost += item.cost
+        group.deadline = min(group.deadline, item.deadline)
         insort(group.lines.setdefault(item.caller, []), (item.due, item.number, item))
         account = self._accounts.get(item.caller)
         if account is None:
@@ -127,8 +130,6 @@ class Queue:
 
     def ripens(self, now: float) -> float:
         """When the next key may be taken that may not be taken yet; infinity if there is none."""
-        if self._window_s == 0:
-            return math.inf
         instants = map(self._ripe_at, self._groups.values())
         return min((instant for instant in instants if instant > now), default=math.inf)
 
@@ -145,7 +146,12 @@ class Queue:
         key = self._next_key(now)
         if key is None:
             return None
-        lines = self._groups[key].lines
+        group = self._groups[key]
+        if group.cost.fits(self._budget):
+            ends = now + batch_s(key.operation, group.cost.work)
+            if ends <= group.deadline:
+                return self._take_all(key)
+        lines = group.lines
         heads = [(self._accounts[caller].round, *line[0]) for caller, line in lines.items()]
         heapq.heapify(heads)
         items: list[WorkItem] = []
@@ -161,7 +167,7 @@ class Queue:
             items.append(item)
             cost = grown
             account = self._accounts[item.caller]
-            self._charge(account, item.cost)
+            self._charge(account, item)
             self.remove(item)
             line = lines.get(item.caller)
             if line:
@@ -171,6 +177,23 @@ class Queue:
         if lines:
             self._groups[key] = self._groups.pop(key)  # behind the others
         return Batch(key, tuple(items), cost)
+
+    def _take_all(self, key: BatchKey) -> Batch:
+        """All items of a key: what `take` comes to where they fit, in a third of the time."""
+        group = self._groups.pop(key)
+        items: list[WorkItem] = []
+        for caller, line in group.lines.items():
+            account = self._accounts[caller]
+            for _, number, item in line:
+                self._charge(account, item)
+                items.append(item)
+                del self.items[number]
+                if item.deadline < math.inf:
+                    del self._deadlines[bisect_left(self._deadlines, (item.deadline, number))]
+            account.waiting -= len(line)
+            if account.waiting == 0:
+                del self._accounts[caller]
+        return Batch(key, tuple(items), group.cost)
 
     def _next_key(self, now: float) -> BatchKey | None:
         """The ripe key whose turn it is, among those with an item of the earliest round."""
@@ -186,10 +209,10 @@ class Queue:
                     break
         return best
 
-    def _charge(self, account: _Account, cost: Cost) -> None:
+    def _charge(self, account: _Account, item: WorkItem) -> None:
         """A caller takes a part of a turn."""
         self._taken = max(self._taken, account.taken)
-        account.taken += max(cost.part_of(self._budget), LEAST_PART)
+        account.taken += max(item.cost.part_of(self._budget), LEAST_PART)
 
     def _ripe_at(self, group: _Group) -> float:
         """When a free lane may take a batch of a key."""
