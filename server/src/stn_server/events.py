@@ -30,7 +30,7 @@ class Stage(StrEnum):
     QUEUE = "queue"
     """It knocks at the door, then waits for a device."""
     LAND = "land"
-    """Its batch has reached the thread that computes."""
+    """A device takes its batch: its operands are on their way there."""
     ALLOCATE = "allocate"
     """Memory is taken for results: of a launch, and of a reply."""
     LAUNCH = "launch"

@@ -281,6 +281,7 @@ class EngineRunner:
         Raises:
             DeviceLostError: The thread is gone.
         """
+        self._reach(Stage.LAND, batch)  # in the device's thread; on a host the bytes stay
         try:
             running = self._thread.submit(self._compute, batch)
         except RuntimeError as error:
@@ -296,6 +297,7 @@ class EngineRunner:
             or cost.size_bytes > small.size_bytes
         ):
             return None
+        self._reach(Stage.LAND, batch)
         return self._compute(batch)
 
     def close(self) -> None:
@@ -303,7 +305,6 @@ class EngineRunner:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _compute(self, batch: Batch) -> Sequence[Any]:
-        self._reach(Stage.LAND, batch)
         launching = partial(self._reach, Stage.LAUNCH, batch)
 
         def launch(jobs: Sequence[Any]) -> Sequence[Any]:
