@@ -44,16 +44,13 @@ from stn_server.events import UNHEARD, End, Events
 from stn_server.service import METHODS, SERVICE, Method, Service
 from stn_server.status import Answer, answer_to
 from stn_server.tokens import Token
-from stn_server.tuning import CANCELLATION_S, UNDECLARED_PART
+from stn_server.tuning import CANCELLATION_S, MAX_PEERS, UNDECLARED_PART
 
 OTHER_METHOD = "other"
 """Stands for every method that is not of the service, known or not: callers choose their names."""
 
 MAX_PATH_CHARS = 200
 """Of a method that is not of the service, in the log."""
-
-MAX_PEERS = 1024
-"""Connections of which we remember where they come from."""
 
 MAX_DIGITS = 19
 """Of a declared size; more would be beyond every limit."""
@@ -173,7 +170,15 @@ class GrpcTransport:
 
     def refuse_unknown(self) -> grpc.GenericRpcHandler:
         """What a gRPC server registers last: for methods that nobody else has."""
-        return _Unknown(self._handler)
+        return _Unknown(self.refusing)
+
+    def refusing(self, error: Exception, path: str = "/") -> Handler:
+        """A method that ends every call with this error."""
+
+        async def refuse(_call: Call) -> bytes:
+            raise error
+
+        return self._handler(path, refuse)
 
     async def idle(self) -> None:
         """Returns when the reply of every call has left."""
@@ -201,10 +206,10 @@ class GrpcTransport:
             path: What `logged_as` says.
             context: gRPC's own.
         """
+        began = time.perf_counter()
         remaining_s = cast("float | None", context.time_remaining())  # the stubs forget the None
         deadline = math.inf if remaining_s is None else self._now() + remaining_s
         caller = caller_of(context, certified=self._certified)
-        began = time.perf_counter()
         return GrpcCall(method, path, caller, deadline, began, context, self._receiver)
 
     def _handler(self, path: str, method: Method) -> Handler:
@@ -248,40 +253,33 @@ class GrpcTransport:
 
     def _cut_off(self, call: GrpcCall, error: asyncio.CancelledError) -> End:
         """How a call ended that gRPC has ended."""
-        code, note = grpc.StatusCode.CANCELLED, ""
-        is_lost = isinstance(error, LostMessageError)
-        if self._now() >= call.deadline:
-            code, note = (
-                grpc.StatusCode.DEADLINE_EXCEEDED,
-                "its message was not there before its deadline",
-            )
-        elif isinstance(error, LostMessageError):
-            code = error.code
-            note = "its caller cancelled it, or went away, while its message came in"
-            if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-                note = f"its message is above limits.max_message_bytes, or {note}"
         duration_s = time.perf_counter() - call.began
-        return End(code, duration_s, note=note if is_lost else "")
+        lost = error if isinstance(error, LostMessageError) else None
+        if self._now() >= call.deadline:
+            note = "its message was not there before its deadline" if lost else ""
+            return End(grpc.StatusCode.DEADLINE_EXCEEDED, duration_s, note=note)
+        if lost is None:
+            return End(grpc.StatusCode.CANCELLED, duration_s)
+        note = "its caller cancelled it, or went away, while its message came in"
+        if lost.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            note = f"its message is above limits.max_message_bytes, or {note}"
+        return End(lost.code, duration_s, note=note)
 
 
 class _Unknown(grpc.GenericRpcHandler):
     """Refuses every method.
 
     Args:
-        handler: As `GrpcTransport._handler`.
+        refusing: As `GrpcTransport.refusing`.
     """
 
-    def __init__(self, handler: Callable[[str, Method], Handler]) -> None:
-        self._handler = handler
+    def __init__(self, refusing: Callable[[Exception, str], Handler]) -> None:
+        self._refusing = refusing
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
         """See the class."""
-        path = details.method
-
-        async def refuse(_call: Call) -> bytes:
-            raise UnknownMethodError(path)
-
-        return grpc.stream_unary_rpc_method_handler(self._handler(path, refuse))
+        refuse = self._refusing(UnknownMethodError(details.method), details.method)
+        return grpc.stream_unary_rpc_method_handler(refuse)
 
 
 class Receiver:

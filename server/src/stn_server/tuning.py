@@ -80,6 +80,9 @@ UNDECLARED_PART = 1 / 4
 """Of the bytes that may be inside, what messages of undeclared size may take while they are read,
 each counted as the largest. More leaves less to callers who declare."""
 
+MAX_PEERS = 1024
+"""Connections of which is remembered where they come from, so that names are not read anew."""
+
 # How connections are kept
 
 HANDSHAKE_S = 10.0
