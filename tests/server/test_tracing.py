@@ -1,4 +1,4 @@
-"""Spans of calls that go through the real servicer on a real socket, kept in memory."""
+"""Spans of calls that go through the real service on a real socket, kept in memory."""
 
 import asyncio
 import contextlib
