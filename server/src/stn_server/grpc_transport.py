@@ -100,7 +100,7 @@ class GrpcCall:
     @property
     def metadata(self) -> Metadata:
         """See `Call`."""
-        return _metadata_of(self.context)
+        return cast("Metadata", self.context.invocation_metadata() or ())
 
     @property
     def request_id(self) -> str:
@@ -314,7 +314,7 @@ class Receiver:
             UploadTimeoutError: It is not there in time.
             LostMessageError: The call is over.
         """
-        declared = declared_bytes(_metadata_of(context))
+        declared = declared_bytes(cast("Metadata", context.invocation_metadata() or ()))
         if declared is None:
             return await self._receive_unknown(context, caller)
         largest = self._limits.max_message_bytes
@@ -421,10 +421,6 @@ def _certified_name(context: Context) -> str:
     facts = context.auth_context()
     names = facts.get("x509_common_name") or facts.get("x509_subject_alternative_name") or ()
     return next((name.decode(errors="replace") for name in names), "")
-
-
-def _metadata_of(context: Context) -> Metadata:
-    return cast("Metadata", context.invocation_metadata() or ())
 
 
 def given_request_id(metadata: Metadata) -> str:

@@ -271,7 +271,7 @@ class Policy:
     @property
     def _is_idle(self) -> bool:
         """Whether an item need not wait for anybody."""
-        return self._has_free_lane and not self._queue.items
+        return not self._queue.items and len(self._running) < self._limits.lanes
 
     def _refusal(self, item: WorkItem, now: float) -> OverloadedError | None:
         """Lets an item in, which then holds its place, or says what its caller is told instead."""
