@@ -6,7 +6,14 @@ import typing
 import numpy as np
 import pytest
 
-from stn_client import Affine, Client, InvalidRequestError, SamplingGrid, WarpOptions
+from stn_client import (
+    Affine,
+    Client,
+    InvalidRequestError,
+    SamplingGrid,
+    ThinPlateSpline,
+    WarpOptions,
+)
 from stn_client import _calls as calls
 
 MAP = np.zeros((1, 2, 2, 3), np.float32)
@@ -41,6 +48,12 @@ def test_arguments_grids_take_no_options_of_the_sampler(build):
 
 def warp_with(**options):
     return lambda: calls.warp(MAP, Affine(THETA), None, options)
+
+
+def spline_with(**changes):
+    corners = {"control_points": [(0, 0), (1, 0), (0, 1)]}
+    spline = ThinPlateSpline(np.zeros((1, 3, 2)), **(corners | changes))
+    return lambda: calls.warp(MAP, spline, None, {})
 
 
 class Elsewhere:
@@ -105,11 +118,35 @@ INVALID = {
             "Cast it."
         ),
     ),
+    "control points in space": (
+        spline_with(control_points=[(0, 0, 0), (1, 0, 0), (0, 1, 0)]),
+        "control_points: expected points (x, y), got [(0, 0, 0), (1, 0, 0), (0, 1, 0)].",
+    ),
+    "control points in a row": (
+        spline_with(control_points=[0, 0, 1, 0]),
+        "control_points: expected points (x, y), got [0, 0, 1, 0].",
+    ),
+    "control points as text": (
+        spline_with(control_points=["00", "10", "01"]),
+        "control_points: expected points (x, y), got ['00', '10', '01'].",
+    ),
+    "no control points": (
+        spline_with(control_points=None),
+        "control_points: expected points (x, y), got None.",
+    ),
+    "regularization as text": (
+        spline_with(regularization="0"),
+        "regularization: expected a number, got '0'.",
+    ),
+    "regularization as a flag": (
+        spline_with(regularization=True),
+        "regularization: expected a number, got True.",
+    ),
     "transform class": (
         lambda: calls.warp(MAP, Affine, None, {}),
         (
-            "transform: expected Affine or SamplingGrid or Homography or Flow or Attention or "
-            "Similarity or Translation or Rotation, got type."
+            "transform: expected Affine or SamplingGrid or Homography or ThinPlateSpline or Flow "
+            "or Attention or Similarity or Translation or Rotation, got type."
         ),
     ),
     "interpolation": (
@@ -153,8 +190,8 @@ INVALID = {
     "transform": (
         lambda: calls.warp(MAP, THETA, None, {}),
         (
-            "transform: expected Affine or SamplingGrid or Homography or Flow or Attention or "
-            "Similarity or Translation or Rotation, got ndarray."
+            "transform: expected Affine or SamplingGrid or Homography or ThinPlateSpline or Flow "
+            "or Attention or Similarity or Translation or Rotation, got ndarray."
         ),
     ),
     "feature_map": (

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from google.protobuf.text_format import Parse
 
-from stn_client import Affine, Gradients, ProtocolMismatchError, SamplingGrid
+from stn_client import Affine, Gradients, ProtocolMismatchError, SamplingGrid, ThinPlateSpline
 from stn_client import _calls as calls
 from stn_proto.v1 import server_info_pb2, warp_pb2
 from stn_proto.v1.tensor_pb2 import Tensor
@@ -77,6 +77,29 @@ def test_calls_warp_sends_every_option():
         """,
         MAP,
         GRID,
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_calls_send_control_points_in_the_envelope(dtype):
+    """As x and y in turn, beside the regularization; source points are a payload."""
+    points = np.arange(6, dtype=dtype).reshape(1, 3, 2)
+    spline = ThinPlateSpline(
+        points, control_points=[(-1, 0.5), (1, 0), (0, 2)], regularization=np.float32(0.25)
+    )
+    sent = points if dtype == np.float32 else points.astype(np.float64)
+    assert_request(
+        calls.generate_grid(spline, [2, 3], {}),
+        "GenerateGrid",
+        warp_pb2.GenerateGridRequest,
+        f"""
+        transform {{ thin_plate_spline {{
+            points {{ data_type: DATA_TYPE_{sent.dtype.name.upper()} shape: [1, 3, 2] payload: 0 }}
+            control_points: [-1, 0.5, 1, 0, 0, 2] regularization: 0.25
+        }} }}
+        output_size: [2, 3] coordinates: COORDINATES_NORMALIZED
+        """,
+        sent,
     )
 
 

@@ -1,6 +1,8 @@
 """What `stn` makes of image files: modes, depth, opacity, metadata, frames; checked by Pillow."""
 
 import io
+import json
+import math
 import struct
 import sys
 import zlib
@@ -18,6 +20,7 @@ from stn_client.cli._images import (
     read,
     write,
 )
+from stn_client.local import LocalServer
 
 RNG_SEED = 5
 SIZE = (12, 9)
@@ -621,3 +624,98 @@ def test_images_need_pillow(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(ImageError, match=r"Pillow: .*pip install '\./client\[images\]'"):
         read(tmp_path / "image.png")
+
+
+CORNERS = [[0, 0], [11, 0], [0, 8], [11, 8], [5, 4]]
+"""Of an image of SIZE, and a point within."""
+
+
+def spline_file(folder, **changes):
+    """The path of a file for `--spline`."""
+    path = folder / "spline.json"
+    given = {"control_points": CORNERS, "points": CORNERS} | changes
+    path.write_text(json.dumps({name: each for name, each in given.items() if each is not None}))
+    return path
+
+
+def test_splines_move_what_is_at_points_to_control_points(local_server, tmp_path):
+    """A shift of all points by one pixel is that of Pillow; a point alone goes where it shall."""
+    image = image_of("RGB")
+    image.save(tmp_path / "a.png")
+    shifted = [[x + 1, y] for x, y in CORNERS]
+    path = spline_file(tmp_path, points=shifted)
+    assert warp(local_server, tmp_path / "a.png", tmp_path / "b.png", f"--spline={path}") == 0
+    expected = np.zeros_like(np.asarray(image))
+    expected[:, :-1] = np.asarray(image)[:, 1:]
+    np.testing.assert_array_equal(pixels_of(tmp_path / "b.png")[1], expected)
+
+    bent = [*CORNERS[:4], [7, 2]]
+    path = spline_file(tmp_path, points=bent, regularization=0)
+    assert warp(local_server, tmp_path / "a.png", tmp_path / "c.png", f"--spline={path}") == 0
+    pixels = pixels_of(tmp_path / "c.png")[1]
+    for (x, y), (from_x, from_y) in zip(CORNERS, bent, strict=True):
+        np.testing.assert_array_equal(pixels[y, x], np.asarray(image)[from_y, from_x])
+    assert (pixels[2, 7] != np.asarray(image)[2, 7]).any()
+
+
+def test_splines_of_large_images_are_computed_in_tiles(tmp_path):
+    """The basis of a photo of many pixels is more than a server holds."""
+    image = image_of("RGB", (300, 200))
+    image.save(tmp_path / "a.png")
+    corners = [[0, 0], [299, 0], [0, 199], [299, 199]]
+    turned = [[299 - x, 199 - y] for x, y in corners]
+    path = spline_file(tmp_path, control_points=corners, points=turned)
+    with LocalServer("--limits-max-output-bytes=500000", log=tmp_path / "log") as server:
+        assert warp(server, tmp_path / "a.png", tmp_path / "b.png", f"--spline={path}") == 0
+    expected = np.asarray(image)[::-1, ::-1].astype(int)
+    # float32 coordinates: a value in 255 may round to its neighbour
+    assert np.abs(pixels_of(tmp_path / "b.png")[1] - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"points": None}, "expected JSON with control_points and points, each [[x, y], ...], got"),
+        ({"control_points": None}, "got "),
+        ({"points": "here"}, "got could not convert string"),
+        ({"points": CORNERS[:4]}, "expected points to have 5 pairs of finite numbers"),
+        ({"points": [*CORNERS[:4], [math.nan, 0]]}, "expected points to have 5 pairs of finite"),
+        ({"control_points": [1, 2]}, "got control_points: expected points (x, y), got [1, 2]"),
+        ({"stiffness": 2}, "unexpected keyword argument 'stiffness'"),
+        ({"regularization": "x"}, "got regularization: expected a number, got 'x'"),
+    ],
+)
+def test_files_that_hold_no_spline_are_wrong_arguments(
+    local_server, tmp_path, capsys, changes, said
+):
+    """As wrong arguments, with what is wrong in one line."""
+    path = spline_file(tmp_path, **changes)
+    with pytest.raises(SystemExit, match=r"^2$"):
+        warp(local_server, "a.png", "b.png", f"--spline={path}")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"stn warp: argument --spline: {path}: expected ")
+    assert said in line
+
+
+def test_splines_stand_alone_and_in_readable_files(local_server, tmp_path, capsys):
+    """A turn beside one is refused, and so is a file that is not there, or one of no JSON."""
+    path = spline_file(tmp_path)
+    image_of("L").save(tmp_path / "a.png")
+    for arguments in (["--rotate=3"], ["--scale=2"], ["--translate", "0", "1"]):
+        with pytest.raises(SystemExit, match=r"^2$"):
+            warp(local_server, tmp_path / "a.png", "b.png", f"--spline={path}", *arguments)
+        assert "argument --spline: not allowed with --rotate" in capsys.readouterr().err
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(SystemExit, match=r"^2$"):
+            warp(local_server, "a.png", "b.png", f"--spline={path}")
+        assert "argument --spline: expected a readable file, got " in capsys.readouterr().err
+
+
+def test_bad_control_points_are_told_by_the_server(local_server, tmp_path, capsys):
+    """One line, with the points."""
+    image_of("L").save(tmp_path / "a.png")
+    line = [[x, x] for x in range(5)]
+    path = spline_file(tmp_path, control_points=line)
+    assert warp(local_server, tmp_path / "a.png", tmp_path / "b.png", f"--spline={path}") == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "got (0.0, 0.0) at 0 and (4.0, 4.0) at 4, the ends of a line" in said

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from stn_client import Affine, Client, Flow, Homography, InvalidRequestError
+from stn_client import Affine, Client, Flow, Homography, InvalidRequestError, ThinPlateSpline
 from stn_client.local import LocalServer
 from stn_client.tiling import warp
 from stn_proto.v1.server_info_pb2 import Limits
@@ -55,6 +55,13 @@ class Watched:
         assert result.nbytes <= self.limits.max_output_bytes
         assert np.prod(output_size) <= self.limits.max_output_samples
         assert max(output_size) <= self.limits.max_dimension_px
+        return result
+
+    def generate_grid(self, transform, output_size, **options):
+        basis_bytes = 8 * len(transform.control_points) * np.prod(output_size)
+        result = self.client.generate_grid(transform, output_size, **options)
+        assert result.nbytes + basis_bytes <= self.limits.max_output_bytes
+        assert np.prod(output_size) <= self.limits.max_output_samples
         return result
 
 
@@ -136,6 +143,67 @@ def test_ties_of_nearest_are_those_of_the_whole(client, padding, units):
     tiled = warp(watched, image, transform, OUTPUT_SIZE, limits=SMALL, **options)
     assert watched.calls > 5
     np.testing.assert_array_equal(tiled, client.warp(image, transform, OUTPUT_SIZE, **options))
+
+
+BENT = ThinPlateSpline(
+    np.array([[[-7.3, 4.2], [60.1, -8.7], [20.3, 22.9], [3.7, 50.3], [57.2, 30.4], [35.0, 9.1]]]),
+    control_points=[(0, 0), (45, 2), (22.5, 20), (1, 40), (44, 39), (30, 8)],
+    regularization=20.0,
+)
+"""Bends the image beyond its edges, in pixels."""
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection", "fill"])
+@pytest.mark.parametrize("limits", [SMALL, ROOMY], ids=["small", "roomy"])
+def test_tiles_of_splines_equal_the_whole(client, interpolation, padding, limits):
+    """In pixels, where shifts of tiles and windows are shifts of points."""
+    options = {"interpolation": interpolation, "padding": padding, "coordinates": "pixel"}
+    image = random_image(np.float64)
+    watched = Watched(client, limits)
+    tiled = warp(watched, image, BENT, OUTPUT_SIZE, limits=limits, **options)
+    assert watched.calls > 5
+    whole = client.warp(image, BENT, OUTPUT_SIZE, **options)
+    np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-10)
+
+
+def test_tiles_of_splines_send_what_they_can_reach(client):
+    """The image is not sent with every tile, and the basis counts as output."""
+    control = [(0, 0), (127, 0), (0, 127), (127, 127)]
+    spline = ThinPlateSpline(np.array([control], float) + 0.25, control_points=control)
+    limits = Limits(
+        max_message_bytes=2**24,
+        max_output_bytes=1024 * (2 * 4 + 4 * 8),
+        max_output_samples=2**24,
+        max_dimension_px=2**15,
+    )
+    image = random_image(size=(128, 128))
+    watched = Watched(client, limits)
+    warp(watched, image, spline, limits=limits, coordinates="pixel")
+    assert watched.calls == 16
+    assert watched.sent_bytes < 1.4 * image.nbytes
+
+
+def test_splines_in_other_units_are_sent_whole(client):
+    """Their tiles would be other splines: the server says what is too large."""
+    watched = Watched(client, client.server_info().limits)
+    warp(watched, random_image(), BENT, OUTPUT_SIZE, limits=SMALL)
+    assert watched.calls == 1
+
+
+@pytest.mark.parametrize(
+    ("control_points", "match"),
+    [
+        (3, r"^control_points: expected points \(x, y\), got 3"),
+        ([*BENT.control_points[:5], (44, 39)], r"got \(44.0, 39.0\) at 4 and \(44.0, 39.0\) at 5"),
+        (BENT.control_points[:5], r"points: expected shape \(N, 5, 2\), got \(1, 6, 2\)"),
+    ],
+)
+def test_bad_splines_are_told_as_they_were_given(client, control_points, match):
+    """Not as one of their tiles has them."""
+    spline = ThinPlateSpline(BENT.points, control_points=control_points)
+    with pytest.raises(InvalidRequestError, match=match):
+        warp(client, random_image(), spline, limits=SMALL, coordinates="pixel")
 
 
 def test_tiles_of_an_identity_are_the_image(client):
@@ -221,7 +289,8 @@ def test_volumes_are_sent_whole(client):
 def test_other_transforms_are_refused(client):
     """Before anything is sent."""
     with pytest.raises(
-        InvalidRequestError, match="transform: expected Affine or Homography, got F"
+        InvalidRequestError,
+        match="transform: expected Affine, Homography or ThinPlateSpline, got F",
     ):
         warp(client, random_image(), Flow(np.zeros((1, *SIZE, 2))), limits=SMALL)
 

@@ -370,7 +370,7 @@ def test_torch_traces_follow_sizes_of_operands_and_warn_of_others(client):
 def test_torch_operators_keep_the_rules_of_operators(client, checked):
     """Schema, fake, registration of autograd and tracing, as torch itself checks them."""
     feature_map, theta = operands(dtype=torch.float32)
-    named = client._name, "Affine"
+    named = client._name, "Affine", []
     given = {
         "warp": (feature_map, theta, [*SIZE], *named),
         "warp_gradients": (torch.ones(2, 2, *SIZE), feature_map, theta, [True, False], *named),

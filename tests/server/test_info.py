@@ -9,7 +9,7 @@ import pytest
 import stn_engine
 from stn_engine import dispatch
 from stn_proto.v1 import server_info_pb2, service_pb2, tensor_pb2, warp_pb2
-from stn_server.batching.roles import Statistics
+from stn_server.batching.batcher import Statistics
 from stn_server.config import BatchingConfig, ConfigError, LimitsConfig, ServerConfig
 from stn_server.info import ServerInfo
 
@@ -31,6 +31,7 @@ def info(state):
             max_output_bytes=5,
             max_output_samples=6,
             max_dimension_px=7,
+            max_control_points=8,
         ),
         batching=BatchingConfig(max_admitted_items=8, max_admitted_bytes=9000),
     )
@@ -81,6 +82,7 @@ def test_limits_are_those_of_the_configuration(info):
     assert [limits.max_output_samples, limits.max_dimension_px] == [6, 7]
     assert [limits.max_admitted_items, limits.max_admitted_bytes] == [8, 9000]
     assert [limits.max_payloads, limits.max_envelope_bytes] == [10, 1100]
+    assert limits.max_control_points == 8
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -116,7 +118,7 @@ def test_capabilities_in_3d_have_fewer_transforms(info):
     assert set(images.transforms) <= set(warp_pb2.Transform.DESCRIPTOR.fields_by_name)
     known = {name.title().replace("_", "") for name in images.transforms}
     computed = {kind.__name__ for kind in typing.get_args(stn_engine.Transform)}
-    assert known == computed - {"ThinPlateSpline"}  # its basis has no bound in bytes yet
+    assert known == computed
     assert list(volumes.transforms) == ["affine", "sampling_grid", "flow"]
 
 

@@ -14,10 +14,17 @@ from stn_proto import WireFormatError, get_tensor, split
 from stn_proto.v1 import tensor_pb2, warp_pb2
 from stn_server.batching.work import Finished, Operation
 from stn_server.config import LimitsConfig
-from stn_server.errors import InvalidRequestError
-from stn_server.translate import MAX_PLANNED_BYTES, MAX_SIZES, PLAN_READS, Translator, _warp_key
+from stn_server.errors import InvalidRequestError, ResultTooLargeError
+from stn_server.translate import (
+    BASIS_READS,
+    COORDINATE_READS,
+    MAX_SIZES,
+    MAX_TEMPLATE_BYTES,
+    Translator,
+)
 from support.bad_requests import (
     BASES,
+    CONTROL_POINTS,
     deep_warp_request,
     grid_gradients_request,
     grid_request,
@@ -25,6 +32,8 @@ from support.bad_requests import (
     put,
     ramp,
     replace,
+    spline_grid_request,
+    spline_warp_request,
     theta,
     volume_warp_request,
     warp_gradients_request,
@@ -60,7 +69,7 @@ def test_what_a_message_leaves_out_has_its_default():
     """UNSPECIFIED is the documented value; the size is that of the map."""
     request = warp_request()
     request.ClearField("output_size")
-    problem = decode(request).plan.problem
+    problem = decode(request).template.problem
     assert problem.spec == WarpSpec()
     assert problem.output_size == (4, 5)
 
@@ -79,7 +88,7 @@ def test_every_field_of_the_spec_arrives():
             allow_nondeterministic=True,
         )
     )
-    assert decode(request).plan.problem.spec == WarpSpec(
+    assert decode(request).template.problem.spec == WarpSpec(
         interpolation=Interpolation.NEAREST,
         padding=Padding.FILL,
         fill=(1.0, 2.0, 3.0),
@@ -136,7 +145,7 @@ def test_channels_last_stay_last():
 def test_a_volume_is_what_the_message_says():
     """Its size is that of the grid, and it shares no batch with images."""
     task = decode(volume_warp_request())
-    problem = task.plan.problem
+    problem = task.template.problem
     assert problem.output_shape == (2, 3, 1, 6, 7)
     assert task.cost.samples == 2 * 6 * 7
     assert task.key.spec == (WarpSpec(), 3, None)
@@ -173,12 +182,12 @@ def test_work_is_what_is_read_and_what_it_takes_to_find_it(method, interpolation
     request = BASES[method]()
     if interpolation is not None:
         request.spec.interpolation = interpolation
-    assert decode(request, method).cost.work == 2 * 6 * 7 * (PLAN_READS + reads)
+    assert decode(request, method).cost.work == 2 * 6 * 7 * (COORDINATE_READS + reads)
 
 
 def test_a_point_of_a_volume_reads_along_three_axes():
     """Eight values of a channel."""
-    assert decode(volume_warp_request()).cost.work == 2 * 6 * 7 * (PLAN_READS + 3 * 8)
+    assert decode(volume_warp_request()).cost.work == 2 * 6 * 7 * (COORDINATE_READS + 3 * 8)
 
 
 def test_a_request_costs_all_its_bytes():
@@ -204,9 +213,9 @@ def test_operands_are_views_of_the_message():
 def test_a_sampling_grid_gives_the_output_size():
     """With or without the request repeating it."""
     request = grid_warp_request()
-    assert decode(request).plan.problem.output_shape == (2, 3, 6, 7)
+    assert decode(request).template.problem.output_shape == (2, 3, 6, 7)
     request.output_size[:] = (6, 7)
-    assert decode(request).plan.problem.output_shape == (2, 3, 6, 7)
+    assert decode(request).template.problem.output_shape == (2, 3, 6, 7)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -252,7 +261,7 @@ def test_gradients_through_a_sampling_grid_take_its_size():
     put(request, request.feature_map, ramp(2, 3, 4, 5))
     put(request, request.transform.sampling_grid.grid, ramp(2, 6, 7, 2))
     put(request, request.grad_output, ramp(2, 3, 6, 7))
-    assert decode(request, "WarpGradients").plan.problem.warp.output_shape == (2, 3, 6, 7)
+    assert decode(request, "WarpGradients").template.problem.warp.output_shape == (2, 3, 6, 7)
     replace(request, request.grad_output, ramp(2, 3, 7, 6))
     with pytest.raises(Exception, match=r"^grad_output: expected shape \(2, 3, 6, 7\), got"):
         decode(request, "WarpGradients")
@@ -278,7 +287,7 @@ def test_a_grid_is_what_the_message_says():
     request.align_corners = True
     task = decode(request, "GenerateGrid")
     assert task.key.operation is Operation.GENERATE_GRID
-    assert task.plan.problem.output_shape == (2, 6, 7, 2)
+    assert task.template.problem.output_shape == (2, 6, 7, 2)
     assert (task.key.dtype, task.key.spec) == (torch.float32, (Coordinates.PIXEL, True, 2, None))
     grid = ramp(2, 6, 7, 2)
     reply, payloads = encode(task, [grid.tobytes()], warp_pb2.GenerateGridReply)
@@ -335,7 +344,7 @@ def test_a_kept_plan_still_checks_bytes_and_values():
         translator.decode(Operation.WARP, infinite.SerializeToString())
 
 
-def test_plans_are_kept_for_a_bounded_number_of_frames():
+def test_templates_are_kept_for_a_bounded_number_of_frames():
     """Those of messages of equal size, the latest first; odd ones are read anew each time."""
     translator = Translator(LimitsConfig())
 
@@ -347,15 +356,16 @@ def test_plans_are_kept_for_a_bounded_number_of_frames():
 
     first = decoded(warp_pb2.PADDING_ZEROS)
     for padding in (warp_pb2.PADDING_BORDER, warp_pb2.PADDING_REFLECTION, warp_pb2.PADDING_FILL):
-        assert decoded(padding).plan is not first.plan
-    assert decoded(warp_pb2.PADDING_ZEROS).plan is first.plan
-    odd = bytes(MAX_PLANNED_BYTES)
+        assert decoded(padding).template is not first.template
+    assert decoded(warp_pb2.PADDING_ZEROS).template is first.template
+    odd = bytes(MAX_TEMPLATE_BYTES)
     assert (
-        decoded(warp_pb2.PADDING_ZEROS, odd).plan is not decoded(warp_pb2.PADDING_ZEROS, odd).plan
+        decoded(warp_pb2.PADDING_ZEROS, odd).template
+        is not decoded(warp_pb2.PADDING_ZEROS, odd).template
     )
     for size in range(MAX_SIZES):
         decoded(warp_pb2.PADDING_ZEROS, bytes(1 + size))
-    assert decoded(warp_pb2.PADDING_ZEROS).plan is not first.plan
+    assert decoded(warp_pb2.PADDING_ZEROS).template is not first.template
 
 
 def test_an_envelope_is_read_as_the_method_it_came_with():
@@ -367,15 +377,48 @@ def test_an_envelope_is_read_as_the_method_it_came_with():
         translator.decode(Operation.GENERATE_GRID_GRADIENTS, message)
 
 
+def test_a_spline_is_what_the_message_says():
+    """Control points in pairs, regularization, and source points from a payload."""
+    request = spline_warp_request()
+    request.transform.thin_plate_spline.regularization = 0.25
+    task = decode(request)
+    problem, (_, points) = task.job
+    assert isinstance(problem.transform, stn_engine.ThinPlateSpline)
+    assert problem.transform.control_points == CONTROL_POINTS
+    assert problem.transform.regularization == 0.25
+    assert problem.transform.points.shape == (2, 5, 2)
+    assert points == request.payloads[-1]
+
+
+def test_a_spline_costs_its_basis():
+    """Eight bytes for each control point and pixel, once for both items; sums for each of them."""
+    plain, spline = warp_request(), spline_warp_request()
+    task = decode(spline)
+    pixels = 6 * 7
+    assert task.cost.work == 2 * pixels * (COORDINATE_READS + 5 * BASIS_READS + 3 * 4)
+    added_bytes = len(spline.SerializeToString()) - len(plain.SerializeToString())
+    assert task.cost.size_bytes == decode(plain).cost.size_bytes + added_bytes + 8 * 5 * pixels
+    grid = decode(spline_grid_request(), "GenerateGrid")
+    assert grid.cost.work == 2 * pixels * (COORDINATE_READS + 5 * BASIS_READS)
+
+
+def test_the_basis_of_a_spline_counts_as_output():
+    """The very limit passes, one byte less does not; nor does one control point less."""
+    enough = 4 * 2 * 3 * 6 * 7 + 8 * 5 * 6 * 7
+    decode(spline_warp_request(), max_output_bytes=enough, max_control_points=5)
+    with pytest.raises(ResultTooLargeError, match="at most 2687 bytes of output and basis, got"):
+        decode(spline_warp_request(), max_output_bytes=enough - 1)
+    match = r"^transform.thin_plate_spline.control_points: expected at most 4 points, got 5\. Ask"
+    with pytest.raises(ResultTooLargeError, match=match):
+        decode(spline_warp_request(), max_control_points=4)
+
+
 def test_what_a_launch_has_in_common_is_part_of_the_key():
     """Splines of other control points cannot be laid end to end."""
-
-    def key(regularization):
-        control = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0))
-        spline = stn_engine.ThinPlateSpline(
-            torch.zeros(1, 3, 2), control_points=control, regularization=regularization
-        )
-        return _warp_key(stn_engine.WarpProblem(torch.zeros(1, 1, 2, 2), spline))
-
-    assert key(0.0) == key(0.0)
-    assert key(0.0) != key(0.5)
+    other, stiff, same = spline_warp_request(), spline_warp_request(), spline_warp_request()
+    other.transform.thin_plate_spline.control_points[0] += 0.5
+    stiff.transform.thin_plate_spline.regularization = 0.5
+    same.output_size[:] = (9, 8)
+    first = decode(spline_warp_request()).key
+    assert decode(same).key == first
+    assert first not in {decode(other).key, decode(stiff).key, decode(warp_request()).key}

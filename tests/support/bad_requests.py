@@ -112,6 +112,36 @@ def grid_gradients_request():
     return request
 
 
+CONTROL_POINTS = ((-0.9, -0.8), (0.8, -0.7), (0.1, 0.2), (-0.7, 0.9), (0.6, 0.8))
+
+
+def spline_of(request, points=None, control_points=CONTROL_POINTS, regularization=0.0):
+    """Gives a request of two items a thin-plate spline."""
+    request.transform.Clear()
+    spline = request.transform.thin_plate_spline
+    spline.control_points.extend(number for point in control_points for number in point)
+    spline.regularization = regularization
+    if points is None:
+        offsets = ramp(2, len(control_points), 2) / 100
+        points = (np.asarray(control_points, F32) * 0.9 + offsets).astype(F32)
+    request.payloads.pop()
+    put(request, spline.points, points)
+
+
+def spline_warp_request():
+    """(2, 3, 4, 5) warped to (6, 7) by splines of five points."""
+    request = warp_request()
+    spline_of(request)
+    return request
+
+
+def spline_grid_request():
+    """Two grids of (6, 7) by splines of five points."""
+    request = grid_request()
+    spline_of(request)
+    return request
+
+
 BASES: dict[str, Callable[[], Any]] = {
     "Warp": warp_request,
     "WarpGradients": warp_gradients_request,
@@ -201,6 +231,11 @@ def transform_of(kind):
     return spoil
 
 
+def control_points(numbers):
+    """Spoils a spline by giving it other control points."""
+    return assign("transform.thin_plate_spline.control_points", list(map(float, numbers)))
+
+
 def sampling_grid(request):
     """Spoils by giving a grid where parameters are needed."""
     request.transform.Clear()
@@ -226,11 +261,17 @@ def unknown_field(path, number, encoded):
 
 WIRE, WRONG, LARGE = WireFormatError, InvalidRequestError, RequestTooLargeError
 UNSUPPORTED, UNKNOWN = UnsupportedError, UnknownFieldError
+SPLINE, CONTROL, STIFFNESS = (
+    f"transform.thin_plate_spline.{field}"
+    for field in ("points", "control_points", "regularization")
+)
+THREE = "expected three or more different finite points (x, y), not all on one line"
 NOT_KNOWN = "expected a field that this server knows, got one that it does not. GetServerInfo lists"
 TRANSFORMS = (
     "affine",
     "sampling_grid",
     "homography",
+    "thin_plate_spline",
     "flow",
     "attention",
     "similarity",
@@ -337,6 +378,49 @@ BAD_REQUESTS = [
         "spec.fill", "expected one value | one value per channel (3), got (0.123456789,"),
     bad("infinite fill", "Warp", assign("spec.fill", [math.inf]), WRONG, "spec.fill",
         "expected a finite number"),
+    # Splines.
+    bad("spline of one number too many", "Warp", control_points([*range(9)]), WRONG, CONTROL,
+        "expected x and y of every point, got 9 numbers.", base=spline_warp_request),
+    bad("spline of no points", "Warp", control_points([]), WRONG, CONTROL, f"{THREE}, got [].",
+        base=spline_warp_request),
+    bad("spline of two points", "GenerateGrid", control_points([0, 0, 1, 1]), WRONG, CONTROL,
+        f"{THREE}, got [(0.0, 0.0), (1.0, 1.0)].", base=spline_grid_request),
+    bad("spline on a line", "Warp", control_points([0, 0, 5, 5, 1, 1, 2, 2, 3, 3]), WRONG, CONTROL,
+        f"{THREE}, got (0.0, 0.0) at 0 and (5.0, 5.0) at 1, the ends of a line that all points are",
+        base=spline_warp_request),
+    bad("spline of equal points", "Warp", control_points([0, 0, 1, 0, 0, 1, 1, 1, 1, 0]), WRONG,
+        CONTROL, f"{THREE}, got (1.0, 0.0) at 1 and (1.0, 0.0) at 4, nearer to each other than",
+        base=spline_warp_request),
+    bad("spline of near points", "Warp", control_points([0, 0, 1, 0, 0, 1, 1, 1, 0, 1e-7]), WRONG,
+        CONTROL, f"{THREE}, got (0.0, 0.0) at 0 and (0.0, 1e-07) at 4, nearer to each other than",
+        base=spline_warp_request),
+    bad("spline of NaN", "Warp", control_points([0, 0, 1, 0, 0, math.nan, 1, 1, 2, 2]), WRONG,
+        CONTROL, f"{THREE}, got [(0.0, 0.0), (1.0, 0.0), (0.0, nan)", base=spline_warp_request),
+    bad("spline of huge points", "Warp", control_points([1e308, 0, -1e308, 0, 0, 1e308, 0, 0, 1,
+        1]), WRONG, CONTROL, f"{THREE}, got ", base=spline_warp_request),
+    bad("spline of very many points", "Warp", control_points([*range(514)]), LARGE, CONTROL,
+        "expected at most 256 points, got 257.", base=spline_warp_request),
+    bad("spline of points for others", "Warp", control_points([0, 0, 1, 0, 0, 1, 1, 1]), WRONG,
+        SPLINE, "expected shape (N, 4, 2), got (2, 5, 2).", base=spline_warp_request),
+    bad("spline of points in space", "Warp", array(SPLINE, ramp(2, 5, 3)), WRONG, SPLINE,
+        "expected shape (N, 5, 2), got (2, 5, 3).", base=spline_warp_request),
+    bad("spline of infinite points", "Warp",
+        array(SPLINE, with_value((2, 5, 2), (1, 3, 0), np.inf)), WRONG, SPLINE,
+        "expected finite numbers, got inf at (1, 3, 0).", base=spline_warp_request),
+    bad("spline of negative regularization", "Warp", assign(STIFFNESS, -0.5), WRONG, STIFFNESS,
+        "expected a finite number >= 0, got -0.5.", base=spline_warp_request),
+    bad("spline of NaN regularization", "GenerateGrid", assign(STIFFNESS, math.nan), WRONG,
+        STIFFNESS, "expected a finite number >= 0, got nan.", base=spline_grid_request),
+    bad("spline of bytes", "Warp", array(SPLINE, ramp(2, 5, 2, dtype=np.uint8)), WRONG, SPLINE,
+        "expected torch.float32 or torch.float64, got torch.uint8.", base=spline_warp_request),
+    bad("spline of volumes", "Warp", array("feature_map", ramp(2, 3, 2, 4, 5)), WRONG,
+        "feature_map", "expected shape (N, C, H, W), got (2, 3, 2, 4, 5).",
+        base=spline_warp_request),
+    bad("basis of many bytes", "GenerateGrid", assign("output_size", [2600, 2500]), LARGE,
+        "output_size", "expected at most 268435456 bytes of output and basis, got 364000000.",
+        base=spline_grid_request),
+    bad("empty spline", "Warp", transform_of("thin_plate_spline"), WIRE, f"{SPLINE}.data_type",
+        OPTIONS),
     # Types.
     bad("no data type", "Warp", clear("feature_map.data_type"), WIRE, "feature_map.data_type",
         f"{OPTIONS}DATA_TYPE_FLOAT32, DATA_TYPE_FLOAT64,"),
@@ -401,8 +485,6 @@ BAD_REQUESTS = [
         "spec.interpolation", "expected the wire type of field 1 of stn.v1.WarpSpec, got another"),
     bad("payload that is a number", "Warp", unknown_field("", 15, b"\x78\x05"), WIRE, "payloads",
         "expected the wire type of field 15 of stn.v1.WarpRequest, got another one."),
-    bad("thin-plate spline", "Warp", transform_of("thin_plate_spline"), UNSUPPORTED,
-        "transform", f"{OPTIONS}{', '.join(TRANSFORMS)}, got thin_plate_spline"),
     bad("no transform", "Warp", clear("transform"), WRONG, "transform",
         f"{OPTIONS}{', '.join(TRANSFORMS)}, got none."),
     bad("empty homography", "Warp", transform_of("homography"), WIRE,

@@ -18,11 +18,12 @@ from stn_client import (
     Rotation,
     SamplingGrid,
     Similarity,
+    ThinPlateSpline,
     Translation,
 )
 from stn_client.local import LocalServer
 from stn_proto.v1 import server_info_pb2, service_pb2_grpc
-from support.bad_requests import ramp, theta, warp_request
+from support.bad_requests import CONTROL_POINTS, ramp, theta, warp_request
 
 OPTIONS = [
     {},
@@ -47,7 +48,11 @@ def stn(request, server):
 def local(transform):
     """The engine's transform for a client's."""
     kind = getattr(stn_engine, type(transform).__name__)
-    return kind(torch.from_numpy(transform.parameters))
+    settings = {}
+    if isinstance(transform, ThinPlateSpline):
+        settings["control_points"] = transform.control_points
+        settings["regularization"] = transform.regularization
+    return kind(torch.from_numpy(transform.parameters), **settings)
 
 
 def assert_same(result, tensor):
@@ -66,6 +71,15 @@ PARAMETRIC = [
     Similarity(np.array([[0.8, 0.4, 0.1, -0.2]], np.float32)),
     Translation(np.array([[0.25, -0.5]], np.float32)),
     Rotation(np.array([[0.3]], np.float32)),
+    ThinPlateSpline(
+        np.array(CONTROL_POINTS, np.float32) * 0.9 + ramp(2, 5, 2) / 60,
+        control_points=CONTROL_POINTS,
+    ),
+    ThinPlateSpline(
+        np.array([CONTROL_POINTS], np.float32)[..., ::-1].copy(),
+        control_points=np.array(CONTROL_POINTS),
+        regularization=0.1,
+    ),
 ]
 
 

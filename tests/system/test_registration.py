@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stn_client import Client, InvalidRequestError
+from stn_client import Affine, Client, InvalidRequestError, ThinPlateSpline
 from stn_client.local import LocalServer
 from stn_client.registration import align
 
@@ -44,6 +44,39 @@ def test_align_finds_an_affine_map_under_another_exposure():
     ]
     assert errors_px[0] > 6
     assert errors_px[1] < 0.05
+
+
+def test_align_finds_a_map_that_bends():
+    """To a tenth of a pixel, where the affine map that fits best is off by more than one."""
+    side = np.linspace(-0.9, 0.9, 4)
+    control = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2)
+    x, y = control.T
+    bends = np.stack([0.04 * np.sin(3 * y), 0.05 * np.cos(2.5 * x) - 0.02], 1)
+    truth = ThinPlateSpline((control + bends)[None], control_points=control)
+    moving = scene(lattice()[:2])[None, None]
+    with LocalServer() as server, Client(server.target) as stn:
+        grid = stn.generate_grid(truth, (SIDE, SIDE))
+        fixed = 2 * scene(np.moveaxis(grid[0], -1, 0))[None, None] + 1
+        steps = list(align(stn, fixed, moving, iterations=120, control_points=control))
+        found = [
+            stn.generate_grid(step.transform, (SIDE, SIDE)) for step in (steps[359], steps[-1])
+        ]
+    assert [step.level for step in steps[::120]] == [2, 1, 0, 1, 0]
+    assert np.array_equal(steps[-1].theta, steps[359].theta)
+    assert isinstance(steps[359].transform, Affine)
+    inner = np.s_[:, 8:-8, 8:-8]
+    affine_px, spline_px = (SIDE / 2 * np.abs(each - grid)[inner].max() for each in found)
+    assert affine_px > 1
+    assert spline_px < 0.1
+
+
+def test_volumes_are_not_aligned_by_splines():
+    """Which are of images only."""
+    volume = np.arange(512, dtype=np.float32).reshape(1, 1, 8, 8, 8)
+    client = Client("127.0.0.1:1")
+    match = r"^control_points: expected none, or images to align, got some, and 3-D volumes\."
+    with pytest.raises(InvalidRequestError, match=match):
+        next(align(client, volume, volume, control_points=np.zeros((4, 2))))
 
 
 def dense(points):

@@ -20,6 +20,7 @@ from stn_client import (
     RetryPolicy,
     SamplingGrid,
     StnClientError,
+    ThinPlateSpline,
     Tls,
     Transform,
 )
@@ -41,6 +42,9 @@ def synchronous(client: Client) -> None:
     assert_type(pullback, Callable[[ArrayLike], Gradients])
     assert_type(client.generate_grid(Affine(u), (2, 2), coordinates="pixel"), NDArray[Any])
     assert_type(client.generate_grid_gradients(u, Affine(u)), NDArray[Any])
+    spline = ThinPlateSpline(u, control_points=[(0, 0), (1, 0), (0, 1)], regularization=0.5)
+    assert_type(client.generate_grid(spline, (2, 2)), NDArray[Any])
+    ThinPlateSpline(u, [(0, 0)])  # type: ignore[call-arg]
     assert_type(client.server_info(), GetServerInfoReply)
     with Client("a:1", timeout_s=None, retry=RetryPolicy(attempts=1)) as other:
         assert_type(other, Client)

@@ -26,6 +26,7 @@ from stn_client._transforms import (
     Rotation,
     SamplingGrid,
     Similarity,
+    ThinPlateSpline,
     Transform,
     Translation,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "ServerFaultError",
     "Similarity",
     "StnClientError",
+    "ThinPlateSpline",
     "Tls",
     "Transform",
     "Translation",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass, fields
+from typing import Any, Generic, TypeVar, get_args
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
@@ -13,18 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from stn_client._errors import ProtocolMismatchError, invalid
 from stn_client._layouts import warn_of_channels_last
 from stn_client._options import GridOptions, WarpOptions
-from stn_client._transforms import (
-    Affine,
-    Attention,
-    Flow,
-    Homography,
-    ParametricTransform,
-    Rotation,
-    SamplingGrid,
-    Similarity,
-    Transform,
-    Translation,
-)
+from stn_client._transforms import ParametricTransform, Transform
 from stn_proto import WireFormatError, get_tensor, join, put_tensor, split
 from stn_proto.v1 import server_info_pb2, tensor_pb2, warp_pb2
 
@@ -39,17 +28,17 @@ _OPERANDS = {
     "feature_map": warp_pb2.OPERAND_FEATURE_MAP,
     "transform": warp_pb2.OPERAND_TRANSFORM,
 }
-_KINDS: dict[type, tuple[str, str]] = {
-    Affine: ("affine", "theta"),
-    SamplingGrid: ("sampling_grid", "grid"),
-    Homography: ("homography", "theta"),
-    Flow: ("flow", "displacement"),
-    Attention: ("attention", "parameters"),
-    Similarity: ("similarity", "parameters"),
-    Translation: ("translation", "parameters"),
-    Rotation: ("rotation", "parameters"),
+_KINDS = {
+    kind: name
+    for name in warp_pb2.Transform.DESCRIPTOR.fields_by_name
+    for kind in get_args(Transform)
+    if kind.__name__ == getattr(warp_pb2.Transform(), name).DESCRIPTOR.name
 }
-"""Field of `Transform.kind`, and the field of its message that holds the parameters."""
+"""Field of `Transform.kind` of every transform.
+
+Messages and classes have the same names, and so have their fields: first comes the tensor of
+parameters; what else a message has is in `settings`.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,10 +216,12 @@ def _transform(transform: Transform, payloads: Payloads) -> warp_pb2.Transform:
     if type(transform) not in _KINDS:
         expected = " or ".join(kind.__name__ for kind in _KINDS)
         raise invalid("transform", f"expected {expected}, got {type(transform).__name__}.")
-    kind, field = _KINDS[type(transform)]
+    argument = fields(transform)[0].name
+    tensor = _put(argument, _real(argument, _array(argument, transform.parameters)), payloads)
+    settings = getattr(transform, "settings", {})
     message = warp_pb2.Transform()
-    tensor = _put(field, _real(field, _array(field, transform.parameters)), payloads)
-    getattr(getattr(message, kind), field).CopyFrom(tensor)
+    kind = getattr(message, _KINDS[type(transform)])
+    kind.MergeFrom(type(kind)(**{argument: tensor}, **settings))
     return message
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
+
+import numpy as np
+
+from stn_client._errors import invalid
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +71,54 @@ class Homography:
     def parameters(self) -> Any:
         """What gradients are taken to."""
         return self.theta
+
+
+@dataclass(frozen=True, eq=False)
+class ThinPlateSpline:
+    """The smoothest map that takes fixed target points to given source points.
+
+    Shapes:
+        points           (N, K, 2)   float32 | float64; N = 1 serves the whole batch
+        control_points   (K, 2)      numbers, the same for all items
+
+    Convention:
+        - maps target to source: (x, y) = control_points[k] reads from points[n, k]; both are in the
+          unit of the option `coordinates`
+        - control points are at least three, different and not on one line; calls that share them,
+          and `regularization`, share what the server works out for them
+        - regularization 0 takes every control point to its point exactly; the larger it is, the
+          closer the map comes to the affine one of least squares; in squares of the unit
+        - of images only
+    """
+
+    points: Any
+    _: KW_ONLY
+    control_points: Any
+    regularization: float = 0.0
+
+    @property
+    def parameters(self) -> Any:
+        """What gradients are taken to."""
+        return self.points
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the contract has beside the parameters: points are x and y in turn.
+
+        Raises:
+            InvalidRequestError: They are not numbers.
+        """
+        given, regularization = self.control_points, self.regularization
+        try:
+            rows = given.tolist() if hasattr(given, "tolist") else given
+            flat = [float(+number) for x, y in rows for number in (x, y)]  # + refuses texts
+        except (TypeError, ValueError) as error:
+            expected = f"expected points (x, y), got {given!r}."
+            raise invalid("control_points", expected) from error
+        is_number = isinstance(regularization, int | float | np.floating)
+        if isinstance(regularization, bool) or not is_number:
+            raise invalid("regularization", f"expected a number, got {regularization!r}.")
+        return {"control_points": flat, "regularization": float(regularization)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +227,10 @@ class Rotation:
     parameters: Any
 
 
-ParametricTransform = Affine | Homography | Flow | Attention | Similarity | Translation | Rotation
+ParametricTransform = (
+    Affine | Homography | ThinPlateSpline | Flow | Attention | Similarity | Translation | Rotation
+)
 """What a grid can be generated from."""
 
 Transform = ParametricTransform | SamplingGrid
+"""Where to read."""

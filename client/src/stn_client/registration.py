@@ -1,24 +1,25 @@
-"""Aligns images, or volumes, by gradient descent on theta; every forward and backward is remote.
+"""Aligns images, or volumes, by gradient descent; every forward and backward is remote.
 
 The loss is the mean squared difference of the images at the exposure (gain and offset) at which
 they fit best. It descends a pyramid from coarse to fine, because a blurred image has a wide basin
 of attraction; normalized coordinates make one theta mean the same on every level. The coarse
 levels compare everywhere, so that the image cannot flee out of sight; the finest one compares only
-pixels that are wholly covered, so that the border does not pull.
+pixels that are wholly covered, so that the border does not pull. An affine map comes first; then,
+given control points, the spline that begins as this map, on the two finest levels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from stn_client._client import Client
 from stn_client._errors import invalid
-from stn_client._transforms import Affine
+from stn_client._transforms import Affine, ThinPlateSpline
 
 Array = NDArray[Any]
 
@@ -43,7 +44,8 @@ class Step:
         iteration: Within the level, from 0.
         loss: Mean squared difference before the step, in units of variance.
         theta: (1, 2, 3), of volumes (1, 3, 4), after the step; normalized coordinates, fixed to
-            moving.
+            moving. While a spline is looked for, it is the affine map that it began as.
+        transform: What the step has found, for `Client.warp`: the `Affine` of theta, or the spline.
         warped: The moving image before the step, standardized, (1, C, [D,] H, W) of this level.
     """
 
@@ -51,6 +53,7 @@ class Step:
     iteration: int
     loss: float
     theta: Array
+    transform: Affine | ThinPlateSpline
     warped: Array
 
 
@@ -61,11 +64,12 @@ def align(
     *,
     iterations: int = 80,
     learning_rate: float = 0.02,
+    control_points: ArrayLike | None = None,
 ) -> Iterator[Step]:
-    """An iterator over the steps of a search, the theta of whose last one is the result.
+    """An iterator over the steps of a search, the transform of whose last one is the result.
 
-    With it, `client.warp(moving, Affine(theta), fixed's size)` looks like `fixed`. Nothing is
-    computed before the first step is asked for; whoever has seen enough may stop.
+    With it, `client.warp(moving, transform, fixed's size)` looks like `fixed`. Nothing is computed
+    before the first step is asked for; whoever has seen enough may stop.
 
     Shapes:
         fixed    (1, C, [D,] H, W)      float32
@@ -77,49 +81,73 @@ def align(
         moving: The image to warp.
         iterations: Steps on each level of the pyramid.
         learning_rate: Of the coarsest level, in normalized units; halved on each finer one.
+        control_points: Those of a `ThinPlateSpline`, (K, 2), in normalized coordinates of `fixed`:
+            after the affine map, a map that bends is looked for. Of images only.
 
     Yields:
         Every step, of all levels of the pyramid from coarse to fine, each as soon as it is done.
 
     Raises:
-        InvalidRequestError: An image has another shape, or is constant: there is nothing to align.
+        InvalidRequestError: An image has another shape, or is constant: there is nothing to align;
+            or there are control points for volumes.
         StnClientError: As the methods of `Client`.
 
     Example:
         >>> *_, last = align(stn, fixed, moving)
-        >>> aligned = stn.warp(moving, Affine(last.theta), fixed.shape[2:])
+        >>> aligned = stn.warp(moving, last.transform, fixed.shape[2:])
     """
     images = [_standardized(name, image) for name, image in (("fixed", fixed), ("moving", moving))]
     theta = _identity(fixed)
+    if control_points is not None and fixed.ndim != 4:
+        got = f"got some, and {fixed.ndim - 2}-D volumes. Splines are of images only."
+        raise invalid("control_points", f"expected none, or images to align, {got}")
     pyramids = [_pyramid(client, image) for image in images]
     pyramid = list(zip(*pyramids, strict=False))
+    rates = [learning_rate / 2 ** (len(pyramid) - 1 - level) for level in range(len(pyramid))]
+    transform: Any = Affine(theta)
     for level in reversed(range(len(pyramid))):
-        rate = learning_rate / 2 ** (len(pyramid) - 1 - level)
-        for step in _descend(client, pyramid[level], level, theta, iterations, rate):
-            theta = step.theta
+        for step in _descend(client, pyramid[level], level, transform, iterations, rates[level]):
+            transform = step.transform
             yield step
+    if control_points is None:
+        return
+    theta, control = transform.theta, np.asarray(control_points)
+    points = (control @ theta[0, :, :2].T + theta[0, :, 2]).astype(np.float32)
+    transform = ThinPlateSpline(points[None], control_points=control)
+    for level in reversed(range(min(len(pyramid), 2))):
+        for step in _descend(client, pyramid[level], level, transform, iterations, rates[level]):
+            transform = step.transform
+            yield replace(step, theta=theta)
 
 
 def _descend(
     client: Client,
     images: tuple[Array, Array],
     level: int,
-    theta: Array,
+    transform: Affine | ThinPlateSpline,
     iterations: int,
     rate: float,
 ) -> Iterator[Step]:
-    """The steps on one level."""
+    """The steps on one level; as theta they have whatever the parameters are."""
     fixed, moving = images[0], _with_mask(images[1])
     adam = _Adam(rate, iterations)
     for iteration in range(iterations):
-        transform = Affine(theta)
         warped = client.warp(moving, transform, fixed.shape[2:])
         mask = warped[:, -1:] >= _COVERED if level == 0 else np.ones_like(fixed[:, :1])
         loss, grad_warped = _masked_loss(warped, fixed, mask)
         if loss > _ROUNDING:
             gradients = client.warp_gradients(grad_warped, moving, transform, needs=["transform"])
-            theta = (theta - adam.step(np.asarray(gradients.transform))).astype(np.float32)
-        yield Step(level, iteration, loss, theta, warped[:, :-1])
+            step = adam.step(np.asarray(gradients.transform))
+            transform = _moved(transform, -step)
+        yield Step(level, iteration, loss, transform.parameters, transform, warped[:, :-1])
+
+
+def _moved(transform: Affine | ThinPlateSpline, step: Array) -> Affine | ThinPlateSpline:
+    """The same kind of transform with other parameters."""
+    parameters = (transform.parameters + step).astype(np.float32)
+    if isinstance(transform, Affine):
+        return Affine(parameters)
+    return replace(transform, points=parameters)
 
 
 class _Adam:

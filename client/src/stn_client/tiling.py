@@ -9,7 +9,8 @@ padding begins, or further away than any point of the tile reads.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal, NamedTuple, Unpack
 
@@ -20,7 +21,7 @@ from stn_client._calls import check_options
 from stn_client._client import Client
 from stn_client._errors import InvalidRequestError
 from stn_client._options import WarpOptions
-from stn_client._transforms import Affine, Homography
+from stn_client._transforms import Affine, Homography, ThinPlateSpline
 from stn_proto.v1.server_info_pb2 import Limits
 
 Array = NDArray[Any]
@@ -31,6 +32,9 @@ Unit = Literal["pixel", "edges", "centres"]
 
 _ENVELOPE_BYTES = 4096
 """More than a request takes beside its feature map."""
+
+_POINT_BYTES = 2 * 8
+"""Of a point of a grid in float64."""
 
 _TAPS_PX = {"bicubic": 2}
 """How far from its point a sample reads, if that is not 1."""
@@ -45,7 +49,7 @@ _FAR_PX = 2.0**31
 def warp(
     client: Client,
     feature_map: ArrayLike,
-    transform: Affine | Homography,
+    transform: Affine | Homography | ThinPlateSpline,
     output_size: Sequence[int] | None = None,
     *,
     limits: Limits | None = None,
@@ -62,7 +66,8 @@ def warp(
     Args:
         client: Where every tile is computed.
         feature_map: Images. N = 1 serves every transform. Volumes are sent whole.
-        transform: Where to read, target to source.
+        transform: Where to read, target to source. Splines are cut in pixel coordinates alone:
+            other units are not the same in all tiles.
         output_size: (H', W'); None: that of the feature map.
         limits: Those of the server; None: ask it.
         options: See `WarpOptions`.
@@ -74,47 +79,82 @@ def warp(
     Example:
         >>> v = tiling.warp(stn, photo, Affine(theta), layout="NHWC", padding="reflection")
     """
-    if type(transform) not in {Affine, Homography}:
-        what = f"expected Affine or Homography, got {type(transform).__name__}. Make a theta of it."
+    if type(transform) not in {Affine, Homography, ThinPlateSpline}:
+        kinds, got = "Affine, Homography or ThinPlateSpline", type(transform).__name__
+        what = f"expected {kinds}, got {got}. Make a theta of it."
         raise InvalidRequestError(f"transform: {what}", violations=[("transform", what)])
     check_options(options, output_size)
-    images, theta = np.asarray(feature_map), np.asarray(transform.theta)
+    images, parameters = np.asarray(feature_map), np.asarray(transform.parameters)
+    unit, count, shapes = _unit(options), 0, {(2, 3), (3, 3)}
+    if isinstance(transform, ThinPlateSpline):
+        count = len(transform.settings["control_points"]) // 2
+        shapes = {(count, 2)} if unit == "pixel" else set()
     if (
         images.ndim != 4
-        or theta.shape[1:] not in {(2, 3), (3, 3)}
-        or theta.dtype.kind not in "fiu"
-        or not np.isfinite(theta).all()
+        or parameters.shape[1:] not in shapes
+        or parameters.dtype.kind not in "fiu"
+        or not np.isfinite(parameters).all()
     ):  # a volume, or nothing that the server takes: it says why
         return client.warp(images, transform, output_size, **options)
     to_nhwc, back = (0, 1, 2, 3), (0, 1, 2, 3)
     if options.get("layout") != "NHWC":
         to_nhwc, back = (0, 2, 3, 1), (0, 3, 1, 2)
     images = images.transpose(to_nhwc)
-    batch, (height, width, channels) = max(len(images), len(theta)), images.shape[1:]
+    batch, (height, width, channels) = max(len(images), len(parameters)), images.shape[1:]
     size = (height, width) if output_size is None else tuple(output_size)
     limits = client.server_info().limits if limits is None else limits
-    pixel_bytes = channels * images.itemsize
-    broken = not {len(images), len(theta)} <= {1, batch} or len(size) != 2
-    if broken or _fits(limits, pixel_bytes, images.shape[:3], (batch, *size)):
+    room = _Room(limits, channels * images.itemsize, 8 * count)
+    broken = not {len(images), len(parameters)} <= {1, batch} or len(size) != 2
+    if broken or room.fits(images.shape[:3], (batch, *size)):
         return client.warp(images.transpose(back), transform, output_size, **options)
 
     output = np.empty((batch, *size, channels), images.dtype)
-    unit = _unit(options)
     reflection = options.get("padding") == "reflection"
     tile_unit: Unit = "edges" if reflection and unit == "edges" else "pixel"
     tile_options: WarpOptions = {**options, "align_corners": False}
     tile_options["coordinates"] = "pixel" if tile_unit == "pixel" else "normalized"
     for n in range(batch):
         source = images[n % len(images), None]
-        matrix = _pixel_matrix(theta[n % len(theta)], (height, width), size, unit)
-        plan = _Plan(matrix, (height, width), pixel_bytes, limits, tile_unit, options)
+        own = parameters[n % len(parameters)]
+        part: _Matrix | _Spline
+        if isinstance(transform, ThinPlateSpline):
+            part = _Spline(client, room, replace(transform, points=own.astype(np.float64)))
+        else:
+            matrix = _pixel_matrix(own, (height, width), size, unit)
+            part = _Matrix(matrix, tile_unit, type(transform), len(own))
+        plan = _Plan(part.reach, (height, width), room, tile_unit, options)
         for tile in plan.tiles((0, size[0]), (0, size[1])):
             window = source[:, tile.rows.window, tile.columns.window].transpose(back)
-            local = tile.matrix(matrix, tile_unit)[None, : theta.shape[1]]
-            moved = Affine(local) if isinstance(transform, Affine) else Homography(local)
-            result = client.warp(window, moved, tile.size, **tile_options)
+            result = client.warp(window, part.of_tile(tile), tile.size, **tile_options)
             output[n, tile.rows.target, tile.columns.target] = result.transpose(to_nhwc)[0]
     return output.transpose(back)
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """What a server takes in one call."""
+
+    limits: Limits
+    pixel_bytes: int
+    basis_bytes: int
+    """Of each target pixel of an image, whatever their number."""
+
+    def fits(self, source: Sequence[int], target: Sequence[int]) -> bool:
+        """Whether it takes a warp of so many (N, H, W) pixels to so many."""
+        source_bytes = math.prod(source) * self.pixel_bytes
+        return source_bytes + _ENVELOPE_BYTES <= self.limits.max_message_bytes and self.gives(
+            target
+        )
+
+    def gives(self, target: Sequence[int]) -> bool:
+        """Whether it makes so many (N, H, W) pixels."""
+        pixels = math.prod(target)
+        output_bytes = pixels * self.pixel_bytes + math.prod(target[1:]) * self.basis_bytes
+        return (
+            output_bytes <= self.limits.max_output_bytes
+            and pixels <= self.limits.max_output_samples
+            and max(target[1:]) <= self.limits.max_dimension_px
+        )
 
 
 class _Axis(NamedTuple):
@@ -141,16 +181,79 @@ class _Tile(NamedTuple):
     def window_size(self) -> Size:
         return _length(self.rows.window), _length(self.columns.window)
 
-    def matrix(self, matrix: Array, unit: Unit) -> NDArray[np.float64]:
-        """The map of the whole, from pixel to pixel, as that of the tile into its window."""
-        axes = self.rows, self.columns
+
+class _Matrix:
+    """The map of an image by a matrix, from pixel to pixel."""
+
+    def __init__(
+        self, matrix: Array, unit: Unit, kind: type[Affine | Homography], rows: int
+    ) -> None:
+        self._exact = matrix
+        self._matrix = matrix.astype(np.float64)
+        self._unit: Unit = unit
+        self._kind = kind
+        self._rows = rows
+
+    def reach(self, rows: tuple[int, int], columns: tuple[int, int]) -> list[tuple[float, float]]:
+        """As `_reach`."""
+        return _reach(self._matrix, rows, columns)
+
+    def of_tile(self, tile: _Tile) -> Affine | Homography:
+        """The same map, from the tile into its window."""
+        axes = tile.rows, tile.columns
         target = _diagonal((1, 1), [axis.target.start for axis in axes])
         window = _diagonal([axis.sign for axis in axes], [axis.offset for axis in axes])
-        local = window @ matrix @ target
-        moved: NDArray[np.float64] = (
-            _from_pixels(self.window_size, unit) @ local @ _to_pixels(self.size, unit)
-        ).astype(np.float64)
-        return moved
+        local = window @ self._exact @ target
+        moved = (
+            _from_pixels(tile.window_size, self._unit) @ local @ _to_pixels(tile.size, self._unit)
+        )
+        rows = 2 if self._kind is Affine else 3
+        return self._kind(moved.astype(np.float64)[None, :rows])
+
+
+class _Spline:
+    """The map of an image by a spline in pixels: shifts of both images shift its points."""
+
+    def __init__(self, client: Client, room: _Room, spline: ThinPlateSpline) -> None:
+        self._client = client
+        self._room = room
+        self._spline = spline
+        self._control_points = np.reshape(spline.settings["control_points"], (-1, 2))
+        # What is wrong with it is said of what was given, before any part of it is sent.
+        client.generate_grid(replace(spline, points=spline.points[None]), (1, 1))
+
+    def reach(self, rows: tuple[int, int], columns: tuple[int, int]) -> list[tuple[float, float]]:
+        """The (lowest, highest) source row, then column, of a part of the target.
+
+        The server says where its points are. Those of a part that is too large anyway may be
+        anywhere.
+        """
+        size = rows[1] - rows[0], columns[1] - columns[0]
+        if not self._room.gives((1, *size)):
+            return [(-math.inf, math.inf)] * 2
+        lowest, highest = self._bounds(rows, columns)
+        error = _ROUNDING * float(np.abs([lowest, highest]).max())
+        return [(float(lowest[axis]) - error, float(highest[axis]) + error) for axis in (1, 0)]
+
+    def _bounds(self, rows: tuple[int, int], columns: tuple[int, int]) -> tuple[Array, Array]:
+        """The lowest and the highest source (x, y) of a part of the target."""
+        size = rows[1] - rows[0], columns[1] - columns[0]
+        if size != (1, 1) and not replace(self._room, pixel_bytes=_POINT_BYTES).gives((1, *size)):
+            parts = [self._bounds(*halves) for halves in _halves(rows, columns)]
+            return np.min([low for low, _ in parts], 0), np.max([high for _, high in parts], 0)
+        whole = slice(0, 0)
+        axes = (_Axis(slice(*target), whole, 1, 0) for target in (rows, columns))
+        there = self.of_tile(_Tile(*axes))
+        grid = self._client.generate_grid(there, size, coordinates="pixel")[0]
+        return grid.min(axis=(0, 1)), grid.max(axis=(0, 1))
+
+    def of_tile(self, tile: _Tile) -> ThinPlateSpline:
+        """The same map, from the tile into its window."""
+        axes = tile.columns, tile.rows
+        start = [axis.target.start for axis in axes]
+        sign, offset = np.array([(axis.sign, axis.offset) for axis in axes], np.float64).T
+        points = self._spline.points[None] * sign + offset
+        return replace(self._spline, points=points, control_points=self._control_points - start)
 
 
 class _Plan:
@@ -158,17 +261,15 @@ class _Plan:
 
     def __init__(
         self,
-        matrix: Array,
+        reach: Callable[[tuple[int, int], tuple[int, int]], list[tuple[float, float]]],
         input_size: Size,
-        pixel_bytes: int,
-        limits: Limits,
+        room: _Room,
         unit: Unit,
         options: WarpOptions,
     ) -> None:
-        self._matrix = matrix.astype(np.float64)
+        self._reach = reach
         self._input_size = input_size
-        self._pixel_bytes = pixel_bytes
-        self._limits = limits
+        self._room = room
         self._taps_px = _TAPS_PX.get(options.get("interpolation", ""), 1)
         self._mirror = unit if options.get("padding") == "reflection" else None
 
@@ -177,19 +278,14 @@ class _Plan:
         tile = self._tile(rows, columns)
         height, width = tile.size
         one = (1, *tile.window_size), (1, height, width)
-        if height * width == 1 or _fits(self._limits, self._pixel_bytes, *one):
+        if height * width == 1 or self._room.fits(*one):
             yield tile
-        elif height >= width:
-            middle = rows[0] + height // 2
-            yield from self.tiles((rows[0], middle), columns)
-            yield from self.tiles((middle, rows[1]), columns)
         else:
-            middle = columns[0] + width // 2
-            yield from self.tiles(rows, (columns[0], middle))
-            yield from self.tiles(rows, (middle, columns[1]))
+            for halves in _halves(rows, columns):
+                yield from self.tiles(*halves)
 
     def _tile(self, rows: tuple[int, int], columns: tuple[int, int]) -> _Tile:
-        reach = _reach(self._matrix, rows, columns)
+        reach = self._reach(rows, columns)
         axes = []
         for target, (low, high), size in zip((rows, columns), reach, self._input_size, strict=True):
             taps = low - self._taps_px, high + self._taps_px
@@ -197,18 +293,19 @@ class _Plan:
         return _Tile(*axes)
 
 
+def _halves(
+    rows: tuple[int, int], columns: tuple[int, int]
+) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Rows and columns of the halves of a part of the target, cut across its longer side."""
+    if rows[1] - rows[0] >= columns[1] - columns[0]:
+        middle = sum(rows) // 2
+        return [((rows[0], middle), columns), ((middle, rows[1]), columns)]
+    middle = sum(columns) // 2
+    return [(rows, (columns[0], middle)), (rows, (middle, columns[1]))]
+
+
 def _length(part: slice) -> int:
     return int(part.stop - part.start)
-
-
-def _fits(limits: Limits, pixel_bytes: int, source: Sequence[int], target: Sequence[int]) -> bool:
-    """Whether a server takes a warp of so many (N, H, W) pixels to so many."""
-    return (
-        math.prod(source) * pixel_bytes + _ENVELOPE_BYTES <= limits.max_message_bytes
-        and math.prod(target) * pixel_bytes <= limits.max_output_bytes
-        and math.prod(target) <= limits.max_output_samples
-        and max(target[1:]) <= limits.max_dimension_px
-    )
 
 
 def _reach(

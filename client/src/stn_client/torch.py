@@ -3,13 +3,14 @@
 They are torch operators, `stn_client::warp` and `stn_client::warp_gradients`, so that whatever
 traces, compiles, exports or transforms a network sees one node and never looks inside. Operators
 take neither clients nor classes: a client stands in them as its name in this process, and a
-transform as the name of its class.
+transform as the name of its class and the numbers that it has beside its parameters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import partial
 from numbers import Real
 from operator import index
 from typing import Any, NoReturn, Self, Unpack, get_args
@@ -27,7 +28,14 @@ from stn_client._client import Client
 from stn_client._connection import CLIENTS, register
 from stn_client._errors import invalid
 from stn_client._options import WarpOptions
-from stn_client._transforms import Affine, Flow, Homography, SamplingGrid, Transform
+from stn_client._transforms import (
+    Affine,
+    Flow,
+    Homography,
+    SamplingGrid,
+    ThinPlateSpline,
+    Transform,
+)
 
 __all__ = ["SpatialTransformer", "warp"]
 
@@ -39,7 +47,7 @@ MATRICES: dict[tuple[type[Transform], int], tuple[int, int]] = {
 """Transforms whose parameters are matrices, by the axes that they are of."""
 
 
-KINDS: dict[str, type[Transform]] = {kind.__name__: kind for kind in get_args(Transform)}
+KINDS: dict[str, Callable[..., Transform]] = {kind.__name__: kind for kind in get_args(Transform)}
 
 OPTIONS = {
     "coordinates": "str",
@@ -88,7 +96,7 @@ def warp(
     parameters = _checked(feature_map, transform)
     name = getattr(client, "_name", None) or _named(client)
     size = None if output_size is None else _size(output_size)
-    arguments = feature_map, parameters, size, name, type(transform).__name__
+    arguments = feature_map, parameters, size, name, *_described(transform)
     output: Tensor = torch.ops.stn_client.warp(*arguments, **_settings(options))
     return output
 
@@ -98,10 +106,12 @@ class SpatialTransformer(nn.Module):
 
     Args:
         localization: Feature map -> parameters of the transform; those of a matrix may be flat,
-            (N, 6) of an `Affine`, or (N, 12) of one in 3-D, and (N, 9) of a `Homography`.
+            (N, 6) of an `Affine`, or (N, 12) of one in 3-D, and (N, 9) of a `Homography`; so may
+            the points of a `ThinPlateSpline`, (N, 2 K).
         client: Where to compute.
         output_size: Of the output; None: that of the grid, else of the feature map.
-        transform: What the parameters are those of.
+        transform: What the parameters are those of: a class, or one with the rest of its arguments,
+            as ``functools.partial(ThinPlateSpline, control_points=...)``.
         options: As of `Client.warp`, whose documentation lists them.
 
     Shapes:
@@ -116,12 +126,18 @@ class SpatialTransformer(nn.Module):
         localization: nn.Module,
         client: Client,
         output_size: Sequence[int] | None = None,
-        transform: type[Transform] = Affine,
+        transform: Callable[..., Transform] = Affine,
         **options: Unpack[WarpOptions],
     ) -> None:
         super().__init__()
-        if transform not in KINDS.values():
+        kind = transform.func if isinstance(transform, partial) else transform
+        if kind not in KINDS.values():
             raise invalid("transform", f"expected one of {', '.join(KINDS)}, got {transform!r}.")
+        try:
+            settings = _described(transform(None))[1]
+        except TypeError as error:
+            expected = f"expected all but the parameters of {transform!r}, got fewer: {error}."
+            raise invalid("transform", f"{expected} Pass functools.partial.") from error
         if isinstance(localization, type) or not callable(localization):
             raise invalid("localization", f"expected a module, got {localization!r}.")
         _check_client(client)
@@ -130,6 +146,10 @@ class SpatialTransformer(nn.Module):
         self._client = client
         self._output_size = output_size
         self._transform = transform
+        self._name = kind.__name__
+        self._shapes = {dims: shape for (one, dims), shape in MATRICES.items() if one is kind}
+        if kind is ThinPlateSpline:
+            self._shapes[2] = len(settings) // 2, 2
         self._options = options
 
     def forward(self, feature_map: Tensor) -> Tensor:
@@ -137,14 +157,14 @@ class SpatialTransformer(nn.Module):
         _check_tensor("feature_map", feature_map, "a torch.Tensor")
         parameters = self.localization(feature_map)
         _check_tensor("localization", parameters, "it to return a torch.Tensor")
-        matrix = MATRICES.get((self._transform, feature_map.dim() - 2))
+        matrix = self._shapes.get(feature_map.dim() - 2)
         if matrix:
             rows, columns = matrix
             if parameters.shape[1:].numel() != rows * columns:
                 raise invalid(
                     "localization",
                     f"expected it to return (N, {rows * columns}) or (N, {rows}, {columns}) for "
-                    f"{self._transform.__name__}, got {tuple(parameters.shape)}.",
+                    f"{self._name}, got {tuple(parameters.shape)}.",
                 )
             parameters = parameters.reshape(-1, *matrix)
         transform = self._transform(parameters)
@@ -186,6 +206,24 @@ def _check_tensor(argument: str, value: object, expected: str) -> None:
         )
     if value.is_nested:
         raise invalid(argument, f"expected {expected}, got a nested one. Warp its parts.")
+
+
+def _described(transform: Transform) -> tuple[str, list[float]]:
+    """What a transform is beside its parameters, as torch operators know types."""
+    numbers: list[float] = []
+    if isinstance(transform, ThinPlateSpline):
+        settings = transform.settings
+        numbers = [settings["regularization"], *settings["control_points"]]
+    return type(transform).__name__, numbers
+
+
+def _transform(parameters: Any, kind: str, numbers: list[float]) -> Transform:
+    """The transform that was described so, of other parameters."""
+    if kind != ThinPlateSpline.__name__:
+        return KINDS[kind](parameters)
+    regularization, *flat = numbers
+    control_points = list(zip(flat[::2], flat[1::2], strict=True))
+    return ThinPlateSpline(parameters, control_points=control_points, regularization=regularization)
 
 
 def _size(output_size: Sequence[int]) -> list[Any]:
@@ -258,12 +296,13 @@ def _warp(
     output_size: list[int] | None,
     client: str,
     transform: str,
+    numbers: list[float],
     **settings: Any,
 ) -> Tensor:
     """The kernel of `stn_client::warp`."""
     output = _client_of(client).warp(
         _to_numpy(feature_map, "feature_map"),
-        KINDS[transform](_to_numpy(parameters, "transform")),
+        _transform(_to_numpy(parameters, "transform"), transform, numbers),
         None if output_size is None else tuple(output_size),
         **_given(settings),
     )
@@ -276,6 +315,7 @@ def _warp_fake(
     output_size: list[int] | None,
     client: str,  # noqa: ARG001
     transform: str,
+    numbers: list[float],  # noqa: ARG001
     *,
     layout: str | None = None,
     **_settings: Any,
@@ -299,13 +339,14 @@ def _warp_gradients(
     needs: list[bool],
     client: str,
     transform: str,
+    numbers: list[float],
     **settings: Any,
 ) -> tuple[Tensor, Tensor]:
     """The kernel of `stn_client::warp_gradients`; a gradient that nobody needs is empty."""
     gradients = _client_of(client).warp_gradients(
         _to_numpy(grad_output, "grad_output"),
         _to_numpy(feature_map, "feature_map"),
-        KINDS[transform](_to_numpy(parameters, "transform")),
+        _transform(_to_numpy(parameters, "transform"), transform, numbers),
         needs=[name for name, need in zip(_OPERANDS, needs, strict=True) if need],
         **_given(settings),
     )
@@ -323,6 +364,7 @@ def _warp_gradients_fake(
     needs: list[bool],
     client: str,  # noqa: ARG001
     transform: str,  # noqa: ARG001
+    numbers: list[float],  # noqa: ARG001
     **_settings: Any,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the right shapes, without values."""
@@ -347,20 +389,20 @@ class _Warp(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
-        feature_map, parameters, _output_size, client, transform, settings = inputs
+        feature_map, parameters, _output_size, client, transform, numbers, settings = inputs
         ctx.save_for_backward(feature_map, parameters)
-        ctx.call = client, transform, settings
+        ctx.call = client, transform, numbers, settings
         ctx.client = CLIENTS.get(client)  # lives as long as somebody may call backward
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         feature_map, parameters = ctx.saved_tensors
-        client, transform, settings = ctx.call
+        client, transform, numbers, settings = ctx.call
         needs = list(ctx.needs_input_grad[:2])
-        arguments = *grad_outputs, feature_map, parameters, needs, client, transform
+        arguments = *grad_outputs, feature_map, parameters, needs, client, transform, numbers
         gradients = torch.ops.stn_client.warp_gradients(*arguments, **settings)
         of_operands = [g if need else None for g, need in zip(gradients, needs, strict=True)]
-        return *of_operands, None, None, None, None
+        return *of_operands, None, None, None, None, None
 
     @staticmethod
     def jvp(_ctx: Any, *_tangents: Tensor | None) -> Tensor:
@@ -397,7 +439,7 @@ def _refuse_vmap(_info: Any, _in_dims: Any, *_arguments: Any, **_settings: Any) 
     )
 
 
-_SETTINGS = "str client, str transform, *, " + ", ".join(
+_SETTINGS = "str client, str transform, float[] numbers, *, " + ", ".join(
     f"{kind}? {name}=None" for name, kind in OPTIONS.items()
 )
 _SIGNATURES = {

@@ -96,13 +96,18 @@ class LimitsConfig:
     max_message_bytes: int = setting(256 * MIB, "A request on the wire.")
     max_payloads: int = setting(16, "Its tensors; no call has more than three of its own.")
     max_envelope_bytes: int = setting(
-        256 * KIB, "The rest of it, without payloads; the longest part is one fill per channel."
+        256 * KIB,
+        "The rest of it, without payloads; the longest part is one fill per channel.",
     )
     max_output_bytes: int = setting(
-        256 * MIB, "The results of one call; checked before allocating."
+        256 * MIB, "The results of one call and the basis of its spline; checked before allocating."
     )
     max_output_samples: int = setting(16 * MIB, "Source points of one call: 4096 x 4096 pixels.")
     max_dimension_px: int = setting(32768, "Depth, height or width of an output.")
+    max_control_points: int = setting(
+        256,
+        "Of a thin-plate spline; what its basis takes grows with their square.",
+    )
     max_concurrent_streams: int = setting(
         16384, "Calls of one connection; gRPC's clients hold more back once they know of it."
     )
@@ -116,6 +121,7 @@ class LimitsConfig:
         _at_least(self, "max_output_bytes", 1)
         _at_least(self, "max_output_samples", 1)
         _at_least(self, "max_dimension_px", 1)
+        _at_least(self, "max_control_points", 3)
         _at_least(self, "max_concurrent_streams", 1)
         _at_most(self, "max_concurrent_streams", MAX_STREAMS)
         _at_least(self, "upload_s", MIN_UPLOAD_S)

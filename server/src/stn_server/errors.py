@@ -31,8 +31,7 @@ from __future__ import annotations
 import copyreg
 from typing import Any
 
-DEVICE_FULL_RETRY_S = 1.0
-"""By then other batches have left the device."""
+from stn_server.tuning import DEVICE_FULL_RETRY_S
 
 
 class ServerError(Exception):
@@ -137,6 +136,7 @@ class QueueFullError(OverloadedError):
     """What is inside already fills a limit.
 
     Attributes:
+        what: Unit of the two numbers, and of whom.
         limit: Of everybody, or of one caller.
         actual: What it would be with this request.
     """
@@ -144,6 +144,7 @@ class QueueFullError(OverloadedError):
     def __init__(self, what: str, limit: int, actual: int, retry_after_s: float) -> None:
         complaint = f"expected at most {limit} admitted {what}, got {actual} with this request."
         super().__init__(f"queue: {complaint}", retry_after_s)
+        self.what = what
         self.limit = limit
         self.actual = actual
 
@@ -211,7 +212,7 @@ class MessageTooLargeError(RequestTooLargeError):
 
 
 class ResultTooLargeError(RequestTooLargeError):
-    """The result would have more bytes, samples or pixels than the server computes."""
+    """The result would have more bytes, samples, pixels or control points than allowed."""
 
 
 class QuotaTooSmallError(RequestTooLargeError):

@@ -15,10 +15,10 @@ from stn_engine import checks
 from stn_engine.dispatch import select
 from stn_proto.codec import data_type
 from stn_proto.v1 import server_info_pb2, tensor_pb2, warp_pb2
-from stn_server.batching.roles import Statistics
+from stn_server.batching.batcher import Statistics
 from stn_server.config import ConfigError, ServerConfig
 from stn_server.operands import LAYOUTS, NUMPY_DTYPES, transforms_in
-from stn_server.servicer import METHODS
+from stn_server.service import METHODS
 from stn_server.vocabulary import offered
 
 DIMENSIONS = (2, 3)
@@ -102,6 +102,7 @@ def _limits(config: ServerConfig) -> server_info_pb2.Limits:
         max_output_bytes=config.limits.max_output_bytes,
         max_output_samples=config.limits.max_output_samples,
         max_dimension_px=config.limits.max_dimension_px,
+        max_control_points=config.limits.max_control_points,
         max_admitted_items=config.batching.max_admitted_items,
         max_admitted_bytes=config.batching.max_admitted_bytes,
     )

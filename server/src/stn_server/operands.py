@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import ml_dtypes
@@ -35,46 +35,25 @@ from stn_proto.v1.tensor_pb2 import (
     LAYOUT_UNSPECIFIED,
     Tensor,
 )
-from stn_server.errors import InvalidRequestError, UnknownFieldError, UnsupportedError
+from stn_server.errors import InvalidRequestError, ResultTooLargeError, UnknownFieldError
 from stn_server.vocabulary import unsupported
 
 M = TypeVar("M", bound=Message)
 Payloads = list[memoryview]
 
 
-@dataclass(frozen=True, slots=True)
-class _TransformKind:
-    """How a field of `Transform.kind` becomes a transform of the engine."""
-
-    build: type[Any]
-    """Class of the engine."""
-    parameters: str
-    """Field of the message that holds them; the engine calls its argument the same."""
-    finite: bool
-    """Parameters must be finite; single points need not, they read `fill`."""
-
-    @property
-    def dimensions(self) -> set[int]:
-        """Of the maps that it can be used with."""
-        examples = [
-            [size if isinstance(size, int) else 1 for size in shape] for shape in self.build.shapes
-        ]
-        return {self.build(torch.empty(shape, device="meta")).dims for shape in examples}
-
-
-_KINDS = {
-    "affine": _TransformKind(stn_engine.Affine, "theta", finite=True),
-    "sampling_grid": _TransformKind(stn_engine.SamplingGrid, "grid", finite=False),
-    "homography": _TransformKind(stn_engine.Homography, "theta", finite=True),
-    "flow": _TransformKind(stn_engine.Flow, "displacement", finite=False),
-    "attention": _TransformKind(stn_engine.Attention, "parameters", finite=True),
-    "similarity": _TransformKind(stn_engine.Similarity, "parameters", finite=True),
-    "translation": _TransformKind(stn_engine.Translation, "parameters", finite=True),
-    "rotation": _TransformKind(stn_engine.Rotation, "parameters", finite=True),
+_KINDS: dict[str, type[Any]] = {
+    name: getattr(stn_engine, getattr(warp_pb2.Transform(), name).DESCRIPTOR.name)
+    for name in warp_pb2.Transform.DESCRIPTOR.fields_by_name
 }
+"""The engine's class for every field of `Transform.kind`.
+
+Messages and classes have the same names, and so have their fields: one tensor of parameters, beside
+which a message has numbers, and lists of points as x and y in turn.
+"""
 
 TRANSFORMS = tuple(_KINDS)
-"""Fields of `Transform.kind` that the engine computes."""
+"""Fields of `Transform.kind`, all of which the engine computes."""
 
 TORCH_DTYPES = {
     np.dtype("<f4"): torch.float32,
@@ -169,7 +148,7 @@ class TransformOperand:
 
 def transforms_in(dimensions: int) -> list[str]:
     """Those of `TRANSFORMS` that can be used with maps of so many dimensions."""
-    return [name for name, kind in _KINDS.items() if dimensions in kind.dimensions]
+    return [name for name, kind in _KINDS.items() if dimensions < 2 + len(kind.shapes)]
 
 
 def parse(envelope: bytes, kind: type[M]) -> M:
@@ -225,13 +204,13 @@ def field_paths(paths: Mapping[str, str]) -> Iterator[None]:
         raise InvalidRequestError(field, description) from error
 
 
-def declare(tensor: Tensor, field: str, *, finite: bool = False) -> Operand:
+def declare(tensor: Tensor, field: str) -> Operand:
     """A tensor that has no layout."""
     if tensor.layout in LAYOUTS:
         name = tensor_pb2.Layout.Name(tensor.layout)
         expected = f"expected LAYOUT_UNSPECIFIED, as only maps have a layout, got {name}."
         raise InvalidRequestError(f"{field}.layout", f"{expected} Leave it out.")
-    return Operand(_declaration(tensor, field), finite=finite)
+    return Operand(_declaration(tensor, field))
 
 
 def declare_map(tensor: Tensor, field: str, axes: Sequence[str]) -> Operand:
@@ -254,22 +233,41 @@ def _declaration(tensor: Tensor, field: str) -> Declaration:
     return declaration
 
 
-def declare_transform(transform: warp_pb2.Transform) -> TransformOperand:
-    """The transform that a message names."""
+def declare_transform(transform: warp_pb2.Transform, max_points: int) -> TransformOperand:
+    """The transform that a message names.
+
+    Args:
+        transform: The message.
+        max_points: The most in a list of points beside the parameters.
+    """
     name = transform.WhichOneof("kind")
     if name is None:
         expected = f"expected one of {', '.join(TRANSFORMS)}, got none. Set one."
         raise InvalidRequestError("transform", expected)
-    if name not in _KINDS:
-        raise UnsupportedError("transform", name, TRANSFORMS)
-    kind = _KINDS[name]
-    path = f"transform.{name}.{kind.parameters}"
-    parameters = getattr(getattr(transform, name), kind.parameters)
-    operand = declare(parameters, path, finite=kind.finite)
-    paths = {kind.parameters: path}
+    kind, message = _KINDS[name], getattr(transform, name)
+    paths = {field: f"transform.{name}.{field}" for field in message.DESCRIPTOR.fields_by_name}
+    operand = declare(getattr(message, kind.argument), paths[kind.argument])
+    settings = {
+        field: _read_setting(getattr(message, field), path, max_points)
+        for field, path in paths.items()
+        if field != kind.argument
+    }
     with field_paths(paths):
-        meta = kind.build(operand.meta)
-    return TransformOperand(operand, meta, paths)
+        meta = kind(operand.meta, **settings)
+    # Single points need not be finite: they read `fill`.
+    return TransformOperand(replace(operand, finite=meta.own_size is None), meta, paths)
+
+
+def _read_setting(value: Any, path: str, max_points: int) -> Any:
+    """A number as it is, and x and y in turn as points."""
+    if isinstance(value, float):
+        return value
+    if len(value) > 2 * max_points:
+        raise ResultTooLargeError(path, max_points, len(value) // 2, "points")
+    if len(value) % 2:
+        expected = f"expected x and y of every point, got {len(value)} numbers. Pair them."
+        raise InvalidRequestError(path, expected)
+    return list(zip(value[::2], value[1::2], strict=True))
 
 
 def require_shape(declaration: Declaration, axes: Sequence[str]) -> None:

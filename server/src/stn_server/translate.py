@@ -1,13 +1,15 @@
 """Untrusted messages to validated engine problems, and results to messages.
 
 The envelope of a request decides everything about it but the values: what to compute, on which
-sizes, at what cost, and all of the reply but its numbers. A `Plan` holds that, checked; clients
-that send the same shapes again send the same frame around other payloads, so plans are kept. Sizes
-are Python integers, which cannot overflow, and results are capped before anything is allocated.
+sizes, at what cost, and all of the reply but its numbers. A `RequestTemplate` holds that, checked;
+clients that send the same shapes again send the same frame around other payloads, so templates are
+kept. Sizes are Python integers, which cannot overflow, and results are capped before anything is
+allocated.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -35,28 +37,33 @@ from stn_server.operands import (
 )
 from stn_server.vocabulary import read_coordinates, read_needs, read_spec
 
-MAX_PLANNED_BYTES = 4096
-"""Longer envelopes are rare and are read anew each time, so that kept plans stay small."""
+MAX_TEMPLATE_BYTES = 4096
+"""Longer envelopes are rare and are read anew each time, so that kept templates stay small."""
 
 TAPS = {
     stn_engine.Interpolation.NEAREST: 1,
     stn_engine.Interpolation.BILINEAR: 2,
     stn_engine.Interpolation.BICUBIC: 4,
 }
-"""Values that a point reads along each axis, of each channel."""
+"""How many values a point reads along each axis, of each channel."""
 
-PLAN_READS = 4
-"""To find out what a point reads takes as long as so many reads, measured on CPUs."""
+COORDINATE_READS = 4
+"""To find out where a point reads takes as long as so many reads, measured on CPUs."""
 
-COLOUR_WORK = PLAN_READS + 3 * 4
-"""Of a point of a colour image, bilinear."""
+BASIS_READS = 3
+"""What each control point of a spline adds to that, once its basis is made, measured on CPUs."""
+
+COLOUR_WORK = COORDINATE_READS + 3 * 4
+"""The work of one point of a colour image, bilinear."""
 
 MAX_SIZES = 1024
-"""Of messages for which plans are kept; `MAX_PLANS` for each."""
-MAX_PLANS = 4
+"""Templates are kept for so many sizes of messages."""
+
+MAX_TEMPLATES = 4
+"""So many are kept for messages of one size."""
 
 
-class Reply:
+class ReplyTemplate:
     """How results are put into words: everything but their numbers and timing, serialized once.
 
     Concurrency: belongs to one event loop.
@@ -88,40 +95,40 @@ class Reply:
 
 @dataclass(slots=True, eq=False)  # frozen ones take five times as long to make
 class Request:
-    """A valid request: what to compute on which bytes, and all else that its plan says."""
+    """A valid request: what to compute on which bytes, and all else that its template says."""
 
     job: on_bytes.Job
     """Views of the message, which they keep alive."""
-    plan: Plan
+    template: RequestTemplate
 
     @property
     def key(self) -> BatchKey:
         """What it must share with others to run beside them."""
-        return self.plan.key
+        return self.template.key
 
     @property
     def cost(self) -> Cost:
         """What it takes of the budgets."""
-        return self.plan.cost
+        return self.template.cost
 
     def encode(self, finished: Finished) -> bytes:
         """The serialized reply."""
-        return self.plan.reply.write(finished)
+        return self.template.reply.write(finished)
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RequestTemplate:
     """A validated request but for the values of its tensors."""
 
     frame: Frame
     problem: Any
-    """On meta tensors."""
+    """What to compute, on meta tensors."""
     operands: tuple[Operand, ...]
-    """In the order in which the problem has them."""
+    """The tensors of the request, in the order in which the problem has them."""
     key: BatchKey
     cost: Cost
-    """Of the whole message, which views keep in memory, whatever they use of it."""
-    reply: Reply
+    """It counts the whole message, which views keep in memory, whatever they use of it."""
+    reply: ReplyTemplate
 
     def request(self, message: bytes) -> Request:
         """The request of a message that the frame fits.
@@ -139,13 +146,13 @@ class Translator:
 
     def __init__(self, limits: LimitsConfig) -> None:
         self._limits = limits
-        self._planners: dict[Operation, Callable[[Frame], Plan]] = {
-            Operation.WARP: self._plan_warp,
-            Operation.WARP_GRADIENTS: self._plan_warp_gradients,
-            Operation.GENERATE_GRID: self._plan_grid,
-            Operation.GENERATE_GRID_GRADIENTS: self._plan_grid_gradients,
+        self._makers: dict[Operation, Callable[[Frame], RequestTemplate]] = {
+            Operation.WARP: self._warp_template,
+            Operation.WARP_GRADIENTS: self._warp_gradients_template,
+            Operation.GENERATE_GRID: self._grid_template,
+            Operation.GENERATE_GRID_GRADIENTS: self._grid_gradients_template,
         }
-        self._plans: dict[tuple[Operation, int], tuple[Plan, ...]] = {}
+        self._templates: dict[tuple[Operation, int], tuple[RequestTemplate, ...]] = {}
         """The latest, by the size of their messages."""
 
     def decode(self, operation: Operation, message: bytes) -> Request:
@@ -158,42 +165,44 @@ class Translator:
             UnsupportedError: A field asks for what the engine does not offer.
             ResultTooLargeError: A limit is exceeded.
         """
-        alike = self._plans.get((operation, len(message)), ())
-        for plan in alike:
-            if plan.frame.fits(message):
-                return plan.request(message)
+        alike = self._templates.get((operation, len(message)), ())
+        for template in alike:
+            if template.frame.fits(message):
+                return template.request(message)
         limits = self._limits
         frame = Frame.of(message, limits.max_payloads, limits.max_envelope_bytes)
-        plan = self._planners[operation](frame)
-        request = plan.request(message)
-        self._keep(plan, operation, alike)
+        template = self._makers[operation](frame)
+        request = template.request(message)
+        self._keep(template, operation, alike)
         return request
 
-    def _keep(self, plan: Plan, operation: Operation, alike: tuple[Plan, ...]) -> None:
-        frame = plan.frame
-        if sum(len(piece) for _, piece in frame.rest) > MAX_PLANNED_BYTES:
+    def _keep(
+        self, template: RequestTemplate, operation: Operation, alike: tuple[RequestTemplate, ...]
+    ) -> None:
+        frame = template.frame
+        if sum(len(piece) for _, piece in frame.rest) > MAX_TEMPLATE_BYTES:
             return
-        if not alike and len(self._plans) == MAX_SIZES:
-            del self._plans[next(iter(self._plans))]
-        self._plans[operation, frame.size_bytes] = plan, *alike[: MAX_PLANS - 1]
+        if not alike and len(self._templates) == MAX_SIZES:
+            del self._templates[next(iter(self._templates))]
+        self._templates[operation, frame.size_bytes] = template, *alike[: MAX_TEMPLATES - 1]
 
-    def _plan_warp(self, frame: Frame) -> Plan:
+    def _warp_template(self, frame: Frame) -> RequestTemplate:
         request = parse(frame.envelope, warp_pb2.WarpRequest)
         layout = request.feature_map.layout
-        transform = declare_transform(request.transform)
+        transform = self._declare_transform(request.transform)
         feature_map = declare_map(request.feature_map, "feature_map", transform.source_axes)
         size = _output_size(request.output_size, transform.target_axes)
         problem = _warp_problem(request, feature_map, transform, size)
 
-        self._check_size(problem, problem, "output_size")
+        self._check_size(problem, "output_size")
         key = BatchKey(Operation.WARP, problem.output_dtype, _warp_key(problem))
         reply = _reply(warp_pb2.WarpReply, problem, {"output": layout})
-        return _plan(frame, problem, (feature_map, transform.operand), key, reply)
+        return _template(frame, problem, (feature_map, transform.operand), key, reply)
 
-    def _plan_warp_gradients(self, frame: Frame) -> Plan:
+    def _warp_gradients_template(self, frame: Frame) -> RequestTemplate:
         request = parse(frame.envelope, warp_pb2.WarpGradientsRequest)
         layout = request.feature_map.layout
-        transform = declare_transform(request.transform)
+        transform = self._declare_transform(request.transform)
         grad_output = declare_map(request.grad_output, "grad_output", transform.target_axes)
         feature_map = declare_map(request.feature_map, "feature_map", transform.source_axes)
         # Where the transform says the size, grad_output has to fit it.
@@ -203,17 +212,17 @@ class Translator:
             needs = read_needs(request.needs)
             problem = stn_engine.WarpGradientsProblem(warp, grad_output.meta, needs)
 
-        self._check_size(problem, warp, "grad_output")
+        self._check_size(problem, "grad_output")
         key = BatchKey(Operation.WARP_GRADIENTS, warp.output_dtype, _warp_key(warp))
         layouts = {"feature_map": layout, "transform": LAYOUT_UNSPECIFIED}
         fields = {f"grad_{name}": layouts[name] for name in layouts if name in needs}
         reply = _reply(warp_pb2.WarpGradientsReply, problem, fields)
         operands = grad_output, feature_map, transform.operand
-        return _plan(frame, problem, operands, key, reply)
+        return _template(frame, problem, operands, key, reply)
 
-    def _plan_grid(self, frame: Frame) -> Plan:
+    def _grid_template(self, frame: Frame) -> RequestTemplate:
         request = parse(frame.envelope, warp_pb2.GenerateGridRequest)
-        transform = declare_transform(request.transform)
+        transform = self._declare_transform(request.transform)
         axes = transform.target_axes
         size = _output_size(request.output_size, axes)
         if size is None:
@@ -221,14 +230,14 @@ class Translator:
             raise InvalidRequestError("output_size", expected)
         problem = _grid_problem(request, transform, size)
 
-        self._check_size(problem, problem, "output_size")
+        self._check_size(problem, "output_size")
         key = BatchKey(Operation.GENERATE_GRID, problem.output_dtype, _grid_key(problem))
         reply = _reply(warp_pb2.GenerateGridReply, problem, {"grid": LAYOUT_UNSPECIFIED})
-        return _plan(frame, problem, (transform.operand,), key, reply)
+        return _template(frame, problem, (transform.operand,), key, reply)
 
-    def _plan_grid_gradients(self, frame: Frame) -> Plan:
+    def _grid_gradients_template(self, frame: Frame) -> RequestTemplate:
         request = parse(frame.envelope, warp_pb2.GenerateGridGradientsRequest)
-        transform = declare_transform(request.transform)
+        transform = self._declare_transform(request.transform)
         grad_grid = declare(request.grad_grid, "grad_grid")
         axes = ("N", *transform.target_axes, str(transform.meta.dims))
         require_shape(grad_grid.declaration, axes)
@@ -236,57 +245,72 @@ class Translator:
         with field_paths({}):
             problem = stn_engine.GridGradientsProblem(grid, grad_grid.meta)
 
-        self._check_size(problem, grid, "grad_grid")
+        self._check_size(problem, "grad_grid")
         key = BatchKey(Operation.GENERATE_GRID_GRADIENTS, grid.output_dtype, _grid_key(grid))
         fields = {"grad_transform": LAYOUT_UNSPECIFIED}
         reply = _reply(warp_pb2.GenerateGridGradientsReply, problem, fields)
-        return _plan(frame, problem, (grad_grid, transform.operand), key, reply)
+        return _template(frame, problem, (grad_grid, transform.operand), key, reply)
 
-    def _check_size(
-        self,
-        problem: Any,
-        forward: stn_engine.WarpProblem | stn_engine.GridProblem,
-        field: str,
-    ) -> None:
+    def _declare_transform(self, transform: warp_pb2.Transform) -> TransformOperand:
+        return declare_transform(transform, self._limits.max_control_points)
+
+    def _check_size(self, problem: Any, field: str) -> None:
         """Refuses what would take too much memory or time."""
-        output_bytes = max(forward.output_bytes, problem.output_bytes)
-        largest_px = max(cast("tuple[int, ...]", forward.output_size))
+        forward = _forward(problem)
+        output_bytes, bytes_of = max(forward.output_bytes, problem.output_bytes), "bytes of output"
+        if basis_bytes := _basis_bytes(forward):
+            output_bytes, bytes_of = output_bytes + basis_bytes, "bytes of output and basis"
+        largest_px = max(forward.output_size)
         for actual, limit, unit in (
             (largest_px, self._limits.max_dimension_px, "px"),
-            (output_bytes, self._limits.max_output_bytes, "bytes of output"),
+            (output_bytes, self._limits.max_output_bytes, bytes_of),
             (problem.output_samples, self._limits.max_output_samples, "samples"),
         ):
             if actual > limit:
                 raise ResultTooLargeError(field, limit, actual, unit)
 
 
-def _plan(
-    frame: Frame, problem: Any, operands: tuple[Operand, ...], key: BatchKey, reply: Reply
-) -> Plan:
+def _template(
+    frame: Frame, problem: Any, operands: tuple[Operand, ...], key: BatchKey, reply: ReplyTemplate
+) -> RequestTemplate:
     sizes_bytes = [span.stop - span.start for span in frame.payloads]
     for operand in operands:
         operand.declaration.check(sizes_bytes)
-    size_bytes = frame.size_bytes + problem.output_bytes
+    size_bytes = frame.size_bytes + problem.output_bytes + _basis_bytes(_forward(problem))
     cost = Cost(size_bytes, problem.output_samples, _work(problem))
-    return Plan(frame, problem, operands, key, cost, reply)
+    return RequestTemplate(frame, problem, operands, key, cost, reply)
+
+
+def _forward(problem: Any) -> Any:
+    """The warp, or the grid, that a problem differentiates, or that it is."""
+    if isinstance(problem, stn_engine.WarpGradientsProblem):
+        return problem.warp
+    return problem.grid if isinstance(problem, stn_engine.GridGradientsProblem) else problem
+
+
+def _basis_bytes(forward: stn_engine.WarpProblem | stn_engine.GridProblem) -> int:
+    """Of what a spline works out for every target pixel, once for all items."""
+    pixels = math.prod(cast("tuple[int, ...]", forward.output_size))
+    return 8 * forward.transform.basis_size * pixels
 
 
 def _work(problem: Any) -> int:
     """What the time of a device grows with, whatever the channels, dimensions and interpolation."""
-    if isinstance(problem, stn_engine.WarpGradientsProblem):
-        return _work(problem.warp)
-    reads = 0
-    if isinstance(problem, stn_engine.WarpProblem):
-        taps = TAPS[problem.spec.interpolation] ** problem.transform.dims
-        reads = problem.output_shape[1] * taps
-    return int(problem.output_samples) * (PLAN_READS + reads)
+    forward = _forward(problem)
+    reads: int = BASIS_READS * forward.transform.basis_size
+    if isinstance(forward, stn_engine.WarpProblem):
+        taps = TAPS[forward.spec.interpolation] ** forward.transform.dims
+        reads += forward.output_shape[1] * taps
+    return int(problem.output_samples) * (COORDINATE_READS + reads)
 
 
-def _reply(kind: type[Message], problem: Any, fields: Mapping[str, tensor_pb2.Layout]) -> Reply:
+def _reply(
+    kind: type[Message], problem: Any, fields: Mapping[str, tensor_pb2.Layout]
+) -> ReplyTemplate:
     """A reply with the results of a problem in these fields, in the layouts of maps."""
     likes = on_bytes.results_of(problem)
     results = zip(fields.items(), likes, strict=True)
-    return Reply(kind, *(Result(field, like, layout) for (field, layout), like in results))
+    return ReplyTemplate(kind, *(Result(field, like, layout) for (field, layout), like in results))
 
 
 def _output_size(output_size: Sequence[int], axes: Sequence[str]) -> tuple[int, ...] | None:

@@ -1,10 +1,7 @@
 """Argument checks, one function per rule, typed errors. Reads shapes and dtypes, never values."""
 
-import math
 import operator
-import sys
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -146,43 +143,6 @@ def autocast(argument: str, value: Tensor, dtype: torch.dtype) -> Tensor:
         check_memory(argument, value)
         return value.to(dtype)
     return value
-
-
-def checked_control_points(value: Any) -> tuple[tuple[float, float], ...]:
-    """``value`` as pairs of floats that a thin-plate spline can be made of.
-
-    In plain numbers: a tracer could not decide by the values of tensors.
-    """
-    if isinstance(value, Tensor):
-        check_memory("control_points", value)
-    try:
-        rows = value.tolist() if isinstance(value, Tensor) else value
-        points = tuple((float(+x), float(+y)) for x, y in rows)  # + refuses digits in texts
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        points = ()
-    if len(set(points)) < max(len(points), 3) or not _span_a_plane(points):
-        allowed = ("three or more different finite points (x, y), not all on one line",)
-        raise ParameterError("control_points", value, allowed)
-    return points
-
-
-def _span_a_plane(points: Sequence[tuple[float, float]]) -> bool:
-    """Whether the points are finite and not all on one line, up to rounding."""
-    count = len(points)
-    mean_x, mean_y = (sum(axis) / count for axis in zip(*points, strict=True))
-    offsets = [(x - mean_x, y - mean_y) for x, y in points]
-    radii = [math.hypot(x, y) for x, y in offsets]
-    radius = max(radii)
-    far_x, far_y = offsets[radii.index(radius)]
-    distance: float = max([abs(x * (far_y / radius) - y * (far_x / radius)) for x, y in offsets])
-    return distance > radius * count * sys.float_info.epsilon
-
-
-def check_regularization(value: float) -> None:
-    """``value`` is a number that keeps the system of a thin-plate spline solvable."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (is_number and 0 <= value < math.inf):
-        raise ParameterError("regularization", value, ("a finite number >= 0",))
 
 
 def check_feature_map(value: Tensor, transform: str, dims: int) -> None:

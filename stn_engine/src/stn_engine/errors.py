@@ -97,16 +97,24 @@ class DeviceMismatchError(InvalidInputError):
 class ParameterError(InvalidInputError):
     """A parameter outside its allowed values.
 
+    Args:
+        argument: Its name.
+        value: What was given.
+        allowed: The allowed values, or a description of each allowed form.
+        actual: What of a long value is wrong; empty: all of it.
+
     Attributes:
         value: What was given.
         allowed: The allowed values, or a description of each allowed form.
     """
 
-    def __init__(self, argument: str, value: object, allowed: Sequence[object]) -> None:
+    def __init__(
+        self, argument: str, value: object, allowed: Sequence[object], actual: str = ""
+    ) -> None:
         self.value = value
         self.allowed = tuple(allowed)
         choices = " | ".join(map(str, self.allowed))
-        super().__init__(argument, choices, repr(value), "Pass an allowed value.")
+        super().__init__(argument, choices, actual or repr(value), "Pass an allowed value.")
 
 
 class BackendUnavailableError(EngineError):

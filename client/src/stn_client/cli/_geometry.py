@@ -1,12 +1,17 @@
-"""What people say about images (rotate, scale, shift) as a matrix in pixels."""
+"""What people say about images (rotate, scale, shift, bend) as transforms in pixels."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from stn_client._transforms import ThinPlateSpline
 
 
 def pixel_theta(
@@ -33,6 +38,30 @@ def pixel_theta(
     source_from_target = np.array([[cos, -sin], [sin, cos]]) / scale
     offset = _centre(input_size) - source_from_target @ (_centre(output_size) + translate_px)
     return np.column_stack([source_from_target, offset])
+
+
+def read_spline(path: str) -> ThinPlateSpline:
+    """The spline of a JSON file, for argparse: its fields by their names, `points` of one image.
+
+    Raises:
+        ArgumentTypeError: The file cannot be read, or does not hold one.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        given = json.loads(text)
+        points = np.array([given.pop("points")], np.float64)
+        spline = ThinPlateSpline(points, **given)
+        count = len(spline.settings["control_points"]) // 2
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"expected a readable file, got {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        expected = "expected JSON with control_points and points, each [[x, y], ...]"
+        got = f"no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+        raise argparse.ArgumentTypeError(f"{path}: {expected}, got {got}") from error
+    if points.shape != (1, count, 2) or not np.isfinite(points).all():
+        expected = f"expected points to have {count} pairs of finite numbers, as control_points do"
+        raise argparse.ArgumentTypeError(f"{path}: {expected}, got other ones")
+    return spline
 
 
 def _centre(size: tuple[int, int]) -> NDArray[np.float64]:

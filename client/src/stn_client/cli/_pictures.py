@@ -16,17 +16,18 @@ from numpy.typing import NDArray
 
 from stn_client import tiling
 from stn_client._client import Client
-from stn_client._transforms import Affine
+from stn_client._transforms import Affine, ThinPlateSpline
 from stn_client.cli import _images
 from stn_client.cli._files import job_of, jobs_of, run_jobs
-from stn_client.cli._geometry import pixel_theta
+from stn_client.cli._geometry import pixel_theta, read_spline
 from stn_client.registration import align
 from stn_proto.v1.server_info_pb2 import Limits
 
 _DEFAULT_JOBS = 4
 
 _WARP = """\
-Rotates, scales and shifts images about their centres.
+Rotates, scales and shifts images about their centres, or bends them so that points go where they
+shall be.
 
 One file IN is written to the file OUT. Several files, a pattern ('photos/*.jpg', in quotes) or a
 folder go into the folder OUT, under their names. Photos come out upright, with their depth (8 or
@@ -43,12 +44,12 @@ def add_commands(commands: Any) -> None:
     """Adds the parsers of the subcommands, which set `run`."""
     warp = commands.add_parser(
         "warp",
-        help="rotate, scale and shift image files",
+        help="rotate, scale, shift and bend image files",
         description=_WARP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    warp.set_defaults(run=_warp)
+    warp.set_defaults(run=_warp, refuse=warp.error)
     warp.add_argument("sources", nargs="+", metavar="IN", help="image file, folder or pattern")
     warp.add_argument("destination", metavar="OUT", help="file, or folder for several")
     warp.add_argument("--rotate", type=_finite, default=0.0, metavar="DEG", help="anticlockwise")
@@ -60,6 +61,14 @@ def add_commands(commands: Any) -> None:
         default=(0.0, 0.0),
         metavar=("X", "Y"),
         help="in px, to the right and down",
+    )
+    warp.add_argument(
+        "--spline",
+        type=read_spline,
+        metavar="FILE",
+        help='JSON {"control_points": [[x, y], ...], "points": [[x, y], ...]}: each of the '
+        "control points, in px of OUT, shows what is at its point, in px of IN; pixels between "
+        'them go along (a thin-plate spline; "regularization" above 0: less exact and smoother)',
     )
     warp.add_argument(
         "--size",
@@ -151,6 +160,8 @@ def _positive(text: str) -> float:
 
 
 def _warp(client: Client, options: argparse.Namespace) -> int:
+    if options.spline and (options.rotate, options.scale, *options.translate) != (0, 1, 0, 0):
+        options.refuse("argument --spline: not allowed with --rotate, --scale and --translate")
     jobs = jobs_of(options.sources, options.destination)
     limits = cache(lambda: client.server_info().limits)
     if len(jobs) > 1:
@@ -178,7 +189,9 @@ def _warp_file(
             scale=options.scale,
             translate_px=options.translate,
         )
-        frames.append(_warped(client, limits(), frame, theta, size, options, coordinates="pixel"))
+        transform = options.spline or Affine(theta[None])
+        warped = _warped(client, limits(), frame, transform, size, options, coordinates="pixel")
+        frames.append(warped)
     destination.parent.mkdir(parents=True, exist_ok=True)
     _images.write(destination, replace(picture, frames=frames), quality=options.quality)
 
@@ -194,7 +207,7 @@ def _align(client: Client, options: argparse.Namespace) -> int:
     limits = client.server_info().limits
     *_, last = align(client, *_reduced(client, limits, *pair))
     size = fixed.values.shape[0], fixed.values.shape[1]
-    frame = _warped(client, limits, picture.frames[0], last.theta[0], size, options)
+    frame = _warped(client, limits, picture.frames[0], Affine(last.theta), size, options)
     destination.parent.mkdir(parents=True, exist_ok=True)
     _images.write(destination, replace(picture, frames=[frame]), quality=options.quality)
     print(f"theta {last.theta[0].tolist()}\nloss {last.loss:.4f}")  # noqa: T201
@@ -205,7 +218,7 @@ def _warped(
     client: Client,
     limits: Limits,
     frame: _images.Frame,
-    theta: NDArray[Any],
+    transform: Affine | ThinPlateSpline,
     size: tuple[int, int],
     options: argparse.Namespace,
     **units: Any,
@@ -214,7 +227,7 @@ def _warped(
     values = tiling.warp(
         client,
         frame.values[None],
-        Affine(theta[None]),
+        transform,
         size,
         limits=limits,
         layout="NHWC",

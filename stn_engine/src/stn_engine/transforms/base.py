@@ -90,6 +90,11 @@ class Parametric:
         """([Do,] Ho, Wo) of transforms with parameters for every target pixel, or else None."""
         return None
 
+    @property
+    def basis_size(self) -> int:
+        """Numbers in float64 that are worked out for every target pixel before any is read."""
+        return 0
+
     def with_parameters(self, parameters: Tensor) -> Self:
         """The same kind of transform with other parameters."""
         return replace(self, **{self.argument: parameters})

@@ -5,7 +5,7 @@ from dataclasses import KW_ONLY, dataclass
 
 from torch import Tensor
 
-from stn_engine import checks
+from stn_engine.control_points import check_regularization, checked_control_points
 from stn_engine.transforms.base import Generator, Kind, Parametric
 
 
@@ -26,18 +26,21 @@ class ThinPlateSpline(Parametric):
           the WarpSpec names
         - regularization 0 takes every control point to its point exactly; the larger it is, the
           closer the map comes to the affine one of least squares; its scale is that of U
-        - the system is solved in float64
+        - the system is solved in float64, about the middle of the control points and in units of
+          their radius, so that it makes no difference where they are and how large
 
     Args:
         points: Where the control points read from: what the transform is differentiated by.
-        control_points: At least three different finite points that are not on one line.
+        control_points: At least three different finite points that are not on one line, by more
+            than 1e-6 of their radius: the longest distance from their mean.
         regularization: A finite number >= 0.
 
     Raises:
         InvalidInputError: points are not a tensor.
         ShapeError: points are not (N, K, 2) with the K of the control points.
         DTypeError: points are neither float32 nor float64.
-        ParameterError: control_points or regularization is not as above.
+        ParameterError: control_points or regularization is not as above. It names two points that
+            are too near to each other, or the ends of the line that all are on.
     """
 
     argument = "points"
@@ -55,10 +58,15 @@ class ThinPlateSpline(Parametric):
         return self.points
 
     def __post_init__(self) -> None:
-        control_points = checks.checked_control_points(self.control_points)
+        check_regularization(self.regularization)
+        control_points = checked_control_points(self.control_points, self.regularization)
         object.__setattr__(self, "control_points", control_points)
-        checks.check_regularization(self.regularization)
         self._check_parameters([("N", len(control_points), 2)])
+
+    @property
+    def basis_size(self) -> int:
+        """One for each control point: how much its source point moves that of the pixel."""
+        return len(self.control_points)
 
     @property
     def settings(self) -> Hashable:
