@@ -162,7 +162,7 @@ class GrpcTransport:
             SERVICE,
             {
                 name: grpc.stream_unary_rpc_method_handler(
-                    self._handler(f"/{SERVICE}/{name}", method)
+                    self.handler(f"/{SERVICE}/{name}", method)
                 )
                 for name, method in self._service.methods.items()
             },
@@ -178,7 +178,7 @@ class GrpcTransport:
         async def refuse(_call: Call) -> bytes:
             raise error
 
-        return self._handler(path, refuse)
+        return self.handler(path, refuse)
 
     async def idle(self) -> None:
         """Returns when the reply of every call has left."""
@@ -212,7 +212,7 @@ class GrpcTransport:
         caller = caller_of(context, certified=self._certified)
         return GrpcCall(method, path, caller, deadline, began, context, self._receiver)
 
-    def _handler(self, path: str, method: Method) -> Handler:
+    def handler(self, path: str, method: Method) -> Handler:
         """A method whose every end is told and mapped to a status."""
         label, shown = label_of(path), logged_as(path)
 
