@@ -2,6 +2,7 @@
 
 import cv2
 import kornia.geometry as kornia
+import ml_dtypes
 import numpy as np
 import pytest
 import scipy.linalg
@@ -128,6 +129,13 @@ def test_from_opencv_takes_homographies():
     assert isinstance(arguments["transform"], Homography)
     np.testing.assert_allclose(read_at(arguments, moved), SOURCE, **CLOSE)
     np.testing.assert_allclose(read_at(from_opencv(forward, inverse=True), SOURCE), moved, **CLOSE)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.float16, ml_dtypes.bfloat16, np.longdouble])
+def test_from_opencv_takes_any_numbers(dtype):
+    """Whatever holds them, they are float64 afterwards."""
+    forward = np.array([[1, 0, 3], [0, 1, -5]], dtype)
+    np.testing.assert_array_equal(theta(from_opencv(forward)), [[1, 0, -3], [0, 1, 5], [0, 0, 1]])
 
 
 def test_from_opencv_takes_many_matrices():

@@ -97,6 +97,8 @@ def floats(name: str, value: ArrayLike) -> NDArray[Any]:
 
 
 def _checked_kind(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    if array.dtype.name == "bfloat16":  # a dtype that NumPy itself does not know as a number
+        return array.astype(np.float32)
     if array.dtype.kind not in "iuf":
         raise invalid(name, f"expected numbers, got {array.dtype}.")
     return array
