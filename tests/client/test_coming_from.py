@@ -17,7 +17,7 @@ TITLES = [section.splitlines()[0] for section in SECTIONS]
 LEAST_PAIRS = {
     "OpenCV": 14,
     "SciPy": 9,
-    "PyTorch": 7,
+    "PyTorch": 8,
     "Kornia": 10,
     "torchvision": 7,
     "SimpleITK and nibabel": 8,
