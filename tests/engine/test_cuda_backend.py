@@ -14,7 +14,7 @@ from stn_engine import (
     WarpProblem,
     WarpSpec,
 )
-from stn_engine.backends._cuda import device
+from stn_engine.backends.cuda import device
 from stn_engine.backends.cuda import CudaBackend
 from support.emulated_cuda import EMULATED_CUDA
 from support.oracles import exact_gradients
@@ -58,7 +58,7 @@ def test_without_its_libraries_the_backend_says_what_to_install(launcher, monkey
     for error in (ImportError("No module named 'cuda'"), RuntimeError("no libnvrtc.so")):
 
         def missing(name, error=error):
-            assert name == "stn_engine.backends._cuda.driver"
+            assert name == "stn_engine.backends.cuda.driver"
             raise error
 
         monkeypatch.setattr(device, "import_module", missing)

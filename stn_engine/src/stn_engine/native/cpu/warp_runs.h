@@ -1,7 +1,7 @@
 // V, block by block: points, plan, then every channel.
 #pragma once
 
-#include "reach.h"
+#include "readers.h"
 #include "read_pixels.h"
 #include "read_taps.h"
 
@@ -35,10 +35,8 @@ STN_FUNCTION void warp_plane(const Item& item, const Block& block, const CellPla
 // Blocks of which one channel is read after the other, so that what neighbouring blocks read of it is in the cache.
 template <class T, int D>
 struct Strip {
-  static constexpr int kBlocks = 8;
-
-  Block blocks[kBlocks];
-  CellPlan<T, D> plans[kBlocks];
+  Block blocks[kStripBlocks];
+  CellPlan<T, D> plans[kStripBlocks];
   int count = 0;
 };
 
@@ -119,11 +117,13 @@ STN_FUNCTION void warp_strip(const Item& item, Strip<T, D>& strip) {
 }
 
 // How rows are cut into blocks: pixels that read nothing are left out.
+template <int D>
 class Cuts {
  public:
-  STN_MEMBER Cuts(const Item& item, const Reach& reach)
-      : worthwhile_(reach.known() && pads_by_constant(item.sampling)),
-        outer_(reach, grown(item, item.sampling.interpolation == Interpolation::bicubic ? 2.0 : 1.0)) {}
+  template <class T>
+  STN_MEMBER Cuts(const Item& item, const Readers<T, D>& readers)
+      : worthwhile_(readers.is_known() && pads_by_constant(item.sampling)),
+        outer_(readers, grown(item, item.sampling.interpolation == Interpolation::bicubic ? 2.0 : 1.0)) {}
 
   // Runs skip(row, range) over pixels of a range that read nothing, and visit(block) over all others.
   template <class Skip, class Visit>
@@ -136,15 +136,14 @@ class Cuts {
   }
 
  private:
-  STN_MEMBER static Box grown(const Item& item, double by) {
-    Box box{};
-    for (int a = 0; a < item.axes; ++a)
-      box.low[a] = -by, box.high[a] = static_cast<double>(item.source.size[a] - 1) + by;
+  STN_MEMBER static Box<D> grown(const Item& item, double by) {
+    Box<D> box{};
+    for (int a = 0; a < D; ++a) box.low[a] = -by, box.high[a] = static_cast<double>(item.source.size[a] - 1) + by;
     return box;
   }
 
   bool worthwhile_;
-  Columns outer_;
+  ColumnsOfBox<D> outer_;
 };
 
 // Runs visit(source, block, points) over blocks of a run, and skip(row, range) over pixels that are known to read
@@ -158,7 +157,7 @@ STN_FUNCTION void for_blocks(const Item& item, int64_t n, Range run, Skip skip, 
     visit(source, block, points);
   };
   if (has_blocks_across_rows(item)) return for_blocks_of_run(item, n, run, fill_and_visit);
-  const Cuts cuts(item, Reach::of<T>(item, source.matrix()));
+  const Cuts<D> cuts(item, Readers<T, D>(item, source.matrix()));
   for_rows_of_run(item, n, run,
                   [&](const Row& row, Range range) { cuts.for_blocks(row, range, skip, fill_and_visit); });
 }
@@ -204,7 +203,7 @@ STN_FUNCTION void warp_run_of_taps(const Item& item, int64_t n, Range run) {
 template <class S, int D>
 STN_FUNCTION void warp_run_of_cells(const Item& item, int64_t n, Range run) {
   using T = Compute<S>;
-  const int most = is_channels_last(item) || item.source.channels < 4 ? 1 : Strip<T, D>::kBlocks;
+  const int most = is_channels_last(item) || item.source.channels < kStripChannels ? 1 : kStripBlocks;
   Strip<T, D> strip;
   const int64_t ahead = distance_ahead<T, D>(item, n);
   for (int b = 0; b < most; ++b) strip.plans[b].lie_over(item.source, ahead);

@@ -1,0 +1,79 @@
+"""The ``cuda`` backend: fused, ragged kernels for tensors in the memory of a GPU.
+
+All problems of one dtype, number of axes, interpolation and layout run in one launch, whatever
+their sizes: a table describes them, and every thread block finds its own. No grid and no gradient of
+a grid is in memory but where one is asked for. Kernels are compiled when they are first needed, kept
+on disk, and run on torch's current stream.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from stn_engine.backends.cuda.descriptors import Group
+from stn_engine.backends.cuda.device import DeviceLauncher, Launcher
+from stn_engine.backends.cuda.launch_table import LaunchTable, Words
+from stn_engine.backends.cuda.plans import Plan, new_plan
+from stn_engine.backends.cuda.results import SharedResults
+from stn_engine.backends.cuda.structures import VECTOR_BYTES
+from stn_engine.backends.kernels import KernelBackend
+from stn_engine.call import Call
+from stn_engine.plan import Addresses, Reasons
+from stn_engine.spec import Family
+
+
+class CudaBackend(KernelBackend[Plan]):
+    """Runs every warp and its gradients on the device of the operands.
+
+    Args:
+        launcher: Who compiles and runs kernels.
+    """
+
+    name = "cuda"
+    new_results = SharedResults
+
+    def __init__(self, launcher: Launcher | None = None) -> None:
+        self._launcher = DeviceLauncher() if launcher is None else launcher
+
+    def reasons_against(self, device: torch.device) -> tuple[str, ...]:
+        """What this machine lacks, and any other device."""
+        return self._launcher.reasons_against(device)
+
+    def plan_warp(self, call: Call) -> Plan | Reasons:
+        """A new plan, or why maps are beyond the kernels' range."""
+        return new_plan(call)
+
+    def run(self, plans: Sequence[Plan], addresses: Sequence[Addresses]) -> None:
+        """Launches the kernels of all plans, those of one group together."""
+        groups: dict[Group | None, list[int]] = {}
+        for place, plan in enumerate(plans):
+            groups.setdefault(plan.group, []).append(place)
+            for result, size_bytes in plan.zeroed:
+                self._launcher.zero(addresses[place][result], size_bytes, plan.call.device)
+        groups.pop(None, None)
+        for group, places in groups.items():
+            mine = plans if len(places) == len(plans) else [plans[place] for place in places]
+            theirs = addresses if mine is plans else [addresses[place] for place in places]
+            self._run_group(group, mine, np.array(theirs, np.int64))
+
+    def _run_group(self, group: Group | None, plans: Sequence[Plan], addresses: Words) -> None:
+        """Launches plans that share kernels, but for those whose maps begin between two vectors."""
+        if group.layout == "interleaved":
+            is_aligned = np.bitwise_or.reduce(addresses[:, group.maps], 1) % VECTOR_BYTES == 0
+            for layout, chosen in (("interleaved", is_aligned), ("planes", ~is_aligned)):
+                if places := np.flatnonzero(chosen).tolist():
+                    self._launch([plans[place] for place in places], layout, addresses[chosen])
+        else:
+            self._launch(plans, "planes", addresses)
+
+    def _launch(self, plans: Sequence[Plan], layout: str, addresses: Words) -> None:
+        descriptors = [getattr(plan, layout) for plan in plans]
+        group = descriptors[0].group
+        stream = self._launcher.stream(group.device)
+        for plan in plans:
+            if stream not in plan.held_on:
+                self._launcher.hold(plan.constants, group.device)
+                plan.held_on.add(stream)
+        bases = [plan.basis() for plan in plans] if group.family is Family.SPLINE else []
+        LaunchTable(self._launcher, descriptors, addresses, bases).run()
