@@ -67,21 +67,21 @@ def test_a_bound_problem_is_a_problem_of_its_own():
     """Its operands may have other strides."""
     problem = random_warp(2, dtype=torch.float32, channels=8)
     expected = value(problem)
-    assert problem.plans
     last = problem.feature_map.contiguous(memory_format=LAST)
     bound = problem.bound(last, problem.transform.parameters)
-    assert bound.plans == {}
+    assert EMULATED_CUDA.plan(bound.call) is not EMULATED_CUDA.plan(problem.call)
     assert torch.equal(value(bound), expected)
     assert value(bound).is_contiguous(memory_format=LAST)
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
 def test_copies_know_nothing_of_memory_that_is_not_theirs(again):
-    """What is kept holds addresses."""
+    """Plans of the ``cuda`` backend hold addresses of constants."""
     problem = random_gradients(3, random_warp(3))
     expected = EMULATED_CUDA.warp_gradients([problem])[0].feature_map
+    assert problem.call.plans
     other = again(problem)
-    assert (len(problem.plans), len(other.plans)) == (1, 0)
+    assert not {"call", "plans"} & vars(other).keys()
     assert torch.equal(EMULATED_CUDA.warp_gradients([other])[0].feature_map, expected)
 
 
@@ -121,8 +121,9 @@ def test_parameters_are_made_contiguous(kind):
 
 
 def test_new_results_are_dense_and_do_not_overlap():
-    """Several share storage; one alone has its own."""
-    problems = [random_warp(seed, size=(3 + seed, 4)) for seed in range(3)]
+    """Several of one dtype share storage; one alone has its own."""
+    dtype = torch.float32
+    problems = [random_warp(seed, size=(3 + seed, 4), dtype=dtype) for seed in range(3)]
     problems.append(interleaved_warp(dtype=torch.float64))
     results = EMULATED_CUDA.warp(problems)
     expected = [value(one) for one in problems]
