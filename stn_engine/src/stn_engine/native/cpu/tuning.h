@@ -18,8 +18,8 @@ constexpr int64_t kChunk = 4096;
 
 // Blocks of which one channel is read after the other: so many that what neighbours read of a channel is still in the
 // cache, so few that what is known of them is, too. With fewer channels than the second number one block is best.
-constexpr int kStripBlocks = 8;
-constexpr int64_t kStripChannels = 4;
+constexpr int kBlocksTogether = 8;
+constexpr int64_t kChannelsTogether = 4;
 
 // How many rows of the target reads are announced to the cache ahead, which no hardware does along slanted lines.
 constexpr int kRowsAhead = 8;
