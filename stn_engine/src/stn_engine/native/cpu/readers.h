@@ -21,7 +21,10 @@ class Readers {
       for (int c = 0; c <= kMaxAxes; ++c) preimage_.row[r][c] = matrix.at[r][c];
     find_margins<D>(preimage_, target_, item.source.size, std::is_same_v<T, double> ? 2.3e-16 : 1.2e-7);
     is_known_ = preimage_.sign != 0.0;
-    for (int a = 0; a < D; ++a) is_known_ &= preimage_.margin[a] < kLargestMargin;  // false for NaN
+    for (int a = 0; a < D; ++a) {
+      is_known_ &= preimage_.margin[a] < kLargestMargin;  // false for NaN
+      margin_ = larger(margin_, preimage_.margin[a]);
+    }
   }
 
   // False if every target pixel may read every box.
@@ -51,31 +54,50 @@ class Readers {
   const Preimage<D>& preimage() const { return preimage_; }
   int64_t width() const { return target_[0]; }
 
+  // What rounding may move points, in pixels, and kMargin.
+  double margin() const { return margin_; }
+
  private:
   const int64_t* target_;
   Preimage<D> preimage_{};
+  double margin_ = kMargin;
   bool is_known_ = false;
 };
 
-// The pixels of rows that may read one box.
+// The pixels of rows that may read one box. Sums of a gradient begin where these do: their last bits depend on the very
+// bounds that are found here.
 template <int D>
 class ColumnsOfBox {
  public:
   template <class T>
   STN_MEMBER ColumnsOfBox(const Readers<T, D>& readers, const Box<D>& box) : width_(readers.width()) {
-    if (readers.is_known())
-      for_half_planes(readers.preimage(), box, readers.preimage().sign,
-                      [&](const HalfPlane& one) { half_planes_[count_++] = one; });
+    if (!readers.is_known()) return;
+    const double none[kMaxAxes] = {};
+    for_half_planes(readers.preimage(), grown(box, readers.margin()), readers.preimage().sign, none,
+                    [&](const HalfPlane& one) { half_planes_[count_++] = one; });
   }
 
   STN_MEMBER Range operator()(const Row& row) const {
-    Columns<D> columns = {-1.0, static_cast<double>(width_)};
+    Columns<D> columns = {0.0, static_cast<double>(width_)};
     for (int e = 0; e < count_; ++e) columns.cut(half_planes_[e], row.i, row.k);
-    const Range range = range_of(columns.low, columns.high, width_);
+    const Range range = {index_below(columns.low), index_below(columns.high + 1.0)};
     return range.first < range.last ? range : Range{0, 0};
   }
 
  private:
+  STN_MEMBER static Box<D> grown(const Box<D>& box, double margin) {
+    Box<D> larger = box;
+    for (int a = 0; a < D; ++a) {
+      if (box.low[a] > -kFar) larger.low[a] -= margin;
+      if (box.high[a] < kFar) larger.high[a] += margin;
+    }
+    return larger;
+  }
+
+  STN_MEMBER int64_t index_below(double value) const {
+    return value <= 0.0 ? 0 : value >= static_cast<double>(width_) ? width_ : static_cast<int64_t>(value);
+  }
+
   int64_t width_;
   int count_ = 0;
   HalfPlane half_planes_[2 * D];

@@ -55,12 +55,12 @@ STN_FUNCTION bool clips_to_last(const Descriptor& problem, const Pixel& pixel, i
   return static_cast<Padding>(problem.padding) == Padding::border && pixel.at[a] == problem.source.size[a] - 1;
 }
 
-// Source coordinates from which a pixel is read.
+// Source coordinates from which a pixel is read, but for rounding.
 STN_FUNCTION Box<D> box_of(const Descriptor& problem, const Pixel& pixel) {
   Box<D> box;
   for (int a = 0; a < D; ++a) {
-    box.low[a] = clips_to_first(problem, pixel, a) ? -kFar : pixel.at[a] - kTapReach;
-    box.high[a] = clips_to_last(problem, pixel, a) ? kFar : pixel.at[a] + kTapReach;
+    box.low[a] = clips_to_first(problem, pixel, a) ? -kFar : pixel.at[a] - (kTapReach + kMargin);
+    box.high[a] = clips_to_last(problem, pixel, a) ? kFar : pixel.at[a] + (kTapReach + kMargin);
   }
   return box;
 }
@@ -97,7 +97,7 @@ STN_FUNCTION Window window_of(const Descriptor& problem, const PixelPreimage& pr
 STN_FUNCTION Range columns_of(const Descriptor& problem, const PixelPreimage& preimage, const Box<D>& box, int i, int k,
                               double sign) {
   Columns<D> columns = {-1.0, static_cast<double>(problem.target.size[0])};
-  for_half_planes<D>(preimage, box, sign, [&](const HalfPlane& one) { columns.cut(one, i, k); });
+  for_half_planes<D>(preimage, box, sign, preimage.slack, [&](const HalfPlane& one) { columns.cut(one, i, k); });
   if (D == 2 && preimage.projective)
     columns.cut(half_plane<D>(preimage, preimage.row[2], 0.0, sign, preimage.divisor_slack), i, k);
   return range_of(columns.low, columns.high, problem.target.size[0]);

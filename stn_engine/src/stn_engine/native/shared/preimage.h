@@ -181,13 +181,14 @@ STN_FUNCTION HalfPlane half_plane(const Preimage<Axes>& preimage, const double (
   return {step, by_i, Axes == 3 ? side * row[2] : 0.0, constant, -1.0 / step};
 }
 
-// Runs visit(half_plane) over those that bound the pixels whose points may lie in a box where W has a sign.
+// Runs visit(half_plane) over those that bound the pixels whose points may lie in a box where W has a sign. `slack` is
+// what rounding may add along each axis, unless the box has room for it.
 template <int Axes, class Visit>
-STN_FUNCTION void for_half_planes(const Preimage<Axes>& preimage, const Box<Axes>& box, double sign, Visit visit) {
+STN_FUNCTION void for_half_planes(const Preimage<Axes>& preimage, const Box<Axes>& box, double sign,
+                                  const double (&slack)[kMaxAxes], Visit visit) {
   for (int a = 0; a < Axes; ++a) {
-    const double low = box.low[a] - kMargin, high = box.high[a] + kMargin;
-    if (box.low[a] > -kFar) visit(half_plane(preimage, preimage.row[a], low, sign, preimage.slack[a]));
-    if (box.high[a] < kFar) visit(half_plane(preimage, preimage.row[a], high, -sign, preimage.slack[a]));
+    if (box.low[a] > -kFar) visit(half_plane(preimage, preimage.row[a], box.low[a], sign, slack[a]));
+    if (box.high[a] < kFar) visit(half_plane(preimage, preimage.row[a], box.high[a], -sign, slack[a]));
   }
 }
 
