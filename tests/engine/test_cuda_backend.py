@@ -14,8 +14,7 @@ from stn_engine import (
     WarpProblem,
     WarpSpec,
 )
-from stn_engine.backends.cuda import device
-from stn_engine.backends.cuda import CudaBackend
+from stn_engine.backends.cuda import CudaBackend, device
 from support.emulated_cuda import EMULATED_CUDA
 from support.oracles import exact_gradients
 from support.strategies import KINDS, random_gradients, random_values, random_warp

@@ -2,13 +2,11 @@
 
 import copy
 import pickle
-from dataclasses import replace
 
 import pytest
 import torch
 
 from stn_engine import (
-    Affine,
     Gradients,
     SamplingGrid,
     WarpGradientsProblem,
@@ -18,7 +16,7 @@ from stn_engine import (
 from stn_engine.backends.cuda import CudaBackend
 from stn_engine.backends.cuda.device import DeviceLauncher
 from support.emulated_cuda import EMULATED_CUDA, EmulatedLauncher
-from support.strategies import random_gradients, random_values, random_warp
+from support.strategies import random_gradients, random_warp
 
 LAST = torch.channels_last
 
@@ -31,7 +29,7 @@ class CountingLauncher(EmulatedLauncher):
         self.launches = []
 
     def launch(self, program, kernel, arguments, device):
-        self.launches.append((kernel, arguments.count))
+        self.launches.append((kernel, arguments.problems))
         super().launch(program, kernel, arguments, device)
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 
+from stn_engine.backends.cuda import CudaBackend
 from stn_engine.backends.cuda.programs import Program, all_programs, sources_digest
 from stn_engine.backends.cuda.tuning import THREADS
-from stn_engine.backends.cuda import CudaBackend
 
 ROOT = Path(__file__).parents[2]
 EMULATION = ROOT / "tests" / "emulation"

@@ -1,12 +1,13 @@
 """The ``cuda`` backend: fused, ragged kernels for tensors in the memory of a GPU.
 
 All problems of one dtype, number of axes, interpolation and layout run in one launch, whatever
-their sizes: a table describes them, and every thread block finds its own. No grid and no gradient of
-a grid is in memory but where one is asked for. Kernels are compiled when they are first needed, kept
-on disk, and run on torch's current stream.
+their sizes: a table describes them, and every thread block finds its own. No grid and no gradient
+of a grid is in memory but where one is asked for. Kernels are compiled when they are first needed,
+kept on disk, and run on torch's current stream.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,32 +49,36 @@ class CudaBackend(KernelBackend[Plan]):
         """Launches the kernels of all plans, those of one group together."""
         groups: dict[Group | None, list[int]] = {}
         for place, plan in enumerate(plans):
+            if plan.zeroed:
+                self._zero(plan, addresses[place])
             groups.setdefault(plan.group, []).append(place)
-            for result, size_bytes in plan.zeroed:
-                self._launcher.zero(addresses[place][result], size_bytes, plan.call.device)
         groups.pop(None, None)
         for group, places in groups.items():
             mine = plans if len(places) == len(plans) else [plans[place] for place in places]
             theirs = addresses if mine is plans else [addresses[place] for place in places]
             self._run_group(group, mine, np.array(theirs, np.int64))
 
-    def _run_group(self, group: Group | None, plans: Sequence[Plan], addresses: Words) -> None:
-        """Launches plans that share kernels, but for those whose maps begin between two vectors."""
-        if group.layout == "interleaved":
-            is_aligned = np.bitwise_or.reduce(addresses[:, group.maps], 1) % VECTOR_BYTES == 0
-            for layout, chosen in (("interleaved", is_aligned), ("planes", ~is_aligned)):
-                if places := np.flatnonzero(chosen).tolist():
-                    self._launch([plans[place] for place in places], layout, addresses[chosen])
-        else:
-            self._launch(plans, "planes", addresses)
+    def _zero(self, plan: Plan, addresses: Addresses) -> None:
+        for place, size_bytes in plan.zeroed:
+            self._launcher.zero(addresses[place], size_bytes, plan.call.device)
 
-    def _launch(self, plans: Sequence[Plan], layout: str, addresses: Words) -> None:
-        descriptors = [getattr(plan, layout) for plan in plans]
-        group = descriptors[0].group
+    def _run_group(self, group: Group | None, plans: Sequence[Plan], addresses: Words) -> None:
+        """Launches plans of one group, by planes where maps begin between two vectors."""
+        if group is None or group.layout == "planes":
+            self._launch([plan.planes for plan in plans], plans, addresses)
+            return
+        maps: Words = addresses[:, np.array(group.maps)]
+        is_aligned = np.bitwise_or.reduce(maps, 1) % VECTOR_BYTES == 0
+        for chosen, layout in ((is_aligned, "interleaved"), (~is_aligned, "planes")):
+            if chosen.any():
+                mine = [plans[place] for place in np.flatnonzero(chosen).tolist()]
+                self._launch([getattr(one, layout) for one in mine], mine, addresses[chosen])
+
+    def _launch(self, descriptors: Sequence[Any], plans: Sequence[Plan], addresses: Words) -> None:
+        group: Group = descriptors[0].group
         stream = self._launcher.stream(group.device)
-        for plan in plans:
-            if stream not in plan.held_on:
-                self._launcher.hold(plan.constants, group.device)
-                plan.held_on.add(stream)
+        for plan in [plan for plan in plans if stream not in plan.held_on]:
+            self._launcher.hold(plan.constants, group.device)
+            plan.held_on.add(stream)
         bases = [plan.basis() for plan in plans] if group.family is Family.SPLINE else []
         LaunchTable(self._launcher, descriptors, addresses, bases).run()

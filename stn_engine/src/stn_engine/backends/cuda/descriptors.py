@@ -68,7 +68,7 @@ class Group:
     needs: tuple[bool, bool]
     """Which gradients kernels compute: of feature maps, of transforms."""
     results: tuple[str, ...]
-    """The fields of a descriptor that hold the results of a call, those that only are zeroed too."""
+    """The fields of a descriptor for the results of a call."""
     gathers: bool
     """Whether gradients of maps are made by the inverse of the transform."""
     deterministic: bool
@@ -77,10 +77,10 @@ class Group:
     def columns(self) -> list[int]:
         """Which words of a descriptor hold the addresses of a call, in its order."""
         parameters = "own_parameters" if self.prepares else "parameters"
-        operands = ("feature_map", "points" if self.family is Family.FIELD else parameters)
+        names = ["feature_map", "points" if self.family is Family.FIELD else parameters]
         if self.direction is Direction.GRADIENTS:
-            operands = ("grad_output", *operands)
-        return [ADDRESSES[name] for name in (*operands, *self.results)]
+            names.insert(0, "grad_output")
+        return [ADDRESSES[name] for name in (*names, *self.results)]
 
     @cached_property
     def maps(self) -> list[int]:
@@ -125,9 +125,11 @@ class Operands(NamedTuple):
     def of(cls, call: Call) -> "Operands":
         """Those of a warp or its gradients."""
         if call.direction is Direction.FORWARD:
-            return cls(*call.operands, *call.needed, None, None)
-        grad_output, *operands = call.operands
-        return cls(*operands, grad_output, *call.results)
+            feature_map, parameters = call.operands
+            return cls(feature_map, parameters, call.needed[0], None, None)
+        grad_output, feature_map, parameters = call.operands
+        grad_feature_map, grad_parameters = call.results
+        return cls(feature_map, parameters, grad_output, grad_feature_map, grad_parameters)
 
     @property
     def maps(self) -> list[Layout]:
@@ -298,9 +300,7 @@ def _put_tiling(tiling: Any, size: Sequence[int], groups: int) -> None:
     tiling["width_log"], tiling["height_log"] = width_log, height_log
 
 
-def _put_generator(
-    item: Any, call: Call, layouts: Operands, group: Group
-) -> tuple[Tensor, ...]:
+def _put_generator(item: Any, call: Call, layouts: Operands, group: Group) -> tuple[Tensor, ...]:
     factors, kind = _factors(call, layouts), call.transform.kind
     count = 0 if kind.family is Family.FIELD else math.prod(layouts.parameters.shape[1:])
     similar = kind.family is Family.MATRIX and call.transform not in _MATRICES

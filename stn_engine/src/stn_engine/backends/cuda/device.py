@@ -20,18 +20,18 @@ OLDEST = (8, 0)
 class Arguments(NamedTuple):
     """What every kernel is called with."""
 
-    problems: int
+    table: int
     """Address of the descriptors."""
     starts: int
     """Address of the first tile of every problem."""
     tiles: int
     """How many there are in all."""
-    count: int
-    """Of problems."""
+    problems: int
+    """How many descriptors there are."""
 
 
 class Launcher(Protocol):
-    """What launch tables ask of a device: programs are compiled, kernels run in the order of calls."""
+    """Compiles programs and runs their kernels on a device, in the order of the calls."""
 
     def reasons_against(self, device: torch.device) -> tuple[str, ...]:
         """Why kernels cannot run on ``device``; empty if they can."""
@@ -46,9 +46,9 @@ class Launcher(Protocol):
         """Fill memory with 0, in the order of launches."""
 
     def hold(self, tensors: Sequence[Tensor], device: torch.device) -> None:
-        """Let the present stream end, whenever ``tensors`` are gone, before others get their memory.
+        """Let the present stream end before others get the memory of ``tensors``.
 
-        For tensors that were made on another stream, and that somebody else may let go of.
+        For those that were made on another stream, and that somebody else may let go of.
         """
 
     def retain(self, things: object) -> None:

@@ -64,7 +64,7 @@ def _stream(device: torch.device, handle: int) -> Stream:
 
 
 def _blocks(kernel: str, tiles: int, multiprocessors: int) -> int:
-    """How many thread blocks share the tiles, in runs: a block reads its descriptor and matrix once.
+    """How many thread blocks share the tiles, in runs: each reads descriptor and matrix once.
 
     There are enough of them to fill the device several times over, so that it is busy to the end.
     Kernels that mostly find nothing to do take no more than are there at a time.

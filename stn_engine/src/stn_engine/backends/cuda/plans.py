@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from stn_engine.backends.torch.thin_plate import warp_basis_of
 from stn_engine.backends.cuda.descriptors import (
     Descriptor,
     Operands,
@@ -13,6 +12,7 @@ from stn_engine.backends.cuda.descriptors import (
     describe,
     is_flat,
 )
+from stn_engine.backends.torch.thin_plate import warp_basis_of
 from stn_engine.call import Call, Direction, Layout
 from stn_engine.plan import Reasons
 from stn_engine.spec import Family
@@ -28,15 +28,15 @@ class Plan:
 
     Args:
         call: What is computed.
-        planes: The problem as kernels know it, wherever its maps begin; None if they have nothing to
-            compute.
+        planes: The problem as kernels know it, wherever its maps begin; None if there is nothing
+            to compute.
         interleaved: The same where all maps begin at multiples of a vector of channels; None if
             channels do not lie side by side.
         zeroed: Results that are filled with 0 beforehand: which of the addresses, and bytes.
 
     Attributes:
-        group: Those that it is launched with, wherever its maps begin, if only they are aligned; None
-            if nothing is launched.
+        group: Those that it is launched with where its maps are aligned; None if nothing is
+            launched.
         held_on: Streams that the constants of this plan wait for before their memory is given to
             others.
     """
@@ -90,9 +90,7 @@ def _zeroed(call: Call, descriptor: Descriptor) -> list[tuple[int, int]]:
         return []
     needed = [place for place, layout in enumerate(call.results) if layout is not None]
     is_zeroed = descriptor.group.adds_in_place, is_flat(call)
-    return [
-        one for one, place in zip(_all_results(call), needed, strict=True) if is_zeroed[place]
-    ]
+    return [one for one, place in zip(_all_results(call), needed, strict=True) if is_zeroed[place]]
 
 
 def _reasons_against(call: Call, layouts: Operands) -> Reasons | tuple[()]:
@@ -127,7 +125,9 @@ def _is_dense(layout: Layout) -> bool:
     if 0 in layout.shape:
         return True
     steps = sorted(
-        (stride, size) for size, stride in zip(layout.shape, layout.strides, strict=True) if size > 1
+        (stride, size)
+        for size, stride in zip(layout.shape, layout.strides, strict=True)
+        if size > 1
     )
     expected = 1
     for stride, size in steps:

@@ -40,8 +40,8 @@ Share: TypeAlias = tuple[tuple[torch.dtype, torch.device, int], int, Layout]
 class SharedResults(NewResults):
     """New memory for several calls: results of one dtype and kind share one piece of it.
 
-    Torch takes longer to allocate than kernels of small maps take to run, and nearly as long to make a
-    view; views are made when kernels are on their way.
+    Torch takes longer to allocate than kernels of small maps take to run, and nearly as long to
+    make a view; views are made when kernels are on their way.
 
     Args:
         calls: Whose needed results it takes.

@@ -1,13 +1,15 @@
 """What the host and the kernels know of memory alike: structures and constants.
 
-``.ci/generate_native.py`` writes them into ``native/cuda/structures.h``, so that a field has the same
-name, type and place on both sides.
+``.ci/generate_native.py`` writes them into ``native/cuda/structures.h``, so that a field has the
+same name, type and place on both sides.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from stn_engine.backends.cuda.tuning import UNITS_PER_TILE
 
 
 class Field(NamedTuple):
@@ -18,22 +20,22 @@ class Field(NamedTuple):
     """In C++: ``int``, ``int64``, a pointer, or another structure."""
     note: str = ""
     """What it means, if its name does not say it."""
-    count: int = 1
+    length: int = 1
     """How many there are, one behind the other."""
 
 
 CONSTANTS = {
     "kPatchWidthLog": (3, "a patch of pixels, one for each lane of a warp, is 8 wide"),
     "kPatchHeightLog": (2, "and 4 high"),
-    "kTilePixels": (1024, "of a tile at most"),
+    "kTilePixels": (UNITS_PER_TILE, "of a tile at most"),
     "kVectorBytes": (16, "of neighbouring channels, which move as one"),
     "kVectorChannels": (8, "of them at most"),
     "kPreimageBytes": (320, "that the host takes for what is known of one theta"),
 }
 """Value and meaning of each."""
 
-PATCH_WIDTH, PATCH_HEIGHT = 1 << CONSTANTS["kPatchWidthLog"][0], 1 << CONSTANTS["kPatchHeightLog"][0]
-TILE_PIXELS = CONSTANTS["kTilePixels"][0]
+PATCH_WIDTH = 1 << CONSTANTS["kPatchWidthLog"][0]
+PATCH_HEIGHT = 1 << CONSTANTS["kPatchHeightLog"][0]
 VECTOR_BYTES, VECTOR_CHANNELS = CONSTANTS["kVectorBytes"][0], CONSTANTS["kVectorChannels"][0]
 PREIMAGE_BYTES = CONSTANTS["kPreimageBytes"][0]
 MAP = (
@@ -69,7 +71,9 @@ DESCRIPTOR = (
     Field("grad_parameters", "Numbers", "but of fields"),
     Field("own_parameters", "Numbers", "where they are prepared: not theta, or not in one piece"),
     Field("parameters", "char*", "(parameter_batch, count): theta, or the points of a spline"),
-    Field("factors", "const double*", "(entries, count + 1) from theta to its matrix; or unit changes"),
+    Field(
+        "factors", "const double*", "(entries, count + 1), from theta to matrix; or unit changes"
+    ),
     Field("basis", "const double*", "(count / 2, target pixels); splines"),
     Field("fill", "const double*", "one per channel; null where all are 0"),
     Field("sums", "double*", "(tiles, entries): parts of the gradient of the parameters"),
@@ -92,9 +96,15 @@ DESCRIPTOR = (
     Field("fills", "int", "whether taps outside read `fill`"),
 )
 STRUCTURES = {
-    "Map": ("A batch of maps with channels, or of points with components. Strides in elements.", MAP),
+    "Map": (
+        "A batch of maps with channels, or of points. Strides are in elements.",
+        MAP,
+    ),
     "Tiling": ("How the pixels of a map are cut into tiles.", TILING),
-    "Numbers": ("Parameters as the caller has them, of each batch item a matrix. Strides in elements.", NUMBERS),
+    "Numbers": (
+        "Parameters of a batch, a matrix each. Strides are in elements.",
+        NUMBERS,
+    ),
     "Descriptor": ("One problem of a launch.", DESCRIPTOR),
 }
 """Meaning and fields of each; one may have those before it as fields."""
@@ -110,7 +120,7 @@ def _dtypes() -> dict[str, np.dtype[Any]]:
 
 def _member(field: Field, known: dict[str, Any]) -> tuple[Any, ...]:
     dtype = np.int64 if field.type.endswith("*") else known[field.type]
-    return (field.name, dtype) if field.count == 1 else (field.name, dtype, field.count)
+    return (field.name, dtype) if field.length == 1 else (field.name, dtype, field.length)
 
 
 def _addresses(fields: Sequence[Field], dtype: Any) -> dict[str, int]:

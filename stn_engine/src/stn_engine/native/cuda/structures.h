@@ -14,7 +14,7 @@ constexpr int kPreimageBytes = 320;  // that the host takes for what is known of
 
 struct PixelPreimage;
 
-// A batch of maps with channels, or of points with components. Strides in elements.
+// A batch of maps with channels, or of points. Strides are in elements.
 struct Map {
   char* data;
   int64 batch_stride;
@@ -35,7 +35,7 @@ struct Tiling {
 };
 static_assert(sizeof(Tiling) == 32, "the host has it otherwise");
 
-// Parameters as the caller has them, of each batch item a matrix. Strides in elements.
+// Parameters of a batch, a matrix each. Strides are in elements.
 struct Numbers {
   char* data;
   int64 batch_stride;
@@ -57,7 +57,7 @@ struct Descriptor {
   Numbers grad_parameters;   // but of fields
   Numbers own_parameters;    // where they are prepared: not theta, or not in one piece
   char* parameters;          // (parameter_batch, count): theta, or the points of a spline
-  const double* factors;     // (entries, count + 1) from theta to its matrix; or unit changes
+  const double* factors;     // (entries, count + 1), from theta to matrix; or unit changes
   const double* basis;       // (count / 2, target pixels); splines
   const double* fill;        // one per channel; null where all are 0
   double* sums;              // (tiles, entries): parts of the gradient of the parameters
