@@ -15,6 +15,7 @@ from stn_engine import (
     WarpSpec,
 )
 from stn_engine.backends.cuda import CudaBackend, device
+from stn_engine.call import Layout
 from support.emulated_cuda import EMULATED_CUDA
 from support.oracles import exact_gradients
 from support.strategies import KINDS, random_gradients, random_values, random_warp
@@ -81,6 +82,16 @@ def test_maps_beyond_the_integers_of_the_kernels_are_refused(size, reason):
     assert EMULATED_CUDA.unsupported_reasons(warp) == (reason,)
     gradients = WarpGradientsProblem(warp, torch.zeros(1, 1, 2, 2))
     assert EMULATED_CUDA.unsupported_reasons(gradients) == (reason,)
+
+
+def test_results_that_are_not_dense_are_refused():
+    """Sums of kernels lie side by side; whoever has other memory takes a copy."""
+    problem = random_gradients(1, random_warp(1, dtype=torch.float32))
+    dtype, shape, strides = problem.call.results[0]
+    wide = Layout(dtype, shape, tuple(2 * step for step in strides))
+    call = problem.call.into((wide, problem.call.results[1]))
+    reason = f"writes dense memory, a result has strides {wide.strides}"
+    assert EMULATED_CUDA.plan(call) == (reason,)
 
 
 def assert_map_gradient_conforms(problem):

@@ -2,7 +2,9 @@
 
 import errno
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -155,3 +157,26 @@ def test_errors_of_the_launcher_are_those_of_torch(name, kind, code):
     with pytest.raises(kind, match=f"cuda.core: {name}: it says why") as caught:
         raise driver.as_torch_error(CUDAError(f"{name}: it says why"))
     assert getattr(caught.value, "error_code", None) == code
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(0, None), (2, torch.OutOfMemoryError), (700, torch.AcceleratorError)],
+)
+def test_memory_is_zeroed_in_the_order_of_the_stream(monkeypatch, code, kind):
+    """By the driver, whose refusals are errors of torch."""
+    from stn_engine.backends.cuda import driver  # noqa: PLC0415 - needs cuda.core
+
+    asked = []
+
+    def memset(*one):
+        asked.append(one)
+        return (driver.CUresult(code),)
+
+    monkeypatch.setattr(driver, "cuMemsetD8Async", memset)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=7))
+    expected = nullcontext() if kind is None else pytest.raises(kind, match="not filled with 0")
+    with expected:
+        driver.zero(1 << 20, 256, torch.device("cuda", 0))
+    assert asked == [(1 << 20, 0, 256, 7)]

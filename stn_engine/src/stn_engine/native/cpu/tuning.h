@@ -1,11 +1,24 @@
-// What the CPU kernels are tuned by: numbers that change how long they take, and no bit of a result but where they say
-// so. `make bench-engine` judges them on the machine at hand, all rows of one group together: each helps some sizes at
-// the cost of others.
+// What the CPU kernels, and the threads that run them, are tuned by: numbers that change how long they take, and no bit
+// of a result but where they say so. `make bench-engine` judges them on the machine at hand, all rows of one group
+// together: each helps some sizes at the cost of others.
 #pragma once
 
 #include <cstdint>
 
 namespace stn {
+
+// Numbers of a call, V's or those of G, below which a second thread is not awake in time.
+constexpr int64_t kWorthAThread = 1 << 14;
+
+// Numbers of a call below which it ends before another thread of Python has taken the interpreter over.
+constexpr int64_t kWorthFreeing = 1 << 14;
+
+// Numbers of a task: small enough for threads to share well, large enough to hide the taking of it.
+constexpr int64_t kTaskSize = 1 << 14;
+
+// How often a thread looks for the next call before it goes to sleep: one to two hundred microseconds, the distance
+// of calls in a training step.
+constexpr int kSpins = 4000;
 
 // Target pixels that are worked on together. Fewer leave what is done once a block to be done more often, more do not
 // fit the first cache with all that is known of them. Sums of gradients of parameters run over blocks, so that these
