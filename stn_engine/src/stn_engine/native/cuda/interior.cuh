@@ -99,9 +99,12 @@ STN_FUNCTION auto reader_of(const T (&taps)[K * K][N]) {
 
 // Where pixel p of a tile lies in it, counted patch by patch or row by row.
 STN_FUNCTION void place_in_tile(const Tiling& tiling, int p, bool by_rows, int& x, int& y) {
-  if (!by_rows) return place_in_tile(tiling, p, x, y);
-  x = p & (width_of(tiling) - 1);
-  y = p >> (tiling.width_log + kPatchWidthLog);
+  if (by_rows) {
+    x = p & (width_of(tiling) - 1);
+    y = p >> (tiling.width_log + kPatchWidthLog);
+  } else {
+    place_in_tile(tiling, p, x, y);
+  }
 }
 
 }  // namespace stn

@@ -101,7 +101,8 @@ STN_FUNCTION int pixels_of(const Tiling& tiling) { return kWarp << (tiling.width
 
 // Where pixel p of a tile lies in it, counted patch by patch.
 STN_FUNCTION void place_in_tile(const Tiling& tiling, int p, int& x, int& y) {
-  const int patch = p / kWarp, across = patch & ((1 << tiling.width_log) - 1), down = patch >> tiling.width_log;
+  const int patch = p >> (kPatchWidthLog + kPatchHeightLog), across = patch & ((1 << tiling.width_log) - 1),
+            down = patch >> tiling.width_log;
   x = (across << kPatchWidthLog) + (p & ((1 << kPatchWidthLog) - 1));
   y = (down << kPatchHeightLog) + (p >> kPatchWidthLog & ((1 << kPatchHeightLog) - 1));
 }
