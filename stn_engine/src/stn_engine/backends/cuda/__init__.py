@@ -7,6 +7,7 @@ kept on disk, and run on torch's current stream.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -47,24 +48,26 @@ class CudaBackend(KernelBackend[Plan]):
 
     def run(self, plans: Sequence[Plan], addresses: Sequence[Addresses]) -> None:
         """Launches the kernels of all plans, those of one group together."""
-        groups: dict[Group | None, list[int]] = {}
-        for place, plan in enumerate(plans):
-            if plan.zeroed:
-                self._zero(plan, addresses[place])
-            groups.setdefault(plan.group, []).append(place)
-        groups.pop(None, None)
-        for group, places in groups.items():
-            mine = plans if len(places) == len(plans) else [plans[place] for place in places]
-            theirs = addresses if mine is plans else [addresses[place] for place in places]
-            self._run_group(group, mine, np.array(theirs, np.int64))
+        for place in [place for place, plan in enumerate(plans) if plan.zeroed]:
+            self._zero(plans[place], addresses[place])
+        groups = dict.fromkeys([plan.group for plan in plans])
+        for group in groups:
+            if group is None:
+                continue
+            if len(groups) == 1:  # as nearly always; what follows would take longer than a launch
+                self._run_group(group, plans, _matrix(addresses))
+                continue
+            mine = [place for place, plan in enumerate(plans) if plan.group is group]
+            theirs = _matrix([addresses[place] for place in mine])
+            self._run_group(group, [plans[place] for place in mine], theirs)
 
     def _zero(self, plan: Plan, addresses: Addresses) -> None:
         for place, size_bytes in plan.zeroed:
             self._launcher.zero(addresses[place], size_bytes, plan.call.device)
 
-    def _run_group(self, group: Group | None, plans: Sequence[Plan], addresses: Words) -> None:
+    def _run_group(self, group: Group, plans: Sequence[Plan], addresses: Words) -> None:
         """Launches plans of one group, by planes where maps begin between two vectors."""
-        if group is None or group.layout == "planes":
+        if group.layout == "planes":
             self._launch([plan.planes for plan in plans], plans, addresses)
             return
         maps: Words = addresses[:, np.array(group.maps)]
@@ -82,3 +85,9 @@ class CudaBackend(KernelBackend[Plan]):
             plan.held_on.add(stream)
         bases = [plan.basis() for plan in plans] if group.family is Family.SPLINE else []
         LaunchTable(self._launcher, descriptors, addresses, bases).run()
+
+
+def _matrix(addresses: Sequence[Addresses]) -> Words:
+    """Addresses of calls that have equally many of them, a row each."""
+    flat = list(chain.from_iterable(addresses))  # NumPy takes longer for nested sequences
+    return np.array(flat, np.int64).reshape(len(addresses), -1)
