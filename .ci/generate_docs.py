@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
-from stn_engine.backends._cuda.device import DeviceLauncher
+from stn_engine.backends.cuda.device import DeviceLauncher
 
 from stn_engine import (
     Affine,
