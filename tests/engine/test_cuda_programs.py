@@ -92,15 +92,15 @@ def test_compilations_are_told(monkeypatch, tmp_path):
     compiler.folder_cache.cache_clear()
     told = []
 
-    def observer(*one):
+    def listener(*one):
         told.append(one)
 
-    compilations.watch(observer)
+    compilations.watch(listener)
     for _ in range(2):
         compiler.cubin(Program("parameters"), "sm_90")
     with pytest.raises(FileNotFoundError):
         compiler.cubin(Program("nothing"), "sm_90")
-    compilations.unwatch(observer)
+    compilations.unwatch(listener)
     compiler.folder_cache.cache_clear()
     assert [outcome for outcome, _ in told] == ["compiled", "cached", "failed"]
     assert told[0][1] > told[1][1] > 0

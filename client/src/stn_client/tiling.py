@@ -121,7 +121,7 @@ def warp(
         else:
             matrix = _pixel_matrix(own, (height, width), size, unit)
             part = _Matrix(matrix, tile_unit, type(transform), len(own))
-        plan = _Plan(part.reach, (height, width), room, tile_unit, options)
+        plan = _Plan(part.preimage, (height, width), room, tile_unit, options)
         for tile in plan.tiles((0, size[0]), (0, size[1])):
             window = source[:, tile.rows.window, tile.columns.window].transpose(back)
             result = client.warp(window, part.of_tile(tile), tile.size, **tile_options)
@@ -193,9 +193,11 @@ class _Matrix:
         self._kind = kind
         self._rows = rows
 
-    def reach(self, rows: tuple[int, int], columns: tuple[int, int]) -> list[tuple[float, float]]:
-        """As `_reach`."""
-        return _reach(self._matrix, rows, columns)
+    def preimage(
+        self, rows: tuple[int, int], columns: tuple[int, int]
+    ) -> list[tuple[float, float]]:
+        """As `_preimage`."""
+        return _preimage(self._matrix, rows, columns)
 
     def of_tile(self, tile: _Tile) -> Affine | Homography:
         """The same map, from the tile into its window."""
@@ -220,7 +222,9 @@ class _Spline:
         # What is wrong with it is said of what was given, before any part of it is sent.
         client.generate_grid(replace(spline, points=spline.points[None]), (1, 1))
 
-    def reach(self, rows: tuple[int, int], columns: tuple[int, int]) -> list[tuple[float, float]]:
+    def preimage(
+        self, rows: tuple[int, int], columns: tuple[int, int]
+    ) -> list[tuple[float, float]]:
         """The (lowest, highest) source row, then column, of a part of the target.
 
         The server says where its points are. Those of a part that is too large anyway may be
@@ -259,13 +263,13 @@ class _Plan:
 
     def __init__(
         self,
-        reach: Callable[[tuple[int, int], tuple[int, int]], list[tuple[float, float]]],
+        preimage: Callable[[tuple[int, int], tuple[int, int]], list[tuple[float, float]]],
         input_size: Size,
         room: _Room,
         unit: Unit,
         options: WarpOptions,
     ) -> None:
-        self._reach = reach
+        self._preimage = preimage
         self._input_size = input_size
         self._room = room
         self._taps_px = _TAPS_PX.get(options.get("interpolation", ""), 1)
@@ -283,9 +287,11 @@ class _Plan:
                 yield from self.tiles(*halves)
 
     def _tile(self, rows: tuple[int, int], columns: tuple[int, int]) -> _Tile:
-        reach = self._reach(rows, columns)
+        preimage = self._preimage(rows, columns)
         axes = []
-        for target, (low, high), size in zip((rows, columns), reach, self._input_size, strict=True):
+        for target, (low, high), size in zip(
+            (rows, columns), preimage, self._input_size, strict=True
+        ):
             taps = low - self._taps_px, high + self._taps_px
             axes.append(_axis(target, *taps, size, self._mirror))
         return _Tile(*axes)
@@ -306,7 +312,7 @@ def _length(part: slice) -> int:
     return int(part.stop - part.start)
 
 
-def _reach(
+def _preimage(
     matrix: NDArray[np.float64], rows: tuple[int, int], columns: tuple[int, int]
 ) -> list[tuple[float, float]]:
     """The (lowest, highest) source row, then column, of a part of the target; NaN if of none.
@@ -324,11 +330,11 @@ def _reach(
         return [(math.nan, math.nan)] * 2
     if not one_point and (w.min() < 0 < w.max() or nearest <= _ROUNDING * bound_w):
         return [(-math.inf, math.inf)] * 2
-    reach = []
+    preimage = []
     for points, bound in ((y / w, bound_y), (x / w, bound_x)):
         error = _ROUNDING * (bound + abs(points).max() * bound_w) / nearest
-        reach.append((float(points.min() - error), float(points.max() + error)))
-    return reach
+        preimage.append((float(points.min() - error), float(points.max() + error)))
+    return preimage
 
 
 def _axis(

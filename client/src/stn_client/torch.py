@@ -350,10 +350,14 @@ def _warp_gradients(
         needs=[name for name, need in zip(_OPERANDS, needs, strict=True) if need],
         **_given(settings),
     )
-    of_map, of_transform = gradients.feature_map, gradients.transform
+    grad_feature_map, grad_transform = gradients.feature_map, gradients.transform
     return (
-        feature_map.new_empty(0) if of_map is None else _to_torch(of_map, feature_map),
-        parameters.new_empty(0) if of_transform is None else _to_torch(of_transform, parameters),
+        feature_map.new_empty(0)
+        if grad_feature_map is None
+        else _to_torch(grad_feature_map, feature_map),
+        parameters.new_empty(0)
+        if grad_transform is None
+        else _to_torch(grad_transform, parameters),
     )
 
 
@@ -368,10 +372,10 @@ def _warp_gradients_fake(
     **_settings: Any,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the right shapes, without values."""
-    of_map, of_transform = needs
+    grad_feature_map, grad_transform = needs
     return (
-        feature_map.new_empty(feature_map.shape if of_map else 0),
-        parameters.new_empty(parameters.shape if of_transform else 0),
+        feature_map.new_empty(feature_map.shape if grad_feature_map else 0),
+        parameters.new_empty(parameters.shape if grad_transform else 0),
     )
 
 
@@ -415,8 +419,10 @@ class _WarpGradients(torch.autograd.Function):
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
         *positional, settings = arguments
-        of_map, of_transform = torch.ops.stn_client.compute_warp_gradients(*positional, **settings)
-        return of_map, of_transform
+        grad_feature_map, grad_transform = torch.ops.stn_client.compute_warp_gradients(
+            *positional, **settings
+        )
+        return grad_feature_map, grad_transform
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -15,23 +15,23 @@ class Outcome(StrEnum):
     """From nowhere: an exception is on its way."""
 
 
-Observer = Callable[[Outcome, float], None]
+Listener = Callable[[Outcome, float], None]
 """Told the seconds that it took, in the thread that needs the kernels."""
 
-_OBSERVERS: list[Observer] = []
+_LISTENERS: list[Listener] = []
 
 
-def watch(observer: Observer) -> None:
-    """``observer`` is told of every program from now on."""
-    _OBSERVERS.append(observer)
+def watch(listener: Listener) -> None:
+    """``listener`` is told of every program from now on."""
+    _LISTENERS.append(listener)
 
 
-def unwatch(observer: Observer) -> None:
-    """``observer``, which watched, is told no more."""
-    _OBSERVERS.remove(observer)
+def unwatch(listener: Listener) -> None:
+    """``listener``, which watched, is told no more."""
+    _LISTENERS.remove(listener)
 
 
 def tell(outcome: Outcome, duration_s: float) -> None:
-    """Every observer, of one program."""
-    for observer in tuple(_OBSERVERS):
-        observer(outcome, duration_s)
+    """Every listener, of one program."""
+    for listener in tuple(_LISTENERS):
+        listener(outcome, duration_s)

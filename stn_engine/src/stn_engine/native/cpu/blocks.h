@@ -10,8 +10,8 @@ struct Row {
   int64_t i, k;  // y and z of the target pixels
 };
 
-STN_FUNCTION Row row_of(const Item& item, int64_t n, int64_t row) {
-  return {n, row % item.target.size[1], row / item.target.size[1]};
+STN_FUNCTION Row row_of(const Problem& problem, int64_t n, int64_t row) {
+  return {n, row % problem.target.size[1], row / problem.target.size[1]};
 }
 
 // Half-open: pixels of a row, or a run of pixels in raster order, in which rows and planes follow one another.
@@ -101,27 +101,27 @@ STN_FUNCTION void for_blocks_of_row(const Row& row, Range range, Visit visit) {
 
 // Runs visit(row, range) over the pieces of rows that make up a run.
 template <class Visit>
-STN_FUNCTION void for_rows_of_run(const Item& item, int64_t n, Range run, Visit visit) {
-  const int64_t width = item.target.size[0];
+STN_FUNCTION void for_rows_of_run(const Problem& problem, int64_t n, Range run, Visit visit) {
+  const int64_t width = problem.target.size[0];
   for (int64_t pixel = run.first; pixel < run.last;) {
     const int64_t j = pixel % width, count = width - j < run.last - pixel ? width - j : run.last - pixel;
-    visit(row_of(item, n, pixel / width), Range{j, j + count});
+    visit(row_of(problem, n, pixel / width), Range{j, j + count});
     pixel += count;
   }
 }
 
 // Runs visit(block) over a run, whose blocks are as full as they can be, however short rows are.
 template <class Visit>
-STN_FUNCTION void for_blocks_of_run(const Item& item, int64_t n, Range run, Visit visit) {
-  const int64_t width = item.target.size[0], height = item.target.size[1];
-  Row row = row_of(item, n, run.first / width);
+STN_FUNCTION void for_blocks_of_run(const Problem& problem, int64_t n, Range run, Visit visit) {
+  const int64_t width = problem.target.size[0], height = problem.target.size[1];
+  Row row = row_of(problem, n, run.first / width);
   int64_t j = run.first % width;
   for (int64_t pixel = run.first; pixel < run.last; pixel += kBlock) {
     const int count = static_cast<int>(run.last - pixel < kBlock ? run.last - pixel : kBlock);
     if (j + count <= width) visit(Block{row, j, count});
     else visit(Block{row, j, count, width, height});
     if ((j += count) < width) continue;
-    row = row_of(item, n, (pixel + count) / width);
+    row = row_of(problem, n, (pixel + count) / width);
     j = (pixel + count) % width;
   }
 }
@@ -178,8 +178,8 @@ class Placer {
 };
 
 // Whether blocks go on in the rows below: pixels are never left out, or rows are shorter than a block.
-STN_FUNCTION bool has_blocks_across_rows(const Item& item) {
-  return !item.generator.is_linear() || item.target.size[0] < kBlock;
+STN_FUNCTION bool has_blocks_across_rows(const Problem& problem) {
+  return !problem.generator.is_linear() || problem.target.size[0] < kBlock;
 }
 
 }  // namespace stn::STN_ISA

@@ -8,8 +8,8 @@
 namespace stn::STN_ISA {
 
 template <class F>
-STN_FUNCTION auto with_taps(const Item& item, F visit) {
-  switch (item.sampling.interpolation) {
+STN_FUNCTION auto with_taps(const Problem& problem, F visit) {
+  switch (problem.sampling.interpolation) {
     case Interpolation::nearest: return visit(std::integral_constant<int, 1>());
     case Interpolation::bilinear: return visit(std::integral_constant<int, 2>());
     default: return visit(std::integral_constant<int, 4>());
@@ -21,27 +21,27 @@ template <int D, int K>
 constexpr bool kFitsTiles = D == 2 || K < 4;
 
 template <class S, int D>
-int64_t tiles(const Item& item) {
-  if (!is_tileable(item) || is_channels_last_gradient(item)) return 0;
-  return with_taps(item, [&](auto k) -> int64_t {
-    if constexpr (kFitsTiles<D, k()>) return tiling_of<Compute<S>, D, k()>(item).units();
+int64_t tiles(const Problem& problem) {
+  if (!is_tileable(problem) || is_channels_last_gradient(problem)) return 0;
+  return with_taps(problem, [&](auto k) -> int64_t {
+    if constexpr (kFitsTiles<D, k()>) return tiling_of<Compute<S>, D, k()>(problem).units();
     else return 0;
   });
 }
 
 template <class S, int D>
-void tile(const Item& item, int64_t n, int64_t unit) {
-  with_taps(item, [&](auto k) {
+void tile(const Problem& problem, int64_t n, int64_t unit) {
+  with_taps(problem, [&](auto k) {
     if constexpr (kFitsTiles<D, k()>) {
-      const Tiling tiling = tiling_of<Compute<S>, D, k()>(item);
-      Tile<S, Compute<S>, D, k()>(item, tiling, unit).run(n);
+      const Tiling tiling = tiling_of<Compute<S>, D, k()>(problem);
+      Tile<S, Compute<S>, D, k()>(problem, tiling, unit).run(n);
     }
   });
 }
 
 template <class S, int D>
-void band(const Item& item, int64_t n, int64_t first, int64_t last) {
-  with_taps(item, [&](auto k) { scatter_band<S, Compute<S>, D, k()>(item, n, first, last); });
+void band(const Problem& problem, int64_t n, int64_t first, int64_t last) {
+  with_taps(problem, [&](auto k) { scatter_band<S, Compute<S>, D, k()>(problem, n, first, last); });
 }
 
 // Maps of integers have no gradients.

@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "item.h"
+#include "problem.h"
 
 namespace stn {
 

@@ -19,9 +19,9 @@ namespace {
 
 const InstructionSet* chosen = nullptr;
 
-bool is_worth_freeing(const std::vector<Item>& items) {
+bool is_worth_freeing(const std::vector<Problem>& problems) {
   int64_t numbers = 0;
-  for (const Item& item : items) numbers += item.batch * item.pixels() * item.target.channels;
+  for (const Problem& problem : problems) numbers += problem.batch * problem.pixels() * problem.target.channels;
   return numbers >= kWorthFreeing;
 }
 

@@ -7,15 +7,15 @@
 namespace stn::STN_ISA {
 
 template <class S, class T, int D, bool Adjacent>
-STN_FUNCTION void contrast_planes(const Item& item, const Block& block, const CellPlan<T, D>& plan,
+STN_FUNCTION void contrast_planes(const Problem& problem, const Block& block, const CellPlan<T, D>& plan,
                                   CellContrast<T, D>& contrast) {
-  const S* source = source_of<S>(item, block.row.n);
-  for (int64_t c = 0; c < item.source.channels; ++c) {
+  const S* source = source_of<S>(problem, block.row.n);
+  for (int64_t c = 0; c < problem.source.channels; ++c) {
     alignas(64) T grad[kBlock];
-    load_grad<S>(item.target, block, c, grad);
-    const T outside = static_cast<T>(item.sampling.outside_of(c));
-    fetch_ahead(source + c * item.source.channel_stride, plan, block.count);
-    contrast_cells<S, T, D, Adjacent>(source + c * item.source.channel_stride, plan, block.count, outside, grad,
+    load_grad<S>(problem.target, block, c, grad);
+    const T outside = static_cast<T>(problem.sampling.outside_of(c));
+    prefetch(source + c * problem.source.channel_stride, plan, block.count);
+    contrast_cells<S, T, D, Adjacent>(source + c * problem.source.channel_stride, plan, block.count, outside, grad,
                                       contrast);
   }
 }
@@ -51,10 +51,10 @@ STN_FUNCTION void contrast_whole_pixel(const Corners<S, D>& corners, const S* gr
 }
 
 template <class S, class T, int D>
-STN_FUNCTION void contrast_edge_pixel(const Item& item, const Corners<S, D>& corners, const S* grad,
+STN_FUNCTION void contrast_edge_pixel(const Problem& problem, const Corners<S, D>& corners, const S* grad,
                                       const CellPlan<T, D>& plan, int b, CellContrast<T, D>& contrast) {
-  for (int64_t c = 0; c < item.source.channels; ++c) {
-    const T outside = static_cast<T>(item.sampling.outside_of(c)), g = widened(grad[c]);
+  for (int64_t c = 0; c < problem.source.channels; ++c) {
+    const T outside = static_cast<T>(problem.sampling.outside_of(c)), g = widened(grad[c]);
     T pixel[kPairs<D>][2];
     for (int pair = 0; pair < kPairs<D>; ++pair)
       for (int side = 0; side < 2; ++side)
@@ -69,58 +69,60 @@ STN_FUNCTION void contrast_edge_pixel(const Item& item, const Corners<S, D>& cor
 }
 
 template <class S, class T, int D>
-STN_LARGE_FUNCTION void contrast_pixels(const Item& item, const Block& block, const CellPlan<T, D>& plan,
+STN_LARGE_FUNCTION void contrast_pixels(const Problem& problem, const Block& block, const CellPlan<T, D>& plan,
                                         CellContrast<T, D>& contrast) {
-  const S* source = source_of<S>(item, block.row.n);
-  const S* grads = channel_of<const S>(item.target, block.row, 0);
-  for_pieces(item.target, block, [&](int first, int count, int64_t offset) {
+  const S* source = source_of<S>(problem, block.row.n);
+  const S* grads = channel_of<const S>(problem.target, block.row, 0);
+  for_pieces(problem.target, block, [&](int first, int count, int64_t offset) {
     const S* grad = grads + offset;
-    for (int b = first; b < first + count; ++b, grad += item.target.stride[0]) {
+    for (int b = first; b < first + count; ++b, grad += problem.target.stride[0]) {
       if (plan.reads_of(b) != Reads::inside && !plan.live[b]) continue;
       const Corners<S, D> corners = corners_of(source, plan, b);
-      if (is_whole(plan, b)) contrast_whole_pixel<S, T, D>(corners, grad, item.source.channels, b, contrast);
-      else contrast_edge_pixel(item, corners, grad, plan, b, contrast);
+      if (is_whole(plan, b)) contrast_whole_pixel<S, T, D>(corners, grad, problem.source.channels, b, contrast);
+      else contrast_edge_pixel(problem, corners, grad, plan, b, contrast);
     }
   });
 }
 
 template <class S, class T, int D, int K>
-STN_FUNCTION void gradient_of_taps(const Item& item, const Block& block, Points<T, D>& points,
+STN_FUNCTION void gradient_of_taps(const Problem& problem, const Block& block, Points<T, D>& points,
                                    ByCoordinate<T, D>& out) {
   TapPlan<T, D, K> plan;
-  plan_taps(item, block.count, points, plan);
-  const S* source = source_of<S>(item, block.row.n);
-  for (int64_t c = 0; c < item.source.channels; ++c) {
+  plan_taps(problem, block.count, points, plan);
+  const S* source = source_of<S>(problem, block.row.n);
+  for (int64_t c = 0; c < problem.source.channels; ++c) {
     T grad[kBlock];
-    load_grad<S>(item.target, block, c, grad);
-    add_tap_gradient<S, T, D, K>(source + c * item.source.channel_stride, plan, block.count,
-                                 static_cast<T>(item.sampling.outside_of(c)), grad, out);
+    load_grad<S>(problem.target, block, c, grad);
+    add_tap_gradient<S, T, D, K>(source + c * problem.source.channel_stride, plan, block.count,
+                                 static_cast<T>(problem.sampling.outside_of(c)), grad, out);
   }
 }
 
 template <class S, class T, int D>
-STN_FUNCTION void gradient_of_cells(const Item& item, const Block& block, Points<T, D>& points, CellPlan<T, D>& plan,
-                                    ByCoordinate<T, D>& out) {
-  plan_cells(item.sampling, block.count, points, plan);
+STN_FUNCTION void gradient_of_cells(const Problem& problem, const Block& block, Points<T, D>& points,
+                                    CellPlan<T, D>& plan, ByCoordinate<T, D>& out) {
+  plan_cells(problem.sampling, block.count, points, plan);
   CellContrast<T, D> contrast;
   for (int a = 0; a < D; ++a)
     for (int corner = 0; corner < kPairs<D>; ++corner)
       for (int b = 0; b < block.count; b += kLanes) store(Lanes<T>{}, contrast.along[a][corner] + b);
-  if (is_channels_last(item) && item.source.channels >= kLanes) contrast_pixels<S, T, D>(item, block, plan, contrast);
-  else if (has_adjacent_pixels(item.source)) contrast_planes<S, T, D, true>(item, block, plan, contrast);
-  else contrast_planes<S, T, D, false>(item, block, plan, contrast);
+  if (is_channels_last(problem) && problem.source.channels >= kLanes)
+    contrast_pixels<S, T, D>(problem, block, plan, contrast);
+  else if (has_adjacent_pixels(problem.source)) contrast_planes<S, T, D, true>(problem, block, plan, contrast);
+  else contrast_planes<S, T, D, false>(problem, block, plan, contrast);
   coordinate_gradient(plan, block.count, contrast, out);
 }
 
 // G·∂V/∂(x, y, z) in pixels at the points of a block, summed over channels; 0 in the lanes behind them.
 template <class S, class T, int D>
-STN_LARGE_FUNCTION void gradient_of_coordinates(const Item& item, const Block& block, Points<T, D>& points,
+STN_LARGE_FUNCTION void gradient_of_coordinates(const Problem& problem, const Block& block, Points<T, D>& points,
                                                 CellPlan<T, D>& plan, ByCoordinate<T, D>& out) {
   for (int a = 0; a < D; ++a)
     for (int b = 0; b < block.count; b += kLanes) store(Lanes<T>{}, out.at[a] + b);
-  if (item.sampling.interpolation == Interpolation::bicubic) gradient_of_taps<S, T, D, 4>(item, block, points, out);
-  else if (!has_small_offsets(item.source)) gradient_of_taps<S, T, D, 2>(item, block, points, out);
-  else gradient_of_cells<S>(item, block, points, plan, out);
+  if (problem.sampling.interpolation == Interpolation::bicubic)
+    gradient_of_taps<S, T, D, 4>(problem, block, points, out);
+  else if (!has_small_offsets(problem.source)) gradient_of_taps<S, T, D, 2>(problem, block, points, out);
+  else gradient_of_cells<S>(problem, block, points, plan, out);
   for (int a = 0; a < D; ++a)
     for (int b = block.count; b < whole_lanes(block.count); ++b) out.at[a][b] = T(0);
 }
@@ -168,22 +170,22 @@ STN_FUNCTION void ray_gradient(const Points<T, 2>& points, const T* divisor, con
 
 // Gradient of the pixel matrix from a run of one item.
 template <class S, int D>
-STN_LARGE_FUNCTION void matrix_run(const Item& item, int64_t n, Range run, double* out) {
+STN_LARGE_FUNCTION void matrix_run(const Problem& problem, int64_t n, Range run, double* out) {
   using T = Compute<S>;
-  const bool projective = item.generator.kind == Kind::homography;
+  const bool projective = problem.generator.kind == Kind::homography;
   RaySums<D> sums[kMaxRows];
-  CellPlan<T, D> plan(item.source);
-  plan.ahead = distance_ahead<T, D>(item, n);
+  CellPlan<T, D> plan(problem.source);
+  plan.ahead = prefetch_distance<T, D>(problem, n);
   for_blocks<T, D>(
-      item, n, run, [](const Row&, Range) {},
+      problem, n, run, [](const Row&, Range) {},
       [&](const PointSource<T, D>& source, const Block& block, Points<T, D>& points) {
         ByCoordinate<T, D> g;
         if (!projective) {
-          gradient_of_coordinates<S, T, D>(item, block, points, plan, g);
+          gradient_of_coordinates<S, T, D>(problem, block, points, plan, g);
           for (int a = 0; a < D; ++a) sums[a].add(g.at[a], block);
         } else if constexpr (D == 2) {
           Points<T, D> moved = points;
-          gradient_of_coordinates<S, T, D>(item, block, moved, plan, g);
+          gradient_of_coordinates<S, T, D>(problem, block, moved, plan, g);
           alignas(64) T divisor[kBlock];
           source.divisors(block, divisor);
           alignas(64) double by_ray[3][kBlock];
@@ -197,16 +199,16 @@ STN_LARGE_FUNCTION void matrix_run(const Item& item, int64_t n, Range run, doubl
 
 // Gradient of a spline's source points: the transpose of its basis, times the unit change.
 template <class S>
-STN_LARGE_FUNCTION void spline_run(const Item& item, int64_t n, Range run, double* out) {
+STN_LARGE_FUNCTION void spline_run(const Problem& problem, int64_t n, Range run, double* out) {
   using T = Compute<S>;
-  const Generator& spline = item.generator;
-  const int64_t width = item.target.size[0], pixels = width * item.target.size[1];
-  CellPlan<T, 2> plan(item.source);
+  const Generator& spline = problem.generator;
+  const int64_t width = problem.target.size[0], pixels = width * problem.target.size[1];
+  CellPlan<T, 2> plan(problem.source);
   for_blocks<T, 2>(
-      item, n, run, [](const Row&, Range) {},
+      problem, n, run, [](const Row&, Range) {},
       [&](const PointSource<T, 2>&, const Block& block, Points<T, 2>& points) {
         ByCoordinate<T, 2> g;
-        gradient_of_coordinates<S, T, 2>(item, block, points, plan, g);
+        gradient_of_coordinates<S, T, 2>(problem, block, points, plan, g);
         const double* basis = spline.basis + block.row.i * width + block.j;
         for (int64_t k = 0; k < spline.count / 2; ++k)
           for (int a = 0; a < 2; ++a) {
@@ -220,15 +222,15 @@ STN_LARGE_FUNCTION void spline_run(const Item& item, int64_t n, Range run, doubl
 
 // Adds one item's part to the gradient of a block of points.
 template <class S, class T, int D>
-STN_LARGE_FUNCTION void add_field_gradient(const Item& item, const Block& block, CellPlan<T, D>& plan,
+STN_LARGE_FUNCTION void add_field_gradient(const Problem& problem, const Block& block, CellPlan<T, D>& plan,
                                            double (&sums)[D][kBlock]) {
-  const PointSource<T, D> source(item, block.row.n);
+  const PointSource<T, D> source(problem, block.row.n);
   Points<T, D> points;
   source.fill(block, points);
   ByCoordinate<T, D> g;
-  gradient_of_coordinates<S, T, D>(item, block, points, plan, g);
+  gradient_of_coordinates<S, T, D>(problem, block, points, plan, g);
   for (int a = 0; a < D; ++a) {
-    const SourceAxis to = source_axis(item.source.size[a], item.sampling.unit);
+    const SourceAxis to = source_axis(problem.source.size[a], problem.sampling.unit);
     const T slope = static_cast<T>(ratio(to.u, to.w));
     for (int b = 0; b < block.count; ++b)
       sums[a][b] += static_cast<double>(g.at[a][b] == T(0) ? T(0) : g.at[a][b] * slope);
@@ -247,25 +249,25 @@ STN_FUNCTION void store_field(const PointField& field, const Block& block, const
 
 // Gradient of a grid or a flow in a run of its item n_field: the sum over all items that share it.
 template <class S, int D>
-void field_run(const Item& item, int64_t n_field, int64_t first, int64_t last) {
+void field_run(const Problem& problem, int64_t n_field, int64_t first, int64_t last) {
   using T = Compute<S>;
-  const bool broadcast = item.by_field.batch == 1;
-  CellPlan<T, D> plan(item.source);
-  for_blocks_of_run(item, n_field, Range{first, last}, [&](const Block& block) {
+  const bool broadcast = problem.grad_field.batch == 1;
+  CellPlan<T, D> plan(problem.source);
+  for_blocks_of_run(problem, n_field, Range{first, last}, [&](const Block& block) {
     double sums[D][kBlock] = {};
     Block one = block;
-    for (one.row.n = broadcast ? 0 : n_field; one.row.n < (broadcast ? item.batch : n_field + 1); ++one.row.n)
-      add_field_gradient<S, T, D>(item, one, plan, sums);
-    item.by_field.wide ? store_field<double>(item.by_field, block, sums)
-                       : store_field<float>(item.by_field, block, sums);
+    for (one.row.n = broadcast ? 0 : n_field; one.row.n < (broadcast ? problem.batch : n_field + 1); ++one.row.n)
+      add_field_gradient<S, T, D>(problem, one, plan, sums);
+    problem.grad_field.wide ? store_field<double>(problem.grad_field, block, sums)
+                            : store_field<float>(problem.grad_field, block, sums);
   });
 }
 
 // Adds the part of a run of item n to sums of generator.count numbers, or of the entries of its matrix.
 template <class S, int D>
-void parameter_run(const Item& item, int64_t n, int64_t first, int64_t last, double* sums) {
-  if (item.generator.is_linear()) return matrix_run<S, D>(item, n, Range{first, last}, sums);
-  if constexpr (D == 2) spline_run<S>(item, n, Range{first, last}, sums);
+void parameter_run(const Problem& problem, int64_t n, int64_t first, int64_t last, double* sums) {
+  if (problem.generator.is_linear()) return matrix_run<S, D>(problem, n, Range{first, last}, sums);
+  if constexpr (D == 2) spline_run<S>(problem, n, Range{first, last}, sums);
 }
 
 }  // namespace stn::STN_ISA

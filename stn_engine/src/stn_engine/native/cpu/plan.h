@@ -98,7 +98,7 @@ class Computation {
     gradients.reserve(count);
   }
 
-  std::vector<Item> warps, gradients;
+  std::vector<Problem> warps, gradients;
 
   // Where an operand is: at an address, or in bytes of exactly its size.
   void* read(nb::handle object, const Extent& extent) {
@@ -155,7 +155,7 @@ class Plan {
                         const Layout& parameters, const std::optional<Layout>& grad_feature_map,
                         const std::optional<Layout>& grad_parameters) {
     Plan plan(std::move(options), kind, feature_map, parameters, "grad_output", grad_output);
-    if (plan.item_.storage == Storage::uint8) fail("feature_map", "a float dtype", "uint8");
+    if (plan.problem_.storage == Storage::uint8) fail("feature_map", "a float dtype", "uint8");
     plan.is_gradient_ = true;
     plan.operands_.insert(plan.operands_.begin(), plan.target_);
     if (grad_feature_map) plan.need_map(*grad_feature_map);
@@ -163,16 +163,16 @@ class Plan {
     return plan;
   }
 
-  // Adds the item of a call (plan, *operands), whose results become new bytes, or (plan, *operands, *results), of which
-  // each result is the address where it goes. Returns the bytes, which are there when the item is computed.
+  // Adds the problem of a call (plan, *operands), whose results become new bytes, or (plan, *operands, *results), of
+  // which each result is the address where it goes. Returns the bytes, which are there when the problem is computed.
   nb::tuple add(Computation& to, const nb::tuple& call) const {
     const size_t given = call.size() - 1, operands = operands_.size(), all = operands + results_.size();
     if (given != operands && given != all)
       fail("call", std::to_string(1 + operands) + " or " + std::to_string(1 + all) + " entries",
            std::to_string(call.size()));
-    std::vector<Item>& items = is_gradient_ ? to.gradients : to.warps;
-    Item& item = items.emplace_back(item_);
-    read(item, to, call);
+    std::vector<Problem>& problems = is_gradient_ ? to.gradients : to.warps;
+    Problem& problem = problems.emplace_back(problem_);
+    read(problem, to, call);
     const size_t returned = given == all ? 0 : results_.size();
     nb::tuple created = nb::steal<nb::tuple>(PyTuple_New(static_cast<Py_ssize_t>(returned)));
     for (size_t r = 0; r < results_.size(); ++r) {
@@ -184,7 +184,7 @@ class Plan {
         memory = PyBytes_AS_STRING(bytes.ptr());
         PyTuple_SET_ITEM(created.ptr(), static_cast<Py_ssize_t>(r), bytes.release().ptr());
       }
-      write(item, to, r, memory);
+      write(problem, to, r, memory);
     }
     return created;
   }
@@ -194,40 +194,41 @@ class Plan {
        const Layout& target)
       : options_(std::move(options)), parameters_(parameters) {
     if (!nb::isinstance<Options>(options_)) fail_type("options", "Options", options_);
-    item_.sampling = nb::cast<const Options&>(options_).sampling();
-    item_.generator.kind = kind;
+    problem_.sampling = nb::cast<const Options&>(options_).sampling();
+    problem_.generator.kind = kind;
     if (feature_map.axes() != 4 && feature_map.axes() != 5)
       fail("feature_map", "four or five axes", feature_map.text());
-    item_.axes = static_cast<int>(feature_map.axes()) - 2;
-    item_.storage = feature_map.storage;
-    item_.source = map_of("feature_map", feature_map, item_.axes);
-    for (int a = 0; a < item_.axes; ++a)
-      if (item_.source.size[a] == 0) fail("feature_map", "at least one pixel", feature_map.text());
-    item_.target = map_of(target_name, target, item_.axes);
-    if (target.storage != item_.storage) fail(target_name, "the dtype of feature_map", "another");
-    item_.batch = item_.target.batch;
+    problem_.axes = static_cast<int>(feature_map.axes()) - 2;
+    problem_.storage = feature_map.storage;
+    problem_.source = map_of("feature_map", feature_map, problem_.axes);
+    for (int a = 0; a < problem_.axes; ++a)
+      if (problem_.source.size[a] == 0) fail("feature_map", "at least one pixel", feature_map.text());
+    problem_.target = map_of(target_name, target, problem_.axes);
+    if (target.storage != problem_.storage) fail(target_name, "the dtype of feature_map", "another");
+    problem_.batch = problem_.target.batch;
     operands_ = {Extent("feature_map", feature_map), Extent("parameters", parameters)};
     target_ = Extent(target_name, target);
     plan_generator();
-    const auto fits = [&](int64_t batch) { return batch == item_.batch || batch == 1; };
-    if (!fits(item_.source.batch) || !fits(item_.generator.batch) || item_.source.channels != item_.target.channels)
+    const auto fits = [&](int64_t batch) { return batch == problem_.batch || batch == 1; };
+    if (!fits(problem_.source.batch) || !fits(problem_.generator.batch) ||
+        problem_.source.channels != problem_.target.channels)
       fail(target_name, "the batch and the channels of the operands", target.text());
-    const int64_t fills = item_.sampling.fill_count;
-    if (fills != 1 && fills != item_.source.channels)
+    const int64_t fills = problem_.sampling.fill_count;
+    if (fills != 1 && fills != problem_.source.channels)
       fail("fill", "one value, or one per channel", std::to_string(fills));
   }
 
   void plan_generator() {
-    Generator& generator = item_.generator;
-    const int axes = item_.axes;
+    Generator& generator = problem_.generator;
+    const int axes = problem_.axes;
     generator.lattice.axes = axes;
-    generator.lattice.unit = item_.sampling.unit;
+    generator.lattice.unit = problem_.sampling.unit;
     for (int a = 0; a < kMaxAxes; ++a) {
-      generator.lattice.target[a] = item_.target.size[a];
-      generator.lattice.source[a] = item_.source.size[a];
+      generator.lattice.target[a] = problem_.target.size[a];
+      generator.lattice.source[a] = problem_.source.size[a];
     }
     if (generator.is_pointwise()) {
-      generator.field = field_of("parameters", parameters_, axes, item_.target);
+      generator.field = field_of("parameters", parameters_, axes, problem_.target);
       generator.batch = generator.field.batch;
       return;
     }
@@ -243,27 +244,28 @@ class Plan {
   }
 
   void plan_basis() {
-    const int64_t count = item_.generator.count, pixels = item_.pixels();
+    const int64_t count = problem_.generator.count, pixels = problem_.pixels();
     if (count % 2) fail("parameters", "points (x, y)", parameters_.text());
     operands_.push_back(Extent("basis", Layout(Storage::float64, {count / 2, pixels}, {pixels, 1})));
   }
 
   void need_map(const Layout& layout) {
-    item_.by_source = map_of("grad_feature_map", layout, item_.axes);
-    bool same = item_.by_source.batch == item_.source.batch && item_.by_source.channels == item_.source.channels;
-    for (int a = 0; a < kMaxAxes; ++a) same &= item_.by_source.size[a] == item_.source.size[a];
+    problem_.grad_feature_map = map_of("grad_feature_map", layout, problem_.axes);
+    bool same = problem_.grad_feature_map.batch == problem_.source.batch &&
+                problem_.grad_feature_map.channels == problem_.source.channels;
+    for (int a = 0; a < kMaxAxes; ++a) same &= problem_.grad_feature_map.size[a] == problem_.source.size[a];
     if (!same) fail("grad_feature_map", "the shape of the operand it belongs to", layout.text());
     require_dense("grad_feature_map", layout);
-    if (layout.storage != item_.storage) fail("grad_feature_map", "the dtype of feature_map", "another");
+    if (layout.storage != problem_.storage) fail("grad_feature_map", "the dtype of feature_map", "another");
     results_.emplace_back("grad_feature_map", layout);
     needs_map_ = true;
   }
 
   void need_parameters(const Layout& layout) {
     require_dense("grad_parameters", layout);
-    if (item_.generator.is_pointwise()) {
-      item_.by_field = field_of("grad_parameters", layout, item_.axes, item_.target);
-      if (item_.by_field.batch != item_.generator.batch)
+    if (problem_.generator.is_pointwise()) {
+      problem_.grad_field = field_of("grad_parameters", layout, problem_.axes, problem_.target);
+      if (problem_.grad_field.batch != problem_.generator.batch)
         fail("grad_parameters", "the batch of the parameters", layout.text());
     }
     if (layout.shape != parameters_.shape) fail("grad_parameters", "the shape of the parameters", layout.text());
@@ -272,13 +274,13 @@ class Plan {
     grad_parameters_ = layout;
   }
 
-  void read(Item& item, Computation& to, const nb::tuple& call) const {
+  void read(Problem& problem, Computation& to, const nb::tuple& call) const {
     size_t place = 0;
     const auto next = [&] { return ++place, to.read(call[place], operands_[place - 1]); };
-    if (is_gradient_) item.target.data = next();
-    item.source.data = next();
+    if (is_gradient_) problem.target.data = next();
+    problem.source.data = next();
     void* parameters = next();
-    Generator& generator = item.generator;
+    Generator& generator = problem.generator;
     if (generator.is_pointwise()) {
       generator.field.data = parameters;
       return;
@@ -290,25 +292,25 @@ class Plan {
   }
 
   // Kernels leave the gradients of a warp without target pixels, and of points that have no slope, as they were: 0.
-  void write(Item& item, Computation& to, size_t result, void* memory) const {
+  void write(Problem& problem, Computation& to, size_t result, void* memory) const {
     const auto clear = [&] { std::memset(memory, 0, static_cast<size_t>(results_[result].bytes)); };
     const bool is_empty = target_.bytes == 0;
     if (!is_gradient_) {
-      item.target.data = memory;
+      problem.target.data = memory;
     } else if (needs_map_ && result == 0) {
-      item.by_source.data = memory;
+      problem.grad_feature_map.data = memory;
       if (is_empty) clear();
-    } else if (item.generator.is_pointwise()) {
-      item.by_field.data = memory;
-      if (is_empty || item.sampling.interpolation == Interpolation::nearest) clear();
+    } else if (problem.generator.is_pointwise()) {
+      problem.grad_field.data = memory;
+      if (is_empty || problem.sampling.interpolation == Interpolation::nearest) clear();
     } else {
-      item.by_parameters = to.numbers(item.generator.batch * item.generator.count);
-      to.round_later(item.by_parameters, *grad_parameters_, memory);
+      problem.grad_parameters = to.numbers(problem.generator.batch * problem.generator.count);
+      to.round_later(problem.grad_parameters, *grad_parameters_, memory);
     }
   }
 
   nb::object options_;  // has the fill values
-  Item item_{};
+  Problem problem_{};
   Layout parameters_;
   std::optional<Layout> grad_parameters_;
   Extent target_;

@@ -51,17 +51,17 @@ STN_FUNCTION P* component_of(const PointField& field, int64_t n, int a) {
 }
 
 template <class T, class P, int D>
-STN_LARGE_FUNCTION void grid_points(const Item& item, const Block& block, Points<T, D>& points) {
+STN_LARGE_FUNCTION void grid_points(const Problem& problem, const Block& block, Points<T, D>& points) {
   using Wide = std::conditional_t<std::is_same_v<P, double>, double, T>;
-  const PointField& field = item.generator.field;
+  const PointField& field = problem.generator.field;
   for (int a = 0; a < D; ++a) {
-    const Wide size = static_cast<Wide>(item.source.size[a]);
+    const Wide size = static_cast<Wide>(problem.source.size[a]);
     const P* component = component_of<const P>(field, block.row.n, a);
     for_pieces(field, block, [&](int first, int count, int64_t offset) {
       T* out = points.at[a] + first;
       for (int b = 0; b < count; ++b) {
         const Wide x = component[offset + b * field.stride[0]];
-        out[b] = static_cast<T>(in_pixels(x, size, item.sampling.unit));
+        out[b] = static_cast<T>(in_pixels(x, size, problem.sampling.unit));
       }
     });
   }
@@ -69,9 +69,9 @@ STN_LARGE_FUNCTION void grid_points(const Item& item, const Block& block, Points
 
 // Target point plus displacement in float64, rounded once.
 template <class T, class P, int D>
-STN_LARGE_FUNCTION void flow_points(const Item& item, const Block& block, Points<T, D>& points) {
-  const PointField& field = item.generator.field;
-  const Lattice& lattice = item.generator.lattice;
+STN_LARGE_FUNCTION void flow_points(const Problem& problem, const Block& block, Points<T, D>& points) {
+  const PointField& field = problem.generator.field;
+  const Lattice& lattice = problem.generator.lattice;
   const Placer<double, D> places(block);
   for (int a = 0; a < D; ++a) {
     const TargetAxis target = target_axis(lattice.target[a], lattice.unit);
@@ -97,10 +97,10 @@ STN_LARGE_FUNCTION void flow_points(const Item& item, const Block& block, Points
 
 // The spline's basis times the source points of its control points, in float64, rounded once.
 template <class T>
-STN_LARGE_FUNCTION void spline_points(const Item& item, const Block& block, Points<T, 2>& points) {
-  const Generator& spline = item.generator;
+STN_LARGE_FUNCTION void spline_points(const Problem& problem, const Block& block, Points<T, 2>& points) {
+  const Generator& spline = problem.generator;
   const double* parameters = spline.parameters + item_of(block.row.n, spline.batch) * spline.count;
-  const int64_t width = item.target.size[0], pixels = width * item.target.size[1];
+  const int64_t width = problem.target.size[0], pixels = width * problem.target.size[1];
   const double* basis = spline.basis + block.row.i * width + block.j;
   for (int a = 0; a < 2; ++a) {
     double sum[kBlock] = {};
@@ -116,8 +116,8 @@ STN_LARGE_FUNCTION void spline_points(const Item& item, const Block& block, Poin
 template <class T, int D>
 class PointSource {
  public:
-  STN_MEMBER PointSource(const Item& item, int64_t n) : item_(item), matrix_() {
-    const Generator& generator = item.generator;
+  STN_MEMBER PointSource(const Problem& problem, int64_t n) : problem_(problem), matrix_() {
+    const Generator& generator = problem.generator;
     if (generator.is_linear())
       matrix_ = pixel_matrix(generator.kind, generator.lattice,
                              generator.parameters + item_of(n, generator.batch) * generator.count);
@@ -128,17 +128,17 @@ class PointSource {
   const Matrix& matrix() const { return matrix_; }
 
   void fill(const Block& block, Points<T, D>& points) const {
-    const bool wide = item_.generator.field.wide;
-    switch (item_.generator.kind) {
+    const bool wide = problem_.generator.field.wide;
+    switch (problem_.generator.kind) {
       case Kind::homography: return project(block, points);
       case Kind::grid:
-        wide ? grid_points<T, double, D>(item_, block, points) : grid_points<T, float, D>(item_, block, points);
+        wide ? grid_points<T, double, D>(problem_, block, points) : grid_points<T, float, D>(problem_, block, points);
         break;
       case Kind::flow:
-        wide ? flow_points<T, double, D>(item_, block, points) : flow_points<T, float, D>(item_, block, points);
+        wide ? flow_points<T, double, D>(problem_, block, points) : flow_points<T, float, D>(problem_, block, points);
         break;
       case Kind::spline:
-        if constexpr (D == 2) spline_points<T>(item_, block, points);
+        if constexpr (D == 2) spline_points<T>(problem_, block, points);
         break;
       default: return transform(block, points);
     }
@@ -166,7 +166,7 @@ class PointSource {
     }
   }
 
-  const Item& item_;
+  const Problem& problem_;
   Matrix matrix_;
   T rounded_[kMaxRows][kMaxAxes + 1];
 };

@@ -159,13 +159,13 @@ STN_FUNCTION int64_t three_limit(const Map& source) {
 // V of some channels, at most kBuffer, at points [first, last) of a block. Points are `stride` numbers apart in
 // `out`; one number more than is asked for may be written.
 template <class S, class T, int D>
-STN_LARGE_FUNCTION void read_pixels(const Item& item, const S* map, const CellPlan<T, D>& plan, int first, int last,
-                                    Channels channels, int64_t stride, T* out) {
-  [[maybe_unused]] const int64_t limit = three_limit(item.source);
+STN_LARGE_FUNCTION void read_pixels(const Problem& problem, const S* map, const CellPlan<T, D>& plan, int first,
+                                    int last, Channels channels, int64_t stride, T* out) {
+  [[maybe_unused]] const int64_t limit = three_limit(problem.source);
   map += channels.first;
   for (int b = first; b < last; ++b, out += stride) {
     if (!is_whole(plan, b)) {
-      blend_edge_pixel(item.sampling, map, plan, b, channels, out);
+      blend_edge_pixel(problem.sampling, map, plan, b, channels, out);
       continue;
     }
     if constexpr (kBlendsThree<S, D>) {

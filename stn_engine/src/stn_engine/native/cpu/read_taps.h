@@ -2,7 +2,7 @@
 // is that of taps.h, which serves all other points, bit for bit.
 #pragma once
 
-#include "ahead.h"
+#include "prefetch.h"
 #include "pairs.h"
 #include "taps.h"
 
@@ -10,11 +10,11 @@ namespace stn::STN_ISA {
 
 // Whether sixteen points read nothing but pixels of the map, and padding leaves them where they are.
 template <class T, int D, int K>
-STN_FUNCTION bool taps_are_inside(const Item& item, const Points<T, D>& points, int b) {
+STN_FUNCTION bool taps_are_inside(const Problem& problem, const Points<T, D>& points, int b) {
   constexpr T low = K == 4 ? T(1) : T(0);
   Lanes<Mask<T>> all = Lanes<Mask<T>>::all(-1);
   for (int a = 0; a < D; ++a) {
-    const T last = static_cast<T>(item.source.size[a] - 1);
+    const T last = static_cast<T>(problem.source.size[a] - 1);
     const Lanes<T> x = load(points.at[a] + b);
     all &= (x >= Lanes<T>::all(low)) & (K == 4 ? x < Lanes<T>::all(last - T(1)) : x <= Lanes<T>::all(last));
   }
@@ -28,11 +28,11 @@ struct InsideTaps {
   int64_t stride[kMaxAxes] = {};
   Lanes<T> weight[D][K];
 
-  STN_MEMBER InsideTaps(const Item& item, const Points<T, D>& points, int b) {
+  STN_MEMBER InsideTaps(const Problem& problem, const Points<T, D>& points, int b) {
     Lanes<int32_t> first{};
     for (int a = 0; a < D; ++a) {
       const AxisTaps<Lanes<T>, K> taps = axis_taps<K>(load(points.at[a] + b));
-      stride[a] = item.source.stride[a];
+      stride[a] = problem.source.stride[a];
       first += converted<int32_t>(taps.first) * static_cast<int32_t>(stride[a]);
       for (int k = 0; k < K; ++k) weight[a][k] = taps.weight[k];
     }
@@ -66,15 +66,15 @@ struct InsideTaps {
 
 // V of sixteen points of a block from b on, in every channel.
 template <class S, class T, int D, int K, bool Adjacent>
-STN_LARGE_FUNCTION void warp_inside_taps(const Item& item, const S* source, const Points<T, D>& points,
+STN_LARGE_FUNCTION void warp_inside_taps(const Problem& problem, const S* source, const Points<T, D>& points,
                                          const Block& block, int b, int64_t ahead) {
-  const InsideTaps<T, D, K> taps(item, points, b);
-  const Map& target = item.target;
+  const InsideTaps<T, D, K> taps(problem, points, b);
+  const Map& target = problem.target;
   const bool even = is_even(target, block);
   const int count = block.count - b < kLanes ? block.count - b : kLanes;
   S* channel = channel_of<S>(target, block.row, 0);
-  for (int64_t c = 0; c < item.source.channels; ++c) {
-    if (ahead != 0) fetch_ahead(source, taps.offset, kLanes, ahead);
+  for (int64_t c = 0; c < problem.source.channels; ++c) {
+    if (ahead != 0) prefetch(source, taps.offset, kLanes, ahead);
     const Lanes<T> values = taps.template sum<Adjacent>(source);
     if (even) {
       store_lanes<S>(values, count, target.stride[0], channel + offset_of(target, block.row, block.j + b));
@@ -83,25 +83,25 @@ STN_LARGE_FUNCTION void warp_inside_taps(const Item& item, const S* source, cons
       store(values, numbers);
       store_values<S>(numbers, target, block, b, count, channel);
     }
-    source += item.source.channel_stride;
+    source += problem.source.channel_stride;
     channel += target.channel_stride;
   }
 }
 
 // The same, whatever they read.
 template <class S, class T, int D, int K>
-STN_LARGE_FUNCTION void warp_edge_taps(const Item& item, const S* source, const Points<T, D>& points,
+STN_LARGE_FUNCTION void warp_edge_taps(const Problem& problem, const S* source, const Points<T, D>& points,
                                        const Block& block, int b) {
   const int count = block.count - b < kLanes ? block.count - b : kLanes;
   Points<T, D> some;
   for (int a = 0; a < D; ++a) store(load(points.at[a] + b), some.at[a]);
   TapPlan<T, D, K> plan;
-  plan_taps(item, count, some, plan);
-  for (int64_t c = 0; c < item.source.channels; ++c) {
+  plan_taps(problem, count, some, plan);
+  for (int64_t c = 0; c < problem.source.channels; ++c) {
     T values[kLanes];
-    read_taps<S, T, D, K>(source + c * item.source.channel_stride, plan, count, constants_of<T>(item.sampling, c),
+    read_taps<S, T, D, K>(source + c * problem.source.channel_stride, plan, count, constants_of<T>(problem.sampling, c),
                           values);
-    store_values<S>(values, item.target, block, b, count, channel_of<S>(item.target, block.row, c));
+    store_values<S>(values, problem.target, block, b, count, channel_of<S>(problem.target, block.row, c));
   }
 }
 

@@ -10,16 +10,16 @@ namespace stn::STN_ISA {
 // Up to here, in pixels, rounding may move points of which anything is taken for known.
 constexpr double kLargestMargin = 4.0;
 
-// What is known of the matrix of an item, whose points are computed in precision T.
+// What is known of the matrix of a problem, whose points are computed in precision T.
 template <class T, int D>
 class Readers {
  public:
-  Readers(const Item& item, const Matrix& matrix) : target_(item.target.size) {
-    if (!item.generator.is_linear()) return;
-    preimage_.projective = item.generator.kind == Kind::homography;
+  Readers(const Problem& problem, const Matrix& matrix) : target_(problem.target.size) {
+    if (!problem.generator.is_linear()) return;
+    preimage_.projective = problem.generator.kind == Kind::homography;
     for (int r = 0; r < kMaxRows; ++r)
       for (int c = 0; c <= kMaxAxes; ++c) preimage_.row[r][c] = matrix.at[r][c];
-    find_margins<D>(preimage_, target_, item.source.size, std::is_same_v<T, double> ? 2.3e-16 : 1.2e-7);
+    find_margins<D>(preimage_, target_, problem.source.size, std::is_same_v<T, double> ? 2.3e-16 : 1.2e-7);
     is_known_ = preimage_.sign != 0.0;
     for (int a = 0; a < D; ++a) {
       is_known_ &= preimage_.margin[a] < kLargestMargin;  // false for NaN
@@ -105,25 +105,25 @@ class ColumnsOfBox {
 
 // Whether the blocks that may read a box go on in the rows below: nothing is known of columns, or to leave some out
 // would not save a single vector.
-STN_FUNCTION bool has_readers_across_rows(const Item& item) {
-  return !item.generator.is_linear() || item.target.size[0] <= kLanes;
+STN_FUNCTION bool has_readers_across_rows(const Problem& problem) {
+  return !problem.generator.is_linear() || problem.target.size[0] <= kLanes;
 }
 
 // Runs visit(block) over the target pixels of item n that may read a box, in raster order, until it returns false.
 template <class T, int D, class Visit>
-STN_FUNCTION bool for_readers(const Item& item, int64_t n, const Readers<T, D>& readers, const Box<D>& box,
+STN_FUNCTION bool for_readers(const Problem& problem, int64_t n, const Readers<T, D>& readers, const Box<D>& box,
                               Visit visit) {
-  const int64_t* size = item.target.size;
+  const int64_t* size = problem.target.size;
   const Range depth = D == 3 ? readers.rows(box, 2) : Range{0, size[2]};
   Range height = readers.rows(box, 1);
-  if (has_readers_across_rows(item)) {
+  if (has_readers_across_rows(problem)) {
     if (size[0] * size[1] <= kLanes) height = {0, size[1]};
     const bool whole_planes = height.first == 0 && height.last == size[1];
     bool goes_on = true;
     for (int64_t k = depth.first; goes_on && k < depth.last; k = whole_planes ? depth.last : k + 1) {
       const int64_t last = whole_planes ? depth.last - 1 : k;
       const Range run = {(k * size[1] + height.first) * size[0], (last * size[1] + height.last) * size[0]};
-      for_blocks_of_run(item, n, run, [&](const Block& block) { goes_on = goes_on && visit(block); });
+      for_blocks_of_run(problem, n, run, [&](const Block& block) { goes_on = goes_on && visit(block); });
     }
     return goes_on;
   }

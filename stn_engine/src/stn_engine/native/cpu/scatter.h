@@ -66,26 +66,27 @@ STN_LARGE_FUNCTION void add_products(const Products<T>& products, const S* grad,
 
 // Strides of the pixels of a band's memory may differ from the map's own.
 template <class T, int D, int K>
-STN_FUNCTION bool is_in_band(const TapPlan<T, D, K>& plan, int tap, int b, const Item& item, const Band<T>& band) {
+STN_FUNCTION bool is_in_band(const TapPlan<T, D, K>& plan, int tap, int b, const Problem& problem,
+                             const Band<T>& band) {
   const int64_t place = plan.offset[D - 1][digit<K>(tap, D - 1)][b];
-  const int64_t stride = item.source.stride[D - 1];
+  const int64_t stride = problem.source.stride[D - 1];
   return place >= band.first * stride && place < band.last * stride;
 }
 
 template <class S, class T, int D, int K>
-STN_LARGE_FUNCTION void scatter_block(const Item& item, const TapPlan<T, D, K>& plan, const Block& block,
+STN_LARGE_FUNCTION void scatter_block(const Problem& problem, const TapPlan<T, D, K>& plan, const Block& block,
                                       const Band<T>& band) {
-  const S* grad = channel_of<const S>(item.target, block.row, 0);
+  const S* grad = channel_of<const S>(problem.target, block.row, 0);
   Products<T> products;
-  for_pieces(item.target, block, [&](int first, int count, int64_t from) {
-    for (int b = first; b < first + count; ++b, from += item.target.stride[0]) {
+  for_pieces(problem.target, block, [&](int first, int count, int64_t from) {
+    for (int b = first; b < first + count; ++b, from += problem.target.stride[0]) {
       if (!plan.live[b]) continue;
       if (products.count + kTaps<D, K> > kProducts) {
-        add_products(products, grad, item.target, item.source.channels, band);
+        add_products(products, grad, problem.target, problem.source.channels, band);
         products.count = products.points = 0;
       }
       for (int tap = 0; tap < kTaps<D, K>; ++tap) {
-        if (!tap_inside(plan, tap, b) || !is_in_band(plan, tap, b, item, band)) continue;
+        if (!tap_inside(plan, tap, b) || !is_in_band(plan, tap, b, problem, band)) continue;
         const int e = products.count++;
         products.offset[e] = tap_offset(plan, tap, b);
         products.weight[e] = tap_weight(plan, tap, b);
@@ -94,36 +95,36 @@ STN_LARGE_FUNCTION void scatter_block(const Item& item, const TapPlan<T, D, K>& 
       products.end[products.points++] = products.count;
     }
   });
-  add_products(products, grad, item.target, item.source.channels, band);
+  add_products(products, grad, problem.target, problem.source.channels, band);
 }
 
 // Where coordinates have to be for a tap to fall into a band.
 template <int D, int K>
-STN_FUNCTION Box<D> band_box(const Item& item, int64_t first, int64_t last) {
+STN_FUNCTION Box<D> band_box(const Problem& problem, int64_t first, int64_t last) {
   Box<D> box{};
   const double reach = K == 4 ? 2.0 : 1.0;
-  const bool folds = item.sampling.padding == Padding::reflection;
-  const bool clips = item.sampling.padding == Padding::border;
+  const bool folds = problem.sampling.padding == Padding::reflection;
+  const bool clips = problem.sampling.padding == Padding::border;
   for (int a = 0; a < D; ++a) {
-    const int64_t low = a == D - 1 ? first : 0, high = a == D - 1 ? last : item.source.size[a];
+    const int64_t low = a == D - 1 ? first : 0, high = a == D - 1 ? last : problem.source.size[a];
     box.low[a] = folds || (clips && low == 0) ? -kFar : static_cast<double>(low) - reach;
-    box.high[a] = folds || (clips && high == item.source.size[a]) ? kFar : static_cast<double>(high - 1) + reach;
+    box.high[a] = folds || (clips && high == problem.source.size[a]) ? kFar : static_cast<double>(high - 1) + reach;
   }
   return box;
 }
 
-// `item` has the strides of the band's memory as those of its source.
+// `problem` has the strides of the band's memory as those of its source.
 template <class S, class T, int D, int K>
-STN_LARGE_FUNCTION void scatter_item(const Item& item, int64_t n, const Band<T>& band) {
-  const PointSource<T, D> source(item, n);
-  Readers<T, D> readers(item, source.matrix());
+STN_LARGE_FUNCTION void scatter_item(const Problem& problem, int64_t n, const Band<T>& band) {
+  const PointSource<T, D> source(problem, n);
+  Readers<T, D> readers(problem, source.matrix());
   readers.invert();
-  for_readers(item, n, readers, band_box<D, K>(item, band.first, band.last), [&](const Block& block) {
+  for_readers(problem, n, readers, band_box<D, K>(problem, band.first, band.last), [&](const Block& block) {
     Points<T, D> points;
     source.fill(block, points);
     TapPlan<T, D, K> plan;
-    plan_taps(item, block.count, points, plan);
-    scatter_block<S>(item, plan, block, band);
+    plan_taps(problem, block.count, points, plan);
+    scatter_block<S>(problem, plan, block, band);
     return true;
   });
 }
@@ -162,8 +163,8 @@ STN_FUNCTION Map dense_band(const Map& map, int64_t depth) {
 
 // The gradient of item n_source between two planes (rows) of its outermost axis.
 template <class S, class T, int D, int K>
-STN_FUNCTION void scatter_band(const Item& item, int64_t n_source, int64_t first, int64_t last) {
-  const Map& to = item.by_source;
+STN_FUNCTION void scatter_band(const Problem& problem, int64_t n_source, int64_t first, int64_t last) {
+  const Map& to = problem.grad_feature_map;
   S* const map = static_cast<S*>(to.data) + n_source * to.batch_stride;
   const Map memory = std::is_same_v<S, T> ? to : dense_band<D>(to, last - first);
   T* scratch = nullptr;
@@ -173,11 +174,11 @@ STN_FUNCTION void scatter_band(const Item& item, int64_t n_source, int64_t first
   T* const base = std::is_same_v<S, T> ? reinterpret_cast<T*>(map) : scratch - first * memory.stride[D - 1];
   for_band<D>(memory, first, last,
               [&](int64_t c, int64_t x, int64_t y, int64_t z) { base[offset_in(memory, c, x, y, z)] = T(0); });
-  Item walked = item;
+  Problem walked = problem;
   for (int a = 0; a < D; ++a) walked.source.stride[a] = memory.stride[a];
   const Band<T> band = {first, last, base, memory.channel_stride};
-  const bool broadcast = item.source.batch == 1;
-  for (int64_t n = broadcast ? 0 : n_source; n < (broadcast ? item.batch : n_source + 1); ++n)
+  const bool broadcast = problem.source.batch == 1;
+  for (int64_t n = broadcast ? 0 : n_source; n < (broadcast ? problem.batch : n_source + 1); ++n)
     scatter_item<S, T, D, K>(walked, n, band);
   if constexpr (!std::is_same_v<S, T>) {
     for_band<D>(memory, first, last, [&](int64_t c, int64_t x, int64_t y, int64_t z) {

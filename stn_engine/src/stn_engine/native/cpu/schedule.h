@@ -1,4 +1,4 @@
-// Whole calls: items of any sizes, cut into tasks and run on threads.
+// Whole calls: problems of any sizes, cut into tasks and run on threads.
 #pragma once
 
 #include <vector>
@@ -8,10 +8,10 @@
 
 namespace stn {
 
-// V of every item.
-void warp(const std::vector<Item>& items, const InstructionSet& isa, Threads threads);
+// V of every problem.
+void warp(const std::vector<Problem>& problems, const InstructionSet& isa, Threads threads);
 
-// The gradients of every item that have memory.
-void warp_gradients(const std::vector<Item>& items, const InstructionSet& isa, Threads threads);
+// The gradients of every problem that have memory.
+void warp_gradients(const std::vector<Problem>& problems, const InstructionSet& isa, Threads threads);
 
 }  // namespace stn

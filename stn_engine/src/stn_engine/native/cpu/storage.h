@@ -4,7 +4,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "item.h"
+#include "problem.h"
 
 namespace stn::STN_ISA {
 

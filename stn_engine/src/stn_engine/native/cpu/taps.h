@@ -48,39 +48,40 @@ template <int K>
 constexpr int kReach = K == 4 ? 2 : 1;
 
 template <class T, int D, int K>
-STN_FUNCTION void put_taps(const Item& item, int a, int b, T x, T slope, bool constant, TapPlan<T, D, K>& plan) {
-  const T last = static_cast<T>(item.source.size[a] - 1);
+STN_FUNCTION void put_taps(const Problem& problem, int a, int b, T x, T slope, bool constant, TapPlan<T, D, K>& plan) {
+  const T last = static_cast<T>(problem.source.size[a] - 1);
   const AxisTaps<T, K> taps = axis_taps<K>(x);
-  if ((K == 2) & item.sampling.zero_subgradient & (x == taps.first)) slope = T(0);
+  if ((K == 2) & problem.sampling.zero_subgradient & (x == taps.first)) slope = T(0);
   for (int k = 0; k < K; ++k) {
     const T place = taps.first + static_cast<T>(k);
     const bool inside = (place >= T(0)) & (place <= last);
     plan.inside[a][k][b] = (inside | !constant) ? -1 : 0;
     plan.weight[a][k][b] = taps.weight[k];
     plan.slope[a][k][b] = taps.slope[k] * slope;
-    plan.offset[a][k][b] =
-        at_most(static_cast<int64_t>(clamp_to(place, T(0), last)), item.source.size[a] - 1) * item.source.stride[a];
+    plan.offset[a][k][b] = at_most(static_cast<int64_t>(clamp_to(place, T(0), last)), problem.source.size[a] - 1) *
+                           problem.source.stride[a];
   }
 }
 
 // Places of bicubic taps under reflection: the coordinate stays, each tap is mirrored.
 template <class T, int D>
-STN_FUNCTION void mirror_taps(const Item& item, int a, int lanes, const T* x, TapPlan<T, D, 4>& plan) {
-  const T last = static_cast<T>(item.source.size[a] - 1);
-  const Mirror<T> mirror = mirror_of(last, item.sampling.unit == Unit::normalized);
+STN_FUNCTION void mirror_taps(const Problem& problem, int a, int lanes, const T* x, TapPlan<T, D, 4>& plan) {
+  const T last = static_cast<T>(problem.source.size[a] - 1);
+  const Mirror<T> mirror = mirror_of(last, problem.sampling.unit == Unit::normalized);
   for (int k = 0; k < 4; ++k)
     for (int b = 0; b < lanes; ++b) {
       const T place = floor_of(x[b]) + static_cast<T>(k - 1);
       const T rest = std::fmod(std::abs(place - mirror.low), 2 * mirror.span);
       const T pixel = reflected(place, rest, mirror, last).x;
-      plan.offset[a][k][b] = at_most(static_cast<int64_t>(pixel), item.source.size[a] - 1) * item.source.stride[a];
+      plan.offset[a][k][b] =
+          at_most(static_cast<int64_t>(pixel), problem.source.size[a] - 1) * problem.source.stride[a];
     }
 }
 
 template <class T, int D, int K>
-STN_FUNCTION void plan_axis(const Item& item, int a, int lanes, T* x, TapPlan<T, D, K>& plan) {
-  const bool constant = pads_by_constant(item.sampling);
-  const T last = static_cast<T>(item.source.size[a] - 1), reach = T(kReach<K>);
+STN_FUNCTION void plan_axis(const Problem& problem, int a, int lanes, T* x, TapPlan<T, D, K>& plan) {
+  const bool constant = pads_by_constant(problem.sampling);
+  const T last = static_cast<T>(problem.source.size[a] - 1), reach = T(kReach<K>);
   alignas(64) T slope[kBlock];
   for (int b = 0; b < lanes; ++b) slope[b] = T(1);
   if (constant) {
@@ -89,19 +90,19 @@ STN_FUNCTION void plan_axis(const Item& item, int a, int lanes, T* x, TapPlan<T,
       x[b] = clamp_to(x[b], -reach, last + reach);
     }
   } else if (K < 4) {
-    pad_axis(item.sampling, item.source.size[a], lanes, x, slope);
+    pad_axis(problem.sampling, problem.source.size[a], lanes, x, slope);
   }
-  for (int b = 0; b < lanes; ++b) put_taps<T, D, K>(item, a, b, x[b], slope[b], constant, plan);
+  for (int b = 0; b < lanes; ++b) put_taps<T, D, K>(problem, a, b, x[b], slope[b], constant, plan);
   if constexpr (K == 4)
-    if (item.sampling.padding == Padding::reflection) mirror_taps(item, a, lanes, x, plan);
+    if (problem.sampling.padding == Padding::reflection) mirror_taps(problem, a, lanes, x, plan);
 }
 
 template <class T, int D, int K>
-STN_LARGE_FUNCTION void plan_taps(const Item& item, int count, Points<T, D>& points, TapPlan<T, D, K>& plan) {
+STN_LARGE_FUNCTION void plan_taps(const Problem& problem, int count, Points<T, D>& points, TapPlan<T, D, K>& plan) {
   const int lanes = whole_lanes(count);
   for (int b = 0; b < lanes; b += kLanes) store(keep_finite(points, b), plan.finite + b);
   for (int b = 0; b < lanes; ++b) plan.live[b] = plan.finite[b];
-  for (int a = 0; a < D; ++a) plan_axis<T, D, K>(item, a, lanes, points.at[a], plan);
+  for (int a = 0; a < D; ++a) plan_axis<T, D, K>(problem, a, lanes, points.at[a], plan);
   Mask<T> whole = -1;
   for (int b = 0; b < lanes; ++b) {
     whole &= plan.live[b];

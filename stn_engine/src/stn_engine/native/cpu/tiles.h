@@ -36,8 +36,8 @@ struct Tiling {
 STN_FUNCTION int64_t at_most_size(int64_t wanted, int64_t size) { return wanted < size ? wanted : size; }
 
 template <class T, int D, int K>
-STN_FUNCTION Tiling tiling_of(const Item& item) {
-  const Map& source = item.source;
+STN_FUNCTION Tiling tiling_of(const Problem& problem) {
+  const Map& source = problem.source;
   Tiling tiling{};
   tiling.group = kTileValues<T> / (kTaps<D, K> * kFewestCells);
   tiling.group = at_most_size(tiling.group < 1 ? 1 : tiling.group, kMaxGroup);
@@ -61,18 +61,18 @@ STN_FUNCTION Tiling tiling_of(const Item& item) {
 template <class S, class T, int D, int K>
 class Tile {
  public:
-  STN_MEMBER Tile(const Item& item, const Tiling& tiling, int64_t unit)
-      : item_(item),
+  STN_MEMBER Tile(const Problem& problem, const Tiling& tiling, int64_t unit)
+      : problem_(problem),
         keeps_(tiling.keeps),
-        across_rows_(has_readers_across_rows(item)),
+        across_rows_(has_readers_across_rows(problem)),
         group_(tiling.group),
         first_channel_(unit % tiling.shares * tiling.share) {
-    end_channel_ = at_most_size(first_channel_ + tiling.share, item.source.channels);
+    end_channel_ = at_most_size(first_channel_ + tiling.share, problem.source.channels);
     int64_t place = unit / tiling.shares;
     cells_ = 1;
     for (int a = 0; a < kMaxAxes; ++a) {
       first_[a] = place % tiling.count[a] * tiling.size[a];
-      size_[a] = at_most_size(tiling.size[a], item.source.size[a] - first_[a]);
+      size_[a] = at_most_size(tiling.size[a], problem.source.size[a] - first_[a]);
       place /= tiling.count[a];
       width_[a] = a < D ? size_[a] + K - 1 : 1;
       cells_ *= width_[a];
@@ -81,8 +81,8 @@ class Tile {
 
   // The gradient of item n_source; all items of the batch that read it, in order.
   void run(int64_t n_source) {
-    const bool broadcast = item_.source.batch == 1;
-    const int64_t first = broadcast ? 0 : n_source, last = broadcast ? item_.batch : n_source + 1;
+    const bool broadcast = problem_.source.batch == 1;
+    const int64_t first = broadcast ? 0 : n_source, last = broadcast ? problem_.batch : n_source + 1;
     const bool kept = keeps_ && last == first + 1 && keep(first);
     for (int64_t c = first_channel_; c < end_channel_; c += group_) {
       channels_ = {c, at_most_size(group_, end_channel_ - c)};
@@ -110,15 +110,15 @@ class Tile {
   // Plans the target pixels of item n that may reach the tile from place at() on, until visit(planned) returns false.
   template <class At, class Visit>
   STN_MEMBER bool for_item(int64_t n, At at, Visit visit) {
-    const PointSource<T, D> source(item_, n);
-    Readers<T, D> readers(item_, source.matrix());
+    const PointSource<T, D> source(problem_, n);
+    Readers<T, D> readers(problem_, source.matrix());
     readers.invert();
-    return for_readers(item_, n, readers, reading_box(), [&](const Block& block) {
+    return for_readers(problem_, n, readers, reading_box(), [&](const Block& block) {
       if (at() + block.count > kPoints) return false;
       plan(source, block, at());
-      const S* grads = channel_of<const S>(item_.target, block.row, 0);
+      const S* grads = channel_of<const S>(problem_.target, block.row, 0);
       if (across_rows_) return visit(Planned{grads, compact(block, at())});
-      return visit(Planned{grads + offset_of(item_.target, block.row, block.j), block.count});
+      return visit(Planned{grads + offset_of(problem_.target, block.row, block.j), block.count});
     });
   }
 
@@ -156,11 +156,11 @@ class Tile {
   STN_MEMBER Box<D> reading_box() const {
     Box<D> box{};
     const double reach = K == 4 ? 2.0 : 1.0;
-    const bool clipped = item_.sampling.padding == Padding::border;
+    const bool clipped = problem_.sampling.padding == Padding::border;
     for (int a = 0; a < D; ++a) {
       const int64_t end = first_[a] + size_[a];
       box.low[a] = clipped && first_[a] == 0 ? -kFar : static_cast<double>(first_[a]) - reach;
-      box.high[a] = clipped && end == item_.source.size[a] ? kFar : static_cast<double>(end - 1) + reach;
+      box.high[a] = clipped && end == problem_.source.size[a] ? kFar : static_cast<double>(end - 1) + reach;
     }
     return box;
   }
@@ -173,8 +173,8 @@ class Tile {
     alignas(64) Mask<T> live[kBlock];
     for (int b = 0; b < lanes; b += kLanes) store(keep_finite(points, b), live + b);
     alignas(64) T slope[kBlock];
-    if (item_.sampling.padding == Padding::border)
-      for (int a = 0; a < D; ++a) pad_axis(item_.sampling, item_.source.size[a], lanes, points.at[a], slope);
+    if (problem_.sampling.padding == Padding::border)
+      for (int a = 0; a < D; ++a) pad_axis(problem_.sampling, problem_.source.size[a], lanes, points.at[a], slope);
     for (int b = 0; b < lanes; b += kLanes) plan_lanes(b, at + b, load(live + b), points);
   }
 
@@ -182,8 +182,8 @@ class Tile {
   STN_MEMBER int compact(const Block& block, int at) {
     const int nowhere = static_cast<int>(cells_) * kAll;
     int to = at;
-    for_pieces(item_.target, block, [&](int first, int count, int64_t offset) {
-      for (int b = at + first; b < at + first + count; ++b, offset += item_.target.stride[0]) {
+    for_pieces(problem_.target, block, [&](int first, int count, int64_t offset) {
+      for (int b = at + first; b < at + first + count; ++b, offset += problem_.target.stride[0]) {
         if (place_[b] == nowhere) continue;
         place_[to] = place_[b];
         std::memcpy(weight_ + to * kAll, weight_ + b * kAll, kAll * sizeof(T));
@@ -219,7 +219,7 @@ class Tile {
 
   // Adds what points planned from place `at` on have for the present channels.
   STN_MEMBER void add(const Planned& planned, int at) {
-    const int64_t step = item_.target.stride[0], channel_step = item_.target.channel_stride;
+    const int64_t step = problem_.target.stride[0], channel_step = problem_.target.channel_stride;
     const S* grads = planned.grads + channels_.first * channel_step;
     for (int64_t c = 0; c < channels_.count; ++c, grads += channel_step)
       if (across_rows_) add_products(grads, [&](int b) { return from_[at + b]; }, planned.count, at, sums_of(c));
@@ -245,7 +245,7 @@ class Tile {
 
   // Every pixel of the tile from the taps that fall on it.
   STN_MEMBER void collect(int64_t n) {
-    const Map& to = item_.by_source;
+    const Map& to = problem_.grad_feature_map;
     S* map = static_cast<S*>(to.data) + n * to.batch_stride + channels_.first * to.channel_stride;
     for (int64_t z = 0; z < size_[2]; ++z)
       for (int64_t y = 0; y < size_[1]; ++y) {
@@ -269,7 +269,7 @@ class Tile {
     }
   }
 
-  const Item& item_;
+  const Problem& problem_;
   bool keeps_, across_rows_;
   int64_t group_, first_channel_, end_channel_;
   Channels channels_;  // that are summed now
@@ -284,16 +284,17 @@ class Tile {
 };
 
 // Gradients of many channels that stand side by side are added a pixel at a time, which is faster still.
-STN_FUNCTION bool is_channels_last_gradient(const Item& item) {
-  return item.by_source.channels >= kLanes && item.by_source.channel_stride == 1 && item.target.channel_stride == 1;
+STN_FUNCTION bool is_channels_last_gradient(const Problem& problem) {
+  return problem.grad_feature_map.channels >= kLanes && problem.grad_feature_map.channel_stride == 1 &&
+         problem.target.channel_stride == 1;
 }
 
 // Whether a gradient can be made by tiles: the coordinates, not the taps, must carry the padding, and the rows
 // that reach a tile must be known in closed form.
-STN_FUNCTION bool is_tileable(const Item& item) {
-  if (!item.generator.is_linear() || item.sampling.padding == Padding::reflection) return false;
-  if (item.sampling.interpolation != Interpolation::bicubic) return true;
-  return item.axes == 2 && item.sampling.padding != Padding::border;
+STN_FUNCTION bool is_tileable(const Problem& problem) {
+  if (!problem.generator.is_linear() || problem.sampling.padding == Padding::reflection) return false;
+  if (problem.sampling.interpolation != Interpolation::bicubic) return true;
+  return problem.axes == 2 && problem.sampling.padding != Padding::border;
 }
 
 }  // namespace stn::STN_ISA

@@ -56,17 +56,17 @@ struct Generator {
   STN_MEMBER bool is_pointwise() const { return family_of(kind) == Family::field; }
 };
 
-struct Item {
+struct Problem {
   int axes;
   Storage storage;
   int64_t batch;  // after broadcasting
   Sampling sampling;
   Generator generator;
-  Map source;             // U
-  Map target;             // V, or G
-  Map by_source;          // gradient of U; no data if not asked for
-  double* by_parameters;  // (batch of the generator, count), or null
-  PointField by_field;    // flow and grid only; no data if not asked for
+  Map source;               // U
+  Map target;               // V, or G
+  Map grad_feature_map;     // gradient of U; no data if not asked for
+  double* grad_parameters;  // (batch of the generator, count), or null
+  PointField grad_field;    // flow and grid only; no data if not asked for
 
   // Target pixels.
   STN_MEMBER int64_t pixels() const { return target.size[0] * target.size[1] * target.size[2]; }
@@ -74,14 +74,14 @@ struct Item {
 
 // How the target's pixels, in raster order, are cut into units of work: whole rows where these are short. Depends on
 // sizes alone: partial sums must not depend on threads.
-STN_FUNCTION int64_t pixels_per_chunk(const Item& item) {
-  const int64_t width = item.target.size[0];
+STN_FUNCTION int64_t pixels_per_chunk(const Problem& problem) {
+  const int64_t width = problem.target.size[0];
   return width < 1 || width > kChunk ? kChunk : kChunk / width * width;
 }
 
-STN_FUNCTION int64_t chunks(const Item& item) {
-  const int64_t step = pixels_per_chunk(item);
-  return (item.pixels() + step - 1) / step;
+STN_FUNCTION int64_t chunks(const Problem& problem) {
+  const int64_t step = pixels_per_chunk(problem);
+  return (problem.pixels() + step - 1) / step;
 }
 
 }  // namespace stn
