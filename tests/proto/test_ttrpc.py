@@ -217,3 +217,24 @@ def test_garbage_is_refused_or_waited_for(garbage, seed):
         with suppress(FrameError):
             for piece in pieces(garbage, seed):
                 connection.receive(piece)
+
+
+FOREIGN_REQUEST = bytes.fromhex(
+    "00000046 00000001 01 00"
+    "0a19 73746e2e76312e5370617469616c5472616e73666f726d6572"
+    "120d 476574536572766572496e666f"
+    "20 cdf596d012"
+    "2a14 0a0c 782d726571756573742d6964 1204 676f2d31"
+)
+"""As sent by the client of containerd/ttrpc 1.1.1 (Go), with 5 s to go, less some microseconds,
+and one entry of metadata."""
+
+
+def test_a_request_of_another_implementation_is_read_and_written():
+    """What its bytes say is what it was asked for; ours of the same call are the same."""
+    (received,) = ServerConnection().receive(FOREIGN_REQUEST)
+    request = ttrpc.Request.FromString(received.data)
+    assert (request.service, request.method) == ("stn.v1.SpatialTransformer", "GetServerInfo")
+    assert (request.payload, request.timeout_nano) == (b"", 4_999_985_869)
+    assert [(one.key, one.value) for one in request.metadata] == [("x-request-id", "go-1")]
+    assert ClientConnection().request(request.SerializeToString()) == (1, FOREIGN_REQUEST)

@@ -104,12 +104,15 @@ class WatchedMetrics(Metrics):
     def __init__(self, registry):
         super().__init__(registry)
         self.received = asyncio.Semaphore(0)
+        self.sent = asyncio.Semaphore(0)
         self.abandoned = asyncio.Semaphore(0)
 
     def payload_moved(self, direction, transport, size_bytes):
         super().payload_moved(direction, transport, size_bytes)
         if direction == "received":  # admission follows without an await between
             self.received.release()
+        else:
+            self.sent.release()
 
     def item_abandoned(self):
         super().item_abandoned()
@@ -121,6 +124,7 @@ class Service:
 
     def __init__(self, target, servicer, batcher, metrics, registry):
         self.target = target
+        self.servicer = servicer
         self.idle = servicer.idle
         self.batcher = batcher
         self._metrics = metrics
@@ -130,6 +134,11 @@ class Service:
         """Returns when so many further calls have come in."""
         for _ in range(count):
             await self._metrics.received.acquire()
+
+    async def answered(self, count):
+        """Returns when so many further replies have been made."""
+        for _ in range(count):
+            await self._metrics.sent.acquire()
 
     async def abandoned(self, count):
         """Returns when so many further calls have left the queue without having run."""

@@ -33,6 +33,8 @@ from stn_server.faults import Seam, no_fault
 from stn_server.info import ServerInfo, backend_on
 from stn_server.lifecycle import Shutdown
 from stn_server.listening import listen_tcp, listen_unix
+from stn_server.local.calls import Router
+from stn_server.local.transport import LocalTransport
 from stn_server.log import log
 from stn_server.memory import relax_collector, resident_bytes, retain_freed_memory
 from stn_server.metrics import Metrics
@@ -147,6 +149,8 @@ class Server:
         address = self._config.admin_listen
         admin = await self._bind(self._admin, "admin_listen", address) if address else ""
         metrics = await self._serve_metrics()
+        if self._local:
+            await self._local.start()
         await self._grpc.start()
         await self._admin.start()
         await self._warm_up()
@@ -181,6 +185,8 @@ class Server:
         await shutdown.pause(REFUSING_S)
         drained.cancel()
         # Cuts off what is left, open health watches among it; a stuck caller cannot hold it up.
+        if self._local:
+            self._local.stop()
         stopping = [asyncio.create_task(s.stop(grace=0)) for s in (self._grpc, self._admin)]
         await asyncio.wait(stopping, timeout=STOPPING_S)
         self._lanes.close()
@@ -209,15 +215,21 @@ class Server:
             seam,
             certified=bool(self._config.tls.client_ca),
         )
-        server = grpc.aio.server(
-            interceptors=tuple(self._interceptors()),
-            options=grpc_options(self._config),
+        interceptors = tuple(self._interceptors())
+        handlers, refuse_unknown = self._servicer.handlers(), self._servicer.refuse_unknown()
+        config = self._config
+        self._local = config.local.dir and LocalTransport(
+            config.local,
+            config.limits,
+            Router((handlers, refuse_unknown), interceptors),
+            self._servicer.refusing,
         )
-        server.add_generic_rpc_handlers((self._servicer.handlers(),))
+        server = grpc.aio.server(interceptors=interceptors, options=grpc_options(self._config))
+        server.add_generic_rpc_handlers((handlers,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if self._config.reflection == "listen":
             reflect(DESCRIBED, server)
-        server.add_generic_rpc_handlers((self._servicer.refuse_unknown(),))
+        server.add_generic_rpc_handlers((refuse_unknown,))
         return server
 
     def _interceptors(self) -> Iterator[grpc.aio.ServerInterceptor]:

@@ -15,6 +15,9 @@ from stn_server.tokens import UNLIMITED, Quota, Token
 
 REQUEST_ID = "x-request-id"
 
+LOCAL = "local"
+"""Begins the peers of calls by the local transport."""
+
 MAX_PEERS = 1024
 """Connections of which we remember where they come from."""
 
@@ -31,9 +34,10 @@ class Caller:
     """Who makes a call."""
 
     name: str
-    """That of the token; without one, of the certificate; else the host, whatever its port."""
+    """That of the token; without one, of the certificate; else the host, whatever its port, or
+    the user of the host, as "uid-1000"."""
     transport: str
-    """How its bytes travel: "tcp" or "unix"."""
+    """How its bytes travel: "tcp", "unix" or "local"."""
     quota: Quota = UNLIMITED
 
 
@@ -53,9 +57,11 @@ def caller_of(context: Context, *, certified: bool = True) -> Caller:
 
 @lru_cache(MAX_PEERS)
 def _host_at(peer: str) -> Caller:
-    """The host at the other end of a connection."""
+    """The host, or the user of this one, at the other end of a connection."""
     if peer.startswith("unix:"):
         return Caller("unix", "unix")
+    if peer.startswith(f"{LOCAL}:"):
+        return Caller(peer.removeprefix(f"{LOCAL}:"), LOCAL)
     return Caller(peer.rpartition(":")[0], "tcp")
 
 

@@ -212,7 +212,10 @@ class Metrics:
         )
 
     def payload_moved(self, direction: str, transport: str, size_bytes: int) -> None:
-        """A message with tensors came in ("received") or went out ("sent"), by "tcp" or "unix"."""
+        """A message with tensors came in ("received") or went out ("sent").
+
+        By "tcp", "unix" or "local".
+        """
         self._notes.add((self._child(self.payload_bytes, direction, transport), size_bytes))
 
     def kernels_compiled(self, outcome: Outcome, duration_s: float) -> None:

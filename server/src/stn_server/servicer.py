@@ -129,7 +129,15 @@ class Servicer:
 
     def refuse_unknown(self) -> grpc.GenericRpcHandler:
         """What a gRPC server registers last: for methods that nobody else has."""
-        return _Unknown(self._guarded)
+        return _Unknown(self.refusing)
+
+    def refusing(self, error: Exception, path: str = "/") -> Handler:
+        """A method that ends every call with this error."""
+
+        async def refuse(_call: _Call) -> bytes:
+            raise error
+
+        return self._guarded(path, refuse)
 
     async def idle(self) -> None:
         """Returns when the reply of every call has left."""
@@ -237,20 +245,17 @@ class _Unknown(grpc.GenericRpcHandler):
     """Refuses every method.
 
     Args:
-        guarded: As `Servicer._guarded`.
+        refusing: As `Servicer.refusing`.
     """
 
-    def __init__(self, guarded: Callable[..., Handler]) -> None:
-        self._guarded = guarded
+    def __init__(self, refusing: Callable[[Exception, str], Handler]) -> None:
+        self._refusing = refusing
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
         """See the class."""
         path = details.method
-
-        async def refuse(_call: _Call) -> bytes:
-            raise UnknownMethodError(path)
-
-        return grpc.stream_unary_rpc_method_handler(self._guarded(path, refuse))
+        refuse = self._refusing(UnknownMethodError(path), path)
+        return grpc.stream_unary_rpc_method_handler(refuse)
 
 
 def _log_loss(code: grpc.StatusCode, **facts: Any) -> None:

@@ -1,0 +1,100 @@
+"""The sockets of the local transport: in a folder that server and callers share."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+from stn_server.config import LimitsConfig, LocalConfig
+from stn_server.listening import listen_unix
+from stn_server.local.calls import Router
+from stn_server.local.connection import Connection, Refuse
+
+CALLS_SOCKET = "ttrpc.sock"
+
+BACKLOG = 128
+
+
+class LocalTransport:
+    """Takes calls of processes on this host. `start`, then `stop`.
+
+    Args:
+        config: In which folder.
+        limits: Of a connection.
+        router: Finds methods.
+        refuse: Makes methods for calls that name none.
+
+    Concurrency: belongs to one event loop.
+    """
+
+    def __init__(
+        self, config: LocalConfig, limits: LimitsConfig, router: Router, refuse: Refuse
+    ) -> None:
+        self._config = config
+        self._limits = limits
+        self._router = router
+        self._refuse = refuse
+        self._connections: set[Connection] = set()
+        self._sockets: list[_Listener] = []
+        self._servers: list[asyncio.Server] = []
+
+    async def start(self) -> None:
+        """Listens.
+
+        Raises:
+            ConfigError: A socket cannot be made in the folder.
+        """
+        listener = self._listener(CALLS_SOCKET)
+        loop = asyncio.get_running_loop()
+        self._servers.append(await loop.create_unix_server(self._connection, sock=listener.socket))
+
+    def stop(self) -> None:
+        """Ends all connections and removes the sockets."""
+        for server in self._servers:
+            server.close()
+        for connection in list(self._connections):
+            connection.abort()
+        for listener in self._sockets:
+            listener.remove()
+
+    def _connection(self) -> Connection:
+        return Connection(self._router, self._refuse, self._limits, self._connections)
+
+    def _listener(self, name: str) -> _Listener:
+        listener = _Listener(Path(self._config.dir) / name)
+        mode = int(self._config.mode, 8)
+        listen_unix("local.dir", f"unix:{listener.path}", mode, listener.bind)
+        self._sockets.append(listener)
+        return listener
+
+
+class _Listener:
+    """A unix socket that others can connect to, and its file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def bind(self, _address: str) -> int:
+        """Takes the path, also that of a socket that nobody listens on.
+
+        Raises:
+            RuntimeError: It cannot be taken.
+        """
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            self.path.unlink(missing_ok=True)
+            self.socket.bind(str(self.path))
+            self.socket.listen(BACKLOG)
+        except OSError as error:
+            self.socket.close()
+            raise RuntimeError(str(error)) from error
+        self._inode = self.path.stat().st_ino
+        return 0
+
+    def remove(self) -> None:
+        """Removes the file, unless another server has put its own there."""
+        with suppress(OSError):
+            if self.path.stat().st_ino == self._inode:
+                self.path.unlink()
