@@ -13,8 +13,19 @@ from numpy.typing import ArrayLike
 from stn_client import _calls
 from stn_client._calls import Array, Call, Gradients
 from stn_client._connection import BaseClient, Progress, open_channel
+from stn_client._credentials import Metadata
 from stn_client._options import GridOptions, WarpOptions
 from stn_client._transforms import ParametricTransform, Transform
+from stn_client._ttrpc import (
+    CONNECT_S,
+    FAILURES,
+    INFO,
+    ConnectionLostError,
+    Lookout,
+    Offer,
+    inquiry,
+)
+from stn_client._ttrpc_aio import Connection
 from stn_proto.v1.server_info_pb2 import GetServerInfoReply
 
 T = TypeVar("T")
@@ -40,6 +51,9 @@ class AsyncClient(BaseClient):
             the target is a unix socket or a loopback address.
         max_in_flight: Calls that are under way at the same time; more wait here, in the order
             they came in.
+        local: Whether to take the server's local transport, which is faster, where the target is
+            an address of this host and the server has one that can be reached; else, and
+            whenever it is lost, calls go by gRPC.
 
     Raises:
         InvalidRequestError: An argument breaks a rule, a file cannot be read or is no PEM, or the
@@ -53,6 +67,10 @@ class AsyncClient(BaseClient):
 
     def _disconnect(self) -> None:
         self._connections: dict[asyncio.AbstractEventLoop, _Connection] = {}
+
+    def _abandon(self) -> None:
+        for connection in self._connections.values():
+            connection.abandon()
 
     async def warp(
         self,
@@ -116,9 +134,9 @@ class AsyncClient(BaseClient):
         running = asyncio.get_running_loop()
         for loop, connection in self._connections.items():
             if loop is running:
-                await connection.channel.close()
+                await connection.close()
             elif loop.is_running():  # in another thread
-                asyncio.run_coroutine_threadsafe(connection.channel.close(), loop)
+                asyncio.run_coroutine_threadsafe(connection.close(), loop)
         self._connections.clear()
 
     async def __aenter__(self) -> Self:
@@ -136,8 +154,8 @@ class AsyncClient(BaseClient):
             while True:
                 try:
                     attempt = progress.start(call.request)
-                    reply = await connection.method(call.method)(call.request, **attempt)
-                except grpc.aio.AioRpcError as failure:
+                    reply = await connection.send(call, attempt)
+                except grpc.RpcError as failure:
                     await asyncio.sleep(progress.pause_s(failure))
                 except (asyncio.CancelledError, grpc.aio.UsageError):
                     # gRPC cancels the calls of a channel that is closed, which nobody asked for.
@@ -157,7 +175,8 @@ class AsyncClient(BaseClient):
             for other in [other for other in self._connections if other.is_closed()]:
                 del self._connections[other]
             channel = open_channel(grpc.aio, self.target, self._access)
-            connection = _Connection(channel, self._max_in_flight)
+            lookout = Lookout(self.target, is_wanted=self._is_local_wanted)
+            connection = _Connection(channel, lookout, self._max_in_flight)
             self._connections[loop] = connection
         return connection
 
@@ -166,10 +185,12 @@ class AsyncClient(BaseClient):
 
 
 class _Connection:
-    """A channel, its stubs, and how many calls are under way on it, for one event loop."""
+    """The ways to a server, and how many calls are under way on them, for one event loop."""
 
-    def __init__(self, channel: grpc.aio.Channel, limit: int) -> None:
-        self.channel = channel
+    def __init__(self, channel: grpc.aio.Channel, lookout: Lookout, limit: int) -> None:
+        self._channel = channel
+        self._lookout = lookout
+        self._local: Connection | None = None
         self.turns = asyncio.Semaphore(limit)  # keeps the order
         self._methods: dict[str, Any] = {}
 
@@ -184,10 +205,61 @@ class _Connection:
         except TimeoutError:
             raise progress.no_turn() from None
 
-    def method(self, path: str) -> Any:
+    async def send(self, call: Call[T], attempt: dict[str, Any]) -> bytes:
+        """Makes one attempt by the way that is best for it; returns the serialized reply."""
+        local = await self._local_connection(attempt) if call.fits_frames else None
+        if local is not None:
+            try:
+                return await local.call(call.method, call.request, **attempt)
+            except ConnectionLostError:
+                self._local = None
+                self._lookout.lost()
+        reply: bytes = await self._method(call.method)(call.request, **attempt)
+        return reply
+
+    async def close(self) -> None:
+        """Ends all connections."""
+        if self._local is not None:
+            self._local.close()
+        await self._channel.close()
+
+    def abandon(self) -> None:
+        """Lets go of the local one in a process that has it from its parent."""
+        if self._local is not None:
+            self._local.abandon()
+
+    async def _local_connection(self, attempt: dict[str, Any]) -> Connection | None:
+        """A connection by the local transport, if there is one or can be one."""
+        if self._local is None and self._lookout.is_due():
+            try:
+                self._local = await self._found(attempt["metadata"])
+            except FAILURES as error:
+                self._lookout.failed(error)
+        return self._local
+
+    async def _found(self, metadata: Metadata) -> Connection | None:
+        """Asks the server for its local transport, and takes that if it leads to the same one."""
+        about: dict[str, Any] = {"timeout": CONNECT_S, "metadata": inquiry(metadata)}
+        offer = Offer.of(await self._method(INFO)(b"", **about))
+        if offer is None:
+            self._lookout.failed("the server has none")
+            return None
+        connection = await Connection.open(offer.folder)
+        try:
+            if offer.is_from(await connection.call(INFO, b"", **about)):
+                self._lookout.found(offer)
+                return connection
+        except (*FAILURES, asyncio.CancelledError):
+            connection.close()
+            raise
+        connection.close()
+        self._lookout.failed("another server is there")
+        return None
+
+    def _method(self, path: str) -> Any:
         """The stub of a method."""
         if path not in self._methods:
-            self._methods[path] = self.channel.unary_unary(path)
+            self._methods[path] = self._channel.unary_unary(path)
         return self._methods[path]
 
 

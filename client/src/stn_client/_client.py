@@ -13,8 +13,19 @@ from numpy.typing import ArrayLike
 from stn_client import _calls
 from stn_client._calls import Array, Call, Gradients
 from stn_client._connection import BaseClient, open_channel
+from stn_client._credentials import Metadata
 from stn_client._options import GridOptions, WarpOptions
 from stn_client._transforms import ParametricTransform, Transform
+from stn_client._ttrpc import (
+    CONNECT_S,
+    FAILURES,
+    INFO,
+    ConnectionLostError,
+    Lookout,
+    Offer,
+    inquiry,
+)
+from stn_client._ttrpc_threads import Connection
 from stn_client._turns import Turns
 from stn_proto.v1.server_info_pb2 import GetServerInfoReply
 
@@ -41,6 +52,9 @@ class Client(BaseClient):
             the target is a unix socket or a loopback address.
         max_in_flight: Calls that are under way at the same time; more wait here, in the order
             they came in.
+        local: Whether to take the server's local transport, which is faster, where the target is
+            an address of this host and the server has one that can be reached; else, and
+            whenever it is lost, calls go by gRPC.
 
     Raises:
         InvalidRequestError: An argument breaks a rule, a file cannot be read or is no PEM, or the
@@ -64,6 +78,12 @@ class Client(BaseClient):
         self._methods: dict[str, Any] = {}
         self._opening = threading.Lock()
         self._turns = Turns(self._max_in_flight)
+        self._lookout = Lookout(self.target, is_wanted=self._is_local_wanted)
+        self._local: Connection | None = None
+
+    def _abandon(self) -> None:
+        if self._local is not None:
+            self._local.abandon()
 
     def warp(
         self,
@@ -196,6 +216,8 @@ class Client(BaseClient):
     def close(self) -> None:
         """Ends the connection; calls under way fail with TransportError."""
         self._open = False
+        if self._local is not None:
+            self._local.close()
         if self._channel is not None:
             self._channel.close()
 
@@ -215,7 +237,7 @@ class Client(BaseClient):
             while True:
                 try:
                     attempt = progress.start(call.request)
-                    reply: bytes = self._method(call.method)(call.request, **attempt)
+                    reply = self._send(call, attempt)
                 except grpc.RpcError as failure:
                     time.sleep(progress.pause_s(failure))
                 except ValueError:  # what gRPC makes of a channel that another thread just closed
@@ -226,6 +248,46 @@ class Client(BaseClient):
                     return call.parse(reply)
         finally:
             turns.give_back()
+
+    def _send(self, call: Call[T], attempt: dict[str, Any]) -> bytes:
+        """Makes one attempt by the way that is best for it; returns the serialized reply."""
+        local = self._local_connection(attempt) if call.fits_frames else None
+        if local is not None:
+            try:
+                return local.call(call.method, call.request, **attempt)
+            except ConnectionLostError:
+                self._local = None
+                self._lookout.lost()
+        reply: bytes = self._method(call.method)(call.request, **attempt)
+        return reply
+
+    def _local_connection(self, attempt: dict[str, Any]) -> Connection | None:
+        """A connection by the local transport, if there is one or can be one."""
+        if self._local is None and self._lookout.is_due():
+            try:
+                self._local = self._found(attempt["metadata"])
+            except FAILURES as error:
+                self._lookout.failed(error)
+        return self._local
+
+    def _found(self, metadata: Metadata) -> Connection | None:
+        """Asks the server for its local transport, and takes that if it leads to the same one."""
+        about: dict[str, Any] = {"timeout": CONNECT_S, "metadata": inquiry(metadata)}
+        offer = Offer.of(self._method(INFO)(b"", **about))
+        if offer is None:
+            self._lookout.failed("the server has none")
+            return None
+        connection = Connection(offer.folder)
+        try:
+            if offer.is_from(connection.call(INFO, b"", **about)):
+                self._lookout.found(offer)
+                return connection
+        except FAILURES:
+            connection.close()
+            raise
+        connection.close()
+        self._lookout.failed("another server is there")
+        return None
 
     def _method(self, path: str) -> Any:
         """The stub of a method. The first one opens the channel."""
