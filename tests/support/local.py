@@ -11,7 +11,7 @@ from google.rpc import error_details_pb2
 
 from stn_proto.ttrpc import KeyValue, Request, Response
 from stn_server.config import LimitsConfig, LocalConfig
-from stn_server.local.calls import Router
+from stn_server.local.arenas import Arenas
 from stn_server.local.transport import LocalTransport
 from support.harness import serving
 
@@ -101,17 +101,35 @@ def reason(status):
     return detail(status, error_details_pb2.ErrorInfo).reason
 
 
+class WatchedArenas(Arenas):
+    """Arenas of which a test can await the end."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self._removed = asyncio.Event()
+
+    def remove(self, arena):
+        super().remove(arena)
+        self._removed.set()
+
+    async def fall_to(self, count):
+        """Returns when there are no more than so many."""
+        while self.count > count:
+            self._removed.clear()
+            await self._removed.wait()
+
+
 @contextlib.asynccontextmanager
-async def serving_locally(runner, folder, *, limits=None, interceptors=(), mode="0600", **options):
+async def serving_locally(
+    runner, folder, *, limits=None, interceptors=(), mode="0600", arena_limits=None, **options
+):
     """As `harness.serving`, by the local transport as well; yields service and transport."""
     limits = LimitsConfig() if limits is None else limits
     async with serving(runner, limits=limits, **options) as service:
-        config = LocalConfig(dir=str(folder), mode=mode)
-        servicer = service.servicer
-        handlers = servicer.handlers(), servicer.refuse_unknown()
-        transport = LocalTransport(
-            config, limits, Router(handlers, interceptors), servicer.refusing
-        )
+        config = LocalConfig(dir=str(folder), mode=mode, **(arena_limits or {}))
+        arenas = service.servicer._arenas = WatchedArenas(config)
+        transport = LocalTransport(config, limits, service.servicer, arenas, interceptors)
+        transport.arenas = arenas
         await transport.start()
         try:
             yield service, transport

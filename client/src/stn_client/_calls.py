@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Generic, TypeVar, get_args
@@ -24,13 +24,10 @@ T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 Array = NDArray[Any]
 Payloads = list[memoryview]
+Places = Sequence[NDArray[np.uint8] | None]
 
 SERVICE = "stn.v1.SpatialTransformer"
 METHOD_PREFIX = f"/{SERVICE}/"
-MAX_FRAMED_BYTES = 128 * 1024
-"""Of operands or of results by the local transport: what a unix socket takes at once. Beyond it
-many small pieces would be slower than gRPC."""
-
 _OPERANDS = {
     "feature_map": warp_pb2.OPERAND_FEATURE_MAP,
     "transform": warp_pb2.OPERAND_TRANSFORM,
@@ -70,8 +67,8 @@ class Call(Generic[T]):
     message: Message
     """The request without its payloads."""
     payloads: Payloads
-    parse: Callable[[bytes], T]
-    """Serialized reply -> result."""
+    parse: Callable[[bytes, Places], T]
+    """Serialized reply, and the places that the request names for its tensors -> result."""
     results_bytes: tuple[int, ...] = ()
     """Of each tensor of the reply, as far as the request tells; a server may see it otherwise."""
 
@@ -79,12 +76,6 @@ class Call(Generic[T]):
     def request(self) -> bytes:
         """The serialized request."""
         return join(self.message.SerializeToString(), self.payloads)
-
-    @property
-    def fits_frames(self) -> bool:
-        """Whether request and reply are small enough for frames of the local transport."""
-        operands_bytes = sum(map(len, self.payloads))
-        return max(operands_bytes, sum(self.results_bytes)) <= MAX_FRAMED_BYTES
 
 
 def warp(
@@ -211,14 +202,35 @@ def _call(
     result: Callable[[M, Payloads], T],
     results_bytes: Iterable[int] = (),
 ) -> Call[T]:
-    def parse(message: bytes) -> T:
+    def parse(message: bytes, places: Places = ()) -> T:
         try:
             envelope, received = split(message)
-            return result(reply_kind.FromString(envelope), received)
+            reply = reply_kind.FromString(envelope)
+            _take_up(reply, received, places)
+            return result(reply, received)
         except (WireFormatError, DecodeError) as error:
             raise ProtocolMismatchError(f"{method}: expected its reply, got {error}.") from error
 
     return Call(METHOD_PREFIX + method, request, payloads, parse, tuple(results_bytes))
+
+
+def tensors_of(message: Message) -> Iterator[tensor_pb2.Tensor]:
+    """The tensors of a request or a reply, in the order of their fields."""
+    for _, value in message.ListFields():
+        if isinstance(value, tensor_pb2.Tensor):
+            yield value
+        elif isinstance(value, Message):
+            yield from tensors_of(value)
+
+
+def _take_up(reply: Message, received: Payloads, places: Places) -> None:
+    """Makes payloads of the tensors of a reply that lie where the request wanted them."""
+    if not any(place is not None for place in places):
+        return
+    for tensor, place in zip(tensors_of(reply), places, strict=True):
+        if tensor.WhichOneof("source") == "arena" and place is not None:
+            received.append(place.data[: tensor.arena.byte_count])
+            tensor.payload = len(received) - 1
 
 
 def _size_bytes(tensor: tensor_pb2.Tensor) -> int:

@@ -61,6 +61,11 @@ class CallError(grpc.RpcError):
         """The message for people."""
         return self._status.message
 
+    @property
+    def is_about_arenas(self) -> bool:
+        """Whether the server has forgotten the arena that a tensor lies in."""
+        return self.code() is grpc.StatusCode.NOT_FOUND
+
     def trailing_metadata(self) -> Any:
         """The details for programs, where gRPC has them."""
         return (("grpc-status-details-bin", self._status.SerializeToString()),)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from stn_client._arenas import Pool
 from stn_client._ttrpc import (
     CONNECT_S,
     SOCKET,
@@ -20,9 +22,14 @@ from stn_proto.ttrpc import ClientConnection, FrameError
 
 
 class Connection(asyncio.Protocol):
-    """Calls of any tasks of one event loop on one socket."""
+    """Calls of any tasks of one event loop on one socket.
 
-    def __init__(self) -> None:
+    Attributes:
+        pool: Memory that the server sees, too.
+    """
+
+    def __init__(self, folder: Path, metadata: Callable[[], Metadata]) -> None:
+        self.pool = Pool(folder, metadata)
         self._loop = asyncio.get_running_loop()
         self._frames = ClientConnection()
         self._waiting: dict[int, tuple[asyncio.Future[bytes | None], object]] = {}
@@ -31,7 +38,7 @@ class Connection(asyncio.Protocol):
         self.is_lost = False
 
     @classmethod
-    async def open(cls, folder: Path) -> Connection:
+    async def open(cls, folder: Path, metadata: Callable[[], Metadata]) -> Connection:
         """Connects to the socket in a folder.
 
         Raises:
@@ -39,7 +46,9 @@ class Connection(asyncio.Protocol):
         """
         async with asyncio.timeout(CONNECT_S):
             loop = asyncio.get_running_loop()
-            _, protocol = await loop.create_unix_connection(cls, str(folder / SOCKET))
+            _, protocol = await loop.create_unix_connection(
+                lambda: cls(folder, metadata), str(folder / SOCKET)
+            )
         return protocol
 
     async def call(
@@ -63,6 +72,7 @@ class Connection(asyncio.Protocol):
         """Ends the connection; calls under way have no answer."""
         self.connection_lost()
         self._transport.abort()
+        self.pool.close()
 
     def abandon(self) -> None:
         """As `_ttrpc_threads.Connection.abandon`."""

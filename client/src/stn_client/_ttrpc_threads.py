@@ -11,11 +11,13 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from stn_client._arenas import Pool
 from stn_client._ttrpc import (
     CONNECT_S,
     SOCKET,
@@ -53,6 +55,10 @@ class Connection:
 
     Args:
         folder: Where the socket is.
+        metadata: Says who asks for arenas.
+
+    Attributes:
+        pool: Memory that the server sees, too.
 
     Raises:
         OSError: Nobody listens there.
@@ -60,7 +66,7 @@ class Connection:
     Concurrency: thread-safe.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, metadata: Callable[[], Metadata]) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._socket.settimeout(CONNECT_S)
@@ -69,6 +75,7 @@ class Connection:
         except OSError:
             self._socket.close()
             raise
+        self.pool = Pool(folder, metadata)
         self._frames = ClientConnection()
         self._sending, self._reading = threading.Lock(), threading.Lock()
         self._readable, self._writable = select.poll(), select.poll()
@@ -116,6 +123,7 @@ class Connection:
         """Ends the connection; calls under way have no answer."""
         self._lose()
         self._socket.close()
+        self.pool.close()
 
     def abandon(self) -> None:
         """Lets go of the connection in a process that has it from its parent, who goes on."""

@@ -33,7 +33,7 @@ from stn_server.faults import Seam, no_fault
 from stn_server.info import ServerInfo, backend_on
 from stn_server.lifecycle import Shutdown
 from stn_server.listening import listen_tcp, listen_unix
-from stn_server.local.calls import Router
+from stn_server.local.arenas import Arenas
 from stn_server.local.transport import LocalTransport
 from stn_server.log import log
 from stn_server.memory import relax_collector, resident_bytes, retain_freed_memory
@@ -206,6 +206,8 @@ class Server:
         limits = self._config.limits
         translator = self._tracing.translator(limits) if self._tracing else Translator(limits)
         admitted_bytes = self._config.batching.max_admitted_bytes
+        arenas = Arenas(self._config.local)
+        self._metrics.watch_arenas(arenas)
         self._servicer = Servicer(
             translator,
             self.batcher,
@@ -214,15 +216,15 @@ class Server:
             info.message,
             seam,
             certified=bool(self._config.tls.client_ca),
+            arenas=arenas if self._config.local.dir else None,
         )
         interceptors = tuple(self._interceptors())
         handlers, refuse_unknown = self._servicer.handlers(), self._servicer.refuse_unknown()
         config = self._config
-        self._local = config.local.dir and LocalTransport(
-            config.local,
-            config.limits,
-            Router((handlers, refuse_unknown), interceptors),
-            self._servicer.refusing,
+        self._local = (
+            LocalTransport(config.local, limits, self._servicer, arenas, interceptors)
+            if config.local.dir
+            else None
         )
         server = grpc.aio.server(interceptors=interceptors, options=grpc_options(self._config))
         server.add_generic_rpc_handlers((handlers,))

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import grpc
@@ -25,6 +26,7 @@ from stn_server.batching.work import Finished, Operation
 from stn_server.caller import REQUEST_ID, Caller, caller_of, request_id_of
 from stn_server.errors import RefusedError, UnknownMethodError
 from stn_server.faults import Point, Seam, no_fault
+from stn_server.local.arenas import Arenas
 from stn_server.log import log
 from stn_server.metrics import OTHER_METHOD, Metrics
 from stn_server.quota import Quotas
@@ -54,7 +56,7 @@ def logged_as(path: str) -> str:
     return path[:MAX_PATH_CHARS] if label == OTHER_METHOD else label
 
 
-class _Call(NamedTuple):
+class ServiceCall(NamedTuple):
     """What of a call matters to what computes it."""
 
     context: Context
@@ -63,7 +65,7 @@ class _Call(NamedTuple):
     """Instant of the batcher's clock."""
 
 
-Method = Callable[[_Call], Awaitable[bytes]]
+Method = Callable[[ServiceCall], Awaitable[bytes]]
 """A call -> its serialized reply."""
 
 Handler = Callable[[Any, Context], Awaitable[bytes]]
@@ -98,7 +100,9 @@ class Servicer:
         seam: Seam = no_fault,
         *,
         certified: bool = True,
+        arenas: Arenas | None = None,
     ) -> None:
+        self._arenas = arenas
         self._seam = seam
         self._certified = certified
         self._translator = translator
@@ -121,7 +125,7 @@ class Servicer:
             SERVICE,
             {
                 name: grpc.stream_unary_rpc_method_handler(
-                    self._guarded(f"/{SERVICE}/{name}", method)
+                    self.guarded(f"/{SERVICE}/{name}", method)
                 )
                 for name, method in self._methods.items()
             },
@@ -134,23 +138,24 @@ class Servicer:
     def refusing(self, error: Exception, path: str = "/") -> Handler:
         """A method that ends every call with this error."""
 
-        async def refuse(_call: _Call) -> bytes:
+        async def refuse(_call: ServiceCall) -> bytes:
             raise error
 
-        return self._guarded(path, refuse)
+        return self.guarded(path, refuse)
 
     async def idle(self) -> None:
         """Returns when the reply of every call has left."""
         await self._idle.wait()
 
     def _compute(self, operation: Operation) -> Method:
-        async def method(call: _Call) -> bytes:
+        async def method(call: ServiceCall) -> bytes:
             context, caller = call.context, call.caller
             declared = declared_bytes(context)
             with self._quotas.admit(caller, declared or 0) as resize:
                 message, place = await self._receiver.receive(context, caller.name, declared)
                 self._seam(Point.DECODE)
-                request = self._translator.decode(operation, message)
+                find = None if self._arenas is None else partial(self._arenas.find, caller.name)
+                request = self._translator.decode(operation, message, find)
                 self._metrics.payload_moved("received", caller.transport, len(message))
                 resize(request.cost.size_bytes)
                 reply: bytes = await self._batcher.submit(
@@ -172,11 +177,11 @@ class Servicer:
         self._seam(Point.ENCODE)
         return request.encode(finished)
 
-    async def _get_server_info(self, _call: _Call) -> bytes:
+    async def _get_server_info(self, _call: ServiceCall) -> bytes:
         """Whatever the message says; it is not even read."""
         return self._server_info()
 
-    def _guarded(self, path: str, method: Method) -> Handler:
+    def guarded(self, path: str, method: Method) -> Handler:
         """A method whose every end is counted, logged and mapped to a status."""
         label, name = label_of(path), logged_as(path)
 
@@ -186,7 +191,7 @@ class Servicer:
             caller = caller_of(context, certified=self._certified)
             code = grpc.StatusCode.OK
             try:
-                return await method(_Call(context, caller, deadline))
+                return await method(ServiceCall(context, caller, deadline))
             except asyncio.CancelledError as error:
                 code = self._code_of_end(error, deadline)
                 if isinstance(error, LostMessageError):

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -37,6 +37,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from stn_server.batching.batcher import Batcher
 from stn_server.batching.work import Batch, Finished, Operation
 from stn_server.caller import Context, given_request_id
+from stn_server.local.arenas import Find
 from stn_server.metrics import OTHER_METHOD
 from stn_server.servicer import label_of
 from stn_server.translate import Request, Translator
@@ -187,15 +188,15 @@ class _TracedTranslator(Translator):
         super().__init__(*parts, **options)
         self._tracer = tracer
 
-    def decode(self, operation: Operation, message: bytes) -> Request:
+    def decode(self, operation: Operation, message: bytes, find: Find | None = None) -> Request:
         with self._tracer.start_as_current_span("decode", record_exception=False):
-            request = super().decode(operation, message)
-        return _TracedRequest(request.job, request.template, self._tracer)
+            request = super().decode(operation, message, find)
+        return _TracedRequest(request.job, request.template, request.locations, tracer=self._tracer)
 
 
 @dataclass(slots=True, eq=False)
 class _TracedRequest(Request):
-    tracer: trace.Tracer
+    tracer: trace.Tracer = field(kw_only=True)
 
     def encode(self, finished: Finished) -> bytes:
         # Not `super()`: a dataclass with slots is another class than the one that `super` knows.

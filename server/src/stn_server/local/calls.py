@@ -1,25 +1,43 @@
-"""One call by ttrpc, as the methods of the service see it, and how its method is found.
+"""Calls by ttrpc: how a frame becomes one, how its method is found, what that sees, and the answer.
 
 Methods, interceptors, errors and metrics are those of gRPC: `Call` has what they want of a context.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
+import socket
+import struct
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn, cast
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import RequestInfo
 
+from stn_proto import WireFormatError
 from stn_proto.metadata import MESSAGE_BYTES
-from stn_proto.ttrpc import Response, Status
-from stn_server.caller import REQUEST_ID
+from stn_proto.ttrpc import MAX_DATA_BYTES, Frame, OversizedFrame, Request, Response, Status
+from stn_server.caller import LOCAL, REQUEST_ID
+from stn_server.errors import MessageTooLargeError, ResultTooLargeError
 from stn_server.servicer import Handler
+from stn_server.status import answer_to
 
 DETAILS = "grpc-status-details-bin"
+
+MAX_METADATA = 64
+"""Entries of a call; its id, its token and its trace are three."""
+
+NANO = 1e-9
+
+_CREDENTIALS = struct.Struct("3i")
+"""`struct ucred` of the system: process, user, group."""
+
+Refuse = Callable[[Exception], Handler]
+"""Makes a method that ends every call with this error."""
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
@@ -140,7 +158,7 @@ class Call:
         """
         given = dict(trailing_metadata)
         self._code = code
-        self.status = status_of(code, message)
+        self.status = Status(code=code.value[0], message=message)
         if DETAILS in given:
             self.status = Status.FromString(cast("bytes", given[DETAILS]))
         if REQUEST_ID in given:
@@ -148,11 +166,101 @@ class Call:
         raise AbortedError
 
 
-def status_of(code: grpc.StatusCode, message: str) -> Status:
-    """A status without details."""
-    return Status(code=code.value[0], message=message)
+class Asked(NamedTuple):
+    """What a frame asks for."""
+
+    call: Call
+    details: Details
+    refusing: Handler | None
+    """A method that refuses the call, whatever its details; None: they find one."""
 
 
-def response_of(status: Status) -> bytes:
-    """A serialized response without a reply."""
-    return Response(status=status).SerializeToString()
+class Answerer:
+    """Answers frames.
+
+    Args:
+        router: Finds methods.
+        refuse: Makes methods for calls that name none.
+    """
+
+    def __init__(self, router: Router, refuse: Refuse) -> None:
+        self._router = router
+        self._refuse = refuse
+
+    def read(self, frame: Frame | OversizedFrame, peer: str, kind: type[Call] = Call) -> Asked:
+        """What a frame asks for, which may be nothing that makes sense.
+
+        Args:
+            frame: As it came in.
+            peer: Who is at the other end.
+            kind: Of the call.
+        """
+        try:
+            request = _request_of(frame)
+        except (MessageTooLargeError, WireFormatError) as error:
+            return Asked(kind(b"", (), peer), Details("/", ()), self._refuse(error))
+        metadata = [(entry.key, entry.value) for entry in request.metadata]
+        timeout_s = request.timeout_nano * NANO
+        deadline = time.monotonic() + timeout_s if timeout_s else math.inf
+        call = kind(request.payload, metadata, peer, deadline)
+        path = f"/{request.service}/{request.method}"
+        return Asked(call, Details(path, call.invocation_metadata()), None)
+
+    async def answer(self, asked: Asked) -> bytes:
+        """A serialized response, whatever becomes of the call.
+
+        Concurrency:
+            Cancellation: of a call whose deadline has passed is answered, of others goes on.
+        """
+        call: Any = asked.call
+        try:
+            method = asked.refusing or await self._router.find(asked.details)
+            response = Response(payload=await method(None, call)).SerializeToString()
+            if len(response) > MAX_DATA_BYTES:
+                await _refuse_reply(call, len(response))
+        except AbortedError:
+            return Response(status=call.status).SerializeToString()
+        except asyncio.CancelledError:
+            if time.monotonic() < call.deadline:
+                raise
+            return Response(status=_late()).SerializeToString()
+        return response
+
+
+def peer_of(connected: socket.socket) -> str:
+    """The user at the other end of a unix socket, as `caller` reads it."""
+    found = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _process, user, _group = _CREDENTIALS.unpack(found)
+    return f"{LOCAL}:uid-{user}"
+
+
+def _request_of(frame: Frame | OversizedFrame) -> Request:
+    """What a frame asks for.
+
+    Raises:
+        MessageTooLargeError: It is longer than a frame may be.
+        WireFormatError: It is no request, or one with too much around its message.
+    """
+    if isinstance(frame, OversizedFrame):
+        raise MessageTooLargeError("message", MAX_DATA_BYTES, frame.size_bytes, "bytes")
+    try:
+        request = Request.FromString(frame.data)
+    except DecodeError as error:
+        raise WireFormatError("message", "a serialized ttrpc.Request", "other bytes") from error
+    if len(request.metadata) > MAX_METADATA:
+        entries = str(len(request.metadata))
+        raise WireFormatError("metadata", f"at most {MAX_METADATA} entries", entries)
+    return request
+
+
+async def _refuse_reply(call: Call, size_bytes: int) -> None:
+    """Aborts a call whose reply no frame can take."""
+    error = ResultTooLargeError("message", MAX_DATA_BYTES, size_bytes, "bytes of reply")
+    answer = answer_to(error, "")
+    await call.abort(answer.code, answer.message, answer.metadata())
+
+
+def _late() -> Status:
+    """As gRPC says it."""
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    return Status(code=code.value[0], message="Deadline Exceeded")

@@ -13,55 +13,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import socket
-import struct
-import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
-import grpc
-from google.protobuf.message import DecodeError
-
-from stn_proto import WireFormatError, ttrpc
+from stn_proto import ttrpc
 from stn_proto.ttrpc import FrameError, OversizedFrame, ServerConnection
-from stn_server.caller import LOCAL
 from stn_server.config import LimitsConfig
-from stn_server.errors import MessageTooLargeError, ResultTooLargeError
-from stn_server.local.calls import (
-    AbortedError,
-    Call,
-    Details,
-    Router,
-    response_of,
-    status_of,
-)
+from stn_server.local.calls import Answerer, Asked, Call, peer_of
 from stn_server.log import log
-from stn_server.servicer import Handler
-from stn_server.status import answer_to
-
-MAX_METADATA = 64
-"""Entries of a call; its id, its token and its trace are three."""
 
 UNSENT_BYTES = 64 * 1024
 """Of replies that nobody reads yet, before calls count as not over."""
-
-NANO = 1e-9
-
-Refuse = Callable[[Exception], Handler]
-"""Makes a method that ends every call with this error."""
-
-_CREDENTIALS = struct.Struct("3i")
-"""`struct ucred` of the system: process, user, group."""
 
 
 class Connection(asyncio.Protocol):
     """The server's end of one connection.
 
     Args:
-        router: Finds methods.
-        refuse: Makes those of calls that name none.
+        answerer: Answers calls.
         limits: Of a connection.
         connections: Has this as long as it is open.
 
@@ -69,10 +38,9 @@ class Connection(asyncio.Protocol):
     """
 
     def __init__(
-        self, router: Router, refuse: Refuse, limits: LimitsConfig, connections: set[Connection]
+        self, answerer: Answerer, limits: LimitsConfig, connections: set[Connection]
     ) -> None:
-        self._router = router
-        self._refuse = refuse
+        self._answerer = answerer
         self._limits = limits
         self._connections = connections
         self._loop = asyncio.get_running_loop()
@@ -147,35 +115,20 @@ class Connection(asyncio.Protocol):
 
     def _begin(self, frame: ttrpc.Frame | OversizedFrame) -> None:
         """Lets a task answer a call."""
-        call, details, refusing = self._read(frame)
+        asked = self._answerer.read(frame, self._peer)
         self._in_flight += 1
-        task = self._loop.create_task(self._answer(frame.stream_id, call, details, refusing))
+        task = self._loop.create_task(self._answer(frame.stream_id, asked))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        remaining_s = call.time_remaining()
+        remaining_s = asked.call.time_remaining()
         if remaining_s is not None:
             expiry = self._loop.call_later(remaining_s, task.cancel)
             task.add_done_callback(lambda _task: expiry.cancel())
 
-    def _read(self, frame: ttrpc.Frame | OversizedFrame) -> tuple[Call, Details, Handler | None]:
-        """The call of a frame, how to find its method, or one that refuses it."""
+    async def _answer(self, stream_id: int, asked: Asked) -> None:
+        call, response = asked.call, None
         try:
-            request = _request_of(frame)
-        except (MessageTooLargeError, WireFormatError) as error:
-            return Call(b"", (), self._peer), Details("/", ()), self._refuse(error)
-        metadata = [(entry.key, entry.value) for entry in request.metadata]
-        timeout_s = request.timeout_nano * NANO
-        deadline = time.monotonic() + timeout_s if timeout_s else math.inf
-        call = Call(request.payload, metadata, self._peer, deadline)
-        path = f"/{request.service}/{request.method}"
-        return call, Details(path, call.invocation_metadata()), None
-
-    async def _answer(
-        self, stream_id: int, call: Call, details: Details, refusing: Handler | None
-    ) -> None:
-        response = None
-        try:
-            response = await self._response(call, details, refusing)
+            response = await self._answerer.answer(asked)
         finally:
             if response is None or self._transport.is_closing():
                 self._finish(call)
@@ -185,22 +138,6 @@ class Connection(asyncio.Protocol):
                     self._leaving.append(call)
                 else:
                     self._finish(call)
-
-    async def _response(self, call: Call, details: Details, refusing: Handler | None) -> bytes:
-        """A serialized response, whatever becomes of the call."""
-        context: Any = call
-        try:
-            method = refusing or await self._router.find(details)
-            response = ttrpc.Response(payload=await method(None, context)).SerializeToString()
-            if len(response) > ttrpc.MAX_DATA_BYTES:
-                await _refuse_reply(call, len(response))
-        except AbortedError:
-            return response_of(cast("ttrpc.Status", call.status))
-        except asyncio.CancelledError:
-            if self._transport.is_closing() or time.monotonic() < call.deadline:
-                raise
-            return response_of(status_of(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"))
-        return response
 
     def _finish(self, call: Call) -> None:
         """A call is over."""
@@ -221,36 +158,3 @@ class Connection(asyncio.Protocol):
         reason = f"expected a whole frame within {self._limits.upload_s:g} s, got a part"
         log(logging.INFO, "connection ended", caller=self._peer, reason=reason)
         self._transport.abort()
-
-
-def peer_of(connected: socket.socket) -> str:
-    """The user at the other end of a unix socket, as `caller` reads it."""
-    found = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _process, user, _group = _CREDENTIALS.unpack(found)
-    return f"{LOCAL}:uid-{user}"
-
-
-def _request_of(frame: ttrpc.Frame | OversizedFrame) -> ttrpc.Request:
-    """What a frame asks for.
-
-    Raises:
-        MessageTooLargeError: It is longer than a frame may be.
-        WireFormatError: It is no request, or one with too much around its message.
-    """
-    if isinstance(frame, OversizedFrame):
-        raise MessageTooLargeError("message", ttrpc.MAX_DATA_BYTES, frame.size_bytes, "bytes")
-    try:
-        request = ttrpc.Request.FromString(frame.data)
-    except DecodeError as error:
-        raise WireFormatError("message", "a serialized ttrpc.Request", "other bytes") from error
-    if len(request.metadata) > MAX_METADATA:
-        entries = str(len(request.metadata))
-        raise WireFormatError("metadata", f"at most {MAX_METADATA} entries", entries)
-    return request
-
-
-async def _refuse_reply(call: Call, size_bytes: int) -> None:
-    """Aborts a call whose reply no frame can take."""
-    error = ResultTooLargeError("message", ttrpc.MAX_DATA_BYTES, size_bytes, "bytes of reply")
-    answer = answer_to(error, "")
-    await call.abort(answer.code, answer.message, answer.metadata())

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import grpc.aio
+
 from stn_server.config import LimitsConfig, LocalConfig
 from stn_server.listening import listen_unix
-from stn_server.local.calls import Router
-from stn_server.local.connection import Connection, Refuse
+from stn_server.local.arenas import Arenas
+from stn_server.local.calls import Answerer, Router
+from stn_server.local.connection import Connection
+from stn_server.local.leases import ArenaService, Leases
+from stn_server.servicer import Servicer
 
-CALLS_SOCKET = "ttrpc.sock"
+CALLS_SOCKET, ARENAS_SOCKET = "ttrpc.sock", "arenas.sock"
 
 BACKLOG = 128
 
@@ -23,19 +29,28 @@ class LocalTransport:
     Args:
         config: In which folder.
         limits: Of a connection.
-        router: Finds methods.
-        refuse: Makes methods for calls that name none.
+        servicer: Whose methods it takes calls of.
+        arenas: Where arenas are kept.
+        interceptors: Stand before every method.
 
     Concurrency: belongs to one event loop.
     """
 
     def __init__(
-        self, config: LocalConfig, limits: LimitsConfig, router: Router, refuse: Refuse
+        self,
+        config: LocalConfig,
+        limits: LimitsConfig,
+        servicer: Servicer,
+        arenas: Arenas,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     ) -> None:
         self._config = config
         self._limits = limits
-        self._router = router
-        self._refuse = refuse
+        handlers = servicer.handlers(), servicer.refuse_unknown()
+        self._answerer = Answerer(Router(handlers, interceptors), servicer.refusing)
+        of_arenas = ArenaService(arenas, servicer), servicer.refuse_unknown()
+        giver = Answerer(Router(of_arenas, interceptors), servicer.refusing)
+        self._leases = Leases(arenas, giver, limits)
         self._connections: set[Connection] = set()
         self._sockets: list[_Listener] = []
         self._servers: list[asyncio.Server] = []
@@ -46,21 +61,23 @@ class LocalTransport:
         Raises:
             ConfigError: A socket cannot be made in the folder.
         """
-        listener = self._listener(CALLS_SOCKET)
+        calls = self._listener(CALLS_SOCKET)
         loop = asyncio.get_running_loop()
-        self._servers.append(await loop.create_unix_server(self._connection, sock=listener.socket))
+        self._servers.append(await loop.create_unix_server(self._connection, sock=calls.socket))
+        self._leases.serve(self._listener(ARENAS_SOCKET).socket)
 
     def stop(self) -> None:
-        """Ends all connections and removes the sockets."""
+        """Ends all connections and leases, and removes the sockets."""
         for server in self._servers:
             server.close()
         for connection in list(self._connections):
             connection.abort()
+        self._leases.stop()
         for listener in self._sockets:
             listener.remove()
 
     def _connection(self) -> Connection:
-        return Connection(self._router, self._refuse, self._limits, self._connections)
+        return Connection(self._answerer, self._limits, self._connections)
 
     def _listener(self, name: str) -> _Listener:
         listener = _Listener(Path(self._config.dir) / name)
