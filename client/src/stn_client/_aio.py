@@ -56,8 +56,8 @@ class AsyncClient(BaseClient):
         max_in_flight: Calls that are under way at the same time; more wait here, in the order
             they came in.
         local: Whether to take the server's local transport, which is faster, where the target is
-            an address of this host and the server has one that can be reached; else, and
-            whenever it is lost, calls go by gRPC.
+            an address of this host without TLS and the server has one that can be reached; else,
+            and whenever it is lost, calls go by gRPC.
 
     Raises:
         InvalidRequestError: An argument breaks a rule, a file cannot be read or is no PEM, or the

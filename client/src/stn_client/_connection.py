@@ -132,7 +132,8 @@ class BaseClient(ABC):
         self._open = True
         self._name = register(self)
         self._outage = Outage(target)
-        self._is_local_wanted = local
+        # Whoever asks for TLS wants the names that it proves, of both sides.
+        self._is_local_wanted = local and tls is None
         self._disconnect()
         self._inner = {"_inner", *vars(self)} - of_subclass
 

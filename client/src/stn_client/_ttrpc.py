@@ -37,6 +37,9 @@ CONNECT_S = 1.0
 MIN_PAUSE_S, MAX_PAUSE_S = 1.0, 60.0
 """Between attempts to find one: twice as long after each that fails."""
 
+MAX_WAIT_S = 1e6
+"""At a time: what `poll` can count, in milliseconds."""
+
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 Metadata = Iterable[tuple[str, str]]
@@ -186,7 +189,7 @@ def is_one_server_here(target: str) -> bool:
 
 
 def milliseconds_until(deadline_s: float | None) -> float | None:
-    """What is left until an instant of `time.monotonic`; None: any.
+    """What is left until an instant of `time.monotonic`, or a part of it; None: any.
 
     Raises:
         CallError: Nothing.
@@ -196,4 +199,4 @@ def milliseconds_until(deadline_s: float | None) -> float | None:
     left_s = deadline_s - time.monotonic()
     if left_s <= 0:
         raise no_answer_in_time()
-    return left_s * 1e3
+    return min(left_s, MAX_WAIT_S) * 1e3

@@ -109,8 +109,13 @@ class Connection:
         deadline_s = None if timeout is None else time.monotonic() + timeout
         data = request_of(path, message, timeout, metadata)
         waiter = _Waiter(held)
-        with self._sending:
+        left_ms = milliseconds_until(deadline_s)
+        if not self._sending.acquire(timeout=-1 if left_ms is None else left_ms / 1e3):
+            raise no_answer_in_time()
+        try:
             self._begin(data, waiter, deadline_s)
+        finally:
+            self._sending.release()
         try:
             self._wait(waiter, deadline_s)
         finally:

@@ -17,6 +17,9 @@ from typing import IO, Any, ClassVar, Self
 
 from stn_client._errors import invalid
 
+MAX_FOLDER_BYTES = 64
+"""Of the folder for temporary files, so that a path of a unix socket below it is short enough."""
+
 ANY_PORTS = ("--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0")
 
 
@@ -50,7 +53,7 @@ class LocalServer:
                 raise invalid("arguments", f"expected flags of stn-server, got {argument!r}.")
         command, flags = _command(), ["--lifecycle-end-with-stdin=true", *ANY_PORTS]
         with _sink(log) as stderr:
-            self._folder = tempfile.mkdtemp(prefix="stn-")
+            self._folder = _folder()
             self._lifeline = _Lifeline()
             try:
                 self.process = subprocess.Popen(
@@ -146,6 +149,13 @@ def _command() -> str:
             "In the checkout: pip install ./proto ./stn_engine ./server"
         )
     return found
+
+
+def _folder() -> str:
+    """A new folder for unix sockets, whose paths cannot be long."""
+    usual = tempfile.gettempdir()
+    is_short = len(os.fsencode(usual)) <= MAX_FOLDER_BYTES
+    return tempfile.mkdtemp(prefix="stn-", dir=usual if is_short else "/tmp")  # noqa: S108
 
 
 def _sink(log: Path | str | None) -> IO[bytes]:
