@@ -21,10 +21,11 @@ import grpc
 import grpc.aio
 import uvloop
 
-from stn_server.app import Server, grpc_options
+from stn_server.app import build, grpc_options
 from stn_server.config import ServerConfig
 from stn_server.memory import relax_collector, retain_freed_memory
-from stn_server.servicer import SERVICE
+from stn_server.server import Server
+from stn_server.service import SERVICE
 from support.fakes import feature_maps
 
 LAUNCH_S = 2e-3
@@ -34,7 +35,7 @@ CONFIG = ServerConfig(listen=("127.0.0.1:0",), metrics_listen="")
 class NullRunner:
     """Computes nothing: every output is the feature map."""
 
-    def at_once(self, batch):
+    def run_inline(self, batch):
         return feature_maps(batch)
 
     async def run(self, batch):
@@ -50,7 +51,7 @@ class Device(NullRunner):
     def __init__(self, launch_s):
         self._launch_s = launch_s
 
-    def at_once(self, _batch):
+    def run_inline(self, _batch):
         return None
 
     async def run(self, batch):
@@ -86,7 +87,7 @@ async def serve_device() -> None:
 
 async def serve(runner, config: ServerConfig = CONFIG) -> None:
     """The service around a runner, until it is killed."""
-    server = Server(config, runner=runner)
+    server = Server(build(config, runner))
     await announce((await server.start()).targets[0])
 
 

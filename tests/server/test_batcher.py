@@ -16,9 +16,9 @@ from stn_server.errors import (
     DrainingError,
     OverloadedError,
 )
-from stn_server.faults import Point
+from stn_server.events import Listener, Stage
 from support.clock import run_in_virtual_time
-from support.fakes import FakeContext, FakeRunner, PromptRunner, RecordingObserver, echo
+from support.fakes import FakeContext, FakeRunner, PromptRunner, Recorder, echo
 from support.harness import (
     as_facts,
     assert_nothing_left,
@@ -139,8 +139,8 @@ async def test_the_server_works_on_after_a_failed_batch():
 @in_virtual_time
 async def test_a_cancelled_call_that_waits_is_never_run():
     """It is removed, counted and its bytes are given back at once."""
-    runner, observer = FakeRunner(held=True), RecordingObserver()
-    batcher = make_batcher(runner, observer)
+    runner, recorder = FakeRunner(held=True), Recorder()
+    batcher = make_batcher(runner, recorder)
     busy = await occupied(runner, batcher)
     gone, stays = await start(batcher, "gone", "stays")
     held = batcher.statistics
@@ -150,15 +150,15 @@ async def test_a_cancelled_call_that_waits_is_never_run():
     runner.release_all()
     assert [(await task).result for task in (busy, stays)] == ["busy", "stays"]
     assert runner.batches == [["busy"], ["stays"]]
-    assert observer.abandoned == 1
+    assert recorder.abandoned == 1
     assert_nothing_left(batcher)
 
 
 @in_virtual_time
 async def test_a_cancelled_call_that_runs_disturbs_nobody():
     """Its result is dropped, its neighbours are answered, and drain waits for the device."""
-    runner, observer = FakeRunner(held=True), RecordingObserver()
-    batcher = make_batcher(runner, observer)
+    runner, recorder = FakeRunner(held=True), Recorder()
+    batcher = make_batcher(runner, recorder)
     busy = await occupied(runner, batcher)
     gone, stays = await start(batcher, "gone", "stays")
     runner.release()
@@ -170,7 +170,7 @@ async def test_a_cancelled_call_that_runs_disturbs_nobody():
     assert (await stays).result == "stays"
     await asyncio.gather(busy, draining)
     assert runner.batches == [["busy"], ["gone", "stays"]]
-    assert observer.abandoned == 0
+    assert recorder.abandoned == 0
     assert_nothing_left(batcher)
 
 
@@ -191,8 +191,8 @@ async def test_drain_waits_for_a_batch_that_nobody_waits_for():
 @in_virtual_time
 async def test_a_deadline_ends_the_wait_at_its_instant():
     """Not when a device becomes free, and the item never runs."""
-    runner, observer = FakeRunner(held=True), RecordingObserver()
-    batcher = make_batcher(runner, observer)
+    runner, recorder = FakeRunner(held=True), Recorder()
+    batcher = make_batcher(runner, recorder)
     busy = await occupied(runner, batcher)
     with pytest.raises(DeadlineExceededError, match="expected a result in time, got none while"):
         await submit(batcher, "late", deadline=4.5)
@@ -200,7 +200,7 @@ async def test_a_deadline_ends_the_wait_at_its_instant():
     runner.release_all()
     await busy
     assert runner.batches == [["busy"]]
-    assert (observer.abandoned, batcher.statistics().abandoned_items) == (1, 1)
+    assert (recorder.abandoned, batcher.statistics().abandoned_items) == (1, 1)
     assert_nothing_left(batcher)
 
 
@@ -237,8 +237,8 @@ def test_what_exceeds_the_limits_is_refused_at_once(limits, facts, text):
     """The refusal says limit, actual and when to come again; it takes no place."""
 
     async def scenario():
-        runner, observer = FakeRunner(held=True), RecordingObserver()
-        batcher = make_batcher(runner, observer, **limits)
+        runner, recorder = FakeRunner(held=True), Recorder()
+        batcher = make_batcher(runner, recorder, **limits)
         busy = await occupied(runner, batcher)
         with pytest.raises(OverloadedError, match=text) as caught:
             await submit(batcher, "too much")
@@ -256,8 +256,8 @@ def test_what_exceeds_the_limits_is_refused_at_once(limits, facts, text):
 @in_virtual_time
 async def test_draining_refuses_new_calls_and_finishes_the_admitted_ones():
     """It returns when the last of them, queued or running, is answered."""
-    runner, observer = FakeRunner(held=True), RecordingObserver()
-    batcher = make_batcher(runner, observer)
+    runner, recorder = FakeRunner(held=True), Recorder()
+    batcher = make_batcher(runner, recorder)
     busy = await occupied(runner, batcher)
     (queued,) = await start(batcher, "queued", deadline=math.inf)
     draining = asyncio.create_task(batcher.drain())
@@ -328,14 +328,14 @@ def test_a_cancelled_runner_answers_its_waiters():
 @in_virtual_time
 async def test_what_takes_no_time_takes_no_turn_of_the_loop():
     """A batch that is not worth a task is answered before `submit` waits."""
-    observer = RecordingObserver()
-    batcher = make_batcher(PromptRunner(), observer)
+    recorder = Recorder()
+    batcher = make_batcher(PromptRunner(), recorder)
     asked = submit(batcher, "small")
     with pytest.raises(StopIteration) as stopped:
         asked.send(None)
     assert stopped.value.value == Finished("small", 0.0, 0.0, 1)
     assert_nothing_left(batcher)
-    assert observer.batches == [(1, [0.0], 0.0)]
+    assert recorder.batches == [(1, [0.0], 0.0)]
 
 
 @in_virtual_time
@@ -367,11 +367,11 @@ def test_what_fails_at_once_fails_as_a_batch(error, expected):
     run_in_virtual_time(scenario())
 
 
-def test_an_observer_that_fails_holds_nobody_up():
+def test_a_listener_that_fails_holds_nobody_up():
     """Waiters are answered before anybody else is told."""
 
-    class Failing(RecordingObserver):
-        def batch_finished(self, *told):
+    class Failing(Recorder):
+        def batch_ended(self, *told):
             raise RuntimeError(told)
 
     async def scenario():
@@ -552,13 +552,14 @@ async def test_a_policy_that_fails_answers_everybody():
 async def test_a_fault_at_the_door_is_its_callers_alone():
     """It leaves no trace."""
 
-    def seam(point):
-        assert point is Point.ADMIT
-        if faults:
-            raise faults.pop()
+    class Faults(Listener):
+        def reached(self, stage, calls):
+            assert (stage, calls) == (Stage.QUEUE, (None,))
+            if faults:
+                raise faults.pop()
 
     faults = [OSError("injected")]
-    batcher = make_batcher(FakeRunner(), seam=seam)
+    batcher = make_batcher(FakeRunner(), Faults())
     with pytest.raises(OSError, match="injected"):
         await submit(batcher, 1)
     assert (await submit(batcher, 2)).result == 2

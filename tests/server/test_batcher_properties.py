@@ -14,7 +14,7 @@ from stn_server.errors import (
     OverloadedError,
 )
 from support.clock import run_in_virtual_time
-from support.fakes import RecordingObserver, echo
+from support.fakes import Recorder, echo
 from support.harness import assert_nothing_left, make_batcher, outcome_of, submit
 
 CALLS = st.lists(
@@ -64,7 +64,7 @@ async def play(calls, batches, drain_at):
                 raise RuntimeError("broken")
             return echo(batch)
 
-        def at_once(self, batch):
+        def run_inline(self, batch):
             """Half of what takes no time is not worth a task."""
             if batch.items[0].number % 2:
                 return None
@@ -73,10 +73,10 @@ async def play(calls, batches, drain_at):
                 raise RuntimeError("broken")
             return echo(batch)
 
-    observer = RecordingObserver()
+    recorder = Recorder()
     batcher = make_batcher(
         ScriptedRunner(),
-        observer,
+        recorder,
         max_admitted_items=6,
         max_admitted_bytes=150,
     )
@@ -102,6 +102,6 @@ async def play(calls, batches, drain_at):
     assert counted + counts.refused_items >= len(calls) - len(never_begun)
     refused = [o for o in outcomes if isinstance(o, OverloadedError | DrainingError)]
     assert len(refused) == counts.refused_items
-    assert counts.abandoned_items == observer.abandoned
+    assert counts.abandoned_items == recorder.abandoned
     assert_nothing_left(batcher)
     return outcomes

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stn_server.caller import caller_of, presented_token
+from stn_server.grpc_transport import caller_of, presented_token
 from stn_server.tokens import UNLIMITED, Quota, Token
 from support.fakes import FakeContext
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stn_server.batching.cost_model import SHORTEST_S, CostModel
+from stn_server.batching.forecast import CostModel
 from stn_server.batching.work import Operation
+from stn_server.tuning import SHORTEST_S
 
 WARP, GRADIENTS = Operation.WARP, Operation.WARP_GRADIENTS
 

@@ -12,11 +12,18 @@ import stn_engine
 from stn_engine import raw
 from stn_engine.blocks import Block
 from stn_server.batching import devices
-from stn_server.batching.devices import Accelerator, DeviceMemory, Host, devices_of
-from stn_server.batching.runner import EngineRunner, Lanes
+from stn_server.batching.devices import (
+    Accelerator,
+    DeviceMemory,
+    EngineRunner,
+    Host,
+    Lanes,
+    devices_of,
+)
 from stn_server.batching.work import NOTHING, Batch, BatchKey, Operation, WorkItem
 from stn_server.config import ConfigError, ServerConfig
 from stn_server.errors import DeviceFullError, DeviceLostError
+from stn_server.events import Events, Listener
 from support.fakes import FakeRunner
 from support.memory import job_of
 
@@ -278,10 +285,15 @@ def test_lanes_share_a_queue():
 
     async def scenario():
         busy = []
+
+        class Busy(Listener):
+            def lane_freed(self, device, busy_s):
+                busy.append((device, busy_s >= 0))
+
         runners = [FakeRunner(held=True), FakeRunner(held=True)]
         lanes = Lanes(
             list(zip(("cuda:0", "cuda:1"), runners, strict=True)),
-            lambda name, duration_s: busy.append((name, duration_s >= 0)),
+            Events(Busy()),
         )
         tasks = [asyncio.create_task(lanes.run(make_batch())) for _ in range(2)]
         for runner in runners:

@@ -9,7 +9,7 @@ import pytest
 import stn_engine
 from stn_engine import dispatch
 from stn_proto.v1 import server_info_pb2, service_pb2, tensor_pb2, warp_pb2
-from stn_server.batching.roles import Statistics
+from stn_server.batching.batcher import Statistics
 from stn_server.config import BatchingConfig, ConfigError, LimitsConfig, ServerConfig
 from stn_server.info import ServerInfo
 

@@ -14,7 +14,6 @@ from google.rpc import error_details_pb2
 from stn_proto.ttrpc import Response
 from stn_proto.v1 import warp_pb2
 from stn_proto.v1.arena_pb2 import CreateArenaReply, CreateArenaRequest
-from stn_server.batching.runner import EngineRunner
 from stn_server.config import ConfigError, LimitsConfig, LocalConfig
 from stn_server.errors import ArenaNotFoundError
 from support.bad_requests import ramp, theta, warp_request
@@ -77,6 +76,10 @@ class Lease:
             os.close(self.descriptor)
             self.memory.close()
             self.memory = None
+
+
+def engine():
+    """The one that a server has by itself."""
 
 
 def blank_outputs():
@@ -165,7 +168,7 @@ def test_a_call_reads_and_writes_an_arena(tmp_path):
             assert (len(reply.payloads), reply.timing.batch_items) == (0, 1)
             assert reply.output.shape == by_payload.output.shape
 
-    run(scenario, EngineRunner, tmp_path)
+    run(scenario, engine, tmp_path)
 
 
 def test_some_results_may_lie_in_an_arena_and_others_not(tmp_path):
@@ -201,7 +204,7 @@ def test_some_results_may_lie_in_an_arena_and_others_not(tmp_path):
         reply = warp_pb2.WarpGradientsReply.FromString(response.payload)
         assert reply.payloads[reply.grad_transform.payload] == gradient.tobytes()
 
-    run(scenario, EngineRunner, tmp_path)
+    run(scenario, engine, tmp_path)
 
 
 def test_the_memory_is_sealed(tmp_path):
@@ -216,7 +219,7 @@ def test_the_memory_is_sealed(tmp_path):
             with pytest.raises(PermissionError, match="Operation not permitted"):
                 os.ftruncate(arena.descriptor, size)
 
-    run(scenario, EngineRunner, tmp_path)
+    run(scenario, engine, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +260,7 @@ def test_a_region_that_is_none_is_refused(tmp_path, changes, field):
         response = await plain.call("Warp", placed_request(arena).SerializeToString())
         assert not response.HasField("status"), response.status.message
 
-    run(scenario, EngineRunner, tmp_path)
+    run(scenario, engine, tmp_path)
 
 
 def test_a_plan_that_is_kept_checks_every_region_anew(tmp_path):
@@ -281,7 +284,7 @@ def test_a_plan_that_is_kept_checks_every_region_anew(tmp_path):
         response = await plain.call("Warp", foreign.SerializeToString())
         assert reason(response.status) == "ARENA_NOT_FOUND"
 
-    run(scenario, EngineRunner, tmp_path)
+    run(scenario, engine, tmp_path)
 
 
 @pytest.mark.parametrize("guess", [b"", bytes(15), bytes(17), b"\xff" * 16])
@@ -298,7 +301,7 @@ def test_guessed_ids_find_nothing(tmp_path, guess):
             expected = "ARENA_NOT_FOUND" if len(guess) == 16 else "INVALID_FIELD"
             assert reason(response.status) == expected
 
-    run(scenario, EngineRunner, tmp_path)
+    run(scenario, engine, tmp_path)
 
 
 def test_the_arena_of_another_caller_is_not_found(tmp_path):
@@ -315,7 +318,7 @@ def test_the_arena_of_another_caller_is_not_found(tmp_path):
             transport.arenas.find("uid-0", "x", arena.id)
         transport.arenas._of_callers["somebody else"] = arena.size_bytes
 
-    run(scenario, EngineRunner, tmp_path)
+    run(scenario, engine, tmp_path)
 
 
 def test_limits_of_arenas_hold(tmp_path):
@@ -346,7 +349,7 @@ def test_limits_of_arenas_hold(tmp_path):
         assert service.value("stn_refused_total", reason="ARENAS_FULL") == 3
 
     arena_limits = {"max_arenas": 2, "max_caller_arena_bytes": 4 * mmap.PAGESIZE}
-    run(scenario, EngineRunner, tmp_path, arena_limits=arena_limits)
+    run(scenario, engine, tmp_path, arena_limits=arena_limits)
 
 
 @pytest.mark.slow
@@ -367,7 +370,7 @@ def test_ten_thousand_arenas_are_not_given(tmp_path):
         assert transport.arenas.count == 8
         assert len(descriptors()) <= held + 2
 
-    run(scenario, EngineRunner, tmp_path, arena_limits={"max_arenas": 8})
+    run(scenario, engine, tmp_path, arena_limits={"max_arenas": 8})
 
 
 def test_an_arena_that_is_given_up_stays_until_its_batch_is_through(tmp_path):
@@ -451,7 +454,7 @@ def test_what_asks_for_no_arena_gets_none(tmp_path, sent):
         await lease()
 
     limits = LimitsConfig(upload_s=0.1)
-    run(scenario, EngineRunner, tmp_path, limits=limits)
+    run(scenario, engine, tmp_path, limits=limits)
 
 
 def test_what_comes_after_the_arena_ends_the_lease(tmp_path):
@@ -462,7 +465,7 @@ def test_what_comes_after_the_arena_ends_the_lease(tmp_path):
         arena.send(b"more")
         await transport.arenas.fall_to(0)
 
-    run(scenario, EngineRunner, tmp_path)
+    run(scenario, engine, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["max_arenas", "max_arena_bytes", "max_caller_arena_bytes"])

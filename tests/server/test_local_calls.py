@@ -13,7 +13,6 @@ from google.rpc.status_pb2 import Status
 
 from stn_proto.ttrpc import MAX_DATA_BYTES
 from stn_proto.v1 import warp_pb2
-from stn_server.batching.runner import EngineRunner
 from stn_server.config import ConfigError, LimitsConfig, LocalConfig
 from support.bad_requests import warp_request
 from support.fakes import FakeRunner, feature_maps
@@ -87,7 +86,7 @@ def test_a_reply_is_that_by_grpc(tmp_path):
         assert service.value("stn_payload_bytes_total", **moved) == len(MESSAGE)
         assert service.value("stn_requests_total", method="Warp", code="OK") == 2
 
-    run(scenario, EngineRunner(), tmp_path)
+    run(scenario, None, tmp_path)
 
 
 def test_an_error_is_that_by_grpc(tmp_path):
@@ -106,7 +105,7 @@ def test_an_error_is_that_by_grpc(tmp_path):
         assert told == request_id == "order-7"
         assert response.payload == b""
 
-    run(scenario, EngineRunner(), tmp_path)
+    run(scenario, None, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import math
 import re
 from datetime import datetime
 
@@ -10,15 +11,31 @@ import grpc
 import pytest
 from grpc._cython import cygrpc
 
-from stn_server.caller import request_id_of
+from stn_server.call import Caller
 from stn_server.config import LogConfig
 from stn_server.errors import DrainingError
-from stn_server.log import LOGGER, JsonFormatter, TextFormatter, configure, log
-from stn_server.servicer import _log_failure
+from stn_server.events import End
+from stn_server.grpc_transport import GrpcCall
+from stn_server.log import LOGGER, EventLog, JsonFormatter, TextFormatter, configure, log
 from stn_server.status import answer_to
 from support.fakes import FakeContext
 
 CORE = "grpc._cython.cygrpc"
+
+
+def call_with(metadata):
+    """A call of which only its metadata matters."""
+    return GrpcCall("Warp", "Warp", Caller("", "tcp"), math.inf, 0.0, FakeContext(metadata), None)
+
+
+def request_id_of(metadata):
+    return call_with(metadata).request_id
+
+
+def log_failure(error, request_id):
+    """Tells the log how a call has ended."""
+    answer = answer_to(error, request_id)
+    EventLog().call_failed(call_with(()), End(answer.code, 0.0, answer, error))
 
 
 @pytest.fixture
@@ -90,7 +107,7 @@ def test_a_text_record_reads_from_left_to_right(written):
 )
 def test_only_our_own_faults_have_a_traceback(error, has_traceback, written):
     """What the caller did is told in one short line."""
-    _log_failure(error, answer_to(error, "id-1"), method="Warp", request_id="id-1")
+    log_failure(error, "id-1")
     record = json.loads(written()[0])
     assert ("traceback" in record) == has_traceback
     assert (record["method"], record["request_id"]) == ("Warp", "id-1")
@@ -121,7 +138,7 @@ def test_the_configuration_chooses_form_and_level(form, formatter, root):
 @pytest.mark.parametrize("given", ["a", "Order_7.retry-2", "0" * 64])
 def test_a_harmless_request_id_is_kept(given):
     """So that the caller finds its call in our log."""
-    assert request_id_of(FakeContext([("other", "x"), ("x-request-id", given)])) == given
+    assert request_id_of([("other", "x"), ("x-request-id", given)]) == given
 
 
 @pytest.mark.parametrize(
@@ -131,13 +148,13 @@ def test_a_harmless_request_id_is_kept(given):
 )
 def test_a_hostile_request_id_is_replaced(given):
     """Raw strings of clients do not reach the log."""
-    assert_own_id(request_id_of(FakeContext([("x-request-id", given)])))
+    assert_own_id(request_id_of([("x-request-id", given)]))
 
 
 @pytest.mark.parametrize("metadata", [None, (), [("x-request", "a")]], ids=repr)
 def test_a_call_without_an_id_gets_one(metadata):
     """Never the same twice."""
-    first, second = (request_id_of(FakeContext(metadata)) for _ in range(2))
+    first, second = (request_id_of(metadata) for _ in range(2))
     assert_own_id(first)
     assert first != second
 
@@ -150,7 +167,7 @@ def assert_own_id(request_id):
 def test_codes_are_logged_by_name(written):
     """Numbers would have to be looked up."""
     error = RuntimeError("x")
-    _log_failure(error, answer_to(error, "id"), method="Warp", request_id="id")
+    log_failure(error, "id")
     assert json.loads(written()[0])["code"] == grpc.StatusCode.INTERNAL.name
 
 

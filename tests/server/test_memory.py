@@ -56,7 +56,8 @@ def test_the_memory_of_the_process_is_told(tmp_path):
 
 SURVEYED = """
 import gc
-from stn_server.memory import NEW_OBJECTS, relax_collector
+from stn_server.memory import relax_collector
+from stn_server.tuning import NEW_OBJECTS
 
 old = [[] for _ in range(1000)]
 relax_collector()

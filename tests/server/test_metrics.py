@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -9,7 +10,12 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from stn_engine import compilations
 from stn_proto.v1 import service_pb2
-from stn_server.metrics import ITEMS, MAX_NOTES, SECONDS, Metrics
+from stn_server.call import Caller
+from stn_server.errors import QueueFullError
+from stn_server.events import End
+from stn_server.metrics import ITEMS, SECONDS, Metrics
+from stn_server.status import answer_to
+from stn_server.tuning import MAX_NOTES
 from support.bad_requests import BAD_REQUESTS, warp_request
 from support.clock import run_in_virtual_time
 from support.fakes import FakeRunner
@@ -42,6 +48,21 @@ LABELS = {
     "stn_build_info": {"version"},
 }
 
+OK = End(grpc.StatusCode.OK, 1.0)
+
+
+def call(**facts):
+    """A call that has come by a socket."""
+    return SimpleNamespace(
+        **{
+            "method": "Warp",
+            "caller": Caller("", "unix"),
+            "received_bytes": 0,
+            "sent_bytes": 0,
+            **facts,
+        }
+    )
+
 
 @pytest.fixture
 def registry():
@@ -62,10 +83,11 @@ def test_buckets_begin_at_100_microseconds():
 
 def test_names_and_labels_are_these_and_no_others(metrics, registry):
     """Base units in the names; no label takes a value that a caller chooses."""
-    metrics.request_finished("Warp", "OK", 0.1)
-    metrics.payload_moved("sent", "unix", 1)
-    metrics.item_refused("QUEUE_FULL")
-    metrics.file_changed("tokens", "accepted")
+    metrics.call_ended(call(sent_bytes=1), OK)
+    refusal = QueueFullError("items", 1, 2, 0.1)
+    answer = answer_to(refusal, "")
+    metrics.call_ended(call(), End(answer.code, 0.1, answer, refusal))
+    metrics.file_changed("tokens", "accepted", "")
     metrics.watch_memory({"cpu": lambda: 1.0})
     metrics.watch_lanes({"cpu": 1})
     found = {}
@@ -188,7 +210,7 @@ def test_nothing_is_lost_between_two_looks(metrics, registry):
     asking = threading.Thread(target=lambda: looks.extend(registry.collect() for _ in range(50)))
     asking.start()
     for _ in range(calls):
-        metrics.request_finished("Warp", "OK", 1.0)
+        metrics.call_ended(call(), OK)
     asking.join()
     assert (
         registry.get_sample_value("stn_requests_total", {"method": "Warp", "code": "OK"}) == calls
@@ -200,7 +222,7 @@ def test_nothing_is_lost_between_two_looks(metrics, registry):
 def test_what_nobody_looks_at_is_not_kept_for_long(metrics):
     """Notes take memory until they are counted."""
     for _ in range(MAX_NOTES):
-        metrics.payload_moved("sent", "tcp", 1)
+        metrics.lane_freed("cpu", 1.0)
         assert len(metrics._notes) < MAX_NOTES
     assert len(metrics._notes) == 0
 
@@ -230,7 +252,7 @@ def test_the_utilisation_of_a_device_follows_from_its_lanes(metrics, registry):
     """Busy seconds of all of its lanes, and how many there are."""
     metrics.watch_lanes({"cuda:0": 2})
     assert registry.get_sample_value("stn_lane_busy_seconds_total", {"device": "cuda:0"}) == 0
-    metrics.lane_was_busy("cuda:0", 0.25)
-    metrics.lane_was_busy("cuda:0", 0.5)
+    metrics.lane_freed("cuda:0", 0.25)
+    metrics.lane_freed("cuda:0", 0.5)
     assert registry.get_sample_value("stn_lane_busy_seconds_total", {"device": "cuda:0"}) == 0.75
     assert registry.get_sample_value("stn_lanes", {"device": "cuda:0"}) == 2

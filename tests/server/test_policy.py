@@ -6,24 +6,23 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from stn_server.batching.admission import GREED, Full
 from stn_server.batching.policy import (
     Abandon,
     Arrive,
     Finish,
-    Late,
     Policy,
     PolicyLimits,
     Tick,
 )
 from stn_server.batching.work import (
     NOTHING,
-    PATIENCE_S,
     BatchKey,
     Cost,
     Operation,
     WorkItem,
 )
+from stn_server.errors import DeadlineUnreachableError, QueueFullError
+from stn_server.tuning import CALLER_SHARE, IMPLICIT_DEADLINE_S, LEAST_RETRY_S
 
 WARP = BatchKey(Operation.WARP, "float32", "bilinear")
 NEAREST = BatchKey(Operation.WARP, "float32", "nearest")
@@ -56,6 +55,12 @@ def start(policy, *items, now=0.0):
     for item in items:
         assert policy.step(Arrive(item), now).launches == ()
     return busy
+
+
+def full(refusal):
+    """Which limit was reached, and what it would have been."""
+    assert isinstance(refusal, QueueFullError)
+    return refusal.what, refusal.limit, refusal.actual
 
 
 def finish(policy, batch, now=0.0):
@@ -170,7 +175,7 @@ def test_items_beyond_the_limit_are_refused():
     """Queued and running items count together."""
     policy = make_policy(max_admitted_items=2)
     start(policy, make_item())
-    assert policy.step(Arrive(make_item()), 0.0).refusal.why == Full("items", 2, 3)
+    assert full(policy.step(Arrive(make_item()), 0.0).refusal) == ("items", 2, 3)
     assert policy.queued_items == 1
 
 
@@ -179,7 +184,7 @@ def test_bytes_beyond_the_limit_are_refused():
     policy = make_policy(max_admitted_bytes=100)
     start(policy, make_item(size_bytes=80))
     refusal = policy.step(Arrive(make_item(size_bytes=11, caller="other")), 0.0).refusal
-    assert refusal.why == Full("bytes", 100, 101)
+    assert full(refusal) == ("bytes", 100, 101)
     assert policy.step(Arrive(make_item(size_bytes=10, caller="other")), 0.0).refusal is None
 
 
@@ -189,8 +194,8 @@ def test_a_place_is_taken_until_the_reply_has_left():
     (batch,) = policy.step(Arrive(make_item()), 0.0).launches
     policy.step(Finish(batch), 0.0)
     assert (policy.running_items, policy.admitted_bytes) == (0, 10)
-    assert policy.step(Arrive(make_item()), 0.0).refusal.why == Full("items", 1, 2)
-    policy.depart(batch.items[0])
+    assert full(policy.step(Arrive(make_item()), 0.0).refusal) == ("items", 1, 2)
+    policy.release(batch.items[0].place)
     assert policy.admitted_bytes == 0
     assert policy.step(Arrive(make_item()), 0.0).refusal is None
 
@@ -199,7 +204,7 @@ def test_the_bytes_of_a_caller_who_has_gone_are_held_while_they_are_read():
     """The device still works on them."""
     policy = make_policy()
     (batch,) = policy.step(Arrive(make_item()), 0.0).launches
-    policy.depart(batch.items[0])
+    policy.release(batch.items[0].place)
     assert policy.admitted_bytes == 10
     policy.step(Finish(batch), 0.0)
     assert policy.admitted_bytes == 0
@@ -208,13 +213,13 @@ def test_the_bytes_of_a_caller_who_has_gone_are_held_while_they_are_read():
 def admit_all(policy, caller, count):
     """Lets a caller ask for so much; returns how many were admitted and the first refusal."""
     refusals = [policy.step(Arrive(make_item(caller=caller)), 0.0).refusal for _ in range(count)]
-    return refusals.count(None), next((refusal.why for refusal in refusals if refusal), None)
+    return refusals.count(None), next((full(refusal) for refusal in refusals if refusal), None)
 
 
 def test_one_caller_leaves_room_for_the_next():
     """However much it asks for; and the next one for the third."""
     policy = make_policy(max_admitted_items=100)
-    assert admit_all(policy, "noisy", 200) == (81, Full("items of one caller", 4 * 19, 82))
+    assert admit_all(policy, "noisy", 200) == (81, ("items of one caller", 4 * 19, 82))
     assert admit_all(policy, "other", 200)[0] == 16
     assert admit_all(policy, "quiet", 1) == (1, None)
 
@@ -260,7 +265,7 @@ def learn(policy, *, seconds_per_sample, overhead_s=0.0, batches=20):
         (batch,) = policy.step(Arrive(item), now).launches
         now += overhead_s + seconds_per_sample * item.cost.samples
         policy.step(Finish(batch), now)
-        policy.depart(item)
+        policy.release(item.place)
     return now
 
 
@@ -272,10 +277,10 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_the_door():
     policy.step(Arrive(make_item(samples=100, arrived=now)), now)
     hopeless = make_item(samples=10, arrived=now, deadline=now + 0.1)
     refusal = policy.step(Arrive(hopeless), now).refusal
-    assert isinstance(refusal.why, Late)
-    assert refusal.why.remaining_s == pytest.approx(0.1)
-    assert 0.11 < refusal.why.needed_s < 0.2
-    assert 0.1 < refusal.wait_s < refusal.why.needed_s
+    assert isinstance(refusal, DeadlineUnreachableError)
+    assert refusal.remaining_s == pytest.approx(0.1)
+    assert 0.11 < refusal.needed_s < 0.2
+    assert 0.1 < refusal.retry_after_s < refusal.needed_s
     feasible = make_item(samples=10, arrived=now, deadline=now + 0.2)
     assert policy.step(Arrive(feasible), now).refusal is None
 
@@ -298,9 +303,8 @@ def test_the_backlog_of_another_caller_does_not_count_beyond_its_share():
         policy.step(Arrive(make_item(samples=100, arrived=now, caller="noisy")), now)
     later = now + 0.05
     own = {"samples": 10, "arrived": later, "deadline": later + 1.0}
-    assert isinstance(
-        policy.step(Arrive(make_item(caller="noisy", **own)), later).refusal.why, Late
-    )
+    refusal = policy.step(Arrive(make_item(caller="noisy", **own)), later).refusal
+    assert isinstance(refusal, DeadlineUnreachableError)
     assert policy.step(Arrive(make_item(caller="quiet", **own)), later).refusal is None
 
 
@@ -345,10 +349,10 @@ def test_a_failed_batch_teaches_nothing():
         item = make_item(samples=100, arrived=now)
         (batch,) = policy.step(Arrive(item), now).launches
         policy.step(Finish(batch, computed=False), now)
-        policy.depart(item)
+        policy.release(item.place)
     policy.step(Arrive(make_item(samples=100, arrived=now)), now)
     hopeless = make_item(samples=10, arrived=now, deadline=now + 0.05)
-    assert isinstance(policy.step(Arrive(hopeless), now).refusal.why, Late)
+    assert isinstance(policy.step(Arrive(hopeless), now).refusal, DeadlineUnreachableError)
 
 
 def test_a_window_lets_work_gather_on_a_free_lane():
@@ -372,13 +376,13 @@ def test_a_full_batch_does_not_wait_for_the_window():
 def test_the_oldest_arrival_is_that_of_a_waiting_item():
     """Running items do not count, and an empty queue has none."""
     policy = make_policy()
-    assert policy.oldest_arrival() == math.inf
+    assert policy.step(Tick(), 0.0).oldest_arrival == math.inf
     start(policy, make_item(arrived=2.0), make_item(NEAREST, arrived=3.0), now=3.0)
-    assert policy.oldest_arrival() == 2.0
+    assert policy.step(Tick(), 3.0).oldest_arrival == 2.0
 
 
 def test_an_item_without_a_deadline_is_not_passed_over_for_ever():
-    """It ages: what arrives PATIENCE_S later goes after it, however urgent."""
+    """It ages: what arrives IMPLICIT_DEADLINE_S later goes after it, however urgent."""
     policy = make_policy(budget=Cost(10, 100, 100))
     patient = make_item()
     batch = start(policy, patient)
@@ -389,7 +393,7 @@ def test_an_item_without_a_deadline_is_not_passed_over_for_ever():
         (batch,) = policy.step(Finish(batch), now).launches
         order += batch.items
     assert len(order) > 1
-    assert now <= PATIENCE_S
+    assert now <= IMPLICIT_DEADLINE_S
 
 
 class PolicyMachine(RuleBasedStateMachine):
@@ -415,6 +419,7 @@ class PolicyMachine(RuleBasedStateMachine):
         self.departed = set()
         self.left = set()
         self.passed_over = {}
+        self.wake_at = self.oldest_arrival = math.inf
 
     def step(self, event):
         decisions = self.policy.step(event, self.now)
@@ -425,6 +430,7 @@ class PolicyMachine(RuleBasedStateMachine):
             self.check_batch(batch)
             self.running.append(batch)
         self.wake_at = decisions.wake_at
+        self.oldest_arrival = decisions.oldest_arrival
         return decisions
 
     def leave(self, item):
@@ -476,12 +482,12 @@ class PolicyMachine(RuleBasedStateMachine):
         full = self.is_full(item)
         self.queued[item.number] = item
         refusal = self.step(Arrive(item)).refusal
-        assert isinstance(refusal and refusal.why, Full) == full
+        assert isinstance(refusal, QueueFullError) == full
         if refusal is None:
             self.inside[item.number] = item
         else:
             assert full or patience < math.inf
-            assert refusal.wait_s >= 0
+            assert refusal.retry_after_s >= LEAST_RETRY_S
             del self.queued[item.number]
 
     def is_full(self, item):
@@ -489,7 +495,7 @@ class PolicyMachine(RuleBasedStateMachine):
         own = [i for i in inside if i.caller == item.caller]
         return any(
             sum(map(amount, inside)) + amount(item) > limit
-            or sum(map(amount, own)) > GREED * (limit - sum(map(amount, inside)))
+            or sum(map(amount, own)) > CALLER_SHARE * (limit - sum(map(amount, inside)))
             for amount, limit in (
                 (lambda _item: 1, self.MAX_ITEMS),
                 (lambda item: item.cost.size_bytes, self.MAX_BYTES),
@@ -526,7 +532,7 @@ class PolicyMachine(RuleBasedStateMachine):
         self.departed.add(item.number)
         if not any(item in batch.items for batch in self.running):
             del self.inside[item.number]
-        self.policy.depart(item)
+        self.policy.release(item.place)
 
     @rule(seconds=st.floats(0.0, 3.0))
     def pass_time(self, seconds):
@@ -543,7 +549,7 @@ class PolicyMachine(RuleBasedStateMachine):
     @invariant()
     def the_oldest_arrival_is_that_of_the_model(self):
         arrivals = [item.arrived for item in self.queued.values()]
-        assert self.policy.oldest_arrival() == min(arrivals, default=math.inf)
+        assert self.oldest_arrival == min(arrivals, default=math.inf)
 
     @invariant()
     def no_lane_idles_while_work_waits(self):
@@ -564,12 +570,15 @@ class PolicyMachine(RuleBasedStateMachine):
             self.step(Finish(self.running.pop()))
         for number, item in self.inside.items():
             if number not in self.departed:
-                self.policy.depart(item)
-        left = vars(self.policy)
-        assert self.policy.admitted_bytes == 0
-        for name in ("_items", "_queues", "_ripe", "_ripening", "_on_device", "_departed"):
-            assert not left[name], name
-        assert len(left["_turns"]) == 0
+                self.policy.release(item.place)
+        assert self.policy.admitted_bytes == self.policy.running_items == 0
+        for name, parts in (
+            ("_admission", ["_callers"]),
+            ("_queue", ["items", "_deadlines", "_groups", "_accounts"]),
+            ("_forecast", ["_callers", "_running"]),
+        ):
+            left = vars(vars(self.policy)[name])
+            assert not any(left[part] for part in parts), name
 
     def abandon(self, item):
         if item.number in self.queued:

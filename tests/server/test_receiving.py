@@ -10,14 +10,20 @@ from prometheus_client import CollectorRegistry
 
 from stn_proto.metadata import MESSAGE_BYTES
 from stn_server.config import LimitsConfig
+from stn_server.log import EventLog
 from stn_server.metrics import Metrics
-from stn_server.receiving import CANCELLATION_S, Receiver
-from stn_server.servicer import SERVICE, Servicer
-from stn_server.translate import Translator
+from stn_server.service import SERVICE
+from stn_server.tuning import CANCELLATION_S
 from support.bad_requests import warp_request
 from support.clock import run_in_virtual_time
 from support.fakes import FakeContext, FakeRunner, feature_maps
-from support.harness import decode, in_virtual_time, make_batcher, outcome_of
+from support.harness import (
+    decode,
+    in_virtual_time,
+    make_batcher,
+    make_transport,
+    outcome_of,
+)
 
 LIMITS = LimitsConfig(max_message_bytes=1024, max_output_bytes=4096, upload_s=7.0)
 MAX_ADMITTED_BYTES = 4096
@@ -36,7 +42,7 @@ COST_BYTES = decode(warp_to(4, 5)).cost.size_bytes
 
 
 class Door:
-    """The servicer over a runner of the test; calls whose message comes when the test says so."""
+    """The service over a runner of the test; calls whose message comes when the test says so."""
 
     def __init__(self, runner=None, **limits):
         self.runner = FakeRunner(feature_maps) if runner is None else runner
@@ -44,9 +50,9 @@ class Door:
         metrics = Metrics(self._registry)
         admitted = {"max_admitted_bytes": MAX_ADMITTED_BYTES, **limits}
         self.batcher = make_batcher(self.runner, metrics, **admitted)
-        receiver = Receiver(self.batcher, LIMITS, admitted["max_admitted_bytes"])
-        servicer = Servicer(Translator(LIMITS), self.batcher, receiver, metrics, lambda: b"info")
-        self._handlers = servicer.handlers()
+        listeners = metrics, EventLog()
+        most = admitted["max_admitted_bytes"]
+        self._handlers = make_transport(self.batcher, LIMITS, most, *listeners).handlers()
 
     async def knock(self, declared=None, *, peer="ipv4:192.0.2.1:1", method="Warp", **facts):
         """A call that has come as far as it can without its message, and what it ends with."""

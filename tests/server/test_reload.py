@@ -5,17 +5,18 @@ import threading
 import pytest
 
 from stn_server.config import ConfigError
+from stn_server.events import Events, Listener
 from stn_server.reload import Reloaded, Watch
 
 
-class Box:
+class Box(Listener):
     """A file with a number, and what was told about it."""
 
     def __init__(self, folder):
         self.path = folder / "number"
         self.told, self.reads = [], 0
         self.put("1")
-        self.value = Reloaded("box", [str(self.path)], self.read, self.observe)
+        self.value = Reloaded("box", [str(self.path)], self.read, Events(self))
 
     def put(self, text):
         beside = self.path.with_suffix(".new")
@@ -34,7 +35,8 @@ class Box:
         except (OSError, ValueError) as error:
             raise ConfigError(f"box: expected a number, got {error}.") from error
 
-    def observe(self, name, outcome):
+    def file_changed(self, name, outcome, reason):
+        assert bool(reason) == (outcome == "rejected")
         self.told.append((name, outcome))
 
 
@@ -115,7 +117,7 @@ def test_a_file_that_vanishes_while_it_is_read_is_a_broken_change(box):
     def vanish():
         raise FileNotFoundError(2, "No such file or directory")
 
-    value = Reloaded("box", [str(box.path)], lambda: 1, box.observe)
+    value = Reloaded("box", [str(box.path)], lambda: 1, Events(box))
     value._load = vanish
     value.look(anyway=True)
     assert (value.current(), box.told) == (1, [("box", "rejected")])
@@ -133,7 +135,11 @@ def test_a_watch_looks_by_itself_and_when_it_is_asked(tmp_path, asked):
         read.release()
         return int(path.read_text())
 
-    watch = Watch(lambda *_: told.release(), look_s=3600.0 if asked else 0.001)
+    class Told(Listener):
+        def file_changed(self, *_):
+            told.release()
+
+    watch = Watch(Events(Told()), look_s=3600.0 if asked else 0.001)
     value = watch.value("box", [str(path)], load)
     assert read.acquire(timeout=60)
     watch.start()
@@ -151,5 +157,5 @@ def test_a_file_that_is_broken_from_the_start_is_an_error(box):
     """There is nothing to keep."""
     box.put("broken")
     with pytest.raises(ConfigError, match=r"^box: expected a number"):
-        Reloaded("box", [str(box.path)], box.read, box.observe)
+        Reloaded("box", [str(box.path)], box.read, Events(box))
     assert box.told == []

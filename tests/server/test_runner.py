@@ -7,7 +7,7 @@ import torch
 
 import stn_engine
 from stn_engine import raw
-from stn_server.batching.runner import EngineRunner, compute
+from stn_server.batching.devices import EngineRunner, compute
 from stn_server.batching.work import Batch, BatchKey, Cost, Operation, WorkItem
 from stn_server.errors import DeviceLostError
 from support.memory import job_of, results_from
@@ -113,15 +113,15 @@ def test_the_engine_runner_keeps_neighbours_of_a_bad_problem(runner):
     assert first == last == raw.compute([good])[0]
 
 
-def test_a_small_batch_is_computed_at_once(runner):
+def test_a_small_batch_is_computed_inline(runner):
     """The loop is kept free of what takes longer than to wake somebody, and of nothing else."""
     problem = warp_problem(4, 4)
     job = job_of(problem)
-    (results,) = runner.at_once(make_batch(Operation.WARP, [job], SMALL))
+    (results,) = runner.run_inline(make_batch(Operation.WARP, [job], SMALL))
     (output,) = results_from(problem, results)
     assert torch.equal(output, stn_engine.warp_ragged([problem])[0])
     for cost in (LARGE, Cost(size_bytes=1, samples=1, work=1 << 30)):
-        assert runner.at_once(make_batch(Operation.WARP, [job], cost)) is None
+        assert runner.run_inline(make_batch(Operation.WARP, [job], cost)) is None
 
 
 def test_a_closed_runner_refuses(runner):

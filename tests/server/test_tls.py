@@ -3,6 +3,7 @@
 import pytest
 
 from stn_server.config import ConfigError, TlsConfig
+from stn_server.events import Events, Listener
 from stn_server.reload import Watch
 from stn_server.tls import Certificates
 from support.certificates import Authority
@@ -20,8 +21,16 @@ def told():
     return []
 
 
+class Told(Listener):
+    def __init__(self, told):
+        self._told = told
+
+    def file_changed(self, *facts):
+        self._told.append(facts)
+
+
 def credentials(told, **files):
-    watch = Watch(lambda *facts: told.append(facts))
+    watch = Watch(Events(Told(told)))
     return Certificates(TlsConfig(**files), watch).credentials()
 
 

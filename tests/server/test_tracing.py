@@ -1,4 +1,4 @@
-"""Spans of calls that go through the real servicer on a real socket, kept in memory."""
+"""Spans of calls that go through the real service on a real socket, kept in memory."""
 
 import asyncio
 import contextlib
@@ -12,8 +12,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from stn_server.app import Server
+from stn_server.app import build
 from stn_server.config import ConfigError, ServerConfig
+from stn_server.events import Stage
 from stn_server.tracing import Tracing
 from support.bad_requests import warp_request
 from support.fakes import FakeRunner, feature_maps
@@ -28,15 +29,16 @@ MESSAGE = warp_request().SerializeToString()
 class WatchedRunner(FakeRunner):
     """A fake runner that says how far it is, as the engine's does."""
 
-    def __init__(self, watcher, **how):
+    def __init__(self, listener, **how):
         super().__init__(feature_maps, **how)
-        self._watcher = watcher
+        self._listener = listener
 
     async def run(self, batch):
-        self._watcher("land", batch)
-        self._watcher("launch", batch)
+        calls = [item.call for item in batch.items]
+        self._listener.reached(Stage.LAND, calls)
+        self._listener.reached(Stage.LAUNCH, calls)
         outcomes = await super().run(batch)
-        self._watcher("collect", batch)
+        self._listener.reached(Stage.COLLECT, calls)
         return outcomes
 
 
@@ -50,7 +52,7 @@ class Traced:
     @contextlib.asynccontextmanager
     async def serving(self, runner, **changes):
         async with (
-            serving(runner, tracing=self.tracing, **changes) as service,
+            serving(runner, self.tracing, **changes) as service,
             grpc.aio.insecure_channel(service.target) as channel,
         ):
             yield service, channel
@@ -71,7 +73,7 @@ def test_a_call_is_a_span_with_its_stages_in_order(traced):
     """Children of the call's span, which is a child of the caller's; none overlaps the next."""
 
     async def scenario():
-        runner = WatchedRunner(traced.tracing.watch)
+        runner = WatchedRunner(traced.tracing)
         async with traced.serving(runner) as (_, channel):
             metadata = [("traceparent", PARENT), ("x-request-id", "order-7")]
             await channel.unary_unary(WARP)(MESSAGE, metadata=metadata)
@@ -97,7 +99,7 @@ def test_a_call_that_is_refused_ends_its_span_with_the_status(traced):
     """And has no stages that it did not reach."""
 
     async def scenario():
-        runner = WatchedRunner(traced.tracing.watch)
+        runner = WatchedRunner(traced.tracing)
         async with traced.serving(runner) as (_, channel):
             await outcome_of(channel.unary_unary(WARP)(b"\xff"))
 
@@ -114,7 +116,7 @@ def test_a_call_that_leaves_the_queue_has_only_queued(traced):
     """Its caller has gone; nothing of it stays behind."""
 
     async def scenario():
-        runner = WatchedRunner(traced.tracing.watch, held=True)
+        runner = WatchedRunner(traced.tracing, held=True)
         async with traced.serving(runner) as (service, channel):
             first = channel.unary_unary(WARP)(MESSAGE)
             await runner.begun(1)
@@ -128,14 +130,14 @@ def test_a_call_that_leaves_the_queue_has_only_queued(traced):
     asyncio.run(scenario())
     names = [span.name for span in traced.kept.get_finished_spans()]
     assert sorted(names) == sorted([*STAGES, "Warp", "decode", "queue", "Warp"])
-    assert traced.tracing._began_ns == {}
+    assert traced.tracing._traces == {}
 
 
 def test_health_and_strangers_make_no_spans(traced):
     """Probes come every second and say nothing."""
 
     async def scenario():
-        async with traced.serving(WatchedRunner(traced.tracing.watch)) as (_, channel):
+        async with traced.serving(WatchedRunner(traced.tracing)) as (_, channel):
             for path in ("/grpc.health.v1.Health/Check", METHOD_PREFIX + "Unknown"):
                 await outcome_of(channel.unary_unary(path)(b""))
 
@@ -147,7 +149,7 @@ def test_without_the_extra_tracing_cannot_be_switched_on(monkeypatch):
     """The server says how to get it instead of starting without."""
 
     async def scenario():
-        Server(ServerConfig(tracing="otlp"), FakeRunner())
+        build(ServerConfig(tracing="otlp"), FakeRunner())
 
     monkeypatch.delitem(sys.modules, "stn_server.tracing")
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
@@ -162,7 +164,9 @@ def test_without_the_extra_tracing_cannot_be_switched_on(monkeypatch):
 @pytest.mark.slow
 def test_without_tracing_nothing_of_it_is_imported():
     """It costs nothing that is not asked for."""
-    program = "import sys, stn_server.app; print(*sorted({n.split('.')[0] for n in sys.modules}))"
+    program = (
+        "import sys, stn_server.server; print(*sorted({n.split('.')[0] for n in sys.modules}))"
+    )
     ran = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )

@@ -1,7 +1,7 @@
 """Rude callers, killed callers and injected faults: `python -m stress.chaos --requests 100000`.
 
 Sizes, deadlines and cancellations are random; one caller after another is killed in the middle of
-its calls; every hundredth crossing of a seam of the server fails. Every call must end, nothing may
+its calls; every hundredth stage that they reach fails. Every call must end, nothing may
 leak, not even every hundredth message, and the server must be ready at the end.
 """
 

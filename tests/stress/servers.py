@@ -3,7 +3,7 @@
 fake: the whole service over a device of fixed cost, 2 ms a launch and 4 us a sample, whose results
 are the feature maps. Its capacity is known and does not depend on the machine.
 engine: the service as it is.
-faulty: the same, in which every hundredth crossing of a seam fails.
+faulty: the same, in which every hundredth stage that a call reaches fails.
 
 Prints its address as `stn-server` does, then at every SIGUSR1 the bytes that it has taken from the
 C library and not given back; stops at SIGTERM.
@@ -22,11 +22,13 @@ import sys
 
 import uvloop
 
-from stn_server.app import Server
+from stn_server.app import build
 from stn_server.config import LogConfig, ServerConfig
+from stn_server.events import Listener
 from stn_server.lifecycle import Shutdown
 from stn_server.log import configure
 from stn_server.memory import relax_collector, retain_freed_memory
+from stn_server.server import Server
 from support.fakes import feature_maps
 from support.faulty import RandomFaults
 
@@ -45,7 +47,7 @@ class FakeDevice:
     def close(self):
         pass
 
-    def at_once(self, _batch):
+    def run_inline(self, _batch):
         return None
 
 
@@ -57,16 +59,16 @@ async def main(kind: str) -> None:
     shutdown.listen()
     listen_for_questions()
     if kind == "fake":
-        server = Server(config, runner=FakeDevice())
+        server = Server(build(config, FakeDevice()))
         await start(server)
     elif kind == "engine":
-        server = Server(config)
+        server = Server(build(config))
         await start(server)
     else:
         faults = SwitchedOnLater()
-        server = Server(config, seam=faults)
+        server = Server(build(config, None, faults))
         await start(server)  # warms up without faults
-        faults.seam = RandomFaults(random.Random(0), FAULT_PROBABILITY)
+        faults.to = RandomFaults(random.Random(0), FAULT_PROBABILITY)
         logging.disable(logging.ERROR)  # injected faults are no news
     await shutdown.asked()
     await server.stop(shutdown)
@@ -99,14 +101,14 @@ def listen_for_questions() -> None:
     )
 
 
-class SwitchedOnLater:
-    """A seam that does nothing until it is given another."""
+class SwitchedOnLater(Listener):
+    """Does nothing until it is given faults."""
 
-    seam = None
+    to = None
 
-    def __call__(self, point):
-        if self.seam is not None:
-            self.seam(point)
+    def reached(self, stage, calls):
+        if self.to is not None:
+            self.to.reached(stage, calls)
 
 
 async def start(server: Server) -> None:

@@ -1,8 +1,10 @@
-"""Stand-ins for what stands around a batcher: a runner under the test's control, an observer."""
+"""Stand-ins for what stands around a batcher: a runner under the test's control, a listener."""
 
 from __future__ import annotations
 
 import asyncio
+
+from stn_server.events import Listener
 
 
 def echo(batch):
@@ -62,7 +64,7 @@ class FakeRunner:
         while self._gates:
             self.release()
 
-    def at_once(self, _batch):
+    def run_inline(self, _batch):
         """Everything is worth a task."""
 
     def close(self):
@@ -76,7 +78,7 @@ class PromptRunner(FakeRunner):
         super().__init__(answer)
         self._tasks = tasks
 
-    def at_once(self, batch):
+    def run_inline(self, batch):
         problems = [item.problem for item in batch.items]
         if any(problem in self._tasks for problem in problems):
             return None
@@ -84,7 +86,7 @@ class PromptRunner(FakeRunner):
         return self._answer(batch)
 
 
-class RecordingObserver:
+class Recorder(Listener):
     """Remembers what it is told."""
 
     def __init__(self):
@@ -94,7 +96,7 @@ class RecordingObserver:
     def item_abandoned(self):
         self.abandoned += 1
 
-    def batch_finished(self, batch, queue_s, compute_s):
+    def batch_ended(self, batch, queue_s, compute_s):
         self.batches.append((len(batch.items), list(queue_s), compute_s))
 
 

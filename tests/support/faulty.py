@@ -1,44 +1,47 @@
-"""Seams that let chosen crossings fail."""
+"""Listeners that let chosen stages fail."""
 
 from __future__ import annotations
 
 import threading
 
+from stn_server.events import Listener
+
 
 class InjectedError(Exception):
     """A fault of a test; its text must never reach a caller."""
 
-    def __init__(self, point):
-        super().__init__(f"injected secret at {point}")
+    def __init__(self, stage):
+        super().__init__(f"injected secret at {stage}")
 
 
-class NthCrossing:
-    """Fails the n-th crossing of any point, and with `forever` all that follow.
+class NthStage(Listener):
+    """Fails the n-th stage that is reached, and with `forever` all that follow.
 
     Attributes:
-        crossings: Points crossed so far, in order.
+        stages: What was reached so far, in order.
     """
 
     def __init__(self, number, *, forever):
-        self.crossings = []
+        self.stages = []
         self._number = number
         self._forever = forever
         self._lock = threading.Lock()
 
-    def __call__(self, point):
+    def reached(self, stage, calls):
+        del calls
         with self._lock:
-            self.crossings.append(point)
-            count = len(self.crossings)
+            self.stages.append(stage)
+            count = len(self.stages)
         if count == self._number or (self._forever and count > self._number):
-            raise InjectedError(point)
+            raise InjectedError(stage)
 
     def heal(self):
         """Lets everything pass from now on."""
         self._number, self._forever = 0, False
 
 
-class RandomFaults:
-    """Fails crossings at random, by a seeded generator."""
+class RandomFaults(Listener):
+    """Fails stages at random, by a seeded generator."""
 
     def __init__(self, generator, probability):
         self._generator = generator
@@ -46,9 +49,10 @@ class RandomFaults:
         self._lock = threading.Lock()
         self.failed = 0
 
-    def __call__(self, point):
+    def reached(self, stage, calls):
+        del calls
         with self._lock:
             fails = self._generator.random() < self._probability
             self.failed += fails
         if fails:
-            raise InjectedError(point)
+            raise InjectedError(stage)

@@ -13,21 +13,16 @@ import time
 import urllib.request
 from dataclasses import asdict
 
-import grpc
-import grpc.aio
-from prometheus_client import CollectorRegistry
-
+from stn_server.app import build
 from stn_server.batching.batcher import Batcher
 from stn_server.batching.policy import Policy, PolicyLimits
 from stn_server.batching.work import BatchKey, Cost, Operation
-from stn_server.config import LimitsConfig
-from stn_server.faults import no_fault
-from stn_server.metrics import Metrics
-from stn_server.receiving import Receiver
-from stn_server.servicer import Servicer
+from stn_server.config import BatchingConfig, LimitsConfig, ServerConfig
+from stn_server.events import Events, Listener, Stage
+from stn_server.grpc_transport import GrpcTransport, Receiver
+from stn_server.service import Service
 from stn_server.translate import Translator
 from support.clock import run_in_virtual_time
-from support.fakes import RecordingObserver
 
 METHOD_PREFIX = "/stn.v1.SpatialTransformer/"
 
@@ -49,17 +44,7 @@ def in_virtual_time(test):
     return run
 
 
-def make_batcher(
-    runner,
-    observer=None,
-    *,
-    now=None,
-    policy=None,
-    stall_s=math.inf,
-    seam=no_fault,
-    make=Batcher,
-    **changes,
-):
+def make_batcher(runner, *listeners, policy=None, stall_s=math.inf, **changes):
     """A batcher on the running loop and its clock, with limits that are easy to reach."""
     limits = {
         "budget": Cost(1000, 100, 100),
@@ -67,13 +52,23 @@ def make_batcher(
         "max_admitted_bytes": 10_000,
         **changes,
     }
-    return make(
+    return Batcher(
         Policy(PolicyLimits(**limits)) if policy is None else policy,
         runner,
-        RecordingObserver() if observer is None else observer,
-        asyncio.get_running_loop().time if now is None else now,
+        Events(*listeners),
+        asyncio.get_running_loop().time,
         stall_s=stall_s,
-        seam=seam,
+    )
+
+
+def make_transport(batcher, limits, max_admitted_bytes, *listeners):
+    """The service over a batcher, as gRPC calls it."""
+    events = Events(*listeners)
+    return GrpcTransport(
+        Service(Translator(limits), batcher, lambda: b"info", events),
+        Receiver(batcher, limits, max_admitted_bytes),
+        batcher.now,
+        events,
     )
 
 
@@ -98,52 +93,49 @@ def assert_nothing_left(batcher):
     assert batcher.queue_age_s() == 0.0
 
 
-class WatchedMetrics(Metrics):
-    """Metrics that a test can wait on."""
+class Milestones(Listener):
+    """What a test can wait for."""
 
-    def __init__(self, registry):
-        super().__init__(registry)
-        self.received = asyncio.Semaphore(0)
+    def __init__(self):
+        self.queued = asyncio.Semaphore(0)
         self.sent = asyncio.Semaphore(0)
         self.abandoned = asyncio.Semaphore(0)
 
-    def payload_moved(self, direction, transport, size_bytes):
-        super().payload_moved(direction, transport, size_bytes)
-        if direction == "received":  # admission follows without an await between
-            self.received.release()
-        else:
+    def reached(self, stage, _calls):
+        if stage is Stage.QUEUE:  # admission follows without an await between
+            self.queued.release()
+        elif stage is Stage.SEND:
             self.sent.release()
 
     def item_abandoned(self):
-        super().item_abandoned()
         self.abandoned.release()
 
 
-class Service:
+class RunningService:
     """The service on a free port of this process, over a runner of the test."""
 
-    def __init__(self, target, servicer, batcher, metrics, registry):
+    def __init__(self, target, parts, milestones):
         self.target = target
-        self.servicer = servicer
-        self.idle = servicer.idle
-        self.batcher = batcher
-        self._metrics = metrics
-        self.registry = registry
+        self.transport = parts.transport
+        self.idle = parts.transport.idle
+        self.batcher = parts.batcher
+        self.registry = parts.registry
+        self._milestones = milestones
 
     async def admitted(self, count):
         """Returns when so many further calls have come in."""
         for _ in range(count):
-            await self._metrics.received.acquire()
+            await self._milestones.queued.acquire()
 
     async def answered(self, count):
         """Returns when so many further replies have been made."""
         for _ in range(count):
-            await self._metrics.sent.acquire()
+            await self._milestones.sent.acquire()
 
     async def abandoned(self, count):
         """Returns when so many further calls have left the queue without having run."""
         for _ in range(count):
-            await self._metrics.abandoned.acquire()
+            await self._milestones.abandoned.acquire()
 
     def value(self, name, **labels):
         """The present value of a metric."""
@@ -151,29 +143,29 @@ class Service:
 
 
 @contextlib.asynccontextmanager
-async def serving(runner, *, limits=None, seam=no_fault, tracing=None, **changes):
-    """Serves the real servicer and translator; calls are computed by `runner`."""
-    make_translator, interceptors = Translator, []
-    if tracing is not None:
-        make_translator, interceptors = tracing.translator, [tracing.interceptor()]
-        changes["make"] = tracing.batcher
-    registry = CollectorRegistry()
-    metrics = WatchedMetrics(registry)
-    loop = asyncio.get_running_loop()
-    policy_limits = {"max_admitted_bytes": 10**9, **changes}
-    batcher = make_batcher(runner, metrics, now=loop.time, seam=seam, **policy_limits)
-    metrics.watch(batcher.statistics, batcher.queue_age_s)
-    limits = LimitsConfig() if limits is None else limits
-    receiver = Receiver(batcher, limits, policy_limits["max_admitted_bytes"])
-    servicer = Servicer(make_translator(limits), batcher, receiver, metrics, lambda: b"", seam)
-    server = grpc.aio.server(interceptors=interceptors)
-    server.add_generic_rpc_handlers((servicer.handlers(), servicer.refuse_unknown()))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
+async def serving(runner, *listeners, limits=None, **changes):
+    """Serves all parts of a server; calls are computed by `runner`, in small batches."""
+    config = ServerConfig(
+        limits=LimitsConfig() if limits is None else limits,
+        batching=BatchingConfig(
+            **{
+                "max_batch_bytes": 1000,
+                "max_batch_samples": 100,
+                "max_admitted_items": 50,
+                "max_admitted_bytes": 10**9,
+                **changes,
+            }
+        ),
+    )
+    milestones = Milestones()
+    now = asyncio.get_running_loop().time
+    parts = build(config, runner, milestones, *listeners, now=now)
+    port = parts.grpc_server.add_insecure_port("127.0.0.1:0")
+    await parts.grpc_server.start()
     try:
-        yield Service(f"127.0.0.1:{port}", servicer, batcher, metrics, registry)
+        yield RunningService(f"127.0.0.1:{port}", parts, milestones)
     finally:
-        await server.stop(grace=None)
+        await parts.grpc_server.stop(grace=None)
 
 
 def statistics_when_idle(client, timeout_s=10.0):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 from google.rpc import error_details_pb2
@@ -125,10 +126,11 @@ async def serving_locally(
 ):
     """As `harness.serving`, by the local transport as well; yields service and transport."""
     limits = LimitsConfig() if limits is None else limits
-    async with serving(runner, limits=limits, **options) as service:
+    by_grpc = replace(limits, max_concurrent_streams=LimitsConfig().max_concurrent_streams)
+    async with serving(runner, limits=by_grpc, **options) as service:
         config = LocalConfig(dir=str(folder), mode=mode, **(arena_limits or {}))
-        arenas = service.servicer._arenas = WatchedArenas(config)
-        transport = LocalTransport(config, limits, service.servicer, arenas, interceptors)
+        arenas = service.transport._service._arenas = WatchedArenas(config)
+        transport = LocalTransport(config, limits, service.transport, arenas, interceptors)
         transport.arenas = arenas
         await transport.start()
         try:

@@ -7,10 +7,10 @@ import grpc
 import grpc.aio
 import pytest
 
-from stn_server.batching.runner import EngineRunner
-from stn_server.faults import Point
+from stn_server.batching.devices import EngineRunner
+from stn_server.events import Events, Stage
 from support.bad_requests import BASES
-from support.faulty import NthCrossing
+from support.faulty import NthStage
 from support.harness import METHOD_PREFIX, assert_nothing_left, outcome_of, serving
 
 WALKED = {name: make().SerializeToString() for name, make in BASES.items()}
@@ -24,23 +24,23 @@ async def calls(channel, method, count=3):
     )
 
 
-async def play(method, seam):
+async def play(method, faults):
     """Calls under faults, then one without; checks what must hold after any fault."""
-    runner = EngineRunner(seam=seam)
+    runner = EngineRunner(events=Events(faults))
     with contextlib.closing(runner):
         async with (
-            serving(runner, seam=seam) as service,
+            serving(runner, faults) as service,
             grpc.aio.insecure_channel(service.target) as channel,
         ):
             outcomes = await calls(channel, method)
-            crossings = list(seam.crossings)
-            seam.heal()
+            stages = list(faults.stages)
+            faults.heal()
             (after,) = await calls(channel, method, count=1)
             assert isinstance(after, bytes), "the next call works"
             await service.batcher.drain()
             await service.idle()
             assert_nothing_left(service.batcher)
-            return outcomes, crossings
+            return outcomes, stages
 
 
 @pytest.mark.parametrize("forever", [False, True], ids=["once", "for ever"])
@@ -50,14 +50,14 @@ def test_a_fault_anywhere_leaves_nothing_behind(method, forever):
     number, failed = 0, set()
     while True:
         number += 1
-        outcomes, crossings = asyncio.run(play(method, NthCrossing(number, forever=forever)))
+        outcomes, stages = asyncio.run(play(method, NthStage(number, forever=forever)))
         failures = [outcome for outcome in outcomes if not isinstance(outcome, bytes)]
         for failure in failures:
             assert failure.code() is grpc.StatusCode.INTERNAL
             assert "secret" not in failure.details()
-        if len(crossings) < number:
+        if len(stages) < number:
             break
-        failed.add(crossings[number - 1])
+        failed.add(stages[number - 1])
         assert failures or not forever
     assert failures == [], "untouched"
-    assert failed == set(Point), "every point was walked over"
+    assert failed == set(Stage), "every stage was walked over"

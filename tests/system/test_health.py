@@ -12,10 +12,11 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 
 from stn_client import Client
 from stn_client.local import LocalServer
-from stn_server.app import Server
+from stn_server.app import build
 from stn_server.config import ServerConfig
 from stn_server.errors import DeviceLostError
 from stn_server.lifecycle import Shutdown
+from stn_server.server import Server
 from support.bad_requests import warp_request
 from support.harness import METHOD_PREFIX, outcome_of, terminate
 
@@ -97,7 +98,7 @@ class DyingRunner:
             raise DeviceLostError("expected a device, got smoke")
         return [None for _ in batch.items]
 
-    def at_once(self, _batch):
+    def run_inline(self, _batch):
         """Everything is worth a task."""
 
     def close(self):
@@ -110,7 +111,7 @@ def test_a_lost_device_turns_readiness_off():
     async def scenario():
         runner = DyingRunner()
         config = ServerConfig(listen=("127.0.0.1:0",), metrics_listen="")
-        server = Server(config, runner=runner)
+        server = Server(build(config, runner))
         (target,) = (await server.start()).targets
         async with grpc.aio.insecure_channel(target) as channel:
             watch = health_pb2_grpc.HealthStub(channel).Watch(request(SERVICE))

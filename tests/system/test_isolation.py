@@ -10,8 +10,7 @@ import numpy as np
 from stn_client import Affine
 from stn_client._calls import warp
 from stn_proto import split
-from stn_server.batching.runner import EngineRunner
-from stn_server.batching.work import Cost
+from stn_server.batching.devices import EngineRunner
 from support.bad_requests import ramp, theta
 from support.harness import METHOD_PREFIX, outcome_of, serving
 
@@ -30,7 +29,7 @@ class GatheringRunner(EngineRunner):
         self.gate = asyncio.Event()
         self.batches = []
 
-    def at_once(self, _batch):
+    def run_inline(self, _batch):
         """Everything is worth a task."""
 
     async def run(self, batch):
@@ -71,7 +70,7 @@ async def together(messages, **limits):
             return outcomes, runner.batches[1:]
 
 
-LIMITS = {"budget": Cost(10**6, 10**6, 10**7)}
+LIMITS = {"max_batch_bytes": 10**6, "max_batch_samples": 10**6}
 
 
 def payload_of(reply):

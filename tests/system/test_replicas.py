@@ -7,9 +7,11 @@ import signal
 import pytest
 
 from stn_client import Affine, AsyncClient, RetryPolicy, UnavailableError, _connection
-from stn_server.app import SIGN_OF_LIFE_MS, Server
+from stn_server.app import build
 from stn_server.config import LifecycleConfig, ServerConfig
 from stn_server.lifecycle import Shutdown
+from stn_server.server import Server
+from stn_server.tuning import SIGN_OF_LIFE_MS
 from stress.report import percentile
 from support.bad_requests import ramp, theta
 from support.fakes import FakeRunner, feature_maps
@@ -160,7 +162,7 @@ async def short_connections(address, runner):
     """The target of a server whose connections end so often that calls meet their ends."""
     lifecycle = LifecycleConfig(connection_age_s=0.05)
     config = ServerConfig(listen=(address,), metrics_listen="", lifecycle=lifecycle)
-    server = Server(config, runner=runner)
+    server = Server(build(config, runner))
     yield (await server.start()).targets[0]
     await server.stop(Shutdown())
 

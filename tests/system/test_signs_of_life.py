@@ -11,6 +11,7 @@ from stn_client import Affine, AsyncClient, RetryPolicy, UnavailableError, _conn
 from stn_server import app
 from stn_server.config import ServerConfig
 from stn_server.lifecycle import Shutdown
+from stn_server.server import Server
 from support.bad_requests import ramp, theta
 from support.fakes import FakeRunner, feature_maps
 
@@ -22,7 +23,7 @@ GRPC_DEFAULT_MS = 300_000
 async def serving(runner):
     """The target of a server."""
     config = ServerConfig(listen=("127.0.0.1:0",), metrics_listen="")
-    server = app.Server(config, runner=runner)
+    server = Server(app.build(config, runner))
     yield (await server.start()).targets[0]
     await server.stop(Shutdown())
 

@@ -18,9 +18,7 @@ from stn_server.config import ConfigError
 from stn_server.log import configure, log, tell_dropped
 from stn_server.output import BackgroundWriter
 from stn_server.settings import load
-
-LAST_WORDS_S = 1.0
-"""How long whoever reads the output may take for the last lines."""
+from stn_server.tuning import LAST_WORDS_S
 
 
 def run(arguments: Sequence[str], variables: MutableMapping[str, str]) -> int:
@@ -45,7 +43,7 @@ def run(arguments: Sequence[str], variables: MutableMapping[str, str]) -> int:
         configure(config.log)
         environment.prepare(variables)
         with environment.loading("environment", variables):
-            from stn_server.app import serve  # noqa: PLC0415 - torch: seconds
+            from stn_server.server import serve  # noqa: PLC0415 - torch: seconds
         uvloop.run(serve(config, stdout, stderr))
     except ConfigError as error:
         stderr.write(f"stn-server: {' '.join(str(error).splitlines())}\n")

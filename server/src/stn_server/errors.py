@@ -33,11 +33,7 @@ from __future__ import annotations
 import copyreg
 from typing import Any
 
-ARENAS_FULL_RETRY_S = 5.0
-"""Arenas stay as long as their callers do."""
-
-DEVICE_FULL_RETRY_S = 1.0
-"""By then other batches have left the device."""
+from stn_server.tuning import ARENAS_FULL_RETRY_S, DEVICE_FULL_RETRY_S
 
 
 class ServerError(Exception):
@@ -153,6 +149,7 @@ class QueueFullError(OverloadedError):
     """What is inside already fills a limit.
 
     Attributes:
+        what: Unit of the two numbers, and of whom.
         limit: Of everybody, or of one caller.
         actual: What it would be with this request.
     """
@@ -160,6 +157,7 @@ class QueueFullError(OverloadedError):
     def __init__(self, what: str, limit: int, actual: int, retry_after_s: float) -> None:
         complaint = f"expected at most {limit} admitted {what}, got {actual} with this request."
         super().__init__(f"queue: {complaint}", retry_after_s)
+        self.what = what
         self.limit = limit
         self.actual = actual
 

@@ -15,10 +15,10 @@ from stn_engine import checks
 from stn_engine.dispatch import select
 from stn_proto.codec import data_type
 from stn_proto.v1 import server_info_pb2, tensor_pb2, warp_pb2
-from stn_server.batching.roles import Statistics
+from stn_server.batching.batcher import Statistics
 from stn_server.config import ConfigError, ServerConfig
 from stn_server.operands import LAYOUTS, NUMPY_DTYPES, transforms_in
-from stn_server.servicer import METHODS
+from stn_server.service import METHODS
 from stn_server.vocabulary import offered
 
 DIMENSIONS = (2, 3)

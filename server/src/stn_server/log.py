@@ -8,7 +8,11 @@ import os
 from datetime import UTC, datetime
 from typing import Any
 
+from grpc import StatusCode
+
+from stn_server.call import Call
 from stn_server.config import LogConfig
+from stn_server.events import End, Listener
 
 LOGGER = logging.getLogger("stn_server")
 
@@ -44,6 +48,33 @@ class TextFormatter(logging.Formatter):
 def log(level: int, event: str, *, error: BaseException | None = None, **fields: Any) -> None:
     """Writes an event with its facts; `error` adds a traceback."""
     LOGGER.log(level, event, exc_info=error, extra={"fields": fields})
+
+
+class EventLog(Listener):
+    """Tells the operator what calls failed of, and what became of the server."""
+
+    def call_failed(self, call: Call, end: End) -> None:
+        """With a traceback where the fault is ours."""
+        facts: dict[str, Any] = {"method": call.path, "code": end.code.name}
+        facts["caller"] = call.caller.name
+        if end.answer is not None:
+            error = end.error if end.code is StatusCode.INTERNAL else None
+            facts["request_id"] = end.answer.request_id
+            log(end.answer.log_level, "request failed", error=error, **facts)
+        elif end.note:
+            facts |= {"request_id": call.request_id, "reason": end.note}
+            log(logging.INFO, "request failed", **facts)
+
+    def device_lost(self, cause: BaseException) -> None:
+        """Only a restart helps."""
+        log(logging.ERROR, "device lost", error=cause)
+
+    def file_changed(self, name: str, outcome: str, reason: str) -> None:
+        """And why not."""
+        if outcome == "accepted":
+            log(logging.INFO, "change accepted", file=name)
+        else:
+            log(logging.ERROR, "change rejected", file=name, reason=reason)
 
 
 def tell_dropped(count: int) -> None:

@@ -13,6 +13,8 @@ import math
 import resource
 from pathlib import Path
 
+from stn_server.tuning import NEW_OBJECTS
+
 # malloc.h
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -22,9 +24,6 @@ _LARGEST_MMAP_THRESHOLD_BYTES = 32 * 1024 * 1024
 """What glibc accepts; larger blocks are always given back."""
 
 _LARGEST_INT = 2**31 - 1
-
-NEW_OBJECTS = 10_000
-"""So many may be left over before the garbage collector comes: some megabytes at most."""
 
 
 def retain_freed_memory(limit_bytes: int) -> bool:

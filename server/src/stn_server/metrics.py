@@ -17,10 +17,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metr
 from prometheus_client.registry import Collector
 
 from stn_engine.compilations import Outcome
-from stn_server.batching.roles import Statistics
+from stn_server.batching.batcher import Statistics
 from stn_server.batching.work import Batch
+from stn_server.call import Call
+from stn_server.errors import RefusedError
+from stn_server.events import End, Listener
 from stn_server.local.arenas import Arenas
 from stn_server.status import REFUSALS
+from stn_server.tuning import MAX_NOTES
 
 SECONDS = (*(m * 10.0**e for e in range(-4, 1) for m in (1, 2, 5)), 10.0, 30.0)
 """Buckets from 100 microseconds: a small warp on an idle server takes less than a millisecond."""
@@ -30,13 +34,6 @@ ITEMS = tuple(2.0**k for k in range(11))
 
 BYTES = tuple(2.0**k for k in range(10, 32, 2))
 """Buckets from 1 KiB, a small warp alone, to 1 GiB."""
-
-
-OTHER_METHOD = "other"
-"""Stands for every method that is not of the service, known or not: callers choose their names."""
-
-MAX_NOTES = 1024
-"""Of what was not counted yet: some hundred calls."""
 
 
 class _Notes(Collector):
@@ -83,8 +80,8 @@ class _Notes(Collector):
         return iter(())
 
 
-class Metrics:
-    """The metrics of one server; also the `Observer` of its batcher.
+class Metrics(Listener):
+    """The metrics of one server.
 
     Args:
         registry: Collects them.
@@ -208,49 +205,54 @@ class Metrics:
             self.lanes.labels(name).set(count)
             self.lane_busy.labels(name)
 
-    def lane_was_busy(self, name: str, duration_s: float) -> None:
-        """A lane of a device had a batch."""
-        self._notes.add((self._child(self.lane_busy, name), duration_s))
-
-    def request_finished(self, method: str, code: str, duration_s: float) -> None:
-        """A call was answered, with a reply or an error."""
-        self._notes.add(
-            (self._child(self.requests, method, code), 1),
-            (self._child(self.request_duration, method), duration_s),
-        )
-
-    def payload_moved(self, direction: str, transport: str, size_bytes: int) -> None:
-        """A message with tensors came in ("received") or went out ("sent").
-
-        By "tcp", "unix" or "local".
-        """
-        self._notes.add((self._child(self.payload_bytes, direction, transport), size_bytes))
-
-    def kernels_compiled(self, outcome: Outcome, duration_s: float) -> None:
-        """A program of kernels was compiled or read from disk, or could not be."""
-        self.kernel_compilations.labels(outcome).inc()
-        if outcome != Outcome.CACHED:
-            self.kernel_compilation_duration.observe(duration_s)
-
-    def item_refused(self, reason: str) -> None:
-        """An item was turned away, for a reason of the contract."""
-        self.refused.labels(reason).inc()
-
-    def file_changed(self, name: str, outcome: str) -> None:
-        """Tokens or certificates changed: "accepted", or "rejected" and the old ones kept."""
-        self.reloads.labels(name, outcome).inc()
+    def call_ended(self, call: Call, end: End) -> None:
+        """Counts it by method and code, its bytes, and why it was turned away."""
+        method, transport = call.method, call.caller.transport
+        notes = [
+            (self._child(self.requests, method, end.code.name), 1),
+            (self._child(self.request_duration, method), end.duration_s),
+        ]
+        if call.received_bytes:
+            received = self._child(self.payload_bytes, "received", transport)
+            notes.append((received, call.received_bytes))
+        if call.sent_bytes:
+            notes.append((self._child(self.payload_bytes, "sent", transport), call.sent_bytes))
+        self._notes.add(*notes)
+        if end.answer is not None and isinstance(end.error, RefusedError):
+            self.refused.labels(end.answer.reason).inc()
 
     def item_abandoned(self) -> None:
-        """An item left the queue without having run."""
+        """Counts it."""
         self.abandoned_items.inc()
 
-    def batch_finished(self, batch: Batch, queue_s: Sequence[float], compute_s: float) -> None:
-        """A batch is through, with the time that each item waited."""
+    def batch_ended(self, batch: Batch, queue_s: Sequence[float], compute_s: float) -> None:
+        """Observes it as a whole, and the wait of each item."""
         duration = self._child(self.batch_duration, batch.key.operation, self._backend)
-        self._notes.add(
+        notes = [
             (self.batch_items, len(batch.items)),
             (duration, compute_s),
             (self.batch_bytes, batch.cost.size_bytes),
             (self.samples, batch.cost.samples),
-            *((self.queue_wait, waited_s) for waited_s in queue_s),
-        )
+        ]
+        for waited_s in queue_s:
+            notes.append((self.queue_wait, waited_s))  # noqa: PERF401 - a frame costs more
+        self._notes.add(*notes)
+
+    def lane_freed(self, device: str, busy_s: float) -> None:
+        """Adds up."""
+        self._notes.add((self._child(self.lane_busy, device), busy_s))
+
+    def kernels_compiled(self, outcome: Outcome, duration_s: float) -> None:
+        """Counts it by where it came from; only what was not on disk takes time."""
+        self.kernel_compilations.labels(outcome).inc()
+        if outcome != Outcome.CACHED:
+            self.kernel_compilation_duration.observe(duration_s)
+
+    def file_changed(self, name: str, outcome: str, reason: str) -> None:
+        """Counts it by outcome; the reason is for the log."""
+        del reason
+        self.reloads.labels(name, outcome).inc()
+
+    def lines_dropped(self, count: int) -> None:
+        """Counts them."""
+        self.log_lines_dropped.inc(count)

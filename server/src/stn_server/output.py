@@ -13,8 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-CAPACITY_BYTES = 256 * 1024
-"""Some thousand lines wait for a reader that comes late; further ones are dropped."""
+from stn_server.tuning import LOG_CAPACITY_BYTES
 
 
 class BackgroundWriter(io.TextIOBase):
@@ -35,7 +34,7 @@ class BackgroundWriter(io.TextIOBase):
         self,
         descriptor: int,
         recovered: Callable[[int], None] = lambda _: None,
-        capacity_bytes: int = CAPACITY_BYTES,
+        capacity_bytes: int = LOG_CAPACITY_BYTES,
     ) -> None:
         self._descriptor = descriptor
         self._recovered = recovered

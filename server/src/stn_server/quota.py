@@ -7,22 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
-from stn_server.caller import Caller
+from stn_server.call import Caller
 from stn_server.errors import QuotaExceededError, QuotaTooSmallError
 from stn_server.tokens import UNLIMITED, Quota
-
-RETRY_AFTER_S = 0.05
-"""Told to callers with too much in flight: a few batches of typical length."""
+from stn_server.tuning import LEAST_RETRY_S
 
 Resize = Callable[[int], None]
 """Holds a call with another size than before; raises what `Quotas.admit` does."""
-
-
-def _unlimited(_size_bytes: int) -> None:
-    """Of a caller without a quota."""
-
-
-_FREE = nullcontext(_unlimited)
 
 
 @dataclass(slots=True)
@@ -59,7 +50,7 @@ class Quotas:
             QuotaTooSmallError: The call alone exceeds the quota.
         """
         if caller.quota is UNLIMITED:
-            return _FREE
+            return nullcontext(lambda _size_bytes: None)
         return self._held(caller, size_bytes)
 
     @contextmanager
@@ -97,7 +88,7 @@ def _check_calls(quota: Quota, account: _Account) -> None:
     """Refuses a call when its caller has, or begins, too many."""
     if account.calls + 1 > quota.max_calls:
         calls = account.calls + 1
-        raise QuotaExceededError("calls in flight", quota.max_calls, calls, RETRY_AFTER_S)
+        raise QuotaExceededError("calls in flight", quota.max_calls, calls, LEAST_RETRY_S)
     if account.credit < 1:
         missing_s = (1 - account.credit) / quota.calls_per_s
         raise QuotaExceededError("calls a second", quota.calls_per_s, "more", missing_s)
@@ -110,4 +101,4 @@ def _check_bytes(quota: Quota, others_bytes: int, size_bytes: int) -> None:
         raise QuotaTooSmallError("message", int(quota.max_bytes), size_bytes, unit)
     total_bytes = others_bytes + size_bytes
     if total_bytes > quota.max_bytes:
-        raise QuotaExceededError("bytes in flight", quota.max_bytes, total_bytes, RETRY_AFTER_S)
+        raise QuotaExceededError("bytes in flight", quota.max_bytes, total_bytes, LEAST_RETRY_S)

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from stn_server.config import ConfigError
-from stn_server.log import log
+from stn_server.events import Events
+from stn_server.tuning import LOOK_S
 
 T = TypeVar("T")
-
-LOOK_S = 0.5
-"""So often files are looked at; what changed is read when it stayed as it is for so long."""
 
 
 class Reloaded(Generic[T]):
     """A value made from files.
 
-    Files that make no value leave the old one in place, and the log and the observer are told.
+    Files that make no value leave the old one in place.
 
     Args:
-        name: What log and observer call it.
+        name: What listeners call it.
         paths: The files.
         load: Makes the value.
-        observe: Told name and outcome of every change: "accepted" or "rejected".
+        events: Told of every change.
 
     Raises:
         ConfigError: The files make no value at the beginning.
@@ -39,12 +36,12 @@ class Reloaded(Generic[T]):
         name: str,
         paths: Sequence[str],
         load: Callable[[], T],
-        observe: Callable[[str, str], None],
+        events: Events,
     ) -> None:
         self._name = name
         self._paths = paths
         self._load = load
-        self._observe = observe
+        self._events = events
         self._read = self._found = self._state()
         self._value = load()
 
@@ -66,11 +63,13 @@ class Reloaded(Generic[T]):
         try:
             self._value = self._load()
         except (ConfigError, OSError) as error:
-            log(logging.ERROR, "change rejected", file=self._name, reason=str(error))
-            self._observe(self._name, "rejected")
+            self._tell("rejected", str(error))
         else:
-            log(logging.INFO, "change accepted", file=self._name)
-            self._observe(self._name, "accepted")
+            self._tell("accepted")
+
+    def _tell(self, outcome: str, reason: str = "") -> None:
+        for tell in self._events.file_changed:
+            tell(self._name, outcome, reason)
 
     def _state(self) -> list[tuple[int, ...] | None]:
         return [_identity(path) for path in self._paths]
@@ -80,12 +79,12 @@ class Watch:
     """Looks after values made from files, again and again, and when it is told to.
 
     Args:
-        observe: Told name and outcome of every change.
+        events: Told of every change.
         look_s: How long it waits between two looks.
     """
 
-    def __init__(self, observe: Callable[[str, str], None], look_s: float = LOOK_S) -> None:
-        self._observe = observe
+    def __init__(self, events: Events, look_s: float = LOOK_S) -> None:
+        self._events = events
         self._look_s = look_s
         self._values: list[Reloaded[Any]] = []
         self._asked = threading.Event()
@@ -93,7 +92,7 @@ class Watch:
 
     def value(self, name: str, paths: Sequence[str], load: Callable[[], T]) -> Reloaded[T]:
         """A value that is looked after once the watch has been started; see `Reloaded`."""
-        value = Reloaded(name, paths, load, self._observe)
+        value = Reloaded(name, paths, load, self._events)
         self._values.append(value)
         return value
 

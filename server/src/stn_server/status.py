@@ -23,6 +23,7 @@ from stn_proto import FrameTooLargeError, WireFormatError
 from stn_proto.errors import ERROR_DOMAIN
 from stn_proto.v1 import errors_pb2
 from stn_proto.v1.errors_pb2 import ErrorReason
+from stn_server.call import REQUEST_ID
 from stn_server.errors import (
     ArenaNotFoundError,
     ArenasFullError,
@@ -64,9 +65,11 @@ class Answer:
     details: tuple[Message, ...]
     log_level: int
     """How loudly it is told to the operator: whose fault it is."""
+    request_id: str
+    """By which both sides can find the call."""
 
     def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
-        """Trailing metadata with the details, in gRPC's richer error model.
+        """Trailing metadata: the request id, and details in gRPC's richer error model.
 
         A time to come again is told to gRPC's own retries as well.
         """
@@ -80,7 +83,8 @@ class Answer:
             packed = AnyMessage()
             packed.Pack(detail)
             status.details.append(packed)
-        return (("grpc-status-details-bin", status.SerializeToString()), *pushback)
+        details = "grpc-status-details-bin", status.SerializeToString()
+        return (REQUEST_ID, self.request_id), details, *pushback
 
 
 def _no_facts(_error: Exception) -> Mapping[str, str]:
@@ -101,12 +105,12 @@ class _Row:
     facts: Callable[[Any], Mapping[str, str]] = _no_facts
     """Told with the reason, for programs."""
 
-    def answer(self, error: BaseException) -> Answer:
+    def answer(self, error: BaseException, request_id: str) -> Answer:
         """The answer to an error of this row."""
         reason = name_of(self.reason)
         info = ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata=self.facts(error))
         details = (*self.details(error), info)
-        return Answer(self.code, reason, _text(error), details, self.log_level)
+        return Answer(self.code, reason, _text(error), details, self.log_level, request_id)
 
 
 def name_of(reason: ErrorReason) -> str:
@@ -296,8 +300,8 @@ def answer_to(error: BaseException, request_id: str) -> Answer:
     for cls in type(error).__mro__:
         row = TABLE.get(cls)
         if row is not None:
-            return row.answer(error)
+            return row.answer(error, request_id)
     message = f"server: expected a result, got an internal error. Quote request id {request_id}."
     reason, facts = name_of(errors_pb2.ERROR_REASON_INTERNAL), {"request_id": request_id}
     info = ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata=facts)
-    return Answer(StatusCode.INTERNAL, reason, message, (info,), logging.ERROR)
+    return Answer(StatusCode.INTERNAL, reason, message, (info,), logging.ERROR, request_id)

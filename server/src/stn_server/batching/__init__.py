@@ -1,1 +1,1 @@
-"""Data, decision, waiting, doing: `work`, `policy`, `batcher`, `runner`."""
+"""Data, decision, waiting, doing: `work`, `policy`, `batcher`, `devices`."""

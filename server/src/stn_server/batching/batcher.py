@@ -11,21 +11,18 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from stn_server.batching.admission import Full
 from stn_server.batching.policy import (
-    NO_DECISIONS,
+    NOTHING_FOLLOWS,
     Abandon,
     Arrive,
     Decisions,
     Event,
     Finish,
     Policy,
-    Refusal,
     Tick,
 )
-from stn_server.batching.roles import Call, Counts, Observer, Runner, Statistics
 from stn_server.batching.work import (
     Batch,
     BatchKey,
@@ -39,27 +36,66 @@ from stn_server.errors import (
     BatchFailedError,
     BrokenError,
     DeadlineExceededError,
-    DeadlineUnreachableError,
     DeviceLostError,
     DrainingError,
-    OverloadedError,
-    QueueFullError,
     RefusedError,
 )
-from stn_server.faults import Point, Seam, no_fault
+from stn_server.events import UNHEARD, Events, Stage
 
-LEAST_RETRY_S = 0.05
-"""Told to refused callers at least: a few batches of typical length."""
+
+class Runner(Protocol):
+    """Computes batches on one device."""
+
+    async def run(self, batch: Batch) -> Sequence[Any]:
+        """One outcome per item, in order: a result, or the exception of that item alone.
+
+        Raises:
+            DeviceLostError: Nothing can be computed any more.
+            Exception: This batch could not be computed.
+        """
+        ...
+
+    def run_inline(self, batch: Batch) -> Sequence[Any] | None:
+        """As `run`, for a batch that takes less time than to wait for it; None if it takes more."""
+        ...
+
+    def close(self) -> None:
+        """Lets go of the device, after the batch that runs; does not wait for it."""
+
+
+class Ends(Protocol):
+    """What an item is computed for: a call, which is over some day."""
+
+    def add_done_callback(self, callback: Any, /) -> None:
+        """Calls back when the reply has left, or the caller has gone."""
+        ...
 
 
 @dataclass(slots=True)
-class _Run:
-    """A batch that was run."""
+class Counts:
+    """Counts since the start."""
 
-    batch: Batch
-    launched: float
-    ended: float
-    outcomes: Sequence[Any] = ()
+    finished_items: int = 0
+    failed_items: int = 0
+    refused_items: int = 0
+    abandoned_items: int = 0
+    batches: int = 0
+    largest_batch_items: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Counts since the start, and what is on its way now."""
+
+    queued_items: int
+    running_items: int
+    admitted_bytes: int
+    finished_items: int
+    failed_items: int
+    refused_items: int
+    abandoned_items: int
+    batches: int
+    largest_batch_items: int
 
 
 class Batcher:
@@ -68,11 +104,10 @@ class Batcher:
     Args:
         policy: Decides.
         runner: Computes.
-        observer: Is told.
+        events: Told what becomes of items and batches.
         now: The clock that deadlines refer to, in seconds. Not the event loop's: uvloop's counts
             whole milliseconds, and small warps take less.
         stall_s: A batch that takes longer means that the device is lost.
-        seam: Crossed at the door.
 
     Concurrency: all methods belong to one event loop; `statistics` and `queue_age_s` may be called
     from other threads.
@@ -82,27 +117,22 @@ class Batcher:
         self,
         policy: Policy,
         runner: Runner,
-        observer: Observer,
+        events: Events = UNHEARD,
         now: Callable[[], float] = time.monotonic,
         *,
         stall_s: float = math.inf,
-        seam: Seam = no_fault,
     ) -> None:
         self.now = now
         self._policy = policy
         self._runner = runner
-        self._observer = observer
+        self._events = events
         self._stall_s = stall_s
-        self._seam = seam
         self._loop = asyncio.get_running_loop()
         self._waiters: dict[WorkItem, asyncio.Future[Any]] = {}
-        self._gone: set[WorkItem] = set()
-        """Those of `_waiters` whose call is over."""
-        self._placed: dict[Place, WorkItem] = {}
-        """Items that came in at a place that was reserved."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._wake_at = math.inf
+        """When the timer rings; infinity if there is none."""
         self._oldest_arrival = math.inf
         self._draining = False
         self._broken: asyncio.Future[Exception] = self._loop.create_future()
@@ -110,7 +140,7 @@ class Batcher:
         self._idle.set()
         self._counts = Counts()
 
-    def reserve(self, size_bytes: int, *, caller: str, call: Call) -> Place:
+    def reserve(self, size_bytes: int, *, caller: str, call: Ends) -> Place:
         """Takes a place for a call before its item is known, until the call is done.
 
         Args:
@@ -125,12 +155,9 @@ class Batcher:
         """
         self._require_service()
         place = self._policy.reserve(caller, size_bytes, self.now())
-        if isinstance(place, Refusal):
-            raise self._refused(_overloaded(place))
-        # gRPC ties a call and its callbacks into a ring that only the collector unties, some day;
-        # the item, and with it the message, must not hang on that.
-        held = [place]
-        call.add_done_callback(lambda _call: self._vacate(held.pop()))
+        if not isinstance(place, Place):
+            raise self._refused(place)
+        call.add_done_callback(lambda _call: self._policy.release(place))
         return place
 
     def resize(self, place: Place, size_bytes: int) -> None:
@@ -141,7 +168,7 @@ class Batcher:
         """
         refusal = self._policy.resize(place, size_bytes, self.now())
         if refusal is not None:
-            raise self._refused(_overloaded(refusal))
+            raise self._refused(refusal)
 
     async def submit(
         self,
@@ -151,6 +178,7 @@ class Batcher:
         cost: Cost,
         deadline: float = math.inf,
         caller: str = "",
+        call: Any = None,
         place: Place | None = None,
         reply: Callable[[Finished], Any] = as_it_is,
     ) -> Any:
@@ -162,6 +190,7 @@ class Batcher:
             cost: What it takes of the budgets.
             deadline: Instant of `now` after which the result is unwanted.
             caller: Whom it is for; callers get equal shares.
+            call: What listeners are told that it is for.
             place: What was reserved for it; its cost counts there until the call of the place is
                 done. None: takes one until this returns.
             reply: What is made of the outcome; for a whole batch in a row, which caches like.
@@ -179,7 +208,8 @@ class Batcher:
             outcome dropped. Deadline: checked until the item is launched.
         """
         self._require_service()
-        self._seam(Point.ADMIT)
+        for tell in self._events.reached:
+            tell(Stage.QUEUE, (call,))
         item = WorkItem(
             key=key,
             cost=cost,
@@ -187,30 +217,27 @@ class Batcher:
             arrived=self.now(),
             deadline=deadline,
             caller=caller,
+            call=call,
             place=place,
             reply=reply,
         )
         waiter: asyncio.Future[Any] = self._loop.create_future()
         self._waiters[item] = waiter
         self._idle.clear()
+        is_inside = False
         try:
-            decisions = self._step(Arrive(item))
-            if decisions.refusal is not None:
-                raise self._refused(_overloaded(decisions.refusal))
-            if decisions is not NO_DECISIONS:  # else this was what the policy failed at
-                if place is None:
-                    self._gone.add(item)
-                else:
-                    self._placed[place] = item
+            refusal = self._step(Arrive(item)).refusal
+            is_inside = refusal is None
+            if refusal is not None:
+                raise self._refused(refusal)
             return await waiter
         except asyncio.CancelledError:
             self._abandon(item)
             raise
         finally:
             del self._waiters[item]
-            if item in self._gone:
-                self._gone.remove(item)
-                self._leave(item)
+            if is_inside and item.place is not None:
+                self._policy.release(item.place)
             self._settle()
 
     async def drain(self) -> None:
@@ -248,36 +275,32 @@ class Batcher:
             decisions = self._policy.step(event, now)
         except Exception as error:  # noqa: BLE001 - a policy that fails cannot be relied on again
             self._break(error)
-            return NO_DECISIONS
-        self._oldest_arrival = self._policy.oldest_arrival()
+            return NOTHING_FOLLOWS
+        self._oldest_arrival = decisions.oldest_arrival
         for item in decisions.expired:
             self._abandoned()
             self._fail(item, DeadlineExceededError())
-        self._set_timer(decisions.wake_at, now)
+        if decisions.wake_at != self._wake_at:
+            self._set_timer(decisions.wake_at, now)
         for batch in decisions.launches:
             # What follows a batch is left to a task, so that not every batch is inside another.
-            if not (isinstance(event, Arrive) and self._run_at_once(batch)):
-                self._launch(batch)
+            if not (isinstance(event, Arrive) and self._run_inline(batch)):
+                task = self._loop.create_task(self._run(batch))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
         return decisions
 
     def _set_timer(self, wake_at: float, now: float) -> None:
         if self._timer is not None:
-            if wake_at == self._wake_at:
-                return
             self._timer.cancel()
-            self._timer = None
         self._wake_at = wake_at
+        self._timer = None
         if wake_at < math.inf:
             self._timer = self._loop.call_later(wake_at - now, self._tick)
 
     def _tick(self) -> None:
-        self._timer = None
+        self._timer, self._wake_at = None, math.inf
         self._step(Tick())
-
-    def _launch(self, batch: Batch) -> None:
-        task = self._loop.create_task(self._run(batch))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _run(self, batch: Batch) -> None:
         """Runs a batch and answers its waiters, whatever the runner does."""
@@ -286,58 +309,71 @@ class Batcher:
             outcomes = await self._watched(batch)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - all must be answered
             cause = error
-        run = _Run(batch, launched, self.now())
-        if self._end(run, outcomes, cause).launches:
+        ended = self.now()
+        outcomes, more_follows = self._end(batch, outcomes, cause)
+        if more_follows:
             await asyncio.sleep(0)  # so that the device does not wait for the answers
-        self._answer(run)
+        self._answer(batch, outcomes, launched, ended)
 
-    def _run_at_once(self, batch: Batch) -> bool:
+    def _run_inline(self, batch: Batch) -> bool:
         """Runs a batch that is not worth a task, and answers; says whether it was such a one."""
         launched, outcomes, cause = self.now(), None, None
         try:
-            outcomes = self._runner.at_once(batch)
+            outcomes = self._runner.run_inline(batch)
         except Exception as error:  # noqa: BLE001 - all must be answered
             cause = error
         if outcomes is None and cause is None:
             return False
-        run = _Run(batch, launched, self.now())
-        self._end(run, outcomes, cause)
-        self._answer(run)
+        ended = self.now()
+        outcomes, _ = self._end(batch, outcomes, cause)
+        self._answer(batch, outcomes, launched, ended)
         return True
 
     def _end(
-        self, run: _Run, outcomes: Sequence[Any] | None, cause: BaseException | None
-    ) -> Decisions:
-        """A batch is through, also when the runner broke its promise of one outcome per item."""
-        computed = outcomes is not None and len(outcomes) == len(run.batch.items)
-        if outcomes is not None and computed:
-            run.outcomes = outcomes
-        else:
+        self, batch: Batch, outcomes: Sequence[Any] | None, cause: BaseException | None
+    ) -> tuple[Sequence[Any], bool]:
+        """Frees the lane of a batch, also when the runner kept no promise of one outcome per item.
+
+        Returns:
+            What becomes of each item, and whether another batch follows.
+        """
+        computed = outcomes is not None and len(outcomes) == len(batch.items)
+        if outcomes is None or not computed:
             if isinstance(cause, DeviceLostError):
                 self._break(cause)
-            run.outcomes = [BatchFailedError(len(run.batch.items)) for _ in run.batch.items]
-            for failure in run.outcomes:
+            outcomes = [BatchFailedError(len(batch.items)) for _ in batch.items]
+            for failure in outcomes:
                 failure.__cause__ = cause
-        return self._step(Finish(run.batch, computed))
+        return outcomes, bool(self._step(Finish(batch, computed)).launches)
 
-    def _answer(self, run: _Run) -> None:
-        """Every waiter, and who watches."""
-        batch, compute_s = run.batch, run.ended - run.launched
-        queue_s = [run.launched - item.arrived for item in batch.items]
-        for item, outcome, waited_s in zip(batch.items, run.outcomes, queue_s, strict=True):
+    def _answer(self, batch: Batch, outcomes: Sequence[Any], launched: float, ended: float) -> None:
+        """Every waiter, and whoever listens."""
+        compute_s, batch_items = ended - launched, len(batch.items)
+        queue_s = []
+        for item, outcome in zip(batch.items, outcomes, strict=True):
+            waited_s = launched - item.arrived
+            queue_s.append(waited_s)
             if isinstance(outcome, BaseException):
                 self._counts.failed_items += 1
                 self._fail(item, outcome)
-            else:
-                self._counts.finished_items += 1
-                self._reply(item, Finished(outcome, waited_s, compute_s, len(batch.items)))
+                continue
+            self._counts.finished_items += 1
+            waiter = self._waiters.get(item)
+            if waiter is None or waiter.done():
+                continue
+            try:
+                finished = Finished(outcome, waited_s, compute_s, batch_items)
+                waiter.set_result(item.reply(finished))
+            except Exception as error:  # noqa: BLE001 - what fails for one must not for the others
+                waiter.set_exception(error)
         self._counts.batches += 1
-        self._counts.largest_batch_items = max(self._counts.largest_batch_items, len(batch.items))
+        self._counts.largest_batch_items = max(self._counts.largest_batch_items, batch_items)
         self._settle()
         try:
-            self._observer.batch_finished(batch, queue_s, compute_s)
-        except Exception as error:  # noqa: BLE001 - an observer that fails is nobody's failure
-            self._loop.call_exception_handler({"message": "observer failed", "exception": error})
+            for tell in self._events.batch_ended:
+                tell(batch, queue_s, compute_s)
+        except Exception as error:  # noqa: BLE001 - a listener that fails is nobody's failure
+            self._loop.call_exception_handler({"message": "listener failed", "exception": error})
 
     async def _watched(self, batch: Batch) -> Sequence[Any]:
         """The outcomes of the runner. If they do not come, nothing will."""
@@ -359,39 +395,11 @@ class Batcher:
             self._abandon(item)
             self._fail(item, BrokenError())
 
-    def _reply(self, item: WorkItem, finished: Finished) -> None:
-        waiter = self._waiter(item)
-        if waiter is None:
-            return
-        try:
-            waiter.set_result(item.reply(finished))
-        except Exception as error:  # noqa: BLE001 - what fails for one must not for the others
-            waiter.set_exception(error)
-
     def _fail(self, item: WorkItem, error: BaseException) -> None:
-        waiter = self._waiter(item)
-        if waiter is not None:
-            waiter.set_exception(error)
-
-    def _waiter(self, item: WorkItem) -> asyncio.Future[Any] | None:
-        """Who still waits for an item."""
+        """Answers who still waits for an item."""
         waiter = self._waiters.get(item)
-        return None if waiter is None or waiter.done() else waiter
-
-    def _vacate(self, place: Place) -> None:
-        """Gives a place back whose call is over."""
-        item = self._placed.pop(place, None)
-        if item is None:
-            self._policy.release(place)
-        else:
-            self._leave(item)
-
-    def _leave(self, item: WorkItem) -> None:
-        """Gives the place of an item back once its call is over and nobody waits for it."""
-        if item in self._waiters:
-            self._gone.add(item)
-        else:
-            self._policy.depart(item)
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(error)
 
     def _abandon(self, item: WorkItem) -> None:
         if self._step(Abandon(item)).abandoned:
@@ -399,7 +407,8 @@ class Batcher:
 
     def _abandoned(self) -> None:
         self._counts.abandoned_items += 1
-        self._observer.item_abandoned()
+        for tell in self._events.item_abandoned:
+            tell()
 
     def _refused(self, error: RefusedError) -> RefusedError:
         self._counts.refused_items += 1
@@ -409,11 +418,3 @@ class Batcher:
         """Wakes `drain` once nobody waits and nothing runs, or nothing ever will."""
         if not self._waiters and (self._broken.done() or not self._policy.running_items):
             self._idle.set()
-
-
-def _overloaded(refusal: Refusal) -> OverloadedError:
-    """What the caller of a refused item is told."""
-    why, retry_after_s = refusal.why, max(refusal.wait_s, LEAST_RETRY_S)
-    if isinstance(why, Full):
-        return QueueFullError(why.what, why.limit, why.actual, retry_after_s)
-    return DeadlineUnreachableError(why.needed_s, why.remaining_s, retry_after_s)

@@ -1,33 +1,43 @@
-"""What computes batches: the host, where bytes already are, or GPUs, to which they travel."""
+"""What computes batches: the host, where bytes already are, or GPUs, to which they travel.
+
+A device computes jobs in a thread of its own, so that the event loop stays free; lanes are devices
+that take batches from one queue at the same time.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 
 from stn_engine import raw
 from stn_engine.problem import Problem
 from stn_engine.raw import Arena, Block
-from stn_server.batching.work import NOTHING, Cost
+from stn_server.batching.batcher import Runner
+from stn_server.batching.work import NOTHING, Batch, Cost
 from stn_server.config import ConfigError
 from stn_server.errors import DeviceFullError, DeviceLostError
+from stn_server.events import UNHEARD, Events, Stage
 from stn_server.memory import resident_bytes
+from stn_server.tuning import LANES_PER_GPU, SMALL_BYTES, SMALL_SAMPLES, SMALL_WORK
 
 Launching = Callable[[], None]
 """Called when operands have landed and kernels are about to be launched."""
-
-LANES_PER_GPU = 2
-"""Batches at a time: one is copied while the other is computed."""
 
 HOST = torch.device("cpu")
 
 CUDA_OUT_OF_MEMORY = 2
 """`cudaErrorMemoryAllocation`: of the device, or of pinned memory of the host."""
+
+Compute = Callable[[Sequence[Any]], Sequence[Any]]
 
 Outcome = tuple[raw.Bytes, ...] | Exception
 """The bytes of the results of a job, or why there are none."""
@@ -57,7 +67,7 @@ class Host:
     """The engine on operands where they are: the bytes of requests."""
 
     name = "cpu"
-    small = Cost(size_bytes=1 << 20, samples=1 << 15, work=1 << 19)
+    small = Cost(SMALL_BYTES, SMALL_SAMPLES, SMALL_WORK)
 
     def __init__(self) -> None:
         self._threads = torch.get_num_threads()
@@ -244,6 +254,146 @@ class Gpu(Accelerator):
 
     def _give_back(self) -> None:
         torch.cuda.empty_cache()
+
+
+class EngineRunner:
+    """Runs every batch as one ragged engine call.
+
+    The problem of an item is a `stn_engine.raw.Job`.
+
+    Args:
+        device: What computes; nobody else uses it.
+        events: Told, in the thread that computes, how far a batch is.
+
+    Concurrency: one batch at a time; nothing can interrupt the one that runs. Batches that are
+        small for the device are computed in the event loop's own thread.
+    """
+
+    def __init__(self, device: Device | None = None, events: Events = UNHEARD) -> None:
+        self._device = Host() if device is None else device
+        self._small = self._device.small
+        self._reached = events.reached
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stn-runner")
+
+    async def run(self, batch: Batch) -> Sequence[Any]:
+        """One result or exception per item, in order.
+
+        Raises:
+            DeviceLostError: The thread is gone.
+        """
+        self._reach(Stage.LAND, batch)  # in the device's thread; on a host the bytes stay
+        try:
+            running = self._thread.submit(self._compute, batch)
+        except RuntimeError as error:
+            raise DeviceLostError("expected a thread to compute in, got none") from error
+        return await asyncio.wrap_future(running)
+
+    def run_inline(self, batch: Batch) -> Sequence[Any] | None:
+        """One result or exception per item of a batch that is small for the device; else None."""
+        cost, small = batch.cost, self._small
+        if (
+            cost.work > small.work
+            or cost.samples > small.samples
+            or cost.size_bytes > small.size_bytes
+        ):
+            return None
+        self._reach(Stage.LAND, batch)
+        return self._compute(batch)
+
+    def close(self) -> None:
+        """Ends the thread, after the batch that runs; does not wait for it."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _compute(self, batch: Batch) -> Sequence[Any]:
+        launching = partial(self._reach, Stage.LAUNCH, batch)
+
+        def launch(jobs: Sequence[Any]) -> Sequence[Any]:
+            self._reach(Stage.ALLOCATE, batch)
+            return self._device.run(jobs, launching)
+
+        outcomes = compute(launch, [item.problem for item in batch.items])
+        self._reach(Stage.COLLECT, batch)
+        return outcomes
+
+    def _reach(self, stage: Stage, batch: Batch) -> None:
+        for tell in self._reached:
+            tell(stage, [item.call for item in batch.items])
+
+
+class Lanes:
+    """Devices that run batches at the same time, from one queue.
+
+    Args:
+        runners: One per lane, by the name of its device.
+        events: Told for how long a device was busy.
+
+    Concurrency: belongs to one event loop. Takes as many batches at a time as there are runners.
+    """
+
+    def __init__(self, runners: Sequence[tuple[str, Runner]], events: Events = UNHEARD) -> None:
+        self._runners = runners
+        self._free = list(runners)
+        self._events = events
+
+    def __len__(self) -> int:
+        return len(self._runners)
+
+    @property
+    def devices(self) -> list[str]:
+        """Names of the devices, each once."""
+        return list(dict.fromkeys(name for name, _ in self._runners))
+
+    async def run(self, batch: Batch) -> Sequence[Any]:
+        """As `Runner.run`, on a runner that is free."""
+        name, runner = lane = self._free.pop(0)
+        began = time.monotonic()
+        try:
+            return await runner.run(batch)
+        finally:
+            self._free.append(lane)
+            self._freed(name, began)
+
+    def run_inline(self, batch: Batch) -> Sequence[Any] | None:
+        """As `Runner.run_inline`, on a runner that is free."""
+        name, runner = self._free[0]
+        began = time.monotonic()
+        outcomes = runner.run_inline(batch)
+        if outcomes is not None:
+            self._freed(name, began)
+        return outcomes
+
+    def _freed(self, name: str, began: float) -> None:
+        busy_s = time.monotonic() - began
+        for tell in self._events.lane_freed:
+            tell(name, busy_s)
+
+    async def warm_up(self, batch: Batch) -> None:
+        """Runs a batch on every lane.
+
+        Raises:
+            Exception: Of an item that could not be computed.
+        """
+        for _, runner in self._runners:
+            for outcome in await runner.run(batch):
+                if isinstance(outcome, Exception):
+                    raise outcome
+
+    def close(self) -> None:
+        """Closes every runner."""
+        for _, runner in self._runners:
+            runner.close()
+
+
+def compute(function: Compute, jobs: Sequence[Any]) -> Sequence[Any]:
+    """Results of a ragged call; if it fails, each job alone, so that only the bad ones fail."""
+    try:
+        return function(jobs)
+    except DeviceLostError:
+        raise
+    except Exception as error:  # noqa: BLE001 - becomes the outcome of the item
+        if len(jobs) == 1:
+            return [error]
+    return [compute(function, [job])[0] for job in jobs]
 
 
 def devices_of(setting: str) -> list[Device]:

@@ -1,45 +1,94 @@
-"""When an item would be through: what runs, what goes before it, and what it takes itself."""
+"""When an item would be through: what runs, what goes before it, and what it takes itself.
+
+Reads no clock. What a batch takes is learned from the batches that ran.
+"""
 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
-from stn_server.batching.cost_model import CostModel
-from stn_server.batching.work import PATIENCE_S, Batch, Operation, WorkItem
+from stn_server.batching.work import Batch, Operation, WorkItem
+from stn_server.tuning import (
+    DUE_SLICE_S,
+    MEMORY,
+    SAFETY,
+    SHORTEST_S,
+    STIFFNESS,
+    SURPRISE,
+    TRUSTED_BATCHES,
+)
 
-SAFETY = 1.5
-"""How wide of the estimate a promise is kept: machines stutter, and results take sending."""
 
-_SLICE_S = PATIENCE_S / 16
-"""Items that are due in the same slice of time count as due together."""
+@dataclass(slots=True)
+class _Fit:
+    """A line through (work, seconds) by weighted least squares, neither part negative."""
+
+    batches: int = 0
+    weight: float = 0.0
+    x: float = 0.0
+    """Weighted mean of work; `y` that of seconds."""
+    y: float = 0.0
+    xx: float = 0.0
+    """Weighted variance of work; `xy` the covariance."""
+    xy: float = 0.0
+    slope: float = 0.0
+    overhead: float = 0.0
+
+    def at(self, work: float) -> float:
+        return self.overhead + self.slope * work
+
+    def observe(self, work: int, seconds: float) -> None:
+        if self.batches >= TRUSTED_BATCHES:
+            expected = max(self.at(work), SHORTEST_S)
+            seconds = min(max(seconds, expected / SURPRISE), expected * SURPRISE)
+        self.batches += 1
+        self.weight = MEMORY * self.weight + 1
+        share = 1 / self.weight
+        dx, dy = work - self.x, seconds - self.y
+        self.x += share * dx
+        self.y += share * dy
+        self.xx += share * ((1 - share) * dx * dx - self.xx)
+        self.xy += share * ((1 - share) * dx * dy - self.xy)
+        through_origin = self.y / self.x if self.x else 0.0
+        pull = STIFFNESS * self.x**2
+        slope = (self.xy + pull * through_origin) / ((self.xx + pull) or 1.0)
+        self.slope = min(max(0.0, slope), through_origin)
+        self.overhead = max(0.0, self.y - self.slope * self.x)
 
 
-class _Backlog:
-    """Work that waits, by slice of time and operation: some dozen sums, however long the queue.
+class CostModel:
+    """Seconds of a batch = slope * work + overhead, for every operation.
 
-    Nothing is due later than `PATIENCE_S` from now.
+    Robust: single batches that were held up hardly move it, and a device that became slower or
+    faster is followed within some batches. Knows nothing at first and then expects 0 s.
     """
 
     def __init__(self) -> None:
-        self._work: Counter[tuple[int, Operation]] = Counter()
+        self._fits: defaultdict[Operation, _Fit] = defaultdict(_Fit)
 
-    def __bool__(self) -> bool:
-        return bool(self._work)
+    def observe(self, operation: Operation, work: int, seconds: float) -> None:
+        """Learns from a batch that ran."""
+        self._fits[operation].observe(work, seconds)
 
-    def add(self, item: WorkItem, work: int) -> None:
-        part = _slice(item), item.key.operation
-        self._work[part] += work
-        if self._work[part] == 0:
-            del self._work[part]
+    def batch_s(self, operation: Operation, work: int) -> float:
+        """What a batch will take."""
+        return self._fits[operation].at(work)
 
-    def seconds(self, last: float, model: CostModel) -> float:
-        """Of what is due in a slice up to the last."""
-        return sum(
-            model.work_s(operation, work)
-            for (due, operation), work in self._work.items()
-            if due <= last
-        )
+    def overhead_s(self, operation: Operation) -> float:
+        """What a batch takes however small it is."""
+        return self._fits[operation].overhead
+
+    def work_s(self, operation: Operation, work: int) -> float:
+        """What so much work adds to a batch."""
+        return self._fits[operation].slope * work
+
+
+Backlog = dict[tuple[int, Operation], int]
+"""Work that waits, by the slice of time in which it is due and by operation: some dozen sums,
+however long the queue, as nothing is due later than `IMPLICIT_DEADLINE_S` from now."""
 
 
 class Forecast:
@@ -47,53 +96,46 @@ class Forecast:
 
     Args:
         lanes: Batches that run at the same time.
+        running: When each batch that runs was launched.
+        ran: What was computed since the last look: operation, work and seconds of each batch.
     """
 
-    def __init__(self, lanes: int) -> None:
+    def __init__(
+        self, lanes: int, running: Mapping[Batch, float], ran: deque[tuple[Operation, int, float]]
+    ) -> None:
         self._lanes = lanes
-        self._model = CostModel()
-        self._everyone = _Backlog()
-        self._callers: defaultdict[str, _Backlog] = defaultdict(_Backlog)
-        self._launched: dict[Batch, float] = {}
+        self._running = running
+        self._ran = ran
+        self._known = CostModel()
+        self._everyone: Backlog = {}
+        self._callers: dict[str, Backlog] = {}
 
     def enter(self, item: WorkItem) -> None:
         """An item begins to wait."""
-        for backlog in (self._everyone, self._callers[item.caller]):
-            backlog.add(item, item.cost.work)
+        part, work = _part(item)
+        own = self._callers.get(item.caller)
+        if own is None:
+            own = self._callers[item.caller] = {}
+        own[part] = own.get(part, 0) + work
+        self._everyone[part] = self._everyone.get(part, 0) + work
 
-    def leave(self, item: WorkItem) -> None:
-        """An item waits no longer."""
-        own = self._callers[item.caller]
-        for backlog in (self._everyone, own):
-            backlog.add(item, -item.cost.work)
-        if not own:
-            del self._callers[item.caller]
-
-    def launched(self, batch: Batch, now: float) -> None:
-        """A batch begins to run."""
-        self._launched[batch] = now
-
-    def finished(self, batch: Batch, now: float, *, computed: bool) -> None:
-        """A batch is through; the model learns from it if it was computed."""
-        launched = self._launched.pop(batch)
-        if computed:
-            self._model.observe(batch.key.operation, batch.cost.work, now - launched)
+    def leave(self, items: Iterable[WorkItem]) -> None:
+        """Items wait no longer."""
+        for item in items:
+            part, work = _part(item)
+            own = self._callers[item.caller]
+            for backlog in (own, self._everyone):
+                left = backlog[part] - work
+                if left:
+                    backlog[part] = left
+                else:
+                    del backlog[part]
+            if not own:
+                del self._callers[item.caller]
 
     def batch_s(self, operation: Operation, work: int) -> float:
         """What a batch will take, on the safe side."""
         return SAFETY * self._model.batch_s(operation, work)
-
-    def until_free(self, now: float) -> float:
-        """Seconds until the first lane is free, on the safe side.
-
-        A batch that is late will be late as long again.
-        """
-        if len(self._launched) < self._lanes:
-            return 0.0
-        return SAFETY * min(
-            abs(launched + self._model.batch_s(batch.key.operation, batch.cost.work) - now)
-            for batch, launched in self._launched.items()
-        )
 
     def wait_s(self, item: WorkItem, other_keys: int, now: float) -> float:
         """How long an item would wait for its batch to begin, on the safe side.
@@ -103,19 +145,55 @@ class Forecast:
         """
         launches = other_keys * self._model.overhead_s(item.key.operation)
         waiting = self._before_s(item.caller, _slice(item)) + launches
-        return self.until_free(now) + SAFETY * waiting / self._lanes
+        return self._until_free(now) + SAFETY * waiting / self._lanes
 
     def backlog_s(self, caller: str, now: float) -> float:
         """How long an item of a caller would wait that is due after all others."""
-        return self.until_free(now) + SAFETY * self._before_s(caller, math.inf) / self._lanes
+        return self._until_free(now) + SAFETY * self._before_s(caller, math.inf) / self._lanes
+
+    @property
+    def _model(self) -> CostModel:
+        """What is known of batches, with all that ran."""
+        while self._ran:
+            self._known.observe(*self._ran.popleft())
+        return self._known
+
+    def _until_free(self, now: float) -> float:
+        """Seconds until the first lane is free, on the safe side.
+
+        A batch that is late will be late as long again.
+        """
+        if len(self._running) < self._lanes:
+            return 0.0
+        batch_s = self._model.batch_s
+        return SAFETY * min(
+            abs(launched + batch_s(batch.key.operation, batch.cost.work) - now)
+            for batch, launched in self._running.items()
+        )
 
     def _before_s(self, caller: str, last: float) -> float:
         """Seconds of work that goes before a caller's item in a slice."""
         own = self._callers.get(caller)
-        callers = len(self._callers) + (own is None)
-        in_turns = callers * own.seconds(last, self._model) if own else 0.0
-        return min(self._everyone.seconds(last, self._model), in_turns)
+        if not own:
+            return 0.0
+        everyone_s = self._seconds(self._everyone, last)
+        if len(self._callers) == 1:
+            return everyone_s
+        return min(everyone_s, len(self._callers) * self._seconds(own, last))
+
+    def _seconds(self, backlog: Backlog, last: float) -> float:
+        """Of what is due in a slice up to the last."""
+        work_s, seconds = self._model.work_s, 0.0
+        for (due, operation), work in backlog.items():
+            if due <= last:
+                seconds += work_s(operation, work)
+        return seconds
+
+
+def _part(item: WorkItem) -> tuple[tuple[int, Operation], int]:
+    """Where an item counts in a backlog, and as how much: more than nothing, so that it shows."""
+    return (_slice(item), item.key.operation), item.cost.work or 1
 
 
 def _slice(item: WorkItem) -> int:
-    return int(item.due / _SLICE_S)
+    return int(item.due / DUE_SLICE_S)

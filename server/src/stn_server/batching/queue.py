@@ -1,82 +1,220 @@
-"""The items of one `BatchKey` that wait, in the order in which they should run."""
+"""Everything that waits, in the order in which it should run.
+
+Callers take turns in rounds: who has taken a `TURN` of a batch is in the next round, and earlier
+rounds go first. Keys take turns within a round. Within a key and a round the earliest due item goes
+first.
+
+The order changes with every turn that is taken, and is therefore found when a batch is formed, and
+only as far as the batch goes: a look at the callers who wait, then at keys until one has its turn,
+then at its callers and at the items that it takes.
+"""
 
 from __future__ import annotations
 
+import heapq
+import math
+from bisect import bisect_left, insort
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
-from stn_server.batching.fairness import Turns
-from stn_server.batching.ranking import Ranking
-from stn_server.batching.work import NOTHING, WorkItem
+from stn_server.batching.work import NOTHING, Batch, BatchKey, Cost, Operation, WorkItem
+from stn_server.tuning import LEAST_PART, TURN
 
-Rank = tuple[int, float, int]
-"""Round of the caller, instant at which the item is due, number of the item."""
+Line = list[tuple[float, int, WorkItem]]
+"""Items of one key and caller by the instant at which they are due, then by number."""
 
 
-class KeyQueue:
-    """Callers of an earlier round first; within a round and a caller, what is due first.
+@dataclass(slots=True)
+class _Group:
+    """The items of one key."""
 
-    Args:
-        turns: Of the callers, over all keys.
-        turn: When this key had its turn, or came: the lowest number is next.
-    """
+    since: float
+    """When the first of them came after a time without any."""
+    cost: Cost
+    deadline: float = math.inf
+    """No item has an earlier one."""
+    lines: dict[str, Line] = field(default_factory=dict)
+    """By caller; none is empty."""
 
-    def __init__(self, turns: Turns, turn: int) -> None:
-        self.turn = turn
-        self._turns = turns
-        self._items: OrderedDict[int, WorkItem] = OrderedDict()
-        """By number, in order of arrival."""
-        self._lines: dict[str, Ranking[int]] = {}
-        """Numbers of the items of each caller."""
-        self._callers: Ranking[str] = Ranking(self._rank_of)
-        self.cost = NOTHING
 
-    def __len__(self) -> int:
-        return len(self._items)
+@dataclass(slots=True)
+class _Account:
+    """What a caller who waits has had of the device."""
 
-    @property
-    def oldest_arrival(self) -> float:
-        """When the oldest item came."""
-        return next(iter(self._items.values())).arrived
+    taken: float
+    """In batches, on a scale that all callers share."""
+    waiting: int = 0
 
     @property
     def round(self) -> int:
-        """Of the first item."""
-        caller = self._callers.first()
-        return 0 if caller is None else self._turns.round_of(caller)
+        return int(self.taken / TURN)
+
+
+class Queue:
+    """Items between admission and launch.
+
+    A newcomer joins the round that is on: nobody saves turns up, and nobody is remembered who does
+    not wait.
+
+    Args:
+        budget: Of one batch.
+        window_s: How long a key lets more items join before a free lane may take them.
+    """
+
+    def __init__(self, budget: Cost, window_s: float = 0.0) -> None:
+        self._budget = budget
+        self._window_s = window_s
+        self.items: OrderedDict[int, WorkItem] = OrderedDict()
+        """By number, in order of arrival; `add`, `remove` and `take` change them."""
+        self._deadlines: list[tuple[float, int]] = []
+        """Of the items that have one, in order."""
+        self._groups: dict[BatchKey, _Group] = {}
+        """In the order of their turns; none is empty."""
+        self._accounts: dict[str, _Account] = {}
+        self._taken = 0.0
+        """How much those have taken whose turn it is."""
+
+    @property
+    def oldest_arrival(self) -> float:
+        """When the oldest item came; infinity if none waits."""
+        return next(iter(self.items.values())).arrived if self.items else math.inf
+
+    @property
+    def next_deadline(self) -> float:
+        """The earliest deadline; infinity if there is none."""
+        return self._deadlines[0][0] if self._deadlines else math.inf
+
+    def keys_beside(self, key: BatchKey) -> int:
+        """How many other keys wait."""
+        return len(self._groups) - (key in self._groups)
 
     def add(self, item: WorkItem) -> None:
-        """Takes an item in."""
-        self._items[item.number] = item
-        self.cost += item.cost
-        line = self._lines.get(item.caller)
-        if line is None:
-            line = self._lines[item.caller] = Ranking(self._due)
-        line.add(item.number)
-        self._callers.add(item.caller)
+        """An item begins to wait."""
+        self.items[item.number] = item
+        if item.deadline < math.inf:
+            insort(self._deadlines, (item.deadline, item.number))
+        group = self._groups.get(item.key)
+        if group is None:
+            group = self._groups[item.key] = _Group(item.arrived, NOTHING)
+        group.cost += item.cost
+        group.deadline = min(group.deadline, item.deadline)
+        insort(group.lines.setdefault(item.caller, []), (item.due, item.number, item))
+        account = self._accounts.get(item.caller)
+        if account is None:
+            account = self._accounts[item.caller] = _Account(self._taken)
+        account.waiting += 1
 
     def remove(self, item: WorkItem) -> None:
-        """Takes an item out."""
-        del self._items[item.number]
-        self.cost -= item.cost
-        line = self._lines[item.caller]
-        line.discard(item.number)
+        """An item waits no longer."""
+        del self.items[item.number]
+        if item.deadline < math.inf:
+            del self._deadlines[bisect_left(self._deadlines, (item.deadline, item.number))]
+        group = self._groups[item.key]
+        group.cost -= item.cost
+        line = group.lines[item.caller]
+        del line[bisect_left(line, (item.due, item.number))]
         if not line:
-            del self._lines[item.caller]
-            self._callers.discard(item.caller)
+            del group.lines[item.caller]
+            if not group.lines:
+                del self._groups[item.key]
+        account = self._accounts[item.caller]
+        account.waiting -= 1
+        if account.waiting == 0:
+            del self._accounts[item.caller]
 
-    def first(self) -> WorkItem | None:
-        """The item that should run next."""
-        caller = self._callers.first()
-        return None if caller is None else self._items[self._first_of(caller)]
+    def expired(self, now: float) -> Iterator[WorkItem]:
+        """The items that wait and whose deadline has passed."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            yield self.items[self._deadlines[0][1]]
 
-    def _first_of(self, caller: str) -> int:
-        number = self._lines[caller].first()
-        assert number is not None  # lines without items are removed
-        return number
+    def ripens(self, now: float) -> float:
+        """When the next key may be taken that may not be taken yet; infinity if there is none."""
+        instants = map(self._ripe_at, self._groups.values())
+        return min((instant for instant in instants if instant > now), default=math.inf)
 
-    def _rank_of(self, caller: str) -> Rank:
-        number = self._first_of(caller)
-        return self._turns.round_of(caller), self._items[number].due, number
+    def take(self, now: float, batch_s: Callable[[Operation, int], float]) -> Batch | None:
+        """Takes the next batch out of the queue; None if no key is ripe.
 
-    def _due(self, number: int) -> tuple[float, int]:
-        return self._items[number].due, number
+        It gets items in order while it stays within the budget and ends before the first deadline
+        in it. An item above the budget is alone.
+
+        Args:
+            now: The present instant.
+            batch_s: What a batch of so much work will take.
+        """
+        key = self._next_key(now)
+        if key is None:
+            return None
+        group = self._groups[key]
+        if group.cost.fits(self._budget):
+            ends = now + batch_s(key.operation, group.cost.work)
+            if ends <= group.deadline:
+                return self._take_all(key)
+        lines = group.lines
+        heads = [(self._accounts[caller].round, *line[0]) for caller, line in lines.items()]
+        heapq.heapify(heads)
+        items: list[WorkItem] = []
+        cost, ends_by = NOTHING, math.inf
+        while heads:
+            item = heads[0][-1]
+            grown = cost + item.cost
+            ends = now + batch_s(key.operation, grown.work)
+            if items and (ends > ends_by or not grown.fits(self._budget)):
+                break
+            if ends <= item.deadline:  # else it is late in any case, and need not cost the others
+                ends_by = min(ends_by, item.deadline)
+            items.append(item)
+            cost = grown
+            account = self._accounts[item.caller]
+            self._charge(account, item)
+            self.remove(item)
+            line = lines.get(item.caller)
+            if line:
+                heapq.heapreplace(heads, (account.round, *line[0]))
+            else:
+                heapq.heappop(heads)
+        if lines:
+            self._groups[key] = self._groups.pop(key)  # behind the others
+        return Batch(key, tuple(items), cost)
+
+    def _take_all(self, key: BatchKey) -> Batch:
+        """All items of a key: what `take` comes to where they fit, in a third of the time."""
+        group = self._groups.pop(key)
+        items: list[WorkItem] = []
+        for caller, line in group.lines.items():
+            account = self._accounts[caller]
+            for _, number, item in line:
+                self._charge(account, item)
+                items.append(item)
+                del self.items[number]
+                if item.deadline < math.inf:
+                    del self._deadlines[bisect_left(self._deadlines, (item.deadline, number))]
+            account.waiting -= len(line)
+            if account.waiting == 0:
+                del self._accounts[caller]
+        return Batch(key, tuple(items), group.cost)
+
+    def _next_key(self, now: float) -> BatchKey | None:
+        """The ripe key whose turn it is, among those with an item of the earliest round."""
+        earliest = min((account.round for account in self._accounts.values()), default=0)
+        best, best_round = None, math.inf
+        for key, group in self._groups.items():
+            if self._window_s and self._ripe_at(group) > now:
+                continue
+            first_round = min(self._accounts[caller].round for caller in group.lines)
+            if first_round < best_round:
+                best, best_round = key, first_round
+                if first_round == earliest:
+                    break
+        return best
+
+    def _charge(self, account: _Account, item: WorkItem) -> None:
+        """A caller takes a part of a turn."""
+        self._taken = max(self._taken, account.taken)
+        account.taken += max(item.cost.part_of(self._budget), LEAST_PART)
+
+    def _ripe_at(self, group: _Group) -> float:
+        """When a free lane may take a batch of a key."""
+        full = not group.cost.fits(self._budget)
+        return -math.inf if full else group.since + self._window_s

@@ -9,10 +9,9 @@ from enum import StrEnum
 from itertools import count
 from typing import Any, NamedTuple
 
-_ids = count()
+from stn_server.tuning import IMPLICIT_DEADLINE_S
 
-PATIENCE_S = 1.0
-"""Long enough for deadlines to mean something, short enough that nobody is passed over for long."""
+_ids = count()
 
 
 class Operation(StrEnum):
@@ -45,9 +44,9 @@ class BatchKey:
         return self._hash
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen ones take five times as long to make, here and below
 class Cost:
-    """What an item takes of a budget."""
+    """What an item takes of a budget. Nobody changes it."""
 
     size_bytes: int
     """Operands and results together."""
@@ -107,15 +106,20 @@ def as_it_is(finished: Finished) -> Finished:
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """What a call counts for at the door, before its item is known and after."""
+    """What a call counts for at the door, before its item is known and after.
+
+    It is free again when nobody holds it any more: neither the call, whose reply takes memory until
+    it has left, nor who waits for its result, nor the device, which still reads its bytes.
+    """
 
     caller: str
     size_bytes: int
+    holders: int = 1
 
 
-@dataclass(slots=True, kw_only=True, eq=False)  # frozen ones take five times as long to make
+@dataclass(slots=True, kw_only=True, eq=False)
 class WorkItem:
-    """One request between admission and its outcome. Nobody changes it."""
+    """One request between admission and its outcome. Nobody changes it but to give it a place."""
 
     key: BatchKey
     cost: Cost
@@ -129,15 +133,17 @@ class WorkItem:
     """What is made of the outcome."""
     caller: str = ""
     """Whom fairness is owed to: opaque, the same for all calls of one caller."""
+    call: Any = None
+    """What listeners are told that it is for."""
     place: Place | None = None
-    """What its call holds already; None: nothing."""
+    """What it counts for at the door; None: nothing yet."""
     number: int = field(default_factory=_ids.__next__)
     """Identity, and order of arrival."""
-    due: float = field(init=False)
-    """What counts as its deadline: those with a late one or none age."""
 
-    def __post_init__(self) -> None:
-        self.due = min(self.deadline, self.arrived + PATIENCE_S)
+    @property
+    def due(self) -> float:
+        """What counts as its deadline: those with a late one or none age."""
+        return min(self.deadline, self.arrived + IMPLICIT_DEADLINE_S)
 
 
 @dataclass(slots=True, eq=False)

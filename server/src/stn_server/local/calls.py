@@ -1,6 +1,7 @@
 """Calls by ttrpc: how a frame becomes one, how its method is found, what that sees, and the answer.
 
-Methods, interceptors, errors and metrics are those of gRPC: `Call` has what they want of a context.
+Methods, interceptors, errors and metrics are those of gRPC: `LocalContext` has what they want of
+a context.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from google.rpc.error_details_pb2 import RequestInfo
 from stn_proto import WireFormatError
 from stn_proto.metadata import MESSAGE_BYTES
 from stn_proto.ttrpc import MAX_DATA_BYTES, Frame, OversizedFrame, Request, Response, Status
-from stn_server.caller import LOCAL, REQUEST_ID
+from stn_server.call import LOCAL, REQUEST_ID
 from stn_server.errors import MessageTooLargeError, ResultTooLargeError
-from stn_server.servicer import Handler
+from stn_server.grpc_transport import Handler
 from stn_server.status import answer_to
 
 DETAILS = "grpc-status-details-bin"
@@ -82,7 +83,7 @@ class Router:
         )
 
 
-class Call:
+class LocalContext:
     """What of `grpc.aio.ServicerContext` the service uses.
 
     Args:
@@ -169,7 +170,7 @@ class Call:
 class Asked(NamedTuple):
     """What a frame asks for."""
 
-    call: Call
+    call: LocalContext
     details: Details
     refusing: Handler | None
     """A method that refuses the call, whatever its details; None: they find one."""
@@ -187,7 +188,9 @@ class Answerer:
         self._router = router
         self._refuse = refuse
 
-    def read(self, frame: Frame | OversizedFrame, peer: str, kind: type[Call] = Call) -> Asked:
+    def read(
+        self, frame: Frame | OversizedFrame, peer: str, kind: type[LocalContext] = LocalContext
+    ) -> Asked:
         """What a frame asks for, which may be nothing that makes sense.
 
         Args:
@@ -253,7 +256,7 @@ def _request_of(frame: Frame | OversizedFrame) -> Request:
     return request
 
 
-async def _refuse_reply(call: Call, size_bytes: int) -> None:
+async def _refuse_reply(call: LocalContext, size_bytes: int) -> None:
     """Aborts a call whose reply no frame can take."""
     error = ResultTooLargeError("message", MAX_DATA_BYTES, size_bytes, "bytes of reply")
     answer = answer_to(error, "")

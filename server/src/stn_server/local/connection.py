@@ -19,7 +19,7 @@ from typing import Any
 from stn_proto import ttrpc
 from stn_proto.ttrpc import FrameError, OversizedFrame, ServerConnection
 from stn_server.config import LimitsConfig
-from stn_server.local.calls import Answerer, Asked, Call, peer_of
+from stn_server.local.calls import Answerer, Asked, LocalContext, peer_of
 from stn_server.log import log
 
 UNSENT_BYTES = 64 * 1024
@@ -49,7 +49,7 @@ class Connection(asyncio.Protocol):
         """Came in together with what filled the connection."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_flight = 0
-        self._leaving: list[Call] = []
+        self._leaving: list[LocalContext] = []
         """Their replies wait to be read."""
         self._is_blocked = False
         self._is_reading = True
@@ -139,7 +139,7 @@ class Connection(asyncio.Protocol):
                 else:
                     self._finish(call)
 
-    def _finish(self, call: Call) -> None:
+    def _finish(self, call: LocalContext) -> None:
         """A call is over."""
         self._in_flight -= 1
         call.finish()

@@ -13,11 +13,12 @@ from google.protobuf.message import DecodeError
 from stn_proto import WireFormatError
 from stn_proto.ttrpc import Frame, FrameError, OversizedFrame, ServerConnection
 from stn_proto.v1.arena_pb2 import CreateArenaReply, CreateArenaRequest
+from stn_server.call import Call
 from stn_server.config import LimitsConfig
+from stn_server.grpc_transport import GrpcTransport, Handler
 from stn_server.local.arenas import Arena, Arenas
-from stn_server.local.calls import Answerer, Call, peer_of
+from stn_server.local.calls import Answerer, LocalContext, peer_of
 from stn_server.log import log
-from stn_server.servicer import Handler, ServiceCall, Servicer
 
 CREATE = "/stn.v1.Arenas/Create"
 
@@ -27,7 +28,7 @@ MAX_CONNECTIONS = 64
 """That have no arena yet; more wait to be accepted."""
 
 
-class ArenaCall(Call):
+class ArenaContext(LocalContext):
     """A call that may give its caller an arena."""
 
     arena: Arena | None = None
@@ -38,12 +39,12 @@ class ArenaService(grpc.GenericRpcHandler):
 
     Args:
         arenas: Where they are kept.
-        servicer: Counts, logs and refuses calls.
+        transport: Counts, logs and refuses calls.
     """
 
-    def __init__(self, arenas: Arenas, servicer: Servicer) -> None:
+    def __init__(self, arenas: Arenas, transport: GrpcTransport) -> None:
         self._arenas = arenas
-        self._create: Handler = servicer.guarded(CREATE, self._created)
+        self._create: Handler = transport.handler(CREATE, self._created)
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         """See the class."""
@@ -51,8 +52,8 @@ class ArenaService(grpc.GenericRpcHandler):
             return None
         return grpc.stream_unary_rpc_method_handler(self._create)
 
-    async def _created(self, call: ServiceCall) -> bytes:
-        context: Any = call.context
+    async def _created(self, call: Call) -> bytes:
+        context = cast("Any", call).context
         message = await context.read()
         try:
             request = CreateArenaRequest.FromString(message)
@@ -138,12 +139,12 @@ class Leases:
             return None
         if frame is None:
             return None
-        asked = self._answerer.read(frame, peer, ArenaCall)
+        asked = self._answerer.read(frame, peer, ArenaContext)
         try:
             response = frames.respond(frame.stream_id, await self._answerer.answer(asked))
         finally:
             asked.call.finish()
-        arena = cast("ArenaCall", asked.call).arena
+        arena = cast("ArenaContext", asked.call).arena
         if arena is None:
             connected.send(response)
             return None

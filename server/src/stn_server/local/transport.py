@@ -11,12 +11,12 @@ from pathlib import Path
 import grpc.aio
 
 from stn_server.config import LimitsConfig, LocalConfig
+from stn_server.grpc_transport import GrpcTransport
 from stn_server.listening import listen_unix
 from stn_server.local.arenas import Arenas
 from stn_server.local.calls import Answerer, Router
 from stn_server.local.connection import Connection
 from stn_server.local.leases import ArenaService, Leases
-from stn_server.servicer import Servicer
 
 CALLS_SOCKET, ARENAS_SOCKET = "ttrpc.sock", "arenas.sock"
 
@@ -29,7 +29,7 @@ class LocalTransport:
     Args:
         config: In which folder.
         limits: Of a connection.
-        servicer: Whose methods it takes calls of.
+        transport: Whose methods it takes calls of.
         arenas: Where arenas are kept.
         interceptors: Stand before every method.
 
@@ -40,16 +40,16 @@ class LocalTransport:
         self,
         config: LocalConfig,
         limits: LimitsConfig,
-        servicer: Servicer,
+        transport: GrpcTransport,
         arenas: Arenas,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     ) -> None:
         self._config = config
         self._limits = limits
-        handlers = servicer.handlers(), servicer.refuse_unknown()
-        self._answerer = Answerer(Router(handlers, interceptors), servicer.refusing)
-        of_arenas = ArenaService(arenas, servicer), servicer.refuse_unknown()
-        giver = Answerer(Router(of_arenas, interceptors), servicer.refusing)
+        handlers = transport.handlers(), transport.refuse_unknown()
+        self._answerer = Answerer(Router(handlers, interceptors), transport.refusing)
+        of_arenas = ArenaService(arenas, transport), transport.refuse_unknown()
+        giver = Answerer(Router(of_arenas, interceptors), transport.refusing)
         self._leases = Leases(arenas, giver, limits)
         self._connections: set[Connection] = set()
         self._sockets: list[_Listener] = []

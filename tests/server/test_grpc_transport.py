@@ -11,13 +11,11 @@ from prometheus_client import CollectorRegistry
 from stn_server.config import LimitsConfig
 from stn_server.errors import DrainingError
 from stn_server.metrics import Metrics
-from stn_server.receiving import Receiver
-from stn_server.servicer import SERVICE, Servicer
-from stn_server.translate import Translator
+from stn_server.service import SERVICE
 from support.bad_requests import warp_request
 from support.clock import run_in_virtual_time
 from support.fakes import FakeContext, FakeRunner
-from support.harness import in_virtual_time, make_batcher, outcome_of
+from support.harness import in_virtual_time, make_batcher, make_transport, outcome_of
 
 LIMITS = LimitsConfig(max_message_bytes=4096, max_output_bytes=4096)
 MAX_ADMITTED_BYTES = 16_384
@@ -40,10 +38,8 @@ class Handlers:
         metrics = Metrics(self._registry)
         admitted = {"max_admitted_bytes": MAX_ADMITTED_BYTES}
         self.batcher = make_batcher(runner, metrics, **admitted | limits)
-        receiver = Receiver(self.batcher, LIMITS, MAX_ADMITTED_BYTES)
-        translator = Translator(LIMITS)
-        self.servicer = Servicer(translator, self.batcher, receiver, metrics, lambda: b"info")
-        self._handlers = self.servicer.handlers()
+        self.transport = make_transport(self.batcher, LIMITS, MAX_ADMITTED_BYTES, metrics)
+        self._handlers = self.transport.handlers()
 
     def call(self, name, message, context):
         """A call, not yet awaited."""
@@ -158,7 +154,7 @@ async def test_idle_is_when_every_reply_has_left():
     handlers = Handlers(FakeRunner())
     context = FakeContext()
     await handlers.call("GetServerInfo", b"", context)
-    idle = asyncio.create_task(handlers.servicer.idle())
+    idle = asyncio.create_task(handlers.transport.idle())
     await asyncio.sleep(0)
     assert not idle.done()
     context.finish()

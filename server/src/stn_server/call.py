@@ -1,0 +1,72 @@
+"""One call, by whatever transport it came."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from stn_server.tokens import UNLIMITED, Quota
+
+if TYPE_CHECKING:
+    from stn_server.batching.work import Place
+
+REQUEST_ID = "x-request-id"
+
+LOCAL = "local"
+"""The transport between processes of one host; peers of its calls begin so."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who makes a call."""
+
+    name: str
+    """That of the token; without one, of the certificate; else the host, whatever its port, or the
+    user of this host, as "uid-1000"."""
+    transport: str
+    """How its bytes travel: "tcp", "unix" or "local"."""
+    quota: Quota = UNLIMITED
+
+
+class Call(Protocol):
+    """What methods and listeners see of a call. A transport makes it and ends it."""
+
+    method: str
+    """Its name, or one name for all that are not of the service: callers choose those."""
+    path: str
+    """What the operator is told: the method, or what a caller asked for instead."""
+    caller: Caller
+    deadline: float
+    """Instant of the batcher's clock after which nobody wants the reply; infinity: none."""
+    received_bytes: int
+    """Of its message, once that is known to be a request."""
+    sent_bytes: int
+    """Of its reply, once there is one."""
+
+    @property
+    def metadata(self) -> Sequence[tuple[str, str | bytes]]:
+        """What came beside its message."""
+
+    @property
+    def request_id(self) -> str:
+        """The caller's id for this call, or one of ours."""
+
+    @property
+    def declared_bytes(self) -> int | None:
+        """The size of its message that it declares; None if it does not.
+
+        Raises:
+            InvalidRequestError: It is no number.
+        """
+
+    async def receive(self) -> tuple[bytes, Place]:
+        """Its message, once there is room for it, and its place until it is over.
+
+        Raises:
+            ServerError: There is no room, or the message does not come as it should.
+            CancelledError: The call is over.
+        """
+
+    def add_done_callback(self, callback: Callable[..., None], /) -> None:
+        """Calls back, with something, when the reply has left or the caller has gone."""

@@ -1,0 +1,147 @@
+"""What happens in a server, told once to everybody who listens.
+
+Metrics, spans and logs are made of events, and tests make things fail at them. Whoever tells knows
+none of those who listen; whoever listens overrides the methods of `Listener` that it cares for.
+No setting and no variable adds a listener that fails on purpose, so that a server in production
+cannot have faults switched on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from grpc import StatusCode
+
+    from stn_engine.compilations import Outcome
+    from stn_server.batching.work import Batch
+    from stn_server.call import Call
+    from stn_server.status import Answer
+
+
+class Stage(StrEnum):
+    """How far a call can be, in the order of its way."""
+
+    DECODE = "decode"
+    """Its message is there and becomes a validated request."""
+    QUEUE = "queue"
+    """It knocks at the door, then waits for a device."""
+    LAND = "land"
+    """A device takes its batch: its operands are on their way there."""
+    ALLOCATE = "allocate"
+    """Memory is taken for results: of a launch, and of a reply."""
+    LAUNCH = "launch"
+    """Kernels are about to run, for its batch or for it alone."""
+    COLLECT = "collect"
+    """The results of its batch are there."""
+    ENCODE = "encode"
+    """Its result becomes bytes."""
+    SEND = "send"
+    """Its reply is handed to the transport."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a call ended."""
+
+    code: StatusCode
+    duration_s: float
+    """Since it came in."""
+    answer: Answer | None = None
+    """What its caller is told instead of a reply."""
+    error: Exception | None = None
+    """Why."""
+    note: str = ""
+    """For the operator, of a call that its transport has ended: why that may be."""
+
+
+class Listener:
+    """Hears of what happens; to everything it is told it does nothing, unless it is overridden.
+
+    Concurrency: `reached` and `kernels_compiled` in any thread, `file_changed` and `lines_dropped`
+    in threads of their own, all else in the event loop.
+    """
+
+    def call_began(self, call: Call) -> None:
+        """A call has come in; nothing is known of its message."""
+
+    def reached(self, stage: Stage, calls: Sequence[Call | None]) -> None:
+        """Calls reach a stage, together; None: a call of the server to itself.
+
+        What a listener raises here, the calls fail of.
+        """
+
+    def call_ended(self, call: Call, end: End) -> None:
+        """A call is about to be answered, with a reply or a status, or has been cut off."""
+
+    def call_failed(self, call: Call, end: End) -> None:
+        """A call has ended without a reply; told beside `call_ended`."""
+
+    def item_abandoned(self) -> None:
+        """An item left the queue without having run."""
+
+    def batch_ended(self, batch: Batch, queue_s: Sequence[float], compute_s: float) -> None:
+        """A batch is through, with the time that each of its items waited."""
+
+    def lane_freed(self, device: str, busy_s: float) -> None:
+        """A lane of a device had a batch."""
+
+    def device_lost(self, cause: BaseException) -> None:
+        """Nothing can be computed any more."""
+
+    def kernels_compiled(self, outcome: Outcome, duration_s: float) -> None:
+        """A program of kernels was compiled or read from disk, or could not be."""
+
+    def file_changed(self, name: str, outcome: str, reason: str) -> None:
+        """Tokens or certificates changed: "accepted", or "rejected", and why the old ones count."""
+
+    def lines_dropped(self, count: int) -> None:
+        """So many lines of the log were dropped, as nobody read them."""
+
+
+Tell = tuple[Callable[..., None], ...]
+
+
+class Events:
+    """For every event those who listen: `for tell in events.reached: tell(stage, calls)`.
+
+    A warp has a dozen events; those of which nobody wants to hear call nothing.
+    """
+
+    def __init__(self, *listeners: Listener) -> None:
+        def those_who_hear(event: str) -> Tell:
+            deaf = getattr(Listener, event)
+            return tuple(
+                getattr(listener, event)
+                for listener in listeners
+                if getattr(type(listener), event) is not deaf
+            )
+
+        self.call_began: tuple[Callable[[Call], None], ...] = those_who_hear("call_began")
+        self.reached: tuple[Callable[[Stage, Sequence[Call | None]], None], ...] = those_who_hear(
+            "reached"
+        )
+        self.call_ended: tuple[Callable[[Call, End], None], ...] = those_who_hear("call_ended")
+        self.call_failed: tuple[Callable[[Call, End], None], ...] = those_who_hear("call_failed")
+        self.item_abandoned: tuple[Callable[[], None], ...] = those_who_hear("item_abandoned")
+        self.batch_ended: tuple[Callable[[Batch, Sequence[float], float], None], ...] = (
+            those_who_hear("batch_ended")
+        )
+        self.lane_freed: tuple[Callable[[str, float], None], ...] = those_who_hear("lane_freed")
+        self.device_lost: tuple[Callable[[BaseException], None], ...] = those_who_hear(
+            "device_lost"
+        )
+        self.kernels_compiled: tuple[Callable[[Outcome, float], None], ...] = those_who_hear(
+            "kernels_compiled"
+        )
+        self.file_changed: tuple[Callable[[str, str, str], None], ...] = those_who_hear(
+            "file_changed"
+        )
+        self.lines_dropped: tuple[Callable[[int], None], ...] = those_who_hear("lines_dropped")
+
+
+UNHEARD = Events()
+"""Of parts that stand alone."""

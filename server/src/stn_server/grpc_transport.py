@@ -1,0 +1,447 @@
+"""Calls that come by gRPC: messages in, replies or statuses out.
+
+Handlers are registered without protobuf (de)serializers, so that tensor payloads stay views into
+the message that gRPC received and replies are written once. gRPC keeps no more than 64 KiB of what
+nobody reads, and once it is told to read it takes the whole message. So methods are registered as
+streams of one message, which is the same on the wire, and read when they may:
+
+- A call that declares the size of its message (metadata `stn-message-bytes`) counts for it, and for
+  a result of the same size until the real one is known. Declared wrongly, it is refused.
+- One that does not counts for the largest message while it is read, and few are read at a time; the
+  others wait in the order in which they came.
+- A message that is not there in time is given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import time
+import traceback
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, cast
+
+import grpc
+import grpc.aio
+
+from stn_proto.metadata import MESSAGE_BYTES
+from stn_server.batching.batcher import Batcher
+from stn_server.batching.work import Place
+from stn_server.call import LOCAL, REQUEST_ID, Call, Caller
+from stn_server.config import LimitsConfig
+from stn_server.errors import (
+    InvalidRequestError,
+    MessageTooLargeError,
+    UnknownMethodError,
+    UploadTimeoutError,
+)
+from stn_server.events import UNHEARD, End, Events
+from stn_server.service import METHODS, SERVICE, Method, Service
+from stn_server.status import Answer, answer_to
+from stn_server.tokens import Token
+from stn_server.tuning import CANCELLATION_S, MAX_PEERS, UNDECLARED_PART
+
+OTHER_METHOD = "other"
+"""Stands for every method that is not of the service, known or not: callers choose their names."""
+
+MAX_PATH_CHARS = 200
+"""Of a method that is not of the service, in the log."""
+
+MAX_DIGITS = 19
+"""Of a declared size; more would be beyond every limit."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+Metadata = Sequence[tuple[str, str | bytes]]
+
+Handler = Callable[[Any, Context], Awaitable[bytes]]
+"""What gRPC calls, with an iterator of messages that nobody uses."""
+
+presented_token: ContextVar[Token | None] = ContextVar("presented_token", default=None)
+"""Of the call that the present task answers; set by `Authenticator`."""
+
+_REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+class LostMessageError(asyncio.CancelledError):
+    """The call was over before its message was there.
+
+    Attributes:
+        code: How it ended, unless its deadline was the reason. gRPC ends a call whose message is
+            too large with RESOURCE_EXHAUSTED, but tells a server no more of it than of one that
+            its caller cancels. Calls that declare a size do not end so.
+    """
+
+    def __init__(self, code: grpc.StatusCode) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+@dataclass(slots=True, eq=False)
+class GrpcCall:
+    """A `Call` that came by gRPC."""
+
+    method: str
+    path: str
+    caller: Caller
+    deadline: float
+    began: float
+    """Instant of `time.perf_counter`."""
+    context: Context
+    receiver: Receiver
+    received_bytes: int = 0
+    sent_bytes: int = 0
+
+    @property
+    def metadata(self) -> Metadata:
+        """See `Call`."""
+        return cast("Metadata", self.context.invocation_metadata() or ())
+
+    @property
+    def request_id(self) -> str:
+        """See `Call`; ours is another one whenever it is asked for."""
+        return given_request_id(self.metadata) or uuid.uuid4().hex[:16]
+
+    @property
+    def declared_bytes(self) -> int | None:
+        """See `Call`."""
+        return declared_bytes(self.metadata)
+
+    async def receive(self) -> tuple[bytes, Place]:
+        """See `Call`."""
+        return await self.receiver.receive(self.context, self.caller.name)
+
+    def add_done_callback(self, callback: Any, /) -> None:
+        """See `Call`."""
+        self.context.add_done_callback(callback)
+
+    async def abort(self, answer: Answer) -> bytes:
+        """Ends the call with a status, unless its caller has gone."""
+        if not self.context.done():
+            await self.context.abort(answer.code, answer.message, answer.metadata())
+        return b""
+
+
+class GrpcTransport:
+    """Serves the methods of a service by gRPC.
+
+    Args:
+        service: What is called.
+        receiver: Reads messages.
+        now: The clock that deadlines refer to.
+        events: Told of every call, how it came and how it ended.
+        certified: Whether callers may have certificates; gRPC takes a while to look for one.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        receiver: Receiver,
+        now: Callable[[], float],
+        events: Events = UNHEARD,
+        *,
+        certified: bool = True,
+    ) -> None:
+        self._service = service
+        self._receiver = receiver
+        self._now = now
+        self._events = events
+        self._certified = certified
+        self._calls = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """What a gRPC server registers."""
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                name: grpc.stream_unary_rpc_method_handler(
+                    self.handler(f"/{SERVICE}/{name}", method)
+                )
+                for name, method in self._service.methods.items()
+            },
+        )
+
+    def refuse_unknown(self) -> grpc.GenericRpcHandler:
+        """What a gRPC server registers last: for methods that nobody else has."""
+        return _Unknown(self.refusing)
+
+    def refusing(self, error: Exception, path: str = "/") -> Handler:
+        """A method that ends every call with this error."""
+
+        async def refuse(_call: Call) -> bytes:
+            raise error
+
+        return self.handler(path, refuse)
+
+    async def idle(self) -> None:
+        """Returns when the reply of every call has left."""
+        await self._idle.wait()
+
+    def refuse(self, call: GrpcCall, error: Exception) -> Awaitable[bytes]:
+        """Tells how a call ends that failed; what is returned then ends it so.
+
+        Frees what is held by the frames that the error and its causes went through: a frame that
+        waited, its future and the error in that form a ring, from which the message hangs.
+        """
+        answer = answer_to(error, call.request_id)
+        self._failed(call, End(answer.code, time.perf_counter() - call.began, answer, error))
+        cause: BaseException | None = error
+        while cause is not None:
+            traceback.clear_frames(cause.__traceback__)
+            cause = cause.__cause__ or cause.__context__
+        return call.abort(answer)
+
+    def call_of(self, method: str, path: str, context: Context) -> GrpcCall:
+        """A call that has just come in.
+
+        Args:
+            method: What `label_of` says.
+            path: What `logged_as` says.
+            context: gRPC's own.
+        """
+        began = time.perf_counter()
+        remaining_s = cast("float | None", context.time_remaining())  # the stubs forget the None
+        deadline = math.inf if remaining_s is None else self._now() + remaining_s
+        caller = caller_of(context, certified=self._certified)
+        return GrpcCall(method, path, caller, deadline, began, context, self._receiver)
+
+    def handler(self, path: str, method: Method) -> Handler:
+        """A method whose every end is told and mapped to a status."""
+        label, shown = label_of(path), logged_as(path)
+
+        async def answer(_messages: Any, context: Context) -> bytes:
+            call = self.call_of(label, shown, context)
+            self._calls += 1
+            self._idle.clear()
+            context.add_done_callback(cast("Any", self._leave))  # the stubs want a class
+            for tell_began in self._events.call_began:
+                tell_began(call)
+            try:
+                reply = await method(call)
+            except asyncio.CancelledError as error:
+                self._failed(call, self._cut_off(call, error))
+                raise
+            except Exception as error:  # noqa: BLE001 - the table knows what to do with each
+                ending = self.refuse(call, error)
+            else:
+                end = End(grpc.StatusCode.OK, time.perf_counter() - call.began)
+                for tell in self._events.call_ended:
+                    tell(call, end)
+                return reply
+            # Not inside `except`: gRPC ties the call and the traceback of its refusal into a ring
+            # that only the collector unties, some day.
+            return await ending
+
+        return answer
+
+    def _failed(self, call: GrpcCall, end: End) -> None:
+        for tell in (*self._events.call_ended, *self._events.call_failed):
+            tell(call, end)
+
+    def _leave(self, _context: Context) -> None:
+        """A reply has left."""
+        self._calls -= 1
+        if self._calls == 0:
+            self._idle.set()
+
+    def _cut_off(self, call: GrpcCall, error: asyncio.CancelledError) -> End:
+        """How a call ended that gRPC has ended."""
+        duration_s = time.perf_counter() - call.began
+        lost = error if isinstance(error, LostMessageError) else None
+        if self._now() >= call.deadline:
+            note = "its message was not there before its deadline" if lost else ""
+            return End(grpc.StatusCode.DEADLINE_EXCEEDED, duration_s, note=note)
+        if lost is None:
+            return End(grpc.StatusCode.CANCELLED, duration_s)
+        note = "its caller cancelled it, or went away, while its message came in"
+        if lost.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+            note = f"its message is above limits.max_message_bytes, or {note}"
+        return End(lost.code, duration_s, note=note)
+
+
+class _Unknown(grpc.GenericRpcHandler):
+    """Refuses every method.
+
+    Args:
+        refusing: As `GrpcTransport.refusing`.
+    """
+
+    def __init__(self, refusing: Callable[[Exception, str], Handler]) -> None:
+        self._refusing = refusing
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
+        """See the class."""
+        refuse = self._refusing(UnknownMethodError(details.method), details.method)
+        return grpc.stream_unary_rpc_method_handler(refuse)
+
+
+class Receiver:
+    """Reads the message of every call, once there is room for it.
+
+    Args:
+        batcher: Whose door it is.
+        limits: Of one call.
+        max_admitted_bytes: Of all calls; a part of it may be messages of unknown size.
+
+    Concurrency: belongs to one event loop.
+    """
+
+    def __init__(self, batcher: Batcher, limits: LimitsConfig, max_admitted_bytes: int) -> None:
+        self._batcher = batcher
+        self._limits = limits
+        self._uploads = _Uploads(limits.upload_s)
+        at_a_time = int(max_admitted_bytes * UNDECLARED_PART) // limits.max_message_bytes
+        self._unknown = asyncio.Semaphore(max(1, at_a_time))
+
+    async def receive(self, context: Context, caller: str) -> tuple[bytes, Place]:
+        """The message of a call, and its place until the call is over.
+
+        Args:
+            context: Of the call.
+            caller: Who makes it.
+
+        Raises:
+            MessageTooLargeError: The declared size is above the limit.
+            RefusedError: There is no room.
+            InvalidRequestError: The message is not there, or not of the declared size.
+            UploadTimeoutError: It is not there in time.
+            LostMessageError: The call is over.
+        """
+        declared = declared_bytes(cast("Metadata", context.invocation_metadata() or ()))
+        if declared is None:
+            return await self._receive_unknown(context, caller)
+        largest = self._limits.max_message_bytes
+        if declared > largest:
+            raise MessageTooLargeError("message", largest, declared, "bytes")
+        result_bytes = min(declared, self._limits.max_output_bytes)
+        place = self._batcher.reserve(declared + result_bytes, caller=caller, call=context)
+        message = await self._read(context, declared=True)
+        if len(message) != declared:
+            expected = f"expected the {declared} bytes that {MESSAGE_BYTES} declares"
+            raise InvalidRequestError("message", f"{expected}, got {len(message)}.")
+        return message, place
+
+    async def _receive_unknown(self, context: Context, caller: str) -> tuple[bytes, Place]:
+        place = self._batcher.reserve(0, caller=caller, call=context)
+        async with self._unknown:
+            self._batcher.resize(place, self._limits.max_message_bytes)
+            return await self._read(context, declared=False), place
+
+    async def _read(self, context: Context, *, declared: bool) -> bytes:
+        task: Any = asyncio.current_task()
+        self._uploads.begin(task)
+        try:
+            message: Any = await context.read()
+            if message is grpc.aio.EOF:
+                await asyncio.sleep(CANCELLATION_S)
+        except asyncio.CancelledError:
+            if task not in self._uploads.under_way and task.uncancel() == 0:
+                raise UploadTimeoutError(self._limits.upload_s) from None
+            code = grpc.StatusCode.CANCELLED if declared else grpc.StatusCode.RESOURCE_EXHAUSTED
+            raise LostMessageError(code) from None
+        finally:
+            self._uploads.under_way.pop(task, None)
+        if message is grpc.aio.EOF:
+            raise InvalidRequestError("message", "expected one, got the end of the call. Send one.")
+        return cast("bytes", message)
+
+
+class _Uploads:
+    """Cancels tasks that have waited too long for a message.
+
+    One timer for all, which is set for the oldest: one for each would cost small calls a percent.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._loop = asyncio.get_running_loop()
+        self.under_way: dict[asyncio.Task[Any], float] = {}
+        """When each began to wait, in order; who waits no longer takes itself out."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self, task: asyncio.Task[Any]) -> None:
+        """A task begins to wait."""
+        self.under_way[task] = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._timeout_s, self._expire)
+
+    def _expire(self) -> None:
+        now, self._timer = self._loop.time(), None
+        for task, began in list(self.under_way.items()):
+            if now < began + self._timeout_s:
+                self._timer = self._loop.call_at(began + self._timeout_s, self._expire)
+                return
+            del self.under_way[task]
+            task.cancel()
+
+
+def label_of(path: str) -> str:
+    """What a method is counted as: its name, or one label for all that are not of the service."""
+    service, _, name = path[1:].rpartition("/")
+    return name if service == SERVICE and name in METHODS else OTHER_METHOD
+
+
+def logged_as(path: str) -> str:
+    """What a method is called in the log: its name, or the whole path."""
+    label = label_of(path)
+    return path[:MAX_PATH_CHARS] if label == OTHER_METHOD else label
+
+
+def caller_of(context: Context, *, certified: bool = True) -> Caller:
+    """Who makes this call.
+
+    Args:
+        context: Of the call.
+        certified: Whether callers may have certificates; gRPC takes a while to look for one.
+    """
+    host, token = _host_at(context.peer()), presented_token.get()
+    if token is not None:
+        return Caller(token.name, host.transport, token.quota)
+    name = _certified_name(context) if certified else ""
+    return Caller(name, host.transport) if name else host
+
+
+@lru_cache(MAX_PEERS)
+def _host_at(peer: str) -> Caller:
+    """The host, or the user of this one, at the other end of a connection."""
+    if peer.startswith("unix:"):
+        return Caller("unix", "unix")
+    if peer.startswith(f"{LOCAL}:"):
+        return Caller(peer.removeprefix(f"{LOCAL}:"), LOCAL)
+    return Caller(peer.rpartition(":")[0], "tcp")
+
+
+def _certified_name(context: Context) -> str:
+    """That in the certificate which the caller has shown and TLS has verified; nothing without."""
+    facts = context.auth_context()
+    names = facts.get("x509_common_name") or facts.get("x509_subject_alternative_name") or ()
+    return next((name.decode(errors="replace") for name in names), "")
+
+
+def given_request_id(metadata: Metadata) -> str:
+    """The caller's id for a call if it has a harmless form, else nothing."""
+    given = next((str(value) for key, value in metadata if key == REQUEST_ID), "")
+    return given if _REQUEST_ID_FORM.fullmatch(given) else ""
+
+
+def declared_bytes(metadata: Metadata) -> int | None:
+    """The size of its message that a call declares; None if it does not.
+
+    Raises:
+        InvalidRequestError: It is no number.
+    """
+    for key, value in metadata:
+        if key == MESSAGE_BYTES:
+            digits = str(value)
+            if not (digits.isascii() and digits.isdecimal() and len(digits) <= MAX_DIGITS):
+                complaint = f"expected a number of bytes, got {digits[:100]!r}."
+                raise InvalidRequestError(MESSAGE_BYTES, complaint)
+            return int(digits)
+    return None

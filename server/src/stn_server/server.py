@@ -1,0 +1,197 @@
+"""A server that runs: it listens, warms up, serves until it is told to stop, and finishes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+from dataclasses import asdict, dataclass
+
+import grpc.aio
+from prometheus_client import start_http_server
+
+from stn_engine import compilations
+from stn_engine.compilations import Outcome
+from stn_server import signals, warm_up
+from stn_server.app import Parts, build
+from stn_server.config import ServerConfig, is_unix, split_address
+from stn_server.lifecycle import Shutdown
+from stn_server.listening import listen_tcp, listen_unix
+from stn_server.log import log
+from stn_server.memory import relax_collector, retain_freed_memory
+from stn_server.output import BackgroundWriter
+from stn_server.tls import Certificates
+from stn_server.tuning import REFUSING_S, STOPPING_S
+
+STDIN = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a running server can be reached, with the ports that were taken."""
+
+    targets: tuple[str, ...]
+    metrics: str
+    admin: str
+
+
+class Server:
+    """Runs the parts of a server: `start`, then `stop`."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._watchdog: asyncio.Task[None] | None = None
+
+    async def start(self) -> Addresses:
+        """Listens, warms up, then reports ready.
+
+        Raises:
+            ConfigError: An address cannot be taken.
+        """
+        parts, config = self._parts, self._parts.config
+        compilations.watch(self._compiled)  # first: `stop` takes it back
+        await parts.health.set(ready=False)
+        targets = [
+            await self._bind(parts.grpc_server, "listen", one, parts.certificates)
+            for one in config.listen
+        ]
+        admin = ""
+        if config.admin_listen:
+            admin = await self._bind(parts.admin_server, "admin_listen", config.admin_listen)
+        metrics = await self._serve_metrics()
+        if parts.local:
+            await parts.local.start()
+        await parts.grpc_server.start()
+        await parts.admin_server.start()
+        for batch in warm_up.batches():  # so that no caller pays for first times
+            await parts.lanes.warm_up(batch)
+        parts.files.start()
+        self._watchdog = asyncio.create_task(self._watch())
+        await parts.health.set(ready=True)
+        return Addresses(tuple(targets), metrics, admin)
+
+    async def stop(self, shutdown: Shutdown) -> None:
+        """Turns readiness off, serves the lame-duck time, finishes what was admitted.
+
+        A second signal during any of it cuts the rest short. A server that is not ready has no
+        lame-duck time: nobody is told to call it.
+        """
+        parts, times = self._parts, self._parts.config.lifecycle
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        parts.files.stop()
+        if parts.health.is_ready:
+            await parts.health.set(ready=False)
+            await shutdown.pause(times.lame_duck_s)
+        drained = asyncio.create_task(self._drain())
+        await shutdown.wait_for(drained, times.grace_s)
+        await shutdown.pause(REFUSING_S)
+        drained.cancel()
+        # Cuts off what is left, open health watches among it; a stuck caller cannot hold it up.
+        if parts.local:
+            parts.local.stop()
+        servers = parts.grpc_server, parts.admin_server
+        stopping = [asyncio.create_task(server.stop(grace=0)) for server in servers]
+        await asyncio.wait(stopping, timeout=STOPPING_S)
+        parts.lanes.close()
+        compilations.unwatch(self._compiled)
+        if parts.tracing:
+            await parts.tracing.close()
+
+    def read_files_again(self) -> None:
+        """Lets tokens and certificates be read anew, changed or not; returns at once."""
+        log(logging.INFO, "reading files again")
+        self._parts.files.read_again()
+
+    async def _drain(self) -> None:
+        """Refuses new calls and returns when every reply has left."""
+        await self._parts.batcher.drain()
+        await self._parts.transport.idle()
+
+    def _compiled(self, outcome: Outcome, duration_s: float) -> None:
+        for tell in self._parts.events.kernels_compiled:
+            tell(outcome, duration_s)
+
+    async def _bind(
+        self,
+        server: grpc.aio.Server,
+        name: str,
+        address: str,
+        certificates: Certificates | None = None,
+    ) -> str:
+        """Binds an address; returns it with the port that was taken. Unix sockets need no TLS."""
+        if is_unix(address):
+            mode = self._parts.config.listen_mode
+            listen_unix(name, address, int(mode, 8) if mode else None, server.add_insecure_port)
+            return address
+
+        def bind(one: str) -> int:
+            if certificates is None:
+                return server.add_insecure_port(one)
+            return server.add_secure_port(one, certificates.credentials())
+
+        port = await listen_tcp(name, address, bind)
+        return f"{split_address(name, address)[0]}:{port}"
+
+    async def _serve_metrics(self) -> str:
+        """Starts the metrics endpoint in threads; returns its URL, empty if it is off."""
+        address = self._parts.config.metrics_listen
+        if not address:
+            return ""
+
+        def bind(one: str) -> int:
+            host, port = split_address("metrics_listen", one)
+            server, _thread = start_http_server(port, host.strip("[]"), self._parts.registry)
+            return server.server_port
+
+        port = await listen_tcp("metrics_listen", address, bind)
+        return f"http://{split_address('metrics_listen', address)[0]}:{port}/metrics"
+
+    async def _watch(self) -> None:
+        """Reports not ready once nothing can be computed any more."""
+        cause = await self._parts.batcher.broken()
+        for tell in self._parts.events.device_lost:
+            tell(cause)
+        await self._parts.health.set(ready=False)
+
+
+async def serve(config: ServerConfig, stdout: BackgroundWriter, stderr: BackgroundWriter) -> None:
+    """Serves until SIGTERM or SIGINT.
+
+    Args:
+        config: How to serve.
+        stdout: Told where, when the server is ready.
+        stderr: Where the log goes.
+
+    Raises:
+        ConfigError: The configuration asks for what is not here.
+    """
+    retain_freed_memory(config.retained_bytes)
+    parts = build(config)
+    server, batcher = Server(parts), parts.batcher
+    for tell in parts.events.lines_dropped:
+        stderr.watch(tell)
+    shutdown = Shutdown()
+    shutdown.listen()
+    if config.lifecycle.end_with_stdin:
+        shutdown.ask_at_end_of(STDIN)
+    signals.call(signal.SIGHUP, server.read_files_again, asyncio.get_running_loop())
+    try:
+        starting = asyncio.create_task(server.start())
+        if await shutdown.asked_before(starting):
+            starting.cancel()
+        else:
+            addresses = asdict(starting.result())
+            relax_collector()
+            log(logging.INFO, "serving", **addresses)
+            stdout.write(json.dumps(addresses) + "\n")
+            await shutdown.asked()
+        before = batcher.statistics()
+        log(logging.INFO, "draining", items=before.queued_items + before.running_items)
+        await server.stop(shutdown)
+        after = batcher.statistics()
+        aborted = after.queued_items + after.running_items
+        log(logging.INFO, "stopped", finished_items=after.finished_items, aborted_items=aborted)
+    finally:
+        signals.end_at_once()

@@ -1,0 +1,94 @@
+"""The methods of the service: a call -> its serialized reply. Knows no transport."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from stn_proto.v1 import service_pb2
+from stn_server.batching.batcher import Batcher
+from stn_server.batching.work import Finished, Operation
+from stn_server.call import Call
+from stn_server.events import UNHEARD, Events, Stage
+from stn_server.local.arenas import Arenas
+from stn_server.quota import Quotas, Resize
+from stn_server.tokens import UNLIMITED
+from stn_server.translate import Request, Translator
+
+SERVICE = service_pb2.DESCRIPTOR.services_by_name["SpatialTransformer"].full_name
+
+METHODS = (*(operation.value for operation in Operation), "GetServerInfo")
+
+Method = Callable[[Call], Awaitable[bytes]]
+"""A call -> its serialized reply; raises what `status` knows."""
+
+
+class Service:
+    """Answers the calls of the service `SpatialTransformer`.
+
+    Args:
+        translator: Between messages and problems.
+        batcher: Lets problems be computed.
+        server_info: The reply of `GetServerInfo`.
+        events: Told how far each call is.
+        arenas: Where callers may let tensors lie; None: nowhere but in messages.
+    """
+
+    def __init__(
+        self,
+        translator: Translator,
+        batcher: Batcher,
+        server_info: Callable[[], bytes],
+        events: Events = UNHEARD,
+        arenas: Arenas | None = None,
+    ) -> None:
+        self._arenas = arenas
+        self._translator = translator
+        self._batcher = batcher
+        self._server_info = server_info
+        self._reached = events.reached
+        self._quotas = Quotas(batcher.now)
+        self.methods: dict[str, Method] = {
+            **{operation.value: partial(self._compute, operation) for operation in Operation},
+            "GetServerInfo": self._get_server_info,
+        }
+
+    async def _compute(self, operation: Operation, call: Call) -> bytes:
+        if call.caller.quota is UNLIMITED:  # most are, and need no account
+            return await self._admitted(operation, call, None)
+        with self._quotas.admit(call.caller, call.declared_bytes or 0) as resize:
+            return await self._admitted(operation, call, resize)
+
+    async def _admitted(self, operation: Operation, call: Call, resize: Resize | None) -> bytes:
+        message, place = await call.receive()
+        for tell in self._reached:
+            tell(Stage.DECODE, (call,))
+        find = None if self._arenas is None else partial(self._arenas.find, call.caller.name)
+        request = self._translator.decode(operation, message, find)
+        call.received_bytes = len(message)
+        if resize is not None:
+            resize(request.cost.size_bytes)
+        reply: bytes = await self._batcher.submit(
+            request.job,
+            key=request.key,
+            cost=request.cost,
+            deadline=call.deadline,
+            caller=call.caller.name,
+            call=call,
+            place=place,
+            reply=partial(self._encode, call, request),
+        )
+        for tell in self._reached:
+            tell(Stage.SEND, (call,))
+        call.sent_bytes = len(reply)
+        return reply
+
+    def _encode(self, call: Call, request: Request, finished: Finished) -> bytes:
+        for tell in self._reached:
+            tell(Stage.ALLOCATE, (call,))
+            tell(Stage.ENCODE, (call,))
+        return request.encode(finished)
+
+    async def _get_server_info(self, _call: Call) -> bytes:
+        """Whatever the message says; it is not even read."""
+        return self._server_info()

@@ -1,0 +1,136 @@
+"""The numbers that were found by measuring or by judgement, each with its effect.
+
+What an operator may want to change is configuration (`config`); what a protocol or a library
+dictates stands where it is used. Everything else that could be another number stands here.
+"""
+
+from __future__ import annotations
+
+# Who is let in
+
+CALLER_SHARE = 4
+"""How many times what is free one caller may hold: alone 80 % of a limit. More lets one caller fill
+the server before the next one comes, less refuses a single caller who has it for itself."""
+
+LEAST_RETRY_S = 0.05
+"""Told to refused callers at least: a few batches of typical length. Less lets them knock at a door
+that has not opened yet."""
+
+DEVICE_FULL_RETRY_S = 1.0
+"""Told to callers whose batch did not fit a device: by then other batches have left it."""
+
+ARENAS_FULL_RETRY_S = 5.0
+"""Told to callers who want more arenas than may be: those stay as long as their callers do. Less
+lets callers ask in vain more often, more keeps them on gRPC when there is room again."""
+
+# Who goes first
+
+IMPLICIT_DEADLINE_S = 1.0
+"""Calls with a later deadline, or none, count as due so long after their arrival. Long enough for
+deadlines to mean something, short enough that nobody is passed over for long."""
+
+TURN = 1 / 8
+"""Part of a batch that a caller may take before the others of its round go first. Less interleaves
+callers, and keys with them, more finely. Under overload (`bench.tuning_numbers`) a quiet caller
+waits at most (p99) 116, 176 and 191 ms with 1/64, 1/8 and 1, and batches hold 16.7, 17.7 and 18.5
+items."""
+
+LEAST_PART = 1 / 64
+"""Part of a batch that a call counts at least: a launch is not free, however small."""
+
+# What is expected
+
+SAFETY = 1.5
+"""How wide of the estimate a promise is kept: machines stutter, and results take sending. More
+refuses calls that would have been in time. Under overload with short deadlines
+(`bench.tuning_numbers`) 49, 33, 3 and 0 % of the calls that were let in are late with 1, 1.5, 2
+and 3."""
+
+DUE_SLICE_S = IMPLICIT_DEADLINE_S / 16
+"""Calls that are due in the same slice of time count as due together in a forecast, which adds up a
+few dozen sums however many wait."""
+
+MEMORY = 0.97
+"""Weight of the past against one new batch in the cost model: the last thirty or so count."""
+
+TRUSTED_BATCHES = 8
+"""From then on a batch that takes several times as long or short as expected is an accident."""
+
+SURPRISE = 4.0
+"""How many times as long or short; a lasting change is followed by this factor a batch."""
+
+SHORTEST_S = 1e-6
+"""No batch is expected to take less, so that a factor of it is something."""
+
+STIFFNESS = 0.01
+"""Pull towards a line through the origin, which decides while batches are all of one size."""
+
+UNLEARNED_BATCHES = 64
+"""So many wait at most to be learned from until somebody asks for a forecast, which calls that find
+the server idle do not. What came before them would have a seventh of the weight."""
+
+# How batches are computed
+
+SMALL_BYTES, SMALL_SAMPLES, SMALL_WORK = 1 << 20, 1 << 15, 1 << 19
+"""Batches up to this are computed in the event loop's own thread, because waking another one takes
+longer. More keeps the loop from reading and answering meanwhile."""
+
+LANES_PER_GPU = 2
+"""Batches at a time on a GPU: one is copied while the other is computed."""
+
+# How messages come in
+
+CANCELLATION_S = 0.1
+"""By then gRPC has told that a call is over whose message ended early. Less reports callers who
+have gone as callers who sent nothing."""
+
+UNDECLARED_PART = 1 / 4
+"""Of the bytes that may be inside, what messages of undeclared size may take while they are read,
+each counted as the largest. More leaves less to callers who declare."""
+
+MAX_PEERS = 1024
+"""Connections of which is remembered where they come from, so that names are not read anew."""
+
+# How connections are kept
+
+HANDSHAKE_S = 10.0
+"""How long a connection may take to begin; gRPC would wait for two minutes."""
+
+SIGN_OF_LIFE_MS = 5_000
+"""So often may clients ask whether the server is still there, idle ones as well; gRPC by itself
+takes it as abuse."""
+
+MAX_PENDING_CALLS = 65_536
+"""Of all connections, that have arrived and were not looked at yet; gRPC by itself cancels those
+beyond a thousand, of which then nobody knows why."""
+
+# How the server ends
+
+REFUSING_S = 0.1
+"""How long calls on their way are still refused, with a status that says to try elsewhere, before
+gRPC stops reading and cancels what it has not read."""
+
+STOPPING_S = 1.0
+"""How long gRPC may take to cut calls off."""
+
+FLUSH_S = 1.0
+"""How long the last spans may take to leave."""
+
+LAST_WORDS_S = 1.0
+"""How long whoever reads the output may take for the last lines."""
+
+# What is counted, logged and read again
+
+MAX_NOTES = 1024
+"""Of what metrics have not counted yet: some hundred calls. To count takes longer than to compute a
+small warp when the caches hold other things, so it is done for many in a row; more of them keep a
+scrape waiting."""
+
+LOG_CAPACITY_BYTES = 256 * 1024
+"""Some thousand lines wait for a reader that comes late; further ones are dropped."""
+
+LOOK_S = 0.5
+"""So often files are looked at; what changed is read when it stayed as it is for so long."""
+
+NEW_OBJECTS = 10_000
+"""So many may be left over before the garbage collector comes: some megabytes at most."""

@@ -1,0 +1,67 @@
+"""How much of our Python a call goes through: what a reader has to follow, and what it costs."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+
+import stn_engine
+import stn_proto
+import stn_server
+from stn_client import Affine
+from stn_client._calls import warp
+from stn_proto.metadata import MESSAGE_BYTES
+from stn_server.app import build
+from stn_server.config import ServerConfig
+from stn_server.lifecycle import Shutdown
+from stn_server.server import Server
+from support.bad_requests import ramp, theta
+from support.harness import METHOD_PREFIX
+
+MOST_FILES, MOST_FUNCTIONS = 12, 70
+OURS = [Path(package.__file__).parent for package in (stn_engine, stn_proto, stn_server)]
+REQUEST = warp(ramp(1, 1, 28, 28), Affine(theta(1)), (28, 28), {}).request
+METADATA = ((MESSAGE_BYTES, str(len(REQUEST))),)
+STEADY = 20
+"""Calls after which everything that is kept is there."""
+
+
+async def functions_of_a_call():
+    """Functions of ours, by file, that run in the event loop's thread while it answers a call."""
+    entered = set()
+
+    def enter(frame, event, _argument):
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and any(path.is_relative_to(package) for package in OURS):
+            entered.add((path, frame.f_code.co_qualname, frame.f_code.co_firstlineno))
+
+    config = ServerConfig(listen=("127.0.0.1:0",), metrics_listen="", device="cpu")
+    server = Server(build(config))
+    (target,) = (await server.start()).targets
+    async with grpc.aio.insecure_channel(target) as channel:
+        call = channel.unary_unary(METHOD_PREFIX + "Warp")
+        for _ in range(STEADY):
+            await call(REQUEST, metadata=METADATA)
+        sys.setprofile(enter)
+        try:
+            await call(REQUEST, metadata=METADATA)
+            await asyncio.sleep(0)
+        finally:
+            sys.setprofile(None)
+    await server.stop(Shutdown())
+    return entered
+
+
+@pytest.mark.alone
+def test_a_steady_warp_goes_through_few_files_and_functions():
+    """From the first byte that gRPC hands over to the reply, kernels aside."""
+    entered = asyncio.run(functions_of_a_call())
+    files = sorted({str(path) for path, *_ in entered})
+    names = sorted(f"{path.name} {name}" for path, name, _ in entered)
+    assert any("grpc_transport.py" in name for name in names)
+    assert any("devices.py" in name for name in names)
+    assert len(files) <= MOST_FILES, files
+    assert len(names) <= MOST_FUNCTIONS, names
