@@ -61,7 +61,7 @@ $(WHEELHOUSE): $(ENGINE) .ci/constraints.txt deploy/requirements.txt
 		--requirement deploy/requirements.txt hatch-fancy-pypi-readme hatchling
 	@touch $@
 
-.PHONY: demo test test-quick test-newest-torch test-containers wheels wheelhouse gpu-check gpu-check-dry test-gpu check fuzz-native fuzz-server overload chaos soak memory format proto docs dashboard bench-server bench-local bench-replicas bench-engine bench-gpu clean help
+.PHONY: demo test test-quick test-newest-torch test-containers wheels wheelhouse gpu-check gpu-check-dry test-gpu check fuzz-native fuzz-server overload chaos soak memory format proto native-numbers docs dashboard bench-server bench-local bench-replicas bench-engine bench-gpu clean help
 
 demo: $(BUILT)  ## warp a photo, differentiate it, align two photos, all through a real server
 	$(BIN)/python client/examples/first_light.py --output build/demo
@@ -165,6 +165,9 @@ format: $(INSTALLED)  ## format and fix what can be fixed
 
 proto: $(PROTOC)  ## regenerate the committed protobuf code
 	$(VENV)/protoc/bin/python .ci/generate_proto.py
+
+native-numbers: $(INSTALLED)  ## regenerate the numbers that C++ shares with Python
+	$(BIN)/python .ci/generate_native.py
 
 docs: $(BUILT)  ## regenerate the tables in the READMEs and the pictures of the conventions
 	$(BIN)/python .ci/generate_docs.py

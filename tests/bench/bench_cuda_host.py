@@ -8,10 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from unittest.mock import patch
 
 import torch
 
-from stn_engine import Affine, Gradients, WarpGradientsProblem, WarpProblem, dispatch, raw
+from stn_engine import Affine, Gradients, WarpGradientsProblem, WarpProblem, dispatch
+from stn_engine.adapters import device_buffers, on_bytes
+from stn_engine.adapters.device_buffers import DeviceBuffer
 from stn_engine.backends.cuda import CudaBackend
 
 CALLS = 2000
@@ -76,10 +79,11 @@ def main() -> None:
         }.items():
             report(what, name, launcher, run)
         for name, problems in {
-            "forward, in blocks": warps,
-            "backward, in blocks": backward,
+            "forward, in buffers": warps,
+            "backward, in buffers": backward,
         }.items():
-            report(what, name, launcher, partial(backends[0].compute_in, *in_blocks(problems)))
+            with patch.object(dispatch, "candidates", lambda: backends):
+                report(what, name, launcher, partial(device_buffers.compute, *in_buffers(problems)))
 
 
 def report(what: str, name: str, launcher: IdleLauncher, run: Callable[[], object]) -> None:
@@ -87,16 +91,20 @@ def report(what: str, name: str, launcher: IdleLauncher, run: Callable[[], objec
     print(f"{what:24} {name:24} launched {launched:6.1f}   returned {returned:6.1f}")
 
 
-def in_blocks(problems) -> tuple[object, raw.Block, raw.Block]:
+def in_buffers(problems) -> tuple[object, DeviceBuffer, DeviceBuffer]:
     """As a server has them: problems that were made once, and memory of this batch."""
     unbound = [
         problem.bound(*(operand.to("meta") for operand in problem.operands)) for problem in problems
     ]
     operands, results = (
         [size for some in sizes for size in some]
-        for sizes in zip(*map(raw.sizes_of, unbound), strict=True)
+        for sizes in zip(*map(on_bytes.sizes_of, unbound), strict=True)
     )
-    return unbound, raw.Block(operands, HOST), raw.Block(results, HOST)
+    return (
+        unbound,
+        DeviceBuffer(operands, HOST),
+        DeviceBuffer(results, HOST),
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stn_engine import Affine, WarpProblem, WarpSpec, reference
-from stn_engine.backends._points import source_points
+from stn_engine.backends.torch.points import source_points
 from stn_engine.coords import pixel_affine, pixel_homography, source_axis, target_axis
 from support.oracles import coordinate_extent, exact_points
 from support.strategies import CONVENTIONS, KINDS, VOLUME_KINDS, random_warp

@@ -22,7 +22,7 @@ from stn_engine import (
     warp,
     warp_gradients,
 )
-from stn_engine.backends._sampler import accumulate
+from stn_engine.backends.torch.sampler import accumulate
 from support import backends
 from support.oracles import settled_warp
 from support.strategies import (

@@ -17,7 +17,15 @@ from nanobind.stubgen import StubGen
 import stn_engine
 from stn_engine import _cpu
 from support.native_calls import Warp, WarpGradients
-from support.native_items import INTERPOLATIONS, KINDS, PADDINGS, UNITS, random_operands
+from support.native_items import (
+    INTERPOLATIONS,
+    KINDS,
+    PADDINGS,
+    UNITS,
+    address_of,
+    layout_of,
+    random_operands,
+)
 from support.processes import run_python
 
 STUB = Path(stn_engine.__file__).with_name("_cpu.pyi")
@@ -29,53 +37,56 @@ def options(fill=(0.0,)):
     )
 
 
-def item(*, kind="affine", fill=(0.0,), **changes):
-    """A good item, but for the changes."""
-    entries = {
-        "options": options(fill),
-        "kind": _cpu.Kind[kind],
+def warp_call(*, kind="affine", fill=(0.0,), basis=None, **changes):
+    """A good call of a warp, but for the changes."""
+    arrays = {
         "feature_map": np.ones((2, 3, 4, 5), np.float32),
         "parameters": np.zeros((2, 2, 3), np.float32),
-        "basis": None,
         "output": np.zeros((2, 3, 6, 7), np.float32),
     }
-    return tuple((entries | changes).values())
+    *operands, output = (arrays | changes).values()
+    layouts = [layout_of(_cpu, array) for array in (*operands, output)]
+    plan = _cpu.Plan.warp(options(fill), _cpu.Kind[kind], *layouts)
+    more = [] if basis is None else [basis]
+    return plan, *(address_of(array) for array in (*operands, *more, output))
 
 
-def volume_item(**changes):
-    """An item that reads a volume, but for the changes."""
+def volume_call(**changes):
+    """A call that reads a volume, but for the changes."""
     volume = {name: np.zeros((2, 3, 4, 5, 6), np.float32) for name in ("feature_map", "output")}
-    return item(**(volume | changes))
+    return warp_call(**(volume | changes))
 
 
-def spline_item(**changes):
-    """An item of a spline with four points, but for the changes."""
+def spline_call(**changes):
+    """A call of a spline with four points, but for the changes."""
     spline = {"parameters": np.zeros((1, 4, 2), np.float32), "basis": np.zeros((4, 42))}
-    return item(kind="spline", **(spline | changes))
+    return warp_call(kind="spline", **(spline | changes))
 
 
-def grid_item(**changes):
-    """An item of a grid, but for the changes."""
-    return item(kind="grid", **({"parameters": np.zeros((2, 6, 7, 2), np.float32)} | changes))
+def grid_call(**changes):
+    """A call of a grid, but for the changes."""
+    return warp_call(kind="grid", **({"parameters": np.zeros((2, 6, 7, 2), np.float32)} | changes))
 
 
-def gradients_item(*, make=item, grad_output=None, **changes):
-    """A good item for gradients, but for the changes."""
-    grads = {
+def gradients_call(*, kind="affine", fill=(0.0,), **changes):
+    """A good call for gradients, but for the changes."""
+    arrays = {
+        "grad_output": np.zeros((2, 3, 6, 7), np.float32),
+        "feature_map": np.zeros((2, 3, 4, 5), np.float32),
+        "parameters": np.zeros((2, 2, 3), np.float32),
         "grad_feature_map": np.zeros((2, 3, 4, 5), np.float32),
         "grad_parameters": np.zeros((2, 2, 3), np.float32),
     }
-    asked = {name: changes.pop(name, grad) for name, grad in grads.items()}
-    output = {} if grad_output is None else {"output": grad_output}
-    return *make(**output, **changes), *asked.values()
+    arrays = tuple((arrays | changes).values())
+    layouts = [None if array is None else layout_of(_cpu, array) for array in arrays]
+    plan = _cpu.Plan.gradients(options(fill), _cpu.Kind[kind], *layouts)
+    return plan, *(address_of(array) for array in arrays if array is not None)
 
 
 GAPS = np.zeros((2, 3, 6, 14), np.float32)[..., ::2]
 BACKWARDS = np.zeros((2, 3, 6, 7), np.float32)[..., ::-1]
 ONCE = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), (2, 3, 6, 7), (0, 0, 0, 0))
 TANGLED = np.lib.stride_tricks.as_strided(np.zeros(252, np.float32), (2, 3, 6, 7), (496, 4, 4, 80))
-LOCKED = np.zeros((2, 3, 6, 7), np.float32)
-LOCKED.flags.writeable = False
 
 
 def zeros(*shape, dtype=np.float32):
@@ -85,40 +96,35 @@ def zeros(*shape, dtype=np.float32):
 @pytest.mark.parametrize(
     ("make", "changes", "message"),
     [
-        (item, {"feature_map": zeros(2, 3, 4)}, "feature_map: .* four or five axes"),
-        (item, {"feature_map": zeros(2, 3, 0, 5)}, "feature_map: .* at least one pixel"),
-        (item, {"feature_map": zeros(2, 3, 4, 5, dtype=complex)}, "feature_map: .* or uint8"),
-        (item, {"feature_map": zeros(3, 3, 4, 5)}, "output: .* batch .* operands"),
-        (item, {"feature_map": zeros(2, 4, 4, 5)}, "output: .* channels of the operands"),
-        (item, {"output": zeros(2, 3, 6)}, "output: expected 4 axes"),
-        (item, {"output": zeros(2, 3, 6, 7, dtype=float)}, "output: .* dtype of feature_map"),
-        (item, {"output": GAPS}, "output: expected dense memory"),
-        (item, {"output": BACKWARDS}, "output: expected dense memory"),
-        (item, {"output": ONCE}, "output: expected dense memory"),
-        (item, {"output": TANGLED}, "output: expected dense memory"),
-        (item, {"parameters": zeros(2, 2, 4)}, "parameters: expected 6 numbers"),
-        (item, {"parameters": zeros(6)}, "parameters: expected two or three axes"),
-        (item, {"parameters": zeros(2, 2, 3, dtype=np.float16)}, "parameters: .* float32 or"),
-        (item, {"parameters": zeros(3, 2, 3)}, "output: .* batch .* operands"),
-        (item, {"fill": [0.0, 1.0]}, "fill: .* one per channel, got 2"),
-        (volume_item, {"kind": "rotation"}, "parameters: expected an affine map"),
-        (volume_item, {}, "parameters: expected 12 numbers"),
-        (grid_item, {"parameters": zeros(2, 6, 8, 2)}, "parameters: .* one point per"),
-        (grid_item, {"parameters": zeros(2, 6, 7, 3)}, "parameters: .* one point per"),
-        (grid_item, {"parameters": zeros(2, 6, 7, 2, dtype=np.uint8)}, "parameters: .* float64"),
-        (spline_item, {"parameters": zeros(1, 9)}, "parameters: expected points"),
-        (spline_item, {"basis": zeros(4, 41, dtype=float)}, "basis: .* of float64, got"),
-        (spline_item, {"basis": zeros(4, 42)}, "basis: .* of float64, got"),
-        (spline_item, {"basis": zeros(42, 4, dtype=float).T}, "basis: .* contiguous memory"),
-        (spline_item, {"basis": zeros(8, 42, dtype=float)[::2]}, "basis: .* contiguous memory"),
+        (warp_call, {"feature_map": zeros(2, 3, 4)}, "feature_map: .* four or five axes"),
+        (warp_call, {"feature_map": zeros(2, 3, 0, 5)}, "feature_map: .* at least one pixel"),
+        (warp_call, {"feature_map": zeros(3, 3, 4, 5)}, "output: .* batch .* operands"),
+        (warp_call, {"feature_map": zeros(2, 4, 4, 5)}, "output: .* channels of the operands"),
+        (warp_call, {"output": zeros(2, 3, 6)}, "output: expected 4 axes"),
+        (warp_call, {"output": zeros(2, 3, 6, 7, dtype=float)}, "output: .* dtype of feature_map"),
+        (warp_call, {"output": GAPS}, "output: expected dense memory"),
+        (warp_call, {"output": BACKWARDS}, "output: expected dense memory"),
+        (warp_call, {"output": ONCE}, "output: expected dense memory"),
+        (warp_call, {"output": TANGLED}, "output: expected dense memory"),
+        (warp_call, {"parameters": zeros(2, 2, 4)}, "parameters: expected 6 numbers"),
+        (warp_call, {"parameters": zeros(6)}, "parameters: expected two or three axes"),
+        (warp_call, {"parameters": zeros(2, 2, 3, dtype=np.float16)}, "parameters: .* float32 or"),
+        (warp_call, {"parameters": zeros(3, 2, 3)}, "output: .* batch .* operands"),
+        (warp_call, {"fill": [0.0, 1.0]}, "fill: .* one per channel, got 2"),
+        (volume_call, {"kind": "rotation"}, "parameters: expected an affine map"),
+        (volume_call, {}, "parameters: expected 12 numbers"),
+        (grid_call, {"parameters": zeros(2, 6, 8, 2)}, "parameters: .* one point per"),
+        (grid_call, {"parameters": zeros(2, 6, 7, 3)}, "parameters: .* one point per"),
+        (grid_call, {"parameters": zeros(2, 6, 7, 2, dtype=np.uint8)}, "parameters: .* float64"),
+        (spline_call, {"parameters": zeros(1, 9)}, "parameters: expected points"),
     ],
 )
 def test_wrong_warps_are_refused(make, changes, message):
     """Everything is checked before anything runs."""
-    good = item()
+    output = zeros(2, 3, 6, 7)
     with pytest.raises(ValueError, match=message):
-        _cpu.warp([good, make(**changes)], 1)
-    assert not good[-1].any()
+        _cpu.run([warp_call(output=output), make(**changes)], 1)
+    assert not output.any()
 
 
 @pytest.mark.parametrize(
@@ -130,7 +136,11 @@ def test_wrong_warps_are_refused(make, changes, message):
         ({"grad_parameters": zeros(1, 2, 3)}, "grad_parameters: expected the shape"),
         ({"grad_parameters": zeros(2, 2, 6)[..., ::2]}, "grad_parameters: .* dense memory"),
         (
-            {"make": grid_item, "grad_parameters": zeros(1, 6, 7, 2)},
+            {
+                "kind": "grid",
+                "parameters": zeros(2, 6, 7, 2),
+                "grad_parameters": zeros(1, 6, 7, 2),
+            },
             "grad_parameters: expected the batch",
         ),
         (
@@ -144,41 +154,51 @@ def test_wrong_warps_are_refused(make, changes, message):
 )
 def test_wrong_gradients_are_refused(changes, message):
     """Everything is checked before anything runs."""
-    good = gradients_item(grad_parameters=np.ones((2, 2, 3), np.float32))
+    gradient = np.ones((2, 2, 3), np.float32)
     with pytest.raises(ValueError, match=message):
-        _cpu.warp_gradients([good, gradients_item(**changes)], 1)
-    assert good[-1].all()
-
-
-@pytest.mark.parametrize(("run", "count"), [(_cpu.warp, 6), (_cpu.warp_gradients, 8)])
-def test_items_of_other_lengths_are_refused(run, count):
-    """Nothing is optional but what may be None."""
-    with pytest.raises(ValueError, match=f"item: expected {count} entries, got 5"):
-        run([item()[:5]], 1)
+        _cpu.run([gradients_call(grad_parameters=gradient), gradients_call(**changes)], 1)
+    assert gradient.all()
 
 
 @pytest.mark.parametrize(
-    ("make", "place", "wrong", "message"),
+    ("make", "counts"),
+    [(warp_call, "3 or 4"), (spline_call, "4 or 5"), (gradients_call, "4 or 6")],
+)
+def test_calls_of_other_lengths_are_refused(make, counts):
+    """Operands alone, or operands and results."""
+    with pytest.raises(ValueError, match=f"call: expected {counts} entries, got 2"):
+        _cpu.run([make()[:2]], 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "place", "message"),
     [
-        (item, 0, None, "options: expected Options, got NoneType"),
-        (item, 1, "affine", "kind: expected a Kind, got str"),
-        (item, 2, None, "feature_map: expected a writable array .*, got NoneType"),
-        (item, 3, "x", "parameters: expected a writable array .*, got str"),
-        (item, 5, LOCKED, "output: expected a writable array"),
-        (spline_item, 4, None, "basis: expected a writable array .*, got NoneType"),
+        (warp_call, 1, "feature_map: expected an address or contiguous bytes, got NoneType"),
+        (warp_call, 2, "parameters: expected an address or contiguous bytes, got NoneType"),
+        (warp_call, 3, "output: expected an address, got NoneType"),
+        (spline_call, 3, "basis: expected an address or contiguous bytes, got NoneType"),
+        (gradients_call, 1, "grad_output: expected an address or contiguous bytes, got NoneType"),
+        (gradients_call, 4, "grad_feature_map: expected an address, got NoneType"),
+        (gradients_call, 5, "grad_parameters: expected an address, got NoneType"),
     ],
 )
-def test_entries_of_other_types_are_refused(make, place, wrong, message):
+def test_entries_of_other_types_are_refused(make, place, message):
     """Each entry says what it has to be."""
     entries = make()
     with pytest.raises(TypeError, match=message):
-        _cpu.warp([(*entries[:place], wrong, *entries[place + 1 :])], 1)
+        _cpu.run([(*entries[:place], None, *entries[place + 1 :])], 1)
 
 
-def test_items_of_other_types_are_refused():
+def test_numbers_that_are_no_addresses_are_refused():
+    """Memory does not go on for ever."""
+    with pytest.raises(TypeError, match="feature_map: expected an address, got int"):
+        _cpu.run([(warp_call()[0], 1 << 64, 0)], 1)
+
+
+def test_calls_of_other_types_are_refused():
     """A batch is a list of tuples."""
-    with pytest.raises(TypeError, match="item: expected a tuple, got int"):
-        _cpu.warp([3], 1)
+    with pytest.raises(TypeError, match="call: expected a tuple, got int"):
+        _cpu.run([3], 1)
 
 
 def test_options_need_a_fill():
@@ -229,7 +249,7 @@ def test_channels_last_maps_are_read_backwards():
         results = [np.zeros((1, channels, 5, 6), np.float32) for _ in range(2)]
         last = np.zeros((1, 5, 6, channels), np.float32).transpose(0, 3, 1, 2)
         for source, result in ((view, last), (view.copy(), results[1])):
-            _cpu.warp([item(feature_map=source, parameters=theta, output=result)], 1)
+            _cpu.run([warp_call(feature_map=source, parameters=theta, output=result)], 1)
         assert (last == results[1]).all()
 
 
@@ -249,7 +269,7 @@ def test_a_forked_child_has_threads_of_its_own():
     def warped():
         output = np.zeros_like(feature_map)
         theta = np.array([[[0.9, 0.1, 0], [0, 0.9, 0]]], np.float32)
-        _cpu.warp([item(feature_map=feature_map, parameters=theta, output=output)], 3)
+        _cpu.run([warp_call(feature_map=feature_map, parameters=theta, output=output)], 3)
         return output.tobytes()
 
     expected = warped()
@@ -266,7 +286,7 @@ COUNTS_THREADS = """
 import os
 import torch
 import stn_engine
-from stn_engine import raw
+from stn_engine.adapters import on_bytes
 
 def threads():
     return len(os.listdir("/proc/self/task"))
@@ -279,7 +299,7 @@ of_torch = threads()
 stn_engine.warp(feature_map, transform).sum().backward()
 beside_torch = threads()
 problem = stn_engine.WarpProblem(feature_map.detach(), transform)
-raw.compute([(problem, [operand.numpy().tobytes() for operand in problem.operands])])
+on_bytes.compute([(problem, [operand.numpy().tobytes() for operand in problem.operands])])
 print(beside_torch - of_torch, threads() - beside_torch)
 """
 
@@ -326,8 +346,8 @@ def test_other_python_threads_run_during_a_call():
     theta = np.eye(2, 3, dtype=np.float32)[None]
     for _ in range(100):
         output = np.zeros((1, 1, 2048, 2048), np.float32)
-        call_item = item(feature_map=feature_map, parameters=theta, output=output)
-        call = threading.Thread(target=_cpu.warp, args=([call_item], 1))
+        planned = warp_call(feature_map=feature_map, parameters=theta, output=output)
+        call = threading.Thread(target=_cpu.run, args=([planned], 1))
         call.start()
         while call.is_alive() and output[0, 0, 0, 1024] == 0:
             pass

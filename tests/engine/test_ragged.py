@@ -20,9 +20,9 @@ from stn_engine import (
     warp_gradients_ragged,
     warp_ragged,
 )
-from stn_engine.backends._trees import tree_sum
 from stn_engine.backends.reference import ReferenceBackend
 from stn_engine.backends.torch import TorchBackend
+from stn_engine.backends.torch.trees import tree_sum
 from support.strategies import (
     CONVENTIONS,
     DETERMINISTIC,

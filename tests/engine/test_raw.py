@@ -17,8 +17,9 @@ from stn_engine import (
     WarpProblem,
     WarpSpec,
     dispatch,
-    raw,
 )
+from stn_engine.adapters import device_buffers, on_bytes
+from stn_engine.adapters.device_buffers import Arena, DeviceBuffer
 from stn_engine.backends.cpu import CpuBackend
 from stn_engine.backends.torch import TorchBackend
 from support.emulated_cuda import EMULATED_CUDA
@@ -54,13 +55,13 @@ def expected(problem):
         GridProblem: dispatch.generate_grid,
         GridGradientsProblem: dispatch.generate_grid_gradients,
     }
-    return raw.parts_of(functions[type(problem)]([problem])[0])
+    return on_bytes.parts_of(functions[type(problem)]([problem])[0])
 
 
 def assert_as_on_tensors(problems, threads=None):
     """Also those that a kernel never touches."""
     jobs = [job_of(problem) for problem in problems]
-    for problem, results in zip(problems, raw.compute(jobs, threads), strict=True):
+    for problem, results in zip(problems, on_bytes.compute(jobs, threads), strict=True):
         tensors = results_from(problem, results)
         for got, want in zip(tensors, expected(problem), strict=True):
             torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
@@ -140,9 +141,9 @@ def test_maps_of_one_pixel_keep_their_order_of_channels(dtype):
         torch.empty(2, 1, 1, 3, dtype=dtype, device="meta").permute(0, 3, 1, 2),
         problem.transform.parameters,
     )
-    (like,) = raw.results_of(problem)
+    (like,) = on_bytes.results_of(problem)
     assert like.is_contiguous(memory_format=torch.channels_last)
-    ((output,),) = raw.compute([(problem, operands)])
+    ((output,),) = on_bytes.compute([(problem, operands)])
     assert output == bytes_of(pixel.expand(2, 3, 4, 5).to(memory_format=torch.channels_last))
 
 
@@ -150,7 +151,7 @@ def test_maps_of_one_channel_are_in_one_order_only():
     """Whatever their strides say."""
     map_ = torch.empty(2, 4, 5, 1, device="meta").permute(0, 3, 1, 2)
     warp = WarpProblem(map_, Affine(torch.empty(2, 2, 3, device="meta")))
-    assert raw.results_of(warp)[0].is_contiguous()
+    assert on_bytes.results_of(warp)[0].is_contiguous()
 
 
 @pytest.mark.usefixtures("backend")
@@ -169,7 +170,7 @@ def test_batches_without_numbers_have_results_without_them(shape):
 @pytest.mark.usefixtures("backend")
 def test_no_calls_have_no_results():
     """An empty batch is one, too."""
-    assert list(raw.compute([])) == []
+    assert list(on_bytes.compute([])) == []
 
 
 @pytest.mark.usefixtures("backend")
@@ -178,7 +179,7 @@ def test_operands_may_lie_anywhere():
     problem, operands = job_of(random_gradients(3, random_warp(1)))
     shifted = [memoryview(b"?" + operand)[1:] for operand in operands]
     assert [*map(bytes, operands)] == [*map(bytes, shifted)]
-    aligned, moved = raw.compute([(problem, operands), (problem, shifted)])
+    aligned, moved = on_bytes.compute([(problem, operands), (problem, shifted)])
     assert [*map(bytes, aligned)] == [*map(bytes, moved)]
     assert [*map(bytes, operands)] == [*map(bytes, shifted)]
 
@@ -194,36 +195,36 @@ def test_operands_of_another_size_are_refused():
         (grad_output, feature_map, b""),
     ):
         with pytest.raises(ValueError, match=r"expected \d+ bytes, got \d+"):
-            raw.compute([good, (problem, bad)])
+            on_bytes.compute([good, (problem, bad)])
 
 
 def test_only_backends_that_may_compute_do(monkeypatch):
     """As on tensors: the one that `STN_BACKEND` names, or none."""
     monkeypatch.setattr(dispatch, "candidates", lambda: ())
     with pytest.raises(BackendUnavailableError):
-        raw.compute([job_of(random_warp(1))])
+        on_bytes.compute([job_of(random_warp(1))])
 
 
 def test_the_work_on_a_problem_is_kept_with_it():
     """A server computes the same problem again and again."""
     job = job_of(random_warp(1))
-    raw.compute([job])
-    form = raw._form_of(job[0])
-    assert form is not None
-    assert raw._form_of(job[0]) is form
+    on_bytes.compute([job])
+    backend, (plan,) = dispatch.planned([job[0]], HOST)
+    assert plan is not None
+    assert dispatch.planned([job[0]], HOST) == (backend, [plan])
 
 
 def compute_in_block(problems):
     """The bytes of all results, from a block of the host's memory."""
     jobs = [job_of(problem) for problem in problems]
     operands = [operand for _, some in jobs for operand in some]
-    there = raw.Block.of(operands)
-    likes = [like for problem, _ in jobs for like in raw.results_of(problem)]
-    results = raw.Block([like.nbytes for like in likes], HOST)
+    there = DeviceBuffer.of(operands)
+    likes = [like for problem, _ in jobs for like in on_bytes.results_of(problem)]
+    results = DeviceBuffer([like.nbytes for like in likes], HOST)
     results.memory.fill_(0x5A)
-    raw.compute_in([problem for problem, _ in jobs], there, results)
+    device_buffers.compute([problem for problem, _ in jobs], there, results)
     found = iter(results.bytes)
-    return [[next(found) for _ in raw.results_of(problem)] for problem, _ in jobs]
+    return [[next(found) for _ in on_bytes.results_of(problem)] for problem, _ in jobs]
 
 
 def assert_in_block_as_on_tensors(problems):
@@ -319,18 +320,22 @@ def test_blocks_of_other_tensors_are_refused(operands, results, message):
     """Kernels do not look where a block ends."""
     problem, _ = job_of(random_warp(1, dtype=torch.float32, parameter_dtype=torch.float64))
     with pytest.raises(ValueError, match=message):
-        raw.compute_in([problem], raw.Block(operands, HOST), raw.Block(results, HOST))
+        device_buffers.compute(
+            [problem],
+            DeviceBuffer(operands, HOST),
+            DeviceBuffer(results, HOST),
+        )
 
 
 def test_a_row_is_found_once(monkeypatch):
     """A server computes the same problem again and again."""
     monkeypatch.setattr(dispatch, "candidates", lambda: (EMULATED_CUDA,))
     problem, operands = job_of(random_warp(1))
-    sent = raw.Block([len(operand) for operand in operands], HOST)
-    results = raw.Block([raw.results_of(problem)[0].nbytes], HOST)
-    raw.compute_in([problem], sent, results)
+    sent = DeviceBuffer([len(operand) for operand in operands], HOST)
+    results = DeviceBuffer([on_bytes.results_of(problem)[0].nbytes], HOST)
+    device_buffers.compute([problem], sent, results)
     kept = dict(problem.plans)
-    raw.compute_in([problem], sent, results)
+    device_buffers.compute([problem], sent, results)
     assert problem.plans == kept
 
 
@@ -341,7 +346,7 @@ def test_blocks_align_their_tensors_and_keep_their_order_in_memory():
         torch.empty(1, 4, 5, 2).permute(0, 3, 1, 2),
         torch.empty(6, dtype=torch.float64),
     ]
-    block = raw.Block([like.nbytes for like in likes], HOST)
+    block = DeviceBuffer([like.nbytes for like in likes], HOST)
     tensors = block.tensors(likes)
     first = tensors[0].data_ptr()
     assert [one.data_ptr() - first for one in tensors] == [0, 256, 512]
@@ -352,7 +357,7 @@ def test_blocks_align_their_tensors_and_keep_their_order_in_memory():
 
 def test_a_block_may_be_empty():
     """As a batch may."""
-    block = raw.Block([], HOST)
+    block = DeviceBuffer([], HOST)
     assert block.memory.numel() == 0
     assert block.bytes == block.tensors([]) == []
 
@@ -371,7 +376,7 @@ def patient_interpreter():
 def test_other_threads_run_while_bytes_are_copied(way):
     """A server goes on to answer while a batch of some 100 MB moves."""
     message = bytes(1 << 28)
-    block = raw.Block.of([message])
+    block = DeviceBuffer.of([message])
     gate, has_run = threading.Lock(), threading.Event()
 
     def other():
@@ -381,7 +386,7 @@ def test_other_threads_run_while_bytes_are_copied(way):
     with gate:
         thread = threading.Thread(target=other)
         thread.start()
-    copied = raw.Block.of([message]) if way == "into a block" else block.copies()
+    copied = DeviceBuffer.of([message]) if way == "into a block" else block.copies()
     ran_meanwhile = has_run.is_set()
     thread.join()
     del copied
@@ -390,20 +395,20 @@ def test_other_threads_run_while_bytes_are_copied(way):
 
 def test_an_arena_is_allocated_once_for_many_blocks():
     """It grows to the next power of two, and blocks begin where the last one did."""
-    arena = raw.Arena(pinned=False)
-    first = raw.Block([1000, 1000], torch.device("cpu"), arena)
+    arena = Arena(pinned=False)
+    first = DeviceBuffer([1000, 1000], torch.device("cpu"), arena)
     address = first.memory.data_ptr()
     assert first.memory.numel() == 2048
-    smaller = raw.Block([3], torch.device("cpu"), arena)
+    smaller = DeviceBuffer([3], torch.device("cpu"), arena)
     assert (smaller.memory.data_ptr(), smaller.memory.numel()) == (address, 256)
-    assert raw.Block([2049], torch.device("cpu"), arena).memory.numel() == 2304
-    again = raw.Block([4000], torch.device("cpu"), arena)
+    assert DeviceBuffer([2049], torch.device("cpu"), arena).memory.numel() == 2304
+    again = DeviceBuffer([4000], torch.device("cpu"), arena)
     assert again.memory.numel() == 4096
 
 
 def test_copies_of_a_block_are_no_part_of_it():
     """A reply that is read slowly holds itself, and what the next block writes it does not see."""
-    arena = raw.Arena(pinned=False)
-    held = raw.Block.of([b"one", b"two"], arena).copies()
-    raw.Block.of([b"___", b"___"], arena)
+    arena = Arena(pinned=False)
+    held = DeviceBuffer.of([b"one", b"two"], arena).copies()
+    DeviceBuffer.of([b"___", b"___"], arena)
     assert [bytes(one) for one in held] == [b"one", b"two"]

@@ -11,7 +11,7 @@ import torch
 from scipy.interpolate import RBFInterpolator
 
 from stn_engine import ParameterError, ThinPlateSpline, generate_grid, generate_grid_gradients
-from stn_engine.backends._thin_plate import BASES, CHUNK_POINTS, MAX_TERMS, Bases
+from stn_engine.backends.torch.thin_plate import BASES, CHUNK_POINTS, MAX_TERMS, Bases
 from support.strategies import random_values
 
 UNIT = ((-0.9, -0.8), (0.7, -0.9), (0.1, 0.05), (-0.6, 0.8), (0.9, 0.6), (0.3, -0.4), (-0.2, 0.45))

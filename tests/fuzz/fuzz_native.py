@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import _cpu
 import numpy as np
 
-from support.native_calls import SENTINELS, Forms, Warp, WarpGradients, bits_of
-from support.native_items import DTYPES, exported, random_operands
+from support.native_calls import SENTINELS, OnBytes, Warp, WarpGradients, bits_of
+from support.native_items import DTYPES, address_of, layout_of, random_operands
 
 LONGEST_CALL_S = 60
 
@@ -39,44 +39,59 @@ def fuzz(seed):
         for _ in range(4 if call.crowd else 0):
             spoil(rng, call)
     for gradients in (False, True):
-        forms = Forms(_cpu, rng, crowd, gradients=gradients)
-        assert forms.bits(int(rng.integers(1, 5))) == forms.expected_bits(), f"other bits: {crowd}"
-        for _ in range(4 if forms.crowd else 0):
-            spoil_form(rng, forms)
+        on_bytes = OnBytes(_cpu, rng, crowd, gradients=gradients)
+        found = on_bytes.bits(int(rng.integers(1, 5)))
+        assert found == on_bytes.expected_bits(), f"other bits: {crowd}"
+        for _ in range(4 if on_bytes.crowd else 0):
+            spoil_bytes(rng, on_bytes)
     assert before == [one.bits() for one in crowd], "operands were written to"
 
 
 def spoil(rng, call):
-    """Makes an item wrong: it is refused, or turns out to be right."""
+    """Puts another array in place of one: it is refused, or turns out to be right."""
     index = int(rng.integers(len(call.crowd)))
-    outputs = call.outputs(index, SENTINELS[2])
-    entries = list(call.item(index, outputs))
-    place = int(rng.integers(len(entries)))
-    if rng.random() < 0.1:
-        del entries[place]
-    else:
-        arrays = (None, None, *call.crowd[index].arrays, *call.more(index, outputs))
-        entries[place] = wrong(rng, arrays[place])
-    with contextlib.suppress(ValueError, TypeError):
-        call.run([tuple(entries)], int(rng.integers(-1, 5)))
+    outputs, one = call.outputs(index, SENTINELS[2]), call.crowd[index]
+    arrays = [one.feature_map, one.parameters, *(output and output.array for output in outputs)]
+    if call.gradients:
+        arrays.insert(0, one.grad_output)
+    place = int(rng.integers(len(arrays)))
+    if arrays[place] is not None:
+        near = neighbours(rng, arrays[place])
+        arrays[place] = near[rng.integers(len(near))]
+    make = _cpu.Plan.gradients if call.gradients else _cpu.Plan.warp
+    basis = [] if one.basis is None else [one.basis]
+    first_result = 3 if call.gradients else 2
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        layouts = [None if array is None else layout_of(_cpu, array) for array in arrays]
+        plan = make(one.options(_cpu), _cpu.Kind[one.kind], *layouts)
+        given = [*arrays[:first_result], *basis, *arrays[first_result:]]
+        if basis and place not in ({1, 3, 4} if call.gradients else {0}):
+            return  # the basis belongs to other points, or to another target
+        addresses = [address_of(array) for array in given if array is not None]
+        _cpu.run([(plan, *addresses)], int(rng.integers(-1, 5)))
     bits_of(outputs)
 
 
-def spoil_form(rng, forms):
-    """Makes a form or its bytes wrong: refused, or right after all."""
-    index = int(rng.integers(len(forms.crowd)))
-    one, entries = forms.crowd[index], list(forms.call(index))
+def spoil_bytes(rng, on_bytes):
+    """Makes a plan or its bytes wrong: refused, or right after all."""
+    index = int(rng.integers(len(on_bytes.crowd)))
+    one, entries = on_bytes.crowd[index], list(on_bytes.call(index))
     place = int(rng.integers(len(entries)))
     with contextlib.suppress(ValueError, TypeError, MemoryError):
         if rng.random() < 0.5:
-            options, kind, *_ = one.item(_cpu)
-            layouts = [odd_layout(rng, array) for array in (one.feature_map, one.parameters)]
-            entries[0] = _cpu.Form(options, kind, *layouts, odd_layout(rng, one.grad_output))
+            maps = [one.grad_output, one.feature_map] if on_bytes.gradients else [one.feature_map]
+            results = [one.feature_map, one.parameters] if on_bytes.gradients else [one.grad_output]
+            arrays = [*maps, one.parameters, *results]
+            make = _cpu.Plan.gradients if on_bytes.gradients else _cpu.Plan.warp
+            layouts = [odd_layout(rng, array) for array in arrays]
+            entries[0] = make(one.options(_cpu), _cpu.Kind[one.kind], *layouts)
         elif rng.random() < 0.5:
-            entries[place] = wrong(rng, None)
+            entries[place] = wrong(rng)
+        elif rng.random() < 0.1:
+            del entries[place]
         else:
             entries[place] = bytes(entries[place])[: rng.integers(100)]
-        _cpu.compute([forms.call(index), tuple(entries)], int(rng.integers(-1, 5)))
+        _cpu.run([on_bytes.call(index), tuple(entries)], int(rng.integers(-1, 5)))
 
 
 def odd_layout(rng, array):
@@ -88,12 +103,10 @@ def odd_layout(rng, array):
     return _cpu.Layout(_cpu.Storage[str(array.dtype)], shape, strides)
 
 
-def wrong(rng, array):
-    """Something else in place of an entry."""
-    others = [None, 3, "x", (), b"1234", np.zeros(3), np.zeros((1, 1, 2, 2), complex)]
+def wrong(rng):
+    """Something else in place of an entry, but no number: that would be an address."""
+    others = [None, 3.5, "x", (), b"1234", np.zeros(3), np.zeros((1, 1, 2, 2), complex)]
     others += [np.zeros(rng.integers(0, 4, rng.integers(0, 7)), DTYPES[rng.choice(4)])]
-    if array is not None:
-        others += [exported(near) for near in neighbours(rng, array)] * 3
     return others[rng.integers(len(others))]
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import stn_engine
-from stn_engine import raw
-from stn_engine.blocks import Block
+from stn_engine.adapters import device_buffers
+from stn_engine.adapters.device_buffers import DeviceBuffer
 from stn_server.batching import devices
 from stn_server.batching.devices import (
     Accelerator,
@@ -77,13 +77,13 @@ def test_a_batch_that_travels_comes_back_as_if_it_had_stayed(operation):
 def test_a_batch_crosses_in_one_copy_each_way(operation, monkeypatch):
     """However many calls it holds; and kernels are launched in between."""
     events = []
-    copy_from = Block.copy_from
+    copy_from = DeviceBuffer.copy_from
 
     def counted(self, other):
         events.append("copy")
         copy_from(self, other)
 
-    monkeypatch.setattr(Block, "copy_from", counted)
+    monkeypatch.setattr(DeviceBuffer, "copy_from", counted)
     jobs = [job_of(problem) for problem in problems_of(operation)]
     ELSEWHERE.run(jobs, lambda: events.append("launch"))
     assert events == ["copy", "launch", "copy"]
@@ -92,7 +92,7 @@ def test_a_batch_crosses_in_one_copy_each_way(operation, monkeypatch):
 @pytest.fixture
 def memory_for(monkeypatch):
     """Lets devices run out of memory above so many problems."""
-    calls, compute_in = [], raw.compute_in
+    calls, compute_in = [], device_buffers.compute
 
     def limit(most):
         def scarce(problems, *blocks):
@@ -101,7 +101,7 @@ def memory_for(monkeypatch):
                 raise torch.OutOfMemoryError
             return compute_in(problems, *blocks)
 
-        monkeypatch.setattr(raw, "compute_in", scarce)
+        monkeypatch.setattr(device_buffers, "compute", scarce)
         return calls
 
     return limit
@@ -141,14 +141,14 @@ def failing(monkeypatch):
     """A device whose kernels fail with an error of the driver, once."""
 
     def make(error, *, lost=False):
-        errors, compute_in = [error], raw.compute_in
+        errors, compute_in = [error], device_buffers.compute
 
         def fail(*arguments):
             if errors:
                 raise errors.pop()
             return compute_in(*arguments)
 
-        monkeypatch.setattr(raw, "compute_in", fail)
+        monkeypatch.setattr(device_buffers, "compute", fail)
         device = Accelerator(torch.device("cpu"))
         monkeypatch.setattr(device, "_is_lost", lambda: lost)
         return device
@@ -183,7 +183,7 @@ def test_a_device_that_fails_at_every_call_is_lost(failing):
 
 def test_before_a_device_is_full_other_lanes_end_once(monkeypatch):
     """What did not fit beside another batch is tried again without it."""
-    memory, compute_in = DeviceMemory(lanes=2), raw.compute_in
+    memory, compute_in = DeviceMemory(lanes=2), device_buffers.compute
     tried_beside, calls = threading.Event(), []
     is_beside = [True]
 
@@ -195,7 +195,7 @@ def test_before_a_device_is_full_other_lanes_end_once(monkeypatch):
             raise torch.OutOfMemoryError
         return compute_in(*arguments)
 
-    monkeypatch.setattr(raw, "compute_in", scarce)
+    monkeypatch.setattr(device_buffers, "compute", scarce)
     device = Accelerator(torch.device("cpu"), memory)
     with ThreadPoolExecutor(1) as pool:
         with memory.shared():  # the batch of the other lane

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import stn_engine
-from stn_engine import raw
+from stn_engine.adapters import on_bytes
 from stn_server.batching.devices import EngineRunner, compute
 from stn_server.batching.work import Batch, BatchKey, Cost, Operation, WorkItem
 from stn_server.errors import DeviceLostError
@@ -97,7 +97,7 @@ def test_the_engine_computes_every_operation(runner):
     for operation, problems in batches.items():
         jobs = [job_of(problem) for problem in problems]
         results = asyncio.run(runner.run(make_batch(operation, jobs)))
-        assert [*map(as_bytes, results)] == [as_bytes(raw.compute([job])[0]) for job in jobs]
+        assert [*map(as_bytes, results)] == [as_bytes(on_bytes.compute([job])[0]) for job in jobs]
 
 
 def as_bytes(results):
@@ -110,7 +110,7 @@ def test_the_engine_runner_keeps_neighbours_of_a_bad_problem(runner):
     batch = make_batch(Operation.WARP, [good, None, good])
     first, error, last = asyncio.run(runner.run(batch))
     assert isinstance(error, Exception)
-    assert first == last == raw.compute([good])[0]
+    assert first == last == on_bytes.compute([good])[0]
 
 
 def test_a_small_batch_is_computed_inline(runner):

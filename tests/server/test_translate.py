@@ -8,7 +8,8 @@ import torch
 import stn_engine
 from stn_client import Affine
 from stn_client._calls import warp as warp_call
-from stn_engine import Coordinates, Interpolation, Padding, Subgradient, WarpSpec, raw
+from stn_engine import Coordinates, Interpolation, Padding, Subgradient, WarpSpec
+from stn_engine.adapters import on_bytes
 from stn_proto import WireFormatError, get_tensor, split
 from stn_proto.v1 import tensor_pb2, warp_pb2
 from stn_server.batching.work import Finished, Operation
@@ -308,7 +309,7 @@ def test_grid_gradients_are_what_the_message_says():
 def test_the_results_of_the_engine_have_a_reply(method):
     """The way of a request, without queue and device thread."""
     task = decode(BASES[method](), method)
-    (results,) = raw.compute([task.job])
+    (results,) = on_bytes.compute([task.job])
     reply, payloads = encode(task, results, getattr(warp_pb2, f"{method}Reply"))
     tensors = [value for _, value in reply.ListFields() if isinstance(value, tensor_pb2.Tensor)]
     assert [tensor.payload for tensor in tensors] == list(range(len(payloads)))

@@ -2,7 +2,7 @@
 
 import torch
 
-from stn_engine import raw
+from stn_engine.adapters import on_bytes
 
 
 def bytes_of(tensor):
@@ -20,7 +20,7 @@ def job_of(problem):
 
 def results_from(problem, results):
     """The results of a problem as tensors over their bytes."""
-    pairs = zip(results, raw.results_of(problem), strict=True)
+    pairs = zip(results, on_bytes.results_of(problem), strict=True)
     return [_tensor(memory, like) for memory, like in pairs]
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from support.native_items import Output, random_order
+from support.native_items import Output, address_of, random_order
 
 SENTINELS = (0x00, 0x5A, 0xFF)
 
@@ -12,7 +12,7 @@ SENTINELS = (0x00, 0x5A, 0xFF)
 class Warp:
     """V of every operand."""
 
-    name = "warp"
+    gradients = False
 
     def __init__(self, cpu, rng, crowd):
         self.cpu = cpu
@@ -20,7 +20,7 @@ class Warp:
         self.orders = [(random_order(rng, one.feature_map.ndim),) for one in crowd]
 
     def __str__(self):
-        return "\n".join([self.name, *map(str, self.crowd)])
+        return "\n".join([type(self).__name__, *map(str, self.crowd)])
 
     def outputs(self, index, sentinel):
         """Memory for the results of one item."""
@@ -28,22 +28,17 @@ class Warp:
         shape, dtype = one.grad_output.shape, one.feature_map.dtype
         return (Output(shape, dtype, self.orders[index][0], sentinel),)
 
-    def more(self, _index, outputs):
-        """The arrays of an item behind those that every item reads."""
-        return [None if output is None else output.array for output in outputs]
-
-    def item(self, index, outputs):
-        """An item."""
-        return self.crowd[index].item(self.cpu, *self.more(index, outputs))
-
-    def run(self, items, threads):
-        """Calls the module."""
-        getattr(self.cpu, self.name)(items, threads)
+    def call(self, index, outputs):
+        """A plan, and where its operands and results are."""
+        one, results = self.crowd[index], [output and output.array for output in outputs]
+        arrays = (*one.operands(gradients=self.gradients), *results)
+        plan = one.plan(self.cpu, results, gradients=self.gradients)
+        return plan, *(address_of(array) for array in arrays if array is not None)
 
     def bits(self, threads, sentinel=SENTINELS[1]):
         """All results of one call."""
         outputs = [self.outputs(i, sentinel) for i in range(len(self.crowd))]
-        self.run([self.item(i, outputs[i]) for i in range(len(self.crowd))], threads)
+        self.cpu.run([self.call(i, outputs[i]) for i in range(len(self.crowd))], threads)
         return [bits_of(each) for each in outputs]
 
     def bits_one_by_one(self):
@@ -70,7 +65,7 @@ class Warp:
 class WarpGradients(Warp):
     """Gradients of every operand that has any, of some by one operand only."""
 
-    name = "warp_gradients"
+    gradients = True
 
     def __init__(self, cpu, rng, crowd):
         super().__init__(cpu, rng, [one for one in crowd if one.has_gradients])
@@ -85,58 +80,47 @@ class WarpGradients(Warp):
     def outputs(self, index, sentinel):
         """Memory for the gradients that are asked for; zeros where nothing is written."""
         one, orders = self.crowd[index], self.orders[index]
-        left = (one.is_empty, one.moves_nothing)
+        arrays = one.feature_map, one.parameters
         return tuple(
-            None
-            if order is None
-            else Output(array.shape, array.dtype, order, 0 if same else sentinel)
-            for array, order, same in zip(one.arrays[:2], orders, left, strict=True)
+            None if order is None else Output(array.shape, array.dtype, order, sentinel)
+            for array, order in zip(arrays, orders, strict=True)
         )
 
-    def more(self, index, outputs):
-        """G and the gradients."""
-        return [self.crowd[index].grad_output, *super().more(index, outputs)]
 
-
-class Forms:
-    """The same on bytes: what has a form, in any dense order of memory.
+class OnBytes:
+    """The same on bytes, in any dense order of memory.
 
     Args:
         cpu: The module.
         rng: Chooses orders, and what is asked for.
-        crowd: Operands; those of splines are left out, they have no form.
+        crowd: Operands.
         gradients: Whether gradients are computed, for those that have some.
     """
 
     def __init__(self, cpu, rng, crowd, *, gradients):
         self.cpu, self.gradients = cpu, gradients
-        ones = [one for one in crowd if one.kind != "spline"]
-        ones = [one for one in ones if one.has_gradients or not gradients]
+        ones = [one for one in crowd if one.has_gradients or not gradients]
         self.orders = [random_order(rng, one.feature_map.ndim) for one in ones]
         self.crowd = [dense(one, order) for one, order in zip(ones, self.orders, strict=True)]
         self.needs = [(bool(rng.integers(2)), bool(rng.integers(2))) for _ in ones]
 
-    def form(self, index):
-        """The form of an item."""
-        one = self.crowd[index]
-        options, kind, *_ = one.item(self.cpu)
-        arrays = one.feature_map, one.parameters, one.grad_output
-        form = self.cpu.Form(options, kind, *(layout_of(self.cpu, array) for array in arrays))
-        if self.gradients:
-            form.differentiate(*self.needs[index])
-        return form
+    def plan(self, index):
+        """The plan of a call, whose results lie as its operands do."""
+        likes = [pair and pair[0] for pair in self._results(index)]
+        return self.crowd[index].plan(self.cpu, likes, gradients=self.gradients)
 
     def call(self, index):
-        """A form and its bytes."""
+        """A plan and the bytes of its operands."""
         one, order = self.crowd[index], self.orders[index]
         maps = [one.grad_output, one.feature_map] if self.gradients else [one.feature_map]
+        others = one.operands(gradients=self.gradients)[len(maps) :]
         operands = [array.transpose(order).tobytes() for array in maps]
-        return self.form(index), *operands, one.parameters.tobytes()
+        return self.plan(index), *operands, *(array.tobytes() for array in others)
 
     def bits(self, threads):
         """All results of one call."""
         calls = [self.call(index) for index in range(len(self.crowd))]
-        results = self.cpu.compute(calls, threads)
+        results = self.cpu.run(calls, threads)
         return [
             [Output.over(memory, like, order).bits() for memory, (like, order) in pairs]
             for pairs in (
@@ -174,12 +158,6 @@ def dense(one, order):
         for name in ("feature_map", "grad_output")
     }
     return replace(one, parameters=np.ascontiguousarray(one.parameters), **maps)
-
-
-def layout_of(cpu, array):
-    """Where the numbers of an array lie."""
-    strides = [stride // array.itemsize for stride in array.strides]
-    return cpu.Layout(cpu.Storage[str(array.dtype)], array.shape, strides)
 
 
 def bits_of(outputs):

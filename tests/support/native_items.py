@@ -4,7 +4,6 @@ Needs no torch, so that it runs quickly under sanitizers. Whatever the module wr
 guards and is filled with a sentinel beforehand.
 """
 
-import ctypes
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -73,26 +72,34 @@ class Operands:
             shown["numbers"] = self.parameters.tolist()
         return str(shown)
 
-    @property
-    def arrays(self):
-        """The arrays in their order in an item."""
-        return self.feature_map, self.parameters, self.basis
+    def operands(self, *, gradients):
+        """The arrays that a plan reads, in its order."""
+        maps = (self.grad_output, self.feature_map) if gradients else (self.feature_map,)
+        return *maps, self.parameters, *([] if self.basis is None else [self.basis])
 
-    def item(self, cpu, *more):
-        """The item with some more arrays."""
-        options = cpu.Options(
+    def options(self, cpu):
+        """The options of a plan."""
+        return cpu.Options(
             cpu.Interpolation[self.interpolation],
             cpu.Padding[self.padding],
             cpu.Unit[self.unit],
             self.zero_subgradient,
             self.fill,
         )
-        return options, cpu.Kind[self.kind], *map(exported, (*self.arrays, *more))
+
+    def plan(self, cpu, results, *, gradients):
+        """The plan of a warp, or of its gradients, into arrays like these; None if not needed."""
+        make = cpu.Plan.gradients if gradients else cpu.Plan.warp
+        maps = (self.grad_output, self.feature_map) if gradients else (self.feature_map,)
+        layouts = [
+            None if array is None else layout_of(cpu, array)
+            for array in (*maps, self.parameters, *results)
+        ]
+        return make(self.options(cpu), cpu.Kind[self.kind], *layouts)
 
     def bits(self):
         """All that is read, as it lies in memory."""
-        arrays = (*self.arrays, self.grad_output)
-        return b"".join(array.tobytes() for array in arrays if array is not None)
+        return b"".join(array.tobytes() for array in self.operands(gradients=True))
 
     @property
     def has_gradients(self):
@@ -143,18 +150,15 @@ class Output:
         return array.tobytes()
 
 
-def exported(array):
-    """An array as the native module takes it: bfloat16, of which NumPy knows nothing, by DLPack."""
-    if array is None or array.dtype != BFLOAT16:
-        return array
-    capsule = array.view(np.uint16).__dlpack__()
-    pointer_of = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer_of.restype, pointer_of.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-    code_of_bfloat, place_of_code = 4, 20
-    ctypes.c_uint8.from_address(
-        pointer_of(capsule, b"dltensor") + place_of_code
-    ).value = code_of_bfloat
-    return capsule
+def layout_of(cpu, array):
+    """Where the numbers of an array lie."""
+    strides = [stride // array.itemsize for stride in array.strides]
+    return cpu.Layout(cpu.Storage[str(array.dtype)], array.shape, strides)
+
+
+def address_of(array):
+    """Where an array begins."""
+    return array.ctypes.data
 
 
 def random_order(rng, axes):

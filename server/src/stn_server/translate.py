@@ -17,7 +17,7 @@ from typing import Any, cast
 from google.protobuf.message import Message
 
 import stn_engine
-from stn_engine import raw
+from stn_engine.adapters import on_bytes
 from stn_proto import Frame, gaps, join, values
 from stn_proto.v1 import tensor_pb2, warp_pb2
 from stn_proto.v1.tensor_pb2 import LAYOUT_UNSPECIFIED, ArenaRef
@@ -128,7 +128,7 @@ class ReplyTemplate:
 class Request:
     """A valid request: what to compute on which bytes, and all else that its template says."""
 
-    job: raw.Job
+    job: on_bytes.Job
     """Views of the message, which they keep alive."""
     template: RequestTemplate
     locations: tuple[Location | None, ...] = ()
@@ -437,7 +437,7 @@ def _reply(
     kind: type[Message], problem: Any, fields: Mapping[str, tensor_pb2.Layout]
 ) -> ReplyTemplate:
     """A reply with the results of a problem in these fields, in the layouts of maps."""
-    likes = raw.results_of(problem)
+    likes = on_bytes.results_of(problem)
     results = zip(fields.items(), likes, strict=True)
     return ReplyTemplate(kind, *(Result(field, like, layout) for (field, layout), like in results))
 

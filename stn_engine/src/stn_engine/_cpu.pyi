@@ -1,5 +1,4 @@
-# Arrays are whatever DLPack or the buffer protocol hands over, capsules included. Strides are free,
-# but memory that is written to must be dense.
+# Operands are addresses or whatever has the buffer protocol; results are addresses, or new bytes.
 
 from collections.abc import Sequence
 from enum import Enum
@@ -21,6 +20,18 @@ class Unit(Enum):
     normalized_corners = 1
     pixel = 2
 
+class Storage(Enum):
+    float32 = 0
+    float64 = 1
+    float16 = 2
+    bfloat16 = 3
+    uint8 = 4
+
+class Family(Enum):
+    matrix = 0
+    spline = 1
+    field = 2
+
 class Kind(Enum):
     affine = 0
     homography = 1
@@ -31,13 +42,6 @@ class Kind(Enum):
     spline = 6
     flow = 7
     grid = 8
-
-class Storage(Enum):
-    float32 = 0
-    float64 = 1
-    float16 = 2
-    bfloat16 = 3
-    uint8 = 4
 
 class Options:
     def __init__(
@@ -52,20 +56,23 @@ class Options:
 class Layout:
     def __init__(self, dtype: Storage, shape: Sequence[int], strides: Sequence[int]) -> None: ...
 
-class Form:
-    def __init__(
-        self,
+class Plan:
+    @staticmethod
+    def warp(
+        options: object, kind: Kind, feature_map: Layout, parameters: Layout, output: Layout
+    ) -> Plan: ...
+    @staticmethod
+    def gradients(
         options: object,
         kind: Kind,
-        feature_map: object,
-        parameters: object,
-        output: object,
-    ) -> None: ...
-    def differentiate(self, feature_map: bool, parameters: bool) -> None: ...
+        grad_output: Layout,
+        feature_map: Layout,
+        parameters: Layout,
+        grad_feature_map: Layout | None,
+        grad_parameters: Layout | None,
+    ) -> Plan: ...
 
-def compute(calls: list[tuple[Any, ...]], threads: int) -> list[tuple[bytes, ...]]: ...
-def warp(items: list[tuple[Any, ...]], threads: int) -> None: ...
-def warp_gradients(items: list[tuple[Any, ...]], threads: int) -> None: ...
+def run(calls: list[tuple[Any, ...]], threads: int) -> list[tuple[bytes, ...]]: ...
 def instruction_sets() -> list[str]: ...
 def use_instruction_set(name: str) -> None: ...
 def instruction_set() -> str: ...

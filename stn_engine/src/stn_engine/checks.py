@@ -72,9 +72,12 @@ def check_shape(argument: str, value: Tensor, expected: Sequence[Shape], remedy:
 
 
 def _fits(actual: Sequence[int], expected: Shape) -> bool:
-    return len(actual) == len(expected) and all(
-        isinstance(want, str) or want == got for want, got in zip(expected, actual, strict=True)
-    )
+    if len(actual) != len(expected):
+        return False
+    for want, got in zip(expected, actual, strict=True):  # a loop: this is part of every call
+        if not isinstance(want, str) and want != got:
+            return False
+    return True
 
 
 def check_device(argument: str, value: Tensor, reference: str, other: Tensor) -> None:

@@ -3,15 +3,17 @@
 import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 from stn_engine.adapters.tensors import is_negated, readable
-from stn_engine.backends._results import delivered
+from stn_engine.backends._results import call_on, delivered
 from stn_engine.backends.base import Backend
 from stn_engine.backends.cpu import CpuBackend
 from stn_engine.backends.cuda import CudaBackend
+from stn_engine.backends.kernels import KernelBackend
 from stn_engine.backends.reference import ReferenceBackend
 from stn_engine.backends.torch import TorchBackend
 from stn_engine.errors import BackendUnavailableError, ParameterError
@@ -71,6 +73,66 @@ def select(problem: Problem, backends: Sequence[Backend] | None = None) -> Backe
     raise BackendUnavailableError(reasons)
 
 
+def door(problem: Problem) -> Backend:
+    """As ``select``; asked once for problems that lie alike."""
+    backends = candidates()
+    chosen: Backend | None = problem.call.plans.get(backends)
+    if chosen is None:
+        chosen = problem.call.plans[backends] = select(problem, backends)
+    return chosen
+
+
+def _readable(backend: Backend, problems: Sequence[P]) -> Sequence[P]:
+    """Problems whose operands can be read; kernels look for themselves where these lie."""
+    if isinstance(backend, KernelBackend):
+        return problems
+    return [readable(problem) for problem in problems]
+
+
+class FirstPlan(NamedTuple):
+    """What the first backend that has kernels for a problem has worked out for it."""
+
+    backends: Sequence[Backend]
+    """Those that were asked."""
+    backend: Any
+    """See ``stn_engine.plan.Kernels``; None if there is none."""
+    plan: Any
+
+
+def planned(problems: Sequence[Problem], device: torch.device) -> tuple[Any, list[Any]] | None:
+    """Plans for problems whose operands will be on a device, of the first backend that has some.
+
+    Returns:
+        The backend, see ``stn_engine.plan.Kernels``, and its plans, kept with the problems; None
+        if not all problems have a plan of one backend.
+    """
+    backends, first = candidates(), None
+    plans: list[Any] = []
+    for problem in problems:  # a loop: a server asks for every batch
+        found: FirstPlan | None = problem.plans.get(device)
+        if found is None or found.backends is not backends:
+            found = problem.plans[device] = _first_plan(problem, device, backends)
+        if first is not found.backend and plans:
+            return None
+        first = found.backend
+        plans.append(found.plan)
+    return None if first is None else (first, plans)
+
+
+def _first_plan(problem: Problem, device: torch.device, backends: Sequence[Backend]) -> FirstPlan:
+    call = call_on(problem, device)
+    for backend in backends:
+        plan = backend.plan(call)
+        if not isinstance(plan, tuple):
+            return FirstPlan(backends, backend, plan)
+    return FirstPlan(backends, None, None)
+
+
+def compute(problems: Sequence[Any]) -> Sequence[Any]:
+    """The results of problems of one type, whichever it is."""
+    return OPERATIONS[type(problems[0])](problems)
+
+
 def warp(
     problems: Sequence[WarpProblem],
     backends: Sequence[Backend] | None = None,
@@ -114,17 +176,24 @@ def _run(
     """Run every problem on its backend, all problems of one backend together, in order."""
     if out is not None and any(map(is_negated, out)):  # only torch writes such memory
         return delivered(_run(problems, backends, None, operation), out)
-    backends = candidates() if backends is None else backends
-    for backend in backends:
-        if not any(map(backend.unsupported_reasons, problems)):
-            return operation(backend, [readable(one) for one in problems], out)
-    chosen = [select(problem, backends) for problem in problems]
-    problems = [readable(one) for one in problems]
+    chosen = [
+        door(one) if backends is None and "call" in vars(one) else select(one, backends)
+        for one in problems
+    ]
+    if all(one is chosen[0] for one in chosen[1:]) and chosen:
+        return operation(chosen[0], _readable(chosen[0], problems), out)
     results: dict[int, R] = {}
-    for backend in backends:
+    for backend in {id(one): one for one in chosen}.values():
         positions = [i for i, one in enumerate(chosen) if one is backend]
-        if positions:
-            into = None if out is None else [out[i] for i in positions]
-            outcome = operation(backend, [problems[i] for i in positions], into)
-            results.update(zip(positions, outcome, strict=True))
+        into = None if out is None else [out[i] for i in positions]
+        some = _readable(backend, [problems[i] for i in positions])
+        results.update(zip(positions, operation(backend, some, into), strict=True))
     return [results[i] for i in range(len(problems))]
+
+
+OPERATIONS: dict[type[Problem], Callable[[Any], Sequence[Tensor | Gradients]]] = {
+    WarpProblem: warp,
+    WarpGradientsProblem: warp_gradients,
+    GridProblem: generate_grid,
+    GridGradientsProblem: generate_grid_gradients,
+}

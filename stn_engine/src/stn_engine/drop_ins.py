@@ -14,8 +14,8 @@ from torch.nn import functional as torch_functional
 
 from stn_engine import checks, operators
 from stn_engine.backends._watchers import is_scripted, is_watched, unrecorded
-from stn_engine.problem import GridProblem, WarpProblem
-from stn_engine.spec import Coordinates, Interpolation, WarpSpec
+from stn_engine.problem import GridProblem, WarpProblem, spec_of
+from stn_engine.spec import Coordinates, Interpolation, Subgradient
 from stn_engine.transforms import Affine, SamplingGrid
 
 _ALIGN_CORNERS_WARNING = (
@@ -59,16 +59,22 @@ def grid_sample(
     feature_map, points = _autocast(input, grid)
     if not _is_grid_sample_call(feature_map, points, mode, padding_mode, align_corners):
         return torch_functional.grid_sample(input, grid, mode, padding_mode, align_corners)
-    spec = WarpSpec(interpolation=mode, padding=padding_mode, align_corners=align_corners)
+    spec = spec_of(mode, padding_mode, 0.0, _UNIT, align_corners, *_SLOPES)
     problem = WarpProblem(
         _with_contiguous_gradient(feature_map),
         SamplingGrid(_at_least_float32("grid", points)),
         spec=spec,
     )
-    result = operators.warp(problem).contiguous()
+    result = operators.warp.of_new(problem).contiguous()
     if result.stride(-1) != 1:  # one pixel or none, whose strides could be those of channels last
         return result.clone(memory_format=torch.contiguous_format)
     return result
+
+
+_MODES = frozenset(Interpolation)
+_UNIT = Coordinates.NORMALIZED
+_SLOPES = (Subgradient.RIGHT, True)
+"""What torch's sampler has no options for, behind align_corners: subgradient, deterministic."""
 
 
 def affine_grid(
@@ -122,7 +128,7 @@ def _is_grid_sample_call(
         and feature_map.device == grid.device
         and feature_map.layout == grid.layout == torch.strided
         and not feature_map.is_meta
-        and mode in (set(Interpolation) if grid.dim() == 4 else {"nearest", "bilinear"})
+        and mode in (_MODES if grid.dim() == 4 else {"nearest", "bilinear"})
         and padding in {"zeros", "border", "reflection"}
         and isinstance(align_corners, bool)
     )
@@ -184,4 +190,5 @@ def _is_captured() -> bool:
 def _at_least_float32(argument: str, coordinates: Tensor) -> Tensor:
     if coordinates.dtype in checks.HALF_DTYPES:
         checks.check_memory(argument, coordinates)
-    return coordinates.to(torch.promote_types(coordinates.dtype, torch.float32))
+        return coordinates.float()
+    return coordinates

@@ -16,8 +16,8 @@ from stn_engine import checks, dispatch, operators
 from stn_engine.adapters.tensors import check_apart, check_out
 from stn_engine.backends._results import delivered
 from stn_engine.backends._watchers import (
+    PLAIN_TYPES,
     has_tangents,
-    is_plain,
     is_scripted,
     is_watched,
     unrecorded,
@@ -30,9 +30,10 @@ from stn_engine.problem import (
     Problem,
     WarpGradientsProblem,
     WarpProblem,
+    spec_of,
 )
 from stn_engine.spec import Coordinates, Interpolation, Padding, Subgradient, WarpSpec
-from stn_engine.transforms import ParametricTransform, Transform
+from stn_engine.transforms import KINDS, ParametricTransform, Transform
 
 
 def warp(
@@ -105,19 +106,14 @@ def warp(
         >>> warp(torch.tensor([[[[1.0, 2.0, 3.0]]]]), shift_right, coordinates="pixel")
         tensor([[[[0., 1., 2.]]]])
     """
-    spec = WarpSpec(
-        interpolation=interpolation,
-        padding=padding,
-        fill=fill,
-        coordinates=coordinates,
-        align_corners=align_corners,
-        subgradient=subgradient,
-        deterministic=deterministic,
+    spec = spec_of(
+        interpolation, padding, fill, coordinates, align_corners, subgradient, deterministic
     )
     _tell_tracer(output_size)
     problem = WarpProblem(feature_map, transform, output_size, spec)
-    _warn_of_channels_last(problem)
-    return operators.warp(problem)
+    if "call" not in vars(problem) or problem.call.looks_channels_last:
+        _warn_of_channels_last(problem)
+    return operators.warp.of_new(problem)
 
 
 def warp_gradients(  # noqa: PLR0913 - the options of warp, and needs
@@ -165,19 +161,14 @@ def warp_gradients(  # noqa: PLR0913 - the options of warp, and needs
     Raises:
         InvalidInputError: as ``warp``, and for a grad_output that does not fit its result.
     """
-    spec = WarpSpec(
-        interpolation=interpolation,
-        padding=padding,
-        fill=fill,
-        coordinates=coordinates,
-        align_corners=align_corners,
-        subgradient=subgradient,
-        deterministic=deterministic,
+    spec = spec_of(
+        interpolation, padding, fill, coordinates, align_corners, subgradient, deterministic
     )
     problem = _warp_into(grad_output, feature_map, transform, spec)
-    _warn_of_channels_last(problem)
+    if "call" not in vars(problem) or problem.call.looks_channels_last:
+        _warn_of_channels_last(problem)
     grad_output = checks.autocast("grad_output", grad_output, problem.output_dtype)
-    return operators.warp_gradients(WarpGradientsProblem(problem, grad_output, needs))
+    return operators.warp_gradients.of_new(WarpGradientsProblem(problem, grad_output, needs))
 
 
 @unrecorded
@@ -185,11 +176,13 @@ def _warp_into(
     grad_output: Tensor, feature_map: Tensor, transform: Transform, spec: WarpSpec
 ) -> WarpProblem:
     """The warp whose result has the size of ``grad_output``."""
-    checks.check_transform(transform, get_args(Transform))
+    checks.check_transform(transform, KINDS)
     checks.check_tensor("grad_output", grad_output)
-    expected = ("N", "C", *checks.target_axes(transform.dims))
-    checks.check_shape("grad_output", grad_output, [expected], "Add or remove axes.")
-    return WarpProblem(feature_map, transform, grad_output.shape[2:], spec)
+    dims = transform.dims
+    if grad_output.dim() != 2 + dims:
+        expected = ("N", "C", *checks.target_axes(dims))
+        checks.check_shape("grad_output", grad_output, [expected], "Add or remove axes.")
+    return WarpProblem(feature_map, transform, tuple(grad_output.shape[2:]), spec)
 
 
 _suspected: list[Sequence[int]] = []
@@ -337,7 +330,8 @@ def warp_ragged(
         memories = [(f"out[{i}]", memory) for i, memory in enumerate(out)]
         _claim(memories, problems)
     for problem in problems:
-        _warn_of_channels_last(problem, _BEHIND_NO_GRAD)
+        if "call" not in vars(problem) or problem.call.looks_channels_last:
+            _warn_of_channels_last(problem, _BEHIND_NO_GRAD)
     if _are_watched(problems):
         return delivered([operators.warp(one) for one in problems], out)
     return dispatch.warp(problems, out=out)
@@ -364,7 +358,9 @@ def warp_gradients_ragged(
         ]
         _claim(memories, problems)
     for problem in problems:
-        _warn_of_channels_last(problem.warp, _BEHIND_NO_GRAD)
+        warped = problem.warp
+        if "call" not in vars(warped) or warped.call.looks_channels_last:
+            _warn_of_channels_last(warped, _BEHIND_NO_GRAD)
     if _are_watched(problems):
         return delivered([operators.warp_gradients(one) for one in problems], out)
     return dispatch.warp_gradients(problems, out=out)
@@ -384,7 +380,7 @@ def _are_watched(problems: Sequence[Problem]) -> bool:
         is_watched()
         or is_scripted()
         or has_tangents()
-        or not all(is_plain(operand) for one in problems for operand in one.operands)
+        or any(type(operand) not in PLAIN_TYPES for one in problems for operand in one.operands)
     )
 
 

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any, Generic, TypeVar, cast, get_args
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -24,8 +24,10 @@ from stn_engine.backends._watchers import (
     is_scripted,
     is_traced,
     is_transformed,
+    unrecorded,
 )
 from stn_engine.backends.base import Backend
+from stn_engine.backends.kernels import KernelBackend
 from stn_engine.backends.torch import TorchBackend
 from stn_engine.checks import NEEDS
 from stn_engine.errors import ParameterError
@@ -38,7 +40,7 @@ from stn_engine.problem import (
     WarpProblem,
 )
 from stn_engine.spec import WarpSpec
-from stn_engine.transforms import ThinPlateSpline, Transform
+from stn_engine.transforms import KINDS, ThinPlateSpline, Transform
 
 P = TypeVar("P", bound=Problem)
 R = TypeVar("R", bound=Tensor | Gradients)
@@ -52,10 +54,8 @@ LIBRARY = torch.library.Library("stn_engine", "DEF")  # type: ignore[no-untyped-
 TRANSFORM = "str transform, float[] settings"
 UNIT = "str coordinates, bool align_corners"
 SPEC = f"str interpolation, str padding, float[] fill, {UNIT}, str subgradient, bool deterministic"
-KINDS: dict[str, Callable[[Tensor], Any]] = {kind.__name__: kind for kind in get_args(Transform)}
+TRANSFORMS: dict[str, Callable[[Tensor], Any]] = {kind.__name__: kind for kind in KINDS}
 _requires_grad = attrgetter("requires_grad")
-NOWHERE = torch.empty(0, device="cpu")
-"""Stands for the operands in what a recorded operation remembers of its problem."""
 
 
 class Operator(Generic[P, R]):
@@ -95,6 +95,14 @@ class Operator(Generic[P, R]):
             return self._traced(problem)
         return self._differentiable(problem)
 
+    def of_new(self, problem: P) -> R:
+        """The same for a problem that was made just now: its call tells that nobody watches."""
+        if "call" not in vars(problem):
+            return self(problem)
+        if not (torch.is_grad_enabled() and any(map(_requires_grad, problem.operands))):
+            return self._run_by_best(problem)
+        return self._composed(problem) if self.adjoint is None else self._recorded(problem)
+
     def _differentiable(self, problem: P) -> R:
         operands = problem.operands
         if is_transformed() or (has_tangents() and any(map(_has_tangent, operands))):
@@ -103,7 +111,10 @@ class Operator(Generic[P, R]):
             return self._computed(problem)
         if self.adjoint is None:
             return self._composed(problem)
-        return cast("R", _Recorded.apply(self, problem, *operands))  # type: ignore[no-untyped-call]  # torch
+        return self._recorded(problem)
+
+    def _recorded(self, problem: P) -> R:
+        return cast("R", _Recorded.apply(self, problem, *problem.operands))  # type: ignore[no-untyped-call]  # torch
 
     def _composed(self, problem: P) -> R:
         if is_traced():
@@ -119,17 +130,24 @@ class Operator(Generic[P, R]):
         return self._run_by_best(problem)
 
     def _run_by_best(self, problem: P) -> R:
-        return self._run_by(dispatch.select(problem), readable(problem))
+        backend = dispatch.door(problem) if "call" in vars(problem) else dispatch.select(problem)
+        if isinstance(backend, KernelBackend):  # it looks for itself where operands lie
+            return self._run_by(backend, problem)
+        return self._run_by(backend, readable(problem))
 
     def _run_by(self, backend: Backend, problem: P) -> R:
-        return cast("R", getattr(backend, self._name)([problem])[0])
+        result: R = getattr(backend, self._name)([problem])[0]
+        return result
 
     def _traced(self, problem: P) -> R:
         return cast("R", _unpacked(problem, self.torch_operator(*self.arguments(problem))))
 
     def _kernel(self, *arguments: Any) -> Tensor | list[Tensor]:
-        problem = self._problem(*arguments)
-        return _packed(self._run_by_best(problem))
+        return _packed(self._run_unrecorded(self._problem(*arguments)))
+
+    @unrecorded
+    def _run_unrecorded(self, problem: P) -> R:
+        return self._run_by_best(problem)
 
     def _rule(self, *arguments: Any) -> Tensor | list[Tensor]:
         return _packed(self._differentiable(self._problem(*arguments)))
@@ -143,8 +161,10 @@ class _Recorded(torch.autograd.Function):
     def forward(ctx: Any, operator: Operator[Any, Any], problem: Any, *operands: Tensor) -> Any:
         ctx.save_for_backward(*operands)
         # Without its operands: hooks on saved tensors, such as checkpoints, must see all there is.
-        ctx.operator, ctx.problem = operator, problem.bound(*(NOWHERE for _ in operands))
-        return operator._computed(problem)  # noqa: SLF001 - one class in two
+        ctx.operator, ctx.problem = operator, problem.without_data()
+        if "call" in vars(problem):  # nobody watches
+            return operator._run_by_best(problem)  # noqa: SLF001 - one class in two
+        return operator._computed(problem)  # noqa: SLF001
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -191,10 +211,10 @@ def _transform_arguments(transform: Transform) -> tuple[str, list[float]]:
 
 
 def _transform(parameters: Tensor, kind: str, settings: Sequence[float]) -> Any:
-    if kind not in KINDS:
-        raise ParameterError("transform", kind, tuple(KINDS))
+    if kind not in TRANSFORMS:
+        raise ParameterError("transform", kind, tuple(TRANSFORMS))
     if kind != ThinPlateSpline.__name__:
-        return KINDS[kind](parameters)
+        return TRANSFORMS[kind](parameters)
     *flat, regularization = settings
     dims = parameters.shape[-1]
     control_points = [flat[k : k + dims] for k in range(0, len(flat), dims)]
@@ -252,7 +272,7 @@ def _warp_adjoint(
     problem: WarpProblem, grad_output: Tensor, needs: Needs
 ) -> tuple[Tensor | None, ...]:
     names = [name for name, need in zip(NEEDS, needs, strict=True) if need]
-    gradients = warp_gradients(WarpGradientsProblem(problem, grad_output, names))
+    gradients = warp_gradients.of_new(WarpGradientsProblem(problem, grad_output, names))
     return gradients.feature_map, gradients.transform
 
 
@@ -276,11 +296,11 @@ def _warp_gradients_problem(
 
 def _empty_warp_gradients(problem: WarpGradientsProblem) -> Gradients:
     _, *operands = problem.operands
-    of_map, of_transform = (
+    grad_feature_map, grad_transform = (
         operand.new_empty(operand.shape) if name in problem.needs else None
         for name, operand in zip(NEEDS, operands, strict=True)
     )
-    return Gradients(of_map, of_transform)
+    return Gradients(grad_feature_map, grad_transform)
 
 
 def _grid_arguments(problem: GridProblem) -> tuple[Any, ...]:

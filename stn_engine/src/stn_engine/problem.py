@@ -5,18 +5,24 @@ refuse a monstrous request before anything of its size is allocated.
 """
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Self, TypeAlias, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 from stn_engine import checks
-from stn_engine.backends._watchers import unrecorded
+from stn_engine.backends._watchers import PLAIN_TYPES, is_unwatched, unrecorded
+from stn_engine.call import Call, Direction, Layout, Operation, Plans, contiguous
 from stn_engine.spec import Coordinates, WarpSpec, choice, flag
-from stn_engine.transforms import ParametricTransform, Transform
+from stn_engine.transforms import KINDS, ParametricTransform, Transform
+
+_DEFAULT = WarpSpec()
+_KEPT = frozenset({"call", "plans"})
+"""What a problem has worked out, under names of its attributes."""
 
 T = TypeVar("T")
 T_Transform = TypeVar("T_Transform", bound=Transform)
@@ -35,23 +41,21 @@ class Gradients:
     transform: Tensor | None
 
 
-class Plans(dict[Hashable, Any]):
-    """What backends have worked out for a problem; those of a copy begin empty."""
+class _Planned(ABC):
+    """A problem: a call, and the tensors that it is computed on."""
 
-    def kept(self, key: Hashable, work_out: Callable[..., T], *arguments: Any) -> T:
-        """What ``work_out`` returned when this was first asked for under ``key``."""
-        try:
-            found: T = self[key]
-        except KeyError:
-            found = self[key] = work_out(*arguments)
-        return found
+    @cached_property
+    def call(self) -> Call:
+        """What is computed, without the data; its results are new ones."""
+        return self._described()
 
-    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
-        return type(self), ()
+    @abstractmethod
+    def _described(self) -> Call:
+        """A call of the operands as they lie now."""
 
-
-class _Planned:
-    """A problem, for which backends keep what they will need again."""
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has memory of its own, of which nothing is known yet.
+        return {name: value for name, value in vars(self).items() if name not in _KEPT}
 
     @cached_property
     def plans(self) -> Plans:
@@ -63,7 +67,7 @@ class _Planned:
         return Plans()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class WarpProblem(_Planned):
     """One warp: generator and sampler applied to one batch.
 
@@ -92,31 +96,48 @@ class WarpProblem(_Planned):
     feature_map: Tensor
     transform: Transform
     output_size: Sequence[int] | None = None
-    spec: WarpSpec = WarpSpec()  # noqa: RUF009 - immutable, so safe to share
+    spec: WarpSpec = _DEFAULT
     output_shape: tuple[int, ...] = field(init=False)
     """(N, C, [Do,] Ho, Wo)."""
     is_sized: bool = field(init=False)
     """Whether output_size was given, rather than left to the operands."""
 
-    @unrecorded
-    def __post_init__(self) -> None:
-        checks.check_transform(self.transform, get_args(Transform))
-        kind, argument = type(self.transform).__name__, self.transform.argument
-        checks.check_feature_map(self.feature_map, kind, self.transform.dims)
-        parameters = self.transform.parameters
-        checks.check_device(argument, parameters, "feature_map", self.feature_map)
-        checks.check_fill(self.spec.fill, self.feature_map)
-        n = checks.broadcast_batch(self.feature_map, argument, parameters)
-        shape = (n, self.feature_map.shape[1], *self._resolved_output_size())
-        object.__setattr__(self, "is_sized", self.output_size is not None)
-        object.__setattr__(self, "output_size", shape[2:])
-        object.__setattr__(self, "output_shape", shape)
+    operands: tuple[Tensor, Tensor] = field(init=False, repr=False)
+    """What the result depends on, in the order of ``bound``: feature map and parameters."""
 
-    def _resolved_output_size(self) -> tuple[int, ...]:
-        if self.output_size is not None:
-            return _agreed_size(self.output_size, self.transform)
-        own = self.transform.own_size
-        return tuple(self.feature_map.shape[2:]) if own is None else own
+    def __init__(
+        self,
+        feature_map: Tensor,
+        transform: Transform,
+        output_size: Sequence[int] | None = None,
+        spec: WarpSpec = _DEFAULT,
+    ) -> None:
+        is_sized = output_size is not None
+        key = call = None
+        if not torch.compiler.is_compiling() and is_unwatched():
+            key = _warp_key(feature_map, transform, output_size, spec)
+            call = None if key is None else _CALLS.get(key)
+        if call is None:
+            shape = _checked_warp_shape(feature_map, transform, output_size, spec)
+        else:
+            shape = call.output_shape
+        self.__dict__.update(  # at once: this is part of every call
+            feature_map=feature_map,
+            transform=transform,
+            output_size=shape[2:],
+            spec=spec,
+            output_shape=shape,
+            is_sized=is_sized,
+            operands=(feature_map, getattr(transform, transform.argument)),
+        )
+        if key is not None:
+            self.__dict__["call"] = _kept_call(key, self) if call is None else call
+
+    def _described(self) -> Call:
+        feature_map, parameters = self.operands
+        result = _like(feature_map, self.output_shape)
+        operands = Layout.of(feature_map), Layout.of(parameters)
+        return _warp_call(self, Direction.FORWARD, operands, (result,))
 
     def bound(self, feature_map: Tensor, parameters: Tensor) -> Self:
         """This problem with other operands of the same shapes and dtypes; nothing is checked.
@@ -124,12 +145,24 @@ class WarpProblem(_Planned):
         For callers that validate a description once, on meta tensors, and then run it often.
         """
         transform = _rebound(self.transform, parameters)
-        return _with(self, feature_map=feature_map, transform=transform)
+        operands = feature_map, parameters
+        bound = _with(self, feature_map=feature_map, transform=transform, operands=operands)
+        call = vars(self).get("call")
+        if call is not None and _lie_as_in(call, operands):
+            vars(bound)["call"] = call
+        return bound
 
-    @property
-    def operands(self) -> tuple[Tensor, Tensor]:
-        """What the result depends on, in the order of ``bound``."""
-        return self.feature_map, self.transform.parameters
+    def without_data(self) -> Self:
+        """This problem and its call, to be bound to operands again, but none of its operands."""
+        if "call" not in vars(self):
+            return self.bound(NOWHERE, NOWHERE)
+        call = self.call
+        kept: Self | None = call.plans.get("without_data")  # the same for all of this call
+        if kept is None:
+            kept = self.bound(NOWHERE, NOWHERE)
+            vars(kept)["call"] = call
+            call.plans["without_data"] = kept
+        return kept
 
     @property
     def names(self) -> tuple[str, str]:
@@ -162,7 +195,7 @@ class WarpProblem(_Planned):
         return math.prod(self.output_shape) * self.output_dtype.itemsize
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class WarpGradientsProblem(_Planned):
     """The vector-Jacobian product of one warp.
 
@@ -183,24 +216,38 @@ class WarpGradientsProblem(_Planned):
 
     warp: WarpProblem
     grad_output: Tensor
-    needs: Sequence[str] = ("feature_map", "transform")
+    needs: Sequence[str] = checks.NEEDS
 
-    @unrecorded
-    def __post_init__(self) -> None:
-        checks.check_dtype("feature_map", self.warp.feature_map, checks.GRADIENT_DTYPES)
-        shape, dtype = self.warp.output_shape, self.warp.output_dtype
-        checks.check_cotangent("grad_output", self.grad_output, shape, dtype)
-        checks.check_device("grad_output", self.grad_output, "feature_map", self.warp.feature_map)
-        object.__setattr__(self, "needs", checks.checked_needs(self.needs))
+    operands: tuple[Tensor, Tensor, Tensor] = field(init=False, repr=False)
+    """As of ``WarpProblem``, behind grad_output."""
+
+    def __init__(
+        self, warp: WarpProblem, grad_output: Tensor, needs: Sequence[str] = checks.NEEDS
+    ) -> None:
+        key = call = None
+        if not torch.compiler.is_compiling() and is_unwatched():
+            key = _gradients_key(warp, grad_output, needs)
+            call = None if key is None else _CALLS.get(key)
+        needs = _checked_needs(warp, grad_output, needs) if call is None else call.needs
+        operands = grad_output, *warp.operands
+        self.__dict__.update(warp=warp, grad_output=grad_output, needs=needs, operands=operands)
+        if key is not None:
+            self.__dict__["call"] = _kept_call(key, self) if call is None else call
+
+    def _described(self) -> Call:
+        grad_output, feature_map, parameters = self.operands
+        results = (
+            _like(feature_map, feature_map.shape) if "feature_map" in self.needs else None,
+            contiguous(parameters.dtype, parameters.shape) if "transform" in self.needs else None,
+        )
+        operands = Layout.of(grad_output), Layout.of(feature_map), Layout.of(parameters)
+        return _warp_call(self.warp, Direction.GRADIENTS, operands, results)
 
     def bound(self, grad_output: Tensor, feature_map: Tensor, parameters: Tensor) -> Self:
         """As ``WarpProblem.bound``."""
-        return _with(self, grad_output=grad_output, warp=self.warp.bound(feature_map, parameters))
-
-    @property
-    def operands(self) -> tuple[Tensor, Tensor, Tensor]:
-        """As ``WarpProblem.operands``."""
-        return self.grad_output, *self.warp.operands
+        warp = self.warp.bound(feature_map, parameters)
+        operands = grad_output, feature_map, parameters
+        return _with(self, grad_output=grad_output, warp=warp, operands=operands)
 
     @property
     def names(self) -> tuple[str, str, str]:
@@ -265,6 +312,14 @@ class GridProblem(_Planned):
         flag("align_corners", self.align_corners)
         object.__setattr__(self, "output_size", size)
         object.__setattr__(self, "coordinates", coordinates)
+
+    def _described(self) -> Call:
+        operands = (Layout.of(self.transform.parameters),)
+        return _grid_call(self, Direction.FORWARD, operands, self.output_dtype, self.output_shape)
+
+    def without_data(self) -> Self:
+        """As ``WarpProblem.without_data``."""
+        return self.bound(NOWHERE)
 
     def bound(self, parameters: Tensor) -> Self:
         """As ``WarpProblem.bound``."""
@@ -339,6 +394,12 @@ class GridGradientsProblem(_Planned):
         transform = self.grid.transform
         checks.check_device("grad_grid", self.grad_grid, transform.argument, transform.parameters)
 
+    def _described(self) -> Call:
+        grad_grid, parameters = self.operands
+        operands = Layout.of(grad_grid), Layout.of(parameters)
+        like = parameters.dtype, parameters.shape
+        return _grid_call(self.grid, Direction.GRADIENTS, operands, *like)
+
     def bound(self, grad_grid: Tensor, parameters: Tensor) -> Self:
         """As ``WarpProblem.bound``."""
         return _with(self, grad_grid=grad_grid, grid=self.grid.bound(parameters))
@@ -377,11 +438,209 @@ class GridGradientsProblem(_Planned):
 Problem: TypeAlias = WarpProblem | WarpGradientsProblem | GridProblem | GridGradientsProblem
 
 
+_OPTIONS = tuple(WarpSpec.__dataclass_fields__)
+
+
+def spec_of(*options: Any) -> WarpSpec:
+    """The spec of all options in the order of ``WarpSpec``, made once where that is sure to do."""
+    if type(options[2]) in _SCALARS and not torch.compiler.is_compiling():
+        try:
+            return _kept_spec(*options)
+        except TypeError:  # of no hash, and hardly an option
+            pass
+    return WarpSpec(**dict(zip(_OPTIONS, options, strict=True)))
+
+
+@lru_cache(maxsize=256, typed=True)  # typed: 1 is no flag
+def _kept_spec(*options: Any) -> WarpSpec:
+    return WarpSpec(**dict(zip(_OPTIONS, options, strict=True)))
+
+
+_SCALARS = frozenset({float, int})
+
+
+MAX_CALLS = 4096
+"""Calls that are kept: as many as a training with images of all sizes needs, some 10 MB."""
+
+_CALLS: dict[Hashable, Call] = {}
+"""The latest calls, of operands that were found valid, by what they lie like."""
+
+
+def _kept_call(key: Hashable, problem: _Planned) -> Call:
+    """The call of a problem that was found valid, from now on under this key."""
+    if len(_CALLS) >= MAX_CALLS:
+        _CALLS.clear()  # seldom, and what is used is soon there again
+    call = _CALLS[key] = problem.call
+    return call
+
+
+NOWHERE = torch.empty(0, device="cpu")
+"""Stands for operands of which nobody may keep any."""
+
+
+def _lie_as_in(call: Call, operands: Sequence[Tensor]) -> bool:
+    """Whether operands lie as those of a call; when in doubt, False."""
+    if not is_unwatched():
+        return False
+    try:
+        for operand, layout in zip(operands, call.operands, strict=True):  # loops: often run
+            if not (
+                type(operand) in PLAIN_TYPES
+                and operand.layout == torch.strided
+                and operand.shape == layout.shape
+                and operand.stride() == layout.strides
+                and operand.dtype == layout.dtype
+                and operand.device == call.device
+            ):
+                return False
+    except RuntimeError:  # sparse and the like: nothing has strides
+        return False
+    return True
+
+
+def _warp_key(feature_map: Any, transform: Any, output_size: Any, spec: WarpSpec) -> Hashable:
+    """All that decides whether a warp is valid, and what call it is; None if that is unclear."""
+    if not isinstance(transform, KINDS):
+        return None
+    parameters = vars(transform)[transform.argument]  # no call: this is part of every warp
+    if not (type(feature_map) in PLAIN_TYPES and type(parameters) in PLAIN_TYPES):
+        return None
+    size = output_size
+    if size is not None and not (type(size) is tuple and set(map(type, size)) == _INTEGERS):
+        size = checks.checked_output_size(size, transform.dims)
+    if not feature_map.layout == parameters.layout == torch.strided:
+        return None
+    try:
+        return (
+            type(transform),
+            transform.settings,
+            size,
+            spec,
+            feature_map.dtype,
+            feature_map.shape,
+            feature_map.stride(),
+            feature_map.device,
+            parameters.dtype,
+            parameters.shape,
+            parameters.stride(),
+            parameters.device,
+        )
+    except RuntimeError:  # nested ones: no shape
+        return None
+
+
+def _gradients_key(warp: WarpProblem, grad_output: Any, needs: Any) -> Hashable:
+    """As ``_warp_key``, of the gradients of a warp."""
+    if "call" not in vars(warp) or type(grad_output) not in PLAIN_TYPES:
+        return None
+    if type(needs) not in _SEQUENCES or grad_output.layout != torch.strided:
+        return None
+    try:
+        layout = grad_output.dtype, grad_output.shape, grad_output.stride(), grad_output.device
+        key = warp.call, tuple(needs), *layout
+        hash(key)
+    except (RuntimeError, TypeError):
+        return None
+    return key
+
+
+_INTEGERS = {int}
+_SEQUENCES = {tuple, list}
+
+
+@unrecorded
+def _checked_warp_shape(
+    feature_map: Tensor, transform: Transform, output_size: Sequence[int] | None, spec: WarpSpec
+) -> tuple[int, ...]:
+    """The shape of the result of a warp, (N, C, [Do,] Ho, Wo), after all checks."""
+    checks.check_transform(transform, KINDS)
+    kind, argument = type(transform).__name__, transform.argument
+    checks.check_feature_map(feature_map, kind, transform.dims)
+    parameters = transform.parameters
+    checks.check_device(argument, parameters, "feature_map", feature_map)
+    checks.check_fill(spec.fill, feature_map)
+    n = checks.broadcast_batch(feature_map, argument, parameters)
+    if output_size is not None:
+        size = _agreed_size(output_size, transform)
+    else:
+        own = transform.own_size
+        size = tuple(feature_map.shape[2:]) if own is None else own
+    return n, feature_map.shape[1], *size
+
+
+@unrecorded
+def _checked_needs(warp: WarpProblem, grad_output: Tensor, needs: Sequence[str]) -> tuple[str, ...]:
+    """The gradients that are needed, in order, after all checks."""
+    checks.check_dtype("feature_map", warp.feature_map, checks.GRADIENT_DTYPES)
+    checks.check_cotangent("grad_output", grad_output, warp.output_shape, warp.output_dtype)
+    checks.check_device("grad_output", grad_output, "feature_map", warp.feature_map)
+    return checks.checked_needs(needs)
+
+
+def _warp_call(
+    warp: WarpProblem,
+    direction: Direction,
+    operands: tuple[Layout, ...],
+    results: tuple[Layout | None, ...],
+) -> Call:
+    return Call(
+        operation=Operation.WARP,
+        direction=direction,
+        transform=type(warp.transform),
+        settings=warp.transform.settings,
+        spec=warp.spec,
+        operands=operands,
+        results=results,
+        output_shape=warp.output_shape,
+        device=warp.feature_map.device,
+    )
+
+
+def _grid_call(
+    grid: GridProblem,
+    direction: Direction,
+    operands: tuple[Layout, ...],
+    dtype: torch.dtype,
+    shape: Sequence[int],
+) -> Call:
+    return Call(
+        operation=Operation.GENERATE_GRID,
+        direction=direction,
+        transform=type(grid.transform),
+        settings=grid.transform.settings,
+        spec=WarpSpec(coordinates=grid.coordinates, align_corners=grid.align_corners),
+        operands=operands,
+        results=(contiguous(dtype, shape),),
+        output_shape=grid.output_shape,
+        device=grid.transform.parameters.device,
+    )
+
+
+def _like(feature_map: Tensor, shape: Sequence[int]) -> Layout:
+    """The layout of a new map like ``feature_map``: channels last if that is, else contiguous."""
+    order = memory_format(feature_map)
+    if order == torch.contiguous_format:
+        return contiguous(feature_map.dtype, shape)
+    strides = torch.empty(shape, device="meta", memory_format=order).stride()
+    return Layout(feature_map.dtype, tuple(shape), strides)
+
+
+def memory_format(feature_map: Tensor) -> torch.memory_format:
+    """Of results that are like ``feature_map``: channels last if it is, else contiguous."""
+    if not feature_map.is_contiguous():
+        last = torch.channels_last if feature_map.dim() == 4 else torch.channels_last_3d
+        if feature_map.is_contiguous(memory_format=last):
+            return last
+    return torch.contiguous_format
+
+
 def _with(instance: T, **fields: object) -> T:
     """A shallow copy of a frozen instance with other values in some fields; runs no checks."""
     clone = object.__new__(type(instance))
-    clone.__dict__.update(instance.__dict__, **fields)
-    clone.__dict__.pop("plans", None)
+    state = clone.__dict__
+    state.update(instance.__dict__, **fields)
+    state.pop("call", None)
+    state.pop("plans", None)
     return clone
 
 

@@ -1,42 +1,67 @@
-"""The *how* of a warp: interpolation, padding, coordinates. Knows no tensor."""
+"""The *how* of a warp: interpolation, padding, coordinates. Knows no tensor.
+
+It also has the numbers by which compiled kernels know each choice: ``.ci/generate_native.py``
+writes them, and those of the transforms, into ``native/shared/numbers.h``.
+"""
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from stn_engine.errors import ParameterError
 
 Choice = TypeVar("Choice", bound=StrEnum)
 
 
-class Interpolation(StrEnum):
+class NumberedChoice(StrEnum):
+    """Choices that compiled kernels know by a number; each member is ``value, number``.
+
+    A number is given for ever: tables in the memory of a device hold it.
+
+    Attributes:
+        number: The number in ``native/shared/numbers.h``.
+    """
+
+    number: int
+    __hash__ = str.__hash__  # that of Enum runs in Python, and every call looks its plan up
+
+    def __new__(cls, value: str, number: int) -> Self:
+        """A member with its number."""
+        member = str.__new__(cls, value)
+        member._value_, member.number = value, number
+        return member
+
+
+class Interpolation(NumberedChoice):
     """How a value between pixel centres is made from its neighbours."""
 
-    NEAREST = "nearest"
+    NEAREST = "nearest", 0
     """The closest pixel, ties to the even index; no gradient to coordinates."""
-    BILINEAR = "bilinear"
+    BILINEAR = "bilinear", 1
     """Equation (1): the four neighbours weighted by the opposite areas; trilinear in 3-D."""
-    BICUBIC = "bicubic"
+    BICUBIC = "bicubic", 2
     """Keys' cubic convolution with a = -0.75 over 4 neighbours per axis; may overshoot."""
 
 
-class Padding(StrEnum):
+class Padding(NumberedChoice):
     """What a read outside the feature map returns."""
 
-    ZEROS = "zeros"
+    ZEROS = "zeros", 0
     """Each tap outside contributes 0."""
-    BORDER = "border"
+    BORDER = "border", 1
     """The coordinate is clipped to the outermost pixel centres."""
-    REFLECTION = "reflection"
+    REFLECTION = "reflection", 2
     """The coordinate is mirrored at the border until it is inside, then clipped."""
-    FILL = "fill"
+    FILL = "fill", 3
     """Each tap outside contributes the constant ``fill``."""
 
 
 class Coordinates(StrEnum):
     """The unit in which theta and grids speak of points."""
+
+    __hash__ = str.__hash__  # as of numbered choices
 
     NORMALIZED = "normalized"
     """[-1, 1] across the map; ``align_corners`` says what exactly lies at -1 and 1."""
@@ -44,8 +69,42 @@ class Coordinates(StrEnum):
     """Pixel centres at integers, the first at 0, as in equation (5)."""
 
 
+class Unit(NumberedChoice):
+    """What ``coordinates`` and ``align_corners`` come to, as kernels know it."""
+
+    NORMALIZED = "normalized", 0
+    """-1 and 1 are the outer edges of the map."""
+    NORMALIZED_CORNERS = "normalized_corners", 1
+    """-1 and 1 are the centres of the corner pixels."""
+    PIXEL = "pixel", 2
+    """Pixel centres at integers, the first at 0."""
+
+
+class Storage(NumberedChoice):
+    """What an element of a feature map is stored as; the values are names of torch's dtypes."""
+
+    FLOAT32 = "float32", 0
+    FLOAT64 = "float64", 1
+    FLOAT16 = "float16", 2
+    BFLOAT16 = "bfloat16", 3
+    UINT8 = "uint8", 4
+
+
+class Family(NumberedChoice):
+    """How kernels find the source points of a transform; every kind of transform is in one."""
+
+    MATRIX = "matrix", 0
+    """By a matrix that is applied to the target pixel, with a division for homographies."""
+    SPLINE = "spline", 1
+    """By a sum over control points of a basis that depends on the target pixel."""
+    FIELD = "field", 2
+    """By one vector for every target pixel."""
+
+
 class Subgradient(StrEnum):
     """Which one-sided slope a coordinate that is an exact integer gets."""
+
+    __hash__ = str.__hash__  # as of numbered choices
 
     RIGHT = "right"
     """The slope of the cell [x, x + 1], as PyTorch has it."""
@@ -110,6 +169,18 @@ class WarpSpec:
             subgradient=choice("subgradient", subgradient, Subgradient),
             deterministic=flag("deterministic", deterministic),
         )
+
+    @property
+    def unit(self) -> Unit:
+        """The unit of the transform, as kernels know it."""
+        return unit_of(self.coordinates, align_corners=self.align_corners)
+
+
+def unit_of(coordinates: Coordinates | str, *, align_corners: bool) -> Unit:
+    """What ``coordinates`` and ``align_corners`` come to."""
+    if coordinates == Coordinates.PIXEL:
+        return Unit.PIXEL
+    return Unit.NORMALIZED_CORNERS if align_corners else Unit.NORMALIZED
 
 
 def choice(argument: str, value: Choice | str, choices: type[Choice]) -> Choice:

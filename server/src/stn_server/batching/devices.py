@@ -18,9 +18,9 @@ from typing import Any, Protocol
 
 import torch
 
-from stn_engine import raw
+from stn_engine.adapters import device_buffers, on_bytes
+from stn_engine.adapters.device_buffers import Arena, DeviceBuffer
 from stn_engine.problem import Problem
-from stn_engine.raw import Arena, Block
 from stn_server.batching.batcher import Runner
 from stn_server.batching.work import NOTHING, Batch, Cost
 from stn_server.config import ConfigError
@@ -39,7 +39,7 @@ CUDA_OUT_OF_MEMORY = 2
 
 Compute = Callable[[Sequence[Any]], Sequence[Any]]
 
-Outcome = tuple[raw.Bytes, ...] | Exception
+Outcome = tuple[on_bytes.Bytes, ...] | Exception
 """The bytes of the results of a job, or why there are none."""
 
 
@@ -51,7 +51,7 @@ class Device(Protocol):
     small: Cost
     """Batches up to this take less time than to wake a thread for them."""
 
-    def run(self, jobs: Sequence[raw.Job], launching: Launching) -> Sequence[Outcome]:
+    def run(self, jobs: Sequence[on_bytes.Job], launching: Launching) -> Sequence[Outcome]:
         """One outcome per job, in host memory.
 
         Raises:
@@ -72,10 +72,10 @@ class Host:
     def __init__(self) -> None:
         self._threads = torch.get_num_threads()
 
-    def run(self, jobs: Sequence[raw.Job], launching: Launching) -> Sequence[Outcome]:
+    def run(self, jobs: Sequence[on_bytes.Job], launching: Launching) -> Sequence[Outcome]:
         """One ragged call."""
         launching()
-        return raw.compute(jobs, self._threads)
+        return on_bytes.compute(jobs, self._threads)
 
     def held_bytes(self) -> float:
         """Resident memory of the process."""
@@ -149,7 +149,7 @@ class Accelerator:
         is_remote = device != HOST
         self._sent, self._received = Arena(pinned=is_remote), Arena(pinned=is_remote)
 
-    def run(self, jobs: Sequence[raw.Job], launching: Launching) -> Sequence[Outcome]:
+    def run(self, jobs: Sequence[on_bytes.Job], launching: Launching) -> Sequence[Outcome]:
         """The jobs together, or in two halves."""
         outcomes = self._beside_others(jobs, launching)
         if outcomes is not None:
@@ -171,12 +171,14 @@ class Accelerator:
         return float(torch.cuda.memory_reserved(self._device))
 
     def _beside_others(
-        self, jobs: Sequence[raw.Job], launching: Launching
+        self, jobs: Sequence[on_bytes.Job], launching: Launching
     ) -> Sequence[Outcome] | None:
         with self._memory.shared():
             return self._tried(jobs, launching)
 
-    def _tried(self, jobs: Sequence[raw.Job], launching: Launching) -> Sequence[Outcome] | None:
+    def _tried(
+        self, jobs: Sequence[on_bytes.Job], launching: Launching
+    ) -> Sequence[Outcome] | None:
         """One outcome per job; None if the memory of the device does not suffice."""
         with self._current():
             try:
@@ -195,19 +197,19 @@ class Accelerator:
                     ) from error
                 raise
 
-    def _landed(self, jobs: Sequence[raw.Job]) -> Block:
+    def _landed(self, jobs: Sequence[on_bytes.Job]) -> DeviceBuffer:
         """The operands of all jobs, in memory of the device."""
-        sent = Block.of([operand for _, some in jobs for operand in some], self._sent)
-        landed = Block(sent.sizes_bytes, self._device)
+        sent = DeviceBuffer.of([operand for _, some in jobs for operand in some], self._sent)
+        landed = DeviceBuffer(sent.sizes_bytes, self._device)
         landed.copy_from(sent)
         return landed
 
-    def _computed(self, problems: Sequence[Problem], operands: Block) -> Sequence[Outcome]:
-        sizes = [raw.sizes_of(problem)[1] for problem in problems]
+    def _computed(self, problems: Sequence[Problem], operands: DeviceBuffer) -> Sequence[Outcome]:
+        sizes = [on_bytes.sizes_of(problem)[1] for problem in problems]
         sizes_bytes = [size for some in sizes for size in some]
-        results = Block(sizes_bytes, self._device)
-        received = Block(sizes_bytes, HOST, self._received)
-        raw.compute_in(problems, operands, results)
+        results = DeviceBuffer(sizes_bytes, self._device)
+        received = DeviceBuffer(sizes_bytes, HOST, self._received)
+        device_buffers.compute(problems, operands, results)
         received.copy_from(results)
         self._finish()
         values = iter(received.copies())
@@ -259,7 +261,7 @@ class Gpu(Accelerator):
 class EngineRunner:
     """Runs every batch as one ragged engine call.
 
-    The problem of an item is a `stn_engine.raw.Job`.
+    The problem of an item is a `stn_engine.adapters.on_bytes.Job`.
 
     Args:
         device: What computes; nobody else uses it.

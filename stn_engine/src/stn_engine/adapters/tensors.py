@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from stn_engine.call import Call
 from stn_engine.checks import (
     check_device,
     check_dtype,
@@ -40,6 +41,41 @@ def readable(problem: P) -> P:
             resolved: P = bound(*map(_resolved, problem.names, operands))
             return resolved
     return problem
+
+
+def located(problem: Problem) -> tuple[Call, Sequence[Tensor], list[int]]:
+    """The call of a problem as its operands lie now, these operands, and where they begin.
+
+    Whoever uses the addresses holds the operands meanwhile: they may be copies.
+
+    Raises:
+        InvalidInputError: An operand has no values in memory.
+    """
+    operands, addresses = problem.operands, []
+    try:
+        call = problem.call
+        for operand, layout, span in zip(operands, call.operands, call.spans_bytes, strict=True):
+            address, offset = operand.data_ptr(), operand.storage_offset()
+            if not (
+                address
+                and operand.stride() == layout.strides
+                and operand.shape == layout.shape
+                and operand.dtype == layout.dtype
+                and offset * layout.dtype.itemsize + span <= operand.untyped_storage().nbytes()
+                and not operand.is_neg()
+            ):
+                return _moved(problem)
+            addresses.append(address)
+    except RuntimeError:  # sparse and the like: they have no strides, or no address
+        return _moved(problem)
+    return call, operands, addresses
+
+
+def _moved(problem: Problem) -> tuple[Call, Sequence[Tensor], list[int]]:
+    """As ``located``, of a problem that is not what it was, or needs another look."""
+    bound: Any = problem.bound
+    there: Any = readable(bound(*problem.operands))
+    return there.call, there.operands, [operand.data_ptr() for operand in there.operands]
 
 
 def check_operands(problem: Problem) -> None:

@@ -1,11 +1,13 @@
 """Memory for results: the caller's, or new."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from stn_engine.call import Call, Layout
 from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,
@@ -13,6 +15,7 @@ from stn_engine.problem import (
     Problem,
     WarpGradientsProblem,
     WarpProblem,
+    memory_format,
 )
 from stn_engine.spec import Interpolation
 
@@ -60,9 +63,13 @@ def _output_of(problem: WarpProblem) -> Tensor:
 
 def _gradients_of(problem: WarpGradientsProblem) -> Gradients:
     feature_map, parameters = problem.warp.feature_map, problem.warp.transform.parameters
-    of_map = _memory(feature_map, feature_map.shape) if "feature_map" in problem.needs else None
-    of_transform = parameters.new_empty(parameters.shape) if "transform" in problem.needs else None
-    return Gradients(of_map, of_transform)
+    grad_feature_map = (
+        _memory(feature_map, feature_map.shape) if "feature_map" in problem.needs else None
+    )
+    grad_transform = (
+        parameters.new_empty(parameters.shape) if "transform" in problem.needs else None
+    )
+    return Gradients(grad_feature_map, grad_transform)
 
 
 def _memory(feature_map: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -75,13 +82,11 @@ def _memory(feature_map: Tensor, shape: tuple[int, ...]) -> Tensor:
     )
 
 
-def memory_format(feature_map: Tensor) -> torch.memory_format:
-    """Of results that are like ``feature_map``: channels last if it is, else contiguous."""
-    if not feature_map.is_contiguous():
-        last = torch.channels_last if feature_map.dim() == 4 else torch.channels_last_3d
-        if feature_map.is_contiguous(memory_format=last):
-            return last
-    return torch.contiguous_format
+def call_on(problem: Problem, device: torch.device) -> Call:
+    """The call of a problem whose operands lie on a device, and results as ``results_of`` says."""
+    likes = iter(results_of(problem))
+    results = tuple(None if one is None else Layout.of(next(likes)) for one in problem.call.results)
+    return replace(problem.call, device=device, results=results)
 
 
 def results_of(problem: Problem) -> tuple[Tensor, ...]:
@@ -91,6 +96,16 @@ def results_of(problem: Problem) -> tuple[Tensor, ...]:
     where sizes of 1 leave that open.
     """
     return problem.plans.kept(results_of, _likes, problem)
+
+
+def sizes_of(problem: Problem) -> tuple[list[int], list[int]]:
+    """Bytes of each operand, and of each result as ``results_of`` lists them."""
+    return problem.plans.kept(sizes_of, _sizes, problem)
+
+
+def _sizes(problem: Problem) -> tuple[list[int], list[int]]:
+    operands, results = problem.operands, results_of(problem)
+    return [like.nbytes for like in operands], [like.nbytes for like in results]
 
 
 def parts_of(result: Tensor | Gradients) -> tuple[Tensor, ...]:

@@ -60,6 +60,23 @@ def is_watched() -> bool:
     return is_transformed() or is_traced()
 
 
+def is_unwatched() -> bool:
+    """Whether nobody at all watches, so that tensors are what they seem and sizes are numbers.
+
+    Not to be asked while ``torch.compiler.is_compiling()``.
+    """
+    return not (
+        torch._C._get_tracing_state()  # noqa: SLF001 - as above
+        or torch._C._len_torch_dispatch_stack()  # noqa: SLF001
+        or torch._C._are_functorch_transforms_active()  # noqa: SLF001
+        or forward_ad._current_level >= 0  # noqa: SLF001
+    )
+
+
+PLAIN_TYPES = frozenset({Tensor, Parameter})
+"""Classes of tensors that do not see what is done with them."""
+
+
 def is_plain(tensor: Tensor) -> bool:
     """Whether ``tensor`` is of no class that sees what is done with it."""
-    return type(tensor) is Tensor or type(tensor) is Parameter
+    return type(tensor) in PLAIN_TYPES

@@ -1,10 +1,12 @@
 """What the dispatcher asks of a backend."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from stn_engine.call import Call
+from stn_engine.plan import Reasons
 from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,
@@ -26,6 +28,13 @@ class Backend(Protocol):
     @property
     def name(self) -> str:
         """A short, unique name."""
+
+    @property
+    def reads_bytes(self) -> bool:
+        """Whether its plans can be run on bytes; see ``stn_engine.plan.Kernels``."""
+
+    def plan(self, call: Call) -> Any | Reasons:
+        """How to run a call on addresses, see ``stn_engine.plan``, or why not: a tuple."""
 
     def unsupported_reasons(self, problem: Problem) -> tuple[str, ...]:
         """Every reason why this backend cannot run ``problem``; empty if it can."""

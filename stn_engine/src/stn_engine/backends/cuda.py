@@ -8,9 +8,8 @@ needed, kept on disk, and run on torch's current stream.
 
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
-import torch
 from torch import Tensor
 
 from stn_engine.backends._cuda.batches import Batch
@@ -21,13 +20,12 @@ from stn_engine.backends._cuda.plans import (
     found_gradients,
     found_warps,
     grouped,
-    placed_gradients,
-    placed_warps,
 )
 from stn_engine.backends._results import delivered, gradients_of, outputs_of, parts_of
 from stn_engine.backends.torch import TorchBackend
-from stn_engine.blocks import Block
+from stn_engine.call import Call
 from stn_engine.memory import is_dense
+from stn_engine.plan import Reasons
 from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,
@@ -36,7 +34,6 @@ from stn_engine.problem import (
     WarpGradientsProblem,
     WarpProblem,
 )
-from stn_engine.transforms import ThinPlateSpline
 
 COMPOSITION = TorchBackend()
 LARGEST_SIZE = 1 << 24
@@ -53,6 +50,7 @@ class CudaBackend:
     """
 
     name = "cuda"
+    reads_bytes = False
 
     def __init__(self, launcher: Launcher | None = None) -> None:
         self._launcher = DeviceLauncher() if launcher is None else launcher
@@ -95,23 +93,9 @@ class CudaBackend:
             results.update(zip(at, map(Gradients, *parts), strict=True))
         return list(out) if out is not None else [results[i] for i in range(len(problems))]
 
-    def takes_places(self, problem: Problem, device: torch.device) -> bool:
-        """Whether ``compute_in`` runs a problem on this device; no spline, and none of size 0."""
-        return problem.plans.kept((self, device), self._takes_places, problem, device)
-
-    def compute_in(
-        self,
-        problems: Sequence[Any],
-        operands: Block,
-        results: Block,
-    ) -> None:
-        """The results of problems whose operands lie in a block; see ``stn_engine.raw``."""
-        gradients = isinstance(problems[0], WarpGradientsProblem)
-        find: Any = placed_gradients if gradients else placed_warps
-        found = find(problems, operands, results)
-        for at in grouped(found.rows)[1]:
-            batch = Batch(self._launcher, found, at)
-            batch.run_gradients() if gradients else batch.run_warp()
+    def plan(self, call: Call) -> Reasons:  # noqa: ARG002 - protocol
+        """Its kernels are run on tensors."""
+        return ("runs on tensors",)
 
     def generate_grid(self, problems: Sequence[GridProblem]) -> list[Tensor]:
         """The sampling grid of each problem, composed: a generator alone has nothing to fuse."""
@@ -121,22 +105,11 @@ class CudaBackend:
         """The gradient of the parameters of each problem, composed likewise."""
         return COMPOSITION.generate_grid_gradients(problems)
 
-    def _takes_places(self, problem: Problem, device: torch.device) -> bool:
-        return not self._launcher.reasons_against(device) and _is_placeable(problem)
-
     def _reasons_against(self, problem: Problem) -> tuple[str, ...]:
         reasons = self._launcher.reasons_against(problem.operands[0].device)
         if reasons or isinstance(problem, GridProblem | GridGradientsProblem):
             return reasons
         return _reasons_against_sizes(problem)
-
-
-def _is_placeable(problem: Problem) -> bool:
-    if isinstance(problem, GridProblem | GridGradientsProblem):
-        return False
-    warp = problem if isinstance(problem, WarpProblem) else problem.warp
-    spline = isinstance(warp.transform, ThinPlateSpline)
-    return not (spline or 0 in warp.output_shape or _reasons_against_sizes(problem))
 
 
 def _reasons_against_sizes(problem: WarpProblem | WarpGradientsProblem) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from stn_engine.backends._cuda.memory import New, Results, Words, at
 from stn_engine.backends._cuda.plans import Found
 from stn_engine.backends._cuda.programs import Program
 from stn_engine.backends._cuda.rows import SIZES, TILES, Key, Row
-from stn_engine.backends._thin_plate import warp_basis
+from stn_engine.backends.torch.thin_plate import warp_basis
 from stn_engine.problem import WarpProblem
 
 _COUNTS = (*TILES, *SIZES)

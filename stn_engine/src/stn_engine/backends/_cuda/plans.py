@@ -7,17 +7,13 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from stn_engine.backends._cuda.item import FIELDS
-from stn_engine.backends._cuda.memory import Given, Placed, Provided, Words
+from stn_engine.backends._cuda.memory import Given, Provided, Words
 from stn_engine.backends._cuda.rows import ROWS, Description, Key, Layout, Row
-from stn_engine.backends._results import memory_format, results_of
-from stn_engine.blocks import Block
-from stn_engine.checks import NEEDS
-from stn_engine.problem import Gradients, WarpGradientsProblem, WarpProblem
+from stn_engine.problem import Gradients, WarpGradientsProblem, WarpProblem, memory_format
 
 Strides: TypeAlias = tuple[int, ...] | None
 
@@ -89,58 +85,6 @@ def found_gradients(
         "by_parameters": Given(transforms, by_transforms),
     }
     return Found(rows, operands, provided)
-
-
-def placed_warps(problems: Sequence[WarpProblem], operands: Block, results: Block) -> Found:
-    """Rows of forward problems whose operands, U and parameters, and results lie in blocks."""
-    sources, parameters = operands.addresses.reshape(-1, 2).T
-    return Found(
-        _placed_rows(problems, operands.memory.device),
-        {"source": sources, "parameters": parameters},
-        {"target": Placed(results.memory, results.starts, results.sizes_bytes)},
-    )
-
-
-def placed_gradients(
-    problems: Sequence[WarpGradientsProblem], operands: Block, results: Block
-) -> Found:
-    """As ``placed_warps``; operands are G, U and parameters, results those that are needed."""
-    targets, sources, parameters = operands.addresses.reshape(-1, 3).T
-    needed = [[name in one.needs for name in NEEDS] for one in problems]
-    # Which result it is; whatever it says where none is needed, nobody will ask.
-    at = np.cumsum(np.array(needed).reshape(-1)).reshape(-1, 2) - 1
-    by_maps, by_transforms = (
-        Placed(results.memory, results.starts[column], results.sizes_bytes[column])
-        for column in at.T
-    )
-    return Found(
-        _placed_rows(problems, operands.memory.device),
-        {"target": targets, "source": sources, "parameters": parameters},
-        {"by_source": by_maps, "by_parameters": by_transforms},
-    )
-
-
-def _placed_rows(
-    problems: Sequence[WarpProblem] | Sequence[WarpGradientsProblem], device: torch.device
-) -> Sequence[Row]:
-    slot = ROWS.current(), device
-    return [one.plans.get(slot) or _placed_row(one, slot, device) for one in problems]
-
-
-def _placed_row(
-    problem: WarpProblem | WarpGradientsProblem, slot: Hashable, device: torch.device
-) -> Row:
-    """The row of a problem that was not bound to memory, from now on in this slot."""
-    likes = iter([(like.shape, like.stride()) for like in results_of(problem)])
-    if isinstance(problem, WarpProblem):
-        row = _row_of(problem, 0, next(likes), None, None, device)
-    else:
-        grads = problem.grad_output
-        by_map, by_transform = [next(likes) if name in problem.needs else None for name in NEEDS]
-        target = grads.shape, grads.stride()
-        row = _row_of(problem.warp, 0, target, by_map, by_transform, device)
-    problem.plans[slot] = row
-    return row
 
 
 def grouped(rows: Sequence[Row | None]) -> tuple[list[int], Collection[list[int]]]:

@@ -9,9 +9,6 @@
 
 namespace stn {
 
-enum class Storage { float32, float64, float16, bfloat16, uint8 };
-constexpr int kStorages = 5;
-
 // A batch of maps with channels: U, V or G.
 struct Map {
   void* data;
@@ -54,8 +51,8 @@ struct Generator {
   PointField field;     // flow and grid only
   const double* basis;  // spline only: (count / 2, target pixels)
 
-  STN_MEMBER bool is_linear() const { return kind <= Kind::rotation; }
-  STN_MEMBER bool is_pointwise() const { return kind >= Kind::flow; }
+  STN_MEMBER bool is_linear() const { return family_of(kind) == Family::matrix; }
+  STN_MEMBER bool is_pointwise() const { return family_of(kind) == Family::field; }
 };
 
 struct Item {

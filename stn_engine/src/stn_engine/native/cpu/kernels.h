@@ -21,7 +21,7 @@ struct Kernels {
 struct InstructionSet {
   const char* name;
   bool (*runs_here)();
-  const Kernels& (*kernels[kStorages])(int axes);  // by storage type
+  const Kernels& (*kernels[kStorageCount])(int axes);  // by storage type
 };
 
 }  // namespace stn

@@ -16,10 +16,9 @@
 #define STN_MEMBER inline __attribute__((always_inline))
 #endif
 
-namespace stn {
+#include "numbers.h"
 
-enum class Interpolation { nearest, bilinear, bicubic };
-enum class Padding { zeros, border, reflection, fill };
+namespace stn {
 
 // Axes are always in the order x, y, z, as coordinates are.
 constexpr int kMaxAxes = 3;

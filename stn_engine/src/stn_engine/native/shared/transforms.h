@@ -6,8 +6,6 @@
 
 namespace stn {
 
-enum class Kind { affine, homography, attention, similarity, translation, rotation, spline, flow, grid };
-
 // Rows of the matrix: one per axis of an affine map, three of a homography.
 constexpr int kMaxRows = 3;
 

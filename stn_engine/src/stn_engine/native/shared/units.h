@@ -15,8 +15,6 @@
 
 namespace stn {
 
-enum class Unit { normalized, normalized_corners, pixel };
-
 struct TargetAxis {
   long long p, q, r;
 };

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stn_engine.backends._constants import constant
-from stn_engine.backends._lattices import Lattice, compute_dtype, crossed, lattice
+from stn_engine.backends.torch.lattices import Lattice, compute_dtype, crossed, lattice
 from stn_engine.coords import SourceAxis, source_axis, target_axis
 from stn_engine.problem import GridProblem, WarpProblem
 from stn_engine.spec import Coordinates

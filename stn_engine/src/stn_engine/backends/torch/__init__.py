@@ -10,9 +10,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from stn_engine.backends._points import generated_grid, generated_grid_adjoint
 from stn_engine.backends._results import delivered
-from stn_engine.backends._sampler import sample, sample_adjoint
+from stn_engine.backends.torch.points import generated_grid, generated_grid_adjoint
+from stn_engine.backends.torch.sampler import sample, sample_adjoint
+from stn_engine.call import Call
+from stn_engine.plan import Reasons
 from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,
@@ -29,7 +31,12 @@ R = TypeVar("R")
 class TorchBackend:
     """Runs everything the engine offers; the results are differentiable torch graphs."""
 
+    reads_bytes = False
     name = "torch"
+
+    def plan(self, call: Call) -> Reasons:  # noqa: ARG002 - protocol
+        """Nothing runs on addresses."""
+        return ("composes torch operators, has no kernels",)
 
     def unsupported_reasons(self, problem: Problem) -> tuple[str, ...]:  # noqa: ARG002 - protocol
         """None ever: what torch itself can hold, this backend can warp."""
@@ -119,11 +126,11 @@ def _warp_gradients_group(problems: list[WarpGradientsProblem]) -> list[Gradient
     warp = _joined_warp([problem.warp for problem in problems])
     gradients = sample_adjoint(WarpGradientsProblem(warp, grad_output, problems[0].needs))
     absent: list[Tensor | None] = [None] * len(problems)
-    of_map, of_transform = (
+    grad_feature_map, grad_transform = (
         absent if gradient is None else _split(gradient, problems)
         for gradient in (gradients.feature_map, gradients.transform)
     )
-    return [Gradients(*pair) for pair in zip(of_map, of_transform, strict=True)]
+    return [Gradients(*pair) for pair in zip(grad_feature_map, grad_transform, strict=True)]
 
 
 def _split(joined: Tensor, problems: Sequence[Problem]) -> list[Tensor]:

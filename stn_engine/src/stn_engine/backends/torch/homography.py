@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from stn_engine.backends._constants import constant
-from stn_engine.backends._lattices import (
+from stn_engine.backends.torch.lattices import (
     compute_dtype,
     lattice,
     linear,
     linear_adjoint,
     pixel_lattice,
 )
-from stn_engine.backends._trees import tree_sum
+from stn_engine.backends.torch.trees import tree_sum
 from stn_engine.coords import pixel_homography
 from stn_engine.problem import GridProblem, WarpProblem
 

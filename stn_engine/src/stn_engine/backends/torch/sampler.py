@@ -9,10 +9,10 @@ import math
 import torch
 from torch import Tensor
 
-from stn_engine.backends._lattices import compute_dtype
-from stn_engine.backends._points import source_points, source_points_adjoint
-from stn_engine.backends._taps import Taps, coordinate_slope, find_taps
-from stn_engine.backends._trees import tree_sum
+from stn_engine.backends.torch.lattices import compute_dtype
+from stn_engine.backends.torch.points import source_points, source_points_adjoint
+from stn_engine.backends.torch.taps import Taps, coordinate_slope, find_taps
+from stn_engine.backends.torch.trees import tree_sum
 from stn_engine.problem import Gradients, WarpGradientsProblem, WarpProblem
 from stn_engine.spec import Interpolation, Padding
 
@@ -36,10 +36,12 @@ def sample_adjoint(problem: WarpGradientsProblem) -> Gradients:
     points = source_points(warp)
     taps = find_taps(points, warp)
     grad = problem.grad_output.to(compute_dtype(warp)).flatten(2)
-    of_map = _feature_map_gradient(warp, taps, grad) if "feature_map" in problem.needs else None
+    grad_feature_map = (
+        _feature_map_gradient(warp, taps, grad) if "feature_map" in problem.needs else None
+    )
     if "transform" not in problem.needs:
-        return Gradients(of_map, None)
-    return Gradients(of_map, _transform_gradient(warp, points, taps, grad))
+        return Gradients(grad_feature_map, None)
+    return Gradients(grad_feature_map, _transform_gradient(warp, points, taps, grad))
 
 
 def accumulate(index: Tensor, terms: Tensor, size: int, *, ordered: bool) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from stn_engine import checks
-from stn_engine.backends._trees import tree_sum
+from stn_engine.backends.torch.trees import tree_sum
 from stn_engine.coords import target_axis
 from stn_engine.problem import GridProblem, WarpProblem
 from stn_engine.spec import Coordinates

@@ -1,6 +1,6 @@
 """Which pixels a source point reads, and with what weights: section 5 in torch.
 
-Points are (N, dims, P) in pixels, x in row 0, y in row 1 and z in row 2, as ``_points`` makes them.
+Points are (N, dims, P) in pixels, x in row 0, y in row 1 and z in row 2, as ``points`` makes them.
 """
 
 import math

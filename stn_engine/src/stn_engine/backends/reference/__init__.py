@@ -1,6 +1,6 @@
 """The ``reference`` backend: the oracle behind the backend protocol, one problem at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -9,6 +9,8 @@ from torch import Tensor
 from stn_engine import reference
 from stn_engine.backends._results import delivered
 from stn_engine.backends.base import reasons_against_device
+from stn_engine.call import Call
+from stn_engine.plan import Reasons
 from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,
@@ -17,36 +19,18 @@ from stn_engine.problem import (
     WarpGradientsProblem,
     WarpProblem,
 )
-from stn_engine.transforms import (
-    Affine,
-    Attention,
-    Flow,
-    Homography,
-    Rotation,
-    SamplingGrid,
-    Similarity,
-    ThinPlateSpline,
-    Transform,
-    Translation,
-)
-
-Theta = Callable[[reference.Array], reference.Array]
-ThetaAdjoint = Callable[[reference.Array, reference.Array], reference.Array]
-
-THETA: dict[type[Transform], tuple[Theta, ThetaAdjoint]] = {
-    Affine: (lambda theta: theta, lambda grad_theta, _: grad_theta),
-    Attention: (reference.attention_theta, reference.attention_theta_adjoint),
-    Similarity: (reference.similarity_theta, reference.similarity_theta_adjoint),
-    Translation: (reference.translation_theta, reference.translation_theta_adjoint),
-    Rotation: (reference.rotation_theta, reference.rotation_theta_adjoint),
-}
-"""The map from parameters to theta of an affine transform, and its adjoint."""
+from stn_engine.transforms import Flow, Homography, SamplingGrid, ThinPlateSpline, Transform
 
 
 class ReferenceBackend:
     """Float64 on the host for every dtype, rounded once at the end; slow and plain."""
 
+    reads_bytes = False
     name = "reference"
+
+    def plan(self, call: Call) -> Reasons:  # noqa: ARG002 - protocol
+        """Nothing runs on addresses."""
+        return ("computes on arrays of its own, has no kernels",)
 
     def unsupported_reasons(self, problem: Problem) -> tuple[str, ...]:
         """The device, if it is not the host."""
@@ -82,14 +66,16 @@ def _warp_gradients(problem: WarpGradientsProblem) -> Gradients:
     warp = problem.warp
     U, grid, G = _array(warp.feature_map), _grid(warp), _array(problem.grad_output)
     grad_U, grad_grid = reference.sampler_adjoint(G, U, grid, _options(warp))
-    of_map = _tensor(grad_U, warp.output_dtype) if "feature_map" in problem.needs else None
+    grad_feature_map = (
+        _tensor(grad_U, warp.output_dtype) if "feature_map" in problem.needs else None
+    )
     if "transform" not in problem.needs:
-        return Gradients(of_map, None)
+        return Gradients(grad_feature_map, None)
     spec, transform = warp.spec, warp.transform
     gradient = _generator_adjoint(
         transform, grad_grid, spec.coordinates, align_corners=spec.align_corners
     )
-    return Gradients(of_map, _tensor(gradient, transform.parameters.dtype))
+    return Gradients(grad_feature_map, _tensor(gradient, transform.parameters.dtype))
 
 
 def _generate_grid(problem: GridProblem) -> Tensor:
@@ -134,7 +120,7 @@ def _generator(
             generate = reference.homography_generator
         case _:
             generate = reference.affine_generator
-            parameters = THETA[type(transform)][0](parameters)
+            parameters = transform.oracle[0](parameters)
     return generate(parameters, size, coordinates, align_corners=align_corners)
 
 
@@ -162,7 +148,7 @@ def _generator_adjoint(
             grad_theta = reference.affine_generator_adjoint(
                 grad_grid, coordinates, align_corners=align_corners
             )
-            return THETA[type(transform)][1](grad_theta, parameters)
+            return transform.oracle[1](grad_theta, parameters)
 
 
 def _options(problem: WarpProblem) -> reference.Sampling:

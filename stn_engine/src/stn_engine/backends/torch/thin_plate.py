@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, cat
 
 from stn_engine.backends._constants import constant
-from stn_engine.backends._lattices import compute_dtype
-from stn_engine.backends._trees import tree_sum
 from stn_engine.backends._watchers import is_watched
+from stn_engine.backends.torch.lattices import compute_dtype
+from stn_engine.backends.torch.trees import tree_sum
+from stn_engine.call import Call
 from stn_engine.coords import source_axis, target_axis
 from stn_engine.problem import GridProblem, WarpProblem
 from stn_engine.spec import Coordinates
@@ -93,6 +94,13 @@ def warp_basis(problem: WarpProblem) -> Tensor:
     spec, size = problem.spec, problem.output_shape[2:]
     unit = spec.coordinates, spec.align_corners
     return BASES.get(*_settings(problem.transform), size, *unit, problem.feature_map.device)
+
+
+def warp_basis_of(call: Call) -> Tensor:
+    """``warp_basis`` of a call of a warp, or of its gradients."""
+    spec, size = call.spec, call.output_shape[2:]
+    settings = cast("tuple[Pairs, float]", call.settings)
+    return BASES.get(*settings, size, spec.coordinates, spec.align_corners, call.device)
 
 
 def _grid_basis(problem: GridProblem) -> Tensor:

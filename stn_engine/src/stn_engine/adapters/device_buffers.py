@@ -1,0 +1,168 @@
+"""The way in for device buffers: many tensors side by side in memory of a device.
+
+So they cross a bus in one copy. Where a backend has kernels for a problem, no tensor is made of
+them.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from stn_engine import dispatch
+from stn_engine.backends._results import parts_of, results_of, sizes_of
+from stn_engine.checks import NEEDS
+from stn_engine.problem import Gradients, Problem, WarpGradientsProblem, WarpProblem
+
+ALIGNMENT_BYTES = 256
+"""Of every tensor in a buffer: what vector loads and whole cache lines want."""
+
+
+class DeviceBuffer:
+    """Uninitialized memory for tensors, one behind the other.
+
+    Args:
+        sizes_bytes: Of the tensors.
+        device: Where the memory is.
+        arena: Memory of that device to lie in, for as long as nobody else takes it; None: new.
+
+    Attributes:
+        memory: (size,) uint8.
+        starts: Where in it each tensor begins, (tensors,).
+        sizes_bytes: As given, (tensors,).
+    """
+
+    def __init__(
+        self,
+        sizes_bytes: Sequence[int] | npt.NDArray[np.int64],
+        device: torch.device,
+        arena: "Arena | None" = None,
+    ) -> None:
+        self.sizes_bytes: npt.NDArray[np.int64] = np.array(sizes_bytes, np.int64)
+        ends = (-(-self.sizes_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES).cumsum()
+        self.starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
+        size_bytes = int(ends[-1]) if len(ends) else 0
+        if arena is None:  # torch keeps freed memory for the next buffer
+            self.memory = torch.empty(size_bytes, dtype=torch.uint8, device=device)
+        else:
+            self.memory = arena.take(size_bytes)
+
+    @classmethod
+    def of(
+        cls, tensors: Sequence[bytes | memoryview], arena: "Arena | None" = None
+    ) -> "DeviceBuffer":
+        """A buffer in host memory with the bytes of these tensors."""
+        buffer = cls([len(tensor) for tensor in tensors], torch.device("cpu"), arena)
+        for place, tensor in zip(buffer.bytes, tensors, strict=True):
+            # NumPy lets other threads run while it copies; assigning to a memoryview does not.
+            np.copyto(np.frombuffer(place, np.uint8), np.frombuffer(tensor, np.uint8))
+        return buffer
+
+    def copies(self) -> list[memoryview]:
+        """The bytes of every tensor in memory of its own, which must be that of the host."""
+        return [np.frombuffer(place, np.uint8).copy().data for place in self.bytes]
+
+    @property
+    def addresses(self) -> npt.NDArray[np.int64]:
+        """Where each tensor begins; multiples of 16 at least, wherever the memory is."""
+        return self.starts + self.memory.data_ptr()
+
+    @property
+    def bytes(self) -> list[memoryview]:
+        """The memory of every tensor, which must be that of the host."""
+        memory = self.memory.numpy().data
+        places = zip(self.starts.tolist(), self.sizes_bytes.tolist(), strict=True)
+        return [memory[start : start + size] for start, size in places]
+
+    def tensors(self, likes: Sequence[Tensor]) -> list[Tensor]:
+        """Views of the memory: tensors like others, whose strides are dense."""
+        places = zip(likes, self.starts.tolist(), self.sizes_bytes.tolist(), strict=True)
+        return [
+            self.memory[start : start + size].view(like.dtype).as_strided(like.shape, like.stride())
+            for like, start, size in places
+        ]
+
+    def copy_from(self, other: "DeviceBuffer") -> None:
+        """Takes over the bytes of a buffer of the same tensors; with pinned memory nobody waits."""
+        self.memory.copy_(other.memory, non_blocking=True)
+
+
+class Arena:
+    """Host memory for one buffer at a time, kept for the next one.
+
+    To allocate pinned memory takes longer than most batches, so it is done as seldom as can be:
+    the arena grows to the next power of two, and never shrinks.
+
+    Args:
+        pinned: Whether a GPU may copy from it, and to it, while the host goes on.
+    """
+
+    def __init__(self, *, pinned: bool) -> None:
+        self._pinned = pinned
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, size_bytes: int) -> Tensor:
+        """The first bytes of it, (size,) uint8, which were those of the last buffer."""
+        if self._memory.numel() < size_bytes:
+            self._memory = torch.empty(0, dtype=torch.uint8)  # so as not to hold both at a time
+            rounded_bytes = 1 << (size_bytes - 1).bit_length()
+            self._memory = torch.empty(rounded_bytes, dtype=torch.uint8, pin_memory=self._pinned)
+        return self._memory[:size_bytes]
+
+
+def compute(problems: Sequence[Problem], operands: DeviceBuffer, results: DeviceBuffer) -> None:
+    """Computes problems of one type in the memory of a device, in the order of its stream.
+
+    Args:
+        problems: As for ``on_bytes.compute``.
+        operands: Those of every problem, one behind the other, in the order of ``bound``.
+        results: Where those go that ``results_of`` lists.
+
+    Raises:
+        ValueError: A buffer holds tensors of other sizes.
+        BackendUnavailableError: No backend can run one of the problems there.
+    """
+    sizes_bytes = [sizes_of(problem) for problem in problems]
+    _require_sizes("operands", operands, [size for sizes, _ in sizes_bytes for size in sizes])
+    _require_sizes("results", results, [size for _, sizes in sizes_bytes for size in sizes])
+    planned = dispatch.planned(problems, operands.memory.device)
+    if planned is None:
+        _compute_views(problems, operands, results)
+        return
+    backend, plans = planned
+    there, free = operands.addresses.tolist(), results.addresses.tolist()
+    addresses, operand, result = [], 0, 0
+    for of_operands, of_results in sizes_bytes:
+        next_operand, next_result = operand + len(of_operands), result + len(of_results)
+        addresses.append(there[operand:next_operand] + free[result:next_result])
+        operand, result = next_operand, next_result
+    backend.run(plans, addresses)
+
+
+def _require_sizes(what: str, buffer: DeviceBuffer, expected: Sequence[int]) -> None:
+    actual = buffer.sizes_bytes.tolist()
+    if actual != expected:
+        raise ValueError(f"{what}: expected tensors of {expected} bytes, got {actual}.")
+
+
+def _compute_views(problems: Sequence[Any], operands: DeviceBuffer, results: DeviceBuffer) -> None:
+    """The same by way of tensors, for any backend of the device."""
+    there = iter(operands.tensors([like for problem in problems for like in problem.operands]))
+    bound = [problem.bound(*(next(there) for _ in problem.operands)) for problem in problems]
+    places = results.tensors([like for problem in problems for like in results_of(problem)])
+    free = iter(places)
+    if isinstance(problems[0], WarpProblem):
+        dispatch.warp(bound, out=places)
+    elif isinstance(problems[0], WarpGradientsProblem):
+        dispatch.warp_gradients(bound, out=[_gradients(problem, free) for problem in bound])
+    else:  # grids are composed by torch, which allocates for itself
+        for place, grid in zip(places, dispatch.compute(bound), strict=True):
+            place.copy_(parts_of(grid)[0])
+
+
+def _gradients(problem: WarpGradientsProblem, free: Iterator[Tensor]) -> Gradients:
+    """Places for the gradients that are asked for."""
+    return Gradients(*(next(free) if name in problem.needs else None for name in NEEDS))

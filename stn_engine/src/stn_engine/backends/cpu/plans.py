@@ -1,0 +1,55 @@
+"""Plans of the ``cpu`` backend: what the native module has worked out for a call."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+from torch import Tensor
+
+from stn_engine.backends.torch.thin_plate import warp_basis_of
+from stn_engine.call import Call, Direction, Layout
+from stn_engine.spec import Family, Subgradient, WarpSpec
+
+with suppress(ImportError):  # the backend says so
+    from stn_engine import _cpu
+
+
+@dataclass(frozen=True, slots=True)
+class CpuPlan:
+    """How the native module runs a call."""
+
+    native: Any
+    operands: int
+    """How many the call has; the native module wants the basis of a spline behind them."""
+    basis: Callable[[], Tensor] | None
+    """Makes the basis of a spline, or finds it; None for all others."""
+
+
+def new_plan(call: Call) -> CpuPlan:
+    """The plan of a warp, or of its gradients, in host memory."""
+    kind = call.transform.kind
+    layouts = [_layout(one) for one in (*call.operands, *call.results)]
+    make = _cpu.Plan.warp if call.direction == Direction.FORWARD else _cpu.Plan.gradients
+    native = make(_options(call.spec), _cpu.Kind[kind.name], *layouts)
+    basis = partial(warp_basis_of, call) if kind.family == Family.SPLINE else None
+    return CpuPlan(native, len(call.operands), basis)
+
+
+def _layout(layout: Layout | None) -> Any:
+    if layout is None:
+        return None
+    dtype = str(layout.dtype).removeprefix("torch.")
+    return _cpu.Layout(_cpu.Storage[dtype], layout.shape, layout.strides)
+
+
+@lru_cache(maxsize=256)
+def _options(spec: WarpSpec) -> Any:
+    return _cpu.Options(
+        interpolation=_cpu.Interpolation[spec.interpolation.value],
+        padding=_cpu.Padding[spec.padding.value],
+        unit=_cpu.Unit[spec.unit.value],
+        zero_subgradient=spec.subgradient == Subgradient.ZERO,
+        fill=list(spec.fill),
+    )

@@ -1,0 +1,160 @@
+"""What to compute, on layouts: a call without data.
+
+A call says which operation it is, on tensors of which layouts, and where its results will lie. Two
+problems whose tensors lie alike have the very same call, so that whatever a backend has worked out
+for a call is found again by all of them.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from functools import cached_property
+from typing import Any, NamedTuple, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from stn_engine.checks import NEEDS
+from stn_engine.spec import WarpSpec
+
+T = TypeVar("T")
+
+
+class Operation(StrEnum):
+    """What is computed."""
+
+    WARP = "warp"
+    """A feature map read at the points of a transform."""
+    GENERATE_GRID = "generate_grid"
+    """The points of a transform themselves."""
+
+
+class Direction(StrEnum):
+    """Which way it is computed."""
+
+    FORWARD = "forward"
+    """The result of the operation."""
+    GRADIENTS = "gradients"
+    """The gradients of its operands by that of its result, which is the first operand here."""
+
+
+class Layout(NamedTuple):
+    """What a tensor is but for its memory."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    """In elements."""
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Self:
+        """The layout of a tensor."""
+        return cls(tensor.dtype, tensor.shape, tensor.stride())
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all elements."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def span_bytes(self) -> int:
+        """From the first byte to the last, for strides that are not negative, as torch's are."""
+        if 0 in self.shape:
+            return 0
+        last = sum((size - 1) * step for size, step in zip(self.shape, self.strides, strict=True))
+        return (last + 1) * self.dtype.itemsize
+
+
+class Plans(dict[Hashable, Any]):
+    """What backends have worked out for a call or a problem; those of a copy begin empty."""
+
+    def kept(self, key: Hashable, work_out: Callable[..., T], *arguments: Any) -> T:
+        """What ``work_out`` returned when this was first asked for under ``key``."""
+        try:
+            found: T = self[key]
+        except KeyError:
+            found = self[key] = work_out(*arguments)
+        return found
+
+    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
+        return type(self), ()
+
+
+def contiguous(dtype: torch.dtype, shape: Sequence[int]) -> Layout:
+    """The layout of new memory in row-major order."""
+    strides = [1]
+    for size in reversed(shape[1:]):
+        strides.append(strides[-1] * max(size, 1))
+    return Layout(dtype, tuple(shape), tuple(reversed(strides)))
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One operation on tensors of given layouts, whatever their values and addresses.
+
+    Calls are compared by identity: ``problem.call`` is the same object for problems that lie alike.
+
+    Attributes:
+        operation: What is computed.
+        direction: Which way.
+        transform: The kind of transform.
+        settings: What the transform has besides its parameters; see ``Transform.settings``.
+        spec: How the feature map is read; of grids only the unit counts.
+        operands: Feature map and parameters, or parameters alone of grids; in front of them, of
+            gradients, the gradient of the result.
+        results: Of a forward call the result; of gradients those of feature map and parameters,
+            or of parameters alone of grids. None for gradients that are not needed.
+        output_shape: Of the result of the operation, forward or not.
+        device: Where all tensors are.
+        plans: What backends have worked out for it, each under itself.
+    """
+
+    operation: Operation
+    direction: Direction
+    transform: type[Any]
+    settings: Hashable
+    spec: WarpSpec
+    operands: tuple[Layout, ...]
+    results: tuple[Layout | None, ...]
+    output_shape: tuple[int, ...]
+    device: torch.device
+    plans: Plans = field(default_factory=Plans, init=False, repr=False)
+
+    @cached_property
+    def looks_channels_last(self) -> bool:
+        """Whether the first map has sizes as of (N, H, W, C).
+
+        Such are more than 4 channels and rows, but at most 4 columns.
+        """
+        _, channels, *size = self.operands[0].shape
+        return min(channels, *size[:-1]) > 4 >= size[-1]
+
+    @cached_property
+    def needed(self) -> tuple[Layout, ...]:
+        """The layouts of the results that are needed, in order."""
+        return tuple(result for result in self.results if result is not None)
+
+    @cached_property
+    def spans_bytes(self) -> tuple[int, ...]:
+        """From the first byte of each operand to its last."""
+        return tuple(operand.span_bytes for operand in self.operands)
+
+    @cached_property
+    def needs(self) -> tuple[str, ...]:
+        """The gradients of a warp that are needed, in order."""
+        pairs = zip(NEEDS, self.results, strict=True)
+        return tuple(name for name, result in pairs if result is not None)
+
+    def into(self, results: Sequence[Layout | None]) -> "Call":
+        """The same call, whose results lie in given memory."""
+        results = tuple(results)
+        if results == self.results:
+            return self
+        if len(self.plans) > MAX_VARIANTS:
+            self.plans.clear()
+        return self.plans.kept(results, lambda: replace(self, results=results))
+
+
+MAX_VARIANTS = 16
+"""Of a call, by where its results lie; memory for results is dense, so that there are few."""

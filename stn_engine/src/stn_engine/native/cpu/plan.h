@@ -1,0 +1,319 @@
+// Plans: what is computed on tensors of which layouts, checked once, and run on the memory of many calls.
+#pragma once
+
+#include <cstddef>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "layout.h"
+#include "schedule.h"
+
+namespace stn {
+
+// The options of a warp; every plan keeps those that it was made with.
+struct Options {
+  Interpolation interpolation;
+  Padding padding;
+  Unit unit;
+  bool zero_subgradient;
+  std::vector<double> fill;
+
+  Sampling sampling() const {
+    return {interpolation, padding, unit, zero_subgradient, fill.data(), static_cast<int64_t>(fill.size())};
+  }
+};
+
+// Bytes that a Python object lends, as long as this lives.
+class Bytes {
+ public:
+  Bytes(const char* where, nb::handle object) {
+    if (PyObject_GetBuffer(object.ptr(), &view_, PyBUF_SIMPLE) != 0) {
+      PyErr_Clear();
+      fail_type(where, "an address or contiguous bytes", object);
+    }
+  }
+  Bytes(const Bytes&) = delete;
+  Bytes(Bytes&& other) noexcept : view_(std::exchange(other.view_, {})), copy_(std::move(other.copy_)) {}
+  ~Bytes() {
+    if (view_.obj != nullptr) PyBuffer_Release(&view_);
+  }
+
+  int64_t size() const { return view_.len; }
+
+  // Where numbers of so many bytes can be read: elsewhere, if they do not lie at a multiple of that.
+  void* aligned(size_t itemsize) {
+    if (reinterpret_cast<uintptr_t>(view_.buf) % itemsize == 0) return view_.buf;
+    copy_.reset(new std::byte[static_cast<size_t>(view_.len)]);
+    std::memcpy(copy_.get(), view_.buf, static_cast<size_t>(view_.len));
+    return copy_.get();
+  }
+
+ private:
+  Py_buffer view_{};
+  std::unique_ptr<std::byte[]> copy_;
+};
+
+// An operand or a result of a plan: its name, and how much memory its numbers take where they are dense.
+struct Extent {
+  const char* where = "";
+  int64_t bytes = 0;
+  int64_t itemsize = 1;
+  bool is_dense = true;
+
+  Extent() = default;
+  Extent(const char* name, const Layout& layout)
+      : where(name), bytes(bytes_of(layout.storage)), itemsize(bytes), is_dense(layout.is_dense()) {
+    for (int64_t size : layout.shape)
+      if (__builtin_mul_overflow(bytes, size, &bytes)) fail(where, "fewer than 2^63 bytes", layout.text());
+  }
+};
+
+// New bytes that nobody has seen yet, so that they may still be written.
+inline nb::bytes new_bytes(int64_t size) {
+  PyObject* object = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(size));
+  if (object == nullptr) throw nb::python_error();
+  return nb::steal<nb::bytes>(object);
+}
+
+inline void* address_of(const char* where, nb::handle object) {
+  void* address = PyLong_AsVoidPtr(object.ptr());
+  if (address == nullptr && PyErr_Occurred()) {
+    PyErr_Clear();
+    fail_type(where, "an address", object);
+  }
+  return address;
+}
+
+// What of one run has to live until its end.
+class Computation {
+ public:
+  explicit Computation(size_t count) {
+    bytes_.reserve(3 * count);
+    numbers_.reserve(2 * count);
+    warps.reserve(count);
+    gradients.reserve(count);
+  }
+
+  std::vector<Item> warps, gradients;
+
+  // Where an operand is: at an address, or in bytes of exactly its size.
+  void* read(nb::handle object, const Extent& extent) {
+    if (PyLong_Check(object.ptr())) return address_of(extent.where, object);
+    Bytes& bytes = bytes_.emplace_back(extent.where, object);
+    if (!extent.is_dense) fail(extent.where, "dense memory", "gaps, overlaps or negative strides");
+    if (bytes.size() != extent.bytes)
+      fail(extent.where, std::to_string(extent.bytes) + " bytes", std::to_string(bytes.size()));
+    return bytes.aligned(static_cast<size_t>(extent.itemsize));
+  }
+
+  // Whether any operand was lent as bytes.
+  bool reads_bytes() const { return !bytes_.empty(); }
+
+  double* numbers(int64_t count) { return numbers_.emplace_back(static_cast<size_t>(count)).data(); }
+
+  // Numbers that are rounded, once, into a result.
+  void round_later(const double* from, const Layout& layout, void* to) { roundings_.push_back({from, &layout, to}); }
+
+  void round() const {
+    for (const Rounding& one : roundings_) {
+      const double* from = one.from;
+      visit_parameters(*one.layout, one.to,
+                       [&](auto& value) { value = static_cast<std::remove_reference_t<decltype(value)>>(*from++); });
+    }
+  }
+
+ private:
+  struct Rounding {
+    const double* from;
+    const Layout* layout;
+    void* to;
+  };
+
+  std::vector<Bytes> bytes_;
+  std::vector<std::vector<double>> numbers_;
+  std::vector<Rounding> roundings_;
+};
+
+// A warp, or its gradients. Operands are (feature_map, parameters), of gradients (grad_output, feature_map,
+// parameters), and of splines the basis behind them: (points, target pixels) of float64. Results are (output), or those
+// of (grad_feature_map, grad_parameters) that are needed.
+class Plan {
+ public:
+  static Plan warp(nb::object options, Kind kind, const Layout& feature_map, const Layout& parameters,
+                   const Layout& output) {
+    Plan plan(std::move(options), kind, feature_map, parameters, "output", output);
+    require_dense("output", output);
+    plan.results_ = {plan.target_};
+    return plan;
+  }
+
+  static Plan gradients(nb::object options, Kind kind, const Layout& grad_output, const Layout& feature_map,
+                        const Layout& parameters, const std::optional<Layout>& grad_feature_map,
+                        const std::optional<Layout>& grad_parameters) {
+    Plan plan(std::move(options), kind, feature_map, parameters, "grad_output", grad_output);
+    if (plan.item_.storage == Storage::uint8) fail("feature_map", "a float dtype", "uint8");
+    plan.is_gradient_ = true;
+    plan.operands_.insert(plan.operands_.begin(), plan.target_);
+    if (grad_feature_map) plan.need_map(*grad_feature_map);
+    if (grad_parameters) plan.need_parameters(*grad_parameters);
+    return plan;
+  }
+
+  // Adds the item of a call (plan, *operands), whose results become new bytes, or (plan, *operands, *results), of which
+  // each result is the address where it goes. Returns the bytes, which are there when the item is computed.
+  nb::tuple add(Computation& to, const nb::tuple& call) const {
+    const size_t given = call.size() - 1, operands = operands_.size(), all = operands + results_.size();
+    if (given != operands && given != all)
+      fail("call", std::to_string(1 + operands) + " or " + std::to_string(1 + all) + " entries",
+           std::to_string(call.size()));
+    std::vector<Item>& items = is_gradient_ ? to.gradients : to.warps;
+    Item& item = items.emplace_back(item_);
+    read(item, to, call);
+    const size_t returned = given == all ? 0 : results_.size();
+    nb::tuple created = nb::steal<nb::tuple>(PyTuple_New(static_cast<Py_ssize_t>(returned)));
+    for (size_t r = 0; r < results_.size(); ++r) {
+      void* memory;
+      if (returned == 0) {
+        memory = address_of(results_[r].where, call[1 + operands + r]);
+      } else {
+        nb::bytes bytes = new_bytes(results_[r].bytes);
+        memory = PyBytes_AS_STRING(bytes.ptr());
+        PyTuple_SET_ITEM(created.ptr(), static_cast<Py_ssize_t>(r), bytes.release().ptr());
+      }
+      write(item, to, r, memory);
+    }
+    return created;
+  }
+
+ private:
+  Plan(nb::object options, Kind kind, const Layout& feature_map, const Layout& parameters, const char* target_name,
+       const Layout& target)
+      : options_(std::move(options)), parameters_(parameters) {
+    if (!nb::isinstance<Options>(options_)) fail_type("options", "Options", options_);
+    item_.sampling = nb::cast<const Options&>(options_).sampling();
+    item_.generator.kind = kind;
+    if (feature_map.axes() != 4 && feature_map.axes() != 5)
+      fail("feature_map", "four or five axes", feature_map.text());
+    item_.axes = static_cast<int>(feature_map.axes()) - 2;
+    item_.storage = feature_map.storage;
+    item_.source = map_of("feature_map", feature_map, item_.axes);
+    for (int a = 0; a < item_.axes; ++a)
+      if (item_.source.size[a] == 0) fail("feature_map", "at least one pixel", feature_map.text());
+    item_.target = map_of(target_name, target, item_.axes);
+    if (target.storage != item_.storage) fail(target_name, "the dtype of feature_map", "another");
+    item_.batch = item_.target.batch;
+    operands_ = {Extent("feature_map", feature_map), Extent("parameters", parameters)};
+    target_ = Extent(target_name, target);
+    plan_generator();
+    const auto fits = [&](int64_t batch) { return batch == item_.batch || batch == 1; };
+    if (!fits(item_.source.batch) || !fits(item_.generator.batch) || item_.source.channels != item_.target.channels)
+      fail(target_name, "the batch and the channels of the operands", target.text());
+    const int64_t fills = item_.sampling.fill_count;
+    if (fills != 1 && fills != item_.source.channels)
+      fail("fill", "one value, or one per channel", std::to_string(fills));
+  }
+
+  void plan_generator() {
+    Generator& generator = item_.generator;
+    const int axes = item_.axes;
+    generator.lattice.axes = axes;
+    generator.lattice.unit = item_.sampling.unit;
+    for (int a = 0; a < kMaxAxes; ++a) {
+      generator.lattice.target[a] = item_.target.size[a];
+      generator.lattice.source[a] = item_.source.size[a];
+    }
+    if (generator.is_pointwise()) {
+      generator.field = field_of("parameters", parameters_, axes, item_.target);
+      generator.batch = generator.field.batch;
+      return;
+    }
+    if (axes == 3 && generator.kind != Kind::affine) fail("parameters", "an affine map of a volume", "another kind");
+    if (parameters_.axes() < 2 || parameters_.axes() > 3) fail("parameters", "two or three axes", parameters_.text());
+    (void)is_wide("parameters", parameters_);
+    generator.batch = parameters_.shape[0];
+    generator.count = parameters_.shape[1] * (parameters_.axes() == 3 ? parameters_.shape[2] : 1);
+    const int64_t count = parameter_count(generator.kind, axes);
+    if (count >= 0 && generator.count != count)
+      fail("parameters", std::to_string(count) + " numbers an item", parameters_.text());
+    if (count < 0) plan_basis();
+  }
+
+  void plan_basis() {
+    const int64_t count = item_.generator.count, pixels = item_.pixels();
+    if (count % 2) fail("parameters", "points (x, y)", parameters_.text());
+    operands_.push_back(Extent("basis", Layout(Storage::float64, {count / 2, pixels}, {pixels, 1})));
+  }
+
+  void need_map(const Layout& layout) {
+    item_.by_source = map_of("grad_feature_map", layout, item_.axes);
+    bool same = item_.by_source.batch == item_.source.batch && item_.by_source.channels == item_.source.channels;
+    for (int a = 0; a < kMaxAxes; ++a) same &= item_.by_source.size[a] == item_.source.size[a];
+    if (!same) fail("grad_feature_map", "the shape of the operand it belongs to", layout.text());
+    require_dense("grad_feature_map", layout);
+    if (layout.storage != item_.storage) fail("grad_feature_map", "the dtype of feature_map", "another");
+    results_.emplace_back("grad_feature_map", layout);
+    needs_map_ = true;
+  }
+
+  void need_parameters(const Layout& layout) {
+    require_dense("grad_parameters", layout);
+    if (item_.generator.is_pointwise()) {
+      item_.by_field = field_of("grad_parameters", layout, item_.axes, item_.target);
+      if (item_.by_field.batch != item_.generator.batch)
+        fail("grad_parameters", "the batch of the parameters", layout.text());
+    }
+    if (layout.shape != parameters_.shape) fail("grad_parameters", "the shape of the parameters", layout.text());
+    (void)is_wide("grad_parameters", layout);
+    results_.emplace_back("grad_parameters", layout);
+    grad_parameters_ = layout;
+  }
+
+  void read(Item& item, Computation& to, const nb::tuple& call) const {
+    size_t place = 0;
+    const auto next = [&] { return ++place, to.read(call[place], operands_[place - 1]); };
+    if (is_gradient_) item.target.data = next();
+    item.source.data = next();
+    void* parameters = next();
+    Generator& generator = item.generator;
+    if (generator.is_pointwise()) {
+      generator.field.data = parameters;
+      return;
+    }
+    double* numbers = to.numbers(generator.batch * generator.count);
+    generator.parameters = numbers;
+    visit_parameters(parameters_, parameters, [&](auto value) { *numbers++ = static_cast<double>(value); });
+    if (place < operands_.size()) generator.basis = static_cast<const double*>(next());
+  }
+
+  // Kernels leave the gradients of a warp without target pixels, and of points that have no slope, as they were: 0.
+  void write(Item& item, Computation& to, size_t result, void* memory) const {
+    const auto clear = [&] { std::memset(memory, 0, static_cast<size_t>(results_[result].bytes)); };
+    const bool is_empty = target_.bytes == 0;
+    if (!is_gradient_) {
+      item.target.data = memory;
+    } else if (needs_map_ && result == 0) {
+      item.by_source.data = memory;
+      if (is_empty) clear();
+    } else if (item.generator.is_pointwise()) {
+      item.by_field.data = memory;
+      if (is_empty || item.sampling.interpolation == Interpolation::nearest) clear();
+    } else {
+      item.by_parameters = to.numbers(item.generator.batch * item.generator.count);
+      to.round_later(item.by_parameters, *grad_parameters_, memory);
+    }
+  }
+
+  nb::object options_;  // has the fill values
+  Item item_{};
+  Layout parameters_;
+  std::optional<Layout> grad_parameters_;
+  Extent target_;
+  std::vector<Extent> operands_, results_;
+  bool is_gradient_ = false, needs_map_ = false;
+};
+
+}  // namespace stn

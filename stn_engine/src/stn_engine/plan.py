@@ -1,0 +1,55 @@
+"""The one door into the numerics: a call is planned once, and run on addresses.
+
+Tensors, bytes and device buffers come in by ``stn_engine.adapters``, which give the addresses.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias, TypeVar
+
+from stn_engine.call import Call
+
+Reasons: TypeAlias = tuple[str, ...]
+"""Why a backend has no plan for a call; never empty."""
+
+Addresses: TypeAlias = Sequence[int]
+"""Where the operands of a call begin, and behind them its needed results, in the call's order."""
+
+Bytes: TypeAlias = bytes | memoryview
+"""The contiguous bytes of a tensor in host memory, in the order of its memory."""
+
+P = TypeVar("P")
+
+
+class Kernels(Protocol[P]):
+    """A backend whose kernels read and write memory at addresses.
+
+    A plan holds for every call of these layouts, whatever the addresses; it may be kept, shared by
+    threads, and run in any company.
+    """
+
+    @property
+    def name(self) -> str:
+        """A short, unique name."""
+
+    @property
+    def reads_bytes(self) -> bool:
+        """Whether there is ``run_on_bytes``."""
+
+    def plan(self, call: Call) -> P | Reasons:
+        """How to run a call, or every reason why this backend cannot."""
+
+    def run(self, plans: Sequence[P], addresses: Sequence[Addresses]) -> None:
+        """Runs plans together, each on its addresses; in the order of the device's stream.
+
+        Results are bit for bit the same whatever plans run beside them. Every byte of every
+        needed result is written.
+        """
+
+    def run_on_bytes(
+        self, plans: Sequence[P], operands: Sequence[Sequence[Bytes]], threads: int
+    ) -> Sequence[tuple[Bytes, ...]]:
+        """The needed results of plans, in new memory, each from the bytes of its operands.
+
+        Raises:
+            ValueError: Bytes are fewer or more than their operand has.
+        """

@@ -1,0 +1,72 @@
+"""Affine maps: theta itself, and the base of all kinds that are expanded to a theta."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from stn_engine.reference import Array
+from stn_engine.transforms.base import Generator, Kind, Parametric
+
+
+class ThetaTransform(Parametric):
+    """A kind that is expanded to the theta of an affine map."""
+
+    oracle: ClassVar[tuple[Callable[[Array], Array], Callable[[Array, Array], Array]]]
+    """The same as ``matrix`` and ``matrix_adjoint`` in NumPy, for the ``reference`` backend: theta
+    of the parameters, and the gradient of the parameters of that of theta and the parameters."""
+
+    def matrix(self) -> Tensor:
+        """The theta that the parameters stand for, (N, dims, dims + 1), float64."""
+        raise NotImplementedError
+
+    def matrix_adjoint(self, grad_matrix: Tensor) -> Tensor:
+        """The gradient of the parameters from that of ``matrix``, in their dtype."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Affine(ThetaTransform):
+    """Target points to source points by equation (5).
+
+    ``x = theta[0, 0]·x_t + theta[0, 1]·y_t + theta[0, 2]``, and y from the second row; in 3-D each
+    row is applied to (x_t, y_t, z_t, 1), and z comes from the third.
+
+    Shapes:
+        theta   (N, 2, 3), in 3-D (N, 3, 4)   float32 | float64
+
+    Convention:
+        - theta maps target to source (backward mapping), in the unit the WarpSpec names
+        - coordinates are (x, y), x to the right, y down; in 3-D (x, y, z), z along the depth
+
+    Raises:
+        InvalidInputError: theta is not a tensor.
+        ShapeError: theta is neither (N, 2, 3) nor (N, 3, 4).
+        DTypeError: theta is neither float32 nor float64.
+    """
+
+    argument = "theta"
+    shapes = (("N", 2, 3), ("N", 3, 4))
+    kind = Kind("affine", 0, Generator.AFFINE)
+    oracle = (lambda theta: theta, lambda grad_theta, _: grad_theta)
+
+    theta: Tensor
+
+    @property
+    def parameters(self) -> Tensor:
+        """What the transform is differentiated by: theta."""
+        return self.theta
+
+    @property
+    def dims(self) -> int:
+        """As many as theta has rows."""
+        return 3 if self.theta.shape[1] == 3 else 2  # a number even where sizes are symbols
+
+    def matrix(self) -> Tensor:
+        """See ``ThetaTransform``."""
+        return self.theta.double()
+
+    def matrix_adjoint(self, grad_matrix: Tensor) -> Tensor:
+        """See ``ThetaTransform``."""
+        return grad_matrix.to(self.theta.dtype)

@@ -1,0 +1,86 @@
+"""What a steady call goes through, and how the modules of the engine depend on each other."""
+
+import ast
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+import torch
+
+import stn_engine
+
+ENGINE = Path(stn_engine.__file__).parent
+FEATURE_MAP = torch.rand(2, 3, 8, 9)
+AFFINE = stn_engine.Affine(torch.rand(2, 2, 3))
+GRID = torch.rand(2, 4, 5, 2) * 2 - 1
+GRADS = torch.rand(2, 3, 8, 9)
+MAX_FUNCTIONS, MAX_FILES = 40, 8
+
+
+def entered(run):
+    """The files of the Python functions that a steady call enters, once for each entry."""
+    for _ in range(3):
+        run()
+    files = []
+
+    def note(frame, event, _argument):
+        if event == "call":
+            files.append(frame.f_code.co_filename)
+
+    sys.setprofile(note)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return files[1:]  # without the lambda itself
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda: stn_engine.warp(FEATURE_MAP, AFFINE),
+        lambda: stn_engine.warp(FEATURE_MAP, AFFINE, (4, 5), interpolation="bicubic", fill=1.5),
+    ],
+    ids=["warp", "warp with options"],
+)
+def test_a_steady_call_goes_a_short_way(run):
+    """What is computed is found by layouts; nobody works it out again."""
+    files = entered(run)
+    assert len(files) <= MAX_FUNCTIONS
+    assert len({file for file in files if Path(file).is_relative_to(ENGINE)}) <= MAX_FILES
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda: stn_engine.warp_gradients(GRADS, FEATURE_MAP, AFFINE),
+        lambda: stn_engine.grid_sample(FEATURE_MAP, GRID, align_corners=False),
+    ],
+    ids=["gradients", "drop-in"],
+)
+def test_calls_with_more_to_check_enter_as_few_functions(run):
+    """A drop-in has to know what torch would take."""
+    assert len(entered(run)) <= MAX_FUNCTIONS
+
+
+def imports_of(path, modules):
+    """The modules of the engine that one imports when it is itself imported."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stn_engine"):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (names & modules) or {node.module}
+    return found - {"stn_engine"}
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """Each can be read with those below it alone."""
+    paths = {
+        ".".join(("stn_engine", *path.relative_to(ENGINE).with_suffix("").parts)).removesuffix(
+            ".__init__"
+        ): path
+        for path in ENGINE.rglob("*.py")
+    }
+    graph = {name: imports_of(path, set(paths)) for name, path in paths.items()}
+    assert len(list(TopologicalSorter(graph).static_order())) >= len(paths) - 1
