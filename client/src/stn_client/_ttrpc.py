@@ -53,8 +53,11 @@ class CallError(grpc.RpcError):
     """A call that ended with a status other than OK."""
 
     def __init__(self, status: Status) -> None:
-        super().__init__(status.message)
+        super().__init__(status)  # as pickling wants it
         self._status = status
+
+    def __str__(self) -> str:
+        return str(self._status.message)
 
     def code(self) -> grpc.StatusCode:
         """What it ended with."""
