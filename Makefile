@@ -35,12 +35,6 @@ $(PROTOC): .ci/requirements-protoc.txt | $(INSTALLED)
 	$(VENV)/protoc/bin/pip install --quiet --requirement $<
 	@touch $@
 
-RIVALS := $(VENV)/.rivals-installed
-
-$(RIVALS): .ci/requirements-bench.txt $(INSTALLED)
-	$(BIN)/pip install --quiet --no-deps --requirement $<
-	@touch $@
-
 BUILD := $(BIN)/python -m build --quiet --no-isolation
 ENGINE := dist/.engine
 
@@ -186,7 +180,7 @@ bench-replicas: $(BUILT)  ## throughput of one to eight replicas on devices of f
 	PYTHONPATH=tests $(BIN)/python -m bench.bench_replicas \
 		--output tests/bench/results/replicas.json
 
-bench-engine: $(BUILT) $(RIVALS)  ## the engine against torch, OpenCV and Kornia, side by side
+bench-engine: $(BUILT)  ## the engine against torch, OpenCV and Kornia, side by side
 	PYTHONPATH=tests $(BIN)/python -m bench.bench_engine \
 		--output tests/bench/results/engine_cpu.json
 

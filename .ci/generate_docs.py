@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
+from stn_engine.backends._cuda.device import DeviceLauncher
 
 from stn_engine import (
     Affine,
@@ -36,7 +37,6 @@ from stn_engine import (
     WarpSpec,
     dispatch,
 )
-from stn_engine.backends._cuda.device import DeviceLauncher
 from stn_engine.backends.base import Backend
 from stn_engine.backends.cuda import CudaBackend
 from stn_engine.checks import FEATURE_MAP_DTYPES, GRADIENT_DTYPES

@@ -13,7 +13,13 @@ import stn_client
 from stn_client import AsyncClient, Client, StnClientError
 from support.processes import run_python
 
-PUBLIC_MODULES = ("stn_client", "stn_client.cli", "stn_client.torch", "stn_proto")
+PUBLIC_MODULES = (
+    "stn_client",
+    "stn_client.cli",
+    "stn_client.geometry",
+    "stn_client.torch",
+    "stn_proto",
+)
 
 
 @pytest.mark.parametrize("name", PUBLIC_MODULES)
@@ -82,16 +88,19 @@ def test_exports_have_every_error():
     assert found <= set(stn_client.__all__)
 
 
-@pytest.mark.parametrize("module", ["stn_client", "stn_client.cli", "stn_client.local"])
+@pytest.mark.parametrize(
+    "module", ["stn_client", "stn_client.cli", "stn_client.geometry", "stn_client.local"]
+)
 def test_imports_are_light(module):
-    """The SDK and its command import neither torch nor Pillow, nor the engine, nor the server."""
+    """They import neither torch nor Pillow, nor the geometry of others, nor engine and server."""
     program = f"import sys, {module}; print(*sorted({{n.split('.')[0] for n in sys.modules}}))"
     ran = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     imported = set(ran.stdout.split())
     assert {"stn_client", "sys"} <= imported
-    assert imported & {"torch", "PIL", "stn_engine", "stn_server"} == set()
+    heavy = {"torch", "PIL", "cv2", "scipy", "nibabel", "SimpleITK", "stn_engine", "stn_server"}
+    assert imported & heavy == set()
 
 
 def test_requirements_leave_torch_and_pillow_to_extras():

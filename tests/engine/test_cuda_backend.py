@@ -14,8 +14,8 @@ from stn_engine import (
     WarpProblem,
     WarpSpec,
 )
-from stn_engine.backends._cuda import device
-from stn_engine.backends.cuda import CudaBackend
+from stn_engine.backends.cuda import CudaBackend, device
+from stn_engine.call import Layout
 from support.emulated_cuda import EMULATED_CUDA
 from support.oracles import exact_gradients
 from support.strategies import KINDS, random_gradients, random_values, random_warp
@@ -58,7 +58,7 @@ def test_without_its_libraries_the_backend_says_what_to_install(launcher, monkey
     for error in (ImportError("No module named 'cuda'"), RuntimeError("no libnvrtc.so")):
 
         def missing(name, error=error):
-            assert name == "stn_engine.backends._cuda.driver"
+            assert name == "stn_engine.backends.cuda.driver"
             raise error
 
         monkeypatch.setattr(device, "import_module", missing)
@@ -82,6 +82,16 @@ def test_maps_beyond_the_integers_of_the_kernels_are_refused(size, reason):
     assert EMULATED_CUDA.unsupported_reasons(warp) == (reason,)
     gradients = WarpGradientsProblem(warp, torch.zeros(1, 1, 2, 2))
     assert EMULATED_CUDA.unsupported_reasons(gradients) == (reason,)
+
+
+def test_results_that_are_not_dense_are_refused():
+    """Sums of kernels lie side by side; whoever has other memory takes a copy."""
+    problem = random_gradients(1, random_warp(1, dtype=torch.float32))
+    dtype, shape, strides = problem.call.results[0]
+    wide = Layout(dtype, shape, tuple(2 * step for step in strides))
+    call = problem.call.into((wide, problem.call.results[1]))
+    reason = f"writes dense memory, a result has strides {wide.strides}"
+    assert EMULATED_CUDA.plan(call) == (reason,)
 
 
 def assert_map_gradient_conforms(problem):

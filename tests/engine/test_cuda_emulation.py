@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from stn_engine import WarpGradientsProblem, WarpSpec
-from stn_engine.backends._cuda.programs import THREADS, all_programs
 from stn_engine.backends.cuda import CudaBackend
+from stn_engine.backends.cuda.programs import all_programs
+from stn_engine.backends.cuda.tuning import THREADS
 from support.emulated_cuda import (
     EMULATION,
     EmulatedDeviceError,

@@ -2,38 +2,34 @@
 
 import copy
 import pickle
-from dataclasses import replace
 
 import pytest
 import torch
 
 from stn_engine import (
-    Affine,
     Gradients,
     SamplingGrid,
     WarpGradientsProblem,
     WarpProblem,
     WarpSpec,
 )
-from stn_engine.backends._cuda import plans
-from stn_engine.backends._cuda.device import DeviceLauncher
-from stn_engine.backends._cuda.rows import Rows
 from stn_engine.backends.cuda import CudaBackend
+from stn_engine.backends.cuda.device import DeviceLauncher
 from support.emulated_cuda import EMULATED_CUDA, EmulatedLauncher
-from support.strategies import random_gradients, random_values, random_warp
+from support.strategies import random_gradients, random_warp
 
 LAST = torch.channels_last
 
 
 class CountingLauncher(EmulatedLauncher):
-    """Remembers how many items each kernel was launched for."""
+    """Remembers how many problems each kernel was launched for."""
 
     def __init__(self):
         super().__init__()
         self.launches = []
 
     def launch(self, program, kernel, arguments, device):
-        self.launches.append((kernel, arguments.rows))
+        self.launches.append((kernel, arguments.problems))
         super().launch(program, kernel, arguments, device)
 
 
@@ -69,21 +65,21 @@ def test_a_bound_problem_is_a_problem_of_its_own():
     """Its operands may have other strides."""
     problem = random_warp(2, dtype=torch.float32, channels=8)
     expected = value(problem)
-    assert problem.plans
     last = problem.feature_map.contiguous(memory_format=LAST)
     bound = problem.bound(last, problem.transform.parameters)
-    assert bound.plans == {}
+    assert EMULATED_CUDA.plan(bound.call) is not EMULATED_CUDA.plan(problem.call)
     assert torch.equal(value(bound), expected)
     assert value(bound).is_contiguous(memory_format=LAST)
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
 def test_copies_know_nothing_of_memory_that_is_not_theirs(again):
-    """What is kept holds addresses."""
+    """Plans of the ``cuda`` backend hold addresses of constants."""
     problem = random_gradients(3, random_warp(3))
     expected = EMULATED_CUDA.warp_gradients([problem])[0].feature_map
+    assert problem.call.plans
     other = again(problem)
-    assert (len(problem.plans), len(other.plans)) == (1, 0)
+    assert not {"call", "plans"} & vars(other).keys()
     assert torch.equal(EMULATED_CUDA.warp_gradients([other])[0].feature_map, expected)
 
 
@@ -123,8 +119,9 @@ def test_parameters_are_made_contiguous(kind):
 
 
 def test_new_results_are_dense_and_do_not_overlap():
-    """Several share storage; one alone has its own."""
-    problems = [random_warp(seed, size=(3 + seed, 4)) for seed in range(3)]
+    """Several of one dtype share storage; one alone has its own."""
+    dtype = torch.float32
+    problems = [random_warp(seed, size=(3 + seed, 4), dtype=dtype) for seed in range(3)]
     problems.append(interleaved_warp(dtype=torch.float64))
     results = EMULATED_CUDA.warp(problems)
     expected = [value(one) for one in problems]
@@ -147,7 +144,7 @@ def test_gradients_of_every_dtype_share_a_batch():
     problems = [random_gradients(seed, warp) for seed, warp in enumerate(warps)]
     launcher = CountingLauncher()
     together = CudaBackend(launcher).warp_gradients(problems)
-    assert {rows for _, rows in launcher.launches} == {4}
+    assert {count for _, count in launcher.launches} == {4}
     for got, problem in zip(together, problems, strict=True):
         alone = EMULATED_CUDA.warp_gradients([problem])[0]
         assert got.transform.dtype == problem.warp.transform.parameters.dtype
@@ -168,7 +165,7 @@ def test_problems_without_a_result_take_no_part():
         (got,) = CudaBackend(launcher).warp_gradients([gradients], given)
         assert not got.feature_map.any()
         assert not got.transform.any()
-    assert [rows for _, rows in launcher.launches] == [1]
+    assert [count for _, count in launcher.launches] == [1]
 
 
 def test_flat_problems_have_gradients_of_zero_for_the_transform():
@@ -184,30 +181,12 @@ def test_flat_problems_have_gradients_of_zero_for_the_transform():
     assert launcher.launches == []
 
 
-def test_rows_are_kept_until_they_are_too_many(monkeypatch):
-    """Then they are made again, and those of before are launched no more."""
-    rows = Rows(most=2)
-    monkeypatch.setattr(plans, "ROWS", rows)
-    problem = WarpProblem(
-        random_values(1, (1, 1, 3, 4), torch.float32), Affine(torch.eye(2, 3)[None])
-    )
-    expected = value(problem)
-    (first,) = plans.found_warps([problem], None).rows
-    assert plans.found_warps([problem], None).rows[0] is first
-    value(replace(problem, output_size=(5, 6)))
-    assert rows.current() == 1
-    (second,) = plans.found_warps([problem], None).rows
-    assert second is not first
-    assert second.words[:40] == first.words[:40]
-    assert torch.equal(value(problem), expected)
-
-
 def test_needs_decide_what_is_launched():
     """A gradient that nobody asks for is not computed."""
     warp = random_warp(10)
     for needs, kernels in (
-        (("feature_map",), ["stn_reach", "stn_gather_planes", "stn_gather_far_planes"]),
-        (("transform",), ["stn_by_matrix_planes", "stn_finish"]),
+        (("feature_map",), ["stn_preimage", "stn_gather_planes", "stn_gather_far_planes"]),
+        (("transform",), ["stn_slopes_matrix_planes", "stn_finish"]),
     ):
         launcher = CountingLauncher()
         problem = WarpGradientsProblem(warp, random_gradients(1, warp).grad_output, needs)
@@ -220,7 +199,11 @@ class Holding(EmulatedLauncher):
 
     def __init__(self):
         super().__init__()
-        self.events = []
+        self.events, self.current = [], 0
+
+    def stream(self, device):
+        del device
+        return self.current
 
     def hold(self, tensors, device):
         self.events.append(("hold", [tuple(one.shape) for one in tensors], device.type))
@@ -238,40 +221,36 @@ def test_the_basis_of_a_spline_is_held_before_kernels_read_it():
     launcher = Holding()
     warp = random_warp(1, kind="thin_plate_spline", dtype=torch.float32)
     CudaBackend(launcher).warp([warp])
-    kinds = [event[0] for event in launcher.events]
-    assert kinds.index("hold") < kinds.index("launch")
     control = len(warp.transform.control_points)
     points = warp.output_shape[2] * warp.output_shape[3]
-    assert launcher.events[kinds.index("hold")] == ("hold", [(control, points)], "cpu")
+    assert ("hold", [(control, points)], "cpu") in launcher.events[:-1]
+    assert launcher.events[-1] == ("launch",)
+
+
+def test_constants_are_held_once_on_every_stream_that_reads_them():
+    """Whoever lets go of a plan last frees them, maybe while kernels still run."""
+    launcher = Holding()
+    backend, warp = CudaBackend(launcher), random_warp(1, dtype=torch.float32)
+    held = ("hold", [(6 * 7,)], "cpu")  # factors of six entries of the matrix
+    for stream, count in ((0, 1), (0, 1), (7, 2), (0, 2), (7, 2)):
+        launcher.current = stream
+        backend.warp([warp])
+        assert launcher.events.count(held) == count
+        assert launcher.events[-1] == ("launch",)
 
 
 def test_a_captured_graph_keeps_what_it_reads_at_every_replay(monkeypatch):
-    """The table of the host, the rows with their constants, and bases; else nothing is kept."""
+    """The table of the host, descriptors with their constants, and bases; else nothing is kept."""
     launcher = Holding()
     CudaBackend(launcher).warp([random_warp(1, dtype=torch.float32)])
     (retained,) = [event[1] for event in launcher.events if event[0] == "retain"]
-    assert [type(one).__name__ for one in retained[0]] == ["Row"]
+    assert [type(one).__name__ for one in retained[0]] == ["Descriptor"]
     real = DeviceLauncher()
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     real.retain("of no graph")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     real.retain("of a graph")
     assert real._retained == ["of a graph"]
-
-
-def test_while_a_graph_is_captured_rows_do_not_wait_for_the_device(monkeypatch):
-    """To wait would end the capture; there may be more of them meanwhile."""
-    waited = []
-    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-    (row,) = plans.found_warps([random_warp(1)], None).rows
-    gpu = torch.device("cuda", 0)
-    there = replace(row, key=replace(row.key, device=gpu))
-    rows = Rows(most=1)
-    rows._rows, rows._former = {"one": there}, {"older": there}
-    for is_capturing, generation in ((True, 0), (False, 1)):
-        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda now=is_capturing: now)
-        assert rows.current() == generation
-    assert waited == [gpu]
 
 
 HUGE = 1 << 40

@@ -2,7 +2,9 @@
 
 import errno
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +12,8 @@ from cuda.core import Stream
 from cuda.core._utils.cuda_utils import CUDAError
 
 from stn_engine import compilations, warm
-from stn_engine.backends._cuda import compiler
-from stn_engine.backends._cuda.programs import Program, all_programs, sources_digest
+from stn_engine.backends.cuda import compiler
+from stn_engine.backends.cuda.programs import Program, all_programs, sources_digest
 from stn_engine.spec import Interpolation
 from support.cubins import stack_frames
 
@@ -59,7 +61,7 @@ def test_bilinear_float32_kernels_use_no_local_memory(architecture, dims, source
 def test_a_program_that_spills_is_found_out():
     """The measure of the test above is not blind: trigonometry of float64 takes an array."""
     frames = stack_frames(bytes(compiler.cubin(Program("parameters"), "sm_90").code))
-    assert frames["stn_expand"] > 0
+    assert frames["stn_prepare"] > 0
 
 
 def test_a_compiled_program_is_read_back(monkeypatch, tmp_path):
@@ -129,7 +131,7 @@ def test_warm_compiles_all_programs_for_every_architecture(monkeypatch, capsys):
 
 def test_a_stream_of_torch_is_no_foreign_object_to_the_launcher(recwarn):
     """One that is passed as such warns at every launch, which is an error under -W error."""
-    from stn_engine.backends._cuda import driver  # noqa: PLC0415 - needs cuda.core
+    from stn_engine.backends.cuda import driver  # noqa: PLC0415 - needs cuda.core
 
     gpu = torch.device("cuda", 0)
     stream = driver._stream(gpu, 0x1234)
@@ -150,8 +152,31 @@ def test_a_stream_of_torch_is_no_foreign_object_to_the_launcher(recwarn):
 )
 def test_errors_of_the_launcher_are_those_of_torch(name, kind, code):
     """Whoever runs batches has one kind to look at: lack of memory, or the code of the driver."""
-    from stn_engine.backends._cuda import driver  # noqa: PLC0415 - needs cuda.core
+    from stn_engine.backends.cuda import driver  # noqa: PLC0415 - needs cuda.core
 
     with pytest.raises(kind, match=f"cuda.core: {name}: it says why") as caught:
         raise driver.as_torch_error(CUDAError(f"{name}: it says why"))
     assert getattr(caught.value, "error_code", None) == code
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(0, None), (2, torch.OutOfMemoryError), (700, torch.AcceleratorError)],
+)
+def test_memory_is_zeroed_in_the_order_of_the_stream(monkeypatch, code, kind):
+    """By the driver, whose refusals are errors of torch."""
+    from stn_engine.backends.cuda import driver  # noqa: PLC0415 - needs cuda.core
+
+    asked = []
+
+    def memset(*one):
+        asked.append(one)
+        return (driver.CUresult(code),)
+
+    monkeypatch.setattr(driver, "cuMemsetD8Async", memset)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=7))
+    expected = nullcontext() if kind is None else pytest.raises(kind, match="not filled with 0")
+    with expected:
+        driver.zero(1 << 20, 256, torch.device("cuda", 0))
+    assert asked == [(1 << 20, 0, 256, 7)]

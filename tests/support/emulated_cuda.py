@@ -16,8 +16,9 @@ from pathlib import Path
 
 import torch
 
-from stn_engine.backends._cuda.programs import THREADS, Program, all_programs, sources_digest
 from stn_engine.backends.cuda import CudaBackend
+from stn_engine.backends.cuda.programs import Program, all_programs, sources_digest
+from stn_engine.backends.cuda.tuning import THREADS
 
 ROOT = Path(__file__).parents[2]
 EMULATION = ROOT / "tests" / "emulation"
@@ -129,6 +130,14 @@ class EmulatedLauncher:
     def upload(self, words, device):
         del device
         return torch.from_numpy(words)
+
+    def stream(self, device):
+        del device
+        return 0
+
+    def zero(self, address, size_bytes, device):
+        del device
+        ctypes.memset(address, 0, size_bytes)
 
     def hold(self, tensors, device):
         del tensors, device  # a launch returns when its kernel is done

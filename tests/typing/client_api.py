@@ -24,6 +24,7 @@ from stn_client import (
     Tls,
     Transform,
 )
+from stn_client.geometry import TransformArguments, compose, from_remap, rotation_about
 from stn_proto.v1.server_info_pb2 import GetServerInfoReply
 
 u = np.zeros((1, 1, 2, 2))
@@ -71,6 +72,19 @@ def errors(error: StnClientError) -> None:
     if isinstance(error, OverloadedError):
         assert_type(error.retry_after_s, float | None)
     error.violations  # type: ignore[attr-defined]  # noqa: B018
+
+
+def geometry(client: Client) -> None:
+    """Transforms with their unit fit every call that takes a transform."""
+    turn = rotation_about((3, 4), 30)
+    assert_type(turn, TransformArguments[Affine])
+    assert_type(turn["transform"], Affine)
+    assert_type(client.warp(u, **turn, output_size=(2, 2), padding="border"), NDArray[Any])
+    assert_type(client.warp_gradients(u, u, **compose(turn, turn)), Gradients)
+    assert_type(client.generate_grid(**turn, output_size=(2, 2)), NDArray[Any])
+    client.warp(u, turn)  # type: ignore[arg-type]
+    client.warp(u, **turn, coordinates="pixel")  # type: ignore[misc]
+    client.generate_grid(**from_remap(u), output_size=(2, 2))  # type: ignore[arg-type]
 
 
 def refused(client: Client, gradients: Gradients) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Generic, TypeVar, get_args
@@ -227,7 +227,7 @@ def _take_up(reply: Message, received: Payloads, places: Places) -> None:
     """Makes payloads of the tensors of a reply that lie where the request wanted them."""
     if not any(place is not None for place in places):
         return
-    for tensor, place in zip(tensors_of(reply), places, strict=True):
+    for tensor, place in zip(tensors_of(reply), places, strict=False):
         if tensor.WhichOneof("source") == "arena" and place is not None:
             received.append(place.data[: tensor.arena.byte_count])
             tensor.payload = len(received) - 1
@@ -264,7 +264,7 @@ def _put(
     layout: tensor_pb2.Layout = tensor_pb2.LAYOUT_UNSPECIFIED,
 ) -> tensor_pb2.Tensor:
     try:
-        return put_tensor(_array(field, array), payloads, layout=layout)
+        return put_tensor(as_array(field, array), payloads, layout=layout)
     except WireFormatError as error:
         raise invalid(field, f"expected {error.expected}, got {error.actual}. Cast it.") from error
 
@@ -286,9 +286,10 @@ def _layout(options: WarpOptions) -> tensor_pb2.Layout:
 def _transform(transform: Transform, payloads: Payloads) -> warp_pb2.Transform:
     if type(transform) not in _KINDS:
         expected = " or ".join(kind.__name__ for kind in _KINDS)
-        raise invalid("transform", f"expected {expected}, got {type(transform).__name__}.")
+        hint = " Unpack it: **transform." if isinstance(transform, Mapping) else ""
+        raise invalid("transform", f"expected {expected}, got {type(transform).__name__}.{hint}")
     argument = fields(transform)[0].name
-    tensor = _put(argument, _real(argument, _array(argument, transform.parameters)), payloads)
+    tensor = _put(argument, _real(argument, as_array(argument, transform.parameters)), payloads)
     settings = getattr(transform, "settings", {})
     message = warp_pb2.Transform()
     kind = getattr(message, _KINDS[type(transform)])
@@ -296,10 +297,15 @@ def _transform(transform: Transform, payloads: Payloads) -> warp_pb2.Transform:
     return message
 
 
-def _array(field: str, value: ArrayLike) -> Array:
+def as_array(field: str, value: ArrayLike) -> Array:
+    """What an argument is for NumPy.
+
+    Raises:
+        InvalidRequestError: Nothing: a list of lists of different lengths, a tensor elsewhere.
+    """
     try:
         return np.asarray(value)
-    except (RuntimeError, TypeError, ValueError) as error:  # ragged lists, tensors elsewhere
+    except (RuntimeError, TypeError, ValueError) as error:
         raise invalid(field, f"expected an array, got {type(value).__name__}: {error}") from error
 
 
@@ -348,7 +354,7 @@ def _flag(option: str, value: object) -> bool:
 
 
 def _size(size: Sequence[int]) -> Array:
-    sizes = _array("output_size", size)
+    sizes = as_array("output_size", size)
     if sizes.ndim != 1 or sizes.dtype.kind not in "iu":
         raise invalid("output_size", f"expected integers ([D',] H', W'), got {size!r}.")
     if sizes.max(initial=0) >= 2**63:
@@ -357,7 +363,7 @@ def _size(size: Sequence[int]) -> Array:
 
 
 def _fill(fill: float | Sequence[float]) -> Array:
-    values = np.atleast_1d(_array("fill", fill))
+    values = np.atleast_1d(as_array("fill", fill))
     if values.dtype.kind not in "iufb" and values.size:
         raise invalid("fill", f"expected numbers, got {fill!r}.")
     if values.ndim != 1:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, Literal, NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,13 +22,12 @@ from stn_client._client import Client
 from stn_client._errors import InvalidRequestError
 from stn_client._options import WarpOptions
 from stn_client._transforms import Affine, Homography, ThinPlateSpline
+from stn_client._units import Scaling, Unit, from_pixels, to_pixels, unit_of
 from stn_proto.v1.server_info_pb2 import Limits
 
 Array = NDArray[Any]
 Size = tuple[int, ...]
 """(H, W)."""
-Unit = Literal["pixel", "edges", "centres"]
-"""Pixels, or -1 and 1 at the edges of the outermost pixels, or at their centres."""
 
 _ENVELOPE_BYTES = 4096
 """More than a request takes beside its feature map."""
@@ -85,7 +84,7 @@ def warp(
         raise InvalidRequestError(f"transform: {what}", violations=[("transform", what)])
     check_options(options, output_size)
     images, parameters = np.asarray(feature_map), np.asarray(transform.parameters)
-    unit, count, shapes = _unit(options), 0, {(2, 3), (3, 3)}
+    unit, count, shapes = unit_of(options), 0, {(2, 3), (3, 3)}
     if isinstance(transform, ThinPlateSpline):
         count = len(transform.settings["control_points"]) // 2
         shapes = {(count, 2)} if unit == "pixel" else set()
@@ -200,13 +199,12 @@ class _Matrix:
 
     def of_tile(self, tile: _Tile) -> Affine | Homography:
         """The same map, from the tile into its window."""
-        axes = tile.rows, tile.columns
-        target = _diagonal((1, 1), [axis.target.start for axis in axes])
-        window = _diagonal([axis.sign for axis in axes], [axis.offset for axis in axes])
+        axes = tile.columns, tile.rows
+        target = _matrix(([1, 1], [axis.target.start for axis in axes]))
+        window = _matrix(([axis.sign for axis in axes], [axis.offset for axis in axes]))
         local = window @ self._exact @ target
-        moved = (
-            _from_pixels(tile.window_size, self._unit) @ local @ _to_pixels(tile.size, self._unit)
-        )
+        from_window = _matrix(from_pixels(tile.window_size, self._unit))
+        moved = from_window @ local @ _matrix(to_pixels(tile.size, self._unit))
         rows = 2 if self._kind is Affine else 3
         return self._kind(moved.astype(np.float64)[None, :rows])
 
@@ -368,40 +366,16 @@ def _axis(
     return _Axis(slice(*target), slice(start, stop), sign, offset - start)
 
 
-def _unit(options: WarpOptions) -> Unit:
-    if options.get("coordinates") == "pixel":
-        return "pixel"
-    return "centres" if options.get("align_corners", False) else "edges"
-
-
 def _pixel_matrix(theta: Array, input_size: Size, output_size: Size, unit: Unit) -> Array:
     """(3, 3), exact fractions: target pixel to source pixel."""
     rows = [[Fraction(float(value)) for value in row] for row in theta]
     exact = np.array(rows if len(rows) == 3 else [*rows, [0, 0, 1]], dtype=object)
-    return np.asarray(_to_pixels(input_size, unit) @ exact @ _from_pixels(output_size, unit))
+    to_source, from_target = to_pixels(input_size, unit), from_pixels(output_size, unit)
+    return np.asarray(_matrix(to_source) @ exact @ _matrix(from_target))
 
 
-def _to_pixels(size: Size, unit: Unit) -> Array:
-    """(3, 3): coordinates of an image in some unit to its pixels."""
-    if unit == "pixel":
-        return _diagonal((1, 1), (0, 0))
-    scale = [Fraction(n if unit == "edges" else n - 1, 2) for n in size]
-    return _diagonal(scale, [Fraction(n - 1, 2) for n in size])
-
-
-def _from_pixels(size: Size, unit: Unit) -> Array:
-    """(3, 3): pixels of an image to coordinates in some unit."""
-    if unit == "pixel":
-        return _diagonal((1, 1), (0, 0))
-    spans = [n if unit == "edges" else n - 1 for n in size]
-    scale = [Fraction(2, span) if span else Fraction(0) for span in spans]
-    offset = [
-        Fraction(1 - n, span) if span else Fraction(0) for n, span in zip(size, spans, strict=True)
-    ]
-    return _diagonal(scale, offset)
-
-
-def _diagonal(scale: Sequence[Any], offset: Sequence[Any]) -> Array:
-    """(3, 3): x and y, each times its scale and plus its offset; those of y come first."""
-    rows = [[scale[1], 0, offset[1]], [0, scale[0], offset[0]], [0, 0, 1]]
+def _matrix(scaling: Scaling) -> Array:
+    """(3, 3): x and y, each times its scale and plus its offset."""
+    scale, offset = scaling
+    rows = [[scale[0], 0, offset[0]], [0, scale[1], offset[1]], [0, 0, 1]]
     return np.array(rows, dtype=object)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
-from stn_engine.backends._cuda.programs import all_programs
+from stn_engine.backends.cuda.programs import all_programs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="compilers at a time")
     options = parser.parse_args(arguments)
     try:
-        from stn_engine.backends._cuda.compiler import cubin  # noqa: PLC0415 - optional
+        from stn_engine.backends.cuda.compiler import cubin  # noqa: PLC0415 - optional
     except ImportError as error:
         sys.stderr.write(
             f"cuda.core: expected it with a compiler, got {error}. "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stn_client._transforms import ThinPlateSpline
+from stn_client.geometry import rotation_about
 
 
 def pixel_theta(
@@ -30,14 +30,13 @@ def pixel_theta(
         - the centre of the input goes to the centre of the output, plus the translation
 
     Raises:
-        ValueError: scale is not above 0.
+        InvalidRequestError: scale is not above 0.
     """
-    if not scale > 0:
-        raise ValueError(f"scale: expected above 0, got {scale}.")
-    cos, sin = math.cos(math.radians(rotate_deg)), math.sin(math.radians(rotate_deg))
-    source_from_target = np.array([[cos, -sin], [sin, cos]]) / scale
-    offset = _centre(input_size) - source_from_target @ (_centre(output_size) + translate_px)
-    return np.column_stack([source_from_target, offset])
+    centre = _centre(input_size)
+    shift = _centre(output_size) - centre + translate_px
+    turned = rotation_about(centre, rotate_deg, scale, shift)["transform"]
+    theta: NDArray[np.float64] = turned.theta[0]
+    return theta
 
 
 def read_spline(path: str) -> ThinPlateSpline:

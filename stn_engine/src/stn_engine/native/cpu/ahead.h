@@ -5,11 +5,8 @@
 
 namespace stn::STN_ISA {
 
-// A block asks for what the block so many rows below will read, unless rows are shorter than blocks.
-constexpr int kRowsAhead = 8;
-
 // How far in the memory of a channel reads move with kRowsAhead rows of the target, seen at its middle; 0 where
-// that is not known, or maps are small enough to stay in the cache.
+// that is not known, rows are shorter than blocks, or maps are small enough to stay in the cache.
 template <class T, int D>
 STN_LARGE_FUNCTION int64_t distance_ahead(const Item& item, int64_t n) {
   const int64_t *size = item.target.size, j = size[0] / 2;

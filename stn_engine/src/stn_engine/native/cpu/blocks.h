@@ -15,16 +15,11 @@ STN_FUNCTION Row row_of(const Item& item, int64_t n, int64_t row) {
 }
 
 // Half-open: pixels of a row, or a run of pixels in raster order, in which rows and planes follow one another.
-struct Range {
-  int64_t first, last;
-};
+using Range = IndexRange<int64_t>;
 
 STN_FUNCTION int64_t clamped(int64_t value, Range to) {
   return value < to.first ? to.first : value > to.last ? to.last : value;
 }
-
-// Target pixels that are worked on together.
-constexpr int kBlock = 64;
 
 // Pixels from j on: a piece of a row, or of a run that goes on in the rows below.
 struct Block {

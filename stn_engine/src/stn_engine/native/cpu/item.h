@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "../shared/transforms.h"
+#include "tuning.h"
 
 namespace stn {
 
@@ -74,8 +75,8 @@ struct Item {
 // How the target's pixels, in raster order, are cut into units of work: whole rows where these are short. Depends on
 // sizes alone: partial sums must not depend on threads.
 STN_FUNCTION int64_t pixels_per_chunk(const Item& item) {
-  const int64_t most = 4096, width = item.target.size[0];
-  return width < 1 || width > most ? most : most / width * width;
+  const int64_t width = item.target.size[0];
+  return width < 1 || width > kChunk ? kChunk : kChunk / width * width;
 }
 
 STN_FUNCTION int64_t chunks(const Item& item) {

@@ -19,9 +19,6 @@ namespace {
 
 const InstructionSet* chosen = nullptr;
 
-// Below this, calls end before another thread has taken the interpreter over.
-constexpr int64_t kWorthFreeing = 1 << 14;
-
 bool is_worth_freeing(const std::vector<Item>& items) {
   int64_t numbers = 0;
   for (const Item& item : items) numbers += item.batch * item.pixels() * item.target.channels;

@@ -50,7 +50,6 @@ STN_FUNCTION P* component_of(const PointField& field, int64_t n, int a) {
   return static_cast<P*>(field.data) + item_of(n, field.batch) * field.batch_stride + a * field.component_stride;
 }
 
-// PyTorch's own order of operations, so that ties of nearest fall on the same side.
 template <class T, class P, int D>
 STN_LARGE_FUNCTION void grid_points(const Item& item, const Block& block, Points<T, D>& points) {
   using Wide = std::conditional_t<std::is_same_v<P, double>, double, T>;
@@ -62,10 +61,7 @@ STN_LARGE_FUNCTION void grid_points(const Item& item, const Block& block, Points
       T* out = points.at[a] + first;
       for (int b = 0; b < count; ++b) {
         const Wide x = component[offset + b * field.stride[0]];
-        Wide pixel = x;
-        if (item.sampling.unit == Unit::normalized) pixel = ((x + 1) * size - 1) / 2;
-        if (item.sampling.unit == Unit::normalized_corners) pixel = (x + 1) / 2 * (size - 1);
-        out[b] = static_cast<T>(pixel);
+        out[b] = static_cast<T>(in_pixels(x, size, item.sampling.unit));
       }
     });
   }

@@ -10,12 +10,10 @@
 #include <thread>
 #include <vector>
 
+#include "tuning.h"
+
 namespace stn {
 namespace {
-
-// How often a thread looks for the next call before it goes to sleep: one to two hundred microseconds, the distance
-// of calls in a training step.
-constexpr int kSpins = 4000;
 
 void pause() {
 #if defined(__x86_64__) || defined(__i386__)

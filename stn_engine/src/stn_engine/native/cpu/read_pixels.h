@@ -47,9 +47,6 @@ struct Channels {
   int64_t first, count;
 };
 
-// Values of some points in some channels wait here before they are stored.
-constexpr int kBuffer = 1024;
-
 // What missing pixels hold under padding by zeros.
 template <class S>
 alignas(64) inline constexpr S kNothing[kBuffer] = {};

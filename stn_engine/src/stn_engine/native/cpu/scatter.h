@@ -4,7 +4,7 @@
 // order and adds what falls into it, so sums do not depend on how many bands there are.
 #pragma once
 
-#include "reach.h"
+#include "readers.h"
 #include "taps.h"
 
 namespace stn::STN_ISA {
@@ -20,10 +20,9 @@ struct Band {
 // Products that one block contributes, point by point in raster order.
 template <class T>
 struct Products {
-  static constexpr int kRoom = 1024;
   int count = 0, points = 0;
-  int64_t offset[kRoom];  // of the pixel in the band
-  T weight[kRoom];
+  int64_t offset[kProducts];  // of the pixel in the band
+  T weight[kProducts];
   int64_t from[kBlock];  // of G at a point, in a channel
   int end[kBlock];       // of a point's products
 };
@@ -57,7 +56,6 @@ STN_LARGE_FUNCTION void add_products(const Products<T>& products, const S* grad,
     }
     return;
   }
-  constexpr int kTogether = 4;
   const int64_t step = target.channel_stride;
   int64_t c = 0;
   for (; c + kTogether <= channels; c += kTogether)
@@ -82,7 +80,7 @@ STN_LARGE_FUNCTION void scatter_block(const Item& item, const TapPlan<T, D, K>& 
   for_pieces(item.target, block, [&](int first, int count, int64_t from) {
     for (int b = first; b < first + count; ++b, from += item.target.stride[0]) {
       if (!plan.live[b]) continue;
-      if (products.count + kTaps<D, K> > Products<T>::kRoom) {
+      if (products.count + kTaps<D, K> > kProducts) {
         add_products(products, grad, item.target, item.source.channels, band);
         products.count = products.points = 0;
       }
@@ -101,15 +99,15 @@ STN_LARGE_FUNCTION void scatter_block(const Item& item, const TapPlan<T, D, K>& 
 
 // Where coordinates have to be for a tap to fall into a band.
 template <int D, int K>
-STN_FUNCTION Box band_box(const Item& item, int64_t first, int64_t last) {
-  Box box{};
+STN_FUNCTION Box<D> band_box(const Item& item, int64_t first, int64_t last) {
+  Box<D> box{};
   const double reach = K == 4 ? 2.0 : 1.0;
   const bool folds = item.sampling.padding == Padding::reflection;
   const bool clips = item.sampling.padding == Padding::border;
   for (int a = 0; a < D; ++a) {
     const int64_t low = a == D - 1 ? first : 0, high = a == D - 1 ? last : item.source.size[a];
-    box.low[a] = folds || (clips && low == 0) ? -INFINITY : static_cast<double>(low) - reach;
-    box.high[a] = folds || (clips && high == item.source.size[a]) ? INFINITY : static_cast<double>(high - 1) + reach;
+    box.low[a] = folds || (clips && low == 0) ? -kFar : static_cast<double>(low) - reach;
+    box.high[a] = folds || (clips && high == item.source.size[a]) ? kFar : static_cast<double>(high - 1) + reach;
   }
   return box;
 }
@@ -118,8 +116,9 @@ STN_FUNCTION Box band_box(const Item& item, int64_t first, int64_t last) {
 template <class S, class T, int D, int K>
 STN_LARGE_FUNCTION void scatter_item(const Item& item, int64_t n, const Band<T>& band) {
   const PointSource<T, D> source(item, n);
-  const Reach reach = Reach::of<T>(item, source.matrix());
-  for_readers(item, n, reach, band_box<D, K>(item, band.first, band.last), [&](const Block& block) {
+  Readers<T, D> readers(item, source.matrix());
+  readers.invert();
+  for_readers(item, n, readers, band_box<D, K>(item, band.first, band.last), [&](const Block& block) {
     Points<T, D> points;
     source.fill(block, points);
     TapPlan<T, D, K> plan;

@@ -8,11 +8,6 @@
 namespace stn {
 namespace {
 
-// Smaller calls are done before a second thread is awake.
-constexpr int64_t kWorthAThread = 1 << 14;
-// So many numbers a task: small enough to share well, large enough to hide the taking of it.
-constexpr int64_t kTaskSize = 1 << 14;
-
 // What there is to compute of an item: values, or the parts of a gradient.
 enum class Work { values, parameter_sums, points, map };
 

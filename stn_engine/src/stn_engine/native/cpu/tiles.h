@@ -9,18 +9,11 @@
 // if there is room for them: to find them takes longer than to use them.
 #pragma once
 
-#include "reach.h"
+#include "readers.h"
 #include "read_pixels.h"
 #include "taps.h"
 
 namespace stn::STN_ISA {
-
-constexpr int kTileBytes = 52 * 1024;
-constexpr int kKeptBytes = 20 * 1024;
-constexpr int kKeepingTileBytes = 44 * 1024;  // of a tile beside which something is kept
-constexpr int kFewestCells = 700;             // of a tile of several channels
-constexpr int kMaxGroup = 4;                  // channels that are summed at a time
-constexpr int kMaxGroups = 16;                // one after the other in the same tile, by the same thread
 
 template <class T>
 constexpr int kTileValues = kTileBytes / static_cast<int>(sizeof(T));
@@ -118,8 +111,9 @@ class Tile {
   template <class At, class Visit>
   STN_MEMBER bool for_item(int64_t n, At at, Visit visit) {
     const PointSource<T, D> source(item_, n);
-    const Reach reach = Reach::of<T>(item_, source.matrix());
-    return for_readers(item_, n, reach, reading_box(), [&](const Block& block) {
+    Readers<T, D> readers(item_, source.matrix());
+    readers.invert();
+    return for_readers(item_, n, readers, reading_box(), [&](const Block& block) {
       if (at() + block.count > kPoints) return false;
       plan(source, block, at());
       const S* grads = channel_of<const S>(item_.target, block.row, 0);
@@ -159,14 +153,14 @@ class Tile {
   }
 
   // Where coordinates have to be for a tap to fall into the tile.
-  STN_MEMBER Box reading_box() const {
-    Box box{};
+  STN_MEMBER Box<D> reading_box() const {
+    Box<D> box{};
     const double reach = K == 4 ? 2.0 : 1.0;
     const bool clipped = item_.sampling.padding == Padding::border;
     for (int a = 0; a < D; ++a) {
       const int64_t end = first_[a] + size_[a];
-      box.low[a] = clipped && first_[a] == 0 ? -INFINITY : static_cast<double>(first_[a]) - reach;
-      box.high[a] = clipped && end == item_.source.size[a] ? INFINITY : static_cast<double>(end - 1) + reach;
+      box.low[a] = clipped && first_[a] == 0 ? -kFar : static_cast<double>(first_[a]) - reach;
+      box.high[a] = clipped && end == item_.source.size[a] ? kFar : static_cast<double>(end - 1) + reach;
     }
     return box;
   }
@@ -274,8 +268,6 @@ class Tile {
       row[x * stride] = stored<S>(sum);
     }
   }
-
-  static constexpr int kMaxBlocks = 128;
 
   const Item& item_;
   bool keeps_, across_rows_;

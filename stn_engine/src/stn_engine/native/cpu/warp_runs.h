@@ -1,7 +1,7 @@
 // V, block by block: points, plan, then every channel.
 #pragma once
 
-#include "reach.h"
+#include "readers.h"
 #include "read_pixels.h"
 #include "read_taps.h"
 
@@ -34,22 +34,20 @@ STN_FUNCTION void warp_plane(const Item& item, const Block& block, const CellPla
 
 // Blocks of which one channel is read after the other, so that what neighbouring blocks read of it is in the cache.
 template <class T, int D>
-struct Strip {
-  static constexpr int kBlocks = 8;
-
-  Block blocks[kBlocks];
-  CellPlan<T, D> plans[kBlocks];
+struct Blocks {
+  Block at[kBlocksTogether];
+  CellPlan<T, D> plans[kBlocksTogether];
   int count = 0;
 };
 
 template <class S, class T, int D, bool Adjacent>
-STN_LARGE_FUNCTION void warp_planes(const Item& item, const Strip<T, D>& strip) {
-  const S* source = source_of<S>(item, strip.blocks[0].row.n);
+STN_LARGE_FUNCTION void warp_planes(const Item& item, const Blocks<T, D>& blocks) {
+  const S* source = source_of<S>(item, blocks.at[0].row.n);
   for (int64_t c = 0; c < item.source.channels; ++c) {
     const Constants<T> constants = constants_of<T>(item.sampling, c);
-    for (int b = 0; b < strip.count; ++b)
-      warp_plane<S, T, D, Adjacent>(item, strip.blocks[b], strip.plans[b], source, constants,
-                                    channel_of<S>(item.target, strip.blocks[b].row, c));
+    for (int b = 0; b < blocks.count; ++b)
+      warp_plane<S, T, D, Adjacent>(item, blocks.at[b], blocks.plans[b], source, constants,
+                                    channel_of<S>(item.target, blocks.at[b].row, c));
     source += item.source.channel_stride;
   }
 }
@@ -106,24 +104,26 @@ STN_FUNCTION void warp_taps(const Item& item, const Block& block, const Points<T
 }
 
 template <class S, class T, int D>
-STN_FUNCTION void warp_strip(const Item& item, Strip<T, D>& strip) {
-  if (strip.count == 0) return;
+STN_FUNCTION void warp_together(const Item& item, Blocks<T, D>& blocks) {
+  if (blocks.count == 0) return;
   if (is_channels_last(item)) {
-    for (int b = 0; b < strip.count; ++b) warp_block_of_pixels<S>(item, strip.blocks[b], strip.plans[b]);
+    for (int b = 0; b < blocks.count; ++b) warp_block_of_pixels<S>(item, blocks.at[b], blocks.plans[b]);
   } else if (has_adjacent_pixels(item.source)) {
-    warp_planes<S, T, D, true>(item, strip);
+    warp_planes<S, T, D, true>(item, blocks);
   } else {
-    warp_planes<S, T, D, false>(item, strip);
+    warp_planes<S, T, D, false>(item, blocks);
   }
-  strip.count = 0;
+  blocks.count = 0;
 }
 
 // How rows are cut into blocks: pixels that read nothing are left out.
+template <int D>
 class Cuts {
  public:
-  STN_MEMBER Cuts(const Item& item, const Reach& reach)
-      : worthwhile_(reach.known() && pads_by_constant(item.sampling)),
-        outer_(reach, grown(item, item.sampling.interpolation == Interpolation::bicubic ? 2.0 : 1.0)) {}
+  template <class T>
+  STN_MEMBER Cuts(const Item& item, const Readers<T, D>& readers)
+      : worthwhile_(readers.is_known() && pads_by_constant(item.sampling)),
+        outer_(readers, grown(item, item.sampling.interpolation == Interpolation::bicubic ? 2.0 : 1.0)) {}
 
   // Runs skip(row, range) over pixels of a range that read nothing, and visit(block) over all others.
   template <class Skip, class Visit>
@@ -136,15 +136,14 @@ class Cuts {
   }
 
  private:
-  STN_MEMBER static Box grown(const Item& item, double by) {
-    Box box{};
-    for (int a = 0; a < item.axes; ++a)
-      box.low[a] = -by, box.high[a] = static_cast<double>(item.source.size[a] - 1) + by;
+  STN_MEMBER static Box<D> grown(const Item& item, double by) {
+    Box<D> box{};
+    for (int a = 0; a < D; ++a) box.low[a] = -by, box.high[a] = static_cast<double>(item.source.size[a] - 1) + by;
     return box;
   }
 
   bool worthwhile_;
-  Columns outer_;
+  ColumnsOfBox<D> outer_;
 };
 
 // Runs visit(source, block, points) over blocks of a run, and skip(row, range) over pixels that are known to read
@@ -158,7 +157,7 @@ STN_FUNCTION void for_blocks(const Item& item, int64_t n, Range run, Skip skip, 
     visit(source, block, points);
   };
   if (has_blocks_across_rows(item)) return for_blocks_of_run(item, n, run, fill_and_visit);
-  const Cuts cuts(item, Reach::of<T>(item, source.matrix()));
+  const Cuts<D> cuts(item, Readers<T, D>(item, source.matrix()));
   for_rows_of_run(item, n, run,
                   [&](const Row& row, Range range) { cuts.for_blocks(row, range, skip, fill_and_visit); });
 }
@@ -204,16 +203,16 @@ STN_FUNCTION void warp_run_of_taps(const Item& item, int64_t n, Range run) {
 template <class S, int D>
 STN_FUNCTION void warp_run_of_cells(const Item& item, int64_t n, Range run) {
   using T = Compute<S>;
-  const int most = is_channels_last(item) || item.source.channels < 4 ? 1 : Strip<T, D>::kBlocks;
-  Strip<T, D> strip;
+  const int most = is_channels_last(item) || item.source.channels < kChannelsTogether ? 1 : kBlocksTogether;
+  Blocks<T, D> blocks;
   const int64_t ahead = distance_ahead<T, D>(item, n);
-  for (int b = 0; b < most; ++b) strip.plans[b].lie_over(item.source, ahead);
+  for (int b = 0; b < most; ++b) blocks.plans[b].lie_over(item.source, ahead);
   warp_blocks<S, D>(item, n, run, [&](const Block& block, Points<T, D>& points) {
-    strip.blocks[strip.count] = block;
-    plan_cells(item.sampling, block.count, points, strip.plans[strip.count]);
-    if (++strip.count == most) warp_strip<S>(item, strip);
+    blocks.at[blocks.count] = block;
+    plan_cells(item.sampling, block.count, points, blocks.plans[blocks.count]);
+    if (++blocks.count == most) warp_together<S>(item, blocks);
   });
-  warp_strip<S>(item, strip);
+  warp_together<S>(item, blocks);
 }
 
 template <class S, int D>

@@ -1,22 +1,20 @@
-// Channels in pieces: N that lie side by side and move as one vector, or N planes.
+// Channels are worked on in groups: N that lie side by side and move as one vector, or N planes.
 #pragma once
 
 #include "taps.cuh"
 
 namespace stn {
 
-constexpr int kPlanes = K == 4 ? 1 : D == 2 ? 3 : 2;
-
 template <bool Interleaved>
-constexpr int kChunk = Interleaved ? kVector<S> : kPlanes;
+constexpr int kGroup = Interleaved ? kVector<S> : kPlanes;
 
-// Says how many at compile time.
+// Says at compile time how many channels there are.
 template <int N>
 struct Channels {
   static constexpr int kCount = N;
 };
 
-// Those from `live` on are not there.
+// Reads N channels, of which those from `live` on are not there.
 template <int N, bool Interleaved>
 STN_FUNCTION void load_channels(const S* from, int64 stride, int live, T (&out)[N]) {
   if constexpr (Interleaved) {
@@ -43,81 +41,77 @@ STN_FUNCTION void store_channels(S* to, int64 stride, int live, const T (&values
   }
 }
 
-// The constants of some channels.
+// The values of `fill` for some channels.
 template <int N>
-STN_FUNCTION void fill_of(const Item& item, int channel, bool used, T (&out)[N]) {
+STN_FUNCTION void fill_of(const Descriptor& problem, int channel, bool used, T (&out)[N]) {
 #pragma unroll
   for (int c = 0; c < N; ++c)
-    out[c] = used && item.fill != nullptr && channel + c < item.channels
-                 ? static_cast<T>(fetched(item.fill + channel + c))
+    out[c] = used && problem.fill != nullptr && channel + c < problem.channels
+                 ? static_cast<T>(fetched(problem.fill + channel + c))
                  : T(0);
 }
 
-// The part of a map that belongs to item n.
+// The part of a map that belongs to item n of the batch.
 STN_FUNCTION S* maps_of(const Map& map, int n) {
   return reinterpret_cast<S*>(map.data) + shared_index(n, map.batch) * map.batch_stride;
 }
 
 // Some channels of a tap, or what padding puts there.
 template <int N, bool Interleaved>
-STN_FUNCTION void read_tap(const Item& item, const Plan& plan, const S* source, int channel, const T (&outside)[N],
-                           int x, int y, int z, T (&tap)[N]) {
+STN_FUNCTION void read_tap(const Descriptor& problem, const TapPlan& plan, const S* source, int channel,
+                           const T (&outside)[N], int x, int y, int z, T (&tap)[N]) {
 #pragma unroll
   for (int c = 0; c < N; ++c) tap[c] = outside[c];
   if (plan.inside(x, y, z))
-    load_channels<N, Interleaved>(source + plan.place(x, y, z), item.source.channel_stride, item.channels - channel,
-                                  tap);
+    load_channels<N, Interleaved>(source + plan.place(x, y, z), problem.feature_map.channel_stride,
+                                  problem.channels - channel, tap);
 }
 
 constexpr int kTaps = D == 2 ? K * K : K * K * K;
-constexpr bool kHoldsTaps = K < 4;  // whether registers hold all taps of some channels
 
 // All taps of some channels. Most points lie within the map and are spared all tests.
 template <int N, bool Interleaved>
-STN_FUNCTION void read_taps(const Item& item, const Plan& plan, const S* source, int channel, T (&taps)[kTaps][N]) {
+STN_FUNCTION void read_taps(const Descriptor& problem, const TapPlan& plan, const S* source, int channel,
+                            T (&taps)[kTaps][N]) {
   if (plan.whole()) {
     for_taps([&](int x, int y, int z) {
-      load_channels<N, Interleaved>(source + plan.place(x, y, z), item.source.channel_stride, N,
+      load_channels<N, Interleaved>(source + plan.place(x, y, z), problem.feature_map.channel_stride, N,
                                     taps[(z * K + y) * K + x]);
     });
   } else {
     T outside[N];
-    fill_of(item, channel, item.fills != 0, outside);
+    fill_of(problem, channel, problem.fills != 0, outside);
     for_taps([&](int x, int y, int z) {
-      read_tap<N, Interleaved>(item, plan, source, channel, outside, x, y, z, taps[(z * K + y) * K + x]);
+      read_tap<N, Interleaved>(problem, plan, source, channel, outside, x, y, z, taps[(z * K + y) * K + x]);
     });
   }
 }
 
-// Calls f with every piece of the channels from `channel` to `last`: N at a time, and planes at the end together.
+// Calls f with every group of the channels from `channel` to `last`: N at a time, and planes at the end together.
 template <int N, bool Interleaved, class F>
-STN_FUNCTION void for_chunks(int channel, int last, F f) {
+STN_FUNCTION void for_groups(int channel, int last, F f) {
   for (; last - channel >= N; channel += N) f(Channels<N>{}, channel);
   if (Interleaved || channel >= last) return;
   if (N > 2 && last - channel == 2) f(Channels<2>{}, channel);
   else f(Channels<1>{}, channel);
 }
 
-// A piece of work of one thread: a pixel, and some of its channels. Interleaved channels go to neighbouring
-// threads; planes are walked by one thread, which makes its plan once.
+// What a thread does at a time is a unit: a pixel, and some of its channels. Interleaved channels go to neighbouring
+// threads; planes are walked by one thread, which plans its taps once.
 template <int N, bool Interleaved>
 struct Units {
-  int chunks, pixels;
+  int groups, pixels;
 
-  STN_MEMBER Units(const Item& item, const Tiling& tiling)
-      : chunks(Interleaved ? item.channels / N : 1), pixels(pixels_of(tiling)) {}
+  STN_MEMBER Units(const Descriptor& problem, const Tiling& tiling)
+      : groups(Interleaved ? problem.channels / N : 1), pixels(pixels_of(tiling)) {}
 
-  STN_MEMBER int count() const { return pixels * chunks; }
-  STN_MEMBER int pixel(int unit) const { return Interleaved ? unit / chunks : unit; }
-  STN_MEMBER int first_channel(int unit) const { return Interleaved ? unit % chunks * N : 0; }
-  STN_MEMBER int last_channel(int unit, const Item& item) const {
-    return Interleaved ? first_channel(unit) + N : item.channels;
+  STN_MEMBER int count() const { return pixels * groups; }
+  STN_MEMBER int pixel(int unit) const { return Interleaved ? unit / groups : unit; }
+  STN_MEMBER int first_channel(int unit) const { return Interleaved ? unit % groups * N : 0; }
+  STN_MEMBER int last_channel(int unit, const Descriptor& problem) const {
+    return Interleaved ? first_channel(unit) + N : problem.channels;
   }
 };
-
-// Blocks that share a multiprocessor; bounds the registers of a thread.
-constexpr int kBlocks = sizeof(T) == 8 || D == 3 ? 2 : K == 4 ? 3 : 4;
-constexpr int kVectorBlocks = sizeof(T) == 8 || D == 3 ? 2 : 3;
 
 }  // namespace stn
 

@@ -21,13 +21,13 @@ STN_FUNCTION bool lies_within(T at, T by_x, T by_y, T last_x, T last_y, int size
   return low >= T(kBefore) && high <= static_cast<T>(size - kBehind);  // false for NaN
 }
 
-// Whether the general path may be left; the same for all threads of a block. Pixels of planes must be neighbours in
-// memory, so that a constant leads from a tap to the next one.
+// Whether the general path may be left, which is the same for all threads of a block. Pixels of planes must be
+// neighbours in memory, so that a constant leads from a tap to the next one.
 template <bool Interleaved>
-STN_FUNCTION bool is_interior(const Item& item, const Tiling& tiling, const Place& place, const Rays& rays) {
-  if (!Interleaved && item.source.stride[0] != 1) return false;
-  if (!kHasInterior || rays.projective || (K < 4 && pads_by(item, Padding::reflection))) return false;
-  const int width = 8 << tiling.width_log, height = 4 << tiling.height_log;
+STN_FUNCTION bool is_interior(const Descriptor& problem, const Tiling& tiling, const Place& place, const Rays& rays) {
+  if (!Interleaved && problem.feature_map.stride[0] != 1) return false;
+  if (!kHasInterior || rays.projective || (K < 4 && pads_by(problem, Padding::reflection))) return false;
+  const int width = width_of(tiling), height = height_of(tiling);
   if (place.x + width > tiling.size[0] || place.row + height > tiling.rows || tiling.size[2] > 1) return false;
   const Pixel corner = {{place.x, place.row, 0}};
   const T last_x = static_cast<T>(width - 1), last_y = static_cast<T>(height - 1);
@@ -37,7 +37,7 @@ STN_FUNCTION bool is_interior(const Item& item, const Tiling& tiling, const Plac
     const T farthest = magnitude(row[0]) * (static_cast<T>(place.x) + last_x) +
                        magnitude(row[1]) * (static_cast<T>(place.row) + last_y) + magnitude(row[D]);
     within = within && farthest <= T(kFarthest) &&
-             lies_within(rays.ray(a, corner), row[0], row[1], last_x, last_y, item.from.size[a]);
+             lies_within(rays.ray(a, corner), row[0], row[1], last_x, last_y, problem.source.size[a]);
   }
   return within;
 }
@@ -54,7 +54,7 @@ struct Affinity {
   }
 
   // Whether a row of the target reads few rows of the source, so that a warp is best spread along it.
-  STN_MEMBER bool is_level() const { return magnitude(row[1][0]) <= T(0.25); }
+  STN_MEMBER bool is_level() const { return magnitude(row[1][0]) <= T(kLevelSlope); }
 
   STN_MEMBER T point(int a, T x, T y) const { return fused(row[a][0], x, fused(row[a][1], y, row[a][2])); }
 };
@@ -97,15 +97,13 @@ STN_FUNCTION auto reader_of(const T (&taps)[K * K][N]) {
   };
 }
 
-// Which pixel of a tile a unit is: neighbours lie along rows, or in patches of 8 x 4.
+// Where pixel p of a tile lies in it, counted patch by patch or row by row.
 STN_FUNCTION void place_in_tile(const Tiling& tiling, int p, bool by_rows, int& x, int& y) {
   if (by_rows) {
-    x = p & ((8 << tiling.width_log) - 1);
-    y = p >> (3 + tiling.width_log);
+    x = p & (width_of(tiling) - 1);
+    y = p >> (tiling.width_log + kPatchWidthLog);
   } else {
-    const int patch = p >> 5, across = patch & ((1 << tiling.width_log) - 1), down = patch >> tiling.width_log;
-    x = across * 8 + (p & 7);
-    y = down * 4 + (p >> 3 & 3);
+    place_in_tile(tiling, p, x, y);
   }
 }
 

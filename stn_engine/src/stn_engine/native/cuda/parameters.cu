@@ -1,89 +1,93 @@
-// Parameters before and after the kernels that know feature maps: float64 throughout, one block per theta.
-#include "item.cuh"
+// Parameters before and after the kernels that know feature maps: float64 throughout, one thread block per theta.
+#include "problem.cuh"
 
 namespace stn {
 
-// theta (2, 3) of a similarity, from the parameters that it has.
-STN_FUNCTION void expand(const Item& item, int n) {
-  const int counts[] = {3, 4, 2, 1}, kind = item.own_kind - static_cast<int>(Kind::attention);
-  double own[4] = {};
-  for (int k = 0; k < counts[kind]; ++k)
-    own[k] = number_at(item.own_parameters, item.own_wide, static_cast<int64>(n) * counts[kind] + k);
+// What a similarity has of parameters for one item of the batch.
+struct OwnParameters {
+  Kind kind;
+  int count;
+  double at[4];
+
+  STN_MEMBER OwnParameters(const Descriptor& problem, int n)
+      : kind(static_cast<Kind>(problem.own_kind)), count(parameter_count(kind, 2)), at{} {
+    for (int k = 0; k < count; ++k) at[k] = number_of(problem.own_parameters, n, k);
+  }
+};
+
+// Leaves theta (2, 3) of a similarity, or any other parameters, in one piece and as float64.
+STN_FUNCTION void prepare(const Descriptor& problem, int n) {
+  double* to = reinterpret_cast<double*>(problem.parameters) + static_cast<int64>(n) * problem.count;
+  if (problem.own_kind == problem.kind) {
+    for (int k = threadIdx.x; k < problem.count; k += kThreads) to[k] = number_of(problem.own_parameters, n, k);
+    return;
+  }
+  if (threadIdx.x != 0) return;
+  const OwnParameters own(problem, n);
   double theta[6];
-  similarity_theta(static_cast<Kind>(item.own_kind), own, theta);
-  for (int k = 0; k < 6; ++k) reinterpret_cast<double*>(const_cast<char*>(item.parameters))[6 * n + k] = theta[k];
+  similarity_theta(own.kind, own.at, theta);
+  for (int k = 0; k < 6; ++k) to[k] = theta[k];
 }
 
-STN_FUNCTION bool is_similarity(int kind) {
-  return kind >= static_cast<int>(Kind::attention) && kind <= static_cast<int>(Kind::rotation);
-}
-
-// From the gradient of theta to that of a similarity's own parameters.
-STN_FUNCTION void put_similarity(const Item& item, int n, const double (&by_theta)[6]) {
-  const int counts[] = {3, 4, 2, 1}, count = counts[item.own_kind - static_cast<int>(Kind::attention)];
-  const int64 first = static_cast<int64>(n) * count;
-  double own[4] = {}, by_own[4] = {};
-  for (int k = 0; k < count; ++k) own[k] = number_at(item.own_parameters, item.own_wide, first + k);
-  similarity_theta_adjoint(static_cast<Kind>(item.own_kind), own, by_theta, by_own);
-  for (int k = 0; k < count; ++k) put_number(item.by_parameters, item.own_wide, first + k, by_own[k]);
+// Writes the gradient of a similarity's own parameters, from that of theta.
+STN_FUNCTION void put_similarity(const Descriptor& problem, int n, const double (&grad_theta)[6]) {
+  const OwnParameters own(problem, n);
+  double grad_own[4] = {};
+  similarity_theta_adjoint(own.kind, own.at, grad_theta, grad_own);
+  for (int k = 0; k < own.count; ++k) put_number(problem.grad_parameters, n, k, grad_own[k]);
 }
 
 constexpr int kMaxLinear = 12;
 
-// The transpose of the factors, times the gradient of the matrix; one thread.
-STN_FUNCTION void put_linear(const Item& item, int n, const double* by_matrix) {
-  double by_theta[kMaxLinear] = {};
-  for (int k = 0; k < item.count; ++k)
-    for (int e = 0; e < item.entries; ++e)
-      by_theta[k] = fused(item.factors[e * (item.count + 1) + k], by_matrix[e], by_theta[k]);
-  if (is_similarity(item.own_kind)) {
+// Writes the gradient of theta: the transpose of the factors, times the gradient of the matrix. One thread calls it.
+STN_FUNCTION void put_linear(const Descriptor& problem, int n, const double* grad_matrix) {
+  double grad_theta[kMaxLinear] = {};
+  for (int k = 0; k < problem.count; ++k)
+    for (int e = 0; e < problem.entries; ++e)
+      grad_theta[k] = fused(problem.factors[e * (problem.count + 1) + k], grad_matrix[e], grad_theta[k]);
+  if (problem.own_kind != problem.kind) {
     double six[6];
-    for (int k = 0; k < 6; ++k) six[k] = by_theta[k];
-    return put_similarity(item, n, six);
+    for (int k = 0; k < 6; ++k) six[k] = grad_theta[k];
+    return put_similarity(problem, n, six);
   }
-  for (int k = 0; k < item.count; ++k)
-    put_number(item.by_parameters, item.own_wide, static_cast<int64>(n) * item.count + k, by_theta[k]);
+  for (int k = 0; k < problem.count; ++k) put_number(problem.grad_parameters, n, k, grad_theta[k]);
 }
 
-// Entry e of the sum over all tiles that share parameters n; every thread must call it.
-STN_FUNCTION double sum_of_tiles(const Item& item, int n, int e) {
-  const int64 tiles = static_cast<int64>(item.to.count) * (item.parameter_batch == 1 ? item.batch : 1);
-  const double* sums = item.sums + static_cast<int64>(n) * item.to.count * item.entries + e;
+// Entry e of the sum over all tiles that share parameters n. Every thread must call it.
+STN_FUNCTION double sum_of_tiles(const Descriptor& problem, int n, int e) {
+  const int64 tiles = static_cast<int64>(problem.target.count) * (problem.parameter_batch == 1 ? problem.batch : 1);
+  const double* sums = problem.sums + static_cast<int64>(n) * problem.target.count * problem.entries + e;
   double sum = 0.0;
-  for (int64 tile = threadIdx.x; tile < tiles; tile += kThreads) sum += sums[tile * item.entries];
+  for (int64 tile = threadIdx.x; tile < tiles; tile += kThreads) sum += sums[tile * problem.entries];
   return block_sum(sum);
 }
 
-STN_FUNCTION void finish(const Item& item, int n) {
-  __shared__ double by_matrix[kMaxLinear];
-  const bool spline = static_cast<Kind>(item.kind) == Kind::spline;
-  for (int e = 0; e < item.entries; ++e) {
-    const double sum = sum_of_tiles(item, n, e);
+STN_FUNCTION void finish(const Descriptor& problem, int n) {
+  __shared__ double grad_matrix[kMaxLinear];
+  const bool spline = static_cast<Kind>(problem.kind) == Kind::spline;
+  for (int e = 0; e < problem.entries; ++e) {
+    const double sum = sum_of_tiles(problem, n, e);
     if (threadIdx.x != 0) continue;
-    if (spline)
-      put_number(item.by_parameters, item.own_wide, static_cast<int64>(n) * item.count + e,
-                 sum * item.factors[2 * (e % 2)]);
-    else by_matrix[e] = sum;
+    if (spline) put_number(problem.grad_parameters, n, e, sum * problem.factors[2 * (e % 2)]);
+    else grad_matrix[e] = sum;
   }
-  if (threadIdx.x == 0 && !spline) put_linear(item, n, by_matrix);
+  if (threadIdx.x == 0 && !spline) put_linear(problem, n, grad_matrix);
 }
 
 template <class F>
 STN_FUNCTION void for_thetas(const Launch& launch, F f) {
-  for (Run run(launch); run.goes_on(); ++run.tile) {
-    const Item& item = item_of(launch, run);
-    f(item, static_cast<int>(run.tile_of_item()));
+  for (TileLoop loop(launch); loop.goes_on(); ++loop.tile) {
+    const Descriptor& problem = problem_of(launch, loop);
+    f(problem, static_cast<int>(loop.tile_of_problem()));
   }
 }
 
 }  // namespace stn
 
-extern "C" __global__ void stn_expand(STN_ARGUMENTS) {
-  stn::for_thetas(STN_LAUNCH, [](const stn::Item& item, int n) {
-    if (threadIdx.x == 0) stn::expand(item, n);
-  });
+extern "C" __global__ void stn_prepare(STN_ARGUMENTS) {
+  stn::for_thetas(STN_LAUNCH, [](const stn::Descriptor& problem, int n) { stn::prepare(problem, n); });
 }
 
 extern "C" __global__ void stn_finish(STN_ARGUMENTS) {
-  stn::for_thetas(STN_LAUNCH, [](const stn::Item& item, int n) { stn::finish(item, n); });
+  stn::for_thetas(STN_LAUNCH, [](const stn::Descriptor& problem, int n) { stn::finish(problem, n); });
 }

@@ -6,9 +6,7 @@
 
 namespace stn {
 
-constexpr int kSlopeBlocks = sizeof(T) == 8 ? 1 : 2;
-
-// Equations (6) and (7), or those of the rays of a homography, of one point.
+// Adds one point to the gradient of a matrix: equations (6) and (7), or those of the rays of a homography.
 STN_FUNCTION void add_point(const Rays& rays, const Pixel& pixel, const T (&x)[D], const T (&by)[D],
                             double (&sums)[kMaxEntries]) {
   T ray[3] = {by[0], by[1], D == 3 ? by[D - 1] : T(0)};
@@ -29,30 +27,34 @@ STN_FUNCTION void add_point(const Rays& rays, const Pixel& pixel, const T (&x)[D
   }
 }
 
-// The gradients of a tile in the interior, which only affine maps have: equations (6) and (7).
+// Adds a tile in the interior, which only affine maps have, by equations (6) and (7).
 template <int N, bool Interleaved, class Units>
-STN_FUNCTION void add_interior(const Item& item, const Place& place, const Rays& rays, const Units& units,
+STN_FUNCTION void add_interior(const Descriptor& problem, const Place& place, const Rays& rays, const Units& units,
                                double (&sums)[kMaxEntries]) {
   const Affinity affinity(rays);
-  const S* source = maps_of(item.source, place.n);
-  const S* target = maps_of(item.target, place.n);
+  const S* source = maps_of(problem.feature_map, place.n);
+  const S* target = maps_of(problem.grad_output, place.n);
 #pragma unroll 1
   for (int unit = threadIdx.x; unit < units.count(); unit += kThreads) {
     int x, y;
-    place_in_tile(item.to, units.pixel(unit), false, x, y);
+    place_in_tile(problem.target, units.pixel(unit), false, x, y);
     x += place.x;
     y += place.row;
     InteriorTaps taps;
-    taps.weigh_at(affinity, item.source, static_cast<T>(x), static_cast<T>(y), item.zero_subgradient != 0);
-    const S* grads = target + (x * item.target.stride[0] + static_cast<int64>(y) * item.target.stride[1]);
+    taps.weigh_at(affinity, problem.feature_map, static_cast<T>(x), static_cast<T>(y), problem.zero_subgradient != 0);
+    const S* grads =
+        target + (x * problem.grad_output.stride[0] + static_cast<int64>(y) * problem.grad_output.stride[1]);
     T by[D] = {};
-    for_chunks<N, Interleaved>(units.first_channel(unit), units.last_channel(unit, item), [&](auto count, int first) {
-      constexpr int M = decltype(count)::kCount;
-      T read[K * K][M], grad[M];
-      load_channels<M, Interleaved>(grads + first * item.target.channel_stride, item.target.channel_stride, M, grad);
-      read_interior<M, Interleaved>(source + taps.first + first * item.source.channel_stride, item.source, read);
-      join_slopes(taps, reader_of(read), grad, by);
-    });
+    for_groups<N, Interleaved>(
+        units.first_channel(unit), units.last_channel(unit, problem), [&](auto count, int first) {
+          constexpr int M = decltype(count)::kCount;
+          T read[K * K][M], grad[M];
+          load_channels<M, Interleaved>(grads + first * problem.grad_output.channel_stride,
+                                        problem.grad_output.channel_stride, M, grad);
+          read_interior<M, Interleaved>(source + taps.first + first * problem.feature_map.channel_stride,
+                                        problem.feature_map, read);
+          join_slopes(taps, reader_of(read), grad, by);
+        });
 #pragma unroll
     for (int a = 0; a < 2; ++a) {
       const double g = static_cast<double>(by[a]);
@@ -63,111 +65,112 @@ STN_FUNCTION void add_interior(const Item& item, const Place& place, const Rays&
   }
 }
 
-STN_FUNCTION void put_sums(const Item& item, int64 tile, double (&sums)[kMaxEntries]) {
+STN_FUNCTION void put_sums(const Descriptor& problem, int64 tile, double (&sums)[kMaxEntries]) {
   __shared__ double warps[kWarps][kMaxEntries];
 #pragma unroll
   for (int e = 0; e < kMaxEntries; ++e) {
-    if (e >= item.entries) break;
+    if (e >= problem.entries) break;
     const double sum = warp_sum(sums[e]);
     if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp][e] = sum;
   }
   __syncthreads();
-  for (int e = threadIdx.x; e < item.entries; e += kThreads) {
+  for (int e = threadIdx.x; e < problem.entries; e += kThreads) {
     double sum = 0.0;
     for (int w = 0; w < kWarps; ++w) sum += warps[w][e];
-    item.sums[tile * item.entries + e] = sum;
+    problem.sums[tile * problem.entries + e] = sum;
   }
 }
 
 template <bool Interleaved>
 STN_FUNCTION void matrix_tiles(const Launch& launch) {
-  constexpr int N = kChunk<Interleaved>;
-  for (Run run(launch); run.goes_on(); ++run.tile) {
-    const Item& item = item_of(launch, run);
-    const Place place = place_of(item.to, run.tile_of_item());
-    const Rays rays = load_rays(item, place.n);
-    const Units<N, Interleaved> units(item, item.to);
+  constexpr int N = kGroup<Interleaved>;
+  for (TileLoop loop(launch); loop.goes_on(); ++loop.tile) {
+    const Descriptor& problem = problem_of(launch, loop);
+    const Place place = place_of(problem.target, loop.tile_of_problem());
+    const Rays rays = load_rays(problem, place.n);
+    const Units<N, Interleaved> units(problem, problem.target);
     double sums[kMaxEntries] = {};
     bool interior = false;
     if constexpr (kHasInterior) {
-      interior = is_interior<Interleaved>(item, item.to, place, rays);
-      if (interior) add_interior<N, Interleaved>(item, place, rays, units, sums);
+      interior = is_interior<Interleaved>(problem, problem.target, place, rays);
+      if (interior) add_interior<N, Interleaved>(problem, place, rays, units, sums);
     }
     for (int unit = threadIdx.x; !interior && unit < units.count(); unit += kThreads) {
       Pixel pixel;
-      if (!pixel_of(place, item.to, units.pixel(unit), pixel)) continue;
+      if (!pixel_of(place, problem.target, units.pixel(unit), pixel)) continue;
       T x[D], by[D];
       rays.point(pixel, x);
-      slopes_of<N, Interleaved>(item, place.n, pixel, x, units.first_channel(unit), units.last_channel(unit, item), by);
+      slopes_of<N, Interleaved>(problem, place.n, pixel, x, units.first_channel(unit),
+                                units.last_channel(unit, problem), by);
       add_point(rays, pixel, x, by, sums);
     }
-    put_sums(item, run.tile_of_item(), sums);
+    put_sums(problem, loop.tile_of_problem(), sums);
   }
 }
 
-constexpr int kTilePixels = 1024;
-
-// The transpose of the basis of a spline, over one tile.
+// Applies the transpose of the basis of a spline, tile by tile.
 template <bool Interleaved>
 STN_FUNCTION void spline_tiles(const Launch& launch) {
-  constexpr int N = kChunk<Interleaved>;
+  constexpr int N = kGroup<Interleaved>;
   __shared__ T slopes[kTilePixels][2];
-  for (Run run(launch); run.goes_on(); ++run.tile) {
-    const Item& item = item_of(launch, run);
-    const Place place = place_of(item.to, run.tile_of_item());
-    const int pixels = pixels_of(item.to);
+  for (TileLoop loop(launch); loop.goes_on(); ++loop.tile) {
+    const Descriptor& problem = problem_of(launch, loop);
+    const Place place = place_of(problem.target, loop.tile_of_problem());
+    const int pixels = pixels_of(problem.target);
     for (int p = threadIdx.x; p < pixels; p += kThreads) {
       Pixel pixel;
       T x[D], by[D] = {};
-      if (pixel_of(place, item.to, p, pixel)) {
-        field_point(item, place.n, pixel, x);
-        slopes_of<N, Interleaved>(item, place.n, pixel, x, 0, item.channels, by);
+      if (pixel_of(place, problem.target, p, pixel)) {
+        field_point(problem, place.n, pixel, x);
+        slopes_of<N, Interleaved>(problem, place.n, pixel, x, 0, problem.channels, by);
       }
       slopes[p][0] = by[0];
       slopes[p][1] = by[1];
     }
     __syncthreads();
-    const int64 all = static_cast<int64>(item.to.size[0]) * item.to.size[1];
-    for (int k = threadIdx.x / kWarp; k < item.count / 2; k += kWarps) {
+    const int64 all = static_cast<int64>(problem.target.size[0]) * problem.target.size[1];
+    for (int k = threadIdx.x / kWarp; k < problem.count / 2; k += kWarps) {
       double sums[2] = {};
       for (int p = threadIdx.x % kWarp; p < pixels; p += kWarp) {
         Pixel pixel;
-        if (!pixel_of(place, item.to, p, pixel)) continue;
-        const double basis = fetched(item.basis + k * all + lattice_index(item.to, pixel));
+        if (!pixel_of(place, problem.target, p, pixel)) continue;
+        const double basis = fetched(problem.basis + k * all + lattice_index(problem.target, pixel));
         for (int a = 0; a < 2; ++a) sums[a] = fused(static_cast<double>(slopes[p][a]), basis, sums[a]);
       }
       for (int a = 0; a < 2; ++a) {
         const double sum = warp_sum(sums[a]);
-        if (threadIdx.x % kWarp == 0) item.sums[(run.tile_of_item()) * item.count + 2 * k + a] = sum;
+        if (threadIdx.x % kWarp == 0) problem.sums[(loop.tile_of_problem()) * problem.count + 2 * k + a] = sum;
       }
     }
   }
 }
 
-// A grid or a flow receives one vector per point; one that is shared, the sum over all items that share it.
+// Gradients of fields: a grid or a flow receives one vector per point; one that is shared, the sum over all items of
+// the batch that share it.
 template <bool Interleaved>
 STN_FUNCTION void field_tiles(const Launch& launch) {
-  constexpr int N = kChunk<Interleaved>;
-  for (Run run(launch); run.goes_on(); ++run.tile) {
-    const Item& item = item_of(launch, run);
-    const Place place = place_of(item.to, run.tile_of_item());
-    const int last_n = item.by_points.batch == 1 ? item.batch : place.n + 1;
-    for (int p = threadIdx.x; p < pixels_of(item.to); p += kThreads) {
+  constexpr int N = kGroup<Interleaved>;
+  for (TileLoop loop(launch); loop.goes_on(); ++loop.tile) {
+    const Descriptor& problem = problem_of(launch, loop);
+    const Place place = place_of(problem.target, loop.tile_of_problem());
+    const int last_n = problem.grad_points.batch == 1 ? problem.batch : place.n + 1;
+    for (int p = threadIdx.x; p < pixels_of(problem.target); p += kThreads) {
       Pixel pixel;
-      if (!pixel_of(place, item.to, p, pixel)) continue;
+      if (!pixel_of(place, problem.target, p, pixel)) continue;
       double sums[D] = {};
       for (int n = place.n; n < last_n; ++n) {
         T x[D], by[D];
-        field_point(item, n, pixel, x);
-        slopes_of<N, Interleaved>(item, n, pixel, x, 0, item.channels, by);
+        field_point(problem, n, pixel, x);
+        slopes_of<N, Interleaved>(problem, n, pixel, x, 0, problem.channels, by);
         for (int a = 0; a < D; ++a) {
-          const double scale = static_cast<Kind>(item.kind) == Kind::grid ? item.factors[a] : item.factors[3 * a + 2];
+          const double scale =
+              static_cast<Kind>(problem.kind) == Kind::grid ? problem.factors[a] : problem.factors[3 * a + 2];
           if (by[a] != T(0)) sums[a] += static_cast<double>(by[a] * static_cast<T>(scale));
         }
       }
-      const int64 index = offset_of<D>(item.by_points, place.n, pixel);
+      const int64 index = offset_of<D>(problem.grad_points, place.n, pixel);
       for (int a = 0; a < D; ++a)
-        put_number(item.by_points.data, item.wide, index + a * item.by_points.channel_stride, sums[a]);
+        put_number(problem.grad_points.data, problem.wide, index + a * problem.grad_points.channel_stride, sums[a]);
     }
   }
 }

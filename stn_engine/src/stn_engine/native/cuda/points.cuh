@@ -1,26 +1,22 @@
 // Source points of target pixels: the grid generator, of which no grid is ever in memory.
 #pragma once
 
-#include "item.cuh"
+#include "problem.cuh"
+#include "tuning.cuh"
 
 namespace stn {
-
-// What a program is compiled for.
-using S = STN_STORAGE;
-using T = Compute<S>;
-constexpr int D = STN_AXES;
-constexpr int K = taps_of(static_cast<Interpolation>(STN_INTERPOLATION));  // taps per axis
 
 constexpr int kMaxEntries = 12;
 
 // Entry e of the pixel matrix of a theta, float64: linear in theta, by factors that the host composed.
-STN_FUNCTION double entry_of(const Item& item, int n, int e) {
-  const double* factors = item.factors + e * (item.count + 1);
-  const int64 first = static_cast<int64>(shared_index(n, item.parameter_batch)) * item.count;
+STN_FUNCTION double entry_of(const Descriptor& problem, int n, int e) {
+  const double* factors = problem.factors + e * (problem.count + 1);
+  const int64 first = static_cast<int64>(shared_index(n, problem.parameter_batch)) * problem.count;
   double sum = 0.0;
 #pragma unroll 3
-  for (int k = 0; k < item.count; ++k) sum += number_at(item.parameters, item.wide, first + k) * fetched(factors + k);
-  return sum + fetched(factors + item.count);
+  for (int k = 0; k < problem.count; ++k)
+    sum += number_at(problem.parameters, problem.wide, first + k) * fetched(factors + k);
+  return sum + fetched(factors + problem.count);
 }
 
 // Rows of the matrix, rounded once: x = constant + step·(j, i, k), and for a homography W below. They stay in
@@ -49,68 +45,62 @@ struct Rays {
   }
 };
 
-// The rays of item n, until the next call; every thread must call it.
-STN_FUNCTION Rays load_rays(const Item& item, int n) {
+// The rays of item n of the batch, which stay until the next call. Every thread must call it.
+STN_FUNCTION Rays load_rays(const Descriptor& problem, int n) {
   __shared__ T entries[kMaxEntries];
   if (held().n != n) {
     __syncthreads();
     if (threadIdx.x == 0) held().n = n;
 #pragma unroll 1
-    for (int e = threadIdx.x; e < item.entries; e += kThreads) entries[e] = static_cast<T>(entry_of(item, n, e));
+    for (int e = threadIdx.x; e < problem.entries; e += kThreads) entries[e] = static_cast<T>(entry_of(problem, n, e));
     __syncthreads();
   }
-  return {entries, static_cast<Kind>(item.kind) == Kind::homography};
+  return {entries, static_cast<Kind>(problem.kind) == Kind::homography};
 }
 
-// PyTorch's own order of operations, so that ties of nearest fall on the same side.
-template <class P>
-STN_FUNCTION P in_pixels(P x, int size, int unit) {
-  const P extent = static_cast<P>(size);
-  if (static_cast<Unit>(unit) == Unit::normalized) return ((x + 1) * extent - 1) / 2;
-  if (static_cast<Unit>(unit) == Unit::normalized_corners) return (x + 1) / 2 * (extent - 1);
-  return x;
-}
-
-STN_FUNCTION T grid_coordinate(const Item& item, int a, int64 index) {
-  const int size = item.from.size[a];
-  if (item.wide)
+STN_FUNCTION T grid_coordinate(const Descriptor& problem, int a, int64 index) {
+  const int size = problem.source.size[a];
+  const Unit unit = static_cast<Unit>(problem.unit);
+  const char* points = problem.points.data;
+  if (problem.wide)
     return static_cast<T>(
-        in_pixels(fetched(reinterpret_cast<const double*>(item.points.data) + index), size, item.unit));
-  return in_pixels(static_cast<T>(fetched(reinterpret_cast<const float*>(item.points.data) + index)), size, item.unit);
+        in_pixels(fetched(reinterpret_cast<const double*>(points) + index), static_cast<double>(size), unit));
+  const T x = static_cast<T>(fetched(reinterpret_cast<const float*>(points) + index));
+  return in_pixels(x, static_cast<T>(size), unit);
 }
 
-// Of a flow in factors: per axis slope and offset of the lattice in pixels, and the scale of the flow.
-STN_FUNCTION T flow_coordinate(const Item& item, int a, int place, int64 index) {
-  const double* change = item.factors + 3 * a;
-  const double displacement = number_at(item.points.data, item.wide, index);
+// The factors of a flow are, per axis, slope and offset of the lattice in pixels, and the scale of the flow.
+STN_FUNCTION T flow_coordinate(const Descriptor& problem, int a, int place, int64 index) {
+  const double* change = problem.factors + 3 * a;
+  const double displacement = number_at(problem.points.data, problem.wide, index);
   return static_cast<T>(fused(static_cast<double>(place), change[0], change[1]) + displacement * change[2]);
 }
 
-// Of a spline in factors: per axis slope and offset from source points to pixels.
-STN_FUNCTION void spline_point(const Item& item, int n, const Pixel& pixel, T (&x)[D]) {
-  const int64 pixels = static_cast<int64>(item.to.size[0]) * item.to.size[1];
-  const int64 first = static_cast<int64>(shared_index(n, item.parameter_batch)) * item.count;
-  const double* basis = item.basis + lattice_index(item.to, pixel);
+// The factors of a spline are, per axis, slope and offset from source points to pixels.
+STN_FUNCTION void spline_point(const Descriptor& problem, int n, const Pixel& pixel, T (&x)[D]) {
+  const int64 pixels = static_cast<int64>(problem.target.size[0]) * problem.target.size[1];
+  const int64 first = static_cast<int64>(shared_index(n, problem.parameter_batch)) * problem.count;
+  const double* basis = problem.basis + lattice_index(problem.target, pixel);
   double sum[2] = {};
-  for (int k = 0; k < item.count / 2; ++k, basis += pixels)
+  for (int k = 0; k < problem.count / 2; ++k, basis += pixels)
     for (int a = 0; a < 2; ++a)
-      sum[a] = fused(number_at(item.parameters, item.wide, first + 2 * k + a), fetched(basis), sum[a]);
-  for (int a = 0; a < 2; ++a) x[a] = static_cast<T>(sum[a] * item.factors[2 * a] + item.factors[2 * a + 1]);
+      sum[a] = fused(number_at(problem.parameters, problem.wide, first + 2 * k + a), fetched(basis), sum[a]);
+  for (int a = 0; a < 2; ++a) x[a] = static_cast<T>(sum[a] * problem.factors[2 * a] + problem.factors[2 * a + 1]);
 }
 
-// Flow, grid and spline.
-STN_FUNCTION void field_point(const Item& item, int n, const Pixel& pixel, T (&x)[D]) {
-  if (D == 2 && static_cast<Kind>(item.kind) == Kind::spline) return spline_point(item, n, pixel, x);
-  const int64 index = offset_of<D>(item.points, shared_index(n, item.points.batch), pixel);
+// The point of a flow, a grid or a spline.
+STN_FUNCTION void field_point(const Descriptor& problem, int n, const Pixel& pixel, T (&x)[D]) {
+  if (D == 2 && static_cast<Kind>(problem.kind) == Kind::spline) return spline_point(problem, n, pixel, x);
+  const int64 index = offset_of<D>(problem.points, shared_index(n, problem.points.batch), pixel);
 #pragma unroll
   for (int a = 0; a < D; ++a) {
-    const int64 component = index + a * item.points.channel_stride;
-    x[a] = static_cast<Kind>(item.kind) == Kind::grid ? grid_coordinate(item, a, component)
-                                                      : flow_coordinate(item, a, pixel.at[a], component);
+    const int64 component = index + a * problem.points.channel_stride;
+    x[a] = static_cast<Kind>(problem.kind) == Kind::grid ? grid_coordinate(problem, a, component)
+                                                         : flow_coordinate(problem, a, pixel.at[a], component);
   }
 }
 
-// The generator of one item of a batch: a matrix, or points one by one.
+// The grid generator of one item of a batch: a matrix, or points one by one.
 template <bool Matrix>
 struct Generator;
 
@@ -118,31 +108,31 @@ template <>
 struct Generator<true> {
   Rays rays;
 
-  STN_MEMBER Generator(const Item& item, int n) : rays(load_rays(item, n)) {}
-  STN_MEMBER void point(const Item&, int, const Pixel& pixel, T (&x)[D]) const { rays.point(pixel, x); }
+  STN_MEMBER Generator(const Descriptor& problem, int n) : rays(load_rays(problem, n)) {}
+  STN_MEMBER void point(const Descriptor&, int, const Pixel& pixel, T (&x)[D]) const { rays.point(pixel, x); }
 };
 
 template <>
 struct Generator<false> {
-  STN_MEMBER Generator(const Item&, int) {}
-  STN_MEMBER void point(const Item& item, int n, const Pixel& pixel, T (&x)[D]) const {
-    field_point(item, n, pixel, x);
+  STN_MEMBER Generator(const Descriptor&, int) {}
+  STN_MEMBER void point(const Descriptor& problem, int n, const Pixel& pixel, T (&x)[D]) const {
+    field_point(problem, n, pixel, x);
   }
 };
 
-// Either, as the item says.
+// Either of them, as the descriptor says.
 struct AnyGenerator {
   Rays rays;
   bool is_matrix;
 
-  STN_MEMBER AnyGenerator(const Item& item, int n)
-      : rays{nullptr, false}, is_matrix(static_cast<Kind>(item.kind) < Kind::spline) {
-    if (is_matrix) rays = load_rays(item, n);
+  STN_MEMBER AnyGenerator(const Descriptor& problem, int n)
+      : rays{nullptr, false}, is_matrix(family_of(static_cast<Kind>(problem.kind)) == Family::matrix) {
+    if (is_matrix) rays = load_rays(problem, n);
   }
 
-  STN_MEMBER void point(const Item& item, int n, const Pixel& pixel, T (&x)[D]) const {
+  STN_MEMBER void point(const Descriptor& problem, int n, const Pixel& pixel, T (&x)[D]) const {
     if (is_matrix) rays.point(pixel, x);
-    else field_point(item, n, pixel, x);
+    else field_point(problem, n, pixel, x);
   }
 };
 

@@ -1,4 +1,4 @@
-// The backward kernels for maps under any other transform.
+// The kernels of the feature map's gradient under any other transform or padding.
 #include "scatter.cuh"
 
 STN_KERNEL(stn_peaks, stn::kBlocks, stn::find_peaks)

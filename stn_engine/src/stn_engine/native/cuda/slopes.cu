@@ -1,11 +1,11 @@
-// The backward kernels for parameters, grids and flows. Volumes are read plane by plane, whatever their layout.
+// The kernels of the gradients of parameters, grids and flows. Volumes are read plane by plane, whatever their layout.
 #include "parameters.cuh"
 
-STN_KERNEL(stn_by_matrix_planes, stn::kSlopeBlocks, stn::matrix_tiles<false>)
-STN_KERNEL(stn_by_field_planes, stn::kSlopeBlocks, stn::field_tiles<false>)
+STN_KERNEL(stn_slopes_matrix_planes, stn::kSlopeBlocks, stn::matrix_tiles<false>)
+STN_KERNEL(stn_slopes_field_planes, stn::kSlopeBlocks, stn::field_tiles<false>)
 #if STN_AXES == 2
-STN_KERNEL(stn_by_spline_planes, stn::kSlopeBlocks, stn::spline_tiles<false>)
-STN_KERNEL(stn_by_matrix_interleaved, stn::kSlopeBlocks, stn::matrix_tiles<true>)
-STN_KERNEL(stn_by_field_interleaved, stn::kSlopeBlocks, stn::field_tiles<true>)
-STN_KERNEL(stn_by_spline_interleaved, stn::kSlopeBlocks, stn::spline_tiles<true>)
+STN_KERNEL(stn_slopes_spline_planes, stn::kSlopeBlocks, stn::spline_tiles<false>)
+STN_KERNEL(stn_slopes_matrix_interleaved, stn::kSlopeBlocks, stn::matrix_tiles<true>)
+STN_KERNEL(stn_slopes_field_interleaved, stn::kSlopeBlocks, stn::field_tiles<true>)
+STN_KERNEL(stn_slopes_spline_interleaved, stn::kSlopeBlocks, stn::spline_tiles<true>)
 #endif

@@ -34,11 +34,11 @@ STN_FUNCTION void join_slopes(const Slopes& plan, Read read, const T (&grad)[N],
 }
 
 template <int N, bool Interleaved>
-STN_FUNCTION void add_slopes(const Item& item, const SlopePlan& plan, const S* source, int channel, const T (&grad)[N],
-                             T (&by)[D]) {
+STN_FUNCTION void add_slopes(const Descriptor& problem, const SlopeTapPlan& plan, const S* source, int channel,
+                             const T (&grad)[N], T (&by)[D]) {
   if constexpr (kHoldsTaps) {
     T taps[kTaps][N];
-    read_taps<N, Interleaved>(item, plan, source, channel, taps);
+    read_taps<N, Interleaved>(problem, plan, source, channel, taps);
     join_slopes(
         plan,
         [&](int x, int y, int z, T(&tap)[N]) {
@@ -48,11 +48,11 @@ STN_FUNCTION void add_slopes(const Item& item, const SlopePlan& plan, const S* s
         grad, by);
   } else {
     T outside[N];
-    fill_of(item, channel, item.fills != 0, outside);
+    fill_of(problem, channel, problem.fills != 0, outside);
     join_slopes(
         plan,
         [&](int x, int y, int z, T(&tap)[N]) {
-          read_tap<N, Interleaved>(item, plan, source, channel, outside, x, y, z, tap);
+          read_tap<N, Interleaved>(problem, plan, source, channel, outside, x, y, z, tap);
         },
         grad, by);
   }
@@ -60,19 +60,20 @@ STN_FUNCTION void add_slopes(const Item& item, const SlopePlan& plan, const S* s
 
 // The derivative by the point of target pixel `pixel`, over the channels from `channel` to `last`.
 template <int N, bool Interleaved>
-STN_FUNCTION void slopes_of(const Item& item, int n, const Pixel& pixel, const T (&x)[D], int channel, int last,
-                            T (&by)[D]) {
+STN_FUNCTION void slopes_of(const Descriptor& problem, int n, const Pixel& pixel, const T (&x)[D], int channel,
+                            int last, T (&by)[D]) {
 #pragma unroll
   for (int a = 0; a < D; ++a) by[a] = T(0);
   if (!all_finite(x)) return;
-  const SlopePlan plan(item, x);
-  const S* source = maps_of(item.source, n);
-  const S* target = maps_of(item.target, n) + offset_of<D>(item.target, 0, pixel);
-  for_chunks<N, Interleaved>(channel, last, [&](auto count, int first) {
+  const SlopeTapPlan plan(problem, x);
+  const S* source = maps_of(problem.feature_map, n);
+  const S* target = maps_of(problem.grad_output, n) + offset_of<D>(problem.grad_output, 0, pixel);
+  for_groups<N, Interleaved>(channel, last, [&](auto count, int first) {
     constexpr int M = decltype(count)::kCount;
     T grad[M];
-    load_channels<M, Interleaved>(target + first * item.target.channel_stride, item.target.channel_stride, M, grad);
-    add_slopes<M, Interleaved>(item, plan, source + first * item.source.channel_stride, first, grad, by);
+    load_channels<M, Interleaved>(target + first * problem.grad_output.channel_stride,
+                                  problem.grad_output.channel_stride, M, grad);
+    add_slopes<M, Interleaved>(problem, plan, source + first * problem.feature_map.channel_stride, first, grad, by);
   });
 }
 

@@ -1,7 +1,7 @@
 // Element types of feature maps, and the types in which they are computed.
 #pragma once
 
-#include "platform.cuh"
+#include "structures.h"
 
 namespace stn {
 
@@ -44,7 +44,7 @@ STN_FUNCTION float widened(BFloat16 value) { return __uint_as_float(static_cast<
 
 STN_FUNCTION void round_to(float value, Float16& out) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(out.bits) : "f"(value)); }
 STN_FUNCTION void round_to(float value, BFloat16& out) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out.bits) : "f"(value)); }
-// Saturated, half to even; NaN is 0.
+// Rounds half to even and saturates; NaN becomes 0.
 STN_FUNCTION void round_to(float value, UInt8& out) {
   const int level = __float2int_rn(value);
   out = static_cast<UInt8>(level < 0 ? 0 : level > 255 ? 255 : level);
@@ -78,7 +78,9 @@ STN_FUNCTION void round_to(double value, double& out) { out = value; }
 
 // Channels that one access moves where they lie side by side.
 template <class S>
-constexpr int kVector = sizeof(S) == 1 ? 8 : 16 / static_cast<int>(sizeof(S));
+constexpr int kVector =
+    kVectorBytes / static_cast<int>(sizeof(S)) < kVectorChannels ? kVectorBytes / static_cast<int>(sizeof(S))
+                                                                 : kVectorChannels;
 
 template <class S>
 struct alignas(sizeof(S) * kVector<S>) Vector {

@@ -12,30 +12,32 @@ struct AxisTaps {
   T slope[K];  // derivative of the weight by the coordinate
 };
 
-STN_FUNCTION bool pads_by(const Item& item, Padding padding) { return static_cast<Padding>(item.padding) == padding; }
+STN_FUNCTION bool pads_by(const Descriptor& problem, Padding padding) {
+  return static_cast<Padding>(problem.padding) == padding;
+}
 
 // Programs that never see reflection say so, and are spared its registers.
 #ifndef STN_MIRRORS
 #define STN_MIRRORS true
 #endif
 
-STN_FUNCTION bool mirrors(const Item& item) { return STN_MIRRORS && pads_by(item, Padding::reflection); }
+STN_FUNCTION bool mirrors(const Descriptor& problem) { return STN_MIRRORS && pads_by(problem, Padding::reflection); }
 
 // A coordinate mirrored into the map, exactly, whatever its magnitude.
-STN_FUNCTION Padded<T> mirrored(T x, const Item& item, int a) {
-  const T last = static_cast<T>(item.from.size[a] - 1);
-  const Mirror<T> mirror = mirror_of(last, static_cast<Unit>(item.unit) == Unit::normalized);
+STN_FUNCTION Padded<T> mirrored(T x, const Descriptor& problem, int a) {
+  const T last = static_cast<T>(problem.source.size[a] - 1);
+  const Mirror<T> mirror = mirror_of(last, static_cast<Unit>(problem.unit) == Unit::normalized);
   const T period = 2 * mirror.span, distance = magnitude(x - mirror.low);
   const bool near = distance <= static_cast<T>(kExactPeriods) - period;
   return reflected(x, near ? near_remainder(distance, period) : remainder_of(distance, period), mirror, last);
 }
 
 // What padding makes of a coordinate. Bicubic pads its taps instead.
-STN_FUNCTION Padded<T> padded(T x, const Item& item, int a) {
-  const int size = item.from.size[a];
-  if (K < 4 && mirrors(item)) return mirrored(x, item, a);
-  if (K < 4 && pads_by(item, Padding::border)) return clipped(x, T(1), static_cast<T>(size - 1));
-  if (K == 4 && mirrors(item)) return {x, T(1)};
+STN_FUNCTION Padded<T> padded(T x, const Descriptor& problem, int a) {
+  const int size = problem.source.size[a];
+  if (K < 4 && mirrors(problem)) return mirrored(x, problem, a);
+  if (K < 4 && pads_by(problem, Padding::border)) return clipped(x, T(1), static_cast<T>(size - 1));
+  if (K == 4 && mirrors(problem)) return {x, T(1)};
   return {clamp_to(x, T(-4), static_cast<T>(size + 3)), T(1)};  // reads nothing there, and fits an int
 }
 
@@ -65,23 +67,23 @@ STN_FUNCTION T weigh(Padded<T> at, bool zero_subgradient, AxisTaps& taps) {
   }
 }
 
-STN_FUNCTION AxisTaps axis_taps(T x, const Item& item, int a) {
-  const int size = item.from.size[a];
+STN_FUNCTION AxisTaps axis_taps(T x, const Descriptor& problem, int a) {
+  const int size = problem.source.size[a];
   AxisTaps taps;
-  const T first = weigh(padded(x, item, a), item.zero_subgradient != 0, taps);
+  const T first = weigh(padded(x, problem, a), problem.zero_subgradient != 0, taps);
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     T place = first + static_cast<T>(k);
-    if (K == 4 && mirrors(item)) place = mirrored(place, item, a).x;
+    if (K == 4 && mirrors(problem)) place = mirrored(place, problem, a).x;
     const int pixel = static_cast<int>(place);
-    taps.pixel[k] = K == 4 && pads_by(item, Padding::border) ? larger(0, smaller(pixel, size - 1)) : pixel;
+    taps.pixel[k] = K == 4 && pads_by(problem, Padding::border) ? larger(0, smaller(pixel, size - 1)) : pixel;
     taps.inside[k] = static_cast<unsigned>(taps.pixel[k]) < static_cast<unsigned>(size);
   }
   return taps;
 }
 
 // Places of the taps within a channel of a map; the host makes sure that they fit an int.
-struct Plan {
+struct TapPlan {
   int offset[D][K];
   T weight[D][K];
   unsigned there;  // a bit per tap of every axis
@@ -95,14 +97,14 @@ struct Plan {
     }
   }
 
-  STN_MEMBER Plan(const Item& item, const Map& map, const T (&x)[D]) : there(0) {
+  STN_MEMBER TapPlan(const Descriptor& problem, const Map& map, const T (&x)[D]) : there(0) {
 #pragma unroll
-    for (int a = 0; a < D; ++a) take(map, a, axis_taps(x[a], item, a));
+    for (int a = 0; a < D; ++a) take(map, a, axis_taps(x[a], problem, a));
   }
 
-  STN_MEMBER Plan() : there(0) {}
+  STN_MEMBER TapPlan() : there(0) {}
 
-  // Whether every tap is.
+  // Whether every tap lies within the map.
   STN_MEMBER bool whole() const { return there == (1u << (D * K)) - 1u; }
 
   STN_MEMBER bool inside(int x, int y, int z) const {
@@ -120,15 +122,15 @@ struct Plan {
   }
 };
 
-// A plan with the derivatives of its weights.
-struct SlopePlan : Plan {
+// A plan that also has the derivatives of its weights.
+struct SlopeTapPlan : TapPlan {
   T slope[D][K];
 
-  STN_MEMBER SlopePlan(const Item& item, const T (&x)[D]) {
+  STN_MEMBER SlopeTapPlan(const Descriptor& problem, const T (&x)[D]) {
 #pragma unroll
     for (int a = 0; a < D; ++a) {
-      const AxisTaps taps = axis_taps(x[a], item, a);
-      take(item.source, a, taps);
+      const AxisTaps taps = axis_taps(x[a], problem, a);
+      take(problem.feature_map, a, taps);
 #pragma unroll
       for (int k = 0; k < K; ++k) slope[a][k] = taps.slope[k];
     }

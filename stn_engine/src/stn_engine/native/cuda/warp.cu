@@ -3,7 +3,7 @@
 
 namespace stn {
 
-// Rows along x, planes along y, volumes along z.
+// Joins taps by their weights: rows along x, planes along y, volumes along z.
 template <int N, class Weights, class Read>
 STN_FUNCTION void join_taps(const Weights& plan, Read read, T (&values)[N]) {
   T row[N], plane[N];
@@ -23,10 +23,10 @@ STN_FUNCTION void join_taps(const Weights& plan, Read read, T (&values)[N]) {
 }
 
 template <int N, bool Interleaved>
-STN_FUNCTION void sample(const Item& item, const Plan& plan, const S* source, int channel, T (&values)[N]) {
+STN_FUNCTION void sample(const Descriptor& problem, const TapPlan& plan, const S* source, int channel, T (&values)[N]) {
   if constexpr (kHoldsTaps) {
     T taps[kTaps][N];
-    read_taps<N, Interleaved>(item, plan, source, channel, taps);
+    read_taps<N, Interleaved>(problem, plan, source, channel, taps);
     join_taps(
         plan,
         [&](int x, int y, int z, T(&tap)[N]) {
@@ -36,37 +36,35 @@ STN_FUNCTION void sample(const Item& item, const Plan& plan, const S* source, in
         values);
   } else {
     T outside[N];
-    fill_of(item, channel, item.fills != 0, outside);
+    fill_of(problem, channel, problem.fills != 0, outside);
     join_taps(
         plan,
         [&](int x, int y, int z, T(&tap)[N]) {
-          read_tap<N, Interleaved>(item, plan, source, channel, outside, x, y, z, tap);
+          read_tap<N, Interleaved>(problem, plan, source, channel, outside, x, y, z, tap);
         },
         values);
   }
 }
 
 template <int N, bool Interleaved>
-STN_FUNCTION void warp_pixel(const Item& item, const S* source, S* target, const Pixel& pixel, const T (&x)[D],
+STN_FUNCTION void warp_pixel(const Descriptor& problem, const S* source, S* target, const Pixel& pixel, const T (&x)[D],
                              int channel, int last) {
   const bool finite = all_finite(x);
-  const Plan plan(item, item.source, x);
-  target += offset_of<D>(item.target, 0, pixel);
-  for_chunks<N, Interleaved>(channel, last, [&](auto count, int first) {
+  const TapPlan plan(problem, problem.feature_map, x);
+  target += offset_of<D>(problem.output, 0, pixel);
+  for_groups<N, Interleaved>(channel, last, [&](auto count, int first) {
     constexpr int M = decltype(count)::kCount;
     T values[M];
-    if (finite) sample<M, Interleaved>(item, plan, source + first * item.source.channel_stride, first, values);
-    else fill_of(item, first, true, values);
-    store_channels<M, Interleaved>(target + first * item.target.channel_stride, item.target.channel_stride, M, values);
+    if (finite)
+      sample<M, Interleaved>(problem, plan, source + first * problem.feature_map.channel_stride, first, values);
+    else fill_of(problem, first, true, values);
+    store_channels<M, Interleaved>(target + first * problem.output.channel_stride, problem.output.channel_stride, M,
+                                   values);
   });
 }
 
-// Pixels that a thread reads before it joins the first: what takes long is to wait for the taps of one.
-template <bool Interleaved>
-constexpr int kAtOnce = !Interleaved && K <= 2 && sizeof(T) == 4 ? 2 : 1;
-
 template <int N, bool Interleaved, class Units>
-STN_FUNCTION void warp_interior(const Item& item, const Place& place, const Rays& rays, const Units& units,
+STN_FUNCTION void warp_interior(const Descriptor& problem, const Place& place, const Rays& rays, const Units& units,
                                 const S* source, S* target) {
   constexpr int Pixels = kAtOnce<Interleaved>;
   const Affinity affinity(rays);
@@ -78,29 +76,30 @@ STN_FUNCTION void warp_interior(const Item& item, const Place& place, const Rays
     int to[Pixels];
 #pragma unroll
     for (int p = 0; p < Pixels; ++p) {
-      const int mine = smaller(unit + p * kThreads, count - 1);  // the last one may be done twice
+      const int mine = smaller(unit + p * kThreads, count - 1);  // the last pixel may be done twice
       int x, y;
-      place_in_tile(item.to, units.pixel(mine), by_rows, x, y);
+      place_in_tile(problem.target, units.pixel(mine), by_rows, x, y);
       x += place.x;
       y += place.row;
-      taps[p].weigh_at(affinity, item.source, static_cast<T>(x), static_cast<T>(y), false);
-      to[p] = x * item.target.stride[0] + y * item.target.stride[1];
+      taps[p].weigh_at(affinity, problem.feature_map, static_cast<T>(x), static_cast<T>(y), false);
+      to[p] = x * problem.output.stride[0] + y * problem.output.stride[1];
       if (!Interleaved) continue;
       taps[p].first += units.first_channel(mine);
       to[p] += units.first_channel(mine);
     }
-    for_chunks<N, Interleaved>(0, Interleaved ? N : item.channels, [&](auto channels, int first) {
+    for_groups<N, Interleaved>(0, Interleaved ? N : problem.channels, [&](auto channels, int first) {
       constexpr int M = decltype(channels)::kCount;
-      const S* from = source + first * item.source.channel_stride;
+      const S* from = source + first * problem.feature_map.channel_stride;
       T read[Pixels][K * K][M];
 #pragma unroll
-      for (int p = 0; p < Pixels; ++p) read_interior<M, Interleaved>(from + taps[p].first, item.source, read[p]);
-      S* into = target + first * item.target.channel_stride;
+      for (int p = 0; p < Pixels; ++p)
+        read_interior<M, Interleaved>(from + taps[p].first, problem.feature_map, read[p]);
+      S* into = target + first * problem.output.channel_stride;
 #pragma unroll
       for (int p = 0; p < Pixels; ++p) {
         T values[M];
         join_taps(taps[p], reader_of(read[p]), values);
-        store_channels<M, Interleaved>(into + to[p], item.target.channel_stride, M, values);
+        store_channels<M, Interleaved>(into + to[p], problem.output.channel_stride, M, values);
       }
     });
   }
@@ -108,27 +107,27 @@ STN_FUNCTION void warp_interior(const Item& item, const Place& place, const Rays
 
 template <bool Matrix, bool Interleaved>
 STN_FUNCTION void warp_tiles(const Launch& launch) {
-  constexpr int N = kChunk<Interleaved>;
-  for (Run run(launch); run.goes_on(); ++run.tile) {
-    const Item& item = item_of(launch, run);
-    const Place place = place_of(item.to, run.tile_of_item());
-    const Generator<Matrix> generator(item, place.n);
-    const Units<N, Interleaved> units(item, item.to);
-    const S* source = maps_of(item.source, place.n);
-    S* target = maps_of(item.target, place.n);
+  constexpr int N = kGroup<Interleaved>;
+  for (TileLoop loop(launch); loop.goes_on(); ++loop.tile) {
+    const Descriptor& problem = problem_of(launch, loop);
+    const Place place = place_of(problem.target, loop.tile_of_problem());
+    const Generator<Matrix> generator(problem, place.n);
+    const Units<N, Interleaved> units(problem, problem.target);
+    const S* source = maps_of(problem.feature_map, place.n);
+    S* target = maps_of(problem.output, place.n);
     if constexpr (Matrix && kHasInterior) {
-      if (is_interior<Interleaved>(item, item.to, place, generator.rays)) {
-        warp_interior<N, Interleaved>(item, place, generator.rays, units, source, target);
+      if (is_interior<Interleaved>(problem, problem.target, place, generator.rays)) {
+        warp_interior<N, Interleaved>(problem, place, generator.rays, units, source, target);
         continue;
       }
     }
     for (int unit = threadIdx.x; unit < units.count(); unit += kThreads) {
       Pixel pixel;
-      if (!pixel_of(place, item.to, units.pixel(unit), pixel)) continue;
+      if (!pixel_of(place, problem.target, units.pixel(unit), pixel)) continue;
       T x[D];
-      generator.point(item, place.n, pixel, x);
-      warp_pixel<N, Interleaved>(item, source, target, pixel, x, units.first_channel(unit),
-                                 units.last_channel(unit, item));
+      generator.point(problem, place.n, pixel, x);
+      warp_pixel<N, Interleaved>(problem, source, target, pixel, x, units.first_channel(unit),
+                                 units.last_channel(unit, problem));
     }
   }
 }

@@ -48,16 +48,16 @@ STN_FUNCTION void similarity_theta(Kind kind, const double* parameters, double t
   theta[5] = part.t_y < 0 ? 0.0 : parameters[part.t_y];
 }
 
-STN_FUNCTION void similarity_theta_adjoint(Kind kind, const double* parameters, const double by_theta[6],
-                                           double* by_parameters) {
+STN_FUNCTION void similarity_theta_adjoint(Kind kind, const double* parameters, const double grad_theta[6],
+                                           double* grad_parameters) {
   const SimilarityParts part = similarity_parts(kind);
   const double s = part.s < 0 ? 1.0 : parameters[part.s];
   const double phi = part.phi < 0 ? 0.0 : parameters[part.phi];
-  const double by_a = by_theta[0] + by_theta[4], by_b = by_theta[3] - by_theta[1];
-  if (part.s >= 0) by_parameters[part.s] = by_a * ::cos(phi) + by_b * ::sin(phi);
-  if (part.phi >= 0) by_parameters[part.phi] = s * (by_b * ::cos(phi) - by_a * ::sin(phi));
-  if (part.t_x >= 0) by_parameters[part.t_x] = by_theta[2];
-  if (part.t_y >= 0) by_parameters[part.t_y] = by_theta[5];
+  const double grad_a = grad_theta[0] + grad_theta[4], grad_b = grad_theta[3] - grad_theta[1];
+  if (part.s >= 0) grad_parameters[part.s] = grad_a * ::cos(phi) + grad_b * ::sin(phi);
+  if (part.phi >= 0) grad_parameters[part.phi] = s * (grad_b * ::cos(phi) - grad_a * ::sin(phi));
+  if (part.t_x >= 0) grad_parameters[part.t_x] = grad_theta[2];
+  if (part.t_y >= 0) grad_parameters[part.t_y] = grad_theta[5];
 }
 
 // theta is (axes, axes + 1), row by row.
@@ -78,17 +78,17 @@ STN_FUNCTION Matrix affine_matrix(const Lattice& lattice, const double* theta) {
   return m;
 }
 
-STN_FUNCTION void affine_matrix_adjoint(const Lattice& lattice, const Matrix& by_matrix, double* by_theta) {
+STN_FUNCTION void affine_matrix_adjoint(const Lattice& lattice, const Matrix& grad_matrix, double* grad_theta) {
   const int columns = lattice.axes + 1;
   for (int a = 0; a < lattice.axes; ++a) {
     const SourceAxis to = source_axis(lattice.source[a], lattice.unit);
-    const double by_constant = by_matrix.at[a][lattice.axes];
+    const double grad_constant = grad_matrix.at[a][lattice.axes];
     for (int b = 0; b < lattice.axes; ++b) {
       const TargetAxis from = target_axis(lattice.target[b], lattice.unit);
-      by_theta[a * columns + b] =
-          by_matrix.at[a][b] * ratio(to.u * from.p, to.w * from.r) + by_constant * ratio(to.u * from.q, to.w * from.r);
+      grad_theta[a * columns + b] = grad_matrix.at[a][b] * ratio(to.u * from.p, to.w * from.r) +
+                                    grad_constant * ratio(to.u * from.q, to.w * from.r);
     }
-    by_theta[a * columns + lattice.axes] = by_constant * ratio(to.u, to.w);
+    grad_theta[a * columns + lattice.axes] = grad_constant * ratio(to.u, to.w);
   }
 }
 
@@ -121,11 +121,12 @@ STN_FUNCTION Matrix homography_matrix(const Lattice& lattice, const double* thet
   return m;
 }
 
-STN_FUNCTION void homography_matrix_adjoint(const Lattice& lattice, const Matrix& by_matrix, double* by_theta) {
+STN_FUNCTION void homography_matrix_adjoint(const Lattice& lattice, const Matrix& grad_matrix, double* grad_theta) {
   for (int e = 0; e < 9; ++e) {
-    by_theta[e] = 0.0;
+    grad_theta[e] = 0.0;
     for (int a = 0; a < 3; ++a)
-      for (int b = 0; b < 3; ++b) by_theta[e] += homography_factor(lattice, a, b, e / 3, e % 3) * by_matrix.at[a][b];
+      for (int b = 0; b < 3; ++b)
+        grad_theta[e] += homography_factor(lattice, a, b, e / 3, e % 3) * grad_matrix.at[a][b];
   }
 }
 
@@ -138,12 +139,12 @@ STN_FUNCTION Matrix pixel_matrix(Kind kind, const Lattice& lattice, const double
 }
 
 STN_FUNCTION void pixel_matrix_adjoint(Kind kind, const Lattice& lattice, const double* parameters,
-                                       const Matrix& by_matrix, double* by_parameters) {
-  if (kind == Kind::homography) return homography_matrix_adjoint(lattice, by_matrix, by_parameters);
-  if (kind == Kind::affine) return affine_matrix_adjoint(lattice, by_matrix, by_parameters);
-  double by_theta[6];
-  affine_matrix_adjoint(lattice, by_matrix, by_theta);
-  similarity_theta_adjoint(kind, parameters, by_theta, by_parameters);
+                                       const Matrix& grad_matrix, double* grad_parameters) {
+  if (kind == Kind::homography) return homography_matrix_adjoint(lattice, grad_matrix, grad_parameters);
+  if (kind == Kind::affine) return affine_matrix_adjoint(lattice, grad_matrix, grad_parameters);
+  double grad_theta[6];
+  affine_matrix_adjoint(lattice, grad_matrix, grad_theta);
+  similarity_theta_adjoint(kind, parameters, grad_theta, grad_parameters);
 }
 
 }  // namespace stn

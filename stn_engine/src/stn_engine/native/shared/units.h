@@ -39,4 +39,13 @@ STN_FUNCTION double ratio(long long numerator, long long denominator) {
   return static_cast<double>(numerator) / static_cast<double>(denominator);
 }
 
+// A coordinate of a sampling grid in pixels, in PyTorch's own order of operations, so that ties of nearest fall on the
+// same side.
+template <class P>
+STN_FUNCTION P in_pixels(P x, P size, Unit unit) {
+  if (unit == Unit::normalized) return ((x + 1) * size - 1) / 2;
+  if (unit == Unit::normalized_corners) return (x + 1) / 2 * (size - 1);
+  return x;
+}
+
 }  // namespace stn

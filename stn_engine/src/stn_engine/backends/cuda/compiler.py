@@ -13,7 +13,7 @@ from cuda.core import ObjectCode, ProgramOptions
 from cuda.core import Program as Compilation
 from cuda.core.utils import FileStreamProgramCache, make_program_cache_key
 
-from stn_engine.backends._cuda.programs import SOURCES, Program, sources_digest
+from stn_engine.backends.cuda.programs import SOURCES, Program, sources_digest
 from stn_engine.compilations import Outcome, tell
 
 CACHE_VARIABLE = "STN_KERNEL_CACHE"

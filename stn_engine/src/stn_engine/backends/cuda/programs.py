@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from stn_engine.backends._cuda.item import ITEM
+from stn_engine.backends.cuda.tuning import THREADS
 from stn_engine.spec import Interpolation
 
 SOURCES = Path(__file__).parents[2] / "native" / "cuda"
@@ -23,10 +23,6 @@ STORAGES = {
 }
 """The type of an element in the kernels."""
 
-THREADS = 256
-"""In every block."""
-
-_TAPS = {one: number for number, one in enumerate(Interpolation)}
 _LAYOUTS = ("planes", "interleaved")
 
 
@@ -38,7 +34,7 @@ class Program:
         source: Name of the file, without its suffix.
         dtype: Of feature maps.
         dims: 2 or 3.
-        interpolation: Of all items.
+        interpolation: Of all problems.
     """
 
     source: str
@@ -57,8 +53,7 @@ class Program:
         return {
             "STN_STORAGE": STORAGES[self.dtype],
             "STN_AXES": str(self.dims),
-            "STN_INTERPOLATION": str(_TAPS[self.interpolation]),
-            "STN_ITEM_BYTES": str(ITEM.itemsize),
+            "STN_INTERPOLATION": f"stn::Interpolation::{self.interpolation}",
             "STN_THREADS": str(THREADS),
         }
 
@@ -77,13 +72,13 @@ def _in_layouts(*stems: str) -> tuple[str, ...]:
 
 _KERNELS = {
     "warp": _in_layouts("stn_warp_matrix", "stn_warp_field"),
-    "slopes": _in_layouts("stn_by_matrix", "stn_by_field", "stn_by_spline"),
-    "gather": ("stn_reach", *_in_layouts("stn_gather", "stn_gather_far")),
+    "slopes": _in_layouts("stn_slopes_matrix", "stn_slopes_field", "stn_slopes_spline"),
+    "gather": ("stn_preimage", *_in_layouts("stn_gather", "stn_gather_far")),
     "scatter": (
         "stn_peaks",
         *_in_layouts("stn_scatter", "stn_collect"),
     ),
-    "parameters": ("stn_expand", "stn_finish"),
+    "parameters": ("stn_prepare", "stn_finish"),
 }
 
 

@@ -3,30 +3,25 @@
 from functools import cache, lru_cache
 
 import torch
-from cuda.bindings.driver import CUresult
+from cuda.bindings.driver import CUresult, cuMemsetD8Async
 from cuda.core import Kernel, LaunchConfig, ObjectCode, Stream
 from cuda.core import launch as queue
 from cuda.core._utils.cuda_utils import CUDAError
 from cuda.pathfinder import load_nvidia_dynamic_lib
 
-from stn_engine.backends._cuda.compiler import cubin
-from stn_engine.backends._cuda.launcher import Arguments
-from stn_engine.backends._cuda.programs import THREADS, Program
+from stn_engine.backends.cuda.compiler import cubin
+from stn_engine.backends.cuda.device import Arguments
+from stn_engine.backends.cuda.programs import Program
+from stn_engine.backends.cuda.tuning import FAR_FILLS, FILLS, MOST_TILES, THREADS
 
 MOST_BLOCKS = (1 << 31) - 1
 """In one launch."""
-
-MOST_TILES = 4
-"""That a block runs over, where there are many."""
-
-FILLS = 8
-"""Blocks for each multiprocessor, of which it runs three or four at a time."""
 
 load_nvidia_dynamic_lib("nvrtc")
 
 
 def launch(program: Program, kernel: str, arguments: Arguments, device: torch.device) -> None:
-    """Blocks over all tiles, on the current stream of ``device``.
+    """Thread blocks over all tiles, on the current stream of ``device``.
 
     Raises:
         torch.OutOfMemoryError: There is no memory for the code of the kernel, or its stack.
@@ -39,6 +34,15 @@ def launch(program: Program, kernel: str, arguments: Arguments, device: torch.de
             queue(stream, config, _kernel(program, kernel, _architecture(device)), *arguments)
         except CUDAError as error:
             raise as_torch_error(error) from error
+
+
+def zero(address: int, size_bytes: int, device: torch.device) -> None:
+    """Fill memory with 0, on the current stream of ``device``; errors are those of ``launch``."""
+    with torch.cuda.device(device):
+        stream = torch.cuda.current_stream(device).cuda_stream
+        (result,) = cuMemsetD8Async(address, 0, size_bytes, stream)
+    if result != CUresult.CUDA_SUCCESS:
+        raise as_torch_error(CUDAError(f"{result.name}: memory is not filled with 0"))
 
 
 def as_torch_error(error: Exception) -> Exception:
@@ -60,13 +64,13 @@ def _stream(device: torch.device, handle: int) -> Stream:
 
 
 def _blocks(kernel: str, tiles: int, multiprocessors: int) -> int:
-    """How many blocks share the tiles, in runs: a block reads its item and its matrix once.
+    """How many thread blocks share the tiles, in runs: each reads descriptor and matrix once.
 
     There are enough of them to fill the device several times over, so that it is busy to the end.
     Kernels that mostly find nothing to do take no more than are there at a time.
     """
     if "_far_" in kernel:
-        return min(tiles, 2 * multiprocessors)
+        return min(tiles, FAR_FILLS * multiprocessors)
     run = min(MOST_TILES, max(1, tiles // (FILLS * multiprocessors)))
     return min(-(-tiles // run), MOST_BLOCKS)
 

@@ -4,16 +4,60 @@ from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stn_engine.backends._cuda.launcher import Arguments
-from stn_engine.backends._cuda.programs import Program
+from stn_engine.backends.cuda.programs import Program
 
 OLDEST = (8, 0)
 """Compute capability that the kernels need."""
+
+
+class Arguments(NamedTuple):
+    """What every kernel is called with."""
+
+    table: int
+    """Address of the descriptors."""
+    starts: int
+    """Address of the first tile of every problem."""
+    tiles: int
+    """How many there are in all."""
+    problems: int
+    """How many descriptors there are."""
+
+
+class Launcher(Protocol):
+    """Compiles programs and runs their kernels on a device, in the order of the calls."""
+
+    def reasons_against(self, device: torch.device) -> tuple[str, ...]:
+        """Why kernels cannot run on ``device``; empty if they can."""
+
+    def stream(self, device: torch.device) -> int:
+        """Which queue of ``device`` kernels go to now."""
+
+    def upload(self, words: npt.NDArray[np.int64], device: torch.device) -> Tensor:
+        """A copy of 64-bit words that kernels can read; ``words`` may be reused at once."""
+
+    def zero(self, address: int, size_bytes: int, device: torch.device) -> None:
+        """Fill memory with 0, in the order of launches."""
+
+    def hold(self, tensors: Sequence[Tensor], device: torch.device) -> None:
+        """Let the present stream end before others get the memory of ``tensors``.
+
+        For those that were made on another stream, and that somebody else may let go of.
+        """
+
+    def retain(self, things: object) -> None:
+        """Keep for ever what a graph will read at every replay, if one is being captured."""
+
+    def launch(
+        self, program: Program, kernel: str, arguments: Arguments, device: torch.device
+    ) -> None:
+        """Run one kernel over all tiles."""
 
 
 class DeviceLauncher:
@@ -28,15 +72,23 @@ class DeviceLauncher:
             return _reasons_against_gpu(device)
         return _reasons_against_other(device)
 
-    def upload(self, words: np.ndarray, device: torch.device) -> Tensor:
+    def stream(self, device: torch.device) -> int:
+        """The handle of torch's current stream."""
+        return torch.cuda.current_stream(device).cuda_stream
+
+    def upload(self, words: npt.NDArray[np.int64], device: torch.device) -> Tensor:
         """Through pinned memory, which torch keeps until the copy is done."""
         pinned = torch.empty(len(words), dtype=torch.int64, device="cpu", pin_memory=True)
         pinned.numpy()[:] = words
         self.retain(pinned)
         return pinned.to(device, non_blocking=True)
 
+    def zero(self, address: int, size_bytes: int, device: torch.device) -> None:
+        """On the current stream."""
+        _driver().zero(address, size_bytes, device)
+
     def hold(self, tensors: Sequence[Tensor], device: torch.device) -> None:
-        """By torch's allocator, which waits for the current stream then."""
+        """By torch's allocator."""
         stream = torch.cuda.current_stream(device)
         for tensor in tensors:
             tensor.record_stream(stream)
@@ -49,13 +101,13 @@ class DeviceLauncher:
     def launch(
         self, program: Program, kernel: str, arguments: Arguments, device: torch.device
     ) -> None:
-        """One block of threads per tile."""
+        """One thread block per tile, or per few of them."""
         _driver().launch(program, kernel, arguments, device)
 
 
 @cache
 def _driver() -> ModuleType:
-    return import_module("stn_engine.backends._cuda.driver")
+    return import_module("stn_engine.backends.cuda.driver")
 
 
 @cache

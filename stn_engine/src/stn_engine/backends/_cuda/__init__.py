@@ -1,1 +1,0 @@
-"""What the ``cuda`` backend is made of: programs, the table of items, launches."""

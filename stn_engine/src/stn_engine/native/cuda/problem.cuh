@@ -1,0 +1,170 @@
+// Which problem of a launch a thread block works on, and where: `structures.h` says how the host describes it.
+//
+// Axes are in the order x, y, z; strides are in elements. A thread block works on one tile of one problem at a time: it
+// finds the problem by the first tiles of all of them, and copies its descriptor into shared memory.
+#pragma once
+
+#include "storage.cuh"
+
+namespace stn {
+
+struct Launch {
+  const Descriptor* problems;
+  const int64* starts;  // the first tile of every problem
+  int64 tiles;
+  int64 count;  // of problems
+};
+
+// Where a tile lies.
+struct Place {
+  int n;
+  int x, row;  // of its first pixel
+};
+
+// What shared memory holds of a launch; no thread writes it before all have read it.
+struct Held {
+  int64 last;           // behind the tiles of the thread block
+  int64 first, behind;  // tiles of the problem
+  int n;                // of whose theta the matrix is there; -1: of none
+};
+
+STN_FUNCTION Held& held() {
+  __shared__ Held state;
+  return state;
+}
+
+// The tiles of a thread block are neighbours, so that most of them find their problem in shared memory, and its matrix
+// as well.
+struct TileLoop {
+  int64 tile;
+
+  STN_MEMBER explicit TileLoop(const Launch& launch) {
+    const int64 count = (launch.tiles + gridDim.x - 1) / gridDim.x;
+    tile = blockIdx.x * count;
+    if (threadIdx.x == 0) {
+      held().last = tile + count < launch.tiles ? tile + count : launch.tiles;
+      held().behind = 0;
+    }
+    __syncthreads();
+  }
+
+  STN_MEMBER bool goes_on() const { return tile < held().last; }
+  STN_MEMBER int64 tile_of_problem() const { return tile - held().first; }
+};
+
+// The descriptor of the present tile. Every thread must call it, and none returns before all have: what it says holds
+// until the next call, and shared memory that was read before may be written after.
+STN_FUNCTION const Descriptor& problem_of(const Launch& launch, const TileLoop& loop) {
+  __shared__ Descriptor problem;
+  if (loop.tile < held().behind) {
+    __syncthreads();
+    return problem;
+  }
+  const int64 tile = loop.tile;
+  int below = 0;
+#pragma unroll 1
+  for (int64 base = 0; base < launch.count; base += kThreads) {
+    const int64 at = base + threadIdx.x;
+    below += __syncthreads_count(at < launch.count && fetched(launch.starts + at) <= tile);
+  }
+  const Descriptor* found = launch.problems + (below - 1);
+  if (threadIdx.x == 0) {
+    held().first = fetched(launch.starts + (below - 1));
+    held().behind = below < launch.count ? fetched(launch.starts + below) : launch.tiles;
+    held().n = -1;
+  }
+#pragma unroll 1
+  for (int word = threadIdx.x; word < static_cast<int>(sizeof(Descriptor) / 8); word += kThreads)
+    reinterpret_cast<int64*>(&problem)[word] = fetched(reinterpret_cast<const int64*>(found) + word);
+  __syncthreads();
+  return problem;
+}
+
+STN_FUNCTION Place place_of(const Tiling& tiling, int64 index) {
+  // 64-bit division is slow; few launches need it.
+  const bool small = index >> 32 == 0;
+  const int n =
+      small ? static_cast<int>(static_cast<unsigned>(index) / tiling.count) : static_cast<int>(index / tiling.count);
+  const int tile = static_cast<int>(index - static_cast<int64>(n) * tiling.count);
+  return {n, tile % tiling.across << (tiling.width_log + kPatchWidthLog),
+          tile / tiling.across << (tiling.height_log + kPatchHeightLog)};
+}
+
+// A pixel of a map.
+struct Pixel {
+  int at[kMaxAxes];
+};
+
+STN_FUNCTION int width_of(const Tiling& tiling) { return 1 << (tiling.width_log + kPatchWidthLog); }
+STN_FUNCTION int height_of(const Tiling& tiling) { return 1 << (tiling.height_log + kPatchHeightLog); }
+STN_FUNCTION int pixels_of(const Tiling& tiling) { return kWarp << (tiling.width_log + tiling.height_log); }
+
+// Where pixel p of a tile lies in it, counted patch by patch.
+STN_FUNCTION void place_in_tile(const Tiling& tiling, int p, int& x, int& y) {
+  const int patch = p >> (kPatchWidthLog + kPatchHeightLog), across = patch & ((1 << tiling.width_log) - 1),
+            down = patch >> tiling.width_log;
+  x = (across << kPatchWidthLog) + (p & ((1 << kPatchWidthLog) - 1));
+  y = (down << kPatchHeightLog) + (p >> kPatchWidthLog & ((1 << kPatchHeightLog) - 1));
+}
+
+// Pixel p of a tile as a pixel of the map; false if the map ends before it.
+STN_FUNCTION bool pixel_of(const Place& place, const Tiling& tiling, int p, Pixel& pixel) {
+  int x, row;
+  place_in_tile(tiling, p, x, row);
+  x += place.x;
+  row += place.row;
+  if (x >= tiling.size[0] || row >= tiling.rows) return false;
+  pixel.at[0] = x;
+  pixel.at[1] = row;
+  pixel.at[2] = 0;
+  if (tiling.size[2] > 1) {
+    pixel.at[1] = row % tiling.size[1];
+    pixel.at[2] = row / tiling.size[1];
+  }
+  return true;
+}
+
+STN_FUNCTION int64 lattice_index(const Tiling& tiling, const Pixel& pixel) {
+  return pixel.at[0] +
+         static_cast<int64>(tiling.size[0]) * (pixel.at[1] + static_cast<int64>(tiling.size[1]) * pixel.at[2]);
+}
+
+// Index of a batch item in an operand that may be broadcast.
+STN_FUNCTION int shared_index(int n, int batch) { return batch == 1 ? 0 : n; }
+
+template <int Axes>
+STN_FUNCTION int64 offset_of(const Map& map, int n, const Pixel& pixel) {
+  int64 offset = n * map.batch_stride;
+  for (int a = 0; a < Axes; ++a) offset += static_cast<int64>(pixel.at[a]) * map.stride[a];
+  return offset;
+}
+
+STN_FUNCTION double number_at(const char* data, int wide, int64 index) {
+  return wide ? fetched(reinterpret_cast<const double*>(data) + index)
+              : static_cast<double>(fetched(reinterpret_cast<const float*>(data) + index));
+}
+
+STN_FUNCTION void put_number(char* data, int wide, int64 index, double value) {
+  if (wide) reinterpret_cast<double*>(data)[index] = value;
+  else reinterpret_cast<float*>(data)[index] = static_cast<float>(value);
+}
+
+// Where number k of batch item n is.
+STN_FUNCTION int64 index_of(const Numbers& numbers, int n, int k) {
+  return n * numbers.batch_stride + k / numbers.columns * numbers.row_stride +
+         k % numbers.columns * numbers.column_stride;
+}
+
+STN_FUNCTION double number_of(const Numbers& numbers, int n, int k) {
+  return number_at(numbers.data, numbers.wide, index_of(numbers, n, k));
+}
+
+STN_FUNCTION void put_number(const Numbers& numbers, int n, int k, double value) {
+  put_number(numbers.data, numbers.wide, index_of(numbers, n, k), value);
+}
+
+}  // namespace stn
+
+#define STN_ARGUMENTS const stn::Descriptor *problems, const stn::int64 *starts, stn::int64 tiles, stn::int64 count
+#define STN_LAUNCH \
+  stn::Launch { problems, starts, tiles, count }

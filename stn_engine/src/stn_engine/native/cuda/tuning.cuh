@@ -1,0 +1,47 @@
+// What the kernels are tuned by: numbers that change how long they take, and no bit of a result but where they say so.
+// Those of their host stand in `backends/cuda/tuning.py`. `make bench-gpu` judges them on a GPU, all rows of one group
+// together: each helps some programs at the cost of others. Registers and spills are seen without one, in what the
+// compiler makes of a program (`tests/engine/test_cuda_programs.py`).
+#pragma once
+
+#include "storage.cuh"
+
+namespace stn {
+
+// What a program is compiled for.
+using S = STN_STORAGE;
+using T = Compute<S>;
+constexpr int D = STN_AXES;
+constexpr int K = taps_of(STN_INTERPOLATION);  // taps per axis
+
+// Blocks of threads that share a multiprocessor, for which the compiler bounds the registers of a thread: more of them
+// hide more of the time that reads take, until registers no longer suffice and go to memory.
+constexpr bool kIsWide = sizeof(T) == 8 || D == 3;  // needs about twice the registers
+constexpr int kBlocks = kIsWide ? 2 : K == 4 ? 3 : 4;
+constexpr int kVectorBlocks = kIsWide ? 2 : 3;
+constexpr int kGatherBlocks = kIsWide ? 2 : 3;
+constexpr int kFarBlocks = 2;
+constexpr int kSlopeBlocks = sizeof(T) == 8 ? 1 : 2;
+
+// Planes of channels that a thread walks together: more share what is known of a point, and take registers.
+constexpr int kPlanes = K == 4 ? 1 : D == 2 ? 3 : 2;
+
+// Whether registers hold all taps of a group of channels, so that all are read before the first is used.
+constexpr bool kHoldsTaps = K < 4;
+
+// Pixels of an interior that a thread reads before it joins the first: what takes long is to wait for the taps of one.
+template <bool Interleaved>
+constexpr int kAtOnce = !Interleaved && K <= 2 && sizeof(T) == 4 ? 2 : 1;
+
+// How far a row of the target may lead through rows of the source, in rows a pixel, for a warp to be spread along it
+// instead of over a patch.
+constexpr double kLevelSlope = 0.25;
+
+// Candidates that one thread gathers by itself: pixels with more of them are left to a whole warp, which adds in
+// another order.
+constexpr int kFewCandidates = D == 2 ? 64 : 128;
+
+// Candidates of a row that are read before the first is added; more of them are rare.
+constexpr int kAbreast = 3;
+
+}  // namespace stn
