@@ -15,7 +15,6 @@ from typing import Any, TypeAlias
 import torch
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
-from stn_engine.backends._cuda.device import DeviceLauncher
 
 from stn_engine import (
     Affine,
@@ -39,6 +38,7 @@ from stn_engine import (
 )
 from stn_engine.backends.base import Backend
 from stn_engine.backends.cuda import CudaBackend
+from stn_engine.backends.cuda.device import DeviceLauncher
 from stn_engine.checks import FEATURE_MAP_DTYPES, GRADIENT_DTYPES
 from stn_engine.problem import Problem
 from stn_server import status
