@@ -56,6 +56,7 @@ def test_settings_are_what_a_copy_is_made_of(kind, through, secret):
         "allow_plaintext_token": True,
         "proxy": False,
         "max_in_flight": 3,
+        "local": False,
     }
     client = kind("localhost:1", **settings)
     copied = through(client)
@@ -160,6 +161,7 @@ BAD = [
     *[("tls", {"tls": value}) for value in (True, "ca.pem", Tls)],
     *[("token", {"token": value}) for value in ("", 5, b"token", "two words", ["t"])],
     *[("max_in_flight", {"max_in_flight": value}) for value in (0, -1, 2.5, True, "8", None)],
+    *[("local", {"local": value}) for value in (None, 1, "no")],
     *[("proxy", {"proxy": value}) for value in ("http://proxy:1", 1)],
     ("allow_plaintext_token", {"allow_plaintext_token": "no"}),
 ]

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from stn_engine import ShapeError
+from stn_proto.ttrpc import Status
 from support.in_workers import warp_of_columns
 
 PACKAGES = ("stn_proto", "stn_engine", "stn_server", "stn_client")
@@ -33,6 +34,7 @@ SAMPLES = {
     "Mapping[str, tuple[str, ...]]": {"cpu": ("no compiler",)},
     "Sequence[tuple[str, str]]": [("theta", "too long")],
     "tuple[str, ...]": ("this", "that"),
+    "Status": Status(code=3, message="words"),
     "StatusCode | None": grpc.StatusCode.INTERNAL,
     "grpc.StatusCode": grpc.StatusCode.CANCELLED,
 }

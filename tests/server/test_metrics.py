@@ -38,6 +38,8 @@ LABELS = {
     "stn_queue_age_seconds": set(),
     "stn_device_memory_bytes": {"device"},
     "stn_log_lines_dropped": set(),
+    "stn_arenas": set(),
+    "stn_arena_bytes": set(),
     "stn_lanes": {"device"},
     "stn_lane_busy_seconds": {"device"},
     "stn_kernel_compilations": {"outcome"},

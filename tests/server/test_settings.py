@@ -23,6 +23,8 @@ TEXTS = {
     "tls.client_ca": ("/ca.pem", "/ca.pem"),
     "auth.tokens": ("/tokens", "/tokens"),
     "auth.plaintext": ("allow", "allow"),
+    "local.dir": ("/run/stn", "/run/stn"),
+    "local.mode": ("0660", "0660"),
     "log.level": ("debug", "debug"),
     "log.format": ("text", "text"),
     "batching.max_admitted_items": ("100", 100),

@@ -15,6 +15,8 @@ from stn_proto import FrameTooLargeError, WireFormatError
 from stn_proto.errors import ERROR_DOMAIN
 from stn_proto.v1 import errors_pb2, service_pb2
 from stn_server.errors import (
+    ArenaNotFoundError,
+    ArenasFullError,
     BatchFailedError,
     BrokenError,
     DeadlineExceededError,
@@ -70,6 +72,8 @@ EXAMPLES = [
     (QuotaExceededError("calls in flight", 1, 2, 0.25), REFUSED, []),
     (QueueFullError("items", 1, 2, 0.25), REFUSED, []),
     (DeviceFullError("cuda:0"), REFUSED, []),
+    (ArenasFullError("arenas", 1, 2), REFUSED, []),
+    (ArenaNotFoundError("grad_output.arena"), StatusCode.NOT_FOUND, []),
     (DeadlineUnreachableError(0.5, 0.25, 0.125), REFUSED, []),
     (DrainingError(), StatusCode.UNAVAILABLE, []),
     (BrokenError(), StatusCode.UNAVAILABLE, []),
@@ -218,6 +222,8 @@ REASONS = {
     ),
     QueueFullError: ("QUEUE_FULL", {"limit": "1", "actual": "2"}),
     DeviceFullError: ("DEVICE_FULL", {"device": "cuda:0"}),
+    ArenasFullError: ("ARENAS_FULL", {"limit": "1", "actual": "2"}),
+    ArenaNotFoundError: ("ARENA_NOT_FOUND", {}),
     DeadlineUnreachableError: ("DEADLINE_UNREACHABLE", {}),
     DrainingError: ("DRAINING", {}),
     BrokenError: ("DEVICE_LOST", {}),

@@ -98,11 +98,14 @@ class Milestones(Listener):
 
     def __init__(self):
         self.queued = asyncio.Semaphore(0)
+        self.sent = asyncio.Semaphore(0)
         self.abandoned = asyncio.Semaphore(0)
 
     def reached(self, stage, _calls):
         if stage is Stage.QUEUE:  # admission follows without an await between
             self.queued.release()
+        elif stage is Stage.SEND:
+            self.sent.release()
 
     def item_abandoned(self):
         self.abandoned.release()
@@ -113,6 +116,7 @@ class RunningService:
 
     def __init__(self, target, parts, milestones):
         self.target = target
+        self.transport = parts.transport
         self.idle = parts.transport.idle
         self.batcher = parts.batcher
         self.registry = parts.registry
@@ -122,6 +126,11 @@ class RunningService:
         """Returns when so many further calls have come in."""
         for _ in range(count):
             await self._milestones.queued.acquire()
+
+    async def answered(self, count):
+        """Returns when so many further replies have been made."""
+        for _ in range(count):
+            await self._milestones.sent.acquire()
 
     async def abandoned(self, count):
         """Returns when so many further calls have left the queue without having run."""

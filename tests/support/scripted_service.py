@@ -51,6 +51,8 @@ class ScriptedService(grpc.GenericRpcHandler):
         if handler_call_details.method.startswith("/grpc.health."):
             return None  # not offered
         metadata = dict(handler_call_details.invocation_metadata)
+        if "x-request-id" not in metadata:
+            return None  # an SDK that looks for a local transport
 
         def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
             call = Received(handler_call_details.method, request, metadata, time.monotonic())

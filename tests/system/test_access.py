@@ -261,8 +261,8 @@ def test_tokens_change_while_the_server_runs(tokens, tmp_path):
     log = tmp_path / "log"
     with (
         LocalServer(f"--auth-tokens={tokens}", "--log-level=debug", log=log) as server,
-        Client(server.target, token=GOOD, retry=ONCE) as alice,
-        Client(server.target, token=BAD, retry=ONCE) as bob,
+        Client(server.target, token=GOOD, retry=ONCE, local=False) as alice,
+        Client(server.target, token=BAD, retry=ONCE, local=False) as bob,
     ):
         assert alice.server_info().ready
         with pytest.raises(AccessDeniedError, match="got an unknown one"):

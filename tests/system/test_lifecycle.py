@@ -101,7 +101,7 @@ import sys
 import numpy as np
 from stn_client import Affine, Client, RetryPolicy, UnavailableError
 
-with Client(sys.argv[1], retry=RetryPolicy(attempts=1)) as stn:
+with Client(sys.argv[1], retry=RetryPolicy(attempts=1), local=False) as stn:
     stn.server_info()
     print("connected", flush=True)
     try:

@@ -26,7 +26,7 @@ from support.tokens import entry, replace
 
 pytestmark = pytest.mark.slow
 
-ONCE = RetryPolicy(attempts=1)
+ONCE = {"retry": RetryPolicy(attempts=1), "local": False}
 U, THETA = ramp(1, 3, 4, 5), Affine(theta(1))
 WINDOW_S = 3.0
 ALICE, BOB = "token-of-alice", "token-of-bob"
@@ -106,10 +106,10 @@ async def exercise(server, prometheus):
     """Two warps and a gradient are answered, one call expires; others are turned away."""
     tcp, unix = server.targets
     async with (
-        AsyncClient(tcp, token=ALICE, retry=ONCE) as alice,
-        AsyncClient(unix, token=BOB, retry=ONCE) as bob,
-        AsyncClient(tcp, token=ALICE, retry=ONCE, timeout_s=WINDOW_S / 2) as hasty,
-        AsyncClient(tcp, token="token-of-nobody", retry=ONCE) as nobody,
+        AsyncClient(tcp, token=ALICE, **ONCE) as alice,
+        AsyncClient(unix, token=BOB, **ONCE) as bob,
+        AsyncClient(tcp, token=ALICE, **ONCE, timeout_s=WINDOW_S / 2) as hasty,
+        AsyncClient(tcp, token="token-of-nobody", **ONCE) as nobody,
     ):
         refusals = [
             await outcome_of(alice.warp(U, THETA, (0, 0))),
@@ -141,7 +141,7 @@ def test_every_metric_reaches_prometheus(tokens, tmp_path):
     with (
         LocalServer(*flags, log=tmp_path / "log") as server,
         Prometheus(tmp_path, server.metrics) as prometheus,
-        Client(server.target, token=ALICE) as alice,
+        Client(server.target, token=ALICE, local=False) as alice,
     ):
         prometheus.wait_for('up{job="stn"}', 1)
         assert asyncio.run(exercise(server, prometheus)) == [

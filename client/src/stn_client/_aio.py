@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 import grpc.aio
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from stn_client import _calls
-from stn_client._calls import Array, Call, Gradients
+from stn_client._calls import Array, Call, Gradients, Places
 from stn_client._connection import BaseClient, Progress, open_channel
+from stn_client._credentials import Metadata
 from stn_client._options import GridOptions, WarpOptions
+from stn_client._placing import MIN_PLACED_BYTES, place
 from stn_client._transforms import ParametricTransform, Transform
+from stn_client._ttrpc import (
+    CONNECT_S,
+    FAILURES,
+    INFO,
+    CallError,
+    ConnectionLostError,
+    Lookout,
+    Offer,
+    inquiry,
+)
+from stn_client._ttrpc_aio import Connection
 from stn_proto.v1.server_info_pb2 import GetServerInfoReply
 
 T = TypeVar("T")
@@ -40,6 +55,9 @@ class AsyncClient(BaseClient):
             the target is a unix socket or a loopback address.
         max_in_flight: Calls that are under way at the same time; more wait here, in the order
             they came in.
+        local: Whether to take the server's local transport, which is faster, where the target is
+            an address of this host without TLS and the server has one that can be reached; else,
+            and whenever it is lost, calls go by gRPC.
 
     Raises:
         InvalidRequestError: An argument breaks a rule, a file cannot be read or is no PEM, or the
@@ -53,6 +71,10 @@ class AsyncClient(BaseClient):
 
     def _disconnect(self) -> None:
         self._connections: dict[asyncio.AbstractEventLoop, _Connection] = {}
+
+    def _abandon(self) -> None:
+        for connection in self._connections.values():
+            connection.abandon()
 
     async def warp(
         self,
@@ -85,11 +107,12 @@ class AsyncClient(BaseClient):
         **options: Unpack[WarpOptions],
     ) -> tuple[Array, Callable[[ArrayLike], Awaitable[Gradients]]]:
         """See `Client.vjp`; the pullback is awaited, too."""
+        shared = await self._shared(feature_map)
 
         def pullback(grad_output: ArrayLike) -> Awaitable[Gradients]:
-            return self.warp_gradients(grad_output, feature_map, transform, **options)
+            return self.warp_gradients(grad_output, shared, transform, **options)
 
-        return await self.warp(feature_map, transform, output_size, **options), pullback
+        return await self.warp(shared, transform, output_size, **options), pullback
 
     async def generate_grid(
         self,
@@ -106,6 +129,16 @@ class AsyncClient(BaseClient):
         """See `Client.generate_grid_gradients`."""
         return await self._run(_calls.generate_grid_gradients(grad_grid, transform, options))
 
+    async def empty(self, shape: Sequence[int], dtype: DTypeLike = np.float32) -> Array:
+        """See `Client.empty`."""
+        size_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+        local = await self._connection().local_connection()
+        if local is not None and size_bytes:
+            memory = await asyncio.to_thread(local.pool.take, size_bytes)
+            if memory is not None:
+                return np.ndarray(tuple(shape), dtype, buffer=memory.data)
+        return np.empty(shape, dtype)
+
     async def server_info(self) -> GetServerInfoReply:
         """See `Client.server_info`."""
         return await self._run(_calls.server_info())
@@ -116,9 +149,9 @@ class AsyncClient(BaseClient):
         running = asyncio.get_running_loop()
         for loop, connection in self._connections.items():
             if loop is running:
-                await connection.channel.close()
+                await connection.close()
             elif loop.is_running():  # in another thread
-                asyncio.run_coroutine_threadsafe(connection.channel.close(), loop)
+                asyncio.run_coroutine_threadsafe(connection.close(), loop)
         self._connections.clear()
 
     async def __aenter__(self) -> Self:
@@ -136,8 +169,8 @@ class AsyncClient(BaseClient):
             while True:
                 try:
                     attempt = progress.start(call.request)
-                    reply = await connection.method(call.method)(call.request, **attempt)
-                except grpc.aio.AioRpcError as failure:
+                    reply, places = await connection.send(call, attempt)
+                except grpc.RpcError as failure:
                     await asyncio.sleep(progress.pause_s(failure))
                 except (asyncio.CancelledError, grpc.aio.UsageError):
                     # gRPC cancels the calls of a channel that is closed, which nobody asked for.
@@ -145,9 +178,19 @@ class AsyncClient(BaseClient):
                         raise
                 else:
                     progress.succeed()
-                    return call.parse(reply)
+                    return call.parse(reply, places)
         finally:
             connection.turns.release()
+
+    async def _shared(self, feature_map: ArrayLike) -> ArrayLike:
+        """As `Client._shared`."""
+        array = np.asarray(feature_map)
+        local = await self._connection().local_connection()
+        if array.nbytes < MIN_PLACED_BYTES or local is None:
+            return feature_map
+        copied = await self.empty(array.shape, array.dtype)
+        copied[...] = array
+        return copied
 
     def _connection(self) -> _Connection:
         """The connection of the loop that runs."""
@@ -157,7 +200,8 @@ class AsyncClient(BaseClient):
             for other in [other for other in self._connections if other.is_closed()]:
                 del self._connections[other]
             channel = open_channel(grpc.aio, self.target, self._access)
-            connection = _Connection(channel, self._max_in_flight)
+            lookout = Lookout(self.target, is_wanted=self._is_local_wanted)
+            connection = _Connection(channel, lookout, self._access.metadata, self._max_in_flight)
             self._connections[loop] = connection
         return connection
 
@@ -166,10 +210,19 @@ class AsyncClient(BaseClient):
 
 
 class _Connection:
-    """A channel, its stubs, and how many calls are under way on it, for one event loop."""
+    """The ways to a server, and how many calls are under way on them, for one event loop."""
 
-    def __init__(self, channel: grpc.aio.Channel, limit: int) -> None:
-        self.channel = channel
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        lookout: Lookout,
+        metadata: Callable[[], Metadata],
+        limit: int,
+    ) -> None:
+        self._channel = channel
+        self._metadata = metadata
+        self._lookout = lookout
+        self._local: Connection | None = None
         self.turns = asyncio.Semaphore(limit)  # keeps the order
         self._methods: dict[str, Any] = {}
 
@@ -184,10 +237,73 @@ class _Connection:
         except TimeoutError:
             raise progress.no_turn() from None
 
-    def method(self, path: str) -> Any:
+    async def send(self, call: Call[T], attempt: dict[str, Any]) -> tuple[bytes, Places]:
+        """As `Client._send`."""
+        local = await self.local_connection()
+        if local is not None:
+            placed = place(call, local.pool, may_grow=False)
+            if placed is None:  # to ask for more memory takes a while
+                placed = await asyncio.to_thread(place, call, local.pool)
+            if placed is not None:
+                try:
+                    request = placed.request
+                    reply = await local.call(call.method, request, held=placed.held, **attempt)
+                except (ConnectionLostError, CallError) as failure:
+                    if isinstance(failure, CallError) and not failure.is_about_arenas:
+                        raise
+                    self._local = None
+                    local.close()
+                    self._lookout.lost()
+                else:
+                    return reply, placed.places
+        return await self._method(call.method)(call.request, **attempt), ()
+
+    async def close(self) -> None:
+        """Ends all connections."""
+        if self._local is not None:
+            self._local.close()
+        await self._channel.close()
+
+    def _who(self) -> Metadata:
+        return inquiry(self._metadata())
+
+    def abandon(self) -> None:
+        """Lets go of the local one in a process that has it from its parent."""
+        if self._local is not None:
+            self._local.abandon()
+
+    async def local_connection(self) -> Connection | None:
+        """A connection by the local transport, if there is one or can be one."""
+        if self._local is None and self._lookout.is_due():
+            try:
+                self._local = await self._found()
+            except FAILURES as error:
+                self._lookout.failed(error)
+        return self._local
+
+    async def _found(self) -> Connection | None:
+        """Asks the server for its local transport, and takes that if it leads to the same one."""
+        about: dict[str, Any] = {"timeout": CONNECT_S, "metadata": self._who()}
+        offer = Offer.of(await self._method(INFO)(b"", **about))
+        if offer is None:
+            self._lookout.failed("the server has none")
+            return None
+        connection = await Connection.open(offer.folder, self._who)
+        try:
+            if offer.is_from(await connection.call(INFO, b"", **about)):
+                self._lookout.found(offer)
+                return connection
+        except (*FAILURES, asyncio.CancelledError):
+            connection.close()
+            raise
+        connection.close()
+        self._lookout.failed("another server is there")
+        return None
+
+    def _method(self, path: str) -> Any:
         """The stub of a method."""
         if path not in self._methods:
-            self._methods[path] = self.channel.unary_unary(path)
+            self._methods[path] = self._channel.unary_unary(path)
         return self._methods[path]
 
 

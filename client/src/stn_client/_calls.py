@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Generic, TypeVar, get_args
 
 import numpy as np
@@ -15,12 +17,14 @@ from stn_client._layouts import warn_of_channels_last
 from stn_client._options import GridOptions, WarpOptions
 from stn_client._transforms import ParametricTransform, Transform
 from stn_proto import WireFormatError, get_tensor, join, put_tensor, split
+from stn_proto.codec import DTYPES
 from stn_proto.v1 import server_info_pb2, tensor_pb2, warp_pb2
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
 Array = NDArray[Any]
 Payloads = list[memoryview]
+Places = Sequence[NDArray[np.uint8] | None]
 
 SERVICE = "stn.v1.SpatialTransformer"
 METHOD_PREFIX = f"/{SERVICE}/"
@@ -54,15 +58,24 @@ class Gradients:
     transform: Array | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False)
 class Call(Generic[T]):
     """One RPC, ready to be sent as often as needed."""
 
     method: str
     """Full path."""
-    request: bytes
-    parse: Callable[[bytes], T]
-    """Serialized reply -> result."""
+    message: Message
+    """The request without its payloads."""
+    payloads: Payloads
+    parse: Callable[[bytes, Places], T]
+    """Serialized reply, and the places that the request names for its tensors -> result."""
+    results_bytes: tuple[int, ...] = ()
+    """Of each tensor of the reply, as far as the request tells; a server may see it otherwise."""
+
+    @cached_property
+    def request(self) -> bytes:
+        """The serialized request."""
+        return join(self.message.SerializeToString(), self.payloads)
 
 
 def warp(
@@ -83,7 +96,8 @@ def warp(
     def result(reply: warp_pb2.WarpReply, payloads: Payloads) -> Array:
         return get_tensor(reply.output, payloads, "output")
 
-    return _call("Warp", request, payloads, warp_pb2.WarpReply, result)
+    sizes = [_output_bytes(request)]
+    return _call("Warp", request, payloads, warp_pb2.WarpReply, result, sizes)
 
 
 def warp_gradients(
@@ -111,7 +125,14 @@ def warp_gradients(
             )
         )
 
-    return _call("WarpGradients", request, payloads, warp_pb2.WarpGradientsReply, result)
+    operands = {
+        warp_pb2.OPERAND_FEATURE_MAP: request.feature_map,
+        warp_pb2.OPERAND_TRANSFORM: _parameters(request.transform),
+    }
+    sizes = [
+        _size_bytes(tensor) for operand, tensor in operands.items() if operand in request.needs
+    ]
+    return _call("WarpGradients", request, payloads, warp_pb2.WarpGradientsReply, result, sizes)
 
 
 def generate_grid(
@@ -128,7 +149,10 @@ def generate_grid(
     def result(reply: warp_pb2.GenerateGridReply, payloads: Payloads) -> Array:
         return get_tensor(reply.grid, payloads, "grid")
 
-    return _call("GenerateGrid", request, payloads, warp_pb2.GenerateGridReply, result)
+    parameters, target = _parameters(request.transform), request.output_size
+    points = math.prod((*parameters.shape[:1], *target, len(target)))
+    sizes = [points * DTYPES[parameters.data_type].itemsize]
+    return _call("GenerateGrid", request, payloads, warp_pb2.GenerateGridReply, result, sizes)
 
 
 def generate_grid_gradients(
@@ -146,7 +170,8 @@ def generate_grid_gradients(
         return get_tensor(reply.grad_transform, payloads, "grad_transform")
 
     reply_kind = warp_pb2.GenerateGridGradientsReply
-    return _call("GenerateGridGradients", request, payloads, reply_kind, result)
+    sizes = [_size_bytes(_parameters(request.transform))]
+    return _call("GenerateGridGradients", request, payloads, reply_kind, result, sizes)
 
 
 def server_info() -> Call[server_info_pb2.GetServerInfoReply]:
@@ -175,15 +200,61 @@ def _call(
     payloads: Payloads,
     reply_kind: type[M],
     result: Callable[[M, Payloads], T],
+    results_bytes: Iterable[int] = (),
 ) -> Call[T]:
-    def parse(message: bytes) -> T:
+    def parse(message: bytes, places: Places = ()) -> T:
         try:
             envelope, received = split(message)
-            return result(reply_kind.FromString(envelope), received)
+            reply = reply_kind.FromString(envelope)
+            _take_up(reply, received, places)
+            return result(reply, received)
         except (WireFormatError, DecodeError) as error:
             raise ProtocolMismatchError(f"{method}: expected its reply, got {error}.") from error
 
-    return Call(METHOD_PREFIX + method, join(request.SerializeToString(), payloads), parse)
+    return Call(METHOD_PREFIX + method, request, payloads, parse, tuple(results_bytes))
+
+
+def tensors_of(message: Message) -> Iterator[tensor_pb2.Tensor]:
+    """The tensors of a request or a reply, in the order of their fields."""
+    for _, value in message.ListFields():
+        if isinstance(value, tensor_pb2.Tensor):
+            yield value
+        elif isinstance(value, Message):
+            yield from tensors_of(value)
+
+
+def _take_up(reply: Message, received: Payloads, places: Places) -> None:
+    """Makes payloads of the tensors of a reply that lie where the request wanted them."""
+    if not any(place is not None for place in places):
+        return
+    for tensor, place in zip(tensors_of(reply), places, strict=False):
+        if tensor.WhichOneof("source") == "arena" and place is not None:
+            received.append(place.data[: tensor.arena.byte_count])
+            tensor.payload = len(received) - 1
+
+
+def _size_bytes(tensor: tensor_pb2.Tensor) -> int:
+    return math.prod(tensor.shape) * DTYPES[tensor.data_type].itemsize
+
+
+def _parameters(transform: warp_pb2.Transform) -> tensor_pb2.Tensor:
+    """Those of the transform that a message has."""
+    kind = getattr(transform, str(transform.WhichOneof("kind")))
+    parameters: tensor_pb2.Tensor = kind.ListFields()[0][1]  # they come first
+    return parameters
+
+
+def _output_bytes(request: warp_pb2.WarpRequest) -> int:
+    """Of the output of a warp, if the server finds no fault with the request."""
+    feature_map, parameters = request.feature_map, _parameters(request.transform)
+    batch, *others = feature_map.shape or (1,)
+    if batch == 1 and parameters.shape:
+        batch = parameters.shape[0]
+    is_last = feature_map.layout == tensor_pb2.LAYOUT_NHWC
+    source, channels = (others[:-1], others[-1:]) if is_last else (others[1:], others[:1])
+    of_points = request.transform.WhichOneof("kind") in {"sampling_grid", "flow"}
+    target = request.output_size or (parameters.shape[1:-1] if of_points else source)
+    return math.prod((batch, *channels, *target)) * DTYPES[feature_map.data_type].itemsize
 
 
 def _put(

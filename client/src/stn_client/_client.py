@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from stn_client import _calls
-from stn_client._calls import Array, Call, Gradients
+from stn_client._calls import Array, Call, Gradients, Places
 from stn_client._connection import BaseClient, open_channel
+from stn_client._credentials import Metadata
 from stn_client._options import GridOptions, WarpOptions
+from stn_client._placing import MIN_PLACED_BYTES, place
 from stn_client._transforms import ParametricTransform, Transform
+from stn_client._ttrpc import (
+    CONNECT_S,
+    FAILURES,
+    INFO,
+    CallError,
+    ConnectionLostError,
+    Lookout,
+    Offer,
+    inquiry,
+)
+from stn_client._ttrpc_threads import Connection
 from stn_client._turns import Turns
 from stn_proto.v1.server_info_pb2 import GetServerInfoReply
 
@@ -41,6 +56,9 @@ class Client(BaseClient):
             the target is a unix socket or a loopback address.
         max_in_flight: Calls that are under way at the same time; more wait here, in the order
             they came in.
+        local: Whether to take the server's local transport, which is faster, where the target is
+            an address of this host without TLS and the server has one that can be reached; else,
+            and whenever it is lost, calls go by gRPC.
 
     Raises:
         InvalidRequestError: An argument breaks a rule, a file cannot be read or is no PEM, or the
@@ -64,6 +82,12 @@ class Client(BaseClient):
         self._methods: dict[str, Any] = {}
         self._opening = threading.Lock()
         self._turns = Turns(self._max_in_flight)
+        self._lookout = Lookout(self.target, is_wanted=self._is_local_wanted)
+        self._local: Connection | None = None
+
+    def _abandon(self) -> None:
+        if self._local is not None:
+            self._local.abandon()
 
     def warp(
         self,
@@ -146,11 +170,12 @@ class Client(BaseClient):
         Arguments and errors are those of `warp`. The pullback reads the operands again when it is
         called: leave them as they are until then.
         """
+        shared = self._shared(feature_map)
 
         def pullback(grad_output: ArrayLike) -> Gradients:
-            return self.warp_gradients(grad_output, feature_map, transform, **options)
+            return self.warp_gradients(grad_output, shared, transform, **options)
 
-        return self.warp(feature_map, transform, output_size, **options), pullback
+        return self.warp(shared, transform, output_size, **options), pullback
 
     def generate_grid(
         self,
@@ -189,6 +214,22 @@ class Client(BaseClient):
         """
         return self._run(_calls.generate_grid_gradients(grad_grid, transform, options))
 
+    def empty(self, shape: Sequence[int], dtype: DTypeLike = np.float32) -> Array:
+        """An array to write operands to, in memory that the server sees if it is on this host.
+
+        Calls then need not copy it. In every other case it is an array like any other.
+
+        Args:
+            shape: Of the array.
+            dtype: Of its elements.
+        """
+        size_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+        local = self._local_connection()
+        memory = None if local is None or not size_bytes else local.pool.take(size_bytes)
+        if memory is None:
+            return np.empty(shape, dtype)
+        return np.ndarray(tuple(shape), dtype, buffer=memory.data)
+
     def server_info(self) -> GetServerInfoReply:
         """What the server is, offers, allows, and has done so far."""
         return self._run(_calls.server_info())
@@ -196,6 +237,8 @@ class Client(BaseClient):
     def close(self) -> None:
         """Ends the connection; calls under way fail with TransportError."""
         self._open = False
+        if self._local is not None:
+            self._local.close()
         if self._channel is not None:
             self._channel.close()
 
@@ -215,7 +258,7 @@ class Client(BaseClient):
             while True:
                 try:
                     attempt = progress.start(call.request)
-                    reply: bytes = self._method(call.method)(call.request, **attempt)
+                    reply, places = self._send(call, attempt)
                 except grpc.RpcError as failure:
                     time.sleep(progress.pause_s(failure))
                 except ValueError:  # what gRPC makes of a channel that another thread just closed
@@ -223,9 +266,68 @@ class Client(BaseClient):
                         raise
                 else:
                     progress.succeed()
-                    return call.parse(reply)
+                    return call.parse(reply, places)
         finally:
             turns.give_back()
+
+    def _send(self, call: Call[T], attempt: dict[str, Any]) -> tuple[bytes, Places]:
+        """Makes one attempt by the way that is best for it.
+
+        Returns:
+            The serialized reply, and where its tensors may lie.
+        """
+        local = self._local_connection(attempt)
+        placed = None if local is None else place(call, local.pool)
+        if local is not None and placed is not None:
+            try:
+                reply = local.call(call.method, placed.request, held=placed.held, **attempt)
+            except (ConnectionLostError, CallError) as failure:
+                if isinstance(failure, CallError) and not failure.is_about_arenas:
+                    raise
+                self._local = None
+                local.close()
+                self._lookout.lost()
+            else:
+                return reply, placed.places
+        return self._method(call.method)(call.request, **attempt), ()
+
+    def _shared(self, feature_map: ArrayLike) -> ArrayLike:
+        """A feature map that more than one call reads, copied to where no call copies it again."""
+        array = np.asarray(feature_map)
+        if array.nbytes < MIN_PLACED_BYTES or self._local_connection() is None:
+            return feature_map
+        copied = self.empty(array.shape, array.dtype)
+        copied[...] = array
+        return copied
+
+    def _local_connection(self, attempt: dict[str, Any] | None = None) -> Connection | None:
+        """A connection by the local transport, if there is one or can be one."""
+        if self._local is None and self._open and self._lookout.is_due():
+            try:
+                metadata = self._access.metadata() if attempt is None else attempt["metadata"]
+                self._local = self._found(metadata)
+            except FAILURES as error:
+                self._lookout.failed(error)
+        return self._local
+
+    def _found(self, metadata: Metadata) -> Connection | None:
+        """Asks the server for its local transport, and takes that if it leads to the same one."""
+        about: dict[str, Any] = {"timeout": CONNECT_S, "metadata": inquiry(metadata)}
+        offer = Offer.of(self._method(INFO)(b"", **about))
+        if offer is None:
+            self._lookout.failed("the server has none")
+            return None
+        connection = Connection(offer.folder, lambda: inquiry(self._access.metadata()))
+        try:
+            if offer.is_from(connection.call(INFO, b"", **about)):
+                self._lookout.found(offer)
+                return connection
+        except FAILURES:
+            connection.close()
+            raise
+        connection.close()
+        self._lookout.failed("another server is there")
+        return None
 
     def _method(self, path: str) -> Any:
         """The stub of a method. The first one opens the channel."""

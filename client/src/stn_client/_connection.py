@@ -109,6 +109,7 @@ class BaseClient(ABC):
         allow_plaintext_token: bool = False,
         proxy: bool | None = None,
         max_in_flight: int = MAX_IN_FLIGHT,
+        local: bool = True,
     ) -> None:
         of_subclass = set(vars(self))
         self._settings = {name: value for name, value in locals().items() if name in _SETTINGS}
@@ -120,6 +121,8 @@ class BaseClient(ABC):
         if not isinstance(retry, RetryPolicy | None):
             raise invalid("retry", f"expected a RetryPolicy, got {retry!r}.")
         check_count("max_in_flight", max_in_flight)
+        if not isinstance(local, bool):
+            raise invalid("local", f"expected True or False, got {local!r}.")
         self._timeout_s = None if timeout_s is None or timeout_s >= _FOREVER_S else float(timeout_s)
         self._retry = RetryPolicy() if retry is None else retry
         self._access = Access(
@@ -129,6 +132,8 @@ class BaseClient(ABC):
         self._open = True
         self._name = register(self)
         self._outage = Outage(target)
+        # Whoever asks for TLS wants the names that it proves, of both sides.
+        self._is_local_wanted = local and tls is None
         self._disconnect()
         self._inner = {"_inner", *vars(self)} - of_subclass
 
@@ -155,6 +160,10 @@ class BaseClient(ABC):
     @abstractmethod
     def _disconnect(self) -> None:
         """Forgets all connections, so that the next call opens a new one."""
+
+    @abstractmethod
+    def _abandon(self) -> None:
+        """Lets go of local connections in a process that has them from its parent."""
 
     @abstractmethod
     def _is_busy(self) -> bool:
@@ -319,6 +328,7 @@ class _Fork:
         for client in _base_clients():
             # Kept: to end a connection would say goodbye to the server in the parent's name.
             self._abandoned.append(dict(vars(client)))
+            client._abandon()  # noqa: SLF001
             client._disconnect()  # noqa: SLF001
 
 

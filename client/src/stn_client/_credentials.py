@@ -109,12 +109,12 @@ class Access:
         for flag, value in (("allow_plaintext_token", allow_plaintext_token), ("proxy", proxy)):
             if not isinstance(value, bool | None):
                 raise invalid(flag, f"expected True or False, got {value!r}.")
-        here = _stays_here(target)
+        here = stays_here(target)
         self.credentials = None if tls is None else tls.credentials()
         self.options: tuple[tuple[str, Any], ...] = ()
         if tls is not None and tls.server_name is not None:
             self.options += (("grpc.ssl_target_name_override", tls.server_name),)
-        if not (not _stays_here(target, unspecified=True) if proxy is None else proxy):
+        if not (not stays_here(target, unspecified=True) if proxy is None else proxy):
             self.options += (("grpc.enable_http_proxy", 0),)
         if token is not None and not (tls is not None or allow_plaintext_token or here):
             raise invalid(
@@ -180,7 +180,7 @@ def _kind(value: object) -> str:
     return type(value).__name__
 
 
-def _stays_here(target: str, *, unspecified: bool = False) -> bool:
+def stays_here(target: str, *, unspecified: bool = False) -> bool:
     """Whether what is sent to a target never leaves this machine.
 
     Args:

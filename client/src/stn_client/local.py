@@ -11,16 +11,20 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import IO, Any, ClassVar, Self
 
 from stn_client._errors import invalid
 
+MAX_FOLDER_BYTES = 64
+"""Of the folder for temporary files, so that a path of a unix socket below it is short enough."""
+
 ANY_PORTS = ("--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0")
 
 
 class LocalServer:
-    """A server process on free ports of the loopback interface.
+    """A server process on free ports of the loopback interface, with a local transport.
 
     It ends when it is stopped, or when this process ends in whatever way, and not before: it is in
     a session of its own, where the interrupts of a terminal or a notebook do not reach it.
@@ -47,13 +51,13 @@ class LocalServer:
         for argument in arguments:
             if not isinstance(argument, str):
                 raise invalid("arguments", f"expected flags of stn-server, got {argument!r}.")
-        flags = ["--lifecycle-end-with-stdin=true", *ANY_PORTS, *arguments]
-        command = [_command(), *flags]
+        command, flags = _command(), ["--lifecycle-end-with-stdin=true", *ANY_PORTS]
         with _sink(log) as stderr:
+            self._folder = _folder()
             self._lifeline = _Lifeline()
             try:
                 self.process = subprocess.Popen(
-                    command,
+                    [command, *flags, f"--local-dir={self._folder}", *arguments],
                     stdin=self._lifeline.server_end,
                     stdout=subprocess.PIPE,
                     stderr=stderr,
@@ -93,6 +97,7 @@ class LocalServer:
             return self.process.wait()
         finally:
             self._lifeline.close()
+            shutil.rmtree(self._folder, ignore_errors=True)
             if self.process.stdout is not None:
                 self.process.stdout.close()
 
@@ -144,6 +149,13 @@ def _command() -> str:
             "In the checkout: pip install ./proto ./stn_engine ./server"
         )
     return found
+
+
+def _folder() -> str:
+    """A new folder for unix sockets, whose paths cannot be long."""
+    usual = tempfile.gettempdir()
+    is_short = len(os.fsencode(usual)) <= MAX_FOLDER_BYTES
+    return tempfile.mkdtemp(prefix="stn-", dir=usual if is_short else "/tmp")  # noqa: S108
 
 
 def _sink(log: Path | str | None) -> IO[bytes]:

@@ -13,7 +13,7 @@ from stn_proto.codec import (
     to_payload,
 )
 from stn_proto.errors import FrameTooLargeError, WireFormatError
-from stn_proto.framing import Frame, gaps, join, split
+from stn_proto.framing import Frame, gaps, join, split, values
 
 __all__ = [
     "Declaration",
@@ -28,4 +28,5 @@ __all__ = [
     "put_tensor",
     "split",
     "to_payload",
+    "values",
 ]

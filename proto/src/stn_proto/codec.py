@@ -93,8 +93,13 @@ class Declaration:
     """Path of the tensor in its message, for errors."""
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    payload: int
-    """Index of its payload."""
+    payload: int | None
+    """Index of its payload; None: it lies in an arena, in as many bytes as it has."""
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes it has."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def check(self, sizes_bytes: Sequence[int]) -> None:
         """Whether the bytes are there.
@@ -105,14 +110,18 @@ class Declaration:
         Raises:
             WireFormatError: No such payload, or a byte count that does not match the shape.
         """
+        if self.payload is None:
+            raise _no_payload(self.field, "a region of an arena")
         if self.payload >= len(sizes_bytes):
             expected = f"the index of one of {len(sizes_bytes)} payloads"
             raise WireFormatError(f"{self.field}.payload", expected, str(self.payload))
-        expected_bytes = math.prod(self.shape) * self.dtype.itemsize
-        if sizes_bytes[self.payload] != expected_bytes:
-            expected = f"{expected_bytes} bytes for shape {self.shape} of {self.dtype}"
-            actual = f"{sizes_bytes[self.payload]} bytes"
-            raise WireFormatError(f"{self.field}.payload", expected, actual)
+        self._require(sizes_bytes[self.payload], "payload")
+
+    def _require(self, actual_bytes: int, source: str) -> None:
+        """Whether there are as many bytes as the shape says."""
+        if actual_bytes != self.size_bytes:
+            expected = f"{self.size_bytes} bytes for shape {self.shape} of {self.dtype}"
+            raise WireFormatError(f"{self.field}.{source}", expected, f"{actual_bytes} bytes")
 
     def view(self, payloads: Sequence[memoryview]) -> NDArray[Any]:
         """The array over its payload.
@@ -127,7 +136,7 @@ class Declaration:
             WireFormatError: As `check`.
         """
         self.check([len(payload) for payload in payloads])
-        payload = payloads[self.payload]
+        payload = payloads[self.payload or 0]
         array = np.ndarray(self.shape, self.dtype, buffer=payload)
         if not array.flags.aligned:
             array = array.copy()
@@ -143,18 +152,21 @@ def get_declaration(tensor: Tensor, field: str) -> Declaration:
         field: Its path in the message, for errors.
 
     Raises:
-        WireFormatError: Unknown data type, no payload, negative size, or too many axes or
-            elements.
+        WireFormatError: Unknown data type, no source of its bytes, negative size, too many axes
+            or elements, or a byte count in an arena that does not match the shape.
     """
     dtype = DTYPES.get(tensor.data_type)
     if dtype is None:
         known = ", ".join(DataType.Name(number) for number in DTYPES)
         raise WireFormatError(f"{field}.data_type", f"one of {known}", _data_type_name(tensor))
     shape = _checked_shape(tensor, field)
-    if tensor.WhichOneof("source") != "payload":
-        raise WireFormatError(
-            f"{field}.payload", "the index of a payload", "none", "Set it, 0 included."
-        )
+    source = tensor.WhichOneof("source")
+    if source == "arena":
+        declaration = Declaration(field, dtype, shape, None)
+        declaration._require(tensor.arena.byte_count, "arena.byte_count")  # noqa: SLF001
+        return declaration
+    if source != "payload":
+        raise _no_payload(field, "none")
     return Declaration(field, dtype, shape, tensor.payload)
 
 
@@ -165,6 +177,11 @@ def get_tensor(tensor: Tensor, payloads: Sequence[memoryview], field: str) -> ND
         WireFormatError: As those two. Nothing has been allocated then.
     """
     return get_declaration(tensor, field).view(payloads)
+
+
+def _no_payload(field: str, actual: str) -> WireFormatError:
+    expected = "the index of a payload"
+    return WireFormatError(f"{field}.payload", expected, actual, "Set it, 0 included.")
 
 
 def _data_type_name(tensor: Tensor) -> str:

@@ -8,7 +8,7 @@ leaves them where they are. Encoding: protobuf.dev/programming-guides/encoding.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stn_proto.errors import FrameTooLargeError, WireFormatError
 from stn_proto.limits import MAX_FIELDS, PAYLOAD_ALIGNMENT_BYTES
@@ -88,6 +88,33 @@ class Frame:
         view = memoryview(message)
         return [view[span] for span in self.payloads]
 
+    def opened(self, message: bytes, spans: Iterable[slice]) -> Frame:
+        """The same frame, whose other messages may differ in these places, too.
+
+        Args:
+            message: What the frame was made of.
+            spans: Where; not within payloads.
+        """
+        free = sorted((*self.payloads, *spans), key=lambda span: span.start)
+        rest = tuple((span, message[span]) for span in _between(free, len(message)))
+        return replace(self, rest=rest)
+
+
+def values(message: bytes, number: int, within: slice | None = None) -> list[slice]:
+    """Where the values of a field stand, in the order in which they do.
+
+    Args:
+        message: Serialized bytes.
+        number: Of the field.
+        within: Where the message within the message stands that has the field; None: all of it.
+
+    Raises:
+        WireFormatError: There is no protobuf.
+    """
+    start, end = (0, len(message)) if within is None else (within.start, within.stop)
+    fields = _fields(message, start, end)
+    return [slice(first, last) for tag, _, first, last in fields if tag >> 3 == number]
+
 
 def split(message: bytes) -> tuple[bytes, list[memoryview]]:
     """Separates a serialized message from its payloads without copying them.
@@ -152,9 +179,17 @@ def _padding(offset: int) -> bytes:
     return bytes([_ALIGNMENT_TAG, fill]) + bytes(fill)
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """Yields (tag, start of tag, start of value, end) for every top-level field."""
-    position, size = 0, len(message)
+def _fields(
+    message: bytes, position: int = 0, size: int | None = None
+) -> Iterator[tuple[int, int, int, int]]:
+    """Yields (tag, start of tag, start of value, end) for every field at the top of a message.
+
+    Args:
+        message: What it stands in.
+        position: Where it begins.
+        size: Where it ends; None: where `message` does.
+    """
+    size = len(message) if size is None else size
     while position < size:
         start = position
         tag, position = _read_varint(message, position)

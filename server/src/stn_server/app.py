@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,8 @@ from stn_server.environment import loading
 from stn_server.events import Events, Listener
 from stn_server.grpc_transport import GrpcTransport, Receiver
 from stn_server.info import ServerInfo, backend_on
+from stn_server.local.arenas import Arenas
+from stn_server.local.transport import LocalTransport
 from stn_server.log import EventLog
 from stn_server.memory import resident_bytes
 from stn_server.metrics import Metrics
@@ -78,6 +80,8 @@ class Parts:
     lanes: Lanes
     batcher: Batcher
     transport: GrpcTransport
+    local: LocalTransport | None
+    """Takes calls of processes on this host, if that is configured."""
     health: Health
     grpc_server: grpc.aio.Server
     """Serves callers."""
@@ -132,13 +136,18 @@ def build(
 
     files, tls, is_healthy = Watch(events), config.tls, Health()
     info = ServerInfo(config, lambda: is_healthy.is_ready, batcher.statistics, lanes.devices)
+    arenas = Arenas(config.local)
+    metrics.watch_arenas(arenas)
+    shared = arenas if config.local.dir else None
     transport = GrpcTransport(
-        Service(Translator(config.limits), batcher, info.message, events),
+        Service(Translator(config.limits), batcher, info.message, events, shared),
         Receiver(batcher, config.limits, config.batching.max_admitted_bytes),
         batcher.now,
         events,
         certified=bool(tls.client_ca),
     )
+    interceptors = tuple(_interceptors(config, transport, files))
+    local = LocalTransport(config.local, config.limits, transport, arenas, interceptors)
     return Parts(
         config=config,
         registry=registry,
@@ -150,8 +159,9 @@ def build(
         lanes=lanes,
         batcher=batcher,
         transport=transport,
+        local=local if config.local.dir else None,
         health=is_healthy,
-        grpc_server=_grpc_server(config, transport, is_healthy, files),
+        grpc_server=_grpc_server(config, transport, is_healthy, interceptors),
         admin_server=_admin_server(config, is_healthy),
     )
 
@@ -181,11 +191,12 @@ def _age_ms(age_s: float) -> int:
 
 
 def _grpc_server(
-    config: ServerConfig, transport: GrpcTransport, health: Health, files: Watch
+    config: ServerConfig,
+    transport: GrpcTransport,
+    health: Health,
+    interceptors: Sequence[grpc.aio.ServerInterceptor],
 ) -> grpc.aio.Server:
-    server = grpc.aio.server(
-        interceptors=tuple(_interceptors(config, transport, files)), options=grpc_options(config)
-    )
+    server = grpc.aio.server(interceptors=interceptors, options=grpc_options(config))
     server.add_generic_rpc_handlers((transport.handlers(),))
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
     if config.reflection == "listen":

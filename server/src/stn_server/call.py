@@ -13,15 +13,19 @@ if TYPE_CHECKING:
 
 REQUEST_ID = "x-request-id"
 
+LOCAL = "local"
+"""The transport between processes of one host; peers of its calls begin so."""
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who makes a call."""
 
     name: str
-    """That of the token; without one, of the certificate; else the host, whatever its port."""
+    """That of the token; without one, of the certificate; else the host, whatever its port, or the
+    user of this host, as "uid-1000"."""
     transport: str
-    """How its bytes travel: "tcp" or "unix"."""
+    """How its bytes travel: "tcp", "unix" or "local"."""
     quota: Quota = UNLIMITED
 
 

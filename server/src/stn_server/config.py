@@ -28,6 +28,9 @@ MAX_PORT = 65535
 MAX_PATH_BYTES = (108 if sys.platform == "linux" else 104) - 1
 """Of a unix socket; the system wants a zero after it."""
 
+MAX_SOCKET_NAME_BYTES = 16
+"""Of the sockets of the local transport within their folder, with the slash."""
+
 MAX_THREADS = 1024
 """More than cores that help; a system that has no room for all of them ends the process."""
 
@@ -50,6 +53,7 @@ LogFormat = Literal["json", "text"]
 
 
 _MODE_FORM = re.compile(r"[0-7]{3,4}")
+_EXPECTED_MODE = "expected three or four octal digits, as 0660"
 _DEVICE_FORM = re.compile(r"auto|cpu|cuda:\d+(,cuda:\d+)*")
 
 
@@ -180,6 +184,32 @@ class AuthConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LocalConfig:
+    """How processes on the same host call, without the network."""
+
+    dir: str = setting(
+        "",
+        "Folder of the local transport's sockets, the same for server and callers; empty: off.",
+    )
+    mode: str = setting("0600", "Permissions of these sockets.")
+    max_arenas: int = setting(256, "Arenas, memory shared with callers; two descriptors each.")
+    max_arena_bytes: int = setting(4096 * MIB, "Of all arenas together.")
+    max_caller_arena_bytes: int = setting(1024 * MIB, "Of the arenas of one caller.")
+
+    def __post_init__(self) -> None:
+        for name in ("max_arenas", "max_arena_bytes", "max_caller_arena_bytes"):
+            _at_least(self, name, 1)
+        if not _MODE_FORM.fullmatch(self.mode):
+            raise ConfigError(f"mode: {_EXPECTED_MODE}, got {self.mode!r}.")
+        if not self.dir:
+            return
+        if not os.path.isabs(self.dir):  # noqa: PTH117 - of a text that need not exist here
+            expected = "expected the absolute path of a folder, as callers are told it"
+            raise ConfigError(f"dir: {expected}, got {self.dir!r}.")
+        _check_path("dir", "a folder", self.dir, MAX_PATH_BYTES - MAX_SOCKET_NAME_BYTES)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LogConfig:
     """What is written to standard error."""
 
@@ -225,6 +255,7 @@ class ServerConfig:
     lifecycle: LifecycleConfig = field(default_factory=LifecycleConfig)
     tls: TlsConfig = field(default_factory=TlsConfig)
     auth: AuthConfig = field(default_factory=AuthConfig)
+    local: LocalConfig = field(default_factory=LocalConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
@@ -257,8 +288,7 @@ class ServerConfig:
         for address in self.listen:
             _check_address("listen", address)
         if self.listen_mode and not _MODE_FORM.fullmatch(self.listen_mode):
-            expected = "expected three or four octal digits, as 0660"
-            raise ConfigError(f"listen_mode: {expected}, got {self.listen_mode!r}.")
+            raise ConfigError(f"listen_mode: {_EXPECTED_MODE}, got {self.listen_mode!r}.")
         if self.admin_listen:
             _check_address("admin_listen", self.admin_listen)
         if self.metrics_listen:
@@ -315,15 +345,20 @@ def _check_address(name: str, address: str) -> None:
     if not is_unix(address):
         split_address(name, address)
         return
-    if not address.isprintable():  # bytes that are no UTF-8, too
-        raise ConfigError(f"{name}: expected a socket path in printable UTF-8, got {address!r}.")
     if set(address) & set("%#?"):  # gRPC would take another path, also one that is in use
         expected = "expected a socket path without '%', '#' and '?', which mean something in URIs"
         raise ConfigError(f"{name}: {expected}, got {address!r}.")
-    path_bytes = len(os.fsencode(socket_path(address)))
-    if not 1 <= path_bytes <= MAX_PATH_BYTES:
-        expected = f"expected a socket path of 1 to {MAX_PATH_BYTES} bytes"
-        raise ConfigError(f"{name}: {expected}, got {path_bytes} in {address!r}.")
+    _check_path(name, "a socket path", socket_path(address), MAX_PATH_BYTES)
+
+
+def _check_path(name: str, what: str, path: str, most_bytes: int) -> None:
+    """Of a unix socket, or of a folder of some."""
+    if not path.isprintable():  # bytes that are no UTF-8, too
+        raise ConfigError(f"{name}: expected {what} in printable UTF-8, got {path!r}.")
+    path_bytes = len(os.fsencode(path))
+    if not 1 <= path_bytes <= most_bytes:
+        expected = f"expected {what} of 1 to {most_bytes} bytes"
+        raise ConfigError(f"{name}: {expected}, got {path_bytes} in {path!r}.")
 
 
 def _is_loopback(address: str) -> bool:

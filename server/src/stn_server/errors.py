@@ -2,6 +2,7 @@
 
     ServerError
     ├─ InvalidRequestError       a field of the request is wrong
+    ├─ ArenaNotFoundError        a tensor lies in an arena that is not there
     ├─ UnsupportedError          a field asks for what this server does not know or offer
     │   └─ UnknownFieldError     it does not even know the field
     ├─ RefusedError              turned away at the door; nothing was computed
@@ -10,6 +11,7 @@
     │   ├─ OverloadedError       too much is inside already
     │   │   ├─ QueueFullError            a limit is reached
     │   │   ├─ DeviceFullError           half of its batch was too much for the device's memory
+    │   │   ├─ ArenasFullError           no more memory is shared
     │   │   └─ DeadlineUnreachableError  the result would come too late
     │   ├─ DrainingError         the server is about to stop
     │   ├─ BrokenError           the device is lost
@@ -31,7 +33,7 @@ from __future__ import annotations
 import copyreg
 from typing import Any
 
-from stn_server.tuning import DEVICE_FULL_RETRY_S
+from stn_server.tuning import ARENAS_FULL_RETRY_S, DEVICE_FULL_RETRY_S
 
 
 class ServerError(Exception):
@@ -54,6 +56,17 @@ class InvalidRequestError(ServerError):
         super().__init__(f"{field}: {description}")
         self.field = field
         self.description = description
+
+
+class ArenaNotFoundError(ServerError):
+    """The caller has no such arena; whether somebody else has one is not told."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(
+            f"{field}: expected an arena of this caller, got none. "
+            "Ask for one, or send the tensor as a payload."
+        )
+        self.field = field
 
 
 class UnsupportedError(ServerError):
@@ -145,6 +158,21 @@ class QueueFullError(OverloadedError):
         complaint = f"expected at most {limit} admitted {what}, got {actual} with this request."
         super().__init__(f"queue: {complaint}", retry_after_s)
         self.what = what
+        self.limit = limit
+        self.actual = actual
+
+
+class ArenasFullError(OverloadedError):
+    """As much memory is shared as may be, by everybody or by one caller.
+
+    Attributes:
+        limit: Of everybody, or of one caller.
+        actual: What it would be with this request.
+    """
+
+    def __init__(self, what: str, limit: int, actual: int) -> None:
+        complaint = f"expected at most {limit} {what}, got {actual} with this request."
+        super().__init__(f"arenas: {complaint}", ARENAS_FULL_RETRY_S)
         self.limit = limit
         self.actual = actual
 

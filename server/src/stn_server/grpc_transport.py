@@ -32,7 +32,7 @@ import grpc.aio
 from stn_proto.metadata import MESSAGE_BYTES
 from stn_server.batching.batcher import Batcher
 from stn_server.batching.work import Place
-from stn_server.call import REQUEST_ID, Call, Caller
+from stn_server.call import LOCAL, REQUEST_ID, Call, Caller
 from stn_server.config import LimitsConfig
 from stn_server.errors import (
     InvalidRequestError,
@@ -216,7 +216,7 @@ class GrpcTransport:
         """A method whose every end is told and mapped to a status."""
         label, shown = label_of(path), logged_as(path)
 
-        async def handler(_messages: Any, context: Context) -> bytes:
+        async def answer(_messages: Any, context: Context) -> bytes:
             call = self.call_of(label, shown, context)
             self._calls += 1
             self._idle.clear()
@@ -239,7 +239,7 @@ class GrpcTransport:
             # that only the collector unties, some day.
             return await ending
 
-        return handler
+        return answer
 
     def _failed(self, call: GrpcCall, end: End) -> None:
         for tell in (*self._events.call_ended, *self._events.call_failed):
@@ -410,9 +410,11 @@ def caller_of(context: Context, *, certified: bool = True) -> Caller:
 
 @lru_cache(MAX_PEERS)
 def _host_at(peer: str) -> Caller:
-    """The host at the other end of a connection."""
+    """The host, or the user of this one, at the other end of a connection."""
     if peer.startswith("unix:"):
         return Caller("unix", "unix")
+    if peer.startswith(f"{LOCAL}:"):
+        return Caller(peer.removeprefix(f"{LOCAL}:"), LOCAL)
     return Caller(peer.rpartition(":")[0], "tcp")
 
 

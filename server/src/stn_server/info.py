@@ -52,6 +52,7 @@ class ServerInfo:
             instance_id=secrets.token_hex(16),
             features=FEATURES,
             methods=METHODS,
+            local_dir=config.local.dir,
         )
 
     def message(self) -> bytes:

@@ -22,6 +22,7 @@ from stn_server.batching.work import Batch
 from stn_server.call import Call
 from stn_server.errors import RefusedError
 from stn_server.events import End, Listener
+from stn_server.local.arenas import Arenas
 from stn_server.status import REFUSALS
 from stn_server.tuning import MAX_NOTES
 
@@ -119,6 +120,8 @@ class Metrics(Listener):
             "stn_admitted_bytes",
             "Operands and results of calls from before they are read until their reply has left",
         )
+        self.arenas = gauge("stn_arenas", "Arenas: memory that callers on this host share")
+        self.arena_bytes = gauge("stn_arena_bytes", "Of all arenas")
         self.queue_wait = seconds("stn_queue_wait_seconds", "From admission to launch")
         self.queue_age = gauge(
             "stn_queue_age_seconds", "How long the oldest queued call has waited"
@@ -185,6 +188,11 @@ class Metrics(Listener):
         self.running_items.set_function(lambda: statistics().running_items)
         self.admitted_bytes.set_function(lambda: statistics().admitted_bytes)
         self.queue_age.set_function(queue_age_s)
+
+    def watch_arenas(self, arenas: Arenas) -> None:
+        """Counts arenas whenever it is scraped."""
+        self.arenas.set_function(lambda: arenas.count)
+        self.arena_bytes.set_function(lambda: arenas.size_bytes)
 
     def watch_memory(self, devices: Mapping[str, Callable[[], float]]) -> None:
         """Asks every device whenever it is scraped."""

@@ -10,14 +10,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import ml_dtypes
 import numpy as np
 import torch
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
-from numpy.typing import NDArray
 
 import stn_engine
 from stn_proto import (
@@ -25,6 +24,7 @@ from stn_proto import (
     WireFormatError,
     describe_tensor,
     get_declaration,
+    values,
 )
 from stn_proto.codec import DTYPES
 from stn_proto.v1 import tensor_pb2, warp_pb2
@@ -33,9 +33,16 @@ from stn_proto.v1.tensor_pb2 import (
     LAYOUT_NCHW,
     LAYOUT_NHWC,
     LAYOUT_UNSPECIFIED,
+    ArenaRef,
     Tensor,
 )
-from stn_server.errors import InvalidRequestError, ResultTooLargeError, UnknownFieldError
+from stn_server.errors import (
+    InvalidRequestError,
+    ResultTooLargeError,
+    UnknownFieldError,
+    UnsupportedError,
+)
+from stn_server.local.arenas import ID_BYTES, Find
 from stn_server.vocabulary import unsupported
 
 M = TypeVar("M", bound=Message)
@@ -76,6 +83,55 @@ FEW_BYTES = 1024
 """Of numbers that Python adds faster than NumPy begins to."""
 
 
+class Location(NamedTuple):
+    """Where bytes of one request lie in an arena."""
+
+    arena: bytes
+    """Its id."""
+    offset: int
+    memory: memoryview
+
+    def overlaps(self, other: Location) -> bool:
+        """Whether a byte is in both."""
+        return (
+            self.arena == other.arena
+            and self.offset < other.offset + len(other.memory)
+            and other.offset < self.offset + len(self.memory)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A reference to bytes in an arena, known but for which arena and where."""
+
+    field: str
+    """Path of the reference in its message."""
+    size_bytes: int
+    id: slice
+    """Where in the message the arena is named."""
+    offset: slice | None
+    """Where in the message the offset stands; None: it is 0."""
+
+    @property
+    def spans(self) -> list[slice]:
+        """What requests that are otherwise alike may have different."""
+        return [self.id, self.offset] if self.offset else [self.id]
+
+    def locate(self, message: bytes, find: Find | None) -> Location:
+        """Where it is for one request.
+
+        Raises:
+            UnsupportedError: This server has no arenas.
+            ArenaNotFoundError: Nor has the caller this one.
+            InvalidRequestError: It is not within the arena.
+        """
+        if find is None:
+            raise UnsupportedError(self.field, "an arena", ("payload",))
+        arena = find(self.field, message[self.id])
+        offset = int.from_bytes(message[self.offset], "little") if self.offset else 0
+        return Location(arena.id, offset, arena.view(self.field, offset, self.size_bytes))
+
+
 @dataclass(frozen=True, slots=True)
 class Operand:
     """A tensor of a request, declared but for its bytes."""
@@ -92,16 +148,25 @@ class Operand:
         dtype = TORCH_DTYPES[self.declaration.dtype]
         return self._ordered(torch.empty(self.declaration.shape, dtype=dtype, device="meta"))
 
-    def read(self, payloads: Payloads) -> memoryview:
-        """Its bytes among the payloads of a request, as many as were declared.
+    def read(self, payloads: Payloads, source: Location | None = None) -> memoryview:
+        """Its bytes in a request, as many as were declared.
+
+        Args:
+            payloads: Of the request.
+            source: Where it lies in an arena; None: it is a payload.
 
         Raises:
             InvalidRequestError: A number must be finite and is not.
         """
-        payload = payloads[self.declaration.payload]
-        if self.finite and not _is_finite(payload, self.declaration.dtype):
-            raise _not_finite(self.declaration.view(payloads), self.declaration.field)
-        return payload
+        declaration = self.declaration
+        read = payloads[cast("int", declaration.payload)] if source is None else source.memory
+        if not self.finite:
+            return read
+        # What was looked at must not change before it is used: callers can write to their arenas.
+        checked = read if read.readonly else memoryview(bytes(read))
+        if not _is_finite(checked, declaration.dtype):
+            raise _not_finite(checked, declaration)
+        return checked
 
     def _ordered(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.movedim(-1, 1) if self.channels_last else tensor
@@ -122,6 +187,14 @@ class Result:
         last = self.layout == LAYOUT_NHWC
         shape = (self.like.movedim(1, -1) if last else self.like).shape
         return describe_tensor(NUMPY_DTYPES[self.like.dtype], shape, payload, layout=self.layout)
+
+    def description_at(self, location: Location) -> Tensor:
+        """What the reply says about it, if it lies in an arena."""
+        tensor = self.description(0)
+        tensor.arena.id = location.arena
+        tensor.arena.offset = location.offset
+        tensor.arena.byte_count = self.like.nbytes
+        return tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +217,48 @@ class TransformOperand:
     def target_axes(self) -> tuple[str, ...]:
         """Of what is read by it."""
         return _TARGET_AXES[-self.meta.dims :]
+
+
+def region_of(message: bytes, field: str, reference: slice, size_bytes: int) -> Region:
+    """The region that a reference to an arena names.
+
+    Args:
+        message: What it stands in.
+        field: Its path there, for errors.
+        reference: Where it stands.
+        size_bytes: Of the region.
+
+    Raises:
+        InvalidRequestError: It names no arena.
+    """
+    found = values(message, ArenaRef.ID_FIELD_NUMBER, reference)
+    offsets = values(message, ArenaRef.OFFSET_FIELD_NUMBER, reference)
+    if len(found) != 1 or found[0].stop - found[0].start != ID_BYTES or len(offsets) > 1:
+        expected = f"expected {ID_BYTES} bytes and at most one offset, got something else."
+        raise InvalidRequestError(f"{field}.id", f"{expected} Use the id that came with the arena.")
+    return Region(field, size_bytes, found[0], offsets[0] if offsets else None)
+
+
+def reference_to(message: bytes, kind: type[Message], field: str) -> slice:
+    """Where the reference stands by which a tensor lies in an arena.
+
+    Args:
+        message: What the tensor stands in.
+        kind: Of the message.
+        field: Path of the tensor there.
+
+    Raises:
+        WireFormatError: A part of it stands there twice, which no serializer of protobuf does.
+    """
+    place: slice | None = None
+    descriptor: Any = kind.DESCRIPTOR
+    for name in (*field.split("."), "arena"):
+        known = descriptor.fields_by_name[name]
+        found = values(message, known.number, place)
+        if len(found) != 1:
+            raise WireFormatError(f"{field}.{name}", "one field of this name", str(len(found)))
+        place, descriptor = found[0], known.message_type
+    return cast("slice", place)
 
 
 def transforms_in(dimensions: int) -> list[str]:
@@ -286,8 +401,9 @@ def _is_finite(payload: memoryview, dtype: np.dtype[Any]) -> bool:
     return bool(np.isfinite(np.frombuffer(payload, dtype)).all())
 
 
-def _not_finite(array: NDArray[Any], path: str) -> InvalidRequestError:
+def _not_finite(payload: memoryview, declaration: Declaration) -> InvalidRequestError:
+    array = np.frombuffer(payload, declaration.dtype).reshape(declaration.shape)
     finite = np.isfinite(array)
     where = tuple(map(int, np.unravel_index(np.argmin(finite), array.shape)))
     expected = f"expected finite numbers, got {array[where]} at {where}. Correct it."
-    return InvalidRequestError(path, expected)
+    return InvalidRequestError(declaration.field, expected)

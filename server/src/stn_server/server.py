@@ -60,6 +60,8 @@ class Server:
         if config.admin_listen:
             admin = await self._bind(parts.admin_server, "admin_listen", config.admin_listen)
         metrics = await self._serve_metrics()
+        if parts.local:
+            await parts.local.start()
         await parts.grpc_server.start()
         await parts.admin_server.start()
         for batch in warm_up.batches():  # so that no caller pays for first times
@@ -87,6 +89,8 @@ class Server:
         await shutdown.pause(REFUSING_S)
         drained.cancel()
         # Cuts off what is left, open health watches among it; a stuck caller cannot hold it up.
+        if parts.local:
+            parts.local.stop()
         servers = parts.grpc_server, parts.admin_server
         stopping = [asyncio.create_task(server.stop(grace=0)) for server in servers]
         await asyncio.wait(stopping, timeout=STOPPING_S)

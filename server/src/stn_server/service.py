@@ -10,6 +10,7 @@ from stn_server.batching.batcher import Batcher
 from stn_server.batching.work import Finished, Operation
 from stn_server.call import Call
 from stn_server.events import UNHEARD, Events, Stage
+from stn_server.local.arenas import Arenas
 from stn_server.quota import Quotas, Resize
 from stn_server.tokens import UNLIMITED
 from stn_server.translate import Request, Translator
@@ -30,6 +31,7 @@ class Service:
         batcher: Lets problems be computed.
         server_info: The reply of `GetServerInfo`.
         events: Told how far each call is.
+        arenas: Where callers may let tensors lie; None: nowhere but in messages.
     """
 
     def __init__(
@@ -38,7 +40,9 @@ class Service:
         batcher: Batcher,
         server_info: Callable[[], bytes],
         events: Events = UNHEARD,
+        arenas: Arenas | None = None,
     ) -> None:
+        self._arenas = arenas
         self._translator = translator
         self._batcher = batcher
         self._server_info = server_info
@@ -59,7 +63,8 @@ class Service:
         message, place = await call.receive()
         for tell in self._reached:
             tell(Stage.DECODE, (call,))
-        request = self._translator.decode(operation, message)
+        find = None if self._arenas is None else partial(self._arenas.find, call.caller.name)
+        request = self._translator.decode(operation, message, find)
         call.received_bytes = len(message)
         if resize is not None:
             resize(request.cost.size_bytes)

@@ -25,6 +25,8 @@ from stn_proto.v1 import errors_pb2
 from stn_proto.v1.errors_pb2 import ErrorReason
 from stn_server.call import REQUEST_ID
 from stn_server.errors import (
+    ArenaNotFoundError,
+    ArenasFullError,
     BatchFailedError,
     BrokenError,
     DeadlineExceededError,
@@ -143,7 +145,9 @@ def _retry_info(error: OverloadedError | QuotaExceededError) -> Iterator[Message
     yield RetryInfo(retry_delay=delay)
 
 
-def _limit(error: RequestTooLargeError | QueueFullError | FrameTooLargeError) -> Mapping[str, str]:
+def _limit(
+    error: RequestTooLargeError | QueueFullError | ArenasFullError | FrameTooLargeError,
+) -> Mapping[str, str]:
     return {"limit": str(error.limit), "actual": str(error.actual)}
 
 
@@ -235,6 +239,16 @@ TABLE: dict[type[Exception], _Row] = {
         logging.INFO,
         _retry_info,
         _limit,
+    ),
+    ArenasFullError: _Row(
+        StatusCode.RESOURCE_EXHAUSTED,
+        errors_pb2.ERROR_REASON_ARENAS_FULL,
+        logging.INFO,
+        _retry_info,
+        _limit,
+    ),
+    ArenaNotFoundError: _Row(
+        StatusCode.NOT_FOUND, errors_pb2.ERROR_REASON_ARENA_NOT_FOUND, logging.INFO
     ),
     DeviceFullError: _Row(
         StatusCode.RESOURCE_EXHAUSTED,

@@ -11,21 +11,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from google.protobuf.message import Message
 
 import stn_engine
 from stn_engine.adapters import on_bytes
-from stn_proto import Frame, gaps
+from stn_proto import Frame, gaps, join, values
 from stn_proto.v1 import tensor_pb2, warp_pb2
-from stn_proto.v1.tensor_pb2 import LAYOUT_UNSPECIFIED
+from stn_proto.v1.tensor_pb2 import LAYOUT_UNSPECIFIED, ArenaRef
 from stn_server.batching.work import BatchKey, Cost, Finished, Operation
 from stn_server.config import LimitsConfig
 from stn_server.errors import InvalidRequestError, ResultTooLargeError
+from stn_server.local.arenas import Find
 from stn_server.operands import (
+    Location,
     Operand,
+    Region,
     Result,
     TransformOperand,
     declare,
@@ -33,6 +36,8 @@ from stn_server.operands import (
     declare_transform,
     field_paths,
     parse,
+    reference_to,
+    region_of,
     require_shape,
 )
 from stn_server.vocabulary import read_coordinates, read_needs, read_spec
@@ -56,6 +61,9 @@ BASIS_READS = 3
 COLOUR_WORK = COORDINATE_READS + 3 * 4
 """The work of one point of a colour image, bilinear."""
 
+PLACEMENT_FIELD = warp_pb2.WarpRequest.PLACEMENT_FIELD_NUMBER
+"""The same in every request."""
+
 MAX_SIZES = 1024
 """Templates are kept for so many sizes of messages."""
 
@@ -71,6 +79,7 @@ class ReplyTemplate:
 
     def __init__(self, kind: type[Message], *results: Result) -> None:
         message: Any = kind
+        self._kind, self.results = message, results
         tensors = {result.field: result.description(i) for i, result in enumerate(results)}
         head = message(**tensors).SerializeToString()
         sizes_bytes = [result.like.nbytes for result in results]
@@ -82,15 +91,37 @@ class ReplyTemplate:
 
     def write(self, finished: Finished) -> bytes:
         """The serialized reply."""
+        pieces = [
+            piece for pair in zip(self._before, finished.result, strict=True) for piece in pair
+        ]
+        pieces.append(self._timed(finished).SerializeToString())
+        return b"".join(pieces)
+
+    def write_at(self, locations: Sequence[Location | None], finished: Finished) -> bytes:
+        """The serialized reply, once results are where they shall lie; payloads without a place.
+
+        A call is answered only when nobody writes to its arena any more: whoever was answered may
+        use the memory for something else.
+        """
+        tensors, payloads = dict[str, Any](), list[Any]()
+        for result, value, location in zip(self.results, finished.result, locations, strict=True):
+            if location is None:
+                tensors[result.field] = result.description(len(payloads))
+                payloads.append(value)
+            else:
+                location.memory[: len(value)] = value  # the engine gives bytes of its own
+                tensors[result.field] = result.description_at(location)
+        message = self._kind(**tensors)
+        message.timing.CopyFrom(self._timed(finished).timing)
+        return join(message.SerializeToString(), payloads)
+
+    def _timed(self, finished: Finished) -> Any:
+        """What the reply says beside its tensors."""
         timing = self._tail.timing
         timing.queue_s = finished.queue_s
         timing.compute_s = finished.compute_s
         timing.batch_items = finished.batch_items
-        pieces = [
-            piece for pair in zip(self._before, finished.result, strict=True) for piece in pair
-        ]
-        pieces.append(self._tail.SerializeToString())
-        return b"".join(pieces)
+        return self._tail
 
 
 @dataclass(slots=True, eq=False)  # frozen ones take five times as long to make
@@ -100,6 +131,8 @@ class Request:
     job: on_bytes.Job
     """Views of the message, which they keep alive."""
     template: RequestTemplate
+    locations: tuple[Location | None, ...] = ()
+    """Of the results that shall lie in an arena; empty: of none."""
 
     @property
     def key(self) -> BatchKey:
@@ -113,7 +146,12 @@ class Request:
 
     def encode(self, finished: Finished) -> bytes:
         """The serialized reply."""
-        return self.template.reply.write(finished)
+        reply = self.template.reply
+        return (
+            reply.write_at(self.locations, finished)
+            if any(self.locations)
+            else reply.write(finished)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,16 +167,38 @@ class RequestTemplate:
     cost: Cost
     """It counts the whole message, which views keep in memory, whatever they use of it."""
     reply: ReplyTemplate
+    regions: tuple[Region | None, ...]
+    """Of the operands; None of one that is a payload."""
+    places: tuple[Region | None, ...]
+    """For the results; None for one that shall be a payload."""
+    is_in_arenas: bool = field(init=False)
 
-    def request(self, message: bytes) -> Request:
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_in_arenas", any(self.regions) or any(self.places))
+
+    def request(self, message: bytes, find: Find | None = None) -> Request:
         """The request of a message that the frame fits.
 
+        Args:
+            message: Serialized bytes.
+            find: Knows the arenas of the caller; None: there are none.
+
         Raises:
-            InvalidRequestError: A parameter is not finite.
+            InvalidRequestError: A parameter is not finite, or a region is not within its arena or
+                overlaps another one.
+            ArenaNotFoundError: The caller has no such arena.
+            UnsupportedError: This server has none at all.
         """
         payloads = self.frame.cut(message)
-        operands = [operand.read(payloads) for operand in self.operands]
-        return Request((self.problem, operands), self)
+        if not self.is_in_arenas:
+            operands = [operand.read(payloads) for operand in self.operands]
+            return Request((self.problem, operands), self)
+        sources = [_located(region, message, find) for region in self.regions]
+        locations = tuple(_located(place, message, find) for place in self.places)
+        _require_apart(self.places, locations, sources)
+        pairs = zip(self.operands, sources, strict=True)
+        operands = [operand.read(payloads, source) for operand, source in pairs]
+        return Request((self.problem, operands), self, locations)
 
 
 class Translator:
@@ -146,7 +206,7 @@ class Translator:
 
     def __init__(self, limits: LimitsConfig) -> None:
         self._limits = limits
-        self._makers: dict[Operation, Callable[[Frame], RequestTemplate]] = {
+        self._makers: dict[Operation, Callable[[Frame, bytes], RequestTemplate]] = {
             Operation.WARP: self._warp_template,
             Operation.WARP_GRADIENTS: self._warp_gradients_template,
             Operation.GENERATE_GRID: self._grid_template,
@@ -155,8 +215,13 @@ class Translator:
         self._templates: dict[tuple[Operation, int], tuple[RequestTemplate, ...]] = {}
         """The latest, by the size of their messages."""
 
-    def decode(self, operation: Operation, message: bytes) -> Request:
+    def decode(self, operation: Operation, message: bytes, find: Find | None = None) -> Request:
         """The request that a message holds.
+
+        Args:
+            operation: Of the method that was called.
+            message: Serialized bytes.
+            find: Knows the arenas of the caller; None: there are none.
 
         Raises:
             WireFormatError: The bytes do not keep the wire contract.
@@ -164,15 +229,16 @@ class Translator:
             InvalidRequestError: A field breaks a rule.
             UnsupportedError: A field asks for what the engine does not offer.
             ResultTooLargeError: A limit is exceeded.
+            ArenaNotFoundError: A tensor lies in an arena that the caller does not have.
         """
         alike = self._templates.get((operation, len(message)), ())
         for template in alike:
             if template.frame.fits(message):
-                return template.request(message)
+                return template.request(message, find)
         limits = self._limits
         frame = Frame.of(message, limits.max_payloads, limits.max_envelope_bytes)
-        template = self._makers[operation](frame)
-        request = template.request(message)
+        template = self._makers[operation](frame, message)
+        request = template.request(message, find)
         self._keep(template, operation, alike)
         return request
 
@@ -186,7 +252,7 @@ class Translator:
             del self._templates[next(iter(self._templates))]
         self._templates[operation, frame.size_bytes] = template, *alike[: MAX_TEMPLATES - 1]
 
-    def _warp_template(self, frame: Frame) -> RequestTemplate:
+    def _warp_template(self, frame: Frame, message: bytes) -> RequestTemplate:
         request = parse(frame.envelope, warp_pb2.WarpRequest)
         layout = request.feature_map.layout
         transform = self._declare_transform(request.transform)
@@ -197,9 +263,10 @@ class Translator:
         self._check_size(problem, "output_size")
         key = BatchKey(Operation.WARP, problem.output_dtype, _warp_key(problem))
         reply = _reply(warp_pb2.WarpReply, problem, {"output": layout})
-        return _template(frame, problem, (feature_map, transform.operand), key, reply)
+        operands = feature_map, transform.operand
+        return _template(request, message, frame, problem, operands, key, reply)
 
-    def _warp_gradients_template(self, frame: Frame) -> RequestTemplate:
+    def _warp_gradients_template(self, frame: Frame, message: bytes) -> RequestTemplate:
         request = parse(frame.envelope, warp_pb2.WarpGradientsRequest)
         layout = request.feature_map.layout
         transform = self._declare_transform(request.transform)
@@ -218,9 +285,9 @@ class Translator:
         fields = {f"grad_{name}": layouts[name] for name in layouts if name in needs}
         reply = _reply(warp_pb2.WarpGradientsReply, problem, fields)
         operands = grad_output, feature_map, transform.operand
-        return _template(frame, problem, operands, key, reply)
+        return _template(request, message, frame, problem, operands, key, reply)
 
-    def _grid_template(self, frame: Frame) -> RequestTemplate:
+    def _grid_template(self, frame: Frame, message: bytes) -> RequestTemplate:
         request = parse(frame.envelope, warp_pb2.GenerateGridRequest)
         transform = self._declare_transform(request.transform)
         axes = transform.target_axes
@@ -233,9 +300,10 @@ class Translator:
         self._check_size(problem, "output_size")
         key = BatchKey(Operation.GENERATE_GRID, problem.output_dtype, _grid_key(problem))
         reply = _reply(warp_pb2.GenerateGridReply, problem, {"grid": LAYOUT_UNSPECIFIED})
-        return _template(frame, problem, (transform.operand,), key, reply)
+        operands = (transform.operand,)
+        return _template(request, message, frame, problem, operands, key, reply)
 
-    def _grid_gradients_template(self, frame: Frame) -> RequestTemplate:
+    def _grid_gradients_template(self, frame: Frame, message: bytes) -> RequestTemplate:
         request = parse(frame.envelope, warp_pb2.GenerateGridGradientsRequest)
         transform = self._declare_transform(request.transform)
         grad_grid = declare(request.grad_grid, "grad_grid")
@@ -249,7 +317,8 @@ class Translator:
         key = BatchKey(Operation.GENERATE_GRID_GRADIENTS, grid.output_dtype, _grid_key(grid))
         fields = {"grad_transform": LAYOUT_UNSPECIFIED}
         reply = _reply(warp_pb2.GenerateGridGradientsReply, problem, fields)
-        return _template(frame, problem, (grad_grid, transform.operand), key, reply)
+        operands = grad_grid, transform.operand
+        return _template(request, message, frame, problem, operands, key, reply)
 
     def _declare_transform(self, transform: warp_pb2.Transform) -> TransformOperand:
         return declare_transform(transform, self._limits.max_control_points)
@@ -271,14 +340,74 @@ class Translator:
 
 
 def _template(
-    frame: Frame, problem: Any, operands: tuple[Operand, ...], key: BatchKey, reply: ReplyTemplate
+    request: Any,
+    message: bytes,
+    frame: Frame,
+    problem: Any,
+    operands: tuple[Operand, ...],
+    key: BatchKey,
+    reply: ReplyTemplate,
 ) -> RequestTemplate:
     sizes_bytes = [span.stop - span.start for span in frame.payloads]
-    for operand in operands:
-        operand.declaration.check(sizes_bytes)
     size_bytes = frame.size_bytes + problem.output_bytes + _basis_bytes(_forward(problem))
+    regions: list[Region | None] = []
+    for operand in operands:
+        region = None
+        if operand.declaration.payload is None:
+            field, own_bytes = operand.declaration.field, operand.declaration.size_bytes
+            reference = reference_to(message, type(request), field)
+            region = region_of(message, f"{field}.arena", reference, own_bytes)
+            size_bytes += own_bytes
+        else:
+            operand.declaration.check(sizes_bytes)
+        regions.append(region)
+    places = _places(request.placement, reply.results, message)
+    if any(regions) or any(places):
+        used = [region for region in (*regions, *places) if region]
+        frame = frame.opened(message, [span for region in used for span in region.spans])
     cost = Cost(size_bytes, problem.output_samples, _work(problem))
-    return RequestTemplate(frame, problem, operands, key, cost, reply)
+    return RequestTemplate(
+        frame, problem, operands, key, cost, reply, tuple(regions), tuple(places)
+    )
+
+
+def _places(
+    placement: Sequence[ArenaRef], results: Sequence[Result], message: bytes
+) -> list[Region | None]:
+    """Where results shall lie, as far as the request says so."""
+    if len(placement) > len(results):
+        expected = f"expected at most {len(results)}, one a result, got {len(placement)}."
+        raise InvalidRequestError("placement", f"{expected} Leave the others out.")
+    references = values(message, PLACEMENT_FIELD)
+    places: list[Region | None] = [None] * len(results)
+    for index, (place, result) in enumerate(zip(placement, results, strict=False)):
+        if not place.ByteSize():
+            continue
+        field, least = f"placement[{index}]", result.like.nbytes
+        if place.byte_count < least:
+            expected = f"expected at least {least} bytes, got {place.byte_count}. Give it more."
+            raise InvalidRequestError(f"{field}.byte_count", expected)
+        places[index] = region_of(message, field, references[index], least)
+    return places
+
+
+def _located(region: Region | None, message: bytes, find: Find | None) -> Location | None:
+    return None if region is None else region.locate(message, find)
+
+
+def _require_apart(
+    places: Sequence[Region | None],
+    locations: Sequence[Location | None],
+    sources: Sequence[Location | None],
+) -> None:
+    """Refuses results that would be written over operands, or over each other."""
+    taken = [source for source in sources if source]
+    for place, location in zip(places, locations, strict=True):
+        if place and location:
+            if any(location.overlaps(other) for other in taken):
+                expected = "expected a place apart from operands and other places, got one that"
+                raise InvalidRequestError(place.field, f"{expected} overlaps. Move it.")
+            taken.append(location)
 
 
 def _forward(problem: Any) -> Any:

@@ -19,6 +19,10 @@ that has not opened yet."""
 DEVICE_FULL_RETRY_S = 1.0
 """Told to callers whose batch did not fit a device: by then other batches have left it."""
 
+ARENAS_FULL_RETRY_S = 5.0
+"""Told to callers who want more arenas than may be: those stay as long as their callers do. Less
+lets callers ask in vain more often, more keeps them on gRPC when there is room again."""
+
 # Who goes first
 
 IMPLICIT_DEADLINE_S = 1.0

@@ -26,6 +26,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_INTERNAL: _ClassVar[ErrorReason]
     ERROR_REASON_HANDLE_NOT_FOUND: _ClassVar[ErrorReason]
     ERROR_REASON_ARENA_NOT_FOUND: _ClassVar[ErrorReason]
+    ERROR_REASON_ARENAS_FULL: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_INVALID_FIELD: ErrorReason
 ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason
@@ -46,3 +47,4 @@ ERROR_REASON_BACKEND_UNAVAILABLE: ErrorReason
 ERROR_REASON_INTERNAL: ErrorReason
 ERROR_REASON_HANDLE_NOT_FOUND: ErrorReason
 ERROR_REASON_ARENA_NOT_FOUND: ErrorReason
+ERROR_REASON_ARENAS_FULL: ErrorReason

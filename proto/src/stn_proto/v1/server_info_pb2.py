@@ -26,7 +26,7 @@ from stn_proto.v1 import tensor_pb2 as stn__proto_dot_v1_dot_tensor__pb2
 from stn_proto.v1 import warp_pb2 as stn__proto_dot_v1_dot_warp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1estn_proto/v1/server_info.proto\x12\x06stn.v1\x1a\x19stn_proto/v1/tensor.proto\x1a\x17stn_proto/v1/warp.proto\"\x16\n\x14GetServerInfoRequest\"\xb2\x02\n\x12GetServerInfoReply\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08uptime_s\x18\x03 \x01(\x01\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x1f\n\x07\x64\x65vices\x18\x05 \x03(\x0b\x32\x0e.stn.v1.Device\x12*\n\x0c\x63\x61pabilities\x18\x06 \x03(\x0b\x32\x14.stn.v1.Capabilities\x12\x1e\n\x06limits\x18\x07 \x01(\x0b\x32\x0e.stn.v1.Limits\x12&\n\nstatistics\x18\x08 \x01(\x0b\x32\x12.stn.v1.Statistics\x12\x13\n\x0binstance_id\x18\t \x01(\t\x12!\n\x08\x66\x65\x61tures\x18\n \x03(\x0e\x32\x0f.stn.v1.Feature\x12\x0f\n\x07methods\x18\x0b \x03(\t\"\'\n\x06\x44\x65vice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\"\x83\x03\n\x0c\x43\x61pabilities\x12\x12\n\ndimensions\x18\x01 \x01(\x05\x12$\n\ndata_types\x18\x02 \x03(\x0e\x32\x10.stn.v1.DataType\x12-\n\x13gradient_data_types\x18\x03 \x03(\x0e\x32\x10.stn.v1.DataType\x12.\n\x14parameter_data_types\x18\x04 \x03(\x0e\x32\x10.stn.v1.DataType\x12\x1f\n\x07layouts\x18\x05 \x03(\x0e\x32\x0e.stn.v1.Layout\x12-\n\x0einterpolations\x18\x06 \x03(\x0e\x32\x15.stn.v1.Interpolation\x12!\n\x08paddings\x18\x07 \x03(\x0e\x32\x0f.stn.v1.Padding\x12(\n\x0b\x63oordinates\x18\x08 \x03(\x0e\x32\x13.stn.v1.Coordinates\x12)\n\x0csubgradients\x18\t \x03(\x0e\x32\x13.stn.v1.Subgradient\x12\x12\n\ntransforms\x18\n \x03(\t\"\xf9\x01\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x03\x12\x18\n\x10max_output_bytes\x18\x02 \x01(\x03\x12\x1a\n\x12max_output_samples\x18\x03 \x01(\x03\x12\x18\n\x10max_dimension_px\x18\x04 \x01(\x03\x12\x1a\n\x12max_admitted_items\x18\x05 \x01(\x03\x12\x1a\n\x12max_admitted_bytes\x18\x06 \x01(\x03\x12\x14\n\x0cmax_payloads\x18\x07 \x01(\x03\x12\x1a\n\x12max_envelope_bytes\x18\x08 \x01(\x03\x12\x1a\n\x12max_control_points\x18\t \x01(\x03\"\xdd\x01\n\nStatistics\x12\x14\n\x0cqueued_items\x18\x01 \x01(\x03\x12\x15\n\rrunning_items\x18\x02 \x01(\x03\x12\x16\n\x0e\x61\x64mitted_bytes\x18\x03 \x01(\x03\x12\x16\n\x0e\x66inished_items\x18\x04 \x01(\x04\x12\x14\n\x0c\x66\x61iled_items\x18\x05 \x01(\x04\x12\x15\n\rrefused_items\x18\x06 \x01(\x04\x12\x17\n\x0f\x61\x62\x61ndoned_items\x18\x07 \x01(\x04\x12\x0f\n\x07\x62\x61tches\x18\x08 \x01(\x04\x12\x1b\n\x13largest_batch_items\x18\t \x01(\x04*F\n\x07\x46\x65\x61ture\x12\x17\n\x13\x46\x45\x41TURE_UNSPECIFIED\x10\x00\x12\"\n\x1e\x46\x45\x41TURE_DECLARED_MESSAGE_BYTES\x10\x01\x42\x1e\n\x06stn.v1P\x01Z\x12stn_proto/v1;stnv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1estn_proto/v1/server_info.proto\x12\x06stn.v1\x1a\x19stn_proto/v1/tensor.proto\x1a\x17stn_proto/v1/warp.proto\"\x16\n\x14GetServerInfoRequest\"\xc5\x02\n\x12GetServerInfoReply\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x10\n\x08uptime_s\x18\x03 \x01(\x01\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x1f\n\x07\x64\x65vices\x18\x05 \x03(\x0b\x32\x0e.stn.v1.Device\x12*\n\x0c\x63\x61pabilities\x18\x06 \x03(\x0b\x32\x14.stn.v1.Capabilities\x12\x1e\n\x06limits\x18\x07 \x01(\x0b\x32\x0e.stn.v1.Limits\x12&\n\nstatistics\x18\x08 \x01(\x0b\x32\x12.stn.v1.Statistics\x12\x13\n\x0binstance_id\x18\t \x01(\t\x12!\n\x08\x66\x65\x61tures\x18\n \x03(\x0e\x32\x0f.stn.v1.Feature\x12\x0f\n\x07methods\x18\x0b \x03(\t\x12\x11\n\tlocal_dir\x18\x0c \x01(\t\"\'\n\x06\x44\x65vice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\"\x83\x03\n\x0c\x43\x61pabilities\x12\x12\n\ndimensions\x18\x01 \x01(\x05\x12$\n\ndata_types\x18\x02 \x03(\x0e\x32\x10.stn.v1.DataType\x12-\n\x13gradient_data_types\x18\x03 \x03(\x0e\x32\x10.stn.v1.DataType\x12.\n\x14parameter_data_types\x18\x04 \x03(\x0e\x32\x10.stn.v1.DataType\x12\x1f\n\x07layouts\x18\x05 \x03(\x0e\x32\x0e.stn.v1.Layout\x12-\n\x0einterpolations\x18\x06 \x03(\x0e\x32\x15.stn.v1.Interpolation\x12!\n\x08paddings\x18\x07 \x03(\x0e\x32\x0f.stn.v1.Padding\x12(\n\x0b\x63oordinates\x18\x08 \x03(\x0e\x32\x13.stn.v1.Coordinates\x12)\n\x0csubgradients\x18\t \x03(\x0e\x32\x13.stn.v1.Subgradient\x12\x12\n\ntransforms\x18\n \x03(\t\"\xf9\x01\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x03\x12\x18\n\x10max_output_bytes\x18\x02 \x01(\x03\x12\x1a\n\x12max_output_samples\x18\x03 \x01(\x03\x12\x18\n\x10max_dimension_px\x18\x04 \x01(\x03\x12\x1a\n\x12max_admitted_items\x18\x05 \x01(\x03\x12\x1a\n\x12max_admitted_bytes\x18\x06 \x01(\x03\x12\x14\n\x0cmax_payloads\x18\x07 \x01(\x03\x12\x1a\n\x12max_envelope_bytes\x18\x08 \x01(\x03\x12\x1a\n\x12max_control_points\x18\t \x01(\x03\"\xdd\x01\n\nStatistics\x12\x14\n\x0cqueued_items\x18\x01 \x01(\x03\x12\x15\n\rrunning_items\x18\x02 \x01(\x03\x12\x16\n\x0e\x61\x64mitted_bytes\x18\x03 \x01(\x03\x12\x16\n\x0e\x66inished_items\x18\x04 \x01(\x04\x12\x14\n\x0c\x66\x61iled_items\x18\x05 \x01(\x04\x12\x15\n\rrefused_items\x18\x06 \x01(\x04\x12\x17\n\x0f\x61\x62\x61ndoned_items\x18\x07 \x01(\x04\x12\x0f\n\x07\x62\x61tches\x18\x08 \x01(\x04\x12\x1b\n\x13largest_batch_items\x18\t \x01(\x04*F\n\x07\x46\x65\x61ture\x12\x17\n\x13\x46\x45\x41TURE_UNSPECIFIED\x10\x00\x12\"\n\x1e\x46\x45\x41TURE_DECLARED_MESSAGE_BYTES\x10\x01\x42\x1e\n\x06stn.v1P\x01Z\x12stn_proto/v1;stnv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,18 +34,18 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stn_proto.v1.server_info_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\006stn.v1P\001Z\022stn_proto/v1;stnv1'
-  _globals['_FEATURE']._serialized_start=1334
-  _globals['_FEATURE']._serialized_end=1404
+  _globals['_FEATURE']._serialized_start=1353
+  _globals['_FEATURE']._serialized_end=1423
   _globals['_GETSERVERINFOREQUEST']._serialized_start=94
   _globals['_GETSERVERINFOREQUEST']._serialized_end=116
   _globals['_GETSERVERINFOREPLY']._serialized_start=119
-  _globals['_GETSERVERINFOREPLY']._serialized_end=425
-  _globals['_DEVICE']._serialized_start=427
-  _globals['_DEVICE']._serialized_end=466
-  _globals['_CAPABILITIES']._serialized_start=469
-  _globals['_CAPABILITIES']._serialized_end=856
-  _globals['_LIMITS']._serialized_start=859
-  _globals['_LIMITS']._serialized_end=1108
-  _globals['_STATISTICS']._serialized_start=1111
-  _globals['_STATISTICS']._serialized_end=1332
+  _globals['_GETSERVERINFOREPLY']._serialized_end=444
+  _globals['_DEVICE']._serialized_start=446
+  _globals['_DEVICE']._serialized_end=485
+  _globals['_CAPABILITIES']._serialized_start=488
+  _globals['_CAPABILITIES']._serialized_end=875
+  _globals['_LIMITS']._serialized_start=878
+  _globals['_LIMITS']._serialized_end=1127
+  _globals['_STATISTICS']._serialized_start=1130
+  _globals['_STATISTICS']._serialized_end=1351
 # @@protoc_insertion_point(module_scope)

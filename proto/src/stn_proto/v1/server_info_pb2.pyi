@@ -21,7 +21,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoReply(_message.Message):
-    __slots__ = ("name", "version", "uptime_s", "ready", "devices", "capabilities", "limits", "statistics", "instance_id", "features", "methods")
+    __slots__ = ("name", "version", "uptime_s", "ready", "devices", "capabilities", "limits", "statistics", "instance_id", "features", "methods", "local_dir")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class GetServerInfoReply(_message.Message):
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     METHODS_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_DIR_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     uptime_s: float
@@ -44,7 +45,8 @@ class GetServerInfoReply(_message.Message):
     instance_id: str
     features: _containers.RepeatedScalarFieldContainer[Feature]
     methods: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., uptime_s: _Optional[float] = ..., ready: bool = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., capabilities: _Optional[_Iterable[_Union[Capabilities, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., statistics: _Optional[_Union[Statistics, _Mapping]] = ..., instance_id: _Optional[str] = ..., features: _Optional[_Iterable[_Union[Feature, str]]] = ..., methods: _Optional[_Iterable[str]] = ...) -> None: ...
+    local_dir: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., uptime_s: _Optional[float] = ..., ready: bool = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., capabilities: _Optional[_Iterable[_Union[Capabilities, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., statistics: _Optional[_Union[Statistics, _Mapping]] = ..., instance_id: _Optional[str] = ..., features: _Optional[_Iterable[_Union[Feature, str]]] = ..., methods: _Optional[_Iterable[str]] = ..., local_dir: _Optional[str] = ...) -> None: ...
 
 class Device(_message.Message):
     __slots__ = ("name", "backend")

@@ -2,7 +2,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -32,13 +32,25 @@ LAYOUT_NCHW: Layout
 LAYOUT_NHWC: Layout
 
 class Tensor(_message.Message):
-    __slots__ = ("data_type", "shape", "layout", "payload")
+    __slots__ = ("data_type", "shape", "layout", "payload", "arena")
     DATA_TYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    ARENA_FIELD_NUMBER: _ClassVar[int]
     data_type: DataType
     shape: _containers.RepeatedScalarFieldContainer[int]
     layout: Layout
     payload: int
-    def __init__(self, data_type: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., layout: _Optional[_Union[Layout, str]] = ..., payload: _Optional[int] = ...) -> None: ...
+    arena: ArenaRef
+    def __init__(self, data_type: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., layout: _Optional[_Union[Layout, str]] = ..., payload: _Optional[int] = ..., arena: _Optional[_Union[ArenaRef, _Mapping]] = ...) -> None: ...
+
+class ArenaRef(_message.Message):
+    __slots__ = ("id", "offset", "byte_count")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    BYTE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    id: bytes
+    offset: int
+    byte_count: int
+    def __init__(self, id: _Optional[bytes] = ..., offset: _Optional[int] = ..., byte_count: _Optional[int] = ...) -> None: ...

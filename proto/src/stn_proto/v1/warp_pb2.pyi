@@ -168,20 +168,22 @@ class Timing(_message.Message):
     def __init__(self, queue_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., batch_items: _Optional[int] = ...) -> None: ...
 
 class WarpRequest(_message.Message):
-    __slots__ = ("feature_map", "transform", "output_size", "spec", "alignment", "payloads")
+    __slots__ = ("feature_map", "transform", "output_size", "spec", "placement", "alignment", "payloads")
     FEATURE_MAP_FIELD_NUMBER: _ClassVar[int]
     TRANSFORM_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_SIZE_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     ALIGNMENT_FIELD_NUMBER: _ClassVar[int]
     PAYLOADS_FIELD_NUMBER: _ClassVar[int]
     feature_map: _tensor_pb2.Tensor
     transform: Transform
     output_size: _containers.RepeatedScalarFieldContainer[int]
     spec: WarpSpec
+    placement: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.ArenaRef]
     alignment: bytes
     payloads: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, feature_map: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., transform: _Optional[_Union[Transform, _Mapping]] = ..., output_size: _Optional[_Iterable[int]] = ..., spec: _Optional[_Union[WarpSpec, _Mapping]] = ..., alignment: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    def __init__(self, feature_map: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., transform: _Optional[_Union[Transform, _Mapping]] = ..., output_size: _Optional[_Iterable[int]] = ..., spec: _Optional[_Union[WarpSpec, _Mapping]] = ..., placement: _Optional[_Iterable[_Union[_tensor_pb2.ArenaRef, _Mapping]]] = ..., alignment: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class WarpReply(_message.Message):
     __slots__ = ("output", "timing", "alignment", "payloads")
@@ -196,12 +198,13 @@ class WarpReply(_message.Message):
     def __init__(self, output: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., alignment: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class WarpGradientsRequest(_message.Message):
-    __slots__ = ("grad_output", "feature_map", "transform", "spec", "needs", "alignment", "payloads")
+    __slots__ = ("grad_output", "feature_map", "transform", "spec", "needs", "placement", "alignment", "payloads")
     GRAD_OUTPUT_FIELD_NUMBER: _ClassVar[int]
     FEATURE_MAP_FIELD_NUMBER: _ClassVar[int]
     TRANSFORM_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     NEEDS_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     ALIGNMENT_FIELD_NUMBER: _ClassVar[int]
     PAYLOADS_FIELD_NUMBER: _ClassVar[int]
     grad_output: _tensor_pb2.Tensor
@@ -209,9 +212,10 @@ class WarpGradientsRequest(_message.Message):
     transform: Transform
     spec: WarpSpec
     needs: _containers.RepeatedScalarFieldContainer[Operand]
+    placement: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.ArenaRef]
     alignment: bytes
     payloads: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, grad_output: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., feature_map: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., transform: _Optional[_Union[Transform, _Mapping]] = ..., spec: _Optional[_Union[WarpSpec, _Mapping]] = ..., needs: _Optional[_Iterable[_Union[Operand, str]]] = ..., alignment: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    def __init__(self, grad_output: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., feature_map: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., transform: _Optional[_Union[Transform, _Mapping]] = ..., spec: _Optional[_Union[WarpSpec, _Mapping]] = ..., needs: _Optional[_Iterable[_Union[Operand, str]]] = ..., placement: _Optional[_Iterable[_Union[_tensor_pb2.ArenaRef, _Mapping]]] = ..., alignment: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class WarpGradientsReply(_message.Message):
     __slots__ = ("grad_feature_map", "grad_transform", "timing", "alignment", "payloads")
@@ -228,20 +232,22 @@ class WarpGradientsReply(_message.Message):
     def __init__(self, grad_feature_map: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., grad_transform: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., alignment: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class GenerateGridRequest(_message.Message):
-    __slots__ = ("transform", "output_size", "coordinates", "align_corners", "alignment", "payloads")
+    __slots__ = ("transform", "output_size", "coordinates", "align_corners", "placement", "alignment", "payloads")
     TRANSFORM_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_SIZE_FIELD_NUMBER: _ClassVar[int]
     COORDINATES_FIELD_NUMBER: _ClassVar[int]
     ALIGN_CORNERS_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     ALIGNMENT_FIELD_NUMBER: _ClassVar[int]
     PAYLOADS_FIELD_NUMBER: _ClassVar[int]
     transform: Transform
     output_size: _containers.RepeatedScalarFieldContainer[int]
     coordinates: Coordinates
     align_corners: bool
+    placement: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.ArenaRef]
     alignment: bytes
     payloads: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, transform: _Optional[_Union[Transform, _Mapping]] = ..., output_size: _Optional[_Iterable[int]] = ..., coordinates: _Optional[_Union[Coordinates, str]] = ..., align_corners: bool = ..., alignment: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    def __init__(self, transform: _Optional[_Union[Transform, _Mapping]] = ..., output_size: _Optional[_Iterable[int]] = ..., coordinates: _Optional[_Union[Coordinates, str]] = ..., align_corners: bool = ..., placement: _Optional[_Iterable[_Union[_tensor_pb2.ArenaRef, _Mapping]]] = ..., alignment: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class GenerateGridReply(_message.Message):
     __slots__ = ("grid", "timing", "alignment", "payloads")
@@ -256,20 +262,22 @@ class GenerateGridReply(_message.Message):
     def __init__(self, grid: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., alignment: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class GenerateGridGradientsRequest(_message.Message):
-    __slots__ = ("grad_grid", "transform", "coordinates", "align_corners", "alignment", "payloads")
+    __slots__ = ("grad_grid", "transform", "coordinates", "align_corners", "placement", "alignment", "payloads")
     GRAD_GRID_FIELD_NUMBER: _ClassVar[int]
     TRANSFORM_FIELD_NUMBER: _ClassVar[int]
     COORDINATES_FIELD_NUMBER: _ClassVar[int]
     ALIGN_CORNERS_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     ALIGNMENT_FIELD_NUMBER: _ClassVar[int]
     PAYLOADS_FIELD_NUMBER: _ClassVar[int]
     grad_grid: _tensor_pb2.Tensor
     transform: Transform
     coordinates: Coordinates
     align_corners: bool
+    placement: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.ArenaRef]
     alignment: bytes
     payloads: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, grad_grid: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., transform: _Optional[_Union[Transform, _Mapping]] = ..., coordinates: _Optional[_Union[Coordinates, str]] = ..., align_corners: bool = ..., alignment: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    def __init__(self, grad_grid: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., transform: _Optional[_Union[Transform, _Mapping]] = ..., coordinates: _Optional[_Union[Coordinates, str]] = ..., align_corners: bool = ..., placement: _Optional[_Iterable[_Union[_tensor_pb2.ArenaRef, _Mapping]]] = ..., alignment: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class GenerateGridGradientsReply(_message.Message):
     __slots__ = ("grad_transform", "timing", "alignment", "payloads")

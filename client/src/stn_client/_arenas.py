@@ -1,0 +1,261 @@
+"""Memory that a client shares with its server, so that large tensors need not be sent.
+
+A `Pool` asks the server for arenas and lends slots of them, as arrays of bytes. A slot is free
+again when nobody refers to its array any more, nor to any view of it: no result that is still held
+ever changes. Tensors that lie in an arena already are named to the server as they are.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import socket
+import threading
+import time
+import weakref
+from bisect import bisect
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from stn_client._ttrpc import CONNECT_S, ConnectionLostError, Metadata, reply_of, request_of
+from stn_proto import WireFormatError
+from stn_proto.ttrpc import ClientConnection
+from stn_proto.v1.arena_pb2 import CreateArenaReply, CreateArenaRequest
+from stn_proto.v1.tensor_pb2 import ArenaRef
+
+SOCKET = "arenas.sock"
+"""Within the folder that a server names."""
+
+CREATE = "/stn.v1.Arenas/Create"
+
+ALIGNMENT_BYTES = 64
+
+MIN_ARENA_BYTES = 64 * 1024 * 1024
+"""Pages take memory only once they are written to."""
+
+REFUSED_PAUSE_S = 5.0
+"""After it a server that had no more arenas is asked again."""
+
+READ_BYTES = 64 * 1024
+
+MAX_DESCRIPTORS = 4
+"""That are taken, and closed if there is more than one."""
+
+Bytes = NDArray[np.uint8]
+
+REFUSALS = (grpc.RpcError, OSError, ConnectionLostError, WireFormatError, DecodeError, ValueError)
+"""How asking for an arena may fail; ValueError: a file that is smaller than the server says."""
+
+
+class Arena:
+    """Memory that both sides see, and which parts of it are free.
+
+    Args:
+        folder: Where the sockets of the server are.
+        size_bytes: The least that is needed.
+        metadata: Sent along.
+
+    Raises:
+        OSError: There is no server, or no memory.
+        grpc.RpcError: The server refuses.
+        ConnectionLostError: It ended the connection.
+    """
+
+    def __init__(self, folder: Path, size_bytes: int, metadata: Metadata) -> None:
+        self._lease = socket.socket(socket.AF_UNIX)
+        try:
+            self._lease.settimeout(CONNECT_S)
+            self._lease.connect(str(folder / SOCKET))
+            reply, descriptor = _create(self._lease, size_bytes, metadata)
+            try:
+                mapped = mmap.mmap(descriptor, reply.size_bytes)
+            finally:
+                os.close(descriptor)
+        except BaseException:
+            self._lease.close()
+            raise
+        self.id = reply.id
+        self.memory: Bytes = np.frombuffer(mapped, np.uint8)
+        self.address = address_of(self.memory)
+        self._free = [(0, reply.size_bytes)]
+        """Offset and size, in order, no two beside each other."""
+        _ARENAS.add(self)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no slot is taken."""
+        return self._free == [(0, len(self.memory))]
+
+    def take(self, size_bytes: int) -> int | None:
+        """The offset of a slot of this size, now taken; None if none is free."""
+        for place, (offset, free_bytes) in enumerate(self._free):
+            if free_bytes >= size_bytes:
+                rest = (offset + size_bytes, free_bytes - size_bytes)
+                self._free[place : place + 1] = [rest] if rest[1] else []
+                return offset
+        return None
+
+    def give_back(self, offset: int, size_bytes: int) -> None:
+        """Frees a slot, together with what is free beside it."""
+        place = bisect(self._free, (offset, 0))
+        first, last = place, place
+        end = offset + size_bytes
+        if place and sum(self._free[place - 1]) == offset:
+            first, offset = place - 1, self._free[place - 1][0]
+        if place < len(self._free) and self._free[place][0] == end:
+            last, end = place + 1, sum(self._free[place])
+        self._free[first:last] = [(offset, end - offset)]
+
+    def offset_of(self, address: int, size_bytes: int) -> int | None:
+        """Where a tensor lies in this arena, if it may be named so."""
+        offset = address - self.address
+        inside = 0 <= offset <= len(self.memory) - size_bytes
+        return offset if inside and offset % ALIGNMENT_BYTES == 0 else None
+
+    def end_lease(self) -> None:
+        """Lets the server forget the arena; what is held of it stays as it is."""
+        self._lease.close()
+
+    def __del__(self) -> None:
+        self._lease.close()
+
+
+class Pool:
+    """Slots in the arenas of one server.
+
+    Args:
+        folder: Where its sockets are.
+        metadata: Says who asks; called whenever an arena is asked for.
+
+    Concurrency: thread-safe, and safe to be used while the garbage collector runs.
+    """
+
+    def __init__(self, folder: Path, metadata: Callable[[], Metadata]) -> None:
+        self._folder = folder
+        self._metadata = metadata
+        self._lock = threading.Lock()
+        self._arenas: list[Arena] = []
+        self._returned: deque[tuple[Arena, int, int]] = deque()
+        """By finalizers, which may run at any moment and must not wait for a lock."""
+        self._refused_until_s = 0.0
+        _POOLS.add(self)
+
+    def take(self, size_bytes: int, *, may_grow: bool = True) -> Bytes | None:
+        """A slot of so many bytes; None if there is no room and the server gives no more.
+
+        Args:
+            size_bytes: Of the slot.
+            may_grow: Whether to ask the server for another arena, which may take a while.
+        """
+        slot_bytes = max(1, -(-size_bytes // ALIGNMENT_BYTES)) * ALIGNMENT_BYTES
+        with self._lock:
+            self._take_back()
+            for arena in self._arenas:
+                offset = arena.take(slot_bytes)
+                if offset is not None:
+                    return self._lent(arena, offset, slot_bytes, size_bytes)
+            grown = self._grown(slot_bytes) if may_grow else None
+            if grown is None:
+                return None
+            return self._lent(grown, grown.take(slot_bytes) or 0, slot_bytes, size_bytes)
+
+    def reference_to(self, payload: memoryview) -> ArenaRef | None:
+        """How the server is told of a tensor, if it lies in an arena of this pool."""
+        address = address_of(np.frombuffer(payload, np.uint8))
+        for arena in self._arenas:
+            offset = arena.offset_of(address, len(payload))
+            if offset is not None:
+                return ArenaRef(id=arena.id, offset=offset, byte_count=len(payload))
+        return None
+
+    def part_with_child(self) -> None:
+        """Before a fork: what is lent now is lent for ever, because a child may hold it, too."""
+        with self._lock:
+            self._take_back()
+            self._arenas = [arena for arena in self._arenas if arena.is_free]
+
+    def close(self) -> None:
+        """Ends the leases of all arenas; what is lent stays as it is."""
+        arenas, self._arenas = self._arenas, []
+        for arena in arenas:
+            arena.end_lease()
+
+    def _take_back(self) -> None:
+        while self._returned:
+            arena, offset, returned_bytes = self._returned.popleft()
+            arena.give_back(offset, returned_bytes)
+
+    def _grown(self, slot_bytes: int) -> Arena | None:
+        """A new arena with room for a slot."""
+        if time.monotonic() < self._refused_until_s:
+            return None
+        try:
+            size_bytes = max(MIN_ARENA_BYTES, slot_bytes)
+            arena = Arena(self._folder, size_bytes, self._metadata())
+        except REFUSALS:
+            self._refused_until_s = time.monotonic() + REFUSED_PAUSE_S
+            return None
+        self._arenas.append(arena)
+        return arena
+
+    def _lent(self, arena: Arena, offset: int, slot_bytes: int, size_bytes: int) -> Bytes:
+        slot = arena.memory[offset : offset + size_bytes]
+        # Views of a view refer to what has the memory; this makes the slot the one that has it.
+        lent = np.frombuffer(slot.data, np.uint8)
+        finalizer = weakref.finalize(lent, self._returned.append, (arena, offset, slot_bytes))
+        finalizer.atexit = False
+        return lent
+
+
+def address_of(array: NDArray[np.uint8]) -> int:
+    """Where in memory an array begins."""
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+def _create(
+    lease: socket.socket, size_bytes: int, metadata: Metadata
+) -> tuple[CreateArenaReply, int]:
+    """Asks for an arena; returns what the server says of it, and the descriptor of its file."""
+    frames = ClientConnection()
+    message = CreateArenaRequest(size_bytes=size_bytes).SerializeToString()
+    lease.sendall(frames.request(request_of(CREATE, message, CONNECT_S, metadata))[1])
+    descriptors: list[int] = []
+    try:
+        while True:
+            received, found, _, _ = socket.recv_fds(
+                lease, READ_BYTES, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            )
+            descriptors += found
+            for _, response in frames.receive(received):
+                reply = CreateArenaReply.FromString(reply_of(response))
+                if descriptors:
+                    return reply, descriptors.pop()
+            if not received:
+                raise ConnectionLostError
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+_ARENAS: weakref.WeakSet[Arena] = weakref.WeakSet()
+_POOLS: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    for pool in list(_POOLS):
+        pool.part_with_child()
+
+
+def _after_fork_in_child() -> None:
+    for arena in list(_ARENAS):
+        arena.end_lease()  # that of the child, so that it ends with that of the parent
+
+
+os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)

@@ -1,0 +1,205 @@
+"""Calls to a server on the same host, by ttrpc on a unix socket: what both clients share of it.
+
+A call that the server ends with a status fails as by gRPC (`CallError` is a `grpc.RpcError`), so
+that retries and errors are the same. A connection that is lost is `ConnectionLostError`: the call
+may go by gRPC then, whatever the server has seen of it, because methods are pure functions.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from stn_client._calls import SERVICE
+from stn_client._credentials import stays_here
+from stn_proto.metadata import MESSAGE_BYTES
+from stn_proto.ttrpc import KeyValue, Request, Response, Status
+from stn_proto.v1.server_info_pb2 import GetServerInfoReply
+
+LOG = logging.getLogger("stn_client")
+
+INFO = f"/{SERVICE}/GetServerInfo"
+
+SOCKET = "ttrpc.sock"
+"""Within the folder that a server names."""
+
+CONNECT_S = 1.0
+"""How long it may take to find out whether there is a local transport."""
+
+MIN_PAUSE_S, MAX_PAUSE_S = 1.0, 60.0
+"""Between attempts to find one: twice as long after each that fails."""
+
+MAX_WAIT_S = 1e6
+"""At a time: what `poll` can count, in milliseconds."""
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+Metadata = Iterable[tuple[str, str]]
+
+
+class ConnectionLostError(Exception):
+    """The connection is of no use any more, and the call has no answer."""
+
+
+class CallError(grpc.RpcError):
+    """A call that ended with a status other than OK."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(status)  # as pickling wants it
+        self._status = status
+
+    def __str__(self) -> str:
+        return str(self._status.message)
+
+    def code(self) -> grpc.StatusCode:
+        """What it ended with."""
+        return _CODES.get(self._status.code, grpc.StatusCode.UNKNOWN)
+
+    def details(self) -> str:
+        """The message for people."""
+        return self._status.message
+
+    @property
+    def is_about_arenas(self) -> bool:
+        """Whether the server has forgotten the arena that a tensor lies in."""
+        return self.code() is grpc.StatusCode.NOT_FOUND
+
+    def trailing_metadata(self) -> Any:
+        """The details for programs, where gRPC has them."""
+        return (("grpc-status-details-bin", self._status.SerializeToString()),)
+
+
+def no_answer_in_time() -> CallError:
+    """The failure of a call whose timeout is over, in gRPC's words."""
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    return CallError(Status(code=code.value[0], message="Deadline Exceeded"))
+
+
+def request_of(path: str, message: bytes, timeout_s: float | None, metadata: Metadata) -> bytes:
+    """The data of a frame that makes a call."""
+    service, _, method = path[1:].partition("/")
+    return Request(
+        service=service,
+        method=method,
+        payload=message,
+        timeout_nano=0 if timeout_s is None else max(1, int(timeout_s * 1e9)),
+        metadata=[KeyValue(key=k, value=v) for k, v in metadata if k != MESSAGE_BYTES],
+    ).SerializeToString()
+
+
+def reply_of(data: bytes | None) -> bytes:
+    """The serialized reply in the data of a response; None: the connection ended before it came.
+
+    Raises:
+        CallError: The call ended with a status.
+        ConnectionLostError: There is no such thing in it.
+    """
+    try:
+        response = Response.FromString(b"" if data is None else data)
+    except DecodeError as error:
+        raise ConnectionLostError from error
+    if data is None:
+        raise ConnectionLostError
+    if response.status.code:
+        raise CallError(response.status)
+    reply: bytes = response.payload
+    return reply
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A local transport that a server has told of."""
+
+    folder: Path
+    instance_id: str
+    """Of the server that told."""
+
+    @classmethod
+    def of(cls, reply: bytes) -> Offer | None:
+        """What a server says about itself; None if it has no local transport."""
+        info = GetServerInfoReply.FromString(reply)
+        return cls(Path(info.local_dir), info.instance_id) if info.local_dir else None
+
+    def is_from(self, reply: bytes) -> bool:
+        """Whether what answers in the folder is the same server."""
+        return GetServerInfoReply.FromString(reply).instance_id == self.instance_id
+
+
+def inquiry(metadata: Metadata) -> tuple[tuple[str, str], ...]:
+    """What is sent along when a server is asked about itself: who asks, and no request id."""
+    return tuple((key, value) for key, value in metadata if key == "authorization")
+
+
+FAILURES = (grpc.RpcError, OSError, ConnectionLostError, DecodeError, ValueError)
+"""How an attempt to find a local transport may fail; ValueError: a closed channel."""
+
+
+class Lookout:
+    """When to look for the local transport of a server.
+
+    Not where there can be none, and less and less often where none was found.
+
+    Args:
+        target: gRPC target.
+        is_wanted: Whether to look at all.
+
+    Concurrency: thread-safe.
+    """
+
+    def __init__(self, target: str, *, is_wanted: bool) -> None:
+        self._target = target
+        self._is_possible = is_wanted and is_one_server_here(target)
+        self._lock = threading.Lock()
+        self._next_s = 0.0
+        self._pause_s = MIN_PAUSE_S
+
+    def is_due(self) -> bool:
+        """Whether to look now; whoever asks has to, until `found` or `failed`, alone."""
+        if not self._is_possible:
+            return False
+        with self._lock:
+            if time.monotonic() < self._next_s:
+                return False
+            self._next_s = time.monotonic() + self._pause_s
+            self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
+            return True
+
+    def found(self, offer: Offer) -> None:
+        """There is one."""
+        self._pause_s = MIN_PAUSE_S
+        LOG.debug("%s: calls go by the local transport in %s.", self._target, offer.folder)
+
+    def failed(self, error: Exception | str) -> None:
+        """There was none."""
+        LOG.debug("%s: calls go by gRPC, without a local transport: %s", self._target, error)
+
+    def lost(self) -> None:
+        """It was lost."""
+        LOG.debug("%s: calls go by gRPC, as the local transport was lost.", self._target)
+
+
+def is_one_server_here(target: str) -> bool:
+    """Whether a target is an address of one server on this host."""
+    return stays_here(target) and not target.startswith(("dns:", "ipv4:", "ipv6:"))
+
+
+def milliseconds_until(deadline_s: float | None) -> float | None:
+    """What is left until an instant of `time.monotonic`, or a part of it; None: any.
+
+    Raises:
+        CallError: Nothing.
+    """
+    if deadline_s is None:
+        return None
+    left_s = deadline_s - time.monotonic()
+    if left_s <= 0:
+        raise no_answer_in_time()
+    return min(left_s, MAX_WAIT_S) * 1e3

@@ -1,0 +1,227 @@
+"""A connection by ttrpc for threads.
+
+It has no thread of its own: of those that wait for answers, one reads, hands every answer to whom
+it belongs, and once it has its own, leaves reading to another one. So a thread that calls alone
+never waits for a second one to wake up, and a fork finds no thread in the middle of something.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from stn_client._arenas import Pool
+from stn_client._ttrpc import (
+    CONNECT_S,
+    SOCKET,
+    ConnectionLostError,
+    Metadata,
+    milliseconds_until,
+    no_answer_in_time,
+    reply_of,
+    request_of,
+)
+from stn_proto.ttrpc import ClientConnection, FrameError
+
+READ_BYTES = 64 * 1024
+
+
+class _Waiter:
+    """A thread that waits for its answer, or for its turn to read."""
+
+    def __init__(self, held: object) -> None:
+        self.woken: SimpleQueue[None] = SimpleQueue()
+        self.is_there = True
+        self.is_answered = False
+        self.data: bytes | None = None
+        self.held = held
+        """Kept until the answer is there, also if the thread has given up."""
+
+    def answer(self, data: bytes | None) -> None:
+        self.data = data
+        self.is_answered = True
+        self.woken.put(None)
+
+
+class Connection:
+    """Calls of any threads on one socket.
+
+    Args:
+        folder: Where the socket is.
+        metadata: Says who asks for arenas.
+
+    Attributes:
+        pool: Memory that the server sees, too.
+
+    Raises:
+        OSError: Nobody listens there.
+
+    Concurrency: thread-safe.
+    """
+
+    def __init__(self, folder: Path, metadata: Callable[[], Metadata]) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        try:
+            self._socket.settimeout(CONNECT_S)
+            self._socket.connect(str(folder / SOCKET))
+            self._socket.setblocking(False)
+        except OSError:
+            self._socket.close()
+            raise
+        self.pool = Pool(folder, metadata)
+        self._frames = ClientConnection()
+        self._sending, self._reading = threading.Lock(), threading.Lock()
+        self._readable, self._writable = select.poll(), select.poll()
+        self._readable.register(self._socket, select.POLLIN)
+        self._writable.register(self._socket, select.POLLOUT)
+        self._waiting: dict[int, _Waiter] = {}
+        self.is_lost = False
+
+    def call(
+        self,
+        path: str,
+        message: bytes,
+        *,
+        timeout: float | None,
+        metadata: Metadata = (),
+        held: object = None,
+    ) -> bytes:
+        """The serialized reply to a call.
+
+        Args:
+            path: Of the method.
+            message: Serialized request.
+            timeout: In seconds; None: any.
+            metadata: Sent along.
+            held: Kept until the server has answered, or the connection is lost.
+
+        Raises:
+            CallError: The call ended with a status.
+            ConnectionLostError: It has no answer.
+        """
+        deadline_s = None if timeout is None else time.monotonic() + timeout
+        data = request_of(path, message, timeout, metadata)
+        waiter = _Waiter(held)
+        left_ms = milliseconds_until(deadline_s)
+        if not self._sending.acquire(timeout=-1 if left_ms is None else left_ms / 1e3):
+            raise no_answer_in_time()
+        try:
+            self._begin(data, waiter, deadline_s)
+        finally:
+            self._sending.release()
+        try:
+            self._wait(waiter, deadline_s)
+        finally:
+            # Whoever leaves may have been told to read, just before or just now.
+            waiter.is_there = False
+            self._let_another_read()
+        return reply_of(waiter.data)
+
+    def close(self) -> None:
+        """Ends the connection; calls under way have no answer."""
+        self._lose()
+        self._socket.close()
+        self.pool.close()
+
+    def abandon(self) -> None:
+        """Lets go of the connection in a process that has it from its parent, who goes on."""
+        self._socket.close()
+
+    def __del__(self) -> None:
+        self._socket.close()  # lost, or of a client that nobody closed: no reason for a warning
+
+    def _begin(self, data: bytes, waiter: _Waiter, deadline_s: float | None) -> None:
+        """Sends a request."""
+        if self.is_lost:
+            raise ConnectionLostError
+        try:
+            stream_id, frame = self._frames.request(data)
+        except FrameError as error:  # too long, or the last stream id is gone
+            raise ConnectionLostError from error
+        self._waiting[stream_id] = waiter
+        unsent = memoryview(frame)
+        try:
+            while unsent:
+                try:
+                    unsent = unsent[self._socket.send(unsent, socket.MSG_NOSIGNAL) :]
+                except BlockingIOError:
+                    self._wait_for(self._writable, deadline_s)
+        except BaseException as error:
+            if isinstance(error, OSError) or len(unsent) < len(frame):
+                self._lose()  # nobody could read on behind half a frame
+            self._waiting.pop(stream_id, None)
+            if isinstance(error, OSError):
+                raise ConnectionLostError from error
+            raise
+        self._answer_if_lost(waiter)
+
+    def _answer_if_lost(self, waiter: _Waiter) -> None:
+        """Whoever lost the connection may not have seen this one."""
+        if self.is_lost:
+            waiter.answer(None)
+
+    def _wait(self, waiter: _Waiter, deadline_s: float | None) -> None:
+        """Until the answer is there; reads meanwhile, unless another thread does."""
+        while not waiter.is_answered:
+            if not self._reading.acquire(blocking=False):
+                _sleep(waiter, deadline_s)
+                continue
+            try:
+                while not waiter.is_answered:
+                    self._read(deadline_s)
+            finally:
+                self._reading.release()
+
+    def _read(self, deadline_s: float | None) -> None:
+        """Waits for bytes, and hands out the answers in them."""
+        self._wait_for(self._readable, deadline_s)
+        try:
+            received = self._socket.recv(READ_BYTES)
+            answers = self._frames.receive(received)
+        except BlockingIOError:
+            return
+        except (OSError, FrameError):
+            self._lose()
+            return
+        if not received:
+            self._lose()
+        for stream_id, data in answers:
+            waiter = self._waiting.pop(stream_id, None)
+            if waiter is not None:
+                waiter.answer(data)
+
+    def _wait_for(self, poll: Any, deadline_s: float | None) -> None:
+        if not poll.poll(milliseconds_until(deadline_s)):
+            raise no_answer_in_time()
+
+    def _let_another_read(self) -> None:
+        """Wakes one thread that waits, if there is any; too often does no harm."""
+        for waiter in list(self._waiting.values()):
+            if waiter.is_there:
+                waiter.woken.put(None)
+                return
+
+    def _lose(self) -> None:
+        """Tells everybody who waits that there will be no answer."""
+        self.is_lost = True
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        with suppress(KeyError):  # of the last one, which another thread may have told
+            while self._waiting:
+                self._waiting.popitem()[1].answer(None)
+
+
+def _sleep(waiter: _Waiter, deadline_s: float | None) -> None:
+    """Until there is an answer, or a turn to read."""
+    left_ms = milliseconds_until(deadline_s)
+    try:
+        waiter.woken.get(timeout=None if left_ms is None else left_ms / 1e3)
+    except Empty:
+        raise no_answer_in_time() from None

@@ -1,0 +1,149 @@
+"""Arenas: memory that a caller on this host shares, so that tensors are read where it wrote them.
+
+An arena is a memory file without a name, whose size is sealed: nobody can open it by guessing, and
+nobody can take its pages away while they are read. Who holds its descriptor, or a view of it, keeps
+it; so one that is given up stays mapped until the last batch that uses it is through.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import secrets
+from collections import Counter
+from collections.abc import Callable
+
+from stn_server.config import LocalConfig
+from stn_server.errors import ArenaNotFoundError, ArenasFullError, InvalidRequestError
+
+ID_BYTES = 16
+
+ALIGNMENT_BYTES = 64
+"""Where tensors may begin in an arena."""
+
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+class Arena:
+    """Memory that is shared with one caller.
+
+    Args:
+        owner: Name of the caller.
+        size_bytes: Of whole pages.
+
+    Raises:
+        OSError: The system has no more of it.
+    """
+
+    def __init__(self, owner: str, size_bytes: int) -> None:
+        self.id = secrets.token_bytes(ID_BYTES)
+        self.owner = owner
+        self.size_bytes = size_bytes
+        self.descriptor = os.memfd_create("stn-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self.descriptor, size_bytes)
+            fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, SEALS)
+            self._memory = memoryview(mmap.mmap(self.descriptor, size_bytes))
+        except OSError:
+            self.close_descriptor()
+            raise
+
+    def close_descriptor(self) -> None:
+        """Lets go of the file; the memory stays as long as anybody looks at it."""
+        os.close(self.descriptor)
+
+    def view(self, field: str, offset: int, size_bytes: int) -> memoryview:
+        """The bytes of a tensor.
+
+        Args:
+            field: Path of its reference, for errors.
+            offset: Where it begins.
+            size_bytes: How many there are.
+
+        Raises:
+            InvalidRequestError: It does not lie within the arena, or begins between two places
+                where tensors may begin.
+        """
+        if offset % ALIGNMENT_BYTES:
+            expected = f"expected a multiple of {ALIGNMENT_BYTES}, got {offset}. Move the tensor."
+            raise InvalidRequestError(f"{field}.offset", expected)
+        if size_bytes > self.size_bytes or offset > self.size_bytes - size_bytes:
+            end = f"{size_bytes} bytes at {offset}"
+            expected = f"expected a region within {self.size_bytes} bytes, got {end}."
+            raise InvalidRequestError(field, f"{expected} Ask for a larger arena.")
+        return self._memory[offset : offset + size_bytes]
+
+
+Find = Callable[[str, bytes], Arena]
+"""Path of a reference and id -> the arena of a certain caller; raises ArenaNotFoundError."""
+
+
+class Arenas:
+    """All arenas of a server, within the limits of its configuration.
+
+    Concurrency: belongs to one event loop; `count` and `size_bytes` may be read in any thread.
+    """
+
+    def __init__(self, config: LocalConfig) -> None:
+        self._config = config
+        self._arenas: dict[bytes, Arena] = {}
+        self._of_callers: Counter[str] = Counter()
+        self.size_bytes = 0
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._arenas)
+
+    def create(self, owner: str, size_bytes: int) -> Arena:
+        """Makes an arena of at least this size for a caller.
+
+        Raises:
+            InvalidRequestError: The size is no size.
+            ArenasFullError: A limit is reached, or the system has no more memory of this kind.
+        """
+        if size_bytes < 1:
+            raise InvalidRequestError("size_bytes", f"expected at least 1, got {size_bytes}.")
+        size_bytes = -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        config = self._config
+        for what, limit, actual in (
+            ("arenas", config.max_arenas, self.count + 1),
+            ("bytes of arenas", config.max_arena_bytes, self.size_bytes + size_bytes),
+            (
+                "bytes of arenas of one caller",
+                config.max_caller_arena_bytes,
+                self._of_callers[owner] + size_bytes,
+            ),
+        ):
+            if actual > limit:
+                raise ArenasFullError(what, limit, actual)
+        try:
+            arena = Arena(owner, size_bytes)
+        except OSError as error:
+            what = "bytes of arenas that the system has"
+            raise ArenasFullError(what, self.size_bytes, self.size_bytes + size_bytes) from error
+        self._arenas[arena.id] = arena
+        self._of_callers[owner] += size_bytes
+        self.size_bytes += size_bytes
+        return arena
+
+    def remove(self, arena: Arena) -> None:
+        """Forgets an arena, whose memory stays until no call uses it any more."""
+        if self._arenas.pop(arena.id, None) is None:
+            return
+        self.size_bytes -= arena.size_bytes
+        self._of_callers[arena.owner] -= arena.size_bytes
+        if not self._of_callers[arena.owner]:
+            del self._of_callers[arena.owner]
+
+    def find(self, owner: str, field: str, arena_id: bytes) -> Arena:
+        """The arena of a caller.
+
+        Raises:
+            ArenaNotFoundError: The caller has none with this id, whoever else may have.
+        """
+        arena = self._arenas.get(arena_id)
+        if arena is None or arena.owner != owner:
+            raise ArenaNotFoundError(field)
+        return arena

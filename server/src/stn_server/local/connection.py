@@ -1,0 +1,160 @@
+"""One connection by ttrpc: its frames, its calls, and how much of both there may be.
+
+What ttrpc leaves open is decided here:
+
+- A connection has so many calls in flight; as long as it has, it is not read.
+- The end of a connection cancels its calls. One call alone cannot be cancelled, but has a timeout.
+- A call is over, and its place at the door free, when its reply has left but for 64 KiB.
+- Bytes that are no frames end the connection, and so does a frame that is not there in time.
+- What is too long for a frame is skipped, and its call refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import Any
+
+from stn_proto import ttrpc
+from stn_proto.ttrpc import FrameError, OversizedFrame, ServerConnection
+from stn_server.config import LimitsConfig
+from stn_server.local.calls import Answerer, Asked, LocalContext, peer_of
+from stn_server.log import log
+
+UNSENT_BYTES = 64 * 1024
+"""Of replies that nobody reads yet, before calls count as not over."""
+
+
+class Connection(asyncio.Protocol):
+    """The server's end of one connection.
+
+    Args:
+        answerer: Answers calls.
+        limits: Of a connection.
+        connections: Has this as long as it is open.
+
+    Concurrency: belongs to one event loop.
+    """
+
+    def __init__(
+        self, answerer: Answerer, limits: LimitsConfig, connections: set[Connection]
+    ) -> None:
+        self._answerer = answerer
+        self._limits = limits
+        self._connections = connections
+        self._loop = asyncio.get_running_loop()
+        self._frames = ServerConnection()
+        self._waiting: deque[ttrpc.Frame | OversizedFrame] = deque()
+        """Came in together with what filled the connection."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._in_flight = 0
+        self._leaving: list[LocalContext] = []
+        """Their replies wait to be read."""
+        self._is_blocked = False
+        self._is_reading = True
+        self._upload: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Somebody has connected."""
+        self._transport: asyncio.Transport = transport
+        self._connections.add(self)
+        transport.set_write_buffer_limits(high=UNSENT_BYTES, low=0)
+        self._peer = peer_of(transport.get_extra_info("socket"))
+
+    def data_received(self, data: bytes) -> None:
+        """Begins the calls that are complete with these bytes."""
+        try:
+            frames = self._frames.receive(data)
+        except FrameError as error:
+            log(logging.INFO, "connection ended", caller=self._peer, reason=str(error))
+            self._transport.abort()
+            return
+        self._waiting += frames
+        self._go_on()
+        self._watch_upload(restart=bool(frames))
+
+    def pause_writing(self) -> None:
+        """Nobody reads."""
+        self._is_blocked = True
+
+    def resume_writing(self) -> None:
+        """All replies have left."""
+        self._is_blocked = False
+        leaving, self._leaving = self._leaving, []
+        for call in leaving:
+            self._finish(call)
+
+    def connection_lost(self, _reason: Exception | None) -> None:
+        """Cancels its calls."""
+        self._connections.discard(self)
+        self._waiting.clear()
+        self._is_reading = False
+        self._watch_upload()
+        for task in self._tasks:
+            task.cancel()
+        self.resume_writing()
+
+    def abort(self) -> None:
+        """Ends the connection, and with it its calls."""
+        self._transport.abort()
+
+    def _go_on(self) -> None:
+        """Begins calls that wait, and reads on if there may be more."""
+        most = self._limits.max_concurrent_streams
+        while self._waiting and self._in_flight < most:
+            self._begin(self._waiting.popleft())
+        may_read = self._in_flight < most
+        if may_read != self._is_reading and not self._transport.is_closing():
+            self._is_reading = may_read
+            if may_read:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+            self._watch_upload()
+
+    def _begin(self, frame: ttrpc.Frame | OversizedFrame) -> None:
+        """Lets a task answer a call."""
+        asked = self._answerer.read(frame, self._peer)
+        self._in_flight += 1
+        task = self._loop.create_task(self._answer(frame.stream_id, asked))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        remaining_s = asked.call.time_remaining()
+        if remaining_s is not None:
+            expiry = self._loop.call_later(remaining_s, task.cancel)
+            task.add_done_callback(lambda _task: expiry.cancel())
+
+    async def _answer(self, stream_id: int, asked: Asked) -> None:
+        call, response = asked.call, None
+        try:
+            response = await self._answerer.answer(asked)
+        finally:
+            if response is None or self._transport.is_closing():
+                self._finish(call)
+            else:
+                self._transport.write(self._frames.respond(stream_id, response))
+                if self._is_blocked:
+                    self._leaving.append(call)
+                else:
+                    self._finish(call)
+
+    def _finish(self, call: LocalContext) -> None:
+        """A call is over."""
+        self._in_flight -= 1
+        call.finish()
+        self._go_on()
+
+    def _watch_upload(self, *, restart: bool = False) -> None:
+        """Bounds the time for which the beginning of a frame waits for its end."""
+        is_waiting = self._is_reading and self._frames.is_amid_frame
+        if self._upload is not None and (restart or not is_waiting):
+            self._upload.cancel()
+            self._upload = None
+        if is_waiting and self._upload is None:
+            self._upload = self._loop.call_later(self._limits.upload_s, self._give_up)
+
+    def _give_up(self) -> None:
+        reason = f"expected a whole frame within {self._limits.upload_s:g} s, got a part"
+        log(logging.INFO, "connection ended", caller=self._peer, reason=reason)
+        self._transport.abort()

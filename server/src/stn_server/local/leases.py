@@ -1,0 +1,167 @@
+"""How callers get arenas: one call on a connection of its own, which is the lease."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import Any, cast
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from stn_proto import WireFormatError
+from stn_proto.ttrpc import Frame, FrameError, OversizedFrame, ServerConnection
+from stn_proto.v1.arena_pb2 import CreateArenaReply, CreateArenaRequest
+from stn_server.call import Call
+from stn_server.config import LimitsConfig
+from stn_server.grpc_transport import GrpcTransport, Handler
+from stn_server.local.arenas import Arena, Arenas
+from stn_server.local.calls import Answerer, LocalContext, peer_of
+from stn_server.log import log
+
+CREATE = "/stn.v1.Arenas/Create"
+
+READ_BYTES = 64 * 1024
+
+MAX_CONNECTIONS = 64
+"""That have no arena yet; more wait to be accepted."""
+
+
+class ArenaContext(LocalContext):
+    """A call that may give its caller an arena."""
+
+    arena: Arena | None = None
+
+
+class ArenaService(grpc.GenericRpcHandler):
+    """The method that makes arenas.
+
+    Args:
+        arenas: Where they are kept.
+        transport: Counts, logs and refuses calls.
+    """
+
+    def __init__(self, arenas: Arenas, transport: GrpcTransport) -> None:
+        self._arenas = arenas
+        self._create: Handler = transport.handler(CREATE, self._created)
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """See the class."""
+        if details.method != CREATE:
+            return None
+        return grpc.stream_unary_rpc_method_handler(self._create)
+
+    async def _created(self, call: Call) -> bytes:
+        context = cast("Any", call).context
+        message = await context.read()
+        try:
+            request = CreateArenaRequest.FromString(message)
+        except DecodeError as error:
+            expected = "a serialized stn.v1.CreateArenaRequest"
+            raise WireFormatError("message", expected, "other bytes") from error
+        arena = self._arenas.create(call.caller.name, request.size_bytes)
+        context.arena = arena
+        return CreateArenaReply(id=arena.id, size_bytes=arena.size_bytes).SerializeToString()
+
+
+class Leases:
+    """Takes connections, each of which may hold one arena as long as it lasts.
+
+    Args:
+        arenas: Where arenas are kept.
+        answerer: Answers calls.
+        limits: How long a call may take to come in.
+
+    Concurrency: belongs to one event loop.
+    """
+
+    def __init__(self, arenas: Arenas, answerer: Answerer, limits: LimitsConfig) -> None:
+        self._arenas = arenas
+        self._answerer = answerer
+        self._upload_s = limits.upload_s
+        self._loop = asyncio.get_running_loop()
+        self._starting = asyncio.Semaphore(MAX_CONNECTIONS)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def serve(self, listener: socket.socket) -> None:
+        """Takes connections from now on."""
+        self._keep(self._accept(listener))
+
+    def stop(self) -> None:
+        """Ends all leases."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _keep(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _accept(self, listener: socket.socket) -> None:
+        with listener:
+            while True:
+                await self._starting.acquire()
+                try:
+                    connected, _ = await self._loop.sock_accept(listener)
+                except OSError as error:  # no descriptor left: others will be given back
+                    self._starting.release()
+                    log(logging.WARNING, "connection not accepted", reason=str(error))
+                    await asyncio.sleep(1)
+                else:
+                    self._keep(self._serve(connected))
+
+    async def _serve(self, connected: socket.socket) -> None:
+        """A lease, from its begin to its end."""
+        arena = None
+        with connected:
+            try:
+                try:
+                    arena = await self._begun(connected)
+                finally:
+                    self._starting.release()
+                if arena is not None:
+                    await self._loop.sock_recv(connected, 1)  # nothing, until the end
+            except (OSError, FrameError) as error:
+                log(logging.INFO, "connection ended", reason=str(error))
+            finally:
+                if arena is not None:
+                    self._arenas.remove(arena)
+
+    async def _begun(self, connected: socket.socket) -> Arena | None:
+        """The arena that the other end has asked for and got."""
+        connected.setblocking(False)
+        frames, peer = ServerConnection(), peer_of(connected)
+        try:
+            async with asyncio.timeout(self._upload_s):
+                frame = await self._received(connected, frames)
+        except TimeoutError:
+            return None
+        if frame is None:
+            return None
+        asked = self._answerer.read(frame, peer, ArenaContext)
+        try:
+            response = frames.respond(frame.stream_id, await self._answerer.answer(asked))
+        finally:
+            asked.call.finish()
+        arena = cast("ArenaContext", asked.call).arena
+        if arena is None:
+            connected.send(response)
+            return None
+        try:
+            socket.send_fds(connected, [response], [arena.descriptor])
+        except BaseException:
+            self._arenas.remove(arena)
+            raise
+        finally:
+            arena.close_descriptor()
+        return arena
+
+    async def _received(
+        self, connected: socket.socket, frames: ServerConnection
+    ) -> Frame | OversizedFrame | None:
+        """The first frame; None if there is none."""
+        while received := await self._loop.sock_recv(connected, READ_BYTES):
+            for frame in frames.receive(received):
+                return frame
+        return None

@@ -1,0 +1,117 @@
+"""The sockets of the local transport: in a folder that server and callers share."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import grpc.aio
+
+from stn_server.config import LimitsConfig, LocalConfig
+from stn_server.grpc_transport import GrpcTransport
+from stn_server.listening import listen_unix
+from stn_server.local.arenas import Arenas
+from stn_server.local.calls import Answerer, Router
+from stn_server.local.connection import Connection
+from stn_server.local.leases import ArenaService, Leases
+
+CALLS_SOCKET, ARENAS_SOCKET = "ttrpc.sock", "arenas.sock"
+
+BACKLOG = 128
+
+
+class LocalTransport:
+    """Takes calls of processes on this host. `start`, then `stop`.
+
+    Args:
+        config: In which folder.
+        limits: Of a connection.
+        transport: Whose methods it takes calls of.
+        arenas: Where arenas are kept.
+        interceptors: Stand before every method.
+
+    Concurrency: belongs to one event loop.
+    """
+
+    def __init__(
+        self,
+        config: LocalConfig,
+        limits: LimitsConfig,
+        transport: GrpcTransport,
+        arenas: Arenas,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    ) -> None:
+        self._config = config
+        self._limits = limits
+        handlers = transport.handlers(), transport.refuse_unknown()
+        self._answerer = Answerer(Router(handlers, interceptors), transport.refusing)
+        of_arenas = ArenaService(arenas, transport), transport.refuse_unknown()
+        giver = Answerer(Router(of_arenas, interceptors), transport.refusing)
+        self._leases = Leases(arenas, giver, limits)
+        self._connections: set[Connection] = set()
+        self._sockets: list[_Listener] = []
+        self._servers: list[asyncio.Server] = []
+
+    async def start(self) -> None:
+        """Listens.
+
+        Raises:
+            ConfigError: A socket cannot be made in the folder.
+        """
+        calls = self._listener(CALLS_SOCKET)
+        loop = asyncio.get_running_loop()
+        self._servers.append(await loop.create_unix_server(self._connection, sock=calls.socket))
+        self._leases.serve(self._listener(ARENAS_SOCKET).socket)
+
+    def stop(self) -> None:
+        """Ends all connections and leases, and removes the sockets."""
+        for server in self._servers:
+            server.close()
+        for connection in list(self._connections):
+            connection.abort()
+        self._leases.stop()
+        for listener in self._sockets:
+            listener.remove()
+
+    def _connection(self) -> Connection:
+        return Connection(self._answerer, self._limits, self._connections)
+
+    def _listener(self, name: str) -> _Listener:
+        listener = _Listener(Path(self._config.dir) / name)
+        mode = int(self._config.mode, 8)
+        listen_unix("local.dir", f"unix:{listener.path}", mode, listener.bind)
+        self._sockets.append(listener)
+        return listener
+
+
+class _Listener:
+    """A unix socket that others can connect to, and its file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def bind(self, _address: str) -> int:
+        """Takes the path, also that of a socket that nobody listens on.
+
+        Raises:
+            RuntimeError: It cannot be taken.
+        """
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            self.path.unlink(missing_ok=True)
+            self.socket.bind(str(self.path))
+            self.socket.listen(BACKLOG)
+        except OSError as error:
+            self.socket.close()
+            raise RuntimeError(str(error)) from error
+        self._inode = self.path.stat().st_ino
+        return 0
+
+    def remove(self) -> None:
+        """Removes the file, unless another server has put its own there."""
+        with suppress(OSError):
+            if self.path.stat().st_ino == self._inode:
+                self.path.unlink()
