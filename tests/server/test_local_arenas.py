@@ -16,7 +16,7 @@ from stn_proto.v1 import warp_pb2
 from stn_proto.v1.arena_pb2 import CreateArenaReply, CreateArenaRequest
 from stn_server.config import ConfigError, LimitsConfig, LocalConfig
 from stn_server.errors import ArenaNotFoundError
-from support.bad_requests import ramp, theta, warp_request
+from support.bad_requests import grid_warp_request, ramp, theta, warp_request
 from support.fakes import FakeRunner
 from support.harness import assert_nothing_left
 from support.local import (
@@ -421,6 +421,30 @@ def test_parameters_are_looked_at_and_used_as_they_were(tmp_path):
         response = await plain.call("Warp", message.SerializeToString())
         assert reason(response.status) == "INVALID_FIELD"
         assert "expected finite numbers, got nan" in response.status.message
+
+    run(scenario, blank_outputs, tmp_path)
+
+
+def test_points_are_used_as_they_were(tmp_path):
+    """Kernels make addresses of the numbers of a grid, which a caller may change meanwhile."""
+    grid = ramp(2, 6, 7, 2) / 200 - 0.5
+
+    async def scenario(service, _transport, plain, lease):
+        runner = service.runner
+        arena = await lease()
+        message = grid_warp_request()
+        write(arena, grid, 1024)
+        points = message.transform.sampling_grid.grid
+        points.arena.id, points.arena.offset = arena.id, 1024
+        points.arena.byte_count = grid.nbytes
+        runner.hold()
+        plain.begin("Warp", message.SerializeToString())
+        await runner.begun(1)
+        write(arena, np.full_like(grid, 1e9), 1024)
+        assert bytes(runner.batches[-1][0][1][1]) == grid.tobytes()
+        runner.batches.clear()
+        runner.release_all()
+        await plain.response()
 
     run(scenario, blank_outputs, tmp_path)
 

@@ -285,7 +285,7 @@ def test_a_server_that_comes_back_gets_new_arenas(tmp_path, by_grpc):
         assert arenas(first, 1)
     with LocalServer(*flags, log=tmp_path / "2") as second, stn:
         for _ in range(3):
-            stn._lookout._next_s = 0.0  # as if a second had passed
+            stn._discovery._next_s = 0.0  # as if a second had passed
             assert np.array_equal(stn.warp(u, TRANSFORM), expected)
         assert arenas(second, 1)
 

@@ -25,7 +25,7 @@ from stn_client._ttrpc import (
     INFO,
     CallError,
     ConnectionLostError,
-    Lookout,
+    Discovery,
     Offer,
     inquiry,
 )
@@ -200,8 +200,8 @@ class AsyncClient(BaseClient):
             for other in [other for other in self._connections if other.is_closed()]:
                 del self._connections[other]
             channel = open_channel(grpc.aio, self.target, self._access)
-            lookout = Lookout(self.target, is_wanted=self._is_local_wanted)
-            connection = _Connection(channel, lookout, self._access.metadata, self._max_in_flight)
+            discovery = Discovery(self.target, is_wanted=self._is_local_wanted)
+            connection = _Connection(channel, discovery, self._access.metadata, self._max_in_flight)
             self._connections[loop] = connection
         return connection
 
@@ -215,13 +215,13 @@ class _Connection:
     def __init__(
         self,
         channel: grpc.aio.Channel,
-        lookout: Lookout,
+        discovery: Discovery,
         metadata: Callable[[], Metadata],
         limit: int,
     ) -> None:
         self._channel = channel
         self._metadata = metadata
-        self._lookout = lookout
+        self._discovery = discovery
         self._local: Connection | None = None
         self.turns = asyncio.Semaphore(limit)  # keeps the order
         self._methods: dict[str, Any] = {}
@@ -253,7 +253,7 @@ class _Connection:
                         raise
                     self._local = None
                     local.close()
-                    self._lookout.lost()
+                    self._discovery.lost()
                 else:
                     return reply, placed.places
         return await self._method(call.method)(call.request, **attempt), ()
@@ -274,11 +274,11 @@ class _Connection:
 
     async def local_connection(self) -> Connection | None:
         """A connection by the local transport, if there is one or can be one."""
-        if self._local is None and self._lookout.is_due():
+        if self._local is None and self._discovery.is_due():
             try:
                 self._local = await self._found()
             except FAILURES as error:
-                self._lookout.failed(error)
+                self._discovery.failed(error)
         return self._local
 
     async def _found(self) -> Connection | None:
@@ -286,18 +286,18 @@ class _Connection:
         about: dict[str, Any] = {"timeout": CONNECT_S, "metadata": self._who()}
         offer = Offer.of(await self._method(INFO)(b"", **about))
         if offer is None:
-            self._lookout.failed("the server has none")
+            self._discovery.failed("the server has none")
             return None
         connection = await Connection.open(offer.folder, self._who)
         try:
             if offer.is_from(await connection.call(INFO, b"", **about)):
-                self._lookout.found(offer)
+                self._discovery.found(offer)
                 return connection
         except (*FAILURES, asyncio.CancelledError):
             connection.close()
             raise
         connection.close()
-        self._lookout.failed("another server is there")
+        self._discovery.failed("another server is there")
         return None
 
     def _method(self, path: str) -> Any:

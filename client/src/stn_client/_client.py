@@ -25,7 +25,7 @@ from stn_client._ttrpc import (
     INFO,
     CallError,
     ConnectionLostError,
-    Lookout,
+    Discovery,
     Offer,
     inquiry,
 )
@@ -82,7 +82,7 @@ class Client(BaseClient):
         self._methods: dict[str, Any] = {}
         self._opening = threading.Lock()
         self._turns = Turns(self._max_in_flight)
-        self._lookout = Lookout(self.target, is_wanted=self._is_local_wanted)
+        self._discovery = Discovery(self.target, is_wanted=self._is_local_wanted)
         self._local: Connection | None = None
 
     def _abandon(self) -> None:
@@ -286,7 +286,7 @@ class Client(BaseClient):
                     raise
                 self._local = None
                 local.close()
-                self._lookout.lost()
+                self._discovery.lost()
             else:
                 return reply, placed.places
         return self._method(call.method)(call.request, **attempt), ()
@@ -302,12 +302,12 @@ class Client(BaseClient):
 
     def _local_connection(self, attempt: dict[str, Any] | None = None) -> Connection | None:
         """A connection by the local transport, if there is one or can be one."""
-        if self._local is None and self._open and self._lookout.is_due():
+        if self._local is None and self._open and self._discovery.is_due():
             try:
                 metadata = self._access.metadata() if attempt is None else attempt["metadata"]
                 self._local = self._found(metadata)
             except FAILURES as error:
-                self._lookout.failed(error)
+                self._discovery.failed(error)
         return self._local
 
     def _found(self, metadata: Metadata) -> Connection | None:
@@ -315,18 +315,18 @@ class Client(BaseClient):
         about: dict[str, Any] = {"timeout": CONNECT_S, "metadata": inquiry(metadata)}
         offer = Offer.of(self._method(INFO)(b"", **about))
         if offer is None:
-            self._lookout.failed("the server has none")
+            self._discovery.failed("the server has none")
             return None
         connection = Connection(offer.folder, lambda: inquiry(self._access.metadata()))
         try:
             if offer.is_from(connection.call(INFO, b"", **about)):
-                self._lookout.found(offer)
+                self._discovery.found(offer)
                 return connection
         except FAILURES:
             connection.close()
             raise
         connection.close()
-        self._lookout.failed("another server is there")
+        self._discovery.failed("another server is there")
         return None
 
     def _method(self, path: str) -> Any:

@@ -191,12 +191,12 @@ class Outage:
         """A call met it, and will be repeated for so long."""
         if self._since_s is None:
             self._since_s = time.monotonic()
-            patience = "without limit" if remaining_s is None else f"for up to {remaining_s:.1f} s"
+            within = "without limit" if remaining_s is None else f"for up to {remaining_s:.1f} s"
             LOG.warning(
                 "%s: expected an answer, got none (%s). Calls are repeated %s.",
                 self._target,
                 error,
-                patience,
+                within,
             )
 
     def is_over(self) -> None:

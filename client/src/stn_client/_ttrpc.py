@@ -142,7 +142,7 @@ FAILURES = (grpc.RpcError, OSError, ConnectionLostError, DecodeError, ValueError
 """How an attempt to find a local transport may fail; ValueError: a closed channel."""
 
 
-class Lookout:
+class Discovery:
     """When to look for the local transport of a server.
 
     Not where there can be none, and less and less often where none was found.

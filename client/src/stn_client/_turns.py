@@ -37,10 +37,10 @@ class Turns:
             turn = threading.Lock()
             turn.acquire()
             self._waiting.append(turn)
-        patience_s = -1 if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)
+        wait_s = -1 if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)
         taken = False
         try:
-            taken = turn.acquire(timeout=patience_s)
+            taken = turn.acquire(timeout=wait_s)
         finally:
             if not taken:  # too late, or interrupted by a signal
                 self._leave(turn)

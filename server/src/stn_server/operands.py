@@ -141,6 +141,8 @@ class Operand:
     """Whether the wire has (N, [D,] H, W, C)."""
     finite: bool = False
     """Whether every number must be finite."""
+    is_parameter: bool = False
+    """Whether its numbers say where a feature map is read."""
 
     @property
     def meta(self) -> torch.Tensor:
@@ -160,13 +162,13 @@ class Operand:
         """
         declaration = self.declaration
         read = payloads[cast("int", declaration.payload)] if source is None else source.memory
-        if not self.finite:
-            return read
-        # What was looked at must not change before it is used: callers can write to their arenas.
-        checked = read if read.readonly else memoryview(bytes(read))
-        if not _is_finite(checked, declaration.dtype):
-            raise _not_finite(checked, declaration)
-        return checked
+        if self.is_parameter and not read.readonly:
+            # A caller can write to its arena at any time: numbers that addresses are made of, here
+            # and in kernels, must not change between their check and their use.
+            read = memoryview(bytes(read))
+        if self.finite and not _is_finite(read, declaration.dtype):
+            raise _not_finite(read, declaration)
+        return read
 
     def _ordered(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.movedim(-1, 1) if self.channels_last else tensor
@@ -370,7 +372,8 @@ def declare_transform(transform: warp_pb2.Transform, max_points: int) -> Transfo
     with field_paths(paths):
         meta = kind(operand.meta, **settings)
     # Single points need not be finite: they read `fill`.
-    return TransformOperand(replace(operand, finite=meta.own_size is None), meta, paths)
+    operand = replace(operand, finite=meta.own_size is None, is_parameter=True)
+    return TransformOperand(operand, meta, paths)
 
 
 def _read_setting(value: Any, path: str, max_points: int) -> Any:

@@ -78,10 +78,10 @@ class Tracing(Listener):
         """Begins its span; strangers have none, as callers choose their names."""
         if call.method == OTHER_METHOD:
             return
-        carrier = {key: value for key, value in call.metadata if isinstance(value, str)}
+        headers = {key: value for key, value in call.metadata if isinstance(value, str)}
         span = self._tracer.start_span(
             call.method,
-            _propagator.extract(carrier),
+            _propagator.extract(headers),
             kind=SpanKind.SERVER,
             attributes={
                 "rpc.system": "grpc",

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from stn_engine.backends._watchers import has_tangents, is_plain, unrecorded
 from stn_engine.errors import (
     DeviceMismatchError,
     DTypeError,
@@ -17,6 +16,7 @@ from stn_engine.errors import (
     ShapeError,
 )
 from stn_engine.memory import has_memory, refuse_lost
+from stn_engine.modes import has_tangents, is_plain, unrecorded
 
 FEATURE_MAP_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
 """What a feature map may hold."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as torch_functional
 
 from stn_engine import checks, operators
-from stn_engine.backends._watchers import is_scripted, is_watched, unrecorded
+from stn_engine.modes import is_intercepted, is_scripted, unrecorded
 from stn_engine.problem import GridProblem, WarpProblem, spec_of
 from stn_engine.spec import Coordinates, Interpolation, Subgradient
 from stn_engine.transforms import Affine, SamplingGrid
@@ -184,7 +184,7 @@ def _with_contiguous_gradient(feature_map: Tensor) -> Tensor:
 
 def _is_captured() -> bool:
     """Whether there will be another backward pass, which has no hooks and contiguous results."""
-    return torch.compiler.is_compiling() or is_watched() or is_scripted()
+    return torch.compiler.is_compiling() or is_intercepted() or is_scripted()
 
 
 def _at_least_float32(argument: str, coordinates: Tensor) -> Tensor:

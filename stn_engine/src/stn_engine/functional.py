@@ -15,14 +15,14 @@ from torch import Tensor
 from stn_engine import checks, dispatch, operators
 from stn_engine.adapters.tensors import check_apart, check_out
 from stn_engine.backends._results import delivered
-from stn_engine.backends._watchers import (
+from stn_engine.errors import Shape
+from stn_engine.modes import (
     PLAIN_TYPES,
     has_tangents,
+    is_intercepted,
     is_scripted,
-    is_watched,
     unrecorded,
 )
-from stn_engine.errors import Shape
 from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,
@@ -377,7 +377,7 @@ def _claim(memories: Sequence[tuple[str, Tensor]], problems: Sequence[Problem]) 
 def _are_watched(problems: Sequence[Problem]) -> bool:
     """Whether somebody follows every operation, and so sees them one by one."""
     return (
-        is_watched()
+        is_intercepted()
         or is_scripted()
         or has_tangents()
         or any(type(operand) not in PLAIN_TYPES for one in problems for operand in one.operands)

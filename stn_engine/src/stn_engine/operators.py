@@ -18,7 +18,12 @@ from torch.autograd import forward_ad
 
 from stn_engine import dispatch
 from stn_engine.adapters.tensors import check_operands, readable
-from stn_engine.backends._watchers import (
+from stn_engine.backends.base import Backend
+from stn_engine.backends.kernels import KernelBackend
+from stn_engine.backends.torch import TorchBackend
+from stn_engine.checks import NEEDS
+from stn_engine.errors import ParameterError
+from stn_engine.modes import (
     has_tangents,
     is_plain,
     is_scripted,
@@ -26,11 +31,6 @@ from stn_engine.backends._watchers import (
     is_transformed,
     unrecorded,
 )
-from stn_engine.backends.base import Backend
-from stn_engine.backends.kernels import KernelBackend
-from stn_engine.backends.torch import TorchBackend
-from stn_engine.checks import NEEDS
-from stn_engine.errors import ParameterError
 from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,

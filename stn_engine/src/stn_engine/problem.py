@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from stn_engine import checks
-from stn_engine.backends._watchers import PLAIN_TYPES, is_unwatched, unrecorded
 from stn_engine.call import Call, Direction, Layout, Operation, Plans, contiguous
+from stn_engine.modes import PLAIN_TYPES, is_plain_call, unrecorded
 from stn_engine.spec import Coordinates, WarpSpec, choice, flag
 from stn_engine.transforms import KINDS, ParametricTransform, Transform
 
@@ -114,7 +114,7 @@ class WarpProblem(_Planned):
     ) -> None:
         is_sized = output_size is not None
         key = call = None
-        if not torch.compiler.is_compiling() and is_unwatched():
+        if not torch.compiler.is_compiling() and is_plain_call():
             key = _warp_key(feature_map, transform, output_size, spec)
             call = None if key is None else _CALLS.get(key)
         if call is None:
@@ -225,7 +225,7 @@ class WarpGradientsProblem(_Planned):
         self, warp: WarpProblem, grad_output: Tensor, needs: Sequence[str] = checks.NEEDS
     ) -> None:
         key = call = None
-        if not torch.compiler.is_compiling() and is_unwatched():
+        if not torch.compiler.is_compiling() and is_plain_call():
             key = _gradients_key(warp, grad_output, needs)
             call = None if key is None else _CALLS.get(key)
         needs = _checked_needs(warp, grad_output, needs) if call is None else call.needs
@@ -480,7 +480,7 @@ NOWHERE = torch.empty(0, device="cpu")
 
 def _lie_as_in(call: Call, operands: Sequence[Tensor]) -> bool:
     """Whether operands lie as those of a call; when in doubt, False."""
-    if not is_unwatched():
+    if not is_plain_call():
         return False
     try:
         for operand, layout in zip(operands, call.operands, strict=True):  # loops: often run

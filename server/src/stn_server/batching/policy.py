@@ -261,7 +261,7 @@ class Policy:
         launches = tuple(self._launch(now)) if self._has_free_lane else ()
         wake_at = queue.next_deadline
         if self._limits.window_s and self._has_free_lane:
-            wake_at = min(wake_at, queue.ripens(now))
+            wake_at = min(wake_at, queue.next_ready(now))
         return Decisions(refusal, abandoned, expired, launches, wake_at, queue.oldest_arrival)
 
     @property

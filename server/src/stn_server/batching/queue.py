@@ -128,13 +128,13 @@ class Queue:
         while self._deadlines and self._deadlines[0][0] <= now:
             yield self.items[self._deadlines[0][1]]
 
-    def ripens(self, now: float) -> float:
+    def next_ready(self, now: float) -> float:
         """When the next key may be taken that may not be taken yet; infinity if there is none."""
-        instants = map(self._ripe_at, self._groups.values())
+        instants = map(self._ready_at, self._groups.values())
         return min((instant for instant in instants if instant > now), default=math.inf)
 
     def take(self, now: float, batch_s: Callable[[Operation, int], float]) -> Batch | None:
-        """Takes the next batch out of the queue; None if no key is ripe.
+        """Takes the next batch out of the queue; None if no key is ready.
 
         It gets items in order while it stays within the budget and ends before the first deadline
         in it. An item above the budget is alone.
@@ -196,11 +196,11 @@ class Queue:
         return Batch(key, tuple(items), group.cost)
 
     def _next_key(self, now: float) -> BatchKey | None:
-        """The ripe key whose turn it is, among those with an item of the earliest round."""
+        """The ready key whose turn it is, among those with an item of the earliest round."""
         earliest = min((account.round for account in self._accounts.values()), default=0)
         best, best_round = None, math.inf
         for key, group in self._groups.items():
-            if self._window_s and self._ripe_at(group) > now:
+            if self._window_s and self._ready_at(group) > now:
                 continue
             first_round = min(self._accounts[caller].round for caller in group.lines)
             if first_round < best_round:
@@ -214,7 +214,7 @@ class Queue:
         self._taken = max(self._taken, account.taken)
         account.taken += max(item.cost.part_of(self._budget), LEAST_PART)
 
-    def _ripe_at(self, group: _Group) -> float:
+    def _ready_at(self, group: _Group) -> float:
         """When a free lane may take a batch of a key."""
         full = not group.cost.fits(self._budget)
         return -math.inf if full else group.since + self._window_s

@@ -176,7 +176,7 @@ class Asked(NamedTuple):
     """A method that refuses the call, whatever its details; None: they find one."""
 
 
-class Answerer:
+class Responder:
     """Answers frames.
 
     Args:

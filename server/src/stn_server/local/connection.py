@@ -19,7 +19,7 @@ from typing import Any
 from stn_proto import ttrpc
 from stn_proto.ttrpc import FrameError, OversizedFrame, ServerConnection
 from stn_server.config import LimitsConfig
-from stn_server.local.calls import Answerer, Asked, LocalContext, peer_of
+from stn_server.local.calls import Asked, LocalContext, Responder, peer_of
 from stn_server.log import log
 
 UNSENT_BYTES = 64 * 1024
@@ -30,7 +30,7 @@ class Connection(asyncio.Protocol):
     """The server's end of one connection.
 
     Args:
-        answerer: Answers calls.
+        responder: Answers calls.
         limits: Of a connection.
         connections: Has this as long as it is open.
 
@@ -38,9 +38,9 @@ class Connection(asyncio.Protocol):
     """
 
     def __init__(
-        self, answerer: Answerer, limits: LimitsConfig, connections: set[Connection]
+        self, responder: Responder, limits: LimitsConfig, connections: set[Connection]
     ) -> None:
-        self._answerer = answerer
+        self._responder = responder
         self._limits = limits
         self._connections = connections
         self._loop = asyncio.get_running_loop()
@@ -115,7 +115,7 @@ class Connection(asyncio.Protocol):
 
     def _begin(self, frame: ttrpc.Frame | OversizedFrame) -> None:
         """Lets a task answer a call."""
-        asked = self._answerer.read(frame, self._peer)
+        asked = self._responder.read(frame, self._peer)
         self._in_flight += 1
         task = self._loop.create_task(self._answer(frame.stream_id, asked))
         self._tasks.add(task)
@@ -128,7 +128,7 @@ class Connection(asyncio.Protocol):
     async def _answer(self, stream_id: int, asked: Asked) -> None:
         call, response = asked.call, None
         try:
-            response = await self._answerer.answer(asked)
+            response = await self._responder.answer(asked)
         finally:
             if response is None or self._transport.is_closing():
                 self._finish(call)

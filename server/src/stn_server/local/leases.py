@@ -17,7 +17,7 @@ from stn_server.call import Call
 from stn_server.config import LimitsConfig
 from stn_server.grpc_transport import GrpcTransport, Handler
 from stn_server.local.arenas import Arena, Arenas
-from stn_server.local.calls import Answerer, LocalContext, peer_of
+from stn_server.local.calls import LocalContext, Responder, peer_of
 from stn_server.log import log
 
 CREATE = "/stn.v1.Arenas/Create"
@@ -70,15 +70,15 @@ class Leases:
 
     Args:
         arenas: Where arenas are kept.
-        answerer: Answers calls.
+        responder: Answers calls.
         limits: How long a call may take to come in.
 
     Concurrency: belongs to one event loop.
     """
 
-    def __init__(self, arenas: Arenas, answerer: Answerer, limits: LimitsConfig) -> None:
+    def __init__(self, arenas: Arenas, responder: Responder, limits: LimitsConfig) -> None:
         self._arenas = arenas
-        self._answerer = answerer
+        self._responder = responder
         self._upload_s = limits.upload_s
         self._loop = asyncio.get_running_loop()
         self._starting = asyncio.Semaphore(MAX_CONNECTIONS)
@@ -139,9 +139,9 @@ class Leases:
             return None
         if frame is None:
             return None
-        asked = self._answerer.read(frame, peer, ArenaContext)
+        asked = self._responder.read(frame, peer, ArenaContext)
         try:
-            response = frames.respond(frame.stream_id, await self._answerer.answer(asked))
+            response = frames.respond(frame.stream_id, await self._responder.answer(asked))
         finally:
             asked.call.finish()
         arena = cast("ArenaContext", asked.call).arena

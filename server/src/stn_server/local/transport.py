@@ -14,7 +14,7 @@ from stn_server.config import LimitsConfig, LocalConfig
 from stn_server.grpc_transport import GrpcTransport
 from stn_server.listening import listen_unix
 from stn_server.local.arenas import Arenas
-from stn_server.local.calls import Answerer, Router
+from stn_server.local.calls import Responder, Router
 from stn_server.local.connection import Connection
 from stn_server.local.leases import ArenaService, Leases
 
@@ -47,9 +47,9 @@ class LocalTransport:
         self._config = config
         self._limits = limits
         handlers = transport.handlers(), transport.refuse_unknown()
-        self._answerer = Answerer(Router(handlers, interceptors), transport.refusing)
+        self._responder = Responder(Router(handlers, interceptors), transport.refusing)
         of_arenas = ArenaService(arenas, transport), transport.refuse_unknown()
-        giver = Answerer(Router(of_arenas, interceptors), transport.refusing)
+        giver = Responder(Router(of_arenas, interceptors), transport.refusing)
         self._leases = Leases(arenas, giver, limits)
         self._connections: set[Connection] = set()
         self._sockets: list[_Listener] = []
@@ -77,7 +77,7 @@ class LocalTransport:
             listener.remove()
 
     def _connection(self) -> Connection:
-        return Connection(self._answerer, self._limits, self._connections)
+        return Connection(self._responder, self._limits, self._connections)
 
     def _listener(self, name: str) -> _Listener:
         listener = _Listener(Path(self._config.dir) / name)

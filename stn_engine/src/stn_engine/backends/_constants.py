@@ -6,14 +6,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from stn_engine.backends._watchers import is_watched
+from stn_engine.modes import is_intercepted
 
 Numbers: TypeAlias = "tuple[float | Numbers, ...]"
 
 
 def constant(values: Numbers, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``values`` as a tensor that every later call shares; never write to it."""
-    if is_watched():
+    if is_intercepted():
         return torch.tensor(values, dtype=dtype, device=device)
     return _kept(values, dtype, device)
 

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, cat
 
 from stn_engine.backends._constants import constant
-from stn_engine.backends._watchers import is_watched
 from stn_engine.backends.torch.lattices import compute_dtype
 from stn_engine.backends.torch.trees import tree_sum
 from stn_engine.call import Call
 from stn_engine.coords import source_axis, target_axis
+from stn_engine.modes import is_intercepted
 from stn_engine.problem import GridProblem, WarpProblem
 from stn_engine.spec import Coordinates
 from stn_engine.transforms import ThinPlateSpline, Transform
@@ -136,7 +136,7 @@ class Bases:
 
     def get(self, *description: Any) -> Tensor:
         """``_basis`` of a description, never to be written to."""
-        if is_watched():
+        if is_intercepted():
             return _basis(*description)
         with self._lock:
             if description in self._kept:

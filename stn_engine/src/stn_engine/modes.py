@@ -1,6 +1,6 @@
-"""Whether anybody watches: those who see, wrap or replace every tensor that is made meanwhile.
+"""Which modes of torch are on: tracers, transforms and the like see, wrap or replace every tensor.
 
-A tensor made before a watcher came, or kept after it left, is none of its own.
+A tensor that was made before a mode was entered, or is kept after it was left, is none of its own.
 """
 
 from collections.abc import Callable
@@ -55,13 +55,13 @@ def unrecorded(function: Callable[..., R]) -> Callable[..., R]:
     return run
 
 
-def is_watched() -> bool:
+def is_intercepted() -> bool:
     """Whether tensors made now are not what they seem, so that nobody may keep them."""
     return is_transformed() or is_traced()
 
 
-def is_unwatched() -> bool:
-    """Whether nobody at all watches, so that tensors are what they seem and sizes are numbers.
+def is_plain_call() -> bool:
+    """Whether no mode at all is on, so that tensors are what they seem and sizes are numbers.
 
     Not to be asked while ``torch.compiler.is_compiling()``.
     """
