@@ -18,7 +18,7 @@ $(INSTALLED): .ci/constraints.txt .ci/requirements.txt $(PROJECTS:%=%/pyproject.
 		--editable proto --editable stn_engine --editable server[otel] --editable client[demo,docker]
 	@touch $@
 
-CPP := $(shell find stn_engine/src/stn_engine/native -type f)
+CPP := $(shell find stn_engine/src/stn_engine/native -type f ! -name "*.md")
 NATIVE := stn_engine/CMakeLists.txt $(CPP)
 
 # Compiles again only what changed.
