@@ -83,7 +83,7 @@ class AsyncClient(BaseClient):
         output_size: Sequence[int] | None = None,
         **options: Unpack[WarpOptions],
     ) -> Array:
-        """See `Client.warp`."""
+        """Does what `Client.warp` does, awaited."""
         return await self._run(_calls.warp(feature_map, transform, output_size, options))
 
     async def warp_gradients(
@@ -95,7 +95,7 @@ class AsyncClient(BaseClient):
         needs: Sequence[str] = ("feature_map", "transform"),
         **options: Unpack[WarpOptions],
     ) -> Gradients:
-        """See `Client.warp_gradients`."""
+        """Does what `Client.warp_gradients` does, awaited."""
         call = _calls.warp_gradients(grad_output, feature_map, transform, needs, options)
         return await self._run(call)
 
@@ -106,7 +106,7 @@ class AsyncClient(BaseClient):
         output_size: Sequence[int] | None = None,
         **options: Unpack[WarpOptions],
     ) -> tuple[Array, Callable[[ArrayLike], Awaitable[Gradients]]]:
-        """See `Client.vjp`; the pullback is awaited, too."""
+        """Does what `Client.vjp` does, awaited; the pullback is awaited, too."""
         shared = await self._shared(feature_map)
 
         def pullback(grad_output: ArrayLike) -> Awaitable[Gradients]:
@@ -120,17 +120,17 @@ class AsyncClient(BaseClient):
         output_size: Sequence[int],
         **options: Unpack[GridOptions],
     ) -> Array:
-        """See `Client.generate_grid`."""
+        """Does what `Client.generate_grid` does, awaited."""
         return await self._run(_calls.generate_grid(transform, output_size, options))
 
     async def generate_grid_gradients(
         self, grad_grid: ArrayLike, transform: ParametricTransform, **options: Unpack[GridOptions]
     ) -> Array:
-        """See `Client.generate_grid_gradients`."""
+        """Does what `Client.generate_grid_gradients` does, awaited."""
         return await self._run(_calls.generate_grid_gradients(grad_grid, transform, options))
 
     async def empty(self, shape: Sequence[int], dtype: DTypeLike = np.float32) -> Array:
-        """See `Client.empty`."""
+        """Does what `Client.empty` does, awaited."""
         size_bytes = math.prod(shape) * np.dtype(dtype).itemsize
         local = await self._connection().local_connection()
         if local is not None and size_bytes:
@@ -140,7 +140,7 @@ class AsyncClient(BaseClient):
         return np.empty(shape, dtype)
 
     async def server_info(self) -> GetServerInfoReply:
-        """See `Client.server_info`."""
+        """Does what `Client.server_info` does, awaited."""
         return await self._run(_calls.server_info())
 
     async def close(self) -> None:
@@ -183,7 +183,7 @@ class AsyncClient(BaseClient):
             connection.turns.release()
 
     async def _shared(self, feature_map: ArrayLike) -> ArrayLike:
-        """As `Client._shared`."""
+        """Does what `Client._shared` does."""
         array = np.asarray(feature_map)
         local = await self._connection().local_connection()
         if array.nbytes < MIN_PLACED_BYTES or local is None:
@@ -238,7 +238,7 @@ class _Connection:
             raise progress.no_turn() from None
 
     async def send(self, call: Call[T], attempt: dict[str, Any]) -> tuple[bytes, Places]:
-        """As `Client._send`."""
+        """Does what `Client._send` does, awaited."""
         local = await self.local_connection()
         if local is not None:
             placed = place(call, local.pool, may_grow=False)
@@ -259,7 +259,7 @@ class _Connection:
         return await self._method(call.method)(call.request, **attempt), ()
 
     async def close(self) -> None:
-        """Ends all connections."""
+        """Ends every connection that was made."""
         if self._local is not None:
             self._local.close()
         await self._channel.close()

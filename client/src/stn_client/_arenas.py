@@ -142,7 +142,8 @@ class Pool:
         self._lock = threading.Lock()
         self._arenas: list[Arena] = []
         self._returned: deque[tuple[Arena, int, int]] = deque()
-        """By finalizers, which may run at any moment and must not wait for a lock."""
+        """Slots that finalizers gave back, which may run at any moment and must not wait for a
+        lock."""
         self._refused_until_s = 0.0
         _POOLS.add(self)
 

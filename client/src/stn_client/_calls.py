@@ -70,11 +70,12 @@ class Call(Generic[T]):
     parse: Callable[[bytes, Places], T]
     """Serialized reply, and the places that the request names for its tensors -> result."""
     results_bytes: tuple[int, ...] = ()
-    """Of each tensor of the reply, as far as the request tells; a server may see it otherwise."""
+    """Bytes of each tensor of the reply, as far as the request tells; a server may see it
+    otherwise."""
 
     @cached_property
     def request(self) -> bytes:
-        """The serialized request."""
+        """The request as it is sent, serialized."""
         return join(self.message.SerializeToString(), self.payloads)
 
 
@@ -84,7 +85,7 @@ def warp(
     output_size: Sequence[int] | None,
     options: WarpOptions,
 ) -> Call[Array]:
-    """The call `Warp`."""
+    """Makes the call of the method `Warp`."""
     payloads: Payloads = []
     request = warp_pb2.WarpRequest(
         feature_map=_put_map("feature_map", feature_map, payloads, options),
@@ -107,7 +108,7 @@ def warp_gradients(
     needs: Iterable[str],
     options: WarpOptions,
 ) -> Call[Gradients]:
-    """The call `WarpGradients`."""
+    """Makes the call of the method `WarpGradients`."""
     payloads: Payloads = []
     request = warp_pb2.WarpGradientsRequest(
         grad_output=_put_map("grad_output", grad_output, payloads, options),
@@ -138,7 +139,7 @@ def warp_gradients(
 def generate_grid(
     transform: ParametricTransform, output_size: Sequence[int], options: GridOptions
 ) -> Call[Array]:
-    """The call `GenerateGrid`."""
+    """Makes the call of the method `GenerateGrid`."""
     payloads: Payloads = []
     request = warp_pb2.GenerateGridRequest(
         transform=_transform(transform, payloads),
@@ -158,7 +159,7 @@ def generate_grid(
 def generate_grid_gradients(
     grad_grid: ArrayLike, transform: ParametricTransform, options: GridOptions
 ) -> Call[Array]:
-    """The call `GenerateGridGradients`."""
+    """Makes the call of the method `GenerateGridGradients`."""
     payloads: Payloads = []
     request = warp_pb2.GenerateGridGradientsRequest(
         grad_grid=_put("grad_grid", grad_grid, payloads),
@@ -175,7 +176,7 @@ def generate_grid_gradients(
 
 
 def server_info() -> Call[server_info_pb2.GetServerInfoReply]:
-    """The call `GetServerInfo`."""
+    """Makes the call of the method `GetServerInfo`."""
     request = server_info_pb2.GetServerInfoRequest()
     kind = server_info_pb2.GetServerInfoReply
     return _call("GetServerInfo", request, [], kind, lambda reply, _payloads: reply)
@@ -238,14 +239,14 @@ def _size_bytes(tensor: tensor_pb2.Tensor) -> int:
 
 
 def _parameters(transform: warp_pb2.Transform) -> tensor_pb2.Tensor:
-    """Those of the transform that a message has."""
+    """Returns the parameters of the transform that a message has."""
     kind = getattr(transform, str(transform.WhichOneof("kind")))
     parameters: tensor_pb2.Tensor = kind.ListFields()[0][1]  # they come first
     return parameters
 
 
 def _output_bytes(request: warp_pb2.WarpRequest) -> int:
-    """Of the output of a warp, if the server finds no fault with the request."""
+    """Counts the bytes of the output of a warp, if the server finds no fault with the request."""
     feature_map, parameters = request.feature_map, _parameters(request.transform)
     batch, *others = feature_map.shape or (1,)
     if batch == 1 and parameters.shape:

@@ -1,4 +1,4 @@
-"""The synchronous client."""
+"""The client for programs that wait for their results."""
 
 from __future__ import annotations
 

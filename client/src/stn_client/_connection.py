@@ -59,7 +59,8 @@ BALANCING = {
 """gRPC's service config for replicas: calls go in turns to those that say that they are ready."""
 
 MAX_IN_FLIGHT = 256
-"""By default. Enough to fill the batches of several devices; a quarter of what a server admits."""
+"""Calls in flight by default. Enough to fill the batches of several devices; a quarter of what a
+server admits."""
 
 _RESOLVERS = ("dns:", "ipv4:", "ipv6:")
 """Targets that may stand for several servers begin so."""

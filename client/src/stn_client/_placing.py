@@ -17,7 +17,7 @@ MIN_PLACED_BYTES = 16 * 1024
 """Smaller tensors are as fast in the message."""
 
 MAX_FRAMED_BYTES = 128 * 1024
-"""Of tensors in a message: what a unix socket takes at once. Beyond it gRPC is faster."""
+"""The most of tensors in a message: what a unix socket takes at once. Beyond it gRPC is faster."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from stn_client._checks import check_count, check_seconds
 from stn_client._errors import OverloadedError, StnClientError, UnavailableError, invalid
 
 _MAX_DOUBLINGS = 64
-"""Of the first pause; more would leave the range of floats in patient policies."""
+"""The most doublings of the first pause; more would leave the range of floats in patient
+policies."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ MIN_PAUSE_S, MAX_PAUSE_S = 1.0, 60.0
 """Between attempts to find one: twice as long after each that fails."""
 
 MAX_WAIT_S = 1e6
-"""At a time: what `poll` can count, in milliseconds."""
+"""The longest wait at a time: what `poll` can count, in milliseconds."""
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -120,7 +120,7 @@ class Offer:
 
     folder: Path
     instance_id: str
-    """Of the server that told."""
+    """The identity of the server that told."""
 
     @classmethod
     def of(cls, reply: bytes) -> Offer | None:
@@ -173,16 +173,16 @@ class Discovery:
             return True
 
     def found(self, offer: Offer) -> None:
-        """There is one."""
+        """Notes that there is a local transport."""
         self._pause_s = MIN_PAUSE_S
         LOG.debug("%s: calls go by the local transport in %s.", self._target, offer.folder)
 
     def failed(self, error: Exception | str) -> None:
-        """There was none."""
+        """Notes that no local transport was found, and looks again later."""
         LOG.debug("%s: calls go by gRPC, without a local transport: %s", self._target, error)
 
     def lost(self) -> None:
-        """It was lost."""
+        """Notes that the local transport was lost."""
         LOG.debug("%s: calls go by gRPC, as the local transport was lost.", self._target)
 
 

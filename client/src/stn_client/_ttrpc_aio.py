@@ -60,7 +60,7 @@ class Connection(asyncio.Protocol):
         metadata: Metadata = (),
         held: object = None,
     ) -> bytes:
-        """As `_ttrpc_threads.Connection.call`."""
+        """Does what `_ttrpc_threads.Connection.call` does, awaited."""
         try:
             async with asyncio.timeout(timeout):
                 await self._writable.wait()
@@ -75,11 +75,11 @@ class Connection(asyncio.Protocol):
         self.pool.close()
 
     def abandon(self) -> None:
-        """As `_ttrpc_threads.Connection.abandon`."""
+        """Does what `_ttrpc_threads.Connection.abandon` does."""
         os.close(self._transport.get_extra_info("socket").fileno())
 
     def connection_made(self, transport: Any) -> None:
-        """It is there."""
+        """Begins: asyncio has connected it."""
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
@@ -99,7 +99,7 @@ class Connection(asyncio.Protocol):
         self._writable.clear()
 
     def resume_writing(self) -> None:
-        """It does again."""
+        """Lets callers write again: the server reads."""
         self._writable.set()
 
     def connection_lost(self, _reason: Exception | None = None) -> None:

@@ -138,7 +138,7 @@ class Connection:
         self._socket.close()  # lost, or of a client that nobody closed: no reason for a warning
 
     def _begin(self, data: bytes, waiter: _Waiter, deadline_s: float | None) -> None:
-        """Sends a request."""
+        """Sends a request on a stream of its own."""
         if self.is_lost:
             raise ConnectionLostError
         try:

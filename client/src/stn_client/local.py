@@ -18,7 +18,8 @@ from typing import IO, Any, ClassVar, Self
 from stn_client._errors import invalid
 
 MAX_FOLDER_BYTES = 64
-"""Of the folder for temporary files, so that a path of a unix socket below it is short enough."""
+"""The longest path of the folder for temporary files, so that a path of a unix socket below it is
+short enough."""
 
 ANY_PORTS = ("--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0")
 

@@ -33,7 +33,7 @@ _ENVELOPE_BYTES = 4096
 """More than a request takes beside its feature map."""
 
 _POINT_BYTES = 2 * 8
-"""Of a point of a grid in float64."""
+"""The bytes of a point of a grid in float64."""
 
 _TAPS_PX = {"bicubic": 2}
 """How far from its point a sample reads, if that is not 1."""
@@ -136,7 +136,7 @@ class _Room:
     limits: Limits
     pixel_bytes: int
     basis_bytes: int
-    """Of each target pixel of an image, whatever their number."""
+    """The bytes of each target pixel of an image, whatever their number."""
 
     def fits(self, source: Sequence[int], target: Sequence[int]) -> bool:
         """Whether it takes a warp of so many (N, H, W) pixels to so many."""
@@ -196,11 +196,11 @@ class _Matrix:
     def preimage(
         self, rows: tuple[int, int], columns: tuple[int, int]
     ) -> list[tuple[float, float]]:
-        """As `_preimage`."""
+        """Does what `_preimage` does, with this map."""
         return _preimage(self._matrix, rows, columns)
 
     def of_tile(self, tile: _Tile) -> Affine | Homography:
-        """The same map, from the tile into its window."""
+        """Returns the same map, from the tile into its window."""
         axes = tile.columns, tile.rows
         target = _matrix(([1, 1], [axis.target.start for axis in axes]))
         window = _matrix(([axis.sign for axis in axes], [axis.offset for axis in axes]))
@@ -250,7 +250,7 @@ class _Spline:
         return grid.min(axis=(0, 1)), grid.max(axis=(0, 1))
 
     def of_tile(self, tile: _Tile) -> ThinPlateSpline:
-        """The same map, from the tile into its window."""
+        """Returns the same map, from the tile into its window."""
         axes = tile.columns, tile.rows
         start = [axis.target.start for axis in axes]
         sign, offset = np.array([(axis.sign, axis.offset) for axis in axes], np.float64).T

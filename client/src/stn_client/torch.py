@@ -426,7 +426,7 @@ class _WarpGradients(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        """Nothing is kept."""
+        """Keeps nothing: there are no second derivatives by wire."""
 
     @staticmethod
     def backward(_ctx: Any, *_grad_outputs: Tensor) -> None:

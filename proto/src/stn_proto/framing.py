@@ -33,7 +33,7 @@ class Frame:
     envelope: bytes
     """Parses as the message without payloads."""
     size_bytes: int
-    """Of the whole message."""
+    """The bytes of the whole message."""
     payloads: tuple[slice, ...]
     rest: tuple[tuple[slice, bytes], ...]
     """All that is not payload."""

@@ -37,7 +37,7 @@ class Authenticator(grpc.aio.ServerInterceptor):
         self._transport = transport
 
     async def intercept_service(self, continuation: Continuation, details: Details) -> Any:
-        """See the class."""
+        """Checks the token of a call, then lets the method answer it."""
         if details.method.startswith(OPEN):
             return await continuation(details)
         presented = _bearer(details)

@@ -40,9 +40,9 @@ class Call(Protocol):
     deadline: float
     """Instant of the batcher's clock after which nobody wants the reply; infinity: none."""
     received_bytes: int
-    """Of its message, once that is known to be a request."""
+    """The size of its message, once that is known to be a request."""
     sent_bytes: int
-    """Of its reply, once there is one."""
+    """The size of its reply, once there is one."""
 
     @property
     def metadata(self) -> Sequence[tuple[str, str | bytes]]:

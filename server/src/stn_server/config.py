@@ -26,10 +26,10 @@ MAX_STREAMS = 2**31 - 1
 MAX_PORT = 65535
 
 MAX_PATH_BYTES = (108 if sys.platform == "linux" else 104) - 1
-"""Of a unix socket; the system wants a zero after it."""
+"""The longest path of a unix socket; the system wants a zero after it."""
 
 MAX_SOCKET_NAME_BYTES = 16
-"""Of the sockets of the local transport within their folder, with the slash."""
+"""The longest name of a socket of the local transport within their folder, with the slash."""
 
 MAX_THREADS = 1024
 """More than cores that help; a system that has no room for all of them ends the process."""
@@ -40,7 +40,7 @@ MAX_NUMBER = 2**63 - 1
 UNIX = "unix:"
 
 MIN_PAYLOADS = 3
-"""Of the gradients of one warp."""
+"""The payloads that the gradients of one warp take."""
 
 MIN_UPLOAD_S = 0.1
 """In less, messages do not come in that have all reason to."""
@@ -223,7 +223,7 @@ class LogConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerConfig:
-    """The whole tree."""
+    """The whole tree of settings of a server."""
 
     listen: tuple[str, ...] = setting(
         ("127.0.0.1:50051",), "Addresses to serve on: host:port (port 0: any) or unix:/path."
@@ -352,7 +352,7 @@ def _check_address(name: str, address: str) -> None:
 
 
 def _check_path(name: str, what: str, path: str, most_bytes: int) -> None:
-    """Of a unix socket, or of a folder of some."""
+    """Checks the path of a unix socket, or of a folder of some."""
     if not path.isprintable():  # bytes that are no UTF-8, too
         raise ConfigError(f"{name}: expected {what} in printable UTF-8, got {path!r}.")
     path_bytes = len(os.fsencode(path))

@@ -22,7 +22,7 @@ def quota_cores(process: Path = PROCESS) -> float:
 
 
 def threads_within(most: int, process: Path = PROCESS) -> int:
-    """At most so many threads, and no more than the CPU quota lets run all the time.
+    """Returns at most so many threads, and no more than the CPU quota lets run all the time.
 
     A thread beyond the quota would be stopped amid a batch, which then waits for it.
     """

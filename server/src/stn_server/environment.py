@@ -15,10 +15,10 @@ POLL_STRATEGIES = ("all", "epoll1", "poll")
 """Those with which gRPC does not abort the process."""
 
 PREFIXES = ("CUDA", "NPY", "NUMPY", "OMP", "OTEL", "PROTOCOL_BUFFERS", "PYTORCH", "TORCH")
-"""Of variables that the libraries of the server read."""
+"""Beginnings of the variables that the libraries of the server read."""
 
 MAX_CHARS = 300
-"""Of what a library says about its trouble; some explain all their settings."""
+"""The most characters of what a library says about its trouble; some explain all their settings."""
 
 
 def prepare(environment: MutableMapping[str, str]) -> None:

@@ -163,7 +163,7 @@ class QueueFullError(OverloadedError):
 
 
 class ArenasFullError(OverloadedError):
-    """As much memory is shared as may be, by everybody or by one caller.
+    """No more memory may be shared, by everybody together or by this caller.
 
     Attributes:
         limit: Of everybody, or of one caller.

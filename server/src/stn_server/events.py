@@ -144,4 +144,4 @@ class Events:
 
 
 UNHEARD = Events()
-"""Of parts that stand alone."""
+"""The events of parts that stand alone."""

@@ -50,10 +50,10 @@ OTHER_METHOD = "other"
 """Stands for every method that is not of the service, known or not: callers choose their names."""
 
 MAX_PATH_CHARS = 200
-"""Of a method that is not of the service, in the log."""
+"""The most characters of a method that is not of the service, in the log."""
 
 MAX_DIGITS = 19
-"""Of a declared size; more would be beyond every limit."""
+"""The most digits of a declared size; more would be beyond every limit."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -63,7 +63,7 @@ Handler = Callable[[Any, Context], Awaitable[bytes]]
 """What gRPC calls, with an iterator of messages that nobody uses."""
 
 presented_token: ContextVar[Token | None] = ContextVar("presented_token", default=None)
-"""Of the call that the present task answers; set by `Authenticator`."""
+"""The caller of the call that the present task answers; set by `Authenticator`."""
 
 _REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -99,25 +99,25 @@ class GrpcCall:
 
     @property
     def metadata(self) -> Metadata:
-        """See `Call`."""
+        """What the caller has sent beside the message; see `Call`."""
         return cast("Metadata", self.context.invocation_metadata() or ())
 
     @property
     def request_id(self) -> str:
-        """See `Call`; ours is another one whenever it is asked for."""
+        """The id that the caller gave; if none, a new one whenever it is asked for."""
         return given_request_id(self.metadata) or uuid.uuid4().hex[:16]
 
     @property
     def declared_bytes(self) -> int | None:
-        """See `Call`."""
+        """How large the caller says that the message is; see `Call`."""
         return declared_bytes(self.metadata)
 
     async def receive(self) -> tuple[bytes, Place]:
-        """See `Call`."""
+        """Receives the message; see `Call`."""
         return await self.receiver.receive(self.context, self.caller.name)
 
     def add_done_callback(self, callback: Any, /) -> None:
-        """See `Call`."""
+        """Calls back when the call is over; see `Call`."""
         self.context.add_done_callback(callback)
 
     async def abort(self, answer: Answer) -> bytes:
@@ -267,7 +267,7 @@ class GrpcTransport:
 
 
 class _Unknown(grpc.GenericRpcHandler):
-    """Refuses every method.
+    """Refuses every method that no other handler knows.
 
     Args:
         refusing: As `GrpcTransport.refusing`.
@@ -277,7 +277,7 @@ class _Unknown(grpc.GenericRpcHandler):
         self._refusing = refusing
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
-        """See the class."""
+        """Returns a handler that refuses the method of a call."""
         refuse = self._refusing(UnknownMethodError(details.method), details.method)
         return grpc.stream_unary_rpc_method_handler(refuse)
 

@@ -1,4 +1,4 @@
-"""What `GetServerInfo` tells."""
+"""What a server tells of itself by `GetServerInfo`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from stn_server.service import METHODS
 from stn_server.vocabulary import offered
 
 DIMENSIONS = (2, 3)
-"""Of images, and of volumes."""
+"""Dimensions of images, and of volumes."""
 
 FEATURES = (server_info_pb2.FEATURE_DECLARED_MESSAGE_BYTES,)
 """What `receiving` does."""

@@ -21,7 +21,7 @@ class JsonFormatter(logging.Formatter):
     """A record as one JSON object: time, level, event, then the fields given by `log`."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """See the class."""
+        """Writes one record as one line of JSON."""
         entry: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -70,7 +70,7 @@ class EventLog(Listener):
         log(logging.ERROR, "device lost", error=cause)
 
     def file_changed(self, name: str, outcome: str, reason: str) -> None:
-        """And why not."""
+        """Logs that a file changed, and why it is not accepted if it is not."""
         if outcome == "accepted":
             log(logging.INFO, "change accepted", file=name)
         else:

@@ -222,7 +222,7 @@ class Metrics(Listener):
             self.refused.labels(end.answer.reason).inc()
 
     def item_abandoned(self) -> None:
-        """Counts it."""
+        """Counts an item that left without having run."""
         self.abandoned_items.inc()
 
     def batch_ended(self, batch: Batch, queue_s: Sequence[float], compute_s: float) -> None:
@@ -239,7 +239,7 @@ class Metrics(Listener):
         self._notes.add(*notes)
 
     def lane_freed(self, device: str, busy_s: float) -> None:
-        """Adds up."""
+        """Adds up the time that a device was busy."""
         self._notes.add((self._child(self.lane_busy, device), busy_s))
 
     def kernels_compiled(self, outcome: Outcome, duration_s: float) -> None:
@@ -254,5 +254,5 @@ class Metrics(Listener):
         self.reloads.labels(name, outcome).inc()
 
     def lines_dropped(self, count: int) -> None:
-        """Counts them."""
+        """Counts lines of the log that were dropped."""
         self.log_lines_dropped.inc(count)

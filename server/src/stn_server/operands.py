@@ -74,13 +74,13 @@ TORCH_DTYPES = {
 NUMPY_DTYPES = {theirs: ours for ours, theirs in TORCH_DTYPES.items()}
 
 LAYOUTS = (LAYOUT_NCHW, LAYOUT_NHWC)
-"""Of feature maps."""
+"""Layouts that feature maps may have."""
 
 _SOURCE_AXES = ("D", "H", "W")
 _TARGET_AXES = ("D'", "H'", "W'")
 
 FEW_BYTES = 1024
-"""Of numbers that Python adds faster than NumPy begins to."""
+"""Up to so many numbers Python adds faster than NumPy begins to."""
 
 
 class Location(NamedTuple):
@@ -179,7 +179,7 @@ class Result:
     """A tensor of a reply, known but for its numbers."""
 
     field: str
-    """Of the reply."""
+    """The name of its field in the reply."""
     like: torch.Tensor
     """Shape and dtype, in the engine's order of axes."""
     layout: tensor_pb2.Layout
@@ -212,12 +212,12 @@ class TransformOperand:
 
     @property
     def source_axes(self) -> tuple[str, ...]:
-        """Of what it reads: those of an image, or of a volume."""
+        """Names the axes of what a transform reads: those of an image, or of a volume."""
         return _SOURCE_AXES[-self.meta.dims :]
 
     @property
     def target_axes(self) -> tuple[str, ...]:
-        """Of what is read by it."""
+        """Names the axes of what is read by a transform."""
         return _TARGET_AXES[-self.meta.dims :]
 
 
@@ -264,7 +264,7 @@ def reference_to(message: bytes, kind: type[Message], field: str) -> slice:
 
 
 def transforms_in(dimensions: int) -> list[str]:
-    """Those of `TRANSFORMS` that can be used with maps of so many dimensions."""
+    """Returns those of `TRANSFORMS` that can be used with maps of so many dimensions."""
     return [name for name, kind in _KINDS.items() if dimensions < 2 + len(kind.shapes)]
 
 

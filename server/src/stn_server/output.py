@@ -48,7 +48,7 @@ class BackgroundWriter(io.TextIOBase):
         threading.Thread(target=self._write_all, daemon=True, name="stn-output").start()
 
     def writable(self) -> bool:
-        """It is."""
+        """Says that it can be written to, as files do."""
         return True
 
     def write(self, text: str) -> int:

@@ -97,7 +97,7 @@ class Watch:
         return value
 
     def start(self) -> None:
-        """Begins to look."""
+        """Begins to look for changes of files."""
         # A daemon, since a file system that does not answer must not hold up the end.
         threading.Thread(target=self._run, daemon=True, name="stn-files").start()
 

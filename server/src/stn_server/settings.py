@@ -34,17 +34,17 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """As in the file: `batching.window_s`."""
+        """The name of the setting in the file: `batching.window_s`."""
         return ".".join(self.path)
 
     @property
     def variable(self) -> str:
-        """As in the environment: `STN_BATCHING_WINDOW_S`."""
+        """The variable of the environment: `STN_BATCHING_WINDOW_S`."""
         return ENVIRONMENT_PREFIX + "_".join(self.path).upper()
 
     @property
     def flag(self) -> str:
-        """As on the command line: `--batching-window-s`."""
+        """The flag of the command line: `--batching-window-s`."""
         return "--" + "-".join(self.path).replace("_", "-")
 
     def parse(self, source: str, text: str) -> Any:

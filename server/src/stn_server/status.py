@@ -66,7 +66,7 @@ class Answer:
     log_level: int
     """How loudly it is told to the operator: whose fault it is."""
     request_id: str
-    """By which both sides can find the call."""
+    """The request id, by which both sides can find the call."""
 
     def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
         """Trailing metadata: the request id, and details in gRPC's richer error model.

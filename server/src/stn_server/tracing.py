@@ -72,7 +72,7 @@ class Tracing(Listener):
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("stn_server")
         self._traces: dict[int, _Trace] = {}
-        """Of the calls that are inside, by identity."""
+        """Spans of the calls that are inside, by identity."""
 
     def call_began(self, call: Call) -> None:
         """Begins its span; strangers have none, as callers choose their names."""

@@ -90,7 +90,7 @@ class ReplyTemplate:
         """Messages that stand one behind the other are merged by readers."""
 
     def write(self, finished: Finished) -> bytes:
-        """The serialized reply."""
+        """Returns the reply as it is sent, serialized."""
         pieces = [
             piece for pair in zip(self._before, finished.result, strict=True) for piece in pair
         ]
@@ -132,7 +132,7 @@ class Request:
     """Views of the message, which they keep alive."""
     template: RequestTemplate
     locations: tuple[Location | None, ...] = ()
-    """Of the results that shall lie in an arena; empty: of none."""
+    """Locations of the results that shall lie in an arena; empty: of none."""
 
     @property
     def key(self) -> BatchKey:
@@ -145,7 +145,7 @@ class Request:
         return self.template.cost
 
     def encode(self, finished: Finished) -> bytes:
-        """The serialized reply."""
+        """Returns the reply as it is sent, serialized."""
         reply = self.template.reply
         return (
             reply.write_at(self.locations, finished)
@@ -168,7 +168,7 @@ class RequestTemplate:
     """It counts the whole message, which views keep in memory, whatever they use of it."""
     reply: ReplyTemplate
     regions: tuple[Region | None, ...]
-    """Of the operands; None of one that is a payload."""
+    """Regions of the operands; None of one that is a payload."""
     places: tuple[Region | None, ...]
     """For the results; None for one that shall be a payload."""
     is_in_arenas: bool = field(init=False)
@@ -418,7 +418,7 @@ def _forward(problem: Any) -> Any:
 
 
 def _basis_bytes(forward: stn_engine.WarpProblem | stn_engine.GridProblem) -> int:
-    """Of what a spline works out for every target pixel, once for all items."""
+    """Counts the bytes of what a spline works out for every target pixel, once for all items."""
     pixels = math.prod(cast("tuple[int, ...]", forward.output_size))
     return 8 * forward.transform.basis_size * pixels
 

@@ -81,12 +81,12 @@ LANES_PER_GPU = 2
 # How messages come in
 
 CANCELLATION_S = 0.1
-"""By then gRPC has told that a call is over whose message ended early. Less reports callers who
-have gone as callers who sent nothing."""
+"""After this time gRPC has told that a call is over whose message ended early. Less reports callers
+who have gone as callers who sent nothing."""
 
 UNDECLARED_PART = 1 / 4
-"""Of the bytes that may be inside, what messages of undeclared size may take while they are read,
-each counted as the largest. More leaves less to callers who declare."""
+"""The part of the bytes that may be inside that messages of undeclared size may take while they are
+read, each counted as the largest. More leaves less to callers who declare."""
 
 MAX_PEERS = 1024
 """Connections of which is remembered where they come from, so that names are not read anew."""
@@ -101,8 +101,8 @@ SIGN_OF_LIFE_MS = 5_000
 takes it as abuse."""
 
 MAX_PENDING_CALLS = 65_536
-"""Of all connections, that have arrived and were not looked at yet; gRPC by itself cancels those
-beyond a thousand, of which then nobody knows why."""
+"""Calls of all connections that have arrived and were not looked at yet; gRPC by itself cancels
+those beyond a thousand, of which then nobody knows why."""
 
 # How the server ends
 
@@ -122,9 +122,9 @@ LAST_WORDS_S = 1.0
 # What is counted, logged and read again
 
 MAX_NOTES = 1024
-"""Of what metrics have not counted yet: some hundred calls. To count takes longer than to compute a
-small warp when the caches hold other things, so it is done for many in a row; more of them keep a
-scrape waiting."""
+"""The most of what metrics have not counted yet: some hundred calls. To count takes longer than to
+compute a small warp when the caches hold other things, so it is done for many in a row; more of
+them keep a scrape waiting."""
 
 LOG_CAPACITY_BYTES = 256 * 1024
 """Some thousand lines wait for a reader that comes late; further ones are dropped."""

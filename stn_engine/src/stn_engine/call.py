@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Operation(StrEnum):
-    """What is computed."""
+    """What a call computes, whichever way."""
 
     WARP = "warp"
     """A feature map read at the points of a transform."""
@@ -147,7 +147,7 @@ class Call:
         return tuple(name for name, result in pairs if result is not None)
 
     def into(self, results: Sequence[Layout | None]) -> "Call":
-        """The same call, whose results lie in given memory."""
+        """Returns the same call, whose results lie in given memory."""
         results = tuple(results)
         if results == self.results:
             return self
@@ -157,4 +157,5 @@ class Call:
 
 
 MAX_VARIANTS = 16
-"""Of a call, by where its results lie; memory for results is dense, so that there are few."""
+"""Variants of a call, by where its results lie; memory for results is dense, so that there are
+few."""

@@ -74,7 +74,7 @@ def select(problem: Problem, backends: Sequence[Backend] | None = None) -> Backe
 
 
 def door(problem: Problem) -> Backend:
-    """As ``select``; asked once for problems that lie alike."""
+    """Does what ``select`` does, once for problems that lie alike."""
     backends = candidates()
     chosen: Backend | None = problem.call.plans.get(backends)
     if chosen is None:
@@ -95,7 +95,7 @@ class FirstPlan(NamedTuple):
     backends: Sequence[Backend]
     """Those that were asked."""
     backend: Any
-    """See ``stn_engine.plan.Kernels``; None if there is none."""
+    """The backend with kernels, as in ``stn_engine.plan.Kernels``; None if there is none."""
     plan: Any
 
 

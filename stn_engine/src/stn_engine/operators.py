@@ -96,7 +96,7 @@ class Operator(Generic[P, R]):
         return self._differentiable(problem)
 
     def of_new(self, problem: P) -> R:
-        """The same for a problem that was made just now: its call tells that nobody watches."""
+        """Returns the same for a problem made just now: its call tells that no mode is on."""
         if "call" not in vars(problem):
             return self(problem)
         if not (torch.is_grad_enabled() and any(map(_requires_grad, problem.operands))):

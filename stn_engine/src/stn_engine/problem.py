@@ -171,7 +171,7 @@ class WarpProblem(_Planned):
 
     @property
     def batch_size(self) -> int:
-        """N after broadcasting."""
+        """The N of the result, after broadcasting."""
         return self.output_shape[0]
 
     @property
@@ -219,7 +219,7 @@ class WarpGradientsProblem(_Planned):
     needs: Sequence[str] = checks.NEEDS
 
     operands: tuple[Tensor, Tensor, Tensor] = field(init=False, repr=False)
-    """As of ``WarpProblem``, behind grad_output."""
+    """The operands of the ``WarpProblem``, behind grad_output."""
 
     def __init__(
         self, warp: WarpProblem, grad_output: Tensor, needs: Sequence[str] = checks.NEEDS
@@ -244,19 +244,19 @@ class WarpGradientsProblem(_Planned):
         return _warp_call(self.warp, Direction.GRADIENTS, operands, results)
 
     def bound(self, grad_output: Tensor, feature_map: Tensor, parameters: Tensor) -> Self:
-        """As ``WarpProblem.bound``."""
+        """Returns this problem with other operands, as ``WarpProblem.bound`` does."""
         warp = self.warp.bound(feature_map, parameters)
         operands = grad_output, feature_map, parameters
         return _with(self, grad_output=grad_output, warp=warp, operands=operands)
 
     @property
     def names(self) -> tuple[str, str, str]:
-        """As ``WarpProblem.names``."""
+        """What callers call the operands, in the order of ``bound``."""
         return "grad_output", *self.warp.names
 
     @property
     def batch_size(self) -> int:
-        """N after broadcasting."""
+        """The N of the result, after broadcasting."""
         return self.warp.batch_size
 
     @property
@@ -318,11 +318,11 @@ class GridProblem(_Planned):
         return _grid_call(self, Direction.FORWARD, operands, self.output_dtype, self.output_shape)
 
     def without_data(self) -> Self:
-        """As ``WarpProblem.without_data``."""
+        """Returns this problem without its tensors, as ``WarpProblem.without_data`` does."""
         return self.bound(NOWHERE)
 
     def bound(self, parameters: Tensor) -> Self:
-        """As ``WarpProblem.bound``."""
+        """Returns this problem with other operands, as ``WarpProblem.bound`` does."""
         return _with(self, transform=_rebound(self.transform, parameters))
 
     @property
@@ -332,17 +332,17 @@ class GridProblem(_Planned):
 
     @property
     def operands(self) -> tuple[Tensor]:
-        """As ``WarpProblem.operands``."""
+        """What the result depends on, in the order of ``bound``."""
         return (self.transform.parameters,)
 
     @property
     def names(self) -> tuple[str]:
-        """As ``WarpProblem.names``."""
+        """What callers call the operands, in the order of ``bound``."""
         return (self.transform.argument,)
 
     @property
     def batch_size(self) -> int:
-        """N."""
+        """The N of the parameters and the grid."""
         return self.transform.parameters.shape[0]
 
     @property
@@ -401,22 +401,22 @@ class GridGradientsProblem(_Planned):
         return _grid_call(self.grid, Direction.GRADIENTS, operands, *like)
 
     def bound(self, grad_grid: Tensor, parameters: Tensor) -> Self:
-        """As ``WarpProblem.bound``."""
+        """Returns this problem with other operands, as ``WarpProblem.bound`` does."""
         return _with(self, grad_grid=grad_grid, grid=self.grid.bound(parameters))
 
     @property
     def operands(self) -> tuple[Tensor, Tensor]:
-        """As ``WarpProblem.operands``."""
+        """What the result depends on, in the order of ``bound``."""
         return self.grad_grid, *self.grid.operands
 
     @property
     def names(self) -> tuple[str, str]:
-        """As ``WarpProblem.names``."""
+        """What callers call the operands, in the order of ``bound``."""
         return "grad_grid", *self.grid.names
 
     @property
     def batch_size(self) -> int:
-        """N."""
+        """The N of the parameters and the grid."""
         return self.grid.batch_size
 
     @property
@@ -530,7 +530,7 @@ def _warp_key(feature_map: Any, transform: Any, output_size: Any, spec: WarpSpec
 
 
 def _gradients_key(warp: WarpProblem, grad_output: Any, needs: Any) -> Hashable:
-    """As ``_warp_key``, of the gradients of a warp."""
+    """Does what ``_warp_key`` does, for the gradients of a warp."""
     if "call" not in vars(warp) or type(grad_output) not in PLAIN_TYPES:
         return None
     if type(needs) not in _SEQUENCES or grad_output.layout != torch.strided:
@@ -626,7 +626,7 @@ def _like(feature_map: Tensor, shape: Sequence[int]) -> Layout:
 
 
 def memory_format(feature_map: Tensor) -> torch.memory_format:
-    """Of results that are like ``feature_map``: channels last if it is, else contiguous."""
+    """Returns the order of results: channels last if ``feature_map`` is, else contiguous."""
     if not feature_map.is_contiguous():
         last = torch.channels_last if feature_map.dim() == 4 else torch.channels_last_3d
         if feature_map.is_contiguous(memory_format=last):

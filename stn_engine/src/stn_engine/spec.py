@@ -94,11 +94,12 @@ class Family(NumberedChoice):
     """How kernels find the source points of a transform; every kind of transform is in one."""
 
     MATRIX = "matrix", 0
-    """By a matrix that is applied to the target pixel, with a division for homographies."""
+    """Points are found by a matrix that is applied to the target pixel, with a division for
+    homographies."""
     SPLINE = "spline", 1
-    """By a sum over control points of a basis that depends on the target pixel."""
+    """Points are found by a sum over control points of a basis that depends on the target pixel."""
     FIELD = "field", 2
-    """By one vector for every target pixel."""
+    """Points are found by one vector for every target pixel."""
 
 
 class Subgradient(StrEnum):

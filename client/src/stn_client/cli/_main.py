@@ -27,7 +27,7 @@ DEFAULT_TARGET = "127.0.0.1:50051"
 
 
 def run(arguments: Sequence[str] | None) -> int:
-    """What `stn_client.cli.main` does."""
+    """Does what `stn_client.cli.main` does once signals are handled."""
     logging.getLogger("stn_client").addHandler(logging.NullHandler())  # errors tell what it would
     try:
         with warnings.catch_warnings():

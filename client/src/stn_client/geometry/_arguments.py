@@ -139,7 +139,7 @@ def check_affine(name: str, matrices: Matrices, hint: str = "") -> None:
 
 
 def inverted(name: str, matrices: Matrices) -> Matrices:
-    """The inverse matrices.
+    """Inverts matrices that are one behind the other.
 
     Rows and columns are brought to 1 before it is judged what is singular: their units do not
     matter.

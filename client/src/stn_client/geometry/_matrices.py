@@ -178,7 +178,7 @@ def to_pixel(
     input_size: Sequence[int],
     output_size: Sequence[int] | None = None,
 ) -> TransformArguments[Any]:
-    """The same map between pixels.
+    """Returns the same map between pixels instead of normalized coordinates.
 
     Args:
         transform: Alone, without a unit, it is normalized with align_corners False, as for
@@ -204,7 +204,7 @@ def to_normalized(
     *,
     align_corners: bool = False,
 ) -> TransformArguments[Any]:
-    """The same map between normalized coordinates.
+    """Returns the same map between normalized coordinates instead of pixels.
 
     Args:
         transform: As for `to_pixel`.

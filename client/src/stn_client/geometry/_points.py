@@ -86,7 +86,7 @@ def from_points(
 
 
 def _checked(name: str, points: ArrayLike) -> NDArray[np.float64]:
-    """(N, K, d)."""
+    """Returns points of shape (N, K, d), checked."""
     given = numbers(name, points)
     if given.ndim not in {2, 3} or given.shape[-1] not in {2, 3} or not len(given):
         raise invalid(name, f"expected (K, 2) or (K, 3), or N of them, got {given.shape}.")
@@ -121,7 +121,7 @@ def _affine(source: Points, target: Points) -> NDArray[np.float64]:
 
 
 def _similarity(source: Points, target: Points, *, rigid: bool = False) -> NDArray[np.float64]:
-    """By Umeyama, 1991."""
+    """Fits a similarity by the method of Umeyama, 1991."""
     read, of_source = _centred("source", source)
     shown, of_target = _centred("target", target)
     u, values, vt = np.linalg.svd(read.T @ shown / len(read))
@@ -164,7 +164,7 @@ def _spline(
 
 
 def _homography(source: Points, target: Points) -> NDArray[np.float64]:
-    """By the direct linear transform, refined by Gauss and Newton where no map takes all points."""
+    """Fits by the direct linear transform; by Gauss and Newton where no map takes all points."""
     read, of_source = _centred("source", source)
     shown, of_target = _centred("target", target)
     ones = np.column_stack([shown, np.ones(len(shown))])

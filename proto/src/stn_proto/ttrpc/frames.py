@@ -19,7 +19,7 @@ from typing import NamedTuple
 from stn_proto.errors import WireFormatError
 
 MAX_DATA_BYTES = 4 * 1024 * 1024
-"""Of the data of one frame."""
+"""The most bytes of the data of one frame."""
 
 MAX_STREAM_ID = 2**32 - 1
 

@@ -56,7 +56,7 @@ class Runner(Protocol):
         ...
 
     def run_inline(self, batch: Batch) -> Sequence[Any] | None:
-        """As `run`, for a batch that takes less time than to wait for it; None if it takes more."""
+        """Does what `run` does, or returns None if that takes more time than to wait for it."""
         ...
 
     def close(self) -> None:

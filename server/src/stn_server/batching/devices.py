@@ -73,7 +73,7 @@ class Host:
         self._threads = torch.get_num_threads()
 
     def run(self, jobs: Sequence[on_bytes.Job], launching: Launching) -> Sequence[Outcome]:
-        """One ragged call."""
+        """Computes the jobs by one ragged call."""
         launching()
         return on_bytes.compute(jobs, self._threads)
 
@@ -346,7 +346,7 @@ class Lanes:
         return list(dict.fromkeys(name for name, _ in self._runners))
 
     async def run(self, batch: Batch) -> Sequence[Any]:
-        """As `Runner.run`, on a runner that is free."""
+        """Does what `Runner.run` does, on a runner that is free."""
         name, runner = lane = self._free.pop(0)
         began = time.monotonic()
         try:
@@ -356,7 +356,7 @@ class Lanes:
             self._freed(name, began)
 
     def run_inline(self, batch: Batch) -> Sequence[Any] | None:
-        """As `Runner.run_inline`, on a runner that is free."""
+        """Does what `Runner.run_inline` does, on a runner that is free."""
         name, runner = self._free[0]
         began = time.monotonic()
         outcomes = runner.run_inline(batch)
@@ -381,7 +381,7 @@ class Lanes:
                     raise outcome
 
     def close(self) -> None:
-        """Closes every runner."""
+        """Closes the runner of every lane."""
         for _, runner in self._runners:
             runner.close()
 

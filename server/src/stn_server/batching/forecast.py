@@ -182,7 +182,7 @@ class Forecast:
         return min(everyone_s, len(self._callers) * self._seconds(own, last))
 
     def _seconds(self, backlog: Backlog, last: float) -> float:
-        """Of what is due in a slice up to the last."""
+        """Adds up the seconds of what is due in a slice up to the last."""
         work_s, seconds = self._model.work_s, 0.0
         for (due, operation), work in backlog.items():
             if due <= last:

@@ -43,7 +43,7 @@ class PolicyLimits:
     """The numbers that the rules refer to."""
 
     budget: Cost
-    """Of one batch."""
+    """The most that one batch may cost."""
     max_admitted_items: int
     """Queued, running and being replied to, together."""
     max_admitted_bytes: int
@@ -78,7 +78,7 @@ class Finish:
 
 @dataclass(slots=True, eq=False)
 class Tick:
-    """Time has passed."""
+    """Nothing has happened but that time has passed."""
 
 
 Event = Arrive | Abandon | Finish | Tick
@@ -96,7 +96,7 @@ class Decisions(NamedTuple):
     wake_at: float = math.inf
     """When to send a Tick unless another event comes first; infinity: no need."""
     oldest_arrival: float = math.inf
-    """Of all items that wait now; infinity if none does."""
+    """The arrival of the oldest item that waits now; infinity if none does."""
 
 
 NOTHING_FOLLOWS = Decisions()
@@ -136,7 +136,7 @@ class Admission:
         self._max_bytes = max_bytes
         self._items = 0
         self.size_bytes = 0
-        """Of all that is inside."""
+        """The bytes of all that is inside."""
         self._callers: dict[str, _Held] = {}
 
     def enter(self, caller: str, size_bytes: int) -> Place | Full:
@@ -198,7 +198,7 @@ class Policy:
 
     @property
     def queued_items(self) -> int:
-        """Items that wait."""
+        """Counts the items that wait."""
         return len(self._queue.items)
 
     @property

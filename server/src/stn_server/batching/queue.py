@@ -35,7 +35,7 @@ class _Group:
     deadline: float = math.inf
     """No item has an earlier one."""
     lines: dict[str, Line] = field(default_factory=dict)
-    """By caller; none is empty."""
+    """The items of each caller; none is empty."""
 
 
 @dataclass(slots=True)
@@ -66,9 +66,9 @@ class Queue:
         self._budget = budget
         self._window_s = window_s
         self.items: OrderedDict[int, WorkItem] = OrderedDict()
-        """By number, in order of arrival; `add`, `remove` and `take` change them."""
+        """The items by number, in order of arrival; `add`, `remove` and `take` change them."""
         self._deadlines: list[tuple[float, int]] = []
-        """Of the items that have one, in order."""
+        """The deadlines of the items that have one, in order."""
         self._groups: dict[BatchKey, _Group] = {}
         """In the order of their turns; none is empty."""
         self._accounts: dict[str, _Account] = {}

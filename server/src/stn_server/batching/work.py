@@ -95,7 +95,7 @@ class Finished(NamedTuple):
     result: Any
     queue_s: float
     compute_s: float
-    """Of its whole batch."""
+    """The time that its whole batch took."""
     batch_items: int
 
 
@@ -153,4 +153,4 @@ class Batch:
     key: BatchKey
     items: tuple[WorkItem, ...]
     cost: Cost
-    """Of all items together."""
+    """The cost of all items together."""

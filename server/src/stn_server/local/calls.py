@@ -122,7 +122,7 @@ class LocalContext:
         return self._peer
 
     def auth_context(self) -> dict[str, Sequence[bytes]]:
-        """No certificates."""
+        """Returns nothing: callers of this host show no certificates."""
         return {}
 
     def time_remaining(self) -> float | None:
@@ -177,7 +177,7 @@ class Asked(NamedTuple):
 
 
 class Responder:
-    """Answers frames.
+    """Answers the frames of calls, each when its method is through.
 
     Args:
         router: Finds methods.
@@ -264,6 +264,6 @@ async def _refuse_reply(call: LocalContext, size_bytes: int) -> None:
 
 
 def _late() -> Status:
-    """As gRPC says it."""
+    """Makes the error of a deadline in the words of gRPC."""
     code = grpc.StatusCode.DEADLINE_EXCEEDED
     return Status(code=code.value[0], message="Deadline Exceeded")

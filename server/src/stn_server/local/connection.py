@@ -23,7 +23,7 @@ from stn_server.local.calls import Asked, LocalContext, Responder, peer_of
 from stn_server.log import log
 
 UNSENT_BYTES = 64 * 1024
-"""Of replies that nobody reads yet, before calls count as not over."""
+"""The most bytes of replies that nobody reads yet, before calls count as not over."""
 
 
 class Connection(asyncio.Protocol):
@@ -56,7 +56,7 @@ class Connection(asyncio.Protocol):
         self._upload: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Somebody has connected."""
+        """Begins: a client has connected."""
         self._transport: asyncio.Transport = transport
         self._connections.add(self)
         transport.set_write_buffer_limits(high=UNSENT_BYTES, low=0)
@@ -75,7 +75,7 @@ class Connection(asyncio.Protocol):
         self._watch_upload(restart=bool(frames))
 
     def pause_writing(self) -> None:
-        """Nobody reads."""
+        """Stops writing: the client does not read."""
         self._is_blocked = True
 
     def resume_writing(self) -> None:
@@ -86,7 +86,7 @@ class Connection(asyncio.Protocol):
             self._finish(call)
 
     def connection_lost(self, _reason: Exception | None) -> None:
-        """Cancels its calls."""
+        """Cancels all calls of the connection that ended."""
         self._connections.discard(self)
         self._waiting.clear()
         self._is_reading = False

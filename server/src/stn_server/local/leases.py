@@ -47,7 +47,7 @@ class ArenaService(grpc.GenericRpcHandler):
         self._create: Handler = transport.handler(CREATE, self._created)
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """See the class."""
+        """Returns the handler of the one method there is."""
         if details.method != CREATE:
             return None
         return grpc.stream_unary_rpc_method_handler(self._create)
@@ -89,7 +89,7 @@ class Leases:
         self._keep(self._accept(listener))
 
     def stop(self) -> None:
-        """Ends all leases."""
+        """Ends all leases, and with them their arenas."""
         for task in self._tasks:
             task.cancel()
 

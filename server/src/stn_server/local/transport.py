@@ -56,7 +56,7 @@ class LocalTransport:
         self._servers: list[asyncio.Server] = []
 
     async def start(self) -> None:
-        """Listens.
+        """Listens at both sockets from now on.
 
         Raises:
             ConfigError: A socket cannot be made in the folder.

@@ -18,7 +18,7 @@ from stn_engine.checks import NEEDS
 from stn_engine.problem import Gradients, Problem, WarpGradientsProblem, WarpProblem
 
 ALIGNMENT_BYTES = 256
-"""Of every tensor in a buffer: what vector loads and whole cache lines want."""
+"""The alignment of every tensor in a buffer: what vector loads and whole cache lines want."""
 
 
 class DeviceBuffer:
@@ -149,7 +149,7 @@ def _require_sizes(what: str, buffer: DeviceBuffer, expected: Sequence[int]) -> 
 
 
 def _compute_views(problems: Sequence[Any], operands: DeviceBuffer, results: DeviceBuffer) -> None:
-    """The same by way of tensors, for any backend of the device."""
+    """Computes the same by way of tensors, for any backend of the device."""
     there = iter(operands.tensors([like for problem in problems for like in problem.operands]))
     bound = [problem.bound(*(next(there) for _ in problem.operands)) for problem in problems]
     places = results.tensors([like for problem in problems for like in results_of(problem)])

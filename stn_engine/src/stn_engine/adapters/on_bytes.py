@@ -55,7 +55,7 @@ def compute(jobs: Sequence[Job], threads: int | None = None) -> Sequence[tuple[B
 
 
 def _composed(jobs: Sequence[Job]) -> Sequence[tuple[Bytes, ...]]:
-    """The same by way of tensors, for any backend of the host."""
+    """Computes the same by way of tensors, for any backend of the host."""
     problems = [_bound(problem, operands) for problem, operands in jobs]
     found = dispatch.compute(problems)
     return [

@@ -72,7 +72,7 @@ def located(problem: Problem) -> tuple[Call, Sequence[Tensor], list[int]]:
 
 
 def _moved(problem: Problem) -> tuple[Call, Sequence[Tensor], list[int]]:
-    """As ``located``, of a problem that is not what it was, or needs another look."""
+    """Does what ``located`` does for a problem that is not what it was, or needs another look."""
     bound: Any = problem.bound
     there: Any = readable(bound(*problem.operands))
     return there.call, there.operands, [operand.data_ptr() for operand in there.operands]

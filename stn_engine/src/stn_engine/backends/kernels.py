@@ -61,7 +61,7 @@ class KernelBackend(Generic[P]):
         raise NotImplementedError
 
     def run(self, plans: Sequence[P], addresses: Sequence[Addresses]) -> None:
-        """See ``stn_engine.plan.Kernels``."""
+        """Runs plans together, as ``stn_engine.plan.Kernels`` says."""
         raise NotImplementedError
 
     def plan(self, call: Call) -> P | Reasons:
@@ -145,7 +145,7 @@ class KernelBackend(Generic[P]):
     def _results_together(
         self, problems: Sequence[WarpProblem | WarpGradientsProblem], new: type[NewResults]
     ) -> list[Any]:
-        """The same in memory that results share."""
+        """Does the same in memory that results share."""
         found = list(map(located, problems))
         calls = [call for call, _, _ in found]
         memory = new(calls)

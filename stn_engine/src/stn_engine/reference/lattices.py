@@ -23,7 +23,7 @@ def source_pixels(x: Array, size: int, coordinates: str, *, align_corners: bool)
 
 
 def source_pixels_slope(size: int, coordinates: str, *, align_corners: bool) -> float:
-    """Derivative of ``source_pixels``."""
+    """The derivative of ``source_pixels`` by the coordinates."""
     if coordinates == "pixel":
         return 1.0
     return (size - 1) / 2 if align_corners else size / 2

@@ -65,7 +65,7 @@ class Neighbour:
 
 @np.errstate(all="ignore")
 def sampler(U: Array, grid: Array, options: Sampling) -> Array:
-    """Equation (1): V."""
+    """The sampler, equation (1): V from U and source points."""
     batch = max(len(U), len(grid)) if len(U) and len(grid) else 0
     V = np.zeros((batch, U.shape[1], *grid.shape[1:-1]))
     for b in range(batch):

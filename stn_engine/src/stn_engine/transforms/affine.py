@@ -60,13 +60,13 @@ class Affine(ThetaTransform):
 
     @property
     def dims(self) -> int:
-        """As many as theta has rows."""
+        """The number of dimensions: as many as theta has rows."""
         return 3 if self.theta.shape[1] == 3 else 2  # a number even where sizes are symbols
 
     def matrix(self) -> Tensor:
-        """See ``ThetaTransform``."""
+        """Returns θ as an affine matrix; see ``ThetaTransform``."""
         return self.theta.double()
 
     def matrix_adjoint(self, grad_matrix: Tensor) -> Tensor:
-        """See ``ThetaTransform``."""
+        """Returns the gradient of θ from that of the matrix; see ``ThetaTransform``."""
         return grad_matrix.to(self.theta.dtype)

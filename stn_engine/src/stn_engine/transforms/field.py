@@ -21,7 +21,7 @@ class FieldTransform(Parametric):
 
     @property
     def dims(self) -> int:
-        """As many as a vector has coordinates."""
+        """The number of dimensions: as many as a vector has coordinates."""
         return self.parameters.dim() - 2
 
     @property

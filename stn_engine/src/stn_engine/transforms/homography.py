@@ -1,4 +1,4 @@
-"""Projective maps."""
+"""Projective maps of the plane: homographies."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Windows that turn."""
+"""Rotations about a point: windows that turn."""
 
 from dataclasses import dataclass
 

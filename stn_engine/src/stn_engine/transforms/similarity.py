@@ -26,13 +26,13 @@ class SimilarityTransform(ThetaTransform):
     parameters: Tensor
 
     def matrix(self) -> Tensor:
-        """See ``ThetaTransform``."""
+        """Returns θ as an affine matrix; see ``ThetaTransform``."""
         s, phi, t_x, t_y = self._parts()
         a, b = s * phi.cos(), s * phi.sin()
         return torch.stack((a, -b, t_x, b, a, t_y), -1).view(-1, 2, 3)
 
     def matrix_adjoint(self, grad_matrix: Tensor) -> Tensor:
-        """See ``ThetaTransform``."""
+        """Returns the gradient of θ from that of the matrix; see ``ThetaTransform``."""
         s, phi, _, _ = self._parts()
         (by_1, by_2, by_5), (by_3, by_4, by_6) = (row.unbind(-1) for row in grad_matrix.unbind(1))
         by_a, by_b = by_1 + by_4, by_3 - by_2

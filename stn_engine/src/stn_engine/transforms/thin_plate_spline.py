@@ -1,4 +1,4 @@
-"""Thin-plate splines."""
+"""Thin-plate splines through control points."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import KW_ONLY, dataclass

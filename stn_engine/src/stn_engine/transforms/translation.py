@@ -1,4 +1,4 @@
-"""Windows that move."""
+"""Translations: windows that move without turning."""
 
 from dataclasses import dataclass
 

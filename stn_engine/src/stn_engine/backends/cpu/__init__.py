@@ -49,7 +49,7 @@ class CpuBackend(KernelBackend[CpuPlan]):
         operands: Sequence[Sequence[Bytes]] | Sequence[Addresses],
         threads: int,
     ) -> Sequence[tuple[Bytes, ...]]:
-        """See ``stn_engine.plan.Kernels``; the native module takes addresses likewise."""
+        """Runs plans on addresses, as ``stn_engine.plan.Kernels`` says."""
         calls, bases = [], []
         for plan, where in zip(plans, operands, strict=True):
             if plan.basis is None:

@@ -123,7 +123,7 @@ class Operands(NamedTuple):
 
     @classmethod
     def of(cls, call: Call) -> "Operands":
-        """Those of a warp or its gradients."""
+        """Describes the operands of a warp or its gradients."""
         if call.direction is Direction.FORWARD:
             feature_map, parameters = call.operands
             return cls(feature_map, parameters, call.needed[0], None, None)

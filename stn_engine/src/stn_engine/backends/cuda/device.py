@@ -88,7 +88,7 @@ class DeviceLauncher:
         _driver().zero(address, size_bytes, device)
 
     def hold(self, tensors: Sequence[Tensor], device: torch.device) -> None:
-        """By torch's allocator."""
+        """Holds the tensors by torch's allocator."""
         stream = torch.cuda.current_stream(device)
         for tensor in tensors:
             tensor.record_stream(stream)

@@ -44,7 +44,7 @@ class Program:
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The file with the source of the program."""
         return SOURCES / f"{self.source}.cu"
 
     @property
@@ -98,7 +98,7 @@ def all_programs() -> tuple[Program, ...]:
 
 @cache
 def sources_digest() -> str:
-    """Of every file that a program may include."""
+    """Returns a digest of every file that a program may include."""
     digest = sha256()
     folders = SOURCES, SOURCES.parent / "shared"
     for path in sorted(path for folder in folders for path in folder.iterdir()):

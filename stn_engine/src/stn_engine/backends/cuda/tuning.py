@@ -5,7 +5,7 @@ on a GPU; what a call costs the host is seen without one, by ``python -m bench.b
 """
 
 THREADS = 256
-"""Of a block: eight warps, which share one tile, its descriptor and its matrix."""
+"""The threads of a block: eight warps, which share one tile, its descriptor and its matrix."""
 
 UNITS_PER_TILE = 1024
 """A unit is what one thread does at a time: a pixel, in as many channels as move together. With

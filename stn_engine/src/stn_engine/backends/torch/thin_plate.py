@@ -29,14 +29,15 @@ Pairs: TypeAlias = tuple[tuple[float, float], ...]
 Array: TypeAlias = NDArray[np.float64]
 
 MAX_KEPT_BYTES = 64 * 2**20
-"""Of bases that are kept for later calls: 16 control points on 512 x 512 pixels take half."""
+"""The most bytes of bases that are kept for later calls: 16 control points on 512 x 512 pixels take
+half."""
 
 CHUNK_POINTS = 1024
 """Target points whose terms are in memory, and near the processor, at a time."""
 
 MAX_TERMS = 2**20
-"""Of sums over control points, for each coordinate, that are in memory at once, in 16 MiB; those of
-one item may be more, twice as large as its basis."""
+"""The most terms of sums over control points, for each coordinate, that are in memory at once, in
+16 MiB; those of one item may be more, twice as large as its basis."""
 
 FAR = 2.0
 """Radii from the middle of the control points at which the far field begins."""
@@ -132,7 +133,7 @@ class Bases:
         self._lock = Lock()
         self._kept: OrderedDict[Hashable, Tensor] = OrderedDict()
         self.kept_bytes = 0
-        """Of all that are kept now."""
+        """The bytes of all that are kept now."""
 
     def get(self, *description: Any) -> Tensor:
         """``_basis`` of a description, never to be written to."""
@@ -208,7 +209,7 @@ def _weights(control: Array, regularization: float) -> Array:
 
 
 def _inverse(matrix: Array) -> Array:
-    """By elimination with pivots, row by row."""
+    """Inverts by elimination with pivots, row by row."""
     count = len(matrix)
     rows = np.concatenate((matrix, np.eye(count)), 1)
     for k in range(count):
