@@ -1,31 +1,17 @@
 """The files for Docker Compose, as it reads them."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from stn_server.settings import load
-
-DEPLOY = Path(__file__).parents[2] / "deploy"
-
-
-def composed(*names):
-    """The services of files laid over one another; Docker Compose refuses what it does not know."""
-    command = [Path(sys.executable).parent / "docker-compose"]
-    for name in names:
-        command += ["--file", DEPLOY / name]
-    command += ["config", "--format=json"]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return json.loads(text)["services"]
+from support.manifests import composed
 
 
 @pytest.fixture(scope="module")
 def services():
     """Those of one server."""
-    return composed("compose.yaml")
+    return composed("compose.yaml")["services"]
 
 
 def test_what_is_mounted_exists(services):
@@ -67,7 +53,7 @@ def test_the_server_has_time_to_stop(services):
 
 def test_replicas_share_no_port_of_the_machine(services):
     """Two could not both have it. All else stays as it is."""
-    server = composed("compose.yaml", "compose.replicas.yaml")["server"]
+    server = composed("compose.yaml", "compose.replicas.yaml")["services"]["server"]
     assert server.pop("deploy")["replicas"] == 3
     expected = {name: value for name, value in services["server"].items() if name != "ports"}
     assert server == expected

@@ -1,9 +1,6 @@
 """The Kubernetes manifests, as `kubectl apply -k` would send them."""
 
 import re
-import subprocess
-import sys
-from functools import cache
 from pathlib import Path
 
 import kubernetes_validate
@@ -12,11 +9,11 @@ import yaml
 
 from stn_client.local import LocalServer
 from stn_server.settings import load
+from support.manifests import rendered, validate
 from support.prometheus import Prometheus
 
 ROOT = Path(__file__).parents[2]
 OVERLAYS = ("cpu", "gpu")
-API_VERSION = "1.37"
 CUSTOM = {"ServiceMonitor"}
 """Kinds that the Kubernetes API itself does not define."""
 
@@ -33,15 +30,6 @@ MONITORING = {"kubernetes.io/metadata.name": re.search(r"namespace\s`(\w+)`", RE
 """The label that Kubernetes itself gives to the namespace that may scrape."""
 
 overlays = pytest.mark.parametrize("overlay", OVERLAYS)
-
-
-@cache
-def rendered(overlay):
-    """Every object of an overlay by its kind."""
-    kubectl = Path(sys.executable).parent / "kubectl"
-    command = [kubectl, "kustomize", ROOT / "deploy/k8s" / overlay]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return {found["kind"]: found for found in yaml.safe_load_all(text)}
 
 
 def container(overlay):
@@ -62,14 +50,14 @@ def test_objects_fit_the_schemas_of_the_api(overlay):
         "NetworkPolicy",
     }
     for kind in set(objects) - CUSTOM:
-        kubernetes_validate.validate(objects[kind], API_VERSION, strict=True)
+        validate(objects[kind])
 
 
 def test_the_schemas_refuse_a_misspelt_field():
     """The check above can fail."""
     service = {**rendered("cpu")["Service"], "specs": {}}
     with pytest.raises(kubernetes_validate.ValidationError, match="specs"):
-        kubernetes_validate.validate(service, API_VERSION, strict=True)
+        validate(service)
 
 
 @overlays
