@@ -329,7 +329,8 @@ def test_blocks_of_other_tensors_are_refused(operands, results, message):
 
 def test_a_row_is_found_once(monkeypatch):
     """A server computes the same problem again and again."""
-    monkeypatch.setattr(dispatch, "candidates", lambda: (EMULATED_CUDA,))
+    backends = (EMULATED_CUDA,)  # the same tuple at every call, as it is in a process
+    monkeypatch.setattr(dispatch, "candidates", lambda: backends)
     problem, operands = job_of(random_warp(1))
     sent = DeviceBuffer([len(operand) for operand in operands], HOST)
     results = DeviceBuffer([on_bytes.results_of(problem)[0].nbytes], HOST)
