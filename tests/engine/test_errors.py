@@ -371,7 +371,9 @@ def test_parameter_error_of_regularization(regularization):
     )
 
 
-@pytest.mark.parametrize("needs", [(), ("theta",), "transform", ("feature_map", "grid")])
+@pytest.mark.parametrize(
+    "needs", [(), ("theta",), "transform", ("feature_map", "grid"), [["transform"]]]
+)
 def test_parameter_error_of_needs(needs):
     """Needs name at least one of the two operands, and nothing else."""
     match = "^needs: expected"

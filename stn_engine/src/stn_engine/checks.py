@@ -227,6 +227,6 @@ def check_count(argument: str, value: Sequence[object], expected: int) -> None:
 
 def checked_needs(value: Collection[str]) -> tuple[str, ...]:
     """``value`` without repeats and in canonical order."""
-    if isinstance(value, str) or not value or not set(value) <= set(NEEDS):
+    if isinstance(value, str) or not value or not all(name in NEEDS for name in value):
         raise ParameterError("needs", value, (*((name,) for name in NEEDS), NEEDS))
     return tuple(name for name in NEEDS if name in value)
