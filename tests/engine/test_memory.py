@@ -11,12 +11,14 @@ from torch.autograd import forward_ad
 import stn_engine
 from stn_engine import (
     Affine,
+    DeviceMismatchError,
     Flow,
     Gradients,
     GridGradientsProblem,
     GridProblem,
     InvalidInputError,
     SamplingGrid,
+    ShapeError,
     WarpGradientsProblem,
     WarpProblem,
     dispatch,
@@ -29,6 +31,7 @@ from stn_engine import (
     warp_gradients_ragged,
     warp_ragged,
 )
+from stn_engine.adapters.tensors import located
 from support.backends import BACKENDS
 from support.strategies import (
     GENERATORS,
@@ -263,6 +266,83 @@ def test_operands_that_lose_their_memory_before_the_backward_pass_are_refused():
     u.untyped_storage().resize_(0)
     with pytest.raises(InvalidInputError, match=r"^feature_map: .* storage of 0\. Its storage was"):
         v.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("resize", "message"),
+    [
+        (
+            lambda u, _: u.resize_(2, 4, 5, 6),
+            r"^feature_map: .* \(2, 3, 5, 6\), got \(2, 4, 5, 6\)",
+        ),
+        (
+            lambda u, _: u.resize_(3, 3, 5, 6),
+            r"^feature_map: .* \(2, 3, 5, 6\), got \(3, 3, 5, 6\)",
+        ),
+        (lambda u, _: u.resize_(2, 90), r"^feature_map: expected shape \(N, C, H, W\), got"),
+        (lambda _, p: p.resize_(4, 2, 3), r"^theta: expected shape \(2, 2, 3\), got \(4, 2, 3\)"),
+        (
+            lambda _, p: p.resize_(1, 2, 2),
+            r"^theta: expected shape \(N, 2, 3\) or \(N, 3, 4\), got",
+        ),
+    ],
+)
+def test_operands_of_other_shapes_than_the_problem_was_made_of_are_refused(resize, message):
+    """Kernels would read beside them."""
+    for gradients in (False, True):
+        u, theta = torch.rand(2, 3, 5, 6), IDENTITY.clone()
+        problem = WarpProblem(u, Affine(theta))
+        backward = WarpGradientsProblem(problem, torch.rand(2, 3, 5, 6))
+        resize(u, theta)
+        with pytest.raises(ShapeError, match=message):
+            warp_gradients_ragged([backward]) if gradients else warp_ragged([problem])
+
+
+def test_both_operands_that_lost_items_are_refused():
+    """A map and parameters of one item would fit each other, but not the result."""
+    u, theta = torch.rand(2, 3, 5, 6), IDENTITY.repeat(2, 1, 1)
+    problem = WarpProblem(u, Affine(theta))
+    u.resize_(1, 3, 5, 6)
+    theta.resize_(1, 2, 3)
+    remedy = "It was of this shape when the problem was made"
+    match = rf"^feature_map: expected shape \(2, 3, 5, 6\), got \(1, 3, 5, 6\)\. {remedy}"
+    with pytest.raises(ShapeError, match=match):
+        warp_ragged([problem])
+
+
+def test_parameters_that_gained_items_are_refused():
+    """A map of one item would be warped more often than the result has items."""
+    theta = IDENTITY.repeat(2, 1, 1)
+    problem = WarpProblem(torch.rand(1, 3, 5, 6), Affine(theta))
+    theta.resize_(3, 2, 3)
+    match = r"^theta: expected shape \(2, 2, 3\), got \(3, 2, 3\)\. It was of this shape"
+    with pytest.raises(ShapeError, match=match):
+        warp_ragged([problem])
+
+
+def test_operands_on_another_device_are_found_where_they_are():
+    """A module that is moved takes the parameters of problems with it."""
+    u, theta = (torch.empty(size, device="meta") for size in ((1, 3, 5, 6), (1, 2, 3)))
+    problem = WarpProblem(u, Affine(theta))
+    torch.utils.swap_tensors(theta, IDENTITY.clone())
+    torch.utils.swap_tensors(u, torch.rand(1, 3, 5, 6))
+    call, operands, addresses = located(problem)
+    assert call.device == u.device == torch.device("cpu")
+    assert (
+        [operand.data_ptr() for operand in operands]
+        == addresses
+        == [u.data_ptr(), theta.data_ptr()]
+    )
+
+
+def test_operands_on_several_devices_are_refused():
+    """No kernel reads memory of another device than its own."""
+    u, theta = torch.rand(1, 3, 5, 6), IDENTITY.clone()
+    problem = WarpProblem(u, Affine(theta))
+    torch.utils.swap_tensors(theta, IDENTITY.to("meta"))
+    match = "^theta: expected one device, got feature_map on cpu and theta on meta"
+    with pytest.raises(DeviceMismatchError, match=match):
+        warp_ragged([problem])
 
 
 class Wrapper(torch.Tensor):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -89,6 +89,13 @@ def contiguous(dtype: torch.dtype, shape: Sequence[int]) -> Layout:
     return Layout(dtype, tuple(shape), tuple(reversed(strides)))
 
 
+Expectation: TypeAlias = tuple[
+    torch.dtype, tuple[int, ...], tuple[int, ...], int, int, torch.device
+]
+"""Of an operand: dtype, shape, strides, bytes of an element, bytes from the first to the last, and
+device. A plain tuple, because it is taken apart before every run."""
+
+
 @dataclass(frozen=True, eq=False)
 class Call:
     """One operation on tensors of given layouts, whatever their values and addresses.
@@ -136,9 +143,12 @@ class Call:
         return tuple(result for result in self.results if result is not None)
 
     @cached_property
-    def spans_bytes(self) -> tuple[int, ...]:
-        """From the first byte of each operand to its last."""
-        return tuple(operand.span_bytes for operand in self.operands)
+    def expectations(self) -> tuple[Expectation, ...]:
+        """What must hold of each operand for its address to do."""
+        return tuple(
+            (*layout, layout.dtype.itemsize, layout.span_bytes, self.device)
+            for layout in self.operands
+        )
 
     @cached_property
     def needs(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stn_engine import checks
 from stn_engine.call import Call, Direction, Layout, Operation, Plans, contiguous
+from stn_engine.errors import ShapeError
 from stn_engine.modes import PLAIN_TYPES, is_plain_call, unrecorded
 from stn_engine.spec import Coordinates, WarpSpec, choice, flag
 from stn_engine.transforms import KINDS, ParametricTransform, Transform
@@ -152,6 +153,22 @@ class WarpProblem(_Planned):
             vars(bound)["call"] = call
         return bound
 
+    def recheck(self) -> None:
+        """Checks the operands as they are now, which need not be what they were.
+
+        Raises:
+            InvalidInputError: The problem could not be made of them, or would be another one.
+        """
+        self.transform.__post_init__()
+        shape = _checked_warp_shape(self.feature_map, self.transform, self.output_size, self.spec)
+        if shape == self.output_shape:
+            return
+        n, channels, *_ = self.output_shape
+        changed = int(shape[1] == channels and self.feature_map.shape[0] != shape[0])
+        own = n, *([channels, *self.feature_map.shape[2:]], self.operands[1].shape[1:])[changed]
+        remedy = "It was of this shape when the problem was made: make a new one."
+        raise ShapeError(self.names[changed], [own], self.operands[changed].shape, remedy)
+
     def without_data(self) -> Self:
         """This problem and its call, to be bound to operands again, but none of its operands."""
         if "call" not in vars(self):
@@ -248,6 +265,11 @@ class WarpGradientsProblem(_Planned):
         warp = self.warp.bound(feature_map, parameters)
         operands = grad_output, feature_map, parameters
         return _with(self, grad_output=grad_output, warp=warp, operands=operands)
+
+    def recheck(self) -> None:
+        """Checks the operands again, as ``WarpProblem.recheck`` does."""
+        self.warp.recheck()
+        _checked_needs(self.warp, self.grad_output, self.needs)
 
     @property
     def names(self) -> tuple[str, str, str]:

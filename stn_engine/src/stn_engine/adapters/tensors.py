@@ -49,19 +49,22 @@ def located(problem: Problem) -> tuple[Call, Sequence[Tensor], list[int]]:
     Whoever uses the addresses holds the operands meanwhile: they may be copies.
 
     Raises:
-        InvalidInputError: An operand has no values in memory.
+        InvalidInputError: An operand has no values in memory, or is no longer one of this problem.
     """
     operands, addresses = problem.operands, []
     try:
         call = problem.call
-        for operand, layout, span in zip(operands, call.operands, call.spans_bytes, strict=True):
-            address, offset = operand.data_ptr(), operand.storage_offset()
+        for operand, expected in zip(operands, call.expectations, strict=True):
+            dtype, shape, strides, itemsize, span_bytes, device = expected
+            address = operand.data_ptr()
             if not (
                 address
-                and operand.stride() == layout.strides
-                and operand.shape == layout.shape
-                and operand.dtype == layout.dtype
-                and offset * layout.dtype.itemsize + span <= operand.untyped_storage().nbytes()
+                and operand.stride() == strides
+                and operand.shape == shape
+                and operand.dtype is dtype
+                and operand.device == device
+                and operand.storage_offset() * itemsize + span_bytes
+                <= operand.untyped_storage().nbytes()
                 and not operand.is_neg()
             ):
                 return _moved(problem)
@@ -73,8 +76,9 @@ def located(problem: Problem) -> tuple[Call, Sequence[Tensor], list[int]]:
 
 def _moved(problem: Problem) -> tuple[Call, Sequence[Tensor], list[int]]:
     """Does what ``located`` does for a problem that is not what it was, or needs another look."""
-    bound: Any = problem.bound
-    there: Any = readable(bound(*problem.operands))
+    anew: Any = problem
+    anew.recheck()
+    there = readable(anew.bound(*problem.operands))
     return there.call, there.operands, [operand.data_ptr() for operand in there.operands]
 
 
