@@ -1,5 +1,8 @@
 """Problems and specs as data: normalised, hashable, and cheap at any size."""
 
+import gc
+import re
+import weakref
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
@@ -24,6 +27,7 @@ from stn_engine import (
     warp_gradients_ragged,
     warp_ragged,
 )
+from stn_engine.backends.cpu import CpuBackend
 from support.strategies import (
     GENERATORS,
     KINDS_AND_SIZES,
@@ -127,6 +131,51 @@ def test_monstrous_sizes_are_counted_and_not_allocated():
     assert warp.output_samples == 4 * 2**80
     assert warp.output_bytes == 4 * 3 * 2**80 * 4
     assert GridProblem(THETA, size).output_bytes == 4 * 2**80 * 2 * 8
+
+
+@pytest.mark.parametrize(
+    "size", [(2**31, 1), (1, 2**31), (2**62, 1), (2**40, 2**40), (2**70, 4)], ids=str
+)
+@pytest.mark.parametrize("batch", [0, 1])
+def test_maps_beyond_the_integers_of_the_native_module_are_left_to_others(size, batch):
+    """They have no plan, for a reason."""
+    theta = Affine(torch.zeros(batch, 2, 3))
+    call = WarpProblem(torch.zeros(batch, 3, 5, 7), theta, size).call
+    (reason,) = CpuBackend().plan(call)
+    assert re.match(r"maps (are|take) at most \d+ (pixels|bytes)", reason)
+
+
+def test_maps_of_many_bytes_are_left_to_others():
+    """Though no axis is long."""
+    size = (2**31 - 1, 2**31 - 1)
+    (reason,) = CpuBackend().plan(WarpProblem(torch.zeros(4, 3, 5, 7), THETA, size).call)
+    assert reason == f"maps take at most {2**63 - 1} bytes"
+
+
+def test_sizes_that_can_be_read_once_are_read_once():
+    """The first time and later, when the call is known."""
+    image, theta = torch.rand(1, 1, 5, 7), Affine(torch.eye(2, 3)[None])
+    for _ in range(2):
+        assert WarpProblem(image, theta, iter((3, 11))).output_size == (3, 11)
+
+
+def test_problems_that_lie_alike_share_a_call_and_hold_none_of_its_tensors():
+    """Of transforms that are more than their kind, nothing is kept."""
+
+    class Own(Affine):
+        pass
+
+    theta = Own(torch.eye(2, 3)[None].requires_grad_())
+    vars(theta)["more"] = torch.zeros(3)
+    held = weakref.ref(theta.more)
+    warp(torch.rand(1, 1, 13, 11), theta).sum().backward()
+    del theta
+    gc.collect()
+    assert held() is None
+    first, second = (
+        WarpProblem(torch.rand(1, 1, 13, 11), Affine(torch.eye(2, 3)[None])) for _ in "ab"
+    )
+    assert first.call is second.call
 
 
 def test_own_size_is_that_of_parameters_per_pixel():

@@ -6,7 +6,7 @@ refuse a monstrous request before anything of its size is allocated.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, Self, TypeAlias, TypeVar, get_args
@@ -522,13 +522,15 @@ def _lie_as_in(call: Call, operands: Sequence[Tensor]) -> bool:
 
 def _warp_key(feature_map: Any, transform: Any, output_size: Any, spec: WarpSpec) -> Hashable:
     """All that decides whether a warp is valid, and what call it is; None if that is unclear."""
-    if not isinstance(transform, KINDS):
+    if type(transform) not in _EXACT_KINDS:  # calls keep no more than what the kinds have
         return None
     parameters = vars(transform)[transform.argument]  # no call: this is part of every warp
     if not (type(feature_map) in PLAIN_TYPES and type(parameters) in PLAIN_TYPES):
         return None
     size = output_size
     if size is not None and not (type(size) is tuple and set(map(type, size)) == _INTEGERS):
+        if isinstance(size, Iterator):  # it can be read once, by the checks
+            return None
         size = checks.checked_output_size(size, transform.dims)
     if not feature_map.layout == parameters.layout == torch.strided:
         return None
@@ -566,6 +568,7 @@ def _gradients_key(warp: WarpProblem, grad_output: Any, needs: Any) -> Hashable:
     return key
 
 
+_EXACT_KINDS = frozenset(KINDS)
 _INTEGERS = {int}
 _SEQUENCES = {tuple, list}
 

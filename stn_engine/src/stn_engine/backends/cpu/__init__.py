@@ -36,7 +36,7 @@ class CpuBackend(KernelBackend[CpuPlan]):
         return (f"computes in host memory, the operands are on {device}",)
 
     def plan_warp(self, call: Call) -> CpuPlan | Reasons:
-        """A new plan; there is one for every warp in host memory."""
+        """A new plan, or why maps are beyond the range of the native module's integers."""
         return new_plan(call)
 
     def run(self, plans: Sequence[CpuPlan], addresses: Sequence[Addresses]) -> None:

@@ -1,5 +1,6 @@
 """Plans of the ``cpu`` backend: what the native module has worked out for a call."""
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from stn_engine.backends.torch.thin_plate import warp_basis_of
 from stn_engine.call import Call, Direction, Layout
+from stn_engine.plan import Reasons
 from stn_engine.spec import Family, Subgradient, WarpSpec
 
 with suppress(ImportError):  # the backend says so
@@ -27,8 +29,20 @@ class CpuPlan:
     """Makes the basis of a spline, or finds it; None for all others."""
 
 
-def new_plan(call: Call) -> CpuPlan:
+LARGEST_SIZE = (1 << 31) - 1
+"""Up to here the native module counts pixels along an axis."""
+LARGEST_MAP_BYTES = (1 << 63) - 1
+"""Up to here it counts bytes, and strides."""
+
+
+def new_plan(call: Call) -> CpuPlan | Reasons:
     """The plan of a warp, or of its gradients, in host memory."""
+    maps = call.operands[-2].shape, call.output_shape
+    if max(max(shape[2:]) for shape in maps) > LARGEST_SIZE:
+        return (f"maps are at most {LARGEST_SIZE} pixels wide, high or deep",)
+    itemsize = call.operands[-2].dtype.itemsize
+    if max(math.prod(size or 1 for size in shape) for shape in maps) * itemsize > LARGEST_MAP_BYTES:
+        return (f"maps take at most {LARGEST_MAP_BYTES} bytes",)
     kind = call.transform.kind
     layouts = [_layout(one) for one in (*call.operands, *call.results)]
     make = _cpu.Plan.warp if call.direction == Direction.FORWARD else _cpu.Plan.gradients
