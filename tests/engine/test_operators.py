@@ -276,8 +276,10 @@ def test_gradients_compile_without_a_break():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # used by inductor
-def test_warp_compiles_with_the_default_backend():
+def test_warp_compiles_with_the_default_backend(tmp_path, monkeypatch):
     """Whose graphs check the strides and sizes they were promised."""
+    # What another version of the engine left in the cache of the machine would be run in its place.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
 
     def function(feature_map, parameters):
         return warp(feature_map, Translation(parameters))
