@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Self, TypeVar, Unpack
 
@@ -131,13 +130,14 @@ class AsyncClient(BaseClient):
 
     async def empty(self, shape: Sequence[int], dtype: DTypeLike = np.float32) -> Array:
         """Does what `Client.empty` does, awaited."""
-        size_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+        array = np.empty(shape, dtype)  # says what shape and type may be, and takes no page yet
+        if array.dtype.hasobject or not array.nbytes:
+            return array
         local = await self._connection().local_connection()
-        if local is not None and size_bytes:
-            memory = await asyncio.to_thread(local.pool.take, size_bytes)
-            if memory is not None:
-                return np.ndarray(tuple(shape), dtype, buffer=memory.data)
-        return np.empty(shape, dtype)
+        memory = None if local is None else await asyncio.to_thread(local.pool.take, array.nbytes)
+        if memory is None:
+            return array
+        return np.ndarray(array.shape, array.dtype, buffer=memory.data)
 
     async def server_info(self) -> GetServerInfoReply:
         """Does what `Client.server_info` does, awaited."""

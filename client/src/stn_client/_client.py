@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -223,12 +222,12 @@ class Client(BaseClient):
             shape: Of the array.
             dtype: Of its elements.
         """
-        size_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-        local = self._local_connection()
-        memory = None if local is None or not size_bytes else local.pool.take(size_bytes)
+        array = np.empty(shape, dtype)  # says what shape and type may be, and takes no page yet
+        local = None if array.dtype.hasobject else self._local_connection()
+        memory = None if local is None or not array.nbytes else local.pool.take(array.nbytes)
         if memory is None:
-            return np.empty(shape, dtype)
-        return np.ndarray(tuple(shape), dtype, buffer=memory.data)
+            return array
+        return np.ndarray(array.shape, array.dtype, buffer=memory.data)
 
     def server_info(self) -> GetServerInfoReply:
         """What the server is, offers, allows, and has done so far."""

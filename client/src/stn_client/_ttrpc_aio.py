@@ -76,7 +76,8 @@ class Connection(asyncio.Protocol):
 
     def abandon(self) -> None:
         """Does what `_ttrpc_threads.Connection.abandon` does."""
-        os.close(self._transport.get_extra_info("socket").fileno())
+        if not self.is_lost:  # else the number may be that of another file by now
+            os.close(self._transport.get_extra_info("socket").fileno())
 
     def connection_made(self, transport: Any) -> None:
         """Begins: asyncio has connected it."""
@@ -90,8 +91,8 @@ class Connection(asyncio.Protocol):
             self.close()
             return
         for stream_id, answer in answers:
-            waiter, _held = self._waiting.pop(stream_id)
-            if not waiter.done():
+            waiter, _held = self._waiting.pop(stream_id, (None, None))
+            if waiter is not None and not waiter.done():
                 waiter.set_result(answer)
 
     def pause_writing(self) -> None:
