@@ -201,9 +201,12 @@ class Pool:
                     return self._lent(arena, offset, slot_bytes, size_bytes)
         return None
 
+    def _may_ask(self) -> bool:
+        return not self._is_closed and time.monotonic() >= self._refused_until_s
+
     def _grown(self, slot_bytes: int, size_bytes: int) -> Bytes | None:
         """A slot in a new arena."""
-        if self._is_closed or time.monotonic() < self._refused_until_s:
+        if not self._may_ask():
             return None
         try:
             arena_bytes = max(MIN_ARENA_BYTES, slot_bytes)

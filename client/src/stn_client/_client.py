@@ -13,13 +13,12 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from stn_client import _calls
 from stn_client._calls import Array, Call, Gradients, Places
-from stn_client._connection import BaseClient, open_channel
+from stn_client._connection import BaseClient, Progress, open_channel
 from stn_client._credentials import Metadata
 from stn_client._options import GridOptions, WarpOptions
 from stn_client._placing import MIN_PLACED_BYTES, place
 from stn_client._transforms import ParametricTransform, Transform
 from stn_client._ttrpc import (
-    CONNECT_S,
     FAILURES,
     INFO,
     CallError,
@@ -27,6 +26,7 @@ from stn_client._ttrpc import (
     Discovery,
     Offer,
     inquiry,
+    who_asks,
 )
 from stn_client._ttrpc_threads import Connection
 from stn_client._turns import Turns
@@ -257,7 +257,7 @@ class Client(BaseClient):
             while True:
                 try:
                     attempt = progress.start(call.request)
-                    reply, places = self._send(call, attempt)
+                    reply, places = self._send(call, attempt, progress)
                 except grpc.RpcError as failure:
                     time.sleep(progress.pause_s(failure))
                 except ValueError:  # what gRPC makes of a channel that another thread just closed
@@ -269,8 +269,10 @@ class Client(BaseClient):
         finally:
             turns.give_back()
 
-    def _send(self, call: Call[T], attempt: dict[str, Any]) -> tuple[bytes, Places]:
-        """Makes one attempt by the way that is best for it.
+    def _send(
+        self, call: Call[T], attempt: dict[str, Any], progress: Progress
+    ) -> tuple[bytes, Places]:
+        """Makes one attempt by the way that is best for it; all it tries shares the call's time.
 
         Returns:
             The serialized reply, and where its tensors may lie.
@@ -278,16 +280,19 @@ class Client(BaseClient):
         local = self._local_connection(attempt)
         placed = None if local is None else place(call, local.pool)
         if local is not None and placed is not None:
+            attempt["timeout"] = progress.remaining_s()
             try:
                 reply = local.call(call.method, placed.request, held=placed.held, **attempt)
             except (ConnectionLostError, CallError) as failure:
                 if isinstance(failure, CallError) and not failure.is_about_arenas:
                     raise
-                self._local = None
+                if self._local is local:  # else another thread has seen it, too, and perhaps more
+                    self._local = None
                 local.close()
                 self._discovery.lost()
             else:
                 return reply, placed.places
+        attempt["timeout"] = progress.remaining_s()
         return self._method(call.method)(call.request, **attempt), ()
 
     def _shared(self, feature_map: ArrayLike) -> ArrayLike:
@@ -304,19 +309,20 @@ class Client(BaseClient):
         if self._local is None and self._open and self._discovery.is_due():
             try:
                 metadata = self._access.metadata() if attempt is None else attempt["metadata"]
-                self._local = self._found(metadata)
+                timeout_s = None if attempt is None else attempt["timeout"]
+                self._local = self._found(metadata, timeout_s)
             except FAILURES as error:
                 self._discovery.failed(error)
         return self._local
 
-    def _found(self, metadata: Metadata) -> Connection | None:
+    def _found(self, metadata: Metadata, timeout_s: float | None) -> Connection | None:
         """Asks the server for its local transport, and takes that if it leads to the same one."""
-        about: dict[str, Any] = {"timeout": CONNECT_S, "metadata": inquiry(metadata)}
+        about = inquiry(metadata, timeout_s)
         offer = Offer.of(self._method(INFO)(b"", **about))
         if offer is None:
             self._discovery.failed("the server has none")
             return None
-        connection = Connection(offer.folder, lambda: inquiry(self._access.metadata()))
+        connection = Connection(offer.folder, lambda: who_asks(self._access.metadata()))
         try:
             if offer.is_from(connection.call(INFO, b"", **about)):
                 self._discovery.found(offer)
