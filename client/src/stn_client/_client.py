@@ -236,8 +236,9 @@ class Client(BaseClient):
     def close(self) -> None:
         """Ends the connection; calls under way fail with TransportError."""
         self._open = False
-        if self._local is not None:
-            self._local.close()
+        local, self._local = self._local, None
+        if local is not None:
+            local.close()
         if self._channel is not None:
             self._channel.close()
 

@@ -125,9 +125,12 @@ class Connection:
         return reply_of(waiter.data)
 
     def close(self) -> None:
-        """Ends the connection; calls under way have no answer."""
+        """Ends the connection; calls under way have no answer.
+
+        Its descriptor is closed when no thread is in a call any more: one that is about to wait
+        for it must not wait for another file that has got its number.
+        """
         self._lose()
-        self._socket.close()
         self.pool.close()
 
     def abandon(self) -> None:
