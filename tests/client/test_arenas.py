@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from stn_client import Client
+from stn_client import Affine, Client
 from stn_client._arenas import Pool
+from stn_client._calls import warp
+from stn_client._placing import place
 from stn_client._ttrpc import ConnectionLostError
 from stn_client._ttrpc_aio import Connection
 from support.processes import run_python
@@ -106,3 +108,11 @@ def test_arrays_of_the_client_are_those_of_numpy():
     assert [len(slot) for slot in slots] == [20, 4, 160_000]
     with pytest.raises(ValueError, match="negative dimensions"):
         stn.empty((-1, 2))
+
+
+def test_a_call_that_no_frame_takes_goes_by_grpc():
+    """To try would end the connection, and with it the calls of others."""
+    feature_map, identity = np.zeros((1, 1, 2, 2), np.float32), Affine(np.eye(2, 3)[None])
+    long = {"padding": "fill", "fill": np.zeros(600_000)}
+    assert place(warp(feature_map, identity, None, long), None) is None
+    assert place(warp(feature_map, identity, None, {}), None).places == ()

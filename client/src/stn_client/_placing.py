@@ -18,6 +18,7 @@ MIN_PLACED_BYTES = 16 * 1024
 
 MAX_FRAMED_BYTES = 128 * 1024
 """The most of tensors in a message: what a unix socket takes at once. Beyond it gRPC is faster."""
+faster, and what no frame can take would end the connection for all calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,8 @@ def place(call: Call[Any], pool: Pool, *, may_grow: bool = True) -> Placed | Non
     Returns:
         None if it has too many bytes for a frame, and there is no room for them in arenas.
     """
+    if call.message.ByteSize() > MAX_FRAMED_BYTES:  # hardly a valid one has
+        return None
     operands_bytes = [len(payload) for payload in call.payloads]
     if max((*operands_bytes, *call.results_bytes), default=0) < MIN_PLACED_BYTES:
         return Placed(call.request)

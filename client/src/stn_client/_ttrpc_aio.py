@@ -72,7 +72,6 @@ class Connection(asyncio.Protocol):
         """Ends the connection; calls under way have no answer."""
         self.connection_lost()
         self._transport.abort()
-        self.pool.close()
 
     def abandon(self) -> None:
         """Does what `_ttrpc_threads.Connection.abandon` does."""
@@ -104,8 +103,9 @@ class Connection(asyncio.Protocol):
         self._writable.set()
 
     def connection_lost(self, _reason: Exception | None = None) -> None:
-        """Tells everybody who waits that there will be no answer."""
+        """As `_ttrpc_threads.Connection._lose`."""
         self.is_lost = True
+        self.pool.close()
         self._writable.set()
         waiting, self._waiting = self._waiting, {}
         for waiter, _held in waiting.values():
