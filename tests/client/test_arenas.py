@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from stn_client import Affine, Client
+from stn_client import Affine, AsyncClient, Client, InvalidRequestError
 from stn_client._arenas import Pool
 from stn_client._calls import warp
 from stn_client._placing import place
@@ -116,3 +116,17 @@ def test_a_call_that_no_frame_takes_goes_by_grpc():
     long = {"padding": "fill", "fill": np.zeros(600_000)}
     assert place(warp(feature_map, identity, None, long), None) is None
     assert place(warp(feature_map, identity, None, {}), None).places == ()
+
+
+def test_a_feature_map_that_is_no_array_is_refused_by_vjp_as_by_warp():
+    """It is looked at to be shared by both calls; the error is the client's all the same."""
+    ragged, identity = [[1.0], [1.0, 2.0]], Affine(np.eye(2, 3)[None])
+    with pytest.raises(InvalidRequestError, match=r"^feature_map: expected an array, got list"):
+        Client("localhost:1").vjp(ragged, identity)
+
+    async def scenario():
+        async with AsyncClient("localhost:1") as stn:
+            await stn.vjp(ragged, identity)
+
+    with pytest.raises(InvalidRequestError, match=r"^feature_map: expected an array, got list"):
+        asyncio.run(scenario())

@@ -185,7 +185,7 @@ class AsyncClient(BaseClient):
 
     async def _shared(self, feature_map: ArrayLike) -> ArrayLike:
         """Does what `Client._shared` does."""
-        array = np.asarray(feature_map)
+        array = _calls.as_array("feature_map", feature_map)
         local = await self._connection().local_connection()
         if array.nbytes < MIN_PLACED_BYTES or local is None:
             return feature_map

@@ -298,7 +298,7 @@ class Client(BaseClient):
 
     def _shared(self, feature_map: ArrayLike) -> ArrayLike:
         """A feature map that more than one call reads, copied to where no call copies it again."""
-        array = np.asarray(feature_map)
+        array = _calls.as_array("feature_map", feature_map)
         if array.nbytes < MIN_PLACED_BYTES or self._local_connection() is None:
             return feature_map
         copied = self.empty(array.shape, array.dtype)
