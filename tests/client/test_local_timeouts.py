@@ -33,7 +33,7 @@ class Server:
         self._now_s += min(timeout, self._takes_s)
 
     def stub(self, path):
-        """That of gRPC."""
+        """Gives a stub as a channel of gRPC does."""
 
         def call(_request, *, timeout, **_options):
             self.asked(path, timeout)
@@ -42,12 +42,12 @@ class Server:
         return call
 
     def local(self, path, _message, *, timeout, **_options):
-        """That of the local transport."""
+        """Answers in place of a local connection."""
         self.asked(path, timeout)
         raise ConnectionLostError
 
     def asynchronous(self, method):
-        """The same, awaited."""
+        """Makes a coroutine function of a method."""
 
         async def call(*arguments, **options):
             return method(*arguments, **options)

@@ -17,8 +17,10 @@ MIN_PLACED_BYTES = 16 * 1024
 """Smaller tensors are as fast in the message."""
 
 MAX_FRAMED_BYTES = 128 * 1024
-"""The most of tensors in a message: what a unix socket takes at once. Beyond it gRPC is faster."""
-faster, and what no frame can take would end the connection for all calls."""
+"""The most of tensors in a message, and of all the rest: what a unix socket takes at once.
+
+Beyond it gRPC is faster, and what no frame can take would end the connection for all calls.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,7 @@ class Connection(asyncio.Protocol):
         self._writable.set()
 
     def connection_lost(self, _reason: Exception | None = None) -> None:
-        """As `_ttrpc_threads.Connection._lose`."""
+        """Does what `_ttrpc_threads.Connection._lose` does."""
         self.is_lost = True
         self.pool.close()
         self._writable.set()
