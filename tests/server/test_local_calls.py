@@ -8,6 +8,7 @@ import stat
 
 import grpc
 import pytest
+import uvloop
 from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
 
@@ -48,7 +49,7 @@ async def by_grpc(target, message, metadata=()):
             return status, trailing["x-request-id"]
 
 
-def run(scenario, runner, folder, **options):
+def run(scenario, runner, folder, *, run_loop=asyncio.run, **options):
     """Runs a scenario with a service by both transports and a plain client; nothing is left over.
 
     What it opened, its client included, is closed; nobody waits, and no bytes are held.
@@ -64,10 +65,10 @@ def run(scenario, runner, folder, **options):
             await asyncio.wait_for(service.idle(), 10)
             assert_nothing_left(service.batcher)
 
-    asyncio.run(main())  # once, so that what lives as long as the process is there
+    run_loop(main())  # once, so that what lives as long as the process is there
     gc.collect()
     before = descriptors()
-    asyncio.run(main())
+    run_loop(main())
     gc.collect()
     assert len(descriptors()) <= len(before)
     assert list(folder.iterdir()) == []
@@ -225,6 +226,25 @@ def test_a_timeout_ends_a_call_that_waits_and_one_that_runs(tmp_path):
 
     runner = FakeRunner(feature_maps)
     run(scenario, runner, tmp_path)
+
+
+def test_a_timer_that_rings_early_ends_no_call_without_an_answer(tmp_path):
+    """Those of uvloop do, in a third of all cases."""
+
+    async def scenario(_service, _transport, plain):
+        runner.hold()
+        timeouts_s = [0.02 + n * 0.00013 for n in range(60)]
+        ids = {plain.begin("Warp", MESSAGE, timeout_s=timeout_s) for timeout_s in timeouts_s}
+        async with asyncio.timeout(10):
+            answered = dict([await plain.response() for _ in ids])
+        assert answered.keys() == ids
+        codes = {one.status.code for one in answered.values()}
+        # The door refuses what would be late anyway.
+        assert codes <= {number("DEADLINE_EXCEEDED"), number("RESOURCE_EXHAUSTED")}
+        runner.release_all()
+
+    runner = FakeRunner(feature_maps)
+    run(scenario, runner, tmp_path, run_loop=uvloop.run)
 
 
 def test_a_timeout_that_is_over_at_once_ends_a_call(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Self, TypeVar, Unpack
 
@@ -20,7 +19,6 @@ from stn_client._options import GridOptions, WarpOptions
 from stn_client._placing import MIN_PLACED_BYTES, place
 from stn_client._transforms import ParametricTransform, Transform
 from stn_client._ttrpc import (
-    CONNECT_S,
     FAILURES,
     INFO,
     CallError,
@@ -28,6 +26,7 @@ from stn_client._ttrpc import (
     Discovery,
     Offer,
     inquiry,
+    who_asks,
 )
 from stn_client._ttrpc_aio import Connection
 from stn_proto.v1.server_info_pb2 import GetServerInfoReply
@@ -65,7 +64,8 @@ class AsyncClient(BaseClient):
 
     Concurrency:
         Has a connection of its own for every event loop it is used in. Cancelling a call cancels
-        it on the server, which drops it if it still waits. Copies, pickles and forks are as of
+        it on the server, which drops it if it still waits; by the local transport it only drops the
+        answer. Copies, pickles and forks are as of
         `Client`.
     """
 
@@ -131,13 +131,14 @@ class AsyncClient(BaseClient):
 
     async def empty(self, shape: Sequence[int], dtype: DTypeLike = np.float32) -> Array:
         """Does what `Client.empty` does, awaited."""
-        size_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+        array = np.empty(shape, dtype)  # says what shape and type may be, and takes no page yet
+        if array.dtype.hasobject or not array.nbytes:
+            return array
         local = await self._connection().local_connection()
-        if local is not None and size_bytes:
-            memory = await asyncio.to_thread(local.pool.take, size_bytes)
-            if memory is not None:
-                return np.ndarray(tuple(shape), dtype, buffer=memory.data)
-        return np.empty(shape, dtype)
+        memory = None if local is None else await asyncio.to_thread(local.pool.take, array.nbytes)
+        if memory is None:
+            return array
+        return np.ndarray(array.shape, array.dtype, buffer=memory.data)
 
     async def server_info(self) -> GetServerInfoReply:
         """Does what `Client.server_info` does, awaited."""
@@ -169,7 +170,7 @@ class AsyncClient(BaseClient):
             while True:
                 try:
                     attempt = progress.start(call.request)
-                    reply, places = await connection.send(call, attempt)
+                    reply, places = await connection.send(call, attempt, progress)
                 except grpc.RpcError as failure:
                     await asyncio.sleep(progress.pause_s(failure))
                 except (asyncio.CancelledError, grpc.aio.UsageError):
@@ -184,7 +185,7 @@ class AsyncClient(BaseClient):
 
     async def _shared(self, feature_map: ArrayLike) -> ArrayLike:
         """Does what `Client._shared` does."""
-        array = np.asarray(feature_map)
+        array = _calls.as_array("feature_map", feature_map)
         local = await self._connection().local_connection()
         if array.nbytes < MIN_PLACED_BYTES or local is None:
             return feature_map
@@ -237,25 +238,30 @@ class _Connection:
         except TimeoutError:
             raise progress.no_turn() from None
 
-    async def send(self, call: Call[T], attempt: dict[str, Any]) -> tuple[bytes, Places]:
+    async def send(
+        self, call: Call[T], attempt: dict[str, Any], progress: Progress
+    ) -> tuple[bytes, Places]:
         """Does what `Client._send` does, awaited."""
-        local = await self.local_connection()
+        local = await self.local_connection(attempt["timeout"])
         if local is not None:
             placed = place(call, local.pool, may_grow=False)
             if placed is None:  # to ask for more memory takes a while
                 placed = await asyncio.to_thread(place, call, local.pool)
             if placed is not None:
+                attempt["timeout"] = progress.remaining_s()
                 try:
                     request = placed.request
                     reply = await local.call(call.method, request, held=placed.held, **attempt)
                 except (ConnectionLostError, CallError) as failure:
                     if isinstance(failure, CallError) and not failure.is_about_arenas:
                         raise
-                    self._local = None
+                    if self._local is local:
+                        self._local = None
                     local.close()
                     self._discovery.lost()
                 else:
                     return reply, placed.places
+        attempt["timeout"] = progress.remaining_s()
         return await self._method(call.method)(call.request, **attempt), ()
 
     async def close(self) -> None:
@@ -265,25 +271,25 @@ class _Connection:
         await self._channel.close()
 
     def _who(self) -> Metadata:
-        return inquiry(self._metadata())
+        return who_asks(self._metadata())
 
     def abandon(self) -> None:
         """Lets go of the local one in a process that has it from its parent."""
         if self._local is not None:
             self._local.abandon()
 
-    async def local_connection(self) -> Connection | None:
+    async def local_connection(self, timeout_s: float | None = None) -> Connection | None:
         """A connection by the local transport, if there is one or can be one."""
         if self._local is None and self._discovery.is_due():
             try:
-                self._local = await self._found()
+                self._local = await self._found(timeout_s)
             except FAILURES as error:
                 self._discovery.failed(error)
         return self._local
 
-    async def _found(self) -> Connection | None:
+    async def _found(self, timeout_s: float | None) -> Connection | None:
         """Asks the server for its local transport, and takes that if it leads to the same one."""
-        about: dict[str, Any] = {"timeout": CONNECT_S, "metadata": self._who()}
+        about = inquiry(self._metadata(), timeout_s)
         offer = Offer.of(await self._method(INFO)(b"", **about))
         if offer is None:
             self._discovery.failed("the server has none")

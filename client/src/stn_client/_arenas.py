@@ -139,12 +139,13 @@ class Pool:
     def __init__(self, folder: Path, metadata: Callable[[], Metadata]) -> None:
         self._folder = folder
         self._metadata = metadata
-        self._lock = threading.Lock()
+        self._lock, self._growing = threading.Lock(), threading.Lock()
         self._arenas: list[Arena] = []
         self._returned: deque[tuple[Arena, int, int]] = deque()
         """Slots that finalizers gave back, which may run at any moment and must not wait for a
         lock."""
         self._refused_until_s = 0.0
+        self._is_closed = False
         _POOLS.add(self)
 
     def take(self, size_bytes: int, *, may_grow: bool = True) -> Bytes | None:
@@ -155,16 +156,12 @@ class Pool:
             may_grow: Whether to ask the server for another arena, which may take a while.
         """
         slot_bytes = max(1, -(-size_bytes // ALIGNMENT_BYTES)) * ALIGNMENT_BYTES
-        with self._lock:
-            self._take_back()
-            for arena in self._arenas:
-                offset = arena.take(slot_bytes)
-                if offset is not None:
-                    return self._lent(arena, offset, slot_bytes, size_bytes)
-            grown = self._grown(slot_bytes) if may_grow else None
-            if grown is None:
-                return None
-            return self._lent(grown, grown.take(slot_bytes) or 0, slot_bytes, size_bytes)
+        slot = self._free_slot(slot_bytes, size_bytes)
+        if slot is not None or not may_grow:
+            return slot
+        with self._growing:  # not the other lock: who takes what is there must not wait meanwhile
+            slot = self._free_slot(slot_bytes, size_bytes)
+            return self._grown(slot_bytes, size_bytes) if slot is None else slot
 
     def reference_to(self, payload: memoryview) -> ArenaRef | None:
         """How the server is told of a tensor, if it lies in an arena of this pool."""
@@ -177,13 +174,15 @@ class Pool:
 
     def part_with_child(self) -> None:
         """Before a fork: what is lent now is lent for ever, because a child may hold it, too."""
-        with self._lock:
+        with self._growing, self._lock:
             self._take_back()
             self._arenas = [arena for arena in self._arenas if arena.is_free]
 
     def close(self) -> None:
-        """Ends the leases of all arenas; what is lent stays as it is."""
-        arenas, self._arenas = self._arenas, []
+        """Ends the leases of all arenas, and asks for no more; what is lent stays as it is."""
+        with self._lock:
+            self._is_closed = True
+            arenas, self._arenas = self._arenas, []
         for arena in arenas:
             arena.end_lease()
 
@@ -192,18 +191,35 @@ class Pool:
             arena, offset, returned_bytes = self._returned.popleft()
             arena.give_back(offset, returned_bytes)
 
-    def _grown(self, slot_bytes: int) -> Arena | None:
-        """A new arena with room for a slot."""
-        if time.monotonic() < self._refused_until_s:
+    def _free_slot(self, slot_bytes: int, size_bytes: int) -> Bytes | None:
+        """A slot in an arena that is there; None if none has room."""
+        with self._lock:
+            self._take_back()
+            for arena in self._arenas:
+                offset = arena.take(slot_bytes)
+                if offset is not None:
+                    return self._lent(arena, offset, slot_bytes, size_bytes)
+        return None
+
+    def _may_ask(self) -> bool:
+        return not self._is_closed and time.monotonic() >= self._refused_until_s
+
+    def _grown(self, slot_bytes: int, size_bytes: int) -> Bytes | None:
+        """A slot in a new arena."""
+        if not self._may_ask():
             return None
         try:
-            size_bytes = max(MIN_ARENA_BYTES, slot_bytes)
-            arena = Arena(self._folder, size_bytes, self._metadata())
+            arena_bytes = max(MIN_ARENA_BYTES, slot_bytes)
+            arena = Arena(self._folder, arena_bytes, self._metadata())
         except REFUSALS:
             self._refused_until_s = time.monotonic() + REFUSED_PAUSE_S
             return None
-        self._arenas.append(arena)
-        return arena
+        with self._lock:
+            if self._is_closed:  # meanwhile
+                arena.end_lease()
+                return None
+            self._arenas.append(arena)
+            return self._lent(arena, arena.take(slot_bytes) or 0, slot_bytes, size_bytes)
 
     def _lent(self, arena: Arena, offset: int, slot_bytes: int, size_bytes: int) -> Bytes:
         slot = arena.memory[offset : offset + size_bytes]
@@ -257,6 +273,7 @@ def _before_fork() -> None:
 def _after_fork_in_child() -> None:
     for arena in list(_ARENAS):
         arena.end_lease()  # that of the child, so that it ends with that of the parent
+    _POOLS.clear()  # of no use here, and threads that are not here may hold their locks
 
 
 os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)

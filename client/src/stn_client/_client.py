@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,13 +13,12 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from stn_client import _calls
 from stn_client._calls import Array, Call, Gradients, Places
-from stn_client._connection import BaseClient, open_channel
+from stn_client._connection import BaseClient, Progress, open_channel
 from stn_client._credentials import Metadata
 from stn_client._options import GridOptions, WarpOptions
 from stn_client._placing import MIN_PLACED_BYTES, place
 from stn_client._transforms import ParametricTransform, Transform
 from stn_client._ttrpc import (
-    CONNECT_S,
     FAILURES,
     INFO,
     CallError,
@@ -28,6 +26,7 @@ from stn_client._ttrpc import (
     Discovery,
     Offer,
     inquiry,
+    who_asks,
 )
 from stn_client._ttrpc_threads import Connection
 from stn_client._turns import Turns
@@ -223,12 +222,12 @@ class Client(BaseClient):
             shape: Of the array.
             dtype: Of its elements.
         """
-        size_bytes = math.prod(shape) * np.dtype(dtype).itemsize
-        local = self._local_connection()
-        memory = None if local is None or not size_bytes else local.pool.take(size_bytes)
+        array = np.empty(shape, dtype)  # says what shape and type may be, and takes no page yet
+        local = None if array.dtype.hasobject else self._local_connection()
+        memory = None if local is None or not array.nbytes else local.pool.take(array.nbytes)
         if memory is None:
-            return np.empty(shape, dtype)
-        return np.ndarray(tuple(shape), dtype, buffer=memory.data)
+            return array
+        return np.ndarray(array.shape, array.dtype, buffer=memory.data)
 
     def server_info(self) -> GetServerInfoReply:
         """What the server is, offers, allows, and has done so far."""
@@ -237,8 +236,9 @@ class Client(BaseClient):
     def close(self) -> None:
         """Ends the connection; calls under way fail with TransportError."""
         self._open = False
-        if self._local is not None:
-            self._local.close()
+        local, self._local = self._local, None
+        if local is not None:
+            local.close()
         if self._channel is not None:
             self._channel.close()
 
@@ -258,7 +258,7 @@ class Client(BaseClient):
             while True:
                 try:
                     attempt = progress.start(call.request)
-                    reply, places = self._send(call, attempt)
+                    reply, places = self._send(call, attempt, progress)
                 except grpc.RpcError as failure:
                     time.sleep(progress.pause_s(failure))
                 except ValueError:  # what gRPC makes of a channel that another thread just closed
@@ -270,8 +270,10 @@ class Client(BaseClient):
         finally:
             turns.give_back()
 
-    def _send(self, call: Call[T], attempt: dict[str, Any]) -> tuple[bytes, Places]:
-        """Makes one attempt by the way that is best for it.
+    def _send(
+        self, call: Call[T], attempt: dict[str, Any], progress: Progress
+    ) -> tuple[bytes, Places]:
+        """Makes one attempt by the way that is best for it; all it tries shares the call's time.
 
         Returns:
             The serialized reply, and where its tensors may lie.
@@ -279,21 +281,24 @@ class Client(BaseClient):
         local = self._local_connection(attempt)
         placed = None if local is None else place(call, local.pool)
         if local is not None and placed is not None:
+            attempt["timeout"] = progress.remaining_s()
             try:
                 reply = local.call(call.method, placed.request, held=placed.held, **attempt)
             except (ConnectionLostError, CallError) as failure:
                 if isinstance(failure, CallError) and not failure.is_about_arenas:
                     raise
-                self._local = None
+                if self._local is local:  # else another thread has seen it, too, and perhaps more
+                    self._local = None
                 local.close()
                 self._discovery.lost()
             else:
                 return reply, placed.places
+        attempt["timeout"] = progress.remaining_s()
         return self._method(call.method)(call.request, **attempt), ()
 
     def _shared(self, feature_map: ArrayLike) -> ArrayLike:
         """A feature map that more than one call reads, copied to where no call copies it again."""
-        array = np.asarray(feature_map)
+        array = _calls.as_array("feature_map", feature_map)
         if array.nbytes < MIN_PLACED_BYTES or self._local_connection() is None:
             return feature_map
         copied = self.empty(array.shape, array.dtype)
@@ -305,19 +310,20 @@ class Client(BaseClient):
         if self._local is None and self._open and self._discovery.is_due():
             try:
                 metadata = self._access.metadata() if attempt is None else attempt["metadata"]
-                self._local = self._found(metadata)
+                timeout_s = None if attempt is None else attempt["timeout"]
+                self._local = self._found(metadata, timeout_s)
             except FAILURES as error:
                 self._discovery.failed(error)
         return self._local
 
-    def _found(self, metadata: Metadata) -> Connection | None:
+    def _found(self, metadata: Metadata, timeout_s: float | None) -> Connection | None:
         """Asks the server for its local transport, and takes that if it leads to the same one."""
-        about: dict[str, Any] = {"timeout": CONNECT_S, "metadata": inquiry(metadata)}
+        about = inquiry(metadata, timeout_s)
         offer = Offer.of(self._method(INFO)(b"", **about))
         if offer is None:
             self._discovery.failed("the server has none")
             return None
-        connection = Connection(offer.folder, lambda: inquiry(self._access.metadata()))
+        connection = Connection(offer.folder, lambda: who_asks(self._access.metadata()))
         try:
             if offer.is_from(connection.call(INFO, b"", **about)):
                 self._discovery.found(offer)

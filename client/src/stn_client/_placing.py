@@ -17,7 +17,10 @@ MIN_PLACED_BYTES = 16 * 1024
 """Smaller tensors are as fast in the message."""
 
 MAX_FRAMED_BYTES = 128 * 1024
-"""The most of tensors in a message: what a unix socket takes at once. Beyond it gRPC is faster."""
+"""The most of tensors in a message, and of all the rest: what a unix socket takes at once.
+
+Beyond it gRPC is faster, and what no frame can take would end the connection for all calls.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,8 @@ def place(call: Call[Any], pool: Pool, *, may_grow: bool = True) -> Placed | Non
     Returns:
         None if it has too many bytes for a frame, and there is no room for them in arenas.
     """
+    if call.message.ByteSize() > MAX_FRAMED_BYTES:  # hardly a valid one has
+        return None
     operands_bytes = [len(payload) for payload in call.payloads]
     if max((*operands_bytes, *call.results_bytes), default=0) < MIN_PLACED_BYTES:
         return Placed(call.request)

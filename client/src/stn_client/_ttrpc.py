@@ -133,9 +133,15 @@ class Offer:
         return GetServerInfoReply.FromString(reply).instance_id == self.instance_id
 
 
-def inquiry(metadata: Metadata) -> tuple[tuple[str, str], ...]:
-    """What is sent along when a server is asked about itself: who asks, and no request id."""
+def who_asks(metadata: Metadata) -> tuple[tuple[str, str], ...]:
+    """What is sent along when a server is asked about itself: no request id."""
     return tuple((key, value) for key, value in metadata if key == "authorization")
+
+
+def inquiry(metadata: Metadata, timeout_s: float | None) -> dict[str, Any]:
+    """How a server is asked about itself, for a call that has so much time left; None: any."""
+    about_s = CONNECT_S if timeout_s is None else min(CONNECT_S, timeout_s)
+    return {"timeout": about_s, "metadata": who_asks(metadata)}
 
 
 FAILURES = (grpc.RpcError, OSError, ConnectionLostError, DecodeError, ValueError)

@@ -72,11 +72,11 @@ class Connection(asyncio.Protocol):
         """Ends the connection; calls under way have no answer."""
         self.connection_lost()
         self._transport.abort()
-        self.pool.close()
 
     def abandon(self) -> None:
         """Does what `_ttrpc_threads.Connection.abandon` does."""
-        os.close(self._transport.get_extra_info("socket").fileno())
+        if not self.is_lost:  # else the number may be that of another file by now
+            os.close(self._transport.get_extra_info("socket").fileno())
 
     def connection_made(self, transport: Any) -> None:
         """Begins: asyncio has connected it."""
@@ -90,8 +90,8 @@ class Connection(asyncio.Protocol):
             self.close()
             return
         for stream_id, answer in answers:
-            waiter, _held = self._waiting.pop(stream_id)
-            if not waiter.done():
+            waiter, _held = self._waiting.pop(stream_id, (None, None))
+            if waiter is not None and not waiter.done():
                 waiter.set_result(answer)
 
     def pause_writing(self) -> None:
@@ -103,8 +103,9 @@ class Connection(asyncio.Protocol):
         self._writable.set()
 
     def connection_lost(self, _reason: Exception | None = None) -> None:
-        """Tells everybody who waits that there will be no answer."""
+        """Does what `_ttrpc_threads.Connection._lose` does."""
         self.is_lost = True
+        self.pool.close()
         self._writable.set()
         waiting, self._waiting = self._waiting, {}
         for waiter, _held in waiting.values():

@@ -125,10 +125,12 @@ class Connection:
         return reply_of(waiter.data)
 
     def close(self) -> None:
-        """Ends the connection; calls under way have no answer."""
+        """Ends the connection; calls under way have no answer.
+
+        Its descriptor is closed when no thread is in a call any more: one that is about to wait
+        for it must not wait for another file that has got its number.
+        """
         self._lose()
-        self._socket.close()
-        self.pool.close()
 
     def abandon(self) -> None:
         """Lets go of the connection in a process that has it from its parent, who goes on."""
@@ -209,8 +211,13 @@ class Connection:
                 return
 
     def _lose(self) -> None:
-        """Tells everybody who waits that there will be no answer."""
+        """Tells everybody who waits that there will be no answer.
+
+        First the pool is closed: until the server sees the loss it may still write to slots that
+        those who wait give back, and nobody else must get them.
+        """
         self.is_lost = True
+        self.pool.close()
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         with suppress(KeyError):  # of the last one, which another thread may have told

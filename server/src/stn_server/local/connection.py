@@ -25,6 +25,9 @@ from stn_server.log import log
 UNSENT_BYTES = 64 * 1024
 """The most bytes of replies that nobody reads yet, before calls count as not over."""
 
+MIN_TIMER_S = 0.001
+"""Less is nothing for uvloop."""
+
 
 class Connection(asyncio.Protocol):
     """The server's end of one connection.
@@ -120,10 +123,24 @@ class Connection(asyncio.Protocol):
         task = self._loop.create_task(self._answer(frame.stream_id, asked))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        remaining_s = asked.call.time_remaining()
-        if remaining_s is not None:
-            expiry = self._loop.call_later(remaining_s, task.cancel)
-            task.add_done_callback(lambda _task: expiry.cancel())
+        self._watch_deadline(task, asked.call)
+
+    def _watch_deadline(self, task: asyncio.Task[None], call: LocalContext) -> None:
+        """Cancels the task once the deadline of its call has passed, and not before.
+
+        Timers of uvloop may ring up to two milliseconds early, and a call that is cancelled before
+        its deadline counts as one whose connection has ended: it would have no answer.
+        """
+        remaining_s = call.time_remaining()
+        if task.done() or remaining_s is None:
+            return
+        if remaining_s > 0:
+            timer = self._loop.call_later(
+                max(remaining_s, MIN_TIMER_S), self._watch_deadline, task, call
+            )
+            task.add_done_callback(lambda _task: timer.cancel())
+        else:
+            self._loop.call_soon(task.cancel)  # a task that never began could not answer
 
     async def _answer(self, stream_id: int, asked: Asked) -> None:
         call, response = asked.call, None
