@@ -1,9 +1,14 @@
 """Shared by all tests: deterministic property tests, and the choice of a quick run."""
 
+import signal
 from collections import defaultdict
 from hashlib import sha256
 
 from hypothesis import HealthCheck, settings
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # Shells let what they start in the background ignore interrupts; processes of tests must not.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile(
     "project", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]

@@ -101,7 +101,7 @@ def test_credentials_that_change_are_asked_for_before_every_attempt(kind):
     tokens = iter(["first", "second"])
     policy = RetryPolicy(attempts=2, initial_s=0)
     with ScriptedService(abort(StatusCode.UNAVAILABLE, "gone"), reply(b"")) as service:
-        called(kind, service.target, token=lambda: next(tokens), retry=policy)
+        called(kind, service.target, token=lambda: next(tokens), retry=policy, local=False)
     sent = [received.metadata["authorization"] for received in service.received]
     assert sent == ["Bearer first", "Bearer second"]
 

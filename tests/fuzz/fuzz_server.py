@@ -88,7 +88,8 @@ def changed_fields(rng: random.Random) -> tuple[str, bytes]:
 def change_field(rng: random.Random, message) -> None:
     field = rng.choice(message.DESCRIPTOR.fields)
     if field.message_type is not None:
-        change_field(rng, getattr(message, field.name))
+        part = getattr(message, field.name)
+        change_field(rng, part.add() if field.is_repeated else part)
         return
     value = random_value(rng, field)
     try:

@@ -146,7 +146,9 @@ def test_a_watch_looks_by_itself_and_when_it_is_asked(tmp_path, asked):
     if asked:
         watch.read_again()
     else:
-        path.write_text("22")
+        written = tmp_path / "written"
+        written.write_text("22")
+        written.replace(path)  # at once: the watch may look at any moment
     assert told.acquire(timeout=60)
     watch.stop()
     assert value.current() == (1 if asked else 22)

@@ -268,6 +268,7 @@ class _Connection:
         """Ends every connection that was made."""
         if self._local is not None:
             self._local.close()
+            await self._local.wait_closed()
         await self._channel.close()
 
     def _who(self) -> Metadata:

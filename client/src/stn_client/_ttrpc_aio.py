@@ -35,6 +35,7 @@ class Connection(asyncio.Protocol):
         self._waiting: dict[int, tuple[asyncio.Future[bytes | None], object]] = {}
         self._writable = asyncio.Event()
         self._writable.set()
+        self._is_closed = asyncio.Event()
         self.is_lost = False
 
     @classmethod
@@ -70,8 +71,12 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Ends the connection; calls under way have no answer."""
-        self.connection_lost()
+        self._lose()
         self._transport.abort()
+
+    async def wait_closed(self) -> None:
+        """Returns when the socket of a connection that ends is closed."""
+        await self._is_closed.wait()
 
     def abandon(self) -> None:
         """Does what `_ttrpc_threads.Connection.abandon` does."""
@@ -103,6 +108,11 @@ class Connection(asyncio.Protocol):
         self._writable.set()
 
     def connection_lost(self, _reason: Exception | None = None) -> None:
+        """Ends: asyncio has closed the socket, or does so now."""
+        self._lose()
+        self._is_closed.set()
+
+    def _lose(self) -> None:
         """Does what `_ttrpc_threads.Connection._lose` does."""
         self.is_lost = True
         self.pool.close()

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from stn_server.config import ConfigError
 from stn_server.events import Events
 from stn_server.tuning import LOOK_S
 
@@ -62,7 +61,7 @@ class Reloaded(Generic[T]):
         self._read = state  # first: what changes meanwhile is seen the next time
         try:
             self._value = self._load()
-        except (ConfigError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever is in a file, others are looked after
             self._tell("rejected", str(error))
         else:
             self._tell("accepted")
