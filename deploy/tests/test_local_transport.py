@@ -55,7 +55,7 @@ def run(engine, folder, files):
     volumes += [f"{ROOT}/client/src:{CLIENT}:ro", f"{ROOT}/deploy/tests/local_client.py:{CHECK}:ro"]
 
     def run(*arguments, user=trainer["user"], groups=tuple(trainer["group_add"])):
-        return engine.containers.run(
+        container = engine.containers.run(
             IMAGE,
             list(arguments),
             entrypoint=["python"],
@@ -67,8 +67,16 @@ def run(engine, folder, files):
             read_only=True,
             cap_drop=trainer["cap_drop"],
             security_opt=trainer["security_opt"],
-            remove=True,
+            detach=True,
         )
+        try:  # not by `remove`, which may take away what was printed before it is read
+            status = container.wait()["StatusCode"]
+            if status != 0:
+                errors = container.logs(stdout=False, stderr=True)
+                raise ContainerError(container, status, arguments, IMAGE, errors)
+            return container.logs(stdout=True, stderr=False)
+        finally:
+            container.remove()
 
     return run
 
