@@ -1,4 +1,4 @@
-"""Memory for results: the caller's, or new."""
+"""Results: what they are like, and how they come to where a caller wants them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,31 +15,9 @@ from stn_engine.problem import (
     Problem,
     WarpGradientsProblem,
     WarpProblem,
-    memory_format,
 )
-from stn_engine.spec import Interpolation
 
 R = TypeVar("R", Tensor, Gradients)
-
-
-def outputs_of(problems: Sequence[WarpProblem], out: Sequence[Tensor] | None) -> list[Tensor]:
-    """Memory for V of each problem, which a kernel fills."""
-    return [_output_of(problem) for problem in problems] if out is None else list(out)
-
-
-def gradients_of(
-    problems: Sequence[WarpGradientsProblem], out: Sequence[Gradients] | None
-) -> list[Gradients]:
-    """Memory for the gradients that are needed; zeros where the kernels have nothing to add."""
-    new = [_gradients_of(problem) for problem in problems] if out is None else list(out)
-    for problem, gradients in zip(problems, new, strict=True):
-        empty = 0 in problem.warp.output_shape
-        flat = empty or problem.warp.spec.interpolation == Interpolation.NEAREST
-        if empty and gradients.feature_map is not None:
-            gradients.feature_map.zero_()
-        if flat and gradients.transform is not None:
-            gradients.transform.zero_()
-    return new
 
 
 def delivered(results: list[R], out: Sequence[R] | None) -> list[R]:
@@ -55,31 +33,6 @@ def delivered(results: list[R], out: Sequence[R] | None) -> list[R]:
 
 def _parts(result: Tensor | Gradients) -> tuple[Tensor | None, ...]:
     return (result,) if isinstance(result, Tensor) else (result.feature_map, result.transform)
-
-
-def _output_of(problem: WarpProblem) -> Tensor:
-    return _memory(problem.feature_map, problem.output_shape)
-
-
-def _gradients_of(problem: WarpGradientsProblem) -> Gradients:
-    feature_map, parameters = problem.warp.feature_map, problem.warp.transform.parameters
-    grad_feature_map = (
-        _memory(feature_map, feature_map.shape) if "feature_map" in problem.needs else None
-    )
-    grad_transform = (
-        parameters.new_empty(parameters.shape) if "transform" in problem.needs else None
-    )
-    return Gradients(grad_feature_map, grad_transform)
-
-
-def _memory(feature_map: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """New memory for a map like ``feature_map``."""
-    order = memory_format(feature_map)
-    if order == torch.contiguous_format:
-        return feature_map.new_empty(shape)
-    return torch.empty(
-        shape, dtype=feature_map.dtype, device=feature_map.device, memory_format=order
-    )
 
 
 def call_on(problem: Problem, device: torch.device) -> Call:
