@@ -102,12 +102,12 @@ def reply_of(data: bytes | None) -> bytes:
         CallError: The call ended with a status.
         ConnectionLostError: There is no such thing in it.
     """
-    try:
-        response = Response.FromString(b"" if data is None else data)
-    except DecodeError as error:
-        raise ConnectionLostError from error
     if data is None:
         raise ConnectionLostError
+    try:
+        response = Response.FromString(data)
+    except DecodeError as error:
+        raise ConnectionLostError from error
     if response.status.code:
         raise CallError(response.status)
     reply: bytes = response.payload
