@@ -5,12 +5,11 @@ from importlib.metadata import entry_points, version
 
 import numpy as np
 import pytest
-from google.protobuf.text_format import Parse
 from PIL import Image
 
+from stn_client import Client, ServerInfo
 from stn_client.cli import main
 from stn_client.cli._geometry import pixel_theta
-from stn_proto.v1.server_info_pb2 import GetServerInfoReply
 
 ABSENT = ("--target=127.0.0.1:1", "--timeout=0.2")
 """Port 1 is privileged and unused."""
@@ -88,11 +87,21 @@ def test_cli_is_the_installed_command():
 
 
 def test_cli_info_prints_what_the_server_says(local_server, capsys):
-    """The text can be read back as the message."""
+    """For people names and values, with parts further in; for programs all of it as JSON."""
+    with Client(local_server.target) as client:
+        limit = client.server_info().limits.max_message_bytes
     assert main([f"--target={local_server.target}", "info"]) == 0
-    info = Parse(capsys.readouterr().out, GetServerInfoReply())
-    assert info.ready
-    assert info.limits.max_message_bytes > 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "name: stn-server"
+    assert lines[lines.index("limits:") + 1] == f"  max_message_bytes: {limit}"
+    assert lines[lines.index("devices:") + 1] == "  name: cpu"
+    assert "  interpolations: nearest, bilinear, bicubic" in lines
+    assert main([f"--target={local_server.target}", "info", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["ready"] is True
+    assert told["limits"]["max_message_bytes"] == limit
+    assert told["capabilities"][1]["dimensions"] == 3
+    assert list(told) == list(ServerInfo.__dataclass_fields__)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])

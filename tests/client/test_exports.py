@@ -5,7 +5,7 @@ import inspect
 import subprocess
 import sys
 import typing
-from importlib.metadata import requires
+from importlib.metadata import requires, version
 
 import pytest
 
@@ -55,6 +55,12 @@ stn_client.nothing
     assert "AttributeError: module 'stn_client' has no attribute 'nothing'" in ran.stderr
 
 
+def test_version_is_that_of_the_distribution():
+    """It needs none of the names."""
+    program = "import sys, stn_client; print(stn_client.__version__, 'numpy' in sys.modules)"
+    assert run_python("-c", program).stdout.split() == [version("stn-client"), "False"]
+
+
 def named_in(hint):
     """The classes of this package in a type, at any depth."""
     if getattr(hint, "__module__", "").startswith("stn_client."):
@@ -74,7 +80,7 @@ def test_exports_are_all_that_signatures_name(kind):
     ]
     hints = [hint for method in methods for hint in typing.get_type_hints(method).values()]
     named = {cls.__name__ for hint in hints for cls in named_in(hint)}
-    assert {"Affine", "Gradients", "RetryPolicy", "WarpOptions", "GridOptions"} <= named
+    assert {"Affine", "Gradients", "RetryPolicy", "WarpCallOptions", "ServerInfo"} <= named
     assert named <= set(stn_client.__all__)
 
 

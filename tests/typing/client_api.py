@@ -14,18 +14,19 @@ from stn_client import (
     Affine,
     AsyncClient,
     Client,
+    ClientStatistics,
     Gradients,
     InvalidRequestError,
     OverloadedError,
     RetryPolicy,
     SamplingGrid,
+    ServerInfo,
     StnClientError,
     ThinPlateSpline,
     Tls,
     Transform,
 )
 from stn_client.geometry import TransformArguments, compose, from_remap, rotation_about
-from stn_proto.v1.server_info_pb2 import GetServerInfoReply
 
 u = np.zeros((1, 1, 2, 2))
 theta: Transform = Affine(np.eye(2, 3)[None])
@@ -46,7 +47,11 @@ def synchronous(client: Client) -> None:
     spline = ThinPlateSpline(u, control_points=[(0, 0), (1, 0), (0, 1)], regularization=0.5)
     assert_type(client.generate_grid(spline, (2, 2)), NDArray[Any])
     ThinPlateSpline(u, [(0, 0)])  # type: ignore[call-arg]
-    assert_type(client.server_info(), GetServerInfoReply)
+    assert_type(client.server_info(), ServerInfo)
+    assert_type(client.is_ready(timeout_s=0.5), bool)
+    client.wait_until_ready(None)
+    assert_type(client.stats, ClientStatistics)
+    client.warp(u, theta, timeout_s=None, metadata={"tenant": "a"}, request_id="r")
     with Client("a:1", timeout_s=None, retry=RetryPolicy(attempts=1)) as other:
         assert_type(other, Client)
 
@@ -59,7 +64,8 @@ async def asynchronous(client: AsyncClient) -> None:
     assert_type(output, NDArray[Any])
     assert_type(pullback, Callable[[ArrayLike], Awaitable[Gradients]])
     assert_type(await client.generate_grid(Affine(u), (2, 2)), NDArray[Any])
-    assert_type(await client.server_info(), GetServerInfoReply)
+    assert_type(await client.server_info(), ServerInfo)
+    assert_type(await client.is_ready(), bool)
     async with AsyncClient("a:1", tls=Tls(ca="ca.pem"), token="t") as other:
         assert_type(other, AsyncClient)
 
@@ -97,6 +103,9 @@ def refused(client: Client, gradients: Gradients) -> None:
     client.generate_grid(SamplingGrid(u), (2, 2))  # type: ignore[arg-type]
     client.generate_grid(Affine(u), (2, 2), padding="zeros")  # type: ignore[call-arg]
     gradients.transform = None  # type: ignore[misc]
+    client.warp(u, theta, timeout="1")  # type: ignore[call-arg]
+    client.warp(u, theta, metadata=[("a", "b")])  # type: ignore[arg-type]
+    client.server_info(padding="zeros")  # type: ignore[call-arg]
     Client("a:1", 3.0)  # type: ignore[call-arg]
     Client("a:1", tls=True)  # type: ignore[arg-type]
     stn_client.Klient  # type: ignore[attr-defined]  # noqa: B018

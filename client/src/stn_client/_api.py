@@ -15,8 +15,16 @@ from stn_client._errors import (
     TransportError,
     UnavailableError,
 )
-from stn_client._options import GridOptions, WarpOptions
+from stn_client._options import (
+    CallOptions,
+    GridCallOptions,
+    GridOptions,
+    WarpCallOptions,
+    WarpOptions,
+)
 from stn_client._retry import RetryPolicy
+from stn_client._server_info import Capabilities, Device, Limits, ServerInfo, ServerStatistics
+from stn_client._statistics import ClientStatistics
 from stn_client._transforms import (
     Affine,
     Attention,
@@ -36,13 +44,19 @@ __all__ = [
     "Affine",
     "AsyncClient",
     "Attention",
+    "CallOptions",
+    "Capabilities",
     "Client",
+    "ClientStatistics",
     "DeadlineExceededError",
+    "Device",
     "Flow",
     "Gradients",
+    "GridCallOptions",
     "GridOptions",
     "Homography",
     "InvalidRequestError",
+    "Limits",
     "OverloadedError",
     "ParametricTransform",
     "ProtocolMismatchError",
@@ -50,6 +64,8 @@ __all__ = [
     "Rotation",
     "SamplingGrid",
     "ServerFaultError",
+    "ServerInfo",
+    "ServerStatistics",
     "Similarity",
     "StnClientError",
     "ThinPlateSpline",
@@ -58,5 +74,6 @@ __all__ = [
     "Translation",
     "TransportError",
     "UnavailableError",
+    "WarpCallOptions",
     "WarpOptions",
 ]

@@ -12,10 +12,21 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 from numpy.typing import ArrayLike, NDArray
 
+from stn_client._checks import checked_metadata, checked_request_id, checked_timeout_s
 from stn_client._errors import ProtocolMismatchError, invalid
 from stn_client._layouts import warn_of_channels_last
-from stn_client._options import GridOptions, WarpOptions
+from stn_client._options import (
+    TIMEOUT_OF_CLIENT,
+    CallOptions,
+    GridCallOptions,
+    GridOptions,
+    WarpCallOptions,
+    WarpOptions,
+)
+from stn_client._retry import RetryPolicy
+from stn_client._server_info import ServerInfo, from_message
 from stn_client._transforms import ParametricTransform, Transform
+from stn_client._words import words_of
 from stn_proto import WireFormatError, get_tensor, join, put_tensor, split
 from stn_proto.codec import DTYPES
 from stn_proto.v1 import server_info_pb2, tensor_pb2, warp_pb2
@@ -58,6 +69,38 @@ class Gradients:
     transform: Array | None
 
 
+@dataclass(frozen=True, slots=True)
+class Conduct:
+    """How a call is made, whatever it computes."""
+
+    timeout_s: Any = TIMEOUT_OF_CLIENT
+    """None: no limit."""
+    metadata: tuple[tuple[str, str], ...] = ()
+    request_id: str | None = None
+    retry: RetryPolicy | None = None
+    """None: that of the client."""
+
+    @classmethod
+    def of(cls, options: CallOptions, retry: RetryPolicy | None = None) -> Conduct:
+        """What the options of a call say, checked.
+
+        Raises:
+            InvalidRequestError: A value breaks a rule.
+        """
+        if not (options.keys() & CallOptions.__annotations__.keys()):
+            return _USUAL if retry is None else cls(retry=retry)
+        given: Any = options.get("timeout_s", TIMEOUT_OF_CLIENT)
+        return cls(
+            given if given is TIMEOUT_OF_CLIENT else checked_timeout_s(given),
+            checked_metadata(options.get("metadata", {})),
+            checked_request_id(options.get("request_id")),
+            retry,
+        )
+
+
+_USUAL = Conduct()
+
+
 @dataclass(eq=False)
 class Call(Generic[T]):
     """One RPC, ready to be sent as often as needed."""
@@ -72,6 +115,7 @@ class Call(Generic[T]):
     results_bytes: tuple[int, ...] = ()
     """Bytes of each tensor of the reply, as far as the request tells; a server may see it
     otherwise."""
+    conduct: Conduct = _USUAL
 
     @cached_property
     def request(self) -> bytes:
@@ -83,7 +127,7 @@ def warp(
     feature_map: ArrayLike,
     transform: Transform,
     output_size: Sequence[int] | None,
-    options: WarpOptions,
+    options: WarpCallOptions,
 ) -> Call[Array]:
     """Makes the call of the method `Warp`."""
     payloads: Payloads = []
@@ -98,7 +142,7 @@ def warp(
         return get_tensor(reply.output, payloads, "output")
 
     sizes = [_output_bytes(request)]
-    return _call("Warp", request, payloads, warp_pb2.WarpReply, result, sizes)
+    return _call("Warp", request, payloads, warp_pb2.WarpReply, result, sizes, options)
 
 
 def warp_gradients(
@@ -106,7 +150,7 @@ def warp_gradients(
     feature_map: ArrayLike,
     transform: Transform,
     needs: Iterable[str],
-    options: WarpOptions,
+    options: WarpCallOptions,
 ) -> Call[Gradients]:
     """Makes the call of the method `WarpGradients`."""
     payloads: Payloads = []
@@ -133,11 +177,12 @@ def warp_gradients(
     sizes = [
         _size_bytes(tensor) for operand, tensor in operands.items() if operand in request.needs
     ]
-    return _call("WarpGradients", request, payloads, warp_pb2.WarpGradientsReply, result, sizes)
+    reply_kind = warp_pb2.WarpGradientsReply
+    return _call("WarpGradients", request, payloads, reply_kind, result, sizes, options)
 
 
 def generate_grid(
-    transform: ParametricTransform, output_size: Sequence[int], options: GridOptions
+    transform: ParametricTransform, output_size: Sequence[int], options: GridCallOptions
 ) -> Call[Array]:
     """Makes the call of the method `GenerateGrid`."""
     payloads: Payloads = []
@@ -153,11 +198,12 @@ def generate_grid(
     parameters, target = _parameters(request.transform), request.output_size
     points = math.prod((*parameters.shape[:1], *target, len(target)))
     sizes = [points * DTYPES[parameters.data_type].itemsize]
-    return _call("GenerateGrid", request, payloads, warp_pb2.GenerateGridReply, result, sizes)
+    reply_kind = warp_pb2.GenerateGridReply
+    return _call("GenerateGrid", request, payloads, reply_kind, result, sizes, options)
 
 
 def generate_grid_gradients(
-    grad_grid: ArrayLike, transform: ParametricTransform, options: GridOptions
+    grad_grid: ArrayLike, transform: ParametricTransform, options: GridCallOptions
 ) -> Call[Array]:
     """Makes the call of the method `GenerateGridGradients`."""
     payloads: Payloads = []
@@ -172,14 +218,19 @@ def generate_grid_gradients(
 
     reply_kind = warp_pb2.GenerateGridGradientsReply
     sizes = [_size_bytes(_parameters(request.transform))]
-    return _call("GenerateGridGradients", request, payloads, reply_kind, result, sizes)
+    return _call("GenerateGridGradients", request, payloads, reply_kind, result, sizes, options)
 
 
-def server_info() -> Call[server_info_pb2.GetServerInfoReply]:
+def server_info(options: CallOptions, retry: RetryPolicy | None = None) -> Call[ServerInfo]:
     """Makes the call of the method `GetServerInfo`."""
+    reject_unknown(options, CallOptions.__annotations__)
     request = server_info_pb2.GetServerInfoRequest()
-    kind = server_info_pb2.GetServerInfoReply
-    return _call("GetServerInfo", request, [], kind, lambda reply, _payloads: reply)
+    reply_kind = server_info_pb2.GetServerInfoReply
+
+    def result(reply: server_info_pb2.GetServerInfoReply, _payloads: Payloads) -> ServerInfo:
+        return from_message(ServerInfo, reply)
+
+    return _call("GetServerInfo", request, [], reply_kind, result, (), options, retry)
 
 
 def check_options(options: WarpOptions, output_size: Sequence[int] | None) -> None:
@@ -189,6 +240,7 @@ def check_options(options: WarpOptions, output_size: Sequence[int] | None) -> No
         TypeError: There is no such option.
         InvalidRequestError: A value breaks a rule.
     """
+    reject_unknown(options, WarpOptions.__annotations__)
     _spec(options)
     _layout(options)
     if output_size is not None:
@@ -201,7 +253,9 @@ def _call(
     payloads: Payloads,
     reply_kind: type[M],
     result: Callable[[M, Payloads], T],
-    results_bytes: Iterable[int] = (),
+    results_bytes: Iterable[int],
+    options: CallOptions,
+    retry: RetryPolicy | None = None,
 ) -> Call[T]:
     def parse(message: bytes, places: Places = ()) -> T:
         try:
@@ -212,7 +266,8 @@ def _call(
         except (WireFormatError, DecodeError) as error:
             raise ProtocolMismatchError(f"{method}: expected its reply, got {error}.") from error
 
-    return Call(METHOD_PREFIX + method, request, payloads, parse, tuple(results_bytes))
+    conduct = Conduct.of(options, retry)
+    return Call(METHOD_PREFIX + method, request, payloads, parse, tuple(results_bytes), conduct)
 
 
 def tensors_of(message: Message) -> Iterator[tensor_pb2.Tensor]:
@@ -325,7 +380,7 @@ def _real(field: str, array: Array) -> Array:
 
 
 def _spec(options: WarpOptions) -> warp_pb2.WarpSpec:
-    reject_unknown(options, WarpOptions.__annotations__)
+    reject_unknown(options, WarpCallOptions.__annotations__)
     return warp_pb2.WarpSpec(
         interpolation=_enum(
             warp_pb2.Interpolation, "interpolation", options.get("interpolation", "bilinear")
@@ -340,7 +395,7 @@ def _spec(options: WarpOptions) -> warp_pb2.WarpSpec:
 
 def _grid_fields(options: GridOptions, *, check: bool = True) -> dict[str, Any]:
     if check:
-        reject_unknown(options, GridOptions.__annotations__)
+        reject_unknown(options, GridCallOptions.__annotations__)
     coordinates = options.get("coordinates", "normalized")
     return {
         "coordinates": _enum(warp_pb2.Coordinates, "coordinates", coordinates),
@@ -389,11 +444,8 @@ def reject_unknown(options: Iterable[str], known: Iterable[str]) -> None:
 
 def _enum(kind: Any, option: str, name: str) -> Any:
     """The number of `name` in a wire enumeration: "zeros" is PADDING_ZEROS."""
-    prefix = kind.Name(0).removesuffix("UNSPECIFIED")
-    names = {key.removeprefix(prefix).lower(): number for key, number in kind.items() if number}
-    if kind is tensor_pb2.Layout:
-        names = {key.upper(): number for key, number in names.items()}
-    return _choice(option, name, names)
+    numbers = {word: number for number, word in words_of(kind.DESCRIPTOR).items()}
+    return _choice(option, name, numbers)
 
 
 def _choice(option: str, name: str, numbers: dict[str, T]) -> T:

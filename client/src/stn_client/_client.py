@@ -13,10 +13,18 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from stn_client import _calls
 from stn_client._calls import Array, Call, Gradients, Places
-from stn_client._connection import BaseClient, Progress, open_channel
+from stn_client._connection import (
+    NOT_READY,
+    ONCE,
+    BaseClient,
+    Progress,
+    ReadyWait,
+    open_channel,
+)
 from stn_client._credentials import Metadata
-from stn_client._options import GridOptions, WarpOptions
+from stn_client._options import CallOptions, GridCallOptions, WarpCallOptions, takes_options
 from stn_client._placing import MIN_PLACED_BYTES, place
+from stn_client._server_info import ServerInfo
 from stn_client._transforms import ParametricTransform, Transform
 from stn_client._ttrpc import (
     FAILURES,
@@ -30,7 +38,6 @@ from stn_client._ttrpc import (
 )
 from stn_client._ttrpc_threads import Connection
 from stn_client._turns import Turns
-from stn_proto.v1.server_info_pb2 import GetServerInfoReply
 
 T = TypeVar("T")
 
@@ -88,12 +95,13 @@ class Client(BaseClient):
         if self._local is not None:
             self._local.abandon()
 
+    @takes_options(WarpCallOptions)
     def warp(
         self,
         feature_map: ArrayLike,
         transform: Transform,
         output_size: Sequence[int] | None = None,
-        **options: Unpack[WarpOptions],
+        **options: Unpack[WarpCallOptions],
     ) -> Array:
         """Samples a feature map where a transform says (equation 1 of the paper).
 
@@ -122,6 +130,11 @@ class Client(BaseClient):
                             or False
             layout          order of the axes of the feature map, the output and their gradients:
                             "NCHW" (default), (N, C, [D,] H, W), or "NHWC", (N, [D,] H, W, C)
+            timeout_s       for this call with all its retries, in seconds; None: no limit; default:
+                            that of the client
+            metadata        names and texts that are sent along, for what is between client and
+                            server, such as a proxy or a tracer; default none
+            request_id      what errors and the server's log call this call; default None: random
 
         Raises:
             InvalidRequestError: An argument breaks a rule; `violations` names it.
@@ -129,6 +142,7 @@ class Client(BaseClient):
         """
         return self._run(_calls.warp(feature_map, transform, output_size, options))
 
+    @takes_options(WarpCallOptions)
     def warp_gradients(
         self,
         grad_output: ArrayLike,
@@ -136,7 +150,7 @@ class Client(BaseClient):
         transform: Transform,
         *,
         needs: Sequence[str] = ("feature_map", "transform"),
-        **options: Unpack[WarpOptions],
+        **options: Unpack[WarpCallOptions],
     ) -> Gradients:
         """The exact gradients of a loss to the operands of `warp`.
 
@@ -157,12 +171,13 @@ class Client(BaseClient):
         call = _calls.warp_gradients(grad_output, feature_map, transform, needs, options)
         return self._run(call)
 
+    @takes_options(WarpCallOptions)
     def vjp(
         self,
         feature_map: ArrayLike,
         transform: Transform,
         output_size: Sequence[int] | None = None,
-        **options: Unpack[WarpOptions],
+        **options: Unpack[WarpCallOptions],
     ) -> tuple[Array, Callable[[ArrayLike], Gradients]]:
         """A warp and its pullback: the function from grad_output to gradients.
 
@@ -176,11 +191,12 @@ class Client(BaseClient):
 
         return self.warp(shared, transform, output_size, **options), pullback
 
+    @takes_options(GridCallOptions)
     def generate_grid(
         self,
         transform: ParametricTransform,
         output_size: Sequence[int],
-        **options: Unpack[GridOptions],
+        **options: Unpack[GridCallOptions],
     ) -> Array:
         """The sampling grid of a transform (equation 5).
 
@@ -190,7 +206,8 @@ class Client(BaseClient):
         Args:
             transform: Target to source.
             output_size: ([D',] H', W').
-            options: `coordinates` and `align_corners`, as of `warp`.
+            options: `coordinates`, `align_corners`, `timeout_s`, `metadata` and `request_id`, as
+                of `warp`.
 
         Raises:
             InvalidRequestError: An argument breaks a rule; `violations` names it.
@@ -198,8 +215,12 @@ class Client(BaseClient):
         """
         return self._run(_calls.generate_grid(transform, output_size, options))
 
+    @takes_options(GridCallOptions)
     def generate_grid_gradients(
-        self, grad_grid: ArrayLike, transform: ParametricTransform, **options: Unpack[GridOptions]
+        self,
+        grad_grid: ArrayLike,
+        transform: ParametricTransform,
+        **options: Unpack[GridCallOptions],
     ) -> Array:
         """The gradient of a loss to the parameters of a transform (equations 6 and 7).
 
@@ -229,9 +250,43 @@ class Client(BaseClient):
             return array
         return np.ndarray(array.shape, array.dtype, buffer=memory.data)
 
-    def server_info(self) -> GetServerInfoReply:
-        """What the server is, offers, allows, and has done so far."""
-        return self._run(_calls.server_info())
+    @takes_options(CallOptions)
+    def server_info(self, **options: Unpack[CallOptions]) -> ServerInfo:
+        """What the server is, offers, allows, and has done so far.
+
+        Args:
+            options: `timeout_s`, `metadata` and `request_id`, as of `warp`.
+        """
+        return self._run(_calls.server_info(options))
+
+    def is_ready(self, *, timeout_s: float | None = 1.0) -> bool:
+        """Whether a server answers within some time, and takes calls; it is asked once.
+
+        Raises:
+            InvalidRequestError: The timeout is no duration above 0.
+            StnClientError: A server is there, and fails or refuses in another way than by having no
+                time or room, such as for a token that it does not know.
+        """
+        call = _calls.server_info({"timeout_s": timeout_s}, ONCE)
+        try:
+            return self._run(call).ready
+        except NOT_READY:
+            return False
+
+    def wait_until_ready(self, timeout_s: float | None = 60.0) -> None:
+        """Returns as soon as a server answers and takes calls, whatever the retry policy.
+
+        Args:
+            timeout_s: How long to wait, in seconds; None: without limit.
+
+        Raises:
+            UnavailableError: No server was there until then.
+            DeadlineExceededError: One was there, and not ready until then.
+            StnClientError: As of `is_ready`.
+        """
+        wait = ReadyWait(timeout_s)
+        while not self._run(wait.inquiry()).ready:
+            time.sleep(wait.pause_s())
 
     def close(self) -> None:
         """Ends the connection; calls under way fail with TransportError."""
@@ -250,7 +305,7 @@ class Client(BaseClient):
 
     def _run(self, call: Call[T]) -> T:
         """Sends a call, again if the policy says so, and reads the reply."""
-        progress = self._progress()
+        progress = self._progress(call)
         turns = self._turns
         if not turns.take(progress.remaining_s()):
             raise progress.no_turn()
@@ -268,6 +323,7 @@ class Client(BaseClient):
                     progress.succeed()
                     return call.parse(reply, places)
         finally:
+            progress.end()
             turns.give_back()
 
     def _send(
@@ -292,6 +348,7 @@ class Client(BaseClient):
                 local.close()
                 self._discovery.lost()
             else:
+                progress.is_local = True
                 return reply, placed.places
         attempt["timeout"] = progress.remaining_s()
         return self._method(call.method)(call.request, **attempt), ()

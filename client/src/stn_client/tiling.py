@@ -20,10 +20,10 @@ from numpy.typing import ArrayLike, NDArray
 from stn_client._calls import check_options
 from stn_client._client import Client
 from stn_client._errors import InvalidRequestError
-from stn_client._options import WarpOptions
+from stn_client._options import WarpOptions, takes_options
+from stn_client._server_info import Limits
 from stn_client._transforms import Affine, Homography, ThinPlateSpline
 from stn_client._units import Scaling, Unit, from_pixels, to_pixels, unit_of
-from stn_proto.v1.server_info_pb2 import Limits
 
 Array = NDArray[Any]
 Size = tuple[int, ...]
@@ -45,6 +45,7 @@ _FAR_PX = 2.0**31
 """Beyond this, a coordinate says nothing about its place in a period of the reflection."""
 
 
+@takes_options(WarpOptions)
 def warp(
     client: Client,
     feature_map: ArrayLike,

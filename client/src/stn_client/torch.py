@@ -27,7 +27,7 @@ from stn_client._calls import check_options, reject_unknown
 from stn_client._client import Client
 from stn_client._connection import CLIENTS, register
 from stn_client._errors import invalid
-from stn_client._options import WarpOptions
+from stn_client._options import WarpOptions, takes_options
 from stn_client._transforms import (
     Affine,
     Flow,
@@ -65,6 +65,7 @@ _OPERANDS = ("feature_map", "transform")
 _LOCALLY = "stn_engine.warp, in this process, has derivatives of any order in both modes."
 
 
+@takes_options(WarpOptions)
 def warp(
     client: Client,
     feature_map: Tensor,
@@ -121,6 +122,7 @@ class SpatialTransformer(nn.Module):
     Source: Jaderberg et al., Spatial Transformer Networks, 2015, figure 2.
     """
 
+    @takes_options(WarpOptions)
     def __init__(
         self,
         localization: nn.Module,

@@ -13,13 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
-from google.protobuf.text_format import MessageToString
-
 from stn_client._client import Client
 from stn_client._credentials import Tls
 from stn_client._errors import StnClientError
 from stn_client._retry import RetryPolicy
-from stn_client.cli import _containers, _pictures
+from stn_client.cli import _containers, _info, _pictures
 from stn_client.cli._images import ImageError
 from stn_client.cli._report import report
 
@@ -96,11 +94,6 @@ def _token(path: Path | None) -> str | None:
         raise ValueError(f"token-file: expected a readable text file, got {error}.") from error
 
 
-def _info(client: Client, _options: argparse.Namespace) -> int:
-    print(MessageToString(client.server_info()), end="")  # noqa: T201
-    return 0
-
-
 class _Parser(argparse.ArgumentParser):
     """Tells what is wrong in one line, as everything else does."""
 
@@ -153,10 +146,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     _containers.add_commands(commands)
-    info = commands.add_parser(
-        "info", help="what the server is, offers, allows and has done", allow_abbrev=False
-    )
-    info.set_defaults(run=_info)
-
+    _info.add_command(commands)
     _pictures.add_commands(commands)
     return parser

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from stn_client import tiling
 from stn_client._client import Client
+from stn_client._server_info import Limits
 from stn_client._transforms import Affine, ThinPlateSpline
 from stn_client.cli import _images
 from stn_client.cli._files import job_of, jobs_of, run_jobs
 from stn_client.cli._geometry import pixel_theta, read_spline
 from stn_client.registration import align
-from stn_proto.v1.server_info_pb2 import Limits
 
 _DEFAULT_JOBS = 4
 

@@ -1,0 +1,20 @@
+"""The words that users have for the enumerations of the contract."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import MappingProxyType
+from typing import Any
+
+from google.protobuf.descriptor import EnumDescriptor
+
+
+@cache
+def words_of(enumeration: EnumDescriptor) -> MappingProxyType[int, str]:
+    """The word for every number but 0: PADDING_ZEROS is "zeros", and LAYOUT_NHWC is "NHWC"."""
+    values: Any = enumeration.values_by_number
+    prefix = values[0].name.removesuffix("UNSPECIFIED")
+    names = {number: value.name.removeprefix(prefix) for number, value in values.items() if number}
+    if enumeration.name != "Layout":
+        names = {number: name.lower() for number, name in names.items()}
+    return MappingProxyType(names)
