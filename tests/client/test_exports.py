@@ -17,6 +17,7 @@ PUBLIC_MODULES = (
     "stn_client",
     "stn_client.cli",
     "stn_client.geometry",
+    "stn_client.testing",
     "stn_client.torch",
     "stn_proto",
 )
@@ -95,7 +96,14 @@ def test_exports_have_every_error():
 
 
 @pytest.mark.parametrize(
-    "module", ["stn_client", "stn_client.cli", "stn_client.geometry", "stn_client.local"]
+    "module",
+    [
+        "stn_client",
+        "stn_client.cli",
+        "stn_client.geometry",
+        "stn_client.local",
+        "stn_client.testing",
+    ],
 )
 def test_imports_are_light(module):
     """They import neither torch nor Pillow, nor the geometry of others, nor engine and server."""

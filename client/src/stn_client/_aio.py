@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Self, TypeVar, Unpack
+from dataclasses import replace
+from typing import Any, Self, TypeVar, Unpack, overload
 
 import grpc
 import grpc.aio
@@ -12,7 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from stn_client import _calls
-from stn_client._calls import Array, Call, Gradients, Places
+from stn_client._arrays import AnyArray, Array, M, operand
+from stn_client._calls import Call, Gradients, Places
 from stn_client._connection import (
     NOT_READY,
     ONCE,
@@ -83,22 +85,40 @@ class AsyncClient(BaseClient):
         for connection in self._connections.values():
             connection.abandon()
 
-    @takes_options(WarpCallOptions)
+    @overload
+    async def warp(
+        self,
+        feature_map: M,
+        transform: Transform,
+        output_size: Sequence[int] | None = None,
+        **options: Unpack[WarpCallOptions],
+    ) -> M: ...
+
+    @overload
     async def warp(
         self,
         feature_map: ArrayLike,
         transform: Transform,
         output_size: Sequence[int] | None = None,
         **options: Unpack[WarpCallOptions],
-    ) -> Array:
+    ) -> Array: ...
+
+    @takes_options(WarpCallOptions)
+    async def warp(
+        self,
+        feature_map: AnyArray,
+        transform: Transform,
+        output_size: Sequence[int] | None = None,
+        **options: Unpack[WarpCallOptions],
+    ) -> Any:
         """Does what `Client.warp` does, awaited."""
         return await self._run(_calls.warp(feature_map, transform, output_size, options))
 
     @takes_options(WarpCallOptions)
     async def warp_gradients(
         self,
-        grad_output: ArrayLike,
-        feature_map: ArrayLike,
+        grad_output: AnyArray,
+        feature_map: AnyArray,
         transform: Transform,
         *,
         needs: Sequence[str] = ("feature_map", "transform"),
@@ -108,18 +128,36 @@ class AsyncClient(BaseClient):
         call = _calls.warp_gradients(grad_output, feature_map, transform, needs, options)
         return await self._run(call)
 
-    @takes_options(WarpCallOptions)
+    @overload
+    async def vjp(
+        self,
+        feature_map: M,
+        transform: Transform,
+        output_size: Sequence[int] | None = None,
+        **options: Unpack[WarpCallOptions],
+    ) -> tuple[M, Callable[[AnyArray], Awaitable[Gradients]]]: ...
+
+    @overload
     async def vjp(
         self,
         feature_map: ArrayLike,
         transform: Transform,
         output_size: Sequence[int] | None = None,
         **options: Unpack[WarpCallOptions],
-    ) -> tuple[Array, Callable[[ArrayLike], Awaitable[Gradients]]]:
+    ) -> tuple[Array, Callable[[AnyArray], Awaitable[Gradients]]]: ...
+
+    @takes_options(WarpCallOptions)
+    async def vjp(
+        self,
+        feature_map: AnyArray,
+        transform: Transform,
+        output_size: Sequence[int] | None = None,
+        **options: Unpack[WarpCallOptions],
+    ) -> tuple[Any, Callable[[AnyArray], Awaitable[Gradients]]]:
         """Does what `Client.vjp` does, awaited; the pullback is awaited, too."""
         shared = await self._shared(feature_map)
 
-        def pullback(grad_output: ArrayLike) -> Awaitable[Gradients]:
+        def pullback(grad_output: AnyArray) -> Awaitable[Gradients]:
             return self.warp_gradients(grad_output, shared, transform, **options)
 
         return await self.warp(shared, transform, output_size, **options), pullback
@@ -137,7 +175,7 @@ class AsyncClient(BaseClient):
     @takes_options(GridCallOptions)
     async def generate_grid_gradients(
         self,
-        grad_grid: ArrayLike,
+        grad_grid: AnyArray,
         transform: ParametricTransform,
         **options: Unpack[GridCallOptions],
     ) -> Array:
@@ -214,15 +252,15 @@ class AsyncClient(BaseClient):
             progress.end()
             connection.turns.release()
 
-    async def _shared(self, feature_map: ArrayLike) -> ArrayLike:
+    async def _shared(self, feature_map: AnyArray) -> Any:
         """Does what `Client._shared` does."""
-        array = _calls.as_array("feature_map", feature_map)
+        given = operand("feature_map", feature_map)
         local = await self._connection().local_connection()
-        if array.nbytes < MIN_PLACED_BYTES or local is None:
-            return feature_map
-        copied = await self.empty(array.shape, array.dtype)
-        copied[...] = array
-        return copied
+        if given.array.nbytes < MIN_PLACED_BYTES or local is None:
+            return given
+        copied = await self.empty(given.array.shape, given.array.dtype)
+        copied[...] = given.array
+        return replace(given, array=copied)
 
     def _connection(self) -> _Connection:
         """The connection of the loop that runs."""

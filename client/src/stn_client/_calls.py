@@ -6,15 +6,22 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, Generic, NamedTuple, TypeVar, cast, get_args
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from stn_client._arrays import AnyArray, Array, Operand, as_array, operand
 from stn_client._checks import checked_metadata, checked_request_id, checked_timeout_s
 from stn_client._errors import ProtocolMismatchError, invalid
-from stn_client._layouts import warn_of_channels_last
+from stn_client._layouts import (
+    LAYOUTS,
+    layout_of,
+    warn_of_channels_last,
+    with_batch,
+    without_batch,
+)
 from stn_client._options import (
     TIMEOUT_OF_CLIENT,
     CallOptions,
@@ -25,7 +32,15 @@ from stn_client._options import (
 )
 from stn_client._retry import RetryPolicy
 from stn_client._server_info import ServerInfo, from_message
-from stn_client._transforms import ParametricTransform, Transform
+from stn_client._transforms import (
+    Affine,
+    Flow,
+    Homography,
+    ParametricTransform,
+    SamplingGrid,
+    ThinPlateSpline,
+    Transform,
+)
 from stn_client._words import words_of
 from stn_proto import WireFormatError, get_tensor, join, put_tensor, split
 from stn_proto.codec import DTYPES
@@ -33,7 +48,6 @@ from stn_proto.v1 import server_info_pb2, tensor_pb2, warp_pb2
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
-Array = NDArray[Any]
 Payloads = list[memoryview]
 Places = Sequence[NDArray[np.uint8] | None]
 
@@ -101,6 +115,13 @@ class Conduct:
 _USUAL = Conduct()
 
 
+class Result(NamedTuple):
+    """A tensor of a reply."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
 @dataclass(eq=False)
 class Call(Generic[T]):
     """One RPC, ready to be sent as often as needed."""
@@ -112,10 +133,14 @@ class Call(Generic[T]):
     payloads: Payloads
     parse: Callable[[bytes, Places], T]
     """Serialized reply, and the places that the request names for its tensors -> result."""
-    results_bytes: tuple[int, ...] = ()
-    """Bytes of each tensor of the reply, as far as the request tells; a server may see it
-    otherwise."""
+    results: tuple[Result, ...] = ()
+    """The tensors of the reply, as far as the request tells; a server may see it otherwise."""
     conduct: Conduct = _USUAL
+
+    @cached_property
+    def results_bytes(self) -> tuple[int, ...]:
+        """Bytes of each tensor of the reply."""
+        return tuple(math.prod(one.shape) * one.dtype.itemsize for one in self.results)
 
     @cached_property
     def request(self) -> bytes:
@@ -124,61 +149,70 @@ class Call(Generic[T]):
 
 
 def warp(
-    feature_map: ArrayLike,
+    feature_map: AnyArray,
     transform: Transform,
     output_size: Sequence[int] | None,
     options: WarpCallOptions,
 ) -> Call[Array]:
     """Makes the call of the method `Warp`."""
     payloads: Payloads = []
+    given = operand("feature_map", feature_map)
+    layout = layout_of(options.get("layout"), given.layout)
     request = warp_pb2.WarpRequest(
-        feature_map=_put_map("feature_map", feature_map, payloads, options),
-        transform=_transform(transform, payloads),
+        feature_map=_put_map("feature_map", given, payloads, layout),
+        transform=_transform(transform, payloads, layout)[0],
         output_size=None if output_size is None else _size(output_size),
         spec=_spec(options),
     )
 
     def result(reply: warp_pb2.WarpReply, payloads: Payloads) -> Array:
-        return get_tensor(reply.output, payloads, "output")
+        output = get_tensor(reply.output, payloads, "output")
+        return cast("Array", given.like(without_batch(output, layout)))
 
-    sizes = [_output_bytes(request)]
-    return _call("Warp", request, payloads, warp_pb2.WarpReply, result, sizes, options)
+    results = [_output(request)]
+    return _call("Warp", request, payloads, warp_pb2.WarpReply, result, results, options)
 
 
 def warp_gradients(
-    grad_output: ArrayLike,
-    feature_map: ArrayLike,
+    grad_output: AnyArray,
+    feature_map: AnyArray,
     transform: Transform,
     needs: Iterable[str],
     options: WarpCallOptions,
 ) -> Call[Gradients]:
     """Makes the call of the method `WarpGradients`."""
     payloads: Payloads = []
+    given = operand("feature_map", feature_map)
+    layout = layout_of(options.get("layout"), given.layout)
+    incoming = operand("grad_output", grad_output)
+    grad_output_tensor = _put_map("grad_output", incoming, payloads, layout)
+    feature_map_tensor = _put_map("feature_map", given, payloads, layout)
+    parameters, parameters_like = _transform(transform, payloads, layout)
     request = warp_pb2.WarpGradientsRequest(
-        grad_output=_put_map("grad_output", grad_output, payloads, options),
-        feature_map=_put_map("feature_map", feature_map, payloads, options),
-        transform=_transform(transform, payloads),
+        grad_output=grad_output_tensor,
+        feature_map=feature_map_tensor,
+        transform=parameters,
         spec=_spec(options),
         needs=_needs(needs),
     )
 
     def result(reply: warp_pb2.WarpGradientsReply, payloads: Payloads) -> Gradients:
-        return Gradients(
-            *(
-                get_tensor(getattr(reply, name), payloads, name) if reply.HasField(name) else None
-                for name in ("grad_feature_map", "grad_transform")
-            )
-        )
+        gradients: list[Array | None] = [None, None]
+        if reply.HasField("grad_feature_map"):
+            gradient = get_tensor(reply.grad_feature_map, payloads, "grad_feature_map")
+            gradients[0] = given.like(without_batch(gradient, layout))
+        if reply.HasField("grad_transform"):
+            gradient = get_tensor(reply.grad_transform, payloads, "grad_transform")
+            gradients[1] = parameters_like(gradient)
+        return Gradients(*gradients)
 
     operands = {
         warp_pb2.OPERAND_FEATURE_MAP: request.feature_map,
         warp_pb2.OPERAND_TRANSFORM: _parameters(request.transform),
     }
-    sizes = [
-        _size_bytes(tensor) for operand, tensor in operands.items() if operand in request.needs
-    ]
+    results = [_like(tensor) for operand, tensor in operands.items() if operand in request.needs]
     reply_kind = warp_pb2.WarpGradientsReply
-    return _call("WarpGradients", request, payloads, reply_kind, result, sizes, options)
+    return _call("WarpGradients", request, payloads, reply_kind, result, results, options)
 
 
 def generate_grid(
@@ -187,38 +221,42 @@ def generate_grid(
     """Makes the call of the method `GenerateGrid`."""
     payloads: Payloads = []
     request = warp_pb2.GenerateGridRequest(
-        transform=_transform(transform, payloads),
+        transform=_transform(transform, payloads)[0],
         output_size=_size(output_size),
         **_grid_fields(options),
     )
 
     def result(reply: warp_pb2.GenerateGridReply, payloads: Payloads) -> Array:
-        return get_tensor(reply.grid, payloads, "grid")
+        grid = get_tensor(reply.grid, payloads, "grid")
+        return cast("Array", operand("transform", transform.parameters).like(grid))
 
     parameters, target = _parameters(request.transform), request.output_size
-    points = math.prod((*parameters.shape[:1], *target, len(target)))
-    sizes = [points * DTYPES[parameters.data_type].itemsize]
+    shape = (*parameters.shape[:1], *target, len(target))
+    results = [Result(shape, DTYPES[parameters.data_type])]
     reply_kind = warp_pb2.GenerateGridReply
-    return _call("GenerateGrid", request, payloads, reply_kind, result, sizes, options)
+    return _call("GenerateGrid", request, payloads, reply_kind, result, results, options)
 
 
 def generate_grid_gradients(
-    grad_grid: ArrayLike, transform: ParametricTransform, options: GridCallOptions
+    grad_grid: AnyArray, transform: ParametricTransform, options: GridCallOptions
 ) -> Call[Array]:
     """Makes the call of the method `GenerateGridGradients`."""
     payloads: Payloads = []
+    grad_grid_tensor = _put("grad_grid", as_array("grad_grid", grad_grid), payloads)
+    of_transform, like = _transform(transform, payloads)
     request = warp_pb2.GenerateGridGradientsRequest(
-        grad_grid=_put("grad_grid", grad_grid, payloads),
-        transform=_transform(transform, payloads),
+        grad_grid=grad_grid_tensor,
+        transform=of_transform,
         **_grid_fields(options),
     )
 
     def result(reply: warp_pb2.GenerateGridGradientsReply, payloads: Payloads) -> Array:
-        return get_tensor(reply.grad_transform, payloads, "grad_transform")
+        gradient = get_tensor(reply.grad_transform, payloads, "grad_transform")
+        return cast("Array", like(gradient))
 
     reply_kind = warp_pb2.GenerateGridGradientsReply
-    sizes = [_size_bytes(_parameters(request.transform))]
-    return _call("GenerateGridGradients", request, payloads, reply_kind, result, sizes, options)
+    results = [_like(_parameters(request.transform))]
+    return _call("GenerateGridGradients", request, payloads, reply_kind, result, results, options)
 
 
 def server_info(options: CallOptions, retry: RetryPolicy | None = None) -> Call[ServerInfo]:
@@ -242,7 +280,7 @@ def check_options(options: WarpOptions, output_size: Sequence[int] | None) -> No
     """
     reject_unknown(options, WarpOptions.__annotations__)
     _spec(options)
-    _layout(options)
+    layout_of(options.get("layout"), None)
     if output_size is not None:
         _size(output_size)
 
@@ -253,7 +291,7 @@ def _call(
     payloads: Payloads,
     reply_kind: type[M],
     result: Callable[[M, Payloads], T],
-    results_bytes: Iterable[int],
+    results: Iterable[Result],
     options: CallOptions,
     retry: RetryPolicy | None = None,
 ) -> Call[T]:
@@ -267,7 +305,7 @@ def _call(
             raise ProtocolMismatchError(f"{method}: expected its reply, got {error}.") from error
 
     conduct = Conduct.of(options, retry)
-    return Call(METHOD_PREFIX + method, request, payloads, parse, tuple(results_bytes), conduct)
+    return Call(METHOD_PREFIX + method, request, payloads, parse, tuple(results), conduct)
 
 
 def tensors_of(message: Message) -> Iterator[tensor_pb2.Tensor]:
@@ -289,8 +327,8 @@ def _take_up(reply: Message, received: Payloads, places: Places) -> None:
             tensor.payload = len(received) - 1
 
 
-def _size_bytes(tensor: tensor_pb2.Tensor) -> int:
-    return math.prod(tensor.shape) * DTYPES[tensor.data_type].itemsize
+def _like(tensor: tensor_pb2.Tensor) -> Result:
+    return Result(tuple(tensor.shape), DTYPES[tensor.data_type])
 
 
 def _parameters(transform: warp_pb2.Transform) -> tensor_pb2.Tensor:
@@ -300,8 +338,8 @@ def _parameters(transform: warp_pb2.Transform) -> tensor_pb2.Tensor:
     return parameters
 
 
-def _output_bytes(request: warp_pb2.WarpRequest) -> int:
-    """Counts the bytes of the output of a warp, if the server finds no fault with the request."""
+def _output(request: warp_pb2.WarpRequest) -> Result:
+    """The output of a warp, if the server finds no fault with the request."""
     feature_map, parameters = request.feature_map, _parameters(request.transform)
     batch, *others = feature_map.shape or (1,)
     if batch == 1 and parameters.shape:
@@ -310,59 +348,75 @@ def _output_bytes(request: warp_pb2.WarpRequest) -> int:
     source, channels = (others[:-1], others[-1:]) if is_last else (others[1:], others[:1])
     of_points = request.transform.WhichOneof("kind") in {"sampling_grid", "flow"}
     target = request.output_size or (parameters.shape[1:-1] if of_points else source)
-    return math.prod((batch, *channels, *target)) * DTYPES[feature_map.data_type].itemsize
+    shape = (batch, *target, *channels) if is_last else (batch, *channels, *target)
+    return Result(shape, DTYPES[feature_map.data_type])
 
 
 def _put(
     field: str,
-    array: ArrayLike,
+    array: Array,
     payloads: Payloads,
     layout: tensor_pb2.Layout = tensor_pb2.LAYOUT_UNSPECIFIED,
 ) -> tensor_pb2.Tensor:
     try:
-        return put_tensor(as_array(field, array), payloads, layout=layout)
+        return put_tensor(array, payloads, layout=layout)
     except WireFormatError as error:
         raise invalid(field, f"expected {error.expected}, got {error.actual}. Cast it.") from error
 
 
-def _put_map(
-    field: str, array: ArrayLike, payloads: Payloads, options: WarpOptions
-) -> tensor_pb2.Tensor:
-    layout = _layout(options)
-    if layout == tensor_pb2.LAYOUT_NCHW:
-        warn_of_channels_last(getattr(array, "shape", ()))
-    return _put(field, array, payloads, layout)
+def _put_map(field: str, given: Operand, payloads: Payloads, layout: str) -> tensor_pb2.Tensor:
+    if layout == "NCHW":
+        warn_of_channels_last(given.array.shape)
+    on_wire = _enum(tensor_pb2.Layout, "layout", LAYOUTS[layout].on_wire)
+    return _put(field, with_batch(field, given.array, layout), payloads, on_wire)
 
 
-def _layout(options: WarpOptions) -> tensor_pb2.Layout:
-    layout: tensor_pb2.Layout = _enum(tensor_pb2.Layout, "layout", options.get("layout", "NCHW"))
-    return layout
-
-
-def _transform(transform: Transform, payloads: Payloads) -> warp_pb2.Transform:
+def _transform(
+    transform: Transform, payloads: Payloads, layout: str = "NCHW"
+) -> tuple[warp_pb2.Transform, Callable[[Array], Any]]:
+    """A transform as it is sent, and what makes gradients by its parameters like these."""
     if type(transform) not in _KINDS:
         expected = " or ".join(kind.__name__ for kind in _KINDS)
         hint = " Unpack it: **transform." if isinstance(transform, Mapping) else ""
         raise invalid("transform", f"expected {expected}, got {type(transform).__name__}.{hint}")
     argument = fields(transform)[0].name
-    tensor = _put(argument, _real(argument, as_array(argument, transform.parameters)), payloads)
+    given = operand(argument, transform.parameters)
+    array = _real(argument, given.array)
+    batched = parameters_with_batch(transform, argument, array, layout)
+
+    def like(gradient: Array) -> Any:
+        return given.like(gradient.reshape(array.shape))
+
+    tensor = _put(argument, batched, payloads)
     settings = getattr(transform, "settings", {})
     message = warp_pb2.Transform()
     kind = getattr(message, _KINDS[type(transform)])
     kind.MergeFrom(type(kind)(**{argument: tensor}, **settings))
-    return message
+    return message, like
 
 
-def as_array(field: str, value: ArrayLike) -> Array:
-    """What an argument is for NumPy.
+def parameters_with_batch(
+    transform: Transform, argument: str, parameters: Array, layout: str
+) -> Array:
+    """Parameters with a batch axis, which those beside a map without one need not have.
 
     Raises:
-        InvalidRequestError: Nothing: a list of lists of different lengths, a tensor elsewhere.
+        InvalidRequestError: They are those of several maps, beside one.
     """
-    try:
-        return np.asarray(value)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise invalid(field, f"expected an array, got {type(value).__name__}: {error}") from error
+    if not LAYOUTS[layout].added:
+        return parameters
+    rank = 1
+    if isinstance(transform, Affine | Homography | ThinPlateSpline):
+        rank = 2
+    elif isinstance(transform, Flow | SamplingGrid):
+        rank = parameters.shape[-1] + 1 if parameters.ndim else 0
+    if parameters.ndim == rank:
+        return parameters[None]
+    if parameters.shape[:1] != (1,):
+        expected = f"expected those of one map (N = 1) beside layout {layout!r}"
+        advice = 'Give maps a batch axis: "NCHW" or "NHWC".'
+        raise invalid(argument, f"{expected}, got shape {parameters.shape}. {advice}")
+    return parameters
 
 
 def _real(field: str, array: Array) -> Array:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Self, TypeVar, Unpack
+from dataclasses import replace
+from typing import Any, Self, TypeVar, Unpack, overload
 
 import grpc
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from stn_client import _calls
-from stn_client._calls import Array, Call, Gradients, Places
+from stn_client._arrays import AnyArray, Array, M, operand
+from stn_client._calls import Call, Gradients, Places
 from stn_client._connection import (
     NOT_READY,
     ONCE,
@@ -45,7 +47,10 @@ T = TypeVar("T")
 class Client(BaseClient):
     """A connection to a spatial transformer service; NumPy in, NumPy out.
 
-    Results are read-only views into the reply, without a copy; `.copy()` makes one's own.
+    Results are read-only views into the reply, without a copy; `.copy()` makes one's own. Arrays of
+    torch, JAX, CuPy, and whatever else has the array API standard, DLPack or `__array_interface__`
+    are taken as well; results are of the type of the operand that they belong to, where its library
+    makes arrays of others, in memory of its own.
 
     Args:
         target: gRPC target of one server, "host:port" or "unix:/path", or of all replicas,
@@ -95,21 +100,42 @@ class Client(BaseClient):
         if self._local is not None:
             self._local.abandon()
 
-    @takes_options(WarpCallOptions)
+    @overload
+    def warp(
+        self,
+        feature_map: M,
+        transform: Transform,
+        output_size: Sequence[int] | None = None,
+        **options: Unpack[WarpCallOptions],
+    ) -> M: ...
+
+    @overload
     def warp(
         self,
         feature_map: ArrayLike,
         transform: Transform,
         output_size: Sequence[int] | None = None,
         **options: Unpack[WarpCallOptions],
-    ) -> Array:
+    ) -> Array: ...
+
+    @takes_options(WarpCallOptions)
+    def warp(
+        self,
+        feature_map: AnyArray,
+        transform: Transform,
+        output_size: Sequence[int] | None = None,
+        **options: Unpack[WarpCallOptions],
+    ) -> Any:
         """Samples a feature map where a transform says (equation 1 of the paper).
 
         Shapes:
             feature_map   (N, C, [D,] H, W)      float32 | float64 | float16 | bfloat16 | uint8
             returns       (N, C, [D',] H', W')   same dtype
 
-        Both have C last under the option layout="NHWC".
+        In another order, or without N and C, by the option `layout`.
+
+        Arrays may be of any library: the result is an array of the same one as the feature map, on
+        the same device. That of an image of Pillow is an image of its mode.
 
         Args:
             feature_map: Images or, with a transform in 3-D, volumes. N = 1 serves every transform.
@@ -129,7 +155,8 @@ class Client(BaseClient):
             deterministic   whether feature-map gradients must be bit-reproducible: True (default)
                             or False
             layout          order of the axes of the feature map, the output and their gradients:
-                            "NCHW" (default), (N, C, [D,] H, W), or "NHWC", (N, [D,] H, W, C)
+                            "NCHW" (default), (N, C, [D,] H, W); "NHWC", (N, [D,] H, W, C); of one
+                            map, whose parameters need no N either, "CHW", "HWC" or "HW"
             timeout_s       for this call with all its retries, in seconds; None: no limit; default:
                             that of the client
             metadata        names and texts that are sent along, for what is between client and
@@ -145,8 +172,8 @@ class Client(BaseClient):
     @takes_options(WarpCallOptions)
     def warp_gradients(
         self,
-        grad_output: ArrayLike,
-        feature_map: ArrayLike,
+        grad_output: AnyArray,
+        feature_map: AnyArray,
         transform: Transform,
         *,
         needs: Sequence[str] = ("feature_map", "transform"),
@@ -171,14 +198,32 @@ class Client(BaseClient):
         call = _calls.warp_gradients(grad_output, feature_map, transform, needs, options)
         return self._run(call)
 
-    @takes_options(WarpCallOptions)
+    @overload
+    def vjp(
+        self,
+        feature_map: M,
+        transform: Transform,
+        output_size: Sequence[int] | None = None,
+        **options: Unpack[WarpCallOptions],
+    ) -> tuple[M, Callable[[AnyArray], Gradients]]: ...
+
+    @overload
     def vjp(
         self,
         feature_map: ArrayLike,
         transform: Transform,
         output_size: Sequence[int] | None = None,
         **options: Unpack[WarpCallOptions],
-    ) -> tuple[Array, Callable[[ArrayLike], Gradients]]:
+    ) -> tuple[Array, Callable[[AnyArray], Gradients]]: ...
+
+    @takes_options(WarpCallOptions)
+    def vjp(
+        self,
+        feature_map: AnyArray,
+        transform: Transform,
+        output_size: Sequence[int] | None = None,
+        **options: Unpack[WarpCallOptions],
+    ) -> tuple[Any, Callable[[AnyArray], Gradients]]:
         """A warp and its pullback: the function from grad_output to gradients.
 
         Arguments and errors are those of `warp`. The pullback reads the operands again when it is
@@ -186,7 +231,7 @@ class Client(BaseClient):
         """
         shared = self._shared(feature_map)
 
-        def pullback(grad_output: ArrayLike) -> Gradients:
+        def pullback(grad_output: AnyArray) -> Gradients:
             return self.warp_gradients(grad_output, shared, transform, **options)
 
         return self.warp(shared, transform, output_size, **options), pullback
@@ -218,7 +263,7 @@ class Client(BaseClient):
     @takes_options(GridCallOptions)
     def generate_grid_gradients(
         self,
-        grad_grid: ArrayLike,
+        grad_grid: AnyArray,
         transform: ParametricTransform,
         **options: Unpack[GridCallOptions],
     ) -> Array:
@@ -353,14 +398,14 @@ class Client(BaseClient):
         attempt["timeout"] = progress.remaining_s()
         return self._method(call.method)(call.request, **attempt), ()
 
-    def _shared(self, feature_map: ArrayLike) -> ArrayLike:
+    def _shared(self, feature_map: AnyArray) -> Any:
         """A feature map that more than one call reads, copied to where no call copies it again."""
-        array = _calls.as_array("feature_map", feature_map)
-        if array.nbytes < MIN_PLACED_BYTES or self._local_connection() is None:
-            return feature_map
-        copied = self.empty(array.shape, array.dtype)
-        copied[...] = array
-        return copied
+        given = operand("feature_map", feature_map)
+        if given.array.nbytes < MIN_PLACED_BYTES or self._local_connection() is None:
+            return given
+        copied = self.empty(given.array.shape, given.array.dtype)
+        copied[...] = given.array
+        return replace(given, array=copied)
 
     def _local_connection(self, attempt: dict[str, Any] | None = None) -> Connection | None:
         """A connection by the local transport, if there is one or can be one."""

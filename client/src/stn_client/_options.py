@@ -32,9 +32,10 @@ class WarpOptions(GridOptions, total=False):
     """Derivative at integer coordinates; default "right", as PyTorch."""
     deterministic: bool
     """Whether feature-map gradients must be bit-reproducible; default True."""
-    layout: Literal["NCHW", "NHWC"]
+    layout: Literal["NCHW", "NHWC", "CHW", "HWC", "HW"]
     """Order of the axes of all maps of the call, given or returned: the feature map, the output and
-    the gradients to both. "NCHW" (default) is (N, C, [D,] H, W), "NHWC" is (N, [D,] H, W, C)."""
+    the gradients to both. "NCHW" (default) is (N, C, [D,] H, W), "NHWC" is (N, [D,] H, W, C); those
+    without N are one map each, and "HW" has one channel. That of an image of Pillow is its own."""
 
 
 class CallOptions(TypedDict, total=False):

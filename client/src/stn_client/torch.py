@@ -15,18 +15,18 @@ from numbers import Real
 from operator import index
 from typing import Any, NoReturn, Self, Unpack, get_args
 
-import ml_dtypes
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._functorch import autograd_function
 
 from stn_client._aio import AsyncClient
+from stn_client._arrays import numpy_to_torch, torch_to_numpy
 from stn_client._calls import check_options, reject_unknown
 from stn_client._client import Client
 from stn_client._connection import CLIENTS, register
 from stn_client._errors import invalid
+from stn_client._layouts import LAYOUTS
 from stn_client._options import WarpOptions, takes_options
 from stn_client._transforms import (
     Affine,
@@ -159,7 +159,8 @@ class SpatialTransformer(nn.Module):
         _check_tensor("feature_map", feature_map, "a torch.Tensor")
         parameters = self.localization(feature_map)
         _check_tensor("localization", parameters, "it to return a torch.Tensor")
-        matrix = self._shapes.get(feature_map.dim() - 2)
+        of = LAYOUTS.get(self._options.get("layout", "NCHW"), LAYOUTS["NCHW"])
+        matrix = self._shapes.get(feature_map.dim() - of.others)
         if matrix:
             rows, columns = matrix
             if parameters.shape[1:].numel() != rows * columns:
@@ -302,13 +303,14 @@ def _warp(
     **settings: Any,
 ) -> Tensor:
     """The kernel of `stn_client::warp`."""
-    output = _client_of(client).warp(
-        _to_numpy(feature_map, "feature_map"),
-        _transform(_to_numpy(parameters, "transform"), transform, numbers),
+    output: Any = _client_of(client).warp(
+        torch_to_numpy("feature_map", feature_map),
+        _transform(torch_to_numpy("transform", parameters), transform, numbers),
         None if output_size is None else tuple(output_size),
         **_given(settings),
     )
-    return _to_torch(output, feature_map)
+    made: Tensor = numpy_to_torch(output, feature_map)
+    return made
 
 
 def _warp_fake(
@@ -324,12 +326,12 @@ def _warp_fake(
 ) -> Tensor:
     """An output of the right shape, without values."""
     sizes = list(feature_map.shape)
-    first = 1 if layout == "NHWC" else 2
+    of = LAYOUTS[layout or "NCHW"]
     of_grid = KINDS[transform] in {SamplingGrid, Flow}
     given = list(parameters.shape[1:-1]) if output_size is None and of_grid else output_size
     if given is not None:
-        sizes[first : first + len(given)] = given
-    if feature_map.shape[0] == 1:
+        sizes[of.first : of.first + len(given)] = given
+    if not of.added and feature_map.shape[0] == 1:
         sizes[0] = parameters.shape[0]
     return feature_map.new_empty(sizes)
 
@@ -346,9 +348,9 @@ def _warp_gradients(
 ) -> tuple[Tensor, Tensor]:
     """The kernel of `stn_client::warp_gradients`; a gradient that nobody needs is empty."""
     gradients = _client_of(client).warp_gradients(
-        _to_numpy(grad_output, "grad_output"),
-        _to_numpy(feature_map, "feature_map"),
-        _transform(_to_numpy(parameters, "transform"), transform, numbers),
+        torch_to_numpy("grad_output", grad_output),
+        torch_to_numpy("feature_map", feature_map),
+        _transform(torch_to_numpy("transform", parameters), transform, numbers),
         needs=[name for name, need in zip(_OPERANDS, needs, strict=True) if need],
         **_given(settings),
     )
@@ -356,10 +358,10 @@ def _warp_gradients(
     return (
         feature_map.new_empty(0)
         if grad_feature_map is None
-        else _to_torch(grad_feature_map, feature_map),
+        else numpy_to_torch(grad_feature_map, feature_map),
         parameters.new_empty(0)
         if grad_transform is None
-        else _to_torch(grad_transform, parameters),
+        else numpy_to_torch(grad_transform, parameters),
     )
 
 
@@ -479,29 +481,3 @@ def _register(name: str, kernel: Callable[..., Any], fake: Callable[..., Any], r
 
 _register("warp", _warp, _warp_fake, _Warp)
 _register("warp_gradients", _warp_gradients, _warp_gradients_fake, _WarpGradients)
-
-
-def _to_numpy(tensor: Tensor, name: str) -> NDArray[Any]:
-    """The values of a tensor, which may be anywhere; without a copy where they lie in memory."""
-    try:
-        local = tensor.detach().cpu().resolve_conj().resolve_neg()
-        has_memory = not local.numel() or local.untyped_storage().nbytes() > 0
-        if has_memory and local.dtype == torch.bfloat16:
-            return local.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        array: NDArray[Any] = local.numpy() if has_memory else np.empty(0)
-    except (RuntimeError, TypeError) as error:  # sparse, quantized, wrapped by a transform ...
-        raise invalid(name, f"expected a tensor with values in memory, got {error}.") from error
-    if not has_memory:
-        raise invalid(name, "expected a tensor with values in memory, got a freed storage.")
-    return array
-
-
-def _to_torch(array: NDArray[Any], like: Tensor) -> Tensor:
-    """A tensor of its own memory, for autograd and in-place operators, on the device of `like`.
-
-    The memory is torch's own and not NumPy's, which is less aligned: matrix products of libraries
-    may depend on that in their last bits.
-    """
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.tensor(array.view(np.int16)).view(torch.bfloat16).to(like.device)
-    return torch.tensor(array).to(like.device)
