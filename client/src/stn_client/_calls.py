@@ -57,7 +57,7 @@ _OPERANDS = {
     "feature_map": warp_pb2.OPERAND_FEATURE_MAP,
     "transform": warp_pb2.OPERAND_TRANSFORM,
 }
-_KINDS = {
+KINDS = {
     kind: name
     for name in warp_pb2.Transform.DESCRIPTOR.fields_by_name
     for kind in get_args(Transform)
@@ -375,8 +375,8 @@ def _transform(
     transform: Transform, payloads: Payloads, layout: str = "NCHW"
 ) -> tuple[warp_pb2.Transform, Callable[[Array], Any]]:
     """A transform as it is sent, and what makes gradients by its parameters like these."""
-    if type(transform) not in _KINDS:
-        expected = " or ".join(kind.__name__ for kind in _KINDS)
+    if type(transform) not in KINDS:
+        expected = " or ".join(kind.__name__ for kind in KINDS)
         hint = " Unpack it: **transform." if isinstance(transform, Mapping) else ""
         raise invalid("transform", f"expected {expected}, got {type(transform).__name__}.{hint}")
     argument = fields(transform)[0].name
@@ -390,7 +390,7 @@ def _transform(
     tensor = _put(argument, batched, payloads)
     settings = getattr(transform, "settings", {})
     message = warp_pb2.Transform()
-    kind = getattr(message, _KINDS[type(transform)])
+    kind = getattr(message, KINDS[type(transform)])
     kind.MergeFrom(type(kind)(**{argument: tensor}, **settings))
     return message, like
 
