@@ -1,6 +1,7 @@
 """All public names of `stn_client`, which imports them from here when the first one is used."""
 
 from stn_client._aio import AsyncClient
+from stn_client._arrays import SupportsArrayInterface, SupportsDLPack
 from stn_client._calls import Gradients
 from stn_client._client import Client
 from stn_client._credentials import Tls
@@ -68,6 +69,8 @@ __all__ = [
     "ServerStatistics",
     "Similarity",
     "StnClientError",
+    "SupportsArrayInterface",
+    "SupportsDLPack",
     "ThinPlateSpline",
     "Tls",
     "Transform",

@@ -17,9 +17,10 @@ from stn_client._client import Client
 from stn_client._credentials import Tls
 from stn_client._errors import StnClientError
 from stn_client._retry import RetryPolicy
-from stn_client.cli import _containers, _info, _pictures
+from stn_client.cli import _bench, _containers, _info, _pictures, _top
 from stn_client.cli._images import ImageError
 from stn_client.cli._report import report
+from stn_client.cli._terminal import MissingError
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 
@@ -48,18 +49,24 @@ def _run(arguments: Sequence[str] | None) -> int:
     if "manage" in options:
         return _containers.manage(options)
     try:
-        client = _connect(options)
-    except ValueError as error:
-        parser.error(str(error))
-    try:
-        with client:
+        if "watch" in options:
+            watched: int = options.watch(options)
+            return watched
+        with _client(parser, options) as client:
             code: int = options.run(client, options)
-    except (StnClientError, ImageError, OSError, MemoryError) as error:
+    except (StnClientError, ImageError, MissingError, OSError, MemoryError) as error:
         if isinstance(error, BrokenPipeError):
             raise
         report(str(error) or type(error).__name__)
         return 1
     return code
+
+
+def _client(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Client:
+    try:
+        return _connect(options)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def _connect(options: argparse.Namespace) -> Client:
@@ -103,8 +110,8 @@ class _Parser(argparse.ArgumentParser):
 
 _DESCRIPTION = """\
 Warps image files, aligns them, and looks after servers, through a spatial transformer service.
-Every command but up, down and logs needs a server that listens at --target: stn-server starts one
-here, stn up starts one in a container."""
+Every command but up, down, logs, top and completion needs a server that listens at --target:
+stn-server starts one here, stn up starts one in a container."""
 
 _EPILOG = """\
 examples:
@@ -148,4 +155,23 @@ def _parser() -> argparse.ArgumentParser:
     _containers.add_commands(commands)
     _info.add_command(commands)
     _pictures.add_commands(commands)
+    _bench.add_command(commands)
+    _top.add_command(commands)
+    completion = commands.add_parser(
+        "completion",
+        help="print what completes this command in a shell",
+        description='For bash: eval "$(stn completion bash)", in ~/.bashrc.',
+        allow_abbrev=False,
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    completion.set_defaults(watch=lambda options: _complete(parser, options.shell))
     return parser
+
+
+def _complete(parser: argparse.ArgumentParser, shell: str) -> int:
+    try:
+        import shtab  # noqa: PLC0415 - optional
+    except ImportError as error:
+        raise MissingError("shtab") from error
+    print(shtab.complete(parser, shell))  # noqa: T201
+    return 0

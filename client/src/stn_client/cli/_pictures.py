@@ -23,6 +23,7 @@ from stn_client._transforms import Affine, Homography, ThinPlateSpline, Transfor
 from stn_client.cli import _images
 from stn_client.cli._files import job_of, jobs_of, run_jobs
 from stn_client.cli._geometry import pixel_theta, read_spline, read_transform
+from stn_client.cli._terminal import number
 from stn_client.geometry import TransformArguments, from_opencv, from_points
 from stn_client.registration import align
 
@@ -105,14 +106,14 @@ def add_commands(commands: Any) -> None:
     )
     warp.add_argument(
         "--size",
-        type=_number(int, 1),
+        type=number(int, 1),
         nargs=2,
         metavar=("W", "H"),
         help="of OUT, in px (default: as IN)",
     )
     warp.add_argument(
         "--jobs",
-        type=_number(int, 1),
+        type=number(int, 1),
         default=_DEFAULT_JOBS,
         metavar="N",
         help="files at a time (default: %(default)s)",
@@ -156,26 +157,10 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--quality",
-        type=_number(int, 1, 100),
+        type=number(int, 1, 100),
         metavar="1..100",
         help="of JPEG, WebP and AVIF (default: that of a JPEG source, else 95)",
     )
-
-
-def _number(kind: type[float], low: float, high: float = math.inf) -> Callable[[str], float]:
-    """What reads a number from `low` to `high`, for argparse."""
-
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high or value == math.inf:
-            most = f" and at most {high}" if high < math.inf else ""
-            raise argparse.ArgumentTypeError(f"expected at least {low}{most}, got {text}")
-        return value
-
-    return parse
 
 
 def _finite(text: str) -> float:
@@ -336,9 +321,9 @@ def _reduced(client: Client, limits: Limits, *pair: NDArray[Any]) -> list[NDArra
     while any(
         image.size > most_px or max(image.shape) > limits.max_dimension_px for image in images
     ):
-        for number, image in enumerate(images):
+        for place, image in enumerate(images):
             half = -(-image.shape[2] // 2), -(-image.shape[3] // 2)
-            images[number] = tiling.warp(
+            images[place] = tiling.warp(
                 client, image, identity, half, limits=limits, padding="border"
             )
     return images

@@ -1,0 +1,35 @@
+"""What subcommands share: numbers in arguments, and libraries that may be missing."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+
+
+class MissingError(Exception):
+    """A library that a subcommand needs is not installed."""
+
+    def __init__(self, library: str) -> None:
+        self.library = library
+        super().__init__(library)
+
+    def __str__(self) -> str:
+        install = "In the checkout: pip install './client[terminal]'"
+        return f"{self.library}: expected it, got none. {install}"
+
+
+def number(kind: type[float], low: float, high: float = math.inf) -> Callable[[str], float]:
+    """What reads a number from `low` to `high`, for argparse."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high or value == math.inf:
+            most = f" and at most {high}" if high < math.inf else ""
+            raise argparse.ArgumentTypeError(f"expected at least {low}{most}, got {text}")
+        return value
+
+    return parse
