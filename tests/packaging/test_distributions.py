@@ -126,6 +126,7 @@ def test_wheels_of_the_sdk_are_pure_python(folder, built):
             ".pyi",
             ".proto",
             ".typed",
+            ".html",
             ".txt",
             "",
         }

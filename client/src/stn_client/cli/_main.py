@@ -11,13 +11,13 @@ import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from stn_client._client import Client
 from stn_client._credentials import Tls
 from stn_client._errors import StnClientError
 from stn_client._retry import RetryPolicy
-from stn_client.cli import _bench, _containers, _info, _pictures, _top
+from stn_client.cli import _bench, _containers, _info, _pictures, _playground, _top
 from stn_client.cli._images import ImageError
 from stn_client.cli._report import report
 from stn_client.cli._terminal import MissingError
@@ -64,12 +64,13 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def _client(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Client:
     try:
-        return _connect(options)
+        options.settings = _settings(options)
+        return Client(**options.settings)
     except ValueError as error:
         parser.error(str(error))
 
 
-def _connect(options: argparse.Namespace) -> Client:
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """The client that the flags describe.
 
     Raises:
@@ -82,15 +83,15 @@ def _connect(options: argparse.Namespace) -> Client:
         "server_name": options.tls_server_name,
     }
     secure = options.tls or any(value is not None for value in files.values())
-    return Client(
-        options.target,
-        timeout_s=options.timeout,
+    return {
+        "target": options.target,
+        "timeout_s": options.timeout,
         # Somebody waits at a terminal: a server that is not there is said within a second.
-        retry=RetryPolicy(attempts=5),
-        tls=Tls(**files) if secure else None,
-        token=_token(options.token_file),
-        allow_plaintext_token=options.allow_plaintext_token,
-    )
+        "retry": RetryPolicy(attempts=5),
+        "tls": Tls(**files) if secure else None,
+        "token": _token(options.token_file),
+        "allow_plaintext_token": options.allow_plaintext_token,
+    }
 
 
 def _token(path: Path | None) -> str | None:
@@ -157,6 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     _pictures.add_commands(commands)
     _bench.add_command(commands)
     _top.add_command(commands)
+    _playground.add_command(commands)
     completion = commands.add_parser(
         "completion",
         help="print what completes this command in a shell",

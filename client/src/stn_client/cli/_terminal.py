@@ -10,13 +10,13 @@ from collections.abc import Callable
 class MissingError(Exception):
     """A library that a subcommand needs is not installed."""
 
-    def __init__(self, library: str) -> None:
-        self.library = library
-        super().__init__(library)
+    def __init__(self, library: str, extra: str = "terminal") -> None:
+        super().__init__(library, extra)  # as pickling wants it
 
     def __str__(self) -> str:
-        install = "In the checkout: pip install './client[terminal]'"
-        return f"{self.library}: expected it, got none. {install}"
+        library, extra = self.args
+        install = f"In the checkout: pip install './client[{extra}]'"
+        return f"{library}: expected it, got none. {install}"
 
 
 def number(kind: type[float], low: float, high: float = math.inf) -> Callable[[str], float]:
