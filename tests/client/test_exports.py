@@ -17,6 +17,7 @@ PUBLIC_MODULES = (
     "stn_client",
     "stn_client.cli",
     "stn_client.geometry",
+    "stn_client.jax",
     "stn_client.testing",
     "stn_client.torch",
     "stn_proto",
@@ -113,7 +114,17 @@ def test_imports_are_light(module):
     )
     imported = set(ran.stdout.split())
     assert {"stn_client", "sys"} <= imported
-    heavy = {"torch", "PIL", "cv2", "scipy", "nibabel", "SimpleITK", "stn_engine", "stn_server"}
+    heavy = {
+        "torch",
+        "jax",
+        "PIL",
+        "cv2",
+        "scipy",
+        "nibabel",
+        "SimpleITK",
+        "stn_engine",
+        "stn_server",
+    }
     assert imported & heavy == set()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stn_client._arrays import Array
 from stn_client._errors import invalid
@@ -81,6 +81,33 @@ def without_batch(array: Array, layout: str) -> Array:
     """A view of a result with the axes of the caller's layout."""
     alone: Array = array[(0,) * len(LAYOUTS[layout].added)]
     return alone
+
+
+def output_shape(
+    feature_map: list[Any],
+    parameters: Sequence[Any],
+    output_size: Sequence[Any] | None,
+    *,
+    layout: str,
+    of_points: bool,
+) -> list[Any]:
+    """The shape of the output of a warp, in its layout.
+
+    Args:
+        feature_map: The shape of the feature map; it is changed.
+        parameters: The shape of the parameters.
+        output_size: None: that of the parameters if they are points, else of the feature map.
+        layout: Of the feature map.
+        of_points: Whether the parameters are one for every target pixel.
+    """
+    of = LAYOUTS[layout]
+    if output_size is None and of_points:
+        output_size = parameters[-3:-1] if parameters[-1] == 2 else parameters[-4:-1]
+    if output_size is not None:
+        feature_map[of.first : of.first + len(output_size)] = output_size
+    if not of.added and feature_map[0] == 1:
+        feature_map[0] = parameters[0]
+    return feature_map
 
 
 def warn_of_channels_last(shape: Sequence[int]) -> None:

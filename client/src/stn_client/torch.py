@@ -26,7 +26,7 @@ from stn_client._calls import check_options, reject_unknown
 from stn_client._client import Client
 from stn_client._connection import CLIENTS, register
 from stn_client._errors import invalid
-from stn_client._layouts import LAYOUTS
+from stn_client._layouts import LAYOUTS, output_shape
 from stn_client._options import WarpOptions, takes_options
 from stn_client._transforms import (
     Affine,
@@ -82,7 +82,7 @@ def warp(
     Args:
         client: Where to compute.
         feature_map: What is read.
-        transform: Any transform of a tensor.
+        transform: Any transform, of a tensor or, without gradients, of what NumPy takes.
         output_size: ([D',] H', W'); None: that of the grid, else of the feature map.
         options: As of `Client.warp`, whose documentation lists them.
 
@@ -188,13 +188,17 @@ def _check_client(client: object) -> None:
         raise invalid("client", f"expected a Client, got {client!r}.")
 
 
-def _checked(feature_map: object, transform: Any) -> Tensor:
+def _checked(feature_map: Tensor, transform: Any) -> Tensor:
     """The parameters of the transform, in a precision that the service takes."""
     kind = type(transform)
     if kind.__name__ not in KINDS or not hasattr(transform, "parameters"):
         raise invalid("transform", f"expected one of {', '.join(KINDS)}, got {kind.__name__}.")
     parameters: Any = transform.parameters
     _check_tensor("feature_map", feature_map, "a torch.Tensor")
+    if isinstance(parameters, np.ndarray | list | tuple):  # as those of `stn_client.geometry`
+        array = np.asarray(parameters)
+        real = array.astype(np.float64) if array.dtype.kind in "iu" else array
+        parameters = torch.tensor(real, device=feature_map.device)
     _check_tensor("transform", parameters, "parameters in a torch.Tensor")
     halves = {torch.float16, torch.bfloat16}
     checked: Tensor = parameters.float() if parameters.dtype in halves else parameters
@@ -325,14 +329,9 @@ def _warp_fake(
     **_settings: Any,
 ) -> Tensor:
     """An output of the right shape, without values."""
-    sizes = list(feature_map.shape)
-    of = LAYOUTS[layout or "NCHW"]
-    of_grid = KINDS[transform] in {SamplingGrid, Flow}
-    given = list(parameters.shape[1:-1]) if output_size is None and of_grid else output_size
-    if given is not None:
-        sizes[of.first : of.first + len(given)] = given
-    if not of.added and feature_map.shape[0] == 1:
-        sizes[0] = parameters.shape[0]
+    of_points = KINDS[transform] in {SamplingGrid, Flow}
+    shapes = list(feature_map.shape), parameters.shape
+    sizes = output_shape(*shapes, output_size, layout=layout or "NCHW", of_points=of_points)
     return feature_map.new_empty(sizes)
 
 
