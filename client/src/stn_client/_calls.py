@@ -243,10 +243,10 @@ def generate_grid_gradients(
     """Makes the call of the method `GenerateGridGradients`."""
     payloads: Payloads = []
     grad_grid_tensor = _put("grad_grid", as_array("grad_grid", grad_grid), payloads)
-    of_transform, like = _transform(transform, payloads)
+    sent, like = _transform(transform, payloads)
     request = warp_pb2.GenerateGridGradientsRequest(
         grad_grid=grad_grid_tensor,
-        transform=of_transform,
+        transform=sent,
         **_grid_fields(options),
     )
 

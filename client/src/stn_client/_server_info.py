@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Something that computes.
+    """What a server computes on.
 
     Attributes:
         name: Of the device, as "cpu" or "cuda:0".

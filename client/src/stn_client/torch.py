@@ -195,8 +195,8 @@ def _checked(feature_map: Tensor, transform: Any) -> Tensor:
         raise invalid("transform", f"expected one of {', '.join(KINDS)}, got {kind.__name__}.")
     parameters: Any = transform.parameters
     _check_tensor("feature_map", feature_map, "a torch.Tensor")
-    if isinstance(parameters, np.ndarray | list | tuple):  # as those of `stn_client.geometry`
-        array = np.asarray(parameters)
+    if not isinstance(parameters, Tensor) and isinstance(parameters, np.ndarray | list | tuple):
+        array = np.asarray(parameters)  # as those of `stn_client.geometry`
         real = array.astype(np.float64) if array.dtype.kind in "iu" else array
         parameters = torch.tensor(real, device=feature_map.device)
     _check_tensor("transform", parameters, "parameters in a torch.Tensor")

@@ -7,6 +7,13 @@ import math
 from collections.abc import Callable
 
 
+INSTALL = {
+    "terminal": "In the checkout: pip install './client[terminal]'",
+    "playground": "In the checkout: pip install './client[playground]'",
+}
+"""What to do, by the extra that has the library."""
+
+
 class MissingError(Exception):
     """A library that a subcommand needs is not installed."""
 
@@ -15,8 +22,7 @@ class MissingError(Exception):
 
     def __str__(self) -> str:
         library, extra = self.args
-        install = f"In the checkout: pip install './client[{extra}]'"
-        return f"{library}: expected it, got none. {install}"
+        return f"{library}: expected it, got none. {INSTALL[extra]}"
 
 
 def number(kind: type[float], low: float, high: float = math.inf) -> Callable[[str], float]:
