@@ -6,7 +6,6 @@ import argparse
 import math
 from collections.abc import Callable
 
-
 INSTALL = {
     "terminal": "In the checkout: pip install './client[terminal]'",
     "playground": "In the checkout: pip install './client[playground]'",
