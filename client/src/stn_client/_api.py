@@ -1,5 +1,6 @@
 """All public names of `stn_client`, which imports them from here when the first one is used."""
 
+from stn_client import _transforms
 from stn_client._aio import AsyncClient
 from stn_client._calls import Gradients
 from stn_client._client import Client
@@ -17,46 +18,24 @@ from stn_client._errors import (
 )
 from stn_client._options import GridOptions, WarpOptions
 from stn_client._retry import RetryPolicy
-from stn_client._transforms import (
-    Affine,
-    Attention,
-    Flow,
-    Homography,
-    ParametricTransform,
-    Rotation,
-    SamplingGrid,
-    Similarity,
-    ThinPlateSpline,
-    Transform,
-    Translation,
-)
+from stn_client._transforms import *  # noqa: F403 - a kind is named there, and here by that
 
 __all__ = [
     "AccessDeniedError",
-    "Affine",
     "AsyncClient",
-    "Attention",
     "Client",
     "DeadlineExceededError",
-    "Flow",
     "Gradients",
     "GridOptions",
-    "Homography",
     "InvalidRequestError",
     "OverloadedError",
-    "ParametricTransform",
     "ProtocolMismatchError",
     "RetryPolicy",
-    "Rotation",
-    "SamplingGrid",
     "ServerFaultError",
-    "Similarity",
     "StnClientError",
-    "ThinPlateSpline",
     "Tls",
-    "Transform",
-    "Translation",
     "TransportError",
     "UnavailableError",
     "WarpOptions",
 ]
+__all__ += _transforms.__all__

@@ -3,6 +3,7 @@
 For images (N, C, H, W) and volumes (N, C, D, H, W); ``warp`` states the conventions.
 """
 
+from stn_engine import transforms
 from stn_engine.drop_ins import affine_grid, grid_sample
 from stn_engine.errors import (
     BackendUnavailableError,
@@ -31,46 +32,23 @@ from stn_engine.problem import (
     WarpProblem,
 )
 from stn_engine.spec import Coordinates, Interpolation, Padding, Subgradient, WarpSpec
-from stn_engine.transforms import (
-    Affine,
-    Attention,
-    Flow,
-    Homography,
-    ParametricTransform,
-    Rotation,
-    SamplingGrid,
-    Similarity,
-    ThinPlateSpline,
-    Transform,
-    Translation,
-)
+from stn_engine.transforms import *  # noqa: F403 - a kind is named there, and here by that
 
 __all__ = [
-    "Affine",
-    "Attention",
     "BackendUnavailableError",
     "Coordinates",
     "DTypeError",
     "DeviceMismatchError",
     "EngineError",
-    "Flow",
     "Gradients",
     "GridGradientsProblem",
     "GridProblem",
-    "Homography",
     "Interpolation",
     "InvalidInputError",
     "Padding",
     "ParameterError",
-    "ParametricTransform",
-    "Rotation",
-    "SamplingGrid",
     "ShapeError",
-    "Similarity",
     "Subgradient",
-    "ThinPlateSpline",
-    "Transform",
-    "Translation",
     "WarpGradientsProblem",
     "WarpProblem",
     "WarpSpec",
@@ -85,3 +63,4 @@ __all__ = [
     "warp_gradients_ragged",
     "warp_ragged",
 ]
+__all__ += transforms.__all__

@@ -35,29 +35,16 @@ from stn_engine.reference.generators import (
 )
 from stn_engine.reference.lattices import source_pixels, target_coordinates
 from stn_engine.reference.sampling import Sampling, sampler, sampler_adjoint
-from stn_engine.reference.thetas import (
-    attention_theta,
-    attention_theta_adjoint,
-    rotation_theta,
-    rotation_theta_adjoint,
-    similarity_theta,
-    similarity_theta_adjoint,
-    translation_theta,
-    translation_theta_adjoint,
-)
+from stn_engine.reference.thetas import similarity_theta, similarity_theta_adjoint
 
 __all__ = [
     "Array",
     "Sampling",
     "affine_generator",
     "affine_generator_adjoint",
-    "attention_theta",
-    "attention_theta_adjoint",
     "flow_generator",
     "homography_generator",
     "homography_generator_adjoint",
-    "rotation_theta",
-    "rotation_theta_adjoint",
     "sampler",
     "sampler_adjoint",
     "similarity_theta",
@@ -66,6 +53,4 @@ __all__ = [
     "target_coordinates",
     "thin_plate_spline_generator",
     "thin_plate_spline_generator_adjoint",
-    "translation_theta",
-    "translation_theta_adjoint",
 ]

@@ -120,7 +120,7 @@ def _generator(
             generate = reference.homography_generator
         case _:
             generate = reference.affine_generator
-            parameters = transform.oracle[0](parameters)
+            parameters = transform.oracle(parameters)
     return generate(parameters, size, coordinates, align_corners=align_corners)
 
 
@@ -148,7 +148,7 @@ def _generator_adjoint(
             grad_theta = reference.affine_generator_adjoint(
                 grad_grid, coordinates, align_corners=align_corners
             )
-            return transform.oracle[1](grad_theta, parameters)
+            return transform.oracle_adjoint(grad_theta, parameters)
 
 
 def _options(problem: WarpProblem) -> reference.Sampling:
