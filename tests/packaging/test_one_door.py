@@ -111,6 +111,13 @@ def test_a_kind_of_known_equations_is_written_into_few_files(kind):
 
     `geometry.from_points` fits kinds to points, of which similarities are one.
     """
-    found = {path.name for path in sources_that_name(kind)} - {"_points.py"}
-    assert found >= {"warp.proto", "__init__.py", "_transforms.py", f"{kind.kind.name}.py"}
+    found = {str(path.relative_to(ROOT)) for path in sources_that_name(kind)}
+    found -= {"client/src/stn_client/geometry/_points.py"}
+    transforms = "stn_engine/src/stn_engine/transforms"
+    assert found >= {
+        "proto/src/stn_proto/v1/warp.proto",
+        "client/src/stn_client/_transforms.py",
+        f"{transforms}/__init__.py",
+        f"{transforms}/{kind.kind.name}.py",
+    }
     assert len(found) <= MAX_FILES_OF_A_KIND
