@@ -113,6 +113,29 @@ struct Units {
   }
 };
 
+// The units of a thread in interleaved channels, one after the other: all other lie between them.
+struct UnitWalk {
+  int pixel, group;
+
+  STN_MEMBER explicit UnitWalk(int groups)
+      : pixel(threadIdx.x / static_cast<unsigned>(groups)),
+        group(threadIdx.x - pixel * groups),
+        groups(groups),
+        pixels(kThreads / static_cast<unsigned>(groups)),
+        rest(kThreads - pixels * groups) {}
+
+  STN_MEMBER void go_on() {
+    pixel += pixels;
+    group += rest;
+    if (group < groups) return;
+    group -= groups;
+    ++pixel;
+  }
+
+ private:
+  int groups, pixels, rest;  // from one to the next
+};
+
 }  // namespace stn
 
 #define STN_KERNEL(name, blocks, ...) \

@@ -85,9 +85,9 @@ STN_FUNCTION Place place_of(const Tiling& tiling, int64 index) {
   const bool small = index >> 32 == 0;
   const int n =
       small ? static_cast<int>(static_cast<unsigned>(index) / tiling.count) : static_cast<int>(index / tiling.count);
-  const int tile = static_cast<int>(index - static_cast<int64>(n) * tiling.count);
-  return {n, tile % tiling.across << (tiling.width_log + kPatchWidthLog),
-          tile / tiling.across << (tiling.height_log + kPatchHeightLog)};
+  const unsigned tile = static_cast<unsigned>(index - static_cast<int64>(n) * tiling.count), across = tiling.across;
+  return {n, static_cast<int>(tile % across) << (tiling.width_log + kPatchWidthLog),
+          static_cast<int>(tile / across) << (tiling.height_log + kPatchHeightLog)};
 }
 
 // A pixel of a map.
