@@ -116,4 +116,4 @@ struct Units {
 }  // namespace stn
 
 #define STN_KERNEL(name, blocks, ...) \
-  extern "C" __global__ void __launch_bounds__(stn::kThreads, blocks) name(STN_ARGUMENTS) { __VA_ARGS__(STN_LAUNCH); }
+  extern "C" __global__ void __launch_bounds__(stn::kThreads, blocks) name(STN_ARGUMENTS) { __VA_ARGS__(launch); }
