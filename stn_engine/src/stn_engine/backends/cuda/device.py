@@ -64,7 +64,8 @@ class DeviceLauncher:
 
     def stream(self, device: torch.device) -> int:
         """The handle of torch's current stream."""
-        return _driver().stream(device)
+        handle: int = _driver().stream(device)
+        return handle
 
     def upload(self, words: npt.NDArray[np.int64], device: torch.device) -> Tensor:
         """Through pinned memory, which torch keeps until the copy is done."""

@@ -64,7 +64,8 @@ def launch(kernel: Kernel, arguments: Arguments, device: torch.device) -> None:
     """
     index = _index(device)
     if not _is_current(index):
-        return _with_current(index, launch, kernel, arguments, device)
+        _with_current(index, launch, kernel, arguments, device)
+        return
     loaded = _LOADED.get((kernel, index)) or _load(kernel, index)
     blocks = _blocks(kernel, arguments[TILES], loaded.multiprocessors)
     parameters = array("Q", arguments.buffer_info()[:1])  # whose memory the driver copies at once
@@ -80,7 +81,8 @@ def zero(address: int, size_bytes: int, device: torch.device) -> None:
     """Fill memory with 0, on the current stream of ``device``; errors are those of ``launch``."""
     index = _index(device)
     if not _is_current(index):
-        return _with_current(index, zero, address, size_bytes, device)
+        _with_current(index, zero, address, size_bytes, device)
+        return
     (result,) = cuMemsetD8Async(address, 0, size_bytes, _stream(_current_stream(index)))
     if result != CUresult.CUDA_SUCCESS:
         raise as_torch_error(CUDAError(f"{result.name}: memory is not filled with 0"))

@@ -50,8 +50,8 @@ class Scratch(NamedTuple):
     """The field of a descriptor that holds its address."""
     width: int
     """Bytes for each of what it is counted by."""
-    count: str
-    """What it is counted by, of ``Counts``."""
+    of: str
+    """What it is counted by: a field of ``Counts``."""
     is_zeroed: bool = False
 
 
@@ -91,11 +91,11 @@ class Launches:
         ]
         self._scratch = []
         for one in scratch_of(self.group):
-            of_each: Any = starts[Counts._fields.index(one.count)] * one.width
+            of_each: Any = starts[Counts._fields.index(one.of)] * one.width
             if count == 1:
                 of_each = 0
             new = torch.zeros if one.is_zeroed else torch.empty
-            size_bytes = totals[one.count] * one.width
+            size_bytes = totals[one.of] * one.width
             self._scratch.append((ADDRESSES[one.name], of_each, size_bytes, new))
 
     def run(

@@ -154,4 +154,5 @@ LAUNCH_WORDS = DTYPES["Launch"].itemsize // 8
 """64-bit words of what a kernel is called with; the first ones are those of the only problem."""
 
 TABLE, STARTS, TILES, COUNT = range(WORDS, LAUNCH_WORDS)
-"""Which of them is what: addresses of descriptors and of their first tiles, and how many of each."""
+"""Which of them is what: where descriptors and their first tiles are, and how many tiles and
+problems there are."""
