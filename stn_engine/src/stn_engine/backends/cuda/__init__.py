@@ -9,17 +9,18 @@ kept on disk, and run on torch's current stream.
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
 from stn_engine.backends.cuda.descriptors import Group
 from stn_engine.backends.cuda.device import DeviceLauncher, Launcher
-from stn_engine.backends.cuda.launches import Launches, Words
+from stn_engine.backends.cuda.launches import Launches
 from stn_engine.backends.cuda.plans import Plan, new_plan
 from stn_engine.backends.cuda.results import SharedResults
 from stn_engine.backends.cuda.structures import VECTOR_BYTES
-from stn_engine.backends.kernels import KernelBackend
+from stn_engine.backends.kernels import KernelBackend, Words
 from stn_engine.call import Call
 from stn_engine.plan import Addresses, Reasons
 
@@ -50,18 +51,14 @@ class CudaBackend(KernelBackend[Plan]):
         if len(plans) == 1:
             self._run_alone(plans[0], addresses[0])
             return
-        for place in [place for place, plan in enumerate(plans) if plan.zeroed]:
+        zeroed, groups = _parts(tuple(plans))
+        for place in zeroed:
             self._zero(plans[place], addresses[place])
-        groups = dict.fromkeys([plan.group for plan in plans])
-        for group in groups:
-            if group is None:
-                continue
-            if len(groups) == 1:  # as nearly always; what follows would take longer than a launch
-                self._run_group(group, tuple(plans), _columns(addresses))
-                continue
-            mine = [place for place, plan in enumerate(plans) if plan.group is group]
-            theirs = _columns([addresses[place] for place in mine])
-            self._run_group(group, tuple([plans[place] for place in mine]), theirs)
+        for group, places, mine in groups:
+            theirs = addresses
+            if len(mine) < len(plans):  # seldom; it takes longer than a launch
+                theirs = [addresses[place] for place in places]
+            self._run_group(group, mine, _columns(theirs))
 
     def _run_alone(self, plan: Plan, addresses: Addresses) -> None:
         """Launches one plan; small calls spend their time here."""
@@ -83,7 +80,7 @@ class CudaBackend(KernelBackend[Plan]):
 
     def _zero(self, plan: Plan, addresses: Addresses) -> None:
         for place, size_bytes in plan.zeroed:
-            self._launcher.zero(addresses[place], size_bytes, plan.call.device)
+            self._launcher.zero(int(addresses[place]), size_bytes, plan.call.device)
 
     def _run_group(self, group: Group, plans: tuple[Plan, ...], addresses: Words) -> None:
         """Launches plans of one group, by planes where maps begin between two vectors."""
@@ -116,8 +113,29 @@ class CudaBackend(KernelBackend[Plan]):
                 plan.held_on.add(stream)
 
 
+Part: TypeAlias = tuple[Group, list[int], tuple[Plan, ...]]
+"""A group, which plans are of it, and these plans."""
+
+
+@lru_cache(maxsize=64)
+def _parts(plans: tuple[Plan, ...]) -> tuple[list[int], list[Part]]:
+    """Which plans have results that are zeroed, and the groups of all plans."""
+    zeroed = [place for place, plan in enumerate(plans) if plan.zeroed]
+    places: dict[Group, list[int]] = {}
+    for place, plan in enumerate(plans):
+        if plan.group is not None:
+            places.setdefault(plan.group, []).append(place)
+    parts = [
+        (group, mine, tuple([plans[place] for place in mine])) for group, mine in places.items()
+    ]
+    return zeroed, parts
+
+
 def _columns(addresses: Sequence[Addresses]) -> Words:
     """Addresses of calls that have equally many of them, a column each."""
+    rows: Any = addresses
+    if isinstance(rows, np.ndarray):
+        return rows.T
     flat = list(chain.from_iterable(addresses))  # NumPy takes longer for nested sequences
     return np.array(flat, np.int64).reshape(len(addresses), -1).T
 

@@ -7,10 +7,9 @@ a call puts in addresses, takes scratch memory, and launches.
 from array import array
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -27,9 +26,8 @@ from stn_engine.backends.cuda.structures import (
     TILES,
     WORDS,
 )
+from stn_engine.backends.kernels import Words
 from stn_engine.spec import Family
-
-Words: TypeAlias = npt.NDArray[np.int64]
 
 TILED = Counts._fields[:4]
 """What kernels run over: one thread block for each at a time."""
