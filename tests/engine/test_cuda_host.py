@@ -15,6 +15,7 @@ from stn_engine import (
 )
 from stn_engine.backends.cuda import CudaBackend
 from stn_engine.backends.cuda.device import DeviceLauncher
+from stn_engine.backends.cuda.structures import COUNT
 from support.emulated_cuda import EMULATED_CUDA, EmulatedLauncher
 from support.strategies import random_gradients, random_warp
 
@@ -28,9 +29,9 @@ class CountingLauncher(EmulatedLauncher):
         super().__init__()
         self.launches = []
 
-    def launch(self, program, kernel, arguments, device):
-        self.launches.append((kernel, arguments.problems))
-        super().launch(program, kernel, arguments, device)
+    def launch(self, kernel, arguments, device):
+        self.launches.append((kernel.name, arguments[COUNT]))
+        super().launch(kernel, arguments, device)
 
 
 def interleaved_warp(seed=1, dtype=torch.float32):

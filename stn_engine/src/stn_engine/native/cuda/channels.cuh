@@ -139,4 +139,4 @@ struct UnitWalk {
 }  // namespace stn
 
 #define STN_KERNEL(name, blocks, ...) \
-  extern "C" __global__ void __launch_bounds__(stn::kThreads, blocks) name(STN_ARGUMENTS) { __VA_ARGS__(STN_LAUNCH); }
+  extern "C" __global__ void __launch_bounds__(stn::kThreads, blocks) name(STN_ARGUMENTS) { __VA_ARGS__(launch); }

@@ -85,9 +85,9 @@ STN_FUNCTION void for_thetas(const Launch& launch, F f) {
 }  // namespace stn
 
 extern "C" __global__ void stn_prepare(STN_ARGUMENTS) {
-  stn::for_thetas(STN_LAUNCH, [](const stn::Descriptor& problem, int n) { stn::prepare(problem, n); });
+  stn::for_thetas(launch, [](const stn::Descriptor& problem, int n) { stn::prepare(problem, n); });
 }
 
 extern "C" __global__ void stn_finish(STN_ARGUMENTS) {
-  stn::for_thetas(STN_LAUNCH, [](const stn::Descriptor& problem, int n) { stn::finish(problem, n); });
+  stn::for_thetas(launch, [](const stn::Descriptor& problem, int n) { stn::finish(problem, n); });
 }

@@ -81,4 +81,14 @@ struct Descriptor {
 };
 static_assert(sizeof(Descriptor) == 496, "the host has it otherwise");
 
+// What every kernel is called with, by value.
+struct Launch {
+  Descriptor problem;       // the only one, if there is one
+  const Descriptor* table;  // of several problems
+  const int64* starts;      // the first tile of each of them
+  int64 tiles;              // of all problems
+  int64 count;              // of problems
+};
+static_assert(sizeof(Launch) == 528, "the host has it otherwise");
+
 }  // namespace stn
