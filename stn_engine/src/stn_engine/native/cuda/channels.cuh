@@ -117,9 +117,10 @@ struct Units {
 struct UnitWalk {
   int pixel, group;
 
-  STN_MEMBER explicit UnitWalk(int groups)
-      : pixel(threadIdx.x / static_cast<unsigned>(groups)),
-        group(threadIdx.x - pixel * groups),
+  // From that of the unit `base` on.
+  STN_MEMBER explicit UnitWalk(int groups, unsigned base = 0)
+      : pixel((base + threadIdx.x) / static_cast<unsigned>(groups)),
+        group(static_cast<int>(base + threadIdx.x) - pixel * groups),
         groups(groups),
         pixels(kThreads / static_cast<unsigned>(groups)),
         rest(kThreads - pixels * groups) {}

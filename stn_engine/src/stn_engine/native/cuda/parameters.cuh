@@ -41,24 +41,23 @@ STN_FUNCTION void put_sums(const Descriptor& problem, int64 tile, double (&sums)
   for (int e = threadIdx.x; e < problem.entries; e += kThreads) {
     double sum = 0.0;
     for (int w = 0; w < kWarps; ++w) sum += warps[w][e];
-    problem.sums[tile * problem.entries + e] = sum;
+    in_device_memory(problem.sums)[tile * problem.entries + e] = sum;
   }
 }
 
-// Adds the units of a tile from `base` on.
-template <bool Interleaved>
-STN_FUNCTION void add_units(const Descriptor& problem, const Place& place, const Rays& rays, int base,
+// Adds the slopes of some units of a tile.
+STN_FUNCTION void add_units(const Descriptor& problem, const Place& place, const Rays& rays, UnitWalk walk,
                             const T (&slopes)[kTilePixels][D], double (&sums)[kMaxEntries]) {
-  const Units<kGroup<Interleaved>, Interleaved> units(problem, problem.target);
-  const int last = smaller(units.count(), base + kTilePixels);
 #pragma unroll 1
-  for (int unit = base + static_cast<int>(threadIdx.x); unit < last; unit += kThreads) {
+  for (int slot = threadIdx.x; slot < kTilePixels; slot += kThreads, walk.go_on()) {
     Pixel pixel;
-    if (pixel_of(place, problem.target, units.pixel(unit), pixel)) add_point(rays, pixel, slopes[unit - base], sums);
+    if (walk.pixel < pixels_of(problem.target) && pixel_of(place, problem.target, walk.pixel, pixel))
+      add_point(rays, pixel, slopes[slot], sums);
   }
 }
 
-// First the slopes of the units of a tile, then their sums: neither takes registers from the other.
+// First the slopes of as many units of a tile as there is room for, then their sums: neither takes registers from the
+// other.
 template <bool Interleaved>
 STN_FUNCTION void matrix_tiles(const Launch& launch) {
   __shared__ T slopes[kTilePixels][D];
@@ -66,22 +65,23 @@ STN_FUNCTION void matrix_tiles(const Launch& launch) {
     const Descriptor& problem = problem_of(launch, loop);
     const Place place = place_of(problem.target, loop.tile_of_problem());
     const Generator<true> generator(problem, place.n);
-    if constexpr (kHasWhole && !Interleaved) {
-      find_quad_slopes(problem, place, generator, slopes);
-      __syncthreads();
-      double sums[kMaxEntries] = {};
-      add_units<false>(problem, place, generator.rays, 0, slopes, sums);
-      put_sums(problem, loop.tile_of_problem(), sums);
-    } else {
-      const int count = Units<kGroup<Interleaved>, Interleaved>(problem, problem.target).count();
+    if constexpr (Interleaved) {
+      const int groups = problem.channels / kGroup<true>, count = pixels_of(problem.target) * groups;
       double sums[kMaxEntries] = {};
 #pragma unroll 1
       for (int base = 0; base < count; base += kTilePixels) {
         if (base > 0) __syncthreads();
-        find_unit_slopes<Interleaved>(problem, place, generator, base, slopes);
+        find_interleaved_slopes(problem, place, generator, base, slopes);
         __syncthreads();
-        add_units<Interleaved>(problem, place, generator.rays, base, slopes, sums);
+        add_units(problem, place, generator.rays, UnitWalk(groups, base), slopes, sums);
       }
+      put_sums(problem, loop.tile_of_problem(), sums);
+    } else {
+      if constexpr (kHasWhole) find_quad_slopes(problem, place, generator, slopes);
+      else find_volume_slopes(problem, place, generator, slopes);
+      __syncthreads();
+      double sums[kMaxEntries] = {};
+      add_units(problem, place, generator.rays, UnitWalk(1), slopes, sums);
       put_sums(problem, loop.tile_of_problem(), sums);
     }
   }
@@ -120,7 +120,8 @@ STN_FUNCTION void spline_tiles(const Launch& launch) {
       }
       for (int a = 0; a < 2; ++a) {
         const double sum = warp_sum(sums[a]);
-        if (threadIdx.x % kWarp == 0) problem.sums[(loop.tile_of_problem()) * problem.count + 2 * k + a] = sum;
+        if (threadIdx.x % kWarp == 0)
+          in_device_memory(problem.sums)[loop.tile_of_problem() * problem.count + 2 * k + a] = sum;
       }
     }
   }

@@ -148,8 +148,8 @@ STN_FUNCTION double number_at(const char* data, int wide, int64 index) {
 }
 
 STN_FUNCTION void put_number(char* data, int wide, int64 index, double value) {
-  if (wide) reinterpret_cast<double*>(data)[index] = value;
-  else reinterpret_cast<float*>(data)[index] = static_cast<float>(value);
+  if (wide) in_device_memory(reinterpret_cast<double*>(data))[index] = value;
+  else in_device_memory(reinterpret_cast<float*>(data))[index] = static_cast<float>(value);
 }
 
 // Where number k of batch item n is.

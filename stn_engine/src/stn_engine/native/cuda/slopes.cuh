@@ -80,7 +80,7 @@ STN_FUNCTION void add_whole_slopes(const Descriptor& problem, const WholePoint (
     T taps[kQuad][kTaps][1], grad[kQuad];
     from.load(grads, grad);
 #pragma unroll
-    for (int p = 0; p < kQuad; ++p) read_whole<1, false>(source + points[p].first, 1, map, taps[p]);
+    for (int p = 0; p < kQuad; ++p) read_whole<1, false>(source + points[p].first, 1, 0, map, taps[p]);
 #pragma unroll
     for (int p = 0; p < kQuad; ++p) {
       const T one[1] = {grad[p]};
@@ -97,7 +97,8 @@ STN_FUNCTION void find_quad_slopes(const Descriptor& problem, const Place& place
                                    T (&slopes)[kTilePixels][D]) {
   const Quad quad(place, problem.target, generator.is_steep());
   const int first = quad.in_patches(place, problem.target), step = quad.is_row ? 1 : 1 << kPatchWidthLog;
-  if (find_quad(problem, place.n, generator, quad, true, [&](const WholePoint(&points)[kQuad]) {
+  if (problem.feature_map.stride[0] == 1 &&
+      find_quad(problem, place.n, generator, quad, true, [&](const WholePoint(&points)[kQuad]) {
         const S* source = maps_of(problem.feature_map, place.n);
         const S* grads = maps_of(problem.grad_output, place.n);
         T by[kQuad][D] = {};
@@ -120,22 +121,52 @@ STN_FUNCTION void find_quad_slopes(const Descriptor& problem, const Place& place
   }
 }
 
-// Slopes of the units of a tile from `base` on.
-template <bool Interleaved, class Generator>
-STN_FUNCTION void find_unit_slopes(const Descriptor& problem, const Place& place, const Generator& generator, int base,
-                                   T (&slopes)[kTilePixels][D]) {
-  constexpr int N = kGroup<Interleaved>;
-  const Units<N, Interleaved> units(problem, problem.target);
-  const int last = smaller(units.count(), base + kTilePixels);
-  for (int unit = base + static_cast<int>(threadIdx.x); unit < last; unit += kThreads) {
+// Slopes of the units from `base` on of a tile of interleaved channels.
+template <class Generator>
+STN_FUNCTION void find_interleaved_slopes(const Descriptor& problem, const Place& place, const Generator& generator,
+                                          int base, T (&slopes)[kTilePixels][D]) {
+  constexpr int N = kGroup<true>;
+  UnitWalk walk(problem.channels / N, base);
+  const Inside inside(problem, true);
+  const bool is_simple = !generator.divides();
+  const S* source = maps_of(problem.feature_map, place.n);
+  const S* grads = maps_of(problem.grad_output, place.n);
+#pragma unroll 1
+  for (int slot = threadIdx.x; slot < kTilePixels; slot += kThreads, walk.go_on()) {
+    if (walk.pixel >= pixels_of(problem.target)) return;
+    const int channel = walk.group * N;
     Pixel pixel;
-    if (!pixel_of(place, problem.target, units.pixel(unit), pixel)) continue;
+    WholePoint point;
+    T by[D] = {};
+    if (is_simple && find_whole(problem, place, generator, inside, walk.pixel, pixel, point)) {
+      T taps[kTaps][N], grad[N];
+      load_channels<N, true>(grads + offset_of<D>(problem.grad_output, 0, pixel) + channel, 1, N, grad);
+      read_whole<N, true>(source + (point.first + static_cast<unsigned>(channel)), problem.feature_map.stride[0], 1,
+                          problem.feature_map, taps);
+      join_slopes(point, reader_of(taps), grad, by);
+    } else if (pixel_of(place, problem.target, walk.pixel, pixel)) {
+      T x[D];
+      generator.point(problem, place.n, pixel, x);
+      slopes_of<N, true>(problem, place.n, pixel, x, channel, channel + N, by);
+    }
+#pragma unroll
+    for (int a = 0; a < D; ++a) slopes[slot][a] = by[a];
+  }
+}
+
+// Slopes of the pixels of a tile of volumes.
+template <class Generator>
+STN_FUNCTION void find_volume_slopes(const Descriptor& problem, const Place& place, const Generator& generator,
+                                     T (&slopes)[kTilePixels][D]) {
+#pragma unroll 1
+  for (int p = threadIdx.x; p < kTilePixels; p += kThreads) {
+    Pixel pixel;
+    if (!pixel_of(place, problem.target, p, pixel)) continue;
     T x[D], by[D];
     generator.point(problem, place.n, pixel, x);
-    slopes_of<N, Interleaved>(problem, place.n, pixel, x, units.first_channel(unit), units.last_channel(unit, problem),
-                              by);
+    slopes_of<kPlanes, false>(problem, place.n, pixel, x, 0, problem.channels, by);
 #pragma unroll
-    for (int a = 0; a < D; ++a) slopes[unit - base][a] = by[a];
+    for (int a = 0; a < D; ++a) slopes[p][a] = by[a];
   }
 }
 

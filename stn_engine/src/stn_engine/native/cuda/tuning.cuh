@@ -17,11 +17,13 @@ constexpr int K = taps_of(STN_INTERPOLATION);  // taps per axis
 // Blocks of threads that share a multiprocessor, for which the compiler bounds the registers of a thread: more of them
 // hide more of the time that reads take, until registers no longer suffice and go to memory.
 constexpr bool kIsWide = sizeof(T) == 8 || D == 3;  // needs about twice the registers
-constexpr int kBlocks = kIsWide ? 2 : K == 4 ? 3 : 4;
-constexpr int kVectorBlocks = kIsWide ? 2 : 3;
+constexpr int kBlocks = kIsWide ? 2 : K == 4 || sizeof(S) == 1 ? 3 : 4;
+constexpr int kVectorBlocks = kIsWide || K == 4 ? 2 : 3;
+constexpr int kFieldBlocks = kIsWide ? 2 : 3;
 constexpr int kGatherBlocks = kIsWide ? 2 : 3;
 constexpr int kFarBlocks = 2;
-constexpr int kSlopeBlocks = sizeof(T) == 8 ? 1 : kIsWide ? 2 : 3;
+constexpr int kSlopeBlocks = sizeof(T) == 8 ? 1 : kIsWide || K == 4 ? 2 : 3;
+constexpr int kVectorSlopeBlocks = sizeof(T) == 8 ? 1 : 2;
 
 // Planes of channels that a thread walks together: more share what is known of a point, and take registers.
 constexpr int kPlanes = K == 4 ? 1 : D == 2 ? 3 : 2;
@@ -34,7 +36,7 @@ constexpr bool kHoldsTaps = K < 4;
 constexpr int kQuad = 4;
 
 // Units of interleaved channels that a thread reads before it joins the first.
-constexpr int kAtOnce = K == 4 ? 1 : 2;
+constexpr int kAtOnce = K == 4 || kVector<S> > 4 ? 1 : 2;
 
 // How many rows of the source a row of the target may lead through, for each column, before the lanes of a warp are
 // spread along columns of the target.

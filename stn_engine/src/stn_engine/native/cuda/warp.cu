@@ -65,7 +65,7 @@ STN_FUNCTION void warp_whole(const Descriptor& problem, const WholePoint (&point
   for (int left = problem.channels; left > 0; --left) {
     T taps[kQuad][kTaps][1], values[kQuad];
 #pragma unroll
-    for (int p = 0; p < kQuad; ++p) read_whole<1, false>(source + points[p].first, 1, map, taps[p]);
+    for (int p = 0; p < kQuad; ++p) read_whole<1, false>(source + points[p].first, 1, 0, map, taps[p]);
 #pragma unroll
     for (int p = 0; p < kQuad; ++p) {
       T value[1];
@@ -78,13 +78,34 @@ STN_FUNCTION void warp_whole(const Descriptor& problem, const WholePoint (&point
   }
 }
 
+// The same where the channels of a pixel lie side by side, but not in whole vectors.
+STN_FUNCTION void warp_packed(const Descriptor& problem, const WholePoint (&points)[kQuad], const S* source, S* target,
+                              int step) {
+  const Map& map = problem.feature_map;
+  for_groups<3, false>(0, problem.channels, [&](auto count, int first) {
+    constexpr int M = decltype(count)::kCount;
+#pragma unroll
+    for (int p = 0; p < kQuad; ++p) {
+      T taps[kTaps][M], values[M];
+      read_whole<M, false>(source + first + points[p].first, map.stride[0], 1, map, taps);
+      join_taps(points[p], reader_of(taps), values);
+      store_channels<M, false>(target + first + p * step, 1, M, values);
+    }
+  });
+}
+
 template <class Generator>
 STN_FUNCTION void warp_quads(const Descriptor& problem, const Place& place, const Generator& generator,
                              const S* source, S* target) {
   const Quad quad(place, problem.target, generator.is_steep());
-  if (find_quad(problem, place.n, generator, quad, false, [&](const WholePoint(&points)[kQuad]) {
+  const bool are_planes = problem.feature_map.stride[0] == 1;
+  const bool are_packed = problem.feature_map.channel_stride == 1 && problem.output.channel_stride == 1;
+  if ((are_planes || are_packed) &&
+      find_quad(problem, place.n, generator, quad, false, [&](const WholePoint(&points)[kQuad]) {
         const QuadSteps to(problem.output, target, quad.is_row);
-        warp_whole(problem, points, source, target + offset_of<D>(problem.output, 0, quad.pixel(0)), to);
+        S* first = target + offset_of<D>(problem.output, 0, quad.pixel(0));
+        if (are_planes) warp_whole(problem, points, source, first, to);
+        else warp_packed(problem, points, source, first, to.step);
       }))
     return;
 #pragma unroll 1
@@ -123,7 +144,7 @@ STN_FUNCTION void warp_interleaved(const Descriptor& problem, const Place& place
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k)
         read_whole<N, true>(source + (points[k].first + static_cast<unsigned>(channels[k])),
-                            problem.feature_map.stride[0], problem.feature_map, taps[k]);
+                            problem.feature_map.stride[0], 1, problem.feature_map, taps[k]);
 #pragma unroll
       for (int k = 0; k < kAtOnce; ++k) {
         T values[N];
@@ -176,5 +197,5 @@ STN_FUNCTION void warp_tiles(const Launch& launch) {
 
 STN_KERNEL(stn_warp_matrix_planes, stn::kBlocks, stn::warp_tiles<true, false>)
 STN_KERNEL(stn_warp_matrix_interleaved, stn::kVectorBlocks, stn::warp_tiles<true, true>)
-STN_KERNEL(stn_warp_field_planes, stn::kVectorBlocks, stn::warp_tiles<false, false>)
-STN_KERNEL(stn_warp_field_interleaved, stn::kVectorBlocks, stn::warp_tiles<false, true>)
+STN_KERNEL(stn_warp_field_planes, stn::kFieldBlocks, stn::warp_tiles<false, false>)
+STN_KERNEL(stn_warp_field_interleaved, stn::kFieldBlocks, stn::warp_tiles<false, true>)

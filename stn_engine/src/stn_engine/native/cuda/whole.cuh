@@ -75,14 +75,15 @@ struct WholePoint {
   }
 };
 
-// All taps of some channels, of which the first lies at `from`. `step` leads from a tap to the next one.
+// All taps of some channels, of which the first lies at `from`. Steps lead from a tap to the next one, and from a
+// channel to the next one.
 template <int N, bool Interleaved>
-STN_FUNCTION void read_whole(const S* from, int step, const Map& map, T (&taps)[kTaps][N]) {
+STN_FUNCTION void read_whole(const S* from, int step, int64 channel_step, const Map& map, T (&taps)[kTaps][N]) {
 #pragma unroll
   for (int y = 0; y < K; ++y, from += map.stride[1])
 #pragma unroll
     for (int x = 0; x < K; ++x)
-      load_channels<N, Interleaved>(from + x * step, map.channel_stride, N, taps[y * K + x]);
+      load_channels<N, Interleaved>(from + x * step, channel_step, N, taps[y * K + x]);
 }
 
 // Gives tap (x, y, z) to whoever joins them.
@@ -152,24 +153,27 @@ struct alignas(kQuad * sizeof(S) < 16 ? kQuad * sizeof(S) : 16) FourInRow {
 
 // Where the pixels of quads are in a map, and whether those of a row move as one.
 struct QuadSteps {
+  static constexpr bool kMoves = kQuad * sizeof(S) <= 16;
   int step;
   bool is_vector;
 
   STN_MEMBER QuadSteps(const Map& map, const S* of_item, bool is_row)
       : step(map.stride[is_row ? 0 : 1]),
-        is_vector(is_row && sizeof(S) <= 4 && map.stride[0] == 1 &&
+        is_vector(kMoves && is_row && map.stride[0] == 1 &&
                   ((map.stride[1] | map.channel_stride) % kQuad == 0) &&
                   reinterpret_cast<uint64>(of_item) % sizeof(FourInRow) == 0) {}
 
   STN_MEMBER void load(const S* from, T (&values)[kQuad]) const {
-    if (is_vector) {
-      const FourInRow loaded = fetched(reinterpret_cast<const FourInRow*>(from));
+    if constexpr (kMoves) {
+      if (is_vector) {
+        const FourInRow loaded = fetched(reinterpret_cast<const FourInRow*>(from));
 #pragma unroll
-      for (int p = 0; p < kQuad; ++p) values[p] = widened(loaded.at[p]);
-    } else {
-#pragma unroll
-      for (int p = 0; p < kQuad; ++p) values[p] = widened(fetched(from + p * step));
+        for (int p = 0; p < kQuad; ++p) values[p] = widened(loaded.at[p]);
+        return;
+      }
     }
+#pragma unroll
+    for (int p = 0; p < kQuad; ++p) values[p] = widened(fetched(from + p * step));
   }
 
   STN_MEMBER void store(S* to, const T (&values)[kQuad]) const {
@@ -189,7 +193,7 @@ struct QuadSteps {
 template <class Generator, class F>
 STN_FUNCTION bool find_quad(const Descriptor& problem, int n, const Generator& generator, const Quad& quad,
                             bool has_slopes, F f) {
-  if (problem.feature_map.stride[0] != 1 || generator.divides() || !quad.fits(problem.target)) return false;
+  if (generator.divides() || !quad.fits(problem.target)) return false;
   const Inside inside(problem, has_slopes);
   WholePoint points[kQuad];
   bool are_whole = true;
