@@ -176,11 +176,8 @@ def _run(
     """Run every problem on its backend, all problems of one backend together, in order."""
     if out is not None and any(map(is_negated, out)):  # only torch writes such memory
         return delivered(_run(problems, backends, None, operation), out)
-    chosen = [
-        door(one) if backends is None and "call" in vars(one) else select(one, backends)
-        for one in problems
-    ]
-    if all(one is chosen[0] for one in chosen[1:]) and chosen:
+    chosen = _chosen(problems, backends)
+    if chosen and chosen.count(chosen[0]) == len(chosen):
         return operation(chosen[0], _readable(chosen[0], problems), out)
     results: dict[int, R] = {}
     for backend in {id(one): one for one in chosen}.values():
@@ -189,6 +186,17 @@ def _run(
         some = _readable(backend, [problems[i] for i in positions])
         results.update(zip(positions, operation(backend, some, into), strict=True))
     return [results[i] for i in range(len(problems))]
+
+
+def _chosen(problems: Sequence[Problem], backends: Sequence[Backend] | None) -> list[Backend]:
+    """The backend of each problem."""
+    if backends is not None:
+        return [select(one, backends) for one in problems]
+    everyone = candidates()
+    try:  # as nearly always: what was chosen for problems that lie alike
+        return [vars(one)["call"].plans[everyone] for one in problems]
+    except KeyError:
+        return [door(one) if "call" in vars(one) else select(one) for one in problems]
 
 
 OPERATIONS: dict[type[Problem], Callable[[Any], Sequence[Tensor | Gradients]]] = {

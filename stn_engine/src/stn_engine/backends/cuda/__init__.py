@@ -23,6 +23,7 @@ from stn_engine.backends.cuda.structures import VECTOR_BYTES
 from stn_engine.backends.kernels import KernelBackend, Words
 from stn_engine.call import Call
 from stn_engine.plan import Addresses, Reasons
+from stn_engine.spec import Family
 
 
 class CudaBackend(KernelBackend[Plan]):
@@ -74,8 +75,7 @@ class CudaBackend(KernelBackend[Plan]):
                 bits |= addresses[place]
             if bits % VECTOR_BYTES:
                 layout = "planes"
-        self._hold((plan,), group)
-        bases = [plan.basis()] if plan.has_basis else []
+        bases = [plan.basis()] if group.family is Family.SPLINE else []
         plan.alone(layout).run(self._launcher, addresses, bases)
 
     def _zero(self, plan: Plan, addresses: Addresses) -> None:
@@ -99,18 +99,10 @@ class CudaBackend(KernelBackend[Plan]):
 
     def _launch(self, layout: str, plans: tuple[Plan, ...], addresses: Words) -> None:
         launches = together(layout, plans)
-        self._hold(plans, launches.group)
-        bases = [plan.basis() for plan in plans if plan.has_basis]
+        is_spline = launches.group.family is Family.SPLINE
+        bases = [plan.basis() for plan in plans] if is_spline else []
         of_all = addresses if len(plans) > 1 else addresses[:, 0].tolist()
         launches.run(self._launcher, of_all, bases)
-
-    def _hold(self, plans: Sequence[Plan], group: Group) -> None:
-        """Keeps constants from others until the present stream has done with them."""
-        stream = self._launcher.stream(group.device)
-        for plan in plans:
-            if stream not in plan.held_on:
-                self._launcher.hold(plan.constants, group.device)
-                plan.held_on.add(stream)
 
 
 Part: TypeAlias = tuple[Group, list[int], tuple[Plan, ...]]

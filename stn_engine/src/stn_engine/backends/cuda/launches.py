@@ -68,6 +68,7 @@ class Launches:
 
     def __init__(self, descriptors: Sequence[Descriptor]) -> None:
         self.descriptors, self.group = descriptors, descriptors[0].group
+        self._held_on: set[int] = set()  # streams that constants wait for before they are freed
         count = len(descriptors)
         words = np.frombuffer(b"".join([one.words for one in descriptors]), np.int64)
         words = words.reshape(count, -1)
@@ -110,6 +111,7 @@ class Launches:
         if not self._steps:
             return
         group, arguments = self.group, self._arguments[:]
+        self._hold_constants(launcher)
         # Of each kind of address a number, or an array of those of all problems.
         fields: Any = arguments
         table = self._table
@@ -137,6 +139,13 @@ class Launches:
         for kernel, tiles, starts in self._steps:
             arguments[TILES], arguments[STARTS] = tiles, arguments[TABLE] + starts
             launcher.launch(kernel, arguments, group.device)
+
+    def _hold_constants(self, launcher: Launcher) -> None:
+        stream = launcher.stream(self.group.device)
+        if stream not in self._held_on:
+            constants = [tensor for one in self.descriptors for tensor in one.constants]
+            launcher.hold(constants, self.group.device)
+            self._held_on.add(stream)
 
 
 @cache

@@ -38,9 +38,6 @@ class Plan:
     Attributes:
         group: Those that it is launched with where its maps are aligned; None if nothing is
             launched.
-        has_basis: Whether it is that of a spline.
-        held_on: Streams that the constants of this plan wait for before their memory is given to
-            others.
     """
 
     __slots__ = (
@@ -64,14 +61,7 @@ class Plan:
         self.call, self.planes, self.interleaved, self.zeroed = call, planes, interleaved, zeroed
         best = interleaved or planes
         self.group = None if best is None else best.group
-        self.has_basis = call.transform.kind.family is Family.SPLINE
-        self.held_on: set[int] = set()
         self._alone: dict[str, Launches] = {}
-
-    @property
-    def constants(self) -> Sequence[Tensor]:
-        """Tensors whose addresses kernels read from descriptors."""
-        return () if self.planes is None else self.planes.constants
 
     def alone(self, layout: str) -> Launches:
         """The launches of this plan alone, in a layout of channels that it has."""
