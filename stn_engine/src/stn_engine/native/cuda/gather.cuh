@@ -348,6 +348,7 @@ STN_FUNCTION void gather_tiles(const Launch& launch) {
     const Descriptor& problem = problem_of(launch, loop);
     const Place place = place_of(problem.source, loop.tile_of_problem());
     const int last = last_reader(problem, place.n);
+    if (problem.inverts) find_preimage(problem, place.n);
     Rays rays = load_rays(problem, place.n);
     if constexpr (kHasNearGather) {
       if (last == place.n + 1 && !rays.projective && preimage_of(problem, place.n).always_few &&
@@ -419,8 +420,7 @@ STN_FUNCTION void gather_far_tiles(const Launch& launch) {
 STN_FUNCTION void find_preimages(const Launch& launch) {
   for (TileLoop loop(launch); loop.goes_on(); ++loop.tile) {
     const Descriptor& problem = problem_of(launch, loop);
-    const int n = static_cast<int>(loop.tile_of_problem());
-    if (threadIdx.x == 0) find_preimage(problem, n, problem.preimages[n]);
+    find_preimage(problem, static_cast<int>(loop.tile_of_problem()));
   }
 }
 
