@@ -106,7 +106,7 @@ def as_bytes(results):
 
 def test_results_go_where_they_have_a_place(runner):
     """On every device; what has none comes in memory of its own."""
-    gradients = stn_engine.WarpGradientsProblem(warp_problem(5, 7), torch.ones(1, 1, 5, 7))
+    gradients = stn_engine.WarpGradientsProblem(warp_problem(5, 7), torch.ones(1, 2, 5, 7))
     job = job_of(gradients)
     expected = as_bytes(on_bytes.compute([job])[0])
     place = memoryview(bytearray(len(expected[0])))

@@ -207,7 +207,8 @@ class Batcher:
 
         Concurrency:
             Cancellation: an item that waits is removed, one that runs is left to finish and its
-            outcome dropped; this returns when it has, if it is placed. Deadline: checked until the item is launched.
+            outcome dropped; this returns when it has, if it is placed. Deadline: checked until
+            the item is launched.
         """
         self._require_service()
         for tell in self._events.reached:
