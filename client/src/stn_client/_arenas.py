@@ -17,6 +17,7 @@ from bisect import bisect
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import grpc
 import numpy as np
@@ -27,7 +28,6 @@ from stn_client._ttrpc import CONNECT_S, ConnectionLostError, Metadata, reply_of
 from stn_proto import WireFormatError
 from stn_proto.ttrpc import ClientConnection
 from stn_proto.v1.arena_pb2 import CreateArenaReply, CreateArenaRequest
-from stn_proto.v1.tensor_pb2 import ArenaRef
 
 SOCKET = "arenas.sock"
 """Within the folder that a server names."""
@@ -126,6 +126,15 @@ class Arena:
         self._lease.close()
 
 
+class Lent(NamedTuple):
+    """Memory in an arena, which is used for nothing else as long as somebody refers to it."""
+
+    memory: Bytes
+    arena_id: bytes
+    offset: int
+    """Where in its arena it begins."""
+
+
 class Pool:
     """Slots in the arenas of one server.
 
@@ -149,6 +158,11 @@ class Pool:
         _POOLS.add(self)
 
     def take(self, size_bytes: int, *, may_grow: bool = True) -> Bytes | None:
+        """The memory of a slot; see `lend`."""
+        lent = self.lend(size_bytes, may_grow=may_grow)
+        return None if lent is None else lent.memory
+
+    def lend(self, size_bytes: int, *, may_grow: bool = True) -> Lent | None:
         """A slot of so many bytes; None if there is no room and the server gives no more.
 
         Args:
@@ -163,13 +177,14 @@ class Pool:
             slot = self._free_slot(slot_bytes, size_bytes)
             return self._grown(slot_bytes, size_bytes) if slot is None else slot
 
-    def reference_to(self, payload: memoryview) -> ArenaRef | None:
-        """How the server is told of a tensor, if it lies in an arena of this pool."""
-        address = address_of(np.frombuffer(payload, np.uint8))
+    def find(self, payload: memoryview) -> Lent | None:
+        """Where a tensor lies, if that is in an arena of this pool."""
+        memory = np.frombuffer(payload, np.uint8)
+        address = address_of(memory)
         for arena in self._arenas:
             offset = arena.offset_of(address, len(payload))
             if offset is not None:
-                return ArenaRef(id=arena.id, offset=offset, byte_count=len(payload))
+                return Lent(memory, arena.id, offset)
         return None
 
     def part_with_child(self) -> None:
@@ -191,7 +206,7 @@ class Pool:
             arena, offset, returned_bytes = self._returned.popleft()
             arena.give_back(offset, returned_bytes)
 
-    def _free_slot(self, slot_bytes: int, size_bytes: int) -> Bytes | None:
+    def _free_slot(self, slot_bytes: int, size_bytes: int) -> Lent | None:
         """A slot in an arena that is there; None if none has room."""
         with self._lock:
             self._take_back()
@@ -204,7 +219,7 @@ class Pool:
     def _may_ask(self) -> bool:
         return not self._is_closed and time.monotonic() >= self._refused_until_s
 
-    def _grown(self, slot_bytes: int, size_bytes: int) -> Bytes | None:
+    def _grown(self, slot_bytes: int, size_bytes: int) -> Lent | None:
         """A slot in a new arena."""
         if not self._may_ask():
             return None
@@ -221,13 +236,13 @@ class Pool:
             self._arenas.append(arena)
             return self._lent(arena, arena.take(slot_bytes) or 0, slot_bytes, size_bytes)
 
-    def _lent(self, arena: Arena, offset: int, slot_bytes: int, size_bytes: int) -> Bytes:
+    def _lent(self, arena: Arena, offset: int, slot_bytes: int, size_bytes: int) -> Lent:
         slot = arena.memory[offset : offset + size_bytes]
         # Views of a view refer to what has the memory; this makes the slot the one that has it.
         lent = np.frombuffer(slot.data, np.uint8)
         finalizer = weakref.finalize(lent, self._returned.append, (arena, offset, slot_bytes))
         finalizer.atexit = False
-        return lent
+        return Lent(lent, arena.id, offset)
 
 
 def address_of(array: NDArray[np.uint8]) -> int:
