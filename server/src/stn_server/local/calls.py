@@ -96,7 +96,8 @@ class LocalContext:
     def __init__(
         self, payload: bytes, metadata: Metadata, peer: str, deadline: float = math.inf
     ) -> None:
-        self._payload: Any = payload
+        self.arrived = payload
+        """The message, which came as a whole."""
         # Whatever a caller declares, its message is here and can be measured.
         others = ((key, value) for key, value in metadata if key != MESSAGE_BYTES)
         self._metadata: Metadata = (*others, (MESSAGE_BYTES, str(len(payload))))
@@ -107,11 +108,6 @@ class LocalContext:
         self._code: grpc.StatusCode | None = None
         self.status: Status | None = None
         """What it was aborted with."""
-
-    async def read(self) -> Any:
-        """The message, and then the end."""
-        payload, self._payload = self._payload, grpc.aio.EOF
-        return payload
 
     def invocation_metadata(self) -> Metadata:
         """What came along, and the size of the message."""
