@@ -17,7 +17,7 @@ from bisect import bisect
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
@@ -41,6 +41,10 @@ MIN_ARENA_BYTES = 64 * 1024 * 1024
 
 REFUSED_PAUSE_S = 5.0
 """After it a server that had no more arenas is asked again."""
+
+PLENTIFUL_BYTES = 256 * 1024 * 1024
+"""Up to so many lent bytes tensors of torch keep their slots; beyond it they are copies, so that
+calls have slots left."""
 
 READ_BYTES = 64 * 1024
 
@@ -153,6 +157,7 @@ class Pool:
         self._returned: deque[tuple[Arena, int, int]] = deque()
         """Slots that finalizers gave back, which may run at any moment and must not wait for a
         lock."""
+        self._lent_bytes = 0
         self._refused_until_s = 0.0
         self._is_closed = False
         _POOLS.add(self)
@@ -204,6 +209,7 @@ class Pool:
     def _take_back(self) -> None:
         while self._returned:
             arena, offset, returned_bytes = self._returned.popleft()
+            self._lent_bytes -= returned_bytes
             arena.give_back(offset, returned_bytes)
 
     def _free_slot(self, slot_bytes: int, size_bytes: int) -> Lent | None:
@@ -237,12 +243,43 @@ class Pool:
             return self._lent(arena, arena.take(slot_bytes) or 0, slot_bytes, size_bytes)
 
     def _lent(self, arena: Arena, offset: int, slot_bytes: int, size_bytes: int) -> Lent:
-        slot = arena.memory[offset : offset + size_bytes]
-        # Views of a view refer to what has the memory; this makes the slot the one that has it.
-        lent = np.frombuffer(slot.data, np.uint8)
-        finalizer = weakref.finalize(lent, self._returned.append, (arena, offset, slot_bytes))
-        finalizer.atexit = False
+        self._lent_bytes += slot_bytes
+        memory = arena.memory[offset : offset + size_bytes]
+        # Views of a view refer to what has the memory; over a memoryview the slot is what has it.
+        lent = np.frombuffer(memory.data, np.uint8)
+        loan = _Loan(lent, _end)
+        loan.slot = arena, offset, slot_bytes
+        loan.returned = self._returned
+        loan.is_plentiful = self._lent_bytes <= PLENTIFUL_BYTES
+        loan.key = id(lent)
+        _LOANS[loan.key] = loan
         return Lent(lent, arena.id, offset)
+
+
+class _Loan(weakref.ref[Bytes]):
+    """A slot as long as somebody refers to its array."""
+
+    slot: tuple[Arena, int, int]
+    returned: deque[tuple[Arena, int, int]]
+    """Where it goes then."""
+    is_plentiful: bool
+    key: int
+
+
+_LOANS: dict[int, _Loan] = {}
+"""All that are lent, by the identity of their arrays."""
+
+
+def _end(loan: Any, loans: dict[int, _Loan] = _LOANS) -> None:
+    """Gives a slot back; runs at any moment, also at the end of the interpreter."""
+    loans.pop(loan.key, None)
+    loan.returned.append(loan.slot)
+
+
+def may_be_kept(array: object) -> bool:
+    """Whether an array is that of a slot, and there are enough others to keep it for long."""
+    loan = _LOANS.get(id(array))
+    return loan is not None and loan() is array and loan.is_plentiful
 
 
 def address_of(array: NDArray[np.uint8]) -> int:
