@@ -234,7 +234,7 @@ class Progress:
         self._access = Access("localhost", None, None) if access is None else access
         self._outage = Outage("server") if outage is None else outage
         self._failure: StnClientError | None = None
-        self.request_id = uuid.uuid4().hex[:16]
+        self.request_id = os.urandom(8).hex()
 
     def start(self, request_bytes: int = 0) -> dict[str, Any]:
         """Begins an attempt; returns the keyword arguments of the gRPC call.

@@ -63,6 +63,15 @@ OPTIONS = {
 }
 """The types of `WarpOptions` as torch operators know types; what is not given is None."""
 
+_DTYPES = {
+    np.dtype(np.float16): torch.float16,
+    np.dtype(np.float32): torch.float32,
+    np.dtype(np.float64): torch.float64,
+    np.dtype(np.int16): torch.int16,
+    np.dtype(np.uint8): torch.uint8,
+}
+"""Types of results, and what stands for bfloat16, which torch does not take from NumPy."""
+
 _PLAIN_TYPES = {Tensor, nn.Parameter}
 """Classes of tensors that do not see what is done with them."""
 
@@ -104,10 +113,12 @@ def warp(
     described, settings = _described(transform), _settings(options)
     arguments = feature_map, parameters, size, name, *described
     output: Tensor
-    if _is_plain(feature_map) and _is_plain(parameters):
+    if not (_is_plain(feature_map) and _is_plain(parameters)):
+        output = torch.ops.stn_client.warp(*arguments, **settings)
+    elif torch.is_grad_enabled() and (feature_map.requires_grad or parameters.requires_grad):
         output = _EagerWarp.apply(*arguments, settings)  # type: ignore[no-untyped-call]  # torch
     else:
-        output = torch.ops.stn_client.warp(*arguments, **settings)
+        output = _warp(*arguments, **settings)
     return output
 
 
@@ -480,11 +491,10 @@ class _EagerWarp(torch.autograd.Function):
     ) -> Tensor:
         client = _client_of(name)
         array = _to_numpy(feature_map, "feature_map")
-        if any(ctx.needs_input_grad[:2]):
-            array = _once(client, array)
-            ctx.save_for_backward(feature_map, parameters)
-            ctx.array, ctx.client = array, client
-            ctx.call = name, transform, numbers, settings
+        array = _once(client, array)
+        ctx.save_for_backward(feature_map, parameters)
+        ctx.array, ctx.client = array, client
+        ctx.call = name, transform, numbers, settings
         where = _transform(_to_numpy(parameters, "transform"), transform, numbers)
         size = None if output_size is None else tuple(output_size)
         return _to_torch(client.warp(array, where, size, **settings), feature_map)
@@ -569,6 +579,11 @@ _register("warp_gradients", _warp_gradients, _warp_gradients_fake, _WarpGradient
 def _to_numpy(tensor: Tensor, name: str) -> NDArray[Any]:
     """The values of a tensor, which may be anywhere; without a copy where they lie in memory."""
     try:
+        if tensor.is_cpu and not tensor.requires_grad and tensor.untyped_storage().nbytes():
+            return tensor.numpy()
+    except (RuntimeError, TypeError):  # not as it is
+        pass
+    try:
         local = tensor.detach().cpu().resolve_conj().resolve_neg()
         has_memory = not local.numel() or local.untyped_storage().nbytes() > 0
         if has_memory and local.dtype == torch.bfloat16:
@@ -587,11 +602,13 @@ def _to_torch(array: NDArray[Any], like: Tensor) -> Tensor:
     The memory is that of a slot, which then is the tensor's alone, or torch's own, and not NumPy's,
     which is less aligned: matrix products of libraries may depend on that in their last bits.
     """
-    if like.device.type == "cpu" and may_be_kept(array.base):
-        writable = np.ndarray(array.shape, array.dtype, array.base)
-        if array.dtype == ml_dtypes.bfloat16:
-            return torch.from_numpy(writable.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(writable)
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.tensor(array.view(np.int16)).view(torch.bfloat16).to(like.device)
-    return torch.tensor(array).to(like.device)
+    is_half = array.dtype == ml_dtypes.bfloat16
+    numbers = array.view(np.int16) if is_half else array
+    if like.is_cpu and may_be_kept(array.base):
+        tensor = torch.from_numpy(np.ndarray(array.shape, numbers.dtype, array.base))
+    else:
+        tensor = torch.empty(array.shape, dtype=_DTYPES[numbers.dtype])
+        np.copyto(tensor.numpy(), numbers)
+    if is_half:
+        tensor = tensor.view(torch.bfloat16)
+    return tensor if like.is_cpu else tensor.to(like.device)

@@ -154,11 +154,11 @@ class _Reader:
         return bool(self._buffer) or self._header is not None or self._to_skip_bytes > 0
 
     def feed(self, received: bytes) -> list[Frame | OversizedFrame]:
-        if not self.is_amid_frame and len(received) >= _HEADER.size:
-            size = int.from_bytes(received[:4])
-            if size <= MAX_DATA_BYTES and len(received) == _HEADER.size + size:  # as mostly
-                _, stream_id = self._read_header(received, 0)
-                return [Frame(stream_id, received[_HEADER.size :])]
+        if not (self._buffer or self._header or self._to_skip_bytes) and (
+            len(received) - _HEADER.size == int.from_bytes(received[:4]) <= MAX_DATA_BYTES
+        ):  # one whole frame, as mostly
+            _, stream_id = self._read_header(received, 0)
+            return [Frame(stream_id, received[_HEADER.size :])]
         buffer, frames, position = self._buffer, list[Frame | OversizedFrame](), 0
         buffer += received
         while True:

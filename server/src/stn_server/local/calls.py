@@ -72,12 +72,15 @@ class Router:
 
     async def find(self, details: Details) -> Handler:
         """The method to call, which may be one that refuses."""
-        found = await self._find(details, 0)
+        found = await self._find(details, 0) if self._interceptors else self._handler(details)
         return cast("Handler", found.stream_unary or found.stream_stream)
+
+    def _handler(self, details: Any) -> Any:
+        return next(filter(None, (handler.service(details) for handler in self._handlers)))
 
     async def _find(self, details: Any, depth: int) -> Any:
         if depth == len(self._interceptors):
-            return next(filter(None, (handler.service(details) for handler in self._handlers)))
+            return self._handler(details)
         return await self._interceptors[depth].intercept_service(
             lambda further: self._find(further, depth + 1), details
         )
