@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from stn_client import _calls
-from stn_client._calls import Array, Call, Gradients, Places
+from stn_client._calls import Call, Gradients
 from stn_client._connection import BaseClient, Progress, open_channel
 from stn_client._credentials import Metadata
+from stn_client._envelopes import Array, Places
 from stn_client._options import GridOptions, WarpOptions
 from stn_client._placing import MIN_PLACED_BYTES, place
 from stn_client._transforms import ParametricTransform, Transform
@@ -169,7 +170,7 @@ class AsyncClient(BaseClient):
         try:
             while True:
                 try:
-                    attempt = progress.start(call.request)
+                    attempt = progress.start(call.envelope.size_bytes)
                     reply, places = await connection.send(call, attempt, progress)
                 except grpc.RpcError as failure:
                     await asyncio.sleep(progress.pause_s(failure))

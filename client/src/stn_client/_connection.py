@@ -234,10 +234,13 @@ class Progress:
         self._access = Access("localhost", None, None) if access is None else access
         self._outage = Outage("server") if outage is None else outage
         self._failure: StnClientError | None = None
-        self.request_id = uuid.uuid4().hex[:16]
+        self.request_id = os.urandom(8).hex()
 
-    def start(self, request: bytes = b"") -> dict[str, Any]:
-        """Begins an attempt to send a request; returns the keyword arguments of the gRPC call.
+    def start(self, request_bytes: int = 0) -> dict[str, Any]:
+        """Begins an attempt; returns the keyword arguments of the gRPC call.
+
+        Args:
+            request_bytes: The size of the serialized request.
 
         Raises:
             TransportError: The client is closed, or cannot work in this process.
@@ -253,7 +256,7 @@ class Progress:
         if not self._is_open():
             raise self._closed()
         self._attempt += 1
-        size = (MESSAGE_BYTES, str(len(request)))
+        size = (MESSAGE_BYTES, str(request_bytes))
         metadata = (("x-request-id", self.request_id), size, *self._access.metadata())
         return {"timeout": self.remaining_s(), "metadata": metadata}
 

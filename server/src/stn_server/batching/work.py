@@ -137,6 +137,9 @@ class WorkItem:
     """What listeners are told that it is for."""
     place: Place | None = None
     """What it counts for at the door; None: nothing yet."""
+    is_placed: bool = False
+    """Whether its results are written to memory of the caller, who must not be answered meanwhile:
+    it would use the memory for something else."""
     number: int = field(default_factory=_ids.__next__)
     """Identity, and order of arrival."""
 
