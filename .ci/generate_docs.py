@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -43,6 +43,7 @@ from stn_engine.checks import FEATURE_MAP_DTYPES, GRADIENT_DTYPES
 from stn_engine.problem import Problem
 from stn_server import status
 from stn_server.metrics import Metrics
+from stn_server.oip.models import Model, ModelTensor, models
 from stn_server.settings import all_settings
 
 ROOT = Path(__file__).parents[1]
@@ -121,6 +122,28 @@ def statuses() -> str:
     ]
     rows.append(("anything else", "INTERNAL, with a request id", "INTERNAL"))
     return _table(("cause", "status", "reason"), rows)
+
+
+def oip_models() -> str:
+    """Every model of the Open Inference Protocol; like ones share a row."""
+    rows: dict[Row, list[str]] = {}
+    for model in models().values():
+        said = _tensors(model.inputs), _tensors(model.outputs), _options(model)
+        rows.setdefault(said, []).append(f"`{model.name}`")
+    head = ("model", "inputs", "outputs", "parameters")
+    return _table(head, [(", ".join(names), *said) for said, names in rows.items()])
+
+
+def _tensors(tensors: Mapping[str, ModelTensor]) -> str:
+    return ", ".join(
+        f"`{one.name}` ({', '.join('?' if size < 0 else str(size) for size in one.shape)})"
+        for one in tensors.values()
+    )
+
+
+def _options(model: Model) -> str:
+    layout = ("layout",) if model.has_layout else ()
+    return ", ".join(f"`{name}`" for name in (*model.options, *layout))
 
 
 def server_benchmark() -> str:
@@ -320,6 +343,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "configuration": configuration,
         "metrics": metrics,
         "statuses": statuses,
+        "models": oip_models,
     },
     "stn_engine/README.md": {"support": support, "gpu evidence": gpu_evidence},
     "tests/bench/README.md": {

@@ -96,9 +96,7 @@ def test_options_are_parameters(peer, u, parameters, options):
 def test_regularization_is_a_parameter(peer, rng, u):
     _, transform, arrays = kind("spline", rng)
     found = peer.output("stn_warp_spline", {"feature_map": u, **arrays}, {"regularization": 1})
-    expected = peer.stn.warp(
-        u, replace(transform, regularization=1.0)
-    )
+    expected = peer.stn.warp(u, replace(transform, regularization=1.0))
     assert same_bits(found, expected)
     assert not same_bits(found, peer.stn.warp(u, transform))
 
@@ -335,7 +333,7 @@ def test_many_threads_share_a_client(peer, rng):
 def test_a_deadline_ends_a_call(peer):
     large = np.ones((1, 3, 1500, 1500), np.float32)
     inputs = tensors(feature_map=large, theta=theta(1))
-    with pytest.raises(InferenceServerException, match="Deadline Exceeded|deadline") as ended:
+    with pytest.raises(InferenceServerException, match=r"Deadline Exceeded|deadline") as ended:
         peer.triton.infer("stn_warp_affine", inputs, client_timeout=0.002)
     assert ended.value.status() in {
         "StatusCode.DEADLINE_EXCEEDED",

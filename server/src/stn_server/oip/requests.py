@@ -186,12 +186,15 @@ class InferTemplate:
         """The id of a message that it fits.
 
         Raises:
-            UnicodeDecodeError: It is no text, so the message is no request.
+            WireFormatError: It is no text.
         """
         if self.id is None:
             return b""
         found = message[self.id]
-        found.decode()
+        try:
+            found.decode()
+        except UnicodeDecodeError:
+            raise WireFormatError("id", "text in UTF-8", "other bytes") from None
         return found
 
 
