@@ -43,7 +43,7 @@ from stn_engine.checks import FEATURE_MAP_DTYPES, GRADIENT_DTYPES
 from stn_engine.problem import Problem
 from stn_server import status
 from stn_server.metrics import Metrics
-from stn_server.oip.models import Model, ModelTensor, models
+from stn_server.oip.models import ModelTensor, models
 from stn_server.settings import all_settings
 
 ROOT = Path(__file__).parents[1]
@@ -125,13 +125,12 @@ def statuses() -> str:
 
 
 def oip_models() -> str:
-    """Every model of the Open Inference Protocol; like ones share a row."""
-    rows: dict[Row, list[str]] = {}
-    for model in models().values():
-        said = _tensors(model.inputs), _tensors(model.outputs), _options(model)
-        rows.setdefault(said, []).append(f"`{model.name}`")
-    head = ("model", "inputs", "outputs", "parameters")
-    return _table(head, [(", ".join(names), *said) for said, names in rows.items()])
+    """Every model of the Open Inference Protocol, by its tensors."""
+    rows = [
+        (f"`{model.name}`", _tensors(model.inputs), _tensors(model.outputs))
+        for model in models().values()
+    ]
+    return _table(("model", "inputs", "outputs"), rows)
 
 
 def _tensors(tensors: Mapping[str, ModelTensor]) -> str:
@@ -139,11 +138,6 @@ def _tensors(tensors: Mapping[str, ModelTensor]) -> str:
         f"`{one.name}` ({', '.join('?' if size < 0 else str(size) for size in one.shape)})"
         for one in tensors.values()
     )
-
-
-def _options(model: Model) -> str:
-    layout = ("layout",) if model.has_layout else ()
-    return ", ".join(f"`{name}`" for name in (*model.options, *layout))
 
 
 def server_benchmark() -> str:
