@@ -48,6 +48,7 @@ from stn_server.settings import all_settings
 
 ROOT = Path(__file__).parents[1]
 SERVER_BENCHMARK = ROOT / "tests/bench/results/server.json"
+OIP_BENCHMARK = ROOT / "tests/bench/results/oip.json"
 REPLICAS_BENCHMARK = ROOT / "tests/bench/results/replicas.json"
 ENGINE_BENCHMARKS = "tests/bench/results/engine_cpu*.json"
 EXPERIMENT = ROOT / "client/examples/distorted_mnist.json"
@@ -142,7 +143,15 @@ def _tensors(tensors: Mapping[str, ModelTensor]) -> str:
 
 def server_benchmark() -> str:
     """The last committed run of `make bench-server`."""
-    report = json.loads(SERVER_BENCHMARK.read_text())
+    return _server_tables(json.loads(SERVER_BENCHMARK.read_text()))
+
+
+def oip_benchmark() -> str:
+    """The last committed run of `make bench-oip`."""
+    return _server_tables(json.loads(OIP_BENCHMARK.read_text()))
+
+
+def _server_tables(report: dict[str, Any]) -> str:
     loads = [
         (
             cell["case"],
@@ -342,6 +351,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "stn_engine/README.md": {"support": support, "gpu evidence": gpu_evidence},
     "tests/bench/README.md": {
         "server benchmark": server_benchmark,
+        "oip benchmark": oip_benchmark,
         "replicas benchmark": replicas_benchmark,
         "engine benchmark": engine_benchmark,
         "gpu benchmark": gpu_benchmark,
