@@ -64,6 +64,14 @@ COLOUR_WORK = COORDINATE_READS + 3 * 4
 PLACEMENT_FIELD = warp_pb2.WarpRequest.PLACEMENT_FIELD_NUMBER
 """The same in every request."""
 
+REQUESTS: dict[Operation, type[Message]] = {
+    Operation.WARP: warp_pb2.WarpRequest,
+    Operation.WARP_GRADIENTS: warp_pb2.WarpGradientsRequest,
+    Operation.GENERATE_GRID: warp_pb2.GenerateGridRequest,
+    Operation.GENERATE_GRID_GRADIENTS: warp_pb2.GenerateGridGradientsRequest,
+}
+"""The class of the requests of every operation."""
+
 MAX_SIZES = 1024
 """Templates are kept for so many sizes of messages."""
 
@@ -209,7 +217,7 @@ class Translator:
 
     def __init__(self, limits: LimitsConfig) -> None:
         self._limits = limits
-        self._makers: dict[Operation, Callable[[Frame, bytes], RequestTemplate]] = {
+        self._makers: dict[Operation, Callable[[Any, Frame, bytes], RequestTemplate]] = {
             Operation.WARP: self._warp_template,
             Operation.WARP_GRADIENTS: self._warp_gradients_template,
             Operation.GENERATE_GRID: self._grid_template,
@@ -240,10 +248,28 @@ class Translator:
                 return template.request(message, find)
         limits = self._limits
         frame = Frame.of(message, limits.max_payloads, limits.max_envelope_bytes)
-        template = self._makers[operation](frame, message)
+        template = self.template(
+            operation, parse(frame.envelope, REQUESTS[operation]), frame, message
+        )
         request = template.request(message, find)
         self._keep(template, operation, alike)
         return request
+
+    def template(
+        self, operation: Operation, request: Any, frame: Frame, message: bytes
+    ) -> RequestTemplate:
+        """A request that was parsed, checked.
+
+        Args:
+            operation: Of the method that was called.
+            request: Its envelope, of the class in `REQUESTS`.
+            frame: Where in `message` the payloads stand that its tensors name by index.
+            message: What its arenas are named in, if it names any.
+
+        Raises:
+            ServerError: As `decode`, but for what is wrong with values.
+        """
+        return self._makers[operation](request, frame, message)
 
     def _keep(
         self, template: RequestTemplate, operation: Operation, alike: tuple[RequestTemplate, ...]
@@ -255,8 +281,9 @@ class Translator:
             del self._templates[next(iter(self._templates))]
         self._templates[operation, frame.size_bytes] = template, *alike[: MAX_TEMPLATES - 1]
 
-    def _warp_template(self, frame: Frame, message: bytes) -> RequestTemplate:
-        request = parse(frame.envelope, warp_pb2.WarpRequest)
+    def _warp_template(
+        self, request: warp_pb2.WarpRequest, frame: Frame, message: bytes
+    ) -> RequestTemplate:
         layout = request.feature_map.layout
         transform = self._declare_transform(request.transform)
         feature_map = declare_map(request.feature_map, "feature_map", transform.source_axes)
@@ -269,8 +296,9 @@ class Translator:
         operands = feature_map, transform.operand
         return _template(request, message, frame, problem, operands, key, reply)
 
-    def _warp_gradients_template(self, frame: Frame, message: bytes) -> RequestTemplate:
-        request = parse(frame.envelope, warp_pb2.WarpGradientsRequest)
+    def _warp_gradients_template(
+        self, request: warp_pb2.WarpGradientsRequest, frame: Frame, message: bytes
+    ) -> RequestTemplate:
         layout = request.feature_map.layout
         transform = self._declare_transform(request.transform)
         grad_output = declare_map(request.grad_output, "grad_output", transform.target_axes)
@@ -290,8 +318,9 @@ class Translator:
         operands = grad_output, feature_map, transform.operand
         return _template(request, message, frame, problem, operands, key, reply)
 
-    def _grid_template(self, frame: Frame, message: bytes) -> RequestTemplate:
-        request = parse(frame.envelope, warp_pb2.GenerateGridRequest)
+    def _grid_template(
+        self, request: warp_pb2.GenerateGridRequest, frame: Frame, message: bytes
+    ) -> RequestTemplate:
         transform = self._declare_transform(request.transform)
         axes = transform.target_axes
         size = _output_size(request.output_size, axes)
@@ -306,8 +335,9 @@ class Translator:
         operands = (transform.operand,)
         return _template(request, message, frame, problem, operands, key, reply)
 
-    def _grid_gradients_template(self, frame: Frame, message: bytes) -> RequestTemplate:
-        request = parse(frame.envelope, warp_pb2.GenerateGridGradientsRequest)
+    def _grid_gradients_template(
+        self, request: warp_pb2.GenerateGridGradientsRequest, frame: Frame, message: bytes
+    ) -> RequestTemplate:
         transform = self._declare_transform(request.transform)
         grad_grid = declare(request.grad_grid, "grad_grid")
         axes = ("N", *transform.target_axes, str(transform.meta.dims))
@@ -381,7 +411,7 @@ def _places(
     if len(placement) > len(results):
         expected = f"expected at most {len(results)}, one a result, got {len(placement)}."
         raise InvalidRequestError("placement", f"{expected} Leave the others out.")
-    references = values(message, PLACEMENT_FIELD)
+    references = values(message, PLACEMENT_FIELD) if placement else []
     places: list[Region | None] = [None] * len(results)
     for index, (place, result) in enumerate(zip(placement, results, strict=False)):
         if not place.ByteSize():

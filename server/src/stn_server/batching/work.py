@@ -129,6 +129,8 @@ class WorkItem:
     """Monotonic instant in seconds."""
     deadline: float = math.inf
     """Monotonic instant in seconds after which nobody wants the result."""
+    due_within_s: float = IMPLICIT_DEADLINE_S
+    """It counts as due so long after its arrival, or at its deadline if that is earlier."""
     reply: Callable[[Finished], Any] = as_it_is
     """What is made of the outcome."""
     caller: str = ""
@@ -146,7 +148,7 @@ class WorkItem:
     @property
     def due(self) -> float:
         """What counts as its deadline: those with a late one or none age."""
-        return min(self.deadline, self.arrived + IMPLICIT_DEADLINE_S)
+        return min(self.deadline, self.arrived + self.due_within_s)
 
 
 @dataclass(slots=True, eq=False)
