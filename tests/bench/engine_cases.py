@@ -38,7 +38,9 @@ from stn_engine import (
     WarpGradientsProblem,
     WarpProblem,
     grid_sample,
+    objective,
     warp,
+    warp_gradients,
     warp_gradients_ragged,
     warp_ragged,
 )
@@ -89,6 +91,7 @@ BARS = {
     ("two threads", "one thread"): Bar(least=1.8),
     ("arrangements of points", "the fastest"): Bar(least=0.667),
     ("deformable attention", "torch"): Bar(least=1.2),
+    ("objective", "composed"): Bar(least=2),
 }
 """By group and rival; all others are for information."""
 
@@ -111,9 +114,58 @@ def all_cases(threads: int) -> Iterator[Case]:
     for name in ("forward", "forward + backward"):
         build = partial(deformable_attention, name != "forward", threads)
         yield Case("deformable attention", name, build)
+    yield from objective_cases(threads)
     if threads >= 2:
         yield from thread_cases()
     yield from other_modes(threads)
+
+
+def objective_cases(threads: int) -> Iterator[Case]:
+    """A step of a registration: value and gradient, against a warp, a loss and gradients."""
+    for shape, kind, losses in (
+        ((1, 1, 512, 512), Affine, ("ssd", "huber", "ncc")),
+        ((1, 3, 512, 512), Affine, ("ssd", "ncc")),
+        ((1, 1, 512, 512), Flow, ("ssd", "ncc")),
+        (VOLUME, Affine, ("ssd", "ncc")),
+    ):
+        for loss in losses:
+            name = f"{kind.__name__} {loss} {label(shape)}"
+            yield Case("objective", name, partial(objective_step, shape, kind, loss, threads))
+
+
+def objective_step(shape, kind, loss, threads) -> Mapping[str, Contender]:
+    """Ours in one pass, and composed of our own warp and gradients with the loss of torch."""
+    moving, theta = feature_map_and_theta(shape)
+    fixed = uniform(shape, 0.0, 1.0, seed=6)
+    transform = Affine(theta)
+    if kind is Flow:
+        transform = Flow(uniform((1, *shape[2:], len(shape) - 2), -0.01, 0.01, seed=7))
+
+    def ours():
+        found = objective(moving, fixed, transform, loss=loss, delta=0.3, domain="all")
+        return found.value, found.gradient
+
+    def composed():
+        V = warp(moving, transform).requires_grad_()
+        value = LOSSES[loss](V, fixed)
+        (grad_output,) = torch.autograd.grad(value, V)
+        gradients = warp_gradients(grad_output, moving, transform, needs=("transform",))
+        return value.detach()[None], gradients.transform
+
+    return {"ours": Contender(ours, threads), "composed": Contender(composed, threads)}
+
+
+def correlation_loss(V, fixed) -> Tensor:
+    """1 minus the correlation."""
+    a, b = (V - V.mean()).flatten(), (fixed - fixed.mean()).flatten()
+    return 1 - F.cosine_similarity(a, b, 0)
+
+
+LOSSES = {
+    "ssd": F.mse_loss,
+    "huber": partial(F.huber_loss, delta=0.3),
+    "ncc": correlation_loss,
+}
 
 
 def volume_case(group: str, build, threads: int) -> Case:

@@ -38,7 +38,7 @@ enum Moment : int {
 struct Pass {
   bool moments, sums, curvature, field;
   double moving_mean = 0.0, fixed_mean = 0.0, ratio = 0.0;  // of ncc: G is w·(ratio·a - b), but for a factor
-  double factor = 1.0;                                      // of the gradient of a field
+  double factor = 1.0;                                      // of the gradient of a field, where it is known
 };
 
 // Rows of the matrix that the gradient of a transform's parameters goes through.

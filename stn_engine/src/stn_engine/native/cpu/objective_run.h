@@ -73,23 +73,34 @@ STN_FUNCTION void weights_of(const Objective& objective, const Block& block, con
   }
 }
 
-// Running sums of products of the lattice coordinates with symmetric matrices R x R: for each entry of these the sums
-// of q, q·j, q·i, q·k and of the products of two of them.
-template <int D, int R>
-class CurvatureSums {
+// Sums over target pixels of q times the products of at most Degree of their lattice coordinates (j, i, k, 1): pairs c <=
+// d of these in order, or each alone. In sixteen lanes that a fixed tree joins.
+template <int D, int Degree>
+class LatticeSums {
  public:
-  STN_MEMBER void add(const double (&entries)[R * (R + 1) / 2][kBlock], const Block& block) {
-    const Placer<double, D> places(block);
+  static constexpr int kCount = Degree == 1 ? D + 1 : (D + 1) * (D + 2) / 2;
+
+  STN_MEMBER void add(const double* q, const Block& block) {
+    if (block.width > 0) return add_run(q, block);
+    // Along a row i and k are the same, and j is the first one and a step.
+    Lanes<double> sum{}, by_step{}, by_steps{};
     for (int b = 0; b < block.count; b += kLanes) {
-      const Places<double, D> at = places(b);
+      const Lanes<double> value = load(q + b), step = converted<double>(counting<float>() + static_cast<float>(b));
+      const Lanes<double> once = value * step;
+      sum += value, by_step += once;
+      if constexpr (Degree == 2) by_steps += once * step;
+    }
+    const double first = static_cast<double>(block.j);
+    const double at[kMaxAxes] = {0.0, static_cast<double>(block.row.i), static_cast<double>(block.row.k)};
+    const Lanes<double> by_j = by_step + first * sum;
+    if constexpr (Degree == 1) {
+      for (int c = 0; c <= D; ++c) sums_[c] += c == 0 ? by_j : c < D ? at[c] * sum : sum;
+    } else {
       int place = 0;
-      for (const auto& entry : entries) {
-        const Lanes<double> q = load(entry + b);
-        for (int c = 0; c <= D; ++c) {
-          const Lanes<double> product = c < D ? q * at.at[c] : q;
-          for (int d = c; d <= D; ++d) sums_[place++] += d < D ? product * at.at[d] : product;
-        }
-      }
+      sums_[place++] += by_steps + first * (by_step + by_j);
+      for (int d = 1; d <= D; ++d) sums_[place++] += d < D ? at[d] * by_j : by_j;
+      for (int c = 1; c <= D; ++c)
+        for (int d = c; d <= D; ++d) sums_[place++] += ((c < D ? at[c] : 1.0) * (d < D ? at[d] : 1.0)) * sum;
     }
   }
 
@@ -102,7 +113,56 @@ class CurvatureSums {
   }
 
  private:
-  Lanes<double> sums_[R * (R + 1) / 2 * ((D + 1) * (D + 2) / 2)] = {};
+  __attribute__((noinline)) void add_run(const double* q, const Block& block) {
+    const Placer<double, D> places(block);
+    for (int b = 0; b < block.count; b += kLanes) {
+      const Places<double, D> at = places(b);
+      const Lanes<double> value = load(q + b);
+      int place = 0;
+      for (int c = 0; c <= D; ++c) {
+        const Lanes<double> once = c < D ? value * at.at[c] : value;
+        if constexpr (Degree == 1) sums_[place++] += once;
+        else
+          for (int d = c; d <= D; ++d) sums_[place++] += d < D ? once * at.at[d] : once;
+      }
+    }
+  }
+
+  Lanes<double> sums_[kCount] = {};
+};
+
+// The moments of one channel, but for the weight.
+template <Loss kind>
+class MomentSums {
+ public:
+  template <class T>
+  STN_MEMBER void add(const Lanes<T>& w, const Lanes<T>& V, const Lanes<T>& F, double delta) {
+    const Lanes<double> weight = converted<double>(w);
+    if constexpr (kind == Loss::ncc) {
+      const Lanes<double> moving = converted<double>(V), fixed = converted<double>(F);
+      const Lanes<double> of_moving = weight * moving, of_fixed = weight * fixed;
+      sums_[0] += of_moving, sums_[1] += of_fixed;
+      sums_[2] += of_moving * moving, sums_[3] += of_fixed * fixed, sums_[4] += of_moving * fixed;
+    } else {
+      const Lanes<double> e = converted<double>(V - F);
+      if constexpr (kind == Loss::ssd) sums_[0] += weight * e * e;
+      else sums_[0] += weight * huber(e, delta);
+    }
+  }
+
+  STN_MEMBER void add_to(Lanes<double> (&moments)[kMoments]) const {
+    for (int m = 0; m < kCount; ++m) moments[kLoss + m] += sums_[m];
+  }
+
+ private:
+  // What lies within delta, e² / 2, and what lies beyond, as a line.
+  STN_MEMBER static Lanes<double> huber(const Lanes<double>& e, double delta) {
+    const Lanes<double> near = clamp_to(e, -delta, delta);
+    return near * (e - near * 0.5);
+  }
+
+  static constexpr int kCount = kind == Loss::ncc ? 5 : 1;
+  Lanes<double> sums_[kCount] = {};
 };
 
 template <class S, int D>
@@ -139,24 +199,28 @@ class ObjectiveRunner {
   __attribute__((noinline)) void add(const PointSource<T, D>& source, const Block& block, Points<T, D>& points) {
     weights_of<S, T, D>(objective_, block, points, weights_);
     Lanes<Mask<T>> counted{};
+    Lanes<double> sum{};
     for (int b = 0; b < block.count; b += kLanes) {
       const Lanes<T> w = load(weights_ + b);
       counted |= w != Lanes<T>{};
-      if (pass_.moments) moments_[kWeight] += converted<double>(w);
+      if (pass_.moments) sum += converted<double>(w);
     }
+    moments_[kWeight] += sum;
     const bool is_needed = any_of(counted);
     if (!is_needed && !pass_.field) return;
-    for (int a = 0; a < D; ++a) clear(by_coordinate_[a], block.count);
-    if (pass_.curvature)
-      for (auto& entry : curvature_) clear(entry, block.count);
-    const Points<T, D> read = points;
+    is_first_ = true;
+    if (problem_.generator.kind == Kind::homography) read_ = points;
     if (is_needed) add_channels(block, points);
-    if (pass_.sums || pass_.curvature) add_parameters(source, block, read);
+    if (is_first_) clear(block.count);
+    if (pass_.sums || pass_.curvature) add_parameters(source, block);
     if (pass_.field) store_gradient(block);
   }
 
-  STN_MEMBER static void clear(double* lanes, int count) {
-    for (int b = 0; b < count; b += kLanes) store(Lanes<double>{}, lanes + b);
+  STN_MEMBER void clear(int count) {
+    for (int b = 0; b < count; b += kLanes) {
+      for (auto& axis : by_coordinate_) store(Lanes<double>{}, axis + b);
+      for (auto& entry : curvature_) store(Lanes<double>{}, entry + b);
+    }
   }
 
   STN_MEMBER void add_channels(const Block& block, Points<T, D>& points) {
@@ -196,53 +260,39 @@ class ObjectiveRunner {
         case Loss::huber: add_channel<Loss::huber>(block.count); break;
         case Loss::ncc: add_channel<Loss::ncc>(block.count); break;
       }
+      is_first_ = false;
     }
   }
 
   // What one channel contributes. Where nothing is counted nothing is used, whatever it is: 0 times NaN would be NaN.
   template <Loss kind>
   __attribute__((noinline)) void add_channel(int count) {
+    const bool moments = pass_.moments, slopes = has_slopes(), curves = pass_.curvature, is_first = is_first_;
+    MomentSums<kind> sums;
     for (int b = 0; b < count; b += kLanes) {
       const Lanes<T> w = load(weights_ + b);
       const Lanes<Mask<T>> counted = w != Lanes<T>{};
       const Lanes<T> V = masked(counted, load(samples_.value + b)), F = masked(counted, load(fixed_ + b));
-      if (pass_.moments) add_moments<kind>(w, V, F);
-      if (!has_slopes()) continue;
-      const Lanes<T> G = gradient<kind>(w, V, F), curvature = curved<kind>(w, V - F);
+      if (moments) sums.add(w, V, F, objective_.delta);
+      if (!slopes) continue;
+      const Lanes<T> G = gradient<kind>(w, V, F);
       Lanes<T> slope[D];
       for (int a = 0; a < D; ++a) {
         slope[a] = masked(counted, load(samples_.slope[a] + b));
-        store(load(by_coordinate_[a] + b) + converted<double>(G * slope[a]), by_coordinate_[a] + b);
+        put(G * slope[a], is_first, by_coordinate_[a] + b);
       }
-      if (!pass_.curvature) continue;
+      if (!curves) continue;
+      const Lanes<T> curvature = curved<kind>(w, V - F);
       for (int a = 0, entry = 0; a < D; ++a)
-        for (int c = a; c < D; ++c, ++entry)
-          store(load(curvature_[entry] + b) + converted<double>(curvature * slope[a] * slope[c]),
-                curvature_[entry] + b);
+        for (int c = a; c < D; ++c, ++entry) put(curvature * slope[a] * slope[c], is_first, curvature_[entry] + b);
     }
+    if (moments) sums.add_to(moments_);
   }
 
-  template <Loss kind>
-  STN_MEMBER void add_moments(const Lanes<T>& w, const Lanes<T>& V, const Lanes<T>& F) {
-    const Lanes<double> weight = converted<double>(w);
-    if constexpr (kind == Loss::ncc) {
-      const Lanes<double> moving = converted<double>(V), fixed = converted<double>(F);
-      const Lanes<double> of_moving = weight * moving, of_fixed = weight * fixed;
-      moments_[kMoving] += of_moving;
-      moments_[kFixed] += of_fixed;
-      moments_[kMovingMoving] += of_moving * moving;
-      moments_[kFixedFixed] += of_fixed * fixed;
-      moments_[kMovingFixed] += of_moving * fixed;
-    } else {
-      const Lanes<double> e = converted<double>(V - F);
-      if constexpr (kind == Loss::ssd) {
-        moments_[kLoss] += weight * e * e;
-      } else {
-        const Lanes<double> size = magnitude(e), delta = Lanes<double>::all(objective_.delta);
-        const Lanes<double> line = delta * (size - objective_.delta / 2);
-        moments_[kLoss] += weight * choose(size > delta, line, e * e / 2.0);
-      }
-    }
+  // Adds sixteen numbers to those of the channels before.
+  STN_MEMBER static void put(const Lanes<T>& terms, bool is_first, double* sums) {
+    if (is_first) store(converted<double>(terms), sums);
+    else store(load(sums) + converted<double>(terms), sums);
   }
 
   // The gradient by V, but for a factor that an item has.
@@ -264,25 +314,26 @@ class ObjectiveRunner {
   }
 
   // From the sums over channels at every point to those of the parameters.
-  STN_MEMBER void add_parameters(const PointSource<T, D>& source, const Block& block, const Points<T, D>& points) {
+  STN_MEMBER void add_parameters(const PointSource<T, D>& source, const Block& block) {
     if (!problem_.generator.is_linear()) {
       if constexpr (D == 2) add_spline(block);
     } else if (problem_.generator.kind != Kind::homography) {
       if (pass_.sums)
         for (int a = 0; a < D; ++a) rays_[a].add(by_coordinate_[a], block);
-      if (pass_.curvature) of_matrix_.add(curvature_, block);
+      for (int entry = 0; pass_.curvature && entry < kEntries; ++entry)
+        of_entries_[entry].add(curvature_[entry], block);
     } else if constexpr (D == 2) {
-      add_rays(source, block, points);
+      add_rays(source, block);
     }
   }
 
   // The transpose of a homography's division: x = X/W and y = Y/W by X, Y and W.
-  __attribute__((noinline)) void add_rays(const PointSource<T, D>& source, const Block& block, const Points<T, D>& points) {
+  __attribute__((noinline)) void add_rays(const PointSource<T, D>& source, const Block& block) {
     alignas(64) T divisor[kBlock];
     source.divisors(block, divisor);
     alignas(64) double by_ray[3][kBlock], entries[6][kBlock];
     for (int b = 0; b < whole_lanes(block.count); ++b) {
-      const double x = points.at[0][b], y = points.at[1][b], inverse = 1.0 / static_cast<double>(divisor[b]);
+      const double x = read_.at[0][b], y = read_.at[1][b], inverse = 1.0 / static_cast<double>(divisor[b]);
       const bool counted = b < block.count && weights_[b] != T(0) && is_finite(x) && is_finite(y);
       const double by[3][2] = {{inverse, 0.0}, {0.0, inverse}, {-x * inverse, -y * inverse}};
       for (int r = 0, entry = 0; r < 3; ++r) {
@@ -297,7 +348,7 @@ class ObjectiveRunner {
     }
     if (pass_.sums)
       for (int r = 0; r < 3; ++r) rays_[r].add(by_ray[r], block);
-    if (pass_.curvature) of_homography_.add(entries, block);
+    for (int entry = 0; pass_.curvature && entry < 6; ++entry) of_entries_[entry].add(entries[entry], block);
   }
 
   __attribute__((noinline)) void add_spline(const Block& block) {
@@ -317,8 +368,7 @@ class ObjectiveRunner {
     for (int a = 0; a < D; ++a) {
       const SourceAxis to = source_axis(problem_.source.size[a], problem_.sampling.unit);
       const double factor = pass_.factor * ratio(to.u, to.w);
-      for (int b = 0; b < block.count; ++b)
-        by_coordinate_[a][b] = by_coordinate_[a][b] == 0.0 ? 0.0 : by_coordinate_[a][b] * factor;
+      for (int b = 0; b < block.count; b += kLanes) store(load(by_coordinate_[a] + b) * factor, by_coordinate_[a] + b);
     }
     problem_.grad_field.wide ? store_field<double>(problem_.grad_field, block, by_coordinate_)
                              : store_field<float>(problem_.grad_field, block, by_coordinate_);
@@ -333,11 +383,9 @@ class ObjectiveRunner {
       }
     if (!problem_.generator.is_linear()) return;
     const int rows = matrix_rows(problem_);
-    for (int a = 0; pass_.sums && a < rows; ++a)
-      for (int b = 0; b <= D; ++b) out_[layout_.sums + a * (D + 1) + b] += rays_[a].total(b);
-    if (!pass_.curvature) return;
-    if (rows == D) of_matrix_.add_to(out_ + layout_.curvature);
-    else if constexpr (D == 2) of_homography_.add_to(out_ + layout_.curvature);
+    for (int a = 0; pass_.sums && a < rows; ++a) rays_[a].add_to(out_ + layout_.sums + a * (D + 1));
+    for (int64_t entry = 0; pass_.curvature && entry < pairs_of(rows); ++entry)
+      of_entries_[entry].add_to(out_ + layout_.curvature + entry * pairs_of(D + 1));
   }
 
   const Objective& objective_;
@@ -350,9 +398,10 @@ class ObjectiveRunner {
   alignas(64) T fixed_[kBlock], weights_[kBlock];
   alignas(64) double by_coordinate_[D][kBlock], curvature_[kEntries][kBlock];
   Lanes<double> moments_[kMoments] = {};
-  RaySums<D> rays_[kMaxRows];
-  CurvatureSums<D, D> of_matrix_;
-  CurvatureSums<D, D == 2 ? 3 : 1> of_homography_;
+  bool is_first_ = true;  // of the channels
+  Points<T, D> read_;     // of a homography, before padding moves them
+  LatticeSums<D, 1> rays_[kMaxRows];
+  LatticeSums<D, 2> of_entries_[pairs_of(kMaxRows)];
 };
 
 template <class S, int D>

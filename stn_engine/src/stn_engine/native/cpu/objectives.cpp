@@ -157,28 +157,57 @@ class Wave {
       objective.value[item.n] = found[i].value;
       objective.count[item.n] = sums[kWeight];
       if (passes[i].sums || passes[i].curvature) finish(item, passes[i], found[i].factor);
-      passes[i] = second_pass(objective, passes[i], found[i]);
+      passes[i] = second_pass(objective, found[i]);
     }
     pass(passes);
     for (size_t i = 0; i < items_.size(); ++i)
       if (passes[i].sums) finish(items_[i], passes[i], found[i].factor);
+    scale_fields(found);
     items_.clear();
     sums_.clear();
   }
 
  private:
-  // Gradients of ncc need means of both maps first, those of fields also what they are divided by.
+  // Gradients of ncc need means of both maps first; all others are scaled when M is known.
+  static bool is_at_once(const Objective& objective) { return objective.loss != Loss::ncc; }
+
   static Pass first_pass(const Objective& objective) {
-    const bool at_once = objective.loss != Loss::ncc;
-    return {true, at_once && objective.needs_sums(), at_once && objective.needs_curvature(), false};
+    const bool at_once = is_at_once(objective);
+    return {true, at_once && objective.needs_sums(), at_once && objective.needs_curvature(),
+            at_once && objective.needs_field()};
   }
 
-  static Pass second_pass(const Objective& objective, const Pass& first, const Finished& found) {
+  static Pass second_pass(const Objective& objective, const Finished& found) {
     Pass pass = found.pass;
-    pass.sums = objective.needs_sums() && !first.sums;
-    pass.field = objective.needs_field();
+    pass.sums = objective.needs_sums() && !is_at_once(objective);
+    pass.field = objective.needs_field() && !is_at_once(objective);
     pass.factor = found.factor;
     return pass;
+  }
+
+  void scale_fields(const std::vector<Finished>& found) {
+    std::vector<Task> tasks;
+    for (size_t i = 0; i < items_.size(); ++i) {
+      const Objective& objective = *items_[i].objective;
+      if (!objective.needs_field() || !is_at_once(objective)) continue;
+      for (int64_t part = 0; part < items_[i].parts; ++part) tasks.push_back({i, part});
+    }
+    for_each_task(static_cast<int64_t>(tasks.size()), threads_, [&](int64_t t) {
+      const Task& task = tasks[static_cast<size_t>(t)];
+      const Item& item = items_[task.item];
+      const PointField& field = item.objective->problem.grad_field;
+      const int64_t numbers = item.objective->problem.pixels() * item.objective->problem.axes;
+      const int64_t first = numbers * task.part / item.parts, last = numbers * (task.part + 1) / item.parts;
+      const double factor = found[task.item].factor;
+      field.wide ? scale<double>(field, item.n * numbers, first, last, factor)
+                 : scale<float>(field, item.n * numbers, first, last, factor);
+    });
+  }
+
+  template <class P>
+  static void scale(const PointField& field, int64_t item, int64_t first, int64_t last, double factor) {
+    P* data = static_cast<P*>(field.data) + item;
+    for (int64_t k = first; k < last; ++k) data[k] = static_cast<P>(data[k] * factor);
   }
 
   void finish(const Item& item, const Pass& pass, double factor) {

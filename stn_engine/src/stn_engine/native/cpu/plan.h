@@ -330,10 +330,10 @@ class Plan {
 
   // The gradient of every item: parameters of its own, whether or not all share one.
   void need_gradient(const Layout& layout) {
-    require_dense("gradient", layout);
     std::vector<int64_t> shape = parameters_.shape;
     shape[0] = problem_.batch;
     if (layout.shape != shape) fail("gradient", "the parameters of every item", layout.text());
+    if (!layout.is_contiguous()) fail("gradient", "contiguous memory", "another order");
     (void)is_wide("gradient", layout);
     if (problem_.generator.is_pointwise())
       problem_.grad_field = field_of("gradient", layout, problem_.axes, problem_.target);
@@ -345,7 +345,7 @@ class Plan {
     const int64_t count = problem_.generator.count;
     if (!problem_.generator.is_linear()) fail("gauss_newton", "a transform that is a matrix", "another kind");
     if (objective_->loss == Loss::ncc) fail("gauss_newton", "a loss of squares", "ncc");
-    if (layout.shape != std::vector<int64_t>{problem_.batch, count, count} || !layout.is_dense() ||
+    if (layout.shape != std::vector<int64_t>{problem_.batch, count, count} || !layout.is_contiguous() ||
         layout.storage != Storage::float64)
       fail("gauss_newton", "a contiguous matrix of float64 for every item", layout.text());
     results_.emplace_back("gauss_newton", layout);
