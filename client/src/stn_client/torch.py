@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._functorch import autograd_function
-from torch.autograd.function import once_differentiable
 
 from stn_client._aio import AsyncClient
 from stn_client._calls import check_options, reject_unknown
@@ -65,6 +64,9 @@ OPTIONS = {
 _OPERANDS = ("feature_map", "transform")
 _COMPARED = ("moving", "transform", "fixed", "weights")
 _LOCALLY = "stn_engine.warp, in this process, has derivatives of any order in both modes."
+_NO_SECOND = (
+    "expected no derivatives of gradients, which are not computed remotely, got some. " + _LOCALLY
+)
 
 
 def warp(
@@ -496,20 +498,21 @@ class _Objective(torch.autograd.Function):
         _, parameters, *_ = inputs
         _, gradient = output
         ctx.mark_non_differentiable(gradient)
-        ctx.save_for_backward(gradient)
-        ctx.is_shared = parameters.shape[0] != gradient.shape[0]
+        ctx.save_for_backward(parameters, gradient)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_value: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         for needed, name in zip(ctx.needs_input_grad[:4], _COMPARED, strict=True):
             if needed and name != "transform":
                 expected = "expected gradients to the transform alone, got one to a tensor."
                 raise invalid(name, f"{expected} Detach it. {_LOCALLY}")
-        (gradient,) = ctx.saved_tensors
-        of_items = grad_value.view(-1, *[1] * (gradient.dim() - 1)) * gradient
-        of_items = of_items.sum(0, keepdim=True) if ctx.is_shared else of_items
-        return None, of_items.to(gradient.dtype), *(9 * (None,))
+        parameters, gradient = ctx.saved_tensors
+        of_items = (grad_value.view(-1, *[1] * (gradient.dim() - 1)) * gradient).to(gradient.dtype)
+        if parameters.shape[0] != gradient.shape[0]:
+            of_items = of_items.sum(0, keepdim=True)
+        if torch.is_grad_enabled():
+            of_items = _Gradient.apply(of_items, parameters)  # type: ignore[no-untyped-call]
+        return None, of_items, *(9 * (None,))
 
     @staticmethod
     def jvp(_ctx: Any, *_tangents: Tensor | None) -> Tensor:
@@ -550,6 +553,22 @@ class _Warp(torch.autograd.Function):
         raise invalid("tangents", f"expected reverse mode alone, got forward mode. {_LOCALLY}")
 
 
+class _Gradient(torch.autograd.Function):
+    """A gradient that depends on parameters, in a way that nobody computes."""
+
+    @staticmethod
+    def forward(gradient: Tensor, _parameters: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keeps nothing, as of `_WarpGradients`."""
+
+    @staticmethod
+    def backward(_ctx: Any, *_grad_outputs: Tensor) -> None:
+        raise invalid("create_graph", _NO_SECOND)
+
+
 class _WarpGradients(torch.autograd.Function):
     """The differentiation rule of `stn_client::warp_gradients`: there is none."""
 
@@ -567,11 +586,7 @@ class _WarpGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(_ctx: Any, *_grad_outputs: Tensor) -> None:
-        raise invalid(
-            "create_graph",
-            "expected no derivatives of gradients, which are not computed remotely, got some. "
-            f"{_LOCALLY}",
-        )
+        raise invalid("create_graph", _NO_SECOND)
 
 
 def _refuse_vmap(_info: Any, _in_dims: Any, *_arguments: Any, **_settings: Any) -> NoReturn:
