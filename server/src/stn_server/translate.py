@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 import stn_engine
 from stn_engine.adapters import on_bytes
 from stn_proto import Frame, gaps, join, values
-from stn_proto.v1 import tensor_pb2, warp_pb2
+from stn_proto.v1 import objective_pb2, tensor_pb2, warp_pb2
 from stn_proto.v1.tensor_pb2 import LAYOUT_UNSPECIFIED, ArenaRef
 from stn_server.batching.work import BatchKey, Cost, Finished, Operation
 from stn_server.config import LimitsConfig
@@ -40,7 +40,13 @@ from stn_server.operands import (
     region_of,
     require_shape,
 )
-from stn_server.vocabulary import read_coordinates, read_needs, read_spec
+from stn_server.vocabulary import (
+    read_comparison,
+    read_coordinates,
+    read_needs,
+    read_objective_needs,
+    read_spec,
+)
 
 MAX_TEMPLATE_BYTES = 4096
 """Longer envelopes are rare and are read anew each time, so that kept templates stay small."""
@@ -69,6 +75,7 @@ REQUESTS: dict[Operation, type[Message]] = {
     Operation.WARP_GRADIENTS: warp_pb2.WarpGradientsRequest,
     Operation.GENERATE_GRID: warp_pb2.GenerateGridRequest,
     Operation.GENERATE_GRID_GRADIENTS: warp_pb2.GenerateGridGradientsRequest,
+    Operation.OBJECTIVE: objective_pb2.ObjectiveRequest,
 }
 """The class of the requests of every operation."""
 
@@ -222,6 +229,7 @@ class Translator:
             Operation.WARP_GRADIENTS: self._warp_gradients_template,
             Operation.GENERATE_GRID: self._grid_template,
             Operation.GENERATE_GRID_GRADIENTS: self._grid_gradients_template,
+            Operation.OBJECTIVE: self._objective_template,
         }
         self._templates: dict[tuple[Operation, int], tuple[RequestTemplate, ...]] = {}
         """The latest, by the size of their messages."""
@@ -353,13 +361,41 @@ class Translator:
         operands = grad_grid, transform.operand
         return _template(request, message, frame, problem, operands, key, reply)
 
+    def _objective_template(
+        self, request: objective_pb2.ObjectiveRequest, frame: Frame, message: bytes
+    ) -> RequestTemplate:
+        transform = self._declare_transform(request.transform)
+        moving = declare_map(request.moving, "moving", transform.source_axes)
+        compared = [declare_map(request.fixed, "fixed", transform.target_axes)]
+        if request.HasField("weights"):
+            compared.append(declare_map(request.weights, "weights", transform.target_axes))
+        metas = [one.meta for one in compared]
+        paths = {"fill": "spec.fill", "feature_map": "moving", "output_size": "fixed"}
+        with field_paths({**transform.paths, **paths}):
+            spec, size = read_spec(request.spec), tuple(metas[0].shape[2:])
+            warp = stn_engine.WarpProblem(moving.meta, transform.meta, size, spec)
+            needs = read_objective_needs(request.needs)
+            weights = metas[1] if len(metas) > 1 else None
+            problem = stn_engine.ObjectiveProblem(
+                warp, metas[0], weights, read_comparison(request), needs
+            )
+
+        self._check_size(problem, "fixed")
+        spec_key = _warp_key(warp), problem.comparison, problem.needs
+        key = BatchKey(Operation.OBJECTIVE, warp.output_dtype, spec_key)
+        fields = dict.fromkeys(("value", "count", *problem.needs), LAYOUT_UNSPECIFIED)
+        reply = _reply(objective_pb2.ObjectiveReply, problem, fields)
+        operands = moving, transform.operand, *compared
+        return _template(request, message, frame, problem, operands, key, reply)
+
     def _declare_transform(self, transform: warp_pb2.Transform) -> TransformOperand:
         return declare_transform(transform, self._limits.max_control_points)
 
     def _check_size(self, problem: Any, field: str) -> None:
         """Refuses what would take too much memory or time."""
-        forward = _forward(problem)
-        output_bytes, bytes_of = max(forward.output_bytes, problem.output_bytes), "bytes of output"
+        forward, output_bytes, bytes_of = _forward(problem), problem.output_bytes, "bytes of output"
+        if not isinstance(problem, stn_engine.ObjectiveProblem):  # whose warp is never in memory
+            output_bytes = max(output_bytes, forward.output_bytes)
         if basis_bytes := _basis_bytes(forward):
             output_bytes, bytes_of = output_bytes + basis_bytes, "bytes of output and basis"
         largest_px = max(forward.output_size)
@@ -444,8 +480,8 @@ def _require_apart(
 
 
 def _forward(problem: Any) -> Any:
-    """The warp, or the grid, that a problem differentiates, or that it is."""
-    if isinstance(problem, stn_engine.WarpGradientsProblem):
+    """The warp, or the grid, that a problem differentiates, compares or is."""
+    if isinstance(problem, stn_engine.WarpGradientsProblem | stn_engine.ObjectiveProblem):
         return problem.warp
     return problem.grid if isinstance(problem, stn_engine.GridGradientsProblem) else problem
 

@@ -21,6 +21,7 @@ class Operation(StrEnum):
     WARP_GRADIENTS = "WarpGradients"
     GENERATE_GRID = "GenerateGrid"
     GENERATE_GRID_GRADIENTS = "GenerateGridGradients"
+    OBJECTIVE = "Objective"
 
     __hash__ = str.__hash__  # that of Enum runs in Python, and every step of the policy asks
 
