@@ -10,11 +10,11 @@ from importlib.metadata import requires, version
 import pytest
 
 import stn_client
-from stn_client import AsyncClient, Client, StnClientError
+from stn_client import AsyncClient, Client, StnClientError, _transforms
 from support.processes import run_python
 
 PUBLIC_MODULES = (
-    "stn_client",
+    "stn_client._transforms",
     "stn_client.cli",
     "stn_client.geometry",
     "stn_client.jax",
@@ -30,6 +30,15 @@ def test_exports_are_sorted_and_importable(name):
     module = importlib.import_module(name)
     assert module.__all__ == sorted(set(module.__all__))
     assert [export for export in module.__all__ if not hasattr(module, export)] == []
+
+
+def test_exports_name_kinds_of_transforms_last():
+    """They are listed once, where they are defined; all others are sorted before them."""
+    names, kinds = stn_client.__all__, _transforms.__all__
+    others = names[: -len(kinds)]
+    assert names == others + kinds
+    assert others == sorted(set(others) - set(kinds))
+    assert {hint.__name__ for hint in typing.get_args(_transforms.Transform)} <= set(kinds)
 
 
 def test_exports_leave_out_nothing_public():

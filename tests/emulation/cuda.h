@@ -6,6 +6,7 @@
 #include <cstring>
 
 #define __global__
+#define __grid_constant__
 // In a section of its own, so that the device can spoil it before every block.
 #define __shared__ static __attribute__((section("stn_shared")))
 #define __launch_bounds__(...)
@@ -16,13 +17,17 @@ struct Index {
   unsigned x;
 };
 
-using Kernel = void (*)(const void* items, const void* starts, long long tiles, long long count);
+// What every kernel is called with, by value.
+struct Parameters {
+  long long words[STN_LAUNCH_WORDS];
+};
+
+using Kernel = void (*)(Parameters);
 
 // One kernel over all tiles.
 struct Launch {
   Kernel kernel;
-  const void *items, *starts;
-  long long tiles, count;
+  const Parameters* parameters;
   unsigned blocks;
   unsigned long long seed;  // of the order in which threads and blocks run
   char *shared, *shared_end;
@@ -97,8 +102,8 @@ inline double __longlong_as_double(long long bits) { return emulation::bits_to<d
 extern char __start_stn_shared[] __attribute__((weak, visibility("hidden")));
 extern char __stop_stn_shared[] __attribute__((weak, visibility("hidden")));
 
-extern "C" [[gnu::used]] inline const char* emulated_launch(emulation::Kernel kernel, const void* items,
-                                                            const void* starts, long long tiles, long long count,
-                                                            unsigned blocks, unsigned long long seed) {
-  return emulation::run({kernel, items, starts, tiles, count, blocks, seed, __start_stn_shared, __stop_stn_shared});
+extern "C" [[gnu::used]] inline const char* emulated_launch(emulation::Kernel kernel,
+                                                            const emulation::Parameters* parameters, unsigned blocks,
+                                                            unsigned long long seed) {
+  return emulation::run({kernel, parameters, blocks, seed, __start_stn_shared, __stop_stn_shared});
 }

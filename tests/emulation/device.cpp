@@ -66,7 +66,7 @@ char* stack_of(int thread) {
 // What a fiber does, block after block.
 void live() {
   for (;;) {
-    current->kernel(current->items, current->starts, current->tiles, current->count);
+    current->kernel(*current->parameters);
     fibers[threadIdx.x].place = Place::done;
     wait();
   }

@@ -1,19 +1,22 @@
 // Kernels that do what no device forgives, or need not notice; one that does not.
 constexpr int kThreads = STN_THREADS;
 
-#define ARGUMENTS const void *items, const void *, long long, long long
+#define ARGUMENTS const __grid_constant__ emulation::Parameters parameters
+
+// Where a kernel writes.
+int* memory_of(const emulation::Parameters& parameters) { return reinterpret_cast<int*>(parameters.words[0]); }
 
 extern "C" __global__ void turned(ARGUMENTS) {
   __shared__ int values[kThreads];
   values[threadIdx.x] = static_cast<int>(threadIdx.x);
   __syncthreads();
-  static_cast<int*>(const_cast<void*>(items))[threadIdx.x] = values[kThreads - 1 - threadIdx.x];
+  memory_of(parameters)[threadIdx.x] = values[kThreads - 1 - threadIdx.x];
 }
 
 extern "C" __global__ void turned_too_early(ARGUMENTS) {
   __shared__ int values[kThreads];
   values[threadIdx.x] = static_cast<int>(threadIdx.x);
-  static_cast<int*>(const_cast<void*>(items))[threadIdx.x] = values[kThreads - 1 - threadIdx.x];
+  memory_of(parameters)[threadIdx.x] = values[kThreads - 1 - threadIdx.x];
 }
 
 extern "C" __global__ void one_leaves(ARGUMENTS) {

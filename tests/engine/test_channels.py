@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stn_engine import Affine, WarpGradientsProblem, WarpProblem, WarpSpec
+from stn_engine import Affine, SamplingGrid, WarpGradientsProblem, WarpProblem, WarpSpec
 from stn_engine.backends.cpu import CpuBackend
 from support.strategies import random_values
 
@@ -69,3 +69,28 @@ def test_of_every_dtype_and_interpolation(dtype, interpolation):
 def test_of_a_map_that_several_items_share():
     """Their pixels reach the same tile, one item after the other."""
     assert_channels_are_independent(problem_of(9, scale=0.9, batch=3))
+
+
+@pytest.mark.parametrize("channels", [16, 24, 67])
+@pytest.mark.parametrize(
+    ("interpolation", "size", "output_size"),
+    [
+        ("bilinear", (9, 7), (5, 6)),
+        ("bicubic", (9, 7), (5, 6)),
+        ("nearest", (64, 70), (41, 30)),
+        ("bilinear", (64, 70), (41, 30)),
+        ("bilinear", (64, 64), (1, 2)),
+        ("nearest", (5, 6, 7), (4, 6, 9)),
+        ("bilinear", (5, 6, 7), (4, 6, 9)),
+    ],
+)
+def test_of_points_anywhere(channels, interpolation, size, output_size):
+    """Many channels are summed side by side: in one group, in several, and too few points."""
+    points = random_values(3, (2, *output_size, len(size)), torch.float32) * 1.2
+    spec = WarpSpec(interpolation=interpolation, fill=tuple(range(channels)), padding="fill")
+    for dtype, maps in ((torch.float32, 1), (torch.float64, 2), (torch.bfloat16, 2)):
+        source = random_values(1, (maps, channels, *size), dtype)
+        warp = WarpProblem(source, SamplingGrid(points), output_size, spec)
+        grad_output = random_values(2, warp.output_shape, dtype)
+        problem = WarpGradientsProblem(warp, grad_output, needs=("feature_map",))
+        assert_channels_are_independent(problem)

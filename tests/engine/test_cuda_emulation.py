@@ -42,7 +42,7 @@ def faulty():
 def run(library, kernel, seed=0):
     """What one block writes."""
     found = np.zeros(THREADS, np.int32)
-    run_kernel(library, kernel, (found.ctypes.data, 0, 1, 1), blocks=1, seed=seed)
+    run_kernel(library, kernel, [found.ctypes.data], blocks=1, seed=seed)
     return found.tolist()
 
 
@@ -140,9 +140,9 @@ def test_every_program_has_a_problem_that_runs_it():
     launched = set()
 
     class Noting(EmulatedLauncher):
-        def launch(self, program, *launch):
-            launched.add((program, launch[0]))
-            super().launch(program, *launch)
+        def launch(self, kernel, *launch):
+            launched.add((kernel.program, kernel.name))
+            super().launch(kernel, *launch)
 
     backend = CudaBackend(Noting())
     for problem in every_kernel():

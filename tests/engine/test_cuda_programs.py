@@ -1,19 +1,22 @@
 """Every kernel compiles for every GPU that matters, and the common ones keep to their registers."""
 
 import errno
+from array import array
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from cuda.core import Stream
 from cuda.core._utils.cuda_utils import CUDAError
 
 from stn_engine import compilations, warm
 from stn_engine.backends.cuda import compiler
-from stn_engine.backends.cuda.programs import Program, all_programs, sources_digest
+from stn_engine.backends.cuda.programs import Program, all_programs, kernel_of, sources_digest
+from stn_engine.backends.cuda.structures import LAUNCH_WORDS, TILES
+from stn_engine.backends.cuda.tuning import THREADS
 from stn_engine.spec import Interpolation
 from support.cubins import stack_frames
 
@@ -129,18 +132,6 @@ def test_warm_compiles_all_programs_for_every_architecture(monkeypatch, capsys):
     assert capsys.readouterr().out == f"{2 * len(programs)} programs for sm_80, sm_90\n"
 
 
-def test_a_stream_of_torch_is_no_foreign_object_to_the_launcher(recwarn):
-    """One that is passed as such warns at every launch, which is an error under -W error."""
-    from stn_engine.backends.cuda import driver  # noqa: PLC0415 - needs cuda.core
-
-    gpu = torch.device("cuda", 0)
-    stream = driver._stream(gpu, 0x1234)
-    assert isinstance(stream, Stream)
-    assert int(stream.handle) == 0x1234
-    assert driver._stream(gpu, 0x1234) is stream
-    assert not recwarn.list
-
-
 @pytest.mark.parametrize(
     ("name", "kind", "code"),
     [
@@ -159,24 +150,86 @@ def test_errors_of_the_launcher_are_those_of_torch(name, kind, code):
     assert getattr(caught.value, "error_code", None) == code
 
 
+class Driver:
+    """The driver, and what torch knows of it, for a thread that has touched no device."""
+
+    def __init__(self, monkeypatch):
+        from stn_engine.backends.cuda import driver  # noqa: PLC0415 - needs cuda.core
+
+        self.driver, self.code, self.current, self.asked = driver, 0, 0, []
+        for name in ("cuMemsetD8Async", "cuLaunchKernel"):
+            monkeypatch.setattr(driver, name, partial(self._asked, name))
+        monkeypatch.setattr(driver, "_TOUCHED", driver._Touched())
+        monkeypatch.setattr(driver, "Device", self._context)
+        monkeypatch.setattr(driver, "cubin", lambda *_: self)
+        monkeypatch.setattr(torch.cuda, "device", self._device)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: self)
+        monkeypatch.setattr(torch._C, "_cuda_getDevice", lambda: self.current, raising=False)
+        monkeypatch.setattr(
+            torch._C, "_cuda_getCurrentRawStream", lambda index: 7 + index, raising=False
+        )
+
+    major, minor, multi_processor_count = 9, 0, 2
+
+    def get_kernel(self, name):
+        return SimpleNamespace(name=name, handle=0x1234)
+
+    def _context(self, index):
+        return SimpleNamespace(set_current=lambda: self.asked.append(("set_current", index)))
+
+    @contextmanager
+    def _device(self, index):
+        before, self.current = self.current, index
+        yield
+        self.current = before
+
+    def _asked(self, name, *arguments):
+        self.asked.append((name, self.current, *arguments))
+        return (self.driver.CUresult(self.code),)
+
+
 @pytest.mark.parametrize(
     ("code", "kind"),
     [(0, None), (2, torch.OutOfMemoryError), (700, torch.AcceleratorError)],
 )
 def test_memory_is_zeroed_in_the_order_of_the_stream(monkeypatch, code, kind):
     """By the driver, whose refusals are errors of torch."""
-    from stn_engine.backends.cuda import driver  # noqa: PLC0415 - needs cuda.core
-
-    asked = []
-
-    def memset(*one):
-        asked.append(one)
-        return (driver.CUresult(code),)
-
-    monkeypatch.setattr(driver, "cuMemsetD8Async", memset)
-    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=7))
+    there = Driver(monkeypatch)
+    there.code = code
     expected = nullcontext() if kind is None else pytest.raises(kind, match="not filled with 0")
     with expected:
-        driver.zero(1 << 20, 256, torch.device("cuda", 0))
-    assert asked == [(1 << 20, 0, 256, 7)]
+        there.driver.zero(1 << 20, 256, torch.device("cuda", 0))
+    (asked,) = there.asked[1:]
+    assert asked[:-1] == ("cuMemsetD8Async", 0, 1 << 20, 0, 256)
+    assert int(asked[-1]) == 7
+
+
+def test_a_kernel_is_launched_on_the_device_and_stream_of_its_operands(monkeypatch):
+    """In a thread that had no context, and whatever device is the present one."""
+    there = Driver(monkeypatch)
+    kernel = kernel_of(Program("parameters"), "stn_finish")
+    arguments = array("q", range(LAUNCH_WORDS))
+    arguments[TILES] = 40
+    for index in (1, 1, 0, 0):
+        there.driver.launch(kernel, arguments, torch.device("cuda", index))
+    launches = [one for one in there.asked if one[0] == "cuLaunchKernel"]
+    assert [one for one in there.asked if one not in launches] == [
+        ("set_current", index) for index in (1, 1, 0)
+    ]
+    assert [one[1] for one in launches] == [1, 1, 0, 0]
+    _, _, function, blocks, *shape, stream, parameters, extra = launches[0]
+    assert int(function) == 0x1234
+    assert (blocks, shape, extra) == (20, [1, 1, THREADS, 1, 1, 0], 0)  # two tiles each
+    assert [int(one[-3]) for one in launches] == [8, 8, 7, 7]
+    assert int(stream) == 8
+    assert list(parameters) == [arguments.buffer_info()[0]]
+
+
+def test_a_launch_that_the_driver_refuses_says_which(monkeypatch):
+    """As torch says it."""
+    there = Driver(monkeypatch)
+    there.code = 700
+    kernel = kernel_of(Program("parameters"), "stn_prepare")
+    arguments = array("q", bytes(8 * LAUNCH_WORDS))
+    with pytest.raises(torch.AcceleratorError, match="ADDRESS: stn_prepare is not launched"):
+        there.driver.launch(kernel, arguments, torch.device("cuda", 0))

@@ -7,13 +7,17 @@ import sys
 import pytest
 
 import stn_engine
-from stn_engine import drop_ins, functional
+from stn_engine import drop_ins, functional, transforms
 
 
 def test_all_is_sorted_and_complete():
-    """Every public name of the package is listed, once, in order."""
-    names = stn_engine.__all__
-    assert names == sorted(set(names))
+    """Every public name of the package is listed, once, in order; kinds of transforms are last."""
+    names, kinds = stn_engine.__all__, transforms.__all__
+    others = names[: -len(kinds)]
+    assert names == others + kinds
+    assert others == sorted(set(others) - set(kinds))
+    assert kinds == sorted(set(kinds))
+    assert set(transforms.KINDS) <= {getattr(stn_engine, name) for name in kinds}
     defined_here = {
         name
         for name, value in vars(stn_engine).items()

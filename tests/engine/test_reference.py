@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stn_engine import WarpSpec, reference
+from stn_engine import Attention, Rotation, Similarity, Translation, WarpSpec, reference
 from support.oracles import REFERENCE, settled_warp, torch_gradients, torch_warp
 from support.strategies import INTERPOLATIONS, KINDS, random_gradients
 from support.tolerances import GRADIENT, assert_close_in_norm
@@ -186,10 +186,10 @@ def test_theta_of_few_parameters():
     """The matrices of section 4, entry by entry."""
     c, s = np.cos(0.5), np.sin(0.5)
     of = lambda *values: np.asarray([values])  # noqa: E731 - an abbreviation
-    attention = reference.attention_theta(of(2.0, 3.0, 4.0))
-    similarity = reference.similarity_theta(of(2.0, 0.5, 3.0, 4.0))
-    translation = reference.translation_theta(of(3.0, 4.0))
-    rotation = reference.rotation_theta(of(0.5))
+    attention = Attention.oracle(of(2.0, 3.0, 4.0))
+    similarity = Similarity.oracle(of(2.0, 0.5, 3.0, 4.0))
+    translation = Translation.oracle(of(3.0, 4.0))
+    rotation = Rotation.oracle(of(0.5))
     assert attention[0].tolist() == [[2, 0, 3], [0, 2, 4]]
     assert similarity[0].tolist() == [[2 * c, -2 * s, 3], [2 * s, 2 * c, 4]]
     assert translation[0].tolist() == [[1, 0, 3], [0, 1, 4]]

@@ -1,6 +1,7 @@
 """What a steady call goes through, and how the modules of the engine depend on each other."""
 
 import ast
+import re
 import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -11,11 +12,14 @@ import torch
 import stn_engine
 
 ENGINE = Path(stn_engine.__file__).parent
+ROOT = Path(__file__).parents[2]
 FEATURE_MAP = torch.rand(2, 3, 8, 9)
 AFFINE = stn_engine.Affine(torch.rand(2, 2, 3))
 GRID = torch.rand(2, 4, 5, 2) * 2 - 1
 GRADS = torch.rand(2, 3, 8, 9)
 MAX_FUNCTIONS, MAX_FILES = 40, 8
+MAX_FILES_OF_A_KIND = 5
+COMMENTS = re.compile(r'"""(?:.|\n)*?"""|#.*|//.*')
 
 
 def entered(run):
@@ -84,3 +88,36 @@ def test_no_modules_import_each_other_in_a_circle():
     }
     graph = {name: imports_of(path, set(paths)) for name, path in paths.items()}
     assert len(list(TopologicalSorter(graph).static_order())) >= len(paths) - 1
+
+
+def sources_that_name(kind):
+    """The source files of all four projects that a kind of transform has to be written into."""
+    words = re.compile(rf'\b{kind.__name__}\b|Kind::{kind.kind.name}\b|"{kind.kind.name}"')
+    for project in ("proto", "stn_engine", "server", "client"):
+        for path in sorted((ROOT / project / "src").rglob("*")):
+            if path.suffix in {".py", ".proto", ".h", ".cpp", ".cu", ".cuh"}:
+                text = path.read_text()
+                generated = "_pb2" in path.name or "enerated by" in text[:500]
+                if not generated and words.search(COMMENTS.sub("", text)):
+                    yield path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [stn_engine.Attention, stn_engine.Rotation, stn_engine.Similarity, stn_engine.Translation],
+)
+def test_a_kind_of_known_equations_is_written_into_few_files(kind):
+    """The contract, the engine's file of the kind and list of kinds, C++, and the SDK's file.
+
+    `geometry.from_points` fits kinds to points, of which similarities are one.
+    """
+    found = {str(path.relative_to(ROOT)) for path in sources_that_name(kind)}
+    found -= {"client/src/stn_client/geometry/_points.py"}
+    transforms = "stn_engine/src/stn_engine/transforms"
+    assert found >= {
+        "proto/src/stn_proto/v1/warp.proto",
+        "client/src/stn_client/_transforms.py",
+        f"{transforms}/__init__.py",
+        f"{transforms}/{kind.kind.name}.py",
+    }
+    assert len(found) <= MAX_FILES_OF_A_KIND

@@ -18,6 +18,7 @@ import torch
 
 from stn_engine.backends.cuda import CudaBackend
 from stn_engine.backends.cuda.programs import Program, all_programs, sources_digest
+from stn_engine.backends.cuda.structures import LAUNCH_WORDS, TILES
 from stn_engine.backends.cuda.tuning import THREADS
 
 ROOT = Path(__file__).parents[2]
@@ -29,6 +30,9 @@ COMPILER = (
     "-U_FORTIFY_SOURCE",  # which takes a jump between stacks for an attack; some systems set it
 )
 """No contraction, as on the device; a fused product is then one of the C library or of the CPU."""
+
+WORDS = {"STN_LAUNCH_WORDS": str(LAUNCH_WORDS)}
+"""What kernels are called with, for those who call them."""
 
 
 class EmulatedDeviceError(RuntimeError):
@@ -42,7 +46,7 @@ def command(program: Program) -> list[str]:
 
 def kernel_command(path: Path, macros: dict[str, str]) -> list[str]:
     """What compiles kernels of some file."""
-    defined = [f"-D{name}={value}" for name, value in macros.items()]
+    defined = [f"-D{name}={value}" for name, value in (macros | WORDS).items()]
     return [*COMPILER, *defined, "-include", str(HEADER), "-x", "c++", str(path)]
 
 
@@ -67,7 +71,8 @@ def compiled_program(program: Program) -> Path:
 @cache
 def load_device() -> ctypes.CDLL:
     """What kernels call; one for all programs."""
-    arguments = [*COMPILER, "-O2", f"-DSTN_THREADS={THREADS}", str(DEVICE)]
+    defined = [f"-D{name}={value}" for name, value in {"STN_THREADS": THREADS, **WORDS}.items()]
+    arguments = [*COMPILER, "-O2", *defined, str(DEVICE)]
     path = compiled("device", arguments, DEVICE.read_text(encoding="utf-8"))
     return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
 
@@ -95,7 +100,7 @@ def run_kernel(
     Args:
         library: Holds it.
         kernel: Its name.
-        arguments: Addresses of items and starts, tiles, and rows.
+        arguments: The words of the structure ``Launch``.
         blocks: How many share the tiles.
         seed: Of the order.
 
@@ -104,7 +109,7 @@ def run_kernel(
     """
     wrong = library.emulated_launch(
         getattr(library, kernel),
-        *map(ctypes.c_longlong, arguments),
+        (ctypes.c_longlong * LAUNCH_WORDS)(*arguments),
         ctypes.c_uint(blocks),
         ctypes.c_ulonglong(seed),
     )
@@ -145,10 +150,11 @@ class EmulatedLauncher:
     def retain(self, things):
         del things
 
-    def launch(self, program, kernel, arguments, device):
+    def launch(self, kernel, arguments, device):
         del device
-        blocks = min(arguments.tiles, self._most_blocks)
-        run_kernel(program_library(program), kernel, arguments, blocks=blocks, seed=self._seed)
+        blocks = min(arguments[TILES], self._most_blocks)
+        library = program_library(kernel.program)
+        run_kernel(library, kernel.name, arguments, blocks=blocks, seed=self._seed)
 
 
 EMULATED_CUDA = CudaBackend(EmulatedLauncher())

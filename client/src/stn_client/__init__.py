@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from stn_client._api import *  # noqa: F403
     from stn_client._api import __all__ as __all__
+    from stn_client._transforms import *  # noqa: F403
 
     __version__: str
     """Of the distribution stn-client, as "0.1.0"."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any, Self, TypeVar, Unpack, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 import grpc
 import grpc.aio
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from stn_client import _calls
 from stn_client._arrays import AnyArray, Array, M, operand
-from stn_client._calls import Call, Gradients, Places
+from stn_client._calls import Call, Gradients, Objective
 from stn_client._connection import (
     NOT_READY,
     ONCE,
@@ -24,6 +24,7 @@ from stn_client._connection import (
     open_channel,
 )
 from stn_client._credentials import Metadata
+from stn_client._envelopes import Places
 from stn_client._options import CallOptions, GridCallOptions, WarpCallOptions, takes_options
 from stn_client._placing import MIN_PLACED_BYTES, place
 from stn_client._server_info import ServerInfo
@@ -126,6 +127,25 @@ class AsyncClient(BaseClient):
     ) -> Gradients:
         """Does what `Client.warp_gradients` does, awaited."""
         call = _calls.warp_gradients(grad_output, feature_map, transform, needs, options)
+        return await self._run(call)
+
+    @takes_options(WarpCallOptions)
+    async def objective(
+        self,
+        moving: AnyArray,
+        fixed: AnyArray,
+        transform: Transform,
+        *,
+        weights: AnyArray | None = None,
+        loss: Literal["ssd", "huber", "ncc"] = "ssd",
+        delta: float = 1.0,
+        domain: Literal["overlap", "all"] = "overlap",
+        needs: Sequence[str] = ("gradient",),
+        **options: Unpack[WarpCallOptions],
+    ) -> Objective:
+        """Does what `Client.objective` does, awaited."""
+        comparison = {"loss": loss, "delta": delta, "domain": domain}
+        call = _calls.objective(moving, fixed, transform, weights, comparison, needs, options)
         return await self._run(call)
 
     @overload
@@ -237,7 +257,7 @@ class AsyncClient(BaseClient):
         try:
             while True:
                 try:
-                    attempt = progress.start(call.request)
+                    attempt = progress.start(call.envelope.size_bytes)
                     reply, places = await connection.send(call, attempt, progress)
                 except grpc.RpcError as failure:
                     await asyncio.sleep(progress.pause_s(failure))

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from stn_client._arenas import may_be_kept
 from stn_client._errors import invalid
 
 Array = NDArray[Any]
@@ -74,7 +75,7 @@ def operand(field: str, value: Any) -> Operand:
         InvalidRequestError: It is no array, or its values are not to be had.
     """
     if type(value) is np.ndarray:
-        return Operand(value, _unchanged)
+        return Operand(value, unchanged)
     if isinstance(value, Operand):
         return value
     library = _library(value)
@@ -89,7 +90,7 @@ def operand(field: str, value: Any) -> Operand:
     if hasattr(value, "__dlpack__") and hasattr(package, "from_dlpack"):
         from_dlpack: Any = package.from_dlpack  # type: ignore[union-attr]  # it has one
         return Operand(_as_numpy(field, value), lambda array: from_dlpack(array.copy()))
-    return Operand(_as_numpy(field, value), _unchanged)
+    return Operand(_as_numpy(field, value), unchanged)
 
 
 def as_array(field: str, value: Any) -> Array:
@@ -105,12 +106,18 @@ def torch_to_numpy(field: str, tensor: Any) -> Array:
     """
     torch: Any = sys.modules["torch"]
     try:
+        if tensor.is_cpu and not tensor.requires_grad and tensor.untyped_storage().nbytes():
+            array: Array = tensor.numpy()
+            return array
+    except (RuntimeError, TypeError):  # not as it is
+        pass
+    try:
         local = tensor.detach().cpu().resolve_conj().resolve_neg()
         has_memory = not local.numel() or local.untyped_storage().nbytes() > 0
         if has_memory and local.dtype == torch.bfloat16:
             halves: Array = local.contiguous().view(torch.int16).numpy()
             return halves.view(ml_dtypes.bfloat16)
-        array: Array = local.numpy() if has_memory else np.empty(0)
+        array = local.numpy() if has_memory else np.empty(0)
     except (RuntimeError, TypeError) as error:  # sparse, quantized, wrapped by a transform ...
         raise invalid(field, f"expected a tensor with values in memory, got {error}.") from error
     if not has_memory:
@@ -121,13 +128,20 @@ def torch_to_numpy(field: str, tensor: Any) -> Array:
 def numpy_to_torch(array: Array, like: Any) -> Any:
     """A tensor of its own memory, for autograd and in-place operators, on the device of `like`.
 
-    The memory is torch's own and not NumPy's, which is less aligned: matrix products of libraries
-    may depend on that in their last bits.
+    The memory is that of a slot, which then is the tensor's alone, or torch's own, and not NumPy's,
+    which is less aligned: matrix products of libraries may depend on that in their last bits.
     """
     torch: Any = sys.modules["torch"]
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.tensor(array.view(np.int16)).view(torch.bfloat16).to(like.device)
-    return torch.tensor(array).to(like.device)
+    is_half = array.dtype == ml_dtypes.bfloat16
+    numbers = array.view(np.int16) if is_half else array
+    if like.is_cpu and may_be_kept(array.base):
+        tensor = torch.from_numpy(np.ndarray(array.shape, numbers.dtype, array.base))
+    else:
+        tensor = torch.empty(array.shape, dtype=getattr(torch, numbers.dtype.name))
+        np.copyto(tensor.numpy(), numbers)
+    if is_half:
+        tensor = tensor.view(torch.bfloat16)
+    return tensor if like.is_cpu else tensor.to(like.device)
 
 
 def _library(value: Any) -> str:
@@ -136,7 +150,8 @@ def _library(value: Any) -> str:
     return next((name for name in packages if name in _LIBRARIES), packages[0])
 
 
-def _unchanged(array: Array) -> Array:
+def unchanged(array: Array) -> Array:
+    """The result itself, for arrays of NumPy."""
     return array
 
 

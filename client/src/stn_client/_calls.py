@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, Generic, NamedTuple, TypeVar, cast, get_args
+from numbers import Real
+from typing import Any, Generic, TypeVar, get_args
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
-from numpy.typing import NDArray
 
-from stn_client._arrays import AnyArray, Array, Operand, as_array, operand
+from stn_client._arrays import AnyArray, Array, Operand, as_array, operand, unchanged
 from stn_client._checks import checked_metadata, checked_request_id, checked_timeout_s
-from stn_client._errors import ProtocolMismatchError, invalid
+from stn_client._envelopes import (
+    Envelope,
+    Kept,
+    Payloads,
+    Places,
+    Reads,
+    Replies,
+    Result,
+    mismatch,
+)
+from stn_client._errors import invalid
 from stn_client._layouts import (
     LAYOUTS,
     layout_of,
@@ -41,21 +50,21 @@ from stn_client._transforms import (
     ThinPlateSpline,
     Transform,
 )
-from stn_client._words import words_of
-from stn_proto import WireFormatError, get_tensor, join, put_tensor, split
+from stn_client._words import SERVICE, words_of
+from stn_proto import WireFormatError, put_tensor, to_payload
 from stn_proto.codec import DTYPES
-from stn_proto.v1 import server_info_pb2, tensor_pb2, warp_pb2
+from stn_proto.v1 import objective_pb2, server_info_pb2, tensor_pb2, warp_pb2
 
 T = TypeVar("T")
-M = TypeVar("M", bound=Message)
-Payloads = list[memoryview]
-Places = Sequence[NDArray[np.uint8] | None]
 
-SERVICE = "stn.v1.SpatialTransformer"
 METHOD_PREFIX = f"/{SERVICE}/"
 _OPERANDS = {
     "feature_map": warp_pb2.OPERAND_FEATURE_MAP,
     "transform": warp_pb2.OPERAND_TRANSFORM,
+}
+_OBJECTIVE_NEEDS = {
+    "gradient": objective_pb2.OBJECTIVE_RESULT_GRADIENT,
+    "gauss_newton": objective_pb2.OBJECTIVE_RESULT_GAUSS_NEWTON,
 }
 KINDS = {
     kind: name
@@ -68,6 +77,15 @@ KINDS = {
 Messages and classes have the same names, and so have their fields: first comes the tensor of
 parameters; what else a message has is in `settings`.
 """
+
+_PLAIN_KINDS = {kind for kind in KINDS if len(fields(kind)) == 1}
+"""Transforms that have nothing but parameters."""
+
+_PLAIN_OPTIONS = {str, bool}
+"""Types of options of which equal ones are the same; of numbers they need not be."""
+
+_kept = Kept()
+"""Envelopes of the calls of this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +102,23 @@ class Gradients:
 
 
 @dataclass(frozen=True, slots=True)
+class Objective:
+    """How far the warp of one map is from another; None for what was not asked for.
+
+    Shapes:
+        value          (N,)         float64
+        count          (N,)         float64, the sum of the weights
+        gradient       (N, ...)     of each item's value by its own parameters; their dtype
+        gauss_newton   (N, K, K)    float64; K parameters an item, row by row
+    """
+
+    value: Array
+    count: Array
+    gradient: Array | None
+    gauss_newton: Array | None
+
+
+@dataclass(frozen=True, slots=True)
 class Conduct:
     """How a call is made, whatever it computes."""
 
@@ -95,57 +130,61 @@ class Conduct:
     """None: that of the client."""
 
     @classmethod
-    def of(cls, options: CallOptions, retry: RetryPolicy | None = None) -> Conduct:
-        """What the options of a call say, checked.
+    def of(cls, options: Mapping[str, Any]) -> tuple[Conduct, Any]:
+        """What the options of a call say about that, checked, and all others.
 
         Raises:
             InvalidRequestError: A value breaks a rule.
         """
-        if not (options.keys() & CallOptions.__annotations__.keys()):
-            return _USUAL if retry is None else cls(retry=retry)
-        given: Any = options.get("timeout_s", TIMEOUT_OF_CLIENT)
-        return cls(
+        if _CALL_OPTIONS.isdisjoint(options):
+            return _USUAL, options
+        given = options.get("timeout_s", TIMEOUT_OF_CLIENT)
+        conduct = cls(
             given if given is TIMEOUT_OF_CLIENT else checked_timeout_s(given),
             checked_metadata(options.get("metadata", {})),
             checked_request_id(options.get("request_id")),
-            retry,
         )
+        return conduct, {name: options[name] for name in options if name not in _CALL_OPTIONS}
 
 
+_CALL_OPTIONS = frozenset(CallOptions.__annotations__)
 _USUAL = Conduct()
-
-
-class Result(NamedTuple):
-    """A tensor of a reply."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
 
 
 @dataclass(eq=False)
 class Call(Generic[T]):
     """One RPC, ready to be sent as often as needed."""
 
-    method: str
-    """Full path."""
-    message: Message
-    """The request without its payloads."""
+    envelope: Envelope[T]
     payloads: Payloads
-    parse: Callable[[bytes, Places], T]
-    """Serialized reply, and the places that the request names for its tensors -> result."""
-    results: tuple[Result, ...] = ()
-    """The tensors of the reply, as far as the request tells; a server may see it otherwise."""
     conduct: Conduct = _USUAL
+    finish: Callable[[Any], T] | None = None
+    """Makes the caller's result of arrays of NumPy as the wire has them; None: it is the same."""
 
-    @cached_property
+    @property
+    def method(self) -> str:
+        """Full path."""
+        return self.envelope.method
+
+    @property
+    def message(self) -> Message:
+        """The request without its payloads; not to be changed."""
+        return self.envelope.message
+
+    @property
     def results_bytes(self) -> tuple[int, ...]:
-        """Bytes of each tensor of the reply."""
-        return tuple(math.prod(one.shape) * one.dtype.itemsize for one in self.results)
+        """Bytes of each tensor of the reply; see `Envelope`."""
+        return self.envelope.results_bytes
 
     @cached_property
     def request(self) -> bytes:
         """The request as it is sent, serialized."""
-        return join(self.message.SerializeToString(), self.payloads)
+        return self.envelope.around(self.payloads)
+
+    def parse(self, reply: bytes, places: Places = ()) -> T:
+        """The result in a serialized reply; see `Replies`."""
+        result = self.envelope.replies.read(reply, places)
+        return result if self.finish is None else self.finish(result)
 
 
 def warp(
@@ -155,22 +194,24 @@ def warp(
     options: WarpCallOptions,
 ) -> Call[Array]:
     """Makes the call of the method `Warp`."""
-    payloads: Payloads = []
+    conduct, options = Conduct.of(options)
     given = operand("feature_map", feature_map)
     layout = layout_of(options.get("layout"), given.layout)
+    finish = None if given.like is unchanged and not LAYOUTS[layout].added else _maps(given, layout)
+    key = _key("Warp", [given.array], transform, output_size, options, layout)
+    if (envelope := _kept.get(key)) is not None:
+        return _again(envelope, conduct, finish, given.array, transform.parameters)
+    payloads: Payloads = []
     request = warp_pb2.WarpRequest(
         feature_map=_put_map("feature_map", given, payloads, layout),
         transform=_transform(transform, payloads, layout)[0],
         output_size=None if output_size is None else _size(output_size),
         spec=_spec(options),
     )
-
-    def result(reply: warp_pb2.WarpReply, payloads: Payloads) -> Array:
-        output = get_tensor(reply.output, payloads, "output")
-        return cast("Array", given.like(without_batch(output, layout)))
-
-    results = [_output(request)]
-    return _call("Warp", request, payloads, warp_pb2.WarpReply, result, results, options)
+    replies = Replies("Warp", warp_pb2.WarpReply, ["output"], _only)
+    call = _call("Warp", request, payloads, replies, [_output(request)], key)
+    call.conduct, call.finish = conduct, finish
+    return call
 
 
 def warp_gradients(
@@ -181,94 +222,145 @@ def warp_gradients(
     options: WarpCallOptions,
 ) -> Call[Gradients]:
     """Makes the call of the method `WarpGradients`."""
-    payloads: Payloads = []
+    conduct, options = Conduct.of(options)
     given = operand("feature_map", feature_map)
-    layout = layout_of(options.get("layout"), given.layout)
     incoming = operand("grad_output", grad_output)
+    layout = layout_of(options.get("layout"), given.layout)
+    key = _key("WarpGradients", [incoming.array, given.array], transform, needs, options, layout)
+    if (envelope := _kept.get(key)) is not None:
+        finish = _gradients(given, layout, operand("transform", transform.parameters))
+        arrays = incoming.array, given.array, transform.parameters
+        return _again(envelope, conduct, finish, *arrays)
+    payloads: Payloads = []
     grad_output_tensor = _put_map("grad_output", incoming, payloads, layout)
     feature_map_tensor = _put_map("feature_map", given, payloads, layout)
-    parameters, parameters_like = _transform(transform, payloads, layout)
+    sent, parameters = _transform(transform, payloads, layout)
     request = warp_pb2.WarpGradientsRequest(
         grad_output=grad_output_tensor,
         feature_map=feature_map_tensor,
-        transform=parameters,
+        transform=sent,
         spec=_spec(options),
         needs=_needs(needs),
     )
-
-    def result(reply: warp_pb2.WarpGradientsReply, payloads: Payloads) -> Gradients:
-        gradients: list[Array | None] = [None, None]
-        if reply.HasField("grad_feature_map"):
-            gradient = get_tensor(reply.grad_feature_map, payloads, "grad_feature_map")
-            gradients[0] = given.like(without_batch(gradient, layout))
-        if reply.HasField("grad_transform"):
-            gradient = get_tensor(reply.grad_transform, payloads, "grad_transform")
-            gradients[1] = parameters_like(gradient)
-        return Gradients(*gradients)
 
     operands = {
         warp_pb2.OPERAND_FEATURE_MAP: request.feature_map,
         warp_pb2.OPERAND_TRANSFORM: _parameters(request.transform),
     }
     results = [_like(tensor) for operand, tensor in operands.items() if operand in request.needs]
-    reply_kind = warp_pb2.WarpGradientsReply
-    return _call("WarpGradients", request, payloads, reply_kind, result, results, options)
+    fields = ["grad_feature_map", "grad_transform"]
+    kind = warp_pb2.WarpGradientsReply
+    replies = Replies("WarpGradients", kind, fields, Gradients, optional=fields)
+    call = _call("WarpGradients", request, payloads, replies, results, key)
+    call.conduct, call.finish = conduct, _gradients(given, layout, parameters)
+    return call
 
 
 def generate_grid(
     transform: ParametricTransform, output_size: Sequence[int], options: GridCallOptions
 ) -> Call[Array]:
     """Makes the call of the method `GenerateGrid`."""
+    conduct, options = Conduct.of(options)
     payloads: Payloads = []
+    sent, of_parameters = _transform(transform, payloads)
     request = warp_pb2.GenerateGridRequest(
-        transform=_transform(transform, payloads)[0],
+        transform=sent,
         output_size=_size(output_size),
         **_grid_fields(options),
     )
 
-    def result(reply: warp_pb2.GenerateGridReply, payloads: Payloads) -> Array:
-        grid = get_tensor(reply.grid, payloads, "grid")
-        return cast("Array", operand("transform", transform.parameters).like(grid))
-
     parameters, target = _parameters(request.transform), request.output_size
     shape = (*parameters.shape[:1], *target, len(target))
     results = [Result(shape, DTYPES[parameters.data_type])]
-    reply_kind = warp_pb2.GenerateGridReply
-    return _call("GenerateGrid", request, payloads, reply_kind, result, results, options)
+    replies = Replies("GenerateGrid", warp_pb2.GenerateGridReply, ["grid"], _only)
+    call = _call("GenerateGrid", request, payloads, replies, results)
+    call.conduct, call.finish = conduct, of_parameters.like
+    return call
 
 
 def generate_grid_gradients(
     grad_grid: AnyArray, transform: ParametricTransform, options: GridCallOptions
 ) -> Call[Array]:
     """Makes the call of the method `GenerateGridGradients`."""
+    conduct, options = Conduct.of(options)
     payloads: Payloads = []
     grad_grid_tensor = _put("grad_grid", as_array("grad_grid", grad_grid), payloads)
-    sent, like = _transform(transform, payloads)
+    sent, of_parameters = _transform(transform, payloads)
     request = warp_pb2.GenerateGridGradientsRequest(
         grad_grid=grad_grid_tensor,
         transform=sent,
         **_grid_fields(options),
     )
 
-    def result(reply: warp_pb2.GenerateGridGradientsReply, payloads: Payloads) -> Array:
-        gradient = get_tensor(reply.grad_transform, payloads, "grad_transform")
-        return cast("Array", like(gradient))
-
-    reply_kind = warp_pb2.GenerateGridGradientsReply
+    kind, method = warp_pb2.GenerateGridGradientsReply, "GenerateGridGradients"
     results = [_like(_parameters(request.transform))]
-    return _call("GenerateGridGradients", request, payloads, reply_kind, result, results, options)
+    replies = Replies(method, kind, ["grad_transform"], _only)
+    call = _call(method, request, payloads, replies, results)
+    call.conduct, call.finish = conduct, of_parameters.like
+    return call
+
+
+def objective(
+    moving: AnyArray,
+    fixed: AnyArray,
+    transform: Transform,
+    weights: AnyArray | None,
+    comparison: Mapping[str, Any],
+    needs: Iterable[str],
+    options: WarpCallOptions,
+) -> Call[Objective]:
+    """Makes the call of the method `Objective`."""
+    conduct, options = Conduct.of(options)
+    payloads: Payloads = []
+    delta = comparison["delta"]
+    if isinstance(delta, bool) or not isinstance(delta, Real):
+        raise invalid("delta", f"expected a number, got {delta!r}.")
+    given = operand("moving", moving)
+    layout = layout_of(options.get("layout"), given.layout)
+    tensors: dict[str, Any] = {
+        name: _put_map(name, operand(name, value), payloads, layout)
+        for name, value in (("moving", given), ("fixed", fixed))
+    }
+    sent, parameters = _transform(transform, payloads, layout)
+    if weights is not None:
+        of_points = operand("weights", weights)
+        tensors["weights"] = _put_map("weights", of_points, payloads, layout)
+    request = objective_pb2.ObjectiveRequest(
+        **tensors,
+        transform=sent,
+        spec=_spec(options),
+        loss=_enum(objective_pb2.Loss, "loss", comparison["loss"]),
+        delta=float(delta),
+        domain=_enum(objective_pb2.Domain, "domain", comparison["domain"]),
+        needs=_objective_needs(needs),
+    )
+
+    fields = ["value", "count", *_OBJECTIVE_NEEDS]
+    kind, optional = objective_pb2.ObjectiveReply, _OBJECTIVE_NEEDS.keys()
+    replies = Replies("Objective", kind, fields, Objective, optional=optional)
+    call = _call("Objective", request, payloads, replies, ())  # small, so that none is placed
+    call.conduct, call.finish = conduct, _objective(given, layout, parameters)
+    return call
 
 
 def server_info(options: CallOptions, retry: RetryPolicy | None = None) -> Call[ServerInfo]:
     """Makes the call of the method `GetServerInfo`."""
     reject_unknown(options, CallOptions.__annotations__)
     request = server_info_pb2.GetServerInfoRequest()
-    reply_kind = server_info_pb2.GetServerInfoReply
+    call = _call("GetServerInfo", request, [], _ServerInfoReplies(), [])
+    call.conduct = replace(Conduct.of(options)[0], retry=retry)
+    return call
 
-    def result(reply: server_info_pb2.GetServerInfoReply, _payloads: Payloads) -> ServerInfo:
-        return from_message(ServerInfo, reply)
 
-    return _call("GetServerInfo", request, [], reply_kind, result, (), options, retry)
+class _ServerInfoReplies:
+    """Reads replies that have no tensors."""
+
+    def read(self, message: bytes, _places: Places = ()) -> ServerInfo:
+        try:
+            reply = server_info_pb2.GetServerInfoReply.FromString(message)
+            return from_message(ServerInfo, reply)
+        except DecodeError as error:
+            raise mismatch("GetServerInfo", error) from error
 
 
 def check_options(options: WarpOptions, output_size: Sequence[int] | None) -> None:
@@ -289,42 +381,97 @@ def _call(
     method: str,
     request: Message,
     payloads: Payloads,
-    reply_kind: type[M],
-    result: Callable[[M, Payloads], T],
+    replies: Reads[T],
     results: Iterable[Result],
-    options: CallOptions,
-    retry: RetryPolicy | None = None,
+    key: Hashable = None,
 ) -> Call[T]:
-    def parse(message: bytes, places: Places = ()) -> T:
-        try:
-            envelope, received = split(message)
-            reply = reply_kind.FromString(envelope)
-            _take_up(reply, received, places)
-            return result(reply, received)
-        except (WireFormatError, DecodeError) as error:
-            raise ProtocolMismatchError(f"{method}: expected its reply, got {error}.") from error
-
-    conduct = Conduct.of(options, retry)
-    return Call(METHOD_PREFIX + method, request, payloads, parse, tuple(results), conduct)
+    """A call, whose envelope is kept if it has a key."""
+    operands_bytes = tuple(map(len, payloads))
+    path = METHOD_PREFIX + method
+    envelope = Envelope(path, request, operands_bytes, tuple(results), replies)
+    if key is not None:
+        _kept.keep(key, envelope)
+    return Call(envelope, payloads)
 
 
-def tensors_of(message: Message) -> Iterator[tensor_pb2.Tensor]:
-    """The tensors of a request or a reply, in the order of their fields."""
-    for _, value in message.ListFields():
-        if isinstance(value, tensor_pb2.Tensor):
-            yield value
-        elif isinstance(value, Message):
-            yield from tensors_of(value)
+def _again(
+    envelope: Envelope[T], conduct: Conduct, finish: Callable[[Any], T] | None, *arrays: Array
+) -> Call[T]:
+    """A call of other values."""
+    return Call(envelope, [to_payload(array) for array in arrays], conduct, finish)
 
 
-def _take_up(reply: Message, received: Payloads, places: Places) -> None:
-    """Makes payloads of the tensors of a reply that lie where the request wanted them."""
-    if not any(place is not None for place in places):
-        return
-    for tensor, place in zip(tensors_of(reply), places, strict=False):
-        if tensor.WhichOneof("source") == "arena" and place is not None:
-            received.append(place.data[: tensor.arena.byte_count])
-            tensor.payload = len(received) - 1
+def _maps(given: Operand, layout: str) -> Callable[[Array], Any]:
+    """What makes outputs like a feature map."""
+    return lambda output: given.like(without_batch(output, layout))
+
+
+def _gradients(
+    given: Operand, layout: str, parameters: Operand
+) -> Callable[[Gradients], Gradients] | None:
+    """What makes gradients like operands; None: they are already."""
+    if given.like is unchanged and parameters.like is unchanged and (not LAYOUTS[layout].added):
+        return None
+
+    def finish(found: Gradients) -> Gradients:
+        grad_map, grad_transform = found.feature_map, found.transform
+        if grad_map is not None:
+            grad_map = given.like(without_batch(grad_map, layout))
+        if grad_transform is not None:
+            grad_transform = parameters.like(grad_transform.reshape(parameters.array.shape))
+        return Gradients(grad_map, grad_transform)
+
+    return finish
+
+
+def _objective(
+    given: Operand, layout: str, parameters: Operand
+) -> Callable[[Objective], Objective]:
+    """What makes results of numbers arrays of the type of maps; an image is none."""
+    like = unchanged if given.layout else given.like
+
+    def finish(found: Objective) -> Objective:
+        gradient = found.gradient
+        if gradient is not None:
+            alone = LAYOUTS[layout].added and parameters.array.ndim < gradient.ndim
+            gradient = parameters.like(gradient[0] if alone else gradient)
+        hessian = found.gauss_newton
+        return Objective(
+            like(found.value),
+            like(found.count),
+            gradient,
+            None if hessian is None else like(hessian),
+        )
+
+    return finish
+
+
+def _key(
+    method: str,
+    maps: Sequence[Array],
+    transform: Transform,
+    others: Iterable[Any] | None,
+    options: Mapping[str, Any],
+    layout: str,
+) -> Hashable:
+    """What calls with the same envelope have in common; None: that would take longer to say."""
+    if type(transform) not in _PLAIN_KINDS or not all(
+        type(value) in _PLAIN_OPTIONS for value in options.values()
+    ):
+        return None
+    arrays = *maps, transform.parameters
+    if not all(type(array) is np.ndarray for array in arrays) or arrays[-1].dtype.char not in "fd":
+        return None
+    if others is not None:
+        if type(others) not in {list, tuple} or not all(type(one) in {int, str} for one in others):
+            return None
+        others = tuple(others)
+    layouts = [(array.dtype, array.shape) for array in arrays]
+    return method, type(transform), others, layout, *options.items(), *layouts
+
+
+def _only(array: Array) -> Array:
+    return array
 
 
 def _like(tensor: tensor_pb2.Tensor) -> Result:
@@ -373,8 +520,8 @@ def _put_map(field: str, given: Operand, payloads: Payloads, layout: str) -> ten
 
 def _transform(
     transform: Transform, payloads: Payloads, layout: str = "NCHW"
-) -> tuple[warp_pb2.Transform, Callable[[Array], Any]]:
-    """A transform as it is sent, and what makes gradients by its parameters like these."""
+) -> tuple[warp_pb2.Transform, Operand]:
+    """A transform as it is sent, and its parameters as they were given."""
     if type(transform) not in KINDS:
         expected = " or ".join(kind.__name__ for kind in KINDS)
         hint = " Unpack it: **transform." if isinstance(transform, Mapping) else ""
@@ -383,16 +530,12 @@ def _transform(
     given = operand(argument, transform.parameters)
     array = _real(argument, given.array)
     batched = parameters_with_batch(transform, argument, array, layout)
-
-    def like(gradient: Array) -> Any:
-        return given.like(gradient.reshape(array.shape))
-
     tensor = _put(argument, batched, payloads)
     settings = getattr(transform, "settings", {})
     message = warp_pb2.Transform()
     kind = getattr(message, KINDS[type(transform)])
     kind.MergeFrom(type(kind)(**{argument: tensor}, **settings))
-    return message, like
+    return message, given
 
 
 def parameters_with_batch(
@@ -488,6 +631,13 @@ def _needs(needs: Iterable[str]) -> list[warp_pb2.Operand]:
     if not numbers:  # on the wire, none stands for all
         raise invalid("needs", f"expected at least one of {', '.join(_OPERANDS)}, got none.")
     return numbers
+
+
+def _objective_needs(needs: Iterable[str]) -> list[objective_pb2.ObjectiveResult]:
+    if isinstance(needs, str) or not isinstance(needs, Iterable):
+        raise invalid("needs", f"expected a list of {', '.join(_OBJECTIVE_NEEDS)}, got {needs!r}.")
+    value = objective_pb2.OBJECTIVE_RESULT_VALUE  # so that it is never empty, which has a default
+    return [value, *(_choice("needs", need, _OBJECTIVE_NEEDS) for need in needs)]
 
 
 def reject_unknown(options: Iterable[str], known: Iterable[str]) -> None:

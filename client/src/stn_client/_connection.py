@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 import grpc
 
-from stn_client._calls import SERVICE, Call, Conduct, server_info
+from stn_client._calls import Call, Conduct, server_info
 from stn_client._checks import (
     FOREVER_S,
     check_count,
@@ -37,6 +37,7 @@ from stn_client._options import TIMEOUT_OF_CLIENT
 from stn_client._retry import RetryPolicy
 from stn_client._server_info import ServerInfo
 from stn_client._statistics import ClientStatistics, Counts
+from stn_client._words import SERVICE
 from stn_proto.metadata import MESSAGE_BYTES
 
 LOG = logging.getLogger("stn_client")
@@ -305,10 +306,13 @@ class Progress:
         self._access = Access("localhost", None, None) if access is None else access
         self._outage = Outage("server") if outage is None else outage
         self._failure: StnClientError | None = None
-        self.request_id = conduct.request_id or uuid.uuid4().hex[:16]
+        self.request_id = conduct.request_id or os.urandom(8).hex()
 
-    def start(self, request: bytes = b"") -> dict[str, Any]:
-        """Begins an attempt to send a request; returns the keyword arguments of the gRPC call.
+    def start(self, request_bytes: int = 0) -> dict[str, Any]:
+        """Begins an attempt; returns the keyword arguments of the gRPC call.
+
+        Args:
+            request_bytes: The size of the serialized request.
 
         Raises:
             TransportError: The client is closed, or cannot work in this process.
@@ -328,7 +332,7 @@ class Progress:
             self._counts.begin()
         else:
             self._counts.repeat()
-        size = (MESSAGE_BYTES, str(len(request)))
+        size = (MESSAGE_BYTES, str(request_bytes))
         given = *self._access.metadata(), *self._metadata
         metadata = (("x-request-id", self.request_id), size, *given)
         return {"timeout": self.remaining_s(), "metadata": metadata}

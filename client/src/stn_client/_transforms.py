@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from stn_client._errors import invalid
+
+__all__ = [
+    "Affine",
+    "Attention",
+    "Flow",
+    "Homography",
+    "ParametricTransform",
+    "Rotation",
+    "SamplingGrid",
+    "Similarity",
+    "ThinPlateSpline",
+    "Transform",
+    "Translation",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,8 +156,16 @@ class Flow:
         return self.displacement
 
 
+class SimilarityTransform:
+    """A kind whose parameters are some of s, phi, t_x and t_y; the others are the identity's."""
+
+    given: ClassVar[tuple[str, ...]]
+    """Which parts are parameters, in their order."""
+    parameters: Any
+
+
 @dataclass(frozen=True, eq=False)
-class Attention:
+class Attention(SimilarityTransform):
     """A window that zooms and moves: theta = [[s, 0, t_x], [0, s, t_y]].
 
     Shapes:
@@ -160,11 +182,13 @@ class Attention:
           other proportions than the map's stretches it
     """
 
+    given = ("s", "t_x", "t_y")
+
     parameters: Any
 
 
 @dataclass(frozen=True, eq=False)
-class Similarity:
+class Similarity(SimilarityTransform):
     """A window that zooms, turns and moves.
 
     theta = [[s cos phi, -s sin phi, t_x], [s sin phi, s cos phi, t_y]], phi in radians.
@@ -186,11 +210,13 @@ class Similarity:
           left, or up
     """
 
+    given = ("s", "phi", "t_x", "t_y")
+
     parameters: Any
 
 
 @dataclass(frozen=True, eq=False)
-class Translation:
+class Translation(SimilarityTransform):
     """A window that moves: theta = [[1, 0, t_x], [0, 1, t_y]].
 
     Shapes:
@@ -204,11 +230,13 @@ class Translation:
           and the first pixel in pixel units
     """
 
+    given = ("t_x", "t_y")
+
     parameters: Any
 
 
 @dataclass(frozen=True, eq=False)
-class Rotation:
+class Rotation(SimilarityTransform):
     """A window that turns: theta = [[cos phi, -sin phi, 0], [sin phi, cos phi, 0]].
 
     Shapes:
@@ -223,6 +251,8 @@ class Rotation:
           a width along x and half a height along y; the rigid turn of a map into its own size is
           the `Affine` of [[cos phi, -sin phi H/W, 0], [sin phi W/H, cos phi, 0]]
     """
+
+    given = ("phi",)
 
     parameters: Any
 

@@ -1,4 +1,4 @@
-"""The words that users have for the enumerations of the contract."""
+"""Names of the contract: of its service, and the words that users have for its enumerations."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from types import MappingProxyType
 from typing import Any
 
 from google.protobuf.descriptor import EnumDescriptor
+
+SERVICE = "stn.v1.SpatialTransformer"
 
 
 @cache

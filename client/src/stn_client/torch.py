@@ -17,8 +17,10 @@ from typing import Any, NoReturn, Self, Unpack, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._functorch import autograd_function
+from torch.autograd import forward_ad
 
 from stn_client._aio import AsyncClient
 from stn_client._arrays import numpy_to_torch, torch_to_numpy
@@ -37,7 +39,7 @@ from stn_client._transforms import (
     Transform,
 )
 
-__all__ = ["SpatialTransformer", "warp"]
+__all__ = ["SpatialTransformer", "objective", "warp"]
 
 MATRICES: dict[tuple[type[Transform], int], tuple[int, int]] = {
     (Affine, 2): (2, 3),
@@ -61,8 +63,15 @@ OPTIONS = {
 }
 """The types of `WarpOptions` as torch operators know types; what is not given is None."""
 
+_PLAIN_TYPES = {Tensor, nn.Parameter}
+"""Classes of tensors that do not see what is done with them."""
+
 _OPERANDS = ("feature_map", "transform")
+_COMPARED = ("moving", "transform", "fixed", "weights")
 _LOCALLY = "stn_engine.warp, in this process, has derivatives of any order in both modes."
+_NO_SECOND = (
+    "expected no derivatives of gradients, which are not computed remotely, got some. " + _LOCALLY
+)
 
 
 @takes_options(WarpOptions)
@@ -97,9 +106,75 @@ def warp(
     parameters = _checked(feature_map, transform)
     name = getattr(client, "_name", None) or _named(client)
     size = None if output_size is None else _size(output_size)
-    arguments = feature_map, parameters, size, name, *_described(transform)
-    output: Tensor = torch.ops.stn_client.warp(*arguments, **_settings(options))
+    described, settings = _described(transform), _settings(options)
+    arguments = feature_map, parameters, size, name, *described
+    output: Tensor
+    if not (_is_plain(feature_map) and _is_plain(parameters)):
+        output = torch.ops.stn_client.warp(*arguments, **settings)
+    elif torch.is_grad_enabled() and (feature_map.requires_grad or parameters.requires_grad):
+        output = _EagerWarp.apply(*arguments, settings)  # type: ignore[no-untyped-call]  # torch
+    else:
+        output = _warp(*arguments, **settings)
     return output
+
+
+def objective(
+    client: Client,
+    moving: Tensor,
+    fixed: Tensor,
+    transform: Transform,
+    *,
+    weights: Tensor | None = None,
+    loss: str = "ssd",
+    delta: float = 1.0,
+    domain: str = "overlap",
+    **options: Unpack[WarpOptions],
+) -> Tensor:
+    """`Client.objective` for tensors: the value, differentiable in the transform.
+
+    Its gradient comes with it, so that `backward` sends nothing.
+
+    Shapes:
+        moving    (N, C, [D,] H, W)      any device; results come back to it
+        fixed     (N, C, [D',] H', W')   same dtype
+        weights   (N, 1, [D',] H', W')   same dtype
+        returns   (N,)                   float64, device of moving
+
+    Args:
+        client: Where to compute.
+        moving: The map that is warped.
+        fixed: The map that it shall look like.
+        transform: Any transform of a tensor.
+        weights: How much each target point counts; None: all alike.
+        loss: "ssd", "huber" or "ncc".
+        delta: Of "huber".
+        domain: "overlap" or "all".
+        options: As of `Client.warp`, whose documentation lists them.
+
+    Raises:
+        InvalidRequestError: An argument breaks a rule; `violations` names it. From `backward`: a
+            gradient to the maps or the weights, or a second derivative; the service computes none.
+        StnClientError: As the methods of `Client`.
+    """
+    _check_client(client)
+    parameters = _checked(moving, transform)
+    _check_tensor("fixed", fixed, "a torch.Tensor")
+    if weights is not None:
+        _check_tensor("weights", weights, "a torch.Tensor or None")
+    name = getattr(client, "_name", None) or _named(client)
+    arguments = (
+        moving,
+        parameters,
+        fixed,
+        weights,
+        loss,
+        delta,
+        domain,
+        name,
+        *_described(transform),
+    )
+    value: Tensor = torch.ops.stn_client.objective(*arguments, **_settings(options))[0]
+    return value
 
 
 class SpatialTransformer(nn.Module):
@@ -350,7 +425,7 @@ def _warp_gradients(
         torch_to_numpy("grad_output", grad_output),
         torch_to_numpy("feature_map", feature_map),
         _transform(torch_to_numpy("transform", parameters), transform, numbers),
-        needs=[name for name, need in zip(_OPERANDS, needs, strict=True) if need],
+        needs=_named_needs(needs),
         **_given(settings),
     )
     grad_feature_map, grad_transform = gradients.feature_map, gradients.transform
@@ -380,6 +455,85 @@ def _warp_gradients_fake(
         feature_map.new_empty(feature_map.shape if grad_feature_map else 0),
         parameters.new_empty(parameters.shape if grad_transform else 0),
     )
+
+
+def _objective(
+    moving: Tensor,
+    parameters: Tensor,
+    fixed: Tensor,
+    weights: Tensor | None,
+    loss: Any,
+    delta: float,
+    domain: Any,
+    client: str,
+    transform: str,
+    numbers: list[float],
+    **settings: Any,
+) -> tuple[Tensor, Tensor]:
+    """The kernel of `stn_client::objective`: value and gradient."""
+    found = _client_of(client).objective(
+        torch_to_numpy("moving", moving),
+        torch_to_numpy("fixed", fixed),
+        _transform(torch_to_numpy("transform", parameters), transform, numbers),
+        weights=None if weights is None else torch_to_numpy("weights", weights),
+        loss=loss,
+        delta=delta,
+        domain=domain,
+        **_given(settings),
+    )
+    return numpy_to_torch(found.value, moving), numpy_to_torch(
+        np.asarray(found.gradient), parameters
+    )
+
+
+def _objective_fake(
+    moving: Tensor,
+    parameters: Tensor,
+    fixed: Tensor,
+    weights: Tensor | None,
+    *_: Any,
+    **_settings: Any,
+) -> tuple[Tensor, Tensor]:
+    """Results of the right shapes, without values."""
+    operands = moving, parameters, fixed, *(() if weights is None else (weights,))
+    batch = next((one.shape[0] for one in operands if one.shape[0] != 1), 1)
+    value = parameters.new_empty((batch,), dtype=torch.float64)
+    return value, parameters.new_empty((batch, *parameters.shape[1:]))
+
+
+class _Objective(torch.autograd.Function):
+    """The differentiation rule of `stn_client::objective`: the gradient is there already."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        *positional, settings = arguments
+        value, gradient = torch.ops.stn_client.compute_objective(*positional, **settings)
+        return value, gradient
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _, parameters, *_ = inputs
+        _, gradient = output
+        ctx.mark_non_differentiable(gradient)
+        ctx.save_for_backward(parameters, gradient)
+
+    @staticmethod
+    def backward(ctx: Any, grad_value: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        for needed, name in zip(ctx.needs_input_grad[:4], _COMPARED, strict=True):
+            if needed and name != "transform":
+                expected = "expected gradients to the transform alone, got one to a tensor."
+                raise invalid(name, f"{expected} Detach it. {_LOCALLY}")
+        parameters, gradient = ctx.saved_tensors
+        of_items = (grad_value.view(-1, *[1] * (gradient.dim() - 1)) * gradient).to(gradient.dtype)
+        if parameters.shape[0] != gradient.shape[0]:
+            of_items = of_items.sum(0, keepdim=True)
+        if torch.is_grad_enabled():
+            of_items = _Gradient.apply(of_items, parameters)  # type: ignore[no-untyped-call]
+        return None, of_items, *(9 * (None,))
+
+    @staticmethod
+    def jvp(_ctx: Any, *_tangents: Tensor | None) -> Tensor:
+        raise invalid("tangents", f"expected reverse mode alone, got forward mode. {_LOCALLY}")
 
 
 class _Warp(torch.autograd.Function):
@@ -416,6 +570,22 @@ class _Warp(torch.autograd.Function):
         raise invalid("tangents", f"expected reverse mode alone, got forward mode. {_LOCALLY}")
 
 
+class _Gradient(torch.autograd.Function):
+    """A gradient that depends on parameters, in a way that nobody computes."""
+
+    @staticmethod
+    def forward(gradient: Tensor, _parameters: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keeps nothing, as of `_WarpGradients`."""
+
+    @staticmethod
+    def backward(_ctx: Any, *_grad_outputs: Tensor) -> None:
+        raise invalid("create_graph", _NO_SECOND)
+
+
 class _WarpGradients(torch.autograd.Function):
     """The differentiation rule of `stn_client::warp_gradients`: there is none."""
 
@@ -433,11 +603,88 @@ class _WarpGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(_ctx: Any, *_grad_outputs: Tensor) -> None:
-        raise invalid(
-            "create_graph",
-            "expected no derivatives of gradients, which are not computed remotely, got some. "
-            f"{_LOCALLY}",
+        raise invalid("create_graph", _NO_SECOND)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether nobody sees what is done with a tensor but autograd, which saves half of its time."""
+    return not (
+        torch.compiler.is_compiling()
+        or type(tensor) not in _PLAIN_TYPES
+        or tensor.is_meta
+        or torch._C._get_tracing_state()  # noqa: SLF001 - no public functions tell
+        or torch._C._len_torch_dispatch_stack()  # noqa: SLF001
+        or torch._C._len_torch_function_stack()  # noqa: SLF001
+        or torch._C._are_functorch_transforms_active()  # noqa: SLF001
+        or forward_ad._current_level >= 0  # noqa: SLF001
+    )
+
+
+class _EagerWarp(torch.autograd.Function):
+    """What `stn_client::warp` does, where nobody else wants to see an operator.
+
+    Its feature map is copied once for forward and backward, to memory that the server sees.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        feature_map: Tensor,
+        parameters: Tensor,
+        output_size: list[int] | None,
+        name: str,
+        transform: str,
+        numbers: list[float],
+        settings: dict[str, Any],
+    ) -> Tensor:
+        client = _client_of(name)
+        array = torch_to_numpy("feature_map", feature_map)
+        array = _once(client, array)
+        ctx.save_for_backward(feature_map, parameters)
+        ctx.array, ctx.client = array, client
+        ctx.call = name, transform, numbers, settings
+        where = _transform(torch_to_numpy("transform", parameters), transform, numbers)
+        size = None if output_size is None else tuple(output_size)
+        output: Any = client.warp(array, where, size, **settings)
+        made: Tensor = numpy_to_torch(output, feature_map)
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        feature_map, parameters = ctx.saved_tensors
+        name, transform, numbers, settings = ctx.call
+        needs = list(ctx.needs_input_grad[:2])
+        if torch.is_grad_enabled() or not _is_plain(grad_output):
+            arguments = grad_output, feature_map, parameters, needs, name, transform, numbers
+            found = torch.ops.stn_client.warp_gradients(*arguments, **settings)
+            of_operands = [g if need else None for g, need in zip(found, needs, strict=True)]
+            return *of_operands, None, None, None, None, None
+        gradients = ctx.client.warp_gradients(
+            _once(ctx.client, torch_to_numpy("grad_output", grad_output)),
+            ctx.array,
+            _transform(torch_to_numpy("transform", parameters), transform, numbers),
+            needs=_named_needs(needs),
+            **settings,
         )
+        found = gradients.feature_map, gradients.transform
+        operands = feature_map, parameters
+        return (
+            *(
+                g if g is None else numpy_to_torch(g, o)
+                for g, o in zip(found, operands, strict=True)
+            ),
+            *(None for _ in range(5)),
+        )
+
+
+def _once(client: Any, array: NDArray[Any]) -> NDArray[Any]:
+    """An array that calls of a client do not copy again, if there is such memory."""
+    shared = getattr(client, "_shared", None)
+    return array if shared is None else shared(array)
+
+
+def _named_needs(needs: list[bool]) -> list[str]:
+    return [name for name, need in zip(_OPERANDS, needs, strict=True) if need]
 
 
 def _refuse_vmap(_info: Any, _in_dims: Any, *_arguments: Any, **_settings: Any) -> NoReturn:
@@ -456,6 +703,8 @@ _SIGNATURES = {
     f"{_SETTINGS}) -> Tensor",
     "warp_gradients": "(Tensor grad_output, Tensor feature_map, Tensor parameters, bool[2] needs, "
     f"{_SETTINGS}) -> (Tensor, Tensor)",
+    "objective": "(Tensor moving, Tensor parameters, Tensor fixed, Tensor? weights, str loss, "
+    f"float delta, str domain, {_SETTINGS}) -> (Tensor, Tensor)",
 }
 LIBRARY = torch.library.Library("stn_client", "DEF")  # type: ignore[no-untyped-call]  # torch
 
@@ -480,3 +729,4 @@ def _register(name: str, kernel: Callable[..., Any], fake: Callable[..., Any], r
 
 _register("warp", _warp, _warp_fake, _Warp)
 _register("warp_gradients", _warp_gradients, _warp_gradients_fake, _WarpGradients)
+_register("objective", _objective, _objective_fake, _Objective)

@@ -47,7 +47,7 @@ class Service:
         self._batcher = batcher
         self._server_info = server_info
         self._reached = events.reached
-        self._quotas = Quotas(batcher.now)
+        self.quotas = Quotas(batcher.now)
         self.methods: dict[str, Method] = {
             **{operation.value: partial(self._compute, operation) for operation in Operation},
             "GetServerInfo": self._get_server_info,
@@ -56,7 +56,7 @@ class Service:
     async def _compute(self, operation: Operation, call: Call) -> bytes:
         if call.caller.quota is UNLIMITED:  # most are, and need no account
             return await self._admitted(operation, call, None)
-        with self._quotas.admit(call.caller, call.declared_bytes or 0) as resize:
+        with self.quotas.admit(call.caller, call.declared_bytes or 0) as resize:
             return await self._admitted(operation, call, resize)
 
     async def _admitted(self, operation: Operation, call: Call, resize: Resize | None) -> bytes:
@@ -76,6 +76,7 @@ class Service:
             caller=call.caller.name,
             call=call,
             place=place,
+            is_placed=request.is_placed,
             reply=partial(self._encode, call, request),
         )
         for tell in self._reached:

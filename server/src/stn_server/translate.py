@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 import stn_engine
 from stn_engine.adapters import on_bytes
 from stn_proto import Frame, gaps, join, values
-from stn_proto.v1 import tensor_pb2, warp_pb2
+from stn_proto.v1 import objective_pb2, tensor_pb2, warp_pb2
 from stn_proto.v1.tensor_pb2 import LAYOUT_UNSPECIFIED, ArenaRef
 from stn_server.batching.work import BatchKey, Cost, Finished, Operation
 from stn_server.config import LimitsConfig
@@ -40,7 +40,13 @@ from stn_server.operands import (
     region_of,
     require_shape,
 )
-from stn_server.vocabulary import read_coordinates, read_needs, read_spec
+from stn_server.vocabulary import (
+    read_comparison,
+    read_coordinates,
+    read_needs,
+    read_objective_needs,
+    read_spec,
+)
 
 MAX_TEMPLATE_BYTES = 4096
 """Longer envelopes are rare and are read anew each time, so that kept templates stay small."""
@@ -63,6 +69,15 @@ COLOUR_WORK = COORDINATE_READS + 3 * 4
 
 PLACEMENT_FIELD = warp_pb2.WarpRequest.PLACEMENT_FIELD_NUMBER
 """The same in every request."""
+
+REQUESTS: dict[Operation, type[Message]] = {
+    Operation.WARP: warp_pb2.WarpRequest,
+    Operation.WARP_GRADIENTS: warp_pb2.WarpGradientsRequest,
+    Operation.GENERATE_GRID: warp_pb2.GenerateGridRequest,
+    Operation.GENERATE_GRID_GRADIENTS: warp_pb2.GenerateGridGradientsRequest,
+    Operation.OBJECTIVE: objective_pb2.ObjectiveRequest,
+}
+"""The class of the requests of every operation."""
 
 MAX_SIZES = 1024
 """Templates are kept for so many sizes of messages."""
@@ -98,10 +113,11 @@ class ReplyTemplate:
         return b"".join(pieces)
 
     def write_at(self, locations: Sequence[Location | None], finished: Finished) -> bytes:
-        """The serialized reply, once results are where they shall lie; payloads without a place.
+        """The serialized reply to who has results where it wanted them; payloads without a place.
 
-        A call is answered only when nobody writes to its arena any more: whoever was answered may
-        use the memory for something else.
+        Args:
+            locations: Where they lie, written by who computed them; None: to be sent.
+            finished: The outcome.
         """
         tensors, payloads = dict[str, Any](), list[Any]()
         for result, value, location in zip(self.results, finished.result, locations, strict=True):
@@ -109,7 +125,6 @@ class ReplyTemplate:
                 tensors[result.field] = result.description(len(payloads))
                 payloads.append(value)
             else:
-                location.memory[: len(value)] = value  # the engine gives bytes of its own
                 tensors[result.field] = result.description_at(location)
         message = self._kind(**tensors)
         message.timing.CopyFrom(self._timed(finished).timing)
@@ -132,7 +147,7 @@ class Request:
     """Views of the message, which they keep alive."""
     template: RequestTemplate
     locations: tuple[Location | None, ...] = ()
-    """Locations of the results that shall lie in an arena; empty: of none."""
+    """Locations of the results, in arenas; None of one that is sent."""
 
     @property
     def key(self) -> BatchKey:
@@ -144,14 +159,15 @@ class Request:
         """What it takes of the budgets."""
         return self.template.cost
 
+    @property
+    def is_placed(self) -> bool:
+        """Whether results go to memory of the caller."""
+        return bool(self.job.places)
+
     def encode(self, finished: Finished) -> bytes:
         """Returns the reply as it is sent, serialized."""
         reply = self.template.reply
-        return (
-            reply.write_at(self.locations, finished)
-            if any(self.locations)
-            else reply.write(finished)
-        )
+        return reply.write_at(self.locations, finished) if self.is_placed else reply.write(finished)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,13 +208,15 @@ class RequestTemplate:
         payloads = self.frame.cut(message)
         if not self.is_in_arenas:
             operands = [operand.read(payloads) for operand in self.operands]
-            return Request((self.problem, operands), self)
+            return Request(on_bytes.Job(self.problem, operands), self)
         sources = [_located(region, message, find) for region in self.regions]
         locations = tuple(_located(place, message, find) for place in self.places)
         _require_apart(self.places, locations, sources)
         pairs = zip(self.operands, sources, strict=True)
         operands = [operand.read(payloads, source) for operand, source in pairs]
-        return Request((self.problem, operands), self, locations)
+        memory = [location and location.memory for location in locations]
+        places = memory if any(self.places) else ()
+        return Request(on_bytes.Job(self.problem, operands, places), self, locations)
 
 
 class Translator:
@@ -206,11 +224,12 @@ class Translator:
 
     def __init__(self, limits: LimitsConfig) -> None:
         self._limits = limits
-        self._makers: dict[Operation, Callable[[Frame, bytes], RequestTemplate]] = {
+        self._makers: dict[Operation, Callable[[Any, Frame, bytes], RequestTemplate]] = {
             Operation.WARP: self._warp_template,
             Operation.WARP_GRADIENTS: self._warp_gradients_template,
             Operation.GENERATE_GRID: self._grid_template,
             Operation.GENERATE_GRID_GRADIENTS: self._grid_gradients_template,
+            Operation.OBJECTIVE: self._objective_template,
         }
         self._templates: dict[tuple[Operation, int], tuple[RequestTemplate, ...]] = {}
         """The latest, by the size of their messages."""
@@ -237,10 +256,28 @@ class Translator:
                 return template.request(message, find)
         limits = self._limits
         frame = Frame.of(message, limits.max_payloads, limits.max_envelope_bytes)
-        template = self._makers[operation](frame, message)
+        template = self.template(
+            operation, parse(frame.envelope, REQUESTS[operation]), frame, message
+        )
         request = template.request(message, find)
         self._keep(template, operation, alike)
         return request
+
+    def template(
+        self, operation: Operation, request: Any, frame: Frame, message: bytes
+    ) -> RequestTemplate:
+        """A request that was parsed, checked.
+
+        Args:
+            operation: Of the method that was called.
+            request: Its envelope, of the class in `REQUESTS`.
+            frame: Where in `message` the payloads stand that its tensors name by index.
+            message: What its arenas are named in, if it names any.
+
+        Raises:
+            ServerError: As `decode`, but for what is wrong with values.
+        """
+        return self._makers[operation](request, frame, message)
 
     def _keep(
         self, template: RequestTemplate, operation: Operation, alike: tuple[RequestTemplate, ...]
@@ -252,8 +289,9 @@ class Translator:
             del self._templates[next(iter(self._templates))]
         self._templates[operation, frame.size_bytes] = template, *alike[: MAX_TEMPLATES - 1]
 
-    def _warp_template(self, frame: Frame, message: bytes) -> RequestTemplate:
-        request = parse(frame.envelope, warp_pb2.WarpRequest)
+    def _warp_template(
+        self, request: warp_pb2.WarpRequest, frame: Frame, message: bytes
+    ) -> RequestTemplate:
         layout = request.feature_map.layout
         transform = self._declare_transform(request.transform)
         feature_map = declare_map(request.feature_map, "feature_map", transform.source_axes)
@@ -266,8 +304,9 @@ class Translator:
         operands = feature_map, transform.operand
         return _template(request, message, frame, problem, operands, key, reply)
 
-    def _warp_gradients_template(self, frame: Frame, message: bytes) -> RequestTemplate:
-        request = parse(frame.envelope, warp_pb2.WarpGradientsRequest)
+    def _warp_gradients_template(
+        self, request: warp_pb2.WarpGradientsRequest, frame: Frame, message: bytes
+    ) -> RequestTemplate:
         layout = request.feature_map.layout
         transform = self._declare_transform(request.transform)
         grad_output = declare_map(request.grad_output, "grad_output", transform.target_axes)
@@ -287,8 +326,9 @@ class Translator:
         operands = grad_output, feature_map, transform.operand
         return _template(request, message, frame, problem, operands, key, reply)
 
-    def _grid_template(self, frame: Frame, message: bytes) -> RequestTemplate:
-        request = parse(frame.envelope, warp_pb2.GenerateGridRequest)
+    def _grid_template(
+        self, request: warp_pb2.GenerateGridRequest, frame: Frame, message: bytes
+    ) -> RequestTemplate:
         transform = self._declare_transform(request.transform)
         axes = transform.target_axes
         size = _output_size(request.output_size, axes)
@@ -303,8 +343,9 @@ class Translator:
         operands = (transform.operand,)
         return _template(request, message, frame, problem, operands, key, reply)
 
-    def _grid_gradients_template(self, frame: Frame, message: bytes) -> RequestTemplate:
-        request = parse(frame.envelope, warp_pb2.GenerateGridGradientsRequest)
+    def _grid_gradients_template(
+        self, request: warp_pb2.GenerateGridGradientsRequest, frame: Frame, message: bytes
+    ) -> RequestTemplate:
         transform = self._declare_transform(request.transform)
         grad_grid = declare(request.grad_grid, "grad_grid")
         axes = ("N", *transform.target_axes, str(transform.meta.dims))
@@ -320,13 +361,41 @@ class Translator:
         operands = grad_grid, transform.operand
         return _template(request, message, frame, problem, operands, key, reply)
 
+    def _objective_template(
+        self, request: objective_pb2.ObjectiveRequest, frame: Frame, message: bytes
+    ) -> RequestTemplate:
+        transform = self._declare_transform(request.transform)
+        moving = declare_map(request.moving, "moving", transform.source_axes)
+        compared = [declare_map(request.fixed, "fixed", transform.target_axes)]
+        if request.HasField("weights"):
+            compared.append(declare_map(request.weights, "weights", transform.target_axes))
+        metas = [one.meta for one in compared]
+        paths = {"fill": "spec.fill", "feature_map": "moving", "output_size": "fixed"}
+        with field_paths({**transform.paths, **paths}):
+            spec, size = read_spec(request.spec), tuple(metas[0].shape[2:])
+            warp = stn_engine.WarpProblem(moving.meta, transform.meta, size, spec)
+            needs = read_objective_needs(request.needs)
+            weights = metas[1] if len(metas) > 1 else None
+            problem = stn_engine.ObjectiveProblem(
+                warp, metas[0], weights, read_comparison(request), needs
+            )
+
+        self._check_size(problem, "fixed")
+        spec_key = _warp_key(warp), problem.comparison, problem.needs
+        key = BatchKey(Operation.OBJECTIVE, warp.output_dtype, spec_key)
+        fields = dict.fromkeys(("value", "count", *problem.needs), LAYOUT_UNSPECIFIED)
+        reply = _reply(objective_pb2.ObjectiveReply, problem, fields)
+        operands = moving, transform.operand, *compared
+        return _template(request, message, frame, problem, operands, key, reply)
+
     def _declare_transform(self, transform: warp_pb2.Transform) -> TransformOperand:
         return declare_transform(transform, self._limits.max_control_points)
 
     def _check_size(self, problem: Any, field: str) -> None:
         """Refuses what would take too much memory or time."""
-        forward = _forward(problem)
-        output_bytes, bytes_of = max(forward.output_bytes, problem.output_bytes), "bytes of output"
+        forward, output_bytes, bytes_of = _forward(problem), problem.output_bytes, "bytes of output"
+        if not isinstance(problem, stn_engine.ObjectiveProblem):  # whose warp is never in memory
+            output_bytes = max(output_bytes, forward.output_bytes)
         if basis_bytes := _basis_bytes(forward):
             output_bytes, bytes_of = output_bytes + basis_bytes, "bytes of output and basis"
         largest_px = max(forward.output_size)
@@ -378,7 +447,7 @@ def _places(
     if len(placement) > len(results):
         expected = f"expected at most {len(results)}, one a result, got {len(placement)}."
         raise InvalidRequestError("placement", f"{expected} Leave the others out.")
-    references = values(message, PLACEMENT_FIELD)
+    references = values(message, PLACEMENT_FIELD) if placement else []
     places: list[Region | None] = [None] * len(results)
     for index, (place, result) in enumerate(zip(placement, results, strict=False)):
         if not place.ByteSize():
@@ -411,8 +480,8 @@ def _require_apart(
 
 
 def _forward(problem: Any) -> Any:
-    """The warp, or the grid, that a problem differentiates, or that it is."""
-    if isinstance(problem, stn_engine.WarpGradientsProblem):
+    """The warp, or the grid, that a problem differentiates, compares or is."""
+    if isinstance(problem, stn_engine.WarpGradientsProblem | stn_engine.ObjectiveProblem):
         return problem.warp
     return problem.grid if isinstance(problem, stn_engine.GridGradientsProblem) else problem
 

@@ -3,6 +3,7 @@
 For images (N, C, H, W) and volumes (N, C, D, H, W); ``warp`` states the conventions.
 """
 
+from stn_engine import transforms
 from stn_engine.drop_ins import affine_grid, grid_sample
 from stn_engine.errors import (
     BackendUnavailableError,
@@ -18,6 +19,8 @@ from stn_engine.functional import (
     generate_grid_gradients,
     generate_grid_gradients_ragged,
     generate_grid_ragged,
+    objective,
+    objective_ragged,
     warp,
     warp_gradients,
     warp_gradients_ragged,
@@ -27,50 +30,43 @@ from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,
     GridProblem,
+    Objective,
+    ObjectiveProblem,
     WarpGradientsProblem,
     WarpProblem,
 )
-from stn_engine.spec import Coordinates, Interpolation, Padding, Subgradient, WarpSpec
-from stn_engine.transforms import (
-    Affine,
-    Attention,
-    Flow,
-    Homography,
-    ParametricTransform,
-    Rotation,
-    SamplingGrid,
-    Similarity,
-    ThinPlateSpline,
-    Transform,
-    Translation,
+from stn_engine.spec import (
+    Comparison,
+    Coordinates,
+    Domain,
+    Interpolation,
+    Loss,
+    Padding,
+    Subgradient,
+    WarpSpec,
 )
+from stn_engine.transforms import *  # noqa: F403 - a kind is named there, and here by that
 
 __all__ = [
-    "Affine",
-    "Attention",
     "BackendUnavailableError",
+    "Comparison",
     "Coordinates",
     "DTypeError",
     "DeviceMismatchError",
+    "Domain",
     "EngineError",
-    "Flow",
     "Gradients",
     "GridGradientsProblem",
     "GridProblem",
-    "Homography",
     "Interpolation",
     "InvalidInputError",
+    "Loss",
+    "Objective",
+    "ObjectiveProblem",
     "Padding",
     "ParameterError",
-    "ParametricTransform",
-    "Rotation",
-    "SamplingGrid",
     "ShapeError",
-    "Similarity",
     "Subgradient",
-    "ThinPlateSpline",
-    "Transform",
-    "Translation",
     "WarpGradientsProblem",
     "WarpProblem",
     "WarpSpec",
@@ -80,8 +76,11 @@ __all__ = [
     "generate_grid_gradients_ragged",
     "generate_grid_ragged",
     "grid_sample",
+    "objective",
+    "objective_ragged",
     "warp",
     "warp_gradients",
     "warp_gradients_ragged",
     "warp_ragged",
 ]
+__all__ += transforms.__all__

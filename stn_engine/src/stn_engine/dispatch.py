@@ -21,6 +21,8 @@ from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,
     GridProblem,
+    Objective,
+    ObjectiveProblem,
     Problem,
     WarpGradientsProblem,
     WarpProblem,
@@ -37,8 +39,10 @@ BACKENDS: tuple[Backend, ...] = (
 BACKEND_VARIABLE = "STN_BACKEND"
 """The environment variable that names the only backend to use."""
 
-P = TypeVar("P", WarpProblem, WarpGradientsProblem, GridProblem, GridGradientsProblem)
-R = TypeVar("R", Tensor, Gradients)
+P = TypeVar(
+    "P", WarpProblem, WarpGradientsProblem, GridProblem, GridGradientsProblem, ObjectiveProblem
+)
+R = TypeVar("R", Tensor, Gradients, Objective)
 
 
 @lru_cache(maxsize=1)
@@ -167,6 +171,13 @@ def generate_grid_gradients(
     )
 
 
+def objective(
+    problems: Sequence[ObjectiveProblem], backends: Sequence[Backend] | None = None
+) -> list[Objective]:
+    """The objective of each problem, each by the first backend that can."""
+    return _run(problems, backends, None, lambda backend, chosen, _: backend.objective(chosen))
+
+
 def _run(
     problems: Sequence[P],
     backends: Sequence[Backend] | None,
@@ -176,11 +187,8 @@ def _run(
     """Run every problem on its backend, all problems of one backend together, in order."""
     if out is not None and any(map(is_negated, out)):  # only torch writes such memory
         return delivered(_run(problems, backends, None, operation), out)
-    chosen = [
-        door(one) if backends is None and "call" in vars(one) else select(one, backends)
-        for one in problems
-    ]
-    if all(one is chosen[0] for one in chosen[1:]) and chosen:
+    chosen = _chosen(problems, backends)
+    if chosen and chosen.count(chosen[0]) == len(chosen):
         return operation(chosen[0], _readable(chosen[0], problems), out)
     results: dict[int, R] = {}
     for backend in {id(one): one for one in chosen}.values():
@@ -191,9 +199,21 @@ def _run(
     return [results[i] for i in range(len(problems))]
 
 
-OPERATIONS: dict[type[Problem], Callable[[Any], Sequence[Tensor | Gradients]]] = {
+def _chosen(problems: Sequence[Problem], backends: Sequence[Backend] | None) -> list[Backend]:
+    """The backend of each problem."""
+    if backends is not None:
+        return [select(one, backends) for one in problems]
+    everyone = candidates()
+    try:  # as nearly always: what was chosen for problems that lie alike
+        return [vars(one)["call"].plans[everyone] for one in problems]
+    except KeyError:
+        return [door(one) if "call" in vars(one) else select(one) for one in problems]
+
+
+OPERATIONS: dict[type[Problem], Callable[[Any], Sequence[Tensor | Gradients | Objective]]] = {
     WarpProblem: warp,
     WarpGradientsProblem: warp_gradients,
     GridProblem: generate_grid,
     GridGradientsProblem: generate_grid_gradients,
+    ObjectiveProblem: objective,
 }

@@ -13,15 +13,12 @@ from stn_client._errors import invalid
 from stn_client._options import GridOptions
 from stn_client._transforms import (
     Affine,
-    Attention,
     Flow,
     Homography,
-    Rotation,
     SamplingGrid,
-    Similarity,
+    SimilarityTransform,
     ThinPlateSpline,
     Transform,
-    Translation,
 )
 from stn_client._units import Unit, unit_of
 
@@ -37,13 +34,6 @@ _UNITS: dict[Unit, GridOptions] = {
     "edges": {"coordinates": "normalized", "align_corners": False},
     "centres": {"coordinates": "normalized", "align_corners": True},
 }
-_OF_SIMILARITY: dict[type, tuple[int | None, int | None, int | None]] = {
-    Similarity: (0, 1, 2),
-    Attention: (0, None, 1),
-    Translation: (None, None, 0),
-    Rotation: (None, 0, None),
-}
-"""Where scale, angle and the first of two shifts stand in the parameters; None: they do not."""
 
 
 class TransformArguments(GridOptions, Generic[T]):
@@ -158,7 +148,7 @@ def inverted(name: str, matrices: Matrices) -> Matrices:
 
 def matrices_of(name: str, transform: Transform) -> Matrices:
     """The matrices of a transform of which they say all."""
-    if not isinstance(transform, (Affine, Homography, *_OF_SIMILARITY)):
+    if not isinstance(transform, (Affine, Homography, SimilarityTransform)):
         raise invalid(name, f"expected a transform with a matrix, got {type(transform).__name__}.")
     parameters = numbers(name, transform.parameters)
     if isinstance(transform, Affine):
@@ -167,18 +157,16 @@ def matrices_of(name: str, transform: Transform) -> Matrices:
     if isinstance(transform, Homography):
         _check_shape(name, parameters, "(N, 3, 3)", {(3, 3)})
         return parameters
-    scale, angle, shift = _OF_SIMILARITY[type(transform)]
-    count = 2 * (shift is not None) + (scale is not None) + (angle is not None)
+    count = len(transform.given)
     _check_shape(name, parameters, f"(N, {count})", {(count,)})
-    s = np.ones(len(parameters)) if scale is None else parameters[:, scale]
-    phi = np.zeros(len(parameters)) if angle is None else parameters[:, angle]
+    parts = dict(zip(transform.given, parameters.T, strict=True))
+    s, phi = parts.get("s", np.ones(len(parameters))), parts.get("phi", np.zeros(len(parameters)))
     matrices = np.zeros((len(parameters), 3, 3))
     matrices[:, 0, 0] = matrices[:, 1, 1] = s * np.cos(phi)
     matrices[:, 1, 0] = s * np.sin(phi)
     matrices[:, 0, 1] = -matrices[:, 1, 0]
+    matrices[:, 0, 2], matrices[:, 1, 2] = parts.get("t_x", 0.0), parts.get("t_y", 0.0)
     matrices[:, 2, 2] = 1
-    if shift is not None:
-        matrices[:, :2, 2] = parameters[:, shift : shift + 2]
     return matrices
 
 

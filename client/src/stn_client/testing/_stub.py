@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from stn_client._aio import AsyncClient
 from stn_client._calls import METHOD_PREFIX, Call
 from stn_client._client import Client
 from stn_client._connection import Progress
+from stn_client._envelopes import Result
 from stn_client._errors import StnClientError, invalid
 from stn_proto import get_tensor, join, put_tensor
+from stn_proto.codec import DTYPES
 from stn_proto.metadata import MESSAGE_BYTES
-from stn_proto.v1 import server_info_pb2, warp_pb2
+from stn_proto.v1 import objective_pb2, server_info_pb2, warp_pb2
 from stn_proto.v1.tensor_pb2 import Tensor
 
 T = TypeVar("T")
@@ -29,13 +32,14 @@ Answer: TypeAlias = ArrayLike | tuple[ArrayLike, ArrayLike] | StnClientError | N
 _TARGET = "stub"
 _PLENTY = 2**40
 
-_REPLIES: dict[str, tuple[Callable[..., Message], tuple[str, ...]]] = {
-    "Warp": (warp_pb2.WarpReply, ("output",)),
-    "WarpGradients": (warp_pb2.WarpGradientsReply, ("grad_feature_map", "grad_transform")),
-    "GenerateGrid": (warp_pb2.GenerateGridReply, ("grid",)),
-    "GenerateGridGradients": (warp_pb2.GenerateGridGradientsReply, ("grad_transform",)),
+_REPLIES: dict[str, Callable[..., Message]] = {
+    "Warp": warp_pb2.WarpReply,
+    "WarpGradients": warp_pb2.WarpGradientsReply,
+    "GenerateGrid": warp_pb2.GenerateGridReply,
+    "GenerateGridGradients": warp_pb2.GenerateGridGradientsReply,
+    "Objective": objective_pb2.ObjectiveReply,
 }
-"""The message that answers a method, and its tensors."""
+"""The message that answers a method."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +80,11 @@ class _Script:
         Raises:
             StnClientError: The script says so, or the client is closed.
         """
-        metadata = dict(progress.start(call.request)["metadata"])
+        metadata = dict(progress.start(call.envelope.size_bytes)["metadata"])
         try:
             reply = self._reply(call, metadata)
             progress.succeed()
-            return call.parse(reply, ())
+            return call.parse(reply)
         finally:
             progress.end()
 
@@ -88,6 +92,7 @@ class _Script:
         method = call.method.removeprefix(METHOD_PREFIX)
         if method == "GetServerInfo":
             return _info()
+        names, results = zip(*_results(method, call), strict=True)
         noted = StubCall(
             method,
             {
@@ -95,7 +100,7 @@ class _Script:
                 for name, tensor in _named(call.message)
             },
             str(call.message.transform.WhichOneof("kind")),  # type: ignore[attr-defined]
-            tuple(result.shape for result in call.results),
+            tuple(result.shape for result in results),
             metadata.pop("x-request-id"),
             {name: text for name, text in metadata.items() if name != MESSAGE_BYTES},
         )
@@ -105,19 +110,49 @@ class _Script:
         answer = None if self._answer is None else self._answer(noted)
         if isinstance(answer, StnClientError):
             raise answer
-        values = answer if isinstance(answer, tuple) else (answer,) * len(call.results)
+        values = answer if isinstance(answer, tuple) else (answer,) * len(results)
         payloads: list[memoryview] = []
         tensors = [
             put_tensor(_filled(value, result.shape, result.dtype), payloads)
-            for value, result in zip(values, call.results, strict=True)
+            for value, result in zip(values, results, strict=True)
         ]
-        reply, names = _REPLIES[method]
-        if method == "WarpGradients":
-            needs: Any = call.message.needs  # type: ignore[attr-defined]
-            operands = warp_pb2.OPERAND_FEATURE_MAP, warp_pb2.OPERAND_TRANSFORM
-            names = tuple(name for name, need in zip(names, operands, strict=True) if need in needs)
         fields = dict(zip(names, tensors, strict=True))
-        return join(reply(**fields).SerializeToString(), payloads)
+        return join(_REPLIES[method](**fields).SerializeToString(), payloads)
+
+
+def _results(method: str, call: Call[Any]) -> list[tuple[str, Result]]:
+    """The tensors of the reply by the names of their fields."""
+    message: Any = call.message
+    if method == "Objective":
+        return list(_of_objective(message))
+    names = {
+        "Warp": ["output"],
+        "GenerateGrid": ["grid"],
+        "GenerateGridGradients": ["grad_transform"],
+    }
+    if method in names:
+        return list(zip(names[method], call.envelope.results, strict=True))
+    of_operands = {
+        warp_pb2.OPERAND_FEATURE_MAP: "grad_feature_map",
+        warp_pb2.OPERAND_TRANSFORM: "grad_transform",
+    }
+    needed = [name for operand, name in of_operands.items() if operand in message.needs]
+    return list(zip(needed, call.envelope.results, strict=True))
+
+
+def _of_objective(message: objective_pb2.ObjectiveRequest) -> Iterator[tuple[str, Result]]:
+    """The tensors of the reply to an objective, which envelopes do not tell."""
+    tensors = [tensor for _, tensor in _named(message)]
+    batch = max(tensor.shape[0] for tensor in tensors)
+    parameters = next(tensor for _, tensor in _named(message.transform))
+    float64 = np.dtype(np.float64)
+    yield "value", Result((batch,), float64)
+    yield "count", Result((batch,), float64)
+    if objective_pb2.OBJECTIVE_RESULT_GRADIENT in message.needs:
+        yield "gradient", Result((batch, *parameters.shape[1:]), DTYPES[parameters.data_type])
+    if objective_pb2.OBJECTIVE_RESULT_GAUSS_NEWTON in message.needs:
+        count = math.prod(parameters.shape[1:])
+        yield "gauss_newton", Result((batch, count, count), float64)
 
 
 def _named(message: Message) -> Iterator[tuple[str, Tensor]]:

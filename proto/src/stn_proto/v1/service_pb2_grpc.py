@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from stn_proto.v1 import objective_pb2 as stn__proto_dot_v1_dot_objective__pb2
 from stn_proto.v1 import server_info_pb2 as stn__proto_dot_v1_dot_server__info__pb2
 from stn_proto.v1 import warp_pb2 as stn__proto_dot_v1_dot_warp__pb2
 
@@ -63,6 +64,11 @@ class SpatialTransformerStub(object):
                 request_serializer=stn__proto_dot_v1_dot_warp__pb2.GenerateGridGradientsRequest.SerializeToString,
                 response_deserializer=stn__proto_dot_v1_dot_warp__pb2.GenerateGridGradientsReply.FromString,
                 _registered_method=True)
+        self.Objective = channel.unary_unary(
+                '/stn.v1.SpatialTransformer/Objective',
+                request_serializer=stn__proto_dot_v1_dot_objective__pb2.ObjectiveRequest.SerializeToString,
+                response_deserializer=stn__proto_dot_v1_dot_objective__pb2.ObjectiveReply.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/stn.v1.SpatialTransformer/GetServerInfo',
                 request_serializer=stn__proto_dot_v1_dot_server__info__pb2.GetServerInfoRequest.SerializeToString,
@@ -109,6 +115,14 @@ class SpatialTransformerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Objective(self, request, context):
+        """Grid generator, sampler, comparison with a fixed map and the gradient of that, in one pass: a step
+        of a registration.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServerInfo(self, request, context):
         """What the server is, offers, allows and does at the moment.
         """
@@ -138,6 +152,11 @@ def add_SpatialTransformerServicer_to_server(servicer, server):
                     servicer.GenerateGridGradients,
                     request_deserializer=stn__proto_dot_v1_dot_warp__pb2.GenerateGridGradientsRequest.FromString,
                     response_serializer=stn__proto_dot_v1_dot_warp__pb2.GenerateGridGradientsReply.SerializeToString,
+            ),
+            'Objective': grpc.unary_unary_rpc_method_handler(
+                    servicer.Objective,
+                    request_deserializer=stn__proto_dot_v1_dot_objective__pb2.ObjectiveRequest.FromString,
+                    response_serializer=stn__proto_dot_v1_dot_objective__pb2.ObjectiveReply.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -261,6 +280,33 @@ class SpatialTransformer(object):
             '/stn.v1.SpatialTransformer/GenerateGridGradients',
             stn__proto_dot_v1_dot_warp__pb2.GenerateGridGradientsRequest.SerializeToString,
             stn__proto_dot_v1_dot_warp__pb2.GenerateGridGradientsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Objective(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stn.v1.SpatialTransformer/Objective',
+            stn__proto_dot_v1_dot_objective__pb2.ObjectiveRequest.SerializeToString,
+            stn__proto_dot_v1_dot_objective__pb2.ObjectiveReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,7 @@ from stn_server.errors import (
     RefusedError,
 )
 from stn_server.events import UNHEARD, Events, Stage
+from stn_server.tuning import IMPLICIT_DEADLINE_S
 
 
 class Runner(Protocol):
@@ -177,9 +178,11 @@ class Batcher:
         key: BatchKey,
         cost: Cost,
         deadline: float = math.inf,
+        due_within_s: float = IMPLICIT_DEADLINE_S,
         caller: str = "",
         call: Any = None,
         place: Place | None = None,
+        is_placed: bool = False,
         reply: Callable[[Finished], Any] = as_it_is,
     ) -> Any:
         """Queues one problem and waits for the reply.
@@ -189,10 +192,12 @@ class Batcher:
             key: What it must share with others to run beside them.
             cost: What it takes of the budgets.
             deadline: Instant of `now` after which the result is unwanted.
+            due_within_s: As what it counts if its deadline is later: less goes first.
             caller: Whom it is for; callers get equal shares.
             call: What listeners are told that it is for.
             place: What was reserved for it; its cost counts there until the call of the place is
                 done. None: takes one until this returns.
+            is_placed: Whether the runner writes the results to memory of the caller.
             reply: What is made of the outcome; for a whole batch in a row, which caches like.
 
         Raises:
@@ -205,7 +210,8 @@ class Batcher:
 
         Concurrency:
             Cancellation: an item that waits is removed, one that runs is left to finish and its
-            outcome dropped. Deadline: checked until the item is launched.
+            outcome dropped; this returns when it has, if it is placed. Deadline: checked until
+            the item is launched.
         """
         self._require_service()
         for tell in self._events.reached:
@@ -216,9 +222,11 @@ class Batcher:
             problem=problem,
             arrived=self.now(),
             deadline=deadline,
+            due_within_s=due_within_s,
             caller=caller,
             call=call,
             place=place,
+            is_placed=is_placed,
             reply=reply,
         )
         waiter: asyncio.Future[Any] = self._loop.create_future()
@@ -232,7 +240,10 @@ class Batcher:
                 raise self._refused(refusal)
             return await waiter
         except asyncio.CancelledError:
-            self._abandon(item)
+            is_running = waiter.cancelled() and not self._abandon(item)
+            if is_placed and is_running and not self._broken.done():
+                waiter = self._waiters[item] = self._loop.create_future()
+                await asyncio.gather(waiter, return_exceptions=True)
             raise
         finally:
             del self._waiters[item]
@@ -392,8 +403,10 @@ class Batcher:
             return
         self._broken.set_result(cause)
         for item in list(self._waiters):
-            self._abandon(item)
-            self._fail(item, BrokenError())
+            # One that still writes to memory of its caller has no answer before its connection
+            # ends, as all do that lend memory to a server whose device is lost.
+            if self._abandon(item) or not item.is_placed:
+                self._fail(item, BrokenError())
 
     def _fail(self, item: WorkItem, error: BaseException) -> None:
         """Answers who still waits for an item."""
@@ -401,9 +414,12 @@ class Batcher:
         if waiter is not None and not waiter.done():
             waiter.set_exception(error)
 
-    def _abandon(self, item: WorkItem) -> None:
-        if self._step(Abandon(item)).abandoned:
+    def _abandon(self, item: WorkItem) -> bool:
+        """Takes an item out of the queue; says whether it was there."""
+        abandoned = self._step(Abandon(item)).abandoned
+        if abandoned:
             self._abandoned()
+        return abandoned
 
     def _abandoned(self) -> None:
         self._counts.abandoned_items += 1

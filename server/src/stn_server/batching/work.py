@@ -21,6 +21,7 @@ class Operation(StrEnum):
     WARP_GRADIENTS = "WarpGradients"
     GENERATE_GRID = "GenerateGrid"
     GENERATE_GRID_GRADIENTS = "GenerateGridGradients"
+    OBJECTIVE = "Objective"
 
     __hash__ = str.__hash__  # that of Enum runs in Python, and every step of the policy asks
 
@@ -129,6 +130,8 @@ class WorkItem:
     """Monotonic instant in seconds."""
     deadline: float = math.inf
     """Monotonic instant in seconds after which nobody wants the result."""
+    due_within_s: float = IMPLICIT_DEADLINE_S
+    """It counts as due so long after its arrival, or at its deadline if that is earlier."""
     reply: Callable[[Finished], Any] = as_it_is
     """What is made of the outcome."""
     caller: str = ""
@@ -137,13 +140,16 @@ class WorkItem:
     """What listeners are told that it is for."""
     place: Place | None = None
     """What it counts for at the door; None: nothing yet."""
+    is_placed: bool = False
+    """Whether its results are written to memory of the caller, who must not be answered meanwhile:
+    it would use the memory for something else."""
     number: int = field(default_factory=_ids.__next__)
     """Identity, and order of arrival."""
 
     @property
     def due(self) -> float:
         """What counts as its deadline: those with a late one or none age."""
-        return min(self.deadline, self.arrived + IMPLICIT_DEADLINE_S)
+        return min(self.deadline, self.arrived + self.due_within_s)
 
 
 @dataclass(slots=True, eq=False)

@@ -61,9 +61,18 @@ class DeviceBuffer:
             np.copyto(np.frombuffer(place, np.uint8), np.frombuffer(tensor, np.uint8))
         return buffer
 
-    def copies(self) -> list[memoryview]:
-        """The bytes of every tensor in memory of its own, which must be that of the host."""
-        return [np.frombuffer(place, np.uint8).copy().data for place in self.bytes]
+    def copies(self, places: Sequence[memoryview | None]) -> list[memoryview]:
+        """The bytes of every tensor in memory of its own, which must be that of the host.
+
+        Args:
+            places: Memory for each; None: new.
+        """
+        copies = []
+        for tensor, place in zip(self.bytes, places, strict=True):
+            copy = np.empty(len(tensor), np.uint8).data if place is None else place
+            np.copyto(np.frombuffer(copy, np.uint8), np.frombuffer(tensor, np.uint8))
+            copies.append(copy)
+        return copies
 
     @property
     def addresses(self) -> npt.NDArray[np.int64]:
@@ -158,9 +167,10 @@ def _compute_views(problems: Sequence[Any], operands: DeviceBuffer, results: Dev
         dispatch.warp(bound, out=places)
     elif isinstance(problems[0], WarpGradientsProblem):
         dispatch.warp_gradients(bound, out=[_gradients(problem, free) for problem in bound])
-    else:  # grids are composed by torch, which allocates for itself
-        for place, grid in zip(places, dispatch.compute(bound), strict=True):
-            place.copy_(parts_of(grid)[0])
+    else:  # grids and objectives are composed by torch, which allocates for itself
+        for result in dispatch.compute(bound):
+            for part in parts_of(result):
+                next(free).copy_(part)
 
 
 def _gradients(problem: WarpGradientsProblem, free: Iterator[Tensor]) -> Gradients:

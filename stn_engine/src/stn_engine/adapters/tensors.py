@@ -7,10 +7,12 @@ tensors change between the making of a problem and its backward pass.
 """
 
 from collections.abc import Iterable, Sequence
+from operator import le
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
+from torch._C._dynamo.guards import TensorGuards
 from torch._subclasses.fake_tensor import FakeTensor
 
 from stn_engine.call import Call
@@ -23,7 +25,7 @@ from stn_engine.checks import (
 )
 from stn_engine.errors import InvalidInputError
 from stn_engine.memory import has_memory, is_dense, refuse_lost, span_bytes
-from stn_engine.problem import Gradients, Problem
+from stn_engine.problem import Gradients, Objective, Problem
 
 P = TypeVar("P", bound=Problem)
 
@@ -72,6 +74,42 @@ def located(problem: Problem) -> tuple[Call, Sequence[Tensor], list[int]]:
     except RuntimeError:  # sparse and the like: they have no strides, or no address
         return _moved(problem)
     return call, operands, addresses
+
+
+class Lying:
+    """Tensors as they lie: whether others lie the same is asked of all of them at once.
+
+    Args:
+        tensors: Of which ``located`` has found that their values lie at their addresses.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        # What torch.compile asks before it runs code again; a comparison in Python of each
+        # property of each tensor takes longer than all else that is done for small maps.
+        sizes: Any = [list(one.shape) for one in tensors]
+        strides: Any = [list(one.stride()) for one in tensors]
+        self._guards = TensorGuards(
+            *tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides
+        )
+        self._item_bytes = [one.element_size() for one in tensors]
+        self._span_bytes = [span_bytes(one) for one in tensors]
+
+    def addresses(self, tensors: Sequence[Tensor]) -> list[int] | None:
+        """Where others begin, as many and in the same order; None if they lie in another way.
+
+        They are then of the same class, dtype, shape, strides and device, are no negations and no
+        wrappers, and have their values in memory.
+        """
+        if not self._guards.check(*tensors):
+            return None
+        ends: Iterable[int] = self._span_bytes
+        offsets: Any = list(map(Tensor.storage_offset, tensors))
+        if any(offsets):
+            pairs = zip(offsets, self._item_bytes, self._span_bytes, strict=True)
+            ends = [offset * item + span for offset, item, span in pairs]
+        sizes = map(UntypedStorage.nbytes, map(Tensor.untyped_storage, tensors))
+        addresses = list(map(Tensor.data_ptr, tensors))
+        return addresses if all(addresses) and all(map(le, ends, sizes)) else None
 
 
 def _moved(problem: Problem) -> tuple[Call, Sequence[Tensor], list[int]]:
@@ -127,11 +165,11 @@ def check_apart(out: Sequence[tuple[str, Tensor]], operands: Iterable[Tensor]) -
         last[bool(name)] = max(last[bool(name)], (end, name))
 
 
-def is_negated(out: Tensor | Gradients) -> bool:
+def is_negated(out: Tensor | Gradients | Objective) -> bool:
     """Whether memory for results holds values with the other sign."""
     if isinstance(out, Tensor):
         return out.is_neg()
-    return any(part is not None and part.is_neg() for part in (out.feature_map, out.transform))
+    return any(part is not None and part.is_neg() for part in vars(out).values())
 
 
 def _resolved(argument: str, tensor: Tensor) -> Tensor:

@@ -1,13 +1,17 @@
 """What backends with kernels share: problems on tensors, brought to the one door."""
 
 from collections.abc import Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from functools import lru_cache
+from itertools import chain, islice
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stn_engine.adapters.tensors import located, readable
-from stn_engine.backends._results import delivered, parts_of
+from stn_engine.adapters.tensors import Lying, located, readable
+from stn_engine.backends._results import assembled, delivered
 from stn_engine.backends.torch import TorchBackend
 from stn_engine.call import Call, Layout, Operation
 from stn_engine.errors import BackendUnavailableError
@@ -17,26 +21,86 @@ from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,
     GridProblem,
+    Objective,
+    ObjectiveProblem,
     Problem,
     WarpGradientsProblem,
     WarpProblem,
 )
 
 P = TypeVar("P")
+Words: TypeAlias = npt.NDArray[np.int64]
 
 COMPOSITION = TorchBackend()
 
 
 class NewResults(Protocol):
-    """New memory for the results of several calls, which share it."""
+    """How the new results of several calls lie in memory that they share."""
 
     def __init__(self, calls: Sequence[Call]) -> None: ...
 
-    def addresses(self) -> Sequence[Sequence[int]]:
-        """Where each needed result of each call begins."""
+    def allocate(self) -> tuple[Sequence[Tensor], Words]:
+        """New memory, and where in it each needed result begins, call by call."""
 
-    def tensors(self) -> Sequence[Sequence[Tensor]]:
-        """All results, asked for once, after kernels were launched."""
+    def tensors(self, memory: Sequence[Tensor]) -> list[Tensor]:
+        """The needed results, call by call; asked for after kernels were launched."""
+
+
+class Together:
+    """What is known of calls that are computed together.
+
+    From the second time on that they come together, all operands are asked at once whether they
+    lie as they did.
+
+    Args:
+        calls: In order; all of one direction.
+        plans: Theirs.
+        results: How their new results lie.
+    """
+
+    def __init__(self, calls: Sequence[Call], plans: Sequence[Any], results: NewResults) -> None:
+        self.calls, self.plans, self.results = calls, plans, results
+        self._counts = {len(call.needed) for call in calls}
+        self._is_known = False
+        self._operands: Lying | None = None
+        self._into: tuple[Lying, Together] | None = None
+
+    def where(self, operands: Sequence[Tensor]) -> list[int] | None:
+        """Where all operands begin; None if they have to be looked at one by one."""
+        return None if self._operands is None else self._operands.addresses(operands)
+
+    def learn(self, operands: Sequence[Tensor]) -> None:
+        """Takes note of operands that were looked at one by one."""
+        if self._is_known and self._operands is None:
+            self._operands = Lying(operands)
+        self._is_known = True
+
+    def into(self, memory: Sequence[Tensor]) -> "tuple[Together, list[int]] | None":
+        """The same calls with results in given memory, and where that begins; None if unknown."""
+        if self._into is None:
+            return None
+        lying, calls = self._into
+        where = lying.addresses(memory)
+        return None if where is None else (calls, where)
+
+    def learn_into(self, memory: Sequence[Tensor], calls: "Together") -> None:
+        """Takes note of memory for results, which is dense, and of the calls that write there."""
+        if self._operands is not None and self._into is None:
+            self._into = Lying(memory), calls
+
+    def rows(self, operands: Sequence[int], results: Sequence[int] | Words) -> Sequence[Addresses]:
+        """Addresses, call by call, from those of all operands and of all needed results."""
+        count = len(self.calls)
+        of_operands = np.array(operands, np.int64).reshape(count, -1)
+        if len(self._counts) == 1:
+            of_results = np.asarray(results, np.int64).reshape(count, -1)
+            rows: Any = np.concatenate([of_operands, of_results], 1)
+            return cast("Sequence[Addresses]", rows)
+        left = iter(map(int, results))
+        return [
+            [*row, *islice(left, len(call.needed))]
+            for row, call in zip(of_operands.tolist(), self.calls, strict=True)
+        ]
 
 
 class KernelBackend(Generic[P]):
@@ -47,17 +111,19 @@ class KernelBackend(Generic[P]):
     """
 
     name: str
+    operations = frozenset({Operation.WARP})
+    """What it has kernels for."""
     reads_bytes = False
     """Whether it has ``run_on_bytes``; see ``stn_engine.plan.Kernels``."""
     new_results: type[NewResults] | None = None
-    """Memory for the results of several calls; None: every result has its own."""
+    """How the results of several calls share memory; None: every result has its own."""
 
     def reasons_against(self, device: torch.device) -> tuple[str, ...]:
         """Why nothing can be run on a device; empty if something can."""
         raise NotImplementedError
 
-    def plan_warp(self, call: Call) -> P | Reasons:
-        """A new plan of a warp, or of its gradients, on a device that can run it."""
+    def new_plan(self, call: Call) -> P | Reasons:
+        """A new plan of one of its operations on a device that can run it."""
         raise NotImplementedError
 
     def run(self, plans: Sequence[P], addresses: Sequence[Addresses]) -> None:
@@ -69,11 +135,11 @@ class KernelBackend(Generic[P]):
         reasons = self.reasons_against(call.device)
         if reasons:
             return reasons
-        if call.operation is not Operation.WARP:
-            return ("has kernels for feature maps, none for grids alone",)
+        if call.operation not in self.operations:
+            return (f"has no kernels for {call.operation}",)
         kept: P | Reasons | None = call.plans.get(self)
         if kept is None:
-            kept = call.plans[self] = self.plan_warp(call)
+            kept = call.plans[self] = self.new_plan(call)
         return kept
 
     def unsupported_reasons(self, problem: Problem) -> tuple[str, ...]:
@@ -93,9 +159,8 @@ class KernelBackend(Generic[P]):
         """V of each problem, (N, C, ...); new ones in the memory format of the feature map."""
         if out is None:
             return self._results(problems)
-        if not all(map(is_dense, out)):
+        if not self._write(problems, [(one,) for one in out]):
             return delivered(self.warp(problems), out)
-        self._run_into(problems, [(one,) for one in out], [(Layout.of(one),) for one in out])
         return list(out)
 
     def warp_gradients(
@@ -104,11 +169,8 @@ class KernelBackend(Generic[P]):
         """The gradients that each problem needs."""
         if out is None:
             return self._results(problems)
-        parts = list(map(parts_of, out))
-        if not all(is_dense(part) for some in parts for part in some):
+        if not self._write(problems, [(one.feature_map, one.transform) for one in out]):
             return delivered(self.warp_gradients(problems), out)
-        layouts = [(_layout(one.feature_map), _layout(one.transform)) for one in out]
-        self._run_into(problems, parts, layouts)
         return list(out)
 
     def generate_grid(self, problems: Sequence[GridProblem]) -> list[Tensor]:
@@ -119,10 +181,14 @@ class KernelBackend(Generic[P]):
         """The gradient of the parameters of each problem, composed."""
         return COMPOSITION.generate_grid_gradients(list(map(readable, problems)))
 
-    def _results(self, problems: Sequence[WarpProblem | WarpGradientsProblem]) -> list[Any]:
-        """What ``warp`` or ``warp_gradients`` returns for each problem, in new memory."""
+    def objective(self, problems: Sequence[ObjectiveProblem]) -> list[Objective]:
+        """Value, count and what else each problem needs."""
+        return self._results(problems)
+
+    def _results(self, problems: Sequence[Problem]) -> list[Any]:
+        """The results of problems that it has kernels for, in new memory."""
         if self.new_results is not None and len(problems) > 1:
-            return self._results_together(problems, self.new_results)
+            return self._results_together(problems)
         found, plans, addresses, results = [], [], [], []
         for problem in problems:  # loops: small calls spend their time here
             call, operands, where = located(problem)
@@ -138,44 +204,91 @@ class KernelBackend(Generic[P]):
             found.append(operands)  # until the end: they may be copies
             plans.append(self._planned(call))
             addresses.append(where)
-            results.append(parts[0] if len(parts) == 1 else Gradients(*parts))
+            results.append(assembled(call, parts))
         self.run(plans, addresses)
         return results
 
-    def _results_together(
-        self, problems: Sequence[WarpProblem | WarpGradientsProblem], new: type[NewResults]
-    ) -> list[Any]:
+    def _results_together(self, problems: Sequence[Problem]) -> list[Any]:
         """Does the same in memory that results share."""
-        found = list(map(located, problems))
-        calls = [call for call, _, _ in found]
-        memory = new(calls)
-        places = memory.addresses()
-        addresses = [[*where, *into] for (_, _, where), into in zip(found, places, strict=True)]
-        self.run(list(map(self._planned, calls)), addresses)
-        results = []
-        for call, some in zip(calls, memory.tensors(), strict=True):
-            left = iter(some)
-            parts = [None if layout is None else next(left) for layout in call.results]
-            results.append(parts[0] if len(parts) == 1 else Gradients(*parts))
-        return results
+        together, operands, where = self._located_together(problems)
+        memory, free = together.results.allocate()
+        self.run(together.plans, together.rows(where, free))
+        del operands  # until here: they may be copies
+        tensors = together.results.tensors(memory)
+        if isinstance(problems[0], WarpProblem):
+            return tensors
+        left = iter(tensors)
+        return [
+            assembled(call, [None if layout is None else next(left) for layout in call.results])
+            for call in together.calls
+        ]
 
-    def _run_into(
+    def _write(
         self,
         problems: Sequence[WarpProblem | WarpGradientsProblem],
-        parts: Sequence[Sequence[Tensor]],
-        layouts: Sequence[Sequence[Layout | None]],
-    ) -> None:
-        """Writes the needed results of each problem into tensors, which are dense."""
+        out: Sequence[Sequence[Tensor | None]],
+    ) -> bool:
+        """Writes the results of each problem into tensors; not if some of these are not dense."""
+        memory = [part for some in out for part in some if part is not None]
+        if self.new_results is None or len(problems) == 1:
+            return all(map(is_dense, memory)) and self._write_each(problems, out)
+        together, operands, where = self._located_together(problems)
+        known = together.into(memory)
+        if known is None:
+            if not all(map(is_dense, memory)):
+                return False
+            pairs = zip(together.calls, map(_layouts, out), strict=True)
+            into = self._together(tuple([call.into(layouts) for call, layouts in pairs]))
+            together.learn_into(memory, into)
+            known = into, [part.data_ptr() for part in memory]
+        into, free = known
+        self.run(into.plans, into.rows(where, free))
+        del operands  # until here: they may be copies
+        return True
+
+    def _write_each(
+        self,
+        problems: Sequence[WarpProblem | WarpGradientsProblem],
+        out: Sequence[Sequence[Tensor | None]],
+    ) -> bool:
+        """Does the same for problems that have little in common; their memory is dense."""
         found = list(map(located, problems))
         plans = [
-            self._planned(call.into(results))
-            for (call, _, _), results in zip(found, layouts, strict=True)
+            self._planned(call.into(_layouts(parts)))
+            for (call, _, _), parts in zip(found, out, strict=True)
         ]
         addresses = [
-            [*where, *(one.data_ptr() for one in some)]
-            for (_, _, where), some in zip(found, parts, strict=True)
+            [*where, *(part.data_ptr() for part in parts if part is not None)]
+            for (_, _, where), parts in zip(found, out, strict=True)
         ]
         self.run(plans, addresses)
+        return True
+
+    def _located_together(
+        self, problems: Sequence[Problem]
+    ) -> tuple[Together, Sequence[Tensor], Sequence[int]]:
+        """The calls of problems as their operands lie now, these operands, and where they begin."""
+        operands = [*chain.from_iterable([problem.operands for problem in problems])]
+        try:
+            calls = tuple([problem.call for problem in problems])
+        except RuntimeError:  # sparse and the like have no layout; who reads them says so
+            calls = ()
+        known = self._together(calls) if calls else None
+        where = None if known is None else known.where(operands)
+        if known is not None and where is not None:
+            return known, operands, where
+        found = list(map(located, problems))
+        now = tuple([call for call, _, _ in found])
+        if known is not None and now == calls:
+            known.learn(operands)
+        else:
+            known = self._together(now)
+        held = [*chain.from_iterable([there for _, there, _ in found])]
+        return known, held, [*chain.from_iterable([where for _, _, where in found])]
+
+    def _together(self, calls: tuple[Call, ...]) -> Together:
+        """What is known of calls, kept for when the same ones come together again."""
+        return _kept_together(self, torch.is_inference_mode_enabled(), calls)
 
     def _planned(self, call: Call) -> P:
         """The plan of a call that this backend can run."""
@@ -187,5 +300,16 @@ class KernelBackend(Generic[P]):
         return plan
 
 
-def _layout(tensor: Tensor | None) -> Layout | None:
-    return None if tensor is None else Layout.of(tensor)
+@lru_cache(maxsize=64)  # of them 256 calls take some 200 KB
+def _kept_together(
+    backend: KernelBackend[Any],
+    is_inference: bool,  # noqa: FBT001, ARG001 - another mode, other bits of the same tensors
+    calls: tuple[Call, ...],
+) -> Together:
+    plans = tuple([backend._planned(call) for call in calls])  # noqa: SLF001 - a method, kept
+    new_results = cast("type[NewResults]", backend.new_results)
+    return Together(calls, plans, new_results(calls))
+
+
+def _layouts(parts: Sequence[Tensor | None]) -> tuple[Layout | None, ...]:
+    return tuple(None if part is None else Layout.of(part) for part in parts)

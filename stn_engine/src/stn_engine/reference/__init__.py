@@ -34,38 +34,29 @@ from stn_engine.reference.generators import (
     thin_plate_spline_generator_adjoint,
 )
 from stn_engine.reference.lattices import source_pixels, target_coordinates
+from stn_engine.reference.objectives import Compared, Comparing, compare, overlap, slopes
 from stn_engine.reference.sampling import Sampling, sampler, sampler_adjoint
-from stn_engine.reference.thetas import (
-    attention_theta,
-    attention_theta_adjoint,
-    rotation_theta,
-    rotation_theta_adjoint,
-    similarity_theta,
-    similarity_theta_adjoint,
-    translation_theta,
-    translation_theta_adjoint,
-)
+from stn_engine.reference.thetas import similarity_theta, similarity_theta_adjoint
 
 __all__ = [
     "Array",
+    "Compared",
+    "Comparing",
     "Sampling",
     "affine_generator",
     "affine_generator_adjoint",
-    "attention_theta",
-    "attention_theta_adjoint",
+    "compare",
     "flow_generator",
     "homography_generator",
     "homography_generator_adjoint",
-    "rotation_theta",
-    "rotation_theta_adjoint",
+    "overlap",
     "sampler",
     "sampler_adjoint",
     "similarity_theta",
     "similarity_theta_adjoint",
+    "slopes",
     "source_pixels",
     "target_coordinates",
     "thin_plate_spline_generator",
     "thin_plate_spline_generator_adjoint",
-    "translation_theta",
-    "translation_theta_adjoint",
 ]

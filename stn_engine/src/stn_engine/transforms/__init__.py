@@ -17,7 +17,6 @@ from stn_engine.transforms.thin_plate_spline import ThinPlateSpline
 from stn_engine.transforms.translation import Translation
 
 __all__ = [
-    "KINDS",
     "Affine",
     "Attention",
     "Flow",

@@ -1,8 +1,6 @@
 """Affine maps: theta itself, and the base of all kinds that are expanded to a theta."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -13,16 +11,22 @@ from stn_engine.transforms.base import Generator, Kind, Parametric
 class ThetaTransform(Parametric):
     """A kind that is expanded to the theta of an affine map."""
 
-    oracle: ClassVar[tuple[Callable[[Array], Array], Callable[[Array, Array], Array]]]
-    """The same as ``matrix`` and ``matrix_adjoint`` in NumPy, for the ``reference`` backend: theta
-    of the parameters, and the gradient of the parameters of that of theta and the parameters."""
-
     def matrix(self) -> Tensor:
         """The theta that the parameters stand for, (N, dims, dims + 1), float64."""
         raise NotImplementedError
 
     def matrix_adjoint(self, grad_matrix: Tensor) -> Tensor:
         """The gradient of the parameters from that of ``matrix``, in their dtype."""
+        raise NotImplementedError
+
+    @classmethod
+    def oracle(cls, parameters: Array) -> Array:
+        """``matrix`` in NumPy, for the ``reference`` backend: theta of the parameters."""
+        raise NotImplementedError
+
+    @classmethod
+    def oracle_adjoint(cls, grad_theta: Array, parameters: Array) -> Array:
+        """``matrix_adjoint`` likewise: the gradient of the parameters from that of theta."""
         raise NotImplementedError
 
 
@@ -49,7 +53,6 @@ class Affine(ThetaTransform):
     argument = "theta"
     shapes = (("N", 2, 3), ("N", 3, 4))
     kind = Kind("affine", 0, Generator.AFFINE)
-    oracle = (lambda theta: theta, lambda grad_theta, _: grad_theta)
 
     theta: Tensor
 
@@ -70,3 +73,14 @@ class Affine(ThetaTransform):
     def matrix_adjoint(self, grad_matrix: Tensor) -> Tensor:
         """Returns the gradient of θ from that of the matrix; see ``ThetaTransform``."""
         return grad_matrix.to(self.theta.dtype)
+
+    @classmethod
+    def oracle(cls, parameters: Array) -> Array:
+        """Returns the parameters, which are θ; see ``ThetaTransform``."""
+        return parameters
+
+    @classmethod
+    def oracle_adjoint(cls, grad_theta: Array, parameters: Array) -> Array:
+        """Returns the gradient of θ, which are the parameters; see ``ThetaTransform``."""
+        del parameters
+        return grad_theta

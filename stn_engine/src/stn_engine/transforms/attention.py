@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from stn_engine import reference
 from stn_engine.transforms.base import Generator, Kind
 from stn_engine.transforms.similarity import SimilarityTransform
 
@@ -35,4 +34,3 @@ class Attention(SimilarityTransform):
     shapes = (("N", 3),)
     kind = Kind("attention", 2, Generator.AFFINE)
     given = ("s", "t_x", "t_y")
-    oracle = reference.attention_theta, reference.attention_theta_adjoint

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from stn_engine import reference
 from stn_engine.transforms.base import Generator, Kind
 from stn_engine.transforms.similarity import SimilarityTransform
 
@@ -34,4 +33,3 @@ class Rotation(SimilarityTransform):
     shapes = (("N", 1),)
     kind = Kind("rotation", 5, Generator.AFFINE)
     given = ("phi",)
-    oracle = reference.rotation_theta, reference.rotation_theta_adjoint

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from stn_engine import reference
 from stn_engine.backends._constants import constant
+from stn_engine.reference import Array
 from stn_engine.transforms.affine import ThetaTransform
 from stn_engine.transforms.base import Generator, Kind
 
@@ -44,6 +46,25 @@ class SimilarityTransform(ThetaTransform):
         }
         stacked = torch.stack([gradients[part] for part in self.given], -1)
         return stacked.to(self.parameters.dtype)
+
+    @classmethod
+    def oracle(cls, parameters: Array) -> Array:
+        """Returns θ of parameters; see ``ThetaTransform``."""
+        return reference.similarity_theta(cls._oracle_parts(parameters))
+
+    @classmethod
+    def oracle_adjoint(cls, grad_theta: Array, parameters: Array) -> Array:
+        """Returns the gradient of parameters from that of θ; see ``ThetaTransform``."""
+        gradients = reference.similarity_theta_adjoint(grad_theta, cls._oracle_parts(parameters))
+        return gradients[:, [list(IDENTITY).index(part) for part in cls.given]]
+
+    @classmethod
+    def _oracle_parts(cls, parameters: Array) -> Array:
+        """s, φ, t_x and t_y, (N, 4)."""
+        parts = np.tile(list(IDENTITY.values()), (len(parameters), 1))
+        for part, values in zip(cls.given, parameters.T, strict=True):
+            parts[:, list(IDENTITY).index(part)] = values
+        return parts
 
     def _parts(self) -> list[Tensor]:
         """s, φ, t_x and t_y, each (N,), float64."""
@@ -85,4 +106,3 @@ class Similarity(SimilarityTransform):
     shapes = (("N", 4),)
     kind = Kind("similarity", 3, Generator.AFFINE)
     given = ("s", "phi", "t_x", "t_y")
-    oracle = reference.similarity_theta, reference.similarity_theta_adjoint

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from stn_engine import reference
 from stn_engine.transforms.base import Generator, Kind
 from stn_engine.transforms.similarity import SimilarityTransform
 
@@ -31,4 +30,3 @@ class Translation(SimilarityTransform):
     shapes = (("N", 2),)
     kind = Kind("translation", 4, Generator.AFFINE)
     given = ("t_x", "t_y")
-    oracle = reference.translation_theta, reference.translation_theta_adjoint

@@ -7,19 +7,20 @@ kept on disk, and run on torch's current stream.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
 from stn_engine.backends.cuda.descriptors import Group
 from stn_engine.backends.cuda.device import DeviceLauncher, Launcher
-from stn_engine.backends.cuda.launch_table import LaunchTable, Words
+from stn_engine.backends.cuda.launches import Launches
 from stn_engine.backends.cuda.plans import Plan, new_plan
 from stn_engine.backends.cuda.results import SharedResults
 from stn_engine.backends.cuda.structures import VECTOR_BYTES
-from stn_engine.backends.kernels import KernelBackend
+from stn_engine.backends.kernels import KernelBackend, Words
 from stn_engine.call import Call
 from stn_engine.plan import Addresses, Reasons
 from stn_engine.spec import Family
@@ -42,52 +43,98 @@ class CudaBackend(KernelBackend[Plan]):
         """What this machine lacks, and any other device."""
         return self._launcher.reasons_against(device)
 
-    def plan_warp(self, call: Call) -> Plan | Reasons:
+    def new_plan(self, call: Call) -> Plan | Reasons:
         """A new plan, or why maps are beyond the kernels' range."""
         return new_plan(call)
 
     def run(self, plans: Sequence[Plan], addresses: Sequence[Addresses]) -> None:
         """Launches the kernels of all plans, those of one group together."""
-        for place in [place for place, plan in enumerate(plans) if plan.zeroed]:
+        if len(plans) == 1:
+            self._run_alone(plans[0], addresses[0])
+            return
+        zeroed, groups = _parts(tuple(plans))
+        for place in zeroed:
             self._zero(plans[place], addresses[place])
-        groups = dict.fromkeys([plan.group for plan in plans])
-        for group in groups:
-            if group is None:
-                continue
-            if len(groups) == 1:  # as nearly always; what follows would take longer than a launch
-                self._run_group(group, plans, _matrix(addresses))
-                continue
-            mine = [place for place, plan in enumerate(plans) if plan.group is group]
-            theirs = _matrix([addresses[place] for place in mine])
-            self._run_group(group, [plans[place] for place in mine], theirs)
+        for group, places, mine in groups:
+            theirs = addresses
+            if len(mine) < len(plans):  # seldom; it takes longer than a launch
+                theirs = [addresses[place] for place in places]
+            self._run_group(group, mine, _columns(theirs))
+
+    def _run_alone(self, plan: Plan, addresses: Addresses) -> None:
+        """Launches one plan; small calls spend their time here."""
+        if plan.zeroed:
+            self._zero(plan, addresses)
+        group = plan.group
+        if group is None:
+            return
+        layout = group.layout
+        if layout != "planes":
+            bits = 0
+            for place in group.maps:
+                bits |= addresses[place]
+            if bits % VECTOR_BYTES:
+                layout = "planes"
+        bases = [plan.basis()] if group.family is Family.SPLINE else []
+        plan.alone(layout).run(self._launcher, addresses, bases)
 
     def _zero(self, plan: Plan, addresses: Addresses) -> None:
         for place, size_bytes in plan.zeroed:
-            self._launcher.zero(addresses[place], size_bytes, plan.call.device)
+            self._launcher.zero(int(addresses[place]), size_bytes, plan.call.device)
 
-    def _run_group(self, group: Group, plans: Sequence[Plan], addresses: Words) -> None:
+    def _run_group(self, group: Group, plans: tuple[Plan, ...], addresses: Words) -> None:
         """Launches plans of one group, by planes where maps begin between two vectors."""
         if group.layout == "planes":
-            self._launch([plan.planes for plan in plans], plans, addresses)
+            self._launch("planes", plans, addresses)
             return
-        maps: Words = addresses[:, np.array(group.maps)]
-        is_aligned = np.bitwise_or.reduce(maps, 1) % VECTOR_BYTES == 0
+        is_aligned = np.bitwise_or.reduce(addresses[group.maps]) % VECTOR_BYTES == 0
+        if is_aligned.all():
+            self._launch("interleaved", plans, addresses)
+            return
         for chosen, layout in ((is_aligned, "interleaved"), (~is_aligned, "planes")):
-            if chosen.any():
-                mine = [plans[place] for place in np.flatnonzero(chosen).tolist()]
-                self._launch([getattr(one, layout) for one in mine], mine, addresses[chosen])
+            places = np.flatnonzero(chosen).tolist()
+            if places:
+                mine = tuple([plans[place] for place in places])
+                self._launch(layout, mine, addresses[:, places])
 
-    def _launch(self, descriptors: Sequence[Any], plans: Sequence[Plan], addresses: Words) -> None:
-        group: Group = descriptors[0].group
-        stream = self._launcher.stream(group.device)
-        for plan in [plan for plan in plans if stream not in plan.held_on]:
-            self._launcher.hold(plan.constants, group.device)
-            plan.held_on.add(stream)
-        bases = [plan.basis() for plan in plans] if group.family is Family.SPLINE else []
-        LaunchTable(self._launcher, descriptors, addresses, bases).run()
+    def _launch(self, layout: str, plans: tuple[Plan, ...], addresses: Words) -> None:
+        launches = together(layout, plans)
+        is_spline = launches.group.family is Family.SPLINE
+        bases = [plan.basis() for plan in plans] if is_spline else []
+        of_all = addresses if len(plans) > 1 else addresses[:, 0].tolist()
+        launches.run(self._launcher, of_all, bases)
 
 
-def _matrix(addresses: Sequence[Addresses]) -> Words:
-    """Addresses of calls that have equally many of them, a row each."""
+Part: TypeAlias = tuple[Group, list[int], tuple[Plan, ...]]
+"""A group, which plans are of it, and these plans."""
+
+
+@lru_cache(maxsize=64)
+def _parts(plans: tuple[Plan, ...]) -> tuple[list[int], list[Part]]:
+    """Which plans have results that are zeroed, and the groups of all plans."""
+    zeroed = [place for place, plan in enumerate(plans) if plan.zeroed]
+    places: dict[Group, list[int]] = {}
+    for place, plan in enumerate(plans):
+        if plan.group is not None:
+            places.setdefault(plan.group, []).append(place)
+    parts = [
+        (group, mine, tuple([plans[place] for place in mine])) for group, mine in places.items()
+    ]
+    return zeroed, parts
+
+
+def _columns(addresses: Sequence[Addresses]) -> Words:
+    """Addresses of calls that have equally many of them, a column each."""
+    rows: Any = addresses
+    if isinstance(rows, np.ndarray):
+        return rows.T
     flat = list(chain.from_iterable(addresses))  # NumPy takes longer for nested sequences
-    return np.array(flat, np.int64).reshape(len(addresses), -1)
+    return np.array(flat, np.int64).reshape(len(addresses), -1).T
+
+
+@lru_cache(maxsize=64)  # of them 256 problems take 150 KB
+def together(layout: str, plans: tuple[Plan, ...]) -> Launches:
+    """The launches of plans of one group, kept for when the same ones come together again."""
+    if len(plans) == 1:
+        return plans[0].alone(layout)
+    return Launches([getattr(plan, layout) for plan in plans])

@@ -1,33 +1,25 @@
 """Runs kernels on the GPUs of this machine. The CUDA libraries are loaded when first needed."""
 
+from array import array
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from types import ModuleType
-from typing import NamedTuple, Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stn_engine.backends.cuda.programs import Program
+from stn_engine.backends.cuda.programs import Kernel
 
 OLDEST = (8, 0)
 """Compute capability that the kernels need."""
 
 
-class Arguments(NamedTuple):
-    """What every kernel is called with."""
-
-    table: int
-    """Address of the descriptors."""
-    starts: int
-    """Address of the first tile of every problem."""
-    tiles: int
-    """How many there are in all."""
-    problems: int
-    """How many descriptors there are."""
+Arguments: TypeAlias = "array[int]"
+"""What a kernel is called with: the 64-bit words of the structure ``Launch``."""
 
 
 class Launcher(Protocol):
@@ -54,10 +46,8 @@ class Launcher(Protocol):
     def retain(self, things: object) -> None:
         """Keep for ever what a graph will read at every replay, if one is being captured."""
 
-    def launch(
-        self, program: Program, kernel: str, arguments: Arguments, device: torch.device
-    ) -> None:
-        """Run one kernel over all tiles."""
+    def launch(self, kernel: Kernel, arguments: Arguments, device: torch.device) -> None:
+        """Run one kernel over all tiles; ``arguments`` may be changed at once."""
 
 
 class DeviceLauncher:
@@ -74,7 +64,8 @@ class DeviceLauncher:
 
     def stream(self, device: torch.device) -> int:
         """The handle of torch's current stream."""
-        return torch.cuda.current_stream(device).cuda_stream
+        handle: int = _driver().stream(device)
+        return handle
 
     def upload(self, words: npt.NDArray[np.int64], device: torch.device) -> Tensor:
         """Through pinned memory, which torch keeps until the copy is done."""
@@ -98,11 +89,9 @@ class DeviceLauncher:
         if torch.cuda.is_current_stream_capturing():
             self._retained.append(things)
 
-    def launch(
-        self, program: Program, kernel: str, arguments: Arguments, device: torch.device
-    ) -> None:
+    def launch(self, kernel: Kernel, arguments: Arguments, device: torch.device) -> None:
         """One thread block per tile, or per few of them."""
-        _driver().launch(program, kernel, arguments, device)
+        _driver().launch(kernel, arguments, device)
 
 
 @cache

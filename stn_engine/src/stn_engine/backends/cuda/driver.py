@@ -1,17 +1,27 @@
 """Loads and launches compiled kernels on torch's current stream; importing it needs cuda.core."""
 
-from functools import cache, lru_cache
+import threading
+from array import array
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
-from cuda.bindings.driver import CUresult, cuMemsetD8Async
-from cuda.core import Kernel, LaunchConfig, ObjectCode, Stream
-from cuda.core import launch as queue
+from cuda.bindings.driver import (
+    CUfunction,
+    CUresult,
+    CUstream,
+    cuLaunchKernel,
+    cuMemsetD8Async,
+)
+from cuda.core import Device, ObjectCode
 from cuda.core._utils.cuda_utils import CUDAError
 from cuda.pathfinder import load_nvidia_dynamic_lib
 
 from stn_engine.backends.cuda.compiler import cubin
 from stn_engine.backends.cuda.device import Arguments
-from stn_engine.backends.cuda.programs import Program
+from stn_engine.backends.cuda.programs import Kernel, Program
+from stn_engine.backends.cuda.structures import TILES
 from stn_engine.backends.cuda.tuning import FAR_FILLS, FILLS, MOST_TILES, THREADS
 
 MOST_BLOCKS = (1 << 31) - 1
@@ -20,29 +30,87 @@ MOST_BLOCKS = (1 << 31) - 1
 load_nvidia_dynamic_lib("nvrtc")
 
 
-def launch(program: Program, kernel: str, arguments: Arguments, device: torch.device) -> None:
+class Loaded(NamedTuple):
+    """A kernel on a device."""
+
+    kernel: Any
+    """That of cuda.core, which keeps the code loaded."""
+    function: CUfunction
+    multiprocessors: int
+
+
+class _Touched(threading.local):
+    """The devices whose context this thread has had."""
+
+    def __init__(self) -> None:
+        self.indices: set[int] = set()
+
+
+_TOUCHED = _Touched()
+_LOADED: dict[tuple[Kernel, int], Loaded] = {}
+
+
+def stream(device: torch.device) -> int:
+    """The handle of torch's current stream; that of the default streams is 0."""
+    return _current_stream(_index(device))
+
+
+def launch(kernel: Kernel, arguments: Arguments, device: torch.device) -> None:
     """Thread blocks over all tiles, on the current stream of ``device``.
 
     Raises:
         torch.OutOfMemoryError: There is no memory for the code of the kernel, or its stack.
         torch.AcceleratorError: The driver refuses in another way; ``error_code`` says how.
     """
-    config = _config(_blocks(kernel, arguments.tiles, _multiprocessors(device)))
-    with torch.cuda.device(device):
-        stream = _stream(device, torch.cuda.current_stream(device).cuda_stream)
-        try:
-            queue(stream, config, _kernel(program, kernel, _architecture(device)), *arguments)
-        except CUDAError as error:
-            raise as_torch_error(error) from error
+    index = _index(device)
+    if not _is_current(index):
+        _with_current(index, launch, kernel, arguments, device)
+        return
+    loaded = _LOADED.get((kernel, index)) or _load(kernel, index)
+    blocks = _blocks(kernel, arguments[TILES], loaded.multiprocessors)
+    parameters = array("Q", arguments.buffer_info()[:1])  # whose memory the driver copies at once
+    (result,) = cuLaunchKernel(
+        *(loaded.function, blocks, 1, 1, THREADS, 1, 1, 0),
+        *(_stream(_current_stream(index)), parameters, 0),
+    )
+    if result != CUresult.CUDA_SUCCESS:
+        raise as_torch_error(CUDAError(f"{result.name}: {kernel.name} is not launched"))
 
 
 def zero(address: int, size_bytes: int, device: torch.device) -> None:
     """Fill memory with 0, on the current stream of ``device``; errors are those of ``launch``."""
-    with torch.cuda.device(device):
-        stream = torch.cuda.current_stream(device).cuda_stream
-        (result,) = cuMemsetD8Async(address, 0, size_bytes, stream)
+    index = _index(device)
+    if not _is_current(index):
+        _with_current(index, zero, address, size_bytes, device)
+        return
+    (result,) = cuMemsetD8Async(address, 0, size_bytes, _stream(_current_stream(index)))
     if result != CUresult.CUDA_SUCCESS:
         raise as_torch_error(CUDAError(f"{result.name}: memory is not filled with 0"))
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def _current_stream(index: int) -> int:
+    return torch._C._cuda_getCurrentRawStream(index)  # noqa: SLF001 - the public one builds objects
+
+
+def _is_current(index: int) -> bool:
+    """Whether the driver takes this device for the present one, in this thread."""
+    # As above: the public function makes sure of what is so, since there are tensors.
+    return index in _TOUCHED.indices and torch._C._cuda_getDevice() == index  # noqa: SLF001
+
+
+def _with_current(index: int, function: Callable[..., None], *arguments: Any) -> None:
+    """Calls a function while a device is the present one.
+
+    A thread that has used none of it, not even to allocate, has no context of the driver either.
+    """
+    with torch.cuda.device(index):
+        Device(index).set_current()
+        _TOUCHED.indices.add(index)
+        function(*arguments)
 
 
 def as_torch_error(error: Exception) -> Exception:
@@ -56,43 +124,35 @@ def as_torch_error(error: Exception) -> Exception:
     return translated
 
 
-@lru_cache(maxsize=1024)
-def _stream(device: torch.device, handle: int) -> Stream:
+@cache
+def _stream(handle: int) -> CUstream:
     """A stream of torch, which has few of each device and never frees them."""
-    del device  # the default streams of all devices have one handle
-    return Stream.from_handle(handle)
+    return CUstream(handle)
 
 
-def _blocks(kernel: str, tiles: int, multiprocessors: int) -> int:
+def _blocks(kernel: Kernel, tiles: int, multiprocessors: int) -> int:
     """How many thread blocks share the tiles, in runs: each reads descriptor and matrix once.
 
     There are enough of them to fill the device several times over, so that it is busy to the end.
     Kernels that mostly find nothing to do take no more than are there at a time.
     """
-    if "_far_" in kernel:
+    if kernel.is_far:
         return min(tiles, FAR_FILLS * multiprocessors)
     run = min(MOST_TILES, max(1, tiles // (FILLS * multiprocessors)))
     return min(-(-tiles // run), MOST_BLOCKS)
 
 
-@cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-@lru_cache(maxsize=1024)
-def _config(blocks: int) -> LaunchConfig:
-    return LaunchConfig(grid=blocks, block=THREADS)
-
-
-@cache
-def _architecture(device: torch.device) -> str:
-    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
-
-
-@cache
-def _kernel(program: Program, name: str, architecture: str) -> Kernel:
-    return _code(program, architecture).get_kernel(name)
+def _load(kernel: Kernel, index: int) -> Loaded:
+    """The kernel on a device, loaded from now on."""
+    properties = torch.cuda.get_device_properties(index)
+    code = _code(kernel.program, f"sm_{properties.major}{properties.minor}")
+    try:
+        there = code.get_kernel(kernel.name)
+    except CUDAError as error:
+        raise as_torch_error(error) from error
+    loaded = Loaded(there, CUfunction(int(there.handle)), properties.multi_processor_count)
+    _LOADED[kernel, index] = loaded
+    return loaded
 
 
 @cache

@@ -12,6 +12,7 @@ from stn_engine.backends.cuda.descriptors import (
     describe,
     is_flat,
 )
+from stn_engine.backends.cuda.launches import Launches
 from stn_engine.backends.torch.thin_plate import warp_basis_of
 from stn_engine.call import Call, Direction, Layout
 from stn_engine.plan import Reasons
@@ -37,11 +38,18 @@ class Plan:
     Attributes:
         group: Those that it is launched with where its maps are aligned; None if nothing is
             launched.
-        held_on: Streams that the constants of this plan wait for before their memory is given to
-            others.
     """
 
-    __slots__ = ("call", "group", "held_on", "interleaved", "planes", "zeroed")
+    __slots__ = (
+        "_alone",
+        "call",
+        "group",
+        "has_basis",
+        "held_on",
+        "interleaved",
+        "planes",
+        "zeroed",
+    )
 
     def __init__(
         self,
@@ -53,12 +61,14 @@ class Plan:
         self.call, self.planes, self.interleaved, self.zeroed = call, planes, interleaved, zeroed
         best = interleaved or planes
         self.group = None if best is None else best.group
-        self.held_on: set[int] = set()
+        self._alone: dict[str, Launches] = {}
 
-    @property
-    def constants(self) -> Sequence[Tensor]:
-        """Tensors whose addresses kernels read from descriptors."""
-        return () if self.planes is None else self.planes.constants
+    def alone(self, layout: str) -> Launches:
+        """The launches of this plan alone, in a layout of channels that it has."""
+        found = self._alone.get(layout)
+        if found is None:
+            found = self._alone[layout] = Launches([getattr(self, layout)])
+        return found
 
     def basis(self) -> Tensor:
         """What a spline multiplies its points with, which a cache keeps for some time."""

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
@@ -64,6 +64,25 @@ class Program:
         if self.dims == 2 or self.source == "warp":
             return names
         return tuple(name for name in names if not re.search("interleaved|spline", name))
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A kernel of a program. ``kernel_of`` makes each once, so that it is found by identity."""
+
+    program: Program
+    name: str
+
+    @cached_property
+    def is_far(self) -> bool:
+        """Whether it mostly finds nothing to do."""
+        return "_far_" in self.name
+
+
+@cache
+def kernel_of(program: Program, name: str) -> Kernel:
+    """The kernel of this name."""
+    return Kernel(program, name)
 
 
 def _in_layouts(*stems: str) -> tuple[str, ...]:

@@ -94,6 +94,15 @@ DESCRIPTOR = (
     Field("wide", "int", "whether parameters or points are float64"),
     Field("zero_subgradient", "int", "whether coordinates that are integers have no slope"),
     Field("fills", "int", "whether taps outside read `fill`"),
+    Field("finishes", "int", "whether a theta has one tile of G, which writes its gradient"),
+    Field("inverts", "int", "whether it has one tile of U, which finds its preimage"),
+)
+LAUNCH = (
+    Field("problem", "Descriptor", "the only one, if there is one"),
+    Field("table", "const Descriptor*", "of several problems"),
+    Field("starts", "const int64*", "the first tile of each of them"),
+    Field("tiles", "int64", "of all problems"),
+    Field("count", "int64", "of problems"),
 )
 STRUCTURES = {
     "Map": (
@@ -106,6 +115,7 @@ STRUCTURES = {
         NUMBERS,
     ),
     "Descriptor": ("One problem of a launch.", DESCRIPTOR),
+    "Launch": ("What every kernel is called with, by value.", LAUNCH),
 }
 """Meaning and fields of each; one may have those before it as fields."""
 
@@ -141,3 +151,10 @@ WORDS = DTYPE.itemsize // 8
 
 ADDRESSES = _addresses(DESCRIPTOR, DTYPE)
 """Which 64-bit word of a descriptor holds the address of what; that of a structure is its first."""
+
+LAUNCH_WORDS = DTYPES["Launch"].itemsize // 8
+"""64-bit words of what a kernel is called with; the first ones are those of the only problem."""
+
+TABLE, STARTS, TILES, COUNT = range(WORDS, LAUNCH_WORDS)
+"""Which of them is what: where descriptors and their first tiles are, and how many tiles and
+problems there are."""

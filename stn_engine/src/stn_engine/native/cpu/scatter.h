@@ -42,6 +42,21 @@ STN_FUNCTION void add_to_planes(const Products<T>& products, const S* grad, int6
   }
 }
 
+// The same to pixels whose channels stand side by side, sixteen of them in a vector.
+template <class S, class T>
+STN_FUNCTION void add_to_pixels(const Products<T>& products, const S* grad, int64_t grad_stride, T* sums) {
+  alignas(64) T from[kBlock][kLanes];
+  for (int c = 0; c < kLanes; ++c, grad += grad_stride)
+    for (int p = 0; p < products.points; ++p) from[p][c] = widened(grad[products.from[p]]);
+  for (int p = 0, e = 0; p < products.points; ++p) {
+    const Lanes<T> grads = load(from[p]);
+    for (; e < products.end[p]; ++e) {
+      T* sum = sums + products.offset[e];
+      store(load(sum) + grads * products.weight[e], sum);
+    }
+  }
+}
+
 template <class S, class T>
 STN_LARGE_FUNCTION void add_products(const Products<T>& products, const S* grad, const Map& target, int64_t channels,
                                      const Band<T>& band) {
@@ -58,6 +73,8 @@ STN_LARGE_FUNCTION void add_products(const Products<T>& products, const S* grad,
   }
   const int64_t step = target.channel_stride;
   int64_t c = 0;
+  if (band.channel_stride == 1)
+    for (; c + kLanes <= channels; c += kLanes) add_to_pixels(products, grad + c * step, step, band.data + c);
   for (; c + kTogether <= channels; c += kTogether)
     add_to_planes<kTogether>(products, grad + c * step, step, band.data + c * band.channel_stride, band.channel_stride);
   for (; c < channels; ++c)
@@ -161,25 +178,99 @@ STN_FUNCTION Map dense_band(const Map& map, int64_t depth) {
   return dense;
 }
 
+// Adds what all items of the batch that read item n_source have for a band.
+template <class S, class T, int D, int K>
+STN_FUNCTION void scatter_items(const Problem& problem, int64_t n_source, const Map& memory, const Band<T>& band) {
+  Problem walked = problem;
+  walked.source.channels = memory.channels;
+  for (int a = 0; a < D; ++a) walked.source.stride[a] = memory.stride[a];
+  const bool broadcast = problem.source.batch == 1;
+  for (int64_t n = broadcast ? 0 : n_source; n < (broadcast ? problem.batch : n_source + 1); ++n)
+    scatter_item<S, T, D, K>(walked, n, band);
+}
+
+// Channels of a band that fit on the stack side by side, whole vectors of them; 0 where planes are the better place for
+// sums: there are few channels, or so few points that to clear and to turn the pixels takes longer than to add to them.
+template <class T, int D, int K>
+STN_FUNCTION int64_t channels_on_stack(const Problem& problem, int64_t pixels) {
+  const Map& to = problem.grad_feature_map;
+  if (to.channel_stride == 1 || to.channels < kLanes || problem.pixels() * kTaps<D, K> < pixels / 2) return 0;
+  const int64_t fitting = kScatterBytes / static_cast<int64_t>(sizeof(T)) / pixels;
+  return (fitting < to.channels ? fitting : to.channels) / kLanes * kLanes;
+}
+
+// Writes a row of pixels, whose `channels` stand side by side, into planes: a square at a time, so that every line of
+// either memory is met once.
+template <class S, class T>
+STN_FUNCTION void turn_row(const T* sums, int64_t channels, int64_t width, S* planes, int64_t stride, int64_t plane) {
+  alignas(64) T square[kLanes][kLanes];
+  for (int64_t x = 0; x < width; x += kLanes) {
+    const int count = static_cast<int>(width - x < kLanes ? width - x : kLanes);
+    for (int64_t c = 0; c < channels; c += kLanes) {
+      for (int b = 0; b < count; ++b)
+        for (int l = 0; l < kLanes; ++l) square[l][b] = sums[(x + b) * channels + c + l];
+      for (int l = 0; l < kLanes; ++l)
+        store_numbers<S>(square[l], count, stride, planes + (c + l) * plane + x * stride);
+    }
+  }
+}
+
+// The gradient of a band of planes, the first of `channels` of them after another: a point then adds to as many lines
+// of the cache as it has taps, not to as many for every channel. Returns where the channels that are left begin.
+template <class S, class T, int D, int K>
+STN_LARGE_FUNCTION int64_t scatter_on_stack(const Problem& problem, int64_t n_source, int64_t first, int64_t last,
+                                            int64_t channels) {
+  alignas(64) T sums[kScatterBytes / sizeof(T)];
+  const Map& to = problem.grad_feature_map;
+  Map memory = to;
+  memory.channels = channels;
+  memory.channel_stride = 1;
+  memory = dense_band<D>(memory, last - first);
+  const int64_t rows = D == 3 ? to.size[1] : last - first, planes = D == 3 ? last - first : 1;
+  int64_t c = 0;
+  for (; c + channels <= to.channels; c += channels) {
+    std::memset(sums, 0, sizeof(T) * static_cast<size_t>(channels * to.size[0] * rows * planes));
+    Problem group = problem;
+    group.target.data = channel_of<S>(problem.target, Row{}, c);
+    scatter_items<S, T, D, K>(group, n_source, memory, {first, last, sums - first * memory.stride[D - 1], 1});
+    S* const map = static_cast<S*>(to.data) + n_source * to.batch_stride + c * to.channel_stride;
+    for (int64_t z = 0; z < planes; ++z)
+      for (int64_t y = 0; y < rows; ++y)
+        turn_row<S>(sums + (z * rows + y) * memory.stride[1], channels, to.size[0],
+                    map + first * to.stride[D - 1] + z * to.stride[2] + y * to.stride[1], to.stride[0],
+                    to.channel_stride);
+  }
+  return c;
+}
+
+// The problem without its first `c` channels.
+template <class S>
+STN_FUNCTION Problem without_channels(const Problem& problem, int64_t c) {
+  Problem rest = problem;
+  rest.source.channels = rest.target.channels = rest.grad_feature_map.channels = problem.source.channels - c;
+  rest.target.data = channel_of<S>(problem.target, Row{}, c);
+  rest.grad_feature_map.data = channel_of<S>(problem.grad_feature_map, Row{}, c);
+  return rest;
+}
+
 // The gradient of item n_source between two planes (rows) of its outermost axis.
 template <class S, class T, int D, int K>
-STN_FUNCTION void scatter_band(const Problem& problem, int64_t n_source, int64_t first, int64_t last) {
+STN_FUNCTION void scatter_band(const Problem& whole, int64_t n_source, int64_t first, int64_t last) {
+  const int64_t pixels = (last - first) * whole.source.size[0] * (D == 3 ? whole.source.size[1] : 1);
+  int64_t done = 0;
+  if (const int64_t channels = channels_on_stack<T, D, K>(whole, pixels); channels > 0)
+    done = scatter_on_stack<S, T, D, K>(whole, n_source, first, last, channels);
+  if (done == whole.source.channels) return;
+  const Problem problem = without_channels<S>(whole, done);
   const Map& to = problem.grad_feature_map;
   S* const map = static_cast<S*>(to.data) + n_source * to.batch_stride;
   const Map memory = std::is_same_v<S, T> ? to : dense_band<D>(to, last - first);
   T* scratch = nullptr;
-  if constexpr (!std::is_same_v<S, T>)
-    scratch = new T[static_cast<size_t>(memory.channels * (last - first)) *
-                    static_cast<size_t>(to.size[0] * (D == 3 ? to.size[1] : 1))];
+  if constexpr (!std::is_same_v<S, T>) scratch = new T[static_cast<size_t>(memory.channels * pixels)];
   T* const base = std::is_same_v<S, T> ? reinterpret_cast<T*>(map) : scratch - first * memory.stride[D - 1];
   for_band<D>(memory, first, last,
               [&](int64_t c, int64_t x, int64_t y, int64_t z) { base[offset_in(memory, c, x, y, z)] = T(0); });
-  Problem walked = problem;
-  for (int a = 0; a < D; ++a) walked.source.stride[a] = memory.stride[a];
-  const Band<T> band = {first, last, base, memory.channel_stride};
-  const bool broadcast = problem.source.batch == 1;
-  for (int64_t n = broadcast ? 0 : n_source; n < (broadcast ? problem.batch : n_source + 1); ++n)
-    scatter_item<S, T, D, K>(walked, n, band);
+  scatter_items<S, T, D, K>(problem, n_source, memory, {first, last, base, memory.channel_stride});
   if constexpr (!std::is_same_v<S, T>) {
     for_band<D>(memory, first, last, [&](int64_t c, int64_t x, int64_t y, int64_t z) {
       map[offset_in(to, c, x, y, z)] = stored<S>(base[offset_in(memory, c, x, y, z)]);

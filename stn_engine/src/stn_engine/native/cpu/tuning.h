@@ -53,4 +53,7 @@ constexpr int kMaxBlocks = 128;               // whose cells and weights are kep
 constexpr int kProducts = 1024;
 constexpr int kTogether = 4;
 
+// Sums of a band whose channels stand side by side while points are added to them: they stay in the second cache.
+constexpr int kScatterBytes = 256 * 1024;
+
 }  // namespace stn

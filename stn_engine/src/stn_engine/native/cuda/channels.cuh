@@ -113,7 +113,31 @@ struct Units {
   }
 };
 
+// The units of a thread in interleaved channels, one after the other: all other lie between them.
+struct UnitWalk {
+  int pixel, group;
+
+  // From that of the unit `base` on.
+  STN_MEMBER explicit UnitWalk(int groups, unsigned base = 0)
+      : pixel((base + threadIdx.x) / static_cast<unsigned>(groups)),
+        group(static_cast<int>(base + threadIdx.x) - pixel * groups),
+        groups(groups),
+        pixels(kThreads / static_cast<unsigned>(groups)),
+        rest(kThreads - pixels * groups) {}
+
+  STN_MEMBER void go_on() {
+    pixel += pixels;
+    group += rest;
+    if (group < groups) return;
+    group -= groups;
+    ++pixel;
+  }
+
+ private:
+  int groups, pixels, rest;  // from one to the next
+};
+
 }  // namespace stn
 
 #define STN_KERNEL(name, blocks, ...) \
-  extern "C" __global__ void __launch_bounds__(stn::kThreads, blocks) name(STN_ARGUMENTS) { __VA_ARGS__(STN_LAUNCH); }
+  extern "C" __global__ void __launch_bounds__(stn::kThreads, blocks) name(STN_ARGUMENTS) { __VA_ARGS__(launch); }

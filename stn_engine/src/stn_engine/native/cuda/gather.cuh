@@ -7,7 +7,7 @@
 // kernel of its own.
 #pragma once
 
-#include "interior.cuh"
+#include "whole.cuh"
 #include "preimage.cuh"
 
 namespace stn {
@@ -160,77 +160,182 @@ STN_FUNCTION const PixelPreimage& preimage_of(const Descriptor& problem, int n) 
 
 constexpr bool kHasNearGather = D == 2 && K == 2;
 
-// Gathers under affine maps where no pixel has many candidates: windows are found in the precision of the sums, with
-// slack for it, and candidates need no more than their distance. Weights, and the order of sums, are those of the
-// general path.
-template <bool Interleaved>
-STN_FUNCTION void gather_near(const Descriptor& problem, const Place& place, const PixelPreimage& preimage,
-                              const Rays& rays) {
-  constexpr int N = kGroup<Interleaved>;
-  const Affinity affinity(rays);
-  const S* grads = maps_of(problem.grad_output, place.n);
-  T inverse[2][3], extent[2];
-#pragma unroll
-  for (int a = 0; a < 2; ++a) {
-    T farthest = T(0);
-#pragma unroll
-    for (int b = 0; b < 3; ++b) {
-      inverse[a][b] = static_cast<T>(preimage.inverse[a][b == 2 ? D : b]);
-      farthest += magnitude(inverse[a][b]) * static_cast<T>(b == 2 ? 1 : problem.source.size[b]);
-    }
-    extent[a] = static_cast<T>(preimage.extent[a]) + T(1e-3) + farthest * (sizeof(T) == 8 ? T(1e-15) : T(1e-6));
-  }
-#pragma unroll 1
-  for (int unit = threadIdx.x; unit < Gathered<Interleaved>::count(problem); unit += kThreads) {
-    const Gathered<Interleaved> mine(problem, place, unit);
-    if (!mine.alive) continue;
-    const T x = static_cast<T>(mine.source.at[0]), y = static_cast<T>(mine.source.at[1]);
-    Range axis[2];
+// Candidates along each axis of which a pixel has no more where nothing is magnified.
+constexpr int kNear = 3;
+
+// An affine map and its inverse in the precision of the sums, for maps where no pixel has many candidates: windows have
+// slack for it. Weights, and the order of sums, are those of the general path.
+struct NearGather {
+  T row[2][3], inverse[2][3], extent[2];
+  unsigned count[2];  // first candidates of pixels that have kNear at most, all in the target; 0 if some have more
+
+  STN_MEMBER NearGather(const Descriptor& problem, const Rays& rays, const PixelPreimage& preimage) {
+    bool has_few = true;
 #pragma unroll
     for (int a = 0; a < 2; ++a) {
-      const T centre = fused(inverse[a][0], x, fused(inverse[a][1], y, inverse[a][2]));
-      const T size = static_cast<T>(problem.target.size[a]);
-      axis[a].first = static_cast<int>(clamp_to(-floor_of(extent[a] - centre), T(0), size));
-      axis[a].last = static_cast<int>(clamp_to(floor_of(centre + extent[a]) + T(1), T(0), size));
-    }
-    // One pointer a channel, so that a candidate needs one offset; those that are not there repeat the first.
-    constexpr int Pointers = Interleaved ? 1 : N;
-    const S* channels[Pointers];
+      T farthest = T(0);
 #pragma unroll
-    for (int c = 0; c < Pointers; ++c)
-      channels[c] = grads + (mine.channel + c < problem.channels ? mine.channel + c : mine.channel) *
-                                problem.grad_output.channel_stride;
-    T sums[N] = {};
-#pragma unroll 1
-    for (int i = axis[1].first; i < axis[1].last; ++i) {
-      const T row = static_cast<T>(i);
-      const T from_x = fused(affinity.row[0][1], row, affinity.row[0][2]);
-      const T from_y = fused(affinity.row[1][1], row, affinity.row[1][2]);
-      const int line = i * problem.grad_output.stride[1];
-#pragma unroll 1
-      for (int j = axis[0].first; j < axis[0].last; j += kAbreast) {
-        T weight[kAbreast], grad[kAbreast][N] = {};
-#pragma unroll
-        for (int k = 0; k < kAbreast; ++k) {
-          const T column = static_cast<T>(j + k);
-          weight[k] = tent(fused(affinity.row[0][0], column, from_x), x, x - T(1)) *
-                      tent(fused(affinity.row[1][0], column, from_y), y, y - T(1));
-          if (j + k >= axis[0].last) weight[k] = T(0);
-          if (weight[k] == T(0)) continue;
-          const int offset = line + (j + k) * problem.grad_output.stride[0];
-          if constexpr (Interleaved) {
-            load_channels<N, true>(channels[0] + offset, 1, N, grad[k]);
-          } else {
-#pragma unroll
-            for (int c = 0; c < N; ++c) grad[k][c] = widened(fetched(channels[c] + offset));
-          }
-        }
-#pragma unroll
-        for (int k = 0; k < kAbreast; ++k)
-#pragma unroll
-          for (int c = 0; c < N; ++c) sums[c] = fused(weight[k], grad[k][c], sums[c]);
+      for (int b = 0; b < 3; ++b) {
+        row[a][b] = rays.at[a * (D + 1) + b];
+        inverse[a][b] = static_cast<T>(preimage.inverse[a][b == 2 ? D : b]);
+        farthest += magnitude(inverse[a][b]) * static_cast<T>(b == 2 ? 1 : problem.source.size[b]);
       }
+      extent[a] = static_cast<T>(preimage.extent[a]) + T(1e-3) + farthest * (sizeof(T) == 8 ? T(1e-15) : T(1e-6));
+      has_few = has_few && T(2) * extent[a] <= T(kNear) && problem.target.size[a] <= kLargestSize;
     }
+    for (int a = 0; a < 2; ++a) count[a] = has_few ? larger(0, problem.target.size[a] - (kNear - 1)) : 0;
+  }
+
+  // Whether lanes that lie along a row of the source read columns of the target.
+  STN_MEMBER bool is_steep() const { return magnitude(inverse[1][0]) > T(kSteep) * magnitude(inverse[0][0]); }
+
+  STN_MEMBER T centre(int a, T x, T y) const { return fused(inverse[a][0], x, fused(inverse[a][1], y, inverse[a][2])); }
+  STN_MEMBER T point(int a, T column, T from) const { return fused(row[a][0], column, from); }
+  STN_MEMBER T point_of_row(int a, T line) const { return fused(row[a][1], line, row[a][2]); }
+};
+
+// The same as `tent` behind the second pixel of an axis, where differences to the pixels around are exact.
+STN_FUNCTION T inner_tent(T x, T pixel) {
+#if defined(__CUDACC_RTC__)
+  if constexpr (sizeof(T) == 4) return __saturatef(T(1) - ::fabsf(x - pixel));
+#endif
+  return larger(T(0), T(1) - magnitude(x - pixel));
+}
+
+// A source pixel and the first of its candidates along each axis.
+struct NearPixel {
+  int x, y, first[2];
+
+  // Returns whether kNear candidates from there on are all that it has.
+  STN_MEMBER bool find(const NearGather& gather) {
+    bool has_few = x >= 2 && y >= 2;
+#pragma unroll
+    for (int a = 0; a < 2; ++a) {
+      anchored(gather.centre(a, static_cast<T>(x), static_cast<T>(y)) - gather.extent[a], first[a]);
+      has_few = has_few & (static_cast<unsigned>(++first[a]) < gather.count[a]);
+    }
+    return has_few;
+  }
+};
+
+// Sums over these candidates; G begins at the first channel of the group.
+template <int N, bool Interleaved>
+STN_FUNCTION void add_near(const NearGather& gather, const Map& map, const S* grads, const NearPixel& pixel,
+                           T (&sums)[N]) {
+  const int step = Interleaved ? map.stride[0] : 1;
+  const T x = static_cast<T>(pixel.x), y = static_cast<T>(pixel.y);
+  const T column = static_cast<T>(pixel.first[0]), line = static_cast<T>(pixel.first[1]);
+  grads += static_cast<unsigned>(pixel.first[0] * step + pixel.first[1] * map.stride[1]);
+#pragma unroll
+  for (int i = 0; i < kNear; ++i, grads += map.stride[1]) {
+    const T from_x = gather.point_of_row(0, line + T(i)), from_y = gather.point_of_row(1, line + T(i));
+    T grad[kNear][N];
+#pragma unroll
+    for (int j = 0; j < kNear; ++j) load_channels<N, Interleaved>(grads + j * step, map.channel_stride, N, grad[j]);
+#pragma unroll
+    for (int j = 0; j < kNear; ++j) {
+      const T weight = inner_tent(gather.point(0, column + T(j), from_x), x) *
+                       inner_tent(gather.point(1, column + T(j), from_y), y);
+#pragma unroll
+      for (int c = 0; c < N; ++c)
+        if (weight != T(0)) sums[c] = fused(weight, grad[j][c], sums[c]);  // what weighs nothing may be NaN
+    }
+  }
+}
+
+// Sums over a window of any size, by the distances of candidates alone.
+template <int N, bool Interleaved>
+STN_FUNCTION void add_window(const Descriptor& problem, const NearGather& gather, const S* grads, int live, int left,
+                             int top, T (&sums)[N]) {
+  const Map& map = problem.grad_output;
+  const T x = static_cast<T>(left), y = static_cast<T>(top);
+  Range axis[2];
+#pragma unroll
+  for (int a = 0; a < 2; ++a) {
+    const T centre = gather.centre(a, x, y), size = static_cast<T>(problem.target.size[a]);
+    axis[a].first = static_cast<int>(clamp_to(-floor_of(gather.extent[a] - centre), T(0), size));
+    axis[a].last = static_cast<int>(clamp_to(floor_of(centre + gather.extent[a]) + T(1), T(0), size));
+  }
+#pragma unroll 1
+  for (int i = axis[1].first; i < axis[1].last; ++i) {
+    const T from_x = gather.point_of_row(0, static_cast<T>(i)), from_y = gather.point_of_row(1, static_cast<T>(i));
+#pragma unroll 1
+    for (int j = axis[0].first; j < axis[0].last; ++j) {
+      const T weight = tent(gather.point(0, static_cast<T>(j), from_x), x, x - T(1)) *
+                       tent(gather.point(1, static_cast<T>(j), from_y), y, y - T(1));
+      if (weight == T(0)) continue;
+      T grad[N];
+      load_channels<N, Interleaved>(grads + (i * map.stride[1] + j * map.stride[0]), map.channel_stride, live, grad);
+#pragma unroll
+      for (int c = 0; c < N; ++c) sums[c] = fused(weight, grad[c], sums[c]);
+    }
+  }
+}
+
+STN_FUNCTION NearPixel quad_pixel(const Quad& quad, int p) {
+  const Pixel pixel = quad.pixel(p);
+  return {pixel.at[0], pixel.at[1], {}};
+}
+
+STN_FUNCTION void gather_quads(const Descriptor& problem, const Place& place, const NearGather& gather) {
+  constexpr int N = kGroup<false>;
+  const Quad quad(place, problem.source, gather.is_steep());
+  const Map &from = problem.grad_output, &to = problem.grad_feature_map;
+  const S* grads = maps_of(from, place.n);
+  S* sums_of_map = maps_of(to, place.n);
+  // Those of the first and the last pixel bound the others.
+  NearPixel first = quad_pixel(quad, 0), last = quad_pixel(quad, kQuad - 1);
+  const bool have_few = (quad.fits(problem.source) && from.stride[0] == 1) & first.find(gather) & last.find(gather);
+  if (have_few) {
+    const QuadSteps steps(to, sums_of_map, quad.is_row);
+    S* target = sums_of_map + offset_of<D>(to, 0, quad.pixel(0));
+    for_groups<N, false>(0, problem.channels, [&](auto count, int first) {
+      constexpr int M = decltype(count)::kCount;
+      T all[M][kQuad] = {};
+#pragma unroll 1
+      for (int p = 0; p < kQuad; ++p) {
+        T sums[M] = {};
+        NearPixel pixel = quad_pixel(quad, p);
+        pixel.find(gather);
+        add_near<M, false>(gather, from, grads + first * from.channel_stride, pixel, sums);
+#pragma unroll
+        for (int c = 0; c < M; ++c)
+#pragma unroll
+          for (int q = 0; q < kQuad; ++q) all[c][q] = p == q ? sums[c] : all[c][q];
+      }
+#pragma unroll
+      for (int c = 0; c < M; ++c) steps.store(target + (first + c) * to.channel_stride, all[c]);
+    });
+    return;
+  }
+#pragma unroll 1
+  for (int p = 0; p < kQuad; ++p) {
+    if (!quad.has(p, problem.source)) continue;
+    const Pixel pixel = quad.pixel(p);
+#pragma unroll 1
+    for (int channel = 0; channel < problem.channels; channel += N) {
+      const int live = problem.channels - channel;
+      T sums[N] = {};
+      add_window<N, false>(problem, gather, grads + channel * from.channel_stride, live, pixel.at[0], pixel.at[1], sums);
+      store_channels<N, false>(sums_of_map + offset_of<D>(to, 0, pixel) + channel * to.channel_stride,
+                               to.channel_stride, live, sums);
+    }
+  }
+}
+
+STN_FUNCTION void gather_interleaved(const Descriptor& problem, const Place& place, const NearGather& gather) {
+  constexpr int N = kGroup<true>;
+  const S* grads = maps_of(problem.grad_output, place.n);
+#pragma unroll 1
+  for (int unit = threadIdx.x; unit < Gathered<true>::count(problem); unit += kThreads) {
+    const Gathered<true> mine(problem, place, unit);
+    if (!mine.alive) continue;
+    T sums[N] = {};
+    NearPixel pixel = {mine.source.at[0], mine.source.at[1], {}};
+    if (pixel.find(gather))
+      add_near<N, true>(gather, problem.grad_output, grads + mine.channel, pixel, sums);
+    else
+      add_window<N, true>(problem, gather, grads + mine.channel, N, pixel.x, pixel.y, sums);
     mine.store(problem, place.n, sums);
   }
 }
@@ -243,11 +348,14 @@ STN_FUNCTION void gather_tiles(const Launch& launch) {
     const Descriptor& problem = problem_of(launch, loop);
     const Place place = place_of(problem.source, loop.tile_of_problem());
     const int last = last_reader(problem, place.n);
+    if (problem.inverts) find_preimage(problem, place.n);
     Rays rays = load_rays(problem, place.n);
     if constexpr (kHasNearGather) {
       if (last == place.n + 1 && !rays.projective && preimage_of(problem, place.n).always_few &&
           preimage_of(problem, place.n).finite) {
-        gather_near<Interleaved>(problem, place, preimage_of(problem, place.n), rays);
+        const NearGather gather(problem, rays, preimage_of(problem, place.n));
+        if constexpr (Interleaved) gather_interleaved(problem, place, gather);
+        else gather_quads(problem, place, gather);
         continue;
       }
     }
@@ -312,8 +420,7 @@ STN_FUNCTION void gather_far_tiles(const Launch& launch) {
 STN_FUNCTION void find_preimages(const Launch& launch) {
   for (TileLoop loop(launch); loop.goes_on(); ++loop.tile) {
     const Descriptor& problem = problem_of(launch, loop);
-    const int n = static_cast<int>(loop.tile_of_problem());
-    if (threadIdx.x == 0) find_preimage(problem, n, problem.preimages[n]);
+    find_preimage(problem, static_cast<int>(loop.tile_of_problem()));
   }
 }
 

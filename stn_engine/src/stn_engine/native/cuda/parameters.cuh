@@ -1,5 +1,6 @@
 // Gradients of parameters: the derivative by points, and at once the adjoint of the generator. What a theta or
-// a spline receives from one tile is summed in a fixed tree and left in `sums`; another kernel sums the tiles.
+// a spline receives from one tile is summed in a fixed tree and left in `sums`; another kernel sums the tiles. Where a
+// theta has one tile only, that is its gradient already.
 #pragma once
 
 #include "slopes.cuh"
@@ -7,10 +8,11 @@
 namespace stn {
 
 // Adds one point to the gradient of a matrix: equations (6) and (7), or those of the rays of a homography.
-STN_FUNCTION void add_point(const Rays& rays, const Pixel& pixel, const T (&x)[D], const T (&by)[D],
-                            double (&sums)[kMaxEntries]) {
+STN_FUNCTION void add_point(const Rays& rays, const Pixel& pixel, const T (&by)[D], double (&sums)[kMaxEntries]) {
   T ray[3] = {by[0], by[1], D == 3 ? by[D - 1] : T(0)};
   if (D == 2 && rays.projective) {
+    T x[D];
+    rays.point(pixel, x);
     const T w = rays.divisor(pixel);
     ray[0] /= w;
     ray[1] /= w;
@@ -19,6 +21,7 @@ STN_FUNCTION void add_point(const Rays& rays, const Pixel& pixel, const T (&x)[D
   }
 #pragma unroll
   for (int a = 0; a < 3; ++a) {
+    if (D == 2 && a == 2 && !rays.projective) break;
     const double g = static_cast<double>(ray[a]);
 #pragma unroll
     for (int b = 0; b < D; ++b)
@@ -27,46 +30,8 @@ STN_FUNCTION void add_point(const Rays& rays, const Pixel& pixel, const T (&x)[D
   }
 }
 
-// Adds a tile in the interior, which only affine maps have, by equations (6) and (7).
-template <int N, bool Interleaved, class Units>
-STN_FUNCTION void add_interior(const Descriptor& problem, const Place& place, const Rays& rays, const Units& units,
-                               double (&sums)[kMaxEntries]) {
-  const Affinity affinity(rays);
-  const S* source = maps_of(problem.feature_map, place.n);
-  const S* target = maps_of(problem.grad_output, place.n);
-#pragma unroll 1
-  for (int unit = threadIdx.x; unit < units.count(); unit += kThreads) {
-    int x, y;
-    place_in_tile(problem.target, units.pixel(unit), false, x, y);
-    x += place.x;
-    y += place.row;
-    InteriorTaps taps;
-    taps.weigh_at(affinity, problem.feature_map, static_cast<T>(x), static_cast<T>(y), problem.zero_subgradient != 0);
-    const S* grads =
-        target + (x * problem.grad_output.stride[0] + static_cast<int64>(y) * problem.grad_output.stride[1]);
-    T by[D] = {};
-    for_groups<N, Interleaved>(
-        units.first_channel(unit), units.last_channel(unit, problem), [&](auto count, int first) {
-          constexpr int M = decltype(count)::kCount;
-          T read[K * K][M], grad[M];
-          load_channels<M, Interleaved>(grads + first * problem.grad_output.channel_stride,
-                                        problem.grad_output.channel_stride, M, grad);
-          read_interior<M, Interleaved>(source + taps.first + first * problem.feature_map.channel_stride,
-                                        problem.feature_map, read);
-          join_slopes(taps, reader_of(read), grad, by);
-        });
-#pragma unroll
-    for (int a = 0; a < 2; ++a) {
-      const double g = static_cast<double>(by[a]);
-      sums[3 * a] = fused(g, static_cast<double>(x), sums[3 * a]);
-      sums[3 * a + 1] = fused(g, static_cast<double>(y), sums[3 * a + 1]);
-      sums[3 * a + 2] += g;
-    }
-  }
-}
-
-STN_FUNCTION void put_sums(const Descriptor& problem, int64 tile, double (&sums)[kMaxEntries]) {
-  __shared__ double warps[kWarps][kMaxEntries];
+STN_FUNCTION void put_sums(const Descriptor& problem, int n, int64 tile, double (&sums)[kMaxEntries]) {
+  __shared__ double warps[kWarps][kMaxEntries], grad_matrix[kMaxEntries];
 #pragma unroll
   for (int e = 0; e < kMaxEntries; ++e) {
     if (e >= problem.entries) break;
@@ -77,34 +42,54 @@ STN_FUNCTION void put_sums(const Descriptor& problem, int64 tile, double (&sums)
   for (int e = threadIdx.x; e < problem.entries; e += kThreads) {
     double sum = 0.0;
     for (int w = 0; w < kWarps; ++w) sum += warps[w][e];
-    problem.sums[tile * problem.entries + e] = sum;
+    if (problem.finishes) grad_matrix[e] = sum;
+    else in_device_memory(problem.sums)[tile * problem.entries + e] = sum;
+  }
+  if (!problem.finishes) return;
+  __syncthreads();
+  const int k = threadIdx.x;
+  if (k < problem.count) put_number(problem.grad_parameters, n, k, grad_theta_of(problem, k, grad_matrix));
+}
+
+// Adds the slopes of some units of a tile.
+STN_FUNCTION void add_units(const Descriptor& problem, const Place& place, const Rays& rays, UnitWalk walk,
+                            const T (&slopes)[kTilePixels][D], double (&sums)[kMaxEntries]) {
+#pragma unroll 1
+  for (int slot = threadIdx.x; slot < kTilePixels; slot += kThreads, walk.go_on()) {
+    Pixel pixel;
+    if (walk.pixel < pixels_of(problem.target) && pixel_of(place, problem.target, walk.pixel, pixel))
+      add_point(rays, pixel, slopes[slot], sums);
   }
 }
 
+// First the slopes of as many units of a tile as there is room for, then their sums: neither takes registers from the
+// other.
 template <bool Interleaved>
 STN_FUNCTION void matrix_tiles(const Launch& launch) {
-  constexpr int N = kGroup<Interleaved>;
+  __shared__ T slopes[kTilePixels][D];
   for (TileLoop loop(launch); loop.goes_on(); ++loop.tile) {
     const Descriptor& problem = problem_of(launch, loop);
     const Place place = place_of(problem.target, loop.tile_of_problem());
-    const Rays rays = load_rays(problem, place.n);
-    const Units<N, Interleaved> units(problem, problem.target);
-    double sums[kMaxEntries] = {};
-    bool interior = false;
-    if constexpr (kHasInterior) {
-      interior = is_interior<Interleaved>(problem, problem.target, place, rays);
-      if (interior) add_interior<N, Interleaved>(problem, place, rays, units, sums);
+    const Generator<true> generator(problem, place.n);
+    if constexpr (Interleaved) {
+      const int groups = problem.channels / kGroup<true>, count = pixels_of(problem.target) * groups;
+      double sums[kMaxEntries] = {};
+#pragma unroll 1
+      for (int base = 0; base < count; base += kTilePixels) {
+        if (base > 0) __syncthreads();
+        find_interleaved_slopes(problem, place, generator, base, slopes);
+        __syncthreads();
+        add_units(problem, place, generator.rays, UnitWalk(groups, base), slopes, sums);
+      }
+      put_sums(problem, place.n, loop.tile_of_problem(), sums);
+    } else {
+      if constexpr (kHasWhole) find_quad_slopes(problem, place, generator, slopes);
+      else find_volume_slopes(problem, place, generator, slopes);
+      __syncthreads();
+      double sums[kMaxEntries] = {};
+      add_units(problem, place, generator.rays, UnitWalk(1), slopes, sums);
+      put_sums(problem, place.n, loop.tile_of_problem(), sums);
     }
-    for (int unit = threadIdx.x; !interior && unit < units.count(); unit += kThreads) {
-      Pixel pixel;
-      if (!pixel_of(place, problem.target, units.pixel(unit), pixel)) continue;
-      T x[D], by[D];
-      rays.point(pixel, x);
-      slopes_of<N, Interleaved>(problem, place.n, pixel, x, units.first_channel(unit),
-                                units.last_channel(unit, problem), by);
-      add_point(rays, pixel, x, by, sums);
-    }
-    put_sums(problem, loop.tile_of_problem(), sums);
   }
 }
 
@@ -112,20 +97,22 @@ STN_FUNCTION void matrix_tiles(const Launch& launch) {
 template <bool Interleaved>
 STN_FUNCTION void spline_tiles(const Launch& launch) {
   constexpr int N = kGroup<Interleaved>;
-  __shared__ T slopes[kTilePixels][2];
+  __shared__ T slopes[kTilePixels][D];
   for (TileLoop loop(launch); loop.goes_on(); ++loop.tile) {
     const Descriptor& problem = problem_of(launch, loop);
     const Place place = place_of(problem.target, loop.tile_of_problem());
     const int pixels = pixels_of(problem.target);
-    for (int p = threadIdx.x; p < pixels; p += kThreads) {
-      Pixel pixel;
-      T x[D], by[D] = {};
-      if (pixel_of(place, problem.target, p, pixel)) {
-        field_point(problem, place.n, pixel, x);
-        slopes_of<N, Interleaved>(problem, place.n, pixel, x, 0, problem.channels, by);
+    const Generator<false> generator(problem, place.n);
+    if constexpr (!Interleaved) {
+      find_quad_slopes(problem, place, generator, slopes);
+    } else {
+      for (int p = threadIdx.x; p < pixels; p += kThreads) {
+        Pixel pixel;
+        if (!pixel_of(place, problem.target, p, pixel)) continue;
+        T x[D];
+        generator.point(problem, place.n, pixel, x);
+        slopes_of<N, true>(problem, place.n, pixel, x, 0, problem.channels, slopes[p]);
       }
-      slopes[p][0] = by[0];
-      slopes[p][1] = by[1];
     }
     __syncthreads();
     const int64 all = static_cast<int64>(problem.target.size[0]) * problem.target.size[1];
@@ -139,7 +126,8 @@ STN_FUNCTION void spline_tiles(const Launch& launch) {
       }
       for (int a = 0; a < 2; ++a) {
         const double sum = warp_sum(sums[a]);
-        if (threadIdx.x % kWarp == 0) problem.sums[(loop.tile_of_problem()) * problem.count + 2 * k + a] = sum;
+        if (threadIdx.x % kWarp == 0)
+          in_device_memory(problem.sums)[loop.tile_of_problem() * problem.count + 2 * k + a] = sum;
       }
     }
   }

@@ -33,6 +33,9 @@ struct Rays {
     return sum;
   }
 
+  // Whether rows of the target lead through more rows of the source than columns.
+  STN_MEMBER bool is_steep() const { return magnitude(at[D + 1]) > T(kSteep) * magnitude(at[0]); }
+
   STN_MEMBER T divisor(const Pixel& pixel) const { return projective ? ray(D, pixel) : T(1); }
 
   STN_MEMBER void point(const Pixel& pixel, T (&x)[D]) const {
@@ -41,7 +44,7 @@ struct Rays {
     if (D == 3 || !projective) return;
     const T w = divisor(pixel);
 #pragma unroll
-    for (int a = 0; a < D; ++a) x[a] /= w;
+    for (int a = 0; a < D; ++a) x[a] = x[a] / w + T(0);
   }
 };
 
@@ -52,7 +55,8 @@ STN_FUNCTION Rays load_rays(const Descriptor& problem, int n) {
     __syncthreads();
     if (threadIdx.x == 0) held().n = n;
 #pragma unroll 1
-    for (int e = threadIdx.x; e < problem.entries; e += kThreads) entries[e] = static_cast<T>(entry_of(problem, n, e));
+    for (int e = threadIdx.x; e < problem.entries; e += kThreads)
+      entries[e] = static_cast<T>(entry_of(problem, n, e)) + T(0);  // no coordinate is -0 then
     __syncthreads();
   }
   return {entries, static_cast<Kind>(problem.kind) == Kind::homography};
@@ -110,6 +114,13 @@ struct Generator<true> {
 
   STN_MEMBER Generator(const Descriptor& problem, int n) : rays(load_rays(problem, n)) {}
   STN_MEMBER void point(const Descriptor&, int, const Pixel& pixel, T (&x)[D]) const { rays.point(pixel, x); }
+  // Where it does not divide, which is known of a tile.
+  STN_MEMBER void simple_point(const Descriptor&, int, const Pixel& pixel, T (&x)[D]) const {
+#pragma unroll
+    for (int a = 0; a < D; ++a) x[a] = rays.ray(a, pixel);
+  }
+  STN_MEMBER bool divides() const { return rays.projective; }
+  STN_MEMBER bool is_steep() const { return rays.is_steep(); }
 };
 
 template <>
@@ -117,7 +128,14 @@ struct Generator<false> {
   STN_MEMBER Generator(const Descriptor&, int) {}
   STN_MEMBER void point(const Descriptor& problem, int n, const Pixel& pixel, T (&x)[D]) const {
     field_point(problem, n, pixel, x);
+#pragma unroll
+    for (int a = 0; a < D; ++a) x[a] += T(0);  // no coordinate is -0 then
   }
+  STN_MEMBER void simple_point(const Descriptor& problem, int n, const Pixel& pixel, T (&x)[D]) const {
+    point(problem, n, pixel, x);
+  }
+  STN_MEMBER bool divides() const { return false; }
+  STN_MEMBER bool is_steep() const { return false; }
 };
 
 // Either of them, as the descriptor says.

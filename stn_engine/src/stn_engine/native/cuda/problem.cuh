@@ -1,19 +1,13 @@
 // Which problem of a launch a thread block works on, and where: `structures.h` says how the host describes it.
 //
-// Axes are in the order x, y, z; strides are in elements. A thread block works on one tile of one problem at a time: it
-// finds the problem by the first tiles of all of them, and copies its descriptor into shared memory.
+// Axes are in the order x, y, z; strides are in elements. A thread block works on one tile of one problem at a time.
+// One problem comes with the launch. Of several there is a table, in which a block finds its own by the first tiles of
+// all. Either way its descriptor is copied into shared memory.
 #pragma once
 
 #include "storage.cuh"
 
 namespace stn {
-
-struct Launch {
-  const Descriptor* problems;
-  const int64* starts;  // the first tile of every problem
-  int64 tiles;
-  int64 count;  // of problems
-};
 
 // Where a tile lies.
 struct Place {
@@ -23,6 +17,7 @@ struct Place {
 
 // What shared memory holds of a launch; no thread writes it before all have read it.
 struct Held {
+  Descriptor problem;   // that of the present tile
   int64 last;           // behind the tiles of the thread block
   int64 first, behind;  // tiles of the problem
   int n;                // of whose theta the matrix is there; -1: of none
@@ -31,6 +26,19 @@ struct Held {
 STN_FUNCTION Held& held() {
   __shared__ Held state;
   return state;
+}
+
+// Takes over a descriptor, a word each thread; `word(k)` reads one. Everybody has to meet before it is there.
+template <class Word>
+STN_FUNCTION void hold_problem(int64 first, int64 behind, Word word) {
+  if (threadIdx.x == 0) {
+    held().first = first;
+    held().behind = behind;
+    held().n = -1;
+  }
+#pragma unroll 1
+  for (int k = threadIdx.x; k < static_cast<int>(sizeof(Descriptor) / 8); k += kThreads)
+    reinterpret_cast<int64*>(&held().problem)[k] = word(k);
 }
 
 // The tiles of a thread block are neighbours, so that most of them find their problem in shared memory, and its matrix
@@ -45,6 +53,8 @@ struct TileLoop {
       held().last = tile + count < launch.tiles ? tile + count : launch.tiles;
       held().behind = 0;
     }
+    if (launch.count == 1)
+      hold_problem(0, launch.tiles, [&](int k) { return reinterpret_cast<const int64*>(&launch.problem)[k]; });
     __syncthreads();
   }
 
@@ -55,29 +65,22 @@ struct TileLoop {
 // The descriptor of the present tile. Every thread must call it, and none returns before all have: what it says holds
 // until the next call, and shared memory that was read before may be written after.
 STN_FUNCTION const Descriptor& problem_of(const Launch& launch, const TileLoop& loop) {
-  __shared__ Descriptor problem;
   if (loop.tile < held().behind) {
     __syncthreads();
-    return problem;
+    return held().problem;
   }
-  const int64 tile = loop.tile;
   int below = 0;
 #pragma unroll 1
   for (int64 base = 0; base < launch.count; base += kThreads) {
     const int64 at = base + threadIdx.x;
-    below += __syncthreads_count(at < launch.count && fetched(launch.starts + at) <= tile);
+    below += __syncthreads_count(at < launch.count && fetched(launch.starts + at) <= loop.tile);
   }
-  const Descriptor* found = launch.problems + (below - 1);
-  if (threadIdx.x == 0) {
-    held().first = fetched(launch.starts + (below - 1));
-    held().behind = below < launch.count ? fetched(launch.starts + below) : launch.tiles;
-    held().n = -1;
-  }
-#pragma unroll 1
-  for (int word = threadIdx.x; word < static_cast<int>(sizeof(Descriptor) / 8); word += kThreads)
-    reinterpret_cast<int64*>(&problem)[word] = fetched(reinterpret_cast<const int64*>(found) + word);
+  const int64* found = reinterpret_cast<const int64*>(launch.table + (below - 1));
+  hold_problem(fetched(launch.starts + (below - 1)),
+               below < launch.count ? fetched(launch.starts + below) : launch.tiles,
+               [&](int k) { return fetched(found + k); });
   __syncthreads();
-  return problem;
+  return held().problem;
 }
 
 STN_FUNCTION Place place_of(const Tiling& tiling, int64 index) {
@@ -85,9 +88,9 @@ STN_FUNCTION Place place_of(const Tiling& tiling, int64 index) {
   const bool small = index >> 32 == 0;
   const int n =
       small ? static_cast<int>(static_cast<unsigned>(index) / tiling.count) : static_cast<int>(index / tiling.count);
-  const int tile = static_cast<int>(index - static_cast<int64>(n) * tiling.count);
-  return {n, tile % tiling.across << (tiling.width_log + kPatchWidthLog),
-          tile / tiling.across << (tiling.height_log + kPatchHeightLog)};
+  const unsigned tile = static_cast<unsigned>(index - static_cast<int64>(n) * tiling.count), across = tiling.across;
+  return {n, static_cast<int>(tile % across) << (tiling.width_log + kPatchWidthLog),
+          static_cast<int>(tile / across) << (tiling.height_log + kPatchHeightLog)};
 }
 
 // A pixel of a map.
@@ -145,8 +148,8 @@ STN_FUNCTION double number_at(const char* data, int wide, int64 index) {
 }
 
 STN_FUNCTION void put_number(char* data, int wide, int64 index, double value) {
-  if (wide) reinterpret_cast<double*>(data)[index] = value;
-  else reinterpret_cast<float*>(data)[index] = static_cast<float>(value);
+  if (wide) in_device_memory(reinterpret_cast<double*>(data))[index] = value;
+  else in_device_memory(reinterpret_cast<float*>(data))[index] = static_cast<float>(value);
 }
 
 // Where number k of batch item n is.
@@ -163,8 +166,16 @@ STN_FUNCTION void put_number(const Numbers& numbers, int n, int k, double value)
   put_number(numbers.data, numbers.wide, index_of(numbers, n, k), value);
 }
 
+// Number k of the gradient of a theta: the transpose of the factors, times the gradient of the matrix.
+STN_FUNCTION double grad_theta_of(const Descriptor& problem, int k, const double* grad_matrix) {
+  double sum = 0.0;
+#pragma unroll 3
+  for (int e = 0; e < problem.entries; ++e)
+    sum = fused(fetched(problem.factors + e * (problem.count + 1) + k), grad_matrix[e], sum);
+  return sum;
+}
+
 }  // namespace stn
 
-#define STN_ARGUMENTS const stn::Descriptor *problems, const stn::int64 *starts, stn::int64 tiles, stn::int64 count
-#define STN_LAUNCH \
-  stn::Launch { problems, starts, tiles, count }
+// By value, so that nothing has to be copied to the device for one problem.
+#define STN_ARGUMENTS const __grid_constant__ stn::Launch launch

@@ -41,36 +41,37 @@ STN_FUNCTION Padded<T> padded(T x, const Descriptor& problem, int a) {
   return {clamp_to(x, T(-4), static_cast<T>(size + 3)), T(1)};  // reads nothing there, and fits an int
 }
 
-// First pixel and weights of a coordinate that padding has moved.
-STN_FUNCTION T weigh(Padded<T> at, bool zero_subgradient, AxisTaps& taps) {
+// The pixel that weights of a coordinate count from: the nearest one, or the last one before it.
+STN_FUNCTION T anchor_of(T x) { return K == 1 ? round_of(x) : floor_of(x); }
+
+// Weights of a coordinate that padding has moved.
+STN_FUNCTION void weigh(Padded<T> at, T anchor, bool zero_subgradient, AxisTaps& taps) {
   if constexpr (K == 1) {
     taps.weight[0] = T(1);
     taps.slope[0] = T(0);
-    return round_of(at.x);
   } else if constexpr (K == 2) {
-    const T first = floor_of(at.x), t = at.x - first;
+    const T t = at.x - anchor;
     const T slope = zero_subgradient & (t == T(0)) ? T(0) : at.slope;
     taps.weight[0] = T(1) - t;
     taps.weight[1] = t;
     taps.slope[0] = -slope;
     taps.slope[1] = slope;
-    return first;
   } else {
-    const T below = floor_of(at.x);
-    const Keys<T> cubic = keys(at.x - below);
+    const Keys<T> cubic = keys(at.x - anchor);
 #pragma unroll
     for (int k = 0; k < K; ++k) {
       taps.weight[k] = cubic.weight[k];
       taps.slope[k] = cubic.slope[k];
     }
-    return below - T(1);
   }
 }
 
 STN_FUNCTION AxisTaps axis_taps(T x, const Descriptor& problem, int a) {
   const int size = problem.source.size[a];
   AxisTaps taps;
-  const T first = weigh(padded(x, problem, a), problem.zero_subgradient != 0, taps);
+  const Padded<T> at = padded(x, problem, a);
+  const T anchor = anchor_of(at.x), first = K == 4 ? anchor - T(1) : anchor;
+  weigh(at, anchor, problem.zero_subgradient != 0, taps);
 #pragma unroll
   for (int k = 0; k < K; ++k) {
     T place = first + static_cast<T>(k);

@@ -17,11 +17,13 @@ constexpr int K = taps_of(STN_INTERPOLATION);  // taps per axis
 // Blocks of threads that share a multiprocessor, for which the compiler bounds the registers of a thread: more of them
 // hide more of the time that reads take, until registers no longer suffice and go to memory.
 constexpr bool kIsWide = sizeof(T) == 8 || D == 3;  // needs about twice the registers
-constexpr int kBlocks = kIsWide ? 2 : K == 4 ? 3 : 4;
-constexpr int kVectorBlocks = kIsWide ? 2 : 3;
+constexpr int kBlocks = kIsWide ? 2 : K == 4 || sizeof(S) == 1 ? 3 : 4;
+constexpr int kVectorBlocks = kIsWide || K == 4 ? 2 : 3;
+constexpr int kFieldBlocks = kIsWide ? 2 : 3;
 constexpr int kGatherBlocks = kIsWide ? 2 : 3;
 constexpr int kFarBlocks = 2;
-constexpr int kSlopeBlocks = sizeof(T) == 8 ? 1 : 2;
+constexpr int kSlopeBlocks = sizeof(T) == 8 ? 1 : kIsWide || K == 4 ? 2 : 3;
+constexpr int kVectorSlopeBlocks = sizeof(T) == 8 ? 1 : 2;
 
 // Planes of channels that a thread walks together: more share what is known of a point, and take registers.
 constexpr int kPlanes = K == 4 ? 1 : D == 2 ? 3 : 2;
@@ -29,19 +31,19 @@ constexpr int kPlanes = K == 4 ? 1 : D == 2 ? 3 : 2;
 // Whether registers hold all taps of a group of channels, so that all are read before the first is used.
 constexpr bool kHoldsTaps = K < 4;
 
-// Pixels of an interior that a thread reads before it joins the first: what takes long is to wait for the taps of one.
-template <bool Interleaved>
-constexpr int kAtOnce = !Interleaved && K <= 2 && sizeof(T) == 4 ? 2 : 1;
+// Pixels that one thread does together where a tile has enough of them: they share what is known of a tile, and all
+// their taps are under way before the first is used.
+constexpr int kQuad = 4;
 
-// How far a row of the target may lead through rows of the source, in rows a pixel, for a warp to be spread along it
-// instead of over a patch.
-constexpr double kLevelSlope = 0.25;
+// Units of interleaved channels that a thread reads before it joins the first.
+constexpr int kAtOnce = K == 4 || kVector<S> > 4 ? 1 : 2;
+
+// How many rows of the source a row of the target may lead through, for each column, before the lanes of a warp are
+// spread along columns of the target.
+constexpr double kSteep = 1.0;
 
 // Candidates that one thread gathers by itself: pixels with more of them are left to a whole warp, which adds in
 // another order.
 constexpr int kFewCandidates = D == 2 ? 64 : 128;
-
-// Candidates of a row that are read before the first is added; more of them are rare.
-constexpr int kAbreast = 3;
 
 }  // namespace stn

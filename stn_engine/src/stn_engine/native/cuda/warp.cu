@@ -1,5 +1,5 @@
 // The forward kernels, equations (1) and (5) in one step.
-#include "interior.cuh"
+#include "whole.cuh"
 
 namespace stn {
 
@@ -27,13 +27,7 @@ STN_FUNCTION void sample(const Descriptor& problem, const TapPlan& plan, const S
   if constexpr (kHoldsTaps) {
     T taps[kTaps][N];
     read_taps<N, Interleaved>(problem, plan, source, channel, taps);
-    join_taps(
-        plan,
-        [&](int x, int y, int z, T(&tap)[N]) {
-#pragma unroll
-          for (int c = 0; c < N; ++c) tap[c] = taps[(z * K + y) * K + x][c];
-        },
-        values);
+    join_taps(plan, reader_of(taps), values);
   } else {
     T outside[N];
     fill_of(problem, channel, problem.fills != 0, outside);
@@ -63,72 +57,139 @@ STN_FUNCTION void warp_pixel(const Descriptor& problem, const S* source, S* targ
   });
 }
 
-template <int N, bool Interleaved, class Units>
-STN_FUNCTION void warp_interior(const Descriptor& problem, const Place& place, const Rays& rays, const Units& units,
-                                const S* source, S* target) {
-  constexpr int Pixels = kAtOnce<Interleaved>;
-  const Affinity affinity(rays);
-  const bool by_rows = affinity.is_level();
-  const int count = units.count();
+// Joins the taps of whole points, plane by plane.
+STN_FUNCTION void warp_whole(const Descriptor& problem, const WholePoint (&points)[kQuad], const S* source, S* target,
+                             const QuadSteps& to) {
+  const Map& map = problem.feature_map;
 #pragma unroll 1
-  for (int unit = threadIdx.x; unit < count; unit += Pixels * kThreads) {
-    InteriorTaps taps[Pixels];
-    int to[Pixels];
+  for (int left = problem.channels; left > 0; --left) {
+    T taps[kQuad][kTaps][1], values[kQuad];
 #pragma unroll
-    for (int p = 0; p < Pixels; ++p) {
-      const int mine = smaller(unit + p * kThreads, count - 1);  // the last pixel may be done twice
-      int x, y;
-      place_in_tile(problem.target, units.pixel(mine), by_rows, x, y);
-      x += place.x;
-      y += place.row;
-      taps[p].weigh_at(affinity, problem.feature_map, static_cast<T>(x), static_cast<T>(y), false);
-      to[p] = x * problem.output.stride[0] + y * problem.output.stride[1];
-      if (!Interleaved) continue;
-      taps[p].first += units.first_channel(mine);
-      to[p] += units.first_channel(mine);
+    for (int p = 0; p < kQuad; ++p) read_whole<1, false>(source + points[p].first, 1, 0, map, taps[p]);
+#pragma unroll
+    for (int p = 0; p < kQuad; ++p) {
+      T value[1];
+      join_taps(points[p], reader_of(taps[p]), value);
+      values[p] = value[0];
     }
-    for_groups<N, Interleaved>(0, Interleaved ? N : problem.channels, [&](auto channels, int first) {
-      constexpr int M = decltype(channels)::kCount;
-      const S* from = source + first * problem.feature_map.channel_stride;
-      T read[Pixels][K * K][M];
+    to.store(target, values);
+    source += map.channel_stride;
+    target += problem.output.channel_stride;
+  }
+}
+
+// The same where the channels of a pixel lie side by side, but not in whole vectors.
+STN_FUNCTION void warp_packed(const Descriptor& problem, const WholePoint (&points)[kQuad], const S* source, S* target,
+                              int step) {
+  const Map& map = problem.feature_map;
+  for_groups<3, false>(0, problem.channels, [&](auto count, int first) {
+    constexpr int M = decltype(count)::kCount;
 #pragma unroll
-      for (int p = 0; p < Pixels; ++p)
-        read_interior<M, Interleaved>(from + taps[p].first, problem.feature_map, read[p]);
-      S* into = target + first * problem.output.channel_stride;
+    for (int p = 0; p < kQuad; ++p) {
+      T taps[kTaps][M], values[M];
+      read_whole<M, false>(source + first + points[p].first, map.stride[0], 1, map, taps);
+      join_taps(points[p], reader_of(taps), values);
+      store_channels<M, false>(target + first + p * step, 1, M, values);
+    }
+  });
+}
+
+template <class Generator>
+STN_FUNCTION void warp_quads(const Descriptor& problem, const Place& place, const Generator& generator,
+                             const S* source, S* target) {
+  const Quad quad(place, problem.target, generator.is_steep());
+  const bool are_planes = problem.feature_map.stride[0] == 1;
+  const bool are_packed = problem.feature_map.channel_stride == 1 && problem.output.channel_stride == 1;
+  if ((are_planes || are_packed) &&
+      find_quad(problem, place.n, generator, quad, false, [&](const WholePoint(&points)[kQuad]) {
+        const QuadSteps to(problem.output, target, quad.is_row);
+        S* first = target + offset_of<D>(problem.output, 0, quad.pixel(0));
+        if (are_planes) warp_whole(problem, points, source, first, to);
+        else warp_packed(problem, points, source, first, to.step);
+      }))
+    return;
+#pragma unroll 1
+  for (int p = 0; p < kQuad; ++p) {
+    if (!quad.has(p, problem.target)) continue;
+    const Pixel pixel = quad.pixel(p);
+    T x[D];
+    generator.point(problem, place.n, pixel, x);
+    warp_pixel<kPlanes, false>(problem, source, target, pixel, x, 0, problem.channels);
+  }
+}
+
+template <class Generator>
+STN_FUNCTION void warp_interleaved(const Descriptor& problem, const Place& place, const Generator& generator,
+                                   const S* source, S* target) {
+  constexpr int N = kGroup<true>;
+  const int pixels = pixels_of(problem.target);
+  const bool is_simple = !generator.divides();
+  const Inside inside(problem, false);
+  UnitWalk walk(problem.channels / N);
+#pragma unroll 1
+  while (walk.pixel < pixels) {
+    int numbers[kAtOnce], channels[kAtOnce];
+    Pixel at[kAtOnce];
+    WholePoint points[kAtOnce];
+    bool are_whole = is_simple;
 #pragma unroll
-      for (int p = 0; p < Pixels; ++p) {
-        T values[M];
-        join_taps(taps[p], reader_of(read[p]), values);
-        store_channels<M, Interleaved>(into + to[p], problem.output.channel_stride, M, values);
+    for (int k = 0; k < kAtOnce; ++k, walk.go_on()) {
+      numbers[k] = walk.pixel;
+      channels[k] = walk.group * N;
+      are_whole = are_whole && walk.pixel < pixels &&
+                  find_whole(problem, place, generator, inside, walk.pixel, at[k], points[k]);
+    }
+    if (are_whole) {
+      T taps[kAtOnce][kTaps][N];
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k)
+        read_whole<N, true>(source + (points[k].first + static_cast<unsigned>(channels[k])),
+                            problem.feature_map.stride[0], 1, problem.feature_map, taps[k]);
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) {
+        T values[N];
+        join_taps(points[k], reader_of(taps[k]), values);
+        store_channels<N, true>(target + offset_of<D>(problem.output, 0, at[k]) + channels[k], 1, N, values);
       }
-    });
+      continue;
+    }
+#pragma unroll
+    for (int k = 0; k < kAtOnce; ++k) {
+      if (numbers[k] >= pixels || !pixel_of(place, problem.target, numbers[k], at[k])) continue;
+      T x[D];
+      generator.point(problem, place.n, at[k], x);
+      warp_pixel<N, true>(problem, source, target, at[k], x, channels[k], channels[k] + N);
+    }
+  }
+}
+
+// Volumes, unit by unit.
+template <bool Interleaved, class Generator>
+STN_FUNCTION void warp_units(const Descriptor& problem, const Place& place, const Generator& generator,
+                             const S* source, S* target) {
+  constexpr int N = kGroup<Interleaved>;
+  const Units<N, Interleaved> units(problem, problem.target);
+  for (int unit = threadIdx.x; unit < units.count(); unit += kThreads) {
+    Pixel pixel;
+    if (!pixel_of(place, problem.target, units.pixel(unit), pixel)) continue;
+    T x[D];
+    generator.point(problem, place.n, pixel, x);
+    warp_pixel<N, Interleaved>(problem, source, target, pixel, x, units.first_channel(unit),
+                               units.last_channel(unit, problem));
   }
 }
 
 template <bool Matrix, bool Interleaved>
 STN_FUNCTION void warp_tiles(const Launch& launch) {
-  constexpr int N = kGroup<Interleaved>;
   for (TileLoop loop(launch); loop.goes_on(); ++loop.tile) {
     const Descriptor& problem = problem_of(launch, loop);
     const Place place = place_of(problem.target, loop.tile_of_problem());
     const Generator<Matrix> generator(problem, place.n);
-    const Units<N, Interleaved> units(problem, problem.target);
     const S* source = maps_of(problem.feature_map, place.n);
     S* target = maps_of(problem.output, place.n);
-    if constexpr (Matrix && kHasInterior) {
-      if (is_interior<Interleaved>(problem, problem.target, place, generator.rays)) {
-        warp_interior<N, Interleaved>(problem, place, generator.rays, units, source, target);
-        continue;
-      }
-    }
-    for (int unit = threadIdx.x; unit < units.count(); unit += kThreads) {
-      Pixel pixel;
-      if (!pixel_of(place, problem.target, units.pixel(unit), pixel)) continue;
-      T x[D];
-      generator.point(problem, place.n, pixel, x);
-      warp_pixel<N, Interleaved>(problem, source, target, pixel, x, units.first_channel(unit),
-                                 units.last_channel(unit, problem));
-    }
+    if constexpr (kHasWhole && Interleaved) warp_interleaved(problem, place, generator, source, target);
+    else if constexpr (kHasWhole) warp_quads(problem, place, generator, source, target);
+    else warp_units<Interleaved>(problem, place, generator, source, target);
   }
 }
 
@@ -136,5 +197,5 @@ STN_FUNCTION void warp_tiles(const Launch& launch) {
 
 STN_KERNEL(stn_warp_matrix_planes, stn::kBlocks, stn::warp_tiles<true, false>)
 STN_KERNEL(stn_warp_matrix_interleaved, stn::kVectorBlocks, stn::warp_tiles<true, true>)
-STN_KERNEL(stn_warp_field_planes, stn::kVectorBlocks, stn::warp_tiles<false, false>)
-STN_KERNEL(stn_warp_field_interleaved, stn::kVectorBlocks, stn::warp_tiles<false, true>)
+STN_KERNEL(stn_warp_field_planes, stn::kFieldBlocks, stn::warp_tiles<false, false>)
+STN_KERNEL(stn_warp_field_interleaved, stn::kFieldBlocks, stn::warp_tiles<false, true>)
