@@ -7,34 +7,6 @@
 
 namespace stn::STN_ISA {
 
-// Sixteen numbers, register by register: as one piece GCC would take them by way of the stack.
-template <class E>
-STN_FUNCTION Lanes<E> taken(const E* from) {
-  return Lanes<E>::each([&](int p) {
-    typename RegisterOf<E>::type numbers;
-    std::memcpy(&numbers, from + p * kRegisterBytes / static_cast<int>(sizeof(E)), sizeof numbers);
-    return numbers;
-  });
-}
-
-template <class E>
-STN_FUNCTION void put(const Lanes<E>& lanes, E* to) {
-  for (int p = 0; p < Lanes<E>::kParts; ++p)
-    std::memcpy(to + p * kRegisterBytes / static_cast<int>(sizeof(E)), &lanes.part[p], sizeof lanes.part[p]);
-}
-
-// The same numbers as float64.
-STN_FUNCTION Lanes<double> widened_lanes(const Lanes<double>& lanes) { return lanes; }
-
-STN_FUNCTION Lanes<double> widened_lanes(const Lanes<float>& lanes) {
-  typedef float Half __attribute__((vector_size(kRegisterBytes / 2)));
-  return Lanes<double>::each([&](int p) {
-    Half half;
-    std::memcpy(&half, reinterpret_cast<const char*>(&lanes.part[p / 2]) + (p % 2) * sizeof half, sizeof half);
-    return __builtin_convertvector(half, typename RegisterOf<double>::type);
-  });
-}
-
 // One channel at the points of a block: V, and its slopes by the coordinates in pixels.
 template <class T, int D>
 struct Samples {
@@ -101,8 +73,8 @@ STN_FUNCTION void weights_of(const Objective& objective, const Block& block, con
   }
 }
 
-// Sums over target pixels of q times the products of at most Degree of their lattice coordinates (j, i, k, 1): pairs c <=
-// d of these in order, or each alone. In sixteen lanes that a fixed tree joins.
+// Sums over target pixels of q times the products of at most Degree of their lattice coordinates (j, i, k, 1): pairs c
+// <= d of these in order, or each alone. In sixteen lanes that a fixed tree joins.
 template <int D, int Degree>
 class LatticeSums {
  public:
@@ -113,7 +85,7 @@ class LatticeSums {
     // Along a row i and k are the same, and j is the first one and a step.
     Lanes<double> sum{}, by_step{}, by_steps{};
     for (int b = 0; b < block.count; b += kLanes) {
-      const Lanes<double> value = taken(q + b), step = widened_lanes(counting<float>() + static_cast<float>(b));
+      const Lanes<double> value = load(q + b), step = converted<double>(counting<float>() + static_cast<float>(b));
       const Lanes<double> once = value * step;
       sum += value, by_step += once;
       if constexpr (Degree == 2) by_steps += once * step;
@@ -145,7 +117,7 @@ class LatticeSums {
     const Placer<double, D> places(block);
     for (int b = 0; b < block.count; b += kLanes) {
       const Places<double, D> at = places(b);
-      const Lanes<double> value = taken(q + b);
+      const Lanes<double> value = load(q + b);
       int place = 0;
       for (int c = 0; c <= D; ++c) {
         const Lanes<double> once = c < D ? value * at.at[c] : value;
@@ -165,14 +137,14 @@ class MomentSums {
  public:
   template <class T>
   STN_MEMBER void add(const Lanes<T>& w, const Lanes<T>& V, const Lanes<T>& F, double delta) {
-    const Lanes<double> weight = widened_lanes(w);
+    const Lanes<double> weight = converted<double>(w);
     if constexpr (kind == Loss::ncc) {
-      const Lanes<double> moving = widened_lanes(V), fixed = widened_lanes(F);
+      const Lanes<double> moving = converted<double>(V), fixed = converted<double>(F);
       const Lanes<double> of_moving = weight * moving, of_fixed = weight * fixed;
       sums_[0] += of_moving, sums_[1] += of_fixed;
       sums_[2] += of_moving * moving, sums_[3] += of_fixed * fixed, sums_[4] += of_moving * fixed;
     } else {
-      const Lanes<double> e = widened_lanes(V - F);
+      const Lanes<double> e = converted<double>(V - F);
       if constexpr (kind == Loss::ssd) sums_[0] += weight * e * e;
       else sums_[0] += weight * huber(e, delta);
     }
@@ -231,7 +203,7 @@ class ObjectiveRunner {
     for (int b = 0; b < block.count; b += kLanes) {
       const Lanes<T> w = load(weights_ + b);
       counted |= w != Lanes<T>{};
-      if (pass_.moments) sum += widened_lanes(w);
+      if (pass_.moments) sum += converted<double>(w);
     }
     moments_[kWeight] += sum;
     const bool is_needed = any_of(counted);
@@ -307,21 +279,20 @@ class ObjectiveRunner {
       Lanes<T> slope[D];
       for (int a = 0; a < D; ++a) {
         slope[a] = masked(counted, load(samples_.slope[a] + b));
-        accumulate(G * slope[a], is_first, by_coordinate_[a] + b);
+        put(G * slope[a], is_first, by_coordinate_[a] + b);
       }
       if (!curves) continue;
       const Lanes<T> curvature = curved<kind>(w, V - F);
       for (int a = 0, entry = 0; a < D; ++a)
-        for (int c = a; c < D; ++c, ++entry) accumulate(curvature * slope[a] * slope[c], is_first, curvature_[entry] + b);
+        for (int c = a; c < D; ++c, ++entry) put(curvature * slope[a] * slope[c], is_first, curvature_[entry] + b);
     }
     if (moments) sums.add_to(moments_);
   }
 
   // Adds sixteen numbers to those of the channels before.
-  STN_MEMBER static void accumulate(const Lanes<T>& terms, bool is_first, double* sums) {
-    const Lanes<double> wide = widened_lanes(terms);
-    if (is_first) put(wide, sums);
-    else put(taken(sums) + wide, sums);
+  STN_MEMBER static void put(const Lanes<T>& terms, bool is_first, double* sums) {
+    if (is_first) store(converted<double>(terms), sums);
+    else store(load(sums) + converted<double>(terms), sums);
   }
 
   // The gradient by V, but for a factor that an item has.
