@@ -174,7 +174,7 @@ def square_loss(V, fixed, w) -> Tensor:
 
 
 def huber_loss(V, fixed, w) -> Tensor:
-    """Likewise."""
+    """As square_loss does."""
     if w is None:
         return F.huber_loss(V, fixed, delta=0.3)
     return weighted_mean(F.huber_loss(V, fixed, reduction="none", delta=0.3), w)
