@@ -204,7 +204,7 @@ class KernelBackend(Generic[P]):
             found.append(operands)  # until the end: they may be copies
             plans.append(self._planned(call))
             addresses.append(where)
-            results.append(assembled(call, parts))
+            results.append(parts[0] if len(parts) == 1 else assembled(call, parts))
         self.run(plans, addresses)
         return results
 
