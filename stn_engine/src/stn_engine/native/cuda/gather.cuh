@@ -155,7 +155,7 @@ STN_FUNCTION int last_reader(const Descriptor& problem, int n) {
 }
 
 STN_FUNCTION const PixelPreimage& preimage_of(const Descriptor& problem, int n) {
-  return problem.preimages[shared_index(n, problem.parameter_batch)];
+  return in_device_memory(problem.preimages)[shared_index(n, problem.parameter_batch)];
 }
 
 constexpr bool kHasNearGather = D == 2 && K == 2;
