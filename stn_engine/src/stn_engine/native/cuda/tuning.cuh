@@ -35,6 +35,9 @@ constexpr bool kHoldsTaps = K < 4;
 // their taps are under way before the first is used.
 constexpr int kQuad = 4;
 
+// Pixels of them that are done together at the border of a map.
+constexpr int kPair = 2;
+
 // Units of interleaved channels that a thread reads before it joins the first.
 constexpr int kAtOnce = K == 4 || kVector<S> > 4 ? 1 : 2;
 
