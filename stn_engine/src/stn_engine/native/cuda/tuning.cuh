@@ -20,7 +20,11 @@ constexpr bool kIsWide = sizeof(T) == 8 || D == 3;  // needs about twice the reg
 constexpr int kBlocks = kIsWide ? 2 : K == 4 || sizeof(S) == 1 ? 3 : 4;
 constexpr int kVectorBlocks = kIsWide || K == 4 ? 2 : 3;
 constexpr int kFieldBlocks = kIsWide ? 2 : 3;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kGatherBlocks = 2;  // the compiler takes more registers for these devices
+#else
 constexpr int kGatherBlocks = kIsWide ? 2 : 3;
+#endif
 constexpr int kFarBlocks = 2;
 constexpr int kSlopeBlocks = sizeof(T) == 8 ? 1 : kIsWide || K == 4 ? 2 : 3;
 constexpr int kVectorSlopeBlocks = sizeof(T) == 8 ? 1 : 2;
