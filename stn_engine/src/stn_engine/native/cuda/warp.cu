@@ -57,25 +57,36 @@ STN_FUNCTION void warp_pixel(const Descriptor& problem, const S* source, S* targ
   });
 }
 
-// Joins the taps of whole points, plane by plane.
+// Joins the taps of whole points, some planes at a time: all taps of a pair of pixels are under way before the first is
+// used.
 STN_FUNCTION void warp_whole(const Descriptor& problem, const WholePoint (&points)[kQuad], const S* source, S* target,
                              const QuadSteps& to) {
   const Map& map = problem.feature_map;
-#pragma unroll 1
-  for (int left = problem.channels; left > 0; --left) {
-    T taps[kQuad][kTaps][1], values[kQuad];
+  for_groups<kPlanes, false>(0, problem.channels, [&](auto count, int) {
+    constexpr int M = decltype(count)::kCount;
+    T values[M][kQuad];
 #pragma unroll
-    for (int p = 0; p < kQuad; ++p) read_whole<1, false>(source + points[p].first, 1, 0, map, taps[p]);
+    for (int first = 0; first < kQuad; first += kPair) {
+      T taps[kPair][M][kTaps][1];
 #pragma unroll
-    for (int p = 0; p < kQuad; ++p) {
-      T value[1];
-      join_taps(points[p], reader_of(taps[p]), value);
-      values[p] = value[0];
+      for (int k = 0; k < kPair; ++k) {
+        const S* from = source + points[first + k].first;
+#pragma unroll
+        for (int c = 0; c < M; ++c, from += map.channel_stride) read_whole<1, false>(from, 1, 0, map, taps[k][c]);
+      }
+#pragma unroll
+      for (int k = 0; k < kPair; ++k)
+#pragma unroll
+        for (int c = 0; c < M; ++c) {
+          T value[1];
+          join_taps(points[first + k], reader_of(taps[k][c]), value);
+          values[c][first + k] = value[0];
+        }
     }
-    to.store(target, values);
-    source += map.channel_stride;
-    target += problem.output.channel_stride;
-  }
+#pragma unroll
+    for (int c = 0; c < M; ++c, target += problem.output.channel_stride) to.store(target, values[c]);
+    source += M * map.channel_stride;
+  });
 }
 
 // The same where the channels of a pixel lie side by side, but not in whole vectors.
