@@ -18,11 +18,19 @@ from google.protobuf.descriptor_pb2 import (
     ServiceDescriptorProto,
 )
 
-from stn_proto.v1 import arena_pb2, errors_pb2, server_info_pb2, service_pb2, tensor_pb2, warp_pb2
+from stn_proto.v1 import (
+    arena_pb2,
+    errors_pb2,
+    many_pb2,
+    server_info_pb2,
+    service_pb2,
+    tensor_pb2,
+    warp_pb2,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "contract.txtpb"
 
-FILES = (errors_pb2, tensor_pb2, warp_pb2, server_info_pb2, service_pb2, arena_pb2)
+FILES = (errors_pb2, tensor_pb2, warp_pb2, server_info_pb2, many_pb2, service_pb2, arena_pb2)
 
 
 def present() -> FileDescriptorSet:

@@ -13,7 +13,7 @@ from stn_proto.codec import (
     to_payload,
 )
 from stn_proto.errors import FrameTooLargeError, WireFormatError
-from stn_proto.framing import Frame, gaps, join, split, values
+from stn_proto.framing import Frame, gaps, join, join_nest, split, split_nest, values
 
 __all__ = [
     "Declaration",
@@ -25,8 +25,10 @@ __all__ = [
     "get_declaration",
     "get_tensor",
     "join",
+    "join_nest",
     "put_tensor",
     "split",
+    "split_nest",
     "to_payload",
     "values",
 ]

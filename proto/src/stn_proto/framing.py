@@ -9,14 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
 
 from stn_proto.errors import FrameTooLargeError, WireFormatError
 from stn_proto.limits import MAX_FIELDS, PAYLOAD_ALIGNMENT_BYTES
+
+NESTED_FIELD = 1
+"""Of the calls of a ComputeManyRequest, and of the replies of a ComputeManyReply."""
 
 PAYLOADS_FIELD = 15
 ALIGNMENT_FIELD = 14
 
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
+_NESTED_TAG = NESTED_FIELD << 3 | _LENGTH_DELIMITED
 _PAYLOAD_TAG = PAYLOADS_FIELD << 3 | _LENGTH_DELIMITED
 _ALIGNMENT_TAG = ALIGNMENT_FIELD << 3 | _LENGTH_DELIMITED
 _MAX_VARINT_BYTES = 10
@@ -133,6 +139,67 @@ def split(message: bytes) -> tuple[bytes, list[memoryview]]:
     return frame.envelope, frame.cut(message)
 
 
+class Nest(NamedTuple):
+    """A message that holds others: of ComputeMany, a request or a reply."""
+
+    nested: list[bytes]
+    """The messages within, serialized, without payloads."""
+    payloads: list[memoryview]
+    """Those of all of them: read-only views that keep the whole message alive."""
+    rest: bytes
+    """What else stands in it: nothing, unless it is of a newer contract."""
+
+
+def split_nest(message: bytes, max_nested: int | None = None) -> Nest:
+    """Cuts a request or a reply of ComputeMany into the messages within and all payloads.
+
+    Args:
+        message: Serialized bytes, as they came from the network.
+        max_nested: The most messages within that are taken; None: any number.
+
+    Raises:
+        FrameTooLargeError: There are more.
+        WireFormatError: `message` is not protobuf, or has too many fields.
+    """
+    nested: list[bytes] = []
+    payloads: list[memoryview] = []
+    pieces: list[bytes] = []
+    others = 0
+    view = memoryview(message)
+    for tag, start, value_start, end in _fields(message):
+        if tag == _PAYLOAD_TAG:
+            payloads.append(view[value_start:end])
+        elif tag == _NESTED_TAG:
+            if len(nested) == max_nested:
+                remedy = "Send fewer calls at once."
+                raise FrameTooLargeError("calls", max_nested, "calls", "more", remedy)
+            nested.append(message[value_start:end])
+        else:
+            others += 1
+            if others - len(payloads) > MAX_FIELDS:
+                expected = f"at most {MAX_FIELDS} fields beside calls and payloads"
+                raise WireFormatError("message", expected, "more")
+            if tag != _ALIGNMENT_TAG:
+                pieces.append(message[start:end])
+    return Nest(nested, payloads, b"".join(pieces))
+
+
+def join_nest(nested: Iterable[bytes], payloads: Sequence[memoryview | bytes]) -> bytes:
+    """Serializes a request or a reply of ComputeMany; see `split_nest`.
+
+    Args:
+        nested: The messages within, serialized, without payloads.
+        payloads: Those of all of them, one message after the other, copied exactly once.
+    """
+    pieces: list[memoryview | bytes] = []
+    for message in nested:
+        pieces += (_header(_NESTED_TAG, len(message)), message)
+    size = sum(map(len, pieces))
+    for gap, payload in zip(gaps(size, map(len, payloads)), payloads, strict=True):
+        pieces += (gap, payload)
+    return b"".join(pieces)
+
+
 def join(envelope: bytes, payloads: Sequence[memoryview | bytes]) -> bytes:
     """Serializes an envelope and its payloads; every payload is copied exactly once.
 
@@ -157,10 +224,22 @@ def gaps(start: int, sizes_bytes: Iterable[int]) -> Iterator[bytes]:
         sizes_bytes: Of the payloads.
     """
     for size in sizes_bytes:
-        header = bytes([_PAYLOAD_TAG]) + _varint(size)
-        gap = _padding(start + len(header)) + header
+        gap = _gap(start % PAYLOAD_ALIGNMENT_BYTES, size)
         yield gap
         start += len(gap) + size
+
+
+@lru_cache(1024)
+def _gap(offset: int, size: int) -> bytes:
+    """What stands at an offset before a payload of a size."""
+    header = _header(_PAYLOAD_TAG, size)
+    return _padding(offset + len(header)) + header
+
+
+@lru_cache(1024)
+def _header(tag: int, size: int) -> bytes:
+    """What stands before the bytes of a field."""
+    return bytes([tag]) + _varint(size)
 
 
 def _between(payloads: Sequence[slice], size: int) -> Iterator[slice]:
@@ -192,7 +271,11 @@ def _fields(
     size = len(message) if size is None else size
     while position < size:
         start = position
-        tag, position = _read_varint(message, position)
+        tag = message[position]
+        if tag < 0x80:  # as those of all fields up to 15, which are the most
+            position += 1
+        else:
+            tag, position = _read_varint(message, position)
         value_start, end = _extent(message, tag & 7, position)
         if end > size:
             raise _malformed(f"a field of {end - value_start} bytes at byte {start} of {size}")
@@ -205,6 +288,9 @@ def _fields(
 def _extent(message: bytes, wire_type: int, position: int) -> tuple[int, int]:
     """Where the value of a field starts and ends."""
     if wire_type == _LENGTH_DELIMITED:
+        length = message[position] if position < len(message) else 0x80
+        if length < 0x80:
+            return position + 1, position + 1 + length
         length, position = _read_varint(message, position)
         return position, position + length
     if wire_type == _VARINT:
@@ -215,6 +301,10 @@ def _extent(message: bytes, wire_type: int, position: int) -> tuple[int, int]:
 
 
 def _read_varint(message: bytes, position: int) -> tuple[int, int]:
+    """A number and where it ends."""
+    pair = message[position : position + 2]
+    if len(pair) == 2 and pair[1] < 0x80 <= pair[0]:  # as the length of a small map
+        return pair[0] & 0x7F | pair[1] << 7, position + 2
     value = 0
     for shift, byte in enumerate(message[position : position + _MAX_VARINT_BYTES]):
         value |= (byte & 0x7F) << (7 * shift)
