@@ -13,7 +13,7 @@ from stn_proto.codec import (
     to_payload,
 )
 from stn_proto.errors import FrameTooLargeError, WireFormatError
-from stn_proto.framing import Frame, gaps, join, join_nest, split, split_nest, values
+from stn_proto.framing import Frame, gaps, join, join_nest, nested, split, split_nest, values
 
 __all__ = [
     "Declaration",
@@ -26,6 +26,7 @@ __all__ = [
     "get_tensor",
     "join",
     "join_nest",
+    "nested",
     "put_tensor",
     "split",
     "split_nest",

@@ -23,6 +23,7 @@ ALIGNMENT_FIELD = 14
 
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 _NESTED_TAG = NESTED_FIELD << 3 | _LENGTH_DELIMITED
+_COUNT_TAG = bytes([1 << 3 | _VARINT])
 _PAYLOAD_TAG = PAYLOADS_FIELD << 3 | _LENGTH_DELIMITED
 _ALIGNMENT_TAG = ALIGNMENT_FIELD << 3 | _LENGTH_DELIMITED
 _MAX_VARINT_BYTES = 10
@@ -66,8 +67,7 @@ class Frame:
             if tag == _PAYLOAD_TAG:
                 payloads.append(slice(value_start, end))
                 if len(payloads) - 1 == max_payloads:
-                    remedy = "Send fewer tensors at once."
-                    raise FrameTooLargeError("payloads", max_payloads, "payloads", "more", remedy)
+                    raise _too_many_payloads(max_payloads)
             elif tag == _ALIGNMENT_TAG:
                 alignments += 1
             else:
@@ -150,12 +150,15 @@ class Nest(NamedTuple):
     """What else stands in it: nothing, unless it is of a newer contract."""
 
 
-def split_nest(message: bytes, max_nested: int | None = None) -> Nest:
+def split_nest(
+    message: bytes, max_nested: int | None = None, max_payloads: int | None = None
+) -> Nest:
     """Cuts a request or a reply of ComputeMany into the messages within and all payloads.
 
     Args:
         message: Serialized bytes, as they came from the network.
         max_nested: The most messages within that are taken; None: any number.
+        max_payloads: The most payloads of all of them.
 
     Raises:
         FrameTooLargeError: There are more.
@@ -168,6 +171,8 @@ def split_nest(message: bytes, max_nested: int | None = None) -> Nest:
     view = memoryview(message)
     for tag, start, value_start, end in _fields(message):
         if tag == _PAYLOAD_TAG:
+            if len(payloads) == max_payloads:
+                raise _too_many_payloads(max_payloads)
             payloads.append(view[value_start:end])
         elif tag == _NESTED_TAG:
             if len(nested) == max_nested:
@@ -182,6 +187,20 @@ def split_nest(message: bytes, max_nested: int | None = None) -> Nest:
             if tag != _ALIGNMENT_TAG:
                 pieces.append(message[start:end])
     return Nest(nested, payloads, b"".join(pieces))
+
+
+def nested(number: int, message: bytes, payload_count: int) -> bytes:
+    """A call or a reply within ComputeMany, serialized.
+
+    Args:
+        number: Of the field of NestedCall, or of NestedReply, that it is.
+        message: It, serialized, without payloads.
+        payload_count: How many payloads it has.
+    """
+    count = _varint(payload_count)
+    return b"".join(
+        (_COUNT_TAG, count, _header(number << 3 | _LENGTH_DELIMITED, len(message)), message)
+    )
 
 
 def join_nest(nested: Iterable[bytes], payloads: Sequence[memoryview | bytes]) -> bytes:
@@ -320,6 +339,11 @@ def _varint(value: int) -> bytes:
         value >>= 7
     encoded.append(value)
     return bytes(encoded)
+
+
+def _too_many_payloads(most: int) -> FrameTooLargeError:
+    remedy = "Send fewer tensors at once."
+    return FrameTooLargeError("payloads", most, "payloads", "more", remedy)
 
 
 def _malformed(actual: str) -> WireFormatError:

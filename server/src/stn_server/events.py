@@ -56,6 +56,8 @@ class End:
     """Why."""
     note: str = ""
     """For the operator, of a call that its transport has ended: why that may be."""
+    alike: int = 1
+    """So many calls of one message ended for this reason."""
 
 
 class Listener:
@@ -78,13 +80,16 @@ class Listener:
         """A call is about to be answered, with a reply or a status, or has been cut off."""
 
     def call_failed(self, call: Call, end: End) -> None:
-        """A call has ended without a reply; told beside `call_ended`."""
+        """A call has ended without a reply; told beside `call_ended`.
+
+        Of calls of one message that ended for the same reason it is told once.
+        """
 
     def item_abandoned(self) -> None:
-        """An item left the queue without having run."""
+        """A call left the queue without having run."""
 
     def batch_ended(self, batch: Batch, queue_s: Sequence[float], compute_s: float) -> None:
-        """A batch is through, with the time that each of its items waited."""
+        """A batch is through, with the time that each of its calls waited."""
 
     def lane_freed(self, device: str, busy_s: float) -> None:
         """A lane of a device had a batch."""

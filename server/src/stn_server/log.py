@@ -57,6 +57,8 @@ class EventLog(Listener):
         """With a traceback where the fault is ours."""
         facts: dict[str, Any] = {"method": call.path, "code": end.code.name}
         facts["caller"] = call.caller.name
+        if end.alike > 1:
+            facts["calls"] = end.alike
         if end.answer is not None:
             error = end.error if end.code is StatusCode.INTERNAL else None
             facts["request_id"] = end.answer.request_id

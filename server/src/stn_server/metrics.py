@@ -229,7 +229,7 @@ class Metrics(Listener):
         """Observes it as a whole, and the wait of each item."""
         duration = self._child(self.batch_duration, batch.key.operation, self._backend)
         notes = [
-            (self.batch_items, len(batch.items)),
+            (self.batch_items, len(queue_s)),
             (duration, compute_s),
             (self.batch_bytes, batch.cost.size_bytes),
             (self.samples, batch.cost.samples),

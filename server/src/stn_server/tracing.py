@@ -34,9 +34,9 @@ from opentelemetry.trace import SpanKind, Status
 from opentelemetry.trace import StatusCode as SpanStatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from stn_server.call import Call
+from stn_server.call import OTHER_METHOD, Call
 from stn_server.events import End, Listener, Stage
-from stn_server.grpc_transport import OTHER_METHOD, given_request_id
+from stn_server.grpc_transport import given_request_id
 from stn_server.tuning import FLUSH_S
 
 SPANS = (Stage.DECODE, Stage.QUEUE, Stage.LAND, Stage.LAUNCH, Stage.ENCODE)

@@ -12,14 +12,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 import stn_engine
 from stn_engine.adapters import on_bytes
-from stn_proto import Frame, gaps, join, values
-from stn_proto.v1 import tensor_pb2, warp_pb2
+from stn_proto import (
+    Frame,
+    FrameTooLargeError,
+    WireFormatError,
+    gaps,
+    join,
+    split_nest,
+    values,
+)
+from stn_proto.v1 import many_pb2, tensor_pb2, warp_pb2
 from stn_proto.v1.tensor_pb2 import LAYOUT_UNSPECIFIED, ArenaRef
 from stn_server.batching.work import BatchKey, Cost, Finished, Operation
 from stn_server.config import LimitsConfig
@@ -61,6 +69,7 @@ BASIS_READS = 3
 COLOUR_WORK = COORDINATE_READS + 3 * 4
 """The work of one point of a colour image, bilinear."""
 
+PAYLOADS_FIELD = warp_pb2.WarpRequest.PAYLOADS_FIELD_NUMBER
 PLACEMENT_FIELD = warp_pb2.WarpRequest.PLACEMENT_FIELD_NUMBER
 """The same in every request."""
 
@@ -69,6 +78,14 @@ MAX_SIZES = 1024
 
 MAX_TEMPLATES = 4
 """So many are kept for messages of one size."""
+
+_NESTED_CALL: Any = many_pb2.NestedCall.DESCRIPTOR
+
+NESTED: dict[str, Any] = {
+    descriptor.message_type.name.removesuffix("Request"): descriptor
+    for descriptor in _NESTED_CALL.oneofs_by_name["request"].fields
+}
+"""Fields of a call within ComputeMany by the operation; its reply has those of the same numbers."""
 
 
 class ReplyTemplate:
@@ -81,13 +98,15 @@ class ReplyTemplate:
         message: Any = kind
         self._kind, self.results = message, results
         tensors = {result.field: result.description(i) for i, result in enumerate(results)}
-        head = message(**tensors).SerializeToString()
+        self._head: bytes = message(**tensors).SerializeToString()
         sizes_bytes = [result.like.nbytes for result in results]
-        first, *others = gaps(len(head), sizes_bytes)
-        self._before = head + first, *others
+        first, *others = gaps(len(self._head), sizes_bytes)
+        self._before = self._head + first, *others
         """What stands before each payload."""
         self._tail = message()
         """Messages that stand one behind the other are merged by readers."""
+        self._said: tuple[Any, ...] = ()
+        self._envelope = b""
 
     def write(self, finished: Finished) -> bytes:
         """Returns the reply as it is sent, serialized."""
@@ -98,7 +117,20 @@ class ReplyTemplate:
         return b"".join(pieces)
 
     def write_at(self, locations: Sequence[Location | None], finished: Finished) -> bytes:
-        """The serialized reply, once results are where they shall lie; payloads without a place.
+        """The serialized reply, once results are where they shall lie; payloads without a place."""
+        return join(*self.parts_at(locations, finished))
+
+    def parts(self, finished: Finished) -> tuple[bytes, Sequence[Any]]:
+        """The serialized reply without its payloads, and these."""
+        if finished[1:] != self._said:  # mostly the same for all that ran together
+            self._said = finished[1:]
+            self._envelope = self._head + self._timed(finished).SerializeToString()
+        return self._envelope, finished.result
+
+    def parts_at(
+        self, locations: Sequence[Location | None], finished: Finished
+    ) -> tuple[bytes, Sequence[Any]]:
+        """Does what `parts` does, once results are where they shall lie.
 
         A call is answered only when nobody writes to its arena any more: whoever was answered may
         use the memory for something else.
@@ -113,7 +145,7 @@ class ReplyTemplate:
                 tensors[result.field] = result.description_at(location)
         message = self._kind(**tensors)
         message.timing.CopyFrom(self._timed(finished).timing)
-        return join(message.SerializeToString(), payloads)
+        return message.SerializeToString(), payloads
 
     def _timed(self, finished: Finished) -> Any:
         """What the reply says beside its tensors."""
@@ -153,12 +185,20 @@ class Request:
             else reply.write(finished)
         )
 
+    def encode_nested(self, finished: Finished) -> tuple[bytes, Sequence[Any]]:
+        """Returns the reply as it is sent within others: serialized, and its payloads."""
+        reply = self.template.reply
+        return (
+            reply.parts_at(self.locations, finished)
+            if any(self.locations)
+            else reply.parts(finished)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class RequestTemplate:
     """A validated request but for the values of its tensors."""
 
-    frame: Frame
     problem: Any
     """What to compute, on meta tensors."""
     operands: tuple[Operand, ...]
@@ -166,6 +206,8 @@ class RequestTemplate:
     key: BatchKey
     cost: Cost
     """It counts the whole message, which views keep in memory, whatever they use of it."""
+    output_bytes: int
+    """Of all results."""
     reply: ReplyTemplate
     regions: tuple[Region | None, ...]
     """Regions of the operands; None of one that is a payload."""
@@ -176,11 +218,20 @@ class RequestTemplate:
     def __post_init__(self) -> None:
         object.__setattr__(self, "is_in_arenas", any(self.regions) or any(self.places))
 
-    def request(self, message: bytes, find: Find | None = None) -> Request:
-        """The request of a message that the frame fits.
+    @property
+    def spans(self) -> list[slice]:
+        """Where requests that are otherwise alike may name other arenas and other places there."""
+        used = [region for region in (*self.regions, *self.places) if region]
+        return [span for region in used for span in region.spans]
+
+    def request(
+        self, message: bytes, payloads: list[memoryview], find: Find | None = None
+    ) -> Request:
+        """A request that is alike.
 
         Args:
             message: Serialized bytes.
+            payloads: Of the request, of the sizes that the template was made for.
             find: Knows the arenas of the caller; None: there are none.
 
         Raises:
@@ -189,7 +240,6 @@ class RequestTemplate:
             ArenaNotFoundError: The caller has no such arena.
             UnsupportedError: This server has none at all.
         """
-        payloads = self.frame.cut(message)
         if not self.is_in_arenas:
             operands = [operand.read(payloads) for operand in self.operands]
             return Request((self.problem, operands), self)
@@ -201,19 +251,58 @@ class RequestTemplate:
         return Request((self.problem, operands), self, locations)
 
 
+_Framed = tuple[Frame, RequestTemplate]
+
+
+class Envelope(NamedTuple):
+    """What a template is made of: a message but for its payloads."""
+
+    message: bytes
+    """Serialized, with payloads or without."""
+    parsed: bytes
+    """The same, certainly without."""
+    sizes_bytes: tuple[int, ...]
+    """Of the payloads."""
+    size_bytes: int
+    """Of all that the views of the payloads keep in memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class _NestedTemplate:
+    """A validated call within ComputeMany but for the values of its tensors."""
+
+    method: str
+    request: bytes
+    """Its own message, without payloads."""
+    sizes_bytes: tuple[int, ...]
+    """Of its payloads."""
+    template: RequestTemplate
+
+
+class Nested(NamedTuple):
+    """A call within ComputeMany."""
+
+    method: str
+    """Its name; empty if the call does not say a method that is known."""
+    request: Request | Exception
+    """What it asks for, or what `Translator.decode` would have raised."""
+
+
 class Translator:
     """Decodes the compute methods of the service under the configured limits."""
 
     def __init__(self, limits: LimitsConfig) -> None:
         self._limits = limits
-        self._makers: dict[Operation, Callable[[Frame, bytes], RequestTemplate]] = {
+        self._makers: dict[Operation, Callable[[Envelope], RequestTemplate]] = {
             Operation.WARP: self._warp_template,
             Operation.WARP_GRADIENTS: self._warp_gradients_template,
             Operation.GENERATE_GRID: self._grid_template,
             Operation.GENERATE_GRID_GRADIENTS: self._grid_gradients_template,
         }
-        self._templates: dict[tuple[Operation, int], tuple[RequestTemplate, ...]] = {}
+        self._templates: dict[tuple[Operation, int], tuple[_Framed, ...]] = {}
         """The latest, by the size of their messages."""
+        self._nested: dict[bytes, _NestedTemplate] = {}
+        """The latest of calls within ComputeMany, by their bytes."""
 
     def decode(self, operation: Operation, message: bytes, find: Find | None = None) -> Request:
         """The request that a message holds.
@@ -232,28 +321,116 @@ class Translator:
             ArenaNotFoundError: A tensor lies in an arena that the caller does not have.
         """
         alike = self._templates.get((operation, len(message)), ())
-        for template in alike:
-            if template.frame.fits(message):
-                return template.request(message, find)
+        for frame, template in alike:
+            if frame.fits(message):
+                return template.request(message, frame.cut(message), find)
         limits = self._limits
         frame = Frame.of(message, limits.max_payloads, limits.max_envelope_bytes)
-        template = self._makers[operation](frame, message)
-        request = template.request(message, find)
-        self._keep(template, operation, alike)
+        sizes_bytes = tuple(span.stop - span.start for span in frame.payloads)
+        envelope = Envelope(message, frame.envelope, sizes_bytes, len(message))
+        template = self._makers[operation](envelope)
+        request = template.request(message, frame.cut(message), find)
+        if template.is_in_arenas:
+            frame = frame.opened(message, template.spans)
+        self._keep(frame, template, operation, alike)
         return request
 
+    def decode_many(self, message: bytes, find: Find | None = None) -> list[Nested]:
+        """The calls within a ComputeMany.
+
+        Args:
+            message: Serialized bytes.
+            find: As of `decode`.
+
+        Raises:
+            WireFormatError: The bytes do not keep the wire contract.
+            FrameTooLargeError: There are more calls or payloads than allowed.
+            InvalidRequestError: There is no call.
+            UnknownFieldError: The message has a field that this version does not know.
+        """
+        limits = self._limits
+        nest = split_nest(message, limits.max_calls, limits.max_calls * limits.max_payloads)
+        parse(nest.rest, many_pb2.ComputeManyRequest)
+        if not nest.nested:
+            raise InvalidRequestError("calls", "expected at least one, got none. Send some.")
+        found: list[Nested] = []
+        end = output_bytes = 0
+        for call in nest.nested:
+            known = self._nested.get(call)
+            count = _payload_count(call) if known is None else len(known.sizes_bytes)
+            start, end = end, end + count
+            payloads = nest.payloads[start:end]
+            sizes_bytes = tuple(map(len, payloads))
+            try:
+                if known is None or known.sizes_bytes != sizes_bytes:
+                    known = self._nested_template(call, sizes_bytes)
+                grown_bytes = output_bytes + known.template.output_bytes
+                self._check_output(grown_bytes)
+                request = known.template.request(known.request, payloads, find)
+                found.append(Nested(known.method, request))
+                output_bytes = grown_bytes
+            except Exception as error:  # noqa: BLE001 - told to the caller in a status of its own
+                found.append(Nested(_method_of(call), error))
+        if end != len(nest.payloads):
+            expected = f"as many as the calls have, {end}"
+            raise WireFormatError("payloads", expected, str(len(nest.payloads)))
+        return found
+
+    def _check_output(self, output_bytes: int) -> None:
+        """Refuses what would make the reply of a ComputeMany too large."""
+        most, unit = self._limits.max_output_bytes, "bytes of output of one message"
+        if output_bytes > most:
+            raise ResultTooLargeError("calls", most, output_bytes, unit)
+
+    def _nested_template(self, call: bytes, sizes_bytes: tuple[int, ...]) -> _NestedTemplate:
+        """Makes the template of a call within ComputeMany, and keeps it."""
+        limits = self._limits
+        if len(sizes_bytes) > limits.max_payloads:
+            most, actual = limits.max_payloads, str(len(sizes_bytes))
+            remedy = "Send fewer tensors at once."
+            raise FrameTooLargeError("payload_count", most, "payloads", actual, remedy)
+        if len(call) > limits.max_envelope_bytes:
+            most, unit = limits.max_envelope_bytes, "bytes without payloads"
+            remedy = "Put tensor bytes into `payloads`."
+            raise FrameTooLargeError("message", most, unit, f"{len(call)} bytes", remedy)
+        parse(call, many_pb2.NestedCall)
+        method = _method_of(call)
+        if not method:
+            names = ", ".join(field.name for field in NESTED.values())
+            raise InvalidRequestError("request", f"expected one of {names}, got none. Set one.")
+        field = NESTED[method]
+        places = values(call, field.number)
+        if len(places) != 1:
+            raise WireFormatError(field.name, "one field of this name", str(len(places)))
+        request = call[places[0]]
+        if values(request, PAYLOADS_FIELD):
+            expected = "none, as the bytes of all calls stand in the field of ComputeMany"
+            raise WireFormatError("payloads", expected, "some", "Move them.")
+        envelope = Envelope(request, request, sizes_bytes, len(call) + sum(sizes_bytes))
+        template = self._makers[Operation(method)](envelope)
+        found = _NestedTemplate(method, request, sizes_bytes, template)
+        if len(call) <= MAX_TEMPLATE_BYTES:
+            if len(self._nested) >= MAX_SIZES * MAX_TEMPLATES:
+                del self._nested[next(iter(self._nested))]
+            self._nested[call] = found
+        return found
+
     def _keep(
-        self, template: RequestTemplate, operation: Operation, alike: tuple[RequestTemplate, ...]
+        self,
+        frame: Frame,
+        template: RequestTemplate,
+        operation: Operation,
+        alike: tuple[_Framed, ...],
     ) -> None:
-        frame = template.frame
         if sum(len(piece) for _, piece in frame.rest) > MAX_TEMPLATE_BYTES:
             return
         if not alike and len(self._templates) == MAX_SIZES:
             del self._templates[next(iter(self._templates))]
-        self._templates[operation, frame.size_bytes] = template, *alike[: MAX_TEMPLATES - 1]
+        kept = (frame, template), *alike[: MAX_TEMPLATES - 1]
+        self._templates[operation, frame.size_bytes] = kept
 
-    def _warp_template(self, frame: Frame, message: bytes) -> RequestTemplate:
-        request = parse(frame.envelope, warp_pb2.WarpRequest)
+    def _warp_template(self, envelope: Envelope) -> RequestTemplate:
+        request = parse(envelope.parsed, warp_pb2.WarpRequest)
         layout = request.feature_map.layout
         transform = self._declare_transform(request.transform)
         feature_map = declare_map(request.feature_map, "feature_map", transform.source_axes)
@@ -264,10 +441,10 @@ class Translator:
         key = BatchKey(Operation.WARP, problem.output_dtype, _warp_key(problem))
         reply = _reply(warp_pb2.WarpReply, problem, {"output": layout})
         operands = feature_map, transform.operand
-        return _template(request, message, frame, problem, operands, key, reply)
+        return _template(request, envelope, problem, operands, key, reply)
 
-    def _warp_gradients_template(self, frame: Frame, message: bytes) -> RequestTemplate:
-        request = parse(frame.envelope, warp_pb2.WarpGradientsRequest)
+    def _warp_gradients_template(self, envelope: Envelope) -> RequestTemplate:
+        request = parse(envelope.parsed, warp_pb2.WarpGradientsRequest)
         layout = request.feature_map.layout
         transform = self._declare_transform(request.transform)
         grad_output = declare_map(request.grad_output, "grad_output", transform.target_axes)
@@ -285,10 +462,10 @@ class Translator:
         fields = {f"grad_{name}": layouts[name] for name in layouts if name in needs}
         reply = _reply(warp_pb2.WarpGradientsReply, problem, fields)
         operands = grad_output, feature_map, transform.operand
-        return _template(request, message, frame, problem, operands, key, reply)
+        return _template(request, envelope, problem, operands, key, reply)
 
-    def _grid_template(self, frame: Frame, message: bytes) -> RequestTemplate:
-        request = parse(frame.envelope, warp_pb2.GenerateGridRequest)
+    def _grid_template(self, envelope: Envelope) -> RequestTemplate:
+        request = parse(envelope.parsed, warp_pb2.GenerateGridRequest)
         transform = self._declare_transform(request.transform)
         axes = transform.target_axes
         size = _output_size(request.output_size, axes)
@@ -301,10 +478,10 @@ class Translator:
         key = BatchKey(Operation.GENERATE_GRID, problem.output_dtype, _grid_key(problem))
         reply = _reply(warp_pb2.GenerateGridReply, problem, {"grid": LAYOUT_UNSPECIFIED})
         operands = (transform.operand,)
-        return _template(request, message, frame, problem, operands, key, reply)
+        return _template(request, envelope, problem, operands, key, reply)
 
-    def _grid_gradients_template(self, frame: Frame, message: bytes) -> RequestTemplate:
-        request = parse(frame.envelope, warp_pb2.GenerateGridGradientsRequest)
+    def _grid_gradients_template(self, envelope: Envelope) -> RequestTemplate:
+        request = parse(envelope.parsed, warp_pb2.GenerateGridGradientsRequest)
         transform = self._declare_transform(request.transform)
         grad_grid = declare(request.grad_grid, "grad_grid")
         axes = ("N", *transform.target_axes, str(transform.meta.dims))
@@ -318,7 +495,7 @@ class Translator:
         fields = {"grad_transform": LAYOUT_UNSPECIFIED}
         reply = _reply(warp_pb2.GenerateGridGradientsReply, problem, fields)
         operands = grad_grid, transform.operand
-        return _template(request, message, frame, problem, operands, key, reply)
+        return _template(request, envelope, problem, operands, key, reply)
 
     def _declare_transform(self, transform: warp_pb2.Transform) -> TransformOperand:
         return declare_transform(transform, self._limits.max_control_points)
@@ -339,17 +516,34 @@ class Translator:
                 raise ResultTooLargeError(field, limit, actual, unit)
 
 
+def _payload_count(call: bytes) -> int:
+    """How many of the payloads of a ComputeMany are those of this call.
+
+    Raises:
+        WireFormatError: It does not say, so that nobody knows whose the following ones are.
+    """
+    try:
+        return many_pb2.NestedCall.FromString(call).payload_count
+    except DecodeError as error:
+        raise WireFormatError("calls", "serialized stn.v1.NestedCall", "other bytes") from error
+
+
+def _method_of(call: bytes) -> str:
+    """The method that a call within ComputeMany names; empty if none that is known."""
+    name = many_pb2.NestedCall.FromString(call).WhichOneof("request")
+    return next((method for method, field in NESTED.items() if field.name == name), "")
+
+
 def _template(
     request: Any,
-    message: bytes,
-    frame: Frame,
+    envelope: Envelope,
     problem: Any,
     operands: tuple[Operand, ...],
     key: BatchKey,
     reply: ReplyTemplate,
 ) -> RequestTemplate:
-    sizes_bytes = [span.stop - span.start for span in frame.payloads]
-    size_bytes = frame.size_bytes + problem.output_bytes + _basis_bytes(_forward(problem))
+    message, sizes_bytes = envelope.message, envelope.sizes_bytes
+    size_bytes = envelope.size_bytes + problem.output_bytes + _basis_bytes(_forward(problem))
     regions: list[Region | None] = []
     for operand in operands:
         region = None
@@ -361,13 +555,16 @@ def _template(
         else:
             operand.declaration.check(sizes_bytes)
         regions.append(region)
-    places = _places(request.placement, reply.results, message)
-    if any(regions) or any(places):
-        used = [region for region in (*regions, *places) if region]
-        frame = frame.opened(message, [span for region in used for span in region.spans])
-    cost = Cost(size_bytes, problem.output_samples, _work(problem))
+    places = tuple(_places(request.placement, reply.results, message))
     return RequestTemplate(
-        frame, problem, operands, key, cost, reply, tuple(regions), tuple(places)
+        problem,
+        operands,
+        key,
+        Cost(size_bytes, problem.output_samples, _work(problem)),
+        problem.output_bytes,
+        reply,
+        tuple(regions),
+        places,
     )
 
 
