@@ -16,9 +16,18 @@ from stn_client._errors import ProtocolMismatchError, invalid
 from stn_client._layouts import warn_of_channels_last
 from stn_client._options import GridOptions, WarpOptions
 from stn_client._transforms import ParametricTransform, Transform
-from stn_proto import WireFormatError, get_tensor, join, put_tensor, split
+from stn_proto import (
+    WireFormatError,
+    get_tensor,
+    join,
+    join_nest,
+    nested,
+    put_tensor,
+    split,
+    split_nest,
+)
 from stn_proto.codec import DTYPES
-from stn_proto.v1 import server_info_pb2, tensor_pb2, warp_pb2
+from stn_proto.v1 import many_pb2, server_info_pb2, tensor_pb2, warp_pb2
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Message)
@@ -28,6 +37,14 @@ Places = Sequence[NDArray[np.uint8] | None]
 
 SERVICE = "stn.v1.SpatialTransformer"
 METHOD_PREFIX = f"/{SERVICE}/"
+_NESTED_CALL: Any = many_pb2.NestedCall.DESCRIPTOR
+
+NESTED: dict[str, Any] = {
+    METHOD_PREFIX + descriptor.message_type.name.removesuffix("Request"): descriptor
+    for descriptor in _NESTED_CALL.oneofs_by_name["request"].fields
+}
+"""Fields of the calls that ComputeMany takes, by the path of their method."""
+
 _OPERANDS = {
     "feature_map": warp_pb2.OPERAND_FEATURE_MAP,
     "transform": warp_pb2.OPERAND_TRANSFORM,
@@ -180,6 +197,49 @@ def server_info() -> Call[server_info_pb2.GetServerInfoReply]:
     request = server_info_pb2.GetServerInfoRequest()
     kind = server_info_pb2.GetServerInfoReply
     return _call("GetServerInfo", request, [], kind, lambda reply, _payloads: reply)
+
+
+def compute_many(calls: Sequence[Call[Any]]) -> Call[list[bytes | many_pb2.Status]]:
+    """Makes the call of the method `ComputeMany`.
+
+    Returns:
+        A call whose result has, for each of these calls, its serialized reply, in memory of its
+        own, or a status.
+    """
+    payloads = [payload for call in calls for payload in call.payloads]
+    pieces = [
+        nested(NESTED[call.method].number, call.message.SerializeToString(), len(call.payloads))
+        for call in calls
+    ]
+    names = [NESTED[call.method].name for call in calls]
+
+    def parse(message: bytes, _places: Places = ()) -> list[bytes | many_pb2.Status]:
+        try:
+            return list(_replies(message, names))
+        except (WireFormatError, DecodeError) as error:
+            raise ProtocolMismatchError(f"ComputeMany: expected its reply, got {error}.") from error
+
+    call = Call(METHOD_PREFIX + "ComputeMany", many_pb2.ComputeManyRequest(), payloads, parse)
+    call.request = join_nest(pieces, payloads)
+    return call
+
+
+def _replies(message: bytes, names: Sequence[str]) -> Iterator[bytes | many_pb2.Status]:
+    """The replies in a reply of ComputeMany, which have to be of these kinds, or statuses."""
+    found = split_nest(message)
+    if len(found.nested) != len(names):
+        raise WireFormatError("replies", f"{len(names)} of them", str(len(found.nested)))
+    end = 0
+    for piece, name in zip(found.nested, names, strict=True):
+        reply = many_pb2.NestedReply.FromString(piece)
+        start, end = end, end + reply.payload_count
+        kind = reply.WhichOneof("outcome")
+        if kind == "status":
+            yield reply.status
+        elif kind == name:
+            yield join(getattr(reply, name).SerializeToString(), found.payloads[start:end])
+        else:
+            raise WireFormatError("replies", f"one of {name}", f"one of {kind}")
 
 
 def check_options(options: WarpOptions, output_size: Sequence[int] | None) -> None:

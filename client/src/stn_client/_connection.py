@@ -111,6 +111,7 @@ class BaseClient(ABC):
         proxy: bool | None = None,
         max_in_flight: int = MAX_IN_FLIGHT,
         local: bool = True,
+        packing: bool = True,
     ) -> None:
         of_subclass = set(vars(self))
         self._settings = {name: value for name, value in locals().items() if name in _SETTINGS}
@@ -124,12 +125,15 @@ class BaseClient(ABC):
         check_count("max_in_flight", max_in_flight)
         if not isinstance(local, bool):
             raise invalid("local", f"expected True or False, got {local!r}.")
+        if not isinstance(packing, bool):
+            raise invalid("packing", f"expected True or False, got {packing!r}.")
         self._timeout_s = None if timeout_s is None or timeout_s >= _FOREVER_S else float(timeout_s)
         self._retry = RetryPolicy() if retry is None else retry
         self._access = Access(
             target, tls, token, allow_plaintext_token=allow_plaintext_token, proxy=proxy
         )
         self._max_in_flight = int(max_in_flight)
+        self._packing = packing
         self._open = True
         self._name = register(self)
         self._outage = Outage(target)
@@ -235,6 +239,8 @@ class Progress:
         self._outage = Outage("server") if outage is None else outage
         self._failure: StnClientError | None = None
         self.request_id = uuid.uuid4().hex[:16]
+        self._sent_id = self.request_id
+        """What the server knows the last attempt by."""
 
     def start(self, request: bytes = b"") -> dict[str, Any]:
         """Begins an attempt to send a request; returns the keyword arguments of the gRPC call.
@@ -253,9 +259,21 @@ class Progress:
         if not self._is_open():
             raise self._closed()
         self._attempt += 1
+        self._sent_id = self.request_id
         size = (MESSAGE_BYTES, str(len(request)))
         metadata = (("x-request-id", self.request_id), size, *self._access.metadata())
         return {"timeout": self.remaining_s(), "metadata": metadata}
+
+    def join(self, lead: Progress, index: int) -> None:
+        """Begins an attempt in a message with others.
+
+        Args:
+            lead: The call whose attempt the message is, which has begun it.
+            index: Of this call in the message.
+        """
+        if lead is not self:
+            self._attempt += 1
+        self._sent_id = f"{lead.request_id}.{index}"
 
     def pause_s(self, failure: grpc.RpcError) -> float:
         """How long to wait before the next attempt.
@@ -303,7 +321,7 @@ class Progress:
     def _error(self, failure: grpc.Call) -> StnClientError:
         metadata: Any = failure.trailing_metadata() or ()
         details = self._access.explained(failure.details() or "")
-        return error_from_status(failure.code(), details, metadata, self.request_id)
+        return error_from_status(failure.code(), details, metadata, self._sent_id)
 
 
 class _Fork:

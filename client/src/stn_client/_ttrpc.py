@@ -22,6 +22,7 @@ from stn_client._calls import SERVICE
 from stn_client._credentials import stays_here
 from stn_proto.metadata import MESSAGE_BYTES
 from stn_proto.ttrpc import KeyValue, Request, Response, Status
+from stn_proto.v1 import many_pb2
 from stn_proto.v1.server_info_pb2 import GetServerInfoReply
 
 LOG = logging.getLogger("stn_client")
@@ -50,9 +51,13 @@ class ConnectionLostError(Exception):
 
 
 class CallError(grpc.RpcError):
-    """A call that ended with a status other than OK."""
+    """A call that ended with a status other than OK.
 
-    def __init__(self, status: Status) -> None:
+    Args:
+        status: That of ttrpc, or of ComputeMany: both are google.rpc.Status, field by field.
+    """
+
+    def __init__(self, status: Status | many_pb2.Status) -> None:
         super().__init__(status)  # as pickling wants it
         self._status = status
 

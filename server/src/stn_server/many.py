@@ -19,6 +19,7 @@ from stn_server.errors import RefusedError, clear_frames
 from stn_server.events import End, Events, Stage
 from stn_server.quota import Quotas, Resize
 from stn_server.status import Answer, answer_to
+from stn_server.tokens import UNLIMITED
 from stn_server.translate import NESTED, Nested, Request
 
 STATUS = many_pb2.NestedReply.STATUS_FIELD_NUMBER
@@ -113,6 +114,8 @@ class Many:
             quotas: Of all callers.
             resize: Changes what the message counts for.
         """
+        if self._caller.quota is UNLIMITED:
+            return
         resize(0)
         is_first = True
         for position, request in list(self._requests.items()):
