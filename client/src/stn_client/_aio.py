@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Self, TypeVar, Unpack
 
@@ -233,6 +235,9 @@ class _Connection:
         self._queue = queue
         self._loop = asyncio.get_running_loop()
         self._woken: dict[Waiter, asyncio.Future[None]] = {}
+        self._looks_at_s = math.inf
+        """When the timer rings; infinity if there is none."""
+        self._timer: asyncio.TimerHandle | None = None
         self._sending: dict[Packet, asyncio.Task[None]] = {}
         self._methods: dict[str, Any] = {}
 
@@ -279,27 +284,37 @@ class _Connection:
             woken.set_result(None)
 
     async def _woken_in_time(self, waiter: Waiter) -> None:
-        """Waits until a call goes or has its outcome."""
+        """Waits until a call goes, has its outcome, or has no time left."""
         woken = self._woken[waiter] = self._loop.create_future()
-        remaining_s = waiter.progress.remaining_s()
-        timer = None
-        if remaining_s is not None:
-            timer = self._loop.call_later(remaining_s, self._expire, waiter, woken)
+        self._watch(waiter.progress.deadline_s)
         try:
             await woken
         finally:
             del self._woken[waiter]
-            if timer is not None:
-                timer.cancel()
             if waiter.outcome is None and waiter.goes is None:
                 self._give_up()
 
-    def _expire(self, waiter: Waiter, woken: asyncio.Future[None]) -> None:
-        """The time of a call is over."""
-        if not woken.done():
-            waited = self._queue.leave(waiter)
-            waiter.outcome = waiter.progress.no_turn() if waited else no_answer_in_time()
-            woken.set_result(None)
+    def _watch(self, deadline_s: float) -> None:
+        """Looks at the clock then, for all who wait: a timer for each would cost more."""
+        if deadline_s < self._looks_at_s:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._looks_at_s = deadline_s
+            self._timer = self._loop.call_later(deadline_s - time.monotonic(), self._expire)
+
+    def _expire(self) -> None:
+        """The time of calls that wait may be over."""
+        self._timer, self._looks_at_s = None, math.inf
+        now_s, next_s = time.monotonic(), math.inf
+        for waiter, woken in self._woken.items():
+            deadline_s = waiter.progress.deadline_s
+            if deadline_s > now_s:
+                next_s = min(next_s, deadline_s)
+            elif not woken.done():
+                waited = self._queue.leave(waiter)
+                waiter.outcome = waiter.progress.no_turn() if waited else no_answer_in_time()
+                woken.set_result(None)
+        self._watch(next_s)
 
     def _give_up(self) -> None:
         """Cancels messages for whose calls nobody waits any more."""
@@ -360,6 +375,8 @@ class _Connection:
 
     async def close(self) -> None:
         """Ends every connection that was made."""
+        if self._timer is not None:
+            self._timer.cancel()
         if self._local is not None:
             self._local.close()
             await self._local.wait_closed()

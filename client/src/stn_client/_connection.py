@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import os
 import random
 import time
@@ -238,7 +239,7 @@ class Progress:
         self._access = Access("localhost", None, None) if access is None else access
         self._outage = Outage("server") if outage is None else outage
         self._failure: StnClientError | None = None
-        self.request_id = uuid.uuid4().hex[:16]
+        self.request_id = os.urandom(8).hex()
         self._sent_id = self.request_id
         """What the server knows the last attempt by."""
 
@@ -298,6 +299,11 @@ class Progress:
     def succeed(self) -> None:
         """Notes that the call was answered."""
         self._outage.is_over()
+
+    @property
+    def deadline_s(self) -> float:
+        """Instant of `time.monotonic` at which its time is over; infinity: never."""
+        return math.inf if self._deadline is None else self._deadline
 
     def remaining_s(self) -> float | None:
         """What is left of the call's time; None: any."""

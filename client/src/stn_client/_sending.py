@@ -124,7 +124,10 @@ class SendQueue:
         Args:
             most_bytes: Of a message with more than one call, and of its reply.
         """
-        while message := self._next(most_bytes):
+        while self._others or (self._small and self._messages < MAX_MESSAGES):
+            message = self._next(most_bytes)
+            if not message:
+                break
             sender, *others = message
             if others:
                 packet = Packet(message, self)
@@ -204,7 +207,7 @@ class Packet:
     def __init__(self, waiters: Sequence[Waiter], queue: SendQueue) -> None:
         self.waiters = waiters
         self._queue = queue
-        self.lead = max(waiters, key=_remaining_s)
+        self.lead = max(waiters, key=lambda waiter: waiter.progress.deadline_s)
         self.call = compute_many([waiter.call for waiter in waiters])
 
     def start(self) -> dict[str, Any]:
@@ -255,15 +258,12 @@ class GoAlone(Exception):  # noqa: N818 - a signal between calls, which nobody e
 
 def _packed_bytes(call: Call[Any]) -> int:
     """What a call adds to a message or to its reply; 0 if it is better sent alone."""
-    operands_bytes = list(map(len, call.payloads))
-    if call.method not in NESTED or max(*operands_bytes, *call.results_bytes) >= MIN_PLACED_BYTES:
+    if call.method not in NESTED:
+        return 0
+    operands_bytes = [payload.nbytes for payload in call.payloads]
+    if max(*operands_bytes, *call.results_bytes) >= MIN_PLACED_BYTES:
         return 0
     return _ENVELOPE_BYTES + max(sum(operands_bytes), sum(call.results_bytes))
-
-
-def _remaining_s(waiter: Waiter) -> float:
-    remaining_s = waiter.progress.remaining_s()
-    return math.inf if remaining_s is None else remaining_s
 
 
 def _goes_first(one: Waiter, other: Waiter) -> bool:

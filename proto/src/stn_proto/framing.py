@@ -26,6 +26,9 @@ _NESTED_TAG = NESTED_FIELD << 3 | _LENGTH_DELIMITED
 _COUNT_TAG = bytes([1 << 3 | _VARINT])
 _PAYLOAD_TAG = PAYLOADS_FIELD << 3 | _LENGTH_DELIMITED
 _ALIGNMENT_TAG = ALIGNMENT_FIELD << 3 | _LENGTH_DELIMITED
+_COMMON_TAGS = frozenset({_NESTED_TAG, _PAYLOAD_TAG, _ALIGNMENT_TAG})
+"""Of the fields that stand in a message in great numbers, and are read without a detour."""
+
 _MAX_VARINT_BYTES = 10
 
 
@@ -290,15 +293,19 @@ def _fields(
     size = len(message) if size is None else size
     while position < size:
         start = position
-        tag = message[position]
-        if tag < 0x80:  # as those of all fields up to 15, which are the most
-            position += 1
+        head = message[position : position + 3]
+        if len(head) == 3 and head[0] in _COMMON_TAGS and head[1] < 0x80:
+            tag, value_start = head[0], position + 2
+            end = value_start + head[1]
+        elif len(head) == 3 and head[0] in _COMMON_TAGS and head[2] < 0x80:
+            tag, value_start = head[0], position + 3
+            end = value_start + (head[1] & 0x7F | head[2] << 7)
         else:
             tag, position = _read_varint(message, position)
-        value_start, end = _extent(message, tag & 7, position)
+            value_start, end = _extent(message, tag & 7, position)
         if end > size:
             raise _malformed(f"a field of {end - value_start} bytes at byte {start} of {size}")
-        if tag >> 3 == 0:
+        if tag < 8:
             raise _malformed(f"field number 0 at byte {start}")
         yield tag, start, value_start, end
         position = end
@@ -307,9 +314,6 @@ def _fields(
 def _extent(message: bytes, wire_type: int, position: int) -> tuple[int, int]:
     """Where the value of a field starts and ends."""
     if wire_type == _LENGTH_DELIMITED:
-        length = message[position] if position < len(message) else 0x80
-        if length < 0x80:
-            return position + 1, position + 1 + length
         length, position = _read_varint(message, position)
         return position, position + length
     if wire_type == _VARINT:
@@ -321,9 +325,6 @@ def _extent(message: bytes, wire_type: int, position: int) -> tuple[int, int]:
 
 def _read_varint(message: bytes, position: int) -> tuple[int, int]:
     """A number and where it ends."""
-    pair = message[position : position + 2]
-    if len(pair) == 2 and pair[1] < 0x80 <= pair[0]:  # as the length of a small map
-        return pair[0] & 0x7F | pair[1] << 7, position + 2
     value = 0
     for shift, byte in enumerate(message[position : position + _MAX_VARINT_BYTES]):
         value |= (byte & 0x7F) << (7 * shift)
