@@ -321,7 +321,8 @@ def test_a_batch_ends_before_the_first_deadline_in_it():
     policy = make_policy(budget=Cost(1000, 10_000, 10_000))
     now = learn(policy, seconds_per_sample=0.001)
     (busy,) = policy.step(Arrive(make_item(arrived=now)), now).launches
-    urgent = make_item(samples=100, arrived=now, deadline=now + 0.5)
+    enough_s = SAFETY * 0.33  # for three of them, but not for four
+    urgent = make_item(samples=100, arrived=now, deadline=now + enough_s)
     patient = [make_item(samples=100, arrived=now) for _ in range(5)]
     for item in (urgent, *patient):
         assert policy.step(Arrive(item), now).refusal is None
@@ -334,10 +335,11 @@ def test_an_item_that_will_be_late_does_not_keep_a_batch_small():
     policy = make_policy(budget=Cost(1000, 10_000, 10_000))
     now = learn(policy, seconds_per_sample=0.001)
     (busy,) = policy.step(Arrive(make_item(arrived=now)), now).launches
-    late = [make_item(samples=100, arrived=now, deadline=now + 0.5) for _ in range(3)]
+    deadline = now + SAFETY * 0.33
+    late = [make_item(samples=100, arrived=now, deadline=deadline) for _ in range(3)]
     for item in late:
-        policy.step(Arrive(item), now)
-    (batch,) = policy.step(Finish(busy), now + 0.45).launches
+        assert policy.step(Arrive(item), now).refusal is None
+    (batch,) = policy.step(Finish(busy), deadline - 0.05).launches
     assert batch.items == tuple(late)
 
 
@@ -388,7 +390,7 @@ def test_an_item_without_a_deadline_is_not_passed_over_for_ever():
     batch = start(policy, patient)
     order, now = [], 0.0
     while patient not in order:
-        now += 0.3
+        now += 0.1
         policy.step(Arrive(make_item(arrived=now, deadline=now + 0.5)), now)
         (batch,) = policy.step(Finish(batch), now).launches
         order += batch.items

@@ -44,7 +44,7 @@ SAFETY = 2.0
 """How wide of the estimate a promise is kept: machines stutter, and results take sending. Less lets
 calls in that will be late, which cost the device all the same; more refuses calls that would have
 been in time. Under overload with short deadlines (`bench.tuning_numbers`) 49, 33, 3 and 0 % of the
-calls that were let in are late with 1, 1.5, 2 and 3, and 77, 67, 90 and 96 % of the capacity becomes
+calls that were let in are late with 1, 1.5, 2 and 3, and 77, 67, 90 and 96 % of the capacity are
 results in time."""
 
 DUE_SLICE_S = IMPLICIT_DEADLINE_S / 16
