@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Self, TypeVar, Unpack
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from itertools import islice
+from typing import Any, Self, TypeVar, Unpack, cast
 
 import grpc
 import grpc.aio
@@ -17,6 +19,8 @@ from stn_client import _calls
 from stn_client._calls import Array, Call, Gradients, Places
 from stn_client._connection import BaseClient, Progress, open_channel
 from stn_client._credentials import Metadata
+from stn_client._errors import StnClientError
+from stn_client._mapping import AHEAD, checked, progress_bar
 from stn_client._options import GridOptions, WarpOptions
 from stn_client._placing import MAX_FRAMED_BYTES, MIN_PLACED_BYTES, place
 from stn_client._sending import MAX_MESSAGE_BYTES, GoAlone, Packet, SendQueue, Waiter
@@ -134,6 +138,37 @@ class AsyncClient(BaseClient):
     ) -> Array:
         """Does what `Client.generate_grid_gradients` does, awaited."""
         return await self._run(_calls.generate_grid_gradients(grad_grid, transform, options))
+
+    async def map(
+        self,
+        calls: Iterable[Call[T]],
+        *,
+        progress: bool = False,
+        return_exceptions: bool = False,
+    ) -> AsyncIterator[T]:
+        """Does what `Client.map` does; to be iterated with `async for`."""
+        waiting: deque[asyncio.Task[T]] = deque()
+        made = checked(calls)
+        with progress_bar(calls, shown=progress) as bar:
+            try:
+                while True:
+                    for call in islice(made, AHEAD - len(waiting)):
+                        waiting.append(asyncio.create_task(self._run(call)))
+                    if not waiting:
+                        return
+                    try:
+                        result = await waiting[0]
+                    except StnClientError as error:
+                        if not return_exceptions:
+                            raise
+                        result = cast("T", error)
+                    waiting.popleft()
+                    bar.update(1)
+                    yield result
+            finally:
+                for task in waiting:
+                    task.cancel()
+                await asyncio.gather(*waiting, return_exceptions=True)
 
     async def empty(self, shape: Sequence[int], dtype: DTypeLike = np.float32) -> Array:
         """Does what `Client.empty` does, awaited."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any, Self, TypeVar, Unpack
 
@@ -16,6 +19,8 @@ from stn_client import _calls
 from stn_client._calls import Array, Call, Gradients, Places
 from stn_client._connection import BaseClient, Progress, open_channel
 from stn_client._credentials import Metadata
+from stn_client._errors import StnClientError
+from stn_client._mapping import CHUNKS_AHEAD, checked, chunks, progress_bar
 from stn_client._options import GridOptions, WarpOptions
 from stn_client._placing import MAX_FRAMED_BYTES, MIN_PLACED_BYTES, place
 from stn_client._sending import MAX_MESSAGE_BYTES, GoAlone, Packet, SendQueue, Waiter
@@ -218,6 +223,49 @@ class Client(BaseClient):
         """
         return self._run(_calls.generate_grid_gradients(grad_grid, transform, options))
 
+    def map(
+        self,
+        calls: Iterable[Call[T]],
+        *,
+        progress: bool = False,
+        return_exceptions: bool = False,
+    ) -> Iterator[T]:
+        """The results of many calls, in their order, a few messages ahead of whoever takes them.
+
+        Args:
+            calls: As of `stn_client.calls`; taken as results are, so that there may be any number.
+            progress: Whether to show a progress bar on standard error; needs tqdm.
+            return_exceptions: Whether a call that fails gives its error as its result. Else it is
+                raised when it is its turn, and ends the iteration.
+
+        Raises:
+            InvalidRequestError: Something else than a call is among them, or tqdm is missing.
+            StnClientError: A call has failed.
+
+        Example:
+            >>> pairs = zip(images, thetas)
+            >>> warped = list(stn.map(calls.warp(u, Affine(theta)) for u, theta in pairs))
+        """
+        waiting: deque[Future[list[Any]]] = deque()
+        made = chunks(checked(calls))
+        with (
+            progress_bar(calls, shown=progress) as bar,
+            ThreadPoolExecutor(CHUNKS_AHEAD, thread_name_prefix="stn-map") as pool,
+        ):
+            try:
+                while True:
+                    for chunk in islice(made, CHUNKS_AHEAD - len(waiting)):
+                        waiting.append(pool.submit(self._outcomes, chunk))
+                    if not waiting:
+                        return
+                    for outcome in waiting.popleft().result():
+                        if isinstance(outcome, Exception) and not return_exceptions:
+                            raise outcome
+                        bar.update(1)
+                        yield outcome
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
     def empty(self, shape: Sequence[int], dtype: DTypeLike = np.float32) -> Array:
         """An array to write operands to, in memory that the server sees if it is on this host.
 
@@ -263,6 +311,23 @@ class Client(BaseClient):
             return result
         finally:
             self._leave(waiter)
+
+    def _outcomes(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        """The result of each call, or why it has none."""
+        inbox: SimpleQueue[Waiter] = SimpleQueue()
+        waiters = [Waiter(call, self._progress(), inbox.put) for call in calls]
+        outcomes: list[Any] = []
+        try:
+            self._enter(*waiters)
+            for waiter in waiters:
+                try:
+                    outcomes.append(self._result(waiter, inbox))
+                except StnClientError as error:
+                    outcomes.append(error)
+        finally:
+            for waiter in waiters:
+                self._leave(waiter)
+        return outcomes
 
     def _result(self, waiter: Waiter, inbox: SimpleQueue[Waiter]) -> Any:
         """The result of a call that has entered the queue.

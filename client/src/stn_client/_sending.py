@@ -110,7 +110,7 @@ class SendQueue:
     def add(self, waiter: Waiter) -> None:
         """A call waits, for its first attempt or, before those without a turn, for another one."""
         if not waiter.goes_alone:
-            waiter.size_bytes = _packed_bytes(waiter.call)
+            waiter.size_bytes = packed_bytes(waiter.call)
             packs = self._packs_from_s <= time.monotonic()
             waiter.goes_alone = not (packs and waiter.size_bytes)
         line = self._others if waiter.goes_alone else self._small
@@ -256,7 +256,7 @@ class GoAlone(Exception):  # noqa: N818 - a signal between calls, which nobody e
     """A call was sent with others, and that told nothing about it."""
 
 
-def _packed_bytes(call: Call[Any]) -> int:
+def packed_bytes(call: Call[Any]) -> int:
     """What a call adds to a message or to its reply; 0 if it is better sent alone."""
     if call.method not in NESTED:
         return 0
