@@ -393,9 +393,9 @@ class Translator:
             most, unit = limits.max_envelope_bytes, "bytes without payloads"
             remedy = "Put tensor bytes into `payloads`."
             raise FrameTooLargeError("message", most, unit, f"{len(call)} bytes", remedy)
-        parse(call, many_pb2.NestedCall)
         method = _method_of(call)
         if not method:
+            parse(call, many_pb2.NestedCall)
             names = ", ".join(field.name for field in NESTED.values())
             raise InvalidRequestError("request", f"expected one of {names}, got none. Set one.")
         field = NESTED[method]
@@ -408,6 +408,7 @@ class Translator:
             raise WireFormatError("payloads", expected, "some", "Move them.")
         envelope = Envelope(request, request, sizes_bytes, len(call) + sum(sizes_bytes))
         template = self._makers[Operation(method)](envelope)
+        parse(call, many_pb2.NestedCall)  # after that, so that paths are those within the request
         found = _NestedTemplate(method, request, sizes_bytes, template)
         if len(call) <= MAX_TEMPLATE_BYTES:
             if len(self._nested) >= MAX_SIZES * MAX_TEMPLATES:
