@@ -69,7 +69,6 @@ BASIS_READS = 3
 COLOUR_WORK = COORDINATE_READS + 3 * 4
 """The work of one point of a colour image, bilinear."""
 
-PAYLOADS_FIELD = warp_pb2.WarpRequest.PAYLOADS_FIELD_NUMBER
 PLACEMENT_FIELD = warp_pb2.WarpRequest.PLACEMENT_FIELD_NUMBER
 """The same in every request."""
 
@@ -403,11 +402,11 @@ class Translator:
         if len(places) != 1:
             raise WireFormatError(field.name, "one field of this name", str(len(places)))
         request = call[places[0]]
-        envelope = Envelope(request, request, sizes_bytes, len(call) + sum(sizes_bytes))
-        template = self._makers[Operation(method)](envelope)
-        if values(request, PAYLOADS_FIELD):
+        if Frame.of(request).payloads:
             expected = "none, as the bytes of all calls stand in the field of ComputeMany"
             raise WireFormatError("payloads", expected, "some", "Move them.")
+        envelope = Envelope(request, request, sizes_bytes, len(call) + sum(sizes_bytes))
+        template = self._makers[Operation(method)](envelope)
         parse(call, many_pb2.NestedCall)  # after that, so that paths are those within the request
         found = _NestedTemplate(method, request, sizes_bytes, template)
         if len(call) <= MAX_TEMPLATE_BYTES:
