@@ -1,7 +1,7 @@
 """Small calls that go together in one message, against one call a message.
 
-The server is one other process of this host. Contenders take turns in every round, each with a client
-of its own; ratios are taken within a round, then their median.
+The server is one other process of this host. Contenders take turns in every round, each with a
+client of its own; ratios are taken within a round, then their median.
 
     python -m bench.bench_many [--rounds 7] [--seconds 1] [--only gather] [--output FILE]
 """
