@@ -47,6 +47,7 @@ from stn_server.settings import all_settings
 
 ROOT = Path(__file__).parents[1]
 SERVER_BENCHMARK = ROOT / "tests/bench/results/server.json"
+MANY_BENCHMARK = ROOT / "tests/bench/results/many.json"
 REPLICAS_BENCHMARK = ROOT / "tests/bench/results/replicas.json"
 ENGINE_BENCHMARKS = "tests/bench/results/engine_cpu*.json"
 EXPERIMENT = ROOT / "client/examples/distorted_mnist.json"
@@ -176,6 +177,31 @@ def replicas_benchmark() -> str:
 def engine_benchmark() -> str:
     """The last committed runs of `make bench-engine`, whole or of some groups."""
     return "\n\n".join(map(_engine_tables, _reports(ENGINE_BENCHMARKS)))
+
+
+def many_benchmark() -> str:
+    """The last committed run of `make bench-many`."""
+    report = json.loads(MANY_BENCHMARK.read_text())
+    rows = [
+        (
+            cell["case"],
+            f"{cell['packed_per_s']:.0f}",
+            f"{cell['alone_per_s']:.0f}",
+            f"{cell['times']:.2f}",
+            "none" if cell["bar"] is None else _verdict(cell),
+        )
+        for cell in report["cells"]
+    ]
+    when = (
+        f"{report['date']}, {report['processor']}, grpcio {report['grpcio']}; medians of "
+        f"{report['rounds']} rounds in which the two take turns."
+    )
+    head = ("calls", "together, /s", "one a message, /s", "times", "bar")
+    return f"{_table(head, rows)}\n\n{when}"
+
+
+def _verdict(cell: dict[str, Any]) -> str:
+    return f"≥ {cell['bar']:g}: {'met' if cell['times'] >= cell['bar'] else 'missed'}"
 
 
 def _engine_tables(report: dict[str, Any]) -> str:
@@ -324,6 +350,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "stn_engine/README.md": {"support": support, "gpu evidence": gpu_evidence},
     "tests/bench/README.md": {
         "server benchmark": server_benchmark,
+        "many benchmark": many_benchmark,
         "replicas benchmark": replicas_benchmark,
         "engine benchmark": engine_benchmark,
         "gpu benchmark": gpu_benchmark,

@@ -10,7 +10,7 @@ import pytest
 from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
 
-from stn_proto import join_nest
+from stn_proto import join_many
 from stn_proto.v1 import many_pb2, warp_pb2
 from stn_server.batching.devices import EngineRunner
 from stn_server.config import LimitsConfig
@@ -174,7 +174,7 @@ def test_a_hundred_thousand_calls_in_one_message_are_refused_at_once():
 
     async def test(service, channel):
         call = compute_many(("Warp", warp_request())).calls[0].SerializeToString()
-        message = join_nest([call] * 100_000, [b""] * 200_000)
+        message = join_many([call] * 100_000, [b""] * 200_000)
         began = time.perf_counter()
         status = await refusal(channel, message)
         assert time.perf_counter() - began < 5

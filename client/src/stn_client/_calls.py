@@ -20,11 +20,11 @@ from stn_proto import (
     WireFormatError,
     get_tensor,
     join,
-    join_nest,
+    join_many,
     nested,
     put_tensor,
     split,
-    split_nest,
+    split_many,
 )
 from stn_proto.codec import DTYPES
 from stn_proto.v1 import many_pb2, server_info_pb2, tensor_pb2, warp_pb2
@@ -220,13 +220,13 @@ def compute_many(calls: Sequence[Call[Any]]) -> Call[list[bytes | many_pb2.Statu
             raise ProtocolMismatchError(f"ComputeMany: expected its reply, got {error}.") from error
 
     call = Call(METHOD_PREFIX + "ComputeMany", many_pb2.ComputeManyRequest(), payloads, parse)
-    call.request = join_nest(pieces, payloads)
+    call.request = join_many(pieces, payloads)
     return call
 
 
 def _replies(message: bytes, names: Sequence[str]) -> Iterator[bytes | many_pb2.Status]:
     """The replies in a reply of ComputeMany, which have to be of these kinds, or statuses."""
-    found = split_nest(message)
+    found = split_many(message)
     if len(found.nested) != len(names):
         raise WireFormatError("replies", f"{len(names)} of them", str(len(found.nested)))
     end = 0

@@ -142,8 +142,8 @@ def split(message: bytes) -> tuple[bytes, list[memoryview]]:
     return frame.envelope, frame.cut(message)
 
 
-class Nest(NamedTuple):
-    """A message that holds others: of ComputeMany, a request or a reply."""
+class ManyParts(NamedTuple):
+    """What a request or a reply of ComputeMany consists of."""
 
     nested: list[bytes]
     """The messages within, serialized, without payloads."""
@@ -153,9 +153,9 @@ class Nest(NamedTuple):
     """What else stands in it: nothing, unless it is of a newer contract."""
 
 
-def split_nest(
+def split_many(
     message: bytes, max_nested: int | None = None, max_payloads: int | None = None
-) -> Nest:
+) -> ManyParts:
     """Cuts a request or a reply of ComputeMany into the messages within and all payloads.
 
     Args:
@@ -189,7 +189,7 @@ def split_nest(
                 raise WireFormatError("message", expected, "more")
             if tag != _ALIGNMENT_TAG:
                 pieces.append(message[start:end])
-    return Nest(nested, payloads, b"".join(pieces))
+    return ManyParts(nested, payloads, b"".join(pieces))
 
 
 def nested(number: int, message: bytes, payload_count: int) -> bytes:
@@ -206,8 +206,8 @@ def nested(number: int, message: bytes, payload_count: int) -> bytes:
     )
 
 
-def join_nest(nested: Iterable[bytes], payloads: Sequence[memoryview | bytes]) -> bytes:
-    """Serializes a request or a reply of ComputeMany; see `split_nest`.
+def join_many(nested: Iterable[bytes], payloads: Sequence[memoryview | bytes]) -> bytes:
+    """Serializes a request or a reply of ComputeMany; see `split_many`.
 
     Args:
         nested: The messages within, serialized, without payloads.

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from grpc import StatusCode
 
-from stn_proto import join_nest, nested
+from stn_proto import join_many, nested
 from stn_proto.v1 import many_pb2
 from stn_server.batching.work import Finished, Wanted
 from stn_server.call import OTHER_METHOD, Call, Caller
@@ -174,7 +174,7 @@ class Many:
                 replies.append(envelope)
                 payloads += own
         self._tell_ends(answers)
-        return join_nest(replies, payloads)
+        return join_many(replies, payloads)
 
     def _fail(self, position: int, error: Exception) -> None:
         self._errors[position] = error

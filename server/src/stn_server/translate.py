@@ -24,7 +24,7 @@ from stn_proto import (
     WireFormatError,
     gaps,
     join,
-    split_nest,
+    split_many,
     values,
 )
 from stn_proto.v1 import many_pb2, tensor_pb2, warp_pb2
@@ -348,17 +348,17 @@ class Translator:
             UnknownFieldError: The message has a field that this version does not know.
         """
         limits = self._limits
-        nest = split_nest(message, limits.max_calls, limits.max_calls * limits.max_payloads)
-        parse(nest.rest, many_pb2.ComputeManyRequest)
-        if not nest.nested:
+        parts = split_many(message, limits.max_calls, limits.max_calls * limits.max_payloads)
+        parse(parts.rest, many_pb2.ComputeManyRequest)
+        if not parts.nested:
             raise InvalidRequestError("calls", "expected at least one, got none. Send some.")
         found: list[Nested] = []
         end = output_bytes = 0
-        for call in nest.nested:
+        for call in parts.nested:
             known = self._nested.get(call)
             count = _payload_count(call) if known is None else len(known.sizes_bytes)
             start, end = end, end + count
-            payloads = nest.payloads[start:end]
+            payloads = parts.payloads[start:end]
             sizes_bytes = tuple(map(len, payloads))
             try:
                 if known is None or known.sizes_bytes != sizes_bytes:
@@ -370,9 +370,9 @@ class Translator:
                 output_bytes = grown_bytes
             except Exception as error:  # noqa: BLE001 - told to the caller in a status of its own
                 found.append(Nested(_method_of(call), error))
-        if end != len(nest.payloads):
+        if end != len(parts.payloads):
             expected = f"as many as the calls have, {end}"
-            raise WireFormatError("payloads", expected, str(len(nest.payloads)))
+            raise WireFormatError("payloads", expected, str(len(parts.payloads)))
         return found
 
     def _check_output(self, output_bytes: int) -> None:
