@@ -4,6 +4,9 @@ All of them serve from one other process of this host; rounds take turns. Backwa
 `stn_client.torch` and through torch's distributed autograd. memcpy is what merely copying operands
 and results once within this process takes: no transport that copies can be faster.
 
+Threads of torch's RPC look for work all the time, which takes a fifth of a core at either end. So
+its caller is a process of its own, too, and both are stopped while it is not their turn.
+
     python -m bench.bench_local [--rounds 7] [--seconds 1] [--only 28x28] [--output FILE]
 """
 
@@ -13,11 +16,12 @@ import argparse
 import asyncio
 import os
 import re
+import signal
 import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +43,10 @@ WORKERS = 16
 WARM_UP_S = 0.1
 
 
+Turn = Callable[[float], tuple[float, float]]
+"""Seconds -> calls a second, and the median of a call in milliseconds."""
+
+
 @dataclass(frozen=True)
 class Bar:
     """What a ratio of durations has to reach."""
@@ -54,8 +62,7 @@ class Case:
     """Contenders that do the same thing."""
 
     name: str
-    contenders: Mapping[str, Callable[[], object]]
-    callers: int = 1
+    contenders: Mapping[str, Turn]
     bars: tuple[Bar, ...] = ()
 
 
@@ -72,14 +79,75 @@ def serve_rpc(port: int) -> None:
     rpc.shutdown()
 
 
+def call_rpc(port: int, orders) -> None:
+    """The process that calls it: for every order one of `RPC_CALLS` is timed."""
+    torch.set_num_threads(1)
+    _init_rpc("client", 0, port)
+    orders.send("ready")
+    while order := orders.recv():
+        name, shape, callers, seconds = order
+        orders.send(timed(RPC_CALLS[name](shape), callers, seconds))
+    rpc.shutdown()
+
+
+RPC_CALLS = {
+    "forward": lambda shape: (
+        lambda u=torch.rand(shape): rpc.rpc_sync("server", remote_warp, args=(u, THETA))
+    ),
+    "forward and backward": lambda shape: lambda o=differentiable(shape): differentiated_by_rpc(*o),
+}
+
+
+class TorchRpc:
+    """Both processes of torch's RPC, which run in their turns only."""
+
+    def __init__(self, port: int) -> None:
+        context = torch.multiprocessing.get_context("spawn")
+        self._orders, theirs = context.Pipe()
+        self._processes = [
+            context.Process(target=serve_rpc, args=(port,)),
+            context.Process(target=call_rpc, args=(port, theirs)),
+        ]
+        for process in self._processes:
+            process.start()
+        self._orders.recv()
+        self._signal(signal.SIGSTOP)
+
+    def timed(self, name: str, shape, callers: int, seconds: float) -> tuple[float, float]:
+        """Does what `timed` does, over there."""
+        self._signal(signal.SIGCONT)
+        self._orders.send((name, shape, callers, seconds))
+        found = self._orders.recv()
+        self._signal(signal.SIGSTOP)
+        return found
+
+    def close(self) -> None:
+        """Ends both."""
+        self._signal(signal.SIGCONT)
+        self._orders.send(None)
+        for process in self._processes:
+            process.join()
+
+    def _signal(self, number: signal.Signals) -> None:
+        for process in self._processes:
+            os.kill(process.pid, number)
+
+
 def _init_rpc(name: str, rank: int, port: int) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     options = rpc.TensorPipeRpcBackendOptions(num_worker_threads=WORKERS)
     rpc.init_rpc(name, rank=rank, world_size=2, rpc_backend_options=options)
 
 
-def cases(local: Client, network: Client) -> list[Case]:
+def cases(local: Client, network: Client, torch_rpc: TorchRpc) -> list[Case]:
     """The rows of the table."""
+
+    def here(call: Callable[[], object], callers: int) -> Turn:
+        return lambda seconds: timed(call, callers, seconds)
+
+    def there(name: str, shape, callers: int) -> Turn:
+        return lambda seconds: torch_rpc.timed(name, shape, callers, seconds)
+
     found = []
     for shape, callers, forward, both in (
         ((1, 1, 28, 28), 1, 2.5, None),
@@ -93,22 +161,27 @@ def cases(local: Client, network: Client) -> list[Case]:
         if shape[-1] == 28:
             bars.append(Bar("against gRPC", "local", "grpc", 1 / 0.35))
         contenders = {
-            "local": lambda u=u: warp(local, u, Affine(THETA)),
-            "grpc": lambda u=u: warp(network, u, Affine(THETA)),
-            "torch rpc": lambda u=u: rpc.rpc_sync("server", remote_warp, args=(u, THETA)),
-            "memcpy": lambda u=u: (u.clone(), u.clone()),
+            "local": here(lambda u=u: warp(local, u, Affine(THETA)), callers),
+            "grpc": here(lambda u=u: warp(network, u, Affine(THETA)), callers),
+            "torch rpc": there("forward", shape, callers),
+            "memcpy": here(lambda u=u: (u.clone(), u.clone()), callers),
         }
-        found.append(Case(f"{size} forward, {callers} callers", contenders, callers, tuple(bars)))
+        found.append(Case(f"{size} forward, {callers} callers", contenders, tuple(bars)))
         bars = [] if both is None else [Bar("with backward", "local", "torch rpc", both)]
-        operands = u.clone().requires_grad_(), THETA.clone().requires_grad_()
+        operands = differentiable(shape)
         contenders = {
-            "local": lambda o=operands: differentiated(local, *o),
-            "grpc": lambda o=operands: differentiated(network, *o),
-            "torch rpc": lambda o=operands: differentiated_by_rpc(*o),
+            "local": here(lambda o=operands: differentiated(local, *o), callers),
+            "grpc": here(lambda o=operands: differentiated(network, *o), callers),
+            "torch rpc": there("forward and backward", shape, callers),
         }
         name = f"{size} forward and backward, {callers} callers"
-        found.append(Case(name, contenders, callers, tuple(bars)))
+        found.append(Case(name, contenders, tuple(bars)))
     return found
+
+
+def differentiable(shape) -> tuple[torch.Tensor, torch.Tensor]:
+    """Operands with gradients."""
+    return torch.rand(shape).requires_grad_(), THETA.clone().requires_grad_()
 
 
 def differentiated(client, feature_map, theta):
@@ -151,7 +224,7 @@ def measure(case: Case, rounds: int, seconds: float) -> dict:
     seen: dict[str, list[tuple[float, float]]] = {name: [] for name in case.contenders}
     for number in range(rounds):
         for name in list(case.contenders)[:: 1 if number % 2 == 0 else -1]:
-            seen[name].append(timed(case.contenders[name], case.callers, seconds))
+            seen[name].append(case.contenders[name](seconds))
     contenders = {
         name: {
             "calls_per_s": statistics.median(rate for rate, _ in values),
@@ -195,17 +268,14 @@ def print_cell(cell) -> None:
 
 def main() -> None:
     options = parse_options()
-    port = 29511
-    server = torch.multiprocessing.get_context("spawn").Process(target=serve_rpc, args=(port,))
-    server.start()
-    _init_rpc("client", 0, port)
     torch.set_num_threads(1)
     with ExitStack() as running:
+        torch_rpc = running.enter_context(closing(TorchRpc(port=29511)))
         service = running.enter_context(LocalServer("--log-level=warning"))
         local = running.enter_context(Client(service.target))
         network = running.enter_context(Client(service.target, local=False))
         cells = []
-        for case in cases(local, network):
+        for case in cases(local, network, torch_rpc):
             if re.search(options.only, case.name):
                 cells.append(measure(case, options.rounds, options.seconds))
                 print_cell(cells[-1])
@@ -217,8 +287,6 @@ def main() -> None:
             for name, way in (("local", True), ("grpc", False))
         }
         print("\n33 small calls in flight:", {k: round(v) for k, v in flights.items()}, "calls/s")
-    rpc.shutdown()
-    server.join()
     if options.output:
         packages = ("torch", "numpy", "grpcio", "protobuf")
         report.write(options.output, "local", packages, cells=cells, in_flight=flights)

@@ -299,7 +299,7 @@ of_torch = threads()
 stn_engine.warp(feature_map, transform).sum().backward()
 beside_torch = threads()
 problem = stn_engine.WarpProblem(feature_map.detach(), transform)
-on_bytes.compute([(problem, [operand.numpy().tobytes() for operand in problem.operands])])
+on_bytes.compute([on_bytes.Job(problem, [one.numpy().tobytes() for one in problem.operands])])
 print(beside_torch - of_torch, threads() - beside_torch)
 """
 

@@ -20,6 +20,7 @@ from stn_engine import (
 )
 from stn_engine.adapters import device_buffers, on_bytes
 from stn_engine.adapters.device_buffers import Arena, DeviceBuffer
+from stn_engine.adapters.on_bytes import Job
 from stn_engine.backends.cpu import CpuBackend
 from stn_engine.backends.torch import TorchBackend
 from support.emulated_cuda import EMULATED_CUDA
@@ -136,14 +137,14 @@ def test_maps_of_one_pixel_keep_their_order_of_channels(dtype):
     pixel = random_values(1, (2, 1, 1, 3), dtype).permute(0, 3, 1, 2)
     theta = torch.eye(2, 3, dtype=dtype).repeat(2, 1, 1)
     warp = WarpProblem(pixel, Affine(theta), (4, 5), WarpSpec(padding="border"))
-    problem, operands = job_of(warp)
+    problem, operands, _ = job_of(warp)
     problem = problem.bound(
         torch.empty(2, 1, 1, 3, dtype=dtype, device="meta").permute(0, 3, 1, 2),
         problem.transform.parameters,
     )
     (like,) = on_bytes.results_of(problem)
     assert like.is_contiguous(memory_format=torch.channels_last)
-    ((output,),) = on_bytes.compute([(problem, operands)])
+    ((output,),) = on_bytes.compute([Job(problem, operands)])
     assert output == bytes_of(pixel.expand(2, 3, 4, 5).to(memory_format=torch.channels_last))
 
 
@@ -176,10 +177,10 @@ def test_no_calls_have_no_results():
 @pytest.mark.usefixtures("backend")
 def test_operands_may_lie_anywhere():
     """What is not aligned is copied first; nothing is written to it."""
-    problem, operands = job_of(random_gradients(3, random_warp(1)))
+    problem, operands, _ = job_of(random_gradients(3, random_warp(1)))
     shifted = [memoryview(b"?" + operand)[1:] for operand in operands]
     assert [*map(bytes, operands)] == [*map(bytes, shifted)]
-    aligned, moved = on_bytes.compute([(problem, operands), (problem, shifted)])
+    aligned, moved = on_bytes.compute([Job(problem, operands), Job(problem, shifted)])
     assert [*map(bytes, aligned)] == [*map(bytes, moved)]
     assert [*map(bytes, operands)] == [*map(bytes, shifted)]
 
@@ -187,15 +188,54 @@ def test_operands_may_lie_anywhere():
 @pytest.mark.usefixtures("backend")
 def test_operands_of_another_size_are_refused():
     """Before anything is read beyond their end."""
-    problem, (grad_output, feature_map, theta) = job_of(random_gradients(3, random_warp(1)))
-    good = problem, (grad_output, feature_map, theta)
+    problem, (grad_output, feature_map, theta), _ = job_of(random_gradients(3, random_warp(1)))
+    good = Job(problem, (grad_output, feature_map, theta))
     for bad in (
         (grad_output[:-1], feature_map, theta),
         (grad_output, feature_map + b"?", theta),
         (grad_output, feature_map, b""),
     ):
         with pytest.raises(ValueError, match=r"expected \d+ bytes, got \d+"):
-            on_bytes.compute([good, (problem, bad)])
+            on_bytes.compute([good, Job(problem, bad)])
+
+
+@DETERMINISTIC
+@given(warps=crowds([torch.float32]))
+@pytest.mark.usefixtures("backend")
+def test_results_go_where_they_have_a_place(warps):
+    """Those without one come in memory of their own; nothing around a place is written."""
+    problems = [random_gradients(7, warp) for warp in warps]
+    jobs, around = [], []
+    for number, job in enumerate(map(job_of, problems)):
+        sizes_bytes = on_bytes.sizes_of(job.problem)[1]
+        memory = [memoryview(bytearray(b"?" * (size + 128))) for size in sizes_bytes]
+        places = [one[64:-64] for one in memory]
+        if number % 3 < len(places):
+            places[number % 3] = None
+        jobs.append(job._replace(places=places))
+        around += memory
+    for problem, job, results in zip(problems, jobs, on_bytes.compute(jobs), strict=True):
+        for place, result in zip(job.places, results, strict=True):
+            assert place is None or place is result
+        for got, want in zip(results_from(problem, results), expected(problem), strict=True):
+            torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+    assert all(bytes(one[:64]) + bytes(one[-64:]) == b"?" * 128 for one in around)
+
+
+@pytest.mark.usefixtures("backend")
+def test_places_of_another_size_are_refused():
+    """Or those that cannot be written to: before anything is computed."""
+    job = job_of(random_warp(1))
+    (size_bytes,) = on_bytes.sizes_of(job.problem)[1]
+    for place in (
+        memoryview(bytearray(size_bytes - 1)),
+        memoryview(bytearray(size_bytes + 1)),
+        memoryview(bytes(size_bytes)),
+    ):
+        with pytest.raises(ValueError, match=rf"place: expected {size_bytes} writable bytes, got"):
+            on_bytes.compute([job._replace(places=[place])])
+    with pytest.raises(ValueError, match="zip"):
+        on_bytes.compute([job._replace(places=[None, None])])
 
 
 def test_only_backends_that_may_compute_do(monkeypatch):
@@ -209,22 +249,22 @@ def test_the_work_on_a_problem_is_kept_with_it():
     """A server computes the same problem again and again."""
     job = job_of(random_warp(1))
     on_bytes.compute([job])
-    backend, (plan,) = dispatch.planned([job[0]], HOST)
+    backend, (plan,) = dispatch.planned([job.problem], HOST)
     assert plan is not None
-    assert dispatch.planned([job[0]], HOST) == (backend, [plan])
+    assert dispatch.planned([job.problem], HOST) == (backend, [plan])
 
 
 def compute_in_block(problems):
     """The bytes of all results, from a block of the host's memory."""
     jobs = [job_of(problem) for problem in problems]
-    operands = [operand for _, some in jobs for operand in some]
+    operands = [operand for job in jobs for operand in job.operands]
     there = DeviceBuffer.of(operands)
-    likes = [like for problem, _ in jobs for like in on_bytes.results_of(problem)]
+    likes = [like for job in jobs for like in on_bytes.results_of(job.problem)]
     results = DeviceBuffer([like.nbytes for like in likes], HOST)
     results.memory.fill_(0x5A)
-    device_buffers.compute([problem for problem, _ in jobs], there, results)
+    device_buffers.compute([job.problem for job in jobs], there, results)
     found = iter(results.bytes)
-    return [[next(found) for _ in on_bytes.results_of(problem)] for problem, _ in jobs]
+    return [[next(found) for _ in on_bytes.results_of(job.problem)] for job in jobs]
 
 
 def assert_in_block_as_on_tensors(problems):
@@ -318,7 +358,7 @@ def test_any_crowd_is_computed_in_blocks_as_on_tensors(warps):
 )
 def test_blocks_of_other_tensors_are_refused(operands, results, message):
     """Kernels do not look where a block ends."""
-    problem, _ = job_of(random_warp(1, dtype=torch.float32, parameter_dtype=torch.float64))
+    problem = job_of(random_warp(1, dtype=torch.float32, parameter_dtype=torch.float64)).problem
     with pytest.raises(ValueError, match=message):
         device_buffers.compute(
             [problem],
@@ -331,7 +371,7 @@ def test_a_row_is_found_once(monkeypatch):
     """A server computes the same problem again and again."""
     backends = (EMULATED_CUDA,)  # the same tuple at every call, as it is in a process
     monkeypatch.setattr(dispatch, "candidates", lambda: backends)
-    problem, operands = job_of(random_warp(1))
+    problem, operands, _ = job_of(random_warp(1))
     sent = DeviceBuffer([len(operand) for operand in operands], HOST)
     results = DeviceBuffer([on_bytes.results_of(problem)[0].nbytes], HOST)
     device_buffers.compute([problem], sent, results)
@@ -387,7 +427,7 @@ def test_other_threads_run_while_bytes_are_copied(way):
     with gate:
         thread = threading.Thread(target=other)
         thread.start()
-    copied = DeviceBuffer.of([message]) if way == "into a block" else block.copies()
+    copied = DeviceBuffer.of([message]) if way == "into a block" else block.copies([None])
     ran_meanwhile = has_run.is_set()
     thread.join()
     del copied
@@ -410,6 +450,6 @@ def test_an_arena_is_allocated_once_for_many_blocks():
 def test_copies_of_a_block_are_no_part_of_it():
     """A reply that is read slowly holds itself, and what the next block writes it does not see."""
     arena = Arena(pinned=False)
-    held = DeviceBuffer.of([b"one", b"two"], arena).copies()
+    held = DeviceBuffer.of([b"one", b"two"], arena).copies([None, None])
     DeviceBuffer.of([b"___", b"___"], arena)
     assert [bytes(one) for one in held] == [b"one", b"two"]

@@ -655,3 +655,56 @@ async def test_calls_of_a_message_share_the_end_of_a_device():
     with pytest.raises(BrokenError, match="expected a working device"):
         await submit_together(batcher, wanted(3))
     assert_nothing_left(batcher)
+
+
+@pytest.mark.parametrize("is_placed", [True, False])
+def test_a_caller_whose_memory_is_written_to_is_answered_afterwards(is_placed):
+    """Also one who has given up; others need not wait for what nobody wants."""
+
+    async def scenario():
+        runner = FakeRunner(held=True)
+        batcher = make_batcher(runner)
+        (call,) = await start(batcher, 1, is_placed=is_placed)
+        await runner.begun(1)
+        call.cancel()
+        await asyncio.wait([call], timeout=1.0)
+        assert call.done() is not is_placed
+        runner.release()
+        assert type(await outcome_of(call)) is asyncio.CancelledError
+        await batcher.drain()
+        assert_nothing_left(batcher)
+
+    run_in_virtual_time(scenario())
+
+
+@in_virtual_time
+async def test_a_caller_whose_memory_is_written_to_can_be_cut_off():
+    """As a connection does that ends, and takes its memory with it."""
+    runner = FakeRunner(held=True)
+    batcher = make_batcher(runner)
+    (call,) = await start(batcher, 1, is_placed=True)
+    await runner.begun(1)
+    for _ in range(2):
+        call.cancel()
+        await asyncio.wait([call], timeout=1.0)
+    assert call.cancelled()
+    runner.release()
+    await batcher.drain()
+    assert_nothing_left(batcher)
+
+
+@in_virtual_time
+async def test_a_caller_whose_memory_a_lost_device_may_write_to_has_no_answer():
+    """Only the end of its connection ends it; one that waits is answered like all others."""
+    runner = FakeRunner(held=True)
+    batcher = make_batcher(runner, stall_s=60.0)
+    (running,) = await start(batcher, 1, is_placed=True)
+    await runner.begun(1)
+    (waiting,) = await start(batcher, 2, is_placed=True)
+    await batcher.broken()
+    assert type(await outcome_of(waiting)) is BrokenError
+    await asyncio.wait([running], timeout=1.0)
+    assert not running.done()
+    running.cancel()
+    assert type(await outcome_of(running)) is asyncio.CancelledError
+    await batcher.drain()

@@ -104,6 +104,18 @@ def as_bytes(results):
     return [*map(bytes, results)]
 
 
+def test_results_go_where_they_have_a_place(runner):
+    """On every device; what has none comes in memory of its own."""
+    gradients = stn_engine.WarpGradientsProblem(warp_problem(5, 7), torch.ones(1, 2, 5, 7))
+    job = job_of(gradients)
+    expected = as_bytes(on_bytes.compute([job])[0])
+    place = memoryview(bytearray(len(expected[0])))
+    batch = make_batch(Operation.WARP_GRADIENTS, [job._replace(places=[place, None]), job])
+    outcomes = asyncio.run(runner.run(batch))
+    assert [*map(as_bytes, outcomes)] == [expected, expected]
+    assert bytes(place) == expected[0]
+
+
 def test_the_engine_runner_keeps_neighbours_of_a_bad_problem(runner):
     """What is no problem at all fails alone."""
     good = job_of(warp_problem(4, 4))

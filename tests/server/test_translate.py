@@ -55,7 +55,7 @@ def test_a_warp_is_what_the_message_says():
     """Operands, size, and what a batch must share."""
     request = warp_request()
     task = decode(request)
-    problem, (feature_map, parameters) = task.job
+    problem, (feature_map, parameters), _ = task.job
     assert task.key.operation is Operation.WARP
     assert feature_map == ramp(2, 3, 4, 5).tobytes()
     assert parameters == theta().tobytes()
@@ -117,7 +117,7 @@ def test_every_type_of_the_contract_goes_both_ways(dtype, expected):
     request.ClearField("output_size")
     replace(request, request.feature_map, values)
     task = decode(request)
-    problem, (feature_map, _) = task.job
+    problem, (feature_map, _), _ = task.job
     assert task.key.dtype is problem.feature_map.dtype is expected
     assert feature_map == values.tobytes()
     reply, payloads = encode(task, [feature_map], warp_pb2.WarpReply)
@@ -134,7 +134,7 @@ def test_channels_last_stay_last():
     replace(request, request.feature_map, values)
     request.feature_map.layout = tensor_pb2.LAYOUT_NHWC
     task = decode(request)
-    problem, (feature_map, _) = task.job
+    problem, (feature_map, _), _ = task.job
     assert problem.feature_map.shape == (2, 3, 4, 5)
     assert problem.feature_map.is_contiguous(memory_format=torch.channels_last)
     reply, payloads = encode(task, [feature_map], warp_pb2.WarpReply)
@@ -159,7 +159,7 @@ def test_channels_of_volumes_may_be_last_as_well():
     replace(request, request.feature_map, values)
     request.feature_map.layout = tensor_pb2.LAYOUT_NHWC
     task = decode(request)
-    problem, (feature_map, _) = task.job
+    problem, (feature_map, _), _ = task.job
     assert problem.feature_map.shape == (1, 3, 2, 4, 5)
     assert problem.feature_map.is_contiguous(memory_format=torch.channels_last_3d)
     reply, payloads = encode(task, [feature_map], warp_pb2.WarpReply)
@@ -202,7 +202,7 @@ def test_a_request_costs_all_its_bytes():
 def test_operands_are_views_of_the_message():
     """What the SDK sends, aligned, is computed on where it was received."""
     message = warp_call(ramp(2, 3, 4, 5), Affine(theta()), None, {}).request
-    _, operands = Translator(LimitsConfig()).decode(Operation.WARP, message).job
+    _, operands, _ = Translator(LimitsConfig()).decode(Operation.WARP, message).job
     received = np.frombuffer(message, np.uint8)
     for operand in operands:
         array = np.frombuffer(operand, np.float32)
@@ -225,7 +225,7 @@ def test_points_of_a_sampling_grid_need_not_be_finite(value):
     points = np.zeros((2, 6, 7, 2), np.float32)
     points[1, 2, 3] = value
     replace(request, request.transform.sampling_grid.grid, points)
-    _, (_, grid) = decode(request).job
+    _, (_, grid), _ = decode(request).job
     assert grid == points.tobytes()
 
 
@@ -243,7 +243,7 @@ def test_gradients_are_those_asked_for(needs, expected):
     request.needs[:] = needs
     task = decode(request, "WarpGradients")
     assert task.key.operation is Operation.WARP_GRADIENTS
-    problem, (_, *operands) = task.job
+    problem, (_, *operands), _ = task.job
     assert problem.needs == expected
     gradients = dict(zip(("feature_map", "transform"), operands, strict=True))
     sent = [gradients[name] for name in expected]
@@ -274,7 +274,7 @@ def test_layouts_of_gradients_are_those_of_their_operands():
     request.feature_map.layout = tensor_pb2.LAYOUT_NHWC
     request.needs.append(warp_pb2.OPERAND_FEATURE_MAP)
     task = decode(request, "WarpGradients")
-    _, (_, feature_map, _) = task.job
+    _, (_, feature_map, _), _ = task.job
     reply, payloads = encode(task, [feature_map], warp_pb2.WarpGradientsReply)
     gradient = get_tensor(reply.grad_feature_map, payloads, "grad_feature_map")
     assert np.array_equal(gradient, ramp(2, 4, 5, 3))
@@ -298,7 +298,7 @@ def test_grid_gradients_are_what_the_message_says():
     """The size is that of grad_grid; the result has the shape of theta."""
     task = decode(grid_gradients_request(), "GenerateGridGradients")
     assert task.key.operation is Operation.GENERATE_GRID_GRADIENTS
-    problem, (grad_grid, parameters) = task.job
+    problem, (grad_grid, parameters), _ = task.job
     assert problem.grid.output_size == (6, 7)
     assert grad_grid == ramp(2, 6, 7, 2).tobytes()
     reply, payloads = encode(task, [parameters], warp_pb2.GenerateGridGradientsReply)
@@ -382,7 +382,7 @@ def test_a_spline_is_what_the_message_says():
     request = spline_warp_request()
     request.transform.thin_plate_spline.regularization = 0.25
     task = decode(request)
-    problem, (_, points) = task.job
+    problem, (_, points), _ = task.job
     assert isinstance(problem.transform, stn_engine.ThinPlateSpline)
     assert problem.transform.control_points == CONTROL_POINTS
     assert problem.transform.regularization == 0.25

@@ -15,7 +15,7 @@ def job_of(problem):
     """A problem without memory, and the bytes of its operands."""
     dense = [operand.clone() for operand in problem.operands]  # what is dense keeps its strides
     likes = [torch.empty_like(operand, device="meta") for operand in dense]
-    return problem.bound(*likes), [bytes_of(operand) for operand in dense]
+    return on_bytes.Job(problem.bound(*likes), [bytes_of(operand) for operand in dense])
 
 
 def results_from(problem, results):

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from stn_client import _calls
-from stn_client._calls import Array, Call, Gradients, Places
+from stn_client._calls import Call, Gradients
 from stn_client._connection import BaseClient, Progress, open_channel
 from stn_client._credentials import Metadata
+from stn_client._envelopes import Array, Places
 from stn_client._errors import StnClientError
 from stn_client._mapping import AHEAD, checked, progress_bar
 from stn_client._options import GridOptions, WarpOptions
@@ -291,7 +292,7 @@ class _Connection:
             await self._woken_in_time(waiter)
         if waiter.outcome is None:
             try:
-                attempt = waiter.progress.start(waiter.call.request)
+                attempt = waiter.progress.start(waiter.call.envelope.size_bytes)
                 waiter.outcome = await self.send(waiter.call, attempt, waiter.progress)
             finally:
                 self._sent(waiter)

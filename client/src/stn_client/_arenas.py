@@ -17,6 +17,7 @@ from bisect import bisect
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
@@ -27,7 +28,6 @@ from stn_client._ttrpc import CONNECT_S, ConnectionLostError, Metadata, reply_of
 from stn_proto import WireFormatError
 from stn_proto.ttrpc import ClientConnection
 from stn_proto.v1.arena_pb2 import CreateArenaReply, CreateArenaRequest
-from stn_proto.v1.tensor_pb2 import ArenaRef
 
 SOCKET = "arenas.sock"
 """Within the folder that a server names."""
@@ -41,6 +41,10 @@ MIN_ARENA_BYTES = 64 * 1024 * 1024
 
 REFUSED_PAUSE_S = 5.0
 """After it a server that had no more arenas is asked again."""
+
+PLENTIFUL_BYTES = 256 * 1024 * 1024
+"""Up to so many lent bytes tensors of torch keep their slots; beyond it they are copies, so that
+calls have slots left."""
 
 READ_BYTES = 64 * 1024
 
@@ -126,6 +130,15 @@ class Arena:
         self._lease.close()
 
 
+class Lent(NamedTuple):
+    """Memory in an arena, which is used for nothing else as long as somebody refers to it."""
+
+    memory: Bytes
+    arena_id: bytes
+    offset: int
+    """Where in its arena it begins."""
+
+
 class Pool:
     """Slots in the arenas of one server.
 
@@ -144,11 +157,17 @@ class Pool:
         self._returned: deque[tuple[Arena, int, int]] = deque()
         """Slots that finalizers gave back, which may run at any moment and must not wait for a
         lock."""
+        self._lent_bytes = 0
         self._refused_until_s = 0.0
         self._is_closed = False
         _POOLS.add(self)
 
     def take(self, size_bytes: int, *, may_grow: bool = True) -> Bytes | None:
+        """The memory of a slot; see `lend`."""
+        lent = self.lend(size_bytes, may_grow=may_grow)
+        return None if lent is None else lent.memory
+
+    def lend(self, size_bytes: int, *, may_grow: bool = True) -> Lent | None:
         """A slot of so many bytes; None if there is no room and the server gives no more.
 
         Args:
@@ -163,13 +182,14 @@ class Pool:
             slot = self._free_slot(slot_bytes, size_bytes)
             return self._grown(slot_bytes, size_bytes) if slot is None else slot
 
-    def reference_to(self, payload: memoryview) -> ArenaRef | None:
-        """How the server is told of a tensor, if it lies in an arena of this pool."""
-        address = address_of(np.frombuffer(payload, np.uint8))
+    def find(self, payload: memoryview) -> Lent | None:
+        """Where a tensor lies, if that is in an arena of this pool."""
+        memory = np.frombuffer(payload, np.uint8)
+        address = address_of(memory)
         for arena in self._arenas:
             offset = arena.offset_of(address, len(payload))
             if offset is not None:
-                return ArenaRef(id=arena.id, offset=offset, byte_count=len(payload))
+                return Lent(memory, arena.id, offset)
         return None
 
     def part_with_child(self) -> None:
@@ -189,9 +209,10 @@ class Pool:
     def _take_back(self) -> None:
         while self._returned:
             arena, offset, returned_bytes = self._returned.popleft()
+            self._lent_bytes -= returned_bytes
             arena.give_back(offset, returned_bytes)
 
-    def _free_slot(self, slot_bytes: int, size_bytes: int) -> Bytes | None:
+    def _free_slot(self, slot_bytes: int, size_bytes: int) -> Lent | None:
         """A slot in an arena that is there; None if none has room."""
         with self._lock:
             self._take_back()
@@ -204,7 +225,7 @@ class Pool:
     def _may_ask(self) -> bool:
         return not self._is_closed and time.monotonic() >= self._refused_until_s
 
-    def _grown(self, slot_bytes: int, size_bytes: int) -> Bytes | None:
+    def _grown(self, slot_bytes: int, size_bytes: int) -> Lent | None:
         """A slot in a new arena."""
         if not self._may_ask():
             return None
@@ -221,13 +242,44 @@ class Pool:
             self._arenas.append(arena)
             return self._lent(arena, arena.take(slot_bytes) or 0, slot_bytes, size_bytes)
 
-    def _lent(self, arena: Arena, offset: int, slot_bytes: int, size_bytes: int) -> Bytes:
-        slot = arena.memory[offset : offset + size_bytes]
-        # Views of a view refer to what has the memory; this makes the slot the one that has it.
-        lent = np.frombuffer(slot.data, np.uint8)
-        finalizer = weakref.finalize(lent, self._returned.append, (arena, offset, slot_bytes))
-        finalizer.atexit = False
-        return lent
+    def _lent(self, arena: Arena, offset: int, slot_bytes: int, size_bytes: int) -> Lent:
+        self._lent_bytes += slot_bytes
+        memory = arena.memory[offset : offset + size_bytes]
+        # Views of a view refer to what has the memory; over a memoryview the slot is what has it.
+        lent = np.frombuffer(memory.data, np.uint8)
+        loan = _Loan(lent, _end)
+        loan.slot = arena, offset, slot_bytes
+        loan.returned = self._returned
+        loan.is_plentiful = self._lent_bytes <= PLENTIFUL_BYTES
+        loan.key = id(lent)
+        _LOANS[loan.key] = loan
+        return Lent(lent, arena.id, offset)
+
+
+class _Loan(weakref.ref[Bytes]):
+    """A slot as long as somebody refers to its array."""
+
+    slot: tuple[Arena, int, int]
+    returned: deque[tuple[Arena, int, int]]
+    """Where it goes then."""
+    is_plentiful: bool
+    key: int
+
+
+_LOANS: dict[int, _Loan] = {}
+"""All that are lent, by the identity of their arrays."""
+
+
+def _end(loan: Any, loans: dict[int, _Loan] = _LOANS) -> None:
+    """Gives a slot back; runs at any moment, also at the end of the interpreter."""
+    loans.pop(loan.key, None)
+    loan.returned.append(loan.slot)
+
+
+def may_be_kept(array: object) -> bool:
+    """Whether an array is that of a slot, and there are enough others to keep it for long."""
+    loan = _LOANS.get(id(array))
+    return loan is not None and loan() is array and loan.is_plentiful
 
 
 def address_of(array: NDArray[np.uint8]) -> int:

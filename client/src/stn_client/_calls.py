@@ -3,47 +3,43 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Generic, TypeVar, get_args
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from stn_client._errors import ProtocolMismatchError, invalid
+from stn_client._envelopes import (
+    METHOD_PREFIX,
+    NESTED,
+    Array,
+    Envelope,
+    Kept,
+    Payloads,
+    Places,
+    Reads,
+    Replies,
+    mismatch,
+)
+from stn_client._errors import invalid
 from stn_client._layouts import warn_of_channels_last
 from stn_client._options import GridOptions, WarpOptions
 from stn_client._transforms import ParametricTransform, Transform
 from stn_proto import (
     WireFormatError,
-    get_tensor,
     join,
     join_many,
-    nested,
     put_tensor,
-    split,
     split_many,
+    to_payload,
 )
 from stn_proto.codec import DTYPES
 from stn_proto.v1 import many_pb2, server_info_pb2, tensor_pb2, warp_pb2
 
 T = TypeVar("T")
-M = TypeVar("M", bound=Message)
-Array = NDArray[Any]
-Payloads = list[memoryview]
-Places = Sequence[NDArray[np.uint8] | None]
-
-SERVICE = "stn.v1.SpatialTransformer"
-METHOD_PREFIX = f"/{SERVICE}/"
-_NESTED_CALL: Any = many_pb2.NestedCall.DESCRIPTOR
-
-NESTED: dict[str, Any] = {
-    METHOD_PREFIX + descriptor.message_type.name.removesuffix("Request"): descriptor
-    for descriptor in _NESTED_CALL.oneofs_by_name["request"].fields
-}
-"""Fields of the calls that ComputeMany takes, by the path of their method."""
 
 _OPERANDS = {
     "feature_map": warp_pb2.OPERAND_FEATURE_MAP,
@@ -60,6 +56,15 @@ _KINDS = {
 Messages and classes have the same names, and so have their fields: first comes the tensor of
 parameters; what else a message has is in `settings`.
 """
+
+_PLAIN_KINDS = {kind for kind in _KINDS if len(fields(kind)) == 1}
+"""Transforms that have nothing but parameters."""
+
+_PLAIN_OPTIONS = {str, bool}
+"""Types of options of which equal ones are the same; of numbers they need not be."""
+
+_kept = Kept()
+"""Envelopes of the calls of this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +84,32 @@ class Gradients:
 class Call(Generic[T]):
     """One RPC, ready to be sent as often as needed."""
 
-    method: str
-    """Full path."""
-    message: Message
-    """The request without its payloads."""
+    envelope: Envelope[T]
     payloads: Payloads
-    parse: Callable[[bytes, Places], T]
-    """Serialized reply, and the places that the request names for its tensors -> result."""
-    results_bytes: tuple[int, ...] = ()
-    """Bytes of each tensor of the reply, as far as the request tells; a server may see it
-    otherwise."""
+
+    @property
+    def method(self) -> str:
+        """Full path."""
+        return self.envelope.method
+
+    @property
+    def message(self) -> Message:
+        """The request without its payloads; not to be changed."""
+        return self.envelope.message
+
+    @property
+    def results_bytes(self) -> tuple[int, ...]:
+        """Bytes of each tensor of the reply; see `Envelope`."""
+        return self.envelope.results_bytes
 
     @cached_property
     def request(self) -> bytes:
         """The request as it is sent, serialized."""
-        return join(self.message.SerializeToString(), self.payloads)
+        return self.envelope.around(self.payloads)
+
+    def parse(self, reply: bytes, places: Places = ()) -> T:
+        """The result in a serialized reply; see `Replies`."""
+        return self.envelope.replies.read(reply, places)
 
 
 def warp(
@@ -103,6 +119,9 @@ def warp(
     options: WarpOptions,
 ) -> Call[Array]:
     """Makes the call of the method `Warp`."""
+    key = _key("Warp", [feature_map], transform, output_size, options)
+    if (envelope := _kept.get(key)) is not None:
+        return _again(envelope, feature_map, transform.parameters)
     payloads: Payloads = []
     request = warp_pb2.WarpRequest(
         feature_map=_put_map("feature_map", feature_map, payloads, options),
@@ -110,12 +129,8 @@ def warp(
         output_size=None if output_size is None else _size(output_size),
         spec=_spec(options),
     )
-
-    def result(reply: warp_pb2.WarpReply, payloads: Payloads) -> Array:
-        return get_tensor(reply.output, payloads, "output")
-
-    sizes = [_output_bytes(request)]
-    return _call("Warp", request, payloads, warp_pb2.WarpReply, result, sizes)
+    replies = Replies("Warp", warp_pb2.WarpReply, ["output"], _only)
+    return _call("Warp", request, payloads, replies, [_output_bytes(request)], key)
 
 
 def warp_gradients(
@@ -126,6 +141,9 @@ def warp_gradients(
     options: WarpOptions,
 ) -> Call[Gradients]:
     """Makes the call of the method `WarpGradients`."""
+    key = _key("WarpGradients", [grad_output, feature_map], transform, needs, options)
+    if (envelope := _kept.get(key)) is not None:
+        return _again(envelope, grad_output, feature_map, transform.parameters)
     payloads: Payloads = []
     request = warp_pb2.WarpGradientsRequest(
         grad_output=_put_map("grad_output", grad_output, payloads, options),
@@ -135,14 +153,6 @@ def warp_gradients(
         needs=_needs(needs),
     )
 
-    def result(reply: warp_pb2.WarpGradientsReply, payloads: Payloads) -> Gradients:
-        return Gradients(
-            *(
-                get_tensor(getattr(reply, name), payloads, name) if reply.HasField(name) else None
-                for name in ("grad_feature_map", "grad_transform")
-            )
-        )
-
     operands = {
         warp_pb2.OPERAND_FEATURE_MAP: request.feature_map,
         warp_pb2.OPERAND_TRANSFORM: _parameters(request.transform),
@@ -150,7 +160,10 @@ def warp_gradients(
     sizes = [
         _size_bytes(tensor) for operand, tensor in operands.items() if operand in request.needs
     ]
-    return _call("WarpGradients", request, payloads, warp_pb2.WarpGradientsReply, result, sizes)
+    fields = ["grad_feature_map", "grad_transform"]
+    kind = warp_pb2.WarpGradientsReply
+    replies = Replies("WarpGradients", kind, fields, Gradients, may_lack=True)
+    return _call("WarpGradients", request, payloads, replies, sizes, key)
 
 
 def generate_grid(
@@ -164,13 +177,11 @@ def generate_grid(
         **_grid_fields(options),
     )
 
-    def result(reply: warp_pb2.GenerateGridReply, payloads: Payloads) -> Array:
-        return get_tensor(reply.grid, payloads, "grid")
-
     parameters, target = _parameters(request.transform), request.output_size
     points = math.prod((*parameters.shape[:1], *target, len(target)))
     sizes = [points * DTYPES[parameters.data_type].itemsize]
-    return _call("GenerateGrid", request, payloads, warp_pb2.GenerateGridReply, result, sizes)
+    replies = Replies("GenerateGrid", warp_pb2.GenerateGridReply, ["grid"], _only)
+    return _call("GenerateGrid", request, payloads, replies, sizes)
 
 
 def generate_grid_gradients(
@@ -184,19 +195,25 @@ def generate_grid_gradients(
         **_grid_fields(options),
     )
 
-    def result(reply: warp_pb2.GenerateGridGradientsReply, payloads: Payloads) -> Array:
-        return get_tensor(reply.grad_transform, payloads, "grad_transform")
-
-    reply_kind = warp_pb2.GenerateGridGradientsReply
+    kind, method = warp_pb2.GenerateGridGradientsReply, "GenerateGridGradients"
     sizes = [_size_bytes(_parameters(request.transform))]
-    return _call("GenerateGridGradients", request, payloads, reply_kind, result, sizes)
+    return _call(method, request, payloads, Replies(method, kind, ["grad_transform"], _only), sizes)
 
 
 def server_info() -> Call[server_info_pb2.GetServerInfoReply]:
     """Makes the call of the method `GetServerInfo`."""
     request = server_info_pb2.GetServerInfoRequest()
-    kind = server_info_pb2.GetServerInfoReply
-    return _call("GetServerInfo", request, [], kind, lambda reply, _payloads: reply)
+    return _call("GetServerInfo", request, [], _ServerInfoReplies(), [])
+
+
+class _ServerInfoReplies:
+    """Reads replies that have no tensors."""
+
+    def read(self, message: bytes, _places: Places = ()) -> server_info_pb2.GetServerInfoReply:
+        try:
+            return server_info_pb2.GetServerInfoReply.FromString(message)
+        except DecodeError as error:
+            raise mismatch("GetServerInfo", error) from error
 
 
 def compute_many(calls: Sequence[Call[Any]]) -> Call[list[bytes | many_pb2.Status]]:
@@ -207,39 +224,47 @@ def compute_many(calls: Sequence[Call[Any]]) -> Call[list[bytes | many_pb2.Statu
         own, or a status.
     """
     payloads = [payload for call in calls for payload in call.payloads]
-    pieces = [
-        nested(NESTED[call.method].number, call.message.SerializeToString(), len(call.payloads))
-        for call in calls
-    ]
-    names = [NESTED[call.method].name for call in calls]
-
-    def parse(message: bytes, _places: Places = ()) -> list[bytes | many_pb2.Status]:
-        try:
-            return list(_replies(message, names))
-        except (WireFormatError, DecodeError) as error:
-            raise ProtocolMismatchError(f"ComputeMany: expected its reply, got {error}.") from error
-
-    call = Call(METHOD_PREFIX + "ComputeMany", many_pb2.ComputeManyRequest(), payloads, parse)
-    call.request = join_many(pieces, payloads)
+    request = join_many([call.envelope.nested for call in calls], payloads)
+    replies = _ManyReplies([NESTED[call.method].name for call in calls])
+    message = many_pb2.ComputeManyRequest()
+    envelope = Envelope(METHOD_PREFIX + "ComputeMany", message, (), (), replies)
+    envelope.size_bytes = len(request)
+    call = Call(envelope, payloads)
+    call.request = request
     return call
 
 
-def _replies(message: bytes, names: Sequence[str]) -> Iterator[bytes | many_pb2.Status]:
-    """The replies in a reply of ComputeMany, which have to be of these kinds, or statuses."""
-    found = split_many(message)
-    if len(found.nested) != len(names):
-        raise WireFormatError("replies", f"{len(names)} of them", str(len(found.nested)))
-    end = 0
-    for piece, name in zip(found.nested, names, strict=True):
-        reply = many_pb2.NestedReply.FromString(piece)
-        start, end = end, end + reply.payload_count
-        kind = reply.WhichOneof("outcome")
-        if kind == "status":
-            yield reply.status
-        elif kind == name:
-            yield join(getattr(reply, name).SerializeToString(), found.payloads[start:end])
-        else:
-            raise WireFormatError("replies", f"one of {name}", f"one of {kind}")
+class _ManyReplies:
+    """Reads replies of ComputeMany.
+
+    Args:
+        names: Of the kind of each reply within, unless it is a status.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def read(self, message: bytes, _places: Places = ()) -> list[bytes | many_pb2.Status]:
+        try:
+            return list(self._replies(message))
+        except (WireFormatError, DecodeError) as error:
+            raise mismatch("ComputeMany", error) from error
+
+    def _replies(self, message: bytes) -> Iterator[bytes | many_pb2.Status]:
+        found, names = split_many(message), self._names
+        if len(found.nested) != len(names):
+            raise WireFormatError("replies", f"{len(names)} of them", str(len(found.nested)))
+        end = 0
+        for piece, name in zip(found.nested, names, strict=True):
+            reply = many_pb2.NestedReply.FromString(piece)
+            start, end = end, end + reply.payload_count
+            kind = reply.WhichOneof("outcome")
+            if kind == "status":
+                yield reply.status
+            elif kind == name:
+                yield join(getattr(reply, name).SerializeToString(), found.payloads[start:end])
+            else:
+                raise WireFormatError("replies", f"one of {name}", f"one of {kind}")
 
 
 def check_options(options: WarpOptions, output_size: Sequence[int] | None) -> None:
@@ -259,39 +284,49 @@ def _call(
     method: str,
     request: Message,
     payloads: Payloads,
-    reply_kind: type[M],
-    result: Callable[[M, Payloads], T],
-    results_bytes: Iterable[int] = (),
+    replies: Reads[T],
+    results_bytes: Iterable[int],
+    key: Hashable = None,
 ) -> Call[T]:
-    def parse(message: bytes, places: Places = ()) -> T:
-        try:
-            envelope, received = split(message)
-            reply = reply_kind.FromString(envelope)
-            _take_up(reply, received, places)
-            return result(reply, received)
-        except (WireFormatError, DecodeError) as error:
-            raise ProtocolMismatchError(f"{method}: expected its reply, got {error}.") from error
-
-    return Call(METHOD_PREFIX + method, request, payloads, parse, tuple(results_bytes))
+    """A call, whose envelope is kept if it has a key."""
+    operands_bytes = tuple(map(len, payloads))
+    path = METHOD_PREFIX + method
+    envelope = Envelope(path, request, operands_bytes, tuple(results_bytes), replies)
+    if key is not None:
+        _kept.keep(key, envelope)
+    return Call(envelope, payloads)
 
 
-def tensors_of(message: Message) -> Iterator[tensor_pb2.Tensor]:
-    """The tensors of a request or a reply, in the order of their fields."""
-    for _, value in message.ListFields():
-        if isinstance(value, tensor_pb2.Tensor):
-            yield value
-        elif isinstance(value, Message):
-            yield from tensors_of(value)
+def _again(envelope: Envelope[T], *operands: Any) -> Call[T]:
+    """A call of other values."""
+    return Call(envelope, [to_payload(operand) for operand in operands])
 
 
-def _take_up(reply: Message, received: Payloads, places: Places) -> None:
-    """Makes payloads of the tensors of a reply that lie where the request wanted them."""
-    if not any(place is not None for place in places):
-        return
-    for tensor, place in zip(tensors_of(reply), places, strict=False):
-        if tensor.WhichOneof("source") == "arena" and place is not None:
-            received.append(place.data[: tensor.arena.byte_count])
-            tensor.payload = len(received) - 1
+def _key(
+    method: str,
+    maps: Sequence[ArrayLike],
+    transform: Transform,
+    others: Iterable[Any] | None,
+    options: Mapping[str, Any],
+) -> Hashable:
+    """What calls with the same envelope have in common; None: that would take longer to say."""
+    if type(transform) not in _PLAIN_KINDS or not all(
+        type(value) in _PLAIN_OPTIONS for value in options.values()
+    ):
+        return None
+    arrays = *maps, transform.parameters
+    if not all(type(array) is np.ndarray for array in arrays) or arrays[-1].dtype.char not in "fd":
+        return None
+    if others is not None:
+        if type(others) not in {list, tuple} or not all(type(one) in {int, str} for one in others):
+            return None
+        others = tuple(others)
+    layouts = [(array.dtype, array.shape) for array in arrays]
+    return method, type(transform), others, *options.items(), *layouts
+
+
+def _only(array: Array) -> Array:
+    return array
 
 
 def _size_bytes(tensor: tensor_pb2.Tensor) -> int:

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from stn_client import _calls
-from stn_client._calls import Array, Call, Gradients, Places
+from stn_client._calls import Call, Gradients
 from stn_client._connection import BaseClient, Progress, open_channel
 from stn_client._credentials import Metadata
+from stn_client._envelopes import Array, Places
 from stn_client._errors import StnClientError
 from stn_client._mapping import CHUNKS_AHEAD, checked, chunks, progress_bar
 from stn_client._options import GridOptions, WarpOptions
@@ -410,7 +411,7 @@ class Client(BaseClient):
             if isinstance(goes, Packet):
                 self._send_together(goes)
             else:
-                attempt = waiter.progress.start(waiter.call.request)
+                attempt = waiter.progress.start(waiter.call.envelope.size_bytes)
                 waiter.outcome = self._send(waiter.call, attempt, waiter.progress)
         except Exception as error:  # noqa: BLE001 - raised by the call
             waiter.outcome = error

@@ -17,9 +17,9 @@ from weakref import WeakValueDictionary
 
 import grpc
 
-from stn_client._calls import SERVICE
 from stn_client._checks import check_count, check_seconds, check_target
 from stn_client._credentials import Access, Tls, Token
+from stn_client._envelopes import SERVICE
 from stn_client._errors import (
     DeadlineExceededError,
     StnClientError,
@@ -243,8 +243,11 @@ class Progress:
         self._sent_id = self.request_id
         """What the server knows the last attempt by."""
 
-    def start(self, request: bytes = b"") -> dict[str, Any]:
-        """Begins an attempt to send a request; returns the keyword arguments of the gRPC call.
+    def start(self, request_bytes: int = 0) -> dict[str, Any]:
+        """Begins an attempt; returns the keyword arguments of the gRPC call.
+
+        Args:
+            request_bytes: The size of the serialized request.
 
         Raises:
             TransportError: The client is closed, or cannot work in this process.
@@ -261,7 +264,7 @@ class Progress:
             raise self._closed()
         self._attempt += 1
         self._sent_id = self.request_id
-        size = (MESSAGE_BYTES, str(len(request)))
+        size = (MESSAGE_BYTES, str(request_bytes))
         metadata = (("x-request-id", self.request_id), size, *self._access.metadata())
         return {"timeout": self.remaining_s(), "metadata": metadata}
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from struct import Struct
 from typing import Any
 
 import numpy as np
 
-from stn_client._arenas import Bytes, Pool
-from stn_client._calls import Call, tensors_of
+from stn_client._arenas import Bytes, Lent, Pool
+from stn_client._calls import Call
+from stn_client._envelopes import Envelope, Payloads, tensors_of
 from stn_proto import join
 from stn_proto.v1.tensor_pb2 import ArenaRef
 
@@ -21,6 +24,13 @@ MAX_FRAMED_BYTES = 128 * 1024
 
 Beyond it gRPC is faster, and what no frame can take would end the connection for all calls.
 """
+
+_ID_BYTES = 16
+
+_OFFSET = Struct("<Q")
+
+_SOMEWHERE = 64
+"""An offset other than 0, which protobuf would leave out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,61 +56,92 @@ def place(call: Call[Any], pool: Pool, *, may_grow: bool = True) -> Placed | Non
     Returns:
         None if it has too many bytes for a frame, and there is no room for them in arenas.
     """
-    if call.message.ByteSize() > MAX_FRAMED_BYTES:  # hardly a valid one has
+    envelope = call.envelope
+    if envelope.own_bytes > MAX_FRAMED_BYTES:  # hardly a valid one has
         return None
-    operands_bytes = [len(payload) for payload in call.payloads]
-    if max((*operands_bytes, *call.results_bytes), default=0) < MIN_PLACED_BYTES:
+    if max((*envelope.operands_bytes, *envelope.results_bytes), default=0) < MIN_PLACED_BYTES:
         return Placed(call.request)
-    message: Any = type(call.message)()
-    message.CopyFrom(call.message)
-    inline: list[memoryview] = []
-    held: list[Any] = []
-    for tensor in tensors_of(message):
-        payload = call.payloads[tensor.payload]
-        shared = _shared(payload, pool, may_grow=may_grow)
-        if shared is None:
-            tensor.payload = len(inline)
-            inline.append(payload)
-        else:
-            reference, holder = shared
-            tensor.arena.CopyFrom(reference)
-            held.append(holder)
-    places: list[Bytes | None] = []
-    inline_results_bytes = 0
-    for size_bytes in call.results_bytes:
-        room = _room(size_bytes, pool, may_grow=may_grow)
-        if room is None:
-            places.append(None)
-            message.placement.add()
-            inline_results_bytes += size_bytes
-        else:
-            reference, slot = room
-            places.append(slot)
-            message.placement.append(reference)
-    if max(sum(map(len, inline)), inline_results_bytes) > MAX_FRAMED_BYTES:
+    operands = [_shared(payload, pool, may_grow=may_grow) for payload in call.payloads]
+    results = [_room(size, pool, may_grow=may_grow) for size in envelope.results_bytes]
+    sent_bytes, received_bytes = (
+        sum(size for size, lent in zip(sizes, some, strict=True) if lent is None)
+        for sizes, some in (
+            (envelope.operands_bytes, operands),
+            (envelope.results_bytes, results),
+        )
+    )
+    if max(sent_bytes, received_bytes) > MAX_FRAMED_BYTES:
         return None
-    held += places
-    return Placed(join(message.SerializeToString(), inline), places, held)
+    which = (*(lent is not None for lent in operands), *(lent is not None for lent in results))
+    form = envelope.placed.get(which)
+    if form is None:
+        form = envelope.placed[which] = _Form(envelope, which)
+    held = [lent for lent in (*operands, *results) if lent is not None]
+    sent = [payload for payload, lent in zip(call.payloads, operands, strict=True) if lent is None]
+    places = [None if lent is None else lent.memory for lent in results]
+    return Placed(form.request(held, sent), places, held)
 
 
-def _shared(payload: memoryview, pool: Pool, *, may_grow: bool) -> tuple[ArenaRef, object] | None:
-    """Where the bytes of an operand are in an arena, and what holds them there.
+class _Form:
+    """The request of calls that are alike, of which certain tensors lie in arenas.
 
-    None if they are better sent, or there is no room.
+    Args:
+        envelope: What the calls have in common.
+        which: Of the operands, and behind them of the results, those in arenas.
     """
+
+    def __init__(self, envelope: Envelope[Any], which: Sequence[bool]) -> None:
+        message: Any = type(envelope.message)()
+        message.CopyFrom(envelope.message)
+        operands = len(envelope.operands_bytes)
+        ids = []
+
+        def anywhere(size_bytes: int) -> ArenaRef:
+            ids.append(secrets.token_bytes(_ID_BYTES))
+            return ArenaRef(id=ids[-1], offset=_SOMEWHERE, byte_count=size_bytes)
+
+        inline = 0
+        for tensor in tensors_of(message):
+            payload = tensor.payload
+            if which[payload]:
+                tensor.arena.CopyFrom(anywhere(envelope.operands_bytes[payload]))
+            else:
+                tensor.payload = inline
+                inline += 1
+        for size_bytes, is_placed in zip(envelope.results_bytes, which[operands:], strict=True):
+            message.placement.append(anywhere(size_bytes) if is_placed else ArenaRef())
+        self._serialized = message.SerializeToString()
+        # Behind the id of an arena stand the tag of the offset, one byte, and the offset.
+        self._spots = [self._serialized.index(arena_id) for arena_id in ids]
+
+    def request(self, lent: Sequence[Lent], sent: Payloads) -> bytes:
+        """The request of one call, serialized.
+
+        Args:
+            lent: Where its tensors lie, in the order of the form.
+            sent: Payloads of those that lie nowhere.
+        """
+        message = bytearray(self._serialized)
+        for spot, one in zip(self._spots, lent, strict=True):
+            end = spot + _ID_BYTES
+            message[spot:end] = one.arena_id
+            _OFFSET.pack_into(message, end + 1, one.offset)
+        return join(bytes(message), sent)
+
+
+def _shared(payload: memoryview, pool: Pool, *, may_grow: bool) -> Lent | None:
+    """Where the bytes of an operand are in an arena; None if they are better sent, or no room."""
     if len(payload) < MIN_PLACED_BYTES:
         return None
-    reference = pool.reference_to(payload)
-    if reference is not None:
-        return reference, payload
-    room = _room(len(payload), pool, may_grow=may_grow)
-    if room is not None:
-        room[1][:] = np.frombuffer(payload, np.uint8)
-    return room
+    there = pool.find(payload)
+    if there is not None:
+        return there
+    lent = pool.lend(len(payload), may_grow=may_grow)
+    if lent is not None:
+        lent.memory[:] = np.frombuffer(payload, np.uint8)
+    return lent
 
 
-def _room(size_bytes: int, pool: Pool, *, may_grow: bool) -> tuple[ArenaRef, Bytes] | None:
+def _room(size_bytes: int, pool: Pool, *, may_grow: bool) -> Lent | None:
     """A slot for so many bytes; None if they are better sent, or there is no room."""
-    slot = pool.take(size_bytes, may_grow=may_grow) if size_bytes >= MIN_PLACED_BYTES else None
-    reference = None if slot is None else pool.reference_to(slot.data)
-    return None if slot is None or reference is None else (reference, slot)
+    return pool.lend(size_bytes, may_grow=may_grow) if size_bytes >= MIN_PLACED_BYTES else None

@@ -25,8 +25,9 @@ from typing import Any, cast
 
 import grpc
 
-from stn_client._calls import NESTED, Call, Places, compute_many
+from stn_client._calls import Call, compute_many
 from stn_client._connection import Progress
+from stn_client._envelopes import NESTED, Envelope, Places
 from stn_client._errors import (
     AccessDeniedError,
     DeadlineExceededError,
@@ -110,7 +111,7 @@ class SendQueue:
     def add(self, waiter: Waiter) -> None:
         """A call waits, for its first attempt or, before those without a turn, for another one."""
         if not waiter.goes_alone:
-            waiter.size_bytes = packed_bytes(waiter.call)
+            waiter.size_bytes = packed_bytes(waiter.call.envelope)
             packs = self._packs_from_s <= time.monotonic()
             waiter.goes_alone = not (packs and waiter.size_bytes)
         line = self._others if waiter.goes_alone else self._small
@@ -217,7 +218,7 @@ class Packet:
             TransportError: As `Progress.start`, as well as other errors of it.
         """
         lead = self.lead.progress
-        attempt = lead.start(self.call.request)
+        attempt = lead.start(self.call.envelope.size_bytes)
         for index, waiter in enumerate(self.waiters):
             waiter.progress.join(lead, index)
         return attempt
@@ -256,14 +257,12 @@ class GoAlone(Exception):  # noqa: N818 - a signal between calls, which nobody e
     """A call was sent with others, and that told nothing about it."""
 
 
-def packed_bytes(call: Call[Any]) -> int:
+def packed_bytes(envelope: Envelope[Any]) -> int:
     """What a call adds to a message or to its reply; 0 if it is better sent alone."""
-    if call.method not in NESTED:
+    operands_bytes, results_bytes = envelope.operands_bytes, envelope.results_bytes
+    if envelope.method not in NESTED or max(*operands_bytes, *results_bytes) >= MIN_PLACED_BYTES:
         return 0
-    operands_bytes = [payload.nbytes for payload in call.payloads]
-    if max(*operands_bytes, *call.results_bytes) >= MIN_PLACED_BYTES:
-        return 0
-    return _ENVELOPE_BYTES + max(sum(operands_bytes), sum(call.results_bytes))
+    return _ENVELOPE_BYTES + max(sum(operands_bytes), sum(results_bytes))
 
 
 def _goes_first(one: Waiter, other: Waiter) -> bool:

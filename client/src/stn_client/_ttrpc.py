@@ -18,8 +18,8 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from stn_client._calls import SERVICE
 from stn_client._credentials import stays_here
+from stn_client._envelopes import SERVICE
 from stn_proto.metadata import MESSAGE_BYTES
 from stn_proto.ttrpc import KeyValue, Request, Response, Status
 from stn_proto.v1 import many_pb2

@@ -7,8 +7,10 @@ never waits for a second one to wake up, and a fork finds no thread in the middl
 
 from __future__ import annotations
 
+import os
 import select
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -32,6 +34,14 @@ from stn_proto.ttrpc import ClientConnection, FrameError
 
 READ_BYTES = 64 * 1024
 
+WATCHED_S = 200e-6
+"""For so long a thread that calls alone looks for its answer before it sleeps, which makes 5300
+calls of 1x1x28x28 a second out of 4200. More takes time from others that need the core."""
+
+MAX_UNWATCHED = 64
+"""After an answer that was not there in time one is not watched for, then two, four, at most so
+many."""
+
 
 class _Waiter:
     """A thread that waits for its answer, or for its turn to read."""
@@ -48,6 +58,41 @@ class _Waiter:
         self.data = data
         self.is_answered = True
         self.woken.put(None)
+
+
+class _Watch:
+    """Looks for an answer for a moment instead of sleeping: small calls take less than to wake up.
+
+    Only where there is a core for that, and only now and then once answers have taken longer.
+    """
+
+    def __init__(self) -> None:
+        self._pause = 0 if len(os.sched_getaffinity(0)) > 1 else sys.maxsize
+        """So many answers are not watched for."""
+        self._next_pause = 1
+        self._caller = 0
+        self.is_of_one_thread = False
+        """Whether the call before this one was of the same thread."""
+
+    def begin(self) -> None:
+        """A thread makes a call."""
+        caller = threading.get_ident()
+        self.is_of_one_thread = caller == self._caller
+        self._caller = caller
+
+    def is_there_soon(self, poll: Any) -> bool:
+        """Whether there is something to read, within `WATCHED_S`."""
+        if self._pause:
+            self._pause -= 1
+            return False
+        give_up_s = time.perf_counter() + WATCHED_S
+        while not poll.poll(0):
+            if time.perf_counter() > give_up_s:
+                self._pause = self._next_pause
+                self._next_pause = min(2 * self._next_pause, MAX_UNWATCHED)
+                return False
+        self._next_pause = 1
+        return True
 
 
 class Connection:
@@ -82,6 +127,7 @@ class Connection:
         self._readable.register(self._socket, select.POLLIN)
         self._writable.register(self._socket, select.POLLOUT)
         self._waiting: dict[int, _Waiter] = {}
+        self._watch = _Watch()
         self.is_lost = False
 
     def call(
@@ -106,6 +152,7 @@ class Connection:
             CallError: The call ended with a status.
             ConnectionLostError: It has no answer.
         """
+        self._watch.begin()
         deadline_s = None if timeout is None else time.monotonic() + timeout
         data = request_of(path, message, timeout, metadata)
         waiter = _Waiter(held)
@@ -183,7 +230,9 @@ class Connection:
 
     def _read(self, deadline_s: float | None) -> None:
         """Waits for bytes, and hands out the answers in them."""
-        self._wait_for(self._readable, deadline_s)
+        is_alone = len(self._waiting) == 1 and self._watch.is_of_one_thread
+        if not (is_alone and self._watch.is_there_soon(self._readable)):
+            self._wait_for(self._readable, deadline_s)
         try:
             received = self._socket.recv(READ_BYTES)
             answers = self._frames.receive(received)

@@ -17,7 +17,8 @@ from typing import Unpack
 from numpy.typing import ArrayLike
 
 from stn_client import _calls
-from stn_client._calls import Array, Call, Gradients
+from stn_client._calls import Call, Gradients
+from stn_client._envelopes import Array
 from stn_client._options import GridOptions, WarpOptions
 from stn_client._transforms import ParametricTransform, Transform
 

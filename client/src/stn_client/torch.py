@@ -21,8 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._functorch import autograd_function
+from torch.autograd import forward_ad
 
 from stn_client._aio import AsyncClient
+from stn_client._arenas import may_be_kept
 from stn_client._calls import check_options, reject_unknown
 from stn_client._client import Client
 from stn_client._connection import CLIENTS, register
@@ -61,6 +63,18 @@ OPTIONS = {
 }
 """The types of `WarpOptions` as torch operators know types; what is not given is None."""
 
+_DTYPES = {
+    np.dtype(np.float16): torch.float16,
+    np.dtype(np.float32): torch.float32,
+    np.dtype(np.float64): torch.float64,
+    np.dtype(np.int16): torch.int16,
+    np.dtype(np.uint8): torch.uint8,
+}
+"""Types of results, and what stands for bfloat16, which torch does not take from NumPy."""
+
+_PLAIN_TYPES = {Tensor, nn.Parameter}
+"""Classes of tensors that do not see what is done with them."""
+
 _OPERANDS = ("feature_map", "transform")
 _LOCALLY = "stn_engine.warp, in this process, has derivatives of any order in both modes."
 
@@ -96,8 +110,15 @@ def warp(
     parameters = _checked(feature_map, transform)
     name = getattr(client, "_name", None) or _named(client)
     size = None if output_size is None else _size(output_size)
-    arguments = feature_map, parameters, size, name, *_described(transform)
-    output: Tensor = torch.ops.stn_client.warp(*arguments, **_settings(options))
+    described, settings = _described(transform), _settings(options)
+    arguments = feature_map, parameters, size, name, *described
+    output: Tensor
+    if not (_is_plain(feature_map) and _is_plain(parameters)):
+        output = torch.ops.stn_client.warp(*arguments, **settings)
+    elif torch.is_grad_enabled() and (feature_map.requires_grad or parameters.requires_grad):
+        output = _EagerWarp.apply(*arguments, settings)  # type: ignore[no-untyped-call]  # torch
+    else:
+        output = _warp(*arguments, **settings)
     return output
 
 
@@ -347,7 +368,7 @@ def _warp_gradients(
         _to_numpy(grad_output, "grad_output"),
         _to_numpy(feature_map, "feature_map"),
         _transform(_to_numpy(parameters, "transform"), transform, numbers),
-        needs=[name for name, need in zip(_OPERANDS, needs, strict=True) if need],
+        needs=_named_needs(needs),
         **_given(settings),
     )
     grad_feature_map, grad_transform = gradients.feature_map, gradients.transform
@@ -437,6 +458,82 @@ class _WarpGradients(torch.autograd.Function):
         )
 
 
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether nobody sees what is done with a tensor but autograd, which saves half of its time."""
+    return not (
+        torch.compiler.is_compiling()
+        or type(tensor) not in _PLAIN_TYPES
+        or tensor.is_meta
+        or torch._C._get_tracing_state()  # noqa: SLF001 - no public functions tell
+        or torch._C._len_torch_dispatch_stack()  # noqa: SLF001
+        or torch._C._len_torch_function_stack()  # noqa: SLF001
+        or torch._C._are_functorch_transforms_active()  # noqa: SLF001
+        or forward_ad._current_level >= 0  # noqa: SLF001
+    )
+
+
+class _EagerWarp(torch.autograd.Function):
+    """What `stn_client::warp` does, where nobody else wants to see an operator.
+
+    Its feature map is copied once for forward and backward, to memory that the server sees.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        feature_map: Tensor,
+        parameters: Tensor,
+        output_size: list[int] | None,
+        name: str,
+        transform: str,
+        numbers: list[float],
+        settings: dict[str, Any],
+    ) -> Tensor:
+        client = _client_of(name)
+        array = _to_numpy(feature_map, "feature_map")
+        array = _once(client, array)
+        ctx.save_for_backward(feature_map, parameters)
+        ctx.array, ctx.client = array, client
+        ctx.call = name, transform, numbers, settings
+        where = _transform(_to_numpy(parameters, "transform"), transform, numbers)
+        size = None if output_size is None else tuple(output_size)
+        return _to_torch(client.warp(array, where, size, **settings), feature_map)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        feature_map, parameters = ctx.saved_tensors
+        name, transform, numbers, settings = ctx.call
+        needs = list(ctx.needs_input_grad[:2])
+        if torch.is_grad_enabled() or not _is_plain(grad_output):
+            arguments = grad_output, feature_map, parameters, needs, name, transform, numbers
+            found = torch.ops.stn_client.warp_gradients(*arguments, **settings)
+            of_operands = [g if need else None for g, need in zip(found, needs, strict=True)]
+            return *of_operands, None, None, None, None, None
+        gradients = ctx.client.warp_gradients(
+            _once(ctx.client, _to_numpy(grad_output, "grad_output")),
+            ctx.array,
+            _transform(_to_numpy(parameters, "transform"), transform, numbers),
+            needs=_named_needs(needs),
+            **settings,
+        )
+        found = gradients.feature_map, gradients.transform
+        operands = feature_map, parameters
+        return (
+            *(g if g is None else _to_torch(g, o) for g, o in zip(found, operands, strict=True)),
+            *(None for _ in range(5)),
+        )
+
+
+def _once(client: Any, array: NDArray[Any]) -> NDArray[Any]:
+    """An array that calls of a client do not copy again, if there is such memory."""
+    shared = getattr(client, "_shared", None)
+    return array if shared is None else shared(array)
+
+
+def _named_needs(needs: list[bool]) -> list[str]:
+    return [name for name, need in zip(_OPERANDS, needs, strict=True) if need]
+
+
 def _refuse_vmap(_info: Any, _in_dims: Any, *_arguments: Any, **_settings: Any) -> NoReturn:
     raise invalid(
         "vmap",
@@ -482,6 +579,11 @@ _register("warp_gradients", _warp_gradients, _warp_gradients_fake, _WarpGradient
 def _to_numpy(tensor: Tensor, name: str) -> NDArray[Any]:
     """The values of a tensor, which may be anywhere; without a copy where they lie in memory."""
     try:
+        if tensor.is_cpu and not tensor.requires_grad and tensor.untyped_storage().nbytes():
+            return tensor.numpy()
+    except (RuntimeError, TypeError):  # not as it is
+        pass
+    try:
         local = tensor.detach().cpu().resolve_conj().resolve_neg()
         has_memory = not local.numel() or local.untyped_storage().nbytes() > 0
         if has_memory and local.dtype == torch.bfloat16:
@@ -497,9 +599,16 @@ def _to_numpy(tensor: Tensor, name: str) -> NDArray[Any]:
 def _to_torch(array: NDArray[Any], like: Tensor) -> Tensor:
     """A tensor of its own memory, for autograd and in-place operators, on the device of `like`.
 
-    The memory is torch's own and not NumPy's, which is less aligned: matrix products of libraries
-    may depend on that in their last bits.
+    The memory is that of a slot, which then is the tensor's alone, or torch's own, and not NumPy's,
+    which is less aligned: matrix products of libraries may depend on that in their last bits.
     """
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.tensor(array.view(np.int16)).view(torch.bfloat16).to(like.device)
-    return torch.tensor(array).to(like.device)
+    is_half = array.dtype == ml_dtypes.bfloat16
+    numbers = array.view(np.int16) if is_half else array
+    if like.is_cpu and may_be_kept(array.base):
+        tensor = torch.from_numpy(np.ndarray(array.shape, numbers.dtype, array.base))
+    else:
+        tensor = torch.empty(array.shape, dtype=_DTYPES[numbers.dtype])
+        np.copyto(tensor.numpy(), numbers)
+    if is_half:
+        tensor = tensor.view(torch.bfloat16)
+    return tensor if like.is_cpu else tensor.to(like.device)

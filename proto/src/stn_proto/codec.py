@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,9 @@ DTYPES: dict[DataType, np.dtype[Any]] = {
     DATA_TYPE_UINT8: np.dtype("u1"),
 }
 """The NumPy type of every DataType."""
+
+_NATIVE = "fdeB" if sys.byteorder == "little" else ""
+"""Types whose memory is as the wire wants it, and that Python knows: not bfloat16."""
 
 _DATA_TYPES = {dtype: number for number, dtype in DTYPES.items()}
 
@@ -81,6 +85,8 @@ def describe_tensor(
 
 def to_payload(array: NDArray[Any]) -> memoryview:
     """The bytes of an array of a type that the wire carries; copied only as `put_tensor` does."""
+    if array.flags.c_contiguous and array.dtype.char in _NATIVE and array.dtype.isnative:
+        return array.data.cast("B") if array.size else memoryview(b"")
     little_endian = array.dtype.newbyteorder("<")
     return np.ascontiguousarray(array, little_endian).reshape(-1).view(np.uint8).data
 
@@ -116,6 +122,15 @@ class Declaration:
             expected = f"the index of one of {len(sizes_bytes)} payloads"
             raise WireFormatError(f"{self.field}.payload", expected, str(self.payload))
         self._require(sizes_bytes[self.payload], "payload")
+
+    def check_room(self, room_bytes: int) -> None:
+        """Whether it fits into the place that it was given in an arena.
+
+        Raises:
+            WireFormatError: It is larger.
+        """
+        if self.size_bytes > room_bytes:
+            self._require(room_bytes, "arena.byte_count")
 
     def _require(self, actual_bytes: int, source: str) -> None:
         """Whether there are as many bytes as the shape says."""

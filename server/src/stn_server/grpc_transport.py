@@ -294,7 +294,7 @@ class Receiver:
         """The message of a call, and its place until the call is over.
 
         Args:
-            context: Of the call.
+            context: Of the call. If it has an attribute `arrived`, that is the message.
             caller: Who makes it.
 
         Raises:
@@ -304,6 +304,10 @@ class Receiver:
             UploadTimeoutError: It is not there in time.
             LostMessageError: The call is over.
         """
+        arrived = getattr(context, "arrived", None)
+        if arrived is not None:
+            size_bytes = len(arrived) + min(len(arrived), self._limits.max_output_bytes)
+            return arrived, self._batcher.reserve(size_bytes, caller=caller, call=context)
         declared = declared_bytes(cast("Metadata", context.invocation_metadata() or ()))
         if declared is None:
             return await self._receive_unknown(context, caller)

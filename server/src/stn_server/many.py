@@ -140,8 +140,9 @@ class Many:
             except Exception as error:  # noqa: BLE001 - of this call alone
                 self._fail(position, error)
             else:
-                template = request.template
-                found.append(Wanted(request.job, template.key, template.cost, call))
+                found.append(
+                    Wanted(request.job, request.key, request.cost, call, request.is_placed)
+                )
         return found
 
     def reply(self, computed: Sequence[Finished | Exception]) -> bytes:

@@ -153,6 +153,8 @@ class Server:
         cause = await self._parts.batcher.broken()
         for tell in self._parts.events.device_lost:
             tell(cause)
+        if self._parts.local:  # what hangs may yet write to arenas, whose slots nobody must reuse
+            self._parts.local.stop()
         await self._parts.health.set(ready=False)
 
 

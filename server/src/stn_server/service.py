@@ -82,6 +82,7 @@ class Service:
             caller=call.caller.name,
             call=call,
             place=place,
+            is_placed=request.is_placed,
             reply=partial(self._encode, call, request),
         )
         for tell in self._reached:

@@ -116,7 +116,7 @@ class ReplyTemplate:
         return b"".join(pieces)
 
     def write_at(self, locations: Sequence[Location | None], finished: Finished) -> bytes:
-        """The serialized reply, once results are where they shall lie; payloads without a place."""
+        """The serialized reply to who has results where it wanted them."""
         return join(*self.parts_at(locations, finished))
 
     def parts(self, finished: Finished) -> tuple[bytes, Sequence[Any]]:
@@ -129,10 +129,11 @@ class ReplyTemplate:
     def parts_at(
         self, locations: Sequence[Location | None], finished: Finished
     ) -> tuple[bytes, Sequence[Any]]:
-        """Does what `parts` does, once results are where they shall lie.
+        """Does what `parts` does for who has results where it wanted them.
 
-        A call is answered only when nobody writes to its arena any more: whoever was answered may
-        use the memory for something else.
+        Args:
+            locations: Where they lie, written by who computed them; None: to be sent.
+            finished: The outcome.
         """
         tensors, payloads = dict[str, Any](), list[Any]()
         for result, value, location in zip(self.results, finished.result, locations, strict=True):
@@ -140,7 +141,6 @@ class ReplyTemplate:
                 tensors[result.field] = result.description(len(payloads))
                 payloads.append(value)
             else:
-                location.memory[: len(value)] = value  # the engine gives bytes of its own
                 tensors[result.field] = result.description_at(location)
         message = self._kind(**tensors)
         message.timing.CopyFrom(self._timed(finished).timing)
@@ -163,7 +163,7 @@ class Request:
     """Views of the message, which they keep alive."""
     template: RequestTemplate
     locations: tuple[Location | None, ...] = ()
-    """Locations of the results that shall lie in an arena; empty: of none."""
+    """Locations of the results, in arenas; None of one that is sent."""
 
     @property
     def key(self) -> BatchKey:
@@ -175,23 +175,20 @@ class Request:
         """What it takes of the budgets."""
         return self.template.cost
 
+    @property
+    def is_placed(self) -> bool:
+        """Whether results go to memory of the caller."""
+        return bool(self.job.places)
+
     def encode(self, finished: Finished) -> bytes:
         """Returns the reply as it is sent, serialized."""
         reply = self.template.reply
-        return (
-            reply.write_at(self.locations, finished)
-            if any(self.locations)
-            else reply.write(finished)
-        )
+        return reply.write_at(self.locations, finished) if self.is_placed else reply.write(finished)
 
     def encode_nested(self, finished: Finished) -> tuple[bytes, Sequence[Any]]:
         """Returns the reply as it is sent within others: serialized, and its payloads."""
         reply = self.template.reply
-        return (
-            reply.parts_at(self.locations, finished)
-            if any(self.locations)
-            else reply.parts(finished)
-        )
+        return reply.parts_at(self.locations, finished) if self.is_placed else reply.parts(finished)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,13 +238,15 @@ class RequestTemplate:
         """
         if not self.is_in_arenas:
             operands = [operand.read(payloads) for operand in self.operands]
-            return Request((self.problem, operands), self)
+            return Request(on_bytes.Job(self.problem, operands), self)
         sources = [_located(region, message, find) for region in self.regions]
         locations = tuple(_located(place, message, find) for place in self.places)
         _require_apart(self.places, locations, sources)
         pairs = zip(self.operands, sources, strict=True)
         operands = [operand.read(payloads, source) for operand, source in pairs]
-        return Request((self.problem, operands), self, locations)
+        memory = [location and location.memory for location in locations]
+        places = memory if any(self.places) else ()
+        return Request(on_bytes.Job(self.problem, operands, places), self, locations)
 
 
 _Framed = tuple[Frame, RequestTemplate]

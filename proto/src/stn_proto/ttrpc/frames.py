@@ -154,6 +154,11 @@ class _Reader:
         return bool(self._buffer) or self._header is not None or self._to_skip_bytes > 0
 
     def feed(self, received: bytes) -> list[Frame | OversizedFrame]:
+        if not (self._buffer or self._header or self._to_skip_bytes) and (
+            len(received) - _HEADER.size == int.from_bytes(received[:4]) <= MAX_DATA_BYTES
+        ):  # one whole frame, as mostly
+            _, stream_id = self._read_header(received, 0)
+            return [Frame(stream_id, received[_HEADER.size :])]
         buffer, frames, position = self._buffer, list[Frame | OversizedFrame](), 0
         buffer += received
         while True:
@@ -163,7 +168,7 @@ class _Reader:
             if self._header is None:
                 if len(buffer) - position < _HEADER.size:
                     break
-                size, stream_id = self._read_header(position)
+                size, stream_id = self._read_header(buffer, position)
                 position += _HEADER.size
                 if size > MAX_DATA_BYTES:
                     self._to_skip_bytes = size
@@ -179,9 +184,9 @@ class _Reader:
         del buffer[:position]
         return frames
 
-    def _read_header(self, position: int) -> tuple[int, int]:
+    def _read_header(self, received: bytes | bytearray, position: int) -> tuple[int, int]:
         """Length and stream id."""
-        size, stream_id, kind, flags = _HEADER.unpack_from(self._buffer, position)
+        size, stream_id, kind, flags = _HEADER.unpack_from(received, position)
         if kind != self._kind:
             raise FrameError("frame.type", f"{self._kind:d}, a {self._kind.name}", str(kind))
         if flags:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice, zip_longest
 from typing import Any, Protocol
@@ -184,6 +184,7 @@ class Batcher:
         caller: str = "",
         call: Any = None,
         place: Place | None = None,
+        is_placed: bool = False,
         reply: Callable[[Finished], Any] = as_it_is,
     ) -> Any:
         """Queues one problem and waits for the reply.
@@ -197,6 +198,7 @@ class Batcher:
             call: What listeners are told that it is for.
             place: What was reserved for it; its cost counts there until the call of the place is
                 done. None: takes one until this returns.
+            is_placed: Whether the runner writes the results to memory of the caller.
             reply: What is made of the outcome; for a whole batch in a row, which caches like.
 
         Raises:
@@ -209,7 +211,8 @@ class Batcher:
 
         Concurrency:
             Cancellation: an item that waits is removed, one that runs is left to finish and its
-            outcome dropped. Deadline: checked until the item is launched.
+            outcome dropped; this returns when it has, if it is placed. Deadline: checked until
+            the item is launched.
         """
         self._require_service()
         for tell in self._events.reached:
@@ -223,6 +226,7 @@ class Batcher:
             caller=caller,
             call=call,
             place=place,
+            is_placed=is_placed,
             reply=reply,
         )
         waiter: asyncio.Future[Any] = self._loop.create_future()
@@ -236,7 +240,10 @@ class Batcher:
                 raise self._refused(refusal)
             return await waiter
         except asyncio.CancelledError:
-            self._abandon(item)
+            is_running = waiter.cancelled() and not self._abandon(item)
+            if is_placed and is_running and not self._broken.done():
+                waiter = self._waiters[item] = self._loop.create_future()
+                await asyncio.gather(waiter, return_exceptions=True)
             raise
         finally:
             del self._waiters[item]
@@ -289,10 +296,7 @@ class Batcher:
                 for position, outcome in zip(bundle.positions, found, strict=True):
                     outcomes[position] = outcome
         except asyncio.CancelledError:
-            for bundle, waiter in waiters.items():
-                self._abandon(bundle)
-                if waiter.done() and not waiter.cancelled():
-                    waiter.exception()  # so that asyncio does not report it as lost
+            await self._give_up(waiters)
             raise
         finally:
             for bundle, refusal in zip_longest(bundles, late):
@@ -302,6 +306,15 @@ class Batcher:
                     self._policy.release(place)
             self._settle()
         return outcomes
+
+    async def _give_up(self, waiters: Mapping[Bundle, asyncio.Future[Any]]) -> None:
+        """Takes bundles out of the queue; returns when nobody writes to memory of their caller."""
+        for bundle, waiter in waiters.items():
+            if waiter.done() and not waiter.cancelled():
+                waiter.exception()  # so that asyncio does not report it as lost
+            elif not self._abandon(bundle) and bundle.is_placed and not self._broken.done():
+                written = self._waiters[bundle] = self._loop.create_future()
+                await asyncio.gather(written, return_exceptions=True)
 
     def _bundles(
         self, wanted: Sequence[Wanted], outcomes: list[Any], facts: dict[str, Any]
@@ -510,8 +523,10 @@ class Batcher:
             return
         self._broken.set_result(cause)
         for item in list(self._waiters):
-            self._abandon(item)
-            self._fail(item, BrokenError())
+            # One that still writes to memory of its caller has no answer before its connection
+            # ends, as all do that lend memory to a server whose device is lost.
+            if self._abandon(item) or not item.is_placed:
+                self._fail(item, BrokenError())
 
     def _fail(self, item: WorkItem, error: BaseException) -> None:
         """Answers who still waits for an item."""
@@ -519,9 +534,12 @@ class Batcher:
         if waiter is not None and not waiter.done():
             waiter.set_exception(error)
 
-    def _abandon(self, item: WorkItem) -> None:
-        if self._step(Abandon(item)).abandoned:
+    def _abandon(self, item: WorkItem) -> bool:
+        """Takes an item out of the queue; says whether it was there."""
+        abandoned = self._step(Abandon(item)).abandoned
+        if abandoned:
             self._abandoned(item)
+        return abandoned
 
     def _abandoned(self, item: WorkItem) -> None:
         self._counts.abandoned_items += item.count

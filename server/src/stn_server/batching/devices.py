@@ -20,7 +20,6 @@ import torch
 
 from stn_engine.adapters import device_buffers, on_bytes
 from stn_engine.adapters.device_buffers import Arena, DeviceBuffer
-from stn_engine.problem import Problem
 from stn_server.batching.batcher import Runner
 from stn_server.batching.work import NOTHING, Batch, Cost
 from stn_server.config import ConfigError
@@ -185,7 +184,7 @@ class Accelerator:
                 self._finish()  # a batch that failed may have left copies that read the arenas
                 landed = self._landed(jobs)
                 launching()
-                return self._computed([problem for problem, _ in jobs], landed)
+                return self._computed(jobs, landed)
             except torch.OutOfMemoryError:
                 return None
             except torch.AcceleratorError as error:
@@ -199,12 +198,13 @@ class Accelerator:
 
     def _landed(self, jobs: Sequence[on_bytes.Job]) -> DeviceBuffer:
         """The operands of all jobs, in memory of the device."""
-        sent = DeviceBuffer.of([operand for _, some in jobs for operand in some], self._sent)
+        sent = DeviceBuffer.of([operand for job in jobs for operand in job.operands], self._sent)
         landed = DeviceBuffer(sent.sizes_bytes, self._device)
         landed.copy_from(sent)
         return landed
 
-    def _computed(self, problems: Sequence[Problem], operands: DeviceBuffer) -> Sequence[Outcome]:
+    def _computed(self, jobs: Sequence[on_bytes.Job], operands: DeviceBuffer) -> Sequence[Outcome]:
+        problems = [job.problem for job in jobs]
         sizes = [on_bytes.sizes_of(problem)[1] for problem in problems]
         sizes_bytes = [size for some in sizes for size in some]
         results = DeviceBuffer(sizes_bytes, self._device)
@@ -212,7 +212,12 @@ class Accelerator:
         device_buffers.compute(problems, operands, results)
         received.copy_from(results)
         self._finish()
-        values = iter(received.copies())
+        places = [
+            place
+            for job, some in zip(jobs, sizes, strict=True)
+            for place in job.places or [None] * len(some)
+        ]
+        values = iter(received.copies(places))
         return [tuple(next(values) for _ in some) for some in sizes]
 
     @contextmanager

@@ -139,6 +139,9 @@ class WorkItem:
     """What listeners are told that it is for."""
     place: Place | None = None
     """What it counts for at the door; None: nothing yet."""
+    is_placed: bool = False
+    """Whether its results are written to memory of the caller, who must not be answered meanwhile:
+    it would use the memory for something else."""
     number: int = field(default_factory=_ids.__next__)
     """Identity, and order of arrival."""
 
@@ -170,6 +173,7 @@ class Wanted(NamedTuple):
     key: BatchKey
     cost: Cost
     call: Any = None
+    is_placed: bool = False
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -190,6 +194,7 @@ class Bundle(WorkItem):
             problem=[wanted.problem],
             call=[wanted.call],
             positions=[position],
+            is_placed=wanted.is_placed,
             **facts,
         )
 
@@ -205,6 +210,7 @@ class Bundle(WorkItem):
         self.call.append(wanted.call)
         self.positions.append(position)
         self.cost = cost
+        self.is_placed = self.is_placed or wanted.is_placed
 
     @property
     def problems(self) -> Sequence[Any]:

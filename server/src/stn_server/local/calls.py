@@ -72,12 +72,15 @@ class Router:
 
     async def find(self, details: Details) -> Handler:
         """The method to call, which may be one that refuses."""
-        found = await self._find(details, 0)
+        found = await self._find(details, 0) if self._interceptors else self._handler(details)
         return cast("Handler", found.stream_unary or found.stream_stream)
+
+    def _handler(self, details: Any) -> Any:
+        return next(filter(None, (handler.service(details) for handler in self._handlers)))
 
     async def _find(self, details: Any, depth: int) -> Any:
         if depth == len(self._interceptors):
-            return next(filter(None, (handler.service(details) for handler in self._handlers)))
+            return self._handler(details)
         return await self._interceptors[depth].intercept_service(
             lambda further: self._find(further, depth + 1), details
         )
@@ -96,7 +99,8 @@ class LocalContext:
     def __init__(
         self, payload: bytes, metadata: Metadata, peer: str, deadline: float = math.inf
     ) -> None:
-        self._payload: Any = payload
+        self.arrived = payload
+        """The message, which came as a whole."""
         # Whatever a caller declares, its message is here and can be measured.
         others = ((key, value) for key, value in metadata if key != MESSAGE_BYTES)
         self._metadata: Metadata = (*others, (MESSAGE_BYTES, str(len(payload))))
@@ -107,11 +111,6 @@ class LocalContext:
         self._code: grpc.StatusCode | None = None
         self.status: Status | None = None
         """What it was aborted with."""
-
-    async def read(self) -> Any:
-        """The message, and then the end."""
-        payload, self._payload = self._payload, grpc.aio.EOF
-        return payload
 
     def invocation_metadata(self) -> Metadata:
         """What came along, and the size of the message."""

@@ -19,6 +19,7 @@ from typing import Any
 from stn_proto import ttrpc
 from stn_proto.ttrpc import FrameError, OversizedFrame, ServerConnection
 from stn_server.config import LimitsConfig
+from stn_server.eager import begun
 from stn_server.local.calls import Asked, LocalContext, Responder, peer_of
 from stn_server.log import log
 
@@ -56,6 +57,7 @@ class Connection(asyncio.Protocol):
         """Their replies wait to be read."""
         self._is_blocked = False
         self._is_reading = True
+        self._is_beginning = False
         self._upload: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -104,9 +106,13 @@ class Connection(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """Begins calls that wait, and reads on if there may be more."""
+        if self._is_beginning:  # a call that has begun is over already
+            return
         most = self._limits.max_concurrent_streams
+        self._is_beginning = True
         while self._waiting and self._in_flight < most:
             self._begin(self._waiting.popleft())
+        self._is_beginning = False
         may_read = self._in_flight < most
         if may_read != self._is_reading and not self._transport.is_closing():
             self._is_reading = may_read
@@ -117,10 +123,12 @@ class Connection(asyncio.Protocol):
             self._watch_upload()
 
     def _begin(self, frame: ttrpc.Frame | OversizedFrame) -> None:
-        """Lets a task answer a call."""
+        """Answers a call, at once or in a task."""
         asked = self._responder.read(frame, self._peer)
         self._in_flight += 1
-        task = self._loop.create_task(self._answer(frame.stream_id, asked))
+        task = begun(self._answer(frame.stream_id, asked), self._loop)
+        if task is None:
+            return
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self._watch_deadline(task, asked.call)

@@ -54,9 +54,8 @@ class ArenaService(grpc.GenericRpcHandler):
 
     async def _created(self, call: Call) -> bytes:
         context = cast("Any", call).context
-        message = await context.read()
         try:
-            request = CreateArenaRequest.FromString(message)
+            request = CreateArenaRequest.FromString(context.arrived)
         except DecodeError as error:
             expected = "a serialized stn.v1.CreateArenaRequest"
             raise WireFormatError("message", expected, "other bytes") from error

@@ -61,9 +61,18 @@ class DeviceBuffer:
             np.copyto(np.frombuffer(place, np.uint8), np.frombuffer(tensor, np.uint8))
         return buffer
 
-    def copies(self) -> list[memoryview]:
-        """The bytes of every tensor in memory of its own, which must be that of the host."""
-        return [np.frombuffer(place, np.uint8).copy().data for place in self.bytes]
+    def copies(self, places: Sequence[memoryview | None]) -> list[memoryview]:
+        """The bytes of every tensor in memory of its own, which must be that of the host.
+
+        Args:
+            places: Memory for each; None: new.
+        """
+        copies = []
+        for tensor, place in zip(self.bytes, places, strict=True):
+            copy = np.empty(len(tensor), np.uint8).data if place is None else place
+            np.copyto(np.frombuffer(copy, np.uint8), np.frombuffer(tensor, np.uint8))
+            copies.append(copy)
+        return copies
 
     @property
     def addresses(self) -> npt.NDArray[np.int64]:

@@ -5,8 +5,9 @@ once. Bytes then come and go with every call. Where a backend has kernels for th
 bytes, no tensor is made.
 """
 
+import ctypes
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,46 +23,79 @@ __all__ = ["Bytes", "Job", "compute", "parts_of", "results_of", "sizes_of"]
 
 HOST = torch.device("cpu")
 
-Job: TypeAlias = tuple[Problem, Sequence[Bytes]]
-"""What to compute, and on which bytes."""
+
+class Job(NamedTuple):
+    """What to compute, on which bytes, and where its results go."""
+
+    problem: Problem
+    operands: Sequence[Bytes]
+    """In the order of ``bound``; contiguous, and in the order of memory."""
+    places: Sequence[memoryview | None] = ()
+    """Writable memory for each result, as ``results_of`` lists them; None: new bytes, as for all
+    of them if there are no places."""
 
 
 def compute(jobs: Sequence[Job], threads: int | None = None) -> Sequence[tuple[Bytes, ...]]:
     """Computes problems of one type on bytes, ragged like ``warp_ragged``.
 
     Args:
-        jobs: Problems, each with the bytes of its operands, in the order of ``bound``. The
-            problem's own operands tell shapes, dtypes and dense strides and are never read; meta
-            tensors will do. Bytes are contiguous and in the order of memory.
+        jobs: Problems, each with the bytes of its operands. The problem's own operands tell
+            shapes, dtypes and dense strides and are never read; meta tensors will do.
         threads: The most to compute with; None means ``torch.get_num_threads()``.
 
     Returns:
-        The bytes of the results of each problem, which ``results_of`` tells how to read.
+        The bytes of the results of each problem, which ``results_of`` tells how to read; where
+        there is a place for a result, that place.
 
     Raises:
-        ValueError: Bytes are fewer or more than their operand has.
+        ValueError: Bytes are fewer or more than their operand, or their result, has.
         BackendUnavailableError: ``STN_BACKEND`` names a backend that cannot run this.
     """
     if not jobs:
         return []
-    planned = dispatch.planned([problem for problem, _ in jobs], HOST)
+    planned = dispatch.planned([job.problem for job in jobs], HOST)
     if planned is None or not planned[0].reads_bytes:
         return _composed(jobs)
     backend, plans = planned
     threads = torch.get_num_threads() if threads is None else threads
-    results: Sequence[tuple[Bytes, ...]]
-    results = backend.run_on_bytes(plans, [operands for _, operands in jobs], threads)
-    return results
+    memory = [_memory_for(job) if job.places else None for job in jobs]
+    where = [
+        job.operands if places is None else [*job.operands, *map(_address_of, places)]
+        for job, places in zip(jobs, memory, strict=True)
+    ]
+    results: Sequence[tuple[Bytes, ...]] = backend.run_on_bytes(plans, where, threads)
+    return [new if places is None else places for new, places in zip(results, memory, strict=True)]
+
+
+def _memory_for(job: Job) -> tuple[memoryview, ...]:
+    """The places of all results of a job, those among them that it leaves open."""
+    sizes_bytes = sizes_of(job.problem)[1]
+    for place, size_bytes in zip(job.places, sizes_bytes, strict=True):
+        if place is not None and (place.readonly or place.nbytes != size_bytes):
+            got = f"{place.nbytes}{' that are read-only' if place.readonly else ''}"
+            raise ValueError(f"place: expected {size_bytes} writable bytes, got {got}.")
+    return tuple(
+        memoryview(bytearray(size_bytes)) if place is None else place
+        for place, size_bytes in zip(job.places, sizes_bytes, strict=True)
+    )
+
+
+def _address_of(place: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(place)) if place.nbytes else 0
 
 
 def _composed(jobs: Sequence[Job]) -> Sequence[tuple[Bytes, ...]]:
     """Computes the same by way of tensors, for any backend of the host."""
-    problems = [_bound(problem, operands) for problem, operands in jobs]
+    memory = [_memory_for(job) if job.places else None for job in jobs]
+    problems = [_bound(job.problem, job.operands) for job in jobs]
     found = dispatch.compute(problems)
-    return [
-        tuple(map(_bytes_of, parts_of(result), results_of(problem)))
-        for result, problem in zip(found, problems, strict=True)
-    ]
+    results = []
+    for result, problem, places in zip(found, problems, memory, strict=True):
+        new = tuple(map(_bytes_of, parts_of(result), results_of(problem)))
+        for place, value in zip(places or (), new, strict=places is not None):
+            place[:] = value
+        results.append(new if places is None else places)
+    return results
 
 
 def _bound(problem: Any, operands: Sequence[Bytes]) -> Any:

@@ -1,0 +1,257 @@
+"""What a call says beside the values of its tensors, and how replies to it are read.
+
+Callers repeat themselves: the same shapes and options come again around other values. So an
+`Envelope` is made once for calls that are alike, and so is what is known of the replies to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Generic, Protocol, TypeVar, cast
+
+import numpy as np
+from google.protobuf.message import DecodeError, Message
+from numpy.typing import NDArray
+
+from stn_client._errors import ProtocolMismatchError
+from stn_proto import Declaration, Frame, WireFormatError, gaps, get_declaration, nested, values
+from stn_proto.v1 import many_pb2, tensor_pb2, warp_pb2
+
+T = TypeVar("T")
+R_co = TypeVar("R_co", covariant=True)
+Array = NDArray[Any]
+Payloads = list[memoryview]
+Places = Sequence[NDArray[np.uint8] | None]
+
+SERVICE = "stn.v1.SpatialTransformer"
+METHOD_PREFIX = f"/{SERVICE}/"
+
+_NESTED_CALL: Any = many_pb2.NestedCall.DESCRIPTOR
+
+NESTED: dict[str, Any] = {
+    METHOD_PREFIX + descriptor.message_type.name.removesuffix("Request"): descriptor
+    for descriptor in _NESTED_CALL.oneofs_by_name["request"].fields
+}
+"""Fields of the calls that ComputeMany takes, by the path of their method."""
+
+MAX_KEPT = 1024
+"""Envelopes that are kept; a few kilobytes each."""
+
+MAX_FORMS = 4
+"""So many forms of replies to calls that are alike are kept."""
+
+_TIMING_FIELD = warp_pb2.WarpReply.TIMING_FIELD_NUMBER
+"""The same in every reply."""
+
+
+class Reads(Protocol[R_co]):
+    """What makes a result of a serialized reply."""
+
+    def read(self, message: bytes, places: Places = ()) -> R_co:
+        """The result in a reply; see `Replies.read`."""
+        ...
+
+
+@dataclass(eq=False)
+class Envelope(Generic[T]):
+    """Everything that calls have in common which differ in the values of their tensors alone."""
+
+    method: str
+    """Full path."""
+    message: Message
+    """The request without its payloads."""
+    operands_bytes: tuple[int, ...]
+    """Bytes of each payload."""
+    results_bytes: tuple[int, ...]
+    """Bytes of each tensor of the reply, as far as the request tells; a server may see it
+    otherwise."""
+    replies: Reads[T]
+    placed: dict[Hashable, Any] = field(default_factory=dict)
+    """What is known of these calls when some of their tensors lie in arenas."""
+
+    def __post_init__(self) -> None:
+        envelope = self.message.SerializeToString()
+        first, *others = (*gaps(len(envelope), self.operands_bytes), b"")
+        self._gaps = envelope + first, *others
+        self.own_bytes = len(envelope)
+        """Of the message alone."""
+        self.size_bytes = sum(map(len, self._gaps)) + sum(self.operands_bytes)
+        """Of the whole request."""
+
+    @cached_property
+    def nested(self) -> bytes:
+        """The call within ComputeMany, serialized, without its payloads."""
+        number, message = NESTED[self.method].number, self.message.SerializeToString()
+        return nested(number, message, len(self.operands_bytes))
+
+    def around(self, payloads: Payloads) -> bytes:
+        """The request as it is sent, serialized; every payload is copied exactly once."""
+        pieces: list[bytes | memoryview] = []
+        for gap, payload in zip(self._gaps, payloads, strict=False):  # of none there is one gap
+            pieces += (gap, payload)
+        return b"".join(pieces or self._gaps)
+
+
+class Kept:
+    """Envelopes by what calls have in common, as many as may be.
+
+    Concurrency: thread-safe.
+    """
+
+    def __init__(self) -> None:
+        self._envelopes: dict[Hashable, Envelope[Any]] = {}
+
+    def get(self, key: Hashable) -> Envelope[Any] | None:
+        """The envelope of calls that are alike, if it was made before."""
+        return self._envelopes.get(key)
+
+    def keep(self, key: Hashable, envelope: Envelope[Any]) -> None:
+        """Remembers an envelope, and forgets all others when there are too many."""
+        if len(self._envelopes) >= MAX_KEPT:
+            self._envelopes = {}
+        self._envelopes[key] = envelope
+
+
+class Replies(Generic[T]):
+    """Reads replies to calls that are alike.
+
+    Args:
+        method: For errors.
+        kind: Of the reply.
+        fields: Its tensors.
+        result: Makes the result of arrays, one for each field.
+        may_lack: Whether tensors may be missing, which are then None.
+
+    Concurrency: thread-safe.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        kind: type[Message],
+        fields: Sequence[str],
+        result: Callable[..., T],
+        *,
+        may_lack: bool = False,
+    ) -> None:
+        self._method = method
+        self._kind = kind
+        self._fields = fields
+        self._result = result
+        self._may_lack = may_lack
+        self._forms: tuple[_Form, ...] = ()
+
+    def read(self, message: bytes, places: Places = ()) -> T:
+        """The result in a serialized reply.
+
+        Args:
+            message: The reply.
+            places: Where the request wants the tensors of the reply, in their order.
+
+        Raises:
+            ProtocolMismatchError: It is no such reply.
+        """
+        for form in self._forms:
+            if form.fits(message, places):
+                return self._result(*form.arrays(message, places))
+        try:
+            form = self._form_of(message, places)
+            arrays = form.arrays(message, places)
+        except (WireFormatError, DecodeError) as error:
+            raise mismatch(self._method, error) from error
+        self._forms = form, *self._forms[: MAX_FORMS - 1]
+        return self._result(*arrays)
+
+    def _form_of(self, message: bytes, places: Places) -> _Form:
+        frame = Frame.of(message)
+        reply = self._kind.FromString(frame.envelope)
+        sizes_bytes = [span.stop - span.start for span in frame.payloads]
+        spans = values(message, _TIMING_FIELD)
+        parts: list[_Part | None] = []
+        present = 0
+        for name in self._fields:
+            if self._may_lack and not reply.HasField(name):
+                parts.append(None)
+                continue
+            declaration = get_declaration(getattr(reply, name), name)
+            place = places[present] if present < len(places) else None
+            if declaration.payload is None and place is not None:
+                declaration.check_room(len(place))
+                spans += _reference(message, reply, name)
+                parts.append(_Part(declaration, present, -1))
+            else:
+                declaration.check(sizes_bytes)
+                start = frame.payloads[declaration.payload or 0].start
+                parts.append(_Part(declaration, None, start))
+            present += 1
+        return _Form(frame.opened(message, spans), parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Where one tensor of a reply is found."""
+
+    declaration: Declaration
+    place: int | None
+    """Index of its place; None: it is a payload."""
+    start: int
+    """Where in the message it begins, if it is one."""
+
+    def array(self, message: bytes, places: Places) -> Array:
+        """Read-only; a view, or a copy of what is not aligned for its type."""
+        shape, dtype = self.declaration.shape, self.declaration.dtype
+        if self.place is None:
+            array: Array = np.ndarray(shape, dtype, message, self.start)
+            if not array.flags.aligned:
+                array = array.copy()
+        else:
+            array = np.ndarray(shape, dtype, cast("Any", places[self.place]))
+        array.flags.writeable = False
+        return array
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What replies have in common that differ in numbers, timing and places alone."""
+
+    frame: Frame
+    parts: list[_Part | None]
+
+    def fits(self, message: bytes, places: Places) -> bool:
+        """Whether a reply has it."""
+        return self.frame.fits(message) and all(
+            part is None
+            or part.place is None
+            or (part.place < len(places) and places[part.place] is not None)
+            for part in self.parts
+        )
+
+    def arrays(self, message: bytes, places: Places) -> list[Array | None]:
+        """One for each field."""
+        return [None if part is None else part.array(message, places) for part in self.parts]
+
+
+def mismatch(method: str, error: Exception) -> ProtocolMismatchError:
+    """The error of a reply that is none."""
+    return ProtocolMismatchError(f"{method}: expected its reply, got {error}.")
+
+
+def _reference(message: bytes, reply: Message, name: str) -> list[slice]:
+    """Where in a reply stands which arena a tensor lies in, and where there."""
+    spans: list[slice] = []
+    for tensor in values(message, reply.DESCRIPTOR.fields_by_name[name].number):
+        for arena in values(message, tensor_pb2.Tensor.ARENA_FIELD_NUMBER, tensor):
+            spans += values(message, tensor_pb2.ArenaRef.ID_FIELD_NUMBER, arena)
+            spans += values(message, tensor_pb2.ArenaRef.OFFSET_FIELD_NUMBER, arena)
+    return spans
+
+
+def tensors_of(message: Message) -> Iterator[tensor_pb2.Tensor]:
+    """The tensors of a request or a reply, in the order of their fields."""
+    for _, value in message.ListFields():
+        if isinstance(value, tensor_pb2.Tensor):
+            yield value
+        elif isinstance(value, Message):
+            yield from tensors_of(value)
