@@ -57,29 +57,32 @@ def operands(count: int, *, alike: bool = False) -> list[tuple[np.ndarray, Affin
     ]
 
 
-def gather(target: str, _seconds: float, **settings) -> float:
-    """All at once, by `asyncio.gather`."""
+def gather(target: str, seconds: float, **settings) -> float:
+    """All at once, by `asyncio.gather`, again and again."""
 
     async def main() -> float:
         async with AsyncClient(target, **settings) as stn:
             given = operands(CALLS)
             await stn.warp(*given[0], OUTPUT_SIZE)
-            began = time.perf_counter()
-            await asyncio.gather(*(stn.warp(u, theta, OUTPUT_SIZE) for u, theta in given))
-            return CALLS / (time.perf_counter() - began)
+            began, done = time.perf_counter(), 0
+            while time.perf_counter() < began + seconds:
+                await asyncio.gather(*(stn.warp(u, theta, OUTPUT_SIZE) for u, theta in given))
+                done += CALLS
+            return done / (time.perf_counter() - began)
 
     return asyncio.run(main())
 
 
-def mapped(target: str, _seconds: float, **settings) -> float:
-    """All one after the other, by `Client.map`."""
+def mapped(target: str, seconds: float, **settings) -> float:
+    """All one after the other, by `Client.map`, again and again."""
     with Client(target, **settings) as stn:
         given = operands(CALLS)
         stn.warp(*given[0], OUTPUT_SIZE)
-        began = time.perf_counter()
-        for _ in stn.map(calls.warp(u, theta, OUTPUT_SIZE) for u, theta in given):
-            pass
-        return CALLS / (time.perf_counter() - began)
+        began, done = time.perf_counter(), 0
+        while time.perf_counter() < began + seconds:
+            for _ in stn.map(calls.warp(u, theta, OUTPUT_SIZE) for u, theta in given):
+                done += 1
+        return done / (time.perf_counter() - began)
 
 
 def threads(target: str, seconds: float, **settings) -> float:

@@ -289,7 +289,14 @@ class _Connection:
         self._queue.add(waiter)
         self._start()
         if waiter.goes is None and waiter.outcome is None:
-            await self._woken_in_time(waiter)
+            woken = self._woken[waiter] = self._loop.create_future()
+            self._watch(waiter.progress.deadline_s)
+            try:
+                await woken
+            finally:
+                del self._woken[waiter]
+                if waiter.outcome is None and waiter.goes is None:
+                    self._give_up()
         if waiter.outcome is None:
             try:
                 attempt = waiter.progress.start(waiter.call.envelope.size_bytes)
@@ -318,17 +325,6 @@ class _Connection:
         woken = self._woken.get(waiter)
         if woken is not None and not woken.done():
             woken.set_result(None)
-
-    async def _woken_in_time(self, waiter: Waiter) -> None:
-        """Waits until a call goes, has its outcome, or has no time left."""
-        woken = self._woken[waiter] = self._loop.create_future()
-        self._watch(waiter.progress.deadline_s)
-        try:
-            await woken
-        finally:
-            del self._woken[waiter]
-            if waiter.outcome is None and waiter.goes is None:
-                self._give_up()
 
     def _watch(self, deadline_s: float) -> None:
         """Looks at the clock then, for all who wait: a timer for each would cost more."""

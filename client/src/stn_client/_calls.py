@@ -310,12 +310,15 @@ def _key(
     options: Mapping[str, Any],
 ) -> Hashable:
     """What calls with the same envelope have in common; None: that would take longer to say."""
-    if type(transform) not in _PLAIN_KINDS or not all(
-        type(value) in _PLAIN_OPTIONS for value in options.values()
-    ):
+    if type(transform) not in _PLAIN_KINDS:
+        return None
+    if options and not all(type(value) in _PLAIN_OPTIONS for value in options.values()):
         return None
     arrays = *maps, transform.parameters
-    if not all(type(array) is np.ndarray for array in arrays) or arrays[-1].dtype.char not in "fd":
+    for array in arrays:
+        if type(array) is not np.ndarray:
+            return None
+    if arrays[-1].dtype.char not in "fd":
         return None
     if others is not None:
         if type(others) not in {list, tuple} or not all(type(one) in {int, str} for one in others):

@@ -221,12 +221,13 @@ class _Form:
 
     def fits(self, message: bytes, places: Places) -> bool:
         """Whether a reply has it."""
-        return self.frame.fits(message) and all(
-            part is None
-            or part.place is None
-            or (part.place < len(places) and places[part.place] is not None)
-            for part in self.parts
-        )
+        if not self.frame.fits(message):
+            return False
+        for part in self.parts:
+            place = None if part is None else part.place
+            if place is not None and (place >= len(places) or places[place] is None):
+                return False
+        return True
 
     def arrays(self, message: bytes, places: Places) -> list[Array | None]:
         """One for each field."""

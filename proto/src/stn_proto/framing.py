@@ -90,7 +90,10 @@ class Frame:
         """Whether another message differs from this one in the bytes of its payloads alone."""
         if len(message) != self.size_bytes:
             return False
-        return all(message[span] == expected for span, expected in self.rest)
+        for span, expected in self.rest:  # noqa: SIM110 - every call comes here, and all() costs more
+            if message[span] != expected:
+                return False
+        return True
 
     def cut(self, message: bytes) -> list[memoryview]:
         """The payloads of a message that this fits: read-only views that keep it alive."""

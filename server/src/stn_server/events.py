@@ -79,6 +79,11 @@ class Listener:
     def call_ended(self, call: Call, end: End) -> None:
         """A call is about to be answered, with a reply or a status, or has been cut off."""
 
+    def calls_ended(self, calls: Sequence[Call], end: End) -> None:
+        """Calls of one message and method are about to be answered alike: so many `call_ended`."""
+        for call in calls:
+            self.call_ended(call, end)
+
     def call_failed(self, call: Call, end: End) -> None:
         """A call has ended without a reply; told beside `call_ended`.
 
@@ -117,12 +122,14 @@ class Events:
     """
 
     def __init__(self, *listeners: Listener) -> None:
-        def those_who_hear(event: str) -> Tell:
-            deaf = getattr(Listener, event)
+        def those_who_hear(event: str, *instead: str) -> Tell:
             return tuple(
                 getattr(listener, event)
                 for listener in listeners
-                if getattr(type(listener), event) is not deaf
+                if any(
+                    getattr(type(listener), name) is not getattr(Listener, name)
+                    for name in (event, *instead)
+                )
             )
 
         self.call_began: tuple[Callable[[Call], None], ...] = those_who_hear("call_began")
@@ -130,6 +137,9 @@ class Events:
             "reached"
         )
         self.call_ended: tuple[Callable[[Call, End], None], ...] = those_who_hear("call_ended")
+        self.calls_ended: tuple[Callable[[Sequence[Call], End], None], ...] = those_who_hear(
+            "calls_ended", "call_ended"
+        )
         self.call_failed: tuple[Callable[[Call, End], None], ...] = those_who_hear("call_failed")
         self.item_abandoned: tuple[Callable[[], None], ...] = those_who_hear("item_abandoned")
         self.batch_ended: tuple[Callable[[Batch, Sequence[float], float], None], ...] = (

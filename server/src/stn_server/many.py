@@ -103,9 +103,7 @@ class Many:
             return
         code = answer_to(error, "").code if isinstance(error, Exception) else StatusCode.CANCELLED
         end = End(code, time.perf_counter() - self._began)
-        for tell in self._events.call_ended:
-            for call in self._calls:
-                tell(call, end)
+        self._tell_ended(dict.fromkeys(range(len(self._calls)), end))
 
     def hold(self, quotas: Quotas, resize: Resize) -> None:
         """Holds calls against the quota of their caller; the first takes the place of the message.
@@ -197,17 +195,26 @@ class Many:
         """Tells how each call ended, and once for each reason why calls failed."""
         duration_s = time.perf_counter() - self._began
         well = End(StatusCode.OK, duration_s)
+        ends = dict.fromkeys(range(len(self._calls)), well)
         failed: dict[str, list[tuple[NestedCall, End]]] = {}
-        for position, call in enumerate(self._calls):
-            end, answer = well, answers.get(position)
-            if answer is not None:
-                end = End(answer.code, duration_s, answer, self._errors[position])
-                failed.setdefault(answer.reason, []).append((call, end))
-            for tell_end in self._events.call_ended:
-                tell_end(call, end)
+        for position, answer in answers.items():
+            end = End(answer.code, duration_s, answer, self._errors[position])
+            ends[position] = end
+            failed.setdefault(answer.reason, []).append((self._calls[position], end))
+        self._tell_ended(ends)
         for alike in failed.values():
             call, end = alike[0]
             for tell_end in self._events.call_failed:
                 tell_end(call, replace(end, alike=len(alike)))
         for error in self._errors.values():
             clear_frames(error)
+
+    def _tell_ended(self, ends: Mapping[int, End]) -> None:
+        """Tells how each call ended, by position; those that are alike together."""
+        alike: dict[tuple[str, int], tuple[End, list[NestedCall]]] = {}
+        for position, end in ends.items():
+            call = self._calls[position]
+            alike.setdefault((call.method, id(end)), (end, []))[1].append(call)
+        for end, calls in alike.values():
+            for tell in self._events.calls_ended:
+                tell(calls, end)
