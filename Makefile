@@ -35,6 +35,17 @@ $(PROTOC): .ci/requirements-protoc.txt | $(INSTALLED)
 	$(VENV)/protoc/bin/pip install --quiet --requirement $<
 	@touch $@
 
+TRITONCLIENT := build/tritonclient
+
+# NVIDIA's own client has an environment of its own, as its pins are others than the server's.
+$(TRITONCLIENT)/.installed: .ci/requirements-tritonclient.txt
+	$(PYTHON) -m venv $(TRITONCLIENT)
+	$(TRITONCLIENT)/bin/pip install --quiet --requirement $<
+	@touch $@
+
+WITH_TRITONCLIENT := SERVER_PYTHON=$(abspath $(BIN))/python \
+	PYTHONPATH=$(abspath proto/src):$(abspath client/src) $(TRITONCLIENT)/bin/python
+
 BUILD := $(BIN)/python -m build --quiet --no-isolation
 ENGINE := dist/.engine
 
@@ -55,7 +66,7 @@ $(WHEELHOUSE): $(ENGINE) .ci/constraints.txt deploy/requirements.txt
 		--requirement deploy/requirements.txt hatch-fancy-pypi-readme hatchling
 	@touch $@
 
-.PHONY: demo test test-quick test-newest-torch test-containers wheels wheelhouse gpu-check gpu-check-dry test-gpu check fuzz-native fuzz-server overload chaos soak memory format proto native-numbers docs dashboard bench-server bench-local bench-many bench-replicas bench-engine bench-gpu clean help
+.PHONY: demo test test-quick test-newest-torch test-oip test-containers wheels wheelhouse gpu-check gpu-check-dry test-gpu check fuzz-native fuzz-server overload chaos soak memory format proto native-numbers docs dashboard bench-server bench-local bench-many bench-oip bench-replicas bench-engine bench-gpu clean help
 
 demo: $(BUILT)  ## warp a photo, differentiate it, align two photos, all through a real server
 	$(BIN)/python client/examples/first_light.py --output build/demo
@@ -69,9 +80,12 @@ $(EMULATED): $(BUILT) tests/support/emulated_cuda.py tests/emulation/cuda.h test
 WORKERS ?= auto
 SIDE_BY_SIDE := $(BIN)/pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile
 
-test: $(BUILT) $(PROTOC) $(EMULATED)  ## the whole test suite
+test: $(BUILT) $(PROTOC) $(EMULATED) test-oip  ## the whole test suite
 	$(SIDE_BY_SIDE) -m "not alone"
 	$(BIN)/pytest -m alone
+
+test-oip: $(BUILT) $(TRITONCLIENT)/.installed  ## the server through NVIDIA's own client
+	$(WITH_TRITONCLIENT) -m pytest tests/oip
 
 test-quick: $(BUILT) $(PROTOC) $(EMULATED)  ## what judges a change in Python, in two minutes
 	$(SIDE_BY_SIDE) -m "not alone and not slow" --most-cases 16
@@ -178,6 +192,9 @@ bench-local: $(BUILT)  ## clients on the server's host: local transport, gRPC an
 
 bench-many: $(BUILT)  ## small calls that go together against one a message; BENCH="--only gather"
 	PYTHONPATH=tests $(BIN)/python -m bench.bench_many $(or $(BENCH),--output tests/bench/results/many.json)
+
+bench-oip: $(BUILT)  ## the Open Inference Protocol beside stn.v1, on the same server; BENCH="--only 28x28"
+	PYTHONPATH=tests $(BIN)/python -m bench.bench_oip $(or $(BENCH),--output tests/bench/results/oip.json)
 
 bench-replicas: $(BUILT)  ## throughput of one to eight replicas on devices of fixed cost
 	PYTHONPATH=tests $(BIN)/python -m bench.bench_replicas \

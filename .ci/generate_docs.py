@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -43,11 +43,13 @@ from stn_engine.checks import FEATURE_MAP_DTYPES, GRADIENT_DTYPES
 from stn_engine.problem import Problem
 from stn_server import status
 from stn_server.metrics import Metrics
+from stn_server.oip.models import ModelTensor, models
 from stn_server.settings import all_settings
 
 ROOT = Path(__file__).parents[1]
 SERVER_BENCHMARK = ROOT / "tests/bench/results/server.json"
 MANY_BENCHMARK = ROOT / "tests/bench/results/many.json"
+OIP_BENCHMARK = ROOT / "tests/bench/results/oip.json"
 REPLICAS_BENCHMARK = ROOT / "tests/bench/results/replicas.json"
 ENGINE_BENCHMARKS = "tests/bench/results/engine_cpu*.json"
 EXPERIMENT = ROOT / "client/examples/distorted_mnist.json"
@@ -124,9 +126,33 @@ def statuses() -> str:
     return _table(("cause", "status", "reason"), rows)
 
 
+def oip_models() -> str:
+    """Every model of the Open Inference Protocol, by its tensors."""
+    rows = [
+        (f"`{model.name}`", _tensors(model.inputs), _tensors(model.outputs))
+        for model in models().values()
+    ]
+    return _table(("model", "inputs", "outputs"), rows)
+
+
+def _tensors(tensors: Mapping[str, ModelTensor]) -> str:
+    return ", ".join(
+        f"`{one.name}` ({', '.join('?' if size < 0 else str(size) for size in one.shape)})"
+        for one in tensors.values()
+    )
+
+
 def server_benchmark() -> str:
     """The last committed run of `make bench-server`."""
-    report = json.loads(SERVER_BENCHMARK.read_text())
+    return _server_tables(json.loads(SERVER_BENCHMARK.read_text()))
+
+
+def oip_benchmark() -> str:
+    """The last committed run of `make bench-oip`."""
+    return _server_tables(json.loads(OIP_BENCHMARK.read_text()))
+
+
+def _server_tables(report: dict[str, Any]) -> str:
     loads = [
         (
             cell["case"],
@@ -346,11 +372,13 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "configuration": configuration,
         "metrics": metrics,
         "statuses": statuses,
+        "models": oip_models,
     },
     "stn_engine/README.md": {"support": support, "gpu evidence": gpu_evidence},
     "tests/bench/README.md": {
         "server benchmark": server_benchmark,
         "many benchmark": many_benchmark,
+        "oip benchmark": oip_benchmark,
         "replicas benchmark": replicas_benchmark,
         "engine benchmark": engine_benchmark,
         "gpu benchmark": gpu_benchmark,

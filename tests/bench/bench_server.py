@@ -15,14 +15,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
 import grpc
 
-from bench import report
-from bench.server_cases import Case, Contender, Quantity, all_cases
+from bench import report, server_cases
+from bench.server_cases import Case, Contender, Quantity
 from stn_client.local import LocalServer
 
 HERE = Path(__file__).parent
@@ -30,6 +31,11 @@ MESSAGES_OF_ANY_SIZE = [("grpc.max_receive_message_length", -1)]
 
 
 def main() -> None:
+    run(server_cases.all_cases, "the server against echo, against itself, and on a slow device")
+
+
+def run(all_cases: Callable[[Path], Iterable[Case]], about: str) -> None:
+    """Measures cases as the command line asks for them."""
     options = parse_options()
     cells = []
     with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
@@ -41,7 +47,7 @@ def main() -> None:
     if options.output:
         report.write(
             options.output,
-            "the server against echo, against itself, and on a slow device",
+            about,
             ("grpcio", "torch", "stn-server"),
             rounds=options.rounds,
             seconds=options.seconds,

@@ -38,7 +38,9 @@ from stn_engine import (
     WarpGradientsProblem,
     WarpProblem,
     grid_sample,
+    objective,
     warp,
+    warp_gradients,
     warp_gradients_ragged,
     warp_ragged,
 )
@@ -89,6 +91,8 @@ BARS = {
     ("two threads", "one thread"): Bar(least=1.8),
     ("arrangements of points", "the fastest"): Bar(least=0.667),
     ("deformable attention", "torch"): Bar(least=1.2),
+    ("objective", "composed"): Bar(least=2),
+    ("objective, all points", "composed"): Bar(least=2),
 }
 """By group and rival; all others are for information."""
 
@@ -111,9 +115,74 @@ def all_cases(threads: int) -> Iterator[Case]:
     for name in ("forward", "forward + backward"):
         build = partial(deformable_attention, name != "forward", threads)
         yield Case("deformable attention", name, build)
+    yield from objective_cases(threads)
     if threads >= 2:
         yield from thread_cases()
     yield from other_modes(threads)
+
+
+def objective_cases(threads: int) -> Iterator[Case]:
+    """A step of a registration: value and gradient, against a warp, a loss and gradients."""
+    for group, domain in (("objective", "overlap"), ("objective, all points", "all")):
+        for shape, kind, losses in (
+            ((1, 1, 512, 512), Affine, ("ssd", "huber", "ncc")),
+            ((1, 3, 512, 512), Affine, ("ssd", "ncc")),
+            ((1, 1, 512, 512), Flow, ("ssd", "ncc")),
+            (VOLUME, Affine, ("ssd", "ncc")),
+        ):
+            for loss in losses:
+                name = f"{kind.__name__} {loss} {label(shape)}"
+                build = partial(objective_step, shape, kind, loss, domain, threads)
+                yield Case(group, name, build)
+
+
+def objective_step(shape, kind, loss, domain, threads) -> Mapping[str, Contender]:
+    """Ours in one pass, and composed of our own warp and gradients with the loss of torch.
+
+    The overlap is where a warp of ones is 1, and what is composed is weighted by that.
+    """
+    moving, theta = feature_map_and_theta(shape)
+    fixed = uniform(shape, 0.0, 1.0, seed=6)
+    transform = Affine(theta)
+    if kind is Flow:
+        transform = Flow(uniform((1, *shape[2:], len(shape) - 2), -0.01, 0.01, seed=7))
+    ones = torch.ones_like(moving[:, :1])
+
+    def ours():
+        found = objective(moving, fixed, transform, loss=loss, delta=0.3, domain=domain)
+        return found.value, found.gradient
+
+    def composed():
+        V = warp(moving, transform).requires_grad_()
+        w = torch.ones(()) if domain == "all" else (warp(ones, transform) > 1 - 1e-5).float()
+        value = LOSSES[loss](V, fixed, w)
+        (grad_output,) = torch.autograd.grad(value, V)
+        gradients = warp_gradients(grad_output, moving, transform, needs=("transform",))
+        return value.detach()[None], gradients.transform
+
+    return {"ours": Contender(ours, threads), "composed": Contender(composed, threads)}
+
+
+def weighted_mean(terms, w) -> Tensor:
+    """Of all of the terms, if there is one weight."""
+    return terms.mean() if w.dim() == 0 else (w * terms).sum() / (w.sum() * terms.shape[1])
+
+
+def correlation_loss(V, fixed, w) -> Tensor:
+    """1 minus the correlation."""
+    a, b = V - weighted_mean(V, w), fixed - weighted_mean(fixed, w)
+    covariances = (weighted_mean(one * other, w) for one, other in ((a, b), (a, a), (b, b)))
+    of_both, of_moving, of_fixed = covariances
+    return 1 - of_both / (of_moving * of_fixed).sqrt()
+
+
+LOSSES = {
+    "ssd": lambda V, fixed, w: weighted_mean((V - fixed).square(), w),
+    "huber": lambda V, fixed, w: weighted_mean(
+        F.huber_loss(V, fixed, reduction="none", delta=0.3), w
+    ),
+    "ncc": correlation_loss,
+}
 
 
 def volume_case(group: str, build, threads: int) -> Case:

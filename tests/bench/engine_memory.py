@@ -21,11 +21,13 @@ import torch
 
 from bench.engine_calls import engine_affine, torch_affine
 from bench.engine_operands import feature_map_and_theta, uniform
-from stn_engine import Affine, warp_gradients
+from stn_engine import Affine, objective, warp_gradients
 
 SHAPES = ((1, 3, 1024, 1024), (32, 3, 512, 512))
-KINDS = ("forward", "backward")
+KINDS = ("forward", "backward", "objective")
 BAR_BYTES_PER_THREAD = 64 * 1024
+THETAS = 64
+"""Of one objective: many for one pair."""
 REPEATS = 5
 ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
@@ -61,7 +63,7 @@ def child(*arguments: str) -> bytes:
 
 def main(name: str, kind: str, shape: tuple[int, ...], threads: int) -> None:
     torch.set_num_threads(threads)
-    call = {"forward": forward, "backward": backward}[kind](name, shape)
+    call = {"forward": forward, "backward": backward, "objective": compared}[kind](name, shape)
     result_bytes = sum(tensor.nbytes for tensor in call())
     # Holes between blocks can only add to what a call takes, so the least is the truest.
     extra_bytes = min(resident_growth_bytes(call) for _ in range(REPEATS)) - result_bytes
@@ -98,6 +100,23 @@ def backward(name, shape):
     inputs = tuple(operand.requires_grad_() for operand in operands)
     output = torch_affine(*inputs)
     return lambda: torch.autograd.grad(output, inputs, grad_output, retain_graph=True)
+
+
+def compared(name, shape):
+    """A pair of maps under many thetas, with Gauss-Newton matrices; by torch under one."""
+    moving, theta = feature_map_and_theta((1, *shape[1:]))
+    fixed = uniform((1, *shape[1:]), 0.0, 1.0, seed=6)
+    if name == "ours":
+        thetas = Affine(theta.repeat(THETAS, 1, 1))
+        needs = ("gradient", "gauss_newton")
+        return lambda: tuple(vars(objective(moving, fixed, thetas, needs=needs)).values())
+    theta.requires_grad_()
+
+    def step():
+        value = (torch_affine(moving, theta) - fixed).square().mean()
+        return value.detach(), *torch.autograd.grad(value, (theta,))
+
+    return step
 
 
 def engine_gradients(grad_output, feature_map, theta) -> tuple[torch.Tensor | None, ...]:

@@ -23,7 +23,7 @@ Round = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Message:
-    """A `Warp` request in a file."""
+    """A request in a file."""
 
     path: str
     samples: int
@@ -36,6 +36,9 @@ class Contender:
     server: str
     messages: Sequence[Message]
     concurrency: int
+    method: str = "/stn.v1.SpatialTransformer/Warp"
+    declares: bool = True
+    """Whether the size of messages is declared, as the SDK does."""
 
 
 @dataclass(frozen=True)

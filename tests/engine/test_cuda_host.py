@@ -16,6 +16,7 @@ from stn_engine import (
 from stn_engine.backends.cuda import CudaBackend
 from stn_engine.backends.cuda.device import DeviceLauncher
 from stn_engine.backends.cuda.structures import COUNT
+from stn_engine.backends.torch import TorchBackend
 from support.emulated_cuda import EMULATED_CUDA, EmulatedLauncher
 from support.strategies import random_gradients, random_warp
 
@@ -182,17 +183,44 @@ def test_flat_problems_have_gradients_of_zero_for_the_transform():
     assert launcher.launches == []
 
 
-def test_needs_decide_what_is_launched():
-    """A gradient that nobody asks for is not computed."""
-    warp = random_warp(10)
-    for needs, kernels in (
-        (("feature_map",), ["stn_preimage", "stn_gather_planes", "stn_gather_far_planes"]),
-        (("transform",), ["stn_slopes_matrix_planes", "stn_finish"]),
-    ):
-        launcher = CountingLauncher()
-        problem = WarpGradientsProblem(warp, random_gradients(1, warp).grad_output, needs)
-        CudaBackend(launcher).warp_gradients([problem])
-        assert [kernel for kernel, _ in launcher.launches] == kernels
+GATHER, FAR = "stn_gather_planes", "stn_gather_far_planes"
+SLOPES, FINISH, PREIMAGE = "stn_slopes_matrix_planes", "stn_finish", "stn_preimage"
+WIDE = {"size": (40, 41), "output_size": (42, 43)}
+"""Of more than one tile."""
+
+
+@pytest.mark.parametrize(
+    ("needs", "options", "kernels"),
+    [
+        ("feature_map", {}, [GATHER, FAR]),
+        ("feature_map", WIDE, [PREIMAGE, GATHER, FAR]),
+        ("feature_map", {"batch": (1, 3)}, [PREIMAGE, GATHER, FAR]),
+        ("transform", {}, [SLOPES]),
+        ("transform", WIDE, [SLOPES, FINISH]),
+        ("transform", {"batch": (3, 1)}, [SLOPES, FINISH]),
+        ("transform", {"kind": "similarity"}, ["stn_prepare", SLOPES, FINISH]),
+    ],
+)
+def test_needs_and_tiles_decide_what_is_launched(needs, options, kernels):
+    """What nobody asks for is not computed; what one tile has of a theta, it finishes."""
+    warp = random_warp(10, **options)
+    launcher = CountingLauncher()
+    problem = WarpGradientsProblem(warp, random_gradients(1, warp).grad_output, (needs,))
+    CudaBackend(launcher).warp_gradients([problem])
+    assert [kernel for kernel, _ in launcher.launches] == kernels
+
+
+def test_thetas_of_one_tile_and_of_many_share_a_table():
+    """Those that are finished by their tile are left alone by the kernel that sums tiles."""
+    options = {"kind": "affine", "dtype": torch.float32}
+    some = [{}, WIDE, {"batch": (3, 1)}, {"batch": (1, 3)}, {"batch": (4, 4)}, WIDE]
+    problems = [random_gradients(n, random_warp(n, **options, **one)) for n, one in enumerate(some)]
+    for problem, got in zip(problems, EMULATED_CUDA.warp_gradients(problems), strict=True):
+        alone = EMULATED_CUDA.warp_gradients([problem])[0]
+        assert torch.equal(got.feature_map, alone.feature_map)
+        assert torch.equal(got.transform, alone.transform)
+        expected = TorchBackend().warp_gradients([problem])[0]
+        torch.testing.assert_close(got.transform, expected.transform, rtol=1e-4, atol=1e-3)
 
 
 class Holding(EmulatedLauncher):

@@ -1,8 +1,8 @@
 """Sends a server what no client would send; `make fuzz-server` does it a million times.
 
-Raw bytes, valid messages with bytes changed, and valid messages with fields changed, for every
-method. Each must be answered in time, and never with INTERNAL; the server must be ready after.
-A failing input is written to `build/`, with the method in its name.
+Raw bytes, valid messages with bytes changed, and valid messages with fields changed, for methods of
+both services. Each must be answered in time, and never with INTERNAL; the server must be ready
+after. A failing input is written to `build/`, with the method in its name.
 """
 
 from __future__ import annotations
@@ -22,24 +22,50 @@ import grpc.aio
 import uvloop
 
 from stn_client.local import LocalServer
+from stn_proto.oip.inference_pb2 import (
+    ModelInferRequest,
+    ModelStatisticsRequest,
+    ModelStreamInferResponse,
+    SystemSharedMemoryRegisterRequest,
+    SystemSharedMemoryUnregisterRequest,
+)
 from stress.process import Watched
 from stress.report import Report
-from support.bad_requests import BAD_REQUESTS, BASES, deep_warp_request, volume_warp_request
+from support.bad_requests import (
+    BAD_REQUESTS,
+    BASES,
+    deep_warp_request,
+    ramp,
+    theta,
+    volume_warp_request,
+)
+from support.oip import SERVICE, infer_request
 
-METHODS = (*BASES, "GetServerInfo")
-GOOD = [*BASES.items(), ("Warp", volume_warp_request), ("Warp", deep_warp_request)]
+SEVERAL = infer_request("stn_warp_affine", {"feature_map": ramp(1, 1, 3, 4), "theta": theta(1)})
+OIP = {
+    "ModelInfer": infer_request,
+    "ModelStreamInfer": lambda: ModelInferRequest.FromString(SEVERAL.SerializeToString()),
+    "ModelStatistics": ModelStatisticsRequest,
+    "SystemSharedMemoryRegister": SystemSharedMemoryRegisterRequest,
+    "SystemSharedMemoryUnregister": SystemSharedMemoryUnregisterRequest,
+}
+METHODS = (*BASES, "GetServerInfo", *OIP)
+GOOD = [*BASES.items(), ("Warp", volume_warp_request), ("Warp", deep_warp_request), *OIP.items()]
 SEEDS = [(name, make().SerializeToString()) for name, make in GOOD]
 SEEDS += [(bad.method, bad.message) for bad in BAD_REQUESTS if len(bad.message) < 10_000]
 CONCURRENCY = 64
 LONGEST_CALL_S = 60.0
 ENDS = {
     grpc.StatusCode.OK,
+    grpc.StatusCode.NOT_FOUND,  # of a model, or of shared memory
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.UNIMPLEMENTED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 NUMBERS = (0, 1, -1, 2, 7, 8, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2**62, 2**63 - 1, -(2**63))
+WORDS = ("", "output_size", "padding", "zeros", "2,3", "shared_memory_region", "timeout")
 FLAGS = (
+    "--oip-shared-memory=true",
     "--log-level=error",
     "--limits-max-output-bytes=1048576",
     "--limits-max-output-samples=65536",
@@ -89,6 +115,9 @@ def change_field(rng: random.Random, message) -> None:
     field = rng.choice(message.DESCRIPTOR.fields)
     if field.message_type is not None:
         part = getattr(message, field.name)
+        if field.message_type.GetOptions().map_entry:
+            change_field(rng, part[rng.choice(WORDS)])
+            return
         change_field(rng, part.add() if field.is_repeated else part)
         return
     value = random_value(rng, field)
@@ -105,11 +134,26 @@ def change_field(rng: random.Random, message) -> None:
 def random_value(rng: random.Random, field):
     if field.cpp_type in {field.CPPTYPE_DOUBLE, field.CPPTYPE_FLOAT}:
         return rng.choice((0.0, -1.5, 1e300, float("nan"), float("inf")))
+    if field.type == field.TYPE_STRING:
+        return rng.choice(WORDS)
     if field.type == field.TYPE_BYTES:
         return rng.randbytes(rng.randrange(100))
     if field.cpp_type == field.CPPTYPE_BOOL:
         return rng.random() < 0.5
     return rng.choice(NUMBERS)
+
+
+async def end_of(channel: grpc.aio.Channel, method: str, message: bytes) -> grpc.StatusCode:
+    """How a call ends; a stream of one message ends well, as what is wrong is a message, too."""
+    path = f"/{SERVICE if method in OIP else 'stn.v1.SpatialTransformer'}/{method}"
+    if method != "ModelStreamInfer":
+        return await channel.unary_unary(path)(message, timeout=LONGEST_CALL_S).code()
+    call = channel.stream_stream(path)(timeout=LONGEST_CALL_S)
+    await call.write(message)
+    await call.done_writing()
+    response = ModelStreamInferResponse.FromString(await call.read())
+    internal = response.error_message.startswith("server: ")
+    return grpc.StatusCode.INTERNAL if internal else await call.code()
 
 
 async def fuzz(inputs: int, seed: int, folder: Path) -> Report:
@@ -121,8 +165,7 @@ async def fuzz(inputs: int, seed: int, folder: Path) -> Report:
             async with grpc.aio.insecure_channel(running.target) as channel:
                 while (number := next(numbers)) < inputs and not report.broken:
                     method, message = random_input(random.Random(f"{seed} {number}"))
-                    call = channel.unary_unary(f"/stn.v1.SpatialTransformer/{method}")
-                    code = await call(message, timeout=LONGEST_CALL_S).code()
+                    code = await end_of(channel, method, message)
                     ended[code] += 1
                     if code not in ENDS:
                         (folder / f"fuzz-{method}-{code.name}-{seed}-{number}").write_bytes(message)

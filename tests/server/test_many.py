@@ -16,15 +16,14 @@ from stn_server.batching.devices import EngineRunner
 from stn_server.config import LimitsConfig
 from stn_server.events import Listener
 from stn_server.service import COMPUTE_MANY
+from stn_server.translate import REQUESTS
 from support.bad_requests import BAD_REQUESTS, BASES, put, ramp, theta, warp_request
 from support.fakes import FakeRunner, feature_maps
 from support.harness import METHOD_PREFIX, assert_nothing_left, outcome_of, serving
 from support.local import Plain, serving_locally
 from support.many import add, compute_many, detail, reason, replies
 
-KINDS = {"Warp": warp_pb2.WarpRequest, "WarpGradients": warp_pb2.WarpGradientsRequest,
-         "GenerateGrid": warp_pb2.GenerateGridRequest,
-         "GenerateGridGradients": warp_pb2.GenerateGridGradientsRequest}  # fmt: skip
+KINDS = {operation.value: kind for operation, kind in REQUESTS.items()}
 ID = (("x-request-id", "order-7"),)
 
 
@@ -209,9 +208,9 @@ def test_a_call_within_another_and_one_that_is_none_have_their_own_statuses():
 
     async def test(service, channel):
         inner = compute_many(("Warp", warp_of(1)))
-        field_6 = many_pb2.ComputeManyReply(alignment=inner.SerializeToString())
+        field_7 = many_pb2.ComputeManyReply(alignment=inner.SerializeToString())
         nested = many_pb2.NestedCall.FromString(
-            field_6.SerializeToString().replace(b"\x72", b"\x32", 1)  # of number 14 one of 6
+            field_7.SerializeToString().replace(b"\x72", b"\x3a", 1)  # of number 14 one of 7
         )
         message = compute_many(("Warp", warp_of(2)))
         message.calls.append(nested)
@@ -225,7 +224,7 @@ def test_a_call_within_another_and_one_that_is_none_have_their_own_statuses():
             "INVALID_FIELD",
             "INVALID_FIELD",
         ]
-        assert found[1].message.startswith("6: expected a field that this server knows")
+        assert found[1].message.startswith("7: expected a field that this server knows")
         assert found[2].message.startswith("request: expected one of warp, warp_gradients")
         assert found[3].message.startswith("payloads: expected none, as the bytes of all calls")
         assert service.value("stn_requests_total", method="other", code="UNIMPLEMENTED") == 1

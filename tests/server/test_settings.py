@@ -11,6 +11,7 @@ from stn_server.settings import all_settings, load
 
 TEXTS = {
     "lifecycle.end_with_stdin": ("true", True),
+    "oip.shared_memory": ("true", True),
     "listen": ("host:1,unix:/a", ("host:1", "unix:/a")),
     "listen_mode": ("0660", "0660"),
     "metrics_listen": ("host:2", "host:2"),

@@ -18,6 +18,7 @@ from stn_client import Affine
 from stn_client._calls import generate_grid, warp, warp_gradients
 from support.bad_requests import BAD_REQUESTS, theta
 from support.harness import METHOD_PREFIX
+from support.oip import SERVICE, infer_request
 
 SIZES = (1, 7, 16, 33, 64, 128)
 KNOWN = random.Random(0)
@@ -45,7 +46,7 @@ def random_message(rng: random.Random) -> tuple[str, bytes]:
     feature_map = np.full((1, channels, *depth, height, width), rng.random(), np.float32)
     size = *depth, out_height, out_width
     options = {"interpolation": rng.choice(("nearest", "bilinear"))}
-    kind = rng.randrange(4)
+    kind = rng.randrange(5)
     if kind == 0:
         bad = rng.choice(BAD_REQUESTS)
         return bad.method, bad.message
@@ -56,6 +57,11 @@ def random_message(rng: random.Random) -> tuple[str, bytes]:
         return "WarpGradients", call.request
     if kind == 2:
         return "GenerateGrid", generate_grid(transform, size, {}).request
+    if kind == 3 and not depth:
+        arrays = {"feature_map": feature_map, "theta": theta(1)}
+        request = infer_request("stn_warp_affine", arrays)
+        request.parameters["output_size"].string_param = f"{out_height},{out_width}"
+        return "ModelInfer", request.SerializeToString()
     return "Warp", warp(feature_map, transform, size, options).request
 
 
@@ -63,7 +69,8 @@ async def rude_call(channel: grpc.aio.Channel, rng: random.Random) -> str:
     """One call with a random deadline, maybe cancelled; how it ended."""
     method, message = random_message(rng)
     timeout = rng.choice((None, 30.0, 1.0, 0.05, 0.002))
-    call = channel.unary_unary(METHOD_PREFIX + method)(message, timeout=timeout)
+    path = f"/{SERVICE}/{method}" if method == "ModelInfer" else METHOD_PREFIX + method
+    call = channel.unary_unary(path)(message, timeout=timeout)
     if rng.random() < 0.1:
         asyncio.get_running_loop().call_later(rng.random() * 0.02, call.cancel)
     return (await asyncio.wait_for(call.code(), timeout=60)).name

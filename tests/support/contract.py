@@ -22,6 +22,7 @@ from stn_proto.v1 import (
     arena_pb2,
     errors_pb2,
     many_pb2,
+    objective_pb2,
     server_info_pb2,
     service_pb2,
     tensor_pb2,
@@ -30,7 +31,16 @@ from stn_proto.v1 import (
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "contract.txtpb"
 
-FILES = (errors_pb2, tensor_pb2, warp_pb2, server_info_pb2, many_pb2, service_pb2, arena_pb2)
+FILES = (
+    errors_pb2,
+    tensor_pb2,
+    warp_pb2,
+    objective_pb2,
+    server_info_pb2,
+    many_pb2,
+    service_pb2,
+    arena_pb2,
+)
 
 
 def present() -> FileDescriptorSet:

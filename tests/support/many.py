@@ -11,6 +11,7 @@ FIELDS = {
     "WarpGradients": "warp_gradients",
     "GenerateGrid": "generate_grid",
     "GenerateGridGradients": "generate_grid_gradients",
+    "Objective": "objective",
 }
 
 

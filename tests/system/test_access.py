@@ -43,7 +43,10 @@ pytestmark = pytest.mark.slow
 ONCE = RetryPolicy(attempts=1)
 U, THETA = ramp(1, 3, 4, 5), Affine(theta(1))
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["SpatialTransformer"]
+OIP_SERVICE = "inference.GRPCInferenceService"
+OIP_METHODS = ("ServerLive", "ModelInfer", "ModelStreamInfer", "SystemSharedMemoryStatus")
 METHODS = [f"/{SERVICE.full_name}/{method.name}" for method in SERVICE.methods]
+METHODS += [f"/{OIP_SERVICE}/{name}" for name in OIP_METHODS]
 REFLECTIONS = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 GOOD, BAD = "correct-horse-battery-staple", "correct-horse-battery-stapled"
 
@@ -238,7 +241,12 @@ def test_tools_of_both_versions_find_every_service_and_its_description(server, r
     """As they do: a list, then the files that describe what is on it, each by itself."""
     with grpc.insecure_channel(server.target) as channel:
         names = services_of(channel, reflection=reflection)
-        assert set(names) == {SERVICE.full_name, "grpc.health.v1.Health", *REFLECTIONS}
+        assert set(names) == {
+            SERVICE.full_name,
+            OIP_SERVICE,
+            "grpc.health.v1.Health",
+            *REFLECTIONS,
+        }
         files = descriptor_database.DescriptorDatabase()
         for name in names:
             asked = reflection_pb2.ServerReflectionRequest(file_containing_symbol=name)

@@ -9,6 +9,18 @@ from support.processes import run_python
 
 
 @pytest.mark.slow
+def test_both_protocols_are_measured(tmp_path):
+    output = tmp_path / "oip.json"
+    flags = ["--rounds=1", "--seconds=0.1", "--only=28x28", f"--output={output}"]
+    ended = run_python("-m", "bench.bench_oip", *flags)
+    assert ended.returncode == 0, ended.stderr
+    cells = json.loads(output.read_text())["cells"]
+    rates = {(cell["case"], one["name"]) for cell in cells for one in cell["contenders"]}
+    assert len(rates) == 2 * 3
+    assert all(one["requests_per_s"] > 0 for cell in cells for one in cell["contenders"])
+
+
+@pytest.mark.slow
 def test_every_case_of_the_server_benchmark_runs(tmp_path):
     output = tmp_path / "server.json"
     flags = ["--rounds=1", "--seconds=0.1", f"--output={output}"]

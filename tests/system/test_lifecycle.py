@@ -35,6 +35,7 @@ from support.harness import (
     terminate,
     wait_for_record,
 )
+from support.oip import infer, infer_request, stream_infer
 from support.tokens import entry
 
 pytestmark = pytest.mark.slow
@@ -73,6 +74,44 @@ def test_a_signal_under_load_loses_no_call(tmp_path):
     stopped = records[-1]
     assert (stopped["finished_items"], stopped["aborted_items"]) == (len(answered), 0)
     assert {r["code"] for r in records if r["event"] == "request failed"} <= {"UNAVAILABLE"}
+
+
+def test_a_signal_under_load_loses_no_call_of_other_clients(tmp_path):
+    """Those of the Open Inference Protocol, one by one and in streams, end as those of the SDK."""
+    message = infer_request().SerializeToString()
+
+    async def streamed(channel):
+        """What a stream answered, until it was told to go elsewhere."""
+        stream, answered = stream_infer(channel)(), 0
+        for _ in range(20):
+            await stream.write(message)
+        while (reply := await outcome_of(stream.read())) is not grpc.aio.EOF:
+            if isinstance(reply, Exception):
+                return answered, reply.code()
+            answered += 1
+            if answered == 20:
+                await stream.done_writing()
+        return answered, await stream.code()
+
+    async def load(server):
+        async with grpc.aio.insecure_channel(server.target) as channel:
+            calls = [asyncio.create_task(outcome_of(infer(channel)(message))) for _ in range(50)]
+            streams = [asyncio.create_task(streamed(channel)) for _ in range(5)]
+            await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+            terminate(server)
+            return await asyncio.gather(*calls), await asyncio.gather(*streams)
+
+    with LocalServer(log=tmp_path / "server.log") as server:
+        outcomes, streams = asyncio.run(asyncio.wait_for(load(server), timeout=90))
+        assert server.process.wait(timeout=60) == 0
+    answered = [outcome for outcome in outcomes if isinstance(outcome, bytes)]
+    codes = {outcome.code() for outcome in outcomes if not isinstance(outcome, bytes)}
+    assert answered
+    assert codes <= {grpc.StatusCode.UNAVAILABLE}
+    assert {code for _, code in streams} <= {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+    stopped = log_records(tmp_path / "server.log")[-1]
+    finished = len(answered) + sum(count for count, _ in streams)
+    assert (stopped["finished_items"], stopped["aborted_items"]) == (finished, 0)
 
 
 def test_a_lame_duck_serves_on_and_a_second_signal_ends_it(tmp_path):

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from itertools import islice
-from typing import Any, Self, TypeVar, Unpack, cast
+from typing import Any, Literal, Self, TypeVar, Unpack, cast
 
 import grpc
 import grpc.aio
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from stn_client import _calls
-from stn_client._calls import Call, Gradients
+from stn_client._calls import Call, Gradients, Objective
 from stn_client._connection import BaseClient, Progress, open_channel
 from stn_client._credentials import Metadata
 from stn_client._envelopes import Array, Places
@@ -108,6 +108,24 @@ class AsyncClient(BaseClient):
     ) -> Gradients:
         """Does what `Client.warp_gradients` does, awaited."""
         call = _calls.warp_gradients(grad_output, feature_map, transform, needs, options)
+        return await self._run(call)
+
+    async def objective(
+        self,
+        moving: ArrayLike,
+        fixed: ArrayLike,
+        transform: Transform,
+        *,
+        weights: ArrayLike | None = None,
+        loss: Literal["ssd", "huber", "ncc"] = "ssd",
+        delta: float = 1.0,
+        domain: Literal["overlap", "all"] = "overlap",
+        needs: Sequence[str] = ("gradient",),
+        **options: Unpack[WarpOptions],
+    ) -> Objective:
+        """Does what `Client.objective` does, awaited."""
+        comparison = {"loss": loss, "delta": delta, "domain": domain}
+        call = _calls.objective(moving, fixed, transform, weights, comparison, needs, options)
         return await self._run(call)
 
     async def vjp(

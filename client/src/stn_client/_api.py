@@ -2,7 +2,7 @@
 
 from stn_client import _transforms
 from stn_client._aio import AsyncClient
-from stn_client._calls import Gradients
+from stn_client._calls import Gradients, Objective
 from stn_client._client import Client
 from stn_client._credentials import Tls
 from stn_client._errors import (
@@ -28,6 +28,7 @@ __all__ = [
     "Gradients",
     "GridOptions",
     "InvalidRequestError",
+    "Objective",
     "OverloadedError",
     "ProtocolMismatchError",
     "RetryPolicy",

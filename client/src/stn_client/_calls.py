@@ -6,6 +6,7 @@ import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from numbers import Real
 from typing import Any, Generic, TypeVar, get_args
 
 import numpy as np
@@ -37,13 +38,17 @@ from stn_proto import (
     to_payload,
 )
 from stn_proto.codec import DTYPES
-from stn_proto.v1 import many_pb2, server_info_pb2, tensor_pb2, warp_pb2
+from stn_proto.v1 import many_pb2, objective_pb2, server_info_pb2, tensor_pb2, warp_pb2
 
 T = TypeVar("T")
 
 _OPERANDS = {
     "feature_map": warp_pb2.OPERAND_FEATURE_MAP,
     "transform": warp_pb2.OPERAND_TRANSFORM,
+}
+_OBJECTIVE_NEEDS = {
+    "gradient": objective_pb2.OBJECTIVE_RESULT_GRADIENT,
+    "gauss_newton": objective_pb2.OBJECTIVE_RESULT_GAUSS_NEWTON,
 }
 _KINDS = {
     kind: name
@@ -78,6 +83,23 @@ class Gradients:
 
     feature_map: Array | None
     transform: Array | None
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """How far the warp of one map is from another; None for what was not asked for.
+
+    Shapes:
+        value          (N,)         float64
+        count          (N,)         float64, the sum of the weights
+        gradient       (N, ...)     of each item's value by its own parameters; their dtype
+        gauss_newton   (N, K, K)    float64; K parameters an item, row by row
+    """
+
+    value: Array
+    count: Array
+    gradient: Array | None
+    gauss_newton: Array | None
 
 
 @dataclass(eq=False)
@@ -162,7 +184,7 @@ def warp_gradients(
     ]
     fields = ["grad_feature_map", "grad_transform"]
     kind = warp_pb2.WarpGradientsReply
-    replies = Replies("WarpGradients", kind, fields, Gradients, may_lack=True)
+    replies = Replies("WarpGradients", kind, fields, Gradients, optional=fields)
     return _call("WarpGradients", request, payloads, replies, sizes, key)
 
 
@@ -198,6 +220,38 @@ def generate_grid_gradients(
     kind, method = warp_pb2.GenerateGridGradientsReply, "GenerateGridGradients"
     sizes = [_size_bytes(_parameters(request.transform))]
     return _call(method, request, payloads, Replies(method, kind, ["grad_transform"], _only), sizes)
+
+
+def objective(
+    moving: ArrayLike,
+    fixed: ArrayLike,
+    transform: Transform,
+    weights: ArrayLike | None,
+    comparison: Mapping[str, Any],
+    needs: Iterable[str],
+    options: WarpOptions,
+) -> Call[Objective]:
+    """Makes the call of the method `Objective`."""
+    payloads: Payloads = []
+    delta = comparison["delta"]
+    if isinstance(delta, bool) or not isinstance(delta, Real):
+        raise invalid("delta", f"expected a number, got {delta!r}.")
+    request = objective_pb2.ObjectiveRequest(
+        moving=_put_map("moving", moving, payloads, options),
+        fixed=_put_map("fixed", fixed, payloads, options),
+        transform=_transform(transform, payloads),
+        spec=_spec(options),
+        weights=None if weights is None else _put_map("weights", weights, payloads, options),
+        loss=_enum(objective_pb2.Loss, "loss", comparison["loss"]),
+        delta=float(delta),
+        domain=_enum(objective_pb2.Domain, "domain", comparison["domain"]),
+        needs=_objective_needs(needs),
+    )
+
+    fields = ["value", "count", *_OBJECTIVE_NEEDS]
+    kind, optional = objective_pb2.ObjectiveReply, _OBJECTIVE_NEEDS.keys()
+    replies = Replies("Objective", kind, fields, Objective, optional=optional)
+    return _call("Objective", request, payloads, replies, ())  # small, so that none is placed
 
 
 def server_info() -> Call[server_info_pb2.GetServerInfoReply]:
@@ -477,6 +531,13 @@ def _needs(needs: Iterable[str]) -> list[warp_pb2.Operand]:
     if not numbers:  # on the wire, none stands for all
         raise invalid("needs", f"expected at least one of {', '.join(_OPERANDS)}, got none.")
     return numbers
+
+
+def _objective_needs(needs: Iterable[str]) -> list[objective_pb2.ObjectiveResult]:
+    if isinstance(needs, str) or not isinstance(needs, Iterable):
+        raise invalid("needs", f"expected a list of {', '.join(_OBJECTIVE_NEEDS)}, got {needs!r}.")
+    value = objective_pb2.OBJECTIVE_RESULT_VALUE  # so that it is never empty, which has a default
+    return [value, *(_choice("needs", need, _OBJECTIVE_NEEDS) for need in needs)]
 
 
 def reject_unknown(options: Iterable[str], known: Iterable[str]) -> None:

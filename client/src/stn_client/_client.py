@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from queue import Empty, SimpleQueue
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Literal, Self, TypeVar, Unpack
 
 import grpc
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from stn_client import _calls
-from stn_client._calls import Call, Gradients
+from stn_client._calls import Call, Gradients, Objective
 from stn_client._connection import BaseClient, Progress, open_channel
 from stn_client._credentials import Metadata
 from stn_client._envelopes import Array, Places
@@ -166,6 +166,54 @@ class Client(BaseClient):
             StnClientError: Any other way a call can fail.
         """
         call = _calls.warp_gradients(grad_output, feature_map, transform, needs, options)
+        return self._run(call)
+
+    def objective(
+        self,
+        moving: ArrayLike,
+        fixed: ArrayLike,
+        transform: Transform,
+        *,
+        weights: ArrayLike | None = None,
+        loss: Literal["ssd", "huber", "ncc"] = "ssd",
+        delta: float = 1.0,
+        domain: Literal["overlap", "all"] = "overlap",
+        needs: Sequence[str] = ("gradient",),
+        **options: Unpack[WarpOptions],
+    ) -> Objective:
+        """How far the warp of one map is from another, and the gradient of that, in one pass.
+
+        V is the warp of the moving map to the size of the fixed map F, w the weight of a point and
+        M = C·Σw: "ssd" is Σ w(V - F)² / M, "huber" has lines in the place of squares beyond a
+        difference of `delta`, and "ncc" is 1 minus the weighted correlation of V and F.
+
+        Shapes:
+            moving    (N, C, [D,] H, W)      float32 | float64 | float16 | bfloat16
+            fixed     (N, C, [D',] H', W')   same dtype
+            weights   (N, 1, [D',] H', W')   same dtype, numbers >= 0
+            returns   see `Objective`
+
+        N of each may be 1: many transforms for one pair of maps are one call.
+
+        Args:
+            moving: The map that is warped.
+            fixed: The map that it shall look like.
+            transform: Where to read, target to source.
+            weights: How much each target point counts, such as a mask; None: all 1. What the maps
+                hold at points of weight 0 does not matter.
+            loss: See above.
+            delta: Of "huber".
+            domain: Whether points that read outside of the moving map count, "all", or not.
+            needs: "gradient", and "gauss_newton" for transforms that are matrices and not for
+                "ncc"; or nothing.
+            options: As of `warp`; its documentation lists them.
+
+        Raises:
+            InvalidRequestError: An argument breaks a rule; `violations` names it.
+            StnClientError: Any other way a call can fail.
+        """
+        comparison = {"loss": loss, "delta": delta, "domain": domain}
+        call = _calls.objective(moving, fixed, transform, weights, comparison, needs, options)
         return self._run(call)
 
     def vjp(

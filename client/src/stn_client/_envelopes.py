@@ -6,7 +6,7 @@ Callers repeat themselves: the same shapes and options come again around other v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar, cast
@@ -122,7 +122,7 @@ class Replies(Generic[T]):
         kind: Of the reply.
         fields: Its tensors.
         result: Makes the result of arrays, one for each field.
-        may_lack: Whether tensors may be missing, which are then None.
+        optional: Tensors that may be missing, which are then None.
 
     Concurrency: thread-safe.
     """
@@ -134,13 +134,13 @@ class Replies(Generic[T]):
         fields: Sequence[str],
         result: Callable[..., T],
         *,
-        may_lack: bool = False,
+        optional: Collection[str] = (),
     ) -> None:
         self._method = method
         self._kind = kind
         self._fields = fields
         self._result = result
-        self._may_lack = may_lack
+        self._optional = optional
         self._forms: tuple[_Form, ...] = ()
 
     def read(self, message: bytes, places: Places = ()) -> T:
@@ -172,7 +172,7 @@ class Replies(Generic[T]):
         parts: list[_Part | None] = []
         present = 0
         for name in self._fields:
-            if self._may_lack and not reply.HasField(name):
+            if name in self._optional and not reply.HasField(name):
                 parts.append(None)
                 continue
             declaration = get_declaration(getattr(reply, name), name)

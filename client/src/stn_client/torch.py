@@ -39,7 +39,7 @@ from stn_client._transforms import (
     Transform,
 )
 
-__all__ = ["SpatialTransformer", "warp"]
+__all__ = ["SpatialTransformer", "objective", "warp"]
 
 MATRICES: dict[tuple[type[Transform], int], tuple[int, int]] = {
     (Affine, 2): (2, 3),
@@ -76,7 +76,11 @@ _PLAIN_TYPES = {Tensor, nn.Parameter}
 """Classes of tensors that do not see what is done with them."""
 
 _OPERANDS = ("feature_map", "transform")
+_COMPARED = ("moving", "transform", "fixed", "weights")
 _LOCALLY = "stn_engine.warp, in this process, has derivatives of any order in both modes."
+_NO_SECOND = (
+    "expected no derivatives of gradients, which are not computed remotely, got some. " + _LOCALLY
+)
 
 
 def warp(
@@ -120,6 +124,65 @@ def warp(
     else:
         output = _warp(*arguments, **settings)
     return output
+
+
+def objective(
+    client: Client,
+    moving: Tensor,
+    fixed: Tensor,
+    transform: Transform,
+    *,
+    weights: Tensor | None = None,
+    loss: str = "ssd",
+    delta: float = 1.0,
+    domain: str = "overlap",
+    **options: Unpack[WarpOptions],
+) -> Tensor:
+    """`Client.objective` for tensors: the value, differentiable in the transform.
+
+    Its gradient comes with it, so that `backward` sends nothing.
+
+    Shapes:
+        moving    (N, C, [D,] H, W)      any device; results come back to it
+        fixed     (N, C, [D',] H', W')   same dtype
+        weights   (N, 1, [D',] H', W')   same dtype
+        returns   (N,)                   float64, device of moving
+
+    Args:
+        client: Where to compute.
+        moving: The map that is warped.
+        fixed: The map that it shall look like.
+        transform: Any transform of a tensor.
+        weights: How much each target point counts; None: all alike.
+        loss: "ssd", "huber" or "ncc".
+        delta: Of "huber".
+        domain: "overlap" or "all".
+        options: As of `Client.warp`, whose documentation lists them.
+
+    Raises:
+        InvalidRequestError: An argument breaks a rule; `violations` names it. From `backward`: a
+            gradient to the maps or the weights, or a second derivative; the service computes none.
+        StnClientError: As the methods of `Client`.
+    """
+    _check_client(client)
+    parameters = _checked(moving, transform)
+    _check_tensor("fixed", fixed, "a torch.Tensor")
+    if weights is not None:
+        _check_tensor("weights", weights, "a torch.Tensor or None")
+    name = getattr(client, "_name", None) or _named(client)
+    arguments = (
+        moving,
+        parameters,
+        fixed,
+        weights,
+        loss,
+        delta,
+        domain,
+        name,
+        *_described(transform),
+    )
+    value: Tensor = torch.ops.stn_client.objective(*arguments, **_settings(options))[0]
+    return value
 
 
 class SpatialTransformer(nn.Module):
@@ -400,6 +463,83 @@ def _warp_gradients_fake(
     )
 
 
+def _objective(
+    moving: Tensor,
+    parameters: Tensor,
+    fixed: Tensor,
+    weights: Tensor | None,
+    loss: Any,
+    delta: float,
+    domain: Any,
+    client: str,
+    transform: str,
+    numbers: list[float],
+    **settings: Any,
+) -> tuple[Tensor, Tensor]:
+    """The kernel of `stn_client::objective`: value and gradient."""
+    found = _client_of(client).objective(
+        _to_numpy(moving, "moving"),
+        _to_numpy(fixed, "fixed"),
+        _transform(_to_numpy(parameters, "transform"), transform, numbers),
+        weights=None if weights is None else _to_numpy(weights, "weights"),
+        loss=loss,
+        delta=delta,
+        domain=domain,
+        **_given(settings),
+    )
+    return _to_torch(found.value, moving), _to_torch(np.asarray(found.gradient), parameters)
+
+
+def _objective_fake(
+    moving: Tensor,
+    parameters: Tensor,
+    fixed: Tensor,
+    weights: Tensor | None,
+    *_: Any,
+    **_settings: Any,
+) -> tuple[Tensor, Tensor]:
+    """Results of the right shapes, without values."""
+    operands = moving, parameters, fixed, *(() if weights is None else (weights,))
+    batch = next((one.shape[0] for one in operands if one.shape[0] != 1), 1)
+    value = parameters.new_empty((batch,), dtype=torch.float64)
+    return value, parameters.new_empty((batch, *parameters.shape[1:]))
+
+
+class _Objective(torch.autograd.Function):
+    """The differentiation rule of `stn_client::objective`: the gradient is there already."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        *positional, settings = arguments
+        value, gradient = torch.ops.stn_client.compute_objective(*positional, **settings)
+        return value, gradient
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        _, parameters, *_ = inputs
+        _, gradient = output
+        ctx.mark_non_differentiable(gradient)
+        ctx.save_for_backward(parameters, gradient)
+
+    @staticmethod
+    def backward(ctx: Any, grad_value: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        for needed, name in zip(ctx.needs_input_grad[:4], _COMPARED, strict=True):
+            if needed and name != "transform":
+                expected = "expected gradients to the transform alone, got one to a tensor."
+                raise invalid(name, f"{expected} Detach it. {_LOCALLY}")
+        parameters, gradient = ctx.saved_tensors
+        of_items = (grad_value.view(-1, *[1] * (gradient.dim() - 1)) * gradient).to(gradient.dtype)
+        if parameters.shape[0] != gradient.shape[0]:
+            of_items = of_items.sum(0, keepdim=True)
+        if torch.is_grad_enabled():
+            of_items = _Gradient.apply(of_items, parameters)  # type: ignore[no-untyped-call]
+        return None, of_items, *(9 * (None,))
+
+    @staticmethod
+    def jvp(_ctx: Any, *_tangents: Tensor | None) -> Tensor:
+        raise invalid("tangents", f"expected reverse mode alone, got forward mode. {_LOCALLY}")
+
+
 class _Warp(torch.autograd.Function):
     """The differentiation rule of `stn_client::warp`.
 
@@ -434,6 +574,22 @@ class _Warp(torch.autograd.Function):
         raise invalid("tangents", f"expected reverse mode alone, got forward mode. {_LOCALLY}")
 
 
+class _Gradient(torch.autograd.Function):
+    """A gradient that depends on parameters, in a way that nobody computes."""
+
+    @staticmethod
+    def forward(gradient: Tensor, _parameters: Tensor) -> Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Keeps nothing, as of `_WarpGradients`."""
+
+    @staticmethod
+    def backward(_ctx: Any, *_grad_outputs: Tensor) -> None:
+        raise invalid("create_graph", _NO_SECOND)
+
+
 class _WarpGradients(torch.autograd.Function):
     """The differentiation rule of `stn_client::warp_gradients`: there is none."""
 
@@ -451,11 +607,7 @@ class _WarpGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(_ctx: Any, *_grad_outputs: Tensor) -> None:
-        raise invalid(
-            "create_graph",
-            "expected no derivatives of gradients, which are not computed remotely, got some. "
-            f"{_LOCALLY}",
-        )
+        raise invalid("create_graph", _NO_SECOND)
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -550,6 +702,8 @@ _SIGNATURES = {
     f"{_SETTINGS}) -> Tensor",
     "warp_gradients": "(Tensor grad_output, Tensor feature_map, Tensor parameters, bool[2] needs, "
     f"{_SETTINGS}) -> (Tensor, Tensor)",
+    "objective": "(Tensor moving, Tensor parameters, Tensor fixed, Tensor? weights, str loss, "
+    f"float delta, str domain, {_SETTINGS}) -> (Tensor, Tensor)",
 }
 LIBRARY = torch.library.Library("stn_client", "DEF")  # type: ignore[no-untyped-call]  # torch
 
@@ -574,6 +728,7 @@ def _register(name: str, kernel: Callable[..., Any], fake: Callable[..., Any], r
 
 _register("warp", _warp, _warp_fake, _Warp)
 _register("warp_gradients", _warp_gradients, _warp_gradients_fake, _WarpGradients)
+_register("objective", _objective, _objective_fake, _Objective)
 
 
 def _to_numpy(tensor: Tensor, name: str) -> NDArray[Any]:

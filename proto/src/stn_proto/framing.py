@@ -50,7 +50,12 @@ class Frame:
 
     @classmethod
     def of(
-        cls, message: bytes, max_payloads: int | None = None, max_envelope_bytes: int | None = None
+        cls,
+        message: bytes,
+        max_payloads: int | None = None,
+        max_envelope_bytes: int | None = None,
+        *,
+        payloads_field: int = PAYLOADS_FIELD,
     ) -> Frame:
         """Scans a serialized message, as it came from the network.
 
@@ -58,6 +63,7 @@ class Frame:
             message: Serialized bytes.
             max_payloads: The most that are taken; None: any number.
             max_envelope_bytes: The most beside payloads and alignment that are taken.
+            payloads_field: The number of the field that holds the payloads.
 
         Raises:
             FrameTooLargeError: There is more than that.
@@ -65,9 +71,9 @@ class Frame:
         """
         pieces: list[bytes] = []
         payloads: list[slice] = []
-        alignments = 0
+        alignments, payload_tag = 0, payloads_field << 3 | _LENGTH_DELIMITED
         for tag, start, value_start, end in _fields(message):
-            if tag == _PAYLOAD_TAG:
+            if tag == payload_tag:
                 payloads.append(slice(value_start, end))
                 if len(payloads) - 1 == max_payloads:
                     raise _too_many_payloads(max_payloads)

@@ -29,6 +29,9 @@ from stn_server.local.transport import LocalTransport
 from stn_server.log import EventLog
 from stn_server.memory import resident_bytes
 from stn_server.metrics import Metrics
+from stn_server.oip.service import OIP_SERVICE, InferenceService
+from stn_server.oip.statistics import ModelStatistics
+from stn_server.oip.streams import Streams
 from stn_server.reflection import reflect
 from stn_server.reload import Watch
 from stn_server.service import SERVICE, Service
@@ -40,10 +43,10 @@ from stn_server.tuning import HANDSHAKE_S, MAX_PENDING_CALLS, SIGN_OF_LIFE_MS
 if TYPE_CHECKING:
     from stn_server.tracing import Tracing
 
-HEALTH_NAMES = ("", SERVICE)
+HEALTH_NAMES = ("", SERVICE, OIP_SERVICE)
 """Services whose readiness is reported: the server as a whole, and ours."""
 
-DESCRIBED = (SERVICE, health.SERVICE_NAME)
+DESCRIBED = (SERVICE, OIP_SERVICE, health.SERVICE_NAME)
 """Services that reflection tells about, beside itself."""
 
 NO_LIMIT = 2**31 - 1
@@ -112,7 +115,9 @@ def build(
     devices = devices_of(config.device)
     registry = CollectorRegistry()
     metrics, tracing = Metrics(registry, backend_on(devices[0].name)), _tracing(config)
-    events = Events(metrics, EventLog(), *([tracing] if tracing else []), *listeners)
+    model_statistics = ModelStatistics()
+    listening = metrics, EventLog(), model_statistics, *([tracing] if tracing else [])
+    events = Events(*listening, *listeners)
 
     lanes = Lanes(
         [("cpu", runner)]
@@ -139,13 +144,25 @@ def build(
     arenas = Arenas(config.local)
     metrics.watch_arenas(arenas)
     shared = arenas if config.local.dir else None
+    translator = Translator(config.limits)
+    service = Service(translator, batcher, info.message, events, shared)
     transport = GrpcTransport(
-        Service(Translator(config.limits), batcher, info.message, events, shared),
+        service,
         Receiver(batcher, config.limits, config.batching.max_admitted_bytes),
         batcher.now,
         events,
         certified=bool(tls.client_ca),
     )
+    inference = InferenceService(
+        config,
+        translator,
+        batcher,
+        service.quotas,
+        lambda: is_healthy.is_ready,
+        model_statistics,
+        events,
+    )
+    streams = Streams(inference, transport, batcher, config.oip, config.limits.max_output_bytes)
     interceptors = tuple(_interceptors(config, transport, files))
     local = LocalTransport(config.local, config.limits, transport, arenas, interceptors)
     return Parts(
@@ -161,7 +178,7 @@ def build(
         transport=transport,
         local=local if config.local.dir else None,
         health=is_healthy,
-        grpc_server=_grpc_server(config, transport, is_healthy, interceptors),
+        grpc_server=_grpc_server(config, transport, streams, is_healthy, interceptors),
         admin_server=_admin_server(config, is_healthy),
     )
 
@@ -193,11 +210,12 @@ def _age_ms(age_s: float) -> int:
 def _grpc_server(
     config: ServerConfig,
     transport: GrpcTransport,
+    streams: Streams,
     health: Health,
     interceptors: Sequence[grpc.aio.ServerInterceptor],
 ) -> grpc.aio.Server:
     server = grpc.aio.server(interceptors=interceptors, options=grpc_options(config))
-    server.add_generic_rpc_handlers((transport.handlers(),))
+    server.add_generic_rpc_handlers((transport.handlers(), streams.handlers()))
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
     if config.reflection == "listen":
         reflect(DESCRIBED, server)

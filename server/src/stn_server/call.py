@@ -32,7 +32,7 @@ class Caller:
     quota: Quota = UNLIMITED
 
 
-class Call(Protocol):
+class CallFacts(Protocol):
     """What listeners see of a call."""
 
     method: str
@@ -63,7 +63,7 @@ class Call(Protocol):
         """The caller's id for this call, or one of ours."""
 
 
-class IncomingCall(Call, Protocol):
+class Call(CallFacts, Protocol):
     """What methods see of a call besides. A transport makes it and ends it."""
 
     @property

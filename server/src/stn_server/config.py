@@ -214,6 +214,25 @@ class LocalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OipConfig:
+    """What clients of the Open Inference Protocol may do."""
+
+    shared_memory: bool = setting(
+        False,
+        "Whether callers may register POSIX shared memory of this host: the server reads and "
+        "writes, for any caller, what its user may.",
+    )
+    max_regions: int = setting(256, "Regions of shared memory; a descriptor each.")
+    max_streams: int = setting(
+        64, "Streams at a time; each may hold a message that is not admitted yet."
+    )
+
+    def __post_init__(self) -> None:
+        _at_least(self, "max_regions", 1)
+        _at_least(self, "max_streams", 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LogConfig:
     """What is written to standard error."""
 
@@ -260,6 +279,7 @@ class ServerConfig:
     tls: TlsConfig = field(default_factory=TlsConfig)
     auth: AuthConfig = field(default_factory=AuthConfig)
     local: LocalConfig = field(default_factory=LocalConfig)
+    oip: OipConfig = field(default_factory=OipConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:

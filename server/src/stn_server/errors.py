@@ -3,6 +3,9 @@
     ServerError
     ├─ InvalidRequestError       a field of the request is wrong
     ├─ ArenaNotFoundError        a tensor lies in an arena that is not there
+    ├─ ModelNotFoundError        the Open Inference Protocol has no such model here
+    ├─ RegionNotFoundError       the caller has registered no such shared memory
+    ├─ RegionExistsError         it has already
     ├─ UnsupportedError          a field asks for what this server does not know or offer
     │   └─ UnknownFieldError     it does not even know the field
     ├─ RefusedError              turned away at the door; nothing was computed
@@ -66,6 +69,37 @@ class ArenaNotFoundError(ServerError):
         super().__init__(
             f"{field}: expected an arena of this caller, got none. "
             "Ask for one, or send the tensor as a payload."
+        )
+        self.field = field
+
+
+class ModelNotFoundError(ServerError):
+    """The server has no such model."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(
+            f"{field}: expected a model of this server, got none. RepositoryIndex lists them."
+        )
+        self.field = field
+
+
+class RegionNotFoundError(ServerError):
+    """The caller has registered no such region, or there is no such memory; whose is not told."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(
+            f"{field}: expected shared memory of this caller, got none. Register it first, by the "
+            "name of an object that this server may read and write."
+        )
+        self.field = field
+
+
+class RegionExistsError(ServerError):
+    """The caller has registered a region of this name."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(
+            f"{field}: expected a name that is free, got one of a region. Unregister that first."
         )
         self.field = field
 

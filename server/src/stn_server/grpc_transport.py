@@ -19,7 +19,7 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
@@ -41,10 +41,14 @@ from stn_server.errors import (
     clear_frames,
 )
 from stn_server.events import UNHEARD, End, Events
+from stn_server.oip.service import OIP_METHODS, OIP_SERVICE
 from stn_server.service import METHODS, SERVICE, Method, Service
 from stn_server.status import Answer, answer_to
 from stn_server.tokens import Token
 from stn_server.tuning import CANCELLATION_S, MAX_PEERS, UNDECLARED_PART
+
+LABELS = {SERVICE: METHODS, OIP_SERVICE: OIP_METHODS}
+"""The methods of both services, no two of which have the same name."""
 
 MAX_PATH_CHARS = 200
 """The most characters of a method that is not of the service, in the log."""
@@ -156,14 +160,17 @@ class GrpcTransport:
     def handlers(self) -> grpc.GenericRpcHandler:
         """What a gRPC server registers."""
         return grpc.method_handlers_generic_handler(
-            SERVICE,
-            {
-                name: grpc.stream_unary_rpc_method_handler(
-                    self.handler(f"/{SERVICE}/{name}", method)
-                )
-                for name, method in self._service.methods.items()
-            },
+            SERVICE, self.unary_handlers(SERVICE, self._service.methods)
         )
+
+    def unary_handlers(
+        self, service: str, methods: Mapping[str, Method]
+    ) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        """What gRPC registers for methods of one message and one reply, by their names."""
+        return {
+            name: grpc.stream_unary_rpc_method_handler(self.handler(f"/{service}/{name}", method))
+            for name, method in methods.items()
+        }
 
     def refuse_unknown(self) -> grpc.GenericRpcHandler:
         """What a gRPC server registers last: for methods that nobody else has."""
@@ -208,34 +215,42 @@ class GrpcTransport:
 
         async def answer(_messages: Any, context: Context) -> bytes:
             call = self.call_of(label, shown, context)
-            self._calls += 1
-            self._idle.clear()
-            context.add_done_callback(cast("Any", self._leave))  # the stubs want a class
-            for tell_began in self._events.call_began:
-                tell_began(call)
-            try:
-                reply = await method(call)
-            except asyncio.CancelledError as error:
-                self._failed(call, self._cut_off(call, error))
-                raise
-            except Exception as error:  # noqa: BLE001 - the table knows what to do with each
-                ending = self.refuse(call, error)
-            else:
-                end = End(grpc.StatusCode.OK, time.perf_counter() - call.began)
-                for tell in self._events.call_ended:
-                    tell(call, end)
-                return reply
-            # Not inside `except`: gRPC ties the call and the traceback of its refusal into a ring
-            # that only the collector unties, some day.
-            return await ending
+            self.enter(call)
+            return await self.answered(call, method)
 
         return answer
+
+    def enter(self, call: Call) -> None:
+        """From now on until it is done, `idle` waits for a call."""
+        self._calls += 1
+        self._idle.clear()
+        call.add_done_callback(self._leave)
+
+    async def answered(self, call: GrpcCall, method: Method) -> bytes:
+        """The reply to a call, or what aborting it returns; its end is told either way."""
+        for tell_began in self._events.call_began:
+            tell_began(call)
+        try:
+            reply = await method(call)
+        except asyncio.CancelledError as error:
+            self._failed(call, self._cut_off(call, error))
+            raise
+        except Exception as error:  # noqa: BLE001 - the table knows what to do with each
+            ending = self.refuse(call, error)
+        else:
+            end = End(grpc.StatusCode.OK, time.perf_counter() - call.began)
+            for tell in self._events.call_ended:
+                tell(call, end)
+            return reply
+        # Not inside `except`: gRPC ties the call and the traceback of its refusal into a ring
+        # that only the collector unties, some day.
+        return await ending
 
     def _failed(self, call: GrpcCall, end: End) -> None:
         for tell in (*self._events.call_ended, *self._events.call_failed):
             tell(call, end)
 
-    def _leave(self, _context: Context) -> None:
+    def _leave(self, _call: Any) -> None:
         """A reply has left."""
         self._calls -= 1
         if self._calls == 0:
@@ -379,7 +394,7 @@ class _Uploads:
 def label_of(path: str) -> str:
     """What a method is counted as: its name, or one label for all that are not of the service."""
     service, _, name = path[1:].rpartition("/")
-    return name if service == SERVICE and name in METHODS else OTHER_METHOD
+    return name if name in LABELS.get(service, ()) else OTHER_METHOD
 
 
 def logged_as(path: str) -> str:

@@ -14,7 +14,7 @@ from grpc import StatusCode
 from stn_proto import join_many, nested
 from stn_proto.v1 import many_pb2
 from stn_server.batching.work import Finished, Wanted
-from stn_server.call import OTHER_METHOD, Call, Caller
+from stn_server.call import OTHER_METHOD, Caller, CallFacts
 from stn_server.errors import RefusedError, clear_frames
 from stn_server.events import End, Events, Stage
 from stn_server.quota import Quotas, Resize
@@ -30,7 +30,7 @@ class NestedCall:
     """A `Call` within another one, from which it has all but its method and its id."""
 
     method: str
-    outer: Call
+    outer: CallFacts
     request_id: str
     """That of the message, and its index there."""
     received_bytes: int = 0
@@ -67,7 +67,7 @@ class Many:
         events: Told of each of them.
     """
 
-    def __init__(self, call: Call, found: Sequence[Nested], events: Events) -> None:
+    def __init__(self, call: CallFacts, found: Sequence[Nested], events: Events) -> None:
         self._events = events
         self._began = time.perf_counter()
         self._held = ExitStack()

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 from stn_engine.compilations import Outcome
 from stn_server.batching.batcher import Statistics
 from stn_server.batching.work import Batch
-from stn_server.call import Call
+from stn_server.call import CallFacts
 from stn_server.errors import RefusedError
 from stn_server.events import End, Listener
 from stn_server.local.arenas import Arenas
@@ -220,7 +220,7 @@ class Metrics(Listener):
             self.lanes.labels(name).set(count)
             self.lane_busy.labels(name)
 
-    def call_ended(self, call: Call, end: End) -> None:
+    def call_ended(self, call: CallFacts, end: End) -> None:
         """Counts it by method and code, its bytes, and why it was turned away."""
         self._count(call.method, end, 1)
         transport = call.caller.transport
@@ -231,7 +231,7 @@ class Metrics(Listener):
             sent = self._child(self.payload_bytes, "sent", transport)
             self._notes.add((sent, call.sent_bytes, 1))
 
-    def calls_ended(self, calls: Sequence[Call], end: End) -> None:
+    def calls_ended(self, calls: Sequence[CallFacts], end: End) -> None:
         """Does what `call_ended` does for all of them; their bytes are those of the message."""
         self._count(calls[0].method, end, len(calls))
 

@@ -49,7 +49,7 @@ M = TypeVar("M", bound=Message)
 Payloads = list[memoryview]
 
 
-_KINDS: dict[str, type[Any]] = {
+KINDS: dict[str, type[Any]] = {
     name: getattr(stn_engine, getattr(warp_pb2.Transform(), name).DESCRIPTOR.name)
     for name in warp_pb2.Transform.DESCRIPTOR.fields_by_name
 }
@@ -59,7 +59,7 @@ Messages and classes have the same names, and so have their fields: one tensor o
 which a message has numbers, and lists of points as x and y in turn.
 """
 
-TRANSFORMS = tuple(_KINDS)
+TRANSFORMS = tuple(KINDS)
 """Fields of `Transform.kind`, all of which the engine computes."""
 
 TORCH_DTYPES = {
@@ -265,7 +265,7 @@ def reference_to(message: bytes, kind: type[Message], field: str) -> slice:
 
 def transforms_in(dimensions: int) -> list[str]:
     """Returns those of `TRANSFORMS` that can be used with maps of so many dimensions."""
-    return [name for name, kind in _KINDS.items() if dimensions < 2 + len(kind.shapes)]
+    return [name for name, kind in KINDS.items() if dimensions < 2 + len(kind.shapes)]
 
 
 def parse(envelope: bytes, kind: type[M]) -> M:
@@ -361,7 +361,7 @@ def declare_transform(transform: warp_pb2.Transform, max_points: int) -> Transfo
     if name is None:
         expected = f"expected one of {', '.join(TRANSFORMS)}, got none. Set one."
         raise InvalidRequestError("transform", expected)
-    kind, message = _KINDS[name], getattr(transform, name)
+    kind, message = KINDS[name], getattr(transform, name)
     paths = {field: f"transform.{name}.{field}" for field in message.DESCRIPTOR.fields_by_name}
     operand = declare(getattr(message, kind.argument), paths[kind.argument])
     settings = {

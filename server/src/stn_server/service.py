@@ -8,7 +8,7 @@ from functools import partial
 from stn_proto.v1 import service_pb2
 from stn_server.batching.batcher import Batcher
 from stn_server.batching.work import Finished, Operation
-from stn_server.call import Call, IncomingCall
+from stn_server.call import Call
 from stn_server.events import UNHEARD, Events, Stage
 from stn_server.local.arenas import Arenas, Find
 from stn_server.many import Many
@@ -22,7 +22,7 @@ COMPUTE_MANY = "ComputeMany"
 
 METHODS = (*(operation.value for operation in Operation), COMPUTE_MANY, "GetServerInfo")
 
-Method = Callable[[IncomingCall], Awaitable[bytes]]
+Method = Callable[[Call], Awaitable[bytes]]
 """A call -> its serialized reply; raises what `status` knows."""
 
 
@@ -51,22 +51,20 @@ class Service:
         self._server_info = server_info
         self._events = events
         self._reached = events.reached
-        self._quotas = Quotas(batcher.now)
+        self.quotas = Quotas(batcher.now)
         self.methods: dict[str, Method] = {
             **{operation.value: partial(self._compute, operation) for operation in Operation},
             COMPUTE_MANY: self._compute_many,
             "GetServerInfo": self._get_server_info,
         }
 
-    async def _compute(self, operation: Operation, call: IncomingCall) -> bytes:
+    async def _compute(self, operation: Operation, call: Call) -> bytes:
         if call.caller.quota is UNLIMITED:  # most are, and need no account
             return await self._admitted(operation, call, None)
-        with self._quotas.admit(call.caller, call.declared_bytes or 0) as resize:
+        with self.quotas.admit(call.caller, call.declared_bytes or 0) as resize:
             return await self._admitted(operation, call, resize)
 
-    async def _admitted(
-        self, operation: Operation, call: IncomingCall, resize: Resize | None
-    ) -> bytes:
+    async def _admitted(self, operation: Operation, call: Call, resize: Resize | None) -> bytes:
         message, place = await call.receive()
         for tell in self._reached:
             tell(Stage.DECODE, (call,))
@@ -100,16 +98,16 @@ class Service:
         """Knows the arenas of the caller of a call."""
         return None if self._arenas is None else partial(self._arenas.find, call.caller.name)
 
-    async def _compute_many(self, call: IncomingCall) -> bytes:
+    async def _compute_many(self, call: Call) -> bytes:
         """Calls of one message, each of which succeeds or fails for itself."""
-        with self._quotas.admit(call.caller, call.declared_bytes or 0) as resize:
+        with self.quotas.admit(call.caller, call.declared_bytes or 0) as resize:
             message, place = await call.receive()
             for tell in self._reached:
                 tell(Stage.DECODE, (call,))
             nested = self._translator.decode_many(message, self._find(call))
             call.received_bytes = len(message)
             with Many(call, nested, self._events) as many:
-                many.hold(self._quotas, resize)
+                many.hold(self.quotas, resize)
                 found = await self._batcher.submit_together(
                     many.wanted(), deadline=call.deadline, caller=call.caller.name, place=place
                 )
@@ -119,6 +117,6 @@ class Service:
         call.sent_bytes = len(reply)
         return reply
 
-    async def _get_server_info(self, _call: IncomingCall) -> bytes:
+    async def _get_server_info(self, _call: Call) -> bytes:
         """Whatever the message says; it is not even read."""
         return self._server_info()

@@ -35,11 +35,14 @@ from stn_server.errors import (
     DrainingError,
     InvalidRequestError,
     MessageTooLargeError,
+    ModelNotFoundError,
     OverloadedError,
     QueueFullError,
     QuotaExceededError,
     QuotaTooSmallError,
     RefusedError,
+    RegionExistsError,
+    RegionNotFoundError,
     RequestTooLargeError,
     ResultTooLargeError,
     ServerError,
@@ -254,6 +257,15 @@ TABLE: dict[type[Exception], _Row] = {
     ),
     ArenaNotFoundError: _Row(
         StatusCode.NOT_FOUND, errors_pb2.ERROR_REASON_ARENA_NOT_FOUND, logging.INFO
+    ),
+    ModelNotFoundError: _Row(
+        StatusCode.NOT_FOUND, errors_pb2.ERROR_REASON_MODEL_NOT_FOUND, logging.INFO
+    ),
+    RegionNotFoundError: _Row(
+        StatusCode.NOT_FOUND, errors_pb2.ERROR_REASON_REGION_NOT_FOUND, logging.INFO
+    ),
+    RegionExistsError: _Row(
+        StatusCode.ALREADY_EXISTS, errors_pb2.ERROR_REASON_REGION_EXISTS, logging.INFO
     ),
     DeviceFullError: _Row(
         StatusCode.RESOURCE_EXHAUSTED,

@@ -10,8 +10,9 @@ allocated.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NamedTuple, cast
 
 from google.protobuf.message import DecodeError, Message
@@ -27,7 +28,7 @@ from stn_proto import (
     split_many,
     values,
 )
-from stn_proto.v1 import many_pb2, tensor_pb2, warp_pb2
+from stn_proto.v1 import many_pb2, objective_pb2, tensor_pb2, warp_pb2
 from stn_proto.v1.tensor_pb2 import LAYOUT_UNSPECIFIED, ArenaRef
 from stn_server.batching.work import BatchKey, Cost, Finished, Operation
 from stn_server.config import LimitsConfig
@@ -48,7 +49,13 @@ from stn_server.operands import (
     region_of,
     require_shape,
 )
-from stn_server.vocabulary import read_coordinates, read_needs, read_spec
+from stn_server.vocabulary import (
+    read_comparison,
+    read_coordinates,
+    read_needs,
+    read_objective_needs,
+    read_spec,
+)
 
 MAX_TEMPLATE_BYTES = 4096
 """Longer envelopes are rare and are read anew each time, so that kept templates stay small."""
@@ -72,11 +79,14 @@ COLOUR_WORK = COORDINATE_READS + 3 * 4
 PLACEMENT_FIELD = warp_pb2.WarpRequest.PLACEMENT_FIELD_NUMBER
 """The same in every request."""
 
-MAX_SIZES = 1024
-"""Templates are kept for so many sizes of messages."""
-
-MAX_TEMPLATES = 4
-"""So many are kept for messages of one size."""
+REQUESTS: dict[Operation, type[Message]] = {
+    Operation.WARP: warp_pb2.WarpRequest,
+    Operation.WARP_GRADIENTS: warp_pb2.WarpGradientsRequest,
+    Operation.GENERATE_GRID: warp_pb2.GenerateGridRequest,
+    Operation.GENERATE_GRID_GRADIENTS: warp_pb2.GenerateGridGradientsRequest,
+    Operation.OBJECTIVE: objective_pb2.ObjectiveRequest,
+}
+"""The class of the requests of every operation."""
 
 _NESTED_CALL: Any = many_pb2.NestedCall.DESCRIPTOR
 
@@ -85,6 +95,12 @@ NESTED: dict[str, Any] = {
     for descriptor in _NESTED_CALL.oneofs_by_name["request"].fields
 }
 """Fields of a call within ComputeMany by the operation; its reply has those of the same numbers."""
+
+MAX_SIZES = 1024
+"""Templates are kept for so many sizes of messages."""
+
+MAX_TEMPLATES = 4
+"""So many are kept for messages of one size."""
 
 
 class ReplyTemplate:
@@ -116,7 +132,12 @@ class ReplyTemplate:
         return b"".join(pieces)
 
     def write_at(self, locations: Sequence[Location | None], finished: Finished) -> bytes:
-        """The serialized reply to who has results where it wanted them."""
+        """The serialized reply to who has results where it wanted them.
+
+        Args:
+            locations: Where they lie, written by who computed them; None: to be sent.
+            finished: The outcome.
+        """
         return join(*self.parts_at(locations, finished))
 
     def parts(self, finished: Finished) -> tuple[bytes, Sequence[Any]]:
@@ -129,12 +150,7 @@ class ReplyTemplate:
     def parts_at(
         self, locations: Sequence[Location | None], finished: Finished
     ) -> tuple[bytes, Sequence[Any]]:
-        """Does what `parts` does for who has results where it wanted them.
-
-        Args:
-            locations: Where they lie, written by who computed them; None: to be sent.
-            finished: The outcome.
-        """
+        """The same to who has results where it wanted them; see `write_at`."""
         tensors, payloads = dict[str, Any](), list[Any]()
         for result, value, location in zip(self.results, finished.result, locations, strict=True):
             if location is None:
@@ -195,6 +211,7 @@ class Request:
 class RequestTemplate:
     """A validated request but for the values of its tensors."""
 
+    frame: Frame
     problem: Any
     """What to compute, on meta tensors."""
     operands: tuple[Operand, ...]
@@ -202,8 +219,6 @@ class RequestTemplate:
     key: BatchKey
     cost: Cost
     """It counts the whole message, which views keep in memory, whatever they use of it."""
-    output_bytes: int
-    """Of all results."""
     reply: ReplyTemplate
     regions: tuple[Region | None, ...]
     """Regions of the operands; None of one that is a payload."""
@@ -215,20 +230,22 @@ class RequestTemplate:
         object.__setattr__(self, "is_in_arenas", any(self.regions) or any(self.places))
 
     @property
-    def spans(self) -> list[slice]:
-        """Where requests that are otherwise alike may name other arenas and other places there."""
-        used = [region for region in (*self.regions, *self.places) if region]
-        return [span for region in used for span in region.spans]
+    def output_bytes(self) -> int:
+        """Counts the bytes of all results."""
+        return sum(result.like.nbytes for result in self.reply.results)
 
     def request(
-        self, message: bytes, payloads: list[memoryview], find: Find | None = None
+        self,
+        message: bytes,
+        find: Find | None = None,
+        payloads: list[memoryview] | None = None,
     ) -> Request:
-        """A request that is alike.
+        """The request of a message that the frame fits.
 
         Args:
             message: Serialized bytes.
-            payloads: Of the request, of the sizes that the template was made for.
             find: Knows the arenas of the caller; None: there are none.
+            payloads: Those of a request that they do not stand in; None: they do.
 
         Raises:
             InvalidRequestError: A parameter is not finite, or a region is not within its arena or
@@ -236,6 +253,8 @@ class RequestTemplate:
             ArenaNotFoundError: The caller has no such arena.
             UnsupportedError: This server has none at all.
         """
+        if payloads is None:
+            payloads = self.frame.cut(message)
         if not self.is_in_arenas:
             operands = [operand.read(payloads) for operand in self.operands]
             return Request(on_bytes.Job(self.problem, operands), self)
@@ -249,22 +268,6 @@ class RequestTemplate:
         return Request(on_bytes.Job(self.problem, operands, places), self, locations)
 
 
-_Framed = tuple[Frame, RequestTemplate]
-
-
-class Envelope(NamedTuple):
-    """What a template is made of: a message but for its payloads."""
-
-    message: bytes
-    """Serialized, with payloads or without."""
-    parsed: bytes
-    """The same, certainly without."""
-    sizes_bytes: tuple[int, ...]
-    """Of the payloads."""
-    size_bytes: int
-    """Of all that the views of the payloads keep in memory."""
-
-
 @dataclass(frozen=True, slots=True)
 class _NestedTemplate:
     """A validated call within ComputeMany but for the values of its tensors."""
@@ -274,6 +277,7 @@ class _NestedTemplate:
     """Its own message, without payloads."""
     sizes_bytes: tuple[int, ...]
     """Of its payloads."""
+    output_bytes: int
     template: RequestTemplate
 
 
@@ -291,13 +295,14 @@ class Translator:
 
     def __init__(self, limits: LimitsConfig) -> None:
         self._limits = limits
-        self._makers: dict[Operation, Callable[[Envelope], RequestTemplate]] = {
+        self._makers: dict[Operation, Callable[[Any, Frame, bytes], RequestTemplate]] = {
             Operation.WARP: self._warp_template,
             Operation.WARP_GRADIENTS: self._warp_gradients_template,
             Operation.GENERATE_GRID: self._grid_template,
             Operation.GENERATE_GRID_GRADIENTS: self._grid_gradients_template,
+            Operation.OBJECTIVE: self._objective_template,
         }
-        self._templates: dict[tuple[Operation, int], tuple[_Framed, ...]] = {}
+        self._templates: dict[tuple[Operation, int], tuple[RequestTemplate, ...]] = {}
         """The latest, by the size of their messages."""
         self._nested: dict[bytes, _NestedTemplate] = {}
         """The latest of calls within ComputeMany, by their bytes."""
@@ -319,19 +324,33 @@ class Translator:
             ArenaNotFoundError: A tensor lies in an arena that the caller does not have.
         """
         alike = self._templates.get((operation, len(message)), ())
-        for frame, template in alike:
-            if frame.fits(message):
-                return template.request(message, frame.cut(message), find)
+        for template in alike:
+            if template.frame.fits(message):
+                return template.request(message, find)
         limits = self._limits
         frame = Frame.of(message, limits.max_payloads, limits.max_envelope_bytes)
-        sizes_bytes = tuple(span.stop - span.start for span in frame.payloads)
-        envelope = Envelope(message, frame.envelope, sizes_bytes, len(message))
-        template = self._makers[operation](envelope)
-        request = template.request(message, frame.cut(message), find)
-        if template.is_in_arenas:
-            frame = frame.opened(message, template.spans)
-        self._keep(frame, template, operation, alike)
+        template = self.template(
+            operation, parse(frame.envelope, REQUESTS[operation]), frame, message
+        )
+        request = template.request(message, find)
+        self._keep(template, operation, alike)
         return request
+
+    def template(
+        self, operation: Operation, request: Any, frame: Frame, message: bytes
+    ) -> RequestTemplate:
+        """A request that was parsed, checked.
+
+        Args:
+            operation: Of the method that was called.
+            request: Its envelope, of the class in `REQUESTS`.
+            frame: Where in `message` the payloads stand that its tensors name by index.
+            message: What its arenas are named in, if it names any.
+
+        Raises:
+            ServerError: As `decode`, but for what is wrong with values.
+        """
+        return self._makers[operation](request, frame, message)
 
     def decode_many(self, message: bytes, find: Find | None = None) -> list[Nested]:
         """The calls within a ComputeMany.
@@ -362,9 +381,9 @@ class Translator:
             try:
                 if known is None or known.sizes_bytes != sizes_bytes:
                     known = self._nested_template(call, sizes_bytes)
-                grown_bytes = output_bytes + known.template.output_bytes
+                grown_bytes = output_bytes + known.output_bytes
                 self._check_output(grown_bytes)
-                request = known.template.request(known.request, payloads, find)
+                request = known.template.request(known.request, find, payloads)
                 found.append(Nested(known.method, request))
                 output_bytes = grown_bytes
             except Exception as error:  # noqa: BLE001 - told to the caller in a status of its own
@@ -404,10 +423,12 @@ class Translator:
         if Frame.of(request).payloads:
             expected = "none, as the bytes of all calls stand in the field of ComputeMany"
             raise WireFormatError("payloads", expected, "some", "Move them.")
-        envelope = Envelope(request, request, sizes_bytes, len(call) + sum(sizes_bytes))
-        template = self._makers[Operation(method)](envelope)
+        operation = Operation(method)
+        parsed = parse(request, REQUESTS[operation])
         parse(call, many_pb2.NestedCall)  # after that, so that paths are those within the request
-        found = _NestedTemplate(method, request, sizes_bytes, template)
+        template = self.template(operation, parsed, _frame_before(request, sizes_bytes), request)
+        output_bytes = template.output_bytes
+        found = _NestedTemplate(method, request, sizes_bytes, output_bytes, template)
         if len(call) <= MAX_TEMPLATE_BYTES:
             if len(self._nested) >= MAX_SIZES * MAX_TEMPLATES:
                 del self._nested[next(iter(self._nested))]
@@ -415,21 +436,18 @@ class Translator:
         return found
 
     def _keep(
-        self,
-        frame: Frame,
-        template: RequestTemplate,
-        operation: Operation,
-        alike: tuple[_Framed, ...],
+        self, template: RequestTemplate, operation: Operation, alike: tuple[RequestTemplate, ...]
     ) -> None:
+        frame = template.frame
         if sum(len(piece) for _, piece in frame.rest) > MAX_TEMPLATE_BYTES:
             return
         if not alike and len(self._templates) == MAX_SIZES:
             del self._templates[next(iter(self._templates))]
-        kept = (frame, template), *alike[: MAX_TEMPLATES - 1]
-        self._templates[operation, frame.size_bytes] = kept
+        self._templates[operation, frame.size_bytes] = template, *alike[: MAX_TEMPLATES - 1]
 
-    def _warp_template(self, envelope: Envelope) -> RequestTemplate:
-        request = parse(envelope.parsed, warp_pb2.WarpRequest)
+    def _warp_template(
+        self, request: warp_pb2.WarpRequest, frame: Frame, message: bytes
+    ) -> RequestTemplate:
         layout = request.feature_map.layout
         transform = self._declare_transform(request.transform)
         feature_map = declare_map(request.feature_map, "feature_map", transform.source_axes)
@@ -440,10 +458,11 @@ class Translator:
         key = BatchKey(Operation.WARP, problem.output_dtype, _warp_key(problem))
         reply = _reply(warp_pb2.WarpReply, problem, {"output": layout})
         operands = feature_map, transform.operand
-        return _template(request, envelope, problem, operands, key, reply)
+        return _template(request, message, frame, problem, operands, key, reply)
 
-    def _warp_gradients_template(self, envelope: Envelope) -> RequestTemplate:
-        request = parse(envelope.parsed, warp_pb2.WarpGradientsRequest)
+    def _warp_gradients_template(
+        self, request: warp_pb2.WarpGradientsRequest, frame: Frame, message: bytes
+    ) -> RequestTemplate:
         layout = request.feature_map.layout
         transform = self._declare_transform(request.transform)
         grad_output = declare_map(request.grad_output, "grad_output", transform.target_axes)
@@ -461,10 +480,11 @@ class Translator:
         fields = {f"grad_{name}": layouts[name] for name in layouts if name in needs}
         reply = _reply(warp_pb2.WarpGradientsReply, problem, fields)
         operands = grad_output, feature_map, transform.operand
-        return _template(request, envelope, problem, operands, key, reply)
+        return _template(request, message, frame, problem, operands, key, reply)
 
-    def _grid_template(self, envelope: Envelope) -> RequestTemplate:
-        request = parse(envelope.parsed, warp_pb2.GenerateGridRequest)
+    def _grid_template(
+        self, request: warp_pb2.GenerateGridRequest, frame: Frame, message: bytes
+    ) -> RequestTemplate:
         transform = self._declare_transform(request.transform)
         axes = transform.target_axes
         size = _output_size(request.output_size, axes)
@@ -477,10 +497,11 @@ class Translator:
         key = BatchKey(Operation.GENERATE_GRID, problem.output_dtype, _grid_key(problem))
         reply = _reply(warp_pb2.GenerateGridReply, problem, {"grid": LAYOUT_UNSPECIFIED})
         operands = (transform.operand,)
-        return _template(request, envelope, problem, operands, key, reply)
+        return _template(request, message, frame, problem, operands, key, reply)
 
-    def _grid_gradients_template(self, envelope: Envelope) -> RequestTemplate:
-        request = parse(envelope.parsed, warp_pb2.GenerateGridGradientsRequest)
+    def _grid_gradients_template(
+        self, request: warp_pb2.GenerateGridGradientsRequest, frame: Frame, message: bytes
+    ) -> RequestTemplate:
         transform = self._declare_transform(request.transform)
         grad_grid = declare(request.grad_grid, "grad_grid")
         axes = ("N", *transform.target_axes, str(transform.meta.dims))
@@ -494,15 +515,43 @@ class Translator:
         fields = {"grad_transform": LAYOUT_UNSPECIFIED}
         reply = _reply(warp_pb2.GenerateGridGradientsReply, problem, fields)
         operands = grad_grid, transform.operand
-        return _template(request, envelope, problem, operands, key, reply)
+        return _template(request, message, frame, problem, operands, key, reply)
+
+    def _objective_template(
+        self, request: objective_pb2.ObjectiveRequest, frame: Frame, message: bytes
+    ) -> RequestTemplate:
+        transform = self._declare_transform(request.transform)
+        moving = declare_map(request.moving, "moving", transform.source_axes)
+        compared = [declare_map(request.fixed, "fixed", transform.target_axes)]
+        if request.HasField("weights"):
+            compared.append(declare_map(request.weights, "weights", transform.target_axes))
+        metas = [one.meta for one in compared]
+        paths = {"fill": "spec.fill", "feature_map": "moving", "output_size": "fixed"}
+        with field_paths({**transform.paths, **paths}):
+            spec, size = read_spec(request.spec), tuple(metas[0].shape[2:])
+            warp = stn_engine.WarpProblem(moving.meta, transform.meta, size, spec)
+            needs = read_objective_needs(request.needs)
+            weights = metas[1] if len(metas) > 1 else None
+            problem = stn_engine.ObjectiveProblem(
+                warp, metas[0], weights, read_comparison(request), needs
+            )
+
+        self._check_size(problem, "fixed")
+        spec_key = _warp_key(warp), problem.comparison, problem.needs
+        key = BatchKey(Operation.OBJECTIVE, warp.output_dtype, spec_key)
+        fields = dict.fromkeys(("value", "count", *problem.needs), LAYOUT_UNSPECIFIED)
+        reply = _reply(objective_pb2.ObjectiveReply, problem, fields)
+        operands = moving, transform.operand, *compared
+        return _template(request, message, frame, problem, operands, key, reply)
 
     def _declare_transform(self, transform: warp_pb2.Transform) -> TransformOperand:
         return declare_transform(transform, self._limits.max_control_points)
 
     def _check_size(self, problem: Any, field: str) -> None:
         """Refuses what would take too much memory or time."""
-        forward = _forward(problem)
-        output_bytes, bytes_of = max(forward.output_bytes, problem.output_bytes), "bytes of output"
+        forward, output_bytes, bytes_of = _forward(problem), problem.output_bytes, "bytes of output"
+        if not isinstance(problem, stn_engine.ObjectiveProblem):  # whose warp is never in memory
+            output_bytes = max(output_bytes, forward.output_bytes)
         if basis_bytes := _basis_bytes(forward):
             output_bytes, bytes_of = output_bytes + basis_bytes, "bytes of output and basis"
         largest_px = max(forward.output_size)
@@ -533,16 +582,23 @@ def _method_of(call: bytes) -> str:
     return next((method for method, field in NESTED.items() if field.name == name), "")
 
 
+def _frame_before(message: bytes, sizes_bytes: Iterable[int]) -> Frame:
+    """The frame of a message whose payloads stand elsewhere, as if they stood behind it."""
+    starts = list(accumulate(sizes_bytes, initial=len(message)))
+    return Frame(message, starts[-1], tuple(map(slice, starts, starts[1:])), ())
+
+
 def _template(
     request: Any,
-    envelope: Envelope,
+    message: bytes,
+    frame: Frame,
     problem: Any,
     operands: tuple[Operand, ...],
     key: BatchKey,
     reply: ReplyTemplate,
 ) -> RequestTemplate:
-    message, sizes_bytes = envelope.message, envelope.sizes_bytes
-    size_bytes = envelope.size_bytes + problem.output_bytes + _basis_bytes(_forward(problem))
+    sizes_bytes = [span.stop - span.start for span in frame.payloads]
+    size_bytes = frame.size_bytes + problem.output_bytes + _basis_bytes(_forward(problem))
     regions: list[Region | None] = []
     for operand in operands:
         region = None
@@ -554,16 +610,13 @@ def _template(
         else:
             operand.declaration.check(sizes_bytes)
         regions.append(region)
-    places = tuple(_places(request.placement, reply.results, message))
+    places = _places(request.placement, reply.results, message)
+    if any(regions) or any(places):
+        used = [region for region in (*regions, *places) if region]
+        frame = frame.opened(message, [span for region in used for span in region.spans])
+    cost = Cost(size_bytes, problem.output_samples, _work(problem))
     return RequestTemplate(
-        problem,
-        operands,
-        key,
-        Cost(size_bytes, problem.output_samples, _work(problem)),
-        problem.output_bytes,
-        reply,
-        tuple(regions),
-        places,
+        frame, problem, operands, key, cost, reply, tuple(regions), tuple(places)
     )
 
 
@@ -574,7 +627,7 @@ def _places(
     if len(placement) > len(results):
         expected = f"expected at most {len(results)}, one a result, got {len(placement)}."
         raise InvalidRequestError("placement", f"{expected} Leave the others out.")
-    references = values(message, PLACEMENT_FIELD)
+    references = values(message, PLACEMENT_FIELD) if placement else []
     places: list[Region | None] = [None] * len(results)
     for index, (place, result) in enumerate(zip(placement, results, strict=False)):
         if not place.ByteSize():
@@ -607,8 +660,8 @@ def _require_apart(
 
 
 def _forward(problem: Any) -> Any:
-    """The warp, or the grid, that a problem differentiates, or that it is."""
-    if isinstance(problem, stn_engine.WarpGradientsProblem):
+    """The warp, or the grid, that a problem differentiates, compares or is."""
+    if isinstance(problem, stn_engine.WarpGradientsProblem | stn_engine.ObjectiveProblem):
         return problem.warp
     return problem.grid if isinstance(problem, stn_engine.GridGradientsProblem) else problem
 

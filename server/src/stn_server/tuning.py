@@ -38,6 +38,10 @@ items."""
 LEAST_PART = 1 / 64
 """Part of a batch that a call counts at least: a launch is not free, however small."""
 
+PRIORITY_FACTOR = 4.0
+"""Each priority of the Open Inference Protocol is due so many times later than the one before.
+Less makes them matter less, more lets the last ones wait longer."""
+
 # What is expected
 
 SAFETY = 2.0
@@ -90,6 +94,10 @@ who have gone as callers who sent nothing."""
 UNDECLARED_PART = 1 / 4
 """The part of the bytes that may be inside that messages of undeclared size may take while they are
 read, each counted as the largest. More leaves less to callers who declare."""
+
+MAX_STREAM_CALLS = 64
+"""Messages of one stream that are being answered; further ones are not read yet. More lets one
+stream fill the queue, less lets it use less of a batch."""
 
 MAX_PEERS = 1024
 """Connections of which is remembered where they come from, so that names are not read anew."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import stn_engine
-from stn_proto.v1 import warp_pb2
+from stn_proto.v1 import objective_pb2, warp_pb2
 from stn_server.errors import InvalidRequestError, UnsupportedError
 
 E = TypeVar("E")
@@ -83,6 +83,42 @@ def read_needs(needs: Sequence[int]) -> tuple[str, ...]:
         if number not in names:
             raise unsupported("needs", warp_pb2.Operand, number, names)
     return tuple(names[number] for number in needs) or ("feature_map", "transform")
+
+
+def read_comparison(request: objective_pb2.ObjectiveRequest) -> stn_engine.Comparison:
+    """How an objective compares maps."""
+    return stn_engine.Comparison(
+        loss=_read_enum(
+            objective_pb2.Loss, request.loss, stn_engine.Loss, stn_engine.Loss.SSD, "loss"
+        ),
+        delta=request.delta if request.HasField("delta") else 1.0,
+        domain=_read_enum(
+            objective_pb2.Domain,
+            request.domain,
+            stn_engine.Domain,
+            stn_engine.Domain.OVERLAP,
+            "domain",
+        ),
+    )
+
+
+def read_objective_needs(needs: Sequence[int]) -> tuple[str, ...]:
+    """What is wanted of an objective besides value and count, which are always told."""
+    names: dict[int, str] = {
+        objective_pb2.OBJECTIVE_RESULT_VALUE: "",
+        objective_pb2.OBJECTIVE_RESULT_GRADIENT: "gradient",
+        objective_pb2.OBJECTIVE_RESULT_GAUSS_NEWTON: "gauss_newton",
+    }
+    for number in needs:
+        if number == objective_pb2.OBJECTIVE_RESULT_UNSPECIFIED:
+            known = " or ".join(objective_pb2.ObjectiveResult.keys()[1:])
+            expected = f"expected {known}, got OBJECTIVE_RESULT_UNSPECIFIED."
+            raise InvalidRequestError("needs", f"{expected} Leave it out.")
+        if number not in names:
+            raise unsupported("needs", objective_pb2.ObjectiveResult, number, names)
+    if not needs:
+        return ("gradient",)
+    return tuple(names[number] for number in needs if names[number])
 
 
 def _read_enum(kind: Any, number: int, values: Any, default: E, field: str) -> E:

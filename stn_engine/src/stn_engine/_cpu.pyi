@@ -27,6 +27,15 @@ class Storage(Enum):
     bfloat16 = 3
     uint8 = 4
 
+class Loss(Enum):
+    ssd = 0
+    huber = 1
+    ncc = 2
+
+class Domain(Enum):
+    overlap = 0
+    all = 1
+
 class Family(Enum):
     matrix = 0
     spline = 1
@@ -56,6 +65,9 @@ class Options:
 class Layout:
     def __init__(self, dtype: Storage, shape: Sequence[int], strides: Sequence[int]) -> None: ...
 
+class Comparison:
+    def __init__(self, loss: Loss, delta: float, domain: Domain) -> None: ...
+
 class Plan:
     @staticmethod
     def warp(
@@ -70,6 +82,19 @@ class Plan:
         parameters: Layout,
         grad_feature_map: Layout | None,
         grad_parameters: Layout | None,
+    ) -> Plan: ...
+    @staticmethod
+    def objective(
+        options: object,
+        comparison: Comparison,
+        kind: Kind,
+        warped: Layout,
+        moving: Layout,
+        parameters: Layout,
+        fixed: Layout,
+        weights: Layout | None,
+        gradient: Layout | None,
+        gauss_newton: Layout | None,
     ) -> Plan: ...
 
 def run(calls: list[tuple[Any, ...]], threads: int) -> list[tuple[bytes, ...]]: ...

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Self, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from stn_engine.checks import NEEDS
-from stn_engine.spec import WarpSpec
+from stn_engine.checks import NEEDS, OBJECTIVE_NEEDS
+from stn_engine.spec import Comparison, WarpSpec
 
 T = TypeVar("T")
 
@@ -28,6 +28,8 @@ class Operation(StrEnum):
     """A feature map read at the points of a transform."""
     GENERATE_GRID = "generate_grid"
     """The points of a transform themselves."""
+    OBJECTIVE = "objective"
+    """How far a warped map is from a fixed one, with the gradient of that."""
 
 
 class Direction(StrEnum):
@@ -109,11 +111,15 @@ class Call:
         settings: What the transform has besides its parameters; see ``Transform.settings``.
         spec: How the feature map is read; of grids only the unit counts.
         operands: Feature map and parameters, or parameters alone of grids; in front of them, of
-            gradients, the gradient of the result.
+            gradients, the gradient of the result; behind them, of objectives, the fixed map and
+            the weights, if there are any.
         results: Of a forward call the result; of gradients those of feature map and parameters,
-            or of parameters alone of grids. None for gradients that are not needed.
-        output_shape: Of the result of the operation, forward or not.
+            or of parameters alone of grids; of objectives the fields of ``Objective``. None for
+            what is not needed.
+        output_shape: Of the result of the operation, forward or not; of objectives that of the
+            warped map.
         device: Where all tensors are.
+        comparison: How objectives compare maps; None for all else.
         plans: What backends have worked out for it, each under itself.
     """
 
@@ -126,6 +132,7 @@ class Call:
     results: tuple[Layout | None, ...]
     output_shape: tuple[int, ...]
     device: torch.device
+    comparison: Comparison | None = None
     plans: Plans = field(default_factory=Plans, init=False, repr=False)
 
     @cached_property
@@ -152,8 +159,9 @@ class Call:
 
     @cached_property
     def needs(self) -> tuple[str, ...]:
-        """The gradients of a warp that are needed, in order."""
-        pairs = zip(NEEDS, self.results, strict=True)
+        """What of a warp's gradients, or of an objective, is needed and need not be, in order."""
+        names = OBJECTIVE_NEEDS if self.operation == Operation.OBJECTIVE else NEEDS
+        pairs = zip(names, self.results[-len(names) :], strict=True)
         return tuple(name for name, result in pairs if result is not None)
 
     def into(self, results: Sequence[Layout | None]) -> "Call":

@@ -24,6 +24,9 @@ FEATURE_MAP_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat1
 NEEDS = "feature_map", "transform"
 """What there are gradients of, in this order."""
 
+OBJECTIVE_NEEDS = "gradient", "gauss_newton"
+"""What an objective tells besides its value, in this order."""
+
 GRADIENT_DTYPES = FEATURE_MAP_DTYPES[:-1]
 """Feature maps that have gradients: all but uint8."""
 
@@ -145,17 +148,19 @@ def autocast(argument: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     return value
 
 
-def check_feature_map(value: Tensor, transform: str, dims: int) -> None:
+def check_feature_map(
+    value: Tensor, transform: str, dims: int, argument: str = "feature_map"
+) -> None:
     """``value`` has the axes that a transform reads, at least one pixel, and a fitting dtype."""
-    check_tensor("feature_map", value)
+    check_tensor(argument, value)
     axes, shape = source_axes(dims), value.shape
     if len(shape) != 2 + dims:
         remedy = f"Add or remove axes: this {transform} is {dims}-D; a single item has N = 1."
-        raise ShapeError("feature_map", [("N", "C", *axes)], shape, remedy)
+        raise ShapeError(argument, [("N", "C", *axes)], shape, remedy)
     if 0 in shape[2:]:
         expected = ("N", "C", *(f"{axis} > 0" for axis in axes))
-        raise ShapeError("feature_map", [expected], shape, "Drop maps without pixels.")
-    check_dtype("feature_map", value, FEATURE_MAP_DTYPES)
+        raise ShapeError(argument, [expected], shape, "Drop maps without pixels.")
+    check_dtype(argument, value, FEATURE_MAP_DTYPES)
 
 
 def broadcast_batch(feature_map: Tensor, argument: str, parameters: Tensor) -> int:

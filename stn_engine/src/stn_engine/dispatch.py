@@ -21,6 +21,8 @@ from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,
     GridProblem,
+    Objective,
+    ObjectiveProblem,
     Problem,
     WarpGradientsProblem,
     WarpProblem,
@@ -37,8 +39,10 @@ BACKENDS: tuple[Backend, ...] = (
 BACKEND_VARIABLE = "STN_BACKEND"
 """The environment variable that names the only backend to use."""
 
-P = TypeVar("P", WarpProblem, WarpGradientsProblem, GridProblem, GridGradientsProblem)
-R = TypeVar("R", Tensor, Gradients)
+P = TypeVar(
+    "P", WarpProblem, WarpGradientsProblem, GridProblem, GridGradientsProblem, ObjectiveProblem
+)
+R = TypeVar("R", Tensor, Gradients, Objective)
 
 
 @lru_cache(maxsize=1)
@@ -167,6 +171,13 @@ def generate_grid_gradients(
     )
 
 
+def objective(
+    problems: Sequence[ObjectiveProblem], backends: Sequence[Backend] | None = None
+) -> list[Objective]:
+    """The objective of each problem, each by the first backend that can."""
+    return _run(problems, backends, None, lambda backend, chosen, _: backend.objective(chosen))
+
+
 def _run(
     problems: Sequence[P],
     backends: Sequence[Backend] | None,
@@ -199,9 +210,10 @@ def _chosen(problems: Sequence[Problem], backends: Sequence[Backend] | None) -> 
         return [door(one) if "call" in vars(one) else select(one) for one in problems]
 
 
-OPERATIONS: dict[type[Problem], Callable[[Any], Sequence[Tensor | Gradients]]] = {
+OPERATIONS: dict[type[Problem], Callable[[Any], Sequence[Tensor | Gradients | Objective]]] = {
     WarpProblem: warp,
     WarpGradientsProblem: warp_gradients,
     GridProblem: generate_grid,
     GridGradientsProblem: generate_grid_gradients,
+    ObjectiveProblem: objective,
 }

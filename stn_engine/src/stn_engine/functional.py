@@ -15,7 +15,7 @@ from torch import Tensor
 from stn_engine import checks, dispatch, operators
 from stn_engine.adapters.tensors import check_apart, check_out
 from stn_engine.backends._results import delivered
-from stn_engine.errors import Shape
+from stn_engine.errors import Shape, ShapeError
 from stn_engine.modes import (
     PLAIN_TYPES,
     has_tangents,
@@ -27,12 +27,23 @@ from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,
     GridProblem,
+    Objective,
+    ObjectiveProblem,
     Problem,
     WarpGradientsProblem,
     WarpProblem,
     spec_of,
 )
-from stn_engine.spec import Coordinates, Interpolation, Padding, Subgradient, WarpSpec
+from stn_engine.spec import (
+    Comparison,
+    Coordinates,
+    Domain,
+    Interpolation,
+    Loss,
+    Padding,
+    Subgradient,
+    WarpSpec,
+)
 from stn_engine.transforms import KINDS, ParametricTransform, Transform
 
 
@@ -302,6 +313,139 @@ def _generation_into(grad_grid: Tensor, transform: ParametricTransform, *unit: A
     expected: Shape = ("N", *checks.target_axes(transform.dims), transform.dims)
     checks.check_shape("grad_grid", grad_grid, [expected], "Add or remove axes.")
     return GridProblem(transform, grad_grid.shape[1:-1], *unit)
+
+
+def objective(  # noqa: PLR0913 - the options of warp, and how maps are compared
+    moving: Tensor,
+    fixed: Tensor,
+    transform: Transform,
+    *,
+    weights: Tensor | None = None,
+    loss: Loss | str = Loss.SSD,
+    delta: float = 1.0,
+    domain: Domain | str = Domain.OVERLAP,
+    interpolation: Interpolation | str = Interpolation.BILINEAR,
+    padding: Padding | str = Padding.ZEROS,
+    fill: float | Iterable[float] = 0.0,
+    coordinates: Coordinates | str = Coordinates.NORMALIZED,
+    align_corners: bool = False,
+    subgradient: Subgradient | str = Subgradient.RIGHT,
+    needs: Sequence[str] = ("gradient",),
+) -> Objective:
+    """How far the warp of one map is from another, and the gradient of that: one pass, section 7.
+
+    What a registration asks for at every step. V is the warp of the moving map to the size of the
+    fixed map F, e = V - F at every target point and channel, w the weight of the point, and
+    M = C·Σw:
+
+    - ``"ssd"``: Σ w·e² / M
+    - ``"huber"``: Σ w·h(e) / M with h(e) = e²/2 up to |e| = delta, and delta·(|e| - delta/2) beyond
+    - ``"ncc"``: 1 - r, where r is the weighted correlation of V and F over all channels
+
+    Neither V nor its gradient is ever in memory on backends with kernels for it.
+
+    Shapes:
+        moving      (N, C, [D,] H, W)       float32 | float64 | float16 | bfloat16
+        fixed       (N, C, [Do,] Ho, Wo)    dtype and device of moving
+        transform   (N, ...)                float32 | float64, same device
+        weights     (N, 1, [Do,] Ho, Wo)    dtype and device of moving; numbers >= 0
+        value       (N,)                    float64
+        count       (N,)                    float64, Σw
+        gradient    (N, ...)                of each item's value by its own parameters; their dtype
+        gauss_newton   (N, K, K)            float64; K parameters an item, row by row
+
+    Convention:
+        - that of ``warp``; N of every operand may be 1: many thetas for one pair are one call
+        - with domain "overlap" points that read outside [0, W - 1] x [0, H - 1] (in 3-D, and the
+          depth) weigh nothing, with "all" they read what padding says; the boundary of the
+          overlap has no gradient
+        - points of weight 0 are left out whatever the maps hold there, NaN included
+        - where nothing is counted the value is 0, for "ncc" 1, and the gradient 0, as for "ncc"
+          where a map is constant: its deviation below 2e-6 of its root mean square
+        - gauss_newton is 2/M·Σ w·JᵀJ for "ssd" and 1/M·Σ w·JᵀJ over |e| <= delta for "huber",
+          J the gradient of V by the parameters
+
+    Args:
+        moving: The map that is warped.
+        fixed: The map that it shall look like.
+        transform: Any ``Transform``.
+        weights: How much each target point counts, such as a mask of 0 and 1; None: all 1.
+        loss: ``"ssd"``, ``"huber"`` or ``"ncc"``.
+        delta: Where ``"huber"`` becomes a line.
+        domain: ``"overlap"`` or ``"all"``.
+        interpolation: As for ``warp``, like all options up to needs.
+        padding: What reads outside the moving map return.
+        fill: One finite value, or one per channel.
+        coordinates: Unit of the transform.
+        align_corners: Where -1 and 1 lie, for normalized coordinates.
+        subgradient: Slope at integer coordinates.
+        needs: ``"gradient"``, ``"gauss_newton"``, both or nothing; the rest costs nothing. The
+            matrix is there for transforms that are matrices, by ``"ssd"`` and ``"huber"``.
+
+    Returns:
+        An ``Objective``. Its value is differentiable: in the transform by the gradient that is
+        computed anyway, in all operands and to any order by composition. All else is constant.
+
+    Raises:
+        InvalidInputError: an operand is not what its type promises.
+        ShapeError: operands disagree in shape, or the moving map has no pixels.
+        DTypeError: a dtype is not among those above; integer maps have no gradients.
+        DeviceMismatchError: the operands live on different devices.
+        ParameterError: an option is not among the allowed values.
+        BackendUnavailableError: ``STN_BACKEND`` names a backend that cannot run this.
+
+    Example:
+        >>> import torch
+        >>> from stn_engine import Translation, objective
+        >>> ramp = torch.arange(6.0).view(1, 1, 1, 6)
+        >>> right = Translation(torch.tensor([[1.0, 0.0]]))  # reads one pixel further right
+        >>> found = objective(ramp, ramp, right, coordinates="pixel")
+        >>> found.value, found.count, found.gradient
+        (tensor([1.], dtype=torch.float64), tensor([5.], dtype=torch.float64), tensor([[2., 0.]]))
+    """
+    spec = spec_of(interpolation, padding, fill, coordinates, align_corners, subgradient, True)
+    comparison = Comparison(loss=loss, delta=delta, domain=domain)
+    warped = _warp_onto(moving, fixed, transform, spec)
+    problem = ObjectiveProblem(warped, fixed, weights, comparison, needs)
+    if "call" not in vars(warped) or warped.call.looks_channels_last:
+        _warn_of_channels_last(warped)
+    return operators.objective.of_new(problem)
+
+
+@unrecorded
+def _warp_onto(moving: Tensor, fixed: Tensor, transform: Transform, spec: WarpSpec) -> WarpProblem:
+    """The warp of a moving map to the size of a fixed one."""
+    checks.check_transform(transform, KINDS)
+    dims = transform.dims
+    checks.check_feature_map(moving, type(transform).__name__, dims, "moving")
+    checks.check_tensor("fixed", fixed)
+    if fixed.dim() != 2 + dims:
+        expected: Shape = ("N", "C", *checks.target_axes(dims))
+        checks.check_shape("fixed", fixed, [expected], "Add or remove axes.")
+    own = transform.own_size
+    if own is not None and tuple(fixed.shape[2:]) != own:
+        expected = ("N", moving.shape[1], *own)
+        raise ShapeError("fixed", [expected], fixed.shape, "Pass the transform's own size.")
+    checks.check_device(transform.argument, transform.parameters, "moving", moving)
+    return WarpProblem(moving, transform, tuple(fixed.shape[2:]), spec)
+
+
+@torch.no_grad()
+def objective_ragged(problems: Sequence[ObjectiveProblem]) -> list[Objective]:
+    """``objective`` of many problems of any sizes and options at once; records no graph.
+
+    Args:
+        problems: One call each.
+
+    Returns:
+        One result per problem, in order, each bit for bit that of ``objective`` alone.
+
+    Raises:
+        BackendUnavailableError: no backend can run one of the problems.
+    """
+    if _are_watched(problems):
+        return [operators.objective(one) for one in problems]
+    return dispatch.objective(problems)
 
 
 @torch.no_grad()

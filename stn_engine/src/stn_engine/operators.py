@@ -7,6 +7,7 @@ transform, meets the composition of torch operators, which torch differentiates 
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from operator import attrgetter
@@ -18,10 +19,12 @@ from torch.autograd import forward_ad
 
 from stn_engine import dispatch
 from stn_engine.adapters.tensors import check_operands, readable
+from stn_engine.backends._results import parts_of
 from stn_engine.backends.base import Backend
 from stn_engine.backends.kernels import KernelBackend
 from stn_engine.backends.torch import TorchBackend
-from stn_engine.checks import NEEDS
+from stn_engine.backends.torch.trees import tree_sum
+from stn_engine.checks import NEEDS, OBJECTIVE_NEEDS
 from stn_engine.errors import ParameterError
 from stn_engine.modes import (
     has_tangents,
@@ -35,15 +38,17 @@ from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,
     GridProblem,
+    Objective,
+    ObjectiveProblem,
     Problem,
     WarpGradientsProblem,
     WarpProblem,
 )
-from stn_engine.spec import WarpSpec
+from stn_engine.spec import Comparison, WarpSpec
 from stn_engine.transforms import KINDS, ThinPlateSpline, Transform
 
 P = TypeVar("P", bound=Problem)
-R = TypeVar("R", bound=Tensor | Gradients)
+R = TypeVar("R", bound=Tensor | Gradients | Objective)
 Needs = Sequence[bool]
 """Which operands of a problem need a gradient."""
 
@@ -173,6 +178,50 @@ class _Recorded(torch.autograd.Function):
         return None, None, *ctx.operator.adjoint(problem, grad_outputs[0], needs)
 
 
+class _Compared(torch.autograd.Function):
+    """The value of an objective, differentiable in the parameters by the gradient beside it."""
+
+    @staticmethod
+    def forward(ctx: Any, problem: ObjectiveProblem, *operands: Tensor) -> Any:
+        needs = tuple(name for name in OBJECTIVE_NEEDS if name in {"gradient", *problem.needs})
+        whole = problem if needs == problem.needs else problem.needing(needs)
+        found = objective._computed(whole)  # noqa: SLF001 - one class in two
+        ctx.save_for_backward(*operands, found.gradient)
+        ctx.problem = problem.without_data()
+        others = found.count, found.gradient, found.gauss_newton
+        ctx.mark_non_differentiable(*(one for one in others if one is not None))
+        return found.value, *others
+
+    @staticmethod
+    def backward(ctx: Any, grad_value: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        *operands, gradient = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated once more
+            value = objective._composed(ctx.problem.bound(*operands)).value  # noqa: SLF001
+            (by_parameters,) = torch.autograd.grad(
+                value, operands[1], grad_value, create_graph=True
+            )
+        else:
+            aligned = grad_value.view(-1, *[1] * (gradient.dim() - 1))
+            by_parameters = (aligned * gradient.double()).to(gradient.dtype)
+            if len(operands[1]) != len(gradient):
+                by_parameters = tree_sum(by_parameters, 0)[None]
+        return None, None, by_parameters, *(None for _ in operands[2:])
+
+
+class _ObjectiveOperator(Operator[ObjectiveProblem, Objective]):
+    """As other operations; recorded by the gradient that it computes at once."""
+
+    def _recorded(self, problem: ObjectiveProblem) -> Objective:
+        moving, _, *others = problem.operands
+        if any(map(_requires_grad, (moving, *others))):
+            return self._composed(problem)
+        value, count, *parts = _Compared.apply(problem, *problem.operands)  # type: ignore[no-untyped-call]  # torch
+        found = zip(OBJECTIVE_NEEDS, parts, strict=True)
+        return Objective(
+            value, count, *(one if name in problem.needs else None for name, one in found)
+        )
+
+
 def _has_tangent(operand: Tensor) -> bool:
     dual = forward_ad.unpack_dual(operand)  # type: ignore[no-untyped-call]  # torch
     return dual.tangent is not None
@@ -187,18 +236,20 @@ def _settled(argument: Any) -> Any:
     return argument
 
 
-def _packed(result: Tensor | Gradients) -> Tensor | list[Tensor]:
+def _packed(result: Tensor | Gradients | Objective) -> Tensor | list[Tensor]:
     """A result as a torch operator returns it: dense, and without what was not asked for."""
     if isinstance(result, Tensor):
         return result.contiguous()
-    pair = result.feature_map, result.transform
-    return [gradient.contiguous() for gradient in pair if gradient is not None]
+    return [part.contiguous() for part in parts_of(result)]
 
 
 def _unpacked(problem: Any, packed: Any) -> Any:
     """The inverse of ``_packed``."""
     if isinstance(packed, Tensor):
         return packed
+    if isinstance(problem, ObjectiveProblem):
+        value, count, *others = packed
+        return Objective(value, count, **dict(zip(problem.needs, others, strict=True)))
     gradients = dict(zip(problem.needs, packed, strict=True))
     return Gradients(gradients.get("feature_map"), gradients.get("transform"))
 
@@ -348,6 +399,56 @@ def _empty_grid_gradients(problem: GridGradientsProblem) -> Tensor:
     parameters = problem.grid.transform.parameters
     return parameters.new_empty(parameters.shape)
 
+
+def _objective_arguments(problem: ObjectiveProblem) -> tuple[Any, ...]:
+    moving, parameters, *_ = problem.operands
+    how = problem.comparison
+    return (
+        moving,
+        parameters,
+        problem.fixed,
+        problem.weights,
+        str(how.loss),
+        how.delta,
+        str(how.domain),
+        *(name in problem.needs for name in OBJECTIVE_NEEDS),
+        *_transform_arguments(problem.warp.transform),
+        *_spec_arguments(problem.warp.spec),
+    )
+
+
+def _objective_problem(
+    moving: Tensor, parameters: Tensor, fixed: Tensor, weights: Tensor | None, *how: Any
+) -> ObjectiveProblem:
+    loss, delta, domain, *how = how  # type: ignore[assignment]
+    needed, how = how[: len(OBJECTIVE_NEEDS)], how[len(OBJECTIVE_NEEDS) :]
+    needs = [name for name, need in zip(OBJECTIVE_NEEDS, needed, strict=True) if need]
+    warp = _warp_problem(moving, parameters, fixed.shape[2:], *how)
+    comparison = Comparison(loss=loss, delta=delta, domain=domain)
+    return ObjectiveProblem(warp, fixed, weights, comparison, needs)
+
+
+def _empty_objective(problem: ObjectiveProblem) -> Objective:
+    parameters, n = problem.warp.transform.parameters, problem.batch_size
+    size = math.prod(parameters.shape[1:])
+    wide = parameters.new_empty((n,), dtype=torch.float64)
+    parts = {
+        "gradient": parameters.new_empty((n, *parameters.shape[1:])),
+        "gauss_newton": wide.new_empty((n, size, size)),
+    }
+    return Objective(wide, wide.new_empty((n,)), **{name: parts[name] for name in problem.needs})
+
+
+objective = _ObjectiveOperator(
+    "objective(Tensor moving, Tensor parameters, Tensor fixed, Tensor? weights, str loss,"
+    " float delta, str domain, bool needs_gradient, bool needs_gauss_newton,"
+    f" {TRANSFORM}, {SPEC}) -> Tensor[]",
+    arguments=_objective_arguments,
+    problem=_objective_problem,
+    empty=_empty_objective,
+    adjoint=lambda *_: (),  # it is recorded in a way of its own
+)
+"""The comparison of a warp; its value is differentiable in all operands, all else constant."""
 
 warp = Operator[WarpProblem, Tensor](
     f"warp(Tensor feature_map, Tensor parameters, SymInt[]? output_size, {TRANSFORM}, {SPEC})"

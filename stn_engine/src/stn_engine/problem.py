@@ -16,12 +16,13 @@ from torch import Tensor
 
 from stn_engine import checks
 from stn_engine.call import Call, Direction, Layout, Operation, Plans, contiguous
-from stn_engine.errors import ShapeError
+from stn_engine.errors import ParameterError, ShapeError
 from stn_engine.modes import PLAIN_TYPES, is_plain_call, unrecorded
-from stn_engine.spec import Coordinates, WarpSpec, choice, flag
+from stn_engine.spec import Comparison, Coordinates, Family, Loss, WarpSpec, choice, flag
 from stn_engine.transforms import KINDS, ParametricTransform, Transform
 
 _DEFAULT = WarpSpec()
+_SQUARES = Comparison()
 _KEPT = frozenset({"call", "plans"})
 """What a problem has worked out, under names of its attributes."""
 
@@ -40,6 +41,23 @@ class Gradients:
 
     feature_map: Tensor | None
     transform: Tensor | None
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What ``objective`` returns; None for what was not asked for.
+
+    Shapes:
+        value          (N,)                 float64
+        count          (N,)                 float64
+        gradient       (N, ...)             as one item of the parameters; their dtype
+        gauss_newton   (N, K, K)            float64; K parameters an item, row by row
+    """
+
+    value: Tensor
+    count: Tensor
+    gradient: Tensor | None = None
+    gauss_newton: Tensor | None = None
 
 
 class _Planned(ABC):
@@ -457,7 +475,155 @@ class GridGradientsProblem(_Planned):
         return _bytes(self.grid.transform.parameters)
 
 
-Problem: TypeAlias = WarpProblem | WarpGradientsProblem | GridProblem | GridGradientsProblem
+@dataclass(frozen=True, eq=False, init=False)
+class ObjectiveProblem(_Planned):
+    """How far one warp is from a fixed map, with the gradient of that; section 7.
+
+    Shapes:
+        fixed     (N, C, [Do,] Ho, Wo)   dtype and device of the warp's feature map
+        weights   (N, 1, [Do,] Ho, Wo)   the same; numbers >= 0
+
+    N of the feature map, the transform, fixed and weights may each be 1 and is then broadcast:
+    many thetas for one pair of maps are one problem.
+
+    Args:
+        warp: The warp of the moving map, to the size of fixed. A uint8 map has no gradients.
+        fixed: What the result of the warp is compared with.
+        weights: How much each target point counts; None: all alike.
+        comparison: How.
+        needs: What is wanted besides value and count: ``"gradient"``, ``"gauss_newton"``, both or
+            nothing. The matrix is there for transforms that are matrices, and not for ``"ncc"``.
+
+    Raises:
+        ShapeError: fixed or weights have not the shape of the warp's result.
+        DTypeError: fixed or weights have not the dtype of the feature map, or it is uint8.
+        DeviceMismatchError: fixed or weights live elsewhere.
+        ParameterError: needs names something else, or what there is not.
+    """
+
+    warp: WarpProblem
+    fixed: Tensor
+    weights: Tensor | None = None
+    comparison: Comparison = _SQUARES
+    needs: Sequence[str] = checks.OBJECTIVE_NEEDS[:1]
+
+    output_shape: tuple[int, ...] = field(init=False)
+    """(N, C, [Do,] Ho, Wo) of the maps that are compared, which no tensor ever has."""
+    operands: tuple[Tensor, ...] = field(init=False, repr=False)
+    """The operands of the ``WarpProblem``, then fixed and, if there are any, weights."""
+
+    def __init__(
+        self,
+        warp: WarpProblem,
+        fixed: Tensor,
+        weights: Tensor | None = None,
+        comparison: Comparison = _SQUARES,
+        needs: Sequence[str] = checks.OBJECTIVE_NEEDS[:1],
+    ) -> None:
+        key = call = None
+        if not torch.compiler.is_compiling() and is_plain_call():
+            key = _objective_key(warp, fixed, weights, comparison, needs)
+            call = None if key is None else _CALLS.get(key)
+        if call is None:
+            shape = _checked_objective_shape(warp, fixed, weights)
+            needs = _checked_objective_needs(warp, comparison, needs)
+        else:
+            shape, needs = call.output_shape, call.needs
+        self.__dict__.update(
+            warp=warp,
+            fixed=fixed,
+            weights=weights,
+            comparison=comparison,
+            needs=needs,
+            output_shape=shape,
+            operands=(*warp.operands, fixed, *(() if weights is None else (weights,))),
+        )
+        if key is not None:
+            self.__dict__["call"] = _kept_call(key, self) if call is None else call
+
+    def _described(self) -> Call:
+        _, parameters, *_ = self.operands
+        n, count = self.batch_size, math.prod(parameters.shape[1:])
+        sizes = {
+            "gradient": contiguous(parameters.dtype, (n, *parameters.shape[1:])),
+            "gauss_newton": contiguous(torch.float64, (n, count, count)),
+        }
+        return Call(
+            operation=Operation.OBJECTIVE,
+            direction=Direction.FORWARD,
+            transform=type(self.warp.transform),
+            settings=self.warp.transform.settings,
+            spec=self.warp.spec,
+            operands=tuple(map(Layout.of, self.operands)),
+            results=(
+                *2 * (contiguous(torch.float64, (n,)),),
+                *(sizes[name] if name in self.needs else None for name in checks.OBJECTIVE_NEEDS),
+            ),
+            output_shape=self.output_shape,
+            device=self.warp.feature_map.device,
+            comparison=self.comparison,
+        )
+
+    def bound(self, feature_map: Tensor, parameters: Tensor, *others: Tensor) -> Self:
+        """Returns this problem with other operands, as ``WarpProblem.bound`` does."""
+        fixed, *weights = others
+        return _with(
+            self,
+            warp=self.warp.bound(feature_map, parameters),
+            fixed=fixed,
+            weights=weights[0] if weights else None,
+            operands=(feature_map, parameters, *others),
+        )
+
+    def recheck(self) -> None:
+        """Checks the operands again, as ``WarpProblem.recheck`` does."""
+        self.warp.recheck()
+        shape = _checked_objective_shape(self.warp, self.fixed, self.weights)
+        if shape != self.output_shape:
+            remedy = "It was of this shape when the problem was made: make a new one."
+            raise ShapeError("fixed", [self.output_shape], self.fixed.shape, remedy)
+
+    def without_data(self) -> Self:
+        """Returns this problem without its tensors, as ``WarpProblem.without_data`` does."""
+        return self.bound(*(NOWHERE for _ in self.operands))
+
+    def needing(self, needs: Sequence[str]) -> Self:
+        """Returns the same problem with other needs, which are allowed."""
+        return _with(self, needs=tuple(needs))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What callers call the operands, in the order of ``bound``."""
+        names = "moving", self.warp.transform.argument, "fixed", "weights"
+        return names[: len(self.operands)]
+
+    @property
+    def batch_size(self) -> int:
+        """The N of the results, after broadcasting."""
+        return self.output_shape[0]
+
+    @property
+    def output_samples(self) -> int:
+        """Points at which the feature map is read."""
+        return self.batch_size * math.prod(self.output_shape[2:])
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of all operands."""
+        return sum(map(_bytes, self.operands))
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of the results."""
+        parameters = self.warp.transform.parameters
+        count = math.prod(parameters.shape[1:])
+        sizes = {"gradient": count * parameters.dtype.itemsize, "gauss_newton": 8 * count * count}
+        return self.batch_size * (2 * 8 + sum(sizes[name] for name in self.needs))
+
+
+Problem: TypeAlias = (
+    WarpProblem | WarpGradientsProblem | GridProblem | GridGradientsProblem | ObjectiveProblem
+)
 
 
 _OPTIONS = tuple(WarpSpec.__dataclass_fields__)
@@ -568,6 +734,25 @@ def _gradients_key(warp: WarpProblem, grad_output: Any, needs: Any) -> Hashable:
     return key
 
 
+def _objective_key(
+    warp: WarpProblem, fixed: Any, weights: Any, comparison: Comparison, needs: Any
+) -> Hashable:
+    """Does what ``_warp_key`` does, for an objective."""
+    if "call" not in vars(warp) or type(needs) not in _SEQUENCES:
+        return None
+    layouts = []
+    for one in (fixed,) if weights is None else (fixed, weights):
+        if type(one) not in PLAIN_TYPES or one.layout != torch.strided:
+            return None
+        layouts.append((one.dtype, one.shape, one.stride(), one.device))
+    key = Operation.OBJECTIVE, warp.call, comparison, tuple(needs), *layouts
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
 _EXACT_KINDS = frozenset(KINDS)
 _INTEGERS = {int}
 _SEQUENCES = {tuple, list}
@@ -600,6 +785,41 @@ def _checked_needs(warp: WarpProblem, grad_output: Tensor, needs: Sequence[str])
     checks.check_cotangent("grad_output", grad_output, warp.output_shape, warp.output_dtype)
     checks.check_device("grad_output", grad_output, "feature_map", warp.feature_map)
     return checks.checked_needs(needs)
+
+
+@unrecorded
+def _checked_objective_shape(
+    warp: WarpProblem, fixed: Tensor, weights: Tensor | None
+) -> tuple[int, ...]:
+    """The shape of the maps that an objective compares, after all checks."""
+    n, channels, *size = warp.output_shape
+    moving = warp.feature_map
+    checks.check_dtype("moving", moving, checks.GRADIENT_DTYPES)
+    compared = [("fixed", fixed, channels)]
+    if weights is not None:
+        compared.append(("weights", weights, 1))
+    for name, value, depth in compared:
+        checks.check_tensor(name, value)
+        items = ("N",) if n == 1 else (n, 1)
+        expected = [(item, depth, *size) for item in items]
+        checks.check_shape(name, value, expected, "Match the warp of moving, or use N = 1.")
+        checks.check_dtype(name, value, (moving.dtype,))
+        checks.check_device(name, value, "moving", moving)
+        n = value.shape[0] if n == 1 else n
+    return n, channels, *size
+
+
+@unrecorded
+def _checked_objective_needs(
+    warp: WarpProblem, comparison: Comparison, needs: Sequence[str]
+) -> tuple[str, ...]:
+    """What is needed besides value and count, in order, after all checks."""
+    known = checks.OBJECTIVE_NEEDS
+    has_matrix = warp.transform.kind.family == Family.MATRIX and comparison.loss != Loss.NCC
+    allowed = known if has_matrix else known[:1]
+    if isinstance(needs, str) or not all(name in allowed for name in needs):
+        raise ParameterError("needs", needs, ((), *((name,) for name in allowed), allowed))
+    return tuple(name for name in known if name in needs)
 
 
 def _warp_call(

@@ -90,6 +90,26 @@ class Storage(NumberedChoice):
     UINT8 = "uint8", 4
 
 
+class Loss(NumberedChoice):
+    """How far a warped map is from a fixed one, section 7; sums run over channels and pixels."""
+
+    SSD = "ssd", 0
+    """The weighted mean of squared differences."""
+    HUBER = "huber", 1
+    """The weighted mean of squares halved, of lines beyond a difference of ``delta``."""
+    NCC = "ncc", 2
+    """1 minus the correlation of both maps: blind to brightness and contrast."""
+
+
+class Domain(NumberedChoice):
+    """Which target points an objective counts."""
+
+    OVERLAP = "overlap", 0
+    """Those that read within the outermost pixel centres of the moving map."""
+    ALL = "all", 1
+    """All; what reads outside is what padding says."""
+
+
 class Family(NumberedChoice):
     """How kernels find the source points of a transform; every kind of transform is in one."""
 
@@ -175,6 +195,36 @@ class WarpSpec:
     def unit(self) -> Unit:
         """The unit of the transform, as kernels know it."""
         return unit_of(self.coordinates, align_corners=self.align_corners)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How an objective compares two maps; hashable, valid by construction.
+
+    Args:
+        loss: ``"ssd"``, ``"huber"`` or ``"ncc"``.
+        delta: The difference from which on ``"huber"`` is a line; finite and above 0.
+        domain: ``"overlap"`` or ``"all"``.
+
+    Raises:
+        ParameterError: a value is not among those allowed.
+    """
+
+    loss: Loss | str = Loss.SSD
+    delta: float = 1.0
+    domain: Domain | str = Domain.OVERLAP
+
+    def __post_init__(self) -> None:
+        allowed = ("a finite number > 0",)
+        try:
+            delta = float(self.delta)
+        except (TypeError, ValueError):
+            raise ParameterError("delta", self.delta, allowed) from None
+        if not 0 < delta < math.inf:
+            raise ParameterError("delta", self.delta, allowed)
+        object.__setattr__(self, "loss", choice("loss", self.loss, Loss))
+        object.__setattr__(self, "delta", delta)
+        object.__setattr__(self, "domain", choice("domain", self.domain, Domain))
 
 
 def unit_of(coordinates: Coordinates | str, *, align_corners: bool) -> Unit:

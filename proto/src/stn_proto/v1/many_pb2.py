@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
+from stn_proto.v1 import objective_pb2 as stn__proto_dot_v1_dot_objective__pb2
 from stn_proto.v1 import warp_pb2 as stn__proto_dot_v1_dot_warp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17stn_proto/v1/many.proto\x12\x06stn.v1\x1a\x19google/protobuf/any.proto\x1a\x17stn_proto/v1/warp.proto\"\\\n\x12\x43omputeManyRequest\x12!\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x12.stn.v1.NestedCall\x12\x11\n\talignment\x18\x0e \x01(\x0c\x12\x10\n\x08payloads\x18\x0f \x03(\x0c\"\x8a\x02\n\nNestedCall\x12\x15\n\rpayload_count\x18\x01 \x01(\r\x12#\n\x04warp\x18\x02 \x01(\x0b\x32\x13.stn.v1.WarpRequestH\x00\x12\x36\n\x0ewarp_gradients\x18\x03 \x01(\x0b\x32\x1c.stn.v1.WarpGradientsRequestH\x00\x12\x34\n\rgenerate_grid\x18\x04 \x01(\x0b\x32\x1b.stn.v1.GenerateGridRequestH\x00\x12G\n\x17generate_grid_gradients\x18\x05 \x01(\x0b\x32$.stn.v1.GenerateGridGradientsRequestH\x00\x42\t\n\x07request\"]\n\x10\x43omputeManyReply\x12$\n\x07replies\x18\x01 \x03(\x0b\x32\x13.stn.v1.NestedReply\x12\x11\n\talignment\x18\x0e \x01(\x0c\x12\x10\n\x08payloads\x18\x0f \x03(\x0c\"\xa5\x02\n\x0bNestedReply\x12\x15\n\rpayload_count\x18\x01 \x01(\r\x12!\n\x04warp\x18\x02 \x01(\x0b\x32\x11.stn.v1.WarpReplyH\x00\x12\x34\n\x0ewarp_gradients\x18\x03 \x01(\x0b\x32\x1a.stn.v1.WarpGradientsReplyH\x00\x12\x32\n\rgenerate_grid\x18\x04 \x01(\x0b\x32\x19.stn.v1.GenerateGridReplyH\x00\x12\x45\n\x17generate_grid_gradients\x18\x05 \x01(\x0b\x32\".stn.v1.GenerateGridGradientsReplyH\x00\x12 \n\x06status\x18\x0f \x01(\x0b\x32\x0e.stn.v1.StatusH\x00\x42\t\n\x07outcome\"N\n\x06Status\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.AnyB\x1e\n\x06stn.v1P\x01Z\x12stn_proto/v1;stnv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17stn_proto/v1/many.proto\x12\x06stn.v1\x1a\x19google/protobuf/any.proto\x1a\x1cstn_proto/v1/objective.proto\x1a\x17stn_proto/v1/warp.proto\"\\\n\x12\x43omputeManyRequest\x12!\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x12.stn.v1.NestedCall\x12\x11\n\talignment\x18\x0e \x01(\x0c\x12\x10\n\x08payloads\x18\x0f \x03(\x0c\"\xb9\x02\n\nNestedCall\x12\x15\n\rpayload_count\x18\x01 \x01(\r\x12#\n\x04warp\x18\x02 \x01(\x0b\x32\x13.stn.v1.WarpRequestH\x00\x12\x36\n\x0ewarp_gradients\x18\x03 \x01(\x0b\x32\x1c.stn.v1.WarpGradientsRequestH\x00\x12\x34\n\rgenerate_grid\x18\x04 \x01(\x0b\x32\x1b.stn.v1.GenerateGridRequestH\x00\x12G\n\x17generate_grid_gradients\x18\x05 \x01(\x0b\x32$.stn.v1.GenerateGridGradientsRequestH\x00\x12-\n\tobjective\x18\x06 \x01(\x0b\x32\x18.stn.v1.ObjectiveRequestH\x00\x42\t\n\x07request\"]\n\x10\x43omputeManyReply\x12$\n\x07replies\x18\x01 \x03(\x0b\x32\x13.stn.v1.NestedReply\x12\x11\n\talignment\x18\x0e \x01(\x0c\x12\x10\n\x08payloads\x18\x0f \x03(\x0c\"\xd2\x02\n\x0bNestedReply\x12\x15\n\rpayload_count\x18\x01 \x01(\r\x12!\n\x04warp\x18\x02 \x01(\x0b\x32\x11.stn.v1.WarpReplyH\x00\x12\x34\n\x0ewarp_gradients\x18\x03 \x01(\x0b\x32\x1a.stn.v1.WarpGradientsReplyH\x00\x12\x32\n\rgenerate_grid\x18\x04 \x01(\x0b\x32\x19.stn.v1.GenerateGridReplyH\x00\x12\x45\n\x17generate_grid_gradients\x18\x05 \x01(\x0b\x32\".stn.v1.GenerateGridGradientsReplyH\x00\x12+\n\tobjective\x18\x06 \x01(\x0b\x32\x16.stn.v1.ObjectiveReplyH\x00\x12 \n\x06status\x18\x0f \x01(\x0b\x32\x0e.stn.v1.StatusH\x00\x42\t\n\x07outcome\"N\n\x06Status\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.AnyB\x1e\n\x06stn.v1P\x01Z\x12stn_proto/v1;stnv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,14 +35,14 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stn_proto.v1.many_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\006stn.v1P\001Z\022stn_proto/v1;stnv1'
-  _globals['_COMPUTEMANYREQUEST']._serialized_start=87
-  _globals['_COMPUTEMANYREQUEST']._serialized_end=179
-  _globals['_NESTEDCALL']._serialized_start=182
-  _globals['_NESTEDCALL']._serialized_end=448
-  _globals['_COMPUTEMANYREPLY']._serialized_start=450
-  _globals['_COMPUTEMANYREPLY']._serialized_end=543
-  _globals['_NESTEDREPLY']._serialized_start=546
-  _globals['_NESTEDREPLY']._serialized_end=839
-  _globals['_STATUS']._serialized_start=841
-  _globals['_STATUS']._serialized_end=919
+  _globals['_COMPUTEMANYREQUEST']._serialized_start=117
+  _globals['_COMPUTEMANYREQUEST']._serialized_end=209
+  _globals['_NESTEDCALL']._serialized_start=212
+  _globals['_NESTEDCALL']._serialized_end=525
+  _globals['_COMPUTEMANYREPLY']._serialized_start=527
+  _globals['_COMPUTEMANYREPLY']._serialized_end=620
+  _globals['_NESTEDREPLY']._serialized_start=623
+  _globals['_NESTEDREPLY']._serialized_end=961
+  _globals['_STATUS']._serialized_start=963
+  _globals['_STATUS']._serialized_end=1041
 # @@protoc_insertion_point(module_scope)

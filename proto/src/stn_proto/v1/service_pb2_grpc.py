@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from stn_proto.v1 import many_pb2 as stn__proto_dot_v1_dot_many__pb2
+from stn_proto.v1 import objective_pb2 as stn__proto_dot_v1_dot_objective__pb2
 from stn_proto.v1 import server_info_pb2 as stn__proto_dot_v1_dot_server__info__pb2
 from stn_proto.v1 import warp_pb2 as stn__proto_dot_v1_dot_warp__pb2
 
@@ -64,6 +65,11 @@ class SpatialTransformerStub(object):
                 request_serializer=stn__proto_dot_v1_dot_warp__pb2.GenerateGridGradientsRequest.SerializeToString,
                 response_deserializer=stn__proto_dot_v1_dot_warp__pb2.GenerateGridGradientsReply.FromString,
                 _registered_method=True)
+        self.Objective = channel.unary_unary(
+                '/stn.v1.SpatialTransformer/Objective',
+                request_serializer=stn__proto_dot_v1_dot_objective__pb2.ObjectiveRequest.SerializeToString,
+                response_deserializer=stn__proto_dot_v1_dot_objective__pb2.ObjectiveReply.FromString,
+                _registered_method=True)
         self.ComputeMany = channel.unary_unary(
                 '/stn.v1.SpatialTransformer/ComputeMany',
                 request_serializer=stn__proto_dot_v1_dot_many__pb2.ComputeManyRequest.SerializeToString,
@@ -115,8 +121,16 @@ class SpatialTransformerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Objective(self, request, context):
+        """Grid generator, sampler, comparison with a fixed map and the gradient of that, in one pass: a step
+        of a registration.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ComputeMany(self, request, context):
-        """Calls of the four methods above, of any operations and sizes, in one message.
+        """Calls of the methods above, of any operations and sizes, in one message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -151,6 +165,11 @@ def add_SpatialTransformerServicer_to_server(servicer, server):
                     servicer.GenerateGridGradients,
                     request_deserializer=stn__proto_dot_v1_dot_warp__pb2.GenerateGridGradientsRequest.FromString,
                     response_serializer=stn__proto_dot_v1_dot_warp__pb2.GenerateGridGradientsReply.SerializeToString,
+            ),
+            'Objective': grpc.unary_unary_rpc_method_handler(
+                    servicer.Objective,
+                    request_deserializer=stn__proto_dot_v1_dot_objective__pb2.ObjectiveRequest.FromString,
+                    response_serializer=stn__proto_dot_v1_dot_objective__pb2.ObjectiveReply.SerializeToString,
             ),
             'ComputeMany': grpc.unary_unary_rpc_method_handler(
                     servicer.ComputeMany,
@@ -279,6 +298,33 @@ class SpatialTransformer(object):
             '/stn.v1.SpatialTransformer/GenerateGridGradients',
             stn__proto_dot_v1_dot_warp__pb2.GenerateGridGradientsRequest.SerializeToString,
             stn__proto_dot_v1_dot_warp__pb2.GenerateGridGradientsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Objective(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stn.v1.SpatialTransformer/Objective',
+            stn__proto_dot_v1_dot_objective__pb2.ObjectiveRequest.SerializeToString,
+            stn__proto_dot_v1_dot_objective__pb2.ObjectiveReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,7 @@ from stn_server.errors import (
     RefusedError,
 )
 from stn_server.events import UNHEARD, Events, Stage
+from stn_server.tuning import IMPLICIT_DEADLINE_S
 
 
 class Runner(Protocol):
@@ -181,6 +182,7 @@ class Batcher:
         key: BatchKey,
         cost: Cost,
         deadline: float = math.inf,
+        due_within_s: float = IMPLICIT_DEADLINE_S,
         caller: str = "",
         call: Any = None,
         place: Place | None = None,
@@ -194,6 +196,7 @@ class Batcher:
             key: What it must share with others to run beside them.
             cost: What it takes of the budgets.
             deadline: Instant of `now` after which the result is unwanted.
+            due_within_s: As what it counts if its deadline is later: less goes first.
             caller: Whom it is for; callers get equal shares.
             call: What listeners are told that it is for.
             place: What was reserved for it; its cost counts there until the call of the place is
@@ -223,6 +226,7 @@ class Batcher:
             problem=problem,
             arrived=self.now(),
             deadline=deadline,
+            due_within_s=due_within_s,
             caller=caller,
             call=call,
             place=place,

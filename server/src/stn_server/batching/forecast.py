@@ -88,7 +88,7 @@ class CostModel:
 
 Backlog = dict[tuple[int, Operation], int]
 """Work that waits, by the slice of time in which it is due and by operation: some dozen sums,
-however long the queue, as nothing is due later than `IMPLICIT_DEADLINE_S` from now."""
+however long the queue, as nothing is due later than some seconds from now."""
 
 
 class Forecast:

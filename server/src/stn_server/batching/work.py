@@ -21,6 +21,7 @@ class Operation(StrEnum):
     WARP_GRADIENTS = "WarpGradients"
     GENERATE_GRID = "GenerateGrid"
     GENERATE_GRID_GRADIENTS = "GenerateGridGradients"
+    OBJECTIVE = "Objective"
 
     __hash__ = str.__hash__  # that of Enum runs in Python, and every step of the policy asks
 
@@ -131,6 +132,8 @@ class WorkItem:
     """Monotonic instant in seconds."""
     deadline: float = math.inf
     """Monotonic instant in seconds after which nobody wants the result."""
+    due_within_s: float = IMPLICIT_DEADLINE_S
+    """It counts as due so long after its arrival, or at its deadline if that is earlier."""
     reply: Callable[[Finished], Any] = as_it_is
     """What is made of the outcome."""
     caller: str = ""
@@ -148,7 +151,7 @@ class WorkItem:
     @property
     def due(self) -> float:
         """What counts as its deadline: those with a late one or none age."""
-        return min(self.deadline, self.arrived + IMPLICIT_DEADLINE_S)
+        return min(self.deadline, self.arrived + self.due_within_s)
 
     @property
     def problems(self) -> Sequence[Any]:

@@ -167,9 +167,10 @@ def _compute_views(problems: Sequence[Any], operands: DeviceBuffer, results: Dev
         dispatch.warp(bound, out=places)
     elif isinstance(problems[0], WarpGradientsProblem):
         dispatch.warp_gradients(bound, out=[_gradients(problem, free) for problem in bound])
-    else:  # grids are composed by torch, which allocates for itself
-        for place, grid in zip(places, dispatch.compute(bound), strict=True):
-            place.copy_(parts_of(grid)[0])
+    else:  # grids and objectives are composed by torch, which allocates for itself
+        for result in dispatch.compute(bound):
+            for part in parts_of(result):
+                next(free).copy_(part)
 
 
 def _gradients(problem: WarpGradientsProblem, free: Iterator[Tensor]) -> Gradients:

@@ -25,7 +25,7 @@ from stn_engine.checks import (
 )
 from stn_engine.errors import InvalidInputError
 from stn_engine.memory import has_memory, is_dense, refuse_lost, span_bytes
-from stn_engine.problem import Gradients, Problem
+from stn_engine.problem import Gradients, Objective, Problem
 
 P = TypeVar("P", bound=Problem)
 
@@ -165,11 +165,11 @@ def check_apart(out: Sequence[tuple[str, Tensor]], operands: Iterable[Tensor]) -
         last[bool(name)] = max(last[bool(name)], (end, name))
 
 
-def is_negated(out: Tensor | Gradients) -> bool:
+def is_negated(out: Tensor | Gradients | Objective) -> bool:
     """Whether memory for results holds values with the other sign."""
     if isinstance(out, Tensor):
         return out.is_neg()
-    return any(part is not None and part.is_neg() for part in (out.feature_map, out.transform))
+    return any(part is not None and part.is_neg() for part in vars(out).values())
 
 
 def _resolved(argument: str, tensor: Tensor) -> Tensor:

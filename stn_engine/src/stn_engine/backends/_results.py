@@ -2,22 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
-from stn_engine.call import Call, Layout
+from stn_engine.call import Call, Layout, Operation
 from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,
     GridProblem,
+    Objective,
+    ObjectiveProblem,
     Problem,
     WarpGradientsProblem,
     WarpProblem,
 )
 
-R = TypeVar("R", Tensor, Gradients)
+R = TypeVar("R", Tensor, Gradients, Objective)
+Result: TypeAlias = Tensor | Gradients | Objective
 
 
 def delivered(results: list[R], out: Sequence[R] | None) -> list[R]:
@@ -31,8 +34,15 @@ def delivered(results: list[R], out: Sequence[R] | None) -> list[R]:
     return list(out)
 
 
-def _parts(result: Tensor | Gradients) -> tuple[Tensor | None, ...]:
-    return (result,) if isinstance(result, Tensor) else (result.feature_map, result.transform)
+def _parts(result: Result) -> tuple[Tensor | None, ...]:
+    return (result,) if isinstance(result, Tensor) else tuple(vars(result).values())
+
+
+def assembled(call: Call, parts: Sequence[Tensor | None]) -> Any:
+    """The result of a call whose results are these tensors, in its order; None if not needed."""
+    if call.operation is Operation.OBJECTIVE:
+        return Objective(*parts)  # type: ignore[arg-type]  # value and count are always needed
+    return parts[0] if len(parts) == 1 else Gradients(*parts)
 
 
 def call_on(problem: Problem, device: torch.device) -> Call:
@@ -61,7 +71,7 @@ def _sizes(problem: Problem) -> tuple[list[int], list[int]]:
     return [like.nbytes for like in operands], [like.nbytes for like in results]
 
 
-def parts_of(result: Tensor | Gradients) -> tuple[Tensor, ...]:
+def parts_of(result: Result) -> tuple[Tensor, ...]:
     """The tensors of a result, as ``results_of`` lists them."""
     if isinstance(result, Tensor):
         return (result,)
@@ -84,6 +94,8 @@ def _likes(problem: Problem) -> tuple[Tensor, ...]:
         case GridGradientsProblem():
             (parameters,) = problem.grid.operands
             return (_meta(parameters.shape, parameters.dtype),)
+        case ObjectiveProblem():
+            return tuple(_meta(one.shape, one.dtype) for one in problem.call.needed)
 
 
 def _meta(shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -11,6 +11,8 @@ from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,
     GridProblem,
+    Objective,
+    ObjectiveProblem,
     Problem,
     WarpGradientsProblem,
     WarpProblem,
@@ -54,6 +56,9 @@ class Backend(Protocol):
 
     def generate_grid_gradients(self, problems: Sequence[GridGradientsProblem]) -> list[Tensor]:
         """The gradient of the parameters of each problem, shaped like them."""
+
+    def objective(self, problems: Sequence[ObjectiveProblem]) -> list[Objective]:
+        """Value, count and what else each problem needs."""
 
 
 def reasons_against_device(problem: Problem) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stn_engine.adapters.tensors import Lying, located, readable
-from stn_engine.backends._results import delivered
+from stn_engine.backends._results import assembled, delivered
 from stn_engine.backends.torch import TorchBackend
 from stn_engine.call import Call, Layout, Operation
 from stn_engine.errors import BackendUnavailableError
@@ -21,6 +21,8 @@ from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,
     GridProblem,
+    Objective,
+    ObjectiveProblem,
     Problem,
     WarpGradientsProblem,
     WarpProblem,
@@ -109,6 +111,8 @@ class KernelBackend(Generic[P]):
     """
 
     name: str
+    operations = frozenset({Operation.WARP})
+    """What it has kernels for."""
     reads_bytes = False
     """Whether it has ``run_on_bytes``; see ``stn_engine.plan.Kernels``."""
     new_results: type[NewResults] | None = None
@@ -118,8 +122,8 @@ class KernelBackend(Generic[P]):
         """Why nothing can be run on a device; empty if something can."""
         raise NotImplementedError
 
-    def plan_warp(self, call: Call) -> P | Reasons:
-        """A new plan of a warp, or of its gradients, on a device that can run it."""
+    def new_plan(self, call: Call) -> P | Reasons:
+        """A new plan of one of its operations on a device that can run it."""
         raise NotImplementedError
 
     def run(self, plans: Sequence[P], addresses: Sequence[Addresses]) -> None:
@@ -131,11 +135,11 @@ class KernelBackend(Generic[P]):
         reasons = self.reasons_against(call.device)
         if reasons:
             return reasons
-        if call.operation is not Operation.WARP:
-            return ("has kernels for feature maps, none for grids alone",)
+        if call.operation not in self.operations:
+            return (f"has no kernels for {call.operation}",)
         kept: P | Reasons | None = call.plans.get(self)
         if kept is None:
-            kept = call.plans[self] = self.plan_warp(call)
+            kept = call.plans[self] = self.new_plan(call)
         return kept
 
     def unsupported_reasons(self, problem: Problem) -> tuple[str, ...]:
@@ -177,8 +181,12 @@ class KernelBackend(Generic[P]):
         """The gradient of the parameters of each problem, composed."""
         return COMPOSITION.generate_grid_gradients(list(map(readable, problems)))
 
-    def _results(self, problems: Sequence[WarpProblem | WarpGradientsProblem]) -> list[Any]:
-        """What ``warp`` or ``warp_gradients`` returns for each problem, in new memory."""
+    def objective(self, problems: Sequence[ObjectiveProblem]) -> list[Objective]:
+        """Value, count and what else each problem needs."""
+        return self._results(problems)
+
+    def _results(self, problems: Sequence[Problem]) -> list[Any]:
+        """The results of problems that it has kernels for, in new memory."""
         if self.new_results is not None and len(problems) > 1:
             return self._results_together(problems)
         found, plans, addresses, results = [], [], [], []
@@ -196,13 +204,11 @@ class KernelBackend(Generic[P]):
             found.append(operands)  # until the end: they may be copies
             plans.append(self._planned(call))
             addresses.append(where)
-            results.append(parts[0] if len(parts) == 1 else Gradients(*parts))
+            results.append(assembled(call, parts))
         self.run(plans, addresses)
         return results
 
-    def _results_together(
-        self, problems: Sequence[WarpProblem | WarpGradientsProblem]
-    ) -> list[Any]:
+    def _results_together(self, problems: Sequence[Problem]) -> list[Any]:
         """Does the same in memory that results share."""
         together, operands, where = self._located_together(problems)
         memory, free = together.results.allocate()
@@ -213,7 +219,7 @@ class KernelBackend(Generic[P]):
             return tensors
         left = iter(tensors)
         return [
-            Gradients(*[None if layout is None else next(left) for layout in call.results])
+            assembled(call, [None if layout is None else next(left) for layout in call.results])
             for call in together.calls
         ]
 
@@ -259,7 +265,7 @@ class KernelBackend(Generic[P]):
         return True
 
     def _located_together(
-        self, problems: Sequence[WarpProblem | WarpGradientsProblem]
+        self, problems: Sequence[Problem]
     ) -> tuple[Together, Sequence[Tensor], Sequence[int]]:
         """The calls of problems as their operands lie now, these operands, and where they begin."""
         operands = [*chain.from_iterable([problem.operands for problem in problems])]

@@ -34,21 +34,27 @@ from stn_engine.reference.generators import (
     thin_plate_spline_generator_adjoint,
 )
 from stn_engine.reference.lattices import source_pixels, target_coordinates
+from stn_engine.reference.objectives import Compared, Comparing, compare, overlap, slopes
 from stn_engine.reference.sampling import Sampling, sampler, sampler_adjoint
 from stn_engine.reference.thetas import similarity_theta, similarity_theta_adjoint
 
 __all__ = [
     "Array",
+    "Compared",
+    "Comparing",
     "Sampling",
     "affine_generator",
     "affine_generator_adjoint",
+    "compare",
     "flow_generator",
     "homography_generator",
     "homography_generator_adjoint",
+    "overlap",
     "sampler",
     "sampler_adjoint",
     "similarity_theta",
     "similarity_theta_adjoint",
+    "slopes",
     "source_pixels",
     "target_coordinates",
     "thin_plate_spline_generator",

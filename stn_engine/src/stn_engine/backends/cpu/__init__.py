@@ -10,7 +10,7 @@ import torch
 
 from stn_engine.backends.cpu.plans import CpuPlan, new_plan
 from stn_engine.backends.kernels import KernelBackend
-from stn_engine.call import Call
+from stn_engine.call import Call, Operation
 from stn_engine.plan import Addresses, Bytes, Reasons
 
 try:
@@ -25,6 +25,7 @@ class CpuBackend(KernelBackend[CpuPlan]):
     """Runs every warp and its gradients on up to ``torch.get_num_threads()`` threads."""
 
     name = "cpu"
+    operations = frozenset({Operation.WARP, Operation.OBJECTIVE})
     reads_bytes = True
 
     def reasons_against(self, device: torch.device) -> tuple[str, ...]:
@@ -35,7 +36,7 @@ class CpuBackend(KernelBackend[CpuPlan]):
             return ()
         return (f"computes in host memory, the operands are on {device}",)
 
-    def plan_warp(self, call: Call) -> CpuPlan | Reasons:
+    def new_plan(self, call: Call) -> CpuPlan | Reasons:
         """A new plan, or why maps are beyond the range of the native module's integers."""
         return new_plan(call)
 

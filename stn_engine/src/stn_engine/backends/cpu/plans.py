@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from stn_engine.backends.torch.thin_plate import warp_basis_of
-from stn_engine.call import Call, Direction, Layout
+from stn_engine.call import Call, Direction, Layout, contiguous
 from stn_engine.plan import Reasons
 from stn_engine.spec import Family, Subgradient, WarpSpec
 
@@ -36,19 +36,31 @@ LARGEST_MAP_BYTES = (1 << 63) - 1
 
 
 def new_plan(call: Call) -> CpuPlan | Reasons:
-    """The plan of a warp, or of its gradients, in host memory."""
-    maps = call.operands[-2].shape, call.output_shape
+    """The plan of a warp, of its gradients or of an objective, in host memory."""
+    feature_map = call.operands[call.direction == Direction.GRADIENTS]
+    maps = feature_map.shape, call.output_shape
     if max(max(shape[2:]) for shape in maps) > LARGEST_SIZE:
         return (f"maps are at most {LARGEST_SIZE} pixels wide, high or deep",)
-    itemsize = call.operands[-2].dtype.itemsize
+    itemsize = feature_map.dtype.itemsize
     if max(math.prod(size or 1 for size in shape) for shape in maps) * itemsize > LARGEST_MAP_BYTES:
         return (f"maps take at most {LARGEST_MAP_BYTES} bytes",)
     kind = call.transform.kind
-    layouts = [_layout(one) for one in (*call.operands, *call.results)]
-    make = _cpu.Plan.warp if call.direction == Direction.FORWARD else _cpu.Plan.gradients
-    native = make(_options(call.spec), _cpu.Kind[kind.name], *layouts)
+    native = _native(call)
     basis = partial(warp_basis_of, call) if kind.family == Family.SPLINE else None
     return CpuPlan(native, len(call.operands), basis)
+
+
+def _native(call: Call) -> Any:
+    options, kind = _options(call.spec), _cpu.Kind[call.transform.kind.name]
+    operands, results = list(map(_layout, call.operands)), list(map(_layout, call.results))
+    if call.comparison is None:
+        make = _cpu.Plan.warp if call.direction == Direction.FORWARD else _cpu.Plan.gradients
+        return make(options, kind, *operands, *results)
+    how, weights = call.comparison, operands[3:] or [None]
+    warped = _layout(contiguous(call.operands[0].dtype, call.output_shape))
+    comparison = _cpu.Comparison(_cpu.Loss[how.loss], how.delta, _cpu.Domain[how.domain])
+    _, _, *wanted = results
+    return _cpu.Plan.objective(options, comparison, kind, warped, *operands[:3], *weights, *wanted)
 
 
 def _layout(layout: Layout | None) -> Any:

@@ -43,7 +43,7 @@ class CudaBackend(KernelBackend[Plan]):
         """What this machine lacks, and any other device."""
         return self._launcher.reasons_against(device)
 
-    def plan_warp(self, call: Call) -> Plan | Reasons:
+    def new_plan(self, call: Call) -> Plan | Reasons:
         """A new plan, or why maps are beyond the kernels' range."""
         return new_plan(call)
 

@@ -37,6 +37,10 @@ class Counts(NamedTuple):
     """Tiles of the gradients of grids and flows."""
     thetas: int
     """Sets of parameters."""
+    unfinished_thetas: int
+    """Those whose gradient is a sum over tiles."""
+    uninverted_thetas: int
+    """Those whose preimage is sought by many tiles."""
     sums: int
     """Parts of the gradients of parameters, one float64 each."""
     maps: int
@@ -45,10 +49,6 @@ class Counts(NamedTuple):
     """Their values."""
     parameters: int
     """Numbers of all thetas."""
-
-
-TILES = Counts._fields[:4]
-"""What kernels run over: one thread block for each at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +184,7 @@ def describe(call: Call, layouts: Operands, *, interleaved: bool) -> Descriptor:
     _put_tiling(item["target"], layouts.target.shape[2:], groups)
     constants = _put_generator(item, call, layouts, group)
     _put_options(item, call, layouts)
+    item["finishes"], item["inverts"] = _tiles_are_alone(item, call, layouts)
     counts = np.array(_counts(item, layouts), np.int64)
     return Descriptor(group, item.tobytes() + counts.tobytes(), constants)
 
@@ -242,7 +243,9 @@ def _counts(item: Any, layouts: Operands) -> Counts:
         source_tiles=maps * int(item["source"]["count"]),
         field_tiles=thetas * tiles,
         thetas=thetas,
-        sums=targets * int(item["entries"]),
+        unfinished_thetas=0 if item["finishes"] else thetas,
+        uninverted_thetas=0 if item["inverts"] else thetas,
+        sums=0 if item["finishes"] else targets * int(item["entries"]),
         maps=maps,
         map_values=math.prod(layouts.feature_map.shape),
         parameters=thetas * int(item["count"]),
@@ -337,6 +340,18 @@ def _put_options(item: Any, call: Call, layouts: Operands) -> None:
     item["padding"], item["unit"] = spec.padding.number, spec.unit.number
     item["zero_subgradient"] = spec.subgradient == Subgradient.ZERO
     item["fills"] = spec.padding == Padding.FILL
+
+
+def _tiles_are_alone(item: Any, call: Call, layouts: Operands) -> tuple[bool, bool]:
+    """Whether each matrix has one tile of the gradient of the output, and one of the map's.
+
+    Parameters of similarities are left to a kernel that knows them.
+    """
+    batch, is_matrix = layouts.target.shape[0], call.transform.kind.family is Family.MATRIX
+    has_own_theta = is_matrix and layouts.parameters.shape[0] == batch
+    has_own_map = has_own_theta and layouts.feature_map.shape[0] == batch
+    finishes = has_own_theta and item["target"]["count"] == 1 and item["kind"] == item["own_kind"]
+    return finishes, has_own_map and item["source"]["count"] == 1
 
 
 def _factors(call: Call, layouts: Operands) -> tuple[tuple[float, ...], ...]:

@@ -29,7 +29,7 @@ from stn_engine.backends.cuda.structures import (
 from stn_engine.backends.kernels import Words
 from stn_engine.spec import Family
 
-TILED = Counts._fields[:4]
+TILED = Counts._fields[:6]
 """What kernels run over: one thread block for each at a time."""
 
 
@@ -95,7 +95,8 @@ class Launches:
                 of_each = 0
             new = torch.zeros if one.is_zeroed else torch.empty
             size_bytes = totals[one.of] * one.width
-            self._scratch.append((ADDRESSES[one.name], of_each, size_bytes, new))
+            if size_bytes:
+                self._scratch.append((ADDRESSES[one.name], of_each, size_bytes, new))
 
     def run(
         self, launcher: Launcher, addresses: Sequence[int] | Words, bases: Sequence[Tensor]
@@ -155,7 +156,7 @@ def steps_of(group: Group) -> tuple[Step, ...]:
     forward = "output" in group.results
     if not (forward or maps or transforms):
         return ()
-    steps = [_parameters("stn_prepare")] if group.prepares else []
+    steps = [_parameters("stn_prepare", "thetas")] if group.prepares else []
     if forward:
         # Kernels are called after whether they take a matrix or points one by one.
         points = "matrix" if group.family is Family.MATRIX else "field"
@@ -165,9 +166,9 @@ def steps_of(group: Group) -> tuple[Step, ...]:
         tiles = "field_tiles" if field else "target_tiles"
         steps.append(_step(group, "slopes", f"stn_slopes_{group.family}", tiles))
         if not field:  # sums of tiles become those of parameters
-            steps.append(_parameters("stn_finish"))
+            steps.append(_parameters("stn_finish", "unfinished_thetas"))
     if maps and group.gathers:
-        steps.append(Step(_kernel(group, "gather", "stn_preimage"), "thetas"))
+        steps.append(Step(_kernel(group, "gather", "stn_preimage"), "uninverted_thetas"))
         steps += [
             _step(group, "gather", name, "source_tiles")
             for name in ("stn_gather", "stn_gather_far")
@@ -200,8 +201,8 @@ def scratch_of(group: Group) -> list[Scratch]:
     return found
 
 
-def _parameters(name: str) -> Step:
-    return Step(kernel_of(Program("parameters"), name), "thetas")
+def _parameters(name: str, tiles: str) -> Step:
+    return Step(kernel_of(Program("parameters"), name), tiles)
 
 
 def _step(group: Group, source: str, name: str, tiles: str) -> Step:

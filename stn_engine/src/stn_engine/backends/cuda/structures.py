@@ -94,6 +94,8 @@ DESCRIPTOR = (
     Field("wide", "int", "whether parameters or points are float64"),
     Field("zero_subgradient", "int", "whether coordinates that are integers have no slope"),
     Field("fills", "int", "whether taps outside read `fill`"),
+    Field("finishes", "int", "whether a theta has one tile of G, which writes its gradient"),
+    Field("inverts", "int", "whether it has one tile of U, which finds its preimage"),
 )
 LAUNCH = (
     Field("problem", "Descriptor", "the only one, if there is one"),

@@ -1,5 +1,6 @@
 """The ``reference`` backend: the oracle behind the backend protocol, one problem at a time."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,10 +16,13 @@ from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,
     GridProblem,
+    Objective,
+    ObjectiveProblem,
     Problem,
     WarpGradientsProblem,
     WarpProblem,
 )
+from stn_engine.spec import Domain
 from stn_engine.transforms import Flow, Homography, SamplingGrid, ThinPlateSpline, Transform
 
 
@@ -56,6 +60,10 @@ class ReferenceBackend:
         """The gradient of the parameters of each problem, shaped like them."""
         return [_generate_grid_gradients(problem) for problem in problems]
 
+    def objective(self, problems: Sequence[ObjectiveProblem]) -> list[Objective]:
+        """Value, count and what else each problem needs."""
+        return [_objective(problem) for problem in problems]
+
 
 def _warp(problem: WarpProblem) -> Tensor:
     U = _array(problem.feature_map)
@@ -76,6 +84,58 @@ def _warp_gradients(problem: WarpGradientsProblem) -> Gradients:
         transform, grad_grid, spec.coordinates, align_corners=spec.align_corners
     )
     return Gradients(grad_feature_map, _tensor(gradient, transform.parameters.dtype))
+
+
+def _objective(problem: ObjectiveProblem) -> Objective:
+    n, parameters = problem.batch_size, problem.warp.transform.parameters
+    count = math.prod(parameters.shape[1:])
+    value, points, gradient = np.zeros(n), np.zeros(n), np.zeros((n, *parameters.shape[1:]))
+    matrix = np.zeros((n, count, count) if "gauss_newton" in problem.needs else n)
+    for item in range(n):
+        value[item], points[item], gradient[item], matrix[item] = _objective_of_item(problem, item)
+    return Objective(
+        torch.from_numpy(value),
+        torch.from_numpy(points),
+        _tensor(gradient, parameters.dtype) if "gradient" in problem.needs else None,
+        torch.from_numpy(matrix) if "gauss_newton" in problem.needs else None,
+    )
+
+
+def _objective_of_item(
+    problem: ObjectiveProblem, n: int
+) -> tuple[float, float, reference.Array, reference.Array]:
+    """Value, count, gradient and Gauss-Newton matrix of one item, by composition."""
+    warp, comparison = problem.warp, problem.comparison
+    options, spec = _options(warp), warp.spec
+    transform = warp.transform.with_parameters(_item(warp.transform.parameters, n))
+    U, F = _array(_item(warp.feature_map, n)), _array(_item(problem.fixed, n))
+    size = problem.output_shape[2:]
+    unit, corners = spec.coordinates, spec.align_corners
+    grid = _generator(transform, size, unit, align_corners=corners)
+    w = np.ones(size) if problem.weights is None else _array(_item(problem.weights, n))[0, 0]
+    if comparison.domain == Domain.OVERLAP:
+        w = np.where(reference.overlap(grid[0], U.shape[2:], options), w, 0.0)
+    V = reference.sampler(U, grid, options)[0]
+    how = reference.Comparing(loss=comparison.loss, delta=comparison.delta)
+    found = reference.compare(V, F[0], w, how)
+    _, grad_grid = reference.sampler_adjoint(found.G[None], U, grid, options)
+    grad_grid = np.where(w[..., None] == 0, 0.0, grad_grid)
+    gradient = _generator_adjoint(transform, grad_grid, unit, align_corners=corners)[0]
+    if "gauss_newton" not in problem.needs:
+        return found.value, found.count, gradient, np.zeros(())
+    matrix = np.zeros((gradient.size, gradient.size))
+    slopes = reference.slopes(U, grid, options)
+    for c, *pixel in np.argwhere(found.curvature != 0):
+        alone = np.zeros_like(grid)
+        alone[0, *pixel] = slopes[c, *pixel]
+        J = _generator_adjoint(transform, alone, unit, align_corners=corners).ravel()
+        matrix += found.curvature[c, *pixel] * np.outer(J, J)
+    return found.value, found.count, gradient, matrix
+
+
+def _item(tensor: Tensor, n: int) -> Tensor:
+    """Item n of an operand that may be broadcast, as a batch of one."""
+    return tensor[[n if len(tensor) > 1 else 0]]
 
 
 def _generate_grid(problem: GridProblem) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stn_engine.backends._results import delivered
+from stn_engine.backends.torch.objectives import objective
 from stn_engine.backends.torch.points import generated_grid, generated_grid_adjoint
 from stn_engine.backends.torch.sampler import sample, sample_adjoint
 from stn_engine.call import Call
@@ -19,6 +20,8 @@ from stn_engine.problem import (
     Gradients,
     GridGradientsProblem,
     GridProblem,
+    Objective,
+    ObjectiveProblem,
     Problem,
     WarpGradientsProblem,
     WarpProblem,
@@ -61,6 +64,10 @@ class TorchBackend:
     def generate_grid_gradients(self, problems: Sequence[GridGradientsProblem]) -> list[Tensor]:
         """The gradient of the parameters of each problem, shaped like them."""
         return _grouped(problems, _grid_gradients_key, _grid_gradients_group)
+
+    def objective(self, problems: Sequence[ObjectiveProblem]) -> list[Objective]:
+        """Value, count and what else each problem needs."""
+        return list(map(objective, problems))
 
 
 def _grouped(

@@ -3,6 +3,7 @@
 theta is made, and composed with the unit changes, in float64 and rounded once.
 """
 
+from functools import partial
 from typing import cast
 
 import torch
@@ -14,6 +15,7 @@ from stn_engine.backends.torch.lattices import (
     lattice,
     linear,
     linear_adjoint,
+    linear_curvature,
     pixel_lattice,
 )
 from stn_engine.backends.torch.trees import tree_sum
@@ -36,7 +38,18 @@ def points(problem: WarpProblem) -> Tensor:
 def points_adjoint(problem: WarpProblem, grad_points: Tensor) -> Tensor:
     """Gradient of the parameters from that of ``points``, summed in float64."""
     grad = grad_points.double().view(-1, problem.transform.dims, *problem.output_shape[2:])
-    grad_matrix = linear_adjoint(grad, pixel_lattice(problem, torch.float64))
+    return _matrix_adjoint(problem, linear_adjoint(grad, pixel_lattice(problem, torch.float64)))
+
+
+def points_curvature(problem: WarpProblem, curvature: Tensor) -> Tensor:
+    """The congruence of ``points`` of matrices (N, dims, dims, P), (N, K, K)."""
+    curvature = curvature.view(*curvature.shape[:3], *problem.output_shape[2:])
+    lattice, adjoint = pixel_lattice(problem, torch.float64), partial(_matrix_adjoint, problem)
+    return linear_curvature(curvature, lattice, adjoint)
+
+
+def _matrix_adjoint(problem: WarpProblem, grad_matrix: Tensor) -> Tensor:
+    """Gradient of the parameters from that of the matrix that takes pixels to pixels."""
     grad_axes, grad_m_0 = grad_matrix[..., :-1], grad_matrix[..., -1:]
     scales, offsets, scale, _ = _pixel_affine(problem)
     grad_by_axes = grad_axes * scales + grad_m_0 * offsets

@@ -3,6 +3,8 @@
 The unit changes are composed with theta in float64 and rounded once; the division runs per point.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from stn_engine.backends.torch.lattices import (
     lattice,
     linear,
     linear_adjoint,
+    linear_curvature,
     pixel_lattice,
 )
 from stn_engine.backends.torch.trees import tree_sum
@@ -29,7 +32,28 @@ def points_adjoint(problem: WarpProblem, grad_points: Tensor) -> Tensor:
     """Gradient of theta from that of ``points``, summed in float64."""
     grad = grad_points.view(-1, 2, *problem.output_shape[2:])
     grad_rays = _quotient_adjoint(_pixel_rays(problem), grad)
-    grad_matrix = linear_adjoint(grad_rays, pixel_lattice(problem, torch.float64))
+    return _matrix_adjoint(
+        problem, linear_adjoint(grad_rays, pixel_lattice(problem, torch.float64))
+    )
+
+
+def points_curvature(problem: WarpProblem, curvature: Tensor) -> Tensor:
+    """The congruence of ``points`` of matrices (N, 2, 2, P), (N, 9, 9)."""
+    rays = _pixel_rays(problem)
+    curvature = curvature.view(*curvature.shape[:3], *problem.output_shape[2:])
+    unit = torch.eye(2, dtype=torch.float64, device=rays.device)[:, None, :, None, None]
+    by_rays = [_quotient_adjoint(rays, one) for one in unit]  # of x, of y: (N, 3, Ho, Wo)
+    terms = [
+        by_rays[a][:, :, None] * by_rays[b][:, None] * curvature[:, a, b, None, None]
+        for a in range(2)
+        for b in range(2)
+    ]
+    lattice, adjoint = pixel_lattice(problem, torch.float64), partial(_matrix_adjoint, problem)
+    return linear_curvature(tree_sum(torch.stack(terms), 0), lattice, adjoint)
+
+
+def _matrix_adjoint(problem: WarpProblem, grad_matrix: Tensor) -> Tensor:
+    """Gradient of theta from that of the matrix that takes pixels to pixels."""
     change = _pixel_homography(problem)
     grad_theta = tree_sum(grad_matrix.flatten(1)[:, :, None] * change, 1)
     return grad_theta.view(-1, 3, 3).to(problem.transform.parameters.dtype)

@@ -4,7 +4,7 @@ A lattice is one tensor per axis, x first, each shaped to be broadcast with the 
 y is (Ho, 1), and z is (Do, 1, 1) in 3-D.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -74,3 +74,27 @@ def linear_adjoint(grad: Tensor, axes: Lattice) -> Tensor:
     for axis in reversed(axes):
         sums = tree_sum(torch.cat((sums[:, :, -1:] * axis, sums), 2), 3)
     return sums
+
+
+def linear_curvature(
+    curvature: Tensor, axes: Lattice, adjoint: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The congruence of ``linear``, seen by what its matrix is made of: (N, K, K).
+
+    Args:
+        curvature: Symmetric matrices on the lattice, (N, R, R, [Do,] Ho, Wo).
+        axes: The lattice.
+        adjoint: The gradient of the K parameters from that of the matrix, (N, R, dims + 1).
+    """
+    n, rows = curvature.shape[:2]
+    sums = [
+        linear_adjoint((curvature * factor).flatten(1, 2), axes).view(n, rows, rows, -1)
+        for factor in (*axes, torch.ones_like(axes[0]))
+    ]
+    by_matrix = torch.stack(sums, 2).unbind(4)  # (N, R, dims + 1, R) for each column
+    half = [
+        torch.stack([adjoint(row).flatten(1) for row in column.unbind(3)], 2)
+        for column in by_matrix
+    ]
+    of_rows = torch.stack(half, 3)  # (N, K, R, dims + 1)
+    return torch.stack([adjoint(row).flatten(1) for row in of_rows.unbind(1)], 1)

@@ -5,7 +5,7 @@ pixels in row-major order.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -41,6 +41,11 @@ POINTS = {
     Generator.GRID: Points(pointwise.grid_points, pointwise.points_adjoint),
 }
 
+CURVATURES = {
+    Generator.AFFINE: affine.points_curvature,
+    Generator.HOMOGRAPHY: homography.points_curvature,
+}
+
 GRIDS = {
     Generator.AFFINE: Grid(affine.grid, affine.grid_adjoint),
     Generator.HOMOGRAPHY: Grid(homography.grid, homography.grid_adjoint),
@@ -57,6 +62,16 @@ def source_points(problem: WarpProblem) -> Tensor:
 def source_points_adjoint(problem: WarpProblem, grad_points: Tensor) -> Tensor:
     """Gradient of the transform's parameters from that of ``source_points``."""
     return POINTS[problem.transform.kind.generator].adjoint(problem, grad_points)
+
+
+def source_points_curvature(problem: WarpProblem, curvature: Tensor) -> Tensor:
+    """The congruence of ``source_points``: (N, K, K) of symmetric matrices (N, dims, dims, P).
+
+    K parameters of a transform that is a matrix, float64.
+    """
+    parameters = problem.transform.parameters.double()
+    wide = replace(problem, transform=problem.transform.with_parameters(parameters))
+    return CURVATURES[problem.transform.kind.generator](wide, curvature)
 
 
 def generated_grid(problem: GridProblem) -> Tensor:

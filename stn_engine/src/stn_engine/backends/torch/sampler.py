@@ -22,10 +22,8 @@ def sample(problem: WarpProblem) -> Tensor:
     if 0 in problem.output_shape:
         return problem.feature_map.new_zeros(problem.output_shape)
     taps = find_taps(source_points(problem), problem)
-    values = _read(problem, taps)
-    if problem.spec.interpolation != Interpolation.NEAREST:
-        values = values * taps.product[:, None]
-    return _stored(tree_sum(values, 2), problem.output_dtype).view(problem.output_shape)
+    values = sum_of_taps(problem, taps, read_taps(problem, taps))
+    return _stored(values, problem.output_dtype).view(problem.output_shape)
 
 
 def sample_adjoint(problem: WarpGradientsProblem) -> Gradients:
@@ -59,12 +57,19 @@ def accumulate(index: Tensor, terms: Tensor, size: int, *, ordered: bool) -> Ten
     return bins.view(-1).index_put_((flat,), terms.flatten(), accumulate=True).view_as(bins)
 
 
-def _read(problem: WarpProblem, taps: Taps) -> Tensor:
+def read_taps(problem: WarpProblem, taps: Taps) -> Tensor:
     """U at every tap, (N, C, T, P), in compute dtype."""
     n, channels = problem.output_shape[:2]
     pixels = _pixels(problem)
     index = taps.index.flatten(1)[:, None].expand(n, channels, -1)
     return pixels.expand(n, -1, -1).gather(2, index).view(n, channels, *taps.index.shape[1:])
+
+
+def sum_of_taps(problem: WarpProblem, taps: Taps, values: Tensor) -> Tensor:
+    """V, (N, C, P), in compute dtype, of the values of its taps."""
+    if problem.spec.interpolation != Interpolation.NEAREST:
+        values = values * taps.product[:, None]
+    return tree_sum(values, 2)
 
 
 def _pixels(problem: WarpProblem) -> Tensor:
@@ -104,7 +109,7 @@ def _transform_gradient(problem: WarpProblem, points: Tensor, taps: Taps, grad: 
     parameters = problem.transform.parameters
     if problem.spec.interpolation == Interpolation.NEAREST:
         return torch.zeros_like(parameters)
-    by_coordinate = _coordinate_gradient(_read(problem, taps), taps, grad)
+    by_coordinate = coordinate_gradient(read_taps(problem, taps), taps, grad)
     slope = coordinate_slope(points, problem)
     # Selected rather than multiplied: 0 times an infinite gradient would be NaN.
     grad_points = torch.where(slope == 0, 0, by_coordinate * slope)
@@ -113,7 +118,7 @@ def _transform_gradient(problem: WarpProblem, points: Tensor, taps: Taps, grad: 
     return source_points_adjoint(problem, grad_points)
 
 
-def _coordinate_gradient(values: Tensor, taps: Taps, grad: Tensor) -> Tensor:
+def coordinate_gradient(values: Tensor, taps: Taps, grad: Tensor) -> Tensor:
     """Derivatives (2) and (3) of V, or of its bicubic kin, times G: (N, dims, P)."""
     # Differences to one corner keep a large common offset of the taps out of the sums.
     contrast = tree_sum(grad[:, :, None] * (values - values[:, :, :1]), 1)

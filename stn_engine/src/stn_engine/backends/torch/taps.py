@@ -122,6 +122,11 @@ def _readable(points: Tensor, problem: WarpProblem) -> Tensor:
     return _finite(points)
 
 
+def is_within(points: Tensor, problem: WarpProblem) -> Tensor:
+    """Whether points lie within the outermost pixel centres of the feature map: (N, 1, P)."""
+    return ((points >= 0) & (points <= _last(problem, points.dtype))).all(1, keepdim=True)
+
+
 def _finite(points: Tensor) -> Tensor:
     return points.isfinite().all(1, keepdim=True)
 

@@ -1,7 +1,7 @@
 // What one instruction set offers: the same functions for every storage type and number of axes.
 #pragma once
 
-#include "problem.h"
+#include "objective.h"
 
 namespace stn {
 
@@ -22,6 +22,7 @@ struct InstructionSet {
   const char* name;
   bool (*runs_here)();
   const Kernels& (*kernels[kStorageCount])(int axes);  // by storage type
+  ObjectiveRun (*objective[kStorageCount])(int axes);  // null for integers
 };
 
 }  // namespace stn

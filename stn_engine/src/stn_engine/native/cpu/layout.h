@@ -67,6 +67,14 @@ struct Layout {
     return true;
   }
 
+  // Row by row, and dense.
+  bool is_contiguous() const {
+    int64_t numbers = 1;
+    for (size_t a = shape.size(); a-- > 0; numbers *= std::max<int64_t>(1, shape[a]))
+      if (shape[a] > 1 && strides[a] != numbers) return false;
+    return true;
+  }
+
   std::string text() const {
     std::string text = "(";
     for (size_t a = 0; a < shape.size(); ++a) text += (a ? ", " : "") + std::to_string(shape[a]);

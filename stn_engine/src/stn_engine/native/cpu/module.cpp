@@ -4,6 +4,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <utility>
@@ -19,10 +20,15 @@ namespace {
 
 const InstructionSet* chosen = nullptr;
 
-bool is_worth_freeing(const std::vector<Problem>& problems) {
-  int64_t numbers = 0;
-  for (const Problem& problem : problems) numbers += problem.batch * problem.pixels() * problem.target.channels;
-  return numbers >= kWorthFreeing;
+int64_t numbers_of(const Problem& problem) { return problem.batch * problem.pixels() * problem.target.channels; }
+
+// Whether a call takes so long that other threads of Python can use the time.
+bool is_worth_freeing(const Computation& computation) {
+  int64_t warps = 0, gradients = 0, objectives = 0;
+  for (const Problem& problem : computation.warps) warps += numbers_of(problem);
+  for (const Problem& problem : computation.gradients) gradients += numbers_of(problem);
+  for (const Objective& objective : computation.objectives) objectives += numbers_of(objective.problem);
+  return std::max({warps, gradients, objectives}) >= kWorthFreeing;
 }
 
 nb::list run(nb::list calls, int threads) {
@@ -38,9 +44,10 @@ nb::list run(nb::list calls, int threads) {
   // Torch computes before and after on the tensors whose addresses these are, but never on bytes.
   const Threads on{threads < 1 ? 1 : threads, !computation.reads_bytes()};
   std::optional<nb::gil_scoped_release> free;
-  if (is_worth_freeing(computation.warps) || is_worth_freeing(computation.gradients)) free.emplace();
+  if (is_worth_freeing(computation)) free.emplace();
   warp(computation.warps, isa, on);
   warp_gradients(computation.gradients, isa, on);
+  objectives(computation.objectives, isa, on);
   computation.round();
   return results;
 }
@@ -84,12 +91,18 @@ NB_MODULE(_cpu, m) {
   nb::class_<Layout>(m, "Layout")
       .def(nb::init<Storage, std::vector<int64_t>, std::vector<int64_t>>(), nb::arg("dtype"), nb::arg("shape"),
            nb::arg("strides"));
+  nb::class_<Comparison>(m, "Comparison")
+      .def(nb::init<Loss, double, Domain>(), nb::arg("loss"), nb::arg("delta"), nb::arg("domain"));
   nb::class_<Plan>(m, "Plan")
       .def_static("warp", &Plan::warp, nb::arg("options"), nb::arg("kind"), nb::arg("feature_map"),
                   nb::arg("parameters"), nb::arg("output"), "A warp of tensors of these layouts.")
       .def_static("gradients", &Plan::gradients, nb::arg("options"), nb::arg("kind"), nb::arg("grad_output"),
                   nb::arg("feature_map"), nb::arg("parameters"), nb::arg("grad_feature_map").none(),
-                  nb::arg("grad_parameters").none(), "The gradients of a warp; None for those not needed.");
+                  nb::arg("grad_parameters").none(), "The gradients of a warp; None for those not needed.")
+      .def_static("objective", &Plan::objective, nb::arg("options"), nb::arg("comparison"), nb::arg("kind"),
+                  nb::arg("warped"), nb::arg("moving"), nb::arg("parameters"), nb::arg("fixed"),
+                  nb::arg("weights").none(), nb::arg("gradient").none(), nb::arg("gauss_newton").none(),
+                  "How far a warp is from a fixed map; None for what is not there, or not needed.");
   m.def("run", &run, nb::arg("calls"), nb::arg("threads"),
         "Computes each call (plan, *operands), operands as addresses or bytes, and returns the bytes of its results; "
         "or (plan, *operands, *results) into these addresses.");

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "layout.h"
+#include "objectives.h"
 #include "schedule.h"
 
 namespace stn {
@@ -24,6 +25,18 @@ struct Options {
 
   Sampling sampling() const {
     return {interpolation, padding, unit, zero_subgradient, fill.data(), static_cast<int64_t>(fill.size())};
+  }
+};
+
+// How an objective compares maps.
+struct Comparison {
+  Loss loss;
+  double delta;
+  Domain domain;
+
+  Comparison(Loss the_loss, double the_delta, Domain the_domain)
+      : loss(the_loss), delta(the_delta), domain(the_domain) {
+    if (!(delta > 0.0)) fail("delta", "a number > 0", std::to_string(delta));
   }
 };
 
@@ -99,6 +112,7 @@ class Computation {
   }
 
   std::vector<Problem> warps, gradients;
+  std::vector<Objective> objectives;
 
   // Where an operand is: at an address, or in bytes of exactly its size.
   void* read(nb::handle object, const Extent& extent) {
@@ -138,9 +152,10 @@ class Computation {
   std::vector<Rounding> roundings_;
 };
 
-// A warp, or its gradients. Operands are (feature_map, parameters), of gradients (grad_output, feature_map,
-// parameters), and of splines the basis behind them: (points, target pixels) of float64. Results are (output), or those
-// of (grad_feature_map, grad_parameters) that are needed.
+// A warp, its gradients, or an objective of it. Operands are (feature_map, parameters), of gradients (grad_output,
+// feature_map, parameters), of objectives (moving, parameters, fixed, weights) or all but weights, and of splines the
+// basis behind them: (points, target pixels) of float64. Results are (output), or those of (grad_feature_map,
+// grad_parameters), or of (value, count, gradient, gauss_newton), that are needed.
 class Plan {
  public:
   static Plan warp(nb::object options, Kind kind, const Layout& feature_map, const Layout& parameters,
@@ -163,6 +178,31 @@ class Plan {
     return plan;
   }
 
+  static Plan objective(nb::object options, const Comparison& comparison, Kind kind, const Layout& warped,
+                        const Layout& moving, const Layout& parameters, const Layout& fixed,
+                        const std::optional<Layout>& weights, const std::optional<Layout>& gradient,
+                        const std::optional<Layout>& gauss_newton) {
+    Plan plan(std::move(options), kind, moving, parameters, "warped", warped);
+    if (plan.problem_.storage == Storage::uint8) fail("moving", "a float dtype", "uint8");
+    Objective objective{};
+    objective.loss = comparison.loss, objective.delta = comparison.delta, objective.domain = comparison.domain;
+    auto place = plan.operands_.begin() + 2;
+    objective.fixed = plan.compared("fixed", fixed, plan.problem_.target.channels);
+    place = plan.operands_.insert(place, Extent("fixed", fixed)) + 1;
+    if (weights) {
+      objective.weights = plan.compared("weights", *weights, 1);
+      plan.operands_.insert(place, Extent("weights", *weights));
+    }
+    plan.has_weights_ = weights.has_value();
+    plan.objective_ = objective;
+    const int64_t batch = plan.problem_.batch;
+    const Layout numbers(Storage::float64, {batch}, {1});
+    plan.results_ = {Extent("value", numbers), Extent("count", numbers)};
+    if (gradient) plan.need_gradient(*gradient);
+    if (gauss_newton) plan.need_gauss_newton(*gauss_newton);
+    return plan;
+  }
+
   // Adds the problem of a call (plan, *operands), whose results become new bytes, or (plan, *operands, *results), of
   // which each result is the address where it goes. Returns the bytes, which are there when the problem is computed.
   nb::tuple add(Computation& to, const nb::tuple& call) const {
@@ -170,9 +210,11 @@ class Plan {
     if (given != operands && given != all)
       fail("call", std::to_string(1 + operands) + " or " + std::to_string(1 + all) + " entries",
            std::to_string(call.size()));
-    std::vector<Problem>& problems = is_gradient_ ? to.gradients : to.warps;
-    Problem& problem = problems.emplace_back(problem_);
-    read(problem, to, call);
+    Objective* objective = objective_ ? &to.objectives.emplace_back(*objective_) : nullptr;
+    if (objective) objective->problem = problem_;
+    Problem& problem =
+        objective ? objective->problem : (is_gradient_ ? to.gradients : to.warps).emplace_back(problem_);
+    read(problem, objective, to, call);
     const size_t returned = given == all ? 0 : results_.size();
     nb::tuple created = nb::steal<nb::tuple>(PyTuple_New(static_cast<Py_ssize_t>(returned)));
     for (size_t r = 0; r < results_.size(); ++r) {
@@ -184,7 +226,8 @@ class Plan {
         memory = PyBytes_AS_STRING(bytes.ptr());
         PyTuple_SET_ITEM(created.ptr(), static_cast<Py_ssize_t>(r), bytes.release().ptr());
       }
-      write(problem, to, r, memory);
+      if (objective) write(*objective, to, r, memory);
+      else write(problem, to, r, memory);
     }
     return created;
   }
@@ -274,12 +317,48 @@ class Plan {
     grad_parameters_ = layout;
   }
 
-  void read(Problem& problem, Computation& to, const nb::tuple& call) const {
+  // A map that is compared with the target, whose items may be one.
+  Map compared(const char* where, const Layout& layout, int64_t channels) const {
+    Map map = map_of(where, layout, problem_.axes);
+    bool fits = (map.batch == problem_.batch || map.batch == 1) && map.channels == channels;
+    for (int a = 0; a < kMaxAxes; ++a) fits &= map.size[a] == problem_.target.size[a];
+    if (!fits) fail(where, "one number per target pixel", layout.text());
+    if (layout.storage != problem_.storage) fail(where, "the dtype of moving", "another");
+    if (map.batch == 1) map.batch_stride = 0;
+    return map;
+  }
+
+  // The gradient of every item: parameters of its own, whether or not all share one.
+  void need_gradient(const Layout& layout) {
+    std::vector<int64_t> shape = parameters_.shape;
+    shape[0] = problem_.batch;
+    if (layout.shape != shape) fail("gradient", "the parameters of every item", layout.text());
+    if (!layout.is_contiguous()) fail("gradient", "contiguous memory", "another order");
+    (void)is_wide("gradient", layout);
+    if (problem_.generator.is_pointwise())
+      problem_.grad_field = field_of("gradient", layout, problem_.axes, problem_.target);
+    results_.emplace_back("gradient", layout);
+    grad_parameters_ = layout;
+  }
+
+  void need_gauss_newton(const Layout& layout) {
+    const int64_t count = problem_.generator.count;
+    if (!problem_.generator.is_linear()) fail("gauss_newton", "a transform that is a matrix", "another kind");
+    if (objective_->loss == Loss::ncc) fail("gauss_newton", "a loss of squares", "ncc");
+    if (layout.shape != std::vector<int64_t>{problem_.batch, count, count} || !layout.is_contiguous() ||
+        layout.storage != Storage::float64)
+      fail("gauss_newton", "a contiguous matrix of float64 for every item", layout.text());
+    results_.emplace_back("gauss_newton", layout);
+  }
+
+  void read(Problem& problem, Objective* objective, Computation& to, const nb::tuple& call) const {
     size_t place = 0;
     const auto next = [&] { return ++place, to.read(call[place], operands_[place - 1]); };
     if (is_gradient_) problem.target.data = next();
     problem.source.data = next();
     void* parameters = next();
+    if (objective) objective->fixed.data = next();
+    if (objective && has_weights_) objective->weights.data = next();
     Generator& generator = problem.generator;
     if (generator.is_pointwise()) {
       generator.field.data = parameters;
@@ -309,13 +388,34 @@ class Plan {
     }
   }
 
+  // Kernels leave what has no slope as it was, and gradients without target pixels: 0.
+  void write(Objective& objective, Computation& to, size_t result, void* memory) const {
+    Problem& problem = objective.problem;
+    const size_t size = static_cast<size_t>(results_[result].bytes);
+    if (result == 0) {
+      objective.value = static_cast<double*>(memory);
+    } else if (result == 1) {
+      objective.count = static_cast<double*>(memory);
+    } else if (result > 2 || !grad_parameters_) {
+      std::memset(memory, 0, size);
+      objective.gauss_newton = static_cast<double*>(memory);
+    } else if (problem.generator.is_pointwise()) {
+      if (!objective.has_slopes()) std::memset(memory, 0, size);
+      problem.grad_field.data = memory;
+    } else {
+      objective.gradient = to.numbers(problem.batch * problem.generator.count);
+      to.round_later(objective.gradient, *grad_parameters_, memory);
+    }
+  }
+
   nb::object options_;  // has the fill values
   Problem problem_{};
   Layout parameters_;
   std::optional<Layout> grad_parameters_;
   Extent target_;
   std::vector<Extent> operands_, results_;
-  bool is_gradient_ = false, needs_map_ = false;
+  std::optional<Objective> objective_;  // its problem is problem_
+  bool is_gradient_ = false, needs_map_ = false, has_weights_ = false;
 };
 
 }  // namespace stn

@@ -272,32 +272,36 @@ STN_FUNCTION void add_window(const Descriptor& problem, const NearGather& gather
   }
 }
 
+STN_FUNCTION NearPixel quad_pixel(const Quad& quad, int p) {
+  const Pixel pixel = quad.pixel(p);
+  return {pixel.at[0], pixel.at[1], {}};
+}
+
 STN_FUNCTION void gather_quads(const Descriptor& problem, const Place& place, const NearGather& gather) {
   constexpr int N = kGroup<false>;
   const Quad quad(place, problem.source, gather.is_steep());
   const Map &from = problem.grad_output, &to = problem.grad_feature_map;
   const S* grads = maps_of(from, place.n);
   S* sums_of_map = maps_of(to, place.n);
-  NearPixel pixels[kQuad];
-  bool have_few = quad.fits(problem.source) && from.stride[0] == 1;
-#pragma unroll
-  for (int p = 0; p < kQuad; ++p) {
-    pixels[p].x = quad.pixel(p).at[0];
-    pixels[p].y = quad.pixel(p).at[1];
-    have_few = have_few & pixels[p].find(gather);
-  }
+  // Those of the first and the last pixel bound the others.
+  NearPixel first = quad_pixel(quad, 0), last = quad_pixel(quad, kQuad - 1);
+  const bool have_few = (quad.fits(problem.source) && from.stride[0] == 1) & first.find(gather) & last.find(gather);
   if (have_few) {
     const QuadSteps steps(to, sums_of_map, quad.is_row);
     S* target = sums_of_map + offset_of<D>(to, 0, quad.pixel(0));
     for_groups<N, false>(0, problem.channels, [&](auto count, int first) {
       constexpr int M = decltype(count)::kCount;
-      T all[M][kQuad];
-#pragma unroll
+      T all[M][kQuad] = {};
+#pragma unroll 1
       for (int p = 0; p < kQuad; ++p) {
         T sums[M] = {};
-        add_near<M, false>(gather, from, grads + first * from.channel_stride, pixels[p], sums);
+        NearPixel pixel = quad_pixel(quad, p);
+        pixel.find(gather);
+        add_near<M, false>(gather, from, grads + first * from.channel_stride, pixel, sums);
 #pragma unroll
-        for (int c = 0; c < M; ++c) all[c][p] = sums[c];
+        for (int c = 0; c < M; ++c)
+#pragma unroll
+          for (int q = 0; q < kQuad; ++q) all[c][q] = p == q ? sums[c] : all[c][q];
       }
 #pragma unroll
       for (int c = 0; c < M; ++c) steps.store(target + (first + c) * to.channel_stride, all[c]);
@@ -344,6 +348,7 @@ STN_FUNCTION void gather_tiles(const Launch& launch) {
     const Descriptor& problem = problem_of(launch, loop);
     const Place place = place_of(problem.source, loop.tile_of_problem());
     const int last = last_reader(problem, place.n);
+    if (problem.inverts) find_preimage(problem, place.n);
     Rays rays = load_rays(problem, place.n);
     if constexpr (kHasNearGather) {
       if (last == place.n + 1 && !rays.projective && preimage_of(problem, place.n).always_few &&
@@ -415,8 +420,7 @@ STN_FUNCTION void gather_far_tiles(const Launch& launch) {
 STN_FUNCTION void find_preimages(const Launch& launch) {
   for (TileLoop loop(launch); loop.goes_on(); ++loop.tile) {
     const Descriptor& problem = problem_of(launch, loop);
-    const int n = static_cast<int>(loop.tile_of_problem());
-    if (threadIdx.x == 0) find_preimage(problem, n, problem.preimages[n]);
+    find_preimage(problem, static_cast<int>(loop.tile_of_problem()));
   }
 }
 

@@ -37,41 +37,60 @@ STN_FUNCTION void put_similarity(const Descriptor& problem, int n, const double 
   for (int k = 0; k < own.count; ++k) put_number(problem.grad_parameters, n, k, grad_own[k]);
 }
 
-constexpr int kMaxLinear = 12;
+constexpr int kAtOnce = 12;  // entries of a matrix at most
 
-// Writes the gradient of theta: the transpose of the factors, times the gradient of the matrix. One thread calls it.
-STN_FUNCTION void put_linear(const Descriptor& problem, int n, const double* grad_matrix) {
-  double grad_theta[kMaxLinear] = {};
-  for (int k = 0; k < problem.count; ++k)
-    for (int e = 0; e < problem.entries; ++e)
-      grad_theta[k] = fused(problem.factors[e * (problem.count + 1) + k], grad_matrix[e], grad_theta[k]);
-  if (problem.own_kind != problem.kind) {
-    double six[6];
-    for (int k = 0; k < 6; ++k) six[k] = grad_theta[k];
-    return put_similarity(problem, n, six);
+// Sums some entries over all tiles that share parameters n. Every thread must call it, and sees the sums.
+STN_FUNCTION void sum_tiles(const Descriptor& problem, int n, int first, int count, double (&entries)[kAtOnce]) {
+  __shared__ double warps[kWarps][kAtOnce];
+  const int64 tiles = static_cast<int64>(problem.target.count) * (problem.parameter_batch == 1 ? problem.batch : 1);
+  const double* from = problem.sums + static_cast<int64>(n) * problem.target.count * problem.entries + first;
+  double sums[kAtOnce] = {};
+  for (int64 tile = threadIdx.x; tile < tiles; tile += kThreads)
+#pragma unroll
+    for (int e = 0; e < kAtOnce; ++e)
+      if (e < count) sums[e] += from[tile * problem.entries + e];
+#pragma unroll
+  for (int e = 0; e < kAtOnce; ++e) {
+    if (e >= count) break;
+    const double sum = warp_sum(sums[e]);
+    if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp][e] = sum;
   }
-  for (int k = 0; k < problem.count; ++k) put_number(problem.grad_parameters, n, k, grad_theta[k]);
+  __syncthreads();
+  if (static_cast<int>(threadIdx.x) < count) {
+    double sum = 0.0;
+    for (int w = 0; w < kWarps; ++w) sum += warps[w][threadIdx.x];
+    entries[threadIdx.x] = sum;
+  }
+  __syncthreads();
 }
 
-// Entry e of the sum over all tiles that share parameters n. Every thread must call it.
-STN_FUNCTION double sum_of_tiles(const Descriptor& problem, int n, int e) {
-  const int64 tiles = static_cast<int64>(problem.target.count) * (problem.parameter_batch == 1 ? problem.batch : 1);
-  const double* sums = problem.sums + static_cast<int64>(n) * problem.target.count * problem.entries + e;
-  double sum = 0.0;
-  for (int64 tile = threadIdx.x; tile < tiles; tile += kThreads) sum += sums[tile * problem.entries];
-  return block_sum(sum);
+// Writes the gradient of a theta, or of a similarity's own parameters, a number each thread. Every thread must call it.
+STN_FUNCTION void put_linear(const Descriptor& problem, int n, const double* grad_matrix) {
+  __shared__ double grad_theta[kAtOnce];
+  const int k = threadIdx.x;
+  if (problem.own_kind == problem.kind) {
+    if (k < problem.count) put_number(problem.grad_parameters, n, k, grad_theta_of(problem, k, grad_matrix));
+    return;
+  }
+  if (k < problem.count) grad_theta[k] = grad_theta_of(problem, k, grad_matrix);
+  __syncthreads();
+  if (k != 0) return;
+  double six[6];
+  for (int i = 0; i < 6; ++i) six[i] = grad_theta[i];
+  put_similarity(problem, n, six);
 }
 
 STN_FUNCTION void finish(const Descriptor& problem, int n) {
-  __shared__ double grad_matrix[kMaxLinear];
-  const bool spline = static_cast<Kind>(problem.kind) == Kind::spline;
-  for (int e = 0; e < problem.entries; ++e) {
-    const double sum = sum_of_tiles(problem, n, e);
-    if (threadIdx.x != 0) continue;
-    if (spline) put_number(problem.grad_parameters, n, e, sum * problem.factors[2 * (e % 2)]);
-    else grad_matrix[e] = sum;
+  __shared__ double entries[kAtOnce];
+  if (static_cast<Kind>(problem.kind) != Kind::spline) {
+    sum_tiles(problem, n, 0, problem.entries, entries);
+    return put_linear(problem, n, entries);
   }
-  if (threadIdx.x == 0 && !spline) put_linear(problem, n, grad_matrix);
+  for (int first = 0; first < problem.entries; first += kAtOnce) {
+    const int count = smaller(problem.entries - first, kAtOnce), e = threadIdx.x;
+    sum_tiles(problem, n, first, count, entries);
+    if (e < count) put_number(problem.grad_parameters, n, first + e, entries[e] * problem.factors[2 * (e % 2)]);
+  }
 }
 
 template <class F>

@@ -1,5 +1,6 @@
 // Gradients of parameters: the derivative by points, and at once the adjoint of the generator. What a theta or
-// a spline receives from one tile is summed in a fixed tree and left in `sums`; another kernel sums the tiles.
+// a spline receives from one tile is summed in a fixed tree and left in `sums`; another kernel sums the tiles. Where a
+// theta has one tile only, that is its gradient already.
 #pragma once
 
 #include "slopes.cuh"
@@ -29,8 +30,8 @@ STN_FUNCTION void add_point(const Rays& rays, const Pixel& pixel, const T (&by)[
   }
 }
 
-STN_FUNCTION void put_sums(const Descriptor& problem, int64 tile, double (&sums)[kMaxEntries]) {
-  __shared__ double warps[kWarps][kMaxEntries];
+STN_FUNCTION void put_sums(const Descriptor& problem, int n, int64 tile, double (&sums)[kMaxEntries]) {
+  __shared__ double warps[kWarps][kMaxEntries], grad_matrix[kMaxEntries];
 #pragma unroll
   for (int e = 0; e < kMaxEntries; ++e) {
     if (e >= problem.entries) break;
@@ -41,8 +42,13 @@ STN_FUNCTION void put_sums(const Descriptor& problem, int64 tile, double (&sums)
   for (int e = threadIdx.x; e < problem.entries; e += kThreads) {
     double sum = 0.0;
     for (int w = 0; w < kWarps; ++w) sum += warps[w][e];
-    in_device_memory(problem.sums)[tile * problem.entries + e] = sum;
+    if (problem.finishes) grad_matrix[e] = sum;
+    else in_device_memory(problem.sums)[tile * problem.entries + e] = sum;
   }
+  if (!problem.finishes) return;
+  __syncthreads();
+  const int k = threadIdx.x;
+  if (k < problem.count) put_number(problem.grad_parameters, n, k, grad_theta_of(problem, k, grad_matrix));
 }
 
 // Adds the slopes of some units of a tile.
@@ -75,14 +81,14 @@ STN_FUNCTION void matrix_tiles(const Launch& launch) {
         __syncthreads();
         add_units(problem, place, generator.rays, UnitWalk(groups, base), slopes, sums);
       }
-      put_sums(problem, loop.tile_of_problem(), sums);
+      put_sums(problem, place.n, loop.tile_of_problem(), sums);
     } else {
       if constexpr (kHasWhole) find_quad_slopes(problem, place, generator, slopes);
       else find_volume_slopes(problem, place, generator, slopes);
       __syncthreads();
       double sums[kMaxEntries] = {};
       add_units(problem, place, generator.rays, UnitWalk(1), slopes, sums);
-      put_sums(problem, loop.tile_of_problem(), sums);
+      put_sums(problem, place.n, loop.tile_of_problem(), sums);
     }
   }
 }

@@ -20,18 +20,13 @@ struct PixelPreimage : Preimage<D> {
 
 static_assert(sizeof(PixelPreimage) <= kPreimageBytes, "the host takes memory for smaller ones");
 
-STN_FUNCTION void load_rows(const Descriptor& problem, int n, PixelPreimage& preimage) {
+STN_FUNCTION void find_preimage(const Descriptor& problem, const double* entries, PixelPreimage& preimage) {
   preimage.projective = static_cast<Kind>(problem.kind) == Kind::homography;
   preimage.finite = true;
   for (int e = 0; e < problem.entries; ++e) {
-    const double entry = entry_of(problem, n, e);
-    preimage.row[e / (D + 1)][e % (D + 1)] = entry;
-    preimage.finite &= is_finite(static_cast<T>(entry));
+    preimage.row[e / (D + 1)][e % (D + 1)] = entries[e];
+    preimage.finite &= is_finite(static_cast<T>(entries[e]));
   }
-}
-
-STN_FUNCTION void find_preimage(const Descriptor& problem, int n, PixelPreimage& preimage) {
-  load_rows(problem, n, preimage);
   preimage.always_few = !preimage.finite;
   if (!preimage.finite) return;
   find_margins<D>(preimage, problem.target.size, problem.source.size, sizeof(T) == 8 ? 2.3e-16 : 1.2e-7);
@@ -44,6 +39,16 @@ STN_FUNCTION void find_preimage(const Descriptor& problem, int n, PixelPreimage&
   }
   const bool clips = static_cast<Padding>(problem.padding) == Padding::border;
   preimage.always_few = preimage.invertible && !preimage.projective && !clips && candidates <= kFewCandidates;
+}
+
+// Finds the preimage of theta n for all to see. Every thread must call it.
+STN_FUNCTION void find_preimage(const Descriptor& problem, int n) {
+  __shared__ double entries[kMaxEntries];
+  const int e = threadIdx.x;
+  if (e < problem.entries) entries[e] = entry_of(problem, n, e);
+  __syncthreads();
+  if (e == 0) find_preimage(problem, entries, problem.preimages[n]);
+  __syncthreads();
 }
 
 // Whether padding clips points to a pixel from afar, along axis a.

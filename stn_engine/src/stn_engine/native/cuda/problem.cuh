@@ -166,6 +166,15 @@ STN_FUNCTION void put_number(const Numbers& numbers, int n, int k, double value)
   put_number(numbers.data, numbers.wide, index_of(numbers, n, k), value);
 }
 
+// Number k of the gradient of a theta: the transpose of the factors, times the gradient of the matrix.
+STN_FUNCTION double grad_theta_of(const Descriptor& problem, int k, const double* grad_matrix) {
+  double sum = 0.0;
+#pragma unroll 3
+  for (int e = 0; e < problem.entries; ++e)
+    sum = fused(fetched(problem.factors + e * (problem.count + 1) + k), grad_matrix[e], sum);
+  return sum;
+}
+
 }  // namespace stn
 
 // By value, so that nothing has to be copied to the device for one problem.

@@ -78,8 +78,10 @@ struct Descriptor {
   int wide;              // whether parameters or points are float64
   int zero_subgradient;  // whether coordinates that are integers have no slope
   int fills;             // whether taps outside read `fill`
+  int finishes;          // whether a theta has one tile of G, which writes its gradient
+  int inverts;           // whether it has one tile of U, which finds its preimage
 };
-static_assert(sizeof(Descriptor) == 496, "the host has it otherwise");
+static_assert(sizeof(Descriptor) == 504, "the host has it otherwise");
 
 // What every kernel is called with, by value.
 struct Launch {
@@ -89,6 +91,6 @@ struct Launch {
   int64 tiles;              // of all problems
   int64 count;              // of problems
 };
-static_assert(sizeof(Launch) == 528, "the host has it otherwise");
+static_assert(sizeof(Launch) == 536, "the host has it otherwise");
 
 }  // namespace stn

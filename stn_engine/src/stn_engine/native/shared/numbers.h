@@ -15,6 +15,12 @@ constexpr int kUnitCount = 3;
 enum class Storage { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3, uint8 = 4 };
 constexpr int kStorageCount = 5;
 
+enum class Loss { ssd = 0, huber = 1, ncc = 2 };
+constexpr int kLossCount = 3;
+
+enum class Domain { overlap = 0, all = 1 };
+constexpr int kDomainCount = 2;
+
 enum class Family { matrix = 0, spline = 1, field = 2 };
 constexpr int kFamilyCount = 3;
 

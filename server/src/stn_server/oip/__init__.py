@@ -1,0 +1,1 @@
+"""The Open Inference Protocol: the same service for clients of Triton and KServe."""

@@ -1,0 +1,111 @@
+"""Parameters of requests: what they may hold, and how they become fields of `stn.v1`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+
+from stn_proto.oip.inference_pb2 import InferParameter
+from stn_server.errors import InvalidRequestError, UnsupportedError
+
+_NUMBERS = {"int64_param", "uint64_param", "double_param"}
+
+_MOST = 2**63 - 1
+"""The largest number that a field of `stn.v1` takes."""
+
+
+def require_known(parameters: Mapping[str, Any], known: Sequence[str], field: str) -> None:
+    """Refuses what nobody would heed.
+
+    Raises:
+        UnsupportedError: A parameter has another name than the known ones.
+    """
+    if any(name not in known for name in parameters):
+        raise UnsupportedError(field, "another one", tuple(known))
+
+
+def set_field(message: Any, field: Any, parameter: InferParameter) -> None:
+    """Gives a field of a request of `stn.v1` the value of the parameter of its name.
+
+    Raises:
+        InvalidRequestError: The parameter is of another kind, or has no value of the field.
+    """
+    name = field.name
+    if field.type == FieldDescriptor.TYPE_BOOL:
+        setattr(message, name, truth(parameter, name))
+    elif field.type == FieldDescriptor.TYPE_ENUM:
+        prefix = field.enum_type.values[0].name.removesuffix("UNSPECIFIED")
+        values = field.enum_type.values[1:]
+        known = {value.name.removeprefix(prefix).lower(): value.number for value in values}
+        setattr(message, name, chosen(known, parameter, name))
+    elif field.is_repeated:
+        is_real = field.type == FieldDescriptor.TYPE_DOUBLE
+        getattr(message, name).extend(_listed(parameter, name, is_real=is_real))
+    else:
+        setattr(message, name, _number(parameter, name))
+
+
+def chosen(known: Mapping[str, int], parameter: InferParameter, field: str) -> int:
+    """The number of the word that a parameter holds."""
+    number = known.get(text(parameter, field))
+    if number is None:
+        raise InvalidRequestError(field, f"expected one of {', '.join(known)}, got another word.")
+    return number
+
+
+def text(parameter: InferParameter, field: str) -> str:
+    """The text that a parameter holds."""
+    if parameter.WhichOneof("parameter_choice") != "string_param":
+        raise _kind(field, "string_param", parameter)
+    return parameter.string_param
+
+
+def truth(parameter: InferParameter, field: str) -> bool:
+    """Whether a parameter holds true."""
+    if parameter.WhichOneof("parameter_choice") != "bool_param":
+        raise _kind(field, "bool_param", parameter)
+    return parameter.bool_param
+
+
+def integer(parameter: InferParameter, field: str) -> int:
+    """The integer that a parameter holds, of at least 0."""
+    kind = parameter.WhichOneof("parameter_choice")
+    if kind not in {"int64_param", "uint64_param"}:
+        raise _kind(field, "int64_param", parameter)
+    value = int(getattr(parameter, kind))
+    if value < 0:
+        raise InvalidRequestError(field, f"expected at least 0, got {value}. Enlarge it.")
+    return value
+
+
+def _listed(parameter: InferParameter, field: str, *, is_real: bool) -> list[float]:
+    """Numbers with commas between them, or a single one as such."""
+    if parameter.WhichOneof("parameter_choice") in _NUMBERS:
+        return [_number(parameter, field) if is_real else integer(parameter, field)]
+    number = float if is_real else _size
+    try:
+        return [number(part) for part in text(parameter, field).split(",")]
+    except ValueError:
+        expected = "expected numbers with commas between them, got other text."
+        raise InvalidRequestError(field, f'{expected} Write them as "128,96".') from None
+
+
+def _size(digits: str) -> int:
+    size = int(digits)
+    if abs(size) > _MOST:
+        raise ValueError(digits)
+    return size
+
+
+def _number(parameter: InferParameter, field: str) -> float:
+    kind = parameter.WhichOneof("parameter_choice")
+    if kind not in _NUMBERS:
+        raise _kind(field, "double_param or int64_param", parameter)
+    return float(getattr(parameter, kind))
+
+
+def _kind(field: str, expected: str, parameter: InferParameter) -> InvalidRequestError:
+    got = parameter.WhichOneof("parameter_choice") or "none"
+    return InvalidRequestError(field, f"expected {expected}, got {got}. Send that kind.")

@@ -1,0 +1,121 @@
+"""What became of the requests of every model, as `ModelStatistics` tells it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from stn_proto.oip import inference_pb2
+from stn_server.batching.work import Batch
+from stn_server.events import Listener
+from stn_server.oip.models import VERSION
+
+
+@dataclass(slots=True)
+class Duration:
+    """How often something was done, and how long that took together."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Counts one more."""
+        self.count += 1
+        self.seconds += seconds
+
+    def message(self) -> inference_pb2.StatisticDuration:
+        """Itself, as the protocol says it."""
+        return inference_pb2.StatisticDuration(count=self.count, ns=round(self.seconds * 1e9))
+
+
+@dataclass(slots=True)
+class Counts:
+    """Those of one model."""
+
+    success: Duration = field(default_factory=Duration)
+    fail: Duration = field(default_factory=Duration)
+    queue: Duration = field(default_factory=Duration)
+    compute_input: Duration = field(default_factory=Duration)
+    """To decode requests."""
+    compute_infer: Duration = field(default_factory=Duration)
+    """The launches that they were in, once for each."""
+    compute_output: Duration = field(default_factory=Duration)
+    """To encode responses."""
+    items: int = 0
+    last_ms: int = 0
+    launches: defaultdict[int, Duration] = field(default_factory=lambda: defaultdict(Duration))
+    """Launches by the items of this model in them."""
+
+
+class ModelStatistics(Listener):
+    """Counts requests by model.
+
+    Concurrency: belongs to one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._counts: defaultdict[str, Counts] = defaultdict(Counts)
+        self._under_way: dict[Any, tuple[str, int]] = {}
+        """Models of the calls that are queued or computed, and the items of their batches."""
+
+    def queued(self, call: Any, model: str, items: int) -> None:
+        """A call of a model is about to be queued."""
+        self._under_way[call] = model, items
+
+    def ended(self, call: Any) -> None:
+        """It is not queued any more."""
+        self._under_way.pop(call, None)
+
+    def of(self, model: str) -> Counts:
+        """The counts of a model, to add to."""
+        return self._counts[model]
+
+    def succeeded(self, model: str, items: int, seconds: float) -> None:
+        """A call of a model has a response."""
+        counts = self._counts[model]
+        counts.success.add(seconds)
+        counts.items += items
+        counts.last_ms = time.time_ns() // 1_000_000
+
+    def batch_ended(self, batch: Batch, queue_s: Sequence[float], compute_s: float) -> None:
+        """Counts a launch for every model that had a call in it."""
+        items: Counter[str] = Counter()
+        for item, waited_s in zip(batch.items, queue_s, strict=True):
+            known = self._under_way.get(item.call)
+            if known:
+                model, count = known
+                items[model] += count
+                counts = self._counts[model]
+                counts.queue.add(waited_s)
+                counts.compute_infer.add(compute_s)
+        for model, count in items.items():
+            self._counts[model].launches[count].add(compute_s)
+
+    def messages(self, models: Iterable[str]) -> list[inference_pb2.ModelStatistics]:
+        """What the protocol tells of these models."""
+        return [_message(model, self._counts[model]) for model in models]
+
+
+def _message(model: str, counts: Counts) -> inference_pb2.ModelStatistics:
+    return inference_pb2.ModelStatistics(
+        name=model,
+        version=VERSION,
+        last_inference=counts.last_ms,
+        inference_count=counts.items,
+        execution_count=sum(launches.count for launches in counts.launches.values()),
+        inference_stats=inference_pb2.InferStatistics(
+            success=counts.success.message(),
+            fail=counts.fail.message(),
+            queue=counts.queue.message(),
+            compute_input=counts.compute_input.message(),
+            compute_infer=counts.compute_infer.message(),
+            compute_output=counts.compute_output.message(),
+        ),
+        batch_stats=[
+            inference_pb2.InferBatchStatistics(batch_size=size, compute_infer=launches.message())
+            for size, launches in sorted(counts.launches.items())
+        ],
+    )

@@ -1,0 +1,68 @@
+// One objective as the kernels see it: a warp that is never in memory, what it is compared with, and how.
+#pragma once
+
+#include "problem.h"
+
+namespace stn {
+
+struct Objective {
+  Problem problem;  // of the warp; its target has no data, its gradients belong to every item of the batch
+  Loss loss;
+  double delta;
+  Domain domain;
+  Map fixed, weights;  // with a batch stride of 0 where one item is shared; no data of weights: all are 1
+  double* value;       // (batch)
+  double* count;       // (batch)
+  double* gradient;    // (batch, count of the generator), or null; of fields problem.grad_field instead
+  double* gauss_newton;  // (batch, count, count), or null
+
+  STN_MEMBER bool has_slopes() const { return problem.sampling.interpolation != Interpolation::nearest; }
+  STN_MEMBER bool needs_field() const { return has_slopes() && problem.grad_field.data != nullptr; }
+  STN_MEMBER bool needs_sums() const { return has_slopes() && gradient != nullptr; }
+  STN_MEMBER bool needs_curvature() const { return has_slopes() && gauss_newton != nullptr; }
+};
+
+// Sums over the target points, and channels, of an item, from which its results follow.
+enum Moment : int {
+  kWeight,                  // of w, over points alone
+  kLoss,                    // of w·e² or w·h(e)
+  kMoving = kLoss,          // of w·V, w·F and their products: of ncc
+  kFixed,
+  kMovingMoving,
+  kFixedFixed,
+  kMovingFixed,
+  kMoments,
+};
+
+// What is done with the points of an item, and the numbers that the gradient by V needs for it.
+struct Pass {
+  bool moments, sums, curvature, field;
+  double moving_mean = 0.0, fixed_mean = 0.0, ratio = 0.0;  // of ncc: G is w·(ratio·a - b), but for a factor
+  double factor = 1.0;                                      // of the gradient of a field, where it is known
+};
+
+// Rows of the matrix that the gradient of a transform's parameters goes through.
+STN_FUNCTION int matrix_rows(const Problem& problem) {
+  return problem.generator.kind == Kind::homography ? 3 : problem.axes;
+}
+
+// Pairs of `count` things without order, a thing with itself included.
+constexpr int64_t pairs_of(int64_t count) { return count * (count + 1) / 2; }
+
+// How sums of a run lie side by side.
+struct SumsLayout {
+  int64_t sums, curvature, count;  // where each part begins behind the moments, and where all ends
+
+  STN_MEMBER explicit SumsLayout(const Objective& objective) : sums(kMoments) {
+    const Problem& problem = objective.problem;
+    const int64_t rows = matrix_rows(problem), columns = problem.axes + 1;
+    const int64_t entries = problem.generator.is_linear() ? rows * columns : problem.generator.count;
+    curvature = sums + (objective.needs_sums() ? entries : 0);
+    count = curvature + (objective.needs_curvature() ? pairs_of(rows) * pairs_of(columns) : 0);
+  }
+};
+
+// Adds to sums what the pixels [first, last) of item n contribute, in raster order; or writes their gradient of a field.
+using ObjectiveRun = void (*)(const Objective&, const Pass&, int64_t n, int64_t first, int64_t last, double* sums);
+
+}  // namespace stn

@@ -1,0 +1,93 @@
+"""Section 7: how far a warped map is from a fixed one, and the gradient of that."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from stn_engine.reference.arrays import Array, Mask
+from stn_engine.reference.lattices import source_pixels
+from stn_engine.reference.sampling import Sampling, sampler_adjoint
+
+CONSTANT = 2.0**-38
+"""A variance below this part of the mean square is 0: what is left of it is rounding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparing:
+    """The options of one comparison."""
+
+    loss: str = "ssd"
+    delta: float = 1.0
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One item, compared.
+
+    Attributes:
+        value: The loss.
+        count: The sum of the weights.
+        G: The gradient of the loss by V, (C, H', W').
+        curvature: The weights in the Gauss-Newton matrix, (C, H', W').
+    """
+
+    value: float
+    count: float
+    G: Array
+    curvature: Array
+
+
+@np.errstate(all="ignore")
+def overlap(grid: Array, size: tuple[int, ...], options: Sampling) -> Mask:
+    """Whether source points lie within the outermost pixel centres of a map of size (H, W)."""
+    inside = np.ones(grid.shape[:-1], dtype=bool)
+    for axis, width in enumerate(reversed(size)):
+        x = source_pixels(
+            grid[..., axis], width, options.coordinates, align_corners=options.align_corners
+        )
+        inside &= (x >= 0) & (x <= width - 1)
+    return inside
+
+
+def compare(V: Array, F: Array, w: Array, options: Comparing) -> Compared:
+    """The table of section 7, row by row, for V and F (C, H', W') and weights (H', W')."""
+    count = float(w.sum())
+    M = len(V) * count
+    none = np.zeros_like(V)
+    # What has no weight is left out, whatever it is: 0 times NaN would be NaN.
+    V, F = np.where(w == 0, 0.0, V), np.where(w == 0, 0.0, F)
+    if options.loss == "ncc":
+        return _correlation(V, F, w, count)
+    if M == 0:
+        return Compared(0.0, count, none, none)
+    e, delta = V - F, options.delta
+    if options.loss == "ssd":
+        return Compared((w * e**2).sum() / M, count, 2 * w * e / M, none + 2 * w / M)
+    near = np.abs(e) <= delta
+    h = np.where(near, e**2 / 2, delta * (np.abs(e) - delta / 2))
+    return Compared((w * h).sum() / M, count, w * np.clip(e, -delta, delta) / M, w * near / M)
+
+
+def _correlation(V: Array, F: Array, w: Array, count: float) -> Compared:
+    none, M = np.zeros_like(V), len(V) * count
+    if M == 0:
+        return Compared(1.0, count, none, none)
+    a, b = V - (w * V).sum() / M, F - (w * F).sum() / M
+    A, B, S = (w * a**2).sum(), (w * b**2).sum(), (w * a * b).sum()
+    if CONSTANT * (w * V**2).sum() >= A or CONSTANT * (w * F**2).sum() >= B:
+        return Compared(1.0, count, none, none)
+    r = S / np.sqrt(A * B)
+    return Compared(1 - r, count, -w * (b / np.sqrt(A * B) - r * a / A), none)
+
+
+def slopes(U: Array, grid: Array, options: Sampling) -> Array:
+    """Equations (2) and (3) of every channel, ∂V/∂(x, y), by the unit of the grid: (C, H', W', 2).
+
+    U is (1, C, H, W), grid (1, H', W', 2): a sample depends on its own point and on no other.
+    """
+    channels = []
+    for c in range(U.shape[1]):
+        G = np.zeros((1, U.shape[1], *grid.shape[1:-1]))
+        G[:, c] = 1.0
+        channels.append(sampler_adjoint(G, U, grid, options)[1][0])
+    return np.stack(channels)
