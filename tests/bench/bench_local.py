@@ -90,12 +90,19 @@ def call_rpc(port: int, orders) -> None:
     rpc.shutdown()
 
 
-RPC_CALLS = {
-    "forward": lambda shape: (
-        lambda u=torch.rand(shape): rpc.rpc_sync("server", remote_warp, args=(u, THETA))
-    ),
-    "forward and backward": lambda shape: lambda o=differentiable(shape): differentiated_by_rpc(*o),
-}
+def forward_by_rpc(shape) -> Callable[[], object]:
+    """A warp of maps of this shape."""
+    u = torch.rand(shape)
+    return lambda: rpc.rpc_sync("server", remote_warp, args=(u, THETA))
+
+
+def both_by_rpc(shape) -> Callable[[], object]:
+    """A warp of maps of this shape, and its gradients."""
+    operands = differentiable(shape)
+    return lambda: differentiated_by_rpc(*operands)
+
+
+RPC_CALLS = {"forward": forward_by_rpc, "forward and backward": both_by_rpc}
 
 
 class TorchRpc:

@@ -1,8 +1,9 @@
 """Sends a server what no client would send; `make fuzz-server` does it a million times.
 
 Raw bytes, valid messages with bytes changed, and valid messages with fields changed, for methods of
-both services. Each must be answered in time, and never with INTERNAL; the server must be ready
-after. A failing input is written to `build/`, with the method in its name.
+both services and by either transport; by the local one also messages whose tensors lie in an arena.
+Each must be answered in time, and never with INTERNAL; the server must be ready after. A failing
+input is written to `build/`, with the method in its name.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import grpc
-import grpc.aio
+import numpy as np
 import uvloop
 
+from stn_client import Affine
+from stn_client._calls import warp, warp_gradients
 from stn_client.local import LocalServer
 from stn_proto.oip.inference_pb2 import (
     ModelInferRequest,
@@ -31,6 +33,7 @@ from stn_proto.oip.inference_pb2 import (
 )
 from stress.process import Watched
 from stress.report import Report
+from stress.ways import WAYS, ByGrpc, ByTtrpc
 from support.bad_requests import (
     BAD_REQUESTS,
     BASES,
@@ -55,13 +58,11 @@ SEEDS = [(name, make().SerializeToString()) for name, make in GOOD]
 SEEDS += [(bad.method, bad.message) for bad in BAD_REQUESTS if len(bad.message) < 10_000]
 CONCURRENCY = 64
 LONGEST_CALL_S = 60.0
-ENDS = {
-    grpc.StatusCode.OK,
-    grpc.StatusCode.NOT_FOUND,  # of a model, or of shared memory
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.UNIMPLEMENTED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-}
+MAP = np.ones((1, 2, 64, 64), np.float32)
+TRANSFORM = Affine(np.eye(2, 3, dtype=np.float32)[None])
+LARGE = (warp(MAP, TRANSFORM, None, {}), warp_gradients(MAP, MAP, TRANSFORM, ["transform"], {}))
+"""Calls whose tensors lie in arenas where there are some."""
+ENDS = {"OK", "INVALID_ARGUMENT", "UNIMPLEMENTED", "RESOURCE_EXHAUSTED", "NOT_FOUND"}
 NUMBERS = (0, 1, -1, 2, 7, 8, 255, 2**16, 2**31 - 1, 2**31, 2**32, 2**62, 2**63 - 1, -(2**63))
 WORDS = ("", "output_size", "padding", "zeros", "2,3", "shared_memory_region", "timeout")
 FLAGS = (
@@ -85,6 +86,10 @@ def raw_bytes(rng: random.Random) -> tuple[str, bytes]:
 def changed_bytes(rng: random.Random) -> tuple[str, bytes]:
     """A valid message of this or another method: bytes flipped, cut, repeated, put in."""
     method, message = rng.choice(SEEDS)
+    return rng.choice((method, method, method, rng.choice(METHODS))), changed(rng, message)
+
+
+def changed(rng: random.Random, message: bytes) -> bytes:
     data = bytearray(message)
     for _ in range(rng.randint(1, 8)):
         at, end = sorted(rng.randrange(len(data) + 1) for _ in range(2))
@@ -99,7 +104,14 @@ def changed_bytes(rng: random.Random) -> tuple[str, bytes]:
             data[at:at] = rng.randbytes(rng.randrange(1, 12))
         else:
             data[at:] = rng.choice(SEEDS)[1][-rng.randrange(1, 64) :]
-    return rng.choice((method, method, method, rng.choice(METHODS))), bytes(data)
+    return bytes(data)
+
+
+def changed_references(rng: random.Random, way: ByTtrpc) -> tuple[str, bytes, object]:
+    """A message whose tensors lie in an arena, changed, and what holds them there."""
+    call = rng.choice(LARGE)
+    message, held = way.message_of(call)
+    return call.method.rpartition("/")[2], changed(rng, message), held
 
 
 def changed_fields(rng: random.Random) -> tuple[str, bytes]:
@@ -143,17 +155,17 @@ def random_value(rng: random.Random, field):
     return rng.choice(NUMBERS)
 
 
-async def end_of(channel: grpc.aio.Channel, method: str, message: bytes) -> grpc.StatusCode:
+async def end_of(way: ByGrpc | ByTtrpc, method: str, message: bytes, held: object) -> str:
     """How a call ends; a stream of one message ends well, as what is wrong is a message, too."""
     path = f"/{SERVICE if method in OIP else 'stn.v1.SpatialTransformer'}/{method}"
-    if method != "ModelStreamInfer":
-        return await channel.unary_unary(path)(message, timeout=LONGEST_CALL_S).code()
-    call = channel.stream_stream(path)(timeout=LONGEST_CALL_S)
+    if method != "ModelStreamInfer" or isinstance(way, ByTtrpc):  # which has no streams
+        return await way.ended(path, message, LONGEST_CALL_S, held=held)
+    call = way.channel.stream_stream(path)(timeout=LONGEST_CALL_S)
     await call.write(message)
     await call.done_writing()
     response = ModelStreamInferResponse.FromString(await call.read())
     internal = response.error_message.startswith("server: ")
-    return grpc.StatusCode.INTERNAL if internal else await call.code()
+    return "INTERNAL" if internal else (await call.code()).name
 
 
 async def fuzz(inputs: int, seed: int, folder: Path) -> Report:
@@ -161,19 +173,23 @@ async def fuzz(inputs: int, seed: int, folder: Path) -> Report:
     with LocalServer(*FLAGS) as running:
         server = Watched(running.process, running.target)
 
-        async def caller() -> None:
-            async with grpc.aio.insecure_channel(running.target) as channel:
+        async def caller(name: int) -> None:
+            async with WAYS[name % len(WAYS)].connected(running.target, name) as way:
                 while (number := next(numbers)) < inputs and not report.broken:
-                    method, message = random_input(random.Random(f"{seed} {number}"))
-                    code = await end_of(channel, method, message)
+                    rng = random.Random(f"{seed} {number}")
+                    is_placed = isinstance(way, ByTtrpc) and rng.random() < 0.25
+                    method, message, held = (
+                        changed_references(rng, way) if is_placed else (*random_input(rng), None)
+                    )
+                    code = await end_of(way, method, message, held)
                     ended[code] += 1
                     if code not in ENDS:
-                        (folder / f"fuzz-{method}-{code.name}-{seed}-{number}").write_bytes(message)
-                        report.promise(f"{method}: {code.name} for input {number}", holds=False)
+                        (folder / f"fuzz-{method}-{code}-{seed}-{number}").write_bytes(message)
+                        report.promise(f"{method}: {code} for input {number}", holds=False)
 
-        await asyncio.gather(*(caller() for _ in range(CONCURRENCY)))
+        await asyncio.gather(*(caller(name) for name in range(CONCURRENCY)))
         left, serving = server.settled(), server.is_serving()
-    report.note(inputs=ended.total(), seed=seed, ended={c.name: n for c, n in ended.items()})
+    report.note(inputs=ended.total(), seed=seed, ended=dict(ended))
     report.promise("valid and invalid inputs were met", len(ended) >= 3)
     report.promise("nothing is left inside", left.admitted_bytes + left.queued_items == 0)
     report.promise("the server is ready", serving)

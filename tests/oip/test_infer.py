@@ -1,8 +1,10 @@
 """Inference by NVIDIA's client: every model and option, bit for bit as the SDK has it."""
 
 import asyncio
+import re
 import threading
 from dataclasses import replace
+from pathlib import Path
 from queue import Queue
 
 import ml_dtypes
@@ -12,7 +14,7 @@ import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
-from oip.calls import DATATYPES, KINDS, kinds, same_bits, tensors, theta
+from oip.calls import DATATYPES, KINDS, Peer, kinds, same_bits, tensors, theta
 from stn_client import Affine, Flow, SamplingGrid
 
 
@@ -339,3 +341,47 @@ def test_a_deadline_ends_a_call(peer):
         "StatusCode.DEADLINE_EXCEEDED",
         "StatusCode.RESOURCE_EXHAUSTED",
     }
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_objective_is_that_of_the_sdk(peer, rng, u, name):
+    """Value, count and gradient, if nothing else is asked for."""
+    _, transform, arrays = kind(name, rng)
+    fixed = rng.random((2, 3, 6, 7), np.float32)
+    expected = peer.stn.objective(u, fixed, transform)
+    objective = f"stn_objective_{'grid' if name == 'sample' else name}"
+    found = peer.infer(objective, {"moving": u, "fixed": fixed, **arrays})
+    for output in ("value", "count", "gradient"):
+        assert same_bits(found.as_numpy(output), getattr(expected, output)), output
+    assert found.as_numpy("gauss_newton") is None
+
+
+def test_an_objective_has_weights_options_and_chosen_outputs(peer, rng, u):
+    fixed = rng.random((2, 3, 6, 7), np.float32)
+    weights = rng.random((2, 1, 6, 7), np.float32)
+    comparison = {"loss": "huber", "delta": 0.25, "domain": "all"}
+    expected = peer.stn.objective(
+        u, fixed, Affine(theta()), weights=weights, needs=("gauss_newton",), **comparison
+    )
+    arrays = {"moving": u, "fixed": fixed, "theta": theta(), "weights": weights}
+    for outputs in (("gauss_newton",), ("count", "value"), ("value", "gauss_newton", "count")):
+        requested = [triton.InferRequestedOutput(output) for output in outputs]
+        found = peer.infer("stn_objective_affine", arrays, comparison, outputs=requested)
+        assert {one.name for one in found.get_response().outputs} == set(outputs)
+        assert len(found.get_response().raw_output_contents) == len(outputs)
+        for output in outputs:
+            assert same_bits(found.as_numpy(output), getattr(expected, output)), output
+
+
+def test_the_change_of_a_client_is_three_lines(server):
+    """Those with a plus in the document, which run as they stand there."""
+    text = (Path(__file__).parents[2] / "deploy/README.md").read_text()
+    (diff,) = re.findall(r"```diff\n(.*?)```", text, re.DOTALL)
+    lines = diff.splitlines()
+    assert [sum(line.startswith(sign) for line in lines) for sign in "+-"] == [3, 3]
+    program = "\n".join(line[1:] for line in lines if not line.startswith("-"))
+    facts = {}
+    exec(program.replace("stn:50051", server.target), facts)
+    with Peer(server.target) as peer:
+        assert same_bits(facts["v"], peer.stn.warp(facts["u"], Affine(facts["theta"])))
+    facts["client"].close()

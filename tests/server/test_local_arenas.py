@@ -343,7 +343,6 @@ def test_the_arena_of_another_caller_is_not_found(tmp_path):
         assert response.status.message.startswith(expected)
         with pytest.raises(ArenaNotFoundError, match=r"^x: expected an arena of this caller"):
             transport.arenas.find("uid-0", "x", arena.id)
-        transport.arenas._of_callers["somebody else"] = arena.size_bytes
 
     run(scenario, engine, tmp_path)
 
@@ -377,6 +376,28 @@ def test_limits_of_arenas_hold(tmp_path):
 
     arena_limits = {"max_arenas": 2, "max_caller_arena_bytes": 4 * mmap.PAGESIZE}
     run(scenario, engine, tmp_path, arena_limits=arena_limits)
+
+
+def test_one_caller_does_not_take_all_arenas(tmp_path):
+    """However small they are; others have theirs."""
+
+    async def scenario(_service, transport, _plain, lease):
+        held = [await lease(1) for _ in range(2)]
+        refused = Lease(tmp_path)
+        refused.ask(1)
+        status = (await refused.response()).status
+        assert reason(status) == "ARENAS_FULL"
+        expected = "arenas: expected at most 2 arenas of one caller, got 3"
+        assert status.message.startswith(expected)
+        refused.close()
+        other = transport.arenas.create("somebody else", 1)
+        other.close_descriptor()
+        transport.arenas.remove(other)
+        held[0].close()
+        await transport.arenas.fall_to(1)
+        await lease(1)
+
+    run(scenario, engine, tmp_path, arena_limits={"max_caller_arenas": 2})
 
 
 @pytest.mark.slow
@@ -419,10 +440,18 @@ def test_an_arena_that_is_given_up_stays_until_its_batch_is_through(tmp_path):
         runner.batches.clear()
         response = await plain.call("GetServerInfo")
         assert not response.HasField("status")
+        assert transport.arenas.size_bytes == 65536
+        refused = Lease(tmp_path)
+        refused.ask(1)
+        assert reason((await refused.response()).status) == "ARENAS_FULL"
+        refused.close()
         runner.release_all()
         await plain.response()
+        assert transport.arenas.size_bytes == 0
+        await lease()
 
-    run(scenario, blank_outputs, tmp_path)
+    arena_limits = {"max_caller_arena_bytes": 65536}
+    run(scenario, blank_outputs, tmp_path, arena_limits=arena_limits)
 
 
 def test_parameters_are_looked_at_and_used_as_they_were(tmp_path):
@@ -519,7 +548,15 @@ def test_what_comes_after_the_arena_ends_the_lease(tmp_path):
     run(scenario, engine, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["max_arenas", "max_arena_bytes", "max_caller_arena_bytes"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "max_arenas",
+        "max_caller_arenas",
+        "max_arena_bytes",
+        "max_caller_arena_bytes",
+    ],
+)
 def test_limits_that_make_no_sense_are_refused(name):
     """No arena at all is said by no folder."""
     with pytest.raises(ConfigError, match=rf"^{name}: expected at least 1, got 0\.$"):

@@ -219,9 +219,9 @@ def test_priorities_order_what_waits():
             runner.release_all()
             await asyncio.gather(busy, *calls)
             return [
-                int(np.frombuffer(operands[0], np.float32)[0])
+                int(np.frombuffer(job[1][0], np.float32)[0])
                 for batch in runner.batches[1:]
-                for _, operands in batch
+                for job in batch
             ]
 
     assert asyncio.run(scenario()) == [2, 1, 3, 5, 0, 4]

@@ -19,11 +19,12 @@ import logging
 import random
 import signal
 import sys
+import tempfile
 
 import uvloop
 
 from stn_server.app import build
-from stn_server.config import LogConfig, ServerConfig
+from stn_server.config import LocalConfig, LogConfig, ServerConfig
 from stn_server.events import Listener
 from stn_server.lifecycle import Shutdown
 from stn_server.log import configure
@@ -51,8 +52,9 @@ class FakeDevice:
         return None
 
 
-async def main(kind: str) -> None:
-    config = ServerConfig(listen=ADDRESSES, metrics_listen="")
+async def main(kind: str, folder: str) -> None:
+    local = LocalConfig(dir=folder)
+    config = ServerConfig(listen=ADDRESSES, metrics_listen="", local=local)
     configure(LogConfig(level="error"))
     retain_freed_memory(config.retained_bytes)
     shutdown = Shutdown()
@@ -118,4 +120,5 @@ async def start(server: Server) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1]))
+    with tempfile.TemporaryDirectory(prefix="stn-") as folder:
+        uvloop.run(main(sys.argv[1], folder))

@@ -111,7 +111,7 @@ class Call(Generic[T]):
 
     @property
     def method(self) -> str:
-        """Full path."""
+        """The full path of its method."""
         return self.envelope.method
 
     @property

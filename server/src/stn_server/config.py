@@ -197,11 +197,17 @@ class LocalConfig:
     )
     mode: str = setting("0600", "Permissions of these sockets.")
     max_arenas: int = setting(256, "Arenas, memory shared with callers; two descriptors each.")
+    max_caller_arenas: int = setting(64, "Arenas of one caller.")
     max_arena_bytes: int = setting(4096 * MIB, "Of all arenas together.")
     max_caller_arena_bytes: int = setting(1024 * MIB, "Of the arenas of one caller.")
 
     def __post_init__(self) -> None:
-        for name in ("max_arenas", "max_arena_bytes", "max_caller_arena_bytes"):
+        for name in (
+            "max_arenas",
+            "max_caller_arenas",
+            "max_arena_bytes",
+            "max_caller_arena_bytes",
+        ):
             _at_least(self, name, 1)
         if not _MODE_FORM.fullmatch(self.mode):
             raise ConfigError(f"mode: {_EXPECTED_MODE}, got {self.mode!r}.")

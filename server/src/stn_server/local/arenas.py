@@ -11,7 +11,8 @@ import fcntl
 import mmap
 import os
 import secrets
-from collections import Counter
+import weakref
+from collections import Counter, deque
 from collections.abc import Callable
 
 from stn_server.config import LocalConfig
@@ -44,10 +45,11 @@ class Arena:
         try:
             os.ftruncate(self.descriptor, size_bytes)
             fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, SEALS)
-            self._memory = memoryview(mmap.mmap(self.descriptor, size_bytes))
+            self.mapping = mmap.mmap(self.descriptor, size_bytes)
         except OSError:
             self.close_descriptor()
             raise
+        self._memory = memoryview(self.mapping)
 
     def close_descriptor(self) -> None:
         """Lets go of the file; the memory stays as long as anybody looks at it."""
@@ -82,19 +84,31 @@ Find = Callable[[str, bytes], Arena]
 class Arenas:
     """All arenas of a server, within the limits of its configuration.
 
+    Memory counts until it is gone, which is when the last batch that uses it is through: else who
+    gives arenas up and asks for new ones had as much as there are batches.
+
     Concurrency: belongs to one event loop; `count` and `size_bytes` may be read in any thread.
     """
 
     def __init__(self, config: LocalConfig) -> None:
         self._config = config
         self._arenas: dict[bytes, Arena] = {}
-        self._of_callers: Counter[str] = Counter()
-        self.size_bytes = 0
+        self._callers: Counter[str] = Counter()
+        """How many arenas each has."""
+        self._callers_bytes: Counter[str] = Counter()
+        self._gone: deque[tuple[str, int]] = deque()
+        """Owners and sizes of memory that still counts; it may end in any thread, at any moment."""
 
     @property
     def count(self) -> int:
         """How many there are."""
         return len(self._arenas)
+
+    @property
+    def size_bytes(self) -> int:
+        """How much memory they have."""
+        gone_bytes = sum(size_bytes for _, size_bytes in self._gone.copy())
+        return sum(list(self._callers_bytes.values())) - gone_bytes
 
     def create(self, owner: str, size_bytes: int) -> Arena:
         """Makes an arena of at least this size for a caller.
@@ -106,14 +120,16 @@ class Arenas:
         if size_bytes < 1:
             raise InvalidRequestError("size_bytes", f"expected at least 1, got {size_bytes}.")
         size_bytes = -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._settle()
         config = self._config
         for what, limit, actual in (
             ("arenas", config.max_arenas, self.count + 1),
+            ("arenas of one caller", config.max_caller_arenas, self._callers[owner] + 1),
             ("bytes of arenas", config.max_arena_bytes, self.size_bytes + size_bytes),
             (
                 "bytes of arenas of one caller",
                 config.max_caller_arena_bytes,
-                self._of_callers[owner] + size_bytes,
+                self._callers_bytes[owner] + size_bytes,
             ),
         ):
             if actual > limit:
@@ -124,18 +140,25 @@ class Arenas:
             what = "bytes of arenas that the system has"
             raise ArenasFullError(what, self.size_bytes, self.size_bytes + size_bytes) from error
         self._arenas[arena.id] = arena
-        self._of_callers[owner] += size_bytes
-        self.size_bytes += size_bytes
+        self._callers[owner] += 1
+        self._callers_bytes[owner] += size_bytes
+        weakref.finalize(arena.mapping, self._gone.append, (owner, size_bytes)).atexit = False
         return arena
 
     def remove(self, arena: Arena) -> None:
         """Forgets an arena, whose memory stays until no call uses it any more."""
         if self._arenas.pop(arena.id, None) is None:
             return
-        self.size_bytes -= arena.size_bytes
-        self._of_callers[arena.owner] -= arena.size_bytes
-        if not self._of_callers[arena.owner]:
-            del self._of_callers[arena.owner]
+        self._callers[arena.owner] -= 1
+        self._callers += Counter()  # forgets those who have none
+
+    def _settle(self) -> None:
+        """Counts memory no more that is gone."""
+        while self._gone:
+            owner, size_bytes = self._gone.popleft()
+            self._callers_bytes[owner] -= size_bytes
+            if not self._callers_bytes[owner]:
+                del self._callers_bytes[owner]
 
     def find(self, owner: str, field: str, arena_id: bytes) -> Arena:
         """The arena of a caller.

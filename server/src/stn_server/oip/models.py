@@ -6,6 +6,7 @@ and from what the engine says of its kinds, so that new ones appear by themselve
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 import stn_engine
+from stn_engine.spec import Family
 from stn_proto.codec import DTYPES
 from stn_proto.oip import inference_pb2
 from stn_proto.v1 import service_pb2, tensor_pb2, warp_pb2
@@ -59,8 +61,9 @@ class ModelTensor:
     path: tuple[str, ...]
     """Where it stands in the message of `stn.v1`."""
     shape: tuple[int, ...]
-    datatype: str
+    datatype: str = "FP32"
     """An example: maps may have others."""
+    is_optional: bool = False
 
     @property
     def is_map(self) -> bool:
@@ -94,7 +97,7 @@ class Model:
     """Whether maps are among its tensors."""
 
     def metadata(self) -> inference_pb2.ModelMetadataResponse:
-        """What `ModelMetadata` tells."""
+        """Tells the tensors of the model, as `ModelMetadata` does."""
         message = inference_pb2.ModelMetadataResponse
         return message(
             name=self.name,
@@ -105,7 +108,7 @@ class Model:
         )
 
     def config(self, max_batch_size: int, window_s: float) -> inference_pb2.ModelConfig:
-        """What `ModelConfig` tells.
+        """Tells how the model is served, as `ModelConfig` does.
 
         Args:
             max_batch_size: The largest N.
@@ -118,7 +121,10 @@ class Model:
             max_batch_size=max_batch_size,
             input=[
                 inference_pb2.ModelInput(
-                    name=one.name, data_type=f"TYPE_{one.datatype}", dims=one.shape[1:]
+                    name=one.name,
+                    data_type=f"TYPE_{one.datatype}",
+                    dims=one.shape[1:],
+                    optional=one.is_optional,
                 )
                 for one in self.inputs.values()
             ],
@@ -159,16 +165,11 @@ def _model(operation: Operation, kind: str, dimensions: int) -> Model:
         operation
     ]
     inputs = _inputs(method.input_type, kind, dimensions)
-    argument, parameters = KINDS[kind].argument, KINDS[kind].shapes[dimensions - 2]
     outputs = [
-        ModelTensor(
-            f"grad_{argument}" if field.name == "grad_transform" else field.name,
-            (field.name,),
-            _shape(field.name, dimensions, parameters),
-            "FP32",
-        )
+        _tensor(field.name, kind, dimensions)
         for field in method.output_type.fields
         if field.message_type is tensor_pb2.Tensor.DESCRIPTOR
+        and (field.name != "gauss_newton" or KINDS[kind].kind.family is Family.MATRIX)
     ]
     return Model(
         _name(operation, kind, dimensions),
@@ -196,14 +197,13 @@ def _inputs(request: Any, kind: str, dimensions: int) -> Iterator[ModelTensor]:
     shapes = KINDS[kind].shapes
     for field in _own_fields(request):
         if field.message_type is tensor_pb2.Tensor.DESCRIPTOR:
-            shape = _shape(field.name, dimensions, shapes[dimensions - 2])
-            yield ModelTensor(field.name, (field.name,), shape, "FP32")
+            yield _tensor(field.name, kind, dimensions)
         elif field.message_type is warp_pb2.Transform.DESCRIPTOR:
             for part in _fields_of(kind):
                 path = (field.name, kind, part.name)
                 if part.name == KINDS[kind].argument:
                     shape = _sizes(shapes[dimensions - 2])
-                    yield ModelTensor(part.name, path, shape, "FP32")
+                    yield ModelTensor(part.name, path, shape)
                 elif part.is_repeated:  # points, the same for all items
                     yield ModelTensor(part.name, path, (ANY, ANY, dimensions), "FP64")
 
@@ -231,18 +231,29 @@ def _own_fields(request: Any) -> Iterator[Any]:
     return (field for field in request.fields if field.number < _SHARED_NUMBERS)
 
 
-def _shape(field: str, dimensions: int, parameters: tuple[int | str, ...]) -> tuple[int, ...]:
-    """That of a tensor, by its field in the messages of `stn.v1`."""
+def _tensor(field: str, kind: str, dimensions: int) -> ModelTensor:
+    """The tensor of a request or a reply of `stn.v1`, by its field."""
     maps, points = (ANY,) * (dimensions + 2), ((ANY,) * (dimensions + 1) + (dimensions,))
-    return {
-        "feature_map": maps,
-        "grad_output": maps,
-        "output": maps,
-        "grad_feature_map": maps,
-        "grid": points,
-        "grad_grid": points,
-        "grad_transform": _sizes(parameters),
-    }[field]
+    parameters = _sizes(KINDS[kind].shapes[dimensions - 2])
+    count = math.prod(parameters[1:])
+    if field == "grad_transform":
+        return ModelTensor(f"grad_{KINDS[kind].argument}", (field,), parameters)
+    known: dict[str, tuple[Any, ...]] = {
+        "feature_map": (maps,),
+        "grad_output": (maps,),
+        "output": (maps,),
+        "grad_feature_map": (maps,),
+        "grid": (points,),
+        "grad_grid": (points,),
+        "moving": (maps,),
+        "fixed": (maps,),
+        "weights": (maps, "FP32", True),
+        "value": ((ANY,), "FP64"),
+        "count": ((ANY,), "FP64"),
+        "gradient": (parameters,),
+        "gauss_newton": ((ANY, count, count), "FP64"),
+    }
+    return ModelTensor(field, (field,), *known[field])
 
 
 def _sizes(shape: tuple[int | str, ...]) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ import numpy as np
 from stn_proto import Frame, WireFormatError, values
 from stn_proto.codec import DTYPES
 from stn_proto.oip.inference_pb2 import InferParameter, ModelInferRequest, ModelInferResponse
-from stn_proto.v1 import tensor_pb2, warp_pb2
+from stn_proto.v1 import tensor_pb2
 from stn_server.batching.work import Finished
 from stn_server.config import LimitsConfig
 from stn_server.errors import (
@@ -112,6 +112,7 @@ class Response:
     Args:
         model: What was asked.
         results: What it gives.
+        wanted: Names of the outputs that were asked for; empty: all.
         spans: Where each result shall lie; None: in the response.
         parameters: Of the response.
     """
@@ -120,6 +121,7 @@ class Response:
         self,
         model: Model,
         results: Sequence[Result],
+        wanted: Collection[str],
         spans: Sequence[Span | None],
         parameters: Mapping[str, InferParameter],
     ) -> None:
@@ -128,7 +130,12 @@ class Response:
         head = ModelInferResponse(
             model_name=model.name, model_version=VERSION, parameters=parameters
         )
+        self._before: list[bytes | None] = []
+        """What stands before the numbers of each result; None: nobody asked for it."""
         for name, result, span in zip(self.names, results, spans, strict=True):
+            if wanted and name not in wanted:
+                self._before.append(None)
+                continue
             description = result.description(0)
             head.outputs.add(
                 name=name,
@@ -136,18 +143,15 @@ class Response:
                 shape=description.shape,
                 parameters=span.parameters if span else {},
             )
-        sizes = [
-            0 if span else result.like.nbytes for result, span in zip(results, spans, strict=True)
-        ]
-        first, *others = (field_head(RAW_OUTPUTS, size) for size in sizes)
-        self._before = head.SerializeToString() + first, *others
-        """What stands before the numbers of each result."""
+            self._before.append(field_head(RAW_OUTPUTS, 0 if span else result.like.nbytes))
+        self._head = head.SerializeToString()
 
     def write(self, request_id: bytes, finished: Finished) -> bytes:
         """Returns the response as it is sent, serialized, without what lies in shared memory."""
-        pieces: list[Any] = []
+        pieces: list[Any] = [self._head]
         for before, value, span in zip(self._before, finished.result, self.spans, strict=True):
-            pieces += (before,) if span else (before, value)
+            if before is not None:
+                pieces += (before,) if span else (before, value)
         if request_id:
             pieces += (field_head(REQUEST_ID, len(request_id)), request_id)
         return b"".join(pieces)
@@ -321,7 +325,8 @@ class Decoder:
         )
         made = self._translator.template(model.operation, request, frame, message)
         spans = self._spans(infer, model, made.reply.results, owner)
-        response = Response(model, made.reply.results, spans, standing.parameters)
+        wanted = {output.name for output in infer.outputs}
+        response = Response(model, made.reply.results, wanted, spans, standing.parameters)
         template = InferTemplate(frame, model, made, response, ids[-1] if ids else None, standing)
         request_id = infer.id.encode()
         if not is_raw:
@@ -357,7 +362,8 @@ class Decoder:
     ) -> Iterator[tuple[str, Source]]:
         """Where each input is, by name."""
         names = [tensor.name for tensor in infer.inputs]
-        if sorted(names) != sorted(model.inputs):
+        needed = {one.name for one in model.inputs.values() if not one.is_optional}
+        if len(set(names)) < len(names) or not needed <= set(names) <= set(model.inputs):
             expected = f"expected {', '.join(model.inputs)}, each once, got others."
             raise InvalidRequestError("inputs", f"{expected} ModelMetadata lists them.")
         raw = iter(frame.payloads)
@@ -483,10 +489,14 @@ def _set_needs(request: Any, infer: ModelInferRequest, model: Model) -> None:
     if len(set(names)) < len(names) or set(names) - set(model.outputs):
         expected = f"expected some of {', '.join(model.outputs)}, each once, got others."
         raise InvalidRequestError("outputs", f"{expected} ModelMetadata lists them.")
-    if "needs" in request.DESCRIPTOR.fields_by_name:
-        for name in names:
-            operand = model.outputs[name].path[0].removeprefix("grad_").upper()
-            request.needs.append(warp_pb2.Operand.Value(f"OPERAND_{operand}"))
+    needs = request.DESCRIPTOR.fields_by_name.get("needs")
+    if needs is None:
+        return
+    prefix = needs.enum_type.values[0].name.removesuffix("UNSPECIFIED")
+    known = {value.name.removeprefix(prefix): value.number for value in needs.enum_type.values}
+    wanted = (model.outputs[name].path[0].removeprefix("grad_").upper() for name in names)
+    # What has no number is always told, as is the value of an objective.
+    request.needs.extend(known.get(one, known.get("VALUE")) for one in wanted)
 
 
 def _output_name(model: Model, result: Result) -> str:

@@ -22,7 +22,7 @@ class Duration:
     seconds: float = 0.0
 
     def add(self, seconds: float) -> None:
-        """Counts one more."""
+        """Counts one more of them, and how long it took."""
         self.count += 1
         self.seconds += seconds
 
@@ -66,7 +66,7 @@ class ModelStatistics(Listener):
         self._under_way[call] = model, items
 
     def ended(self, call: Any) -> None:
-        """It is not queued any more."""
+        """A call is not queued any more, nor computed."""
         self._under_way.pop(call, None)
 
     def of(self, model: str) -> Counts:

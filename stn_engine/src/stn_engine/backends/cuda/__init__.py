@@ -1,9 +1,10 @@
 """The ``cuda`` backend: fused, ragged kernels for tensors in the memory of a GPU.
 
 All problems of one dtype, number of axes, interpolation and layout run in one launch, whatever
-their sizes: a table describes them, and every thread block finds its own. No grid and no gradient
-of a grid is in memory but where one is asked for. Kernels are compiled when they are first needed,
-kept on disk, and run on torch's current stream.
+their sizes: a table describes them, and every thread block finds its own. One problem alone travels
+as an argument of its kernels. No grid and no gradient of a grid is in memory but where one is asked
+for. Kernels are compiled when they are first needed, kept on disk, and run on torch's current
+stream.
 """
 
 from collections.abc import Sequence

@@ -1,0 +1,101 @@
+"""The transports by which the suites call a server, each with one connection of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import grpc
+import grpc.aio
+
+from stn_client._placing import place
+from stn_client._ttrpc import INFO, CallError, Offer
+from stn_client._ttrpc_aio import Connection
+
+OPTIONS = [("grpc.max_receive_message_length", -1)]
+UNANSWERED_S = 70.0
+"""No call may take longer, whatever its own timeout is."""
+
+
+class ByGrpc:
+    """Calls by gRPC."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def connected(cls, target: str, name: int) -> AsyncIterator[ByGrpc]:
+        """A connection that no other caller has."""
+        own = [*OPTIONS, ("grpc.channel_id", name)]
+        async with grpc.aio.insecure_channel(target, own) as channel:
+            yield cls(channel)
+
+    async def ended(
+        self,
+        path: str,
+        message: bytes,
+        timeout_s: float | None,
+        cancelled_after_s: float | None = None,
+        held: object = None,  # noqa: ARG002 - by the other way
+    ) -> str:
+        """How a call ended."""
+        call = self.channel.unary_unary(path)(message, timeout=timeout_s)
+        if cancelled_after_s is not None:
+            asyncio.get_running_loop().call_later(cancelled_after_s, call.cancel)
+        return (await asyncio.wait_for(call.code(), timeout=UNANSWERED_S)).name
+
+    def message_of(self, call) -> tuple[bytes, object]:
+        """What is sent for a call of the SDK, and what is held until it has ended."""
+        return call.request, None
+
+
+class ByTtrpc:
+    """Calls by the local transport, whose large tensors lie in arenas."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def connected(cls, target: str, _name: int) -> AsyncIterator[ByTtrpc]:
+        """A connection that no other caller has."""
+        async with grpc.aio.insecure_channel(target) as channel:
+            offer = Offer.of(await channel.unary_unary(INFO)(b""))
+        connection = await Connection.open(offer.folder, tuple)
+        try:
+            yield cls(connection)
+        finally:
+            connection.close()
+            await connection.wait_closed()
+
+    async def ended(
+        self,
+        path: str,
+        message: bytes,
+        timeout_s: float | None,
+        cancelled_after_s: float | None = None,
+        held: object = None,
+    ) -> str:
+        """How a call ended; a call that is cancelled ends only here."""
+        is_cancelled = cancelled_after_s is not None
+        try:
+            async with asyncio.timeout(cancelled_after_s if is_cancelled else UNANSWERED_S):
+                await self._connection.call(path, message, timeout=timeout_s, held=held)
+        except CallError as error:
+            return error.code().name
+        except TimeoutError:
+            if not is_cancelled:
+                raise
+            return grpc.StatusCode.CANCELLED.name
+        return grpc.StatusCode.OK.name
+
+    def message_of(self, call) -> tuple[bytes, object]:
+        """What is sent for a call of the SDK, and what is held until it has ended."""
+        placed = place(call, self._connection.pool)
+        return (b"", None) if placed is None else (placed.request, placed.held)  # None: no room
+
+
+WAYS = (ByGrpc, ByTtrpc)
+"""Callers take turns over them."""
