@@ -214,7 +214,7 @@ def many_benchmark() -> str:
             f"{cell['packed_per_s']:.0f}",
             f"{cell['alone_per_s']:.0f}",
             f"{cell['times']:.2f}",
-            "none" if cell["bar"] is None else _verdict(cell),
+            "none" if cell["bar"] is None else _bar_of_many(cell),
         )
         for cell in report["cells"]
     ]
@@ -226,7 +226,7 @@ def many_benchmark() -> str:
     return f"{_table(head, rows)}\n\n{when}"
 
 
-def _verdict(cell: dict[str, Any]) -> str:
+def _bar_of_many(cell: dict[str, Any]) -> str:
     return f"≥ {cell['bar']:g}: {'met' if cell['times'] >= cell['bar'] else 'missed'}"
 
 

@@ -27,7 +27,7 @@ class Bar(Protocol):
 
 class _NoBar:
     def update(self, count: int) -> None:
-        """Nobody looks."""
+        """Does nothing, as nobody looks."""
 
 
 @contextmanager

@@ -231,7 +231,9 @@ class Packet:
         """
         outcomes = self.call.parse(reply, ())
         for waiter, outcome in zip(self.waiters, outcomes, strict=True):
-            waiter.outcome = (outcome, ()) if isinstance(outcome, bytes) else CallError(outcome)
+            waiter.outcome = (
+                (outcome, ()) if isinstance(outcome, bytes) else CallError(cast("Any", outcome))
+            )
             waiter.woken(waiter)
 
     def fail(self, error: BaseException, *, is_lost: bool) -> None:

@@ -22,7 +22,6 @@ from stn_client._credentials import stays_here
 from stn_client._envelopes import SERVICE
 from stn_proto.metadata import MESSAGE_BYTES
 from stn_proto.ttrpc import KeyValue, Request, Response, Status
-from stn_proto.v1 import many_pb2
 from stn_proto.v1.server_info_pb2 import GetServerInfoReply
 
 LOG = logging.getLogger("stn_client")
@@ -54,10 +53,10 @@ class CallError(grpc.RpcError):
     """A call that ended with a status other than OK.
 
     Args:
-        status: That of ttrpc, or of ComputeMany: both are google.rpc.Status, field by field.
+        status: That of ttrpc, or of a call within ComputeMany, which has the same fields.
     """
 
-    def __init__(self, status: Status | many_pb2.Status) -> None:
+    def __init__(self, status: Status) -> None:
         super().__init__(status)  # as pickling wants it
         self._status = status
 

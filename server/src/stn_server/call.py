@@ -48,7 +48,7 @@ class CallFacts(Protocol):
 
     @property
     def caller(self) -> Caller:
-        """Who makes it."""
+        """The caller who makes it."""
 
     @property
     def deadline(self) -> float:

@@ -44,12 +44,12 @@ class NestedCall:
 
     @property
     def caller(self) -> Caller:
-        """Who makes it; see `Call`."""
+        """Says who makes it; see `Call`."""
         return self.outer.caller
 
     @property
     def deadline(self) -> float:
-        """That of the message; see `Call`."""
+        """The deadline of the message; see `Call`."""
         return self.outer.deadline
 
     @property
@@ -144,7 +144,7 @@ class Many:
         return found
 
     def reply(self, computed: Sequence[Finished | Exception]) -> bytes:
-        """The serialized reply.
+        """The serialized reply of the message.
 
         Args:
             computed: What became of what was wanted.
