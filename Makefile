@@ -15,7 +15,7 @@ $(INSTALLED): .ci/constraints.txt .ci/requirements.txt $(PROJECTS:%=%/pyproject.
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --requirement .ci/requirements.txt
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --no-build-isolation \
-		--editable proto --editable stn_engine --editable server[otel] --editable client[demo,docker]
+		--editable proto --editable stn_engine --editable server[otel] --editable client[demo,docker,jax,playground,terminal]
 	@touch $@
 
 CPP := $(shell find stn_engine/src/stn_engine/native -type f ! -name "*.md")

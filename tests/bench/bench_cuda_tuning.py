@@ -31,8 +31,8 @@ VARIANTS = {
     },
     "always level": {"kSteep": "1e30"},
     "steep early": {"kSteep": "0.5"},
-    "two tiles": {"MOST_TILES": "2"},
-    "eight tiles": {"MOST_TILES": "8"},
+    "one tile": {"MOST_TILES": "1"},
+    "four tiles": {"MOST_TILES": "4"},
 }
 """New values of constants, by name."""
 

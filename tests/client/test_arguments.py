@@ -12,7 +12,7 @@ from stn_client import (
     InvalidRequestError,
     SamplingGrid,
     ThinPlateSpline,
-    WarpOptions,
+    WarpCallOptions,
 )
 from stn_client import _calls as calls
 
@@ -165,7 +165,10 @@ INVALID = {
         warp_with(subgradient="left"),
         "subgradient: expected one of right, zero, got 'left'.",
     ),
-    "layout": (warp_with(layout="nchw"), "layout: expected one of NCHW, NHWC, got 'nchw'."),
+    "layout": (
+        warp_with(layout="nchw"),
+        "layout: expected one of NCHW, NHWC, CHW, HWC, HW, got 'nchw'.",
+    ),
     "fill text": (warp_with(fill="black"), "fill: expected numbers, got 'black'."),
     "fill matrix": (
         warp_with(fill=[[1, 2]]),
@@ -239,7 +242,7 @@ def test_arguments_that_are_no_arrays_are_refused(given):
 def test_options_are_all_in_the_documentation_of_warp():
     """`help(Client.warp)` shows every option with its values and its default."""
     shown = Client.warp.__doc__.partition("Options:")[2].partition("Raises:")[0]
-    for name, kind in typing.get_type_hints(WarpOptions).items():
+    for name, kind in typing.get_type_hints(WarpCallOptions).items():
         described = re.search(
             rf"^ +{name} .*?(?=^ +[a-z_]+  +|\Z)", shown, re.MULTILINE | re.DOTALL
         )

@@ -1,11 +1,24 @@
 """Requests as protobuf reads them, and replies as arrays; no connection anywhere."""
 
+import dataclasses
+
 import ml_dtypes
 import numpy as np
 import pytest
 from google.protobuf.text_format import Parse
 
-from stn_client import Affine, Gradients, ProtocolMismatchError, SamplingGrid, ThinPlateSpline
+from stn_client import (
+    Affine,
+    Capabilities,
+    Device,
+    Gradients,
+    Limits,
+    ProtocolMismatchError,
+    SamplingGrid,
+    ServerInfo,
+    ServerStatistics,
+    ThinPlateSpline,
+)
 from stn_client import _calls as calls
 from stn_proto.v1 import server_info_pb2, warp_pb2
 from stn_proto.v1.tensor_pb2 import Tensor
@@ -154,12 +167,88 @@ def test_calls_grid_gradients_send_the_gradient_first():
     )
 
 
-def test_calls_server_info_is_an_empty_request_and_a_message():
-    """The reply about the server is handed on as it is."""
-    call = calls.server_info()
-    reply = server_info_pb2.GetServerInfoReply(name="stn", ready=True)
+def test_calls_server_info_is_an_empty_request_and_every_field_of_the_reply():
+    """Enumerations become the words of options; a number of a newer contract is left out."""
+    call = calls.server_info({})
     assert (call.method, call.request) == ("/stn.v1.SpatialTransformer/GetServerInfo", b"")
-    assert call.parse(reply.SerializeToString()) == reply
+    reply = Parse(
+        """
+        name: "stn" version: "0.1.0" uptime_s: 2.5 ready: true
+        devices { name: "cuda:0" backend: "cuda" }
+        capabilities {
+            dimensions: 2 data_types: [DATA_TYPE_FLOAT32, DATA_TYPE_UINT8]
+            gradient_data_types: DATA_TYPE_BFLOAT16 parameter_data_types: DATA_TYPE_FLOAT64
+            layouts: [LAYOUT_NCHW, LAYOUT_NHWC] interpolations: INTERPOLATION_BICUBIC
+            paddings: [PADDING_ZEROS, 77] coordinates: COORDINATES_PIXEL
+            subgradients: SUBGRADIENT_RIGHT transforms: ["affine", "flow"]
+        }
+        limits {
+            max_message_bytes: 1 max_output_bytes: 2 max_output_samples: 3 max_dimension_px: 4
+            max_admitted_items: 5 max_admitted_bytes: 6 max_payloads: 7 max_envelope_bytes: 8
+            max_control_points: 9
+        }
+        statistics {
+            queued_items: 1 running_items: 2 admitted_bytes: 3 finished_items: 4 failed_items: 5
+            refused_items: 6 abandoned_items: 7 batches: 8 largest_batch_items: 9
+        }
+        instance_id: "ab" features: FEATURE_DECLARED_MESSAGE_BYTES methods: ["Warp"]
+        local_dir: "/run/stn"
+        """,
+        server_info_pb2.GetServerInfoReply(),
+    )
+    assert call.parse(reply.SerializeToString()) == ServerInfo(
+        name="stn",
+        version="0.1.0",
+        uptime_s=2.5,
+        ready=True,
+        devices=(Device("cuda:0", "cuda"),),
+        capabilities=(
+            Capabilities(
+                dimensions=2,
+                data_types=("float32", "uint8"),
+                gradient_data_types=("bfloat16",),
+                parameter_data_types=("float64",),
+                layouts=("NCHW", "NHWC"),
+                interpolations=("bicubic",),
+                paddings=("zeros",),
+                coordinates=("pixel",),
+                subgradients=("right",),
+                transforms=("affine", "flow"),
+            ),
+        ),
+        limits=Limits(
+            max_message_bytes=1,
+            max_output_bytes=2,
+            max_output_samples=3,
+            max_dimension_px=4,
+            max_admitted_items=5,
+            max_admitted_bytes=6,
+            max_payloads=7,
+            max_envelope_bytes=8,
+            max_control_points=9,
+        ),
+        statistics=ServerStatistics(1, 2, 3, 4, 5, 6, 7, 8, 9),
+        instance_id="ab",
+        features=("declared_message_bytes",),
+        methods=("Warp",),
+        local_dir="/run/stn",
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (ServerInfo, server_info_pb2.GetServerInfoReply),
+        (Capabilities, server_info_pb2.Capabilities),
+        (Limits, server_info_pb2.Limits),
+        (ServerStatistics, server_info_pb2.Statistics),
+        (Device, server_info_pb2.Device),
+    ],
+)
+def test_calls_server_info_has_all_that_the_contract_has(kind, message):
+    """A field that is added to the contract is not forgotten here."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    assert names == list(message.DESCRIPTOR.fields_by_name)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,17 @@
 """The command `stn`: its geometry, its images, and its subcommands against a real server."""
 
 import json
+import re
 from importlib.metadata import entry_points, version
 
+import cv2
 import numpy as np
 import pytest
-from google.protobuf.text_format import Parse
 from PIL import Image
 
+from stn_client import Client, ServerInfo
 from stn_client.cli import main
 from stn_client.cli._geometry import pixel_theta
-from stn_proto.v1.server_info_pb2 import GetServerInfoReply
 
 ABSENT = ("--target=127.0.0.1:1", "--timeout=0.2")
 """Port 1 is privileged and unused."""
@@ -88,11 +89,21 @@ def test_cli_is_the_installed_command():
 
 
 def test_cli_info_prints_what_the_server_says(local_server, capsys):
-    """The text can be read back as the message."""
+    """For people names and values, with parts further in; for programs all of it as JSON."""
+    with Client(local_server.target) as client:
+        limit = client.server_info().limits.max_message_bytes
     assert main([f"--target={local_server.target}", "info"]) == 0
-    info = Parse(capsys.readouterr().out, GetServerInfoReply())
-    assert info.ready
-    assert info.limits.max_message_bytes > 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "name: stn-server"
+    assert lines[lines.index("limits:") + 1] == f"  max_message_bytes: {limit}"
+    assert lines[lines.index("devices:") + 1] == "  name: cpu"
+    assert "  interpolations: nearest, bilinear, bicubic" in lines
+    assert main([f"--target={local_server.target}", "info", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["ready"] is True
+    assert told["limits"]["max_message_bytes"] == limit
+    assert told["capabilities"][1]["dimensions"] == 3
+    assert list(told) == list(ServerInfo.__dataclass_fields__)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -193,3 +204,146 @@ def test_the_version_is_told(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert capsys.readouterr().out == f"stn {version('stn-client')}\n"
+
+
+PIXELS = np.random.default_rng(9).integers(0, 256, (30, 40, 3), np.uint8)
+
+
+def warped(local_server, tmp_path, *flags):
+    """What `stn warp` makes of a photo of 40 x 30."""
+    Image.fromarray(PIXELS).save(tmp_path / "in.png")
+    command = [f"--target={local_server.target}", "warp", tmp_path / "in.png", tmp_path / "out.png"]
+    assert main([str(part) for part in (*command, *flags)]) == 0
+    with Image.open(tmp_path / "out.png") as image:
+        return np.asarray(image).astype(int)
+
+
+def assert_close_to_opencv(result, expected):
+    """OpenCV has 5 bits of fraction in coordinates: by a 32nd of a pixel in both directions."""
+    assert result.shape == expected.shape
+    assert np.abs(result - expected.astype(int))[2:-2, 2:-2].max() <= 2 * 255 / 32 + 1
+
+
+MATRIX = [[0.9, 0.2, 3.5], [-0.1, 1.1, 2.25]]
+HOMOGRAPHY = [[0.9, 0.2, 3.5], [-0.1, 1.1, 2.25], [0.001, 0.002, 1]]
+CORNERS = [[3, 2], [36, 4], [33, 27], [6, 25]]
+
+
+def test_cli_warp_takes_the_matrices_of_opencv(local_server, tmp_path):
+    """The same numbers that `cv2.warpAffine` and `cv2.warpPerspective` take."""
+    flags = ["--matrix", *np.ravel(MATRIX), "--size", "50", "35"]
+    expected = cv2.warpAffine(PIXELS, np.array(MATRIX), (50, 35))
+    assert_close_to_opencv(warped(local_server, tmp_path, *flags), expected)
+    flags = ["--homography", *np.ravel(HOMOGRAPHY)]
+    expected = cv2.warpPerspective(PIXELS, np.array(HOMOGRAPHY), (40, 30))
+    assert_close_to_opencv(warped(local_server, tmp_path, *flags), expected)
+
+
+def test_cli_warp_rectifies_what_is_between_four_corners(local_server, tmp_path):
+    """As `cv2.getPerspectiveTransform` of the corners does."""
+    shown = np.array([[0, 0], [24, 0], [24, 19], [0, 19]], np.float32)
+    homography = cv2.getPerspectiveTransform(np.array(CORNERS, np.float32), shown)
+    result = warped(local_server, tmp_path, "--corners", *np.ravel(CORNERS), "--size", "25", "20")
+    assert_close_to_opencv(result, cv2.warpPerspective(PIXELS, homography, (25, 20)))
+
+
+TRANSFORMS = {
+    "affine": ({"affine": {"theta": [[0, -1, 39], [1, 0, 0]]}}, np.rot90),
+    "normalized": (
+        {"affine": {"theta": [[-1, 0, 0], [0, 1, 0]]}, "coordinates": "normalized"},
+        lambda pixels: pixels[:, ::-1],
+    ),
+    "translation": (
+        {"translation": {"parameters": [3, 2]}},
+        lambda pixels: np.pad(pixels[2:, 3:], ((0, 2), (0, 3), (0, 0))),
+    ),
+}
+
+
+@pytest.mark.parametrize(("given", "expected"), TRANSFORMS.values(), ids=TRANSFORMS)
+def test_cli_warp_takes_any_transform_of_a_file(local_server, tmp_path, given, expected):
+    """In JSON by its name, in pixels unless it says otherwise."""
+    (tmp_path / "t.json").write_text(json.dumps(given))
+    right = expected(PIXELS)
+    size = ["--size", right.shape[1], right.shape[0]]
+    result = warped(local_server, tmp_path, "--transform", tmp_path / "t.json", *size)
+    np.testing.assert_array_equal(result, right)
+
+
+@pytest.mark.parametrize("kind", ["matrix", "homography", "grid"])
+def test_cli_warp_takes_arrays_of_numpy(local_server, tmp_path, kind):
+    """A quarter turn, from the output to the image."""
+    y, x = np.mgrid[0:40, 0:30]
+    arrays = {
+        "matrix": np.array([[0, -1, 39], [1, 0, 0]]),
+        "homography": np.array([[0, -1, 39], [1, 0, 0], [0, 0, 1]]),
+        "grid": np.stack([39 - y, x], -1),
+    }
+    np.save(tmp_path / "t.npy", arrays[kind])
+    flags = ["--transform", tmp_path / "t.npy", "--size", "30", "40"]
+    np.testing.assert_array_equal(warped(local_server, tmp_path, *flags), np.rot90(PIXELS))
+
+
+NO_FILE = "argument --transform: expected a readable file, got "
+BAD_FILES = {
+    "t.json": ("{", "t.json: Expecting property name"),
+    "two.json": (
+        '{"affine": {}, "flow": {}}',
+        "two.json: expected one of affine, .* got affine, flow",
+    ),
+    "word.json": (
+        '{"affine": {"theta": [[1, 0, 0], [0, 1, 0]]}, "unit": "px"}',
+        "beside coordinates and align_corners, got affine, unit",
+    ),
+    "nan.json": (
+        '{"affine": {"theta": [[1, 0, NaN], [0, 1, 0]]}}',
+        "nan.json: expected finite numbers, got others",
+    ),
+    "more.json": (
+        '{"rotation": {"parameters": [1], "angle": 3}}',
+        "more.json: .*unexpected keyword argument 'angle'",
+    ),
+    "list.json": ("[1, 2]", "list.json: expected one of|list.json: .*"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_cli_warp_refuses_files_that_hold_no_transform(tmp_path, capsys, name):
+    """In one line, before anything is asked of a server."""
+    text, message = BAD_FILES[name]
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SystemExit, match="2"):
+        main([*ABSENT, "warp", "a.png", "b.png", "--transform", str(tmp_path / name)])
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert re.search(message, told), told
+
+
+REFUSED = {
+    "no inverse": (
+        ["--matrix", *"100000"],
+        "argument --matrix: matrix: expected",
+    ),
+    "corners on a line": (["--corners", *"00112233"], "argument --corners: "),
+    "two ways": (
+        ["--matrix", *"100010", "--rotate", "3"],
+        "argument --matrix: not allowed with --rotate, --scale and --translate",
+    ),
+    "three ways": (
+        ["--matrix", *"100010", "--corners", *"00112233", "--homography", *"100010001"],
+        "argument --matrix: not allowed with --homography and --corners",
+    ),
+    "too few numbers": (["--matrix", *"100"], "argument --matrix: expected 6 arguments"),
+    "no number": (["--matrix", *"10001x"], "argument --matrix: expected a finite number, got x"),
+    "no file": (["--transform", "nowhere.json"], NO_FILE),
+}
+
+
+@pytest.mark.parametrize(("flags", "message"), REFUSED.values(), ids=REFUSED)
+def test_cli_warp_refuses_what_is_no_map(capsys, flags, message):
+    """In one line that names the flag, before anything is asked of a server."""
+    with pytest.raises(SystemExit, match="2"):
+        main([*ABSENT, "warp", "a.png", "b.png", *flags])
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert message in told

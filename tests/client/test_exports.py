@@ -5,7 +5,7 @@ import inspect
 import subprocess
 import sys
 import typing
-from importlib.metadata import requires
+from importlib.metadata import requires, version
 
 import pytest
 
@@ -17,6 +17,8 @@ PUBLIC_MODULES = (
     "stn_client._transforms",
     "stn_client.cli",
     "stn_client.geometry",
+    "stn_client.jax",
+    "stn_client.testing",
     "stn_client.torch",
     "stn_proto",
 )
@@ -64,6 +66,12 @@ stn_client.nothing
     assert "AttributeError: module 'stn_client' has no attribute 'nothing'" in ran.stderr
 
 
+def test_version_is_that_of_the_distribution():
+    """It needs none of the names."""
+    program = "import sys, stn_client; print(stn_client.__version__, 'numpy' in sys.modules)"
+    assert run_python("-c", program).stdout.split() == [version("stn-client"), "False"]
+
+
 def named_in(hint):
     """The classes of this package in a type, at any depth."""
     if getattr(hint, "__module__", "").startswith("stn_client."):
@@ -83,7 +91,7 @@ def test_exports_are_all_that_signatures_name(kind):
     ]
     hints = [hint for method in methods for hint in typing.get_type_hints(method).values()]
     named = {cls.__name__ for hint in hints for cls in named_in(hint)}
-    assert {"Affine", "Gradients", "RetryPolicy", "WarpOptions", "GridOptions"} <= named
+    assert {"Affine", "Gradients", "RetryPolicy", "WarpCallOptions", "ServerInfo"} <= named
     assert named <= set(stn_client.__all__)
 
 
@@ -98,7 +106,14 @@ def test_exports_have_every_error():
 
 
 @pytest.mark.parametrize(
-    "module", ["stn_client", "stn_client.cli", "stn_client.geometry", "stn_client.local"]
+    "module",
+    [
+        "stn_client",
+        "stn_client.cli",
+        "stn_client.geometry",
+        "stn_client.local",
+        "stn_client.testing",
+    ],
 )
 def test_imports_are_light(module):
     """They import neither torch nor Pillow, nor the geometry of others, nor engine and server."""
@@ -108,7 +123,17 @@ def test_imports_are_light(module):
     )
     imported = set(ran.stdout.split())
     assert {"stn_client", "sys"} <= imported
-    heavy = {"torch", "PIL", "cv2", "scipy", "nibabel", "SimpleITK", "stn_engine", "stn_server"}
+    heavy = {
+        "torch",
+        "jax",
+        "PIL",
+        "cv2",
+        "scipy",
+        "nibabel",
+        "SimpleITK",
+        "stn_engine",
+        "stn_server",
+    }
     assert imported & heavy == set()
 
 

@@ -89,7 +89,7 @@ def test_a_full_message_leaves_the_rest_for_the_next():
 
 
 @pytest.mark.parametrize(
-    "call", [LARGE, LARGE_RESULT, server_info()], ids=["operand", "result", "other method"]
+    "call", [LARGE, LARGE_RESULT, server_info({})], ids=["operand", "result", "other method"]
 )
 def test_calls_that_are_not_small_go_alone_whatever_is_under_way(call):
     """What they cost is not the message; small ones behind them still wait for each other."""

@@ -19,6 +19,7 @@ from stn_client import (
     Tls,
     TransportError,
 )
+from stn_client import _calls as calls
 from stn_proto.v1 import warp_pb2
 from support.certificates import Authority
 from support.scripted_service import ScriptedService, reply, serialized
@@ -56,6 +57,7 @@ def test_settings_are_what_a_copy_is_made_of(kind, through, secret):
         "allow_plaintext_token": True,
         "proxy": False,
         "max_in_flight": 3,
+        "packing": False,
         "local": False,
     }
     client = kind("localhost:1", **settings)
@@ -224,7 +226,7 @@ def test_infinity_is_no_limit(timeout_s):
         Client(service.target, timeout_s=timeout_s) as client,
     ):
         np.testing.assert_array_equal(client.warp(MAP, IDENTITY), MAP + 1)
-        assert client._progress().start()["timeout"] is None
+        assert client._progress(calls.server_info({})).start()["timeout"] is None
 
 
 @pytest.fixture(scope="module")

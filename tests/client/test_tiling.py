@@ -5,10 +5,17 @@ import itertools
 import numpy as np
 import pytest
 
-from stn_client import Affine, Client, Flow, Homography, InvalidRequestError, ThinPlateSpline
+from stn_client import (
+    Affine,
+    Client,
+    Flow,
+    Homography,
+    InvalidRequestError,
+    Limits,
+    ThinPlateSpline,
+)
 from stn_client.local import LocalServer
 from stn_client.tiling import warp
-from stn_proto.v1.server_info_pb2 import Limits
 
 SIZE, OUTPUT_SIZE = (37, 53), (41, 46)
 SMALL = Limits(

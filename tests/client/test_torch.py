@@ -1,8 +1,11 @@
 """Remote warps under autograd, against a client that computes in this process."""
 
 import copy
+import functools
 import gc
 import io
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -11,14 +14,21 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import stn_engine
 from stn_client import (
     Affine,
     AsyncClient,
+    Attention,
     Client,
     Flow,
     Gradients,
+    Homography,
     InvalidRequestError,
+    Rotation,
     SamplingGrid,
+    Similarity,
+    ThinPlateSpline,
+    Translation,
     UnavailableError,
     WarpOptions,
 )
@@ -482,7 +492,6 @@ IMAGE = torch.rand(1, 1, 4, 4)
         ("feature_map", (freed(), IDENTITY), {}),
         ("feature_map", (IMAGE.to_sparse(), IDENTITY), {}),
         ("feature_map", (torch.complex(IMAGE, IMAGE), IDENTITY), {}),
-        ("transform", (IMAGE, ARRAYS[1]), {}),
         ("transform", (IMAGE, IDENTITY.theta), {}),
         ("transform", (IMAGE, Affine(None)), {}),
         ("transform", (IMAGE, None), {}),
@@ -587,6 +596,124 @@ def test_torch_transformers_check_what_goes_in_and_what_is_found(client, name, f
     transformer = SpatialTransformer(lambda _: found, client)
     with pytest.raises(InvalidRequestError, match=rf"^{name}: expected .*a torch\.Tensor, got"):
         transformer(feature_map)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32, int, list])
+def test_torch_transforms_may_be_of_numpy(client, kind):
+    """As those of `stn_client.geometry` are; the map still has its gradient."""
+    matrix = np.array([[[0, -1, 3], [1, 0, 0]]])
+    theta = matrix.tolist() if kind is list else matrix.astype(kind)
+    image = torch.rand(1, 1, 4, 4, requires_grad=True)
+    turned = warp(client, image, Affine(theta), coordinates="pixel")
+    torch.testing.assert_close(turned, torch.rot90(image, dims=(2, 3)))
+    turned.square().sum().backward()
+    torch.testing.assert_close(image.grad, 2 * image)
+
+
+def test_torch_transformers_stand_in_sequences(client):
+    """Between other modules of `nn.Sequential`."""
+    torch.manual_seed(0)
+    layer = SpatialTransformer(identity_localization([]), client, (3, 2))
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 3, padding=1), layer, torch.nn.Flatten())
+    images = torch.rand(2, 1, 6, 6)
+    network(images).sum().backward()
+    assert all(one.grad.abs().max() > 0 for one in network.parameters())
+
+
+PARALLEL = """
+import sys
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from stn_client import Client
+from stn_client.torch import SpatialTransformer
+
+rank, target, meeting, out = int(sys.argv[1]), *sys.argv[2:]
+torch.set_num_threads(1)
+where = f"file://{meeting}"
+torch.distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=2)
+with Client(target) as client:
+    torch.manual_seed(0)
+    localization = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 6))
+    model = DistributedDataParallel(SpatialTransformer(localization, client, (3, 2)))
+    images = torch.rand(4, 1, 6, 6)[2 * rank : 2 * rank + 2]
+    model(images).square().mean().backward()
+    torch.save([one.grad for one in model.module.parameters()], f"{out}-{rank}")
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_torch_transformers_learn_in_parallel(client, tmp_path):
+    """Under DDP two processes have, each, the gradient of the whole batch."""
+    target, out = client.target, tmp_path / "gradients"
+    command = [sys.executable, "-c", PARALLEL]
+    processes = [
+        subprocess.Popen([*command, str(rank), target, tmp_path / "meeting", out])
+        for rank in range(2)
+    ]
+    assert [process.wait(110) for process in processes] == [0, 0]
+    torch.manual_seed(0)
+    localization = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 6))
+    model = SpatialTransformer(localization, client, (3, 2))
+    model(torch.rand(4, 1, 6, 6)).square().mean().backward()
+    for rank in range(2):
+        for ours, whole in zip(torch.load(f"{out}-{rank}"), model.parameters(), strict=True):
+            torch.testing.assert_close(ours, whole.grad)
+            assert ours.abs().max() > 0
+
+
+def engine_warp(images, transform, size=None):
+    """The warp of the engine, in this process."""
+    kind = getattr(stn_engine, type(transform).__name__)
+    if isinstance(transform, ThinPlateSpline):
+        points = torch.tensor(transform.control_points, dtype=torch.float64)
+        local = kind(transform.parameters, control_points=points)
+    else:
+        local = kind(transform.parameters)
+    return stn_engine.warp(images, local, size)
+
+
+FOUND = {
+    "Affine": (Affine, 6),
+    "Homography": (Homography, 9),
+    "Attention": (Attention, 3),
+    "Similarity": (Similarity, 4),
+    "Translation": (Translation, 2),
+    "Rotation": (Rotation, 1),
+    "ThinPlateSpline": (
+        functools.partial(ThinPlateSpline, control_points=[(-1, -1), (1, -1), (-1, 1)]),
+        6,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_torch_transformers_are_of_every_kind(client, name):
+    """With flat parameters, forward and backward as the engine of this process has them."""
+    kind, count = FOUND[name]
+    found = torch.rand(2, count, generator=torch.Generator().manual_seed(5)) * 0.5 + 0.25
+    found.requires_grad_()
+    images = torch.rand(2, 1, 6, 6, generator=torch.Generator().manual_seed(6))
+    theirs = found.detach().clone().requires_grad_()
+    shape = {"Affine": (-1, 2, 3), "Homography": (-1, 3, 3), "ThinPlateSpline": (-1, 3, 2)}
+    parameters = theirs.reshape(shape.get(name, (-1, count)))
+    output = SpatialTransformer(lambda _: found, client, (3, 4), kind)(images)
+    local = engine_warp(images, kind(parameters), (3, 4))
+    torch.testing.assert_close(output, local)
+    output.square().sum().backward()
+    local.square().sum().backward()
+    torch.testing.assert_close(found.grad, theirs.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [Flow, SamplingGrid])
+def test_torch_transformers_find_fields(client, kind):
+    """One point for every pixel; their size is that of the output."""
+    field = (torch.rand(2, 3, 4, 2) * 0.2).requires_grad_()
+    images = torch.rand(2, 1, 6, 6)
+    output = SpatialTransformer(lambda _: field, client, transform=kind)(images)
+    torch.testing.assert_close(output, engine_warp(images, kind(field)))
+    output.sum().backward()
+    assert field.grad.shape == field.shape
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")

@@ -94,6 +94,77 @@ def test_grey_levels_have_no_gradients():
         gradients(grey[0], None, *grey)
 
 
+SUMS = _cpu.Comparison(_cpu.Loss.ssd, 1.0, _cpu.Domain.overlap)
+
+
+def objective(
+    *,
+    comparison=SUMS,
+    kind="affine",
+    parameters=THETA,
+    fixed=TARGET,
+    weights=None,
+    gradient=THETA,
+    gauss_newton=None,
+):
+    """A good plan of an objective, but for the changes."""
+    operands = MAP, parameters, fixed, weights
+    return _cpu.Plan.objective(
+        OPTIONS, comparison, _cpu.Kind[kind], TARGET, *operands, gradient, gauss_newton
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fixed": layout(2, 3, 6, 8)}, "fixed: expected one number per target pixel"),
+        ({"fixed": layout(3, 3, 6, 7)}, "fixed: expected one number per target pixel"),
+        ({"fixed": layout(2, 3, 6, 7, dtype=float)}, "fixed: expected the dtype of moving"),
+        ({"weights": layout(1, 3, 6, 7)}, "weights: expected one number per target pixel"),
+        ({"gradient": layout(1, 2, 3)}, "gradient: expected the parameters of every item"),
+        ({"gradient": float32((2, 2, 3), (1, 2, 4))}, "gradient: expected contiguous memory"),
+        ({"gradient": layout(2, 2, 3, dtype=np.float16)}, "gradient: expected float32 or float64"),
+        ({"gauss_newton": layout(2, 6, 6)}, "gauss_newton: expected a contiguous matrix of float"),
+        (
+            {
+                "comparison": _cpu.Comparison(_cpu.Loss.ncc, 1.0, _cpu.Domain.all),
+                "gauss_newton": layout(2, 6, 6, dtype=float),
+            },
+            "gauss_newton: expected a loss of squares, got ncc",
+        ),
+        (
+            {
+                "kind": "flow",
+                "parameters": layout(2, 6, 7, 2),
+                "gradient": None,
+                "gauss_newton": layout(2, 84, 84, dtype=float),
+            },
+            "gauss_newton: expected a transform that is a matrix",
+        ),
+    ],
+)
+def test_wrong_plans_of_objectives_are_refused(changes, message):
+    """Before anything has come."""
+    with pytest.raises(ValueError, match=message):
+        objective(**changes)
+
+
+def test_grey_levels_have_no_objectives():
+    """There is no gradient to sum."""
+    grey = layout(2, 3, 4, 5, dtype=np.uint8), layout(2, 3, 6, 7, dtype=np.uint8)
+    with pytest.raises(ValueError, match="moving: expected a float dtype, got uint8"):
+        _cpu.Plan.objective(
+            OPTIONS, SUMS, _cpu.Kind.affine, grey[1], grey[0], THETA, grey[1], None, None, None
+        )
+
+
+@pytest.mark.parametrize("delta", [0.0, -1.0, float("nan")])
+def test_delta_is_above_0(delta):
+    """A line has to begin somewhere."""
+    with pytest.raises(ValueError, match="delta: expected a number > 0"):
+        _cpu.Comparison(_cpu.Loss.huber, delta, _cpu.Domain.all)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

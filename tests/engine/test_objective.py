@@ -43,6 +43,9 @@ from support.objectives import (
 from support.strategies import CONVENTIONS, INTERPOLATIONS, KINDS, PADDINGS, VOLUME_KINDS
 from support.tolerances import GRADIENT, assert_close_in_norm, compute_dtype
 
+# Of torch itself, in forward mode and under torch.compile.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+
 LOSSES = ("ssd", "huber", "ncc")
 DOMAINS = ("overlap", "all")
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)

@@ -12,6 +12,8 @@ from support.emulated_cuda import EMULATED_CUDA, EmulatedLauncher
 from support.strategies import random_gradients, random_warp
 
 FLOAT = torch.float32
+HOW = ("transform", "output_size", "spec")
+"""What a warp has besides its map."""
 
 
 def some_tensors():
@@ -155,6 +157,16 @@ def test_operands_that_change_between_ragged_calls_are_read_as_they_are_now(give
         operand = warps[1].operands[0]
         operand.data = change(operand)
         assert same(EMULATED_CUDA.warp(warps, out), expected)
+
+
+def test_operands_that_are_read_from_copies_are_copied_every_time():
+    """Their memory holds values with the other sign, from the first call on."""
+    warps, _ = problems_of()
+    negated = torch._neg_view(-warps[1].feature_map)
+    some = [warps[0], WarpProblem(negated, *(getattr(warps[1], name) for name in HOW)), warps[2]]
+    expected = EMULATED_CUDA.warp(warps)
+    for _ in range(4):
+        assert same(EMULATED_CUDA.warp(some), expected)
 
 
 @pytest.mark.parametrize("lose", [cut, freed])

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import venv
 import zipfile
 from email import message_from_bytes
 from importlib.metadata import distribution
@@ -14,6 +15,8 @@ from pathlib import Path
 import nanobind
 import pytest
 from markdown_it import MarkdownIt
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from trove_classifiers import classifiers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
@@ -110,6 +113,103 @@ def test_the_engine_needs_nothing_but_the_system(built, tmp_path):
     assert re.search(r"-(many|musl)linux_\d+_\d+_\w+\.whl$", repaired.name)
     before, after = (set(zipfile.ZipFile(one).namelist()) for one in (path, repaired))
     assert {name for name in after if not name.endswith("/")} == before
+
+
+@pytest.mark.parametrize("folder", ["proto", "client"])
+def test_wheels_of_the_sdk_are_pure_python(folder, built):
+    """They install everywhere without a compiler."""
+    (path,) = built(folder).glob("*.whl")
+    assert path.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(path) as archive:
+        assert {Path(name).suffix for name in archive.namelist()} <= {
+            ".py",
+            ".pyi",
+            ".proto",
+            ".typed",
+            ".html",
+            ".txt",
+            "",
+        }
+
+
+def required(name, extras=()):
+    """The distributions that one needs to be installed, at any depth."""
+    found, queue = {}, [(name, frozenset(extras))]
+    while queue:
+        name, extras = queue.pop()
+        one = distribution(name)
+        found[canonicalize_name(name)] = one
+        for requirement in map(Requirement, one.requires or ()):
+            wanted = [{"extra": extra} for extra in (*extras, "")]
+            is_new = canonicalize_name(requirement.name) not in found
+            if is_new and (
+                requirement.marker is None or any(map(requirement.marker.evaluate, wanted))
+            ):
+                queue.append((requirement.name, frozenset(requirement.extras)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def installed(built, tmp_path_factory):
+    """The Python of an environment with the wheels of the SDK and what they require alone."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True, with_pip=False)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    others = {
+        name: one for name, one in required("stn-client").items() if not name.startswith("stn-")
+    }
+    for one in others.values():
+        for top in {file.parts[0] for file in one.files if file.parts[0] not in {"..", "google"}}:
+            (packages / top).symlink_to(one.locate_file(top))
+        for file in one.files:  # `google` belongs to several
+            if file.parts[0] == "google":
+                (packages / file).parent.mkdir(parents=True, exist_ok=True)
+                (packages / file).symlink_to(one.locate_file(file))
+    wheels = [path for project in ("proto", "client") for path in built(project).glob("*.whl")]
+    command = [sys.executable, "-m", "pip", "--python", folder, "install", "--quiet", "--no-index"]
+    subprocess.run([*command, *wheels], check=True)  # which finds what they require
+    return folder / "bin/python"
+
+
+IMPORTED = """
+import sys, time
+started = time.process_time()
+import stn_client
+stn_client.Client
+print(time.process_time() - started, stn_client.__version__, stn_client.__file__)
+"""
+
+
+@pytest.mark.alone
+def test_the_sdk_is_imported_in_time_where_nothing_else_is_installed(installed):
+    """Under 0.3 s of a processor; the least of a few, as the first one also compiles."""
+    isolated = [installed, "-I", "-c", IMPORTED]
+    told = [
+        subprocess.run(isolated, capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(5)
+    ]
+    assert min(float(seconds) for seconds, *_ in told) < 0.3
+    assert told[0][1] == distribution("stn-client").version
+    assert Path(told[0][2]).is_relative_to(installed.parents[1])
+
+
+def test_the_sdk_works_where_nothing_else_is_installed(installed):
+    """Calls and the command, but for what extras are needed for, which say so."""
+    program = """
+import numpy as np
+from stn_client import Affine
+from stn_client.testing import StubClient
+assert StubClient().warp(np.ones((4, 5)), Affine(np.eye(2, 3)), layout="HW").shape == (4, 5)
+"""
+    subprocess.run([installed, "-I", "-c", program], check=True)
+    command = installed.with_name("stn")
+    told = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
+    assert told.stdout == f"stn {distribution('stn-client').version}\n"
+    refused = subprocess.run(
+        [command, "warp", "a.png", "b.png"], capture_output=True, text=True, check=False
+    )
+    assert refused.returncode == 1
+    assert "pip install './client[images]'" in refused.stderr
 
 
 @projects

@@ -11,7 +11,7 @@ from stn_client._calls import warp as warp_call
 from stn_engine import Coordinates, Interpolation, Padding, Subgradient, WarpSpec
 from stn_engine.adapters import on_bytes
 from stn_proto import WireFormatError, get_tensor, split
-from stn_proto.v1 import tensor_pb2, warp_pb2
+from stn_proto.v1 import objective_pb2, tensor_pb2, warp_pb2
 from stn_server.batching.work import Finished, Operation
 from stn_server.config import LimitsConfig
 from stn_server.errors import InvalidRequestError, ResultTooLargeError
@@ -310,7 +310,8 @@ def test_the_results_of_the_engine_have_a_reply(method):
     """The way of a request, without queue and device thread."""
     task = decode(BASES[method](), method)
     (results,) = on_bytes.compute([task.job])
-    reply, payloads = encode(task, results, getattr(warp_pb2, f"{method}Reply"))
+    module = objective_pb2 if method == "Objective" else warp_pb2
+    reply, payloads = encode(task, results, getattr(module, f"{method}Reply"))
     tensors = [value for _, value in reply.ListFields() if isinstance(value, tensor_pb2.Tensor)]
     assert [tensor.payload for tensor in tensors] == list(range(len(payloads)))
     assert all(np.isfinite(get_tensor(tensor, payloads, "")).all() for tensor in tensors)

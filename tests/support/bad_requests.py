@@ -17,7 +17,7 @@ from grpc import StatusCode
 
 from stn_proto import FrameTooLargeError, WireFormatError
 from stn_proto.codec import data_type
-from stn_proto.v1 import warp_pb2
+from stn_proto.v1 import objective_pb2, warp_pb2
 from stn_server.errors import (
     InvalidRequestError,
     RequestTooLargeError,
@@ -112,6 +112,16 @@ def grid_gradients_request():
     return request
 
 
+def objective_request():
+    """(1, 3, 4, 5) under two transforms, compared with one map of (6, 7)."""
+    request = objective_pb2.ObjectiveRequest()
+    put(request, request.moving, ramp(1, 3, 4, 5))
+    put(request, request.fixed, ramp(1, 3, 6, 7))
+    put(request, request.transform.affine.theta, theta())
+    put(request, request.weights, ramp(1, 1, 6, 7))
+    return request
+
+
 CONTROL_POINTS = ((-0.9, -0.8), (0.8, -0.7), (0.1, 0.2), (-0.7, 0.9), (0.6, 0.8))
 
 
@@ -147,6 +157,7 @@ BASES: dict[str, Callable[[], Any]] = {
     "WarpGradients": warp_gradients_request,
     "GenerateGrid": grid_request,
     "GenerateGridGradients": grid_gradients_request,
+    "Objective": objective_request,
 }
 
 

@@ -3,63 +3,82 @@
 Each `type: ignore` is a call that must be refused; mypy reports those it finds unused.
 """
 
-from collections.abc import Awaitable, Callable
 from typing import Any, assert_type
 
+import jax
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import torch
+from numpy.typing import NDArray
+from PIL import Image
 
 import stn_client
 from stn_client import (
     Affine,
     AsyncClient,
     Client,
+    ClientStatistics,
     Gradients,
     InvalidRequestError,
     OverloadedError,
     RetryPolicy,
     SamplingGrid,
+    ServerInfo,
     StnClientError,
     ThinPlateSpline,
     Tls,
     Transform,
 )
 from stn_client.geometry import TransformArguments, compose, from_remap, rotation_about
-from stn_proto.v1.server_info_pb2 import GetServerInfoReply
 
-u = np.zeros((1, 1, 2, 2))
+u: NDArray[np.float64] = np.zeros((1, 1, 2, 2))
 theta: Transform = Affine(np.eye(2, 3)[None])
 
 
 def synchronous(client: Client) -> None:
     """`Client`: arrays in, arrays out."""
-    assert_type(client.warp(u, theta, output_size=(2, 3), padding="border"), NDArray[Any])
+    assert_type(client.warp(u, theta, output_size=(2, 3), padding="border"), NDArray[np.float64])
     assert_type(client.warp([[[[1.0]]]], SamplingGrid(u), (2, 3), fill=[0, 1]), NDArray[Any])
     gradients = client.warp_gradients(u, u, theta, needs=["transform"], deterministic=False)
     assert_type(gradients, Gradients)
     assert_type(gradients.transform, NDArray[Any] | None)
     output, pullback = client.vjp(u, theta, align_corners=True)
-    assert_type(output, NDArray[Any])
-    assert_type(pullback, Callable[[ArrayLike], Gradients])
+    assert_type(output, NDArray[np.float64])
+    assert_type(pullback(u), Gradients)
+    assert_type(client.vjp([1.0], theta)[0], NDArray[Any])
     assert_type(client.generate_grid(Affine(u), (2, 2), coordinates="pixel"), NDArray[Any])
     assert_type(client.generate_grid_gradients(u, Affine(u)), NDArray[Any])
     spline = ThinPlateSpline(u, control_points=[(0, 0), (1, 0), (0, 1)], regularization=0.5)
     assert_type(client.generate_grid(spline, (2, 2)), NDArray[Any])
     ThinPlateSpline(u, [(0, 0)])  # type: ignore[call-arg]
-    assert_type(client.server_info(), GetServerInfoReply)
+    assert_type(client.server_info(), ServerInfo)
+    assert_type(client.is_ready(timeout_s=0.5), bool)
+    client.wait_until_ready(None)
+    assert_type(client.stats, ClientStatistics)
+    client.warp(u, theta, timeout_s=None, metadata={"tenant": "a"}, request_id="r")
     with Client("a:1", timeout_s=None, retry=RetryPolicy(attempts=1)) as other:
         assert_type(other, Client)
 
 
+def libraries(client: Client, tensor: torch.Tensor, image: Image.Image, array: jax.Array) -> None:
+    """Type in, type out."""
+    assert_type(client.warp(tensor, theta), torch.Tensor)
+    assert_type(client.warp(image, theta, layout="HWC"), Image.Image)
+    assert_type(client.warp(array, theta, layout="HW"), jax.Array)
+    assert_type(client.vjp(tensor, theta)[0], torch.Tensor)
+    assert_type(client.warp([[1.0]], theta, layout="HW"), NDArray[Any])
+    client.warp(tensor, theta, layout="WHC")  # type: ignore[call-overload]
+
+
 async def asynchronous(client: AsyncClient) -> None:
     """`AsyncClient`: the same, awaited."""
-    assert_type(await client.warp(u, theta, layout="NHWC"), NDArray[Any])
+    assert_type(await client.warp(u, theta, layout="NHWC"), NDArray[np.float64])
     assert_type(await client.warp_gradients(u, u, theta), Gradients)
     output, pullback = await client.vjp(u, theta)
-    assert_type(output, NDArray[Any])
-    assert_type(pullback, Callable[[ArrayLike], Awaitable[Gradients]])
+    assert_type(output, NDArray[np.float64])
+    assert_type(await pullback(u), Gradients)
     assert_type(await client.generate_grid(Affine(u), (2, 2)), NDArray[Any])
-    assert_type(await client.server_info(), GetServerInfoReply)
+    assert_type(await client.server_info(), ServerInfo)
+    assert_type(await client.is_ready(), bool)
     async with AsyncClient("a:1", tls=Tls(ca="ca.pem"), token="t") as other:
         assert_type(other, AsyncClient)
 
@@ -79,24 +98,28 @@ def geometry(client: Client) -> None:
     turn = rotation_about((3, 4), 30)
     assert_type(turn, TransformArguments[Affine])
     assert_type(turn["transform"], Affine)
-    assert_type(client.warp(u, **turn, output_size=(2, 2), padding="border"), NDArray[Any])
+    v = client.warp(u, **turn, output_size=(2, 2), padding="border")
+    assert_type(v, NDArray[np.float64])
     assert_type(client.warp_gradients(u, u, **compose(turn, turn)), Gradients)
     assert_type(client.generate_grid(**turn, output_size=(2, 2)), NDArray[Any])
-    client.warp(u, turn)  # type: ignore[arg-type]
-    client.warp(u, **turn, coordinates="pixel")  # type: ignore[misc]
+    client.warp(u, turn)  # type: ignore[call-overload]
+    client.warp(u, **turn, coordinates="pixel")  # type: ignore[call-overload]
     client.generate_grid(**from_remap(u), output_size=(2, 2))  # type: ignore[arg-type]
 
 
 def refused(client: Client, gradients: Gradients) -> None:
     """Misuse that a type checker can see."""
-    client.warp(u, u)  # type: ignore[arg-type]
-    client.warp(u, theta, padding="mirror")  # type: ignore[arg-type]
-    client.warp(u, theta, align_corner=True)  # type: ignore[call-arg]
-    client.warp(u, theta, output_size=3)  # type: ignore[arg-type]
+    client.warp(u, u)  # type: ignore[call-overload]
+    client.warp(u, theta, padding="mirror")  # type: ignore[call-overload]
+    client.warp(u, theta, align_corner=True)  # type: ignore[call-overload]
+    client.warp(u, theta, output_size=3)  # type: ignore[call-overload]
     client.warp_gradients(u, u, theta, ["transform"])  # type: ignore[call-arg]
     client.generate_grid(SamplingGrid(u), (2, 2))  # type: ignore[arg-type]
     client.generate_grid(Affine(u), (2, 2), padding="zeros")  # type: ignore[call-arg]
     gradients.transform = None  # type: ignore[misc]
+    client.warp(u, theta, timeout="1")  # type: ignore[call-overload]
+    client.warp(u, theta, metadata=[("a", "b")])  # type: ignore[call-overload]
+    client.server_info(padding="zeros")  # type: ignore[call-arg]
     Client("a:1", 3.0)  # type: ignore[call-arg]
     Client("a:1", tls=True)  # type: ignore[arg-type]
     stn_client.Klient  # type: ignore[attr-defined]  # noqa: B018

@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from stn_client._api import *  # noqa: F403
     from stn_client._api import __all__ as __all__
     from stn_client._transforms import *  # noqa: F403
+
+    __version__: str
+    """Of the distribution stn-client, as "0.1.0"."""
 else:
 
     def __getattr__(name):  # noqa: ANN001, ANN202 - the types are those above
@@ -17,6 +20,10 @@ else:
 
         So the command, whose modules lie below, answers an interrupt while they are imported.
         """
+        if name == "__version__":
+            from importlib.metadata import version  # noqa: PLC0415
+
+            return version("stn-client")
         if name == "__all__" or not name.startswith("_"):
             from importlib import import_module  # noqa: PLC0415
 

@@ -7,8 +7,9 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import islice
-from typing import Any, Literal, Self, TypeVar, Unpack, cast
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 import grpc
 import grpc.aio
@@ -16,15 +17,24 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from stn_client import _calls
+from stn_client._arrays import AnyArray, Array, M, operand
 from stn_client._calls import Call, Gradients, Objective
-from stn_client._connection import BaseClient, Progress, open_channel
+from stn_client._connection import (
+    NOT_READY,
+    ONCE,
+    BaseClient,
+    Progress,
+    ReadyWait,
+    open_channel,
+)
 from stn_client._credentials import Metadata
-from stn_client._envelopes import Array, Places
+from stn_client._envelopes import Places
 from stn_client._errors import StnClientError
 from stn_client._mapping import AHEAD, checked, progress_bar
-from stn_client._options import GridOptions, WarpOptions
+from stn_client._options import CallOptions, GridCallOptions, WarpCallOptions, takes_options
 from stn_client._placing import MAX_FRAMED_BYTES, MIN_PLACED_BYTES, place
 from stn_client._sending import MAX_MESSAGE_BYTES, GoAlone, Packet, SendQueue, Waiter
+from stn_client._server_info import ServerInfo
 from stn_client._transforms import ParametricTransform, Transform
 from stn_client._ttrpc import (
     FAILURES,
@@ -38,7 +48,6 @@ from stn_client._ttrpc import (
     who_asks,
 )
 from stn_client._ttrpc_aio import Connection
-from stn_proto.v1.server_info_pb2 import GetServerInfoReply
 
 T = TypeVar("T")
 
@@ -87,86 +96,131 @@ class AsyncClient(BaseClient):
         for connection in self._connections.values():
             connection.abandon()
 
+    @overload
+    async def warp(
+        self,
+        feature_map: M,
+        transform: Transform,
+        output_size: Sequence[int] | None = None,
+        **options: Unpack[WarpCallOptions],
+    ) -> M: ...
+
+    @overload
     async def warp(
         self,
         feature_map: ArrayLike,
         transform: Transform,
         output_size: Sequence[int] | None = None,
-        **options: Unpack[WarpOptions],
-    ) -> Array:
+        **options: Unpack[WarpCallOptions],
+    ) -> Array: ...
+
+    @takes_options(WarpCallOptions)
+    async def warp(
+        self,
+        feature_map: AnyArray,
+        transform: Transform,
+        output_size: Sequence[int] | None = None,
+        **options: Unpack[WarpCallOptions],
+    ) -> Any:
         """Does what `Client.warp` does, awaited."""
         return await self._run(_calls.warp(feature_map, transform, output_size, options))
 
+    @takes_options(WarpCallOptions)
     async def warp_gradients(
         self,
-        grad_output: ArrayLike,
-        feature_map: ArrayLike,
+        grad_output: AnyArray,
+        feature_map: AnyArray,
         transform: Transform,
         *,
         needs: Sequence[str] = ("feature_map", "transform"),
-        **options: Unpack[WarpOptions],
+        **options: Unpack[WarpCallOptions],
     ) -> Gradients:
         """Does what `Client.warp_gradients` does, awaited."""
         call = _calls.warp_gradients(grad_output, feature_map, transform, needs, options)
         return await self._run(call)
 
+    @takes_options(WarpCallOptions)
     async def objective(
         self,
-        moving: ArrayLike,
-        fixed: ArrayLike,
+        moving: AnyArray,
+        fixed: AnyArray,
         transform: Transform,
         *,
-        weights: ArrayLike | None = None,
+        weights: AnyArray | None = None,
         loss: Literal["ssd", "huber", "ncc"] = "ssd",
         delta: float = 1.0,
         domain: Literal["overlap", "all"] = "overlap",
         needs: Sequence[str] = ("gradient",),
-        **options: Unpack[WarpOptions],
+        **options: Unpack[WarpCallOptions],
     ) -> Objective:
         """Does what `Client.objective` does, awaited."""
         comparison = {"loss": loss, "delta": delta, "domain": domain}
         call = _calls.objective(moving, fixed, transform, weights, comparison, needs, options)
         return await self._run(call)
 
+    @overload
+    async def vjp(
+        self,
+        feature_map: M,
+        transform: Transform,
+        output_size: Sequence[int] | None = None,
+        **options: Unpack[WarpCallOptions],
+    ) -> tuple[M, Callable[[AnyArray], Awaitable[Gradients]]]: ...
+
+    @overload
     async def vjp(
         self,
         feature_map: ArrayLike,
         transform: Transform,
         output_size: Sequence[int] | None = None,
-        **options: Unpack[WarpOptions],
-    ) -> tuple[Array, Callable[[ArrayLike], Awaitable[Gradients]]]:
+        **options: Unpack[WarpCallOptions],
+    ) -> tuple[Array, Callable[[AnyArray], Awaitable[Gradients]]]: ...
+
+    @takes_options(WarpCallOptions)
+    async def vjp(
+        self,
+        feature_map: AnyArray,
+        transform: Transform,
+        output_size: Sequence[int] | None = None,
+        **options: Unpack[WarpCallOptions],
+    ) -> tuple[Any, Callable[[AnyArray], Awaitable[Gradients]]]:
         """Does what `Client.vjp` does, awaited; the pullback is awaited, too."""
         shared = await self._shared(feature_map)
 
-        def pullback(grad_output: ArrayLike) -> Awaitable[Gradients]:
+        def pullback(grad_output: AnyArray) -> Awaitable[Gradients]:
             return self.warp_gradients(grad_output, shared, transform, **options)
 
         return await self.warp(shared, transform, output_size, **options), pullback
 
+    @takes_options(GridCallOptions)
     async def generate_grid(
         self,
         transform: ParametricTransform,
         output_size: Sequence[int],
-        **options: Unpack[GridOptions],
+        **options: Unpack[GridCallOptions],
     ) -> Array:
         """Does what `Client.generate_grid` does, awaited."""
         return await self._run(_calls.generate_grid(transform, output_size, options))
 
+    @takes_options(GridCallOptions)
     async def generate_grid_gradients(
-        self, grad_grid: ArrayLike, transform: ParametricTransform, **options: Unpack[GridOptions]
+        self,
+        grad_grid: AnyArray,
+        transform: ParametricTransform,
+        **options: Unpack[GridCallOptions],
     ) -> Array:
         """Does what `Client.generate_grid_gradients` does, awaited."""
         return await self._run(_calls.generate_grid_gradients(grad_grid, transform, options))
 
     async def map(
         self,
-        calls: Iterable[Call[T]],
+        calls: Iterable[Call[Any]],
         *,
         progress: bool = False,
         return_exceptions: bool = False,
-    ) -> AsyncIterator[T]:
+    ) -> AsyncIterator[Any]:
         """Does what `Client.map` does; to be iterated with `async for`."""
-        waiting: deque[asyncio.Task[T]] = deque()
+        waiting: deque[asyncio.Task[Any]] = deque()
         made = checked(calls)
         with progress_bar(calls, shown=progress) as bar:
             try:
@@ -180,7 +234,7 @@ class AsyncClient(BaseClient):
                     except StnClientError as error:
                         if not return_exceptions:
                             raise
-                        result = cast("T", error)
+                        result = error
                     waiting.popleft()
                     bar.update(1)
                     yield result
@@ -200,9 +254,24 @@ class AsyncClient(BaseClient):
             return array
         return np.ndarray(array.shape, array.dtype, buffer=memory.data)
 
-    async def server_info(self) -> GetServerInfoReply:
+    @takes_options(CallOptions)
+    async def server_info(self, **options: Unpack[CallOptions]) -> ServerInfo:
         """Does what `Client.server_info` does, awaited."""
-        return await self._run(_calls.server_info())
+        return await self._run(_calls.server_info(options))
+
+    async def is_ready(self, *, timeout_s: float | None = 1.0) -> bool:
+        """Does what `Client.is_ready` does, awaited."""
+        call = _calls.server_info({"timeout_s": timeout_s}, ONCE)
+        try:
+            return (await self._run(call)).ready
+        except NOT_READY:
+            return False
+
+    async def wait_until_ready(self, timeout_s: float | None = 60.0) -> None:
+        """Does what `Client.wait_until_ready` does, awaited."""
+        wait = ReadyWait(timeout_s)
+        while not (await self._run(wait.inquiry())).ready:  # noqa: ASYNC110 - of another process
+            await asyncio.sleep(wait.pause_s())
 
     async def close(self) -> None:
         """Ends the connection; calls under way fail with TransportError."""
@@ -223,7 +292,7 @@ class AsyncClient(BaseClient):
 
     async def _run(self, call: Call[T]) -> T:
         """Sends a call, again if the policy says so, and reads the reply."""
-        progress = self._progress()
+        progress = self._progress(call)
         connection = self._connection()
         waiter = Waiter(call, progress, connection.wake)
         try:
@@ -242,17 +311,18 @@ class AsyncClient(BaseClient):
                     progress.succeed()
                     return call.parse(reply, places)
         finally:
+            progress.end()
             connection.leave(waiter)
 
-    async def _shared(self, feature_map: ArrayLike) -> ArrayLike:
+    async def _shared(self, feature_map: AnyArray) -> Any:
         """Does what `Client._shared` does."""
-        array = _calls.as_array("feature_map", feature_map)
+        given = operand("feature_map", feature_map)
         local = await self._connection().local_connection()
-        if array.nbytes < MIN_PLACED_BYTES or local is None:
-            return feature_map
-        copied = await self.empty(array.shape, array.dtype)
-        copied[...] = array
-        return copied
+        if given.array.nbytes < MIN_PLACED_BYTES or local is None:
+            return given
+        copied = await self.empty(given.array.shape, given.array.dtype)
+        copied[...] = given.array
+        return replace(given, array=copied)
 
     def _connection(self) -> _Connection:
         """The connection of the loop that runs."""
@@ -419,6 +489,7 @@ class _Connection:
                     local.close()
                     self._discovery.lost()
                 else:
+                    progress.is_local = True
                     return reply, placed.places
         attempt["timeout"] = progress.remaining_s()
         return await self._method(call.method)(call.request, **attempt), ()

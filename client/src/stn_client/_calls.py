@@ -2,33 +2,57 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from numbers import Real
 from typing import Any, Generic, TypeVar, get_args
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
-from numpy.typing import ArrayLike
 
+from stn_client._arrays import AnyArray, Array, Operand, as_array, operand, unchanged
+from stn_client._checks import checked_metadata, checked_request_id, checked_timeout_s
 from stn_client._envelopes import (
     METHOD_PREFIX,
     NESTED,
-    Array,
     Envelope,
     Kept,
     Payloads,
     Places,
     Reads,
     Replies,
+    Result,
     mismatch,
 )
 from stn_client._errors import invalid
-from stn_client._layouts import warn_of_channels_last
-from stn_client._options import GridOptions, WarpOptions
-from stn_client._transforms import ParametricTransform, Transform
+from stn_client._layouts import (
+    LAYOUTS,
+    layout_of,
+    warn_of_channels_last,
+    with_batch,
+    without_batch,
+)
+from stn_client._options import (
+    TIMEOUT_OF_CLIENT,
+    CallOptions,
+    GridCallOptions,
+    GridOptions,
+    WarpCallOptions,
+    WarpOptions,
+)
+from stn_client._retry import RetryPolicy
+from stn_client._server_info import ServerInfo, from_message
+from stn_client._transforms import (
+    Affine,
+    Flow,
+    Homography,
+    ParametricTransform,
+    SamplingGrid,
+    ThinPlateSpline,
+    Transform,
+)
+from stn_client._words import words_of
 from stn_proto import (
     WireFormatError,
     join,
@@ -50,7 +74,7 @@ _OBJECTIVE_NEEDS = {
     "gradient": objective_pb2.OBJECTIVE_RESULT_GRADIENT,
     "gauss_newton": objective_pb2.OBJECTIVE_RESULT_GAUSS_NEWTON,
 }
-_KINDS = {
+KINDS = {
     kind: name
     for name in warp_pb2.Transform.DESCRIPTOR.fields_by_name
     for kind in get_args(Transform)
@@ -62,7 +86,7 @@ Messages and classes have the same names, and so have their fields: first comes 
 parameters; what else a message has is in `settings`.
 """
 
-_PLAIN_KINDS = {kind for kind in _KINDS if len(fields(kind)) == 1}
+_PLAIN_KINDS = {kind for kind in KINDS if len(fields(kind)) == 1}
 """Transforms that have nothing but parameters."""
 
 _PLAIN_OPTIONS = {str, bool}
@@ -102,12 +126,48 @@ class Objective:
     gauss_newton: Array | None
 
 
+@dataclass(frozen=True, slots=True)
+class Conduct:
+    """How a call is made, whatever it computes."""
+
+    timeout_s: Any = TIMEOUT_OF_CLIENT
+    """None: no limit."""
+    metadata: tuple[tuple[str, str], ...] = ()
+    request_id: str | None = None
+    retry: RetryPolicy | None = None
+    """None: that of the client."""
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> tuple[Conduct, Any]:
+        """What the options of a call say about that, checked, and all others.
+
+        Raises:
+            InvalidRequestError: A value breaks a rule.
+        """
+        if _CALL_OPTIONS.isdisjoint(options):
+            return _USUAL, options
+        given = options.get("timeout_s", TIMEOUT_OF_CLIENT)
+        conduct = cls(
+            given if given is TIMEOUT_OF_CLIENT else checked_timeout_s(given),
+            checked_metadata(options.get("metadata", {})),
+            checked_request_id(options.get("request_id")),
+        )
+        return conduct, {name: options[name] for name in options if name not in _CALL_OPTIONS}
+
+
+_CALL_OPTIONS = frozenset(CallOptions.__annotations__)
+_USUAL = Conduct()
+
+
 @dataclass(eq=False)
 class Call(Generic[T]):
     """One RPC, ready to be sent as often as needed."""
 
     envelope: Envelope[T]
     payloads: Payloads
+    conduct: Conduct = _USUAL
+    finish: Callable[[Any], T] | None = None
+    """Makes the caller's result of arrays of NumPy as the wire has them; None: it is the same."""
 
     @property
     def method(self) -> str:
@@ -131,46 +191,62 @@ class Call(Generic[T]):
 
     def parse(self, reply: bytes, places: Places = ()) -> T:
         """The result in a serialized reply; see `Replies`."""
-        return self.envelope.replies.read(reply, places)
+        result = self.envelope.replies.read(reply, places)
+        return result if self.finish is None else self.finish(result)
 
 
 def warp(
-    feature_map: ArrayLike,
+    feature_map: AnyArray,
     transform: Transform,
     output_size: Sequence[int] | None,
-    options: WarpOptions,
+    options: WarpCallOptions,
 ) -> Call[Array]:
     """Makes the call of the method `Warp`."""
-    key = _key("Warp", [feature_map], transform, output_size, options)
+    conduct, options = Conduct.of(options)
+    given = operand("feature_map", feature_map)
+    layout = layout_of(options.get("layout"), given.layout)
+    finish = None if given.like is unchanged and not LAYOUTS[layout].added else _maps(given, layout)
+    key = _key("Warp", [given.array], transform, output_size, options, layout)
     if (envelope := _kept.get(key)) is not None:
-        return _again(envelope, feature_map, transform.parameters)
+        return _again(envelope, conduct, finish, given.array, transform.parameters)
     payloads: Payloads = []
     request = warp_pb2.WarpRequest(
-        feature_map=_put_map("feature_map", feature_map, payloads, options),
-        transform=_transform(transform, payloads),
+        feature_map=_put_map("feature_map", given, payloads, layout),
+        transform=_transform(transform, payloads, layout)[0],
         output_size=None if output_size is None else _size(output_size),
         spec=_spec(options),
     )
     replies = Replies("Warp", warp_pb2.WarpReply, ["output"], _only)
-    return _call("Warp", request, payloads, replies, [_output_bytes(request)], key)
+    call = _call("Warp", request, payloads, replies, [_output(request)], key)
+    call.conduct, call.finish = conduct, finish
+    return call
 
 
 def warp_gradients(
-    grad_output: ArrayLike,
-    feature_map: ArrayLike,
+    grad_output: AnyArray,
+    feature_map: AnyArray,
     transform: Transform,
     needs: Iterable[str],
-    options: WarpOptions,
+    options: WarpCallOptions,
 ) -> Call[Gradients]:
     """Makes the call of the method `WarpGradients`."""
-    key = _key("WarpGradients", [grad_output, feature_map], transform, needs, options)
+    conduct, options = Conduct.of(options)
+    given = operand("feature_map", feature_map)
+    incoming = operand("grad_output", grad_output)
+    layout = layout_of(options.get("layout"), given.layout)
+    key = _key("WarpGradients", [incoming.array, given.array], transform, needs, options, layout)
     if (envelope := _kept.get(key)) is not None:
-        return _again(envelope, grad_output, feature_map, transform.parameters)
+        finish = _gradients(given, layout, operand("transform", transform.parameters))
+        arrays = incoming.array, given.array, transform.parameters
+        return _again(envelope, conduct, finish, *arrays)
     payloads: Payloads = []
+    grad_output_tensor = _put_map("grad_output", incoming, payloads, layout)
+    feature_map_tensor = _put_map("feature_map", given, payloads, layout)
+    sent, parameters = _transform(transform, payloads, layout)
     request = warp_pb2.WarpGradientsRequest(
-        grad_output=_put_map("grad_output", grad_output, payloads, options),
-        feature_map=_put_map("feature_map", feature_map, payloads, options),
-        transform=_transform(transform, payloads),
+        grad_output=grad_output_tensor,
+        feature_map=feature_map_tensor,
+        transform=sent,
         spec=_spec(options),
         needs=_needs(needs),
     )
@@ -179,69 +255,88 @@ def warp_gradients(
         warp_pb2.OPERAND_FEATURE_MAP: request.feature_map,
         warp_pb2.OPERAND_TRANSFORM: _parameters(request.transform),
     }
-    sizes = [
-        _size_bytes(tensor) for operand, tensor in operands.items() if operand in request.needs
-    ]
+    results = [_like(tensor) for operand, tensor in operands.items() if operand in request.needs]
     fields = ["grad_feature_map", "grad_transform"]
     kind = warp_pb2.WarpGradientsReply
     replies = Replies("WarpGradients", kind, fields, Gradients, optional=fields)
-    return _call("WarpGradients", request, payloads, replies, sizes, key)
+    call = _call("WarpGradients", request, payloads, replies, results, key)
+    call.conduct, call.finish = conduct, _gradients(given, layout, parameters)
+    return call
 
 
 def generate_grid(
-    transform: ParametricTransform, output_size: Sequence[int], options: GridOptions
+    transform: ParametricTransform, output_size: Sequence[int], options: GridCallOptions
 ) -> Call[Array]:
     """Makes the call of the method `GenerateGrid`."""
+    conduct, options = Conduct.of(options)
     payloads: Payloads = []
+    sent, of_parameters = _transform(transform, payloads)
     request = warp_pb2.GenerateGridRequest(
-        transform=_transform(transform, payloads),
+        transform=sent,
         output_size=_size(output_size),
         **_grid_fields(options),
     )
 
     parameters, target = _parameters(request.transform), request.output_size
-    points = math.prod((*parameters.shape[:1], *target, len(target)))
-    sizes = [points * DTYPES[parameters.data_type].itemsize]
+    shape = (*parameters.shape[:1], *target, len(target))
+    results = [Result(shape, DTYPES[parameters.data_type])]
     replies = Replies("GenerateGrid", warp_pb2.GenerateGridReply, ["grid"], _only)
-    return _call("GenerateGrid", request, payloads, replies, sizes)
+    call = _call("GenerateGrid", request, payloads, replies, results)
+    call.conduct, call.finish = conduct, of_parameters.like
+    return call
 
 
 def generate_grid_gradients(
-    grad_grid: ArrayLike, transform: ParametricTransform, options: GridOptions
+    grad_grid: AnyArray, transform: ParametricTransform, options: GridCallOptions
 ) -> Call[Array]:
     """Makes the call of the method `GenerateGridGradients`."""
+    conduct, options = Conduct.of(options)
     payloads: Payloads = []
+    grad_grid_tensor = _put("grad_grid", as_array("grad_grid", grad_grid), payloads)
+    sent, of_parameters = _transform(transform, payloads)
     request = warp_pb2.GenerateGridGradientsRequest(
-        grad_grid=_put("grad_grid", grad_grid, payloads),
-        transform=_transform(transform, payloads),
+        grad_grid=grad_grid_tensor,
+        transform=sent,
         **_grid_fields(options),
     )
 
     kind, method = warp_pb2.GenerateGridGradientsReply, "GenerateGridGradients"
-    sizes = [_size_bytes(_parameters(request.transform))]
-    return _call(method, request, payloads, Replies(method, kind, ["grad_transform"], _only), sizes)
+    results = [_like(_parameters(request.transform))]
+    replies = Replies(method, kind, ["grad_transform"], _only)
+    call = _call(method, request, payloads, replies, results)
+    call.conduct, call.finish = conduct, of_parameters.like
+    return call
 
 
 def objective(
-    moving: ArrayLike,
-    fixed: ArrayLike,
+    moving: AnyArray,
+    fixed: AnyArray,
     transform: Transform,
-    weights: ArrayLike | None,
+    weights: AnyArray | None,
     comparison: Mapping[str, Any],
     needs: Iterable[str],
-    options: WarpOptions,
+    options: WarpCallOptions,
 ) -> Call[Objective]:
     """Makes the call of the method `Objective`."""
+    conduct, options = Conduct.of(options)
     payloads: Payloads = []
     delta = comparison["delta"]
     if isinstance(delta, bool) or not isinstance(delta, Real):
         raise invalid("delta", f"expected a number, got {delta!r}.")
+    given = operand("moving", moving)
+    layout = layout_of(options.get("layout"), given.layout)
+    tensors: dict[str, Any] = {
+        name: _put_map(name, operand(name, value), payloads, layout)
+        for name, value in (("moving", given), ("fixed", fixed))
+    }
+    sent, parameters = _transform(transform, payloads, layout)
+    if weights is not None:
+        of_points = operand("weights", weights)
+        tensors["weights"] = _put_map("weights", of_points, payloads, layout)
     request = objective_pb2.ObjectiveRequest(
-        moving=_put_map("moving", moving, payloads, options),
-        fixed=_put_map("fixed", fixed, payloads, options),
-        transform=_transform(transform, payloads),
+        **tensors,
+        transform=sent,
         spec=_spec(options),
-        weights=None if weights is None else _put_map("weights", weights, payloads, options),
         loss=_enum(objective_pb2.Loss, "loss", comparison["loss"]),
         delta=float(delta),
         domain=_enum(objective_pb2.Domain, "domain", comparison["domain"]),
@@ -251,21 +346,27 @@ def objective(
     fields = ["value", "count", *_OBJECTIVE_NEEDS]
     kind, optional = objective_pb2.ObjectiveReply, _OBJECTIVE_NEEDS.keys()
     replies = Replies("Objective", kind, fields, Objective, optional=optional)
-    return _call("Objective", request, payloads, replies, ())  # small, so that none is placed
+    call = _call("Objective", request, payloads, replies, ())  # small, so that none is placed
+    call.conduct, call.finish = conduct, _objective(given, layout, parameters)
+    return call
 
 
-def server_info() -> Call[server_info_pb2.GetServerInfoReply]:
+def server_info(options: CallOptions, retry: RetryPolicy | None = None) -> Call[ServerInfo]:
     """Makes the call of the method `GetServerInfo`."""
+    reject_unknown(options, CallOptions.__annotations__)
     request = server_info_pb2.GetServerInfoRequest()
-    return _call("GetServerInfo", request, [], _ServerInfoReplies(), [])
+    call = _call("GetServerInfo", request, [], _ServerInfoReplies(), [])
+    call.conduct = replace(Conduct.of(options)[0], retry=retry)
+    return call
 
 
 class _ServerInfoReplies:
     """Reads replies that have no tensors."""
 
-    def read(self, message: bytes, _places: Places = ()) -> server_info_pb2.GetServerInfoReply:
+    def read(self, message: bytes, _places: Places = ()) -> ServerInfo:
         try:
-            return server_info_pb2.GetServerInfoReply.FromString(message)
+            reply = server_info_pb2.GetServerInfoReply.FromString(message)
+            return from_message(ServerInfo, reply)
         except DecodeError as error:
             raise mismatch("GetServerInfo", error) from error
 
@@ -328,8 +429,9 @@ def check_options(options: WarpOptions, output_size: Sequence[int] | None) -> No
         TypeError: There is no such option.
         InvalidRequestError: A value breaks a rule.
     """
+    reject_unknown(options, WarpOptions.__annotations__)
     _spec(options)
-    _layout(options)
+    layout_of(options.get("layout"), None)
     if output_size is not None:
         _size(output_size)
 
@@ -339,29 +441,77 @@ def _call(
     request: Message,
     payloads: Payloads,
     replies: Reads[T],
-    results_bytes: Iterable[int],
+    results: Iterable[Result],
     key: Hashable = None,
 ) -> Call[T]:
     """A call, whose envelope is kept if it has a key."""
     operands_bytes = tuple(map(len, payloads))
     path = METHOD_PREFIX + method
-    envelope = Envelope(path, request, operands_bytes, tuple(results_bytes), replies)
+    envelope = Envelope(path, request, operands_bytes, tuple(results), replies)
     if key is not None:
         _kept.keep(key, envelope)
     return Call(envelope, payloads)
 
 
-def _again(envelope: Envelope[T], *operands: Any) -> Call[T]:
+def _again(
+    envelope: Envelope[T], conduct: Conduct, finish: Callable[[Any], T] | None, *arrays: Array
+) -> Call[T]:
     """A call of other values."""
-    return Call(envelope, [to_payload(operand) for operand in operands])
+    return Call(envelope, [to_payload(array) for array in arrays], conduct, finish)
+
+
+def _maps(given: Operand, layout: str) -> Callable[[Array], Any]:
+    """What makes outputs like a feature map."""
+    return lambda output: given.like(without_batch(output, layout))
+
+
+def _gradients(
+    given: Operand, layout: str, parameters: Operand
+) -> Callable[[Gradients], Gradients] | None:
+    """What makes gradients like operands; None: they are already."""
+    if given.like is unchanged and parameters.like is unchanged and (not LAYOUTS[layout].added):
+        return None
+
+    def finish(found: Gradients) -> Gradients:
+        grad_map, grad_transform = found.feature_map, found.transform
+        if grad_map is not None:
+            grad_map = given.like(without_batch(grad_map, layout))
+        if grad_transform is not None:
+            grad_transform = parameters.like(grad_transform.reshape(parameters.array.shape))
+        return Gradients(grad_map, grad_transform)
+
+    return finish
+
+
+def _objective(
+    given: Operand, layout: str, parameters: Operand
+) -> Callable[[Objective], Objective]:
+    """What makes results of numbers arrays of the type of maps; an image is none."""
+    like = unchanged if given.layout else given.like
+
+    def finish(found: Objective) -> Objective:
+        gradient = found.gradient
+        if gradient is not None:
+            alone = LAYOUTS[layout].added and parameters.array.ndim < gradient.ndim
+            gradient = parameters.like(gradient[0] if alone else gradient)
+        hessian = found.gauss_newton
+        return Objective(
+            like(found.value),
+            like(found.count),
+            gradient,
+            None if hessian is None else like(hessian),
+        )
+
+    return finish
 
 
 def _key(
     method: str,
-    maps: Sequence[ArrayLike],
+    maps: Sequence[Array],
     transform: Transform,
     others: Iterable[Any] | None,
     options: Mapping[str, Any],
+    layout: str,
 ) -> Hashable:
     """What calls with the same envelope have in common; None: that would take longer to say."""
     if type(transform) not in _PLAIN_KINDS:
@@ -379,15 +529,15 @@ def _key(
             return None
         others = tuple(others)
     layouts = [(array.dtype, array.shape) for array in arrays]
-    return method, type(transform), others, *options.items(), *layouts
+    return method, type(transform), others, layout, *options.items(), *layouts
 
 
 def _only(array: Array) -> Array:
     return array
 
 
-def _size_bytes(tensor: tensor_pb2.Tensor) -> int:
-    return math.prod(tensor.shape) * DTYPES[tensor.data_type].itemsize
+def _like(tensor: tensor_pb2.Tensor) -> Result:
+    return Result(tuple(tensor.shape), DTYPES[tensor.data_type])
 
 
 def _parameters(transform: warp_pb2.Transform) -> tensor_pb2.Tensor:
@@ -397,8 +547,8 @@ def _parameters(transform: warp_pb2.Transform) -> tensor_pb2.Tensor:
     return parameters
 
 
-def _output_bytes(request: warp_pb2.WarpRequest) -> int:
-    """Counts the bytes of the output of a warp, if the server finds no fault with the request."""
+def _output(request: warp_pb2.WarpRequest) -> Result:
+    """The output of a warp, if the server finds no fault with the request."""
     feature_map, parameters = request.feature_map, _parameters(request.transform)
     batch, *others = feature_map.shape or (1,)
     if batch == 1 and parameters.shape:
@@ -407,59 +557,71 @@ def _output_bytes(request: warp_pb2.WarpRequest) -> int:
     source, channels = (others[:-1], others[-1:]) if is_last else (others[1:], others[:1])
     of_points = request.transform.WhichOneof("kind") in {"sampling_grid", "flow"}
     target = request.output_size or (parameters.shape[1:-1] if of_points else source)
-    return math.prod((batch, *channels, *target)) * DTYPES[feature_map.data_type].itemsize
+    shape = (batch, *target, *channels) if is_last else (batch, *channels, *target)
+    return Result(shape, DTYPES[feature_map.data_type])
 
 
 def _put(
     field: str,
-    array: ArrayLike,
+    array: Array,
     payloads: Payloads,
     layout: tensor_pb2.Layout = tensor_pb2.LAYOUT_UNSPECIFIED,
 ) -> tensor_pb2.Tensor:
     try:
-        return put_tensor(as_array(field, array), payloads, layout=layout)
+        return put_tensor(array, payloads, layout=layout)
     except WireFormatError as error:
         raise invalid(field, f"expected {error.expected}, got {error.actual}. Cast it.") from error
 
 
-def _put_map(
-    field: str, array: ArrayLike, payloads: Payloads, options: WarpOptions
-) -> tensor_pb2.Tensor:
-    layout = _layout(options)
-    if layout == tensor_pb2.LAYOUT_NCHW:
-        warn_of_channels_last(getattr(array, "shape", ()))
-    return _put(field, array, payloads, layout)
+def _put_map(field: str, given: Operand, payloads: Payloads, layout: str) -> tensor_pb2.Tensor:
+    if layout == "NCHW":
+        warn_of_channels_last(given.array.shape)
+    on_wire = _enum(tensor_pb2.Layout, "layout", LAYOUTS[layout].on_wire)
+    return _put(field, with_batch(field, given.array, layout), payloads, on_wire)
 
 
-def _layout(options: WarpOptions) -> tensor_pb2.Layout:
-    layout: tensor_pb2.Layout = _enum(tensor_pb2.Layout, "layout", options.get("layout", "NCHW"))
-    return layout
-
-
-def _transform(transform: Transform, payloads: Payloads) -> warp_pb2.Transform:
-    if type(transform) not in _KINDS:
-        expected = " or ".join(kind.__name__ for kind in _KINDS)
+def _transform(
+    transform: Transform, payloads: Payloads, layout: str = "NCHW"
+) -> tuple[warp_pb2.Transform, Operand]:
+    """A transform as it is sent, and its parameters as they were given."""
+    if type(transform) not in KINDS:
+        expected = " or ".join(kind.__name__ for kind in KINDS)
         hint = " Unpack it: **transform." if isinstance(transform, Mapping) else ""
         raise invalid("transform", f"expected {expected}, got {type(transform).__name__}.{hint}")
     argument = fields(transform)[0].name
-    tensor = _put(argument, _real(argument, as_array(argument, transform.parameters)), payloads)
+    given = operand(argument, transform.parameters)
+    array = _real(argument, given.array)
+    batched = parameters_with_batch(transform, argument, array, layout)
+    tensor = _put(argument, batched, payloads)
     settings = getattr(transform, "settings", {})
     message = warp_pb2.Transform()
-    kind = getattr(message, _KINDS[type(transform)])
+    kind = getattr(message, KINDS[type(transform)])
     kind.MergeFrom(type(kind)(**{argument: tensor}, **settings))
-    return message
+    return message, given
 
 
-def as_array(field: str, value: ArrayLike) -> Array:
-    """What an argument is for NumPy.
+def parameters_with_batch(
+    transform: Transform, argument: str, parameters: Array, layout: str
+) -> Array:
+    """Parameters with a batch axis, which those beside a map without one need not have.
 
     Raises:
-        InvalidRequestError: Nothing: a list of lists of different lengths, a tensor elsewhere.
+        InvalidRequestError: They are those of several maps, beside one.
     """
-    try:
-        return np.asarray(value)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise invalid(field, f"expected an array, got {type(value).__name__}: {error}") from error
+    if not LAYOUTS[layout].added:
+        return parameters
+    rank = 1
+    if isinstance(transform, Affine | Homography | ThinPlateSpline):
+        rank = 2
+    elif isinstance(transform, Flow | SamplingGrid):
+        rank = parameters.shape[-1] + 1 if parameters.ndim else 0
+    if parameters.ndim == rank:
+        return parameters[None]
+    if parameters.shape[:1] != (1,):
+        expected = f"expected those of one map (N = 1) beside layout {layout!r}"
+        advice = 'Give maps a batch axis: "NCHW" or "NHWC".'
+        raise invalid(argument, f"{expected}, got shape {parameters.shape}. {advice}")
+    return parameters
 
 
 def _real(field: str, array: Array) -> Array:
@@ -477,7 +639,7 @@ def _real(field: str, array: Array) -> Array:
 
 
 def _spec(options: WarpOptions) -> warp_pb2.WarpSpec:
-    reject_unknown(options, WarpOptions.__annotations__)
+    reject_unknown(options, WarpCallOptions.__annotations__)
     return warp_pb2.WarpSpec(
         interpolation=_enum(
             warp_pb2.Interpolation, "interpolation", options.get("interpolation", "bilinear")
@@ -492,7 +654,7 @@ def _spec(options: WarpOptions) -> warp_pb2.WarpSpec:
 
 def _grid_fields(options: GridOptions, *, check: bool = True) -> dict[str, Any]:
     if check:
-        reject_unknown(options, GridOptions.__annotations__)
+        reject_unknown(options, GridCallOptions.__annotations__)
     coordinates = options.get("coordinates", "normalized")
     return {
         "coordinates": _enum(warp_pb2.Coordinates, "coordinates", coordinates),
@@ -548,11 +710,8 @@ def reject_unknown(options: Iterable[str], known: Iterable[str]) -> None:
 
 def _enum(kind: Any, option: str, name: str) -> Any:
     """The number of `name` in a wire enumeration: "zeros" is PADDING_ZEROS."""
-    prefix = kind.Name(0).removesuffix("UNSPECIFIED")
-    names = {key.removeprefix(prefix).lower(): number for key, number in kind.items() if number}
-    if kind is tensor_pb2.Layout:
-        names = {key.upper(): number for key, number in names.items()}
-    return _choice(option, name, names)
+    numbers = {word: number for number, word in words_of(kind.DESCRIPTOR).items()}
+    return _choice(option, name, numbers)
 
 
 def _choice(option: str, name: str, numbers: dict[str, T]) -> T:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from numbers import Integral, Real
 from urllib.parse import unquote
 
 from stn_client._errors import invalid
+from stn_proto.metadata import MESSAGE_BYTES
 
 _SCHEMES = ("dns", "unix", "unix-abstract", "ipv4", "ipv6", "vsock", "xds", "google-c2p")
 """What gRPC resolves targets by."""
@@ -16,6 +18,23 @@ _ENDPOINT = re.compile(
     r"(\[[0-9A-Fa-f:.]+(%[^\s\]]+)?\]|[^\s:/@\[\]]+)(:(?P<port>[0-9]{1,5}))?|[0-9A-Fa-f]*(:[0-9A-Fa-f]*){2,}"
 )
 """host, host:port, [address]:port or a bare IPv6 address."""
+
+
+_METADATA_NAME = re.compile(r"[0-9a-z_.-]+")
+_METADATA_VALUE = re.compile(r"[ -~]*")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+"""What the server takes for its log."""
+
+_TAKEN = {
+    "authorization": "Give the client a token.",
+    "x-request-id": "Use request_id.",
+    MESSAGE_BYTES: "The SDK sends it itself.",
+}
+"""Metadata that have a way of their own, and which."""
+
+
+FOREVER_S = 1e9
+"""From here on a timeout is none; clocks of gRPC end somewhere beyond."""
 
 
 def check_target(target: object) -> str:
@@ -87,3 +106,53 @@ def check_count(name: str, value: object) -> None:
         raise invalid(name, f"expected a whole number, got {value!r}.")
     if value < 1:
         raise invalid(name, f"expected at least 1, got {value}.")
+
+
+def checked_timeout_s(value: object) -> float | None:
+    """A duration above 0 for a call; None and what is beyond all clocks: no limit.
+
+    Raises:
+        InvalidRequestError: It is none.
+    """
+    if value is None:
+        return None
+    check_seconds("timeout_s", value)
+    duration_s = float(value)  # type: ignore[arg-type]  # it is a number
+    if duration_s == 0:
+        raise invalid("timeout_s", "expected more than 0, or None for no limit, got 0.")
+    return None if duration_s >= FOREVER_S else duration_s
+
+
+def checked_metadata(value: object) -> tuple[tuple[str, str], ...]:
+    """What a caller wants sent along, as pairs.
+
+    Raises:
+        InvalidRequestError: It cannot be sent, or has an option of its own.
+    """
+    if not isinstance(value, Mapping):
+        raise invalid("metadata", f"expected a dict of texts, got {value!r}.")
+    for name, text in value.items():
+        if not isinstance(name, str) or not _METADATA_NAME.fullmatch(name):
+            expected = 'expected names of lower-case letters, digits, "_", "." and "-"'
+            raise invalid("metadata", f"{expected}, got {name!r}.")
+        if name.startswith("grpc-") or name.endswith("-bin"):
+            expected = 'expected no names that begin with "grpc-" or end with "-bin"'
+            raise invalid("metadata", f"{expected}, got {name!r}.")
+        if name in _TAKEN:
+            raise invalid("metadata", f"expected other names, got {name!r}. {_TAKEN[name]}")
+        if not isinstance(text, str) or not _METADATA_VALUE.fullmatch(text):
+            expected = f"expected printable ASCII text for {name!r}"
+            raise invalid("metadata", f"{expected}, got {text!r}.")
+    return tuple(value.items())
+
+
+def checked_request_id(value: object) -> str | None:
+    """A name for a call; None: any.
+
+    Raises:
+        InvalidRequestError: The server would not take it.
+    """
+    if value is not None and not (isinstance(value, str) and _REQUEST_ID.fullmatch(value)):
+        expected = 'expected up to 64 letters, digits, "_", "." and "-"'
+        raise invalid("request_id", f"{expected}, got {value!r}.")
+    return value

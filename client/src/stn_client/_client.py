@@ -7,24 +7,34 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from queue import Empty, SimpleQueue
-from typing import Any, Literal, Self, TypeVar, Unpack
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 import grpc
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from stn_client import _calls
+from stn_client._arrays import AnyArray, Array, M, operand
 from stn_client._calls import Call, Gradients, Objective
-from stn_client._connection import BaseClient, Progress, open_channel
+from stn_client._connection import (
+    NOT_READY,
+    ONCE,
+    BaseClient,
+    Progress,
+    ReadyWait,
+    open_channel,
+)
 from stn_client._credentials import Metadata
-from stn_client._envelopes import Array, Places
+from stn_client._envelopes import Places
 from stn_client._errors import StnClientError
 from stn_client._mapping import CHUNKS_AHEAD, checked, chunks, progress_bar
-from stn_client._options import GridOptions, WarpOptions
+from stn_client._options import CallOptions, GridCallOptions, WarpCallOptions, takes_options
 from stn_client._placing import MAX_FRAMED_BYTES, MIN_PLACED_BYTES, place
 from stn_client._sending import MAX_MESSAGE_BYTES, GoAlone, Packet, SendQueue, Waiter
+from stn_client._server_info import ServerInfo
 from stn_client._transforms import ParametricTransform, Transform
 from stn_client._ttrpc import (
     FAILURES,
@@ -38,7 +48,6 @@ from stn_client._ttrpc import (
     who_asks,
 )
 from stn_client._ttrpc_threads import Connection
-from stn_proto.v1.server_info_pb2 import GetServerInfoReply
 
 T = TypeVar("T")
 
@@ -46,7 +55,10 @@ T = TypeVar("T")
 class Client(BaseClient):
     """A connection to a spatial transformer service; NumPy in, NumPy out.
 
-    Results are read-only views into the reply, without a copy; `.copy()` makes one's own.
+    Results are read-only views into the reply, without a copy; `.copy()` makes one's own. Arrays of
+    torch, JAX, CuPy, and whatever else has the array API standard, DLPack or `__array_interface__`
+    are taken as well; results are of the type of the operand that they belong to, where its library
+    makes arrays of others, in memory of its own.
 
     Args:
         target: gRPC target of one server, "host:port" or "unix:/path", or of all replicas,
@@ -99,20 +111,42 @@ class Client(BaseClient):
         if self._local is not None:
             self._local.abandon()
 
+    @overload
+    def warp(
+        self,
+        feature_map: M,
+        transform: Transform,
+        output_size: Sequence[int] | None = None,
+        **options: Unpack[WarpCallOptions],
+    ) -> M: ...
+
+    @overload
     def warp(
         self,
         feature_map: ArrayLike,
         transform: Transform,
         output_size: Sequence[int] | None = None,
-        **options: Unpack[WarpOptions],
-    ) -> Array:
+        **options: Unpack[WarpCallOptions],
+    ) -> Array: ...
+
+    @takes_options(WarpCallOptions)
+    def warp(
+        self,
+        feature_map: AnyArray,
+        transform: Transform,
+        output_size: Sequence[int] | None = None,
+        **options: Unpack[WarpCallOptions],
+    ) -> Any:
         """Samples a feature map where a transform says (equation 1 of the paper).
 
         Shapes:
             feature_map   (N, C, [D,] H, W)      float32 | float64 | float16 | bfloat16 | uint8
             returns       (N, C, [D',] H', W')   same dtype
 
-        Both have C last under the option layout="NHWC".
+        In another order, or without N and C, by the option `layout`.
+
+        Arrays may be of any library: the result is an array of the same one as the feature map, on
+        the same device. That of an image of Pillow is an image of its mode.
 
         Args:
             feature_map: Images or, with a transform in 3-D, volumes. N = 1 serves every transform.
@@ -132,7 +166,13 @@ class Client(BaseClient):
             deterministic   whether feature-map gradients must be bit-reproducible: True (default)
                             or False
             layout          order of the axes of the feature map, the output and their gradients:
-                            "NCHW" (default), (N, C, [D,] H, W), or "NHWC", (N, [D,] H, W, C)
+                            "NCHW" (default), (N, C, [D,] H, W); "NHWC", (N, [D,] H, W, C); of one
+                            map, whose parameters need no N either, "CHW", "HWC" or "HW"
+            timeout_s       for this call with all its retries, in seconds; None: no limit; default:
+                            that of the client
+            metadata        names and texts that are sent along, for what is between client and
+                            server, such as a proxy or a tracer; default none
+            request_id      what errors and the server's log call this call; default None: random
 
         Raises:
             InvalidRequestError: An argument breaks a rule; `violations` names it.
@@ -140,14 +180,15 @@ class Client(BaseClient):
         """
         return self._run(_calls.warp(feature_map, transform, output_size, options))
 
+    @takes_options(WarpCallOptions)
     def warp_gradients(
         self,
-        grad_output: ArrayLike,
-        feature_map: ArrayLike,
+        grad_output: AnyArray,
+        feature_map: AnyArray,
         transform: Transform,
         *,
         needs: Sequence[str] = ("feature_map", "transform"),
-        **options: Unpack[WarpOptions],
+        **options: Unpack[WarpCallOptions],
     ) -> Gradients:
         """The exact gradients of a loss to the operands of `warp`.
 
@@ -168,18 +209,19 @@ class Client(BaseClient):
         call = _calls.warp_gradients(grad_output, feature_map, transform, needs, options)
         return self._run(call)
 
+    @takes_options(WarpCallOptions)
     def objective(
         self,
-        moving: ArrayLike,
-        fixed: ArrayLike,
+        moving: AnyArray,
+        fixed: AnyArray,
         transform: Transform,
         *,
-        weights: ArrayLike | None = None,
+        weights: AnyArray | None = None,
         loss: Literal["ssd", "huber", "ncc"] = "ssd",
         delta: float = 1.0,
         domain: Literal["overlap", "all"] = "overlap",
         needs: Sequence[str] = ("gradient",),
-        **options: Unpack[WarpOptions],
+        **options: Unpack[WarpCallOptions],
     ) -> Objective:
         """How far the warp of one map is from another, and the gradient of that, in one pass.
 
@@ -216,13 +258,32 @@ class Client(BaseClient):
         call = _calls.objective(moving, fixed, transform, weights, comparison, needs, options)
         return self._run(call)
 
+    @overload
+    def vjp(
+        self,
+        feature_map: M,
+        transform: Transform,
+        output_size: Sequence[int] | None = None,
+        **options: Unpack[WarpCallOptions],
+    ) -> tuple[M, Callable[[AnyArray], Gradients]]: ...
+
+    @overload
     def vjp(
         self,
         feature_map: ArrayLike,
         transform: Transform,
         output_size: Sequence[int] | None = None,
-        **options: Unpack[WarpOptions],
-    ) -> tuple[Array, Callable[[ArrayLike], Gradients]]:
+        **options: Unpack[WarpCallOptions],
+    ) -> tuple[Array, Callable[[AnyArray], Gradients]]: ...
+
+    @takes_options(WarpCallOptions)
+    def vjp(
+        self,
+        feature_map: AnyArray,
+        transform: Transform,
+        output_size: Sequence[int] | None = None,
+        **options: Unpack[WarpCallOptions],
+    ) -> tuple[Any, Callable[[AnyArray], Gradients]]:
         """A warp and its pullback: the function from grad_output to gradients.
 
         Arguments and errors are those of `warp`. The pullback reads the operands again when it is
@@ -230,16 +291,17 @@ class Client(BaseClient):
         """
         shared = self._shared(feature_map)
 
-        def pullback(grad_output: ArrayLike) -> Gradients:
+        def pullback(grad_output: AnyArray) -> Gradients:
             return self.warp_gradients(grad_output, shared, transform, **options)
 
         return self.warp(shared, transform, output_size, **options), pullback
 
+    @takes_options(GridCallOptions)
     def generate_grid(
         self,
         transform: ParametricTransform,
         output_size: Sequence[int],
-        **options: Unpack[GridOptions],
+        **options: Unpack[GridCallOptions],
     ) -> Array:
         """The sampling grid of a transform (equation 5).
 
@@ -249,7 +311,8 @@ class Client(BaseClient):
         Args:
             transform: Target to source.
             output_size: ([D',] H', W').
-            options: `coordinates` and `align_corners`, as of `warp`.
+            options: `coordinates`, `align_corners`, `timeout_s`, `metadata` and `request_id`, as
+                of `warp`.
 
         Raises:
             InvalidRequestError: An argument breaks a rule; `violations` names it.
@@ -257,8 +320,12 @@ class Client(BaseClient):
         """
         return self._run(_calls.generate_grid(transform, output_size, options))
 
+    @takes_options(GridCallOptions)
     def generate_grid_gradients(
-        self, grad_grid: ArrayLike, transform: ParametricTransform, **options: Unpack[GridOptions]
+        self,
+        grad_grid: AnyArray,
+        transform: ParametricTransform,
+        **options: Unpack[GridCallOptions],
     ) -> Array:
         """The gradient of a loss to the parameters of a transform (equations 6 and 7).
 
@@ -274,11 +341,11 @@ class Client(BaseClient):
 
     def map(
         self,
-        calls: Iterable[Call[T]],
+        calls: Iterable[Call[Any]],
         *,
         progress: bool = False,
         return_exceptions: bool = False,
-    ) -> Iterator[T]:
+    ) -> Iterator[Any]:
         """The results of many calls, in their order, a few messages ahead of whoever takes them.
 
         Args:
@@ -331,9 +398,43 @@ class Client(BaseClient):
             return array
         return np.ndarray(array.shape, array.dtype, buffer=memory.data)
 
-    def server_info(self) -> GetServerInfoReply:
-        """What the server is, offers, allows, and has done so far."""
-        return self._run(_calls.server_info())
+    @takes_options(CallOptions)
+    def server_info(self, **options: Unpack[CallOptions]) -> ServerInfo:
+        """What the server is, offers, allows, and has done so far.
+
+        Args:
+            options: `timeout_s`, `metadata` and `request_id`, as of `warp`.
+        """
+        return self._run(_calls.server_info(options))
+
+    def is_ready(self, *, timeout_s: float | None = 1.0) -> bool:
+        """Whether a server answers within some time, and takes calls; it is asked once.
+
+        Raises:
+            InvalidRequestError: The timeout is no duration above 0.
+            StnClientError: A server is there, and fails or refuses in another way than by having no
+                time or room, such as for a token that it does not know.
+        """
+        call = _calls.server_info({"timeout_s": timeout_s}, ONCE)
+        try:
+            return self._run(call).ready
+        except NOT_READY:
+            return False
+
+    def wait_until_ready(self, timeout_s: float | None = 60.0) -> None:
+        """Returns as soon as a server answers and takes calls, whatever the retry policy.
+
+        Args:
+            timeout_s: How long to wait, in seconds; None: without limit.
+
+        Raises:
+            UnavailableError: No server was there until then.
+            DeadlineExceededError: One was there, and not ready until then.
+            StnClientError: As of `is_ready`.
+        """
+        wait = ReadyWait(timeout_s)
+        while not self._run(wait.inquiry()).ready:
+            time.sleep(wait.pause_s())
 
     def close(self) -> None:
         """Ends the connection; calls under way fail with TransportError."""
@@ -353,7 +454,7 @@ class Client(BaseClient):
     def _run(self, call: Call[T]) -> T:
         """Sends a call, again if the policy says so, and reads the reply."""
         inbox: SimpleQueue[Waiter] = SimpleQueue()
-        waiter = Waiter(call, self._progress(), inbox.put)
+        waiter = Waiter(call, self._progress(call), inbox.put)
         try:
             self._enter(waiter)
             result: T = self._result(waiter, inbox)
@@ -364,7 +465,7 @@ class Client(BaseClient):
     def _outcomes(self, calls: Sequence[Call[Any]]) -> list[Any]:
         """The result of each call, or why it has none."""
         inbox: SimpleQueue[Waiter] = SimpleQueue()
-        waiters = [Waiter(call, self._progress(), inbox.put) for call in calls]
+        waiters = [Waiter(call, self._progress(call), inbox.put) for call in calls]
         outcomes: list[Any] = []
         try:
             self._enter(*waiters)
@@ -410,6 +511,7 @@ class Client(BaseClient):
 
     def _leave(self, waiter: Waiter) -> None:
         """A call is over, whatever became of it."""
+        waiter.progress.end()
         with self._queueing:
             goes, waiter.goes = waiter.goes, None
             if goes is not None:  # interrupted
@@ -504,18 +606,19 @@ class Client(BaseClient):
                 local.close()
                 self._discovery.lost()
             else:
+                progress.is_local = True
                 return reply, placed.places
         attempt["timeout"] = progress.remaining_s()
         return self._method(call.method)(call.request, **attempt), ()
 
-    def _shared(self, feature_map: ArrayLike) -> ArrayLike:
+    def _shared(self, feature_map: AnyArray) -> Any:
         """A feature map that more than one call reads, copied to where no call copies it again."""
-        array = _calls.as_array("feature_map", feature_map)
-        if array.nbytes < MIN_PLACED_BYTES or self._local_connection() is None:
-            return feature_map
-        copied = self.empty(array.shape, array.dtype)
-        copied[...] = array
-        return copied
+        given = operand("feature_map", feature_map)
+        if given.array.nbytes < MIN_PLACED_BYTES or self._local_connection() is None:
+            return given
+        copied = self.empty(given.array.shape, given.array.dtype)
+        copied[...] = given.array
+        return replace(given, array=copied)
 
     def _local_connection(self, attempt: dict[str, Any] | None = None) -> Connection | None:
         """A connection by the local transport, if there is one or can be one."""

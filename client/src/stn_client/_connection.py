@@ -17,18 +17,28 @@ from weakref import WeakValueDictionary
 
 import grpc
 
-from stn_client._checks import check_count, check_seconds, check_target
+from stn_client._calls import Call, Conduct, server_info
+from stn_client._checks import (
+    FOREVER_S,
+    check_count,
+    check_target,
+    checked_timeout_s,
+)
 from stn_client._credentials import Access, Tls, Token
-from stn_client._envelopes import SERVICE
 from stn_client._errors import (
     DeadlineExceededError,
+    OverloadedError,
     StnClientError,
     TransportError,
     UnavailableError,
     error_from_status,
     invalid,
 )
+from stn_client._options import TIMEOUT_OF_CLIENT
 from stn_client._retry import RetryPolicy
+from stn_client._server_info import ServerInfo
+from stn_client._statistics import ClientStatistics, Counts
+from stn_client._words import SERVICE
 from stn_proto.metadata import MESSAGE_BYTES
 
 LOG = logging.getLogger("stn_client")
@@ -59,15 +69,23 @@ BALANCING = {
 }
 """gRPC's service config for replicas: calls go in turns to those that say that they are ready."""
 
+NOT_READY = DeadlineExceededError, OverloadedError, UnavailableError
+"""What a server that is not ready, or not there, makes of calls."""
+
+ONCE = RetryPolicy(attempts=1)
+
+READY_PAUSE_S = 0.1
+"""Between questions to a server that is not ready yet."""
+
+LEAST_S = 1e-3
+"""The time of a question that comes at the last moment."""
+
 MAX_IN_FLIGHT = 256
 """Calls in flight by default. Enough to fill the batches of several devices; a quarter of what a
 server admits."""
 
 _RESOLVERS = ("dns:", "ipv4:", "ipv6:")
 """Targets that may stand for several servers begin so."""
-
-_FOREVER_S = 1e9
-"""From here on a timeout is none; clocks of gRPC end somewhere beyond."""
 
 CLIENTS: WeakValueDictionary[str, Any] = WeakValueDictionary()
 """The clients of this process by names that no other process gives."""
@@ -117,10 +135,7 @@ class BaseClient(ABC):
         of_subclass = set(vars(self))
         self._settings = {name: value for name, value in locals().items() if name in _SETTINGS}
         self.target = check_target(target)
-        if timeout_s is not None:
-            check_seconds("timeout_s", timeout_s)
-            if timeout_s == 0:
-                raise invalid("timeout_s", "expected more than 0, or None for no limit, got 0.")
+        self._timeout_s = checked_timeout_s(timeout_s)
         if not isinstance(retry, RetryPolicy | None):
             raise invalid("retry", f"expected a RetryPolicy, got {retry!r}.")
         check_count("max_in_flight", max_in_flight)
@@ -128,7 +143,6 @@ class BaseClient(ABC):
             raise invalid("local", f"expected True or False, got {local!r}.")
         if not isinstance(packing, bool):
             raise invalid("packing", f"expected True or False, got {packing!r}.")
-        self._timeout_s = None if timeout_s is None or timeout_s >= _FOREVER_S else float(timeout_s)
         self._retry = RetryPolicy() if retry is None else retry
         self._access = Access(
             target, tls, token, allow_plaintext_token=allow_plaintext_token, proxy=proxy
@@ -138,6 +152,7 @@ class BaseClient(ABC):
         self._open = True
         self._name = register(self)
         self._outage = Outage(target)
+        self._counts = Counts()
         # Whoever asks for TLS wants the names that it proves, of both sides.
         self._is_local_wanted = local and tls is None
         self._disconnect()
@@ -175,11 +190,56 @@ class BaseClient(ABC):
     def _is_busy(self) -> bool:
         """Whether gRPC works for this client at this moment, in any thread."""
 
-    def _progress(self) -> Progress:
+    @property
+    def stats(self) -> ClientStatistics:
+        """What this client has done so far: calls, failures, retries, bytes and durations."""
+        return self._counts.snapshot()
+
+    def _progress(self, call: Call[Any]) -> Progress:
         """The beginning of a call."""
+        conduct = call.conduct
+        of_client = conduct.timeout_s is TIMEOUT_OF_CLIENT
         return Progress(
-            self._retry, self._timeout_s, lambda: self._open, self._access, self._outage
+            conduct.retry or self._retry,
+            self._timeout_s if of_client else conduct.timeout_s,
+            lambda: self._open,
+            self._access,
+            self._outage,
+            call,
+            self._counts,
         )
+
+
+class ReadyWait:
+    """How long to wait for a server that is there to become ready."""
+
+    def __init__(self, timeout_s: float | None) -> None:
+        self._timeout_s = checked_timeout_s(timeout_s)
+        self._began_s = time.monotonic()
+
+    def inquiry(self) -> Call[ServerInfo]:
+        """Asks the server about itself, and waits until there is one."""
+        return server_info({"timeout_s": self._remaining_s()}, RetryPolicy(max_s=READY_PAUSE_S))
+
+    def pause_s(self) -> float:
+        """How long to wait before asking again, as the server was not ready.
+
+        Raises:
+            DeadlineExceededError: The time is up.
+        """
+        remaining_s = self._remaining_s()
+        if remaining_s is not None and remaining_s <= READY_PAUSE_S:
+            raise DeadlineExceededError(
+                f"timeout_s: expected a ready server within {self._timeout_s:g} s, got one that "
+                "answers and takes no calls. Its log says why."
+            )
+        return READY_PAUSE_S
+
+    def _remaining_s(self) -> float | None:
+        if self._timeout_s is None:
+            return None
+        left_s = self._timeout_s - (time.monotonic() - self._began_s)
+        return max(left_s, LEAST_S)
 
 
 _SETTINGS = ("target", *(BaseClient.__init__.__kwdefaults__ or ()))
@@ -221,6 +281,8 @@ class Progress:
         is_open: Whether the client has not been closed yet.
         access: Says what is sent with an attempt, and what a failure may mean.
         outage: Told what becomes of attempts.
+        call: What is called; None: something of no size, in no way of its own.
+        counts: Told what becomes of the call.
     """
 
     def __init__(
@@ -230,16 +292,26 @@ class Progress:
         is_open: Callable[[], bool],
         access: Access | None = None,
         outage: Outage | None = None,
+        call: Call[Any] | None = None,
+        counts: Counts | None = None,
     ) -> None:
+        conduct = Conduct() if call is None else call.conduct
+        self._call = call
+        self._counts = Counts() if counts is None else counts
+        self._began_s = time.monotonic()
+        self._is_answered = False
+        self.is_local = False
+        """Whether the last attempt went by the local transport."""
+        self._metadata = conduct.metadata
         self._policy = policy
         self._is_open = is_open
         self._timeout_s = timeout_s
-        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self._deadline = None if timeout_s is None else self._began_s + timeout_s
         self._attempt = 0
         self._access = Access("localhost", None, None) if access is None else access
         self._outage = Outage("server") if outage is None else outage
         self._failure: StnClientError | None = None
-        self.request_id = os.urandom(8).hex()
+        self.request_id = conduct.request_id or os.urandom(8).hex()
         self._sent_id = self.request_id
         """What the server knows the last attempt by."""
 
@@ -264,9 +336,17 @@ class Progress:
             raise self._closed()
         self._attempt += 1
         self._sent_id = self.request_id
+        self._count_attempt()
         size = (MESSAGE_BYTES, str(request_bytes))
-        metadata = (("x-request-id", self.request_id), size, *self._access.metadata())
+        given = *self._access.metadata(), *self._metadata
+        metadata = (("x-request-id", self.request_id), size, *given)
         return {"timeout": self.remaining_s(), "metadata": metadata}
+
+    def _count_attempt(self) -> None:
+        if self._attempt == 1:
+            self._counts.begin()
+        else:
+            self._counts.repeat()
 
     def join(self, lead: Progress, index: int) -> None:
         """Begins an attempt in a message with others.
@@ -277,6 +357,7 @@ class Progress:
         """
         if lead is not self:
             self._attempt += 1
+            self._count_attempt()
         self._sent_id = f"{lead.request_id}.{index}"
 
     def pause_s(self, failure: grpc.RpcError) -> float:
@@ -297,11 +378,24 @@ class Progress:
         self._failure = error
         if isinstance(error, UnavailableError):
             self._outage.goes_on(error, remaining_s)
-        return min(pause_s, _FOREVER_S)
+        return min(pause_s, FOREVER_S)
 
     def succeed(self) -> None:
         """Notes that the call was answered."""
+        self._is_answered = True
         self._outage.is_over()
+
+    def end(self) -> None:
+        """Notes that the call is over, answered or not."""
+        if not self._attempt:  # the client is closed
+            return
+        if not self._is_answered:
+            self._counts.fail()
+            return
+        duration_s = time.monotonic() - self._began_s
+        operands_bytes = sum(map(len, self._call.payloads)) if self._call else 0
+        results_bytes = sum(self._call.results_bytes) if self._call else 0
+        self._counts.finish(duration_s, operands_bytes, results_bytes, local=self.is_local)
 
     @property
     def deadline_s(self) -> float:
@@ -314,6 +408,8 @@ class Progress:
 
     def no_turn(self) -> DeadlineExceededError:
         """The error of a call whose time was over before it was sent."""
+        self._counts.begin()
+        self._counts.fail()
         return DeadlineExceededError(
             f"timeout_s: expected a result within {self._timeout_s:g} s, got no turn: as many "
             "calls of this client as max_in_flight allows were under way all the time. Give it "
@@ -358,6 +454,7 @@ class _Fork:
             self._abandoned.append(dict(vars(client)))
             client._abandon()  # noqa: SLF001
             client._disconnect()  # noqa: SLF001
+            client._counts = Counts()  # noqa: SLF001
 
 
 def _base_clients() -> list[BaseClient]:

@@ -6,26 +6,27 @@ Callers repeat themselves: the same shapes and options come again around other v
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
+from stn_client._arrays import Array
 from stn_client._errors import ProtocolMismatchError
+from stn_client._words import SERVICE
 from stn_proto import Declaration, Frame, WireFormatError, gaps, get_declaration, nested, values
 from stn_proto.v1 import many_pb2, tensor_pb2, warp_pb2
 
 T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
-Array = NDArray[Any]
 Payloads = list[memoryview]
 Places = Sequence[NDArray[np.uint8] | None]
 
-SERVICE = "stn.v1.SpatialTransformer"
 METHOD_PREFIX = f"/{SERVICE}/"
 
 _NESTED_CALL: Any = many_pb2.NestedCall.DESCRIPTOR
@@ -54,6 +55,13 @@ class Reads(Protocol[R_co]):
         ...
 
 
+class Result(NamedTuple):
+    """A tensor of a reply."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
 @dataclass(eq=False)
 class Envelope(Generic[T]):
     """Everything that calls have in common which differ in the values of their tensors alone."""
@@ -64,9 +72,8 @@ class Envelope(Generic[T]):
     """The request without its payloads."""
     operands_bytes: tuple[int, ...]
     """Bytes of each payload."""
-    results_bytes: tuple[int, ...]
-    """Bytes of each tensor of the reply, as far as the request tells; a server may see it
-    otherwise."""
+    results: tuple[Result, ...]
+    """The tensors of the reply, as far as the request tells; a server may see it otherwise."""
     replies: Reads[T]
     placed: dict[Hashable, Any] = field(default_factory=dict)
     """What is known of these calls when some of their tensors lie in arenas."""
@@ -77,6 +84,10 @@ class Envelope(Generic[T]):
         self._gaps = envelope + first, *others
         self.own_bytes = len(envelope)
         """Of the message alone."""
+        self.results_bytes = tuple(
+            math.prod(one.shape) * one.dtype.itemsize for one in self.results
+        )
+        """Bytes of each tensor of the reply."""
         self.size_bytes = sum(map(len, self._gaps)) + sum(self.operands_bytes)
         """Of the whole request."""
 

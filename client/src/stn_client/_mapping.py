@@ -65,7 +65,7 @@ def chunks(calls: Iterable[Call[Any]]) -> Iterator[list[Call[Any]]]:
     """The calls in order: small ones in lists as long as a message, others alone."""
     small: list[Call[Any]] = []
     for call in calls:
-        is_small = packed_bytes(call.envelope) > 0
+        is_small = packed_bytes(call) > 0
         if small and (not is_small or len(small) == MAX_CALLS):
             yield small
             small = []

@@ -27,7 +27,7 @@ import grpc
 
 from stn_client._calls import Call, compute_many
 from stn_client._connection import Progress
-from stn_client._envelopes import NESTED, Envelope, Places
+from stn_client._envelopes import NESTED, Places
 from stn_client._errors import (
     AccessDeniedError,
     DeadlineExceededError,
@@ -111,7 +111,7 @@ class SendQueue:
     def add(self, waiter: Waiter) -> None:
         """A call waits, for its first attempt or, before those without a turn, for another one."""
         if not waiter.goes_alone:
-            waiter.size_bytes = packed_bytes(waiter.call.envelope)
+            waiter.size_bytes = packed_bytes(waiter.call)
             packs = self._packs_from_s <= time.monotonic()
             waiter.goes_alone = not (packs and waiter.size_bytes)
         line = self._others if waiter.goes_alone else self._small
@@ -231,6 +231,7 @@ class Packet:
         """
         outcomes = self.call.parse(reply, ())
         for waiter, outcome in zip(self.waiters, outcomes, strict=True):
+            waiter.progress.is_local = self.lead.progress.is_local
             waiter.outcome = (
                 (outcome, ()) if isinstance(outcome, bytes) else CallError(cast("Any", outcome))
             )
@@ -259,10 +260,16 @@ class GoAlone(Exception):  # noqa: N818 - a signal between calls, which nobody e
     """A call was sent with others, and that told nothing about it."""
 
 
-def packed_bytes(envelope: Envelope[Any]) -> int:
-    """What a call adds to a message or to its reply; 0 if it is better sent alone."""
+def packed_bytes(call: Call[Any]) -> int:
+    """What a call adds to a message or to its reply; 0 if it is better sent alone.
+
+    So is one with metadata or a request id of its own, which a message has for all its calls.
+    """
+    envelope, conduct = call.envelope, call.conduct
     operands_bytes, results_bytes = envelope.operands_bytes, envelope.results_bytes
     if envelope.method not in NESTED or max(*operands_bytes, *results_bytes) >= MIN_PLACED_BYTES:
+        return 0
+    if conduct.metadata or conduct.request_id is not None:
         return 0
     return _ENVELOPE_BYTES + max(sum(operands_bytes), sum(results_bytes))
 

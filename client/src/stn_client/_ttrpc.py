@@ -19,7 +19,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from stn_client._credentials import stays_here
-from stn_client._envelopes import SERVICE
+from stn_client._words import SERVICE
 from stn_proto.metadata import MESSAGE_BYTES
 from stn_proto.ttrpc import KeyValue, Request, Response, Status
 from stn_proto.v1.server_info_pb2 import GetServerInfoReply

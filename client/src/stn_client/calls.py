@@ -12,25 +12,23 @@ Arguments are those of the methods of `Client` of the same names, and are checke
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Unpack
-
-from numpy.typing import ArrayLike
+from typing import Any, Unpack
 
 from stn_client import _calls
-from stn_client._calls import Call, Gradients
-from stn_client._envelopes import Array
-from stn_client._options import GridOptions, WarpOptions
+from stn_client._arrays import AnyArray
+from stn_client._calls import Call
+from stn_client._options import GridCallOptions, WarpCallOptions
 from stn_client._transforms import ParametricTransform, Transform
 
 __all__ = ["Call", "generate_grid", "generate_grid_gradients", "warp", "warp_gradients"]
 
 
 def warp(
-    feature_map: ArrayLike,
+    feature_map: AnyArray,
     transform: Transform,
     output_size: Sequence[int] | None = None,
-    **options: Unpack[WarpOptions],
-) -> Call[Array]:
+    **options: Unpack[WarpCallOptions],
+) -> Call[Any]:
     """The call that `Client.warp` makes; it reads the feature map when it is sent.
 
     Raises:
@@ -40,13 +38,13 @@ def warp(
 
 
 def warp_gradients(
-    grad_output: ArrayLike,
-    feature_map: ArrayLike,
+    grad_output: AnyArray,
+    feature_map: AnyArray,
     transform: Transform,
     *,
     needs: Sequence[str] = ("feature_map", "transform"),
-    **options: Unpack[WarpOptions],
-) -> Call[Gradients]:
+    **options: Unpack[WarpCallOptions],
+) -> Call[Any]:
     """The call that `Client.warp_gradients` makes; it reads its operands when it is sent.
 
     Raises:
@@ -56,8 +54,8 @@ def warp_gradients(
 
 
 def generate_grid(
-    transform: ParametricTransform, output_size: Sequence[int], **options: Unpack[GridOptions]
-) -> Call[Array]:
+    transform: ParametricTransform, output_size: Sequence[int], **options: Unpack[GridCallOptions]
+) -> Call[Any]:
     """The call that `Client.generate_grid` makes.
 
     Raises:
@@ -67,8 +65,8 @@ def generate_grid(
 
 
 def generate_grid_gradients(
-    grad_grid: ArrayLike, transform: ParametricTransform, **options: Unpack[GridOptions]
-) -> Call[Array]:
+    grad_grid: AnyArray, transform: ParametricTransform, **options: Unpack[GridCallOptions]
+) -> Call[Any]:
     """The call that `Client.generate_grid_gradients` makes; it reads the gradient when it is sent.
 
     Raises:

@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from stn_client._calls import check_options
+from stn_client._arrays import AnyArray, as_array, operand
+from stn_client._calls import check_options, parameters_with_batch
 from stn_client._client import Client
 from stn_client._errors import InvalidRequestError
-from stn_client._options import WarpOptions
+from stn_client._layouts import LAYOUTS, layout_of, with_batch, without_batch
+from stn_client._options import WarpOptions, takes_options
+from stn_client._server_info import Limits
 from stn_client._transforms import Affine, Homography, ThinPlateSpline
 from stn_client._units import Scaling, Unit, from_pixels, to_pixels, unit_of
-from stn_proto.v1.server_info_pb2 import Limits
 
 Array = NDArray[Any]
 Size = tuple[int, ...]
@@ -45,22 +47,23 @@ _FAR_PX = 2.0**31
 """Beyond this, a coordinate says nothing about its place in a period of the reflection."""
 
 
+@takes_options(WarpOptions)
 def warp(
     client: Client,
-    feature_map: ArrayLike,
+    feature_map: AnyArray,
     transform: Affine | Homography | ThinPlateSpline,
     output_size: Sequence[int] | None = None,
     *,
     limits: Limits | None = None,
     **options: Unpack[WarpOptions],
-) -> Array:
+) -> Any:
     """`client.warp` of images of any size: in one call, or in as many as the server's limits ask.
 
     Values of tiles differ from those of one call by no more than the rounding of coordinates.
 
     Shapes:
-        feature_map   (N, C, H, W)     as for `Client.warp`; C is last under layout "NHWC"
-        returns       (N, C, H', W')   same dtype
+        feature_map   (N, C, H, W)     as for `Client.warp`, in any layout and of any type
+        returns       (N, C, H', W')   same dtype, layout and type
 
     Args:
         client: Where every tile is computed.
@@ -83,7 +86,29 @@ def warp(
         what = f"expected {kinds}, got {got}. Make a theta of it."
         raise InvalidRequestError(f"transform: {what}", violations=[("transform", what)])
     check_options(options, output_size)
-    images, parameters = np.asarray(feature_map), np.asarray(transform.parameters)
+    given = operand("feature_map", feature_map)
+    layout = layout_of(options.get("layout"), given.layout)
+    name = fields(transform)[0].name
+    parameters = as_array(name, transform.parameters)
+    parameters = parameters_with_batch(transform, name, parameters, layout)
+    images = with_batch("feature_map", given.array, layout)
+    on_wire: Any = LAYOUTS[layout].on_wire
+    changed: Any = {name: parameters}
+    moved = replace(transform, **changed)
+    output = _warp(client, images, moved, output_size, limits, {**options, "layout": on_wire})
+    return given.like(without_batch(output, layout))
+
+
+def _warp(
+    client: Client,
+    images: Array,
+    transform: Affine | Homography | ThinPlateSpline,
+    output_size: Sequence[int] | None,
+    limits: Limits | None,
+    options: WarpOptions,
+) -> Array:
+    """Does what `warp` does, for arrays of NumPy as the wire has them."""
+    parameters: Array = transform.parameters
     unit, count, shapes = unit_of(options), 0, {(2, 3), (3, 3)}
     if isinstance(transform, ThinPlateSpline):
         count = len(transform.settings["control_points"]) // 2

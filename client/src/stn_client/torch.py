@@ -15,7 +15,6 @@ from numbers import Real
 from operator import index
 from typing import Any, NoReturn, Self, Unpack, get_args
 
-import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,12 +23,13 @@ from torch._functorch import autograd_function
 from torch.autograd import forward_ad
 
 from stn_client._aio import AsyncClient
-from stn_client._arenas import may_be_kept
+from stn_client._arrays import numpy_to_torch, torch_to_numpy
 from stn_client._calls import check_options, reject_unknown
 from stn_client._client import Client
 from stn_client._connection import CLIENTS, register
 from stn_client._errors import invalid
-from stn_client._options import WarpOptions
+from stn_client._layouts import LAYOUTS, output_shape
+from stn_client._options import WarpOptions, takes_options
 from stn_client._transforms import (
     Affine,
     Flow,
@@ -63,15 +63,6 @@ OPTIONS = {
 }
 """The types of `WarpOptions` as torch operators know types; what is not given is None."""
 
-_DTYPES = {
-    np.dtype(np.float16): torch.float16,
-    np.dtype(np.float32): torch.float32,
-    np.dtype(np.float64): torch.float64,
-    np.dtype(np.int16): torch.int16,
-    np.dtype(np.uint8): torch.uint8,
-}
-"""Types of results, and what stands for bfloat16, which torch does not take from NumPy."""
-
 _PLAIN_TYPES = {Tensor, nn.Parameter}
 """Classes of tensors that do not see what is done with them."""
 
@@ -83,6 +74,7 @@ _NO_SECOND = (
 )
 
 
+@takes_options(WarpOptions)
 def warp(
     client: Client,
     feature_map: Tensor,
@@ -99,7 +91,7 @@ def warp(
     Args:
         client: Where to compute.
         feature_map: What is read.
-        transform: Any transform of a tensor.
+        transform: Any transform, of a tensor or, without gradients, of what NumPy takes.
         output_size: ([D',] H', W'); None: that of the grid, else of the feature map.
         options: As of `Client.warp`, whose documentation lists them.
 
@@ -205,6 +197,7 @@ class SpatialTransformer(nn.Module):
     Source: Jaderberg et al., Spatial Transformer Networks, 2015, figure 2.
     """
 
+    @takes_options(WarpOptions)
     def __init__(
         self,
         localization: nn.Module,
@@ -241,7 +234,8 @@ class SpatialTransformer(nn.Module):
         _check_tensor("feature_map", feature_map, "a torch.Tensor")
         parameters = self.localization(feature_map)
         _check_tensor("localization", parameters, "it to return a torch.Tensor")
-        matrix = self._shapes.get(feature_map.dim() - 2)
+        of = LAYOUTS.get(self._options.get("layout", "NCHW"), LAYOUTS["NCHW"])
+        matrix = self._shapes.get(feature_map.dim() - of.others)
         if matrix:
             rows, columns = matrix
             if parameters.shape[1:].numel() != rows * columns:
@@ -269,13 +263,17 @@ def _check_client(client: object) -> None:
         raise invalid("client", f"expected a Client, got {client!r}.")
 
 
-def _checked(feature_map: object, transform: Any) -> Tensor:
+def _checked(feature_map: Tensor, transform: Any) -> Tensor:
     """The parameters of the transform, in a precision that the service takes."""
     kind = type(transform)
     if kind.__name__ not in KINDS or not hasattr(transform, "parameters"):
         raise invalid("transform", f"expected one of {', '.join(KINDS)}, got {kind.__name__}.")
     parameters: Any = transform.parameters
     _check_tensor("feature_map", feature_map, "a torch.Tensor")
+    if not isinstance(parameters, Tensor) and isinstance(parameters, np.ndarray | list | tuple):
+        array = np.asarray(parameters)  # as those of `stn_client.geometry`
+        real = array.astype(np.float64) if array.dtype.kind in "iu" else array
+        parameters = torch.tensor(real, device=feature_map.device)
     _check_tensor("transform", parameters, "parameters in a torch.Tensor")
     halves = {torch.float16, torch.bfloat16}
     checked: Tensor = parameters.float() if parameters.dtype in halves else parameters
@@ -384,13 +382,14 @@ def _warp(
     **settings: Any,
 ) -> Tensor:
     """The kernel of `stn_client::warp`."""
-    output = _client_of(client).warp(
-        _to_numpy(feature_map, "feature_map"),
-        _transform(_to_numpy(parameters, "transform"), transform, numbers),
+    output: Any = _client_of(client).warp(
+        torch_to_numpy("feature_map", feature_map),
+        _transform(torch_to_numpy("transform", parameters), transform, numbers),
         None if output_size is None else tuple(output_size),
         **_given(settings),
     )
-    return _to_torch(output, feature_map)
+    made: Tensor = numpy_to_torch(output, feature_map)
+    return made
 
 
 def _warp_fake(
@@ -405,14 +404,9 @@ def _warp_fake(
     **_settings: Any,
 ) -> Tensor:
     """An output of the right shape, without values."""
-    sizes = list(feature_map.shape)
-    first = 1 if layout == "NHWC" else 2
-    of_grid = KINDS[transform] in {SamplingGrid, Flow}
-    given = list(parameters.shape[1:-1]) if output_size is None and of_grid else output_size
-    if given is not None:
-        sizes[first : first + len(given)] = given
-    if feature_map.shape[0] == 1:
-        sizes[0] = parameters.shape[0]
+    of_points = KINDS[transform] in {SamplingGrid, Flow}
+    shapes = list(feature_map.shape), parameters.shape
+    sizes = output_shape(*shapes, output_size, layout=layout or "NCHW", of_points=of_points)
     return feature_map.new_empty(sizes)
 
 
@@ -428,9 +422,9 @@ def _warp_gradients(
 ) -> tuple[Tensor, Tensor]:
     """The kernel of `stn_client::warp_gradients`; a gradient that nobody needs is empty."""
     gradients = _client_of(client).warp_gradients(
-        _to_numpy(grad_output, "grad_output"),
-        _to_numpy(feature_map, "feature_map"),
-        _transform(_to_numpy(parameters, "transform"), transform, numbers),
+        torch_to_numpy("grad_output", grad_output),
+        torch_to_numpy("feature_map", feature_map),
+        _transform(torch_to_numpy("transform", parameters), transform, numbers),
         needs=_named_needs(needs),
         **_given(settings),
     )
@@ -438,10 +432,10 @@ def _warp_gradients(
     return (
         feature_map.new_empty(0)
         if grad_feature_map is None
-        else _to_torch(grad_feature_map, feature_map),
+        else numpy_to_torch(grad_feature_map, feature_map),
         parameters.new_empty(0)
         if grad_transform is None
-        else _to_torch(grad_transform, parameters),
+        else numpy_to_torch(grad_transform, parameters),
     )
 
 
@@ -478,16 +472,18 @@ def _objective(
 ) -> tuple[Tensor, Tensor]:
     """The kernel of `stn_client::objective`: value and gradient."""
     found = _client_of(client).objective(
-        _to_numpy(moving, "moving"),
-        _to_numpy(fixed, "fixed"),
-        _transform(_to_numpy(parameters, "transform"), transform, numbers),
-        weights=None if weights is None else _to_numpy(weights, "weights"),
+        torch_to_numpy("moving", moving),
+        torch_to_numpy("fixed", fixed),
+        _transform(torch_to_numpy("transform", parameters), transform, numbers),
+        weights=None if weights is None else torch_to_numpy("weights", weights),
         loss=loss,
         delta=delta,
         domain=domain,
         **_given(settings),
     )
-    return _to_torch(found.value, moving), _to_torch(np.asarray(found.gradient), parameters)
+    return numpy_to_torch(found.value, moving), numpy_to_torch(
+        np.asarray(found.gradient), parameters
+    )
 
 
 def _objective_fake(
@@ -642,14 +638,16 @@ class _EagerWarp(torch.autograd.Function):
         settings: dict[str, Any],
     ) -> Tensor:
         client = _client_of(name)
-        array = _to_numpy(feature_map, "feature_map")
+        array = torch_to_numpy("feature_map", feature_map)
         array = _once(client, array)
         ctx.save_for_backward(feature_map, parameters)
         ctx.array, ctx.client = array, client
         ctx.call = name, transform, numbers, settings
-        where = _transform(_to_numpy(parameters, "transform"), transform, numbers)
+        where = _transform(torch_to_numpy("transform", parameters), transform, numbers)
         size = None if output_size is None else tuple(output_size)
-        return _to_torch(client.warp(array, where, size, **settings), feature_map)
+        output: Any = client.warp(array, where, size, **settings)
+        made: Tensor = numpy_to_torch(output, feature_map)
+        return made
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -662,16 +660,19 @@ class _EagerWarp(torch.autograd.Function):
             of_operands = [g if need else None for g, need in zip(found, needs, strict=True)]
             return *of_operands, None, None, None, None, None
         gradients = ctx.client.warp_gradients(
-            _once(ctx.client, _to_numpy(grad_output, "grad_output")),
+            _once(ctx.client, torch_to_numpy("grad_output", grad_output)),
             ctx.array,
-            _transform(_to_numpy(parameters, "transform"), transform, numbers),
+            _transform(torch_to_numpy("transform", parameters), transform, numbers),
             needs=_named_needs(needs),
             **settings,
         )
         found = gradients.feature_map, gradients.transform
         operands = feature_map, parameters
         return (
-            *(g if g is None else _to_torch(g, o) for g, o in zip(found, operands, strict=True)),
+            *(
+                g if g is None else numpy_to_torch(g, o)
+                for g, o in zip(found, operands, strict=True)
+            ),
             *(None for _ in range(5)),
         )
 
@@ -729,41 +730,3 @@ def _register(name: str, kernel: Callable[..., Any], fake: Callable[..., Any], r
 _register("warp", _warp, _warp_fake, _Warp)
 _register("warp_gradients", _warp_gradients, _warp_gradients_fake, _WarpGradients)
 _register("objective", _objective, _objective_fake, _Objective)
-
-
-def _to_numpy(tensor: Tensor, name: str) -> NDArray[Any]:
-    """The values of a tensor, which may be anywhere; without a copy where they lie in memory."""
-    try:
-        if tensor.is_cpu and not tensor.requires_grad and tensor.untyped_storage().nbytes():
-            return tensor.numpy()
-    except (RuntimeError, TypeError):  # not as it is
-        pass
-    try:
-        local = tensor.detach().cpu().resolve_conj().resolve_neg()
-        has_memory = not local.numel() or local.untyped_storage().nbytes() > 0
-        if has_memory and local.dtype == torch.bfloat16:
-            return local.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        array: NDArray[Any] = local.numpy() if has_memory else np.empty(0)
-    except (RuntimeError, TypeError) as error:  # sparse, quantized, wrapped by a transform ...
-        raise invalid(name, f"expected a tensor with values in memory, got {error}.") from error
-    if not has_memory:
-        raise invalid(name, "expected a tensor with values in memory, got a freed storage.")
-    return array
-
-
-def _to_torch(array: NDArray[Any], like: Tensor) -> Tensor:
-    """A tensor of its own memory, for autograd and in-place operators, on the device of `like`.
-
-    The memory is that of a slot, which then is the tensor's alone, or torch's own, and not NumPy's,
-    which is less aligned: matrix products of libraries may depend on that in their last bits.
-    """
-    is_half = array.dtype == ml_dtypes.bfloat16
-    numbers = array.view(np.int16) if is_half else array
-    if like.is_cpu and may_be_kept(array.base):
-        tensor = torch.from_numpy(np.ndarray(array.shape, numbers.dtype, array.base))
-    else:
-        tensor = torch.empty(array.shape, dtype=_DTYPES[numbers.dtype])
-        np.copyto(tensor.numpy(), numbers)
-    if is_half:
-        tensor = tensor.view(torch.bfloat16)
-    return tensor if like.is_cpu else tensor.to(like.device)

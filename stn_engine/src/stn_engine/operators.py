@@ -197,19 +197,19 @@ class _Compared(torch.autograd.Function):
         *operands, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated once more
             value = objective._composed(ctx.problem.bound(*operands)).value  # noqa: SLF001
-            (by_parameters,) = torch.autograd.grad(
+            (grad_parameters,) = torch.autograd.grad(
                 value, operands[1], grad_value, create_graph=True
             )
         else:
             aligned = grad_value.view(-1, *[1] * (gradient.dim() - 1))
-            by_parameters = (aligned * gradient.double()).to(gradient.dtype)
+            grad_parameters = (aligned * gradient.double()).to(gradient.dtype)
             if len(operands[1]) != len(gradient):
-                by_parameters = tree_sum(by_parameters, 0)[None]
-        return None, None, by_parameters, *(None for _ in operands[2:])
+                grad_parameters = tree_sum(grad_parameters, 0)[None]
+        return None, None, grad_parameters, *(None for _ in operands[2:])
 
 
 class _ObjectiveOperator(Operator[ObjectiveProblem, Objective]):
-    """As other operations; recorded by the gradient that it computes at once."""
+    """The operation that is recorded by the gradient which it computes at once."""
 
     def _recorded(self, problem: ObjectiveProblem) -> Objective:
         moving, _, *others = problem.operands

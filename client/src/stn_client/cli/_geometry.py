@@ -5,13 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stn_client._transforms import ThinPlateSpline
-from stn_client.geometry import rotation_about
+from stn_client._calls import KINDS
+from stn_client._options import GridOptions
+from stn_client._transforms import Affine, Homography, SamplingGrid, ThinPlateSpline
+from stn_client.geometry import TransformArguments, rotation_about
+
+_KINDS: dict[str, Any] = {name: kind for kind, name in KINDS.items()}
+"""Classes of transforms by their names in the contract."""
 
 
 def pixel_theta(
@@ -61,6 +68,63 @@ def read_spline(path: str) -> ThinPlateSpline:
         expected = f"expected points to have {count} pairs of finite numbers, as control_points do"
         raise argparse.ArgumentTypeError(f"{path}: {expected}, got other ones")
     return spline
+
+
+def read_transform(path: str) -> TransformArguments[Any]:
+    """The transform of a file, for argparse, with the unit of its parameters.
+
+    JSON has the name of its kind in the contract, beside the fields of its class and, if they are
+    not "pixel", the unit: {"affine": {"theta": [[1, 0, 5], [0, 1, 3]]}, "coordinates": "pixel"}.
+    A file of NumPy, .npy, has a matrix of 2 x 3 or 3 x 3, or a grid (H', W', 2), in pixels. All map
+    from OUT to IN, and are those of one image.
+
+    Raises:
+        ArgumentTypeError: The file cannot be read, or does not hold one.
+    """
+    try:
+        if path.endswith(".npy"):
+            given = _of_numpy(np.load(path, allow_pickle=False))
+        else:
+            given = _of_json(json.loads(Path(path).read_text(encoding="utf-8")))
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"expected a readable file, got {error}") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{path}: {str(error).rstrip('.')}") from error
+    return cast("TransformArguments[Any]", {"coordinates": "pixel", **given})
+
+
+def _of_numpy(array: Any) -> dict[str, Any]:
+    kinds: dict[Any, Any] = {(2, 3): Affine, (3, 3): Homography}
+    kind = SamplingGrid if array.shape[2:] == (2,) else kinds.get(array.shape)
+    if kind is None:
+        expected = "expected a matrix of 2 x 3 or 3 x 3, or a grid (H', W', 2)"
+        raise ValueError(f"{expected}, got shape {array.shape}")
+    return {"transform": kind(_numbers(array))}
+
+
+def _of_json(given: Any) -> dict[str, Any]:
+    names = [name for name in given if name in _KINDS]
+    others = {name: value for name, value in given.items() if name not in names}
+    if len(names) != 1 or not set(others) <= set(GridOptions.__annotations__):
+        expected = f"one of {', '.join(_KINDS)}, beside coordinates and align_corners"
+        raise ValueError(f"expected {expected}, got {', '.join(given) or 'nothing'}")
+    kind = _KINDS[names[0]]
+    arguments = dict(given[names[0]])
+    first = fields(kind)[0].name
+    arguments[first] = _numbers(arguments.get(first))
+    return {"transform": kind(**arguments), **others}
+
+
+def _numbers(value: Any) -> NDArray[np.float64]:
+    """Parameters of one image, with a batch axis.
+
+    Raises:
+        ValueError: They are not finite numbers.
+    """
+    array = np.asarray(value, np.float64)
+    if not np.isfinite(array).all():
+        raise ValueError("expected finite numbers, got others")
+    return array[None]
 
 
 def _centre(size: tuple[int, int]) -> NDArray[np.float64]:

@@ -11,17 +11,16 @@ import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
-
-from google.protobuf.text_format import MessageToString
+from typing import Any, NoReturn
 
 from stn_client._client import Client
 from stn_client._credentials import Tls
 from stn_client._errors import StnClientError
 from stn_client._retry import RetryPolicy
-from stn_client.cli import _containers, _pictures
+from stn_client.cli import _bench, _containers, _info, _pictures, _playground, _top
 from stn_client.cli._images import ImageError
 from stn_client.cli._report import report
+from stn_client.cli._terminal import MissingError
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 
@@ -50,13 +49,12 @@ def _run(arguments: Sequence[str] | None) -> int:
     if "manage" in options:
         return _containers.manage(options)
     try:
-        client = _connect(options)
-    except ValueError as error:
-        parser.error(str(error))
-    try:
-        with client:
+        if "watch" in options:
+            watched: int = options.watch(options)
+            return watched
+        with _client(parser, options) as client:
             code: int = options.run(client, options)
-    except (StnClientError, ImageError, OSError, MemoryError) as error:
+    except (StnClientError, ImageError, MissingError, OSError, MemoryError) as error:
         if isinstance(error, BrokenPipeError):
             raise
         report(str(error) or type(error).__name__)
@@ -64,7 +62,15 @@ def _run(arguments: Sequence[str] | None) -> int:
     return code
 
 
-def _connect(options: argparse.Namespace) -> Client:
+def _client(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Client:
+    try:
+        options.settings = _settings(options)
+        return Client(**options.settings)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
     """The client that the flags describe.
 
     Raises:
@@ -77,15 +83,15 @@ def _connect(options: argparse.Namespace) -> Client:
         "server_name": options.tls_server_name,
     }
     secure = options.tls or any(value is not None for value in files.values())
-    return Client(
-        options.target,
-        timeout_s=options.timeout,
+    return {
+        "target": options.target,
+        "timeout_s": options.timeout,
         # Somebody waits at a terminal: a server that is not there is said within a second.
-        retry=RetryPolicy(attempts=5),
-        tls=Tls(**files) if secure else None,
-        token=_token(options.token_file),
-        allow_plaintext_token=options.allow_plaintext_token,
-    )
+        "retry": RetryPolicy(attempts=5),
+        "tls": Tls(**files) if secure else None,
+        "token": _token(options.token_file),
+        "allow_plaintext_token": options.allow_plaintext_token,
+    }
 
 
 def _token(path: Path | None) -> str | None:
@@ -94,11 +100,6 @@ def _token(path: Path | None) -> str | None:
         return None if path is None else path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"token-file: expected a readable text file, got {error}.") from error
-
-
-def _info(client: Client, _options: argparse.Namespace) -> int:
-    print(MessageToString(client.server_info()), end="")  # noqa: T201
-    return 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -110,8 +111,8 @@ class _Parser(argparse.ArgumentParser):
 
 _DESCRIPTION = """\
 Warps image files, aligns them, and looks after servers, through a spatial transformer service.
-Every command but up, down and logs needs a server that listens at --target: stn-server starts one
-here, stn up starts one in a container."""
+Every command but up, down, logs, top and completion needs a server that listens at --target:
+stn-server starts one here, stn up starts one in a container."""
 
 _EPILOG = """\
 examples:
@@ -153,10 +154,26 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     _containers.add_commands(commands)
-    info = commands.add_parser(
-        "info", help="what the server is, offers, allows and has done", allow_abbrev=False
-    )
-    info.set_defaults(run=_info)
-
+    _info.add_command(commands)
     _pictures.add_commands(commands)
+    _bench.add_command(commands)
+    _top.add_command(commands)
+    _playground.add_command(commands)
+    completion = commands.add_parser(
+        "completion",
+        help="print what completes this command in a shell",
+        description='For bash: eval "$(stn completion bash)", in ~/.bashrc.',
+        allow_abbrev=False,
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    completion.set_defaults(watch=lambda options: _complete(parser, options.shell))
     return parser
+
+
+def _complete(parser: argparse.ArgumentParser, shell: str) -> int:
+    try:
+        import shtab  # noqa: PLC0415 - optional
+    except ImportError as error:
+        raise MissingError("shtab") from error
+    print(shtab.complete(parser, shell))  # noqa: T201
+    return 0

@@ -9,19 +9,23 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stn_client import tiling
 from stn_client._client import Client
-from stn_client._transforms import Affine, ThinPlateSpline
+from stn_client._errors import InvalidRequestError
+from stn_client._options import GridOptions
+from stn_client._server_info import Limits
+from stn_client._transforms import Affine, Homography, ThinPlateSpline, Transform
 from stn_client.cli import _images
 from stn_client.cli._files import job_of, jobs_of, run_jobs
-from stn_client.cli._geometry import pixel_theta, read_spline
+from stn_client.cli._geometry import pixel_theta, read_spline, read_transform
+from stn_client.cli._terminal import number
+from stn_client.geometry import TransformArguments, from_opencv, from_points
 from stn_client.registration import align
-from stn_proto.v1.server_info_pb2 import Limits
 
 _DEFAULT_JOBS = 4
 
@@ -71,15 +75,45 @@ def add_commands(commands: Any) -> None:
         'them go along (a thin-plate spline; "regularization" above 0: less exact and smoother)',
     )
     warp.add_argument(
+        "--matrix",
+        type=_finite,
+        nargs=6,
+        metavar=("A", "B", "C", "D", "E", "F"),
+        help="where content goes, in px, as of cv2.warpAffine: (x, y) to "
+        "(A x + B y + C, D x + E y + F)",
+    )
+    warp.add_argument(
+        "--homography",
+        type=_finite,
+        nargs=9,
+        metavar="H",
+        help="where content goes, in px, row by row, as of cv2.warpPerspective",
+    )
+    warp.add_argument(
+        "--corners",
+        type=_finite,
+        nargs=8,
+        metavar="X",
+        help="X Y of four points of IN, in px, that become the corners of OUT: from top left "
+        "clockwise; rectifies a sheet or a facade",
+    )
+    warp.add_argument(
+        "--transform",
+        type=read_transform,
+        metavar="FILE",
+        help='JSON {"affine": {"theta": [[1, 0, 5], [0, 1, 3]]}}, with any transform of the SDK, '
+        'and "coordinates" if not in px; or a matrix or grid of NumPy (.npy); from OUT to IN',
+    )
+    warp.add_argument(
         "--size",
-        type=_number(int, 1),
+        type=number(int, 1),
         nargs=2,
         metavar=("W", "H"),
         help="of OUT, in px (default: as IN)",
     )
     warp.add_argument(
         "--jobs",
-        type=_number(int, 1),
+        type=number(int, 1),
         default=_DEFAULT_JOBS,
         metavar="N",
         help="files at a time (default: %(default)s)",
@@ -123,26 +157,10 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--quality",
-        type=_number(int, 1, 100),
+        type=number(int, 1, 100),
         metavar="1..100",
         help="of JPEG, WebP and AVIF (default: that of a JPEG source, else 95)",
     )
-
-
-def _number(kind: type[float], low: float, high: float = math.inf) -> Callable[[str], float]:
-    """What reads a number from `low` to `high`, for argparse."""
-
-    def parse(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high or value == math.inf:
-            most = f" and at most {high}" if high < math.inf else ""
-            raise argparse.ArgumentTypeError(f"expected at least {low}{most}, got {text}")
-        return value
-
-    return parse
 
 
 def _finite(text: str) -> float:
@@ -159,9 +177,21 @@ def _positive(text: str) -> float:
     raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
 
 
+_WAYS = ("spline", "matrix", "homography", "corners", "transform")
+"""Flags that say all about where pixels go."""
+
+
 def _warp(client: Client, options: argparse.Namespace) -> int:
-    if options.spline and (options.rotate, options.scale, *options.translate) != (0, 1, 0, 0):
-        options.refuse("argument --spline: not allowed with --rotate, --scale and --translate")
+    ways = [f"--{name}" for name in _WAYS if getattr(options, name) is not None]
+    if (options.rotate, options.scale, *options.translate) != (0, 1, 0, 0):
+        ways.append("--rotate, --scale and --translate")
+    if len(ways) > 1:
+        options.refuse(f"argument {ways[0]}: not allowed with {' and '.join(ways[1:])}")
+    try:
+        _moved(options, (2, 2), (2, 2))
+    except InvalidRequestError as error:  # a matrix without an inverse, corners on a line
+        way = ways[0]
+        options.refuse(f"argument {way}: {str(error).rstrip('.')}")
     jobs = jobs_of(options.sources, options.destination)
     limits = cache(lambda: client.server_info().limits)
     if len(jobs) > 1:
@@ -182,18 +212,41 @@ def _warp_file(
     for frame in picture.frames:
         height, width = frame.values.shape[:2]
         size = (height, width) if options.size is None else (options.size[1], options.size[0])
-        theta = pixel_theta(
-            input_size=(height, width),
-            output_size=size,
-            rotate_deg=options.rotate,
-            scale=options.scale,
-            translate_px=options.translate,
-        )
-        transform = options.spline or Affine(theta[None])
-        warped = _warped(client, limits(), frame, transform, size, options, coordinates="pixel")
-        frames.append(warped)
+        moved = _moved(options, (height, width), size)
+        frames.append(_warped(client, limits(), frame, size, options, **moved))
     destination.parent.mkdir(parents=True, exist_ok=True)
     _images.write(destination, replace(picture, frames=frames), quality=options.quality)
+
+
+def _moved(
+    options: argparse.Namespace, input_size: tuple[int, int], output_size: tuple[int, int]
+) -> TransformArguments[Any]:
+    """The transform that the flags say, for an image of a size, (H, W).
+
+    Raises:
+        InvalidRequestError: There is none.
+    """
+    if options.transform is not None:
+        given: TransformArguments[Any] = options.transform
+        return given
+    if options.matrix is not None:
+        return from_opencv(np.reshape(options.matrix, (2, 3)))
+    if options.homography is not None:
+        return from_opencv(np.reshape(options.homography, (3, 3)))
+    if options.corners is not None:
+        bottom, right = output_size[0] - 1, output_size[1] - 1
+        shown = [(0, 0), (right, 0), (right, bottom), (0, bottom)]
+        return from_points(np.reshape(options.corners, (4, 2)), shown, "homography")
+    if options.spline is not None:
+        return {"transform": options.spline, "coordinates": "pixel"}
+    theta = pixel_theta(
+        input_size=input_size,
+        output_size=output_size,
+        rotate_deg=options.rotate,
+        scale=options.scale,
+        translate_px=options.translate,
+    )
+    return {"transform": Affine(theta[None]), "coordinates": "pixel"}
 
 
 def _align(client: Client, options: argparse.Namespace) -> int:
@@ -207,7 +260,8 @@ def _align(client: Client, options: argparse.Namespace) -> int:
     limits = client.server_info().limits
     *_, last = align(client, *_reduced(client, limits, *pair))
     size = fixed.values.shape[0], fixed.values.shape[1]
-    frame = _warped(client, limits, picture.frames[0], Affine(last.theta), size, options)
+    moved: TransformArguments[Any] = {"transform": Affine(last.theta)}
+    frame = _warped(client, limits, picture.frames[0], size, options, **moved)
     destination.parent.mkdir(parents=True, exist_ok=True)
     _images.write(destination, replace(picture, frames=[frame]), quality=options.quality)
     print(f"theta {last.theta[0].tolist()}\nloss {last.loss:.4f}")  # noqa: T201
@@ -218,24 +272,24 @@ def _warped(
     client: Client,
     limits: Limits,
     frame: _images.Frame,
-    transform: Affine | ThinPlateSpline,
     size: tuple[int, int],
     options: argparse.Namespace,
-    **units: Any,
+    transform: Transform,
+    **units: Unpack[GridOptions],
 ) -> _images.Frame:
-    """A frame as the options ask for it."""
-    values = tiling.warp(
-        client,
-        frame.values[None],
-        transform,
-        size,
-        limits=limits,
-        layout="NHWC",
-        interpolation=options.interpolation,
-        padding=options.padding,
-        fill=frame.fill(options.fill),
+    """A frame as the options ask for it; in tiles if need be, where its transform can be cut."""
+    read: Any = {
+        "layout": "NHWC",
+        "interpolation": options.interpolation,
+        "padding": options.padding,
+        "fill": frame.fill(options.fill),
         **units,
-    )
+    }
+    maps = frame.values[None]
+    if isinstance(transform, Affine | Homography | ThinPlateSpline):
+        values = tiling.warp(client, maps, transform, size, limits=limits, **read)
+    else:
+        values = client.warp(maps, transform, size, **read)
     return replace(frame, values=values[0])
 
 
@@ -267,9 +321,9 @@ def _reduced(client: Client, limits: Limits, *pair: NDArray[Any]) -> list[NDArra
     while any(
         image.size > most_px or max(image.shape) > limits.max_dimension_px for image in images
     ):
-        for number, image in enumerate(images):
+        for place, image in enumerate(images):
             half = -(-image.shape[2] // 2), -(-image.shape[3] // 2)
-            images[number] = tiling.warp(
+            images[place] = tiling.warp(
                 client, image, identity, half, limits=limits, padding="border"
             )
     return images

@@ -8,7 +8,7 @@ from typing import Any, Generic, Required, TypeVar, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stn_client._calls import as_array
+from stn_client._arrays import as_array
 from stn_client._errors import invalid
 from stn_client._options import GridOptions
 from stn_client._transforms import (

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain, islice
+from operator import is_
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -204,7 +205,7 @@ class KernelBackend(Generic[P]):
             found.append(operands)  # until the end: they may be copies
             plans.append(self._planned(call))
             addresses.append(where)
-            results.append(assembled(call, parts))
+            results.append(parts[0] if len(parts) == 1 else assembled(call, parts))
         self.run(plans, addresses)
         return results
 
@@ -279,11 +280,11 @@ class KernelBackend(Generic[P]):
             return known, operands, where
         found = list(map(located, problems))
         now = tuple([call for call, _, _ in found])
-        if known is not None and now == calls:
-            known.learn(operands)
-        else:
-            known = self._together(now)
         held = [*chain.from_iterable([there for _, there, _ in found])]
+        if known is None or now != calls:
+            known = self._together(now)
+        elif all(map(is_, held, operands)):  # and no copies
+            known.learn(operands)
         return known, held, [*chain.from_iterable([where for _, _, where in found])]
 
     def _together(self, calls: tuple[Call, ...]) -> Together:

@@ -22,7 +22,7 @@ class Comparing:
 
 @dataclass(frozen=True)
 class Compared:
-    """One item, compared.
+    """What the comparison of one item comes to.
 
     Attributes:
         value: The loss.

@@ -34,11 +34,11 @@ TILED = Counts._fields[:6]
 
 
 class Step(NamedTuple):
-    """One launch."""
+    """A kernel of a call, and what it runs over."""
 
     kernel: Kernel
     tiles: str
-    """What it runs over, of ``TILED``."""
+    """One of ``TILED``."""
 
 
 class Scratch(NamedTuple):

@@ -12,7 +12,7 @@ UNITS_PER_TILE = 1024
 more of them a tile is found and its matrix made less often; with fewer, small maps keep more
 multiprocessors busy. Partial sums are those of tiles: gradients of parameters depend on it."""
 
-MOST_TILES = 4
+MOST_TILES = 2
 """That a block runs over, one after the other, where there are many."""
 
 FILLS = 8

@@ -14,9 +14,10 @@ namespace stn {
   ObjectiveRun objective_float16(int axes);  \
   ObjectiveRun objective_bfloat16(int axes); \
   }
-#define STN_KERNELS(isa)                                                                                         \
-  {isa::kernels_float32, isa::kernels_float64, isa::kernels_float16, isa::kernels_bfloat16, isa::kernels_uint8}, \
-      {isa::objective_float32, isa::objective_float64, isa::objective_float16, isa::objective_bfloat16}
+#define STN_KERNELS(isa)                                                                                           \
+  {isa::kernels_float32, isa::kernels_float64, isa::kernels_float16, isa::kernels_bfloat16, isa::kernels_uint8}, { \
+    isa::objective_float32, isa::objective_float64, isa::objective_float16, isa::objective_bfloat16                \
+  }
 
 STN_DECLARE(baseline)
 #if defined(STN_HAS_X86_64_LEVELS)

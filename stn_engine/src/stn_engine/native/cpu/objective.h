@@ -10,10 +10,10 @@ struct Objective {
   Loss loss;
   double delta;
   Domain domain;
-  Map fixed, weights;  // with a batch stride of 0 where one item is shared; no data of weights: all are 1
-  double* value;       // (batch)
-  double* count;       // (batch)
-  double* gradient;    // (batch, count of the generator), or null; of fields problem.grad_field instead
+  Map fixed, weights;    // with a batch stride of 0 where one item is shared; no data of weights: all are 1
+  double* value;         // (batch)
+  double* count;         // (batch)
+  double* gradient;      // (batch, count of the generator), or null; of fields problem.grad_field instead
   double* gauss_newton;  // (batch, count, count), or null
 
   STN_MEMBER bool has_slopes() const { return problem.sampling.interpolation != Interpolation::nearest; }
@@ -24,9 +24,9 @@ struct Objective {
 
 // Sums over the target points, and channels, of an item, from which its results follow.
 enum Moment : int {
-  kWeight,                  // of w, over points alone
-  kLoss,                    // of w·e² or w·h(e)
-  kMoving = kLoss,          // of w·V, w·F and their products: of ncc
+  kWeight,          // of w, over points alone
+  kLoss,            // of w·e² or w·h(e)
+  kMoving = kLoss,  // of w·V, w·F and their products: of ncc
   kFixed,
   kMovingMoving,
   kFixedFixed,
@@ -62,7 +62,8 @@ struct SumsLayout {
   }
 };
 
-// Adds to sums what the pixels [first, last) of item n contribute, in raster order; or writes their gradient of a field.
+// Adds to sums what the pixels [first, last) of item n contribute, in raster order; or writes their gradient of a
+// field.
 using ObjectiveRun = void (*)(const Objective&, const Pass&, int64_t n, int64_t first, int64_t last, double* sums);
 
 }  // namespace stn

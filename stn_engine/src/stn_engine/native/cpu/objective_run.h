@@ -73,8 +73,8 @@ STN_FUNCTION void weights_of(const Objective& objective, const Block& block, con
   }
 }
 
-// Sums over target pixels of q times the products of at most Degree of their lattice coordinates (j, i, k, 1): pairs c <=
-// d of these in order, or each alone. In sixteen lanes that a fixed tree joins.
+// Sums over target pixels of q times the products of at most Degree of their lattice coordinates (j, i, k, 1): pairs c
+// <= d of these in order, or each alone. In sixteen lanes that a fixed tree joins.
 template <int D, int Degree>
 class LatticeSums {
  public:

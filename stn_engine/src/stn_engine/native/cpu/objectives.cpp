@@ -251,9 +251,8 @@ class Wave {
 
   void join_parts(const Item& item) {
     double* sums = sums_.data() + item.first;
-    add_tree(item.parts, item.width, sums, [&](int64_t part, double* out) {
-      std::copy_n(sums + part * item.width, item.width, out);
-    });
+    add_tree(item.parts, item.width, sums,
+             [&](int64_t part, double* out) { std::copy_n(sums + part * item.width, item.width, out); });
   }
 
   const InstructionSet& isa_;

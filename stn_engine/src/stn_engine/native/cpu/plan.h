@@ -212,8 +212,7 @@ class Plan {
            std::to_string(call.size()));
     Objective* objective = objective_ ? &to.objectives.emplace_back(*objective_) : nullptr;
     if (objective) objective->problem = problem_;
-    Problem& problem =
-        objective ? objective->problem : (is_gradient_ ? to.gradients : to.warps).emplace_back(problem_);
+    Problem& problem = objective ? objective->problem : (is_gradient_ ? to.gradients : to.warps).emplace_back(problem_);
     read(problem, objective, to, call);
     const size_t returned = given == all ? 0 : results_.size();
     nb::tuple created = nb::steal<nb::tuple>(PyTuple_New(static_cast<Py_ssize_t>(returned)));

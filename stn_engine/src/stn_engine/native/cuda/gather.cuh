@@ -155,7 +155,7 @@ STN_FUNCTION int last_reader(const Descriptor& problem, int n) {
 }
 
 STN_FUNCTION const PixelPreimage& preimage_of(const Descriptor& problem, int n) {
-  return problem.preimages[shared_index(n, problem.parameter_batch)];
+  return in_device_memory(problem.preimages)[shared_index(n, problem.parameter_batch)];
 }
 
 constexpr bool kHasNearGather = D == 2 && K == 2;
@@ -167,10 +167,13 @@ constexpr int kNear = 3;
 // slack for it. Weights, and the order of sums, are those of the general path.
 struct NearGather {
   T row[2][3], inverse[2][3], extent[2];
-  unsigned count[2];  // first candidates of pixels that have kNear at most, all in the target; 0 if some have more
+  bool is_near;  // whether the map is such a one
+  bool has_few;  // whether no pixel has more than kNear along an axis
 
-  STN_MEMBER NearGather(const Descriptor& problem, const Rays& rays, const PixelPreimage& preimage) {
-    bool has_few = true;
+  STN_MEMBER void find(const Descriptor& problem, const Rays& rays, const PixelPreimage& preimage) {
+    is_near = !rays.projective && preimage.always_few && preimage.finite;
+    has_few = is_near;
+    if (!is_near) return;
 #pragma unroll
     for (int a = 0; a < 2; ++a) {
       T farthest = T(0);
@@ -183,7 +186,6 @@ struct NearGather {
       extent[a] = static_cast<T>(preimage.extent[a]) + T(1e-3) + farthest * (sizeof(T) == 8 ? T(1e-15) : T(1e-6));
       has_few = has_few && T(2) * extent[a] <= T(kNear) && problem.target.size[a] <= kLargestSize;
     }
-    for (int a = 0; a < 2; ++a) count[a] = has_few ? larger(0, problem.target.size[a] - (kNear - 1)) : 0;
   }
 
   // Whether lanes that lie along a row of the source read columns of the target.
@@ -206,39 +208,54 @@ STN_FUNCTION T inner_tent(T x, T pixel) {
 struct NearPixel {
   int x, y, first[2];
 
-  // Returns whether kNear candidates from there on are all that it has.
-  STN_MEMBER bool find(const NearGather& gather) {
-    bool has_few = x >= 2 && y >= 2;
+  STN_MEMBER NearPixel(const NearGather& gather, int x, int y) : x(x), y(y) {
 #pragma unroll
     for (int a = 0; a < 2; ++a) {
       anchored(gather.centre(a, static_cast<T>(x), static_cast<T>(y)) - gather.extent[a], first[a]);
-      has_few = has_few & (static_cast<unsigned>(++first[a]) < gather.count[a]);
+      ++first[a];
     }
-    return has_few;
+  }
+
+  // Whether all candidates from there on are in the target, and weights those of `inner_tent`.
+  STN_MEMBER bool is_inner(const Descriptor& problem) const {
+    bool is_inner = (x >= 2) & (y >= 2);
+#pragma unroll
+    for (int a = 0; a < 2; ++a) is_inner &= (first[a] >= 0) & (first[a] < problem.target.size[a] - (kNear - 1));
+    return is_inner;
   }
 };
 
-// Sums over these candidates; G begins at the first channel of the group.
-template <int N, bool Interleaved>
-STN_FUNCTION void add_near(const NearGather& gather, const Map& map, const S* grads, const NearPixel& pixel,
-                           T (&sums)[N]) {
-  const int step = Interleaved ? map.stride[0] : 1;
+// Sums over kNear candidates along each axis; G begins at the first channel of the group. Of pixels that are not inner
+// ones some candidates may not be there.
+template <int N, bool Interleaved, bool Inner>
+STN_FUNCTION void add_near(const Descriptor& problem, const NearGather& gather, const S* grads, const NearPixel& pixel,
+                           int live, T (&sums)[N]) {
+  const Map& map = problem.grad_output;
+  const int step = Inner && !Interleaved ? 1 : map.stride[0];
   const T x = static_cast<T>(pixel.x), y = static_cast<T>(pixel.y);
   const T column = static_cast<T>(pixel.first[0]), line = static_cast<T>(pixel.first[1]);
-  grads += static_cast<unsigned>(pixel.first[0] * step + pixel.first[1] * map.stride[1]);
+  const int place = pixel.first[0] * step + pixel.first[1] * map.stride[1];
+  if (Inner) grads += static_cast<unsigned>(place);
+  else grads += place;
 #pragma unroll
   for (int i = 0; i < kNear; ++i, grads += map.stride[1]) {
     const T from_x = gather.point_of_row(0, line + T(i)), from_y = gather.point_of_row(1, line + T(i));
     T grad[kNear][N];
-#pragma unroll
-    for (int j = 0; j < kNear; ++j) load_channels<N, Interleaved>(grads + j * step, map.channel_stride, N, grad[j]);
+    bool there[kNear];
 #pragma unroll
     for (int j = 0; j < kNear; ++j) {
-      const T weight = inner_tent(gather.point(0, column + T(j), from_x), x) *
-                       inner_tent(gather.point(1, column + T(j), from_y), y);
+      there[j] = Inner || (static_cast<unsigned>(pixel.first[0] + j) < static_cast<unsigned>(problem.target.size[0]) &&
+                           static_cast<unsigned>(pixel.first[1] + i) < static_cast<unsigned>(problem.target.rows));
+      if (there[j]) load_channels<N, Interleaved>(grads + j * step, map.channel_stride, live, grad[j]);
+    }
+#pragma unroll
+    for (int j = 0; j < kNear; ++j) {
+      const T at_x = gather.point(0, column + T(j), from_x), at_y = gather.point(1, column + T(j), from_y);
+      const T weight = Inner ? inner_tent(at_x, x) * inner_tent(at_y, y)
+                             : tent(at_x, x, x - T(1)) * tent(at_y, y, y - T(1));
 #pragma unroll
       for (int c = 0; c < N; ++c)
-        if (weight != T(0)) sums[c] = fused(weight, grad[j][c], sums[c]);  // what weighs nothing may be NaN
+        if (there[j] && weight != T(0)) sums[c] = fused(weight, grad[j][c], sums[c]);  // what weighs nothing may be NaN
     }
   }
 }
@@ -272,9 +289,9 @@ STN_FUNCTION void add_window(const Descriptor& problem, const NearGather& gather
   }
 }
 
-STN_FUNCTION NearPixel quad_pixel(const Quad& quad, int p) {
+STN_FUNCTION NearPixel quad_pixel(const NearGather& gather, const Quad& quad, int p) {
   const Pixel pixel = quad.pixel(p);
-  return {pixel.at[0], pixel.at[1], {}};
+  return {gather, pixel.at[0], pixel.at[1]};
 }
 
 STN_FUNCTION void gather_quads(const Descriptor& problem, const Place& place, const NearGather& gather) {
@@ -283,28 +300,31 @@ STN_FUNCTION void gather_quads(const Descriptor& problem, const Place& place, co
   const Map &from = problem.grad_output, &to = problem.grad_feature_map;
   const S* grads = maps_of(from, place.n);
   S* sums_of_map = maps_of(to, place.n);
-  // Those of the first and the last pixel bound the others.
-  NearPixel first = quad_pixel(quad, 0), last = quad_pixel(quad, kQuad - 1);
-  const bool have_few = (quad.fits(problem.source) && from.stride[0] == 1) & first.find(gather) & last.find(gather);
-  if (have_few) {
+  // The first and the last pixel bound the others.
+  const bool are_inner = gather.has_few && quad.fits(problem.source) && from.stride[0] == 1 &&
+                         quad_pixel(gather, quad, 0).is_inner(problem) &&
+                         quad_pixel(gather, quad, kQuad - 1).is_inner(problem);
+  if (are_inner) {
+    __shared__ T kept[N][kQuad][kThreads];  // of each thread, for itself: they would take its registers
     const QuadSteps steps(to, sums_of_map, quad.is_row);
     S* target = sums_of_map + offset_of<D>(to, 0, quad.pixel(0));
     for_groups<N, false>(0, problem.channels, [&](auto count, int first) {
       constexpr int M = decltype(count)::kCount;
-      T all[M][kQuad] = {};
 #pragma unroll 1
       for (int p = 0; p < kQuad; ++p) {
         T sums[M] = {};
-        NearPixel pixel = quad_pixel(quad, p);
-        pixel.find(gather);
-        add_near<M, false>(gather, from, grads + first * from.channel_stride, pixel, sums);
+        add_near<M, false, true>(problem, gather, grads + first * from.channel_stride, quad_pixel(gather, quad, p), M,
+                                 sums);
 #pragma unroll
-        for (int c = 0; c < M; ++c)
-#pragma unroll
-          for (int q = 0; q < kQuad; ++q) all[c][q] = p == q ? sums[c] : all[c][q];
+        for (int c = 0; c < M; ++c) kept[c][p][threadIdx.x] = sums[c];
       }
 #pragma unroll
-      for (int c = 0; c < M; ++c) steps.store(target + (first + c) * to.channel_stride, all[c]);
+      for (int c = 0; c < M; ++c) {
+        T values[kQuad];
+#pragma unroll
+        for (int p = 0; p < kQuad; ++p) values[p] = kept[c][p][threadIdx.x];
+        steps.store(target + (first + c) * to.channel_stride, values);
+      }
     });
     return;
   }
@@ -312,13 +332,14 @@ STN_FUNCTION void gather_quads(const Descriptor& problem, const Place& place, co
   for (int p = 0; p < kQuad; ++p) {
     if (!quad.has(p, problem.source)) continue;
     const Pixel pixel = quad.pixel(p);
+    S* target = sums_of_map + offset_of<D>(to, 0, pixel);
 #pragma unroll 1
-    for (int channel = 0; channel < problem.channels; channel += N) {
-      const int live = problem.channels - channel;
-      T sums[N] = {};
-      add_window<N, false>(problem, gather, grads + channel * from.channel_stride, live, pixel.at[0], pixel.at[1], sums);
-      store_channels<N, false>(sums_of_map + offset_of<D>(to, 0, pixel) + channel * to.channel_stride,
-                               to.channel_stride, live, sums);
+    for (int channel = 0; channel < problem.channels; ++channel) {
+      const S* group = grads + channel * from.channel_stride;
+      T sums[1] = {};
+      if (gather.has_few) add_near<1, false, false>(problem, gather, group, quad_pixel(gather, quad, p), 1, sums);
+      else add_window<1, false>(problem, gather, group, 1, pixel.at[0], pixel.at[1], sums);
+      store_channels<1, false>(target + channel * to.channel_stride, 0, 1, sums);
     }
   }
 }
@@ -331,11 +352,10 @@ STN_FUNCTION void gather_interleaved(const Descriptor& problem, const Place& pla
     const Gathered<true> mine(problem, place, unit);
     if (!mine.alive) continue;
     T sums[N] = {};
-    NearPixel pixel = {mine.source.at[0], mine.source.at[1], {}};
-    if (pixel.find(gather))
-      add_near<N, true>(gather, problem.grad_output, grads + mine.channel, pixel, sums);
-    else
-      add_window<N, true>(problem, gather, grads + mine.channel, N, pixel.x, pixel.y, sums);
+    const NearPixel pixel(gather, mine.source.at[0], mine.source.at[1]);
+    const S* group = grads + mine.channel;
+    if (gather.has_few && pixel.is_inner(problem)) add_near<N, true, true>(problem, gather, group, pixel, N, sums);
+    else add_window<N, true>(problem, gather, group, N, pixel.x, pixel.y, sums);
     mine.store(problem, place.n, sums);
   }
 }
@@ -348,12 +368,16 @@ STN_FUNCTION void gather_tiles(const Launch& launch) {
     const Descriptor& problem = problem_of(launch, loop);
     const Place place = place_of(problem.source, loop.tile_of_problem());
     const int last = last_reader(problem, place.n);
+    const bool is_new = held().n != place.n;
     if (problem.inverts) find_preimage(problem, place.n);
     Rays rays = load_rays(problem, place.n);
     if constexpr (kHasNearGather) {
-      if (last == place.n + 1 && !rays.projective && preimage_of(problem, place.n).always_few &&
-          preimage_of(problem, place.n).finite) {
-        const NearGather gather(problem, rays, preimage_of(problem, place.n));
+      __shared__ NearGather gather;
+      if (is_new) {
+        if (threadIdx.x == 0) gather.find(problem, rays, preimage_of(problem, place.n));
+        __syncthreads();
+      }
+      if (last == place.n + 1 && gather.is_near) {
         if constexpr (Interleaved) gather_interleaved(problem, place, gather);
         else gather_quads(problem, place, gather);
         continue;

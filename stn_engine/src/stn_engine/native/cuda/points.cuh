@@ -75,9 +75,10 @@ STN_FUNCTION T grid_coordinate(const Descriptor& problem, int a, int64 index) {
 
 // The factors of a flow are, per axis, slope and offset of the lattice in pixels, and the scale of the flow.
 STN_FUNCTION T flow_coordinate(const Descriptor& problem, int a, int place, int64 index) {
-  const double* change = problem.factors + 3 * a;
+  const double slope = fetched(problem.factors + 3 * a), offset = fetched(problem.factors + 3 * a + 1);
   const double displacement = number_at(problem.points.data, problem.wide, index);
-  return static_cast<T>(fused(static_cast<double>(place), change[0], change[1]) + displacement * change[2]);
+  return static_cast<T>(fused(static_cast<double>(place), slope, offset) +
+                        displacement * fetched(problem.factors + 3 * a + 2));
 }
 
 // The factors of a spline are, per axis, slope and offset from source points to pixels.
@@ -89,7 +90,7 @@ STN_FUNCTION void spline_point(const Descriptor& problem, int n, const Pixel& pi
   for (int k = 0; k < problem.count / 2; ++k, basis += pixels)
     for (int a = 0; a < 2; ++a)
       sum[a] = fused(number_at(problem.parameters, problem.wide, first + 2 * k + a), fetched(basis), sum[a]);
-  for (int a = 0; a < 2; ++a) x[a] = static_cast<T>(sum[a] * problem.factors[2 * a] + problem.factors[2 * a + 1]);
+  for (int a = 0; a < 2; ++a) x[a] = static_cast<T>(sum[a] * fetched(problem.factors + 2 * a) + fetched(problem.factors + 2 * a + 1));
 }
 
 // The point of a flow, a grid or a spline.

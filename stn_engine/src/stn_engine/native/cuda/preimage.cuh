@@ -47,7 +47,7 @@ STN_FUNCTION void find_preimage(const Descriptor& problem, int n) {
   const int e = threadIdx.x;
   if (e < problem.entries) entries[e] = entry_of(problem, n, e);
   __syncthreads();
-  if (e == 0) find_preimage(problem, entries, problem.preimages[n]);
+  if (e == 0) find_preimage(problem, entries, in_device_memory(problem.preimages)[n]);
   __syncthreads();
 }
 

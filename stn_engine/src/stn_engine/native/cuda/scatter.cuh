@@ -20,7 +20,7 @@ STN_FUNCTION double power_of_two(int exponent) {
 
 // The largest sum that map n_source can get is 2^exponent: peak·points·4, since weights of a point sum to less than 4.
 STN_FUNCTION int bound_of(const Descriptor& problem, int n_source) {
-  const double peak = __longlong_as_double(static_cast<int64>(problem.peaks[n_source]));
+  const double peak = __longlong_as_double(static_cast<int64>(fetched(problem.peaks + n_source)));
   const double points = static_cast<double>(problem.target.size[0]) * problem.target.rows *
                         (problem.grad_feature_map.batch == 1 ? problem.batch : 1);
   const double bound = larger(peak, 1e-300) * points * 4.0;
@@ -33,7 +33,7 @@ STN_FUNCTION int64 values_of(const Descriptor& problem) {
 }
 
 STN_FUNCTION void add_integer(const Descriptor& problem, int64 index, T value, double scale) {
-  int64* sums = reinterpret_cast<int64*>(problem.accumulators);
+  int64* sums = in_device_memory(reinterpret_cast<int64*>(problem.accumulators));
   if (!is_finite(value)) {
     atomicMax(sums + index, kPoison);
     return;
@@ -47,11 +47,11 @@ STN_FUNCTION void add_integer(const Descriptor& problem, int64 index, T value, d
 
 STN_FUNCTION T collected(const Descriptor& problem, int64 index, double quantum) {
   const int64* sums = reinterpret_cast<const int64*>(problem.accumulators);
-  const int64 whole = sums[index];
+  const int64 whole = fetched(sums + index);
   const T zero = T(0);
   if (whole > kLargest || whole < -kLargest) return zero / zero;  // NaN
   double sum = static_cast<double>(whole) * quantum;
-  if (sizeof(T) == 8) sum += static_cast<double>(sums[values_of(problem) + index]) * (quantum / (1 << kRestBits));
+  if (sizeof(T) == 8) sum += static_cast<double>(fetched(sums + values_of(problem) + index)) * (quantum / (1 << kRestBits));
   return static_cast<T>(sum);
 }
 
@@ -90,7 +90,7 @@ STN_FUNCTION void scatter_channels(const Descriptor& problem, const TapPlan& pla
 #pragma unroll
     for (int c = 0; c < N; ++c) products[c] = weight * grad[c];
     if (problem.peaks == nullptr)
-      return add_floats<N, Interleaved>(reinterpret_cast<T*>(problem.accumulators) + index, stride,
+      return add_floats<N, Interleaved>(in_device_memory(reinterpret_cast<T*>(problem.accumulators)) + index, stride,
                                         problem.channels - channel, products);
 #pragma unroll
     for (int c = 0; c < N; ++c)
@@ -150,7 +150,7 @@ STN_FUNCTION void find_peaks(const Launch& launch) {
     for (int distance = kWarp / 2; distance > 0; distance /= 2)
       peak = larger(peak, __shfl_xor_sync(kAllLanes, peak, distance));
     if (threadIdx.x % kWarp == 0)
-      atomicMax(problem.peaks + shared_index(place.n, problem.grad_feature_map.batch),
+      atomicMax(in_device_memory(problem.peaks) + shared_index(place.n, problem.grad_feature_map.batch),
                 static_cast<uint64>(__double_as_longlong(peak)));
   }
 }
@@ -175,7 +175,7 @@ STN_FUNCTION void collect_tiles(const Launch& launch) {
         for (int c = 0; c < N; ++c) {
           if (channel + c >= problem.channels) continue;
           const int64 index = base + (channel + c) * stride;
-          values[c] = problem.peaks == nullptr ? reinterpret_cast<const T*>(problem.accumulators)[index]
+          values[c] = problem.peaks == nullptr ? fetched(reinterpret_cast<const T*>(problem.accumulators) + index)
                                                : collected(problem, index, quantum);
         }
         store_channels<N, Interleaved>(reinterpret_cast<S*>(problem.grad_feature_map.data) + base + channel * stride,

@@ -75,20 +75,22 @@ STN_FUNCTION void slopes_of(const Descriptor& problem, int n, const Pixel& pixel
 STN_FUNCTION void add_whole_slopes(const Descriptor& problem, const WholePoint (&points)[kQuad], const S* source,
                                    const S* grads, const QuadSteps& from, T (&by)[kQuad][D]) {
   const Map& map = problem.feature_map;
-#pragma unroll 1
-  for (int left = problem.channels; left > 0; --left) {
-    T taps[kQuad][kTaps][1], grad[kQuad];
-    from.load(grads, grad);
+  for_groups<kPlanes, false>(0, problem.channels, [&](auto count, int) {
 #pragma unroll
-    for (int p = 0; p < kQuad; ++p) read_whole<1, false>(source + points[p].first, 1, 0, map, taps[p]);
+    for (int c = 0; c < decltype(count)::kCount; ++c) {
+      T taps[kQuad][kTaps][1], grad[kQuad];
+      from.load(grads, grad);
 #pragma unroll
-    for (int p = 0; p < kQuad; ++p) {
-      const T one[1] = {grad[p]};
-      join_slopes(points[p], reader_of(taps[p]), one, by[p]);
+      for (int p = 0; p < kQuad; ++p) read_whole<1, false>(source + points[p].first, 1, 0, map, taps[p]);
+#pragma unroll
+      for (int p = 0; p < kQuad; ++p) {
+        const T one[1] = {grad[p]};
+        join_slopes(points[p], reader_of(taps[p]), one, by[p]);
+      }
+      source += map.channel_stride;
+      grads += problem.grad_output.channel_stride;
     }
-    source += map.channel_stride;
-    grads += problem.grad_output.channel_stride;
-  }
+  });
 }
 
 // Slopes of the pixels of a tile of planes, in the order of their patches.

@@ -32,13 +32,17 @@ STN_FUNCTION Padded<T> mirrored(T x, const Descriptor& problem, int a) {
   return reflected(x, near ? near_remainder(distance, period) : remainder_of(distance, period), mirror, last);
 }
 
-// What padding makes of a coordinate. Bicubic pads its taps instead.
-STN_FUNCTION Padded<T> padded(T x, const Descriptor& problem, int a) {
+// What padding makes of a coordinate unless it mirrors. Bicubic pads its taps instead.
+STN_FUNCTION Padded<T> unmirrored(T x, const Descriptor& problem, int a) {
   const int size = problem.source.size[a];
-  if (K < 4 && mirrors(problem)) return mirrored(x, problem, a);
   if (K < 4 && pads_by(problem, Padding::border)) return clipped(x, T(1), static_cast<T>(size - 1));
-  if (K == 4 && mirrors(problem)) return {x, T(1)};
   return {clamp_to(x, T(-4), static_cast<T>(size + 3)), T(1)};  // reads nothing there, and fits an int
+}
+
+STN_FUNCTION Padded<T> padded(T x, const Descriptor& problem, int a) {
+  if (K < 4 && mirrors(problem)) return mirrored(x, problem, a);
+  if (K == 4 && mirrors(problem)) return {x, T(1)};
+  return unmirrored(x, problem, a);
 }
 
 // The pixel that weights of a coordinate count from: the nearest one, or the last one before it.

@@ -20,7 +20,11 @@ constexpr bool kIsWide = sizeof(T) == 8 || D == 3;  // needs about twice the reg
 constexpr int kBlocks = kIsWide ? 2 : K == 4 || sizeof(S) == 1 ? 3 : 4;
 constexpr int kVectorBlocks = kIsWide || K == 4 ? 2 : 3;
 constexpr int kFieldBlocks = kIsWide ? 2 : 3;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kGatherBlocks = 2;  // the compiler takes more registers for these devices
+#else
 constexpr int kGatherBlocks = kIsWide ? 2 : 3;
+#endif
 constexpr int kFarBlocks = 2;
 constexpr int kSlopeBlocks = sizeof(T) == 8 ? 1 : kIsWide || K == 4 ? 2 : 3;
 constexpr int kVectorSlopeBlocks = sizeof(T) == 8 ? 1 : 2;
@@ -34,6 +38,9 @@ constexpr bool kHoldsTaps = K < 4;
 // Pixels that one thread does together where a tile has enough of them: they share what is known of a tile, and all
 // their taps are under way before the first is used.
 constexpr int kQuad = 4;
+
+// Pixels of them that are done together at the border of a map.
+constexpr int kPair = 2;
 
 // Units of interleaved channels that a thread reads before it joins the first.
 constexpr int kAtOnce = K == 4 || kVector<S> > 4 ? 1 : 2;

@@ -57,32 +57,43 @@ STN_FUNCTION void warp_pixel(const Descriptor& problem, const S* source, S* targ
   });
 }
 
-// Joins the taps of whole points, plane by plane.
+// Joins the taps of whole points, some planes at a time: all taps of a pair of pixels are under way before the first is
+// used.
 STN_FUNCTION void warp_whole(const Descriptor& problem, const WholePoint (&points)[kQuad], const S* source, S* target,
                              const QuadSteps& to) {
   const Map& map = problem.feature_map;
-#pragma unroll 1
-  for (int left = problem.channels; left > 0; --left) {
-    T taps[kQuad][kTaps][1], values[kQuad];
+  for_groups<kPlanes, false>(0, problem.channels, [&](auto count, int) {
+    constexpr int M = decltype(count)::kCount;
+    T values[M][kQuad];
 #pragma unroll
-    for (int p = 0; p < kQuad; ++p) read_whole<1, false>(source + points[p].first, 1, 0, map, taps[p]);
+    for (int first = 0; first < kQuad; first += kPair) {
+      T taps[kPair][M][kTaps][1];
 #pragma unroll
-    for (int p = 0; p < kQuad; ++p) {
-      T value[1];
-      join_taps(points[p], reader_of(taps[p]), value);
-      values[p] = value[0];
+      for (int k = 0; k < kPair; ++k) {
+        const S* from = source + points[first + k].first;
+#pragma unroll
+        for (int c = 0; c < M; ++c, from += map.channel_stride) read_whole<1, false>(from, 1, 0, map, taps[k][c]);
+      }
+#pragma unroll
+      for (int k = 0; k < kPair; ++k)
+#pragma unroll
+        for (int c = 0; c < M; ++c) {
+          T value[1];
+          join_taps(points[first + k], reader_of(taps[k][c]), value);
+          values[c][first + k] = value[0];
+        }
     }
-    to.store(target, values);
-    source += map.channel_stride;
-    target += problem.output.channel_stride;
-  }
+#pragma unroll
+    for (int c = 0; c < M; ++c, target += problem.output.channel_stride) to.store(target, values[c]);
+    source += M * map.channel_stride;
+  });
 }
 
 // The same where the channels of a pixel lie side by side, but not in whole vectors.
 STN_FUNCTION void warp_packed(const Descriptor& problem, const WholePoint (&points)[kQuad], const S* source, S* target,
                               int step) {
   const Map& map = problem.feature_map;
-  for_groups<3, false>(0, problem.channels, [&](auto count, int first) {
+  for_groups<K == 4 ? 1 : 3, false>(0, problem.channels, [&](auto count, int first) {
     constexpr int M = decltype(count)::kCount;
 #pragma unroll
     for (int p = 0; p < kQuad; ++p) {
@@ -92,6 +103,33 @@ STN_FUNCTION void warp_packed(const Descriptor& problem, const WholePoint (&poin
       store_channels<M, false>(target + first + p * step, 1, M, values);
     }
   });
+}
+
+// Two pixels of a quad, with taps beyond the border of the map, or none of the target.
+template <class Generator>
+STN_FUNCTION void warp_edges(const Descriptor& problem, const Place& place, const Generator& generator,
+                             const Quad& quad, int p, const S* source, S* target) {
+  EdgePoint points[kPair];
+  find_edges(problem, place.n, generator, quad, p, points);
+  target += offset_of<D>(problem.output, 0, quad.pixel(p));
+  const int step = problem.output.stride[quad.is_row ? 0 : 1];
+#pragma unroll 1
+  for (int channel = 0; channel < problem.channels; ++channel) {
+    T taps[kPair][kTaps][1], fill[1];
+    fill_of(problem, channel, true, fill);
+    const T outside = problem.fills != 0 ? fill[0] : T(0);
+#pragma unroll
+    for (int k = 0; k < kPair; ++k) points[k].read(source, problem.feature_map, outside, taps[k]);
+#pragma unroll
+    for (int k = 0; k < kPair; ++k) {
+      T value[1];
+      join_taps(points[k], reader_of(taps[k]), value);
+      if (quad.has(p + k, problem.target))
+        round_to(points[k].finite ? value[0] : fill[0], in_device_memory(target)[k * step]);
+    }
+    source += problem.feature_map.channel_stride;
+    target += problem.output.channel_stride;
+  }
 }
 
 template <class Generator>
@@ -108,6 +146,13 @@ STN_FUNCTION void warp_quads(const Descriptor& problem, const Place& place, cons
         else warp_packed(problem, points, source, first, to.step);
       }))
     return;
+  if constexpr (kHasEdge) {
+    if (has_edges(problem, generator)) {
+#pragma unroll 1
+      for (int p = 0; p < kQuad; p += kPair) warp_edges(problem, place, generator, quad, p, source, target);
+      return;
+    }
+  }
 #pragma unroll 1
   for (int p = 0; p < kQuad; ++p) {
     if (!quad.has(p, problem.target)) continue;

@@ -207,4 +207,72 @@ STN_FUNCTION bool find_quad(const Descriptor& problem, int n, const Generator& g
   return are_whole;
 }
 
+constexpr bool kHasEdge = kHasWhole && K <= 2;
+
+// A point of which some taps may lie outside, unless padding mirrors. Of four of them nothing waits for another's taps.
+struct EdgePoint {
+  int first;
+  unsigned there;  // a bit per tap of every axis; none of a point that is not finite
+  bool finite;
+  T weight[D][K], slope[D][K];
+
+  STN_MEMBER void find(const Descriptor& problem, const T (&x)[D]) {
+    finite = all_finite(x);
+    first = 0;
+    there = 0;
+#pragma unroll
+    for (int a = 0; a < 2; ++a) {
+      const Padded<T> at = unmirrored(finite ? x[a] : T(-4), problem, a);
+      AxisTaps taps;
+      int pixel;
+      weigh(at, anchored(at.x, pixel), problem.zero_subgradient != 0, taps);
+      first += pixel * problem.feature_map.stride[a];
+#pragma unroll
+      for (int k = 0; k < K; ++k) {
+        there |= static_cast<unsigned>(static_cast<unsigned>(pixel + k) <
+                                       static_cast<unsigned>(problem.source.size[a]))
+                 << (a * K + k);
+        weight[a][k] = taps.weight[k];
+        slope[a][k] = taps.slope[k];
+      }
+    }
+  }
+
+  // The taps of one channel, or what padding puts there.
+  STN_MEMBER void read(const S* from, const Map& map, T outside, T (&taps)[kTaps][1]) const {
+    from += first;
+#pragma unroll
+    for (int y = 0; y < K; ++y, from += map.stride[1]) {
+#pragma unroll
+      for (int x = 0; x < K; ++x) {
+        const unsigned bits = 1u << x | 1u << (K + y);
+        taps[y * K + x][0] = outside;
+        if ((there & bits) == bits) taps[y * K + x][0] = widened(fetched(from + x * map.stride[0]));
+      }
+    }
+  }
+};
+
+// Whether such points are all that a generator may have.
+template <class Generator>
+STN_FUNCTION bool has_edges(const Descriptor& problem, const Generator& generator) {
+  return !generator.divides() && !mirrors(problem) && problem.source.size[0] <= kLargestSize &&
+         problem.source.size[1] <= kLargestSize;
+}
+
+// The points of two pixels of a quad, from pixel `p` on. Those that the map does not have are put into it.
+template <class Generator>
+STN_FUNCTION void find_edges(const Descriptor& problem, int n, const Generator& generator, const Quad& quad, int p,
+                             EdgePoint (&points)[kPair]) {
+#pragma unroll
+  for (int k = 0; k < kPair; ++k) {
+    Pixel pixel = quad.pixel(p + k);
+    pixel.at[0] = smaller(pixel.at[0], problem.target.size[0] - 1);
+    pixel.at[1] = smaller(pixel.at[1], problem.target.rows - 1);
+    T x[D];
+    generator.simple_point(problem, n, pixel, x);
+    points[k].find(problem, x);
+  }
+}
+
 }  // namespace stn

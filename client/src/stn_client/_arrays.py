@@ -1,0 +1,215 @@
+"""Arrays as people have them: what NumPy makes of them, and results of the type that was given.
+
+Libraries are known by the types of their arrays, and are never imported: whoever has an array of
+one has it imported.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stn_client._arenas import may_be_kept
+from stn_client._errors import invalid
+
+Array = NDArray[Any]
+
+
+class SupportsDLPack(Protocol):
+    """An array of any library that exchanges memory by DLPack, as torch, JAX and CuPy do."""
+
+    def __dlpack__(self) -> Any:
+        """Hands out the memory."""
+
+
+class SupportsArrayInterface(Protocol):
+    """An array of any library that tells NumPy where its memory is, as Pillow does."""
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        """Tells where the memory is, and what is in it."""
+
+
+M = TypeVar("M", bound=SupportsDLPack | SupportsArrayInterface)
+"""The type of a feature map, which is that of the results."""
+
+AnyArray = ArrayLike | SupportsDLPack | SupportsArrayInterface
+"""What calls take as an array."""
+
+IMAGE_LAYOUTS = {
+    **dict.fromkeys(("L", "F"), "HW"),
+    **dict.fromkeys(("RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "LA", "RGBX", "RGBa"), "HWC"),
+}
+"""The modes of Pillow whose pixels are numbers that can be interpolated, and their layouts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """An array that a caller gave."""
+
+    array: Array
+    like: Callable[[Array], Any]
+    """Makes a result, which is a read-only view, an array of the caller's type."""
+    layout: str | None = None
+    """Order of the axes, if the type says it."""
+
+
+def operand(field: str, value: Any) -> Operand:
+    """What an argument is for NumPy, without a copy where its memory can be read.
+
+    Results become arrays of torch on the device of the argument, arrays of JAX, CuPy and whatever
+    else has the array API standard or, in its package, a function `from_dlpack`; images of Pillow
+    of the same mode; in all other cases arrays of NumPy.
+
+    Args:
+        field: The caller's name for the argument.
+        value: Anything; an `Operand` is taken as it is.
+
+    Raises:
+        InvalidRequestError: It is no array, or its values are not to be had.
+    """
+    if type(value) is np.ndarray:
+        return Operand(value, unchanged)
+    if isinstance(value, Operand):
+        return value
+    library = _library(value)
+    if library in _LIBRARIES:
+        return _LIBRARIES[library](field, value)
+    if hasattr(value, "__array_namespace__"):
+        namespace = value.__array_namespace__()
+        return Operand(
+            _as_numpy(field, value), lambda array: _in_namespace(namespace, array, value)
+        )
+    package = sys.modules.get(library)
+    if hasattr(value, "__dlpack__") and hasattr(package, "from_dlpack"):
+        from_dlpack: Any = package.from_dlpack  # type: ignore[union-attr]  # it has one
+        return Operand(_as_numpy(field, value), lambda array: from_dlpack(array.copy()))
+    return Operand(_as_numpy(field, value), unchanged)
+
+
+def as_array(field: str, value: Any) -> Array:
+    """Does what `operand` does, for arguments that no result is like."""
+    return operand(field, value).array
+
+
+def torch_to_numpy(field: str, tensor: Any) -> Array:
+    """The values of a tensor, which may be anywhere; without a copy where they lie in memory.
+
+    Raises:
+        InvalidRequestError: It has none, or none that NumPy can read.
+    """
+    torch: Any = sys.modules["torch"]
+    try:
+        if tensor.is_cpu and not tensor.requires_grad and tensor.untyped_storage().nbytes():
+            array: Array = tensor.numpy()
+            return array
+    except (RuntimeError, TypeError):  # not as it is
+        pass
+    try:
+        local = tensor.detach().cpu().resolve_conj().resolve_neg()
+        has_memory = not local.numel() or local.untyped_storage().nbytes() > 0
+        if has_memory and local.dtype == torch.bfloat16:
+            halves: Array = local.contiguous().view(torch.int16).numpy()
+            return halves.view(ml_dtypes.bfloat16)
+        array = local.numpy() if has_memory else np.empty(0)
+    except (RuntimeError, TypeError) as error:  # sparse, quantized, wrapped by a transform ...
+        raise invalid(field, f"expected a tensor with values in memory, got {error}.") from error
+    if not has_memory:
+        raise invalid(field, "expected a tensor with values in memory, got a freed storage.")
+    return array
+
+
+def numpy_to_torch(array: Array, like: Any) -> Any:
+    """A tensor of its own memory, for autograd and in-place operators, on the device of `like`.
+
+    The memory is that of a slot, which then is the tensor's alone, or torch's own, and not NumPy's,
+    which is less aligned: matrix products of libraries may depend on that in their last bits.
+    """
+    torch: Any = sys.modules["torch"]
+    is_half = array.dtype == ml_dtypes.bfloat16
+    numbers = array.view(np.int16) if is_half else array
+    if like.is_cpu and may_be_kept(array.base):
+        tensor = torch.from_numpy(np.ndarray(array.shape, numbers.dtype, array.base))
+    else:
+        tensor = torch.empty(array.shape, dtype=getattr(torch, numbers.dtype.name))
+        np.copyto(tensor.numpy(), numbers)
+    if is_half:
+        tensor = tensor.view(torch.bfloat16)
+    return tensor if like.is_cpu else tensor.to(like.device)
+
+
+def _library(value: Any) -> str:
+    """The package of the type of an argument, or of what it is derived from."""
+    packages = [kind.__module__.partition(".")[0] for kind in type(value).__mro__]
+    return next((name for name in packages if name in _LIBRARIES), packages[0])
+
+
+def unchanged(array: Array) -> Array:
+    """The result itself, for arrays of NumPy."""
+    return array
+
+
+def _of_torch(field: str, tensor: Any) -> Operand:
+    if tensor.requires_grad:
+        raise invalid(
+            field,
+            "expected a tensor whose gradients are not recorded, got one with requires_grad. Use "
+            "stn_client.torch.warp, which is differentiable, or tensor.detach().",
+        )
+    array = torch_to_numpy(field, tensor)
+    return Operand(array, lambda result: numpy_to_torch(result, tensor))
+
+
+def _of_pillow(field: str, image: Any) -> Operand:
+    if image.mode not in IMAGE_LAYOUTS:
+        modes = ", ".join(IMAGE_LAYOUTS)
+        raise invalid(
+            field,
+            f"expected an image of mode {modes}, got {image.mode}. Convert it: image.convert(...).",
+        )
+
+    def like(array: Array) -> Any:
+        size = array.shape[1], array.shape[0]
+        made = sys.modules["PIL.Image"].frombytes(image.mode, size, array.tobytes())
+        made.info = dict(image.info)
+        return made
+
+    return Operand(_as_numpy(field, image), like, IMAGE_LAYOUTS[image.mode])
+
+
+def _of_cupy(field: str, value: Any) -> Operand:
+    def like(array: Array) -> Any:
+        with value.device:
+            return sys.modules["cupy"].asarray(array)
+
+    return Operand(_as_numpy(field, value.get()), like)
+
+
+_LIBRARIES: dict[str, Callable[[str, Any], Operand]] = {
+    "torch": _of_torch,
+    "PIL": _of_pillow,
+    "cupy": _of_cupy,
+}
+"""Libraries with ways of their own to NumPy and back."""
+
+
+def _in_namespace(namespace: Any, array: Array, like: Any) -> Any:
+    """An array by the array API standard, on the device of another one."""
+    return namespace.asarray(array, device=like.device, copy=True)
+
+
+def _as_numpy(field: str, value: Any) -> Array:
+    """What NumPy makes of it, by any of its protocols."""
+    try:
+        known = hasattr(value, "__array__") or hasattr(value, "__array_interface__")
+        if hasattr(value, "__dlpack__") and not known:
+            return np.from_dlpack(value)
+        return np.asarray(value)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise invalid(field, f"expected an array, got {type(value).__name__}: {error}") from error

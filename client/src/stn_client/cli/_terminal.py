@@ -1,0 +1,40 @@
+"""What subcommands share: numbers in arguments, and libraries that may be missing."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+
+INSTALL = {
+    "terminal": "In the checkout: pip install './client[terminal]'",
+    "playground": "In the checkout: pip install './client[playground]'",
+}
+"""What to do, by the extra that has the library."""
+
+
+class MissingError(Exception):
+    """A library that a subcommand needs is not installed."""
+
+    def __init__(self, library: str, extra: str = "terminal") -> None:
+        super().__init__(library, extra)  # as pickling wants it
+
+    def __str__(self) -> str:
+        library, extra = self.args
+        return f"{library}: expected it, got none. {INSTALL[extra]}"
+
+
+def number(kind: type[float], low: float, high: float = math.inf) -> Callable[[str], float]:
+    """What reads a number from `low` to `high`, for argparse."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high or value == math.inf:
+            most = f" and at most {high}" if high < math.inf else ""
+            raise argparse.ArgumentTypeError(f"expected at least {low}{most}, got {text}")
+        return value
+
+    return parse
