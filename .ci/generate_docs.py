@@ -50,6 +50,7 @@ ROOT = Path(__file__).parents[1]
 SERVER_BENCHMARK = ROOT / "tests/bench/results/server.json"
 MANY_BENCHMARK = ROOT / "tests/bench/results/many.json"
 OIP_BENCHMARK = ROOT / "tests/bench/results/oip.json"
+LOCAL_BENCHMARK = ROOT / "tests/bench/results/local.json"
 REPLICAS_BENCHMARK = ROOT / "tests/bench/results/replicas.json"
 ENGINE_BENCHMARKS = "tests/bench/results/engine_cpu*.json"
 EXPERIMENT = ROOT / "client/examples/distorted_mnist.json"
@@ -176,6 +177,39 @@ def _server_tables(report: dict[str, Any]) -> str:
         f"{report['date']}, {report['processor']}, grpcio {report['grpcio']}; medians of "
         f"{report['rounds']} rounds in which the contenders take turns{notes}."
     )
+    return f"{_findings(findings)}\n\n{_table(head, loads)}\n\n{when}"
+
+
+def local_benchmark() -> str:
+    """The last committed run of `make bench-local`."""
+    report = json.loads(LOCAL_BENCHMARK.read_text())
+    loads = [
+        (cell["case"], name, f"{one['calls_per_s']:.0f}", f"{one['p50_ms']:.3f}")
+        for cell in report["cells"]
+        for name, one in cell["contenders"].items()
+    ]
+    loads += [
+        ("1x1x28x28 forward, 33 in flight", name, f"{calls_per_s:.0f}", NOTHING)
+        for name, calls_per_s in report["in_flight"].items()
+    ]
+    findings = [
+        one
+        | {
+            "what": f"{cell['case']}: calls a second, {one['what']}",
+            "unit": "x",
+            "bar": round(one["bar"], 2),
+            "at_most": False,
+            "met": one["value"] >= one["bar"],
+        }
+        for cell in report["cells"]
+        for one in cell["findings"]
+    ]
+    when = (
+        f"{report['date']}, {report['processor']}, torch {report['torch']}, grpcio "
+        f"{report['grpcio']}; medians of {report['rounds']} rounds in which the contenders take "
+        "turns."
+    )
+    head = ("load", "by", "calls /s", "p50, ms")
     return f"{_findings(findings)}\n\n{_table(head, loads)}\n\n{when}"
 
 
@@ -379,6 +413,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "server benchmark": server_benchmark,
         "many benchmark": many_benchmark,
         "oip benchmark": oip_benchmark,
+        "local benchmark": local_benchmark,
         "replicas benchmark": replicas_benchmark,
         "engine benchmark": engine_benchmark,
         "gpu benchmark": gpu_benchmark,

@@ -22,15 +22,11 @@ KERNELS, HOST = Path("native/cuda/tuning.cuh"), Path("backends/cuda/tuning.py")
 VARIANTS = {
     "as it is": {},
     "blocks 3": {"kBlocks": "kIsWide ? 2 : 3"},
-    "blocks 5": {"kBlocks": "kIsWide ? 2 : K == 4 ? 4 : 5"},
-    "backward 2": {"kGatherBlocks": "2", "kSlopeBlocks": "sizeof(T) == 8 ? 1 : 2", "kAtOnce": "1"},
     "backward 4": {
         "kGatherBlocks": "kIsWide ? 2 : 4",
         "kSlopeBlocks": "sizeof(T) == 8 ? 1 : kIsWide || K == 4 ? 2 : 4",
         "kVectorBlocks": "2",
     },
-    "always level": {"kSteep": "1e30"},
-    "steep early": {"kSteep": "0.5"},
     "one tile": {"MOST_TILES": "1"},
     "four tiles": {"MOST_TILES": "4"},
 }

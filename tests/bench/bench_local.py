@@ -164,9 +164,9 @@ def cases(local: Client, network: Client, torch_rpc: TorchRpc) -> list[Case]:
     ):
         u = torch.rand(shape)
         size = "x".join(map(str, shape))
-        bars = [] if forward is None else [Bar("forward", "local", "torch rpc", forward)]
+        bars = [] if forward is None else [Bar("local : torch rpc", "local", "torch rpc", forward)]
         if shape[-1] == 28:
-            bars.append(Bar("against gRPC", "local", "grpc", 1 / 0.35))
+            bars.append(Bar("local : grpc", "local", "grpc", 1 / 0.35))
         contenders = {
             "local": here(lambda u=u: warp(local, u, Affine(THETA)), callers),
             "grpc": here(lambda u=u: warp(network, u, Affine(THETA)), callers),
@@ -174,7 +174,7 @@ def cases(local: Client, network: Client, torch_rpc: TorchRpc) -> list[Case]:
             "memcpy": here(lambda u=u: (u.clone(), u.clone()), callers),
         }
         found.append(Case(f"{size} forward, {callers} callers", contenders, tuple(bars)))
-        bars = [] if both is None else [Bar("with backward", "local", "torch rpc", both)]
+        bars = [] if both is None else [Bar("local : torch rpc", "local", "torch rpc", both)]
         operands = differentiable(shape)
         contenders = {
             "local": here(lambda o=operands: differentiated(local, *o), callers),
@@ -296,7 +296,8 @@ def main() -> None:
         print("\n33 small calls in flight:", {k: round(v) for k, v in flights.items()}, "calls/s")
     if options.output:
         packages = ("torch", "numpy", "grpcio", "protobuf")
-        report.write(options.output, "local", packages, cells=cells, in_flight=flights)
+        findings = {"cells": cells, "in_flight": flights, "rounds": options.rounds}
+        report.write(options.output, "local", packages, **findings)
 
 
 def parse_options() -> argparse.Namespace:

@@ -307,6 +307,25 @@ def test_layouts_of_one_map_are_those_of_torch_modules(client):
         )
 
 
+@pytest.mark.parametrize("library", [np.asarray, torch.tensor, jnp.asarray])
+@pytest.mark.parametrize("layout", ["NCHW", "HW"])
+def test_objectives_are_like_their_operands(client, library, layout):
+    """Values of the type of the moving map, gradients as the parameters; by hand and by torch."""
+    u, v = RNG.random((2, 5, 6), np.float32)
+    alone = layout == "HW"
+    moving, fixed = (library(one if alone else one[None, None]) for one in (u, v))
+    theta = np.eye(2, 3, dtype=np.float32)
+    transform = Affine(library(theta if alone else theta[None]))
+    found = client.objective(
+        moving, fixed, transform, domain="all", layout=layout, needs=["gradient", "gauss_newton"]
+    )
+    kind = type(library(u))
+    assert all(type(one) is kind for one in (found.value, found.count, found.gauss_newton))
+    np.testing.assert_allclose(np.asarray(found.value), [((u - v) ** 2).mean()], rtol=1e-5)
+    assert (type(found.gradient), found.gradient.shape) == (kind, transform.theta.shape)
+    assert found.gauss_newton.shape == (1, 6, 6)
+
+
 def pillow(mode):
     return Image.new(mode, (6, 5))
 

@@ -12,6 +12,7 @@ from stn_client import (
     Capabilities,
     Device,
     Gradients,
+    InvalidRequestError,
     Limits,
     ProtocolMismatchError,
     SamplingGrid,
@@ -347,3 +348,65 @@ def test_calls_unreadable_replies_are_a_protocol_mismatch(reply, why):
     with pytest.raises(ProtocolMismatchError, match=f"Warp: expected its reply, got .*{why}") as e:
         call.parse(reply)
     assert e.value.__cause__ is not None
+
+
+CALLS_THAT_DIFFER = {
+    "shape": (MAP[:, :, :1], Affine(THETA), None, {}),
+    "dtype": (MAP.astype(np.float64), Affine(THETA), None, {}),
+    "byte order": (MAP.astype(">f4"), Affine(THETA), None, {}),
+    "dtype of the parameters": (MAP, Affine(THETA.astype(np.float32)), None, {}),
+    "integers": (MAP, Affine(THETA.astype(np.int64)), None, {}),
+    "transform": (MAP, SamplingGrid(GRID), None, {}),
+    "size": (MAP, Affine(THETA), (4, 5), {}),
+    "another size": (MAP, Affine(THETA), [5, 4], {}),
+    "flag": (MAP, Affine(THETA), None, {"align_corners": True}),
+    "name": (MAP, Affine(THETA), None, {"padding": "border"}),
+    "fill": (MAP, Affine(THETA), None, {"padding": "fill", "fill": 0.0}),
+    "negative fill": (MAP, Affine(THETA), None, {"padding": "fill", "fill": -0.0}),
+    "strides": (MAP[..., ::-1], Affine(THETA), None, {}),
+    "values": (MAP + 1, Affine(2 * THETA), None, {}),
+}
+
+
+def test_what_is_kept_of_a_call_is_used_for_calls_that_are_alike_alone():
+    """In any order and again, every request is as protobuf itself reads it the first time."""
+    first = {name: calls.warp(*what).request for name, what in CALLS_THAT_DIFFER.items()}
+    assert len(set(first.values())) == len(first) - 1  # bytes of numbers are in one order
+    for _ in range(2):
+        for name, what in reversed(CALLS_THAT_DIFFER.items()):
+            assert calls.warp(*what).request == first[name]
+    for name, (feature_map, transform, *_) in CALLS_THAT_DIFFER.items():
+        request = warp_pb2.WarpRequest.FromString(first[name])
+        assert (
+            request.payloads[0]
+            == np.ascontiguousarray(feature_map, "<" + feature_map.dtype.str[1:]).tobytes()
+        )
+        assert len(request.payloads[1]) >= transform.parameters.nbytes
+
+
+@pytest.mark.parametrize("size", [(2.0, 3.0), (True, 3)])
+def test_what_was_right_once_lets_nothing_through_that_only_equals_it(size):
+    """Numbers of other types are equal to Python, and no sizes."""
+    calls.warp(MAP, Affine(THETA), (2, 3), {})
+    with pytest.raises(InvalidRequestError, match="align_corners: expected True or False, got 1"):
+        calls.warp(MAP, Affine(THETA), (2, 3), {"align_corners": 1})
+    if size[0] is True:
+        return
+    with pytest.raises(InvalidRequestError, match="output_size: expected integers"):
+        calls.warp(MAP, Affine(THETA), size, {})
+
+
+def test_replies_of_another_form_are_read_anew():
+    """The same call may be answered by another server, in another order of fields."""
+    call = calls.warp(MAP, Affine(THETA), None, {})
+    reply = warp_pb2.WarpReply(payloads=[MAP.tobytes()])
+    reply.output.CopyFrom(Parse(MAP_TENSOR + " payload: 0", Tensor()))
+    plain = reply.SerializeToString()
+    reply.timing.compute_s = 1.0
+    timed = reply.SerializeToString()
+    for message in (plain, timed, plain, timed.replace(MAP.tobytes(), (2 * MAP).tobytes())):
+        factor = 1 + (message not in {plain, timed})
+        assert np.array_equal(call.parse(message), factor * MAP)
+    reply.output.shape[3] = 4
+    with pytest.raises(ProtocolMismatchError, match="Warp: expected its reply, got output"):
+        call.parse(reply.SerializeToString())

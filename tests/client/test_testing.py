@@ -144,6 +144,17 @@ def test_stub_raises_as_it_is_told():
         assert (stub.stats.failed, len(stub.calls)) == (2, 2)
 
 
+def test_stub_knows_objectives():
+    """In the shapes that a server gives them."""
+    with StubClient() as stub:
+        found = stub.objective(U, U, Affine(THETA), needs=["gradient", "gauss_newton"])
+        assert (found.value.shape, found.count.shape) == ((5,), (5,))
+        assert (found.gradient.shape, found.gradient.dtype) == (THETA.shape, np.float64)
+        assert found.gauss_newton.shape == (5, 6, 6)
+        assert stub.objective(U, U, Affine(THETA), needs=[]).gradient is None
+        assert set(stub.calls[0].arrays) == {"moving", "fixed", "theta"}
+
+
 def test_stub_refuses_what_a_client_refuses():
     """Wrong arguments, values that do not fit, and calls after its end."""
     stub = StubClient(lambda _call: [1, 2, 3])

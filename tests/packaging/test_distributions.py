@@ -205,11 +205,18 @@ assert StubClient().warp(np.ones((4, 5)), Affine(np.eye(2, 3)), layout="HW").sha
     command = installed.with_name("stn")
     told = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
     assert told.stdout == f"stn {distribution('stn-client').version}\n"
-    refused = subprocess.run(
-        [command, "warp", "a.png", "b.png"], capture_output=True, text=True, check=False
-    )
-    assert refused.returncode == 1
-    assert "pip install './client[images]'" in refused.stderr
+    extras = {
+        "images": ["warp", "a.png", "b.png"],
+        "terminal": ["top", "--count=1"],
+        "playground": ["playground"],
+    }
+    for extra, arguments in (*extras.items(), ("terminal", ["completion", "bash"])):
+        refused = subprocess.run([command, *arguments], capture_output=True, text=True, check=False)
+        assert refused.returncode == 1
+        assert refused.stderr.count("\n") == 1
+        assert f"expected it, got none. In the checkout: pip install './client[{extra}]'" in (
+            refused.stderr
+        )
 
 
 @projects

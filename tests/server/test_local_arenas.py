@@ -7,6 +7,7 @@ import mmap
 import os
 import socket
 
+import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2
@@ -33,6 +34,7 @@ from support.local import (
 from support.many import compute_many, replies
 
 U = ramp(2, 3, 4, 5)
+DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 OUTPUT_BYTES = 2 * 3 * 6 * 7 * 4
 PLACE = 4096
 
@@ -452,6 +454,31 @@ def test_an_arena_that_is_given_up_stays_until_its_batch_is_through(tmp_path):
 
     arena_limits = {"max_caller_arena_bytes": 65536}
     run(scenario, blank_outputs, tmp_path, arena_limits=arena_limits)
+
+
+@pytest.mark.alone
+def test_a_late_call_is_answered_when_its_memory_is_its_own(tmp_path):
+    """Its deadline passes while its batch runs; one whose results are sent is answered then."""
+
+    async def scenario(service, _transport, plain, lease):
+        runner = service.runner
+        arena = await lease()
+        write(arena, U)
+        runner.hold()
+        placed = placed_request(arena).SerializeToString()
+        late = plain.begin("Warp", placed, timeout_s=0.05)
+        await runner.begun(1)
+        sent = plain.begin("Warp", placed_request(arena, place=None).SerializeToString())
+        other = plain.begin("Warp", warp_request().SerializeToString(), timeout_s=0.1)
+        answered, response = await plain.response()
+        assert (answered, response.status.code) == (other, DEADLINE_EXCEEDED)
+        runner.release_all()
+        ends = dict([await plain.response() for _ in range(2)])
+        assert ends[late].status.code == DEADLINE_EXCEEDED
+        assert not ends[sent].HasField("status")
+        runner.batches.clear()  # which the runner remembers
+
+    run(scenario, blank_outputs, tmp_path)
 
 
 def test_parameters_are_looked_at_and_used_as_they_were(tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from stn_client import Affine, AsyncClient, Client, Flow
+from stn_client import Affine, AsyncClient, Client, Flow, _arenas
 from stn_client import torch as stn_torch
 from stn_client._calls import warp, warp_gradients
 from stn_client._placing import place
@@ -29,6 +29,7 @@ from support.local import descriptors, shared_mappings
 SHAPE = (2, 3, 64, 80)
 U = np.random.default_rng(0).random(SHAPE, np.float32)
 G = np.random.default_rng(1).random(SHAPE, np.float32)
+TRANSFORM_T = Affine(torch.from_numpy(theta()))
 TRANSFORM, TRANSFORM_4 = Affine(theta()), Affine(theta(4))
 
 
@@ -218,6 +219,65 @@ def test_torch_takes_it_by_itself(server, stn):
     for ours, theirs in ((output, expected), (u.grad, u2.grad)):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(t.grad, t2.grad, rtol=1e-3, atol=0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_tensor_lies_where_its_result_was_written(stn, by_grpc, dtype):
+    """It can be written to, keeps its slot, and gives it back."""
+    u = torch.from_numpy(U).to(dtype)
+    transform = Affine(torch.from_numpy(theta()))
+    expected = stn_torch.warp(by_grpc, u, transform)
+    pool = stn._local.pool
+    stn.warp(U, TRANSFORM)
+    before = _free(pool)
+    output = stn_torch.warp(stn, u, transform)
+    (arena,) = pool._arenas
+    assert 0 <= output.data_ptr() - arena.address < len(arena.memory)
+    assert torch.equal(output, expected)
+    view = output[1]
+    output.mul_(2)
+    for _ in range(5):
+        stn_torch.warp(stn, u, transform)
+    assert torch.equal(output, 2 * expected)
+    del output
+    assert torch.equal(view, 2 * expected[1])
+    assert before - _free(pool) == u.nbytes
+    del view
+    assert _free(pool) == before
+
+
+def test_autograd_copies_a_map_once(stn, by_grpc):
+    """A change behind its back changes no gradient; one that torch sees is an error, as always."""
+    u = torch.from_numpy(U.copy()).requires_grad_()
+    transform = Affine(torch.from_numpy(theta()).requires_grad_())
+    expected = by_grpc.warp_gradients(G, U, TRANSFORM).transform
+    pool = stn._local.pool
+    stn.warp(U, TRANSFORM)
+    before = _free(pool)
+    output = stn_torch.warp(stn, u, transform)
+    assert before - _free(pool) == 2 * u.nbytes
+    u.detach().numpy()[...] = 0
+    (gradient,) = torch.autograd.grad(output, transform.theta, torch.from_numpy(G))
+    assert np.array_equal(gradient, expected)
+    del output
+    gc.collect()
+    assert _free(pool) == before
+    output = stn_torch.warp(stn, u, transform)
+    with torch.no_grad():
+        u.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_tensors_beyond_what_is_plentiful_are_copies(stn, monkeypatch):
+    """Calls have slots left, however many results are kept."""
+    monkeypatch.setattr(_arenas, "PLENTIFUL_BYTES", 3 * U.nbytes)
+    pool = stn._local.pool
+    stn.warp(U, TRANSFORM)
+    before = _free(pool)
+    held = [stn_torch.warp(stn, torch.from_numpy(U), TRANSFORM_T) for _ in range(5)]
+    assert before - _free(pool) <= 3 * U.nbytes
+    assert all(torch.equal(one, held[0]) for one in held)
 
 
 def test_an_asynchronous_client_takes_it_too(server, by_grpc):

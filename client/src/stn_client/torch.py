@@ -95,7 +95,9 @@ def warp(
         output_size: ([D',] H', W'); None: that of the grid, else of the feature map.
         options: As of `Client.warp`, whose documentation lists them.
 
-    Parameters in half precision, such as autocast makes, are sent as float32.
+    Parameters in half precision, such as autocast makes, are sent as float32. On the host of the
+    server the result may lie in memory that the server wrote it to; a process that is forked shares
+    it, as after `Tensor.share_memory_`.
 
     Raises:
         InvalidRequestError: An argument breaks a rule; `violations` names it.

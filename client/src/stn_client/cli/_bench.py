@@ -15,7 +15,7 @@ import numpy as np
 
 from stn_client._client import Client
 from stn_client._transforms import Affine
-from stn_client.cli._terminal import MissingError, number
+from stn_client.cli._terminal import missing, number
 
 _BAR = 30
 """The width of the longest bar, in characters."""
@@ -152,7 +152,7 @@ def show(rows: Sequence[Row]) -> None:
         from rich.console import Console  # noqa: PLC0415
         from rich.table import Table  # noqa: PLC0415
     except ImportError as error:
-        raise MissingError("rich") from error
+        raise missing("rich") from error
     table = Table(box=box.SIMPLE)
     titles = ("at a time", "calls/s", "mean ms", "p50", "p90", "p99", "longest", "items/batch")
     for title in titles:

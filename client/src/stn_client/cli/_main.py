@@ -20,7 +20,7 @@ from stn_client._retry import RetryPolicy
 from stn_client.cli import _bench, _containers, _info, _pictures, _playground, _top
 from stn_client.cli._images import ImageError
 from stn_client.cli._report import report
-from stn_client.cli._terminal import MissingError
+from stn_client.cli._terminal import MissingError, missing
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 
@@ -174,6 +174,6 @@ def _complete(parser: argparse.ArgumentParser, shell: str) -> int:
     try:
         import shtab  # noqa: PLC0415 - optional
     except ImportError as error:
-        raise MissingError("shtab") from error
+        raise missing("shtab") from error
     print(shtab.complete(parser, shell))  # noqa: T201
     return 0

@@ -8,7 +8,7 @@ from typing import Any
 
 from stn_client._aio import AsyncClient
 from stn_client._client import Client
-from stn_client.cli._terminal import MissingError, number
+from stn_client.cli._terminal import missing, number
 
 DEFAULT_PORT = 8090
 
@@ -38,7 +38,7 @@ def _serve(client: Client, options: argparse.Namespace) -> int:
 
         from stn_client.playground import application  # noqa: PLC0415
     except ImportError as error:
-        raise MissingError("starlette and uvicorn", "playground") from error
+        raise missing("starlette and uvicorn", "playground") from error
     client.server_info()  # a server that is not there is told at once
     with socket.create_server(("127.0.0.1", options.port)) as listener:
         print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)  # noqa: T201

@@ -6,7 +6,7 @@ import argparse
 import math
 from collections.abc import Callable
 
-INSTALL = {
+_INSTALL = {
     "terminal": "In the checkout: pip install './client[terminal]'",
     "playground": "In the checkout: pip install './client[playground]'",
 }
@@ -16,12 +16,10 @@ INSTALL = {
 class MissingError(Exception):
     """A library that a subcommand needs is not installed."""
 
-    def __init__(self, library: str, extra: str = "terminal") -> None:
-        super().__init__(library, extra)  # as pickling wants it
 
-    def __str__(self) -> str:
-        library, extra = self.args
-        return f"{library}: expected it, got none. {INSTALL[extra]}"
+def missing(library: str, extra: str = "terminal") -> MissingError:
+    """The error of a library that is not there."""
+    return MissingError(f"{library}: expected it, got none. {_INSTALL[extra]}")
 
 
 def number(kind: type[float], low: float, high: float = math.inf) -> Callable[[str], float]:

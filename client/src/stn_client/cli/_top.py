@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 from urllib.request import urlopen
 
-from stn_client.cli._terminal import MissingError, number
+from stn_client.cli._terminal import missing, number
 
 DEFAULT_METRICS = "http://127.0.0.1:9464/metrics"
 
@@ -85,7 +85,7 @@ def _watch(options: argparse.Namespace) -> int:
         from rich.console import Console  # noqa: PLC0415 - optional
         from rich.live import Live  # noqa: PLC0415
     except ImportError as error:
-        raise MissingError("rich") from error
+        raise missing("rich") from error
     console = Console()
     looks = looks_of(options.metrics, options.interval, options.count)
     if not console.is_terminal:
@@ -129,7 +129,7 @@ def read(url: str) -> Snapshot:
             text_string_to_metric_families,
         )
     except ImportError as error:
-        raise MissingError("prometheus-client") from error
+        raise missing("prometheus-client") from error
     if not url.startswith(("http://", "https://")):
         raise OSError(f"metrics: expected a URL as {DEFAULT_METRICS}, got {url}.")
     with urlopen(url, timeout=5) as answer:  # noqa: S310 - of http, as checked

@@ -251,8 +251,8 @@ STN_FUNCTION void add_near(const Descriptor& problem, const NearGather& gather, 
 #pragma unroll
     for (int j = 0; j < kNear; ++j) {
       const T at_x = gather.point(0, column + T(j), from_x), at_y = gather.point(1, column + T(j), from_y);
-      const T weight = Inner ? inner_tent(at_x, x) * inner_tent(at_y, y)
-                             : tent(at_x, x, x - T(1)) * tent(at_y, y, y - T(1));
+      const T weight =
+          Inner ? inner_tent(at_x, x) * inner_tent(at_y, y) : tent(at_x, x, x - T(1)) * tent(at_y, y, y - T(1));
 #pragma unroll
       for (int c = 0; c < N; ++c)
         if (there[j] && weight != T(0)) sums[c] = fused(weight, grad[j][c], sums[c]);  // what weighs nothing may be NaN

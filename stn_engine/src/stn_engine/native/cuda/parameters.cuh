@@ -151,8 +151,8 @@ STN_FUNCTION void field_tiles(const Launch& launch) {
         field_point(problem, n, pixel, x);
         slopes_of<N, Interleaved>(problem, n, pixel, x, 0, problem.channels, by);
         for (int a = 0; a < D; ++a) {
-          const double scale =
-              static_cast<Kind>(problem.kind) == Kind::grid ? fetched(problem.factors + a) : fetched(problem.factors + 3 * a + 2);
+          const double scale = static_cast<Kind>(problem.kind) == Kind::grid ? fetched(problem.factors + a)
+                                                                             : fetched(problem.factors + 3 * a + 2);
           if (by[a] != T(0)) sums[a] += static_cast<double>(by[a] * static_cast<T>(scale));
         }
       }

@@ -90,7 +90,8 @@ STN_FUNCTION void spline_point(const Descriptor& problem, int n, const Pixel& pi
   for (int k = 0; k < problem.count / 2; ++k, basis += pixels)
     for (int a = 0; a < 2; ++a)
       sum[a] = fused(number_at(problem.parameters, problem.wide, first + 2 * k + a), fetched(basis), sum[a]);
-  for (int a = 0; a < 2; ++a) x[a] = static_cast<T>(sum[a] * fetched(problem.factors + 2 * a) + fetched(problem.factors + 2 * a + 1));
+  for (int a = 0; a < 2; ++a)
+    x[a] = static_cast<T>(sum[a] * fetched(problem.factors + 2 * a) + fetched(problem.factors + 2 * a + 1));
 }
 
 // The point of a flow, a grid or a spline.

@@ -51,7 +51,8 @@ STN_FUNCTION T collected(const Descriptor& problem, int64 index, double quantum)
   const T zero = T(0);
   if (whole > kLargest || whole < -kLargest) return zero / zero;  // NaN
   double sum = static_cast<double>(whole) * quantum;
-  if (sizeof(T) == 8) sum += static_cast<double>(fetched(sums + values_of(problem) + index)) * (quantum / (1 << kRestBits));
+  if (sizeof(T) == 8)
+    sum += static_cast<double>(fetched(sums + values_of(problem) + index)) * (quantum / (1 << kRestBits));
   return static_cast<T>(sum);
 }
 

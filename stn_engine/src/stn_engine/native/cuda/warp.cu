@@ -133,8 +133,8 @@ STN_FUNCTION void warp_edges(const Descriptor& problem, const Place& place, cons
 }
 
 template <class Generator>
-STN_FUNCTION void warp_quads(const Descriptor& problem, const Place& place, const Generator& generator,
-                             const S* source, S* target) {
+STN_FUNCTION void warp_quads(const Descriptor& problem, const Place& place, const Generator& generator, const S* source,
+                             S* target) {
   const Quad quad(place, problem.target, generator.is_steep());
   const bool are_planes = problem.feature_map.stride[0] == 1;
   const bool are_packed = problem.feature_map.channel_stride == 1 && problem.output.channel_stride == 1;
@@ -210,8 +210,8 @@ STN_FUNCTION void warp_interleaved(const Descriptor& problem, const Place& place
 
 // Volumes, unit by unit.
 template <bool Interleaved, class Generator>
-STN_FUNCTION void warp_units(const Descriptor& problem, const Place& place, const Generator& generator,
-                             const S* source, S* target) {
+STN_FUNCTION void warp_units(const Descriptor& problem, const Place& place, const Generator& generator, const S* source,
+                             S* target) {
   constexpr int N = kGroup<Interleaved>;
   const Units<N, Interleaved> units(problem, problem.target);
   for (int unit = threadIdx.x; unit < units.count(); unit += kThreads) {

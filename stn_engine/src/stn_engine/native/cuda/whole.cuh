@@ -82,8 +82,7 @@ STN_FUNCTION void read_whole(const S* from, int step, int64 channel_step, const 
 #pragma unroll
   for (int y = 0; y < K; ++y, from += map.stride[1])
 #pragma unroll
-    for (int x = 0; x < K; ++x)
-      load_channels<N, Interleaved>(from + x * step, channel_step, N, taps[y * K + x]);
+    for (int x = 0; x < K; ++x) load_channels<N, Interleaved>(from + x * step, channel_step, N, taps[y * K + x]);
 }
 
 // Gives tap (x, y, z) to whoever joins them.
@@ -159,8 +158,7 @@ struct QuadSteps {
 
   STN_MEMBER QuadSteps(const Map& map, const S* of_item, bool is_row)
       : step(map.stride[is_row ? 0 : 1]),
-        is_vector(kMoves && is_row && map.stride[0] == 1 &&
-                  ((map.stride[1] | map.channel_stride) % kQuad == 0) &&
+        is_vector(kMoves && is_row && map.stride[0] == 1 && ((map.stride[1] | map.channel_stride) % kQuad == 0) &&
                   reinterpret_cast<uint64>(of_item) % sizeof(FourInRow) == 0) {}
 
   STN_MEMBER void load(const S* from, T (&values)[kQuad]) const {
@@ -229,8 +227,7 @@ struct EdgePoint {
       first += pixel * problem.feature_map.stride[a];
 #pragma unroll
       for (int k = 0; k < K; ++k) {
-        there |= static_cast<unsigned>(static_cast<unsigned>(pixel + k) <
-                                       static_cast<unsigned>(problem.source.size[a]))
+        there |= static_cast<unsigned>(static_cast<unsigned>(pixel + k) < static_cast<unsigned>(problem.source.size[a]))
                  << (a * K + k);
         weight[a][k] = taps.weight[k];
         slope[a][k] = taps.slope[k];
