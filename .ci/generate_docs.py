@@ -48,6 +48,7 @@ from stn_server.settings import all_settings
 
 ROOT = Path(__file__).parents[1]
 SERVER_BENCHMARK = ROOT / "tests/bench/results/server.json"
+MANY_BENCHMARK = ROOT / "tests/bench/results/many.json"
 OIP_BENCHMARK = ROOT / "tests/bench/results/oip.json"
 LOCAL_BENCHMARK = ROOT / "tests/bench/results/local.json"
 REPLICAS_BENCHMARK = ROOT / "tests/bench/results/replicas.json"
@@ -238,6 +239,31 @@ def engine_benchmark() -> str:
     return "\n\n".join(map(_engine_tables, _reports(ENGINE_BENCHMARKS)))
 
 
+def many_benchmark() -> str:
+    """The last committed run of `make bench-many`."""
+    report = json.loads(MANY_BENCHMARK.read_text())
+    rows = [
+        (
+            cell["case"],
+            f"{cell['packed_per_s']:.0f}",
+            f"{cell['alone_per_s']:.0f}",
+            f"{cell['times']:.2f}",
+            "none" if cell["bar"] is None else _bar_of_many(cell),
+        )
+        for cell in report["cells"]
+    ]
+    when = (
+        f"{report['date']}, {report['processor']}, grpcio {report['grpcio']}; medians of "
+        f"{report['rounds']} rounds in which the two take turns."
+    )
+    head = ("calls", "together, /s", "one a message, /s", "times", "bar")
+    return f"{_table(head, rows)}\n\n{when}"
+
+
+def _bar_of_many(cell: dict[str, Any]) -> str:
+    return f"≥ {cell['bar']:g}: {'met' if cell['times'] >= cell['bar'] else 'missed'}"
+
+
 def _engine_tables(report: dict[str, Any]) -> str:
     rows = [
         (
@@ -385,6 +411,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "stn_engine/README.md": {"support": support, "gpu evidence": gpu_evidence},
     "tests/bench/README.md": {
         "server benchmark": server_benchmark,
+        "many benchmark": many_benchmark,
         "oip benchmark": oip_benchmark,
         "local benchmark": local_benchmark,
         "replicas benchmark": replicas_benchmark,

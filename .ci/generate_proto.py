@@ -20,17 +20,11 @@ SOURCE = Path(__file__).parents[1] / "proto" / "src"
 def generate(into: Path) -> list[Path]:
     """Compiles every .proto below SOURCE into `into`; returns the files, relative to it."""
     protos = sorted(str(path.relative_to(SOURCE)) for path in SOURCE.rglob("*.proto"))
-    arguments = [
-        "protoc",
-        f"-I{SOURCE}",
-        f"-I{files('grpc_tools') / '_proto'}",
-        f"--python_out={into}",
-        f"--pyi_out={into}",
-        *protos,
-    ]
-    services = ["protoc", f"-I{SOURCE}", f"--grpc_python_out={into}", "stn_proto/v1/service.proto"]
-    for command in (arguments, services):
-        if protoc.main(command) != 0:
+    command = ["protoc", f"-I{SOURCE}", f"-I{files('grpc_tools') / '_proto'}"]
+    messages = [*command, f"--python_out={into}", f"--pyi_out={into}", *protos]
+    services = [*command, f"--grpc_python_out={into}", "stn_proto/v1/service.proto"]
+    for arguments in (messages, services):
+        if protoc.main(arguments) != 0:
             raise SystemExit("protoc failed; its message stands above.")
     return sorted(path.relative_to(into) for path in into.rglob("*_pb2*.py*") if path.is_file())
 

@@ -57,6 +57,7 @@ def test_settings_are_what_a_copy_is_made_of(kind, through, secret):
         "allow_plaintext_token": True,
         "proxy": False,
         "max_in_flight": 3,
+        "packing": False,
         "local": False,
     }
     client = kind("localhost:1", **settings)

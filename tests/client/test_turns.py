@@ -7,75 +7,12 @@ import numpy as np
 import pytest
 
 from stn_client import Affine, AsyncClient, Client, DeadlineExceededError, TransportError
-from stn_client._turns import Turns
 from stn_proto.v1 import warp_pb2
 from support.scripted_service import PATIENCE_S, Hang, ScriptedService, reply, serialized
 
 MAP = np.arange(6, dtype=np.float32).reshape(1, 1, 2, 3)
 IDENTITY = Affine(np.eye(2, 3)[None])
 WARPED = serialized(warp_pb2.WarpReply, output=MAP + 1)
-
-
-class Waiting:
-    """Threads that wait for a turn; each writes its number down when it has got it."""
-
-    def __init__(self, turns):
-        self.turns, self.order, self.threads = turns, [], []
-        self.arrived = threading.Semaphore(0)
-
-    def add(self, number, timeout_s=PATIENCE_S):
-        def wait():
-            if self.turns.take(timeout_s):
-                self.order.append(number)
-                self.arrived.release()
-
-        thread = threading.Thread(target=wait)
-        thread.start()
-        self.threads.append(thread)
-        while len(self.turns._waiting) < number + 1 and thread.is_alive():
-            pass
-
-    def join(self):
-        for thread in self.threads:
-            thread.join(PATIENCE_S)
-
-
-def test_turns_come_in_the_order_of_asking():
-    """Every turn that ends goes to whoever has waited longest."""
-    turns = Turns(1)
-    assert turns.take(None)
-    waiting = Waiting(turns)
-    for number in range(8):
-        waiting.add(number)
-    for _ in range(8):
-        turns.give_back()
-        assert waiting.arrived.acquire(timeout=PATIENCE_S)
-    waiting.join()
-    assert waiting.order == list(range(8))
-
-
-def test_turns_are_not_for_those_who_come_later():
-    """One that is given back while somebody waits is not free for a newcomer."""
-    turns = Turns(1)
-    turns.take(None)
-    waiting = Waiting(turns)
-    waiting.add(0)
-    turns.give_back()
-    assert not turns.take(0)
-    waiting.join()
-    assert waiting.order == [0]
-
-
-def test_turns_are_waited_for_no_longer_than_asked():
-    """Who gives up leaves the queue, and takes nothing with him."""
-    turns = Turns(2)
-    assert [turns.take(0), turns.take(0), turns.take(0), turns.take(0.001)] == [True, True] + [
-        False
-    ] * 2
-    assert turns.taken == 2
-    turns.give_back()
-    assert turns.taken == 1
-    assert turns.take(0)
 
 
 def test_threads_have_so_many_calls_in_flight_and_the_rest_wait():

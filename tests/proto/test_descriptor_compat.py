@@ -4,7 +4,7 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 
 from stn_proto.framing import ALIGNMENT_FIELD, PAYLOADS_FIELD
-from stn_proto.v1 import service_pb2
+from stn_proto.v1 import many_pb2, service_pb2
 from support.contract import lines, present, published
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["SpatialTransformer"]
@@ -60,11 +60,27 @@ def test_contract_common_numbers_mean_the_same_everywhere(message):
             assert COMMON_FIELDS.get(field.name) == field.number, field.full_name
 
 
-@pytest.mark.parametrize("method", TENSOR_METHODS, ids=lambda method: method.name)
+COMPUTE_METHODS = [method for method in TENSOR_METHODS if method.name != "ComputeMany"]
+
+
+@pytest.mark.parametrize("method", COMPUTE_METHODS, ids=lambda method: method.name)
 def test_contract_replies_tell_their_timing(method):
-    """Under the common number, and requests have none."""
+    """Under the common number, and requests have none; ComputeMany has it in each reply."""
     assert method.output_type.fields_by_name["timing"].number == 13
     assert "timing" not in method.input_type.fields_by_name
+
+
+def test_contract_compute_many_takes_every_method_that_computes():
+    """By the same names and numbers in requests and replies, and not itself."""
+    calls = many_pb2.NestedCall.DESCRIPTOR.oneofs_by_name["request"].fields
+    replies = many_pb2.NestedReply.DESCRIPTOR.oneofs_by_name["outcome"].fields
+    assert [field.message_type for field in calls] == [m.input_type for m in COMPUTE_METHODS]
+    assert [field.message_type for field in replies[:-1]] == [
+        method.output_type for method in COMPUTE_METHODS
+    ]
+    named = [(field.name, field.number) for field in calls]
+    assert [(field.name, field.number) for field in replies[:-1]] == named
+    assert replies[-1].name == "status"
 
 
 def test_contract_reserves_what_was_deleted_only():

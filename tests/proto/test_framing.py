@@ -6,12 +6,23 @@ from google.protobuf.message import DecodeError
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stn_proto import Frame, FrameTooLargeError, WireFormatError, gaps, join, split
+from stn_proto import (
+    Frame,
+    FrameTooLargeError,
+    WireFormatError,
+    gaps,
+    join,
+    join_many,
+    nested,
+    split,
+    split_many,
+)
 from stn_proto.framing import ALIGNMENT_FIELD, PAYLOADS_FIELD
 from stn_proto.limits import (
     MAX_FIELDS,
     PAYLOAD_ALIGNMENT_BYTES,
 )
+from stn_proto.v1.many_pb2 import ComputeManyRequest, NestedCall
 from stn_proto.v1.tensor_pb2 import Tensor
 from stn_proto.v1.warp_pb2 import PADDING_FILL, WarpRequest, WarpSpec
 
@@ -319,3 +330,57 @@ def test_framing_a_frame_fits_what_differs_in_payloads_alone(request_, payloads,
         changed = bytearray(other)
         changed[place] ^= 1 + byte[0] % 255
         assert not frame.fits(bytes(changed))
+
+
+calls_with_payloads = st.lists(st.tuples(requests(), payload_lists), max_size=5)
+
+
+def many(calls):
+    """The message of these calls, written by this package."""
+    pieces = [nested(2, request.SerializeToString(), len(own)) for request, own in calls]
+    return join_many(pieces, [payload for _, own in calls for payload in own])
+
+
+@given(calls_with_payloads)
+def test_compute_many_is_what_protobuf_reads_and_writes(calls):
+    """Calls and payloads in order, aligned; cut apart again, also as protobuf writes them."""
+    message = many(calls)
+    read = ComputeManyRequest.FromString(message)
+    assert [call.warp for call in read.calls] == [request for request, _ in calls]
+    assert [call.payload_count for call in read.calls] == [len(own) for _, own in calls]
+    payloads = [payload for _, own in calls for payload in own]
+    assert list(read.payloads) == payloads
+    for written in (message, read.SerializeToString()):
+        found = split_many(written)
+        assert [NestedCall.FromString(one) for one in found.nested] == list(read.calls)
+        assert [bytes(payload) for payload in found.payloads] == payloads
+        assert found.rest == b""
+    starts = [message.index(payload) for payload in payloads if len(payload) > 200]
+    assert len(set(payloads)) < len(payloads) or all(start % 16 == 0 for start in starts)
+
+
+@given(mutated_messages() | st.binary(max_size=60))
+def test_compute_many_of_any_bytes_is_cut_as_protobuf_parses_them_or_refused(message):
+    """No byte is read beyond the message, and nothing is taken for something else."""
+    try:
+        found = split_many(message)
+    except WireFormatError:
+        return
+    pieces = [delimited(1, one) for one in found.nested]
+    pieces += [delimited(15, bytes(one)) for one in found.payloads]
+    again = split_many(found.rest + b"".join(pieces))
+    assert (again.nested, again.rest) == (found.nested, found.rest)
+
+
+def test_compute_many_has_limits():
+    """As many calls and payloads as allowed, and a bounded number of other fields."""
+    message = many([(WarpRequest(), [b"a", b"b"])] * 3)
+    assert len(split_many(message, 3, 6).nested) == 3
+    with pytest.raises(FrameTooLargeError, match="calls: expected at most 2 calls, got more"):
+        split_many(message, 2, 6)
+    with pytest.raises(FrameTooLargeError, match="payloads: expected at most 5 payloads, got more"):
+        split_many(message, 3, 5)
+    others = delimited(7, b"") * (MAX_FIELDS + 1)
+    with pytest.raises(WireFormatError, match="fields beside calls and payloads, got more"):
+        split_many(others)
+    assert split_many(delimited(7, b"x")).rest == delimited(7, b"x")

@@ -43,6 +43,7 @@ LEAST = {
     (LimitsConfig, "max_output_samples"): 1,
     (LimitsConfig, "max_dimension_px"): 1,
     (LimitsConfig, "max_control_points"): 3,
+    (LimitsConfig, "max_calls"): 1,
     (LimitsConfig, "max_concurrent_streams"): 1,
     (LimitsConfig, "upload_s"): 0.1,
     (LifecycleConfig, "lame_duck_s"): 0,

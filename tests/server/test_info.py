@@ -32,6 +32,7 @@ def info(state):
             max_output_samples=6,
             max_dimension_px=7,
             max_control_points=8,
+            max_calls=9,
         ),
         batching=BatchingConfig(max_admitted_items=8, max_admitted_bytes=9000),
     )
@@ -83,6 +84,7 @@ def test_limits_are_those_of_the_configuration(info):
     assert [limits.max_admitted_items, limits.max_admitted_bytes] == [8, 9000]
     assert [limits.max_payloads, limits.max_envelope_bytes] == [10, 1100]
     assert limits.max_control_points == 8
+    assert limits.max_calls == 9
 
 
 @pytest.mark.parametrize("place", [0, 1])

@@ -31,6 +31,7 @@ from support.local import (
     serving_locally,
     shared_mappings,
 )
+from support.many import compute_many, replies
 
 U = ramp(2, 3, 4, 5)
 DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
@@ -169,6 +170,32 @@ def test_a_call_reads_and_writes_an_arena(tmp_path):
             assert (found.id, found.offset, found.byte_count) == (arena.id, place, OUTPUT_BYTES)
             assert (len(reply.payloads), reply.timing.batch_items) == (0, 1)
             assert reply.output.shape == by_payload.output.shape
+
+    run(scenario, engine, tmp_path)
+
+
+def test_calls_of_one_message_read_and_write_an_arena(tmp_path):
+    """Each its own regions; a call with a bad one fails alone."""
+
+    async def scenario(_service, _transport, plain, lease):
+        arena = await lease()
+        write(arena, U)
+        write(arena, U[::-1], 640)
+        good = [placed_request(arena), placed_request(arena, offset=640, place=8192)]
+        outside = placed_request(arena, offset=2**20)
+        calls = [("Warp", request) for request in (*good, outside, warp_request())]
+        for _ in range(2):  # the second time by templates
+            arena.memory[PLACE : PLACE + OUTPUT_BYTES] = bytes(OUTPUT_BYTES)
+            message = compute_many(*calls).SerializeToString()
+            found = replies((await plain.call("ComputeMany", message)).payload)
+            for own, outcome, place in zip(good, found, (PLACE, 8192), strict=False):
+                response = await plain.call("Warp", own.SerializeToString())
+                alone = warp_pb2.WarpReply.FromString(response.payload)
+                assert outcome.output == alone.output
+                assert (outcome.output.arena.offset, len(outcome.payloads)) == (place, 0)
+            assert read(arena, PLACE) != read(arena, 8192)
+            assert read(arena, PLACE) == found[3].payloads[0]
+            assert found[2].message.startswith("feature_map.arena: expected a region within")
 
     run(scenario, engine, tmp_path)
 

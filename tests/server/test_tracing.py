@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from stn_proto.v1 import warp_pb2
 from stn_server.app import build
 from stn_server.config import ConfigError, ServerConfig
 from stn_server.events import Stage
@@ -19,6 +20,7 @@ from stn_server.tracing import Tracing
 from support.bad_requests import warp_request
 from support.fakes import FakeRunner, feature_maps
 from support.harness import METHOD_PREFIX, outcome_of, serving
+from support.many import compute_many
 
 STAGES = ["decode", "queue", "land", "launch", "encode"]
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -34,7 +36,7 @@ class WatchedRunner(FakeRunner):
         self._listener = listener
 
     async def run(self, batch):
-        calls = [item.call for item in batch.items]
+        calls = batch.calls
         self._listener.reached(Stage.LAND, calls)
         self._listener.reached(Stage.LAUNCH, calls)
         outcomes = await super().run(batch)
@@ -173,3 +175,29 @@ def test_without_tracing_nothing_of_it_is_imported():
     imported = set(ran.stdout.split())
     assert {"stn_server", "grpc"} <= imported
     assert "opentelemetry" not in imported
+
+
+def test_calls_of_one_message_are_spans_of_their_own(traced):
+    """With their stages and ids; a bad one has its code, and all are children of the caller's."""
+
+    async def scenario():
+        runner = WatchedRunner(traced.tracing)
+        async with traced.serving(runner) as (_service, channel):
+            bad = warp_pb2.WarpGradientsRequest()
+            message = compute_many(("Warp", warp_request()), ("WarpGradients", bad))
+            metadata = [("traceparent", PARENT), ("x-request-id", "order-7")]
+            ask = channel.unary_unary(METHOD_PREFIX + "ComputeMany")
+            await ask(message.SerializeToString(), metadata=metadata)
+
+    asyncio.run(scenario())
+    by_name = {span.name: span for span in traced.kept.get_finished_spans()}
+    whole, good, bad = by_name["ComputeMany"], by_name["Warp"], by_name["WarpGradients"]
+    assert {span.parent.span_id for span in (whole, good, bad)} == {0xB7AD6B7169203331}
+    assert [span.attributes.get("rpc.grpc.status_code") for span in (good, bad)] == [None, 3]
+    of_good = [
+        span.name
+        for span in traced.kept.get_finished_spans()
+        if span.parent.span_id == good.context.span_id
+    ]
+    assert of_good == STAGES[1:]
+    assert traced.tracing._traces == {}

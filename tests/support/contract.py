@@ -21,6 +21,7 @@ from google.protobuf.descriptor_pb2 import (
 from stn_proto.v1 import (
     arena_pb2,
     errors_pb2,
+    many_pb2,
     objective_pb2,
     server_info_pb2,
     service_pb2,
@@ -36,6 +37,7 @@ FILES = (
     warp_pb2,
     objective_pb2,
     server_info_pb2,
+    many_pb2,
     service_pb2,
     arena_pb2,
 )

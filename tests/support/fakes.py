@@ -9,12 +9,12 @@ from stn_server.events import Listener
 
 def echo(batch):
     """Every problem is its own result."""
-    return [item.problem for item in batch.items]
+    return batch.problems
 
 
 def feature_maps(batch):
     """What warps by the identity would return."""
-    return [item.problem[1][:1] for item in batch.items]
+    return [problem[1][:1] for problem in batch.problems]
 
 
 class FakeRunner:
@@ -36,7 +36,7 @@ class FakeRunner:
         self._gates = []
 
     async def run(self, batch):
-        self.batches.append([item.problem for item in batch.items])
+        self.batches.append(batch.problems)
         async with self._begun:
             self._begun.notify_all()
         if self._held:
@@ -79,7 +79,7 @@ class PromptRunner(FakeRunner):
         self._tasks = tasks
 
     def run_inline(self, batch):
-        problems = [item.problem for item in batch.items]
+        problems = batch.problems
         if any(problem in self._tasks for problem in problems):
             return None
         self.batches.append(problems)
@@ -97,7 +97,7 @@ class Recorder(Listener):
         self.abandoned += 1
 
     def batch_ended(self, batch, queue_s, compute_s):
-        self.batches.append((len(batch.items), list(queue_s), compute_s))
+        self.batches.append((batch.count, list(queue_s), compute_s))
 
 
 class FakeContext:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 
 import grpc
+import grpc.aio
 import pytest
 from google.protobuf import descriptor_database, descriptor_pb2, descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -24,7 +25,8 @@ from stn_client import (
 from stn_client.cli import main
 from stn_client.local import LocalServer
 from stn_proto.v1 import service_pb2
-from support.bad_requests import ramp, theta
+from stn_proto.v1.many_pb2 import Status
+from support.bad_requests import ramp, theta, warp_request
 from support.certificates import Authority
 from support.harness import (
     log_records,
@@ -33,6 +35,7 @@ from support.harness import (
     scrape,
     wait_for_record,
 )
+from support.many import compute_many, reason, replies
 from support.tokens import entry, replace
 
 pytestmark = pytest.mark.slow
@@ -349,6 +352,29 @@ def test_a_quota_stops_its_token_and_no_other(tmp_path):
         assert message in str(refusals[name])
     assert [refusals[name].retry_after_s for name in ("calls", "bytes")] == [0.05, 0.05]
     assert refusals["rate"].retry_after_s == pytest.approx(1000, rel=0.02)
+
+
+async def many_at_once(target, token):
+    """Which calls of one message a token is let in with, by its reasons."""
+    message = compute_many(*[("Warp", warp_request())] * 4).SerializeToString()
+    async with grpc.aio.insecure_channel(target) as channel:
+        ask = channel.unary_unary("/stn.v1.SpatialTransformer/ComputeMany")
+        found = replies(await ask(message, metadata=[("authorization", f"Bearer {token}")]))
+    return [reason(one) if isinstance(one, Status) else "OK" for one in found]
+
+
+def test_each_call_of_a_message_counts_for_the_quota(tmp_path):
+    """The first takes the place of its message; those beyond the quota fail alone."""
+    path = tmp_path / "tokens.toml"
+    quotas = {"calls": {"max_calls": 2}, "bytes": {"max_bytes": 3500}, "rate": {"calls_per_s": 3}}
+    replace(path, *(entry(name, name, **quota) for name, quota in quotas.items()))
+    with LocalServer(f"--auth-tokens={path}") as server:
+        found = {name: asyncio.run(many_at_once(server.target, name)) for name in quotas}
+        again = asyncio.run(many_at_once(server.target, "calls"))
+    refused = "QUOTA_EXCEEDED"
+    assert found["calls"] == again == ["OK"] * 2 + [refused] * 2
+    assert found["bytes"] == ["OK"] * 2 + [refused] * 2  # operands and results of each: 1,536 bytes
+    assert found["rate"] == ["OK"] * 3 + [refused]
 
 
 class Fortress:

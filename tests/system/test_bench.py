@@ -1,4 +1,4 @@
-"""The benchmark of the server in its smallest form: that it runs, not what it measures."""
+"""The benchmarks of the server in their smallest form: that they run, not what they measure."""
 
 import json
 import math
@@ -32,3 +32,15 @@ def test_every_case_of_the_server_benchmark_runs(tmp_path):
     assert (len(cells), len(rates), len(judged)) == (6, 16, 14)
     assert all(0 < rate < math.inf for rate in rates)
     assert set(judged) <= {True, False}
+
+
+@pytest.mark.slow
+def test_every_case_of_the_benchmark_of_many_calls_runs(tmp_path):
+    output = tmp_path / "many.json"
+    flags = ["--rounds=1", "--seconds=0.1", f"--output={output}"]
+    ended = run_python("-m", "bench.bench_many", *flags)
+    assert ended.returncode == 0, ended.stderr
+    cells = json.loads(output.read_text())["cells"]
+    assert len(cells) == 8
+    assert all(0 < cell["packed_per_s"] < math.inf for cell in cells)
+    assert [cell["bar"] for cell in cells] == [8.0] + [None] * 7

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import math
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 import grpc
@@ -25,8 +29,11 @@ from stn_client._connection import (
 )
 from stn_client._credentials import Metadata
 from stn_client._envelopes import Places
+from stn_client._errors import StnClientError
+from stn_client._mapping import AHEAD, checked, progress_bar
 from stn_client._options import CallOptions, GridCallOptions, WarpCallOptions, takes_options
-from stn_client._placing import MIN_PLACED_BYTES, place
+from stn_client._placing import MAX_FRAMED_BYTES, MIN_PLACED_BYTES, place
+from stn_client._sending import MAX_MESSAGE_BYTES, GoAlone, Packet, SendQueue, Waiter
 from stn_client._server_info import ServerInfo
 from stn_client._transforms import ParametricTransform, Transform
 from stn_client._ttrpc import (
@@ -37,6 +44,7 @@ from stn_client._ttrpc import (
     Discovery,
     Offer,
     inquiry,
+    no_answer_in_time,
     who_asks,
 )
 from stn_client._ttrpc_aio import Connection
@@ -67,6 +75,8 @@ class AsyncClient(BaseClient):
         local: Whether to take the server's local transport, which is faster, where the target is
             an address of this host without TLS and the server has one that can be reached; else,
             and whenever it is lost, calls go by gRPC.
+        packing: Whether small calls that wait while others are under way go together in one
+            message; each still succeeds, fails and ends for itself.
 
     Raises:
         InvalidRequestError: An argument breaks a rule, a file cannot be read or is no PEM, or the
@@ -202,6 +212,37 @@ class AsyncClient(BaseClient):
         """Does what `Client.generate_grid_gradients` does, awaited."""
         return await self._run(_calls.generate_grid_gradients(grad_grid, transform, options))
 
+    async def map(
+        self,
+        calls: Iterable[Call[Any]],
+        *,
+        progress: bool = False,
+        return_exceptions: bool = False,
+    ) -> AsyncIterator[Any]:
+        """Does what `Client.map` does; to be iterated with `async for`."""
+        waiting: deque[asyncio.Task[Any]] = deque()
+        made = checked(calls)
+        with progress_bar(calls, shown=progress) as bar:
+            try:
+                while True:
+                    for call in islice(made, AHEAD - len(waiting)):
+                        waiting.append(asyncio.create_task(self._run(call)))
+                    if not waiting:
+                        return
+                    try:
+                        result = await waiting[0]
+                    except StnClientError as error:
+                        if not return_exceptions:
+                            raise
+                        result = error
+                    waiting.popleft()
+                    bar.update(1)
+                    yield result
+            finally:
+                for task in waiting:
+                    task.cancel()
+                await asyncio.gather(*waiting, return_exceptions=True)
+
     async def empty(self, shape: Sequence[int], dtype: DTypeLike = np.float32) -> Array:
         """Does what `Client.empty` does, awaited."""
         array = np.empty(shape, dtype)  # says what shape and type may be, and takes no page yet
@@ -253,14 +294,15 @@ class AsyncClient(BaseClient):
         """Sends a call, again if the policy says so, and reads the reply."""
         progress = self._progress(call)
         connection = self._connection()
-        await connection.take_turn(progress)
+        waiter = Waiter(call, progress, connection.wake)
         try:
             while True:
                 try:
-                    attempt = progress.start(call.envelope.size_bytes)
-                    reply, places = await connection.send(call, attempt, progress)
+                    reply, places = await connection.answer(waiter)
                 except grpc.RpcError as failure:
                     await asyncio.sleep(progress.pause_s(failure))
+                except GoAlone:
+                    continue
                 except (asyncio.CancelledError, grpc.aio.UsageError):
                     # gRPC cancels the calls of a channel that is closed, which nobody asked for.
                     if self._open or _is_cancelled():
@@ -270,7 +312,7 @@ class AsyncClient(BaseClient):
                     return call.parse(reply, places)
         finally:
             progress.end()
-            connection.turns.release()
+            connection.leave(waiter)
 
     async def _shared(self, feature_map: AnyArray) -> Any:
         """Does what `Client._shared` does."""
@@ -291,7 +333,8 @@ class AsyncClient(BaseClient):
                 del self._connections[other]
             channel = open_channel(grpc.aio, self.target, self._access)
             discovery = Discovery(self.target, is_wanted=self._is_local_wanted)
-            connection = _Connection(channel, discovery, self._access.metadata, self._max_in_flight)
+            queue = SendQueue(self._max_in_flight, packs=self._packing)
+            connection = _Connection(channel, discovery, self._access.metadata, queue)
             self._connections[loop] = connection
         return connection
 
@@ -300,32 +343,129 @@ class AsyncClient(BaseClient):
 
 
 class _Connection:
-    """The ways to a server, and how many calls are under way on them, for one event loop."""
+    """The ways to a server, and the calls that wait for them, for one event loop."""
 
     def __init__(
         self,
         channel: grpc.aio.Channel,
         discovery: Discovery,
         metadata: Callable[[], Metadata],
-        limit: int,
+        queue: SendQueue,
     ) -> None:
         self._channel = channel
         self._metadata = metadata
         self._discovery = discovery
         self._local: Connection | None = None
-        self.turns = asyncio.Semaphore(limit)  # keeps the order
+        self._queue = queue
+        self._loop = asyncio.get_running_loop()
+        self._woken: dict[Waiter, asyncio.Future[None]] = {}
+        self._looks_at_s = math.inf
+        """When the timer rings; infinity if there is none."""
+        self._timer: asyncio.TimerHandle | None = None
+        self._sending: dict[Packet, asyncio.Task[None]] = {}
         self._methods: dict[str, Any] = {}
 
-    async def take_turn(self, progress: Progress) -> None:
-        """Waits until few enough calls are under way."""
-        if not self.turns.locked():
-            await self.turns.acquire()
+    async def answer(self, waiter: Waiter) -> tuple[bytes, Places]:
+        """The reply to a call, which goes when it is its turn, alone or with others.
+
+        Raises:
+            RpcError: The attempt failed.
+            DeadlineExceededError: Its time was over before its turn came.
+            GoAlone: It has to be tried again.
+            StnClientError: It cannot be sent.
+        """
+        self._queue.add(waiter)
+        self._start()
+        if waiter.goes is None and waiter.outcome is None:
+            woken = self._woken[waiter] = self._loop.create_future()
+            self._watch(waiter.progress.deadline_s)
+            try:
+                await woken
+            finally:
+                del self._woken[waiter]
+                if waiter.outcome is None and waiter.goes is None:
+                    self._give_up()
+        if waiter.outcome is None:
+            try:
+                attempt = waiter.progress.start(waiter.call.envelope.size_bytes)
+                waiter.outcome = await self.send(waiter.call, attempt, waiter.progress)
+            finally:
+                self._sent(waiter)
+        outcome, waiter.outcome = waiter.outcome, None
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def leave(self, waiter: Waiter) -> None:
+        """A call is over, whatever became of it."""
+        self._sent(waiter)
+        self._queue.leave(waiter)
+        self._start()
+
+    def wake(self, waiter: Waiter) -> None:
+        """A call goes now, or has its outcome."""
+        if isinstance(waiter.goes, Packet):
+            packet, waiter.goes = waiter.goes, None
+            task = self._loop.create_task(self._send_together(packet))
+            self._sending[packet] = task
+            task.add_done_callback(lambda _task: self._sending.pop(packet))
             return
+        woken = self._woken.get(waiter)
+        if woken is not None and not woken.done():
+            woken.set_result(None)
+
+    def _watch(self, deadline_s: float) -> None:
+        """Looks at the clock then, for all who wait: a timer for each would cost more."""
+        if deadline_s < self._looks_at_s:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._looks_at_s = deadline_s
+            self._timer = self._loop.call_later(deadline_s - time.monotonic(), self._expire)
+
+    def _expire(self) -> None:
+        """The time of calls that wait may be over."""
+        self._timer, self._looks_at_s = None, math.inf
+        now_s, next_s = time.monotonic(), math.inf
+        for waiter, woken in self._woken.items():
+            deadline_s = waiter.progress.deadline_s
+            if deadline_s > now_s:
+                next_s = min(next_s, deadline_s)
+            elif not woken.done():
+                waited = self._queue.leave(waiter)
+                waiter.outcome = waiter.progress.no_turn() if waited else no_answer_in_time()
+                woken.set_result(None)
+        self._watch(next_s)
+
+    def _give_up(self) -> None:
+        """Cancels messages for whose calls nobody waits any more."""
+        for packet, task in self._sending.items():
+            if not any(waiter in self._woken for waiter in packet.waiters):
+                task.cancel()
+
+    def _start(self) -> None:
+        """Lets go who may."""
+        self._queue.start(MAX_MESSAGE_BYTES if self._local is None else MAX_FRAMED_BYTES)
+
+    def _sent(self, waiter: Waiter) -> None:
+        """A call that was to go alone has been answered, or never will be."""
+        if waiter.goes is not None:
+            self._queue.answered(waiter.goes)
+            waiter.goes = None
+            self._start()
+
+    async def _send_together(self, packet: Packet) -> None:
+        """Sends a message of several calls, and gives each its outcome."""
         try:
-            async with asyncio.timeout(progress.remaining_s()):
-                await self.turns.acquire()
-        except TimeoutError:
-            raise progress.no_turn() from None
+            attempt = packet.start()
+            reply, _ = await self.send(packet.call, attempt, packet.lead.progress)
+            packet.succeed(reply)
+        except (asyncio.CancelledError, grpc.aio.UsageError) as error:
+            packet.fail(error, is_lost=True)
+        except Exception as error:  # noqa: BLE001 - raised by each of its calls
+            packet.fail(error, is_lost=False)
+        finally:
+            self._queue.answered(packet)
+            self._start()
 
     async def send(
         self, call: Call[T], attempt: dict[str, Any], progress: Progress
@@ -356,6 +496,8 @@ class _Connection:
 
     async def close(self) -> None:
         """Ends every connection that was made."""
+        if self._timer is not None:
+            self._timer.cancel()
         if self._local is not None:
             self._local.close()
             await self._local.wait_closed()

@@ -3,7 +3,7 @@
 from stn_client import _transforms
 from stn_client._aio import AsyncClient
 from stn_client._arrays import SupportsArrayInterface, SupportsDLPack
-from stn_client._calls import Gradients, Objective
+from stn_client._calls import Call, Gradients, Objective
 from stn_client._client import Client
 from stn_client._credentials import Tls
 from stn_client._errors import (
@@ -32,6 +32,7 @@ from stn_client._transforms import *  # noqa: F403 - a kind is named there, and 
 __all__ = [
     "AccessDeniedError",
     "AsyncClient",
+    "Call",
     "CallOptions",
     "Capabilities",
     "Client",

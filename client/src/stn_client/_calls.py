@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from numbers import Real
@@ -14,6 +14,8 @@ from google.protobuf.message import DecodeError, Message
 from stn_client._arrays import AnyArray, Array, Operand, as_array, operand, unchanged
 from stn_client._checks import checked_metadata, checked_request_id, checked_timeout_s
 from stn_client._envelopes import (
+    METHOD_PREFIX,
+    NESTED,
     Envelope,
     Kept,
     Payloads,
@@ -50,14 +52,20 @@ from stn_client._transforms import (
     ThinPlateSpline,
     Transform,
 )
-from stn_client._words import SERVICE, words_of
-from stn_proto import WireFormatError, put_tensor, to_payload
+from stn_client._words import words_of
+from stn_proto import (
+    WireFormatError,
+    join,
+    join_many,
+    put_tensor,
+    split_many,
+    to_payload,
+)
 from stn_proto.codec import DTYPES
-from stn_proto.v1 import objective_pb2, server_info_pb2, tensor_pb2, warp_pb2
+from stn_proto.v1 import many_pb2, objective_pb2, server_info_pb2, tensor_pb2, warp_pb2
 
 T = TypeVar("T")
 
-METHOD_PREFIX = f"/{SERVICE}/"
 _OPERANDS = {
     "feature_map": warp_pb2.OPERAND_FEATURE_MAP,
     "transform": warp_pb2.OPERAND_TRANSFORM,
@@ -363,6 +371,57 @@ class _ServerInfoReplies:
             raise mismatch("GetServerInfo", error) from error
 
 
+def compute_many(calls: Sequence[Call[Any]]) -> Call[list[bytes | many_pb2.Status]]:
+    """Makes the call of the method `ComputeMany`.
+
+    Returns:
+        A call whose result has, for each of these calls, its serialized reply, in memory of its
+        own, or a status.
+    """
+    payloads = [payload for call in calls for payload in call.payloads]
+    request = join_many([call.envelope.nested for call in calls], payloads)
+    replies = _ManyReplies([NESTED[call.method].name for call in calls])
+    message = many_pb2.ComputeManyRequest()
+    envelope = Envelope(METHOD_PREFIX + "ComputeMany", message, (), (), replies)
+    envelope.size_bytes = len(request)
+    call = Call(envelope, payloads)
+    call.request = request
+    return call
+
+
+class _ManyReplies:
+    """Reads replies of ComputeMany.
+
+    Args:
+        names: Of the kind of each reply within, unless it is a status.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def read(self, message: bytes, _places: Places = ()) -> list[bytes | many_pb2.Status]:
+        try:
+            return list(self._replies(message))
+        except (WireFormatError, DecodeError) as error:
+            raise mismatch("ComputeMany", error) from error
+
+    def _replies(self, message: bytes) -> Iterator[bytes | many_pb2.Status]:
+        found, names = split_many(message), self._names
+        if len(found.nested) != len(names):
+            raise WireFormatError("replies", f"{len(names)} of them", str(len(found.nested)))
+        end = 0
+        for piece, name in zip(found.nested, names, strict=True):
+            reply = many_pb2.NestedReply.FromString(piece)
+            start, end = end, end + reply.payload_count
+            kind = reply.WhichOneof("outcome")
+            if kind == "status":
+                yield reply.status
+            elif kind == name:
+                yield join(getattr(reply, name).SerializeToString(), found.payloads[start:end])
+            else:
+                raise WireFormatError("replies", f"one of {name}", f"one of {kind}")
+
+
 def check_options(options: WarpOptions, output_size: Sequence[int] | None) -> None:
     """Options of warps that are yet to come.
 
@@ -455,12 +514,15 @@ def _key(
     layout: str,
 ) -> Hashable:
     """What calls with the same envelope have in common; None: that would take longer to say."""
-    if type(transform) not in _PLAIN_KINDS or not all(
-        type(value) in _PLAIN_OPTIONS for value in options.values()
-    ):
+    if type(transform) not in _PLAIN_KINDS:
+        return None
+    if options and not all(type(value) in _PLAIN_OPTIONS for value in options.values()):
         return None
     arrays = *maps, transform.parameters
-    if not all(type(array) is np.ndarray for array in arrays) or arrays[-1].dtype.char not in "fd":
+    for array in arrays:
+        if type(array) is not np.ndarray:
+            return None
+    if arrays[-1].dtype.char not in "fd":
         return None
     if others is not None:
         if type(others) not in {list, tuple} or not all(type(one) in {int, str} for one in others):

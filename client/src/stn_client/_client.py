@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
+from queue import Empty, SimpleQueue
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 import grpc
@@ -25,8 +29,11 @@ from stn_client._connection import (
 )
 from stn_client._credentials import Metadata
 from stn_client._envelopes import Places
+from stn_client._errors import StnClientError
+from stn_client._mapping import CHUNKS_AHEAD, checked, chunks, progress_bar
 from stn_client._options import CallOptions, GridCallOptions, WarpCallOptions, takes_options
-from stn_client._placing import MIN_PLACED_BYTES, place
+from stn_client._placing import MAX_FRAMED_BYTES, MIN_PLACED_BYTES, place
+from stn_client._sending import MAX_MESSAGE_BYTES, GoAlone, Packet, SendQueue, Waiter
 from stn_client._server_info import ServerInfo
 from stn_client._transforms import ParametricTransform, Transform
 from stn_client._ttrpc import (
@@ -37,10 +44,10 @@ from stn_client._ttrpc import (
     Discovery,
     Offer,
     inquiry,
+    no_answer_in_time,
     who_asks,
 )
 from stn_client._ttrpc_threads import Connection
-from stn_client._turns import Turns
 
 T = TypeVar("T")
 
@@ -71,6 +78,8 @@ class Client(BaseClient):
         local: Whether to take the server's local transport, which is faster, where the target is
             an address of this host without TLS and the server has one that can be reached; else,
             and whenever it is lost, calls go by gRPC.
+        packing: Whether small calls that wait while others are under way go together in one
+            message; each still succeeds, fails and ends for itself.
 
     Raises:
         InvalidRequestError: An argument breaks a rule, a file cannot be read or is no PEM, or the
@@ -93,7 +102,8 @@ class Client(BaseClient):
         self._channel: grpc.Channel | None = None
         self._methods: dict[str, Any] = {}
         self._opening = threading.Lock()
-        self._turns = Turns(self._max_in_flight)
+        self._queue = SendQueue(self._max_in_flight, packs=self._packing)
+        self._queueing = threading.Lock()
         self._discovery = Discovery(self.target, is_wanted=self._is_local_wanted)
         self._local: Connection | None = None
 
@@ -329,6 +339,49 @@ class Client(BaseClient):
         """
         return self._run(_calls.generate_grid_gradients(grad_grid, transform, options))
 
+    def map(
+        self,
+        calls: Iterable[Call[Any]],
+        *,
+        progress: bool = False,
+        return_exceptions: bool = False,
+    ) -> Iterator[Any]:
+        """The results of many calls, in their order, a few messages ahead of whoever takes them.
+
+        Args:
+            calls: As of `stn_client.calls`; taken as results are, so that there may be any number.
+            progress: Whether to show a progress bar on standard error; needs tqdm.
+            return_exceptions: Whether a call that fails gives its error as its result. Else it is
+                raised when it is its turn, and ends the iteration.
+
+        Raises:
+            InvalidRequestError: Something else than a call is among them, or tqdm is missing.
+            StnClientError: A call has failed.
+
+        Example:
+            >>> pairs = zip(images, thetas)
+            >>> warped = list(stn.map(calls.warp(u, Affine(theta)) for u, theta in pairs))
+        """
+        waiting: deque[Future[list[Any]]] = deque()
+        made = chunks(checked(calls))
+        with (
+            progress_bar(calls, shown=progress) as bar,
+            ThreadPoolExecutor(CHUNKS_AHEAD, thread_name_prefix="stn-map") as pool,
+        ):
+            try:
+                while True:
+                    for chunk in islice(made, CHUNKS_AHEAD - len(waiting)):
+                        waiting.append(pool.submit(self._outcomes, chunk))
+                    if not waiting:
+                        return
+                    for outcome in waiting.popleft().result():
+                        if isinstance(outcome, Exception) and not return_exceptions:
+                            raise outcome
+                        bar.update(1)
+                        yield outcome
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
     def empty(self, shape: Sequence[int], dtype: DTypeLike = np.float32) -> Array:
         """An array to write operands to, in memory that the server sees if it is on this host.
 
@@ -400,26 +453,136 @@ class Client(BaseClient):
 
     def _run(self, call: Call[T]) -> T:
         """Sends a call, again if the policy says so, and reads the reply."""
-        progress = self._progress(call)
-        turns = self._turns
-        if not turns.take(progress.remaining_s()):
-            raise progress.no_turn()
+        inbox: SimpleQueue[Waiter] = SimpleQueue()
+        waiter = Waiter(call, self._progress(call), inbox.put)
         try:
-            while True:
-                try:
-                    attempt = progress.start(call.envelope.size_bytes)
-                    reply, places = self._send(call, attempt, progress)
-                except grpc.RpcError as failure:
-                    time.sleep(progress.pause_s(failure))
-                except ValueError:  # what gRPC makes of a channel that another thread just closed
-                    if self._open:
-                        raise
-                else:
-                    progress.succeed()
-                    return call.parse(reply, places)
+            self._enter(waiter)
+            result: T = self._result(waiter, inbox)
+            return result
         finally:
-            progress.end()
-            turns.give_back()
+            self._leave(waiter)
+
+    def _outcomes(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        """The result of each call, or why it has none."""
+        inbox: SimpleQueue[Waiter] = SimpleQueue()
+        waiters = [Waiter(call, self._progress(call), inbox.put) for call in calls]
+        outcomes: list[Any] = []
+        try:
+            self._enter(*waiters)
+            for waiter in waiters:
+                try:
+                    outcomes.append(self._result(waiter, inbox))
+                except StnClientError as error:
+                    outcomes.append(error)
+        finally:
+            for waiter in waiters:
+                self._leave(waiter)
+        return outcomes
+
+    def _result(self, waiter: Waiter, inbox: SimpleQueue[Waiter]) -> Any:
+        """The result of a call that has entered the queue.
+
+        Args:
+            waiter: Which.
+            inbox: Calls of this thread that go or have their outcome.
+        """
+        progress = waiter.progress
+        while True:
+            try:
+                reply, places = self._answer(waiter, inbox)
+            except grpc.RpcError as failure:
+                time.sleep(progress.pause_s(failure))
+            except GoAlone:
+                pass
+            except ValueError:  # what gRPC makes of a channel that another thread just closed
+                if self._open:
+                    raise
+            else:
+                progress.succeed()
+                return waiter.call.parse(reply, places)
+            self._enter(waiter)
+
+    def _enter(self, *waiters: Waiter) -> None:
+        """Calls wait for their turn."""
+        with self._queueing:
+            for waiter in waiters:
+                self._queue.add(waiter)
+            self._start()
+
+    def _leave(self, waiter: Waiter) -> None:
+        """A call is over, whatever became of it."""
+        waiter.progress.end()
+        with self._queueing:
+            goes, waiter.goes = waiter.goes, None
+            if goes is not None:  # interrupted
+                self._queue.answered(goes)
+            self._queue.leave(waiter)
+            self._start()
+        if isinstance(goes, Packet):
+            goes.fail(KeyboardInterrupt(), is_lost=True)
+
+    def _answer(self, waiter: Waiter, inbox: SimpleQueue[Waiter]) -> tuple[bytes, Places]:
+        """The reply to a call, which goes when it is its turn, alone or with others.
+
+        Raises:
+            RpcError: The attempt failed.
+            DeadlineExceededError: Its time was over before its turn came.
+            GoAlone: It has to be tried again.
+            StnClientError: It cannot be sent.
+        """
+        while waiter.outcome is None:
+            if waiter.goes is not None:
+                self._send_waiting(waiter)
+                continue
+            try:
+                woken = inbox.get(timeout=waiter.progress.remaining_s())
+            except Empty:
+                with self._queueing:
+                    if waiter.goes is None and waiter.outcome is None:
+                        waited = self._queue.leave(waiter)
+                        raise waiter.progress.no_turn() if waited else no_answer_in_time() from None
+            else:
+                self._send_waiting(woken)
+        outcome, waiter.outcome = waiter.outcome, None
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def _start(self) -> None:
+        """Lets go who may; with the lock."""
+        self._queue.start(MAX_MESSAGE_BYTES if self._local is None else MAX_FRAMED_BYTES)
+
+    def _send_waiting(self, waiter: Waiter) -> None:
+        """Sends what a call has to send, if anything; there are outcomes then."""
+        goes = waiter.goes
+        if goes is None:
+            return
+        try:
+            if isinstance(goes, Packet):
+                self._send_together(goes)
+            else:
+                attempt = waiter.progress.start(waiter.call.envelope.size_bytes)
+                waiter.outcome = self._send(waiter.call, attempt, waiter.progress)
+        except Exception as error:  # noqa: BLE001 - raised by the call
+            waiter.outcome = error
+        finally:
+            with self._queueing:
+                waiter.goes = None
+                self._queue.answered(goes)
+                self._start()
+
+    def _send_together(self, packet: Packet) -> None:
+        """Sends a message of several calls, and gives each its outcome."""
+        try:
+            attempt = packet.start()
+            reply, _ = self._send(packet.call, attempt, packet.lead.progress)
+            packet.succeed(reply)
+        except ValueError as error:
+            packet.fail(error, is_lost=not self._open)
+        except BaseException as error:
+            packet.fail(error, is_lost=False)
+            if not isinstance(error, Exception):
+                raise
 
     def _send(
         self, call: Call[T], attempt: dict[str, Any], progress: Progress
@@ -497,4 +660,4 @@ class Client(BaseClient):
             return self._methods[path]
 
     def _is_busy(self) -> bool:
-        return self._turns.taken > 0
+        return self._queue.taken > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import os
 import random
 import time
@@ -129,6 +130,7 @@ class BaseClient(ABC):
         proxy: bool | None = None,
         max_in_flight: int = MAX_IN_FLIGHT,
         local: bool = True,
+        packing: bool = True,
     ) -> None:
         of_subclass = set(vars(self))
         self._settings = {name: value for name, value in locals().items() if name in _SETTINGS}
@@ -139,11 +141,14 @@ class BaseClient(ABC):
         check_count("max_in_flight", max_in_flight)
         if not isinstance(local, bool):
             raise invalid("local", f"expected True or False, got {local!r}.")
+        if not isinstance(packing, bool):
+            raise invalid("packing", f"expected True or False, got {packing!r}.")
         self._retry = RetryPolicy() if retry is None else retry
         self._access = Access(
             target, tls, token, allow_plaintext_token=allow_plaintext_token, proxy=proxy
         )
         self._max_in_flight = int(max_in_flight)
+        self._packing = packing
         self._open = True
         self._name = register(self)
         self._outage = Outage(target)
@@ -307,6 +312,8 @@ class Progress:
         self._outage = Outage("server") if outage is None else outage
         self._failure: StnClientError | None = None
         self.request_id = conduct.request_id or os.urandom(8).hex()
+        self._sent_id = self.request_id
+        """What the server knows the last attempt by."""
 
     def start(self, request_bytes: int = 0) -> dict[str, Any]:
         """Begins an attempt; returns the keyword arguments of the gRPC call.
@@ -328,14 +335,30 @@ class Progress:
         if not self._is_open():
             raise self._closed()
         self._attempt += 1
-        if self._attempt == 1:
-            self._counts.begin()
-        else:
-            self._counts.repeat()
+        self._sent_id = self.request_id
+        self._count_attempt()
         size = (MESSAGE_BYTES, str(request_bytes))
         given = *self._access.metadata(), *self._metadata
         metadata = (("x-request-id", self.request_id), size, *given)
         return {"timeout": self.remaining_s(), "metadata": metadata}
+
+    def _count_attempt(self) -> None:
+        if self._attempt == 1:
+            self._counts.begin()
+        else:
+            self._counts.repeat()
+
+    def join(self, lead: Progress, index: int) -> None:
+        """Begins an attempt in a message with others.
+
+        Args:
+            lead: The call whose attempt the message is, which has begun it.
+            index: Of this call in the message.
+        """
+        if lead is not self:
+            self._attempt += 1
+            self._count_attempt()
+        self._sent_id = f"{lead.request_id}.{index}"
 
     def pause_s(self, failure: grpc.RpcError) -> float:
         """How long to wait before the next attempt.
@@ -374,6 +397,11 @@ class Progress:
         results_bytes = sum(self._call.results_bytes) if self._call else 0
         self._counts.finish(duration_s, operands_bytes, results_bytes, local=self.is_local)
 
+    @property
+    def deadline_s(self) -> float:
+        """Instant of `time.monotonic` at which its time is over; infinity: never."""
+        return math.inf if self._deadline is None else self._deadline
+
     def remaining_s(self) -> float | None:
         """What is left of the call's time; None: any."""
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
@@ -398,7 +426,7 @@ class Progress:
     def _error(self, failure: grpc.Call) -> StnClientError:
         metadata: Any = failure.trailing_metadata() or ()
         details = self._access.explained(failure.details() or "")
-        return error_from_status(failure.code(), details, metadata, self.request_id)
+        return error_from_status(failure.code(), details, metadata, self._sent_id)
 
 
 class _Fork:

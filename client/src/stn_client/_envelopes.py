@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
@@ -17,15 +18,26 @@ from numpy.typing import NDArray
 
 from stn_client._arrays import Array
 from stn_client._errors import ProtocolMismatchError
-from stn_proto import Declaration, Frame, WireFormatError, gaps, get_declaration, values
-from stn_proto.v1 import tensor_pb2, warp_pb2
+from stn_client._words import SERVICE
+from stn_proto import Declaration, Frame, WireFormatError, gaps, get_declaration, nested, values
+from stn_proto.v1 import many_pb2, tensor_pb2, warp_pb2
 
 T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
 Payloads = list[memoryview]
 Places = Sequence[NDArray[np.uint8] | None]
 
-MAX_KEPT = 256
+METHOD_PREFIX = f"/{SERVICE}/"
+
+_NESTED_CALL: Any = many_pb2.NestedCall.DESCRIPTOR
+
+NESTED: dict[str, Any] = {
+    METHOD_PREFIX + descriptor.message_type.name.removesuffix("Request"): descriptor
+    for descriptor in _NESTED_CALL.oneofs_by_name["request"].fields
+}
+"""Fields of the calls that ComputeMany takes, by the path of their method."""
+
+MAX_KEPT = 1024
 """Envelopes that are kept; a few kilobytes each."""
 
 MAX_FORMS = 4
@@ -78,6 +90,12 @@ class Envelope(Generic[T]):
         """Bytes of each tensor of the reply."""
         self.size_bytes = sum(map(len, self._gaps)) + sum(self.operands_bytes)
         """Of the whole request."""
+
+    @cached_property
+    def nested(self) -> bytes:
+        """The call within ComputeMany, serialized, without its payloads."""
+        number, message = NESTED[self.method].number, self.message.SerializeToString()
+        return nested(number, message, len(self.operands_bytes))
 
     def around(self, payloads: Payloads) -> bytes:
         """The request as it is sent, serialized; every payload is copied exactly once."""
@@ -214,12 +232,13 @@ class _Form:
 
     def fits(self, message: bytes, places: Places) -> bool:
         """Whether a reply has it."""
-        return self.frame.fits(message) and all(
-            part is None
-            or part.place is None
-            or (part.place < len(places) and places[part.place] is not None)
-            for part in self.parts
-        )
+        if not self.frame.fits(message):
+            return False
+        for part in self.parts:
+            place = None if part is None else part.place
+            if place is not None and (place >= len(places) or places[place] is None):
+                return False
+        return True
 
     def arrays(self, message: bytes, places: Places) -> list[Array | None]:
         """One for each field."""

@@ -50,7 +50,11 @@ class ConnectionLostError(Exception):
 
 
 class CallError(grpc.RpcError):
-    """A call that ended with a status other than OK."""
+    """A call that ended with a status other than OK.
+
+    Args:
+        status: That of ttrpc, or of a call within ComputeMany, which has the same fields.
+    """
 
     def __init__(self, status: Status) -> None:
         super().__init__(status)  # as pickling wants it

@@ -13,7 +13,7 @@ from stn_proto.codec import (
     to_payload,
 )
 from stn_proto.errors import FrameTooLargeError, WireFormatError
-from stn_proto.framing import Frame, gaps, join, split, values
+from stn_proto.framing import Frame, gaps, join, join_many, nested, split, split_many, values
 
 __all__ = [
     "Declaration",
@@ -25,8 +25,11 @@ __all__ = [
     "get_declaration",
     "get_tensor",
     "join",
+    "join_many",
+    "nested",
     "put_tensor",
     "split",
+    "split_many",
     "to_payload",
     "values",
 ]

@@ -9,16 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
 
 from stn_proto.errors import FrameTooLargeError, WireFormatError
 from stn_proto.limits import MAX_FIELDS, PAYLOAD_ALIGNMENT_BYTES
+
+NESTED_FIELD = 1
+"""Of the calls of a ComputeManyRequest, and of the replies of a ComputeManyReply."""
 
 PAYLOADS_FIELD = 15
 ALIGNMENT_FIELD = 14
 
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
+_NESTED_TAG = NESTED_FIELD << 3 | _LENGTH_DELIMITED
+_COUNT_TAG = bytes([1 << 3 | _VARINT])
 _PAYLOAD_TAG = PAYLOADS_FIELD << 3 | _LENGTH_DELIMITED
 _ALIGNMENT_TAG = ALIGNMENT_FIELD << 3 | _LENGTH_DELIMITED
+_COMMON_TAGS = frozenset({_NESTED_TAG, _PAYLOAD_TAG, _ALIGNMENT_TAG})
+"""Of the fields that stand in a message in great numbers, and are read without a detour."""
+
 _MAX_VARINT_BYTES = 10
 
 
@@ -66,8 +76,7 @@ class Frame:
             if tag == payload_tag:
                 payloads.append(slice(value_start, end))
                 if len(payloads) - 1 == max_payloads:
-                    remedy = "Send fewer tensors at once."
-                    raise FrameTooLargeError("payloads", max_payloads, "payloads", "more", remedy)
+                    raise _too_many_payloads(max_payloads)
             elif tag == _ALIGNMENT_TAG:
                 alignments += 1
             else:
@@ -87,7 +96,10 @@ class Frame:
         """Whether another message differs from this one in the bytes of its payloads alone."""
         if len(message) != self.size_bytes:
             return False
-        return all(message[span] == expected for span, expected in self.rest)
+        for span, expected in self.rest:  # noqa: SIM110 - every call comes here, and all() costs more
+            if message[span] != expected:
+                return False
+        return True
 
     def cut(self, message: bytes) -> list[memoryview]:
         """The payloads of a message that this fits: read-only views that keep it alive."""
@@ -139,6 +151,86 @@ def split(message: bytes) -> tuple[bytes, list[memoryview]]:
     return frame.envelope, frame.cut(message)
 
 
+class ManyParts(NamedTuple):
+    """What a request or a reply of ComputeMany consists of."""
+
+    nested: list[bytes]
+    """The messages within, serialized, without payloads."""
+    payloads: list[memoryview]
+    """Those of all of them: read-only views that keep the whole message alive."""
+    rest: bytes
+    """What else stands in it: nothing, unless it is of a newer contract."""
+
+
+def split_many(
+    message: bytes, max_nested: int | None = None, max_payloads: int | None = None
+) -> ManyParts:
+    """Cuts a request or a reply of ComputeMany into the messages within and all payloads.
+
+    Args:
+        message: Serialized bytes, as they came from the network.
+        max_nested: The most messages within that are taken; None: any number.
+        max_payloads: The most payloads of all of them.
+
+    Raises:
+        FrameTooLargeError: There are more.
+        WireFormatError: `message` is not protobuf, or has too many fields.
+    """
+    nested: list[bytes] = []
+    payloads: list[memoryview] = []
+    pieces: list[bytes] = []
+    others = 0
+    view = memoryview(message)
+    for tag, start, value_start, end in _fields(message):
+        if tag == _PAYLOAD_TAG:
+            if len(payloads) == max_payloads:
+                raise _too_many_payloads(max_payloads)
+            payloads.append(view[value_start:end])
+        elif tag == _NESTED_TAG:
+            if len(nested) == max_nested:
+                remedy = "Send fewer calls at once."
+                raise FrameTooLargeError("calls", max_nested, "calls", "more", remedy)
+            nested.append(message[value_start:end])
+        else:
+            others += 1
+            if others - len(payloads) > MAX_FIELDS:
+                expected = f"at most {MAX_FIELDS} fields beside calls and payloads"
+                raise WireFormatError("message", expected, "more")
+            if tag != _ALIGNMENT_TAG:
+                pieces.append(message[start:end])
+    return ManyParts(nested, payloads, b"".join(pieces))
+
+
+def nested(number: int, message: bytes, payload_count: int) -> bytes:
+    """A call or a reply within ComputeMany, serialized.
+
+    Args:
+        number: Of the field of NestedCall, or of NestedReply, that it is.
+        message: It, serialized, without payloads.
+        payload_count: How many payloads it has.
+    """
+    count = _varint(payload_count)
+    return b"".join(
+        (_COUNT_TAG, count, _header(number << 3 | _LENGTH_DELIMITED, len(message)), message)
+    )
+
+
+def join_many(nested: Iterable[bytes], payloads: Sequence[memoryview | bytes]) -> bytes:
+    """Serializes a request or a reply of ComputeMany; see `split_many`.
+
+    Args:
+        nested: The messages within, serialized, without payloads.
+        payloads: Those of all of them, one message after the other, copied exactly once.
+    """
+    pieces: list[memoryview | bytes] = []
+    for message in nested:
+        pieces += (_header(_NESTED_TAG, len(message)), message)
+    size = sum(map(len, pieces))
+    for gap, payload in zip(gaps(size, map(len, payloads)), payloads, strict=True):
+        pieces += (gap, payload)
+    return b"".join(pieces)
+
+
 def join(envelope: bytes, payloads: Sequence[memoryview | bytes]) -> bytes:
     """Serializes an envelope and its payloads; every payload is copied exactly once.
 
@@ -163,10 +255,22 @@ def gaps(start: int, sizes_bytes: Iterable[int]) -> Iterator[bytes]:
         sizes_bytes: Of the payloads.
     """
     for size in sizes_bytes:
-        header = bytes([_PAYLOAD_TAG]) + _varint(size)
-        gap = _padding(start + len(header)) + header
+        gap = _gap(start % PAYLOAD_ALIGNMENT_BYTES, size)
         yield gap
         start += len(gap) + size
+
+
+@lru_cache(1024)
+def _gap(offset: int, size: int) -> bytes:
+    """What stands at an offset before a payload of a size."""
+    header = _header(_PAYLOAD_TAG, size)
+    return _padding(offset + len(header)) + header
+
+
+@lru_cache(1024)
+def _header(tag: int, size: int) -> bytes:
+    """What stands before the bytes of a field."""
+    return bytes([tag]) + _varint(size)
 
 
 def _between(payloads: Sequence[slice], size: int) -> Iterator[slice]:
@@ -198,11 +302,19 @@ def _fields(
     size = len(message) if size is None else size
     while position < size:
         start = position
-        tag, position = _read_varint(message, position)
-        value_start, end = _extent(message, tag & 7, position)
+        head = message[position : position + 3]
+        if len(head) == 3 and head[0] in _COMMON_TAGS and head[1] < 0x80:
+            tag, value_start = head[0], position + 2
+            end = value_start + head[1]
+        elif len(head) == 3 and head[0] in _COMMON_TAGS and head[2] < 0x80:
+            tag, value_start = head[0], position + 3
+            end = value_start + (head[1] & 0x7F | head[2] << 7)
+        else:
+            tag, position = _read_varint(message, position)
+            value_start, end = _extent(message, tag & 7, position)
         if end > size:
             raise _malformed(f"a field of {end - value_start} bytes at byte {start} of {size}")
-        if tag >> 3 == 0:
+        if tag < 8:
             raise _malformed(f"field number 0 at byte {start}")
         yield tag, start, value_start, end
         position = end
@@ -221,6 +333,7 @@ def _extent(message: bytes, wire_type: int, position: int) -> tuple[int, int]:
 
 
 def _read_varint(message: bytes, position: int) -> tuple[int, int]:
+    """A number and where it ends."""
     value = 0
     for shift, byte in enumerate(message[position : position + _MAX_VARINT_BYTES]):
         value |= (byte & 0x7F) << (7 * shift)
@@ -236,6 +349,11 @@ def _varint(value: int) -> bytes:
         value >>= 7
     encoded.append(value)
     return bytes(encoded)
+
+
+def _too_many_payloads(most: int) -> FrameTooLargeError:
+    remedy = "Send fewer tensors at once."
+    return FrameTooLargeError("payloads", most, "payloads", "more", remedy)
 
 
 def _malformed(actual: str) -> WireFormatError:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 REQUEST_ID = "x-request-id"
 
+OTHER_METHOD = "other"
+"""Stands for every method that is not of the service, known or not: callers choose their names."""
+
 LOCAL = "local"
 """The transport between processes of one host; peers of its calls begin so."""
 
@@ -29,20 +32,27 @@ class Caller:
     quota: Quota = UNLIMITED
 
 
-class Call(Protocol):
-    """What methods and listeners see of a call. A transport makes it and ends it."""
+class CallFacts(Protocol):
+    """What listeners see of a call."""
 
     method: str
     """Its name, or one name for all that are not of the service: callers choose those."""
-    path: str
-    """What the operator is told: the method, or what a caller asked for instead."""
-    caller: Caller
-    deadline: float
-    """Instant of the batcher's clock after which nobody wants the reply; infinity: none."""
     received_bytes: int
     """The size of its message, once that is known to be a request."""
     sent_bytes: int
     """The size of its reply, once there is one."""
+
+    @property
+    def path(self) -> str:
+        """What the operator is told: the method, or what a caller asked for instead."""
+
+    @property
+    def caller(self) -> Caller:
+        """The caller who makes it."""
+
+    @property
+    def deadline(self) -> float:
+        """Instant of the batcher's clock after which nobody wants the reply; infinity: none."""
 
     @property
     def metadata(self) -> Sequence[tuple[str, str | bytes]]:
@@ -51,6 +61,10 @@ class Call(Protocol):
     @property
     def request_id(self) -> str:
         """The caller's id for this call, or one of ours."""
+
+
+class Call(CallFacts, Protocol):
+    """What methods see of a call besides. A transport makes it and ends it."""
 
     @property
     def declared_bytes(self) -> int | None:

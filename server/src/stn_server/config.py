@@ -112,6 +112,9 @@ class LimitsConfig:
         256,
         "Of a thin-plate spline; what its basis takes grows with their square.",
     )
+    max_calls: int = setting(
+        1024, "Calls of one ComputeMany; their results together are one call's."
+    )
     max_concurrent_streams: int = setting(
         16384, "Calls of one connection; gRPC's clients hold more back once they know of it."
     )
@@ -126,6 +129,7 @@ class LimitsConfig:
         _at_least(self, "max_output_samples", 1)
         _at_least(self, "max_dimension_px", 1)
         _at_least(self, "max_control_points", 3)
+        _at_least(self, "max_calls", 1)
         _at_least(self, "max_concurrent_streams", 1)
         _at_most(self, "max_concurrent_streams", MAX_STREAMS)
         _at_least(self, "upload_s", MIN_UPLOAD_S)

@@ -34,6 +34,7 @@
 from __future__ import annotations
 
 import copyreg
+import traceback
 from typing import Any
 
 from stn_server.tuning import ARENAS_FULL_RETRY_S, DEVICE_FULL_RETRY_S
@@ -320,3 +321,15 @@ class DeviceLostError(ServerError):
 
     def __init__(self, description: str) -> None:
         super().__init__(f"device: {description}. Restart the server.")
+
+
+def clear_frames(error: BaseException) -> None:
+    """Frees what is held by the frames that an error and its causes went through.
+
+    A frame that waited, its future and the error in that form a ring, from which the message of the
+    call hangs.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__

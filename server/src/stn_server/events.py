@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from stn_engine.compilations import Outcome
     from stn_server.batching.work import Batch
-    from stn_server.call import Call
+    from stn_server.call import CallFacts
     from stn_server.status import Answer
 
 
@@ -56,6 +56,8 @@ class End:
     """Why."""
     note: str = ""
     """For the operator, of a call that its transport has ended: why that may be."""
+    alike: int = 1
+    """So many calls of one message ended for this reason."""
 
 
 class Listener:
@@ -65,26 +67,34 @@ class Listener:
     in threads of their own, all else in the event loop.
     """
 
-    def call_began(self, call: Call) -> None:
+    def call_began(self, call: CallFacts) -> None:
         """A call has come in; nothing is known of its message."""
 
-    def reached(self, stage: Stage, calls: Sequence[Call | None]) -> None:
+    def reached(self, stage: Stage, calls: Sequence[CallFacts | None]) -> None:
         """Calls reach a stage, together; None: a call of the server to itself.
 
         What a listener raises here, the calls fail of.
         """
 
-    def call_ended(self, call: Call, end: End) -> None:
+    def call_ended(self, call: CallFacts, end: End) -> None:
         """A call is about to be answered, with a reply or a status, or has been cut off."""
 
-    def call_failed(self, call: Call, end: End) -> None:
-        """A call has ended without a reply; told beside `call_ended`."""
+    def calls_ended(self, calls: Sequence[CallFacts], end: End) -> None:
+        """Calls of one message and method are about to be answered alike: so many `call_ended`."""
+        for call in calls:
+            self.call_ended(call, end)
+
+    def call_failed(self, call: CallFacts, end: End) -> None:
+        """A call has ended without a reply; told beside `call_ended`.
+
+        Of calls of one message that ended for the same reason it is told once.
+        """
 
     def item_abandoned(self) -> None:
-        """An item left the queue without having run."""
+        """A call left the queue without having run."""
 
     def batch_ended(self, batch: Batch, queue_s: Sequence[float], compute_s: float) -> None:
-        """A batch is through, with the time that each of its items waited."""
+        """A batch is through, with the time that each of its calls waited."""
 
     def lane_freed(self, device: str, busy_s: float) -> None:
         """A lane of a device had a batch."""
@@ -112,20 +122,27 @@ class Events:
     """
 
     def __init__(self, *listeners: Listener) -> None:
-        def those_who_hear(event: str) -> Tell:
-            deaf = getattr(Listener, event)
+        def those_who_hear(event: str, *instead: str) -> Tell:
             return tuple(
                 getattr(listener, event)
                 for listener in listeners
-                if getattr(type(listener), event) is not deaf
+                if any(
+                    getattr(type(listener), name) is not getattr(Listener, name)
+                    for name in (event, *instead)
+                )
             )
 
-        self.call_began: tuple[Callable[[Call], None], ...] = those_who_hear("call_began")
-        self.reached: tuple[Callable[[Stage, Sequence[Call | None]], None], ...] = those_who_hear(
-            "reached"
+        self.call_began: tuple[Callable[[CallFacts], None], ...] = those_who_hear("call_began")
+        self.reached: tuple[Callable[[Stage, Sequence[CallFacts | None]], None], ...] = (
+            those_who_hear("reached")
         )
-        self.call_ended: tuple[Callable[[Call, End], None], ...] = those_who_hear("call_ended")
-        self.call_failed: tuple[Callable[[Call, End], None], ...] = those_who_hear("call_failed")
+        self.call_ended: tuple[Callable[[CallFacts, End], None], ...] = those_who_hear("call_ended")
+        self.calls_ended: tuple[Callable[[Sequence[CallFacts], End], None], ...] = those_who_hear(
+            "calls_ended", "call_ended"
+        )
+        self.call_failed: tuple[Callable[[CallFacts, End], None], ...] = those_who_hear(
+            "call_failed"
+        )
         self.item_abandoned: tuple[Callable[[], None], ...] = those_who_hear("item_abandoned")
         self.batch_ended: tuple[Callable[[Batch, Sequence[float], float], None], ...] = (
             those_who_hear("batch_ended")

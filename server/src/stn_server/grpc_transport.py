@@ -18,7 +18,6 @@ import asyncio
 import math
 import re
 import time
-import traceback
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
@@ -32,13 +31,14 @@ import grpc.aio
 from stn_proto.metadata import MESSAGE_BYTES
 from stn_server.batching.batcher import Batcher
 from stn_server.batching.work import Place
-from stn_server.call import LOCAL, REQUEST_ID, Call, Caller
+from stn_server.call import LOCAL, OTHER_METHOD, REQUEST_ID, Call, Caller
 from stn_server.config import LimitsConfig
 from stn_server.errors import (
     InvalidRequestError,
     MessageTooLargeError,
     UnknownMethodError,
     UploadTimeoutError,
+    clear_frames,
 )
 from stn_server.events import UNHEARD, End, Events
 from stn_server.oip.service import OIP_METHODS, OIP_SERVICE
@@ -46,9 +46,6 @@ from stn_server.service import METHODS, SERVICE, Method, Service
 from stn_server.status import Answer, answer_to
 from stn_server.tokens import Token
 from stn_server.tuning import CANCELLATION_S, MAX_PEERS, UNDECLARED_PART
-
-OTHER_METHOD = "other"
-"""Stands for every method that is not of a service, known or not: callers choose their names."""
 
 LABELS = {SERVICE: METHODS, OIP_SERVICE: OIP_METHODS}
 """The methods of both services, no two of which have the same name."""
@@ -192,17 +189,10 @@ class GrpcTransport:
         await self._idle.wait()
 
     def refuse(self, call: GrpcCall, error: Exception) -> Awaitable[bytes]:
-        """Tells how a call ends that failed; what is returned then ends it so.
-
-        Frees what is held by the frames that the error and its causes went through: a frame that
-        waited, its future and the error in that form a ring, from which the message hangs.
-        """
+        """Tells how a call ends that failed; what is returned then ends it so."""
         answer = answer_to(error, call.request_id)
         self._failed(call, End(answer.code, time.perf_counter() - call.began, answer, error))
-        cause: BaseException | None = error
-        while cause is not None:
-            traceback.clear_frames(cause.__traceback__)
-            cause = cause.__cause__ or cause.__context__
+        clear_frames(error)
         return call.abort(answer)
 
     def call_of(self, method: str, path: str, context: Context) -> GrpcCall:

@@ -104,6 +104,7 @@ def _limits(config: ServerConfig) -> server_info_pb2.Limits:
         max_output_samples=config.limits.max_output_samples,
         max_dimension_px=config.limits.max_dimension_px,
         max_control_points=config.limits.max_control_points,
+        max_calls=config.limits.max_calls,
         max_admitted_items=config.batching.max_admitted_items,
         max_admitted_bytes=config.batching.max_admitted_bytes,
     )

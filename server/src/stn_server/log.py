@@ -10,7 +10,7 @@ from typing import Any
 
 from grpc import StatusCode
 
-from stn_server.call import Call
+from stn_server.call import CallFacts
 from stn_server.config import LogConfig
 from stn_server.events import End, Listener
 
@@ -53,10 +53,12 @@ def log(level: int, event: str, *, error: BaseException | None = None, **fields:
 class EventLog(Listener):
     """Tells the operator what calls failed of, and what became of the server."""
 
-    def call_failed(self, call: Call, end: End) -> None:
+    def call_failed(self, call: CallFacts, end: End) -> None:
         """With a traceback where the fault is ours."""
         facts: dict[str, Any] = {"method": call.path, "code": end.code.name}
         facts["caller"] = call.caller.name
+        if end.alike > 1:
+            facts["calls"] = end.alike
         if end.answer is not None:
             error = end.error if end.code is StatusCode.INTERNAL else None
             facts["request_id"] = end.answer.request_id

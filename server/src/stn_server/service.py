@@ -10,14 +10,17 @@ from stn_server.batching.batcher import Batcher
 from stn_server.batching.work import Finished, Operation
 from stn_server.call import Call
 from stn_server.events import UNHEARD, Events, Stage
-from stn_server.local.arenas import Arenas
+from stn_server.local.arenas import Arenas, Find
+from stn_server.many import Many
 from stn_server.quota import Quotas, Resize
 from stn_server.tokens import UNLIMITED
 from stn_server.translate import Request, Translator
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["SpatialTransformer"].full_name
 
-METHODS = (*(operation.value for operation in Operation), "GetServerInfo")
+COMPUTE_MANY = "ComputeMany"
+
+METHODS = (*(operation.value for operation in Operation), COMPUTE_MANY, "GetServerInfo")
 
 Method = Callable[[Call], Awaitable[bytes]]
 """A call -> its serialized reply; raises what `status` knows."""
@@ -46,10 +49,12 @@ class Service:
         self._translator = translator
         self._batcher = batcher
         self._server_info = server_info
+        self._events = events
         self._reached = events.reached
         self.quotas = Quotas(batcher.now)
         self.methods: dict[str, Method] = {
             **{operation.value: partial(self._compute, operation) for operation in Operation},
+            COMPUTE_MANY: self._compute_many,
             "GetServerInfo": self._get_server_info,
         }
 
@@ -63,8 +68,7 @@ class Service:
         message, place = await call.receive()
         for tell in self._reached:
             tell(Stage.DECODE, (call,))
-        find = None if self._arenas is None else partial(self._arenas.find, call.caller.name)
-        request = self._translator.decode(operation, message, find)
+        request = self._translator.decode(operation, message, self._find(call))
         call.received_bytes = len(message)
         if resize is not None:
             resize(request.cost.size_bytes)
@@ -89,6 +93,29 @@ class Service:
             tell(Stage.ALLOCATE, (call,))
             tell(Stage.ENCODE, (call,))
         return request.encode(finished)
+
+    def _find(self, call: Call) -> Find | None:
+        """Knows the arenas of the caller of a call."""
+        return None if self._arenas is None else partial(self._arenas.find, call.caller.name)
+
+    async def _compute_many(self, call: Call) -> bytes:
+        """Calls of one message, each of which succeeds or fails for itself."""
+        with self.quotas.admit(call.caller, call.declared_bytes or 0) as resize:
+            message, place = await call.receive()
+            for tell in self._reached:
+                tell(Stage.DECODE, (call,))
+            nested = self._translator.decode_many(message, self._find(call))
+            call.received_bytes = len(message)
+            with Many(call, nested, self._events) as many:
+                many.hold(self.quotas, resize)
+                found = await self._batcher.submit_together(
+                    many.wanted(), deadline=call.deadline, caller=call.caller.name, place=place
+                )
+                reply = many.reply(found)
+        for tell in self._reached:
+            tell(Stage.SEND, (call,))
+        call.sent_bytes = len(reply)
+        return reply
 
     async def _get_server_info(self, _call: Call) -> bytes:
         """Whatever the message says; it is not even read."""

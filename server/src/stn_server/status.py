@@ -7,14 +7,13 @@ a fixed text and the request id: what went wrong inside is for the log, not for 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RequestInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 
@@ -81,13 +80,19 @@ class Answer:
             for detail in self.details
             if isinstance(detail, RetryInfo)
         )
-        status = Status(code=self.code.value[0], message=self.message)
-        for detail in self.details:
-            packed = AnyMessage()
-            packed.Pack(detail)
-            status.details.append(packed)
-        details = "grpc-status-details-bin", status.SerializeToString()
+        details = "grpc-status-details-bin", self._status(self.details)
         return (REQUEST_ID, self.request_id), details, *pushback
+
+    def status(self) -> bytes:
+        """The serialized google.rpc.Status of a call that has no metadata of its own."""
+        return self._status((*self.details, RequestInfo(request_id=self.request_id)))
+
+    def _status(self, details: Iterable[Message]) -> bytes:
+        status = Status(code=self.code.value[0], message=self.message)
+        for detail in details:
+            status.details.add().Pack(detail)
+        serialized: bytes = status.SerializeToString()
+        return serialized
 
 
 def _no_facts(_error: Exception) -> Mapping[str, str]:

@@ -34,9 +34,9 @@ from opentelemetry.trace import SpanKind, Status
 from opentelemetry.trace import StatusCode as SpanStatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from stn_server.call import Call
+from stn_server.call import OTHER_METHOD, CallFacts
 from stn_server.events import End, Listener, Stage
-from stn_server.grpc_transport import OTHER_METHOD, given_request_id
+from stn_server.grpc_transport import given_request_id
 from stn_server.tuning import FLUSH_S
 
 SPANS = (Stage.DECODE, Stage.QUEUE, Stage.LAND, Stage.LAUNCH, Stage.ENCODE)
@@ -74,7 +74,7 @@ class Tracing(Listener):
         self._traces: dict[int, _Trace] = {}
         """Spans of the calls that are inside, by identity."""
 
-    def call_began(self, call: Call) -> None:
+    def call_began(self, call: CallFacts) -> None:
         """Begins its span; strangers have none, as callers choose their names."""
         if call.method == OTHER_METHOD:
             return
@@ -91,7 +91,7 @@ class Tracing(Listener):
         )
         self._traces[id(call)] = _Trace(span)
 
-    def reached(self, stage: Stage, calls: Sequence[Call | None]) -> None:
+    def reached(self, stage: Stage, calls: Sequence[CallFacts | None]) -> None:
         """Notes when it was."""
         if stage not in SPANS + ENDS:
             return
@@ -103,7 +103,7 @@ class Tracing(Listener):
                 if stage is Stage.LAND:
                     found.batch_items = len(calls)
 
-    def call_ended(self, call: Call, end: End) -> None:
+    def call_ended(self, call: CallFacts, end: End) -> None:
         """Ends its span, with those of the stages that it reached."""
         found = self._traces.pop(id(call), None)
         if found is None:

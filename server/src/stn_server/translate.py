@@ -10,16 +10,25 @@ allocated.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from itertools import accumulate
+from typing import Any, NamedTuple, cast
 
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 import stn_engine
 from stn_engine.adapters import on_bytes
-from stn_proto import Frame, gaps, join, values
-from stn_proto.v1 import objective_pb2, tensor_pb2, warp_pb2
+from stn_proto import (
+    Frame,
+    FrameTooLargeError,
+    WireFormatError,
+    gaps,
+    join,
+    split_many,
+    values,
+)
+from stn_proto.v1 import many_pb2, objective_pb2, tensor_pb2, warp_pb2
 from stn_proto.v1.tensor_pb2 import LAYOUT_UNSPECIFIED, ArenaRef
 from stn_server.batching.work import BatchKey, Cost, Finished, Operation
 from stn_server.config import LimitsConfig
@@ -79,6 +88,14 @@ REQUESTS: dict[Operation, type[Message]] = {
 }
 """The class of the requests of every operation."""
 
+_NESTED_CALL: Any = many_pb2.NestedCall.DESCRIPTOR
+
+NESTED: dict[str, Any] = {
+    descriptor.message_type.name.removesuffix("Request"): descriptor
+    for descriptor in _NESTED_CALL.oneofs_by_name["request"].fields
+}
+"""Fields of a call within ComputeMany by the operation; its reply has those of the same numbers."""
+
 MAX_SIZES = 1024
 """Templates are kept for so many sizes of messages."""
 
@@ -96,13 +113,15 @@ class ReplyTemplate:
         message: Any = kind
         self._kind, self.results = message, results
         tensors = {result.field: result.description(i) for i, result in enumerate(results)}
-        head = message(**tensors).SerializeToString()
+        self._head: bytes = message(**tensors).SerializeToString()
         sizes_bytes = [result.like.nbytes for result in results]
-        first, *others = gaps(len(head), sizes_bytes)
-        self._before = head + first, *others
+        first, *others = gaps(len(self._head), sizes_bytes)
+        self._before = self._head + first, *others
         """What stands before each payload."""
         self._tail = message()
         """Messages that stand one behind the other are merged by readers."""
+        self._said: tuple[Any, ...] = ()
+        self._envelope = b""
 
     def write(self, finished: Finished) -> bytes:
         """Returns the reply as it is sent, serialized."""
@@ -113,12 +132,25 @@ class ReplyTemplate:
         return b"".join(pieces)
 
     def write_at(self, locations: Sequence[Location | None], finished: Finished) -> bytes:
-        """The serialized reply to who has results where it wanted them; payloads without a place.
+        """The serialized reply to who has results where it wanted them.
 
         Args:
             locations: Where they lie, written by who computed them; None: to be sent.
             finished: The outcome.
         """
+        return join(*self.parts_at(locations, finished))
+
+    def parts(self, finished: Finished) -> tuple[bytes, Sequence[Any]]:
+        """The serialized reply without its payloads, and these."""
+        if finished[1:] != self._said:  # mostly the same for all that ran together
+            self._said = finished[1:]
+            self._envelope = self._head + self._timed(finished).SerializeToString()
+        return self._envelope, finished.result
+
+    def parts_at(
+        self, locations: Sequence[Location | None], finished: Finished
+    ) -> tuple[bytes, Sequence[Any]]:
+        """The same to who has results where it wanted them; see `write_at`."""
         tensors, payloads = dict[str, Any](), list[Any]()
         for result, value, location in zip(self.results, finished.result, locations, strict=True):
             if location is None:
@@ -128,7 +160,7 @@ class ReplyTemplate:
                 tensors[result.field] = result.description_at(location)
         message = self._kind(**tensors)
         message.timing.CopyFrom(self._timed(finished).timing)
-        return join(message.SerializeToString(), payloads)
+        return message.SerializeToString(), payloads
 
     def _timed(self, finished: Finished) -> Any:
         """What the reply says beside its tensors."""
@@ -169,6 +201,11 @@ class Request:
         reply = self.template.reply
         return reply.write_at(self.locations, finished) if self.is_placed else reply.write(finished)
 
+    def encode_nested(self, finished: Finished) -> tuple[bytes, Sequence[Any]]:
+        """Returns the reply as it is sent within others: serialized, and its payloads."""
+        reply = self.template.reply
+        return reply.parts_at(self.locations, finished) if self.is_placed else reply.parts(finished)
+
 
 @dataclass(frozen=True, slots=True)
 class RequestTemplate:
@@ -192,12 +229,23 @@ class RequestTemplate:
     def __post_init__(self) -> None:
         object.__setattr__(self, "is_in_arenas", any(self.regions) or any(self.places))
 
-    def request(self, message: bytes, find: Find | None = None) -> Request:
+    @property
+    def output_bytes(self) -> int:
+        """Counts the bytes of all results."""
+        return sum(result.like.nbytes for result in self.reply.results)
+
+    def request(
+        self,
+        message: bytes,
+        find: Find | None = None,
+        payloads: list[memoryview] | None = None,
+    ) -> Request:
         """The request of a message that the frame fits.
 
         Args:
             message: Serialized bytes.
             find: Knows the arenas of the caller; None: there are none.
+            payloads: Those of a request that they do not stand in; None: they do.
 
         Raises:
             InvalidRequestError: A parameter is not finite, or a region is not within its arena or
@@ -205,7 +253,8 @@ class RequestTemplate:
             ArenaNotFoundError: The caller has no such arena.
             UnsupportedError: This server has none at all.
         """
-        payloads = self.frame.cut(message)
+        if payloads is None:
+            payloads = self.frame.cut(message)
         if not self.is_in_arenas:
             operands = [operand.read(payloads) for operand in self.operands]
             return Request(on_bytes.Job(self.problem, operands), self)
@@ -217,6 +266,28 @@ class RequestTemplate:
         memory = [location and location.memory for location in locations]
         places = memory if any(self.places) else ()
         return Request(on_bytes.Job(self.problem, operands, places), self, locations)
+
+
+@dataclass(frozen=True, slots=True)
+class _NestedTemplate:
+    """A validated call within ComputeMany but for the values of its tensors."""
+
+    method: str
+    request: bytes
+    """Its own message, without payloads."""
+    sizes_bytes: tuple[int, ...]
+    """Of its payloads."""
+    output_bytes: int
+    template: RequestTemplate
+
+
+class Nested(NamedTuple):
+    """A call within ComputeMany."""
+
+    method: str
+    """Its name; empty if the call does not say a method that is known."""
+    request: Request | Exception
+    """What it asks for, or what `Translator.decode` would have raised."""
 
 
 class Translator:
@@ -233,6 +304,8 @@ class Translator:
         }
         self._templates: dict[tuple[Operation, int], tuple[RequestTemplate, ...]] = {}
         """The latest, by the size of their messages."""
+        self._nested: dict[bytes, _NestedTemplate] = {}
+        """The latest of calls within ComputeMany, by their bytes."""
 
     def decode(self, operation: Operation, message: bytes, find: Find | None = None) -> Request:
         """The request that a message holds.
@@ -278,6 +351,89 @@ class Translator:
             ServerError: As `decode`, but for what is wrong with values.
         """
         return self._makers[operation](request, frame, message)
+
+    def decode_many(self, message: bytes, find: Find | None = None) -> list[Nested]:
+        """The calls within a ComputeMany.
+
+        Args:
+            message: Serialized bytes.
+            find: As of `decode`.
+
+        Raises:
+            WireFormatError: The bytes do not keep the wire contract.
+            FrameTooLargeError: There are more calls or payloads than allowed.
+            InvalidRequestError: There is no call.
+            UnknownFieldError: The message has a field that this version does not know.
+        """
+        limits = self._limits
+        parts = split_many(message, limits.max_calls, limits.max_calls * limits.max_payloads)
+        parse(parts.rest, many_pb2.ComputeManyRequest)
+        if not parts.nested:
+            raise InvalidRequestError("calls", "expected at least one, got none. Send some.")
+        found: list[Nested] = []
+        end = output_bytes = 0
+        for call in parts.nested:
+            known = self._nested.get(call)
+            count = _payload_count(call) if known is None else len(known.sizes_bytes)
+            start, end = end, end + count
+            payloads = parts.payloads[start:end]
+            sizes_bytes = tuple(map(len, payloads))
+            try:
+                if known is None or known.sizes_bytes != sizes_bytes:
+                    known = self._nested_template(call, sizes_bytes)
+                grown_bytes = output_bytes + known.output_bytes
+                self._check_output(grown_bytes)
+                request = known.template.request(known.request, find, payloads)
+                found.append(Nested(known.method, request))
+                output_bytes = grown_bytes
+            except Exception as error:  # noqa: BLE001 - told to the caller in a status of its own
+                found.append(Nested(_method_of(call), error))
+        if end != len(parts.payloads):
+            expected = f"as many as the calls have, {end}"
+            raise WireFormatError("payloads", expected, str(len(parts.payloads)))
+        return found
+
+    def _check_output(self, output_bytes: int) -> None:
+        """Refuses what would make the reply of a ComputeMany too large."""
+        most, unit = self._limits.max_output_bytes, "bytes of output of one message"
+        if output_bytes > most:
+            raise ResultTooLargeError("calls", most, output_bytes, unit)
+
+    def _nested_template(self, call: bytes, sizes_bytes: tuple[int, ...]) -> _NestedTemplate:
+        """Makes the template of a call within ComputeMany, and keeps it."""
+        limits = self._limits
+        if len(sizes_bytes) > limits.max_payloads:
+            most, actual = limits.max_payloads, str(len(sizes_bytes))
+            remedy = "Send fewer tensors at once."
+            raise FrameTooLargeError("payload_count", most, "payloads", actual, remedy)
+        if len(call) > limits.max_envelope_bytes:
+            most, unit = limits.max_envelope_bytes, "bytes without payloads"
+            remedy = "Put tensor bytes into `payloads`."
+            raise FrameTooLargeError("message", most, unit, f"{len(call)} bytes", remedy)
+        method = _method_of(call)
+        if not method:
+            parse(call, many_pb2.NestedCall)
+            names = ", ".join(field.name for field in NESTED.values())
+            raise InvalidRequestError("request", f"expected one of {names}, got none. Set one.")
+        field = NESTED[method]
+        places = values(call, field.number)
+        if len(places) != 1:
+            raise WireFormatError(field.name, "one field of this name", str(len(places)))
+        request = call[places[0]]
+        if Frame.of(request).payloads:
+            expected = "none, as the bytes of all calls stand in the field of ComputeMany"
+            raise WireFormatError("payloads", expected, "some", "Move them.")
+        operation = Operation(method)
+        parsed = parse(request, REQUESTS[operation])
+        parse(call, many_pb2.NestedCall)  # after that, so that paths are those within the request
+        template = self.template(operation, parsed, _frame_before(request, sizes_bytes), request)
+        output_bytes = template.output_bytes
+        found = _NestedTemplate(method, request, sizes_bytes, output_bytes, template)
+        if len(call) <= MAX_TEMPLATE_BYTES:
+            if len(self._nested) >= MAX_SIZES * MAX_TEMPLATES:
+                del self._nested[next(iter(self._nested))]
+            self._nested[call] = found
+        return found
 
     def _keep(
         self, template: RequestTemplate, operation: Operation, alike: tuple[RequestTemplate, ...]
@@ -406,6 +562,30 @@ class Translator:
         ):
             if actual > limit:
                 raise ResultTooLargeError(field, limit, actual, unit)
+
+
+def _payload_count(call: bytes) -> int:
+    """How many of the payloads of a ComputeMany are those of this call.
+
+    Raises:
+        WireFormatError: It does not say, so that nobody knows whose the following ones are.
+    """
+    try:
+        return many_pb2.NestedCall.FromString(call).payload_count
+    except DecodeError as error:
+        raise WireFormatError("calls", "serialized stn.v1.NestedCall", "other bytes") from error
+
+
+def _method_of(call: bytes) -> str:
+    """The method that a call within ComputeMany names; empty if none that is known."""
+    name = many_pb2.NestedCall.FromString(call).WhichOneof("request")
+    return next((method for method, field in NESTED.items() if field.name == name), "")
+
+
+def _frame_before(message: bytes, sizes_bytes: Iterable[int]) -> Frame:
+    """The frame of a message whose payloads stand elsewhere, as if they stood behind it."""
+    starts = list(accumulate(sizes_bytes, initial=len(message)))
+    return Frame(message, starts[-1], tuple(map(slice, starts, starts[1:])), ())
 
 
 def _template(

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from stn_proto.v1 import many_pb2 as stn__proto_dot_v1_dot_many__pb2
 from stn_proto.v1 import objective_pb2 as stn__proto_dot_v1_dot_objective__pb2
 from stn_proto.v1 import server_info_pb2 as stn__proto_dot_v1_dot_server__info__pb2
 from stn_proto.v1 import warp_pb2 as stn__proto_dot_v1_dot_warp__pb2
@@ -69,6 +70,11 @@ class SpatialTransformerStub(object):
                 request_serializer=stn__proto_dot_v1_dot_objective__pb2.ObjectiveRequest.SerializeToString,
                 response_deserializer=stn__proto_dot_v1_dot_objective__pb2.ObjectiveReply.FromString,
                 _registered_method=True)
+        self.ComputeMany = channel.unary_unary(
+                '/stn.v1.SpatialTransformer/ComputeMany',
+                request_serializer=stn__proto_dot_v1_dot_many__pb2.ComputeManyRequest.SerializeToString,
+                response_deserializer=stn__proto_dot_v1_dot_many__pb2.ComputeManyReply.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/stn.v1.SpatialTransformer/GetServerInfo',
                 request_serializer=stn__proto_dot_v1_dot_server__info__pb2.GetServerInfoRequest.SerializeToString,
@@ -123,6 +129,13 @@ class SpatialTransformerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ComputeMany(self, request, context):
+        """Calls of the methods above, of any operations and sizes, in one message.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServerInfo(self, request, context):
         """What the server is, offers, allows and does at the moment.
         """
@@ -157,6 +170,11 @@ def add_SpatialTransformerServicer_to_server(servicer, server):
                     servicer.Objective,
                     request_deserializer=stn__proto_dot_v1_dot_objective__pb2.ObjectiveRequest.FromString,
                     response_serializer=stn__proto_dot_v1_dot_objective__pb2.ObjectiveReply.SerializeToString,
+            ),
+            'ComputeMany': grpc.unary_unary_rpc_method_handler(
+                    servicer.ComputeMany,
+                    request_deserializer=stn__proto_dot_v1_dot_many__pb2.ComputeManyRequest.FromString,
+                    response_serializer=stn__proto_dot_v1_dot_many__pb2.ComputeManyReply.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -307,6 +325,33 @@ class SpatialTransformer(object):
             '/stn.v1.SpatialTransformer/Objective',
             stn__proto_dot_v1_dot_objective__pb2.ObjectiveRequest.SerializeToString,
             stn__proto_dot_v1_dot_objective__pb2.ObjectiveReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ComputeMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stn.v1.SpatialTransformer/ComputeMany',
+            stn__proto_dot_v1_dot_many__pb2.ComputeManyRequest.SerializeToString,
+            stn__proto_dot_v1_dot_many__pb2.ComputeManyReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice, zip_longest
 from typing import Any, Protocol
 
 from stn_server.batching.policy import (
     NOTHING_FOLLOWS,
     Abandon,
     Arrive,
+    ArriveTogether,
     Decisions,
     Event,
     Finish,
@@ -26,9 +28,11 @@ from stn_server.batching.policy import (
 from stn_server.batching.work import (
     Batch,
     BatchKey,
+    Bundle,
     Cost,
     Finished,
     Place,
+    Wanted,
     WorkItem,
     as_it_is,
 )
@@ -48,7 +52,7 @@ class Runner(Protocol):
     """Computes batches on one device."""
 
     async def run(self, batch: Batch) -> Sequence[Any]:
-        """One outcome per item, in order: a result, or the exception of that item alone.
+        """One outcome per problem, in order: a result, or the exception of that one alone.
 
         Raises:
             DeviceLostError: Nothing can be computed any more.
@@ -251,6 +255,97 @@ class Batcher:
                 self._policy.release(item.place)
             self._settle()
 
+    async def submit_together(
+        self,
+        wanted: Sequence[Wanted],
+        *,
+        deadline: float = math.inf,
+        caller: str = "",
+        place: Place,
+    ) -> list[Finished | Exception]:
+        """Queues the calls of one message, and waits until each has its outcome.
+
+        Args:
+            wanted: The calls.
+            deadline: Instant of `now` after which no result is wanted.
+            caller: Whom they are for; callers get equal shares.
+            place: What was reserved for the message, and now counts for the calls that are let in.
+
+        Returns:
+            For each call its outcome, or what `submit` would have raised for it.
+
+        Raises:
+            DrainingError: `drain` has been called.
+            BrokenError: The device is lost; only a restart helps.
+
+        Concurrency:
+            As of `submit`.
+        """
+        self._require_service()
+        outcomes: list[Any] = [None] * len(wanted)
+        facts = {"arrived": self.now(), "deadline": deadline, "caller": caller, "place": place}
+        bundles = self._bundles(wanted, outcomes, facts)
+        waiters = {bundle: self._loop.create_future() for bundle in bundles}
+        for bundle, waiter in waiters.items():
+            self._waiters[bundle] = waiter
+        self._idle.clear()
+        late: Sequence[RefusedError | None] = ()
+        try:
+            late = self._step(ArriveTogether(bundles)).late
+            for bundle, refusal in zip_longest(bundles, late):
+                if refusal is None:
+                    found = await _outcomes_of(bundle, waiters[bundle])
+                else:
+                    found = [self._refused(refusal) for _ in bundle.positions]
+                for position, outcome in zip(bundle.positions, found, strict=True):
+                    outcomes[position] = outcome
+        except asyncio.CancelledError:
+            await self._give_up(waiters)
+            raise
+        finally:
+            for bundle, refusal in zip_longest(bundles, late):
+                del self._waiters[bundle]
+                waiters[bundle].cancel()
+                if refusal is None:
+                    self._policy.release(place)
+            self._settle()
+        return outcomes
+
+    async def _give_up(self, waiters: Mapping[Bundle, asyncio.Future[Any]]) -> None:
+        """Takes bundles out of the queue; returns when nobody writes to memory of their caller."""
+        for bundle, waiter in waiters.items():
+            if waiter.done() and not waiter.cancelled():
+                waiter.exception()  # so that asyncio does not report it as lost
+            elif not self._abandon(bundle) and bundle.is_placed and not self._broken.done():
+                written = self._waiters[bundle] = self._loop.create_future()
+                await asyncio.gather(written, return_exceptions=True)
+
+    def _bundles(
+        self, wanted: Sequence[Wanted], outcomes: list[Any], facts: dict[str, Any]
+    ) -> list[Bundle]:
+        """Lets calls in and bundles them by key; those that find no room have their outcome."""
+        policy, now, place = self._policy, facts["arrived"], facts["place"]
+        policy.resize(place, 0, now)
+        bundles: dict[BatchKey, Bundle] = {}
+        full: list[Bundle] = []
+        size_bytes = count = 0
+        for position, one in enumerate(wanted):
+            grown_bytes = size_bytes + one.cost.size_bytes
+            refusal = policy.resize(place, grown_bytes, now, count + 1)
+            if refusal is not None:
+                outcomes[position] = self._refused(refusal)
+                continue
+            size_bytes, count = grown_bytes, count + 1
+            bundle = bundles.get(one.key)
+            if bundle is not None:
+                cost = bundle.cost + one.cost
+                if cost.fits(policy.turn):
+                    bundle.add(one, position, cost)
+                    continue
+                full.append(bundle)
+            bundles[one.key] = Bundle.of(one, position, **facts)
+        return [*full, *bundles.values()]
+
     async def drain(self) -> None:
         """Refuses new items from now on and returns when the last admitted one is answered."""
         self._draining = True
@@ -289,13 +384,13 @@ class Batcher:
             return NOTHING_FOLLOWS
         self._oldest_arrival = decisions.oldest_arrival
         for item in decisions.expired:
-            self._abandoned()
+            self._abandoned(item)
             self._fail(item, DeadlineExceededError())
         if decisions.wake_at != self._wake_at:
             self._set_timer(decisions.wake_at, now)
         for batch in decisions.launches:
             # What follows a batch is left to a task, so that not every batch is inside another.
-            if not (isinstance(event, Arrive) and self._run_inline(batch)):
+            if not (isinstance(event, Arrive | ArriveTogether) and self._run_inline(batch)):
                 task = self._loop.create_task(self._run(batch))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
@@ -343,27 +438,35 @@ class Batcher:
     def _end(
         self, batch: Batch, outcomes: Sequence[Any] | None, cause: BaseException | None
     ) -> tuple[Sequence[Any], bool]:
-        """Frees the lane of a batch, also when the runner kept no promise of one outcome per item.
+        """Frees the lane of a batch, also when the runner kept no promise of all outcomes.
 
         Returns:
-            What becomes of each item, and whether another batch follows.
+            What becomes of each problem, and whether another batch follows.
         """
-        computed = outcomes is not None and len(outcomes) == len(batch.items)
+        count = batch.count
+        computed = outcomes is not None and len(outcomes) == count
         if outcomes is None or not computed:
             if isinstance(cause, DeviceLostError):
                 self._break(cause)
-            outcomes = [BatchFailedError(len(batch.items)) for _ in batch.items]
+            outcomes = [BatchFailedError(count) for _ in range(count)]
             for failure in outcomes:
                 failure.__cause__ = cause
         return outcomes, bool(self._step(Finish(batch, computed)).launches)
 
     def _answer(self, batch: Batch, outcomes: Sequence[Any], launched: float, ended: float) -> None:
         """Every waiter, and whoever listens."""
-        compute_s, batch_items = ended - launched, len(batch.items)
-        queue_s = []
-        for item, outcome in zip(batch.items, outcomes, strict=True):
+        compute_s, batch_items = ended - launched, batch.count
+        queue_s: list[float] = []
+        following = iter(outcomes)
+        for item in batch.items:
             waited_s = launched - item.arrived
+            if isinstance(item, Bundle):
+                queue_s += [waited_s] * item.count
+                some = list(islice(following, item.count))
+                self._answer_bundle(item, some, Finished(None, waited_s, compute_s, batch_items))
+                continue
             queue_s.append(waited_s)
+            outcome = next(following)
             if isinstance(outcome, BaseException):
                 self._counts.failed_items += 1
                 self._fail(item, outcome)
@@ -385,6 +488,27 @@ class Batcher:
                 tell(batch, queue_s, compute_s)
         except Exception as error:  # noqa: BLE001 - a listener that fails is nobody's failure
             self._loop.call_exception_handler({"message": "listener failed", "exception": error})
+
+    def _answer_bundle(self, bundle: Bundle, outcomes: list[Any], like: Finished) -> None:
+        """Tells who waits for a bundle what became of each of its calls.
+
+        Args:
+            bundle: Which.
+            outcomes: A result, or an exception, for each call.
+            like: What else there is to say of each result.
+        """
+        failed = sum(isinstance(outcome, BaseException) for outcome in outcomes)
+        self._counts.failed_items += failed
+        self._counts.finished_items += len(outcomes) - failed
+        waiter = self._waiters.get(bundle)
+        if waiter is not None and not waiter.done():
+            said = like[1:]
+            waiter.set_result(
+                [
+                    outcome if isinstance(outcome, BaseException) else Finished(outcome, *said)
+                    for outcome in outcomes
+                ]
+            )
 
     async def _watched(self, batch: Batch) -> Sequence[Any]:
         """The outcomes of the runner. If they do not come, nothing will."""
@@ -418,13 +542,14 @@ class Batcher:
         """Takes an item out of the queue; says whether it was there."""
         abandoned = self._step(Abandon(item)).abandoned
         if abandoned:
-            self._abandoned()
+            self._abandoned(item)
         return abandoned
 
-    def _abandoned(self) -> None:
-        self._counts.abandoned_items += 1
+    def _abandoned(self, item: WorkItem) -> None:
+        self._counts.abandoned_items += item.count
         for tell in self._events.item_abandoned:
-            tell()
+            for _ in range(item.count):
+                tell()
 
     def _refused(self, error: RefusedError) -> RefusedError:
         self._counts.refused_items += 1
@@ -434,3 +559,11 @@ class Batcher:
         """Wakes `drain` once nobody waits and nothing runs, or nothing ever will."""
         if not self._waiters and (self._broken.done() or not self._policy.running_items):
             self._idle.set()
+
+
+async def _outcomes_of(bundle: Bundle, waiter: asyncio.Future[Any]) -> list[Any]:
+    """What became of each call of a bundle, which may be the same for all of them."""
+    try:
+        return list(await waiter)
+    except Exception as error:  # noqa: BLE001 - told to each caller, in its own status
+        return [error] * bundle.count

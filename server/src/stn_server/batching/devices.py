@@ -266,7 +266,7 @@ class Gpu(Accelerator):
 class EngineRunner:
     """Runs every batch as one ragged engine call.
 
-    The problem of an item is a `stn_engine.adapters.on_bytes.Job`.
+    A problem of an item is a `stn_engine.adapters.on_bytes.Job`.
 
     Args:
         device: What computes; nobody else uses it.
@@ -283,7 +283,7 @@ class EngineRunner:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stn-runner")
 
     async def run(self, batch: Batch) -> Sequence[Any]:
-        """One result or exception per item, in order.
+        """One result or exception per problem, in order.
 
         Raises:
             DeviceLostError: The thread is gone.
@@ -296,7 +296,7 @@ class EngineRunner:
         return await asyncio.wrap_future(running)
 
     def run_inline(self, batch: Batch) -> Sequence[Any] | None:
-        """One result or exception per item of a batch that is small for the device; else None."""
+        """Does what `run` does for a batch that is small for the device; else None."""
         cost, small = batch.cost, self._small
         if (
             cost.work > small.work
@@ -318,13 +318,13 @@ class EngineRunner:
             self._reach(Stage.ALLOCATE, batch)
             return self._device.run(jobs, launching)
 
-        outcomes = compute(launch, [item.problem for item in batch.items])
+        outcomes = compute(launch, batch.problems)
         self._reach(Stage.COLLECT, batch)
         return outcomes
 
     def _reach(self, stage: Stage, batch: Batch) -> None:
         for tell in self._reached:
-            tell(stage, [item.call for item in batch.items])
+            tell(stage, batch.calls)
 
 
 class Lanes:

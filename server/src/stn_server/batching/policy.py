@@ -18,24 +18,24 @@ Rules:
 - Expired and abandoned items leave the queue before they cost device time.
 - Every admitted item leaves the queue exactly once: launched, expired or abandoned. It counts as
   inside until its reply has left.
-
-Many items can come at once: each is admitted by `_refusal` and queued by `_enqueue`, and what
-follows is decided once for all of them.
+- Calls of one message come at once. Each is let in by itself, all into the place of the message;
+  those of one key then wait as one item, a bundle of at most a turn, and what follows is decided
+  once for all of them.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from stn_server.batching.forecast import Forecast
 from stn_server.batching.queue import Queue
-from stn_server.batching.work import Batch, Cost, Operation, Place, WorkItem
+from stn_server.batching.work import Batch, Bundle, Cost, Operation, Place, WorkItem
 from stn_server.errors import DeadlineUnreachableError, OverloadedError, QueueFullError
-from stn_server.tuning import CALLER_SHARE, LEAST_RETRY_S, UNLEARNED_BATCHES
+from stn_server.tuning import CALLER_SHARE, LEAST_RETRY_S, TURN, UNLEARNED_BATCHES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +61,13 @@ class Arrive:
 
 
 @dataclass(slots=True, eq=False)
+class ArriveTogether:
+    """The calls of one message knock, each of which `Policy.resize` has let in."""
+
+    bundles: Sequence[Bundle]
+
+
+@dataclass(slots=True, eq=False)
 class Abandon:
     """The caller of an item has gone."""
 
@@ -81,7 +88,7 @@ class Tick:
     """Nothing has happened but that time has passed."""
 
 
-Event = Arrive | Abandon | Finish | Tick
+Event = Arrive | ArriveTogether | Abandon | Finish | Tick
 
 
 class Decisions(NamedTuple):
@@ -89,6 +96,8 @@ class Decisions(NamedTuple):
 
     refusal: OverloadedError | None = None
     """What the caller of the item that just arrived is told instead of a result."""
+    late: tuple[DeadlineUnreachableError | None, ...] = ()
+    """The same for each of the bundles that just arrived together."""
     abandoned: bool = False
     """Whether the item whose caller has gone still waited; one that runs is left alone."""
     expired: tuple[WorkItem, ...] = ()
@@ -160,22 +169,34 @@ class Admission:
         held.size_bytes += size_bytes
         return Place(caller, size_bytes)
 
-    def resize(self, place: Place, size_bytes: int) -> Full | None:
-        """Changes what a place counts for, or says why it cannot."""
-        grown_bytes = size_bytes - place.size_bytes
+    def resize(self, place: Place, size_bytes: int, items: int = 1) -> Full | None:
+        """Changes what a place counts for, or says why it cannot.
+
+        Further calls of a message keep to the share of their caller, as calls that come alone do.
+        """
+        held = self._callers[place.caller]
+        grown_bytes, grown_items = size_bytes - place.size_bytes, items - place.items
         if self.size_bytes + grown_bytes > self._max_bytes:
             return Full("bytes", self._max_bytes, self.size_bytes + grown_bytes)
-        place.size_bytes = size_bytes
+        if grown_items > 0:
+            if self._items + grown_items > self._max_items:
+                return Full("items", self._max_items, self._items + grown_items)
+            share = CALLER_SHARE * (self._max_items - self._items)
+            if held.items > share:
+                return Full("items of one caller", share, held.items + grown_items)
+        place.size_bytes, place.items = size_bytes, items
         self.size_bytes += grown_bytes
-        self._callers[place.caller].size_bytes += grown_bytes
+        self._items += grown_items
+        held.size_bytes += grown_bytes
+        held.items += grown_items
         return None
 
     def leave(self, place: Place) -> None:
         """A place is free again."""
-        self._items -= 1
+        self._items -= place.items
         self.size_bytes -= place.size_bytes
         held = self._callers[place.caller]
-        held.items -= 1
+        held.items -= place.items
         held.size_bytes -= place.size_bytes
         if held.items == 0:
             del self._callers[place.caller]
@@ -194,12 +215,17 @@ class Policy:
         """What nobody has learned from yet."""
         self._forecast = Forecast(limits.lanes, self._running, self._ran)
         self.running_items = 0
-        """Items in launched batches that have not finished."""
+        """Calls in launched batches that have not finished."""
+        budget = limits.budget
+        self.turn = Cost(
+            int(TURN * budget.size_bytes), int(TURN * budget.samples), int(TURN * budget.work)
+        )
+        """The most that a bundle costs, unless it is a single call."""
 
     @property
     def queued_items(self) -> int:
-        """Counts the items that wait."""
-        return len(self._queue.items)
+        """Counts the calls that wait."""
+        return self._queue.calls
 
     @property
     def admitted_bytes(self) -> int:
@@ -214,9 +240,15 @@ class Policy:
         place = self._admission.enter(caller, size_bytes)
         return place if isinstance(place, Place) else self._full(place, caller, now)
 
-    def resize(self, place: Place, size_bytes: int, now: float) -> OverloadedError | None:
-        """Lets a place without an item count for another size, or says why it cannot."""
-        full = self._admission.resize(place, size_bytes)
+    def resize(
+        self, place: Place, size_bytes: int, now: float, items: int = 1
+    ) -> OverloadedError | None:
+        """Lets a place without an item count for another size and number of calls.
+
+        Returns:
+            What is told instead to whom it does not fit.
+        """
+        full = self._admission.resize(place, size_bytes, items)
         return None if full is None else self._full(full, place.caller, now)
 
     def release(self, place: Place) -> None:
@@ -228,6 +260,7 @@ class Policy:
     def step(self, event: Event, now: float) -> Decisions:
         """Takes an event into the state and returns what follows from it."""
         refusal, abandoned = None, False
+        late: tuple[DeadlineUnreachableError | None, ...] = ()
         match event:
             case Arrive(item):
                 refusal = self._refusal(item, now)
@@ -238,31 +271,31 @@ class Policy:
                         alone = Batch(item.key, (item,), item.cost)
                         return Decisions(launches=(self._begun(alone, now),))
                     self._enqueue(item)
+            case ArriveTogether(bundles):
+                late = tuple(self._join(bundle, now) for bundle in bundles)
             case Abandon(item):
                 abandoned = item.number in self._queue.items
                 if abandoned:
                     self._dequeue(item)
             case Finish(batch, computed):
-                duration_s = now - self._retire(batch)
-                if computed:
-                    self._ran.append((batch.key.operation, batch.cost.work, duration_s))
+                self._retire(batch, now, computed=computed)
                 if not self._queue.items:
                     return NOTHING_FOLLOWS
             case Tick():
                 pass
-        return self._what_follows(now, refusal, abandoned=abandoned)
+        expired, launches, wake_at = self._what_follows(now)
+        oldest = self._queue.oldest_arrival
+        return Decisions(refusal, late, abandoned, expired, launches, wake_at, oldest)
 
-    def _what_follows(
-        self, now: float, refusal: OverloadedError | None, *, abandoned: bool
-    ) -> Decisions:
-        """Items that expire, and batches that free lanes take."""
+    def _what_follows(self, now: float) -> tuple[tuple[WorkItem, ...], tuple[Batch, ...], float]:
+        """Items that expire, batches that free lanes take, and when to look again."""
         queue = self._queue
         expired = tuple(self._expire(now)) if queue.next_deadline <= now else ()
         launches = tuple(self._launch(now)) if self._has_free_lane else ()
         wake_at = queue.next_deadline
         if self._limits.window_s and self._has_free_lane:
             wake_at = min(wake_at, queue.next_ready(now))
-        return Decisions(refusal, abandoned, expired, launches, wake_at, queue.oldest_arrival)
+        return expired, launches, wake_at
 
     @property
     def _has_free_lane(self) -> bool:
@@ -290,6 +323,19 @@ class Policy:
         if late is not None:
             self.release(place)
         item.place = place
+        return late
+
+    def _join(self, bundle: Bundle, now: float) -> DeadlineUnreachableError | None:
+        """Queues a bundle, whose calls are inside, or lets them out again as too late."""
+        place = bundle.place
+        assert place is not None  # that of its message
+        late = self._late(bundle, now)
+        if late is None:
+            place.holders += 1
+            self._enqueue(bundle)
+        else:
+            others = max(1, place.items - bundle.count)  # the message itself stays
+            self._admission.resize(place, place.size_bytes - bundle.cost.size_bytes, others)
         return late
 
     def _full(self, full: Full, caller: str, now: float) -> QueueFullError:
@@ -334,16 +380,18 @@ class Policy:
     def _begun(self, batch: Batch, now: float) -> Batch:
         """A batch takes a lane; the device holds the places of its items until it is through."""
         self._running[batch] = now
-        self.running_items += len(batch.items)
+        self.running_items += batch.count
         for item in batch.items:
             assert item.place is not None  # admitted
             item.place.holders += 1
         return batch
 
-    def _retire(self, batch: Batch) -> float:
-        """A batch is through; returns when it was launched."""
-        self.running_items -= len(batch.items)
+    def _retire(self, batch: Batch, now: float, *, computed: bool) -> None:
+        """A batch is through."""
+        self.running_items -= batch.count
         for item in batch.items:
             assert item.place is not None  # admitted
             self.release(item.place)
-        return self._running.pop(batch)
+        duration_s = now - self._running.pop(batch)
+        if computed:
+            self._ran.append((batch.key.operation, batch.cost.work, duration_s))

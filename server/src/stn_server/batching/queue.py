@@ -67,6 +67,8 @@ class Queue:
         self._window_s = window_s
         self.items: OrderedDict[int, WorkItem] = OrderedDict()
         """The items by number, in order of arrival; `add`, `remove` and `take` change them."""
+        self.calls = 0
+        """How many calls these are."""
         self._deadlines: list[tuple[float, int]] = []
         """The deadlines of the items that have one, in order."""
         self._groups: dict[BatchKey, _Group] = {}
@@ -92,6 +94,7 @@ class Queue:
     def add(self, item: WorkItem) -> None:
         """An item begins to wait."""
         self.items[item.number] = item
+        self.calls += item.count
         if item.deadline < math.inf:
             insort(self._deadlines, (item.deadline, item.number))
         group = self._groups.get(item.key)
@@ -108,6 +111,7 @@ class Queue:
     def remove(self, item: WorkItem) -> None:
         """An item waits no longer."""
         del self.items[item.number]
+        self.calls -= item.count
         if item.deadline < math.inf:
             del self._deadlines[bisect_left(self._deadlines, (item.deadline, item.number))]
         group = self._groups[item.key]
@@ -188,6 +192,7 @@ class Queue:
                 self._charge(account, item)
                 items.append(item)
                 del self.items[number]
+                self.calls -= item.count
                 if item.deadline < math.inf:
                     del self._deadlines[bisect_left(self._deadlines, (item.deadline, number))]
             account.waiting -= len(line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import count
@@ -115,6 +115,8 @@ class Place:
 
     caller: str
     size_bytes: int
+    items: int = 1
+    """How many calls of a message it is for."""
     holders: int = 1
 
 
@@ -151,6 +153,83 @@ class WorkItem:
         """What counts as its deadline: those with a late one or none age."""
         return min(self.deadline, self.arrived + self.due_within_s)
 
+    @property
+    def problems(self) -> Sequence[Any]:
+        """What the runner computes for it, each with an outcome of its own."""
+        return (self.problem,)
+
+    @property
+    def calls(self) -> Sequence[Any]:
+        """Whom listeners are told that it is for: the call of each of its problems."""
+        return (self.call,)
+
+    @property
+    def count(self) -> int:
+        """How many calls it is."""
+        return 1
+
+
+class Wanted(NamedTuple):
+    """A call that comes with others in one message."""
+
+    problem: Any
+    key: BatchKey
+    cost: Cost
+    call: Any = None
+    is_placed: bool = False
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Bundle(WorkItem):
+    """Calls of one message and one key, which wait and run together as one item."""
+
+    problem: list[Any]
+    call: list[Any]
+    positions: list[int]
+    """Where each of its calls stands in the message."""
+
+    @classmethod
+    def of(cls, wanted: Wanted, position: int, **facts: Any) -> Bundle:
+        """A bundle that begins with this call; see `WorkItem` for the other facts."""
+        return cls(
+            key=wanted.key,
+            cost=wanted.cost,
+            problem=[wanted.problem],
+            call=[wanted.call],
+            positions=[position],
+            is_placed=wanted.is_placed,
+            **facts,
+        )
+
+    def add(self, wanted: Wanted, position: int, cost: Cost) -> None:
+        """Grows it, before it knocks.
+
+        Args:
+            wanted: A call of the same key.
+            position: Where it stands in the message.
+            cost: Of the bundle with it.
+        """
+        self.problem.append(wanted.problem)
+        self.call.append(wanted.call)
+        self.positions.append(position)
+        self.cost = cost
+        self.is_placed = self.is_placed or wanted.is_placed
+
+    @property
+    def problems(self) -> Sequence[Any]:
+        """What the runner computes; see `WorkItem`."""
+        return self.problem
+
+    @property
+    def calls(self) -> Sequence[Any]:
+        """Whom it is for; see `WorkItem`."""
+        return self.call
+
+    @property
+    def count(self) -> int:
+        """How many calls it is."""
+        return len(self.problem)
+
 
 @dataclass(slots=True, eq=False)
 class Batch:
@@ -160,3 +239,18 @@ class Batch:
     items: tuple[WorkItem, ...]
     cost: Cost
     """The cost of all items together."""
+
+    @property
+    def count(self) -> int:
+        """How many calls it computes."""
+        return sum(item.count for item in self.items)
+
+    @property
+    def problems(self) -> list[Any]:
+        """What the runner computes, each with an outcome of its own."""
+        return [problem for item in self.items for problem in item.problems]
+
+    @property
+    def calls(self) -> list[Any]:
+        """Whom listeners are told that each of its problems is for."""
+        return [call for item in self.items for call in item.calls]

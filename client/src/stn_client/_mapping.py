@@ -1,0 +1,77 @@
+"""What `map` of both clients has in common: how far it looks ahead, and its progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from stn_client._calls import Call
+from stn_client._errors import invalid
+from stn_client._sending import MAX_CALLS, packed_bytes
+
+CHUNKS_AHEAD = 4
+"""Chunks of calls that are made and whose results nobody has taken yet: two messages under way, one
+that waits, one that is read."""
+
+AHEAD = CHUNKS_AHEAD * MAX_CALLS
+"""The same in calls."""
+
+
+class Bar(Protocol):
+    """What of a progress bar is used."""
+
+    def update(self, count: int) -> Any:
+        """So many more calls are through."""
+
+
+class _NoBar:
+    def update(self, count: int) -> None:
+        """Does nothing, as nobody looks."""
+
+
+@contextmanager
+def progress_bar(calls: Iterable[Any], *, shown: bool) -> Iterator[Bar]:
+    """A bar on standard error.
+
+    Raises:
+        InvalidRequestError: It is to be shown, and tqdm is not installed.
+    """
+    if not shown:
+        yield _NoBar()
+        return
+    try:
+        from tqdm import tqdm  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise invalid("progress", "expected the package tqdm, got none. Install it.") from error
+    with tqdm(total=len(calls) if isinstance(calls, Sized) else None, unit="call") as bar:
+        yield bar
+
+
+def checked(calls: Iterable[Any]) -> Iterator[Call[Any]]:
+    """The calls, each of which has to be one.
+
+    Raises:
+        InvalidRequestError: One is something else, as a result or a coroutine.
+    """
+    for position, call in enumerate(calls):
+        if not isinstance(call, Call):
+            expected = "expected a call as of stn_client.calls.warp"
+            raise invalid(f"calls[{position}]", f"{expected}, got {type(call).__name__}.")
+        yield call
+
+
+def chunks(calls: Iterable[Call[Any]]) -> Iterator[list[Call[Any]]]:
+    """The calls in order: small ones in lists as long as a message, others alone."""
+    small: list[Call[Any]] = []
+    for call in calls:
+        is_small = packed_bytes(call) > 0
+        if small and (not is_small or len(small) == MAX_CALLS):
+            yield small
+            small = []
+        if is_small:
+            small.append(call)
+        else:
+            yield [call]
+    if small:
+        yield small

@@ -1,0 +1,288 @@
+"""Which calls of a client go next, and which of them in one message. Knows no connection.
+
+- So many calls have a turn at a time; the others wait in the order they came in. A call keeps its
+  turn through all its attempts.
+- A small call goes at once while fewer than `MAX_MESSAGES` messages of small calls are under way.
+  Those that come meanwhile wait; when one of the messages is answered, what waits goes together, as
+  one `ComputeMany`, as far as turns and limits go.
+- Large calls, and all of a client that does not pack, go alone, as soon as they have a turn.
+- Each call has a clock, a request id and an outcome of its own. One that is cancelled or late while
+  it waits leaves the queue; later only its outcome is dropped.
+- A message that is refused as a whole, as by a server that does not know ComputeMany, or takes
+  fewer calls in one, says nothing about its calls: they go alone, and for a while so do others.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count, islice
+from typing import Any, cast
+
+import grpc
+
+from stn_client._calls import Call, compute_many
+from stn_client._connection import Progress
+from stn_client._envelopes import NESTED, Places
+from stn_client._errors import (
+    AccessDeniedError,
+    DeadlineExceededError,
+    OverloadedError,
+    UnavailableError,
+    error_from_status,
+)
+from stn_client._placing import MIN_PLACED_BYTES
+from stn_client._ttrpc import CallError
+
+MAX_MESSAGES = 2
+"""Messages of small calls under way: one is computed while the other is written or read. More would
+leave fewer calls for each."""
+
+MAX_CALLS = 128
+"""Of one message: by then the message costs next to nothing beside its calls, and a full one is
+half of what a client has under way."""
+
+MAX_MESSAGE_BYTES = 1 << 20
+"""Of the operands, or of the results, of one message by gRPC; by the local transport it is what a
+socket takes at once."""
+
+ALONE_S = 60.0
+"""For so long calls go alone after a message was refused as a whole."""
+
+_ENVELOPE_BYTES = 128
+"""About so much a small call has beside its tensors."""
+
+_numbers = count()
+
+
+@dataclass(eq=False, slots=True)
+class Waiter:
+    """A call that waits for its turn or its outcome.
+
+    Attributes:
+        call: What it is.
+        progress: Its attempts and its time.
+        woken: Called when it goes, or has its outcome.
+        goes: What its owner has to send now: this call, or a message that it leads; None: nothing.
+        outcome: Its serialized reply with the places of its tensors, or how it failed.
+        has_turn: Whether it is under way.
+        goes_alone: Whether it must not be packed, whatever its size.
+        size_bytes: What a small one adds to a message or to its reply, whichever is more.
+    """
+
+    call: Call[Any]
+    progress: Progress
+    woken: Callable[[Waiter], None]
+    goes: Waiter | Packet | None = None
+    outcome: tuple[bytes, Places] | Exception | None = None
+    has_turn: bool = False
+    goes_alone: bool = False
+    size_bytes: int = 0
+    number: int = field(default_factory=_numbers.__next__)
+
+
+class SendQueue:
+    """The calls of one connection that wait to be sent.
+
+    Args:
+        max_in_flight: Calls that have a turn at the same time.
+        packs: Whether small calls may go together.
+
+    Concurrency: none of its own; who uses it in threads has a lock.
+    """
+
+    def __init__(self, max_in_flight: int, *, packs: bool) -> None:
+        self._max_in_flight = self._free = max_in_flight
+        self._packs_from_s = 0.0 if packs else math.inf
+        self._small: OrderedDict[Waiter, None] = OrderedDict()
+        self._others: OrderedDict[Waiter, None] = OrderedDict()
+        self._messages = 0
+        """Messages of small calls that are under way."""
+
+    @property
+    def taken(self) -> int:
+        """How many calls have a turn."""
+        return self._max_in_flight - self._free
+
+    def add(self, waiter: Waiter) -> None:
+        """A call waits, for its first attempt or, before those without a turn, for another one."""
+        if not waiter.goes_alone:
+            waiter.size_bytes = packed_bytes(waiter.call)
+            packs = self._packs_from_s <= time.monotonic()
+            waiter.goes_alone = not (packs and waiter.size_bytes)
+        line = self._others if waiter.goes_alone else self._small
+        line[waiter] = None
+        if waiter.has_turn:
+            line.move_to_end(waiter, last=False)
+
+    def start(self, most_bytes: int) -> None:
+        """Tells those who go now.
+
+        Args:
+            most_bytes: Of a message with more than one call, and of its reply.
+        """
+        while self._others or (self._small and self._messages < MAX_MESSAGES):
+            message = self._next(most_bytes)
+            if not message:
+                break
+            sender, *others = message
+            if others:
+                packet = Packet(message, self)
+                sender = packet.lead
+                sender.goes = packet
+            else:
+                sender.goes = sender
+            sender.woken(sender)
+
+    def answered(self, sent: Waiter | Packet) -> None:
+        """What somebody had to send is not under way any more.
+
+        Calls that have no reply keep their turns; those of others are free for the next message, as
+        a whole, and not one by one when their owners notice.
+        """
+        waiters = sent.waiters if isinstance(sent, Packet) else (sent,)
+        if len(waiters) > 1 or not waiters[0].goes_alone:
+            self._messages -= 1
+        for waiter in waiters:
+            if isinstance(waiter.outcome, tuple):
+                self.leave(waiter)
+
+    def leave(self, waiter: Waiter) -> bool:
+        """A call is over, whether it waits or not; says whether it waited for its turn."""
+        waited = waiter in self._small or waiter in self._others
+        self._small.pop(waiter, None)
+        self._others.pop(waiter, None)
+        if waiter.has_turn:
+            waiter.has_turn = False
+            self._free += 1
+        return waited
+
+    def pack_later(self) -> None:
+        """Lets calls go alone for a while."""
+        self._packs_from_s = max(self._packs_from_s, time.monotonic() + ALONE_S)
+
+    def _next(self, most_bytes: int) -> list[Waiter]:
+        """The calls that go now, in one message; none if nobody may go."""
+        small = next(iter(self._small), None) if self._messages < MAX_MESSAGES else None
+        other = next(iter(self._others), None)
+        if other is not None and (small is None or _goes_first(other, small)):
+            return self._taken(self._others, other) if self._may_go(other) else []
+        message: list[Waiter] = []
+        size_bytes = 0
+        for waiter in list(islice(self._small, MAX_CALLS)) if small is not None else ():
+            size_bytes += waiter.size_bytes
+            if not self._may_go(waiter) or (message and size_bytes > most_bytes):
+                break
+            message += self._taken(self._small, waiter)
+        self._messages += bool(message)
+        return message
+
+    def _may_go(self, waiter: Waiter) -> bool:
+        return waiter.has_turn or self._free > 0
+
+    def _taken(self, line: OrderedDict[Waiter, None], waiter: Waiter) -> list[Waiter]:
+        del line[waiter]
+        if not waiter.has_turn:
+            waiter.has_turn = True
+            self._free -= 1
+        return [waiter]
+
+
+class Packet:
+    """Calls that go in one message.
+
+    Args:
+        waiters: At least two small ones.
+        queue: Where they waited.
+
+    Attributes:
+        waiters: As given.
+        lead: Whoever has the most time, which is the time of the message.
+        call: The message.
+    """
+
+    def __init__(self, waiters: Sequence[Waiter], queue: SendQueue) -> None:
+        self.waiters = waiters
+        self._queue = queue
+        self.lead = max(waiters, key=lambda waiter: waiter.progress.deadline_s)
+        self.call = compute_many([waiter.call for waiter in waiters])
+
+    def start(self) -> dict[str, Any]:
+        """Begins an attempt of all calls; returns what `Progress.start` does.
+
+        Raises:
+            TransportError: As `Progress.start`, as well as other errors of it.
+        """
+        lead = self.lead.progress
+        attempt = lead.start(self.call.envelope.size_bytes)
+        for index, waiter in enumerate(self.waiters):
+            waiter.progress.join(lead, index)
+        return attempt
+
+    def succeed(self, reply: bytes) -> None:
+        """Gives every call its own reply or failure.
+
+        Raises:
+            ProtocolMismatchError: It is no such reply.
+        """
+        outcomes = self.call.parse(reply, ())
+        for waiter, outcome in zip(self.waiters, outcomes, strict=True):
+            waiter.progress.is_local = self.lead.progress.is_local
+            waiter.outcome = (
+                (outcome, ()) if isinstance(outcome, bytes) else CallError(cast("Any", outcome))
+            )
+            waiter.woken(waiter)
+
+    def fail(self, error: BaseException, *, is_lost: bool) -> None:
+        """Gives every call the failure of the message, or lets it go alone.
+
+        Args:
+            error: What became of it.
+            is_lost: Whether the error says that nobody will answer it, and nothing else.
+        """
+        is_refused = isinstance(error, grpc.RpcError) and _is_about_message(error)
+        if is_refused:
+            self._queue.pack_later()
+        for waiter in self.waiters:
+            if is_refused or is_lost or not isinstance(error, Exception):
+                waiter.goes_alone = True
+                waiter.outcome = GoAlone()
+            else:
+                waiter.outcome = copy.copy(error)
+            waiter.woken(waiter)
+
+
+class GoAlone(Exception):  # noqa: N818 - a signal between calls, which nobody else sees
+    """A call was sent with others, and that told nothing about it."""
+
+
+def packed_bytes(call: Call[Any]) -> int:
+    """What a call adds to a message or to its reply; 0 if it is better sent alone.
+
+    So is one with metadata or a request id of its own, which a message has for all its calls.
+    """
+    envelope, conduct = call.envelope, call.conduct
+    operands_bytes, results_bytes = envelope.operands_bytes, envelope.results_bytes
+    if envelope.method not in NESTED or max(*operands_bytes, *results_bytes) >= MIN_PLACED_BYTES:
+        return 0
+    if conduct.metadata or conduct.request_id is not None:
+        return 0
+    return _ENVELOPE_BYTES + max(sum(operands_bytes), sum(results_bytes))
+
+
+def _goes_first(one: Waiter, other: Waiter) -> bool:
+    """Whether one of two that are the first of their lines is before the other one."""
+    return (not one.has_turn, one.number) < (not other.has_turn, other.number)
+
+
+def _is_about_message(failure: grpc.RpcError) -> bool:
+    """Whether a failure is neither for now nor about who calls."""
+    call = cast("grpc.Call", failure)
+    error = error_from_status(call.code(), "", call.trailing_metadata() or (), "")
+    return not isinstance(
+        error, AccessDeniedError | DeadlineExceededError | OverloadedError | UnavailableError
+    )

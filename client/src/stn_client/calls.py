@@ -1,0 +1,75 @@
+"""Calls to be made later, many at once: what `Client.map` and `AsyncClient.map` take.
+
+    from stn_client import Affine, Client, calls
+
+    with Client("localhost:50051") as stn:
+        for v in stn.map(calls.warp(u, Affine(theta)) for u, theta in pairs):
+            ...
+
+Arguments are those of the methods of `Client` of the same names, and are checked here and now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+from stn_client import _calls
+from stn_client._arrays import AnyArray
+from stn_client._calls import Call
+from stn_client._options import GridCallOptions, WarpCallOptions
+from stn_client._transforms import ParametricTransform, Transform
+
+__all__ = ["Call", "generate_grid", "generate_grid_gradients", "warp", "warp_gradients"]
+
+
+def warp(
+    feature_map: AnyArray,
+    transform: Transform,
+    output_size: Sequence[int] | None = None,
+    **options: Unpack[WarpCallOptions],
+) -> Call[Any]:
+    """The call that `Client.warp` makes; it reads the feature map when it is sent.
+
+    Raises:
+        InvalidRequestError: An argument breaks a rule; `violations` names it.
+    """
+    return _calls.warp(feature_map, transform, output_size, options)
+
+
+def warp_gradients(
+    grad_output: AnyArray,
+    feature_map: AnyArray,
+    transform: Transform,
+    *,
+    needs: Sequence[str] = ("feature_map", "transform"),
+    **options: Unpack[WarpCallOptions],
+) -> Call[Any]:
+    """The call that `Client.warp_gradients` makes; it reads its operands when it is sent.
+
+    Raises:
+        InvalidRequestError: An argument breaks a rule; `violations` names it.
+    """
+    return _calls.warp_gradients(grad_output, feature_map, transform, needs, options)
+
+
+def generate_grid(
+    transform: ParametricTransform, output_size: Sequence[int], **options: Unpack[GridCallOptions]
+) -> Call[Any]:
+    """The call that `Client.generate_grid` makes.
+
+    Raises:
+        InvalidRequestError: An argument breaks a rule; `violations` names it.
+    """
+    return _calls.generate_grid(transform, output_size, options)
+
+
+def generate_grid_gradients(
+    grad_grid: AnyArray, transform: ParametricTransform, **options: Unpack[GridCallOptions]
+) -> Call[Any]:
+    """The call that `Client.generate_grid_gradients` makes; it reads the gradient when it is sent.
+
+    Raises:
+        InvalidRequestError: An argument breaks a rule; `violations` names it.
+    """
+    return _calls.generate_grid_gradients(grad_grid, transform, options)
