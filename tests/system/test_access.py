@@ -26,6 +26,7 @@ from stn_client.cli import main
 from stn_client.local import LocalServer
 from stn_proto.v1 import service_pb2
 from stn_proto.v1.many_pb2 import Status
+from stn_server.oip.service import OIP_METHODS, OIP_SERVICE
 from support.bad_requests import ramp, theta, warp_request
 from support.certificates import Authority
 from support.harness import (
@@ -43,8 +44,6 @@ pytestmark = pytest.mark.slow
 ONCE = RetryPolicy(attempts=1)
 U, THETA = ramp(1, 3, 4, 5), Affine(theta(1))
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["SpatialTransformer"]
-OIP_SERVICE = "inference.GRPCInferenceService"
-OIP_METHODS = ("ServerLive", "ModelInfer", "ModelStreamInfer", "SystemSharedMemoryStatus")
 METHODS = [f"/{SERVICE.full_name}/{method.name}" for method in SERVICE.methods]
 METHODS += [f"/{OIP_SERVICE}/{name}" for name in OIP_METHODS]
 REFLECTIONS = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
@@ -257,6 +256,7 @@ def test_tools_of_both_versions_find_every_service_and_its_description(server, r
         found = [[m.name for m in pool.FindServiceByName(name).methods] for name in names]
     assert dict(zip(names, found, strict=True)) == {
         SERVICE.full_name: [method.name for method in SERVICE.methods],
+        OIP_SERVICE: list(OIP_METHODS),
         "grpc.health.v1.Health": ["Check", "List", "Watch"],
         **{name: ["ServerReflectionInfo"] for name in REFLECTIONS},
     }
