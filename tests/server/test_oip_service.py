@@ -20,6 +20,7 @@ from stn_server.batching.devices import EngineRunner
 from support.bad_requests import ramp, theta, warp_request
 from support.fakes import FakeRunner, feature_maps
 from support.harness import METHOD_PREFIX, outcome_of, serving
+from support.many import compute_many
 from support.oip import SERVICE, infer, infer_request, stream_infer
 
 WARP = METHOD_PREFIX + "Warp"
@@ -138,6 +139,35 @@ def test_statistics_count_launches_that_were_shared():
     assert (affine.execution_count, rotation.execution_count) == (1, 1)
     assert [one.batch_size for one in affine.batch_stats] == [6]
     assert 1 <= launches <= 2
+
+
+def test_statistics_count_launches_that_bundles_share():
+    """Calls of one message of ComputeMany are beside requests of a model, and none of its own."""
+
+    async def scenario():
+        runner = HeldEngine()
+        with contextlib.closing(runner):
+            async with (
+                serving(runner, **MANY) as service,
+                grpc.aio.insecure_channel(service.target) as channel,
+            ):
+                first = asyncio.ensure_future(channel.unary_unary(WARP)(warp_of(0)[0]))
+                await service.admitted(1)
+                bundle = compute_many(("Warp", warp_request()), ("Warp", warp_request()))
+                many = asyncio.ensure_future(
+                    channel.unary_unary(METHOD_PREFIX + "ComputeMany")(bundle.SerializeToString())
+                )
+                call = asyncio.ensure_future(infer(channel)(warp_of(1)[1]))
+                await service.admitted(3)
+                runner.gate.set()
+                await asyncio.gather(first, many, call)
+                ask = channel.unary_unary(f"/{SERVICE}/ModelStatistics")
+                request = ModelStatisticsRequest(name="stn_warp_affine").SerializeToString()
+                return ModelStatisticsResponse.FromString(await ask(request)).model_stats[0]
+
+    found = asyncio.run(scenario())
+    assert (found.inference_count, found.execution_count) == (2, 1)
+    assert found.inference_stats.queue.count == 1
 
 
 def test_a_timeout_bounds_the_wait_for_a_device():

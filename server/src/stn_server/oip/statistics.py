@@ -83,8 +83,8 @@ class ModelStatistics(Listener):
     def batch_ended(self, batch: Batch, queue_s: Sequence[float], compute_s: float) -> None:
         """Counts a launch for every model that had a call in it."""
         items: Counter[str] = Counter()
-        for item, waited_s in zip(batch.items, queue_s, strict=True):
-            known = self._under_way.get(item.call)
+        for call, waited_s in zip(batch.calls, queue_s, strict=True):
+            known = self._under_way.get(call)
             if known:
                 model, count = known
                 items[model] += count
