@@ -299,15 +299,15 @@ STN_FUNCTION void gather_quads(const Descriptor& problem, const Place& place, co
   const Quad quad(place, problem.source, gather.is_steep());
   const Map &from = problem.grad_output, &to = problem.grad_feature_map;
   const S* grads = maps_of(from, place.n);
-  S* sums_of_map = maps_of(to, place.n);
+  S* grad_feature_map = maps_of(to, place.n);
   // The first and the last pixel bound the others.
   const bool are_inner = gather.has_few && quad.fits(problem.source) && from.stride[0] == 1 &&
                          quad_pixel(gather, quad, 0).is_inner(problem) &&
                          quad_pixel(gather, quad, kQuad - 1).is_inner(problem);
   if (are_inner) {
     __shared__ T kept[N][kQuad][kThreads];  // of each thread, for itself: they would take its registers
-    const QuadSteps steps(to, sums_of_map, quad.is_row);
-    S* target = sums_of_map + offset_of<D>(to, 0, quad.pixel(0));
+    const QuadSteps steps(to, grad_feature_map, quad.is_row);
+    S* target = grad_feature_map + offset_of<D>(to, 0, quad.pixel(0));
     for_groups<N, false>(0, problem.channels, [&](auto count, int first) {
       constexpr int M = decltype(count)::kCount;
 #pragma unroll 1
@@ -332,7 +332,7 @@ STN_FUNCTION void gather_quads(const Descriptor& problem, const Place& place, co
   for (int p = 0; p < kQuad; ++p) {
     if (!quad.has(p, problem.source)) continue;
     const Pixel pixel = quad.pixel(p);
-    S* target = sums_of_map + offset_of<D>(to, 0, pixel);
+    S* target = grad_feature_map + offset_of<D>(to, 0, pixel);
 #pragma unroll 1
     for (int channel = 0; channel < problem.channels; ++channel) {
       const S* group = grads + channel * from.channel_stride;
