@@ -70,18 +70,22 @@ def header() -> str:
 
 def exports() -> str:
     """The header that shows the enumerations to Python, as it has to be."""
-    enumerations = "\n".join(
-        f'  nb::enum_<{name}>(m, "{name}")\n'
-        + "\n".join(f'      .value("{member}", {name}::{member})' for member, _ in pairs)
-        + ";"
-        for name, pairs in members().items()
-    )
+    enumerations = "\n".join(export(name, pairs) for name, pairs in members().items())
     return (
         f"{NOTICE.format(HOME)}\n#pragma once\n\n#include <nanobind/nanobind.h>\n\n"
         '#include "../shared/common.h"\n\nnamespace stn {\n\n'
         "inline void export_enumerations(nanobind::module_& m) {\n"
         f"  namespace nb = nanobind;\n{enumerations}\n}}\n\n}}  // namespace stn\n"
     )
+
+
+def export(name: str, pairs: Sequence[tuple[str, int]]) -> str:
+    """The statement that shows one of them."""
+    links = [f'.value("{member}", {name}::{member})' for member, _ in pairs]
+    statement = f'  nb::enum_<{name}>(m, "{name}")' + "".join(links) + ";"
+    if len(statement) > WIDTH:
+        statement = statement.replace(".value(", "\n      .value(")
+    return statement
 
 
 def stub() -> str:

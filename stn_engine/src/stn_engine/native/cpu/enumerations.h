@@ -28,13 +28,8 @@ inline void export_enumerations(nanobind::module_& m) {
       .value("float16", Storage::float16)
       .value("bfloat16", Storage::bfloat16)
       .value("uint8", Storage::uint8);
-  nb::enum_<Loss>(m, "Loss")
-      .value("ssd", Loss::ssd)
-      .value("huber", Loss::huber)
-      .value("ncc", Loss::ncc);
-  nb::enum_<Domain>(m, "Domain")
-      .value("overlap", Domain::overlap)
-      .value("all", Domain::all);
+  nb::enum_<Loss>(m, "Loss").value("ssd", Loss::ssd).value("huber", Loss::huber).value("ncc", Loss::ncc);
+  nb::enum_<Domain>(m, "Domain").value("overlap", Domain::overlap).value("all", Domain::all);
   nb::enum_<Family>(m, "Family")
       .value("matrix", Family::matrix)
       .value("spline", Family::spline)
