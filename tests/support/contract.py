@@ -8,7 +8,7 @@ As a program, publishes it:
 from collections.abc import Iterator
 from pathlib import Path
 
-from google.protobuf import text_format
+from google.protobuf import any_pb2, text_format
 from google.protobuf.descriptor_pb2 import (
     DescriptorProto,
     EnumDescriptorProto,
@@ -32,6 +32,7 @@ from stn_proto.v1 import (
 GOLDEN = Path(__file__).parents[1] / "golden" / "contract.txtpb"
 
 FILES = (
+    any_pb2,  # imported by what follows
     errors_pb2,
     tensor_pb2,
     warp_pb2,
