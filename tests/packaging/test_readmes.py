@@ -105,7 +105,7 @@ def test_the_security_of_the_server_readme_holds(tmp_path):
         assert call != calling
         answered = run(call, tmp_path)
         assert answered.returncode == 0, answered.stderr
-        assert "ready: True" in answered.stdout
+        assert "ready: true" in answered.stdout
         for left_out in ("--token-file token", "--tls-certificate alice.pem --tls-key alice.key"):
             assert run(call.replace(left_out, ""), tmp_path).returncode == 1
 
