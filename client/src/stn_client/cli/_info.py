@@ -39,4 +39,5 @@ def _lines(told: dict[str, Any], indent: str = "") -> Iterator[str]:
         elif isinstance(value, tuple):
             yield f"{indent}{name}: {', '.join(value)}".rstrip()
         else:
-            yield f"{indent}{name}: {value}".rstrip()
+            said = str(value).lower() if isinstance(value, bool) else value  # as in JSON
+            yield f"{indent}{name}: {said}".rstrip()
