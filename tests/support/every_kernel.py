@@ -10,6 +10,10 @@ from support.strategies import IMAGE, VOLUME, random_gradients, random_warp
 FAR = {"size": (5, 7), "output_size": (33, 29)}
 """Many target pixels read each source pixel."""
 
+WIDE = {"size": (41, 47), "output_size": (6, 5)}
+DEEP = {"size": (11, 13, 14), "output_size": (3, 4, 5)}
+"""Maps of more than one tile."""
+
 KINDS = (
     ("affine", IMAGE),
     ("affine", FAR),
@@ -19,6 +23,8 @@ KINDS = (
     ("grid", IMAGE),
     ("affine", VOLUME),
     ("flow", VOLUME),
+    ("affine", WIDE),
+    ("affine", DEEP),
 )
 SPECS = (
     WarpSpec(padding="zeros"),

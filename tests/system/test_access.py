@@ -324,7 +324,7 @@ async def one_too_many(target):
     async with contextlib.AsyncExitStack() as stack:
 
         async def connect(token):
-            client = AsyncClient(target, token=token, retry=ONCE)
+            client = AsyncClient(target, token=token, retry=ONCE, packing=False)
             return await stack.enter_async_context(client)
 
         clients = {name: await connect(name) for name in QUOTAS}

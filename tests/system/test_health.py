@@ -64,6 +64,8 @@ def test_reflection_describes_the_service(channel):
         "WarpGradients",
         "GenerateGrid",
         "GenerateGridGradients",
+        "Objective",
+        "ComputeMany",
         "GetServerInfo",
     }
 

@@ -27,7 +27,7 @@ WINDOW_S = 5.0
 async def three_at_once_and_one_too_many(target):
     """Two warps and a gradient fill the queue for one window; a fourth call is refused."""
     u, transform = ramp(1, 3, 4, 5), Affine(theta(1))
-    async with AsyncClient(target, retry=RetryPolicy(attempts=1)) as stn:
+    async with AsyncClient(target, retry=RetryPolicy(attempts=1), packing=False) as stn:
         calls = [
             asyncio.create_task(stn.warp(u, transform)),
             asyncio.create_task(stn.warp(u, transform, (2, 3))),

@@ -70,6 +70,7 @@ class Limits:
         max_payloads: Payloads of a request.
         max_envelope_bytes: Of a serialized request without its payloads.
         max_control_points: Control points of a thin-plate spline.
+        max_calls: Calls that go together in one message.
     """
 
     max_message_bytes: int = 0
@@ -81,6 +82,7 @@ class Limits:
     max_payloads: int = 0
     max_envelope_bytes: int = 0
     max_control_points: int = 0
+    max_calls: int = 0
 
 
 @dataclass(frozen=True, slots=True)

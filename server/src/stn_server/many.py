@@ -99,11 +99,16 @@ class Many:
     ) -> None:
         """If the message has no reply, its calls have none either."""
         self._held.close()
-        if error is None:
-            return
-        code = answer_to(error, "").code if isinstance(error, Exception) else StatusCode.CANCELLED
-        end = End(code, time.perf_counter() - self._began)
-        self._tell_ended(dict.fromkeys(range(len(self._calls)), end))
+        if error is not None:
+            is_answer = isinstance(error, Exception)
+            code = answer_to(error, "").code if is_answer else StatusCode.CANCELLED
+            end = End(code, time.perf_counter() - self._began)
+            self._tell_ended(dict.fromkeys(range(len(self._calls)), end))
+        for own in self._errors.values():
+            clear_frames(own)
+            # Its frames lead back to the one that holds this object and so the memory of all calls,
+            # arenas among it: a ring, which would stay until the collector comes.
+            own.__traceback__ = None
 
     def hold(self, quotas: Quotas, resize: Resize) -> None:
         """Holds calls against the quota of their caller; the first takes the place of the message.
@@ -206,8 +211,6 @@ class Many:
             call, end = alike[0]
             for tell_end in self._events.call_failed:
                 tell_end(call, replace(end, alike=len(alike)))
-        for error in self._errors.values():
-            clear_frames(error)
 
     def _tell_ended(self, ends: Mapping[int, End]) -> None:
         """Tells how each call ended, by position; those that are alike together."""
