@@ -204,9 +204,10 @@ def test_a_second_signal_does_not_wait_for_a_batch(tmp_path):
 
     async def load(server):
         async with AsyncClient(server.target, retry=ONCE) as stn:
-            call = asyncio.create_task(outcome_of(stn.warp(U, THETA, (2300, 2300))))
+            long = stn.warp(U.repeat(3, 0), THETA, (2300, 2300), interpolation="bicubic")
+            call = asyncio.create_task(outcome_of(long))
             while (await stn.server_info()).statistics.running_items == 0:
-                pass
+                assert not call.done(), "the batch was over before it was seen"
             terminate(server)
             server.process.send_signal(signal.SIGINT)  # a second SIGTERM might merge with the first
             return await call
