@@ -17,6 +17,7 @@ from stn_proto.oip.inference_pb2 import (
     ModelStreamInferResponse,
 )
 from stn_server.batching.devices import EngineRunner
+from stn_server.oip import streams
 from support.bad_requests import ramp, theta, warp_request
 from support.fakes import FakeRunner, feature_maps
 from support.harness import METHOD_PREFIX, outcome_of, serving
@@ -439,3 +440,47 @@ def test_theta_of_no_item_is_named():
             return (await outcome_of(infer(channel)(request))).details()
 
     assert asyncio.run(scenario()).startswith("theta: expected shape")
+
+
+class ReadForEver:
+    """The context of a stream whose caller sends nothing more."""
+
+    async def write(self, _message):
+        """Takes whatever comes."""
+
+    def invocation_metadata(self):
+        """None."""
+        return ()
+
+
+class NotedCall:
+    """A call of a stream that notes whether it was let go of."""
+
+    answer = None
+
+    def __init__(self):
+        self.ended = asyncio.Event()
+
+    def done(self):
+        """It holds nothing any more."""
+        self.ended.set()
+
+
+def test_a_stream_that_is_cancelled_twice_holds_nothing():
+    """Whoever ends a stream may be interrupted at any step of that."""
+
+    async def main(steps):
+        calls, room = asyncio.Queue(), asyncio.Semaphore(1)
+        call, task = NotedCall(), asyncio.create_task(asyncio.Event().wait())
+        calls.put_nowait((call, task))
+        writing = asyncio.create_task(streams._write(ReadForEver(), calls, room))
+        await asyncio.sleep(0)  # it waits for the reply to the call
+        for _ in range(steps):
+            writing.cancel()
+            await asyncio.sleep(0)
+        await asyncio.wait_for(call.ended.wait(), 10)
+        assert task.cancelled()
+        assert (await outcome_of(writing)).__class__ is asyncio.CancelledError
+
+    for steps in (1, 2, 3):
+        asyncio.run(main(steps))

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, cast
 
 import grpc
@@ -132,12 +133,10 @@ class Streams:
             await _write(context, calls, room)
         finally:
             self._open -= 1
+            # Without waiting, here and in `_give_up`: whoever waits can be cancelled once more, and
+            # what calls hold would be held for ever.
             reading.cancel()
-            await asyncio.wait([reading])
-            while not calls.empty():
-                begun = calls.get_nowait()
-                if begun is not None:
-                    await _give_up(*begun)
+            reading.add_done_callback(partial(_give_up_rest, calls))
 
     async def _read(
         self, context: Context, calls: asyncio.Queue[Begun | None], room: asyncio.Semaphore
@@ -191,15 +190,22 @@ async def _write(
                 await _end(context, call)
             await context.write(call.failure())
         finally:
-            await _give_up(call, task)
+            _give_up(call, task)
             room.release()
 
 
-async def _give_up(call: StreamedCall, task: asyncio.Task[bytes]) -> None:
-    """Ends a call if it has not ended, and lets go of what it holds."""
+def _give_up(call: StreamedCall, task: asyncio.Task[bytes]) -> None:
+    """Ends a call if it has not ended, and lets go of what it holds as soon as it has."""
     task.cancel()
-    await asyncio.wait([task])
-    call.done()
+    task.add_done_callback(lambda _task: call.done())
+
+
+def _give_up_rest(calls: asyncio.Queue[Begun | None], _reading: asyncio.Task[None]) -> None:
+    """Ends all calls that nobody will write any more."""
+    while not calls.empty():
+        begun = calls.get_nowait()
+        if begun is not None:
+            _give_up(*begun)
 
 
 async def _end(context: Context, call: StreamedCall) -> None:
