@@ -26,7 +26,7 @@ from support.tokens import entry, replace
 
 pytestmark = pytest.mark.slow
 
-ONCE = {"retry": RetryPolicy(attempts=1), "local": False}
+ONCE = {"retry": RetryPolicy(attempts=1), "local": False, "packing": False}
 U, THETA = ramp(1, 3, 4, 5), Affine(theta(1))
 WINDOW_S = 3.0
 ALICE, BOB = "token-of-alice", "token-of-bob"
