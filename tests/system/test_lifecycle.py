@@ -80,23 +80,29 @@ def test_a_signal_under_load_loses_no_call_of_other_clients(tmp_path):
     """Those of the Open Inference Protocol, one by one and in streams, end as those of the SDK."""
     message = infer_request().SerializeToString()
 
-    async def streamed(channel):
-        """What a stream answered, until it was told to go elsewhere."""
-        stream, answered = stream_infer(channel)(), 0
+    async def opened(channel):
+        """A stream with 20 requests written: gRPC forgets why a call ended if it ends in a write."""
+        stream = stream_infer(channel)()
         for _ in range(20):
             await stream.write(message)
+        return stream
+
+    async def streamed(stream):
+        """How many answers a stream gave, and its code, until it was told to go elsewhere."""
+        answered = 0
         while (reply := await outcome_of(stream.read())) is not grpc.aio.EOF:
             if isinstance(reply, Exception):
                 return answered, reply.code()
             answered += 1
             if answered == 20:
-                await stream.done_writing()
+                await outcome_of(stream.done_writing())
         return answered, await stream.code()
 
     async def load(server):
         async with grpc.aio.insecure_channel(server.target) as channel:
+            written = [await opened(channel) for _ in range(5)]
             calls = [asyncio.create_task(outcome_of(infer(channel)(message))) for _ in range(50)]
-            streams = [asyncio.create_task(streamed(channel)) for _ in range(5)]
+            streams = [asyncio.create_task(streamed(stream)) for stream in written]
             await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
             terminate(server)
             return await asyncio.gather(*calls), await asyncio.gather(*streams)
