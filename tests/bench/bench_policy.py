@@ -47,7 +47,7 @@ def steps_per_s(*, inside, keys=1, callers=1, patience_s=math.inf, cost=SMALL) -
             item = WorkItem(
                 key=kinds[number % keys],
                 cost=cost,
-                problem=None,
+                problems=(None,),
                 arrived=now,
                 deadline=now + patience_s,
                 caller=f"caller {number % callers}",

@@ -42,7 +42,7 @@ def arrivals(rng):
             yield WorkItem(
                 key=rng.choice(KEYS),
                 cost=SMALL,
-                problem=None,
+                problems=(None,),
                 arrived=instant,
                 deadline=instant + DEADLINE_S,
                 caller=caller,

@@ -276,8 +276,8 @@ def test_settings_that_name_no_devices_are_refused(value):
 
 def make_batch():
     key = BatchKey(Operation.WARP, torch.float32, None)
-    item = WorkItem(key=key, cost=NOTHING, problem=None, arrived=0.0)
-    return Batch(key, (item,), NOTHING)
+    item = WorkItem(key=key, cost=NOTHING, problems=(None,), arrived=0.0)
+    return Batch.of((item,), NOTHING)
 
 
 def test_lanes_share_a_queue():

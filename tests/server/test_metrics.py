@@ -174,7 +174,7 @@ def test_every_end_of_a_call_is_counted_by_method_and_code():
     bad = next(bad for bad in BAD_REQUESTS if bad.method == "GenerateGrid")
 
     def answer(batch):
-        return [batch.items[0].problem[1][:1]]
+        return [batch.problems[0][1][:1]]
 
     async def scenario():
         async with (

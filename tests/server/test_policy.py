@@ -48,7 +48,7 @@ def make_item(key=WARP, size_bytes=10, samples=1, work=None, **options):
     return WorkItem(
         key=key,
         cost=Cost(size_bytes, samples, samples if work is None else work),
-        problem=None,
+        problems=(None,),
         **{"arrived": 0.0, **options},
     )
 
@@ -423,7 +423,7 @@ def test_calls_of_a_message_run_as_one_item():
     assert policy.step(ArriveTogether([bundle]), 0.0).late == (None,)
     assert policy.queued_items == 6
     (batch,) = policy.step(Finish(busy), 0.0).launches
-    assert (batch.items, batch.count) == ((single, bundle), 6)
+    assert (batch.items, len(batch.problems)) == ((single, bundle), 6)
     assert batch.problems == [None, 0, 1, 2, 3, 4]
     assert policy.running_items == 6
     assert batch.cost == Cost(60, 6, 6)
@@ -609,7 +609,7 @@ class PolicyMachine(RuleBasedStateMachine):
             sum(map(amount, inside)) + amount(item) > limit
             or sum(map(amount, own)) > CALLER_SHARE * (limit - sum(map(amount, inside)))
             for amount, limit in (
-                (lambda item: item.count, self.MAX_ITEMS),
+                (lambda item: len(item.problems), self.MAX_ITEMS),
                 (lambda item: item.cost.size_bytes, self.MAX_BYTES),
             )
         )
@@ -653,8 +653,8 @@ class PolicyMachine(RuleBasedStateMachine):
 
     @invariant()
     def counts_are_those_of_the_model(self):
-        assert self.policy.queued_items == sum(item.count for item in self.queued.values())
-        assert self.policy.running_items == sum(batch.count for batch in self.running)
+        assert self.policy.queued_items == sum(len(item.problems) for item in self.queued.values())
+        assert self.policy.running_items == sum(len(batch.problems) for batch in self.running)
         size_bytes = sum(item.cost.size_bytes for item in self.inside.values())
         assert self.policy.admitted_bytes == size_bytes
 

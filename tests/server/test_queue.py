@@ -110,7 +110,7 @@ def test_batches_are_those_of_a_queue_that_sorts(steps):
             item = WorkItem(
                 key=step["key"],
                 cost=Cost(size, size, size),
-                problem=None,
+                problems=(None,),
                 arrived=now,
                 deadline=now + step["patience"],
                 caller=step["caller"],

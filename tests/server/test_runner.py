@@ -34,8 +34,8 @@ SMALL = Cost(size_bytes=1, samples=1, work=1)
 
 def make_batch(operation, jobs, cost=LARGE):
     key = BatchKey(operation, torch.float32, None)
-    items = (WorkItem(key=key, cost=cost, problem=job, arrived=0.0) for job in jobs)
-    return Batch(key, tuple(items), cost)
+    items = [WorkItem(key=key, cost=cost, problems=(job,), arrived=0.0) for job in jobs]
+    return Batch.of(items, cost)
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ class FakeRunner:
         self._gates = []
 
     async def run(self, batch):
-        self.batches.append(batch.problems)
+        self.batches.append(list(batch.problems))
         async with self._begun:
             self._begun.notify_all()
         if self._held:
@@ -97,7 +97,7 @@ class Recorder(Listener):
         self.abandoned += 1
 
     def batch_ended(self, batch, queue_s, compute_s):
-        self.batches.append((batch.count, list(queue_s), compute_s))
+        self.batches.append((len(batch.problems), list(queue_s), compute_s))
 
 
 class FakeContext:

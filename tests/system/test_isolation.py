@@ -39,9 +39,9 @@ class GatheringRunner(EngineRunner):
         return await super().run(batch)
 
     def _compute(self, batch):
-        for item in batch.items:
-            if item.problem[0].output_size == POISON_SIZE:
-                item.problem = None
+        batch.problems = [
+            None if job.problem.output_size == POISON_SIZE else job for job in batch.problems
+        ]
         return super()._compute(batch)
 
 

@@ -81,7 +81,7 @@ def test_a_signal_under_load_loses_no_call_of_other_clients(tmp_path):
     message = infer_request().SerializeToString()
 
     async def opened(channel):
-        """A stream with 20 requests written: gRPC forgets why a call ended if it ends in a write."""
+        """A stream with 20 requests written: gRPC forgets the status that a write meets."""
         stream = stream_infer(channel)()
         for _ in range(20):
             await stream.write(message)

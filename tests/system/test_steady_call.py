@@ -55,10 +55,6 @@ async def functions_of_a_call():
     return entered
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="14 files and 81 functions since messages of many calls and statistics of models",
-)
 @pytest.mark.alone
 def test_a_steady_warp_goes_through_few_files_and_functions():
     """From the first byte that gRPC hands over to the reply, kernels aside."""

@@ -30,7 +30,6 @@ from stn_server.log import EventLog
 from stn_server.memory import resident_bytes
 from stn_server.metrics import Metrics
 from stn_server.oip.service import OIP_SERVICE, InferenceService
-from stn_server.oip.statistics import ModelStatistics
 from stn_server.oip.streams import Streams
 from stn_server.reflection import reflect
 from stn_server.reload import Watch
@@ -115,8 +114,7 @@ def build(
     devices = devices_of(config.device)
     registry = CollectorRegistry()
     metrics, tracing = Metrics(registry, backend_on(devices[0].name)), _tracing(config)
-    model_statistics = ModelStatistics()
-    listening = metrics, EventLog(), model_statistics, *([tracing] if tracing else [])
+    listening = metrics, EventLog(), *([tracing] if tracing else [])
     events = Events(*listening, *listeners)
 
     lanes = Lanes(
@@ -159,7 +157,6 @@ def build(
         batcher,
         service.quotas,
         lambda: is_healthy.is_ready,
-        model_statistics,
         events,
     )
     streams = Streams(inference, transport, batcher, config.oip, config.limits.max_output_bytes)

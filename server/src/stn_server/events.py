@@ -112,9 +112,6 @@ class Listener:
         """So many lines of the log were dropped, as nobody read them."""
 
 
-Tell = tuple[Callable[..., None], ...]
-
-
 class Events:
     """For every event those who listen: `for tell in events.reached: tell(stage, calls)`.
 
@@ -122,43 +119,28 @@ class Events:
     """
 
     def __init__(self, *listeners: Listener) -> None:
-        def those_who_hear(event: str, *instead: str) -> Tell:
-            return tuple(
-                getattr(listener, event)
-                for listener in listeners
-                if any(
-                    getattr(type(listener), name) is not getattr(Listener, name)
-                    for name in (event, *instead)
-                )
-            )
+        self.call_began: list[Callable[[CallFacts], None]] = []
+        self.reached: list[Callable[[Stage, Sequence[CallFacts | None]], None]] = []
+        self.call_ended: list[Callable[[CallFacts, End], None]] = []
+        self.calls_ended: list[Callable[[Sequence[CallFacts], End], None]] = []
+        self.call_failed: list[Callable[[CallFacts, End], None]] = []
+        self.item_abandoned: list[Callable[[], None]] = []
+        self.batch_ended: list[Callable[[Batch, Sequence[float], float], None]] = []
+        self.lane_freed: list[Callable[[str, float], None]] = []
+        self.device_lost: list[Callable[[BaseException], None]] = []
+        self.kernels_compiled: list[Callable[[Outcome, float], None]] = []
+        self.file_changed: list[Callable[[str, str, str], None]] = []
+        self.lines_dropped: list[Callable[[int], None]] = []
+        for listener in listeners:
+            self.add(listener)
 
-        self.call_began: tuple[Callable[[CallFacts], None], ...] = those_who_hear("call_began")
-        self.reached: tuple[Callable[[Stage, Sequence[CallFacts | None]], None], ...] = (
-            those_who_hear("reached")
-        )
-        self.call_ended: tuple[Callable[[CallFacts, End], None], ...] = those_who_hear("call_ended")
-        self.calls_ended: tuple[Callable[[Sequence[CallFacts], End], None], ...] = those_who_hear(
-            "calls_ended", "call_ended"
-        )
-        self.call_failed: tuple[Callable[[CallFacts, End], None], ...] = those_who_hear(
-            "call_failed"
-        )
-        self.item_abandoned: tuple[Callable[[], None], ...] = those_who_hear("item_abandoned")
-        self.batch_ended: tuple[Callable[[Batch, Sequence[float], float], None], ...] = (
-            those_who_hear("batch_ended")
-        )
-        self.lane_freed: tuple[Callable[[str, float], None], ...] = those_who_hear("lane_freed")
-        self.device_lost: tuple[Callable[[BaseException], None], ...] = those_who_hear(
-            "device_lost"
-        )
-        self.kernels_compiled: tuple[Callable[[Outcome, float], None], ...] = those_who_hear(
-            "kernels_compiled"
-        )
-        self.file_changed: tuple[Callable[[str, str, str], None], ...] = those_who_hear(
-            "file_changed"
-        )
-        self.lines_dropped: tuple[Callable[[int], None], ...] = those_who_hear("lines_dropped")
+    def add(self, listener: Listener) -> None:
+        """A listener begins to hear of the events whose methods it overrides."""
+        for event, those_who_hear in vars(self).items():
+            methods = ("calls_ended", "call_ended") if event == "calls_ended" else (event,)
+            if any(getattr(type(listener), m) is not getattr(Listener, m) for m in methods):
+                those_who_hear.append(getattr(listener, event))
 
 
 UNHEARD = Events()
-"""The events of parts that stand alone."""
+"""The events of parts that stand alone; nobody is added."""

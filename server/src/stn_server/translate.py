@@ -125,9 +125,9 @@ class ReplyTemplate:
 
     def write(self, finished: Finished) -> bytes:
         """Returns the reply as it is sent, serialized."""
-        pieces = [
-            piece for pair in zip(self._before, finished.result, strict=True) for piece in pair
-        ]
+        pieces: list[Any] = []
+        for pair in zip(self._before, finished.result, strict=True):
+            pieces += pair
         pieces.append(self._timed(finished).SerializeToString())
         return b"".join(pieces)
 

@@ -21,8 +21,8 @@ def batches() -> Iterator[Batch]:
         (Operation.WARP_GRADIENTS, _warp_gradients()),
     ):
         request = translator.decode(operation, message)
-        item = WorkItem(key=request.key, cost=request.cost, problem=request.job, arrived=0.0)
-        yield Batch(request.key, (item,), request.cost)
+        item = WorkItem(key=request.key, cost=request.cost, problems=(request.job,), arrived=0.0)
+        yield Batch.of((item,), request.cost)
 
 
 def _warp() -> bytes:

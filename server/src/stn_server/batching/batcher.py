@@ -223,12 +223,12 @@ class Batcher:
         item = WorkItem(
             key=key,
             cost=cost,
-            problem=problem,
+            problems=(problem,),
             arrived=self.now(),
             deadline=deadline,
             due_within_s=due_within_s,
             caller=caller,
-            call=call,
+            calls=(call,),
             place=place,
             is_placed=is_placed,
             reply=reply,
@@ -443,7 +443,7 @@ class Batcher:
         Returns:
             What becomes of each problem, and whether another batch follows.
         """
-        count = batch.count
+        count = len(batch.problems)
         computed = outcomes is not None and len(outcomes) == count
         if outcomes is None or not computed:
             if isinstance(cause, DeviceLostError):
@@ -455,14 +455,14 @@ class Batcher:
 
     def _answer(self, batch: Batch, outcomes: Sequence[Any], launched: float, ended: float) -> None:
         """Every waiter, and whoever listens."""
-        compute_s, batch_items = ended - launched, batch.count
+        compute_s, batch_items = ended - launched, len(batch.problems)
         queue_s: list[float] = []
         following = iter(outcomes)
         for item in batch.items:
             waited_s = launched - item.arrived
             if isinstance(item, Bundle):
-                queue_s += [waited_s] * item.count
-                some = list(islice(following, item.count))
+                queue_s += [waited_s] * len(item.problems)
+                some = list(islice(following, len(item.problems)))
                 self._answer_bundle(item, some, Finished(None, waited_s, compute_s, batch_items))
                 continue
             queue_s.append(waited_s)
@@ -546,9 +546,9 @@ class Batcher:
         return abandoned
 
     def _abandoned(self, item: WorkItem) -> None:
-        self._counts.abandoned_items += item.count
+        self._counts.abandoned_items += len(item.problems)
         for tell in self._events.item_abandoned:
-            for _ in range(item.count):
+            for _ in range(len(item.problems)):
                 tell()
 
     def _refused(self, error: RefusedError) -> RefusedError:
@@ -566,4 +566,4 @@ async def _outcomes_of(bundle: Bundle, waiter: asyncio.Future[Any]) -> list[Any]
     try:
         return list(await waiter)
     except Exception as error:  # noqa: BLE001 - told to each caller, in its own status
-        return [error] * bundle.count
+        return [error] * len(bundle.problems)

@@ -268,7 +268,7 @@ class Policy:
                     # The common case. What follows would come to the same, but by the queue a
                     # whole call takes 1.6 times the Python.
                     if self._is_idle and item.deadline > now and not self._limits.window_s:
-                        alone = Batch(item.key, (item,), item.cost)
+                        alone = Batch(item.key, (item,), item.cost, item.problems)
                         return Decisions(launches=(self._begun(alone, now),))
                     self._enqueue(item)
             case ArriveTogether(bundles):
@@ -334,7 +334,7 @@ class Policy:
             place.holders += 1
             self._enqueue(bundle)
         else:
-            others = max(1, place.items - bundle.count)  # the message itself stays
+            others = max(1, place.items - len(bundle.problems))  # the message itself stays
             self._admission.resize(place, place.size_bytes - bundle.cost.size_bytes, others)
         return late
 
@@ -380,7 +380,7 @@ class Policy:
     def _begun(self, batch: Batch, now: float) -> Batch:
         """A batch takes a lane; the device holds the places of its items until it is through."""
         self._running[batch] = now
-        self.running_items += batch.count
+        self.running_items += len(batch.problems)
         for item in batch.items:
             assert item.place is not None  # admitted
             item.place.holders += 1
@@ -388,7 +388,7 @@ class Policy:
 
     def _retire(self, batch: Batch, now: float, *, computed: bool) -> None:
         """A batch is through."""
-        self.running_items -= batch.count
+        self.running_items -= len(batch.problems)
         for item in batch.items:
             assert item.place is not None  # admitted
             self.release(item.place)

@@ -94,7 +94,7 @@ class Queue:
     def add(self, item: WorkItem) -> None:
         """An item begins to wait."""
         self.items[item.number] = item
-        self.calls += item.count
+        self.calls += len(item.problems)
         if item.deadline < math.inf:
             insort(self._deadlines, (item.deadline, item.number))
         group = self._groups.get(item.key)
@@ -111,7 +111,7 @@ class Queue:
     def remove(self, item: WorkItem) -> None:
         """An item waits no longer."""
         del self.items[item.number]
-        self.calls -= item.count
+        self.calls -= len(item.problems)
         if item.deadline < math.inf:
             del self._deadlines[bisect_left(self._deadlines, (item.deadline, item.number))]
         group = self._groups[item.key]
@@ -180,7 +180,7 @@ class Queue:
                 heapq.heappop(heads)
         if lines:
             self._groups[key] = self._groups.pop(key)  # behind the others
-        return Batch(key, tuple(items), cost)
+        return Batch.of(items, cost)
 
     def _take_all(self, key: BatchKey) -> Batch:
         """All items of a key: what `take` comes to where they fit, in a third of the time."""
@@ -192,13 +192,13 @@ class Queue:
                 self._charge(account, item)
                 items.append(item)
                 del self.items[number]
-                self.calls -= item.count
+                self.calls -= len(item.problems)
                 if item.deadline < math.inf:
                     del self._deadlines[bisect_left(self._deadlines, (item.deadline, number))]
             account.waiting -= len(line)
             if account.waiting == 0:
                 del self._accounts[caller]
-        return Batch(key, tuple(items), group.cost)
+        return Batch.of(items, group.cost)
 
     def _next_key(self, now: float) -> BatchKey | None:
         """The ready key whose turn it is, among those with an item of the earliest round."""

@@ -122,12 +122,13 @@ class Place:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class WorkItem:
-    """One request between admission and its outcome. Nobody changes it but to give it a place."""
+    """What is let in, waits and runs as one. Nobody changes it but to give it a place."""
 
     key: BatchKey
     cost: Cost
-    problem: Any
-    """What the runner understands; opaque to queue and policy."""
+    problems: Sequence[Any]
+    """What the runner computes for it, each with an outcome of its own: one for each call that it
+    stands for. Opaque to queue and policy."""
     arrived: float
     """Monotonic instant in seconds."""
     deadline: float = math.inf
@@ -138,8 +139,8 @@ class WorkItem:
     """What is made of the outcome."""
     caller: str = ""
     """Whom fairness is owed to: opaque, the same for all calls of one caller."""
-    call: Any = None
-    """What listeners are told that it is for."""
+    calls: Sequence[Any] = (None,)
+    """Whom listeners are told that it is for: the call of each of its problems."""
     place: Place | None = None
     """What it counts for at the door; None: nothing yet."""
     is_placed: bool = False
@@ -152,21 +153,6 @@ class WorkItem:
     def due(self) -> float:
         """What counts as its deadline: those with a late one or none age."""
         return min(self.deadline, self.arrived + self.due_within_s)
-
-    @property
-    def problems(self) -> Sequence[Any]:
-        """What the runner computes for it, each with an outcome of its own."""
-        return (self.problem,)
-
-    @property
-    def calls(self) -> Sequence[Any]:
-        """Whom listeners are told that it is for: the call of each of its problems."""
-        return (self.call,)
-
-    @property
-    def count(self) -> int:
-        """How many calls it is."""
-        return 1
 
 
 class Wanted(NamedTuple):
@@ -183,8 +169,8 @@ class Wanted(NamedTuple):
 class Bundle(WorkItem):
     """Calls of one message and one key, which wait and run together as one item."""
 
-    problem: list[Any]
-    call: list[Any]
+    problems: list[Any]
+    calls: list[Any]
     positions: list[int]
     """Where each of its calls stands in the message."""
 
@@ -194,8 +180,8 @@ class Bundle(WorkItem):
         return cls(
             key=wanted.key,
             cost=wanted.cost,
-            problem=[wanted.problem],
-            call=[wanted.call],
+            problems=[wanted.problem],
+            calls=[wanted.call],
             positions=[position],
             is_placed=wanted.is_placed,
             **facts,
@@ -209,26 +195,11 @@ class Bundle(WorkItem):
             position: Where it stands in the message.
             cost: Of the bundle with it.
         """
-        self.problem.append(wanted.problem)
-        self.call.append(wanted.call)
+        self.problems.append(wanted.problem)
+        self.calls.append(wanted.call)
         self.positions.append(position)
         self.cost = cost
         self.is_placed = self.is_placed or wanted.is_placed
-
-    @property
-    def problems(self) -> Sequence[Any]:
-        """What the runner computes; see `WorkItem`."""
-        return self.problem
-
-    @property
-    def calls(self) -> Sequence[Any]:
-        """Whom it is for; see `WorkItem`."""
-        return self.call
-
-    @property
-    def count(self) -> int:
-        """How many calls it is."""
-        return len(self.problem)
 
 
 @dataclass(slots=True, eq=False)
@@ -239,16 +210,14 @@ class Batch:
     items: tuple[WorkItem, ...]
     cost: Cost
     """The cost of all items together."""
+    problems: Sequence[Any]
+    """What the runner computes: the problems of the items, one behind the other."""
 
-    @property
-    def count(self) -> int:
-        """How many calls it computes."""
-        return sum(item.count for item in self.items)
-
-    @property
-    def problems(self) -> list[Any]:
-        """What the runner computes, each with an outcome of its own."""
-        return [problem for item in self.items for problem in item.problems]
+    @classmethod
+    def of(cls, items: Sequence[WorkItem], cost: Cost) -> Batch:
+        """The batch of items that share a key."""
+        problems = [problem for item in items for problem in item.problems]
+        return cls(items[0].key, tuple(items), cost, problems)
 
     @property
     def calls(self) -> list[Any]:

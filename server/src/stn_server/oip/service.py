@@ -17,7 +17,7 @@ from stn_server.batching.work import Finished
 from stn_server.call import Call
 from stn_server.config import ServerConfig
 from stn_server.errors import RegionNotFoundError, UnsupportedError
-from stn_server.events import UNHEARD, Events, Stage
+from stn_server.events import Events, Stage
 from stn_server.oip.models import VERSION, Model, models
 from stn_server.oip.regions import Region, Regions
 from stn_server.oip.requests import Decoder, Inference
@@ -49,8 +49,7 @@ class InferenceService:
         batcher: Lets problems be computed.
         quotas: Of callers, the same as those of `Service`.
         is_ready: Whether the server takes calls.
-        statistics: Of models; it listens to `events`.
-        events: Told how far each call is.
+        events: Told how far each call is; statistics of models listen to it from the first one on.
     """
 
     def __init__(
@@ -60,14 +59,15 @@ class InferenceService:
         batcher: Batcher,
         quotas: Quotas,
         is_ready: Callable[[], bool],
-        statistics: ModelStatistics,
-        events: Events = UNHEARD,
+        events: Events | None = None,
     ) -> None:
         self._batcher = batcher
         self._quotas = quotas
         self._is_ready = is_ready
-        self._statistics = statistics
-        self._reached = events.reached
+        self._events = Events() if events is None else events
+        self._reached = self._events.reached
+        self._statistics = ModelStatistics()
+        self._is_counting = False
         self._models = models()
         self._regions = Regions(config.oip)
         self._decoder = Decoder(translator, config.limits, self._models, self._regions)
@@ -113,6 +113,9 @@ class InferenceService:
         if resize is not None:
             resize(template.made.cost.size_bytes)
         name, items, standing = template.model.name, template.items, template.standing
+        if not self._is_counting:  # only since somebody speaks this protocol
+            self._events.add(self._statistics)
+            self._is_counting = True
         counts = self._statistics.of(name)
         try:
             if inference.request is None:

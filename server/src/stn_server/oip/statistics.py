@@ -82,7 +82,7 @@ class ModelStatistics(Listener):
 
     def batch_ended(self, batch: Batch, queue_s: Sequence[float], compute_s: float) -> None:
         """Counts a launch for every model that had a call in it."""
-        if not self._under_way:  # nobody speaks this protocol now, as in most servers
+        if not self._under_way:  # nobody speaks this protocol at the moment
             return
         items: Counter[str] = Counter()
         for call, waited_s in zip(batch.calls, queue_s, strict=True):

@@ -58,13 +58,18 @@ def compute(jobs: Sequence[Job], threads: int | None = None) -> Sequence[tuple[B
         return _composed(jobs)
     backend, plans = planned
     threads = torch.get_num_threads() if threads is None else threads
-    memory = [_memory_for(job) if job.places else None for job in jobs]
-    where = [
-        job.operands if places is None else [*job.operands, *map(_address_of, places)]
-        for job, places in zip(jobs, memory, strict=True)
-    ]
+    where: list[Sequence[Any]] = []
+    placed: dict[int, tuple[memoryview, ...]] = {}
+    for number, job in enumerate(jobs):
+        if job.places:
+            places = placed[number] = _memory_for(job)
+            where.append([*job.operands, *map(_address_of, places)])
+        else:
+            where.append(job.operands)
     results: Sequence[tuple[Bytes, ...]] = backend.run_on_bytes(plans, where, threads)
-    return [new if places is None else places for new, places in zip(results, memory, strict=True)]
+    if placed:
+        return [placed.get(number, new) for number, new in enumerate(results)]
+    return results
 
 
 def _memory_for(job: Job) -> tuple[memoryview, ...]:
