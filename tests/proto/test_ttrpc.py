@@ -135,11 +135,13 @@ def test_a_call_after_longer_data_is_read():
 def test_half_a_frame_is_noticed():
     """At every byte of it, whoever owns the clock can tell that more has to come."""
     server, whole = ServerConnection(), frame(1, REQUEST, b"abc")
-    for byte in whole[:-1]:
+    for came, byte in enumerate(whole[:-1], 1):
         assert server.receive(bytes([byte])) == []
         assert server.is_amid_frame
+        assert server.awaited_bytes == (3 if came >= 10 else 0)  # by the header
     assert server.receive(whole[-1:]) == [Frame(1, b"abc")]
     assert not server.is_amid_frame
+    assert server.awaited_bytes == 0
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from google.rpc.status_pb2 import Status
 from stn_proto.ttrpc import MAX_DATA_BYTES
 from stn_proto.v1 import warp_pb2
 from stn_server.config import ConfigError, LimitsConfig, LocalConfig
-from support.bad_requests import warp_request
+from support.bad_requests import put, ramp, theta, warp_request
 from support.fakes import FakeRunner, feature_maps
 from support.harness import assert_nothing_left
 from support.local import (
@@ -186,6 +186,57 @@ def test_half_a_frame_and_silence_end_the_connection(tmp_path, sent):
 
     limits = LimitsConfig(upload_s=0.1)
     run(scenario, FakeRunner(feature_maps), tmp_path, limits=limits)
+
+
+MIB = 2**20
+
+
+def long_frame(stream_id):
+    """A warp of a map of 3 MB."""
+    message = warp_pb2.WarpRequest(output_size=(6, 7))
+    put(message, message.feature_map, ramp(1, 1, 750, 1000))
+    put(message, message.transform.affine.theta, theta(1))
+    return frame(stream_id, request("Warp", message.SerializeToString()))
+
+
+def test_long_frames_come_in_few_at_a_time(tmp_path):
+    """Nothing of them is admitted before they are whole: who waits is not even read."""
+
+    async def scenario(_service, _transport, plain):
+        other, small = await Plain.connect(tmp_path), await Plain.connect(tmp_path)
+        plain.send(long_frame(1)[:-MIB])
+        assert not (await small.call("Warp", MESSAGE)).HasField("status")
+        other.send(long_frame(1))
+        assert not (await small.call("Warp", MESSAGE)).HasField("status")
+        assert other.unsent_bytes > MIB
+        plain.send(long_frame(1)[-MIB:] + long_frame(3))
+        for connection in plain, other, plain:
+            assert not (await connection.response())[1].HasField("status")
+        for connection in other, small:
+            await connection.close()
+
+    run(scenario, FakeRunner(feature_maps), tmp_path, long_frames=1)
+
+
+def test_nobody_waits_for_ever_behind_half_a_frame(tmp_path):
+    """Those who stall are ended, who is next has the turn, and who waits too long is ended, too."""
+
+    async def scenario(_service, _transport, plain):
+        second, third = await Plain.connect(tmp_path), await Plain.connect(tmp_path)
+        gone = await Plain.connect(tmp_path)
+        for connection in plain, gone, second, third:
+            connection.send(long_frame(1)[:-MIB])
+        await gone.close()
+        for connection in plain, third, second:
+            await connection.ended()
+        after = await Plain.connect(tmp_path)
+        after.send(long_frame(1))
+        assert not (await after.response())[1].HasField("status")
+        for connection in second, third, after:
+            await connection.close()
+
+    limits = LimitsConfig(upload_s=0.1)
+    run(scenario, FakeRunner(feature_maps), tmp_path, limits=limits, long_frames=1)
 
 
 def test_the_end_of_a_connection_cancels_its_calls(tmp_path):

@@ -55,6 +55,11 @@ class Plain:
         """Any bytes."""
         self._writer.write(data)
 
+    @property
+    def unsent_bytes(self):
+        """What the server has not taken yet, nor the system."""
+        return self._writer.transport.get_write_buffer_size()
+
     def begin(self, *arguments, **options):
         """Sends a request; returns its stream id."""
         stream_id, self._next_id = self._next_id, self._next_id + 2
@@ -122,7 +127,15 @@ class WatchedArenas(Arenas):
 
 @contextlib.asynccontextmanager
 async def serving_locally(
-    runner, folder, *, limits=None, interceptors=(), mode="0600", arena_limits=None, **options
+    runner,
+    folder,
+    *,
+    limits=None,
+    interceptors=(),
+    mode="0600",
+    arena_limits=None,
+    long_frames=16,
+    **options,
 ):
     """As `harness.serving`, by the local transport as well; yields service and transport."""
     limits = LimitsConfig() if limits is None else limits
@@ -130,7 +143,9 @@ async def serving_locally(
     async with serving(runner, limits=by_grpc, **options) as service:
         config = LocalConfig(dir=str(folder), mode=mode, **(arena_limits or {}))
         arenas = service.transport._service._arenas = WatchedArenas(config)
-        transport = LocalTransport(config, limits, service.transport, arenas, interceptors)
+        transport = LocalTransport(
+            config, limits, long_frames, service.transport, arenas, interceptors
+        )
         transport.arenas = arenas
         await transport.start()
         try:

@@ -13,6 +13,7 @@ import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry, ProcessCollector
 
+from stn_proto.ttrpc import MAX_DATA_BYTES
 from stn_server.auth import Authenticator
 from stn_server.batching.batcher import Batcher, Runner
 from stn_server.batching.devices import EngineRunner, Lanes, devices_of
@@ -37,7 +38,12 @@ from stn_server.service import SERVICE, Service
 from stn_server.tls import Certificates
 from stn_server.tokens import read_tokens
 from stn_server.translate import COLOUR_WORK, Translator
-from stn_server.tuning import HANDSHAKE_S, MAX_PENDING_CALLS, SIGN_OF_LIFE_MS
+from stn_server.tuning import (
+    HANDSHAKE_S,
+    MAX_PENDING_CALLS,
+    SIGN_OF_LIFE_MS,
+    UNDECLARED_PART,
+)
 
 if TYPE_CHECKING:
     from stn_server.tracing import Tracing
@@ -161,7 +167,15 @@ def build(
     )
     streams = Streams(inference, transport, batcher, config.oip, config.limits.max_output_bytes)
     interceptors = tuple(_interceptors(config, transport, files))
-    local = LocalTransport(config.local, config.limits, transport, arenas, interceptors)
+    undeclared_bytes = int(config.batching.max_admitted_bytes * UNDECLARED_PART)
+    local = LocalTransport(
+        config.local,
+        config.limits,
+        max(1, undeclared_bytes // MAX_DATA_BYTES),
+        transport,
+        arenas,
+        interceptors,
+    )
     return Parts(
         config=config,
         registry=registry,

@@ -64,6 +64,11 @@ class ServerConnection:
         """Whether the beginning of a frame has come in, and its end has not."""
         return self._reader.is_amid_frame
 
+    @property
+    def awaited_bytes(self) -> int:
+        """The length of the data of the frame whose header has come in, and whose end has not."""
+        return self._reader.awaited_bytes
+
     def receive(self, received: bytes) -> list[Frame | OversizedFrame]:
         """The requests that are complete with these bytes, in order.
 
@@ -148,6 +153,10 @@ class _Reader:
         self._header: tuple[int, int] | None = None
         """Length and stream id of the frame whose data comes next."""
         self._to_skip_bytes = 0
+
+    @property
+    def awaited_bytes(self) -> int:
+        return 0 if self._header is None else self._header[0]
 
     @property
     def is_amid_frame(self) -> bool:

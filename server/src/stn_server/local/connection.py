@@ -7,6 +7,8 @@ What ttrpc leaves open is decided here:
 - A call is over, and its place at the door free, when its reply has left but for 64 KiB.
 - Bytes that are no frames end the connection, and so does a frame that is not there in time.
 - What is too long for a frame is skipped, and its call refused.
+- Who calls, and for what, is known when a frame is whole: its bytes count nowhere until then. So
+  long ones come in few at a time, and the others' connections are not read before their turn.
 """
 
 from __future__ import annotations
@@ -26,8 +28,39 @@ from stn_server.log import log
 UNSENT_BYTES = 64 * 1024
 """The most bytes of replies that nobody reads yet, before calls count as not over."""
 
+LONG_BYTES = 64 * 1024
+"""Frames up to this need not wait for a turn: most come in by one read."""
+
 MIN_TIMER_S = 0.001
 """Less is nothing for uvloop."""
+
+
+class Turns:
+    """Lets so many connections at a time receive a long frame, first come, first served.
+
+    Concurrency: belongs to one event loop.
+    """
+
+    def __init__(self, at_a_time: int) -> None:
+        self._free = at_a_time
+        self._line: deque[Connection] = deque()
+
+    def enter(self, connection: Connection) -> bool:
+        """Whether it is a connection's turn at once; else it stands in line until `its_turn`."""
+        if self._free:
+            self._free -= 1
+            return True
+        self._line.append(connection)
+        return False
+
+    def leave(self, connection: Connection) -> None:
+        """A connection has had its turn, or does not wait for it any more."""
+        if connection in self._line:
+            self._line.remove(connection)
+        elif self._line:
+            self._line.popleft().its_turn()
+        else:
+            self._free += 1
 
 
 class Connection(asyncio.Protocol):
@@ -36,16 +69,24 @@ class Connection(asyncio.Protocol):
     Args:
         responder: Answers calls.
         limits: Of a connection.
+        turns: For long frames, of all connections together.
         connections: Has this as long as it is open.
 
     Concurrency: belongs to one event loop.
     """
 
     def __init__(
-        self, responder: Responder, limits: LimitsConfig, connections: set[Connection]
+        self,
+        responder: Responder,
+        limits: LimitsConfig,
+        turns: Turns,
+        connections: set[Connection],
     ) -> None:
         self._responder = responder
         self._limits = limits
+        self._turns = turns
+        self._has_turn: bool | None = None
+        """Whether a long frame may come in, or must wait; None: none is under way."""
         self._connections = connections
         self._loop = asyncio.get_running_loop()
         self._frames = ServerConnection()
@@ -76,8 +117,18 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
             return
         self._waiting += frames
+        if frames:
+            self._leave_turn()
+        if self._has_turn is None and self._frames.awaited_bytes > LONG_BYTES:
+            self._has_turn = self._turns.enter(self)
         self._go_on()
         self._watch_upload(restart=bool(frames))
+
+    def its_turn(self) -> None:
+        """The long frame whose beginning is there may come in."""
+        self._has_turn = True
+        self._go_on()
+        self._watch_upload(restart=True)
 
     def pause_writing(self) -> None:
         """Stops writing: the client does not read."""
@@ -95,6 +146,7 @@ class Connection(asyncio.Protocol):
         self._connections.discard(self)
         self._waiting.clear()
         self._is_reading = False
+        self._leave_turn()
         self._watch_upload()
         for task in self._tasks:
             task.cancel()
@@ -113,7 +165,7 @@ class Connection(asyncio.Protocol):
         while self._waiting and self._in_flight < most:
             self._begin(self._waiting.popleft())
         self._is_beginning = False
-        may_read = self._in_flight < most
+        may_read = self._in_flight < most and self._has_turn is not False
         if may_read != self._is_reading and not self._transport.is_closing():
             self._is_reading = may_read
             if may_read:
@@ -170,9 +222,18 @@ class Connection(asyncio.Protocol):
         call.finish()
         self._go_on()
 
+    def _leave_turn(self) -> None:
+        """The long frame that came in is whole, or will never be."""
+        if self._has_turn is not None:
+            self._has_turn = None
+            self._turns.leave(self)
+
     def _watch_upload(self, *, restart: bool = False) -> None:
-        """Bounds the time for which the beginning of a frame waits for its end."""
-        is_waiting = self._is_reading and self._frames.is_amid_frame
+        """Bounds the time for which the beginning of a frame waits for its turn, and for its end.
+
+        Both, so that nobody waits for ever behind those who send slowly on purpose.
+        """
+        is_waiting = self._has_turn is False or (self._is_reading and self._frames.is_amid_frame)
         if self._upload is not None and (restart or not is_waiting):
             self._upload.cancel()
             self._upload = None
@@ -180,6 +241,7 @@ class Connection(asyncio.Protocol):
             self._upload = self._loop.call_later(self._limits.upload_s, self._give_up)
 
     def _give_up(self) -> None:
-        reason = f"expected a whole frame within {self._limits.upload_s:g} s, got a part"
+        missing = "a part, as others send long ones" if self._has_turn is False else "a part"
+        reason = f"expected a whole frame within {self._limits.upload_s:g} s, got {missing}"
         log(logging.INFO, "connection ended", caller=self._peer, reason=reason)
         self._transport.abort()

@@ -15,7 +15,7 @@ from stn_server.grpc_transport import GrpcTransport
 from stn_server.listening import listen_unix
 from stn_server.local.arenas import Arenas
 from stn_server.local.calls import Responder, Router
-from stn_server.local.connection import Connection
+from stn_server.local.connection import Connection, Turns
 from stn_server.local.leases import ArenaService, Leases
 
 CALLS_SOCKET, ARENAS_SOCKET = "ttrpc.sock", "arenas.sock"
@@ -29,6 +29,7 @@ class LocalTransport:
     Args:
         config: In which folder.
         limits: Of a connection.
+        long_frames: So many of them may come in at a time, on all connections.
         transport: Whose methods it takes calls of.
         arenas: Where arenas are kept.
         interceptors: Stand before every method.
@@ -40,6 +41,7 @@ class LocalTransport:
         self,
         config: LocalConfig,
         limits: LimitsConfig,
+        long_frames: int,
         transport: GrpcTransport,
         arenas: Arenas,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
@@ -51,6 +53,7 @@ class LocalTransport:
         of_arenas = ArenaService(arenas, transport), transport.refuse_unknown()
         giver = Responder(Router(of_arenas, interceptors), transport.refusing)
         self._leases = Leases(arenas, giver, limits)
+        self._turns = Turns(long_frames)
         self._connections: set[Connection] = set()
         self._sockets: list[_Listener] = []
         self._servers: list[asyncio.Server] = []
@@ -77,7 +80,7 @@ class LocalTransport:
             listener.remove()
 
     def _connection(self) -> Connection:
-        return Connection(self._responder, self._limits, self._connections)
+        return Connection(self._responder, self._limits, self._turns, self._connections)
 
     def _listener(self, name: str) -> _Listener:
         listener = _Listener(Path(self._config.dir) / name)
