@@ -222,6 +222,32 @@ async def test_messages_of_unknown_size_count_as_the_largest_and_few_at_a_time()
 
 
 @in_virtual_time
+async def test_nobody_waits_for_the_uploads_of_others_longer_than_an_upload_may_take():
+    """One at a time, and all stall: whoever has no turn by then is refused, however many wait."""
+    door, now = Door(), asyncio.get_running_loop().time
+    calls = [await door.knock()]
+    await asyncio.sleep(1.0)
+    calls += [await door.knock() for _ in range(8)]
+
+    async def end(context, task):
+        code, message = await refusal(context, task)
+        return code.name, message.split(": ")[1].split(". ")[0], now()
+
+    late = "DEADLINE_EXCEEDED", "expected all of it within 7 s, got less"
+    full = "expected at most 1 admitted messages of undeclared size, got {} with this request"
+    assert await asyncio.gather(*(end(*call) for call in calls)) == [
+        (*late, 7.0),
+        (*late, 14.0),  # has had its turn at 7
+        *(("RESOURCE_EXHAUSTED", full.format(actual), 8.0) for actual in range(3, 10)),
+    ]
+    assert door.value("stn_refused_total", reason="QUEUE_FULL") == 7
+    assert door.admitted_bytes == 0
+    context, task = await door.knock()
+    context.receive(MESSAGE)
+    assert isinstance(await task, bytes)
+
+
+@in_virtual_time
 async def test_a_message_of_unknown_size_needs_room_for_the_largest():
     """What declares its size fits where it does not."""
     door = Door(FakeRunner(feature_maps, held=True), max_admitted_bytes=2048)

@@ -8,7 +8,8 @@ streams of one message, which is the same on the wire, and read when they may:
 - A call that declares the size of its message (metadata `stn-message-bytes`) counts for it, and for
   a result of the same size until the real one is known. Declared wrongly, it is refused.
 - One that does not counts for the largest message while it is read, and few are read at a time; the
-  others wait in the order in which they came.
+  others wait in the order in which they came, and as long as a message may take: else each that
+  stalls would hold up all behind it, the last for as many times that as there are.
 - A message that is not there in time is given up.
 """
 
@@ -36,6 +37,7 @@ from stn_server.config import LimitsConfig
 from stn_server.errors import (
     InvalidRequestError,
     MessageTooLargeError,
+    QueueFullError,
     UnknownMethodError,
     UploadTimeoutError,
     clear_frames,
@@ -45,7 +47,7 @@ from stn_server.oip.service import OIP_METHODS, OIP_SERVICE
 from stn_server.service import METHODS, SERVICE, Method, Service
 from stn_server.status import Answer, answer_to
 from stn_server.tokens import Token
-from stn_server.tuning import CANCELLATION_S, MAX_PEERS, UNDECLARED_PART
+from stn_server.tuning import CANCELLATION_S, LEAST_RETRY_S, MAX_PEERS, UNDECLARED_PART
 
 LABELS = {SERVICE: METHODS, OIP_SERVICE: OIP_METHODS}
 """The methods of both services, no two of which have the same name."""
@@ -303,7 +305,7 @@ class Receiver:
         self._limits = limits
         self._uploads = _Uploads(limits.upload_s)
         at_a_time = int(max_admitted_bytes * UNDECLARED_PART) // limits.max_message_bytes
-        self._unknown = asyncio.Semaphore(max(1, at_a_time))
+        self._undeclared = _Turns(max(1, at_a_time), limits.upload_s)
 
     async def receive(self, context: Context, caller: str) -> tuple[bytes, Place]:
         """The message of a call, and its place until the call is over.
@@ -314,7 +316,7 @@ class Receiver:
 
         Raises:
             MessageTooLargeError: The declared size is above the limit.
-            RefusedError: There is no room.
+            RefusedError: There is no room, or none in time.
             InvalidRequestError: The message is not there, or not of the declared size.
             UploadTimeoutError: It is not there in time.
             LostMessageError: The call is over.
@@ -339,7 +341,7 @@ class Receiver:
 
     async def _receive_unknown(self, context: Context, caller: str) -> tuple[bytes, Place]:
         place = self._batcher.reserve(0, caller=caller, call=context)
-        async with self._unknown:
+        async with self._undeclared:
             self._batcher.resize(place, self._limits.max_message_bytes)
             return await self._read(context, declared=False), place
 
@@ -360,6 +362,39 @@ class Receiver:
         if message is grpc.aio.EOF:
             raise InvalidRequestError("message", "expected one, got the end of the call. Send one.")
         return cast("bytes", message)
+
+
+class _Turns:
+    """Lets so many messages of undeclared size be read at a time.
+
+    Args:
+        limit: How many.
+        timeout_s: How long others wait at most.
+    """
+
+    def __init__(self, limit: int, timeout_s: float) -> None:
+        self._limit = limit
+        self._timeout_s = timeout_s
+        self._free = asyncio.Semaphore(limit)
+        self._waiting = 0
+
+    async def __aenter__(self) -> None:
+        if not self._free.locked():  # most find it so, and need no timer
+            await self._free.acquire()
+            return
+        self._waiting += 1
+        actual = self._limit + self._waiting
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._free.acquire()
+        except TimeoutError:
+            what = "messages of undeclared size"
+            raise QueueFullError(what, self._limit, actual, LEAST_RETRY_S) from None
+        finally:
+            self._waiting -= 1
+
+    async def __aexit__(self, *_exception: object) -> None:
+        self._free.release()
 
 
 class _Uploads:
