@@ -6,14 +6,17 @@ from types import SimpleNamespace
 import grpc
 import grpc.aio
 import pytest
+from grpc_health.v1 import health_pb2
 from prometheus_client import CollectorRegistry
 
 from stn_proto.metadata import MESSAGE_BYTES
 from stn_server.config import LimitsConfig
+from stn_server.grpc_transport import Receiver
+from stn_server.health import CHECK, Health
 from stn_server.log import EventLog
 from stn_server.metrics import Metrics
 from stn_server.service import SERVICE
-from stn_server.tuning import CANCELLATION_S
+from stn_server.tuning import CANCELLATION_S, PROBE_S
 from support.bad_requests import warp_request
 from support.clock import run_in_virtual_time
 from support.fakes import FakeContext, FakeRunner, feature_maps
@@ -52,14 +55,23 @@ class Door:
         self.batcher = make_batcher(self.runner, metrics, **admitted)
         listeners = metrics, EventLog()
         most = admitted["max_admitted_bytes"]
-        self._handlers = make_transport(self.batcher, LIMITS, most, *listeners).handlers()
+        self._transport = make_transport(self.batcher, LIMITS, most, *listeners)
+        self._receiver = Receiver(self.batcher, LIMITS, most)
 
     async def knock(self, declared=None, *, peer="ipv4:192.0.2.1:1", method="Warp", **facts):
         """A call that has come as far as it can without its message, and what it ends with."""
         metadata = [] if declared is None else [(MESSAGE_BYTES, str(declared))]
         context = FakeContext(metadata, peer=peer, **facts)
-        details = SimpleNamespace(method=f"/{SERVICE}/{method}", invocation_metadata=())
-        handler = self._handlers.service(details).stream_unary(None, context)
+        return await self._begun(self._transport.handlers(), f"/{SERVICE}/{method}", context)
+
+    def probe(self):
+        """How to begin checks of a server that is healthy."""
+        handlers = Health([""]).handlers(self._transport, self._receiver)
+        return lambda: self._begun(handlers, CHECK, FakeContext())
+
+    async def _begun(self, handlers, path, context):
+        details = SimpleNamespace(method=path, invocation_metadata=())
+        handler = handlers.service(details).stream_unary(None, context)
         task = asyncio.create_task(outcome_of(handler))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -222,6 +234,32 @@ async def test_messages_of_unknown_size_count_as_the_largest_and_few_at_a_time()
 
 
 @in_virtual_time
+async def test_nobody_waits_for_the_uploads_of_others_longer_than_an_upload_may_take():
+    """One at a time, and all stall: whoever has no turn by then is refused, however many wait."""
+    door, now = Door(), asyncio.get_running_loop().time
+    calls = [await door.knock()]
+    await asyncio.sleep(1.0)
+    calls += [await door.knock() for _ in range(8)]
+
+    async def end(context, task):
+        code, message = await refusal(context, task)
+        return code.name, message.split(": ")[1].split(". ")[0], now()
+
+    late = "DEADLINE_EXCEEDED", "expected all of it within 7 s, got less"
+    full = "expected at most 1 admitted messages of undeclared size, got {} with this request"
+    assert await asyncio.gather(*(end(*call) for call in calls)) == [
+        (*late, 7.0),
+        (*late, 14.0),  # has had its turn at 7
+        *(("RESOURCE_EXHAUSTED", full.format(actual), 8.0) for actual in range(3, 10)),
+    ]
+    assert door.value("stn_refused_total", reason="QUEUE_FULL") == 7
+    assert door.admitted_bytes == 0
+    context, task = await door.knock()
+    context.receive(MESSAGE)
+    assert isinstance(await task, bytes)
+
+
+@in_virtual_time
 async def test_a_message_of_unknown_size_needs_room_for_the_largest():
     """What declares its size fits where it does not."""
     door = Door(FakeRunner(feature_maps, held=True), max_admitted_bytes=2048)
@@ -274,6 +312,35 @@ async def test_a_call_without_a_message_is_told_so():
     code, message = await refusal(context, task)
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert message == "message: expected one, got the end of the call. Send one."
+
+
+@in_virtual_time
+async def test_probes_are_answered_when_nothing_else_is_and_cannot_be_stalled():
+    """They need no room; those that stall are ended, and those behind them, before long."""
+    door, now = Door(max_admitted_items=1), asyncio.get_running_loop().time
+    await door.knock(100)
+    check = door.probe()
+    (context, task), late, *behind = [await check() for _ in range(4)]
+    context.receive(b"")
+    assert (await task).status == health_pb2.HealthCheckResponse.SERVING
+
+    async def end(context, task):
+        code, message = await refusal(context, task)
+        return code.name, message.split(": ")[1].split(". ")[0], now()
+
+    full = "expected at most 1 admitted probes, got {} with this request"
+    assert await asyncio.gather(*(end(*call) for call in (late, *behind))) == [
+        ("DEADLINE_EXCEEDED", f"expected all of it within {PROBE_S:g} s, got less", PROBE_S),
+        *(("RESOURCE_EXHAUSTED", full.format(actual), PROBE_S) for actual in (3, 4)),
+    ]
+    labels = {"method": "other", "code": "RESOURCE_EXHAUSTED"}
+    assert door.value("stn_requests_total", **labels) == 2
+    context, task = await check()
+    context.receive(b"\xff")
+    code, message = await refusal(context, task)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    expected = "expected a serialized grpc.health.v1.HealthCheckRequest, got other bytes"
+    assert message == f"message: {expected}."
 
 
 @in_virtual_time

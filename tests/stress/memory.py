@@ -83,7 +83,7 @@ def stall(target: str, callers: int, size_bytes: int, upload_s: float) -> Counte
         metadata = {MESSAGE_BYTES: str(size_bytes)} if number % 2 else {}
         raw = RawCall(target, WARP, metadata)
         raw.send(size_bytes, size_bytes - 1, PATIENCE_S)
-        ended = raw.ended(10 * upload_s + 10)
+        ended = raw.ended(2 * upload_s + 10)  # one for its turn, one for itself
         raw.close()
         if not ended:
             return "never"

@@ -104,6 +104,30 @@ def test_what_is_too_large_or_unknown_or_unauthenticated_is_counted_and_logged(t
     ]
 
 
+def test_what_services_of_grpc_cannot_parse_is_refused_as_what_ours_cannot(tmp_path):
+    """Invalid, counted and logged without a traceback, as anybody may send it, without a token."""
+    log = tmp_path / "log"
+    paths = [
+        *(f"/grpc.health.v1.Health/{method}" for method in ("Check", "Watch")),
+        *(f"/grpc.reflection.{v}.ServerReflection/ServerReflectionInfo" for v in ("v1", "v1alpha")),
+    ]
+    with LocalServer(LIMIT, log=log) as server:
+        seen = [refused(server.target, path, b"\xff") for path in paths]
+        too_large = refused(server.target, paths[0], bytes(MIB + 1))
+        not_there = refused(server.target, "/grpc.health.v1.Health/List", b"")
+        counts = scrape(server.metrics)
+    for (code, message, reasons), kind in zip(
+        seen, ["HealthCheckRequest"] * 2 + ["ServerReflectionRequest"] * 2, strict=True
+    ):
+        assert (code, reasons) == ("INVALID_ARGUMENT", ["INVALID_FIELD"])
+        assert message.startswith("message: expected a serialized grpc.")
+        assert message.endswith(f".{kind}, got other bytes.")
+    assert (too_large[0], not_there[0]) == ("RESOURCE_EXHAUSTED", "UNIMPLEMENTED")
+    for code, count in ("INVALID_ARGUMENT", 4), ("RESOURCE_EXHAUSTED", 1), ("UNIMPLEMENTED", 1):
+        assert counts[f'stn_requests_total{{code="{code}",method="other"}}'] == count
+    assert {record["level"] for record in log_records(log)} == {"info"}
+
+
 @pytest.mark.parametrize("metadata", [{MESSAGE_BYTES: str(MIB)}, {}], ids=["declared", "unknown"])
 def test_an_upload_that_stalls_is_ended_logged_and_counted(metadata, tmp_path):
     """While it lasts it is counted as inside, and others are served; then its place is free."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import grpc.aio
 import torch
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from stn_proto.ttrpc import MAX_DATA_BYTES
@@ -24,6 +24,7 @@ from stn_server.cores import threads_within
 from stn_server.environment import loading
 from stn_server.events import Events, Listener
 from stn_server.grpc_transport import GrpcTransport, Receiver
+from stn_server.health import Health
 from stn_server.info import ServerInfo, backend_on
 from stn_server.local.arenas import Arenas
 from stn_server.local.transport import LocalTransport
@@ -32,7 +33,7 @@ from stn_server.memory import resident_bytes
 from stn_server.metrics import Metrics
 from stn_server.oip.service import OIP_SERVICE, InferenceService
 from stn_server.oip.streams import Streams
-from stn_server.reflection import reflect
+from stn_server.reflection import Reflection
 from stn_server.reload import Watch
 from stn_server.service import SERVICE, Service
 from stn_server.tls import Certificates
@@ -56,21 +57,6 @@ DESCRIBED = (SERVICE, OIP_SERVICE, health.SERVICE_NAME)
 
 NO_LIMIT = 2**31 - 1
 """What gRPC takes for never."""
-
-
-@dataclass(slots=True)
-class Health:
-    """What the server tells of its readiness, on every address."""
-
-    servicer: health.aio.HealthServicer = field(default_factory=health.aio.HealthServicer)
-    is_ready: bool = False
-
-    async def set(self, *, ready: bool) -> None:
-        """Tells everybody who asks whether calls are welcome."""
-        self.is_ready = ready
-        status = health_pb2.HealthCheckResponse
-        for name in HEALTH_NAMES:
-            await self.servicer.set(name, status.SERVING if ready else status.NOT_SERVING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,20 +129,15 @@ def build(
     metrics.watch_lanes(Counter(device.name for device in devices))
     ProcessCollector(registry=registry)
 
-    files, tls, is_healthy = Watch(events), config.tls, Health()
+    files, tls, is_healthy = Watch(events), config.tls, Health(HEALTH_NAMES)
     info = ServerInfo(config, lambda: is_healthy.is_ready, batcher.statistics, lanes.devices)
     arenas = Arenas(config.local)
     metrics.watch_arenas(arenas)
     shared = arenas if config.local.dir else None
     translator = Translator(config.limits)
     service = Service(translator, batcher, info.message, events, shared)
-    transport = GrpcTransport(
-        service,
-        Receiver(batcher, config.limits, config.batching.max_admitted_bytes),
-        batcher.now,
-        events,
-        certified=bool(tls.client_ca),
-    )
+    receiver = Receiver(batcher, config.limits, config.batching.max_admitted_bytes)
+    transport = GrpcTransport(service, receiver, batcher.now, events, certified=bool(tls.client_ca))
     inference = InferenceService(
         config,
         translator,
@@ -176,6 +157,16 @@ def build(
         arenas,
         interceptors,
     )
+    grpc_server = grpc.aio.server(interceptors=interceptors, options=grpc_options(config))
+    admin_server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    grpc_server.add_generic_rpc_handlers((transport.handlers(), streams.handlers()))
+    reflecting = {"listen": grpc_server, "admin_listen": admin_server}.get(config.reflection)
+    if reflecting:
+        reflecting.add_generic_rpc_handlers(Reflection(DESCRIBED, transport).handlers())
+    for server in (grpc_server, admin_server):
+        server.add_generic_rpc_handlers(
+            (is_healthy.handlers(transport, receiver), transport.refuse_unknown())
+        )
     return Parts(
         config=config,
         registry=registry,
@@ -189,8 +180,8 @@ def build(
         transport=transport,
         local=local if config.local.dir else None,
         health=is_healthy,
-        grpc_server=_grpc_server(config, transport, streams, is_healthy, interceptors),
-        admin_server=_admin_server(config, is_healthy),
+        grpc_server=grpc_server,
+        admin_server=admin_server,
     )
 
 
@@ -218,22 +209,6 @@ def _age_ms(age_s: float) -> int:
     return min(round(age_s * 1000), NO_LIMIT) or NO_LIMIT
 
 
-def _grpc_server(
-    config: ServerConfig,
-    transport: GrpcTransport,
-    streams: Streams,
-    health: Health,
-    interceptors: Sequence[grpc.aio.ServerInterceptor],
-) -> grpc.aio.Server:
-    server = grpc.aio.server(interceptors=interceptors, options=grpc_options(config))
-    server.add_generic_rpc_handlers((transport.handlers(), streams.handlers()))
-    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
-    if config.reflection == "listen":
-        reflect(DESCRIBED, server)
-    server.add_generic_rpc_handlers((transport.refuse_unknown(),))
-    return server
-
-
 def _interceptors(
     config: ServerConfig, transport: GrpcTransport, files: Watch
 ) -> Iterator[grpc.aio.ServerInterceptor]:
@@ -241,14 +216,6 @@ def _interceptors(
     path = config.auth.tokens
     if path:
         yield Authenticator(files.value("tokens", [path], lambda: read_tokens(path)), transport)
-
-
-def _admin_server(config: ServerConfig, health: Health) -> grpc.aio.Server:
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
-    if config.reflection == "admin_listen":
-        reflect(DESCRIBED, server)
-    return server
 
 
 def _tracing(config: ServerConfig) -> Tracing | None:

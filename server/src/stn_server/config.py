@@ -118,7 +118,11 @@ class LimitsConfig:
     max_concurrent_streams: int = setting(
         16384, "Calls of one connection; gRPC's clients hold more back once they know of it."
     )
-    upload_s: float = setting(60.0, "How long the message of a call may take to come in.")
+    upload_s: float = setting(
+        60.0,
+        "How long the message of a call may take to come in; one of undeclared size may wait as "
+        "long for its turn.",
+    )
 
     def __post_init__(self) -> None:
         _at_least(self, "max_message_bytes", 1024)

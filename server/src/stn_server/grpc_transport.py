@@ -8,7 +8,8 @@ streams of one message, which is the same on the wire, and read when they may:
 - A call that declares the size of its message (metadata `stn-message-bytes`) counts for it, and for
   a result of the same size until the real one is known. Declared wrongly, it is refused.
 - One that does not counts for the largest message while it is read, and few are read at a time; the
-  others wait in the order in which they came.
+  others wait in the order in which they came, and as long as a message may take: else each that
+  stalls would hold up all behind it, the last for as many times that as there are.
 - A message that is not there in time is given up.
 """
 
@@ -23,7 +24,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -36,6 +37,7 @@ from stn_server.config import LimitsConfig
 from stn_server.errors import (
     InvalidRequestError,
     MessageTooLargeError,
+    QueueFullError,
     UnknownMethodError,
     UploadTimeoutError,
     clear_frames,
@@ -45,7 +47,13 @@ from stn_server.oip.service import OIP_METHODS, OIP_SERVICE
 from stn_server.service import METHODS, SERVICE, Method, Service
 from stn_server.status import Answer, answer_to
 from stn_server.tokens import Token
-from stn_server.tuning import CANCELLATION_S, MAX_PEERS, UNDECLARED_PART
+from stn_server.tuning import (
+    CANCELLATION_S,
+    LEAST_RETRY_S,
+    MAX_PEERS,
+    PROBE_S,
+    UNDECLARED_PART,
+)
 
 LABELS = {SERVICE: METHODS, OIP_SERVICE: OIP_METHODS}
 """The methods of both services, no two of which have the same name."""
@@ -63,6 +71,8 @@ Metadata = Sequence[tuple[str, str | bytes]]
 Handler = Callable[[Any, Context], Awaitable[bytes]]
 """What gRPC calls, with an iterator of messages that nobody uses."""
 
+T = TypeVar("T")
+
 presented_token: ContextVar[Token | None] = ContextVar("presented_token", default=None)
 """The caller of the call that the present task answers; set by `Authenticator`."""
 
@@ -75,7 +85,8 @@ class LostMessageError(asyncio.CancelledError):
     Attributes:
         code: How it ended, unless its deadline was the reason. gRPC ends a call whose message is
             too large with RESOURCE_EXHAUSTED, but tells a server no more of it than of one that
-            its caller cancels. Calls that declare a size do not end so.
+            its caller cancels: no message, then a cancellation. Calls that declare a size do not
+            end so, unless they send more than they declare.
     """
 
     def __init__(self, code: grpc.StatusCode) -> None:
@@ -183,6 +194,23 @@ class GrpcTransport:
             raise error
 
         return self.handler(path, refuse)
+
+    async def checked(self, path: str, context: Context, request: Awaitable[T]) -> T:
+        """Waits for a request of a service that is not ours; how it fails is told.
+
+        By itself gRPC would parse it, answer UNKNOWN to what it cannot parse, count nothing, and
+        log a traceback for everybody who sends that.
+        """
+        call = self.call_of(label_of(path), logged_as(path), context)
+        try:
+            return await request
+        except LostMessageError as error:
+            self._failed(call, self._cut_off(call, error))
+            raise
+        except Exception as error:  # noqa: BLE001 - the table knows what to do with each
+            ending = self.refuse(call, error)
+        await ending
+        raise asyncio.CancelledError  # its caller has gone
 
     async def idle(self) -> None:
         """Returns when the reply of every call has left."""
@@ -303,7 +331,9 @@ class Receiver:
         self._limits = limits
         self._uploads = _Uploads(limits.upload_s)
         at_a_time = int(max_admitted_bytes * UNDECLARED_PART) // limits.max_message_bytes
-        self._unknown = asyncio.Semaphore(max(1, at_a_time))
+        self._undeclared = _Turns("messages of undeclared size", max(1, at_a_time), limits.upload_s)
+        self._probe_uploads = _Uploads(PROBE_S)
+        self._probes = _Turns("probes", max(1, at_a_time), PROBE_S)
 
     async def receive(self, context: Context, caller: str) -> tuple[bytes, Place]:
         """The message of a call, and its place until the call is over.
@@ -314,7 +344,7 @@ class Receiver:
 
         Raises:
             MessageTooLargeError: The declared size is above the limit.
-            RefusedError: There is no room.
+            RefusedError: There is no room, or none in time.
             InvalidRequestError: The message is not there, or not of the declared size.
             UploadTimeoutError: It is not there in time.
             LostMessageError: The call is over.
@@ -331,35 +361,84 @@ class Receiver:
             raise MessageTooLargeError("message", largest, declared, "bytes")
         result_bytes = min(declared, self._limits.max_output_bytes)
         place = self._batcher.reserve(declared + result_bytes, caller=caller, call=context)
-        message = await self._read(context, declared=True)
+        message = await self._read(context, self._uploads, declared=True)
         if len(message) != declared:
             expected = f"expected the {declared} bytes that {MESSAGE_BYTES} declares"
             raise InvalidRequestError("message", f"{expected}, got {len(message)}.")
         return message, place
 
+    async def receive_probe(self, context: Context) -> bytes:
+        """The message of a call that is answered whatever is inside: it is not admitted.
+
+        Few are read at a time, and not for long, so that they take little memory all together. The
+        message of an honest one is there before it is asked for.
+
+        Raises:
+            QueueFullError: Others took too long.
+            UploadTimeoutError: It is not there in time.
+            InvalidRequestError: It is not there at all.
+            LostMessageError: The call is over.
+        """
+        async with self._probes:
+            return await self._read(context, self._probe_uploads, declared=False)
+
     async def _receive_unknown(self, context: Context, caller: str) -> tuple[bytes, Place]:
         place = self._batcher.reserve(0, caller=caller, call=context)
-        async with self._unknown:
+        async with self._undeclared:
             self._batcher.resize(place, self._limits.max_message_bytes)
-            return await self._read(context, declared=False), place
+            return await self._read(context, self._uploads, declared=False), place
 
-    async def _read(self, context: Context, *, declared: bool) -> bytes:
+    async def _read(self, context: Context, uploads: _Uploads, *, declared: bool) -> bytes:
         task: Any = asyncio.current_task()
-        self._uploads.begin(task)
+        uploads.begin(task)
         try:
             message: Any = await context.read()
             if message is grpc.aio.EOF:
                 await asyncio.sleep(CANCELLATION_S)
         except asyncio.CancelledError:
-            if task not in self._uploads.under_way and task.uncancel() == 0:
-                raise UploadTimeoutError(self._limits.upload_s) from None
+            if task not in uploads.under_way and task.uncancel() == 0:
+                raise UploadTimeoutError(uploads.timeout_s) from None
             code = grpc.StatusCode.CANCELLED if declared else grpc.StatusCode.RESOURCE_EXHAUSTED
             raise LostMessageError(code) from None
         finally:
-            self._uploads.under_way.pop(task, None)
+            uploads.under_way.pop(task, None)
         if message is grpc.aio.EOF:
             raise InvalidRequestError("message", "expected one, got the end of the call. Send one.")
         return cast("bytes", message)
+
+
+class _Turns:
+    """Lets so many messages be read at a time.
+
+    Args:
+        what: They are, in the plural.
+        limit: How many.
+        timeout_s: How long others wait at most.
+    """
+
+    def __init__(self, what: str, limit: int, timeout_s: float) -> None:
+        self._what = what
+        self._limit = limit
+        self._timeout_s = timeout_s
+        self._free = asyncio.Semaphore(limit)
+        self._waiting = 0
+
+    async def __aenter__(self) -> None:
+        if not self._free.locked():  # most find it so, and need no timer
+            await self._free.acquire()
+            return
+        self._waiting += 1
+        actual = self._limit + self._waiting
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._free.acquire()
+        except TimeoutError:
+            raise QueueFullError(self._what, self._limit, actual, LEAST_RETRY_S) from None
+        finally:
+            self._waiting -= 1
+
+    async def __aexit__(self, *_exception: object) -> None:
+        self._free.release()
 
 
 class _Uploads:
@@ -369,7 +448,7 @@ class _Uploads:
     """
 
     def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
         self.under_way: dict[asyncio.Task[Any], float] = {}
         """When each began to wait, in order; who waits no longer takes itself out."""
@@ -379,13 +458,13 @@ class _Uploads:
         """A task begins to wait."""
         self.under_way[task] = self._loop.time()
         if self._timer is None:
-            self._timer = self._loop.call_later(self._timeout_s, self._expire)
+            self._timer = self._loop.call_later(self.timeout_s, self._expire)
 
     def _expire(self) -> None:
         now, self._timer = self._loop.time(), None
         for task, began in list(self.under_way.items()):
-            if now < began + self._timeout_s:
-                self._timer = self._loop.call_at(began + self._timeout_s, self._expire)
+            if now < began + self.timeout_s:
+                self._timer = self._loop.call_at(began + self.timeout_s, self._expire)
                 return
             del self.under_way[task]
             task.cancel()

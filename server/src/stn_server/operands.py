@@ -268,6 +268,19 @@ def transforms_in(dimensions: int) -> list[str]:
     return [name for name, kind in KINDS.items() if dimensions < 2 + len(kind.shapes)]
 
 
+def parse_any_version(envelope: bytes, kind: type[M]) -> M:
+    """The message that an envelope holds, whatever else is in it.
+
+    Raises:
+        WireFormatError: The bytes are not a message of this kind.
+    """
+    try:
+        return kind.FromString(envelope)
+    except DecodeError as error:
+        name = kind.DESCRIPTOR.full_name
+        raise WireFormatError("message", f"a serialized {name}", "other bytes") from error
+
+
 def parse(envelope: bytes, kind: type[M]) -> M:
     """The message that an envelope holds.
 
@@ -275,11 +288,7 @@ def parse(envelope: bytes, kind: type[M]) -> M:
         WireFormatError: The bytes are not a message of this kind.
         UnknownFieldError: A field, at any depth, is not in this version of the contract.
     """
-    try:
-        message = kind.FromString(envelope)
-    except DecodeError as error:
-        name = kind.DESCRIPTOR.full_name
-        raise WireFormatError("message", f"a serialized {name}", "other bytes") from error
+    message = parse_any_version(envelope, kind)
     size_bytes = message.ByteSize()
     message.DiscardUnknownFields()  # at all depths at once; to look for them takes much longer
     if message.ByteSize() != size_bytes:

@@ -2,30 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import grpc
 import grpc.aio
 from google.protobuf import descriptor_pb2, descriptor_pool, text_format
 from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha.reflection_pb2 import (
+    ServerReflectionRequest,
+    ServerReflectionResponse,
+)
 
+from stn_server.grpc_transport import Context, GrpcTransport
+from stn_server.operands import parse_any_version
+
+METHOD = "ServerReflectionInfo"
 V1ALPHA = reflection.SERVICE_NAME
 V1 = V1ALPHA.replace("v1alpha", "v1")
 
 
-def reflect(services: Sequence[str], server: grpc.aio.Server) -> None:
-    """Describes services, and reflection itself, to tools without .proto files."""
-    _describe_v1()
-    names = (*services, V1ALPHA, V1)
-    reflection.enable_server_reflection(names, server)
-    # grpcio-reflection has v1alpha alone, whose messages have the bytes of v1.
-    method = grpc.stream_stream_rpc_method_handler(
-        reflection.aio.ReflectionServicer(names).ServerReflectionInfo,
-        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
-    handler = grpc.method_handlers_generic_handler(V1, {"ServerReflectionInfo": method})
-    server.add_generic_rpc_handlers((handler,))
+class Reflection:
+    """Describes services, and reflection itself, to tools without .proto files.
+
+    Args:
+        services: The names of those besides.
+        transport: Tells what becomes of calls without a proper message.
+    """
+
+    def __init__(self, services: Sequence[str], transport: GrpcTransport) -> None:
+        _describe_v1()
+        self._transport = transport
+        self._servicer = reflection.aio.ReflectionServicer((*services, V1ALPHA, V1))
+
+    def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
+        """What a gRPC server registers."""
+        # grpcio-reflection has v1alpha alone, whose messages have the bytes of v1.
+        return self._handler(V1ALPHA), self._handler(V1)
+
+    def _handler(self, service: str) -> grpc.GenericRpcHandler:
+        path, checked = f"/{service}/{METHOD}", self._transport.checked
+
+        async def requests(context: Context) -> AsyncIterator[ServerReflectionRequest]:
+            while (request := await checked(path, context, _next(context))) is not None:
+                yield request
+
+        async def answer(_messages: Any, context: Context) -> None:
+            async for response in self._servicer.ServerReflectionInfo(requests(context), context):
+                await context.write(response)
+
+        write = ServerReflectionResponse.SerializeToString
+        method: Any = grpc.stream_stream_rpc_method_handler(answer, None, write)
+        return grpc.method_handlers_generic_handler(service, {METHOD: method})
+
+
+async def _next(context: Context) -> ServerReflectionRequest | None:
+    message: Any = await context.read()
+    return None if message is grpc.aio.EOF else parse_any_version(message, ServerReflectionRequest)
 
 
 def _describe_v1() -> None:

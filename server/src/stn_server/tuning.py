@@ -95,6 +95,10 @@ UNDECLARED_PART = 1 / 4
 """The part of the bytes that may be inside that messages of undeclared size may take while they are
 read, each counted as the largest. More leaves less to callers who declare."""
 
+PROBE_S = 5.0
+"""How long the message of a health check may take, and how long one waits while others do. Less
+refuses probes on bad networks, more lets callers who stall keep probes out for longer."""
+
 MAX_STREAM_CALLS = 64
 """Messages of one stream that are being answered; further ones are not read yet. More lets one
 stream fill the queue, less lets it use less of a batch."""
