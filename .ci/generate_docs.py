@@ -1,4 +1,6 @@
-"""Regenerates what documents say of code and results; `--check` fails if something is stale.
+"""Regenerates what documents and manifests say of code, results and other files.
+
+`--check` fails if something is stale.
 
 A table, or a sentence, stands between `<!-- table: NAME -->` and `<!-- end -->`.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -423,8 +426,28 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
 """What is generated, by the document that it stands in and its name there."""
 
 
+def alert_rules() -> str:
+    """The alerts as the object that the Prometheus operator takes."""
+    rules = (ROOT / "deploy/prometheus/alerts.yaml").read_text()
+    head = (
+        "# `make docs` makes this of deploy/prometheus/alerts.yaml.",
+        "apiVersion: monitoring.coreos.com/v1",
+        "kind: PrometheusRule",
+        "metadata:",
+        "  name: stn",
+        "spec:",
+    )
+    return "\n".join(head) + "\n" + textwrap.indent(rules, "  ")
+
+
+FILES = {"deploy/k8s/components/monitoring/prometheusrule.yaml": alert_rules}
+"""What is generated as a whole."""
+
+
 def regenerated(path: str) -> str:
-    """A document with all its tables as they should be."""
+    """A file as it should be, or a document with all its tables so."""
+    if path in FILES:
+        return FILES[path]()
     text = (ROOT / path).read_text()
     for name, table in TABLES[path].items():
         pattern = rf"(<!-- table: {name} -->\n).*?(\n<!-- end -->)"
@@ -435,13 +458,13 @@ def regenerated(path: str) -> str:
 
 
 def main() -> None:
-    """Writes the tables, or checks them with `--check`."""
-    for path in TABLES:
+    """Writes the tables and files, or checks them with `--check`."""
+    for path in (*TABLES, *FILES):
         text = regenerated(path)
         if "--check" not in sys.argv[1:]:
             (ROOT / path).write_text(text)
         elif text != (ROOT / path).read_text():
-            raise SystemExit(f"{path}: a table is not fresh. Run `make docs`.")
+            raise SystemExit(f"{path}: not fresh. Run `make docs`.")
 
 
 def _default(value: object) -> str:

@@ -203,14 +203,14 @@ def test_compose_changes_nothing_else():
     ("overlay", "kinds"),
     [
         ("sidecar", {"Job"}),
-        ("node", {"DaemonSet", "Service", "NetworkPolicy", "ServiceMonitor"}),
+        ("node", {"DaemonSet", "Service", "NetworkPolicy"}),
     ],
 )
 def test_objects_fit_the_schemas_of_the_api(overlay, kinds):
     """Strictly; nothing is left of the autoscaler of a Deployment that is none any more."""
     objects = rendered(overlay)
     assert set(objects) == kinds
-    for kind in kinds - {"ServiceMonitor"}:
+    for kind in kinds:
         validate(objects[kind])
 
 
@@ -245,7 +245,7 @@ def test_servers_are_as_locked_down_as_those_behind_the_service():
     assert pod["securityContext"] == plain["securityContext"]
     assert named(pod["containers"], "server")["securityContext"] == expected
     images = {one["image"] for one in (sidecar, *pod["containers"], *pod["initContainers"])}
-    assert images == {"stn-server:cpu"}
+    assert images == {plain["containers"][0]["image"]}
 
 
 def test_only_the_owner_of_the_folder_is_set_by_root():

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from functools import cache
+import tempfile
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 
 import kubernetes_validate
@@ -14,6 +17,9 @@ import yaml
 DEPLOY = Path(__file__).parents[2] / "deploy"
 PROGRAMS = Path(sys.executable).parent
 API_VERSION = "1.37"
+WORKLOADS = ("Deployment", "DaemonSet", "Job")
+NAMESPACE = "kubernetes.io/metadata.name"
+"""The label that Kubernetes itself gives to every namespace: its name."""
 
 
 def composed(*names):
@@ -26,12 +32,127 @@ def composed(*names):
     return json.loads(text)
 
 
-@cache
+@dataclass(frozen=True)
+class Objects:
+    """All that an overlay sends to Kubernetes, and what Kubernetes would find in it."""
+
+    all: tuple
+
+    def of(self, kind):
+        """Every object of a kind."""
+        return [found for found in self.all if found["kind"] == kind]
+
+    def one(self, kind):
+        """The only one of a kind."""
+        (found,) = self.of(kind)
+        return found
+
+    @cached_property
+    def workload(self):
+        """What makes the server's pods."""
+        (found,) = (found for kind in WORKLOADS for found in self.of(kind))
+        return found
+
+    @property
+    def pod(self):
+        """The spec of the server's pods."""
+        return self.workload["spec"]["template"]["spec"]
+
+    @property
+    def labels(self):
+        """Those of the server's pods."""
+        return self.workload["spec"]["template"].get("metadata", {}).get("labels", {})
+
+    @property
+    def server(self):
+        """The server's container."""
+        (found,) = (one for one in self.containers if one["name"] == "server")
+        return found
+
+    @property
+    def containers(self):
+        """All of the server's pod, those that run first, too."""
+        return [*self.pod.get("initContainers", ()), *self.pod["containers"]]
+
+    @property
+    def environment(self):
+        """Variables of the server."""
+        return {entry["name"]: entry["value"] for entry in self.server.get("env", ())}
+
+    @property
+    def ports(self):
+        """The server's ports by name."""
+        return {port["name"]: port["containerPort"] for port in self.server["ports"]}
+
+    def allows(self, direction, port, *, namespace=None, pod=None, protocol="TCP"):
+        """Whether policies let the server's pods and a peer connect, as a cluster decides it.
+
+        Args:
+            direction: "ingress" or "egress", as seen from the server.
+            port: The number of the port, of whoever is called.
+            namespace: The peer's; None: the server's own.
+            pod: Its labels.
+            protocol: Of the port.
+        """
+        policies = [
+            policy["spec"]
+            for policy in self.of("NetworkPolicy")
+            if direction.title() in policy["spec"]["policyTypes"]
+            and selects(policy["spec"]["podSelector"], self.labels)
+        ]
+        peers = {"ingress": "from", "egress": "to"}[direction]
+        return not policies or any(
+            any(_is_peer(peer, namespace, pod or {}) for peer in rule[peers])
+            and any(self._is_port(found, port, protocol) for found in rule["ports"])
+            for policy in policies
+            for rule in policy.get(direction, ())
+        )
+
+    def _is_port(self, found, port, protocol):
+        """Names are those of the server's ports."""
+        number = self.ports.get(found["port"], found["port"])
+        return (number, found.get("protocol", "TCP")) == (port, protocol)
+
+
+def _is_peer(peer, namespace, pod):
+    if "namespaceSelector" in peer:
+        labels = {} if namespace is None else {NAMESPACE: namespace}
+        if not selects(peer["namespaceSelector"], labels):
+            return False
+    elif namespace is not None:
+        return False
+    return selects(peer.get("podSelector", {}), pod)
+
+
+def selects(selector, labels):
+    """Whether a label selector of Kubernetes matches; an empty one matches everything."""
+    assert set(selector) <= {"matchLabels"}
+    return selector.get("matchLabels", {}).items() <= labels.items()
+
+
+def all_objects(overlay, *components):
+    """Those of a Kustomize overlay, laid under components."""
+    return Objects(tuple(_rendered(overlay, components)))
+
+
 def rendered(overlay):
     """Every object of a Kustomize overlay by its kind."""
-    command = [PROGRAMS / "kubectl", "kustomize", DEPLOY / "k8s" / overlay]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return {found["kind"]: found for found in yaml.safe_load_all(text)}
+    return {found["kind"]: found for found in _rendered(overlay, ())}
+
+
+@cache
+def _rendered(overlay, components):
+    with tempfile.TemporaryDirectory() as folder:
+        found = DEPLOY / "k8s" / overlay
+        if components:
+            names = [DEPLOY / "k8s/components" / name for name in components]
+            tree = {"resources": [found], "components": names}
+            tree = {key: [os.path.relpath(path, folder) for path in tree[key]] for key in tree}
+            found = Path(folder)
+            (found / "kustomization.yaml").write_text(yaml.safe_dump(tree))
+        command = [PROGRAMS / "kubectl", "kustomize", found]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return list(yaml.safe_load_all(text))
 
 
 def validate(manifest):
