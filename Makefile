@@ -66,7 +66,7 @@ $(WHEELHOUSE): $(ENGINE) .ci/constraints.txt deploy/requirements.txt
 		--requirement deploy/requirements.txt hatch-fancy-pypi-readme hatchling
 	@touch $@
 
-.PHONY: demo test test-quick test-newest-torch test-oip test-containers wheels wheelhouse gpu-check gpu-check-dry test-gpu check fuzz-native fuzz-server overload chaos soak memory format proto native-numbers docs dashboard bench-server bench-local bench-many bench-oip bench-replicas bench-engine bench-gpu clean help
+.PHONY: demo test test-quick test-newest-torch test-oip test-containers wheels wheelhouse gpu-check gpu-check-dry test-gpu check fuzz-native fuzz-server overload chaos soak memory format proto native-numbers docs dashboard bench-server bench-local bench-client bench-many bench-oip bench-replicas bench-engine bench-gpu clean help
 
 demo: $(BUILT)  ## warp a photo, differentiate it, align two photos, all through a real server
 	$(BIN)/python client/examples/first_light.py --output build/demo
@@ -189,6 +189,9 @@ bench-server: $(BUILT)  ## the service against raw-bytes gRPC echo; BENCH="--onl
 
 bench-local: $(BUILT)  ## clients on the server's host: local transport, gRPC and torch's RPC; BENCH="--only 28x28"
 	PYTHONPATH=tests $(BIN)/python -m bench.bench_local $(or $(BENCH),--output tests/bench/results/local.json)
+
+bench-client: $(BUILT)  ## what the SDK and `stn` add to a call, and beside OpenCV; BENCH="--only map"
+	PYTHONPATH=tests $(BIN)/python -m bench.bench_client $(or $(BENCH),--output tests/bench/results/client.json)
 
 bench-many: $(BUILT)  ## small calls that go together against one a message; BENCH="--only gather"
 	PYTHONPATH=tests $(BIN)/python -m bench.bench_many $(or $(BENCH),--output tests/bench/results/many.json)

@@ -52,6 +52,7 @@ from stn_server.settings import all_settings
 ROOT = Path(__file__).parents[1]
 SERVER_BENCHMARK = ROOT / "tests/bench/results/server.json"
 MANY_BENCHMARK = ROOT / "tests/bench/results/many.json"
+CLIENT_BENCHMARK = ROOT / "tests/bench/results/client.json"
 OIP_BENCHMARK = ROOT / "tests/bench/results/oip.json"
 LOCAL_BENCHMARK = ROOT / "tests/bench/results/local.json"
 REPLICAS_BENCHMARK = ROOT / "tests/bench/results/replicas.json"
@@ -263,6 +264,27 @@ def many_benchmark() -> str:
     return f"{_table(head, rows)}\n\n{when}"
 
 
+def client_benchmark() -> str:
+    """The last committed run of `make bench-client`."""
+    report = json.loads(CLIENT_BENCHMARK.read_text())
+    durations = [
+        (cell["case"], one["name"], f"{one['s'] * 1e3:.3f}")
+        for cell in report["cells"]
+        for one in cell["contenders"]
+    ]
+    findings = [
+        cell["finding"] | {"what": f"{cell['case']}: {cell['finding']['what']}"}
+        for cell in report["cells"]
+    ]
+    when = (
+        f"{report['date']}, {report['processor']}, grpcio {report['grpcio']}, opencv "
+        f"{report['opencv-python-headless']}; medians of {report['rounds']} rounds in which the "
+        "contenders take turns."
+    )
+    head = ("what", "by", "each, ms")
+    return f"{_findings(findings)}\n\n{_table(head, durations)}\n\n{when}"
+
+
 def _bar_of_many(cell: dict[str, Any]) -> str:
     return f"≥ {cell['bar']:g}: {'met' if cell['times'] >= cell['bar'] else 'missed'}"
 
@@ -414,6 +436,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "stn_engine/README.md": {"support": support, "gpu evidence": gpu_evidence},
     "tests/bench/README.md": {
         "server benchmark": server_benchmark,
+        "client benchmark": client_benchmark,
         "many benchmark": many_benchmark,
         "oip benchmark": oip_benchmark,
         "local benchmark": local_benchmark,

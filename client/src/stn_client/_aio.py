@@ -30,11 +30,12 @@ from stn_client._connection import (
 from stn_client._credentials import Metadata
 from stn_client._envelopes import Places
 from stn_client._errors import StnClientError
-from stn_client._mapping import AHEAD, checked, progress_bar
+from stn_client._mapping import CHUNKS_AHEAD, checked, chunks, is_stack, progress_bar
 from stn_client._options import CallOptions, GridCallOptions, WarpCallOptions, takes_options
 from stn_client._placing import MAX_FRAMED_BYTES, MIN_PLACED_BYTES, place
 from stn_client._sending import MAX_MESSAGE_BYTES, GoAlone, Packet, SendQueue, Waiter
 from stn_client._server_info import ServerInfo
+from stn_client._stacking import is_of_all, stack_shape, stacked, unstacked
 from stn_client._transforms import ParametricTransform, Transform
 from stn_client._ttrpc import (
     FAILURES,
@@ -220,24 +221,22 @@ class AsyncClient(BaseClient):
         return_exceptions: bool = False,
     ) -> AsyncIterator[Any]:
         """Does what `Client.map` does; to be iterated with `async for`."""
-        waiting: deque[asyncio.Task[Any]] = deque()
-        made = checked(calls)
+        waiting: deque[asyncio.Task[list[Any]]] = deque()
+        made = chunks(checked(calls), stacks=self._packing)
         with progress_bar(calls, shown=progress) as bar:
             try:
                 while True:
-                    for call in islice(made, AHEAD - len(waiting)):
-                        waiting.append(asyncio.create_task(self._run(call)))
+                    for chunk in islice(made, CHUNKS_AHEAD - len(waiting)):
+                        waiting.append(asyncio.create_task(self._outcomes(chunk)))
                     if not waiting:
                         return
-                    try:
-                        result = await waiting[0]
-                    except StnClientError as error:
-                        if not return_exceptions:
-                            raise
-                        result = error
+                    outcomes = await waiting[0]
                     waiting.popleft()
-                    bar.update(1)
-                    yield result
+                    for outcome in outcomes:
+                        if isinstance(outcome, Exception) and not return_exceptions:
+                            raise outcome
+                        bar.update(1)
+                        yield outcome
             finally:
                 for task in waiting:
                     task.cancel()
@@ -313,6 +312,22 @@ class AsyncClient(BaseClient):
         finally:
             progress.end()
             connection.leave(waiter)
+
+    async def _outcomes(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        """Does what `Client._outcomes` does."""
+        if is_stack(calls):
+            memory = await self.empty(stack_shape(calls), np.uint8)
+            try:
+                return unstacked(await self._run(stacked(calls, memory)), calls)
+            except StnClientError as error:
+                if is_of_all(error):
+                    return [error] * len(calls)
+                self._counts.retract(len(calls))
+        outcomes = await asyncio.gather(*map(self._run, calls), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, StnClientError):
+                raise outcome
+        return outcomes
 
     async def _shared(self, feature_map: AnyArray) -> Any:
         """Does what `Client._shared` does."""

@@ -134,8 +134,9 @@ def numpy_to_torch(array: Array, like: Any) -> Any:
     torch: Any = sys.modules["torch"]
     is_half = array.dtype == ml_dtypes.bfloat16
     numbers = array.view(np.int16) if is_half else array
-    if like.is_cpu and may_be_kept(array.base):
-        tensor = torch.from_numpy(np.ndarray(array.shape, numbers.dtype, array.base))
+    slot: Any = array.base
+    if like.is_cpu and may_be_kept(slot) and slot.nbytes == array.nbytes:
+        tensor = torch.from_numpy(np.ndarray(array.shape, numbers.dtype, slot))
     else:
         tensor = torch.empty(array.shape, dtype=getattr(torch, numbers.dtype.name))
         np.copyto(tensor.numpy(), numbers)

@@ -168,6 +168,8 @@ class Call(Generic[T]):
     conduct: Conduct = _USUAL
     finish: Callable[[Any], T] | None = None
     """Makes the caller's result of arrays of NumPy as the wire has them; None: it is the same."""
+    count: int = 1
+    """How many calls of the caller it stands for."""
 
     @property
     def method(self) -> str:

@@ -30,11 +30,12 @@ from stn_client._connection import (
 from stn_client._credentials import Metadata
 from stn_client._envelopes import Places
 from stn_client._errors import StnClientError
-from stn_client._mapping import CHUNKS_AHEAD, checked, chunks, progress_bar
+from stn_client._mapping import CHUNKS_AHEAD, checked, chunks, is_stack, progress_bar
 from stn_client._options import CallOptions, GridCallOptions, WarpCallOptions, takes_options
 from stn_client._placing import MAX_FRAMED_BYTES, MIN_PLACED_BYTES, place
 from stn_client._sending import MAX_MESSAGE_BYTES, GoAlone, Packet, SendQueue, Waiter
 from stn_client._server_info import ServerInfo
+from stn_client._stacking import is_of_all, stack_shape, stacked, unstacked
 from stn_client._transforms import ParametricTransform, Transform
 from stn_client._ttrpc import (
     FAILURES,
@@ -348,6 +349,10 @@ class Client(BaseClient):
     ) -> Iterator[Any]:
         """The results of many calls, in their order, a few messages ahead of whoever takes them.
 
+        Calls go together: small ones of any kind in a message, and large ones that differ in the
+        values of their arrays alone, one behind the other, as one call with a longer batch. Results
+        of the latter are views of one piece of memory of at most 4 MiB; `.copy()` frees the rest.
+
         Args:
             calls: As of `stn_client.calls`; taken as results are, so that there may be any number.
             progress: Whether to show a progress bar on standard error; needs tqdm.
@@ -363,7 +368,7 @@ class Client(BaseClient):
             >>> warped = list(stn.map(calls.warp(u, Affine(theta)) for u, theta in pairs))
         """
         waiting: deque[Future[list[Any]]] = deque()
-        made = chunks(checked(calls))
+        made = chunks(checked(calls), stacks=self._packing)
         with (
             progress_bar(calls, shown=progress) as bar,
             ThreadPoolExecutor(CHUNKS_AHEAD, thread_name_prefix="stn-map") as pool,
@@ -464,6 +469,14 @@ class Client(BaseClient):
 
     def _outcomes(self, calls: Sequence[Call[Any]]) -> list[Any]:
         """The result of each call, or why it has none."""
+        if is_stack(calls):
+            memory = self.empty(stack_shape(calls), np.uint8)
+            try:
+                return unstacked(self._run(stacked(calls, memory)), calls)
+            except StnClientError as error:
+                if is_of_all(error):
+                    return [error] * len(calls)
+                self._counts.retract(len(calls))
         inbox: SimpleQueue[Waiter] = SimpleQueue()
         waiters = [Waiter(call, self._progress(call), inbox.put) for call in calls]
         outcomes: list[Any] = []

@@ -297,6 +297,7 @@ class Progress:
     ) -> None:
         conduct = Conduct() if call is None else call.conduct
         self._call = call
+        self._calls = 1 if call is None else call.count
         self._counts = Counts() if counts is None else counts
         self._began_s = time.monotonic()
         self._is_answered = False
@@ -344,7 +345,7 @@ class Progress:
 
     def _count_attempt(self) -> None:
         if self._attempt == 1:
-            self._counts.begin()
+            self._counts.begin(self._calls)
         else:
             self._counts.repeat()
 
@@ -390,12 +391,14 @@ class Progress:
         if not self._attempt:  # the client is closed
             return
         if not self._is_answered:
-            self._counts.fail()
+            self._counts.fail(self._calls)
             return
         duration_s = time.monotonic() - self._began_s
         operands_bytes = sum(map(len, self._call.payloads)) if self._call else 0
         results_bytes = sum(self._call.results_bytes) if self._call else 0
-        self._counts.finish(duration_s, operands_bytes, results_bytes, local=self.is_local)
+        self._counts.finish(
+            duration_s, operands_bytes, results_bytes, local=self.is_local, calls=self._calls
+        )
 
     @property
     def deadline_s(self) -> float:
@@ -408,8 +411,8 @@ class Progress:
 
     def no_turn(self) -> DeadlineExceededError:
         """The error of a call whose time was over before it was sent."""
-        self._counts.begin()
-        self._counts.fail()
+        self._counts.begin(self._calls)
+        self._counts.fail(self._calls)
         return DeadlineExceededError(
             f"timeout_s: expected a result within {self._timeout_s:g} s, got no turn: as many "
             "calls of this client as max_in_flight allows were under way all the time. Give it "

@@ -77,6 +77,10 @@ class Envelope(Generic[T]):
     replies: Reads[T]
     placed: dict[Hashable, Any] = field(default_factory=dict)
     """What is known of these calls when some of their tensors lie in arenas."""
+    stacks: dict[int, Envelope[Any]] = field(default_factory=dict)
+    """Envelopes of so many of these calls as one."""
+    most_in_stack: int | None = None
+    """How many of these calls may go as one; None: nobody has asked."""
 
     def __post_init__(self) -> None:
         envelope = self.message.SerializeToString()

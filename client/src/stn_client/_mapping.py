@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from stn_client._calls import Call
 from stn_client._errors import invalid
 from stn_client._sending import MAX_CALLS, packed_bytes
+from stn_client._stacking import are_alike, most_in_stack
 
 CHUNKS_AHEAD = 4
 """Chunks of calls that are made and whose results nobody has taken yet: two messages under way, one
 that waits, one that is read."""
-
-AHEAD = CHUNKS_AHEAD * MAX_CALLS
-"""The same in calls."""
 
 
 class Bar(Protocol):
@@ -61,17 +59,32 @@ def checked(calls: Iterable[Any]) -> Iterator[Call[Any]]:
         yield call
 
 
-def chunks(calls: Iterable[Call[Any]]) -> Iterator[list[Call[Any]]]:
-    """The calls in order: small ones in lists as long as a message, others alone."""
-    small: list[Call[Any]] = []
+def chunks(calls: Iterable[Call[Any]], *, stacks: bool) -> Iterator[list[Call[Any]]]:
+    """The calls in order: small ones in lists as long as a message, others alone or in stacks.
+
+    Args:
+        calls: Any.
+        stacks: Whether large ones that are alike, one behind the other, may come together.
+    """
+    chunk: list[Call[Any]] = []
+    most = 0
     for call in calls:
-        is_small = packed_bytes(call) > 0
-        if small and (not is_small or len(small) == MAX_CALLS):
-            yield small
-            small = []
-        if is_small:
-            small.append(call)
-        else:
-            yield [call]
-    if small:
-        yield small
+        if len(chunk) >= most or not _goes_with(chunk[0], call):
+            if chunk:
+                yield chunk
+            chunk = []
+            most = MAX_CALLS if packed_bytes(call) else most_in_stack(call) if stacks else 1
+        chunk.append(call)
+    if chunk:
+        yield chunk
+
+
+def is_stack(chunk: Sequence[Call[Any]]) -> bool:
+    """Whether the calls of a chunk go as one."""
+    return len(chunk) > 1 and not packed_bytes(chunk[0])
+
+
+def _goes_with(first: Call[Any], call: Call[Any]) -> bool:
+    if packed_bytes(first):
+        return packed_bytes(call) > 0
+    return are_alike(first, call)

@@ -51,31 +51,43 @@ class Counts:
         self._operands_bytes = self._results_bytes = 0
         self._total_s = self._longest_s = 0.0
 
-    def begin(self) -> None:
-        """Counts a call that is under way from now on."""
+    def begin(self, calls: int = 1) -> None:
+        """Counts calls that are under way from now on, in one message."""
         with self._lock:
-            self._begun += 1
+            self._begun += calls
+
+    def retract(self, calls: int) -> None:
+        """Counts calls no more that have failed together, as each of them begins anew."""
+        with self._lock:
+            self._begun -= calls
+            self._failed -= calls
 
     def repeat(self) -> None:
         """Counts an attempt that is not the first of its call."""
         with self._lock:
             self._repeated += 1
 
-    def fail(self) -> None:
-        """Counts a call that has no result."""
+    def fail(self, calls: int = 1) -> None:
+        """Counts calls that have no result."""
         with self._lock:
-            self._failed += 1
+            self._failed += calls
 
     def finish(
-        self, duration_s: float, operands_bytes: int, results_bytes: int, *, local: bool
+        self,
+        duration_s: float,
+        operands_bytes: int,
+        results_bytes: int,
+        *,
+        local: bool,
+        calls: int = 1,
     ) -> None:
-        """Counts a call that has its result."""
+        """Counts calls that have their results, which took so long for each of them."""
         with self._lock:
-            self._finished += 1
-            self._local += local
+            self._finished += calls
+            self._local += local * calls
             self._operands_bytes += operands_bytes
             self._results_bytes += results_bytes
-            self._total_s += duration_s
+            self._total_s += duration_s * calls
             self._longest_s = max(self._longest_s, duration_s)
 
     def snapshot(self) -> ClientStatistics:

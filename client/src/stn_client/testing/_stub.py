@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
@@ -87,6 +87,18 @@ class _Script:
             return call.parse(reply)
         finally:
             progress.end()
+
+    def outcomes(
+        self, calls: Sequence[Call[Any]], progress: Callable[[Call[Any]], Progress]
+    ) -> list[Any]:
+        """What each of several calls ends with: results and errors."""
+        outcomes: list[Any] = []
+        for call in calls:
+            try:
+                outcomes.append(self.run(call, progress(call)))
+            except StnClientError as error:
+                outcomes.append(error)
+        return outcomes
 
     def _reply(self, call: Call[Any], metadata: dict[str, str]) -> bytes:
         method = call.method.removeprefix(METHOD_PREFIX)
@@ -219,6 +231,9 @@ class StubClient(Client):
     def _run(self, call: Call[T]) -> T:
         return self._script.run(call, self._progress(call))
 
+    def _outcomes(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        return self._script.outcomes(calls, self._progress)
+
 
 class StubAsyncClient(AsyncClient):
     """An `AsyncClient` that is asked as any other, and calls nobody; see `StubClient`."""
@@ -239,3 +254,6 @@ class StubAsyncClient(AsyncClient):
 
     async def _run(self, call: Call[T]) -> T:
         return self._script.run(call, self._progress(call))
+
+    async def _outcomes(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        return self._script.outcomes(calls, self._progress)

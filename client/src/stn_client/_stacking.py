@@ -1,0 +1,117 @@
+"""Calls that are alike, as one call with the maps of all: a stack.
+
+What a server computes of a map is the same bits whatever else is in its call, so the results of a
+stack are those of its calls, for a fraction of what messages cost. Values may make a difference to
+what a server refuses; then each goes alone, and has its own result or error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from stn_client._arenas import ALIGNMENT_BYTES
+from stn_client._arrays import Array
+from stn_client._calls import Call, Gradients
+from stn_client._envelopes import Envelope, Payloads, Result, tensors_of
+from stn_client._errors import (
+    AccessDeniedError,
+    DeadlineExceededError,
+    OverloadedError,
+    StnClientError,
+    UnavailableError,
+)
+
+MAX_STACK_BYTES = 4 << 20
+"""Of the operands, or of the results, of one stack: beyond it there is little left to save, and
+whoever keeps one result keeps the memory of all."""
+
+_OF_ALL = AccessDeniedError, DeadlineExceededError, OverloadedError, UnavailableError
+"""Errors that say nothing about a single call."""
+
+
+def most_in_stack(call: Call[Any]) -> int:
+    """How many calls like this one may go together; 1 if it has to go alone."""
+    envelope = call.envelope
+    if envelope.most_in_stack is None:
+        shapes = [tuple(tensor.shape) for tensor in tensors_of(envelope.message)]
+        shapes += [result.shape for result in envelope.results]
+        batches = {shape[0] if shape else 0 for shape in shapes}
+        largest = max(sum(envelope.operands_bytes), sum(envelope.results_bytes), 1)
+        has_batch = len(batches) == 1 and 0 not in batches and bool(envelope.results)
+        envelope.most_in_stack = max(1, MAX_STACK_BYTES // largest) if has_batch else 1
+    return envelope.most_in_stack
+
+
+def are_alike(one: Call[Any], other: Call[Any]) -> bool:
+    """Whether calls differ in the values of their tensors alone."""
+    return one.envelope is other.envelope and one.conduct is other.conduct
+
+
+def stack_shape(calls: Sequence[Call[Any]]) -> tuple[int]:
+    """How many bytes the operands of a stack take, each from an aligned byte on."""
+    return (sum(_aligned(len(calls) * one) for one in calls[0].envelope.operands_bytes),)
+
+
+def stacked(calls: Sequence[Call[Any]], memory: Array) -> Call[Any]:
+    """One call in the place of several that are alike.
+
+    Args:
+        calls: At least two, at most as many as `most_in_stack` says.
+        memory: `stack_shape`, uint8; the operands are put there.
+    """
+    count, first = len(calls), calls[0].envelope
+    envelope = first.stacks.get(count)
+    if envelope is None:
+        envelope = first.stacks[count] = _envelope(first, count)
+    payloads: Payloads = []
+    start = 0
+    for number, size_bytes in enumerate(envelope.operands_bytes):
+        joined = memory[start : start + size_bytes]
+        pieces = [np.frombuffer(call.payloads[number], np.uint8) for call in calls]
+        payloads.append(np.concatenate(pieces, out=joined).data)
+        start += _aligned(size_bytes)
+    call = Call(envelope, payloads, calls[0].conduct)
+    call.count = count
+    return call
+
+
+def unstacked(result: Any, calls: Sequence[Call[Any]]) -> list[Any]:
+    """The result of each call of a stack, in views of what is the result of all."""
+    if isinstance(result, Gradients):
+        maps, transforms = _pieces(result.feature_map, calls), _pieces(result.transform, calls)
+        results: list[Any] = [Gradients(*one) for one in zip(maps, transforms, strict=True)]
+    else:
+        results = _pieces(result, calls)
+    return [
+        one if call.finish is None else call.finish(one)
+        for call, one in zip(calls, results, strict=True)
+    ]
+
+
+def is_of_all(error: StnClientError) -> bool:
+    """Whether an error of a stack is that of all its calls, and none may have another outcome."""
+    return isinstance(error, _OF_ALL)
+
+
+def _aligned(size_bytes: int) -> int:
+    return -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+def _envelope(first: Envelope[Any], count: int) -> Envelope[Any]:
+    message: Any = type(first.message)()
+    message.CopyFrom(first.message)
+    for tensor in tensors_of(message):
+        tensor.shape[0] *= count
+    operands_bytes = tuple(count * size_bytes for size_bytes in first.operands_bytes)
+    results = [Result((count * one.shape[0], *one.shape[1:]), one.dtype) for one in first.results]
+    return Envelope(first.method, message, operands_bytes, tuple(results), first.replies)
+
+
+def _pieces(array: Array | None, calls: Sequence[Call[Any]]) -> list[Any]:
+    if array is None:
+        return [None] * len(calls)
+    size = len(array) // len(calls)
+    return [array[start : start + size] for start in range(0, len(array), size)]
