@@ -7,7 +7,7 @@ import copy
 import json
 import re
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import kubernetes_validate
 import pytest
