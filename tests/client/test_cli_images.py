@@ -527,6 +527,62 @@ def test_frames_that_a_format_cannot_hold_are_refused(local_server, tmp_path, ca
     assert not (tmp_path / "b.jpg").exists()
 
 
+@pytest.mark.parametrize("result", ["b.png", "b.gif", "b.webp"])
+def test_pages_of_different_sizes_are_no_animation(local_server, tmp_path, capsys, result):
+    """They would be cut, or lie upon the one before; with one size they are one."""
+    pages = [Image.new("L", (8, height), 200) for height in (9, 8, 7)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    assert warp(local_server, tmp_path / "a.tif", tmp_path / result) == 1
+    error = capsys.readouterr().err
+    assert "expected to be written in a format that holds frames of different sizes" in error
+    assert not (tmp_path / result).exists()
+    assert warp(local_server, tmp_path / "a.tif", tmp_path / "b.tif") == 0
+    with Image.open(tmp_path / "b.tif") as back:
+        for number, page in enumerate(pages):
+            back.seek(number)
+            np.testing.assert_array_equal(np.asarray(back), np.asarray(page))
+    flags = ("--size", "8", "9", "--padding=fill", "--fill", str(100))
+    assert warp(local_server, tmp_path / "a.tif", tmp_path / result, *flags) == 0
+    with Image.open(tmp_path / result) as back:
+        assert (back.n_frames, back.size) == (3, (8, 9))
+
+
+def test_pages_of_16_bits_are_no_animation(local_server, tmp_path, capsys):
+    """Pillow looks at 8 bits of them to find what has changed, and leaves the rest as it was."""
+    pages = [Image.new("I;16", (8, 8), value) for value in (40_000, 50_000)]
+    pages[1].putpixel((3, 3), 0)
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    assert warp(local_server, tmp_path / "a.tif", tmp_path / "b.png") == 1
+    error = capsys.readouterr().err
+    assert "expected to be written in a format that holds frames of 16 bits, got PNG" in error
+    assert warp(local_server, tmp_path / "a.tif", tmp_path / "b.tif") == 0
+    with Image.open(tmp_path / "b.tif") as back:
+        back.seek(1)
+        np.testing.assert_array_equal(np.asarray(back), np.asarray(pages[1]))
+
+
+def test_nearest_keeps_what_is_transparent_of_two_values(local_server, tmp_path):
+    """A mask of a bit may declare one of its values transparent."""
+    mask = Image.fromarray(np.arange(16).reshape(4, 4) % 3 == 0)
+    mask.save(tmp_path / "a.png", transparency=0)
+    with Image.open(tmp_path / "a.png") as image:
+        assert (image.mode, image.info["transparency"]) == ("1", 0)
+    assert (
+        warp(local_server, tmp_path / "a.png", tmp_path / "b.png", "--interpolation=nearest") == 0
+    )
+    with Image.open(tmp_path / "b.png") as back:
+        opacity = np.asarray(back.convert("RGBA"))[..., 3]
+    np.testing.assert_array_equal(opacity, np.where(np.asarray(mask), 255, 0))
+
+
+def test_a_file_without_resolution_gets_none(tmp_path):
+    """Pillow makes one dot an inch of it, at which a photo fills a wall."""
+    Image.new("L", (4, 4)).save(tmp_path / "a.tif")
+    write(tmp_path / "b.png", read(tmp_path / "a.tif", "PNG"))
+    with Image.open(tmp_path / "b.png") as back:
+        assert "dpi" not in back.info
+
+
 def test_previews_are_no_frames(tmp_path):
     """Phones put a second picture behind the photo: it is none of an animation."""
     photo, preview = image_of("RGB", (32, 32)), image_of("RGB", (8, 8))

@@ -104,7 +104,7 @@ pixels were stored, or, of a map, where they lay."""
 _COMPRESSIONS = ("packbits", "tiff_adobe_deflate", "tiff_deflate", "tiff_lzw")
 """Those of TIFF that lose nothing and take every mode: they are kept."""
 
-_PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339
+_PHOTOMETRIC, _X_RESOLUTION, _SAMPLE_FORMAT = 262, 282, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2
 """Tags of TIFF, and values of theirs."""
 
@@ -230,6 +230,7 @@ def write(path: Path, picture: Picture, *, quality: int | None = None) -> None:
         parameters["quality"] = _QUALITY if quality is None else quality
     images = [_image(frame) for frame in picture.frames]
     if len(images) > 1:
+        _check_frames(path, images, format_)
         parameters |= {"save_all": True, "append_images": images[1:]}
         durations = [frame.duration_ms for frame in picture.frames]
         if format_ != "TIFF" and any(durations):
@@ -261,7 +262,7 @@ def _replace(path: Path, image: Any, format_: str, parameters: dict[str, Any]) -
 
 def _picture(path: Path, image: Any, format_: str | None, *, nearest: bool) -> Picture:
     count = 1 if image.format in _PREVIEWS else getattr(image, "n_frames", 1)
-    if count > 1 and format_ is not None and not _holds_frames(format_):
+    if count > 1 and format_ is not None and not _holds_frames(format_, "L"):
         raise _refusal(path, f"{count} frames", ".gif, .png, .webp or .tif", format_)
     frames: list[Frame] = []
     parameters: dict[str, Any] = {}
@@ -278,6 +279,7 @@ def _picture(path: Path, image: Any, format_: str | None, *, nearest: bool) -> P
             upright = upright.convert("I;16")
         parameters = parameters or _parameters(image)
         kept = nearest and count == 1 and upright.mode in _LABELS
+        kept = kept and not (upright.mode == "1" and upright.has_transparency_data)
         if kept and (format_ is None or _holds(format_, upright.mode)):
             frame = _labels(upright)
         else:
@@ -348,6 +350,8 @@ def _parameters(image: Any) -> dict[str, Any]:
     """What Pillow shall write beside the pixels; formats take what they know."""
     info = image.info
     names = {"dpi", "icc_profile", "loop"}
+    if _X_RESOLUTION not in getattr(image, "tag_v2", {_X_RESOLUTION: None}):
+        names.remove("dpi")  # Pillow makes one of a TIFF file that has none
     if info.get("compression") in _COMPRESSIONS:
         names.add("compression")
     parameters = {name: info[name] for name in sorted(names) if info.get(name) is not None}
@@ -450,16 +454,47 @@ def _holds(format_: str, mode: str) -> bool:
     return mode in {"L", "RGB"} or back.mode == mode
 
 
+def _check_frames(path: Path, images: Sequence[Any], format_: str) -> None:
+    """A format holds all frames as they are: animations hold less than single images.
+
+    Raises:
+        ImageError: It does not.
+    """
+    for mode in sorted({image.mode for image in images}):
+        if not _holds_frames(format_, mode):
+            needed, _ = _NEEDS.get(mode, (f"mode {mode}", ""))
+            raise _refusal(path, f"frames of {needed}", ".tif", format_)
+    if len({image.size for image in images}) > 1 and not _holds_frames(format_, "L", larger_px=1):
+        raise _refusal(path, "frames of different sizes", ".tif, or give --size", format_)
+
+
 @cache
-def _holds_frames(format_: str) -> bool:
-    """Whether a format gives back two frames, which is tried out."""
+def _holds_frames(format_: str, mode: str, larger_px: int = 0) -> bool:
+    """Whether a format gives back two frames of a mode, which is tried out.
+
+    Args:
+        format_: The format.
+        mode: Of both.
+        larger_px: How much the first one is larger than the second one.
+    """
     pillow = _pil().Image
-    black, white = (pillow.new("L", (16, 16), value) for value in (0, 255))
+    # To what looks at 8 bits of deeper numbers to find what has changed, that is one pixel.
+    values = (40_000, 50_000) if mode in _STORED else (0, 255)
+    bands = len(pillow.new(mode, (1, 1)).getbands())
+    sizes = (16 + larger_px, 16), (16, 16)
+    first, second = (
+        pillow.new(mode, size, (value,) * bands) for size, value in zip(sizes, values, strict=True)
+    )
+    second.paste(0, (8, 8, 9, 9))
     buffer = BytesIO()
     try:
-        black.save(buffer, format_, save_all=True, append_images=[white])
+        first.save(buffer, format_, save_all=True, append_images=[second])
         with pillow.open(buffer) as back:
-            return getattr(back, "n_frames", 1) == 2
+            if getattr(back, "n_frames", 1) != 2:
+                return False
+            back.seek(1)
+            same = mode not in _STORED or np.array_equal(np.asarray(back), np.asarray(second))
+            return same and back.size == second.size
     except Exception:  # noqa: BLE001 - as its plugins do
         return False
 
