@@ -74,7 +74,7 @@ def test_spans_leave_a_container(start):
 
 def test_the_engine_calls_a_container_healthy(engine, start):
     """The health check of the image runs inside and finds the server ready."""
-    wait_for_event(engine, start().container, "health_status: healthy")
+    wait_for_event(engine, start().container.id, "health_status: healthy")
 
 
 def test_nothing_can_be_written(start):
@@ -139,7 +139,7 @@ def test_a_killed_server_is_started_again(engine, start):
         before = stn.warp(U, THETA)
         container.reload()
         os.kill(container.attrs["State"]["Pid"], signal.SIGKILL)
-        wait_for_event(engine, container, "die")
+        wait_for_event(engine, container.id, "die")
         np.testing.assert_array_equal(stn.warp(U, THETA), before)
     container.reload()
     assert container.attrs["RestartCount"] == 1

@@ -1,11 +1,15 @@
 """`stn_client.docker` and `stn up`, `logs`, `down` against a real engine."""
 
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from stn_client import Client
 from stn_client.cli import main
 from stn_client.docker import ContainerError, ServerContainer
-from support.engine import IMAGE, containers_of_the_image
+from support.engine import IMAGE, containers_of_the_image, wait_for_event
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("image")]
 
@@ -31,6 +35,36 @@ def test_the_command_starts_reads_and_stops(engine, capsys):
     assert main(["down"]) == 1
     assert "stn: container: expected one, got No such container: stn" in capsys.readouterr().err
     assert containers_of_the_image(engine) == []
+
+
+@pytest.mark.parametrize("moment", ["create", "start"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_ended_leaves_nothing_behind(engine, moment, number):
+    """Whether the container is there already or runs: it goes with the command that made it."""
+    name = f"stn-{moment}-{number}"
+    program = "import sys; from stn_client.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "up", f"--image={IMAGE}", f"--name={name}"]
+    command += ["--network=host", "--port=0", "--metrics-port=0"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        wait_for_event(engine, name, moment)
+        process.send_signal(number)
+    assert process.returncode == 128 + number
+    assert containers_of_the_image(engine) == []
+
+
+def test_the_command_gives_the_server_settings_files_and_memory(engine, tmp_path):
+    """As `docker run` would."""
+    (tmp_path / "stn.toml").write_text("threads = 1\n")
+    where = ["--network=host", "--port=0", "--metrics-port=0"]
+    given = ["--env=STN_CONFIG=/etc/stn/stn.toml", "--env=STN_LIFECYCLE_GRACE_S=7"]
+    given += [f"--volume={tmp_path}:/etc/stn:ro", "--memory=1g"]
+    assert main(["up", f"--image={IMAGE}", *where, *given]) == 0
+    (container,) = containers_of_the_image(engine)
+    log = container.logs().decode()
+    assert main(["down"]) == 0
+    assert container.attrs["HostConfig"]["Memory"] == 1024**3
+    assert '"threads": 1' in log
+    assert '"grace_s": 7.0' in log
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 The suite in deploy/tests starts real containers.
 """
 
+import os
+import signal
 import sys
 from types import SimpleNamespace
 
@@ -100,6 +102,76 @@ def test_leaving_stops_in_order(created):
         pass
     assert created.container.calls == ["start", "stop within 35", "remove"]
     assert ServerContainer().stop(timeout_s=5) == 3
+
+
+def test_the_command_passes_settings_volumes_and_memory_on(created, monkeypatch, tmp_path):
+    """Folders by their whole path, volumes by their name, variables with a value or as they are."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STN_LOG_LEVEL", "debug")
+    given = ["--env=STN_THREADS=2", "--env=OTEL_X=a=b", "--env", "STN_LOG_LEVEL"]
+    given += ["--volume=./settings:/etc/stn:ro", "--volume", "sockets:/run/stn", "--memory=2g"]
+    assert main(["up", *given]) == 0
+    assert created.options["environment"] == {
+        "STN_THREADS": "2",
+        "OTEL_X": "a=b",
+        "STN_LOG_LEVEL": "debug",
+    }
+    volumes = [f"{tmp_path}/settings:/etc/stn:ro", "sockets:/run/stn"]
+    assert created.options["volumes"] == volumes
+    assert created.options["mem_limit"] == "2g"
+
+
+def test_without_them_nothing_is_asked_for(created):
+    """No limit, no volume, no setting."""
+    assert main(["up"]) == 0
+    found = {name: created.options[name] for name in ("environment", "volumes", "mem_limit")}
+    assert found == {"environment": {}, "volumes": [], "mem_limit": None}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--env=STN_NOWHERE", "--env STN_NOWHERE: expected a variable of this process, got none."),
+        ("--volume=settings", "--volume settings: expected FROM:TO"),
+        ("--volume=settings:inside", "--volume settings:inside: expected FROM:TO"),
+    ],
+)
+def test_what_cannot_be_passed_on_is_said(created, capsys, given, said):
+    """In the words of the option, before anything is created."""
+    assert main(["up", given]) == 1
+    assert capsys.readouterr().err.startswith(f"stn: {said}")
+    assert not hasattr(created, "options")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)]
+)
+def test_a_signal_while_the_engine_creates_leaves_no_container(created, monkeypatch, number, code):
+    """The engine makes it all the same, and answers; a second signal does not stop the removal."""
+
+    def create(_image, **_options):
+        os.kill(os.getpid(), number)
+        return created.container
+
+    def remove(**_options):
+        os.kill(os.getpid(), number)
+        created.container.calls.append("remove")
+
+    engine = SimpleNamespace(containers=SimpleNamespace(create=create), close=lambda: None)
+    monkeypatch.setattr("docker.from_env", lambda: engine)
+    monkeypatch.setattr(created.container, "remove", remove)
+    before = signal.getsignal(number)
+    assert exit_code(["up"]) == code
+    assert created.container.calls[-1] == "remove"
+    assert signal.getsignal(number) == before
+
+
+def exit_code(arguments):
+    """How the command ends, whether it returns or not."""
+    try:
+        return main(arguments)
+    except SystemExit as end:
+        return end.code
 
 
 NO_ENGINE = r"docker: expected an engine that answers, got .*DOCKER_HOST"

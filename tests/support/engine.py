@@ -68,8 +68,8 @@ def containers_of_the_image(engine):
 
 
 def wait_for_event(engine, container, name):
-    """Returns once something has happened to a container, be it before the call."""
-    for event in engine.events(since=BEGINNING, filters={"container": container.id}, decode=True):
+    """Returns once something has happened to a container, by name or id, be it before the call."""
+    for event in engine.events(since=BEGINNING, filters={"container": container}, decode=True):
         if event["status"] == name:
             return
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import Any, Self
 
@@ -47,7 +48,8 @@ class ServerContainer:
         metrics_port: Likewise.
         environment: Settings of the server (`STN_...`).
         timeout_s: How long the server may take to become ready.
-        **options: Anything else that `create` of the Docker SDK takes: mem_limit, restart_policy.
+        **options: Anything else that `create` of the Docker SDK takes: mem_limit, volumes,
+            restart_policy.
 
     Attributes:
         target: What to give to `Client`.
@@ -82,14 +84,21 @@ class ServerContainer:
             **options,
         }
         options["environment"] = {**options["environment"], **(environment or {})}
-        with _engine() as engine:
-            self.container = engine.containers.create(image, name=name, **options)
+        # An interruption reaches the main thread alone. The engine is asked in another one, whose
+        # answer is waited for: it makes a container even for who has hung up.
+        made: list[Any] = []
+        with _engine() as engine, ThreadPoolExecutor(1) as elsewhere:
+            create = engine.containers.create
             try:
+                elsewhere.submit(lambda: made.append(create(image, name=name, **options))).result()
+                (self.container,) = made
                 self.container.start()
                 self._wait_until_ready(time.monotonic() + timeout_s)
                 self.target, metrics = self._addresses(options)
             except BaseException:
-                _remove(self.container)
+                elsewhere.shutdown()
+                for container in made:
+                    _remove(container)
                 raise
         self.metrics = f"http://{metrics}/metrics"
 

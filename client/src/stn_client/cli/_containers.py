@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from stn_client import docker
 from stn_client.cli._report import report
 
 NAME = "stn"
+
+ENDING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
+"""What ends a command, as Ctrl-C, a supervisor and a terminal that closes send it."""
 
 
 def manage(options: argparse.Namespace) -> int:
@@ -28,6 +37,21 @@ def add_commands(commands: Any) -> None:
     up.set_defaults(manage=_up)
     up.add_argument("--image", default=docker.IMAGE, help="(default: %(default)s)")
     up.add_argument("--gpus", metavar="all|0,1", help="GPUs that the server may use")
+    up.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the server, or NAME alone: as it is here; may be given again",
+    )
+    up.add_argument(
+        "--volume",
+        action="append",
+        default=[],
+        metavar="FROM:TO[:ro]",
+        help="a folder of this machine, or a volume by its name, and where; may be given again",
+    )
+    up.add_argument("--memory", metavar="4g", help="limit of the container (default: none)")
     up.add_argument("--network", default="bridge", help="or host (default: %(default)s)")
     up.add_argument("--port", type=int, default=docker.PORT, help="0: any (default: %(default)s)")
     up.add_argument(
@@ -43,15 +67,60 @@ def add_commands(commands: Any) -> None:
 
 
 def _up(options: argparse.Namespace) -> None:
-    server = docker.ServerContainer(
-        options.image,
-        gpus=options.gpus,
-        name=options.name,
-        network=options.network,
-        port=options.port,
-        metrics_port=options.metrics_port,
-    )
+    with _ending_in_order():
+        server = docker.ServerContainer(
+            options.image,
+            gpus=options.gpus,
+            name=options.name,
+            network=options.network,
+            port=options.port,
+            metrics_port=options.metrics_port,
+            environment=dict(map(_variable, options.env)),
+            volumes=list(map(_mount, options.volume)),
+            mem_limit=options.memory,
+        )
     print(f"target {server.target}\nmetrics {server.metrics}")  # noqa: T201
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Signals that end the process raise instead, once, so that what was begun is taken back."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        for other in ENDING:
+            signal.signal(other, signal.SIG_IGN)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _variable(text: str) -> tuple[str, str]:
+    """Name and value of a variable; the value of this process where the text has none."""
+    name, given, value = text.partition("=")
+    if given:
+        return name, value
+    if name not in os.environ:
+        raise docker.ContainerError(
+            f"--env {name}: expected a variable of this process, got none. Say --env {name}=VALUE."
+        )
+    return name, os.environ[name]
+
+
+def _mount(text: str) -> str:
+    """A volume as the engine takes it: folders of this machine by their whole path."""
+    source, parted, inside = text.partition(":")
+    if not parted or not inside.startswith("/"):
+        raise docker.ContainerError(
+            f"--volume {text}: expected FROM:TO with TO as the path in the container, as "
+            "./settings:/etc/stn:ro."
+        )
+    is_path = source.startswith((".", "~", "/"))
+    return f"{Path(source).expanduser().resolve()}:{inside}" if is_path else text
 
 
 def _down(options: argparse.Namespace) -> None:
