@@ -4,6 +4,7 @@
 #include <pthread.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -85,12 +86,17 @@ class Pool {
   }
 
   void serve(uint64_t seen) {
+    bool comes_soon = true;
     for (;;) {
-      for (int spin = 0; generation_.load(std::memory_order_relaxed) == seen && spin < kSpins; ++spin) pause();
+      const auto idle_since = std::chrono::steady_clock::now();
+      // Who looks takes a core that others may need, such as a client on this host and the loop that answers it.
+      const int spins = comes_soon ? kSpins : 0;
+      for (int spin = 0; generation_.load(std::memory_order_relaxed) == seen && spin < spins; ++spin) pause();
       Job* job = nullptr;
       {
         std::unique_lock<std::mutex> lock(mutex_);
         wake_.wait(lock, [&] { return generation_.load() != seen; });
+        comes_soon = std::chrono::steady_clock::now() - idle_since < kSoon;
         seen = generation_.load();
         if (wanted_ > 0) --wanted_, ++busy_, job = job_;
       }

@@ -3,6 +3,7 @@
 // together: each helps some sizes at the cost of others.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 
 namespace stn {
@@ -16,9 +17,11 @@ constexpr int64_t kWorthFreeing = 1 << 14;
 // Numbers of a task: small enough for threads to share well, large enough to hide the taking of it.
 constexpr int64_t kTaskSize = 1 << 14;
 
-// How often a thread looks for the next call before it goes to sleep: one to two hundred microseconds, the distance
-// of calls in a training step.
+// How often a thread looks for the next call before it goes to sleep, if the last one came soon: one to two hundred
+// microseconds, the distance of calls in a training step. Where they come later it goes to sleep at once: to look then
+// costs a client on the same host a tenth and more of its calls.
 constexpr int kSpins = 4000;
+constexpr std::chrono::microseconds kSoon{200};
 
 // Target pixels that are worked on together. Fewer leave what is done once a block to be done more often, more do not
 // fit the first cache with all that is known of them. Sums of gradients of parameters run over blocks, so that these
