@@ -93,6 +93,11 @@ STN_FUNCTION Place place_of(const Tiling& tiling, int64 index) {
           static_cast<int>(tile / across) << (tiling.height_log + kPatchHeightLog)};
 }
 
+// How many tiles of the present map a thread block has, from the present one on.
+STN_FUNCTION int64 tiles_left(const Tiling& tiling, const TileLoop& loop, const Place& place) {
+  return smaller(held().first + static_cast<int64>(place.n + 1) * tiling.count, held().last) - loop.tile;
+}
+
 // A pixel of a map.
 struct Pixel {
   int at[kMaxAxes];

@@ -256,7 +256,8 @@ STN_FUNCTION void warp_window(const Descriptor& problem, const Windows& windows,
   for (int channel = 0; channel < problem.channels; channel += at_once) {
     const int count = smaller(at_once, problem.channels - channel);
     __syncthreads();
-    windows.bring(problem, tile, windows.are_packed ? 1 : count, channel);
+    windows.bring(tile, windows.are_packed ? 1 : count, channel,
+                  [&](int c, int x, int y) { return windows.padded_element(problem, c, x, y); });
     WindowPoint points[kQuad];
     const T column = static_cast<T>(quad.x), line = static_cast<T>(quad.y);
     const T right = quad.is_row ? T(1) : T(0), down = T(1) - right;
@@ -294,13 +295,6 @@ STN_FUNCTION void warp_window(const Descriptor& problem, const Windows& windows,
   }
 }
 
-// How many tiles of the present problem, and item, a thread block does from the present one on.
-STN_FUNCTION int tiles_of_item(const Descriptor& problem, const TileLoop& loop, const Place& place) {
-  int64 end = held().first + static_cast<int64>(place.n + 1) * problem.target.count;
-  end = smaller(smaller(end, held().last), loop.tile + kWindowTiles);
-  return static_cast<int>(end - loop.tile);
-}
-
 template <bool Matrix, bool Interleaved>
 STN_FUNCTION void warp_tile(const Descriptor& problem, const Place& place) {
   const Generator<Matrix> generator(problem, place.n);
@@ -322,7 +316,7 @@ STN_FUNCTION void warp_by_windows(const Descriptor& problem, const Place& place,
   __shared__ Windows windows;
   if (threadIdx.x == 0) windows.find(problem, generator, place.n);
   __syncthreads();
-  const int count = tiles_of_item(problem, loop, place);
+  const int count = tiles_of_item(problem.target, loop, place);
   WindowTile* tiles = window_tiles();
   if (static_cast<int>(threadIdx.x) < count)
     tiles[threadIdx.x] =

@@ -80,32 +80,112 @@ STN_FUNCTION WindowTile* window_tiles() {
 
 // What the windows of one item have in common. Cells of a row are counted across pixels and, where they lie side by
 // side, channels.
-struct Windows {
+struct WindowMap {
   bool are_packed;   // whether channels lie side by side
-  int step;          // from pixel to pixel
-  int size, height;  // of the source: cells of a row, and rows
-  T low[2], high[2];  // between which padding moves coordinates
   bool are_there;
   bool move_vectors;  // whether rows begin, and end, with whole vectors
+  int step;           // from pixel to pixel
+  int size, height;   // of the map: cells of a row, and rows
   int row_step;
   int64 plane_step;
   const S* source;
   S* target;
 
-  STN_MEMBER void find(const Descriptor& problem, const Generator<true>& generator, int n) {
-    const Map& map = problem.feature_map;
+  STN_MEMBER void take(const Map& map, const Tiling& tiling, int n, int channels) {
     source = maps_of(map, n);
-    target = maps_of(problem.output, n);
-    are_packed = K == 2 && map.stride[0] != 1 && map.channel_stride == 1 && problem.output.channel_stride == 1;
-    step = are_packed ? problem.channels : 1;
-    size = problem.source.size[0] * step;
-    height = problem.source.size[1];
-    are_there = !generator.divides() && !pads_by(problem, Padding::reflection) && map.stride[0] == step &&
-                larger(problem.source.size[0], problem.source.size[1]) <= kLargestSize;
+    step = are_packed ? channels : 1;
+    size = tiling.size[0] * step;
+    height = tiling.size[1];
     row_step = map.stride[1];
     plane_step = are_packed ? 0 : map.channel_stride;
     move_vectors = ((row_step | size | static_cast<int>(plane_step)) % kCells == 0) &&
                    reinterpret_cast<uint64>(source) % sizeof(FourElements) == 0;
+    are_there = map.stride[0] == step && larger(tiling.size[0], tiling.size[1]) <= kLargestSize;
+  }
+
+  STN_MEMBER bool has(int x, int y) const {
+    return (static_cast<unsigned>(x) < static_cast<unsigned>(size)) &
+           (static_cast<unsigned>(y) < static_cast<unsigned>(height));
+  }
+
+  STN_MEMBER T element(int channel, int x, int y) const {
+    return widened(fetched(source + channel * plane_step + (x + y * row_step)));
+  }
+
+  // A window that begins at pixel (x, y) of the map and ends at another one, if there is room for it.
+  STN_MEMBER void bound(WindowTile& tile, int x, int y, int last_x, int last_y) const {
+    tile.first = x * step & ~(kCells - 1);
+    tile.width = (last_x + 1) * step - tile.first;
+    tile.row = y;
+    const int rows = last_y + 1 - y;
+    tile.rows = tile.width <= (are_packed ? kPitch : kWindowWidth) && rows <= kWindowRows ? rows : 0;
+  }
+
+  // Brings some planes, or all channels of pixels; await_cells() and a meeting must follow. `element` gives a cell where
+  // vectors do not move.
+  template <class Element>
+  STN_MEMBER void bring(const WindowTile& tile, int planes, int channel, Element element) const {
+    const int lanes_log = are_packed ? kPackedLanesLog : kPlaneLanesLog, cell = (threadIdx.x & ((1 << lanes_log) - 1)) * kCells;
+    const int at_once = kThreads >> lanes_log, first_row = threadIdx.x >> lanes_log;
+    if (cell >= tile.width) return;
+    const int x = tile.first + cell;
+    T* cells = window_cells() + (cell + first_row * kPitch);
+    // Rows of vectors that lie in the map, or cell by cell.
+    if (move_vectors & (static_cast<unsigned>(x) < static_cast<unsigned>(size)) & (tile.row >= 0) &
+        (tile.row + tile.rows <= height)) {
+      const S* from = source + channel * plane_step + (x + (tile.row + first_row) * row_step);
+      if (are_packed) return bring_rows<kPackedLanesLog>(tile, from, row_step, cells);
+#pragma unroll 1
+      for (int plane = 0; plane < planes; ++plane, from += plane_step, cells += kWindowWidth)
+        bring_rows<kPlaneLanesLog>(tile, from, row_step, cells);
+      return;
+    }
+#pragma unroll 1
+    for (int plane = 0; plane < planes; ++plane, cells += kWindowWidth)
+#pragma unroll 1
+      for (int y = first_row; y < tile.rows; y += at_once)
+#pragma unroll 1
+        for (int k = 0; k < kCells; ++k)
+          cells[(y - first_row) * kPitch + k] = element(channel + plane, x + k, tile.row + y);
+  }
+
+ private:
+  static constexpr int kPlaneLanesLog = 4, kPackedLanesLog = 6;  // lanes that bring a row
+  static_assert(kCells << kPlaneLanesLog >= kWindowWidth && kCells << kPackedLanesLog >= kPitch, "too few lanes");
+
+  // What one thread brings of a plane: every so many rows a vector.
+  template <int LanesLog>
+  static STN_MEMBER void bring_rows(const WindowTile& tile, const S* from, int row_step, T* to) {
+    constexpr int kAtOnce = kThreads >> LanesLog;
+    const int left = tile.rows - static_cast<int>(threadIdx.x >> LanesLog);
+#pragma unroll
+    for (int k = 0; k < kWindowRows; k += kAtOnce)
+      if (k < left) bring_vector(reinterpret_cast<const FourElements*>(from + k * row_step), to + k * kPitch);
+  }
+
+  static STN_MEMBER void bring_vector(const FourElements* from, T* to) {
+    if constexpr (sizeof(S) == sizeof(T)) {
+      copy_cells(from, to);
+    } else {
+      const FourElements loaded = fetched(from);
+      FourCells wide;
+#pragma unroll
+      for (int k = 0; k < kCells; ++k) wide.at[k] = widened(loaded.at[k]);
+      *reinterpret_cast<FourCells*>(to) = wide;
+    }
+  }
+};
+
+// Those of the source of a warp.
+struct Windows : WindowMap {
+  T low[2], high[2];  // between which padding moves coordinates
+
+  STN_MEMBER void find(const Descriptor& problem, const Generator<true>& generator, int n) {
+    const Map& map = problem.feature_map;
+    are_packed = K == 2 && map.stride[0] != 1 && map.channel_stride == 1 && problem.output.channel_stride == 1;
+    take(map, problem.source, n, problem.channels);
+    target = maps_of(problem.output, n);
+    are_there = are_there && !generator.divides() && !pads_by(problem, Padding::reflection);
 #pragma unroll
     for (int a = 0; a < 2; ++a) {
       low[a] = unmirrored(T(-kLargestSize), problem, a).x;
@@ -139,75 +219,17 @@ struct Windows {
       before[a] -= K / 2 - 1;
       behind[a] += K / 2;
     }
-    tile.first = before[0] * step & ~(kCells - 1);
-    tile.width = (behind[0] + 1) * step - tile.first;
-    tile.row = before[1];
-    const int rows = behind[1] + 1 - tile.row;
-    if (tile.width <= (are_packed ? kPitch : kWindowWidth) && rows <= kWindowRows) tile.rows = rows;
+    bound(tile, before[0], before[1], behind[0], behind[1]);
     return tile;
   }
 
-  // Brings some planes, or all channels of pixels; await_cells() and a meeting must follow. Every thread must call it.
-  STN_MEMBER void bring(const Descriptor& problem, const WindowTile& tile, int planes, int channel) const {
-    const int lanes_log = are_packed ? kPackedLanesLog : kPlaneLanesLog, cell = (threadIdx.x & ((1 << lanes_log) - 1)) * kCells;
-    const int at_once = kThreads >> lanes_log, first_row = threadIdx.x >> lanes_log;
-    if (cell >= tile.width) return;
-    const int x = tile.first + cell;
-    T* cells = window_cells() + (cell + first_row * kPitch);
-    // Rows of vectors that lie in the map, or cell by cell.
-    if (move_vectors & (static_cast<unsigned>(x) < static_cast<unsigned>(size)) & (tile.row >= 0) &
-        (tile.row + tile.rows <= height)) {
-      const S* from = source + channel * plane_step + (x + (tile.row + first_row) * row_step);
-      if (are_packed) return bring_rows<kPackedLanesLog>(tile, from, row_step, cells);
-#pragma unroll 1
-      for (int plane = 0; plane < planes; ++plane, from += plane_step, cells += kWindowWidth)
-        bring_rows<kPlaneLanesLog>(tile, from, row_step, cells);
-      return;
-    }
-#pragma unroll 1
-    for (int plane = 0; plane < planes; ++plane, cells += kWindowWidth)
-#pragma unroll 1
-      for (int y = first_row; y < tile.rows; y += at_once)
-#pragma unroll 1
-        for (int k = 0; k < kCells; ++k)
-          cells[(y - first_row) * kPitch + k] = element(problem, channel + plane, x + k, tile.row + y);
-  }
-
- private:
-  static constexpr int kPlaneLanesLog = 4, kPackedLanesLog = 6;  // lanes that bring a row
-  static_assert(kCells << kPlaneLanesLog >= kWindowWidth && kCells << kPackedLanesLog >= kPitch, "too few lanes");
-
-  // What one thread brings of a plane: every so many rows a vector.
-  template <int LanesLog>
-  static STN_MEMBER void bring_rows(const WindowTile& tile, const S* from, int row_step, T* to) {
-    constexpr int kAtOnce = kThreads >> LanesLog;
-    const int left = tile.rows - static_cast<int>(threadIdx.x >> LanesLog);
-#pragma unroll
-    for (int k = 0; k < kWindowRows; k += kAtOnce)
-      if (k < left) bring_vector(reinterpret_cast<const FourElements*>(from + k * row_step), to + k * kPitch);
-  }
-
-  static STN_MEMBER void bring_vector(const FourElements* from, T* to) {
-    if constexpr (sizeof(S) == sizeof(T)) {
-      copy_cells(from, to);
-    } else {
-      const FourElements loaded = fetched(from);
-      FourCells wide;
-#pragma unroll
-      for (int k = 0; k < kCells; ++k) wide.at[k] = widened(loaded.at[k]);
-      *reinterpret_cast<FourCells*>(to) = wide;
-    }
-  }
-
   // An element of a row, or what padding puts there.
-  STN_MEMBER T element(const Descriptor& problem, int channel, int x, int y) const {
+  STN_MEMBER T padded_element(const Descriptor& problem, int channel, int x, int y) const {
     if (K == 4 && pads_by(problem, Padding::border)) {
       x = larger(0, smaller(x, size - 1));
       y = larger(0, smaller(y, height - 1));
     }
-    if ((static_cast<unsigned>(x) < static_cast<unsigned>(size)) &
-        (static_cast<unsigned>(y) < static_cast<unsigned>(height)))
-      return widened(fetched(source + channel * plane_step + (x + y * row_step)));
+    if (has(x, y)) return element(channel, x, y);
     T fill[1];
     if (are_packed) channel = ((x % step) + step) % step;
     fill_of(problem, channel, problem.fills != 0, fill);
@@ -236,5 +258,10 @@ struct WindowPoint {
     cell = at[1] * kPitch + at[0] * windows.step - ((tile.row + kBefore) * kPitch + kBefore * windows.step + tile.first);
   }
 };
+
+// How many tiles of the present map a thread block does together.
+STN_FUNCTION int tiles_of_item(const Tiling& tiling, const TileLoop& loop, const Place& place) {
+  return static_cast<int>(smaller(tiles_left(tiling, loop, place), static_cast<int64>(kWindowTiles)));
+}
 
 }  // namespace stn
