@@ -1,166 +1,234 @@
-"""Variants of the constants that the CUDA kernels are tuned by, side by side on one GPU.
+"""Variants of what the CUDA kernels are tuned by, side by side on one GPU.
 
-Every variant is a copy of the engine in which some constants have other values. All are compiled
-first, side by side; then each is timed in a process of its own, in turns. One JSON line for
-each variant and round: microseconds of the kernels of each call, by CUPTI, and what copies take.
+Every variant is a copy of the kernels in which some constants have other values, and of the host's
+constants beside them. All are compiled first, side by side; then one process times each in turn, by
+CUPTI, and compares what it computes with the results of the first variant bit by bit. Each leaves a
+JSON line in ``cuda_tuning.jsonl``: microseconds of the kernels of each call, what copies take, and
+the calls whose results differ. With ``STN_GPU_CHECK=emulated`` small maps go the same way on the
+emulated device.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-KERNELS, HOST = Path("native/cuda/tuning.cuh"), Path("backends/cuda/tuning.py")
+import torch
+
+from gpu_check import devices
+from stn_engine import Affine, Flow, WarpSpec, warp, warp_gradients
+from stn_engine.backends.cuda import compiler, programs
+from stn_engine.backends.cuda.programs import Program
+from stn_engine.spec import Interpolation
+from support import emulated_cuda
+from support.plain_torch import turned
+
+NATIVE = Path(programs.SOURCES).parent
 VARIANTS = {
+    "general": {"kWindows": "false"},
     "as it is": {},
-    "blocks 3": {"kBlocks": "kIsWide ? 2 : 3"},
-    "backward 4": {
-        "kGatherBlocks": "kIsWide ? 2 : 4",
-        "kSlopeBlocks": "sizeof(T) == 8 ? 1 : kIsWide || K == 4 ? 2 : 4",
-        "kVectorBlocks": "2",
-    },
-    "one tile": {"MOST_TILES": "1"},
-    "four tiles": {"MOST_TILES": "4"},
+    "resident": {"MOST_TILES": "32", "FILLS": "0"},
+    "8 tiles": {"MOST_TILES": "8"},
+    "blocks 3": {"kWindowBlocks": "3", "MOST_TILES": "32", "FILLS": "0"},
+    "blocks 5": {"kWindowBlocks": "5", "kGatherBlocks": "4", "MOST_TILES": "32", "FILLS": "0"},
 }
-"""New values of constants, by name."""
+"""New values of constants, by name; those in capitals are the host's. Without fills a launch has no
+more blocks than the device runs at a time."""
+
+PROGRAMS = (
+    *(Program(one) for one in ("gather", "slopes", "warp", "parameters")),
+    *(Program("warp", one) for one in (torch.bfloat16, torch.uint8)),
+    Program("warp", interpolation=Interpolation.BICUBIC),
+)
 
 
 def copied(folder: Path, changes: dict[str, str]) -> Path:
-    """A copy of the engine with other constants."""
-    target = folder / "stn_engine"
-    shutil.copytree(ROOT / "stn_engine" / "src" / "stn_engine", target)
-    for name, value in changes.items():
-        path = target / (HOST if name.isupper() else KERNELS)
-        text = path.read_text(encoding="utf-8")
-        text, count = re.subn(rf"(\b{name}\b[^=\n]* = )[^;\n]+", rf"\g<1>{value}", text)
-        if count != 1:
-            raise LookupError(f"expected one {name} in {path.name}, got {count}")
-        path.write_text(text, encoding="utf-8")
-    return folder
+    """A copy of the kernels with other constants."""
+    shutil.copytree(NATIVE, folder)
+    path = folder / "cuda" / "tuning.cuh"
+    text = path.read_text(encoding="utf-8")
+    for name, value in _kernel_changes(changes).items():
+        text, count = re.subn(rf"(\b{name} = )[^;\n]+", rf"\g<1>{value}", text)
+        if not count:
+            raise LookupError(f"expected {name} in {path.name}, got none")
+    path.write_text(text, encoding="utf-8")
+    return folder / "cuda"
 
 
-def run(folder: Path, kernels: Path, *arguments: str) -> str:
-    """One variant in a process of its own; what it prints."""
-    paths = [str(folder), *(str(ROOT / one) for one in ("proto/src", "server/src", "tests"))]
-    before = os.environ.get("PYTHONPATH", "")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([*paths, before]),
-        "STN_KERNEL_CACHE": str(kernels),
-    }
-    command = [sys.executable, "-m", "bench.bench_cuda_tuning", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or json.dumps({"failed": done.stderr[-600:]})
+_blocks = None
 
 
-def compile_all() -> None:
-    """Compiles what is timed."""
-    import torch  # noqa: PLC0415 - in the process of a variant only
-
-    from stn_engine.backends.cuda import compiler  # noqa: PLC0415
-    from stn_engine.backends.cuda.programs import Program  # noqa: PLC0415
-    from stn_engine.spec import Interpolation  # noqa: PLC0415
-
-    programs = [
-        Program("parameters"),
-        *(Program(one) for one in ("warp", "slopes", "gather")),
-        *(Program("warp", one) for one in (torch.bfloat16, torch.uint8)),
-        *(Program("warp", interpolation=one) for one in Interpolation),
-    ]
-    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
-    architecture = "sm_{}{}".format(*capability)
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda one: compiler.cubin(one, architecture), programs))
-    print(json.dumps({"compiled": len(programs)}))
+def _kernel_changes(changes: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in changes.items() if not name.isupper()}
 
 
-def time_all() -> None:
-    """Times the calls of this process's engine."""
-    import torch  # noqa: PLC0415 - in the process of a variant only
+def use(sources: Path, changes: dict[str, str]) -> None:
+    """Lets this process compile and launch a variant from now on."""
+    programs.SOURCES = compiler.SOURCES = sources
+    programs.sources_digest.cache_clear()
+    emulated_cuda.program_library.cache_clear()
+    if devices.EMULATED or not torch.cuda.is_available():
+        return
+    from stn_engine.backends.cuda import driver, tuning  # noqa: PLC0415 - needs a GPU
 
-    from gpu_check import devices  # noqa: PLC0415
-    from stn_engine import Affine, Flow, warp, warp_gradients  # noqa: PLC0415
-    from support.plain_torch import turned  # noqa: PLC0415
+    global _blocks  # noqa: PLW0603 - the driver's own, before any variant
+    _blocks = _blocks or driver._blocks
+    driver._LOADED.clear()
+    driver._code.cache_clear()
+    for name in ("MOST_TILES", "FILLS"):
+        setattr(driver, name, int(changes.get(name, getattr(tuning, name))))
+    driver._blocks = _blocks if driver.FILLS else _resident_blocks
 
-    there = devices.device()
 
-    def maps(*shape, last=False, dtype=torch.float32):
-        shape = [*shape[:2], *(there.side_px(side) for side in shape[2:])]
-        order = torch.channels_last if last else torch.contiguous_format
-        values = torch.randn(shape, device=there.device) * 50 + 128
-        return values.to(dtype).to(memory_format=order)
+def _resident_blocks(kernel, tiles: int, multiprocessors: int) -> int:
+    """As many blocks as there is room for, each with as many tiles as any other."""
+    from stn_engine.backends.cuda import driver  # noqa: PLC0415 - needs a GPU
 
-    n = there.side_px(32)
-    found = {}
+    if kernel.is_far:
+        return min(tiles, driver.FAR_FILLS * multiprocessors)
+    loaded = driver._LOADED[kernel, torch.cuda.current_device()]
+    fills = loaded.kernel.occupancy.max_active_blocks_per_multiprocessor(driver.THREADS, 0)
+    run = -(-tiles // (fills * multiprocessors))
+    return -(-tiles // run)
 
-    def add(name, call):
-        kernels = there.kernels_us(call)
-        found[name] = {re.sub("^stn_", "", key): value for key, value in kernels.items()}
 
-    u, g = maps(n, 3, 512, 512), maps(n, 3, 512, 512)
-    into = torch.empty_like(u)
-    add("copy", lambda: into.copy_(u))
-    for degrees in (0, 10, 30, 45, 60, 90):
-        add(f"forward {degrees}", partial(warp, u, Affine(turned(n, there.device, float(degrees)))))
-    theta = turned(n, there.device)
-    for mode in ("nearest", "bicubic"):
-        add(mode, partial(warp, u, Affine(theta), interpolation=mode))
-    add("bfloat16", partial(warp, u.bfloat16(), Affine(theta)))
-    add("uint8 planes", partial(warp, u.byte(), Affine(theta)))
-    add("uint8 NHWC", partial(warp, maps(n, 3, 512, 512, last=True).byte(), Affine(theta)))
-    for degrees in (10, 45, 90):
-        transform = Affine(turned(n, there.device, float(degrees)))
-        add(f"gradients {degrees}", partial(warp_gradients, g, u, transform))
-    few = there.side_px(8)
-    u, g = (maps(few, 64, 256, 256, last=True) for _ in range(2))
-    into = torch.empty_like(u)
-    add("copy NHWC", lambda: into.copy_(u))
-    add("forward NHWC", partial(warp, u, Affine(turned(few, there.device))))
-    add("gradients NHWC", partial(warp_gradients, g, u, Affine(turned(few, there.device))))
-    flow = Flow(0.02 * torch.randn(few, *u.shape[2:], 2, device=there.device))
-    add("flow NHWC", partial(warp, u, flow))
-    small = maps(64, 1, 28, 28)
-    theta = Affine(turned(64, there.device))
-    add("small", partial(warp, small, theta))
-    add("small gradients", partial(warp_gradients, small, small, theta))
-    print(json.dumps(found))
+def compile_one(sources: Path, program: Program, architecture: str) -> float:
+    """Compiles a program of a variant; how long that took."""
+    began = time.monotonic()
+    use(sources, {})
+    compiler.cubin(program, architecture)
+    return time.monotonic() - began
+
+
+class Calls:
+    """What is timed: calls by name, on operands that all variants share."""
+
+    def __init__(self, there) -> None:
+        torch.manual_seed(1)
+        self._there, n = there, there.side_px(32)
+        self.all: dict[str, object] = {}
+        add, device = self.all.__setitem__, there.device
+        u, g = self._maps(n, 3, 512), self._maps(n, 3, 512)
+        into = torch.empty_like(u)
+        add("copy", lambda: into.copy_(u))
+        for degrees in (0, 10, 45, 90):
+            add(f"forward {degrees}", partial(warp, u, Affine(turned(n, device, float(degrees)))))
+        theta = Affine(turned(n, device))
+        border = WarpSpec(padding="border")
+        add("forward border", partial(warp, u, theta, padding=border.padding))
+        for mode in ("nearest", "bicubic"):
+            add(mode, partial(warp, u, theta, interpolation=mode))
+        half, levels = u.bfloat16(), u.clamp(0, 255).byte()
+        into_half, into_levels = torch.empty_like(half), torch.empty_like(levels)
+        add("copy bfloat16", lambda: into_half.copy_(half))
+        add("bfloat16", partial(warp, half, theta))
+        add("copy uint8", lambda: into_levels.copy_(levels))
+        add("uint8 planes", partial(warp, levels, theta))
+        last = levels.contiguous(memory_format=torch.channels_last)
+        add("uint8 NHWC", partial(warp, last, theta))
+        for degrees in (0, 10, 90):
+            transform = Affine(turned(n, device, float(degrees)))
+            add(f"gradients {degrees}", partial(warp_gradients, g, u, transform))
+        few = there.side_px(8)
+        channels = self._maps(few, 64, 256).contiguous(memory_format=torch.channels_last)
+        grads = self._maps(few, 64, 256).contiguous(memory_format=torch.channels_last)
+        theta = Affine(turned(few, device))
+        add("forward NHWC", partial(warp, channels, theta))
+        add("gradients NHWC", partial(warp_gradients, grads, channels, theta))
+        flow = Flow(0.02 * torch.randn(few, *channels.shape[2:], 2, device=device))
+        add("flow NHWC", partial(warp, channels, flow))
+        small = self._maps(64, 1, 28)
+        theta = Affine(turned(64, device))
+        add("small", partial(warp, small, theta))
+        add("small gradients", partial(warp_gradients, small, small, theta))
+
+    def _maps(self, n: int, channels: int, side_px: int) -> torch.Tensor:
+        side_px = self._there.side_px(side_px)
+        shape = n, channels, side_px, side_px
+        return torch.randn(shape, device=self._there.device) * 50 + 128
+
+
+def results(call) -> list[torch.Tensor]:
+    """What a call computes, as bytes."""
+    found = call()
+    is_map = isinstance(found, torch.Tensor)
+    tensors = [found] if is_map else [found.feature_map, found.transform]
+    return [one.contiguous().view(torch.uint8).clone() for one in tensors]
+
+
+def measure(there, calls: Calls, expected: dict) -> dict:
+    """One variant: times, and which calls differ from the first one."""
+    times, differing = {}, []
+    for name, call in calls.all.items():
+        try:
+            if not name.startswith("copy"):
+                found = results(call)
+                there.synchronize()
+                wanted = expected.setdefault(name, found)
+                if not all(map(torch.equal, found, wanted)):
+                    differing.append(name)
+            kernels = there.kernels_us(call)
+        except Exception as error:  # noqa: BLE001 - a finding, whatever it is
+            times[name] = f"{type(error).__name__}: {error}"[:300]
+            continue
+        times[name] = {re.sub("^stn_", "", key)[:40]: value for key, value in kernels.items()}
+    return {"us": times, "differing": differing}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("step", nargs="?", default="all", choices=("all", "compile", "time"))
-    parser.add_argument("--only", default="", help="variants whose name matches")
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only", default="", help="variants whose name matches, and the first")
+    parser.add_argument("--limit-s", type=float, default=100)
     options = parser.parse_args()
-    if options.step != "all":
-        {"compile": compile_all, "time": time_all}[options.step]()
-        return
-    out = Path(os.environ.get("OUT") or ROOT / "build" / "gpu-check")
+    began = time.monotonic()
+    out = devices.results_folder()
     out.mkdir(parents=True, exist_ok=True)
-    names = [name for name in VARIANTS if re.search(options.only, name)]
-    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(len(names)) as pool:
-        kernels = Path(scratch) / "kernels"
-        folders = {
-            name: copied(Path(scratch) / str(place), VARIANTS[name])
-            for place, name in enumerate(names)
+    first = next(iter(VARIANTS))
+    names = [name for name in VARIANTS if name == first or re.search(options.only, name)]
+    with tempfile.TemporaryDirectory() as scratch, (out / "cuda_tuning.jsonl").open("a") as file:
+
+        def tell(**line) -> None:
+            text = json.dumps({"at_s": round(time.monotonic() - began, 1), **line})
+            file.write(text + "\n")
+            file.flush()
+            print(text, flush=True)
+
+        kernels = {name: str(_kernel_changes(VARIANTS[name])) for name in names}
+        places = sorted(set(kernels.values()))
+        copies = {
+            changes: copied(Path(scratch) / str(place), VARIANTS[name])
+            for name, changes in kernels.items()
+            for place in [places.index(changes)]
+            if not (Path(scratch) / str(place)).exists()
         }
-        list(pool.map(lambda name: run(folders[name], kernels, "compile"), names))
-        with (out / "cuda_tuning.jsonl").open("a", encoding="utf-8") as file:
-            for count in range(options.rounds):
-                for name in names:
-                    found = json.loads(run(folders[name], kernels, "time"))
-                    line = json.dumps({"variant": name, "round": count, "us": found})
-                    file.write(line + "\n")
-                    file.flush()
-                    print(line, flush=True)
+        folders = {name: copies[kernels[name]] for name in names}
+        os.environ.setdefault("STN_KERNEL_CACHE", f"{scratch}/kernels")
+        if not devices.EMULATED:
+            architecture = "sm_{}{}".format(*torch.cuda.get_device_capability())
+            workers = len(os.sched_getaffinity(0))
+            spawned = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(workers, spawned) as pool:
+                jobs = [
+                    pool.submit(compile_one, copy, program, architecture)
+                    for program in PROGRAMS
+                    for copy in copies.values()
+                ]
+                tell(compiled_s=[round(job.result(), 1) for job in jobs])
+        there, expected = devices.device(), {}
+        calls = Calls(there)
+        for name in names:
+            if time.monotonic() - began > options.limit_s:
+                tell(variant=name, left_out="the time is over")
+                continue
+            use(folders[name], VARIANTS[name])
+            tell(variant=name, **measure(there, calls, expected))
 
 
 if __name__ == "__main__":

@@ -397,9 +397,9 @@ STN_FUNCTION void gather_window(const Descriptor& problem, const NearGather& gat
   for (int channel = 0; channel < problem.channels; channel += kWindowPlanes) {
     const int count = smaller(kWindowPlanes, problem.channels - channel);
     __syncthreads();
-    windows.bring(tile, count, channel,
+    const bool moved = windows.bring(tile, count, channel,
                   [&](int c, int x, int y) { return windows.has(x, y) ? windows.element(c, x, y) : T(0); });
-    await_cells();
+    windows.settle(tile, count, moved);
     __syncthreads();
     const T* cells = window_cells();
     if (count == kWindowPlanes) {

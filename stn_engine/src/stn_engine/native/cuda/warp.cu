@@ -256,7 +256,7 @@ STN_FUNCTION void warp_window(const Descriptor& problem, const Windows& windows,
   for (int channel = 0; channel < problem.channels; channel += at_once) {
     const int count = smaller(at_once, problem.channels - channel);
     __syncthreads();
-    windows.bring(tile, windows.are_packed ? 1 : count, channel,
+    const bool moved = windows.bring(tile, windows.are_packed ? 1 : count, channel,
                   [&](int c, int x, int y) { return windows.padded_element(problem, c, x, y); });
     WindowPoint points[kQuad];
     const T column = static_cast<T>(quad.x), line = static_cast<T>(quad.y);
@@ -266,7 +266,7 @@ STN_FUNCTION void warp_window(const Descriptor& problem, const Windows& windows,
     for (int p = 0; p < kQuad; ++p)
       points[p].find(windows, tile, generator.rays.at, least_of(column + T(p) * right, last_column),
                      least_of(line + T(p) * down, last_line));
-    await_cells();
+    windows.settle(tile, windows.are_packed ? 1 : count, moved);
     __syncthreads();
     const T* cells = window_cells();
     const auto store = [&](const T(&values)[kQuad]) {

@@ -29,15 +29,16 @@ STN_FUNCTION T* window_cells() {
   return cells[0].at;
 }
 
-// Copies without registers what is computed with as it is.
-STN_FUNCTION void copy_cells(const FourElements* from, T* to) {
+// Copies without registers.
+STN_FUNCTION void copy_elements(const S* from, T* to) {
 #if defined(__CUDACC_RTC__)
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
-               :
-               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(to))), "l"(from)
-               : "memory");
+  const unsigned there = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  constexpr int kBytes = sizeof(FourElements);
+  if constexpr (kBytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"(there), "l"(from) : "memory");
+  else asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" : : "r"(there), "l"(from), "n"(kBytes) : "memory");
 #else
-  *reinterpret_cast<FourCells*>(to) = reinterpret_cast<const FourCells&>(*from);
+  *reinterpret_cast<FourElements*>(to) = *reinterpret_cast<const FourElements*>(from);
 #endif
 }
 
@@ -121,24 +122,23 @@ struct WindowMap {
     tile.rows = tile.width <= (are_packed ? kPitch : kWindowWidth) && rows <= kWindowRows ? rows : 0;
   }
 
-  // Brings some planes, or all channels of pixels; await_cells() and a meeting must follow. `element` gives a cell where
-  // vectors do not move.
+  // Brings some planes, or all channels of pixels; settle() and a meeting must follow. `element` gives a cell where vectors
+  // do not move. Returns whether they did.
   template <class Element>
-  STN_MEMBER void bring(const WindowTile& tile, int planes, int channel, Element element) const {
+  STN_MEMBER bool bring(const WindowTile& tile, int planes, int channel, Element element) const {
     const int lanes_log = are_packed ? kPackedLanesLog : kPlaneLanesLog, cell = (threadIdx.x & ((1 << lanes_log) - 1)) * kCells;
     const int at_once = kThreads >> lanes_log, first_row = threadIdx.x >> lanes_log;
-    if (cell >= tile.width) return;
+    if (cell >= tile.width) return false;
     const int x = tile.first + cell;
     T* cells = window_cells() + (cell + first_row * kPitch);
     // Rows of vectors that lie in the map, or cell by cell.
     if (move_vectors & (static_cast<unsigned>(x) < static_cast<unsigned>(size)) & (tile.row >= 0) &
         (tile.row + tile.rows <= height)) {
       const S* from = source + channel * plane_step + (x + (tile.row + first_row) * row_step);
-      if (are_packed) return bring_rows<kPackedLanesLog>(tile, from, row_step, cells);
-#pragma unroll 1
-      for (int plane = 0; plane < planes; ++plane, from += plane_step, cells += kWindowWidth)
-        bring_rows<kPlaneLanesLog>(tile, from, row_step, cells);
-      return;
+      for_vectors(tile, planes, [&](int plane, int row, int to) {
+        copy_elements(from + (plane * plane_step + row * row_step), cells + to);
+      });
+      return true;
     }
 #pragma unroll 1
     for (int plane = 0; plane < planes; ++plane, cells += kWindowWidth)
@@ -147,32 +147,45 @@ struct WindowMap {
 #pragma unroll 1
         for (int k = 0; k < kCells; ++k)
           cells[(y - first_row) * kPitch + k] = element(channel + plane, x + k, tile.row + y);
+    return false;
+  }
+
+  // Waits for what this thread has brought, and widens it where it lies.
+  STN_MEMBER void settle(const WindowTile& tile, int planes, bool moved) const {
+#if defined(__CUDACC_RTC__)
+    asm volatile("cp.async.wait_all;" : : : "memory");
+#endif
+    if (sizeof(S) == sizeof(T) || !moved) return;
+    const int lanes_log = are_packed ? kPackedLanesLog : kPlaneLanesLog;
+    T* cells = window_cells() + ((threadIdx.x & ((1 << lanes_log) - 1)) * kCells + (threadIdx.x >> lanes_log) * kPitch);
+    for_vectors(tile, planes, [&](int, int, int to) {
+      const FourElements narrow = *reinterpret_cast<const FourElements*>(cells + to);
+      FourCells wide;
+#pragma unroll
+      for (int k = 0; k < kCells; ++k) wide.at[k] = widened(narrow.at[k]);
+      *reinterpret_cast<FourCells*>(cells + to) = wide;
+    });
   }
 
  private:
   static constexpr int kPlaneLanesLog = 4, kPackedLanesLog = 6;  // lanes that bring a row
   static_assert(kCells << kPlaneLanesLog >= kWindowWidth && kCells << kPackedLanesLog >= kPitch, "too few lanes");
 
-  // What one thread brings of a plane: every so many rows a vector.
-  template <int LanesLog>
-  static STN_MEMBER void bring_rows(const WindowTile& tile, const S* from, int row_step, T* to) {
+  // Calls f(plane, row, cell) for the vectors that one thread brings: every so many rows one, counted from its first.
+  template <class F>
+  STN_MEMBER void for_vectors(const WindowTile& tile, int planes, F f) const {
+    if (are_packed) return for_rows<kPackedLanesLog>(tile, 0, f);
+#pragma unroll 1
+    for (int plane = 0; plane < planes; ++plane) for_rows<kPlaneLanesLog>(tile, plane, f);
+  }
+
+  template <int LanesLog, class F>
+  static STN_MEMBER void for_rows(const WindowTile& tile, int plane, F f) {
     constexpr int kAtOnce = kThreads >> LanesLog;
     const int left = tile.rows - static_cast<int>(threadIdx.x >> LanesLog);
 #pragma unroll
     for (int k = 0; k < kWindowRows; k += kAtOnce)
-      if (k < left) bring_vector(reinterpret_cast<const FourElements*>(from + k * row_step), to + k * kPitch);
-  }
-
-  static STN_MEMBER void bring_vector(const FourElements* from, T* to) {
-    if constexpr (sizeof(S) == sizeof(T)) {
-      copy_cells(from, to);
-    } else {
-      const FourElements loaded = fetched(from);
-      FourCells wide;
-#pragma unroll
-      for (int k = 0; k < kCells; ++k) wide.at[k] = widened(loaded.at[k]);
-      *reinterpret_cast<FourCells*>(to) = wide;
-    }
+      if (k < left) f(plane, k, k * kPitch + plane * kWindowWidth);
   }
 };
 
