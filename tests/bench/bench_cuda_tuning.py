@@ -4,7 +4,8 @@ Every variant is a copy of the kernels in which some constants have other values
 constants beside them. All are compiled first, side by side; then one process times each in turn, by
 CUPTI, and compares what it computes with the results of the first variant bit by bit. Each leaves a
 JSON line in ``cuda_tuning.jsonl``: microseconds of the kernels of each call, what copies take, and
-the calls whose results differ. With ``STN_GPU_CHECK=emulated`` small maps go the same way on the
+the calls whose results differ. With ``--smoke`` small maps go the same way and nothing is timed:
+for tools that run kernels a hundred times slower. With ``STN_GPU_CHECK=emulated`` they do so on the
 emulated device.
 """
 
@@ -14,7 +15,6 @@ import multiprocessing
 import os
 import re
 import shutil
-import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -30,7 +30,9 @@ from stn_engine.spec import Interpolation
 from support import emulated_cuda
 from support.plain_torch import turned
 
+ROOT = Path(__file__).parents[2]
 NATIVE = Path(programs.SOURCES).parent
+SMOKE_PX = 80
 VARIANTS = {
     "general": {"kWindows": "false"},
     "as it is": {},
@@ -110,9 +112,10 @@ def compile_one(sources: Path, program: Program, architecture: str) -> float:
 class Calls:
     """What is timed: calls by name, on operands that all variants share."""
 
-    def __init__(self, there) -> None:
+    def __init__(self, there, most_px: int) -> None:
         torch.manual_seed(1)
-        self._there, n = there, there.side_px(32)
+        self._there, self._most_px = there, most_px
+        n = min(32, there.side_px(32), most_px // 16)
         self.all: dict[str, object] = {}
         add, device = self.all.__setitem__, there.device
         u, g = self._maps(n, 3, 512), self._maps(n, 3, 512)
@@ -136,7 +139,7 @@ class Calls:
         for degrees in (0, 10, 90):
             transform = Affine(turned(n, device, float(degrees)))
             add(f"gradients {degrees}", partial(warp_gradients, g, u, transform))
-        few = there.side_px(8)
+        few = min(n, 8)
         channels = self._maps(few, 64, 256).contiguous(memory_format=torch.channels_last)
         grads = self._maps(few, 64, 256).contiguous(memory_format=torch.channels_last)
         theta = Affine(turned(few, device))
@@ -144,13 +147,13 @@ class Calls:
         add("gradients NHWC", partial(warp_gradients, grads, channels, theta))
         flow = Flow(0.02 * torch.randn(few, *channels.shape[2:], 2, device=device))
         add("flow NHWC", partial(warp, channels, flow))
-        small = self._maps(64, 1, 28)
-        theta = Affine(turned(64, device))
+        small = self._maps(2 * n, 1, 28)
+        theta = Affine(turned(2 * n, device))
         add("small", partial(warp, small, theta))
         add("small gradients", partial(warp_gradients, small, small, theta))
 
     def _maps(self, n: int, channels: int, side_px: int) -> torch.Tensor:
-        side_px = self._there.side_px(side_px)
+        side_px = min(self._there.side_px(side_px), self._most_px)
         shape = n, channels, side_px, side_px
         return torch.randn(shape, device=self._there.device) * 50 + 128
 
@@ -163,7 +166,7 @@ def results(call) -> list[torch.Tensor]:
     return [one.contiguous().view(torch.uint8).clone() for one in tensors]
 
 
-def measure(there, calls: Calls, expected: dict) -> dict:
+def measure(there, calls: Calls, expected: dict, *, times_them: bool) -> dict:
     """One variant: times, and which calls differ from the first one."""
     times, differing = {}, []
     for name, call in calls.all.items():
@@ -174,7 +177,7 @@ def measure(there, calls: Calls, expected: dict) -> dict:
                 wanted = expected.setdefault(name, found)
                 if not all(map(torch.equal, found, wanted)):
                     differing.append(name)
-            kernels = there.kernels_us(call)
+            kernels = there.kernels_us(call) if times_them else {}
         except Exception as error:  # noqa: BLE001 - a finding, whatever it is
             times[name] = f"{type(error).__name__}: {error}"[:300]
             continue
@@ -185,6 +188,7 @@ def measure(there, calls: Calls, expected: dict) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="variants whose name matches, and the first")
+    parser.add_argument("--smoke", action="store_true", help="small maps, once each")
     parser.add_argument("--limit-s", type=float, default=100)
     options = parser.parse_args()
     began = time.monotonic()
@@ -192,7 +196,16 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     first = next(iter(VARIANTS))
     names = [name for name in VARIANTS if name == first or re.search(options.only, name)]
-    with tempfile.TemporaryDirectory() as scratch, (out / "cuda_tuning.jsonl").open("a") as file:
+    scratch = ROOT / "build" / "cuda-tuning"
+    shutil.rmtree(scratch, ignore_errors=True)
+    os.environ.setdefault("STN_KERNEL_CACHE", str(ROOT / "build" / "cuda-tuning-kernels"))
+    copies: dict[str, Path] = {}
+    for name in names:
+        key = str(_kernel_changes(VARIANTS[name]))
+        if key not in copies:
+            copies[key] = copied(scratch / str(len(copies)), VARIANTS[name])
+    folders = {name: copies[str(_kernel_changes(VARIANTS[name]))] for name in names}
+    with (out / "cuda_tuning.jsonl").open("a") as file:
 
         def tell(**line) -> None:
             text = json.dumps({"at_s": round(time.monotonic() - began, 1), **line})
@@ -200,17 +213,7 @@ def main() -> None:
             file.flush()
             print(text, flush=True)
 
-        kernels = {name: str(_kernel_changes(VARIANTS[name])) for name in names}
-        places = sorted(set(kernels.values()))
-        copies = {
-            changes: copied(Path(scratch) / str(place), VARIANTS[name])
-            for name, changes in kernels.items()
-            for place in [places.index(changes)]
-            if not (Path(scratch) / str(place)).exists()
-        }
-        folders = {name: copies[kernels[name]] for name in names}
-        os.environ.setdefault("STN_KERNEL_CACHE", f"{scratch}/kernels")
-        if not devices.EMULATED:
+        if not (devices.EMULATED or options.smoke):
             architecture = "sm_{}{}".format(*torch.cuda.get_device_capability())
             workers = len(os.sched_getaffinity(0))
             spawned = multiprocessing.get_context("spawn")
@@ -222,13 +225,13 @@ def main() -> None:
                 ]
                 tell(compiled_s=[round(job.result(), 1) for job in jobs])
         there, expected = devices.device(), {}
-        calls = Calls(there)
+        calls = Calls(there, SMOKE_PX if options.smoke else 512)
         for name in names:
             if time.monotonic() - began > options.limit_s:
                 tell(variant=name, left_out="the time is over")
                 continue
             use(folders[name], VARIANTS[name])
-            tell(variant=name, **measure(there, calls, expected))
+            tell(variant=name, **measure(there, calls, expected, times_them=not options.smoke))
 
 
 if __name__ == "__main__":
