@@ -46,6 +46,16 @@ LABELS = {
     "stn_kernel_compilation_duration_seconds": set(),
     "stn_reloads": {"file", "outcome"},
     "stn_build_info": {"version"},
+    "stn_ready": set(),
+    "stn_event_loop_lag_seconds": set(),
+    "stn_event_loop_still_seconds": set(),
+    "stn_pending_calls": set(),
+    "stn_pending_age_seconds": set(),
+    "stn_receiving_bytes": set(),
+    "stn_cpu_cores": set(),
+    "stn_cpu_periods": set(),
+    "stn_cpu_throttled_periods": set(),
+    "stn_cpu_throttled_seconds": set(),
 }
 
 OK = End(grpc.StatusCode.OK, 1.0)

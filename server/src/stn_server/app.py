@@ -20,8 +20,9 @@ from stn_server.batching.devices import EngineRunner, Lanes, devices_of
 from stn_server.batching.policy import Policy, PolicyLimits
 from stn_server.batching.work import Cost
 from stn_server.config import BatchingConfig, ConfigError, ServerConfig
-from stn_server.cores import threads_within
+from stn_server.cores import threads_within, throttling, usable_cores
 from stn_server.environment import loading
+from stn_server.event_loop import Backlog, LoopMonitor, accepted_calls
 from stn_server.events import Events, Listener
 from stn_server.grpc_transport import GrpcTransport, Receiver
 from stn_server.health import Health
@@ -55,6 +56,9 @@ HEALTH_NAMES = ("", SERVICE, OIP_SERVICE)
 DESCRIBED = (SERVICE, OIP_SERVICE, health.SERVICE_NAME)
 """Services that reflection tells about, beside itself."""
 
+COUNTING = ("grpc.enable_channelz", 1)
+"""Lets gRPC count the calls that it accepts."""
+
 NO_LIMIT = 2**31 - 1
 """What gRPC takes for never."""
 
@@ -77,6 +81,7 @@ class Parts:
     local: LocalTransport | None
     """Takes calls of processes on this host, if that is configured."""
     health: Health
+    monitor: LoopMonitor
     grpc_server: grpc.aio.Server
     """Serves callers."""
     admin_server: grpc.aio.Server
@@ -126,6 +131,7 @@ def build(
     metrics.watch(batcher.statistics, batcher.queue_age_s)
     held_bytes = {device.name: device.held_bytes for device in devices}
     metrics.watch_memory({"cpu": resident_bytes, **held_bytes})
+    metrics.watch_cpu(usable_cores(), throttling)
     metrics.watch_lanes(Counter(device.name for device in devices))
     ProcessCollector(registry=registry)
 
@@ -133,11 +139,18 @@ def build(
     info = ServerInfo(config, lambda: is_healthy.is_ready, batcher.statistics, lanes.devices)
     arenas = Arenas(config.local)
     metrics.watch_arenas(arenas)
+    metrics.watch_readiness(lambda: is_healthy.is_ready)
     shared = arenas if config.local.dir else None
     translator = Translator(config.limits)
     service = Service(translator, batcher, info.message, events, shared)
     receiver = Receiver(batcher, config.limits, config.batching.max_admitted_bytes)
-    transport = GrpcTransport(service, receiver, batcher.now, events, certified=bool(tls.client_ca))
+    metrics.watch_receiving(receiver.receiving_bytes)
+    backlog = Backlog()
+    monitor = LoopMonitor(backlog, events, config.lifecycle.hang_s)
+    metrics.watch_loop(monitor.still_s, backlog.pending, lambda: backlog.wait_s)
+    transport = GrpcTransport(
+        service, receiver, batcher.now, events, backlog, certified=bool(tls.client_ca)
+    )
     inference = InferenceService(
         config,
         translator,
@@ -157,8 +170,13 @@ def build(
         arenas,
         interceptors,
     )
-    grpc_server = grpc.aio.server(interceptors=interceptors, options=grpc_options(config))
-    admin_server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    grpc_server, accepted = accepted_calls(
+        lambda: grpc.aio.server(interceptors=interceptors, options=grpc_options(config))
+    )
+    admin_server, accepted_inside = accepted_calls(
+        lambda: grpc.aio.server(options=[("grpc.so_reuseport", 0), COUNTING])
+    )
+    backlog.watch(lambda: accepted() + accepted_inside())
     grpc_server.add_generic_rpc_handlers((transport.handlers(), streams.handlers()))
     reflecting = {"listen": grpc_server, "admin_listen": admin_server}.get(config.reflection)
     if reflecting:
@@ -180,6 +198,7 @@ def build(
         transport=transport,
         local=local if config.local.dir else None,
         health=is_healthy,
+        monitor=monitor,
         grpc_server=grpc_server,
         admin_server=admin_server,
     )
@@ -201,6 +220,7 @@ def grpc_options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.max_connection_age_ms", _age_ms(config.lifecycle.connection_age_s)),
         ("grpc.so_reuseport", 0),
+        COUNTING,
     ]
 
 

@@ -43,6 +43,13 @@ class CallFacts(Protocol):
     """The size of its reply, once there is one."""
 
     @property
+    def began(self) -> float:
+        """Instant of `time.perf_counter` at which its transport accepted it.
+
+        If it has waited there, a quarter of a second more or less.
+        """
+
+    @property
     def path(self) -> str:
         """What the operator is told: the method, or what a caller asked for instead."""
 

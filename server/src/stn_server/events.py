@@ -102,6 +102,9 @@ class Listener:
     def device_lost(self, cause: BaseException) -> None:
         """Nothing can be computed any more."""
 
+    def loop_lagged(self, late_s: float) -> None:
+        """The event loop was so late for something that was due; told again and again."""
+
     def kernels_compiled(self, outcome: Outcome, duration_s: float) -> None:
         """A program of kernels was compiled or read from disk, or could not be."""
 
@@ -128,6 +131,7 @@ class Events:
         self.batch_ended: list[Callable[[Batch, Sequence[float], float], None]] = []
         self.lane_freed: list[Callable[[str, float], None]] = []
         self.device_lost: list[Callable[[BaseException], None]] = []
+        self.loop_lagged: list[Callable[[float], None]] = []
         self.kernels_compiled: list[Callable[[Outcome, float], None]] = []
         self.file_changed: list[Callable[[str, str, str], None]] = []
         self.lines_dropped: list[Callable[[int], None]] = []

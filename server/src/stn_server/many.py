@@ -38,6 +38,11 @@ class NestedCall:
     sent_bytes: int = 0
 
     @property
+    def began(self) -> float:
+        """When the message was accepted; see `Call`."""
+        return self.outer.began
+
+    @property
     def path(self) -> str:
         """What the operator is told; see `Call`."""
         return self.method
@@ -69,7 +74,7 @@ class Many:
 
     def __init__(self, call: CallFacts, found: Sequence[Nested], events: Events) -> None:
         self._events = events
-        self._began = time.perf_counter()
+        self._began = call.began
         self._held = ExitStack()
         self._caller, call_id = call.caller, call.request_id
         self._calls: list[NestedCall] = []

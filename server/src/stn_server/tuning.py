@@ -85,6 +85,16 @@ so, and 1750 if another thread computes them (`bench.bench_local`)."""
 LANES_PER_GPU = 2
 """Batches at a time on a GPU: one is copied while the other is computed."""
 
+# How the event loop is watched
+
+BEAT_S = 0.25
+"""So often it is measured how late the event loop is, and seen from a thread whether it turns. Less
+sees shorter waits, and takes a larger part of a core than a thousandth."""
+
+QUIET_LOOKS = 4
+"""After so many looks at which nothing came and nothing began, nothing waits to begin. Less could
+take a pause of the thread that hands calls over for that."""
+
 # How messages come in
 
 CANCELLATION_S = 0.1
