@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 from stn_server.command import run
@@ -43,6 +44,32 @@ class StuckDevice(Listener):
             threading.Event().wait()
 
 
+class SlowLoop(Listener):
+    """Every call takes the event loop 10 ms."""
+
+    def reached(self, stage, _calls):
+        if stage is Stage.DECODE:
+            threading.Event().wait(0.01)
+
+
+class BusyLoop(Listener):
+    """Every call takes the event loop 10 ms of its core."""
+
+    def reached(self, stage, _calls):
+        if stage is Stage.DECODE:
+            until = time.thread_time() + 0.01
+            while time.thread_time() < until:
+                pass
+
+
+class SlowDevice(Listener):
+    """Every launch takes a lane 50 ms; only small batches take the event loop, too."""
+
+    def reached(self, stage, calls):
+        if stage is Stage.LAUNCH and calls[0] is not None:
+            threading.Event().wait(0.05)
+
+
 class FailingDevice(Listener):
     """From the first call on every second launch fails, of whomever it is, until SIGUSR1."""
 
@@ -65,6 +92,9 @@ FAULTS = {
     "lost device": LostDevice,
     "stuck device": StuckDevice,
     "hung loop": HungLoop,
+    "slow loop": SlowLoop,
+    "busy loop": BusyLoop,
+    "slow device": SlowDevice,
     "failing device": FailingDevice,
 }
 
@@ -79,7 +109,7 @@ class FaultyServer:
     """
 
     def __init__(self, fault, *flags, log):
-        ports = "--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0"
+        ports = "--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0"  # unless flags say others
         with Path(log).open("wb") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, __file__, fault, *ports, *flags],
