@@ -88,6 +88,14 @@ class FailingDevice(Listener):
                 raise InjectedError(stage)
 
 
+class PoisonousGradients(Listener):
+    """Gradients that callers ask for fail; those of the server itself do not."""
+
+    def reached(self, stage, calls):
+        if stage is Stage.LAUNCH and calls[0] is not None and calls[0].method == "WarpGradients":
+            raise InjectedError(stage)
+
+
 FAULTS = {
     "lost device": LostDevice,
     "stuck device": StuckDevice,
@@ -96,6 +104,7 @@ FAULTS = {
     "busy loop": BusyLoop,
     "slow device": SlowDevice,
     "failing device": FailingDevice,
+    "poisonous gradients": PoisonousGradients,
 }
 
 

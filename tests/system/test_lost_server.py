@@ -93,3 +93,47 @@ def test_a_process_that_was_frozen_does_not_hang(tmp_path):
         with Client(server.target, timeout_s=30) as stn:
             assert stn.server_info().ready
         assert server.process.poll() is None
+
+
+def test_health_follows_a_device_that_fails_every_second_launch(tmp_path):
+    """Calls of the server to itself fail, too; it is ready again once they do not."""
+    with (
+        FaultyServer("failing device", log=tmp_path / "log") as server,
+        Client(server.target, **ONCE) as stn,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        watch = health_pb2_grpc.HealthStub(channel).Watch(
+            health_pb2.HealthCheckRequest(), timeout=60
+        )
+        assert next(watch).status == SERVING
+        with pytest.raises(StnClientError, match="internal"):
+            stn.warp(U, THETA)
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        server.process.send_signal(signal.SIGUSR1)
+        assert next(watch).status == SERVING
+        assert stn.warp(U, THETA).shape == U.shape
+    events = events_of(tmp_path / "log")
+    assert events.index("device fails") < events.index("device works again")
+
+
+def test_a_device_that_fails_for_long_is_lost(tmp_path):
+    """As one that does not answer is."""
+    with FaultyServer("failing device", "--batching-stall-s=1", log=tmp_path / "log") as server:
+        with Client(server.target, **ONCE) as stn, pytest.raises(StnClientError, match="internal"):
+            stn.warp(U, THETA)
+        assert server.process.wait(60) == LOST
+    assert "device lost" in events_of(tmp_path / "log")
+
+
+def test_health_does_not_follow_a_call_that_no_replica_could_compute(tmp_path):
+    """One caller whose calls fail whatever the device does takes it from nobody."""
+    with (
+        FaultyServer("poisonous gradients", log=tmp_path / "log") as server,
+        Client(server.target, **ONCE) as stn,
+    ):
+        for _ in range(3):
+            with pytest.raises(StnClientError, match="internal"):
+                stn.warp_gradients(U, U, THETA)
+            assert stn.server_info().ready
+            assert stn.warp(U, THETA).shape == U.shape
+    assert "device fails" not in events_of(tmp_path / "log")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ from stn_server.oip.service import OIP_SERVICE, InferenceService
 from stn_server.oip.streams import Streams
 from stn_server.reflection import Reflection
 from stn_server.reload import Watch
+from stn_server.self_test import SelfTest
 from stn_server.service import SERVICE, Service
 from stn_server.tls import Certificates
 from stn_server.tokens import read_tokens
@@ -70,6 +72,7 @@ class Parts:
     config: ServerConfig
     registry: CollectorRegistry
     metrics: Metrics
+    event_log: EventLog
     tracing: Tracing | None
     events: Events
     files: Watch
@@ -82,6 +85,7 @@ class Parts:
     """Takes calls of processes on this host, if that is configured."""
     health: Health
     monitor: LoopMonitor
+    self_test: SelfTest
     grpc_server: grpc.aio.Server
     """Serves callers."""
     admin_server: grpc.aio.Server
@@ -111,7 +115,8 @@ def build(
     devices = devices_of(config.device)
     registry = CollectorRegistry()
     metrics, tracing = Metrics(registry, backend_on(devices[0].name)), _tracing(config)
-    listening = metrics, EventLog(), *([tracing] if tracing else [])
+    event_log = EventLog()
+    listening = metrics, event_log, *([tracing] if tracing else [])
     events = Events(*listening, *listeners)
 
     lanes = Lanes(
@@ -149,7 +154,13 @@ def build(
     monitor = LoopMonitor(backlog, events, config.lifecycle.hang_s)
     metrics.watch_loop(monitor.still_s, backlog.pending, lambda: backlog.wait_s)
     transport = GrpcTransport(
-        service, receiver, batcher.now, events, backlog, certified=bool(tls.client_ca)
+        service,
+        receiver,
+        batcher.now,
+        events,
+        backlog,
+        certified=bool(tls.client_ca),
+        slow_call_s=config.log.slow_call_s or math.inf,
     )
     inference = InferenceService(
         config,
@@ -185,10 +196,18 @@ def build(
         server.add_generic_rpc_handlers(
             (is_healthy.handlers(transport, receiver), transport.refuse_unknown())
         )
+    self_test = SelfTest(
+        batcher,
+        lambda: is_healthy.is_ready,
+        lambda ready: is_healthy.set(ready=ready),
+        config.batching.stall_s,
+    )
+    events.add(self_test)
     return Parts(
         config=config,
         registry=registry,
         metrics=metrics,
+        event_log=event_log,
         tracing=tracing,
         events=events,
         files=files,
@@ -199,6 +218,7 @@ def build(
         local=local if config.local.dir else None,
         health=is_healthy,
         monitor=monitor,
+        self_test=self_test,
         grpc_server=grpc_server,
         admin_server=admin_server,
     )

@@ -252,8 +252,10 @@ class LogConfig:
 
     level: LogLevel = setting("info", "The least severe record that is written.")
     format: LogFormat = setting("json", "One JSON object a line, or text for people.")
+    slow_call_s: float = setting(10.0, "Calls that take longer are logged; 0: none is.")
 
     def __post_init__(self) -> None:
+        _at_least(self, "slow_call_s", 0)
         _one_of(self, "level", get_args(LogLevel))
         _one_of(self, "format", get_args(LogFormat))
 

@@ -90,6 +90,9 @@ class Listener:
         Of calls of one message that ended for the same reason it is told once.
         """
 
+    def call_slow(self, call: CallFacts, end: End) -> None:
+        """A call has taken longer than the operator finds right; told beside `call_ended`."""
+
     def item_abandoned(self) -> None:
         """A call left the queue without having run."""
 
@@ -127,6 +130,7 @@ class Events:
         self.call_ended: list[Callable[[CallFacts, End], None]] = []
         self.calls_ended: list[Callable[[Sequence[CallFacts], End], None]] = []
         self.call_failed: list[Callable[[CallFacts, End], None]] = []
+        self.call_slow: list[Callable[[CallFacts, End], None]] = []
         self.item_abandoned: list[Callable[[], None]] = []
         self.batch_ended: list[Callable[[Batch, Sequence[float], float], None]] = []
         self.lane_freed: list[Callable[[str, float], None]] = []

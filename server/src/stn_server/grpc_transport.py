@@ -109,6 +109,8 @@ class GrpcCall:
     receiver: Receiver
     received_bytes: int = 0
     sent_bytes: int = 0
+    queue_s: float = 0.0
+    compute_s: float = 0.0
 
     @property
     def metadata(self) -> Metadata:
@@ -150,6 +152,7 @@ class GrpcTransport:
         events: Told of every call, how it came and how it ended.
         backlog: Calls that gRPC has accepted; None: nobody counts them.
         certified: Whether callers may have certificates; gRPC takes a while to look for one.
+        slow_call_s: Calls that take longer are told.
     """
 
     def __init__(
@@ -161,7 +164,9 @@ class GrpcTransport:
         backlog: Backlog | None = None,
         *,
         certified: bool = True,
+        slow_call_s: float = math.inf,
     ) -> None:
+        self._slow_call_s = slow_call_s
         self.backlog = Backlog() if backlog is None else backlog
         self._service = service
         self._receiver = receiver
@@ -275,6 +280,8 @@ class GrpcTransport:
             end = End(grpc.StatusCode.OK, time.perf_counter() - call.began)
             for tell in self._events.call_ended:
                 tell(call, end)
+            if end.duration_s > self._slow_call_s:
+                self._tell_slow(call, end)
             return reply
         # Not inside `except`: gRPC ties the call and the traceback of its refusal into a ring
         # that only the collector unties, some day.
@@ -282,6 +289,12 @@ class GrpcTransport:
 
     def _failed(self, call: GrpcCall, end: End) -> None:
         for tell in (*self._events.call_ended, *self._events.call_failed):
+            tell(call, end)
+        if end.duration_s > self._slow_call_s:
+            self._tell_slow(call, end)
+
+    def _tell_slow(self, call: GrpcCall, end: End) -> None:
+        for tell in self._events.call_slow:
             tell(call, end)
 
     def _leave(self, _call: Any) -> None:
@@ -509,7 +522,7 @@ def caller_of(context: Context, *, certified: bool = True) -> Caller:
     """
     host, token = _host_at(context.peer()), presented_token.get()
     if token is not None:
-        return Caller(token.name, host.transport, token.quota)
+        return Caller(token.name, host.transport, token.quota, token.name)
     name = _certified_name(context) if certified else ""
     return Caller(name, host.transport) if name else host
 

@@ -36,6 +36,8 @@ class NestedCall:
     received_bytes: int = 0
     """None of its own: they are those of the message."""
     sent_bytes: int = 0
+    queue_s: float = 0.0
+    compute_s: float = 0.0
 
     @property
     def began(self) -> float:
@@ -196,6 +198,10 @@ class Many:
         for tell in self._events.reached:
             tell(Stage.ALLOCATE, (call,))
             tell(Stage.ENCODE, (call,))
+        call.queue_s, call.compute_s = finished.queue_s, finished.compute_s
+        outer = call.outer
+        outer.queue_s = max(outer.queue_s, finished.queue_s)
+        outer.compute_s = max(outer.compute_s, finished.compute_s)
         envelope, payloads = request.encode_nested(finished)
         for tell in self._events.reached:
             tell(Stage.SEND, (call,))

@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from stn_engine.compilations import Outcome
 from stn_server.batching.batcher import Statistics
 from stn_server.batching.work import Batch
-from stn_server.call import CallFacts
+from stn_server.call import OTHER_ACCOUNT, CallFacts
 from stn_server.cores import Throttling
 from stn_server.errors import RefusedError
 from stn_server.events import End, Listener
@@ -148,6 +148,19 @@ class Metrics(Listener):
             "stn_payload_bytes",
             "Messages with tensors, envelopes included",
             ["direction", "transport"],
+        )
+        self.caller_calls = counter(
+            "stn_caller_calls",
+            "Calls answered, by the name of the token that came along",
+            ["caller"],
+        )
+        self.caller_bytes = counter(
+            "stn_caller_bytes", "Messages of these calls", ["caller", "direction"]
+        )
+        self.caller_device = counter(
+            "stn_caller_device_seconds",
+            "Time of launches, of which each call has its part by its work",
+            ["caller"],
         )
         self.refused = counter("stn_refused", "Calls turned away at the door", ["reason"])
         self.abandoned_items = counter(
@@ -295,23 +308,26 @@ class Metrics(Listener):
 
     def call_ended(self, call: CallFacts, end: End) -> None:
         """Counts it by method and code, its bytes, and why it was turned away."""
-        self._count(call.method, end, 1)
+        self._count(call, end, 1)
         transport = call.caller.transport
         if call.received_bytes:
             received = self._child(self.payload_bytes, "received", transport)
-            self._notes.add((received, call.received_bytes, 1))
+            own = self._child(self.caller_bytes, call.caller.account, "received")
+            self._notes.add((received, call.received_bytes, 1), (own, call.received_bytes, 1))
         if call.sent_bytes:
             sent = self._child(self.payload_bytes, "sent", transport)
-            self._notes.add((sent, call.sent_bytes, 1))
+            own = self._child(self.caller_bytes, call.caller.account, "sent")
+            self._notes.add((sent, call.sent_bytes, 1), (own, call.sent_bytes, 1))
 
     def calls_ended(self, calls: Sequence[CallFacts], end: End) -> None:
         """Does what `call_ended` does for all of them; their bytes are those of the message."""
-        self._count(calls[0].method, end, len(calls))
+        self._count(calls[0], end, len(calls))
 
-    def _count(self, method: str, end: End, count: int) -> None:
+    def _count(self, call: CallFacts, end: End, count: int) -> None:
         self._notes.add(
-            (self._child(self.requests, method, end.code.name), 1, count),
-            (self._child(self.request_duration, method), end.duration_s, count),
+            (self._child(self.requests, call.method, end.code.name), 1, count),
+            (self._child(self.request_duration, call.method), end.duration_s, count),
+            (self._child(self.caller_calls, call.caller.account), 1, count),
         )
         if end.answer is not None and isinstance(end.error, RefusedError):
             self.refused.labels(end.answer.reason).inc(count)
@@ -331,6 +347,11 @@ class Metrics(Listener):
         ]
         for waited_s, count in Repeated(queue_s).items():
             notes.append((self.queue_wait, waited_s, count))
+        work = batch.cost.work or 1
+        for item in batch.items:
+            account = OTHER_ACCOUNT if item.calls[0] is None else item.calls[0].caller.account
+            part_s = compute_s * item.cost.work / work
+            notes.append((self._child(self.caller_device, account), part_s, 1))
         self._notes.add(*notes)
 
     def lane_freed(self, device: str, busy_s: float) -> None:

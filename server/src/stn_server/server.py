@@ -94,6 +94,7 @@ class Server:
         parts, times = self._parts, self._parts.config.lifecycle
         if self._watchdog is not None:
             self._watchdog.cancel()
+        parts.self_test.stop()
         parts.files.stop()
         if parts.health.is_ready:
             await parts.health.set(ready=False)
@@ -111,6 +112,7 @@ class Server:
         parts.lanes.close()
         compilations.unwatch(self._compiled)
         parts.monitor.stop()
+        parts.event_log.flush()
         if parts.tracing:
             await parts.tracing.close()
 
@@ -170,7 +172,13 @@ class Server:
 
     async def _watch(self) -> None:
         """Reports not ready once nothing can be computed any more."""
-        cause = await self._parts.batcher.broken()
+        ways = self._parts.batcher.broken(), self._parts.self_test.lost()
+        lost, others = await asyncio.wait(
+            [asyncio.create_task(way) for way in ways], return_when=asyncio.FIRST_COMPLETED
+        )
+        for other in others:
+            other.cancel()
+        cause = lost.pop().result()
         for tell in self._parts.events.device_lost:
             tell(cause)
         if self._parts.local:  # what hangs may yet write to arenas, whose slots nobody must reuse
