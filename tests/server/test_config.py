@@ -49,6 +49,8 @@ LEAST = {
     (LifecycleConfig, "lame_duck_s"): 0,
     (LifecycleConfig, "grace_s"): 0,
     (LifecycleConfig, "connection_age_s"): 0,
+    (LifecycleConfig, "hang_s"): 0,
+    (LogConfig, "slow_call_s"): 0,
     (ServerConfig, "threads"): 0,
     (ServerConfig, "retained_bytes"): 0,
 }

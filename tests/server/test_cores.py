@@ -1,10 +1,11 @@
 """CPU quotas of control groups, version 1 and 2, as containers and systemd set them."""
 
 import math
+import os
 
 import pytest
 
-from stn_server.cores import quota_cores, threads_within
+from stn_server.cores import Throttling, quota_cores, threads_within, throttling, usable_cores
 
 
 class Groups:
@@ -112,3 +113,33 @@ def test_threads_fit_the_quota(groups, quota, most, threads):
     limit(groups.mount("cgroup2", "rw"), [f"{quota} 100000"])
     groups.enter("0::/")
     assert threads_within(most, groups.tell()) == threads
+
+
+def test_the_group_with_the_smallest_quota_tells_how_it_throttles(groups):
+    """Version 2 in microseconds."""
+    root = groups.mount("cgroup2", "rw")
+    limit(root / "slice", ["200000 100000"])
+    stat = "usage_usec 9\nnr_periods 400\nnr_throttled 30\nthrottled_usec 2500000\n"
+    (root / "slice" / "cpu.stat").write_text(stat)
+    limit(root / "slice" / "service", ["max 100000"])
+    (root / "slice" / "service" / "cpu.stat").write_text("usage_usec 9\nnr_periods 0\n")
+    groups.enter("0::/slice/service")
+    assert throttling(groups.tell()) == Throttling(400, 30, 2.5)
+
+
+def test_version_1_tells_how_it_throttles_in_nanoseconds(groups):
+    """Under a name of its own."""
+    folder = groups.mount("cgroup", "rw,cpu,cpuacct")
+    limit(folder, ["50000", "100000"])
+    (folder / "cpu.stat").write_text("nr_periods 7\nnr_throttled 2\nthrottled_time 1500000000\n")
+    groups.enter("4:cpu,cpuacct:/")
+    assert throttling(groups.tell()) == Throttling(7, 2, 1.5)
+    assert usable_cores(groups.tell()) == 0.5
+
+
+def test_without_a_quota_nothing_is_throttled(groups):
+    """And the cores are those of the machine that the process may run on."""
+    limit(groups.mount("cgroup2", "rw"), ["max 100000"])
+    groups.enter("0::/")
+    assert throttling(groups.tell()) == Throttling(0, 0, 0.0)
+    assert usable_cores(groups.tell()) == len(os.sched_getaffinity(0))

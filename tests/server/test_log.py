@@ -1,5 +1,6 @@
 """Logs: one record a line, facts as fields, nothing hostile in them."""
 
+import asyncio
 import io
 import json
 import logging
@@ -13,11 +14,13 @@ from grpc._cython import cygrpc
 
 from stn_server.call import Caller
 from stn_server.config import LogConfig
-from stn_server.errors import DrainingError
+from stn_server.errors import BrokenError, DrainingError
 from stn_server.events import End
 from stn_server.grpc_transport import GrpcCall
 from stn_server.log import LOGGER, EventLog, JsonFormatter, TextFormatter, configure, log
 from stn_server.status import answer_to
+from stn_server.tuning import MAX_REPEATED, MAX_REQUEST_IDS, REPEAT_S
+from support.clock import run_in_virtual_time
 from support.fakes import FakeContext
 
 CORE = "grpc._cython.cygrpc"
@@ -187,3 +190,107 @@ def test_that_a_caller_has_gone_is_no_news(error, name, is_news, capfd):
     configure(LogConfig())
     logging.getLogger(name).error("raised in core", exc_info=error)
     assert bool(capfd.readouterr().err) == is_news
+
+
+class Failures:
+    """Tells a log of calls that fail, and what it has written.
+
+    Args:
+        written: What the log has written, as lines.
+    """
+
+    def __init__(self, written):
+        self.log = EventLog()
+        self._written = written
+
+    def fail(self, error, request_id, caller="alice"):
+        call = GrpcCall("Warp", "Warp", Caller(caller, "tcp"), math.inf, 0.0, FakeContext(()), None)
+        answer = answer_to(error, request_id)
+        self.log.call_failed(call, End(answer.code, 0.0, answer, error))
+
+    def records(self):
+        return [json.loads(line) for line in self._written()]
+
+
+def test_failures_that_are_alike_are_told_once_with_their_count(written):
+    """The first at once, with its traceback; a line for all that follow within ten seconds."""
+    LOGGER.setLevel(logging.INFO)
+
+    async def scenario():
+        failures = Failures(written)
+        for number in range(500):
+            failures.fail(KeyError("inside"), f"id-{number}")
+        first = failures.records()
+        await asyncio.sleep(REPEAT_S)
+        again = failures.records()[1:]
+        await asyncio.sleep(10 * REPEAT_S)
+        return first, again, failures.records()[2:]
+
+    first, again, rest = run_in_virtual_time(scenario())
+    assert [record["event"] for record in first] == ["request failed"]
+    assert "traceback" in first[0]
+    (record,) = again
+    assert (record["event"], record["calls"]) == ("requests failed alike", 499)
+    assert record["request_ids"] == [f"id-{n}" for n in range(1, 1 + MAX_REQUEST_IDS)]
+    assert (record["caller"], record["code"], record["level"]) == ("alice", "INTERNAL", "error")
+    assert rest == []
+
+
+def test_failures_that_differ_are_each_told(written):
+    """By caller, by reason, and by what failed inside."""
+    LOGGER.setLevel(logging.INFO)
+
+    async def scenario():
+        failures = Failures(written)
+        failures.fail(KeyError("inside"), "1")
+        failures.fail(KeyError("inside"), "2", caller="bob")
+        failures.fail(ValueError("inside"), "3")
+        failures.fail(DrainingError(), "4")
+        failures.fail(BrokenError(), "5")
+        return [record["request_id"] for record in failures.records()]
+
+    assert run_in_virtual_time(scenario()) == ["1", "2", "3", "4", "5"]
+
+
+def test_what_was_counted_is_told_at_the_end(written):
+    """A server that stops within the ten seconds."""
+    LOGGER.setLevel(logging.INFO)
+
+    async def scenario():
+        failures = Failures(written)
+        for number in range(3):
+            failures.fail(DrainingError(), str(number))
+        failures.log.flush()
+        await asyncio.sleep(2 * REPEAT_S)
+        return [record.get("calls") for record in failures.records()]
+
+    assert run_in_virtual_time(scenario()) == [None, 2]
+
+
+def test_every_failure_is_told_at_level_debug(written):
+    """For who looks for one of them."""
+
+    async def scenario():
+        failures = Failures(written)
+        for number in range(3):
+            failures.fail(DrainingError(), str(number))
+        return [record["request_id"] for record in failures.records()]
+
+    assert run_in_virtual_time(scenario()) == ["0", "1", "2"]
+
+
+def test_callers_without_end_do_not_fill_the_memory(written):
+    """The oldest are forgotten, and what was counted of them is told."""
+    LOGGER.setLevel(logging.INFO)
+
+    async def scenario():
+        failures = Failures(written)
+        for number in range(2 * MAX_REPEATED):
+            failures.fail(DrainingError(), "a", caller=f"host-{number}")
+            failures.fail(DrainingError(), "b", caller=f"host-{number}")
+        told = [r["calls"] for r in failures.records() if r["event"] == "requests failed alike"]
+        return len(failures.log._repeated), told
+
+    kept, told = run_in_virtual_time(scenario())
+    assert kept == MAX_REPEATED
+    assert told == [1] * MAX_REPEATED

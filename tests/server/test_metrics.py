@@ -46,6 +46,19 @@ LABELS = {
     "stn_kernel_compilation_duration_seconds": set(),
     "stn_reloads": {"file", "outcome"},
     "stn_build_info": {"version"},
+    "stn_ready": set(),
+    "stn_caller_calls": {"caller"},
+    "stn_caller_bytes": {"caller", "direction"},
+    "stn_caller_device_seconds": {"caller"},
+    "stn_event_loop_lag_seconds": set(),
+    "stn_event_loop_still_seconds": set(),
+    "stn_pending_calls": set(),
+    "stn_pending_age_seconds": set(),
+    "stn_receiving_bytes": set(),
+    "stn_cpu_cores": set(),
+    "stn_cpu_periods": set(),
+    "stn_cpu_throttled_periods": set(),
+    "stn_cpu_throttled_seconds": set(),
 }
 
 OK = End(grpc.StatusCode.OK, 1.0)
@@ -96,6 +109,7 @@ def test_names_and_labels_are_these_and_no_others(metrics, registry):
         found[family.name] = names
         assert family.documentation
     found["stn_batch_duration_seconds"] |= {"operation", "backend"}
+    found["stn_caller_device_seconds"] |= {"caller"}
     assert found == LABELS
 
 

@@ -12,16 +12,18 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 PAUSE_S = 0.02
 
 CONFIG = """
 global:
   scrape_interval: {interval_ms}ms
+  evaluation_interval: {interval_ms}ms
+rule_files: {rules}
 scrape_configs:
   - job_name: stn
-    static_configs:
-      - targets: {targets}
+    file_sd_configs:
+      - files: [{targets}]
 """
 
 
@@ -32,13 +34,16 @@ class Prometheus:
         folder: For its configuration and its data.
         *metrics: URLs of the metrics.
         interval_ms: From one scrape to the next.
+        rules: A file of rules, evaluated as often; None: there are none.
     """
 
-    def __init__(self, folder, *metrics, interval_ms=100):
-        config = folder / "prometheus.yml"
-        targets = [urllib.parse.urlsplit(url).netloc for url in metrics]
-        config.write_text(CONFIG.format(targets=targets, interval_ms=interval_ms))
-        port = _free_port()
+    def __init__(self, folder, *metrics, interval_ms=100, rules=None):
+        config, self._targets = folder / "prometheus.yml", folder / "targets.json"
+        rules = [str(rules)] if rules else []
+        text = CONFIG.format(targets=self._targets, interval_ms=interval_ms, rules=rules)
+        config.write_text(text)
+        self.scrape(*metrics)
+        port = free_port()
         self._url = f"http://127.0.0.1:{port}"
         flags = [f"--config.file={config}", f"--storage.tsdb.path={folder}/data"]
         with (folder / "prometheus.log").open("wb") as log:
@@ -47,6 +52,17 @@ class Prometheus:
                 stdout=log,
                 stderr=log,
             )
+
+    def scrape(self, *metrics):
+        """Scrapes these metrics addresses from now on, and no others."""
+        targets = [urllib.parse.urlsplit(url).netloc for url in metrics]
+        written = self._targets.with_suffix(".new")
+        written.write_text(json.dumps([{"targets": targets}]))
+        written.replace(self._targets)
+
+    def series(self, expression):
+        """The labels of every series that an expression has at present."""
+        return [series["metric"] for series in self._ask("query", query=expression)]
 
     def query(self, expression):
         """The present value of an expression that has one, else None."""
@@ -104,7 +120,7 @@ def _command(name):
     return found
 
 
-def _free_port():
+def free_port():
     """A port that nobody listens on; Prometheus does not tell which one it took."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return probe.getsockname()[1]

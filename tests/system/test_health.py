@@ -15,10 +15,11 @@ from stn_client.local import LocalServer
 from stn_server.app import build
 from stn_server.config import ServerConfig
 from stn_server.errors import DeviceLostError
+from stn_server.health import LIVENESS
 from stn_server.lifecycle import Shutdown
 from stn_server.server import Server
 from support.bad_requests import warp_request
-from support.harness import METHOD_PREFIX, outcome_of, terminate
+from support.harness import METHOD_PREFIX, outcome_of, scrape, terminate
 
 SERVICE = "stn.v1.SpatialTransformer"
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -81,10 +82,13 @@ def test_a_server_that_is_about_to_stop_says_so():
         stub = health_pb2_grpc.HealthStub(channel)
         watches = [stub.Watch(request(service), timeout=60) for service in ("", SERVICE)]
         assert [next(watch).status for watch in watches] == [SERVING, SERVING]
+        assert scrape(server.metrics)["stn_ready"] == 1
         assert stn.server_info().ready
         terminate(server)
         assert [next(watch).status for watch in watches] == [NOT_SERVING, NOT_SERVING]
         assert stub.Check(request(SERVICE)).status == NOT_SERVING
+        assert stub.Check(request(LIVENESS)).status == SERVING, "a lame duck needs no restart"
+        assert scrape(server.metrics)["stn_ready"] == 0
         assert not stn.server_info().ready
         terminate(server)
         assert server.process.wait(timeout=60) == 0
@@ -108,7 +112,7 @@ class DyingRunner:
 
 
 def test_a_lost_device_turns_readiness_off():
-    """Watchers learn it, callers are sent elsewhere, and the server can still be stopped."""
+    """And life; watchers learn it, callers are sent elsewhere, and the server can be stopped."""
 
     async def scenario():
         runner = DyingRunner()
@@ -116,17 +120,19 @@ def test_a_lost_device_turns_readiness_off():
         server = Server(build(config, runner))
         (target,) = (await server.start()).targets
         async with grpc.aio.insecure_channel(target) as channel:
-            watch = health_pb2_grpc.HealthStub(channel).Watch(request(SERVICE))
-            states = [(await watch.read()).status]
+            stub = health_pb2_grpc.HealthStub(channel)
+            watches = [stub.Watch(request(service)) for service in (SERVICE, LIVENESS)]
+            states = [(await watch.read()).status for watch in watches]
             runner.lost = True
             call = channel.unary_unary(METHOD_PREFIX + "Warp")
             ends = [await outcome_of(call(warp_request().SerializeToString())) for _ in range(2)]
-            states.append((await watch.read()).status)
+            states += [(await watch.read()).status for watch in watches]
+            await server.lost()
             await server.stop(Shutdown())
         return states, ends
 
     states, ends = asyncio.run(scenario())
-    assert states == [SERVING, NOT_SERVING]
+    assert states == [SERVING, SERVING, NOT_SERVING, NOT_SERVING]
     for end in ends:
         assert end.code() is grpc.StatusCode.UNAVAILABLE
         assert "expected a working device, got none" in end.details()

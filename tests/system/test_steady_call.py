@@ -45,14 +45,18 @@ async def functions_of_a_call():
         call = channel.unary_unary(METHOD_PREFIX + "Warp")
         for _ in range(STEADY):
             await call(REQUEST, metadata=METADATA)
-        sys.setprofile(enter)
-        try:
-            await call(REQUEST, metadata=METADATA)
-            await asyncio.sleep(0)
-        finally:
-            sys.setprofile(None)
+        found = []
+        for _ in range(3):  # beside one of them something else may be due
+            entered.clear()
+            sys.setprofile(enter)
+            try:
+                await call(REQUEST, metadata=METADATA)
+                await asyncio.sleep(0)
+            finally:
+                sys.setprofile(None)
+            found.append(set(entered))
     await server.stop(Shutdown())
-    return entered
+    return min(found, key=len)
 
 
 @pytest.mark.alone

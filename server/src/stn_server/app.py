@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,8 +21,9 @@ from stn_server.batching.devices import EngineRunner, Lanes, devices_of
 from stn_server.batching.policy import Policy, PolicyLimits
 from stn_server.batching.work import Cost
 from stn_server.config import BatchingConfig, ConfigError, ServerConfig
-from stn_server.cores import threads_within
+from stn_server.cores import threads_within, throttling, usable_cores
 from stn_server.environment import loading
+from stn_server.event_loop import Backlog, LoopMonitor, accepted_calls
 from stn_server.events import Events, Listener
 from stn_server.grpc_transport import GrpcTransport, Receiver
 from stn_server.health import Health
@@ -35,6 +37,7 @@ from stn_server.oip.service import OIP_SERVICE, InferenceService
 from stn_server.oip.streams import Streams
 from stn_server.reflection import Reflection
 from stn_server.reload import Watch
+from stn_server.self_test import SelfTest
 from stn_server.service import SERVICE, Service
 from stn_server.tls import Certificates
 from stn_server.tokens import read_tokens
@@ -55,6 +58,9 @@ HEALTH_NAMES = ("", SERVICE, OIP_SERVICE)
 DESCRIBED = (SERVICE, OIP_SERVICE, health.SERVICE_NAME)
 """Services that reflection tells about, beside itself."""
 
+COUNTING = ("grpc.enable_channelz", 1)
+"""Lets gRPC count the calls that it accepts."""
+
 NO_LIMIT = 2**31 - 1
 """What gRPC takes for never."""
 
@@ -66,6 +72,7 @@ class Parts:
     config: ServerConfig
     registry: CollectorRegistry
     metrics: Metrics
+    event_log: EventLog
     tracing: Tracing | None
     events: Events
     files: Watch
@@ -77,6 +84,8 @@ class Parts:
     local: LocalTransport | None
     """Takes calls of processes on this host, if that is configured."""
     health: Health
+    monitor: LoopMonitor
+    self_test: SelfTest
     grpc_server: grpc.aio.Server
     """Serves callers."""
     admin_server: grpc.aio.Server
@@ -106,7 +115,8 @@ def build(
     devices = devices_of(config.device)
     registry = CollectorRegistry()
     metrics, tracing = Metrics(registry, backend_on(devices[0].name)), _tracing(config)
-    listening = metrics, EventLog(), *([tracing] if tracing else [])
+    event_log = EventLog()
+    listening = metrics, event_log, *([tracing] if tracing else [])
     events = Events(*listening, *listeners)
 
     lanes = Lanes(
@@ -126,6 +136,7 @@ def build(
     metrics.watch(batcher.statistics, batcher.queue_age_s)
     held_bytes = {device.name: device.held_bytes for device in devices}
     metrics.watch_memory({"cpu": resident_bytes, **held_bytes})
+    metrics.watch_cpu(usable_cores(), throttling)
     metrics.watch_lanes(Counter(device.name for device in devices))
     ProcessCollector(registry=registry)
 
@@ -133,11 +144,24 @@ def build(
     info = ServerInfo(config, lambda: is_healthy.is_ready, batcher.statistics, lanes.devices)
     arenas = Arenas(config.local)
     metrics.watch_arenas(arenas)
+    metrics.watch_readiness(lambda: is_healthy.is_ready)
     shared = arenas if config.local.dir else None
     translator = Translator(config.limits)
     service = Service(translator, batcher, info.message, events, shared)
     receiver = Receiver(batcher, config.limits, config.batching.max_admitted_bytes)
-    transport = GrpcTransport(service, receiver, batcher.now, events, certified=bool(tls.client_ca))
+    metrics.watch_receiving(receiver.receiving_bytes)
+    backlog = Backlog()
+    monitor = LoopMonitor(backlog, events, config.lifecycle.hang_s)
+    metrics.watch_loop(monitor.still_s, backlog.pending, lambda: backlog.wait_s)
+    transport = GrpcTransport(
+        service,
+        receiver,
+        batcher.now,
+        events,
+        backlog,
+        certified=bool(tls.client_ca),
+        slow_call_s=config.log.slow_call_s or math.inf,
+    )
     inference = InferenceService(
         config,
         translator,
@@ -157,8 +181,13 @@ def build(
         arenas,
         interceptors,
     )
-    grpc_server = grpc.aio.server(interceptors=interceptors, options=grpc_options(config))
-    admin_server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    grpc_server, accepted = accepted_calls(
+        lambda: grpc.aio.server(interceptors=interceptors, options=grpc_options(config))
+    )
+    admin_server, accepted_inside = accepted_calls(
+        lambda: grpc.aio.server(options=[("grpc.so_reuseport", 0), COUNTING])
+    )
+    backlog.watch(lambda: accepted() + accepted_inside())
     grpc_server.add_generic_rpc_handlers((transport.handlers(), streams.handlers()))
     reflecting = {"listen": grpc_server, "admin_listen": admin_server}.get(config.reflection)
     if reflecting:
@@ -167,10 +196,18 @@ def build(
         server.add_generic_rpc_handlers(
             (is_healthy.handlers(transport, receiver), transport.refuse_unknown())
         )
+    self_test = SelfTest(
+        batcher,
+        lambda: is_healthy.is_ready,
+        lambda ready: is_healthy.set(ready=ready),
+        config.batching.stall_s,
+    )
+    events.add(self_test)
     return Parts(
         config=config,
         registry=registry,
         metrics=metrics,
+        event_log=event_log,
         tracing=tracing,
         events=events,
         files=files,
@@ -180,6 +217,8 @@ def build(
         transport=transport,
         local=local if config.local.dir else None,
         health=is_healthy,
+        monitor=monitor,
+        self_test=self_test,
         grpc_server=grpc_server,
         admin_server=admin_server,
     )
@@ -201,6 +240,7 @@ def grpc_options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.max_connection_age_ms", _age_ms(config.lifecycle.connection_age_s)),
         ("grpc.so_reuseport", 0),
+        COUNTING,
     ]
 
 

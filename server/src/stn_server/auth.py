@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health
 
+from stn_server.call import LOCAL
 from stn_server.errors import UnauthenticatedError
 from stn_server.grpc_transport import (
     Context,
@@ -54,6 +55,7 @@ class Authenticator(grpc.aio.ServerInterceptor):
 
         async def refuse(_messages: Any, context: Context) -> None:
             call = self._transport.call_of(label_of(path), logged_as(path), context)
+            self._transport.backlog.begun += call.caller.transport != LOCAL
             await self._transport.refuse(call, UnauthenticatedError(got))
 
         return grpc.stream_stream_rpc_method_handler(refuse)

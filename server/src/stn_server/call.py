@@ -16,6 +16,9 @@ REQUEST_ID = "x-request-id"
 OTHER_METHOD = "other"
 """Stands for every method that is not of the service, known or not: callers choose their names."""
 
+OTHER_ACCOUNT = "other"
+"""Stands for all callers without a token: who names itself could choose any number of names."""
+
 LOCAL = "local"
 """The transport between processes of one host; peers of its calls begin so."""
 
@@ -30,6 +33,8 @@ class Caller:
     transport: str
     """How its bytes travel: "tcp", "unix" or "local"."""
     quota: Quota = UNLIMITED
+    account: str = OTHER_ACCOUNT
+    """What its use is counted under: the name of its token, or one name for all who have none."""
 
 
 class CallFacts(Protocol):
@@ -41,6 +46,17 @@ class CallFacts(Protocol):
     """The size of its message, once that is known to be a request."""
     sent_bytes: int
     """The size of its reply, once there is one."""
+    queue_s: float
+    """How long it waited for a device, once it is computed; of many calls, the longest."""
+    compute_s: float
+    """How long its batch took; of many calls, the longest."""
+
+    @property
+    def began(self) -> float:
+        """Instant of `time.perf_counter` at which its transport accepted it.
+
+        If it has waited there, a quarter of a second more or less.
+        """
 
     @property
     def path(self) -> str:

@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import MutableMapping, Sequence
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -20,16 +21,21 @@ from stn_server.output import BackgroundWriter
 from stn_server.settings import load
 from stn_server.tuning import LAST_WORDS_S
 
+if TYPE_CHECKING:
+    from stn_server.events import Listener
 
-def run(arguments: Sequence[str], variables: MutableMapping[str, str]) -> int:
+
+def run(arguments: Sequence[str], variables: MutableMapping[str, str], *listeners: Listener) -> int:
     """Serves until told to stop.
 
     Args:
         arguments: Of the command line.
         variables: The environment; what does not apply to the server is taken out.
+        listeners: Told what happens, beside metrics, spans and the log.
 
     Returns:
-        The exit code: 2 if something is wrong with what was given, 1 if something else failed.
+        The exit code: 2 if something is wrong with what was given, 3 if the device was lost, 1 if
+        something else failed.
 
     Raises:
         SystemExit: `--help` or `--version` was asked for.
@@ -43,8 +49,8 @@ def run(arguments: Sequence[str], variables: MutableMapping[str, str]) -> int:
         configure(config.log)
         environment.prepare(variables)
         with environment.loading("environment", variables):
-            from stn_server.server import serve  # noqa: PLC0415 - torch: seconds
-        uvloop.run(serve(config, stdout, stderr))
+            from stn_server.server import LOST, serve  # noqa: PLC0415 - torch: seconds
+        code = 0 if uvloop.run(serve(config, stdout, stderr, *listeners)) else LOST
     except ConfigError as error:
         stderr.write(f"stn-server: {' '.join(str(error).splitlines())}\n")
         code = 2

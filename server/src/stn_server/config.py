@@ -148,6 +148,9 @@ class LifecycleConfig:
     connection_age_s: float = setting(
         0.0, "After it clients connect anew, and so find new replicas behind a name; 0: never."
     )
+    hang_s: float = setting(
+        60.0, "An event loop that stands still for so long ends the process (3); 0: never."
+    )
     end_with_stdin: bool = setting(
         False, "At the end of standard input, as when the process that holds the pipe has ended."
     )
@@ -156,6 +159,7 @@ class LifecycleConfig:
         _at_least(self, "lame_duck_s", 0)
         _at_least(self, "grace_s", 0)
         _at_least(self, "connection_age_s", 0)
+        _at_least(self, "hang_s", 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,8 +252,10 @@ class LogConfig:
 
     level: LogLevel = setting("info", "The least severe record that is written.")
     format: LogFormat = setting("json", "One JSON object a line, or text for people.")
+    slow_call_s: float = setting(10.0, "Calls that take longer are logged; 0: none is.")
 
     def __post_init__(self) -> None:
+        _at_least(self, "slow_call_s", 0)
         _one_of(self, "level", get_args(LogLevel))
         _one_of(self, "format", get_args(LogFormat))
 

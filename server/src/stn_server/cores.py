@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 PROCESS = Path("/proc/self")
 
@@ -19,6 +21,33 @@ def quota_cores(process: Path = PROCESS) -> float:
     """
     quotas = (_quota(folder) for folder in _folders(process))
     return min(quotas, default=math.inf)
+
+
+class Throttling(NamedTuple):
+    """What a control group has done since it began to keep this process within its CPU quota."""
+
+    periods: int = 0
+    """Spans of time, 0.1 s mostly, in which the group had something to do."""
+    throttled_periods: int = 0
+    """Those of them in which its quota was not enough, so that all its threads were stopped."""
+    throttled_s: float = 0.0
+    """How long they were stopped."""
+
+
+def usable_cores(process: Path = PROCESS) -> float:
+    """How many cores this process may use: those it may run on, or fewer by its CPU quota."""
+    return min(float(len(os.sched_getaffinity(0))), quota_cores(process))
+
+
+def throttling(process: Path = PROCESS) -> Throttling:
+    """What the group with the smallest CPU quota tells; nothing but zeros if there is no quota."""
+    quota, folder = min(((_quota(one), one) for one in _folders(process)), default=(math.inf, None))
+    if folder is None or quota == math.inf:
+        return Throttling()
+    lines = (folder / "cpu.stat").read_text(encoding="ascii").splitlines()
+    told = {name: int(value) for name, value in (line.split() for line in lines)}
+    throttled_s = told.get("throttled_usec", 0) / 1e6 + told.get("throttled_time", 0) / 1e9
+    return Throttling(told.get("nr_periods", 0), told.get("nr_throttled", 0), throttled_s)
 
 
 def threads_within(most: int, process: Path = PROCESS) -> int:

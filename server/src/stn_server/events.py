@@ -90,6 +90,9 @@ class Listener:
         Of calls of one message that ended for the same reason it is told once.
         """
 
+    def call_slow(self, call: CallFacts, end: End) -> None:
+        """A call has taken longer than the operator finds right; told beside `call_ended`."""
+
     def item_abandoned(self) -> None:
         """A call left the queue without having run."""
 
@@ -101,6 +104,9 @@ class Listener:
 
     def device_lost(self, cause: BaseException) -> None:
         """Nothing can be computed any more."""
+
+    def loop_lagged(self, late_s: float) -> None:
+        """The event loop was so late for something that was due; told again and again."""
 
     def kernels_compiled(self, outcome: Outcome, duration_s: float) -> None:
         """A program of kernels was compiled or read from disk, or could not be."""
@@ -124,10 +130,12 @@ class Events:
         self.call_ended: list[Callable[[CallFacts, End], None]] = []
         self.calls_ended: list[Callable[[Sequence[CallFacts], End], None]] = []
         self.call_failed: list[Callable[[CallFacts, End], None]] = []
+        self.call_slow: list[Callable[[CallFacts, End], None]] = []
         self.item_abandoned: list[Callable[[], None]] = []
         self.batch_ended: list[Callable[[Batch, Sequence[float], float], None]] = []
         self.lane_freed: list[Callable[[str, float], None]] = []
         self.device_lost: list[Callable[[BaseException], None]] = []
+        self.loop_lagged: list[Callable[[float], None]] = []
         self.kernels_compiled: list[Callable[[Outcome, float], None]] = []
         self.file_changed: list[Callable[[str, str, str], None]] = []
         self.lines_dropped: list[Callable[[int], None]] = []

@@ -42,6 +42,7 @@ from stn_server.errors import (
     UploadTimeoutError,
     clear_frames,
 )
+from stn_server.event_loop import Backlog
 from stn_server.events import UNHEARD, End, Events
 from stn_server.oip.service import OIP_METHODS, OIP_SERVICE
 from stn_server.service import METHODS, SERVICE, Method, Service
@@ -103,11 +104,13 @@ class GrpcCall:
     caller: Caller
     deadline: float
     began: float
-    """Instant of `time.perf_counter`."""
+    """Instant of `time.perf_counter` at which its transport accepted it."""
     context: Context
     receiver: Receiver
     received_bytes: int = 0
     sent_bytes: int = 0
+    queue_s: float = 0.0
+    compute_s: float = 0.0
 
     @property
     def metadata(self) -> Metadata:
@@ -147,7 +150,9 @@ class GrpcTransport:
         receiver: Reads messages.
         now: The clock that deadlines refer to.
         events: Told of every call, how it came and how it ended.
+        backlog: Calls that gRPC has accepted; None: nobody counts them.
         certified: Whether callers may have certificates; gRPC takes a while to look for one.
+        slow_call_s: Calls that take longer are told.
     """
 
     def __init__(
@@ -156,9 +161,13 @@ class GrpcTransport:
         receiver: Receiver,
         now: Callable[[], float],
         events: Events = UNHEARD,
+        backlog: Backlog | None = None,
         *,
         certified: bool = True,
+        slow_call_s: float = math.inf,
     ) -> None:
+        self._slow_call_s = slow_call_s
+        self.backlog = Backlog() if backlog is None else backlog
         self._service = service
         self._receiver = receiver
         self._now = now
@@ -231,10 +240,11 @@ class GrpcTransport:
             path: What `logged_as` says.
             context: gRPC's own.
         """
-        began = time.perf_counter()
+        now = time.perf_counter()
         remaining_s = cast("float | None", context.time_remaining())  # the stubs forget the None
         deadline = math.inf if remaining_s is None else self._now() + remaining_s
         caller = caller_of(context, certified=self._certified)
+        began = now if caller.transport == LOCAL else now - self.backlog.wait_s
         return GrpcCall(method, path, caller, deadline, began, context, self._receiver)
 
     def handler(self, path: str, method: Method) -> Handler:
@@ -243,6 +253,7 @@ class GrpcTransport:
 
         async def answer(_messages: Any, context: Context) -> bytes:
             call = self.call_of(label, shown, context)
+            self.backlog.begun += call.caller.transport != LOCAL
             self.enter(call)
             return await self.answered(call, method)
 
@@ -269,6 +280,8 @@ class GrpcTransport:
             end = End(grpc.StatusCode.OK, time.perf_counter() - call.began)
             for tell in self._events.call_ended:
                 tell(call, end)
+            if end.duration_s > self._slow_call_s:
+                self._tell_slow(call, end)
             return reply
         # Not inside `except`: gRPC ties the call and the traceback of its refusal into a ring
         # that only the collector unties, some day.
@@ -276,6 +289,12 @@ class GrpcTransport:
 
     def _failed(self, call: GrpcCall, end: End) -> None:
         for tell in (*self._events.call_ended, *self._events.call_failed):
+            tell(call, end)
+        if end.duration_s > self._slow_call_s:
+            self._tell_slow(call, end)
+
+    def _tell_slow(self, call: GrpcCall, end: End) -> None:
+        for tell in self._events.call_slow:
             tell(call, end)
 
     def _leave(self, _call: Any) -> None:
@@ -335,6 +354,11 @@ class Receiver:
         self._probe_uploads = _Uploads(PROBE_S)
         self._probes = _Turns("probes", max(1, at_a_time), PROBE_S)
 
+    def receiving_bytes(self) -> int:
+        """How many bytes are on their way in; messages of unknown size count as the largest."""
+        # A copy, as another thread may ask.
+        return sum(size_bytes for _, size_bytes in list(self._uploads.under_way.values()))
+
     async def receive(self, context: Context, caller: str) -> tuple[bytes, Place]:
         """The message of a call, and its place until the call is over.
 
@@ -361,7 +385,7 @@ class Receiver:
             raise MessageTooLargeError("message", largest, declared, "bytes")
         result_bytes = min(declared, self._limits.max_output_bytes)
         place = self._batcher.reserve(declared + result_bytes, caller=caller, call=context)
-        message = await self._read(context, self._uploads, declared=True)
+        message = await self._read(context, self._uploads, declared)
         if len(message) != declared:
             expected = f"expected the {declared} bytes that {MESSAGE_BYTES} declares"
             raise InvalidRequestError("message", f"{expected}, got {len(message)}.")
@@ -380,17 +404,19 @@ class Receiver:
             LostMessageError: The call is over.
         """
         async with self._probes:
-            return await self._read(context, self._probe_uploads, declared=False)
+            return await self._read(context, self._probe_uploads)
 
     async def _receive_unknown(self, context: Context, caller: str) -> tuple[bytes, Place]:
         place = self._batcher.reserve(0, caller=caller, call=context)
         async with self._undeclared:
             self._batcher.resize(place, self._limits.max_message_bytes)
-            return await self._read(context, self._uploads, declared=False), place
+            return await self._read(context, self._uploads), place
 
-    async def _read(self, context: Context, uploads: _Uploads, *, declared: bool) -> bytes:
+    async def _read(
+        self, context: Context, uploads: _Uploads, declared: int | None = None
+    ) -> bytes:
         task: Any = asyncio.current_task()
-        uploads.begin(task)
+        uploads.begin(task, self._limits.max_message_bytes if declared is None else declared)
         try:
             message: Any = await context.read()
             if message is grpc.aio.EOF:
@@ -398,7 +424,11 @@ class Receiver:
         except asyncio.CancelledError:
             if task not in uploads.under_way and task.uncancel() == 0:
                 raise UploadTimeoutError(uploads.timeout_s) from None
-            code = grpc.StatusCode.CANCELLED if declared else grpc.StatusCode.RESOURCE_EXHAUSTED
+            code = (
+                grpc.StatusCode.CANCELLED
+                if declared is not None
+                else grpc.StatusCode.RESOURCE_EXHAUSTED
+            )
             raise LostMessageError(code) from None
         finally:
             uploads.under_way.pop(task, None)
@@ -450,19 +480,20 @@ class _Uploads:
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
-        self.under_way: dict[asyncio.Task[Any], float] = {}
-        """When each began to wait, in order; who waits no longer takes itself out."""
+        self.under_way: dict[asyncio.Task[Any], tuple[float, int]] = {}
+        """When each began to wait, in order, and for how many bytes; who waits no longer takes
+        itself out."""
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, task: asyncio.Task[Any]) -> None:
+    def begin(self, task: asyncio.Task[Any], size_bytes: int) -> None:
         """A task begins to wait."""
-        self.under_way[task] = self._loop.time()
+        self.under_way[task] = self._loop.time(), size_bytes
         if self._timer is None:
             self._timer = self._loop.call_later(self.timeout_s, self._expire)
 
     def _expire(self) -> None:
         now, self._timer = self._loop.time(), None
-        for task, began in list(self.under_way.items()):
+        for task, (began, _) in list(self.under_way.items()):
             if now < began + self.timeout_s:
                 self._timer = self._loop.call_at(began + self.timeout_s, self._expire)
                 return
@@ -491,7 +522,7 @@ def caller_of(context: Context, *, certified: bool = True) -> Caller:
     """
     host, token = _host_at(context.peer()), presented_token.get()
     if token is not None:
-        return Caller(token.name, host.transport, token.quota)
+        return Caller(token.name, host.transport, token.quota, token.name)
     name = _certified_name(context) if certified else ""
     return Caller(name, host.transport) if name else host
 

@@ -12,11 +12,14 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from stn_server.grpc_transport import Context, GrpcTransport, Receiver
 from stn_server.operands import parse_any_version
 
+LIVENESS = "liveness"
+"""A name that health is asked by, which serves until only a restart helps."""
+
 CHECK, WATCH = f"/{health.SERVICE_NAME}/Check", f"/{health.SERVICE_NAME}/Watch"
 
 
 class Health:
-    """What the server tells of its readiness, on every address.
+    """What the server tells of its readiness and its life, on every address.
 
     Args:
         services: The names that callers may ask for.
@@ -34,6 +37,11 @@ class Health:
         for name in self._services:
             await self._servicer.set(name, status)
 
+    async def set_alive(self, *, alive: bool) -> None:
+        """Tells whoever asks by `LIVENESS` whether the server can go on without a restart."""
+        status = HealthCheckResponse.SERVING if alive else HealthCheckResponse.NOT_SERVING
+        await self._servicer.set(LIVENESS, status)
+
     def handlers(self, transport: GrpcTransport, receiver: Receiver) -> grpc.GenericRpcHandler:
         """What a gRPC server registers.
 
@@ -43,6 +51,7 @@ class Health:
         """
 
         async def request(path: str, context: Context) -> HealthCheckRequest:
+            transport.backlog.begun += 1
             return await transport.checked(path, context, _request(receiver, context))
 
         async def check(_messages: Any, context: Context) -> HealthCheckResponse:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +17,7 @@ from grpc import StatusCode
 from stn_server.call import CallFacts
 from stn_server.config import LogConfig
 from stn_server.events import End, Listener
+from stn_server.tuning import MAX_REPEATED, MAX_REQUEST_IDS, REPEAT_S
 
 LOGGER = logging.getLogger("stn_server")
 
@@ -50,22 +55,116 @@ def log(level: int, event: str, *, error: BaseException | None = None, **fields:
     LOGGER.log(level, event, exc_info=error, extra={"fields": fields})
 
 
+@dataclass(slots=True)
+class _Repeated:
+    """Failures that are alike."""
+
+    level: int
+    facts: dict[str, Any]
+    until: float
+    """When the next one is told as the first one was."""
+    calls: int = 0
+    """How many there were since one was told."""
+    request_ids: list[str] = field(default_factory=list)
+    """Those of some of them."""
+    timer: asyncio.TimerHandle | None = None
+
+
 class EventLog(Listener):
-    """Tells the operator what calls failed of, and what became of the server."""
+    """Tells the operator what calls failed of, and what became of the server.
+
+    Of failures that are alike, the first is told at once and the others later, in one line with
+    their count. At level debug each is told.
+    """
+
+    def __init__(self) -> None:
+        self._repeated: dict[tuple[Any, ...], _Repeated] = {}
 
     def call_failed(self, call: CallFacts, end: End) -> None:
         """With a traceback where the fault is ours."""
         facts: dict[str, Any] = {"method": call.path, "code": end.code.name}
         facts["caller"] = call.caller.name
-        if end.alike > 1:
-            facts["calls"] = end.alike
+        error, level, request_id = None, logging.INFO, ""
         if end.answer is not None:
             error = end.error if end.code is StatusCode.INTERNAL else None
-            facts["request_id"] = end.answer.request_id
-            log(end.answer.log_level, "request failed", error=error, **facts)
+            level, request_id = end.answer.log_level, end.answer.request_id
+            kind = end.answer.reason
         elif end.note:
-            facts |= {"request_id": call.request_id, "reason": end.note}
-            log(logging.INFO, "request failed", **facts)
+            request_id, kind = call.request_id, end.note
+        else:
+            return
+        if self._has_repeated((*facts.values(), kind, type(error)), level, facts, request_id, end):
+            return
+        if end.alike > 1:
+            facts["calls"] = end.alike
+        facts["request_id"] = request_id
+        if end.answer is None:
+            facts["reason"] = end.note
+        log(level, "request failed", error=error, **facts)
+
+    def _has_repeated(
+        self,
+        key: tuple[Any, ...],
+        level: int,
+        facts: Mapping[str, Any],
+        request_id: str,
+        end: End,
+    ) -> bool:
+        """Whether a failure is like one that was told a moment ago; then it is counted."""
+        if LOGGER.isEnabledFor(logging.DEBUG) or not LOGGER.isEnabledFor(level):
+            return False
+        now, known = time.monotonic(), self._repeated.get(key)
+        if known is None or (now >= known.until and not known.calls):
+            self._repeated.pop(key, None)
+            self._repeated[key] = _Repeated(level, dict(facts), now + REPEAT_S)
+            if len(self._repeated) > MAX_REPEATED:
+                self._tell(next(iter(self._repeated)))
+            return False
+        known.calls += end.alike
+        if len(known.request_ids) < MAX_REQUEST_IDS:
+            known.request_ids.append(request_id)
+        if known.timer is None:
+            loop = asyncio.get_running_loop()
+            known.timer = loop.call_later(max(0.0, known.until - now), self._tell_again, key)
+        return True
+
+    def _tell_again(self, key: tuple[Any, ...]) -> None:
+        """Tells how many failures there were, and waits for more of them."""
+        known = self._tell(key)
+        if known is not None:
+            until = time.monotonic() + REPEAT_S
+            self._repeated[key] = _Repeated(known.level, known.facts, until)
+
+    def _tell(self, key: tuple[Any, ...]) -> _Repeated | None:
+        """Tells how many failures there were since one was told, and forgets them."""
+        known = self._repeated.pop(key, None)
+        if known is not None and known.calls:
+            if known.timer is not None:
+                known.timer.cancel()
+            facts = {**known.facts, "calls": known.calls, "request_ids": known.request_ids}
+            log(known.level, "requests failed alike", **facts)
+        return known
+
+    def flush(self) -> None:
+        """Tells what was counted and not told yet."""
+        for key in list(self._repeated):
+            self._tell(key)
+
+    def call_slow(self, call: CallFacts, end: End) -> None:
+        """Says who has waited, for how much, and where the time has gone."""
+        log(
+            logging.WARNING,
+            "slow call",
+            method=call.path,
+            code=end.code.name,
+            caller=call.caller.name,
+            request_id=call.request_id if end.answer is None else end.answer.request_id,
+            duration_s=round(end.duration_s, 6),
+            queue_s=round(call.queue_s, 6),
+            compute_s=round(call.compute_s, 6),
+            received_bytes=call.received_bytes,
+            sent_bytes=call.sent_bytes,
+        )
 
     def device_lost(self, cause: BaseException) -> None:
         """Only a restart helps."""

@@ -36,6 +36,13 @@ class NestedCall:
     received_bytes: int = 0
     """None of its own: they are those of the message."""
     sent_bytes: int = 0
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+
+    @property
+    def began(self) -> float:
+        """When the message was accepted; see `Call`."""
+        return self.outer.began
 
     @property
     def path(self) -> str:
@@ -69,7 +76,7 @@ class Many:
 
     def __init__(self, call: CallFacts, found: Sequence[Nested], events: Events) -> None:
         self._events = events
-        self._began = time.perf_counter()
+        self._began = call.began
         self._held = ExitStack()
         self._caller, call_id = call.caller, call.request_id
         self._calls: list[NestedCall] = []
@@ -191,6 +198,10 @@ class Many:
         for tell in self._events.reached:
             tell(Stage.ALLOCATE, (call,))
             tell(Stage.ENCODE, (call,))
+        call.queue_s, call.compute_s = finished.queue_s, finished.compute_s
+        outer = call.outer
+        outer.queue_s = max(outer.queue_s, finished.queue_s)
+        outer.compute_s = max(outer.compute_s, finished.compute_s)
         envelope, payloads = request.encode_nested(finished)
         for tell in self._events.reached:
             tell(Stage.SEND, (call,))

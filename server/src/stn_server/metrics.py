@@ -16,17 +16,19 @@ from itertools import product
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.metrics_core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from stn_engine.compilations import Outcome
 from stn_server.batching.batcher import Statistics
 from stn_server.batching.work import Batch
-from stn_server.call import CallFacts
+from stn_server.call import OTHER_ACCOUNT, CallFacts
+from stn_server.cores import Throttling
 from stn_server.errors import RefusedError
 from stn_server.events import End, Listener
 from stn_server.local.arenas import Arenas
 from stn_server.status import REFUSALS
-from stn_server.tuning import MAX_NOTES
+from stn_server.tuning import BEAT_S, MAX_NOTES
 
 SECONDS = (*(m * 10.0**e for e in range(-4, 1) for m in (1, 2, 5)), 10.0, 30.0)
 """Buckets from 100 microseconds: a small warp on an idle server takes less than a millisecond."""
@@ -95,6 +97,28 @@ class _Notes(Collector):
         return iter(())
 
 
+class _CpuQuota(Collector):
+    """What a control group tells of its CPU quota, whenever somebody looks."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.throttling: Callable[[], Throttling] = Throttling
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """Three counters; all zero without a quota."""
+        told = self.throttling()
+        for name, text, value in (
+            ("stn_cpu_periods", "Spans of time in which a CPU quota counts", told.periods),
+            (
+                "stn_cpu_throttled_periods",
+                "Those in which the quota was used up, and all threads were stopped",
+                told.throttled_periods,
+            ),
+            ("stn_cpu_throttled_seconds", "How long they were stopped", told.throttled_s),
+        ):
+            yield CounterMetricFamily(name, text, value=value)
+
+
 class Metrics(Listener):
     """The metrics of one server.
 
@@ -125,6 +149,19 @@ class Metrics(Listener):
             "Messages with tensors, envelopes included",
             ["direction", "transport"],
         )
+        self.caller_calls = counter(
+            "stn_caller_calls",
+            "Calls answered, by the name of the token that came along",
+            ["caller"],
+        )
+        self.caller_bytes = counter(
+            "stn_caller_bytes", "Messages of these calls", ["caller", "direction"]
+        )
+        self.caller_device = counter(
+            "stn_caller_device_seconds",
+            "Time of launches, of which each call has its part by its work",
+            ["caller"],
+        )
         self.refused = counter("stn_refused", "Calls turned away at the door", ["reason"])
         self.abandoned_items = counter(
             "stn_abandoned_items", "Calls cancelled or expired while queued"
@@ -138,6 +175,7 @@ class Metrics(Listener):
         self.arenas = gauge("stn_arenas", "Arenas: memory that callers on this host share")
         self.arena_bytes = gauge("stn_arena_bytes", "Of all arenas")
         self.queue_wait = seconds("stn_queue_wait_seconds", "From admission to launch")
+        self.ready = gauge("stn_ready", "1 while calls are welcome, else 0")
         self.queue_age = gauge(
             "stn_queue_age_seconds", "How long the oldest queued call has waited"
         )
@@ -185,6 +223,30 @@ class Metrics(Listener):
         self.log_lines_dropped = counter(
             "stn_log_lines_dropped", "Lines of the log that nobody read in time"
         )
+        self.loop_lag = Distribution(
+            "stn_event_loop_lag_seconds",
+            "How late the event loop does what is due; all calls wait for it",
+            buckets=SECONDS,
+            registry=registry,
+        )
+        gauge = partial(Gauge, registry=registry)
+        self.loop_still = gauge(
+            "stn_event_loop_still_seconds", "How long the event loop has stood still by now"
+        )
+        self.pending_calls = gauge(
+            "stn_pending_calls", "Calls that gRPC has accepted and that wait for the event loop"
+        )
+        self.pending_age = gauge(
+            "stn_pending_age_seconds", "How long the oldest of them has waited"
+        )
+        self.receiving_bytes = gauge(
+            "stn_receiving_bytes",
+            "Messages that are on their way in, in the size that they declare, or the largest",
+        )
+        self.cpu_cores = gauge(
+            "stn_cpu_cores", "Cores that the process may use, as a CPU quota or affinity says"
+        )
+        self._cpu = _CpuQuota(registry)
         self.build_info = Gauge("stn_build_info", "Always 1", ["version"], registry=registry)
         self.build_info.labels(version=version("stn-server")).set(1)
 
@@ -204,10 +266,34 @@ class Metrics(Listener):
         self.admitted_bytes.set_function(lambda: statistics().admitted_bytes)
         self.queue_age.set_function(queue_age_s)
 
+    def watch_readiness(self, is_ready: Callable[[], bool]) -> None:
+        """Asks whether calls are welcome whenever it is scraped."""
+        self.ready.set_function(is_ready)
+
     def watch_arenas(self, arenas: Arenas) -> None:
         """Counts arenas whenever it is scraped."""
         self.arenas.set_function(lambda: arenas.count)
         self.arena_bytes.set_function(lambda: arenas.size_bytes)
+
+    def watch_loop(
+        self,
+        still_s: Callable[[], float],
+        pending: Callable[[], int],
+        pending_age_s: Callable[[], float],
+    ) -> None:
+        """Asks about the event loop, and who waits for it, whenever it is scraped."""
+        self.loop_still.set_function(still_s)
+        self.pending_calls.set_function(pending)
+        self.pending_age.set_function(pending_age_s)
+
+    def watch_receiving(self, receiving_bytes: Callable[[], float]) -> None:
+        """Asks what is on its way in whenever it is scraped."""
+        self.receiving_bytes.set_function(receiving_bytes)
+
+    def watch_cpu(self, cores: float, throttling: Callable[[], Throttling]) -> None:
+        """Says how many cores there are, and asks whenever it is scraped how they are withheld."""
+        self.cpu_cores.set(cores)
+        self._cpu.throttling = throttling
 
     def watch_memory(self, devices: Mapping[str, Callable[[], float]]) -> None:
         """Asks every device whenever it is scraped."""
@@ -222,23 +308,26 @@ class Metrics(Listener):
 
     def call_ended(self, call: CallFacts, end: End) -> None:
         """Counts it by method and code, its bytes, and why it was turned away."""
-        self._count(call.method, end, 1)
+        self._count(call, end, 1)
         transport = call.caller.transport
         if call.received_bytes:
             received = self._child(self.payload_bytes, "received", transport)
-            self._notes.add((received, call.received_bytes, 1))
+            own = self._child(self.caller_bytes, call.caller.account, "received")
+            self._notes.add((received, call.received_bytes, 1), (own, call.received_bytes, 1))
         if call.sent_bytes:
             sent = self._child(self.payload_bytes, "sent", transport)
-            self._notes.add((sent, call.sent_bytes, 1))
+            own = self._child(self.caller_bytes, call.caller.account, "sent")
+            self._notes.add((sent, call.sent_bytes, 1), (own, call.sent_bytes, 1))
 
     def calls_ended(self, calls: Sequence[CallFacts], end: End) -> None:
         """Does what `call_ended` does for all of them; their bytes are those of the message."""
-        self._count(calls[0].method, end, len(calls))
+        self._count(calls[0], end, len(calls))
 
-    def _count(self, method: str, end: End, count: int) -> None:
+    def _count(self, call: CallFacts, end: End, count: int) -> None:
         self._notes.add(
-            (self._child(self.requests, method, end.code.name), 1, count),
-            (self._child(self.request_duration, method), end.duration_s, count),
+            (self._child(self.requests, call.method, end.code.name), 1, count),
+            (self._child(self.request_duration, call.method), end.duration_s, count),
+            (self._child(self.caller_calls, call.caller.account), 1, count),
         )
         if end.answer is not None and isinstance(end.error, RefusedError):
             self.refused.labels(end.answer.reason).inc(count)
@@ -258,11 +347,21 @@ class Metrics(Listener):
         ]
         for waited_s, count in Repeated(queue_s).items():
             notes.append((self.queue_wait, waited_s, count))
+        work = batch.cost.work or 1
+        for item in batch.items:
+            account = OTHER_ACCOUNT if item.calls[0] is None else item.calls[0].caller.account
+            part_s = compute_s * item.cost.work / work
+            notes.append((self._child(self.caller_device, account), part_s, 1))
         self._notes.add(*notes)
 
     def lane_freed(self, device: str, busy_s: float) -> None:
         """Adds up the time that a device was busy."""
         self._notes.add((self._child(self.lane_busy, device), busy_s, 1))
+
+    def loop_lagged(self, late_s: float) -> None:
+        """Observes it as what would have been due meanwhile: a long wait meets many calls."""
+        for turn in range(int(late_s / BEAT_S) + 1):
+            self.loop_lag.observe(late_s - turn * BEAT_S)
 
     def kernels_compiled(self, outcome: Outcome, duration_s: float) -> None:
         """Counts it by where it came from; only what was not on disk takes time."""

@@ -48,6 +48,7 @@ class Reflection:
                 yield request
 
         async def answer(_messages: Any, context: Context) -> None:
+            self._transport.backlog.begun += 1
             async for response in self._servicer.ServerReflectionInfo(requests(context), context):
                 await context.write(response)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import signal
 from dataclasses import asdict, dataclass
 
@@ -16,15 +17,20 @@ from stn_engine.compilations import Outcome
 from stn_server import signals, warm_up
 from stn_server.app import Parts, build
 from stn_server.config import ServerConfig, is_unix, split_address
+from stn_server.event_loop import Hung
+from stn_server.events import Listener
 from stn_server.lifecycle import Shutdown
 from stn_server.listening import listen_tcp, listen_unix
 from stn_server.log import log
 from stn_server.memory import relax_collector, retain_freed_memory
 from stn_server.output import BackgroundWriter
 from stn_server.tls import Certificates
-from stn_server.tuning import REFUSING_S, STOPPING_S
+from stn_server.tuning import LAST_WORDS_S, REFUSING_S, STOPPING_S
 
 STDIN = 0
+
+LOST = 3
+"""The exit code where only a restart helps: the device is lost, or the event loop hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +43,16 @@ class Addresses:
 
 
 class Server:
-    """Runs the parts of a server: `start`, then `stop`."""
+    """Runs the parts of a server: `start`, then `stop`.
 
-    def __init__(self, parts: Parts) -> None:
+    Args:
+        parts: Of the server.
+        hung: Told, in a thread, that the event loop hangs.
+    """
+
+    def __init__(self, parts: Parts, hung: Hung = lambda _still_s, _stack: None) -> None:
         self._parts = parts
+        self._hung = hung
         self._watchdog: asyncio.Task[None] | None = None
 
     async def start(self) -> Addresses:
@@ -51,7 +63,9 @@ class Server:
         """
         parts, config = self._parts, self._parts.config
         compilations.watch(self._compiled)  # first: `stop` takes it back
+        parts.monitor.start(self._hung)
         await parts.health.set(ready=False)
+        await parts.health.set_alive(alive=True)
         targets = [
             await self._bind(parts.grpc_server, "listen", one, parts.certificates)
             for one in config.listen
@@ -80,6 +94,7 @@ class Server:
         parts, times = self._parts, self._parts.config.lifecycle
         if self._watchdog is not None:
             self._watchdog.cancel()
+        parts.self_test.stop()
         parts.files.stop()
         if parts.health.is_ready:
             await parts.health.set(ready=False)
@@ -96,8 +111,15 @@ class Server:
         await asyncio.wait(stopping, timeout=STOPPING_S)
         parts.lanes.close()
         compilations.unwatch(self._compiled)
+        parts.monitor.stop()
+        parts.event_log.flush()
         if parts.tracing:
             await parts.tracing.close()
+
+    async def lost(self) -> None:
+        """Returns when nothing can be computed any more and everybody has been told."""
+        if self._watchdog is not None:
+            await asyncio.shield(self._watchdog)
 
     def read_files_again(self) -> None:
         """Lets tokens and certificates be read anew, changed or not; returns at once."""
@@ -150,28 +172,54 @@ class Server:
 
     async def _watch(self) -> None:
         """Reports not ready once nothing can be computed any more."""
-        cause = await self._parts.batcher.broken()
+        ways = self._parts.batcher.broken(), self._parts.self_test.lost()
+        lost, others = await asyncio.wait(
+            [asyncio.create_task(way) for way in ways], return_when=asyncio.FIRST_COMPLETED
+        )
+        for other in others:
+            other.cancel()
+        cause = lost.pop().result()
         for tell in self._parts.events.device_lost:
             tell(cause)
         if self._parts.local:  # what hangs may yet write to arenas, whose slots nobody must reuse
             self._parts.local.stop()
         await self._parts.health.set(ready=False)
+        await self._parts.health.set_alive(alive=False)
 
 
-async def serve(config: ServerConfig, stdout: BackgroundWriter, stderr: BackgroundWriter) -> None:
-    """Serves until SIGTERM or SIGINT.
+async def serve(
+    config: ServerConfig,
+    stdout: BackgroundWriter,
+    stderr: BackgroundWriter,
+    *listeners: Listener,
+) -> bool:
+    """Serves until SIGTERM or SIGINT, or until only a restart helps.
 
     Args:
         config: How to serve.
         stdout: Told where, when the server is ready.
         stderr: Where the log goes.
+        listeners: Told what happens, beside metrics, spans and the log.
+
+    Returns:
+        Whether it was asked to end. Else the device is lost, and everybody has been answered.
 
     Raises:
         ConfigError: The configuration asks for what is not here.
+        DeviceLostError: The device was lost before the server was ready.
+
+    Concurrency:
+        An event loop that hangs answers nobody: the process ends at once, with `LOST`.
     """
     retain_freed_memory(config.retained_bytes)
-    parts = build(config)
-    server, batcher = Server(parts), parts.batcher
+    parts = build(config, None, *listeners)
+
+    def hung(still_s: float, stack: str) -> None:
+        log(logging.ERROR, "event loop hung", still_s=still_s, stack=stack)
+        stderr.drain(LAST_WORDS_S)
+        os._exit(LOST)
+
+    server, batcher = Server(parts, hung), parts.batcher
     for tell in parts.events.lines_dropped:
         stderr.watch(tell)
     shutdown = Shutdown()
@@ -180,6 +228,7 @@ async def serve(config: ServerConfig, stdout: BackgroundWriter, stderr: Backgrou
         shutdown.ask_at_end_of(STDIN)
     signals.call(signal.SIGHUP, server.read_files_again, asyncio.get_running_loop())
     try:
+        is_asked = True
         starting = asyncio.create_task(server.start())
         if await shutdown.asked_before(starting):
             starting.cancel()
@@ -188,12 +237,13 @@ async def serve(config: ServerConfig, stdout: BackgroundWriter, stderr: Backgrou
             relax_collector()
             log(logging.INFO, "serving", **addresses)
             stdout.write(json.dumps(addresses) + "\n")
-            await shutdown.asked()
+            is_asked = await shutdown.asked_before(asyncio.create_task(server.lost()))
         before = batcher.statistics()
         log(logging.INFO, "draining", items=before.queued_items + before.running_items)
         await server.stop(shutdown)
         after = batcher.statistics()
         aborted = after.queued_items + after.running_items
         log(logging.INFO, "stopped", finished_items=after.finished_items, aborted_items=aborted)
+        return is_asked
     finally:
         signals.end_at_once()

@@ -92,6 +92,7 @@ class Service:
         for tell in self._reached:
             tell(Stage.ALLOCATE, (call,))
             tell(Stage.ENCODE, (call,))
+        call.queue_s, call.compute_s = finished.queue_s, finished.compute_s
         return request.encode(finished)
 
     def _find(self, call: Call) -> Find | None:

@@ -85,6 +85,23 @@ so, and 1750 if another thread computes them (`bench.bench_local`)."""
 LANES_PER_GPU = 2
 """Batches at a time on a GPU: one is copied while the other is computed."""
 
+# How the event loop is watched
+
+BEAT_S = 0.25
+"""So often it is measured how late the event loop is, and seen from a thread whether it turns. Less
+sees shorter waits, and takes a larger part of a core than a thousandth."""
+
+QUIET_LOOKS = 4
+"""After so many looks at which nothing came and nothing began, nothing waits to begin. Less could
+take a pause of the thread that hands calls over for that."""
+
+SELF_TEST_CALLS = 16
+"""Warps, and as many gradients, by which the server tries its device when a call has failed. One
+that fails one call in ten passes with a chance of 3 %. Less misses more, more takes longer."""
+
+SELF_TEST_PAUSE_S = 1.0
+"""From one such test to the next."""
+
 # How messages come in
 
 CANCELLATION_S = 0.1
@@ -140,6 +157,15 @@ MAX_NOTES = 1024
 """The most of what metrics have not counted yet: some hundred calls. To count takes longer than to
 compute a small warp when the caches hold other things, so it is done for many in a row; more of
 them keep a scrape waiting."""
+
+REPEAT_S = 10.0
+"""Failures that are alike are logged once in this time, with their count. Less writes more."""
+
+MAX_REPEATED = 1024
+"""Failures that are told apart so; those beyond make the oldest be forgotten."""
+
+MAX_REQUEST_IDS = 16
+"""Ids of calls, of those that failed alike, that one line of the log names."""
 
 LOG_CAPACITY_BYTES = 256 * 1024
 """Some thousand lines wait for a reader that comes late; further ones are dropped."""

@@ -153,6 +153,7 @@ class InferenceService:
         for tell in self._reached:
             tell(Stage.ALLOCATE, (call,))
             tell(Stage.ENCODE, (call,))
+        call.queue_s, call.compute_s = finished.queue_s, finished.compute_s
         began = perf_counter()
         template = inference.template
         reply = template.response.write(inference.request_id, finished)

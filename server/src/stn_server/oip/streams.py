@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from time import perf_counter
 from typing import Any, cast
 
 import grpc
@@ -122,6 +123,7 @@ class Streams:
 
     async def answer(self, _messages: Any, context: Context) -> None:
         """Answers the messages of a stream until its caller or the server ends it."""
+        self._transport.backlog.begun += 1
         if self._open >= self._max_streams:
             call = self._call(b"", context)
             error = QueueFullError("streams", self._max_streams, self._open + 1, LEAST_RETRY_S)
@@ -164,7 +166,7 @@ class Streams:
             call.path,
             call.caller,
             call.deadline,
-            call.began,
+            perf_counter(),  # gRPC tells nobody when a message of a stream came in
             context,
             call.receiver,
             message=message,

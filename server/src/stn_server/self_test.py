@@ -1,0 +1,99 @@
+"""The server tries its device by calls of its own, whenever a caller's has failed by its fault.
+
+A call that fails may be the fault of its values, on which every replica would fail. A harmless call
+of the server to itself that fails is not: other replicas do better.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from grpc import StatusCode
+
+from stn_server import warm_up
+from stn_server.batching.batcher import Batcher
+from stn_server.call import CallFacts
+from stn_server.errors import RefusedError
+from stn_server.events import End, Listener
+from stn_server.log import log
+from stn_server.tuning import SELF_TEST_CALLS, SELF_TEST_PAUSE_S
+
+
+class SelfTest(Listener):
+    """Turns readiness off while the device fails calls that it should not fail.
+
+    Args:
+        batcher: Lets calls be computed.
+        is_ready: Whether calls are welcome.
+        set_ready: Tells whether they are.
+        patience_s: A device that fails for longer is lost.
+
+    Concurrency: belongs to one event loop.
+    """
+
+    def __init__(
+        self,
+        batcher: Batcher,
+        is_ready: Callable[[], bool],
+        set_ready: Callable[[bool], Awaitable[None]],
+        patience_s: float,
+    ) -> None:
+        self._batcher = batcher
+        self._is_ready = is_ready
+        self._set_ready = set_ready
+        self._patience_s = patience_s
+        self._batches = list(warm_up.batches())
+        self._loop = asyncio.get_running_loop()
+        self._lost: asyncio.Future[Exception] = self._loop.create_future()
+        self._task: asyncio.Task[None] | None = None
+
+    def call_failed(self, call: CallFacts, end: End) -> None:
+        """Begins a test if the fault is the server's and no other test is under way."""
+        del call
+        if end.code is StatusCode.INTERNAL and self._is_ready() and self._task is None:
+            self._task = self._loop.create_task(self._run())
+            self._task.add_done_callback(self._ended)
+
+    async def lost(self) -> Exception:
+        """Returns, with the reason, when the device has failed for too long."""
+        return await asyncio.shield(self._lost)
+
+    def stop(self) -> None:
+        """Ends the test that is under way."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def _ended(self, _task: asyncio.Task[None]) -> None:
+        self._task = None
+
+    async def _run(self) -> None:
+        """Tests until the device passes, then rests for a while."""
+        began, failure = self._batcher.now(), await self._failure()
+        if failure is not None:
+            log(logging.ERROR, "device fails", error=failure)
+            await self._set_ready(False)
+            while failure is not None:
+                if self._batcher.now() - began > self._patience_s:
+                    self._lost.set_result(failure)
+                    return
+                await asyncio.sleep(SELF_TEST_PAUSE_S)
+                failure = await self._failure()
+            log(logging.INFO, "device works again")
+            await self._set_ready(True)
+        await asyncio.sleep(SELF_TEST_PAUSE_S)
+
+    async def _failure(self) -> Exception | None:
+        """Why one of some harmless calls has failed; None: none has, or there was no room."""
+        calls = [
+            self._batcher.submit(problem, key=item.key, cost=item.cost)
+            for _ in range(SELF_TEST_CALLS)
+            for batch in self._batches
+            for item in batch.items
+            for problem in item.problems
+        ]
+        for outcome in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(outcome, Exception) and not isinstance(outcome, RefusedError):
+                return outcome
+        return None

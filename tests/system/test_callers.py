@@ -1,0 +1,92 @@
+"""Who uses a server, and for whom it was slow."""
+
+import grpc
+import pytest
+
+from stn_client import Affine, Client, InvalidRequestError, RetryPolicy
+from stn_client.local import LocalServer
+from support.bad_requests import ramp, theta, warp_request
+from support.faulty_server import FaultyServer
+from support.harness import METHOD_PREFIX, log_records, scrape, wait_for_record
+from support.many import compute_many
+from support.tokens import entry, replace
+
+pytestmark = pytest.mark.slow
+
+U, THETA = ramp(1, 3, 4, 5), Affine(theta(1))
+ONCE = {"retry": RetryPolicy(attempts=1), "local": False, "packing": False}
+ALICE, BOB = "token-of-alice", "token-of-bob"
+
+
+def used(server, caller):
+    """Calls, bytes in and out, and seconds of devices of a caller."""
+    found = scrape(server.metrics)
+    return (
+        found.get(f'stn_caller_calls_total{{caller="{caller}"}}', 0),
+        found.get(f'stn_caller_bytes_total{{caller="{caller}",direction="received"}}', 0),
+        found.get(f'stn_caller_bytes_total{{caller="{caller}",direction="sent"}}', 0),
+        found.get(f'stn_caller_device_seconds_total{{caller="{caller}"}}', 0),
+    )
+
+
+def test_use_is_counted_by_token(tmp_path):
+    """Calls, the bytes of their messages, and device time by work; failures are calls, too."""
+    replace(tmp_path / "tokens", entry("alice", ALICE), entry("bob", BOB))
+    with LocalServer(f"--auth-tokens={tmp_path}/tokens") as server:
+        with Client(server.target, token=ALICE, **ONCE) as alice:
+            for _ in range(3):
+                alice.warp(U, THETA)
+            with pytest.raises(InvalidRequestError, match="output_size"):
+                alice.warp(U, THETA, (0, 0))
+        with Client(server.target, token=BOB, **ONCE) as bob:
+            bob.warp(ramp(1, 3, 400, 500), THETA)
+        of_alice, of_bob = used(server, "alice"), used(server, "bob")
+        found = scrape(server.metrics)
+    assert of_alice[0] == 4
+    assert of_bob[0] == 1
+    assert 3 * U.nbytes < of_alice[1] < 3 * U.nbytes + 3000
+    assert 400 * 500 * 12 < of_bob[2] < 400 * 500 * 12 + 1000
+    assert 0 < of_alice[3] < of_bob[3]
+    computed = found['stn_batch_duration_seconds_sum{backend="cpu",operation="Warp"}']
+    assert of_alice[3] + of_bob[3] == pytest.approx(computed)
+
+
+def test_callers_without_a_token_are_others():
+    """However many names they could have."""
+    with LocalServer() as server, Client(server.target, **ONCE) as stn:
+        stn.warp(U, THETA)
+        names = {
+            name for name in scrape(server.metrics) if name.startswith("stn_caller_calls_total")
+        }
+    assert names == {'stn_caller_calls_total{caller="other"}'}
+
+
+@pytest.mark.parametrize("method", ["Warp", "ComputeMany"])
+def test_a_slow_call_is_logged_with_where_its_time_has_gone(tmp_path, method):
+    """A launch takes 50 ms; a call beyond 40 ms is slow."""
+    log = tmp_path / "log"
+    request = warp_request()
+    message = request if method == "Warp" else compute_many(*[("Warp", request)] * 3)
+    with (
+        FaultyServer("slow device", "--log-slow-call-s=0.04", log=log) as server,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        channel.unary_unary(METHOD_PREFIX + method)(message.SerializeToString())
+        record = wait_for_record(log, "slow call")
+    assert (record["method"], record["code"], record["level"]) == (method, "OK", "warning")
+    assert record["caller"] == "ipv4:127.0.0.1"
+    assert 0.05 <= record["compute_s"] <= record["duration_s"]
+    assert 0 <= record["queue_s"] < record["duration_s"]
+    assert record["received_bytes"] == len(message.SerializeToString())
+    assert record["sent_bytes"] > 0
+
+
+def test_a_call_that_is_not_slow_is_not_logged(tmp_path):
+    """Nor any if nobody wants to know."""
+    log = tmp_path / "log"
+    with (
+        FaultyServer("slow device", "--log-slow-call-s=0", log=log) as server,
+        Client(server.target, **ONCE) as stn,
+    ):
+        stn.warp(U, THETA)
+    assert "slow call" not in {record["event"] for record in log_records(log)}
