@@ -26,6 +26,7 @@ from stn_client import (
     tiling,
 )
 from stn_client import _calls as calls
+from stn_client._arrays import as_array
 from stn_client.torch import warp as torch_warp
 from stn_proto.v1 import warp_pb2
 from support.scripted_service import serialized
@@ -331,6 +332,10 @@ def pillow(mode):
 
 
 REFUSED = {
+    "masked values": (
+        lambda: calls.warp(np.ma.masked_greater(U, 0.5), Affine(QUARTER), None, {}),
+        "feature_map: expected values everywhere, got masked ones. Fill them: filled(...).",
+    ),
     "recorded gradients": (
         lambda: calls.warp(torch.rand(1, 1, 2, 2, requires_grad=True), Affine(QUARTER), None, {}),
         (
@@ -385,6 +390,31 @@ def test_tensors_without_memory_are_refused():
     """In the words of the caller, and then of torch."""
     with pytest.raises(InvalidRequestError, match=r"^feature_map: expected a tensor with values"):
         calls.warp(torch.eye(3).to_sparse(), Affine(QUARTER), None, {})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("left", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize("view", [lambda u: u, lambda u: u[..., 1:], lambda u: u.mT])
+def test_tensors_whose_storage_was_cut_are_refused(view, left, dtype):
+    """NumPy would read beyond its end, whatever lies there; large ones would end the process."""
+    tensor = view(torch.rand(1, 1, 1024, 1024).to(dtype))
+    storage = tensor.untyped_storage()
+    storage.resize_(int(left * storage.nbytes()))
+    for field in "feature_map", "theta":
+        with pytest.raises(
+            InvalidRequestError, match=f"^{field}: .* storage that was freed or cut"
+        ):
+            as_array(field, tensor)
+
+
+def test_parts_of_tensors_and_zeros_without_memory_are_read():
+    """What lies behind the last value need not be there; autograd makes zeros that lie nowhere."""
+    tensor = torch.rand(4, 8)
+    part, expected = tensor[:2, :3], tensor[:2, :3].tolist()
+    tensor.untyped_storage().resize_((8 + 3) * 4)
+    assert as_array("theta", part).tolist() == expected
+    zeros = torch._efficientzerotensor((1, 2, 3))
+    assert as_array("theta", zeros).tolist() == [[[0.0] * 3] * 2]
 
 
 def test_arrays_under_a_trace_are_refused():

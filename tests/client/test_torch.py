@@ -198,6 +198,36 @@ def test_torch_second_derivatives_are_refused():
         gradient.sum().backward()
 
 
+def _twice(loss, theta):
+    return torch.func.grad(lambda t: torch.func.grad(loss)(t).sum())(theta)
+
+
+def _twice_by_autograd(loss, theta):
+    theta = theta.clone().requires_grad_()
+    return torch.autograd.grad(torch.func.grad(loss)(theta).sum(), theta)
+
+
+def _forward_over_reverse(loss, theta):
+    return torch.func.jvp(torch.func.grad(loss), (theta,), (theta,))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # used by torch itself
+@pytest.mark.parametrize("second", [_twice, _twice_by_autograd, _forward_over_reverse])
+def test_torch_second_derivatives_by_transforms_are_refused(second):
+    """One transform in another: what the inner one does is recorded for the outer one, too.
+
+    Else those derivatives would be zeros, and nobody would notice.
+    """
+    client = InProcessClient()
+    feature_map, theta = (operand.detach() for operand in operands())
+
+    def loss(theta):
+        return warp(client, feature_map, Affine(theta)).square().sum()
+
+    with pytest.raises(InvalidRequestError, match=r"^(create_graph|tangents): .* stn_engine\.warp"):
+        second(loss, theta)
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # used by torch itself
 def test_torch_forward_mode_is_refused():
     """A tangent is not dropped in silence."""

@@ -106,23 +106,33 @@ def torch_to_numpy(field: str, tensor: Any) -> Array:
     """
     torch: Any = sys.modules["torch"]
     try:
-        if tensor.is_cpu and not tensor.requires_grad and tensor.untyped_storage().nbytes():
+        if _is_whole(tensor) and tensor.is_cpu and not tensor.requires_grad:
             array: Array = tensor.numpy()
             return array
     except (RuntimeError, TypeError):  # not as it is
         pass
     try:
-        local = tensor.detach().cpu().resolve_conj().resolve_neg()
-        has_memory = not local.numel() or local.untyped_storage().nbytes() > 0
-        if has_memory and local.dtype == torch.bfloat16:
-            halves: Array = local.contiguous().view(torch.int16).numpy()
-            return halves.view(ml_dtypes.bfloat16)
-        array = local.numpy() if has_memory else np.empty(0)
+        if not _is_whole(tensor):
+            got = "got a storage that was freed or cut. Keep it until the call is over"
+            raise invalid(field, f"expected a tensor with values in memory, {got}.")
+        if tensor.dtype == torch.bfloat16:
+            halves = tensor.detach().contiguous().view(torch.int16)
+            array = halves.numpy(force=True).view(ml_dtypes.bfloat16)
+        else:
+            array = tensor.numpy(force=True)  # lazy negatives and zeros, from wherever it is
     except (RuntimeError, TypeError) as error:  # sparse, quantized, wrapped by a transform ...
         raise invalid(field, f"expected a tensor with values in memory, got {error}.") from error
-    if not has_memory:
-        raise invalid(field, "expected a tensor with values in memory, got a freed storage.")
     return array
+
+
+def _is_whole(tensor: Any) -> bool:
+    """Whether the storage of a tensor reaches to its last value; NumPy would read beyond it."""
+    values = tensor.numel()
+    if values and not tensor.is_contiguous():
+        steps = zip(tensor.shape, tensor.stride(), strict=True)  # which are never negative
+        values = 1 + sum((size - 1) * step for size, step in steps)
+    end = (tensor.storage_offset() + values) * tensor.element_size() if values else 0
+    return bool(tensor.untyped_storage().nbytes() >= end)
 
 
 def numpy_to_torch(array: Array, like: Any) -> Any:
@@ -207,6 +217,8 @@ def _in_namespace(namespace: Any, array: Array, like: Any) -> Any:
 
 def _as_numpy(field: str, value: Any) -> Array:
     """What NumPy makes of it, by any of its protocols."""
+    if np.ma.is_masked(value):
+        raise invalid(field, "expected values everywhere, got masked ones. Fill them: filled(...).")
     try:
         known = hasattr(value, "__array__") or hasattr(value, "__array_interface__")
         if hasattr(value, "__dlpack__") and not known:

@@ -509,7 +509,7 @@ class _Objective(torch.autograd.Function):
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
         *positional, settings = arguments
-        value, gradient = torch.ops.stn_client.compute_objective(*positional, **settings)
+        value, gradient = _below_rule("objective", positional, settings)
         return value, gradient
 
     @staticmethod
@@ -547,7 +547,7 @@ class _Warp(torch.autograd.Function):
     @staticmethod
     def forward(*arguments: Any) -> Tensor:
         *positional, settings = arguments
-        output: Tensor = torch.ops.stn_client.compute_warp(*positional, **settings)
+        output: Tensor = _below_rule("warp", positional, settings)
         return output
 
     @staticmethod
@@ -594,9 +594,7 @@ class _WarpGradients(torch.autograd.Function):
     @staticmethod
     def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
         *positional, settings = arguments
-        grad_feature_map, grad_transform = torch.ops.stn_client.compute_warp_gradients(
-            *positional, **settings
-        )
+        grad_feature_map, grad_transform = _below_rule("warp_gradients", positional, settings)
         return grad_feature_map, grad_transform
 
     @staticmethod
@@ -709,6 +707,22 @@ _SIGNATURES = {
     f"float delta, str domain, {_SETTINGS}) -> (Tensor, Tensor)",
 }
 LIBRARY = torch.library.Library("stn_client", "DEF")  # type: ignore[no-untyped-call]  # torch
+
+
+def _below_rule(name: str, arguments: Sequence[Any], settings: dict[str, Any]) -> Any:
+    """What `stn_client::name` gives to a rule that records it for one level of transforms.
+
+    The next transform of torch.func outside of that one has a rule of its own, and records as well,
+    which is off while a rule runs. If there is none, it is the kernel.
+    """
+    if not torch._C._are_functorch_transforms_active():  # noqa: SLF001 - as in `_is_plain`
+        return getattr(torch.ops.stn_client, f"compute_{name}")(*arguments, **settings)
+    with (
+        torch.enable_grad(),
+        forward_ad._set_fwd_grad_enabled(True),  # noqa: SLF001 - as torch.func does
+        torch._C._AutoDispatchBelowAutograd(),  # noqa: SLF001 - as torch.library does
+    ):
+        return getattr(torch.ops.stn_client, name)(*arguments, **settings)
 
 
 def _register(name: str, kernel: Callable[..., Any], fake: Callable[..., Any], rule: Any) -> None:
