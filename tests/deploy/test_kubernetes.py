@@ -5,6 +5,7 @@ Not how they are written: whom a policy lets in, what a selector finds, who list
 
 import copy
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -14,8 +15,18 @@ import pytest
 import yaml
 
 from stn_client.local import LocalServer
+from stn_server.config import ServerConfig
 from stn_server.settings import load
-from support.manifests import DEPLOY, NAMESPACE, Objects, all_objects, selects, validate
+from stn_server.sizing import IDLE_BYTES
+from support.manifests import (
+    DEPLOY,
+    NAMESPACE,
+    Objects,
+    all_objects,
+    quantity_bytes,
+    selects,
+    validate,
+)
 from support.prometheus import Prometheus
 
 ROOT = DEPLOY.parent
@@ -68,14 +79,14 @@ def config(objects, tmp_path):
     return understood(objects, tmp_path)
 
 
-def understood(objects, folder):
+def understood(objects, folder, memory_bytes=math.inf):
     """The server's settings; a file comes from the ConfigMap that is mounted there."""
     variables = {k: v for k, v in objects.environment.items() if k.startswith("STN_")}
     if path := variables.get("STN_CONFIG"):
         file = folder / "stn.toml"
         file.write_text(mounted(objects, path) or "")
         variables["STN_CONFIG"] = str(file)
-    return load((), variables)
+    return load((), variables, memory_bytes)
 
 
 def mounted(objects, path):
@@ -348,6 +359,19 @@ def test_resources_are_what_is_requested(objects):
     resources = objects.server["resources"]
     assert resources["requests"] == resources["limits"]
     assert int(resources["limits"]["cpu"]) >= 1
+
+
+LARGEST = ServerConfig().limits.max_message_bytes
+
+
+def test_limits_of_memory_follow_from_the_formula(objects, tmp_path):
+    """They hold what may be inside, and that is room for the largest calls of the defaults."""
+    limit_bytes = quantity_bytes(objects.server["resources"]["limits"]["memory"])
+    config = understood(objects, tmp_path, limit_bytes)
+    arenas = config.local.max_arena_bytes if config.local.dir else 0
+    inside = config.batching.max_admitted_bytes
+    assert IDLE_BYTES + 2 * inside + config.retained_bytes + arenas <= limit_bytes
+    assert config.limits.max_message_bytes == LARGEST
 
 
 PARTS_OF_GPUS = {"gpu+mig": "nvidia.com/mig-1g.10gb", "gpu+time-slicing": "nvidia.com/gpu.shared"}

@@ -4,21 +4,19 @@ Read from the files as Docker Compose and Kubernetes read them; `deploy/tests` r
 """
 
 import json
-import re
 from dataclasses import dataclass
 
 import pytest
 import yaml
 
 from stn_server.settings import load
-from support.manifests import DEPLOY, composed, rendered, validate
+from support.manifests import DEPLOY, composed, quantity_bytes, rendered, validate
 
 README = (DEPLOY / "README.md").read_text()
 TARGET = "unix:/run/stn/grpc.sock"
 """What trainers call, by the comments in the files."""
 
 GIB = 1024**3
-UNITS = {"Gi": GIB, "Mi": 1024**2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,14 +59,13 @@ def in_pod(container, pod):
         groups |= {context["fsGroup"]}
     limits = container["resources"]["limits"]
     assert limits == container["resources"]["requests"]
-    number, unit = re.fullmatch(r"(\d+)(\w+)", limits["memory"]).groups()
     return Container(
         user=context["runAsUser"],
         groups=frozenset(groups),
         folder=json.dumps(folder),
         path=mount["mountPath"],
         read_only=mount.get("readOnly", False),
-        memory_bytes=int(number) * UNITS[unit],
+        memory_bytes=quantity_bytes(limits["memory"]),
     )
 
 

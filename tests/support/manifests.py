@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -128,6 +129,12 @@ def selects(selector, labels):
     """Whether a label selector of Kubernetes matches; an empty one matches everything."""
     assert set(selector) <= {"matchLabels"}
     return selector.get("matchLabels", {}).items() <= labels.items()
+
+
+def quantity_bytes(text):
+    """A quantity of Kubernetes in bytes."""
+    number, unit = re.fullmatch(r"(\d+)([KMG]i)", text).groups()
+    return int(number) * 1024 ** (1 + "KMG".index(unit[0]))
 
 
 def all_objects(overlay, *components):

@@ -17,6 +17,7 @@ import uvloop
 from stn_server import environment
 from stn_server.config import ConfigError
 from stn_server.log import configure, log, tell_dropped
+from stn_server.memory import memory_limit_bytes
 from stn_server.output import BackgroundWriter
 from stn_server.settings import load
 from stn_server.tuning import LAST_WORDS_S
@@ -45,7 +46,7 @@ def run(arguments: Sequence[str], variables: MutableMapping[str, str], *listener
     sys.stderr = stderr  # also for what writes there without logging
     code = 0
     try:
-        config = load(arguments, variables)
+        config = load(arguments, variables, memory_limit_bytes())
         configure(config.log)
         environment.prepare(variables)
         with environment.loading("environment", variables):

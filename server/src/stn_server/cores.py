@@ -59,7 +59,16 @@ def threads_within(most: int, process: Path = PROCESS) -> int:
 
 
 def _folders(process: Path) -> Iterator[Path]:
-    """The folders of the groups that this process is in, each with those above it."""
+    return groups("cpu", process)
+
+
+def groups(controller: str, process: Path = PROCESS) -> Iterator[Path]:
+    """The folders of the groups that this process is in, each with those above it.
+
+    Args:
+        controller: What the groups bound: "cpu" or "memory".
+        process: What the kernel tells of the process, as in /proc/self.
+    """
     try:
         mounts = (process / "mountinfo").read_text(encoding="utf-8").splitlines()
         groups = (process / "cgroup").read_text(encoding="utf-8").splitlines()
@@ -72,7 +81,8 @@ def _folders(process: Path) -> Iterator[Path]:
         kind, _, options = right.split(" ", 2)
         for controllers, path in paths.items():
             names = controllers.split(",")
-            version_1 = kind == "cgroup" and "cpu" in names and "cpu" in options.split(",")
+            bounds = controller in names and controller in options.split(",")
+            version_1 = kind == "cgroup" and bounds
             if version_1 or (kind == "cgroup2" and not controllers):
                 yield from _upwards(Path(point), root, path)
 

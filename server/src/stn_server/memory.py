@@ -1,4 +1,4 @@
-"""How the C library and Python handle freed memory, and how much the process holds.
+"""How the C library and Python handle freed memory, and how much the process holds and may hold.
 
 By default glibc gives large blocks back to the system and takes them anew for the next message, and
 the system fills every page with zeros again: in a virtual machine that costs more than computing on
@@ -13,6 +13,7 @@ import math
 import resource
 from pathlib import Path
 
+from stn_server.cores import PROCESS, groups
 from stn_server.tuning import NEW_OBJECTS
 
 # malloc.h
@@ -24,6 +25,8 @@ _LARGEST_MMAP_THRESHOLD_BYTES = 32 * 1024 * 1024
 """What glibc accepts; larger blocks are always given back."""
 
 _LARGEST_INT = 2**31 - 1
+
+_NO_LIMIT_BYTES = 2**60
 
 
 def retain_freed_memory(limit_bytes: int) -> bool:
@@ -63,3 +66,24 @@ def resident_bytes(counts: Path = Path("/proc/self/statm")) -> float:
     except OSError:  # not Linux
         return math.nan
     return float(int(pages) * resource.getpagesize())
+
+
+def memory_limit_bytes(process: Path = PROCESS) -> float:
+    """What a control group lets this process hold; infinity if nothing bounds it.
+
+    The smallest limit of the groups above it counts, in version 1 and 2 of control groups.
+
+    Args:
+        process: What the kernel tells of the process, as in /proc/self.
+    """
+    return min((_limit_bytes(folder) for folder in groups("memory", process)), default=math.inf)
+
+
+def _limit_bytes(folder: Path) -> float:
+    """The limit of one group; where there is none, version 1 tells all pages that it can count."""
+    name = "memory.max" if (folder / "memory.max").exists() else "memory.limit_in_bytes"
+    try:
+        text = (folder / name).read_text(encoding="ascii").strip()
+    except OSError:  # the root has none
+        return math.inf
+    return math.inf if text == "max" or int(text) >= _NO_LIMIT_BYTES else float(text)

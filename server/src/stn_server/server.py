@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import signal
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import grpc.aio
+import torch
 from prometheus_client import start_http_server
 
 from stn_engine import compilations
@@ -22,7 +25,7 @@ from stn_server.events import Listener
 from stn_server.lifecycle import Shutdown
 from stn_server.listening import listen_tcp, listen_unix
 from stn_server.log import log
-from stn_server.memory import relax_collector, retain_freed_memory
+from stn_server.memory import memory_limit_bytes, relax_collector, retain_freed_memory
 from stn_server.output import BackgroundWriter
 from stn_server.tls import Certificates
 from stn_server.tuning import LAST_WORDS_S, REFUSING_S, STOPPING_S
@@ -213,6 +216,7 @@ async def serve(
     """
     retain_freed_memory(config.retained_bytes)
     parts = build(config, None, *listeners)
+    log(logging.INFO, "sized", **_sizes(config))
 
     def hung(still_s: float, stack: str) -> None:
         log(logging.ERROR, "event loop hung", still_s=still_s, stack=stack)
@@ -247,3 +251,16 @@ async def serve(
         return is_asked
     finally:
         signals.end_at_once()
+
+
+def _sizes(config: ServerConfig) -> dict[str, Any]:
+    """What the cores and the memory of the process have been divided into."""
+    limit_bytes = memory_limit_bytes()
+    return {
+        "threads": torch.get_num_threads(),
+        "memory_limit_bytes": None if limit_bytes == math.inf else limit_bytes,
+        "max_admitted_bytes": config.batching.max_admitted_bytes,
+        "max_message_bytes": config.limits.max_message_bytes,
+        "max_output_bytes": config.limits.max_output_bytes,
+        "retained_bytes": config.retained_bytes,
+    }

@@ -7,6 +7,7 @@ an error that suggests the nearest known one.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
 from stn_server.config import ConfigError, ServerConfig, unknown
+from stn_server.sizing import defaults_within
 
 ENVIRONMENT_PREFIX = "STN_"
 CONFIG_FILE = "config"
@@ -93,8 +95,15 @@ def all_settings(config: Any = ServerConfig, prefix: tuple[str, ...] = ()) -> It
             yield Setting(path, kind, entry.default, _doc(entry))
 
 
-def load(arguments: Sequence[str], environment: Mapping[str, str]) -> ServerConfig:
+def load(
+    arguments: Sequence[str], environment: Mapping[str, str], memory_bytes: float = math.inf
+) -> ServerConfig:
     """The configuration that command line and environment ask for.
+
+    Args:
+        arguments: Of the command line.
+        environment: All variables.
+        memory_bytes: What the process may hold, which defaults have to fit into.
 
     Raises:
         ConfigError: An unknown name, an unreadable file, or a value out of its range.
@@ -105,7 +114,8 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> ServerConf
     variables = _from_environment(environment, known)
     given = {**variables, **flags}
     file = _from_file(Path(given.pop(CONFIG_FILE)), known) if CONFIG_FILE in given else {}
-    config: ServerConfig = _build(ServerConfig, {**file, **given})
+    values = {**file, **given}
+    config: ServerConfig = _build(ServerConfig, {**defaults_within(memory_bytes, values), **values})
     return config
 
 

@@ -1,0 +1,58 @@
+"""Sizes that follow from the limits of a container, and hold at their edge."""
+
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from stn_client import Affine, Client, OverloadedError, RetryPolicy
+from support.bad_requests import theta
+from support.manifests import all_objects, quantity_bytes
+
+pytestmark = pytest.mark.timeout(600)
+
+CALLERS = 24
+WIDTH_PX = 7090
+"""The side of a square of float32 that has 201 MB."""
+
+
+def sized(server):
+    """What the server's log says of it."""
+    lines = server.container.logs(stdout=False).decode().splitlines()
+    (found,) = (line for line in map(json.loads, lines) if line["event"] == "sized")
+    return found
+
+
+def test_the_log_says_what_the_limits_became(start):
+    """Half a core is one thread; half a gibibyte calls of a few megabytes."""
+    server = start(mem_limit=2**29, memswap_limit=2**29, cpu_period=100_000, cpu_quota=50_000)
+    found = sized(server)
+    assert (found["threads"], found["memory_limit_bytes"]) == (1, 2**29)
+    assert found["max_message_bytes"] == 32 * 2**20
+    with Client(server.target) as stn:
+        assert stn.server_info().limits.max_message_bytes == found["max_message_bytes"]
+
+
+def test_more_callers_than_fit_are_refused_and_nothing_is_killed(start):
+    """24 callers of 201 MB, each with as large a result, at the memory of the overlay `cpu`."""
+    limit_bytes = quantity_bytes(all_objects("cpu").server["resources"]["limits"]["memory"])
+    server = start(mem_limit=limit_bytes, memswap_limit=limit_bytes)
+    feature_map = np.zeros((1, 1, WIDTH_PX, WIDTH_PX), np.float32)
+
+    def call(_number):
+        with Client(server.target, retry=RetryPolicy(attempts=1)) as stn:
+            try:
+                return stn.warp(feature_map, Affine(theta(1))).nbytes
+            except OverloadedError:
+                return 0
+
+    with ThreadPoolExecutor(CALLERS) as callers:
+        results = Counter(callers.map(call, range(CALLERS)))
+    server.container.reload()
+    assert server.container.attrs["State"]["OOMKilled"] is False
+    assert results[feature_map.nbytes] > 0
+    assert results.total() == CALLERS
+    assert call(0) == feature_map.nbytes, "and it goes on"
+    assert server.stop() == 0

@@ -1,0 +1,51 @@
+"""Defaults that fit into a memory limit, so that a server refuses calls before it is killed.
+
+What a server holds stays below
+
+    idle + 2 x batching.max_admitted_bytes + retained_bytes + local.max_arena_bytes
+
+with arenas only where `local.dir` is set. A call is inside once, and its message once more on its
+way in or out. Without a limit, settings have the defaults of `config.py`, which are also the most
+that a limit gives them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from stn_server.config import MIB, BatchingConfig, LimitsConfig, LocalConfig, ServerConfig
+
+IDLE_BYTES = 512 * MIB
+"""Python, torch, threads, connections, and what a launch needs beside operands and results."""
+
+LEAST_ADMITTED_BYTES = 64 * MIB
+"""In the smallest limits: a server that can do nothing is of no use."""
+
+
+def defaults_within(memory_bytes: float, given: Mapping[str, Any]) -> dict[str, int]:
+    """Defaults by the names of settings, for a limit of so many bytes.
+
+    Args:
+        memory_bytes: What the process may hold; infinity: as much as it likes.
+        given: What is set, by name, which the rest follows from.
+    """
+    if memory_bytes == math.inf:
+        return {}
+    limit = int(memory_bytes)
+    found = {
+        "local.max_arena_bytes": min(LocalConfig().max_arena_bytes, limit // 2),
+        "retained_bytes": min(ServerConfig().retained_bytes, limit // 8),
+    }
+    chosen = {**found, **given}
+    arenas = chosen["local.max_arena_bytes"] if chosen.get("local.dir") else 0
+    left = limit - IDLE_BYTES - arenas - chosen["retained_bytes"]
+    admitted = min(BatchingConfig().max_admitted_bytes, max(left // 2, LEAST_ADMITTED_BYTES))
+    one_way = chosen.get("batching.max_admitted_bytes", admitted) // 2
+    return {
+        **found,
+        "batching.max_admitted_bytes": admitted,
+        "limits.max_message_bytes": min(LimitsConfig().max_message_bytes, one_way),
+        "limits.max_output_bytes": min(LimitsConfig().max_output_bytes, one_way),
+    }
