@@ -32,11 +32,14 @@ from stn_server.metrics import Metrics
 from stn_server.oip.service import OIP_SERVICE, InferenceService
 from stn_server.oip.statistics import ModelStatistics
 from stn_server.oip.streams import Streams
+from stn_server.operands import Memory
 from stn_server.reflection import reflect
 from stn_server.reload import Watch
+from stn_server.residents import Residents
 from stn_server.service import SERVICE, Service
 from stn_server.tls import Certificates
 from stn_server.tokens import read_tokens
+from stn_server.transfers import Transfers
 from stn_server.translate import COLOUR_WORK, Translator
 from stn_server.tuning import HANDSHAKE_S, MAX_PENDING_CALLS, SIGN_OF_LIFE_MS
 
@@ -82,6 +85,7 @@ class Parts:
     """For the addresses that serve; None: they speak no TLS."""
     lanes: Lanes
     batcher: Batcher
+    residents: Residents
     transport: GrpcTransport
     local: LocalTransport | None
     """Takes calls of processes on this host, if that is configured."""
@@ -143,9 +147,12 @@ def build(
     info = ServerInfo(config, lambda: is_healthy.is_ready, batcher.statistics, lanes.devices)
     arenas = Arenas(config.local)
     metrics.watch_arenas(arenas)
-    shared = arenas if config.local.dir else None
-    translator = Translator(config.limits)
-    service = Service(translator, batcher, info.message, events, shared)
+    residents = Residents(config.residents, events, batcher.now)
+    metrics.watch_residents(residents)
+    memory = Memory(arenas if config.local.dir else None, residents)
+    translator = Translator(config.limits, memory)
+    transfers = Transfers(residents, config.limits, memory)
+    service = Service(translator, batcher, info.message, events, transfers.methods)
     transport = GrpcTransport(
         service,
         Receiver(batcher, config.limits, config.batching.max_admitted_bytes),
@@ -175,6 +182,7 @@ def build(
         certificates=Certificates(tls, files) if tls.certificate else None,
         lanes=lanes,
         batcher=batcher,
+        residents=residents,
         transport=transport,
         local=local if config.local.dir else None,
         health=is_healthy,

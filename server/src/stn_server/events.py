@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from stn_engine.compilations import Outcome
     from stn_server.batching.work import Batch
     from stn_server.call import CallFacts
+    from stn_server.residents import Eviction
     from stn_server.status import Answer
 
 
@@ -99,6 +100,9 @@ class Listener:
     def lane_freed(self, device: str, busy_s: float) -> None:
         """A lane of a device had a batch."""
 
+    def tensor_evicted(self, why: Eviction) -> None:
+        """A resident tensor is let go that its caller has not released."""
+
     def device_lost(self, cause: BaseException) -> None:
         """Nothing can be computed any more."""
 
@@ -148,6 +152,9 @@ class Events:
             those_who_hear("batch_ended")
         )
         self.lane_freed: tuple[Callable[[str, float], None], ...] = those_who_hear("lane_freed")
+        self.tensor_evicted: tuple[Callable[[Eviction], None], ...] = those_who_hear(
+            "tensor_evicted"
+        )
         self.device_lost: tuple[Callable[[BaseException], None], ...] = those_who_hear(
             "device_lost"
         )

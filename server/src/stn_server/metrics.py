@@ -25,6 +25,7 @@ from stn_server.call import CallFacts
 from stn_server.errors import RefusedError
 from stn_server.events import End, Listener
 from stn_server.local.arenas import Arenas
+from stn_server.residents import Eviction, Residents
 from stn_server.status import REFUSALS
 from stn_server.tuning import MAX_NOTES
 
@@ -137,6 +138,15 @@ class Metrics(Listener):
         )
         self.arenas = gauge("stn_arenas", "Arenas: memory that callers on this host share")
         self.arena_bytes = gauge("stn_arena_bytes", "Of all arenas")
+        self.resident_tensors = gauge(
+            "stn_resident_tensors", "Tensors that callers have left for later calls"
+        )
+        self.resident_bytes = gauge("stn_resident_bytes", "Of all resident tensors")
+        self.resident_evictions = counter(
+            "stn_resident_evictions",
+            "Resident tensors let go at the end of their lease, or to make room",
+            ["reason"],
+        )
         self.queue_wait = seconds("stn_queue_wait_seconds", "From admission to launch")
         self.queue_age = gauge(
             "stn_queue_age_seconds", "How long the oldest queued call has waited"
@@ -192,6 +202,8 @@ class Metrics(Listener):
         """From the start, so that the first one shows as an increase."""
         for reason in REFUSALS:
             self.refused.labels(reason)
+        for why in Eviction:
+            self.resident_evictions.labels(why)
         for source in Outcome:
             self.kernel_compilations.labels(source)
         for file, outcome in product(("tokens", "certificates"), ("accepted", "rejected")):
@@ -208,6 +220,11 @@ class Metrics(Listener):
         """Counts arenas whenever it is scraped."""
         self.arenas.set_function(lambda: arenas.count)
         self.arena_bytes.set_function(lambda: arenas.size_bytes)
+
+    def watch_residents(self, residents: Residents) -> None:
+        """Counts resident tensors whenever it is scraped."""
+        self.resident_tensors.set_function(lambda: residents.count)
+        self.resident_bytes.set_function(lambda: residents.size_bytes)
 
     def watch_memory(self, devices: Mapping[str, Callable[[], float]]) -> None:
         """Asks every device whenever it is scraped."""
@@ -259,6 +276,10 @@ class Metrics(Listener):
         for waited_s, count in Repeated(queue_s).items():
             notes.append((self.queue_wait, waited_s, count))
         self._notes.add(*notes)
+
+    def tensor_evicted(self, why: Eviction) -> None:
+        """Counts a resident tensor that had to go."""
+        self.resident_evictions.labels(why).inc()
 
     def lane_freed(self, device: str, busy_s: float) -> None:
         """Adds up the time that a device was busy."""

@@ -95,6 +95,7 @@ class Server:
         stopping = [asyncio.create_task(server.stop(grace=0)) for server in servers]
         await asyncio.wait(stopping, timeout=STOPPING_S)
         parts.lanes.close()
+        parts.residents.close()
         compilations.unwatch(self._compiled)
         if parts.tracing:
             await parts.tracing.close()
