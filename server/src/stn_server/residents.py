@@ -155,7 +155,8 @@ class Residents:
     @property
     def size_bytes(self) -> int:
         """How much memory they take."""
-        return sum(list(self._bytes.values())) + _counted(self._left)
+        left = [one for one in self._left if one.is_used]
+        return sum(list(self._bytes.values())) + _counted(left)
 
     def begin(
         self, owner: str, data_type: tensor_pb2.DataType, size_bytes: int, piece: memoryview
