@@ -37,7 +37,7 @@ from stn_client._placing import MAX_FRAMED_BYTES, MIN_PLACED_BYTES, by_message, 
 from stn_client._residents import ResidentTensor
 from stn_client._sending import MAX_MESSAGE_BYTES, GoAlone, Packet, SendQueue, Waiter
 from stn_client._server_info import ServerInfo
-from stn_client._transfers import begins_anew, downloading, given_up, resident_of, uploading
+from stn_client._transfers import begins_anew, downloading, given_up, kept, resident_of, uploading
 from stn_client._transforms import ParametricTransform, Transform
 from stn_client._ttrpc import (
     FAILURES,
@@ -372,9 +372,10 @@ class AsyncClient(BaseClient):
     async def _shared(self, feature_map: AnyArray) -> Any:
         """Does what `Client._shared` does."""
         given = operand("feature_map", feature_map)
-        local = await self._connection().local_connection()
-        if given.array.nbytes < MIN_PLACED_BYTES or local is None:
+        if given.array.nbytes < MIN_PLACED_BYTES or isinstance(given, ResidentTensor):
             return given
+        if await self._connection().local_connection() is None:
+            return kept(given, self._name)
         copied = await self.empty(given.array.shape, given.array.dtype)
         copied[...] = given.array
         return replace(given, array=copied)

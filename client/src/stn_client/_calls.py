@@ -275,21 +275,18 @@ def warp(
     transform: Transform,
     output_size: Sequence[int] | None,
     options: WarpCallOptions,
-    keep: Sequence[str] = (),
 ) -> Call[Array]:
-    """Makes the call of the method `Warp`.
-
-    Args:
-        feature_map: See `Client.warp`, as of the others.
-        transform: See there.
-        output_size: See there.
-        options: See there.
-        keep: Names of operands that the server shall keep, which are resident tensors.
-    """
+    """Makes the call of the method `Warp`."""
     conduct, options = Conduct.of(options)
     given = operand("feature_map", feature_map)
     layout = layout_of(options.get("layout"), given.layout)
     finish = None if given.like is unchanged and not LAYOUTS[layout].added else _maps(given, layout)
+    residents = residents_of(given, getattr(transform, "parameters", None))
+    keep = [
+        name
+        for name, one in zip(_OPERANDS, residents, strict=False)
+        if one is not None and one.held.is_kept
+    ]
     key = _key(" ".join(("Warp", *keep)), [given.array], transform, output_size, options, layout)
     if (envelope := _kept.get(key)) is not None:
         return _again(envelope, conduct, finish, keep, given, transform.parameters)

@@ -37,7 +37,7 @@ from stn_client._placing import MAX_FRAMED_BYTES, MIN_PLACED_BYTES, by_message, 
 from stn_client._residents import ResidentTensor
 from stn_client._sending import MAX_MESSAGE_BYTES, GoAlone, Packet, SendQueue, Waiter
 from stn_client._server_info import ServerInfo
-from stn_client._transfers import begins_anew, downloading, given_up, resident_of, uploading
+from stn_client._transfers import begins_anew, downloading, given_up, kept, resident_of, uploading
 from stn_client._transforms import ParametricTransform, Transform
 from stn_client._ttrpc import (
     FAILURES,
@@ -724,10 +724,15 @@ class Client(BaseClient):
         return self._method(call.method)(request, **attempt), ()
 
     def _shared(self, feature_map: AnyArray) -> Any:
-        """A feature map that more than one call reads, copied to where no call copies it again."""
+        """A feature map that a warp and its gradients read, so that it is sent, or copied, once.
+
+        The server keeps it, or sees where it is copied to.
+        """
         given = operand("feature_map", feature_map)
-        if given.array.nbytes < MIN_PLACED_BYTES or self._local_connection() is None:
+        if given.array.nbytes < MIN_PLACED_BYTES or isinstance(given, ResidentTensor):
             return given
+        if self._local_connection() is None:
+            return kept(given, self._name)
         copied = self.empty(given.array.shape, given.array.dtype)
         copied[...] = given.array
         return replace(given, array=copied)

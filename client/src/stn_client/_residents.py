@@ -29,8 +29,10 @@ class Held:
 
     client: str
     """Name of the client that it belongs to."""
-    is_uploaded: bool
-    """Whether it goes to the server alone; else together with a call that keeps it there."""
+    is_uploaded: bool = False
+    """Whether it goes to the server alone."""
+    is_kept: bool = False
+    """Whether it goes with a warp, which keeps it there for its gradients."""
     reference: ResidentRef | None = None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from stn_client import _calls
-from stn_client._arrays import Array, operand
+from stn_client._arrays import Array, Operand, operand
 from stn_client._calls import Call
 from stn_client._errors import InvalidRequestError, invalid
 from stn_client._options import CallOptions
@@ -21,13 +21,17 @@ PIECE_BYTES = (1 << 20) - (1 << 12)
 """Of an upload: a message that any server takes, and large enough that its tensor costs more."""
 
 
-def resident_of(value: Any, client: str, *, is_uploaded: bool = True) -> ResidentTensor:
+def kept(given: Operand, client: str) -> ResidentTensor:
+    """An operand of a warp, which the server of a client shall keep for the gradients of that."""
+    return ResidentTensor(given.array, given.like, given.layout, held=Held(client, is_kept=True))
+
+
+def resident_of(value: Any, client: str) -> ResidentTensor:
     """A tensor that is not on the server of a client yet.
 
     Args:
-        value: What a caller gave; copied, unless it goes with a call.
+        value: What a caller gave; copied.
         client: Name of the client.
-        is_uploaded: Whether it goes alone.
 
     Raises:
         InvalidRequestError: It is no array that the service takes.
@@ -41,10 +45,9 @@ def resident_of(value: Any, client: str, *, is_uploaded: bool = True) -> Residen
         raise invalid("array", expected) from error
     if not array.size:
         raise invalid("array", f"expected at least one element, got shape {array.shape}.")
-    if is_uploaded:
-        array = array.copy()
-        array.flags.writeable = False
-    return ResidentTensor(array, given.like, given.layout, held=Held(client, is_uploaded))
+    array = array.copy()
+    array.flags.writeable = False
+    return ResidentTensor(array, given.like, given.layout, held=Held(client, is_uploaded=True))
 
 
 def uploading(
