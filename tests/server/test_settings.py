@@ -14,6 +14,7 @@ TEXTS = {
     "oip.shared_memory": ("true", True),
     "listen": ("host:1,unix:/a", ("host:1", "unix:/a")),
     "listen_mode": ("0660", "0660"),
+    "residents.address": ("10.0.0.7:50051", "10.0.0.7:50051"),
     "metrics_listen": ("host:2", "host:2"),
     "admin_listen": ("host:3", "host:3"),
     "reflection": ("off", "off"),

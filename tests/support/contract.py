@@ -23,6 +23,7 @@ from stn_proto.v1 import (
     errors_pb2,
     many_pb2,
     objective_pb2,
+    resident_pb2,
     server_info_pb2,
     service_pb2,
     tensor_pb2,
@@ -39,6 +40,7 @@ FILES = (
     objective_pb2,
     server_info_pb2,
     many_pb2,
+    resident_pb2,
     service_pb2,
     arena_pb2,
 )

@@ -17,7 +17,7 @@ from stn_server.app import build
 from stn_server.batching.batcher import Batcher
 from stn_server.batching.policy import Policy, PolicyLimits
 from stn_server.batching.work import BatchKey, Cost, Operation
-from stn_server.config import BatchingConfig, LimitsConfig, ServerConfig
+from stn_server.config import BatchingConfig, LimitsConfig, ResidentsConfig, ServerConfig
 from stn_server.events import Events, Listener, Stage
 from stn_server.grpc_transport import GrpcTransport, Receiver
 from stn_server.service import Service
@@ -119,6 +119,9 @@ class RunningService:
         self.transport = parts.transport
         self.idle = parts.transport.idle
         self.batcher = parts.batcher
+        upload = parts.transport._service.methods["Upload"]
+        self.transfers = upload.args[0].__self__
+        self.residents = self.transfers._residents
         self.registry = parts.registry
         self._milestones = milestones
 
@@ -143,10 +146,11 @@ class RunningService:
 
 
 @contextlib.asynccontextmanager
-async def serving(runner, *listeners, limits=None, **changes):
+async def serving(runner, *listeners, limits=None, residents=None, **changes):
     """Serves all parts of a server; calls are computed by `runner`, in small batches."""
     config = ServerConfig(
         limits=LimitsConfig() if limits is None else limits,
+        residents=ResidentsConfig() if residents is None else residents,
         batching=BatchingConfig(
             **{
                 "max_batch_bytes": 1000,
@@ -166,6 +170,7 @@ async def serving(runner, *listeners, limits=None, **changes):
         yield RunningService(f"127.0.0.1:{port}", parts, milestones)
     finally:
         await parts.grpc_server.stop(grace=None)
+        parts.residents.close()
 
 
 def statistics_when_idle(client, timeout_s=10.0):

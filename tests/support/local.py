@@ -142,7 +142,10 @@ async def serving_locally(
     by_grpc = replace(limits, max_concurrent_streams=LimitsConfig().max_concurrent_streams)
     async with serving(runner, limits=by_grpc, **options) as service:
         config = LocalConfig(dir=str(folder), mode=mode, **(arena_limits or {}))
-        arenas = service.transport._service._arenas = WatchedArenas(config)
+        arenas = WatchedArenas(config)
+        translator = service.transport._service._translator
+        translator._memory = translator._memory._replace(arenas=arenas)
+        service.transfers._memory = translator._memory
         transport = LocalTransport(
             config, limits, long_frames, service.transport, arenas, interceptors
         )

@@ -7,6 +7,7 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
@@ -29,13 +30,15 @@ from stn_client._connection import (
 )
 from stn_client._credentials import Metadata
 from stn_client._envelopes import Places
-from stn_client._errors import StnClientError
+from stn_client._errors import InvalidRequestError, OverloadedError, StnClientError
 from stn_client._mapping import CHUNKS_AHEAD, checked, chunks, is_stack, progress_bar
 from stn_client._options import CallOptions, GridCallOptions, WarpCallOptions, takes_options
-from stn_client._placing import MAX_FRAMED_BYTES, MIN_PLACED_BYTES, place
+from stn_client._placing import MAX_FRAMED_BYTES, MIN_PLACED_BYTES, by_message, place
+from stn_client._residents import ResidentTensor
 from stn_client._sending import MAX_MESSAGE_BYTES, GoAlone, Packet, SendQueue, Waiter
 from stn_client._server_info import ServerInfo
 from stn_client._stacking import is_of_all, stack_shape, stacked, unstacked
+from stn_client._transfers import begins_anew, downloading, given_up, kept, resident_of, uploading
 from stn_client._transforms import ParametricTransform, Transform
 from stn_client._ttrpc import (
     FAILURES,
@@ -254,6 +257,30 @@ class AsyncClient(BaseClient):
         return np.ndarray(array.shape, array.dtype, buffer=memory.data)
 
     @takes_options(CallOptions)
+    async def upload(self, array: AnyArray, **options: Unpack[CallOptions]) -> ResidentTensor:
+        """Does what `Client.upload` does, awaited."""
+        resident = resident_of(array, self._name)
+        await self._upload(resident, options)
+        return resident
+
+    @takes_options(CallOptions)
+    async def download(self, tensor: ResidentTensor, **options: Unpack[CallOptions]) -> Array:
+        """Does what `Client.download` does, awaited."""
+        pieces = downloading(tensor, self._name, options)
+        try:
+            call = next(pieces)
+            while True:
+                call = pieces.send(await self._run(call))
+        except StopIteration as done:
+            array: Array = done.value
+            return array
+
+    @takes_options(CallOptions)
+    async def release(self, *tensors: ResidentTensor, **options: Unpack[CallOptions]) -> int:
+        """Does what `Client.release` does, awaited."""
+        return await self._run(_calls.release(given_up(tensors, self._name), options))
+
+    @takes_options(CallOptions)
     async def server_info(self, **options: Unpack[CallOptions]) -> ServerInfo:
         """Does what `Client.server_info` does, awaited."""
         return await self._run(_calls.server_info(options))
@@ -295,11 +322,17 @@ class AsyncClient(BaseClient):
         connection = self._connection()
         waiter = Waiter(call, progress, connection.wake)
         try:
+            if call.residents:
+                await self._upload_missing(call)
             while True:
                 try:
                     reply, places = await connection.answer(waiter)
                 except grpc.RpcError as failure:
-                    await asyncio.sleep(progress.pause_s(failure))
+                    if progress.loses(failure, self._name):
+                        connection.leave(waiter)
+                        await self._upload_missing(call)
+                    else:
+                        await asyncio.sleep(progress.pause_s(failure))
                 except GoAlone:
                     continue
                 except (asyncio.CancelledError, grpc.aio.UsageError):
@@ -329,12 +362,35 @@ class AsyncClient(BaseClient):
                 raise outcome
         return outcomes
 
+    async def _upload_missing(self, call: Call[Any]) -> None:
+        """Does what `Client._upload_missing` does."""
+        for resident in call.missing(self._name):
+            with suppress(OverloadedError):
+                await self._upload(resident, {})
+
+    async def _upload(self, resident: ResidentTensor, options: CallOptions) -> None:
+        """Does what `Client._upload` does."""
+        losses = 0
+        while resident.held.reference is None:
+            pieces = uploading(resident, options)
+            try:
+                call = next(pieces)
+                while True:
+                    call = pieces.send(await self._run(call))
+            except StopIteration as done:
+                resident.held.reference = done.value
+            except InvalidRequestError as error:
+                losses += 1
+                if not begins_anew(error, losses):
+                    raise
+
     async def _shared(self, feature_map: AnyArray) -> Any:
         """Does what `Client._shared` does."""
         given = operand("feature_map", feature_map)
-        local = await self._connection().local_connection()
-        if given.array.nbytes < MIN_PLACED_BYTES or local is None:
+        if given.array.nbytes < MIN_PLACED_BYTES or isinstance(given, ResidentTensor):
             return given
+        if await self._connection().local_connection() is None:
+            return kept(given, self._name)
         copied = await self.empty(given.array.shape, given.array.dtype)
         copied[...] = given.array
         return replace(given, array=copied)
@@ -349,7 +405,7 @@ class AsyncClient(BaseClient):
             channel = open_channel(grpc.aio, self.target, self._access)
             discovery = Discovery(self.target, is_wanted=self._is_local_wanted)
             queue = SendQueue(self._max_in_flight, packs=self._packing)
-            connection = _Connection(channel, discovery, self._access.metadata, queue)
+            connection = _Connection(channel, discovery, self._access.metadata, queue, self._name)
             self._connections[loop] = connection
         return connection
 
@@ -366,7 +422,9 @@ class _Connection:
         discovery: Discovery,
         metadata: Callable[[], Metadata],
         queue: SendQueue,
+        client: str,
     ) -> None:
+        self._client = client
         self._channel = channel
         self._metadata = metadata
         self._discovery = discovery
@@ -488,9 +546,9 @@ class _Connection:
         """Does what `Client._send` does, awaited."""
         local = await self.local_connection(attempt["timeout"])
         if local is not None:
-            placed = place(call, local.pool, may_grow=False)
+            placed = place(call, local.pool, self._client, may_grow=False)
             if placed is None:  # to ask for more memory takes a while
-                placed = await asyncio.to_thread(place, call, local.pool)
+                placed = await asyncio.to_thread(place, call, local.pool, self._client)
             if placed is not None:
                 attempt["timeout"] = progress.remaining_s()
                 try:
@@ -507,7 +565,10 @@ class _Connection:
                     progress.is_local = True
                     return reply, placed.places
         attempt["timeout"] = progress.remaining_s()
-        return await self._method(call.method)(call.request, **attempt), ()
+        request = by_message(call, self._client)
+        if call.residents:
+            attempt = progress.resized(attempt, len(request))
+        return await self._method(call.method)(request, **attempt), ()
 
     async def close(self) -> None:
         """Ends every connection that was made."""

@@ -24,6 +24,7 @@ from stn_client._options import (
     WarpCallOptions,
     WarpOptions,
 )
+from stn_client._residents import ResidentTensor
 from stn_client._retry import RetryPolicy
 from stn_client._server_info import Capabilities, Device, Limits, ServerInfo, ServerStatistics
 from stn_client._statistics import ClientStatistics
@@ -47,6 +48,7 @@ __all__ = [
     "Objective",
     "OverloadedError",
     "ProtocolMismatchError",
+    "ResidentTensor",
     "RetryPolicy",
     "ServerFaultError",
     "ServerInfo",

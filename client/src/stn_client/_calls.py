@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError, Message
 from stn_client._arrays import AnyArray, Array, Operand, as_array, operand, unchanged
 from stn_client._checks import checked_metadata, checked_request_id, checked_timeout_s
 from stn_client._envelopes import (
+    KEPT_FIELD,
     METHOD_PREFIX,
     NESTED,
     Envelope,
@@ -41,6 +42,7 @@ from stn_client._options import (
     WarpCallOptions,
     WarpOptions,
 )
+from stn_client._residents import Residents, ResidentTensor, residents_of
 from stn_client._retry import RetryPolicy
 from stn_client._server_info import ServerInfo, from_message
 from stn_client._transforms import (
@@ -60,9 +62,18 @@ from stn_proto import (
     put_tensor,
     split_many,
     to_payload,
+    values,
 )
-from stn_proto.codec import DTYPES
-from stn_proto.v1 import many_pb2, objective_pb2, server_info_pb2, tensor_pb2, warp_pb2
+from stn_proto.codec import DTYPES, data_type
+from stn_proto.v1 import (
+    many_pb2,
+    objective_pb2,
+    resident_pb2,
+    server_info_pb2,
+    tensor_pb2,
+    warp_pb2,
+)
+from stn_proto.v1.tensor_pb2 import ResidentRef
 
 T = TypeVar("T")
 
@@ -170,6 +181,10 @@ class Call(Generic[T]):
     """Makes the caller's result of arrays of NumPy as the wire has them; None: it is the same."""
     count: int = 1
     """How many calls of the caller it stands for."""
+    residents: Residents = ()
+    """For each payload the tensor on the server that it is, too; empty if there is none."""
+    kept: Sequence[ResidentTensor] = ()
+    """Tensors that the server is asked to keep, which the reply tells the places of."""
 
     @property
     def method(self) -> str:
@@ -186,6 +201,62 @@ class Call(Generic[T]):
         """Bytes of each tensor of the reply; see `Envelope`."""
         return self.envelope.results_bytes
 
+    def reside(self, *operands: Any, keep: Sequence[str] = ()) -> None:
+        """Notes which operands are resident tensors.
+
+        Args:
+            operands: As they were given, in the order of the payloads.
+            keep: Names of those that the server shall keep.
+        """
+        self.residents = residents_of(*operands)
+        named = zip(_OPERANDS, self.residents, strict=False)
+        self.kept = [one for name, one in named if one is not None and name in keep]
+
+    def references(self, client: str) -> list[ResidentRef | None]:
+        """For each payload where it stays on the server of a client; None of one that is sent."""
+        return [
+            resident.held.reference
+            if resident is not None
+            and resident.held.client == client
+            and resident.array.nbytes == len(payload)  # else it was converted
+            else None
+            for resident, payload in zip(self.residents, self.payloads, strict=True)
+        ]
+
+    def forget(self, client: str, *, for_good: bool) -> None:
+        """The server of a client has let tensors go.
+
+        Args:
+            client: Its name.
+            for_good: Whether this call sends them from now on.
+        """
+        for resident in self.residents:
+            if resident is not None and resident.held.client == client:
+                resident.held.reference = None
+        if for_good:
+            self.residents = ()
+
+    def missing(self, client: str) -> list[ResidentTensor]:
+        """Tensors that are to be uploaded to the server of a client."""
+        return [
+            resident
+            for resident in self.residents
+            if resident is not None
+            and resident.held.client == client
+            and resident.held.is_uploaded
+            and resident.held.reference is None
+        ]
+
+    @property
+    def sent_bytes(self) -> int:
+        """How many bytes of operands go with it, those that stay on a server not counted."""
+        if not self.residents:
+            return sum(map(len, self.payloads))
+        pairs = zip(self.payloads, self.residents, strict=True)
+        return sum(
+            len(payload) for payload, one in pairs if one is None or one.held.reference is None
+        )
+
     @cached_property
     def request(self) -> bytes:
         """The request as it is sent, serialized."""
@@ -194,6 +265,10 @@ class Call(Generic[T]):
     def parse(self, reply: bytes, places: Places = ()) -> T:
         """The result in a serialized reply; see `Replies`."""
         result = self.envelope.replies.read(reply, places)
+        if self.kept:
+            found = values(reply, KEPT_FIELD)  # none, if the server had no room
+            for resident, span in zip(self.kept, found, strict=False):
+                resident.held.reference = ResidentRef.FromString(reply[span])
         return result if self.finish is None else self.finish(result)
 
 
@@ -208,11 +283,18 @@ def warp(
     given = operand("feature_map", feature_map)
     layout = layout_of(options.get("layout"), given.layout)
     finish = None if given.like is unchanged and not LAYOUTS[layout].added else _maps(given, layout)
-    key = _key("Warp", [given.array], transform, output_size, options, layout)
+    residents = residents_of(given, getattr(transform, "parameters", None))
+    keep = [
+        name
+        for name, one in zip(_OPERANDS, residents, strict=False)
+        if one is not None and one.held.is_kept
+    ]
+    key = _key(" ".join(("Warp", *keep)), [given.array], transform, output_size, options, layout)
     if (envelope := _kept.get(key)) is not None:
-        return _again(envelope, conduct, finish, given.array, transform.parameters)
+        return _again(envelope, conduct, finish, keep, given, transform.parameters)
     payloads: Payloads = []
     request = warp_pb2.WarpRequest(
+        keep_for_gradients=[_OPERANDS[name] for name in keep],
         feature_map=_put_map("feature_map", given, payloads, layout),
         transform=_transform(transform, payloads, layout)[0],
         output_size=None if output_size is None else _size(output_size),
@@ -221,6 +303,7 @@ def warp(
     replies = Replies("Warp", warp_pb2.WarpReply, ["output"], _only)
     call = _call("Warp", request, payloads, replies, [_output(request)], key)
     call.conduct, call.finish = conduct, finish
+    call.reside(given, transform.parameters, keep=keep)
     return call
 
 
@@ -239,8 +322,8 @@ def warp_gradients(
     key = _key("WarpGradients", [incoming.array, given.array], transform, needs, options, layout)
     if (envelope := _kept.get(key)) is not None:
         finish = _gradients(given, layout, operand("transform", transform.parameters))
-        arrays = incoming.array, given.array, transform.parameters
-        return _again(envelope, conduct, finish, *arrays)
+        operands = incoming, given, transform.parameters
+        return _again(envelope, conduct, finish, (), *operands)
     payloads: Payloads = []
     grad_output_tensor = _put_map("grad_output", incoming, payloads, layout)
     feature_map_tensor = _put_map("feature_map", given, payloads, layout)
@@ -253,16 +336,17 @@ def warp_gradients(
         needs=_needs(needs),
     )
 
-    operands = {
+    tensors = {
         warp_pb2.OPERAND_FEATURE_MAP: request.feature_map,
         warp_pb2.OPERAND_TRANSFORM: _parameters(request.transform),
     }
-    results = [_like(tensor) for operand, tensor in operands.items() if operand in request.needs]
+    results = [_like(tensor) for operand, tensor in tensors.items() if operand in request.needs]
     fields = ["grad_feature_map", "grad_transform"]
     kind = warp_pb2.WarpGradientsReply
     replies = Replies("WarpGradients", kind, fields, Gradients, optional=fields)
     call = _call("WarpGradients", request, payloads, replies, results, key)
     call.conduct, call.finish = conduct, _gradients(given, layout, parameters)
+    call.reside(incoming, given, transform.parameters)
     return call
 
 
@@ -285,6 +369,7 @@ def generate_grid(
     replies = Replies("GenerateGrid", warp_pb2.GenerateGridReply, ["grid"], _only)
     call = _call("GenerateGrid", request, payloads, replies, results)
     call.conduct, call.finish = conduct, of_parameters.like
+    call.reside(transform.parameters)
     return call
 
 
@@ -307,6 +392,7 @@ def generate_grid_gradients(
     replies = Replies(method, kind, ["grad_transform"], _only)
     call = _call(method, request, payloads, replies, results)
     call.conduct, call.finish = conduct, of_parameters.like
+    call.reside(grad_grid, transform.parameters)
     return call
 
 
@@ -350,7 +436,85 @@ def objective(
     replies = Replies("Objective", kind, fields, Objective, optional=optional)
     call = _call("Objective", request, payloads, replies, ())  # small, so that none is placed
     call.conduct, call.finish = conduct, _objective(given, layout, parameters)
+    call.reside(moving, fixed, transform.parameters, *([] if weights is None else [weights]))
     return call
+
+
+def upload(
+    piece: memoryview,
+    reference: ResidentRef | None,
+    offset: int,
+    dtype: np.dtype[Any],
+    size_bytes: int,
+    options: CallOptions,
+) -> Call[tuple[ResidentRef, int]]:
+    """Makes the call of the method `Upload`.
+
+    Args:
+        piece: Of the tensor.
+        reference: Where it stays; None: this is the first piece.
+        offset: Where the piece begins, in bytes.
+        dtype: Of the tensor.
+        size_bytes: Of the tensor.
+        options: As of `Client.upload`.
+
+    Returns:
+        A call whose result says where the tensor stays, and how many bytes are missing.
+    """
+    reject_unknown(options, CallOptions.__annotations__)
+    payloads: Payloads = []
+    request = resident_pb2.UploadRequest(
+        piece=put_tensor(np.frombuffer(piece, np.uint8), payloads),
+        resident=reference,
+        offset=offset,
+        data_type=data_type(dtype),
+        byte_count=size_bytes,
+    )
+    call = _call("Upload", request, payloads, _UploadReplies(), [])
+    call.conduct = Conduct.of(options)[0]
+    return call
+
+
+def download(
+    reference: ResidentRef, offset: int, size_bytes: int, options: CallOptions
+) -> Call[Array]:
+    """Makes the call of the method `Download`: bytes of a tensor."""
+    reject_unknown(options, CallOptions.__annotations__)
+    request = resident_pb2.DownloadRequest(resident=reference, offset=offset, byte_count=size_bytes)
+    replies = Replies("Download", resident_pb2.DownloadReply, ["piece"], _only)
+    call = _call("Download", request, [], replies, [])
+    call.conduct = Conduct.of(options)[0]
+    return call
+
+
+def release(references: Sequence[ResidentRef], options: CallOptions) -> Call[int]:
+    """Makes the call of the method `Release`: how many tensors were there."""
+    reject_unknown(options, CallOptions.__annotations__)
+    request = resident_pb2.ReleaseRequest(residents=references)
+    call = _call("Release", request, [], _ReleaseReplies(), [])
+    call.conduct = Conduct.of(options)[0]
+    return call
+
+
+class _UploadReplies:
+    """Reads where a tensor stays, and how much of it is missing."""
+
+    def read(self, message: bytes, _places: Places = ()) -> tuple[ResidentRef, int]:
+        try:
+            reply = resident_pb2.UploadReply.FromString(message)
+        except DecodeError as error:
+            raise mismatch("Upload", error) from error
+        return reply.resident, reply.missing_bytes
+
+
+class _ReleaseReplies:
+    """Reads how many tensors were there."""
+
+    def read(self, message: bytes, _places: Places = ()) -> int:
+        try:
+            return resident_pb2.ReleaseReply.FromString(message).released
+        except DecodeError as error:
+            raise mismatch("Release", error) from error
 
 
 def server_info(options: CallOptions, retry: RetryPolicy | None = None) -> Call[ServerInfo]:
@@ -456,10 +620,17 @@ def _call(
 
 
 def _again(
-    envelope: Envelope[T], conduct: Conduct, finish: Callable[[Any], T] | None, *arrays: Array
+    envelope: Envelope[T],
+    conduct: Conduct,
+    finish: Callable[[Any], T] | None,
+    keep: Sequence[str],
+    *operands: Any,
 ) -> Call[T]:
     """A call of other values."""
-    return Call(envelope, [to_payload(array) for array in arrays], conduct, finish)
+    payloads = [to_payload(one if type(one) is np.ndarray else one.array) for one in operands]
+    call = Call(envelope, payloads, conduct, finish)
+    call.reside(*operands, keep=keep)
+    return call
 
 
 def _maps(given: Operand, layout: str) -> Callable[[Array], Any]:
@@ -680,12 +851,12 @@ def _size(size: Sequence[int]) -> Array:
 
 
 def _fill(fill: float | Sequence[float]) -> Array:
-    values = np.atleast_1d(as_array("fill", fill))
-    if values.dtype.kind not in "iufb" and values.size:
+    numbers = np.atleast_1d(as_array("fill", fill))
+    if numbers.dtype.kind not in "iufb" and numbers.size:
         raise invalid("fill", f"expected numbers, got {fill!r}.")
-    if values.ndim != 1:
+    if numbers.ndim != 1:
         raise invalid("fill", f"expected one number, or one per channel, got {fill!r}.")
-    return values.astype(np.float64)
+    return numbers.astype(np.float64)
 
 
 def _needs(needs: Iterable[str]) -> list[warp_pb2.Operand]:

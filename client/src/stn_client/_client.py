@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from queue import Empty, SimpleQueue
@@ -29,13 +30,15 @@ from stn_client._connection import (
 )
 from stn_client._credentials import Metadata
 from stn_client._envelopes import Places
-from stn_client._errors import StnClientError
+from stn_client._errors import InvalidRequestError, OverloadedError, StnClientError
 from stn_client._mapping import CHUNKS_AHEAD, checked, chunks, is_stack, progress_bar
 from stn_client._options import CallOptions, GridCallOptions, WarpCallOptions, takes_options
-from stn_client._placing import MAX_FRAMED_BYTES, MIN_PLACED_BYTES, place
+from stn_client._placing import MAX_FRAMED_BYTES, MIN_PLACED_BYTES, by_message, place
+from stn_client._residents import ResidentTensor
 from stn_client._sending import MAX_MESSAGE_BYTES, GoAlone, Packet, SendQueue, Waiter
 from stn_client._server_info import ServerInfo
 from stn_client._stacking import is_of_all, stack_shape, stacked, unstacked
+from stn_client._transfers import begins_anew, downloading, given_up, kept, resident_of, uploading
 from stn_client._transforms import ParametricTransform, Transform
 from stn_client._ttrpc import (
     FAILURES,
@@ -404,6 +407,75 @@ class Client(BaseClient):
         return np.ndarray(array.shape, array.dtype, buffer=memory.data)
 
     @takes_options(CallOptions)
+    def upload(self, array: AnyArray, **options: Unpack[CallOptions]) -> ResidentTensor:
+        """Leaves a copy of an array on the server, for calls that use it again and again.
+
+        What is returned stands for the array wherever calls of this client take one. Servers hold
+        such tensors as long as they are used and there is room; the client keeps the copy and sends
+        it again when a server has let it go.
+
+        Shapes:
+            array   any      float32 | float64 | float16 | bfloat16 | uint8
+
+        Args:
+            array: A feature map, parameters of a transform, weights, or a gradient.
+            options: `timeout_s`, `metadata` and `request_id`, as of `warp`, of each message.
+
+        Raises:
+            InvalidRequestError: It is no array of these types, or larger than what one caller may
+                leave there.
+            StnClientError: Any other way a call can fail.
+
+        Example:
+            >>> image = stn.upload(u)
+            >>> for theta in thetas:
+            ...     v = stn.warp(image, Affine(theta), (224, 224))
+        """
+        resident = resident_of(array, self._name)
+        self._upload(resident, options)
+        return resident
+
+    @takes_options(CallOptions)
+    def download(self, tensor: ResidentTensor, **options: Unpack[CallOptions]) -> Array:
+        """What the server holds of a resident tensor, as an array of NumPy.
+
+        Args:
+            tensor: As `upload` has returned it.
+            options: `timeout_s`, `metadata` and `request_id`, as of `warp`, of each message.
+
+        Raises:
+            InvalidRequestError: The server does not hold it any more, or it belongs to another
+                client.
+            StnClientError: Any other way a call can fail.
+        """
+        pieces = downloading(tensor, self._name, options)
+        try:
+            call = next(pieces)
+            while True:
+                call = pieces.send(self._run(call))
+        except StopIteration as done:
+            array: Array = done.value
+            return array
+
+    @takes_options(CallOptions)
+    def release(self, *tensors: ResidentTensor, **options: Unpack[CallOptions]) -> int:
+        """Lets the server forget tensors that are not needed any more.
+
+        They still stand for their arrays, which go with their calls from now on.
+
+        Args:
+            tensors: As `upload` has returned them.
+            options: `timeout_s`, `metadata` and `request_id`, as of `warp`.
+
+        Returns:
+            How many the server still held.
+
+        Raises:
+            StnClientError: Any way a call can fail.
+        """
+        return self._run(_calls.release(given_up(tensors, self._name), options))
+
+    @takes_options(CallOptions)
     def server_info(self, **options: Unpack[CallOptions]) -> ServerInfo:
         """What the server is, offers, allows, and has done so far.
 
@@ -461,6 +533,8 @@ class Client(BaseClient):
         inbox: SimpleQueue[Waiter] = SimpleQueue()
         waiter = Waiter(call, self._progress(call), inbox.put)
         try:
+            if call.residents:
+                self._upload_missing(call)
             self._enter(waiter)
             result: T = self._result(waiter, inbox)
             return result
@@ -481,6 +555,9 @@ class Client(BaseClient):
         waiters = [Waiter(call, self._progress(call), inbox.put) for call in calls]
         outcomes: list[Any] = []
         try:
+            for call in calls:
+                if call.residents:
+                    self._upload_missing(call)
             self._enter(*waiters)
             for waiter in waiters:
                 try:
@@ -504,7 +581,11 @@ class Client(BaseClient):
             try:
                 reply, places = self._answer(waiter, inbox)
             except grpc.RpcError as failure:
-                time.sleep(progress.pause_s(failure))
+                if progress.loses(failure, self._name):
+                    self._leave_queue(waiter)
+                    self._upload_missing(waiter.call)
+                else:
+                    time.sleep(progress.pause_s(failure))
             except GoAlone:
                 pass
             except ValueError:  # what gRPC makes of a channel that another thread just closed
@@ -521,6 +602,34 @@ class Client(BaseClient):
             for waiter in waiters:
                 self._queue.add(waiter)
             self._start()
+
+    def _leave_queue(self, waiter: Waiter) -> None:
+        """A call lets others go while it cannot be sent."""
+        with self._queueing:
+            self._queue.leave(waiter)
+            self._start()
+
+    def _upload_missing(self, call: Call[Any]) -> None:
+        """Uploads what a call names and its server does not hold; or it goes with the call."""
+        for resident in call.missing(self._name):
+            with suppress(OverloadedError):
+                self._upload(resident, {})
+
+    def _upload(self, resident: ResidentTensor, options: CallOptions) -> None:
+        """Sends a tensor to stay, in pieces."""
+        losses = 0
+        while resident.held.reference is None:
+            pieces = uploading(resident, options)
+            try:
+                call = next(pieces)
+                while True:
+                    call = pieces.send(self._run(call))
+            except StopIteration as done:
+                resident.held.reference = done.value
+            except InvalidRequestError as error:
+                losses += 1
+                if not begins_anew(error, losses):
+                    raise
 
     def _leave(self, waiter: Waiter) -> None:
         """A call is over, whatever became of it."""
@@ -606,7 +715,7 @@ class Client(BaseClient):
             The serialized reply, and where its tensors may lie.
         """
         local = self._local_connection(attempt)
-        placed = None if local is None else place(call, local.pool)
+        placed = None if local is None else place(call, local.pool, self._name)
         if local is not None and placed is not None:
             attempt["timeout"] = progress.remaining_s()
             try:
@@ -622,13 +731,21 @@ class Client(BaseClient):
                 progress.is_local = True
                 return reply, placed.places
         attempt["timeout"] = progress.remaining_s()
-        return self._method(call.method)(call.request, **attempt), ()
+        request = by_message(call, self._name)
+        if call.residents:
+            attempt = progress.resized(attempt, len(request))
+        return self._method(call.method)(request, **attempt), ()
 
     def _shared(self, feature_map: AnyArray) -> Any:
-        """A feature map that more than one call reads, copied to where no call copies it again."""
+        """A feature map that a warp and its gradients read, so that it is sent, or copied, once.
+
+        The server keeps it, or sees where it is copied to.
+        """
         given = operand("feature_map", feature_map)
-        if given.array.nbytes < MIN_PLACED_BYTES or self._local_connection() is None:
+        if given.array.nbytes < MIN_PLACED_BYTES or isinstance(given, ResidentTensor):
             return given
+        if self._local_connection() is None:
+            return kept(given, self._name)
         copied = self.empty(given.array.shape, given.array.dtype)
         copied[...] = given.array
         return replace(given, array=copied)

@@ -33,8 +33,10 @@ from stn_client._errors import (
     UnavailableError,
     error_from_status,
     invalid,
+    reason_of,
 )
 from stn_client._options import TIMEOUT_OF_CLIENT
+from stn_client._residents import LOST, MAX_LOSSES
 from stn_client._retry import RetryPolicy
 from stn_client._server_info import ServerInfo
 from stn_client._statistics import ClientStatistics, Counts
@@ -301,6 +303,7 @@ class Progress:
         self._counts = Counts() if counts is None else counts
         self._began_s = time.monotonic()
         self._is_answered = False
+        self._losses = 0
         self.is_local = False
         """Whether the last attempt went by the local transport."""
         self._metadata = conduct.metadata
@@ -343,6 +346,14 @@ class Progress:
         metadata = (("x-request-id", self.request_id), size, *given)
         return {"timeout": self.remaining_s(), "metadata": metadata}
 
+    def resized(self, attempt: dict[str, Any], request_bytes: int) -> dict[str, Any]:
+        """What `start` has returned, for a request of another size."""
+        metadata = tuple(
+            (key, str(request_bytes) if key == MESSAGE_BYTES else value)
+            for key, value in attempt["metadata"]
+        )
+        return {**attempt, "metadata": metadata}
+
     def _count_attempt(self) -> None:
         if self._attempt == 1:
             self._counts.begin(self._calls)
@@ -381,6 +392,21 @@ class Progress:
             self._outage.goes_on(error, remaining_s)
         return min(pause_s, FOREVER_S)
 
+    def loses(self, failure: grpc.RpcError, client: str) -> bool:
+        """Whether an attempt failed because the server has let tensors of the call go.
+
+        They count as gone then. One that is lost again and again goes with its call.
+
+        Args:
+            failure: Of the attempt.
+            client: Name of the client that makes the call.
+        """
+        if self._call is None or not self._call.residents or reason_of(failure) != LOST:
+            return False
+        self._losses += 1
+        self._call.forget(client, for_good=self._losses >= MAX_LOSSES)
+        return True
+
     def succeed(self) -> None:
         """Notes that the call was answered."""
         self._is_answered = True
@@ -394,7 +420,7 @@ class Progress:
             self._counts.fail(self._calls)
             return
         duration_s = time.monotonic() - self._began_s
-        operands_bytes = sum(map(len, self._call.payloads)) if self._call else 0
+        operands_bytes = self._call.sent_bytes if self._call else 0
         results_bytes = sum(self._call.results_bytes) if self._call else 0
         self._counts.finish(
             duration_s, operands_bytes, results_bytes, local=self.is_local, calls=self._calls

@@ -43,6 +43,8 @@ MAX_KEPT = 1024
 MAX_FORMS = 4
 """So many forms of replies to calls that are alike are kept."""
 
+KEPT_FIELD = warp_pb2.WarpReply.KEPT_FIELD_NUMBER
+
 _TIMING_FIELD = warp_pb2.WarpReply.TIMING_FIELD_NUMBER
 """The same in every reply."""
 
@@ -183,7 +185,7 @@ class Replies(Generic[T]):
         frame = Frame.of(message)
         reply = self._kind.FromString(frame.envelope)
         sizes_bytes = [span.stop - span.start for span in frame.payloads]
-        spans = values(message, _TIMING_FIELD)
+        spans = [*values(message, _TIMING_FIELD), *values(message, KEPT_FIELD)]
         parts: list[_Part | None] = []
         present = 0
         for name in self._fields:

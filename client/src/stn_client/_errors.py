@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import DecodeError, Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
-from grpc import StatusCode
+from grpc import RpcError, StatusCode
 
 from stn_proto.errors import ERROR_DOMAIN
 
@@ -155,6 +155,12 @@ def error_from_status(
         else:
             facts["retry_after_s"] = max(0.0, delays[0])
     return cls(message, **facts)
+
+
+def reason_of(failure: RpcError) -> str:
+    """Why a server ended a call, if it says so in its own name."""
+    call: Any = failure
+    return _reason(_status_details(call.trailing_metadata() or ()))
 
 
 def _reason(details: Status) -> str:

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from struct import Struct
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from stn_client._arenas import Bytes, Lent, Pool
 from stn_client._calls import Call
 from stn_client._envelopes import Envelope, Payloads, tensors_of
 from stn_proto import join
-from stn_proto.v1.tensor_pb2 import ArenaRef
+from stn_proto.v1.tensor_pb2 import ArenaRef, ResidentRef
 
 MIN_PLACED_BYTES = 16 * 1024
 """Smaller tensors are as fast in the message."""
@@ -45,23 +45,36 @@ class Placed:
     """What must not be used for anything else until the server has answered."""
 
 
-def place(call: Call[Any], pool: Pool, *, may_grow: bool = True) -> Placed | None:
+def place(
+    call: Call[Any], pool: Pool | None, client: str, *, may_grow: bool = True
+) -> Placed | None:
     """The call with its large tensors in arenas; copied, unless they are there already.
+
+    Tensors that stay on the server are named.
 
     Args:
         call: Any.
-        pool: Lends slots.
+        pool: Lends slots; None: there are no arenas.
+        client: Name of the client that makes the call.
         may_grow: Whether the pool may ask the server for more memory.
 
     Returns:
         None if it has too many bytes for a frame, and there is no room for them in arenas.
     """
     envelope = call.envelope
-    if envelope.own_bytes > MAX_FRAMED_BYTES:  # hardly a valid one has
+    if pool is not None and envelope.own_bytes > MAX_FRAMED_BYTES:  # hardly a valid one has
         return None
-    if max((*envelope.operands_bytes, *envelope.results_bytes), default=0) < MIN_PLACED_BYTES:
-        return Placed(call.request)
-    operands = [_shared(payload, pool, may_grow=may_grow) for payload in call.payloads]
+    named = call.references(client) if call.residents else []
+    if not any(named):
+        if pool is None:
+            return Placed(call.request)
+        if max((*envelope.operands_bytes, *envelope.results_bytes), default=0) < MIN_PLACED_BYTES:
+            return Placed(call.request)
+        named = [None] * len(call.payloads)
+    operands: list[Lent | ResidentRef | None] = [
+        reference or _shared(payload, pool, may_grow=may_grow)
+        for reference, payload in zip(named, call.payloads, strict=True)
+    ]
     results = [_room(size, pool, may_grow=may_grow) for size in envelope.results_bytes]
     sent_bytes, received_bytes = (
         sum(size for size, lent in zip(sizes, some, strict=True) if lent is None)
@@ -70,27 +83,33 @@ def place(call: Call[Any], pool: Pool, *, may_grow: bool = True) -> Placed | Non
             (envelope.results_bytes, results),
         )
     )
-    if max(sent_bytes, received_bytes) > MAX_FRAMED_BYTES:
+    if pool is not None and max(sent_bytes, received_bytes) > MAX_FRAMED_BYTES:
         return None
-    which = (*(lent is not None for lent in operands), *(lent is not None for lent in results))
+    which = tuple(type(lent) for lent in (*operands, *results))
     form = envelope.placed.get(which)
     if form is None:
         form = envelope.placed[which] = _Form(envelope, which)
-    held = [lent for lent in (*operands, *results) if lent is not None]
+    used = [lent for lent in (*operands, *results) if lent is not None]
+    held = [lent for lent in used if isinstance(lent, Lent)]
     sent = [payload for payload, lent in zip(call.payloads, operands, strict=True) if lent is None]
     places = [None if lent is None else lent.memory for lent in results]
-    return Placed(form.request(held, sent), places, held)
+    return Placed(form.request(used, sent), places, held)
+
+
+def by_message(call: Call[Any], client: str) -> bytes:
+    """The request of a call, whose tensors stand in it unless they stay on the server already."""
+    return cast("Placed", place(call, None, client)).request
 
 
 class _Form:
-    """The request of calls that are alike, of which certain tensors lie in arenas.
+    """The request of calls that are alike, of which certain tensors lie beside their message.
 
     Args:
         envelope: What the calls have in common.
-        which: Of the operands, and behind them of the results, those in arenas.
+        which: Of the operands, and behind them of the results, what names their places.
     """
 
-    def __init__(self, envelope: Envelope[Any], which: Sequence[bool]) -> None:
+    def __init__(self, envelope: Envelope[Any], which: Sequence[type]) -> None:
         message: Any = type(envelope.message)()
         message.CopyFrom(envelope.message)
         operands = len(envelope.operands_bytes)
@@ -103,18 +122,22 @@ class _Form:
         inline = 0
         for tensor in tensors_of(message):
             payload = tensor.payload
-            if which[payload]:
+            if which[payload] is Lent:
                 tensor.arena.CopyFrom(anywhere(envelope.operands_bytes[payload]))
+            elif which[payload] is ResidentRef:
+                ids.append(secrets.token_bytes(_ID_BYTES))
+                tensor.resident.handle = ids[-1]
             else:
                 tensor.payload = inline
                 inline += 1
-        for size_bytes, is_placed in zip(envelope.results_bytes, which[operands:], strict=True):
-            message.placement.append(anywhere(size_bytes) if is_placed else ArenaRef())
+        for size_bytes, kind in zip(envelope.results_bytes, which[operands:], strict=True):
+            if Lent in which[operands:]:
+                message.placement.append(anywhere(size_bytes) if kind is Lent else ArenaRef())
         self._serialized = message.SerializeToString()
         # Behind the id of an arena stand the tag of the offset, one byte, and the offset.
         self._spots = [self._serialized.index(arena_id) for arena_id in ids]
 
-    def request(self, lent: Sequence[Lent], sent: Payloads) -> bytes:
+    def request(self, lent: Sequence[Lent | ResidentRef], sent: Payloads) -> bytes:
         """The request of one call, serialized.
 
         Args:
@@ -124,14 +147,17 @@ class _Form:
         message = bytearray(self._serialized)
         for spot, one in zip(self._spots, lent, strict=True):
             end = spot + _ID_BYTES
+            if isinstance(one, ResidentRef):
+                message[spot:end] = one.handle
+                continue
             message[spot:end] = one.arena_id
             _OFFSET.pack_into(message, end + 1, one.offset)
         return join(bytes(message), sent)
 
 
-def _shared(payload: memoryview, pool: Pool, *, may_grow: bool) -> Lent | None:
+def _shared(payload: memoryview, pool: Pool | None, *, may_grow: bool) -> Lent | None:
     """Where the bytes of an operand are in an arena; None if they are better sent, or no room."""
-    if len(payload) < MIN_PLACED_BYTES:
+    if pool is None or len(payload) < MIN_PLACED_BYTES:
         return None
     there = pool.find(payload)
     if there is not None:
@@ -142,6 +168,8 @@ def _shared(payload: memoryview, pool: Pool, *, may_grow: bool) -> Lent | None:
     return lent
 
 
-def _room(size_bytes: int, pool: Pool, *, may_grow: bool) -> Lent | None:
+def _room(size_bytes: int, pool: Pool | None, *, may_grow: bool) -> Lent | None:
     """A slot for so many bytes; None if they are better sent, or there is no room."""
-    return pool.lend(size_bytes, may_grow=may_grow) if size_bytes >= MIN_PLACED_BYTES else None
+    if pool is None or size_bytes < MIN_PLACED_BYTES:
+        return None
+    return pool.lend(size_bytes, may_grow=may_grow)

@@ -269,7 +269,7 @@ def packed_bytes(call: Call[Any]) -> int:
     operands_bytes, results_bytes = envelope.operands_bytes, envelope.results_bytes
     if envelope.method not in NESTED or max(*operands_bytes, *results_bytes) >= MIN_PLACED_BYTES:
         return 0
-    if conduct.metadata or conduct.request_id is not None:
+    if conduct.metadata or conduct.request_id is not None or call.residents:
         return 0
     return _ENVELOPE_BYTES + max(sum(operands_bytes), sum(results_bytes))
 

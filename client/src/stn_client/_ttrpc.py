@@ -19,6 +19,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from stn_client._credentials import stays_here
+from stn_client._errors import reason_of
 from stn_client._words import SERVICE
 from stn_proto.metadata import MESSAGE_BYTES
 from stn_proto.ttrpc import KeyValue, Request, Response, Status
@@ -74,7 +75,7 @@ class CallError(grpc.RpcError):
     @property
     def is_about_arenas(self) -> bool:
         """Whether the server has forgotten the arena that a tensor lies in."""
-        return self.code() is grpc.StatusCode.NOT_FOUND
+        return reason_of(self) == "ARENA_NOT_FOUND"
 
     def trailing_metadata(self) -> Any:
         """The details for programs, where gRPC has them."""

@@ -100,7 +100,9 @@ class Declaration:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     payload: int | None
-    """Index of its payload; None: it lies in an arena, in as many bytes as it has."""
+    """Index of its payload; None: it lies elsewhere, in as many bytes as it has."""
+    is_resident: bool = False
+    """Whether it lies on the server, and not in an arena."""
 
     @property
     def size_bytes(self) -> int:
@@ -117,7 +119,8 @@ class Declaration:
             WireFormatError: No such payload, or a byte count that does not match the shape.
         """
         if self.payload is None:
-            raise _no_payload(self.field, "a region of an arena")
+            elsewhere = "a resident tensor" if self.is_resident else "a region of an arena"
+            raise _no_payload(self.field, elsewhere)
         if self.payload >= len(sizes_bytes):
             expected = f"the index of one of {len(sizes_bytes)} payloads"
             raise WireFormatError(f"{self.field}.payload", expected, str(self.payload))
@@ -180,6 +183,8 @@ def get_declaration(tensor: Tensor, field: str) -> Declaration:
         declaration = Declaration(field, dtype, shape, None)
         declaration._require(tensor.arena.byte_count, "arena.byte_count")  # noqa: SLF001
         return declaration
+    if source == "resident":
+        return Declaration(field, dtype, shape, None, is_resident=True)
     if source != "payload":
         raise _no_payload(field, "none")
     return Declaration(field, dtype, shape, tensor.payload)

@@ -35,12 +35,15 @@ from stn_server.memory import resident_bytes
 from stn_server.metrics import Metrics
 from stn_server.oip.service import OIP_SERVICE, InferenceService
 from stn_server.oip.streams import Streams
+from stn_server.operands import Memory
 from stn_server.reflection import Reflection
 from stn_server.reload import Watch
+from stn_server.residents import Residents
 from stn_server.self_test import SelfTest
 from stn_server.service import SERVICE, Service
 from stn_server.tls import Certificates
 from stn_server.tokens import read_tokens
+from stn_server.transfers import Transfers
 from stn_server.translate import COLOUR_WORK, Translator
 from stn_server.tuning import (
     HANDSHAKE_S,
@@ -80,6 +83,7 @@ class Parts:
     """For the addresses that serve; None: they speak no TLS."""
     lanes: Lanes
     batcher: Batcher
+    residents: Residents
     transport: GrpcTransport
     local: LocalTransport | None
     """Takes calls of processes on this host, if that is configured."""
@@ -145,9 +149,12 @@ def build(
     arenas = Arenas(config.local)
     metrics.watch_arenas(arenas)
     metrics.watch_readiness(lambda: is_healthy.is_ready)
-    shared = arenas if config.local.dir else None
-    translator = Translator(config.limits)
-    service = Service(translator, batcher, info.message, events, shared)
+    residents = Residents(config.residents, events, batcher.now)
+    metrics.watch_residents(residents)
+    memory = Memory(arenas if config.local.dir else None, residents)
+    translator = Translator(config.limits, memory)
+    transfers = Transfers(residents, config.limits, memory)
+    service = Service(translator, batcher, info.message, events, transfers.methods)
     receiver = Receiver(batcher, config.limits, config.batching.max_admitted_bytes)
     metrics.watch_receiving(receiver.receiving_bytes)
     backlog = Backlog()
@@ -214,6 +221,7 @@ def build(
         certificates=Certificates(tls, files) if tls.certificate else None,
         lanes=lanes,
         batcher=batcher,
+        residents=residents,
         transport=transport,
         local=local if config.local.dir else None,
         health=is_healthy,

@@ -228,6 +228,25 @@ class LocalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResidentsConfig:
+    """What callers may leave on the server for later calls: a cache."""
+
+    max_bytes: int = setting(1024 * MIB, "Of all resident tensors; 0: there are none.")
+    max_caller_bytes: int = setting(512 * MIB, "Of the resident tensors of one caller.")
+    lease_s: float = setting(600.0, "How long a tensor stays at most while nobody uses it.")
+    address: str = setting(
+        "",
+        "Target of this very replica, told with handles, for callers that reach several of them "
+        "behind one name; empty: callers reach this one alone.",
+    )
+
+    def __post_init__(self) -> None:
+        _at_least(self, "max_bytes", 0)
+        _at_least(self, "max_caller_bytes", 1)
+        _at_least(self, "lease_s", 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class OipConfig:
     """What clients of the Open Inference Protocol may do."""
 
@@ -295,6 +314,7 @@ class ServerConfig:
     tls: TlsConfig = field(default_factory=TlsConfig)
     auth: AuthConfig = field(default_factory=AuthConfig)
     local: LocalConfig = field(default_factory=LocalConfig)
+    residents: ResidentsConfig = field(default_factory=ResidentsConfig)
     oip: OipConfig = field(default_factory=OipConfig)
     log: LogConfig = field(default_factory=LogConfig)
 

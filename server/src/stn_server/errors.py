@@ -3,6 +3,7 @@
     ServerError
     ├─ InvalidRequestError       a field of the request is wrong
     ├─ ArenaNotFoundError        a tensor lies in an arena that is not there
+    ├─ HandleNotFoundError       the caller has no resident tensor of this handle
     ├─ ModelNotFoundError        the Open Inference Protocol has no such model here
     ├─ RegionNotFoundError       the caller has registered no such shared memory
     ├─ RegionExistsError         it has already
@@ -15,6 +16,7 @@
     │   │   ├─ QueueFullError            a limit is reached
     │   │   ├─ DeviceFullError           half of its batch was too much for the device's memory
     │   │   ├─ ArenasFullError           no more memory is shared
+    │   │   ├─ ResidentsFullError        calls use the resident tensors that would have to go
     │   │   └─ DeadlineUnreachableError  the result would come too late
     │   ├─ DrainingError         the server is about to stop
     │   ├─ BrokenError           the device is lost
@@ -37,7 +39,7 @@ import copyreg
 import traceback
 from typing import Any
 
-from stn_server.tuning import ARENAS_FULL_RETRY_S, DEVICE_FULL_RETRY_S
+from stn_server.tuning import ARENAS_FULL_RETRY_S, DEVICE_FULL_RETRY_S, RESIDENTS_FULL_RETRY_S
 
 
 class ServerError(Exception):
@@ -69,6 +71,17 @@ class ArenaNotFoundError(ServerError):
         super().__init__(
             f"{field}: expected an arena of this caller, got none. "
             "Ask for one, or send the tensor as a payload."
+        )
+        self.field = field
+
+
+class HandleNotFoundError(ServerError):
+    """The caller has no resident tensor of this handle; whether somebody else has is not told."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(
+            f"{field}: expected the handle of a resident tensor of this caller, got another one. "
+            "Send the tensor again; the server may have let it go."
         )
         self.field = field
 
@@ -212,6 +225,21 @@ class ArenasFullError(OverloadedError):
         self.actual = actual
 
 
+class ResidentsFullError(OverloadedError):
+    """There is no room for a resident tensor as long as calls use those that are there.
+
+    Attributes:
+        limit: Of everybody, or of one caller.
+        actual: What it would be with this tensor.
+    """
+
+    def __init__(self, what: str, limit: int, actual: int) -> None:
+        complaint = f"expected at most {limit} {what}, got {actual} with this one."
+        super().__init__(f"residents: {complaint}", RESIDENTS_FULL_RETRY_S)
+        self.limit = limit
+        self.actual = actual
+
+
 class DeviceFullError(OverloadedError):
     """The memory of the device could not take the batch that held this request, nor half of it.
 
@@ -279,7 +307,7 @@ class ResultTooLargeError(RequestTooLargeError):
 
 
 class QuotaTooSmallError(RequestTooLargeError):
-    """Operands and results of this call alone are more than its token allows."""
+    """This call alone is more than its token allows, or a tensor more than one caller may have."""
 
 
 class UploadTimeoutError(RefusedError):

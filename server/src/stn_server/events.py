@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from stn_engine.compilations import Outcome
     from stn_server.batching.work import Batch
     from stn_server.call import CallFacts
+    from stn_server.residents import Eviction
     from stn_server.status import Answer
 
 
@@ -102,6 +103,9 @@ class Listener:
     def lane_freed(self, device: str, busy_s: float) -> None:
         """A lane of a device had a batch."""
 
+    def tensor_evicted(self, why: Eviction) -> None:
+        """A resident tensor is let go that its caller has not released."""
+
     def device_lost(self, cause: BaseException) -> None:
         """Nothing can be computed any more."""
 
@@ -134,6 +138,7 @@ class Events:
         self.item_abandoned: list[Callable[[], None]] = []
         self.batch_ended: list[Callable[[Batch, Sequence[float], float], None]] = []
         self.lane_freed: list[Callable[[str, float], None]] = []
+        self.tensor_evicted: list[Callable[[Eviction], None]] = []
         self.device_lost: list[Callable[[BaseException], None]] = []
         self.loop_lagged: list[Callable[[float], None]] = []
         self.kernels_compiled: list[Callable[[Outcome, float], None]] = []

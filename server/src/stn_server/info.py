@@ -105,6 +105,8 @@ def _limits(config: ServerConfig) -> server_info_pb2.Limits:
         max_dimension_px=config.limits.max_dimension_px,
         max_control_points=config.limits.max_control_points,
         max_calls=config.limits.max_calls,
+        max_resident_bytes=min(config.residents.max_bytes, config.residents.max_caller_bytes),
+        resident_lease_s=config.residents.lease_s,
         max_admitted_items=config.batching.max_admitted_items,
         max_admitted_bytes=config.batching.max_admitted_bytes,
     )

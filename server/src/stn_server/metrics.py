@@ -27,6 +27,7 @@ from stn_server.cores import Throttling
 from stn_server.errors import RefusedError
 from stn_server.events import End, Listener
 from stn_server.local.arenas import Arenas
+from stn_server.residents import Eviction, Residents
 from stn_server.status import REFUSALS
 from stn_server.tuning import BEAT_S, MAX_NOTES
 
@@ -174,6 +175,15 @@ class Metrics(Listener):
         )
         self.arenas = gauge("stn_arenas", "Arenas: memory that callers on this host share")
         self.arena_bytes = gauge("stn_arena_bytes", "Of all arenas")
+        self.resident_tensors = gauge(
+            "stn_resident_tensors", "Tensors that callers have left for later calls"
+        )
+        self.resident_bytes = gauge("stn_resident_bytes", "Of all resident tensors")
+        self.resident_evictions = counter(
+            "stn_resident_evictions",
+            "Resident tensors let go at the end of their lease, or to make room",
+            ["reason"],
+        )
         self.queue_wait = seconds("stn_queue_wait_seconds", "From admission to launch")
         self.ready = gauge("stn_ready", "1 while calls are welcome, else 0")
         self.queue_age = gauge(
@@ -254,6 +264,8 @@ class Metrics(Listener):
         """From the start, so that the first one shows as an increase."""
         for reason in REFUSALS:
             self.refused.labels(reason)
+        for why in Eviction:
+            self.resident_evictions.labels(why)
         for source in Outcome:
             self.kernel_compilations.labels(source)
         for file, outcome in product(("tokens", "certificates"), ("accepted", "rejected")):
@@ -294,6 +306,11 @@ class Metrics(Listener):
         """Says how many cores there are, and asks whenever it is scraped how they are withheld."""
         self.cpu_cores.set(cores)
         self._cpu.throttling = throttling
+
+    def watch_residents(self, residents: Residents) -> None:
+        """Counts resident tensors whenever it is scraped."""
+        self.resident_tensors.set_function(lambda: residents.count)
+        self.resident_bytes.set_function(lambda: residents.size_bytes)
 
     def watch_memory(self, devices: Mapping[str, Callable[[], float]]) -> None:
         """Asks every device whenever it is scraped."""
@@ -353,6 +370,10 @@ class Metrics(Listener):
             part_s = compute_s * item.cost.work / work
             notes.append((self._child(self.caller_device, account), part_s, 1))
         self._notes.add(*notes)
+
+    def tensor_evicted(self, why: Eviction) -> None:
+        """Counts a resident tensor that had to go."""
+        self.resident_evictions.labels(why).inc()
 
     def lane_freed(self, device: str, busy_s: float) -> None:
         """Adds up the time that a device was busy."""

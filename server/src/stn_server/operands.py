@@ -26,7 +26,7 @@ from stn_proto import (
     get_declaration,
     values,
 )
-from stn_proto.codec import DTYPES
+from stn_proto.codec import DTYPES, data_type
 from stn_proto.v1 import tensor_pb2, warp_pb2
 from stn_proto.v1.tensor_pb2 import (
     DATA_TYPE_UNSPECIFIED,
@@ -34,6 +34,7 @@ from stn_proto.v1.tensor_pb2 import (
     LAYOUT_NHWC,
     LAYOUT_UNSPECIFIED,
     ArenaRef,
+    ResidentRef,
     Tensor,
 )
 from stn_server.errors import (
@@ -42,7 +43,8 @@ from stn_server.errors import (
     UnknownFieldError,
     UnsupportedError,
 )
-from stn_server.local.arenas import ID_BYTES, Find
+from stn_server.local.arenas import ID_BYTES, Arenas
+from stn_server.residents import HANDLE_BYTES, Residents
 from stn_server.vocabulary import unsupported
 
 M = TypeVar("M", bound=Message)
@@ -83,18 +85,30 @@ FEW_BYTES = 1024
 """Up to so many numbers Python adds faster than NumPy begins to."""
 
 
+class Memory(NamedTuple):
+    """What tensors of callers may lie in beside messages; None of what there is not."""
+
+    arenas: Arenas | None = None
+    residents: Residents | None = None
+
+
+NO_MEMORY = Memory()
+
+
 class Location(NamedTuple):
-    """Where bytes of one request lie in an arena."""
+    """Where bytes of one request lie beside its message."""
 
     arena: bytes
-    """Its id."""
+    """The id of an arena; empty: it is a resident tensor."""
     offset: int
     memory: memoryview
+    handle: bytes = b""
+    """Of a resident tensor."""
 
     def overlaps(self, other: Location) -> bool:
         """Whether a byte is in both."""
         return (
-            self.arena == other.arena
+            self.arena == other.arena != b""
             and self.offset < other.offset + len(other.memory)
             and other.offset < self.offset + len(self.memory)
         )
@@ -117,7 +131,7 @@ class Region:
         """What requests that are otherwise alike may have different."""
         return [self.id, self.offset] if self.offset else [self.id]
 
-    def locate(self, message: bytes, find: Find | None) -> Location:
+    def locate(self, message: bytes, memory: Memory, caller: str) -> Location:
         """Where it is for one request.
 
         Raises:
@@ -125,11 +139,55 @@ class Region:
             ArenaNotFoundError: Nor has the caller this one.
             InvalidRequestError: It is not within the arena.
         """
-        if find is None:
+        if memory.arenas is None:
             raise UnsupportedError(self.field, "an arena", ("payload",))
-        arena = find(self.field, message[self.id])
+        arena = memory.arenas.find(caller, self.field, message[self.id])
         offset = int.from_bytes(message[self.offset], "little") if self.offset else 0
         return Location(arena.id, offset, arena.view(self.field, offset, self.size_bytes))
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """A reference to a resident tensor, known but for which."""
+
+    field: str
+    """Path of the reference in its message."""
+    declaration: Declaration
+    """What the message says about the tensor."""
+    id: slice
+    """Where in the message it is named."""
+
+    @property
+    def spans(self) -> list[slice]:
+        """What requests that are otherwise alike may have different."""
+        return [self.id]
+
+    def locate(self, message: bytes, memory: Memory, caller: str) -> Location:
+        """Where it is for one request, which holds it from now on.
+
+        Raises:
+            UnsupportedError: This server has no resident tensors.
+            HandleNotFoundError: Nor has the caller this one.
+            InvalidRequestError: It is of another data type or size, or not all of it is there.
+        """
+        if memory.residents is None:
+            raise UnsupportedError(self.field, "a resident tensor", ("payload",))
+        resident = memory.residents.find(caller, self.field, message[self.id])
+        expected = data_type(self.declaration.dtype), self.declaration.size_bytes
+        if (resident.data_type, resident.size_bytes) != expected:
+            names = [tensor_pb2.DataType.Name(one) for one in (expected[0], resident.data_type)]
+            wanted = f"expected {expected[1]} bytes of {names[0]}"
+            got = f"got {resident.size_bytes} of {names[1]}"
+            raise InvalidRequestError(self.field, f"{wanted}, {got}. Name another tensor.")
+        if resident.missing_bytes:
+            wanted = f"expected all {resident.size_bytes} bytes of the tensor"
+            got = f"got {resident.received_bytes} so far"
+            raise InvalidRequestError(self.field, f"{wanted}, {got}. Upload the others first.")
+        return Location(b"", 0, resident.view(), resident.handle)
+
+
+Reference = Region | Handle
+"""To bytes of a tensor beside a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +213,7 @@ class Operand:
 
         Args:
             payloads: Of the request.
-            source: Where it lies in an arena; None: it is a payload.
+            source: Where it lies beside the message; None: it is a payload.
 
         Raises:
             InvalidRequestError: A number must be finite and is not.
@@ -241,26 +299,68 @@ def region_of(message: bytes, field: str, reference: slice, size_bytes: int) -> 
     return Region(field, size_bytes, found[0], offsets[0] if offsets else None)
 
 
-def reference_to(message: bytes, kind: type[Message], field: str) -> slice:
-    """Where the reference stands by which a tensor lies in an arena.
+def _handle_of(message: bytes, declaration: Declaration, reference: slice) -> Handle:
+    """The reference to a resident tensor.
+
+    Args:
+        message: What it stands in.
+        declaration: Of the tensor.
+        reference: Where it stands.
+
+    Raises:
+        InvalidRequestError: It has no handle.
+    """
+    field = f"{declaration.field}.resident"
+    found = values(message, ResidentRef.HANDLE_FIELD_NUMBER, reference)
+    if len(found) != 1 or found[0].stop - found[0].start != HANDLE_BYTES:
+        expected = f"expected {HANDLE_BYTES} bytes, got something else."
+        raise InvalidRequestError(f"{field}.handle", f"{expected} Use what Upload has told.")
+    return Handle(field, declaration, found[0])
+
+
+def _place_of(message: bytes, kind: type[Message], field: str, source: str) -> slice:
+    """Where the reference stands by which a tensor lies beside its message.
 
     Args:
         message: What the tensor stands in.
         kind: Of the message.
         field: Path of the tensor there.
+        source: Field of the reference: "arena" or "resident".
 
     Raises:
         WireFormatError: A part of it stands there twice, which no serializer of protobuf does.
     """
     place: slice | None = None
     descriptor: Any = kind.DESCRIPTOR
-    for name in (*field.split("."), "arena"):
+    for name in (*field.split("."), source):
         known = descriptor.fields_by_name[name]
         found = values(message, known.number, place)
         if len(found) != 1:
             raise WireFormatError(f"{field}.{name}", "one field of this name", str(len(found)))
         place, descriptor = found[0], known.message_type
     return cast("slice", place)
+
+
+def reference_of(message: bytes, kind: type[Message], declaration: Declaration) -> Reference | None:
+    """The reference to a tensor of a request; None: it is a payload.
+
+    Args:
+        message: What the tensor stands in.
+        kind: Of the message.
+        declaration: Of the tensor.
+
+    Raises:
+        InvalidRequestError: The reference names nothing.
+        WireFormatError: As `_place_of`.
+    """
+    if declaration.payload is not None:
+        return None
+    field = declaration.field
+    if declaration.is_resident:
+        reference = _place_of(message, kind, field, "resident")
+        return _handle_of(message, declaration, reference)
+    reference = _place_of(message, kind, field, "arena")
+    return region_of(message, f"{field}.arena", reference, declaration.size_bytes)
 
 
 def transforms_in(dimensions: int) -> list[str]:

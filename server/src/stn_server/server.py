@@ -113,6 +113,7 @@ class Server:
         stopping = [asyncio.create_task(server.stop(grace=0)) for server in servers]
         await asyncio.wait(stopping, timeout=STOPPING_S)
         parts.lanes.close()
+        parts.residents.close()
         compilations.unwatch(self._compiled)
         parts.monitor.stop()
         parts.event_log.flush()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 
 from stn_proto.v1 import service_pb2
 from stn_server.batching.batcher import Batcher
 from stn_server.batching.work import Finished, Operation
 from stn_server.call import Call
 from stn_server.events import UNHEARD, Events, Stage
-from stn_server.local.arenas import Arenas, Find
 from stn_server.many import Many
 from stn_server.quota import Quotas, Resize
 from stn_server.tokens import UNLIMITED
@@ -20,10 +20,20 @@ SERVICE = service_pb2.DESCRIPTOR.services_by_name["SpatialTransformer"].full_nam
 
 COMPUTE_MANY = "ComputeMany"
 
-METHODS = (*(operation.value for operation in Operation), COMPUTE_MANY, "GetServerInfo")
+TRANSFERS = "Upload", "Download", "Release"
+
+METHODS = (
+    *(operation.value for operation in Operation),
+    COMPUTE_MANY,
+    *TRANSFERS,
+    "GetServerInfo",
+)
 
 Method = Callable[[Call], Awaitable[bytes]]
 """A call -> its serialized reply; raises what `status` knows."""
+
+Transfer = Callable[[bytes, str], bytes]
+"""A message and the name of its caller -> the serialized reply; raises what `status` knows."""
 
 
 class Service:
@@ -34,7 +44,7 @@ class Service:
         batcher: Lets problems be computed.
         server_info: The reply of `GetServerInfo`.
         events: Told how far each call is.
-        arenas: Where callers may let tensors lie; None: nowhere but in messages.
+        transfers: Methods that move resident tensors.
     """
 
     def __init__(
@@ -43,9 +53,8 @@ class Service:
         batcher: Batcher,
         server_info: Callable[[], bytes],
         events: Events = UNHEARD,
-        arenas: Arenas | None = None,
+        transfers: Mapping[str, Transfer] = MappingProxyType({}),
     ) -> None:
-        self._arenas = arenas
         self._translator = translator
         self._batcher = batcher
         self._server_info = server_info
@@ -55,6 +64,7 @@ class Service:
         self.methods: dict[str, Method] = {
             **{operation.value: partial(self._compute, operation) for operation in Operation},
             COMPUTE_MANY: self._compute_many,
+            **{name: partial(self._transfer, transfers[name]) for name in transfers},
             "GetServerInfo": self._get_server_info,
         }
 
@@ -68,7 +78,7 @@ class Service:
         message, place = await call.receive()
         for tell in self._reached:
             tell(Stage.DECODE, (call,))
-        request = self._translator.decode(operation, message, self._find(call))
+        request = self._translator.decode(operation, message, call.caller.name)
         call.received_bytes = len(message)
         if resize is not None:
             resize(request.cost.size_bytes)
@@ -95,17 +105,13 @@ class Service:
         call.queue_s, call.compute_s = finished.queue_s, finished.compute_s
         return request.encode(finished)
 
-    def _find(self, call: Call) -> Find | None:
-        """Knows the arenas of the caller of a call."""
-        return None if self._arenas is None else partial(self._arenas.find, call.caller.name)
-
     async def _compute_many(self, call: Call) -> bytes:
         """Calls of one message, each of which succeeds or fails for itself."""
         with self.quotas.admit(call.caller, call.declared_bytes or 0) as resize:
             message, place = await call.receive()
             for tell in self._reached:
                 tell(Stage.DECODE, (call,))
-            nested = self._translator.decode_many(message, self._find(call))
+            nested = self._translator.decode_many(message, call.caller.name)
             call.received_bytes = len(message)
             with Many(call, nested, self._events) as many:
                 many.hold(self.quotas, resize)
@@ -113,6 +119,22 @@ class Service:
                     many.wanted(), deadline=call.deadline, caller=call.caller.name, place=place
                 )
                 reply = many.reply(found)
+        for tell in self._reached:
+            tell(Stage.SEND, (call,))
+        call.sent_bytes = len(reply)
+        return reply
+
+    async def _transfer(self, transfer: Transfer, call: Call) -> bytes:
+        """A resident tensor, or a piece of it, comes, goes or is forgotten."""
+        with self.quotas.admit(call.caller, call.declared_bytes or 0) as resize:
+            message, place = await call.receive()
+            for tell in self._reached:
+                tell(Stage.DECODE, (call,))
+            resize(len(message))
+            reply = transfer(message, call.caller.name)
+            call.received_bytes = len(message)
+            self._batcher.resize(place, len(message) + len(reply))
+            resize(len(message) + len(reply))
         for tell in self._reached:
             tell(Stage.SEND, (call,))
         call.sent_bytes = len(reply)

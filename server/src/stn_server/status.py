@@ -33,6 +33,7 @@ from stn_server.errors import (
     DeviceFullError,
     DeviceLostError,
     DrainingError,
+    HandleNotFoundError,
     InvalidRequestError,
     MessageTooLargeError,
     ModelNotFoundError,
@@ -44,6 +45,7 @@ from stn_server.errors import (
     RegionExistsError,
     RegionNotFoundError,
     RequestTooLargeError,
+    ResidentsFullError,
     ResultTooLargeError,
     ServerError,
     UnauthenticatedError,
@@ -154,7 +156,11 @@ def _retry_info(error: OverloadedError | QuotaExceededError) -> Iterator[Message
 
 
 def _limit(
-    error: RequestTooLargeError | QueueFullError | ArenasFullError | FrameTooLargeError,
+    error: RequestTooLargeError
+    | QueueFullError
+    | ArenasFullError
+    | ResidentsFullError
+    | FrameTooLargeError,
 ) -> Mapping[str, str]:
     return {"limit": str(error.limit), "actual": str(error.actual)}
 
@@ -254,6 +260,16 @@ TABLE: dict[type[Exception], _Row] = {
         logging.INFO,
         _retry_info,
         _limit,
+    ),
+    ResidentsFullError: _Row(
+        StatusCode.RESOURCE_EXHAUSTED,
+        errors_pb2.ERROR_REASON_RESIDENTS_FULL,
+        logging.INFO,
+        _retry_info,
+        _limit,
+    ),
+    HandleNotFoundError: _Row(
+        StatusCode.NOT_FOUND, errors_pb2.ERROR_REASON_HANDLE_NOT_FOUND, logging.DEBUG
     ),
     ArenaNotFoundError: _Row(
         StatusCode.NOT_FOUND, errors_pb2.ERROR_REASON_ARENA_NOT_FOUND, logging.INFO

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple, cast
 
@@ -28,15 +29,18 @@ from stn_proto import (
     split_many,
     values,
 )
+from stn_proto.codec import data_type
 from stn_proto.v1 import many_pb2, objective_pb2, tensor_pb2, warp_pb2
-from stn_proto.v1.tensor_pb2 import LAYOUT_UNSPECIFIED, ArenaRef
+from stn_proto.v1.tensor_pb2 import LAYOUT_UNSPECIFIED, ArenaRef, ResidentRef
 from stn_server.batching.work import BatchKey, Cost, Finished, Operation
 from stn_server.config import LimitsConfig
 from stn_server.errors import InvalidRequestError, ResultTooLargeError
-from stn_server.local.arenas import Find
 from stn_server.operands import (
+    NO_MEMORY,
     Location,
+    Memory,
     Operand,
+    Reference,
     Region,
     Result,
     TransformOperand,
@@ -45,7 +49,7 @@ from stn_server.operands import (
     declare_transform,
     field_paths,
     parse,
-    reference_to,
+    reference_of,
     region_of,
     require_shape,
 )
@@ -54,6 +58,7 @@ from stn_server.vocabulary import (
     read_coordinates,
     read_needs,
     read_objective_needs,
+    read_operands,
     read_spec,
 )
 
@@ -131,15 +136,6 @@ class ReplyTemplate:
         pieces.append(self._timed(finished).SerializeToString())
         return b"".join(pieces)
 
-    def write_at(self, locations: Sequence[Location | None], finished: Finished) -> bytes:
-        """The serialized reply to who has results where it wanted them.
-
-        Args:
-            locations: Where they lie, written by who computed them; None: to be sent.
-            finished: The outcome.
-        """
-        return join(*self.parts_at(locations, finished))
-
     def parts(self, finished: Finished) -> tuple[bytes, Sequence[Any]]:
         """The serialized reply without its payloads, and these."""
         if finished[1:] != self._said:  # mostly the same for all that ran together
@@ -148,9 +144,18 @@ class ReplyTemplate:
         return self._envelope, finished.result
 
     def parts_at(
-        self, locations: Sequence[Location | None], finished: Finished
+        self,
+        locations: Sequence[Location | None],
+        kept: Sequence[ResidentRef],
+        finished: Finished,
     ) -> tuple[bytes, Sequence[Any]]:
-        """The same to who has results where it wanted them; see `write_at`."""
+        """The same to who has results, or operands, where it wanted them.
+
+        Args:
+            locations: Where results lie, written by who computed them; None: to be sent.
+            kept: Operands that stay on the server.
+            finished: The outcome.
+        """
         tensors, payloads = dict[str, Any](), list[Any]()
         for result, value, location in zip(self.results, finished.result, locations, strict=True):
             if location is None:
@@ -158,7 +163,7 @@ class ReplyTemplate:
                 payloads.append(value)
             else:
                 tensors[result.field] = result.description_at(location)
-        message = self._kind(**tensors)
+        message = self._kind(**tensors, **({"kept": kept} if kept else {}))
         message.timing.CopyFrom(self._timed(finished).timing)
         return message.SerializeToString(), payloads
 
@@ -180,6 +185,8 @@ class Request:
     template: RequestTemplate
     locations: tuple[Location | None, ...] = ()
     """Locations of the results, in arenas; None of one that is sent."""
+    keep: Callable[[], list[ResidentRef]] | None = None
+    """Lets operands stay on the server, if some shall."""
 
     @property
     def key(self) -> BatchKey:
@@ -198,13 +205,17 @@ class Request:
 
     def encode(self, finished: Finished) -> bytes:
         """Returns the reply as it is sent, serialized."""
-        reply = self.template.reply
-        return reply.write_at(self.locations, finished) if self.is_placed else reply.write(finished)
+        if self.template.is_plain:
+            return self.template.reply.write(finished)
+        return join(*self.encode_nested(finished))
 
     def encode_nested(self, finished: Finished) -> tuple[bytes, Sequence[Any]]:
         """Returns the reply as it is sent within others: serialized, and its payloads."""
         reply = self.template.reply
-        return reply.parts_at(self.locations, finished) if self.is_placed else reply.parts(finished)
+        if not self.is_placed and self.keep is None:
+            return reply.parts(finished)
+        locations = self.locations or [None] * len(reply.results)
+        return reply.parts_at(locations, self.keep() if self.keep else (), finished)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,14 +231,18 @@ class RequestTemplate:
     cost: Cost
     """It counts the whole message, which views keep in memory, whatever they use of it."""
     reply: ReplyTemplate
-    regions: tuple[Region | None, ...]
-    """Regions of the operands; None of one that is a payload."""
+    references: tuple[Reference | None, ...]
+    """To the operands; None of one that is a payload."""
     places: tuple[Region | None, ...]
     """For the results; None for one that shall be a payload."""
-    is_in_arenas: bool = field(init=False)
+    kept: tuple[int, ...] = ()
+    """Positions of the operands that shall stay on the server."""
+    is_plain: bool = field(init=False)
+    """Whether all tensors are payloads, and none stays."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "is_in_arenas", any(self.regions) or any(self.places))
+        is_plain = not (any(self.references) or any(self.places) or self.kept)
+        object.__setattr__(self, "is_plain", is_plain)
 
     @property
     def output_bytes(self) -> int:
@@ -237,35 +252,49 @@ class RequestTemplate:
     def request(
         self,
         message: bytes,
-        find: Find | None = None,
+        memory: Memory = NO_MEMORY,
+        caller: str = "",
         payloads: list[memoryview] | None = None,
     ) -> Request:
         """The request of a message that the frame fits.
 
         Args:
             message: Serialized bytes.
-            find: Knows the arenas of the caller; None: there are none.
+            memory: What its tensors may lie in beside it.
+            caller: Name of the caller.
             payloads: Those of a request that they do not stand in; None: they do.
 
         Raises:
             InvalidRequestError: A parameter is not finite, or a region is not within its arena or
                 overlaps another one.
             ArenaNotFoundError: The caller has no such arena.
+            HandleNotFoundError: Nor has it such a resident tensor.
             UnsupportedError: This server has none at all.
         """
         if payloads is None:
             payloads = self.frame.cut(message)
-        if not self.is_in_arenas:
+        if self.is_plain:
             operands = [operand.read(payloads) for operand in self.operands]
             return Request(on_bytes.Job(self.problem, operands), self)
-        sources = [_located(region, message, find) for region in self.regions]
-        locations = tuple(_located(place, message, find) for place in self.places)
+        sources = [_located(reference, message, memory, caller) for reference in self.references]
+        locations = [_located(place, message, memory, caller) for place in self.places]
         _require_apart(self.places, locations, sources)
         pairs = zip(self.operands, sources, strict=True)
         operands = [operand.read(payloads, source) for operand, source in pairs]
-        memory = [location and location.memory for location in locations]
-        places = memory if any(self.places) else ()
-        return Request(on_bytes.Job(self.problem, operands, places), self, locations)
+        places = [location and location.memory for location in locations]
+        job = on_bytes.Job(self.problem, operands, places if any(self.places) else ())
+        request = Request(job, self, tuple(locations))
+        if self.kept and memory.residents is not None:
+            kept = [
+                (
+                    data_type(self.operands[position].declaration.dtype),
+                    operands[position],
+                    source.handle if (source := sources[position]) else b"",
+                )
+                for position in self.kept
+            ]
+            request.keep = partial(memory.residents.keep, caller, kept)
+        return request
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,10 +320,16 @@ class Nested(NamedTuple):
 
 
 class Translator:
-    """Decodes the compute methods of the service under the configured limits."""
+    """Decodes the compute methods of the service.
 
-    def __init__(self, limits: LimitsConfig) -> None:
+    Args:
+        limits: As configured.
+        memory: What tensors may lie in beside messages.
+    """
+
+    def __init__(self, limits: LimitsConfig, memory: Memory = NO_MEMORY) -> None:
         self._limits = limits
+        self._memory = memory
         self._makers: dict[Operation, Callable[[Any, Frame, bytes], RequestTemplate]] = {
             Operation.WARP: self._warp_template,
             Operation.WARP_GRADIENTS: self._warp_gradients_template,
@@ -307,13 +342,13 @@ class Translator:
         self._nested: dict[bytes, _NestedTemplate] = {}
         """The latest of calls within ComputeMany, by their bytes."""
 
-    def decode(self, operation: Operation, message: bytes, find: Find | None = None) -> Request:
+    def decode(self, operation: Operation, message: bytes, caller: str = "") -> Request:
         """The request that a message holds.
 
         Args:
             operation: Of the method that was called.
             message: Serialized bytes.
-            find: Knows the arenas of the caller; None: there are none.
+            caller: Name of the caller, for what tensors may lie in beside the message.
 
         Raises:
             WireFormatError: The bytes do not keep the wire contract.
@@ -322,17 +357,18 @@ class Translator:
             UnsupportedError: A field asks for what the engine does not offer.
             ResultTooLargeError: A limit is exceeded.
             ArenaNotFoundError: A tensor lies in an arena that the caller does not have.
+            HandleNotFoundError: A tensor is a resident one that the caller does not have.
         """
         alike = self._templates.get((operation, len(message)), ())
         for template in alike:
             if template.frame.fits(message):
-                return template.request(message, find)
+                return template.request(message, self._memory, caller)
         limits = self._limits
         frame = Frame.of(message, limits.max_payloads, limits.max_envelope_bytes)
         template = self.template(
             operation, parse(frame.envelope, REQUESTS[operation]), frame, message
         )
-        request = template.request(message, find)
+        request = template.request(message, self._memory, caller)
         self._keep(template, operation, alike)
         return request
 
@@ -345,19 +381,19 @@ class Translator:
             operation: Of the method that was called.
             request: Its envelope, of the class in `REQUESTS`.
             frame: Where in `message` the payloads stand that its tensors name by index.
-            message: What its arenas are named in, if it names any.
+            message: What arenas and resident tensors are named in, if any.
 
         Raises:
             ServerError: As `decode`, but for what is wrong with values.
         """
         return self._makers[operation](request, frame, message)
 
-    def decode_many(self, message: bytes, find: Find | None = None) -> list[Nested]:
+    def decode_many(self, message: bytes, caller: str = "") -> list[Nested]:
         """The calls within a ComputeMany.
 
         Args:
             message: Serialized bytes.
-            find: As of `decode`.
+            caller: As of `decode`.
 
         Raises:
             WireFormatError: The bytes do not keep the wire contract.
@@ -383,7 +419,7 @@ class Translator:
                     known = self._nested_template(call, sizes_bytes)
                 grown_bytes = output_bytes + known.output_bytes
                 self._check_output(grown_bytes)
-                request = known.template.request(known.request, find, payloads)
+                request = known.template.request(known.request, self._memory, caller, payloads)
                 found.append(Nested(known.method, request))
                 output_bytes = grown_bytes
             except Exception as error:  # noqa: BLE001 - told to the caller in a status of its own
@@ -458,7 +494,9 @@ class Translator:
         key = BatchKey(Operation.WARP, problem.output_dtype, _warp_key(problem))
         reply = _reply(warp_pb2.WarpReply, problem, {"output": layout})
         operands = feature_map, transform.operand
-        return _template(request, message, frame, problem, operands, key, reply)
+        kept = read_operands(request.keep_for_gradients, "keep_for_gradients")
+        positions = [("feature_map", "transform").index(name) for name in kept]
+        return _template(request, message, frame, problem, operands, key, reply, positions)
 
     def _warp_gradients_template(
         self, request: warp_pb2.WarpGradientsRequest, frame: Frame, message: bytes
@@ -596,27 +634,31 @@ def _template(
     operands: tuple[Operand, ...],
     key: BatchKey,
     reply: ReplyTemplate,
+    kept: Sequence[int] = (),
 ) -> RequestTemplate:
     sizes_bytes = [span.stop - span.start for span in frame.payloads]
     size_bytes = frame.size_bytes + problem.output_bytes + _basis_bytes(_forward(problem))
-    regions: list[Region | None] = []
-    for operand in operands:
-        region = None
-        if operand.declaration.payload is None:
-            field, own_bytes = operand.declaration.field, operand.declaration.size_bytes
-            reference = reference_to(message, type(request), field)
-            region = region_of(message, f"{field}.arena", reference, own_bytes)
-            size_bytes += own_bytes
-        else:
+    references = [reference_of(message, type(request), one.declaration) for one in operands]
+    for operand, reference in zip(operands, references, strict=True):
+        if reference is None:
             operand.declaration.check(sizes_bytes)
-        regions.append(region)
+        else:
+            size_bytes += operand.declaration.size_bytes
     places = _places(request.placement, reply.results, message)
-    if any(regions) or any(places):
-        used = [region for region in (*regions, *places) if region]
-        frame = frame.opened(message, [span for region in used for span in region.spans])
+    used = [reference for reference in (*references, *places) if reference]
+    if used:
+        frame = frame.opened(message, [span for reference in used for span in reference.spans])
     cost = Cost(size_bytes, problem.output_samples, _work(problem))
     return RequestTemplate(
-        frame, problem, operands, key, cost, reply, tuple(regions), tuple(places)
+        frame,
+        problem,
+        operands,
+        key,
+        cost,
+        reply,
+        tuple(references),
+        tuple(places),
+        tuple(kept),
     )
 
 
@@ -640,8 +682,10 @@ def _places(
     return places
 
 
-def _located(region: Region | None, message: bytes, find: Find | None) -> Location | None:
-    return None if region is None else region.locate(message, find)
+def _located(
+    reference: Reference | None, message: bytes, memory: Memory, caller: str
+) -> Location | None:
+    return None if reference is None else reference.locate(message, memory, caller)
 
 
 def _require_apart(

@@ -23,6 +23,9 @@ ARENAS_FULL_RETRY_S = 5.0
 """Told to callers who want more arenas than may be: those stay as long as their callers do. Less
 lets callers ask in vain more often, more keeps them on gRPC when there is room again."""
 
+RESIDENTS_FULL_RETRY_S = 1.0
+"""Told to callers for whose tensor there is no room: by then other calls have left theirs."""
+
 # Who goes first
 
 IMPLICIT_DEADLINE_S = 1.0

@@ -70,19 +70,24 @@ def read_needs(needs: Sequence[int]) -> tuple[str, ...]:
 
     A request that names none means these two, whatever other operands the contract will have.
     """
+    return read_operands(needs, "needs") or ("feature_map", "transform")
+
+
+def read_operands(operands: Sequence[int], field: str) -> tuple[str, ...]:
+    """Names of operands that stand in a field of a message."""
     names: dict[int, str] = {
         warp_pb2.OPERAND_FEATURE_MAP: "feature_map",
         warp_pb2.OPERAND_TRANSFORM: "transform",
     }
-    for number in needs:
+    for number in operands:
         if number == warp_pb2.OPERAND_UNSPECIFIED:
             expected = (
                 f"expected {' or '.join(warp_pb2.Operand.keys()[1:])}, got OPERAND_UNSPECIFIED."
             )
-            raise InvalidRequestError("needs", f"{expected} Leave it out.")
+            raise InvalidRequestError(field, f"{expected} Leave it out.")
         if number not in names:
-            raise unsupported("needs", warp_pb2.Operand, number, names)
-    return tuple(names[number] for number in needs) or ("feature_map", "transform")
+            raise unsupported(field, warp_pb2.Operand, number, names)
+    return tuple(names[number] for number in operands)
 
 
 def read_comparison(request: objective_pb2.ObjectiveRequest) -> stn_engine.Comparison:

@@ -30,6 +30,7 @@ class ErrorReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ERROR_REASON_MODEL_NOT_FOUND: _ClassVar[ErrorReason]
     ERROR_REASON_REGION_NOT_FOUND: _ClassVar[ErrorReason]
     ERROR_REASON_REGION_EXISTS: _ClassVar[ErrorReason]
+    ERROR_REASON_RESIDENTS_FULL: _ClassVar[ErrorReason]
 ERROR_REASON_UNSPECIFIED: ErrorReason
 ERROR_REASON_INVALID_FIELD: ErrorReason
 ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason
@@ -54,3 +55,4 @@ ERROR_REASON_ARENAS_FULL: ErrorReason
 ERROR_REASON_MODEL_NOT_FOUND: ErrorReason
 ERROR_REASON_REGION_NOT_FOUND: ErrorReason
 ERROR_REASON_REGION_EXISTS: ErrorReason
+ERROR_REASON_RESIDENTS_FULL: ErrorReason

@@ -81,7 +81,7 @@ class Capabilities(_message.Message):
     def __init__(self, dimensions: _Optional[int] = ..., data_types: _Optional[_Iterable[_Union[_tensor_pb2.DataType, str]]] = ..., gradient_data_types: _Optional[_Iterable[_Union[_tensor_pb2.DataType, str]]] = ..., parameter_data_types: _Optional[_Iterable[_Union[_tensor_pb2.DataType, str]]] = ..., layouts: _Optional[_Iterable[_Union[_tensor_pb2.Layout, str]]] = ..., interpolations: _Optional[_Iterable[_Union[_warp_pb2.Interpolation, str]]] = ..., paddings: _Optional[_Iterable[_Union[_warp_pb2.Padding, str]]] = ..., coordinates: _Optional[_Iterable[_Union[_warp_pb2.Coordinates, str]]] = ..., subgradients: _Optional[_Iterable[_Union[_warp_pb2.Subgradient, str]]] = ..., transforms: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_message_bytes", "max_output_bytes", "max_output_samples", "max_dimension_px", "max_admitted_items", "max_admitted_bytes", "max_payloads", "max_envelope_bytes", "max_control_points", "max_calls")
+    __slots__ = ("max_message_bytes", "max_output_bytes", "max_output_samples", "max_dimension_px", "max_admitted_items", "max_admitted_bytes", "max_payloads", "max_envelope_bytes", "max_control_points", "max_calls", "max_resident_bytes", "resident_lease_s")
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_OUTPUT_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_OUTPUT_SAMPLES_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +92,8 @@ class Limits(_message.Message):
     MAX_ENVELOPE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_CONTROL_POINTS_FIELD_NUMBER: _ClassVar[int]
     MAX_CALLS_FIELD_NUMBER: _ClassVar[int]
+    MAX_RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_LEASE_S_FIELD_NUMBER: _ClassVar[int]
     max_message_bytes: int
     max_output_bytes: int
     max_output_samples: int
@@ -102,7 +104,9 @@ class Limits(_message.Message):
     max_envelope_bytes: int
     max_control_points: int
     max_calls: int
-    def __init__(self, max_message_bytes: _Optional[int] = ..., max_output_bytes: _Optional[int] = ..., max_output_samples: _Optional[int] = ..., max_dimension_px: _Optional[int] = ..., max_admitted_items: _Optional[int] = ..., max_admitted_bytes: _Optional[int] = ..., max_payloads: _Optional[int] = ..., max_envelope_bytes: _Optional[int] = ..., max_control_points: _Optional[int] = ..., max_calls: _Optional[int] = ...) -> None: ...
+    max_resident_bytes: int
+    resident_lease_s: float
+    def __init__(self, max_message_bytes: _Optional[int] = ..., max_output_bytes: _Optional[int] = ..., max_output_samples: _Optional[int] = ..., max_dimension_px: _Optional[int] = ..., max_admitted_items: _Optional[int] = ..., max_admitted_bytes: _Optional[int] = ..., max_payloads: _Optional[int] = ..., max_envelope_bytes: _Optional[int] = ..., max_control_points: _Optional[int] = ..., max_calls: _Optional[int] = ..., max_resident_bytes: _Optional[int] = ..., resident_lease_s: _Optional[float] = ...) -> None: ...
 
 class Statistics(_message.Message):
     __slots__ = ("queued_items", "running_items", "admitted_bytes", "finished_items", "failed_items", "refused_items", "abandoned_items", "batches", "largest_batch_items")

@@ -24,11 +24,12 @@ _sym_db = _symbol_database.Default()
 
 from stn_proto.v1 import many_pb2 as stn__proto_dot_v1_dot_many__pb2
 from stn_proto.v1 import objective_pb2 as stn__proto_dot_v1_dot_objective__pb2
+from stn_proto.v1 import resident_pb2 as stn__proto_dot_v1_dot_resident__pb2
 from stn_proto.v1 import server_info_pb2 as stn__proto_dot_v1_dot_server__info__pb2
 from stn_proto.v1 import warp_pb2 as stn__proto_dot_v1_dot_warp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1astn_proto/v1/service.proto\x12\x06stn.v1\x1a\x17stn_proto/v1/many.proto\x1a\x1cstn_proto/v1/objective.proto\x1a\x1estn_proto/v1/server_info.proto\x1a\x17stn_proto/v1/warp.proto2\x89\x04\n\x12SpatialTransformer\x12.\n\x04Warp\x12\x13.stn.v1.WarpRequest\x1a\x11.stn.v1.WarpReply\x12I\n\rWarpGradients\x12\x1c.stn.v1.WarpGradientsRequest\x1a\x1a.stn.v1.WarpGradientsReply\x12\x46\n\x0cGenerateGrid\x12\x1b.stn.v1.GenerateGridRequest\x1a\x19.stn.v1.GenerateGridReply\x12\x61\n\x15GenerateGridGradients\x12$.stn.v1.GenerateGridGradientsRequest\x1a\".stn.v1.GenerateGridGradientsReply\x12=\n\tObjective\x12\x18.stn.v1.ObjectiveRequest\x1a\x16.stn.v1.ObjectiveReply\x12\x43\n\x0b\x43omputeMany\x12\x1a.stn.v1.ComputeManyRequest\x1a\x18.stn.v1.ComputeManyReply\x12I\n\rGetServerInfo\x12\x1c.stn.v1.GetServerInfoRequest\x1a\x1a.stn.v1.GetServerInfoReplyB\x1e\n\x06stn.v1P\x01Z\x12stn_proto/v1;stnv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1astn_proto/v1/service.proto\x12\x06stn.v1\x1a\x17stn_proto/v1/many.proto\x1a\x1cstn_proto/v1/objective.proto\x1a\x1bstn_proto/v1/resident.proto\x1a\x1estn_proto/v1/server_info.proto\x1a\x17stn_proto/v1/warp.proto2\xb4\x05\n\x12SpatialTransformer\x12.\n\x04Warp\x12\x13.stn.v1.WarpRequest\x1a\x11.stn.v1.WarpReply\x12I\n\rWarpGradients\x12\x1c.stn.v1.WarpGradientsRequest\x1a\x1a.stn.v1.WarpGradientsReply\x12\x46\n\x0cGenerateGrid\x12\x1b.stn.v1.GenerateGridRequest\x1a\x19.stn.v1.GenerateGridReply\x12\x61\n\x15GenerateGridGradients\x12$.stn.v1.GenerateGridGradientsRequest\x1a\".stn.v1.GenerateGridGradientsReply\x12=\n\tObjective\x12\x18.stn.v1.ObjectiveRequest\x1a\x16.stn.v1.ObjectiveReply\x12\x43\n\x0b\x43omputeMany\x12\x1a.stn.v1.ComputeManyRequest\x1a\x18.stn.v1.ComputeManyReply\x12\x34\n\x06Upload\x12\x15.stn.v1.UploadRequest\x1a\x13.stn.v1.UploadReply\x12:\n\x08\x44ownload\x12\x17.stn.v1.DownloadRequest\x1a\x15.stn.v1.DownloadReply\x12\x37\n\x07Release\x12\x16.stn.v1.ReleaseRequest\x1a\x14.stn.v1.ReleaseReply\x12I\n\rGetServerInfo\x12\x1c.stn.v1.GetServerInfoRequest\x1a\x1a.stn.v1.GetServerInfoReplyB\x1e\n\x06stn.v1P\x01Z\x12stn_proto/v1;stnv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,6 +37,6 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stn_proto.v1.service_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\006stn.v1P\001Z\022stn_proto/v1;stnv1'
-  _globals['_SPATIALTRANSFORMER']._serialized_start=151
-  _globals['_SPATIALTRANSFORMER']._serialized_end=672
+  _globals['_SPATIALTRANSFORMER']._serialized_start=180
+  _globals['_SPATIALTRANSFORMER']._serialized_end=872
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ import warnings
 
 from stn_proto.v1 import many_pb2 as stn__proto_dot_v1_dot_many__pb2
 from stn_proto.v1 import objective_pb2 as stn__proto_dot_v1_dot_objective__pb2
+from stn_proto.v1 import resident_pb2 as stn__proto_dot_v1_dot_resident__pb2
 from stn_proto.v1 import server_info_pb2 as stn__proto_dot_v1_dot_server__info__pb2
 from stn_proto.v1 import warp_pb2 as stn__proto_dot_v1_dot_warp__pb2
 
@@ -75,6 +76,21 @@ class SpatialTransformerStub(object):
                 request_serializer=stn__proto_dot_v1_dot_many__pb2.ComputeManyRequest.SerializeToString,
                 response_deserializer=stn__proto_dot_v1_dot_many__pb2.ComputeManyReply.FromString,
                 _registered_method=True)
+        self.Upload = channel.unary_unary(
+                '/stn.v1.SpatialTransformer/Upload',
+                request_serializer=stn__proto_dot_v1_dot_resident__pb2.UploadRequest.SerializeToString,
+                response_deserializer=stn__proto_dot_v1_dot_resident__pb2.UploadReply.FromString,
+                _registered_method=True)
+        self.Download = channel.unary_unary(
+                '/stn.v1.SpatialTransformer/Download',
+                request_serializer=stn__proto_dot_v1_dot_resident__pb2.DownloadRequest.SerializeToString,
+                response_deserializer=stn__proto_dot_v1_dot_resident__pb2.DownloadReply.FromString,
+                _registered_method=True)
+        self.Release = channel.unary_unary(
+                '/stn.v1.SpatialTransformer/Release',
+                request_serializer=stn__proto_dot_v1_dot_resident__pb2.ReleaseRequest.SerializeToString,
+                response_deserializer=stn__proto_dot_v1_dot_resident__pb2.ReleaseReply.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/stn.v1.SpatialTransformer/GetServerInfo',
                 request_serializer=stn__proto_dot_v1_dot_server__info__pb2.GetServerInfoRequest.SerializeToString,
@@ -136,6 +152,27 @@ class SpatialTransformerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Upload(self, request, context):
+        """Leaves a tensor on the server, in one piece or in several, for calls to name by its handle.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Download(self, request, context):
+        """Bytes of a resident tensor.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Release(self, request, context):
+        """Lets the server forget resident tensors.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServerInfo(self, request, context):
         """What the server is, offers, allows and does at the moment.
         """
@@ -175,6 +212,21 @@ def add_SpatialTransformerServicer_to_server(servicer, server):
                     servicer.ComputeMany,
                     request_deserializer=stn__proto_dot_v1_dot_many__pb2.ComputeManyRequest.FromString,
                     response_serializer=stn__proto_dot_v1_dot_many__pb2.ComputeManyReply.SerializeToString,
+            ),
+            'Upload': grpc.unary_unary_rpc_method_handler(
+                    servicer.Upload,
+                    request_deserializer=stn__proto_dot_v1_dot_resident__pb2.UploadRequest.FromString,
+                    response_serializer=stn__proto_dot_v1_dot_resident__pb2.UploadReply.SerializeToString,
+            ),
+            'Download': grpc.unary_unary_rpc_method_handler(
+                    servicer.Download,
+                    request_deserializer=stn__proto_dot_v1_dot_resident__pb2.DownloadRequest.FromString,
+                    response_serializer=stn__proto_dot_v1_dot_resident__pb2.DownloadReply.SerializeToString,
+            ),
+            'Release': grpc.unary_unary_rpc_method_handler(
+                    servicer.Release,
+                    request_deserializer=stn__proto_dot_v1_dot_resident__pb2.ReleaseRequest.FromString,
+                    response_serializer=stn__proto_dot_v1_dot_resident__pb2.ReleaseReply.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -352,6 +404,87 @@ class SpatialTransformer(object):
             '/stn.v1.SpatialTransformer/ComputeMany',
             stn__proto_dot_v1_dot_many__pb2.ComputeManyRequest.SerializeToString,
             stn__proto_dot_v1_dot_many__pb2.ComputeManyReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Upload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stn.v1.SpatialTransformer/Upload',
+            stn__proto_dot_v1_dot_resident__pb2.UploadRequest.SerializeToString,
+            stn__proto_dot_v1_dot_resident__pb2.UploadReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Download(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stn.v1.SpatialTransformer/Download',
+            stn__proto_dot_v1_dot_resident__pb2.DownloadRequest.SerializeToString,
+            stn__proto_dot_v1_dot_resident__pb2.DownloadReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Release(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/stn.v1.SpatialTransformer/Release',
+            stn__proto_dot_v1_dot_resident__pb2.ReleaseRequest.SerializeToString,
+            stn__proto_dot_v1_dot_resident__pb2.ReleaseReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19stn_proto/v1/tensor.proto\x12\x06stn.v1\"\x9c\x01\n\x06Tensor\x12#\n\tdata_type\x18\x01 \x01(\x0e\x32\x10.stn.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x1e\n\x06layout\x18\x03 \x01(\x0e\x32\x0e.stn.v1.Layout\x12\x11\n\x07payload\x18\x04 \x01(\rH\x00\x12!\n\x05\x61rena\x18\x05 \x01(\x0b\x32\x10.stn.v1.ArenaRefH\x00\x42\x08\n\x06source\":\n\x08\x41renaRef\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x06\x12\x12\n\nbyte_count\x18\x03 \x01(\x06*\x97\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT64\x10\x02\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x03\x12\x16\n\x12\x44\x41TA_TYPE_BFLOAT16\x10\x04\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x05*B\n\x06Layout\x12\x16\n\x12LAYOUT_UNSPECIFIED\x10\x00\x12\x0f\n\x0bLAYOUT_NCHW\x10\x01\x12\x0f\n\x0bLAYOUT_NHWC\x10\x02\x42\x1e\n\x06stn.v1P\x01Z\x12stn_proto/v1;stnv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19stn_proto/v1/tensor.proto\x12\x06stn.v1\"\xc5\x01\n\x06Tensor\x12#\n\tdata_type\x18\x01 \x01(\x0e\x32\x10.stn.v1.DataType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x1e\n\x06layout\x18\x03 \x01(\x0e\x32\x0e.stn.v1.Layout\x12\x11\n\x07payload\x18\x04 \x01(\rH\x00\x12!\n\x05\x61rena\x18\x05 \x01(\x0b\x32\x10.stn.v1.ArenaRefH\x00\x12\'\n\x08resident\x18\x06 \x01(\x0b\x32\x13.stn.v1.ResidentRefH\x00\x42\x08\n\x06source\".\n\x0bResidentRef\x12\x0e\n\x06handle\x18\x01 \x01(\x0c\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\":\n\x08\x41renaRef\x12\n\n\x02id\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x06\x12\x12\n\nbyte_count\x18\x03 \x01(\x06*\x97\x01\n\x08\x44\x61taType\x12\x19\n\x15\x44\x41TA_TYPE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT32\x10\x01\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT64\x10\x02\x12\x15\n\x11\x44\x41TA_TYPE_FLOAT16\x10\x03\x12\x16\n\x12\x44\x41TA_TYPE_BFLOAT16\x10\x04\x12\x13\n\x0f\x44\x41TA_TYPE_UINT8\x10\x05*B\n\x06Layout\x12\x16\n\x12LAYOUT_UNSPECIFIED\x10\x00\x12\x0f\n\x0bLAYOUT_NCHW\x10\x01\x12\x0f\n\x0bLAYOUT_NHWC\x10\x02\x42\x1e\n\x06stn.v1P\x01Z\x12stn_proto/v1;stnv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,12 +32,14 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'stn_proto.v1.tensor_pb2', _
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\006stn.v1P\001Z\022stn_proto/v1;stnv1'
-  _globals['_DATATYPE']._serialized_start=257
-  _globals['_DATATYPE']._serialized_end=408
-  _globals['_LAYOUT']._serialized_start=410
-  _globals['_LAYOUT']._serialized_end=476
+  _globals['_DATATYPE']._serialized_start=346
+  _globals['_DATATYPE']._serialized_end=497
+  _globals['_LAYOUT']._serialized_start=499
+  _globals['_LAYOUT']._serialized_end=565
   _globals['_TENSOR']._serialized_start=38
-  _globals['_TENSOR']._serialized_end=194
-  _globals['_ARENAREF']._serialized_start=196
-  _globals['_ARENAREF']._serialized_end=254
+  _globals['_TENSOR']._serialized_end=235
+  _globals['_RESIDENTREF']._serialized_start=237
+  _globals['_RESIDENTREF']._serialized_end=283
+  _globals['_ARENAREF']._serialized_start=285
+  _globals['_ARENAREF']._serialized_end=343
 # @@protoc_insertion_point(module_scope)

@@ -32,18 +32,28 @@ LAYOUT_NCHW: Layout
 LAYOUT_NHWC: Layout
 
 class Tensor(_message.Message):
-    __slots__ = ("data_type", "shape", "layout", "payload", "arena")
+    __slots__ = ("data_type", "shape", "layout", "payload", "arena", "resident")
     DATA_TYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     LAYOUT_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
     ARENA_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_FIELD_NUMBER: _ClassVar[int]
     data_type: DataType
     shape: _containers.RepeatedScalarFieldContainer[int]
     layout: Layout
     payload: int
     arena: ArenaRef
-    def __init__(self, data_type: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., layout: _Optional[_Union[Layout, str]] = ..., payload: _Optional[int] = ..., arena: _Optional[_Union[ArenaRef, _Mapping]] = ...) -> None: ...
+    resident: ResidentRef
+    def __init__(self, data_type: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., layout: _Optional[_Union[Layout, str]] = ..., payload: _Optional[int] = ..., arena: _Optional[_Union[ArenaRef, _Mapping]] = ..., resident: _Optional[_Union[ResidentRef, _Mapping]] = ...) -> None: ...
+
+class ResidentRef(_message.Message):
+    __slots__ = ("handle", "address")
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    handle: bytes
+    address: str
+    def __init__(self, handle: _Optional[bytes] = ..., address: _Optional[str] = ...) -> None: ...
 
 class ArenaRef(_message.Message):
     __slots__ = ("id", "offset", "byte_count")

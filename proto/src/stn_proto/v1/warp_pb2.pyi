@@ -168,11 +168,12 @@ class Timing(_message.Message):
     def __init__(self, queue_s: _Optional[float] = ..., compute_s: _Optional[float] = ..., batch_items: _Optional[int] = ...) -> None: ...
 
 class WarpRequest(_message.Message):
-    __slots__ = ("feature_map", "transform", "output_size", "spec", "placement", "alignment", "payloads")
+    __slots__ = ("feature_map", "transform", "output_size", "spec", "keep_for_gradients", "placement", "alignment", "payloads")
     FEATURE_MAP_FIELD_NUMBER: _ClassVar[int]
     TRANSFORM_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_SIZE_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FOR_GRADIENTS_FIELD_NUMBER: _ClassVar[int]
     PLACEMENT_FIELD_NUMBER: _ClassVar[int]
     ALIGNMENT_FIELD_NUMBER: _ClassVar[int]
     PAYLOADS_FIELD_NUMBER: _ClassVar[int]
@@ -180,22 +181,25 @@ class WarpRequest(_message.Message):
     transform: Transform
     output_size: _containers.RepeatedScalarFieldContainer[int]
     spec: WarpSpec
+    keep_for_gradients: _containers.RepeatedScalarFieldContainer[Operand]
     placement: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.ArenaRef]
     alignment: bytes
     payloads: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, feature_map: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., transform: _Optional[_Union[Transform, _Mapping]] = ..., output_size: _Optional[_Iterable[int]] = ..., spec: _Optional[_Union[WarpSpec, _Mapping]] = ..., placement: _Optional[_Iterable[_Union[_tensor_pb2.ArenaRef, _Mapping]]] = ..., alignment: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    def __init__(self, feature_map: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., transform: _Optional[_Union[Transform, _Mapping]] = ..., output_size: _Optional[_Iterable[int]] = ..., spec: _Optional[_Union[WarpSpec, _Mapping]] = ..., keep_for_gradients: _Optional[_Iterable[_Union[Operand, str]]] = ..., placement: _Optional[_Iterable[_Union[_tensor_pb2.ArenaRef, _Mapping]]] = ..., alignment: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class WarpReply(_message.Message):
-    __slots__ = ("output", "timing", "alignment", "payloads")
+    __slots__ = ("output", "kept", "timing", "alignment", "payloads")
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    KEPT_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
     ALIGNMENT_FIELD_NUMBER: _ClassVar[int]
     PAYLOADS_FIELD_NUMBER: _ClassVar[int]
     output: _tensor_pb2.Tensor
+    kept: _containers.RepeatedCompositeFieldContainer[_tensor_pb2.ResidentRef]
     timing: Timing
     alignment: bytes
     payloads: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, output: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., alignment: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    def __init__(self, output: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., kept: _Optional[_Iterable[_Union[_tensor_pb2.ResidentRef, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., alignment: _Optional[bytes] = ..., payloads: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class WarpGradientsRequest(_message.Message):
     __slots__ = ("grad_output", "feature_map", "transform", "spec", "needs", "placement", "alignment", "payloads")

@@ -13,7 +13,6 @@ import os
 import secrets
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable
 
 from stn_server.config import LocalConfig
 from stn_server.errors import ArenaNotFoundError, ArenasFullError, InvalidRequestError
@@ -75,10 +74,6 @@ class Arena:
             expected = f"expected a region within {self.size_bytes} bytes, got {end}."
             raise InvalidRequestError(field, f"{expected} Ask for a larger arena.")
         return self._memory[offset : offset + size_bytes]
-
-
-Find = Callable[[str, bytes], Arena]
-"""Path of a reference and id -> the arena of a certain caller; raises ArenaNotFoundError."""
 
 
 class Arenas:

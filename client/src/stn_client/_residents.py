@@ -1,0 +1,82 @@
+"""Tensors that stay on the server, so that later calls name them instead of sending them.
+
+Servers hold them as a cache. So a `ResidentTensor` keeps what it was made of, and a call whose
+tensor the server has let go uploads it again; whatever goes wrong with that, tensors are sent with
+their calls. `_transfers` has the calls that move them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from stn_client._arrays import Operand
+from stn_proto.v1.tensor_pb2 import ResidentRef
+
+LOST = "HANDLE_NOT_FOUND"
+"""Why a call fails whose tensor the server has let go."""
+
+MAX_LOSSES = 3
+"""So often a call, or an upload, begins anew because tensors of it were let go meanwhile."""
+
+
+@dataclass(eq=False, slots=True)
+class Held:
+    """Where a tensor stays, if it does."""
+
+    client: str
+    """Name of the client that it belongs to."""
+    is_uploaded: bool = False
+    """Whether it goes to the server alone."""
+    is_kept: bool = False
+    """Whether it goes with a warp, which keeps it there for its gradients."""
+    reference: ResidentRef | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ResidentTensor(Operand):
+    """A tensor that stays on a server: what `Client.upload` returns.
+
+    It stands for the array that it was made of wherever calls of the same client take one, those of
+    transforms included, and goes with calls of others as that array does. A server that was started
+    anew, or needed the room, gets it again without a word.
+    """
+
+    held: Held = field(kw_only=True)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the array."""
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That of the array."""
+        return self.array.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """That of the array."""
+        return self.array.nbytes
+
+    def __repr__(self) -> str:
+        return f"<ResidentTensor {self.shape} {self.dtype}>"
+
+
+Residents = Sequence[ResidentTensor | None]
+"""For each payload of a call the tensor on the server that it is, too."""
+
+
+def residents_of(*operands: Any) -> Residents:
+    """Those among the operands of a call; empty if there are none.
+
+    Args:
+        operands: As they were given, in the order of the payloads.
+    """
+    for one in operands:
+        if isinstance(one, ResidentTensor):
+            return [other if isinstance(other, ResidentTensor) else None for other in operands]
+    return ()

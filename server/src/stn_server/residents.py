@@ -1,0 +1,347 @@
+"""Resident tensors: what callers leave on the server, for later calls to name by a handle.
+
+A cache, not state. A tensor that nobody used for as long as its lease, or that was used longest
+ago when others need the room, is let go, and its caller sends it again. A call holds the tensors
+that it names until it is computed: those stay, and memory counts until nobody reads it any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+import weakref
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from itertools import takewhile
+
+import numpy as np
+
+from stn_proto.v1 import tensor_pb2
+from stn_proto.v1.tensor_pb2 import ResidentRef
+from stn_server.config import ResidentsConfig
+from stn_server.errors import (
+    HandleNotFoundError,
+    InvalidRequestError,
+    QuotaTooSmallError,
+    ResidentsFullError,
+)
+from stn_server.events import UNHEARD, Events
+
+HANDLE_BYTES = 16
+
+LEAST_BYTES = 1024
+"""What a tensor counts for at least: so much it takes beside its bytes."""
+
+
+class Eviction(StrEnum):
+    """Why a tensor was let go that its caller had not released."""
+
+    LEASE = "lease"
+    ROOM = "room"
+
+
+class Resident:
+    """A tensor that stays for its caller.
+
+    Args:
+        owner: Name of the caller.
+        data_type: Of its elements.
+        memory: Its bytes, which nobody changes once they are there.
+        received_bytes: How many of them are there.
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        data_type: tensor_pb2.DataType,
+        memory: memoryview,
+        received_bytes: int,
+    ) -> None:
+        self.handle = secrets.token_bytes(HANDLE_BYTES)
+        self.owner = owner
+        self.data_type = data_type
+        self.size_bytes = len(memory)
+        self.counted_bytes = max(self.size_bytes, LEAST_BYTES)
+        """What it takes of the room."""
+        self.received_bytes = received_bytes
+        self.used_at = 0.0
+        """Instant of the clock of `Residents`."""
+        self._memory = memory
+        self._read = memory.toreadonly()
+        self._last: tuple[int, int] = 0, received_bytes
+        """Where the last piece begins and ends."""
+        self._view: Callable[[], memoryview | None] = lambda: None
+
+    @property
+    def missing_bytes(self) -> int:
+        """How many are still to come."""
+        return self.size_bytes - self.received_bytes
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a call holds it."""
+        return self._view() is not None
+
+    def view(self) -> memoryview:
+        """All of its bytes, for a call, which uses them as long as it holds this very object."""
+        view = self._view()
+        if view is None:
+            view = self._read[:]
+            self._view = weakref.ref(view)
+        return view
+
+    def write(self, offset: int, piece: memoryview) -> None:
+        """The next piece.
+
+        Args:
+            offset: Where it begins.
+            piece: Its bytes. The last piece may come again, and changes nothing then.
+
+        Raises:
+            InvalidRequestError: It begins elsewhere, or goes beyond the end.
+        """
+        end = offset + len(piece)
+        if (offset, end) == self._last:
+            return
+        if offset != self.received_bytes:
+            expected = f"expected {self.received_bytes}, where the piece before ended, got {offset}"
+            raise InvalidRequestError("offset", f"{expected}. Send pieces one behind the other.")
+        if not len(piece) or end > self.size_bytes:
+            expected = f"expected 1 to {self.missing_bytes} bytes, got {len(piece)}"
+            raise InvalidRequestError("piece", f"{expected}. Send what is missing.")
+        self._memory[offset:end] = piece
+        self.received_bytes = end
+        self._last = offset, end
+
+
+class Residents:
+    """All resident tensors of a server, within the limits of its configuration.
+
+    Args:
+        config: The limits.
+        events: Told of tensors that are let go.
+        now: A clock in seconds.
+
+    Concurrency: belongs to one event loop; `count` and `size_bytes` may be read in any thread.
+    """
+
+    def __init__(
+        self,
+        config: ResidentsConfig,
+        events: Events = UNHEARD,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.address = config.address
+        self._config = config
+        self._events = events
+        self._now = now
+        self._all: OrderedDict[bytes, Resident] = OrderedDict()
+        """Those used longest ago come first."""
+        self._of: dict[str, OrderedDict[bytes, Resident]] = {}
+        """The same by their owners."""
+        self._bytes: Counter[str] = Counter()
+        """What those of each owner take."""
+        self._left: list[Resident] = []
+        """Those that are gone while calls still use them, and whose memory counts."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._all)
+
+    @property
+    def size_bytes(self) -> int:
+        """How much memory they take."""
+        left = [one for one in self._left if one.is_used]
+        return sum(list(self._bytes.values())) + _counted(left)
+
+    def begin(
+        self, owner: str, data_type: tensor_pb2.DataType, size_bytes: int, piece: memoryview
+    ) -> Resident:
+        """A tensor whose first piece is there.
+
+        Args:
+            owner: Name of the caller.
+            data_type: Of its elements.
+            size_bytes: Of the whole tensor.
+            piece: Its first bytes.
+
+        Raises:
+            InvalidRequestError: The piece is empty, or larger than the tensor.
+            QuotaTooSmallError: One caller may not have so much.
+            ResidentsFullError: There is no room at the moment.
+        """
+        if not 1 <= len(piece) <= size_bytes:
+            expected = f"expected 1 to {size_bytes} bytes, got {len(piece)}. Say how many there are"
+            raise InvalidRequestError("piece", f"{expected} in `byte_count`.")
+        self._make_room(owner, size_bytes)
+        if len(piece) == size_bytes:
+            return self._add(Resident(owner, data_type, _own(piece), size_bytes))
+        memory: memoryview = np.empty(size_bytes, np.uint8).data
+        memory[: len(piece)] = piece
+        return self._add(Resident(owner, data_type, memory, len(piece)))
+
+    def keep(
+        self, owner: str, operands: Iterable[tuple[tensor_pb2.DataType, memoryview, bytes]]
+    ) -> list[ResidentRef]:
+        """Lets operands of a call stay.
+
+        Args:
+            owner: Name of the caller.
+            operands: Their data types, bytes, and handles: empty of those that have none yet.
+
+        Returns:
+            One of each, or none at all if there is no room for them.
+        """
+        kept: list[ResidentRef] = []
+        try:
+            for data_type, memory, handle in operands:
+                if handle:
+                    kept.append(ResidentRef(handle=handle, address=self.address))
+                    continue
+                resident = self.begin(owner, data_type, len(memory), memory)
+                kept.append(ResidentRef(handle=resident.handle, address=self.address))
+        except (QuotaTooSmallError, ResidentsFullError):
+            return []
+        return kept
+
+    def find(self, owner: str, field: str, handle: bytes) -> Resident:
+        """A tensor of a caller, whose lease begins anew.
+
+        Raises:
+            HandleNotFoundError: The caller has none of this handle, whoever else may have.
+        """
+        self._expire()
+        resident = self._all.get(handle)
+        if resident is None or resident.owner != owner:
+            raise HandleNotFoundError(field)
+        resident.used_at = self._now()
+        self._all.move_to_end(handle)
+        self._of[owner].move_to_end(handle)
+        return resident
+
+    def release(self, owner: str, handles: Iterable[bytes]) -> int:
+        """Forgets tensors of a caller; says how many were there."""
+        found = 0
+        for handle in handles:
+            resident = self._all.get(handle)
+            if resident is not None and resident.owner == owner:
+                self._remove(resident)
+                found += 1
+        return found
+
+    def close(self) -> None:
+        """Forgets everything."""
+        for resident in list(self._all.values()):
+            self._remove(resident)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _add(self, resident: Resident) -> Resident:
+        resident.used_at = self._now()
+        self._all[resident.handle] = resident
+        self._of.setdefault(resident.owner, OrderedDict())[resident.handle] = resident
+        self._bytes[resident.owner] += resident.counted_bytes
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._config.lease_s, self._ring)
+        return resident
+
+    def _remove(self, resident: Resident) -> None:
+        del self._all[resident.handle]
+        own = self._of[resident.owner]
+        del own[resident.handle]
+        self._bytes[resident.owner] -= resident.counted_bytes
+        if not own:
+            del self._of[resident.owner], self._bytes[resident.owner]
+        if resident.is_used:
+            self._left.append(resident)
+
+    def _evict(self, residents: Iterable[Resident], why: Eviction) -> None:
+        for resident in residents:
+            self._remove(resident)
+            for tell in self._events.tensor_evicted:
+                tell(why)
+
+    def _expire(self) -> None:
+        """Lets go of those whose lease is over."""
+        ended = self._now() - self._config.lease_s
+        over = takewhile(lambda one: one.used_at <= ended, self._all.values())
+        self._evict([one for one in over if not one.is_used], Eviction.LEASE)
+        self._left = [one for one in self._left if one.is_used]
+
+    def _ring(self) -> None:
+        """Memory goes back even if nobody calls any more."""
+        self._timer = None
+        self._expire()
+        if self._all:
+            oldest = next(iter(self._all.values()))
+            left_s = oldest.used_at + self._config.lease_s - self._now()
+            pause_s = left_s if left_s > 0 else self._config.lease_s  # a call uses it
+            self._timer = asyncio.get_running_loop().call_later(pause_s, self._ring)
+
+    def _make_room(self, owner: str, size_bytes: int) -> None:
+        """Lets go of what was used longest ago: first of what is the caller's own.
+
+        Raises:
+            QuotaTooSmallError: One caller may not have so much.
+            ResidentsFullError: Calls use what would have to go; then nothing has gone.
+        """
+        config, needed_bytes = self._config, max(size_bytes, LEAST_BYTES)
+        most_bytes = min(config.max_caller_bytes, config.max_bytes)
+        unit = "bytes of resident tensors of one caller"
+        if needed_bytes > most_bytes:
+            raise QuotaTooSmallError("byte_count", most_bytes, needed_bytes, unit)
+        self._expire()
+        going: dict[bytes, Resident] = {}
+        left = [one for one in self._left if one.owner == owner]
+        _choose(
+            self._of.get(owner, OrderedDict()),
+            self._bytes[owner] + _counted(left) + needed_bytes,
+            config.max_caller_bytes,
+            unit,
+            going,
+        )
+        wanted_bytes = self.size_bytes - _counted(going.values()) + needed_bytes
+        _choose(self._all, wanted_bytes, config.max_bytes, "bytes of resident tensors", going)
+        self._evict(list(going.values()), Eviction.ROOM)
+
+
+def _choose(
+    residents: OrderedDict[bytes, Resident],
+    wanted_bytes: int,
+    most_bytes: int,
+    what: str,
+    going: dict[bytes, Resident],
+) -> None:
+    """Adds to those that have to go, until no more bytes are wanted than there may be.
+
+    Raises:
+        ResidentsFullError: Calls use what would have to go.
+    """
+    left_bytes = wanted_bytes
+    for handle, resident in residents.items():
+        if left_bytes <= most_bytes:
+            return
+        if handle not in going and not resident.is_used:
+            left_bytes -= resident.counted_bytes
+            going[handle] = resident
+    if left_bytes > most_bytes:
+        raise ResidentsFullError(what, most_bytes, left_bytes)
+
+
+def _counted(residents: Iterable[Resident]) -> int:
+    return sum(resident.counted_bytes for resident in residents)
+
+
+def _own(memory: memoryview) -> memoryview:
+    """Bytes that nobody else changes, and that keep little else in memory.
+
+    Those of a message stay where they are, if they are most of it.
+    """
+    whole = memory.obj
+    is_most = memory.readonly and isinstance(whole, bytes) and 2 * len(memory) >= len(whole)
+    return memory if is_most else memoryview(bytes(memory))

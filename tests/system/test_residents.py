@@ -1,0 +1,278 @@
+"""Tensors that stay on a server, as the SDK has them: what is sent, and what is sent again."""
+
+import asyncio
+
+import numpy as np
+import pytest
+import torch
+
+import stn_client.torch
+import stn_engine
+from stn_client import (
+    Affine,
+    AsyncClient,
+    Client,
+    Flow,
+    InvalidRequestError,
+    RetryPolicy,
+    _calls,
+    calls,
+)
+from stn_client.local import LocalServer
+
+RNG = np.random.default_rng(3)
+U = RNG.random((1, 3, 160, 200), np.float32)
+LARGE = RNG.random((1, 3, 400, 500), np.float32)
+THETA = np.array([[[0.6, 0.1, 0.05], [-0.1, 0.7, 0.1]]], np.float32)
+SIZE = (48, 40)
+SMALL_BYTES = 1024
+
+
+class Watched(Client):
+    """A client that notes its messages by gRPC."""
+
+    def __init__(self, target, **settings):
+        self.sent = []
+        super().__init__(target, **{"local": False, **settings})
+
+    def _method(self, path):
+        method = super()._method(path)
+
+        def call(request, **options):
+            self.sent.append((path.rpartition("/")[2], len(request)))
+            return method(request, **options)
+
+        return call
+
+    def taken(self):
+        """What has been sent since this was asked before: methods, and bytes of all."""
+        sent, self.sent = self.sent, []
+        return [method for method, _ in sent], sum(size for _, size in sent)
+
+
+@pytest.fixture
+def stn(server):
+    with Watched(server.target, retry=RetryPolicy(attempts=1)) as client:
+        yield client
+
+
+def warped(u=U, theta=THETA):
+    """What the engine makes of it, without a server."""
+    transform = stn_engine.Affine(torch.tensor(theta))
+    return stn_engine.warp(torch.tensor(u), transform, SIZE).numpy()
+
+
+def lose(stn, *tensors):
+    """The server forgets tensors, and nobody tells the client."""
+    references = [one.held.reference for one in tensors]
+    assert stn._run(_calls.release(references, {})) == len(tensors)
+    stn.taken()
+
+
+def test_a_resident_image_is_sent_once(stn):
+    """In pieces, as it is larger than a message; results are as if it were sent each time."""
+    image = stn.upload(LARGE)
+    assert (image.shape, image.dtype, image.nbytes) == (LARGE.shape, LARGE.dtype, LARGE.nbytes)
+    assert repr(image) == "<ResidentTensor (1, 3, 400, 500) float32>"
+    assert stn.taken()[0] == ["Upload"] * 3
+    for scale in (1, 0.9):
+        v = stn.warp(image, Affine(THETA * np.float32(scale)), SIZE)
+        np.testing.assert_array_equal(v, warped(LARGE, THETA * np.float32(scale)))
+    methods, sent_bytes = stn.taken()
+    assert methods == ["Warp", "Warp"]
+    assert sent_bytes < SMALL_BYTES
+    np.testing.assert_array_equal(stn.download(image), LARGE)
+
+
+def test_what_the_caller_changes_is_not_what_was_uploaded(stn):
+    """A copy is."""
+    array = U.copy()
+    image = stn.upload(array)
+    array[:] = 0
+    np.testing.assert_array_equal(stn.warp(image, Affine(THETA), SIZE), warped())
+    lose(stn, image)
+    np.testing.assert_array_equal(stn.warp(image, Affine(THETA), SIZE), warped())
+
+
+def test_a_step_of_a_registration_is_small(stn):
+    """Two resident maps and weights: less than a kilobyte, whatever their size."""
+    fixed = RNG.random((1, 1, 256, 256), np.float32)
+    moving = RNG.random((1, 1, 256, 256), np.float32)
+    weights = RNG.random((1, 1, 256, 256), np.float32)
+    needs = ["gradient", "gauss_newton"]
+    expected = stn.objective(moving, fixed, Affine(THETA), weights=weights, needs=needs)
+    held = [stn.upload(one) for one in (moving, fixed, weights)]
+    stn.taken()
+    found = stn.objective(held[0], held[1], Affine(THETA), weights=held[2], needs=needs)
+    assert stn.taken()[1] < SMALL_BYTES
+    for one in ("value", "count", "gradient", "gauss_newton"):
+        np.testing.assert_array_equal(getattr(found, one), getattr(expected, one))
+
+
+def test_resident_parameters_and_gradients_are_named(stn):
+    """A flow is as large as an image."""
+    flow = (RNG.random((1, 48, 40, 2), np.float32) - 0.5) / 10
+    grad = RNG.random((1, 3, 48, 40), np.float32)
+    expected = stn.warp_gradients(grad, U, Flow(flow))
+    held = [stn.upload(one) for one in (grad, U, flow)]
+    stn.taken()
+    found = stn.warp_gradients(held[0], held[1], Flow(held[2]))
+    assert stn.taken()[1] < SMALL_BYTES
+    np.testing.assert_array_equal(found.feature_map, expected.feature_map)
+    np.testing.assert_array_equal(found.transform, expected.transform)
+
+
+def test_a_lost_tensor_is_sent_again(stn):
+    """Without a word, and named from then on."""
+    image = stn.upload(U)
+    lose(stn, image)
+    np.testing.assert_array_equal(stn.warp(image, Affine(THETA), SIZE), warped())
+    assert stn.taken()[0] == ["Warp", "Upload", "Warp"]
+    stn.warp(image, Affine(THETA), SIZE)
+    assert stn.taken()[0] == ["Warp"]
+    assert stn.stats.failed == 0
+
+
+def test_a_tensor_that_is_lost_again_and_again_goes_with_its_call(stn, monkeypatch):
+    """A server without room for long serves it all the same."""
+    image = stn.upload(U)
+    upload = stn._upload
+
+    def upload_in_vain(resident, options):
+        upload(resident, options)
+        lose(stn, resident)
+
+    lose(stn, image)
+    monkeypatch.setattr(stn, "_upload", upload_in_vain)
+    np.testing.assert_array_equal(stn.warp(image, Affine(THETA), SIZE), warped())
+
+
+def test_released_tensors_stand_for_their_arrays(stn):
+    """Only once there is something to release."""
+    image = stn.upload(U)
+    assert stn.release(image) == 1
+    assert stn.release(image) == 0
+    stn.taken()
+    np.testing.assert_array_equal(stn.warp(image, Affine(THETA), SIZE), warped())
+    methods, sent_bytes = stn.taken()
+    assert methods == ["Warp"]
+    assert sent_bytes > U.nbytes
+    with pytest.raises(InvalidRequestError, match=r"^tensor: expected a tensor on the server of"):
+        stn.download(image)
+
+
+def test_tensors_of_another_client_are_sent(stn, server):
+    """Its server may be another one."""
+    with Client(server.target, local=False) as other:
+        image = other.upload(U)
+        np.testing.assert_array_equal(stn.warp(image, Affine(THETA), SIZE), warped())
+        assert stn.taken()[1] > U.nbytes
+        assert other.release(image) == 1
+
+
+@pytest.mark.parametrize(
+    ("array", "text"),
+    [
+        (np.zeros((2, 2), np.int64), "array: expected one of float32.*got int64"),
+        (np.zeros((0, 2), np.float32), r"array: expected at least one element, got shape \(0, 2\)"),
+    ],
+    ids=["dtype", "empty"],
+)
+def test_what_cannot_stay_is_refused(stn, array, text):
+    """By the name of the argument."""
+    with pytest.raises(InvalidRequestError, match=text):
+        stn.upload(array)
+
+
+def test_a_pullback_sends_the_gradient_alone(stn):
+    """What the warp has sent stays for it, however often it is called."""
+    grad = RNG.random((1, 3, *SIZE), np.float32)
+    expected = stn.warp_gradients(grad, U, Affine(THETA))
+    plain_bytes = stn.taken()[1] + len(_calls.warp(U, Affine(THETA), SIZE, {}).request)
+    v, pullback = stn.vjp(U, Affine(THETA), SIZE)
+    np.testing.assert_array_equal(v, warped())
+    found = pullback(grad)
+    methods, sent_bytes = stn.taken()
+    assert methods == ["Warp", "WarpGradients"]
+    assert sent_bytes <= 0.55 * plain_bytes
+    np.testing.assert_array_equal(found.feature_map, expected.feature_map)
+    np.testing.assert_array_equal(found.transform, expected.transform)
+    np.testing.assert_array_equal(pullback(grad).transform, expected.transform)
+
+
+def test_autograd_sends_the_gradient_alone(stn):
+    """`backward` names what `forward` has sent."""
+    u = torch.tensor(U, requires_grad=True)
+    theta = torch.tensor(THETA, requires_grad=True)
+    stn_client.torch.warp(stn, u, Affine(theta), SIZE).square().sum().backward()
+    methods, sent_bytes = stn.taken()
+    assert methods == ["Warp", "WarpGradients"]
+    assert sent_bytes < 1.3 * U.nbytes
+    local, points = torch.tensor(U, requires_grad=True), torch.tensor(THETA, requires_grad=True)
+    stn_engine.warp(local, stn_engine.Affine(points), SIZE).square().sum().backward()
+    torch.testing.assert_close(u.grad, local.grad)
+    torch.testing.assert_close(theta.grad, points.grad)
+
+
+def test_the_asynchronous_client_has_them_too(server):
+    """Uploads, names, sends again, keeps, downloads and releases."""
+
+    async def main():
+        async with AsyncClient(server.target, local=False) as stn:
+            image = await stn.upload(LARGE)
+            expected = warped(LARGE)
+            many = [stn.warp(image, Affine(THETA), SIZE) for _ in range(5)]
+            for v in await asyncio.gather(*many):
+                np.testing.assert_array_equal(v, expected)
+            await stn._run(_calls.release([image.held.reference], {}))
+            np.testing.assert_array_equal(await stn.warp(image, Affine(THETA), SIZE), expected)
+            np.testing.assert_array_equal(await stn.download(image), LARGE)
+            v, pullback = await stn.vjp(U, Affine(THETA), SIZE)
+            found = await pullback(np.ones_like(v))
+            assert found.feature_map.shape == U.shape
+            assert await stn.release(image) == 1
+
+    asyncio.run(main())
+
+
+def test_many_calls_name_one_tensor(stn):
+    """By `map`, which uploads what is missing first."""
+    image = stn.upload(U)
+    lose(stn, image)
+    thetas = [THETA * np.float32(1 - n / 50) for n in range(20)]
+    found = list(stn.map(calls.warp(image, Affine(theta), SIZE) for theta in thetas))
+    for v, theta in zip(found, thetas, strict=True):
+        np.testing.assert_array_equal(v, warped(U, theta))
+
+
+def test_they_outlive_a_restart_of_the_server(tmp_path):
+    """Another process at the same address knows no handle, and is sent the tensor."""
+    address = f"unix:{tmp_path}/stn.sock"
+    with LocalServer(f"--listen={address}") as first, Watched(first.target) as stn:
+        image = stn.upload(U)
+        first.stop()
+        with LocalServer(f"--listen={address}"):
+            np.testing.assert_array_equal(stn.warp(image, Affine(THETA), SIZE), warped())
+            assert stn.taken()[0].count("Upload") == 2
+
+
+def test_a_server_without_room_is_sent_tensors_with_their_calls():
+    """What cannot stay fails when it is uploaded; what would be kept for gradients does not."""
+    with LocalServer("--residents-max-bytes=0") as server, Watched(server.target) as stn:
+        with pytest.raises(InvalidRequestError, match="byte_count: expected at most 0 bytes"):
+            stn.upload(U)
+        v, pullback = stn.vjp(U, Affine(THETA), SIZE)
+        assert pullback(np.ones_like(v)).feature_map.shape == U.shape
+
+
+def test_they_go_by_the_local_transport(tmp_path):
+    """Pieces through shared memory; a lost tensor does not end the connection."""
+    with LocalServer(f"--local-dir={tmp_path}") as server, Client(server.target) as stn:
+        image = stn.upload(LARGE)
+        expected = warped(LARGE)
+        np.testing.assert_array_equal(stn.warp(image, Affine(THETA), SIZE), expected)
+        assert stn._run(_calls.release([image.held.reference], {})) == 1
+        np.testing.assert_array_equal(stn.warp(image, Affine(THETA), SIZE), expected)
+        np.testing.assert_array_equal(stn.download(image), LARGE)
+        stats = stn.stats
+        assert stats.local == stats.finished
