@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import grp
 import os
 import socket
 import stat
@@ -265,3 +266,84 @@ def test_what_the_system_does_not_allow_has_its_reason(number, message):
     error = OSError(number, os.strerror(number))
     with pytest.raises(ConfigError, match=f"^listen: {message}"):
         raise listening._refused("listen", listening.UNIX_REASONS, "unix:/p", error)
+
+
+class Sockets:
+    """Makes sockets of files as gRPC does."""
+
+    def __init__(self, stack):
+        self._stack = stack
+        self.modes = []
+        """The permissions that they had in their first moment."""
+
+    def __call__(self, address):
+        path = Path(address.removeprefix("unix:"))
+        server = self._stack.enter_context(socket.socket(socket.AF_UNIX))
+        server.bind(str(path))
+        self.modes.append(stat.S_IMODE(path.stat().st_mode))
+        return 0
+
+
+@pytest.mark.parametrize(("mode", "expected"), [(None, 0o660), (0o666, 0o666)])
+def test_a_socket_is_its_groups_before_others_may_use_it(stack, tmp_path, mode, expected):
+    """By number here; nobody but the server has it while it is still the process's group."""
+    sockets, path = Sockets(stack), tmp_path / "s"
+    number = os.getgid() + 1 if os.geteuid() == 0 else os.getgroups()[0]
+    listen_unix("listen", f"unix:{path}", mode, sockets, str(number))
+    assert sockets.modes == [0o600]
+    assert path.stat().st_gid == number
+    assert stat.S_IMODE(path.stat().st_mode) == expected
+
+
+def test_a_group_has_a_name(stack, tmp_path):
+    """That of the system's list."""
+    path = tmp_path / "s"
+    name = grp.getgrgid(os.getgid()).gr_name
+    listen_unix("listen", f"unix:{path}", 0o660, Sockets(stack), name)
+    assert path.stat().st_gid == os.getgid()
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        ("no-such-group", "local.dir: expected a group of this system, by name or number, got 'no"),
+        ("99999999999", "local.dir: expected a group that this user is in, got '99999999999'"),
+    ],
+)
+def test_a_group_that_is_none_is_refused(group, message, stack, tmp_path):
+    """Before anybody is served."""
+    with pytest.raises(ConfigError, match=message):
+        listen_unix("local.dir", f"unix:{tmp_path}/s", 0o660, Sockets(stack), group)
+
+
+def test_a_name_service_that_does_not_answer_is_not_an_unknown_name():
+    """It may answer the next time; a wrong name never does."""
+
+    class Silent(asyncio.SelectorEventLoop):
+        async def getaddrinfo(self, *_host_and_port, **_options):
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    with (
+        asyncio.Runner(loop_factory=Silent) as runner,
+        pytest.raises(ConfigError, match="got stn:1, and no answer from the name service"),
+    ):
+        runner.run(listen_tcp("listen", "stn:1", lambda _address: 1))
+
+
+UNIX_WORDS = {
+    errno.ENOENT: "expected a folder for unix:/a/s, got none. Create it.",
+    errno.ENOTDIR: "expected a folder for unix:/a/s, got a file in its place.",
+    errno.EACCES: "expected a folder that this user may write to for unix:/a/s, got no permission.",
+    errno.EPERM: "expected nothing of another user at unix:/a/s, got a socket. Remove it.",
+    errno.EROFS: "expected a folder that can be written to for unix:/a/s, got a read-only file",
+}
+
+
+@pytest.mark.parametrize("number", UNIX_WORDS)
+def test_every_reason_has_its_own_words(number):
+    """Folders that are missing or are none, permissions, and read-only file systems."""
+    found = listening._refused(
+        "listen", listening.UNIX_REASONS, "unix:/a/s", OSError(number, os.strerror(number))
+    )
+    assert str(found).startswith(f"listen: {UNIX_WORDS[number]}")
+    assert set(listening.UNIX_REASONS) == set(UNIX_WORDS)

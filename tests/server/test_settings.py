@@ -15,6 +15,7 @@ TEXTS = {
     "listen": ("host:1,unix:/a", ("host:1", "unix:/a")),
     "listen_mode": ("0660", "0660"),
     "residents.address": ("10.0.0.7:50051", "10.0.0.7:50051"),
+    "listen_group": ("100", "100"),
     "metrics_listen": ("host:2", "host:2"),
     "admin_listen": ("host:3", "host:3"),
     "reflection": ("off", "off"),
@@ -27,6 +28,7 @@ TEXTS = {
     "auth.plaintext": ("allow", "allow"),
     "local.dir": ("/run/stn", "/run/stn"),
     "local.mode": ("0660", "0660"),
+    "local.group": ("trainers", "trainers"),
     "log.level": ("debug", "debug"),
     "log.format": ("text", "text"),
     "batching.max_admitted_items": ("100", 100),
@@ -241,3 +243,31 @@ def test_every_leaf_of_the_tree_is_a_setting():
 
     assert [setting.path[-1] for setting in SETTINGS] == list(leaves(ServerConfig()))
     assert all(setting.doc.endswith(".") for setting in SETTINGS)
+
+
+def test_whoever_packs_a_server_has_other_defaults(file, tmp_path):
+    """Unlike variables they give way to the file of whoever runs it, name by name."""
+    packed = tmp_path / "packed.toml"
+    packed.write_text('listen = "0.0.0.0:50051"\nmetrics_listen = "0.0.0.0:9464"\nthreads = 1\n')
+    variables = {"STN_DEFAULTS": str(packed)}
+    assert load([], variables).listen == ("0.0.0.0:50051",)
+    path = file('listen = "127.0.0.1:7000"\nmetrics_listen = ""')
+    config = load(["--config", str(path)], {**variables, "STN_THREADS": "2"})
+    assert (config.listen, config.metrics_listen, config.threads) == (("127.0.0.1:7000",), "", 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("threads = ", "STN_DEFAULTS: expected TOML in"),
+        ("threds = 1", "threds: expected a known setting, got none. Did you mean threads"),
+        (None, "STN_DEFAULTS: expected a readable file, got"),
+    ],
+)
+def test_wrong_defaults_are_an_error(text, message, tmp_path):
+    """As those of a file that the operator names."""
+    packed = tmp_path / "packed.toml"
+    if text is not None:
+        packed.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load([], {"STN_DEFAULTS": str(packed)})

@@ -204,6 +204,7 @@ class LocalConfig:
         "Folder of the local transport's sockets, the same for server and callers; empty: off.",
     )
     mode: str = setting("0600", "Permissions of these sockets.")
+    group: str = setting("", "Their group, by name or number; empty: that of the process.")
     max_arenas: int = setting(256, "Arenas, memory shared with callers; two descriptors each.")
     max_caller_arenas: int = setting(64, "Arenas of one caller.")
     max_arena_bytes: int = setting(4096 * MIB, "Of all arenas together.")
@@ -288,6 +289,9 @@ class ServerConfig:
     )
     listen_mode: str = setting(
         "", "Permissions of unix sockets, as 0660; empty: what the umask of the process leaves."
+    )
+    listen_group: str = setting(
+        "", "Group of unix sockets, by name or number; empty: that of the process."
     )
     metrics_listen: str = setting("127.0.0.1:9464", "Address of /metrics; empty: off.")
     admin_listen: str = setting(

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 
 import grpc.aio
@@ -100,9 +101,14 @@ def accepted_calls(
     server = make()
     (number,) = set(_servers()) - before
 
+    last = 0
+
     def accepted() -> int:
-        data = json.loads(cygrpc.channelz_get_server(number))["server"]["data"]
-        return int(data.get("callsStarted", 0))
+        nonlocal last
+        with suppress(ValueError):  # the server has been stopped, and is gone
+            data = json.loads(cygrpc.channelz_get_server(number))["server"]["data"]
+            last = int(data.get("callsStarted", 0))
+        return last
 
     return server, accepted
 

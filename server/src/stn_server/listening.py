@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import grp
 import os
 import socket
 import stat
@@ -34,6 +35,7 @@ UNIX_REASONS = {
     errno.ENOENT: "expected a folder for {}, got none. Create it.",
     errno.ENOTDIR: "expected a folder for {}, got a file in its place.",
     errno.EACCES: "expected a folder that this user may write to for {}, got no permission.",
+    errno.EPERM: "expected nothing of another user at {}, got a socket. Remove it.",
     errno.EROFS: "expected a folder that can be written to for {}, got a read-only file system.",
 }
 
@@ -76,7 +78,7 @@ async def listen_tcp(name: str, address: str, bind: Bind) -> int:
     return port
 
 
-def listen_unix(name: str, address: str, mode: int | None, bind: Bind) -> None:
+def listen_unix(name: str, address: str, mode: int | None, bind: Bind, group: str = "") -> None:
     """Takes the path of a socket; one that nobody listens on any more is replaced.
 
     Args:
@@ -84,11 +86,13 @@ def listen_unix(name: str, address: str, mode: int | None, bind: Bind) -> None:
         address: unix:/path.
         mode: Permissions of the socket; None: as the process makes files.
         bind: Takes the address.
+        group: Of the socket, by name or number; empty: that of the process.
 
     Raises:
-        ConfigError: The path cannot be taken.
+        ConfigError: The path cannot be taken, or nobody may give it to the group.
     """
     path = Path(socket_path(address))
+    number = _group_number(name, group)
     try:
         kind = path.stat().st_mode
     except OSError:
@@ -98,11 +102,38 @@ def listen_unix(name: str, address: str, mode: int | None, bind: Bind) -> None:
         raise ConfigError(f"{name}: {expected}, got another file. Move it, or choose another path.")
     if _answers(path):
         raise ConfigError(f"{name}: expected a free address, got {address}, which answers.")
-    with _creating(mode):
+    with _creating(mode if number is None else 0o600):  # until it is the group's
         try:
             bind(address)
         except RuntimeError as error:
             raise _refused(name, UNIX_REASONS, address, _why_not(path)) from error
+    if number is not None:
+        _give(name, path, group, number, mode)
+
+
+def _group_number(name: str, group: str) -> int | None:
+    """The number of a group; None if none is asked for."""
+    if not group:
+        return None
+    if group.isascii() and group.isdecimal():
+        return int(group)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        expected = "expected a group of this system, by name or number"
+        raise ConfigError(f"{name}: {expected}, got {group!r}.") from None
+
+
+def _give(name: str, path: Path, group: str, number: int, mode: int | None) -> None:
+    """Gives a socket to a group, then lets it in."""
+    try:
+        os.chown(path, -1, number)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"{name}: expected a group that this user is in, got {group!r}. Add the user to it, or "
+            "choose another one."
+        ) from error
+    path.chmod(0o660 if mode is None else mode)
 
 
 async def _resolved(
@@ -111,16 +142,18 @@ async def _resolved(
     """The addresses that a host stands for, each once."""
     loop = asyncio.get_running_loop()
     everywhere = "0.0.0.0 are all addresses of this machine."
+    expected = f"{name}: expected a host that can be found, got {address}"
     if host == "*":  # the C library takes it for the loopback interface
         raise ConfigError(f"{name}: expected a host, got {address}. {everywhere}")
     try:
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, ValueError) as error:  # ValueError: no name at all
+        if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
+            raise ConfigError(
+                f"{expected}, and no answer from the name service. Try again, or give numbers."
+            ) from error
         reason = error.strerror if isinstance(error, OSError) else error
-        expected = f"expected a host that can be found, got {address}: {reason}."
-        raise ConfigError(
-            f"{name}: {expected} 0.0.0.0 are all addresses of this machine."
-        ) from error
+        raise ConfigError(f"{expected}: {reason}. {everywhere}") from error
     _, percent, interface = host.partition("%")  # of link-local addresses, which are found without
     return list(
         dict.fromkeys((family, f"{to[0]}{percent}{interface}") for family, _, _, _, to in found)

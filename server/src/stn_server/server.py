@@ -148,8 +148,9 @@ class Server:
     ) -> str:
         """Binds an address; returns it with the port that was taken. Unix sockets need no TLS."""
         if is_unix(address):
-            mode = self._parts.config.listen_mode
-            listen_unix(name, address, int(mode, 8) if mode else None, server.add_insecure_port)
+            config = self._parts.config
+            mode = int(config.listen_mode, 8) if config.listen_mode else None
+            listen_unix(name, address, mode, server.add_insecure_port, config.listen_group)
             return address
 
         def bind(one: str) -> int:

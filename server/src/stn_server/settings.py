@@ -1,5 +1,8 @@
 """Fills `ServerConfig` from its sources: defaults, TOML file, environment, flags; later ones win.
 
+Who packs a server, as in an image, has other defaults, in a TOML file that `STN_DEFAULTS` names:
+variables would win over the file of who runs it.
+
 Names follow from the tree: the field `batching.window_s` is `[batching] window_s` in the file,
 `STN_BATCHING_WINDOW_S` in the environment and `--batching-window-s` as a flag. An unknown name is
 an error that suggests the nearest known one.
@@ -21,6 +24,7 @@ from stn_server.sizing import defaults_within
 
 ENVIRONMENT_PREFIX = "STN_"
 CONFIG_FILE = "config"
+DEFAULTS_VARIABLE = "STN_DEFAULTS"
 ENGINE_VARIABLES = ("STN_BACKEND", "STN_KERNEL_CACHE")
 """Variables that share the prefix and are read by the engine itself."""
 
@@ -113,8 +117,11 @@ def load(
     flags = _from_flags(arguments, known)
     variables = _from_environment(environment, known)
     given = {**variables, **flags}
-    file = _from_file(Path(given.pop(CONFIG_FILE)), known) if CONFIG_FILE in given else {}
-    values = {**file, **given}
+    packed = environment.get(DEFAULTS_VARIABLE)
+    defaults = _from_file(DEFAULTS_VARIABLE, Path(packed), known) if packed else {}
+    chosen = given.pop(CONFIG_FILE, None)
+    file = {} if chosen is None else _from_file(CONFIG_FILE, Path(chosen), known)
+    values = {**defaults, **file, **given}
     config: ServerConfig = _build(ServerConfig, {**defaults_within(memory_bytes, values), **values})
     return config
 
@@ -152,25 +159,26 @@ def _from_environment(
 ) -> dict[str, Any]:
     by_variable = {setting.variable: setting for setting in known.values()}
     config_variable = ENVIRONMENT_PREFIX + CONFIG_FILE.upper()
+    others = (DEFAULTS_VARIABLE, *ENGINE_VARIABLES)
     values: dict[str, Any] = {}
     for variable, text in environment.items():
         if variable == config_variable:
             values[CONFIG_FILE] = text
         elif setting := by_variable.get(variable):
             values[setting.name] = setting.parse(variable, text)
-        elif variable.startswith(ENVIRONMENT_PREFIX) and variable not in ENGINE_VARIABLES:
-            known_variables = [config_variable, *ENGINE_VARIABLES, *by_variable]
+        elif variable.startswith(ENVIRONMENT_PREFIX) and variable not in others:
+            known_variables = [config_variable, *others, *by_variable]
             raise unknown("variable", variable, known_variables)
     return values
 
 
-def _from_file(path: Path, known: Mapping[str, Setting]) -> dict[str, Any]:
+def _from_file(source: str, path: Path, known: Mapping[str, Setting]) -> dict[str, Any]:
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"config: expected a readable file, got {error}.") from error
+        raise ConfigError(f"{source}: expected a readable file, got {error}.") from error
     except ValueError as error:
-        raise ConfigError(f"config: expected TOML in {path}, got {error}.") from error
+        raise ConfigError(f"{source}: expected TOML in {path}, got {error}.") from error
     values = {}
     for name, value in _flattened(tree):
         if name not in known:

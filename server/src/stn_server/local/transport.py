@@ -85,7 +85,8 @@ class LocalTransport:
     def _listener(self, name: str) -> _Listener:
         listener = _Listener(Path(self._config.dir) / name)
         mode = int(self._config.mode, 8)
-        listen_unix("local.dir", f"unix:{listener.path}", mode, listener.bind)
+        group = self._config.group
+        listen_unix("local.dir", f"unix:{listener.path}", mode, listener.bind, group)
         self._sockets.append(listener)
         return listener
 
