@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from datetime import UTC, datetime
 from typing import Any
 
@@ -95,11 +94,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def configure(config: LogConfig) -> None:
-    """Sends every record of the process to standard error: ours as configured, others' warnings.
-
-    gRPC's core writes to standard error by itself; what it has to say reaches us as exceptions.
-    """
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    """Sends every record of the process to standard error: ours as configured, others' warnings."""
     logging.captureWarnings(capture=True)
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if config.format == "json" else TextFormatter())
