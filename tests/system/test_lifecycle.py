@@ -27,6 +27,7 @@ from stn_client import (
 )
 from stn_client.local import LocalServer
 from support.bad_requests import ramp, theta
+from support.certificates import Authority
 from support.harness import (
     log_records,
     outcome_of,
@@ -449,6 +450,29 @@ def test_signals_end_a_server_that_cannot_say_so():
         assert process.wait(timeout=60) == 0
     os.close(reader)
     os.close(writer)
+
+
+def test_grpc_writes_nothing_by_itself(tmp_path):
+    """Neither of who speaks no TLS, who could fill a pipe that nobody reads, nor of an address."""
+    certificate, key = Authority(tmp_path, "authority").issue("server")
+    tls = f"--tls-certificate={certificate}", f"--tls-key={key}"
+    verbose = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    with started(*tls, env=verbose) as process:
+        host, _, port = json.loads(process.stdout.readline())["targets"][0].rpartition(":")
+        for _ in range(3):
+            with socket.create_connection((host, int(port)), timeout=60) as caller:
+                caller.sendall(b"GET / HTTP/1.1\r\n\r\n" * 9)
+                with contextlib.suppress(ConnectionError):
+                    while caller.recv(4096):
+                        pass
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    events = [json.loads(line)["event"] for line in errors.splitlines()]
+    assert events == ["serving", "draining", "stopped"]
+    with started(f"--listen=unix:{tmp_path}/none/socket", env=verbose) as process:
+        _, errors = process.communicate(timeout=60)
+    (line,) = errors.decode().splitlines()
+    assert line.startswith("stn-server: listen: expected a folder for unix:")
 
 
 def test_outputs_that_are_closed_are_no_sockets():

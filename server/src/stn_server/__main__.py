@@ -11,6 +11,9 @@ from stn_server import signals
 def main() -> None:
     """Serves until told to stop, and leaves with the exit code."""
     signals.end_at_once()
+    # Read when gRPC is imported, whose core would write to standard error by itself: in a form of
+    # its own, and waiting for whoever reads it. What it has to say reaches us as exceptions.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from stn_server.command import run  # noqa: PLC0415 - signals count before anything else
 
     code = run(sys.argv[1:], os.environ)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -194,11 +193,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def configure(config: LogConfig) -> None:
-    """Sends every record of the process to standard error: ours as configured, others' warnings.
-
-    gRPC's core writes to standard error by itself; what it has to say reaches us as exceptions.
-    """
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    """Sends every record of the process to standard error: ours as configured, others' warnings."""
     logging.captureWarnings(capture=True)
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if config.format == "json" else TextFormatter())
