@@ -42,7 +42,7 @@ from stn_engine import (
 from stn_engine.backends.base import Backend
 from stn_engine.backends.cuda import CudaBackend
 from stn_engine.backends.cuda.device import DeviceLauncher
-from stn_engine.checks import FEATURE_MAP_DTYPES, GRADIENT_DTYPES
+from stn_engine.checks import FEATURE_MAP_DTYPES, GRADIENT_DTYPES, INTERPOLATED_DTYPES
 from stn_engine.problem import Problem
 from stn_server import status
 from stn_server.metrics import Metrics
@@ -566,7 +566,9 @@ def _supported(backend: Backend, dimensions: int) -> tuple[Row, ...]:
 
     def dtypes(transform: Transform, interpolation: Interpolation, padding: Padding) -> Row:
         spec = WarpSpec(interpolation=interpolation, padding=padding)
-        maps = {dtype: torch.zeros(1, 1, *size, dtype=dtype) for dtype in FEATURE_MAP_DTYPES}
+        moves = interpolation is Interpolation.NEAREST
+        held = FEATURE_MAP_DTYPES if moves else INTERPOLATED_DTYPES
+        maps = {dtype: torch.zeros(1, 1, *size, dtype=dtype) for dtype in held}
         warps = {dtype: WarpProblem(one, transform, size, spec) for dtype, one in maps.items()}
         gradients = {one: WarpGradientsProblem(warps[one], maps[one]) for one in GRADIENT_DTYPES}
         return tuple(

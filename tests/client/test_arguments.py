@@ -114,8 +114,8 @@ INVALID = {
     "no array": (
         lambda: calls.warp(None, Affine(THETA), None, {}),
         (
-            "feature_map: expected one of float32, float64, float16, bfloat16, uint8, got object. "
-            "Cast it."
+            "feature_map: expected one of float32, float64, float16, bfloat16, uint8, uint16, "
+            "int16, bool, int8, int32, uint32, int64, uint64, got object. Cast it."
         ),
     ),
     "control points in space": (
@@ -200,15 +200,15 @@ INVALID = {
     "feature_map": (
         lambda: calls.warp(MAP.astype(int), Affine(THETA), None, {}),
         (
-            "feature_map: expected one of float32, float64, float16, bfloat16, uint8, got int64. "
-            "Cast it."
+            "feature_map: expected one of float32, float64, float16, bfloat16, uint8, uint16, "
+            'int16, got int64. Cast it; if these are labels, pass interpolation="nearest".'
         ),
     ),
     "grad_output": (
         lambda: calls.warp_gradients(MAP > 0, MAP, Affine(THETA), ["transform"], {}),
         (
-            "grad_output: expected one of float32, float64, float16, bfloat16, uint8, got bool. "
-            "Cast it."
+            "grad_output: expected one of float32, float64, float16, bfloat16, of which there are "
+            "gradients, got bool. Cast it."
         ),
     ),
     "theta": (

@@ -79,7 +79,34 @@ def exchanging(monkeypatch):
 FLOATS = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
 
 
-@pytest.mark.parametrize("dtype", [*FLOATS, np.uint8], ids=lambda dtype: dtype.__name__)
+INTEGERS = [np.uint8, np.uint16, np.int16]
+LABELS = [np.bool_, np.int8, np.int32, np.uint32, np.int64, np.uint64]
+
+
+@pytest.mark.parametrize("dtype", LABELS, ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
+def test_labels_come_back_bit_for_bit(client, library, dtype):
+    """By both transports, large or small; constants of padding become labels."""
+    labels = np.frombuffer(RNG.bytes(30 * np.dtype(dtype).itemsize), dtype).reshape(5, 6)
+    if dtype is np.bool_:
+        labels = RNG.random((5, 6)) < 0.5
+    options = {"coordinates": "pixel", "interpolation": "nearest", "padding": "fill", "fill": 1.0}
+    with jax.enable_x64(True):
+        makes = {"numpy": np.array, "torch": torch.tensor, "jax": jnp.asarray}
+        given = makes[library](labels)
+        result = client.warp(given, Affine([[0, 1, 0], [-1, 0, 4]]), (6, 6), layout="HW", **options)
+        assert type(result) is type(given)
+        assert result.dtype == given.dtype
+    expected = np.concatenate([np.rot90(labels, -1), np.ones((6, 1), dtype)], 1)
+    np.testing.assert_array_equal(np.asarray(result), expected)
+    large = np.tile(labels, (200, 100))
+    identity = Affine([[1, 0, 0], [0, 1, 0]])
+    again = client.warp(large, identity, layout="HW", **options)
+    assert again.dtype == dtype
+    np.testing.assert_array_equal(again, large)
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, *INTEGERS], ids=lambda dtype: dtype.__name__)
 @pytest.mark.parametrize("library", ["torch", "jax"])
 def test_tensors_come_back_as_tensors(client, library, dtype):
     """Of the same dtype, with the values that NumPy's arrays get."""
@@ -99,7 +126,7 @@ def test_tensors_come_back_as_tensors(client, library, dtype):
         result = client.warp(given, Affine(QUARTER), (6, 5), coordinates="pixel")
         assert type(result) is torch.Tensor
         assert (result.dtype, result.device) == (kind, given.device)
-        result += 0  # of its own memory
+        result.copy_(result.clone())  # it has memory of its own
         values = result.float().numpy()
     expected = np.rot90(u.astype(np.float32), axes=(2, 3))
     np.testing.assert_array_equal(values.astype(np.float32), expected)
@@ -210,6 +237,7 @@ def test_arrays_of_cupy_come_and_go_by_their_own_ways(monkeypatch):
     [
         ("L", (5, 6), np.uint8),
         ("F", (5, 6), np.float32),
+        ("I;16", (5, 6), np.uint16),
         ("LA", (5, 6, 2), np.uint8),
         ("RGB", (5, 6, 3), np.uint8),
         ("RGBA", (5, 6, 4), np.uint8),
@@ -353,8 +381,8 @@ REFUSED = {
     "a palette": (
         lambda: calls.warp(pillow("P"), Affine(QUARTER), None, {}),
         (
-            "feature_map: expected an image of mode L, F, RGB, RGBA, CMYK, YCbCr, LAB, HSV, LA, "
-            "RGBX, RGBa, got P. Convert it: image.convert(...)."
+            "feature_map: expected an image of mode L, F, I;16, I, RGB, RGBA, CMYK, YCbCr, LAB, "
+            "HSV, LA, RGBX, RGBa, got P. Convert it: image.convert(...)."
         ),
     ),
     "another layout than that of an image": (

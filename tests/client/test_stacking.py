@@ -186,6 +186,22 @@ def test_what_differs_in_more_than_values_goes_alone():
     assert [len(chunk) for chunk in chunks([one] * 3, stacks=False)] == [1, 1, 1]
 
 
+def test_tensors_that_stay_on_the_server_are_not_sent_again(local_server):
+    """Warps of one go alone, among others that go together."""
+    with Client(local_server.target) as stn:
+        u = stn.upload(MAPS[0])
+        made = [
+            calls.warp(MAPS[0] if number % 4 else u, Affine(theta))
+            for number, theta in enumerate(THETAS)
+        ]
+        assert [len(chunk) for chunk in chunks(made, stacks=True)] == [1, 3, 1, 3, 1]
+        before = stn.stats.operands_bytes
+        results = by_map(stn, made)
+        assert stn.stats.operands_bytes - before < 7 * MAPS[0].nbytes
+        for result, theta in zip(results, THETAS, strict=True):
+            np.testing.assert_array_equal(result, stn.warp(MAPS[0], Affine(theta)))
+
+
 async def _mapped(stub, given):
     async with stub:
         return [one async for one in stub.map(given, return_exceptions=True)]

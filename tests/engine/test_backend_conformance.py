@@ -16,6 +16,7 @@ from stn_engine import (
     WarpProblem,
     WarpSpec,
 )
+from stn_engine.checks import LABEL_DTYPES
 from support.backends import BACKENDS, FAST
 from support.oracles import (
     REFERENCE,
@@ -39,6 +40,7 @@ from support.strategies import (
     SUBGRADIENTS,
     VOLUME,
     VOLUME_KINDS,
+    WIDE_LEVELS,
     random_gradients,
     random_transform,
     random_values,
@@ -100,8 +102,10 @@ def assert_forward_conforms(backend, problem):
 
 
 def saturated(values, dtype):
-    """What uint8 can hold at all; other dtypes hold every value of these tests."""
-    return values.clamp(0, 255) if dtype == torch.uint8 else values
+    """What integers can hold at all; other dtypes hold every value of these tests."""
+    if dtype.is_floating_point:
+        return values
+    return values.clamp(torch.iinfo(dtype).min, torch.iinfo(dtype).max)
 
 
 def assert_gradients_conform(backend, problem):
@@ -167,6 +171,36 @@ def test_backend_conforms_for_every_transform(
     assert_forward_conforms(backend, warp)
     if dtype.is_floating_point:
         assert_gradients_conform(backend, random_gradients(12, warp))
+
+
+@pytest.mark.parametrize("dtype", WIDE_LEVELS, ids=str)
+@pytest.mark.parametrize("sizes", [IMAGE, VOLUME], ids=["images", "volumes"])
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@per_padding
+def test_backend_conforms_in_16_bits(backend, dtype, sizes, interpolation, padding):
+    """Numbers of maps of 16 bits are those of the reference, rounded once."""
+    spec = WarpSpec(interpolation=interpolation, padding=padding, fill=(0.5, -1e6, 2e4))
+    assert_forward_conforms(backend, random_warp(11, dtype=dtype, spec=spec, **sizes))
+
+
+def bits(labels):
+    """Something that torch compares, whatever the dtype."""
+    return labels.contiguous().view(torch.uint8).unflatten(-1, (-1, labels.dtype.itemsize))
+
+
+@pytest.mark.parametrize("dtype", LABEL_DTYPES, ids=str)
+@per_kind
+def test_backend_moves_labels(backend, dtype, kind, sizes):
+    """Bit for bit, whatever the padding and the order of channels; constants become labels."""
+    last = torch.channels_last if len(sizes["size"]) == 2 else torch.channels_last_3d
+    for padding, order in itertools.product(PADDINGS, (torch.contiguous_format, last)):
+        spec = WarpSpec(interpolation="nearest", padding=padding, fill=(2.5, -1e30, 1e30))
+        warp = random_warp(11, kind=kind, dtype=dtype, spec=spec, **sizes)
+        warp = replace(warp, feature_map=warp.feature_map.contiguous(memory_format=order))
+        output, (expected,) = backend.warp([warp])[0], REFERENCE.warp([warp])
+        assert output.dtype == dtype
+        differs = (bits(output) != bits(expected)).any(-1)
+        assert not (differs & settled(warp)[:, None]).any()
 
 
 @pytest.mark.parametrize("kind", LONG_ROWS)

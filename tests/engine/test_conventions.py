@@ -435,6 +435,59 @@ def test_convention_reflection_flips_the_gradient(backend):
     assert gradients.transform[0, 0, :, 0].tolist() == [-10.0, 10.0, -10.0]
 
 
+LARGE = 2**62 + 1
+"""Which neither float32 nor float64 holds."""
+
+
+@pytest.mark.parametrize(
+    ("dtype", "labels", "fill", "constant"),
+    [
+        (torch.bool, [True, False, True], 0.4, False),
+        (torch.bool, [True, False, True], 7.0, True),
+        (torch.int8, [-128, 0, 127], -100.0, -100),
+        (torch.int8, [-128, 0, 127], -300.0, -128),
+        (torch.int32, [2**31 - 1, -(2**31), 2**24 + 1], 2.5, 2),
+        (torch.uint32, [2**32 - 1, 0, 2**24 + 1], 1e30, 2**32 - 1),
+        (torch.int64, [LARGE, -LARGE, 1], -100.0, -100),
+        (torch.int64, [LARGE, -LARGE, 1], 1e30, 2**63 - 1),
+        (torch.int64, [LARGE, -LARGE, 1], -1e30, -(2**63)),
+        (torch.uint64, [2**64 - 1, 0, LARGE], 3.5, 4),
+        (torch.uint64, [2**64 - 1, 0, LARGE], 1e30, 2**64 - 1),
+        (torch.uint64, [2**64 - 1, 0, LARGE], -1.0, 0),
+    ],
+)
+def test_convention_labels_stay_labels(backend, dtype, labels, fill, constant):
+    """Bit for bit, of the nearest pixel, ties to the even one; constants become labels, too."""
+    found = read(
+        backend,
+        torch.tensor([[[labels]]], dtype=dtype),
+        [(0.4, 0.0), (0.5, 0.0), (1.5, 0.0), (2.4, 0.3), (3.0, 0.0), (float("nan"), 0.0)],
+        coordinates="pixel",
+        interpolation="nearest",
+        padding="fill",
+        fill=fill,
+    )
+    first, _, last = labels
+    assert found == [first, first, last, last, constant, constant]
+
+
+def test_convention_16_bits_round_half_to_even_and_saturate(backend):
+    """As of uint8, but for the range."""
+    for dtype, values, fill, expected in (
+        (torch.uint16, [65534, 65535, 0], 1e6, [65534, 32768, 65535]),
+        (torch.int16, [-32768, -32767, 32767], -1e6, [-32768, 0, -32768]),
+    ):
+        found = read(
+            backend,
+            torch.tensor([[[values]]], dtype=dtype),
+            [(0.5, 0.0), (1.5, 0.0), (9.0, 0.0)],
+            coordinates="pixel",
+            padding="fill",
+            fill=fill,
+        )
+        assert found == expected
+
+
 def test_convention_uint8_rounds_half_to_even_and_saturates(backend):
     """0.5 becomes 0, 1.5 becomes 2, and a fill outside the grey levels is clamped."""
     levels = torch.tensor([[[[0, 1, 2]]]], dtype=torch.uint8)

@@ -33,6 +33,7 @@ from stn_engine import (
     warp,
     warp_gradients,
 )
+from stn_engine.checks import FEATURE_MAP_DTYPES, INTERPOLATED_DTYPES, LABEL_DTYPES
 
 MAP = torch.zeros(4, 3, 5, 7)
 THETA = Affine(torch.eye(2, 3).repeat(4, 1, 1))
@@ -211,9 +212,9 @@ def test_shape_error_of_a_volume_under_a_flat_transform(transform):
         ),
         (
             "feature_map",
-            (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8),
-            torch.int32,
-            lambda: warp(MAP.int(), THETA),
+            FEATURE_MAP_DTYPES,
+            torch.complex64,
+            lambda: warp(MAP.cfloat(), THETA),
         ),
         (
             "feature_map",
@@ -240,6 +241,20 @@ def test_dtype_error(argument, expected, actual, call):
     match = rf"^{argument}: expected torch\..*, got {actual}\. Convert it"
     error = assert_refused(DTypeError, match, argument, call)
     assert (error.expected, error.actual) == (expected, actual)
+
+
+@pytest.mark.parametrize("dtype", LABEL_DTYPES, ids=str)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_labels_are_not_interpolated(dtype, interpolation):
+    """The error says how they are read."""
+    match = (
+        rf'^feature_map: expected torch\..*, got {dtype}\. Labels are read by interpolation="nea'
+    )
+    labels = torch.zeros(1, 1, 2, 2, dtype=dtype)
+    error = assert_refused(
+        DTypeError, match, "feature_map", lambda: warp(labels, THETA, interpolation=interpolation)
+    )
+    assert (error.expected, error.actual) == (INTERPOLATED_DTYPES, dtype)
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_wrong_warps_are_refused(make, changes, message):
                 "feature_map": zeros(2, 3, 4, 5, dtype=np.uint8),
                 "grad_output": zeros(2, 3, 6, 7, dtype=np.uint8),
             },
-            "feature_map: expected a float dtype, got uint8",
+            "feature_map: expected a float dtype, got integers",
         ),
     ],
 )

@@ -12,7 +12,7 @@ import torch
 import stn_engine
 from stn_engine import GridProblem, Transform, WarpGradientsProblem, WarpSpec
 from stn_engine.backends.torch import TorchBackend
-from stn_engine.checks import GRADIENT_DTYPES
+from stn_engine.checks import FEATURE_MAP_DTYPES, GRADIENT_DTYPES
 from support.backends import BACKENDS
 from support.strategies import IMAGE, VOLUME, VOLUME_KINDS, random_gradients, random_warp
 
@@ -95,7 +95,7 @@ def test_readme_support_table_forgets_nothing(maps):
         "transforms": TRANSFORMS[maps],
         "interpolation": set(stn_engine.Interpolation),
         "padding": set(stn_engine.Padding),
-        "feature maps": {"float32", "float64", "float16", "bfloat16", "uint8"},
+        "feature maps": {str(dtype).removeprefix("torch.") for dtype in FEATURE_MAP_DTYPES},
         "gradients for": {str(dtype).removeprefix("torch.") for dtype in GRADIENT_DTYPES},
     }.items():
         assert {value for row in rows for value in row[column]} == everything
@@ -120,13 +120,16 @@ def test_a_backend_of_uneven_support_gets_the_rows_that_it_needs():
             return () if is_kind and is_mode else ("no warp",)
 
     generate_docs = runpy.run_path(str(ROOT / ".ci" / "generate_docs.py"))
-    everything = "float32, float64, float16, bfloat16, uint8"
+    numbers = "float32, float64, float16, bfloat16, uint8, uint16, int16"
+    everything = f"{numbers}, bool, int8, int32, uint32, int64, uint64"
     paddings = "zeros, border, reflection, fill"
     assert generate_docs["_supported"](UnevenBackend(), 2) == (
-        ("`Affine`", "nearest, bilinear", paddings, everything, "float32", "`Affine`"),
-        ("`Affine`", "bicubic", "border", everything, "float32", "`Affine`"),
-        ("`Flow`", "nearest, bilinear", paddings, everything, "none", "`Affine`"),
-        ("`Flow`", "bicubic", "border", everything, "none", "`Affine`"),
+        ("`Affine`", "nearest", paddings, everything, "float32", "`Affine`"),
+        ("`Affine`", "bilinear", paddings, numbers, "float32", "`Affine`"),
+        ("`Affine`", "bicubic", "border", numbers, "float32", "`Affine`"),
+        ("`Flow`", "nearest", paddings, everything, "none", "`Affine`"),
+        ("`Flow`", "bilinear", paddings, numbers, "none", "`Affine`"),
+        ("`Flow`", "bicubic", "border", numbers, "none", "`Affine`"),
     )
 
 

@@ -24,6 +24,14 @@ DATATYPES = {
     "float16": "FP16",
     "bfloat16": "BF16",
     "uint8": "UINT8",
+    "uint16": "UINT16",
+    "int16": "INT16",
+    "bool": "BOOL",
+    "int8": "INT8",
+    "int32": "INT32",
+    "uint32": "UINT32",
+    "int64": "INT64",
+    "uint64": "UINT64",
 }
 
 

@@ -104,14 +104,19 @@ def test_regularization_is_a_parameter(peer, rng, u):
 
 
 @pytest.mark.parametrize(
-    "dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16, np.uint8]
+    "dtype",
+    [
+        *(np.float32, np.float64, np.float16, ml_dtypes.bfloat16, np.uint8, np.uint16, np.int16),
+        *(np.bool_, np.int8, np.int32, np.uint32, np.int64, np.uint64),
+    ],
 )
 def test_every_type_of_elements_comes_back_as_it_went(peer, rng, dtype):
     u = (rng.random((2, 3, 5, 6)) * 255).astype(dtype)
-    result = peer.infer("stn_warp_affine", {"feature_map": u, "theta": theta()})
+    options = {"interpolation": "nearest"}
+    result = peer.infer("stn_warp_affine", {"feature_map": u, "theta": theta()}, options)
     (output,) = result.get_response().outputs
     raw = result.get_response().raw_output_contents[0]
-    assert raw == peer.stn.warp(u, Affine(theta())).tobytes()
+    assert raw == peer.stn.warp(u, Affine(theta()), **options).tobytes()
     assert output.datatype == DATATYPES[u.dtype.name]
 
 

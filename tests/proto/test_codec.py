@@ -25,6 +25,16 @@ CARRIED = {
     ">f2": tensor_pb2.DATA_TYPE_FLOAT16,
     BFLOAT16: tensor_pb2.DATA_TYPE_BFLOAT16,
     "u1": tensor_pb2.DATA_TYPE_UINT8,
+    "<u2": tensor_pb2.DATA_TYPE_UINT16,
+    ">u2": tensor_pb2.DATA_TYPE_UINT16,
+    "<i2": tensor_pb2.DATA_TYPE_INT16,
+    "?": tensor_pb2.DATA_TYPE_BOOL,
+    "i1": tensor_pb2.DATA_TYPE_INT8,
+    "<i4": tensor_pb2.DATA_TYPE_INT32,
+    "<u4": tensor_pb2.DATA_TYPE_UINT32,
+    "<i8": tensor_pb2.DATA_TYPE_INT64,
+    ">i8": tensor_pb2.DATA_TYPE_INT64,
+    "<u8": tensor_pb2.DATA_TYPE_UINT64,
 }
 LAYOUTS_IN_MEMORY = {
     "row major": lambda array: array,
@@ -138,7 +148,8 @@ def test_codec_keeps_the_message_alive():
 FLOATS = {"data_type": DATA_TYPE_FLOAT32, "shape": [2], "payload": 0}
 KNOWN_DATA_TYPES = (
     "one of DATA_TYPE_FLOAT32, DATA_TYPE_FLOAT64, DATA_TYPE_FLOAT16, DATA_TYPE_BFLOAT16, "
-    "DATA_TYPE_UINT8"
+    "DATA_TYPE_UINT8, DATA_TYPE_UINT16, DATA_TYPE_INT16, DATA_TYPE_BOOL, DATA_TYPE_INT8, "
+    "DATA_TYPE_INT32, DATA_TYPE_UINT32, DATA_TYPE_INT64, DATA_TYPE_UINT64"
 )
 BROKEN_TENSORS = {
     "unspecified data type": (
@@ -232,20 +243,21 @@ def test_codec_takes_the_largest_rank_and_refuses_none_below():
     assert get_tensor(empty, [memoryview(b"")], "x").shape == (0, MAX_ELEMENTS)
 
 
-@pytest.mark.parametrize("dtype", ["i4", "bool", "c8", "O", "U3", "M8[s]", "f4,f4"])
+@pytest.mark.parametrize("dtype", ["c8", "O", "U3", "M8[s]", "f4,f4"])
 def test_codec_refuses_a_dtype_that_the_wire_does_not_carry(dtype):
     """Unsupported arrays are refused before anything is appended to the payloads."""
     array, payloads = np.zeros(1, dtype), []
     with pytest.raises(WireFormatError, match=r"data_type: expected one of .*Cast first\.$") as e:
         put_tensor(array, payloads)
     assert e.value.actual == str(array.dtype)
-    assert e.value.expected == "one of float32, float64, float16, bfloat16, uint8"
+    known = "float32, float64, float16, bfloat16, uint8, uint16, int16, bool, int8, int32"
+    assert e.value.expected == f"one of {known}, uint32, int64, uint64"
     assert payloads == []
 
 
 @given(
     st.binary(max_size=64),
-    st.integers(0, 6),
+    st.integers(0, 14),
     st.lists(st.integers(-1, 9), max_size=10),
     st.none() | st.integers(0, 3),
 )

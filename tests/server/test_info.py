@@ -109,7 +109,8 @@ def test_capabilities_are_what_the_engine_computes(info, place):
         )
     }
     assert names["gradients"] == {"FLOAT16", "BFLOAT16", "FLOAT32", "FLOAT64"}
-    assert names["forward"] == {*names["gradients"], "UINT8"}
+    integers = {f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)}
+    assert names["forward"] == {*names["gradients"], *integers, "BOOL"}
     assert names["parameters"] == {"FLOAT32", "FLOAT64"}
 
 

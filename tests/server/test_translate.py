@@ -107,6 +107,14 @@ def test_every_field_of_the_spec_arrives():
         (np.float16, torch.float16),
         (ml_dtypes.bfloat16, torch.bfloat16),
         (np.uint8, torch.uint8),
+        (np.uint16, torch.uint16),
+        (np.int16, torch.int16),
+        (np.bool_, torch.bool),
+        (np.int8, torch.int8),
+        (np.int32, torch.int32),
+        (np.uint32, torch.uint32),
+        (np.int64, torch.int64),
+        (np.uint64, torch.uint64),
     ],
     ids=str,
 )
@@ -115,6 +123,7 @@ def test_every_type_of_the_contract_goes_both_ways(dtype, expected):
     values = ramp(2, 3, 4, 5, dtype=dtype)
     request = warp_request()
     request.ClearField("output_size")
+    request.spec.interpolation = warp_pb2.INTERPOLATION_NEAREST
     replace(request, request.feature_map, values)
     task = decode(request)
     problem, (feature_map, _), _ = task.job

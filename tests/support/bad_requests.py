@@ -437,8 +437,13 @@ BAD_REQUESTS = [
         f"{OPTIONS}DATA_TYPE_FLOAT32, DATA_TYPE_FLOAT64,"),
     bad("unknown data type", "Warp", assign("feature_map.data_type", 99), UNSUPPORTED,
         "feature_map.data_type", f"{OPTIONS}DATA_TYPE_FLOAT32, DATA_TYPE_FLOAT64, "
-        "DATA_TYPE_FLOAT16, DATA_TYPE_BFLOAT16, DATA_TYPE_UINT8, got 99, which this server does"),
-    bad("unknown data type of theta", "GenerateGrid", assign(f"{THETA}.data_type", 6), UNSUPPORTED,
+        "DATA_TYPE_FLOAT16, DATA_TYPE_BFLOAT16, DATA_TYPE_UINT8, DATA_TYPE_UINT16, "
+        "DATA_TYPE_INT16, DATA_TYPE_BOOL, DATA_TYPE_INT8, DATA_TYPE_INT32, DATA_TYPE_UINT32, "
+        "DATA_TYPE_INT64, DATA_TYPE_UINT64, got 99, which this server does"),
+    bad("interpolated labels", "Warp", array("feature_map", np.zeros((1, 1, 4, 5), np.int32)),
+        WRONG, "feature_map", "expected torch.float32 or torch.float64 or torch.float16 or "
+        "torch.bfloat16 or torch.uint8 or torch.uint16 or torch.int16, got torch.int32. Labels"),
+    bad("unknown data type of theta", "GenerateGrid", assign(f"{THETA}.data_type", 99), UNSUPPORTED,
         f"{THETA}.data_type", OPTIONS),
     bad("theta of bytes", "Warp", array(THETA, theta().astype(np.uint8)), WRONG, THETA,
         "expected torch.float32 or torch.float64, got torch.uint8."),

@@ -32,13 +32,19 @@ PADDINGS = ("zeros", "border", "reflection", "fill")
 CONVENTIONS = (("normalized", False), ("normalized", True), ("pixel", False))
 SUBGRADIENTS = ("right", "zero")
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
+"""Those of the whole matrix of options."""
+WIDE_LEVELS = (torch.uint16, torch.int16)
 
 
 def random_values(seed: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Standard normal values; the full range of grey levels for uint8."""
+    """Standard normal values; all that integers may be."""
     generator = torch.Generator().manual_seed(seed)
     if dtype == torch.uint8:
         return torch.randint(0, 256, shape, generator=generator, dtype=dtype)
+    if not dtype.is_floating_point:
+        last = 2 if dtype == torch.bool else 256
+        size = (*shape[:-1], shape[-1] * dtype.itemsize)
+        return torch.randint(0, last, size, generator=generator, dtype=torch.uint8).view(dtype)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 

@@ -11,7 +11,7 @@ Forward, absolute, for a peak value max(|U|, |fill|), a largest difference of ne
     coordinate   d products and d sums of size S, 2·d roundings, move the read point by 2·d·2⁻²⁴·S
                  along each of the d axes
     storage      half a unit in the last place of the output dtype: 2⁻¹¹ and 2⁻⁸ relative for the
-                 half types, and half a grey level for uint8
+                 half types, and half a grey level for uint8, uint16 and int16
 
 Bicubic weights are negative in part: their absolute sum is up to 1.375 per axis, that of their
 slopes up to 3 where bilinear has 2. Both terms grow by the products, at most 1.5·1.375^(d-1).
@@ -33,9 +33,8 @@ STORAGE = {
     torch.float32: 0.0,
     torch.float16: 2.0**-11,
     torch.bfloat16: 2.0**-8,
-    torch.uint8: 0.0,
 }
-GREY_LEVEL = {torch.uint8: 0.5}
+GREY_LEVEL = {torch.uint8: 0.5, torch.uint16: 0.5, torch.int16: 0.5}
 GRADIENT = {torch.float64: 1e-12, torch.float32: 1e-5}
 ADJOINT_IDENTITY = 1e-12
 
@@ -57,7 +56,7 @@ def forward_tolerance(feature_map: Tensor, spec: WarpSpec, extent: float) -> flo
     # The error per axis times the largest difference, on every axis.
     moved = dims * (dims * COORDINATE[computed] * max(extent, 1.0)) * contrast
     exact = ARITHMETIC[computed] * peak + moved
-    return exact + STORAGE[dtype] * (peak + exact) + GREY_LEVEL.get(dtype, 0.0)
+    return exact + STORAGE.get(dtype, 0.0) * (peak + exact) + GREY_LEVEL.get(dtype, 0.0)
 
 
 def gradient_tolerance(feature_map: torch.dtype, result: torch.dtype) -> float:

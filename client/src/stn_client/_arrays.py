@@ -43,10 +43,10 @@ AnyArray = ArrayLike | SupportsDLPack | SupportsArrayInterface
 """What calls take as an array."""
 
 IMAGE_LAYOUTS = {
-    **dict.fromkeys(("L", "F"), "HW"),
+    **dict.fromkeys(("L", "F", "I;16", "I"), "HW"),
     **dict.fromkeys(("RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "LA", "RGBX", "RGBa"), "HWC"),
 }
-"""The modes of Pillow whose pixels are numbers that can be interpolated, and their layouts."""
+"""The modes of Pillow whose pixels are numbers, and their layouts; those of "I" are labels."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,12 @@ Messages and classes have the same names, and so have their fields: first comes 
 parameters; what else a message has is in `settings`.
 """
 
+FLOATS = "float32", "float64", "float16", "bfloat16"
+"""Maps of which there are gradients."""
+
+INTERPOLATED = *FLOATS, "uint8", "uint16", "int16"
+"""Maps that any interpolation reads; others, of integers, are labels."""
+
 _PLAIN_KINDS = {kind for kind in KINDS if len(fields(kind)) == 1}
 """Transforms that have nothing but parameters."""
 
@@ -292,6 +298,7 @@ def warp(
     key = _key(" ".join(("Warp", *keep)), [given.array], transform, output_size, options, layout)
     if (envelope := _kept.get(key)) is not None:
         return _again(envelope, conduct, finish, keep, given, transform.parameters)
+    _check_labels(given.array.dtype, options.get("interpolation", "bilinear"))
     payloads: Payloads = []
     request = warp_pb2.WarpRequest(
         keep_for_gradients=[_OPERANDS[name] for name in keep],
@@ -324,6 +331,8 @@ def warp_gradients(
         finish = _gradients(given, layout, operand("transform", transform.parameters))
         operands = incoming, given, transform.parameters
         return _again(envelope, conduct, finish, (), *operands)
+    for field, one in (("grad_output", incoming), ("feature_map", given)):
+        _check_floats(field, one.array.dtype)
     payloads: Payloads = []
     grad_output_tensor = _put_map("grad_output", incoming, payloads, layout)
     feature_map_tensor = _put_map("feature_map", given, payloads, layout)
@@ -412,6 +421,7 @@ def objective(
     if isinstance(delta, bool) or not isinstance(delta, Real):
         raise invalid("delta", f"expected a number, got {delta!r}.")
     given = operand("moving", moving)
+    _check_floats("moving", given.array.dtype)
     layout = layout_of(options.get("layout"), given.layout)
     tensors: dict[str, Any] = {
         name: _put_map(name, operand(name, value), payloads, layout)
@@ -744,6 +754,24 @@ def _put(
         return put_tensor(array, payloads, layout=layout)
     except WireFormatError as error:
         raise invalid(field, f"expected {error.expected}, got {error.actual}. Cast it.") from error
+
+
+def _check_labels(dtype: np.dtype[Any], interpolation: object) -> None:
+    """Integers that are labels are moved, and never interpolated."""
+    known = dtype.newbyteorder("<") in DTYPES.values()
+    if known and interpolation != "nearest" and dtype.name not in INTERPOLATED:
+        expected = f"expected one of {', '.join(INTERPOLATED)}, got {dtype}."
+        advice = 'Cast it; if these are labels, pass interpolation="nearest".'
+        raise invalid("feature_map", f"{expected} {advice}")
+
+
+def _check_floats(field: str, dtype: np.dtype[Any]) -> None:
+    """There are gradients of maps that hold floats."""
+    if dtype.kind in "biu":
+        expected = (
+            f"expected one of {', '.join(FLOATS)}, of which there are gradients, got {dtype}."
+        )
+        raise invalid(field, f"{expected} Cast it.")
 
 
 def _put_map(field: str, given: Operand, payloads: Payloads, layout: str) -> tensor_pb2.Tensor:

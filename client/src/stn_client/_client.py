@@ -144,10 +144,14 @@ class Client(BaseClient):
         """Samples a feature map where a transform says (equation 1 of the paper).
 
         Shapes:
-            feature_map   (N, C, [D,] H, W)      float32 | float64 | float16 | bfloat16 | uint8
+            feature_map   (N, C, [D,] H, W)      float32 | float64 | float16 | bfloat16 | uint8 |
+                                                 uint16 | int16; labels: bool | int8 | int32 |
+                                                 uint32 | int64 | uint64
             returns       (N, C, [D',] H', W')   same dtype
 
-        In another order, or without N and C, by the option `layout`.
+        In another order, or without N and C, by the option `layout`. Results of integers are
+        rounded half to even and saturated; labels are read by interpolation "nearest" alone, and
+        moved bit for bit.
 
         Arrays may be of any library: the result is an array of the same one as the feature map, on
         the same device. That of an image of Pillow is an image of its mode.

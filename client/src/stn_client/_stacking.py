@@ -33,7 +33,12 @@ _OF_ALL = AccessDeniedError, DeadlineExceededError, OverloadedError, Unavailable
 
 
 def most_in_stack(call: Call[Any]) -> int:
-    """How many calls like this one may go together; 1 if it has to go alone."""
+    """How many calls like this one may go together; 1 if it has to go alone.
+
+    So has one whose tensors stay on the server, of which there is nothing to send.
+    """
+    if call.residents:
+        return 1
     envelope = call.envelope
     if envelope.most_in_stack is None:
         shapes = [tuple(tensor.shape) for tensor in tensors_of(envelope.message)]
@@ -47,7 +52,8 @@ def most_in_stack(call: Call[Any]) -> int:
 
 def are_alike(one: Call[Any], other: Call[Any]) -> bool:
     """Whether calls differ in the values of their tensors alone."""
-    return one.envelope is other.envelope and one.conduct is other.conduct
+    same = one.envelope is other.envelope and one.conduct is other.conduct
+    return same and not other.residents
 
 
 def stack_shape(calls: Sequence[Call[Any]]) -> tuple[int]:

@@ -16,10 +16,18 @@ from stn_proto.errors import WireFormatError
 from stn_proto.limits import MAX_ELEMENTS, MAX_RANK
 from stn_proto.v1.tensor_pb2 import (
     DATA_TYPE_BFLOAT16,
+    DATA_TYPE_BOOL,
     DATA_TYPE_FLOAT16,
     DATA_TYPE_FLOAT32,
     DATA_TYPE_FLOAT64,
+    DATA_TYPE_INT8,
+    DATA_TYPE_INT16,
+    DATA_TYPE_INT32,
+    DATA_TYPE_INT64,
     DATA_TYPE_UINT8,
+    DATA_TYPE_UINT16,
+    DATA_TYPE_UINT32,
+    DATA_TYPE_UINT64,
     LAYOUT_UNSPECIFIED,
     DataType,
     Layout,
@@ -32,10 +40,18 @@ DTYPES: dict[DataType, np.dtype[Any]] = {
     DATA_TYPE_FLOAT16: np.dtype("<f2"),
     DATA_TYPE_BFLOAT16: np.dtype(ml_dtypes.bfloat16),
     DATA_TYPE_UINT8: np.dtype("u1"),
+    DATA_TYPE_UINT16: np.dtype("<u2"),
+    DATA_TYPE_INT16: np.dtype("<i2"),
+    DATA_TYPE_BOOL: np.dtype("?"),
+    DATA_TYPE_INT8: np.dtype("i1"),
+    DATA_TYPE_INT32: np.dtype("<i4"),
+    DATA_TYPE_UINT32: np.dtype("<u4"),
+    DATA_TYPE_INT64: np.dtype("<i8"),
+    DATA_TYPE_UINT64: np.dtype("<u8"),
 }
 """The NumPy type of every DataType."""
 
-_NATIVE = "fdeB" if sys.byteorder == "little" else ""
+_NATIVE = "fde?bBhHiIlLqQ" if sys.byteorder == "little" else ""
 """Types whose memory is as the wire wants it, and that Python knows: not bfloat16."""
 
 _DATA_TYPES = {dtype: number for number, dtype in DTYPES.items()}

@@ -70,6 +70,14 @@ TORCH_DTYPES = {
     np.dtype("<f2"): torch.float16,
     np.dtype(ml_dtypes.bfloat16): torch.bfloat16,
     np.dtype("u1"): torch.uint8,
+    np.dtype("<u2"): torch.uint16,
+    np.dtype("<i2"): torch.int16,
+    np.dtype("?"): torch.bool,
+    np.dtype("i1"): torch.int8,
+    np.dtype("<i4"): torch.int32,
+    np.dtype("<u4"): torch.uint32,
+    np.dtype("<i8"): torch.int64,
+    np.dtype("<u8"): torch.uint64,
 }
 """The engine's type of every type of the wire."""
 

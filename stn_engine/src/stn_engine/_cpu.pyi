@@ -26,6 +26,10 @@ class Storage(Enum):
     float16 = 2
     bfloat16 = 3
     uint8 = 4
+    uint16 = 5
+    int16 = 6
+    int32 = 7
+    int64 = 8
 
 class Loss(Enum):
     ssd = 0

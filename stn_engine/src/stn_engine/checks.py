@@ -17,8 +17,18 @@ from stn_engine.errors import (
 )
 from stn_engine.memory import has_memory, refuse_lost
 from stn_engine.modes import has_tangents, is_plain, unrecorded
+from stn_engine.spec import Interpolation
 
-FEATURE_MAP_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
+GRADIENT_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""Feature maps that have gradients."""
+
+INTERPOLATED_DTYPES = (*GRADIENT_DTYPES, torch.uint8, torch.uint16, torch.int16)
+"""Feature maps that are read by any interpolation."""
+
+LABEL_DTYPES = (torch.bool, torch.int8, torch.int32, torch.uint32, torch.int64, torch.uint64)
+"""Feature maps that are read by ``nearest`` alone, and moved bit for bit: label maps."""
+
+FEATURE_MAP_DTYPES = INTERPOLATED_DTYPES + LABEL_DTYPES
 """What a feature map may hold."""
 
 NEEDS = "feature_map", "transform"
@@ -26,9 +36,6 @@ NEEDS = "feature_map", "transform"
 
 OBJECTIVE_NEEDS = "gradient", "gauss_newton"
 """What an objective tells besides its value, in this order."""
-
-GRADIENT_DTYPES = FEATURE_MAP_DTYPES[:-1]
-"""Feature maps that have gradients: all but uint8."""
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 """What autocast makes of float32 in the layers before a warp."""
@@ -197,6 +204,13 @@ def check_own_size(output_size: tuple[int, ...], own_size: tuple[int, ...]) -> N
     if output_size != own_size:
         remedy = "Pass the transform's own size."
         raise ShapeError("output_size", [own_size], output_size, remedy)
+
+
+def check_interpolation(interpolation: Interpolation | str, feature_map: Tensor) -> None:
+    """``feature_map`` is none of labels if it is interpolated."""
+    if feature_map.dtype in LABEL_DTYPES and interpolation != Interpolation.NEAREST:
+        remedy = 'Labels are read by interpolation="nearest"; for another one convert: Tensor.to.'
+        raise DTypeError("feature_map", INTERPOLATED_DTYPES, feature_map.dtype, remedy)
 
 
 def check_fill(fill: tuple[float, ...], feature_map: Tensor) -> None:

@@ -63,7 +63,9 @@ def warp(
     """The feature map read wherever the transform says, equations (1) and (5) in one step.
 
     Shapes:
-        feature_map   (N, C, [D,] H, W)       float32 | float64 | float16 | bfloat16 | uint8
+        feature_map   (N, C, [D,] H, W)       float32 | float64 | float16 | bfloat16 | uint8 |
+                                              uint16 | int16, or, with nearest alone, bool | int8 |
+                                              int32 | uint32 | int64 | uint64
         transform     (N, ...)                float32 | float64, same device
         returns       (N, C, [Do,] Ho, Wo)    dtype and device of feature_map
 

@@ -91,7 +91,9 @@ class WarpProblem(_Planned):
     """One warp: generator and sampler applied to one batch.
 
     Shapes:
-        feature_map   (N, C, [D,] H, W)       float32 | float64 | float16 | bfloat16 | uint8
+        feature_map   (N, C, [D,] H, W)       float32 | float64 | float16 | bfloat16 | uint8 |
+                                              uint16 | int16, or, with nearest alone, bool | int8 |
+                                              int32 | uint32 | int64 | uint64
         transform     (N, ...)                float32 | float64, same device
         result        (N, C, [Do,] Ho, Wo)    dtype of feature_map
 
@@ -238,13 +240,13 @@ class WarpGradientsProblem(_Planned):
         grad_output   (N, C, [Do,] Ho, Wo)   dtype and device of the warp's result
 
     Args:
-        warp: The warp that is differentiated. A uint8 feature map has no gradients.
+        warp: The warp that is differentiated. A feature map of integers has no gradients.
         grad_output: Gradient of the loss with respect to the warp's result.
         needs: Which gradients to compute: ``"feature_map"``, ``"transform"``, or both.
 
     Raises:
         ShapeError: grad_output has not the shape of the result.
-        DTypeError: grad_output has not the dtype of the result, or the feature map is uint8.
+        DTypeError: grad_output has not the dtype of the result, or the feature map is integers.
         DeviceMismatchError: grad_output lives elsewhere.
         ParameterError: needs is empty or names something else.
     """
@@ -487,7 +489,7 @@ class ObjectiveProblem(_Planned):
     many thetas for one pair of maps are one problem.
 
     Args:
-        warp: The warp of the moving map, to the size of fixed. A uint8 map has no gradients.
+        warp: The warp of the moving map, to the size of fixed. A map of integers has none.
         fixed: What the result of the warp is compared with.
         weights: How much each target point counts; None: all alike.
         comparison: How.
@@ -496,7 +498,7 @@ class ObjectiveProblem(_Planned):
 
     Raises:
         ShapeError: fixed or weights have not the shape of the warp's result.
-        DTypeError: fixed or weights have not the dtype of the feature map, or it is uint8.
+        DTypeError: fixed or weights have not the dtype of the feature map, or it is integers.
         DeviceMismatchError: fixed or weights live elsewhere.
         ParameterError: needs names something else, or what there is not.
     """
@@ -768,6 +770,7 @@ def _checked_warp_shape(
     checks.check_feature_map(feature_map, kind, transform.dims)
     parameters = transform.parameters
     checks.check_device(argument, parameters, "feature_map", feature_map)
+    checks.check_interpolation(spec.interpolation, feature_map)
     checks.check_fill(spec.fill, feature_map)
     n = checks.broadcast_batch(feature_map, argument, parameters)
     if output_size is not None:

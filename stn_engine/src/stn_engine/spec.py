@@ -81,13 +81,20 @@ class Unit(NumberedChoice):
 
 
 class Storage(NumberedChoice):
-    """What an element of a feature map is stored as; the values are names of torch's dtypes."""
+    """What an element of a feature map is stored as; the values are names of torch's dtypes.
+
+    Those of INT32 and INT64 are labels: moved, never computed with.
+    """
 
     FLOAT32 = "float32", 0
     FLOAT64 = "float64", 1
     FLOAT16 = "float16", 2
     BFLOAT16 = "bfloat16", 3
     UINT8 = "uint8", 4
+    UINT16 = "uint16", 5
+    INT16 = "int16", 6
+    INT32 = "int32", 7
+    INT64 = "int64", 8
 
 
 class Loss(NumberedChoice):

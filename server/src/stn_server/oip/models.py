@@ -44,6 +44,8 @@ def _datatype(dtype: np.dtype[Any]) -> str:
     """What the protocol calls a type of elements."""
     if dtype == ml_dtypes.bfloat16:
         return "BF16"
+    if dtype == np.bool_:
+        return "BOOL"
     return {"f": "FP", "u": "UINT", "i": "INT"}[dtype.kind] + str(8 * dtype.itemsize)
 
 

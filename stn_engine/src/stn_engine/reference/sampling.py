@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -65,13 +66,14 @@ class Neighbour:
 
 @np.errstate(all="ignore")
 def sampler(U: Array, grid: Array, options: Sampling) -> Array:
-    """The sampler, equation (1): V from U and source points."""
+    """The sampler, equation (1): V from U, float64 or labels, and source points."""
     batch = max(len(U), len(grid)) if len(U) and len(grid) else 0
-    V = np.zeros((batch, U.shape[1], *grid.shape[1:-1]))
+    V = np.zeros((batch, U.shape[1], *grid.shape[1:-1]), U.dtype)
     for b in range(batch):
         image, points = U[b % len(U)], grid[b % len(grid)]
         for neighbour in _neighbours(points, image, options):
-            V[b] += neighbour.weight * _value(image, neighbour, options)
+            value = _value(image, neighbour, options)
+            V[b] += value if _holds_labels(image) else neighbour.weight * value
         V[b] = np.where(_finite(points), V[b], _per_channel(options.fill, image))
     return V
 
@@ -165,7 +167,8 @@ def _locate(image: Array, neighbour: Neighbour) -> tuple[Mask, tuple[Indices, ..
 def _value(image: Array, neighbour: Neighbour, options: Sampling) -> Array:
     """U at a neighbour in every channel; the constant where the neighbour is outside."""
     inside, index = _locate(image, neighbour)
-    outside = _per_channel(options.fill, image) if options.padding == "fill" else 0.0
+    fill = options.fill if options.padding == "fill" else (0.0,)
+    outside = _per_channel(fill, image)
     read = image[:, *index]  # type: ignore[arg-type]  # the stubs know no starred index
     return np.where(inside, read, outside)
 
@@ -224,4 +227,16 @@ def _finite(points: Array) -> Mask:
 
 def _per_channel(fill: Sequence[float], image: Array) -> Array:
     """A value per channel, to be broadcast over pixels."""
-    return np.asarray(fill, dtype=np.float64).reshape(-1, *[1] * (image.ndim - 1))
+    values = [_label(one, image.dtype) for one in fill] if _holds_labels(image) else fill
+    return np.asarray(values, image.dtype).reshape(-1, *[1] * (image.ndim - 1))
+
+
+def _holds_labels(image: Array) -> bool:
+    return image.dtype.kind != "f"
+
+
+def _label(value: float, dtype: np.dtype[Any]) -> int:
+    """A constant among labels: rounded half to even, saturated."""
+    limits = np.iinfo(np.uint8 if dtype == np.bool_ else dtype)
+    most = 1 if dtype == np.bool_ else int(limits.max)
+    return min(max(round(value), int(limits.min)), most)

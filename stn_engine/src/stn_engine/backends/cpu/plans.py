@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from stn_engine.backends._labels import as_stored
 from stn_engine.backends.torch.thin_plate import warp_basis_of
 from stn_engine.call import Call, Direction, Layout, contiguous
 from stn_engine.plan import Reasons
@@ -41,6 +42,7 @@ def new_plan(call: Call) -> CpuPlan | Reasons:
     maps = feature_map.shape, call.output_shape
     if max(max(shape[2:]) for shape in maps) > LARGEST_SIZE:
         return (f"maps are at most {LARGEST_SIZE} pixels wide, high or deep",)
+    call = as_stored(call)
     itemsize = feature_map.dtype.itemsize
     if max(math.prod(size or 1 for size in shape) for shape in maps) * itemsize > LARGEST_MAP_BYTES:
         return (f"maps take at most {LARGEST_MAP_BYTES} bytes",)

@@ -18,7 +18,7 @@ import torch
 from stn_engine.backends.cuda.descriptors import Group
 from stn_engine.backends.cuda.device import DeviceLauncher, Launcher
 from stn_engine.backends.cuda.launches import Launches
-from stn_engine.backends.cuda.plans import Plan, new_plan
+from stn_engine.backends.cuda.plans import Plan, in_parts, new_plan
 from stn_engine.backends.cuda.results import SharedResults
 from stn_engine.backends.cuda.structures import VECTOR_BYTES
 from stn_engine.backends.kernels import KernelBackend, Words
@@ -50,6 +50,8 @@ class CudaBackend(KernelBackend[Plan]):
 
     def run(self, plans: Sequence[Plan], addresses: Sequence[Addresses]) -> None:
         """Launches the kernels of all plans, those of one group together."""
+        if any(plan.parts for plan in plans):
+            plans, addresses = in_parts(plans, addresses)
         if len(plans) == 1:
             self._run_alone(plans[0], addresses[0])
             return

@@ -2,9 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from stn_engine.backends._labels import as_stored
 from stn_engine.backends.cuda.descriptors import (
     Descriptor,
     Operands,
@@ -15,13 +19,17 @@ from stn_engine.backends.cuda.descriptors import (
 from stn_engine.backends.cuda.launches import Launches
 from stn_engine.backends.torch.thin_plate import warp_basis_of
 from stn_engine.call import Call, Direction, Layout
-from stn_engine.plan import Reasons
+from stn_engine.plan import Addresses, Reasons
 from stn_engine.spec import Family
 
 LARGEST_SIZE = 1 << 24
 """Up to here float32 counts pixels exactly."""
 LARGEST_OFFSET = (1 << 31) - 1
 """Within a channel, offsets are 32-bit integers."""
+WIDE_LABELS = (torch.int32, torch.int64)
+"""Labels that no kernel moves as one: it would have to compute in integers."""
+PART_BYTES = 2
+"""Such are moved as integers of so many bytes, each of which float32 holds."""
 
 
 class Plan:
@@ -34,6 +42,8 @@ class Plan:
         interleaved: The same where all maps begin at multiples of a vector of channels; None if
             channels do not lie side by side.
         zeroed: Results that are filled with 0 beforehand: which of the addresses, and bytes.
+        parts: What the plan is made of in the place of all that: of labels that are larger than the
+            kernels' integers a plan for every ``PART_BYTES`` of them.
 
     Attributes:
         group: Those that it is launched with where its maps are aligned; None if nothing is
@@ -47,6 +57,7 @@ class Plan:
         "has_basis",
         "held_on",
         "interleaved",
+        "parts",
         "planes",
         "zeroed",
     )
@@ -57,8 +68,10 @@ class Plan:
         planes: Descriptor | None,
         interleaved: Descriptor | None,
         zeroed: Sequence[tuple[int, int]],
+        parts: "Sequence[Plan]" = (),
     ) -> None:
         self.call, self.planes, self.interleaved, self.zeroed = call, planes, interleaved, zeroed
+        self.parts = parts
         best = interleaved or planes
         self.group = None if best is None else best.group
         self._alone: dict[str, Launches] = {}
@@ -77,12 +90,63 @@ class Plan:
 
 def new_plan(call: Call) -> Plan | Reasons:
     """The plan of a warp or its gradients on a device that can run them, or why kernels cannot."""
+    call = as_stored(call)
     layouts = Operands.of(call)
     reasons = _reasons_against(call, layouts)
     if reasons:
         return reasons
     if 0 in layouts.target.shape:
         return Plan(call, None, None, _all_results(call))
+    if layouts.feature_map.dtype in WIDE_LABELS:
+        return Plan(call, None, None, (), _parts(call))
+    return _new_plan(call, layouts)
+
+
+def in_parts(plans: Sequence[Plan], addresses: Sequence[Addresses]) -> tuple[Any, Any]:
+    """Plans of which none has parts, with their addresses, in the place of any plans."""
+    pairs: list[tuple[Plan, Addresses]] = []
+    for plan, where in zip(plans, addresses, strict=True):
+        if not plan.parts:
+            pairs.append((plan, where))
+        for number, part in enumerate(plan.parts):
+            feature_map, parameters, output = map(int, where)
+            offset = number * PART_BYTES
+            pairs.append((part, (feature_map + offset, parameters, output + offset)))
+    return tuple([plan for plan, _ in pairs]), [where for _, where in pairs]
+
+
+def _parts(call: Call) -> list[Plan]:
+    """Plans that move a label as several integers of the kernels, which lie between each other."""
+    feature_map, parameters = call.operands
+    (output,) = call.needed
+    count = feature_map.dtype.itemsize // PART_BYTES
+    size_bytes = feature_map.dtype.itemsize
+    most = (1 << (8 * size_bytes - 1)) - 1  # of 64 bits, float64 has it as one more
+    fills = [
+        min(int(value), most).to_bytes(size_bytes, "little", signed=True)
+        for value in call.spec.fill
+    ]
+    parts = []
+    for number in range(count):
+        spot = slice(number * PART_BYTES, (number + 1) * PART_BYTES)
+        fill = tuple(float(int.from_bytes(one[spot], "little", signed=True)) for one in fills)
+        part = replace(
+            call,
+            spec=replace(call.spec, fill=fill),
+            operands=(_part(feature_map, count), parameters),
+            results=(_part(output, count),),
+        )
+        parts.append(_new_plan(part, Operands.of(part)))
+    return parts
+
+
+def _part(layout: Layout, count: int) -> Layout:
+    strides = tuple(count * stride for stride in layout.strides)
+    return Layout(torch.int16, layout.shape, strides)
+
+
+def _new_plan(call: Call, layouts: Operands) -> Plan:
+    """The plan of what kernels compute, once nothing speaks against it."""
     planes = describe(call, layouts, interleaved=False)
     interleaved = describe(call, layouts, interleaved=True) if can_interleave(layouts) else None
     return Plan(call, planes, interleaved, _zeroed(call, planes))
@@ -120,8 +184,11 @@ def _reasons_against(call: Call, layouts: Operands) -> Reasons | tuple[()]:
         math.prod(source.shape[2:]) * channels,
         math.prod(target.shape[2:]) * channels,
     )
-    if span > LARGEST_OFFSET:
-        return (f"a channel spans at most {LARGEST_OFFSET} elements, this one {span}",)
+    largest = LARGEST_OFFSET
+    if source.dtype in WIDE_LABELS:
+        largest //= source.dtype.itemsize // PART_BYTES
+    if span > largest:
+        return (f"a channel spans at most {largest} elements, this one {span}",)
     return ()
 
 

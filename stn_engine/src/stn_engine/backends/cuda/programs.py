@@ -20,6 +20,8 @@ STORAGES = {
     torch.float16: "stn::Float16",
     torch.bfloat16: "stn::BFloat16",
     torch.uint8: "stn::UInt8",
+    torch.uint16: "stn::UInt16",
+    torch.int16: "stn::Int16",
 }
 """The type of an element in the kernels."""
 

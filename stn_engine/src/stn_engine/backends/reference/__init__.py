@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from stn_engine import reference
+from stn_engine import checks, reference
 from stn_engine.backends._results import delivered
 from stn_engine.backends.base import reasons_against_device
 from stn_engine.call import Call
@@ -66,7 +67,7 @@ class ReferenceBackend:
 
 
 def _warp(problem: WarpProblem) -> Tensor:
-    U = _array(problem.feature_map)
+    U = _map(problem.feature_map)
     return _tensor(reference.sampler(U, _grid(problem), _options(problem)), problem.output_dtype)
 
 
@@ -223,11 +224,20 @@ def _options(problem: WarpProblem) -> reference.Sampling:
     )
 
 
+def _map(tensor: Tensor) -> reference.Array:
+    """A feature map: labels as they are."""
+    labels: Any = tensor.numpy() if tensor.dtype in checks.LABEL_DTYPES else None
+    return _array(tensor) if labels is None else labels
+
+
 def _array(tensor: Tensor) -> reference.Array:
     return tensor.detach().double().numpy()
 
 
 def _tensor(array: reference.Array, dtype: torch.dtype) -> Tensor:
-    if dtype == torch.uint8:
-        array = np.clip(np.rint(array), 0, 255)
+    if dtype in checks.LABEL_DTYPES:
+        return torch.from_numpy(array)
+    if dtype not in checks.GRADIENT_DTYPES:
+        limits = torch.iinfo(dtype)
+        array = np.clip(np.rint(array), limits.min, limits.max)
     return torch.from_numpy(array).to(dtype)

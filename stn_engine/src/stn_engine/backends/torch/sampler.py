@@ -9,10 +9,12 @@ import math
 import torch
 from torch import Tensor
 
+from stn_engine.backends._labels import stored_fill, stored_labels
 from stn_engine.backends.torch.lattices import compute_dtype
 from stn_engine.backends.torch.points import source_points, source_points_adjoint
 from stn_engine.backends.torch.taps import Taps, coordinate_slope, find_taps
 from stn_engine.backends.torch.trees import tree_sum
+from stn_engine.checks import GRADIENT_DTYPES, LABEL_DTYPES
 from stn_engine.problem import Gradients, WarpGradientsProblem, WarpProblem
 from stn_engine.spec import Interpolation, Padding
 
@@ -58,7 +60,7 @@ def accumulate(index: Tensor, terms: Tensor, size: int, *, ordered: bool) -> Ten
 
 
 def read_taps(problem: WarpProblem, taps: Taps) -> Tensor:
-    """U at every tap, (N, C, T, P), in compute dtype."""
+    """U at every tap, (N, C, T, P), in compute dtype; labels as they are stored."""
     n, channels = problem.output_shape[:2]
     pixels = _pixels(problem)
     index = taps.index.flatten(1)[:, None].expand(n, channels, -1)
@@ -74,10 +76,14 @@ def sum_of_taps(problem: WarpProblem, taps: Taps, values: Tensor) -> Tensor:
 
 def _pixels(problem: WarpProblem) -> Tensor:
     """The pixels of U and, behind them, the two constants that taps may name instead."""
-    spec, dtype = problem.spec, compute_dtype(problem)
-    feature_map = problem.feature_map
-    outside = spec.fill if spec.padding == Padding.FILL else (0.0,) * len(spec.fill)
-    pairs = tuple(zip(outside, spec.fill, strict=True))
+    spec, feature_map = problem.spec, problem.feature_map
+    dtype, fill = compute_dtype(problem), spec.fill
+    if feature_map.dtype in LABEL_DTYPES:
+        fill = stored_fill(fill, feature_map.dtype)
+        feature_map = stored_labels(feature_map)
+        dtype = feature_map.dtype
+    outside = fill if spec.padding == Padding.FILL else (0,) * len(fill)
+    pairs = tuple(zip(outside, fill, strict=True))
     # Not kept like the constants that sizes decide: callers choose fill, one per channel.
     constants = torch.tensor(pairs, dtype=dtype, device=feature_map.device)
     constants = constants.expand(*feature_map.shape[:2], 2)
@@ -85,8 +91,11 @@ def _pixels(problem: WarpProblem) -> Tensor:
 
 
 def _stored(values: Tensor, dtype: torch.dtype) -> Tensor:
-    if dtype == torch.uint8:
-        values = values.round().clamp(0, 255)
+    if dtype in LABEL_DTYPES:
+        return values.view(dtype)
+    if dtype not in GRADIENT_DTYPES:
+        limits = torch.iinfo(dtype)
+        values = values.round().clamp(limits.min, limits.max)
     return values.to(dtype)
 
 

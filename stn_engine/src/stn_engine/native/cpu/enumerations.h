@@ -27,7 +27,11 @@ inline void export_enumerations(nanobind::module_& m) {
       .value("float64", Storage::float64)
       .value("float16", Storage::float16)
       .value("bfloat16", Storage::bfloat16)
-      .value("uint8", Storage::uint8);
+      .value("uint8", Storage::uint8)
+      .value("uint16", Storage::uint16)
+      .value("int16", Storage::int16)
+      .value("int32", Storage::int32)
+      .value("int64", Storage::int64);
   nb::enum_<Loss>(m, "Loss").value("ssd", Loss::ssd).value("huber", Loss::huber).value("ncc", Loss::ncc);
   nb::enum_<Domain>(m, "Domain").value("overlap", Domain::overlap).value("all", Domain::all);
   nb::enum_<Family>(m, "Family")

@@ -9,14 +9,20 @@ namespace stn {
   const Kernels& kernels_float16(int axes);  \
   const Kernels& kernels_bfloat16(int axes); \
   const Kernels& kernels_uint8(int axes);    \
+  const Kernels& kernels_uint16(int axes);   \
+  const Kernels& kernels_int16(int axes);    \
+  const Kernels& kernels_int32(int axes);    \
+  const Kernels& kernels_int64(int axes);    \
   ObjectiveRun objective_float32(int axes);  \
   ObjectiveRun objective_float64(int axes);  \
   ObjectiveRun objective_float16(int axes);  \
   ObjectiveRun objective_bfloat16(int axes); \
   }
-#define STN_KERNELS(isa)                                                                                           \
-  {isa::kernels_float32, isa::kernels_float64, isa::kernels_float16, isa::kernels_bfloat16, isa::kernels_uint8}, { \
-    isa::objective_float32, isa::objective_float64, isa::objective_float16, isa::objective_bfloat16                \
+#define STN_KERNELS(isa)                                                                                        \
+  {isa::kernels_float32, isa::kernels_float64, isa::kernels_float16, isa::kernels_bfloat16, isa::kernels_uint8, \
+   isa::kernels_uint16,  isa::kernels_int16,   isa::kernels_int32,   isa::kernels_int64},                       \
+  {                                                                                                             \
+    isa::objective_float32, isa::objective_float64, isa::objective_float16, isa::objective_bfloat16             \
   }
 
 STN_DECLARE(baseline)

@@ -56,6 +56,10 @@ using float64 = double;
 using float16 = Float16;
 using bfloat16 = BFloat16;
 using uint8 = uint8_t;
+using uint16 = uint16_t;
+using int16 = int16_t;
+using int32 = int32_t;
+using int64 = int64_t;
 
 #define STN_JOINED(left, right) left##right
 #define STN_NAME(storage) STN_JOINED(kernels_, storage)

@@ -26,12 +26,27 @@ namespace nb = nanobind;
 
 inline int64_t bytes_of(Storage storage) {
   switch (storage) {
-    case Storage::float64: return 8;
-    case Storage::float32: return 4;
+    case Storage::float64:
+    case Storage::int64: return 8;
+    case Storage::float32:
+    case Storage::int32: return 4;
     case Storage::uint8: return 1;
     default: return 2;
   }
 }
+
+inline bool is_float(Storage storage) {
+  switch (storage) {
+    case Storage::float32:
+    case Storage::float64:
+    case Storage::float16:
+    case Storage::bfloat16: return true;
+    default: return false;
+  }
+}
+
+// Numbers that no float32 holds; they are moved, and never computed with.
+inline bool is_label(Storage storage) { return storage == Storage::int32 || storage == Storage::int64; }
 
 // What a tensor is but for its memory. Strides are in elements.
 struct Layout {

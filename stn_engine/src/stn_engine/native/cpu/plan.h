@@ -170,7 +170,7 @@ class Plan {
                         const Layout& parameters, const std::optional<Layout>& grad_feature_map,
                         const std::optional<Layout>& grad_parameters) {
     Plan plan(std::move(options), kind, feature_map, parameters, "grad_output", grad_output);
-    if (plan.problem_.storage == Storage::uint8) fail("feature_map", "a float dtype", "uint8");
+    if (!is_float(plan.problem_.storage)) fail("feature_map", "a float dtype", "integers");
     plan.is_gradient_ = true;
     plan.operands_.insert(plan.operands_.begin(), plan.target_);
     if (grad_feature_map) plan.need_map(*grad_feature_map);
@@ -183,7 +183,7 @@ class Plan {
                         const std::optional<Layout>& weights, const std::optional<Layout>& gradient,
                         const std::optional<Layout>& gauss_newton) {
     Plan plan(std::move(options), kind, moving, parameters, "warped", warped);
-    if (plan.problem_.storage == Storage::uint8) fail("moving", "a float dtype", "uint8");
+    if (!is_float(plan.problem_.storage)) fail("moving", "a float dtype", "integers");
     Objective objective{};
     objective.loss = comparison.loss, objective.delta = comparison.delta, objective.domain = comparison.domain;
     auto place = plan.operands_.begin() + 2;
@@ -242,6 +242,8 @@ class Plan {
       fail("feature_map", "four or five axes", feature_map.text());
     problem_.axes = static_cast<int>(feature_map.axes()) - 2;
     problem_.storage = feature_map.storage;
+    if (is_label(problem_.storage) && problem_.sampling.interpolation != Interpolation::nearest)
+      fail("interpolation", "nearest for labels", "another");
     problem_.source = map_of("feature_map", feature_map, problem_.axes);
     for (int a = 0; a < problem_.axes; ++a)
       if (problem_.source.size[a] == 0) fail("feature_map", "at least one pixel", feature_map.text());

@@ -1,7 +1,9 @@
 // Element types of feature maps, and the types in which they are computed.
 #pragma once
 
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 
 #include "problem.h"
@@ -38,10 +40,28 @@ STN_FUNCTION BFloat16 bfloat16_of(float value) {
   return {static_cast<uint16_t>(value == value ? rounded : quiet_nan)};
 }
 
-// Saturated; NaN is 0. Adding and taking away 2^23 leaves the nearest integer, ties to even.
-STN_FUNCTION uint8_t uint8_of(float value) {
-  const float level = value > 0.0f ? (value < 255.0f ? value : 255.0f) : 0.0f;
-  return static_cast<uint8_t>(static_cast<int>((level + 8388608.0f) - 8388608.0f));
+// Integers that float32 holds, all of them.
+template <class S>
+constexpr bool kIsLevel = std::is_integral_v<S> && sizeof(S) <= 2;
+
+// Integers that it does not: they are moved, and never computed with.
+template <class S>
+constexpr bool kIsLabel = std::is_integral_v<S> && sizeof(S) > 2;
+
+// Saturated; NaN is the least. Adding and taking away 1.5·2^23 leaves the nearest integer, ties to even.
+template <class S>
+STN_FUNCTION S level_of(float value) {
+  constexpr float least = std::numeric_limits<S>::min(), most = std::numeric_limits<S>::max();
+  const float level = value > least ? (value < most ? value : most) : least;
+  return static_cast<S>(static_cast<int>((level + 12582912.0f) - 12582912.0f));
+}
+
+// Rounded half to even, saturated.
+template <class S>
+STN_FUNCTION S label_of(double value) {
+  constexpr S least = std::numeric_limits<S>::min(), most = std::numeric_limits<S>::max();
+  const double label = std::nearbyint(value);
+  return label >= static_cast<double>(most) ? most : label > static_cast<double>(least) ? static_cast<S>(label) : least;
 }
 
 // Rounded once, half to even.
@@ -49,11 +69,18 @@ template <class S>
 STN_FUNCTION S stored(Compute<S> value) {
   if constexpr (std::is_same_v<S, BFloat16>) {
     return bfloat16_of(value);
-  } else if constexpr (std::is_same_v<S, uint8_t>) {
-    return uint8_of(value);
+  } else if constexpr (kIsLevel<S>) {
+    return level_of<S>(value);
   } else {
     return static_cast<S>(value);
   }
+}
+
+// A constant as it is stored.
+template <class S>
+STN_FUNCTION S constant_of(double value) {
+  if constexpr (kIsLabel<S>) return label_of<S>(value);
+  else return stored<S>(static_cast<Compute<S>>(value));
 }
 
 }  // namespace stn::STN_ISA

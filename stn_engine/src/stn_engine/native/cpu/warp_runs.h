@@ -171,11 +171,11 @@ STN_LARGE_FUNCTION void warp_nothing(const Problem& problem, const Row& row, Ran
   if (target.channel_stride == 1 && target.channels > 1) {
     for (int64_t b = 0; b < count; ++b)
       for (int64_t c = 0; c < target.channels; ++c)
-        out[b * target.stride[0] + c] = stored<S>(static_cast<Compute<S>>(problem.sampling.outside_of(c)));
+        out[b * target.stride[0] + c] = constant_of<S>(problem.sampling.outside_of(c));
     return;
   }
   for (int64_t c = 0; c < target.channels; ++c, out += target.channel_stride) {
-    const S outside = stored<S>(static_cast<Compute<S>>(problem.sampling.outside_of(c)));
+    const S outside = constant_of<S>(problem.sampling.outside_of(c));
     if (target.stride[0] == 1)
       for (int64_t b = 0; b < count; ++b) out[b] = outside;
     else
@@ -215,15 +215,41 @@ STN_FUNCTION void warp_run_of_cells(const Problem& problem, int64_t n, Range run
   warp_together<S>(problem, blocks);
 }
 
+// Labels of the nearest pixels, bit for bit.
+template <class S, int D>
+STN_FUNCTION void warp_run_of_labels(const Problem& problem, int64_t n, Range run) {
+  using T = Compute<S>;
+  warp_blocks<S, D>(problem, n, run, [&](const Block& block, Points<T, D>& points) {
+    TapPlan<T, D, 1> plan;
+    plan_taps(problem, block.count, points, plan);
+    const S* source = source_of<S>(problem, block.row.n);
+    for (int64_t c = 0; c < problem.source.channels; ++c, source += problem.source.channel_stride) {
+      const S outside = constant_of<S>(problem.sampling.outside_of(c));
+      const S fill = constant_of<S>(problem.sampling.fill_of(c));
+      S labels[kBlock];
+      for (int b = 0; b < block.count; ++b)
+        labels[b] = !plan.finite[b] ? fill : tap_inside(plan, 0, b) ? source[tap_offset(plan, 0, b)] : outside;
+      S* channel = channel_of<S>(problem.target, block.row, c);
+      for_pieces(problem.target, block, 0, block.count, [&](int b, int some, int64_t offset) {
+        for (int i = 0; i < some; ++i) channel[offset + i * problem.target.stride[0]] = labels[b + i];
+      });
+    }
+  });
+}
+
 template <class S, int D>
 void warp_run(const Problem& problem, int64_t n, int64_t first, int64_t last) {
   const Range run = {first, last};
-  switch (problem.sampling.interpolation) {
-    case Interpolation::nearest: return warp_run_of_taps<S, D, 1>(problem, n, run);
-    case Interpolation::bicubic: return warp_run_of_taps<S, D, 4>(problem, n, run);
-    case Interpolation::bilinear:
-      if (!has_small_offsets(problem.source)) return warp_run_of_taps<S, D, 2>(problem, n, run);
-      return warp_run_of_cells<S, D>(problem, n, run);
+  if constexpr (kIsLabel<S>) {
+    return warp_run_of_labels<S, D>(problem, n, run);
+  } else {
+    switch (problem.sampling.interpolation) {
+      case Interpolation::nearest: return warp_run_of_taps<S, D, 1>(problem, n, run);
+      case Interpolation::bicubic: return warp_run_of_taps<S, D, 4>(problem, n, run);
+      case Interpolation::bilinear:
+        if (!has_small_offsets(problem.source)) return warp_run_of_taps<S, D, 2>(problem, n, run);
+        return warp_run_of_cells<S, D>(problem, n, run);
+    }
   }
 }
 

@@ -14,6 +14,8 @@ struct BFloat16 {
 };
 
 using UInt8 = unsigned char;
+using UInt16 = unsigned short;
+using Int16 = short;
 
 template <class S>
 struct ComputeOf {
@@ -32,6 +34,8 @@ using Compute = typename ComputeOf<S>::Type;
 STN_FUNCTION float widened(float value) { return value; }
 STN_FUNCTION double widened(double value) { return value; }
 STN_FUNCTION float widened(UInt8 value) { return static_cast<float>(value); }
+STN_FUNCTION float widened(UInt16 value) { return static_cast<float>(value); }
+STN_FUNCTION float widened(Int16 value) { return static_cast<float>(value); }
 
 #if defined(__CUDACC_RTC__)
 STN_FUNCTION float widened(Float16 value) {
@@ -71,6 +75,14 @@ STN_FUNCTION void round_to(float value, UInt8& out) {
   out = static_cast<UInt8>(round_of(level));
 }
 #endif
+
+// Rounds half to even and saturates.
+STN_FUNCTION void round_to(float value, UInt16& out) {
+  out = static_cast<UInt16>(round_of(clamp_to(value, 0.0f, 65535.0f)));
+}
+STN_FUNCTION void round_to(float value, Int16& out) {
+  out = static_cast<Int16>(round_of(clamp_to(value, -32768.0f, 32767.0f)));
+}
 
 STN_FUNCTION void round_to(float value, float& out) { out = value; }
 STN_FUNCTION void round_to(double value, float& out) { out = static_cast<float>(value); }

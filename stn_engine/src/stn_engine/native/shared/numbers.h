@@ -12,8 +12,18 @@ constexpr int kPaddingCount = 4;
 enum class Unit { normalized = 0, normalized_corners = 1, pixel = 2 };
 constexpr int kUnitCount = 3;
 
-enum class Storage { float32 = 0, float64 = 1, float16 = 2, bfloat16 = 3, uint8 = 4 };
-constexpr int kStorageCount = 5;
+enum class Storage {
+  float32 = 0,
+  float64 = 1,
+  float16 = 2,
+  bfloat16 = 3,
+  uint8 = 4,
+  uint16 = 5,
+  int16 = 6,
+  int32 = 7,
+  int64 = 8,
+};
+constexpr int kStorageCount = 9;
 
 enum class Loss { ssd = 0, huber = 1, ncc = 2 };
 constexpr int kLossCount = 3;
