@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from stn_client._arrays import Operand
+from stn_client._arrays import Array, Operand
 from stn_proto.v1.tensor_pb2 import ResidentRef
 
 LOST = "HANDLE_NOT_FOUND"
@@ -61,6 +61,10 @@ class ResidentTensor(Operand):
     def nbytes(self) -> int:
         """That of the array."""
         return self.array.nbytes
+
+    def __array__(self, dtype: Any = None, *, copy: bool | None = None) -> Array:
+        """The array, for NumPy."""
+        return np.array(self.array, dtype, copy=copy)
 
     def __repr__(self) -> str:
         return f"<ResidentTensor {self.shape} {self.dtype}>"

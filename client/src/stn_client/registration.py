@@ -1,70 +1,155 @@
-"""Aligns images, or volumes, by gradient descent; every forward and backward is remote.
+"""Registers images, or volumes: finds the transform by which one looks like another.
 
-The loss is the mean squared difference of the images at the exposure (gain and offset) at which
-they fit best. It descends a pyramid from coarse to fine, because a blurred image has a wide basin
-of attraction; normalized coordinates make one theta mean the same on every level. The coarse
-levels compare everywhere, so that the image cannot flee out of sight; the finest one compares only
-pixels that are wholly covered, so that the border does not pull. An affine map comes first; then,
-given control points, the spline that begins as this map, on the two finest levels.
+Both stay on the server; a step is one call of `Client.objective`, of some hundred bytes each way.
+The search descends a pyramid from coarse to fine, because a blurred image has a wide basin of
+attraction; normalized coordinates make one theta mean the same on every level. Maps with few
+parameters come first: a translation, then a similarity, on the coarsest level; then the affine map,
+or the homography, down to full size; then, if asked for, what bends. Sums of squares (and of
+Huber) are descended by Levenberg and Marquardt's method, all else by Adam.
+
+The coarse levels compare everywhere, so that the image cannot flee out of sight; the finest one
+compares only where both are, so that the border does not pull. For sums of squares, the exposure
+(gain and offset) at which the images fit best is fitted on every level.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from stn_client._calls import Objective
 from stn_client._client import Client
 from stn_client._errors import invalid
-from stn_client._transforms import Affine, ThinPlateSpline
+from stn_client._transforms import Affine, Flow, Homography, ThinPlateSpline
 
 Array = NDArray[Any]
+Found = Affine | Homography | ThinPlateSpline | Flow
+
+STAGES = "translation", "similarity", "affine", "homography", "spline", "flow"
+"""What may be looked for, in the order in which it is; `align` says more."""
 
 _SMALLEST_PX = 16
 """Below this, an image has too few edges left to align."""
 
+_STILL_PX = 1e-3
+"""A step that moves no corner farther ends the search on a level."""
 
-_COVERED = 0.999
-"""A pixel that the border of the moving image touches would pull at it, so it does not count."""
+_EXPOSURES = 3
+"""So often the exposure is fitted on the finest level, and the search goes on; once on others."""
 
-
-_ROUNDING = 1e-12
-"""Loss that rounding leaves of images that fit: its gradient points nowhere."""
+_MOST_DAMPING = 1e8
+"""Levenberg and Marquardt's method gives up there: no step makes anything better."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Where the descent stands.
+    """Where the search stands.
 
     Attributes:
+        stage: What is looked for, one of `STAGES`.
         level: Of the pyramid; 0 is full size.
-        iteration: Within the level, from 0.
-        loss: Mean squared difference before the step, in units of variance.
-        theta: (1, 2, 3), of volumes (1, 3, 4), after the step; normalized coordinates, fixed to
-            moving. While a spline is looked for, it is the affine map that it began as.
-        transform: What the step has found, for `Client.warp`: the `Affine` of theta, or the spline.
-        warped: The moving image before the step, standardized, (1, C, [D,] H, W) of this level.
+        iteration: Within the stage and the level, from 0.
+        loss: After the step; of "ssd" in units of the variance of the fixed image.
+        theta: (1, 2, 3), of volumes (1, 3, 4), of a homography (1, 3, 3); normalized coordinates,
+            fixed to moving. While something that bends is looked for, it is the map that it began
+            as.
+        transform: What has been found, for `Client.warp`.
     """
 
+    stage: str
     level: int
     iteration: int
     loss: float
     theta: Array
-    transform: Affine | ThinPlateSpline
-    warped: Array
+    transform: Found
 
 
-def align(
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """Two images of one size of the pyramid, on the server."""
+
+    client: Client
+    number: int
+    fixed: Array
+    """Standardized, and here: its exposure is fitted."""
+    moving: Any
+    moving_size: tuple[int, ...]
+    weights: Any
+    options: dict[str, Any]
+    """How they are compared."""
+
+    def comparing(self, transform: Found) -> tuple[Callable[..., Objective], float]:
+        """What compares the images under transforms, and what a loss is to be multiplied by."""
+        fixed, gain = self.fixed, 1.0
+        if self.options["loss"] != "ncc":
+            gain, offset = self._exposure(transform)
+            fixed = ((fixed - offset) / gain).astype(np.float32)
+        held = self.client.upload(fixed)
+        domain: Any = "all" if self.number else "overlap"
+        padding: Any = "border"
+
+        def compare(one: Found, *needs: str) -> Objective:
+            return self.client.objective(
+                self.moving,
+                held,
+                one,
+                weights=self.weights,
+                needs=needs,
+                domain=domain,
+                padding=padding,
+                **self.options,
+            )
+
+        return compare, gain**2
+
+    def _exposure(self, transform: Found) -> tuple[float, float]:
+        """Gain and offset that bring the warped moving image closest to the fixed one."""
+        size = self.fixed.shape[2:]
+        warped = self.client.warp(self.moving, transform, size, padding="border")
+        seen = np.broadcast_to(self._covered(transform), self.fixed.shape)
+        if seen.sum() < 2:
+            return 1.0, 0.0
+        image, target = warped[seen].astype(np.float64), self.fixed[seen].astype(np.float64)
+        centred = image - image.mean()
+        variance = centred @ centred
+        gain = float(centred @ (target - target.mean()) / variance) if variance else 0.0
+        if gain < 0.1:  # they do not fit yet
+            return 1.0, 0.0
+        return gain, float(target.mean() - gain * image.mean())
+
+    def _covered(self, transform: Found) -> NDArray[np.bool_]:
+        """Which pixels of the fixed image read within the moving one."""
+        size = self.fixed.shape[2:]
+        points = _lattice(size)
+        if isinstance(transform, ThinPlateSpline):
+            points = self.client.generate_grid(transform, size)[0]
+        elif isinstance(transform, Flow):
+            points = points + transform.displacement[0]
+        else:
+            flat = _mapped(transform.parameters, points.reshape(-1, len(size)).T)
+            points = flat.T.reshape(points.shape)
+        most = 1 - 1 / np.array(self.moving_size[::-1])
+        inside: NDArray[np.bool_] = np.all(np.abs(points) <= most, axis=-1)
+        return inside
+
+
+def align(  # noqa: PLR0913 - each is a choice of its own
     client: Client,
     fixed: Array,
     moving: Array,
     *,
+    stages: Sequence[str] | None = None,
+    loss: Literal["ssd", "huber", "ncc"] = "ssd",
+    delta: float = 1.0,
+    weights: Array | None = None,
     iterations: int = 80,
     learning_rate: float = 0.02,
     control_points: ArrayLike | None = None,
+    smoothness: float = 0.1,
 ) -> Iterator[Step]:
     """An iterator over the steps of a search, the transform of whose last one is the result.
 
@@ -72,24 +157,32 @@ def align(
     before the first step is asked for; whoever has seen enough may stop.
 
     Shapes:
-        fixed    (1, C, [D,] H, W)      float32
-        moving   (1, C, [D2,] H2, W2)   float32
+        fixed     (1, C, [D,] H, W)      float32
+        moving    (1, C, [D2,] H2, W2)   float32
+        weights   (1, 1, [D,] H, W)      float32
 
     Args:
-        client: Where every warp and gradient is computed.
+        client: Where everything is computed.
         fixed: The image to match.
         moving: The image to warp.
-        iterations: Steps on each level of the pyramid.
-        learning_rate: Of the coarsest level, in normalized units; halved on each finer one.
-        control_points: Those of a `ThinPlateSpline`, (K, 2), in normalized coordinates of `fixed`:
-            after the affine map, a map that bends is looked for. Of images only.
+        stages: What to look for, each beginning where the one before ended, in the order of
+            `STAGES`; None: "translation", of images "similarity", and "affine", and with control
+            points "spline". "similarity", "homography" and "spline" are of images only.
+        loss: How images are compared, as of `Client.objective`; "ncc" where tissues or cameras
+            differ by more than exposure.
+        delta: Of "huber", in units of the standard deviation of the fixed image.
+        weights: How much each pixel of the fixed image counts, such as a mask; None: all alike.
+        iterations: The most steps of a stage on each level of the pyramid.
+        learning_rate: Of Adam on the coarsest level, in normalized units; halved on each finer one.
+        control_points: Those of a `ThinPlateSpline`, (K, 2), in normalized coordinates of `fixed`.
+        smoothness: Weight of the mean squared derivatives of a flow, in px a px.
 
     Yields:
-        Every step, of all levels of the pyramid from coarse to fine, each as soon as it is done.
+        Every step, each as soon as it is done.
 
     Raises:
         InvalidRequestError: An image has another shape, or is constant: there is nothing to align;
-            or there are control points for volumes.
+            or stages make no sense.
         StnClientError: As the methods of `Client`.
 
     Example:
@@ -97,94 +190,250 @@ def align(
         >>> aligned = stn.warp(moving, last.transform, fixed.shape[2:])
     """
     images = [_standardized(name, image) for name, image in (("fixed", fixed), ("moving", moving))]
-    theta = _identity(fixed)
-    if control_points is not None and fixed.ndim != 4:
-        got = f"got some, and {fixed.ndim - 2}-D volumes. Splines are of images only."
-        raise invalid("control_points", f"expected none, or images to align, {got}")
-    pyramids = [_pyramid(client, image) for image in images]
-    pyramid = list(zip(*pyramids, strict=False))
-    rates = [learning_rate / 2 ** (len(pyramid) - 1 - level) for level in range(len(pyramid))]
-    transform: Any = Affine(theta)
-    for level in reversed(range(len(pyramid))):
-        for step in _descend(client, pyramid[level], level, transform, iterations, rates[level]):
-            transform = step.transform
-            yield step
-    if control_points is None:
-        return
-    theta, control = transform.theta, np.asarray(control_points)
-    points = (control @ theta[0, :, :2].T + theta[0, :, 2]).astype(np.float32)
-    transform = ThinPlateSpline(points[None], control_points=control)
-    for level in reversed(range(min(len(pyramid), 2))):
-        for step in _descend(client, pyramid[level], level, transform, iterations, rates[level]):
-            transform = step.transform
-            yield replace(step, theta=theta)
+    chosen = _checked(stages, fixed.ndim - 2, control_points)
+    options = {"loss": loss, "delta": delta}
+    levels = _levels(client, images, weights, options)
+    transform: Found = Affine(_identity(fixed).astype(np.float64))
+    matrices = [stage for stage in chosen if stage in STAGES[:4]]
+    for stage in matrices:
+        if stage == "homography":
+            transform = Homography(_squared(transform.parameters))
+        for level in reversed(levels if stage == matrices[-1] else levels[-1:]):
+            for step in _search(level, stage, transform, iterations, learning_rate, len(levels)):
+                transform = step.transform
+                yield step
+    theta = transform.parameters
+    for stage in [stage for stage in chosen if stage not in matrices]:
+        finest = levels[:2] if stage == "spline" else levels
+        for level in reversed(finest):
+            transform = _bent(client, stage, theta, transform, control_points, level)
+            penalty = smoothness if stage == "flow" else 0.0
+            rate = learning_rate / 2 ** (len(levels) - 1 - level.number)
+            for step in _by_adam(level, stage, transform, iterations, rate, penalty):
+                transform = step.transform
+                yield replace(step, theta=theta)
 
 
-def _descend(
-    client: Client,
-    images: tuple[Array, Array],
-    level: int,
-    transform: Affine | ThinPlateSpline,
+def _checked(
+    stages: Sequence[str] | None, dims: int, control_points: ArrayLike | None
+) -> list[str]:
+    """The stages, in their order."""
+    flat = ("similarity", "homography", "spline")
+    if stages is None:
+        of_images = ["similarity"] if dims == 2 else []
+        bends = [] if control_points is None else ["spline"]
+        stages = ["translation", *of_images, "affine", *bends]
+    chosen = [stage for stage in STAGES if stage in stages]
+    if len(chosen) != len(stages) or not set(chosen) & set(STAGES[:4]):
+        expected = f"expected some of {', '.join(STAGES)}, one of the first four among them"
+        raise invalid("stages", f"{expected}, got {list(stages)}.")
+    for stage in chosen:
+        if dims != 2 and stage in flat:
+            name = "control_points" if stage == "spline" else "stages"
+            got = f"got {stage!r} for {dims}-D volumes"
+            raise invalid(name, f"expected none that is of images only, {got}.")
+    if ("spline" in chosen) != (control_points is not None):
+        expected = 'expected some for stage "spline", and none without it'
+        raise invalid("control_points", f"{expected}, got {control_points!r}.")
+    return chosen
+
+
+def _search(
+    level: _Level,
+    stage: str,
+    transform: Any,
     iterations: int,
     rate: float,
+    count: int,
 ) -> Iterator[Step]:
-    """The steps on one level; as theta they have whatever the parameters are."""
-    fixed, moving = images[0], _with_mask(images[1])
-    adam = _Adam(rate, iterations)
+    """The steps of a map that is a matrix, on one level."""
+    basis = _basis(stage, level)
+    if level.options["loss"] == "ncc":
+        pace = rate / 2 ** (count - 1 - level.number)
+        yield from _by_adam(level, stage, transform, iterations, pace, basis=basis)
+        return
+    for _ in range(1 if level.number else _EXPOSURES):
+        before = transform
+        for step in _by_gauss_newton(level, stage, transform, basis, iterations):
+            transform = step.transform
+            yield step
+        if _moved_px(transform.parameters - before.parameters, level) < _STILL_PX:
+            return
+
+
+def _by_gauss_newton(
+    level: _Level, stage: str, transform: Any, basis: Array, iterations: int
+) -> Iterator[Step]:
+    """Levenberg and Marquardt's method on the parameters that a stage has."""
+    compare, scale = level.comparing(transform)
+    needs = "gradient", "gauss_newton"
+    found = compare(transform, *needs)
+    damping = 1e-4
     for iteration in range(iterations):
-        warped = client.warp(moving, transform, fixed.shape[2:])
-        mask = warped[:, -1:] >= _COVERED if level == 0 else np.ones_like(fixed[:, :1])
-        loss, grad_warped = _masked_loss(warped, fixed, mask)
-        if loss > _ROUNDING:
-            gradients = client.warp_gradients(grad_warped, moving, transform, needs=["transform"])
-            step = adam.step(np.asarray(gradients.transform))
-            transform = _moved(transform, -step)
-        yield Step(level, iteration, loss, transform.parameters, transform, warped[:, :-1])
+        gradient = basis.T @ np.asarray(found.gradient, np.float64).ravel()
+        hessian = basis.T @ np.asarray(found.gauss_newton)[0] @ basis
+        diagonal = np.diag(hessian).copy()
+        diagonal[diagonal <= 0] = 1.0  # nothing depends on it, and its gradient is 0
+        while True:
+            damped = hessian + damping * np.diag(diagonal)
+            step = -basis @ np.linalg.lstsq(damped, gradient, rcond=None)[0]
+            moved = replace(transform, theta=transform.theta + step.reshape(transform.theta.shape))
+            tried = compare(moved, *needs)
+            is_better = tried.count[0] > 0 and tried.value[0] < found.value[0]
+            still = _moved_px(step.reshape(transform.theta.shape), level) < _STILL_PX
+            if is_better or still or damping > _MOST_DAMPING:
+                break
+            damping *= 10
+        if is_better:
+            transform, found, damping = moved, tried, max(damping / 10, 1e-8)
+        value = float(found.value[0]) * scale
+        yield Step(stage, level.number, iteration, value, transform.theta, transform)
+        if still or not is_better:
+            return
 
 
-def _moved(transform: Affine | ThinPlateSpline, step: Array) -> Affine | ThinPlateSpline:
-    """The same kind of transform with other parameters."""
-    parameters = (transform.parameters + step).astype(np.float32)
-    if isinstance(transform, Affine):
-        return Affine(parameters)
-    return replace(transform, points=parameters)
-
-
-class _Adam:
+def _by_adam(
+    level: _Level,
+    stage: str,
+    transform: Any,
+    iterations: int,
+    rate: float,
+    smoothness: float = 0.0,
+    basis: Array | None = None,
+) -> Iterator[Step]:
     """Adam (Kingma and Ba, 2015) with a rate that falls to zero over its steps."""
+    compare, scale = level.comparing(transform)
+    mean: Any = 0.0
+    square: Any = 0.0
+    for iteration in range(iterations):
+        found = compare(transform, "gradient")
+        gradient = np.asarray(found.gradient, np.float64)
+        value = float(found.value[0]) * scale
+        if smoothness:
+            penalty, of_penalty = _roughness(transform.parameters)
+            value, gradient = value + smoothness * penalty, gradient + smoothness * of_penalty
+        if basis is not None:  # only along what the stage may change
+            gradient = (basis @ np.linalg.pinv(basis) @ gradient.ravel()).reshape(gradient.shape)
+        pace = rate * (1 - iteration / iterations)
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.99 * square + 0.01 * gradient**2
+        first, second = mean / (1 - 0.9 ** (iteration + 1)), square / (1 - 0.99 ** (iteration + 1))
+        if stage == "flow":  # one scale for all pixels: those without edges follow the others
+            second = second.mean()
+        moved = transform.parameters - pace * first / (np.sqrt(second) + 1e-12)
+        transform = _with(transform, moved.astype(transform.parameters.dtype))
+        yield Step(stage, level.number, iteration, value, transform.parameters, transform)
 
-    def __init__(self, rate: float, steps: int) -> None:
-        self._rate, self._steps = rate, steps
-        self._taken = 0
-        self._mean: Any = 0.0
-        self._square: Any = 0.0
 
-    def step(self, gradient: Array) -> Array:
-        """What to subtract from the parameters."""
-        pace = self._rate * (1 - self._taken / self._steps)
-        self._taken += 1
-        self._mean = 0.9 * self._mean + 0.1 * gradient
-        self._square = 0.99 * self._square + 0.01 * gradient**2
-        mean = self._mean / (1 - 0.9**self._taken)
-        square = self._square / (1 - 0.99**self._taken)
-        step: Array = pace * mean / (np.sqrt(square) + 1e-12)
-        return step
+def _with(transform: Any, parameters: Array) -> Any:
+    """The same kind of transform with other parameters."""
+    names = {ThinPlateSpline: "points", Flow: "displacement"}
+    return replace(transform, **{names.get(type(transform), "theta"): parameters})
 
 
-def _masked_loss(warped: Array, fixed: Array, mask: Array) -> tuple[float, Array]:
-    """Mean squared difference under a mask, and its gradient to the warped channels.
+def _bent(
+    client: Client,
+    stage: str,
+    theta: Array,
+    transform: Any,
+    control_points: ArrayLike | None,
+    level: _Level,
+) -> Any:
+    """What a stage that bends begins with on a level: the map found so far."""
+    if stage == "spline":
+        if isinstance(transform, ThinPlateSpline):
+            return transform
+        control = np.asarray(control_points)
+        points = _mapped(theta, control.T).T.astype(np.float32)
+        return ThinPlateSpline(points[None], control_points=control)
+    size = level.fixed.shape[2:]
+    if isinstance(transform, Flow):
+        field = np.moveaxis(transform.displacement, -1, 1)
+        identity = Affine(np.eye(len(size), len(size) + 1)[None])
+        resized = client.warp(np.ascontiguousarray(field), identity, size, padding="border")
+        return Flow(np.ascontiguousarray(np.moveaxis(resized, 1, -1)))
+    if isinstance(transform, ThinPlateSpline):
+        grid: Array = client.generate_grid(transform, size)
+        return Flow((grid - _lattice(size)).astype(np.float32))
+    points = _lattice(size)
+    mapped = _mapped(theta, points.reshape(-1, len(size)).T).T.reshape(points.shape)
+    return Flow((mapped - points).astype(np.float32)[None])
 
-    The warped image is first brought to the exposure (gain and offset) at which it fits best. As
-    that is a minimum, its own dependence on the image drops out of the gradient.
-    """
-    weight = np.broadcast_to(mask, fixed.shape) / max(1.0, mask.sum() * fixed.shape[1])
-    image = warped[:, :-1] - (weight * warped[:, :-1]).sum()
-    target = fixed - (weight * fixed).sum()
-    gain = (weight * image * target).sum() / ((weight * image**2).sum() + 1e-12)
-    difference = gain * image - target
-    gradient = np.zeros_like(warped)
-    gradient[:, :-1] = 2 * gain * weight * difference
-    return float((weight * difference**2).sum()), gradient
+
+def _roughness(displacement: Array) -> tuple[float, Array]:
+    """The mean squared derivatives of a flow, in px a px, and their gradient."""
+    gradient = np.zeros(displacement.shape)
+    total = 0.0
+    sizes = np.array(displacement.shape[1:-1][::-1]) / 2  # of x, y and z in px
+    for axis in range(1, displacement.ndim - 1):
+        difference = np.diff(displacement, axis=axis) * sizes
+        count = max(1, difference.size)
+        total += float((difference**2).sum()) / count
+        pulled = 2 * difference * sizes / count
+        before, after = [slice(None)] * displacement.ndim, [slice(None)] * displacement.ndim
+        before[axis], after[axis] = slice(None, -1), slice(1, None)
+        gradient[tuple(before)] -= pulled
+        gradient[tuple(after)] += pulled
+    return total, gradient
+
+
+def _basis(stage: str, level: _Level) -> Array:
+    """(K, M): what each of the M parameters of a stage does to the K numbers of theta."""
+    size = level.fixed.shape[2:]
+    dims = len(size)
+    if stage == "homography":
+        return np.eye(9, 8)
+    numbers = np.eye(dims * (dims + 1))
+    if stage == "affine":
+        return numbers
+    shifts = numbers[:, dims :: dims + 1]
+    if stage == "translation":
+        return shifts
+    (height, width), (rows, columns) = size, level.moving_size
+    # In px, a turn is rigid; theta has units of half an image, those of fixed and of moving.
+    scale = [width / columns, 0, 0, 0, height / rows, 0]
+    turn = [0, -height / columns, 0, width / rows, 0, 0]
+    return np.column_stack([scale, turn, shifts])
+
+
+def _moved_px(step: Array, level: _Level) -> float:
+    """How far a change of theta moves a corner at most, in px of the moving image."""
+    dims = len(level.moving_size)
+    rows = np.abs(step[0]).sum(1)[:dims]
+    return float((rows * np.array(level.moving_size[::-1]) / 2).max())
+
+
+def _squared(theta: Array) -> Array:
+    """The homography that an affine map is."""
+    return np.concatenate([theta, [[[0.0, 0.0, 1.0]]]], axis=1)
+
+
+def _mapped(theta: Array, points: Array) -> Array:
+    """Where a matrix, (1, D, D + 1) or (1, 3, 3), takes points, (D, N)."""
+    dims = len(points)
+    found = theta[0, :, :dims] @ points + theta[0, :, dims:]
+    return found if len(found) == dims else found[:dims] / found[dims]
+
+
+def _lattice(size: Sequence[int]) -> Array:
+    """([D,] H, W, 2 or 3): x, y and z of the centres of pixels, in normalized coordinates."""
+    axes = [(2 * np.arange(count) + 1) / count - 1 for count in size]
+    return np.stack(np.meshgrid(*axes, indexing="ij")[::-1], -1)
+
+
+def _levels(
+    client: Client, images: Sequence[Array], weights: Array | None, options: dict[str, Any]
+) -> list[_Level]:
+    """The pyramid, from fine to coarse."""
+    pyramids = [_pyramid(client, image) for image in images]
+    count = min(map(len, pyramids))
+    masks: list[Any] = [None] * count
+    if weights is not None:
+        masks = [client.upload(one) for one in _pyramid(client, weights)[:count]]
+    return [
+        _Level(client, n, fixed, client.upload(moving), moving.shape[2:], masks[n], options)
+        for n, (fixed, moving) in enumerate(zip(*pyramids, strict=False))
+    ]
 
 
 def _identity(image: Array) -> Array:
@@ -199,13 +448,8 @@ def _standardized(name: str, image: Array) -> Array:
         raise invalid(name, f"expected an array (1, C, [D,] H, W), got {got}.")
     if image.std() == 0:
         raise invalid(name, f"expected edges to align, got {image.flat[0]} everywhere.")
-    standardized: Array = (image - image.mean()) / image.std()
+    standardized: Array = ((image - image.mean()) / image.std()).astype(np.float32)
     return standardized
-
-
-def _with_mask(image: Array) -> Array:
-    """The image with a channel of ones: warped, it says how much of a pixel is covered."""
-    return np.concatenate([image, np.ones_like(image[:, :1])], axis=1)
 
 
 def _pyramid(client: Client, image: Array) -> list[Array]:
