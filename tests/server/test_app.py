@@ -44,9 +44,11 @@ def test_a_listener_hears_of_a_server_beside_metrics_and_log(tmp_path):
     class Lost(Listener):
         def __init__(self):
             self.causes = []
+            self.heard = asyncio.Event()
 
         def device_lost(self, cause):
             self.causes.append(cause)
+            self.heard.set()
 
     class Dying(FakeRunner):
         dead = RuntimeError("policy")
@@ -57,8 +59,7 @@ def test_a_listener_hears_of_a_server_beside_metrics_and_log(tmp_path):
         server = Server(parts)
         await server.start()
         parts.batcher._break(Dying.dead)
-        for _ in range(3):
-            await asyncio.sleep(0)
+        await asyncio.wait_for(lost.heard.wait(), 10)
         await server.stop(Shutdown())
         return lost.causes
 

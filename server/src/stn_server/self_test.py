@@ -28,7 +28,7 @@ class SelfTest(Listener):
         batcher: Lets calls be computed.
         is_ready: Whether calls are welcome.
         set_ready: Tells whether they are.
-        patience_s: A device that fails for longer is lost.
+        stall_s: A device that fails for longer is lost.
 
     Concurrency: belongs to one event loop.
     """
@@ -38,12 +38,12 @@ class SelfTest(Listener):
         batcher: Batcher,
         is_ready: Callable[[], bool],
         set_ready: Callable[[bool], Awaitable[None]],
-        patience_s: float,
+        stall_s: float,
     ) -> None:
         self._batcher = batcher
         self._is_ready = is_ready
         self._set_ready = set_ready
-        self._patience_s = patience_s
+        self._stall_s = stall_s
         self._batches = list(warm_up.batches())
         self._loop = asyncio.get_running_loop()
         self._lost: asyncio.Future[Exception] = self._loop.create_future()
@@ -75,7 +75,7 @@ class SelfTest(Listener):
             log(logging.ERROR, "device fails", error=failure)
             await self._set_ready(False)
             while failure is not None:
-                if self._batcher.now() - began > self._patience_s:
+                if self._batcher.now() - began > self._stall_s:
                     self._lost.set_result(failure)
                     return
                 await asyncio.sleep(SELF_TEST_PAUSE_S)
