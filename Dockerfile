@@ -40,8 +40,7 @@ ENV PATH=/opt/stn/python/bin:${PATH} \
     PYTHONPATH=/opt/stn/server:/opt/stn/engine \
     PYTHONSAFEPATH=1 \
     PYTHONUNBUFFERED=1 \
-    STN_LISTEN=0.0.0.0:50051 \
-    STN_METRICS_LISTEN=0.0.0.0:9464
+    STN_DEFAULTS="--listen=0.0.0.0:50051 --metrics-listen=0.0.0.0:9464"
 USER 65532:65532
 WORKDIR /
 EXPOSE 50051 9464

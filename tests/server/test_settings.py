@@ -245,29 +245,32 @@ def test_every_leaf_of_the_tree_is_a_setting():
     assert all(setting.doc.endswith(".") for setting in SETTINGS)
 
 
-def test_whoever_packs_a_server_has_other_defaults(file, tmp_path):
+def test_whoever_packs_a_server_has_other_defaults(file):
     """Unlike variables they give way to the file of whoever runs it, name by name."""
-    packed = tmp_path / "packed.toml"
-    packed.write_text('listen = "0.0.0.0:50051"\nmetrics_listen = "0.0.0.0:9464"\nthreads = 1\n')
-    variables = {"STN_DEFAULTS": str(packed)}
+    packed = "--listen=0.0.0.0:50051 --metrics-listen 0.0.0.0:9464 --threads=1 --log-level='error'"
+    variables = {"STN_DEFAULTS": packed}
     assert load([], variables).listen == ("0.0.0.0:50051",)
     path = file('listen = "127.0.0.1:7000"\nmetrics_listen = ""')
     config = load(["--config", str(path)], {**variables, "STN_THREADS": "2"})
     assert (config.listen, config.metrics_listen, config.threads) == (("127.0.0.1:7000",), "", 2)
+    assert config.log.level == "error"
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("threads = ", "STN_DEFAULTS: expected TOML in"),
-        ("threds = 1", "threds: expected a known setting, got none. Did you mean threads"),
-        (None, "STN_DEFAULTS: expected a readable file, got"),
+        ("--threads='1", "STN_DEFAULTS: expected flags, got No closing quotation"),
+        ("--threds=1", "STN_DEFAULTS: expected flags, got --threds: .* Did you mean --threads"),
+        ("--threads=many", "STN_DEFAULTS: expected flags, got --threads: expected a value of type"),
+        ("/etc/stn.toml", "STN_DEFAULTS: expected flags, got /etc/stn.toml: expected a known flag"),
     ],
 )
-def test_wrong_defaults_are_an_error(text, message, tmp_path):
-    """As those of a file that the operator names."""
-    packed = tmp_path / "packed.toml"
-    if text is not None:
-        packed.write_text(text)
+def test_wrong_defaults_are_an_error(text, message):
+    """As wrong flags are, and it says whose they are."""
     with pytest.raises(ConfigError, match=message):
-        load([], {"STN_DEFAULTS": str(packed)})
+        load([], {"STN_DEFAULTS": text})
+
+
+def test_an_empty_variable_switches_metrics_off():
+    """It is a value, as that of the file is."""
+    assert load([], {"STN_METRICS_LISTEN": ""}).metrics_listen == ""

@@ -1,9 +1,13 @@
 """Who uses a server, and for whom it was slow."""
 
+import asyncio
+import statistics
+import time
+
 import grpc
 import pytest
 
-from stn_client import Affine, Client, InvalidRequestError, RetryPolicy
+from stn_client import Affine, AsyncClient, Client, InvalidRequestError, RetryPolicy
 from stn_client.local import LocalServer
 from support.bad_requests import ramp, theta, warp_request
 from support.faulty_server import FaultyServer
@@ -90,3 +94,36 @@ def test_a_call_that_is_not_slow_is_not_logged(tmp_path):
     ):
         stn.warp(U, THETA)
     assert "slow call" not in {record["event"] for record in log_records(log)}
+
+
+CALLERS, CALLS_EACH = 100, 5
+
+
+def test_a_call_lasts_as_long_as_its_caller_waits(tmp_path):
+    """100 calls at a time, of which each takes the event loop 10 ms: they wait in gRPC.
+
+    The mean of the server is that of its callers, who see a fifth more at most: what their own
+    event loop takes.
+    """
+    waits_s = []
+
+    async def call_on(stn):
+        for _ in range(CALLS_EACH):
+            began = time.perf_counter()
+            await stn.warp(U, THETA)
+            waits_s.append(time.perf_counter() - began)
+
+    async def all_calls(target):
+        async with AsyncClient(target, **ONCE, max_in_flight=CALLERS) as stn:
+            await asyncio.gather(*(call_on(stn) for _ in range(CALLERS)))
+
+    with FaultyServer("slow loop", log=tmp_path / "log") as server:
+        asyncio.run(all_calls(server.target))
+        found = scrape(server.metrics)
+    name = 'stn_request_duration_seconds_{}{{method="Warp"}}'
+    mean_s = found[name.format("sum")] / found[name.format("count")]
+    felt_s = statistics.fmean(waits_s)
+    assert felt_s > 0.5
+    assert 0.8 * felt_s < mean_s < 1.1 * felt_s
+    assert found["stn_pending_calls"] == 0
+    assert found["stn_event_loop_lag_seconds_count"] > 10

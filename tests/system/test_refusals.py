@@ -135,7 +135,9 @@ def test_an_upload_that_stalls_is_ended_logged_and_counted(metadata, tmp_path):
     with LocalServer(LIMIT, "--limits-upload-s=0.5", log=log) as server:
         call = RawCall(server.target, WARP, metadata)
         assert call.send(MIB, MIB - 1, 10) == MIB - 1
-        assert scrape(server.metrics)["stn_admitted_bytes"] >= MIB
+        amid = scrape(server.metrics)
+        assert amid["stn_admitted_bytes"] >= MIB
+        assert amid["stn_receiving_bytes"] == MIB
         with grpc.insecure_channel(server.target) as channel:
             assert channel.unary_unary(WARP)(MESSAGE, timeout=30)
         assert call.ended(30)
@@ -144,7 +146,7 @@ def test_an_upload_that_stalls_is_ended_logged_and_counted(metadata, tmp_path):
         counts = scrape(server.metrics)
         call.close()
     assert b"grpc-status\x014" in call.trailers
-    assert counts["stn_admitted_bytes"] == 0
+    assert counts["stn_admitted_bytes"] == counts["stn_receiving_bytes"] == 0
     assert counts['stn_refused_total{reason="UPLOAD_TIMEOUT"}'] == 1
     (record,) = [record for record in log_records(log) if record["event"] == "request failed"]
     assert (record["code"], record["method"]) == ("DEADLINE_EXCEEDED", "Warp")

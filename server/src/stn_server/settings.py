@@ -1,7 +1,7 @@
 """Fills `ServerConfig` from its sources: defaults, TOML file, environment, flags; later ones win.
 
-Who packs a server, as in an image, has other defaults, in a TOML file that `STN_DEFAULTS` names:
-variables would win over the file of who runs it.
+Who packs a server, as in an image, has other defaults, as flags in the variable `STN_DEFAULTS`, to
+which everything else is later: variables of their own would win over the file of who runs it.
 
 Names follow from the tree: the field `batching.window_s` is `[batching] window_s` in the file,
 `STN_BATCHING_WINDOW_S` in the environment and `--batching-window-s` as a flag. An unknown name is
@@ -11,6 +11,7 @@ an error that suggests the nearest known one.
 from __future__ import annotations
 
 import math
+import shlex
 import tomllib
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -117,10 +118,8 @@ def load(
     flags = _from_flags(arguments, known)
     variables = _from_environment(environment, known)
     given = {**variables, **flags}
-    packed = environment.get(DEFAULTS_VARIABLE)
-    defaults = _from_file(DEFAULTS_VARIABLE, Path(packed), known) if packed else {}
-    chosen = given.pop(CONFIG_FILE, None)
-    file = {} if chosen is None else _from_file(CONFIG_FILE, Path(chosen), known)
+    file = _from_file(Path(given.pop(CONFIG_FILE)), known) if CONFIG_FILE in given else {}
+    defaults = _from_defaults(environment.get(DEFAULTS_VARIABLE, ""), known)
     values = {**defaults, **file, **given}
     config: ServerConfig = _build(ServerConfig, {**defaults_within(memory_bytes, values), **values})
     return config
@@ -172,13 +171,21 @@ def _from_environment(
     return values
 
 
-def _from_file(source: str, path: Path, known: Mapping[str, Setting]) -> dict[str, Any]:
+def _from_defaults(text: str, known: Mapping[str, Setting]) -> dict[str, Any]:
+    """Flags in one text, quoted as for a shell."""
+    try:
+        return _from_flags(shlex.split(text), known)
+    except ValueError as error:
+        raise ConfigError(f"{DEFAULTS_VARIABLE}: expected flags, got {error}") from error
+
+
+def _from_file(path: Path, known: Mapping[str, Setting]) -> dict[str, Any]:
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{source}: expected a readable file, got {error}.") from error
+        raise ConfigError(f"config: expected a readable file, got {error}.") from error
     except ValueError as error:
-        raise ConfigError(f"{source}: expected TOML in {path}, got {error}.") from error
+        raise ConfigError(f"config: expected TOML in {path}, got {error}.") from error
     values = {}
     for name, value in _flattened(tree):
         if name not in known:
