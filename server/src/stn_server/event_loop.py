@@ -76,6 +76,8 @@ class Backlog:
             self._elsewhere += accepted - begun
             begun = accepted
         self._before = accepted, begun
+        if len(self._looks) > 1 and self._looks[-2][1] == accepted:  # as long as nothing comes
+            self._looks.pop()
         self._looks.append((now, accepted))
         while len(self._looks) > 1 and self._looks[1][1] <= begun:
             self._looks.popleft()
@@ -100,7 +102,6 @@ def accepted_calls(
     before = set(_servers())
     server = make()
     (number,) = set(_servers()) - before
-
     last = 0
 
     def accepted() -> int:
