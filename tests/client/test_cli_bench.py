@@ -157,6 +157,17 @@ def test_top_shows_a_server(local_server, capsys):
     assert "p99" in shown
 
 
+def test_top_of_this_machine_takes_no_proxy(local_server, monkeypatch):
+    """Whatever the environment says, as calls do; one of another machine does."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for host in ("127.0.0.1", "localhost"):
+        url = local_server.metrics.replace("127.0.0.1", host)
+        assert main(["top", f"--metrics={url}", "--count=1"]) == 0
+    assert main(["top", "--metrics=http://stn.invalid/metrics", "--count=1"]) == 1
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [

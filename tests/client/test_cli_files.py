@@ -206,6 +206,17 @@ def test_a_server_that_is_not_there_is_one_line():
     assert told.stderr.startswith("stn: failed to connect")
 
 
+def test_a_server_that_speaks_no_tls_is_one_line(local_server):
+    """What gRPC's core would write of it is not for who reads a terminal, either."""
+    verbose = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    command = [*STN, f"--target={local_server.target}", "--timeout=0.5", "--tls", "info"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False, env=verbose)
+    assert told.returncode == 1
+    assert told.stderr.count("\n") == 1
+    assert told.stderr.startswith("stn: ")
+    assert told.stderr.endswith("The server may speak no TLS: leave out tls, or stn --tls.\n")
+
+
 def test_a_bar_is_drawn_on_a_terminal_only(local_server, tmp_path):
     """One that counts files; into a pipe, nothing is written."""
     for name in ("a.png", "b.png", "c.png"):

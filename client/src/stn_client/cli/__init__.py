@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command() -> int:
     _on_interrupt(_leave)
+    # Read when gRPC is imported, whose core would add lines of its own to the one.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from stn_client.cli._main import run  # noqa: PLC0415
 
     _on_interrupt(_stop)

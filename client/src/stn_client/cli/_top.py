@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
-from urllib.request import urlopen
+from urllib.parse import urlsplit
+from urllib.request import ProxyHandler, build_opener
 
+from stn_client._credentials import stays_here
 from stn_client.cli._terminal import missing, number
 
 DEFAULT_METRICS = "http://127.0.0.1:9464/metrics"
@@ -132,7 +134,11 @@ def read(url: str) -> Snapshot:
         raise missing("prometheus-client") from error
     if not url.startswith(("http://", "https://")):
         raise OSError(f"metrics: expected a URL as {DEFAULT_METRICS}, got {url}.")
-    with urlopen(url, timeout=5) as answer:  # noqa: S310 - of http, as checked
+    # As of calls: no proxy stands between programs of one machine.
+    proxies: dict[str, str] | None = (
+        {} if stays_here(urlsplit(url).netloc, unspecified=True) else None
+    )
+    with build_opener(ProxyHandler(proxies)).open(url, timeout=5) as answer:
         text = answer.read().decode(errors="replace")
     try:
         families = list(cast("Any", text_string_to_metric_families)(text))
