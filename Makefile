@@ -66,7 +66,7 @@ $(WHEELHOUSE): $(ENGINE) .ci/constraints.txt deploy/requirements.txt
 		--requirement deploy/requirements.txt hatch-fancy-pypi-readme hatchling
 	@touch $@
 
-.PHONY: demo test test-quick test-newest-torch test-oip test-containers wheels wheelhouse gpu-check gpu-check-dry test-gpu check fuzz-native fuzz-server overload chaos soak memory format proto native-numbers docs dashboard bench-server bench-local bench-client bench-many bench-oip bench-replicas bench-engine bench-gpu clean help
+.PHONY: demo test test-quick test-newest-torch test-oip test-containers wheels publish wheelhouse gpu-check gpu-check-dry test-gpu check fuzz-native fuzz-server overload chaos soak memory format proto native-numbers docs dashboard bench-server bench-local bench-client bench-many bench-oip bench-replicas bench-engine bench-gpu clean help
 
 demo: $(BUILT)  ## warp a photo, differentiate it, align two photos, all through a real server
 	$(BIN)/python client/examples/first_light.py --output build/demo
@@ -105,6 +105,9 @@ test-containers: $(WHEELHOUSE)  ## build the image and run it; needs a Docker en
 wheels: $(ENGINE)  ## wheels and sdists of the four projects, in dist/
 	$(BUILD) --sdist --outdir dist stn_engine
 	for project in proto server client; do $(BUILD) --outdir dist $$project || exit; done
+
+publish: wheels  ## check dist/ and upload this version to an index; PUBLISH=--check; PUBLISH="--repository testpypi"
+	$(BIN)/python .ci/publish.py --dist dist $(PUBLISH)
 
 wheelhouse: $(WHEELHOUSE)  ## all that `docker build` needs without a network
 

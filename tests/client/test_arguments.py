@@ -5,6 +5,7 @@ import typing
 
 import numpy as np
 import pytest
+import SimpleITK
 
 from stn_client import (
     Affine,
@@ -194,7 +195,33 @@ INVALID = {
         lambda: calls.warp(MAP, THETA, None, {}),
         (
             "transform: expected Affine or SamplingGrid or Homography or ThinPlateSpline or Flow "
-            "or Attention or Similarity or Translation or Rotation, got ndarray."
+            "or Attention or Similarity or Translation or Rotation, got ndarray. Say what the "
+            "numbers are, such as Affine(matrix)."
+        ),
+    ),
+    "map without a batch axis": (
+        lambda: calls.warp(np.zeros((4, 5, 3)), Affine(THETA), None, {}),
+        (
+            "feature_map: expected (N, C, [D,] H, W), got shape (4, 5, 3). Of one map without a "
+            'batch axis say the layout: "HWC", "CHW" or "HW".'
+        ),
+    ),
+    "parameters without a batch axis": (
+        lambda: calls.warp(MAP, Affine(THETA[0]), None, {}),
+        "theta: expected a batch axis, got shape (2, 3). Add one: theta[None] has N = 1.",
+    ),
+    "image of SimpleITK": (
+        lambda: calls.warp(SimpleITK.Image(5, 4, SimpleITK.sitkInt16), Affine(THETA), None, {}),
+        (
+            "feature_map: expected an array, got an image of SimpleITK. Take its voxels: "
+            "SimpleITK.GetArrayViewFromImage(image)."
+        ),
+    ),
+    "gradients of integers": (
+        lambda: calls.warp_gradients(MAP, MAP.astype(np.uint8), Affine(THETA), ["transform"], {}),
+        (
+            "feature_map: expected one of float32, float64, float16, bfloat16, of which there are "
+            "gradients, got uint8. Cast it."
         ),
     ),
     "feature_map": (

@@ -154,3 +154,10 @@ def test_failures_of_calls_are_told_by_jax(client):
         jax.block_until_ready(
             warp(client, U, Affine(np.eye(2, 3, dtype=np.float32)[None].repeat(5, 0)))
         )
+
+
+def test_arrays_that_are_traced_are_sent_by_their_own_function(client):
+    """The error of the plain client names it."""
+    transform = Affine(np.eye(2, 3, dtype=np.float32)[None])
+    with pytest.raises(InvalidRequestError, match=r"that JAX traces\. Use stn_client\.jax\.warp\."):
+        jax.jit(lambda u: client.warp(u, transform))(U)

@@ -28,7 +28,8 @@ def test_a_map_that_looks_like_channels_last_gets_a_warning_once():
     with pytest.warns(UserWarning, match=MESSAGE):
         calls.warp(PHOTO, THETA, None, {})
     calls.warp(PHOTO, THETA, None, {})
-    calls.warp_gradients(PHOTO, PHOTO, THETA, ["transform"], {})
+    photo = PHOTO.astype(np.float32)
+    calls.warp_gradients(photo, photo, THETA, ["transform"], {})
 
 
 @pytest.mark.parametrize(
@@ -38,7 +39,6 @@ def test_a_map_that_looks_like_channels_last_gets_a_warning_once():
         ((1, 3, 9, 8), "NCHW"),
         ((2, 512, 4, 4), "NCHW"),
         ((2, 64, 1, 1), "NCHW"),
-        ((8, 3), "NCHW"),  # the server says what is wrong with it
     ],
 )
 def test_maps_that_look_right_get_no_warning(shape, layout):

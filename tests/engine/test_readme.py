@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from stn_engine.backends.torch import TorchBackend
 from stn_engine.checks import FEATURE_MAP_DTYPES, GRADIENT_DTYPES
 from support.backends import BACKENDS
 from support.strategies import IMAGE, VOLUME, VOLUME_KINDS, random_gradients, random_warp
+from support.tolerances import assert_close_in_norm, gradient_tolerance
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "stn_engine" / "README.md"
@@ -149,6 +151,20 @@ def test_readme_example_runs():
     assert names["small"].dtype == torch.uint8
     assert names["slope"].shape == ()
     assert names["curvature"].shape == (1, 2, 3, 1, 2, 3)
+    assert_jax_agrees_with_torch(names)
+
+
+def assert_jax_agrees_with_torch(names):
+    """The value of the example with JAX and both of its gradients are those of torch's own warp."""
+    operands = [names[name].detach().clone().requires_grad_() for name in ("photo", "theta")]
+    grid = torch.nn.functional.affine_grid(operands[1], operands[0].shape, align_corners=False)
+    warped = torch.nn.functional.grid_sample(operands[0], grid, align_corners=False)
+    energy = warped.square().sum()
+    expected = torch.autograd.grad(energy, operands)
+    assert float(names["value"]) == pytest.approx(energy.item(), rel=1e-5)
+    for got, want in zip((names["grad_u"], names["grad_theta"]), expected, strict=True):
+        found = torch.tensor(np.asarray(got))
+        assert_close_in_norm(found, want, gradient_tolerance(want.dtype, want.dtype))
 
 
 def test_readme_names_every_operation_of_the_example():

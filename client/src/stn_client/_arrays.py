@@ -194,6 +194,12 @@ def _of_pillow(field: str, image: Any) -> Operand:
     return Operand(_as_numpy(field, image), like, IMAGE_LAYOUTS[image.mode])
 
 
+def _of_simpleitk(field: str, _image: Any) -> Operand:
+    """Refuses an image, of which NumPy would make a row of numbers."""
+    expected = "expected an array, got an image of SimpleITK"
+    raise invalid(field, f"{expected}. Take its voxels: SimpleITK.GetArrayViewFromImage(image).")
+
+
 def _of_cupy(field: str, value: Any) -> Operand:
     def like(array: Array) -> Any:
         with value.device:
@@ -206,6 +212,7 @@ _LIBRARIES: dict[str, Callable[[str, Any], Operand]] = {
     "torch": _of_torch,
     "PIL": _of_pillow,
     "cupy": _of_cupy,
+    "SimpleITK": _of_simpleitk,
 }
 """Libraries with ways of their own to NumPy and back."""
 
@@ -225,4 +232,8 @@ def _as_numpy(field: str, value: Any) -> Array:
             return np.from_dlpack(value)
         return np.asarray(value)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
-        raise invalid(field, f"expected an array, got {type(value).__name__}: {error}") from error
+        kind = type(value).__name__
+        if kind.endswith("Tracer"):
+            expected = "expected an array with values, got one that JAX traces"
+            raise invalid(field, f"{expected}. Use stn_client.jax.warp.") from error
+        raise invalid(field, f"expected an array, got {kind}: {error}") from error

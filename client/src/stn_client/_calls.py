@@ -788,6 +788,8 @@ def _transform(
     if type(transform) not in KINDS:
         expected = " or ".join(kind.__name__ for kind in KINDS)
         hint = " Unpack it: **transform." if isinstance(transform, Mapping) else ""
+        if hasattr(transform, "__array__") or isinstance(transform, list):
+            hint = " Say what the numbers are, such as Affine(matrix)."
         raise invalid("transform", f"expected {expected}, got {type(transform).__name__}.{hint}")
     argument = fields(transform)[0].name
     given = operand(argument, transform.parameters)
@@ -809,13 +811,16 @@ def parameters_with_batch(
     Raises:
         InvalidRequestError: They are those of several maps, beside one.
     """
-    if not LAYOUTS[layout].added:
-        return parameters
     rank = 1
     if isinstance(transform, Affine | Homography | ThinPlateSpline):
         rank = 2
     elif isinstance(transform, Flow | SamplingGrid):
         rank = parameters.shape[-1] + 1 if parameters.ndim else 0
+    if not LAYOUTS[layout].added:
+        if parameters.ndim != rank:
+            return parameters
+        expected = f"expected a batch axis, got shape {parameters.shape}"
+        raise invalid(argument, f"{expected}. Add one: {argument}[None] has N = 1.")
     if parameters.ndim == rank:
         return parameters[None]
     if parameters.shape[:1] != (1,):

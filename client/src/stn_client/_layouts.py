@@ -69,6 +69,10 @@ def with_batch(field: str, array: Array, layout: str) -> Array:
         InvalidRequestError: It has not as many axes as its layout.
     """
     of = LAYOUTS[layout]
+    if not of.added and array.ndim in {2, 3}:
+        got = f"got shape {array.shape}"
+        advice = 'Of one map without a batch axis say the layout: "HWC", "CHW" or "HW".'
+        raise invalid(field, f"expected {of.shape}, {got}. {advice}")
     if of.added and array.ndim - of.others not in {2, 3}:
         got = f"got shape {array.shape}"
         raise invalid(field, f"expected {of.shape} beside layout {layout!r}, {got}.")
