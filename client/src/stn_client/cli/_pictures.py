@@ -52,7 +52,7 @@ _ALIGN = """\
 Finds the map that makes MOVING look like FIXED, affine unless --model says otherwise, and writes
 MOVING warped by it, in the size of FIXED and with its own channels and depth. Prints the map
 (theta: normalized coordinates, from FIXED to MOVING) and what difference is left (loss: in units of
-variance). A bar on standard error shows how the search goes on, where that is a terminal and tqdm is there."""
+variance). A bar on standard error shows how the search goes on, on a terminal where tqdm is."""
 
 
 def add_commands(commands: Any) -> None:
