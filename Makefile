@@ -79,7 +79,7 @@ $(WHEELHOUSE): $(ENGINE) deploy/requirements.lock deploy/requirements-build.lock
 		--requirement deploy/requirements.lock --requirement deploy/requirements-build.lock
 	@touch $@
 
-.PHONY: demo test test-quick test-newest-torch test-oip test-ray test-containers wheels publish wheelhouse lock sbom gpu-check gpu-check-dry test-gpu check fuzz-native fuzz-server overload chaos soak memory format proto native-numbers docs dashboard bench-server bench-local bench-client bench-many bench-oip bench-replicas bench-ray bench-engine bench-gpu clean help
+.PHONY: demo test test-quick test-newest-torch test-oip test-ray test-containers wheels publish wheelhouse lock sbom gpu-check gpu-check-dry test-gpu check fuzz-native fuzz-server overload chaos soak memory format proto native-numbers docs dashboard bench-server bench-local bench-client bench-many bench-registration bench-oip bench-replicas bench-ray bench-engine bench-gpu clean help
 
 demo: $(BUILT)  ## warp a photo, differentiate it, align two photos, all through a real server
 	$(BIN)/python client/examples/first_light.py --output build/demo
@@ -232,6 +232,9 @@ bench-client: $(BUILT)  ## what the SDK and `stn` add to a call, and beside Open
 
 bench-many: $(BUILT)  ## small calls that go together against one a message; BENCH="--only gather"
 	PYTHONPATH=tests $(BIN)/python -m bench.bench_many $(or $(BENCH),--output tests/bench/results/many.json)
+
+bench-registration: $(BUILT)  ## images that stay on the server, and registration on them, beside OpenCV
+	PYTHONPATH=tests $(BIN)/python -m bench.bench_registration $(or $(BENCH),--output tests/bench/results/registration.json)
 
 bench-oip: $(BUILT)  ## the Open Inference Protocol beside stn.v1, on the same server; BENCH="--only 28x28"
 	PYTHONPATH=tests $(BIN)/python -m bench.bench_oip $(or $(BENCH),--output tests/bench/results/oip.json)

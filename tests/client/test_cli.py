@@ -159,6 +159,53 @@ def test_cli_align_undoes_a_warp(local_server, tmp_path, capsys, channels):
     assert float(loss.removeprefix("loss ")) < 0.01
 
 
+@pytest.mark.parametrize("model", ["affine", "homography"])
+def test_cli_align_writes_a_transform_that_warp_reads(local_server, tmp_path, capsys, model):
+    """And pictures of how it fits, and how it was found."""
+    names = ("fixed.png", "moving.png", "out.png", "again.png", "overlay.png", "loss.png")
+    fixed, moving, out, again, overlay, losses = (tmp_path / name for name in names)
+    target, theta = f"--target={local_server.target}", tmp_path / "theta.json"
+    write_waves(fixed, (64, 72))
+    assert main([target, "warp", str(fixed), str(moving), "--rotate=4", "--padding=border"]) == 0
+    flags = [f"--save-transform={theta}", f"--overlay={overlay}", f"--convergence={losses}"]
+    asked = [target, "align", str(fixed), str(moving), str(out), f"--model={model}", *flags]
+    assert main(asked) == 0
+    assert list(json.loads(theta.read_text())) == [model, "coordinates"]
+    assert main([target, "warp", str(moving), str(again), f"--transform={theta}"]) == 0
+    np.testing.assert_array_equal(load(again), load(out))
+    shown = load(overlay).astype(int)
+    assert shown.shape == (64, 72, 3)
+    inside = shown[8:-8, 8:-8]
+    assert np.abs(inside[..., 0] - inside[..., 1]).mean() < 10  # what fits is grey
+    assert np.array_equal(shown[..., 1], shown[..., 2])
+    black = (load(losses) == 0).all(-1)
+    assert black.any(0).all()  # a line from the first step to the last
+    assert np.argmax(black[:, -1]) > np.argmax(black[:, 0])  # downwards
+    capsys.readouterr()
+
+
+def test_cli_align_leaves_out_what_a_mask_covers(local_server, tmp_path, capsys):
+    """Which has the size of the fixed image."""
+    names = ("fixed.png", "moving.png", "mask.png", "small.png", "out.png")
+    fixed, moving, mask, small, out = (tmp_path / name for name in names)
+    target = f"--target={local_server.target}"
+    write_waves(moving, (64, 72))
+    covered = load(moving).copy()
+    covered[:32, :30] = 255
+    save(fixed, covered)
+    kept = np.full((64, 72, 1), 255, np.uint8)
+    kept[:32, :30] = 0
+    save(mask, kept)
+    save(small, kept[:10])
+    asked = [target, "align", str(fixed), str(moving), str(out)]
+    assert main([*asked, f"--mask={mask}", "--loss=huber"]) == 0
+    theta, _ = capsys.readouterr().out.splitlines()
+    found = np.array(json.loads(theta.removeprefix("theta ")))
+    np.testing.assert_allclose(found, np.eye(2, 3), atol=1e-3)
+    assert main([*asked, f"--mask={small}"]) == 1
+    assert "small.png: expected 72 x 64 px, as FIXED, got 72 x 10." in capsys.readouterr().err
+
+
 def test_cli_align_refuses_an_image_without_edges(capsys, tmp_path):
     """Before any server is asked."""
     write_waves(tmp_path / "fixed.png", (32, 32))

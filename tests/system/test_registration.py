@@ -138,3 +138,104 @@ def test_a_constant_image_cannot_be_aligned():
             InvalidRequestError, match=r"^fixed: expected an array \(1, C, \[D,\] H"
         ):
             next(align(client, what, flat))
+
+
+def pair(homography, size=(SIDE, SIDE + 16)):
+    """Two images of a scene, the second one seen through a map of normalized coordinates."""
+    axes = [(2 * np.arange(count) + 1) / count - 1 for count in size]
+    y, x = np.meshgrid(*axes, indexing="ij")
+    points = np.stack([x, y, np.ones_like(x)])
+    seen = np.einsum("ij,jhw->ihw", np.linalg.inv(homography), points)
+    return scene(points[:2])[None, None], scene(seen[:2] / seen[2])[None, None]
+
+
+def corner_error_px(found, truth, size=(SIDE, SIDE + 16)):
+    """How far apart two maps take a corner, in px."""
+    corners = np.array([[-1, 1, -1, 1], [-1, -1, 1, 1], [1, 1, 1, 1]])
+    ends = [m[:2] / m[2] for m in (found @ corners, truth @ corners)]
+    return np.abs((ends[0] - ends[1]) * np.array([[size[1] / 2], [size[0] / 2]])).max()
+
+
+AFFINE = np.array([[0.97, -0.08, 0.05], [0.07, 1.03, -0.06], [0.0, 0.0, 1.0]])
+
+
+@pytest.mark.parametrize("loss", ["huber", "ncc"])
+def test_other_losses_find_the_same_map(loss):
+    """Huber by Levenberg and Marquardt's method, correlation by Adam."""
+    fixed, moving = pair(AFFINE)
+    with LocalServer() as server, Client(server.target) as stn:
+        *_, last = align(stn, fixed, moving, loss=loss)
+    assert corner_error_px(np.vstack([last.theta[0], [0, 0, 1]]), AFFINE) < 0.1
+
+
+def test_a_homography_is_found():
+    """In images that are not square."""
+    truth = AFFINE.copy()
+    truth[2, :2] = [0.06, -0.05]
+    fixed, moving = pair(truth)
+    stages = ["translation", "similarity", "affine", "homography"]
+    with LocalServer() as server, Client(server.target) as stn:
+        *_, last = align(stn, fixed, moving, stages=stages)
+    assert last.stage == "homography"
+    assert corner_error_px(last.theta[0] / last.theta[0, 2, 2], truth) < 0.05
+
+
+def test_a_similarity_stays_one():
+    """A turn in px, whatever the sides of the image."""
+    turn, (height, width) = 0.1, (SIDE, SIDE + 16)
+    cos, sin = 1.05 * np.cos(turn), 1.05 * np.sin(turn)
+    truth = np.array([[cos, -sin * height / width, 0.03], [sin * width / height, cos, 0.04]])
+    fixed, moving = pair(np.vstack([truth, [0, 0, 1]]))
+    with LocalServer() as server, Client(server.target) as stn:
+        *_, last = align(stn, fixed, moving, stages=["translation", "similarity"])
+    theta = last.theta[0]
+    assert theta[0, 0] == pytest.approx(theta[1, 1], rel=1e-9)
+    assert theta[0, 1] * width == pytest.approx(-theta[1, 0] * height * height / width, rel=1e-9)
+    assert corner_error_px(np.vstack([theta, [0, 0, 1]]), np.vstack([truth, [0, 0, 1]])) < 0.05
+
+
+def test_pixels_of_no_weight_do_not_matter():
+    """Whatever covers a quarter of the image."""
+    fixed, moving = pair(AFFINE)
+    weights = np.ones_like(fixed)
+    weights[..., :32, :40] = 0
+    fixed[..., :32, :40] = 9
+    with LocalServer() as server, Client(server.target) as stn:
+        *_, masked = align(stn, fixed, moving, weights=weights)
+        *_, misled = align(stn, fixed, moving)
+    thetas = [np.vstack([step.theta[0], [0, 0, 1]]) for step in (masked, misled)]
+    assert corner_error_px(thetas[0], AFFINE) < 0.1
+    assert corner_error_px(thetas[1], AFFINE) > 0.5
+
+
+def test_a_flow_is_found():
+    """A bend that no matrix is, to less than half a pixel within the image."""
+    points = lattice()[:2]
+    bend = np.stack([0.04 * np.sin(3 * points[1]), 0.05 * np.cos(2.5 * points[0])])
+    fixed, moving = scene(points + bend)[None, None], scene(points)[None, None]
+    with LocalServer() as server, Client(server.target) as stn:
+        steps = list(align(stn, fixed, moving, stages=["translation", "flow"]))
+    found = np.moveaxis(steps[-1].transform.displacement[0], -1, 0)
+    inner = np.s_[:, 8:-8, 8:-8]
+    before_px, after_px = (
+        SIDE / 2 * np.sqrt((error[inner] ** 2).sum(0).mean()) for error in (bend, found - bend)
+    )
+    assert before_px > 1
+    assert after_px < 0.45
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"stages": ["afine"]}, r"^stages: expected some of translation, .* got \['afine'\]"),
+        ({"stages": ["flow"]}, r"^stages: expected some of translation, .* got \['flow'\]"),
+        ({"stages": ["affine", "spline"]}, "^control_points: expected some for stage"),
+        ({"stages": ["affine"], "control_points": [[0, 0]]}, "^control_points: expected some"),
+    ],
+    ids=str,
+)
+def test_stages_that_make_no_sense_are_refused(options, text):
+    """Before anything is computed."""
+    image = np.arange(4096, dtype=np.float32).reshape(1, 1, 64, 64)
+    with pytest.raises(InvalidRequestError, match=text):
+        next(align(Client("127.0.0.1:1"), image, image, **options))

@@ -189,9 +189,11 @@ def test_a_pullback_sends_the_gradient_alone(stn):
     grad = RNG.random((1, 3, *SIZE), np.float32)
     expected = stn.warp_gradients(grad, U, Affine(THETA))
     plain_bytes = stn.taken()[1] + len(_calls.warp(U, Affine(THETA), SIZE, {}).request)
+    before_bytes = stn.stats.operands_bytes
     v, pullback = stn.vjp(U, Affine(THETA), SIZE)
     np.testing.assert_array_equal(v, warped())
     found = pullback(grad)
+    assert stn.stats.operands_bytes - before_bytes == U.nbytes + grad.nbytes + 2 * THETA.nbytes
     methods, sent_bytes = stn.taken()
     assert methods == ["Warp", "WarpGradients"]
     assert sent_bytes <= 0.55 * plain_bytes

@@ -189,6 +189,8 @@ class Call(Generic[T]):
     """How many calls of the caller it stands for."""
     residents: Residents = ()
     """For each payload the tensor on the server that it is, too; empty if there is none."""
+    named_bytes: int = 0
+    """Bytes of those that the last attempt named."""
     kept: Sequence[ResidentTensor] = ()
     """Tensors that the server is asked to keep, which the reply tells the places of."""
 
@@ -220,7 +222,7 @@ class Call(Generic[T]):
 
     def references(self, client: str) -> list[ResidentRef | None]:
         """For each payload where it stays on the server of a client; None of one that is sent."""
-        return [
+        found = [
             resident.held.reference
             if resident is not None
             and resident.held.client == client
@@ -228,6 +230,10 @@ class Call(Generic[T]):
             else None
             for resident, payload in zip(self.residents, self.payloads, strict=True)
         ]
+        self.named_bytes = sum(
+            len(payload) for payload, one in zip(self.payloads, found, strict=True) if one
+        )
+        return found
 
     def forget(self, client: str, *, for_good: bool) -> None:
         """The server of a client has let tensors go.
@@ -256,12 +262,7 @@ class Call(Generic[T]):
     @property
     def sent_bytes(self) -> int:
         """How many bytes of operands go with it, those that stay on a server not counted."""
-        if not self.residents:
-            return sum(map(len, self.payloads))
-        pairs = zip(self.payloads, self.residents, strict=True)
-        return sum(
-            len(payload) for payload, one in pairs if one is None or one.held.reference is None
-        )
+        return sum(map(len, self.payloads)) - self.named_bytes
 
     @cached_property
     def request(self) -> bytes:

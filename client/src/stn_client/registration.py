@@ -41,6 +41,9 @@ _STILL_PX = 1e-3
 _EXPOSURES = 3
 """So often the exposure is fitted on the finest level, and the search goes on; once on others."""
 
+_WHOLE = 0.999
+"""The share of a pixel of a coarse level from which on it is one."""
+
 _MOST_DAMPING = 1e8
 """Levenberg and Marquardt's method gives up there: no step makes anything better."""
 
@@ -78,6 +81,8 @@ class _Level:
     """Standardized, and here: its exposure is fitted."""
     moving: Any
     moving_size: tuple[int, ...]
+    counted: Array
+    """Which pixels of the fixed image have weight, as its shape but for one channel."""
     weights: Any
     options: dict[str, Any]
     """How they are compared."""
@@ -110,7 +115,7 @@ class _Level:
         """Gain and offset that bring the warped moving image closest to the fixed one."""
         size = self.fixed.shape[2:]
         warped = self.client.warp(self.moving, transform, size, padding="border")
-        seen = np.broadcast_to(self._covered(transform), self.fixed.shape)
+        seen = np.broadcast_to(self._covered(transform) & self.counted, self.fixed.shape)
         if seen.sum() < 2:
             return 1.0, 0.0
         image, target = warped[seen].astype(np.float64), self.fixed[seen].astype(np.float64)
@@ -189,7 +194,7 @@ def align(  # noqa: PLR0913 - each is a choice of its own
         >>> *_, last = align(stn, fixed, moving)
         >>> aligned = stn.warp(moving, last.transform, fixed.shape[2:])
     """
-    images = [_standardized(name, image) for name, image in (("fixed", fixed), ("moving", moving))]
+    images = [_standardized("fixed", fixed, weights), _standardized("moving", moving, None)]
     chosen = _checked(stages, fixed.ndim - 2, control_points)
     options = {"loss": loss, "delta": delta}
     levels = _levels(client, images, weights, options)
@@ -429,10 +434,22 @@ def _levels(
     count = min(map(len, pyramids))
     masks: list[Any] = [None] * count
     if weights is not None:
-        masks = [client.upload(one) for one in _pyramid(client, weights)[:count]]
+        # A pixel of a coarse level counts if all that it is made of does.
+        counted = _pyramid(client, (weights > 0).astype(np.float32))
+        blurred = _pyramid(client, weights.astype(np.float32))
+        masks = [w * (c > _WHOLE) for w, c in zip(blurred, counted, strict=True)]
     return [
-        _Level(client, n, fixed, client.upload(moving), moving.shape[2:], masks[n], options)
-        for n, (fixed, moving) in enumerate(zip(*pyramids, strict=False))
+        _Level(
+            client,
+            number,
+            fixed,
+            client.upload(moving),
+            moving.shape[2:],
+            np.ones((1,) * fixed.ndim, bool) if mask is None else mask > 0,
+            None if mask is None else client.upload(mask),
+            options,
+        )
+        for number, (fixed, moving, mask) in enumerate(zip(*pyramids, masks, strict=False))
     ]
 
 
@@ -442,13 +459,14 @@ def _identity(image: Array) -> Array:
     return np.eye(dims, dims + 1, dtype=np.float32)[None]
 
 
-def _standardized(name: str, image: Array) -> Array:
+def _standardized(name: str, image: Array, weights: Array | None) -> Array:
     if not isinstance(image, np.ndarray) or image.ndim not in {4, 5} or len(image) != 1:
         got = getattr(image, "shape", type(image).__name__)
         raise invalid(name, f"expected an array (1, C, [D,] H, W), got {got}.")
-    if image.std() == 0:
+    seen = image if weights is None else image[np.broadcast_to(weights > 0, image.shape)]
+    if not seen.size or seen.std() == 0:
         raise invalid(name, f"expected edges to align, got {image.flat[0]} everywhere.")
-    standardized: Array = ((image - image.mean()) / image.std()).astype(np.float32)
+    standardized: Array = ((image - seen.mean()) / seen.std()).astype(np.float32)
     return standardized
 
 

@@ -93,7 +93,7 @@ class Resident:
         return view
 
     def write(self, offset: int, piece: memoryview) -> None:
-        """The next piece.
+        """Writes the next piece.
 
         Args:
             offset: Where it begins.
@@ -234,7 +234,7 @@ class Residents:
         return found
 
     def close(self) -> None:
-        """Forgets everything."""
+        """Forgets all tensors, at the end of the server."""
         for resident in list(self._all.values()):
             self._remove(resident)
         if self._timer is not None:

@@ -124,7 +124,7 @@ class Transfers:
         return join(reply.SerializeToString(), [resident.view()[request.offset : end]])
 
     def _release(self, message: bytes, caller: str) -> bytes:
-        """Tensors go."""
+        """Forgets tensors; those that are not there count for nothing."""
         request, _ = self._parsed(message, resident_pb2.ReleaseRequest)
         handles = [resident.handle for resident in request.residents]
         released = self._residents.release(caller, handles)

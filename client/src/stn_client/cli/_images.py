@@ -210,6 +210,13 @@ def read(path: Path, format_: str | None = None, *, nearest: bool = False) -> Pi
         raise ImageError(f"{path}: expected an image file, got {error}.") from error
 
 
+def write_picture(path: Path, values: NDArray[np.uint8]) -> None:
+    """Writes colours, (H, W, 3), in the format that the name of a file says."""
+    format_ = format_of(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _pil().Image.fromarray(values).save(path, format=format_)
+
+
 def write(path: Path, picture: Picture, *, quality: int | None = None) -> None:
     """Writes a file in the format that its ending names, wholly or not at all.
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +20,7 @@ from numpy.typing import NDArray
 from stn_client import tiling
 from stn_client._client import Client
 from stn_client._errors import InvalidRequestError
+from stn_client._mapping import progress_bar
 from stn_client._options import GridOptions
 from stn_client._server_info import Limits
 from stn_client._transforms import Affine, Homography, ThinPlateSpline, Transform
@@ -25,9 +29,15 @@ from stn_client.cli._files import job_of, jobs_of, run_jobs
 from stn_client.cli._geometry import pixel_theta, read_spline, read_transform
 from stn_client.cli._terminal import number
 from stn_client.geometry import TransformArguments, from_opencv, from_points
-from stn_client.registration import align
+from stn_client.registration import Step, align
 
 _DEFAULT_JOBS = 4
+
+_MODELS = "translation", "similarity", "affine", "homography"
+"""What `align` can look for, each beginning with those before it."""
+
+_PLOT_PX = 240, 480
+"""Height and width of the picture of convergence."""
 
 _WARP = """\
 Rotates, scales and shifts images about their centres, or bends them so that points go where they
@@ -39,9 +49,10 @@ folder go into the folder OUT, under their names. Photos come out upright, with 
 any size work: those above the limits of the server are warped in tiles."""
 
 _ALIGN = """\
-Finds the affine map that makes MOVING look like FIXED, and writes MOVING warped by it, in the size
-of FIXED and with its own channels and depth. Prints the map (theta: normalized coordinates, from
-FIXED to MOVING) and what difference is left (loss: in units of variance)."""
+Finds the map that makes MOVING look like FIXED, affine unless --model says otherwise, and writes
+MOVING warped by it, in the size of FIXED and with its own channels and depth. Prints the map
+(theta: normalized coordinates, from FIXED to MOVING) and what difference is left (loss: in units of
+variance). A bar on standard error shows how the search goes on, on a terminal where tqdm is."""
 
 
 def add_commands(commands: Any) -> None:
@@ -129,6 +140,40 @@ def add_commands(commands: Any) -> None:
     aligned.add_argument("fixed", metavar="FIXED", help="image file to fit")
     aligned.add_argument("moving", metavar="MOVING", help="image file to warp")
     aligned.add_argument("destination", metavar="OUT", help="file to write")
+    aligned.add_argument(
+        "--model",
+        default="affine",
+        choices=_MODELS,
+        help="what to look for (default: %(default)s)",
+    )
+    aligned.add_argument(
+        "--loss",
+        default="ssd",
+        choices=("ssd", "huber", "ncc"),
+        help="how images are compared: huber where some things are in one of them alone, ncc where "
+        "they differ by more than exposure (default: %(default)s)",
+    )
+    aligned.add_argument(
+        "--mask", metavar="FILE", help="image of the size of FIXED: what is black does not count"
+    )
+    aligned.add_argument(
+        "--save-transform",
+        type=Path,
+        metavar="FILE",
+        help="JSON to write, which `stn warp --transform` reads",
+    )
+    aligned.add_argument(
+        "--overlay",
+        type=Path,
+        metavar="FILE",
+        help="picture to write: FIXED in red, OUT in green and blue, so that what fits is grey",
+    )
+    aligned.add_argument(
+        "--convergence",
+        type=Path,
+        metavar="FILE",
+        help="picture to write: the loss by steps, on a logarithmic scale",
+    )
     for command in (warp, aligned):
         _add_reading(command)
 
@@ -255,17 +300,77 @@ def _align(client: Client, options: argparse.Namespace) -> int:
     format_ = _images.format_of(destination)
     fixed, moving = _only_frame(model), _only_frame(source)
     pair = _grey(options.fixed, fixed), _grey(options.moving, moving)
+    weights = None if options.mask is None else _mask(Path(options.mask), pair[0].shape)
     nearest = options.interpolation == "nearest"
     picture = _images.read(source, format_, nearest=nearest)
     limits = client.server_info().limits
-    *_, last = align(client, *_reduced(client, limits, *pair))
+    halved = _reduced(client, limits, *pair, *([] if weights is None else [weights]))
+    steps = _steps(client, options, *halved)
+    last = steps[-1]
     size = fixed.values.shape[0], fixed.values.shape[1]
-    moved: TransformArguments[Any] = {"transform": Affine(last.theta)}
+    moved: TransformArguments[Any] = {"transform": cast("Affine | Homography", last.transform)}
     frame = _warped(client, limits, picture.frames[0], size, options, **moved)
     destination.parent.mkdir(parents=True, exist_ok=True)
     _images.write(destination, replace(picture, frames=[frame]), quality=options.quality)
+    if options.save_transform is not None:
+        kind = "homography" if isinstance(last.transform, Homography) else "affine"
+        said = {kind: {"theta": last.theta[0].tolist()}, "coordinates": "normalized"}
+        options.save_transform.write_text(json.dumps(said) + "\n", encoding="utf-8")
+    if options.overlay is not None:
+        shown = tiling.warp(client, pair[1], moved["transform"], size, limits=limits)
+        layers = [_stretched(one[0, 0]) for one in (pair[0], shown, shown)]
+        _images.write_picture(options.overlay, np.stack(layers, -1))
+    if options.convergence is not None:
+        _images.write_picture(options.convergence, _plot([step.loss for step in steps]))
     print(f"theta {last.theta[0].tolist()}\nloss {last.loss:.4f}")  # noqa: T201
     return 0
+
+
+def _steps(
+    client: Client, options: argparse.Namespace, fixed: Any, moving: Any, weights: Any = None
+) -> list[Step]:
+    """The steps of the search, shown while it goes on."""
+    stages = _MODELS[: _MODELS.index(options.model) + 1]
+    found: list[Step] = []
+    is_seen = sys.stderr.isatty() and find_spec("tqdm") is not None
+    with progress_bar(iter(()), shown=is_seen) as bar:
+        for step in align(client, fixed, moving, stages=stages, loss=options.loss, weights=weights):
+            found.append(step)
+            bar.update(1)
+    return found
+
+
+def _mask(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """1 where an image is not black, (1, 1, H, W)."""
+    values = _only_frame(path).values.max(-1)[None, None]
+    if values.shape != shape:
+        expected = f"expected {shape[3]} x {shape[2]} px, as FIXED"
+        got = f"got {values.shape[3]} x {values.shape[2]}"
+        raise _images.ImageError(f"{path}: {expected}, {got}.")
+    weights: NDArray[np.float32] = (values > 0).astype(np.float32)
+    return weights
+
+
+def _stretched(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """Its darkest value as 0, its brightest as 255."""
+    low, high = float(image.min()), float(image.max())
+    levels: NDArray[np.uint8] = ((image - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+    return levels
+
+
+def _plot(losses: list[float]) -> NDArray[np.uint8]:
+    """The losses from left to right, black on white; up is worse, by a logarithmic scale."""
+    height, width = _PLOT_PX
+    logs = np.log(np.maximum(losses, 1e-12))
+    across = np.linspace(0, len(logs) - 1, width)
+    heights = np.interp(across, np.arange(len(logs)), logs)
+    low, high = logs.min(), logs.max()
+    rows = ((high - heights) / max(high - low, 1e-12) * (height - 1)).round().astype(int)
+    picture = np.full((height, width, 3), 255, np.uint8)
+    for column, row in enumerate(rows):
+        before = rows[max(0, column - 1)]
+        picture[min(before, row) : max(before, row) + 1, column] = 0
+    return picture
 
 
 def _warped(
