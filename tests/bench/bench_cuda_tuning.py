@@ -34,12 +34,11 @@ ROOT = Path(__file__).parents[2]
 NATIVE = Path(programs.SOURCES).parent
 SMOKE_PX = 80
 VARIANTS = {
-    "general": {"kWindows": "false"},
     "as it is": {},
     "resident": {"MOST_TILES": "32", "FILLS": "0"},
     "8 tiles": {"MOST_TILES": "8"},
-    "blocks 3": {"kWindowBlocks": "3", "MOST_TILES": "32", "FILLS": "0"},
-    "blocks 5": {"kWindowBlocks": "5", "kGatherBlocks": "4", "MOST_TILES": "32", "FILLS": "0"},
+    "gather in 4 blocks": {"kGatherBlocks": "4"},
+    "single planes": {"kPlanes": "1"},
 }
 """New values of constants, by name; those in capitals are the host's. Without fills a launch has no
 more blocks than the device runs at a time."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from stn_engine import (
+    Affine,
     Gradients,
     SamplingGrid,
     WarpGradientsProblem,
@@ -137,6 +138,16 @@ def test_new_results_are_dense_and_do_not_overlap():
     assert not expected[0]._is_view()
 
 
+def test_a_change_of_one_result_is_no_change_of_the_others():
+    """Autograd refuses what it saved and somebody changed, but not for a neighbour's sake."""
+    saved, other = EMULATED_CUDA.warp([random_warp(seed, dtype=torch.float32) for seed in (1, 2)])
+    weight = torch.ones_like(saved, requires_grad=True)
+    total = (weight * saved).sum()
+    other.add_(1)
+    total.backward()
+    assert torch.equal(weight.grad, saved)
+
+
 def test_gradients_of_every_dtype_share_a_batch():
     """Parameters of float32 and of float64 beside each other."""
     warps = [
@@ -221,6 +232,18 @@ def test_thetas_of_one_tile_and_of_many_share_a_table():
         assert torch.equal(got.transform, alone.transform)
         expected = TorchBackend().warp_gradients([problem])[0]
         torch.testing.assert_close(got.transform, expected.transform, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("zooms", [(1, 9, 1, 1, 12), (9, 1), (1, 1, 9), (1, 1)])
+def test_maps_without_far_pixels_lie_between_those_with_some(zooms):
+    """A source pixel that very many target pixels read is left to a whole warp, wherever."""
+    theta = torch.eye(2, 3).repeat(len(zooms), 1, 1) / torch.tensor(zooms)[:, None, None]
+    source = torch.rand(len(zooms), 2, 40, 41, generator=torch.Generator().manual_seed(1))
+    warp = WarpProblem(source, Affine(theta), (90, 91))
+    problem = random_gradients(1, warp, needs=("feature_map",))
+    (got,) = EMULATED_CUDA.warp_gradients([problem])
+    (expected,) = TorchBackend().warp_gradients([problem])
+    torch.testing.assert_close(got.feature_map, expected.feature_map, rtol=1e-4, atol=1e-4)
 
 
 class Holding(EmulatedLauncher):

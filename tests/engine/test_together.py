@@ -1,10 +1,13 @@
 """Ragged calls of the same problems, again and again: what is kept, and what is asked anew."""
 
+import sys
+
 import pytest
 import torch
 
-from stn_engine import Gradients, InvalidInputError, WarpProblem, WarpSpec
+from stn_engine import Affine, Gradients, InvalidInputError, WarpProblem, WarpSpec
 from stn_engine.adapters.tensors import Lying
+from stn_engine.backends import kernels
 from stn_engine.backends.cuda import CudaBackend
 from stn_engine.backends.torch import TorchBackend
 from stn_engine.memory import span_bytes
@@ -76,6 +79,17 @@ def test_tensors_that_lie_otherwise_are_looked_at_one_by_one(place, otherwise):
     assert lying.addresses(tensors) is None
 
 
+def test_tensors_that_were_one_must_be_one_again():
+    """Which of them is no matter; more of them, or fewer, lie in another way."""
+    one, other, third = (torch.rand(2, 3) for _ in range(3))
+    lying = Lying([one, other, one])
+    for tensors in ([one, other, one], [third, one, third]):
+        assert lying.addresses(tensors) == addresses_of(tensors)
+    for tensors in ([one, other, third], [one, one, one], [one, other, other]):
+        assert lying.addresses(tensors) is None
+    assert Lying([one, other, third]).addresses([one, other, one]) is None
+
+
 class Counting(EmulatedLauncher):
     """Counts launches, and tables that it uploads."""
 
@@ -137,6 +151,60 @@ def test_a_ragged_call_is_one_upload_and_one_launch():
     assert (launcher.launches, launcher.uploads) == (3, 3)
     CudaBackend(launcher).warp(warps[:1])
     assert (launcher.launches, launcher.uploads) == (4, 3)
+
+
+class Idle(EmulatedLauncher):
+    """Launches nothing."""
+
+    def launch(self, *launch):
+        del launch
+
+
+def warps_that_share(count, thetas):
+    """Images of as many sizes, whose thetas are few or one."""
+    affines = [Affine(torch.eye(2, 3)[None]) for _ in range(thetas)]
+    return [
+        WarpProblem(torch.rand(1, 1, 3 + n, 4), affines[n % thetas], (2, 2)) for n in range(count)
+    ]
+
+
+def functions_entered(run):
+    """How many functions of Python a call enters."""
+    entered = []
+    sys.setprofile(lambda frame, event, _: event == "call" and entered.append(frame.f_code))
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+    return len(entered)
+
+
+@pytest.mark.parametrize("of_each", [1, 16], ids=["own thetas", "shared thetas"])
+def test_a_known_ragged_call_does_nothing_in_python_problem_by_problem(of_each):
+    """Of four times as many problems it enters as many functions."""
+    backend, counts = CudaBackend(Idle()), []
+    for count in (16, 64):
+        warps = warps_that_share(count, count // of_each)
+        for _ in range(2):
+            backend.warp(warps)
+        counts.append(functions_entered(lambda warps=warps: backend.warp(warps)))
+    assert counts[0] == counts[1] < 40
+
+
+def test_thetas_that_are_shared_otherwise_are_known_from_the_second_time_on(monkeypatch):
+    """The calls are the same whoever shares them."""
+    backend, looked_at = CudaBackend(Idle()), []
+    located = kernels.located
+    monkeypatch.setattr(kernels, "located", lambda one: looked_at.append(one) or located(one))
+    for thetas in (8, 1, 2, 8):
+        warps = warps_that_share(8, thetas)
+        looked_at.clear()
+        for _ in range(2):
+            backend.warp(warps)
+        assert looked_at == [*warps, *warps]
+        for _ in range(3):
+            backend.warp(warps)
+        assert len(looked_at) == 16
 
 
 @pytest.mark.parametrize("given", [False, True])

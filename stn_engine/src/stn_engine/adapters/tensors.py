@@ -7,7 +7,7 @@ tensors change between the making of a problem and its backward pass.
 """
 
 from collections.abc import Iterable, Sequence
-from operator import le
+from operator import is_, le
 from typing import Any, TypeVar, cast
 
 import torch
@@ -84,6 +84,15 @@ class Lying:
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
+        # Problems may share a tensor, and guards hold for no two that are the same one.
+        firsts: dict[int, int] = {}
+        for place, one in enumerate(tensors):
+            firsts.setdefault(id(one), place)
+        self._firsts = list(firsts.values())
+        order = {number: place for place, number in enumerate(firsts)}
+        self._places = [order[id(one)] for one in tensors]
+        self._are_shared = len(firsts) < len(tensors)
+        tensors = [tensors[first] for first in self._firsts]
         # What torch.compile asks before it runs code again; a comparison in Python of each
         # property of each tensor takes longer than all else that is done for small maps.
         sizes: Any = [list(one.shape) for one in tensors]
@@ -98,17 +107,26 @@ class Lying:
         """Where others begin, as many and in the same order; None if they lie in another way.
 
         They are then of the same class, dtype, shape, strides and device, are no negations and no
-        wrappers, and have their values in memory.
+        wrappers, have their values in memory, and are the same tensor where the first ones were.
         """
-        if not self._guards.check(*tensors):
+        if not self._are_shared:
+            return self._addresses(tensors)
+        distinct = [tensors[first] for first in self._firsts]
+        if not all(map(is_, [distinct[place] for place in self._places], tensors)):
+            return None
+        found = self._addresses(distinct)
+        return None if found is None else [found[place] for place in self._places]
+
+    def _addresses(self, distinct: Sequence[Tensor]) -> list[int] | None:
+        if not self._guards.check(*distinct):
             return None
         ends: Iterable[int] = self._span_bytes
-        offsets: Any = list(map(Tensor.storage_offset, tensors))
+        offsets: Any = list(map(Tensor.storage_offset, distinct))
         if any(offsets):
             pairs = zip(offsets, self._item_bytes, self._span_bytes, strict=True)
             ends = [offset * item + span for offset, item, span in pairs]
-        sizes = map(UntypedStorage.nbytes, map(Tensor.untyped_storage, tensors))
-        addresses = list(map(Tensor.data_ptr, tensors))
+        sizes = map(UntypedStorage.nbytes, map(Tensor.untyped_storage, distinct))
+        addresses = list(map(Tensor.data_ptr, distinct))
         return addresses if all(addresses) and all(map(le, ends, sizes)) else None
 
 

@@ -71,10 +71,10 @@ class Together:
         return None if self._operands is None else self._operands.addresses(operands)
 
     def learn(self, operands: Sequence[Tensor]) -> None:
-        """Takes note of operands that were looked at one by one."""
-        if self._is_known and self._operands is None:
+        """Takes note of operands that were looked at one by one, every second time."""
+        if self._is_known:
             self._operands = Lying(operands)
-        self._is_known = True
+        self._is_known = not self._is_known
 
     def into(self, memory: Sequence[Tensor]) -> "tuple[Together, list[int]] | None":
         """The same calls with results in given memory, and where that begins; None if unknown."""

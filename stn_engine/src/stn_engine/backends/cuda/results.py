@@ -7,6 +7,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch._C import _AutoDispatchBelowADInplaceOrView as _BelowViews
 
 from stn_engine.backends.kernels import NewResults, Words
 from stn_engine.call import Call
@@ -62,5 +63,9 @@ class SharedResults(NewResults):
         return memory, firsts[self._of_view] + self._starts_bytes
 
     def tensors(self, memory: Sequence[Tensor]) -> list[Tensor]:
-        """All needed results, call by call, as views."""
-        return [memory[piece].as_strided(*view) for piece, view in self._views]
+        """All needed results, call by call, in the storage that they share.
+
+        To autograd they are no views: a change of one does not count as a change of the others.
+        """
+        with _BelowViews():
+            return [memory[piece].as_strided(*view) for piece, view in self._views]

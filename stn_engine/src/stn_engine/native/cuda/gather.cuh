@@ -7,7 +7,7 @@
 // kernel of its own.
 #pragma once
 
-#include "window.cuh"
+#include "whole.cuh"
 #include "preimage.cuh"
 
 namespace stn {
@@ -344,130 +344,6 @@ STN_FUNCTION void gather_quads(const Descriptor& problem, const Place& place, co
   }
 }
 
-// The candidates of the pixels of a quad by the window of G of their tile; cells outside G are 0.
-template <int N, bool Inner>
-STN_FUNCTION void add_near_cells(const NearGather& gather, const WindowTile& tile, const Quad& quad, const T* cells,
-                                 T (&sums)[N][kQuad]) {
-#pragma unroll
-  for (int p = 0; p < kQuad; ++p) {
-    const Pixel at = quad.pixel(p);
-    const NearPixel pixel(gather, smaller(at.at[0], tile.last_x), smaller(at.at[1], tile.last_y));
-    const T x = static_cast<T>(pixel.x), y = static_cast<T>(pixel.y);
-    const T column = static_cast<T>(pixel.first[0]), line = static_cast<T>(pixel.first[1]);
-    const T* from = cells + ((pixel.first[1] - tile.row) * kPitch + pixel.first[0] - tile.first);
-#pragma unroll
-    for (int c = 0; c < N; ++c) sums[c][p] = T(0);
-#pragma unroll
-    for (int i = 0; i < kNear; ++i) {
-      const T from_x = gather.point_of_row(0, line + T(i)), from_y = gather.point_of_row(1, line + T(i));
-#pragma unroll
-      for (int j = 0; j < kNear; ++j) {
-        const T at_x = gather.point(0, column + T(j), from_x), at_y = gather.point(1, column + T(j), from_y);
-        const T weight =
-            Inner ? inner_tent(at_x, x) * inner_tent(at_y, y) : tent(at_x, x, x - T(1)) * tent(at_y, y, y - T(1));
-#pragma unroll
-        for (int c = 0; c < N; ++c) {
-          const T grad = from[i * kPitch + j + c * kWindowWidth];
-          if (weight != T(0)) sums[c][p] = fused(weight, grad, sums[c][p]);  // what weighs nothing may be NaN
-        }
-      }
-    }
-  }
-}
-
-// A tile by its window of G. Every thread must call it.
-template <bool Inner>
-STN_FUNCTION void gather_window(const Descriptor& problem, const NearGather& gather, const WindowMap& windows,
-                                const WindowTile& tile) {
-  const Quad quad({0, tile.x, tile.y}, problem.source, gather.is_steep());
-  const QuadSteps to(problem.grad_feature_map, windows.target, quad.is_row);
-  S* target = windows.target + offset_of<D>(problem.grad_feature_map, 0, quad.pixel(0));
-  const bool fits = quad.fits(problem.source);
-  const auto store = [&](const T(&values)[kQuad]) {
-    if (fits) {
-      to.store(target, values);
-    } else {
-#pragma unroll
-      for (int p = 0; p < kQuad; ++p)
-        if (quad.has(p, problem.source)) round_to(values[p], in_device_memory(target)[p * to.step]);
-    }
-    target += problem.grad_feature_map.channel_stride;
-  };
-#pragma unroll 1
-  for (int channel = 0; channel < problem.channels; channel += kWindowPlanes) {
-    const int count = smaller(kWindowPlanes, problem.channels - channel);
-    __syncthreads();
-    const bool moved = windows.bring(tile, count, channel,
-                  [&](int c, int x, int y) { return windows.has(x, y) ? windows.element(c, x, y) : T(0); });
-    windows.settle(tile, count, moved);
-    __syncthreads();
-    const T* cells = window_cells();
-    if (count == kWindowPlanes) {
-      T sums[kWindowPlanes][kQuad];
-      add_near_cells<kWindowPlanes, Inner>(gather, tile, quad, cells, sums);
-#pragma unroll
-      for (int c = 0; c < kWindowPlanes; ++c) store(sums[c]);
-      continue;
-    }
-#pragma unroll 1
-    for (int c = 0; c < count; ++c, cells += kWindowWidth) {
-      T sums[1][kQuad];
-      add_near_cells<1, Inner>(gather, tile, quad, cells, sums);
-      store(sums[0]);
-    }
-  }
-}
-
-// The window of G of a tile: candidates lie along rows and columns in the order of pixels.
-STN_FUNCTION WindowTile gather_tile_at(const Descriptor& problem, const NearGather& gather, const WindowMap& windows,
-                                       const Place& place) {
-  WindowTile tile = {place.x, place.row};
-  tile.last_x = smaller(place.x + width_of(problem.source), problem.source.size[0]) - 1;
-  tile.last_y = smaller(place.row + height_of(problem.source), problem.source.rows) - 1;
-  tile.rows = 0;
-  if (!windows.are_there) return tile;
-  int low[2], high[2];
-#pragma unroll
-  for (int a = 0; a < 2; ++a) {
-    const bool rises = gather.inverse[a][0] >= T(0), falls = gather.inverse[a][1] >= T(0);
-    low[a] = NearPixel(gather, rises ? tile.x : tile.last_x, falls ? tile.y : tile.last_y).first[a];
-    high[a] = NearPixel(gather, rises ? tile.last_x : tile.x, falls ? tile.last_y : tile.y).first[a] + (kNear - 1);
-    if (high[a] < low[a]) return tile;
-  }
-  windows.bound(tile, low[0], low[1], high[0], high[1]);
-  return tile;
-}
-
-// The tiles of an item of a batch. Every thread must call it.
-STN_FUNCTION void gather_by_windows(const Descriptor& problem, const Place& place, const NearGather& gather,
-                                    TileLoop& loop) {
-  __shared__ WindowMap windows;
-  if (threadIdx.x == 0) {
-    windows.are_packed = false;
-    windows.take(problem.grad_output, problem.target, place.n, problem.channels);
-    windows.target = maps_of(problem.grad_feature_map, place.n);
-    windows.are_there = windows.are_there && gather.has_few;
-  }
-  __syncthreads();
-  const int count = tiles_of_item(problem.source, loop, place);
-  WindowTile* tiles = window_tiles();
-  if (static_cast<int>(threadIdx.x) < count)
-    tiles[threadIdx.x] = gather_tile_at(problem, gather, windows,
-                                        place_of(problem.source, loop.tile_of_problem() + threadIdx.x));
-  __syncthreads();
-#pragma unroll 1
-  for (int k = 0; k < count; ++k) {
-    const WindowTile tile = tiles[k];
-    if (tile.rows <= 0) continue;
-    if ((tile.x >= 2) & (tile.y >= 2)) gather_window<true>(problem, gather, windows, tile);
-    else gather_window<false>(problem, gather, windows, tile);
-  }
-#pragma unroll 1
-  for (int k = 0; k < count; ++k)
-    if (tiles[k].rows == 0) gather_quads(problem, {place.n, tiles[k].x, tiles[k].y}, gather);
-  loop.tile += count - 1;
-}
-
 STN_FUNCTION void gather_interleaved(const Descriptor& problem, const Place& place, const NearGather& gather) {
   constexpr int N = kGroup<true>;
   const S* grads = maps_of(problem.grad_output, place.n);
@@ -503,7 +379,6 @@ STN_FUNCTION void gather_tiles(const Launch& launch) {
       }
       if (last == place.n + 1 && gather.is_near) {
         if constexpr (Interleaved) gather_interleaved(problem, place, gather);
-        else if constexpr (kHasWindow) gather_by_windows(problem, place, gather, loop);
         else gather_quads(problem, place, gather);
         continue;
       }

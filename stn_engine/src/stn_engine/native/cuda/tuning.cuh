@@ -42,10 +42,6 @@ constexpr int kQuad = 4;
 // Pixels of them that are done together at the border of a map.
 constexpr int kPair = 2;
 
-// Whether tiles of affine maps read their window of the source through shared memory.
-constexpr bool kWindows = true;
-constexpr int kWindowBlocks = 4;
-
 // Units of interleaved channels that a thread reads before it joins the first.
 constexpr int kAtOnce = K == 4 || kVector<S> > 4 ? 1 : 2;
 

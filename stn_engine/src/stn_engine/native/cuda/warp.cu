@@ -1,5 +1,5 @@
 // The forward kernels, equations (1) and (5) in one step.
-#include "window.cuh"
+#include "whole.cuh"
 
 namespace stn {
 
@@ -132,6 +132,8 @@ STN_FUNCTION void warp_edges(const Descriptor& problem, const Place& place, cons
   }
 }
 
+// Taps come by the first-level cache: bringing the box of the source that a tile reads into shared memory first was
+// measured on an H200 and took longer at every angle but multiples of 90 degrees (`tests/bench/README.md`).
 template <class Generator>
 STN_FUNCTION void warp_quads(const Descriptor& problem, const Place& place, const Generator& generator, const S* source,
                              S* target) {
@@ -224,132 +226,23 @@ STN_FUNCTION void warp_units(const Descriptor& problem, const Place& place, cons
   }
 }
 
-// Joins the taps of some channels of a quad, whose cells lie at constant steps unless channels lie side by side.
-template <int N, bool Packed>
-STN_FUNCTION void join_window(const Windows& windows, const WindowPoint (&points)[kQuad], const T* cells,
-                              T (&values)[N][kQuad]) {
-  const int next = Packed ? windows.step : 1;
-#pragma unroll
-  for (int p = 0; p < kQuad; ++p) {
-    const T* from = cells + points[p].cell;
-#pragma unroll
-    for (int c = 0; c < N; ++c) {
-      T value[1];
-      join_taps(
-          points[p],
-          [&](int x, int y, int, T(&tap)[1]) { tap[0] = from[x * next + y * kPitch + c * (Packed ? 1 : kWindowWidth)]; },
-          value);
-      values[c][p] = value[0];
-    }
-  }
-}
-
-// A tile by its window of the source. Every thread must call it.
-STN_FUNCTION void warp_window(const Descriptor& problem, const Windows& windows, const WindowTile& tile,
-                              const Generator<true>& generator) {
-  const Quad quad({0, tile.x, tile.y}, problem.target, generator.is_steep());
-  const QuadSteps to(problem.output, windows.target, quad.is_row);
-  S* target = windows.target + offset_of<D>(problem.output, 0, quad.pixel(0));
-  const bool fits = quad.fits(problem.target);
-  const int at_once = windows.are_packed ? problem.channels : kWindowPlanes;
-#pragma unroll 1
-  for (int channel = 0; channel < problem.channels; channel += at_once) {
-    const int count = smaller(at_once, problem.channels - channel);
-    __syncthreads();
-    const bool moved = windows.bring(tile, windows.are_packed ? 1 : count, channel,
-                  [&](int c, int x, int y) { return windows.padded_element(problem, c, x, y); });
-    WindowPoint points[kQuad];
-    const T column = static_cast<T>(quad.x), line = static_cast<T>(quad.y);
-    const T right = quad.is_row ? T(1) : T(0), down = T(1) - right;
-    const T last_column = static_cast<T>(tile.last_x), last_line = static_cast<T>(tile.last_y);
-#pragma unroll
-    for (int p = 0; p < kQuad; ++p)
-      points[p].find(windows, tile, generator.rays.at, least_of(column + T(p) * right, last_column),
-                     least_of(line + T(p) * down, last_line));
-    windows.settle(tile, windows.are_packed ? 1 : count, moved);
-    __syncthreads();
-    const T* cells = window_cells();
-    const auto store = [&](const T(&values)[kQuad]) {
-      if (fits) {
-        to.store(target, values);
-      } else {
-#pragma unroll
-        for (int p = 0; p < kQuad; ++p)
-          if (quad.has(p, problem.target)) round_to(values[p], in_device_memory(target)[p * to.step]);
-      }
-      target += problem.output.channel_stride;
-    };
-    if (!windows.are_packed && count == kWindowPlanes && K == 2) {
-      T values[kWindowPlanes][kQuad];
-      join_window<kWindowPlanes, false>(windows, points, cells, values);
-#pragma unroll
-      for (int c = 0; c < kWindowPlanes; ++c) store(values[c]);
-      continue;
-    }
-#pragma unroll 1
-    for (int c = 0; c < count; ++c, cells += windows.are_packed ? 1 : kWindowWidth) {
-      T values[1][kQuad];
-      join_window<1, true>(windows, points, cells, values);
-      store(values[0]);
-    }
-  }
-}
-
-template <bool Matrix, bool Interleaved>
-STN_FUNCTION void warp_tile(const Descriptor& problem, const Place& place) {
-  const Generator<Matrix> generator(problem, place.n);
-  const S* source = maps_of(problem.feature_map, place.n);
-  S* target = maps_of(problem.output, place.n);
-  if constexpr (kHasWhole && Interleaved) warp_interleaved(problem, place, generator, source, target);
-  else if constexpr (kHasWhole) warp_quads(problem, place, generator, source, target);
-  else warp_units<Interleaved>(problem, place, generator, source, target);
-}
-
-// Apart from those that have a window, whose registers it would take.
-STN_SEPARATE void warp_tile_without_window(int n, int x, int row) {
-  warp_tile<true, false>(held().problem, {n, x, row});
-}
-
-// The tiles of an item of a batch. Every thread must call it.
-STN_FUNCTION void warp_by_windows(const Descriptor& problem, const Place& place, TileLoop& loop) {
-  const Generator<true> generator(problem, place.n);
-  __shared__ Windows windows;
-  if (threadIdx.x == 0) windows.find(problem, generator, place.n);
-  __syncthreads();
-  const int count = tiles_of_item(problem.target, loop, place);
-  WindowTile* tiles = window_tiles();
-  if (static_cast<int>(threadIdx.x) < count)
-    tiles[threadIdx.x] =
-        windows.tile_at(problem, place_of(problem.target, loop.tile_of_problem() + threadIdx.x), generator);
-  __syncthreads();
-#pragma unroll 1
-  for (int k = 0; k < count; ++k) {
-    const WindowTile tile = tiles[k];
-    if (tile.rows > 0) warp_window(problem, windows, tile, generator);
-  }
-#pragma unroll 1
-  for (int k = 0; k < count; ++k)
-    if (tiles[k].rows == 0) warp_tile_without_window(place.n, tiles[k].x, tiles[k].y);
-  loop.tile += count;
-}
-
 template <bool Matrix, bool Interleaved>
 STN_FUNCTION void warp_tiles(const Launch& launch) {
-  for (TileLoop loop(launch); loop.goes_on();) {
+  for (TileLoop loop(launch); loop.goes_on(); ++loop.tile) {
     const Descriptor& problem = problem_of(launch, loop);
     const Place place = place_of(problem.target, loop.tile_of_problem());
-    if constexpr (kHasWindow && Matrix && !Interleaved) {
-      warp_by_windows(problem, place, loop);
-    } else {
-      warp_tile<Matrix, Interleaved>(problem, place);
-      ++loop.tile;
-    }
+    const Generator<Matrix> generator(problem, place.n);
+    const S* source = maps_of(problem.feature_map, place.n);
+    S* target = maps_of(problem.output, place.n);
+    if constexpr (kHasWhole && Interleaved) warp_interleaved(problem, place, generator, source, target);
+    else if constexpr (kHasWhole) warp_quads(problem, place, generator, source, target);
+    else warp_units<Interleaved>(problem, place, generator, source, target);
   }
 }
 
 }  // namespace stn
 
-STN_KERNEL(stn_warp_matrix_planes, stn::kHasWindow ? stn::kWindowBlocks : stn::kBlocks, stn::warp_tiles<true, false>)
+STN_KERNEL(stn_warp_matrix_planes, stn::kBlocks, stn::warp_tiles<true, false>)
 STN_KERNEL(stn_warp_matrix_interleaved, stn::kVectorBlocks, stn::warp_tiles<true, true>)
 STN_KERNEL(stn_warp_field_planes, stn::kFieldBlocks, stn::warp_tiles<false, false>)
 STN_KERNEL(stn_warp_field_interleaved, stn::kFieldBlocks, stn::warp_tiles<false, true>)

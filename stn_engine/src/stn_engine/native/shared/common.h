@@ -4,7 +4,6 @@
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #define STN_FUNCTION __device__ __forceinline__
 #define STN_MEMBER __device__ __forceinline__
-#define STN_SEPARATE static __device__ __noinline__
 #define STN_ROLLED _Pragma("unroll 1")
 #else
 #include <cmath>
@@ -16,7 +15,6 @@
 // For functions too large to inline everywhere; the compiler decides.
 #define STN_LARGE_FUNCTION [[maybe_unused]] static __attribute__((noinline))
 #define STN_MEMBER inline __attribute__((always_inline))
-#define STN_SEPARATE [[maybe_unused]] static __attribute__((noinline))
 // In front of loops that are not to be unrolled: they are seldom taken, or would take too many registers.
 #define STN_ROLLED _Pragma("GCC unroll 1")
 #endif
