@@ -468,7 +468,7 @@ def test_grpc_writes_nothing_by_itself(tmp_path):
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
     events = [json.loads(line)["event"] for line in errors.splitlines()]
-    assert events == ["serving", "draining", "stopped"]
+    assert events[-3:] == ["serving", "draining", "stopped"]
     with started(f"--listen=unix:{tmp_path}/none/socket", env=verbose) as process:
         _, errors = process.communicate(timeout=60)
     (line,) = errors.decode().splitlines()
