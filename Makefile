@@ -46,6 +46,19 @@ $(TRITONCLIENT)/.installed: .ci/requirements-tritonclient.txt
 WITH_TRITONCLIENT := SERVER_PYTHON=$(abspath $(BIN))/python \
 	PYTHONPATH=$(abspath proto/src):$(abspath client/src) $(TRITONCLIENT)/bin/python
 
+RAY := build/ray
+
+# Ray has an environment of its own above the project's: what both have is Ray's there.
+$(RAY)/.installed: .ci/requirements-ray.txt $(INSTALLED)
+	$(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/pip install --quiet --requirement $<
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		>$$(echo $(RAY)/lib/python*/site-packages)/above.pth
+	@touch $@
+
+WITH_RAY := RAY_USAGE_STATS_ENABLED=0 SERVER_PYTHON=$(abspath $(BIN))/python \
+	PYTHONPATH=$(subst $() ,:,$(abspath $(PROJECTS:%=%/src))) $(RAY)/bin/python
+
 BUILD := $(BIN)/python -m build --quiet --no-isolation
 ENGINE := dist/.engine
 
@@ -60,13 +73,13 @@ $(ENGINE): $(BUILT) $(shell find stn_engine/src -name '*.py') stn_engine/README.
 WHEELHOUSE := wheelhouse/.filled
 
 # What the image is built from without a network.
-$(WHEELHOUSE): $(ENGINE) .ci/constraints.txt deploy/requirements.txt
+$(WHEELHOUSE): $(ENGINE) deploy/requirements.lock deploy/requirements-build.lock
 	rm -rf wheelhouse
-	$(BIN)/pip download --quiet --only-binary=:all: --constraint .ci/constraints.txt --dest wheelhouse \
-		--requirement deploy/requirements.txt hatch-fancy-pypi-readme hatchling
+	$(BIN)/pip download --quiet --only-binary=:all: --dest wheelhouse \
+		--requirement deploy/requirements.lock --requirement deploy/requirements-build.lock
 	@touch $@
 
-.PHONY: demo test test-quick test-newest-torch test-oip test-containers wheels wheelhouse gpu-check gpu-check-dry test-gpu check fuzz-native fuzz-server overload chaos soak memory format proto native-numbers docs dashboard bench-server bench-local bench-client bench-many bench-oip bench-replicas bench-engine bench-gpu clean help
+.PHONY: demo test test-quick test-newest-torch test-oip test-ray test-containers wheels wheelhouse lock sbom gpu-check gpu-check-dry test-gpu check fuzz-native fuzz-server overload chaos soak memory format proto native-numbers docs dashboard bench-server bench-local bench-client bench-many bench-oip bench-replicas bench-ray bench-engine bench-gpu clean help
 
 demo: $(BUILT)  ## warp a photo, differentiate it, align two photos, all through a real server
 	$(BIN)/python client/examples/first_light.py --output build/demo
@@ -80,12 +93,15 @@ $(EMULATED): $(BUILT) tests/support/emulated_cuda.py tests/emulation/cuda.h test
 WORKERS ?= auto
 SIDE_BY_SIDE := $(BIN)/pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile
 
-test: $(BUILT) $(PROTOC) $(EMULATED) test-oip  ## the whole test suite
+test: $(BUILT) $(PROTOC) $(EMULATED) test-oip test-ray  ## the whole test suite
 	$(SIDE_BY_SIDE) -m "not alone"
 	$(BIN)/pytest -m alone
 
 test-oip: $(BUILT) $(TRITONCLIENT)/.installed  ## the server through NVIDIA's own client
 	$(WITH_TRITONCLIENT) -m pytest tests/oip
+
+test-ray: $(BUILT) $(RAY)/.installed  ## the example of Ray Serve
+	$(WITH_RAY) -m pytest -p no:warnings tests/ray_serve
 
 test-quick: $(BUILT) $(PROTOC) $(EMULATED)  ## what judges a change in Python, in two minutes
 	$(SIDE_BY_SIDE) -m "not alone and not slow" --most-cases 16
@@ -98,6 +114,24 @@ test-newest-torch: $(BUILT)  ## the engine with the newest torch, whatever it is
 	$(BIN)/pip install --quiet --upgrade --target $(NEWEST_TORCH) $(or $(TORCH),torch)
 	$(WITH_NEWEST_TORCH)/python -c 'import torch; print("torch", torch.__version__)'
 	$(WITH_NEWEST_TORCH)/pytest tests/engine tests/client/test_torch.py
+
+# Versions come from .ci/constraints.txt, hashes from the index; the CPU's torch from that of PyTorch, or
+# from where TORCH_WHEELS says.
+LOCK := $(BIN)/uv pip compile --quiet --generate-hashes --no-annotate --python-version 3.11 \
+	--python-platform linux --constraint .ci/constraints.txt --custom-compile-command "make lock"
+TORCH_WHEELS ?= https://download.pytorch.org/whl/cpu/torch
+
+lock: $(INSTALLED)  ## write anew what the image is made of: versions and hashes
+	$(LOCK) --find-links $(TORCH_WHEELS) --output-file deploy/requirements.lock deploy/requirements.txt
+	$(LOCK) --output-file deploy/requirements-cuda.lock deploy/requirements.txt deploy/requirements-cuda.txt
+	$(LOCK) --output-file deploy/requirements-build.lock deploy/requirements-build.txt
+
+SBOM := build/sbom.json
+
+sbom: $(INSTALLED)  ## what is in the image IMAGE, as CycloneDX; needs a Docker engine
+	@mkdir -p build
+	$(BIN)/syft scan --quiet --output cyclonedx-json=$(SBOM) docker:$(or $(IMAGE),stn-server:cpu)
+	@echo $(SBOM)
 
 test-containers: $(WHEELHOUSE)  ## build the image and run it; needs a Docker engine, or root
 	$(BIN)/pytest deploy/tests
@@ -202,6 +236,9 @@ bench-oip: $(BUILT)  ## the Open Inference Protocol beside stn.v1, on the same s
 bench-replicas: $(BUILT)  ## throughput of one to eight replicas on devices of fixed cost
 	PYTHONPATH=tests $(BIN)/python -m bench.bench_replicas \
 		--output tests/bench/results/replicas.json
+
+bench-ray: $(BUILT) $(RAY)/.installed  ## the service alone and through Ray Serve, and the engine in it; TARGET
+	$(WITH_RAY) client/examples/ray_serve.py --target $(or $(TARGET),127.0.0.1:50051)
 
 bench-engine: $(BUILT)  ## the engine against torch, OpenCV and Kornia, side by side
 	PYTHONPATH=tests $(BIN)/python -m bench.bench_engine \

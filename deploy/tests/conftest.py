@@ -31,13 +31,14 @@ def build(engine):
     """Builds the image from a copy of the tree, without a network."""
     base = os.environ.get("BASE_IMAGE") or import_base(engine)
 
-    def build(context=ROOT):
+    def build(context=ROOT, *, nocache=False):
         image, _log = engine.images.build(
             path=str(context),
             tag=IMAGE,
             target="cpu",
             network_mode="none",
             rm=True,
+            nocache=nocache,
             buildargs={"BASE": base, "BUILD_BASE": base, "REVISION": "tested"},
         )
         return image

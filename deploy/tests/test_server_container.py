@@ -41,7 +41,7 @@ def test_the_command_starts_reads_and_stops(engine, capsys):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_command_that_is_ended_leaves_nothing_behind(engine, moment, number):
     """Whether the container is there already or runs: it goes with the command that made it."""
-    name = f"stn-{moment}-{number}"
+    name = f"stn-{moment}-{number.name}"  # the engine takes one that begins so, too
     program = "import sys; from stn_client.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", program, "up", f"--image={IMAGE}", f"--name={name}"]
     command += ["--network=host", "--port=0", "--metrics-port=0"]
@@ -55,16 +55,17 @@ def test_a_command_that_is_ended_leaves_nothing_behind(engine, moment, number):
 def test_the_command_gives_the_server_settings_files_and_memory(engine, tmp_path):
     """As `docker run` would."""
     (tmp_path / "stn.toml").write_text("threads = 1\n")
+    tmp_path.chmod(0o755)  # the server is another user
     where = ["--network=host", "--port=0", "--metrics-port=0"]
-    given = ["--env=STN_CONFIG=/etc/stn/stn.toml", "--env=STN_LIFECYCLE_GRACE_S=7"]
-    given += [f"--volume={tmp_path}:/etc/stn:ro", "--memory=1g"]
+    given = ["--env=STN_CONFIG=/etc/stn/stn.toml", f"--volume={tmp_path}:/etc/stn:ro"]
+    given += ["--memory=1g"]
     assert main(["up", f"--image={IMAGE}", *where, *given]) == 0
     (container,) = containers_of_the_image(engine)
     log = container.logs().decode()
     assert main(["down"]) == 0
     assert container.attrs["HostConfig"]["Memory"] == 1024**3
     assert '"threads": 1' in log
-    assert '"grace_s": 7.0' in log
+    assert '"memory_limit_bytes": 1073741824.0' in log
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from support.manifests import all_objects, quantity_bytes
 pytestmark = pytest.mark.timeout(600)
 
 CALLERS = 24
-WIDTH_PX = 7090
-"""The side of a square of float32 that has 201 MB."""
+SHAPE = (1, 3, 4096, 4096)
+"""Of float32 that has 201 MB, and as many pixels as a call may have."""
 
 
 def sized(server):
@@ -39,7 +39,7 @@ def test_more_callers_than_fit_are_refused_and_nothing_is_killed(start):
     """24 callers of 201 MB, each with as large a result, at the memory of the overlay `cpu`."""
     limit_bytes = quantity_bytes(all_objects("cpu").server["resources"]["limits"]["memory"])
     server = start(mem_limit=limit_bytes, memswap_limit=limit_bytes)
-    feature_map = np.zeros((1, 1, WIDTH_PX, WIDTH_PX), np.float32)
+    feature_map = np.zeros(SHAPE, np.float32)
 
     def call(_number):
         with Client(server.target, retry=RetryPolicy(attempts=1)) as stn:

@@ -1,5 +1,6 @@
 """The files for Docker Compose, as it reads them."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -34,14 +35,23 @@ def test_only_this_machine_can_reach_it(services):
 
 
 def test_services_are_pinned_bounded_and_locked_down(services):
-    """Versions, memory and capabilities."""
-    for service in services.values():
-        assert ":" in service["image"]
-        assert not service["image"].endswith(":latest")
+    """Digests, memory and capabilities."""
+    for name, service in services.items():
+        pinned = name == "server" or re.fullmatch(r"\S+:\S+@sha256:[0-9a-f]{64}", service["image"])
+        assert pinned, "by what a tag meant when it was chosen"
         assert int(service["mem_limit"]) > 0
         assert service["cap_drop"] == ["ALL"]
     assert services["server"]["read_only"]
     assert services["server"]["pull_policy"] == "build", "its name is nobody's in a registry"
+
+
+def test_logs_do_not_fill_the_disk(services):
+    """Of each service, 100 MB at most."""
+    for service in services.values():
+        assert service["logging"] == {
+            "driver": "json-file",
+            "options": {"max-size": "20m", "max-file": "5"},
+        }
 
 
 def test_the_server_has_time_to_stop(services):

@@ -21,6 +21,10 @@ UNSEEN = {"stn_engine": {"nvidia-cuda-nvrtc"}}
 """What is declared for cuda-core, which loads it and does not require it."""
 
 
+ELSEWHERE = {"ray"}
+"""What an example shows beside us, and is installed in an environment of its own."""
+
+
 @pytest.fixture(scope="module")
 def owners():
     """The distribution of every module that is installed, by files, for packages share `google`."""
@@ -68,7 +72,7 @@ def declared(folder, extras=None):
 @pytest.mark.parametrize("folder", PROJECTS)
 def test_what_is_imported_is_declared(folder, owners):
     """Nothing is there only because a dependency happens to bring it, and nothing for nobody."""
-    ignored = OURS | sys.stdlib_module_names
+    ignored = OURS | ELSEWHERE | sys.stdlib_module_names
     names = {name for name in imported(folder) if name.split(".")[0] not in ignored}
     assert {owner(owners, name) for name in names} == declared(folder) - UNSEEN.get(folder, set())
 
@@ -88,6 +92,32 @@ def test_the_image_installs_what_the_server_declares():
     lines = (ROOT / "deploy/requirements-cuda.txt").read_text().splitlines()
     listed = {line for line in lines if not line.startswith("#")}
     assert listed == declared("stn_engine", ("cuda",)) - declared("stn_engine", ())
+
+
+LOCKS = {
+    "requirements.lock": ("requirements.txt",),
+    "requirements-cuda.lock": ("requirements.txt", "requirements-cuda.txt"),
+    "requirements-build.lock": ("requirements-build.txt",),
+}
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_the_image_is_built_of_versions_with_hashes(lock):
+    """All that the lists name, as `.ci/constraints.txt` pins it; pip refuses any other bytes."""
+    text = (ROOT / "deploy" / lock).read_text()
+    entries = re.findall(
+        r"^([\w.-]+)==(\S+) \\\n((?:    --hash=sha256:[0-9a-f]{64}\b.*\n)+)", text, re.MULTILINE
+    )
+    lines = [line for line in text.splitlines() if line[:1] not in {"#", " "}]
+    assert len(entries) == len(lines), "each has a hash"
+    versions = {canonicalize_name(name): version.split("+")[0] for name, version, _ in entries}
+    for names in LOCKS[lock]:
+        listed = (ROOT / "deploy" / names).read_text().splitlines()
+        assert {canonicalize_name(one) for one in listed if one[:1] != "#"} <= versions.keys()
+    constraints = (ROOT / ".ci/constraints.txt").read_text().splitlines()
+    pinned = {canonicalize_name(k): v for k, v in (line.split("==") for line in constraints)}
+    common = versions.keys() & pinned.keys()
+    assert {name: versions[name] for name in common} == {name: pinned[name] for name in common}
 
 
 @pytest.mark.parametrize("project", ["proto", "client"])

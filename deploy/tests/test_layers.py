@@ -1,0 +1,70 @@
+"""What the image is made of: the same layers from the same sources, hashes, an SBOM."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.timeout(900)
+
+SITE_PACKAGES = "/opt/stn/python/lib/python3.11/site-packages"
+ROOT = Path(__file__).parents[2]
+PATHS = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+SYFT = shutil.which("syft", path=PATHS) or "syft"
+
+
+@pytest.fixture(scope="module")
+def bill(image, tmp_path_factory):
+    """The SBOM, as `make sbom` writes it."""
+    path = tmp_path_factory.mktemp("sbom") / "sbom.json"
+    command = [SYFT, "scan", "--quiet", "--output", f"cyclonedx-json={path}"]
+    subprocess.run([*command, f"docker:{image.tags[0]}"], check=True)
+    return json.loads(path.read_text())
+
+
+def packages(bill, kind):
+    """Versions of the packages of a kind."""
+    found = (one for one in bill["components"] if one.get("purl", "").startswith(f"pkg:{kind}/"))
+    return {re.sub(r"[-_.]+", "-", one["name"]).lower(): one["version"] for one in found}
+
+
+def locked():
+    """Versions that the lock file pins."""
+    text = (ROOT / "deploy/requirements.lock").read_text()
+    return dict(re.findall(r"^([\w-]+)==(\S+) \\", text, re.MULTILINE))
+
+
+def test_the_bill_names_what_is_locked_and_ours_and_nothing_else(bill):
+    """Not pip, and no tools of a build; Debian's packages are there, too."""
+    assert bill["bomFormat"] == "CycloneDX"
+    found = packages(bill, "pypi")
+    ours = {"stn-engine", "stn-proto", "stn-server"}
+    assert {name: v for name, v in found.items() if name not in ours} == {
+        name: version for name, version in locked().items() if name != "setuptools"
+    }
+    assert ours <= found.keys()
+    assert "libc6" in packages(bill, "deb")
+
+
+def test_the_same_sources_make_the_same_layers(build, image):
+    """Built again from nothing: packages, bytecode, the engine and the server, to the byte."""
+    again = build(nocache=True)
+    assert again.id != image.id, "it was built again"
+    assert again.attrs["RootFS"]["Layers"] == image.attrs["RootFS"]["Layers"]
+
+
+def test_the_image_is_no_larger_than_what_runs(image, start):
+    """Neither pip nor headers and tests of torch; bytecode is there, as nothing is written."""
+    code, output = start().container.exec_run(
+        ["sh", "-c", f"cd {SITE_PACKAGES}; ls . torch; ls -d */tests"]
+    )
+    listed = set(output.decode().split())
+    assert code != 0, "no folder of tests"
+    assert {"torch", "numpy", "__init__.py", "__pycache__"} <= listed
+    assert {"pip", "setuptools", "include", "test"}.isdisjoint(listed)
+    assert image.attrs["Size"] < 1_000_000_000
