@@ -16,6 +16,7 @@ import yaml
 
 from stn_client.local import LocalServer
 from stn_server.config import ServerConfig
+from stn_server.health import LIVENESS
 from stn_server.settings import load
 from stn_server.sizing import IDLE_BYTES
 from support.manifests import (
@@ -211,20 +212,27 @@ def test_the_server_listens_at_every_port_that_is_named(objects, config):
 
 def test_probes_are_answered(objects, config):
     """Kubernetes' own for gRPC speak no TLS, and show no token."""
+    if objects.workload["kind"] == "Job":  # where nothing listens on the network
+        assert objects.server["startupProbe"]["exec"]["command"] == ["python", "-m", PROBE]
+        return
     calls, admin, _ = listening(objects, config)
     open_ports = admin if config.tls.certificate else [*calls, *admin]
-    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
-        probe = objects.server.get(name, {})
-        if "grpc" in probe:
-            assert probe["grpc"]["port"] in open_ports
-        elif "tcpSocket" in probe:
-            port = probe["tcpSocket"]["port"]
-            assert objects.ports.get(port, port) in [*calls, *admin]
-        else:
-            assert objects.workload["kind"] == "Job", "where nothing listens on the network"
-            assert probe.get("exec", {}).get("command") in (None, ["python", "-m", PROBE])
+    asked = {name: objects.server[f"{name}Probe"]["grpc"] for name in PROBES}
+    assert all(probe["port"] in open_ports for probe in asked.values())
+    services = {name: probe.get("service", "") for name, probe in asked.items()}
+    assert services == {"startup": "", "readiness": "", "liveness": LIVENESS}
 
 
+def test_probes_wait_for_the_largest_calls(objects):
+    """The largest calls keep the event loop for seconds; a restart is for what lasts."""
+    for name in PROBES:
+        probe = objects.server.get(f"{name}Probe", {"timeoutSeconds": 5})
+        assert probe["timeoutSeconds"] >= 5
+        if name == "liveness" and "periodSeconds" in probe:
+            assert probe["periodSeconds"] * probe["failureThreshold"] >= 30
+
+
+PROBES = ("startup", "readiness", "liveness")
 PROBE = "stn_server.probe"
 PEERS = {
     "client": {"pod": CLIENT},
@@ -364,14 +372,18 @@ def test_resources_are_what_is_requested(objects):
 LARGEST = ServerConfig().limits.max_message_bytes
 
 
-def test_limits_of_memory_follow_from_the_formula(objects, tmp_path):
-    """They hold what may be inside, and that is room for the largest calls of the defaults."""
+def test_limits_of_memory_follow_from_the_formula(way, objects, tmp_path):
+    """They hold what may be inside, and that is room for the largest calls of the defaults.
+
+    Who lays `node` under an overlay without more memory has smaller calls.
+    """
     limit_bytes = quantity_bytes(objects.server["resources"]["limits"]["memory"])
     config = understood(objects, tmp_path, limit_bytes)
     arenas = config.local.max_arena_bytes if config.local.dir else 0
     inside = config.batching.max_admitted_bytes
-    assert IDLE_BYTES + 2 * inside + config.retained_bytes + arenas <= limit_bytes
-    assert config.limits.max_message_bytes == LARGEST
+    kept = config.retained_bytes + config.residents.max_bytes + arenas
+    assert IDLE_BYTES + 2 * inside + kept <= limit_bytes
+    assert config.limits.max_message_bytes == LARGEST or (arenas and way != "node")
 
 
 PARTS_OF_GPUS = {"gpu+mig": "nvidia.com/mig-1g.10gb", "gpu+time-slicing": "nvidia.com/gpu.shared"}

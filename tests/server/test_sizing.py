@@ -56,15 +56,16 @@ def test_without_a_limit_there_is_none(tmp_path):
 def held_bytes(config):
     """What the server's README says that it may come to hold."""
     arenas = config.local.max_arena_bytes if config.local.dir else 0
-    return IDLE_BYTES + 2 * config.batching.max_admitted_bytes + config.retained_bytes + arenas
+    kept = config.retained_bytes + config.residents.max_bytes + arenas
+    return IDLE_BYTES + 2 * config.batching.max_admitted_bytes + kept
 
 
-@pytest.mark.parametrize("limit_bytes", [768 * MIB, GIB, 2 * GIB, 4 * GIB, 6 * GIB, 64 * GIB])
+@pytest.mark.parametrize("limit_bytes", [900 * MIB, GIB, 2 * GIB, 4 * GIB, 6 * GIB, 64 * GIB])
 @pytest.mark.parametrize("local", [{}, {"STN_LOCAL_DIR": "/run/stn"}])
 def test_defaults_fit_into_the_limit(limit_bytes, local):
     """With and without arenas; and no limit makes them more than they are without one."""
     if local:
-        limit_bytes = max(limit_bytes, 2 * GIB)
+        limit_bytes = max(limit_bytes, 3 * GIB)
     config, plain = load((), local, limit_bytes), ServerConfig()
     assert held_bytes(config) <= limit_bytes
     assert config.batching.max_admitted_bytes <= plain.batching.max_admitted_bytes
@@ -74,25 +75,26 @@ def test_defaults_fit_into_the_limit(limit_bytes, local):
 
 
 def test_4_gib_take_the_largest_calls_of_the_defaults():
-    """By hand: 4096 - 512 idle - 512 retained leave 3072, half of which is inside."""
+    """By hand: 4096 - 512 idle - 512 retained - 512 resident leave 2560, half of it is inside."""
     config = load((), {}, 4 * GIB)
-    assert config.batching.max_admitted_bytes == 1536 * MIB
+    assert config.residents.max_bytes == 512 * MIB
+    assert config.batching.max_admitted_bytes == 1280 * MIB
     assert config.limits == ServerConfig().limits
     assert config.retained_bytes == 512 * MIB
 
 
 def test_a_small_limit_makes_calls_small():
-    """By hand: 1024 - 512 idle - 128 retained leave 384: 192 inside, 96 either way."""
+    """By hand: 1024 - 512 idle - 2 x 128 kept leave 256: 128 inside, 64 either way."""
     config = load((), {}, GIB)
-    assert config.retained_bytes == 128 * MIB
-    assert config.batching.max_admitted_bytes == 192 * MIB
-    assert config.limits.max_message_bytes == config.limits.max_output_bytes == 96 * MIB
+    assert config.retained_bytes == config.residents.max_bytes == 128 * MIB
+    assert config.batching.max_admitted_bytes == 128 * MIB
+    assert config.limits.max_message_bytes == config.limits.max_output_bytes == 64 * MIB
 
 
 def test_what_is_set_stays_and_the_rest_follows():
     """Retained memory that is given up is for calls."""
     config = load(["--retained-bytes=0"], {}, GIB)
-    assert (config.retained_bytes, config.batching.max_admitted_bytes) == (0, 256 * MIB)
+    assert (config.retained_bytes, config.batching.max_admitted_bytes) == (0, 192 * MIB)
     given = {"STN_BATCHING_MAX_ADMITTED_BYTES": str(3 * GIB)}
     assert load((), given, GIB).batching.max_admitted_bytes == 3 * GIB
     with pytest.raises(ConfigError, match=r"max_admitted_bytes: expected at least"):

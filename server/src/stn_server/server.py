@@ -264,5 +264,6 @@ def _sizes(config: ServerConfig) -> dict[str, Any]:
         "max_admitted_bytes": config.batching.max_admitted_bytes,
         "max_message_bytes": config.limits.max_message_bytes,
         "max_output_bytes": config.limits.max_output_bytes,
+        "max_resident_bytes": config.residents.max_bytes,
         "retained_bytes": config.retained_bytes,
     }

@@ -2,7 +2,8 @@
 
 What a server holds stays below
 
-    idle + 2 x batching.max_admitted_bytes + retained_bytes + local.max_arena_bytes
+    idle + 2 x batching.max_admitted_bytes + retained_bytes + residents.max_bytes
+    + local.max_arena_bytes
 
 with arenas only where `local.dir` is set. A call is inside once, and its message once more on its
 way in or out. Without a limit, settings have the defaults of `config.py`, which are also the most
@@ -15,7 +16,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from stn_server.config import MIB, BatchingConfig, LimitsConfig, LocalConfig, ServerConfig
+from stn_server.config import (
+    MIB,
+    BatchingConfig,
+    LimitsConfig,
+    LocalConfig,
+    ResidentsConfig,
+    ServerConfig,
+)
 
 IDLE_BYTES = 512 * MIB
 """Python, torch, threads, connections, and what a launch needs beside operands and results."""
@@ -37,10 +45,12 @@ def defaults_within(memory_bytes: float, given: Mapping[str, Any]) -> dict[str, 
     found = {
         "local.max_arena_bytes": min(LocalConfig().max_arena_bytes, limit // 2),
         "retained_bytes": min(ServerConfig().retained_bytes, limit // 8),
+        "residents.max_bytes": min(ResidentsConfig().max_bytes, limit // 8),
     }
     chosen = {**found, **given}
     arenas = chosen["local.max_arena_bytes"] if chosen.get("local.dir") else 0
-    left = limit - IDLE_BYTES - arenas - chosen["retained_bytes"]
+    kept = chosen["retained_bytes"] + chosen["residents.max_bytes"] + arenas
+    left = limit - IDLE_BYTES - kept
     admitted = min(BatchingConfig().max_admitted_bytes, max(left // 2, LEAST_ADMITTED_BYTES))
     one_way = chosen.get("batching.max_admitted_bytes", admitted) // 2
     return {
