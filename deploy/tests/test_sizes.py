@@ -21,7 +21,7 @@ SHAPE = (1, 3, 4096, 4096)
 def sized(server):
     """What the server's log says of it."""
     lines = server.container.logs(stdout=False).decode().splitlines()
-    (found,) = (line for line in map(json.loads, lines) if line["event"] == "sized")
+    (found,) = (line for line in map(json.loads, lines) if line["event"] == "serving")
     return found
 
 

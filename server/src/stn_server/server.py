@@ -218,7 +218,6 @@ async def serve(
     """
     retain_freed_memory(config.retained_bytes)
     parts = build(config, None, *listeners)
-    log(logging.INFO, "sized", **_sizes(config))
 
     def hung(still_s: float, stack: str) -> None:
         log(logging.ERROR, "event loop hung", still_s=still_s, stack=stack)
@@ -241,7 +240,7 @@ async def serve(
         else:
             addresses = asdict(starting.result())
             relax_collector()
-            log(logging.INFO, "serving", **addresses)
+            log(logging.INFO, "serving", **addresses, **_sizes(config))
             stdout.write(json.dumps(addresses) + "\n")
             is_asked = await shutdown.asked_before(asyncio.create_task(server.lost()))
         before = batcher.statistics()
