@@ -122,6 +122,18 @@ def test_resident_parameters_and_gradients_are_named(stn):
     np.testing.assert_array_equal(found.transform, expected.transform)
 
 
+def test_resident_integers_are_converted_to_parameters(stn):
+    """As those that are not resident are; an image of integers is named as it is."""
+    shift = stn.upload(np.array([[[1, 0, 0], [0, 1, 1]]]))
+    image = stn.upload((U * 255).astype(np.uint8))
+    found = stn.warp(image, Affine(shift), SIZE)
+    stn.taken()
+    expected = stn.warp(image.array, Affine(shift.array), SIZE)
+    np.testing.assert_array_equal(found, expected)
+    assert stn.warp(image, Affine(THETA), SIZE).dtype == np.uint8
+    assert stn.sent[-1][1] < SMALL_BYTES
+
+
 def test_a_lost_tensor_is_sent_again(stn):
     """Without a word, and named from then on."""
     image = stn.upload(U)
@@ -173,7 +185,7 @@ def test_tensors_of_another_client_are_sent(stn, server):
 @pytest.mark.parametrize(
     ("array", "text"),
     [
-        (np.zeros((2, 2), np.int64), "array: expected one of float32.*got int64"),
+        (np.zeros((2, 2), np.complex64), "array: expected one of float32.*got complex64"),
         (np.zeros((0, 2), np.float32), r"array: expected at least one element, got shape \(0, 2\)"),
     ],
     ids=["dtype", "empty"],

@@ -224,9 +224,7 @@ class Call(Generic[T]):
         """For each payload where it stays on the server of a client; None of one that is sent."""
         found = [
             resident.held.reference
-            if resident is not None
-            and resident.held.client == client
-            and resident.array.nbytes == len(payload)  # else it was converted
+            if resident is not None and resident.held.client == client and resident.is_in(payload)
             else None
             for resident, payload in zip(self.residents, self.payloads, strict=True)
         ]

@@ -62,6 +62,14 @@ class ResidentTensor(Operand):
         """That of the array."""
         return self.array.nbytes
 
+    def is_in(self, payload: memoryview) -> bool:
+        """Whether a payload has the very elements, and was not converted, as integers to theta."""
+        if len(payload) != self.array.nbytes:
+            return False
+        if self.array.dtype.kind not in "iu":
+            return True
+        return np.frombuffer(payload, np.uint8).ctypes.data == self.array.ctypes.data
+
     def __array__(self, dtype: Any = None, *, copy: bool | None = None) -> Array:
         """The array, for NumPy."""
         return np.array(self.array, dtype, copy=copy)

@@ -71,6 +71,8 @@ class Limits:
         max_envelope_bytes: Of a serialized request without its payloads.
         max_control_points: Control points of a thin-plate spline.
         max_calls: Calls that go together in one message.
+        max_resident_bytes: Of the tensors that one caller may leave on the server; 0: none.
+        resident_lease_s: For how long one stays at most while nobody uses it, in seconds.
     """
 
     max_message_bytes: int = 0
@@ -83,6 +85,8 @@ class Limits:
     max_envelope_bytes: int = 0
     max_control_points: int = 0
     max_calls: int = 0
+    max_resident_bytes: int = 0
+    resident_lease_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
