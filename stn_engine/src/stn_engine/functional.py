@@ -7,6 +7,7 @@ and sizes (depth, height, width); a transform of volumes has parameters for thre
 
 import warnings
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any, get_args
 
 import torch
@@ -528,7 +529,9 @@ def _are_watched(problems: Sequence[Problem]) -> bool:
         is_intercepted()
         or is_scripted()
         or has_tangents()
-        or any(type(operand) not in PLAIN_TYPES for one in problems for operand in one.operands)
+        or not PLAIN_TYPES.issuperset(
+            map(type, chain.from_iterable([one.operands for one in problems]))
+        )
     )
 
 

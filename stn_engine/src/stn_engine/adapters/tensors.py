@@ -7,7 +7,7 @@ tensors change between the making of a problem and its backward pass.
 """
 
 from collections.abc import Iterable, Sequence
-from operator import is_, le
+from operator import is_, itemgetter, le
 from typing import Any, TypeVar, cast
 
 import torch
@@ -88,11 +88,12 @@ class Lying:
         firsts: dict[int, int] = {}
         for place, one in enumerate(tensors):
             firsts.setdefault(id(one), place)
-        self._firsts = list(firsts.values())
-        order = {number: place for place, number in enumerate(firsts)}
-        self._places = [order[id(one)] for one in tensors]
-        self._are_shared = len(firsts) < len(tensors)
-        tensors = [tensors[first] for first in self._firsts]
+        self._are_shared = 1 < len(firsts) < len(tensors)
+        if self._are_shared:
+            order = {number: place for place, number in enumerate(firsts)}
+            self._distinct: Any = itemgetter(*firsts.values())
+            self._of_each: Any = itemgetter(*(order[id(one)] for one in tensors))
+            tensors = self._distinct(tensors)
         # What torch.compile asks before it runs code again; a comparison in Python of each
         # property of each tensor takes longer than all else that is done for small maps.
         sizes: Any = [list(one.shape) for one in tensors]
@@ -111,11 +112,11 @@ class Lying:
         """
         if not self._are_shared:
             return self._addresses(tensors)
-        distinct = [tensors[first] for first in self._firsts]
-        if not all(map(is_, [distinct[place] for place in self._places], tensors)):
+        distinct = self._distinct(tensors)
+        if not all(map(is_, self._of_each(distinct), tensors)):
             return None
         found = self._addresses(distinct)
-        return None if found is None else [found[place] for place in self._places]
+        return None if found is None else list(self._of_each(found))
 
     def _addresses(self, distinct: Sequence[Tensor]) -> list[int] | None:
         if not self._guards.check(*distinct):
