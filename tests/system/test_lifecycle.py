@@ -471,7 +471,8 @@ def test_grpc_writes_nothing_by_itself(tmp_path):
     assert events[-3:] == ["serving", "draining", "stopped"]
     with started(f"--listen=unix:{tmp_path}/none/socket", env=verbose) as process:
         _, errors = process.communicate(timeout=60)
-    (line,) = errors.decode().splitlines()
+    *records, line = errors.decode().splitlines()
+    assert all(json.loads(record)["level"] == "info" for record in records)
     assert line.startswith("stn-server: listen: expected a folder for unix:")
 
 
