@@ -88,7 +88,7 @@ def test_tensors_that_were_one_must_be_one_again():
     for tensors in ([one, other, third], [one, one, one], [one, other, other]):
         assert lying.addresses(tensors) is None
     assert Lying([one, other, third]).addresses([one, other, one]) is None
-    assert Lying([one, one]).addresses([one, other]) is None
+    assert Lying([one, one]).addresses([one, one]) is None  # no call has one operand alone
 
 
 class Counting(EmulatedLauncher):

@@ -84,7 +84,8 @@ class Lying:
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        # Problems may share a tensor, and guards hold for no two that are the same one.
+        # Problems may share a tensor, and guards hold for no two that are the same one. All are
+        # never one: then guards refuse them, and they are looked at one by one.
         firsts: dict[int, int] = {}
         for place, one in enumerate(tensors):
             firsts.setdefault(id(one), place)

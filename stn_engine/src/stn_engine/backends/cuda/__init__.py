@@ -50,12 +50,13 @@ class CudaBackend(KernelBackend[Plan]):
 
     def run(self, plans: Sequence[Plan], addresses: Sequence[Addresses]) -> None:
         """Launches the kernels of all plans, those of one group together."""
-        if any(plan.parts for plan in plans):
-            plans, addresses = in_parts(plans, addresses)
-        if len(plans) == 1:
+        if len(plans) == 1 and not plans[0].parts:
             self._run_alone(plans[0], addresses[0])
             return
-        zeroed, groups = _parts(tuple(plans))
+        have_parts, zeroed, groups = _parts(tuple(plans))
+        if have_parts:
+            self.run(*in_parts(plans, addresses))
+            return
         for place in zeroed:
             self._zero(plans[place], addresses[place])
         for group, places, mine in groups:
@@ -113,8 +114,8 @@ Part: TypeAlias = tuple[Group, list[int], tuple[Plan, ...]]
 
 
 @lru_cache(maxsize=64)
-def _parts(plans: tuple[Plan, ...]) -> tuple[list[int], list[Part]]:
-    """Which plans have results that are zeroed, and the groups of all plans."""
+def _parts(plans: tuple[Plan, ...]) -> tuple[bool, list[int], list[Part]]:
+    """Whether some plans have parts, which have results that are zeroed, and the groups of all."""
     zeroed = [place for place, plan in enumerate(plans) if plan.zeroed]
     places: dict[Group, list[int]] = {}
     for place, plan in enumerate(plans):
@@ -123,7 +124,7 @@ def _parts(plans: tuple[Plan, ...]) -> tuple[list[int], list[Part]]:
     parts = [
         (group, mine, tuple([plans[place] for place in mine])) for group, mine in places.items()
     ]
-    return zeroed, parts
+    return any(plan.parts for plan in plans), zeroed, parts
 
 
 def _columns(addresses: Sequence[Addresses]) -> Words:
