@@ -79,7 +79,7 @@ $(WHEELHOUSE): $(ENGINE) deploy/requirements.lock deploy/requirements-build.lock
 		--requirement deploy/requirements.lock --requirement deploy/requirements-build.lock
 	@touch $@
 
-.PHONY: demo test test-quick test-newest-torch test-oip test-ray test-containers wheels publish wheelhouse lock sbom gpu-check gpu-check-dry test-gpu check fuzz-native fuzz-server overload chaos soak memory format proto native-numbers docs dashboard bench-server bench-local bench-client bench-many bench-registration bench-oip bench-replicas bench-ray bench-engine bench-gpu clean help
+.PHONY: demo test test-quick test-newest-torch test-oip test-ray test-containers wheels publish wheelhouse lock sbom gpu-check gpu-check-dry test-gpu check fuzz-native fuzz-server overload chaos soak memory format proto native-numbers docs dashboard bench-server bench-local bench-client bench-many bench-registration bench-oip bench-triton bench-replicas bench-ray bench-engine bench-gpu clean help
 
 demo: $(BUILT)  ## warp a photo, differentiate it, align two photos, all through a real server
 	$(BIN)/python client/examples/first_light.py --output build/demo
@@ -235,6 +235,9 @@ bench-many: $(BUILT)  ## small calls that go together against one a message; BEN
 
 bench-registration: $(BUILT)  ## images that stay on the server, and registration on them, beside OpenCV
 	PYTHONPATH=tests $(BIN)/python -m bench.bench_registration $(or $(BENCH),--output tests/bench/results/registration.json)
+bench-triton: $(BUILT)  ## beside a Triton that runs already: TRITON=HOST:PORT; BENCH="--only 28x28"
+	PYTHONPATH=tests $(BIN)/python -m bench.bench_triton --triton $(TRITON) \
+		$(or $(BENCH),--output tests/bench/results/triton.json)
 
 bench-oip: $(BUILT)  ## the Open Inference Protocol beside stn.v1, on the same server; BENCH="--only 28x28"
 	PYTHONPATH=tests $(BIN)/python -m bench.bench_oip $(or $(BENCH),--output tests/bench/results/oip.json)

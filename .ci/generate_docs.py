@@ -52,6 +52,8 @@ from stn_server.settings import all_settings
 ROOT = Path(__file__).parents[1]
 SERVER_BENCHMARK = ROOT / "tests/bench/results/server.json"
 MANY_BENCHMARK = ROOT / "tests/bench/results/many.json"
+REGISTRATION_BENCHMARK = ROOT / "tests/bench/results/registration.json"
+TRITON_BENCHMARK = ROOT / "tests/bench/results/triton.json"
 CLIENT_BENCHMARK = ROOT / "tests/bench/results/client.json"
 OIP_BENCHMARK = ROOT / "tests/bench/results/oip.json"
 LOCAL_BENCHMARK = ROOT / "tests/bench/results/local.json"
@@ -264,6 +266,54 @@ def many_benchmark() -> str:
     return f"{_table(head, rows)}\n\n{when}"
 
 
+def registration_benchmark() -> str:
+    """The last committed run of `make bench-registration`."""
+    report = json.loads(REGISTRATION_BENCHMARK.read_text())
+    rows = []
+    for cell in report["cells"]:
+        bar = cell["bar"]
+        is_share = cell["unit"] not in {"times", "times ours"}
+        met = bar is None or (cell["value"] <= bar if is_share else cell["value"] >= bar)
+        verdict = "none"
+        if bar is not None:
+            verdict = f"{'≤' if is_share else '≥'} {bar:g}: {'met' if met else 'missed'}"
+        rows.append(
+            (
+                cell["case"],
+                f"{cell['others'] * 1e3:.0f}" if "others" in cell else "",
+                f"{cell['error_px']:.4f}" if "error_px" in cell else "",
+                f"{cell['value']:.2f} {cell['unit']}",
+                verdict,
+            )
+        )
+    when = (
+        f"{report['date']}, {report['processor']}, grpcio {report['grpcio']}, opencv "
+        f"{report['opencv-python-headless']}, SimpleITK {report['simpleitk']}; medians of "
+        f"{report['rounds']} rounds in which the contenders take turns (3 of volumes)."
+    )
+    head = ("what", "takes, ms", "off by, px", "measured", "bar")
+    return f"{_table(head, rows)}\n\n{when}"
+
+
+def triton_benchmark() -> str:
+    """The last committed run of `make bench-triton`."""
+    report = json.loads(TRITON_BENCHMARK.read_text())
+    rows = []
+    for cell in report["cells"]:
+        rates = cell["calls_per_s"]
+        for name, times in cell["times"].items():
+            bar = cell["bars"].get(name)
+            verdict = "none" if bar is None else _bar_of_many({"times": times, "bar": bar})
+            speeds = f"{rates[name]:.0f}", f"{rates['triton']:.0f}"
+            rows.append((cell["case"], name, *speeds, f"{times:.2f}", verdict))
+    when = (
+        f"{report['date']}, {report['processor']}, grpcio {report['grpcio']}; medians of "
+        f"{report['rounds']} rounds in which the contenders take turns."
+    )
+    head = ("calls", "by", "calls/s", "Triton, calls/s", "times", "bar")
+    return f"{_table(head, rows)}\n\n{when}"
+
+
 def client_benchmark() -> str:
     """The last committed run of `make bench-client`."""
     report = json.loads(CLIENT_BENCHMARK.read_text())
@@ -439,6 +489,8 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
         "client benchmark": client_benchmark,
         "many benchmark": many_benchmark,
         "oip benchmark": oip_benchmark,
+        "registration benchmark": registration_benchmark,
+        "triton benchmark": triton_benchmark,
         "local benchmark": local_benchmark,
         "replicas benchmark": replicas_benchmark,
         "engine benchmark": engine_benchmark,

@@ -32,8 +32,8 @@ from torch.distributed import rpc
 from torch.nn import functional
 
 from bench import report
+from bench.bench_many import server
 from stn_client import Affine, AsyncClient, Client
-from stn_client.local import LocalServer
 from stn_client.torch import warp
 
 THETA = torch.tensor([[[0.9, 0.2, 0.05], [-0.15, 1.1, -0.1]]])
@@ -278,9 +278,9 @@ def main() -> None:
     torch.set_num_threads(1)
     with ExitStack() as running:
         torch_rpc = running.enter_context(closing(TorchRpc(port=29511)))
-        service = running.enter_context(LocalServer("--log-level=warning"))
-        local = running.enter_context(Client(service.target))
-        network = running.enter_context(Client(service.target, local=False))
+        target = running.enter_context(server())
+        local = running.enter_context(Client(target))
+        network = running.enter_context(Client(target, local=False))
         cells = []
         for case in cases(local, network, torch_rpc):
             if re.search(options.only, case.name):
@@ -288,7 +288,7 @@ def main() -> None:
                 print_cell(cells[-1])
         flights = {
             name: statistics.median(
-                asyncio.run(in_flight(service.target, local=way, seconds=options.seconds))
+                asyncio.run(in_flight(target, local=way, seconds=options.seconds))
                 for _ in range(options.rounds)
             )
             for name, way in (("local", True), ("grpc", False))

@@ -157,7 +157,7 @@ def by_simpleitk(_stn: Client, fixed: np.ndarray, moving: np.ndarray) -> np.ndar
     method = SimpleITK.ImageRegistrationMethod()
     method.SetMetricAsMeanSquares()
     method.SetInterpolator(SimpleITK.sitkLinear)
-    method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-6, 300)
+    method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-6, 300, 0.5, 1e-9)
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetShrinkFactorsPerLevel([4, 2, 1])
     method.SetSmoothingSigmasPerLevel([2, 1, 0])
