@@ -143,7 +143,7 @@ BAD = {
     "an empty axis": (shaped(1, 2, 0, 4), INVALID, "feature_map.shape: expected sizes of at leas"),
     "beyond 63 bits": (shaped(1, 2**40, 2**40, 1), INVALID, "feature_map.shape: expected at mos"),
     "unknown type": (typed("FLOAT"), UNKNOWN, "feature_map.datatype: expected one of FP32, "),
-    "type of others": (typed("INT32"), UNKNOWN, "feature_map.datatype: .* got INT32, "),
+    "labels between pixels": (typed("INT32"), INVALID, "feature_map: .* Labels are read by inter"),
     "text": (typed("BYTES"), UNKNOWN, "feature_map.datatype: expected one of FP32, "),
     "unknown output": (with_output("phi"), INVALID, "outputs: expected some of output, each once"),
     "an output twice": (with_output("output", "output"), INVALID, "outputs: expected some of outp"),
