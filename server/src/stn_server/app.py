@@ -62,15 +62,15 @@ DESCRIBED = (SERVICE, OIP_SERVICE, health.SERVICE_NAME)
 """Services that reflection tells about, beside itself."""
 
 COUNTING = ("grpc.enable_channelz", 1)
-"""Lets gRPC count the calls that it accepts."""
+"""Enables gRPC's own count of the calls that it accepts."""
 
 NO_LIMIT = 2**31 - 1
-"""What gRPC takes for never."""
+"""The value with which gRPC never ends a connection."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a server is made of; nothing of it works yet."""
+    """The parts of a server; none of them works yet."""
 
     config: ServerConfig
     registry: CollectorRegistry
@@ -80,7 +80,7 @@ class Parts:
     events: Events
     files: Watch
     certificates: Certificates | None
-    """For the addresses that serve; None: they speak no TLS."""
+    """For the addresses that serve calls; None: they speak no TLS."""
     lanes: Lanes
     batcher: Batcher
     residents: Residents
@@ -91,9 +91,9 @@ class Parts:
     monitor: LoopMonitor
     self_test: SelfTest
     grpc_server: grpc.aio.Server
-    """Serves callers."""
+    """Serves the callers."""
     admin_server: grpc.aio.Server
-    """Answers those inside: probes, and people who look what is offered."""
+    """Answers probes and operators, inside the deployment only."""
 
 
 def build(
@@ -102,7 +102,7 @@ def build(
     *listeners: Listener,
     now: Callable[[], float] | None = None,
 ) -> Parts:
-    """Makes the parts of a server; nothing is listened on, started or computed.
+    """Makes the parts of a server; it listens nowhere, starts and computes nothing.
 
     Args:
         config: How to serve.
@@ -233,7 +233,7 @@ def build(
 
 
 def grpc_options(config: ServerConfig) -> list[tuple[str, int]]:
-    """How gRPC serves what is configured."""
+    """Returns gRPC's options for a configuration."""
     return [
         ("grpc.max_receive_message_length", config.limits.max_message_bytes),
         ("grpc.max_send_message_length", -1),  # max_output_bytes limits replies
@@ -253,21 +253,21 @@ def grpc_options(config: ServerConfig) -> list[tuple[str, int]]:
 
 
 def _age_ms(age_s: float) -> int:
-    """How old gRPC lets a connection get, on which calls are finished first; 0 is for ever."""
+    """Returns the age at which gRPC closes a connection after its last call; 0 means never."""
     return min(round(age_s * 1000), NO_LIMIT) or NO_LIMIT
 
 
 def _interceptors(
     config: ServerConfig, transport: GrpcTransport, files: Watch
 ) -> Iterator[grpc.aio.ServerInterceptor]:
-    """What stands before every method: nothing, unless it is asked for."""
+    """Yields the interceptors of all methods that the configuration asks for."""
     path = config.auth.tokens
     if path:
         yield Authenticator(files.value("tokens", [path], lambda: read_tokens(path)), transport)
 
 
 def _tracing(config: ServerConfig) -> Tracing | None:
-    """Sends spans if that is asked for; OpenTelemetry is imported only then."""
+    """Returns the tracing that the configuration asks for; only then is OpenTelemetry imported."""
     if config.tracing == "off":
         return None
     try:

@@ -1,4 +1,4 @@
-"""Turns away calls without a known token, before their message is read."""
+"""Refuses calls without a known token, before their message is read."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from stn_server.tokens import Token, Tokens
 HEADER = "authorization"
 SCHEME = "Bearer "
 OPEN = f"/{health.SERVICE_NAME}/"
-"""Probes have no tokens. Every other method needs one, those that nobody thought of included."""
+"""Health checks need no token. Every other method needs one, also those of services yet to come."""
 
 Details = grpc.HandlerCallDetails
 Continuation = Callable[[Details], Awaitable[Any]]
 
 
 class Authenticator(grpc.aio.ServerInterceptor):
-    """Lets calls with a token of the file through, and tells `caller_of` whose it is."""
+    """Admits calls with a token of the file, and notes the token for `caller_of`."""
 
     def __init__(self, tokens: Reloaded[Tokens], transport: GrpcTransport) -> None:
         self._tokens = tokens
@@ -51,7 +51,7 @@ class Authenticator(grpc.aio.ServerInterceptor):
         return await continuation(details)
 
     def _refusing(self, got: str, path: str) -> Any:
-        """A method that refuses every call, without reading what it brings."""
+        """Returns a method that refuses every call, without reading its message."""
 
         async def refuse(_messages: Any, context: Context) -> None:
             call = self._transport.call_of(label_of(path), logged_as(path), context)
@@ -62,7 +62,7 @@ class Authenticator(grpc.aio.ServerInterceptor):
 
 
 def _bearer(details: Details) -> str | None:
-    """The token that a call presents."""
+    """Returns the token that a call presents; None if it presents none."""
     for key, value in details.invocation_metadata or ():
         if key == HEADER and isinstance(value, str) and value.startswith(SCHEME):
             return value.removeprefix(SCHEME)

@@ -1,4 +1,4 @@
-"""One call, by whatever transport it came."""
+"""One call, whichever transport it came by."""
 
 from __future__ import annotations
 
@@ -14,42 +14,44 @@ if TYPE_CHECKING:
 REQUEST_ID = "x-request-id"
 
 OTHER_METHOD = "other"
-"""Stands for every method that is not of the service, known or not: callers choose their names."""
+"""Stands for every method that is not of the service: callers choose their names."""
 
 OTHER_ACCOUNT = "other"
-"""Stands for all callers without a token: who names itself could choose any number of names."""
+"""Stands for all callers without a token: their names are unbounded, labels of metrics are not."""
 
 LOCAL = "local"
-"""The transport between processes of one host; peers of its calls begin so."""
+"""The transport between processes of one host, and the prefix of its peers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who makes a call."""
+    """The identity for which a call is made."""
 
     name: str
-    """That of the token; without one, of the certificate; else the host, whatever its port, or the
-    user of this host, as "uid-1000"."""
+    """The name of the token; without one, of the certificate; else the host, whatever its port, or
+    the user of this host, as "uid-1000"."""
     transport: str
-    """How its bytes travel: "tcp", "unix" or "local"."""
+    """The connection that it uses: "tcp", "unix" or "local"."""
     quota: Quota = UNLIMITED
     account: str = OTHER_ACCOUNT
-    """What its use is counted under: the name of its token, or one name for all who have none."""
+    """The label under which its use is counted: the name of its token, or one for all without a
+    token."""
 
 
 class CallFacts(Protocol):
-    """What listeners see of a call."""
+    """The facts of a call that listeners see."""
 
     method: str
-    """Its name, or one name for all that are not of the service: callers choose those."""
+    """The name of its method, or one name for all that are not of the service: callers choose
+    those."""
     received_bytes: int
-    """The size of its message, once that is known to be a request."""
+    """The size of its message in bytes, once that is known to be a request."""
     sent_bytes: int
-    """The size of its reply, once there is one."""
+    """The size of its reply in bytes, once there is one."""
     queue_s: float
-    """How long it waited for a device, once it is computed; of many calls, the longest."""
+    """How long it waited for a device, once it is computed; of nested calls, the longest wait."""
     compute_s: float
-    """How long its batch took; of many calls, the longest."""
+    """How long its batch took; of nested calls, the longest time."""
 
     @property
     def began(self) -> float:
@@ -60,19 +62,19 @@ class CallFacts(Protocol):
 
     @property
     def path(self) -> str:
-        """What the operator is told: the method, or what a caller asked for instead."""
+        """The method as the log names it, also where it is not of the service."""
 
     @property
     def caller(self) -> Caller:
-        """The caller who makes it."""
+        """The caller who makes the call."""
 
     @property
     def deadline(self) -> float:
-        """Instant of the batcher's clock after which nobody wants the reply; infinity: none."""
+        """Instant of the batcher's clock after which the reply is unwanted; infinity: none."""
 
     @property
     def metadata(self) -> Sequence[tuple[str, str | bytes]]:
-        """What came beside its message."""
+        """The metadata that came beside the message."""
 
     @property
     def request_id(self) -> str:
@@ -80,18 +82,18 @@ class CallFacts(Protocol):
 
 
 class Call(CallFacts, Protocol):
-    """What methods see of a call besides. A transport makes it and ends it."""
+    """A call as methods see it. A transport makes it and ends it."""
 
     @property
     def declared_bytes(self) -> int | None:
-        """The size of its message that it declares; None if it does not.
+        """The size of its message that the call declares; None if it does not.
 
         Raises:
             InvalidRequestError: It is no number.
         """
 
     async def receive(self) -> tuple[bytes, Place]:
-        """Its message, once there is room for it, and its place until it is over.
+        """Returns the message once it is admitted, and the place of the call until it is over.
 
         Raises:
             ServerError: There is no room, or the message does not come as it should.
@@ -99,4 +101,4 @@ class Call(CallFacts, Protocol):
         """
 
     def add_done_callback(self, callback: Callable[..., None], /) -> None:
-        """Calls back, with something, when the reply has left or the caller has gone."""
+        """Registers a function that is called when the reply has left or the caller has gone."""

@@ -1,4 +1,4 @@
-"""What the command `stn-server` does once signals are taken care of.
+"""Runs the command `stn-server` once signals are taken care of.
 
 Standard output gets one line, when the server is ready: its addresses as a JSON object, for
 whoever started it on port 0. Everything else goes to standard error.
@@ -64,7 +64,7 @@ def run(arguments: Sequence[str], variables: MutableMapping[str, str], *listener
 
 
 def _open_standard_streams() -> None:
-    """Opens what the parent has closed; else a socket would get its number, and our output."""
+    """Opens streams that the parent closed, so that no socket gets their numbers."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

@@ -18,32 +18,32 @@ from typing import Any, Literal, get_args
 KIB = 1024
 MIB = 1024 * KIB
 MAX_MESSAGE_BYTES = 2**31 - 1
-"""What gRPC itself can take."""
+"""The most that gRPC itself accepts."""
 
 MAX_STREAMS = 2**31 - 1
-"""What HTTP/2 can say."""
+"""The most that HTTP/2 can express."""
 
 MAX_PORT = 65535
 
 MAX_PATH_BYTES = (108 if sys.platform == "linux" else 104) - 1
-"""The longest path of a unix socket; the system wants a zero after it."""
+"""The longest path of a unix socket; the system needs a terminating zero after it."""
 
 MAX_SOCKET_NAME_BYTES = 16
-"""The longest name of a socket of the local transport within their folder, with the slash."""
+"""The longest name of a socket of the local transport within its folder, with the slash."""
 
 MAX_THREADS = 1024
-"""More than cores that help; a system that has no room for all of them ends the process."""
+"""The most threads. More than cores that help; a process without room for all of them is ended."""
 
 MAX_NUMBER = 2**63 - 1
-"""What protobuf can say of limits."""
+"""The most that protobuf can express."""
 
 UNIX = "unix:"
 
 MIN_PAYLOADS = 3
-"""The payloads that the gradients of one warp take."""
+"""How many payloads the gradients of one warp take."""
 
 MIN_UPLOAD_S = 0.1
-"""In less, messages do not come in that have all reason to."""
+"""The least time for a message; with less, honest messages would be given up too."""
 
 Reflection = Literal["listen", "admin_listen", "off"]
 Tracing = Literal["off", "otlp"]
@@ -68,7 +68,7 @@ def setting(default: Any, doc: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchingConfig:
-    """How calls are grouped, and how many may be inside."""
+    """How calls are grouped, and how many may be admitted."""
 
     max_batch_bytes: int = setting(256 * MIB, "Operands and results of one launch.")
     max_batch_samples: int = setting(
@@ -141,7 +141,7 @@ class LimitsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LifecycleConfig:
-    """How the server ends, and how its connections do."""
+    """How the server ends, and how its connections end."""
 
     lame_duck_s: float = setting(0.0, "After SIGTERM: serving on, but reporting not ready.")
     grace_s: float = setting(30.0, "Then: until every reply has left; after it calls are cut off.")
@@ -182,7 +182,7 @@ class TlsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AuthConfig:
-    """Whom the server answers."""
+    """Which callers the server answers."""
 
     tokens: str = setting(
         "", "File of tokens and quotas, read again when it changes; empty: everyone is answered."
@@ -197,7 +197,7 @@ class AuthConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalConfig:
-    """How processes on the same host call, without the network."""
+    """How processes on the same host make calls without the network."""
 
     dir: str = setting(
         "",
@@ -363,7 +363,7 @@ class ServerConfig:
             raise ConfigError("reflection: expected an admin_listen to serve on, got none.")
 
     def _check_secrecy(self) -> None:
-        """A token that can be overheard is none."""
+        """Refuses tokens on addresses where they would cross a network unencrypted."""
         if not self.auth.tokens or self.tls.certificate or self.auth.plaintext == "allow":
             return
         for address in self.listen:
@@ -375,13 +375,13 @@ class ServerConfig:
 
 
 def unknown(kind: str, name: str, known: Sequence[str]) -> ConfigError:
-    """The error of a name that nobody knows."""
+    """Makes the error of an unknown name, which suggests the nearest known one."""
     nearest = get_close_matches(name, known, n=1, cutoff=0.0)[0]
     return ConfigError(f"{name}: expected a known {kind}, got none. Did you mean {nearest}?")
 
 
 def split_address(name: str, address: str) -> tuple[str, int]:
-    """Host and port of `host:port`; brackets around an IPv6 host stay."""
+    """Returns host and port of `host:port`; brackets around an IPv6 host stay."""
     host, colon, port = address.rpartition(":")
     if not colon or not host or not (port.isascii() and port.isdecimal()):
         raise ConfigError(
@@ -396,12 +396,12 @@ def split_address(name: str, address: str) -> tuple[str, int]:
 
 
 def is_unix(address: str) -> bool:
-    """Whether an address is the path of a unix socket."""
+    """Returns whether an address is the path of a unix socket."""
     return address.startswith(UNIX)
 
 
 def socket_path(address: str) -> str:
-    """The path of `unix:path` or `unix:///path`."""
+    """Returns the path of `unix:path` or `unix:///path`."""
     return address.removeprefix(UNIX).removeprefix("//")
 
 
@@ -426,7 +426,7 @@ def _check_path(name: str, what: str, path: str, most_bytes: int) -> None:
 
 
 def _is_loopback(address: str) -> bool:
-    """Whether what is sent to host:port stays on this machine."""
+    """Returns whether data sent to host:port stays on this machine."""
     host = split_address("listen", address)[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -1,4 +1,4 @@
-"""How many processor cores a control group lets this process use, which no library looks at."""
+"""How many processor cores a control group lets this process use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PROCESS = Path("/proc/self")
 
 
 def quota_cores(process: Path = PROCESS) -> float:
-    """The CPU quota of this process in cores; infinity if there is none.
+    """Returns the CPU quota of this process in cores; infinity if there is none.
 
     The smallest of the groups above it counts, in version 1 and 2 of control groups.
 
@@ -24,23 +24,23 @@ def quota_cores(process: Path = PROCESS) -> float:
 
 
 class Throttling(NamedTuple):
-    """What a control group has done since it began to keep this process within its CPU quota."""
+    """What a control group has done since its start to keep this process within its CPU quota."""
 
     periods: int = 0
-    """Spans of time, 0.1 s mostly, in which the group had something to do."""
+    """Counts periods, mostly of 0.1 s, in which the group had something to run."""
     throttled_periods: int = 0
-    """Those of them in which its quota was not enough, so that all its threads were stopped."""
+    """Counts those in which its quota was not enough, so that all its threads were stopped."""
     throttled_s: float = 0.0
-    """How long they were stopped."""
+    """How long its threads were stopped, in seconds."""
 
 
 def usable_cores(process: Path = PROCESS) -> float:
-    """How many cores this process may use: those it may run on, or fewer by its CPU quota."""
+    """Returns how many cores this process may use, by its affinity and its CPU quota."""
     return min(float(len(os.sched_getaffinity(0))), quota_cores(process))
 
 
 def throttling(process: Path = PROCESS) -> Throttling:
-    """What the group with the smallest CPU quota tells; nothing but zeros if there is no quota."""
+    """Reads the counters of the group with the smallest CPU quota; zeros if there is no quota."""
     quota, folder = min(((_quota(one), one) for one in _folders(process)), default=(math.inf, None))
     if folder is None or quota == math.inf:
         return Throttling()
@@ -51,7 +51,7 @@ def throttling(process: Path = PROCESS) -> Throttling:
 
 
 def threads_within(most: int, process: Path = PROCESS) -> int:
-    """Returns at most so many threads, and no more than the CPU quota lets run all the time.
+    """Returns `most`, or fewer threads if the CPU quota cannot keep so many running.
 
     A thread beyond the quota would be stopped amid a batch, which then waits for it.
     """
@@ -63,7 +63,7 @@ def _folders(process: Path) -> Iterator[Path]:
 
 
 def groups(controller: str, process: Path = PROCESS) -> Iterator[Path]:
-    """The folders of the groups that this process is in, each with those above it.
+    """Yields the folders of the groups that this process is in, each with those above it.
 
     Args:
         controller: What the groups bound: "cpu" or "memory".
@@ -88,7 +88,7 @@ def groups(controller: str, process: Path = PROCESS) -> Iterator[Path]:
 
 
 def _upwards(mounted: Path, root: str, path: str) -> Iterator[Path]:
-    """The folder of a group and those above it, as far as they are mounted here."""
+    """Yields the folder of a group and those above it, as far as they are mounted here."""
     try:
         below = PurePosixPath(path).relative_to(root)
     except ValueError:  # told as the host sees it; the container's own group is what is mounted
@@ -102,7 +102,7 @@ def _upwards(mounted: Path, root: str, path: str) -> Iterator[Path]:
 
 
 def _quota(folder: Path) -> float:
-    """The quota of one group in cores."""
+    """Returns the quota of one group in cores."""
     try:
         if (folder / "cpu.max").exists():
             quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()

@@ -1,4 +1,4 @@
-"""Coroutines that begin at once, and become tasks only when they have to wait.
+"""Coroutines that begin immediately, and become tasks only when they have to wait.
 
 Most small calls are computed and answered without waiting for anything; a task, and the turn of the
 event loop that it waits for, would take them a tenth of their time. Python 3.12 has eager tasks of
@@ -38,7 +38,7 @@ def begun(
 
 
 class _Rest:
-    """What is left of a coroutine that waits.
+    """An awaitable that continues a coroutine which has already begun to wait.
 
     Args:
         coroutine: As it is.

@@ -1,4 +1,4 @@
-"""Variables that libraries read for themselves, so that a wrong one ends as one line."""
+"""Checks variables that libraries read for themselves, so that a wrong one ends as one line."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from contextlib import contextmanager
 from stn_server.config import ConfigError
 
 MULTIPROCESS_METRICS = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
-"""Would let prometheus_client keep metrics in files, for servers of many processes; ours is one."""
+"""Makes prometheus_client keep metrics in files, for servers of many processes; ours is one."""
 
 POLL_STRATEGY = "GRPC_POLL_STRATEGY"
 POLL_STRATEGIES = ("all", "epoll1", "poll")
-"""Those with which gRPC does not abort the process."""
+"""The log levels with which gRPC does not abort the process."""
 
 PREFIXES = ("CUDA", "NPY", "NUMPY", "OMP", "OTEL", "PROTOCOL_BUFFERS", "PYTORCH", "TORCH")
-"""Beginnings of the variables that the libraries of the server read."""
+"""Prefixes of the variables that the libraries of the server read."""
 
 MAX_CHARS = 300
-"""The most characters of what a library says about its trouble; some explain all their settings."""
+"""The most characters that are quoted of a library's error; some explain all their settings."""
 
 
 def prepare(environment: MutableMapping[str, str]) -> None:
-    """Takes out what does not apply to the server; to be called before libraries are imported.
+    """Removes variables that do not apply to the server; call it before libraries are imported.
 
     Raises:
         ConfigError: With a variable as it is, a library would end the process.
@@ -37,7 +37,7 @@ def prepare(environment: MutableMapping[str, str]) -> None:
 
 @contextmanager
 def loading(what: str, environment: MutableMapping[str, str]) -> Iterator[None]:
-    """Lets a library that cannot be loaded, or set up, be an error of the configuration.
+    """Turns a failure to load or to set up a library into an error of the configuration.
 
     Args:
         what: What is loaded, as the error calls it.

@@ -1,4 +1,4 @@
-"""Everything the server itself can answer instead of a result.
+"""Errors that the server itself can answer instead of a result.
 
     ServerError
     ├─ InvalidRequestError       a field of the request is wrong
@@ -65,7 +65,7 @@ class InvalidRequestError(ServerError):
 
 
 class ArenaNotFoundError(ServerError):
-    """The caller has no such arena; whether somebody else has one is not told."""
+    """The caller has no such arena; whether another caller has one is not disclosed."""
 
     def __init__(self, field: str) -> None:
         super().__init__(
@@ -76,7 +76,7 @@ class ArenaNotFoundError(ServerError):
 
 
 class HandleNotFoundError(ServerError):
-    """The caller has no resident tensor of this handle; whether somebody else has is not told."""
+    """The caller has no resident tensor of this handle; those of others are not disclosed."""
 
     def __init__(self, field: str) -> None:
         super().__init__(
@@ -97,7 +97,7 @@ class ModelNotFoundError(ServerError):
 
 
 class RegionNotFoundError(ServerError):
-    """The caller has registered no such region, or there is no such memory; whose is not told."""
+    """The caller has not registered such a region, or there is no such memory."""
 
     def __init__(self, field: str) -> None:
         super().__init__(
@@ -135,7 +135,7 @@ class UnsupportedError(ServerError):
 
 
 class UnknownFieldError(UnsupportedError):
-    """A request has a field that this server does not know, and whose wish it cannot fulfil."""
+    """A request has a field that this server does not know, and therefore cannot honour."""
 
     def __init__(self, field: str) -> None:
         ServerError.__init__(
@@ -148,7 +148,7 @@ class UnknownFieldError(UnsupportedError):
 
 
 class RefusedError(ServerError):
-    """Turned away before any work was done."""
+    """The call is refused before any work was done for it."""
 
 
 class UnauthenticatedError(RefusedError):
@@ -159,7 +159,7 @@ class UnauthenticatedError(RefusedError):
 
 
 class QuotaExceededError(RefusedError):
-    """The caller already takes what its token allows.
+    """The caller already uses all that its token allows.
 
     The text is the same for every call that breaks the same quota, so that logs can group it.
 
@@ -182,7 +182,7 @@ class QuotaExceededError(RefusedError):
 
 
 class OverloadedError(RefusedError):
-    """Too much is inside already.
+    """The server has admitted too much to take this call.
 
     Attributes:
         retry_after_s: When to come again, in seconds.
@@ -194,7 +194,7 @@ class OverloadedError(RefusedError):
 
 
 class QueueFullError(OverloadedError):
-    """What is inside already fills a limit.
+    """The admitted calls already fill a limit.
 
     Attributes:
         what: Unit of the two numbers, and of whom.
@@ -211,7 +211,7 @@ class QueueFullError(OverloadedError):
 
 
 class ArenasFullError(OverloadedError):
-    """No more memory may be shared, by everybody together or by this caller.
+    """No more memory may be shared, with all callers together or with this one.
 
     Attributes:
         limit: Of everybody, or of one caller.
@@ -226,7 +226,7 @@ class ArenasFullError(OverloadedError):
 
 
 class ResidentsFullError(OverloadedError):
-    """There is no room for a resident tensor as long as calls use those that are there.
+    """There is no room for a resident tensor while calls use those that would be evicted.
 
     Attributes:
         limit: Of everybody, or of one caller.
@@ -241,7 +241,7 @@ class ResidentsFullError(OverloadedError):
 
 
 class DeviceFullError(OverloadedError):
-    """The memory of the device could not take the batch that held this request, nor half of it.
+    """The memory of the device could not hold the batch of this request, nor half of it.
 
     Attributes:
         device: Its name.
@@ -254,7 +254,7 @@ class DeviceFullError(OverloadedError):
 
 
 class DeadlineUnreachableError(OverloadedError):
-    """What is inside already would take longer than the caller can wait.
+    """The work that is admitted already takes longer than the caller can wait.
 
     Attributes:
         needed_s: After which the result would be there.
@@ -269,21 +269,21 @@ class DeadlineUnreachableError(OverloadedError):
 
 
 class DrainingError(RefusedError):
-    """The server finishes what it has and takes nothing new."""
+    """The server finishes the calls that it has and takes no new ones."""
 
     def __init__(self) -> None:
         super().__init__("server: expected to be serving, got shutdown. Try another replica.")
 
 
 class BrokenError(RefusedError):
-    """The device is lost, and with it all that waited for it; only a restart helps."""
+    """The device is lost, and with it all calls that waited for it; only a restart helps."""
 
     def __init__(self) -> None:
         super().__init__("server: expected a working device, got none. Try another replica.")
 
 
 class RequestTooLargeError(RefusedError):
-    """One request exceeds a limit that no waiting will change.
+    """One request exceeds a limit, now and whenever it is tried again.
 
     Attributes:
         field: Path of the field that asks for too much.
@@ -307,11 +307,11 @@ class ResultTooLargeError(RequestTooLargeError):
 
 
 class QuotaTooSmallError(RequestTooLargeError):
-    """This call alone is more than its token allows, or a tensor more than one caller may have."""
+    """This call alone exceeds what its token allows, or a tensor what one caller may have."""
 
 
 class UploadTimeoutError(RefusedError):
-    """The message of a call was not there in time."""
+    """The message of a call did not arrive in time."""
 
     def __init__(self, timeout_s: float) -> None:
         expected = f"expected all of it within {timeout_s:g} s, got less"
@@ -345,7 +345,7 @@ class BatchFailedError(ServerError):
 
 
 class DeviceLostError(ServerError):
-    """Nothing can be computed any more."""
+    """The device has failed for good, so that nothing can be computed any more."""
 
     def __init__(self, description: str) -> None:
         super().__init__(f"device: {description}. Restart the server.")

@@ -1,4 +1,4 @@
-"""Whether the event loop keeps up: how late it is, what waits for it in gRPC, whether it hangs.
+"""Measures whether the event loop keeps up: its lateness, gRPC's backlog, and hangs.
 
 Everything the server does but computing goes through one event loop. When that has no time, calls
 wait where no queue of ours sees them: gRPC has accepted them and nobody has begun them.
@@ -39,19 +39,20 @@ class Backlog:
 
     def __init__(self) -> None:
         self.begun = 0
-        """Calls that the server has begun."""
+        """Counts the calls that the server has begun."""
         self.wait_s = 0.0
-        """How long the call that begins now has waited, as of the last look."""
+        """How long the call that begins now has waited, in seconds, as of the last look."""
         self._accepted: Callable[[], int] = lambda: 0
         self._elsewhere = 0
-        """Calls that others have begun, as reflection."""
+        """Counts calls that other handlers have begun, as reflection."""
         self._looks: deque[tuple[float, int]] = deque()
-        """When how many had been accepted, of those that have not all begun."""
+        """Instants with the number of calls accepted by then, as far back as the oldest unbegun
+        call."""
         self._before = 0, 0
         self._quiet = 0
 
     def watch(self, accepted: Callable[[], int]) -> None:
-        """Counts calls from now on.
+        """Starts to count the calls that gRPC accepts.
 
         Args:
             accepted: How many gRPC has accepted since the start; asked in any thread.
@@ -59,11 +60,11 @@ class Backlog:
         self._accepted = accepted
 
     def pending(self) -> int:
-        """How many calls wait for the event loop."""
+        """Counts the calls that gRPC has accepted and the server has not begun."""
         return max(0, self._accepted() - self.begun - self._elsewhere)
 
     def look(self, now: float, *, is_turning: bool) -> None:
-        """Finds out anew how long calls wait.
+        """Measures anew how long calls wait before they begin.
 
         Args:
             now: In seconds.
@@ -84,7 +85,7 @@ class Backlog:
         self.wait_s = now - self._arrival(begun) if accepted > begun else 0.0
 
     def _arrival(self, number: int) -> float:
-        """When about the call of this number came in."""
+        """Estimates when the call of this number was accepted, between the two nearest looks."""
         for (earlier, fewer), (later, more) in pairwise(self._looks):
             if fewer <= number < more:
                 return earlier + (later - earlier) * (number - fewer) / (more - fewer)
@@ -94,7 +95,7 @@ class Backlog:
 def accepted_calls(
     make: Callable[[], grpc.aio.Server],
 ) -> tuple[grpc.aio.Server, Callable[[], int]]:
-    """A server, and what counts the calls that it has accepted, in any thread.
+    """Makes a server, and a function that counts its accepted calls in any thread.
 
     Args:
         make: Makes the server.
@@ -115,7 +116,7 @@ def accepted_calls(
 
 
 def _servers() -> list[int]:
-    """The numbers of all gRPC servers of this process."""
+    """Returns gRPC's numbers of all gRPC servers of this process."""
     numbers: list[int] = []
     while True:
         found = json.loads(cygrpc.channelz_get_servers(numbers[-1] + 1 if numbers else 0))
@@ -125,7 +126,7 @@ def _servers() -> list[int]:
 
 
 class LoopMonitor:
-    """Measures how late the event loop is, and looks from a thread whether it turns at all.
+    """Measures how late the event loop is, and watches from a thread whether it runs at all.
 
     Args:
         backlog: Is looked at as often.
@@ -156,14 +157,14 @@ class LoopMonitor:
         threading.Thread(target=self._watch, args=(hung,), daemon=True, name="stn-watch").start()
 
     def stop(self) -> None:
-        """Ends it soon; returns at once."""
+        """Asks the watching thread to end, and returns without waiting for it."""
         self._stopped.set()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def still_s(self) -> float:
-        """How much longer than it should the event loop has stood still by now."""
+        """Returns for how many seconds the event loop is overdue by now."""
         return 0.0 if self._timer is None else max(0.0, time.monotonic() - self._due)
 
     def _beat(self) -> None:
@@ -175,7 +176,7 @@ class LoopMonitor:
             tell(late_s)
 
     def _watch(self, hung: Hung) -> None:
-        """Counts its own turns without one of the loop: a process that was frozen has had none."""
+        """Counts turns of this thread without one of the loop: a frozen process has had neither."""
         beats, turns = 0, 0
         while not self._stopped.wait(BEAT_S):
             is_turning = self._beats != beats

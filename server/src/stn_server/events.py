@@ -24,22 +24,22 @@ if TYPE_CHECKING:
 
 
 class Stage(StrEnum):
-    """How far a call can be, in the order of its way."""
+    """The stages of a call, in the order in which it reaches them."""
 
     DECODE = "decode"
-    """Its message is there and becomes a validated request."""
+    """Its message has arrived and is decoded into a validated request."""
     QUEUE = "queue"
-    """It knocks at the door, then waits for a device."""
+    """It asks for admission, then waits for a device."""
     LAND = "land"
-    """A device takes its batch: its operands are on their way there."""
+    """A device takes its batch: its operands are copied there."""
     ALLOCATE = "allocate"
-    """Memory is taken for results: of a launch, and of a reply."""
+    """Memory is allocated for results: of a launch, and of a reply."""
     LAUNCH = "launch"
     """Kernels are about to run, for its batch or for it alone."""
     COLLECT = "collect"
     """The results of its batch are there."""
     ENCODE = "encode"
-    """Its result becomes bytes."""
+    """Its result is encoded into bytes."""
     SEND = "send"
     """Its reply is handed to the transport."""
 
@@ -50,29 +50,29 @@ class End:
 
     code: StatusCode
     duration_s: float
-    """Since it came in."""
+    """Seconds since it was accepted."""
     answer: Answer | None = None
-    """What its caller is told instead of a reply."""
+    """The status that its caller gets instead of a reply."""
     error: Exception | None = None
-    """Why."""
+    """The exception that ended it, if one did."""
     note: str = ""
-    """For the operator, of a call that its transport has ended: why that may be."""
+    """For the operator: why a transport may have ended the call itself."""
     alike: int = 1
-    """So many calls of one message ended for this reason."""
+    """How many nested calls of one message ended for this reason."""
 
 
 class Listener:
-    """Hears of what happens; to everything it is told it does nothing, unless it is overridden.
+    """Receives the events of a server; every method does nothing unless it is overridden.
 
     Concurrency: `reached` and `kernels_compiled` in any thread, `file_changed` and `lines_dropped`
     in threads of their own, all else in the event loop.
     """
 
     def call_began(self, call: CallFacts) -> None:
-        """A call has come in; nothing is known of its message."""
+        """A call has been accepted; nothing is known of its message yet."""
 
     def reached(self, stage: Stage, calls: Sequence[CallFacts | None]) -> None:
-        """Calls reach a stage, together; None: a call of the server to itself.
+        """Calls reach a stage together; None stands for a call of the server to itself.
 
         What a listener raises here, the calls fail of.
         """
@@ -81,49 +81,49 @@ class Listener:
         """A call is about to be answered, with a reply or a status, or has been cut off."""
 
     def calls_ended(self, calls: Sequence[CallFacts], end: End) -> None:
-        """Calls of one message and method are about to be answered alike: so many `call_ended`."""
+        """Nested calls of one message and method are about to end alike, as in `call_ended`."""
         for call in calls:
             self.call_ended(call, end)
 
     def call_failed(self, call: CallFacts, end: End) -> None:
-        """A call has ended without a reply; told beside `call_ended`.
+        """A call has ended without a reply; comes beside `call_ended`.
 
         Of calls of one message that ended for the same reason it is told once.
         """
 
     def call_slow(self, call: CallFacts, end: End) -> None:
-        """A call has taken longer than the operator finds right; told beside `call_ended`."""
+        """A call has taken longer than the configured limit; comes beside `call_ended`."""
 
     def item_abandoned(self) -> None:
-        """A call left the queue without having run."""
+        """A call has left the queue without having run."""
 
     def batch_ended(self, batch: Batch, queue_s: Sequence[float], compute_s: float) -> None:
-        """A batch is through, with the time that each of its calls waited."""
+        """A batch has ended; told with the time that each of its calls waited."""
 
     def lane_freed(self, device: str, busy_s: float) -> None:
-        """A lane of a device had a batch."""
+        """A lane of a device has finished a batch."""
 
     def tensor_evicted(self, why: Eviction) -> None:
-        """A resident tensor is let go that its caller has not released."""
+        """A resident tensor is evicted that its caller has not released."""
 
     def device_lost(self, cause: BaseException) -> None:
-        """Nothing can be computed any more."""
+        """The device is lost: nothing can be computed any more."""
 
     def loop_lagged(self, late_s: float) -> None:
-        """The event loop was so late for something that was due; told again and again."""
+        """The event loop ran a timer so late; told at regular intervals."""
 
     def kernels_compiled(self, outcome: Outcome, duration_s: float) -> None:
         """A program of kernels was compiled or read from disk, or could not be."""
 
     def file_changed(self, name: str, outcome: str, reason: str) -> None:
-        """Tokens or certificates changed: "accepted", or "rejected", and why the old ones count."""
+        """Tokens or certificates changed: "accepted", or "rejected" with the reason."""
 
     def lines_dropped(self, count: int) -> None:
-        """So many lines of the log were dropped, as nobody read them."""
+        """Lines of the log were dropped because their reader was too slow."""
 
 
 class Events:
-    """For every event those who listen: `for tell in events.reached: tell(stage, calls)`.
+    """The listeners of every event: `for tell in events.reached: tell(stage, calls)`.
 
     A warp has a dozen events; those of which nobody wants to hear call nothing.
     """
@@ -148,7 +148,7 @@ class Events:
             self.add(listener)
 
     def add(self, listener: Listener) -> None:
-        """A listener begins to hear of the events whose methods it overrides."""
+        """Registers a listener for the events whose methods it overrides."""
         for event, those_who_hear in vars(self).items():
             methods = ("calls_ended", "call_ended") if event == "calls_ended" else (event,)
             if any(getattr(type(listener), m) is not getattr(Listener, m) for m in methods):
@@ -156,4 +156,4 @@ class Events:
 
 
 UNHEARD = Events()
-"""The events of parts that stand alone; nobody is added."""
+"""The events of parts that stand alone; no listener is added to them."""

@@ -1,4 +1,4 @@
-"""Whether the server is ready, by gRPC's health service."""
+"""Reports whether the server is ready, by gRPC's health service."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from stn_server.grpc_transport import Context, GrpcTransport, Receiver
 from stn_server.operands import parse_any_version
 
 LIVENESS = "liveness"
-"""A name that health is asked by, which serves until only a restart helps."""
+"""A service name of the health check that reports SERVING until only a restart helps."""
 
 CHECK, WATCH = f"/{health.SERVICE_NAME}/Check", f"/{health.SERVICE_NAME}/Watch"
 
 
 class Health:
-    """What the server tells of its readiness and its life, on every address.
+    """The readiness and the liveness of the server, as it reports them on every address.
 
     Args:
         services: The names that callers may ask for.
@@ -31,19 +31,19 @@ class Health:
         self.is_ready = False
 
     async def set(self, *, ready: bool) -> None:
-        """Tells everybody who asks whether calls are welcome."""
+        """Reports to all health checks and watches whether calls are welcome."""
         self.is_ready = ready
         status = HealthCheckResponse.SERVING if ready else HealthCheckResponse.NOT_SERVING
         for name in self._services:
             await self._servicer.set(name, status)
 
     async def set_alive(self, *, alive: bool) -> None:
-        """Tells whoever asks by `LIVENESS` whether the server can go on without a restart."""
+        """Reports under the name `LIVENESS` whether the server can go on without a restart."""
         status = HealthCheckResponse.SERVING if alive else HealthCheckResponse.NOT_SERVING
         await self._servicer.set(LIVENESS, status)
 
     def handlers(self, transport: GrpcTransport, receiver: Receiver) -> grpc.GenericRpcHandler:
-        """What a gRPC server registers.
+        """Returns the handlers of the health service, for registration in a gRPC server.
 
         Args:
             transport: Tells what becomes of calls without a proper message.

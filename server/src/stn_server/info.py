@@ -1,4 +1,4 @@
-"""What a server tells of itself by `GetServerInfo`."""
+"""The reply of `GetServerInfo`: what a server can do."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from stn_server.service import METHODS
 from stn_server.vocabulary import offered
 
 DIMENSIONS = (2, 3)
-"""Dimensions of images, and of volumes."""
+"""The numbers of dimensions: images have two, volumes three."""
 
 FEATURES = (server_info_pb2.FEATURE_DECLARED_MESSAGE_BYTES,)
-"""What `receiving` does."""
+"""The features of this server that a client may rely on, by their numbers in the contract."""
 
 
 class ServerInfo:
@@ -56,7 +56,7 @@ class ServerInfo:
         )
 
     def message(self) -> bytes:
-        """The serialized reply of this moment."""
+        """Returns the serialized reply as of this moment."""
         reply = server_info_pb2.GetServerInfoReply()
         reply.CopyFrom(self._static)
         reply.uptime_s = time.monotonic() - self._started
@@ -66,7 +66,7 @@ class ServerInfo:
 
 
 def backend_on(device: str) -> str:
-    """Name of the backend that warps there."""
+    """Returns the name of the backend that warps on a device."""
     feature_map, theta = torch.zeros(1, 1, 1, 1), torch.eye(2, 3)[None]
     transform = stn_engine.Affine(theta.to(device))
     try:
@@ -76,7 +76,7 @@ def backend_on(device: str) -> str:
 
 
 def _capabilities(dimensions: int) -> server_info_pb2.Capabilities:
-    """What the engine computes in maps of so many dimensions."""
+    """Returns what the engine computes on maps of so many dimensions."""
     return server_info_pb2.Capabilities(
         dimensions=dimensions,
         data_types=_data_types(checks.FEATURE_MAP_DTYPES),

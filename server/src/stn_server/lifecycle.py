@@ -1,4 +1,4 @@
-"""The wish to end: the first signal ends the server in order, the second one at once."""
+"""Requests to end the server: the first signal ends it in order, the second immediately."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stn_server import signals
 
 
 class Shutdown:
-    """The wish to stop, and the wish to stop now.
+    """The requests to stop, and to stop immediately.
 
     Concurrency: belongs to the event loop it was made in.
     """
@@ -28,11 +28,11 @@ class Shutdown:
             signals.call(number, self.ask, loop)
 
     def ask(self) -> None:
-        """Asks to stop; asked again, to stop now."""
+        """Requests the stop; a second request makes it immediate."""
         (self._hurried if self._asked.is_set() else self._asked).set()
 
     def ask_at_end_of(self, stream: int) -> None:
-        """Asks to stop now when a pipe has no other end any more: whoever held it has ended."""
+        """Requests an immediate stop when the other end of a pipe closes: its owner has ended."""
         loop = asyncio.get_running_loop()
 
         def wait() -> None:
@@ -50,20 +50,20 @@ class Shutdown:
         await self._asked.wait()
 
     async def asked_before(self, task: asyncio.Task[Any]) -> bool:
-        """Waits for a task, or until the server should stop; returns whether that came first."""
+        """Waits for a task or the request to stop; returns whether the stop came first."""
         asked = asyncio.create_task(self._asked.wait())
         await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
         asked.cancel()
         return not task.done()
 
     async def pause(self, duration_s: float) -> None:
-        """Waits, unless there is no time for it."""
+        """Waits for a time, or until an immediate stop is requested."""
         hurried = asyncio.create_task(self._hurried.wait())
         await self.wait_for(hurried, duration_s)
         hurried.cancel()
 
     async def wait_for(self, task: asyncio.Task[Any], timeout_s: float) -> None:
-        """Waits for a task until a time is over or there is no time left."""
+        """Waits for a task until a time is over or an immediate stop is requested."""
         hurried = asyncio.create_task(self._hurried.wait())
         await asyncio.wait({task, hurried}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         hurried.cancel()

@@ -1,4 +1,4 @@
-"""Addresses to listen on: what a name stands for, and why an address cannot be taken.
+"""Addresses to listen on: their resolution, and the reason when one cannot be bound.
 
 gRPC takes a name as bound if one of its addresses is, and tells no reasons.
 """
@@ -18,10 +18,10 @@ from pathlib import Path
 from stn_server.config import ConfigError, socket_path, split_address
 
 Bind = Callable[[str], int]
-"""Takes an address for good and returns its port; raises RuntimeError or OSError if it cannot."""
+"""Binds an address for good and returns its port; raises RuntimeError or OSError if it cannot."""
 
 NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-"""Nobody can listen there, as on ::1 where IPv6 is switched off."""
+"""Errors of addresses that this machine does not have, as ::1 where IPv6 is switched off."""
 
 TCP_REASONS = {
     errno.EADDRINUSE: "expected a free address, got {}, which is taken. Choose another port.",
@@ -41,7 +41,7 @@ UNIX_REASONS = {
 
 
 async def listen_tcp(name: str, address: str, bind: Bind) -> int:
-    """Takes all addresses that a host stands for; returns their port.
+    """Binds all addresses that a host name stands for; returns their port.
 
     Those of a kind that this machine does not have are left out if another one can be taken.
 
@@ -79,7 +79,7 @@ async def listen_tcp(name: str, address: str, bind: Bind) -> int:
 
 
 def listen_unix(name: str, address: str, mode: int | None, bind: Bind, group: str = "") -> None:
-    """Takes the path of a socket; one that nobody listens on any more is replaced.
+    """Binds the path of a socket; replaces a socket on which no process listens any more.
 
     Args:
         name: Of the setting.
@@ -112,7 +112,7 @@ def listen_unix(name: str, address: str, mode: int | None, bind: Bind, group: st
 
 
 def _group_number(name: str, group: str) -> int | None:
-    """The number of a group; None if none is asked for."""
+    """Returns the number of a group; None if none is asked for."""
     if not group:
         return None
     if group.isascii() and group.isdecimal():
@@ -125,7 +125,7 @@ def _group_number(name: str, group: str) -> int | None:
 
 
 def _give(name: str, path: Path, group: str, number: int, mode: int | None) -> None:
-    """Gives a socket to a group, then lets it in."""
+    """Gives a socket to a group, and only then lets the group connect."""
     try:
         os.chown(path, -1, number)
     except (OSError, OverflowError) as error:
@@ -139,7 +139,7 @@ def _give(name: str, path: Path, group: str, number: int, mode: int | None) -> N
 async def _resolved(
     name: str, address: str, host: str, port: int
 ) -> list[tuple[socket.AddressFamily, str]]:
-    """The addresses that a host stands for, each once."""
+    """Returns the addresses that a host name stands for, each once."""
     loop = asyncio.get_running_loop()
     everywhere = "0.0.0.0 are all addresses of this machine."
     expected = f"{name}: expected a host that can be found, got {address}"
@@ -161,7 +161,7 @@ async def _resolved(
 
 
 def _try_tcp(family: socket.AddressFamily, host: str, port: int) -> None:
-    """Takes an address for a moment; raises OSError with the reason if that cannot be done."""
+    """Binds an address for a moment; raises OSError with the reason if that cannot be done."""
     with socket.socket(family, socket.SOCK_STREAM) as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         numeric = socket.AI_NUMERICHOST
@@ -170,7 +170,7 @@ def _try_tcp(family: socket.AddressFamily, host: str, port: int) -> None:
 
 
 def _answers(path: Path) -> bool:
-    """Whether a server listens on a socket; binding would silently take its place."""
+    """Returns whether a server listens on a socket; binding would silently replace it."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         found = probe.connect_ex(str(path))
@@ -178,7 +178,7 @@ def _answers(path: Path) -> bool:
 
 
 def _why_not(path: Path) -> OSError:
-    """Why a socket cannot be made at a path."""
+    """Returns the reason for which a socket cannot be made at a path."""
     with socket.socket(socket.AF_UNIX) as trial:
         try:
             trial.bind(str(path))
@@ -190,7 +190,7 @@ def _why_not(path: Path) -> OSError:
 
 @contextmanager
 def _creating(mode: int | None) -> Iterator[None]:
-    """Lets files be made with these permissions meanwhile, from their first moment on."""
+    """Makes files within the context have these permissions from their creation on."""
     before = os.umask(0o777 & ~mode) if mode is not None else None
     try:
         yield

@@ -22,7 +22,7 @@ LOGGER = logging.getLogger("stn_server")
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one JSON object: time, level, event, then the fields given by `log`."""
+    """Formats a record as one JSON object: time, level, event, then the fields given by `log`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Writes one record as one line of JSON."""
@@ -38,13 +38,13 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """A record for people: time, level, event, `name=value` fields."""
+    """Formats a record as a line of text: time, level, event, `name=value` fields."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """The line that stands before a traceback."""
+        """Returns the line that stands before a traceback."""
         fields = getattr(record, "fields", {})
         return " ".join([super().formatMessage(record), *(f"{k}={v}" for k, v in fields.items())])
 
@@ -56,21 +56,21 @@ def log(level: int, event: str, *, error: BaseException | None = None, **fields:
 
 @dataclass(slots=True)
 class _Repeated:
-    """Failures that are alike."""
+    """Failures that are alike and are logged in one line."""
 
     level: int
     facts: dict[str, Any]
     until: float
-    """When the next one is told as the first one was."""
+    """When the next failure is logged as the first one was."""
     calls: int = 0
-    """How many there were since one was told."""
+    """How many failures there were since the last line."""
     request_ids: list[str] = field(default_factory=list)
-    """Those of some of them."""
+    """The request ids of some of them."""
     timer: asyncio.TimerHandle | None = None
 
 
 class EventLog(Listener):
-    """Tells the operator what calls failed of, and what became of the server.
+    """Logs failed and slow calls, and what becomes of the server.
 
     Of failures that are alike, the first is told at once and the others later, in one line with
     their count. At level debug each is told.
@@ -80,7 +80,7 @@ class EventLog(Listener):
         self._repeated: dict[tuple[Any, ...], _Repeated] = {}
 
     def call_failed(self, call: CallFacts, end: End) -> None:
-        """With a traceback where the fault is ours."""
+        """Logs a failed call, with a traceback where the fault is the server's."""
         facts: dict[str, Any] = {"method": call.path, "code": end.code.name}
         facts["caller"] = call.caller.name
         error, level, request_id = None, logging.INFO, ""
@@ -109,7 +109,7 @@ class EventLog(Listener):
         request_id: str,
         end: End,
     ) -> bool:
-        """Whether a failure is like one that was told a moment ago; then it is counted."""
+        """Counts a failure that is like a recent one; returns whether it is."""
         if LOGGER.isEnabledFor(logging.DEBUG) or not LOGGER.isEnabledFor(level):
             return False
         now, known = time.monotonic(), self._repeated.get(key)
@@ -128,14 +128,14 @@ class EventLog(Listener):
         return True
 
     def _tell_again(self, key: tuple[Any, ...]) -> None:
-        """Tells how many failures there were, and waits for more of them."""
+        """Logs how many failures there were, and waits for more of them."""
         known = self._tell(key)
         if known is not None:
             until = time.monotonic() + REPEAT_S
             self._repeated[key] = _Repeated(known.level, known.facts, until)
 
     def _tell(self, key: tuple[Any, ...]) -> _Repeated | None:
-        """Tells how many failures there were since one was told, and forgets them."""
+        """Logs how many failures there were since the last line, and forgets them."""
         known = self._repeated.pop(key, None)
         if known is not None and known.calls:
             if known.timer is not None:
@@ -145,12 +145,12 @@ class EventLog(Listener):
         return known
 
     def flush(self) -> None:
-        """Tells what was counted and not told yet."""
+        """Logs the failures that were counted and not logged yet."""
         for key in list(self._repeated):
             self._tell(key)
 
     def call_slow(self, call: CallFacts, end: End) -> None:
-        """Says who has waited, for how much, and where the time has gone."""
+        """Logs a slow call: its caller, its time, and how the time was spent."""
         log(
             logging.WARNING,
             "slow call",
@@ -166,11 +166,11 @@ class EventLog(Listener):
         )
 
     def device_lost(self, cause: BaseException) -> None:
-        """Only a restart helps."""
+        """Logs the loss of the device, after which only a restart helps."""
         log(logging.ERROR, "device lost", error=cause)
 
     def file_changed(self, name: str, outcome: str, reason: str) -> None:
-        """Logs that a file changed, and why it is not accepted if it is not."""
+        """Logs that a file changed, and the reason if it was rejected."""
         if outcome == "accepted":
             log(logging.INFO, "change accepted", file=name)
         else:
@@ -178,12 +178,12 @@ class EventLog(Listener):
 
 
 def tell_dropped(count: int) -> None:
-    """Writes that so many lines before this one were lost, as nobody read them."""
+    """Logs how many lines before this one were dropped because their reader was too slow."""
     log(logging.WARNING, "log lines dropped", lines=count)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether it says more than that gRPC could not send to a caller that has gone meanwhile."""
+    """Returns whether a record says more than that a caller had gone before it was answered."""
     error = record.exc_info[1] if record.exc_info else None
     return not (
         record.name == "grpc._cython.cygrpc"

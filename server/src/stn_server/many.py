@@ -1,4 +1,4 @@
-"""The calls within a ComputeMany: each is told, answered and counted as a call of its own."""
+"""Nested calls of a ComputeMany: each is reported, answered and counted as a call of its own."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class NestedCall:
     method: str
     outer: CallFacts
     request_id: str
-    """That of the message, and its index there."""
+    """The request id of the message, with the index of the call in it."""
     received_bytes: int = 0
-    """None of its own: they are those of the message."""
+    """Always 0: the bytes are counted for the message, and so are those of the reply."""
     sent_bytes: int = 0
     queue_s: float = 0.0
     compute_s: float = 0.0
@@ -46,12 +46,12 @@ class NestedCall:
 
     @property
     def path(self) -> str:
-        """What the operator is told; see `Call`."""
+        """The method as the log names it; see `Call`."""
         return self.method
 
     @property
     def caller(self) -> Caller:
-        """Says who makes it; see `Call`."""
+        """The caller of the message; see `Call`."""
         return self.outer.caller
 
     @property
@@ -61,12 +61,12 @@ class NestedCall:
 
     @property
     def metadata(self) -> Sequence[tuple[str, str | bytes]]:
-        """What came beside the message; see `Call`."""
+        """The metadata beside the message; see `Call`."""
         return self.outer.metadata
 
 
 class Many:
-    """The calls of one message between decoding and reply; a context that ends with them.
+    """The nested calls of one message from decoding to reply; a context that ends with them.
 
     Args:
         call: That of the message.
@@ -81,9 +81,9 @@ class Many:
         self._caller, call_id = call.caller, call.request_id
         self._calls: list[NestedCall] = []
         self._errors: dict[int, Exception] = {}
-        """Why calls have no reply, by their positions."""
+        """The errors of the calls that have no result, by position."""
         self._requests: dict[int, Request] = {}
-        """What the others ask for."""
+        """The requests of the other calls, by position."""
         for position, (method, request) in enumerate(found):
             name = method or OTHER_METHOD
             self._calls.append(NestedCall(name, call, f"{call_id}.{position}"))
@@ -104,7 +104,7 @@ class Many:
         error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        """If the message has no reply, its calls have none either."""
+        """Ends all nested calls with the error of the message, if that has no reply."""
         self._held.close()
         if error is not None:
             is_answer = isinstance(error, Exception)
@@ -140,7 +140,7 @@ class Many:
                 self._fail(position, error)
 
     def wanted(self) -> list[Wanted]:
-        """What is to be computed."""
+        """Returns the calls that are to be computed."""
         found = []
         for position, request in list(self._requests.items()):
             call = self._calls[position]
@@ -156,7 +156,7 @@ class Many:
         return found
 
     def reply(self, computed: Sequence[Finished | Exception]) -> bytes:
-        """The serialized reply of the message.
+        """Returns the serialized reply of the message.
 
         Args:
             computed: What became of what was wanted.
@@ -194,7 +194,7 @@ class Many:
     def _encoded(
         self, call: NestedCall, request: Request, finished: Finished
     ) -> tuple[bytes, Sequence[Any]]:
-        """The serialized NestedReply of a call, and its payloads."""
+        """Returns the serialized NestedReply of a call, and its payloads."""
         for tell in self._events.reached:
             tell(Stage.ALLOCATE, (call,))
             tell(Stage.ENCODE, (call,))
@@ -208,7 +208,7 @@ class Many:
         return nested(NESTED[call.method].number, envelope, len(payloads)), payloads
 
     def _tell_ends(self, answers: Mapping[int, Answer]) -> None:
-        """Tells how each call ended, and once for each reason why calls failed."""
+        """Tells listeners how each call ended, and each reason of failures once."""
         duration_s = time.perf_counter() - self._began
         well = End(StatusCode.OK, duration_s)
         ends = dict.fromkeys(range(len(self._calls)), well)
@@ -224,7 +224,7 @@ class Many:
                 tell_end(call, replace(end, alike=len(alike)))
 
     def _tell_ended(self, ends: Mapping[int, End]) -> None:
-        """Tells how each call ended, by position; those that are alike together."""
+        """Tells listeners how each call ended, by position; calls that ended alike together."""
         alike: dict[tuple[str, int], tuple[End, list[NestedCall]]] = {}
         for position, end in ends.items():
             call = self._calls[position]

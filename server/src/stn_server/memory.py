@@ -1,4 +1,4 @@
-"""How the C library and Python handle freed memory, and how much the process holds and may hold.
+"""How freed memory is handled, and how much memory the process holds and may hold.
 
 By default glibc gives large blocks back to the system and takes them anew for the next message, and
 the system fills every page with zeros again: in a virtual machine that costs more than computing on
@@ -22,7 +22,7 @@ _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 
 _LARGEST_MMAP_THRESHOLD_BYTES = 32 * 1024 * 1024
-"""What glibc accepts; larger blocks are always given back."""
+"""The largest threshold that glibc accepts; larger blocks are always given back."""
 
 _LARGEST_INT = 2**31 - 1
 
@@ -49,7 +49,7 @@ def retain_freed_memory(limit_bytes: int) -> bool:
 
 
 def relax_collector() -> None:
-    """Call once, when all is built: the garbage collector looks at new objects only, and seldom.
+    """Makes garbage collection rare and limited to new objects; call it once, when all is built.
 
     It need not walk torch's modules again, which stay for good. What it finds are rings that gRPC
     ties around a call; until then they hold some hundred bytes each.
@@ -60,7 +60,7 @@ def relax_collector() -> None:
 
 
 def resident_bytes(counts: Path = Path("/proc/self/statm")) -> float:
-    """Memory of this process that is in use on the host; not a number where nobody counts it."""
+    """Returns the resident memory of this process in bytes; NaN where it is not counted."""
     try:
         pages = counts.read_text(encoding="ascii").split()[1]
     except OSError:  # not Linux
@@ -69,7 +69,7 @@ def resident_bytes(counts: Path = Path("/proc/self/statm")) -> float:
 
 
 def memory_limit_bytes(process: Path = PROCESS) -> float:
-    """What a control group lets this process hold; infinity if nothing bounds it.
+    """Returns how much memory a control group allows this process; infinity if it is unbounded.
 
     The smallest limit of the groups above it counts, in version 1 and 2 of control groups.
 
@@ -80,7 +80,7 @@ def memory_limit_bytes(process: Path = PROCESS) -> float:
 
 
 def _limit_bytes(folder: Path) -> float:
-    """The limit of one group; where there is none, version 1 tells all pages that it can count."""
+    """Returns the limit of one group; version 1 reports a huge number where there is none."""
     name = "memory.max" if (folder / "memory.max").exists() else "memory.limit_in_bytes"
     try:
         text = (folder / name).read_text(encoding="ascii").strip()

@@ -42,10 +42,10 @@ BYTES = tuple(2.0**k for k in range(10, 32, 2))
 
 
 class Distribution(Histogram):
-    """A histogram that many equal numbers are observed by at once, as of the calls of a message."""
+    """A histogram that observes many equal numbers in one step, as of the calls of a message."""
 
     def observe_alike(self, amount: float, count: int) -> None:
-        """Observes a number so many times, in the time of once."""
+        """Observes a number `count` times, in the time of one observation."""
         if count == 1:
             self.observe(amount)
             return
@@ -55,7 +55,7 @@ class Distribution(Histogram):
 
 
 class _Notes(Collector):
-    """What is to be counted before anybody looks: registered first, it is asked first.
+    """Numbers that wait to be counted; registered first, so that a scrape counts them first.
 
     Concurrency: noted in one thread, counted in any.
     """
@@ -68,13 +68,13 @@ class _Notes(Collector):
         return len(self._notes)
 
     def add(self, *notes: tuple[Any, float, int]) -> None:
-        """Later counters count, and histograms observe, these numbers, each so many times."""
+        """Notes numbers that counters will count and histograms observe, each so many times."""
         self._notes.extend(notes)
         if len(self._notes) >= MAX_NOTES:
             self.settle()
 
     def settle(self) -> None:
-        """Does all that was noted."""
+        """Counts and observes all that was noted."""
         sums: dict[Any, float] = {}
         while self._notes:
             try:
@@ -89,24 +89,24 @@ class _Notes(Collector):
             counter.inc(number)
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing of its own."""
+        """Yields nothing: notes are no metric themselves."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        """Nothing of its own, but those after it are complete."""
+        """Yields nothing, but completes the metrics that are collected after it."""
         self.settle()
         return iter(())
 
 
 class _CpuQuota(Collector):
-    """What a control group tells of its CPU quota, whenever somebody looks."""
+    """Reads the counters of a control group's CPU quota at every scrape."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.throttling: Callable[[], Throttling] = Throttling
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        """Three counters; all zero without a quota."""
+        """Yields three counters; all are zero without a quota."""
         told = self.throttling()
         for name, text, value in (
             ("stn_cpu_periods", "Spans of time in which a CPU quota counts", told.periods),
@@ -261,7 +261,7 @@ class Metrics(Listener):
         self.build_info.labels(version=version("stn-server")).set(1)
 
     def _show_zeros(self) -> None:
-        """From the start, so that the first one shows as an increase."""
+        """Creates all series at zero, so that a first event shows as an increase."""
         for reason in REFUSALS:
             self.refused.labels(reason)
         for why in Eviction:
@@ -272,18 +272,18 @@ class Metrics(Listener):
             self.reloads.labels(file, outcome)
 
     def watch(self, statistics: Callable[[], Statistics], queue_age_s: Callable[[], float]) -> None:
-        """Reads the state of the queue whenever it is scraped."""
+        """Reads the state of the queue at every scrape."""
         self.queued_items.set_function(lambda: statistics().queued_items)
         self.running_items.set_function(lambda: statistics().running_items)
         self.admitted_bytes.set_function(lambda: statistics().admitted_bytes)
         self.queue_age.set_function(queue_age_s)
 
     def watch_readiness(self, is_ready: Callable[[], bool]) -> None:
-        """Asks whether calls are welcome whenever it is scraped."""
+        """Reads at every scrape whether calls are welcome."""
         self.ready.set_function(is_ready)
 
     def watch_arenas(self, arenas: Arenas) -> None:
-        """Counts arenas whenever it is scraped."""
+        """Counts arenas at every scrape."""
         self.arenas.set_function(lambda: arenas.count)
         self.arena_bytes.set_function(lambda: arenas.size_bytes)
 
@@ -293,38 +293,38 @@ class Metrics(Listener):
         pending: Callable[[], int],
         pending_age_s: Callable[[], float],
     ) -> None:
-        """Asks about the event loop, and who waits for it, whenever it is scraped."""
+        """Reads the lag of the event loop and its backlog at every scrape."""
         self.loop_still.set_function(still_s)
         self.pending_calls.set_function(pending)
         self.pending_age.set_function(pending_age_s)
 
     def watch_receiving(self, receiving_bytes: Callable[[], float]) -> None:
-        """Asks what is on its way in whenever it is scraped."""
+        """Reads at every scrape how many bytes are being received."""
         self.receiving_bytes.set_function(receiving_bytes)
 
     def watch_cpu(self, cores: float, throttling: Callable[[], Throttling]) -> None:
-        """Says how many cores there are, and asks whenever it is scraped how they are withheld."""
+        """Sets the number of cores, and reads at every scrape how the quota throttles them."""
         self.cpu_cores.set(cores)
         self._cpu.throttling = throttling
 
     def watch_residents(self, residents: Residents) -> None:
-        """Counts resident tensors whenever it is scraped."""
+        """Counts resident tensors at every scrape."""
         self.resident_tensors.set_function(lambda: residents.count)
         self.resident_bytes.set_function(lambda: residents.size_bytes)
 
     def watch_memory(self, devices: Mapping[str, Callable[[], float]]) -> None:
-        """Asks every device whenever it is scraped."""
+        """Reads the memory of every device at every scrape."""
         for name, held_bytes in devices.items():
             self.device_memory.labels(name).set_function(held_bytes)
 
     def watch_lanes(self, lanes: Mapping[str, int]) -> None:
-        """Says how many batches each device takes at a time."""
+        """Sets how many batches each device takes at a time."""
         for name, count in lanes.items():
             self.lanes.labels(name).set(count)
             self.lane_busy.labels(name)
 
     def call_ended(self, call: CallFacts, end: End) -> None:
-        """Counts it by method and code, its bytes, and why it was turned away."""
+        """Counts a call by method and code, its bytes, and the reason of a refusal."""
         self._count(call, end, 1)
         transport = call.caller.transport
         if call.received_bytes:
@@ -337,7 +337,7 @@ class Metrics(Listener):
             self._notes.add((sent, call.sent_bytes, 1), (own, call.sent_bytes, 1))
 
     def calls_ended(self, calls: Sequence[CallFacts], end: End) -> None:
-        """Does what `call_ended` does for all of them; their bytes are those of the message."""
+        """Counts calls that ended alike as `call_ended` does; the message has the bytes."""
         self._count(calls[0], end, len(calls))
 
     def _count(self, call: CallFacts, end: End, count: int) -> None:
@@ -350,11 +350,11 @@ class Metrics(Listener):
             self.refused.labels(end.answer.reason).inc(count)
 
     def item_abandoned(self) -> None:
-        """Counts an item that left without having run."""
+        """Counts an item that left the queue without having run."""
         self.abandoned_items.inc()
 
     def batch_ended(self, batch: Batch, queue_s: Sequence[float], compute_s: float) -> None:
-        """Observes it as a whole, and the wait of each item."""
+        """Observes a batch as a whole, and the queue time of each item."""
         duration = self._child(self.batch_duration, batch.key.operation, self._backend)
         notes = [
             (self.batch_items, len(queue_s), 1),
@@ -372,7 +372,7 @@ class Metrics(Listener):
         self._notes.add(*notes)
 
     def tensor_evicted(self, why: Eviction) -> None:
-        """Counts a resident tensor that had to go."""
+        """Counts a resident tensor that was evicted."""
         self.resident_evictions.labels(why).inc()
 
     def lane_freed(self, device: str, busy_s: float) -> None:
@@ -380,18 +380,18 @@ class Metrics(Listener):
         self._notes.add((self._child(self.lane_busy, device), busy_s, 1))
 
     def loop_lagged(self, late_s: float) -> None:
-        """Observes it as what would have been due meanwhile: a long wait meets many calls."""
+        """Observes a lag once for each beat that it delayed, so that a long one weighs more."""
         for turn in range(int(late_s / BEAT_S) + 1):
             self.loop_lag.observe(late_s - turn * BEAT_S)
 
     def kernels_compiled(self, outcome: Outcome, duration_s: float) -> None:
-        """Counts it by where it came from; only what was not on disk takes time."""
+        """Counts compilations by outcome, and observes durations but of programs from disk."""
         self.kernel_compilations.labels(outcome).inc()
         if outcome != Outcome.CACHED:
             self.kernel_compilation_duration.observe(duration_s)
 
     def file_changed(self, name: str, outcome: str, reason: str) -> None:
-        """Counts it by outcome; the reason is for the log."""
+        """Counts changes of files by outcome; the reason is for the log."""
         del reason
         self.reloads.labels(name, outcome).inc()
 

@@ -79,22 +79,22 @@ TORCH_DTYPES = {
     np.dtype("<i8"): torch.int64,
     np.dtype("<u8"): torch.uint64,
 }
-"""The engine's type of every type of the wire."""
+"""The engine's dtype of every data type of the wire."""
 
 NUMPY_DTYPES = {theirs: ours for ours, theirs in TORCH_DTYPES.items()}
 
 LAYOUTS = (LAYOUT_NCHW, LAYOUT_NHWC)
-"""Layouts that feature maps may have."""
+"""The layouts that feature maps may have."""
 
 _SOURCE_AXES = ("D", "H", "W")
 _TARGET_AXES = ("D'", "H'", "W'")
 
 FEW_BYTES = 1024
-"""Up to so many numbers Python adds faster than NumPy begins to."""
+"""Up to so many numbers, a sum in Python takes less time than one by NumPy takes to begin."""
 
 
 class Memory(NamedTuple):
-    """What tensors of callers may lie in beside messages; None of what there is not."""
+    """The memory beside messages in which tensors may lie; None of a kind that is not offered."""
 
     arenas: Arenas | None = None
     residents: Residents | None = None
@@ -104,17 +104,17 @@ NO_MEMORY = Memory()
 
 
 class Location(NamedTuple):
-    """Where bytes of one request lie beside its message."""
+    """The bytes beside its message that a tensor of one request takes."""
 
     arena: bytes
-    """The id of an arena; empty: it is a resident tensor."""
+    """The id of an arena; empty if it is a resident tensor."""
     offset: int
     memory: memoryview
     handle: bytes = b""
-    """Of a resident tensor."""
+    """The handle of a resident tensor."""
 
     def overlaps(self, other: Location) -> bool:
-        """Whether a byte is in both."""
+        """Returns whether any byte is in both."""
         return (
             self.arena == other.arena != b""
             and self.offset < other.offset + len(other.memory)
@@ -124,23 +124,23 @@ class Location(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A reference to bytes in an arena, known but for which arena and where."""
+    """A reference to bytes in an arena, known but for the arena and the offset."""
 
     field: str
-    """Path of the reference in its message."""
+    """The path of the reference in its message."""
     size_bytes: int
     id: slice
-    """Where in the message the arena is named."""
+    """The slice of the message that names the arena."""
     offset: slice | None
-    """Where in the message the offset stands; None: it is 0."""
+    """The slice of the message that holds the offset; None: it is 0."""
 
     @property
     def spans(self) -> list[slice]:
-        """What requests that are otherwise alike may have different."""
+        """The slices of the message in which requests that are otherwise alike may differ."""
         return [self.id, self.offset] if self.offset else [self.id]
 
     def locate(self, message: bytes, memory: Memory, caller: str) -> Location:
-        """Where it is for one request.
+        """Returns the location in one request.
 
         Raises:
             UnsupportedError: This server has no arenas.
@@ -156,22 +156,22 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Handle:
-    """A reference to a resident tensor, known but for which."""
+    """A reference to a resident tensor, known but for its handle."""
 
     field: str
-    """Path of the reference in its message."""
+    """The path of the reference in its message."""
     declaration: Declaration
-    """What the message says about the tensor."""
+    """The declaration of the tensor in the message."""
     id: slice
-    """Where in the message it is named."""
+    """The slice of the message that holds the handle."""
 
     @property
     def spans(self) -> list[slice]:
-        """What requests that are otherwise alike may have different."""
+        """The slices of the message in which requests that are otherwise alike may differ."""
         return [self.id]
 
     def locate(self, message: bytes, memory: Memory, caller: str) -> Location:
-        """Where it is for one request, which holds it from now on.
+        """Returns the location in one request, which holds the tensor from now on.
 
         Raises:
             UnsupportedError: This server has no resident tensors.
@@ -195,7 +195,7 @@ class Handle:
 
 
 Reference = Region | Handle
-"""To bytes of a tensor beside a message."""
+"""A reference to bytes of a tensor beside a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,20 +204,20 @@ class Operand:
 
     declaration: Declaration
     channels_last: bool = False
-    """Whether the wire has (N, [D,] H, W, C)."""
+    """Whether it is (N, [D,] H, W, C) on the wire."""
     finite: bool = False
     """Whether every number must be finite."""
     is_parameter: bool = False
-    """Whether its numbers say where a feature map is read."""
+    """Whether its numbers determine where a feature map is read."""
 
     @property
     def meta(self) -> torch.Tensor:
-        """What was declared, in the engine's order of axes, without memory."""
+        """The declared tensor in the engine's order of axes, without memory."""
         dtype = TORCH_DTYPES[self.declaration.dtype]
         return self._ordered(torch.empty(self.declaration.shape, dtype=dtype, device="meta"))
 
     def read(self, payloads: Payloads, source: Location | None = None) -> memoryview:
-        """Its bytes in a request, as many as were declared.
+        """Returns the bytes of the operand in a request, as many as were declared.
 
         Args:
             payloads: Of the request.
@@ -251,13 +251,13 @@ class Result:
     layout: tensor_pb2.Layout
 
     def description(self, payload: int) -> Tensor:
-        """What the reply says about it."""
+        """Returns the message that describes a tensor whose bytes are a payload."""
         last = self.layout == LAYOUT_NHWC
         shape = (self.like.movedim(1, -1) if last else self.like).shape
         return describe_tensor(NUMPY_DTYPES[self.like.dtype], shape, payload, layout=self.layout)
 
     def description_at(self, location: Location) -> Tensor:
-        """What the reply says about it, if it lies in an arena."""
+        """Returns the message that describes a tensor whose bytes lie in an arena."""
         tensor = self.description(0)
         tensor.arena.id = location.arena
         tensor.arena.offset = location.offset
@@ -270,25 +270,25 @@ class TransformOperand:
     """The transform of a request."""
 
     operand: Operand
-    """Its parameters."""
+    """The tensor of its parameters."""
     meta: stn_engine.Transform
-    """What was declared, without memory."""
+    """The declared transform, without memory."""
     paths: Mapping[str, str]
-    """Where the engine's arguments stand in the message."""
+    """The paths in the message of the engine's arguments."""
 
     @property
     def source_axes(self) -> tuple[str, ...]:
-        """Names the axes of what a transform reads: those of an image, or of a volume."""
+        """The names of the axes of what a transform reads: those of an image, or of a volume."""
         return _SOURCE_AXES[-self.meta.dims :]
 
     @property
     def target_axes(self) -> tuple[str, ...]:
-        """Names the axes of what is read by a transform."""
+        """The names of the axes of what a transform writes."""
         return _TARGET_AXES[-self.meta.dims :]
 
 
 def region_of(message: bytes, field: str, reference: slice, size_bytes: int) -> Region:
-    """The region that a reference to an arena names.
+    """Returns the region that a reference to an arena names.
 
     Args:
         message: What it stands in.
@@ -308,7 +308,7 @@ def region_of(message: bytes, field: str, reference: slice, size_bytes: int) -> 
 
 
 def _handle_of(message: bytes, declaration: Declaration, reference: slice) -> Handle:
-    """The reference to a resident tensor.
+    """Returns the handle that a reference to a resident tensor names.
 
     Args:
         message: What it stands in.
@@ -327,7 +327,7 @@ def _handle_of(message: bytes, declaration: Declaration, reference: slice) -> Ha
 
 
 def _place_of(message: bytes, kind: type[Message], field: str, source: str) -> slice:
-    """Where the reference stands by which a tensor lies beside its message.
+    """Returns the slice of a message that refers to the bytes of a tensor beside it.
 
     Args:
         message: What the tensor stands in.
@@ -350,7 +350,7 @@ def _place_of(message: bytes, kind: type[Message], field: str, source: str) -> s
 
 
 def reference_of(message: bytes, kind: type[Message], declaration: Declaration) -> Reference | None:
-    """The reference to a tensor of a request; None: it is a payload.
+    """Returns the reference to a tensor of a request; None if the tensor is a payload.
 
     Args:
         message: What the tensor stands in.
@@ -377,7 +377,7 @@ def transforms_in(dimensions: int) -> list[str]:
 
 
 def parse_any_version(envelope: bytes, kind: type[M]) -> M:
-    """The message that an envelope holds, whatever else is in it.
+    """Returns the message that an envelope holds, and accepts unknown fields.
 
     Raises:
         WireFormatError: The bytes are not a message of this kind.
@@ -390,7 +390,7 @@ def parse_any_version(envelope: bytes, kind: type[M]) -> M:
 
 
 def parse(envelope: bytes, kind: type[M]) -> M:
-    """The message that an envelope holds.
+    """Returns the message that an envelope holds, without any unknown field.
 
     Raises:
         WireFormatError: The bytes are not a message of this kind.
@@ -405,7 +405,7 @@ def parse(envelope: bytes, kind: type[M]) -> M:
 
 
 def _refuse_unknown_fields(message: Message, path: str = "") -> None:
-    """Raises the error of the first field that protobuf could not read, at any depth.
+    """Raises the error of the first field that protobuf does not know, at any depth.
 
     Args:
         message: As it was parsed.
@@ -439,7 +439,7 @@ def field_paths(paths: Mapping[str, str]) -> Iterator[None]:
 
 
 def declare(tensor: Tensor, field: str) -> Operand:
-    """A tensor that has no layout."""
+    """Declares a tensor that has no layout."""
     if tensor.layout in LAYOUTS:
         name = tensor_pb2.Layout.Name(tensor.layout)
         expected = f"expected LAYOUT_UNSPECIFIED, as only maps have a layout, got {name}."
@@ -448,14 +448,14 @@ def declare(tensor: Tensor, field: str) -> Operand:
 
 
 def declare_map(tensor: Tensor, field: str, axes: Sequence[str]) -> Operand:
-    """A feature map with N, C and these axes, whatever its layout on the wire."""
+    """Declares a feature map with N, C and these axes, whatever its layout on the wire."""
     declaration = _declaration(tensor, field)
     require_shape(declaration, ("N", "C", *axes))
     return Operand(declaration, channels_last=tensor.layout == LAYOUT_NHWC)
 
 
 def _declaration(tensor: Tensor, field: str) -> Declaration:
-    """What a message says about a tensor, if this server offers it."""
+    """Returns what a message declares of a tensor, if this server offers it."""
     if tensor.layout not in {LAYOUT_UNSPECIFIED, *LAYOUTS}:
         raise unsupported(f"{field}.layout", tensor_pb2.Layout, tensor.layout, LAYOUTS)
     if tensor.data_type not in {DATA_TYPE_UNSPECIFIED, *DTYPES}:
@@ -468,7 +468,7 @@ def _declaration(tensor: Tensor, field: str) -> Declaration:
 
 
 def declare_transform(transform: warp_pb2.Transform, max_points: int) -> TransformOperand:
-    """The transform that a message names.
+    """Declares the transform that a message holds.
 
     Args:
         transform: The message.
@@ -494,7 +494,7 @@ def declare_transform(transform: warp_pb2.Transform, max_points: int) -> Transfo
 
 
 def _read_setting(value: Any, path: str, max_points: int) -> Any:
-    """A number as it is, and x and y in turn as points."""
+    """Returns a number as it is, and a list of x and y in turn as points."""
     if isinstance(value, float):
         return value
     if len(value) > 2 * max_points:
@@ -506,14 +506,14 @@ def _read_setting(value: Any, path: str, max_points: int) -> Any:
 
 
 def require_shape(declaration: Declaration, axes: Sequence[str]) -> None:
-    """Refuses a tensor of another rank than that of the axes, which are names."""
+    """Refuses a tensor whose rank differs from the number of named axes."""
     if len(declaration.shape) != len(axes):
         expected = f"expected shape ({', '.join(axes)}), got {declaration.shape}."
         raise InvalidRequestError(declaration.field, f"{expected} Add or remove axes.")
 
 
 def _is_finite(payload: memoryview, dtype: np.dtype[Any]) -> bool:
-    """Whether every number of float32 or float64 is finite."""
+    """Returns whether every number of float32 or float64 is finite."""
     if len(payload) <= FEW_BYTES:  # no need to wake NumPy up
         numbers = payload.cast("d" if dtype.itemsize == 8 else "f")
         if math.isfinite(sum(numbers)):

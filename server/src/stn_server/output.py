@@ -1,4 +1,4 @@
-"""Standard output and standard error without waiting for whoever reads them.
+"""Standard output and standard error that never wait for their reader.
 
 A pipe that nobody reads takes 64 KiB and then holds up who writes to it, which must not be the
 event loop: one line too many would stop every call, and the signal that ends the server.
@@ -48,11 +48,11 @@ class BackgroundWriter(io.TextIOBase):
         threading.Thread(target=self._write_all, daemon=True, name="stn-output").start()
 
     def writable(self) -> bool:
-        """Says that it can be written to, as files do."""
+        """Returns that it can be written to, as files do."""
         return True
 
     def write(self, text: str) -> int:
-        """Takes text, or drops it; returns at once. A line in one piece stays in one piece."""
+        """Queues text or drops it, and returns immediately; a line in one piece stays whole."""
         piece = text.encode(errors="backslashreplace")
         with self._changed:
             fits = self._waiting_bytes + len(piece) <= self._capacity_bytes
@@ -65,14 +65,14 @@ class BackgroundWriter(io.TextIOBase):
         return len(text)
 
     def watch(self, observe: Callable[[int], None]) -> None:
-        """Tells from now on how many writes were dropped, whenever that happens."""
+        """Registers a function that is told how many writes were dropped, whenever that happens."""
         self._observe = observe
         with self._changed:
             before = self._dropped
         observe(before)
 
     def drain(self, timeout_s: float) -> bool:
-        """Waits until all has been written, or for so long; returns which."""
+        """Waits until all has been written, or for so long; returns whether all has been."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._waiting, timeout_s)
 
@@ -101,7 +101,7 @@ class BackgroundWriter(io.TextIOBase):
 
 
 def _written(descriptor: int, piece: bytes) -> bool:
-    """Writes all of it, however long that takes; returns whether anybody was there to take it."""
+    """Writes all of a piece, however long that takes; returns whether there was a reader for it."""
     left = memoryview(piece)
     while left:
         try:

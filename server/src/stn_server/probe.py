@@ -23,7 +23,7 @@ EVERYWHERE = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - recognise
 def main(
     arguments: Sequence[str] = tuple(sys.argv[1:]), environment: Mapping[str, str] = os.environ
 ) -> int:
-    """Asks once; says on standard error why the exit code is 1."""
+    """Asks once; writes the reason to standard error if the exit code is 1."""
     address = arguments[0] if arguments else _own_address(environment)
     try:
         status = _ask(_reachable(address))
@@ -35,13 +35,13 @@ def main(
 
 
 def _own_address(environment: Mapping[str, str]) -> str:
-    """Where the server of this environment tells its health."""
+    """Returns the address at which the server of this environment reports its health."""
     config = load((), environment)
     return config.admin_listen or config.listen[0]
 
 
 def _reachable(address: str) -> str:
-    """Where to call a server that listens on an address."""
+    """Returns the address by which to call a server that listens on an address."""
     if is_unix(address):
         return address
     host, port = split_address("listen", address)
@@ -49,7 +49,7 @@ def _reachable(address: str) -> str:
 
 
 def _ask(target: str) -> str:
-    """The name of the status that the health service reports for the server as a whole."""
+    """Returns the name of the status that the health service reports for the whole server."""
     with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S)

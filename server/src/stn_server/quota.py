@@ -1,4 +1,4 @@
-"""What callers have in flight, held against their quotas."""
+"""Holds the calls that callers have in flight against their quotas."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from stn_server.tokens import UNLIMITED, Quota
 from stn_server.tuning import LEAST_RETRY_S
 
 Resize = Callable[[int], None]
-"""Holds a call with another size than before; raises what `Quotas.admit` does."""
+"""Changes the size that a held call counts for; raises what `Quotas.admit` does."""
 
 
 @dataclass(slots=True)
 class _Account:
-    """What one caller has in flight, and how many calls it may still begin."""
+    """The calls that one caller has in flight, and how many it may still begin."""
 
     credit: float
-    """Grows with time up to one second's worth of calls; each call takes 1."""
+    """Calls that may begin now: grows with time up to one second's worth; each call takes 1."""
     since: float
     calls: int = 0
     size_bytes: int = 0
@@ -75,7 +75,7 @@ class Quotas:
             account.size_bytes -= held_bytes
 
     def _account(self, caller: Caller) -> _Account:
-        """The caller's account with the credit of this moment."""
+        """Returns the caller's account with its credit as of now."""
         now, most = self._now(), max(1.0, caller.quota.calls_per_s)
         account = self._accounts.setdefault(caller.name, _Account(most, now))
         earned = (now - account.since) * caller.quota.calls_per_s if now > account.since else 0.0
@@ -85,7 +85,7 @@ class Quotas:
 
 
 def _check_calls(quota: Quota, account: _Account) -> None:
-    """Refuses a call when its caller has, or begins, too many."""
+    """Refuses a call when its caller has too many in flight, or begins too many a second."""
     if account.calls + 1 > quota.max_calls:
         calls = account.calls + 1
         raise QuotaExceededError("calls in flight", quota.max_calls, calls, LEAST_RETRY_S)
@@ -95,7 +95,7 @@ def _check_calls(quota: Quota, account: _Account) -> None:
 
 
 def _check_bytes(quota: Quota, others_bytes: int, size_bytes: int) -> None:
-    """Refuses a call that is too large for its caller, or for what the caller has left."""
+    """Refuses a call that is too large for its caller's quota, or for what is left of it."""
     if size_bytes > quota.max_bytes:
         unit = "bytes of operands and results for this token"
         raise QuotaTooSmallError("message", int(quota.max_bytes), size_bytes, unit)

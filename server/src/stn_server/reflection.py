@@ -36,7 +36,7 @@ class Reflection:
         self._servicer = reflection.aio.ReflectionServicer((*services, V1ALPHA, V1))
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
-        """What a gRPC server registers."""
+        """Returns the handlers of reflection, for registration in a gRPC server."""
         # grpcio-reflection has v1alpha alone, whose messages have the bytes of v1.
         return self._handler(V1ALPHA), self._handler(V1)
 
@@ -63,7 +63,7 @@ async def _next(context: Context) -> ServerReflectionRequest | None:
 
 
 def _describe_v1() -> None:
-    """Makes the descriptor of v1 known: that of v1alpha but for the name of the package."""
+    """Registers the descriptor of v1: that of v1alpha but for the name of the package."""
     known = descriptor_pb2.FileDescriptorProto()
     reflection_pb2.DESCRIPTOR.CopyToProto(known)
     text = text_format.MessageToString(known).replace("v1alpha", "v1")

@@ -1,4 +1,4 @@
-"""What files hold, read again when they change: by a thread of its own, as a file may take long."""
+"""Values made from files, made again when the files change, in a thread of their own."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class Reloaded(Generic[T]):
         self._value = load()
 
     def current(self) -> T:
-        """The value of this moment, without a look at the files."""
+        """Returns the present value, without a look at the files."""
         return self._value
 
     def look(self, *, anyway: bool = False) -> None:
-        """Makes the value anew if the files have changed, or anyway.
+        """Makes the value anew if the files have changed, or if that was asked for.
 
         They may be written one after the other, and piece by piece: what has changed since the
         last look is left for the next one.
@@ -75,7 +75,7 @@ class Reloaded(Generic[T]):
 
 
 class Watch:
-    """Looks after values made from files, again and again, and when it is told to.
+    """Watches the files of values, at regular intervals and whenever it is asked to.
 
     Args:
         events: Told of every change.
@@ -90,7 +90,7 @@ class Watch:
         self._stopped = False
 
     def value(self, name: str, paths: Sequence[str], load: Callable[[], T]) -> Reloaded[T]:
-        """A value that is looked after once the watch has been started; see `Reloaded`."""
+        """Makes a value that is watched once the watch has been started; see `Reloaded`."""
         value = Reloaded(name, paths, load, self._events)
         self._values.append(value)
         return value
@@ -101,11 +101,11 @@ class Watch:
         threading.Thread(target=self._run, daemon=True, name="stn-files").start()
 
     def read_again(self) -> None:
-        """Lets all files be read soon, changed or not; returns at once."""
+        """Asks for all files to be read soon, changed or not, and returns immediately."""
         self._asked.set()
 
     def stop(self) -> None:
-        """Ends it soon; returns at once."""
+        """Asks the watching thread to end, and returns without waiting for it."""
         self._stopped = True
         self._asked.set()
 
@@ -120,7 +120,7 @@ class Watch:
 
 
 def _identity(path: str) -> tuple[int, ...] | None:
-    """What changes when a file is written, replaced or made readable; None if there is none."""
+    """Returns facts that change whenever a file is written or replaced; None if there is none."""
     try:
         found = Path(path).stat()
     except OSError:

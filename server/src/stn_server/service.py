@@ -1,4 +1,4 @@
-"""The methods of the service: a call -> its serialized reply. Knows no transport."""
+"""The methods of the service, each from a call to its serialized reply, by any transport."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ METHODS = (
 )
 
 Method = Callable[[Call], Awaitable[bytes]]
-"""A call -> its serialized reply; raises what `status` knows."""
+"""Answers a call with its serialized reply; raises errors that `status` maps."""
 
 Transfer = Callable[[bytes, str], bytes]
-"""A message and the name of its caller -> the serialized reply; raises what `status` knows."""
+"""Answers a message of the named caller with a serialized reply; raises errors that `status`
+maps."""
 
 
 class Service:
@@ -106,7 +107,7 @@ class Service:
         return request.encode(finished)
 
     async def _compute_many(self, call: Call) -> bytes:
-        """Calls of one message, each of which succeeds or fails for itself."""
+        """Answers the nested calls of one message, each of which succeeds or fails for itself."""
         with self.quotas.admit(call.caller, call.declared_bytes or 0) as resize:
             message, place = await call.receive()
             for tell in self._reached:
@@ -125,7 +126,7 @@ class Service:
         return reply
 
     async def _transfer(self, transfer: Transfer, call: Call) -> bytes:
-        """A resident tensor, or a piece of it, comes, goes or is forgotten."""
+        """Answers a call that sends, fetches or releases resident tensors."""
         with self.quotas.admit(call.caller, call.declared_bytes or 0) as resize:
             message, place = await call.receive()
             for tell in self._reached:
@@ -141,5 +142,5 @@ class Service:
         return reply
 
     async def _get_server_info(self, _call: Call) -> bytes:
-        """Whatever the message says; it is not even read."""
+        """Answers with what the server is; the message is not even read."""
         return self._server_info()

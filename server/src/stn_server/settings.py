@@ -55,7 +55,7 @@ class Setting:
         return "--" + "-".join(self.path).replace("_", "-")
 
     def parse(self, source: str, text: str) -> Any:
-        """The value that a text stands for."""
+        """Returns the value that a text stands for."""
         if self.kind == tuple[str, ...]:
             return tuple(part.strip() for part in text.split(",") if part.strip())
         converters: dict[Any, Callable[[str], Any]] = {int: int, float: float, bool: _truth}
@@ -67,7 +67,7 @@ class Setting:
             raise ConfigError(f"{source}: expected a value of type {kind}, got {text!r}.") from None
 
     def check(self, source: str, value: Any) -> Any:
-        """A value of a TOML file in the type of this setting."""
+        """Returns a value of a TOML file in the type of this setting."""
         if self.kind == tuple[str, ...] and isinstance(value, list):
             return tuple(map(str, value))
         is_text = isinstance(value, str)
@@ -79,7 +79,7 @@ class Setting:
 
 
 def _truth(text: str) -> bool:
-    """Whether a text says true, or false.
+    """Returns whether a text says true or false.
 
     Raises:
         ValueError: It says neither.
@@ -90,7 +90,7 @@ def _truth(text: str) -> bool:
 
 
 def all_settings(config: Any = ServerConfig, prefix: tuple[str, ...] = ()) -> Iterator[Setting]:
-    """Every leaf of the tree, in its order."""
+    """Yields every leaf of the tree, in its order."""
     hints = get_type_hints(config)
     for entry in fields(config):
         kind, path = hints[entry.name], (*prefix, entry.name)
@@ -103,7 +103,7 @@ def all_settings(config: Any = ServerConfig, prefix: tuple[str, ...] = ()) -> It
 def load(
     arguments: Sequence[str], environment: Mapping[str, str], memory_bytes: float = math.inf
 ) -> ServerConfig:
-    """The configuration that command line and environment ask for.
+    """Returns the configuration that command line, environment and file ask for.
 
     Args:
         arguments: Of the command line.
@@ -172,7 +172,7 @@ def _from_environment(
 
 
 def _from_defaults(text: str, known: Mapping[str, Setting]) -> dict[str, Any]:
-    """Flags in one text, quoted as for a shell."""
+    """Returns the values of flags in one text, quoted as for a shell."""
     try:
         return _from_flags(shlex.split(text), known)
     except ValueError as error:
@@ -203,7 +203,7 @@ def _flattened(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _build(config: type[Any], values: Mapping[str, Any], prefix: str = "") -> Any:
-    """A dataclass of the tree from values by dotted name; what has none keeps its default."""
+    """Builds a dataclass of the tree from values by dotted name; others keep their defaults."""
     hints = get_type_hints(config)
     arguments: dict[str, Any] = {}
     for entry in fields(config):
@@ -223,7 +223,7 @@ def _doc(entry: Field[Any]) -> str:
 
 
 class _Parser(ArgumentParser):
-    """Raises where argparse would exit."""
+    """A parser that raises where argparse would exit."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"flags: {message}.")

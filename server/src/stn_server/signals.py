@@ -1,4 +1,4 @@
-"""What signals do, from the first instruction of the process to its last.
+"""Handles signals, from the first instruction of the process to its last.
 
 Imports next to nothing: what loads torch and gRPC comes after `end_at_once`. The kernel drops
 signals that number 1 of a container does not handle.
@@ -19,7 +19,7 @@ INIT_PID = 1
 
 
 def end_at_once() -> None:
-    """Lets SIGTERM and SIGINT end the process with exit code 0, wherever it is, until `call`.
+    """Makes SIGTERM and SIGINT end the process with exit code 0, until `call` replaces that.
 
     This holds while nothing has been admitted yet, and again when all has been answered. SIGHUP
     does nothing: no file was read that could be read again. Signals that were held back before
@@ -35,7 +35,7 @@ def end_at_once() -> None:
 
 
 def call(number: int, callback: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
-    """Lets a signal call something in an event loop.
+    """Makes a signal call a function in an event loop.
 
     Unlike the loop's own `add_signal_handler` this leaves no moment without a handler, neither
     before it nor when the loop is closed, as long as `end_at_once` comes before that.

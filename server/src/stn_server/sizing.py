@@ -26,14 +26,14 @@ from stn_server.config import (
 )
 
 IDLE_BYTES = 512 * MIB
-"""Python, torch, threads, connections, and what a launch needs beside operands and results."""
+"""Memory beside tensors: Python, torch, threads, connections, and the needs of a launch."""
 
 LEAST_ADMITTED_BYTES = 64 * MIB
-"""In the smallest limits: a server that can do nothing is of no use."""
+"""The least that defaults give, however small the limit: with less a server can do nothing."""
 
 
 def defaults_within(memory_bytes: float, given: Mapping[str, Any]) -> dict[str, int]:
-    """Defaults by the names of settings, for a limit of so many bytes.
+    """Returns defaults for a limit of so many bytes, by the names of settings.
 
     Args:
         memory_bytes: What the process may hold; infinity: as much as it likes.

@@ -55,25 +55,25 @@ from stn_server.errors import (
 )
 
 MAX_MESSAGE_CHARS = 1000
-"""A status travels in metadata, of which gRPC takes 8 KiB; a request can hold more to quote."""
+"""The most characters of a text: a status travels in metadata, which gRPC limits to 8 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a caller gets instead of a reply."""
+    """The status that a caller gets instead of a reply."""
 
     code: StatusCode
     reason: str
-    """Name of the reason; the contract has the list."""
+    """The name of the reason, as listed in the contract."""
     message: str
     details: tuple[Message, ...]
     log_level: int
-    """How loudly it is told to the operator: whose fault it is."""
+    """The level of the log, by whose fault the failure is."""
     request_id: str
     """The request id, by which both sides can find the call."""
 
     def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
-        """Trailing metadata: the request id, and details in gRPC's richer error model.
+        """Returns trailing metadata: the request id, and details in gRPC's richer error model.
 
         A time to come again is told to gRPC's own retries as well.
         """
@@ -86,7 +86,7 @@ class Answer:
         return (REQUEST_ID, self.request_id), details, *pushback
 
     def status(self) -> bytes:
-        """The serialized google.rpc.Status of a call that has no metadata of its own."""
+        """Returns the serialized google.rpc.Status of a call that has no metadata of its own."""
         return self._status((*self.details, RequestInfo(request_id=self.request_id)))
 
     def _status(self, details: Iterable[Message]) -> bytes:
@@ -111,12 +111,12 @@ class _Row:
     reason: ErrorReason
     log_level: int
     details: Callable[[Any], Iterator[Message]] = _no_details
-    """All but the reason."""
+    """Returns the details beside the reason."""
     facts: Callable[[Any], Mapping[str, str]] = _no_facts
-    """Told with the reason, for programs."""
+    """Returns facts that go with the reason, for programs."""
 
     def answer(self, error: BaseException, request_id: str) -> Answer:
-        """The answer to an error of this row."""
+        """Returns the answer to an error of this row."""
         reason = name_of(self.reason)
         info = ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata=self.facts(error))
         details = (*self.details(error), info)
@@ -124,7 +124,7 @@ class _Row:
 
 
 def name_of(reason: ErrorReason) -> str:
-    """What a reason is called on the wire and in metrics."""
+    """Returns the name of a reason on the wire and in metrics."""
     return ErrorReason.Name(reason).removeprefix("ERROR_REASON_")
 
 
@@ -144,7 +144,7 @@ def _violation(field: str, error: Exception) -> BadRequest:
 
 
 def _text(error: BaseException) -> str:
-    """What an exception says, cut to what metadata can carry."""
+    """Returns the text of an exception, cut to what metadata can hold."""
     text = str(error)
     return text if len(text) <= MAX_MESSAGE_CHARS else f"{text[: MAX_MESSAGE_CHARS - 4]} ..."
 
@@ -311,7 +311,7 @@ TABLE: dict[type[Exception], _Row] = {
         facts=_backend_reasons,
     ),
 }
-"""Rows hold for subclasses too, the nearest one first."""
+"""The rows by exception class; each holds for subclasses too, the nearest class first."""
 
 INTERNAL: tuple[type[Exception], ...] = (
     ServerError,
@@ -322,14 +322,14 @@ INTERNAL: tuple[type[Exception], ...] = (
     DeviceLostError,
     stn_engine.EngineError,
 )
-"""Classes that are INTERNAL on purpose, unless a subclass has a row."""
+"""The classes that become INTERNAL on purpose, unless a subclass has a row."""
 
 REFUSALS = tuple(name_of(row.reason) for cls, row in TABLE.items() if issubclass(cls, RefusedError))
-"""Reasons for which calls are turned away at the door."""
+"""The reasons for which calls are refused before admission."""
 
 
 def answer_to(error: BaseException, request_id: str) -> Answer:
-    """The answer that an exception becomes."""
+    """Returns the answer that an exception becomes."""
     for cls in type(error).__mro__:
         row = TABLE.get(cls)
         if row is not None:

@@ -13,7 +13,7 @@ from stn_server.reload import Watch
 
 
 class Certificates:
-    """The files of a configuration; who connects gets what the last look at them found.
+    """Certificates from files; new connections get those that the last look at the files found.
 
     Raises:
         ConfigError: A file cannot be read, or the files do not belong together.
@@ -25,7 +25,7 @@ class Certificates:
         self._from_callers = bool(config.client_ca)
 
     def credentials(self) -> grpc.ServerCredentials:
-        """What one address is secured with; each has its own, as each learns of changes alone."""
+        """Returns new credentials for one address; each notices renewed files by itself."""
         given = self._files.current()
 
         def renewed() -> Any:  # None: nothing new; the stubs forget that
@@ -50,7 +50,7 @@ def _certificates(config: TlsConfig) -> grpc.ServerCertificateConfiguration:
 
 
 def _check(config: TlsConfig) -> None:
-    """Lets Python's own TLS judge the files, since gRPC takes any bytes and fails later."""
+    """Loads the files by Python's own TLS first, since gRPC accepts any bytes and fails later."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
         # An encrypted key would be asked about on the terminal; the empty password fails instead.

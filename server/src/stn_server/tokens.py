@@ -1,4 +1,4 @@
-"""The file of tokens: who may call, and how much at once.
+"""The file of tokens: which callers are admitted, and how much each may use at once.
 
     [alice]
     sha256 = "83a1bfc7acb62003fc8f092875e2843dce4ec223be664a96fa349fe670821fd7"
@@ -31,12 +31,12 @@ _DIGEST_FORM = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quota:
-    """What one caller may take; infinity: no limit."""
+    """The limits of one caller; infinity: no limit."""
 
     max_calls: float = math.inf
-    """In flight."""
+    """Calls in flight."""
     max_bytes: float = math.inf
-    """Operands and results of the calls in flight."""
+    """Bytes of operands and results of the calls in flight."""
     calls_per_s: float = math.inf
 
 
@@ -59,7 +59,7 @@ class Tokens:
         self._tokens = tokens
 
     def find(self, presented: str) -> Token | None:
-        """The entry of a token. Takes the same time wherever it stands, and if it does not."""
+        """Returns the entry of a token, None if it is unknown, in a time that tells nothing."""
         digest = hashlib.sha256(presented.encode()).digest()
         found = None
         for token in self._tokens:
@@ -69,7 +69,7 @@ class Tokens:
 
 
 def read_tokens(path: str) -> Tokens:
-    """The entries of a file.
+    """Returns the entries of a file.
 
     Raises:
         ConfigError: The file cannot be read or breaks a rule. Never quotes what may be a token
@@ -90,7 +90,7 @@ def read_tokens(path: str) -> Tokens:
 
 
 def _token(number: int, name: str, entry: Any) -> Token:
-    """An entry; until it looks like one, its name may be a token and is not repeated."""
+    """Reads one entry; errors do not quote its name, which may be a token by mistake."""
     where = f"auth.tokens: entry {number}"
     if not isinstance(entry, Mapping):
         raise ConfigError(f"{where}: expected a table with sha256, got a value.")

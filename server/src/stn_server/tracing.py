@@ -40,21 +40,21 @@ from stn_server.grpc_transport import given_request_id
 from stn_server.tuning import FLUSH_S
 
 SPANS = (Stage.DECODE, Stage.QUEUE, Stage.LAND, Stage.LAUNCH, Stage.ENCODE)
-"""Stages that are shown; each lasts until the next one begins."""
+"""The stages that have spans; each lasts until the next one begins."""
 
 ENDS = (Stage.COLLECT, Stage.SEND)
-"""Stages that end the one before them, and are not shown: a reply waits for others."""
+"""The stages that end the one before them and have no span: there a reply waits for others."""
 
 _propagator = TraceContextTextMapPropagator()
 
 
 @dataclass(slots=True)
 class _Trace:
-    """A call on its way."""
+    """A call whose span is not finished yet."""
 
     span: trace.Span
     instants: list[tuple[Stage, int]] = field(default_factory=list)
-    """When its stages began, in nanoseconds since 1970."""
+    """Instants at which its stages began, in nanoseconds since 1970."""
     batch_items: int = 1
 
 
@@ -72,10 +72,10 @@ class Tracing(Listener):
         self._provider.add_span_processor(processor)
         self._tracer = self._provider.get_tracer("stn_server")
         self._traces: dict[int, _Trace] = {}
-        """Spans of the calls that are inside, by identity."""
+        """The spans of calls that are not answered yet, by identity of the call."""
 
     def call_began(self, call: CallFacts) -> None:
-        """Begins its span; strangers have none, as callers choose their names."""
+        """Begins the span of a call; unknown methods have none, as callers choose their names."""
         if call.method == OTHER_METHOD:
             return
         headers = {key: value for key, value in call.metadata if isinstance(value, str)}
@@ -92,7 +92,7 @@ class Tracing(Listener):
         self._traces[id(call)] = _Trace(span)
 
     def reached(self, stage: Stage, calls: Sequence[CallFacts | None]) -> None:
-        """Notes when it was."""
+        """Notes the instant at which calls reach a stage."""
         if stage not in SPANS + ENDS:
             return
         now_ns = time.time_ns()
@@ -104,7 +104,7 @@ class Tracing(Listener):
                     found.batch_items = len(calls)
 
     def call_ended(self, call: CallFacts, end: End) -> None:
-        """Ends its span, with those of the stages that it reached."""
+        """Ends the span of a call, with those of the stages that it reached."""
         found = self._traces.pop(id(call), None)
         if found is None:
             return
@@ -122,7 +122,7 @@ class Tracing(Listener):
         found.span.end(now_ns)
 
     async def close(self) -> None:
-        """Sends what is left, if that is possible soon."""
+        """Sends the spans that are left, if that is possible soon."""
         loop, closed = asyncio.get_running_loop(), asyncio.Event()
 
         def close() -> None:
@@ -137,5 +137,5 @@ class Tracing(Listener):
 
 
 def otlp_tracing() -> Tracing:
-    """Sends spans by OTLP over gRPC."""
+    """Makes a tracing that sends spans by OTLP over gRPC."""
     return Tracing(BatchSpanProcessor(OTLPSpanExporter()))

@@ -1,4 +1,4 @@
-"""Resident tensors on their way: messages of Upload, Download and Release, and their replies."""
+"""Answers Upload, Download and Release, which move resident tensors."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Transfers:
         }
 
     def _upload(self, message: bytes, caller: str) -> bytes:
-        """A piece comes in."""
+        """Stores a piece of a tensor that a caller sends."""
         request, payloads = self._parsed(message, resident_pb2.UploadRequest)
         operand = declare(request.piece, "piece")
         declaration = operand.declaration
@@ -99,7 +99,7 @@ class Transfers:
         return resident
 
     def _download(self, message: bytes, caller: str) -> bytes:
-        """A piece goes out."""
+        """Returns a piece of a resident tensor."""
         request, _ = self._parsed(message, resident_pb2.DownloadRequest)
         resident = self._residents.find(caller, "resident", request.resident.handle)
         if resident.missing_bytes:
@@ -124,7 +124,7 @@ class Transfers:
         return join(reply.SerializeToString(), [resident.view()[request.offset : end]])
 
     def _release(self, message: bytes, caller: str) -> bytes:
-        """Forgets tensors; those that are not there count for nothing."""
+        """Forgets resident tensors; those that are not there are no error."""
         request, _ = self._parsed(message, resident_pb2.ReleaseRequest)
         handles = [resident.handle for resident in request.residents]
         released = self._residents.release(caller, handles)

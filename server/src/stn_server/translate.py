@@ -1,4 +1,4 @@
-"""Untrusted messages to validated engine problems, and results to messages.
+"""Decodes untrusted messages to validated problems, and encodes results to messages.
 
 The envelope of a request decides everything about it but the values: what to compute, on which
 sizes, at what cost, and all of the reply but its numbers. A `RequestTemplate` holds that, checked;
@@ -63,7 +63,8 @@ from stn_server.vocabulary import (
 )
 
 MAX_TEMPLATE_BYTES = 4096
-"""Longer envelopes are rare and are read anew each time, so that kept templates stay small."""
+"""Templates of longer envelopes are not kept, so that memory stays small; such envelopes are
+rare."""
 
 TAPS = {
     stn_engine.Interpolation.NEAREST: 1,
@@ -73,16 +74,16 @@ TAPS = {
 """How many values a point reads along each axis, of each channel."""
 
 COORDINATE_READS = 4
-"""To find out where a point reads takes as long as so many reads, measured on CPUs."""
+"""The time to find where a point reads, in reads of a value, measured on CPUs."""
 
 BASIS_READS = 3
-"""What each control point of a spline adds to that, once its basis is made, measured on CPUs."""
+"""What each control point of a spline adds to that once its basis is made, measured on CPUs."""
 
 COLOUR_WORK = COORDINATE_READS + 3 * 4
-"""The work of one point of a colour image, bilinear."""
+"""The work of one bilinear point of a colour image."""
 
 PLACEMENT_FIELD = warp_pb2.WarpRequest.PLACEMENT_FIELD_NUMBER
-"""The same in every request."""
+"""The fields that are the same in every request."""
 
 REQUESTS: dict[Operation, type[Message]] = {
     Operation.WARP: warp_pb2.WarpRequest,
@@ -99,17 +100,17 @@ NESTED: dict[str, Any] = {
     descriptor.message_type.name.removesuffix("Request"): descriptor
     for descriptor in _NESTED_CALL.oneofs_by_name["request"].fields
 }
-"""Fields of a call within ComputeMany by the operation; its reply has those of the same numbers."""
+"""Fields of a call within ComputeMany by operation; its reply has those of the same numbers."""
 
 MAX_SIZES = 1024
-"""Templates are kept for so many sizes of messages."""
+"""For how many sizes of messages templates are kept."""
 
 MAX_TEMPLATES = 4
-"""So many are kept for messages of one size."""
+"""How many templates are kept for messages of one size."""
 
 
 class ReplyTemplate:
-    """How results are put into words: everything but their numbers and timing, serialized once.
+    """A reply but for its numbers and timing, serialized once.
 
     Concurrency: belongs to one event loop.
     """
@@ -122,14 +123,14 @@ class ReplyTemplate:
         sizes_bytes = [result.like.nbytes for result in results]
         first, *others = gaps(len(self._head), sizes_bytes)
         self._before = self._head + first, *others
-        """What stands before each payload."""
+        """The bytes before each payload."""
         self._tail = message()
-        """Messages that stand one behind the other are merged by readers."""
+        """The serialized fields beside the results; protobuf merges concatenated messages."""
         self._said: tuple[Any, ...] = ()
         self._envelope = b""
 
     def write(self, finished: Finished) -> bytes:
-        """Returns the reply as it is sent, serialized."""
+        """Returns the whole reply, serialized."""
         pieces: list[Any] = []
         for pair in zip(self._before, finished.result, strict=True):
             pieces += pair
@@ -137,7 +138,7 @@ class ReplyTemplate:
         return b"".join(pieces)
 
     def parts(self, finished: Finished) -> tuple[bytes, Sequence[Any]]:
-        """The serialized reply without its payloads, and these."""
+        """Returns the serialized reply without its payloads, and the payloads."""
         if finished[1:] != self._said:  # mostly the same for all that ran together
             self._said = finished[1:]
             self._envelope = self._head + self._timed(finished).SerializeToString()
@@ -149,7 +150,7 @@ class ReplyTemplate:
         kept: Sequence[ResidentRef],
         finished: Finished,
     ) -> tuple[bytes, Sequence[Any]]:
-        """The same to who has results, or operands, where it wanted them.
+        """Returns the same of a call whose results or operands lie beside messages.
 
         Args:
             locations: Where results lie, written by who computed them; None: to be sent.
@@ -168,7 +169,7 @@ class ReplyTemplate:
         return message.SerializeToString(), payloads
 
     def _timed(self, finished: Finished) -> Any:
-        """What the reply says beside its tensors."""
+        """Returns the fields of the reply beside its tensors."""
         timing = self._tail.timing
         timing.queue_s = finished.queue_s
         timing.compute_s = finished.compute_s
@@ -178,39 +179,39 @@ class ReplyTemplate:
 
 @dataclass(slots=True, eq=False)  # frozen ones take five times as long to make
 class Request:
-    """A valid request: what to compute on which bytes, and all else that its template says."""
+    """A valid request: the problem, the bytes of its operands, and its template."""
 
     job: on_bytes.Job
-    """Views of the message, which they keep alive."""
+    """The bytes of the operands: views of the message, which they keep alive."""
     template: RequestTemplate
     locations: tuple[Location | None, ...] = ()
-    """Locations of the results, in arenas; None of one that is sent."""
+    """The locations of results in arenas; None for one that is sent."""
     keep: Callable[[], list[ResidentRef]] | None = None
-    """Lets operands stay on the server, if some shall."""
+    """Keeps operands as resident tensors, if any shall stay."""
 
     @property
     def key(self) -> BatchKey:
-        """What it must share with others to run beside them."""
+        """The batch key: what it must share with others to run beside them."""
         return self.template.key
 
     @property
     def cost(self) -> Cost:
-        """What it takes of the budgets."""
+        """The cost: what it takes of the budgets of a batch."""
         return self.template.cost
 
     @property
     def is_placed(self) -> bool:
-        """Whether results go to memory of the caller."""
+        """Whether results are written to memory of the caller."""
         return bool(self.job.places)
 
     def encode(self, finished: Finished) -> bytes:
-        """Returns the reply as it is sent, serialized."""
+        """Returns the whole reply, serialized."""
         if self.template.is_plain:
             return self.template.reply.write(finished)
         return join(*self.encode_nested(finished))
 
     def encode_nested(self, finished: Finished) -> tuple[bytes, Sequence[Any]]:
-        """Returns the reply as it is sent within others: serialized, and its payloads."""
+        """Returns the serialized reply of a nested call without its payloads, and the payloads."""
         reply = self.template.reply
         if not self.is_placed and self.keep is None:
             return reply.parts(finished)
@@ -224,21 +225,21 @@ class RequestTemplate:
 
     frame: Frame
     problem: Any
-    """What to compute, on meta tensors."""
+    """The problem, on meta tensors."""
     operands: tuple[Operand, ...]
     """The tensors of the request, in the order in which the problem has them."""
     key: BatchKey
     cost: Cost
-    """It counts the whole message, which views keep in memory, whatever they use of it."""
+    """The cost, in which the whole message counts: views keep all of it in memory."""
     reply: ReplyTemplate
     references: tuple[Reference | None, ...]
-    """To the operands; None of one that is a payload."""
+    """References to the operands; None for a payload."""
     places: tuple[Region | None, ...]
-    """For the results; None for one that shall be a payload."""
+    """References for the results; None for one that becomes a payload."""
     kept: tuple[int, ...] = ()
     """Positions of the operands that shall stay on the server."""
     is_plain: bool = field(init=False)
-    """Whether all tensors are payloads, and none stays."""
+    """Whether all tensors are payloads and none shall stay on the server."""
 
     def __post_init__(self) -> None:
         is_plain = not (any(self.references) or any(self.places) or self.kept)
@@ -256,7 +257,7 @@ class RequestTemplate:
         caller: str = "",
         payloads: list[memoryview] | None = None,
     ) -> Request:
-        """The request of a message that the frame fits.
+        """Binds the bytes of a message that has this frame.
 
         Args:
             message: Serialized bytes.
@@ -299,24 +300,24 @@ class RequestTemplate:
 
 @dataclass(frozen=True, slots=True)
 class _NestedTemplate:
-    """A validated call within ComputeMany but for the values of its tensors."""
+    """A validated nested call of a ComputeMany but for the values of its tensors."""
 
     method: str
     request: bytes
-    """Its own message, without payloads."""
+    """The template of its own message, without payloads."""
     sizes_bytes: tuple[int, ...]
-    """Of its payloads."""
+    """The sizes of its payloads in bytes."""
     output_bytes: int
     template: RequestTemplate
 
 
 class Nested(NamedTuple):
-    """A call within ComputeMany."""
+    """One of the calls within a ComputeMany."""
 
     method: str
-    """Its name; empty if the call does not say a method that is known."""
+    """Its method; empty if the call names none that is known."""
     request: Request | Exception
-    """What it asks for, or what `Translator.decode` would have raised."""
+    """Its request, or the error that `Translator.decode` would have raised."""
 
 
 class Translator:
@@ -338,12 +339,12 @@ class Translator:
             Operation.OBJECTIVE: self._objective_template,
         }
         self._templates: dict[tuple[Operation, int], tuple[RequestTemplate, ...]] = {}
-        """The latest, by the size of their messages."""
+        """The latest templates, by the size of their messages."""
         self._nested: dict[bytes, _NestedTemplate] = {}
-        """The latest of calls within ComputeMany, by their bytes."""
+        """The latest templates of nested calls, by their bytes."""
 
     def decode(self, operation: Operation, message: bytes, caller: str = "") -> Request:
-        """The request that a message holds.
+        """Returns the request that a message holds.
 
         Args:
             operation: Of the method that was called.
@@ -375,7 +376,7 @@ class Translator:
     def template(
         self, operation: Operation, request: Any, frame: Frame, message: bytes
     ) -> RequestTemplate:
-        """A request that was parsed, checked.
+        """Checks a parsed request and makes its template.
 
         Args:
             operation: Of the method that was called.
@@ -389,7 +390,7 @@ class Translator:
         return self._makers[operation](request, frame, message)
 
     def decode_many(self, message: bytes, caller: str = "") -> list[Nested]:
-        """The calls within a ComputeMany.
+        """Returns the nested calls of a ComputeMany.
 
         Args:
             message: Serialized bytes.
@@ -430,13 +431,13 @@ class Translator:
         return found
 
     def _check_output(self, output_bytes: int) -> None:
-        """Refuses what would make the reply of a ComputeMany too large."""
+        """Refuses results that would make the reply of a ComputeMany too large."""
         most, unit = self._limits.max_output_bytes, "bytes of output of one message"
         if output_bytes > most:
             raise ResultTooLargeError("calls", most, output_bytes, unit)
 
     def _nested_template(self, call: bytes, sizes_bytes: tuple[int, ...]) -> _NestedTemplate:
-        """Makes the template of a call within ComputeMany, and keeps it."""
+        """Makes the template of a nested call, and keeps it."""
         limits = self._limits
         if len(sizes_bytes) > limits.max_payloads:
             most, actual = limits.max_payloads, str(len(sizes_bytes))
@@ -586,7 +587,7 @@ class Translator:
         return declare_transform(transform, self._limits.max_control_points)
 
     def _check_size(self, problem: Any, field: str) -> None:
-        """Refuses what would take too much memory or time."""
+        """Refuses a problem that would take too much memory or time."""
         forward, output_bytes, bytes_of = _forward(problem), problem.output_bytes, "bytes of output"
         if not isinstance(problem, stn_engine.ObjectiveProblem):  # whose warp is never in memory
             output_bytes = max(output_bytes, forward.output_bytes)
@@ -603,7 +604,7 @@ class Translator:
 
 
 def _payload_count(call: bytes) -> int:
-    """How many of the payloads of a ComputeMany are those of this call.
+    """Returns how many of the payloads of a ComputeMany belong to this call.
 
     Raises:
         WireFormatError: It does not say, so that nobody knows whose the following ones are.
@@ -615,13 +616,13 @@ def _payload_count(call: bytes) -> int:
 
 
 def _method_of(call: bytes) -> str:
-    """The method that a call within ComputeMany names; empty if none that is known."""
+    """Returns the method that a nested call names; empty if it names none that is known."""
     name = many_pb2.NestedCall.FromString(call).WhichOneof("request")
     return next((method for method, field in NESTED.items() if field.name == name), "")
 
 
 def _frame_before(message: bytes, sizes_bytes: Iterable[int]) -> Frame:
-    """The frame of a message whose payloads stand elsewhere, as if they stood behind it."""
+    """Returns the frame of a message as if its payloads, which are elsewhere, followed it."""
     starts = list(accumulate(sizes_bytes, initial=len(message)))
     return Frame(message, starts[-1], tuple(map(slice, starts, starts[1:])), ())
 
@@ -665,7 +666,7 @@ def _template(
 def _places(
     placement: Sequence[ArenaRef], results: Sequence[Result], message: bytes
 ) -> list[Region | None]:
-    """Where results shall lie, as far as the request says so."""
+    """Returns the regions in which the request wants results; None for those to be sent."""
     if len(placement) > len(results):
         expected = f"expected at most {len(results)}, one a result, got {len(placement)}."
         raise InvalidRequestError("placement", f"{expected} Leave the others out.")
@@ -704,20 +705,20 @@ def _require_apart(
 
 
 def _forward(problem: Any) -> Any:
-    """The warp, or the grid, that a problem differentiates, compares or is."""
+    """Returns the warp or the grid that a problem differentiates, compares or is."""
     if isinstance(problem, stn_engine.WarpGradientsProblem | stn_engine.ObjectiveProblem):
         return problem.warp
     return problem.grid if isinstance(problem, stn_engine.GridGradientsProblem) else problem
 
 
 def _basis_bytes(forward: stn_engine.WarpProblem | stn_engine.GridProblem) -> int:
-    """Counts the bytes of what a spline works out for every target pixel, once for all items."""
+    """Returns the bytes of the basis of a spline: all target pixels, once for all items."""
     pixels = math.prod(cast("tuple[int, ...]", forward.output_size))
     return 8 * forward.transform.basis_size * pixels
 
 
 def _work(problem: Any) -> int:
-    """What the time of a device grows with, whatever the channels, dimensions and interpolation."""
+    """Returns a measure of the device's time, for any channels, dimensions and interpolation."""
     forward = _forward(problem)
     reads: int = BASIS_READS * forward.transform.basis_size
     if isinstance(forward, stn_engine.WarpProblem):
@@ -729,14 +730,14 @@ def _work(problem: Any) -> int:
 def _reply(
     kind: type[Message], problem: Any, fields: Mapping[str, tensor_pb2.Layout]
 ) -> ReplyTemplate:
-    """A reply with the results of a problem in these fields, in the layouts of maps."""
+    """Makes the template of a reply with the results of a problem, in the layouts of maps."""
     likes = on_bytes.results_of(problem)
     results = zip(fields.items(), likes, strict=True)
     return ReplyTemplate(kind, *(Result(field, like, layout) for (field, layout), like in results))
 
 
 def _output_size(output_size: Sequence[int], axes: Sequence[str]) -> tuple[int, ...] | None:
-    """The size along each axis as a request gives it; None if it leaves that to the operands."""
+    """Returns the output size of a request along each axis; None: that of the operands."""
     field, size = "output_size", tuple(output_size)
     if not size:
         return None

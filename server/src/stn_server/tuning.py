@@ -10,27 +10,28 @@ from __future__ import annotations
 
 CALLER_SHARE = 4
 """How many times what is free one caller may hold: alone 80 % of a limit. More lets one caller fill
-the server before the next one comes, less refuses a single caller who has it for itself."""
+the server before the next one comes, less refuses a caller who is alone."""
 
 LEAST_RETRY_S = 0.05
-"""Told to refused callers at least: a few batches of typical length. Less lets them knock at a door
-that has not opened yet."""
+"""The least retry time for refused callers: a few batches of typical length. Less lets them call
+again before there is room."""
 
 DEVICE_FULL_RETRY_S = 1.0
-"""Told to callers whose batch did not fit a device: by then other batches have left it."""
+"""The retry time for callers whose batch did not fit a device: by then other batches have left
+it."""
 
 ARENAS_FULL_RETRY_S = 5.0
-"""Told to callers who want more arenas than may be: those stay as long as their callers do. Less
-lets callers ask in vain more often, more keeps them on gRPC when there is room again."""
+"""The retry time for callers who want more arenas than may be: those stay as long as their callers
+do. Less lets callers ask in vain more often, more keeps them on gRPC when there is room again."""
 
 RESIDENTS_FULL_RETRY_S = 1.0
-"""Told to callers for whose tensor there is no room: by then other calls have left theirs."""
+"""The retry time for callers for whose tensor there is no room: by then other calls have ended."""
 
 # Who goes first
 
 IMPLICIT_DEADLINE_S = 1.0
 """Calls with a later deadline, or none, count as due so long after their arrival. Long enough for
-deadlines to mean something, short enough that nobody is passed over for long."""
+deadlines to mean something, short enough that no call waits for long behind others."""
 
 TURN = 1 / 8
 """Part of a batch that a caller may take before the others of its round go first. Less interleaves
@@ -48,11 +49,10 @@ Less makes them matter less, more lets the last ones wait longer."""
 # What is expected
 
 SAFETY = 2.0
-"""How wide of the estimate a promise is kept: machines stutter, and results take sending. Less lets
-calls in that will be late, which cost the device all the same; more refuses calls that would have
-been in time. Under overload with short deadlines (`bench.tuning_numbers`) 49, 33, 3 and 0 % of the
-calls that were let in are late with 1, 1.5, 2 and 3, and 77, 67, 90 and 96 % of the capacity are
-results in time."""
+"""The safety factor of forecasts: machines stutter, and results take sending. Less admits calls
+that will be late, which cost the device all the same; more refuses calls that would have been in
+time. Under overload with short deadlines (`bench.tuning_numbers`) 49, 33, 3 and 0 % of the admitted
+calls are late with 1, 1.5, 2 and 3, and 77, 67, 90 and 96 % of the capacity are results in time."""
 
 DUE_SLICE_S = IMPLICIT_DEADLINE_S / 16
 """Calls that are due in the same slice of time count as due together in a forecast, which adds up a
@@ -62,20 +62,21 @@ MEMORY = 0.97
 """Weight of the past against one new batch in the cost model: the last thirty or so count."""
 
 TRUSTED_BATCHES = 8
-"""From then on a batch that takes several times as long or short as expected is an accident."""
+"""The number of batches after which an unexpected duration counts as an accident."""
 
 SURPRISE = 4.0
-"""How many times as long or short; a lasting change is followed by this factor a batch."""
+"""How many times as long or short a batch may count; a lasting change is followed by this factor a
+batch."""
 
 SHORTEST_S = 1e-6
-"""No batch is expected to take less, so that a factor of it is something."""
+"""The least expected duration of a batch, so that a factor of it is above nothing."""
 
 STIFFNESS = 0.01
 """Pull towards a line through the origin, which decides while batches are all of one size."""
 
 UNLEARNED_BATCHES = 64
-"""So many wait at most to be learned from until somebody asks for a forecast, which calls that find
-the server idle do not. What came before them would have a seventh of the weight."""
+"""How many batches wait at most until a forecast learns from them; calls that find the server idle
+ask for none. Those before them would have a seventh of the weight."""
 
 # How batches are computed
 
@@ -86,24 +87,24 @@ answering meanwhile. By the local transport eight callers of such images make 27
 so, and 1750 if another thread computes them (`bench.bench_local`)."""
 
 LANES_PER_GPU = 2
-"""Batches at a time on a GPU: one is copied while the other is computed."""
+"""How many batches run at a time on a GPU: one is copied while the other is computed."""
 
 # How the event loop is watched
 
 BEAT_S = 0.25
-"""So often it is measured how late the event loop is, and seen from a thread whether it turns. Less
-sees shorter waits, and takes a larger part of a core than a thousandth."""
+"""The interval at which the lag of the event loop is measured, and a thread checks that it runs.
+Less sees shorter waits, and takes a larger part of a core than a thousandth."""
 
 QUIET_LOOKS = 4
-"""After so many looks at which nothing came and nothing began, nothing waits to begin. Less could
-take a pause of the thread that hands calls over for that."""
+"""After so many looks at which no call came and none began, none waits to begin. Less could take a
+pause of the thread that hands calls over for that."""
 
 SELF_TEST_CALLS = 16
 """Warps, and as many gradients, by which the server tries its device when a call has failed. One
 that fails one call in ten passes with a chance of 3 %. Less misses more, more takes longer."""
 
 SELF_TEST_PAUSE_S = 1.0
-"""From one such test to the next."""
+"""The pause from one such test to the next."""
 
 # How messages come in
 
@@ -124,7 +125,7 @@ MAX_STREAM_CALLS = 64
 stream fill the queue, less lets it use less of a batch."""
 
 MAX_PEERS = 1024
-"""Connections of which is remembered where they come from, so that names are not read anew."""
+"""For how many connections the address of the peer is remembered, so that it is not parsed anew."""
 
 # How connections are kept
 
@@ -132,12 +133,11 @@ HANDSHAKE_S = 10.0
 """How long a connection may take to begin; gRPC would wait for two minutes."""
 
 SIGN_OF_LIFE_MS = 5_000
-"""So often may clients ask whether the server is still there, idle ones as well; gRPC by itself
-takes it as abuse."""
+"""How often clients may ping the server, also when idle; gRPC's own default treats it as abuse."""
 
 MAX_PENDING_CALLS = 65_536
-"""Calls of all connections that have arrived and were not looked at yet; gRPC by itself cancels
-those beyond a thousand, of which then nobody knows why."""
+"""Calls of all connections that have arrived and were not looked at yet; gRPC's own default cancels
+those beyond a thousand, without any record of it."""
 
 # How the server ends
 
@@ -152,7 +152,7 @@ FLUSH_S = 1.0
 """How long the last spans may take to leave."""
 
 LAST_WORDS_S = 1.0
-"""How long whoever reads the output may take for the last lines."""
+"""How long the reader of the output may take for the last lines."""
 
 # What is counted, logged and read again
 
@@ -165,16 +165,16 @@ REPEAT_S = 10.0
 """Failures that are alike are logged once in this time, with their count. Less writes more."""
 
 MAX_REPEATED = 1024
-"""Failures that are told apart so; those beyond make the oldest be forgotten."""
+"""How many kinds of failures are counted at a time; more make the oldest be forgotten."""
 
 MAX_REQUEST_IDS = 16
-"""Ids of calls, of those that failed alike, that one line of the log names."""
+"""How many ids of calls that failed alike one line of the log names."""
 
 LOG_CAPACITY_BYTES = 256 * 1024
-"""Some thousand lines wait for a reader that comes late; further ones are dropped."""
+"""How many bytes of the log, some thousand lines, may wait for a slow reader; more are dropped."""
 
 LOOK_S = 0.5
-"""So often files are looked at; what changed is read when it stayed as it is for so long."""
+"""The interval of looks at files; a changed file is read once it has not changed for so long."""
 
 NEW_OBJECTS = 10_000
-"""So many may be left over before the garbage collector comes: some megabytes at most."""
+"""How many objects may be left over before garbage is collected: some megabytes at most."""

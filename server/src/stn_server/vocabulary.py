@@ -1,4 +1,4 @@
-"""The words of the contract (enumerations, options) as the engine says them.
+"""Translates the words of the contract (enumerations, options) to those of the engine.
 
 UNSPECIFIED is the documented default where the contract names one. Every other value that the
 engine cannot compute is unsupported, whether or not this version of the contract knows it.
@@ -17,14 +17,14 @@ E = TypeVar("E")
 
 
 def offered(kind: Any, values: type) -> list[Any]:
-    """The numbers of a wire enumeration that the engine computes."""
+    """Returns the numbers of a wire enumeration that the engine computes."""
     prefix = _prefix(kind)
     known = {f"{prefix}{value.name}" for value in values}  # type: ignore[attr-defined]
     return [number for name, number in kind.items() if name in known]
 
 
 def read_spec(spec: warp_pb2.WarpSpec) -> stn_engine.WarpSpec:
-    """The options of a warp."""
+    """Returns the engine's spec for the options of a warp."""
     return stn_engine.WarpSpec(
         interpolation=_read_enum(
             warp_pb2.Interpolation,
@@ -55,7 +55,7 @@ def read_spec(spec: warp_pb2.WarpSpec) -> stn_engine.WarpSpec:
 
 
 def read_coordinates(number: int, field: str) -> stn_engine.Coordinates:
-    """The unit of coordinates."""
+    """Returns the engine's unit of coordinates."""
     return _read_enum(
         warp_pb2.Coordinates,
         number,
@@ -66,7 +66,7 @@ def read_coordinates(number: int, field: str) -> stn_engine.Coordinates:
 
 
 def read_needs(needs: Sequence[int]) -> tuple[str, ...]:
-    """Names of the operands whose gradients are wanted.
+    """Returns the names of the operands whose gradients are wanted.
 
     A request that names none means these two, whatever other operands the contract will have.
     """
@@ -74,7 +74,7 @@ def read_needs(needs: Sequence[int]) -> tuple[str, ...]:
 
 
 def read_operands(operands: Sequence[int], field: str) -> tuple[str, ...]:
-    """Names of operands that stand in a field of a message."""
+    """Returns the names of the operands that a field of a message lists."""
     names: dict[int, str] = {
         warp_pb2.OPERAND_FEATURE_MAP: "feature_map",
         warp_pb2.OPERAND_TRANSFORM: "transform",
@@ -91,7 +91,7 @@ def read_operands(operands: Sequence[int], field: str) -> tuple[str, ...]:
 
 
 def read_comparison(request: objective_pb2.ObjectiveRequest) -> stn_engine.Comparison:
-    """How an objective compares maps."""
+    """Returns the engine's comparison for an objective."""
     return stn_engine.Comparison(
         loss=_read_enum(
             objective_pb2.Loss, request.loss, stn_engine.Loss, stn_engine.Loss.SSD, "loss"
@@ -108,7 +108,7 @@ def read_comparison(request: objective_pb2.ObjectiveRequest) -> stn_engine.Compa
 
 
 def read_objective_needs(needs: Sequence[int]) -> tuple[str, ...]:
-    """What is wanted of an objective besides value and count, which are always told."""
+    """Returns what is wanted of an objective beside value and count, which are always sent."""
     names: dict[int, str] = {
         objective_pb2.OBJECTIVE_RESULT_VALUE: "",
         objective_pb2.OBJECTIVE_RESULT_GRADIENT: "gradient",
@@ -127,7 +127,7 @@ def read_objective_needs(needs: Sequence[int]) -> tuple[str, ...]:
 
 
 def _read_enum(kind: Any, number: int, values: Any, default: E, field: str) -> E:
-    """The engine's value of a wire enumeration; UNSPECIFIED is the default."""
+    """Returns the engine's value of a wire enumeration; UNSPECIFIED is the default."""
     if number == 0:
         return default
     computed = offered(kind, values)
@@ -138,11 +138,11 @@ def _read_enum(kind: Any, number: int, values: Any, default: E, field: str) -> E
 
 
 def _prefix(kind: Any) -> str:
-    """What the values of an enumeration begin with: `PADDING_` of `PADDING_ZEROS`."""
+    """Returns the prefix of an enumeration's values: `PADDING_` of `PADDING_ZEROS`."""
     return str(kind.Name(0)).removesuffix("UNSPECIFIED")
 
 
 def unsupported(field: str, kind: Any, number: int, known: Iterable[int]) -> UnsupportedError:
-    """The error of a value of an enumeration that is not among those that the server offers."""
+    """Makes the error of a value that is not among those that the server offers."""
     value = kind.Name(number) if number in kind.values() else str(number)
     return UnsupportedError(field, value, tuple(map(kind.Name, known)))

@@ -14,7 +14,7 @@ from stn_server.translate import Translator
 
 
 def batches() -> Iterator[Batch]:
-    """A warp and its gradients, each as it would come from a caller."""
+    """Yields a warp and its gradients, each as it would come from a caller."""
     translator = Translator(LimitsConfig())
     for operation, message in (
         (Operation.WARP, _warp()),
