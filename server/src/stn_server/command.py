@@ -1,7 +1,7 @@
 """Runs the command `stn-server` once signals are taken care of.
 
-Standard output gets one line, when the server is ready: its addresses as a JSON object, for
-whoever started it on port 0. Everything else goes to standard error.
+Standard output gets one line, when the server is ready: its addresses as a JSON object, for the
+process that started it on port 0. Everything else goes to standard error.
 """
 
 from __future__ import annotations

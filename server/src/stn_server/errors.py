@@ -8,27 +8,27 @@
     ├─ RegionNotFoundError       the caller has registered no such shared memory
     ├─ RegionExistsError         it has already
     ├─ UnsupportedError          a field asks for what this server does not know or offer
-    │   └─ UnknownFieldError     it does not even know the field
-    ├─ RefusedError              turned away at the door; nothing was computed
-    │   ├─ UnauthenticatedError  no token of this server came along
-    │   ├─ QuotaExceededError    the caller has its share already
-    │   ├─ OverloadedError       too much is inside already
+    │   └─ UnknownFieldError     the server does not know the field
+    ├─ RefusedError              refused before admission; nothing was computed
+    │   ├─ UnauthenticatedError  the call has no token of this server
+    │   ├─ QuotaExceededError    the caller already uses its quota
+    │   ├─ OverloadedError       the server has admitted too much already
     │   │   ├─ QueueFullError            a limit is reached
     │   │   ├─ DeviceFullError           half of its batch was too much for the device's memory
     │   │   ├─ ArenasFullError           no more memory is shared
-    │   │   ├─ ResidentsFullError        calls use the resident tensors that would have to go
+    │   │   ├─ ResidentsFullError        calls use the tensors that would be evicted
     │   │   └─ DeadlineUnreachableError  the result would come too late
     │   ├─ DrainingError         the server is about to stop
     │   ├─ BrokenError           the device is lost
-    │   ├─ UploadTimeoutError    its message was not there in time
-    │   ├─ UnknownMethodError    nobody offers what it calls
+    │   ├─ UploadTimeoutError    its message did not arrive in time
+    │   ├─ UnknownMethodError    no service has the method that it calls
     │   └─ RequestTooLargeError  too large for this server or this caller, now and later
     │       ├─ MessageTooLargeError      the message is above a configured limit
     │       ├─ ResultTooLargeError       the result would be
     │       └─ QuotaTooSmallError        the call alone is above the quota of its token
     ├─ DeadlineExceededError     the caller's deadline passed while the request was queued
     ├─ BatchFailedError          a batch failed; `__cause__` says how
-    └─ DeviceLostError           the device failed for good; said by runners, told to nobody
+    └─ DeviceLostError           the device failed for good; for runners, not for callers
 
 `status.py` maps each class to its gRPC status and to its reason in the contract.
 """
@@ -258,7 +258,7 @@ class DeadlineUnreachableError(OverloadedError):
 
     Attributes:
         needed_s: After which the result would be there.
-        remaining_s: After which nobody wants it.
+        remaining_s: After which it is unwanted.
     """
 
     def __init__(self, needed_s: float, remaining_s: float, retry_after_s: float) -> None:

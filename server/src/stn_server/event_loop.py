@@ -1,7 +1,7 @@
 """Measures whether the event loop keeps up: its lateness, gRPC's backlog, and hangs.
 
 Everything the server does but computing goes through one event loop. When that has no time, calls
-wait where no queue of ours sees them: gRPC has accepted them and nobody has begun them.
+wait where no queue of ours sees them: gRPC has accepted them and the server has not begun them.
 """
 
 from __future__ import annotations
@@ -129,9 +129,9 @@ class LoopMonitor:
     """Measures how late the event loop is, and watches from a thread whether it runs at all.
 
     Args:
-        backlog: Is looked at as often.
+        backlog: Measured at the same interval.
         events: Told how late the event loop is.
-        hang_s: So long it may stand still; 0: for ever.
+        hang_s: How long it may stand still before it counts as hung; 0: for ever.
 
     Concurrency: `start` and `stop` belong to the event loop; `still_s`, any thread.
     """

@@ -1,7 +1,7 @@
-"""What happens in a server, told once to everybody who listens.
+"""The events of a server, each told once to every listener.
 
-Metrics, spans and logs are made of events, and tests make things fail at them. Whoever tells knows
-none of those who listen; whoever listens overrides the methods of `Listener` that it cares for.
+Metrics, spans and logs are made of events, and tests make things fail at them. An event's
+source knows no listener; a listener overrides the methods of `Listener` that it cares for.
 No setting and no variable adds a listener that fails on purpose, so that a server in production
 cannot have faults switched on.
 """
@@ -74,7 +74,7 @@ class Listener:
     def reached(self, stage: Stage, calls: Sequence[CallFacts | None]) -> None:
         """Calls reach a stage together; None stands for a call of the server to itself.
 
-        What a listener raises here, the calls fail of.
+        An exception that a listener raises here fails the calls.
         """
 
     def call_ended(self, call: CallFacts, end: End) -> None:
@@ -125,7 +125,7 @@ class Listener:
 class Events:
     """The listeners of every event: `for tell in events.reached: tell(stage, calls)`.
 
-    A warp has a dozen events; those of which nobody wants to hear call nothing.
+    A warp has a dozen events; those without a listener call nothing.
     """
 
     def __init__(self, *listeners: Listener) -> None:

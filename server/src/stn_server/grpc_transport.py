@@ -1,9 +1,9 @@
 """Calls that come by gRPC: messages in, replies or statuses out.
 
 Handlers are registered without protobuf (de)serializers, so that tensor payloads stay views into
-the message that gRPC received and replies are written once. gRPC keeps no more than 64 KiB of what
-nobody reads, and once it is told to read it takes the whole message. So methods are registered as
-streams of one message, which is the same on the wire, and read when they may:
+the message that gRPC received and replies are written once. gRPC buffers no more than 64 KiB
+before it is told to read, and then takes the whole message. So methods are registered as streams
+of one message, which is the same on the wire, and their messages are read once admitted:
 
 - A call that declares the size of its message (metadata `stn-message-bytes`) counts for it, and for
   a result of the same size until the real one is known. Declared wrongly, it is refused.
@@ -60,7 +60,7 @@ LABELS = {SERVICE: METHODS, OIP_SERVICE: OIP_METHODS}
 """The methods of both services, no two of which have the same name."""
 
 MAX_PATH_CHARS = 200
-"""The most characters of a method that is not of the service, in the log."""
+"""The most characters of an unknown method that the log quotes."""
 
 MAX_DIGITS = 19
 """The most digits of a declared size; more would be beyond every limit."""
@@ -70,12 +70,12 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Metadata = Sequence[tuple[str, str | bytes]]
 
 Handler = Callable[[Any, Context], Awaitable[bytes]]
-"""What gRPC calls, with an iterator of messages that nobody uses."""
+"""A function that gRPC calls, with an iterator of messages that is not used."""
 
 T = TypeVar("T")
 
 presented_token: ContextVar[Token | None] = ContextVar("presented_token", default=None)
-"""The caller of the call that the present task answers; set by `Authenticator`."""
+"""The token of the call that the present task answers; set by `Authenticator`."""
 
 _REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -114,7 +114,7 @@ class GrpcCall:
 
     @property
     def metadata(self) -> Metadata:
-        """What the caller has sent beside the message; see `Call`."""
+        """The metadata that came beside the message; see `Call`."""
         return cast("Metadata", self.context.invocation_metadata() or ())
 
     @property
@@ -124,7 +124,7 @@ class GrpcCall:
 
     @property
     def declared_bytes(self) -> int | None:
-        """How large the caller says that the message is; see `Call`."""
+        """The size of its message that the call declares; see `Call`."""
         return declared_bytes(self.metadata)
 
     async def receive(self) -> tuple[bytes, Place]:
@@ -150,7 +150,7 @@ class GrpcTransport:
         receiver: Reads messages.
         now: The clock that deadlines refer to.
         events: Told of every call, how it came and how it ended.
-        backlog: Calls that gRPC has accepted; None: nobody counts them.
+        backlog: Calls that gRPC has accepted; None: they are not counted.
         certified: Whether callers may have certificates; gRPC takes a while to look for one.
         slow_call_s: Calls that take longer are told.
     """
@@ -178,7 +178,7 @@ class GrpcTransport:
         self._idle.set()
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """What a gRPC server registers."""
+        """Returns the handlers of the service, for registration in a gRPC server."""
         return grpc.method_handlers_generic_handler(
             SERVICE, self.unary_handlers(SERVICE, self._service.methods)
         )
@@ -186,18 +186,18 @@ class GrpcTransport:
     def unary_handlers(
         self, service: str, methods: Mapping[str, Method]
     ) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-        """What gRPC registers for methods of one message and one reply, by their names."""
+        """Returns gRPC's handlers of methods of one message and one reply, by name."""
         return {
             name: grpc.stream_unary_rpc_method_handler(self.handler(f"/{service}/{name}", method))
             for name, method in methods.items()
         }
 
     def refuse_unknown(self) -> grpc.GenericRpcHandler:
-        """What a gRPC server registers last: for methods that nobody else has."""
+        """Returns a handler of all methods that no other has; register it last."""
         return _Unknown(self.refusing)
 
     def refusing(self, error: Exception, path: str = "/") -> Handler:
-        """A method that ends every call with this error."""
+        """Returns a method that ends every call with this error."""
 
         async def refuse(_call: Call) -> bytes:
             raise error
@@ -205,10 +205,10 @@ class GrpcTransport:
         return self.handler(path, refuse)
 
     async def checked(self, path: str, context: Context, request: Awaitable[T]) -> T:
-        """Waits for a request of a service that is not ours; how it fails is told.
+        """Waits for a request of another service, and answers and reports its failure.
 
         By itself gRPC would parse it, answer UNKNOWN to what it cannot parse, count nothing, and
-        log a traceback for everybody who sends that.
+        log a traceback for each such request.
         """
         call = self.call_of(label_of(path), logged_as(path), context)
         try:
@@ -222,18 +222,18 @@ class GrpcTransport:
         raise asyncio.CancelledError  # its caller has gone
 
     async def idle(self) -> None:
-        """Returns when the reply of every call has left."""
+        """Waits until the reply of every call has left."""
         await self._idle.wait()
 
     def refuse(self, call: GrpcCall, error: Exception) -> Awaitable[bytes]:
-        """Tells how a call ends that failed; what is returned then ends it so."""
+        """Reports that a call failed; awaiting what it returns answers the call."""
         answer = answer_to(error, call.request_id)
         self._failed(call, End(answer.code, time.perf_counter() - call.began, answer, error))
         clear_frames(error)
         return call.abort(answer)
 
     def call_of(self, method: str, path: str, context: Context) -> GrpcCall:
-        """A call that has just come in.
+        """Makes the `GrpcCall` of a call that has just come in.
 
         Args:
             method: What `label_of` says.
@@ -248,7 +248,7 @@ class GrpcTransport:
         return GrpcCall(method, path, caller, deadline, began, context, self._receiver)
 
     def handler(self, path: str, method: Method) -> Handler:
-        """A method whose every end is told and mapped to a status."""
+        """Returns a method whose every end is reported and mapped to a status."""
         label, shown = label_of(path), logged_as(path)
 
         async def answer(_messages: Any, context: Context) -> bytes:
@@ -260,13 +260,13 @@ class GrpcTransport:
         return answer
 
     def enter(self, call: Call) -> None:
-        """From now on until it is done, `idle` waits for a call."""
+        """Makes `idle` wait for a call until that is done."""
         self._calls += 1
         self._idle.clear()
         call.add_done_callback(self._leave)
 
     async def answered(self, call: GrpcCall, method: Method) -> bytes:
-        """The reply to a call, or what aborting it returns; its end is told either way."""
+        """Returns the reply to a call, or aborts it; its end is reported either way."""
         for tell_began in self._events.call_began:
             tell_began(call)
         try:
@@ -298,13 +298,13 @@ class GrpcTransport:
             tell(call, end)
 
     def _leave(self, _call: Any) -> None:
-        """A reply has left."""
+        """Counts a call as done, whose reply has left."""
         self._calls -= 1
         if self._calls == 0:
             self._idle.set()
 
     def _cut_off(self, call: GrpcCall, error: asyncio.CancelledError) -> End:
-        """How a call ended that gRPC has ended."""
+        """Returns the end of a call that gRPC itself has ended."""
         duration_s = time.perf_counter() - call.began
         lost = error if isinstance(error, LostMessageError) else None
         if self._now() >= call.deadline:
@@ -335,10 +335,10 @@ class _Unknown(grpc.GenericRpcHandler):
 
 
 class Receiver:
-    """Reads the message of every call, once there is room for it.
+    """Reads the message of every call once it is admitted.
 
     Args:
-        batcher: Whose door it is.
+        batcher: Admits calls.
         limits: Of one call.
         max_admitted_bytes: Of all calls; a part of it may be messages of unknown size.
 
@@ -355,12 +355,12 @@ class Receiver:
         self._probes = _Turns("probes", max(1, at_a_time), PROBE_S)
 
     def receiving_bytes(self) -> int:
-        """How many bytes are on their way in; messages of unknown size count as the largest."""
+        """Returns how many bytes are being received; unknown sizes count as the largest."""
         # A copy, as another thread may ask.
         return sum(size_bytes for _, size_bytes in list(self._uploads.under_way.values()))
 
     async def receive(self, context: Context, caller: str) -> tuple[bytes, Place]:
-        """The message of a call, and its place until the call is over.
+        """Returns the message of a call, and its place until the call is over.
 
         Args:
             context: Of the call. If it has an attribute `arrived`, that is the message.
@@ -392,7 +392,7 @@ class Receiver:
         return message, place
 
     async def receive_probe(self, context: Context) -> bytes:
-        """The message of a call that is answered whatever is inside: it is not admitted.
+        """Returns the message of a health check, which needs no admission.
 
         Few are read at a time, and not for long, so that they take little memory all together. The
         message of an honest one is there before it is asked for.
@@ -438,7 +438,7 @@ class Receiver:
 
 
 class _Turns:
-    """Lets so many messages be read at a time.
+    """Limits how many messages are read at the same time; further ones wait in order.
 
     Args:
         what: They are, in the plural.
@@ -481,12 +481,12 @@ class _Uploads:
         self.timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
         self.under_way: dict[asyncio.Task[Any], tuple[float, int]] = {}
-        """When each began to wait, in order, and for how many bytes; who waits no longer takes
-        itself out."""
+        """The instant at which each began to wait, in order, and its bytes; tasks that have waited
+        remove themselves."""
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, task: asyncio.Task[Any], size_bytes: int) -> None:
-        """A task begins to wait."""
+        """Begins to watch a task that waits for a message."""
         self.under_way[task] = self._loop.time(), size_bytes
         if self._timer is None:
             self._timer = self._loop.call_later(self.timeout_s, self._expire)
@@ -502,19 +502,19 @@ class _Uploads:
 
 
 def label_of(path: str) -> str:
-    """What a method is counted as: its name, or one label for all that are not of the service."""
+    """Returns the name of a method for counting, or one label for all of other services."""
     service, _, name = path[1:].rpartition("/")
     return name if name in LABELS.get(service, ()) else OTHER_METHOD
 
 
 def logged_as(path: str) -> str:
-    """What a method is called in the log: its name, or the whole path."""
+    """Returns the name of a method for the log, or its whole path if it is not of the service."""
     label = label_of(path)
     return path[:MAX_PATH_CHARS] if label == OTHER_METHOD else label
 
 
 def caller_of(context: Context, *, certified: bool = True) -> Caller:
-    """Who makes this call.
+    """Returns the caller of a call.
 
     Args:
         context: Of the call.
@@ -529,7 +529,7 @@ def caller_of(context: Context, *, certified: bool = True) -> Caller:
 
 @lru_cache(MAX_PEERS)
 def _host_at(peer: str) -> Caller:
-    """The host, or the user of this one, at the other end of a connection."""
+    """Returns the host, or the user of this one, at the other end of a connection."""
     if peer.startswith("unix:"):
         return Caller("unix", "unix")
     if peer.startswith(f"{LOCAL}:"):
@@ -538,20 +538,20 @@ def _host_at(peer: str) -> Caller:
 
 
 def _certified_name(context: Context) -> str:
-    """That in the certificate which the caller has shown and TLS has verified; nothing without."""
+    """Returns the name in the certificate that TLS has verified; empty if there is none."""
     facts = context.auth_context()
     names = facts.get("x509_common_name") or facts.get("x509_subject_alternative_name") or ()
     return next((name.decode(errors="replace") for name in names), "")
 
 
 def given_request_id(metadata: Metadata) -> str:
-    """The caller's id for a call if it has a harmless form, else nothing."""
+    """Returns the caller's id for a call if it has a harmless form, else nothing."""
     given = next((str(value) for key, value in metadata if key == REQUEST_ID), "")
     return given if _REQUEST_ID_FORM.fullmatch(given) else ""
 
 
 def declared_bytes(metadata: Metadata) -> int | None:
-    """The size of its message that a call declares; None if it does not.
+    """Returns the size of its message that a call declares; None if it does not.
 
     Raises:
         InvalidRequestError: It is no number.

@@ -89,7 +89,7 @@ def listen_unix(name: str, address: str, mode: int | None, bind: Bind, group: st
         group: Of the socket, by name or number; empty: that of the process.
 
     Raises:
-        ConfigError: The path cannot be taken, or nobody may give it to the group.
+        ConfigError: The path cannot be taken, or not be given to the group.
     """
     path = Path(socket_path(address))
     number = _group_number(name, group)

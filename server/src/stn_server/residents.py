@@ -1,8 +1,8 @@
-"""Resident tensors: what callers leave on the server, for later calls to name by a handle.
+"""Resident tensors: a cache on the server, whose entries later calls name by a handle.
 
-A cache, not state. A tensor that nobody used for as long as its lease, or that was used longest
-ago when others need the room, is let go, and its caller sends it again. A call holds the tensors
-that it names until it is computed: those stay, and memory counts until nobody reads it any more.
+A cache, not state: a tensor is evicted when it was not used for as long as its lease, or was least
+recently used when others need the room, and its caller sends it again. A call holds the tensors
+that it names until it is computed: those stay, and their memory counts until no call reads it.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from stn_server.events import UNHEARD, Events
 HANDLE_BYTES = 16
 
 LEAST_BYTES = 1024
-"""What a tensor counts for at least: so much it takes beside its bytes."""
+"""The least that a tensor counts for: the memory that it takes beside its bytes."""
 
 
 class Eviction(StrEnum):
-    """Why a tensor was let go that its caller had not released."""
+    """The reason why a tensor was evicted that its caller had not released."""
 
     LEASE = "lease"
     ROOM = "room"
@@ -48,7 +48,7 @@ class Resident:
     Args:
         owner: Name of the caller.
         data_type: Of its elements.
-        memory: Its bytes, which nobody changes once they are there.
+        memory: Its bytes, which do not change once they have been received.
         received_bytes: How many of them are there.
     """
 
@@ -64,19 +64,19 @@ class Resident:
         self.data_type = data_type
         self.size_bytes = len(memory)
         self.counted_bytes = max(self.size_bytes, LEAST_BYTES)
-        """What it takes of the room."""
+        """How much of the limits it takes."""
         self.received_bytes = received_bytes
         self.used_at = 0.0
         """Instant of the clock of `Residents`."""
         self._memory = memory
         self._read = memory.toreadonly()
         self._last: tuple[int, int] = 0, received_bytes
-        """Where the last piece begins and ends."""
+        """Begin and end of the last piece."""
         self._view: Callable[[], memoryview | None] = lambda: None
 
     @property
     def missing_bytes(self) -> int:
-        """How many are still to come."""
+        """How many bytes are still to come."""
         return self.size_bytes - self.received_bytes
 
     @property
@@ -85,7 +85,7 @@ class Resident:
         return self._view() is not None
 
     def view(self) -> memoryview:
-        """All of its bytes, for a call, which uses them as long as it holds this very object."""
+        """Returns all of its bytes; it counts as used while the caller keeps this very object."""
         view = self._view()
         if view is None:
             view = self._read[:]
@@ -121,7 +121,7 @@ class Residents:
 
     Args:
         config: The limits.
-        events: Told of tensors that are let go.
+        events: Told of tensors that are evicted.
         now: A clock in seconds.
 
     Concurrency: belongs to one event loop; `count` and `size_bytes` may be read in any thread.
@@ -138,30 +138,30 @@ class Residents:
         self._events = events
         self._now = now
         self._all: OrderedDict[bytes, Resident] = OrderedDict()
-        """Those used longest ago come first."""
+        """All tensors, least recently used first."""
         self._of: dict[str, OrderedDict[bytes, Resident]] = {}
         """The same by their owners."""
         self._bytes: Counter[str] = Counter()
-        """What those of each owner take."""
+        """The counted bytes of each owner."""
         self._left: list[Resident] = []
-        """Those that are gone while calls still use them, and whose memory counts."""
+        """Tensors that were removed while calls still used them, and whose memory still counts."""
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of resident tensors."""
         return len(self._all)
 
     @property
     def size_bytes(self) -> int:
-        """How much memory they take."""
+        """The counted bytes of all resident tensors, and of removed ones that calls still use."""
         left = [one for one in self._left if one.is_used]
         return sum(list(self._bytes.values())) + _counted(left)
 
     def begin(
         self, owner: str, data_type: tensor_pb2.DataType, size_bytes: int, piece: memoryview
     ) -> Resident:
-        """A tensor whose first piece is there.
+        """Makes room for a tensor and stores its first piece.
 
         Args:
             owner: Name of the caller.
@@ -187,7 +187,7 @@ class Residents:
     def keep(
         self, owner: str, operands: Iterable[tuple[tensor_pb2.DataType, memoryview, bytes]]
     ) -> list[ResidentRef]:
-        """Lets operands of a call stay.
+        """Stores operands of a call as resident tensors.
 
         Args:
             owner: Name of the caller.
@@ -209,10 +209,10 @@ class Residents:
         return kept
 
     def find(self, owner: str, field: str, handle: bytes) -> Resident:
-        """A tensor of a caller, whose lease begins anew.
+        """Returns a tensor of a caller, and renews its lease.
 
         Raises:
-            HandleNotFoundError: The caller has none of this handle, whoever else may have.
+            HandleNotFoundError: The caller has none of this handle, even if another one has.
         """
         self._expire()
         resident = self._all.get(handle)
@@ -224,7 +224,7 @@ class Residents:
         return resident
 
     def release(self, owner: str, handles: Iterable[bytes]) -> int:
-        """Forgets tensors of a caller; says how many were there."""
+        """Forgets tensors of a caller; returns how many were there."""
         found = 0
         for handle in handles:
             resident = self._all.get(handle)
@@ -267,14 +267,14 @@ class Residents:
                 tell(why)
 
     def _expire(self) -> None:
-        """Lets go of those whose lease is over."""
+        """Evicts tensors whose lease is over, unless a call uses them."""
         ended = self._now() - self._config.lease_s
         over = takewhile(lambda one: one.used_at <= ended, self._all.values())
         self._evict([one for one in over if not one.is_used], Eviction.LEASE)
         self._left = [one for one in self._left if one.is_used]
 
     def _ring(self) -> None:
-        """Memory goes back even if nobody calls any more."""
+        """Evicts what has expired, also while no call comes, and sets the next timer."""
         self._timer = None
         self._expire()
         if self._all:
@@ -284,7 +284,7 @@ class Residents:
             self._timer = asyncio.get_running_loop().call_later(pause_s, self._ring)
 
     def _make_room(self, owner: str, size_bytes: int) -> None:
-        """Lets go of what was used longest ago: first of what is the caller's own.
+        """Evicts least recently used tensors, those of the caller first.
 
         Raises:
             QuotaTooSmallError: One caller may not have so much.
@@ -317,7 +317,7 @@ def _choose(
     what: str,
     going: dict[bytes, Resident],
 ) -> None:
-    """Adds to those that have to go, until no more bytes are wanted than there may be.
+    """Chooses least recently used tensors to evict until the others fit a limit.
 
     Raises:
         ResidentsFullError: Calls use what would have to go.
@@ -338,7 +338,7 @@ def _counted(residents: Iterable[Resident]) -> int:
 
 
 def _own(memory: memoryview) -> memoryview:
-    """Bytes that nobody else changes, and that keep little else in memory.
+    """Returns the same bytes in memory that does not change and holds little else.
 
     Those of a message stay where they are, if they are most of it.
     """

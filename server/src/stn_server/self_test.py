@@ -1,4 +1,4 @@
-"""The server tries its device by calls of its own, whenever a caller's has failed by its fault.
+"""Tests the device by calls of the server's own, after a caller's call failed by its fault.
 
 A call that fails may be the fault of its values, on which every replica would fail. A harmless call
 of the server to itself that fails is not: other replicas do better.
@@ -57,7 +57,7 @@ class SelfTest(Listener):
             self._task.add_done_callback(self._ended)
 
     async def lost(self) -> Exception:
-        """Returns, with the reason, when the device has failed for too long."""
+        """Waits until the device has failed for too long, and returns the reason."""
         return await asyncio.shield(self._lost)
 
     def stop(self) -> None:
@@ -85,7 +85,7 @@ class SelfTest(Listener):
         await asyncio.sleep(SELF_TEST_PAUSE_S)
 
     async def _failure(self) -> Exception | None:
-        """Why one of some harmless calls has failed; None: none has, or there was no room."""
+        """Returns an error of some harmless calls; None if none failed, or if they were refused."""
         calls = [
             self._batcher.submit(problem, key=item.key, cost=item.cost)
             for _ in range(SELF_TEST_CALLS)

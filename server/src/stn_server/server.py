@@ -38,7 +38,7 @@ LOST = 3
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where a running server can be reached, with the ports that were taken."""
+    """The addresses of a running server, with the ports that were taken."""
 
     targets: tuple[str, ...]
     metrics: str
@@ -92,7 +92,7 @@ class Server:
         """Turns readiness off, serves the lame-duck time, finishes what was admitted.
 
         A second signal during any of it cuts the rest short. A server that is not ready has no
-        lame-duck time: nobody is told to call it.
+        lame-duck time: no load balancer sends calls to it.
         """
         parts, times = self._parts, self._parts.config.lifecycle
         if self._watchdog is not None:
@@ -121,17 +121,17 @@ class Server:
             await parts.tracing.close()
 
     async def lost(self) -> None:
-        """Returns when nothing can be computed any more and everybody has been told."""
+        """Waits until nothing can be computed any more and health says so."""
         if self._watchdog is not None:
             await asyncio.shield(self._watchdog)
 
     def read_files_again(self) -> None:
-        """Lets tokens and certificates be read anew, changed or not; returns at once."""
+        """Asks for tokens and certificates to be read anew, and returns immediately."""
         log(logging.INFO, "reading files again")
         self._parts.files.read_again()
 
     async def _drain(self) -> None:
-        """Refuses new calls and returns when every reply has left."""
+        """Refuses new calls and waits until every reply has left."""
         await self._parts.batcher.drain()
         await self._parts.transport.idle()
 
@@ -176,7 +176,7 @@ class Server:
         return f"http://{split_address('metrics_listen', address)[0]}:{port}/metrics"
 
     async def _watch(self) -> None:
-        """Reports not ready once nothing can be computed any more."""
+        """Waits for the loss of the device, then reports not ready and not alive."""
         ways = self._parts.batcher.broken(), self._parts.self_test.lost()
         lost, others = await asyncio.wait(
             [asyncio.create_task(way) for way in ways], return_when=asyncio.FIRST_COMPLETED
@@ -186,7 +186,7 @@ class Server:
         cause = lost.pop().result()
         for tell in self._parts.events.device_lost:
             tell(cause)
-        if self._parts.local:  # what hangs may yet write to arenas, whose slots nobody must reuse
+        if self._parts.local:  # what hangs may yet write to arenas, whose slots must not be reused
             self._parts.local.stop()
         await self._parts.health.set(ready=False)
         await self._parts.health.set_alive(alive=False)
@@ -207,14 +207,14 @@ async def serve(
         listeners: Told what happens, beside metrics, spans and the log.
 
     Returns:
-        Whether it was asked to end. Else the device is lost, and everybody has been answered.
+        Whether it was asked to end. Else the device is lost, and every call has been answered.
 
     Raises:
         ConfigError: The configuration asks for what is not here.
         DeviceLostError: The device was lost before the server was ready.
 
     Concurrency:
-        An event loop that hangs answers nobody: the process ends at once, with `LOST`.
+        An event loop that hangs answers no call: the process ends at once, with `LOST`.
     """
     retain_freed_memory(config.retained_bytes)
     parts = build(config, None, *listeners)
@@ -255,7 +255,7 @@ async def serve(
 
 
 def _sizes(config: ServerConfig) -> dict[str, Any]:
-    """What the cores and the memory of the process have been divided into."""
+    """Returns how the cores and the memory of the process are divided."""
     limit_bytes = memory_limit_bytes()
     return {
         "threads": torch.get_num_threads(),

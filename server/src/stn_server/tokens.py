@@ -6,7 +6,7 @@
     max_bytes = 1073741824   # of their operands and results
     calls_per_s = 100        # on average; up to one second's worth at once
 
-What is left out is not limited. The file holds digests, so that reading it gives nobody a token.
+What is left out is not limited. The file holds digests, so that reading it reveals no token.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def read_tokens(path: str) -> Tokens:
 
     Raises:
         ConfigError: The file cannot be read or breaks a rule. Never quotes what may be a token
-            that somebody forgot to hash.
+            that was left unhashed by mistake.
     """
     try:
         entries = tomllib.loads(Path(path).read_text(encoding="utf-8"))

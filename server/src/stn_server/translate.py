@@ -607,7 +607,7 @@ def _payload_count(call: bytes) -> int:
     """Returns how many of the payloads of a ComputeMany belong to this call.
 
     Raises:
-        WireFormatError: It does not say, so that nobody knows whose the following ones are.
+        WireFormatError: It does not say, so that those of the following calls are unknown.
     """
     try:
         return many_pb2.NestedCall.FromString(call).payload_count

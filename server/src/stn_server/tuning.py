@@ -6,7 +6,7 @@ dictates stands where it is used. Everything else that could be another number s
 
 from __future__ import annotations
 
-# Who is let in
+# Admission
 
 CALLER_SHARE = 4
 """How many times what is free one caller may hold: alone 80 % of a limit. More lets one caller fill
@@ -22,7 +22,7 @@ it."""
 
 ARENAS_FULL_RETRY_S = 5.0
 """The retry time for callers who want more arenas than may be: those stay as long as their callers
-do. Less lets callers ask in vain more often, more keeps them on gRPC when there is room again."""
+do. Less makes callers ask in vain more often, more keeps them on gRPC when there is room again."""
 
 RESIDENTS_FULL_RETRY_S = 1.0
 """The retry time for callers for whose tensor there is no room: by then other calls have ended."""

@@ -1,1 +1,1 @@
-"""Data, decision, waiting, doing: `work`, `policy`, `batcher`, `devices`."""
+"""The batcher: plain data, decisions, waiting, and computing on devices."""

@@ -1,4 +1,4 @@
-"""Waits and answers: the asyncio shell around `Policy`.
+"""The asyncio shell around `Policy`: it lets calls wait, runs batches and answers.
 
 Every admitted item has one waiter, and every waiter is answered exactly once: with a result, or
 with the error that says why there is none.
@@ -52,7 +52,7 @@ class Runner(Protocol):
     """Computes batches on one device."""
 
     async def run(self, batch: Batch) -> Sequence[Any]:
-        """One outcome per problem, in order: a result, or the exception of that one alone.
+        """Returns one outcome per problem, in order: a result, or the exception of that one alone.
 
         Raises:
             DeviceLostError: Nothing can be computed any more.
@@ -61,24 +61,24 @@ class Runner(Protocol):
         ...
 
     def run_inline(self, batch: Batch) -> Sequence[Any] | None:
-        """Does what `run` does, or returns None if that takes more time than to wait for it."""
+        """Does what `run` does, or returns None if that takes longer than to wait for `run`."""
         ...
 
     def close(self) -> None:
-        """Lets go of the device, after the batch that runs; does not wait for it."""
+        """Frees the device after the batch that runs; does not wait for it."""
 
 
 class Ends(Protocol):
-    """What an item is computed for: a call, which is over some day."""
+    """The call for which an item is computed, as far as it says when it is over."""
 
     def add_done_callback(self, callback: Any, /) -> None:
-        """Calls back when the reply has left, or the caller has gone."""
+        """Registers a function for when the reply has left or the caller has gone."""
         ...
 
 
 @dataclass(slots=True)
 class Counts:
-    """Counts since the start."""
+    """The counts since the start."""
 
     finished_items: int = 0
     failed_items: int = 0
@@ -90,7 +90,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Counts since the start, and what is on its way now."""
+    """The counts since the start, and of what is queued and running now."""
 
     queued_items: int
     running_items: int
@@ -166,7 +166,7 @@ class Batcher:
         return place
 
     def resize(self, place: Place, size_bytes: int) -> None:
-        """Lets a place at which no item has come in yet count for another size.
+        """Changes the size for which a place without an item counts.
 
         Raises:
             OverloadedError: The limit on admitted bytes is reached.
@@ -269,7 +269,7 @@ class Batcher:
             wanted: The calls.
             deadline: Instant of `now` after which no result is wanted.
             caller: Whom they are for; callers get equal shares.
-            place: What was reserved for the message, and now counts for the calls that are let in.
+            place: What was reserved for the message, and now counts for the admitted calls.
 
         Returns:
             For each call its outcome, or what `submit` would have raised for it.
@@ -312,7 +312,7 @@ class Batcher:
         return outcomes
 
     async def _give_up(self, waiters: Mapping[Bundle, asyncio.Future[Any]]) -> None:
-        """Takes bundles out of the queue; returns when nobody writes to memory of their caller."""
+        """Abandons bundles; returns when none of them is written to memory of its caller."""
         for bundle, waiter in waiters.items():
             if waiter.done() and not waiter.cancelled():
                 waiter.exception()  # so that asyncio does not report it as lost
@@ -323,7 +323,7 @@ class Batcher:
     def _bundles(
         self, wanted: Sequence[Wanted], outcomes: list[Any], facts: dict[str, Any]
     ) -> list[Bundle]:
-        """Lets calls in and bundles them by key; those that find no room have their outcome."""
+        """Admits calls and bundles them by key; refused ones have their outcome then."""
         policy, now, place = self._policy, facts["arrived"], facts["place"]
         policy.resize(place, 0, now)
         bundles: dict[BatchKey, Bundle] = {}
@@ -352,11 +352,11 @@ class Batcher:
         await self._idle.wait()
 
     async def broken(self) -> Exception:
-        """Returns, with the reason, when nothing can be computed any more."""
+        """Waits until nothing can be computed any more, and returns the reason."""
         return await asyncio.shield(self._broken)
 
     def statistics(self) -> Statistics:
-        """A snapshot of the counts."""
+        """Returns the counts as of now."""
         return Statistics(
             queued_items=self._policy.queued_items,
             running_items=self._policy.running_items,
@@ -365,7 +365,7 @@ class Batcher:
         )
 
     def queue_age_s(self) -> float:
-        """How long the oldest queued item has waited; 0 if none does."""
+        """Returns how long the oldest queued item has waited; 0 if none does."""
         return max(0.0, self.now() - self._oldest_arrival)
 
     def _require_service(self) -> None:
@@ -375,7 +375,7 @@ class Batcher:
             raise self._refused(DrainingError())
 
     def _step(self, event: Event) -> Decisions:
-        """Lets the policy decide, then carries out what concerns every event."""
+        """Lets the policy decide, then carries out the decisions that any event can lead to."""
         now = self.now()
         try:
             decisions = self._policy.step(event, now)
@@ -422,7 +422,7 @@ class Batcher:
         self._answer(batch, outcomes, launched, ended)
 
     def _run_inline(self, batch: Batch) -> bool:
-        """Runs a batch that is not worth a task, and answers; says whether it was such a one."""
+        """Runs a batch here and answers it; returns whether the runner took it at once."""
         launched, outcomes, cause = self.now(), None, None
         try:
             outcomes = self._runner.run_inline(batch)
@@ -438,7 +438,7 @@ class Batcher:
     def _end(
         self, batch: Batch, outcomes: Sequence[Any] | None, cause: BaseException | None
     ) -> tuple[Sequence[Any], bool]:
-        """Frees the lane of a batch, also when the runner kept no promise of all outcomes.
+        """Frees the lane of a batch, also if the runner failed or broke its contract.
 
         Returns:
             What becomes of each problem, and whether another batch follows.
@@ -454,7 +454,7 @@ class Batcher:
         return outcomes, bool(self._step(Finish(batch, computed)).launches)
 
     def _answer(self, batch: Batch, outcomes: Sequence[Any], launched: float, ended: float) -> None:
-        """Every waiter, and whoever listens."""
+        """Answers every waiter of a batch, then tells listeners."""
         compute_s, batch_items = ended - launched, len(batch.problems)
         queue_s: list[float] = []
         following = iter(outcomes)
@@ -486,11 +486,11 @@ class Batcher:
         try:
             for tell in self._events.batch_ended:
                 tell(batch, queue_s, compute_s)
-        except Exception as error:  # noqa: BLE001 - a listener that fails is nobody's failure
+        except Exception as error:  # noqa: BLE001 - a listener that fails fails no call
             self._loop.call_exception_handler({"message": "listener failed", "exception": error})
 
     def _answer_bundle(self, bundle: Bundle, outcomes: list[Any], like: Finished) -> None:
-        """Tells who waits for a bundle what became of each of its calls.
+        """Answers the waiter of a bundle with the outcome of each of its calls.
 
         Args:
             bundle: Which.
@@ -511,7 +511,7 @@ class Batcher:
             )
 
     async def _watched(self, batch: Batch) -> Sequence[Any]:
-        """The outcomes of the runner. If they do not come, nothing will."""
+        """Returns the outcomes of the runner; a batch that stalls means a lost device."""
         if self._stall_s == math.inf:
             return await self._runner.run(batch)
         stalled = DeviceLostError(f"expected a batch within {self._stall_s:g} s, got none")
@@ -522,7 +522,7 @@ class Batcher:
             watchdog.cancel()
 
     def _break(self, cause: Exception) -> None:
-        """Answers everybody and takes nothing more."""
+        """Answers all waiters that may be answered, and refuses all further calls."""
         if self._broken.done():
             return
         self._broken.set_result(cause)
@@ -533,13 +533,13 @@ class Batcher:
                 self._fail(item, BrokenError())
 
     def _fail(self, item: WorkItem, error: BaseException) -> None:
-        """Answers who still waits for an item."""
+        """Answers the waiter of an item with an error, if it still waits."""
         waiter = self._waiters.get(item)
         if waiter is not None and not waiter.done():
             waiter.set_exception(error)
 
     def _abandon(self, item: WorkItem) -> bool:
-        """Takes an item out of the queue; says whether it was there."""
+        """Takes an item out of the queue; returns whether it was there."""
         abandoned = self._step(Abandon(item)).abandoned
         if abandoned:
             self._abandoned(item)
@@ -556,13 +556,13 @@ class Batcher:
         return error
 
     def _settle(self) -> None:
-        """Wakes `drain` once nobody waits and nothing runs, or nothing ever will."""
+        """Wakes `drain` once no call waits and no batch runs, or none ever will."""
         if not self._waiters and (self._broken.done() or not self._policy.running_items):
             self._idle.set()
 
 
 async def _outcomes_of(bundle: Bundle, waiter: asyncio.Future[Any]) -> list[Any]:
-    """What became of each call of a bundle, which may be the same for all of them."""
+    """Waits for the outcome of each call of a bundle; one error may be that of all."""
     try:
         return list(await waiter)
     except Exception as error:  # noqa: BLE001 - told to each caller, in its own status

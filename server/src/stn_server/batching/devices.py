@@ -1,4 +1,4 @@
-"""What computes batches: the host, where bytes already are, or GPUs, to which they travel.
+"""The devices that compute batches: the host, where bytes already are, or GPUs.
 
 A device computes jobs in a thread of its own, so that the event loop stays free; lanes are devices
 that take batches from one queue at the same time.
@@ -29,29 +29,29 @@ from stn_server.memory import resident_bytes
 from stn_server.tuning import LANES_PER_GPU, SMALL_BYTES, SMALL_SAMPLES, SMALL_WORK
 
 Launching = Callable[[], None]
-"""Called when operands have landed and kernels are about to be launched."""
+"""Called when the operands are on the device and kernels are about to be launched."""
 
 HOST = torch.device("cpu")
 
 CUDA_OUT_OF_MEMORY = 2
-"""`cudaErrorMemoryAllocation`: of the device, or of pinned memory of the host."""
+"""`cudaErrorMemoryAllocation`: out of memory of the device, or of pinned memory of the host."""
 
 Compute = Callable[[Sequence[Any]], Sequence[Any]]
 
 Outcome = tuple[on_bytes.Bytes, ...] | Exception
-"""The bytes of the results of a job, or why there are none."""
+"""The bytes of the results of a job, or the exception of a job that has none."""
 
 
 class Device(Protocol):
     """Computes jobs, of one operation at a time; belongs to one thread."""
 
     name: str
-    """A label of metrics."""
+    """The device as a label of metrics."""
     small: Cost
-    """Batches up to this take less time than to wake a thread for them."""
+    """Batches of at most so much work take less time than to wake a thread for them."""
 
     def run(self, jobs: Sequence[on_bytes.Job], launching: Launching) -> Sequence[Outcome]:
-        """One outcome per job, in host memory.
+        """Returns one outcome per job, in host memory.
 
         Raises:
             DeviceLostError: Nothing can be computed any more.
@@ -59,11 +59,11 @@ class Device(Protocol):
         """
 
     def held_bytes(self) -> float:
-        """Memory that this process holds there."""
+        """Returns how much memory this process holds on the device."""
 
 
 class Host:
-    """The engine on operands where they are: the bytes of requests."""
+    """The host, whose engine reads operands where they are: in the bytes of requests."""
 
     name = "cpu"
     small = Cost(SMALL_BYTES, SMALL_SAMPLES, SMALL_WORK)
@@ -77,7 +77,7 @@ class Host:
         return on_bytes.compute(jobs, self._threads)
 
     def held_bytes(self) -> float:
-        """Resident memory of the process."""
+        """Returns the resident memory of the process."""
         return resident_bytes()
 
 
@@ -99,7 +99,7 @@ class DeviceMemory:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """For a batch beside those of other lanes."""
+        """Holds the memory for a batch beside those of other lanes."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_taken)
             self._batches += 1
@@ -112,7 +112,7 @@ class DeviceMemory:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """For a batch that has the device to itself: the others end first, later ones wait."""
+        """Holds the memory for one batch: the others end first, later ones wait."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_taken)
             self._is_taken = True
@@ -149,7 +149,7 @@ class Accelerator:
         self._sent, self._received = Arena(pinned=is_remote), Arena(pinned=is_remote)
 
     def run(self, jobs: Sequence[on_bytes.Job], launching: Launching) -> Sequence[Outcome]:
-        """The jobs together, or in two halves."""
+        """Computes the jobs together, or in two halves."""
         outcomes = self._beside_others(jobs, launching)
         if outcomes is not None:
             return outcomes
@@ -166,7 +166,7 @@ class Accelerator:
         return found
 
     def held_bytes(self) -> float:
-        """What torch has reserved, whether it is in use or kept for later."""
+        """Returns what torch has reserved, whether it is in use or kept for later."""
         return float(torch.cuda.memory_reserved(self._device))
 
     def _beside_others(
@@ -178,7 +178,7 @@ class Accelerator:
     def _tried(
         self, jobs: Sequence[on_bytes.Job], launching: Launching
     ) -> Sequence[Outcome] | None:
-        """One outcome per job; None if the memory of the device does not suffice."""
+        """Returns one outcome per job; None if the memory of the device does not suffice."""
         with self._current():
             try:
                 self._finish()  # a batch that failed may have left copies that read the arenas
@@ -197,7 +197,7 @@ class Accelerator:
                 raise
 
     def _landed(self, jobs: Sequence[on_bytes.Job]) -> DeviceBuffer:
-        """The operands of all jobs, in memory of the device."""
+        """Copies the operands of all jobs to memory of the device."""
         sent = DeviceBuffer.of([operand for job in jobs for operand in job.operands], self._sent)
         landed = DeviceBuffer(sent.sizes_bytes, self._device)
         landed.copy_from(sent)
@@ -222,18 +222,18 @@ class Accelerator:
 
     @contextmanager
     def _current(self) -> Iterator[None]:
-        """Where torch launches kernels meanwhile."""
+        """Makes torch launch kernels on this device within the context."""
         yield
 
     def _finish(self) -> None:
-        """Waits for all that was launched."""
+        """Waits for everything that was launched."""
 
     def _is_lost(self) -> bool:
-        """Whether the device has failed for good, after it failed."""
+        """Returns whether a failure of the device is for good."""
         return False
 
     def _give_back(self) -> None:
-        """Lets go of memory that is kept for later."""
+        """Frees memory that is kept for later."""
 
 
 class Gpu(Accelerator):
@@ -252,7 +252,7 @@ class Gpu(Accelerator):
         self._stream.synchronize()
 
     def _is_lost(self) -> bool:
-        """Errors of a kernel are sticky, every later call fails; those of an argument are not."""
+        """Returns whether later calls fail too, as after errors of a kernel, not of an argument."""
         try:
             torch.cuda.synchronize(self._device)
         except torch.AcceleratorError:
@@ -269,7 +269,7 @@ class EngineRunner:
     A problem of an item is a `stn_engine.adapters.on_bytes.Job`.
 
     Args:
-        device: What computes; nobody else uses it.
+        device: What computes; it is used by this runner alone.
         events: Told, in the thread that computes, how far a batch is.
 
     Concurrency: one batch at a time; nothing can interrupt the one that runs. Batches that are
@@ -283,7 +283,7 @@ class EngineRunner:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="stn-runner")
 
     async def run(self, batch: Batch) -> Sequence[Any]:
-        """One result or exception per problem, in order.
+        """Returns one result or exception per problem, in order.
 
         Raises:
             DeviceLostError: The thread is gone.
@@ -296,7 +296,7 @@ class EngineRunner:
         return await asyncio.wrap_future(running)
 
     def run_inline(self, batch: Batch) -> Sequence[Any] | None:
-        """Does what `run` does for a batch that is small for the device; else None."""
+        """Does what `run` does for a batch that is small for the device; else returns None."""
         cost, small = batch.cost, self._small
         if (
             cost.work > small.work
@@ -308,7 +308,7 @@ class EngineRunner:
         return self._compute(batch)
 
     def close(self) -> None:
-        """Ends the thread, after the batch that runs; does not wait for it."""
+        """Ends the thread after the batch that runs; does not wait for it."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _compute(self, batch: Batch) -> Sequence[Any]:
@@ -328,7 +328,7 @@ class EngineRunner:
 
 
 class Lanes:
-    """Devices that run batches at the same time, from one queue.
+    """The devices that run batches at the same time, from one queue.
 
     Args:
         runners: One per lane, by the name of its device.
@@ -347,11 +347,11 @@ class Lanes:
 
     @property
     def devices(self) -> list[str]:
-        """Names of the devices, each once."""
+        """The names of the devices, each once."""
         return list(dict.fromkeys(name for name, _ in self._runners))
 
     async def run(self, batch: Batch) -> Sequence[Any]:
-        """Does what `Runner.run` does, on a runner that is free."""
+        """Computes a batch on a runner that is free; see `Runner.run`."""
         name, runner = lane = self._free.pop(0)
         began = time.monotonic()
         try:
@@ -361,7 +361,7 @@ class Lanes:
             self._freed(name, began)
 
     def run_inline(self, batch: Batch) -> Sequence[Any] | None:
-        """Does what `Runner.run_inline` does, on a runner that is free."""
+        """Computes a batch on a free runner in this thread; see `Runner.run_inline`."""
         name, runner = self._free[0]
         began = time.monotonic()
         outcomes = runner.run_inline(batch)
@@ -392,7 +392,7 @@ class Lanes:
 
 
 def compute(function: Compute, jobs: Sequence[Any]) -> Sequence[Any]:
-    """Results of a ragged call; if it fails, each job alone, so that only the bad ones fail."""
+    """Makes a ragged call; if it fails, computes each job alone, so that only the bad ones fail."""
     try:
         return function(jobs)
     except DeviceLostError:
@@ -404,7 +404,7 @@ def compute(function: Compute, jobs: Sequence[Any]) -> Sequence[Any]:
 
 
 def devices_of(setting: str) -> list[Device]:
-    """One device per lane for the setting `device`.
+    """Returns one device per lane for the setting `device`.
 
     Raises:
         ConfigError: It names a device that is not here.

@@ -1,4 +1,4 @@
-"""When an item would be through: what runs, what goes before it, and what it takes itself.
+"""Forecasts when an item would be computed: after what runs, what goes first, and itself.
 
 Reads no clock. What a batch takes is learned from the batches that ran.
 """
@@ -29,10 +29,10 @@ class _Fit:
     batches: int = 0
     weight: float = 0.0
     x: float = 0.0
-    """Weighted mean of work; `y` that of seconds."""
+    """The weighted mean of work; `y` is that of seconds."""
     y: float = 0.0
     xx: float = 0.0
-    """Weighted variance of work; `xy` the covariance."""
+    """The weighted variance of work; `xy` is the covariance."""
     xy: float = 0.0
     slope: float = 0.0
     overhead: float = 0.0
@@ -74,15 +74,15 @@ class CostModel:
         self._fits[operation].observe(work, seconds)
 
     def batch_s(self, operation: Operation, work: int) -> float:
-        """What a batch will take."""
+        """Returns the expected duration of a batch."""
         return self._fits[operation].at(work)
 
     def overhead_s(self, operation: Operation) -> float:
-        """What a batch takes however small it is."""
+        """Returns the expected duration of a batch without its work."""
         return self._fits[operation].overhead
 
     def work_s(self, operation: Operation, work: int) -> float:
-        """What so much work adds to a batch."""
+        """Returns what an amount of work is expected to add to a batch."""
         return self._fits[operation].slope * work
 
 
@@ -92,7 +92,7 @@ however long the queue, as nothing is due later than some seconds from now."""
 
 
 class Forecast:
-    """Keeps account of the work inside, and says what it means in seconds.
+    """Adds up the work that waits, and converts it to seconds.
 
     Args:
         lanes: Batches that run at the same time.
@@ -111,7 +111,7 @@ class Forecast:
         self._callers: dict[str, Backlog] = {}
 
     def enter(self, item: WorkItem) -> None:
-        """An item begins to wait."""
+        """Adds the work of an item that begins to wait."""
         part, work = _part(item)
         own = self._callers.get(item.caller)
         if own is None:
@@ -120,7 +120,7 @@ class Forecast:
         self._everyone[part] = self._everyone.get(part, 0) + work
 
     def leave(self, items: Iterable[WorkItem]) -> None:
-        """Items wait no longer."""
+        """Subtracts the work of items that wait no longer."""
         for item in items:
             part, work = _part(item)
             own = self._callers[item.caller]
@@ -134,11 +134,11 @@ class Forecast:
                 del self._callers[item.caller]
 
     def batch_s(self, operation: Operation, work: int) -> float:
-        """What a batch will take, on the safe side."""
+        """Returns the expected duration of a batch, with a margin of safety."""
         return SAFETY * self._model.batch_s(operation, work)
 
     def wait_s(self, item: WorkItem, other_keys: int, now: float) -> float:
-        """How long an item would wait for its batch to begin, on the safe side.
+        """Returns how long an item would wait for its batch to begin, with a margin of safety.
 
         Before it goes what runs, then what is due before it, but no more of the others than their
         share, and one launch for each other key that has its turn.
@@ -148,18 +148,18 @@ class Forecast:
         return self._until_free(now) + SAFETY * waiting / self._lanes
 
     def backlog_s(self, caller: str, now: float) -> float:
-        """How long an item of a caller would wait that is due after all others."""
+        """Returns how long an item would wait that a caller sends now and that is due last."""
         return self._until_free(now) + SAFETY * self._before_s(caller, math.inf) / self._lanes
 
     @property
     def _model(self) -> CostModel:
-        """What is known of batches, with all that ran."""
+        """The cost model, brought up to date with all batches that ran."""
         while self._ran:
             self._known.observe(*self._ran.popleft())
         return self._known
 
     def _until_free(self, now: float) -> float:
-        """Seconds until the first lane is free, on the safe side.
+        """Returns the seconds until the first lane is free, with a margin of safety.
 
         A batch that is late will be late as long again.
         """
@@ -172,7 +172,7 @@ class Forecast:
         )
 
     def _before_s(self, caller: str, last: float) -> float:
-        """Seconds of work that goes before a caller's item in a slice."""
+        """Returns the seconds of work that goes before a caller's item of this slice."""
         own = self._callers.get(caller)
         if not own:
             return 0.0
@@ -182,7 +182,7 @@ class Forecast:
         return min(everyone_s, len(self._callers) * self._seconds(own, last))
 
     def _seconds(self, backlog: Backlog, last: float) -> float:
-        """Adds up the seconds of what is due in a slice up to the last."""
+        """Adds up the seconds of work that is due in a slice up to the last."""
         work_s, seconds = self._model.work_s, 0.0
         for (due, operation), work in backlog.items():
             if due <= last:
@@ -191,7 +191,7 @@ class Forecast:
 
 
 def _part(item: WorkItem) -> tuple[tuple[int, Operation], int]:
-    """Where an item counts in a backlog, and as how much: more than nothing, so that it shows."""
+    """Returns the sum of a backlog to which an item adds, and its work, of at least 1."""
     return (_slice(item), item.key.operation), item.cost.work or 1
 
 

@@ -4,7 +4,7 @@ A pure state machine: an event and the present instant go in, decisions come out
 reads no clock, touches no engine, so that every rule can be tested with a virtual clock.
 
 Rules:
-- At the door: an item is refused if what is inside reaches a limit (`Admission`), or if it would
+- Admission: an item is refused if the admitted ones reach a limit (`Admission`), or if it would
   have to wait so long that it could not meet its deadline (`forecast`). A call may take its place
   before its item is known.
 - Work-conserving: a free lane takes what waits, at once. While all are busy, work gathers. (A
@@ -16,11 +16,11 @@ Rules:
   earliest deadline goes first (`queue`). An item with a late deadline or none ages: it counts as
   due IMPLICIT_DEADLINE_S after it arrived.
 - Expired and abandoned items leave the queue before they cost device time.
-- Every admitted item leaves the queue exactly once: launched, expired or abandoned. It counts as
-  inside until its reply has left.
-- Calls of one message come at once. Each is let in by itself, all into the place of the message;
-  those of one key then wait as one item, a bundle of at most a turn, and what follows is decided
-  once for all of them.
+- Every admitted item leaves the queue exactly once: launched, expired or abandoned. Its place is
+  held until its reply has left.
+- Calls of one message arrive together. Each is admitted by itself, all into the place of the
+  message; those of one key then wait as one item, a bundle of at most a turn, and what follows is
+  decided once for all of them.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ class PolicyLimits:
 
 @dataclass(slots=True, eq=False)  # frozen ones take five times as long to make, here and below
 class Arrive:
-    """A validated request knocks."""
+    """A validated request asks for admission."""
 
     item: WorkItem
 
 
 @dataclass(slots=True, eq=False)
 class ArriveTogether:
-    """The calls of one message knock, each of which `Policy.resize` has let in."""
+    """The calls of one message arrive, each of which `Policy.resize` has admitted."""
 
     bundles: Sequence[Bundle]
 
@@ -76,30 +76,30 @@ class Abandon:
 
 @dataclass(slots=True, eq=False)
 class Finish:
-    """A launched batch is through."""
+    """A launched batch has ended."""
 
     batch: Batch
     computed: bool = True
-    """Whether the time it took says something about the device."""
+    """Whether its time says something about the device."""
 
 
 @dataclass(slots=True, eq=False)
 class Tick:
-    """Nothing has happened but that time has passed."""
+    """No event has come, but time has passed."""
 
 
 Event = Arrive | ArriveTogether | Abandon | Finish | Tick
 
 
 class Decisions(NamedTuple):
-    """What the caller of `Policy.step` has to carry out."""
+    """The decisions that the caller of `Policy.step` has to carry out."""
 
     refusal: OverloadedError | None = None
-    """What the caller of the item that just arrived is told instead of a result."""
+    """The error for the caller of the item that just arrived, if it is not admitted."""
     late: tuple[DeadlineUnreachableError | None, ...] = ()
     """The same for each of the bundles that just arrived together."""
     abandoned: bool = False
-    """Whether the item whose caller has gone still waited; one that runs is left alone."""
+    """Whether the item that its caller abandoned was still queued; one that runs is left alone."""
     expired: tuple[WorkItem, ...] = ()
     launches: tuple[Batch, ...] = ()
     wake_at: float = math.inf
@@ -112,32 +112,32 @@ NOTHING_FOLLOWS = Decisions()
 
 
 class Full(NamedTuple):
-    """The limit that keeps a call out."""
+    """The limit that a call would exceed."""
 
     what: str
-    """Unit of the two numbers."""
+    """The unit of the two numbers, and whose they are."""
     limit: int
     actual: int
-    """What it would be with this call."""
+    """The number with this call."""
 
 
 @dataclass(slots=True)
 class _Held:
-    """What one caller has inside."""
+    """What one caller holds of the limits."""
 
     items: int = 0
     size_bytes: int = 0
 
 
 class Admission:
-    """Counts what is inside: from arrival until the reply has left.
+    """Counts what is admitted: from arrival until the reply has left.
 
     A caller may hold `CALLER_SHARE` times what is free, so that however much the present callers
     ask for, there is room for the next one. A caller that holds nothing is admitted while there is
     room.
 
     A call may take its place before its item is known, by what is known of its size. What has a
-    place already is only held against the limit, and only if it grows: to send it away costs more.
+    place already is checked against the limit alone, and only if it grows: to refuse it costs more.
     """
 
     def __init__(self, max_items: int, max_bytes: int) -> None:
@@ -145,11 +145,11 @@ class Admission:
         self._max_bytes = max_bytes
         self._items = 0
         self.size_bytes = 0
-        """The bytes of all that is inside."""
+        """The bytes of all places that are held."""
         self._callers: dict[str, _Held] = {}
 
     def enter(self, caller: str, size_bytes: int) -> Place | Full:
-        """A place for a call, or why there is none."""
+        """Returns a place for a call, or the limit that it would exceed."""
         held = self._callers.get(caller)
         if held is None:
             held = _Held()
@@ -170,7 +170,7 @@ class Admission:
         return Place(caller, size_bytes)
 
     def resize(self, place: Place, size_bytes: int, items: int = 1) -> Full | None:
-        """Changes what a place counts for, or says why it cannot.
+        """Changes what a place counts for, or returns the limit that this would exceed.
 
         Further calls of a message keep to the share of their caller, as calls that come alone do.
         """
@@ -192,7 +192,7 @@ class Admission:
         return None
 
     def leave(self, place: Place) -> None:
-        """A place is free again."""
+        """Frees what a place counts for."""
         self._items -= place.items
         self.size_bytes -= place.size_bytes
         held = self._callers[place.caller]
@@ -210,9 +210,9 @@ class Policy:
         self._admission = Admission(limits.max_admitted_items, limits.max_admitted_bytes)
         self._queue = Queue(limits.budget, limits.window_s)
         self._running: dict[Batch, float] = {}
-        """When each was launched."""
+        """The instant at which each batch that runs was launched."""
         self._ran: deque[tuple[Operation, int, float]] = deque(maxlen=UNLEARNED_BATCHES)
-        """What nobody has learned from yet."""
+        """The batches that have run and from which no forecast has learned yet."""
         self._forecast = Forecast(limits.lanes, self._running, self._ran)
         self.running_items = 0
         """Calls in launched batches that have not finished."""
@@ -233,9 +233,9 @@ class Policy:
         return self._admission.size_bytes
 
     def reserve(self, caller: str, size_bytes: int, now: float) -> Place | OverloadedError:
-        """A place for a call whose item is not known yet, or what its caller is told instead.
+        """Returns a place for a call whose item is not known yet, or the error for its caller.
 
-        It is held once, by whoever asked for it.
+        It has one holder, which is the call.
         """
         place = self._admission.enter(caller, size_bytes)
         return place if isinstance(place, Place) else self._full(place, caller, now)
@@ -243,7 +243,7 @@ class Policy:
     def resize(
         self, place: Place, size_bytes: int, now: float, items: int = 1
     ) -> OverloadedError | None:
-        """Lets a place without an item count for another size and number of calls.
+        """Changes the size and the number of calls for which a place without an item counts.
 
         Returns:
             What is told instead to whom it does not fit.
@@ -252,7 +252,7 @@ class Policy:
         return None if full is None else self._full(full, place.caller, now)
 
     def release(self, place: Place) -> None:
-        """One of those who hold a place holds it no longer. Changes nothing for those who wait."""
+        """Gives up one hold on a place, without any effect on items that wait."""
         place.holders -= 1
         if place.holders == 0:
             self._admission.leave(place)
@@ -288,7 +288,7 @@ class Policy:
         return Decisions(refusal, late, abandoned, expired, launches, wake_at, oldest)
 
     def _what_follows(self, now: float) -> tuple[tuple[WorkItem, ...], tuple[Batch, ...], float]:
-        """Items that expire, batches that free lanes take, and when to look again."""
+        """Returns expired items, batches for free lanes, and when to look again."""
         queue = self._queue
         expired = tuple(self._expire(now)) if queue.next_deadline <= now else ()
         launches = tuple(self._launch(now)) if self._has_free_lane else ()
@@ -303,11 +303,11 @@ class Policy:
 
     @property
     def _is_idle(self) -> bool:
-        """Whether an item need not wait for anybody."""
+        """Whether a lane is free and no item waits for it."""
         return not self._queue.items and len(self._running) < self._limits.lanes
 
     def _refusal(self, item: WorkItem, now: float) -> OverloadedError | None:
-        """Lets an item in, which then holds its place, or says what its caller is told instead."""
+        """Admits an item, which then holds its place, or returns the error for its caller."""
         place = item.place
         if place is None:
             entered = self._admission.enter(item.caller, item.cost.size_bytes)
@@ -326,7 +326,7 @@ class Policy:
         return late
 
     def _join(self, bundle: Bundle, now: float) -> DeadlineUnreachableError | None:
-        """Queues a bundle, whose calls are inside, or lets them out again as too late."""
+        """Queues a bundle of admitted calls; if they would be late, takes them out of the place."""
         place = bundle.place
         assert place is not None  # that of its message
         late = self._late(bundle, now)
@@ -343,7 +343,7 @@ class Policy:
         return QueueFullError(*full, retry_after_s=max(wait_s, LEAST_RETRY_S))
 
     def _late(self, item: WorkItem, now: float) -> DeadlineUnreachableError | None:
-        """What the caller of an item is told that would not be through in time, if it would not.
+        """Returns the error for an item that would miss its deadline; None if it would not.
 
         An idle device is always given a try: only running can correct a wrong estimate.
         """
@@ -378,7 +378,7 @@ class Policy:
             yield self._begun(batch, now)
 
     def _begun(self, batch: Batch, now: float) -> Batch:
-        """A batch takes a lane; the device holds the places of its items until it is through."""
+        """Gives a lane to a batch; the device holds the places of its items until it has ended."""
         self._running[batch] = now
         self.running_items += len(batch.problems)
         for item in batch.items:
@@ -387,7 +387,7 @@ class Policy:
         return batch
 
     def _retire(self, batch: Batch, now: float, *, computed: bool) -> None:
-        """A batch is through."""
+        """Frees the lane of a batch and the places that the device held."""
         self.running_items -= len(batch.problems)
         for item in batch.items:
             assert item.place is not None  # admitted

@@ -1,8 +1,8 @@
-"""Everything that waits, in the order in which it should run.
+"""Orders everything that waits by when it should run.
 
-Callers take turns in rounds: who has taken a `TURN` of a batch is in the next round, and earlier
-rounds go first. Keys take turns within a round. Within a key and a round the earliest due item goes
-first.
+Callers take turns in rounds: one that has taken a `TURN` of a batch is in the next round, and
+earlier rounds go first. Keys take turns within a round. Within a key and a round the earliest due
+item goes first.
 
 The order changes with every turn that is taken, and is therefore found when a batch is formed, and
 only as far as the batch goes: a look at the callers who wait, then at keys until one has its turn,
@@ -22,7 +22,7 @@ from stn_server.batching.work import NOTHING, Batch, BatchKey, Cost, Operation, 
 from stn_server.tuning import LEAST_PART, TURN
 
 Line = list[tuple[float, int, WorkItem]]
-"""Items of one key and caller by the instant at which they are due, then by number."""
+"""The items of one key and caller, ordered by the instant at which they are due, then by number."""
 
 
 @dataclass(slots=True)
@@ -30,20 +30,20 @@ class _Group:
     """The items of one key."""
 
     since: float
-    """When the first of them came after a time without any."""
+    """When the key began to wait: the arrival of an item when there was none."""
     cost: Cost
     deadline: float = math.inf
-    """No item has an earlier one."""
+    """No item has an earlier deadline."""
     lines: dict[str, Line] = field(default_factory=dict)
-    """The items of each caller; none is empty."""
+    """The items of each caller; no line is empty."""
 
 
 @dataclass(slots=True)
 class _Account:
-    """What a caller who waits has had of the device."""
+    """The use of the device by a caller who has items in the queue."""
 
     taken: float
-    """In batches, on a scale that all callers share."""
+    """The sum of what it took, in batches, on a scale that all callers share."""
     waiting: int = 0
 
     @property
@@ -52,10 +52,10 @@ class _Account:
 
 
 class Queue:
-    """Items between admission and launch.
+    """The items between admission and launch.
 
-    A newcomer joins the round that is on: nobody saves turns up, and nobody is remembered who does
-    not wait.
+    A caller who comes joins the present round: turns cannot be saved up, and nothing is remembered
+    of callers without items.
 
     Args:
         budget: Of one batch.
@@ -68,18 +68,18 @@ class Queue:
         self.items: OrderedDict[int, WorkItem] = OrderedDict()
         """The items by number, in order of arrival; `add`, `remove` and `take` change them."""
         self.calls = 0
-        """How many calls these are."""
+        """Counts the calls of these items."""
         self._deadlines: list[tuple[float, int]] = []
         """The deadlines of the items that have one, in order."""
         self._groups: dict[BatchKey, _Group] = {}
-        """In the order of their turns; none is empty."""
+        """The keys in the order of their turns; none is without items."""
         self._accounts: dict[str, _Account] = {}
         self._taken = 0.0
-        """How much those have taken whose turn it is."""
+        """The most that any caller had taken when it was last charged."""
 
     @property
     def oldest_arrival(self) -> float:
-        """When the oldest item came; infinity if none waits."""
+        """The instant at which the oldest item arrived; infinity if none waits."""
         return next(iter(self.items.values())).arrived if self.items else math.inf
 
     @property
@@ -88,11 +88,11 @@ class Queue:
         return self._deadlines[0][0] if self._deadlines else math.inf
 
     def keys_beside(self, key: BatchKey) -> int:
-        """How many other keys wait."""
+        """Counts the other keys that wait."""
         return len(self._groups) - (key in self._groups)
 
     def add(self, item: WorkItem) -> None:
-        """An item begins to wait."""
+        """Adds an item to the queue."""
         self.items[item.number] = item
         self.calls += len(item.problems)
         if item.deadline < math.inf:
@@ -109,7 +109,7 @@ class Queue:
         account.waiting += 1
 
     def remove(self, item: WorkItem) -> None:
-        """An item waits no longer."""
+        """Removes an item from the queue."""
         del self.items[item.number]
         self.calls -= len(item.problems)
         if item.deadline < math.inf:
@@ -128,12 +128,12 @@ class Queue:
             del self._accounts[item.caller]
 
     def expired(self, now: float) -> Iterator[WorkItem]:
-        """The items that wait and whose deadline has passed."""
+        """Yields queued items whose deadline has passed, each to be removed before the next."""
         while self._deadlines and self._deadlines[0][0] <= now:
             yield self.items[self._deadlines[0][1]]
 
     def next_ready(self, now: float) -> float:
-        """When the next key may be taken that may not be taken yet; infinity if there is none."""
+        """Returns when a window next ends; infinity if there is none."""
         instants = map(self._ready_at, self._groups.values())
         return min((instant for instant in instants if instant > now), default=math.inf)
 
@@ -183,7 +183,7 @@ class Queue:
         return Batch.of(items, cost)
 
     def _take_all(self, key: BatchKey) -> Batch:
-        """All items of a key: what `take` comes to where they fit, in a third of the time."""
+        """Takes all items of a key: what `take` does where they fit, in a third of the time."""
         group = self._groups.pop(key)
         items: list[WorkItem] = []
         for caller, line in group.lines.items():
@@ -201,7 +201,7 @@ class Queue:
         return Batch.of(items, group.cost)
 
     def _next_key(self, now: float) -> BatchKey | None:
-        """The ready key whose turn it is, among those with an item of the earliest round."""
+        """Returns the ready key whose turn it is, by the earliest round of its callers."""
         earliest = min((account.round for account in self._accounts.values()), default=0)
         best, best_round = None, math.inf
         for key, group in self._groups.items():
@@ -215,11 +215,11 @@ class Queue:
         return best
 
     def _charge(self, account: _Account, item: WorkItem) -> None:
-        """A caller takes a part of a turn."""
+        """Charges a caller for the part of a batch that an item takes."""
         self._taken = max(self._taken, account.taken)
         account.taken += max(item.cost.part_of(self._budget), LEAST_PART)
 
     def _ready_at(self, group: _Group) -> float:
-        """When a free lane may take a batch of a key."""
+        """Returns when a free lane may take a batch of a key."""
         full = not group.cost.fits(self._budget)
         return -math.inf if full else group.since + self._window_s

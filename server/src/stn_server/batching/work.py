@@ -1,4 +1,4 @@
-"""What moves through the queue: plain data."""
+"""The plain data that moves through the queue."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _ids = count()
 
 
 class Operation(StrEnum):
-    """What the engine is asked for; the value is the name of the RPC."""
+    """An operation of the engine; the value is the name of the RPC."""
 
     WARP = "Warp"
     WARP_GRADIENTS = "WarpGradients"
@@ -28,7 +28,7 @@ class Operation(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BatchKey:
-    """What items must share to run in one launch. Sizes are not part of it."""
+    """The facts that items must share to run in one launch; sizes are not among them."""
 
     operation: Operation
     dtype: Hashable
@@ -47,14 +47,14 @@ class BatchKey:
 
 @dataclass(slots=True)  # frozen ones take five times as long to make, here and below
 class Cost:
-    """What an item takes of a budget. Nobody changes it."""
+    """The cost of an item or a batch, by budget; it is never changed."""
 
     size_bytes: int
     """Operands and results together."""
     samples: int
     """Source points computed."""
     work: int
-    """What the time of a device grows with, in reads of a value."""
+    """The measure of a device's time, in reads of a value."""
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -71,7 +71,7 @@ class Cost:
         )
 
     def fits(self, budget: Cost) -> bool:
-        """Whether no part exceeds the budget's."""
+        """Returns whether no part exceeds the budget's."""
         return (
             self.size_bytes <= budget.size_bytes
             and self.samples <= budget.samples
@@ -79,7 +79,7 @@ class Cost:
         )
 
     def part_of(self, budget: Cost) -> float:
-        """The largest of its parts, as a fraction of the budget's."""
+        """Returns the largest of its parts, as a fraction of the budget's."""
         return max(
             self.size_bytes / budget.size_bytes,
             self.samples / budget.samples,
@@ -96,21 +96,21 @@ class Finished(NamedTuple):
     result: Any
     queue_s: float
     compute_s: float
-    """The time that its whole batch took."""
+    """The time that its whole batch took, in seconds."""
     batch_items: int
 
 
 def as_it_is(finished: Finished) -> Finished:
-    """A reply that is the outcome itself."""
+    """Returns the outcome itself as the reply."""
     return finished
 
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """What a call counts for at the door, before its item is known and after.
+    """The share of the limits that a call holds, before its item is known and after.
 
-    It is free again when nobody holds it any more: neither the call, whose reply takes memory until
-    it has left, nor who waits for its result, nor the device, which still reads its bytes.
+    It is free again when it has no holder any more: neither the call, whose reply takes memory
+    until it has left, nor the waiter for its result, nor the device, which still reads its bytes.
     """
 
     caller: str
@@ -122,41 +122,41 @@ class Place:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class WorkItem:
-    """What is let in, waits and runs as one. Nobody changes it but to give it a place."""
+    """A unit of the queue that is admitted, waits and runs as one; only its place changes."""
 
     key: BatchKey
     cost: Cost
     problems: Sequence[Any]
-    """What the runner computes for it, each with an outcome of its own: one for each call that it
-    stands for. Opaque to queue and policy."""
+    """The problems that the runner computes for it, each with an outcome of its own: one for each
+    call that it stands for. Opaque to queue and policy."""
     arrived: float
     """Monotonic instant in seconds."""
     deadline: float = math.inf
-    """Monotonic instant in seconds after which nobody wants the result."""
+    """Monotonic instant in seconds after which the result is unwanted."""
     due_within_s: float = IMPLICIT_DEADLINE_S
     """It counts as due so long after its arrival, or at its deadline if that is earlier."""
     reply: Callable[[Finished], Any] = as_it_is
-    """What is made of the outcome."""
+    """Makes the reply from the outcome."""
     caller: str = ""
-    """Whom fairness is owed to: opaque, the same for all calls of one caller."""
+    """The caller among whom the device is shared: opaque, the same for all calls of one caller."""
     calls: Sequence[Any] = (None,)
-    """Whom listeners are told that it is for: the call of each of its problems."""
+    """The call of each of its problems, as listeners are told it."""
     place: Place | None = None
-    """What it counts for at the door; None: nothing yet."""
+    """The place that it holds; None: none yet."""
     is_placed: bool = False
-    """Whether its results are written to memory of the caller, who must not be answered meanwhile:
-    it would use the memory for something else."""
+    """Whether its results are written to memory of the caller, who must not be answered before
+    that: the caller would use the memory for something else."""
     number: int = field(default_factory=_ids.__next__)
-    """Identity, and order of arrival."""
+    """Its identity, and its rank in the order of arrival."""
 
     @property
     def due(self) -> float:
-        """What counts as its deadline: those with a late one or none age."""
+        """The instant by which it is ordered: items with a late deadline or none age."""
         return min(self.deadline, self.arrived + self.due_within_s)
 
 
 class Wanted(NamedTuple):
-    """A call that comes with others in one message."""
+    """One of the calls that come together in one message."""
 
     problem: Any
     key: BatchKey
@@ -172,11 +172,11 @@ class Bundle(WorkItem):
     problems: list[Any]
     calls: list[Any]
     positions: list[int]
-    """Where each of its calls stands in the message."""
+    """The position of each of its calls in the message."""
 
     @classmethod
     def of(cls, wanted: Wanted, position: int, **facts: Any) -> Bundle:
-        """A bundle that begins with this call; see `WorkItem` for the other facts."""
+        """Makes a bundle that begins with this call; see `WorkItem` for the other facts."""
         return cls(
             key=wanted.key,
             cost=wanted.cost,
@@ -188,7 +188,7 @@ class Bundle(WorkItem):
         )
 
     def add(self, wanted: Wanted, position: int, cost: Cost) -> None:
-        """Grows it, before it knocks.
+        """Adds a call, before the bundle is queued.
 
         Args:
             wanted: A call of the same key.
@@ -204,22 +204,22 @@ class Bundle(WorkItem):
 
 @dataclass(slots=True, eq=False)
 class Batch:
-    """Items that one launch computes. Nobody changes it."""
+    """The items that one launch computes; it is never changed."""
 
     key: BatchKey
     items: tuple[WorkItem, ...]
     cost: Cost
     """The cost of all items together."""
     problems: Sequence[Any]
-    """What the runner computes: the problems of the items, one behind the other."""
+    """The problems of the items, one after the other, as the runner computes them."""
 
     @classmethod
     def of(cls, items: Sequence[WorkItem], cost: Cost) -> Batch:
-        """The batch of items that share a key."""
+        """Makes the batch of items that share a key."""
         problems = [problem for item in items for problem in item.problems]
         return cls(items[0].key, tuple(items), cost, problems)
 
     @property
     def calls(self) -> list[Any]:
-        """Whom listeners are told that each of its problems is for."""
+        """The call of each problem, as listeners are told it."""
         return [call for item in self.items for call in item.calls]

@@ -1,8 +1,8 @@
 """Arenas: memory that a caller on this host shares, so that tensors are read where it wrote them.
 
-An arena is a memory file without a name, whose size is sealed: nobody can open it by guessing, and
-nobody can take its pages away while they are read. Who holds its descriptor, or a view of it, keeps
-it; so one that is given up stays mapped until the last batch that uses it is through.
+An arena is a memory file without a name, whose size is sealed: it cannot be opened by guessing, and
+its pages cannot be taken away while they are read. A descriptor or a view keeps it, so a removed
+arena stays mapped until the last batch that uses it has ended.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stn_server.errors import ArenaNotFoundError, ArenasFullError, InvalidReques
 ID_BYTES = 16
 
 ALIGNMENT_BYTES = 64
-"""Where tensors may begin in an arena."""
+"""The alignment of tensors in an arena."""
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
@@ -51,11 +51,11 @@ class Arena:
         self._memory = memoryview(self.mapping)
 
     def close_descriptor(self) -> None:
-        """Lets go of the file; the memory stays as long as anybody looks at it."""
+        """Closes the file; the memory stays as long as views of it exist."""
         os.close(self.descriptor)
 
     def view(self, field: str, offset: int, size_bytes: int) -> memoryview:
-        """The bytes of a tensor.
+        """Returns the bytes of a tensor.
 
         Args:
             field: Path of its reference, for errors.
@@ -77,10 +77,10 @@ class Arena:
 
 
 class Arenas:
-    """All arenas of a server, within the limits of its configuration.
+    """The arenas of all callers, within the limits of the configuration.
 
-    Memory counts until it is gone, which is when the last batch that uses it is through: else who
-    gives arenas up and asks for new ones had as much as there are batches.
+    Memory counts until it is freed, when the last batch that uses it has ended: else a caller who
+    gives arenas up and asks for new ones would get as many as there are batches.
 
     Concurrency: belongs to one event loop; `count` and `size_bytes` may be read in any thread.
     """
@@ -89,19 +89,20 @@ class Arenas:
         self._config = config
         self._arenas: dict[bytes, Arena] = {}
         self._callers: Counter[str] = Counter()
-        """How many arenas each has."""
+        """The number of arenas of each caller."""
         self._callers_bytes: Counter[str] = Counter()
         self._gone: deque[tuple[str, int]] = deque()
-        """Owners and sizes of memory that still counts; it may end in any thread, at any moment."""
+        """Owners and sizes of memory that still counts; it may be freed in any thread, at any
+        moment."""
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of arenas."""
         return len(self._arenas)
 
     @property
     def size_bytes(self) -> int:
-        """How much memory they have."""
+        """The bytes of memory that arenas hold, with removed ones that calls still use."""
         gone_bytes = sum(size_bytes for _, size_bytes in self._gone.copy())
         return sum(list(self._callers_bytes.values())) - gone_bytes
 
@@ -148,7 +149,7 @@ class Arenas:
         self._callers += Counter()  # forgets those who have none
 
     def _settle(self) -> None:
-        """Counts memory no more that is gone."""
+        """Stops counting memory that has been freed."""
         while self._gone:
             owner, size_bytes = self._gone.popleft()
             self._callers_bytes[owner] -= size_bytes
@@ -156,10 +157,10 @@ class Arenas:
                 del self._callers_bytes[owner]
 
     def find(self, owner: str, field: str, arena_id: bytes) -> Arena:
-        """The arena of a caller.
+        """Returns the arena of a caller.
 
         Raises:
-            ArenaNotFoundError: The caller has none with this id, whoever else may have.
+            ArenaNotFoundError: The caller has none with this id, even if another one has.
         """
         arena = self._arenas.get(arena_id)
         if arena is None or arena.owner != owner:

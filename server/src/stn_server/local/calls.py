@@ -1,4 +1,4 @@
-"""Calls by ttrpc: how a frame becomes one, how its method is found, what that sees, and the answer.
+"""Calls by ttrpc: from a frame to the handler of a method, and from its outcome to a response.
 
 Methods, interceptors, errors and metrics are those of gRPC: `LocalContext` has what they want of
 a context.
@@ -30,12 +30,12 @@ from stn_server.status import answer_to
 DETAILS = "grpc-status-details-bin"
 
 MAX_METADATA = 64
-"""Entries of a call; its id, its token and its trace are three."""
+"""The most entries of metadata of a call; its id, its token and its trace are three."""
 
 NANO = 1e-9
 
 _CREDENTIALS = struct.Struct("3i")
-"""`struct ucred` of the system: process, user, group."""
+"""The layout of the system's `struct ucred`: process, user, group."""
 
 Refuse = Callable[[Exception], Handler]
 """Makes a method that ends every call with this error."""
@@ -44,11 +44,11 @@ Metadata = Sequence[tuple[str, str | bytes]]
 
 
 class AbortedError(Exception):
-    """Leaves a method whose call was given a status."""
+    """Leaves a method whose call was aborted with a status."""
 
 
 class Details(NamedTuple):
-    """What a handler is looked up by: `grpc.HandlerCallDetails`."""
+    """The details by which a handler is found, as `grpc.HandlerCallDetails`."""
 
     method: str
     invocation_metadata: Metadata
@@ -71,7 +71,7 @@ class Router:
         self._interceptors = interceptors
 
     async def find(self, details: Details) -> Handler:
-        """The method to call, which may be one that refuses."""
+        """Returns the method to call, which may be one that refuses."""
         found = await self._find(details, 0) if self._interceptors else self._handler(details)
         return cast("Handler", found.stream_unary or found.stream_stream)
 
@@ -87,13 +87,13 @@ class Router:
 
 
 class LocalContext:
-    """What of `grpc.aio.ServicerContext` the service uses.
+    """The part of `grpc.aio.ServicerContext` that the service uses.
 
     Args:
         payload: The message of the call.
         metadata: What came along.
-        peer: Who is at the other end, as `caller` reads it.
-        deadline: Instant of `time.monotonic` after which nobody wants the reply.
+        peer: The other end of the connection, as `caller_of` reads it.
+        deadline: Instant of `time.monotonic` after which the reply is unwanted.
     """
 
     def __init__(
@@ -110,14 +110,14 @@ class LocalContext:
         self._is_over = False
         self._code: grpc.StatusCode | None = None
         self.status: Status | None = None
-        """What it was aborted with."""
+        """The status with which it was aborted."""
 
     def invocation_metadata(self) -> Metadata:
-        """What came along, and the size of the message."""
+        """Returns the metadata of the call, and the size of its message."""
         return self._metadata
 
     def peer(self) -> str:
-        """Who is at the other end."""
+        """Returns the other end of the connection, as `caller_of` reads it."""
         return self._peer
 
     def auth_context(self) -> dict[str, Sequence[bytes]]:
@@ -125,24 +125,24 @@ class LocalContext:
         return {}
 
     def time_remaining(self) -> float | None:
-        """For how many seconds the reply is wanted; None: for ever."""
+        """Returns for how many seconds the reply is wanted; None: without limit."""
         left_s = self.deadline - time.monotonic()
         return None if left_s == math.inf else max(0.0, left_s)
 
     def code(self) -> grpc.StatusCode | None:
-        """What it was aborted with."""
+        """Returns the status code with which it was aborted."""
         return self._code
 
     def done(self) -> bool:
-        """Whether it is over."""
+        """Returns whether the call is over."""
         return self._is_over
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        """Lets this be called when it is over."""
+        """Registers a function that is called when the call is over."""
         self._callbacks.append(callback)
 
     def finish(self) -> None:
-        """Its reply has left, or nobody is there to take it."""
+        """Ends the call: its reply has left, or its caller has gone."""
         self._is_over = True
         callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
@@ -151,7 +151,7 @@ class LocalContext:
     async def abort(
         self, code: grpc.StatusCode, message: str, trailing_metadata: Metadata = ()
     ) -> NoReturn:
-        """Ends the method; the status has the details that stand in gRPC's trailing metadata.
+        """Ends the method; the status has the details of gRPC's trailing metadata.
 
         Raises:
             AbortedError: Always.
@@ -167,16 +167,16 @@ class LocalContext:
 
 
 class Asked(NamedTuple):
-    """What a frame asks for."""
+    """The call that a frame asks for."""
 
     call: LocalContext
     details: Details
     refusing: Handler | None
-    """A method that refuses the call, whatever its details; None: they find one."""
+    """A method that refuses the call, whatever its details; None: `Router` finds the method."""
 
 
 class Responder:
-    """Answers the frames of calls, each when its method is through.
+    """Answers the frames of calls, each as soon as its method returns.
 
     Args:
         router: Finds methods.
@@ -190,11 +190,11 @@ class Responder:
     def read(
         self, frame: Frame | OversizedFrame, peer: str, kind: type[LocalContext] = LocalContext
     ) -> Asked:
-        """What a frame asks for, which may be nothing that makes sense.
+        """Returns the call that a frame asks for, which may be an invalid one.
 
         Args:
             frame: As it came in.
-            peer: Who is at the other end.
+            peer: The other end of the connection.
             kind: Of the call.
         """
         try:
@@ -209,7 +209,7 @@ class Responder:
         return Asked(call, Details(path, call.invocation_metadata()), None)
 
     async def answer(self, asked: Asked) -> bytes:
-        """A serialized response, whatever becomes of the call.
+        """Returns a serialized response, whatever becomes of the call.
 
         Concurrency:
             Cancellation: of a call whose deadline has passed is answered, of others goes on.
@@ -230,14 +230,14 @@ class Responder:
 
 
 def peer_of(connected: socket.socket) -> str:
-    """The user at the other end of a unix socket, as `caller` reads it."""
+    """Returns the user at the other end of a unix socket, as `caller_of` reads it."""
     found = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _process, user, _group = _CREDENTIALS.unpack(found)
     return f"{LOCAL}:uid-{user}"
 
 
 def _request_of(frame: Frame | OversizedFrame) -> Request:
-    """What a frame asks for.
+    """Returns the request that a frame holds.
 
     Raises:
         MessageTooLargeError: It is longer than a frame may be.
@@ -263,6 +263,6 @@ async def _refuse_reply(call: LocalContext, size_bytes: int) -> None:
 
 
 def _late() -> Status:
-    """Makes the error of a deadline in the words of gRPC."""
+    """Makes the error of a missed deadline in the words of gRPC."""
     code = grpc.StatusCode.DEADLINE_EXCEEDED
     return Status(code=code.value[0], message="Deadline Exceeded")

@@ -4,11 +4,11 @@ What ttrpc leaves open is decided here:
 
 - A connection has so many calls in flight; as long as it has, it is not read.
 - The end of a connection cancels its calls. One call alone cannot be cancelled, but has a timeout.
-- A call is over, and its place at the door free, when its reply has left but for 64 KiB.
+- A call is over, and its place free, when its reply has left but for 64 KiB.
 - Bytes that are no frames end the connection, and so does a frame that is not there in time.
 - What is too long for a frame is skipped, and its call refused.
-- Who calls, and for what, is known when a frame is whole: its bytes count nowhere until then. So
-  long ones come in few at a time, and the others' connections are not read before their turn.
+- Caller and method are known when a frame is whole: its bytes count nowhere until then. So few
+  long frames come in at a time, and the other connections are not read before their turn.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from stn_server.local.calls import Asked, LocalContext, Responder, peer_of
 from stn_server.log import log
 
 UNSENT_BYTES = 64 * 1024
-"""The most bytes of replies that nobody reads yet, before calls count as not over."""
+"""The most bytes of unread replies; with more, calls count as not over."""
 
 LONG_BYTES = 64 * 1024
 """Frames up to this need not wait for a turn: most come in by one read."""
 
 MIN_TIMER_S = 0.001
-"""Less is nothing for uvloop."""
+"""The shortest timer: uvloop counts whole milliseconds, and takes less for none."""
 
 
 class Turns:
-    """Lets so many connections at a time receive a long frame, first come, first served.
+    """Limits how many connections receive a long frame at the same time, in order of arrival.
 
     Concurrency: belongs to one event loop.
     """
@@ -46,7 +46,7 @@ class Turns:
         self._line: deque[Connection] = deque()
 
     def enter(self, connection: Connection) -> bool:
-        """Whether it is a connection's turn at once; else it stands in line until `its_turn`."""
+        """Returns whether it is a connection's turn now; else it waits until `its_turn`."""
         if self._free:
             self._free -= 1
             return True
@@ -54,7 +54,7 @@ class Turns:
         return False
 
     def leave(self, connection: Connection) -> None:
-        """A connection has had its turn, or does not wait for it any more."""
+        """Ends the turn of a connection, or its wait for one."""
         if connection in self._line:
             self._line.remove(connection)
         elif self._line:
@@ -91,11 +91,11 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._frames = ServerConnection()
         self._waiting: deque[ttrpc.Frame | OversizedFrame] = deque()
-        """Came in together with what filled the connection."""
+        """The frames that came in with the one that reached the limit of calls in flight."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_flight = 0
         self._leaving: list[LocalContext] = []
-        """Their replies wait to be read."""
+        """The calls whose replies wait to be read."""
         self._is_blocked = False
         self._is_reading = True
         self._is_beginning = False
@@ -125,17 +125,17 @@ class Connection(asyncio.Protocol):
         self._watch_upload(restart=bool(frames))
 
     def its_turn(self) -> None:
-        """The long frame whose beginning is there may come in."""
+        """Receives the rest of the long frame, for which the connection has waited."""
         self._has_turn = True
         self._go_on()
         self._watch_upload(restart=True)
 
     def pause_writing(self) -> None:
-        """Stops writing: the client does not read."""
+        """Notes that the client does not read, so that calls stay in flight."""
         self._is_blocked = True
 
     def resume_writing(self) -> None:
-        """All replies have left."""
+        """Finishes the calls whose replies have left by now."""
         self._is_blocked = False
         leaving, self._leaving = self._leaving, []
         for call in leaving:
@@ -157,7 +157,7 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def _go_on(self) -> None:
-        """Begins calls that wait, and reads on if there may be more."""
+        """Begins calls that wait, and reads on if more may come in."""
         if self._is_beginning:  # a call that has begun is over already
             return
         most = self._limits.max_concurrent_streams
@@ -175,7 +175,7 @@ class Connection(asyncio.Protocol):
             self._watch_upload()
 
     def _begin(self, frame: ttrpc.Frame | OversizedFrame) -> None:
-        """Answers a call, at once or in a task."""
+        """Answers a call, here or in a task."""
         asked = self._responder.read(frame, self._peer)
         self._in_flight += 1
         task = begun(self._answer(frame.stream_id, asked), self._loop)
@@ -217,13 +217,13 @@ class Connection(asyncio.Protocol):
                     self._finish(call)
 
     def _finish(self, call: LocalContext) -> None:
-        """A call is over."""
+        """Counts a call as over, and lets the next one begin."""
         self._in_flight -= 1
         call.finish()
         self._go_on()
 
     def _leave_turn(self) -> None:
-        """The long frame that came in is whole, or will never be."""
+        """Ends the turn of a long frame that is whole, or will never be."""
         if self._has_turn is not None:
             self._has_turn = None
             self._turns.leave(self)
@@ -231,7 +231,7 @@ class Connection(asyncio.Protocol):
     def _watch_upload(self, *, restart: bool = False) -> None:
         """Bounds the time for which the beginning of a frame waits for its turn, and for its end.
 
-        Both, so that nobody waits for ever behind those who send slowly on purpose.
+        Both, so that no connection waits for ever behind others that send slowly on purpose.
         """
         is_waiting = self._has_turn is False or (self._is_reading and self._frames.is_amid_frame)
         if self._upload is not None and (restart or not is_waiting):

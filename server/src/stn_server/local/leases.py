@@ -1,4 +1,4 @@
-"""How callers get arenas: one call on a connection of its own, which is the lease."""
+"""Leases of arenas: one call on a connection of its own, which is the lease."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CREATE = "/stn.v1.Arenas/Create"
 READ_BYTES = 64 * 1024
 
 MAX_CONNECTIONS = 64
-"""That have no arena yet; more wait to be accepted."""
+"""The most connections without an arena; more wait to be accepted."""
 
 
 class ArenaContext(LocalContext):
@@ -65,7 +65,7 @@ class ArenaService(grpc.GenericRpcHandler):
 
 
 class Leases:
-    """Takes connections, each of which may hold one arena as long as it lasts.
+    """Accepts connections, each of which may hold one arena as long as it lasts.
 
     Args:
         arenas: Where arenas are kept.
@@ -84,7 +84,7 @@ class Leases:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def serve(self, listener: socket.socket) -> None:
-        """Takes connections from now on."""
+        """Accepts connections from now on."""
         self._keep(self._accept(listener))
 
     def stop(self) -> None:
@@ -111,7 +111,7 @@ class Leases:
                     self._keep(self._serve(connected))
 
     async def _serve(self, connected: socket.socket) -> None:
-        """A lease, from its begin to its end."""
+        """Holds a lease from the begin of its connection to the end."""
         arena = None
         with connected:
             try:
@@ -128,7 +128,7 @@ class Leases:
                     self._arenas.remove(arena)
 
     async def _begun(self, connected: socket.socket) -> Arena | None:
-        """The arena that the other end has asked for and got."""
+        """Returns the arena that the first call of a connection got; None if it got none."""
         connected.setblocking(False)
         frames, peer = ServerConnection(), peer_of(connected)
         try:
@@ -159,7 +159,7 @@ class Leases:
     async def _received(
         self, connected: socket.socket, frames: ServerConnection
     ) -> Frame | OversizedFrame | None:
-        """The first frame; None if there is none."""
+        """Returns the first frame of a connection; None if it ends without one."""
         while received := await self._loop.sock_recv(connected, READ_BYTES):
             for frame in frames.receive(received):
                 return frame

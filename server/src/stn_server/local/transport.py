@@ -24,7 +24,7 @@ BACKLOG = 128
 
 
 class LocalTransport:
-    """Takes calls of processes on this host. `start`, then `stop`.
+    """Accepts calls of processes on this host: `start`, then `stop`.
 
     Args:
         config: In which folder.
@@ -92,13 +92,13 @@ class LocalTransport:
 
 
 class _Listener:
-    """A unix socket that others can connect to, and its file."""
+    """A unix socket that accepts connections, and its file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def bind(self, _address: str) -> int:
-        """Takes the path, also that of a socket that nobody listens on.
+        """Binds the path, also that of a socket on which no process listens any more.
 
         Raises:
             RuntimeError: It cannot be taken.

@@ -25,23 +25,24 @@ from stn_server.operands import KINDS, transforms_in
 from stn_server.translate import REQUESTS
 
 VERSION = "1"
-"""Of every model."""
+"""The version of every model."""
 
 ANY = -1
-"""A size that a model leaves open, also that of a batch, which is the first of every tensor."""
+"""The size of an axis that a model leaves open, also of the batch, the first axis of every
+tensor."""
 
 DEFAULT_PRIORITY, PRIORITIES = 2, 3
-"""Of requests that name none, and how many there are: 1 goes first."""
+"""The priority of requests that name none, and the number of priorities: 1 goes first."""
 
 _SUFFIXES = {2: "", 3: "_3d"}
-"""How names of models say how many dimensions maps have."""
+"""The suffix of names of models by the number of dimensions of maps."""
 
 _SHARED_NUMBERS = 10
-"""From here on fields mean the same in all requests of `stn.v1`, and are of no operation."""
+"""Fields from this number on mean the same in all requests of `stn.v1`, and are of no operation."""
 
 
 def _datatype(dtype: np.dtype[Any]) -> str:
-    """What the protocol calls a type of elements."""
+    """Returns the protocol's name of a dtype."""
     if dtype == ml_dtypes.bfloat16:
         return "BF16"
     if dtype == np.bool_:
@@ -50,7 +51,7 @@ def _datatype(dtype: np.dtype[Any]) -> str:
 
 
 DATA_TYPES = {_datatype(dtype): number for number, dtype in DTYPES.items()}
-"""Types of elements by their names in the protocol: those of `stn.v1`."""
+"""The dtypes by their names in the protocol: those of `stn.v1`."""
 
 DATATYPES = {number: name for name, number in DATA_TYPES.items()}
 
@@ -61,15 +62,15 @@ class ModelTensor:
 
     name: str
     path: tuple[str, ...]
-    """Where it stands in the message of `stn.v1`."""
+    """Its path in the message of `stn.v1`."""
     shape: tuple[int, ...]
     datatype: str = "FP32"
-    """An example: maps may have others."""
+    """Its datatype, as an example: maps may have others."""
     is_optional: bool = False
 
     @property
     def is_map(self) -> bool:
-        """Whether it has channels, and so a layout."""
+        """Whether it has channels, and therefore a layout."""
         return set(self.shape) == {ANY}
 
 
@@ -79,14 +80,14 @@ class Option:
 
     name: str
     path: tuple[str, ...]
-    """Of the message of `stn.v1` that has it as a field."""
+    """The message of `stn.v1` that has it as a field."""
     field: Any
-    """Its descriptor."""
+    """Its field descriptor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """An operation on one kind of transform, for maps of so many dimensions."""
+    """A model: an operation on one kind of transform, for maps of so many dimensions."""
 
     name: str
     operation: Operation
@@ -99,7 +100,7 @@ class Model:
     """Whether maps are among its tensors."""
 
     def metadata(self) -> inference_pb2.ModelMetadataResponse:
-        """Tells the tensors of the model, as `ModelMetadata` does."""
+        """Returns the tensors of the model, as `ModelMetadata` reports them."""
         message = inference_pb2.ModelMetadataResponse
         return message(
             name=self.name,
@@ -110,7 +111,7 @@ class Model:
         )
 
     def config(self, max_batch_size: int, window_s: float) -> inference_pb2.ModelConfig:
-        """Tells how the model is served, as `ModelConfig` does.
+        """Returns how the model is served, as `ModelConfig` reports it.
 
         Args:
             max_batch_size: The largest N.
@@ -146,7 +147,7 @@ class Model:
 
 
 def models() -> dict[str, Model]:
-    """All models by their names."""
+    """Returns all models by their names."""
     made = (
         _model(operation, kind, dimensions)
         for operation in REQUESTS
@@ -158,7 +159,7 @@ def models() -> dict[str, Model]:
 
 
 def _warps(operation: Operation) -> bool:
-    """Whether it is about a feature map, and not about a grid alone."""
+    """Returns whether an operation is about a feature map, and not about a grid alone."""
     return "spec" in REQUESTS[operation].DESCRIPTOR.fields_by_name
 
 
@@ -195,7 +196,7 @@ def _name(operation: Operation, kind: str, dimensions: int) -> str:
 
 
 def _inputs(request: Any, kind: str, dimensions: int) -> Iterator[ModelTensor]:
-    """The tensors of a request, given its descriptor."""
+    """Yields the tensors of a request, given its descriptor."""
     shapes = KINDS[kind].shapes
     for field in _own_fields(request):
         if field.message_type is tensor_pb2.Tensor.DESCRIPTOR:
@@ -211,7 +212,7 @@ def _inputs(request: Any, kind: str, dimensions: int) -> Iterator[ModelTensor]:
 
 
 def _options(request: Any, kind: str) -> Iterator[Option]:
-    """The fields of a request that hold no tensor, given its descriptor."""
+    """Yields the fields of a request that hold no tensor, given its descriptor."""
     for field in _own_fields(request):
         if field.message_type is warp_pb2.Transform.DESCRIPTOR:
             for part in _fields_of(kind):
@@ -225,7 +226,7 @@ def _options(request: Any, kind: str) -> Iterator[Option]:
 
 
 def _fields_of(kind: str) -> Any:
-    """The fields of the message of a kind."""
+    """Returns the fields of the message of a kind."""
     return getattr(warp_pb2.Transform(), kind).DESCRIPTOR.fields
 
 
@@ -234,7 +235,7 @@ def _own_fields(request: Any) -> Iterator[Any]:
 
 
 def _tensor(field: str, kind: str, dimensions: int) -> ModelTensor:
-    """The tensor of a request or a reply of `stn.v1`, by its field."""
+    """Returns the tensor of a request or a reply of `stn.v1`, by its field."""
     maps, points = (ANY,) * (dimensions + 2), ((ANY,) * (dimensions + 1) + (dimensions,))
     parameters = _sizes(KINDS[kind].shapes[dimensions - 2])
     count = math.prod(parameters[1:])

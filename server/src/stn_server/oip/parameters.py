@@ -1,4 +1,4 @@
-"""Parameters of requests: what they may hold, and how they become fields of `stn.v1`."""
+"""Reads parameters of requests into fields of `stn.v1`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST = 2**63 - 1
 
 
 def require_known(parameters: Mapping[str, Any], known: Sequence[str], field: str) -> None:
-    """Refuses what nobody would heed.
+    """Refuses parameters that would have no effect.
 
     Raises:
         UnsupportedError: A parameter has another name than the known ones.
@@ -27,7 +27,7 @@ def require_known(parameters: Mapping[str, Any], known: Sequence[str], field: st
 
 
 def set_field(message: Any, field: Any, parameter: InferParameter) -> None:
-    """Gives a field of a request of `stn.v1` the value of the parameter of its name.
+    """Sets a field of a request of `stn.v1` from the parameter of its name.
 
     Raises:
         InvalidRequestError: The parameter is of another kind, or has no value of the field.
@@ -48,7 +48,7 @@ def set_field(message: Any, field: Any, parameter: InferParameter) -> None:
 
 
 def chosen(known: Mapping[str, int], parameter: InferParameter, field: str) -> int:
-    """The number of the word that a parameter holds."""
+    """Returns the number of the word that a parameter holds."""
     number = known.get(text(parameter, field))
     if number is None:
         raise InvalidRequestError(field, f"expected one of {', '.join(known)}, got another word.")
@@ -56,21 +56,21 @@ def chosen(known: Mapping[str, int], parameter: InferParameter, field: str) -> i
 
 
 def text(parameter: InferParameter, field: str) -> str:
-    """The text that a parameter holds."""
+    """Returns the text that a parameter holds."""
     if parameter.WhichOneof("parameter_choice") != "string_param":
         raise _kind(field, "string_param", parameter)
     return parameter.string_param
 
 
 def truth(parameter: InferParameter, field: str) -> bool:
-    """Whether a parameter holds true."""
+    """Returns the truth value that a parameter holds."""
     if parameter.WhichOneof("parameter_choice") != "bool_param":
         raise _kind(field, "bool_param", parameter)
     return parameter.bool_param
 
 
 def integer(parameter: InferParameter, field: str) -> int:
-    """The integer that a parameter holds, of at least 0."""
+    """Returns the integer that a parameter holds, of at least 0."""
     kind = parameter.WhichOneof("parameter_choice")
     if kind not in {"int64_param", "uint64_param"}:
         raise _kind(field, "int64_param", parameter)
@@ -81,7 +81,7 @@ def integer(parameter: InferParameter, field: str) -> int:
 
 
 def _listed(parameter: InferParameter, field: str, *, is_real: bool) -> list[float]:
-    """Numbers with commas between them, or a single one as such."""
+    """Returns numbers from a text with commas, or a single number as such."""
     if parameter.WhichOneof("parameter_choice") in _NUMBERS:
         return [_number(parameter, field) if is_real else integer(parameter, field)]
     number = float if is_real else _size

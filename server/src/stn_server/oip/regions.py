@@ -1,6 +1,6 @@
 """POSIX shared memory that callers have registered, so that tensors need not be sent.
 
-The server never maps it: whoever has such memory may shrink it at any time, and a process that
+The server never maps it: its owner may shrink it at any time, and a process that
 reads a mapped page which is gone ends. It is read into memory of the server's own, and results are
 written to it, through a descriptor that is kept; what is gone by then is an error of that one call.
 What is read is a copy, so that nothing changes between its check and its use.
@@ -26,7 +26,7 @@ from stn_server.errors import (
 from stn_server.tuning import ARENAS_FULL_RETRY_S
 
 FOLDER = "/dev/shm"  # noqa: S108 - where shm_open has its objects
-"""Where objects of POSIX shared memory are files."""
+"""The folder in which objects of POSIX shared memory are files."""
 
 MAX_NAME_CHARS = 255
 
@@ -36,7 +36,7 @@ _FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class Region:
-    """A part of an object of shared memory. Whoever holds it can use it, registered or not.
+    """A part of an object of shared memory, usable as long as it is referenced, registered or not.
 
     Args:
         key: Name of the object, with any number of slashes before it.
@@ -73,7 +73,7 @@ class Region:
         return os.fstat(self._descriptor).st_nlink > 0
 
     def read(self, field: str, offset: int, memory: memoryview) -> None:
-        """Fills memory with what stands in the region from an offset on.
+        """Fills memory with the bytes of the region from an offset on.
 
         Raises:
             InvalidRequestError: The object ends before; `field` names what was to be read.
@@ -87,7 +87,7 @@ class Region:
                 position, memory = position + count, memory[count:]
 
     def write(self, field: str, offset: int, data: bytes) -> None:
-        """Puts data into the region from an offset on.
+        """Writes data into the region from an offset on.
 
         Raises:
             InvalidRequestError: The object ends before; `field` names what was to be written.
@@ -116,11 +116,11 @@ class Regions:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """The number of registered regions."""
         return len(self._regions)
 
     def require_free(self, owner: str, name: str) -> None:
-        """Whether a caller may register a region under this name.
+        """Raises an error unless a caller may register a region under this name.
 
         Raises:
             UnsupportedError: The server takes no shared memory.
@@ -143,12 +143,12 @@ class Regions:
             raise QueueFullError(what, limit, self.count + 1, ARENAS_FULL_RETRY_S)
 
     def register(self, owner: str, name: str, region: Region) -> None:
-        """Keeps a region for a caller; raises what `require_free` does."""
+        """Registers a region for a caller; raises what `require_free` does."""
         self.require_free(owner, name)
         self._regions[owner, name] = region
 
     def unregister(self, owner: str, name: str) -> None:
-        """Forgets a region of a caller, or all of its regions if the name is empty.
+        """Removes a region of a caller, or all of its regions if the name is empty.
 
         Calls that use it go on. There need be none of this name.
         """
@@ -160,10 +160,10 @@ class Regions:
         return {name: region for (whose, name), region in self._regions.items() if whose == owner}
 
     def find(self, owner: str, field: str, name: str) -> Region:
-        """The region that a caller has registered under a name.
+        """Returns the region that a caller has registered under a name.
 
         Raises:
-            RegionNotFoundError: It has none, whoever else may have.
+            RegionNotFoundError: It has none, even if another caller has.
         """
         region = self._regions.get((owner, name))
         if region is None:
@@ -171,7 +171,7 @@ class Regions:
         return region
 
     def _forget_unlinked(self) -> None:
-        """Makes room: who has gone without a word has mostly removed its objects."""
+        """Removes regions whose objects are unlinked: their callers have mostly gone."""
         for key, region in list(self._regions.items()):
             if not region.is_linked:
                 del self._regions[key]
@@ -179,7 +179,7 @@ class Regions:
 
 @contextmanager
 def _told_as(field: str) -> Iterator[None]:
-    """Lets what the system refuses be the caller's error, and its reason stay here."""
+    """Turns errors of the system into errors of the caller's field, without the system's text."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Requests of the Open Inference Protocol to those of `stn.v1`, and results to its responses.
+"""Translates requests of the Open Inference Protocol to those of `stn.v1`, and results back.
 
 A request is put into the words of the same request of `stn.v1`, and from then on is one: checked,
 queued and computed as that would be. Its raw contents stay views of the message. What differs from
@@ -68,13 +68,13 @@ REGION, REGION_BYTES, REGION_OFFSET = (
 )
 
 NONE, ZERO = InferParameter(), InferParameter(int64_param=0)
-"""What stands for parameters that are not there."""
+"""Stands for parameters that are absent."""
 
 MAX_TIMEOUT_US = 2**53
-"""Longer ones are as good as none."""
+"""The largest timeout; a longer one means none."""
 
 ALIGNMENT_BYTES = 64
-"""Where gathered inputs begin in memory."""
+"""The alignment of gathered inputs in memory."""
 
 LAYOUTS = {name.removeprefix("LAYOUT_"): n for name, n in tensor_pb2.Layout.items() if n}
 """Orders of the axes of maps, by name."""
@@ -99,15 +99,15 @@ class Span:
     offset: int
     size_bytes: int
     parameters: Mapping[str, InferParameter]
-    """As the request names it."""
+    """The name in the request."""
 
 
 Source = slice | bytes | Span
-"""Where an input is: in the message, made of typed contents, or in shared memory."""
+"""The source of an input: in the message, made of typed contents, or in shared memory."""
 
 
 class Response:
-    """How results are put into words: everything but their numbers and the id, serialized once.
+    """A response but for its numbers and the id, serialized once.
 
     Args:
         model: What was asked.
@@ -131,7 +131,7 @@ class Response:
             model_name=model.name, model_version=VERSION, parameters=parameters
         )
         self._before: list[bytes | None] = []
-        """What stands before the numbers of each result; None: nobody asked for it."""
+        """The bytes before the numbers of each result; None if it was not asked for."""
         for name, result, span in zip(self.names, results, spans, strict=True):
             if wanted and name not in wanted:
                 self._before.append(None)
@@ -147,7 +147,7 @@ class Response:
         self._head = head.SerializeToString()
 
     def write(self, request_id: bytes, finished: Finished) -> bytes:
-        """Returns the response as it is sent, serialized, without what lies in shared memory."""
+        """Returns the serialized response, without results that go to shared memory."""
         pieces: list[Any] = [self._head]
         for before, value, span in zip(self._before, finished.result, self.spans, strict=True):
             if before is not None:
@@ -159,10 +159,10 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How urgent a request is, and what its response says beside results."""
+    """The urgency of a request, and what its response says beside results."""
 
     timeout_s: float
-    """After so long in the queue nobody wants the result; infinity: for ever."""
+    """After so many seconds in the queue the result is unwanted; infinity: never."""
     due_within_s: float
     parameters: Mapping[str, InferParameter]
 
@@ -172,22 +172,22 @@ class InferTemplate:
     """A validated request but for its id and the values of its tensors."""
 
     frame: Frame
-    """Fits what differs in these alone."""
+    """Fits messages that differ in these parts alone."""
     model: Model
     made: RequestTemplate
-    """The same of `stn.v1`."""
+    """The template of the same request of `stn.v1`."""
     response: Response
     id: slice | None
-    """Where the id stands; None: there is none."""
+    """The slice of the message that holds the id; None: there is none."""
     standing: Standing
 
     @property
     def items(self) -> int:
-        """Counts the items of its batch."""
+        """The number of items of its batch."""
         return int(self.made.reply.results[0].like.shape[0])
 
     def id_of(self, message: bytes) -> bytes:
-        """The id of a message that it fits.
+        """Returns the id of a message that it fits.
 
         Raises:
             WireFormatError: It is no text.
@@ -209,12 +209,12 @@ class Inference:
     template: InferTemplate
     request_id: bytes
     request: Request | None
-    """The same as one of `stn.v1`; None until it is gathered."""
+    """The same request of `stn.v1`; None until it is gathered."""
     sources: Mapping[str, Source]
-    """What to gather, by name, in the order of the payloads of the template."""
+    """The inputs to gather, by name, in the order of the payloads of the template."""
 
     def gather(self) -> None:
-        """Copies inputs side by side into memory of the server's own. In any thread.
+        """Copies inputs side by side into memory of the server's own; runs in any thread.
 
         Raises:
             InvalidRequestError: They are not there, or a number breaks a rule.
@@ -235,7 +235,7 @@ class Inference:
             raise in_callers_words(error) from error.__cause__
 
     def scatter(self, results: Sequence[bytes]) -> None:
-        """Writes results to shared memory, those that shall lie there. In any thread.
+        """Writes those results to shared memory that belong there; runs in any thread.
 
         Raises:
             InvalidRequestError: The memory is not there any more.
@@ -270,10 +270,10 @@ class Decoder:
         self._models = models
         self._regions = regions
         self._templates: dict[int, tuple[InferTemplate, ...]] = {}
-        """The latest, by the size of their messages."""
+        """The latest templates, by the size of their messages."""
 
     def decode(self, message: bytes, owner: str) -> Inference:
-        """The request that a message holds.
+        """Returns the request that a message holds.
 
         Args:
             message: Serialized bytes.
@@ -294,7 +294,7 @@ class Decoder:
             raise in_callers_words(error) from error.__cause__
 
     def model(self, name: str, version: str) -> Model:
-        """The model of this name.
+        """Returns the model of this name and version.
 
         Raises:
             ModelNotFoundError: There is none, or not in this version.
@@ -346,7 +346,7 @@ class Decoder:
         self._templates[frame.size_bytes] = template, *alike[: MAX_TEMPLATES - 1]
 
     def _gathered(self, operands: Mapping[str, Source], message_bytes: int) -> Frame:
-        """Where inputs stand once they are gathered."""
+        """Returns the frame of inputs once they are gathered."""
         spans, start = list[slice](), 0
         for source in operands.values():
             span = slice(start, start + _size_bytes(source))
@@ -360,7 +360,7 @@ class Decoder:
     def _sources(
         self, infer: ModelInferRequest, frame: Frame, model: Model, owner: str
     ) -> Iterator[tuple[str, Source]]:
-        """Where each input is, by name."""
+        """Yields the source of each input, by name."""
         names = [tensor.name for tensor in infer.inputs]
         needed = {one.name for one in model.inputs.values() if not one.is_optional}
         if len(set(names)) < len(names) or not needed <= set(names) <= set(model.inputs):
@@ -399,7 +399,7 @@ class Decoder:
         results: Sequence[Result],
         owner: str,
     ) -> tuple[Span | None, ...]:
-        """Where results shall lie."""
+        """Returns the shared memory for each result; None for one in the response."""
         wanted = {output.name: output.parameters for output in infer.outputs}
         spans = list[Span | None]()
         for result in results:
@@ -414,7 +414,7 @@ class Decoder:
     def _span(
         self, parameters: Mapping[str, InferParameter], tensor: str, owner: str
     ) -> Span | None:
-        """The bytes of shared memory that the parameters of a tensor name, if they do."""
+        """Returns the bytes of shared memory that the parameters of a tensor name; None if none."""
         known = (REGION, REGION_BYTES, REGION_OFFSET)
         require_known(parameters, known, f"{tensor}.parameters")
         if REGION not in parameters:
@@ -434,7 +434,7 @@ class Decoder:
 
 
 def _standing(parameters: Mapping[str, InferParameter], model: Model) -> Standing:
-    """Reads what has nothing to do with its problem, and refuses what nobody knows."""
+    """Reads parameters that do not concern the problem, and refuses unknown ones."""
     known = (*model.options, *([LAYOUT] * model.has_layout), PRIORITY, TIMEOUT, FINAL_WANTED)
     require_known(parameters, known, "parameters")
     timeout_us = integer(parameters.get(TIMEOUT, ZERO), TIMEOUT)
@@ -451,7 +451,7 @@ def _standing(parameters: Mapping[str, InferParameter], model: Model) -> Standin
 def _translated(
     infer: ModelInferRequest, model: Model, sources: Mapping[str, Source], message: bytes
 ) -> tuple[Any, dict[str, Source]]:
-    """The same request in `stn.v1`, and its payloads in the order in which it names them."""
+    """Returns the same request in `stn.v1`, and its payloads in the order of their indices."""
     request: Any = REQUESTS[model.operation]()
     operands: dict[str, Source] = {}
     layout: Any = 0
@@ -510,7 +510,7 @@ def _at(message: Any, path: Sequence[str]) -> Any:
 
 
 def _points(tensor: Any, source: Source, message: bytes) -> list[float]:
-    """Points that are the same for all items, as x and y in turn."""
+    """Returns points that are the same for all items, as x and y in turn."""
     if tensor.shape[0] != 1:
         expected = f"expected N = 1, as they hold for all items, got {tensor.shape[0]}."
         raise InvalidRequestError(tensor.name, f"{expected} Send them once.")
@@ -529,7 +529,7 @@ def _points(tensor: Any, source: Source, message: bytes) -> list[float]:
 
 
 def _typed(tensor: Any) -> bytes:
-    """The bytes of typed contents."""
+    """Returns the bytes of typed contents."""
     name, contents = tensor.name, tensor.contents
     given = [field.name for field, _ in contents.ListFields()]
     field = _TYPED.get(tensor.datatype)
@@ -557,7 +557,7 @@ def _size_bytes(source: Source) -> int:
 
 
 def _views(operands: Mapping[str, Source], message: bytes) -> dict[str, Any]:
-    """What to gather, without slices of a message that would have to be kept beside."""
+    """Returns the parts to gather, those of the message as views that need not be kept."""
     view = memoryview(message)
     return {
         name: view[source] if isinstance(source, slice) else source
@@ -580,7 +580,7 @@ def _twice(name: str, others: str) -> InvalidRequestError:
 
 
 def field_head(number: int, size_bytes: int) -> bytes:
-    """What stands before so many bytes that are the value of a field."""
+    """Returns the bytes before the value of a field of so many bytes."""
     head = bytearray([number << 3 | 2])
     while size_bytes >= 0x80:
         head.append(size_bytes & 0x7F | 0x80)
@@ -593,7 +593,7 @@ _OURS = re.compile(r"^(transform\.\w+\.|spec\.)|(?<=\w)\.payload$")
 
 
 def in_callers_words(error: ServerError | WireFormatError) -> ServerError | WireFormatError:
-    """The same error about a field as the caller calls it."""
+    """Returns the same error with the name that the caller gave the field."""
     field = getattr(error, "field", None)
     if field is not None:
         theirs = "raw_input_contents" if field == "payloads" else _OURS.sub("", field)

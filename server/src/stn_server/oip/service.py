@@ -1,4 +1,4 @@
-"""The methods of the Open Inference Protocol: a call -> its serialized reply; no transport."""
+"""The methods of the Open Inference Protocol, each from a call to its reply, by any transport."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SERVICE = inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 OIP_SERVICE, OIP_METHODS = _SERVICE.full_name, tuple(method.name for method in _SERVICE.methods)
 
 STREAM_INFER = "ModelStreamInfer"
-"""The one method that is not of one message and one reply."""
+"""The one method that streams, both messages and replies."""
 
 MAX_INT32 = 2**31 - 1
 
@@ -95,7 +95,7 @@ class InferenceService:
         }
 
     async def infer(self, call: Call) -> bytes:
-        """The serialized `ModelInferResponse` to a call whose message is a `ModelInferRequest`."""
+        """Returns the serialized `ModelInferResponse` to a `ModelInferRequest`."""
         if call.caller.quota is UNLIMITED:  # most are, and need no account
             return await self._admitted(call, None)
         with self._quotas.admit(call.caller, call.declared_bytes or 0) as resize:
@@ -113,7 +113,7 @@ class InferenceService:
         if resize is not None:
             resize(template.made.cost.size_bytes)
         name, items, standing = template.model.name, template.items, template.standing
-        if not self._is_counting:  # only since somebody speaks this protocol
+        if not self._is_counting:  # only once this protocol is used
             self._events.add(self._statistics)
             self._is_counting = True
         counts = self._statistics.of(name)
@@ -149,7 +149,7 @@ class InferenceService:
         return reply  # type: ignore[no-any-return]
 
     def _encode(self, call: Call, inference: Inference, finished: Finished) -> Any:
-        """The response; with it copies of the results, if some shall lie in shared memory."""
+        """Returns the response, and copies of results if some go to shared memory."""
         for tell in self._reached:
             tell(Stage.ALLOCATE, (call,))
             tell(Stage.ENCODE, (call,))
@@ -243,11 +243,11 @@ class InferenceService:
         raise UnsupportedError("raw_handle", "memory of a GPU", ("raw_input_contents",))
 
     async def _cuda_unregister(self, _call: Call) -> bytes:
-        """There is nothing to forget, which is no error: load generators begin and end so."""
+        """Accepts everything: there is nothing to remove, and load generators ask for it."""
         return b""
 
 
 async def _received(call: Call, kind: type[M]) -> M:
-    """The message of a call that computes nothing."""
+    """Returns the message of a call that computes nothing."""
     message, _place = await call.receive()
     return parse(message, kind)

@@ -1,4 +1,4 @@
-"""What became of the requests of every model, as `ModelStatistics` tells it."""
+"""Counts the requests of every model, as `ModelStatistics` reports them."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ class Duration:
     seconds: float = 0.0
 
     def add(self, seconds: float) -> None:
-        """Counts one more of them, and how long it took."""
+        """Counts one more duration, in seconds."""
         self.count += 1
         self.seconds += seconds
 
     def message(self) -> inference_pb2.StatisticDuration:
-        """Itself, as the protocol says it."""
+        """Returns the count and the time as a message of the protocol."""
         return inference_pb2.StatisticDuration(count=self.count, ns=round(self.seconds * 1e9))
 
 
 @dataclass(slots=True)
 class Counts:
-    """Those of one model."""
+    """The counts of one model."""
 
     success: Duration = field(default_factory=Duration)
     fail: Duration = field(default_factory=Duration)
     queue: Duration = field(default_factory=Duration)
     compute_input: Duration = field(default_factory=Duration)
-    """To decode requests."""
+    """Times of decoding requests."""
     compute_infer: Duration = field(default_factory=Duration)
-    """The launches that they were in, once for each."""
+    """Times of the launches of its requests, each launch once."""
     compute_output: Duration = field(default_factory=Duration)
-    """To encode responses."""
+    """Times of encoding responses."""
     items: int = 0
     last_ms: int = 0
     launches: defaultdict[int, Duration] = field(default_factory=lambda: defaultdict(Duration))
-    """Launches by the items of this model in them."""
+    """Launches by the number of items of this model in them."""
 
 
 class ModelStatistics(Listener):
@@ -59,22 +59,22 @@ class ModelStatistics(Listener):
     def __init__(self) -> None:
         self._counts: defaultdict[str, Counts] = defaultdict(Counts)
         self._under_way: dict[Any, tuple[str, int]] = {}
-        """Models of the calls that are queued or computed, and the items of their batches."""
+        """The models of calls that are queued or computed, and the items of their batches."""
 
     def queued(self, call: Any, model: str, items: int) -> None:
-        """A call of a model is about to be queued."""
+        """Notes the model of a call that is about to be queued."""
         self._under_way[call] = model, items
 
     def ended(self, call: Any) -> None:
-        """A call is not queued any more, nor computed."""
+        """Forgets a call that is neither queued nor computed any more."""
         self._under_way.pop(call, None)
 
     def of(self, model: str) -> Counts:
-        """The counts of a model, to add to."""
+        """Returns the counts of a model, to add to."""
         return self._counts[model]
 
     def succeeded(self, model: str, items: int, seconds: float) -> None:
-        """A call of a model has a response."""
+        """Counts a call of a model that has a response."""
         counts = self._counts[model]
         counts.success.add(seconds)
         counts.items += items
@@ -82,7 +82,7 @@ class ModelStatistics(Listener):
 
     def batch_ended(self, batch: Batch, queue_s: Sequence[float], compute_s: float) -> None:
         """Counts a launch for every model that had a call in it."""
-        if not self._under_way:  # nobody speaks this protocol at the moment
+        if not self._under_way:  # no call of this protocol is under way
             return
         items: Counter[str] = Counter()
         for call, waited_s in zip(batch.calls, queue_s, strict=True):
@@ -97,7 +97,7 @@ class ModelStatistics(Listener):
             self._counts[model].launches[count].add(compute_s)
 
     def messages(self, models: Iterable[str]) -> list[inference_pb2.ModelStatistics]:
-        """What the protocol tells of these models."""
+        """Returns the statistics of these models as messages of the protocol."""
         return [_message(model, self._counts[model]) for model in models]
 
 

@@ -1,4 +1,4 @@
-"""`ModelStreamInfer`: every message of a stream is a call, answered in the order in which it came.
+"""`ModelStreamInfer`: every message of a stream is a call, answered in the order of arrival.
 
 The length of a message is known only once it is there, so a stream may hold one that is not
 admitted yet: there are only so many streams, and each is read only as fast as it is answered. One
@@ -32,7 +32,7 @@ from stn_server.status import Answer
 from stn_server.tuning import LEAST_RETRY_S, MAX_STREAM_CALLS
 
 ENDS_AT_ERRORS = "triton_grpc_error"
-"""Metadata with which an error ends the stream with a status, and is not a message."""
+"""The metadata by which errors end the stream with a status, instead of a message in it."""
 
 Reserve = Callable[[int, "StreamedCall"], Place]
 
@@ -41,42 +41,42 @@ INFER_RESPONSE = ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER
 
 @dataclass(slots=True, eq=False)
 class StreamedCall(GrpcCall):
-    """One message of a stream."""
+    """A call that is one message of a stream."""
 
     message: bytes = b""
     reserve: Reserve | None = None
     """Admits so many bytes for the call."""
     callbacks: list[Callable[[StreamedCall], None]] = field(default_factory=list)
     answer: Answer | None = None
-    """How it failed."""
+    """The status with which it failed."""
 
     @property
     def declared_bytes(self) -> int | None:
-        """The size of the message, which is there; see `Call`."""
+        """The size of the message, which has arrived; see `Call`."""
         return len(self.message)
 
     async def receive(self) -> tuple[bytes, Place]:
-        """Gives the message once it is admitted; see `Call`."""
+        """Returns the message once it is admitted; see `Call`."""
         reserve = cast("Reserve", self.reserve)
         return self.message, reserve(len(self.message), self)
 
     def add_done_callback(self, callback: Callable[[StreamedCall], None], /) -> None:
-        """Calls back when its response has been handed over, or nobody wants it; see `Call`."""
+        """Registers a function for when the response is written or unwanted; see `Call`."""
         self.callbacks.append(callback)
 
     def done(self) -> None:
-        """Its response is on its way, or nobody wants it."""
+        """Calls the functions of `add_done_callback`, once."""
         for callback in self.callbacks:
             callback(self)
         self.callbacks.clear()
 
     async def abort(self, answer: Answer) -> bytes:
-        """Notes how it failed; the stream may go on."""
+        """Notes the status with which it failed; the stream may go on."""
         self.answer = answer
         return b""
 
     def failure(self) -> bytes:
-        """The message of the stream that says how it failed, with its id if it has one."""
+        """Returns the message of the stream that reports the failure, with the id of the call."""
         message = ModelStreamInferResponse(error_message=cast("Answer", self.answer).message)
         with suppress(WireFormatError, UnicodeDecodeError):
             ids = values(self.message, ID)
@@ -88,7 +88,7 @@ Begun = tuple[StreamedCall, "asyncio.Task[bytes]"]
 
 
 class Streams:
-    """The streams of a server.
+    """All streams of a server.
 
     Args:
         service: Answers each message.
@@ -116,7 +116,7 @@ class Streams:
         self._open = 0
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        """All methods of the service, as a gRPC server registers them."""
+        """Returns the handlers of all methods of the service, for registration in a gRPC server."""
         unary = self._transport.unary_handlers(OIP_SERVICE, self._service.methods)
         stream: Any = grpc.stream_stream_rpc_method_handler(self.answer)
         return grpc.method_handlers_generic_handler(OIP_SERVICE, {**unary, STREAM_INFER: stream})
@@ -137,8 +137,8 @@ class Streams:
             await _write(context, calls, room)
         finally:
             self._open -= 1
-            # Without waiting, here and in `_give_up`: whoever waits can be cancelled once more, and
-            # what calls hold would be held for ever.
+            # Without waiting, here and in `_give_up`: a task that waits can be cancelled once more,
+            # and what calls hold would be held for ever.
             reading.cancel()
             reading.add_done_callback(partial(_give_up_rest, calls))
 
@@ -166,7 +166,7 @@ class Streams:
             call.path,
             call.caller,
             call.deadline,
-            perf_counter(),  # gRPC tells nobody when a message of a stream came in
+            perf_counter(),  # gRPC does not tell when a message of a stream came in
             context,
             call.receiver,
             message=message,
@@ -181,7 +181,7 @@ class Streams:
 async def _write(
     context: Context, calls: asyncio.Queue[Begun | None], room: asyncio.Semaphore
 ) -> None:
-    """Sends what becomes of every call, one after the other."""
+    """Writes the outcome of every call, one after the other."""
     ends_at_errors = (ENDS_AT_ERRORS, "true") in (context.invocation_metadata() or ())
     while (begun := await calls.get()) is not None:
         call, task = begun
@@ -199,13 +199,13 @@ async def _write(
 
 
 def _give_up(call: StreamedCall, task: asyncio.Task[bytes]) -> None:
-    """Ends a call if it has not ended, and lets go of what it holds as soon as it has."""
+    """Cancels a call that has not ended, and frees what it holds once it has."""
     task.cancel()
     task.add_done_callback(lambda _task: call.done())
 
 
 def _give_up_rest(calls: asyncio.Queue[Begun | None], _reading: asyncio.Task[None]) -> None:
-    """Ends all calls that nobody will write any more."""
+    """Cancels all calls whose responses will never be written."""
     while not calls.empty():
         begun = calls.get_nowait()
         if begun is not None:
