@@ -74,12 +74,14 @@ class Backlog:
         is_quiet = is_turning and (accepted, begun) == self._before
         self._quiet = self._quiet + 1 if is_quiet else 0
         if self._quiet >= QUIET_LOOKS:  # what has time and begins nothing has nothing to begin
+            # Calls of other handlers, whose begin is never told.
             self._elsewhere += accepted - begun
             begun = accepted
         self._before = accepted, begun
         if len(self._looks) > 1 and self._looks[-2][1] == accepted:  # as long as nothing comes
             self._looks.pop()
         self._looks.append((now, accepted))
+        # One look from before the oldest waiting call stays, to interpolate from.
         while len(self._looks) > 1 and self._looks[1][1] <= begun:
             self._looks.popleft()
         self.wait_s = now - self._arrival(begun) if accepted > begun else 0.0
@@ -100,6 +102,8 @@ def accepted_calls(
     Args:
         make: Makes the server.
     """
+    # Only channelz tells how many calls were accepted, by the number of a server, which gRPC does
+    # not tell: it is the one that is new after `make`.
     before = set(_servers())
     server = make()
     (number,) = set(_servers()) - before
@@ -170,6 +174,7 @@ class LoopMonitor:
     def _beat(self) -> None:
         late_s = self.still_s()
         self._beats += 1
+        # Before the listeners, so that their time counts as lag, too.
         self._due = time.monotonic() + BEAT_S
         self._timer = asyncio.get_running_loop().call_later(BEAT_S, self._beat)
         for tell in self._events.loop_lagged:

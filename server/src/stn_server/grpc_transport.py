@@ -229,6 +229,7 @@ class GrpcTransport:
         """Reports that a call failed; awaiting what it returns answers the call."""
         answer = answer_to(error, call.request_id)
         self._failed(call, End(answer.code, time.perf_counter() - call.began, answer, error))
+        # After the listeners, which log the traceback.
         clear_frames(error)
         return call.abort(answer)
 
@@ -244,6 +245,7 @@ class GrpcTransport:
         remaining_s = cast("float | None", context.time_remaining())  # the stubs forget the None
         deadline = math.inf if remaining_s is None else self._now() + remaining_s
         caller = caller_of(context, certified=self._certified)
+        # gRPC accepts calls in threads of its own, where they wait for the event loop.
         began = now if caller.transport == LOCAL else now - self.backlog.wait_s
         return GrpcCall(method, path, caller, deadline, began, context, self._receiver)
 
@@ -253,6 +255,7 @@ class GrpcTransport:
 
         async def answer(_messages: Any, context: Context) -> bytes:
             call = self.call_of(label, shown, context)
+            # Local calls come through no backlog of gRPC, which would otherwise seem to shrink.
             self.backlog.begun += call.caller.transport != LOCAL
             self.enter(call)
             return await self.answered(call, method)
@@ -307,6 +310,7 @@ class GrpcTransport:
         """Returns the end of a call that gRPC itself has ended."""
         duration_s = time.perf_counter() - call.began
         lost = error if isinstance(error, LostMessageError) else None
+        # gRPC cancels for a deadline as for any other reason: only the clock tells them apart.
         if self._now() >= call.deadline:
             note = "its message was not there before its deadline" if lost else ""
             return End(grpc.StatusCode.DEADLINE_EXCEEDED, duration_s, note=note)
@@ -351,6 +355,7 @@ class Receiver:
         self._uploads = _Uploads(limits.upload_s)
         at_a_time = int(max_admitted_bytes * UNDECLARED_PART) // limits.max_message_bytes
         self._undeclared = _Turns("messages of undeclared size", max(1, at_a_time), limits.upload_s)
+        # Apart from the others, so that calls that stall cannot keep health checks out.
         self._probe_uploads = _Uploads(PROBE_S)
         self._probes = _Turns("probes", max(1, at_a_time), PROBE_S)
 
@@ -375,6 +380,8 @@ class Receiver:
         """
         arrived = getattr(context, "arrived", None)
         if arrived is not None:
+            # The local transport has read a whole frame. The result counts as large as the message
+            # until its real size is known.
             size_bytes = len(arrived) + min(len(arrived), self._limits.max_output_bytes)
             return arrived, self._batcher.reserve(size_bytes, caller=caller, call=context)
         declared = declared_bytes(cast("Metadata", context.invocation_metadata() or ()))
@@ -407,6 +414,7 @@ class Receiver:
             return await self._read(context, self._probe_uploads)
 
     async def _receive_unknown(self, context: Context, caller: str) -> tuple[bytes, Place]:
+        # A full or draining server refuses before the wait; bytes count only from its turn on.
         place = self._batcher.reserve(0, caller=caller, call=context)
         async with self._undeclared:
             self._batcher.resize(place, self._limits.max_message_bytes)
@@ -420,10 +428,14 @@ class Receiver:
         try:
             message: Any = await context.read()
             if message is grpc.aio.EOF:
+                # If gRPC is about to cancel the call, as one that is too large, that is the error
+                # to report.
                 await asyncio.sleep(CANCELLATION_S)
         except asyncio.CancelledError:
+            # `_Uploads` takes a task out before it cancels it; above 0, gRPC has done so as well.
             if task not in uploads.under_way and task.uncancel() == 0:
                 raise UploadTimeoutError(uploads.timeout_s) from None
+            # A message above the limit ends so if it declares no size: see `LostMessageError`.
             code = (
                 grpc.StatusCode.CANCELLED
                 if declared is not None
@@ -493,10 +505,12 @@ class _Uploads:
 
     def _expire(self) -> None:
         now, self._timer = self._loop.time(), None
+        # In order of their begin, so that the first one within its time ends the look.
         for task, (began, _) in list(self.under_way.items()):
             if now < began + self.timeout_s:
                 self._timer = self._loop.call_at(began + self.timeout_s, self._expire)
                 return
+            # First, so that `_read` sees who has cancelled it.
             del self.under_way[task]
             task.cancel()
 
@@ -559,6 +573,7 @@ def declared_bytes(metadata: Metadata) -> int | None:
     for key, value in metadata:
         if key == MESSAGE_BYTES:
             digits = str(value)
+            # `int` would also take signs, spaces, underscores and the digits of other scripts.
             if not (digits.isascii() and digits.isdecimal() and len(digits) <= MAX_DIGITS):
                 complaint = f"expected a number of bytes, got {digits[:100]!r}."
                 raise InvalidRequestError(MESSAGE_BYTES, complaint)

@@ -36,9 +36,11 @@ class Shutdown:
         loop = asyncio.get_running_loop()
 
         def wait() -> None:
+            # Whatever the owner writes has no meaning; only the end has.
             while os.read(stream, 1):
                 pass
             with suppress(RuntimeError):  # the loop has ended before
+                # Twice, like a second signal: without its owner the server must not linger.
                 for _ in range(2):
                     loop.call_soon_threadsafe(self.ask)
 

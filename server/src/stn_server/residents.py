@@ -88,6 +88,8 @@ class Resident:
         """Returns all of its bytes; it counts as used while the caller keeps this very object."""
         view = self._view()
         if view is None:
+            # Only calls hold the slice: when the last one lets go of it the tensor is unused,
+            # whether or not that call ended in order.
             view = self._read[:]
             self._view = weakref.ref(view)
         return view
@@ -155,6 +157,7 @@ class Residents:
     @property
     def size_bytes(self) -> int:
         """The counted bytes of all resident tensors, and of removed ones that calls still use."""
+        # Copies here and below, as metrics ask in another thread.
         left = [one for one in self._left if one.is_used]
         return sum(list(self._bytes.values())) + _counted(left)
 
@@ -180,6 +183,7 @@ class Residents:
         self._make_room(owner, size_bytes)
         if len(piece) == size_bytes:
             return self._add(Resident(owner, data_type, _own(piece), size_bytes))
+        # Not zeroed: no call reads a tensor before all of it has been received.
         memory: memoryview = np.empty(size_bytes, np.uint8).data
         memory[: len(piece)] = piece
         return self._add(Resident(owner, data_type, memory, len(piece)))
@@ -205,6 +209,7 @@ class Residents:
                 resident = self.begin(owner, data_type, len(memory), memory)
                 kept.append(ResidentRef(handle=resident.handle, address=self.address))
         except (QuotaTooSmallError, ResidentsFullError):
+            # Those begun so far are unknown to the caller, and go when their lease is over.
             return []
         return kept
 
@@ -214,8 +219,10 @@ class Residents:
         Raises:
             HandleNotFoundError: The caller has none of this handle, even if another one has.
         """
+        # A lease that is over ends here, even if the timer has not run yet.
         self._expire()
         resident = self._all.get(handle)
+        # One error for both: whether another caller has the handle is not disclosed.
         if resident is None or resident.owner != owner:
             raise HandleNotFoundError(field)
         resident.used_at = self._now()
@@ -258,6 +265,7 @@ class Residents:
         if not own:
             del self._of[resident.owner], self._bytes[resident.owner]
         if resident.is_used:
+            # Its memory counts until the last call that uses it has ended.
             self._left.append(resident)
 
     def _evict(self, residents: Iterable[Resident], why: Eviction) -> None:
@@ -269,6 +277,7 @@ class Residents:
     def _expire(self) -> None:
         """Evicts tensors whose lease is over, unless a call uses them."""
         ended = self._now() - self._config.lease_s
+        # They are in order of use, so that the first one within its lease ends the look.
         over = takewhile(lambda one: one.used_at <= ended, self._all.values())
         self._evict([one for one in over if not one.is_used], Eviction.LEASE)
         self._left = [one for one in self._left if one.is_used]
@@ -297,6 +306,7 @@ class Residents:
             raise QuotaTooSmallError("byte_count", most_bytes, needed_bytes, unit)
         self._expire()
         going: dict[bytes, Resident] = {}
+        # The limit of the caller first: what goes for its sake makes room for the other limit, too.
         left = [one for one in self._left if one.owner == owner]
         _choose(
             self._of.get(owner, OrderedDict()),
@@ -307,6 +317,7 @@ class Residents:
         )
         wanted_bytes = self.size_bytes - _counted(going.values()) + needed_bytes
         _choose(self._all, wanted_bytes, config.max_bytes, "bytes of resident tensors", going)
+        # Only when both limits can be kept: a refusal evicts nothing.
         self._evict(list(going.values()), Eviction.ROOM)
 
 

@@ -70,6 +70,7 @@ class SelfTest(Listener):
 
     async def _run(self) -> None:
         """Tests until the device passes, then rests for a while."""
+        # The instant first: a device that is slow to fail has failed since then.
         began, failure = self._batcher.now(), await self._failure()
         if failure is not None:
             log(logging.ERROR, "device fails", error=failure)
@@ -82,6 +83,7 @@ class SelfTest(Listener):
                 failure = await self._failure()
             log(logging.INFO, "device works again")
             await self._set_ready(True)
+        # While this task lasts, calls that fail begin no other test.
         await asyncio.sleep(SELF_TEST_PAUSE_S)
 
     async def _failure(self) -> Exception | None:
@@ -94,6 +96,7 @@ class SelfTest(Listener):
             for problem in item.problems
         ]
         for outcome in await asyncio.gather(*calls, return_exceptions=True):
+            # A refusal says that the server is full, not that its device fails.
             if isinstance(outcome, Exception) and not isinstance(outcome, RefusedError):
                 return outcome
         return None

@@ -67,6 +67,7 @@ class Server:
         parts, config = self._parts, self._parts.config
         compilations.watch(self._compiled)  # first: `stop` takes it back
         parts.monitor.start(self._hung)
+        # Before a health check can come, which would find these services unknown.
         await parts.health.set(ready=False)
         await parts.health.set_alive(alive=True)
         targets = [
@@ -79,6 +80,7 @@ class Server:
         metrics = await self._serve_metrics()
         if parts.local:
             await parts.local.start()
+        # Only once every address is bound: a server that cannot take one of them serves none.
         await parts.grpc_server.start()
         await parts.admin_server.start()
         for batch in warm_up.batches():  # so that no caller pays for first times
@@ -95,8 +97,10 @@ class Server:
         lame-duck time: no load balancer sends calls to it.
         """
         parts, times = self._parts, self._parts.config.lifecycle
+        # First: a device that is lost from here on changes nothing that is reported.
         if self._watchdog is not None:
             self._watchdog.cancel()
+        # Else a test that passes would report the server ready again.
         parts.self_test.stop()
         parts.files.stop()
         if parts.health.is_ready:
@@ -104,6 +108,7 @@ class Server:
             await shutdown.pause(times.lame_duck_s)
         drained = asyncio.create_task(self._drain())
         await shutdown.wait_for(drained, times.grace_s)
+        # Calls on their way still get a status that says to try elsewhere.
         await shutdown.pause(REFUSING_S)
         drained.cancel()
         # Cuts off what is left, open health watches among it; a stuck caller cannot hold it up.
@@ -112,10 +117,12 @@ class Server:
         servers = parts.grpc_server, parts.admin_server
         stopping = [asyncio.create_task(server.stop(grace=0)) for server in servers]
         await asyncio.wait(stopping, timeout=STOPPING_S)
+        # After the servers: calls that were cut off used these until then.
         parts.lanes.close()
         parts.residents.close()
         compilations.unwatch(self._compiled)
         parts.monitor.stop()
+        # Only now, with the failures of the calls that were cut off.
         parts.event_log.flush()
         if parts.tracing:
             await parts.tracing.close()
@@ -221,6 +228,7 @@ async def serve(
 
     def hung(still_s: float, stack: str) -> None:
         log(logging.ERROR, "event loop hung", still_s=still_s, stack=stack)
+        # An orderly exit would need the loop that hangs.
         stderr.drain(LAST_WORDS_S)
         os._exit(LOST)
 
@@ -236,6 +244,7 @@ async def serve(
         is_asked = True
         starting = asyncio.create_task(server.start())
         if await shutdown.asked_before(starting):
+            # `stop` below ends whatever has been started by then.
             starting.cancel()
         else:
             addresses = asdict(starting.result())
@@ -251,6 +260,7 @@ async def serve(
         log(logging.INFO, "stopped", finished_items=after.finished_items, aborted_items=aborted)
         return is_asked
     finally:
+        # The handlers of `Shutdown` need the loop, which is about to close.
         signals.end_at_once()
 
 

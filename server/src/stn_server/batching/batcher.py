@@ -233,6 +233,7 @@ class Batcher:
             is_placed=is_placed,
             reply=reply,
         )
+        # Before the policy decides: a small batch is computed and answered within that step.
         waiter: asyncio.Future[Any] = self._loop.create_future()
         self._waiters[item] = waiter
         self._idle.clear()
@@ -244,8 +245,11 @@ class Batcher:
                 raise self._refused(refusal)
             return await waiter
         except asyncio.CancelledError:
+            # A waiter with an outcome is not `cancelled`: then nothing runs for it.
             is_running = waiter.cancelled() and not self._abandon(item)
             if is_placed and is_running and not self._broken.done():
+                # Memory of the caller is written until the batch is over, whose answer finds this
+                # future. `gather` makes a failure an outcome, to be dropped.
                 waiter = self._waiters[item] = self._loop.create_future()
                 await asyncio.gather(waiter, return_exceptions=True)
             raise
@@ -289,11 +293,13 @@ class Batcher:
         for bundle, waiter in waiters.items():
             self._waiters[bundle] = waiter
         self._idle.clear()
+        # Stays empty if the policy fails; then `_break` answers the bundles.
         late: Sequence[RefusedError | None] = ()
         try:
             late = self._step(ArriveTogether(bundles)).late
             for bundle, refusal in zip_longest(bundles, late):
                 if refusal is None:
+                    # One after the other: the message is answered after the last one anyway.
                     found = await _outcomes_of(bundle, waiters[bundle])
                 else:
                     found = [self._refused(refusal) for _ in bundle.positions]
@@ -325,6 +331,7 @@ class Batcher:
     ) -> list[Bundle]:
         """Admits calls and bundles them by key; refused ones have their outcome then."""
         policy, now, place = self._policy, facts["arrived"], facts["place"]
+        # The message counted by an estimate so far; from here on its calls count by their costs.
         policy.resize(place, 0, now)
         bundles: dict[BatchKey, Bundle] = {}
         full: list[Bundle] = []
@@ -339,6 +346,7 @@ class Batcher:
             bundle = bundles.get(one.key)
             if bundle is not None:
                 cost = bundle.cost + one.cost
+                # At most a turn, so that one message does not pass the turns of other callers.
                 if cost.fits(policy.turn):
                     bundle.add(one, position, cost)
                     continue
@@ -353,6 +361,7 @@ class Batcher:
 
     async def broken(self) -> Exception:
         """Waits until nothing can be computed any more, and returns the reason."""
+        # One who stops waiting must not cancel the future for the others.
         return await asyncio.shield(self._broken)
 
     def statistics(self) -> Statistics:
@@ -366,6 +375,7 @@ class Batcher:
 
     def queue_age_s(self) -> float:
         """Returns how long the oldest queued item has waited; 0 if none does."""
+        # The oldest arrival is infinity while none waits.
         return max(0.0, self.now() - self._oldest_arrival)
 
     def _require_service(self) -> None:
@@ -386,6 +396,8 @@ class Batcher:
         for item in decisions.expired:
             self._abandoned(item)
             self._fail(item, DeadlineExceededError())
+        # The timer before the launches: a batch that runs inline makes a step of its own, whose
+        # later decision about the timer must stay.
         if decisions.wake_at != self._wake_at:
             self._set_timer(decisions.wake_at, now)
         for batch in decisions.launches:
@@ -415,6 +427,7 @@ class Batcher:
             outcomes = await self._watched(batch)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - all must be answered
             cause = error
+        # Before `_end`, which may launch the next batch: that is no part of this one.
         ended = self.now()
         outcomes, more_follows = self._end(batch, outcomes, cause)
         if more_follows:
@@ -446,8 +459,10 @@ class Batcher:
         count = len(batch.problems)
         computed = outcomes is not None and len(outcomes) == count
         if outcomes is None or not computed:
+            # Before the lane is free, so that a lost device gets no further batch.
             if isinstance(cause, DeviceLostError):
                 self._break(cause)
+            # One for each, as every waiter raises its own and adds to its traceback.
             outcomes = [BatchFailedError(count) for _ in range(count)]
             for failure in outcomes:
                 failure.__cause__ = cause
@@ -473,6 +488,7 @@ class Batcher:
                 continue
             self._counts.finished_items += 1
             waiter = self._waiters.get(item)
+            # Its caller has gone, or was answered when the server broke.
             if waiter is None or waiter.done():
                 continue
             try:
@@ -515,6 +531,7 @@ class Batcher:
         if self._stall_s == math.inf:
             return await self._runner.run(batch)
         stalled = DeviceLostError(f"expected a batch within {self._stall_s:g} s, got none")
+        # The runner cannot be interrupted: waiters are answered without it.
         watchdog = self._loop.call_later(self._stall_s, self._break, stalled)
         try:
             return await self._runner.run(batch)
@@ -525,6 +542,7 @@ class Batcher:
         """Answers all waiters that may be answered, and refuses all further calls."""
         if self._broken.done():
             return
+        # First, so that a step that fails below does not come back here.
         self._broken.set_result(cause)
         for item in list(self._waiters):
             # One that still writes to memory of its caller has no answer before its connection

@@ -41,10 +41,14 @@ class _Fit:
         return self.overhead + self.slope * work
 
     def observe(self, work: int, seconds: float) -> None:
+        # Clipped, not dropped: an accident hardly counts, yet a lasting change is followed. An
+        # expectation of 0 would clip everything to 0.
         if self.batches >= TRUSTED_BATCHES:
             expected = max(self.at(work), SHORTEST_S)
             seconds = min(max(seconds, expected / SURPRISE), expected * SURPRISE)
         self.batches += 1
+        # Exponential forgetting, updated in one pass from deviations (Welford): sums of squares
+        # would lose their digits by cancellation.
         self.weight = MEMORY * self.weight + 1
         share = 1 / self.weight
         dx, dy = work - self.x, seconds - self.y
@@ -53,8 +57,11 @@ class _Fit:
         self.xx += share * ((1 - share) * dx * dx - self.xx)
         self.xy += share * ((1 - share) * dx * dy - self.xy)
         through_origin = self.y / self.x if self.x else 0.0
+        # A ridge towards the line through the origin: with batches all of one size the variance is
+        # 0, and the slope would be undefined.
         pull = STIFFNESS * self.x**2
         slope = (self.xy + pull * through_origin) / ((self.xx + pull) or 1.0)
+        # At most `through_origin`, as a steeper line has a negative overhead.
         self.slope = min(max(0.0, slope), through_origin)
         self.overhead = max(0.0, self.y - self.slope * self.x)
 
@@ -125,6 +132,7 @@ class Forecast:
             part, work = _part(item)
             own = self._callers[item.caller]
             for backlog in (own, self._everyone):
+                # Of integers, so that a sum comes back to exactly 0 and can be deleted.
                 left = backlog[part] - work
                 if left:
                     backlog[part] = left
@@ -154,6 +162,7 @@ class Forecast:
     @property
     def _model(self) -> CostModel:
         """The cost model, brought up to date with all batches that ran."""
+        # Only when a forecast is asked for: calls that find the server idle do without the fit.
         while self._ran:
             self._known.observe(*self._ran.popleft())
         return self._known
@@ -179,6 +188,7 @@ class Forecast:
         everyone_s = self._seconds(self._everyone, last)
         if len(self._callers) == 1:
             return everyone_s
+        # Callers take turns: before its item, each other one gets no more than this caller itself.
         return min(everyone_s, len(self._callers) * self._seconds(own, last))
 
     def _seconds(self, backlog: Backlog, last: float) -> float:

@@ -152,13 +152,17 @@ class Admission:
         """Returns a place for a call, or the limit that it would exceed."""
         held = self._callers.get(caller)
         if held is None:
+            # Kept only once admitted: refused callers must not fill memory with their names.
             held = _Held()
+        # Both limits are checked before anything counts, so that a refusal changes nothing.
         for what, limit, inside, own, amount in (
             ("items", self._max_items, self._items, held.items, 1),
             ("bytes", self._max_bytes, self.size_bytes, held.size_bytes, size_bytes),
         ):
             if inside + amount > limit:
                 return Full(what, limit, inside + amount)
+            # Against what it holds, not what it asks for: a caller that holds nothing is never
+            # refused by its share.
             share = CALLER_SHARE * (limit - inside)
             if own > share:
                 return Full(f"{what} of one caller", share, own + amount)
@@ -213,6 +217,7 @@ class Policy:
         """The instant at which each batch that runs was launched."""
         self._ran: deque[tuple[Operation, int, float]] = deque(maxlen=UNLEARNED_BATCHES)
         """The batches that have run and from which no forecast has learned yet."""
+        # Not copies: the forecast reads what runs, and takes out what it has learned from.
         self._forecast = Forecast(limits.lanes, self._running, self._ran)
         self.running_items = 0
         """Calls in launched batches that have not finished."""
@@ -279,6 +284,8 @@ class Policy:
                     self._dequeue(item)
             case Finish(batch, computed):
                 self._retire(batch, now, computed=computed)
+                # Nothing waits that could expire or be launched: the end of most batches under
+                # light load.
                 if not self._queue.items:
                     return NOTHING_FOLLOWS
             case Tick():
@@ -290,9 +297,12 @@ class Policy:
     def _what_follows(self, now: float) -> tuple[tuple[WorkItem, ...], tuple[Batch, ...], float]:
         """Returns expired items, batches for free lanes, and when to look again."""
         queue = self._queue
+        # Before the launches: what has expired must not cost device time.
         expired = tuple(self._expire(now)) if queue.next_deadline <= now else ()
         launches = tuple(self._launch(now)) if self._has_free_lane else ()
+        # After the launches, which may have taken the item with the earliest deadline.
         wake_at = queue.next_deadline
+        # While all lanes are busy the end of a window changes nothing: a Finish comes first.
         if self._limits.window_s and self._has_free_lane:
             wake_at = min(wake_at, queue.next_ready(now))
         return expired, launches, wake_at
@@ -318,6 +328,7 @@ class Policy:
             full = self._admission.resize(place, item.cost.size_bytes)
             if full is not None:
                 return self._full(full, item.caller, now)
+            # Its waiter; the call that has reserved the place is the other holder.
             place.holders += 1
         late = self._late(item, now)
         if late is not None:
@@ -348,6 +359,7 @@ class Policy:
         An idle device is always given a try: only running can correct a wrong estimate.
         """
         remaining_s = item.deadline - now
+        # With a deadline that has passed, the item is queued and expires within the same step.
         if self._is_idle or not 0 < remaining_s < math.inf:
             return None
         wait_s = self._forecast.wait_s(item, self._queue.keys_beside(item.key), now)
@@ -372,6 +384,7 @@ class Policy:
     def _launch(self, now: float) -> Iterator[Batch]:
         while self._has_free_lane and self._queue.items:
             batch = self._queue.take(now, self._forecast.batch_s)
+            # Items wait, but the windows of all their keys are still open.
             if batch is None:
                 return
             self._forecast.leave(batch.items)
@@ -393,5 +406,6 @@ class Policy:
             assert item.place is not None  # admitted
             self.release(item.place)
         duration_s = now - self._running.pop(batch)
+        # How soon a batch fails says nothing about how long one takes.
         if computed:
             self._ran.append((batch.key.operation, batch.cost.work, duration_s))

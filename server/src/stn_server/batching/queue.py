@@ -102,9 +102,11 @@ class Queue:
             group = self._groups[item.key] = _Group(item.arrived, NOTHING)
         group.cost += item.cost
         group.deadline = min(group.deadline, item.deadline)
+        # Numbers are unique, so that ties never come down to comparing items.
         insort(group.lines.setdefault(item.caller, []), (item.due, item.number, item))
         account = self._accounts.get(item.caller)
         if account is None:
+            # Level with those whose turn it is: neither ahead for having been away, nor behind.
             account = self._accounts[item.caller] = _Account(self._taken)
         account.waiting += 1
 
@@ -117,6 +119,7 @@ class Queue:
         group = self._groups[item.key]
         group.cost -= item.cost
         line = group.lines[item.caller]
+        # A pair sorts directly before the triple that begins with it.
         del line[bisect_left(line, (item.due, item.number))]
         if not line:
             del group.lines[item.caller]
@@ -151,11 +154,13 @@ class Queue:
         if key is None:
             return None
         group = self._groups[key]
+        # The deadline may be that of an item that has left, which only leads to the slower way.
         if group.cost.fits(self._budget):
             ends = now + batch_s(key.operation, group.cost.work)
             if ends <= group.deadline:
                 return self._take_all(key)
         lines = group.lines
+        # One head for each caller, ordered by round, due instant and number.
         heads = [(self._accounts[caller].round, *line[0]) for caller, line in lines.items()]
         heapq.heapify(heads)
         items: list[WorkItem] = []
@@ -164,6 +169,8 @@ class Queue:
             item = heads[0][-1]
             grown = cost + item.cost
             ends = now + batch_s(key.operation, grown.work)
+            # The first item goes whatever it costs. Later ones are not searched for one that fits:
+            # it would overtake, and large items would starve.
             if items and (ends > ends_by or not grown.fits(self._budget)):
                 break
             if ends <= item.deadline:  # else it is late in any case, and need not cost the others
@@ -173,6 +180,8 @@ class Queue:
             account = self._accounts[item.caller]
             self._charge(account, item)
             self.remove(item)
+            # `remove` deletes a line with its last item. The charge may have moved the caller to
+            # its next round, behind the other heads.
             line = lines.get(item.caller)
             if line:
                 heapq.heapreplace(heads, (account.round, *line[0]))
@@ -216,10 +225,12 @@ class Queue:
 
     def _charge(self, account: _Account, item: WorkItem) -> None:
         """Charges a caller for the part of a batch that an item takes."""
+        # Before the charge: newcomers join the round that goes on, not the one after it.
         self._taken = max(self._taken, account.taken)
         account.taken += max(item.cost.part_of(self._budget), LEAST_PART)
 
     def _ready_at(self, group: _Group) -> float:
         """Returns when a free lane may take a batch of a key."""
+        # What fills a batch gains nothing by waiting for more.
         full = not group.cost.fits(self._budget)
         return -math.inf if full else group.since + self._window_s

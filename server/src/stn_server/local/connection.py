@@ -58,6 +58,7 @@ class Turns:
         if connection in self._line:
             self._line.remove(connection)
         elif self._line:
+            # The turn passes on, so that no newcomer gets it before those in line.
             self._line.popleft().its_turn()
         else:
             self._free += 1
@@ -105,6 +106,7 @@ class Connection(asyncio.Protocol):
         """Begins: a client has connected."""
         self._transport: asyncio.Transport = transport
         self._connections.add(self)
+        # With `low=0` writing resumes when every reply has left, as `resume_writing` relies on.
         transport.set_write_buffer_limits(high=UNSENT_BYTES, low=0)
         self._peer = peer_of(transport.get_extra_info("socket"))
 
@@ -118,6 +120,7 @@ class Connection(asyncio.Protocol):
             return
         self._waiting += frames
         if frames:
+            # The long frame, if one was under way, is whole: it is the first of these.
             self._leave_turn()
         if self._has_turn is None and self._frames.awaited_bytes > LONG_BYTES:
             self._has_turn = self._turns.enter(self)
@@ -144,12 +147,14 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, _reason: Exception | None) -> None:
         """Cancels all calls of the connection that ended."""
         self._connections.discard(self)
+        # Before calls finish below, each of which would begin one that waits.
         self._waiting.clear()
         self._is_reading = False
         self._leave_turn()
         self._watch_upload()
         for task in self._tasks:
             task.cancel()
+        # Replies that wait will never leave: their calls are over as well.
         self.resume_writing()
 
     def abort(self) -> None:
@@ -165,6 +170,7 @@ class Connection(asyncio.Protocol):
         while self._waiting and self._in_flight < most:
             self._begin(self._waiting.popleft())
         self._is_beginning = False
+        # Without a long frame (None) it may read as well as in its turn.
         may_read = self._in_flight < most and self._has_turn is not False
         if may_read != self._is_reading and not self._transport.is_closing():
             self._is_reading = may_read
@@ -211,6 +217,7 @@ class Connection(asyncio.Protocol):
                 self._finish(call)
             else:
                 self._transport.write(self._frames.respond(stream_id, response))
+                # `write` sets it, by `pause_writing`, when too much is unsent.
                 if self._is_blocked:
                     self._leaving.append(call)
                 else:

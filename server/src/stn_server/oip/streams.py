@@ -128,6 +128,7 @@ class Streams:
             call = self._call(b"", context)
             error = QueueFullError("streams", self._max_streams, self._open + 1, LEAST_RETRY_S)
             await self._transport.refuse(call, error)
+            # Raises, as gRPC does when a call is aborted: nothing below runs.
             await _end(context, call)
         self._open += 1
         calls: asyncio.Queue[Begun | None] = asyncio.Queue()
@@ -148,6 +149,7 @@ class Streams:
         """Begins a call with every message, as long as there are not too many."""
         try:
             while True:
+                # Before the read, so that the flow control of gRPC slows the client down.
                 await room.acquire()
                 message: Any = await context.read()
                 if message is grpc.aio.EOF:
@@ -157,6 +159,7 @@ class Streams:
                 answered = self._transport.answered(call, self._service.infer)
                 calls.put_nowait((call, asyncio.create_task(answered)))
         finally:
+            # Also when reading failed: `_write` would wait for ever.
             calls.put_nowait(None)
 
     def _call(self, message: bytes, context: Context) -> StreamedCall:
@@ -188,8 +191,10 @@ async def _write(
         try:
             reply = await task
             if call.answer is None:
+                # By hand, as protobuf would parse the reply and serialize it anew.
                 await context.write(field_head(INFER_RESPONSE, len(reply)) + reply)
                 continue
+            # When the server stops or its device is lost, so that the client goes elsewhere.
             if ends_at_errors or call.answer.code is grpc.StatusCode.UNAVAILABLE:
                 await _end(context, call)
             await context.write(call.failure())
