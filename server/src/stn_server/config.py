@@ -62,13 +62,13 @@ class ConfigError(ValueError):
 
 
 def setting(default: Any, doc: str) -> Any:
-    """A field with a default and the sentence that documentation and `--help` show."""
+    """Makes a field with a default and the sentence that documentation and `--help` show."""
     return field(default=default, metadata={"doc": doc})
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchingConfig:
-    """How calls are grouped, and how many may be admitted."""
+    """Settings of how calls are grouped, and how many may be admitted."""
 
     max_batch_bytes: int = setting(256 * MIB, "Operands and results of one launch.")
     max_batch_samples: int = setting(
@@ -95,7 +95,7 @@ class BatchingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LimitsConfig:
-    """What one call may ask for."""
+    """Limits of a single call."""
 
     max_message_bytes: int = setting(256 * MIB, "A request on the wire.")
     max_payloads: int = setting(16, "Its tensors; no call has more than three of its own.")
@@ -141,7 +141,7 @@ class LimitsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LifecycleConfig:
-    """How the server ends, and how its connections end."""
+    """Settings of the end of the server and of its connections."""
 
     lame_duck_s: float = setting(0.0, "After SIGTERM: serving on, but reporting not ready.")
     grace_s: float = setting(30.0, "Then: until every reply has left; after it calls are cut off.")
@@ -182,7 +182,7 @@ class TlsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AuthConfig:
-    """Which callers the server answers."""
+    """Settings of which callers the server answers."""
 
     tokens: str = setting(
         "", "File of tokens and quotas, read again when it changes; empty: everyone is answered."
@@ -197,7 +197,7 @@ class AuthConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalConfig:
-    """How processes on the same host make calls without the network."""
+    """Settings of calls by processes on the same host, without the network."""
 
     dir: str = setting(
         "",
@@ -230,7 +230,7 @@ class LocalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ResidentsConfig:
-    """What callers may leave on the server for later calls: a cache."""
+    """Limits of resident tensors, which are a cache."""
 
     max_bytes: int = setting(1024 * MIB, "Of all resident tensors; 0: there are none.")
     max_caller_bytes: int = setting(512 * MIB, "Of the resident tensors of one caller.")
@@ -249,7 +249,7 @@ class ResidentsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OipConfig:
-    """What clients of the Open Inference Protocol may do."""
+    """Settings of the Open Inference Protocol."""
 
     shared_memory: bool = setting(
         False,
@@ -268,7 +268,7 @@ class OipConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """What is written to standard error."""
+    """Settings of the log on standard error."""
 
     level: LogLevel = setting("info", "The least severe record that is written.")
     format: LogFormat = setting("json", "One JSON object a line, or text for people.")

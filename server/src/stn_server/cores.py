@@ -1,4 +1,4 @@
-"""How many processor cores a control group lets this process use."""
+"""The processor cores that a control group lets this process use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def quota_cores(process: Path = PROCESS) -> float:
 
 
 class Throttling(NamedTuple):
-    """What a control group has done since its start to keep this process within its CPU quota."""
+    """A control group's counts, since its start, of what its CPU quota held back."""
 
     periods: int = 0
     """Counts periods, mostly of 0.1 s, in which the group had something to run."""

@@ -24,7 +24,7 @@ from stn_server.events import Events
 from stn_server.tuning import BEAT_S, QUIET_LOOKS
 
 Hung = Callable[[float, str], None]
-"""Told for how many seconds the event loop has stood still, and where it stands."""
+"""Receives for how many seconds the event loop has stood still, and the stack where it stands."""
 
 
 class Backlog:

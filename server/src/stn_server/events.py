@@ -46,7 +46,7 @@ class Stage(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a call ended."""
+    """The end of a call."""
 
     code: StatusCode
     duration_s: float
@@ -98,7 +98,7 @@ class Listener:
         """A call has left the queue without having run."""
 
     def batch_ended(self, batch: Batch, queue_s: Sequence[float], compute_s: float) -> None:
-        """A batch has ended; told with the time that each of its calls waited."""
+        """A batch has ended, whose calls waited so long in the queue."""
 
     def lane_freed(self, device: str, busy_s: float) -> None:
         """A lane of a device has finished a batch."""
@@ -110,7 +110,7 @@ class Listener:
         """The device is lost: nothing can be computed any more."""
 
     def loop_lagged(self, late_s: float) -> None:
-        """The event loop ran a timer so late; told at regular intervals."""
+        """The event loop ran a timer so late; every timer reports it, however punctual."""
 
     def kernels_compiled(self, outcome: Outcome, duration_s: float) -> None:
         """A program of kernels was compiled or read from disk, or could not be."""

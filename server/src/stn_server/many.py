@@ -41,7 +41,7 @@ class NestedCall:
 
     @property
     def began(self) -> float:
-        """When the message was accepted; see `Call`."""
+        """The instant at which the message was accepted; see `Call`."""
         return self.outer.began
 
     @property

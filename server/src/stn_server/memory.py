@@ -1,4 +1,4 @@
-"""How freed memory is handled, and how much memory the process holds and may hold.
+"""The handling of freed memory, and how much memory the process holds and may hold.
 
 By default glibc gives large blocks back to the system and takes them anew for the next message, and
 the system fills every page with zeros again: in a virtual machine that costs more than computing on

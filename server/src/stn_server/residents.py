@@ -76,7 +76,7 @@ class Resident:
 
     @property
     def missing_bytes(self) -> int:
-        """How many bytes are still to come."""
+        """The number of bytes that are still to come."""
         return self.size_bytes - self.received_bytes
 
     @property

@@ -123,7 +123,7 @@ class Full(NamedTuple):
 
 @dataclass(slots=True)
 class _Held:
-    """What one caller holds of the limits."""
+    """The part of the limits that one caller holds."""
 
     items: int = 0
     size_bytes: int = 0

@@ -16,7 +16,7 @@ from stn_server.oip.models import VERSION
 
 @dataclass(slots=True)
 class Duration:
-    """How often something was done, and how long that took together."""
+    """The number of times that something was done, and how long that took together."""
 
     count: int = 0
     seconds: float = 0.0
