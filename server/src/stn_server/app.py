@@ -105,9 +105,9 @@ def build(
     """Makes the parts of a server; it listens nowhere, starts and computes nothing.
 
     Args:
-        config: How to serve.
-        runner: What computes; None: the engine, on the devices of the configuration.
-        listeners: Told what happens, beside metrics, spans and the log.
+        config: The configuration of the server.
+        runner: Computes batches; None: the engine does, on the devices of the configuration.
+        listeners: Further listeners, beside metrics, spans and the log.
         now: The clock that deadlines refer to; None: that of the system.
 
     Raises:

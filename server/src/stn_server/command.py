@@ -30,9 +30,9 @@ def run(arguments: Sequence[str], variables: MutableMapping[str, str], *listener
     """Serves until told to stop.
 
     Args:
-        arguments: Of the command line.
+        arguments: The arguments of the command line.
         variables: The environment; what does not apply to the server is taken out.
-        listeners: Told what happens, beside metrics, spans and the log.
+        listeners: Further listeners, beside metrics, spans and the log.
 
     Returns:
         The exit code: 2 if something is wrong with what was given, 3 if the device was lost, 1 if

@@ -17,7 +17,7 @@ def quota_cores(process: Path = PROCESS) -> float:
     The smallest of the groups above it counts, in version 1 and 2 of control groups.
 
     Args:
-        process: What the kernel tells of the process, as in /proc/self.
+        process: The folder of the process, as /proc/self.
     """
     quotas = (_quota(folder) for folder in _folders(process))
     return min(quotas, default=math.inf)
@@ -66,8 +66,8 @@ def groups(controller: str, process: Path = PROCESS) -> Iterator[Path]:
     """Yields the folders of the groups that this process is in, each with those above it.
 
     Args:
-        controller: What the groups bound: "cpu" or "memory".
-        process: What the kernel tells of the process, as in /proc/self.
+        controller: The resource that the groups bound: "cpu" or "memory".
+        process: The folder of the process, as /proc/self.
     """
     try:
         mounts = (process / "mountinfo").read_text(encoding="utf-8").splitlines()

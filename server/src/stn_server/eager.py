@@ -41,8 +41,8 @@ class _Rest:
     """An awaitable that continues a coroutine which has already begun to wait.
 
     Args:
-        coroutine: As it is.
-        waits_for: What it has yielded.
+        coroutine: The coroutine, which has already run until it waits.
+        waits_for: The future that it has yielded.
     """
 
     def __init__(self, coroutine: Coroutine[Any, None, None], waits_for: Any) -> None:

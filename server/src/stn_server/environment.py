@@ -40,7 +40,7 @@ def loading(what: str, environment: MutableMapping[str, str]) -> Iterator[None]:
     """Turns a failure to load or to set up a library into an error of the configuration.
 
     Args:
-        what: What is loaded, as the error calls it.
+        what: The name in the error of what is loaded.
         environment: The variables that it may read.
 
     Raises:

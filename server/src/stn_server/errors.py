@@ -165,8 +165,8 @@ class QuotaExceededError(RefusedError):
 
     Attributes:
         quota: What is limited.
-        limit: What the token allows.
-        actual: What it would be with this request.
+        limit: The most that the token allows.
+        actual: The amount with this request.
         retry_after_s: When to come again, in seconds.
     """
 
@@ -198,8 +198,8 @@ class QueueFullError(OverloadedError):
 
     Attributes:
         what: Unit of the two numbers, and of whom.
-        limit: Of everybody, or of one caller.
-        actual: What it would be with this request.
+        limit: The most for all callers, or for one.
+        actual: The amount with this request.
     """
 
     def __init__(self, what: str, limit: int, actual: int, retry_after_s: float) -> None:
@@ -214,8 +214,8 @@ class ArenasFullError(OverloadedError):
     """No more memory may be shared, with all callers together or with this one.
 
     Attributes:
-        limit: Of everybody, or of one caller.
-        actual: What it would be with this request.
+        limit: The most for all callers, or for one.
+        actual: The amount with this request.
     """
 
     def __init__(self, what: str, limit: int, actual: int) -> None:
@@ -229,8 +229,8 @@ class ResidentsFullError(OverloadedError):
     """There is no room for a resident tensor while calls use those that would be evicted.
 
     Attributes:
-        limit: Of everybody, or of one caller.
-        actual: What it would be with this tensor.
+        limit: The most for all callers, or for one.
+        actual: The amount with this tensor.
     """
 
     def __init__(self, what: str, limit: int, actual: int) -> None:
@@ -244,7 +244,7 @@ class DeviceFullError(OverloadedError):
     """The memory of the device could not hold the batch of this request, nor half of it.
 
     Attributes:
-        device: Its name.
+        device: The name of the device.
     """
 
     def __init__(self, device: str) -> None:
@@ -287,8 +287,8 @@ class RequestTooLargeError(RefusedError):
 
     Attributes:
         field: Path of the field that asks for too much.
-        limit: What the configuration allows.
-        actual: What was asked for.
+        limit: The most that the configuration allows.
+        actual: The amount that was asked for.
     """
 
     def __init__(self, field: str, limit: int, actual: int, unit: str) -> None:

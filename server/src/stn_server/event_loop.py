@@ -55,7 +55,7 @@ class Backlog:
         """Starts to count the calls that gRPC accepts.
 
         Args:
-            accepted: How many gRPC has accepted since the start; asked in any thread.
+            accepted: Returns how many calls gRPC has accepted since the start, in any thread.
         """
         self._accepted = accepted
 
@@ -134,7 +134,7 @@ class LoopMonitor:
 
     Args:
         backlog: Measured at the same interval.
-        events: Told how late the event loop is.
+        events: Listeners of the lag of the event loop.
         hang_s: How long it may stand still before it counts as hung; 0: for ever.
 
     Concurrency: `start` and `stop` belong to the event loop; `still_s`, any thread.
@@ -153,7 +153,7 @@ class LoopMonitor:
         """Begins to watch the event loop that runs.
 
         Args:
-            hung: Told, in a thread, that the event loop hangs.
+            hung: Called in a thread when the event loop hangs.
         """
         self._thread = threading.get_ident()
         self._due = time.monotonic() + BEAT_S

@@ -146,13 +146,13 @@ class GrpcTransport:
     """Serves the methods of a service by gRPC.
 
     Args:
-        service: What is called.
+        service: The service whose methods are called.
         receiver: Reads messages.
         now: The clock that deadlines refer to.
-        events: Told of every call, how it came and how it ended.
+        events: Listeners of calls: how each began and ended.
         backlog: Calls that gRPC has accepted; None: they are not counted.
         certified: Whether callers may have certificates; gRPC takes a while to look for one.
-        slow_call_s: Calls that take longer are told.
+        slow_call_s: The duration above which a call is reported as slow.
     """
 
     def __init__(
@@ -237,8 +237,8 @@ class GrpcTransport:
         """Makes the `GrpcCall` of a call that has just come in.
 
         Args:
-            method: What `label_of` says.
-            path: What `logged_as` says.
+            method: The label of the method, as `label_of` returns it.
+            path: The path for the log, as `logged_as` returns it.
             context: gRPC's own.
         """
         now = time.perf_counter()
@@ -326,7 +326,7 @@ class _Unknown(grpc.GenericRpcHandler):
     """Refuses every method that no other handler knows.
 
     Args:
-        refusing: As `GrpcTransport.refusing`.
+        refusing: Makes methods that refuse, as `GrpcTransport.refusing` does.
     """
 
     def __init__(self, refusing: Callable[[Exception, str], Handler]) -> None:
@@ -343,8 +343,8 @@ class Receiver:
 
     Args:
         batcher: Admits calls.
-        limits: Of one call.
-        max_admitted_bytes: Of all calls; a part of it may be messages of unknown size.
+        limits: The limits of one call.
+        max_admitted_bytes: The limit for all calls; a part of it may be messages of unknown size.
 
     Concurrency: belongs to one event loop.
     """
@@ -368,8 +368,8 @@ class Receiver:
         """Returns the message of a call, and its place until the call is over.
 
         Args:
-            context: Of the call. If it has an attribute `arrived`, that is the message.
-            caller: Who makes it.
+            context: gRPC's context. If it has an attribute `arrived`, that is the message.
+            caller: The name of the caller.
 
         Raises:
             MessageTooLargeError: The declared size is above the limit.
@@ -453,9 +453,9 @@ class _Turns:
     """Limits how many messages are read at the same time; further ones wait in order.
 
     Args:
-        what: They are, in the plural.
-        limit: How many.
-        timeout_s: How long others wait at most.
+        what: The plural of what is limited, for errors.
+        limit: The most at the same time.
+        timeout_s: The longest wait for a turn.
     """
 
     def __init__(self, what: str, limit: int, timeout_s: float) -> None:
@@ -531,7 +531,7 @@ def caller_of(context: Context, *, certified: bool = True) -> Caller:
     """Returns the caller of a call.
 
     Args:
-        context: Of the call.
+        context: gRPC's context of the call.
         certified: Whether callers may have certificates; gRPC takes a while to look for one.
     """
     host, token = _host_at(context.peer()), presented_token.get()

@@ -46,7 +46,7 @@ class Health:
         """Returns the handlers of the health service, for registration in a gRPC server.
 
         Args:
-            transport: Tells what becomes of calls without a proper message.
+            transport: Reports and answers calls without a proper message.
             receiver: Reads messages.
         """
 

@@ -46,7 +46,7 @@ async def listen_tcp(name: str, address: str, bind: Bind) -> int:
     Those of a kind that this machine does not have are left out if another one can be taken.
 
     Args:
-        name: Of the setting.
+        name: The name of the setting.
         address: host:port.
         bind: Takes one address, with numbers for the host.
 
@@ -82,11 +82,11 @@ def listen_unix(name: str, address: str, mode: int | None, bind: Bind, group: st
     """Binds the path of a socket; replaces a socket on which no process listens any more.
 
     Args:
-        name: Of the setting.
+        name: The name of the setting.
         address: unix:/path.
         mode: Permissions of the socket; None: as the process makes files.
         bind: Takes the address.
-        group: Of the socket, by name or number; empty: that of the process.
+        group: The group of the socket, by name or number; empty: that of the process.
 
     Raises:
         ConfigError: The path cannot be taken, or not be given to the group.

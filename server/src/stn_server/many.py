@@ -69,9 +69,9 @@ class Many:
     """The nested calls of one message from decoding to reply; a context that ends with them.
 
     Args:
-        call: That of the message.
-        found: What the calls within ask for.
-        events: Told of each of them.
+        call: The call of the message.
+        found: The nested calls of the message.
+        events: Listeners of each nested call.
     """
 
     def __init__(self, call: CallFacts, found: Sequence[Nested], events: Events) -> None:
@@ -121,7 +121,7 @@ class Many:
         """Holds calls against the quota of their caller; the first takes the place of the message.
 
         Args:
-            quotas: Of all callers.
+            quotas: The quotas of all callers.
             resize: Changes what the message counts for.
         """
         if self._caller.quota is UNLIMITED:
@@ -159,7 +159,7 @@ class Many:
         """Returns the serialized reply of the message.
 
         Args:
-            computed: What became of what was wanted.
+            computed: The outcomes of the calls that were computed.
         """
         written: dict[int, tuple[bytes, Sequence[Any]]] = {}
         pairs = zip(list(self._requests.items()), computed, strict=True)

@@ -35,7 +35,7 @@ def retain_freed_memory(limit_bytes: int) -> bool:
     All threads share one heap: else each would keep as much, of what others need.
 
     Args:
-        limit_bytes: At the top of the heap; 0: leave everything as the system likes it.
+        limit_bytes: The most freed memory that is kept; 0: leave the C library as it is.
 
     Returns:
         Whether it had an effect: not with a limit of 0, nor on a C library other than glibc.
@@ -74,7 +74,7 @@ def memory_limit_bytes(process: Path = PROCESS) -> float:
     The smallest limit of the groups above it counts, in version 1 and 2 of control groups.
 
     Args:
-        process: What the kernel tells of the process, as in /proc/self.
+        process: The folder of the process, as /proc/self.
     """
     return min((_limit_bytes(folder) for folder in groups("memory", process)), default=math.inf)
 

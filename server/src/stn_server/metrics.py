@@ -125,7 +125,7 @@ class Metrics(Listener):
 
     Args:
         registry: Collects them.
-        backend: What computes batches.
+        backend: The name of the backend that computes batches.
     """
 
     def __init__(self, registry: CollectorRegistry, backend: str = "cpu") -> None:

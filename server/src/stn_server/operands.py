@@ -220,8 +220,8 @@ class Operand:
         """Returns the bytes of the operand in a request, as many as were declared.
 
         Args:
-            payloads: Of the request.
-            source: Where it lies beside the message; None: it is a payload.
+            payloads: The payloads of the request.
+            source: The location of its bytes beside the message; None: it is a payload.
 
         Raises:
             InvalidRequestError: A number must be finite and is not.
@@ -291,10 +291,10 @@ def region_of(message: bytes, field: str, reference: slice, size_bytes: int) -> 
     """Returns the region that a reference to an arena names.
 
     Args:
-        message: What it stands in.
-        field: Its path there, for errors.
-        reference: Where it stands.
-        size_bytes: Of the region.
+        message: The message that holds the reference.
+        field: The path of the reference in the message, for errors.
+        reference: The slice of the reference in the message.
+        size_bytes: The size of the region.
 
     Raises:
         InvalidRequestError: It names no arena.
@@ -311,9 +311,9 @@ def _handle_of(message: bytes, declaration: Declaration, reference: slice) -> Ha
     """Returns the handle that a reference to a resident tensor names.
 
     Args:
-        message: What it stands in.
-        declaration: Of the tensor.
-        reference: Where it stands.
+        message: The message that holds the reference.
+        declaration: The declaration of the tensor.
+        reference: The slice of the reference in the message.
 
     Raises:
         InvalidRequestError: It has no handle.
@@ -330,8 +330,8 @@ def _place_of(message: bytes, kind: type[Message], field: str, source: str) -> s
     """Returns the slice of a message that refers to the bytes of a tensor beside it.
 
     Args:
-        message: What the tensor stands in.
-        kind: Of the message.
+        message: The message that holds the tensor.
+        kind: The class of the message.
         field: Path of the tensor there.
         source: Field of the reference: "arena" or "resident".
 
@@ -353,9 +353,9 @@ def reference_of(message: bytes, kind: type[Message], declaration: Declaration) 
     """Returns the reference to a tensor of a request; None if the tensor is a payload.
 
     Args:
-        message: What the tensor stands in.
-        kind: Of the message.
-        declaration: Of the tensor.
+        message: The message that holds the tensor.
+        kind: The class of the message.
+        declaration: The declaration of the tensor.
 
     Raises:
         InvalidRequestError: The reference names nothing.
@@ -408,8 +408,8 @@ def _refuse_unknown_fields(message: Message, path: str = "") -> None:
     """Raises the error of the first field that protobuf does not know, at any depth.
 
     Args:
-        message: As it was parsed.
-        path: Where it stands, with a dot at the end.
+        message: The message, with the unknown fields that parsing kept.
+        path: The path of the message, with a dot at the end.
     """
     unknown_fields: Any = UnknownFieldSet(message)  # the stubs do not know that it can be iterated
     for unknown in unknown_fields:

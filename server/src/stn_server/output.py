@@ -23,9 +23,9 @@ class BackgroundWriter(io.TextIOBase):
     that waited, the number of dropped writes is told.
 
     Args:
-        descriptor: Where text goes, as UTF-8.
-        recovered: Told, in the writing thread, how many writes were dropped meanwhile.
-        capacity_bytes: How much may wait.
+        descriptor: The file descriptor that text goes to, as UTF-8.
+        recovered: Called in the writing thread with the number of dropped writes.
+        capacity_bytes: How many bytes may wait.
 
     Concurrency: any thread.
     """

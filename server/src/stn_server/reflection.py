@@ -27,7 +27,7 @@ class Reflection:
 
     Args:
         services: The names of those besides.
-        transport: Tells what becomes of calls without a proper message.
+        transport: Reports and answers calls without a proper message.
     """
 
     def __init__(self, services: Sequence[str], transport: GrpcTransport) -> None:

@@ -19,10 +19,10 @@ class Reloaded(Generic[T]):
     Files that make no value leave the old one in place.
 
     Args:
-        name: What listeners call it.
+        name: The name of the value, for listeners.
         paths: The files.
         load: Makes the value.
-        events: Told of every change.
+        events: Listeners of changes.
 
     Raises:
         ConfigError: The files make no value at the beginning.
@@ -78,8 +78,8 @@ class Watch:
     """Watches the files of values, at regular intervals and whenever it is asked to.
 
     Args:
-        events: Told of every change.
-        look_s: How long it waits between two looks.
+        events: Listeners of changes.
+        look_s: The time between two looks.
     """
 
     def __init__(self, events: Events, look_s: float = LOOK_S) -> None:

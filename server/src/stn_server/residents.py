@@ -47,9 +47,9 @@ class Resident:
 
     Args:
         owner: Name of the caller.
-        data_type: Of its elements.
-        memory: Its bytes, which do not change once they have been received.
-        received_bytes: How many of them are there.
+        data_type: The type of its elements.
+        memory: The bytes of the tensor, which do not change once they have been received.
+        received_bytes: The number of bytes that have been received.
     """
 
     def __init__(
@@ -98,8 +98,8 @@ class Resident:
         """Writes the next piece.
 
         Args:
-            offset: Where it begins.
-            piece: Its bytes. The last piece may come again, and changes nothing then.
+            offset: The position of the first byte.
+            piece: The bytes. The last piece may come again, and changes nothing then.
 
         Raises:
             InvalidRequestError: It begins elsewhere, or goes beyond the end.
@@ -123,7 +123,7 @@ class Residents:
 
     Args:
         config: The limits.
-        events: Told of tensors that are evicted.
+        events: Listeners of evictions.
         now: A clock in seconds.
 
     Concurrency: belongs to one event loop; `count` and `size_bytes` may be read in any thread.
@@ -168,9 +168,9 @@ class Residents:
 
         Args:
             owner: Name of the caller.
-            data_type: Of its elements.
-            size_bytes: Of the whole tensor.
-            piece: Its first bytes.
+            data_type: The type of its elements.
+            size_bytes: The size of the whole tensor.
+            piece: The first bytes of the tensor.
 
         Raises:
             InvalidRequestError: The piece is empty, or larger than the tensor.

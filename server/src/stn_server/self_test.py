@@ -25,9 +25,9 @@ class SelfTest(Listener):
     """Turns readiness off while the device fails calls that it should not fail.
 
     Args:
-        batcher: Lets calls be computed.
-        is_ready: Whether calls are welcome.
-        set_ready: Tells whether they are.
+        batcher: Computes the calls of the test.
+        is_ready: Returns whether calls are welcome.
+        set_ready: Reports whether calls are welcome.
         stall_s: A device that fails for longer is lost.
 
     Concurrency: belongs to one event loop.

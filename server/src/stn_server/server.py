@@ -49,8 +49,8 @@ class Server:
     """Runs the parts of a server: `start`, then `stop`.
 
     Args:
-        parts: Of the server.
-        hung: Told, in a thread, that the event loop hangs.
+        parts: The parts of the server.
+        hung: Called in a thread when the event loop hangs.
     """
 
     def __init__(self, parts: Parts, hung: Hung = lambda _still_s, _stack: None) -> None:
@@ -208,10 +208,10 @@ async def serve(
     """Serves until SIGTERM or SIGINT, or until only a restart helps.
 
     Args:
-        config: How to serve.
-        stdout: Told where, when the server is ready.
-        stderr: Where the log goes.
-        listeners: Told what happens, beside metrics, spans and the log.
+        config: The configuration of the server.
+        stdout: Gets the addresses when the server is ready.
+        stderr: Gets the log.
+        listeners: Further listeners, beside metrics, spans and the log.
 
     Returns:
         Whether it was asked to end. Else the device is lost, and every call has been answered.

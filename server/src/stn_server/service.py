@@ -42,9 +42,9 @@ class Service:
 
     Args:
         translator: Between messages and problems.
-        batcher: Lets problems be computed.
+        batcher: Computes problems.
         server_info: The reply of `GetServerInfo`.
-        events: Told how far each call is.
+        events: Listeners of the stages of every call.
         transfers: Methods that move resident tensors.
     """
 

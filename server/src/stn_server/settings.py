@@ -106,9 +106,9 @@ def load(
     """Returns the configuration that command line, environment and file ask for.
 
     Args:
-        arguments: Of the command line.
+        arguments: The arguments of the command line.
         environment: All variables.
-        memory_bytes: What the process may hold, which defaults have to fit into.
+        memory_bytes: The memory limit of the process, which defaults have to fit into.
 
     Raises:
         ConfigError: An unknown name, an unreadable file, or a value out of its range.

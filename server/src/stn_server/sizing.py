@@ -36,8 +36,8 @@ def defaults_within(memory_bytes: float, given: Mapping[str, Any]) -> dict[str, 
     """Returns defaults for a limit of so many bytes, by the names of settings.
 
     Args:
-        memory_bytes: What the process may hold; infinity: as much as it likes.
-        given: What is set, by name, which the rest follows from.
+        memory_bytes: The memory limit of the process; infinity: none.
+        given: The settings that are given, by name, from which the others follow.
     """
     if memory_bytes == math.inf:
         return {}

@@ -31,9 +31,9 @@ class Transfers:
     """Answers the methods that move resident tensors, each a message -> its serialized reply.
 
     Args:
-        residents: Where they stay.
-        limits: Of messages and replies.
-        memory: What pieces may lie in beside messages.
+        residents: The store of resident tensors.
+        limits: The limits of messages and replies.
+        memory: The memory beside messages in which pieces may lie.
     """
 
     def __init__(self, residents: Residents, limits: LimitsConfig, memory: Memory) -> None:

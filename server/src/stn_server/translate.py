@@ -150,10 +150,10 @@ class ReplyTemplate:
         kept: Sequence[ResidentRef],
         finished: Finished,
     ) -> tuple[bytes, Sequence[Any]]:
-        """Returns the same of a call whose results or operands lie beside messages.
+        """Returns the serialized reply of a call with tensors beside messages, and its payloads.
 
         Args:
-            locations: Where results lie, written by who computed them; None: to be sent.
+            locations: The locations of results that have been written there; None: to be sent.
             kept: Operands that stay on the server.
             finished: The outcome.
         """
@@ -261,9 +261,9 @@ class RequestTemplate:
 
         Args:
             message: Serialized bytes.
-            memory: What its tensors may lie in beside it.
+            memory: The memory beside the message in which its tensors may lie.
             caller: Name of the caller.
-            payloads: Those of a request that they do not stand in; None: they do.
+            payloads: The payloads, if they stand in another message; None: they stand in this one.
 
         Raises:
             InvalidRequestError: A parameter is not finite, or a region is not within its arena or
@@ -324,8 +324,8 @@ class Translator:
     """Decodes the compute methods of the service.
 
     Args:
-        limits: As configured.
-        memory: What tensors may lie in beside messages.
+        limits: The configured limits.
+        memory: The memory beside messages in which tensors may lie.
     """
 
     def __init__(self, limits: LimitsConfig, memory: Memory = NO_MEMORY) -> None:
@@ -347,7 +347,7 @@ class Translator:
         """Returns the request that a message holds.
 
         Args:
-            operation: Of the method that was called.
+            operation: The operation of the method that was called.
             message: Serialized bytes.
             caller: Name of the caller, for what tensors may lie in beside the message.
 
@@ -379,10 +379,10 @@ class Translator:
         """Checks a parsed request and makes its template.
 
         Args:
-            operation: Of the method that was called.
-            request: Its envelope, of the class in `REQUESTS`.
-            frame: Where in `message` the payloads stand that its tensors name by index.
-            message: What arenas and resident tensors are named in, if any.
+            operation: The operation of the method that was called.
+            request: The envelope of the request, of the class in `REQUESTS`.
+            frame: The positions in `message` of the payloads that its tensors name by index.
+            message: The message in which arenas and resident tensors are named, if any.
 
         Raises:
             ServerError: As `decode`, but for what is wrong with values.
@@ -394,7 +394,7 @@ class Translator:
 
         Args:
             message: Serialized bytes.
-            caller: As of `decode`.
+            caller: The name of the caller.
 
         Raises:
             WireFormatError: The bytes do not keep the wire contract.

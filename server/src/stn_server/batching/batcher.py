@@ -107,9 +107,9 @@ class Batcher:
     """Groups waiting calls into batches and hands them to a runner.
 
     Args:
-        policy: Decides.
-        runner: Computes.
-        events: Told what becomes of items and batches.
+        policy: Makes the decisions.
+        runner: Computes batches.
+        events: Listeners of items and batches.
         now: The clock that deadlines refer to, in seconds. Not the event loop's: uvloop's counts
             whole milliseconds, and small warps take less.
         stall_s: A batch that takes longer means that the device is lost.
@@ -149,8 +149,8 @@ class Batcher:
         """Takes a place for a call before its item is known, until the call is done.
 
         Args:
-            size_bytes: What it counts for until it is resized, or its item comes in.
-            caller: Whom it is for; callers get equal shares.
+            size_bytes: The size that counts until it is resized, or its item comes in.
+            caller: The name of the caller; callers get equal shares.
             call: Its place is free again when it is done and its item does not run any more.
 
         Raises:
@@ -192,17 +192,17 @@ class Batcher:
         """Queues one problem and waits for the reply.
 
         Args:
-            problem: What the runner understands.
-            key: What it must share with others to run beside them.
-            cost: What it takes of the budgets.
+            problem: The problem, in a form that the runner understands.
+            key: The facts that it must share with others to run beside them.
+            cost: The amounts that it takes of the budgets.
             deadline: Instant of `now` after which the result is unwanted.
-            due_within_s: As what it counts if its deadline is later: less goes first.
-            caller: Whom it is for; callers get equal shares.
-            call: What listeners are told that it is for.
-            place: What was reserved for it; its cost counts there until the call of the place is
-                done. None: takes one until this returns.
+            due_within_s: It counts as due so long after its arrival if its deadline is later.
+            caller: The name of the caller; callers get equal shares.
+            call: The call of the item, for listeners.
+            place: The place of its call, which counts for its cost until the call is done. None:
+                takes one until this returns.
             is_placed: Whether the runner writes the results to memory of the caller.
-            reply: What is made of the outcome; for a whole batch in a row, which caches like.
+            reply: Makes the reply from the outcome, for a whole batch in a row, so that caches stay warm.
 
         Raises:
             OverloadedError: The limits on admitted items or bytes are reached, or the deadline
@@ -272,8 +272,8 @@ class Batcher:
         Args:
             wanted: The calls.
             deadline: Instant of `now` after which no result is wanted.
-            caller: Whom they are for; callers get equal shares.
-            place: What was reserved for the message, and now counts for the admitted calls.
+            caller: The name of the caller; callers get equal shares.
+            place: The place of the message, which from now on counts for the admitted calls.
 
         Returns:
             For each call its outcome, or what `submit` would have raised for it.
@@ -509,9 +509,9 @@ class Batcher:
         """Answers the waiter of a bundle with the outcome of each of its calls.
 
         Args:
-            bundle: Which.
+            bundle: The bundle that has been computed.
             outcomes: A result, or an exception, for each call.
-            like: What else there is to say of each result.
+            like: The other facts of each result.
         """
         failed = sum(isinstance(outcome, BaseException) for outcome in outcomes)
         self._counts.failed_items += failed

@@ -88,7 +88,7 @@ class DeviceMemory:
         one waits for.
 
     Args:
-        lanes: How many there are.
+        lanes: The number of lanes.
     """
 
     def __init__(self, lanes: int = 1) -> None:
@@ -135,8 +135,8 @@ class Accelerator:
     them, so that a caller who reads slowly holds its own reply and not a whole batch.
 
     Args:
-        device: Where to compute.
-        memory: That of the device; None if no other lane computes there.
+        device: The device on which to compute.
+        memory: The memory of the device; None if no other lane computes there.
     """
 
     small = NOTHING
@@ -269,8 +269,8 @@ class EngineRunner:
     A problem of an item is a `stn_engine.adapters.on_bytes.Job`.
 
     Args:
-        device: What computes; it is used by this runner alone.
-        events: Told, in the thread that computes, how far a batch is.
+        device: The device, which this runner alone uses.
+        events: Listeners of stages, called in the thread that computes.
 
     Concurrency: one batch at a time; nothing can interrupt the one that runs. Batches that are
         small for the device are computed in the event loop's own thread.
@@ -332,7 +332,7 @@ class Lanes:
 
     Args:
         runners: One per lane, by the name of its device.
-        events: Told for how long a device was busy.
+        events: Listeners of the time that a device was busy.
 
     Concurrency: belongs to one event loop. Takes as many batches at a time as there are runners.
     """

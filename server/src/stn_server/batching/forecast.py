@@ -104,7 +104,7 @@ class Forecast:
     Args:
         lanes: Batches that run at the same time.
         running: When each batch that runs was launched.
-        ran: What was computed since the last look: operation, work and seconds of each batch.
+        ran: The batches that ran since the last look: operation, work and seconds of each.
     """
 
     def __init__(

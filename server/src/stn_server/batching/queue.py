@@ -58,7 +58,7 @@ class Queue:
     of callers without items.
 
     Args:
-        budget: Of one batch.
+        budget: The most that a batch may cost.
         window_s: How long a key lets more items join before a free lane may take them.
     """
 
@@ -148,7 +148,7 @@ class Queue:
 
         Args:
             now: The present instant.
-            batch_s: What a batch of so much work will take.
+            batch_s: Returns the expected duration of a batch of so much work.
         """
         key = self._next_key(now)
         if key is None:

@@ -192,8 +192,8 @@ class Bundle(WorkItem):
 
         Args:
             wanted: A call of the same key.
-            position: Where it stands in the message.
-            cost: Of the bundle with it.
+            position: The position of the call in the message.
+            cost: The cost of the bundle with the call.
         """
         self.problems.append(wanted.problem)
         self.calls.append(wanted.call)

@@ -30,7 +30,7 @@ class Arena:
 
     Args:
         owner: Name of the caller.
-        size_bytes: Of whole pages.
+        size_bytes: The size, which is a multiple of the page size.
 
     Raises:
         OSError: The system has no more of it.
@@ -59,8 +59,8 @@ class Arena:
 
         Args:
             field: Path of its reference, for errors.
-            offset: Where it begins.
-            size_bytes: How many there are.
+            offset: The position of its first byte.
+            size_bytes: The number of its bytes.
 
         Raises:
             InvalidRequestError: It does not lie within the arena, or begins between two places

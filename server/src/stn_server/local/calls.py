@@ -91,7 +91,7 @@ class LocalContext:
 
     Args:
         payload: The message of the call.
-        metadata: What came along.
+        metadata: The metadata of the call.
         peer: The other end of the connection, as `caller_of` reads it.
         deadline: Instant of `time.monotonic` after which the reply is unwanted.
     """
@@ -193,9 +193,9 @@ class Responder:
         """Returns the call that a frame asks for, which may be an invalid one.
 
         Args:
-            frame: As it came in.
+            frame: The frame as it came in.
             peer: The other end of the connection.
-            kind: Of the call.
+            kind: The type of the context to make.
         """
         try:
             request = _request_of(frame)

@@ -69,7 +69,7 @@ class Connection(asyncio.Protocol):
 
     Args:
         responder: Answers calls.
-        limits: Of a connection.
+        limits: The limits of a connection.
         turns: For long frames, of all connections together.
         connections: Has this as long as it is open.
 

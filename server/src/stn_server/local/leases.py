@@ -38,7 +38,7 @@ class ArenaService(grpc.GenericRpcHandler):
     """The method that makes arenas.
 
     Args:
-        arenas: Where they are kept.
+        arenas: Keeps the arenas.
         transport: Counts, logs and refuses calls.
     """
 
@@ -68,9 +68,9 @@ class Leases:
     """Accepts connections, each of which may hold one arena as long as it lasts.
 
     Args:
-        arenas: Where arenas are kept.
+        arenas: Keeps the arenas.
         responder: Answers calls.
-        limits: How long a call may take to come in.
+        limits: The limit of the time in which a call must come in.
 
     Concurrency: belongs to one event loop.
     """

@@ -28,10 +28,10 @@ class LocalTransport:
 
     Args:
         config: In which folder.
-        limits: Of a connection.
-        long_frames: So many of them may come in at a time, on all connections.
-        transport: Whose methods it takes calls of.
-        arenas: Where arenas are kept.
+        limits: The limits of a connection.
+        long_frames: How many long frames may come in at a time, on all connections.
+        transport: The transport whose methods are called.
+        arenas: Keeps the arenas.
         interceptors: Stand before every method.
 
     Concurrency: belongs to one event loop.

@@ -40,8 +40,8 @@ class Region:
 
     Args:
         key: Name of the object, with any number of slashes before it.
-        offset: Where the region begins in it.
-        size_bytes: How many bytes it has.
+        offset: The position in the object at which the region begins.
+        size_bytes: The number of its bytes.
 
     Raises:
         RegionNotFoundError: There is no such object that this server may read and write.
@@ -105,7 +105,7 @@ class Regions:
     """The regions of all callers.
 
     Args:
-        config: Whether there are any, and how many.
+        config: Says whether regions are allowed, and how many.
 
     Concurrency: belongs to one event loop, but for what regions do themselves.
     """

@@ -110,11 +110,11 @@ class Response:
     """A response but for its numbers and the id, serialized once.
 
     Args:
-        model: What was asked.
-        results: What it gives.
+        model: The model that was asked.
+        results: The results of the model.
         wanted: Names of the outputs that were asked for; empty: all.
-        spans: Where each result shall lie; None: in the response.
-        parameters: Of the response.
+        spans: The shared memory for each result; None: it is in the response.
+        parameters: The parameters of the response.
     """
 
     def __init__(
@@ -251,9 +251,9 @@ class Decoder:
 
     Args:
         translator: Checks what they become.
-        limits: Of a request.
+        limits: The limits of a request.
         models: All that there are.
-        regions: Where inputs and outputs may lie.
+        regions: The shared memory in which inputs and outputs may lie.
 
     Concurrency: belongs to one event loop.
     """

@@ -44,11 +44,11 @@ class InferenceService:
     """Answers the calls of the service `inference.GRPCInferenceService`.
 
     Args:
-        config: What is allowed.
+        config: The settings of the protocol.
         translator: Between messages and problems.
-        batcher: Lets problems be computed.
-        quotas: Of callers, the same as those of `Service`.
-        is_ready: Whether the server takes calls.
+        batcher: Computes problems.
+        quotas: The quotas of callers, the same as those of `Service`.
+        is_ready: Returns whether the server takes calls.
         events: Told how far each call is; statistics of models listen to it from the first one on.
     """
 

@@ -92,9 +92,9 @@ class Streams:
 
     Args:
         service: Answers each message.
-        transport: Tells what becomes of it.
+        transport: Reports and answers calls.
         batcher: Admits it.
-        config: How many streams there may be.
+        config: The limit on streams.
         max_output_bytes: The largest result.
 
     Concurrency: belongs to one event loop.
