@@ -57,7 +57,7 @@ class CallFacts(Protocol):
     def began(self) -> float:
         """Instant of `time.perf_counter` at which its transport accepted it.
 
-        If it has waited there, a quarter of a second more or less.
+        Accurate to a quarter of a second if the call has waited there.
         """
 
     @property
@@ -66,7 +66,7 @@ class CallFacts(Protocol):
 
     @property
     def caller(self) -> Caller:
-        """The caller who makes the call."""
+        """The caller of the call."""
 
     @property
     def deadline(self) -> float:

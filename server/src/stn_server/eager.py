@@ -19,12 +19,12 @@ def begun(
     """Runs a coroutine until it waits, in a context of its own.
 
     Args:
-        coroutine: Must not ask which task it runs in before it has waited.
-        loop: The one that runs.
+        coroutine: A coroutine that does not ask for its task before it has waited.
+        loop: The loop that runs.
 
     Returns:
-        The task that goes on with it; None: it is through. What it raises then the loop is told, as
-        of tasks.
+        The task that goes on with it; None if it has ended. An error that it raised before is
+        reported to the loop, as those of tasks are.
     """
     context = copy_context()
     try:

@@ -197,7 +197,7 @@ class QueueFullError(OverloadedError):
     """The admitted calls already fill a limit.
 
     Attributes:
-        what: Unit of the two numbers, and of whom.
+        what: Unit of the two numbers, and whose they are.
         limit: The most for all callers, or for one.
         actual: The amount with this request.
     """
@@ -354,8 +354,8 @@ class DeviceLostError(ServerError):
 def clear_frames(error: BaseException) -> None:
     """Frees what is held by the frames that an error and its causes went through.
 
-    A frame that waited, its future and the error in that form a ring, from which the message of the
-    call hangs.
+    A waiting frame, its future and the error in that form a reference cycle, which would keep the
+    message of the call in memory.
     """
     cause: BaseException | None = error
     while cause is not None:

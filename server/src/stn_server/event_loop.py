@@ -72,6 +72,7 @@ class Backlog:
         """
         accepted, begun = self._accepted(), self.begun + self._elsewhere
         is_quiet = is_turning and (accepted, begun) == self._before
+        # Quiet: the loop has run, yet no call came or began since the last look.
         self._quiet = self._quiet + 1 if is_quiet else 0
         if self._quiet >= QUIET_LOOKS:  # what has time and begins nothing has nothing to begin
             # Calls of other handlers, whose begin is never told.

@@ -88,7 +88,7 @@ class Listener:
     def call_failed(self, call: CallFacts, end: End) -> None:
         """A call has ended without a reply; comes beside `call_ended`.
 
-        Of calls of one message that ended for the same reason it is told once.
+        Nested calls of one message that ended for the same reason cause one event.
         """
 
     def call_slow(self, call: CallFacts, end: End) -> None:

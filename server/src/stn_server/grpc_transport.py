@@ -388,6 +388,7 @@ class Receiver:
         if declared is None:
             return await self._receive_unknown(context, caller)
         largest = self._limits.max_message_bytes
+        # Before a place is taken: no waiting makes room for such a message.
         if declared > largest:
             raise MessageTooLargeError("message", largest, declared, "bytes")
         result_bytes = min(declared, self._limits.max_output_bytes)
@@ -469,6 +470,7 @@ class _Turns:
         if not self._free.locked():  # most find it so, and need no timer
             await self._free.acquire()
             return
+        # Counted for the error alone; the semaphore keeps the order of arrival.
         self._waiting += 1
         actual = self._limit + self._waiting
         try:
@@ -500,6 +502,7 @@ class _Uploads:
     def begin(self, task: asyncio.Task[Any], size_bytes: int) -> None:
         """Begins to watch a task that waits for a message."""
         self.under_way[task] = self._loop.time(), size_bytes
+        # A timer that is set is due no later, as all waits have the same length.
         if self._timer is None:
             self._timer = self._loop.call_later(self.timeout_s, self._expire)
 

@@ -55,6 +55,7 @@ class Shutdown:
         """Waits for a task or the request to stop; returns whether the stop came first."""
         asked = asyncio.create_task(self._asked.wait())
         await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
+        # The other task goes on: its owner decides what becomes of it.
         asked.cancel()
         return not task.done()
 

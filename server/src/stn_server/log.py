@@ -72,8 +72,8 @@ class _Repeated:
 class EventLog(Listener):
     """Logs failed and slow calls, and what becomes of the server.
 
-    Of failures that are alike, the first is told at once and the others later, in one line with
-    their count. At level debug each is told.
+    Of failures that are alike, the first is logged immediately and the others later, in one line
+    with their count. At level debug each is logged.
     """
 
     def __init__(self) -> None:

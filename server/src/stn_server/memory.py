@@ -32,7 +32,7 @@ _NO_LIMIT_BYTES = 2**60
 def retain_freed_memory(limit_bytes: int) -> bool:
     """Keeps up to so many bytes of freed memory at hand, in blocks of up to 32 MiB.
 
-    All threads share one heap: else each would keep as much, of what others need.
+    All threads share one heap: else each would keep as much for itself.
 
     Args:
         limit_bytes: The most freed memory that is kept; 0: leave the C library as it is.

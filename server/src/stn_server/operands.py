@@ -144,7 +144,7 @@ class Region:
 
         Raises:
             UnsupportedError: This server has no arenas.
-            ArenaNotFoundError: Nor has the caller this one.
+            ArenaNotFoundError: The caller has no such arena.
             InvalidRequestError: It is not within the arena.
         """
         if memory.arenas is None:
@@ -175,7 +175,7 @@ class Handle:
 
         Raises:
             UnsupportedError: This server has no resident tensors.
-            HandleNotFoundError: Nor has the caller this one.
+            HandleNotFoundError: The caller has no such tensor.
             InvalidRequestError: It is of another data type or size, or not all of it is there.
         """
         if memory.residents is None:
@@ -359,7 +359,7 @@ def reference_of(message: bytes, kind: type[Message], declaration: Declaration) 
 
     Raises:
         InvalidRequestError: The reference names nothing.
-        WireFormatError: As `_place_of`.
+        WireFormatError: A part of the reference stands there twice.
     """
     if declaration.payload is not None:
         return None

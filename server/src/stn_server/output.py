@@ -1,6 +1,6 @@
 """Standard output and standard error that never wait for their reader.
 
-A pipe that nobody reads takes 64 KiB and then holds up who writes to it, which must not be the
+A pipe that nobody reads takes 64 KiB and then holds up its writer, which must not be the
 event loop: one line too many would stop every call, and the signal that ends the server.
 """
 

@@ -43,7 +43,7 @@ class Quotas:
     def admit(self, caller: Caller, size_bytes: int) -> AbstractContextManager[Resize]:
         """Holds a call of this size against the caller's quota while the context lasts.
 
-        What it yields changes the size, once more is known of the call.
+        The function that it yields changes the size, once more is known of the call.
 
         Raises:
             QuotaExceededError: The caller has to wait.

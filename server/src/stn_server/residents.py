@@ -225,6 +225,7 @@ class Residents:
         # One error for both: whether another caller has the handle is not disclosed.
         if resident is None or resident.owner != owner:
             raise HandleNotFoundError(field)
+        # A use moves it to the end of both orders, which therefore are those of the last uses.
         resident.used_at = self._now()
         self._all.move_to_end(handle)
         self._of[owner].move_to_end(handle)
@@ -297,7 +298,7 @@ class Residents:
 
         Raises:
             QuotaTooSmallError: One caller may not have so much.
-            ResidentsFullError: Calls use what would have to go; then nothing has gone.
+            ResidentsFullError: Calls use what would have to go; then nothing is evicted.
         """
         config, needed_bytes = self._config, max(size_bytes, LEAST_BYTES)
         most_bytes = min(config.max_caller_bytes, config.max_bytes)
@@ -351,7 +352,7 @@ def _counted(residents: Iterable[Resident]) -> int:
 def _own(memory: memoryview) -> memoryview:
     """Returns the same bytes in memory that does not change and holds little else.
 
-    Those of a message stay where they are, if they are most of it.
+    Bytes of a message are not copied if they are most of it.
     """
     whole = memory.obj
     is_most = memory.readonly and isinstance(whole, bytes) and 2 * len(memory) >= len(whole)

@@ -77,6 +77,7 @@ class SelfTest(Listener):
             await self._set_ready(False)
             while failure is not None:
                 if self._batcher.now() - began > self._stall_s:
+                    # Readiness stays off: only a restart helps.
                     self._lost.set_result(failure)
                     return
                 await asyncio.sleep(SELF_TEST_PAUSE_S)

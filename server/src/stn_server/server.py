@@ -106,6 +106,7 @@ class Server:
         if parts.health.is_ready:
             await parts.health.set(ready=False)
             await shutdown.pause(times.lame_duck_s)
+        # In a task, so that a second signal can cut the wait short.
         drained = asyncio.create_task(self._drain())
         await shutdown.wait_for(drained, times.grace_s)
         # Calls on their way still get a status that says to try elsewhere.

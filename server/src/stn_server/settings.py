@@ -1,7 +1,7 @@
 """Fills `ServerConfig` from its sources: defaults, TOML file, environment, flags; later ones win.
 
-Who packs a server, as in an image, has other defaults, as flags in the variable `STN_DEFAULTS`, to
-which everything else is later: variables of their own would win over the file of who runs it.
+An image of a server may have defaults of its own, as flags in the variable `STN_DEFAULTS`, over
+which every other source wins: variables for each setting would win over the operator's file.
 
 Names follow from the tree: the field `batching.window_s` is `[batching] window_s` in the file,
 `STN_BATCHING_WINDOW_S` in the environment and `--batching-window-s` as a flag. An unknown name is

@@ -75,7 +75,7 @@ class Answer:
     def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
         """Returns trailing metadata: the request id, and details in gRPC's richer error model.
 
-        A time to come again is told to gRPC's own retries as well.
+        A retry time goes to gRPC's own retries as well.
         """
         pushback = tuple(
             ("grpc-retry-pushback-ms", str(detail.retry_delay.ToMilliseconds()))

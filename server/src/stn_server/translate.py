@@ -269,8 +269,8 @@ class RequestTemplate:
             InvalidRequestError: A parameter is not finite, or a region is not within its arena or
                 overlaps another one.
             ArenaNotFoundError: The caller has no such arena.
-            HandleNotFoundError: Nor has it such a resident tensor.
-            UnsupportedError: This server has none at all.
+            HandleNotFoundError: The caller has no such resident tensor.
+            UnsupportedError: This server has no arenas, or no resident tensors.
         """
         if payloads is None:
             payloads = self.frame.cut(message)
@@ -385,7 +385,7 @@ class Translator:
             message: The message in which arenas and resident tensors are named, if any.
 
         Raises:
-            ServerError: As `decode`, but for what is wrong with values.
+            ServerError: Any that `decode` raises, but for wrong values.
         """
         return self._makers[operation](request, frame, message)
 

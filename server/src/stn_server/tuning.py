@@ -27,7 +27,7 @@ do. Less makes callers ask in vain more often, more keeps them on gRPC when ther
 RESIDENTS_FULL_RETRY_S = 1.0
 """The retry time for callers for whose tensor there is no room: by then other calls have ended."""
 
-# Who goes first
+# The order of the queue
 
 IMPLICIT_DEADLINE_S = 1.0
 """Calls with a later deadline, or none, count as due so long after their arrival. Long enough for
@@ -113,8 +113,8 @@ CANCELLATION_S = 0.1
 who have gone as callers who sent nothing."""
 
 UNDECLARED_PART = 1 / 4
-"""The part of the bytes that may be inside that messages of undeclared size may take while they are
-read, each counted as the largest. More leaves less to callers who declare."""
+"""The part of the admitted bytes that messages of undeclared size may take while they are read,
+each counted as the largest. More leaves less to callers who declare."""
 
 PROBE_S = 5.0
 """How long the message of a health check may take, and how long one waits while others do. Less

@@ -68,7 +68,7 @@ def read_coordinates(number: int, field: str) -> stn_engine.Coordinates:
 def read_needs(needs: Sequence[int]) -> tuple[str, ...]:
     """Returns the names of the operands whose gradients are wanted.
 
-    A request that names none means these two, whatever other operands the contract will have.
+    A request that names none means feature map and transform, also once the contract has others.
     """
     return read_operands(needs, "needs") or ("feature_map", "transform")
 

@@ -202,7 +202,7 @@ class Batcher:
             place: The place of its call, which counts for its cost until the call is done. None:
                 takes one until this returns.
             is_placed: Whether the runner writes the results to memory of the caller.
-            reply: Makes the reply from the outcome, for a whole batch in a row, so that caches stay warm.
+            reply: Makes the reply from the outcome; called for a whole batch in a row.
 
         Raises:
             OverloadedError: The limits on admitted items or bytes are reached, or the deadline
@@ -283,7 +283,7 @@ class Batcher:
             BrokenError: The device is lost; only a restart helps.
 
         Concurrency:
-            As of `submit`.
+            The same as that of `submit`.
         """
         self._require_service()
         outcomes: list[Any] = [None] * len(wanted)
@@ -361,7 +361,7 @@ class Batcher:
 
     async def broken(self) -> Exception:
         """Waits until nothing can be computed any more, and returns the reason."""
-        # One who stops waiting must not cancel the future for the others.
+        # A waiter that is cancelled must not cancel the future for the others.
         return await asyncio.shield(self._broken)
 
     def statistics(self) -> Statistics:

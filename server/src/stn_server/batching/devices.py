@@ -378,7 +378,7 @@ class Lanes:
         """Runs a batch on every lane.
 
         Raises:
-            Exception: Of an item that could not be computed.
+            Exception: An item could not be computed, for this reason.
         """
         for _, runner in self._runners:
             for outcome in await runner.run(batch):

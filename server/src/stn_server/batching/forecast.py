@@ -148,8 +148,8 @@ class Forecast:
     def wait_s(self, item: WorkItem, other_keys: int, now: float) -> float:
         """Returns how long an item would wait for its batch to begin, with a margin of safety.
 
-        Before it goes what runs, then what is due before it, but no more of the others than their
-        share, and one launch for each other key that has its turn.
+        Running batches go before it, then work that is due earlier, but of other callers no more
+        than their share, and one launch for each other key that has its turn.
         """
         launches = other_keys * self._model.overhead_s(item.key.operation)
         waiting = self._before_s(item.caller, _slice(item)) + launches
@@ -170,7 +170,7 @@ class Forecast:
     def _until_free(self, now: float) -> float:
         """Returns the seconds until the first lane is free, with a margin of safety.
 
-        A batch that is late will be late as long again.
+        A batch that is late is expected to be late for as long again.
         """
         if len(self._running) < self._lanes:
             return 0.0

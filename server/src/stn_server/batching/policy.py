@@ -251,7 +251,7 @@ class Policy:
         """Changes the size and the number of calls for which a place without an item counts.
 
         Returns:
-            What is told instead to whom it does not fit.
+            The error for its caller if that does not fit; None if it does.
         """
         full = self._admission.resize(place, size_bytes, items)
         return None if full is None else self._full(full, place.caller, now)
@@ -392,6 +392,8 @@ class Policy:
 
     def _begun(self, batch: Batch, now: float) -> Batch:
         """Gives a lane to a batch; the device holds the places of its items until it has ended."""
+        # The clock of a batch begins before the runner has it, so that forecasts include the
+        # hand-over.
         self._running[batch] = now
         self.running_items += len(batch.problems)
         for item in batch.items:

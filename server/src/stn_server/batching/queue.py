@@ -54,7 +54,7 @@ class _Account:
 class Queue:
     """The items between admission and launch.
 
-    A caller who comes joins the present round: turns cannot be saved up, and nothing is remembered
+    A new caller joins the present round: turns cannot be saved up, and nothing is remembered
     of callers without items.
 
     Args:

@@ -138,7 +138,7 @@ class WorkItem:
     reply: Callable[[Finished], Any] = as_it_is
     """Makes the reply from the outcome."""
     caller: str = ""
-    """The caller among whom the device is shared: opaque, the same for all calls of one caller."""
+    """The name under which the caller has its share of the device; opaque here."""
     calls: Sequence[Any] = (None,)
     """The call of each of its problems, as listeners are told it."""
     place: Place | None = None

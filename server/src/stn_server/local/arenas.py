@@ -110,7 +110,7 @@ class Arenas:
         """Makes an arena of at least this size for a caller.
 
         Raises:
-            InvalidRequestError: The size is no size.
+            InvalidRequestError: The size is not positive.
             ArenasFullError: A limit is reached, or the system has no more memory of this kind.
         """
         if size_bytes < 1:

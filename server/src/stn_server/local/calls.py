@@ -212,7 +212,7 @@ class Responder:
         """Returns a serialized response, whatever becomes of the call.
 
         Concurrency:
-            Cancellation: of a call whose deadline has passed is answered, of others goes on.
+            Cancellation: a call whose deadline has passed is answered, others are cancelled.
         """
         call: Any = asked.call
         try:

@@ -116,12 +116,14 @@ class Connection(asyncio.Protocol):
             frames = self._frames.receive(data)
         except FrameError as error:
             log(logging.INFO, "connection ended", caller=self._peer, reason=str(error))
+            # What follows bytes that are no frame cannot be read any more.
             self._transport.abort()
             return
         self._waiting += frames
         if frames:
             # The long frame, if one was under way, is whole: it is the first of these.
             self._leave_turn()
+        # Before reading on: until its turn comes no more of the frame is read.
         if self._has_turn is None and self._frames.awaited_bytes > LONG_BYTES:
             self._has_turn = self._turns.enter(self)
         self._go_on()
@@ -163,6 +165,7 @@ class Connection(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """Begins calls that wait, and reads on if more may come in."""
+        # The loop below goes on with what waits; a second one within it would nest with every call.
         if self._is_beginning:  # a call that has begun is over already
             return
         most = self._limits.max_concurrent_streams

@@ -20,7 +20,7 @@ def require_known(parameters: Mapping[str, Any], known: Sequence[str], field: st
     """Refuses parameters that would have no effect.
 
     Raises:
-        UnsupportedError: A parameter has another name than the known ones.
+        UnsupportedError: The name of a parameter is unknown.
     """
     if any(name not in known for name in parameters):
         raise UnsupportedError(field, "another one", tuple(known))

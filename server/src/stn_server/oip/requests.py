@@ -282,7 +282,7 @@ class Decoder:
         Raises:
             ModelNotFoundError: There is no such model.
             RegionNotFoundError: A tensor lies in shared memory that the caller has not registered.
-            ServerError: As `Translator.decode`.
+            ServerError: Any that `Translator.decode` raises.
         """
         try:
             for template in self._templates.get(len(message), ()):

@@ -123,6 +123,7 @@ class Streams:
 
     async def answer(self, _messages: Any, context: Context) -> None:
         """Answers the messages of a stream until its caller or the server ends it."""
+        # Once for a stream, which gRPC accepts as one call, whatever messages it brings.
         self._transport.backlog.begun += 1
         if self._open >= self._max_streams:
             call = self._call(b"", context)
