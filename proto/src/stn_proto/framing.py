@@ -34,7 +34,7 @@ _MAX_VARINT_BYTES = 10
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Where in a serialized message its payloads stand, and everything that stands around them.
+    """Positions of the payloads in a serialized message, and the bytes around them.
 
     A sender who repeats shapes repeats all but the payloads, so that the frame of one message
     mostly fits the next, which then need not be scanned.
@@ -93,7 +93,7 @@ class Frame:
         return cls(envelope, len(message), tuple(payloads), rest)
 
     def fits(self, message: bytes) -> bool:
-        """Whether another message differs from this one in the bytes of its payloads alone."""
+        """Returns whether a message differs from this one in the bytes of payloads alone."""
         if len(message) != self.size_bytes:
             return False
         for span, expected in self.rest:  # noqa: SIM110 - every call comes here, and all() costs more
@@ -102,12 +102,12 @@ class Frame:
         return True
 
     def cut(self, message: bytes) -> list[memoryview]:
-        """The payloads of a message that this fits: read-only views that keep it alive."""
+        """Returns the payloads of a message that fits: read-only views that keep it alive."""
         view = memoryview(message)
         return [view[span] for span in self.payloads]
 
     def opened(self, message: bytes, spans: Iterable[slice]) -> Frame:
-        """The same frame, whose other messages may differ in these places, too.
+        """Returns this frame with further places in which other messages may differ.
 
         Args:
             message: What the frame was made of.
@@ -119,7 +119,7 @@ class Frame:
 
 
 def values(message: bytes, number: int, within: slice | None = None) -> list[slice]:
-    """Where the values of a field stand, in the order in which they do.
+    """Returns the positions of the values of a field, in the order of the message.
 
     Args:
         message: Serialized bytes.
@@ -152,7 +152,7 @@ def split(message: bytes) -> tuple[bytes, list[memoryview]]:
 
 
 class ManyParts(NamedTuple):
-    """What a request or a reply of ComputeMany consists of."""
+    """Parts of a request or a reply of ComputeMany."""
 
     nested: list[bytes]
     """The messages within, serialized, without payloads."""
@@ -202,7 +202,7 @@ def split_many(
 
 
 def nested(number: int, message: bytes, payload_count: int) -> bytes:
-    """A call or a reply within ComputeMany, serialized.
+    """Serializes a call or a reply within ComputeMany.
 
     Args:
         number: Of the field of NestedCall, or of NestedReply, that it is.
@@ -248,7 +248,7 @@ def join(envelope: bytes, payloads: Sequence[memoryview | bytes]) -> bytes:
 
 
 def gaps(start: int, sizes_bytes: Iterable[int]) -> Iterator[bytes]:
-    """What stands before each payload of a message, so that it begins where it should.
+    """Yields the bytes before each payload: alignment, tag and length.
 
     Args:
         start: How many bytes stand before all of them.
@@ -262,26 +262,26 @@ def gaps(start: int, sizes_bytes: Iterable[int]) -> Iterator[bytes]:
 
 @lru_cache(1024)
 def _gap(offset: int, size: int) -> bytes:
-    """What stands at an offset before a payload of a size."""
+    """Returns the bytes before a payload of a size, at an offset: alignment, tag and length."""
     header = _header(_PAYLOAD_TAG, size)
     return _padding(offset + len(header)) + header
 
 
 @lru_cache(1024)
 def _header(tag: int, size: int) -> bytes:
-    """What stands before the bytes of a field."""
+    """Returns the tag and the length of a field, which stand before its bytes."""
     return bytes([tag]) + _varint(size)
 
 
 def _between(payloads: Sequence[slice], size: int) -> Iterator[slice]:
-    """What payloads leave over of a message."""
+    """Returns the spans of a message between its payloads."""
     starts = (0, *(payload.stop for payload in payloads))
     ends = (*(payload.start for payload in payloads), size)
     return map(slice, starts, ends)
 
 
 def _padding(offset: int) -> bytes:
-    """An alignment field after which `offset` has become a multiple of the alignment."""
+    """Returns an alignment field after which `offset` is a multiple of the alignment."""
     if offset % PAYLOAD_ALIGNMENT_BYTES == 0:
         return b""
     header_bytes = 2  # tag and length
@@ -321,7 +321,7 @@ def _fields(
 
 
 def _extent(message: bytes, wire_type: int, position: int) -> tuple[int, int]:
-    """Where the value of a field starts and ends."""
+    """Returns the start and the end of the value of a field."""
     if wire_type == _LENGTH_DELIMITED:
         length, position = _read_varint(message, position)
         return position, position + length
@@ -333,7 +333,7 @@ def _extent(message: bytes, wire_type: int, position: int) -> tuple[int, int]:
 
 
 def _read_varint(message: bytes, position: int) -> tuple[int, int]:
-    """A number and where it ends."""
+    """Reads a varint; returns it and the position behind it."""
     value = 0
     for shift, byte in enumerate(message[position : position + _MAX_VARINT_BYTES]):
         value |= (byte & 0x7F) << (7 * shift)

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 
 class Outcome(StrEnum):
-    """Where the machine code of a program came from."""
+    """How the machine code of a program was obtained."""
 
     COMPILED = "compiled"
     """From the compiler."""
@@ -22,16 +22,16 @@ _LISTENERS: list[Listener] = []
 
 
 def watch(listener: Listener) -> None:
-    """``listener`` is told of every program from now on."""
+    """Calls ``listener`` for every program from now on."""
     _LISTENERS.append(listener)
 
 
 def unwatch(listener: Listener) -> None:
-    """``listener``, which watched, is told no more."""
+    """Calls ``listener``, which watched, no more."""
     _LISTENERS.remove(listener)
 
 
 def tell(outcome: Outcome, duration_s: float) -> None:
-    """Every listener, of one program."""
+    """Calls every listener with the outcome of one program."""
     for listener in tuple(_LISTENERS):
         listener(outcome, duration_s)

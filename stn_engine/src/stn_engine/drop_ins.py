@@ -32,7 +32,7 @@ def grid_sample(
     padding_mode: str = "zeros",
     align_corners: bool | None = None,  # noqa: FBT001 - the signature of torch.nn.functional
 ) -> Tensor:
-    """Drop-in for ``torch.nn.functional.grid_sample``: same values, gradients and errors.
+    """Replaces ``torch.nn.functional.grid_sample``: same values, gradients and errors.
 
     Shapes:
         input     (N, C, [D,] H, W)           float32 | float64 | float16 | bfloat16
@@ -82,7 +82,7 @@ def affine_grid(
     size: Sequence[int],
     align_corners: bool | None = None,  # noqa: FBT001 - the signature of torch.nn.functional
 ) -> Tensor:
-    """Drop-in for ``torch.nn.functional.affine_grid``: same values, gradients and errors.
+    """Replaces ``torch.nn.functional.affine_grid``: same values, gradients and errors.
 
     Shapes:
         theta     (N, 2, 3), in 3-D (N, 3, 4)    float32 | float64 | float16 | bfloat16
@@ -114,7 +114,7 @@ def affine_grid(
 def _is_grid_sample_call(
     feature_map: object, grid: object, mode: str, padding: str, align_corners: object
 ) -> bool:
-    """Whether torch would take these arguments; when in doubt, False."""
+    """Returns whether torch takes these arguments; if in doubt, False."""
     return (
         isinstance(feature_map, Tensor)
         and isinstance(grid, Tensor)
@@ -136,7 +136,7 @@ def _is_grid_sample_call(
 
 @unrecorded
 def _is_affine_grid_call(theta: object, size: Sequence[int], align_corners: object) -> bool:
-    """Whether torch would take these arguments without a word; when in doubt, False."""
+    """Returns whether torch takes these arguments without a warning; if in doubt, False."""
     return (
         isinstance(theta, Tensor)
         and not (theta.is_nested or theta.is_meta)
@@ -151,7 +151,7 @@ def _is_affine_grid_call(theta: object, size: Sequence[int], align_corners: obje
 
 
 def _autocast(feature_map: Any, grid: Any) -> tuple[Any, Any]:
-    """Both as torch's autocast hands them to its sampler; what is no tensor as it is.
+    """Returns both as autocast casts them for torch's sampler; what is no tensor is left as it is.
 
     On the CPU the sampler is among the operations that run in float32, elsewhere among those that
     run in the widest type of their operands.
@@ -166,7 +166,7 @@ def _autocast(feature_map: Any, grid: Any) -> tuple[Any, Any]:
 
 
 def _dtype_of_products(theta: Tensor) -> torch.dtype:
-    """Dtype of a matrix product with theta, as torch makes its grids; autocast chooses its own."""
+    """Returns the dtype of torch's matrix products with theta; autocast has its own."""
     device = theta.device.type
     if theta.dtype != torch.float64 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
@@ -174,7 +174,7 @@ def _dtype_of_products(theta: Tensor) -> torch.dtype:
 
 
 def _with_contiguous_gradient(feature_map: Tensor) -> Tensor:
-    """``feature_map``, whose gradient is contiguous as torch's is; the engine's has its format."""
+    """Returns ``feature_map`` with a gradient that is contiguous, as torch's is."""
     if feature_map.is_contiguous() or not feature_map.requires_grad or _is_captured():
         return feature_map
     alias = feature_map.view_as(feature_map)
@@ -183,7 +183,7 @@ def _with_contiguous_gradient(feature_map: Tensor) -> Tensor:
 
 
 def _is_captured() -> bool:
-    """Whether there will be another backward pass, which has no hooks and contiguous results."""
+    """Returns whether a mode records this call; its backward pass has no hooks."""
     return torch.compiler.is_compiling() or is_intercepted() or is_scripted()
 
 

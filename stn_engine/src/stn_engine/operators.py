@@ -64,7 +64,7 @@ _requires_grad = attrgetter("requires_grad")
 
 
 class Operator(Generic[P, R]):
-    """One operation: a torch operator to those who trace, a plain function to all others.
+    """One operation: a torch operator for tracers and transforms, else a plain function.
 
     Args:
         schema: Of the torch operator; its name is that of a method of all backends.
@@ -95,13 +95,13 @@ class Operator(Generic[P, R]):
         self.torch_operator = getattr(getattr(torch.ops, LIBRARY.ns), name).default
 
     def __call__(self, problem: P) -> R:
-        """The result of ``problem``, differentiable in all of its operands."""
+        """Returns the result of ``problem``, differentiable in all of its operands."""
         if torch.compiler.is_compiling() or is_scripted():
             return self._traced(problem)
         return self._differentiable(problem)
 
     def of_new(self, problem: P) -> R:
-        """Returns the same for a problem made just now: its call tells that no mode is on."""
+        """Returns the result of a problem made just now, whose call tells that no mode is on."""
         if "call" not in vars(problem):
             return self(problem)
         if not (torch.is_grad_enabled() and any(map(_requires_grad, problem.operands))):
@@ -209,7 +209,7 @@ class _Compared(torch.autograd.Function):
 
 
 class _ObjectiveOperator(Operator[ObjectiveProblem, Objective]):
-    """The operation that is recorded by the gradient which it computes at once."""
+    """The operator of objectives, whose forward pass computes the gradient as well."""
 
     def _recorded(self, problem: ObjectiveProblem) -> Objective:
         moving, _, *others = problem.operands
@@ -228,7 +228,7 @@ def _has_tangent(operand: Tensor) -> bool:
 
 
 def _settled(argument: Any) -> Any:
-    """An argument without symbolic sizes: the composition computes constants from sizes."""
+    """Returns an argument without symbolic sizes: constants are computed from sizes."""
     if isinstance(argument, Tensor):
         return argument.view([int(size) for size in argument.shape])
     if isinstance(argument, tuple):
@@ -237,14 +237,14 @@ def _settled(argument: Any) -> Any:
 
 
 def _packed(result: Tensor | Gradients | Objective) -> Tensor | list[Tensor]:
-    """A result as a torch operator returns it: dense, and without what was not asked for."""
+    """Returns a result as a torch operator does: dense, and without what is not needed."""
     if isinstance(result, Tensor):
         return result.contiguous()
     return [part.contiguous() for part in parts_of(result)]
 
 
 def _unpacked(problem: Any, packed: Any) -> Any:
-    """The inverse of ``_packed``."""
+    """Inverts ``_packed``."""
     if isinstance(packed, Tensor):
         return packed
     if isinstance(problem, ObjectiveProblem):

@@ -33,10 +33,10 @@ class Kernels(Protocol[P]):
 
     @property
     def reads_bytes(self) -> bool:
-        """Whether there is ``run_on_bytes``."""
+        """True if there is ``run_on_bytes``."""
 
     def plan(self, call: Call) -> P | Reasons:
-        """How to run a call, or every reason why this backend cannot."""
+        """Returns the plan of a call, or every reason why this backend has none."""
 
     def run(self, plans: Sequence[P], addresses: Sequence[Addresses]) -> None:
         """Runs plans together, each on its addresses; in the order of the device's stream.
@@ -48,7 +48,7 @@ class Kernels(Protocol[P]):
     def run_on_bytes(
         self, plans: Sequence[P], operands: Sequence[Sequence[Bytes]], threads: int
     ) -> Sequence[tuple[Bytes, ...]]:
-        """The needed results of plans, in new memory, each from the bytes of its operands.
+        """Returns the needed results of plans, in new memory, from the bytes of operands.
 
         Raises:
             ValueError: Bytes are fewer or more than their operand has.

@@ -65,12 +65,12 @@ class _Planned(ABC):
 
     @cached_property
     def call(self) -> Call:
-        """What is computed, without the data; its results are new ones."""
+        """The call of this problem, with new results."""
         return self._described()
 
     @abstractmethod
     def _described(self) -> Call:
-        """A call of the operands as they lie now."""
+        """Returns a call with the present layouts of the operands."""
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has memory of its own, of which nothing is known yet.
@@ -78,7 +78,7 @@ class _Planned(ABC):
 
     @cached_property
     def plans(self) -> Plans:
-        """Under keys of the backends' own.
+        """Plans of the backends, each under keys of its own.
 
         They hold for whatever values the operands have, as long as these keep their shapes,
         strides and device.
@@ -161,7 +161,7 @@ class WarpProblem(_Planned):
         return _warp_call(self, Direction.FORWARD, operands, (result,))
 
     def bound(self, feature_map: Tensor, parameters: Tensor) -> Self:
-        """This problem with other operands of the same shapes and dtypes; nothing is checked.
+        """Returns this problem with other operands of equal shapes and dtypes, unchecked.
 
         For callers that validate a description once, on meta tensors, and then run it often.
         """
@@ -174,7 +174,7 @@ class WarpProblem(_Planned):
         return bound
 
     def recheck(self) -> None:
-        """Checks the operands as they are now, which need not be what they were.
+        """Checks the operands again, which may have changed since the problem was made.
 
         Raises:
             InvalidInputError: The problem could not be made of them, or would be another one.
@@ -190,7 +190,7 @@ class WarpProblem(_Planned):
         raise ShapeError(self.names[changed], [own], self.operands[changed].shape, remedy)
 
     def without_data(self) -> Self:
-        """This problem and its call, to be bound to operands again, but none of its operands."""
+        """Returns this problem and its call without operands, to be bound to others."""
         if "call" not in vars(self):
             return self.bound(NOWHERE, NOWHERE)
         call = self.call
@@ -203,7 +203,7 @@ class WarpProblem(_Planned):
 
     @property
     def names(self) -> tuple[str, str]:
-        """What callers call the operands, in the same order."""
+        """Names of the operands as callers know them, in the same order."""
         return "feature_map", self.transform.argument
 
     @property
@@ -293,7 +293,7 @@ class WarpGradientsProblem(_Planned):
 
     @property
     def names(self) -> tuple[str, str, str]:
-        """What callers call the operands, in the order of ``bound``."""
+        """Names of the operands as callers know them, in the order of ``bound``."""
         return "grad_output", *self.warp.names
 
     @property
@@ -369,17 +369,17 @@ class GridProblem(_Planned):
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """(N, [Do,] Ho, Wo, dims)."""
+        """Shape of the grid, (N, [Do,] Ho, Wo, dims)."""
         return self.batch_size, *self.output_size, self.transform.dims
 
     @property
     def operands(self) -> tuple[Tensor]:
-        """What the result depends on, in the order of ``bound``."""
+        """Tensors that the result depends on, in the order of ``bound``."""
         return (self.transform.parameters,)
 
     @property
     def names(self) -> tuple[str]:
-        """What callers call the operands, in the order of ``bound``."""
+        """Names of the operands as callers know them, in the order of ``bound``."""
         return (self.transform.argument,)
 
     @property
@@ -448,12 +448,12 @@ class GridGradientsProblem(_Planned):
 
     @property
     def operands(self) -> tuple[Tensor, Tensor]:
-        """What the result depends on, in the order of ``bound``."""
+        """Tensors that the result depends on, in the order of ``bound``."""
         return self.grad_grid, *self.grid.operands
 
     @property
     def names(self) -> tuple[str, str]:
-        """What callers call the operands, in the order of ``bound``."""
+        """Names of the operands as callers know them, in the order of ``bound``."""
         return "grad_grid", *self.grid.names
 
     @property
@@ -590,12 +590,12 @@ class ObjectiveProblem(_Planned):
         return self.bound(*(NOWHERE for _ in self.operands))
 
     def needing(self, needs: Sequence[str]) -> Self:
-        """Returns the same problem with other needs, which are allowed."""
+        """Returns the same problem with other needs, which must be allowed."""
         return _with(self, needs=tuple(needs))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What callers call the operands, in the order of ``bound``."""
+        """Names of the operands as callers know them, in the order of ``bound``."""
         names = "moving", self.warp.transform.argument, "fixed", "weights"
         return names[: len(self.operands)]
 
@@ -632,7 +632,7 @@ _OPTIONS = tuple(WarpSpec.__dataclass_fields__)
 
 
 def spec_of(*options: Any) -> WarpSpec:
-    """The spec of all options in the order of ``WarpSpec``, made once where that is sure to do."""
+    """Returns the spec of options in the order of ``WarpSpec``; kept where its key is exact."""
     if type(options[2]) in _SCALARS and not torch.compiler.is_compiling():
         try:
             return _kept_spec(*options)
@@ -657,7 +657,7 @@ _CALLS: dict[Hashable, Call] = {}
 
 
 def _kept_call(key: Hashable, problem: _Planned) -> Call:
-    """The call of a problem that was found valid, from now on under this key."""
+    """Keeps the call of a problem that was found valid under this key, and returns it."""
     if len(_CALLS) >= MAX_CALLS:
         _CALLS.clear()  # seldom, and what is used is soon there again
     call = _CALLS[key] = problem.call
@@ -669,7 +669,7 @@ NOWHERE = torch.empty(0, device="cpu")
 
 
 def _lie_as_in(call: Call, operands: Sequence[Tensor]) -> bool:
-    """Whether operands lie as those of a call; when in doubt, False."""
+    """Returns whether operands have the layouts of a call; when in doubt, False."""
     if not is_plain_call():
         return False
     try:
@@ -689,7 +689,7 @@ def _lie_as_in(call: Call, operands: Sequence[Tensor]) -> bool:
 
 
 def _warp_key(feature_map: Any, transform: Any, output_size: Any, spec: WarpSpec) -> Hashable:
-    """All that decides whether a warp is valid, and what call it is; None if that is unclear."""
+    """Returns all that decides the validity and the call of a warp; None when in doubt."""
     if type(transform) not in _EXACT_KINDS:  # calls keep no more than what the kinds have
         return None
     parameters = vars(transform)[transform.argument]  # no call: this is part of every warp
@@ -722,7 +722,7 @@ def _warp_key(feature_map: Any, transform: Any, output_size: Any, spec: WarpSpec
 
 
 def _gradients_key(warp: WarpProblem, grad_output: Any, needs: Any) -> Hashable:
-    """Does what ``_warp_key`` does, for the gradients of a warp."""
+    """Returns the key of the gradients of a warp, as ``_warp_key`` does of a warp."""
     if "call" not in vars(warp) or type(grad_output) not in PLAIN_TYPES:
         return None
     if type(needs) not in _SEQUENCES or grad_output.layout != torch.strided:
@@ -739,7 +739,7 @@ def _gradients_key(warp: WarpProblem, grad_output: Any, needs: Any) -> Hashable:
 def _objective_key(
     warp: WarpProblem, fixed: Any, weights: Any, comparison: Comparison, needs: Any
 ) -> Hashable:
-    """Does what ``_warp_key`` does, for an objective."""
+    """Returns the key of an objective, as ``_warp_key`` does of a warp."""
     if "call" not in vars(warp) or type(needs) not in _SEQUENCES:
         return None
     layouts = []
@@ -764,7 +764,7 @@ _SEQUENCES = {tuple, list}
 def _checked_warp_shape(
     feature_map: Tensor, transform: Transform, output_size: Sequence[int] | None, spec: WarpSpec
 ) -> tuple[int, ...]:
-    """The shape of the result of a warp, (N, C, [Do,] Ho, Wo), after all checks."""
+    """Checks a warp, and returns the shape of its result, (N, C, [Do,] Ho, Wo)."""
     checks.check_transform(transform, KINDS)
     kind, argument = type(transform).__name__, transform.argument
     checks.check_feature_map(feature_map, kind, transform.dims)
@@ -783,7 +783,7 @@ def _checked_warp_shape(
 
 @unrecorded
 def _checked_needs(warp: WarpProblem, grad_output: Tensor, needs: Sequence[str]) -> tuple[str, ...]:
-    """The gradients that are needed, in order, after all checks."""
+    """Checks the gradients of a warp, and returns those that are needed, in order."""
     checks.check_dtype("feature_map", warp.feature_map, checks.GRADIENT_DTYPES)
     checks.check_cotangent("grad_output", grad_output, warp.output_shape, warp.output_dtype)
     checks.check_device("grad_output", grad_output, "feature_map", warp.feature_map)
@@ -794,7 +794,7 @@ def _checked_needs(warp: WarpProblem, grad_output: Tensor, needs: Sequence[str])
 def _checked_objective_shape(
     warp: WarpProblem, fixed: Tensor, weights: Tensor | None
 ) -> tuple[int, ...]:
-    """The shape of the maps that an objective compares, after all checks."""
+    """Checks an objective, and returns the shape of the maps that it compares."""
     n, channels, *size = warp.output_shape
     moving = warp.feature_map
     checks.check_dtype("moving", moving, checks.GRADIENT_DTYPES)
@@ -816,7 +816,7 @@ def _checked_objective_shape(
 def _checked_objective_needs(
     warp: WarpProblem, comparison: Comparison, needs: Sequence[str]
 ) -> tuple[str, ...]:
-    """What is needed besides value and count, in order, after all checks."""
+    """Checks what is needed besides value and count, and returns it in order."""
     known = checks.OBJECTIVE_NEEDS
     has_matrix = warp.transform.kind.family == Family.MATRIX and comparison.loss != Loss.NCC
     allowed = known if has_matrix else known[:1]
@@ -865,7 +865,7 @@ def _grid_call(
 
 
 def _like(feature_map: Tensor, shape: Sequence[int]) -> Layout:
-    """The layout of a new map like ``feature_map``: channels last if that is, else contiguous."""
+    """Returns the layout of a new map: channels last if ``feature_map`` is, else contiguous."""
     order = memory_format(feature_map)
     if order == torch.contiguous_format:
         return contiguous(feature_map.dtype, shape)
@@ -883,7 +883,7 @@ def memory_format(feature_map: Tensor) -> torch.memory_format:
 
 
 def _with(instance: T, **fields: object) -> T:
-    """A shallow copy of a frozen instance with other values in some fields; runs no checks."""
+    """Returns a shallow copy of a frozen instance with some fields replaced; runs no checks."""
     clone = object.__new__(type(instance))
     state = clone.__dict__
     state.update(instance.__dict__, **fields)
@@ -901,7 +901,7 @@ def _rebound(transform: T_Transform, parameters: Tensor) -> T_Transform:
 
 
 def _agreed_size(value: Sequence[int], transform: Transform) -> tuple[int, ...]:
-    """``value`` as integers, one per axis, and the transform's own size if it has one."""
+    """Returns ``value`` as integers, one per axis, and the transform's own size if it has one."""
     size, own = checks.checked_output_size(value, transform.dims), transform.own_size
     if own is not None:
         checks.check_own_size(size, own)

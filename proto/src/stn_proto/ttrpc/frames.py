@@ -27,7 +27,7 @@ _HEADER = Struct(">IIBB")
 
 
 class FrameType(IntEnum):
-    """What a frame is."""
+    """Type of a frame, byte 8 of its header."""
 
     REQUEST = 1
     RESPONSE = 2
@@ -35,7 +35,7 @@ class FrameType(IntEnum):
 
 
 class Frame(NamedTuple):
-    """A whole frame of the type that is expected."""
+    """A whole frame of the expected type."""
 
     stream_id: int
     data: bytes
@@ -61,16 +61,16 @@ class ServerConnection:
 
     @property
     def is_amid_frame(self) -> bool:
-        """Whether the beginning of a frame has come in, and its end has not."""
+        """True if a frame has been received in part."""
         return self._reader.is_amid_frame
 
     @property
     def awaited_bytes(self) -> int:
-        """The length of the data of the frame whose header has come in, and whose end has not."""
+        """Length of the data of the frame whose header is in and whose end is not."""
         return self._reader.awaited_bytes
 
     def receive(self, received: bytes) -> list[Frame | OversizedFrame]:
-        """The requests that are complete with these bytes, in order.
+        """Returns the requests that these bytes complete, in order.
 
         Raises:
             FrameError: The bytes break the protocol. The connection is of no use any more.
@@ -79,7 +79,7 @@ class ServerConnection:
 
     @staticmethod
     def respond(stream_id: int, data: bytes) -> bytes:
-        """The frame that answers a request.
+        """Returns the frame that answers a request.
 
         Raises:
             FrameError: The data is longer than a frame can take.
@@ -103,11 +103,11 @@ class ClientConnection:
 
     @property
     def is_used_up(self) -> bool:
-        """Whether every stream id has been given to a call: the next one needs a new connection."""
+        """True if all stream ids have been used: the next call needs a new connection."""
         return self._next_id > MAX_STREAM_ID
 
     def request(self, data: bytes) -> tuple[int, bytes]:
-        """The stream id of a new call, and the frame that begins it.
+        """Returns the stream id of a new call, and the frame that begins it.
 
         Frames have to be sent in the order in which they were made.
 
@@ -121,7 +121,7 @@ class ClientConnection:
         return stream_id, frame
 
     def receive(self, received: bytes) -> list[Frame]:
-        """The responses that are complete with these bytes, in order.
+        """Returns the responses that these bytes complete, in order.
 
         Raises:
             FrameError: The bytes break the protocol. The connection is of no use any more.
@@ -194,7 +194,7 @@ class _Reader:
         return frames
 
     def _read_header(self, received: bytes | bytearray, position: int) -> tuple[int, int]:
-        """Length and stream id."""
+        """Reads and checks a header; returns the length of the data and the stream id."""
         size, stream_id, kind, flags = _HEADER.unpack_from(received, position)
         if kind != self._kind:
             raise FrameError("frame.type", f"{self._kind:d}, a {self._kind.name}", str(kind))

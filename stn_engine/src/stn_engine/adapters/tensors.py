@@ -31,7 +31,7 @@ P = TypeVar("P", bound=Problem)
 
 
 def readable(problem: P) -> P:
-    """``problem``, with operands whose values lie at their addresses.
+    """Returns a problem like ``problem`` whose operands have their values at their addresses.
 
     Raises:
         InvalidInputError: An operand has no values in memory.
@@ -46,7 +46,7 @@ def readable(problem: P) -> P:
 
 
 def located(problem: Problem) -> tuple[Call, Sequence[Tensor], list[int]]:
-    """The call of a problem as its operands lie now, these operands, and where they begin.
+    """Returns the call of a problem with the present layouts, its operands and their addresses.
 
     Whoever uses the addresses holds the operands meanwhile: they may be copies.
 
@@ -77,7 +77,7 @@ def located(problem: Problem) -> tuple[Call, Sequence[Tensor], list[int]]:
 
 
 class Lying:
-    """Tensors as they lie: whether others lie the same is asked of all of them at once.
+    """Layouts of several tensors, which are compared with those of others all at once.
 
     Args:
         tensors: Of which ``located`` has found that their values lie at their addresses.
@@ -106,7 +106,7 @@ class Lying:
         self._span_bytes = [span_bytes(one) for one in tensors]
 
     def addresses(self, tensors: Sequence[Tensor]) -> list[int] | None:
-        """Where others begin, as many and in the same order; None if they lie in another way.
+        """Returns the addresses of other tensors in order; None if their layouts are different.
 
         They are then of the same class, dtype, shape, strides and device, are no negations and no
         wrappers, have their values in memory, and are the same tensor where the first ones were.
@@ -133,7 +133,7 @@ class Lying:
 
 
 def _moved(problem: Problem) -> tuple[Call, Sequence[Tensor], list[int]]:
-    """Does what ``located`` does for a problem that is not what it was, or needs another look."""
+    """Returns what ``located`` returns, for a problem whose operands have new layouts."""
     anew: Any = problem
     anew.recheck()
     there = readable(anew.bound(*problem.operands))
@@ -141,7 +141,7 @@ def _moved(problem: Problem) -> tuple[Call, Sequence[Tensor], list[int]]:
 
 
 def check_operands(problem: Problem) -> None:
-    """The operands and their tangents have values, for torch, which tells negative bits by itself.
+    """Checks that operands and tangents can be read; torch resolves negative bits by itself.
 
     Raises:
         InvalidInputError: An operand has no values in memory.
@@ -152,7 +152,7 @@ def check_operands(problem: Problem) -> None:
 
 
 def check_out(argument: str, value: object, shape: Sequence[int], like: Tensor) -> None:
-    """``value`` can take a result of this shape, and the dtype and device of ``like``."""
+    """Checks that ``value`` can hold a result of this shape, with dtype and device of ``like``."""
     check_tensor(argument, value)
     memory = cast("Tensor", value)
     if memory.shape != shape:  # so as not to be slow where it is right
@@ -167,7 +167,7 @@ def check_out(argument: str, value: object, shape: Sequence[int], like: Tensor) 
 
 
 def check_apart(out: Sequence[tuple[str, Tensor]], operands: Iterable[Tensor]) -> None:
-    """No memory for a result lies in that of another one, or of an operand of any problem.
+    """Checks that no memory for a result overlaps another result or an operand of any problem.
 
     Problems that are computed together are read and written in no order.
     """
@@ -186,14 +186,14 @@ def check_apart(out: Sequence[tuple[str, Tensor]], operands: Iterable[Tensor]) -
 
 
 def is_negated(out: Tensor | Gradients | Objective) -> bool:
-    """Whether memory for results holds values with the other sign."""
+    """Returns whether the memory of a tensor holds its values with the other sign."""
     if isinstance(out, Tensor):
         return out.is_neg()
     return any(part is not None and part.is_neg() for part in vars(out).values())
 
 
 def _resolved(argument: str, tensor: Tensor) -> Tensor:
-    """``tensor``, or a copy that lies in memory as it is."""
+    """Returns ``tensor``, or a copy of it whose memory holds its values."""
     if tensor._is_zerotensor():  # noqa: SLF001 - no public function tells
         return torch.zeros_like(tensor)
     if not has_memory(tensor):
@@ -202,6 +202,6 @@ def _resolved(argument: str, tensor: Tensor) -> Tensor:
 
 
 def _addresses(tensor: Tensor) -> tuple[int, int]:
-    """The first byte of a tensor, and the one behind its last."""
+    """Returns the addresses of the first byte of a tensor and of the one behind its last."""
     first = tensor.data_ptr()
     return first, first + span_bytes(tensor)

@@ -52,12 +52,12 @@ class Neighbour:
 
     @property
     def weight(self) -> Array:
-        """Its part in equation (1): the product of its factors."""
+        """Weight of the pixel in equation (1): the product of its factors."""
         return np.asarray(math.prod(tap.weight for tap in self.taps))
 
     @property
     def weight_by(self) -> list[Array]:
-        """Derivatives of the weight by x, y (and z): its parts in equations (2) and (3)."""
+        """Derivatives of the weight by x, y (and z), as in equations (2) and (3)."""
         return [
             np.asarray(math.prod(tap.slope if tap is along else tap.weight for tap in self.taps))
             for along in reversed(self.taps)
@@ -66,7 +66,7 @@ class Neighbour:
 
 @np.errstate(all="ignore")
 def sampler(U: Array, grid: Array, options: Sampling) -> Array:
-    """The sampler, equation (1): V from U, float64 or labels, and source points."""
+    """Evaluates equation (1): V from U, float64 or labels, and source points."""
     batch = max(len(U), len(grid)) if len(U) and len(grid) else 0
     V = np.zeros((batch, U.shape[1], *grid.shape[1:-1]), U.dtype)
     for b in range(batch):
@@ -80,7 +80,7 @@ def sampler(U: Array, grid: Array, options: Sampling) -> Array:
 
 @np.errstate(all="ignore")
 def sampler_adjoint(G: Array, U: Array, grid: Array, options: Sampling) -> tuple[Array, Array]:
-    """Equations (2) to (4): the gradients of U and of the grid."""
+    """Evaluates equations (2) to (4): the gradients of U and of the grid."""
     grad_U, grad_grid = np.zeros_like(U), np.zeros_like(grid)
     for b in range(len(G)):
         image, points = U[b % len(U)], grid[b % len(grid)]
@@ -92,7 +92,7 @@ def sampler_adjoint(G: Array, U: Array, grid: Array, options: Sampling) -> tuple
 
 
 def _feature_map_gradient(g: Array, image: Array, points: Array, options: Sampling) -> Array:
-    """Equation (4): walk the grid once and add G·∂V/∂U at every neighbour."""
+    """Evaluates equation (4): adds G·∂V/∂U at every neighbour, in one pass over the grid."""
     grad = np.zeros_like(image)
     for neighbour in _neighbours(points, image, options):
         inside, index = _locate(image, neighbour)
@@ -117,7 +117,7 @@ def _grid_gradient(g: Array, image: Array, points: Array, options: Sampling) -> 
 
 
 def _neighbours(points: Array, image: Array, options: Sampling) -> Iterator[Neighbour]:
-    """The pixels around each point, for equation (1) in its order: UL, UR, LL, LR."""
+    """Yields the pixels around each point, for equation (1) in its order: UL, UR, LL, LR."""
     taps_by_axis = [
         _taps(x, size, options)
         for (x, _), size in zip(_read_axes(points, image, options), _sizes(image), strict=True)
@@ -127,7 +127,7 @@ def _neighbours(points: Array, image: Array, options: Sampling) -> Iterator[Neig
 
 
 def _taps(x: Array, size: int, options: Sampling) -> list[Tap]:
-    """The pixels around x along one axis: factors dx and 1 - dx of equation (1), dy along y."""
+    """Returns the pixels around x along one axis: factors dx and 1 - dx of equation (1)."""
     if options.interpolation == "bicubic":
         return _cubic_taps(x, size, options)
     one = np.ones_like(x)
@@ -140,13 +140,13 @@ def _taps(x: Array, size: int, options: Sampling) -> list[Tap]:
 
 
 def _cubic_taps(x: Array, size: int, options: Sampling) -> list[Tap]:
-    """The four pixels around x along one axis; padding moves each of them, not the point."""
+    """Returns the four pixels around x along one axis; padding moves each, not the point."""
     floor = np.floor(x)
     return [Tap(_pad(floor + q, size, options)[0], *_keys(x - floor - q)) for q in (-1, 0, 1, 2)]
 
 
 def _keys(distance: Array) -> tuple[Array, Array]:
-    """Keys' cubic convolution kernel with a = -0.75, and its derivative."""
+    """Evaluates Keys' cubic convolution kernel with a = -0.75, and its derivative."""
     a, s = -0.75, np.abs(distance)
     near = (a + 2) * s**3 - (a + 3) * s**2 + 1
     far = a * s**3 - 5 * a * s**2 + 8 * a * s - 4 * a
@@ -158,14 +158,14 @@ def _keys(distance: Array) -> tuple[Array, Array]:
 
 
 def _locate(image: Array, neighbour: Neighbour) -> tuple[Mask, tuple[Indices, ...]]:
-    """Whether a neighbour is inside, and its index clipped to be readable anyway."""
+    """Returns whether a neighbour is inside, and its index clipped to be readable anyway."""
     axes = list(zip(neighbour.index, image.shape[1:], strict=True))
     inside = np.logical_and.reduce([(m >= 0) & (m < size) for m, size in axes])
     return inside, tuple(np.clip(m, 0, size - 1).astype(np.int64) for m, size in axes)
 
 
 def _value(image: Array, neighbour: Neighbour, options: Sampling) -> Array:
-    """U at a neighbour in every channel; the constant where the neighbour is outside."""
+    """Returns U at a neighbour in every channel; the constant where the neighbour is outside."""
     inside, index = _locate(image, neighbour)
     fill = options.fill if options.padding == "fill" else (0.0,)
     outside = _per_channel(fill, image)
@@ -174,18 +174,18 @@ def _value(image: Array, neighbour: Neighbour, options: Sampling) -> Array:
 
 
 def _sizes(image: Array) -> tuple[int, ...]:
-    """(W, H), in 3-D (W, H, D): in the order of x, y, z."""
+    """Returns (W, H), in 3-D (W, H, D): in the order of x, y, z."""
     return image.shape[:0:-1]
 
 
 def _read_axes(points: Array, image: Array, options: Sampling) -> list[tuple[Array, Array]]:
-    """``_read_axis`` of x, y (and z); of the origin for a non-finite point."""
+    """Returns ``_read_axis`` of x, y (and z); of the origin for a non-finite point."""
     readable = np.where(_finite(points), np.moveaxis(points, -1, 0), 0.0)
     return [_read_axis(x, n, options) for x, n in zip(readable, _sizes(image), strict=True)]
 
 
 def _read_axis(x: Array, size: int, options: Sampling) -> tuple[Array, Array]:
-    """Section 3, then section 5: the coordinate that is read, and its derivative by x."""
+    """Returns the coordinate that is read, and its derivative by x (sections 3 and 5)."""
     unit = options.coordinates
     x_px = source_pixels(x, size, unit, align_corners=options.align_corners)
     slope = source_pixels_slope(size, unit, align_corners=options.align_corners)
@@ -196,7 +196,7 @@ def _read_axis(x: Array, size: int, options: Sampling) -> tuple[Array, Array]:
 
 
 def _pad(x_px: Array, size: int, options: Sampling) -> tuple[Array, Array]:
-    """Section 5: a coordinate as the padding moves it, and the derivative of that."""
+    """Returns a coordinate as the padding moves it, and the derivative of that (section 5)."""
     slope = np.ones_like(x_px)
     if options.padding == "reflection":
         edges = options.coordinates == "normalized" and not options.align_corners
@@ -209,7 +209,7 @@ def _pad(x_px: Array, size: int, options: Sampling) -> tuple[Array, Array]:
 
 
 def _reflect(x: Array, low: float, high: float) -> tuple[Array, Array]:
-    """Mirror x at low and at high until it lies between them; derivative 1 or -1."""
+    """Mirrors x at low and at high until it lies between them; derivative 1 or -1."""
     span = high - low
     if span == 0:
         return np.full_like(x, low), np.zeros_like(x)
@@ -226,7 +226,7 @@ def _finite(points: Array) -> Mask:
 
 
 def _per_channel(fill: Sequence[float], image: Array) -> Array:
-    """A value per channel, to be broadcast over pixels."""
+    """Returns a value per channel, to be broadcast over pixels."""
     values = [_label(one, image.dtype) for one in fill] if _holds_labels(image) else fill
     return np.asarray(values, image.dtype).reshape(-1, *[1] * (image.ndim - 1))
 
@@ -236,7 +236,7 @@ def _holds_labels(image: Array) -> bool:
 
 
 def _label(value: float, dtype: np.dtype[Any]) -> int:
-    """A constant among labels: rounded half to even, saturated."""
+    """Returns a constant among labels: rounded half to even, saturated."""
     limits = np.iinfo(np.uint8 if dtype == np.bool_ else dtype)
     most = 1 if dtype == np.bool_ else int(limits.max)
     return min(max(round(value), int(limits.min)), most)

@@ -74,7 +74,7 @@ class Parametric:
         self._check_parameters(self.shapes)
 
     def _check_parameters(self, shapes: Sequence[Shape]) -> None:
-        """Parameters of one of these shapes, in float32 if autocast has made half types of them."""
+        """Checks the shape of parameters, and makes half types of autocast float32."""
         given = getattr(self, self.argument)
         parameters = checks.checked_parameters(self.argument, given, shapes)
         if parameters is not given:
@@ -96,5 +96,5 @@ class Parametric:
         return 0
 
     def with_parameters(self, parameters: Tensor) -> Self:
-        """The same kind of transform with other parameters."""
+        """Returns the same kind of transform with other parameters."""
         return replace(self, **{self.argument: parameters})

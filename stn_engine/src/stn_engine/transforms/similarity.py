@@ -60,14 +60,14 @@ class SimilarityTransform(ThetaTransform):
 
     @classmethod
     def _oracle_parts(cls, parameters: Array) -> Array:
-        """s, φ, t_x and t_y, (N, 4)."""
+        """Returns s, φ, t_x and t_y, (N, 4)."""
         parts = np.tile(list(IDENTITY.values()), (len(parameters), 1))
         for part, values in zip(cls.given, parameters.T, strict=True):
             parts[:, list(IDENTITY).index(part)] = values
         return parts
 
     def _parts(self) -> list[Tensor]:
-        """s, φ, t_x and t_y, each (N,), float64."""
+        """Returns s, φ, t_x and t_y, each (N,), float64."""
         given = dict(zip(self.given, self.parameters.double().unbind(-1), strict=True))
         n, device = self.parameters.shape[0], self.parameters.device
         values = constant(tuple(IDENTITY.values()), torch.float64, device).expand(n, 4).unbind(-1)

@@ -37,7 +37,7 @@ LARGEST_MAP_BYTES = (1 << 63) - 1
 
 
 def new_plan(call: Call) -> CpuPlan | Reasons:
-    """The plan of a warp, of its gradients or of an objective, in host memory."""
+    """Returns the plan of a warp, of its gradients or of an objective, in host memory."""
     feature_map = call.operands[call.direction == Direction.GRADIENTS]
     maps = feature_map.shape, call.output_shape
     if max(max(shape[2:]) for shape in maps) > LARGEST_SIZE:

@@ -34,35 +34,35 @@ class ReferenceBackend:
     name = "reference"
 
     def plan(self, call: Call) -> Reasons:  # noqa: ARG002 - protocol
-        """Nothing runs on addresses."""
+        """Returns the reason why nothing runs on addresses."""
         return ("computes on arrays of its own, has no kernels",)
 
     def unsupported_reasons(self, problem: Problem) -> tuple[str, ...]:
-        """The device, if it is not the host."""
+        """Returns the device as the reason, if it is not the host."""
         return reasons_against_device(problem)
 
     def warp(
         self, problems: Sequence[WarpProblem], out: Sequence[Tensor] | None = None
     ) -> list[Tensor]:
-        """V of each problem, (N, C, [Do,] Ho, Wo)."""
+        """Returns V of each problem, (N, C, [Do,] Ho, Wo)."""
         return delivered([_warp(problem) for problem in problems], out)
 
     def warp_gradients(
         self, problems: Sequence[WarpGradientsProblem], out: Sequence[Gradients] | None = None
     ) -> list[Gradients]:
-        """The gradients that each problem needs."""
+        """Returns the gradients that each problem needs."""
         return delivered([_warp_gradients(problem) for problem in problems], out)
 
     def generate_grid(self, problems: Sequence[GridProblem]) -> list[Tensor]:
-        """The sampling grid of each problem, (N, [Do,] Ho, Wo, dims)."""
+        """Returns the sampling grid of each problem, (N, [Do,] Ho, Wo, dims)."""
         return [_generate_grid(problem) for problem in problems]
 
     def generate_grid_gradients(self, problems: Sequence[GridGradientsProblem]) -> list[Tensor]:
-        """The gradient of the parameters of each problem, shaped like them."""
+        """Returns the gradient of the parameters of each problem, shaped like them."""
         return [_generate_grid_gradients(problem) for problem in problems]
 
     def objective(self, problems: Sequence[ObjectiveProblem]) -> list[Objective]:
-        """Value, count and what else each problem needs."""
+        """Returns value, count and what else each problem needs."""
         return [_objective(problem) for problem in problems]
 
 
@@ -105,7 +105,7 @@ def _objective(problem: ObjectiveProblem) -> Objective:
 def _objective_of_item(
     problem: ObjectiveProblem, n: int
 ) -> tuple[float, float, reference.Array, reference.Array]:
-    """Value, count, gradient and Gauss-Newton matrix of one item, by composition."""
+    """Returns value, count, gradient and Gauss-Newton matrix of one item."""
     warp, comparison = problem.warp, problem.comparison
     options, spec = _options(warp), warp.spec
     transform = warp.transform.with_parameters(_item(warp.transform.parameters, n))
@@ -135,7 +135,7 @@ def _objective_of_item(
 
 
 def _item(tensor: Tensor, n: int) -> Tensor:
-    """Item n of an operand that may be broadcast, as a batch of one."""
+    """Returns item n of an operand that may be broadcast, as a batch of one."""
     return tensor[[n if len(tensor) > 1 else 0]]
 
 
@@ -161,7 +161,7 @@ def _grid(problem: WarpProblem) -> reference.Array:
 def _generator(
     transform: Transform, size: tuple[int, ...], coordinates: str, *, align_corners: bool
 ) -> reference.Array:
-    """The sampling grid of any transform."""
+    """Returns the sampling grid of any transform."""
     parameters = _array(transform.parameters)
     match transform:
         case SamplingGrid():
@@ -188,7 +188,7 @@ def _generator(
 def _generator_adjoint(
     transform: Transform, grad_grid: reference.Array, coordinates: str, *, align_corners: bool
 ) -> reference.Array:
-    """The gradient of the parameters of any transform."""
+    """Returns the gradient of the parameters of any transform."""
     parameters = _array(transform.parameters)
     match transform:
         case SamplingGrid() | Flow():
@@ -225,7 +225,7 @@ def _options(problem: WarpProblem) -> reference.Sampling:
 
 
 def _map(tensor: Tensor) -> reference.Array:
-    """A feature map: labels as they are."""
+    """Returns a feature map as an array of float64; labels stay as they are."""
     labels: Any = tensor.numpy() if tensor.dtype in checks.LABEL_DTYPES else None
     return _array(tensor) if labels is None else labels
 
