@@ -58,7 +58,7 @@ REFUSALS = (grpc.RpcError, OSError, ConnectionLostError, WireFormatError, Decode
 
 
 class Arena:
-    """Memory that both sides see, and which parts of it are free.
+    """Memory that both sides see, and its free regions.
 
     Args:
         folder: Where the sockets of the server are.
@@ -93,11 +93,11 @@ class Arena:
 
     @property
     def is_free(self) -> bool:
-        """Whether no slot is taken."""
+        """True if no slot is taken."""
         return self._free == [(0, len(self.memory))]
 
     def take(self, size_bytes: int) -> int | None:
-        """The offset of a slot of this size, now taken; None if none is free."""
+        """Takes a slot of this size; returns its offset, or None if none is free."""
         for place, (offset, free_bytes) in enumerate(self._free):
             if free_bytes >= size_bytes:
                 rest = (offset + size_bytes, free_bytes - size_bytes)
@@ -106,7 +106,7 @@ class Arena:
         return None
 
     def give_back(self, offset: int, size_bytes: int) -> None:
-        """Frees a slot, together with what is free beside it."""
+        """Frees a slot, and joins it with free regions beside it."""
         place = bisect(self._free, (offset, 0))
         first, last = place, place
         end = offset + size_bytes
@@ -117,13 +117,13 @@ class Arena:
         self._free[first:last] = [(offset, end - offset)]
 
     def offset_of(self, address: int, size_bytes: int) -> int | None:
-        """Where a tensor lies in this arena, if it may be named so."""
+        """Returns the offset of a tensor in this arena; None if it is not in it, or not aligned."""
         offset = address - self.address
         inside = 0 <= offset <= len(self.memory) - size_bytes
         return offset if inside and offset % ALIGNMENT_BYTES == 0 else None
 
     def end_lease(self) -> None:
-        """Lets the server forget the arena; what is held of it stays as it is."""
+        """Ends the lease: the server forgets the arena, and arrays in it stay valid."""
         self._lease.close()
 
     def __del__(self) -> None:
@@ -131,7 +131,7 @@ class Arena:
 
 
 class Lent(NamedTuple):
-    """Memory in an arena, which is used for nothing else as long as somebody refers to it."""
+    """Memory of a slot, which stays taken as long as there are references to it."""
 
     memory: Bytes
     arena_id: bytes
@@ -163,12 +163,12 @@ class Pool:
         _POOLS.add(self)
 
     def take(self, size_bytes: int, *, may_grow: bool = True) -> Bytes | None:
-        """The memory of a slot; see `lend`."""
+        """Returns the memory of a slot; see `lend`."""
         lent = self.lend(size_bytes, may_grow=may_grow)
         return None if lent is None else lent.memory
 
     def lend(self, size_bytes: int, *, may_grow: bool = True) -> Lent | None:
-        """A slot of so many bytes; None if there is no room and the server gives no more.
+        """Lends a slot of so many bytes; None if there is no room and no further arena.
 
         Args:
             size_bytes: Of the slot.
@@ -183,7 +183,7 @@ class Pool:
             return self._grown(slot_bytes, size_bytes) if slot is None else slot
 
     def find(self, payload: memoryview) -> Lent | None:
-        """Where a tensor lies, if that is in an arena of this pool."""
+        """Returns the place of a tensor that is in an arena of this pool; else None."""
         memory = np.frombuffer(payload, np.uint8)
         address = address_of(memory)
         for arena in self._arenas:
@@ -193,13 +193,13 @@ class Pool:
         return None
 
     def part_with_child(self) -> None:
-        """Before a fork: what is lent now is lent for ever, because a child may hold it, too."""
+        """Before a fork, gives up arenas with taken slots, which a child may hold, too."""
         with self._growing, self._lock:
             self._take_back()
             self._arenas = [arena for arena in self._arenas if arena.is_free]
 
     def close(self) -> None:
-        """Ends the leases of all arenas, and asks for no more; what is lent stays as it is."""
+        """Ends the leases of all arenas, and asks for no more; lent memory stays valid."""
         with self._lock:
             self._is_closed = True
             arenas, self._arenas = self._arenas, []
@@ -213,7 +213,7 @@ class Pool:
             arena.give_back(offset, returned_bytes)
 
     def _free_slot(self, slot_bytes: int, size_bytes: int) -> Lent | None:
-        """A slot in an arena that is there; None if none has room."""
+        """Returns a slot in an existing arena; None if none has room."""
         with self._lock:
             self._take_back()
             for arena in self._arenas:
@@ -226,7 +226,7 @@ class Pool:
         return not self._is_closed and time.monotonic() >= self._refused_until_s
 
     def _grown(self, slot_bytes: int, size_bytes: int) -> Lent | None:
-        """A slot in a new arena."""
+        """Returns a slot in a new arena; None if the server gives none."""
         if not self._may_ask():
             return None
         try:
@@ -257,7 +257,7 @@ class Pool:
 
 
 class _Loan(weakref.ref[Bytes]):
-    """A slot as long as somebody refers to its array."""
+    """A weak reference to the array of a slot, whose death gives the slot back."""
 
     slot: tuple[Arena, int, int]
     returned: deque[tuple[Arena, int, int]]
@@ -271,19 +271,19 @@ _LOANS: dict[int, _Loan] = {}
 
 
 def _end(loan: Any, loans: dict[int, _Loan] = _LOANS) -> None:
-    """Gives a slot back; runs at any moment, also at the end of the interpreter."""
+    """Gives a slot back; called at any moment, also at the end of the interpreter."""
     loans.pop(loan.key, None)
     loan.returned.append(loan.slot)
 
 
 def may_be_kept(array: object) -> bool:
-    """Whether an array is that of a slot, and there are enough others to keep it for long."""
+    """Returns whether an array is a slot's, and enough is free to keep it for long."""
     loan = _LOANS.get(id(array))
     return loan is not None and loan() is array and loan.is_plentiful
 
 
 def address_of(array: NDArray[np.uint8]) -> int:
-    """Where in memory an array begins."""
+    """Returns the address of an array in memory."""
     address: int = array.__array_interface__["data"][0]
     return address
 
@@ -291,7 +291,7 @@ def address_of(array: NDArray[np.uint8]) -> int:
 def _create(
     lease: socket.socket, size_bytes: int, metadata: Metadata
 ) -> tuple[CreateArenaReply, int]:
-    """Asks for an arena; returns what the server says of it, and the descriptor of its file."""
+    """Asks for an arena; returns the server's reply and the descriptor of the arena's file."""
     frames = ClientConnection()
     message = CreateArenaRequest(size_bytes=size_bytes).SerializeToString()
     lease.sendall(frames.request(request_of(CREATE, message, CONNECT_S, metadata))[1])

@@ -198,7 +198,7 @@ class Client(BaseClient):
         needs: Sequence[str] = ("feature_map", "transform"),
         **options: Unpack[WarpCallOptions],
     ) -> Gradients:
-        """The exact gradients of a loss to the operands of `warp`.
+        """Returns the exact gradients of a loss to the operands of `warp`.
 
         Shapes:
             grad_output   (N, C, [D',] H', W')   gradient of the loss to the output of the warp
@@ -231,7 +231,7 @@ class Client(BaseClient):
         needs: Sequence[str] = ("gradient",),
         **options: Unpack[WarpCallOptions],
     ) -> Objective:
-        """How far the warp of one map is from another, and the gradient of that, in one pass.
+        """Returns how far a warped map is from another, and the gradient, in one pass.
 
         V is the warp of the moving map to the size of the fixed map F, w the weight of a point and
         M = C·Σw: "ssd" is Σ w(V - F)² / M, "huber" has lines in the place of squares beyond a
@@ -292,7 +292,7 @@ class Client(BaseClient):
         output_size: Sequence[int] | None = None,
         **options: Unpack[WarpCallOptions],
     ) -> tuple[Any, Callable[[AnyArray], Gradients]]:
-        """A warp and its pullback: the function from grad_output to gradients.
+        """Returns a warp and its pullback: the function from grad_output to gradients.
 
         Arguments and errors are those of `warp`. The pullback reads the operands again when it is
         called: leave them as they are until then.
@@ -311,7 +311,7 @@ class Client(BaseClient):
         output_size: Sequence[int],
         **options: Unpack[GridCallOptions],
     ) -> Array:
-        """The sampling grid of a transform (equation 5).
+        """Returns the sampling grid of a transform (equation 5).
 
         Shapes:
             returns   (N, [D',] H', W', 2 or 3)   source points (x, y[, z]), dtype of the parameters
@@ -335,7 +335,7 @@ class Client(BaseClient):
         transform: ParametricTransform,
         **options: Unpack[GridCallOptions],
     ) -> Array:
-        """The gradient of a loss to the parameters of a transform (equations 6 and 7).
+        """Returns the gradient of a loss to the parameters of a transform (equations 6 and 7).
 
         Shapes:
             grad_grid   (N, [D',] H', W', 2 or 3)   gradient of the loss to the grid
@@ -354,7 +354,7 @@ class Client(BaseClient):
         progress: bool = False,
         return_exceptions: bool = False,
     ) -> Iterator[Any]:
-        """The results of many calls, in their order, a few messages ahead of whoever takes them.
+        """Yields the results of many calls in order, sent a few messages ahead.
 
         Calls go together: small ones of any kind in a message, and large ones that differ in the
         values of their arrays alone, one behind the other, as one call with a longer batch. Results
@@ -395,7 +395,7 @@ class Client(BaseClient):
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def empty(self, shape: Sequence[int], dtype: DTypeLike = np.float32) -> Array:
-        """An array to write operands to, in memory that the server sees if it is on this host.
+        """Returns an array for operands, in memory that a server of this host sees.
 
         Calls then need not copy it. In every other case it is an array like any other.
 
@@ -441,7 +441,7 @@ class Client(BaseClient):
 
     @takes_options(CallOptions)
     def download(self, tensor: ResidentTensor, **options: Unpack[CallOptions]) -> Array:
-        """What the server holds of a resident tensor, as an array of NumPy.
+        """Returns the array of a resident tensor, as the server holds it.
 
         Args:
             tensor: As `upload` has returned it.
@@ -463,7 +463,7 @@ class Client(BaseClient):
 
     @takes_options(CallOptions)
     def release(self, *tensors: ResidentTensor, **options: Unpack[CallOptions]) -> int:
-        """Lets the server forget tensors that are not needed any more.
+        """Releases tensors on the server that are not needed any more.
 
         They still stand for their arrays, which go with their calls from now on.
 
@@ -481,7 +481,7 @@ class Client(BaseClient):
 
     @takes_options(CallOptions)
     def server_info(self, **options: Unpack[CallOptions]) -> ServerInfo:
-        """What the server is, offers, allows, and has done so far.
+        """Returns what the server is, offers, allows, and has done so far.
 
         Args:
             options: `timeout_s`, `metadata` and `request_id`, as of `warp`.
@@ -489,7 +489,7 @@ class Client(BaseClient):
         return self._run(_calls.server_info(options))
 
     def is_ready(self, *, timeout_s: float | None = 1.0) -> bool:
-        """Whether a server answers within some time, and takes calls; it is asked once.
+        """Asks a server once whether it takes calls; False if it does not answer in time.
 
         Raises:
             InvalidRequestError: The timeout is no duration above 0.
@@ -546,7 +546,7 @@ class Client(BaseClient):
             self._leave(waiter)
 
     def _outcomes(self, calls: Sequence[Call[Any]]) -> list[Any]:
-        """The result of each call, or why it has none."""
+        """Returns the result of each call, or its error."""
         if is_stack(calls):
             memory = self.empty(stack_shape(calls), np.uint8)
             try:
@@ -574,7 +574,7 @@ class Client(BaseClient):
         return outcomes
 
     def _result(self, waiter: Waiter, inbox: SimpleQueue[Waiter]) -> Any:
-        """The result of a call that has entered the queue.
+        """Returns the result of a call that has entered the queue.
 
         Args:
             waiter: Which.
@@ -601,26 +601,26 @@ class Client(BaseClient):
             self._enter(waiter)
 
     def _enter(self, *waiters: Waiter) -> None:
-        """Calls wait for their turn."""
+        """Adds calls to the queue, and starts those whose turn it is."""
         with self._queueing:
             for waiter in waiters:
                 self._queue.add(waiter)
             self._start()
 
     def _leave_queue(self, waiter: Waiter) -> None:
-        """A call lets others go while it cannot be sent."""
+        """Removes a call that cannot be sent yet, so that others take its turn."""
         with self._queueing:
             self._queue.leave(waiter)
             self._start()
 
     def _upload_missing(self, call: Call[Any]) -> None:
-        """Uploads what a call names and its server does not hold; or it goes with the call."""
+        """Uploads tensors that a call needs; those that the server refuses go with it."""
         for resident in call.missing(self._name):
             with suppress(OverloadedError):
                 self._upload(resident, {})
 
     def _upload(self, resident: ResidentTensor, options: CallOptions) -> None:
-        """Sends a tensor to stay, in pieces."""
+        """Uploads a resident tensor, in pieces."""
         losses = 0
         while resident.held.reference is None:
             pieces = uploading(resident, options)
@@ -636,7 +636,7 @@ class Client(BaseClient):
                     raise
 
     def _leave(self, waiter: Waiter) -> None:
-        """A call is over, whatever became of it."""
+        """Removes a call that has ended from the queue, however it ended."""
         waiter.progress.end()
         with self._queueing:
             goes, waiter.goes = waiter.goes, None
@@ -648,7 +648,7 @@ class Client(BaseClient):
             goes.fail(KeyboardInterrupt(), is_lost=True)
 
     def _answer(self, waiter: Waiter, inbox: SimpleQueue[Waiter]) -> tuple[bytes, Places]:
-        """The reply to a call, which goes when it is its turn, alone or with others.
+        """Returns the reply to a call, which is sent in its turn, alone or with others.
 
         Raises:
             RpcError: The attempt failed.
@@ -675,11 +675,11 @@ class Client(BaseClient):
         return outcome
 
     def _start(self) -> None:
-        """Lets go who may; with the lock."""
+        """Starts the calls whose turn it is; the lock must be held."""
         self._queue.start(MAX_MESSAGE_BYTES if self._local is None else MAX_FRAMED_BYTES)
 
     def _send_waiting(self, waiter: Waiter) -> None:
-        """Sends what a call has to send, if anything; there are outcomes then."""
+        """Sends the call or packet that a waiter leads, if any, and sets outcomes."""
         goes = waiter.goes
         if goes is None:
             return
@@ -713,7 +713,7 @@ class Client(BaseClient):
     def _send(
         self, call: Call[T], attempt: dict[str, Any], progress: Progress
     ) -> tuple[bytes, Places]:
-        """Makes one attempt by the way that is best for it; all it tries shares the call's time.
+        """Makes one attempt by the best transport, within the call's remaining time.
 
         Returns:
             The serialized reply, and where its tensors may lie.
@@ -741,7 +741,7 @@ class Client(BaseClient):
         return self._method(call.method)(request, **attempt), ()
 
     def _shared(self, feature_map: AnyArray) -> Any:
-        """A feature map that a warp and its gradients read, so that it is sent, or copied, once.
+        """Returns a feature map that a warp and its gradients send, or copy, once.
 
         The server keeps it, or sees where it is copied to.
         """
@@ -755,7 +755,7 @@ class Client(BaseClient):
         return replace(given, array=copied)
 
     def _local_connection(self, attempt: dict[str, Any] | None = None) -> Connection | None:
-        """A connection by the local transport, if there is one or can be one."""
+        """Returns a connection by the local transport; None if there is none."""
         if self._local is None and self._open and self._discovery.is_due():
             try:
                 metadata = self._access.metadata() if attempt is None else attempt["metadata"]
@@ -766,7 +766,7 @@ class Client(BaseClient):
         return self._local
 
     def _found(self, metadata: Metadata, timeout_s: float | None) -> Connection | None:
-        """Asks the server for its local transport, and takes that if it leads to the same one."""
+        """Connects to the local transport that the server offers, if it is the same server."""
         about = inquiry(metadata, timeout_s)
         offer = Offer.of(self._method(INFO)(b"", **about))
         if offer is None:
@@ -785,7 +785,7 @@ class Client(BaseClient):
         return None
 
     def _method(self, path: str) -> Any:
-        """The stub of a method. The first one opens the channel."""
+        """Returns the stub of a method; the first one opens the channel."""
         with self._opening:
             if self._channel is None:
                 self._channel = open_channel(grpc, self.target, self._access)

@@ -94,14 +94,14 @@ CLIENTS: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
 
 def register(client: object) -> str:
-    """Names a client for as long as it exists, for graphs of torch, which hold strings."""
+    """Returns names a client for as long as it exists, for graphs of torch, which hold strings."""
     name = uuid.uuid4().hex
     CLIENTS[name] = client
     return name
 
 
 def open_channel(stack: Any, target: str, access: Access) -> Any:
-    """A channel of `grpc` or of `grpc.aio`.
+    """Opens a channel of `grpc` or of `grpc.aio`.
 
     "host:port" and unix sockets mean one server, which is asked even while it is about to stop.
     """
@@ -161,7 +161,7 @@ class BaseClient(ABC):
         self._inner = {"_inner", *vars(self)} - of_subclass
 
     def __getstate__(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The settings, and what subclasses have of their own."""
+        """Returns the settings, and what subclasses have of their own."""
         state: Any = object.__getstate__(self)
         attributes, slots = state if isinstance(state, tuple) else (state, {})
         own = {name: value for name, value in attributes.items() if name not in self._inner}
@@ -186,19 +186,19 @@ class BaseClient(ABC):
 
     @abstractmethod
     def _abandon(self) -> None:
-        """Lets go of local connections in a process that has them from its parent."""
+        """Closes this process's copies of local sockets after a fork."""
 
     @abstractmethod
     def _is_busy(self) -> bool:
-        """Whether gRPC works for this client at this moment, in any thread."""
+        """Returns whether a thread may be within gRPC for this client now."""
 
     @property
     def stats(self) -> ClientStatistics:
-        """What this client has done so far: calls, failures, retries, bytes and durations."""
+        """Statistics of this client: calls, failures, retries, bytes and durations."""
         return self._counts.snapshot()
 
     def _progress(self, call: Call[Any]) -> Progress:
-        """The beginning of a call."""
+        """Returns the progress of a call that begins now."""
         conduct = call.conduct
         of_client = conduct.timeout_s is TIMEOUT_OF_CLIENT
         return Progress(
@@ -213,18 +213,18 @@ class BaseClient(ABC):
 
 
 class ReadyWait:
-    """How long to wait for a server that is there to become ready."""
+    """The time that is left for a server to become ready."""
 
     def __init__(self, timeout_s: float | None) -> None:
         self._timeout_s = checked_timeout_s(timeout_s)
         self._began_s = time.monotonic()
 
     def inquiry(self) -> Call[ServerInfo]:
-        """Asks the server about itself, and waits until there is one."""
+        """Returns the call that asks the server about itself, repeated until it answers."""
         return server_info({"timeout_s": self._remaining_s()}, RetryPolicy(max_s=READY_PAUSE_S))
 
     def pause_s(self) -> float:
-        """How long to wait before asking again, as the server was not ready.
+        """Returns the pause before a server that is not ready is asked again.
 
         Raises:
             DeadlineExceededError: The time is up.
@@ -249,14 +249,14 @@ _SETTINGS = ("target", *(BaseClient.__init__.__kwdefaults__ or ()))
 
 
 class Outage:
-    """Says in the log, once, that calls wait for a server, and once that it is back."""
+    """Logs once that calls wait for a server, and once that it is back."""
 
     def __init__(self, target: str) -> None:
         self._target = target
         self._since_s: float | None = None
 
     def goes_on(self, error: StnClientError, remaining_s: float | None) -> None:
-        """A call met it, and will be repeated for so long."""
+        """Notes that a call found no server and will be repeated within its time."""
         if self._since_s is None:
             self._since_s = time.monotonic()
             within = "without limit" if remaining_s is None else f"for up to {remaining_s:.1f} s"
@@ -268,14 +268,14 @@ class Outage:
             )
 
     def is_over(self) -> None:
-        """A call was answered."""
+        """Notes that a call was answered."""
         if self._since_s is not None:
             lasted_s, self._since_s = time.monotonic() - self._since_s, None
             LOG.warning("%s: answers again after %.1f s.", self._target, lasted_s)
 
 
 class Progress:
-    """One call and its attempts: what is left of its time, what to do after a failure.
+    """One call and its attempts: its deadline, and what follows a failure.
 
     Args:
         policy: When to try again.
@@ -347,7 +347,7 @@ class Progress:
         return {"timeout": self.remaining_s(), "metadata": metadata}
 
     def resized(self, attempt: dict[str, Any], request_bytes: int) -> dict[str, Any]:
-        """What `start` has returned, for a request of another size."""
+        """Returns the arguments that `start` returned, for a request of another size."""
         metadata = tuple(
             (key, str(request_bytes) if key == MESSAGE_BYTES else value)
             for key, value in attempt["metadata"]
@@ -373,7 +373,7 @@ class Progress:
         self._sent_id = f"{lead.request_id}.{index}"
 
     def pause_s(self, failure: grpc.RpcError) -> float:
-        """How long to wait before the next attempt.
+        """Returns the pause before the next attempt.
 
         Raises:
             StnClientError: There is no next attempt.
@@ -393,7 +393,7 @@ class Progress:
         return min(pause_s, FOREVER_S)
 
     def loses(self, failure: grpc.RpcError, client: str) -> bool:
-        """Whether an attempt failed because the server has let tensors of the call go.
+        """Returns whether an attempt failed because the server evicted tensors of the call.
 
         They count as gone then. One that is lost again and again goes with its call.
 
@@ -428,15 +428,15 @@ class Progress:
 
     @property
     def deadline_s(self) -> float:
-        """Instant of `time.monotonic` at which its time is over; infinity: never."""
+        """Deadline as an instant of `time.monotonic`; infinity: none."""
         return math.inf if self._deadline is None else self._deadline
 
     def remaining_s(self) -> float | None:
-        """What is left of the call's time; None: any."""
+        """Returns what is left of the call's time; None: no limit."""
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def no_turn(self) -> DeadlineExceededError:
-        """The error of a call whose time was over before it was sent."""
+        """Returns the error of a call whose time was over before it was sent."""
         self._counts.begin(self._calls)
         self._counts.fail(self._calls)
         return DeadlineExceededError(
@@ -459,7 +459,7 @@ class Progress:
 
 
 class _Fork:
-    """What forking this process does to its clients.
+    """Handlers that make the clients of this process usable after a fork.
 
     gRPC makes itself usable in a child, but only if no thread was inside it at that moment: locks
     that were held then are held for ever. A child gets new connections, or, if anybody was calling,

@@ -42,7 +42,7 @@ LAYOUTS = {
 
 
 def layout_of(given: object, own: str | None) -> str:
-    """The layout of a call.
+    """Returns the layout that a call names, or its default.
 
     Args:
         given: The option; None: not given.
@@ -63,7 +63,7 @@ def layout_of(given: object, own: str | None) -> str:
 
 
 def with_batch(field: str, array: Array, layout: str) -> Array:
-    """A view of a map with the axes that the wire has and the caller's layout has not.
+    """Returns a view of a map with the wire's axes, of which the caller's layout may have fewer.
 
     Raises:
         InvalidRequestError: It has not as many axes as its layout.
@@ -82,7 +82,7 @@ def with_batch(field: str, array: Array, layout: str) -> Array:
 
 
 def without_batch(array: Array, layout: str) -> Array:
-    """A view of a result with the axes of the caller's layout."""
+    """Returns a view of a result with the axes of the caller's layout."""
     alone: Array = array[(0,) * len(LAYOUTS[layout].added)]
     return alone
 
@@ -95,7 +95,7 @@ def output_shape(
     layout: str,
     of_points: bool,
 ) -> list[Any]:
-    """The shape of the output of a warp, in its layout.
+    """Returns the shape of the output of a warp, in its layout.
 
     Args:
         feature_map: The shape of the feature map; it is changed.

@@ -35,7 +35,7 @@ _SOMEWHERE = 64
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A call as it goes by the local transport."""
+    """A request for the local transport, with the places of its large tensors."""
 
     request: bytes
     """Serialized."""
@@ -48,7 +48,7 @@ class Placed:
 def place(
     call: Call[Any], pool: Pool | None, client: str, *, may_grow: bool = True
 ) -> Placed | None:
-    """The call with its large tensors in arenas; copied, unless they are there already.
+    """Returns a call with its large tensors in arenas; copied, unless they are there already.
 
     Tensors that stay on the server are named.
 
@@ -97,12 +97,12 @@ def place(
 
 
 def by_message(call: Call[Any], client: str) -> bytes:
-    """The request of a call, whose tensors stand in it unless they stay on the server already."""
+    """Returns the request of a call with its tensors in it, except those on the server."""
     return cast("Placed", place(call, None, client)).request
 
 
 class _Form:
-    """The request of calls that are alike, of which certain tensors lie beside their message.
+    """The request of similar calls, certain of whose tensors are outside of the message.
 
     Args:
         envelope: What the calls have in common.
@@ -138,7 +138,7 @@ class _Form:
         self._spots = [self._serialized.index(arena_id) for arena_id in ids]
 
     def request(self, lent: Sequence[Lent | ResidentRef], sent: Payloads) -> bytes:
-        """The request of one call, serialized.
+        """Returns the serialized request of one call.
 
         Args:
             lent: Where its tensors lie, in the order of the form.
@@ -156,7 +156,7 @@ class _Form:
 
 
 def _shared(payload: memoryview, pool: Pool | None, *, may_grow: bool) -> Lent | None:
-    """Where the bytes of an operand are in an arena; None if they are better sent, or no room."""
+    """Returns the place of an operand in an arena; None if it is small, or there is no room."""
     if pool is None or len(payload) < MIN_PLACED_BYTES:
         return None
     there = pool.find(payload)
@@ -169,7 +169,7 @@ def _shared(payload: memoryview, pool: Pool | None, *, may_grow: bool) -> Lent |
 
 
 def _room(size_bytes: int, pool: Pool | None, *, may_grow: bool) -> Lent | None:
-    """A slot for so many bytes; None if they are better sent, or there is no room."""
+    """Returns a slot for a result; None if it is small, or there is no room."""
     if pool is None or size_bytes < MIN_PLACED_BYTES:
         return None
     return pool.lend(size_bytes, may_grow=may_grow)

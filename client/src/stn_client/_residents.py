@@ -25,7 +25,7 @@ MAX_LOSSES = 3
 
 @dataclass(eq=False, slots=True)
 class Held:
-    """Where a tensor stays, if it does."""
+    """The state of a tensor on the server."""
 
     client: str
     """Name of the client that it belongs to."""
@@ -49,21 +49,21 @@ class ResidentTensor(Operand):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the array."""
+        """Shape of the array."""
         return self.array.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """That of the array."""
+        """Dtype of the array."""
         return self.array.dtype
 
     @property
     def nbytes(self) -> int:
-        """That of the array."""
+        """Bytes of the array."""
         return self.array.nbytes
 
     def is_in(self, payload: memoryview) -> bool:
-        """Whether a payload has the very elements, and was not converted, as integers to theta."""
+        """Returns whether a payload is this very array, and not a conversion of it."""
         if len(payload) != self.array.nbytes:
             return False
         if self.array.dtype.kind not in "iu":
@@ -71,7 +71,7 @@ class ResidentTensor(Operand):
         return np.frombuffer(payload, np.uint8).ctypes.data == self.array.ctypes.data
 
     def __array__(self, dtype: Any = None, *, copy: bool | None = None) -> Array:
-        """The array, for NumPy."""
+        """Returns a copy of the array, for NumPy."""
         return np.array(self.array, dtype, copy=copy)
 
     def __repr__(self) -> str:
@@ -83,7 +83,7 @@ Residents = Sequence[ResidentTensor | None]
 
 
 def residents_of(*operands: Any) -> Residents:
-    """Those among the operands of a call; empty if there are none.
+    """Returns the resident tensors among the operands of a call; empty if there are none.
 
     Args:
         operands: As they were given, in the order of the payloads.

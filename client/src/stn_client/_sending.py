@@ -105,11 +105,11 @@ class SendQueue:
 
     @property
     def taken(self) -> int:
-        """How many calls have a turn."""
+        """Number of calls that have a turn."""
         return self._max_in_flight - self._free
 
     def add(self, waiter: Waiter) -> None:
-        """A call waits, for its first attempt or, before those without a turn, for another one."""
+        """Adds a call; one that already has a turn comes before all that have none."""
         if not waiter.goes_alone:
             waiter.size_bytes = packed_bytes(waiter.call)
             packs = self._packs_from_s <= time.monotonic()
@@ -120,7 +120,7 @@ class SendQueue:
             line.move_to_end(waiter, last=False)
 
     def start(self, most_bytes: int) -> None:
-        """Tells those who go now.
+        """Wakes the calls whose turn it is.
 
         Args:
             most_bytes: Of a message with more than one call, and of its reply.
@@ -139,7 +139,7 @@ class SendQueue:
             sender.woken(sender)
 
     def answered(self, sent: Waiter | Packet) -> None:
-        """What somebody had to send is not under way any more.
+        """Notes that a call or a packet is no longer under way.
 
         Calls that have no reply keep their turns; those of others are free for the next message, as
         a whole, and not one by one when their owners notice.
@@ -152,7 +152,7 @@ class SendQueue:
                 self.leave(waiter)
 
     def leave(self, waiter: Waiter) -> bool:
-        """A call is over, whether it waits or not; says whether it waited for its turn."""
+        """Removes a call that is over; returns whether it was still waiting for its turn."""
         waited = waiter in self._small or waiter in self._others
         self._small.pop(waiter, None)
         self._others.pop(waiter, None)
@@ -162,11 +162,11 @@ class SendQueue:
         return waited
 
     def pack_later(self) -> None:
-        """Lets calls go alone for a while."""
+        """Sends calls alone for the next `ALONE_S` seconds."""
         self._packs_from_s = max(self._packs_from_s, time.monotonic() + ALONE_S)
 
     def _next(self, most_bytes: int) -> list[Waiter]:
-        """The calls that go now, in one message; none if nobody may go."""
+        """Returns the calls of the next message; empty if none may be sent."""
         small = next(iter(self._small), None) if self._messages < MAX_MESSAGES else None
         other = next(iter(self._others), None)
         if other is not None and (small is None or _goes_first(other, small)):
@@ -257,11 +257,11 @@ class Packet:
 
 
 class GoAlone(Exception):  # noqa: N818 - a signal between calls, which nobody else sees
-    """A call was sent with others, and that told nothing about it."""
+    """A packet failed as a whole, so its calls have to be sent alone."""
 
 
 def packed_bytes(call: Call[Any]) -> int:
-    """What a call adds to a message or to its reply; 0 if it is better sent alone.
+    """Returns what a call adds to a message or its reply; 0 if it has to be sent alone.
 
     So is one with metadata or a request id of its own, which a message has for all its calls.
     """
@@ -275,12 +275,12 @@ def packed_bytes(call: Call[Any]) -> int:
 
 
 def _goes_first(one: Waiter, other: Waiter) -> bool:
-    """Whether one of two that are the first of their lines is before the other one."""
+    """Returns whether the head of one line comes before the head of the other."""
     return (not one.has_turn, one.number) < (not other.has_turn, other.number)
 
 
 def _is_about_message(failure: grpc.RpcError) -> bool:
-    """Whether a failure is neither for now nor about who calls."""
+    """Returns whether a failure concerns the message, not the moment or the caller."""
     call = cast("grpc.Call", failure)
     error = error_from_status(call.code(), "", call.trailing_metadata() or (), "")
     return not isinstance(

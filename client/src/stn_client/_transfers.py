@@ -22,12 +22,12 @@ PIECE_BYTES = (1 << 20) - (1 << 12)
 
 
 def kept(given: Operand, client: str) -> ResidentTensor:
-    """An operand of a warp, which the server of a client shall keep for the gradients of that."""
+    """Returns an operand of a warp that the server keeps for the gradients of that warp."""
     return ResidentTensor(given.array, given.like, given.layout, held=Held(client, is_kept=True))
 
 
 def resident_of(value: Any, client: str) -> ResidentTensor:
-    """A tensor that is not on the server of a client yet.
+    """Returns a resident tensor that has not been uploaded yet.
 
     Args:
         value: What a caller gave; copied.
@@ -53,7 +53,7 @@ def resident_of(value: Any, client: str) -> ResidentTensor:
 def uploading(
     resident: ResidentTensor, options: CallOptions
 ) -> Generator[Call[Any], tuple[ResidentRef, int], ResidentRef]:
-    """The calls that upload a tensor, one after the other.
+    """Yields the calls that upload a tensor, one after the other.
 
     Args:
         resident: It.
@@ -77,14 +77,14 @@ def uploading(
 
 
 def begins_anew(error: InvalidRequestError, losses: int) -> bool:
-    """Whether an upload that failed for the nth time is worth another attempt."""
+    """Returns whether an upload that failed for the nth time is worth another attempt."""
     return error.reason == LOST and losses < MAX_LOSSES
 
 
 def downloading(
     resident: ResidentTensor, client: str, options: CallOptions
 ) -> Generator[Call[Any], Array, Array]:
-    """The calls that download a tensor, one after the other.
+    """Yields the calls that download a tensor, one after the other.
 
     Args:
         resident: It.
@@ -114,7 +114,7 @@ def downloading(
 
 
 def given_up(residents: Iterable[ResidentTensor], client: str) -> list[ResidentRef]:
-    """Where tensors of a client stay that it needs no more; they go with calls from now on."""
+    """Releases tensors of a client; returns their references on the server."""
     residents = list(residents)
     references = places_of(residents, client)
     for resident in residents:
@@ -123,6 +123,6 @@ def given_up(residents: Iterable[ResidentTensor], client: str) -> list[ResidentR
 
 
 def places_of(residents: Iterable[ResidentTensor], client: str) -> list[ResidentRef]:
-    """Where tensors of a client stay, as far as they do."""
+    """Returns the references of a client's tensors that are on the server."""
     held = [resident.held for resident in residents]
     return [one.reference for one in held if one.client == client and one.reference]

@@ -41,7 +41,7 @@ class Affine:
 
     @property
     def parameters(self) -> Any:
-        """What gradients are taken to."""
+        """The array that gradients are taken of: theta."""
         return self.theta
 
 
@@ -63,7 +63,7 @@ class SamplingGrid:
 
     @property
     def parameters(self) -> Any:
-        """What gradients are taken to."""
+        """The array that gradients are taken of: the source points."""
         return self.grid
 
 
@@ -83,7 +83,7 @@ class Homography:
 
     @property
     def parameters(self) -> Any:
-        """What gradients are taken to."""
+        """The array that gradients are taken of: theta."""
         return self.theta
 
 
@@ -112,12 +112,12 @@ class ThinPlateSpline:
 
     @property
     def parameters(self) -> Any:
-        """What gradients are taken to."""
+        """The array that gradients are taken of: the source points."""
         return self.points
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the contract has beside the parameters: points are x and y in turn.
+        """Fields of the message beside the parameters: points are x and y in turn.
 
         Raises:
             InvalidRequestError: They are not numbers.
@@ -152,7 +152,7 @@ class Flow:
 
     @property
     def parameters(self) -> Any:
-        """What gradients are taken to."""
+        """The array that gradients are taken of: the displacements."""
         return self.displacement
 
 

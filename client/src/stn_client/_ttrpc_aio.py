@@ -61,7 +61,7 @@ class Connection(asyncio.Protocol):
         metadata: Metadata = (),
         held: object = None,
     ) -> bytes:
-        """Does what `_ttrpc_threads.Connection.call` does, awaited."""
+        """Returns the serialized reply to a call; see `_ttrpc_threads.Connection.call`."""
         try:
             async with asyncio.timeout(timeout):
                 await self._writable.wait()
@@ -79,7 +79,7 @@ class Connection(asyncio.Protocol):
         await self._is_closed.wait()
 
     def abandon(self) -> None:
-        """Does what `_ttrpc_threads.Connection.abandon` does."""
+        """Closes this process's copy of the socket; see `_ttrpc_threads.Connection`."""
         if not self.is_lost:  # else the number may be that of another file by now
             os.close(self._transport.get_extra_info("socket").fileno())
 
@@ -88,7 +88,7 @@ class Connection(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Hands out the answers that are complete."""
+        """Gives complete answers to their calls."""
         try:
             answers = self._frames.receive(data)
         except FrameError:
@@ -100,7 +100,7 @@ class Connection(asyncio.Protocol):
                 waiter.set_result(answer)
 
     def pause_writing(self) -> None:
-        """The server does not read."""
+        """Makes callers wait: the server does not read."""
         self._writable.clear()
 
     def resume_writing(self) -> None:
@@ -113,7 +113,7 @@ class Connection(asyncio.Protocol):
         self._is_closed.set()
 
     def _lose(self) -> None:
-        """Does what `_ttrpc_threads.Connection._lose` does."""
+        """Fails all calls under way; see `_ttrpc_threads.Connection._lose`."""
         self.is_lost = True
         self.pool.close()
         self._writable.set()
@@ -130,7 +130,7 @@ class Connection(asyncio.Protocol):
         metadata: Metadata,
         held: object,
     ) -> asyncio.Future[bytes | None]:
-        """Sends a request; returns where its answer will be."""
+        """Sends a request; returns the future of its answer."""
         if self.is_lost:
             raise ConnectionLostError
         data = request_of(path, message, timeout_s, metadata)

@@ -61,7 +61,7 @@ class _Waiter:
 
 
 class _Watch:
-    """Looks for an answer for a moment instead of sleeping: small calls take less than to wake up.
+    """Polls for an answer for a moment before sleeping: small calls take less than to wake up.
 
     Only where there is a core for that, and only now and then once answers have taken longer.
     """
@@ -75,13 +75,13 @@ class _Watch:
         """Whether the call before this one was of the same thread."""
 
     def begin(self) -> None:
-        """A thread makes a call."""
+        """Notes which thread makes a call."""
         caller = threading.get_ident()
         self.is_of_one_thread = caller == self._caller
         self._caller = caller
 
     def is_there_soon(self, poll: Any) -> bool:
-        """Whether there is something to read, within `WATCHED_S`."""
+        """Returns whether there is something to read within `WATCHED_S`."""
         if self._pause:
             self._pause -= 1
             return False
@@ -139,7 +139,7 @@ class Connection:
         metadata: Metadata = (),
         held: object = None,
     ) -> bytes:
-        """The serialized reply to a call.
+        """Makes a call, and returns its serialized reply.
 
         Args:
             path: Of the method.
@@ -180,7 +180,7 @@ class Connection:
         self._lose()
 
     def abandon(self) -> None:
-        """Lets go of the connection in a process that has it from its parent, who goes on."""
+        """Closes a forked process's copy of the socket; the parent keeps its own."""
         self._socket.close()
 
     def __del__(self) -> None:
@@ -212,12 +212,12 @@ class Connection:
         self._answer_if_lost(waiter)
 
     def _answer_if_lost(self, waiter: _Waiter) -> None:
-        """Whoever lost the connection may not have seen this one."""
+        """Answers a waiter that the loss of the connection may have missed."""
         if self.is_lost:
             waiter.answer(None)
 
     def _wait(self, waiter: _Waiter, deadline_s: float | None) -> None:
-        """Until the answer is there; reads meanwhile, unless another thread does."""
+        """Waits for an answer; reads meanwhile, unless another thread does."""
         while not waiter.is_answered:
             if not self._reading.acquire(blocking=False):
                 _sleep(waiter, deadline_s)
@@ -229,7 +229,7 @@ class Connection:
                 self._reading.release()
 
     def _read(self, deadline_s: float | None) -> None:
-        """Waits for bytes, and hands out the answers in them."""
+        """Waits for bytes, and gives complete answers to their waiters."""
         is_alone = len(self._waiting) == 1 and self._watch.is_of_one_thread
         if not (is_alone and self._watch.is_there_soon(self._readable)):
             self._wait_for(self._readable, deadline_s)
@@ -253,14 +253,14 @@ class Connection:
             raise no_answer_in_time()
 
     def _let_another_read(self) -> None:
-        """Wakes one thread that waits, if there is any; too often does no harm."""
+        """Wakes one waiting thread, if any; to wake too often does no harm."""
         for waiter in list(self._waiting.values()):
             if waiter.is_there:
                 waiter.woken.put(None)
                 return
 
     def _lose(self) -> None:
-        """Tells everybody who waits that there will be no answer.
+        """Fails all waiting calls, as there will be no answers.
 
         First the pool is closed: until the server sees the loss it may still write to slots that
         those who wait give back, and nobody else must get them.
@@ -275,7 +275,7 @@ class Connection:
 
 
 def _sleep(waiter: _Waiter, deadline_s: float | None) -> None:
-    """Until there is an answer, or a turn to read."""
+    """Sleeps until there is an answer, or a turn to read."""
     left_ms = milliseconds_until(deadline_s)
     try:
         waiter.woken.get(timeout=None if left_ms is None else left_ms / 1e3)

@@ -50,7 +50,7 @@ _MOST_DAMPING = 1e8
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Where the search stands.
+    """State of the search after one step.
 
     Attributes:
         stage: What is looked for, one of `STAGES`.
@@ -88,7 +88,7 @@ class _Level:
     """How they are compared."""
 
     def comparing(self, transform: Found) -> tuple[Callable[..., Objective], float]:
-        """What compares the images under transforms, and what a loss is to be multiplied by."""
+        """Returns the function that compares the images, and the factor of its losses."""
         fixed, gain = self.fixed, 1.0
         if self.options["loss"] != "ncc":
             gain, offset = self._exposure(transform)
@@ -112,7 +112,7 @@ class _Level:
         return compare, gain**2
 
     def _exposure(self, transform: Found) -> tuple[float, float]:
-        """Gain and offset that bring the warped moving image closest to the fixed one."""
+        """Returns gain and offset that bring the warped moving image closest to the fixed."""
         size = self.fixed.shape[2:]
         warped = self.client.warp(self.moving, transform, size, padding="border")
         seen = np.broadcast_to(self._covered(transform) & self.counted, self.fixed.shape)
@@ -127,7 +127,7 @@ class _Level:
         return gain, float(target.mean() - gain * image.mean())
 
     def _covered(self, transform: Found) -> NDArray[np.bool_]:
-        """Which pixels of the fixed image read within the moving one."""
+        """Returns which pixels of the fixed image read within the moving one."""
         size = self.fixed.shape[2:]
         points = _lattice(size)
         if isinstance(transform, ThinPlateSpline):
@@ -156,7 +156,7 @@ def align(  # noqa: PLR0913 - each is a choice of its own
     control_points: ArrayLike | None = None,
     smoothness: float = 0.1,
 ) -> Iterator[Step]:
-    """An iterator over the steps of a search, the transform of whose last one is the result.
+    """Yields the steps of a search; the transform of the last one is the result.
 
     With it, `client.warp(moving, transform, fixed's size)` looks like `fixed`. Nothing is computed
     before the first step is asked for; whoever has seen enough may stop.
@@ -222,7 +222,7 @@ def align(  # noqa: PLR0913 - each is a choice of its own
 def _checked(
     stages: Sequence[str] | None, dims: int, control_points: ArrayLike | None
 ) -> list[str]:
-    """The stages, in their order."""
+    """Returns the stages in order, checked."""
     flat = ("similarity", "homography", "spline")
     if stages is None:
         of_images = ["similarity"] if dims == 2 else []
@@ -251,7 +251,7 @@ def _search(
     rate: float,
     count: int,
 ) -> Iterator[Step]:
-    """The steps of a map that is a matrix, on one level."""
+    """Yields the steps of a map that is a matrix, on one level."""
     basis = _basis(stage, level)
     if level.options["loss"] == "ncc":
         pace = rate / 2 ** (count - 1 - level.number)
@@ -269,7 +269,7 @@ def _search(
 def _by_gauss_newton(
     level: _Level, stage: str, transform: Any, basis: Array, iterations: int
 ) -> Iterator[Step]:
-    """Levenberg and Marquardt's method on the parameters that a stage has."""
+    """Yields steps of Levenberg and Marquardt's method on the parameters of a stage."""
     compare, scale = level.comparing(transform)
     needs = "gradient", "gauss_newton"
     found = compare(transform, *needs)
@@ -306,7 +306,7 @@ def _by_adam(
     smoothness: float = 0.0,
     basis: Array | None = None,
 ) -> Iterator[Step]:
-    """Adam (Kingma and Ba, 2015) with a rate that falls to zero over its steps."""
+    """Yields steps of Adam (Kingma and Ba, 2015), with a rate that falls to zero."""
     compare, scale = level.comparing(transform)
     mean: Any = 0.0
     square: Any = 0.0
@@ -331,7 +331,7 @@ def _by_adam(
 
 
 def _with(transform: Any, parameters: Array) -> Any:
-    """The same kind of transform with other parameters."""
+    """Returns the same kind of transform with other parameters."""
     names = {ThinPlateSpline: "points", Flow: "displacement"}
     return replace(transform, **{names.get(type(transform), "theta"): parameters})
 
@@ -344,7 +344,7 @@ def _bent(
     control_points: ArrayLike | None,
     level: _Level,
 ) -> Any:
-    """What a stage that bends begins with on a level: the map found so far."""
+    """Returns the transform with which a bending stage begins on a level."""
     if stage == "spline":
         if isinstance(transform, ThinPlateSpline):
             return transform
@@ -366,7 +366,7 @@ def _bent(
 
 
 def _roughness(displacement: Array) -> tuple[float, Array]:
-    """The mean squared derivatives of a flow, in px a px, and their gradient."""
+    """Returns the mean squared derivatives of a flow, in px a px, and their gradient."""
     gradient = np.zeros(displacement.shape)
     total = 0.0
     sizes = np.array(displacement.shape[1:-1][::-1]) / 2  # of x, y and z in px
@@ -383,7 +383,7 @@ def _roughness(displacement: Array) -> tuple[float, Array]:
 
 
 def _basis(stage: str, level: _Level) -> Array:
-    """(K, M): what each of the M parameters of a stage does to the K numbers of theta."""
+    """Returns (K, M): the derivative of the K numbers of theta by the M parameters of a stage."""
     size = level.fixed.shape[2:]
     dims = len(size)
     if stage == "homography":
@@ -402,26 +402,26 @@ def _basis(stage: str, level: _Level) -> Array:
 
 
 def _moved_px(step: Array, level: _Level) -> float:
-    """How far a change of theta moves a corner at most, in px of the moving image."""
+    """Returns how far a change of theta moves a corner at most, in px of the moving image."""
     dims = len(level.moving_size)
     rows = np.abs(step[0]).sum(1)[:dims]
     return float((rows * np.array(level.moving_size[::-1]) / 2).max())
 
 
 def _squared(theta: Array) -> Array:
-    """The homography that an affine map is."""
+    """Returns an affine map as a homography."""
     return np.concatenate([theta, [[[0.0, 0.0, 1.0]]]], axis=1)
 
 
 def _mapped(theta: Array, points: Array) -> Array:
-    """Where a matrix, (1, D, D + 1) or (1, 3, 3), takes points, (D, N)."""
+    """Applies a matrix, (1, D, D + 1) or (1, 3, 3), to points, (D, N)."""
     dims = len(points)
     found = theta[0, :, :dims] @ points + theta[0, :, dims:]
     return found if len(found) == dims else found[:dims] / found[dims]
 
 
 def _lattice(size: Sequence[int]) -> Array:
-    """([D,] H, W, 2 or 3): x, y and z of the centres of pixels, in normalized coordinates."""
+    """Returns normalized coordinates x, y and z of pixel centres, ([D,] H, W, 2 or 3)."""
     axes = [(2 * np.arange(count) + 1) / count - 1 for count in size]
     return np.stack(np.meshgrid(*axes, indexing="ij")[::-1], -1)
 
@@ -429,7 +429,7 @@ def _lattice(size: Sequence[int]) -> Array:
 def _levels(
     client: Client, images: Sequence[Array], weights: Array | None, options: dict[str, Any]
 ) -> list[_Level]:
-    """The pyramid, from fine to coarse."""
+    """Returns the pyramid, from fine to coarse."""
     pyramids = [_pyramid(client, image) for image in images]
     count = min(map(len, pyramids))
     masks: list[Any] = [None] * count
@@ -454,7 +454,7 @@ def _levels(
 
 
 def _identity(image: Array) -> Array:
-    """The theta that leaves an image, or a volume, as it is."""
+    """Returns the theta that leaves an image, or a volume, as it is."""
     dims = image.ndim - 2
     return np.eye(dims, dims + 1, dtype=np.float32)[None]
 
@@ -471,7 +471,7 @@ def _standardized(name: str, image: Array, weights: Array | None) -> Array:
 
 
 def _pyramid(client: Client, image: Array) -> list[Array]:
-    """The image, then half of it, and so on; halving is a warp, too."""
+    """Yields the image, then half of it, and so on; halving is a warp, too."""
     levels = [image]
     while min(levels[-1].shape[2:]) >= 2 * _SMALLEST_PX:
         half = tuple((size + 1) // 2 for size in levels[-1].shape[2:])

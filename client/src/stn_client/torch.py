@@ -82,7 +82,7 @@ def warp(
     output_size: Sequence[int] | None = None,
     **options: Unpack[WarpOptions],
 ) -> Tensor:
-    """`Client.warp` for tensors, differentiable in the feature map and in the transform.
+    """Makes the call of `Client.warp` for tensors, differentiable in feature map and transform.
 
     Shapes:
         feature_map   (N, C, [D,] H, W)      any device; results come back to it
@@ -132,7 +132,7 @@ def objective(
     domain: str = "overlap",
     **options: Unpack[WarpOptions],
 ) -> Tensor:
-    """`Client.objective` for tensors: the value, differentiable in the transform.
+    """Makes the call of `Client.objective` for tensors: the value, differentiable in the transform.
 
     Its gradient comes with it, so that `backward` sends nothing.
 
@@ -251,7 +251,7 @@ class SpatialTransformer(nn.Module):
         return warp(self._client, feature_map, transform, self._output_size, **self._options)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """A copy of the localisation network before the same client."""
+        """Returns a copy of the localisation network before the same client."""
         memo[id(self._client)] = self._client
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
@@ -260,13 +260,13 @@ class SpatialTransformer(nn.Module):
 
 
 def _check_client(client: object) -> None:
-    """Whatever computes as a `Client` does, such as a fake in a test."""
+    """Checks that a client has the methods of `Client`; a fake in a test may have them."""
     if isinstance(client, AsyncClient | type) or not hasattr(client, "warp_gradients"):
         raise invalid("client", f"expected a Client, got {client!r}.")
 
 
 def _checked(feature_map: Tensor, transform: Any) -> Tensor:
-    """The parameters of the transform, in a precision that the service takes."""
+    """Returns the parameters of the transform, in a precision that the service takes."""
     kind = type(transform)
     if kind.__name__ not in KINDS or not hasattr(transform, "parameters"):
         raise invalid("transform", f"expected one of {', '.join(KINDS)}, got {kind.__name__}.")
@@ -293,7 +293,7 @@ def _check_tensor(argument: str, value: object, expected: str) -> None:
 
 
 def _described(transform: Transform) -> tuple[str, list[float]]:
-    """What a transform is beside its parameters, as torch operators know types."""
+    """Returns what a transform has beside its parameters, in types of torch operators."""
     numbers: list[float] = []
     if isinstance(transform, ThinPlateSpline):
         settings = transform.settings
@@ -302,7 +302,7 @@ def _described(transform: Transform) -> tuple[str, list[float]]:
 
 
 def _transform(parameters: Any, kind: str, numbers: list[float]) -> Transform:
-    """The transform that was described so, of other parameters."""
+    """Returns the described transform with other parameters."""
     if kind != ThinPlateSpline.__name__:
         return KINDS[kind](parameters)
     regularization, *flat = numbers
@@ -319,7 +319,7 @@ def _size(output_size: Sequence[int]) -> list[Any]:
 
 
 def _extent(size: Any) -> Any:
-    """A number, or the symbol that a compiler has put in its place."""
+    """Returns a number, or the symbol that a compiler has put in its place."""
     if isinstance(size, torch.SymInt):
         return size
     number = index(size)
@@ -328,7 +328,7 @@ def _extent(size: Any) -> Any:
 
 
 def _settings(options: WarpOptions) -> dict[str, Any]:
-    """Options as the operators take them: a number for all channels is a list of one."""
+    """Returns options as the operators take them: one number for all channels is a list."""
     reject_unknown(options, OPTIONS)
     settings: dict[str, Any] = dict(options)
     for name, value in settings.items():
@@ -353,7 +353,7 @@ def _fill(fill: Any) -> list[float]:
 
 
 def _named(client: Any) -> str:
-    """The name of what stands in for a `Client`, such as a fake in a test."""
+    """Returns the name of a client, or of what stands in for it in a test."""
     client._name = register(client)  # noqa: SLF001 - as clients do
     return str(client._name)  # noqa: SLF001
 
@@ -370,7 +370,7 @@ def _client_of(name: str) -> Client:
 
 
 def _given(settings: dict[str, Any]) -> Any:
-    """The options that are not None."""
+    """Returns the options that are not None."""
     return {name: value for name, value in settings.items() if value is not None}
 
 
@@ -383,7 +383,7 @@ def _warp(
     numbers: list[float],
     **settings: Any,
 ) -> Tensor:
-    """The kernel of `stn_client::warp`."""
+    """Computes `stn_client::warp` by a call of the client."""
     output: Any = _client_of(client).warp(
         torch_to_numpy("feature_map", feature_map),
         _transform(torch_to_numpy("transform", parameters), transform, numbers),
@@ -405,7 +405,7 @@ def _warp_fake(
     layout: str | None = None,
     **_settings: Any,
 ) -> Tensor:
-    """An output of the right shape, without values."""
+    """Returns an output of the right shape, without values."""
     of_points = KINDS[transform] in {SamplingGrid, Flow}
     shapes = list(feature_map.shape), parameters.shape
     sizes = output_shape(*shapes, output_size, layout=layout or "NCHW", of_points=of_points)
@@ -422,7 +422,7 @@ def _warp_gradients(
     numbers: list[float],
     **settings: Any,
 ) -> tuple[Tensor, Tensor]:
-    """The kernel of `stn_client::warp_gradients`; a gradient that nobody needs is empty."""
+    """Computes `stn_client::warp_gradients`; a gradient that is not needed is empty."""
     gradients = _client_of(client).warp_gradients(
         torch_to_numpy("grad_output", grad_output),
         torch_to_numpy("feature_map", feature_map),
@@ -472,7 +472,7 @@ def _objective(
     numbers: list[float],
     **settings: Any,
 ) -> tuple[Tensor, Tensor]:
-    """The kernel of `stn_client::objective`: value and gradient."""
+    """Computes `stn_client::objective` by a call of the client: value and gradient."""
     found = _client_of(client).objective(
         torch_to_numpy("moving", moving),
         torch_to_numpy("fixed", fixed),
@@ -573,7 +573,7 @@ class _Warp(torch.autograd.Function):
 
 
 class _Gradient(torch.autograd.Function):
-    """A gradient that depends on parameters, in a way that nobody computes."""
+    """A gradient whose dependence on the parameters cannot be differentiated again."""
 
     @staticmethod
     def forward(gradient: Tensor, _parameters: Tensor) -> Tensor:
@@ -581,7 +581,7 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keeps nothing, as of `_WarpGradients`."""
+        """Saves nothing, as `_WarpGradients` does."""
 
     @staticmethod
     def backward(_ctx: Any, *_grad_outputs: Tensor) -> None:
@@ -599,7 +599,7 @@ class _WarpGradients(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        """Keeps nothing: there are no second derivatives by wire."""
+        """Saves nothing: there are no second derivatives by wire."""
 
     @staticmethod
     def backward(_ctx: Any, *_grad_outputs: Tensor) -> None:
@@ -607,7 +607,7 @@ class _WarpGradients(torch.autograd.Function):
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether nobody sees what is done with a tensor but autograd, which saves half of its time."""
+    """Returns whether only autograd follows a tensor, so that the short way may be taken."""
     return not (
         torch.compiler.is_compiling()
         or type(tensor) not in _PLAIN_TYPES
@@ -621,7 +621,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 class _EagerWarp(torch.autograd.Function):
-    """What `stn_client::warp` does, where nobody else wants to see an operator.
+    """The rule of `stn_client::warp` for plain tensors, without an operator.
 
     Its feature map is copied once for forward and backward, to memory that the server sees.
     """
@@ -678,7 +678,7 @@ class _EagerWarp(torch.autograd.Function):
 
 
 def _once(client: Any, array: NDArray[Any]) -> NDArray[Any]:
-    """An array that calls of a client do not copy again, if there is such memory."""
+    """Returns an array that calls of a client do not copy again, if there is such memory."""
     shared = getattr(client, "_shared", None)
     return array if shared is None else shared(array)
 
@@ -710,7 +710,7 @@ LIBRARY = torch.library.Library("stn_client", "DEF")  # type: ignore[no-untyped-
 
 
 def _below_rule(name: str, arguments: Sequence[Any], settings: dict[str, Any]) -> Any:
-    """What `stn_client::name` gives to a rule that records it for one level of transforms.
+    """Calls `stn_client::name` below the rule that records it for one level of transforms.
 
     The next transform of torch.func outside of that one has a rule of its own, and records as well,
     which is off while a rule runs. If there is none, it is the kernel.

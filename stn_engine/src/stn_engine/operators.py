@@ -244,7 +244,7 @@ def _packed(result: Tensor | Gradients | Objective) -> Tensor | list[Tensor]:
 
 
 def _unpacked(problem: Any, packed: Any) -> Any:
-    """Inverts ``_packed``."""
+    """Inverts ``_packed``: returns a result as plain functions do."""
     if isinstance(packed, Tensor):
         return packed
     if isinstance(problem, ObjectiveProblem):
