@@ -29,7 +29,7 @@ class Kernels(Protocol[P]):
 
     @property
     def name(self) -> str:
-        """A short, unique name."""
+        """Unique, short name of the backend."""
 
     @property
     def reads_bytes(self) -> bool:

@@ -29,11 +29,11 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """A short, unique name."""
+        """Unique, short name of the backend."""
 
     @property
     def reads_bytes(self) -> bool:
-        """Whether its plans can be run on bytes; see ``stn_engine.plan.Kernels``."""
+        """True if its plans can be run on bytes; see ``stn_engine.plan.Kernels``."""
 
     def plan(self, call: Call) -> Any | Reasons:
         """Returns the plan of a call, see ``stn_engine.plan``, or reasons why there is none."""

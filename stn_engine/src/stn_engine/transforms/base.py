@@ -28,7 +28,7 @@ class Generator(StrEnum):
 
     @property
     def family(self) -> Family:
-        """How kernels find the points."""
+        """Family of kernels that find the points."""
         return _FAMILIES[self]
 
 
@@ -53,7 +53,7 @@ class Kind(NamedTuple):
 
     @property
     def family(self) -> Family:
-        """How kernels find source points."""
+        """Family of kernels that find the points."""
         return self.generator.family
 
 
