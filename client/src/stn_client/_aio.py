@@ -356,6 +356,7 @@ class AsyncClient(BaseClient):
                 if is_of_all(error):
                     return [error] * len(calls)
                 self._counts.retract(len(calls))
+        # All are awaited, so that no call goes on unseen when one of them fails.
         outcomes = await asyncio.gather(*map(self._run, calls), return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException) and not isinstance(outcome, StnClientError):
@@ -389,8 +390,10 @@ class AsyncClient(BaseClient):
         given = operand("feature_map", feature_map)
         if given.array.nbytes < MIN_PLACED_BYTES or isinstance(given, ResidentTensor):
             return given
+        # Without shared memory the server keeps the map from the warp on, until its gradients.
         if await self._connection().local_connection() is None:
             return kept(given, self._name)
+        # One copy to memory that the server sees serves the warp and its gradients.
         copied = await self.empty(given.array.shape, given.array.dtype)
         copied[...] = given.array
         return replace(given, array=copied)
@@ -400,6 +403,7 @@ class AsyncClient(BaseClient):
         loop = asyncio.get_running_loop()
         connection = self._connections.get(loop)
         if connection is None:
+            # Loops of past `asyncio.run` would otherwise keep their channels for ever.
             for other in [other for other in self._connections if other.is_closed()]:
                 del self._connections[other]
             channel = open_channel(grpc.aio, self.target, self._access)
@@ -449,6 +453,7 @@ class _Connection:
         """
         self._queue.add(waiter)
         self._start()
+        # `_start` may have woken it within this very call; then there is nothing to wait for.
         if waiter.goes is None and waiter.outcome is None:
             woken = self._woken[waiter] = self._loop.create_future()
             self._watch(waiter.progress.deadline_s)
@@ -456,6 +461,8 @@ class _Connection:
                 await woken
             finally:
                 del self._woken[waiter]
+                # The task was cancelled while a packet carries its call:
+                # perhaps it was the last one to wait.
                 if waiter.outcome is None and waiter.goes is None:
                     self._give_up()
         if waiter.outcome is None:
@@ -464,6 +471,7 @@ class _Connection:
                 waiter.outcome = await self.send(waiter.call, attempt, waiter.progress)
             finally:
                 self._sent(waiter)
+        # Taken, as the same waiter may enter the queue again for another attempt.
         outcome, waiter.outcome = waiter.outcome, None
         if isinstance(outcome, Exception):
             raise outcome
@@ -479,7 +487,10 @@ class _Connection:
         """Resumes a call that is to be sent or has its outcome, or sends its packet."""
         if isinstance(waiter.goes, Packet):
             packet, waiter.goes = waiter.goes, None
+            # A task of its own: the cancellation of one call must
+            # not cancel the message of the others.
             task = self._loop.create_task(self._send_together(packet))
+            # Referred to as long as it runs: an event loop holds its tasks weakly.
             self._sending[packet] = task
             task.add_done_callback(lambda _task: self._sending.pop(packet))
             return
@@ -497,6 +508,7 @@ class _Connection:
 
     def _expire(self) -> None:
         """Ends waiting calls whose deadlines have passed, and sets the timer anew."""
+        # First, so that `_watch` below sets a new timer, whatever the old one was set to.
         self._timer, self._looks_at_s = None, math.inf
         now_s, next_s = time.monotonic(), math.inf
         for waiter, woken in self._woken.items():
@@ -504,6 +516,8 @@ class _Connection:
             if deadline_s > now_s:
                 next_s = min(next_s, deadline_s)
             elif not woken.done():
+                # What was sent already had its turn: its time was
+                # over on the server, not in the queue.
                 waited = self._queue.leave(waiter)
                 waiter.outcome = waiter.progress.no_turn() if waited else no_answer_in_time()
                 woken.set_result(None)
@@ -546,6 +560,8 @@ class _Connection:
         """Makes one attempt by the best transport; see `Client._send`."""
         local = await self.local_connection(attempt["timeout"])
         if local is not None:
+            # Slots that are there are taken at once; only growth,
+            # which asks the server, needs a thread.
             placed = place(call, local.pool, self._client, may_grow=False)
             if placed is None:  # to ask for more memory takes a while
                 placed = await asyncio.to_thread(place, call, local.pool, self._client)
@@ -557,6 +573,7 @@ class _Connection:
                 except (ConnectionLostError, CallError) as failure:
                     if isinstance(failure, CallError) and not failure.is_about_arenas:
                         raise
+                    # Another task may have seen the loss first, and have connected anew.
                     if self._local is local:
                         self._local = None
                     local.close()
@@ -564,6 +581,7 @@ class _Connection:
                 else:
                     progress.is_local = True
                     return reply, placed.places
+        # The local transport may have used some of the call's time before it failed.
         attempt["timeout"] = progress.remaining_s()
         request = by_message(call, self._client)
         if call.residents:
@@ -576,6 +594,7 @@ class _Connection:
             self._timer.cancel()
         if self._local is not None:
             self._local.close()
+            # Else the loop may end with a socket that is open, of which asyncio warns.
             await self._local.wait_closed()
         await self._channel.close()
 
@@ -598,6 +617,8 @@ class _Connection:
 
     async def _found(self, timeout_s: float | None) -> Connection | None:
         """Connects to the local transport that the server offers, if it is the same server."""
+        # Asked by gRPC, then once more on the socket: a folder
+        # may be of a server that was replaced.
         about = inquiry(self._metadata(), timeout_s)
         offer = Offer.of(await self._method(INFO)(b"", **about))
         if offer is None:

@@ -78,6 +78,8 @@ class Arena:
             self._lease.connect(str(folder / SOCKET))
             reply, descriptor = _create(self._lease, size_bytes, metadata)
             try:
+                # Raises if the file is smaller than the server says: a
+                # read beyond its end would be a SIGBUS.
                 mapped = mmap.mmap(descriptor, reply.size_bytes)
             finally:
                 os.close(descriptor)
@@ -85,6 +87,7 @@ class Arena:
             self._lease.close()
             raise
         self.id = reply.id
+        # The map lives as long as arrays over it: there is no unmapping under an array in use.
         self.memory: Bytes = np.frombuffer(mapped, np.uint8)
         self.address = address_of(self.memory)
         self._free = [(0, reply.size_bytes)]
@@ -98,6 +101,8 @@ class Arena:
 
     def take(self, size_bytes: int) -> int | None:
         """Takes a slot of this size; returns its offset, or None if none is free."""
+        # First fit: calls of one shape free and take the same
+        # slots, so little is lost between them.
         for place, (offset, free_bytes) in enumerate(self._free):
             if free_bytes >= size_bytes:
                 rest = (offset + size_bytes, free_bytes - size_bytes)
@@ -120,6 +125,7 @@ class Arena:
         """Returns the offset of a tensor in this arena; None if it is not in it, or not aligned."""
         offset = address - self.address
         inside = 0 <= offset <= len(self.memory) - size_bytes
+        # A view into a slot may begin anywhere; the contract names aligned tensors only.
         return offset if inside and offset % ALIGNMENT_BYTES == 0 else None
 
     def end_lease(self) -> None:
@@ -174,11 +180,13 @@ class Pool:
             size_bytes: Of the slot.
             may_grow: Whether to ask the server for another arena, which may take a while.
         """
+        # Rounded up, so that the next slot is aligned, and at least one: offsets must differ.
         slot_bytes = max(1, -(-size_bytes // ALIGNMENT_BYTES)) * ALIGNMENT_BYTES
         slot = self._free_slot(slot_bytes, size_bytes)
         if slot is not None or not may_grow:
             return slot
         with self._growing:  # not the other lock: who takes what is there must not wait meanwhile
+            # Once more: another thread may have grown the pool while this one waited.
             slot = self._free_slot(slot_bytes, size_bytes)
             return self._grown(slot_bytes, size_bytes) if slot is None else slot
 
@@ -186,6 +194,8 @@ class Pool:
         """Returns the place of a tensor that is in an arena of this pool; else None."""
         memory = np.frombuffer(payload, np.uint8)
         address = address_of(memory)
+        # Without the lock: the list is only appended to or
+        # replaced, and this runs for every tensor.
         for arena in self._arenas:
             offset = arena.offset_of(address, len(payload))
             if offset is not None:
@@ -195,6 +205,7 @@ class Pool:
     def part_with_child(self) -> None:
         """Before a fork, gives up arenas with taken slots, which a child may hold, too."""
         with self._growing, self._lock:
+            # First, so that arenas whose slots were all given back are kept.
             self._take_back()
             self._arenas = [arena for arena in self._arenas if arena.is_free]
 
@@ -202,6 +213,7 @@ class Pool:
         """Ends the leases of all arenas, and asks for no more; lent memory stays valid."""
         with self._lock:
             self._is_closed = True
+            # Closed outside of the lock, as no other thread need wait for that.
             arenas, self._arenas = self._arenas, []
         for arena in arenas:
             arena.end_lease()
@@ -230,9 +242,11 @@ class Pool:
         if not self._may_ask():
             return None
         try:
+            # Larger than asked for: an arena for each tensor would be one file and socket each.
             arena_bytes = max(MIN_ARENA_BYTES, slot_bytes)
             arena = Arena(self._folder, arena_bytes, self._metadata())
         except REFUSALS:
+            # Calls go by message meanwhile; to ask before each of them would slow all of them down.
             self._refused_until_s = time.monotonic() + REFUSED_PAUSE_S
             return None
         with self._lock:
@@ -248,10 +262,12 @@ class Pool:
         # Views of a view refer to what has the memory; over a memoryview the slot is what has it.
         lent = np.frombuffer(memory.data, np.uint8)
         loan = _Loan(lent, _end)
+        # The slot keeps its arena alive, and so the memory, after the pool is gone.
         loan.slot = arena, offset, slot_bytes
         loan.returned = self._returned
         loan.is_plentiful = self._lent_bytes <= PLENTIFUL_BYTES
         loan.key = id(lent)
+        # A weak reference that dies before its object never calls back.
         _LOANS[loan.key] = loan
         return Lent(lent, arena.id, offset)
 
@@ -279,6 +295,7 @@ def _end(loan: Any, loans: dict[int, _Loan] = _LOANS) -> None:
 def may_be_kept(array: object) -> bool:
     """Returns whether an array is a slot's, and enough is free to keep it for long."""
     loan = _LOANS.get(id(array))
+    # An id may be that of a new object by now, so the array itself is compared.
     return loan is not None and loan() is array and loan.is_plentiful
 
 
@@ -301,6 +318,8 @@ def _create(
             received, found, _, _ = socket.recv_fds(
                 lease, READ_BYTES, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
             )
+            # It may come with any part of the reply, and a peer may
+            # send more than one: all are closed.
             descriptors += found
             for _, response in frames.receive(received):
                 reply = CreateArenaReply.FromString(reply_of(response))

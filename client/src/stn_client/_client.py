@@ -548,12 +548,15 @@ class Client(BaseClient):
     def _outcomes(self, calls: Sequence[Call[Any]]) -> list[Any]:
         """Returns the result of each call, or its error."""
         if is_stack(calls):
+            # In an arena, if there is one: stacking then is the only copy.
             memory = self.empty(stack_shape(calls), np.uint8)
             try:
                 return unstacked(self._run(stacked(calls, memory)), calls)
             except StnClientError as error:
                 if is_of_all(error):
                     return [error] * len(calls)
+                # The error may be that of one call alone, so each is
+                # made by itself, and counted anew.
                 self._counts.retract(len(calls))
         inbox: SimpleQueue[Waiter] = SimpleQueue()
         waiters = [Waiter(call, self._progress(call), inbox.put) for call in calls]
@@ -562,6 +565,7 @@ class Client(BaseClient):
             for call in calls:
                 if call.residents:
                     self._upload_missing(call)
+            # All at once, so that small calls among them can go in one message.
             self._enter(*waiters)
             for waiter in waiters:
                 try:
@@ -586,6 +590,7 @@ class Client(BaseClient):
                 reply, places = self._answer(waiter, inbox)
             except grpc.RpcError as failure:
                 if progress.loses(failure, self._name):
+                    # An upload needs a turn itself: holding one meanwhile could block it for ever.
                     self._leave_queue(waiter)
                     self._upload_missing(waiter.call)
                 else:
@@ -616,6 +621,8 @@ class Client(BaseClient):
     def _upload_missing(self, call: Call[Any]) -> None:
         """Uploads tensors that a call needs; those that the server refuses go with it."""
         for resident in call.missing(self._name):
+            # A server without room for resident tensors is no reason
+            # to fail: the call brings them along.
             with suppress(OverloadedError):
                 self._upload(resident, {})
 
@@ -639,11 +646,13 @@ class Client(BaseClient):
         """Removes a call that has ended from the queue, however it ended."""
         waiter.progress.end()
         with self._queueing:
+            # Whoever was interrupted between its turn and sending must not keep the queue waiting.
             goes, waiter.goes = waiter.goes, None
             if goes is not None:  # interrupted
                 self._queue.answered(goes)
             self._queue.leave(waiter)
             self._start()
+        # Outside of the lock: `fail` wakes other threads, which take it.
         if isinstance(goes, Packet):
             goes.fail(KeyboardInterrupt(), is_lost=True)
 
@@ -661,9 +670,13 @@ class Client(BaseClient):
                 self._send_waiting(waiter)
                 continue
             try:
+                # Another call of this thread may be woken first; it
+                # is sent here, and this one waits on.
                 woken = inbox.get(timeout=waiter.progress.remaining_s())
             except Empty:
                 with self._queueing:
+                    # Under the lock: its turn may have come between the
+                    # timeout and here, and then it goes.
                     if waiter.goes is None and waiter.outcome is None:
                         waited = self._queue.leave(waiter)
                         raise waiter.progress.no_turn() if waited else no_answer_in_time() from None
@@ -693,6 +706,7 @@ class Client(BaseClient):
             waiter.outcome = error
         finally:
             with self._queueing:
+                # Before others start: what is answered frees the turns that they take.
                 waiter.goes = None
                 self._queue.answered(goes)
                 self._start()
@@ -704,9 +718,12 @@ class Client(BaseClient):
             reply, _ = self._send(packet.call, attempt, packet.lead.progress)
             packet.succeed(reply)
         except ValueError as error:
+            # gRPC raises ValueError on a channel that was closed
+            # meanwhile; then no call has failed itself.
             packet.fail(error, is_lost=not self._open)
         except BaseException as error:
             packet.fail(error, is_lost=False)
+            # An interrupt is of this thread alone: the others' calls go on, and this one ends.
             if not isinstance(error, Exception):
                 raise
 
@@ -720,6 +737,7 @@ class Client(BaseClient):
         """
         local = self._local_connection(attempt)
         placed = None if local is None else place(call, local.pool, self._name)
+        # No place: the tensors are too large for a frame, and there is no memory for them.
         if local is not None and placed is not None:
             attempt["timeout"] = progress.remaining_s()
             try:
@@ -746,6 +764,7 @@ class Client(BaseClient):
         The server keeps it, or sees where it is copied to.
         """
         given = operand("feature_map", feature_map)
+        # Small maps cost less to send twice than to keep.
         if given.array.nbytes < MIN_PLACED_BYTES or isinstance(given, ResidentTensor):
             return given
         if self._local_connection() is None:
@@ -768,6 +787,8 @@ class Client(BaseClient):
     def _found(self, metadata: Metadata, timeout_s: float | None) -> Connection | None:
         """Connects to the local transport that the server offers, if it is the same server."""
         about = inquiry(metadata, timeout_s)
+        # By gRPC first, as only the target says which server is
+        # meant; the socket must be of the same.
         offer = Offer.of(self._method(INFO)(b"", **about))
         if offer is None:
             self._discovery.failed("the server has none")
@@ -786,6 +807,7 @@ class Client(BaseClient):
 
     def _method(self, path: str) -> Any:
         """Returns the stub of a method; the first one opens the channel."""
+        # Opened at the first call, not before: a process may fork as long as gRPC has no threads.
         with self._opening:
             if self._channel is None:
                 self._channel = open_channel(grpc, self.target, self._access)

@@ -200,6 +200,7 @@ class BaseClient(ABC):
     def _progress(self, call: Call[Any]) -> Progress:
         """Returns the progress of a call that begins now."""
         conduct = call.conduct
+        # None is a timeout of its own, without limit; so a mark stands for that of the client.
         of_client = conduct.timeout_s is TIMEOUT_OF_CLIENT
         return Progress(
             conduct.retry or self._retry,
@@ -221,6 +222,7 @@ class ReadyWait:
 
     def inquiry(self) -> Call[ServerInfo]:
         """Returns the call that asks the server about itself, repeated until it answers."""
+        # The caller asked to wait: so it is repeated whatever the client's own policy says.
         return server_info({"timeout_s": self._remaining_s()}, RetryPolicy(max_s=READY_PAUSE_S))
 
     def pause_s(self) -> float:
@@ -241,6 +243,7 @@ class ReadyWait:
         if self._timeout_s is None:
             return None
         left_s = self._timeout_s - (time.monotonic() - self._began_s)
+        # A call takes no timeout of 0.
         return max(left_s, LEAST_S)
 
 
@@ -329,6 +332,7 @@ class Progress:
             TransportError: The client is closed, or cannot work in this process.
             InvalidRequestError: The token cannot be sent.
         """
+        # Refused in words: with gRPC's locks held by threads that are not here, it would hang.
         if _fork.amid_calls:
             raise TransportError(
                 "client: expected a process that was forked while no call was under way, got one "
@@ -342,6 +346,7 @@ class Progress:
         self._sent_id = self.request_id
         self._count_attempt()
         size = (MESSAGE_BYTES, str(request_bytes))
+        # Asked at every attempt: a token may have been renewed since the last one.
         given = *self._access.metadata(), *self._metadata
         metadata = (("x-request-id", self.request_id), size, *given)
         return {"timeout": self.remaining_s(), "metadata": metadata}
@@ -383,13 +388,16 @@ class Progress:
         pause_s = self._policy.pause_s(error, self._attempt, remaining_s, random.random)
         if pause_s is None:
             if isinstance(error, DeadlineExceededError) and self._failure is not None:
+                # That the time was over says little; what it was spent on is in the failure before.
                 error.add_note(f"The attempt before that ended with: {self._failure}")
             raise error from failure
         if not self._is_open():  # which is what ended the call
             raise self._closed() from failure
+        # Kept for the note above, should the next attempt end with the deadline.
         self._failure = error
         if isinstance(error, UnavailableError):
             self._outage.goes_on(error, remaining_s)
+        # Clocks of the system refuse sleeps that are longer.
         return min(pause_s, FOREVER_S)
 
     def loses(self, failure: grpc.RpcError, client: str) -> bool:
@@ -419,6 +427,7 @@ class Progress:
         if not self._is_answered:
             self._counts.fail(self._calls)
             return
+        # From when the call was made, turns and pauses included: what its caller has waited.
         duration_s = time.monotonic() - self._began_s
         operands_bytes = self._call.sent_bytes if self._call else 0
         results_bytes = sum(self._call.results_bytes) if self._call else 0
@@ -437,6 +446,7 @@ class Progress:
 
     def no_turn(self) -> DeadlineExceededError:
         """Returns the error of a call whose time was over before it was sent."""
+        # No attempt has begun it, and a failure that was never begun would not add up.
         self._counts.begin(self._calls)
         self._counts.fail(self._calls)
         return DeadlineExceededError(
@@ -474,6 +484,7 @@ class _Fork:
         os.register_at_fork(before=self._before, after_in_child=self._in_child)
 
     def _before(self) -> None:
+        # Asked before the fork: in the child the threads that would know are gone.
         self._busy = any(client._is_busy() for client in _base_clients())  # noqa: SLF001
 
     def _in_child(self) -> None:
@@ -483,6 +494,8 @@ class _Fork:
             self._abandoned.append(dict(vars(client)))
             client._abandon()  # noqa: SLF001
             client._disconnect()  # noqa: SLF001
+            # Its lock may have been held by a thread of the parent;
+            # and the child has done nothing yet.
             client._counts = Counts()  # noqa: SLF001
 
 

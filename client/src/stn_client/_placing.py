@@ -71,6 +71,7 @@ def place(
         if max((*envelope.operands_bytes, *envelope.results_bytes), default=0) < MIN_PLACED_BYTES:
             return Placed(call.request)
         named = [None] * len(call.payloads)
+    # Slots that are lent here go back by themselves when the call cannot be placed after all.
     operands: list[Lent | ResidentRef | None] = [
         reference or _shared(payload, pool, may_grow=may_grow)
         for reference, payload in zip(named, call.payloads, strict=True)
@@ -83,13 +84,16 @@ def place(
             (envelope.results_bytes, results),
         )
     )
+    # Also of the reply: a server cannot answer in a frame what no frame can hold.
     if pool is not None and max(sent_bytes, received_bytes) > MAX_FRAMED_BYTES:
         return None
+    # Repeated calls have the same pattern of places, so that only ids and offsets change.
     which = tuple(type(lent) for lent in (*operands, *results))
     form = envelope.placed.get(which)
     if form is None:
         form = envelope.placed[which] = _Form(envelope, which)
     used = [lent for lent in (*operands, *results) if lent is not None]
+    # The server may write to a slot until it has answered, even after the caller has given up.
     held = [lent for lent in used if isinstance(lent, Lent)]
     sent = [payload for payload, lent in zip(call.payloads, operands, strict=True) if lent is None]
     places = [None if lent is None else lent.memory for lent in results]
@@ -116,6 +120,8 @@ class _Form:
         ids = []
 
         def anywhere(size_bytes: int) -> ArenaRef:
+            # Random ids are found in the serialized message
+            # without parsing it: they occur only once.
             ids.append(secrets.token_bytes(_ID_BYTES))
             return ArenaRef(id=ids[-1], offset=_SOMEWHERE, byte_count=size_bytes)
 
@@ -128,9 +134,12 @@ class _Form:
                 ids.append(secrets.token_bytes(_ID_BYTES))
                 tensor.resident.handle = ids[-1]
             else:
+                # Payloads are numbered anew, as those in arenas no longer stand in the message.
                 tensor.payload = inline
                 inline += 1
         for size_bytes, kind in zip(envelope.results_bytes, which[operands:], strict=True):
+            # Without placements the server sends all results;
+            # with some, each result needs an entry.
             if Lent in which[operands:]:
                 message.placement.append(anywhere(size_bytes) if kind is Lent else ArenaRef())
         self._serialized = message.SerializeToString()
@@ -159,6 +168,7 @@ def _shared(payload: memoryview, pool: Pool | None, *, may_grow: bool) -> Lent |
     """Returns the place of an operand in an arena; None if it is small, or there is no room."""
     if pool is None or len(payload) < MIN_PLACED_BYTES:
         return None
+    # An array that `empty` made, or a result, is in an arena already: nothing is copied.
     there = pool.find(payload)
     if there is not None:
         return there

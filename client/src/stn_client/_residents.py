@@ -66,8 +66,10 @@ class ResidentTensor(Operand):
         """Returns whether a payload is this very array, and not a conversion of it."""
         if len(payload) != self.array.nbytes:
             return False
+        # Floats go as they are; only integers are converted, as theta from a list of them is.
         if self.array.dtype.kind not in "iu":
             return True
+        # A conversion may have as many bytes, int32 to float32, so the memory itself is compared.
         return np.frombuffer(payload, np.uint8).ctypes.data == self.array.ctypes.data
 
     def __array__(self, dtype: Any = None, *, copy: bool | None = None) -> Array:
@@ -90,5 +92,6 @@ def residents_of(*operands: Any) -> Residents:
     """
     for one in operands:
         if isinstance(one, ResidentTensor):
+            # Mostly there are none: the list is made only when the first one is found.
             return [other if isinstance(other, ResidentTensor) else None for other in operands]
     return ()

@@ -45,6 +45,7 @@ def resident_of(value: Any, client: str) -> ResidentTensor:
         raise invalid("array", expected) from error
     if not array.size:
         raise invalid("array", f"expected at least one element, got shape {array.shape}.")
+    # Kept for a later upload, so the caller must not be able to change what calls will compute.
     array = array.copy()
     array.flags.writeable = False
     return ResidentTensor(array, given.like, given.layout, held=Held(client, is_uploaded=True))
@@ -68,8 +69,10 @@ def uploading(
     payload, dtype = to_payload(resident.array), resident.array.dtype
     offset, reference = 0, None
     while True:
+        # In pieces, so that no message is larger than what every server takes.
         piece = payload[offset : offset + PIECE_BYTES]
         call = _calls.upload(piece, reference, offset, dtype, len(payload), options)
+        # The first reply names the tensor; later pieces go to it by that name.
         reference, missing_bytes = yield call
         offset += len(piece)
         if not missing_bytes:
@@ -103,6 +106,7 @@ def downloading(
     (reference,) = places_of([resident], client) or (None,)
     if reference is None:
         raise invalid("tensor", "expected a tensor on the server of this client, got another one.")
+    # Bytes come in the wire's order and are written in place, whatever this host's order is.
     array = np.empty(resident.shape, resident.dtype.newbyteorder("<"))
     numbers = array.reshape(-1).view(np.uint8)
     for offset in range(0, numbers.size, PIECE_BYTES):
@@ -118,6 +122,7 @@ def given_up(residents: Iterable[ResidentTensor], client: str) -> list[ResidentR
     residents = list(residents)
     references = places_of(residents, client)
     for resident in residents:
+        # Before the server is told: a call that is made meanwhile must not name it any more.
         resident.held.is_uploaded, resident.held.reference = False, None
     return references
 

@@ -64,6 +64,8 @@ class Connection(asyncio.Protocol):
         """Returns the serialized reply to a call; see `_ttrpc_threads.Connection.call`."""
         try:
             async with asyncio.timeout(timeout):
+                # Within the timeout: a server that does not read must
+                # not hold a call beyond its deadline.
                 await self._writable.wait()
                 return reply_of(await self._begin(path, message, timeout, metadata, held))
         except TimeoutError:
@@ -96,6 +98,8 @@ class Connection(asyncio.Protocol):
             return
         for stream_id, answer in answers:
             waiter, _held = self._waiting.pop(stream_id, (None, None))
+            # A call that was cancelled, or late, leaves its entry:
+            # the slot is held until the answer.
             if waiter is not None and not waiter.done():
                 waiter.set_result(answer)
 
@@ -116,6 +120,7 @@ class Connection(asyncio.Protocol):
         """Fails all calls under way; see `_ttrpc_threads.Connection._lose`."""
         self.is_lost = True
         self.pool.close()
+        # Wakes callers that wait to write, so that they see the loss.
         self._writable.set()
         waiting, self._waiting = self._waiting, {}
         for waiter, _held in waiting.values():

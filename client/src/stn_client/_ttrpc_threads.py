@@ -116,6 +116,7 @@ class Connection:
         try:
             self._socket.settimeout(CONNECT_S)
             self._socket.connect(str(folder / SOCKET))
+            # Deadlines come from poll: a timeout of the socket would be shared by all threads.
             self._socket.setblocking(False)
         except OSError:
             self._socket.close()
@@ -157,6 +158,7 @@ class Connection:
         data = request_of(path, message, timeout, metadata)
         waiter = _Waiter(held)
         left_ms = milliseconds_until(deadline_s)
+        # Whole frames are sent under the lock, in the order of their stream ids.
         if not self._sending.acquire(timeout=-1 if left_ms is None else left_ms / 1e3):
             raise no_answer_in_time()
         try:
@@ -194,6 +196,7 @@ class Connection:
             stream_id, frame = self._frames.request(data)
         except FrameError as error:  # too long, or the last stream id is gone
             raise ConnectionLostError from error
+        # Before the first byte goes: the answer may be read by another thread at any time.
         self._waiting[stream_id] = waiter
         unsent = memoryview(frame)
         try:
@@ -209,6 +212,8 @@ class Connection:
             if isinstance(error, OSError):
                 raise ConnectionLostError from error
             raise
+        # After the entry in `_waiting`: either `_lose` sees this
+        # waiter, or the waiter sees the loss.
         self._answer_if_lost(waiter)
 
     def _answer_if_lost(self, waiter: _Waiter) -> None:
@@ -219,6 +224,8 @@ class Connection:
     def _wait(self, waiter: _Waiter, deadline_s: float | None) -> None:
         """Waits for an answer; reads meanwhile, unless another thread does."""
         while not waiter.is_answered:
+            # One thread reads for all. Who finds it taken sleeps
+            # until it is answered, or must read.
             if not self._reading.acquire(blocking=False):
                 _sleep(waiter, deadline_s)
                 continue
@@ -267,6 +274,7 @@ class Connection:
         """
         self.is_lost = True
         self.pool.close()
+        # Shut down, not closed: the number of the descriptor stays taken while others poll it.
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         with suppress(KeyError):  # of the last one, which another thread may have told

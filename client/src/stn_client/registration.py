@@ -90,10 +90,14 @@ class _Level:
     def comparing(self, transform: Found) -> tuple[Callable[..., Objective], float]:
         """Returns the function that compares the images, and the factor of its losses."""
         fixed, gain = self.fixed, 1.0
+        # Correlation does not see exposure; the other losses would take it for misalignment.
         if self.options["loss"] != "ncc":
             gain, offset = self._exposure(transform)
+            # The fixed image takes the moving one's exposure, as it has no gradient. A squared loss
+            # then is 1 / gain² of what it was, which the second value undoes.
             fixed = ((fixed - offset) / gain).astype(np.float32)
         held = self.client.upload(fixed)
+        # On coarse levels all pixels count, or a map could shrink the loss by moving images apart.
         domain: Any = "all" if self.number else "overlap"
         padding: Any = "border"
 
@@ -115,6 +119,7 @@ class _Level:
         """Returns gain and offset that bring the warped moving image closest to the fixed."""
         size = self.fixed.shape[2:]
         warped = self.client.warp(self.moving, transform, size, padding="border")
+        # Padding repeats border pixels, which say nothing about exposure.
         seen = np.broadcast_to(self._covered(transform) & self.counted, self.fixed.shape)
         if seen.sum() < 2:
             return 1.0, 0.0
@@ -137,6 +142,7 @@ class _Level:
         else:
             flat = _mapped(transform.parameters, points.reshape(-1, len(size)).T)
             points = flat.T.reshape(points.shape)
+        # The outermost pixel centres, in units where -1 and 1 are the edges of the image.
         most = 1 - 1 / np.array(self.moving_size[::-1])
         inside: NDArray[np.bool_] = np.all(np.abs(points) <= most, axis=-1)
         return inside
@@ -254,6 +260,7 @@ def _search(
     """Yields the steps of a map that is a matrix, on one level."""
     basis = _basis(stage, level)
     if level.options["loss"] == "ncc":
+        # Rates are steps in the unit of an image: a finer level starts closer, and moves less.
         pace = rate / 2 ** (count - 1 - level.number)
         yield from _by_adam(level, stage, transform, iterations, pace, basis=basis)
         return
@@ -273,6 +280,8 @@ def _by_gauss_newton(
     compare, scale = level.comparing(transform)
     needs = "gradient", "gauss_newton"
     found = compare(transform, *needs)
+    # Nearly Gauss-Newton from the start; each failure damps
+    # ten times as much, each success a tenth.
     damping = 1e-4
     for iteration in range(iterations):
         gradient = basis.T @ np.asarray(found.gradient, np.float64).ravel()
@@ -280,16 +289,20 @@ def _by_gauss_newton(
         diagonal = np.diag(hessian).copy()
         diagonal[diagonal <= 0] = 1.0  # nothing depends on it, and its gradient is 0
         while True:
+            # Marquardt's scaling: parameters of different units are damped alike.
             damped = hessian + damping * np.diag(diagonal)
+            # lstsq, not solve: without texture in some direction the matrix is nearly singular.
             step = -basis @ np.linalg.lstsq(damped, gradient, rcond=None)[0]
             moved = replace(transform, theta=transform.theta + step.reshape(transform.theta.shape))
             tried = compare(moved, *needs)
+            # A map that reads nothing of the moving image has no loss, and must not win.
             is_better = tried.count[0] > 0 and tried.value[0] < found.value[0]
             still = _moved_px(step.reshape(transform.theta.shape), level) < _STILL_PX
             if is_better or still or damping > _MOST_DAMPING:
                 break
             damping *= 10
         if is_better:
+            # The floor lets damping grow again within a few tries when steps begin to fail.
             transform, found, damping = moved, tried, max(damping / 10, 1e-8)
         value = float(found.value[0]) * scale
         yield Step(stage, level.number, iteration, value, transform.theta, transform)
@@ -322,6 +335,7 @@ def _by_adam(
         pace = rate * (1 - iteration / iterations)
         mean = 0.9 * mean + 0.1 * gradient
         square = 0.99 * square + 0.01 * gradient**2
+        # Corrects the bias of the means, which began at 0.
         first, second = mean / (1 - 0.9 ** (iteration + 1)), square / (1 - 0.99 ** (iteration + 1))
         if stage == "flow":  # one scale for all pixels: those without edges follow the others
             second = second.mean()
@@ -355,6 +369,7 @@ def _bent(
     if isinstance(transform, Flow):
         field = np.moveaxis(transform.displacement, -1, 1)
         identity = Affine(np.eye(len(size), len(size) + 1)[None])
+        # Displacements are normalized, so that they hold for a finer level as they are.
         resized = client.warp(np.ascontiguousarray(field), identity, size, padding="border")
         return Flow(np.ascontiguousarray(np.moveaxis(resized, 1, -1)))
     if isinstance(transform, ThinPlateSpline):
@@ -387,6 +402,7 @@ def _basis(stage: str, level: _Level) -> Array:
     size = level.fixed.shape[2:]
     dims = len(size)
     if stage == "homography":
+        # The last entry of a homography stays 1: only eight of its nine numbers are free.
         return np.eye(9, 8)
     numbers = np.eye(dims * (dims + 1))
     if stage == "affine":
@@ -471,7 +487,7 @@ def _standardized(name: str, image: Array, weights: Array | None) -> Array:
 
 
 def _pyramid(client: Client, image: Array) -> list[Array]:
-    """Yields the image, then half of it, and so on; halving is a warp, too."""
+    """Returns the image, then half of it, and so on; halving is a warp, too."""
     levels = [image]
     while min(levels[-1].shape[2:]) >= 2 * _SMALLEST_PX:
         half = tuple((size + 1) // 2 for size in levels[-1].shape[2:])

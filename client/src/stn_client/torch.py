@@ -111,6 +111,8 @@ def warp(
     described, settings = _described(transform), _settings(options)
     arguments = feature_map, parameters, size, name, *described
     output: Tensor
+    # Tracers and modes must see an operator; without them its
+    # dispatch would cost more than it tells.
     if not (_is_plain(feature_map) and _is_plain(parameters)):
         output = torch.ops.stn_client.warp(*arguments, **settings)
     elif torch.is_grad_enabled() and (feature_map.requires_grad or parameters.requires_grad):
@@ -277,6 +279,7 @@ def _checked(feature_map: Tensor, transform: Any) -> Tensor:
         real = array.astype(np.float64) if array.dtype.kind in "iu" else array
         parameters = torch.tensor(real, device=feature_map.device)
     _check_tensor("transform", parameters, "parameters in a torch.Tensor")
+    # Autocast makes half types of parameters, which the service does not take; float32 holds them.
     halves = {torch.float16, torch.bfloat16}
     checked: Tensor = parameters.float() if parameters.dtype in halves else parameters
     return checked
@@ -306,6 +309,7 @@ def _transform(parameters: Any, kind: str, numbers: list[float]) -> Transform:
     if kind != ThinPlateSpline.__name__:
         return KINDS[kind](parameters)
     regularization, *flat = numbers
+    # Operators take flat lists of numbers only: x and y in turn, behind the regularization.
     control_points = list(zip(flat[::2], flat[1::2], strict=True))
     return ThinPlateSpline(parameters, control_points=control_points, regularization=regularization)
 
@@ -408,6 +412,7 @@ def _warp_fake(
     """Returns an output of the right shape, without values."""
     of_points = KINDS[transform] in {SamplingGrid, Flow}
     shapes = list(feature_map.shape), parameters.shape
+    # The shape must follow from shapes alone: a compiler has no values, and may have no server.
     sizes = output_shape(*shapes, output_size, layout=layout or "NCHW", of_points=of_points)
     return feature_map.new_empty(sizes)
 
@@ -432,6 +437,7 @@ def _warp_gradients(
     )
     grad_feature_map, grad_transform = gradients.feature_map, gradients.transform
     return (
+        # Schemas of operators have no optional results.
         feature_map.new_empty(0)
         if grad_feature_map is None
         else numpy_to_torch(grad_feature_map, feature_map),
@@ -499,6 +505,7 @@ def _objective_fake(
     """Results of the right shapes, without values."""
     operands = moving, parameters, fixed, *(() if weights is None else (weights,))
     batch = next((one.shape[0] for one in operands if one.shape[0] != 1), 1)
+    # As the server sums: a loss in float32 would hide late progress of a search.
     value = parameters.new_empty((batch,), dtype=torch.float64)
     return value, parameters.new_empty((batch, *parameters.shape[1:]))
 
@@ -516,6 +523,7 @@ class _Objective(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         _, parameters, *_ = inputs
         _, gradient = output
+        # The gradient is an output only to be saved: autograd must not ask for derivatives of it.
         ctx.mark_non_differentiable(gradient)
         ctx.save_for_backward(parameters, gradient)
 
@@ -527,8 +535,11 @@ class _Objective(torch.autograd.Function):
                 raise invalid(name, f"{expected} Detach it. {_LOCALLY}")
         parameters, gradient = ctx.saved_tensors
         of_items = (grad_value.view(-1, *[1] * (gradient.dim() - 1)) * gradient).to(gradient.dtype)
+        # Parameters that were broadcast over items get the sum over them.
         if parameters.shape[0] != gradient.shape[0]:
             of_items = of_items.sum(0, keepdim=True)
+        # With create_graph the gradient must fail when it is
+        # differentiated, and not count as constant.
         if torch.is_grad_enabled():
             of_items = _Gradient.apply(of_items, parameters)  # type: ignore[no-untyped-call]
         return None, of_items, *(9 * (None,))
@@ -564,6 +575,8 @@ class _Warp(torch.autograd.Function):
         needs = list(ctx.needs_input_grad[:2])
         arguments = *grad_outputs, feature_map, parameters, needs, client, transform, numbers
         gradients = torch.ops.stn_client.warp_gradients(*arguments, **settings)
+        # The operator returns an empty tensor for a gradient
+        # that is not needed; autograd wants None.
         of_operands = [g if need else None for g, need in zip(gradients, needs, strict=True)]
         return *of_operands, None, None, None, None, None
 
@@ -639,8 +652,10 @@ class _EagerWarp(torch.autograd.Function):
     ) -> Tensor:
         client = _client_of(name)
         array = torch_to_numpy("feature_map", feature_map)
+        # Backward reads the same array: it must neither be sent nor copied for the second time.
         array = _once(client, array)
         ctx.save_for_backward(feature_map, parameters)
+        # Not among the saved tensors: it is no tensor, and autograd need not track it.
         ctx.array, ctx.client = array, client
         ctx.call = name, transform, numbers, settings
         where = _transform(torch_to_numpy("transform", parameters), transform, numbers)
@@ -654,6 +669,7 @@ class _EagerWarp(torch.autograd.Function):
         feature_map, parameters = ctx.saved_tensors
         name, transform, numbers, settings = ctx.call
         needs = list(ctx.needs_input_grad[:2])
+        # With create_graph, or a mode on, the operator goes instead: its rule refuses in words.
         if torch.is_grad_enabled() or not _is_plain(grad_output):
             arguments = grad_output, feature_map, parameters, needs, name, transform, numbers
             found = torch.ops.stn_client.warp_gradients(*arguments, **settings)
@@ -679,6 +695,7 @@ class _EagerWarp(torch.autograd.Function):
 
 def _once(client: Any, array: NDArray[Any]) -> NDArray[Any]:
     """Returns an array that calls of a client do not copy again, if there is such memory."""
+    # A fake in a test need not have it.
     shared = getattr(client, "_shared", None)
     return array if shared is None else shared(array)
 
@@ -734,6 +751,7 @@ def _register(name: str, kernel: Callable[..., Any], fake: Callable[..., Any], r
         with autograd_function.enable_single_level_autograd_function():  # type: ignore[attr-defined]
             return super(torch.autograd.Function, rule).apply(*arguments, settings)
 
+    # The second one has no rule of its own: a rule that called the first would call itself.
     for operator in (name, f"compute_{name}"):
         schema = f"{operator}{_SIGNATURES[name]}"
         LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]

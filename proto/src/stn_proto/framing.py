@@ -75,12 +75,15 @@ class Frame:
         for tag, start, value_start, end in _fields(message):
             if tag == payload_tag:
                 payloads.append(slice(value_start, end))
+                # Refused while scanning: a message of millions of tiny
+                # fields must not take memory first.
                 if len(payloads) - 1 == max_payloads:
                     raise _too_many_payloads(max_payloads)
             elif tag == _ALIGNMENT_TAG:
                 alignments += 1
             else:
                 pieces.append(message[start:end])
+            # Every payload may have one alignment field; beyond that, more fields only cost time.
             if max(len(pieces), alignments - len(payloads)) > MAX_FIELDS:
                 expected = f"at most {MAX_FIELDS} fields beside payloads"
                 raise WireFormatError("message", expected, "more")
@@ -94,6 +97,7 @@ class Frame:
 
     def fits(self, message: bytes) -> bool:
         """Returns whether a message differs from this one in the bytes of payloads alone."""
+        # The size first: it tells most other shapes apart without looking at bytes.
         if len(message) != self.size_bytes:
             return False
         for span, expected in self.rest:  # noqa: SIM110 - every call comes here, and all() costs more
@@ -113,6 +117,7 @@ class Frame:
             message: What the frame was made of.
             spans: Where; not within payloads.
         """
+        # What is left between all free places is what other messages must share.
         free = sorted((*self.payloads, *spans), key=lambda span: span.start)
         rest = tuple((span, message[span]) for span in _between(free, len(message)))
         return replace(self, rest=rest)
@@ -192,6 +197,7 @@ def split_many(
                 raise FrameTooLargeError("calls", max_nested, "calls", "more", remedy)
             nested.append(message[value_start:end])
         else:
+            # Nested calls and payloads are limited by their own maxima, all else by MAX_FIELDS.
             others += 1
             if others - len(payloads) > MAX_FIELDS:
                 expected = f"at most {MAX_FIELDS} fields beside calls and payloads"
@@ -285,6 +291,7 @@ def _padding(offset: int) -> bytes:
     if offset % PAYLOAD_ALIGNMENT_BYTES == 0:
         return b""
     header_bytes = 2  # tag and length
+    # An alignment is less than 128 bytes, so that its length is a varint of one byte.
     fill = -(offset + header_bytes) % PAYLOAD_ALIGNMENT_BYTES
     return bytes([_ALIGNMENT_TAG, fill]) + bytes(fill)
 
@@ -302,6 +309,7 @@ def _fields(
     size = len(message) if size is None else size
     while position < size:
         start = position
+        # Frequent fields with lengths of one or two bytes are read without a loop over bytes.
         head = message[position : position + 3]
         if len(head) == 3 and head[0] in _COMMON_TAGS and head[1] < 0x80:
             tag, value_start = head[0], position + 2
@@ -312,8 +320,10 @@ def _fields(
         else:
             tag, position = _read_varint(message, position)
             value_start, end = _extent(message, tag & 7, position)
+        # Checked before the value is touched: lengths come from the network.
         if end > size:
             raise _malformed(f"a field of {end - value_start} bytes at byte {start} of {size}")
+        # Field number 0 is illegal in protobuf; its parser would refuse the envelope, too.
         if tag < 8:
             raise _malformed(f"field number 0 at byte {start}")
         yield tag, start, value_start, end
@@ -335,6 +345,7 @@ def _extent(message: bytes, wire_type: int, position: int) -> tuple[int, int]:
 def _read_varint(message: bytes, position: int) -> tuple[int, int]:
     """Reads a varint; returns it and the position behind it."""
     value = 0
+    # At most ten bytes hold 64 bits; a longer varint never ends.
     for shift, byte in enumerate(message[position : position + _MAX_VARINT_BYTES]):
         value |= (byte & 0x7F) << (7 * shift)
         if byte < 0x80:
@@ -343,6 +354,7 @@ def _read_varint(message: bytes, position: int) -> tuple[int, int]:
 
 
 def _varint(value: int) -> bytes:
+    # Seven bits a byte, the lowest first; the high bit says that another byte follows.
     encoded = bytearray()
     while value >= 0x80:
         encoded.append(value & 0x7F | 0x80)

@@ -80,6 +80,7 @@ def select(problem: Problem, backends: Sequence[Backend] | None = None) -> Backe
 def door(problem: Problem) -> Backend:
     """Returns the backend that ``select`` returns, chosen once for problems of the same call."""
     backends = candidates()
+    # The tuple of backends is the key: with another STN_BACKEND, as in tests, it is another one.
     chosen: Backend | None = problem.call.plans.get(backends)
     if chosen is None:
         chosen = problem.call.plans[backends] = select(problem, backends)
@@ -88,6 +89,7 @@ def door(problem: Problem) -> Backend:
 
 def _readable(backend: Backend, problems: Sequence[P]) -> Sequence[P]:
     """Returns problems whose operands can be read; kernels look at addresses by themselves."""
+    # They look at addresses anyway before they run.
     if isinstance(backend, KernelBackend):
         return problems
     return [readable(problem) for problem in problems]
@@ -114,8 +116,10 @@ def planned(problems: Sequence[Problem], device: torch.device) -> tuple[Any, lis
     plans: list[Any] = []
     for problem in problems:  # a loop: a server asks for every batch
         found: FirstPlan | None = problem.plans.get(device)
+        # By identity: it is the same cached tuple unless the candidates were changed.
         if found is None or found.backends is not backends:
             found = problem.plans[device] = _first_plan(problem, device, backends)
+        # One launch takes plans of one backend: a mixed batch goes by way of tensors.
         if first is not found.backend and plans:
             return None
         first = found.backend
@@ -188,9 +192,11 @@ def _run(
     if out is not None and any(map(is_negated, out)):  # only torch writes such memory
         return delivered(_run(problems, backends, None, operation), out)
     chosen = _chosen(problems, backends)
+    # Mostly one backend runs all, and the order needs no bookkeeping.
     if chosen and chosen.count(chosen[0]) == len(chosen):
         return operation(chosen[0], _readable(chosen[0], problems), out)
     results: dict[int, R] = {}
+    # Backends are singletons, told apart by identity, and keep the order of their first problem.
     for backend in {id(one): one for one in chosen}.values():
         positions = [i for i, one in enumerate(chosen) if one is backend]
         into = None if out is None else [out[i] for i in positions]

@@ -57,14 +57,18 @@ def grid_sample(
         warnings.warn(_ALIGN_CORNERS_WARNING, stacklevel=2)
         align_corners = False
     feature_map, points = _autocast(input, grid)
+    # Whatever torch refuses, or might treat in a way of its own, torch itself gets: its errors are
+    # the specification, and a copy of them would age.
     if not _is_grid_sample_call(feature_map, points, mode, padding_mode, align_corners):
         return torch_functional.grid_sample(input, grid, mode, padding_mode, align_corners)
     spec = spec_of(mode, padding_mode, 0.0, _UNIT, align_corners, *_SLOPES)
     problem = WarpProblem(
         _with_contiguous_gradient(feature_map),
+        # The engine wants grids in float32 or float64; every half is exact in float32.
         SamplingGrid(_at_least_float32("grid", points)),
         spec=spec,
     )
+    # torch's sampler returns contiguous memory, whatever the format of its input.
     result = operators.warp.of_new(problem).contiguous()
     if result.stride(-1) != 1:  # one pixel or none, whose strides could be those of channels last
         return result.clone(memory_format=torch.contiguous_format)
@@ -107,6 +111,7 @@ def affine_grid(
         return torch_functional.affine_grid(theta, size, align_corners)  # type: ignore[arg-type]
     transform = Affine(_at_least_float32("theta", theta))
     problem = GridProblem(transform, size[2:], Coordinates.NORMALIZED, align_corners)
+    # Computed in float32 or more, and rounded once to the type of torch's product.
     return operators.generate_grid(problem).to(_dtype_of_products(theta))
 
 
@@ -121,6 +126,7 @@ def _is_grid_sample_call(
         and not (feature_map.is_nested or grid.is_nested)
         and feature_map.dim() == grid.dim() in {4, 5}
         and feature_map.shape[0] == grid.shape[0]
+        # torch allows empty batches and channels, but no empty image.
         and 0 not in feature_map.shape[2:]
         and grid.shape[-1] == grid.dim() - 2
         and feature_map.dtype == grid.dtype
@@ -146,6 +152,7 @@ def _is_affine_grid_call(theta: object, size: Sequence[int], align_corners: obje
         and all(type(extent) is int and extent > 0 for extent in size)
         and theta.shape == (size[0], len(size) - 2, len(size) - 1)
         and isinstance(align_corners, bool)
+        # torch warns of an axis of one pixel, whose corners are the same point.
         and not (align_corners and 1 in size[2:])
     )
 
@@ -177,6 +184,7 @@ def _with_contiguous_gradient(feature_map: Tensor) -> Tensor:
     """Returns ``feature_map`` with a gradient that is contiguous, as torch's is."""
     if feature_map.is_contiguous() or not feature_map.requires_grad or _is_captured():
         return feature_map
+    # The hook stands on a view of its own: on the caller's tensor it would stay for later uses.
     alias = feature_map.view_as(feature_map)
     alias.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]  # torch
     return alias

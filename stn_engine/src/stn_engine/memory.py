@@ -11,11 +11,13 @@ from stn_engine.errors import InvalidInputError
 def has_memory(tensor: Tensor) -> bool:
     """Returns whether a tensor has an address, and a storage that reaches to its end."""
     try:
+        # Empty tensors have no address and need none; others without one are lost, or not real.
         if not tensor.data_ptr():
             return tensor.numel() == 0 and not tensor.is_meta
         size_bytes, first = tensor.untyped_storage().nbytes(), tensor.storage_offset()
     except (RuntimeError, NotImplementedError):  # sparse, mkldnn, and what only looks like a tensor
         return False
+    # The common case first: no arithmetic on strides.
     if first == 0 and tensor.is_contiguous():
         return size_bytes >= tensor.nbytes
     return size_bytes >= _reach_bytes(tensor)
@@ -29,6 +31,7 @@ def _reach_bytes(tensor: Tensor) -> int:
 def is_dense(tensor: Tensor) -> bool:
     """Returns whether a result can be written to a tensor: contiguous, or channels last."""
     order = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    # Kernels write these two orders without gaps; torch calls both memory formats.
     return tensor.is_contiguous() or (
         order is not None and tensor.is_contiguous(memory_format=order)
     )

@@ -46,6 +46,7 @@ def unrecorded(function: Callable[..., R]) -> Callable[..., R]:
         state: Any = torch._C._get_tracing_state()  # noqa: SLF001 - no public function pauses it
         if state is None:
             return function(*arguments)
+        # Restored in any case: a trace that lost its state would silently record nothing more.
         torch._C._set_tracing_state(None)  # type: ignore[attr-defined]  # noqa: SLF001
         try:
             return function(*arguments)

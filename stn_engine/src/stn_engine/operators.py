@@ -89,6 +89,7 @@ class Operator(Generic[P, R]):
         self._name, self._problem, self._empty = name, problem, empty
         tag = torch.Tag.pt2_compliant_tag  # opcheck finds nothing wrong
         LIBRARY.define(schema, tags=tag)  # type: ignore[no-untyped-call]  # torch
+        # The kernel runs below autograd on every device; the rule above it records.
         LIBRARY.impl(name, self._kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         LIBRARY.impl(name, self._rule, "Autograd")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"{LIBRARY.ns}::{name}", self._fake, lib=LIBRARY)
@@ -104,12 +105,15 @@ class Operator(Generic[P, R]):
         """Returns the result of a problem made just now, whose call tells that no mode is on."""
         if "call" not in vars(problem):
             return self(problem)
+        # No mode is on, so there is nothing to ask about but gradients.
         if not (torch.is_grad_enabled() and any(map(_requires_grad, problem.operands))):
             return self._run_by_best(problem)
         return self._composed(problem) if self.adjoint is None else self._recorded(problem)
 
     def _differentiable(self, problem: P) -> R:
         operands = problem.operands
+        # Kernels know neither tangents nor batches of vmap; the
+        # composition of torch operators does.
         if is_transformed() or (has_tangents() and any(map(_has_tangent, operands))):
             return self._composed(problem)
         if not (torch.is_grad_enabled() and any(map(_requires_grad, operands))):
@@ -174,6 +178,7 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         problem = ctx.problem.bound(*ctx.saved_tensors)
+        # The first two arguments of forward are the operator and the problem.
         needs = ctx.needs_input_grad[2:]
         return None, None, *ctx.operator.adjoint(problem, grad_outputs[0], needs)
 
@@ -184,11 +189,14 @@ class _Compared(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, problem: ObjectiveProblem, *operands: Tensor) -> Any:
         needs = tuple(name for name in OBJECTIVE_NEEDS if name in {"gradient", *problem.needs})
+        # The gradient costs little beside the value in one
+        # pass, and a second pass in backward much.
         whole = problem if needs == problem.needs else problem.needing(needs)
         found = objective._computed(whole)  # noqa: SLF001 - one class in two
         ctx.save_for_backward(*operands, found.gradient)
         ctx.problem = problem.without_data()
         others = found.count, found.gradient, found.gauss_newton
+        # Count, gradient and matrix are constants to autograd: only the value has a graph.
         ctx.mark_non_differentiable(*(one for one in others if one is not None))
         return found.value, *others
 
@@ -201,8 +209,10 @@ class _Compared(torch.autograd.Function):
                 value, operands[1], grad_value, create_graph=True
             )
         else:
+            # The chain rule, item by item; in float64, rounded once, as all sums of the engine.
             aligned = grad_value.view(-1, *[1] * (gradient.dim() - 1))
             grad_parameters = (aligned * gradient.double()).to(gradient.dtype)
+            # Parameters that were broadcast over items get the sum, in an order that is fixed.
             if len(operands[1]) != len(gradient):
                 grad_parameters = tree_sum(grad_parameters, 0)[None]
         return None, None, grad_parameters, *(None for _ in operands[2:])
@@ -213,6 +223,7 @@ class _ObjectiveOperator(Operator[ObjectiveProblem, Objective]):
 
     def _recorded(self, problem: ObjectiveProblem) -> Objective:
         moving, _, *others = problem.operands
+        # The gradient beside the value is that of the parameters; of the maps there is none.
         if any(map(_requires_grad, (moving, *others))):
             return self._composed(problem)
         value, count, *parts = _Compared.apply(problem, *problem.operands)  # type: ignore[no-untyped-call]  # torch

@@ -135,6 +135,7 @@ class WarpProblem(_Planned):
     ) -> None:
         is_sized = output_size is not None
         key = call = None
+        # Only outside of modes are sizes numbers that a key can hold, and tensors what they seem.
         if not torch.compiler.is_compiling() and is_plain_call():
             key = _warp_key(feature_map, transform, output_size, spec)
             call = None if key is None else _CALLS.get(key)
@@ -151,6 +152,7 @@ class WarpProblem(_Planned):
             is_sized=is_sized,
             operands=(feature_map, getattr(transform, transform.argument)),
         )
+        # A call in the dict marks the problem as one whose operands were plain when it was made.
         if key is not None:
             self.__dict__["call"] = _kept_call(key, self) if call is None else call
 
@@ -169,6 +171,8 @@ class WarpProblem(_Planned):
         operands = feature_map, parameters
         bound = _with(self, feature_map=feature_map, transform=transform, operands=operands)
         call = vars(self).get("call")
+        # The call, and with it all plans, holds for new
+        # operands only if their layouts are the same.
         if call is not None and _lie_as_in(call, operands):
             vars(bound)["call"] = call
         return bound
@@ -179,6 +183,7 @@ class WarpProblem(_Planned):
         Raises:
             InvalidInputError: The problem could not be made of them, or would be another one.
         """
+        # A transform checks its parameters when it is made: they may have been resized since.
         self.transform.__post_init__()
         shape = _checked_warp_shape(self.feature_map, self.transform, self.output_size, self.spec)
         if shape == self.output_shape:
@@ -196,6 +201,7 @@ class WarpProblem(_Planned):
         call = self.call
         kept: Self | None = call.plans.get("without_data")  # the same for all of this call
         if kept is None:
+            # Bound to empty tensors the problem would lose its call, as these have another layout.
             kept = self.bound(NOWHERE, NOWHERE)
             vars(kept)["call"] = call
             call.plans["without_data"] = kept
@@ -530,6 +536,7 @@ class ObjectiveProblem(_Planned):
             shape = _checked_objective_shape(warp, fixed, weights)
             needs = _checked_objective_needs(warp, comparison, needs)
         else:
+            # The kept call has both as the checks brought them into canonical form.
             shape, needs = call.output_shape, call.needs
         self.__dict__.update(
             warp=warp,
@@ -548,6 +555,8 @@ class ObjectiveProblem(_Planned):
         n, count = self.batch_size, math.prod(parameters.shape[1:])
         sizes = {
             "gradient": contiguous(parameters.dtype, (n, *parameters.shape[1:])),
+            # Sums over pixels, to be solved with: float32 would
+            # lose half of the digits to conditioning.
             "gauss_newton": contiguous(torch.float64, (n, count, count)),
         }
         return Call(
@@ -558,6 +567,7 @@ class ObjectiveProblem(_Planned):
             spec=self.warp.spec,
             operands=tuple(map(Layout.of, self.operands)),
             results=(
+                # Value and count are always computed.
                 *2 * (contiguous(torch.float64, (n,)),),
                 *(sizes[name] if name in self.needs else None for name in checks.OBJECTIVE_NEEDS),
             ),
@@ -596,6 +606,7 @@ class ObjectiveProblem(_Planned):
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the operands as callers know them, in the order of ``bound``."""
+        # In errors of an objective its feature map has the name of the argument.
         names = "moving", self.warp.transform.argument, "fixed", "weights"
         return names[: len(self.operands)]
 
@@ -633,6 +644,7 @@ _OPTIONS = tuple(WarpSpec.__dataclass_fields__)
 
 def spec_of(*options: Any) -> WarpSpec:
     """Returns the spec of options in the order of ``WarpSpec``; kept where its key is exact."""
+    # A key must say all: a fill that is a sequence may have no hash, or change later.
     if type(options[2]) in _SCALARS and not torch.compiler.is_compiling():
         try:
             return _kept_spec(*options)
@@ -699,6 +711,7 @@ def _warp_key(feature_map: Any, transform: Any, output_size: Any, spec: WarpSpec
     if size is not None and not (type(size) is tuple and set(map(type, size)) == _INTEGERS):
         if isinstance(size, Iterator):  # it can be read once, by the checks
             return None
+        # Lists, NumPy integers and the like are brought to the one form that keys have.
         size = checks.checked_output_size(size, transform.dims)
     if not feature_map.layout == parameters.layout == torch.strided:
         return None
@@ -725,10 +738,12 @@ def _gradients_key(warp: WarpProblem, grad_output: Any, needs: Any) -> Hashable:
     """Returns the key of the gradients of a warp, as ``_warp_key`` does of a warp."""
     if "call" not in vars(warp) or type(grad_output) not in PLAIN_TYPES:
         return None
+    # An iterator could be read once only, by the checks.
     if type(needs) not in _SEQUENCES or grad_output.layout != torch.strided:
         return None
     try:
         layout = grad_output.dtype, grad_output.shape, grad_output.stride(), grad_output.device
+        # Calls are compared by identity, so the key of a gradient includes all that of its warp.
         key = warp.call, tuple(needs), *layout
         hash(key)
     except (RuntimeError, TypeError):
@@ -769,6 +784,7 @@ def _checked_warp_shape(
     kind, argument = type(transform).__name__, transform.argument
     checks.check_feature_map(feature_map, kind, transform.dims)
     parameters = transform.parameters
+    # Existence and types first: later checks compare properties that have to be there.
     checks.check_device(argument, parameters, "feature_map", feature_map)
     checks.check_interpolation(spec.interpolation, feature_map)
     checks.check_fill(spec.fill, feature_map)
@@ -808,6 +824,7 @@ def _checked_objective_shape(
         checks.check_shape(name, value, expected, "Match the warp of moving, or use N = 1.")
         checks.check_dtype(name, value, (moving.dtype,))
         checks.check_device(name, value, "moving", moving)
+        # Broadcasting goes on: the first operand with more than one item decides for all.
         n = value.shape[0] if n == 1 else n
     return n, channels, *size
 
@@ -819,6 +836,7 @@ def _checked_objective_needs(
     """Checks what is needed besides value and count, and returns it in order."""
     known = checks.OBJECTIVE_NEEDS
     has_matrix = warp.transform.kind.family == Family.MATRIX and comparison.loss != Loss.NCC
+    # The approximation needs a sum of squares, and few parameters: K² numbers an item.
     allowed = known if has_matrix else known[:1]
     if isinstance(needs, str) or not all(name in allowed for name in needs):
         raise ParameterError("needs", needs, ((), *((name,) for name in allowed), allowed))
@@ -869,6 +887,7 @@ def _like(feature_map: Tensor, shape: Sequence[int]) -> Layout:
     order = memory_format(feature_map)
     if order == torch.contiguous_format:
         return contiguous(feature_map.dtype, shape)
+    # torch decides the strides of axes of size 0 and 1, so torch is asked for them.
     strides = torch.empty(shape, device="meta", memory_format=order).stride()
     return Layout(feature_map.dtype, tuple(shape), strides)
 
@@ -876,6 +895,7 @@ def _like(feature_map: Tensor, shape: Sequence[int]) -> Layout:
 def memory_format(feature_map: Tensor) -> torch.memory_format:
     """Returns the order of results: channels last if ``feature_map`` is, else contiguous."""
     if not feature_map.is_contiguous():
+        # A map that is both, as with one channel, counts as contiguous.
         last = torch.channels_last if feature_map.dim() == 4 else torch.channels_last_3d
         if feature_map.is_contiguous(memory_format=last):
             return last
@@ -887,6 +907,7 @@ def _with(instance: T, **fields: object) -> T:
     clone = object.__new__(type(instance))
     state = clone.__dict__
     state.update(instance.__dict__, **fields)
+    # What was worked out for the original holds no longer: fields that it depends on may differ.
     state.pop("call", None)
     state.pop("plans", None)
     return clone

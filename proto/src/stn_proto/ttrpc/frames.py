@@ -89,6 +89,7 @@ class ServerConnection:
     def _check(self, stream_id: int) -> None:
         if stream_id % 2 == 0:
             raise FrameError("frame.stream_id", "an odd number, as of every call", str(stream_id))
+        # Ids rise, so that a late response can never be taken for that of another call.
         if stream_id <= self._last_id:
             raise FrameError("frame.stream_id", f"more than {self._last_id}", str(stream_id))
         self._last_id = stream_id
@@ -117,6 +118,7 @@ class ClientConnection:
         if self.is_used_up:
             raise FrameError("frame.stream_id", f"at most {MAX_STREAM_ID}", str(self._next_id))
         frame = _encoded(self._next_id, FrameType.REQUEST, data)
+        # Odd ids are the client's; even ones are those of servers, which begin no calls.
         stream_id, self._next_id = self._next_id, self._next_id + 2
         return stream_id, frame
 
@@ -128,12 +130,14 @@ class ClientConnection:
         """
         frames: list[Frame] = []
         for frame in self._reader.feed(received):
+            # A server answers a request that is too long; a client can only give up the connection.
             if isinstance(frame, OversizedFrame):
                 raise _too_long(frame.size_bytes)
             frames.append(frame)
         return frames
 
     def _check(self, stream_id: int) -> None:
+        # An id that was never given out means that the two ends disagree about the stream.
         if stream_id % 2 == 0 or stream_id >= self._next_id:
             raise FrameError("frame.stream_id", "that of a request", str(stream_id))
 
@@ -168,9 +172,12 @@ class _Reader:
         ):  # one whole frame, as mostly
             _, stream_id = self._read_header(received, 0)
             return [Frame(stream_id, received[_HEADER.size :])]
+        # Bytes before `position` are cut off once, at the end:
+        # cutting per frame would be quadratic.
         buffer, frames, position = self._buffer, list[Frame | OversizedFrame](), 0
         buffer += received
         while True:
+            # The data of an oversized frame is dropped as it comes, and never held.
             skipped = min(self._to_skip_bytes, len(buffer) - position)
             self._to_skip_bytes -= skipped
             position += skipped
@@ -181,6 +188,8 @@ class _Reader:
                 position += _HEADER.size
                 if size > MAX_DATA_BYTES:
                     self._to_skip_bytes = size
+                    # Told at its header, so that the call fails at once
+                    # and not after megabytes of data.
                     frames.append(OversizedFrame(stream_id, size))
                     continue
                 self._header = size, stream_id
@@ -200,6 +209,7 @@ class _Reader:
             raise FrameError("frame.type", f"{self._kind:d}, a {self._kind.name}", str(kind))
         if flags:
             raise FrameError("frame.flags", "0, as of unary calls", str(flags))
+        # Before the data comes: a wrong id ends the connection without waiting for the rest.
         self._check(stream_id)
         return size, stream_id
 

@@ -122,6 +122,8 @@ class Lying:
     def _addresses(self, distinct: Sequence[Tensor]) -> list[int] | None:
         if not self._guards.check(*distinct):
             return None
+        # Guards do not look at storages: one may have been
+        # freed or cut since, so its size is asked.
         ends: Iterable[int] = self._span_bytes
         offsets: Any = list(map(Tensor.storage_offset, distinct))
         if any(offsets):
@@ -135,6 +137,7 @@ class Lying:
 def _moved(problem: Problem) -> tuple[Call, Sequence[Tensor], list[int]]:
     """Returns what ``located`` returns, for a problem whose operands have new layouts."""
     anew: Any = problem
+    # Operands that were resized in place may no longer be valid ones: check before they are read.
     anew.recheck()
     there = readable(anew.bound(*problem.operands))
     return there.call, there.operands, [operand.data_ptr() for operand in there.operands]
@@ -147,6 +150,7 @@ def check_operands(problem: Problem) -> None:
         InvalidInputError: An operand has no values in memory.
     """
     for name, operand in zip(problem.names, problem.operands, strict=True):
+        # Wrappers of torch.func have no memory of their own; what they wrap has.
         for part, tensor in parts_in_memory(name, operand):
             _resolved(part, tensor)
 
@@ -171,12 +175,14 @@ def check_apart(out: Sequence[tuple[str, Tensor]], operands: Iterable[Tensor]) -
 
     Problems that are computed together are read and written in no order.
     """
+    # One sweep over sorted ranges: comparing each with each would be quadratic in a large batch.
     results = {name: _addresses(memory) for name, memory in out}
     ranges = [(*ends, name) for name, ends in results.items()]
     ranges += [(*_addresses(operand), "") for operand in operands if has_memory(operand)]
     last: dict[bool, tuple[int, str]] = {True: (0, ""), False: (0, "")}  # of results, of operands
     for first, end, name in sorted(ranges):
         for is_result, (until, other) in last.items():
+            # Two operands may overlap, as both are only read; an empty range overlaps nothing.
             if first < min(end, until) and (name or is_result):
                 held_by = other if name and other else "an operand"
                 got = f"memory that {held_by} lies in, too"
@@ -198,6 +204,7 @@ def _resolved(argument: str, tensor: Tensor) -> Tensor:
         return torch.zeros_like(tensor)
     if not has_memory(tensor):
         refuse_lost(argument, tensor)
+    # A copy only if the negative bit is set: kernels read the bytes as they are stored.
     return tensor.resolve_neg()
 
 

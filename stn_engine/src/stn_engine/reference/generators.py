@@ -49,6 +49,7 @@ def homography_generator_adjoint(
     p = np.stack(target_points(size, coordinates, align_corners=align_corners))
     X, Y, W = _projection(theta, size, coordinates, align_corners=align_corners)
     x, y = X / W, Y / W
+    # Points on the horizon (W = 0) read the constant, so nothing depends on theta there.
     finite = np.isfinite(x) & np.isfinite(y)
     gx, gy = grad_grid[..., 0], grad_grid[..., 1]
     rows = (gx / W, gy / W, -(gx * x + gy * y) / W)
@@ -70,6 +71,7 @@ def thin_plate_spline_generator(
     """Solves for the coefficients of every item, then evaluates them (section 4)."""
     E = _spline_terms(output_size, control_points, coordinates, align_corners=align_corners)
     L = _spline_system(control_points, regularization)
+    # The three zeros are side conditions: the radial part has no affine component of its own.
     Y = np.concatenate((points, np.zeros((len(points), 3, 2))), axis=1)
     coefficients = np.linalg.solve(L[None], Y)
     return np.asarray(np.einsum("ijk,nkc->nijc", E, coefficients))
@@ -88,6 +90,7 @@ def thin_plate_spline_generator_adjoint(
     E = _spline_terms(size, control_points, coordinates, align_corners=align_corners)
     L = _spline_system(control_points, regularization)
     grad_coefficients = np.einsum("ijk,nijc->nkc", E, grad_grid)
+    # Only the first K right-hand sides are points; the gradient of the zeros is dropped.
     return np.asarray(np.linalg.solve(L.T[None], grad_coefficients)[:, : len(control_points)])
 
 
@@ -120,6 +123,7 @@ def _spline_terms(
 def _thin_plate(difference: Array) -> Array:
     """Returns U(r) = r²·log r of the length r of a difference; U(0) = 0."""
     r = np.hypot(difference[..., 0], difference[..., 1])
+    # The limit at 0 is 0: log of 1 gives it without a NaN from 0 times infinity.
     return r**2 * np.log(np.where(r > 0, r, 1.0))
 
 

@@ -63,6 +63,7 @@ def compare(V: Array, F: Array, w: Array, options: Comparing) -> Compared:
     e, delta = V - F, options.delta
     if options.loss == "ssd":
         return Compared((w * e**2).sum() / M, count, 2 * w * e / M, none + 2 * w / M)
+    # Huber: quadratic up to delta, then linear, with one slope at the joint.
     near = np.abs(e) <= delta
     h = np.where(near, e**2 / 2, delta * (np.abs(e) - delta / 2))
     return Compared((w * h).sum() / M, count, w * np.clip(e, -delta, delta) / M, w * near / M)
@@ -74,6 +75,7 @@ def _correlation(V: Array, F: Array, w: Array, count: float) -> Compared:
         return Compared(1.0, count, none, none)
     a, b = V - (w * V).sum() / M, F - (w * F).sum() / M
     A, B, S = (w * a**2).sum(), (w * b**2).sum(), (w * a * b).sum()
+    # A map that is constant but for rounding has no correlation: its variance is noise.
     if CONSTANT * (w * V**2).sum() >= A or CONSTANT * (w * F**2).sum() >= B:
         return Compared(1.0, count, none, none)
     r = S / np.sqrt(A * B)

@@ -67,6 +67,7 @@ class Neighbour:
 @np.errstate(all="ignore")
 def sampler(U: Array, grid: Array, options: Sampling) -> Array:
     """Evaluates equation (1): V from U, float64 or labels, and source points."""
+    # Of 0 and 1 items the broadcast is 0 items, which the larger one would not tell.
     batch = max(len(U), len(grid)) if len(U) and len(grid) else 0
     V = np.zeros((batch, U.shape[1], *grid.shape[1:-1]), U.dtype)
     for b in range(batch):
@@ -74,6 +75,8 @@ def sampler(U: Array, grid: Array, options: Sampling) -> Array:
         for neighbour in _neighbours(points, image, options):
             value = _value(image, neighbour, options)
             V[b] += value if _holds_labels(image) else neighbour.weight * value
+        # A NaN or infinite point reads the constant: its taps
+        # were those of the origin, to be legal.
         V[b] = np.where(_finite(points), V[b], _per_channel(options.fill, image))
     return V
 
@@ -96,8 +99,10 @@ def _feature_map_gradient(g: Array, image: Array, points: Array, options: Sampli
     grad = np.zeros_like(image)
     for neighbour in _neighbours(points, image, options):
         inside, index = _locate(image, neighbour)
+        # Selected, not multiplied by 0: an infinite gradient times 0 would be NaN.
         product = np.where(inside, g * neighbour.weight, 0.0)
         for channel in range(len(image)):
+            # Unlike `grad[index] +=` this adds every product, also where points share a pixel.
             np.add.at(grad[channel], index, product[channel])
     return grad
 
@@ -132,8 +137,10 @@ def _taps(x: Array, size: int, options: Sampling) -> list[Tap]:
         return _cubic_taps(x, size, options)
     one = np.ones_like(x)
     if options.interpolation == "nearest":
+        # rint rounds half to even, as nearbyint in torch's sampler.
         return [Tap(np.rint(x), one, 0 * one)]
     floor = np.floor(x)
+    # At integer x both taps are one pixel with slope 0, unless the right-hand slope is wanted.
     ceil = floor + 1 if options.subgradient == "right" else np.ceil(x)
     dx = ceil - x
     return [Tap(floor, dx, -one), Tap(ceil, 1 - dx, one)]
@@ -147,6 +154,7 @@ def _cubic_taps(x: Array, size: int, options: Sampling) -> list[Tap]:
 
 def _keys(distance: Array) -> tuple[Array, Array]:
     """Evaluates Keys' cubic convolution kernel with a = -0.75, and its derivative."""
+    # torch and OpenCV use -0.75; Keys himself recommends -0.5.
     a, s = -0.75, np.abs(distance)
     near = (a + 2) * s**3 - (a + 3) * s**2 + 1
     far = a * s**3 - 5 * a * s**2 + 8 * a * s - 4 * a
@@ -191,6 +199,7 @@ def _read_axis(x: Array, size: int, options: Sampling) -> tuple[Array, Array]:
     slope = source_pixels_slope(size, unit, align_corners=options.align_corners)
     if options.interpolation == "bicubic":
         return x_px, np.full_like(x_px, slope)
+    # Bilinear and nearest pad the point, whose slope counts; bicubic pads each of its pixels.
     x_px, sign = _pad(x_px, size, options)
     return x_px, slope * sign
 
@@ -199,10 +208,12 @@ def _pad(x_px: Array, size: int, options: Sampling) -> tuple[Array, Array]:
     """Returns a coordinate as the padding moves it, and the derivative of that (section 5)."""
     slope = np.ones_like(x_px)
     if options.padding == "reflection":
+        # Mirrors stand at the corners of the unit: at pixel edges, or at outermost pixel centres.
         edges = options.coordinates == "normalized" and not options.align_corners
         low, high = (-0.5, size - 0.5) if edges else (0.0, size - 1.0)
         x_px, slope = _reflect(x_px, low, high)
     if options.padding in {"border", "reflection"}:
+        # 0 also on the border itself, as in torch: its clip passes a gradient strictly inside only.
         slope = np.where((x_px <= 0) | (x_px >= size - 1), 0.0, slope)
         x_px = np.clip(x_px, 0, size - 1)
     return x_px, slope
@@ -211,6 +222,7 @@ def _pad(x_px: Array, size: int, options: Sampling) -> tuple[Array, Array]:
 def _reflect(x: Array, low: float, high: float) -> tuple[Array, Array]:
     """Mirrors x at low and at high until it lies between them; derivative 1 or -1."""
     span = high - low
+    # One pixel mirrors everything onto itself; fmod by 0 would be NaN.
     if span == 0:
         return np.full_like(x, low), np.zeros_like(x)
     distance = np.abs(x - low)

@@ -71,7 +71,7 @@ class Affine(ThetaTransform):
         return self.theta.double()
 
     def matrix_adjoint(self, grad_matrix: Tensor) -> Tensor:
-        """Returns the gradient of θ from that of the matrix; see ``ThetaTransform``."""
+        """Returns the gradient of θ in its dtype; see ``ThetaTransform``."""
         return grad_matrix.to(self.theta.dtype)
 
     @classmethod

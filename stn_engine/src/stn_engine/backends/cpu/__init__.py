@@ -58,5 +58,6 @@ class CpuBackend(KernelBackend[CpuPlan]):
                 continue
             basis, count = plan.basis(), plan.operands
             bases.append(basis)  # until the end of the run
+            # The basis stands between operands and results, as the native plan expects it.
             calls.append((plan.native, *where[:count], basis.data_ptr(), *where[count:]))
         return _cpu.run(calls, threads)

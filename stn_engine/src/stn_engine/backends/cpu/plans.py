@@ -38,12 +38,15 @@ LARGEST_MAP_BYTES = (1 << 63) - 1
 
 def new_plan(call: Call) -> CpuPlan | Reasons:
     """Returns the plan of a warp, of its gradients or of an objective, in host memory."""
+    # A call of gradients has grad_output before the feature map.
     feature_map = call.operands[call.direction == Direction.GRADIENTS]
     maps = feature_map.shape, call.output_shape
+    # Refused as a reason and not as an error, so that another backend can take over.
     if max(max(shape[2:]) for shape in maps) > LARGEST_SIZE:
         return (f"maps are at most {LARGEST_SIZE} pixels wide, high or deep",)
     call = as_stored(call)
     itemsize = feature_map.dtype.itemsize
+    # An empty axis counts as 1: strides of the others are as large as if it had a pixel.
     if max(math.prod(size or 1 for size in shape) for shape in maps) * itemsize > LARGEST_MAP_BYTES:
         return (f"maps take at most {LARGEST_MAP_BYTES} bytes",)
     kind = call.transform.kind

@@ -109,23 +109,27 @@ def _objective_of_item(
     warp, comparison = problem.warp, problem.comparison
     options, spec = _options(warp), warp.spec
     transform = warp.transform.with_parameters(_item(warp.transform.parameters, n))
+    # One item at a time, so that sums of items cannot mix, and broadcasting is plain indexing.
     U, F = _array(_item(warp.feature_map, n)), _array(_item(problem.fixed, n))
     size = problem.output_shape[2:]
     unit, corners = spec.coordinates, spec.align_corners
     grid = _generator(transform, size, unit, align_corners=corners)
     w = np.ones(size) if problem.weights is None else _array(_item(problem.weights, n))[0, 0]
     if comparison.domain == Domain.OVERLAP:
+        # The overlap is constant in the parameters: it has no gradient of its own.
         w = np.where(reference.overlap(grid[0], U.shape[2:], options), w, 0.0)
     V = reference.sampler(U, grid, options)[0]
     how = reference.Comparing(loss=comparison.loss, delta=comparison.delta)
     found = reference.compare(V, F[0], w, how)
     _, grad_grid = reference.sampler_adjoint(found.G[None], U, grid, options)
+    # What is not counted has no gradient, even where the slope of the map is NaN.
     grad_grid = np.where(w[..., None] == 0, 0.0, grad_grid)
     gradient = _generator_adjoint(transform, grad_grid, unit, align_corners=corners)[0]
     if "gauss_newton" not in problem.needs:
         return found.value, found.count, gradient, np.zeros(())
     matrix = np.zeros((gradient.size, gradient.size))
     slopes = reference.slopes(U, grid, options)
+    # J^T·W·J sample by sample: slow, but with no algebra that kernels might share.
     for c, *pixel in np.argwhere(found.curvature != 0):
         alone = np.zeros_like(grid)
         alone[0, *pixel] = slopes[c, *pixel]
@@ -191,6 +195,7 @@ def _generator_adjoint(
     """Returns the gradient of the parameters of any transform."""
     parameters = _array(transform.parameters)
     match transform:
+        # Both add or are points, so that the gradient passes through.
         case SamplingGrid() | Flow():
             return grad_grid
         case ThinPlateSpline():
@@ -206,6 +211,7 @@ def _generator_adjoint(
                 grad_grid, parameters, coordinates, align_corners=align_corners
             )
         case _:
+            # All other kinds are expanded to a theta, and differentiated through it.
             grad_theta = reference.affine_generator_adjoint(
                 grad_grid, coordinates, align_corners=align_corners
             )
@@ -226,6 +232,7 @@ def _options(problem: WarpProblem) -> reference.Sampling:
 
 def _map(tensor: Tensor) -> reference.Array:
     """Returns a feature map as an array of float64; labels stay as they are."""
+    # int64 labels do not fit into float64: they are moved as they are.
     labels: Any = tensor.numpy() if tensor.dtype in checks.LABEL_DTYPES else None
     return _array(tensor) if labels is None else labels
 
