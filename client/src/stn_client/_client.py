@@ -652,7 +652,7 @@ class Client(BaseClient):
                 self._queue.answered(goes)
             self._queue.leave(waiter)
             self._start()
-        # Outside of the lock: `fail` wakes other threads, which take it.
+        # Outside of the lock: `fail` wakes other threads, which want it.
         if isinstance(goes, Packet):
             goes.fail(KeyboardInterrupt(), is_lost=True)
 

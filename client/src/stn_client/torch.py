@@ -111,8 +111,7 @@ def warp(
     described, settings = _described(transform), _settings(options)
     arguments = feature_map, parameters, size, name, *described
     output: Tensor
-    # Tracers and modes must see an operator; without them its
-    # dispatch would cost more than it tells.
+    # Tracers and modes must see an operator; without them its dispatch is only overhead.
     if not (_is_plain(feature_map) and _is_plain(parameters)):
         output = torch.ops.stn_client.warp(*arguments, **settings)
     elif torch.is_grad_enabled() and (feature_map.requires_grad or parameters.requires_grad):

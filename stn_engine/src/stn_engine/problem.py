@@ -555,8 +555,7 @@ class ObjectiveProblem(_Planned):
         n, count = self.batch_size, math.prod(parameters.shape[1:])
         sizes = {
             "gradient": contiguous(parameters.dtype, (n, *parameters.shape[1:])),
-            # Sums over pixels, to be solved with: float32 would
-            # lose half of the digits to conditioning.
+            # Normal equations square the condition number: float32 would be too little.
             "gauss_newton": contiguous(torch.float64, (n, count, count)),
         }
         return Call(
@@ -836,7 +835,7 @@ def _checked_objective_needs(
     """Checks what is needed besides value and count, and returns it in order."""
     known = checks.OBJECTIVE_NEEDS
     has_matrix = warp.transform.kind.family == Family.MATRIX and comparison.loss != Loss.NCC
-    # The approximation needs a sum of squares, and few parameters: K² numbers an item.
+    # The approximation needs a loss that is a sum over pixels, and few parameters: it has K² numbers.
     allowed = known if has_matrix else known[:1]
     if isinstance(needs, str) or not all(name in allowed for name in needs):
         raise ParameterError("needs", needs, ((), *((name,) for name in allowed), allowed))
