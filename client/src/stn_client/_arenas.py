@@ -40,21 +40,21 @@ MIN_ARENA_BYTES = 64 * 1024 * 1024
 """Pages take memory only once they are written to."""
 
 REFUSED_PAUSE_S = 5.0
-"""After it a server that had no more arenas is asked again."""
+"""A server that had no more arenas is asked again after this pause."""
 
 PLENTIFUL_BYTES = 256 * 1024 * 1024
-"""Up to so many lent bytes tensors of torch keep their slots; beyond it they are copies, so that
+"""Up to so many lent bytes, tensors of torch keep their slots; beyond it they are copies, so that
 calls have slots left."""
 
 READ_BYTES = 64 * 1024
 
 MAX_DESCRIPTORS = 4
-"""That are taken, and closed if there is more than one."""
+"""The most file descriptors that are received; all but one are closed."""
 
 Bytes = NDArray[np.uint8]
 
 REFUSALS = (grpc.RpcError, OSError, ConnectionLostError, WireFormatError, DecodeError, ValueError)
-"""How asking for an arena may fail; ValueError: a file that is smaller than the server says."""
+"""Exceptions of a failed request for an arena; ValueError: a file smaller than the server says."""
 
 
 class Arena:
@@ -142,7 +142,7 @@ class Lent(NamedTuple):
     memory: Bytes
     arena_id: bytes
     offset: int
-    """Where in its arena it begins."""
+    """Offset of the slot in its arena."""
 
 
 class Pool:
@@ -277,13 +277,13 @@ class _Loan(weakref.ref[Bytes]):
 
     slot: tuple[Arena, int, int]
     returned: deque[tuple[Arena, int, int]]
-    """Where it goes then."""
+    """Queue to which the slot is given back."""
     is_plentiful: bool
     key: int
 
 
 _LOANS: dict[int, _Loan] = {}
-"""All that are lent, by the identity of their arrays."""
+"""All slots that are lent, by the identity of their arrays."""
 
 
 def _end(loan: Any, loans: dict[int, _Loan] = _LOANS) -> None:

@@ -40,7 +40,7 @@ M = TypeVar("M", bound=SupportsDLPack | SupportsArrayInterface)
 """The type of a feature map, which is that of the results."""
 
 AnyArray = ArrayLike | SupportsDLPack | SupportsArrayInterface
-"""What calls take as an array."""
+"""Types that calls take as an array."""
 
 IMAGE_LAYOUTS = {
     **dict.fromkeys(("L", "F", "I;16", "I"), "HW"),

@@ -186,9 +186,9 @@ class Call(Generic[T]):
     finish: Callable[[Any], T] | None = None
     """Makes the caller's result of arrays of NumPy as the wire has them; None: it is the same."""
     count: int = 1
-    """How many calls of the caller it stands for."""
+    """Number of the caller's calls that it stands for."""
     residents: Residents = ()
-    """For each payload the tensor on the server that it is, too; empty if there is none."""
+    """For each payload its resident tensor, if it has one; empty if there is none."""
     named_bytes: int = 0
     """Bytes of those that the last attempt named."""
     kept: Sequence[ResidentTensor] = ()

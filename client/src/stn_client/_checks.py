@@ -12,7 +12,7 @@ from stn_client._errors import invalid
 from stn_proto.metadata import MESSAGE_BYTES
 
 _SCHEMES = ("dns", "unix", "unix-abstract", "ipv4", "ipv6", "vsock", "xds", "google-c2p")
-"""What gRPC resolves targets by."""
+"""Schemes of targets that gRPC resolves."""
 
 _ENDPOINT = re.compile(
     r"(\[[0-9A-Fa-f:.]+(%[^\s\]]+)?\]|[^\s:/@\[\]]+)(:(?P<port>[0-9]{1,5}))?|[0-9A-Fa-f]*(:[0-9A-Fa-f]*){2,}"
@@ -23,7 +23,7 @@ _ENDPOINT = re.compile(
 _METADATA_NAME = re.compile(r"[0-9a-z_.-]+")
 _METADATA_VALUE = re.compile(r"[ -~]*")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-"""What the server takes for its log."""
+"""Request ids that the server takes for its log."""
 
 _TAKEN = {
     "authorization": "Give the client a token.",
@@ -34,7 +34,7 @@ _TAKEN = {
 
 
 FOREVER_S = 1e9
-"""From here on a timeout is none; clocks of gRPC end somewhere beyond."""
+"""A timeout of so long is treated as none; clocks of gRPC end somewhere beyond."""
 
 
 def check_target(target: object) -> str:

@@ -320,7 +320,7 @@ class Progress:
         self._failure: StnClientError | None = None
         self.request_id = conduct.request_id or os.urandom(8).hex()
         self._sent_id = self.request_id
-        """What the server knows the last attempt by."""
+        """Request id of the last attempt."""
 
     def start(self, request_bytes: int = 0) -> dict[str, Any]:
         """Begins an attempt; returns the keyword arguments of the gRPC call.

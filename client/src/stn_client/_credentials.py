@@ -22,7 +22,7 @@ Metadata: TypeAlias = tuple[tuple[str, str], ...]
 _VISIBLE = re.compile(r"[!-~]+")
 
 _NOT_CONNECTED = ("failed to connect to all addresses", "connections to all backends failing")
-"""How gRPC begins what it tells of a connection that was never made."""
+"""Beginning of gRPC's message about a connection that was never made."""
 
 _ADVICE_PLAIN = {
     "Socket closed": "The server may want TLS: pass tls=Tls(...), or stn --tls.",

@@ -41,7 +41,7 @@ MAX_KEPT = 1024
 """Envelopes that are kept; a few kilobytes each."""
 
 MAX_FORMS = 4
-"""So many forms of replies to calls that are alike are kept."""
+"""The most forms of replies that are kept for similar calls."""
 
 KEPT_FIELD = warp_pb2.WarpReply.KEPT_FIELD_NUMBER
 
@@ -78,24 +78,24 @@ class Envelope(Generic[T]):
     """The tensors of the reply, as far as the request tells; a server may see it otherwise."""
     replies: Reads[T]
     placed: dict[Hashable, Any] = field(default_factory=dict)
-    """What is known of these calls when some of their tensors lie in arenas."""
+    """Requests of these calls by which of their tensors are in arenas."""
     stacks: dict[int, Envelope[Any]] = field(default_factory=dict)
     """Envelopes of so many of these calls as one."""
     most_in_stack: int | None = None
-    """How many of these calls may go as one; None: nobody has asked."""
+    """The most of these calls that may be stacked; None: not yet known."""
 
     def __post_init__(self) -> None:
         envelope = self.message.SerializeToString()
         first, *others = (*gaps(len(envelope), self.operands_bytes), b"")
         self._gaps = envelope + first, *others
         self.own_bytes = len(envelope)
-        """Of the message alone."""
+        """Bytes of the message without payloads."""
         self.results_bytes = tuple(
             math.prod(one.shape) * one.dtype.itemsize for one in self.results
         )
         """Bytes of each tensor of the reply."""
         self.size_bytes = sum(map(len, self._gaps)) + sum(self.operands_bytes)
-        """Of the whole request."""
+        """Bytes of the whole request."""
 
     @cached_property
     def nested(self) -> bytes:
@@ -214,7 +214,7 @@ class _Part:
     place: int | None
     """Index of its place; None: it is a payload."""
     start: int
-    """Where in the message it begins, if it is one."""
+    """Offset of the tensor in the message, if it is in it."""
 
     def array(self, message: bytes, places: Places) -> Array:
         """Returns a read-only array: a view, or a copy if it is not aligned for its type."""

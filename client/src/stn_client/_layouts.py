@@ -10,7 +10,7 @@ from stn_client._arrays import Array
 from stn_client._errors import invalid
 
 _CALLER = 5
-"""Frames from the warning to whoever called a method of a client."""
+"""Stack frames from the warning to the caller of a client's method."""
 
 _suspected: list[Sequence[int]] = []
 """The first map of the process that looked wrong: one warning is enough."""
@@ -20,15 +20,15 @@ class Layout(NamedTuple):
     """An order of axes."""
 
     on_wire: str
-    """As the service has it, with a batch axis and channels."""
+    """The wire's layout for it, with a batch axis and channels."""
     added: tuple[int, ...]
     """Axes of the wire, each of length 1, that a map of the caller does not have."""
     first: int
     """The first axis of space of a map of the caller: depth or height."""
     others: int
-    """How many axes there are beside those of space."""
+    """Number of axes that are not spatial."""
     shape: str
-    """What a message calls it."""
+    """Notation of the shape in messages."""
 
 
 LAYOUTS = {

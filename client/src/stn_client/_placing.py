@@ -38,11 +38,11 @@ class Placed:
     """A request for the local transport, with the places of its large tensors."""
 
     request: bytes
-    """Serialized."""
+    """The serialized request."""
     places: Sequence[Bytes | None] = ()
-    """Where the tensors of the reply will lie."""
+    """Memory in which the tensors of the reply will be; None: in the message."""
     held: list[Any] = field(default_factory=list)
-    """What must not be used for anything else until the server has answered."""
+    """Slots that must not be used otherwise until the server has answered."""
 
 
 def place(

@@ -20,7 +20,7 @@ LOST = "HANDLE_NOT_FOUND"
 """Why a call fails whose tensor the server has let go."""
 
 MAX_LOSSES = 3
-"""So often a call, or an upload, begins anew because tensors of it were let go meanwhile."""
+"""The most times that a call, or an upload, begins anew because its tensors were evicted."""
 
 
 @dataclass(eq=False, slots=True)
@@ -81,7 +81,7 @@ class ResidentTensor(Operand):
 
 
 Residents = Sequence[ResidentTensor | None]
-"""For each payload of a call the tensor on the server that it is, too."""
+"""For each payload of a call its resident tensor, if it has one."""
 
 
 def residents_of(*operands: Any) -> Residents:

@@ -43,18 +43,18 @@ MAX_MESSAGES = 2
 leave fewer calls for each."""
 
 MAX_CALLS = 128
-"""Of one message: by then the message costs next to nothing beside its calls, and a full one is
-half of what a client has under way."""
+"""The most calls of one message: by then the message costs next to nothing beside its calls, and a
+full one is half of what a client has under way."""
 
 MAX_MESSAGE_BYTES = 1 << 20
-"""Of the operands, or of the results, of one message by gRPC; by the local transport it is what a
-socket takes at once."""
+"""The most bytes of operands, or of results, of one message by gRPC; by the local transport it is
+what a socket takes at once."""
 
 ALONE_S = 60.0
-"""For so long calls go alone after a message was refused as a whole."""
+"""Time for which calls go alone after a message was refused as a whole."""
 
 _ENVELOPE_BYTES = 128
-"""About so much a small call has beside its tensors."""
+"""Approximate bytes of a small call beside its tensors."""
 
 _numbers = count()
 

@@ -25,8 +25,8 @@ from stn_client._errors import (
 )
 
 MAX_STACK_BYTES = 4 << 20
-"""Of the operands, or of the results, of one stack: beyond it there is little left to save, and
-whoever keeps one result keeps the memory of all."""
+"""The most bytes of operands, or of results, of one stack: beyond it there is little left to save,
+and one kept result keeps the memory of all."""
 
 _OF_ALL = AccessDeniedError, DeadlineExceededError, OverloadedError, UnavailableError
 """Errors that say nothing about a single call."""

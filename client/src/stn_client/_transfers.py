@@ -18,7 +18,7 @@ from stn_proto.codec import data_type
 from stn_proto.v1.tensor_pb2 import ResidentRef
 
 PIECE_BYTES = (1 << 20) - (1 << 12)
-"""Of an upload: a message that any server takes, and large enough that its tensor costs more."""
+"""Bytes of one piece of an upload: any server takes the message, and its overhead is small."""
 
 
 def kept(given: Operand, client: str) -> ResidentTensor:

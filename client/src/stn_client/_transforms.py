@@ -160,7 +160,7 @@ class SimilarityTransform:
     """A kind whose parameters are some of s, phi, t_x and t_y; the others are the identity's."""
 
     given: ClassVar[tuple[str, ...]]
-    """Which parts are parameters, in their order."""
+    """Names of the parts that are parameters, in their order."""
     parameters: Any
 
 
@@ -260,7 +260,7 @@ class Rotation(SimilarityTransform):
 ParametricTransform = (
     Affine | Homography | ThinPlateSpline | Flow | Attention | Similarity | Translation | Rotation
 )
-"""What a grid can be generated from."""
+"""Transforms from which a grid can be generated."""
 
 Transform = ParametricTransform | SamplingGrid
-"""Where to read."""
+"""Transforms that a warp takes."""

@@ -33,7 +33,7 @@ SOCKET = "ttrpc.sock"
 """Within the folder that a server names."""
 
 CONNECT_S = 1.0
-"""How long it may take to find out whether there is a local transport."""
+"""Timeout for finding out whether there is a local transport."""
 
 MIN_PAUSE_S, MAX_PAUSE_S = 1.0, 60.0
 """Between attempts to find one: twice as long after each that fails."""
@@ -150,7 +150,7 @@ def inquiry(metadata: Metadata, timeout_s: float | None) -> dict[str, Any]:
 
 
 FAILURES = (grpc.RpcError, OSError, ConnectionLostError, DecodeError, ValueError)
-"""How an attempt to find a local transport may fail; ValueError: a closed channel."""
+"""Exceptions of a failed search for a local transport; ValueError: a closed channel."""
 
 
 class Discovery:

@@ -39,8 +39,8 @@ WATCHED_S = 200e-6
 calls of 1x1x28x28 a second out of 4200. More takes time from others that need the core."""
 
 MAX_UNWATCHED = 64
-"""After an answer that was not there in time one is not watched for, then two, four, at most so
-many."""
+"""The most answers that are not watched for after one was late: at first one, then two, four and so
+on."""
 
 
 class _Waiter:
@@ -52,7 +52,7 @@ class _Waiter:
         self.is_answered = False
         self.data: bytes | None = None
         self.held = held
-        """Kept until the answer is there, also if the thread has given up."""
+        """Memory that is kept until the answer is there, also if the thread has given up."""
 
     def answer(self, data: bytes | None) -> None:
         self.data = data
@@ -68,7 +68,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self._pause = 0 if len(os.sched_getaffinity(0)) > 1 else sys.maxsize
-        """So many answers are not watched for."""
+        """Number of answers that are not watched for."""
         self._next_pause = 1
         self._caller = 0
         self.is_of_one_thread = False

@@ -14,16 +14,16 @@ from contextlib import closing, contextmanager
 from typing import Any, Self
 
 IMAGE = "stn-server:cpu"
-"""What deploy/README.md builds."""
+"""Name of the image that deploy/README.md builds."""
 
 PORT, METRICS_PORT = 50051, 9464
-"""Where the server of the image listens."""
+"""Ports on which the server of the image listens."""
 
 PAUSE_S = 0.05
 """Between two looks at a container that starts."""
 
 GRACE_S = 35
-"""How long a container may take to stop: a little more than the server's own grace."""
+"""Time that a container has to stop: a little more than the server's own grace."""
 
 LOCKED_DOWN = {
     "read_only": True,

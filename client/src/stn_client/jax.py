@@ -83,7 +83,7 @@ class _Remote:
     transform: Transform
     """Without its parameters."""
     name: str
-    """What the parameters are called."""
+    """Name of the parameters."""
     output_size: tuple[int, ...] | None
     options: WarpOptions
 

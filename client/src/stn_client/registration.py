@@ -39,7 +39,7 @@ _STILL_PX = 1e-3
 """A step that moves no corner farther ends the search on a level."""
 
 _EXPOSURES = 3
-"""So often the exposure is fitted on the finest level, and the search goes on; once on others."""
+"""Number of times that the exposure is fitted on the finest level; on others it is once."""
 
 _WHOLE = 0.999
 """The share of a pixel of a coarse level from which on it is one."""
@@ -82,10 +82,10 @@ class _Level:
     moving: Any
     moving_size: tuple[int, ...]
     counted: Array
-    """Which pixels of the fixed image have weight, as its shape but for one channel."""
+    """Pixels of the fixed image that have weight, in its shape but for one channel."""
     weights: Any
     options: dict[str, Any]
-    """How they are compared."""
+    """Options of the objective."""
 
     def comparing(self, transform: Found) -> tuple[Callable[..., Objective], float]:
         """Returns the function that compares the images, and the factor of its losses."""

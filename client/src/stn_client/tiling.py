@@ -38,7 +38,7 @@ _POINT_BYTES = 2 * 8
 """The bytes of a point of a grid in float64."""
 
 _TAPS_PX = {"bicubic": 2}
-"""How far from its point a sample reads, if that is not 1."""
+"""Distance from its point at which a sample reads, if that is not 1."""
 
 _ROUNDING = 8 * 2.0**-24
 """Bound of the relative error of the few float32 operations that make a coordinate."""

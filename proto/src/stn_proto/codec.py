@@ -116,9 +116,9 @@ class Declaration:
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     payload: int | None
-    """Index of its payload; None: it lies elsewhere, in as many bytes as it has."""
+    """Index of its payload; None: its bytes are in an arena, or resident on the server."""
     is_resident: bool = False
-    """Whether it lies on the server, and not in an arena."""
+    """Whether it is resident on the server, and not in an arena."""
 
     @property
     def size_bytes(self) -> int:

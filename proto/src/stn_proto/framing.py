@@ -16,7 +16,7 @@ from stn_proto.errors import FrameTooLargeError, WireFormatError
 from stn_proto.limits import MAX_FIELDS, PAYLOAD_ALIGNMENT_BYTES
 
 NESTED_FIELD = 1
-"""Of the calls of a ComputeManyRequest, and of the replies of a ComputeManyReply."""
+"""Number of the field of calls in a ComputeManyRequest, and of replies in its reply."""
 
 PAYLOADS_FIELD = 15
 ALIGNMENT_FIELD = 14
@@ -27,7 +27,7 @@ _COUNT_TAG = bytes([1 << 3 | _VARINT])
 _PAYLOAD_TAG = PAYLOADS_FIELD << 3 | _LENGTH_DELIMITED
 _ALIGNMENT_TAG = ALIGNMENT_FIELD << 3 | _LENGTH_DELIMITED
 _COMMON_TAGS = frozenset({_NESTED_TAG, _PAYLOAD_TAG, _ALIGNMENT_TAG})
-"""Of the fields that stand in a message in great numbers, and are read without a detour."""
+"""Tags of the fields that are frequent in messages, and are read without a loop."""
 
 _MAX_VARINT_BYTES = 10
 

@@ -29,7 +29,7 @@ class Operation(StrEnum):
     GENERATE_GRID = "generate_grid"
     """The points of a transform themselves."""
     OBJECTIVE = "objective"
-    """How far a warped map is from a fixed one, with the gradient of that."""
+    """The distance of a warped map from a fixed one, with its gradient."""
 
 
 class Direction(StrEnum):

@@ -29,16 +29,16 @@ LABEL_DTYPES = (torch.bool, torch.int8, torch.int32, torch.uint32, torch.int64, 
 """Feature maps that are read by ``nearest`` alone, and moved bit for bit: label maps."""
 
 FEATURE_MAP_DTYPES = INTERPOLATED_DTYPES + LABEL_DTYPES
-"""What a feature map may hold."""
+"""Dtypes of feature maps."""
 
 NEEDS = "feature_map", "transform"
-"""What there are gradients of, in this order."""
+"""Operands that have gradients, in this order."""
 
 OBJECTIVE_NEEDS = "gradient", "gauss_newton"
-"""What an objective tells besides its value, in this order."""
+"""Optional results of an objective, in this order."""
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
-"""What autocast makes of float32 in the layers before a warp."""
+"""Dtypes that autocast makes of float32 in the layers before a warp."""
 
 PARAMETER_DTYPES = (torch.float32, torch.float64)
 """What theta and grids may hold: a half-precision coordinate misses by pixels on a large map."""

@@ -8,11 +8,11 @@ class Outcome(StrEnum):
     """How the machine code of a program was obtained."""
 
     COMPILED = "compiled"
-    """From the compiler."""
+    """The compiler made it."""
     CACHED = "cached"
-    """From disk."""
+    """It was read from the cache on disk."""
     FAILED = "failed"
-    """From nowhere: an exception is on its way."""
+    """There is none: an exception follows."""
 
 
 Listener = Callable[[Outcome, float], None]

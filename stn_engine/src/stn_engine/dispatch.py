@@ -99,7 +99,7 @@ class FirstPlan(NamedTuple):
     """Plan of the first backend that has kernels for a problem."""
 
     backends: Sequence[Backend]
-    """Those that were asked."""
+    """The backends that were asked."""
     backend: Any
     """The backend with kernels, as in ``stn_engine.plan.Kernels``; None if there is none."""
     plan: Any

@@ -78,7 +78,7 @@ def grid_sample(
 _MODES = frozenset(Interpolation)
 _UNIT = Coordinates.NORMALIZED
 _SLOPES = (Subgradient.RIGHT, True)
-"""What torch's sampler has no options for, behind align_corners: subgradient, deterministic."""
+"""Options behind align_corners that torch's sampler lacks: subgradient, deterministic."""
 
 
 def affine_grid(

@@ -50,7 +50,7 @@ from stn_engine.transforms import KINDS, ThinPlateSpline, Transform
 P = TypeVar("P", bound=Problem)
 R = TypeVar("R", bound=Tensor | Gradients | Objective)
 Needs = Sequence[bool]
-"""Which operands of a problem need a gradient."""
+"""For each operand of a problem, whether its gradient is needed."""
 
 COMPOSITION = TorchBackend()
 """The backend whose results are graphs of differentiable operators."""

@@ -12,7 +12,7 @@ Reasons: TypeAlias = tuple[str, ...]
 """Why a backend has no plan for a call; never empty."""
 
 Addresses: TypeAlias = Sequence[int]
-"""Where the operands of a call begin, and behind them its needed results, in the call's order."""
+"""Addresses of the operands of a call, then of its needed results, in the call's order."""
 
 Bytes: TypeAlias = bytes | memoryview
 """The contiguous bytes of a tensor in host memory, in the order of its memory."""

@@ -24,7 +24,7 @@ from stn_engine.transforms import KINDS, ParametricTransform, Transform
 _DEFAULT = WarpSpec()
 _SQUARES = Comparison()
 _KEPT = frozenset({"call", "plans"})
-"""What a problem has worked out, under names of its attributes."""
+"""Attributes that hold what a problem has worked out."""
 
 T = TypeVar("T")
 T_Transform = TypeVar("T_Transform", bound=Transform)
@@ -124,7 +124,7 @@ class WarpProblem(_Planned):
     """Whether output_size was given, rather than left to the operands."""
 
     operands: tuple[Tensor, Tensor] = field(init=False, repr=False)
-    """What the result depends on, in the order of ``bound``: feature map and parameters."""
+    """Tensors that the result depends on, in the order of ``bound``: feature map and parameters."""
 
     def __init__(
         self,
@@ -664,7 +664,7 @@ MAX_CALLS = 4096
 """Calls that are kept: as many as a training with images of all sizes needs, some 10 MB."""
 
 _CALLS: dict[Hashable, Call] = {}
-"""The latest calls, of operands that were found valid, by what they lie like."""
+"""The latest calls of operands that were found valid, by all that decides about them."""
 
 
 def _kept_call(key: Hashable, problem: _Planned) -> Call:
@@ -676,7 +676,7 @@ def _kept_call(key: Hashable, problem: _Planned) -> Call:
 
 
 NOWHERE = torch.empty(0, device="cpu")
-"""Stands for operands of which nobody may keep any."""
+"""Stands for operands in problems that must not keep any."""
 
 
 def _lie_as_in(call: Call, operands: Sequence[Tensor]) -> bool:
@@ -835,7 +835,7 @@ def _checked_objective_needs(
     """Checks what is needed besides value and count, and returns it in order."""
     known = checks.OBJECTIVE_NEEDS
     has_matrix = warp.transform.kind.family == Family.MATRIX and comparison.loss != Loss.NCC
-    # The approximation needs a loss that is a sum over pixels, and few parameters: it has K² numbers.
+    # The approximation has K² numbers, and exists for losses that are sums over pixels.
     allowed = known if has_matrix else known[:1]
     if isinstance(needs, str) or not all(name in allowed for name in needs):
         raise ParameterError("needs", needs, ((), *((name,) for name in allowed), allowed))

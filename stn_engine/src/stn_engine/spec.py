@@ -64,7 +64,8 @@ class Coordinates(StrEnum):
     __hash__ = str.__hash__  # as of numbered choices
 
     NORMALIZED = "normalized"
-    """[-1, 1] across the map; ``align_corners`` says what exactly lies at -1 and 1."""
+    """[-1, 1] across the map; ``align_corners`` says whether edges or pixel centres are at -1 and
+    1."""
     PIXEL = "pixel"
     """Pixel centres at integers, the first at 0, as in equation (5)."""
 
@@ -112,9 +113,9 @@ class Domain(NumberedChoice):
     """Which target points an objective counts."""
 
     OVERLAP = "overlap", 0
-    """Those that read within the outermost pixel centres of the moving map."""
+    """Target points that read within the outermost pixel centres of the moving map."""
     ALL = "all", 1
-    """All; what reads outside is what padding says."""
+    """All target points; what reads outside is what padding says."""
 
 
 class Family(NumberedChoice):

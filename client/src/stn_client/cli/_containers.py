@@ -18,7 +18,7 @@ from stn_client.cli._report import report
 NAME = "stn"
 
 ENDING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
-"""What ends a command, as Ctrl-C, a supervisor and a terminal that closes send it."""
+"""Signals that end a command: from Ctrl-C, a supervisor, a terminal that closes."""
 
 
 def manage(options: argparse.Namespace) -> int:

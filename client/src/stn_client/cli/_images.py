@@ -83,7 +83,7 @@ _NEEDS = {
     "I": ("32-bit numbers", ".tif"),
     "F": ("floating-point numbers", ".tif"),
 }
-"""What a format has to hold, and which ones do."""
+"""Features that a format has to have, and the formats that have them."""
 
 _PREVIEWS = ("MPO", "PSD")
 """Formats whose first frame is the picture: the others are previews, depth, or layers of it."""
@@ -102,7 +102,7 @@ _KEPT_TAGS = frozenset(
 pixels were stored, or, of a map, where they lay."""
 
 _COMPRESSIONS = ("packbits", "tiff_adobe_deflate", "tiff_deflate", "tiff_lzw")
-"""Those of TIFF that lose nothing and take every mode: they are kept."""
+"""Compressions of TIFF that lose nothing and take every mode: they are kept."""
 
 _PHOTOMETRIC, _X_RESOLUTION, _SAMPLE_FORMAT = 262, 282, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2

@@ -10,7 +10,7 @@ _INSTALL = {
     "terminal": "In the checkout: pip install './client[terminal]'",
     "playground": "In the checkout: pip install './client[playground]'",
 }
-"""What to do, by the extra that has the library."""
+"""Remedies, by the extra that has the library."""
 
 
 class MissingError(Exception):

@@ -27,7 +27,7 @@ Matrices = NDArray[np.float64]
 """(N, d + 1, d + 1), on homogeneous points (x, y[, z], 1)."""
 
 _LARGEST = 1e100
-"""What matrices of such numbers make of each other is finite."""
+"""Bound of matrix entries, so that products of matrices are finite."""
 
 _UNITS: dict[Unit, GridOptions] = {
     "pixel": {"coordinates": "pixel"},

@@ -231,4 +231,4 @@ _FITS: dict[str, Callable[[Points, Points], NDArray[np.float64]]] = {
     "homography": _homography,
 }
 _LEAST = {"rigid": 2, "similarity": 2, "affine": 3, "homography": 4, "spline": 3}
-"""How many points of a plane a kind needs."""
+"""The least number of points of a plane that a kind needs."""

@@ -38,7 +38,7 @@ LINES = 13
 """Lines of the sampling grid, and arrows, along each axis."""
 
 KINDS = {"affine": 3, "homography": 4, "spline": 9}
-"""How many points each kind of transform is given by."""
+"""Number of points by which each kind of transform is given."""
 
 _SIDES = ("source", "target")
 

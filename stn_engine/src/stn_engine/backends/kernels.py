@@ -113,11 +113,11 @@ class KernelBackend(Generic[P]):
 
     name: str
     operations = frozenset({Operation.WARP})
-    """What it has kernels for."""
+    """Operations that it has kernels for."""
     reads_bytes = False
     """Whether it has ``run_on_bytes``; see ``stn_engine.plan.Kernels``."""
     new_results: type[NewResults] | None = None
-    """How the results of several calls share memory; None: every result has its own."""
+    """Layout of memory that the results of several calls share; None: each has its own."""
 
     def reasons_against(self, device: torch.device) -> tuple[str, ...]:
         """Returns why nothing can be run on a device; empty if something can."""

@@ -66,9 +66,9 @@ class Parametric:
     shapes: ClassVar[tuple[Shape, ...]]
     """Shapes that the parameters may have, in 2-D and maybe in 3-D."""
     kind: ClassVar[Kind]
-    """What kernels know of it."""
+    """The kind of transform, as kernels know it."""
     settings: ClassVar[Any] = None
-    """All that must agree, besides the kind, for parameters to be laid end to end; hashable."""
+    """All that must agree, besides the kind, for parameters to be concatenated; hashable."""
 
     def __post_init__(self) -> None:
         self._check_parameters(self.shapes)

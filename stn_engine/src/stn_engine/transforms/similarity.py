@@ -22,7 +22,7 @@ class SimilarityTransform(ThetaTransform):
     """A kind whose parameters are some of s, φ, t_x and t_y; the others are the identity's."""
 
     given: ClassVar[tuple[str, ...]]
-    """Which parts are parameters, in their order."""
+    """Names of the parts that are parameters, in their order."""
     argument = "parameters"
 
     parameters: Tensor

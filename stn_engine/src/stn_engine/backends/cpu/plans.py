@@ -25,15 +25,15 @@ class CpuPlan:
 
     native: Any
     operands: int
-    """How many the call has; the native module wants the basis of a spline behind them."""
+    """Number of operands of the call; the basis of a spline stands behind them."""
     basis: Callable[[], Tensor] | None
     """Makes the basis of a spline, or finds it; None for all others."""
 
 
 LARGEST_SIZE = (1 << 31) - 1
-"""Up to here the native module counts pixels along an axis."""
+"""The most pixels along an axis that the native module can count."""
 LARGEST_MAP_BYTES = (1 << 63) - 1
-"""Up to here it counts bytes, and strides."""
+"""The most bytes of a map, and the largest stride, that it can count."""
 
 
 def new_plan(call: Call) -> CpuPlan | Reasons:

@@ -22,7 +22,7 @@ def compute_dtype(problem: WarpProblem) -> torch.dtype:
 
 
 HOST = torch.device("cpu")
-"""Where constants are made; not on torch's default device, which the caller may have moved."""
+"""Device on which constants are made; not torch's default device, which may be another."""
 
 Lattice = tuple[Tensor, ...]
 

@@ -30,7 +30,7 @@ class Compared(NamedTuple):
     value: Tensor
     """(N,)"""
     grad: Tensor
-    """By V, (N, C, P)."""
+    """The gradient by V, (N, C, P)."""
     curvature: Tensor
     """Weights in the Gauss-Newton matrix, (N, C, P)."""
 
