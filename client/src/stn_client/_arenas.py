@@ -1,8 +1,8 @@
 """Memory that a client shares with its server, so that large tensors need not be sent.
 
 A `Pool` asks the server for arenas and lends slots of them, as arrays of bytes. A slot is free
-again when nobody refers to its array any more, nor to any view of it: no result that is still held
-ever changes. Tensors that lie in an arena already are named to the server as they are.
+again when there is no reference to its array any more, nor to any view of it: no result that is
+still held ever changes. Tensors that are in an arena already are named to the server as they are.
 """
 
 from __future__ import annotations

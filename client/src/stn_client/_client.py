@@ -646,7 +646,7 @@ class Client(BaseClient):
         """Removes a call that has ended from the queue, however it ended."""
         waiter.progress.end()
         with self._queueing:
-            # Whoever was interrupted between its turn and sending must not keep the queue waiting.
+            # A call that was interrupted between its turn and sending must not block the queue.
             goes, waiter.goes = waiter.goes, None
             if goes is not None:  # interrupted
                 self._queue.answered(goes)
@@ -733,7 +733,7 @@ class Client(BaseClient):
         """Makes one attempt by the best transport, within the call's remaining time.
 
         Returns:
-            The serialized reply, and where its tensors may lie.
+            The serialized reply, and the memory in which its tensors may be.
         """
         local = self._local_connection(attempt)
         placed = None if local is None else place(call, local.pool, self._name)

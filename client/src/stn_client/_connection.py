@@ -155,7 +155,7 @@ class BaseClient(ABC):
         self._name = register(self)
         self._outage = Outage(target)
         self._counts = Counts()
-        # Whoever asks for TLS wants the names that it proves, of both sides.
+        # A client with TLS wants the names of both sides proven, as no Unix socket does.
         self._is_local_wanted = local and tls is None
         self._disconnect()
         self._inner = {"_inner", *vars(self)} - of_subclass

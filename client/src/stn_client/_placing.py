@@ -1,4 +1,4 @@
-"""Calls whose large tensors lie in arenas instead of in their messages."""
+"""Calls whose large tensors are in arenas instead of in their messages."""
 
 from __future__ import annotations
 
@@ -150,8 +150,8 @@ class _Form:
         """Returns the serialized request of one call.
 
         Args:
-            lent: Where its tensors lie, in the order of the form.
-            sent: Payloads of those that lie nowhere.
+            lent: Places of its tensors, in the order of the form.
+            sent: Payloads of the tensors that have no place.
         """
         message = bytearray(self._serialized)
         for spot, one in zip(self._spots, lent, strict=True):

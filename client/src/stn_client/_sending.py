@@ -212,7 +212,7 @@ class Packet:
 
     Attributes:
         waiters: As given.
-        lead: Whoever has the most time, which is the time of the message.
+        lead: The call with the latest deadline, which is that of the message.
         call: The message.
     """
 
@@ -255,7 +255,7 @@ class Packet:
 
         Args:
             error: What became of it.
-            is_lost: Whether the error says that nobody will answer it, and nothing else.
+            is_lost: Whether the error says only that there will be no answer.
         """
         is_refused = isinstance(error, grpc.RpcError) and _is_about_message(error)
         if is_refused:
@@ -272,7 +272,7 @@ class Packet:
             waiter.woken(waiter)
 
 
-class GoAlone(Exception):  # noqa: N818 - a signal between calls, which nobody else sees
+class GoAlone(Exception):  # noqa: N818 - a signal between calls, never raised to users
     """A packet failed as a whole, so its calls have to be sent alone."""
 
 

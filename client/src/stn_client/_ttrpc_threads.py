@@ -168,7 +168,7 @@ class Connection:
         try:
             self._wait(waiter, deadline_s)
         finally:
-            # Whoever leaves may have been told to read, just before or just now.
+            # This thread may have been told to read, just before or just now.
             waiter.is_there = False
             self._let_another_read()
         return reply_of(waiter.data)
@@ -207,7 +207,7 @@ class Connection:
                     self._wait_for(self._writable, deadline_s)
         except BaseException as error:
             if isinstance(error, OSError) or len(unsent) < len(frame):
-                self._lose()  # nobody could read on behind half a frame
+                self._lose()  # half a frame makes all that follows unreadable
             self._waiting.pop(stream_id, None)
             if isinstance(error, OSError):
                 raise ConnectionLostError from error
@@ -270,7 +270,7 @@ class Connection:
         """Fails all waiting calls, as there will be no answers.
 
         First the pool is closed: until the server sees the loss it may still write to slots that
-        those who wait give back, and nobody else must get them.
+        those who wait give back, and no other call may get them.
         """
         self.is_lost = True
         self.pool.close()

@@ -565,7 +565,7 @@ class _Warp(torch.autograd.Function):
         feature_map, parameters, _output_size, client, transform, numbers, settings = inputs
         ctx.save_for_backward(feature_map, parameters)
         ctx.call = client, transform, numbers, settings
-        ctx.client = CLIENTS.get(client)  # lives as long as somebody may call backward
+        ctx.client = CLIENTS.get(client)  # lives as long as the graph, for backward
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:

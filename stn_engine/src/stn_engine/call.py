@@ -1,7 +1,7 @@
 """What to compute, on layouts: a call without data.
 
-A call says which operation it is, on tensors of which layouts, and where its results will lie. Two
-problems whose tensors lie alike have the very same call, so that whatever a backend has worked out
+A call says which operation it is, on tensors of which layouts, and the layouts of its results. Two
+problems of the same layouts have the very same call, so that whatever a backend has worked out
 for a call is found again by all of them.
 """
 
@@ -102,7 +102,7 @@ device. A plain tuple, because it is taken apart before every run."""
 class Call:
     """One operation on tensors of given layouts, whatever their values and addresses.
 
-    Calls are compared by identity: ``problem.call`` is the same object for problems that lie alike.
+    Calls are compared by identity: ``problem.call`` is the same object if all layouts are equal.
 
     Attributes:
         operation: What is computed.
@@ -165,7 +165,7 @@ class Call:
         return tuple(name for name, result in pairs if result is not None)
 
     def into(self, results: Sequence[Layout | None]) -> "Call":
-        """Returns the same call, whose results lie in given memory."""
+        """Returns the same call, whose results are written to given memory."""
         results = tuple(results)
         if results == self.results:
             return self
@@ -175,5 +175,5 @@ class Call:
 
 
 MAX_VARIANTS = 16
-"""Variants of a call, by where its results lie; memory for results is dense, so that there are
+"""Variants of a call by the layouts of results; memory for results is dense, so that there are
 few."""

@@ -1,4 +1,4 @@
-"""Tells whoever wants to count them of kernels that are compiled. Knows no compiler."""
+"""Tells listeners, such as metrics, of compiled kernels. Knows no compiler."""
 
 from collections.abc import Callable
 from enum import StrEnum

@@ -210,7 +210,7 @@ def _chosen(problems: Sequence[Problem], backends: Sequence[Backend] | None) -> 
     if backends is not None:
         return [select(one, backends) for one in problems]
     everyone = candidates()
-    try:  # as nearly always: what was chosen for problems that lie alike
+    try:  # as nearly always: what was chosen for problems of these calls
         return [vars(one)["call"].plans[everyone] for one in problems]
     except KeyError:
         return [door(one) if "call" in vars(one) else select(one) for one in problems]

@@ -1,4 +1,4 @@
-"""How tensors lie in memory: whether it is there, and whether it is dense."""
+"""Memory of tensors: whether they have it, how far it reaches, and whether it is dense."""
 
 from typing import NoReturn
 

@@ -140,7 +140,7 @@ class Operator(Generic[P, R]):
 
     def _run_by_best(self, problem: P) -> R:
         backend = dispatch.door(problem) if "call" in vars(problem) else dispatch.select(problem)
-        if isinstance(backend, KernelBackend):  # it looks for itself where operands lie
+        if isinstance(backend, KernelBackend):  # it checks addresses itself
             return self._run_by(backend, problem)
         return self._run_by(backend, readable(problem))
 
@@ -171,7 +171,7 @@ class _Recorded(torch.autograd.Function):
         ctx.save_for_backward(*operands)
         # Without its operands: hooks on saved tensors, such as checkpoints, must see all there is.
         ctx.operator, ctx.problem = operator, problem.without_data()
-        if "call" in vars(problem):  # nobody watches
+        if "call" in vars(problem):  # no mode is on
             return operator._run_by_best(problem)  # noqa: SLF001 - one class in two
         return operator._computed(problem)  # noqa: SLF001
 

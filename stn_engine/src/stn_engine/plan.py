@@ -1,4 +1,4 @@
-"""The one door into the numerics: a call is planned once, and run on addresses.
+"""The interface of kernels: a call is planned once, and run on addresses.
 
 Tensors, bytes and device buffers come in by ``stn_engine.adapters``, which give the addresses.
 """

@@ -1,4 +1,4 @@
-"""The way in for device buffers: many tensors side by side in memory of a device.
+"""Adapter for device buffers: many tensors side by side in memory of a device.
 
 So they cross a bus in one copy. Where a backend has kernels for a problem, no tensor is made of
 them.
@@ -27,7 +27,7 @@ class DeviceBuffer:
     Args:
         sizes_bytes: Of the tensors.
         device: Where the memory is.
-        arena: Memory of that device to lie in, for as long as nobody else takes it; None: new.
+        arena: Memory of that device to use until it is taken again; None: new memory.
 
     Attributes:
         memory: (size,) uint8.

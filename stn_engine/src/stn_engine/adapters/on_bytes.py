@@ -1,6 +1,6 @@
-"""The way in for bytes: for those who move bytes and touch no tensors.
+"""Adapter for bytes: for callers that move bytes and have no tensors.
 
-A problem on meta tensors says what is computed, and how its operands lie in memory; it is made
+A problem on meta tensors says what is computed, and what layouts its operands have; it is made
 once. Bytes then come and go with every call. Where a backend has kernels for the problem that read
 bytes, no tensor is made.
 """

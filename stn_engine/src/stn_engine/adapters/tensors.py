@@ -1,6 +1,6 @@
-"""The way in for tensors: whether the values of a tensor are what lies at its address.
+"""Adapter for tensors: checks whether the values of a tensor are the bytes at its address.
 
-They need not be. A lazily negated tensor lies in memory with the other sign, a ZeroTensor, a meta
+They need not be. A lazily negated tensor is in memory with the other sign, a ZeroTensor, a meta
 or a sparse tensor has no memory of this shape, and whoever shards models frees storages that
 tensors still point into. Kernels see addresses only, so this is asked right before they run:
 tensors change between the making of a problem and its backward pass.
@@ -48,7 +48,7 @@ def readable(problem: P) -> P:
 def located(problem: Problem) -> tuple[Call, Sequence[Tensor], list[int]]:
     """Returns the call of a problem with the present layouts, its operands and their addresses.
 
-    Whoever uses the addresses holds the operands meanwhile: they may be copies.
+    The operands may be copies: hold them as long as the addresses are in use.
 
     Raises:
         InvalidInputError: An operand has no values in memory, or is no longer one of this problem.
@@ -80,7 +80,7 @@ class Lying:
     """Layouts of several tensors, which are compared with those of others all at once.
 
     Args:
-        tensors: Of which ``located`` has found that their values lie at their addresses.
+        tensors: Tensors that ``located`` has found to have their values at their addresses.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:

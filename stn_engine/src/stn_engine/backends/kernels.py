@@ -1,4 +1,4 @@
-"""What backends with kernels share: problems on tensors, brought to the one door."""
+"""The common base of backends with kernels: runs problems on tensors by plans and addresses."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -50,13 +50,13 @@ class NewResults(Protocol):
 class Together:
     """Layouts and addresses of calls that are computed together, kept for the next time.
 
-    From the second time on that they come together, all operands are asked at once whether they
-    lie as they did.
+    From the second time on that they come together, all operands are compared at once with
+    the layouts that they had.
 
     Args:
         calls: In order; all of one direction.
         plans: Theirs.
-        results: How their new results lie.
+        results: Layout of their new results.
     """
 
     def __init__(self, calls: Sequence[Call], plans: Sequence[Any], results: NewResults) -> None:
