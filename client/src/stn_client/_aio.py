@@ -126,7 +126,7 @@ class AsyncClient(BaseClient):
         output_size: Sequence[int] | None = None,
         **options: Unpack[WarpCallOptions],
     ) -> Any:
-        """Does what `Client.warp` does, awaited."""
+        """Samples a feature map where a transform says; see `Client.warp`."""
         return await self._run(_calls.warp(feature_map, transform, output_size, options))
 
     @takes_options(WarpCallOptions)
@@ -139,7 +139,7 @@ class AsyncClient(BaseClient):
         needs: Sequence[str] = ("feature_map", "transform"),
         **options: Unpack[WarpCallOptions],
     ) -> Gradients:
-        """Does what `Client.warp_gradients` does, awaited."""
+        """Returns the exact gradients of a warp; see `Client.warp_gradients`."""
         call = _calls.warp_gradients(grad_output, feature_map, transform, needs, options)
         return await self._run(call)
 
@@ -157,7 +157,7 @@ class AsyncClient(BaseClient):
         needs: Sequence[str] = ("gradient",),
         **options: Unpack[WarpCallOptions],
     ) -> Objective:
-        """Does what `Client.objective` does, awaited."""
+        """Returns how far a warp is from a fixed map; see `Client.objective`."""
         comparison = {"loss": loss, "delta": delta, "domain": domain}
         call = _calls.objective(moving, fixed, transform, weights, comparison, needs, options)
         return await self._run(call)
@@ -188,7 +188,7 @@ class AsyncClient(BaseClient):
         output_size: Sequence[int] | None = None,
         **options: Unpack[WarpCallOptions],
     ) -> tuple[Any, Callable[[AnyArray], Awaitable[Gradients]]]:
-        """Does what `Client.vjp` does, awaited; the pullback is awaited, too."""
+        """Returns a warp and its pullback, which is awaited, too; see `Client.vjp`."""
         shared = await self._shared(feature_map)
 
         def pullback(grad_output: AnyArray) -> Awaitable[Gradients]:
@@ -203,7 +203,7 @@ class AsyncClient(BaseClient):
         output_size: Sequence[int],
         **options: Unpack[GridCallOptions],
     ) -> Array:
-        """Does what `Client.generate_grid` does, awaited."""
+        """Returns the sampling grid of a transform; see `Client.generate_grid`."""
         return await self._run(_calls.generate_grid(transform, output_size, options))
 
     @takes_options(GridCallOptions)
@@ -213,7 +213,7 @@ class AsyncClient(BaseClient):
         transform: ParametricTransform,
         **options: Unpack[GridCallOptions],
     ) -> Array:
-        """Does what `Client.generate_grid_gradients` does, awaited."""
+        """Returns gradients of a grid; see `Client.generate_grid_gradients`."""
         return await self._run(_calls.generate_grid_gradients(grad_grid, transform, options))
 
     async def map(
@@ -223,7 +223,7 @@ class AsyncClient(BaseClient):
         progress: bool = False,
         return_exceptions: bool = False,
     ) -> AsyncIterator[Any]:
-        """Does what `Client.map` does; to be iterated with `async for`."""
+        """Yields the results of many calls, for `async for`; see `Client.map`."""
         waiting: deque[asyncio.Task[list[Any]]] = deque()
         made = chunks(checked(calls), stacks=self._packing)
         with progress_bar(calls, shown=progress) as bar:
@@ -246,7 +246,7 @@ class AsyncClient(BaseClient):
                 await asyncio.gather(*waiting, return_exceptions=True)
 
     async def empty(self, shape: Sequence[int], dtype: DTypeLike = np.float32) -> Array:
-        """Does what `Client.empty` does, awaited."""
+        """Returns an array in memory that the server may see; see `Client.empty`."""
         array = np.empty(shape, dtype)  # says what shape and type may be, and takes no page yet
         if array.dtype.hasobject or not array.nbytes:
             return array
@@ -258,14 +258,14 @@ class AsyncClient(BaseClient):
 
     @takes_options(CallOptions)
     async def upload(self, array: AnyArray, **options: Unpack[CallOptions]) -> ResidentTensor:
-        """Does what `Client.upload` does, awaited."""
+        """Leaves a copy of an array on the server; see `Client.upload`."""
         resident = resident_of(array, self._name)
         await self._upload(resident, options)
         return resident
 
     @takes_options(CallOptions)
     async def download(self, tensor: ResidentTensor, **options: Unpack[CallOptions]) -> Array:
-        """Does what `Client.download` does, awaited."""
+        """Returns the array of a resident tensor; see `Client.download`."""
         pieces = downloading(tensor, self._name, options)
         try:
             call = next(pieces)
@@ -277,16 +277,16 @@ class AsyncClient(BaseClient):
 
     @takes_options(CallOptions)
     async def release(self, *tensors: ResidentTensor, **options: Unpack[CallOptions]) -> int:
-        """Does what `Client.release` does, awaited."""
+        """Releases resident tensors; see `Client.release`."""
         return await self._run(_calls.release(given_up(tensors, self._name), options))
 
     @takes_options(CallOptions)
     async def server_info(self, **options: Unpack[CallOptions]) -> ServerInfo:
-        """Does what `Client.server_info` does, awaited."""
+        """Returns what the server says about itself; see `Client.server_info`."""
         return await self._run(_calls.server_info(options))
 
     async def is_ready(self, *, timeout_s: float | None = 1.0) -> bool:
-        """Does what `Client.is_ready` does, awaited."""
+        """Returns whether the server takes calls; see `Client.is_ready`."""
         call = _calls.server_info({"timeout_s": timeout_s}, ONCE)
         try:
             return (await self._run(call)).ready
@@ -294,7 +294,7 @@ class AsyncClient(BaseClient):
             return False
 
     async def wait_until_ready(self, timeout_s: float | None = 60.0) -> None:
-        """Does what `Client.wait_until_ready` does, awaited."""
+        """Returns when the server takes calls; see `Client.wait_until_ready`."""
         wait = ReadyWait(timeout_s)
         while not (await self._run(wait.inquiry())).ready:  # noqa: ASYNC110 - of another process
             await asyncio.sleep(wait.pause_s())
@@ -347,7 +347,7 @@ class AsyncClient(BaseClient):
             connection.leave(waiter)
 
     async def _outcomes(self, calls: Sequence[Call[Any]]) -> list[Any]:
-        """Does what `Client._outcomes` does."""
+        """Returns the result of each call, or its error."""
         if is_stack(calls):
             memory = await self.empty(stack_shape(calls), np.uint8)
             try:
@@ -356,6 +356,7 @@ class AsyncClient(BaseClient):
                 if is_of_all(error):
                     return [error] * len(calls)
                 self._counts.retract(len(calls))
+        # All are awaited, so that no call goes on unseen when one of them fails.
         outcomes = await asyncio.gather(*map(self._run, calls), return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, BaseException) and not isinstance(outcome, StnClientError):
@@ -363,13 +364,13 @@ class AsyncClient(BaseClient):
         return outcomes
 
     async def _upload_missing(self, call: Call[Any]) -> None:
-        """Does what `Client._upload_missing` does."""
+        """Uploads tensors that a call names and its server does not hold."""
         for resident in call.missing(self._name):
             with suppress(OverloadedError):
                 await self._upload(resident, {})
 
     async def _upload(self, resident: ResidentTensor, options: CallOptions) -> None:
-        """Does what `Client._upload` does."""
+        """Uploads a resident tensor, in pieces."""
         losses = 0
         while resident.held.reference is None:
             pieces = uploading(resident, options)
@@ -385,21 +386,24 @@ class AsyncClient(BaseClient):
                     raise
 
     async def _shared(self, feature_map: AnyArray) -> Any:
-        """Does what `Client._shared` does."""
+        """Returns a feature map that a warp and its gradients send, or copy, once."""
         given = operand("feature_map", feature_map)
         if given.array.nbytes < MIN_PLACED_BYTES or isinstance(given, ResidentTensor):
             return given
+        # Without shared memory the server keeps the map from the warp on, until its gradients.
         if await self._connection().local_connection() is None:
             return kept(given, self._name)
+        # One copy to memory that the server sees serves the warp and its gradients.
         copied = await self.empty(given.array.shape, given.array.dtype)
         copied[...] = given.array
         return replace(given, array=copied)
 
     def _connection(self) -> _Connection:
-        """The connection of the loop that runs."""
+        """Returns the connection of the event loop that runs."""
         loop = asyncio.get_running_loop()
         connection = self._connections.get(loop)
         if connection is None:
+            # Loops of past `asyncio.run` would otherwise keep their channels for ever.
             for other in [other for other in self._connections if other.is_closed()]:
                 del self._connections[other]
             channel = open_channel(grpc.aio, self.target, self._access)
@@ -414,7 +418,7 @@ class AsyncClient(BaseClient):
 
 
 class _Connection:
-    """The ways to a server, and the calls that wait for them, for one event loop."""
+    """The connections to a server, and the queue of calls, of one event loop."""
 
     def __init__(
         self,
@@ -439,7 +443,7 @@ class _Connection:
         self._methods: dict[str, Any] = {}
 
     async def answer(self, waiter: Waiter) -> tuple[bytes, Places]:
-        """The reply to a call, which goes when it is its turn, alone or with others.
+        """Returns the reply to a call, which is sent in its turn, alone or with others.
 
         Raises:
             RpcError: The attempt failed.
@@ -449,6 +453,7 @@ class _Connection:
         """
         self._queue.add(waiter)
         self._start()
+        # `_start` may have woken it within this very call; then there is nothing to wait for.
         if waiter.goes is None and waiter.outcome is None:
             woken = self._woken[waiter] = self._loop.create_future()
             self._watch(waiter.progress.deadline_s)
@@ -456,6 +461,8 @@ class _Connection:
                 await woken
             finally:
                 del self._woken[waiter]
+                # The task was cancelled while a packet carries its call:
+                # perhaps it was the last one to wait.
                 if waiter.outcome is None and waiter.goes is None:
                     self._give_up()
         if waiter.outcome is None:
@@ -464,22 +471,26 @@ class _Connection:
                 waiter.outcome = await self.send(waiter.call, attempt, waiter.progress)
             finally:
                 self._sent(waiter)
+        # Taken, as the same waiter may enter the queue again for another attempt.
         outcome, waiter.outcome = waiter.outcome, None
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
     def leave(self, waiter: Waiter) -> None:
-        """A call is over, whatever became of it."""
+        """Removes a call that has ended from the queue, however it ended."""
         self._sent(waiter)
         self._queue.leave(waiter)
         self._start()
 
     def wake(self, waiter: Waiter) -> None:
-        """A call goes now, or has its outcome."""
+        """Resumes a call that is to be sent or has its outcome, or sends its packet."""
         if isinstance(waiter.goes, Packet):
             packet, waiter.goes = waiter.goes, None
+            # A task of its own: the cancellation of one call must
+            # not cancel the message of the others.
             task = self._loop.create_task(self._send_together(packet))
+            # Referred to as long as it runs: an event loop holds its tasks weakly.
             self._sending[packet] = task
             task.add_done_callback(lambda _task: self._sending.pop(packet))
             return
@@ -488,7 +499,7 @@ class _Connection:
             woken.set_result(None)
 
     def _watch(self, deadline_s: float) -> None:
-        """Looks at the clock then, for all who wait: a timer for each would cost more."""
+        """Sets the one timer of all waiting calls, as a timer for each would cost more."""
         if deadline_s < self._looks_at_s:
             if self._timer is not None:
                 self._timer.cancel()
@@ -496,7 +507,8 @@ class _Connection:
             self._timer = self._loop.call_later(deadline_s - time.monotonic(), self._expire)
 
     def _expire(self) -> None:
-        """The time of calls that wait may be over."""
+        """Ends waiting calls whose deadlines have passed, and sets the timer anew."""
+        # First, so that `_watch` below sets a new timer, whatever the old one was set to.
         self._timer, self._looks_at_s = None, math.inf
         now_s, next_s = time.monotonic(), math.inf
         for waiter, woken in self._woken.items():
@@ -504,23 +516,25 @@ class _Connection:
             if deadline_s > now_s:
                 next_s = min(next_s, deadline_s)
             elif not woken.done():
+                # What was sent already had its turn: its time was
+                # over on the server, not in the queue.
                 waited = self._queue.leave(waiter)
                 waiter.outcome = waiter.progress.no_turn() if waited else no_answer_in_time()
                 woken.set_result(None)
         self._watch(next_s)
 
     def _give_up(self) -> None:
-        """Cancels messages for whose calls nobody waits any more."""
+        """Cancels messages all of whose calls have been cancelled."""
         for packet, task in self._sending.items():
             if not any(waiter in self._woken for waiter in packet.waiters):
                 task.cancel()
 
     def _start(self) -> None:
-        """Lets go who may."""
+        """Starts the calls whose turn it is."""
         self._queue.start(MAX_MESSAGE_BYTES if self._local is None else MAX_FRAMED_BYTES)
 
     def _sent(self, waiter: Waiter) -> None:
-        """A call that was to go alone has been answered, or never will be."""
+        """Notes that a call that was sent alone is no longer under way."""
         if waiter.goes is not None:
             self._queue.answered(waiter.goes)
             waiter.goes = None
@@ -543,9 +557,11 @@ class _Connection:
     async def send(
         self, call: Call[T], attempt: dict[str, Any], progress: Progress
     ) -> tuple[bytes, Places]:
-        """Does what `Client._send` does, awaited."""
+        """Makes one attempt by the best transport; see `Client._send`."""
         local = await self.local_connection(attempt["timeout"])
         if local is not None:
+            # Slots that are there are taken at once; only growth,
+            # which asks the server, needs a thread.
             placed = place(call, local.pool, self._client, may_grow=False)
             if placed is None:  # to ask for more memory takes a while
                 placed = await asyncio.to_thread(place, call, local.pool, self._client)
@@ -557,6 +573,7 @@ class _Connection:
                 except (ConnectionLostError, CallError) as failure:
                     if isinstance(failure, CallError) and not failure.is_about_arenas:
                         raise
+                    # Another task may have seen the loss first, and have connected anew.
                     if self._local is local:
                         self._local = None
                     local.close()
@@ -564,6 +581,7 @@ class _Connection:
                 else:
                     progress.is_local = True
                     return reply, placed.places
+        # The local transport may have used some of the call's time before it failed.
         attempt["timeout"] = progress.remaining_s()
         request = by_message(call, self._client)
         if call.residents:
@@ -576,6 +594,7 @@ class _Connection:
             self._timer.cancel()
         if self._local is not None:
             self._local.close()
+            # Else the loop may end with a socket that is open, of which asyncio warns.
             await self._local.wait_closed()
         await self._channel.close()
 
@@ -583,12 +602,12 @@ class _Connection:
         return who_asks(self._metadata())
 
     def abandon(self) -> None:
-        """Lets go of the local one in a process that has it from its parent."""
+        """Closes this process's copies of local sockets after a fork; the parent keeps its own."""
         if self._local is not None:
             self._local.abandon()
 
     async def local_connection(self, timeout_s: float | None = None) -> Connection | None:
-        """A connection by the local transport, if there is one or can be one."""
+        """Returns a connection by the local transport; None if there is none."""
         if self._local is None and self._discovery.is_due():
             try:
                 self._local = await self._found(timeout_s)
@@ -597,7 +616,9 @@ class _Connection:
         return self._local
 
     async def _found(self, timeout_s: float | None) -> Connection | None:
-        """Asks the server for its local transport, and takes that if it leads to the same one."""
+        """Connects to the local transport that the server offers, if it is the same server."""
+        # Asked by gRPC, then once more on the socket: a folder
+        # may be of a server that was replaced.
         about = inquiry(self._metadata(), timeout_s)
         offer = Offer.of(await self._method(INFO)(b"", **about))
         if offer is None:
@@ -616,13 +637,13 @@ class _Connection:
         return None
 
     def _method(self, path: str) -> Any:
-        """The stub of a method."""
+        """Returns the stub of a method, made once."""
         if path not in self._methods:
             self._methods[path] = self._channel.unary_unary(path)
         return self._methods[path]
 
 
 def _is_cancelled() -> bool:
-    """Whether somebody cancelled the task that runs."""
+    """Returns whether the running task has been cancelled."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -1,8 +1,8 @@
 """Memory that a client shares with its server, so that large tensors need not be sent.
 
 A `Pool` asks the server for arenas and lends slots of them, as arrays of bytes. A slot is free
-again when nobody refers to its array any more, nor to any view of it: no result that is still held
-ever changes. Tensors that lie in an arena already are named to the server as they are.
+again when there is no reference to its array any more, nor to any view of it: no result that is
+still held ever changes. Tensors that are in an arena already are named to the server as they are.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ MIN_ARENA_BYTES = 64 * 1024 * 1024
 """Pages take memory only once they are written to."""
 
 REFUSED_PAUSE_S = 5.0
-"""After it a server that had no more arenas is asked again."""
+"""A server that had no more arenas is asked again after this pause."""
 
 PLENTIFUL_BYTES = 256 * 1024 * 1024
-"""Up to so many lent bytes tensors of torch keep their slots; beyond it they are copies, so that
+"""Up to so many lent bytes, tensors of torch keep their slots; beyond it they are copies, so that
 calls have slots left."""
 
 READ_BYTES = 64 * 1024
 
 MAX_DESCRIPTORS = 4
-"""That are taken, and closed if there is more than one."""
+"""The most file descriptors that are received; all but one are closed."""
 
 Bytes = NDArray[np.uint8]
 
 REFUSALS = (grpc.RpcError, OSError, ConnectionLostError, WireFormatError, DecodeError, ValueError)
-"""How asking for an arena may fail; ValueError: a file that is smaller than the server says."""
+"""Exceptions of a failed request for an arena; ValueError: a file smaller than the server says."""
 
 
 class Arena:
-    """Memory that both sides see, and which parts of it are free.
+    """Memory that both sides see, and its free regions.
 
     Args:
         folder: Where the sockets of the server are.
@@ -78,6 +78,8 @@ class Arena:
             self._lease.connect(str(folder / SOCKET))
             reply, descriptor = _create(self._lease, size_bytes, metadata)
             try:
+                # Raises if the file is smaller than the server says: a
+                # read beyond its end would be a SIGBUS.
                 mapped = mmap.mmap(descriptor, reply.size_bytes)
             finally:
                 os.close(descriptor)
@@ -85,6 +87,7 @@ class Arena:
             self._lease.close()
             raise
         self.id = reply.id
+        # The map lives as long as arrays over it: there is no unmapping under an array in use.
         self.memory: Bytes = np.frombuffer(mapped, np.uint8)
         self.address = address_of(self.memory)
         self._free = [(0, reply.size_bytes)]
@@ -93,11 +96,13 @@ class Arena:
 
     @property
     def is_free(self) -> bool:
-        """Whether no slot is taken."""
+        """True if no slot is taken."""
         return self._free == [(0, len(self.memory))]
 
     def take(self, size_bytes: int) -> int | None:
-        """The offset of a slot of this size, now taken; None if none is free."""
+        """Takes a slot of this size; returns its offset, or None if none is free."""
+        # First fit: calls of one shape free and take the same
+        # slots, so little is lost between them.
         for place, (offset, free_bytes) in enumerate(self._free):
             if free_bytes >= size_bytes:
                 rest = (offset + size_bytes, free_bytes - size_bytes)
@@ -106,7 +111,7 @@ class Arena:
         return None
 
     def give_back(self, offset: int, size_bytes: int) -> None:
-        """Frees a slot, together with what is free beside it."""
+        """Frees a slot, and joins it with free regions beside it."""
         place = bisect(self._free, (offset, 0))
         first, last = place, place
         end = offset + size_bytes
@@ -117,13 +122,14 @@ class Arena:
         self._free[first:last] = [(offset, end - offset)]
 
     def offset_of(self, address: int, size_bytes: int) -> int | None:
-        """Where a tensor lies in this arena, if it may be named so."""
+        """Returns the offset of a tensor in this arena; None if it is not in it, or not aligned."""
         offset = address - self.address
         inside = 0 <= offset <= len(self.memory) - size_bytes
+        # A view into a slot may begin anywhere; the contract names aligned tensors only.
         return offset if inside and offset % ALIGNMENT_BYTES == 0 else None
 
     def end_lease(self) -> None:
-        """Lets the server forget the arena; what is held of it stays as it is."""
+        """Ends the lease: the server forgets the arena, and arrays in it stay valid."""
         self._lease.close()
 
     def __del__(self) -> None:
@@ -131,12 +137,12 @@ class Arena:
 
 
 class Lent(NamedTuple):
-    """Memory in an arena, which is used for nothing else as long as somebody refers to it."""
+    """Memory of a slot, which stays taken as long as there are references to it."""
 
     memory: Bytes
     arena_id: bytes
     offset: int
-    """Where in its arena it begins."""
+    """Offset of the slot in its arena."""
 
 
 class Pool:
@@ -163,29 +169,33 @@ class Pool:
         _POOLS.add(self)
 
     def take(self, size_bytes: int, *, may_grow: bool = True) -> Bytes | None:
-        """The memory of a slot; see `lend`."""
+        """Returns the memory of a slot; see `lend`."""
         lent = self.lend(size_bytes, may_grow=may_grow)
         return None if lent is None else lent.memory
 
     def lend(self, size_bytes: int, *, may_grow: bool = True) -> Lent | None:
-        """A slot of so many bytes; None if there is no room and the server gives no more.
+        """Lends a slot of so many bytes; None if there is no room and no further arena.
 
         Args:
             size_bytes: Of the slot.
             may_grow: Whether to ask the server for another arena, which may take a while.
         """
+        # Rounded up, so that the next slot is aligned, and at least one: offsets must differ.
         slot_bytes = max(1, -(-size_bytes // ALIGNMENT_BYTES)) * ALIGNMENT_BYTES
         slot = self._free_slot(slot_bytes, size_bytes)
         if slot is not None or not may_grow:
             return slot
         with self._growing:  # not the other lock: who takes what is there must not wait meanwhile
+            # Once more: another thread may have grown the pool while this one waited.
             slot = self._free_slot(slot_bytes, size_bytes)
             return self._grown(slot_bytes, size_bytes) if slot is None else slot
 
     def find(self, payload: memoryview) -> Lent | None:
-        """Where a tensor lies, if that is in an arena of this pool."""
+        """Returns the place of a tensor that is in an arena of this pool; else None."""
         memory = np.frombuffer(payload, np.uint8)
         address = address_of(memory)
+        # Without the lock: the list is only appended to or
+        # replaced, and this runs for every tensor.
         for arena in self._arenas:
             offset = arena.offset_of(address, len(payload))
             if offset is not None:
@@ -193,15 +203,17 @@ class Pool:
         return None
 
     def part_with_child(self) -> None:
-        """Before a fork: what is lent now is lent for ever, because a child may hold it, too."""
+        """Before a fork, gives up arenas with taken slots, which a child may hold, too."""
         with self._growing, self._lock:
+            # First, so that arenas whose slots were all given back are kept.
             self._take_back()
             self._arenas = [arena for arena in self._arenas if arena.is_free]
 
     def close(self) -> None:
-        """Ends the leases of all arenas, and asks for no more; what is lent stays as it is."""
+        """Ends the leases of all arenas, and asks for no more; lent memory stays valid."""
         with self._lock:
             self._is_closed = True
+            # Closed outside of the lock, as no other thread need wait for that.
             arenas, self._arenas = self._arenas, []
         for arena in arenas:
             arena.end_lease()
@@ -213,7 +225,7 @@ class Pool:
             arena.give_back(offset, returned_bytes)
 
     def _free_slot(self, slot_bytes: int, size_bytes: int) -> Lent | None:
-        """A slot in an arena that is there; None if none has room."""
+        """Returns a slot in an existing arena; None if none has room."""
         with self._lock:
             self._take_back()
             for arena in self._arenas:
@@ -226,13 +238,15 @@ class Pool:
         return not self._is_closed and time.monotonic() >= self._refused_until_s
 
     def _grown(self, slot_bytes: int, size_bytes: int) -> Lent | None:
-        """A slot in a new arena."""
+        """Returns a slot in a new arena; None if the server gives none."""
         if not self._may_ask():
             return None
         try:
+            # Larger than asked for: an arena for each tensor would be one file and socket each.
             arena_bytes = max(MIN_ARENA_BYTES, slot_bytes)
             arena = Arena(self._folder, arena_bytes, self._metadata())
         except REFUSALS:
+            # Calls go by message meanwhile; to ask before each of them would slow all of them down.
             self._refused_until_s = time.monotonic() + REFUSED_PAUSE_S
             return None
         with self._lock:
@@ -248,42 +262,45 @@ class Pool:
         # Views of a view refer to what has the memory; over a memoryview the slot is what has it.
         lent = np.frombuffer(memory.data, np.uint8)
         loan = _Loan(lent, _end)
+        # The slot keeps its arena alive, and so the memory, after the pool is gone.
         loan.slot = arena, offset, slot_bytes
         loan.returned = self._returned
         loan.is_plentiful = self._lent_bytes <= PLENTIFUL_BYTES
         loan.key = id(lent)
+        # A weak reference that dies before its object never calls back.
         _LOANS[loan.key] = loan
         return Lent(lent, arena.id, offset)
 
 
 class _Loan(weakref.ref[Bytes]):
-    """A slot as long as somebody refers to its array."""
+    """A weak reference to the array of a slot, whose death gives the slot back."""
 
     slot: tuple[Arena, int, int]
     returned: deque[tuple[Arena, int, int]]
-    """Where it goes then."""
+    """Queue to which the slot is given back."""
     is_plentiful: bool
     key: int
 
 
 _LOANS: dict[int, _Loan] = {}
-"""All that are lent, by the identity of their arrays."""
+"""All slots that are lent, by the identity of their arrays."""
 
 
 def _end(loan: Any, loans: dict[int, _Loan] = _LOANS) -> None:
-    """Gives a slot back; runs at any moment, also at the end of the interpreter."""
+    """Gives a slot back; called at any moment, also at the end of the interpreter."""
     loans.pop(loan.key, None)
     loan.returned.append(loan.slot)
 
 
 def may_be_kept(array: object) -> bool:
-    """Whether an array is that of a slot, and there are enough others to keep it for long."""
+    """Returns whether an array is a slot's, and enough is free to keep it for long."""
     loan = _LOANS.get(id(array))
+    # An id may be that of a new object by now, so the array itself is compared.
     return loan is not None and loan() is array and loan.is_plentiful
 
 
 def address_of(array: NDArray[np.uint8]) -> int:
-    """Where in memory an array begins."""
+    """Returns the address of an array in memory."""
     address: int = array.__array_interface__["data"][0]
     return address
 
@@ -291,7 +308,7 @@ def address_of(array: NDArray[np.uint8]) -> int:
 def _create(
     lease: socket.socket, size_bytes: int, metadata: Metadata
 ) -> tuple[CreateArenaReply, int]:
-    """Asks for an arena; returns what the server says of it, and the descriptor of its file."""
+    """Asks for an arena; returns the server's reply and the descriptor of the arena's file."""
     frames = ClientConnection()
     message = CreateArenaRequest(size_bytes=size_bytes).SerializeToString()
     lease.sendall(frames.request(request_of(CREATE, message, CONNECT_S, metadata))[1])
@@ -301,6 +318,8 @@ def _create(
             received, found, _, _ = socket.recv_fds(
                 lease, READ_BYTES, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
             )
+            # It may come with any part of the reply, and a peer may
+            # send more than one: all are closed.
             descriptors += found
             for _, response in frames.receive(received):
                 reply = CreateArenaReply.FromString(reply_of(response))

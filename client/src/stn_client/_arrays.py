@@ -22,7 +22,7 @@ Array = NDArray[Any]
 
 
 class SupportsDLPack(Protocol):
-    """An array of any library that exchanges memory by DLPack, as torch, JAX and CuPy do."""
+    """An array of any library that exchanges memory by DLPack, such as torch, JAX and CuPy."""
 
     def __dlpack__(self) -> Any:
         """Hands out the memory."""
@@ -40,7 +40,7 @@ M = TypeVar("M", bound=SupportsDLPack | SupportsArrayInterface)
 """The type of a feature map, which is that of the results."""
 
 AnyArray = ArrayLike | SupportsDLPack | SupportsArrayInterface
-"""What calls take as an array."""
+"""Types that calls take as an array."""
 
 IMAGE_LAYOUTS = {
     **dict.fromkeys(("L", "F", "I;16", "I"), "HW"),
@@ -61,7 +61,7 @@ class Operand:
 
 
 def operand(field: str, value: Any) -> Operand:
-    """What an argument is for NumPy, without a copy where its memory can be read.
+    """Returns an argument as an array of NumPy; without a copy where its memory can be read.
 
     Results become arrays of torch on the device of the argument, arrays of JAX, CuPy and whatever
     else has the array API standard or, in its package, a function `from_dlpack`; images of Pillow
@@ -94,12 +94,12 @@ def operand(field: str, value: Any) -> Operand:
 
 
 def as_array(field: str, value: Any) -> Array:
-    """Does what `operand` does, for arguments that no result is like."""
+    """Returns an argument as an array, where no result has to be of its type."""
     return operand(field, value).array
 
 
 def torch_to_numpy(field: str, tensor: Any) -> Array:
-    """The values of a tensor, which may be anywhere; without a copy where they lie in memory.
+    """Returns a tensor of any device as an array; without a copy if it is plain host memory.
 
     Raises:
         InvalidRequestError: It has none, or none that NumPy can read.
@@ -126,7 +126,7 @@ def torch_to_numpy(field: str, tensor: Any) -> Array:
 
 
 def _is_whole(tensor: Any) -> bool:
-    """Whether the storage of a tensor reaches to its last value; NumPy would read beyond it."""
+    """Returns whether the storage of a tensor reaches to its end; NumPy would read beyond it."""
     values = tensor.numel()
     if values and not tensor.is_contiguous():
         steps = zip(tensor.shape, tensor.stride(), strict=True)  # which are never negative
@@ -136,7 +136,7 @@ def _is_whole(tensor: Any) -> bool:
 
 
 def numpy_to_torch(array: Array, like: Any) -> Any:
-    """A tensor of its own memory, for autograd and in-place operators, on the device of `like`.
+    """Returns a tensor with memory of its own, for autograd, on the device of `like`.
 
     The memory is that of a slot, which then is the tensor's alone, or torch's own, and not NumPy's,
     which is less aligned: matrix products of libraries may depend on that in their last bits.
@@ -156,13 +156,13 @@ def numpy_to_torch(array: Array, like: Any) -> Any:
 
 
 def _library(value: Any) -> str:
-    """The package of the type of an argument, or of what it is derived from."""
+    """Returns the package of an argument's type, or of the type's bases."""
     packages = [kind.__module__.partition(".")[0] for kind in type(value).__mro__]
     return next((name for name in packages if name in _LIBRARIES), packages[0])
 
 
 def unchanged(array: Array) -> Array:
-    """The result itself, for arrays of NumPy."""
+    """Returns the result itself, for arrays of NumPy."""
     return array
 
 
@@ -195,7 +195,7 @@ def _of_pillow(field: str, image: Any) -> Operand:
 
 
 def _of_simpleitk(field: str, _image: Any) -> Operand:
-    """Refuses an image, of which NumPy would make a row of numbers."""
+    """Refuses an image of SimpleITK, which NumPy would turn into a flat array."""
     expected = "expected an array, got an image of SimpleITK"
     raise invalid(field, f"{expected}. Take its voxels: SimpleITK.GetArrayViewFromImage(image).")
 
@@ -218,12 +218,12 @@ _LIBRARIES: dict[str, Callable[[str, Any], Operand]] = {
 
 
 def _in_namespace(namespace: Any, array: Array, like: Any) -> Any:
-    """An array by the array API standard, on the device of another one."""
+    """Converts to an array of the array API standard, on the device of another one."""
     return namespace.asarray(array, device=like.device, copy=True)
 
 
 def _as_numpy(field: str, value: Any) -> Array:
-    """What NumPy makes of it, by any of its protocols."""
+    """Converts an argument to an array by any of NumPy's protocols."""
     if np.ma.is_masked(value):
         raise invalid(field, "expected values everywhere, got masked ones. Fill them: filled(...).")
     try:

@@ -145,7 +145,7 @@ class Objective:
 
 @dataclass(frozen=True, slots=True)
 class Conduct:
-    """How a call is made, whatever it computes."""
+    """How a call is made, whatever it computes: timeout, retries, metadata."""
 
     timeout_s: Any = TIMEOUT_OF_CLIENT
     """None: no limit."""
@@ -156,7 +156,7 @@ class Conduct:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> tuple[Conduct, Any]:
-        """What the options of a call say about that, checked, and all others.
+        """Checks the call options among all options; returns them and the others.
 
         Raises:
             InvalidRequestError: A value breaks a rule.
@@ -186,9 +186,9 @@ class Call(Generic[T]):
     finish: Callable[[Any], T] | None = None
     """Makes the caller's result of arrays of NumPy as the wire has them; None: it is the same."""
     count: int = 1
-    """How many calls of the caller it stands for."""
+    """Number of the caller's calls that it stands for."""
     residents: Residents = ()
-    """For each payload the tensor on the server that it is, too; empty if there is none."""
+    """For each payload its resident tensor, if it has one; empty if there is none."""
     named_bytes: int = 0
     """Bytes of those that the last attempt named."""
     kept: Sequence[ResidentTensor] = ()
@@ -196,7 +196,7 @@ class Call(Generic[T]):
 
     @property
     def method(self) -> str:
-        """The full path of its method."""
+        """Full path of the method."""
         return self.envelope.method
 
     @property
@@ -221,7 +221,7 @@ class Call(Generic[T]):
         self.kept = [one for name, one in named if one is not None and name in keep]
 
     def references(self, client: str) -> list[ResidentRef | None]:
-        """For each payload where it stays on the server of a client; None of one that is sent."""
+        """Returns, for each payload, its reference on the server; None for those that are sent."""
         found = [
             resident.held.reference
             if resident is not None and resident.held.client == client and resident.is_in(payload)
@@ -234,7 +234,7 @@ class Call(Generic[T]):
         return found
 
     def forget(self, client: str, *, for_good: bool) -> None:
-        """The server of a client has let tensors go.
+        """Notes that the server no longer holds the resident tensors of this call.
 
         Args:
             client: Its name.
@@ -247,7 +247,7 @@ class Call(Generic[T]):
             self.residents = ()
 
     def missing(self, client: str) -> list[ResidentTensor]:
-        """Tensors that are to be uploaded to the server of a client."""
+        """Returns the tensors that have to be uploaded to the server of a client."""
         return [
             resident
             for resident in self.residents
@@ -259,7 +259,7 @@ class Call(Generic[T]):
 
     @property
     def sent_bytes(self) -> int:
-        """How many bytes of operands go with it, those that stay on a server not counted."""
+        """Bytes of the operands that are sent, without those that are resident."""
         return sum(map(len, self.payloads)) - self.named_bytes
 
     @cached_property
@@ -268,7 +268,7 @@ class Call(Generic[T]):
         return self.envelope.around(self.payloads)
 
     def parse(self, reply: bytes, places: Places = ()) -> T:
-        """The result in a serialized reply; see `Replies`."""
+        """Returns the result in a serialized reply; see `Replies`."""
         result = self.envelope.replies.read(reply, places)
         if self.kept:
             found = values(reply, KEPT_FIELD)  # none, if the server had no room
@@ -487,7 +487,7 @@ def upload(
 def download(
     reference: ResidentRef, offset: int, size_bytes: int, options: CallOptions
 ) -> Call[Array]:
-    """Makes the call of the method `Download`: bytes of a tensor."""
+    """Makes the call of the method `Download`, for bytes of a tensor."""
     reject_unknown(options, CallOptions.__annotations__)
     request = resident_pb2.DownloadRequest(resident=reference, offset=offset, byte_count=size_bytes)
     replies = Replies("Download", resident_pb2.DownloadReply, ["piece"], _only)
@@ -497,7 +497,7 @@ def download(
 
 
 def release(references: Sequence[ResidentRef], options: CallOptions) -> Call[int]:
-    """Makes the call of the method `Release`: how many tensors were there."""
+    """Makes the call of the method `Release`, whose result is how many tensors were there."""
     reject_unknown(options, CallOptions.__annotations__)
     request = resident_pb2.ReleaseRequest(residents=references)
     call = _call("Release", request, [], _ReleaseReplies(), [])
@@ -506,7 +506,7 @@ def release(references: Sequence[ResidentRef], options: CallOptions) -> Call[int
 
 
 class _UploadReplies:
-    """Reads where a tensor stays, and how much of it is missing."""
+    """Reads the reference of a tensor, and how many of its bytes are missing."""
 
     def read(self, message: bytes, _places: Places = ()) -> tuple[ResidentRef, int]:
         try:
@@ -517,7 +517,7 @@ class _UploadReplies:
 
 
 class _ReleaseReplies:
-    """Reads how many tensors were there."""
+    """Reads how many tensors were released."""
 
     def read(self, message: bytes, _places: Places = ()) -> int:
         try:
@@ -598,7 +598,7 @@ class _ManyReplies:
 
 
 def check_options(options: WarpOptions, output_size: Sequence[int] | None) -> None:
-    """Options of warps that are yet to come.
+    """Checks the options of warps that are made later.
 
     Raises:
         TypeError: There is no such option.
@@ -619,7 +619,7 @@ def _call(
     results: Iterable[Result],
     key: Hashable = None,
 ) -> Call[T]:
-    """A call, whose envelope is kept if it has a key."""
+    """Makes a call, whose envelope is kept if it has a key."""
     operands_bytes = tuple(map(len, payloads))
     path = METHOD_PREFIX + method
     envelope = Envelope(path, request, operands_bytes, tuple(results), replies)
@@ -635,7 +635,7 @@ def _again(
     keep: Sequence[str],
     *operands: Any,
 ) -> Call[T]:
-    """A call of other values."""
+    """Makes a call with a kept envelope and other values."""
     payloads = [to_payload(one if type(one) is np.ndarray else one.array) for one in operands]
     call = Call(envelope, payloads, conduct, finish)
     call.reside(*operands, keep=keep)
@@ -643,14 +643,14 @@ def _again(
 
 
 def _maps(given: Operand, layout: str) -> Callable[[Array], Any]:
-    """What makes outputs like a feature map."""
+    """Returns the function that makes outputs like a feature map."""
     return lambda output: given.like(without_batch(output, layout))
 
 
 def _gradients(
     given: Operand, layout: str, parameters: Operand
 ) -> Callable[[Gradients], Gradients] | None:
-    """What makes gradients like operands; None: they are already."""
+    """Returns the function that makes gradients like operands; None if they already are."""
     if given.like is unchanged and parameters.like is unchanged and (not LAYOUTS[layout].added):
         return None
 
@@ -668,7 +668,7 @@ def _gradients(
 def _objective(
     given: Operand, layout: str, parameters: Operand
 ) -> Callable[[Objective], Objective]:
-    """What makes results of numbers arrays of the type of maps; an image is none."""
+    """Returns the function that makes the results of an objective arrays like the maps."""
     like = unchanged if given.layout else given.like
 
     def finish(found: Objective) -> Objective:
@@ -695,7 +695,7 @@ def _key(
     options: Mapping[str, Any],
     layout: str,
 ) -> Hashable:
-    """What calls with the same envelope have in common; None: that would take longer to say."""
+    """Returns what calls of one envelope have in common; None if that is too long to compare."""
     if type(transform) not in _PLAIN_KINDS:
         return None
     if options and not all(type(value) in _PLAIN_OPTIONS for value in options.values()):
@@ -730,7 +730,7 @@ def _parameters(transform: warp_pb2.Transform) -> tensor_pb2.Tensor:
 
 
 def _output(request: warp_pb2.WarpRequest) -> Result:
-    """The output of a warp, if the server finds no fault with the request."""
+    """Returns dtype and shape of the output of a warp, if the request is valid."""
     feature_map, parameters = request.feature_map, _parameters(request.transform)
     batch, *others = feature_map.shape or (1,)
     if batch == 1 and parameters.shape:
@@ -756,7 +756,7 @@ def _put(
 
 
 def _check_labels(dtype: np.dtype[Any], interpolation: object) -> None:
-    """Integers that are labels are moved, and never interpolated."""
+    """Checks that labels, which are integers, are not interpolated."""
     known = dtype.newbyteorder("<") in DTYPES.values()
     if known and interpolation != "nearest" and dtype.name not in INTERPOLATED:
         expected = f"expected one of {', '.join(INTERPOLATED)}, got {dtype}."
@@ -765,7 +765,7 @@ def _check_labels(dtype: np.dtype[Any], interpolation: object) -> None:
 
 
 def _check_floats(field: str, dtype: np.dtype[Any]) -> None:
-    """There are gradients of maps that hold floats."""
+    """Checks that a map whose gradients are asked for holds floats."""
     if dtype.kind in "biu":
         expected = (
             f"expected one of {', '.join(FLOATS)}, of which there are gradients, got {dtype}."
@@ -783,7 +783,7 @@ def _put_map(field: str, given: Operand, payloads: Payloads, layout: str) -> ten
 def _transform(
     transform: Transform, payloads: Payloads, layout: str = "NCHW"
 ) -> tuple[warp_pb2.Transform, Operand]:
-    """A transform as it is sent, and its parameters as they were given."""
+    """Returns the message of a transform, and its parameters as they were given."""
     if type(transform) not in KINDS:
         expected = " or ".join(kind.__name__ for kind in KINDS)
         hint = " Unpack it: **transform." if isinstance(transform, Mapping) else ""
@@ -805,7 +805,7 @@ def _transform(
 def parameters_with_batch(
     transform: Transform, argument: str, parameters: Array, layout: str
 ) -> Array:
-    """Parameters with a batch axis, which those beside a map without one need not have.
+    """Returns parameters with a batch axis, which may be missing beside a single map.
 
     Raises:
         InvalidRequestError: They are those of several maps, beside one.
@@ -830,7 +830,7 @@ def parameters_with_batch(
 
 
 def _real(field: str, array: Array) -> Array:
-    """Parameters in a precision that the service takes, as `[[1, 0, 0], [0, 1, 0]]` in float64.
+    """Returns parameters as float32 or float64; lists of Python numbers become float64.
 
     Those in half precision become float32, as torch's do under autocast.
     """
@@ -914,7 +914,7 @@ def reject_unknown(options: Iterable[str], known: Iterable[str]) -> None:
 
 
 def _enum(kind: Any, option: str, name: str) -> Any:
-    """The number of `name` in a wire enumeration: "zeros" is PADDING_ZEROS."""
+    """Returns the number of `name` in a wire enumeration: "zeros" is PADDING_ZEROS."""
     numbers = {word: number for number, word in words_of(kind.DESCRIPTOR).items()}
     return _choice(option, name, numbers)
 

@@ -12,7 +12,7 @@ from stn_client._errors import invalid
 from stn_proto.metadata import MESSAGE_BYTES
 
 _SCHEMES = ("dns", "unix", "unix-abstract", "ipv4", "ipv6", "vsock", "xds", "google-c2p")
-"""What gRPC resolves targets by."""
+"""Schemes of targets that gRPC resolves."""
 
 _ENDPOINT = re.compile(
     r"(\[[0-9A-Fa-f:.]+(%[^\s\]]+)?\]|[^\s:/@\[\]]+)(:(?P<port>[0-9]{1,5}))?|[0-9A-Fa-f]*(:[0-9A-Fa-f]*){2,}"
@@ -23,7 +23,7 @@ _ENDPOINT = re.compile(
 _METADATA_NAME = re.compile(r"[0-9a-z_.-]+")
 _METADATA_VALUE = re.compile(r"[ -~]*")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-"""What the server takes for its log."""
+"""Request ids that the server takes for its log."""
 
 _TAKEN = {
     "authorization": "Give the client a token.",
@@ -34,11 +34,11 @@ _TAKEN = {
 
 
 FOREVER_S = 1e9
-"""From here on a timeout is none; clocks of gRPC end somewhere beyond."""
+"""A timeout of so long is treated as none; clocks of gRPC end somewhere beyond."""
 
 
 def check_target(target: object) -> str:
-    """A target that gRPC can make something of.
+    """Checks that a target is one that gRPC accepts.
 
     Raises:
         InvalidRequestError: It is none.
@@ -69,7 +69,7 @@ def _is_endpoint(text: str) -> bool:
 
 
 def _is_address(scheme: str, text: str) -> bool:
-    """Whether it is address:port or [address]:port, in numbers."""
+    """Returns whether a target is address:port or [address]:port, in numbers."""
     host, _, port = text.rpartition(":")
     bare = host.removeprefix("[").removesuffix("]")
     try:
@@ -81,7 +81,7 @@ def _is_address(scheme: str, text: str) -> bool:
 
 
 def check_seconds(name: str, value: object) -> None:
-    """A duration: a number of at least 0, infinity included.
+    """Checks a duration: a number of at least 0, infinity included.
 
     Raises:
         InvalidRequestError: It is none.
@@ -97,7 +97,7 @@ def check_seconds(name: str, value: object) -> None:
 
 
 def check_count(name: str, value: object) -> None:
-    """A whole number of at least 1.
+    """Checks a count: a whole number of at least 1.
 
     Raises:
         InvalidRequestError: It is none.
@@ -109,7 +109,7 @@ def check_count(name: str, value: object) -> None:
 
 
 def checked_timeout_s(value: object) -> float | None:
-    """A duration above 0 for a call; None and what is beyond all clocks: no limit.
+    """Returns a timeout above 0; None for no limit, and for more than clocks can hold.
 
     Raises:
         InvalidRequestError: It is none.
@@ -124,7 +124,7 @@ def checked_timeout_s(value: object) -> float | None:
 
 
 def checked_metadata(value: object) -> tuple[tuple[str, str], ...]:
-    """What a caller wants sent along, as pairs.
+    """Returns a caller's metadata as pairs.
 
     Raises:
         InvalidRequestError: It cannot be sent, or has an option of its own.
@@ -147,7 +147,7 @@ def checked_metadata(value: object) -> tuple[tuple[str, str], ...]:
 
 
 def checked_request_id(value: object) -> str | None:
-    """A name for a call; None: any.
+    """Returns a request id; None if the client is to choose one.
 
     Raises:
         InvalidRequestError: The server would not take it.

@@ -198,7 +198,7 @@ class Client(BaseClient):
         needs: Sequence[str] = ("feature_map", "transform"),
         **options: Unpack[WarpCallOptions],
     ) -> Gradients:
-        """The exact gradients of a loss to the operands of `warp`.
+        """Returns the exact gradients of a loss to the operands of `warp`.
 
         Shapes:
             grad_output   (N, C, [D',] H', W')   gradient of the loss to the output of the warp
@@ -231,7 +231,7 @@ class Client(BaseClient):
         needs: Sequence[str] = ("gradient",),
         **options: Unpack[WarpCallOptions],
     ) -> Objective:
-        """How far the warp of one map is from another, and the gradient of that, in one pass.
+        """Returns how far a warped map is from another, and the gradient, in one pass.
 
         V is the warp of the moving map to the size of the fixed map F, w the weight of a point and
         M = C·Σw: "ssd" is Σ w(V - F)² / M, "huber" has lines in the place of squares beyond a
@@ -292,7 +292,7 @@ class Client(BaseClient):
         output_size: Sequence[int] | None = None,
         **options: Unpack[WarpCallOptions],
     ) -> tuple[Any, Callable[[AnyArray], Gradients]]:
-        """A warp and its pullback: the function from grad_output to gradients.
+        """Returns a warp and its pullback: the function from grad_output to gradients.
 
         Arguments and errors are those of `warp`. The pullback reads the operands again when it is
         called: leave them as they are until then.
@@ -311,7 +311,7 @@ class Client(BaseClient):
         output_size: Sequence[int],
         **options: Unpack[GridCallOptions],
     ) -> Array:
-        """The sampling grid of a transform (equation 5).
+        """Returns the sampling grid of a transform (equation 5).
 
         Shapes:
             returns   (N, [D',] H', W', 2 or 3)   source points (x, y[, z]), dtype of the parameters
@@ -335,7 +335,7 @@ class Client(BaseClient):
         transform: ParametricTransform,
         **options: Unpack[GridCallOptions],
     ) -> Array:
-        """The gradient of a loss to the parameters of a transform (equations 6 and 7).
+        """Returns the gradient of a loss to the parameters of a transform (equations 6 and 7).
 
         Shapes:
             grad_grid   (N, [D',] H', W', 2 or 3)   gradient of the loss to the grid
@@ -354,7 +354,7 @@ class Client(BaseClient):
         progress: bool = False,
         return_exceptions: bool = False,
     ) -> Iterator[Any]:
-        """The results of many calls, in their order, a few messages ahead of whoever takes them.
+        """Yields the results of many calls in order, sent a few messages ahead.
 
         Calls go together: small ones of any kind in a message, and large ones that differ in the
         values of their arrays alone, one behind the other, as one call with a longer batch. Results
@@ -395,7 +395,7 @@ class Client(BaseClient):
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def empty(self, shape: Sequence[int], dtype: DTypeLike = np.float32) -> Array:
-        """An array to write operands to, in memory that the server sees if it is on this host.
+        """Returns an array for operands, in memory that a server of this host sees.
 
         Calls then need not copy it. In every other case it is an array like any other.
 
@@ -441,7 +441,7 @@ class Client(BaseClient):
 
     @takes_options(CallOptions)
     def download(self, tensor: ResidentTensor, **options: Unpack[CallOptions]) -> Array:
-        """What the server holds of a resident tensor, as an array of NumPy.
+        """Returns the array of a resident tensor, as the server holds it.
 
         Args:
             tensor: As `upload` has returned it.
@@ -463,7 +463,7 @@ class Client(BaseClient):
 
     @takes_options(CallOptions)
     def release(self, *tensors: ResidentTensor, **options: Unpack[CallOptions]) -> int:
-        """Lets the server forget tensors that are not needed any more.
+        """Releases tensors on the server that are not needed any more.
 
         They still stand for their arrays, which go with their calls from now on.
 
@@ -481,7 +481,7 @@ class Client(BaseClient):
 
     @takes_options(CallOptions)
     def server_info(self, **options: Unpack[CallOptions]) -> ServerInfo:
-        """What the server is, offers, allows, and has done so far.
+        """Returns what the server is, offers, allows, and has done so far.
 
         Args:
             options: `timeout_s`, `metadata` and `request_id`, as of `warp`.
@@ -489,7 +489,7 @@ class Client(BaseClient):
         return self._run(_calls.server_info(options))
 
     def is_ready(self, *, timeout_s: float | None = 1.0) -> bool:
-        """Whether a server answers within some time, and takes calls; it is asked once.
+        """Asks a server once whether it takes calls; False if it does not answer in time.
 
         Raises:
             InvalidRequestError: The timeout is no duration above 0.
@@ -546,14 +546,17 @@ class Client(BaseClient):
             self._leave(waiter)
 
     def _outcomes(self, calls: Sequence[Call[Any]]) -> list[Any]:
-        """The result of each call, or why it has none."""
+        """Returns the result of each call, or its error."""
         if is_stack(calls):
+            # In an arena, if there is one: stacking then is the only copy.
             memory = self.empty(stack_shape(calls), np.uint8)
             try:
                 return unstacked(self._run(stacked(calls, memory)), calls)
             except StnClientError as error:
                 if is_of_all(error):
                     return [error] * len(calls)
+                # The error may be that of one call alone, so each is
+                # made by itself, and counted anew.
                 self._counts.retract(len(calls))
         inbox: SimpleQueue[Waiter] = SimpleQueue()
         waiters = [Waiter(call, self._progress(call), inbox.put) for call in calls]
@@ -562,6 +565,7 @@ class Client(BaseClient):
             for call in calls:
                 if call.residents:
                     self._upload_missing(call)
+            # All at once, so that small calls among them can go in one message.
             self._enter(*waiters)
             for waiter in waiters:
                 try:
@@ -574,7 +578,7 @@ class Client(BaseClient):
         return outcomes
 
     def _result(self, waiter: Waiter, inbox: SimpleQueue[Waiter]) -> Any:
-        """The result of a call that has entered the queue.
+        """Returns the result of a call that has entered the queue.
 
         Args:
             waiter: Which.
@@ -586,6 +590,7 @@ class Client(BaseClient):
                 reply, places = self._answer(waiter, inbox)
             except grpc.RpcError as failure:
                 if progress.loses(failure, self._name):
+                    # An upload needs a turn itself: holding one meanwhile could block it for ever.
                     self._leave_queue(waiter)
                     self._upload_missing(waiter.call)
                 else:
@@ -601,26 +606,28 @@ class Client(BaseClient):
             self._enter(waiter)
 
     def _enter(self, *waiters: Waiter) -> None:
-        """Calls wait for their turn."""
+        """Adds calls to the queue, and starts those whose turn it is."""
         with self._queueing:
             for waiter in waiters:
                 self._queue.add(waiter)
             self._start()
 
     def _leave_queue(self, waiter: Waiter) -> None:
-        """A call lets others go while it cannot be sent."""
+        """Removes a call that cannot be sent yet, so that others take its turn."""
         with self._queueing:
             self._queue.leave(waiter)
             self._start()
 
     def _upload_missing(self, call: Call[Any]) -> None:
-        """Uploads what a call names and its server does not hold; or it goes with the call."""
+        """Uploads tensors that a call needs; those that the server refuses go with it."""
         for resident in call.missing(self._name):
+            # A server without room for resident tensors is no reason
+            # to fail: the call brings them along.
             with suppress(OverloadedError):
                 self._upload(resident, {})
 
     def _upload(self, resident: ResidentTensor, options: CallOptions) -> None:
-        """Sends a tensor to stay, in pieces."""
+        """Uploads a resident tensor, in pieces."""
         losses = 0
         while resident.held.reference is None:
             pieces = uploading(resident, options)
@@ -636,19 +643,21 @@ class Client(BaseClient):
                     raise
 
     def _leave(self, waiter: Waiter) -> None:
-        """A call is over, whatever became of it."""
+        """Removes a call that has ended from the queue, however it ended."""
         waiter.progress.end()
         with self._queueing:
+            # A call that was interrupted between its turn and sending must not block the queue.
             goes, waiter.goes = waiter.goes, None
             if goes is not None:  # interrupted
                 self._queue.answered(goes)
             self._queue.leave(waiter)
             self._start()
+        # Outside of the lock: `fail` wakes other threads, which want it.
         if isinstance(goes, Packet):
             goes.fail(KeyboardInterrupt(), is_lost=True)
 
     def _answer(self, waiter: Waiter, inbox: SimpleQueue[Waiter]) -> tuple[bytes, Places]:
-        """The reply to a call, which goes when it is its turn, alone or with others.
+        """Returns the reply to a call, which is sent in its turn, alone or with others.
 
         Raises:
             RpcError: The attempt failed.
@@ -661,9 +670,13 @@ class Client(BaseClient):
                 self._send_waiting(waiter)
                 continue
             try:
+                # Another call of this thread may be woken first; it
+                # is sent here, and this one waits on.
                 woken = inbox.get(timeout=waiter.progress.remaining_s())
             except Empty:
                 with self._queueing:
+                    # Under the lock: its turn may have come between the
+                    # timeout and here, and then it goes.
                     if waiter.goes is None and waiter.outcome is None:
                         waited = self._queue.leave(waiter)
                         raise waiter.progress.no_turn() if waited else no_answer_in_time() from None
@@ -675,11 +688,11 @@ class Client(BaseClient):
         return outcome
 
     def _start(self) -> None:
-        """Lets go who may; with the lock."""
+        """Starts the calls whose turn it is; the lock must be held."""
         self._queue.start(MAX_MESSAGE_BYTES if self._local is None else MAX_FRAMED_BYTES)
 
     def _send_waiting(self, waiter: Waiter) -> None:
-        """Sends what a call has to send, if anything; there are outcomes then."""
+        """Sends the call or packet that a waiter leads, if any, and sets outcomes."""
         goes = waiter.goes
         if goes is None:
             return
@@ -693,6 +706,7 @@ class Client(BaseClient):
             waiter.outcome = error
         finally:
             with self._queueing:
+                # Before others start: what is answered frees the turns that they take.
                 waiter.goes = None
                 self._queue.answered(goes)
                 self._start()
@@ -704,22 +718,26 @@ class Client(BaseClient):
             reply, _ = self._send(packet.call, attempt, packet.lead.progress)
             packet.succeed(reply)
         except ValueError as error:
+            # gRPC raises ValueError on a channel that was closed
+            # meanwhile; then no call has failed itself.
             packet.fail(error, is_lost=not self._open)
         except BaseException as error:
             packet.fail(error, is_lost=False)
+            # An interrupt is of this thread alone: the others' calls go on, and this one ends.
             if not isinstance(error, Exception):
                 raise
 
     def _send(
         self, call: Call[T], attempt: dict[str, Any], progress: Progress
     ) -> tuple[bytes, Places]:
-        """Makes one attempt by the way that is best for it; all it tries shares the call's time.
+        """Makes one attempt by the best transport, within the call's remaining time.
 
         Returns:
-            The serialized reply, and where its tensors may lie.
+            The serialized reply, and the memory in which its tensors may be.
         """
         local = self._local_connection(attempt)
         placed = None if local is None else place(call, local.pool, self._name)
+        # No place: the tensors are too large for a frame, and there is no memory for them.
         if local is not None and placed is not None:
             attempt["timeout"] = progress.remaining_s()
             try:
@@ -741,11 +759,12 @@ class Client(BaseClient):
         return self._method(call.method)(request, **attempt), ()
 
     def _shared(self, feature_map: AnyArray) -> Any:
-        """A feature map that a warp and its gradients read, so that it is sent, or copied, once.
+        """Returns a feature map that a warp and its gradients send, or copy, once.
 
         The server keeps it, or sees where it is copied to.
         """
         given = operand("feature_map", feature_map)
+        # Small maps cost less to send twice than to keep.
         if given.array.nbytes < MIN_PLACED_BYTES or isinstance(given, ResidentTensor):
             return given
         if self._local_connection() is None:
@@ -755,7 +774,7 @@ class Client(BaseClient):
         return replace(given, array=copied)
 
     def _local_connection(self, attempt: dict[str, Any] | None = None) -> Connection | None:
-        """A connection by the local transport, if there is one or can be one."""
+        """Returns a connection by the local transport; None if there is none."""
         if self._local is None and self._open and self._discovery.is_due():
             try:
                 metadata = self._access.metadata() if attempt is None else attempt["metadata"]
@@ -766,8 +785,10 @@ class Client(BaseClient):
         return self._local
 
     def _found(self, metadata: Metadata, timeout_s: float | None) -> Connection | None:
-        """Asks the server for its local transport, and takes that if it leads to the same one."""
+        """Connects to the local transport that the server offers, if it is the same server."""
         about = inquiry(metadata, timeout_s)
+        # By gRPC first, as only the target says which server is
+        # meant; the socket must be of the same.
         offer = Offer.of(self._method(INFO)(b"", **about))
         if offer is None:
             self._discovery.failed("the server has none")
@@ -785,7 +806,8 @@ class Client(BaseClient):
         return None
 
     def _method(self, path: str) -> Any:
-        """The stub of a method. The first one opens the channel."""
+        """Returns the stub of a method; the first one opens the channel."""
+        # Opened at the first call, not before: a process may fork as long as gRPC has no threads.
         with self._opening:
             if self._channel is None:
                 self._channel = open_channel(grpc, self.target, self._access)

@@ -94,14 +94,14 @@ CLIENTS: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
 
 def register(client: object) -> str:
-    """Names a client for as long as it exists, for graphs of torch, which hold strings."""
+    """Returns names a client for as long as it exists, for graphs of torch, which hold strings."""
     name = uuid.uuid4().hex
     CLIENTS[name] = client
     return name
 
 
 def open_channel(stack: Any, target: str, access: Access) -> Any:
-    """A channel of `grpc` or of `grpc.aio`.
+    """Opens a channel of `grpc` or of `grpc.aio`.
 
     "host:port" and unix sockets mean one server, which is asked even while it is about to stop.
     """
@@ -155,13 +155,13 @@ class BaseClient(ABC):
         self._name = register(self)
         self._outage = Outage(target)
         self._counts = Counts()
-        # Whoever asks for TLS wants the names that it proves, of both sides.
+        # A client with TLS wants the names of both sides proven, as no Unix socket does.
         self._is_local_wanted = local and tls is None
         self._disconnect()
         self._inner = {"_inner", *vars(self)} - of_subclass
 
     def __getstate__(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The settings, and what subclasses have of their own."""
+        """Returns the settings, and what subclasses have of their own."""
         state: Any = object.__getstate__(self)
         attributes, slots = state if isinstance(state, tuple) else (state, {})
         own = {name: value for name, value in attributes.items() if name not in self._inner}
@@ -186,20 +186,21 @@ class BaseClient(ABC):
 
     @abstractmethod
     def _abandon(self) -> None:
-        """Lets go of local connections in a process that has them from its parent."""
+        """Closes this process's copies of local sockets after a fork."""
 
     @abstractmethod
     def _is_busy(self) -> bool:
-        """Whether gRPC works for this client at this moment, in any thread."""
+        """Returns whether a thread may be within gRPC for this client now."""
 
     @property
     def stats(self) -> ClientStatistics:
-        """What this client has done so far: calls, failures, retries, bytes and durations."""
+        """Statistics of this client: calls, failures, retries, bytes and durations."""
         return self._counts.snapshot()
 
     def _progress(self, call: Call[Any]) -> Progress:
-        """The beginning of a call."""
+        """Returns the progress of a call that begins now."""
         conduct = call.conduct
+        # None is a timeout of its own, without limit; so a mark stands for that of the client.
         of_client = conduct.timeout_s is TIMEOUT_OF_CLIENT
         return Progress(
             conduct.retry or self._retry,
@@ -213,18 +214,19 @@ class BaseClient(ABC):
 
 
 class ReadyWait:
-    """How long to wait for a server that is there to become ready."""
+    """The time that is left for a server to become ready."""
 
     def __init__(self, timeout_s: float | None) -> None:
         self._timeout_s = checked_timeout_s(timeout_s)
         self._began_s = time.monotonic()
 
     def inquiry(self) -> Call[ServerInfo]:
-        """Asks the server about itself, and waits until there is one."""
+        """Returns the call that asks the server about itself, repeated until it answers."""
+        # The caller asked to wait: so it is repeated whatever the client's own policy says.
         return server_info({"timeout_s": self._remaining_s()}, RetryPolicy(max_s=READY_PAUSE_S))
 
     def pause_s(self) -> float:
-        """How long to wait before asking again, as the server was not ready.
+        """Returns the pause before a server that is not ready is asked again.
 
         Raises:
             DeadlineExceededError: The time is up.
@@ -241,6 +243,7 @@ class ReadyWait:
         if self._timeout_s is None:
             return None
         left_s = self._timeout_s - (time.monotonic() - self._began_s)
+        # A call takes no timeout of 0.
         return max(left_s, LEAST_S)
 
 
@@ -249,14 +252,14 @@ _SETTINGS = ("target", *(BaseClient.__init__.__kwdefaults__ or ()))
 
 
 class Outage:
-    """Says in the log, once, that calls wait for a server, and once that it is back."""
+    """Logs once that calls wait for a server, and once that it is back."""
 
     def __init__(self, target: str) -> None:
         self._target = target
         self._since_s: float | None = None
 
     def goes_on(self, error: StnClientError, remaining_s: float | None) -> None:
-        """A call met it, and will be repeated for so long."""
+        """Notes that a call found no server and will be repeated within its time."""
         if self._since_s is None:
             self._since_s = time.monotonic()
             within = "without limit" if remaining_s is None else f"for up to {remaining_s:.1f} s"
@@ -268,14 +271,14 @@ class Outage:
             )
 
     def is_over(self) -> None:
-        """A call was answered."""
+        """Notes that a call was answered."""
         if self._since_s is not None:
             lasted_s, self._since_s = time.monotonic() - self._since_s, None
             LOG.warning("%s: answers again after %.1f s.", self._target, lasted_s)
 
 
 class Progress:
-    """One call and its attempts: what is left of its time, what to do after a failure.
+    """One call and its attempts: its deadline, and what follows a failure.
 
     Args:
         policy: When to try again.
@@ -317,7 +320,7 @@ class Progress:
         self._failure: StnClientError | None = None
         self.request_id = conduct.request_id or os.urandom(8).hex()
         self._sent_id = self.request_id
-        """What the server knows the last attempt by."""
+        """Request id of the last attempt."""
 
     def start(self, request_bytes: int = 0) -> dict[str, Any]:
         """Begins an attempt; returns the keyword arguments of the gRPC call.
@@ -329,6 +332,7 @@ class Progress:
             TransportError: The client is closed, or cannot work in this process.
             InvalidRequestError: The token cannot be sent.
         """
+        # Refused in words: with gRPC's locks held by threads that are not here, it would hang.
         if _fork.amid_calls:
             raise TransportError(
                 "client: expected a process that was forked while no call was under way, got one "
@@ -342,12 +346,13 @@ class Progress:
         self._sent_id = self.request_id
         self._count_attempt()
         size = (MESSAGE_BYTES, str(request_bytes))
+        # Asked at every attempt: a token may have been renewed since the last one.
         given = *self._access.metadata(), *self._metadata
         metadata = (("x-request-id", self.request_id), size, *given)
         return {"timeout": self.remaining_s(), "metadata": metadata}
 
     def resized(self, attempt: dict[str, Any], request_bytes: int) -> dict[str, Any]:
-        """What `start` has returned, for a request of another size."""
+        """Returns the arguments that `start` returned, for a request of another size."""
         metadata = tuple(
             (key, str(request_bytes) if key == MESSAGE_BYTES else value)
             for key, value in attempt["metadata"]
@@ -373,7 +378,7 @@ class Progress:
         self._sent_id = f"{lead.request_id}.{index}"
 
     def pause_s(self, failure: grpc.RpcError) -> float:
-        """How long to wait before the next attempt.
+        """Returns the pause before the next attempt.
 
         Raises:
             StnClientError: There is no next attempt.
@@ -383,17 +388,20 @@ class Progress:
         pause_s = self._policy.pause_s(error, self._attempt, remaining_s, random.random)
         if pause_s is None:
             if isinstance(error, DeadlineExceededError) and self._failure is not None:
+                # That the time was over says little; what it was spent on is in the failure before.
                 error.add_note(f"The attempt before that ended with: {self._failure}")
             raise error from failure
         if not self._is_open():  # which is what ended the call
             raise self._closed() from failure
+        # Kept for the note above, should the next attempt end with the deadline.
         self._failure = error
         if isinstance(error, UnavailableError):
             self._outage.goes_on(error, remaining_s)
+        # Clocks of the system refuse sleeps that are longer.
         return min(pause_s, FOREVER_S)
 
     def loses(self, failure: grpc.RpcError, client: str) -> bool:
-        """Whether an attempt failed because the server has let tensors of the call go.
+        """Returns whether an attempt failed because the server evicted tensors of the call.
 
         They count as gone then. One that is lost again and again goes with its call.
 
@@ -419,6 +427,7 @@ class Progress:
         if not self._is_answered:
             self._counts.fail(self._calls)
             return
+        # From when the call was made, turns and pauses included: what its caller has waited.
         duration_s = time.monotonic() - self._began_s
         operands_bytes = self._call.sent_bytes if self._call else 0
         results_bytes = sum(self._call.results_bytes) if self._call else 0
@@ -428,15 +437,16 @@ class Progress:
 
     @property
     def deadline_s(self) -> float:
-        """Instant of `time.monotonic` at which its time is over; infinity: never."""
+        """Deadline as an instant of `time.monotonic`; infinity: none."""
         return math.inf if self._deadline is None else self._deadline
 
     def remaining_s(self) -> float | None:
-        """What is left of the call's time; None: any."""
+        """Returns what is left of the call's time; None: no limit."""
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def no_turn(self) -> DeadlineExceededError:
-        """The error of a call whose time was over before it was sent."""
+        """Returns the error of a call whose time was over before it was sent."""
+        # No attempt has begun it, and a failure that was never begun would not add up.
         self._counts.begin(self._calls)
         self._counts.fail(self._calls)
         return DeadlineExceededError(
@@ -459,7 +469,7 @@ class Progress:
 
 
 class _Fork:
-    """What forking this process does to its clients.
+    """Handlers that make the clients of this process usable after a fork.
 
     gRPC makes itself usable in a child, but only if no thread was inside it at that moment: locks
     that were held then are held for ever. A child gets new connections, or, if anybody was calling,
@@ -474,6 +484,7 @@ class _Fork:
         os.register_at_fork(before=self._before, after_in_child=self._in_child)
 
     def _before(self) -> None:
+        # Asked before the fork: in the child the threads that would know are gone.
         self._busy = any(client._is_busy() for client in _base_clients())  # noqa: SLF001
 
     def _in_child(self) -> None:
@@ -483,6 +494,8 @@ class _Fork:
             self._abandoned.append(dict(vars(client)))
             client._abandon()  # noqa: SLF001
             client._disconnect()  # noqa: SLF001
+            # Its lock may have been held by a thread of the parent;
+            # and the child has done nothing yet.
             client._counts = Counts()  # noqa: SLF001
 
 

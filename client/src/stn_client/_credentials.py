@@ -22,7 +22,7 @@ Metadata: TypeAlias = tuple[tuple[str, str], ...]
 _VISIBLE = re.compile(r"[!-~]+")
 
 _NOT_CONNECTED = ("failed to connect to all addresses", "connections to all backends failing")
-"""How gRPC begins what it tells of a connection that was never made."""
+"""Beginning of gRPC's message about a connection that was never made."""
 
 _ADVICE_PLAIN = {
     "Socket closed": "The server may want TLS: pass tls=Tls(...), or stn --tls.",
@@ -42,7 +42,7 @@ _ADVICE_TLS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Tls:
-    """A connection that nobody overhears, to a server that proves its name.
+    """Settings of an encrypted connection to a server that proves its name.
 
     Attributes:
         ca: PEM file of the authorities to trust; None: those that gRPC brings along.
@@ -65,7 +65,7 @@ class Tls:
             raise invalid("server_name", f"expected a host name, got {name!r}.")
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """What a channel needs, with the contents that the files have now.
+        """Returns the channel credentials, from the present contents of the files.
 
         Raises:
             InvalidRequestError: A file cannot be read, or is not what it should be.
@@ -80,7 +80,7 @@ class Tls:
 
 
 class Access:
-    """What a client knows about the way to its server.
+    """Target, credentials and metadata by which a client reaches its server.
 
     Args:
         target: gRPC target.
@@ -126,7 +126,7 @@ class Access:
         """Asked for what the next attempt says of its caller; raises InvalidRequestError."""
 
     def explained(self, details: str) -> str:
-        """What gRPC tells of a failure, with what to do if TLS may be the reason."""
+        """Returns gRPC's words on a failure, with a remedy if TLS may be the cause."""
         if not details.startswith(_NOT_CONNECTED):
             return details
         advice = _ADVICE_PLAIN if self.credentials is None else _ADVICE_TLS
@@ -135,7 +135,7 @@ class Access:
 
 
 def _metadata_of(token: Token | None) -> Callable[[], Metadata]:
-    """Made once, or for every attempt anew if the token may be another."""
+    """Returns a function that makes metadata, for every attempt anew if the token may change."""
     if callable(token):
         return lambda: _bearer(token())
     known = () if token is None else _bearer(token)
@@ -176,12 +176,12 @@ def _check_pair(certificate: Path | str, key: Path | str) -> None:
 
 
 def _kind(value: object) -> str:
-    """Says what a secret is without saying it."""
+    """Names the kind of a secret without revealing it."""
     return type(value).__name__
 
 
 def stays_here(target: str, *, unspecified: bool = False) -> bool:
-    """Whether what is sent to a target never leaves this machine.
+    """Returns whether the traffic to a target stays on this machine.
 
     Args:
         target: gRPC target.
@@ -196,7 +196,7 @@ def stays_here(target: str, *, unspecified: bool = False) -> bool:
 
 
 def _is_here(address: str, *, unspecified: bool) -> bool:
-    """Whether host, host:port or [host]:port is this machine."""
+    """Returns whether host, host:port or [host]:port is this machine."""
     host = address.rpartition(":")[0] if address.count(":") == 1 else address
     host = host.partition("]")[0].removeprefix("[")
     try:

@@ -41,7 +41,7 @@ MAX_KEPT = 1024
 """Envelopes that are kept; a few kilobytes each."""
 
 MAX_FORMS = 4
-"""So many forms of replies to calls that are alike are kept."""
+"""The most forms of replies that are kept for similar calls."""
 
 KEPT_FIELD = warp_pb2.WarpReply.KEPT_FIELD_NUMBER
 
@@ -50,10 +50,10 @@ _TIMING_FIELD = warp_pb2.WarpReply.TIMING_FIELD_NUMBER
 
 
 class Reads(Protocol[R_co]):
-    """What makes a result of a serialized reply."""
+    """A reader that makes a result of a serialized reply."""
 
     def read(self, message: bytes, places: Places = ()) -> R_co:
-        """The result in a reply; see `Replies.read`."""
+        """Returns the result in a reply; see `Replies.read`."""
         ...
 
 
@@ -78,24 +78,24 @@ class Envelope(Generic[T]):
     """The tensors of the reply, as far as the request tells; a server may see it otherwise."""
     replies: Reads[T]
     placed: dict[Hashable, Any] = field(default_factory=dict)
-    """What is known of these calls when some of their tensors lie in arenas."""
+    """Requests of these calls by which of their tensors are in arenas."""
     stacks: dict[int, Envelope[Any]] = field(default_factory=dict)
     """Envelopes of so many of these calls as one."""
     most_in_stack: int | None = None
-    """How many of these calls may go as one; None: nobody has asked."""
+    """The most of these calls that may be stacked; None: not yet known."""
 
     def __post_init__(self) -> None:
         envelope = self.message.SerializeToString()
         first, *others = (*gaps(len(envelope), self.operands_bytes), b"")
         self._gaps = envelope + first, *others
         self.own_bytes = len(envelope)
-        """Of the message alone."""
+        """Bytes of the message without payloads."""
         self.results_bytes = tuple(
             math.prod(one.shape) * one.dtype.itemsize for one in self.results
         )
         """Bytes of each tensor of the reply."""
         self.size_bytes = sum(map(len, self._gaps)) + sum(self.operands_bytes)
-        """Of the whole request."""
+        """Bytes of the whole request."""
 
     @cached_property
     def nested(self) -> bytes:
@@ -104,7 +104,7 @@ class Envelope(Generic[T]):
         return nested(number, message, len(self.operands_bytes))
 
     def around(self, payloads: Payloads) -> bytes:
-        """The request as it is sent, serialized; every payload is copied exactly once."""
+        """Serializes the request with these payloads; each is copied exactly once."""
         pieces: list[bytes | memoryview] = []
         for gap, payload in zip(self._gaps, payloads, strict=False):  # of none there is one gap
             pieces += (gap, payload)
@@ -112,7 +112,7 @@ class Envelope(Generic[T]):
 
 
 class Kept:
-    """Envelopes by what calls have in common, as many as may be.
+    """Cache of envelopes, limited in number.
 
     Concurrency: thread-safe.
     """
@@ -121,11 +121,11 @@ class Kept:
         self._envelopes: dict[Hashable, Envelope[Any]] = {}
 
     def get(self, key: Hashable) -> Envelope[Any] | None:
-        """The envelope of calls that are alike, if it was made before."""
+        """Returns the kept envelope of a key; None if there is none."""
         return self._envelopes.get(key)
 
     def keep(self, key: Hashable, envelope: Envelope[Any]) -> None:
-        """Remembers an envelope, and forgets all others when there are too many."""
+        """Keeps an envelope; drops all others when there are too many."""
         if len(self._envelopes) >= MAX_KEPT:
             self._envelopes = {}
         self._envelopes[key] = envelope
@@ -161,7 +161,7 @@ class Replies(Generic[T]):
         self._forms: tuple[_Form, ...] = ()
 
     def read(self, message: bytes, places: Places = ()) -> T:
-        """The result in a serialized reply.
+        """Returns the result in a serialized reply.
 
         Args:
             message: The reply.
@@ -208,16 +208,16 @@ class Replies(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Where one tensor of a reply is found."""
+    """Position of one tensor in a reply."""
 
     declaration: Declaration
     place: int | None
     """Index of its place; None: it is a payload."""
     start: int
-    """Where in the message it begins, if it is one."""
+    """Offset of the tensor in the message, if it is in it."""
 
     def array(self, message: bytes, places: Places) -> Array:
-        """Read-only; a view, or a copy of what is not aligned for its type."""
+        """Returns a read-only array: a view, or a copy if it is not aligned for its type."""
         shape, dtype = self.declaration.shape, self.declaration.dtype
         if self.place is None:
             array: Array = np.ndarray(shape, dtype, message, self.start)
@@ -237,7 +237,7 @@ class _Form:
     parts: list[_Part | None]
 
     def fits(self, message: bytes, places: Places) -> bool:
-        """Whether a reply has it."""
+        """Returns whether a reply has this form."""
         if not self.frame.fits(message):
             return False
         for part in self.parts:
@@ -247,17 +247,17 @@ class _Form:
         return True
 
     def arrays(self, message: bytes, places: Places) -> list[Array | None]:
-        """One for each field."""
+        """Returns the arrays of a reply, one for each field."""
         return [None if part is None else part.array(message, places) for part in self.parts]
 
 
 def mismatch(method: str, error: Exception) -> ProtocolMismatchError:
-    """The error of a reply that is none."""
+    """Returns the error of a reply that cannot be read."""
     return ProtocolMismatchError(f"{method}: expected its reply, got {error}.")
 
 
 def _reference(message: bytes, reply: Message, name: str) -> list[slice]:
-    """Where in a reply stands which arena a tensor lies in, and where there."""
+    """Returns the positions in a reply of a tensor's arena id and of its offset there."""
     spans: list[slice] = []
     for tensor in values(message, reply.DESCRIPTOR.fields_by_name[name].number):
         for arena in values(message, tensor_pb2.Tensor.ARENA_FIELD_NUMBER, tensor):
@@ -267,7 +267,7 @@ def _reference(message: bytes, reply: Message, name: str) -> list[slice]:
 
 
 def tensors_of(message: Message) -> Iterator[tensor_pb2.Tensor]:
-    """The tensors of a request or a reply, in the order of their fields."""
+    """Returns the tensors of a request or a reply, in the order of their fields."""
     for _, value in message.ListFields():
         if isinstance(value, tensor_pb2.Tensor):
             yield value

@@ -71,7 +71,7 @@ class InvalidRequestError(StnClientError, ValueError):
 
 
 def invalid(argument: str, description: str) -> InvalidRequestError:
-    """The error of one argument that the SDK itself finds wrong."""
+    """Returns the error of an argument that the SDK itself refuses."""
     return InvalidRequestError(f"{argument}: {description}", violations=[(argument, description)])
 
 
@@ -84,7 +84,7 @@ class DeadlineExceededError(StnClientError, TimeoutError):
 
 
 class OverloadedError(StnClientError):
-    """The server is full and refused the call at the door.
+    """The server is full and refused the call at once.
 
     Attributes:
         retry_after_s: When it suggests to come again; None if it does not say.
@@ -138,7 +138,7 @@ for _class in {StnClientError, TransportError, *CLASSES.values()}:
 def error_from_status(
     code: StatusCode, message: str, metadata: Metadata, request_id: str
 ) -> StnClientError:
-    """The error that a finished call stands for."""
+    """Returns the exception for a gRPC status."""
     details = _status_details(metadata)
     facts: dict[str, Any] = {"request_id": request_id, "code": code, "reason": _reason(details)}
     cls = CLASSES[code]
@@ -158,19 +158,19 @@ def error_from_status(
 
 
 def reason_of(failure: RpcError) -> str:
-    """Why a server ended a call, if it says so in its own name."""
+    """Returns the reason that a server gave for ending a call; empty if it gave none."""
     call: Any = failure
     return _reason(_status_details(call.trailing_metadata() or ()))
 
 
 def _reason(details: Status) -> str:
-    """Why the server ended the call, if it says so in its own name."""
+    """Returns the reason in the details of a status; empty if there is none."""
     infos = _unpacked(details, ErrorInfo)
     return next((info.reason for info in infos if info.domain == ERROR_DOMAIN), "")
 
 
 def _status_details(metadata: Metadata) -> Status:
-    """The details that a server may attach to a status, in gRPC's richer error model."""
+    """Returns the details of a status in gRPC's richer error model."""
     for key, value in metadata:
         if key == "grpc-status-details-bin" and isinstance(value, bytes):
             try:

@@ -10,7 +10,7 @@ from stn_client._arrays import Array
 from stn_client._errors import invalid
 
 _CALLER = 5
-"""Frames from the warning to whoever called a method of a client."""
+"""Stack frames from the warning to the caller of a client's method."""
 
 _suspected: list[Sequence[int]] = []
 """The first map of the process that looked wrong: one warning is enough."""
@@ -20,15 +20,15 @@ class Layout(NamedTuple):
     """An order of axes."""
 
     on_wire: str
-    """As the service has it, with a batch axis and channels."""
+    """The wire's layout for it, with a batch axis and channels."""
     added: tuple[int, ...]
     """Axes of the wire, each of length 1, that a map of the caller does not have."""
     first: int
     """The first axis of space of a map of the caller: depth or height."""
     others: int
-    """How many axes there are beside those of space."""
+    """Number of axes that are not spatial."""
     shape: str
-    """What a message calls it."""
+    """Notation of the shape in messages."""
 
 
 LAYOUTS = {
@@ -42,7 +42,7 @@ LAYOUTS = {
 
 
 def layout_of(given: object, own: str | None) -> str:
-    """The layout of a call.
+    """Returns the layout that a call names, or its default.
 
     Args:
         given: The option; None: not given.
@@ -63,7 +63,7 @@ def layout_of(given: object, own: str | None) -> str:
 
 
 def with_batch(field: str, array: Array, layout: str) -> Array:
-    """A view of a map with the axes that the wire has and the caller's layout has not.
+    """Returns a view of a map with the wire's axes, of which the caller's layout may have fewer.
 
     Raises:
         InvalidRequestError: It has not as many axes as its layout.
@@ -82,7 +82,7 @@ def with_batch(field: str, array: Array, layout: str) -> Array:
 
 
 def without_batch(array: Array, layout: str) -> Array:
-    """A view of a result with the axes of the caller's layout."""
+    """Returns a view of a result with the axes of the caller's layout."""
     alone: Array = array[(0,) * len(LAYOUTS[layout].added)]
     return alone
 
@@ -95,7 +95,7 @@ def output_shape(
     layout: str,
     of_points: bool,
 ) -> list[Any]:
-    """The shape of the output of a warp, in its layout.
+    """Returns the shape of the output of a warp, in its layout.
 
     Args:
         feature_map: The shape of the feature map; it is changed.

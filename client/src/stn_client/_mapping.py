@@ -17,20 +17,20 @@ that waits, one that is read."""
 
 
 class Bar(Protocol):
-    """What of a progress bar is used."""
+    """The part of a progress bar's interface that is used."""
 
     def update(self, count: int) -> Any:
-        """So many more calls are through."""
+        """Adds to the number of finished calls."""
 
 
 class _NoBar:
     def update(self, count: int) -> None:
-        """Does nothing, as nobody looks."""
+        """Does nothing, as no progress is shown."""
 
 
 @contextmanager
 def progress_bar(calls: Iterable[Any], *, shown: bool) -> Iterator[Bar]:
-    """A bar on standard error.
+    """Returns a progress bar on standard error.
 
     Raises:
         InvalidRequestError: It is to be shown, and tqdm is not installed.
@@ -47,7 +47,7 @@ def progress_bar(calls: Iterable[Any], *, shown: bool) -> Iterator[Bar]:
 
 
 def checked(calls: Iterable[Any]) -> Iterator[Call[Any]]:
-    """The calls, each of which has to be one.
+    """Yields the calls, each checked to be one.
 
     Raises:
         InvalidRequestError: One is something else, as a result or a coroutine.
@@ -60,7 +60,7 @@ def checked(calls: Iterable[Any]) -> Iterator[Call[Any]]:
 
 
 def chunks(calls: Iterable[Call[Any]], *, stacks: bool) -> Iterator[list[Call[Any]]]:
-    """The calls in order: small ones in lists as long as a message, others alone or in stacks.
+    """Yields calls in order: small ones in lists as long as a message, others alone or stacked.
 
     Args:
         calls: Any.
@@ -80,7 +80,7 @@ def chunks(calls: Iterable[Call[Any]], *, stacks: bool) -> Iterator[list[Call[An
 
 
 def is_stack(chunk: Sequence[Call[Any]]) -> bool:
-    """Whether the calls of a chunk go as one."""
+    """Returns whether the calls of a chunk are sent as one."""
     return len(chunk) > 1 and not packed_bytes(chunk[0])
 
 

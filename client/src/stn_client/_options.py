@@ -60,7 +60,7 @@ class WarpCallOptions(WarpOptions, CallOptions, total=False):
 
 
 class _OfClient(Enum):
-    """What stands for a setting of the client where options are shown."""
+    """Placeholder for a setting of the client where options are shown."""
 
     TIMEOUT_S = "timeout_s of the client"
 

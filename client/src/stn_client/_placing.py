@@ -1,4 +1,4 @@
-"""Calls whose large tensors lie in arenas instead of in their messages."""
+"""Calls whose large tensors are in arenas instead of in their messages."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ _SOMEWHERE = 64
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A call as it goes by the local transport."""
+    """A request for the local transport, with the places of its large tensors."""
 
     request: bytes
-    """Serialized."""
+    """The serialized request."""
     places: Sequence[Bytes | None] = ()
-    """Where the tensors of the reply will lie."""
+    """Memory in which the tensors of the reply will be; None: in the message."""
     held: list[Any] = field(default_factory=list)
-    """What must not be used for anything else until the server has answered."""
+    """Slots that must not be used otherwise until the server has answered."""
 
 
 def place(
     call: Call[Any], pool: Pool | None, client: str, *, may_grow: bool = True
 ) -> Placed | None:
-    """The call with its large tensors in arenas; copied, unless they are there already.
+    """Returns a call with its large tensors in arenas; copied, unless they are there already.
 
     Tensors that stay on the server are named.
 
@@ -71,6 +71,7 @@ def place(
         if max((*envelope.operands_bytes, *envelope.results_bytes), default=0) < MIN_PLACED_BYTES:
             return Placed(call.request)
         named = [None] * len(call.payloads)
+    # Slots that are lent here go back by themselves when the call cannot be placed after all.
     operands: list[Lent | ResidentRef | None] = [
         reference or _shared(payload, pool, may_grow=may_grow)
         for reference, payload in zip(named, call.payloads, strict=True)
@@ -83,13 +84,16 @@ def place(
             (envelope.results_bytes, results),
         )
     )
+    # Also of the reply: a server cannot answer in a frame what no frame can hold.
     if pool is not None and max(sent_bytes, received_bytes) > MAX_FRAMED_BYTES:
         return None
+    # Repeated calls have the same pattern of places, so that only ids and offsets change.
     which = tuple(type(lent) for lent in (*operands, *results))
     form = envelope.placed.get(which)
     if form is None:
         form = envelope.placed[which] = _Form(envelope, which)
     used = [lent for lent in (*operands, *results) if lent is not None]
+    # The server may write to a slot until it has answered, even after the caller has given up.
     held = [lent for lent in used if isinstance(lent, Lent)]
     sent = [payload for payload, lent in zip(call.payloads, operands, strict=True) if lent is None]
     places = [None if lent is None else lent.memory for lent in results]
@@ -97,12 +101,12 @@ def place(
 
 
 def by_message(call: Call[Any], client: str) -> bytes:
-    """The request of a call, whose tensors stand in it unless they stay on the server already."""
+    """Returns the request of a call with its tensors in it, except those on the server."""
     return cast("Placed", place(call, None, client)).request
 
 
 class _Form:
-    """The request of calls that are alike, of which certain tensors lie beside their message.
+    """The request of similar calls, certain of whose tensors are outside of the message.
 
     Args:
         envelope: What the calls have in common.
@@ -116,6 +120,8 @@ class _Form:
         ids = []
 
         def anywhere(size_bytes: int) -> ArenaRef:
+            # Random ids are found in the serialized message
+            # without parsing it: they occur only once.
             ids.append(secrets.token_bytes(_ID_BYTES))
             return ArenaRef(id=ids[-1], offset=_SOMEWHERE, byte_count=size_bytes)
 
@@ -128,9 +134,12 @@ class _Form:
                 ids.append(secrets.token_bytes(_ID_BYTES))
                 tensor.resident.handle = ids[-1]
             else:
+                # Payloads are numbered anew, as those in arenas no longer stand in the message.
                 tensor.payload = inline
                 inline += 1
         for size_bytes, kind in zip(envelope.results_bytes, which[operands:], strict=True):
+            # Without placements the server sends all results;
+            # with some, each result needs an entry.
             if Lent in which[operands:]:
                 message.placement.append(anywhere(size_bytes) if kind is Lent else ArenaRef())
         self._serialized = message.SerializeToString()
@@ -138,11 +147,11 @@ class _Form:
         self._spots = [self._serialized.index(arena_id) for arena_id in ids]
 
     def request(self, lent: Sequence[Lent | ResidentRef], sent: Payloads) -> bytes:
-        """The request of one call, serialized.
+        """Returns the serialized request of one call.
 
         Args:
-            lent: Where its tensors lie, in the order of the form.
-            sent: Payloads of those that lie nowhere.
+            lent: Places of its tensors, in the order of the form.
+            sent: Payloads of the tensors that have no place.
         """
         message = bytearray(self._serialized)
         for spot, one in zip(self._spots, lent, strict=True):
@@ -156,9 +165,10 @@ class _Form:
 
 
 def _shared(payload: memoryview, pool: Pool | None, *, may_grow: bool) -> Lent | None:
-    """Where the bytes of an operand are in an arena; None if they are better sent, or no room."""
+    """Returns the place of an operand in an arena; None if it is small, or there is no room."""
     if pool is None or len(payload) < MIN_PLACED_BYTES:
         return None
+    # An array that `empty` made, or a result, is in an arena already: nothing is copied.
     there = pool.find(payload)
     if there is not None:
         return there
@@ -169,7 +179,7 @@ def _shared(payload: memoryview, pool: Pool | None, *, may_grow: bool) -> Lent |
 
 
 def _room(size_bytes: int, pool: Pool | None, *, may_grow: bool) -> Lent | None:
-    """A slot for so many bytes; None if they are better sent, or there is no room."""
+    """Returns a slot for a result; None if it is small, or there is no room."""
     if pool is None or size_bytes < MIN_PLACED_BYTES:
         return None
     return pool.lend(size_bytes, may_grow=may_grow)

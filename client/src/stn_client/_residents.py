@@ -20,12 +20,12 @@ LOST = "HANDLE_NOT_FOUND"
 """Why a call fails whose tensor the server has let go."""
 
 MAX_LOSSES = 3
-"""So often a call, or an upload, begins anew because tensors of it were let go meanwhile."""
+"""The most times that a call, or an upload, begins anew because its tensors were evicted."""
 
 
 @dataclass(eq=False, slots=True)
 class Held:
-    """Where a tensor stays, if it does."""
+    """The state of a tensor on the server."""
 
     client: str
     """Name of the client that it belongs to."""
@@ -49,29 +49,31 @@ class ResidentTensor(Operand):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the array."""
+        """Shape of the array."""
         return self.array.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """That of the array."""
+        """Dtype of the array."""
         return self.array.dtype
 
     @property
     def nbytes(self) -> int:
-        """That of the array."""
+        """Bytes of the array."""
         return self.array.nbytes
 
     def is_in(self, payload: memoryview) -> bool:
-        """Whether a payload has the very elements, and was not converted, as integers to theta."""
+        """Returns whether a payload is this very array, and not a conversion of it."""
         if len(payload) != self.array.nbytes:
             return False
+        # Floats go as they are; only integers are converted, as theta from a list of them is.
         if self.array.dtype.kind not in "iu":
             return True
+        # A conversion may have as many bytes, int32 to float32, so the memory itself is compared.
         return np.frombuffer(payload, np.uint8).ctypes.data == self.array.ctypes.data
 
     def __array__(self, dtype: Any = None, *, copy: bool | None = None) -> Array:
-        """The array, for NumPy."""
+        """Returns a copy of the array, for NumPy."""
         return np.array(self.array, dtype, copy=copy)
 
     def __repr__(self) -> str:
@@ -79,16 +81,17 @@ class ResidentTensor(Operand):
 
 
 Residents = Sequence[ResidentTensor | None]
-"""For each payload of a call the tensor on the server that it is, too."""
+"""For each payload of a call its resident tensor, if it has one."""
 
 
 def residents_of(*operands: Any) -> Residents:
-    """Those among the operands of a call; empty if there are none.
+    """Returns the resident tensors among the operands of a call; empty if there are none.
 
     Args:
         operands: As they were given, in the order of the payloads.
     """
     for one in operands:
         if isinstance(one, ResidentTensor):
+            # Mostly there are none: the list is made only when the first one is found.
             return [other if isinstance(other, ResidentTensor) else None for other in operands]
     return ()

@@ -21,7 +21,7 @@ policies."""
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How patiently calls are repeated. How long is the promise of the client's `timeout_s`.
+    """How often, and after what pauses, calls are repeated; `timeout_s` limits the whole.
 
     Attributes:
         attempts: Calls in all, the first included; 1: never again; None: until the time is up.
@@ -51,7 +51,7 @@ class RetryPolicy:
         remaining_s: float | None,
         uniform: Callable[[], float],
     ) -> float | None:
-        """How long to wait before the next attempt; None: give up.
+        """Returns the pause before the next attempt; None: give up.
 
         A pause that would use up the time that is left is shortened, so that there is a last
         attempt `initial_s` before its end; but none is made sooner than the server asked for.

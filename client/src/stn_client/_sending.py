@@ -43,18 +43,18 @@ MAX_MESSAGES = 2
 leave fewer calls for each."""
 
 MAX_CALLS = 128
-"""Of one message: by then the message costs next to nothing beside its calls, and a full one is
-half of what a client has under way."""
+"""The most calls of one message: by then the message costs next to nothing beside its calls, and a
+full one is half of what a client has under way."""
 
 MAX_MESSAGE_BYTES = 1 << 20
-"""Of the operands, or of the results, of one message by gRPC; by the local transport it is what a
-socket takes at once."""
+"""The most bytes of operands, or of results, of one message by gRPC; by the local transport it is
+what a socket takes at once."""
 
 ALONE_S = 60.0
-"""For so long calls go alone after a message was refused as a whole."""
+"""Time for which calls go alone after a message was refused as a whole."""
 
 _ENVELOPE_BYTES = 128
-"""About so much a small call has beside its tensors."""
+"""Approximate bytes of a small call beside its tensors."""
 
 _numbers = count()
 
@@ -105,13 +105,15 @@ class SendQueue:
 
     @property
     def taken(self) -> int:
-        """How many calls have a turn."""
+        """Number of calls that have a turn."""
         return self._max_in_flight - self._free
 
     def add(self, waiter: Waiter) -> None:
-        """A call waits, for its first attempt or, before those without a turn, for another one."""
+        """Adds a call; one that already has a turn comes before all that have none."""
         if not waiter.goes_alone:
             waiter.size_bytes = packed_bytes(waiter.call)
+            # Decided when a call enters, and kept: a call that once
+            # goes alone does so in all attempts.
             packs = self._packs_from_s <= time.monotonic()
             waiter.goes_alone = not (packs and waiter.size_bytes)
         line = self._others if waiter.goes_alone else self._small
@@ -120,17 +122,19 @@ class SendQueue:
             line.move_to_end(waiter, last=False)
 
     def start(self, most_bytes: int) -> None:
-        """Tells those who go now.
+        """Wakes the calls whose turn it is.
 
         Args:
             most_bytes: Of a message with more than one call, and of its reply.
         """
+        # Small calls wait while enough messages are under way: that is when they gather to packets.
         while self._others or (self._small and self._messages < MAX_MESSAGES):
             message = self._next(most_bytes)
             if not message:
                 break
             sender, *others = message
             if others:
+                # The call with the most time leads: among threads its own sends the packet.
                 packet = Packet(message, self)
                 sender = packet.lead
                 sender.goes = packet
@@ -139,12 +143,14 @@ class SendQueue:
             sender.woken(sender)
 
     def answered(self, sent: Waiter | Packet) -> None:
-        """What somebody had to send is not under way any more.
+        """Notes that a call or a packet is no longer under way.
 
         Calls that have no reply keep their turns; those of others are free for the next message, as
         a whole, and not one by one when their owners notice.
         """
         waiters = sent.waiters if isinstance(sent, Packet) else (sent,)
+        # Only messages of small calls are counted, and a packet's calls may have been told to go
+        # alone meanwhile.
         if len(waiters) > 1 or not waiters[0].goes_alone:
             self._messages -= 1
         for waiter in waiters:
@@ -152,8 +158,9 @@ class SendQueue:
                 self.leave(waiter)
 
     def leave(self, waiter: Waiter) -> bool:
-        """A call is over, whether it waits or not; says whether it waited for its turn."""
+        """Removes a call that is over; returns whether it was still waiting for its turn."""
         waited = waiter in self._small or waiter in self._others
+        # It may be in either line or, under way, in none.
         self._small.pop(waiter, None)
         self._others.pop(waiter, None)
         if waiter.has_turn:
@@ -162,19 +169,23 @@ class SendQueue:
         return waited
 
     def pack_later(self) -> None:
-        """Lets calls go alone for a while."""
+        """Sends calls alone for the next `ALONE_S` seconds."""
+        # max keeps infinity: a client that does not pack never begins to.
         self._packs_from_s = max(self._packs_from_s, time.monotonic() + ALONE_S)
 
     def _next(self, most_bytes: int) -> list[Waiter]:
-        """The calls that go now, in one message; none if nobody may go."""
+        """Returns the calls of the next message; empty if none may be sent."""
         small = next(iter(self._small), None) if self._messages < MAX_MESSAGES else None
         other = next(iter(self._others), None)
+        # The order is that of arrival over both lines, so that neither kind of call starves.
         if other is not None and (small is None or _goes_first(other, small)):
             return self._taken(self._others, other) if self._may_go(other) else []
         message: list[Waiter] = []
         size_bytes = 0
         for waiter in list(islice(self._small, MAX_CALLS)) if small is not None else ():
             size_bytes += waiter.size_bytes
+            # The first call always fits: one that is too large
+            # for a packet goes as its own message.
             if not self._may_go(waiter) or (message and size_bytes > most_bytes):
                 break
             message += self._taken(self._small, waiter)
@@ -201,13 +212,14 @@ class Packet:
 
     Attributes:
         waiters: As given.
-        lead: Whoever has the most time, which is the time of the message.
+        lead: The call with the latest deadline, which is that of the message.
         call: The message.
     """
 
     def __init__(self, waiters: Sequence[Waiter], queue: SendQueue) -> None:
         self.waiters = waiters
         self._queue = queue
+        # A message that ended at the earliest deadline would fail calls that have time left.
         self.lead = max(waiters, key=lambda waiter: waiter.progress.deadline_s)
         self.call = compute_many([waiter.call for waiter in waiters])
 
@@ -218,6 +230,7 @@ class Packet:
             TransportError: As `Progress.start`, as well as other errors of it.
         """
         lead = self.lead.progress
+        # The lead first: it raises if the client is closed, before any other call has begun.
         attempt = lead.start(self.call.envelope.size_bytes)
         for index, waiter in enumerate(self.waiters):
             waiter.progress.join(lead, index)
@@ -242,26 +255,29 @@ class Packet:
 
         Args:
             error: What became of it.
-            is_lost: Whether the error says that nobody will answer it, and nothing else.
+            is_lost: Whether the error says only that there will be no answer.
         """
         is_refused = isinstance(error, grpc.RpcError) and _is_about_message(error)
         if is_refused:
             self._queue.pack_later()
         for waiter in self.waiters:
             if is_refused or is_lost or not isinstance(error, Exception):
+                # Nothing is known about the calls themselves, so
+                # each is sent once more, on its own.
                 waiter.goes_alone = True
                 waiter.outcome = GoAlone()
             else:
+                # A copy each: an exception that several threads raise would mix their tracebacks.
                 waiter.outcome = copy.copy(error)
             waiter.woken(waiter)
 
 
-class GoAlone(Exception):  # noqa: N818 - a signal between calls, which nobody else sees
-    """A call was sent with others, and that told nothing about it."""
+class GoAlone(Exception):  # noqa: N818 - a signal between calls, never raised to users
+    """A packet failed as a whole, so its calls have to be sent alone."""
 
 
 def packed_bytes(call: Call[Any]) -> int:
-    """What a call adds to a message or to its reply; 0 if it is better sent alone.
+    """Returns what a call adds to a message or its reply; 0 if it has to be sent alone.
 
     So is one with metadata or a request id of its own, which a message has for all its calls.
     """
@@ -269,19 +285,22 @@ def packed_bytes(call: Call[Any]) -> int:
     operands_bytes, results_bytes = envelope.operands_bytes, envelope.results_bytes
     if envelope.method not in NESTED or max(*operands_bytes, *results_bytes) >= MIN_PLACED_BYTES:
         return 0
+    # Resident tensors may be lost, which has to be told, and repeated, for each call by itself.
     if conduct.metadata or conduct.request_id is not None or call.residents:
         return 0
     return _ENVELOPE_BYTES + max(sum(operands_bytes), sum(results_bytes))
 
 
 def _goes_first(one: Waiter, other: Waiter) -> bool:
-    """Whether one of two that are the first of their lines is before the other one."""
+    """Returns whether the head of one line comes before the head of the other."""
+    # Those with a turn first, as False sorts before True; then in the order of arrival.
     return (not one.has_turn, one.number) < (not other.has_turn, other.number)
 
 
 def _is_about_message(failure: grpc.RpcError) -> bool:
-    """Whether a failure is neither for now nor about who calls."""
+    """Returns whether a failure concerns the message, not the moment or the caller."""
     call = cast("grpc.Call", failure)
+    # These four say: not now, or not you. All else may be the fault of the packet as a whole.
     error = error_from_status(call.code(), "", call.trailing_metadata() or (), "")
     return not isinstance(
         error, AccessDeniedError | DeadlineExceededError | OverloadedError | UnavailableError

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What a server computes on.
+    """A device on which a server computes.
 
     Attributes:
         name: Of the device, as "cpu" or "cuda:0".
@@ -150,7 +150,7 @@ class ServerInfo:
 
 
 def from_message(kind: type[T], message: Message) -> T:
-    """The dataclass of a message of the same fields.
+    """Returns the dataclass of a message with the same fields.
 
     Enumerations become words: PADDING_ZEROS is "zeros". What a newer server has beyond this
     contract, fields and numbers, is left out.
@@ -171,7 +171,7 @@ def from_message(kind: type[T], message: Message) -> T:
 
 
 def _known(values: Any, field: FieldDescriptor) -> Any:
-    """The values of a repeated field without the numbers of an enumeration that have no name."""
+    """Returns the values of a repeated field whose enumeration numbers have names."""
     if field.enum_type is None:
         return values
     return [value for value in values if value in words_of(field.enum_type)]

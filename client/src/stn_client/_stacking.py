@@ -25,15 +25,15 @@ from stn_client._errors import (
 )
 
 MAX_STACK_BYTES = 4 << 20
-"""Of the operands, or of the results, of one stack: beyond it there is little left to save, and
-whoever keeps one result keeps the memory of all."""
+"""The most bytes of operands, or of results, of one stack: beyond it there is little left to save,
+and one kept result keeps the memory of all."""
 
 _OF_ALL = AccessDeniedError, DeadlineExceededError, OverloadedError, UnavailableError
 """Errors that say nothing about a single call."""
 
 
 def most_in_stack(call: Call[Any]) -> int:
-    """How many calls like this one may go together; 1 if it has to go alone.
+    """Returns how many calls like this one may be stacked; 1 if it has to be sent alone.
 
     So has one whose tensors stay on the server, of which there is nothing to send.
     """
@@ -51,18 +51,18 @@ def most_in_stack(call: Call[Any]) -> int:
 
 
 def are_alike(one: Call[Any], other: Call[Any]) -> bool:
-    """Whether calls differ in the values of their tensors alone."""
+    """Returns whether calls differ in the values of their tensors alone."""
     same = one.envelope is other.envelope and one.conduct is other.conduct
     return same and not other.residents
 
 
 def stack_shape(calls: Sequence[Call[Any]]) -> tuple[int]:
-    """How many bytes the operands of a stack take, each from an aligned byte on."""
+    """Returns the bytes of a stack's operands, each aligned, as a shape."""
     return (sum(_aligned(len(calls) * one) for one in calls[0].envelope.operands_bytes),)
 
 
 def stacked(calls: Sequence[Call[Any]], memory: Array) -> Call[Any]:
-    """One call in the place of several that are alike.
+    """Makes one call in the place of several similar ones.
 
     Args:
         calls: At least two, at most as many as `most_in_stack` says.
@@ -85,7 +85,7 @@ def stacked(calls: Sequence[Call[Any]], memory: Array) -> Call[Any]:
 
 
 def unstacked(result: Any, calls: Sequence[Call[Any]]) -> list[Any]:
-    """The result of each call of a stack, in views of what is the result of all."""
+    """Returns the result of each call of a stack, as views of the common result."""
     if isinstance(result, Gradients):
         maps, transforms = _pieces(result.feature_map, calls), _pieces(result.transform, calls)
         results: list[Any] = [Gradients(*one) for one in zip(maps, transforms, strict=True)]
@@ -98,7 +98,7 @@ def unstacked(result: Any, calls: Sequence[Call[Any]]) -> list[Any]:
 
 
 def is_of_all(error: StnClientError) -> bool:
-    """Whether an error of a stack is that of all its calls, and none may have another outcome."""
+    """Returns whether an error of a stack holds for each of its calls."""
     return isinstance(error, _OF_ALL)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ClientStatistics:
-    """What a client has done since it was made, in this process.
+    """Statistics of a client since it was made, in this process.
 
     Attributes:
         finished: Calls with a result.
@@ -57,7 +57,7 @@ class Counts:
             self._begun += calls
 
     def retract(self, calls: int) -> None:
-        """Counts calls no more that have failed together, as each of them begins anew."""
+        """Takes back the counts of calls that failed together and begin anew."""
         with self._lock:
             self._begun -= calls
             self._failed -= calls
@@ -81,7 +81,7 @@ class Counts:
         local: bool,
         calls: int = 1,
     ) -> None:
-        """Counts calls that have their results, which took so long for each of them."""
+        """Counts calls that have their results, and the duration of each."""
         with self._lock:
             self._finished += calls
             self._local += local * calls
@@ -91,7 +91,7 @@ class Counts:
             self._longest_s = max(self._longest_s, duration_s)
 
     def snapshot(self) -> ClientStatistics:
-        """All numbers of one instant."""
+        """Returns all numbers at one instant."""
         with self._lock:
             return ClientStatistics(
                 finished=self._finished,

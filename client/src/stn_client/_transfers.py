@@ -18,16 +18,16 @@ from stn_proto.codec import data_type
 from stn_proto.v1.tensor_pb2 import ResidentRef
 
 PIECE_BYTES = (1 << 20) - (1 << 12)
-"""Of an upload: a message that any server takes, and large enough that its tensor costs more."""
+"""Bytes of one piece of an upload: any server takes the message, and its overhead is small."""
 
 
 def kept(given: Operand, client: str) -> ResidentTensor:
-    """An operand of a warp, which the server of a client shall keep for the gradients of that."""
+    """Returns an operand of a warp that the server keeps for the gradients of that warp."""
     return ResidentTensor(given.array, given.like, given.layout, held=Held(client, is_kept=True))
 
 
 def resident_of(value: Any, client: str) -> ResidentTensor:
-    """A tensor that is not on the server of a client yet.
+    """Returns a resident tensor that has not been uploaded yet.
 
     Args:
         value: What a caller gave; copied.
@@ -45,6 +45,7 @@ def resident_of(value: Any, client: str) -> ResidentTensor:
         raise invalid("array", expected) from error
     if not array.size:
         raise invalid("array", f"expected at least one element, got shape {array.shape}.")
+    # Kept for a later upload, so the caller must not be able to change what calls will compute.
     array = array.copy()
     array.flags.writeable = False
     return ResidentTensor(array, given.like, given.layout, held=Held(client, is_uploaded=True))
@@ -53,7 +54,7 @@ def resident_of(value: Any, client: str) -> ResidentTensor:
 def uploading(
     resident: ResidentTensor, options: CallOptions
 ) -> Generator[Call[Any], tuple[ResidentRef, int], ResidentRef]:
-    """The calls that upload a tensor, one after the other.
+    """Yields the calls that upload a tensor, one after the other.
 
     Args:
         resident: It.
@@ -68,8 +69,10 @@ def uploading(
     payload, dtype = to_payload(resident.array), resident.array.dtype
     offset, reference = 0, None
     while True:
+        # In pieces, so that no message is larger than what every server takes.
         piece = payload[offset : offset + PIECE_BYTES]
         call = _calls.upload(piece, reference, offset, dtype, len(payload), options)
+        # The first reply names the tensor; later pieces go to it by that name.
         reference, missing_bytes = yield call
         offset += len(piece)
         if not missing_bytes:
@@ -77,14 +80,14 @@ def uploading(
 
 
 def begins_anew(error: InvalidRequestError, losses: int) -> bool:
-    """Whether an upload that failed for the nth time is worth another attempt."""
+    """Returns whether an upload that failed for the nth time is worth another attempt."""
     return error.reason == LOST and losses < MAX_LOSSES
 
 
 def downloading(
     resident: ResidentTensor, client: str, options: CallOptions
 ) -> Generator[Call[Any], Array, Array]:
-    """The calls that download a tensor, one after the other.
+    """Yields the calls that download a tensor, one after the other.
 
     Args:
         resident: It.
@@ -103,6 +106,7 @@ def downloading(
     (reference,) = places_of([resident], client) or (None,)
     if reference is None:
         raise invalid("tensor", "expected a tensor on the server of this client, got another one.")
+    # Bytes come in the wire's order and are written in place, whatever this host's order is.
     array = np.empty(resident.shape, resident.dtype.newbyteorder("<"))
     numbers = array.reshape(-1).view(np.uint8)
     for offset in range(0, numbers.size, PIECE_BYTES):
@@ -114,15 +118,16 @@ def downloading(
 
 
 def given_up(residents: Iterable[ResidentTensor], client: str) -> list[ResidentRef]:
-    """Where tensors of a client stay that it needs no more; they go with calls from now on."""
+    """Releases tensors of a client; returns their references on the server."""
     residents = list(residents)
     references = places_of(residents, client)
     for resident in residents:
+        # Before the server is told: a call that is made meanwhile must not name it any more.
         resident.held.is_uploaded, resident.held.reference = False, None
     return references
 
 
 def places_of(residents: Iterable[ResidentTensor], client: str) -> list[ResidentRef]:
-    """Where tensors of a client stay, as far as they do."""
+    """Returns the references of a client's tensors that are on the server."""
     held = [resident.held for resident in residents]
     return [one.reference for one in held if one.client == client and one.reference]

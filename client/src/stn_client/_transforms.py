@@ -41,7 +41,7 @@ class Affine:
 
     @property
     def parameters(self) -> Any:
-        """What gradients are taken to."""
+        """The array that gradients are taken of: theta."""
         return self.theta
 
 
@@ -63,7 +63,7 @@ class SamplingGrid:
 
     @property
     def parameters(self) -> Any:
-        """What gradients are taken to."""
+        """The array that gradients are taken of: the source points."""
         return self.grid
 
 
@@ -83,7 +83,7 @@ class Homography:
 
     @property
     def parameters(self) -> Any:
-        """What gradients are taken to."""
+        """The array that gradients are taken of: theta."""
         return self.theta
 
 
@@ -112,12 +112,12 @@ class ThinPlateSpline:
 
     @property
     def parameters(self) -> Any:
-        """What gradients are taken to."""
+        """The array that gradients are taken of: the source points."""
         return self.points
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the contract has beside the parameters: points are x and y in turn.
+        """Fields of the message beside the parameters: points are x and y in turn.
 
         Raises:
             InvalidRequestError: They are not numbers.
@@ -152,7 +152,7 @@ class Flow:
 
     @property
     def parameters(self) -> Any:
-        """What gradients are taken to."""
+        """The array that gradients are taken of: the displacements."""
         return self.displacement
 
 
@@ -160,7 +160,7 @@ class SimilarityTransform:
     """A kind whose parameters are some of s, phi, t_x and t_y; the others are the identity's."""
 
     given: ClassVar[tuple[str, ...]]
-    """Which parts are parameters, in their order."""
+    """Names of the parts that are parameters, in their order."""
     parameters: Any
 
 
@@ -260,7 +260,7 @@ class Rotation(SimilarityTransform):
 ParametricTransform = (
     Affine | Homography | ThinPlateSpline | Flow | Attention | Similarity | Translation | Rotation
 )
-"""What a grid can be generated from."""
+"""Transforms from which a grid can be generated."""
 
 Transform = ParametricTransform | SamplingGrid
-"""Where to read."""
+"""Transforms that a warp takes."""

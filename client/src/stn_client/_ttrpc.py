@@ -33,7 +33,7 @@ SOCKET = "ttrpc.sock"
 """Within the folder that a server names."""
 
 CONNECT_S = 1.0
-"""How long it may take to find out whether there is a local transport."""
+"""Timeout for finding out whether there is a local transport."""
 
 MIN_PAUSE_S, MAX_PAUSE_S = 1.0, 60.0
 """Between attempts to find one: twice as long after each that fails."""
@@ -47,7 +47,7 @@ Metadata = Iterable[tuple[str, str]]
 
 
 class ConnectionLostError(Exception):
-    """The connection is of no use any more, and the call has no answer."""
+    """The connection is broken, and the call has no answer."""
 
 
 class CallError(grpc.RpcError):
@@ -65,31 +65,31 @@ class CallError(grpc.RpcError):
         return str(self._status.message)
 
     def code(self) -> grpc.StatusCode:
-        """What it ended with."""
+        """Returns the status code."""
         return _CODES.get(self._status.code, grpc.StatusCode.UNKNOWN)
 
     def details(self) -> str:
-        """The message for people."""
+        """Returns the status message, for people."""
         return self._status.message
 
     @property
     def is_about_arenas(self) -> bool:
-        """Whether the server has forgotten the arena that a tensor lies in."""
+        """True if the server has forgotten the arena of a tensor."""
         return reason_of(self) == "ARENA_NOT_FOUND"
 
     def trailing_metadata(self) -> Any:
-        """The details for programs, where gRPC has them."""
+        """Returns the status details for programs, as gRPC's metadata has them."""
         return (("grpc-status-details-bin", self._status.SerializeToString()),)
 
 
 def no_answer_in_time() -> CallError:
-    """The failure of a call whose timeout is over, in gRPC's words."""
+    """Returns the error of a call whose timeout is over, in gRPC's words."""
     code = grpc.StatusCode.DEADLINE_EXCEEDED
     return CallError(Status(code=code.value[0], message="Deadline Exceeded"))
 
 
 def request_of(path: str, message: bytes, timeout_s: float | None, metadata: Metadata) -> bytes:
-    """The data of a frame that makes a call."""
+    """Returns the data of a frame that makes a call."""
     service, _, method = path[1:].partition("/")
     return Request(
         service=service,
@@ -101,7 +101,7 @@ def request_of(path: str, message: bytes, timeout_s: float | None, metadata: Met
 
 
 def reply_of(data: bytes | None) -> bytes:
-    """The serialized reply in the data of a response; None: the connection ended before it came.
+    """Returns the serialized reply in a response; raises if data is None: the connection ended.
 
     Raises:
         CallError: The call ended with a status.
@@ -121,7 +121,7 @@ def reply_of(data: bytes | None) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A local transport that a server has told of."""
+    """A local transport that a server offers."""
 
     folder: Path
     instance_id: str
@@ -129,32 +129,32 @@ class Offer:
 
     @classmethod
     def of(cls, reply: bytes) -> Offer | None:
-        """What a server says about itself; None if it has no local transport."""
+        """Reads the offer in a server's info; None if it has no local transport."""
         info = GetServerInfoReply.FromString(reply)
         return cls(Path(info.local_dir), info.instance_id) if info.local_dir else None
 
     def is_from(self, reply: bytes) -> bool:
-        """Whether what answers in the folder is the same server."""
+        """Returns whether the server that answers on the socket made this offer."""
         return GetServerInfoReply.FromString(reply).instance_id == self.instance_id
 
 
 def who_asks(metadata: Metadata) -> tuple[tuple[str, str], ...]:
-    """What is sent along when a server is asked about itself: no request id."""
+    """Returns metadata for asking a server about itself: no request id."""
     return tuple((key, value) for key, value in metadata if key == "authorization")
 
 
 def inquiry(metadata: Metadata, timeout_s: float | None) -> dict[str, Any]:
-    """How a server is asked about itself, for a call that has so much time left; None: any."""
+    """Returns arguments for asking a server about itself within the time of a call."""
     about_s = CONNECT_S if timeout_s is None else min(CONNECT_S, timeout_s)
     return {"timeout": about_s, "metadata": who_asks(metadata)}
 
 
 FAILURES = (grpc.RpcError, OSError, ConnectionLostError, DecodeError, ValueError)
-"""How an attempt to find a local transport may fail; ValueError: a closed channel."""
+"""Exceptions of a failed search for a local transport; ValueError: a closed channel."""
 
 
 class Discovery:
-    """When to look for the local transport of a server.
+    """The times at which the local transport of a server is looked for.
 
     Not where there can be none, and less and less often where none was found.
 
@@ -173,7 +173,7 @@ class Discovery:
         self._pause_s = MIN_PAUSE_S
 
     def is_due(self) -> bool:
-        """Whether to look now; whoever asks has to, until `found` or `failed`, alone."""
+        """Returns whether to look now; that caller alone must look, then report the result."""
         if not self._is_possible:
             return False
         with self._lock:
@@ -198,12 +198,12 @@ class Discovery:
 
 
 def is_one_server_here(target: str) -> bool:
-    """Whether a target is an address of one server on this host."""
+    """Returns whether a target is an address of one server on this host."""
     return stays_here(target) and not target.startswith(("dns:", "ipv4:", "ipv6:"))
 
 
 def milliseconds_until(deadline_s: float | None) -> float | None:
-    """What is left until an instant of `time.monotonic`, or a part of it; None: any.
+    """Returns what is left until an instant of `time.monotonic`; None: no limit.
 
     Raises:
         CallError: Nothing.

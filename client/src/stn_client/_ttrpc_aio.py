@@ -61,9 +61,11 @@ class Connection(asyncio.Protocol):
         metadata: Metadata = (),
         held: object = None,
     ) -> bytes:
-        """Does what `_ttrpc_threads.Connection.call` does, awaited."""
+        """Returns the serialized reply to a call; see `_ttrpc_threads.Connection.call`."""
         try:
             async with asyncio.timeout(timeout):
+                # Within the timeout: a server that does not read must
+                # not hold a call beyond its deadline.
                 await self._writable.wait()
                 return reply_of(await self._begin(path, message, timeout, metadata, held))
         except TimeoutError:
@@ -79,7 +81,7 @@ class Connection(asyncio.Protocol):
         await self._is_closed.wait()
 
     def abandon(self) -> None:
-        """Does what `_ttrpc_threads.Connection.abandon` does."""
+        """Closes this process's copy of the socket; see `_ttrpc_threads.Connection`."""
         if not self.is_lost:  # else the number may be that of another file by now
             os.close(self._transport.get_extra_info("socket").fileno())
 
@@ -88,7 +90,7 @@ class Connection(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Hands out the answers that are complete."""
+        """Gives complete answers to their calls."""
         try:
             answers = self._frames.receive(data)
         except FrameError:
@@ -96,11 +98,13 @@ class Connection(asyncio.Protocol):
             return
         for stream_id, answer in answers:
             waiter, _held = self._waiting.pop(stream_id, (None, None))
+            # A call that was cancelled, or late, leaves its entry:
+            # the slot is held until the answer.
             if waiter is not None and not waiter.done():
                 waiter.set_result(answer)
 
     def pause_writing(self) -> None:
-        """The server does not read."""
+        """Makes callers wait: the server does not read."""
         self._writable.clear()
 
     def resume_writing(self) -> None:
@@ -113,9 +117,10 @@ class Connection(asyncio.Protocol):
         self._is_closed.set()
 
     def _lose(self) -> None:
-        """Does what `_ttrpc_threads.Connection._lose` does."""
+        """Fails all calls under way; see `_ttrpc_threads.Connection._lose`."""
         self.is_lost = True
         self.pool.close()
+        # Wakes callers that wait to write, so that they see the loss.
         self._writable.set()
         waiting, self._waiting = self._waiting, {}
         for waiter, _held in waiting.values():
@@ -130,7 +135,7 @@ class Connection(asyncio.Protocol):
         metadata: Metadata,
         held: object,
     ) -> asyncio.Future[bytes | None]:
-        """Sends a request; returns where its answer will be."""
+        """Sends a request; returns the future of its answer."""
         if self.is_lost:
             raise ConnectionLostError
         data = request_of(path, message, timeout_s, metadata)

@@ -39,8 +39,8 @@ WATCHED_S = 200e-6
 calls of 1x1x28x28 a second out of 4200. More takes time from others that need the core."""
 
 MAX_UNWATCHED = 64
-"""After an answer that was not there in time one is not watched for, then two, four, at most so
-many."""
+"""The most answers that are not watched for after one was late: at first one, then two, four and so
+on."""
 
 
 class _Waiter:
@@ -52,7 +52,7 @@ class _Waiter:
         self.is_answered = False
         self.data: bytes | None = None
         self.held = held
-        """Kept until the answer is there, also if the thread has given up."""
+        """Memory that is kept until the answer is there, also if the thread has given up."""
 
     def answer(self, data: bytes | None) -> None:
         self.data = data
@@ -61,27 +61,27 @@ class _Waiter:
 
 
 class _Watch:
-    """Looks for an answer for a moment instead of sleeping: small calls take less than to wake up.
+    """Polls for an answer for a moment before sleeping: small calls take less than to wake up.
 
     Only where there is a core for that, and only now and then once answers have taken longer.
     """
 
     def __init__(self) -> None:
         self._pause = 0 if len(os.sched_getaffinity(0)) > 1 else sys.maxsize
-        """So many answers are not watched for."""
+        """Number of answers that are not watched for."""
         self._next_pause = 1
         self._caller = 0
         self.is_of_one_thread = False
         """Whether the call before this one was of the same thread."""
 
     def begin(self) -> None:
-        """A thread makes a call."""
+        """Notes which thread makes a call."""
         caller = threading.get_ident()
         self.is_of_one_thread = caller == self._caller
         self._caller = caller
 
     def is_there_soon(self, poll: Any) -> bool:
-        """Whether there is something to read, within `WATCHED_S`."""
+        """Returns whether there is something to read within `WATCHED_S`."""
         if self._pause:
             self._pause -= 1
             return False
@@ -116,6 +116,7 @@ class Connection:
         try:
             self._socket.settimeout(CONNECT_S)
             self._socket.connect(str(folder / SOCKET))
+            # Deadlines come from poll: a timeout of the socket would be shared by all threads.
             self._socket.setblocking(False)
         except OSError:
             self._socket.close()
@@ -139,7 +140,7 @@ class Connection:
         metadata: Metadata = (),
         held: object = None,
     ) -> bytes:
-        """The serialized reply to a call.
+        """Makes a call, and returns its serialized reply.
 
         Args:
             path: Of the method.
@@ -157,6 +158,7 @@ class Connection:
         data = request_of(path, message, timeout, metadata)
         waiter = _Waiter(held)
         left_ms = milliseconds_until(deadline_s)
+        # Whole frames are sent under the lock, in the order of their stream ids.
         if not self._sending.acquire(timeout=-1 if left_ms is None else left_ms / 1e3):
             raise no_answer_in_time()
         try:
@@ -166,7 +168,7 @@ class Connection:
         try:
             self._wait(waiter, deadline_s)
         finally:
-            # Whoever leaves may have been told to read, just before or just now.
+            # This thread may have been told to read, just before or just now.
             waiter.is_there = False
             self._let_another_read()
         return reply_of(waiter.data)
@@ -180,7 +182,7 @@ class Connection:
         self._lose()
 
     def abandon(self) -> None:
-        """Lets go of the connection in a process that has it from its parent, who goes on."""
+        """Closes a forked process's copy of the socket; the parent keeps its own."""
         self._socket.close()
 
     def __del__(self) -> None:
@@ -194,6 +196,7 @@ class Connection:
             stream_id, frame = self._frames.request(data)
         except FrameError as error:  # too long, or the last stream id is gone
             raise ConnectionLostError from error
+        # Before the first byte goes: the answer may be read by another thread at any time.
         self._waiting[stream_id] = waiter
         unsent = memoryview(frame)
         try:
@@ -204,21 +207,25 @@ class Connection:
                     self._wait_for(self._writable, deadline_s)
         except BaseException as error:
             if isinstance(error, OSError) or len(unsent) < len(frame):
-                self._lose()  # nobody could read on behind half a frame
+                self._lose()  # half a frame makes all that follows unreadable
             self._waiting.pop(stream_id, None)
             if isinstance(error, OSError):
                 raise ConnectionLostError from error
             raise
+        # After the entry in `_waiting`: either `_lose` sees this
+        # waiter, or the waiter sees the loss.
         self._answer_if_lost(waiter)
 
     def _answer_if_lost(self, waiter: _Waiter) -> None:
-        """Whoever lost the connection may not have seen this one."""
+        """Answers a waiter that the loss of the connection may have missed."""
         if self.is_lost:
             waiter.answer(None)
 
     def _wait(self, waiter: _Waiter, deadline_s: float | None) -> None:
-        """Until the answer is there; reads meanwhile, unless another thread does."""
+        """Waits for an answer; reads meanwhile, unless another thread does."""
         while not waiter.is_answered:
+            # One thread reads for all. Who finds it taken sleeps
+            # until it is answered, or must read.
             if not self._reading.acquire(blocking=False):
                 _sleep(waiter, deadline_s)
                 continue
@@ -229,7 +236,7 @@ class Connection:
                 self._reading.release()
 
     def _read(self, deadline_s: float | None) -> None:
-        """Waits for bytes, and hands out the answers in them."""
+        """Waits for bytes, and gives complete answers to their waiters."""
         is_alone = len(self._waiting) == 1 and self._watch.is_of_one_thread
         if not (is_alone and self._watch.is_there_soon(self._readable)):
             self._wait_for(self._readable, deadline_s)
@@ -253,20 +260,21 @@ class Connection:
             raise no_answer_in_time()
 
     def _let_another_read(self) -> None:
-        """Wakes one thread that waits, if there is any; too often does no harm."""
+        """Wakes one waiting thread, if any; to wake too often does no harm."""
         for waiter in list(self._waiting.values()):
             if waiter.is_there:
                 waiter.woken.put(None)
                 return
 
     def _lose(self) -> None:
-        """Tells everybody who waits that there will be no answer.
+        """Fails all waiting calls, as there will be no answers.
 
         First the pool is closed: until the server sees the loss it may still write to slots that
-        those who wait give back, and nobody else must get them.
+        those who wait give back, and no other call may get them.
         """
         self.is_lost = True
         self.pool.close()
+        # Shut down, not closed: the number of the descriptor stays taken while others poll it.
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         with suppress(KeyError):  # of the last one, which another thread may have told
@@ -275,7 +283,7 @@ class Connection:
 
 
 def _sleep(waiter: _Waiter, deadline_s: float | None) -> None:
-    """Until there is an answer, or a turn to read."""
+    """Sleeps until there is an answer, or a turn to read."""
     left_ms = milliseconds_until(deadline_s)
     try:
         waiter.woken.get(timeout=None if left_ms is None else left_ms / 1e3)

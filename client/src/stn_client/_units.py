@@ -15,14 +15,14 @@ Scaling = tuple[Sequence[Fraction | int], Sequence[Fraction | int]]
 
 
 def unit_of(options: GridOptions) -> Unit:
-    """The unit that the options of a call say."""
+    """Returns the unit that the options of a call name."""
     if options.get("coordinates") == "pixel":
         return "pixel"
     return "centres" if options.get("align_corners", False) else "edges"
 
 
 def to_pixels(size: Sequence[int], unit: Unit) -> Scaling:
-    """Coordinates of a map of this size, ([D,] H, W), in some unit to its pixels."""
+    """Converts coordinates in some unit to pixels of a map of this size, ([D,] H, W)."""
     lengths = size[::-1]
     if unit == "pixel":
         return [Fraction(1)] * len(lengths), [Fraction(0)] * len(lengths)
@@ -31,7 +31,7 @@ def to_pixels(size: Sequence[int], unit: Unit) -> Scaling:
 
 
 def from_pixels(size: Sequence[int], unit: Unit) -> Scaling:
-    """Pixels of a map of this size to coordinates in some unit.
+    """Converts pixels of a map of this size to coordinates in some unit.
 
     Where -1 and 1 are the centre of the same pixel, every pixel is 0.
     """

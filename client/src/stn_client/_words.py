@@ -13,7 +13,7 @@ SERVICE = "stn.v1.SpatialTransformer"
 
 @cache
 def words_of(enumeration: EnumDescriptor) -> MappingProxyType[int, str]:
-    """The word for every number but 0: PADDING_ZEROS is "zeros", and LAYOUT_NHWC is "NHWC"."""
+    """Returns the word of every number but 0: PADDING_ZEROS is "zeros", LAYOUT_NHWC "NHWC"."""
     values: Any = enumeration.values_by_number
     prefix = values[0].name.removesuffix("UNSPECIFIED")
     names = {number: value.name.removeprefix(prefix) for number, value in values.items() if number}

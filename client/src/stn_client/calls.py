@@ -29,7 +29,7 @@ def warp(
     output_size: Sequence[int] | None = None,
     **options: Unpack[WarpCallOptions],
 ) -> Call[Any]:
-    """The call that `Client.warp` makes; it reads the feature map when it is sent.
+    """Returns the call that `Client.warp` makes; it reads the feature map when it is sent.
 
     Raises:
         InvalidRequestError: An argument breaks a rule; `violations` names it.
@@ -45,7 +45,7 @@ def warp_gradients(
     needs: Sequence[str] = ("feature_map", "transform"),
     **options: Unpack[WarpCallOptions],
 ) -> Call[Any]:
-    """The call that `Client.warp_gradients` makes; it reads its operands when it is sent.
+    """Returns the call that `Client.warp_gradients` makes; it reads its operands when it is sent.
 
     Raises:
         InvalidRequestError: An argument breaks a rule; `violations` names it.
@@ -56,7 +56,7 @@ def warp_gradients(
 def generate_grid(
     transform: ParametricTransform, output_size: Sequence[int], **options: Unpack[GridCallOptions]
 ) -> Call[Any]:
-    """The call that `Client.generate_grid` makes.
+    """Returns the call that `Client.generate_grid` makes.
 
     Raises:
         InvalidRequestError: An argument breaks a rule; `violations` names it.
@@ -67,7 +67,7 @@ def generate_grid(
 def generate_grid_gradients(
     grad_grid: AnyArray, transform: ParametricTransform, **options: Unpack[GridCallOptions]
 ) -> Call[Any]:
-    """The call that `Client.generate_grid_gradients` makes; it reads the gradient when it is sent.
+    """Returns the call that `Client.generate_grid_gradients` makes; reads when it is sent.
 
     Raises:
         InvalidRequestError: An argument breaks a rule; `violations` names it.

@@ -14,16 +14,16 @@ from contextlib import closing, contextmanager
 from typing import Any, Self
 
 IMAGE = "stn-server:cpu"
-"""What deploy/README.md builds."""
+"""Name of the image that deploy/README.md builds."""
 
 PORT, METRICS_PORT = 50051, 9464
-"""Where the server of the image listens."""
+"""Ports on which the server of the image listens."""
 
 PAUSE_S = 0.05
 """Between two looks at a container that starts."""
 
 GRACE_S = 35
-"""How long a container may take to stop: a little more than the server's own grace."""
+"""Time that a container has to stop: a little more than the server's own grace."""
 
 LOCKED_DOWN = {
     "read_only": True,
@@ -103,7 +103,7 @@ class ServerContainer:
         self.metrics = f"http://{metrics}/metrics"
 
     def stop(self, timeout_s: int = GRACE_S) -> int:
-        """Lets the server finish, removes the container and returns the server's exit code."""
+        """Stops the server in order, removes the container and returns the exit code."""
         return stop(self.container.name, timeout_s)
 
     def __enter__(self) -> Self:
@@ -123,7 +123,7 @@ class ServerContainer:
             time.sleep(PAUSE_S)
 
     def _addresses(self, options: Mapping[str, Any]) -> tuple[str, str]:
-        """Where calls and metrics go, as seen from outside the container."""
+        """Returns the addresses of calls and metrics, as seen from outside."""
         if "ports" not in options:
             listen = options["environment"]
             return listen["STN_LISTEN"], listen["STN_METRICS_LISTEN"]
@@ -140,7 +140,7 @@ class ServerContainer:
         return f"{bindings[0]['HostIp']}:{bindings[0]['HostPort']}"
 
     def _end(self) -> str:
-        """How the container ended, with its last words."""
+        """Returns how the container ended, with the last lines of its log."""
         code = self.container.attrs["State"]["ExitCode"]
         return f"exit code {code}. Its log ends: {self.container.logs(tail=3).decode().strip()}"
 
@@ -163,7 +163,7 @@ def stop(name: str, timeout_s: int = GRACE_S) -> int:
 
 
 def logs(name: str, *, follow: bool = False) -> Iterator[bytes]:
-    """What a container has written so far, in pieces; with `follow`, also what is to come.
+    """Yields what a container has written so far; with `follow`, also what it writes later.
 
     Raises:
         ContainerError: There is no such container, or no engine.
@@ -173,7 +173,7 @@ def logs(name: str, *, follow: bool = False) -> Iterator[bytes]:
 
 
 def _reach(network: str, port: int, metrics_port: int) -> dict[str, Any]:
-    """How a container can be reached through the loopback interface, as options of `create`."""
+    """Returns options of `create` that make a container reachable by the loopback interface."""
     if network != "host":
         ports = {
             f"{PORT}/tcp": ("127.0.0.1", port or None),
@@ -188,7 +188,7 @@ def _reach(network: str, port: int, metrics_port: int) -> dict[str, Any]:
 
 
 def _devices(gpus: str | None) -> dict[str, Any]:
-    """The request for GPUs, as the engine takes it."""
+    """Returns the request for GPUs, as the engine takes it."""
     if gpus is None:
         return {}
     wanted = {"Count": -1} if gpus == "all" else {"DeviceIDs": gpus.split(",")}
@@ -196,7 +196,7 @@ def _devices(gpus: str | None) -> dict[str, Any]:
 
 
 def _free_port() -> int:
-    """A port that nobody listens on; the health check of the image wants to know it beforehand."""
+    """Returns a free port, which the image's health check has to know beforehand."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
@@ -207,7 +207,7 @@ def _remove(container: Any) -> None:
 
 @contextmanager
 def _engine() -> Iterator[Any]:
-    """A connection to the engine that the environment names."""
+    """Returns a connection to the engine that the environment names."""
     with _explained():
         import docker  # noqa: PLC0415 - optional
 
@@ -217,7 +217,7 @@ def _engine() -> Iterator[Any]:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Turns what the SDK raises into what to do about it."""
+    """Turns exceptions of the Docker SDK into errors that say what to do."""
     try:
         import docker.errors  # noqa: PLC0415 - optional
     except ImportError as error:

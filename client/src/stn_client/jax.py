@@ -35,7 +35,7 @@ def warp(
     output_size: Sequence[int] | None = None,
     **options: Unpack[WarpOptions],
 ) -> jax.Array:
-    """`Client.warp` for JAX, differentiable in the feature map and in the transform.
+    """Makes the call of `Client.warp` for JAX, differentiable in feature map and transform.
 
     Shapes:
         feature_map   (N, C, [D,] H, W)      what `jnp.asarray` takes, traced or not
@@ -77,23 +77,23 @@ def warp(
 
 @dataclass(frozen=True, eq=False)
 class _Remote:
-    """All of a call but its arrays; JAX compiles anew for every one."""
+    """Static arguments of a call; JAX compiles anew for each of them."""
 
     client: Client
     transform: Transform
     """Without its parameters."""
     name: str
-    """What the parameters are called."""
+    """Name of the parameters."""
     output_size: tuple[int, ...] | None
     options: WarpOptions
 
     def of(self, parameters: NDArray[Any]) -> Transform:
-        """The transform with parameters."""
+        """Returns the transform with parameters."""
         changed: Any = {self.name: parameters}
         return replace(self.transform, **changed)
 
     def shape(self, maps: jax.Array, parameters: jax.Array) -> tuple[int, ...]:
-        """The shape of the output."""
+        """Returns the shape of the output."""
         of_points = isinstance(self.transform, Flow | SamplingGrid)
         layout = self.options.get("layout", "NCHW")
         size, found = self.output_size, list(maps.shape)

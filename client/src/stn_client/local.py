@@ -90,7 +90,7 @@ class LocalServer:
         self.stop()
 
     def _wait(self, timeout_s: float | None = None) -> int:
-        """Reaps the process, and lets go of its pipe."""
+        """Reaps the process, and closes its pipe."""
         try:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -141,7 +141,7 @@ os.register_at_fork(after_in_child=_Lifeline.close_all)
 
 
 def _command() -> str:
-    """The installed command, looked for beside this interpreter first."""
+    """Returns the installed command, looked for beside this interpreter first."""
     beside = str(Path(sys.executable).parent)
     found = shutil.which("stn-server", path=os.pathsep.join([beside, os.environ.get("PATH", "")]))
     if found is None:
@@ -153,14 +153,14 @@ def _command() -> str:
 
 
 def _folder() -> str:
-    """A new folder for unix sockets, whose paths cannot be long."""
+    """Makes a new folder for unix sockets, whose paths must be short."""
     usual = tempfile.gettempdir()
     is_short = len(os.fsencode(usual)) <= MAX_FOLDER_BYTES
     return tempfile.mkdtemp(prefix="stn-", dir=usual if is_short else "/tmp")  # noqa: S108
 
 
 def _sink(log: Path | str | None) -> IO[bytes]:
-    """Where the log goes: a file, or a duplicate of standard error, which may be closed."""
+    """Returns where the log is written: a file, or a duplicate of standard error."""
     if log is None:
         try:
             return os.fdopen(os.dup(2), "wb")

@@ -39,7 +39,7 @@ _STILL_PX = 1e-3
 """A step that moves no corner farther ends the search on a level."""
 
 _EXPOSURES = 3
-"""So often the exposure is fitted on the finest level, and the search goes on; once on others."""
+"""Number of times that the exposure is fitted on the finest level; on others it is once."""
 
 _WHOLE = 0.999
 """The share of a pixel of a coarse level from which on it is one."""
@@ -50,7 +50,7 @@ _MOST_DAMPING = 1e8
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Where the search stands.
+    """State of the search after one step.
 
     Attributes:
         stage: What is looked for, one of `STAGES`.
@@ -82,18 +82,22 @@ class _Level:
     moving: Any
     moving_size: tuple[int, ...]
     counted: Array
-    """Which pixels of the fixed image have weight, as its shape but for one channel."""
+    """Pixels of the fixed image that have weight, in its shape but for one channel."""
     weights: Any
     options: dict[str, Any]
-    """How they are compared."""
+    """Options of the objective."""
 
     def comparing(self, transform: Found) -> tuple[Callable[..., Objective], float]:
-        """What compares the images under transforms, and what a loss is to be multiplied by."""
+        """Returns the function that compares the images, and the factor of its losses."""
         fixed, gain = self.fixed, 1.0
+        # Correlation does not see exposure; the other losses would take it for misalignment.
         if self.options["loss"] != "ncc":
             gain, offset = self._exposure(transform)
+            # The fixed image takes the moving one's exposure, as it has no gradient. A squared loss
+            # then is 1 / gain² of what it was, which the second value undoes.
             fixed = ((fixed - offset) / gain).astype(np.float32)
         held = self.client.upload(fixed)
+        # On coarse levels all pixels count, or a map could shrink the loss by moving images apart.
         domain: Any = "all" if self.number else "overlap"
         padding: Any = "border"
 
@@ -112,9 +116,10 @@ class _Level:
         return compare, gain**2
 
     def _exposure(self, transform: Found) -> tuple[float, float]:
-        """Gain and offset that bring the warped moving image closest to the fixed one."""
+        """Returns gain and offset that bring the warped moving image closest to the fixed."""
         size = self.fixed.shape[2:]
         warped = self.client.warp(self.moving, transform, size, padding="border")
+        # Padding repeats border pixels, which say nothing about exposure.
         seen = np.broadcast_to(self._covered(transform) & self.counted, self.fixed.shape)
         if seen.sum() < 2:
             return 1.0, 0.0
@@ -127,7 +132,7 @@ class _Level:
         return gain, float(target.mean() - gain * image.mean())
 
     def _covered(self, transform: Found) -> NDArray[np.bool_]:
-        """Which pixels of the fixed image read within the moving one."""
+        """Returns which pixels of the fixed image read within the moving one."""
         size = self.fixed.shape[2:]
         points = _lattice(size)
         if isinstance(transform, ThinPlateSpline):
@@ -137,6 +142,7 @@ class _Level:
         else:
             flat = _mapped(transform.parameters, points.reshape(-1, len(size)).T)
             points = flat.T.reshape(points.shape)
+        # The outermost pixel centres, in units where -1 and 1 are the edges of the image.
         most = 1 - 1 / np.array(self.moving_size[::-1])
         inside: NDArray[np.bool_] = np.all(np.abs(points) <= most, axis=-1)
         return inside
@@ -156,7 +162,7 @@ def align(  # noqa: PLR0913 - each is a choice of its own
     control_points: ArrayLike | None = None,
     smoothness: float = 0.1,
 ) -> Iterator[Step]:
-    """An iterator over the steps of a search, the transform of whose last one is the result.
+    """Yields the steps of a search; the transform of the last one is the result.
 
     With it, `client.warp(moving, transform, fixed's size)` looks like `fixed`. Nothing is computed
     before the first step is asked for; whoever has seen enough may stop.
@@ -222,7 +228,7 @@ def align(  # noqa: PLR0913 - each is a choice of its own
 def _checked(
     stages: Sequence[str] | None, dims: int, control_points: ArrayLike | None
 ) -> list[str]:
-    """The stages, in their order."""
+    """Returns the stages in order, checked."""
     flat = ("similarity", "homography", "spline")
     if stages is None:
         of_images = ["similarity"] if dims == 2 else []
@@ -251,9 +257,10 @@ def _search(
     rate: float,
     count: int,
 ) -> Iterator[Step]:
-    """The steps of a map that is a matrix, on one level."""
+    """Yields the steps of a map that is a matrix, on one level."""
     basis = _basis(stage, level)
     if level.options["loss"] == "ncc":
+        # Rates are steps in the unit of an image: a finer level starts closer, and moves less.
         pace = rate / 2 ** (count - 1 - level.number)
         yield from _by_adam(level, stage, transform, iterations, pace, basis=basis)
         return
@@ -269,10 +276,12 @@ def _search(
 def _by_gauss_newton(
     level: _Level, stage: str, transform: Any, basis: Array, iterations: int
 ) -> Iterator[Step]:
-    """Levenberg and Marquardt's method on the parameters that a stage has."""
+    """Yields steps of Levenberg and Marquardt's method on the parameters of a stage."""
     compare, scale = level.comparing(transform)
     needs = "gradient", "gauss_newton"
     found = compare(transform, *needs)
+    # Nearly Gauss-Newton from the start; each failure damps
+    # ten times as much, each success a tenth.
     damping = 1e-4
     for iteration in range(iterations):
         gradient = basis.T @ np.asarray(found.gradient, np.float64).ravel()
@@ -280,16 +289,20 @@ def _by_gauss_newton(
         diagonal = np.diag(hessian).copy()
         diagonal[diagonal <= 0] = 1.0  # nothing depends on it, and its gradient is 0
         while True:
+            # Marquardt's scaling: parameters of different units are damped alike.
             damped = hessian + damping * np.diag(diagonal)
+            # lstsq, not solve: without texture in some direction the matrix is nearly singular.
             step = -basis @ np.linalg.lstsq(damped, gradient, rcond=None)[0]
             moved = replace(transform, theta=transform.theta + step.reshape(transform.theta.shape))
             tried = compare(moved, *needs)
+            # A map that reads nothing of the moving image has no loss, and must not win.
             is_better = tried.count[0] > 0 and tried.value[0] < found.value[0]
             still = _moved_px(step.reshape(transform.theta.shape), level) < _STILL_PX
             if is_better or still or damping > _MOST_DAMPING:
                 break
             damping *= 10
         if is_better:
+            # The floor lets damping grow again within a few tries when steps begin to fail.
             transform, found, damping = moved, tried, max(damping / 10, 1e-8)
         value = float(found.value[0]) * scale
         yield Step(stage, level.number, iteration, value, transform.theta, transform)
@@ -306,7 +319,7 @@ def _by_adam(
     smoothness: float = 0.0,
     basis: Array | None = None,
 ) -> Iterator[Step]:
-    """Adam (Kingma and Ba, 2015) with a rate that falls to zero over its steps."""
+    """Yields steps of Adam (Kingma and Ba, 2015), with a rate that falls to zero."""
     compare, scale = level.comparing(transform)
     mean: Any = 0.0
     square: Any = 0.0
@@ -322,6 +335,7 @@ def _by_adam(
         pace = rate * (1 - iteration / iterations)
         mean = 0.9 * mean + 0.1 * gradient
         square = 0.99 * square + 0.01 * gradient**2
+        # Corrects the bias of the means, which began at 0.
         first, second = mean / (1 - 0.9 ** (iteration + 1)), square / (1 - 0.99 ** (iteration + 1))
         if stage == "flow":  # one scale for all pixels: those without edges follow the others
             second = second.mean()
@@ -331,7 +345,7 @@ def _by_adam(
 
 
 def _with(transform: Any, parameters: Array) -> Any:
-    """The same kind of transform with other parameters."""
+    """Returns the same kind of transform with other parameters."""
     names = {ThinPlateSpline: "points", Flow: "displacement"}
     return replace(transform, **{names.get(type(transform), "theta"): parameters})
 
@@ -344,7 +358,7 @@ def _bent(
     control_points: ArrayLike | None,
     level: _Level,
 ) -> Any:
-    """What a stage that bends begins with on a level: the map found so far."""
+    """Returns the transform with which a bending stage begins on a level."""
     if stage == "spline":
         if isinstance(transform, ThinPlateSpline):
             return transform
@@ -355,6 +369,7 @@ def _bent(
     if isinstance(transform, Flow):
         field = np.moveaxis(transform.displacement, -1, 1)
         identity = Affine(np.eye(len(size), len(size) + 1)[None])
+        # Displacements are normalized, so that they hold for a finer level as they are.
         resized = client.warp(np.ascontiguousarray(field), identity, size, padding="border")
         return Flow(np.ascontiguousarray(np.moveaxis(resized, 1, -1)))
     if isinstance(transform, ThinPlateSpline):
@@ -366,7 +381,7 @@ def _bent(
 
 
 def _roughness(displacement: Array) -> tuple[float, Array]:
-    """The mean squared derivatives of a flow, in px a px, and their gradient."""
+    """Returns the mean squared derivatives of a flow, in px a px, and their gradient."""
     gradient = np.zeros(displacement.shape)
     total = 0.0
     sizes = np.array(displacement.shape[1:-1][::-1]) / 2  # of x, y and z in px
@@ -383,10 +398,11 @@ def _roughness(displacement: Array) -> tuple[float, Array]:
 
 
 def _basis(stage: str, level: _Level) -> Array:
-    """(K, M): what each of the M parameters of a stage does to the K numbers of theta."""
+    """Returns (K, M): the derivative of the K numbers of theta by the M parameters of a stage."""
     size = level.fixed.shape[2:]
     dims = len(size)
     if stage == "homography":
+        # The last entry of a homography stays 1: only eight of its nine numbers are free.
         return np.eye(9, 8)
     numbers = np.eye(dims * (dims + 1))
     if stage == "affine":
@@ -402,26 +418,26 @@ def _basis(stage: str, level: _Level) -> Array:
 
 
 def _moved_px(step: Array, level: _Level) -> float:
-    """How far a change of theta moves a corner at most, in px of the moving image."""
+    """Returns how far a change of theta moves a corner at most, in px of the moving image."""
     dims = len(level.moving_size)
     rows = np.abs(step[0]).sum(1)[:dims]
     return float((rows * np.array(level.moving_size[::-1]) / 2).max())
 
 
 def _squared(theta: Array) -> Array:
-    """The homography that an affine map is."""
+    """Returns an affine map as a homography."""
     return np.concatenate([theta, [[[0.0, 0.0, 1.0]]]], axis=1)
 
 
 def _mapped(theta: Array, points: Array) -> Array:
-    """Where a matrix, (1, D, D + 1) or (1, 3, 3), takes points, (D, N)."""
+    """Applies a matrix, (1, D, D + 1) or (1, 3, 3), to points, (D, N)."""
     dims = len(points)
     found = theta[0, :, :dims] @ points + theta[0, :, dims:]
     return found if len(found) == dims else found[:dims] / found[dims]
 
 
 def _lattice(size: Sequence[int]) -> Array:
-    """([D,] H, W, 2 or 3): x, y and z of the centres of pixels, in normalized coordinates."""
+    """Returns normalized coordinates x, y and z of pixel centres, ([D,] H, W, 2 or 3)."""
     axes = [(2 * np.arange(count) + 1) / count - 1 for count in size]
     return np.stack(np.meshgrid(*axes, indexing="ij")[::-1], -1)
 
@@ -429,7 +445,7 @@ def _lattice(size: Sequence[int]) -> Array:
 def _levels(
     client: Client, images: Sequence[Array], weights: Array | None, options: dict[str, Any]
 ) -> list[_Level]:
-    """The pyramid, from fine to coarse."""
+    """Returns the pyramid, from fine to coarse."""
     pyramids = [_pyramid(client, image) for image in images]
     count = min(map(len, pyramids))
     masks: list[Any] = [None] * count
@@ -454,7 +470,7 @@ def _levels(
 
 
 def _identity(image: Array) -> Array:
-    """The theta that leaves an image, or a volume, as it is."""
+    """Returns the theta that leaves an image, or a volume, as it is."""
     dims = image.ndim - 2
     return np.eye(dims, dims + 1, dtype=np.float32)[None]
 
@@ -471,7 +487,7 @@ def _standardized(name: str, image: Array, weights: Array | None) -> Array:
 
 
 def _pyramid(client: Client, image: Array) -> list[Array]:
-    """The image, then half of it, and so on; halving is a warp, too."""
+    """Returns the image, then half of it, and so on; halving is a warp, too."""
     levels = [image]
     while min(levels[-1].shape[2:]) >= 2 * _SMALLEST_PX:
         half = tuple((size + 1) // 2 for size in levels[-1].shape[2:])

@@ -38,7 +38,7 @@ _POINT_BYTES = 2 * 8
 """The bytes of a point of a grid in float64."""
 
 _TAPS_PX = {"bicubic": 2}
-"""How far from its point a sample reads, if that is not 1."""
+"""Distance from its point at which a sample reads, if that is not 1."""
 
 _ROUNDING = 8 * 2.0**-24
 """Bound of the relative error of the few float32 operations that make a coordinate."""
@@ -57,7 +57,7 @@ def warp(
     limits: Limits | None = None,
     **options: Unpack[WarpOptions],
 ) -> Any:
-    """`client.warp` of images of any size: in one call, or in as many as the server's limits ask.
+    """Warps images of any size by `client.warp`, in one call or in as many tiles as needed.
 
     Values of tiles differ from those of one call by no more than the rounding of coordinates.
 
@@ -107,7 +107,7 @@ def _warp(
     limits: Limits | None,
     options: WarpOptions,
 ) -> Array:
-    """Does what `warp` does, for arrays of NumPy as the wire has them."""
+    """Warps arrays of NumPy in the layout of the wire; see `warp`."""
     parameters: Array = transform.parameters
     unit, count, shapes = unit_of(options), 0, {(2, 3), (3, 3)}
     if isinstance(transform, ThinPlateSpline):
@@ -156,7 +156,7 @@ def _warp(
 
 @dataclass(frozen=True, slots=True)
 class _Room:
-    """What a server takes in one call."""
+    """The limits of a server for one call."""
 
     limits: Limits
     pixel_bytes: int
@@ -164,14 +164,14 @@ class _Room:
     """The bytes of each target pixel of an image, whatever their number."""
 
     def fits(self, source: Sequence[int], target: Sequence[int]) -> bool:
-        """Whether it takes a warp of so many (N, H, W) pixels to so many."""
+        """Returns whether a warp of (N, H, W) pixels to (N, H, W) is within the limits."""
         source_bytes = math.prod(source) * self.pixel_bytes
         return source_bytes + _ENVELOPE_BYTES <= self.limits.max_message_bytes and self.gives(
             target
         )
 
     def gives(self, target: Sequence[int]) -> bool:
-        """Whether it makes so many (N, H, W) pixels."""
+        """Returns whether a result of (N, H, W) pixels is within the limits."""
         pixels = math.prod(target)
         output_bytes = pixels * self.pixel_bytes + math.prod(target[1:]) * self.basis_bytes
         return (
@@ -182,7 +182,7 @@ class _Room:
 
 
 class _Axis(NamedTuple):
-    """The rows, or the columns, of a tile: which it computes, and which it reads."""
+    """The rows, or columns, that a tile computes, and those that it reads."""
 
     target: slice
     window: slice
@@ -221,7 +221,7 @@ class _Matrix:
     def preimage(
         self, rows: tuple[int, int], columns: tuple[int, int]
     ) -> list[tuple[float, float]]:
-        """Does what `_preimage` does, with this map."""
+        """Returns the preimage of a part of the target under this map; see `_preimage`."""
         return _preimage(self._matrix, rows, columns)
 
     def of_tile(self, tile: _Tile) -> Affine | Homography:
@@ -250,7 +250,7 @@ class _Spline:
     def preimage(
         self, rows: tuple[int, int], columns: tuple[int, int]
     ) -> list[tuple[float, float]]:
-        """The (lowest, highest) source row, then column, of a part of the target.
+        """Returns the (lowest, highest) source row, then column, of a part of the target.
 
         The server says where its points are. Those of a part that is too large anyway may be
         anywhere.
@@ -263,7 +263,7 @@ class _Spline:
         return [(float(lowest[axis]) - error, float(highest[axis]) + error) for axis in (1, 0)]
 
     def _bounds(self, rows: tuple[int, int], columns: tuple[int, int]) -> tuple[Array, Array]:
-        """The lowest and the highest source (x, y) of a part of the target."""
+        """Returns the lowest and the highest source (x, y) of a part of the target."""
         size = rows[1] - rows[0], columns[1] - columns[0]
         if size != (1, 1) and not replace(self._room, pixel_bytes=_POINT_BYTES).gives((1, *size)):
             parts = [self._bounds(*halves) for halves in _halves(rows, columns)]
@@ -284,7 +284,7 @@ class _Spline:
 
 
 class _Plan:
-    """How the target of one image is cut."""
+    """The plan by which the target of one image is cut into tiles."""
 
     def __init__(
         self,
@@ -301,7 +301,7 @@ class _Plan:
         self._mirror = unit if options.get("padding") == "reflection" else None
 
     def tiles(self, rows: tuple[int, int], columns: tuple[int, int]) -> Iterator[_Tile]:
-        """The part of the target between these rows and columns, halved until it fits."""
+        """Yields the part of the target between these rows and columns, halved until it fits."""
         tile = self._tile(rows, columns)
         height, width = tile.size
         one = (1, *tile.window_size), (1, height, width)
@@ -325,7 +325,7 @@ class _Plan:
 def _halves(
     rows: tuple[int, int], columns: tuple[int, int]
 ) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Rows and columns of the halves of a part of the target, cut across its longer side."""
+    """Returns the halves of a part of the target, cut across its longer side."""
     if rows[1] - rows[0] >= columns[1] - columns[0]:
         middle = sum(rows) // 2
         return [((rows[0], middle), columns), ((middle, rows[1]), columns)]
@@ -340,7 +340,7 @@ def _length(part: slice) -> int:
 def _preimage(
     matrix: NDArray[np.float64], rows: tuple[int, int], columns: tuple[int, int]
 ) -> list[tuple[float, float]]:
-    """The (lowest, highest) source row, then column, of a part of the target; NaN if of none.
+    """Returns the (lowest, highest) source row, then column, of a part; NaN if it reads none.
 
     Both coordinates are quotients of linear functions, and so lie between those of the corners
     wherever the denominator keeps its sign. Where it does not, points lie everywhere.
@@ -365,7 +365,7 @@ def _preimage(
 def _axis(
     target: tuple[int, int], low: float, high: float, size: int, mirror: Unit | None
 ) -> _Axis:
-    """The part of a tile along one axis.
+    """Returns the part of a tile along one axis.
 
     Args:
         target: First and one after the last.
@@ -398,7 +398,7 @@ def _axis(
 
 
 def _pixel_matrix(theta: Array, input_size: Size, output_size: Size, unit: Unit) -> Array:
-    """(3, 3), exact fractions: target pixel to source pixel."""
+    """Returns the matrix from target to source pixels, (3, 3), in exact fractions."""
     rows = [[Fraction(float(value)) for value in row] for row in theta]
     exact = np.array(rows if len(rows) == 3 else [*rows, [0, 0, 1]], dtype=object)
     to_source, from_target = to_pixels(input_size, unit), from_pixels(output_size, unit)
@@ -406,7 +406,7 @@ def _pixel_matrix(theta: Array, input_size: Size, output_size: Size, unit: Unit)
 
 
 def _matrix(scaling: Scaling) -> Array:
-    """(3, 3): x and y, each times its scale and plus its offset."""
+    """Returns the matrix (3, 3) that scales x and y and adds their offsets."""
     scale, offset = scaling
     rows = [[scale[0], 0, offset[0]], [0, scale[1], offset[1]], [0, 0, 1]]
     return np.array(rows, dtype=object)

@@ -82,7 +82,7 @@ def warp(
     output_size: Sequence[int] | None = None,
     **options: Unpack[WarpOptions],
 ) -> Tensor:
-    """`Client.warp` for tensors, differentiable in the feature map and in the transform.
+    """Makes the call of `Client.warp` for tensors, differentiable in feature map and transform.
 
     Shapes:
         feature_map   (N, C, [D,] H, W)      any device; results come back to it
@@ -111,6 +111,7 @@ def warp(
     described, settings = _described(transform), _settings(options)
     arguments = feature_map, parameters, size, name, *described
     output: Tensor
+    # Tracers and modes must see an operator; without them its dispatch is only overhead.
     if not (_is_plain(feature_map) and _is_plain(parameters)):
         output = torch.ops.stn_client.warp(*arguments, **settings)
     elif torch.is_grad_enabled() and (feature_map.requires_grad or parameters.requires_grad):
@@ -132,7 +133,7 @@ def objective(
     domain: str = "overlap",
     **options: Unpack[WarpOptions],
 ) -> Tensor:
-    """`Client.objective` for tensors: the value, differentiable in the transform.
+    """Makes the call of `Client.objective` for tensors: the value, differentiable in the transform.
 
     Its gradient comes with it, so that `backward` sends nothing.
 
@@ -251,7 +252,7 @@ class SpatialTransformer(nn.Module):
         return warp(self._client, feature_map, transform, self._output_size, **self._options)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """A copy of the localisation network before the same client."""
+        """Returns a copy of the localisation network before the same client."""
         memo[id(self._client)] = self._client
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
@@ -260,13 +261,13 @@ class SpatialTransformer(nn.Module):
 
 
 def _check_client(client: object) -> None:
-    """Whatever computes as a `Client` does, such as a fake in a test."""
+    """Checks that a client has the methods of `Client`; a fake in a test may have them."""
     if isinstance(client, AsyncClient | type) or not hasattr(client, "warp_gradients"):
         raise invalid("client", f"expected a Client, got {client!r}.")
 
 
 def _checked(feature_map: Tensor, transform: Any) -> Tensor:
-    """The parameters of the transform, in a precision that the service takes."""
+    """Returns the parameters of the transform, in a precision that the service takes."""
     kind = type(transform)
     if kind.__name__ not in KINDS or not hasattr(transform, "parameters"):
         raise invalid("transform", f"expected one of {', '.join(KINDS)}, got {kind.__name__}.")
@@ -277,6 +278,7 @@ def _checked(feature_map: Tensor, transform: Any) -> Tensor:
         real = array.astype(np.float64) if array.dtype.kind in "iu" else array
         parameters = torch.tensor(real, device=feature_map.device)
     _check_tensor("transform", parameters, "parameters in a torch.Tensor")
+    # Autocast makes half types of parameters, which the service does not take; float32 holds them.
     halves = {torch.float16, torch.bfloat16}
     checked: Tensor = parameters.float() if parameters.dtype in halves else parameters
     return checked
@@ -293,7 +295,7 @@ def _check_tensor(argument: str, value: object, expected: str) -> None:
 
 
 def _described(transform: Transform) -> tuple[str, list[float]]:
-    """What a transform is beside its parameters, as torch operators know types."""
+    """Returns what a transform has beside its parameters, in types of torch operators."""
     numbers: list[float] = []
     if isinstance(transform, ThinPlateSpline):
         settings = transform.settings
@@ -302,10 +304,11 @@ def _described(transform: Transform) -> tuple[str, list[float]]:
 
 
 def _transform(parameters: Any, kind: str, numbers: list[float]) -> Transform:
-    """The transform that was described so, of other parameters."""
+    """Returns the described transform with other parameters."""
     if kind != ThinPlateSpline.__name__:
         return KINDS[kind](parameters)
     regularization, *flat = numbers
+    # Operators take flat lists of numbers only: x and y in turn, behind the regularization.
     control_points = list(zip(flat[::2], flat[1::2], strict=True))
     return ThinPlateSpline(parameters, control_points=control_points, regularization=regularization)
 
@@ -319,7 +322,7 @@ def _size(output_size: Sequence[int]) -> list[Any]:
 
 
 def _extent(size: Any) -> Any:
-    """A number, or the symbol that a compiler has put in its place."""
+    """Returns a number, or the symbol that a compiler has put in its place."""
     if isinstance(size, torch.SymInt):
         return size
     number = index(size)
@@ -328,7 +331,7 @@ def _extent(size: Any) -> Any:
 
 
 def _settings(options: WarpOptions) -> dict[str, Any]:
-    """Options as the operators take them: a number for all channels is a list of one."""
+    """Returns options as the operators take them: one number for all channels is a list."""
     reject_unknown(options, OPTIONS)
     settings: dict[str, Any] = dict(options)
     for name, value in settings.items():
@@ -353,7 +356,7 @@ def _fill(fill: Any) -> list[float]:
 
 
 def _named(client: Any) -> str:
-    """The name of what stands in for a `Client`, such as a fake in a test."""
+    """Returns the name of a client, or of what stands in for it in a test."""
     client._name = register(client)  # noqa: SLF001 - as clients do
     return str(client._name)  # noqa: SLF001
 
@@ -370,7 +373,7 @@ def _client_of(name: str) -> Client:
 
 
 def _given(settings: dict[str, Any]) -> Any:
-    """The options that are not None."""
+    """Returns the options that are not None."""
     return {name: value for name, value in settings.items() if value is not None}
 
 
@@ -383,7 +386,7 @@ def _warp(
     numbers: list[float],
     **settings: Any,
 ) -> Tensor:
-    """The kernel of `stn_client::warp`."""
+    """Computes `stn_client::warp` by a call of the client."""
     output: Any = _client_of(client).warp(
         torch_to_numpy("feature_map", feature_map),
         _transform(torch_to_numpy("transform", parameters), transform, numbers),
@@ -405,9 +408,10 @@ def _warp_fake(
     layout: str | None = None,
     **_settings: Any,
 ) -> Tensor:
-    """An output of the right shape, without values."""
+    """Returns an output of the right shape, without values."""
     of_points = KINDS[transform] in {SamplingGrid, Flow}
     shapes = list(feature_map.shape), parameters.shape
+    # The shape must follow from shapes alone: a compiler has no values, and may have no server.
     sizes = output_shape(*shapes, output_size, layout=layout or "NCHW", of_points=of_points)
     return feature_map.new_empty(sizes)
 
@@ -422,7 +426,7 @@ def _warp_gradients(
     numbers: list[float],
     **settings: Any,
 ) -> tuple[Tensor, Tensor]:
-    """The kernel of `stn_client::warp_gradients`; a gradient that nobody needs is empty."""
+    """Computes `stn_client::warp_gradients`; a gradient that is not needed is empty."""
     gradients = _client_of(client).warp_gradients(
         torch_to_numpy("grad_output", grad_output),
         torch_to_numpy("feature_map", feature_map),
@@ -432,6 +436,7 @@ def _warp_gradients(
     )
     grad_feature_map, grad_transform = gradients.feature_map, gradients.transform
     return (
+        # Schemas of operators have no optional results.
         feature_map.new_empty(0)
         if grad_feature_map is None
         else numpy_to_torch(grad_feature_map, feature_map),
@@ -472,7 +477,7 @@ def _objective(
     numbers: list[float],
     **settings: Any,
 ) -> tuple[Tensor, Tensor]:
-    """The kernel of `stn_client::objective`: value and gradient."""
+    """Computes `stn_client::objective` by a call of the client: value and gradient."""
     found = _client_of(client).objective(
         torch_to_numpy("moving", moving),
         torch_to_numpy("fixed", fixed),
@@ -499,6 +504,7 @@ def _objective_fake(
     """Results of the right shapes, without values."""
     operands = moving, parameters, fixed, *(() if weights is None else (weights,))
     batch = next((one.shape[0] for one in operands if one.shape[0] != 1), 1)
+    # As the server sums: a loss in float32 would hide late progress of a search.
     value = parameters.new_empty((batch,), dtype=torch.float64)
     return value, parameters.new_empty((batch, *parameters.shape[1:]))
 
@@ -516,6 +522,7 @@ class _Objective(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         _, parameters, *_ = inputs
         _, gradient = output
+        # The gradient is an output only to be saved: autograd must not ask for derivatives of it.
         ctx.mark_non_differentiable(gradient)
         ctx.save_for_backward(parameters, gradient)
 
@@ -527,8 +534,11 @@ class _Objective(torch.autograd.Function):
                 raise invalid(name, f"{expected} Detach it. {_LOCALLY}")
         parameters, gradient = ctx.saved_tensors
         of_items = (grad_value.view(-1, *[1] * (gradient.dim() - 1)) * gradient).to(gradient.dtype)
+        # Parameters that were broadcast over items get the sum over them.
         if parameters.shape[0] != gradient.shape[0]:
             of_items = of_items.sum(0, keepdim=True)
+        # With create_graph the gradient must fail when it is
+        # differentiated, and not count as constant.
         if torch.is_grad_enabled():
             of_items = _Gradient.apply(of_items, parameters)  # type: ignore[no-untyped-call]
         return None, of_items, *(9 * (None,))
@@ -555,7 +565,7 @@ class _Warp(torch.autograd.Function):
         feature_map, parameters, _output_size, client, transform, numbers, settings = inputs
         ctx.save_for_backward(feature_map, parameters)
         ctx.call = client, transform, numbers, settings
-        ctx.client = CLIENTS.get(client)  # lives as long as somebody may call backward
+        ctx.client = CLIENTS.get(client)  # lives as long as the graph, for backward
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -564,6 +574,8 @@ class _Warp(torch.autograd.Function):
         needs = list(ctx.needs_input_grad[:2])
         arguments = *grad_outputs, feature_map, parameters, needs, client, transform, numbers
         gradients = torch.ops.stn_client.warp_gradients(*arguments, **settings)
+        # The operator returns an empty tensor for a gradient
+        # that is not needed; autograd wants None.
         of_operands = [g if need else None for g, need in zip(gradients, needs, strict=True)]
         return *of_operands, None, None, None, None, None
 
@@ -573,7 +585,7 @@ class _Warp(torch.autograd.Function):
 
 
 class _Gradient(torch.autograd.Function):
-    """A gradient that depends on parameters, in a way that nobody computes."""
+    """A gradient whose dependence on the parameters cannot be differentiated again."""
 
     @staticmethod
     def forward(gradient: Tensor, _parameters: Tensor) -> Tensor:
@@ -581,7 +593,7 @@ class _Gradient(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keeps nothing, as of `_WarpGradients`."""
+        """Saves nothing, as `_WarpGradients` does."""
 
     @staticmethod
     def backward(_ctx: Any, *_grad_outputs: Tensor) -> None:
@@ -599,7 +611,7 @@ class _WarpGradients(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        """Keeps nothing: there are no second derivatives by wire."""
+        """Saves nothing: there are no second derivatives by wire."""
 
     @staticmethod
     def backward(_ctx: Any, *_grad_outputs: Tensor) -> None:
@@ -607,7 +619,7 @@ class _WarpGradients(torch.autograd.Function):
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether nobody sees what is done with a tensor but autograd, which saves half of its time."""
+    """Returns whether only autograd follows a tensor, so that the short way may be taken."""
     return not (
         torch.compiler.is_compiling()
         or type(tensor) not in _PLAIN_TYPES
@@ -621,7 +633,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 class _EagerWarp(torch.autograd.Function):
-    """What `stn_client::warp` does, where nobody else wants to see an operator.
+    """The rule of `stn_client::warp` for plain tensors, without an operator.
 
     Its feature map is copied once for forward and backward, to memory that the server sees.
     """
@@ -639,8 +651,10 @@ class _EagerWarp(torch.autograd.Function):
     ) -> Tensor:
         client = _client_of(name)
         array = torch_to_numpy("feature_map", feature_map)
+        # Backward reads the same array: it must neither be sent nor copied for the second time.
         array = _once(client, array)
         ctx.save_for_backward(feature_map, parameters)
+        # Not among the saved tensors: it is no tensor, and autograd need not track it.
         ctx.array, ctx.client = array, client
         ctx.call = name, transform, numbers, settings
         where = _transform(torch_to_numpy("transform", parameters), transform, numbers)
@@ -654,6 +668,7 @@ class _EagerWarp(torch.autograd.Function):
         feature_map, parameters = ctx.saved_tensors
         name, transform, numbers, settings = ctx.call
         needs = list(ctx.needs_input_grad[:2])
+        # With create_graph, or a mode on, the operator goes instead: its rule refuses in words.
         if torch.is_grad_enabled() or not _is_plain(grad_output):
             arguments = grad_output, feature_map, parameters, needs, name, transform, numbers
             found = torch.ops.stn_client.warp_gradients(*arguments, **settings)
@@ -678,7 +693,8 @@ class _EagerWarp(torch.autograd.Function):
 
 
 def _once(client: Any, array: NDArray[Any]) -> NDArray[Any]:
-    """An array that calls of a client do not copy again, if there is such memory."""
+    """Returns an array that calls of a client do not copy again, if there is such memory."""
+    # A fake in a test need not have it.
     shared = getattr(client, "_shared", None)
     return array if shared is None else shared(array)
 
@@ -710,7 +726,7 @@ LIBRARY = torch.library.Library("stn_client", "DEF")  # type: ignore[no-untyped-
 
 
 def _below_rule(name: str, arguments: Sequence[Any], settings: dict[str, Any]) -> Any:
-    """What `stn_client::name` gives to a rule that records it for one level of transforms.
+    """Calls `stn_client::name` below the rule that records it for one level of transforms.
 
     The next transform of torch.func outside of that one has a rule of its own, and records as well,
     which is off while a rule runs. If there is none, it is the kernel.
@@ -734,6 +750,7 @@ def _register(name: str, kernel: Callable[..., Any], fake: Callable[..., Any], r
         with autograd_function.enable_single_level_autograd_function():  # type: ignore[attr-defined]
             return super(torch.autograd.Function, rule).apply(*arguments, settings)
 
+    # The second one has no rule of its own: a rule that called the first would call itself.
     for operator in (name, f"compute_{name}"):
         schema = f"{operator}{_SIGNATURES[name]}"
         LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]

@@ -58,7 +58,7 @@ _DATA_TYPES = {dtype: number for number, dtype in DTYPES.items()}
 
 
 def data_type(dtype: DTypeLike) -> DataType:
-    """The DataType of a NumPy dtype, in whatever byte order it is.
+    """Returns the DataType of a NumPy dtype, in either byte order.
 
     Raises:
         WireFormatError: The wire does not carry this type.
@@ -91,7 +91,7 @@ def put_tensor(
 def describe_tensor(
     dtype: DTypeLike, shape: Sequence[int], payload: int, *, layout: Layout = LAYOUT_UNSPECIFIED
 ) -> Tensor:
-    """A tensor whose bytes are the payload of this index.
+    """Returns the message of a tensor whose bytes are the payload of this index.
 
     Raises:
         WireFormatError: The wire does not carry this type.
@@ -100,7 +100,7 @@ def describe_tensor(
 
 
 def to_payload(array: NDArray[Any]) -> memoryview:
-    """The bytes of an array of a type that the wire carries; copied only as `put_tensor` does."""
+    """Returns the bytes of an array of a wire type; copied only as `put_tensor` does."""
     if array.flags.c_contiguous and array.dtype.char in _NATIVE and array.dtype.isnative:
         return array.data.cast("B") if array.size else memoryview(b"")
     little_endian = array.dtype.newbyteorder("<")
@@ -109,24 +109,24 @@ def to_payload(array: NDArray[Any]) -> memoryview:
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """What a message says about a tensor, checked as far as that goes without its bytes."""
+    """The declaration of a tensor in a message, checked as far as possible without its bytes."""
 
     field: str
     """Path of the tensor in its message, for errors."""
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     payload: int | None
-    """Index of its payload; None: it lies elsewhere, in as many bytes as it has."""
+    """Index of its payload; None: its bytes are in an arena, or resident on the server."""
     is_resident: bool = False
-    """Whether it lies on the server, and not in an arena."""
+    """Whether it is resident on the server, and not in an arena."""
 
     @property
     def size_bytes(self) -> int:
-        """How many bytes it has."""
+        """Size of the tensor in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def check(self, sizes_bytes: Sequence[int]) -> None:
-        """Whether the bytes are there.
+        """Checks that the payload exists and is as large as the shape says.
 
         Args:
             sizes_bytes: Of the payloads of the message that the tensor stands in.
@@ -143,7 +143,7 @@ class Declaration:
         self._require(sizes_bytes[self.payload], "payload")
 
     def check_room(self, room_bytes: int) -> None:
-        """Whether it fits into the place that it was given in an arena.
+        """Checks that the tensor fits into the region of an arena that it was given.
 
         Raises:
             WireFormatError: It is larger.
@@ -152,13 +152,13 @@ class Declaration:
             self._require(room_bytes, "arena.byte_count")
 
     def _require(self, actual_bytes: int, source: str) -> None:
-        """Whether there are as many bytes as the shape says."""
+        """Checks that there are as many bytes as the shape says."""
         if actual_bytes != self.size_bytes:
             expected = f"{self.size_bytes} bytes for shape {self.shape} of {self.dtype}"
             raise WireFormatError(f"{self.field}.{source}", expected, f"{actual_bytes} bytes")
 
     def view(self, payloads: Sequence[memoryview]) -> NDArray[Any]:
-        """The array over its payload.
+        """Returns the tensor as an array over its payload.
 
         Args:
             payloads: Views of the payloads of the message that the tensor stands in.
@@ -179,7 +179,7 @@ class Declaration:
 
 
 def get_declaration(tensor: Tensor, field: str) -> Declaration:
-    """What a message says about a tensor.
+    """Returns the declaration of a tensor, checked as far as possible without its bytes.
 
     Args:
         tensor: The description.
@@ -207,7 +207,7 @@ def get_declaration(tensor: Tensor, field: str) -> Declaration:
 
 
 def get_tensor(tensor: Tensor, payloads: Sequence[memoryview], field: str) -> NDArray[Any]:
-    """The array that a message describes: `get_declaration`, then `Declaration.view`.
+    """Returns the array of a tensor in a message: `get_declaration`, then `Declaration.view`.
 
     Raises:
         WireFormatError: As those two. Nothing has been allocated then.

@@ -13,7 +13,7 @@ Its `reason` is the name of an `ErrorReason` of the contract without ERROR_REASO
 
 
 class WireFormatError(ValueError):
-    """A message does not keep the wire contract.
+    """A message violates the wire contract.
 
     Attributes:
         field: Path of the field at fault, as `transform.affine.theta.shape`.

@@ -16,7 +16,7 @@ from stn_proto.errors import FrameTooLargeError, WireFormatError
 from stn_proto.limits import MAX_FIELDS, PAYLOAD_ALIGNMENT_BYTES
 
 NESTED_FIELD = 1
-"""Of the calls of a ComputeManyRequest, and of the replies of a ComputeManyReply."""
+"""Number of the field of calls in a ComputeManyRequest, and of replies in its reply."""
 
 PAYLOADS_FIELD = 15
 ALIGNMENT_FIELD = 14
@@ -27,14 +27,14 @@ _COUNT_TAG = bytes([1 << 3 | _VARINT])
 _PAYLOAD_TAG = PAYLOADS_FIELD << 3 | _LENGTH_DELIMITED
 _ALIGNMENT_TAG = ALIGNMENT_FIELD << 3 | _LENGTH_DELIMITED
 _COMMON_TAGS = frozenset({_NESTED_TAG, _PAYLOAD_TAG, _ALIGNMENT_TAG})
-"""Of the fields that stand in a message in great numbers, and are read without a detour."""
+"""Tags of the fields that are frequent in messages, and are read without a loop."""
 
 _MAX_VARINT_BYTES = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Where in a serialized message its payloads stand, and everything that stands around them.
+    """Positions of the payloads in a serialized message, and the bytes around them.
 
     A sender who repeats shapes repeats all but the payloads, so that the frame of one message
     mostly fits the next, which then need not be scanned.
@@ -75,12 +75,15 @@ class Frame:
         for tag, start, value_start, end in _fields(message):
             if tag == payload_tag:
                 payloads.append(slice(value_start, end))
+                # Refused while scanning: a message of millions of tiny
+                # fields must not take memory first.
                 if len(payloads) - 1 == max_payloads:
                     raise _too_many_payloads(max_payloads)
             elif tag == _ALIGNMENT_TAG:
                 alignments += 1
             else:
                 pieces.append(message[start:end])
+            # Every payload may have one alignment field; beyond that, more fields only cost time.
             if max(len(pieces), alignments - len(payloads)) > MAX_FIELDS:
                 expected = f"at most {MAX_FIELDS} fields beside payloads"
                 raise WireFormatError("message", expected, "more")
@@ -93,7 +96,8 @@ class Frame:
         return cls(envelope, len(message), tuple(payloads), rest)
 
     def fits(self, message: bytes) -> bool:
-        """Whether another message differs from this one in the bytes of its payloads alone."""
+        """Returns whether a message differs from this one in the bytes of payloads alone."""
+        # The size first: it tells most other shapes apart without looking at bytes.
         if len(message) != self.size_bytes:
             return False
         for span, expected in self.rest:  # noqa: SIM110 - every call comes here, and all() costs more
@@ -102,24 +106,25 @@ class Frame:
         return True
 
     def cut(self, message: bytes) -> list[memoryview]:
-        """The payloads of a message that this fits: read-only views that keep it alive."""
+        """Returns the payloads of a message that fits: read-only views that keep it alive."""
         view = memoryview(message)
         return [view[span] for span in self.payloads]
 
     def opened(self, message: bytes, spans: Iterable[slice]) -> Frame:
-        """The same frame, whose other messages may differ in these places, too.
+        """Returns this frame with further places in which other messages may differ.
 
         Args:
             message: What the frame was made of.
             spans: Where; not within payloads.
         """
+        # What is left between all free places is what other messages must share.
         free = sorted((*self.payloads, *spans), key=lambda span: span.start)
         rest = tuple((span, message[span]) for span in _between(free, len(message)))
         return replace(self, rest=rest)
 
 
 def values(message: bytes, number: int, within: slice | None = None) -> list[slice]:
-    """Where the values of a field stand, in the order in which they do.
+    """Returns the positions of the values of a field, in the order of the message.
 
     Args:
         message: Serialized bytes.
@@ -152,7 +157,7 @@ def split(message: bytes) -> tuple[bytes, list[memoryview]]:
 
 
 class ManyParts(NamedTuple):
-    """What a request or a reply of ComputeMany consists of."""
+    """Parts of a request or a reply of ComputeMany."""
 
     nested: list[bytes]
     """The messages within, serialized, without payloads."""
@@ -192,6 +197,7 @@ def split_many(
                 raise FrameTooLargeError("calls", max_nested, "calls", "more", remedy)
             nested.append(message[value_start:end])
         else:
+            # Nested calls and payloads are limited by their own maxima, all else by MAX_FIELDS.
             others += 1
             if others - len(payloads) > MAX_FIELDS:
                 expected = f"at most {MAX_FIELDS} fields beside calls and payloads"
@@ -202,7 +208,7 @@ def split_many(
 
 
 def nested(number: int, message: bytes, payload_count: int) -> bytes:
-    """A call or a reply within ComputeMany, serialized.
+    """Serializes a call or a reply within ComputeMany.
 
     Args:
         number: Of the field of NestedCall, or of NestedReply, that it is.
@@ -248,7 +254,7 @@ def join(envelope: bytes, payloads: Sequence[memoryview | bytes]) -> bytes:
 
 
 def gaps(start: int, sizes_bytes: Iterable[int]) -> Iterator[bytes]:
-    """What stands before each payload of a message, so that it begins where it should.
+    """Yields the bytes before each payload: alignment, tag and length.
 
     Args:
         start: How many bytes stand before all of them.
@@ -262,29 +268,30 @@ def gaps(start: int, sizes_bytes: Iterable[int]) -> Iterator[bytes]:
 
 @lru_cache(1024)
 def _gap(offset: int, size: int) -> bytes:
-    """What stands at an offset before a payload of a size."""
+    """Returns the bytes before a payload of a size, at an offset: alignment, tag and length."""
     header = _header(_PAYLOAD_TAG, size)
     return _padding(offset + len(header)) + header
 
 
 @lru_cache(1024)
 def _header(tag: int, size: int) -> bytes:
-    """What stands before the bytes of a field."""
+    """Returns the tag and the length of a field, which stand before its bytes."""
     return bytes([tag]) + _varint(size)
 
 
 def _between(payloads: Sequence[slice], size: int) -> Iterator[slice]:
-    """What payloads leave over of a message."""
+    """Returns the spans of a message between its payloads."""
     starts = (0, *(payload.stop for payload in payloads))
     ends = (*(payload.start for payload in payloads), size)
     return map(slice, starts, ends)
 
 
 def _padding(offset: int) -> bytes:
-    """An alignment field after which `offset` has become a multiple of the alignment."""
+    """Returns an alignment field after which `offset` is a multiple of the alignment."""
     if offset % PAYLOAD_ALIGNMENT_BYTES == 0:
         return b""
     header_bytes = 2  # tag and length
+    # An alignment is less than 128 bytes, so that its length is a varint of one byte.
     fill = -(offset + header_bytes) % PAYLOAD_ALIGNMENT_BYTES
     return bytes([_ALIGNMENT_TAG, fill]) + bytes(fill)
 
@@ -302,6 +309,7 @@ def _fields(
     size = len(message) if size is None else size
     while position < size:
         start = position
+        # Frequent fields with lengths of one or two bytes are read without a loop over bytes.
         head = message[position : position + 3]
         if len(head) == 3 and head[0] in _COMMON_TAGS and head[1] < 0x80:
             tag, value_start = head[0], position + 2
@@ -312,8 +320,10 @@ def _fields(
         else:
             tag, position = _read_varint(message, position)
             value_start, end = _extent(message, tag & 7, position)
+        # Checked before the value is touched: lengths come from the network.
         if end > size:
             raise _malformed(f"a field of {end - value_start} bytes at byte {start} of {size}")
+        # Field number 0 is illegal in protobuf; its parser would refuse the envelope, too.
         if tag < 8:
             raise _malformed(f"field number 0 at byte {start}")
         yield tag, start, value_start, end
@@ -321,7 +331,7 @@ def _fields(
 
 
 def _extent(message: bytes, wire_type: int, position: int) -> tuple[int, int]:
-    """Where the value of a field starts and ends."""
+    """Returns the start and the end of the value of a field."""
     if wire_type == _LENGTH_DELIMITED:
         length, position = _read_varint(message, position)
         return position, position + length
@@ -333,8 +343,9 @@ def _extent(message: bytes, wire_type: int, position: int) -> tuple[int, int]:
 
 
 def _read_varint(message: bytes, position: int) -> tuple[int, int]:
-    """A number and where it ends."""
+    """Reads a varint; returns it and the position behind it."""
     value = 0
+    # At most ten bytes hold 64 bits; a longer varint never ends.
     for shift, byte in enumerate(message[position : position + _MAX_VARINT_BYTES]):
         value |= (byte & 0x7F) << (7 * shift)
         if byte < 0x80:
@@ -343,6 +354,7 @@ def _read_varint(message: bytes, position: int) -> tuple[int, int]:
 
 
 def _varint(value: int) -> bytes:
+    # Seven bits a byte, the lowest first; the high bit says that another byte follows.
     encoded = bytearray()
     while value >= 0x80:
         encoded.append(value & 0x7F | 0x80)

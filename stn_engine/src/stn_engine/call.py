@@ -1,7 +1,7 @@
 """What to compute, on layouts: a call without data.
 
-A call says which operation it is, on tensors of which layouts, and where its results will lie. Two
-problems whose tensors lie alike have the very same call, so that whatever a backend has worked out
+A call says which operation it is, on tensors of which layouts, and the layouts of its results. Two
+problems of the same layouts have the very same call, so that whatever a backend has worked out
 for a call is found again by all of them.
 """
 
@@ -22,18 +22,18 @@ T = TypeVar("T")
 
 
 class Operation(StrEnum):
-    """What a call computes, whichever way."""
+    """The operation that a call computes."""
 
     WARP = "warp"
     """A feature map read at the points of a transform."""
     GENERATE_GRID = "generate_grid"
     """The points of a transform themselves."""
     OBJECTIVE = "objective"
-    """How far a warped map is from a fixed one, with the gradient of that."""
+    """The distance of a warped map from a fixed one, with its gradient."""
 
 
 class Direction(StrEnum):
-    """Which way it is computed."""
+    """The direction of a call: forward, or its gradients."""
 
     FORWARD = "forward"
     """The result of the operation."""
@@ -42,7 +42,7 @@ class Direction(StrEnum):
 
 
 class Layout(NamedTuple):
-    """What a tensor is but for its memory."""
+    """Dtype, shape and strides of a tensor, without its memory."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -51,7 +51,7 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> Self:
-        """The layout of a tensor."""
+        """Returns the layout of a tensor."""
         return cls(tensor.dtype, tensor.shape, tensor.stride())
 
     @property
@@ -61,7 +61,7 @@ class Layout(NamedTuple):
 
     @property
     def span_bytes(self) -> int:
-        """From the first byte to the last, for strides that are not negative, as torch's are."""
+        """Bytes from the first to the last; strides are not negative, as in torch."""
         if 0 in self.shape:
             return 0
         last = sum((size - 1) * step for size, step in zip(self.shape, self.strides, strict=True))
@@ -69,10 +69,10 @@ class Layout(NamedTuple):
 
 
 class Plans(dict[Hashable, Any]):
-    """What backends have worked out for a call or a problem; those of a copy begin empty."""
+    """Results that backends have worked out for a call or a problem; a copy begins empty."""
 
     def kept(self, key: Hashable, work_out: Callable[..., T], *arguments: Any) -> T:
-        """What ``work_out`` returned when this was first asked for under ``key``."""
+        """Returns what ``work_out`` returned when ``key`` was first asked for."""
         try:
             found: T = self[key]
         except KeyError:
@@ -84,7 +84,7 @@ class Plans(dict[Hashable, Any]):
 
 
 def contiguous(dtype: torch.dtype, shape: Sequence[int]) -> Layout:
-    """The layout of new memory in row-major order."""
+    """Returns the layout of new memory in row-major order."""
     strides = [1]
     for size in reversed(shape[1:]):
         strides.append(strides[-1] * max(size, 1))
@@ -102,7 +102,7 @@ device. A plain tuple, because it is taken apart before every run."""
 class Call:
     """One operation on tensors of given layouts, whatever their values and addresses.
 
-    Calls are compared by identity: ``problem.call`` is the same object for problems that lie alike.
+    Calls are compared by identity: ``problem.call`` is the same object if all layouts are equal.
 
     Attributes:
         operation: What is computed.
@@ -137,7 +137,7 @@ class Call:
 
     @cached_property
     def looks_channels_last(self) -> bool:
-        """Whether the first map has sizes as of (N, H, W, C).
+        """True if the first map has sizes as of (N, H, W, C).
 
         Such are more than 4 channels and rows, but at most 4 columns.
         """
@@ -151,7 +151,7 @@ class Call:
 
     @cached_property
     def expectations(self) -> tuple[Expectation, ...]:
-        """What must hold of each operand for its address to do."""
+        """Conditions on operands under which their addresses suffice."""
         return tuple(
             (*layout, layout.dtype.itemsize, layout.span_bytes, self.device)
             for layout in self.operands
@@ -159,13 +159,13 @@ class Call:
 
     @cached_property
     def needs(self) -> tuple[str, ...]:
-        """What of a warp's gradients, or of an objective, is needed and need not be, in order."""
+        """Names of the optional results of a warp's gradients or an objective, in order."""
         names = OBJECTIVE_NEEDS if self.operation == Operation.OBJECTIVE else NEEDS
         pairs = zip(names, self.results[-len(names) :], strict=True)
         return tuple(name for name, result in pairs if result is not None)
 
     def into(self, results: Sequence[Layout | None]) -> "Call":
-        """Returns the same call, whose results lie in given memory."""
+        """Returns the same call, whose results are written to given memory."""
         results = tuple(results)
         if results == self.results:
             return self
@@ -175,5 +175,5 @@ class Call:
 
 
 MAX_VARIANTS = 16
-"""Variants of a call, by where its results lie; memory for results is dense, so that there are
+"""Variants of a call by the layouts of results; memory for results is dense, so that there are
 few."""

@@ -29,16 +29,16 @@ LABEL_DTYPES = (torch.bool, torch.int8, torch.int32, torch.uint32, torch.int64, 
 """Feature maps that are read by ``nearest`` alone, and moved bit for bit: label maps."""
 
 FEATURE_MAP_DTYPES = INTERPOLATED_DTYPES + LABEL_DTYPES
-"""What a feature map may hold."""
+"""Dtypes of feature maps."""
 
 NEEDS = "feature_map", "transform"
-"""What there are gradients of, in this order."""
+"""Operands that have gradients, in this order."""
 
 OBJECTIVE_NEEDS = "gradient", "gauss_newton"
-"""What an objective tells besides its value, in this order."""
+"""Optional results of an objective, in this order."""
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
-"""What autocast makes of float32 in the layers before a warp."""
+"""Dtypes that autocast makes of float32 in the layers before a warp."""
 
 PARAMETER_DTYPES = (torch.float32, torch.float64)
 """What theta and grids may hold: a half-precision coordinate misses by pixels on a large map."""
@@ -49,7 +49,7 @@ _SIZES = {2: "two integers >= 0, height first", 3: "three integers >= 0, depth f
 
 
 def check_tensor(argument: str, value: object) -> None:
-    """``value`` is a torch.Tensor with one size for each axis."""
+    """Checks that ``value`` is a torch.Tensor with one size for each axis."""
     if not isinstance(value, Tensor):
         got = type(value).__name__
         raise InvalidInputError(argument, "a torch.Tensor", got, "Convert it: torch.as_tensor.")
@@ -59,24 +59,24 @@ def check_tensor(argument: str, value: object) -> None:
 
 
 def check_dtype(argument: str, value: Tensor, expected: Sequence[torch.dtype]) -> None:
-    """``value`` has one of the expected dtypes."""
+    """Checks that ``value`` has one of the expected dtypes."""
     if value.dtype not in expected:
         raise DTypeError(argument, expected, value.dtype, "Convert it: Tensor.to.")
 
 
 def source_axes(dims: int) -> tuple[str, ...]:
-    """Names of the axes that are read, slowest first."""
+    """Returns the names of the axes that are read, slowest first."""
     return _SOURCE_AXES[-dims:]
 
 
 def target_axes(dims: int) -> tuple[str, ...]:
-    """Names of the axes that are written, slowest first."""
+    """Returns the names of the axes that are written, slowest first."""
     return _TARGET_AXES[-dims:]
 
 
 @unrecorded
 def check_shape(argument: str, value: Tensor, expected: Sequence[Shape], remedy: str) -> None:
-    """``value`` has one of the expected shapes, in which a letter stands for any size."""
+    """Checks that ``value`` has one of the expected shapes; a letter stands for any size."""
     if not any(_fits(value.shape, shape) for shape in expected):
         raise ShapeError(argument, expected, value.shape, remedy)
 
@@ -91,14 +91,14 @@ def _fits(actual: Sequence[int], expected: Shape) -> bool:
 
 
 def check_device(argument: str, value: Tensor, reference: str, other: Tensor) -> None:
-    """``value`` lives where ``other``, the operand called ``reference``, lives."""
+    """Checks that ``value`` is on the device of ``other``, the operand called ``reference``."""
     if value.device != other.device:
         devices = {reference: other.device, argument: value.device}
         raise DeviceMismatchError(argument, devices)
 
 
 def check_transform(value: object, kinds: tuple[type, ...]) -> None:
-    """``value`` is one of the given kinds of transforms."""
+    """Checks that ``value`` is of one of the given kinds of transforms."""
     if not isinstance(value, kinds):
         expected = " or ".join(kind.__name__ for kind in kinds)
         got = type(value).__name__
@@ -106,7 +106,7 @@ def check_transform(value: object, kinds: tuple[type, ...]) -> None:
 
 
 def checked_parameters(argument: str, value: Tensor, expected: Sequence[Shape]) -> Tensor:
-    """``value`` as the parameters of a transform: a float tensor of an expected shape."""
+    """Returns ``value`` as parameters of a transform: a float tensor of an expected shape."""
     check_tensor(argument, value)
     check_shape(argument, value, expected, "Add or remove axes; a single item has N = 1.")
     if value.dtype not in PARAMETER_DTYPES:
@@ -116,7 +116,7 @@ def checked_parameters(argument: str, value: Tensor, expected: Sequence[Shape]) 
 
 
 def check_memory(argument: str, value: Tensor) -> None:
-    """``value`` has values that can be read here and now, before torch reads them unasked.
+    """Checks that the values of ``value`` can be read here and now, before torch reads them.
 
     Raises:
         InvalidInputError: Its storage was freed or cut, or it has none.
@@ -130,7 +130,7 @@ def check_memory(argument: str, value: Tensor) -> None:
 
 
 def parts_in_memory(argument: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The tensors below the wrappers of ``torch.func`` that torch reads: of subclasses none.
+    """Yields the tensors that torch reads below the wrappers of ``torch.func``.
 
     They are ``value`` and, in forward mode, its tangent, with what errors call them.
     """
@@ -147,7 +147,7 @@ def parts_in_memory(argument: str, value: Tensor) -> Iterator[tuple[str, Tensor]
 
 
 def autocast(argument: str, value: Tensor, dtype: torch.dtype) -> Tensor:
-    """``value``, in ``dtype`` if it is of half precision and autocast, which makes it so, is on."""
+    """Returns ``value`` in ``dtype``, if it is of half precision and autocast is on."""
     kind = value.device.type  # of meta tensors, which nobody computes with, there is no autocast
     if value.dtype in HALF_DTYPES and kind != "meta" and torch.is_autocast_enabled(kind):
         check_memory(argument, value)
@@ -158,7 +158,7 @@ def autocast(argument: str, value: Tensor, dtype: torch.dtype) -> Tensor:
 def check_feature_map(
     value: Tensor, transform: str, dims: int, argument: str = "feature_map"
 ) -> None:
-    """``value`` has the axes that a transform reads, at least one pixel, and a fitting dtype."""
+    """Checks the axes of ``value`` by its transform, that it has pixels, and its dtype."""
     check_tensor(argument, value)
     axes, shape = source_axes(dims), value.shape
     if len(shape) != 2 + dims:
@@ -171,7 +171,7 @@ def check_feature_map(
 
 
 def broadcast_batch(feature_map: Tensor, argument: str, parameters: Tensor) -> int:
-    """The common N of a feature map and parameters, of which either may be 1."""
+    """Returns the common N of a feature map and parameters, of which either may be 1."""
     n_map, n_parameters = feature_map.shape[0], parameters.shape[0]
     if n_parameters == 1 or n_parameters == n_map:  # noqa: PLR1714 - symbols are no set's members
         return n_map
@@ -182,7 +182,7 @@ def broadcast_batch(feature_map: Tensor, argument: str, parameters: Tensor) -> i
 
 
 def checked_output_size(value: Sequence[int], dims: int) -> tuple[int, ...]:
-    """``value`` as ``dims`` Python integers, slowest axis first."""
+    """Returns ``value`` as ``dims`` Python integers, slowest axis first."""
     allowed = (_SIZES[dims],)
     try:
         size = tuple(map(_extent, value))
@@ -194,27 +194,27 @@ def checked_output_size(value: Sequence[int], dims: int) -> tuple[int, ...]:
 
 
 def _extent(value: int) -> int:
-    """``value`` as a Python integer, or as the symbol that a tracer has put in its place."""
+    """Returns ``value`` as a Python integer, or as the symbol that a tracer has given for it."""
     is_symbol = type(value) is int or isinstance(value, torch.SymInt)
     return value if is_symbol else operator.index(value)
 
 
 def check_own_size(output_size: tuple[int, ...], own_size: tuple[int, ...]) -> None:
-    """A requested output size agrees with the transform that defines it."""
+    """Checks that a requested output size agrees with the transform that defines it."""
     if output_size != own_size:
         remedy = "Pass the transform's own size."
         raise ShapeError("output_size", [own_size], output_size, remedy)
 
 
 def check_interpolation(interpolation: Interpolation | str, feature_map: Tensor) -> None:
-    """``feature_map`` is none of labels if it is interpolated."""
+    """Checks that ``feature_map`` does not hold labels, if it is interpolated."""
     if feature_map.dtype in LABEL_DTYPES and interpolation != Interpolation.NEAREST:
         remedy = 'Labels are read by interpolation="nearest"; for another one convert: Tensor.to.'
         raise DTypeError("feature_map", INTERPOLATED_DTYPES, feature_map.dtype, remedy)
 
 
 def check_fill(fill: tuple[float, ...], feature_map: Tensor) -> None:
-    """``fill`` has one value, or one per channel, each finite where weights are multiplied."""
+    """Checks that ``fill`` has 1 or C values, which are finite where weights multiply them."""
     channels = feature_map.shape[1]
     if len(fill) != 1 and len(fill) != channels:
         raise ParameterError("fill", fill, ("one value", f"one value per channel ({channels})"))
@@ -224,28 +224,28 @@ def check_fill(fill: tuple[float, ...], feature_map: Tensor) -> None:
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Dtype of coordinates, weights and sums: float64 for float64 maps, else float32."""
+    """Returns the dtype of coordinates, weights and sums: float64 for float64, else float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def check_cotangent(
     argument: str, value: Tensor, like: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    """``value`` has the shape and dtype of the result whose gradient it is."""
+    """Checks that ``value`` has the shape and dtype of the result whose gradient it is."""
     check_tensor(argument, value)
     check_shape(argument, value, [like], "Pass the gradient of exactly this result.")
     check_dtype(argument, value, (dtype,))
 
 
 def check_count(argument: str, value: Sequence[object], expected: int) -> None:
-    """``value`` has one element per problem."""
+    """Checks that ``value`` has one element per problem."""
     if len(value) != expected:
         remedy = "Give one per problem, or none at all."
         raise InvalidInputError(argument, f"{expected} elements", str(len(value)), remedy)
 
 
 def checked_needs(value: Collection[str]) -> tuple[str, ...]:
-    """``value`` without repeats and in canonical order."""
+    """Returns ``value`` without repeats and in canonical order."""
     if isinstance(value, str) or not value or not all(name in NEEDS for name in value):
         raise ParameterError("needs", value, (*((name,) for name in NEEDS), NEEDS))
     return tuple(name for name in NEEDS if name in value)

@@ -1,18 +1,18 @@
-"""Tells whoever wants to count them of kernels that are compiled. Knows no compiler."""
+"""Tells listeners, such as metrics, of compiled kernels. Knows no compiler."""
 
 from collections.abc import Callable
 from enum import StrEnum
 
 
 class Outcome(StrEnum):
-    """Where the machine code of a program came from."""
+    """How the machine code of a program was obtained."""
 
     COMPILED = "compiled"
-    """From the compiler."""
+    """The compiler made it."""
     CACHED = "cached"
-    """From disk."""
+    """It was read from the cache on disk."""
     FAILED = "failed"
-    """From nowhere: an exception is on its way."""
+    """There is none: an exception follows."""
 
 
 Listener = Callable[[Outcome, float], None]
@@ -22,16 +22,16 @@ _LISTENERS: list[Listener] = []
 
 
 def watch(listener: Listener) -> None:
-    """``listener`` is told of every program from now on."""
+    """Calls ``listener`` for every program from now on."""
     _LISTENERS.append(listener)
 
 
 def unwatch(listener: Listener) -> None:
-    """``listener``, which watched, is told no more."""
+    """Calls ``listener``, which watched, no more."""
     _LISTENERS.remove(listener)
 
 
 def tell(outcome: Outcome, duration_s: float) -> None:
-    """Every listener, of one program."""
+    """Calls every listener with the outcome of one program."""
     for listener in tuple(_LISTENERS):
         listener(outcome, duration_s)

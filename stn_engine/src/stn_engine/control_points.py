@@ -23,7 +23,7 @@ _ALLOWED = ("three or more different finite points (x, y), not all on one line",
 
 
 def checked_control_points(value: Any, regularization: float) -> Pairs:
-    """``value`` as pairs of floats that a thin-plate spline can be made of.
+    """Returns ``value`` as pairs of floats that a thin-plate spline can be made of.
 
     In plain numbers: a tracer could not decide by the values of tensors.
 
@@ -61,14 +61,14 @@ def checked_control_points(value: Any, regularization: float) -> Pairs:
 
 
 def check_regularization(value: float) -> None:
-    """``value`` is a number that keeps the system of a thin-plate spline solvable."""
+    """Checks that ``value`` is a number that keeps the system of a thin-plate spline solvable."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (is_number and 0 <= value < math.inf):
         raise ParameterError("regularization", value, ("a finite number >= 0",))
 
 
 def _near_pair(offsets: Pairs, distance: float) -> tuple[int, int] | None:
-    """Two points that are no further apart than a distance of at most ``RESOLUTION``."""
+    """Returns two points that are no further apart than a distance of at most ``RESOLUTION``."""
     cells: dict[tuple[int, int], list[int]] = {}
     for k, (x, y) in enumerate(offsets):
         column, row = math.floor(x / RESOLUTION), math.floor(y / RESOLUTION)
@@ -83,7 +83,7 @@ def _near_pair(offsets: Pairs, distance: float) -> tuple[int, int] | None:
 
 
 def _ends_of_line(offsets: Pairs) -> tuple[int, int] | None:
-    """The ends of a line that all points lie on; the longest offset is 1."""
+    """Returns the ends of a line that all points lie on; the longest offset is 1."""
     radii = [math.hypot(x, y) for x, y in offsets]
     end = radii.index(max(radii))
     end_x, end_y = offsets[end]

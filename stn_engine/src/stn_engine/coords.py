@@ -41,7 +41,7 @@ class SourceAxis:
 
 
 def target_axis(size: int, coordinates: Coordinates | str, *, align_corners: bool) -> TargetAxis:
-    """Lattice of ``size`` > 0 target pixels in the given unit."""
+    """Returns the lattice of ``size`` > 0 target pixels in the given unit."""
     if coordinates == Coordinates.PIXEL:
         return TargetAxis(1, 0, 1)
     if not align_corners:
@@ -52,7 +52,7 @@ def target_axis(size: int, coordinates: Coordinates | str, *, align_corners: boo
 
 
 def source_axis(size: int, coordinates: Coordinates | str, *, align_corners: bool) -> SourceAxis:
-    """Pixels of a source ``size`` > 0 wide from the given unit."""
+    """Returns the change from the given unit to pixels of a source ``size`` > 0 wide."""
     if coordinates == Coordinates.PIXEL:
         return SourceAxis(1, 0, 1)
     return SourceAxis(size - 1 if align_corners else size, size - 1, 2)
@@ -83,7 +83,7 @@ def pixel_affine(
     coordinates: Coordinates | str,
     align_corners: bool,  # noqa: FBT001 - lru_cache keys positional arguments fastest
 ) -> PixelAffine:
-    """Compose the unit changes around theta for sizes ([depth,] height, width), all > 0."""
+    """Composes the unit changes around theta for sizes ([depth,] height, width), all > 0."""
     targets = [
         target_axis(n, coordinates, align_corners=align_corners) for n in reversed(output_size)
     ]
@@ -105,7 +105,7 @@ def pixel_homography(
     coordinates: Coordinates | str,
     align_corners: bool,  # noqa: FBT001 - lru_cache keys positional arguments fastest
 ) -> tuple[tuple[float, ...], ...]:
-    """The linear map, (9, 9), from the entries of theta (3, 3) to those of its pixel matrix.
+    """Returns the linear map, (9, 9), from theta (3, 3) to the entries of its pixel matrix.
 
     ``M = T·theta·S`` with S from (j, i, 1) to target points and T from source points to pixels,
     hence ``M[a, b] = sum of (T[a, c]·S[d, b])·theta[c, d]``; each product is rounded once.

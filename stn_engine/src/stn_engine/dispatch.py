@@ -47,7 +47,7 @@ R = TypeVar("R", Tensor, Gradients, Objective)
 
 @lru_cache(maxsize=1)
 def candidates() -> tuple[Backend, ...]:
-    """All backends, or the only one that ``STN_BACKEND`` names.
+    """Returns all backends, or the only one that ``STN_BACKEND`` names.
 
     The variable is read at the first call and never again: a look into the environment takes
     longer than the choice itself.
@@ -63,7 +63,7 @@ def candidates() -> tuple[Backend, ...]:
 
 
 def select(problem: Problem, backends: Sequence[Backend] | None = None) -> Backend:
-    """The first backend that can run ``problem``, of ``candidates()`` unless others are given.
+    """Returns the first backend that can run ``problem``; of ``candidates()`` by default.
 
     Raises:
         BackendUnavailableError: none can; it carries the reasons of every one.
@@ -78,8 +78,9 @@ def select(problem: Problem, backends: Sequence[Backend] | None = None) -> Backe
 
 
 def door(problem: Problem) -> Backend:
-    """Does what ``select`` does, once for problems that lie alike."""
+    """Returns the backend that ``select`` returns, chosen once for problems of the same call."""
     backends = candidates()
+    # The tuple of backends is the key: with another STN_BACKEND, as in tests, it is another one.
     chosen: Backend | None = problem.call.plans.get(backends)
     if chosen is None:
         chosen = problem.call.plans[backends] = select(problem, backends)
@@ -87,24 +88,25 @@ def door(problem: Problem) -> Backend:
 
 
 def _readable(backend: Backend, problems: Sequence[P]) -> Sequence[P]:
-    """Problems whose operands can be read; kernels look for themselves where these lie."""
+    """Returns problems whose operands can be read; kernels look at addresses by themselves."""
+    # They look at addresses anyway before they run.
     if isinstance(backend, KernelBackend):
         return problems
     return [readable(problem) for problem in problems]
 
 
 class FirstPlan(NamedTuple):
-    """What the first backend that has kernels for a problem has worked out for it."""
+    """Plan of the first backend that has kernels for a problem."""
 
     backends: Sequence[Backend]
-    """Those that were asked."""
+    """The backends that were asked."""
     backend: Any
     """The backend with kernels, as in ``stn_engine.plan.Kernels``; None if there is none."""
     plan: Any
 
 
 def planned(problems: Sequence[Problem], device: torch.device) -> tuple[Any, list[Any]] | None:
-    """Plans for problems whose operands will be on a device, of the first backend that has some.
+    """Returns plans for operands on a device, of the first backend that has kernels for them.
 
     Returns:
         The backend, see ``stn_engine.plan.Kernels``, and its plans, kept with the problems; None
@@ -114,8 +116,10 @@ def planned(problems: Sequence[Problem], device: torch.device) -> tuple[Any, lis
     plans: list[Any] = []
     for problem in problems:  # a loop: a server asks for every batch
         found: FirstPlan | None = problem.plans.get(device)
+        # By identity: it is the same cached tuple unless the candidates were changed.
         if found is None or found.backends is not backends:
             found = problem.plans[device] = _first_plan(problem, device, backends)
+        # One launch takes plans of one backend: a mixed batch goes by way of tensors.
         if first is not found.backend and plans:
             return None
         first = found.backend
@@ -133,7 +137,7 @@ def _first_plan(problem: Problem, device: torch.device, backends: Sequence[Backe
 
 
 def compute(problems: Sequence[Any]) -> Sequence[Any]:
-    """The results of problems of one type, whichever it is."""
+    """Returns the results of problems of one type, whichever type that is."""
     return OPERATIONS[type(problems[0])](problems)
 
 
@@ -142,7 +146,7 @@ def warp(
     backends: Sequence[Backend] | None = None,
     out: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    """V of each problem, each by the first backend that can; in ``out``, if that is given."""
+    """Returns V of each problem, by the first backend that can; in ``out``, if that is given."""
     return _run(problems, backends, out, lambda backend, *chosen: backend.warp(*chosen))
 
 
@@ -151,21 +155,21 @@ def warp_gradients(
     backends: Sequence[Backend] | None = None,
     out: Sequence[Gradients] | None = None,
 ) -> list[Gradients]:
-    """Gradients of each problem, otherwise as ``warp``."""
+    """Returns the gradients of each problem, otherwise as ``warp``."""
     return _run(problems, backends, out, lambda backend, *chosen: backend.warp_gradients(*chosen))
 
 
 def generate_grid(
     problems: Sequence[GridProblem], backends: Sequence[Backend] | None = None
 ) -> list[Tensor]:
-    """The sampling grid of each problem, each by the first backend that can."""
+    """Returns the sampling grid of each problem, each by the first backend that can."""
     return _run(problems, backends, None, lambda backend, chosen, _: backend.generate_grid(chosen))
 
 
 def generate_grid_gradients(
     problems: Sequence[GridGradientsProblem], backends: Sequence[Backend] | None = None
 ) -> list[Tensor]:
-    """The gradient of the parameters of each problem, each by the first backend that can."""
+    """Returns the gradient of each problem's parameters, by the first backend that can."""
     return _run(
         problems, backends, None, lambda backend, chosen, _: backend.generate_grid_gradients(chosen)
     )
@@ -174,7 +178,7 @@ def generate_grid_gradients(
 def objective(
     problems: Sequence[ObjectiveProblem], backends: Sequence[Backend] | None = None
 ) -> list[Objective]:
-    """The objective of each problem, each by the first backend that can."""
+    """Returns the objective of each problem, each by the first backend that can."""
     return _run(problems, backends, None, lambda backend, chosen, _: backend.objective(chosen))
 
 
@@ -184,13 +188,15 @@ def _run(
     out: Sequence[R] | None,
     operation: Callable[[Backend, Sequence[P], Sequence[R] | None], list[R]],
 ) -> list[R]:
-    """Run every problem on its backend, all problems of one backend together, in order."""
+    """Runs every problem on its backend, all problems of one backend together, in order."""
     if out is not None and any(map(is_negated, out)):  # only torch writes such memory
         return delivered(_run(problems, backends, None, operation), out)
     chosen = _chosen(problems, backends)
+    # Mostly one backend runs all, and the order needs no bookkeeping.
     if chosen and chosen.count(chosen[0]) == len(chosen):
         return operation(chosen[0], _readable(chosen[0], problems), out)
     results: dict[int, R] = {}
+    # Backends are singletons, told apart by identity, and keep the order of their first problem.
     for backend in {id(one): one for one in chosen}.values():
         positions = [i for i, one in enumerate(chosen) if one is backend]
         into = None if out is None else [out[i] for i in positions]
@@ -200,11 +206,11 @@ def _run(
 
 
 def _chosen(problems: Sequence[Problem], backends: Sequence[Backend] | None) -> list[Backend]:
-    """The backend of each problem."""
+    """Returns the backend of each problem."""
     if backends is not None:
         return [select(one, backends) for one in problems]
     everyone = candidates()
-    try:  # as nearly always: what was chosen for problems that lie alike
+    try:  # as nearly always: what was chosen for problems of these calls
         return [vars(one)["call"].plans[everyone] for one in problems]
     except KeyError:
         return [door(one) if "call" in vars(one) else select(one) for one in problems]

@@ -32,7 +32,7 @@ def grid_sample(
     padding_mode: str = "zeros",
     align_corners: bool | None = None,  # noqa: FBT001 - the signature of torch.nn.functional
 ) -> Tensor:
-    """Drop-in for ``torch.nn.functional.grid_sample``: same values, gradients and errors.
+    """Replaces ``torch.nn.functional.grid_sample``: same values, gradients and errors.
 
     Shapes:
         input     (N, C, [D,] H, W)           float32 | float64 | float16 | bfloat16
@@ -57,14 +57,18 @@ def grid_sample(
         warnings.warn(_ALIGN_CORNERS_WARNING, stacklevel=2)
         align_corners = False
     feature_map, points = _autocast(input, grid)
+    # Whatever torch refuses, or might treat in a way of its own, torch itself gets: its errors are
+    # the specification, and a copy of them would age.
     if not _is_grid_sample_call(feature_map, points, mode, padding_mode, align_corners):
         return torch_functional.grid_sample(input, grid, mode, padding_mode, align_corners)
     spec = spec_of(mode, padding_mode, 0.0, _UNIT, align_corners, *_SLOPES)
     problem = WarpProblem(
         _with_contiguous_gradient(feature_map),
+        # The engine wants grids in float32 or float64; every half is exact in float32.
         SamplingGrid(_at_least_float32("grid", points)),
         spec=spec,
     )
+    # torch's sampler returns contiguous memory, whatever the format of its input.
     result = operators.warp.of_new(problem).contiguous()
     if result.stride(-1) != 1:  # one pixel or none, whose strides could be those of channels last
         return result.clone(memory_format=torch.contiguous_format)
@@ -74,7 +78,7 @@ def grid_sample(
 _MODES = frozenset(Interpolation)
 _UNIT = Coordinates.NORMALIZED
 _SLOPES = (Subgradient.RIGHT, True)
-"""What torch's sampler has no options for, behind align_corners: subgradient, deterministic."""
+"""Options behind align_corners that torch's sampler lacks: subgradient, deterministic."""
 
 
 def affine_grid(
@@ -82,7 +86,7 @@ def affine_grid(
     size: Sequence[int],
     align_corners: bool | None = None,  # noqa: FBT001 - the signature of torch.nn.functional
 ) -> Tensor:
-    """Drop-in for ``torch.nn.functional.affine_grid``: same values, gradients and errors.
+    """Replaces ``torch.nn.functional.affine_grid``: same values, gradients and errors.
 
     Shapes:
         theta     (N, 2, 3), in 3-D (N, 3, 4)    float32 | float64 | float16 | bfloat16
@@ -107,6 +111,7 @@ def affine_grid(
         return torch_functional.affine_grid(theta, size, align_corners)  # type: ignore[arg-type]
     transform = Affine(_at_least_float32("theta", theta))
     problem = GridProblem(transform, size[2:], Coordinates.NORMALIZED, align_corners)
+    # Computed in float32 or more, and rounded once to the type of torch's product.
     return operators.generate_grid(problem).to(_dtype_of_products(theta))
 
 
@@ -114,13 +119,14 @@ def affine_grid(
 def _is_grid_sample_call(
     feature_map: object, grid: object, mode: str, padding: str, align_corners: object
 ) -> bool:
-    """Whether torch would take these arguments; when in doubt, False."""
+    """Returns whether torch takes these arguments; if in doubt, False."""
     return (
         isinstance(feature_map, Tensor)
         and isinstance(grid, Tensor)
         and not (feature_map.is_nested or grid.is_nested)
         and feature_map.dim() == grid.dim() in {4, 5}
         and feature_map.shape[0] == grid.shape[0]
+        # torch allows empty batches and channels, but no empty image.
         and 0 not in feature_map.shape[2:]
         and grid.shape[-1] == grid.dim() - 2
         and feature_map.dtype == grid.dtype
@@ -136,7 +142,7 @@ def _is_grid_sample_call(
 
 @unrecorded
 def _is_affine_grid_call(theta: object, size: Sequence[int], align_corners: object) -> bool:
-    """Whether torch would take these arguments without a word; when in doubt, False."""
+    """Returns whether torch takes these arguments without a warning; if in doubt, False."""
     return (
         isinstance(theta, Tensor)
         and not (theta.is_nested or theta.is_meta)
@@ -146,12 +152,13 @@ def _is_affine_grid_call(theta: object, size: Sequence[int], align_corners: obje
         and all(type(extent) is int and extent > 0 for extent in size)
         and theta.shape == (size[0], len(size) - 2, len(size) - 1)
         and isinstance(align_corners, bool)
+        # torch warns of an axis of one pixel, whose corners are the same point.
         and not (align_corners and 1 in size[2:])
     )
 
 
 def _autocast(feature_map: Any, grid: Any) -> tuple[Any, Any]:
-    """Both as torch's autocast hands them to its sampler; what is no tensor as it is.
+    """Returns both as autocast casts them for torch's sampler; what is no tensor is left as it is.
 
     On the CPU the sampler is among the operations that run in float32, elsewhere among those that
     run in the widest type of their operands.
@@ -166,7 +173,7 @@ def _autocast(feature_map: Any, grid: Any) -> tuple[Any, Any]:
 
 
 def _dtype_of_products(theta: Tensor) -> torch.dtype:
-    """Dtype of a matrix product with theta, as torch makes its grids; autocast chooses its own."""
+    """Returns the dtype of torch's matrix products with theta; autocast has its own."""
     device = theta.device.type
     if theta.dtype != torch.float64 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
@@ -174,16 +181,17 @@ def _dtype_of_products(theta: Tensor) -> torch.dtype:
 
 
 def _with_contiguous_gradient(feature_map: Tensor) -> Tensor:
-    """``feature_map``, whose gradient is contiguous as torch's is; the engine's has its format."""
+    """Returns ``feature_map`` with a gradient that is contiguous, as torch's is."""
     if feature_map.is_contiguous() or not feature_map.requires_grad or _is_captured():
         return feature_map
+    # The hook stands on a view of its own: on the caller's tensor it would stay for later uses.
     alias = feature_map.view_as(feature_map)
     alias.register_hook(torch.Tensor.contiguous)  # type: ignore[no-untyped-call]  # torch
     return alias
 
 
 def _is_captured() -> bool:
-    """Whether there will be another backward pass, which has no hooks and contiguous results."""
+    """Returns whether a mode records this call; its backward pass has no hooks."""
     return torch.compiler.is_compiling() or is_intercepted() or is_scripted()
 
 

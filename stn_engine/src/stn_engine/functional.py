@@ -61,7 +61,7 @@ def warp(
     subgradient: Subgradient | str = Subgradient.RIGHT,
     deterministic: bool = True,
 ) -> Tensor:
-    """The feature map read wherever the transform says, equations (1) and (5) in one step.
+    """Returns the feature map read wherever the transform says, equations (1) and (5) in one step.
 
     Shapes:
         feature_map   (N, C, [D,] H, W)       float32 | float64 | float16 | bfloat16 | uint8 |
@@ -144,7 +144,7 @@ def warp_gradients(  # noqa: PLR0913 - the options of warp, and needs
     deterministic: bool = True,
     needs: Sequence[str] = ("feature_map", "transform"),
 ) -> Gradients:
-    """The gradients of ``warp`` without running it, equations (2) to (4), (6) and (7).
+    """Returns the gradients of ``warp`` without running it, equations (2) to (4), (6) and (7).
 
     Shapes:
         grad_output   (N, C, [Do,] Ho, Wo)    dtype and device of feature_map
@@ -189,7 +189,7 @@ def warp_gradients(  # noqa: PLR0913 - the options of warp, and needs
 def _warp_into(
     grad_output: Tensor, feature_map: Tensor, transform: Transform, spec: WarpSpec
 ) -> WarpProblem:
-    """The warp whose result has the size of ``grad_output``."""
+    """Returns the warp problem whose result has the size of ``grad_output``."""
     checks.check_transform(transform, KINDS)
     checks.check_tensor("grad_output", grad_output)
     dims = transform.dims
@@ -235,7 +235,7 @@ def generate_grid(
     coordinates: Coordinates | str = Coordinates.NORMALIZED,
     align_corners: bool = False,
 ) -> Tensor:
-    """The source point of every target pixel, such as equation (5) for ``Affine``.
+    """Returns the source point of every target pixel, such as equation (5) for ``Affine``.
 
     Shapes:
         transform   (N, ...)                   float32 | float64
@@ -266,7 +266,7 @@ def generate_grid(
 
 
 def _tell_tracer(output_size: object) -> None:
-    """Lets ``torch.jit.trace`` warn of a size that it follows: it is a constant from here on."""
+    """Makes ``torch.jit.trace`` warn of a size that it would record as a constant."""
     if is_scripted() and isinstance(output_size, Sequence):
         for size in output_size:
             if isinstance(size, Tensor) and not size.is_floating_point():
@@ -280,7 +280,7 @@ def generate_grid_gradients(
     coordinates: Coordinates | str = Coordinates.NORMALIZED,
     align_corners: bool = False,
 ) -> Tensor:
-    """The gradient of the parameters through ``generate_grid``, equations (6) to (8).
+    """Returns the gradient of the parameters through ``generate_grid``, equations (6) to (8).
 
     Shapes:
         grad_grid   (N, [Do,] Ho, Wo, dims)   dtype and device of the parameters
@@ -310,7 +310,7 @@ def generate_grid_gradients(
 
 @unrecorded
 def _generation_into(grad_grid: Tensor, transform: ParametricTransform, *unit: Any) -> GridProblem:
-    """The generation whose grid has the size of ``grad_grid``."""
+    """Returns the grid problem whose grid has the size of ``grad_grid``."""
     checks.check_transform(transform, get_args(ParametricTransform))
     checks.check_tensor("grad_grid", grad_grid)
     expected: Shape = ("N", *checks.target_axes(transform.dims), transform.dims)
@@ -335,7 +335,7 @@ def objective(  # noqa: PLR0913 - the options of warp, and how maps are compared
     subgradient: Subgradient | str = Subgradient.RIGHT,
     needs: Sequence[str] = ("gradient",),
 ) -> Objective:
-    """How far the warp of one map is from another, and the gradient of that: one pass, section 7.
+    """Returns how far the warp of one map is from another, with gradients, in one pass (section 7).
 
     What a registration asks for at every step. V is the warp of the moving map to the size of the
     fixed map F, e = V - F at every target point and channel, w the weight of the point, and
@@ -419,7 +419,7 @@ def objective(  # noqa: PLR0913 - the options of warp, and how maps are compared
 
 @unrecorded
 def _warp_onto(moving: Tensor, fixed: Tensor, transform: Transform, spec: WarpSpec) -> WarpProblem:
-    """The warp of a moving map to the size of a fixed one."""
+    """Returns the warp problem of a moving map to the size of a fixed one."""
     checks.check_transform(transform, KINDS)
     dims = transform.dims
     checks.check_feature_map(moving, type(transform).__name__, dims, "moving")
@@ -437,7 +437,7 @@ def _warp_onto(moving: Tensor, fixed: Tensor, transform: Transform, spec: WarpSp
 
 @torch.no_grad()
 def objective_ragged(problems: Sequence[ObjectiveProblem]) -> list[Objective]:
-    """``objective`` of many problems of any sizes and options at once; records no graph.
+    """Computes ``objective`` of many problems of any sizes and options; records no graph.
 
     Args:
         problems: One call each.
@@ -457,7 +457,7 @@ def objective_ragged(problems: Sequence[ObjectiveProblem]) -> list[Objective]:
 def warp_ragged(
     problems: Sequence[WarpProblem], out: Sequence[Tensor] | None = None
 ) -> list[Tensor]:
-    """``warp`` of many problems of any sizes, dtypes and specs at once; records no graph.
+    """Computes ``warp`` of many problems of any sizes, dtypes and specs; records no graph.
 
     Args:
         problems: One call each.
@@ -490,7 +490,7 @@ def warp_ragged(
 def warp_gradients_ragged(
     problems: Sequence[WarpGradientsProblem], out: Sequence[Gradients] | None = None
 ) -> list[Gradients]:
-    """``warp_gradients`` of many problems at once; otherwise as ``warp_ragged``.
+    """Computes ``warp_gradients`` of many problems; otherwise as ``warp_ragged``.
 
     Of ``out``, parts that a problem does not need are ignored and may be None.
     """
@@ -516,7 +516,7 @@ def warp_gradients_ragged(
 
 
 def _claim(memories: Sequence[tuple[str, Tensor]], problems: Sequence[Problem]) -> None:
-    """Memory for results is nobody else's, and whoever saved its values learns that they go."""
+    """Checks that results overlap nothing else, and marks their memory as changed for autograd."""
     check_apart(memories, (operand for problem in problems for operand in problem.operands))
     for _, memory in memories:
         if not memory.is_inference():
@@ -524,7 +524,7 @@ def _claim(memories: Sequence[tuple[str, Tensor]], problems: Sequence[Problem]) 
 
 
 def _are_watched(problems: Sequence[Problem]) -> bool:
-    """Whether somebody follows every operation, and so sees them one by one."""
+    """Returns whether a mode of torch follows operations, and so must see them one by one."""
     return (
         is_intercepted()
         or is_scripted()
@@ -536,7 +536,7 @@ def _are_watched(problems: Sequence[Problem]) -> bool:
 
 
 def _needed(argument: str, problem: WarpGradientsProblem, out: Gradients) -> Gradients:
-    """The parts of ``out`` that a problem writes, checked."""
+    """Returns the parts of ``out`` that a problem writes, checked."""
     _, *operands = problem.operands
     parts: list[Tensor | None] = []
     for name, like in zip(checks.NEEDS, operands, strict=True):
@@ -549,7 +549,7 @@ def _needed(argument: str, problem: WarpGradientsProblem, out: Gradients) -> Gra
 
 @torch.no_grad()
 def generate_grid_ragged(problems: Sequence[GridProblem]) -> list[Tensor]:
-    """``generate_grid`` of many problems at once; otherwise as ``warp_ragged``."""
+    """Computes ``generate_grid`` of many problems; otherwise as ``warp_ragged``."""
     if _are_watched(problems):
         return [operators.generate_grid(one) for one in problems]
     return dispatch.generate_grid(problems)
@@ -557,7 +557,7 @@ def generate_grid_ragged(problems: Sequence[GridProblem]) -> list[Tensor]:
 
 @torch.no_grad()
 def generate_grid_gradients_ragged(problems: Sequence[GridGradientsProblem]) -> list[Tensor]:
-    """``generate_grid_gradients`` of many problems at once; otherwise as ``warp_ragged``."""
+    """Computes ``generate_grid_gradients`` of many problems, else as ``warp_ragged``."""
     if _are_watched(problems):
         return [operators.generate_grid_gradients(one) for one in problems]
     return dispatch.generate_grid_gradients(problems)

@@ -1,4 +1,4 @@
-"""How tensors lie in memory: whether it is there, and whether it is dense."""
+"""Memory of tensors: whether they have it, how far it reaches, and whether it is dense."""
 
 from typing import NoReturn
 
@@ -9,33 +9,36 @@ from stn_engine.errors import InvalidInputError
 
 
 def has_memory(tensor: Tensor) -> bool:
-    """Whether a tensor has an address, and a storage that reaches to its end."""
+    """Returns whether a tensor has an address, and a storage that reaches to its end."""
     try:
+        # Empty tensors have no address and need none; others without one are lost, or not real.
         if not tensor.data_ptr():
             return tensor.numel() == 0 and not tensor.is_meta
         size_bytes, first = tensor.untyped_storage().nbytes(), tensor.storage_offset()
     except (RuntimeError, NotImplementedError):  # sparse, mkldnn, and what only looks like a tensor
         return False
+    # The common case first: no arithmetic on strides.
     if first == 0 and tensor.is_contiguous():
         return size_bytes >= tensor.nbytes
     return size_bytes >= _reach_bytes(tensor)
 
 
 def _reach_bytes(tensor: Tensor) -> int:
-    """From the first byte of a tensor's storage to the tensor's last."""
+    """Returns the bytes from the first of a tensor's storage to the tensor's last."""
     return int(tensor.storage_offset()) * tensor.element_size() + span_bytes(tensor)
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether a result can be written there: contiguous, or channels last."""
+    """Returns whether a result can be written to a tensor: contiguous, or channels last."""
     order = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    # Kernels write these two orders without gaps; torch calls both memory formats.
     return tensor.is_contiguous() or (
         order is not None and tensor.is_contiguous(memory_format=order)
     )
 
 
 def span_bytes(tensor: Tensor) -> int:
-    """From the first byte of a tensor to its last."""
+    """Returns the bytes from the first of a tensor to its last."""
     if tensor.is_contiguous() or 0 in tensor.shape:
         return tensor.nbytes
     steps = zip(tensor.shape, tensor.stride(), strict=True)  # of torch, never negative
@@ -44,7 +47,7 @@ def span_bytes(tensor: Tensor) -> int:
 
 
 def refuse_lost(argument: str, tensor: Tensor) -> NoReturn:
-    """Says why a tensor cannot be read.
+    """Raises an error that says why a tensor cannot be read.
 
     Raises:
         InvalidInputError: Always.
@@ -66,7 +69,7 @@ def refuse_lost(argument: str, tensor: Tensor) -> NoReturn:
 
 
 def _lacks_memory_only(tensor: Tensor) -> bool:
-    """Whether a tensor without an address says that its storage is large enough, or has none."""
+    """Returns whether a tensor without an address has a large enough storage, or none."""
     try:
         return tensor.untyped_storage().nbytes() >= _reach_bytes(tensor)
     except (RuntimeError, NotImplementedError):

@@ -16,27 +16,27 @@ R = TypeVar("R")
 
 
 def is_transformed() -> bool:
-    """Whether a transform of torch.func is at work, such as ``jvp`` or ``vmap``."""
+    """Returns whether a transform of torch.func is active, such as ``jvp`` or ``vmap``."""
     return torch._C._are_functorch_transforms_active()  # noqa: SLF001 - no public function tells
 
 
 def has_tangents() -> bool:
-    """Whether forward-mode differentiation is going on, so that tensors may have tangents."""
+    """Returns whether forward-mode differentiation is on, so that tensors may have tangents."""
     return forward_ad._current_level >= 0  # noqa: SLF001 - torch asks this, too, but builds objects
 
 
 def is_traced() -> bool:
-    """Whether a dispatch mode is at work, such as that of a tracer."""
+    """Returns whether a dispatch mode is active, such as that of a tracer."""
     return torch._C._len_torch_dispatch_stack() > 0  # noqa: SLF001 - no public function tells
 
 
 def is_scripted() -> bool:
-    """Whether ``torch.jit.trace`` writes down what is done."""
+    """Returns whether ``torch.jit.trace`` is recording."""
     return torch._C._get_tracing_state() is not None  # noqa: SLF001 - two calls in public
 
 
 def unrecorded(function: Callable[..., R]) -> Callable[..., R]:
-    """``function`` as ``torch.jit.trace`` does not see it, for what only looks at sizes.
+    """Hides ``function``, which only looks at sizes, from ``torch.jit.trace``.
 
     Sizes are numbers to it. To a tracer they are tensors, of which every comparison would warn.
     """
@@ -46,6 +46,7 @@ def unrecorded(function: Callable[..., R]) -> Callable[..., R]:
         state: Any = torch._C._get_tracing_state()  # noqa: SLF001 - no public function pauses it
         if state is None:
             return function(*arguments)
+        # Restored in any case: a trace that lost its state would silently record nothing more.
         torch._C._set_tracing_state(None)  # type: ignore[attr-defined]  # noqa: SLF001
         try:
             return function(*arguments)
@@ -56,12 +57,12 @@ def unrecorded(function: Callable[..., R]) -> Callable[..., R]:
 
 
 def is_intercepted() -> bool:
-    """Whether tensors made now are not what they seem, so that nobody may keep them."""
+    """Returns whether a mode replaces new tensors, so that they must not be kept."""
     return is_transformed() or is_traced()
 
 
 def is_plain_call() -> bool:
-    """Whether no mode at all is on, so that tensors are what they seem and sizes are numbers.
+    """Returns whether no mode is on, so that tensors are real and sizes are numbers.
 
     Not to be asked while ``torch.compiler.is_compiling()``.
     """
@@ -78,5 +79,5 @@ PLAIN_TYPES = frozenset({Tensor, Parameter})
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether ``tensor`` is of no class that sees what is done with it."""
+    """Returns whether the class of ``tensor`` overrides no operation."""
     return type(tensor) in PLAIN_TYPES

@@ -50,7 +50,7 @@ from stn_engine.transforms import KINDS, ThinPlateSpline, Transform
 P = TypeVar("P", bound=Problem)
 R = TypeVar("R", bound=Tensor | Gradients | Objective)
 Needs = Sequence[bool]
-"""Which operands of a problem need a gradient."""
+"""For each operand of a problem, whether its gradient is needed."""
 
 COMPOSITION = TorchBackend()
 """The backend whose results are graphs of differentiable operators."""
@@ -64,7 +64,7 @@ _requires_grad = attrgetter("requires_grad")
 
 
 class Operator(Generic[P, R]):
-    """One operation: a torch operator to those who trace, a plain function to all others.
+    """One operation: a torch operator for tracers and transforms, else a plain function.
 
     Args:
         schema: Of the torch operator; its name is that of a method of all backends.
@@ -89,27 +89,31 @@ class Operator(Generic[P, R]):
         self._name, self._problem, self._empty = name, problem, empty
         tag = torch.Tag.pt2_compliant_tag  # opcheck finds nothing wrong
         LIBRARY.define(schema, tags=tag)  # type: ignore[no-untyped-call]  # torch
+        # The kernel runs below autograd on every device; the rule above it records.
         LIBRARY.impl(name, self._kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         LIBRARY.impl(name, self._rule, "Autograd")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"{LIBRARY.ns}::{name}", self._fake, lib=LIBRARY)
         self.torch_operator = getattr(getattr(torch.ops, LIBRARY.ns), name).default
 
     def __call__(self, problem: P) -> R:
-        """The result of ``problem``, differentiable in all of its operands."""
+        """Returns the result of ``problem``, differentiable in all of its operands."""
         if torch.compiler.is_compiling() or is_scripted():
             return self._traced(problem)
         return self._differentiable(problem)
 
     def of_new(self, problem: P) -> R:
-        """Returns the same for a problem made just now: its call tells that no mode is on."""
+        """Returns the result of a problem made just now, whose call tells that no mode is on."""
         if "call" not in vars(problem):
             return self(problem)
+        # No mode is on, so there is nothing to ask about but gradients.
         if not (torch.is_grad_enabled() and any(map(_requires_grad, problem.operands))):
             return self._run_by_best(problem)
         return self._composed(problem) if self.adjoint is None else self._recorded(problem)
 
     def _differentiable(self, problem: P) -> R:
         operands = problem.operands
+        # Kernels know neither tangents nor batches of vmap; the
+        # composition of torch operators does.
         if is_transformed() or (has_tangents() and any(map(_has_tangent, operands))):
             return self._composed(problem)
         if not (torch.is_grad_enabled() and any(map(_requires_grad, operands))):
@@ -136,7 +140,7 @@ class Operator(Generic[P, R]):
 
     def _run_by_best(self, problem: P) -> R:
         backend = dispatch.door(problem) if "call" in vars(problem) else dispatch.select(problem)
-        if isinstance(backend, KernelBackend):  # it looks for itself where operands lie
+        if isinstance(backend, KernelBackend):  # it checks addresses itself
             return self._run_by(backend, problem)
         return self._run_by(backend, readable(problem))
 
@@ -167,13 +171,14 @@ class _Recorded(torch.autograd.Function):
         ctx.save_for_backward(*operands)
         # Without its operands: hooks on saved tensors, such as checkpoints, must see all there is.
         ctx.operator, ctx.problem = operator, problem.without_data()
-        if "call" in vars(problem):  # nobody watches
+        if "call" in vars(problem):  # no mode is on
             return operator._run_by_best(problem)  # noqa: SLF001 - one class in two
         return operator._computed(problem)  # noqa: SLF001
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         problem = ctx.problem.bound(*ctx.saved_tensors)
+        # The first two arguments of forward are the operator and the problem.
         needs = ctx.needs_input_grad[2:]
         return None, None, *ctx.operator.adjoint(problem, grad_outputs[0], needs)
 
@@ -184,11 +189,14 @@ class _Compared(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, problem: ObjectiveProblem, *operands: Tensor) -> Any:
         needs = tuple(name for name in OBJECTIVE_NEEDS if name in {"gradient", *problem.needs})
+        # The gradient costs little beside the value in one
+        # pass, and a second pass in backward much.
         whole = problem if needs == problem.needs else problem.needing(needs)
         found = objective._computed(whole)  # noqa: SLF001 - one class in two
         ctx.save_for_backward(*operands, found.gradient)
         ctx.problem = problem.without_data()
         others = found.count, found.gradient, found.gauss_newton
+        # Count, gradient and matrix are constants to autograd: only the value has a graph.
         ctx.mark_non_differentiable(*(one for one in others if one is not None))
         return found.value, *others
 
@@ -201,18 +209,21 @@ class _Compared(torch.autograd.Function):
                 value, operands[1], grad_value, create_graph=True
             )
         else:
+            # The chain rule, item by item; in float64, rounded once, as all sums of the engine.
             aligned = grad_value.view(-1, *[1] * (gradient.dim() - 1))
             grad_parameters = (aligned * gradient.double()).to(gradient.dtype)
+            # Parameters that were broadcast over items get the sum, in an order that is fixed.
             if len(operands[1]) != len(gradient):
                 grad_parameters = tree_sum(grad_parameters, 0)[None]
         return None, None, grad_parameters, *(None for _ in operands[2:])
 
 
 class _ObjectiveOperator(Operator[ObjectiveProblem, Objective]):
-    """The operation that is recorded by the gradient which it computes at once."""
+    """The operator of objectives, whose forward pass computes the gradient as well."""
 
     def _recorded(self, problem: ObjectiveProblem) -> Objective:
         moving, _, *others = problem.operands
+        # The gradient beside the value is that of the parameters; of the maps there is none.
         if any(map(_requires_grad, (moving, *others))):
             return self._composed(problem)
         value, count, *parts = _Compared.apply(problem, *problem.operands)  # type: ignore[no-untyped-call]  # torch
@@ -228,7 +239,7 @@ def _has_tangent(operand: Tensor) -> bool:
 
 
 def _settled(argument: Any) -> Any:
-    """An argument without symbolic sizes: the composition computes constants from sizes."""
+    """Returns an argument without symbolic sizes: constants are computed from sizes."""
     if isinstance(argument, Tensor):
         return argument.view([int(size) for size in argument.shape])
     if isinstance(argument, tuple):
@@ -237,14 +248,14 @@ def _settled(argument: Any) -> Any:
 
 
 def _packed(result: Tensor | Gradients | Objective) -> Tensor | list[Tensor]:
-    """A result as a torch operator returns it: dense, and without what was not asked for."""
+    """Returns a result as a torch operator does: dense, and without what is not needed."""
     if isinstance(result, Tensor):
         return result.contiguous()
     return [part.contiguous() for part in parts_of(result)]
 
 
 def _unpacked(problem: Any, packed: Any) -> Any:
-    """The inverse of ``_packed``."""
+    """Inverts ``_packed``: returns a result as plain functions do."""
     if isinstance(packed, Tensor):
         return packed
     if isinstance(problem, ObjectiveProblem):

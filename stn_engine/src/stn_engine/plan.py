@@ -1,4 +1,4 @@
-"""The one door into the numerics: a call is planned once, and run on addresses.
+"""The interface of kernels: a call is planned once, and run on addresses.
 
 Tensors, bytes and device buffers come in by ``stn_engine.adapters``, which give the addresses.
 """
@@ -12,7 +12,7 @@ Reasons: TypeAlias = tuple[str, ...]
 """Why a backend has no plan for a call; never empty."""
 
 Addresses: TypeAlias = Sequence[int]
-"""Where the operands of a call begin, and behind them its needed results, in the call's order."""
+"""Addresses of the operands of a call, then of its needed results, in the call's order."""
 
 Bytes: TypeAlias = bytes | memoryview
 """The contiguous bytes of a tensor in host memory, in the order of its memory."""
@@ -29,14 +29,14 @@ class Kernels(Protocol[P]):
 
     @property
     def name(self) -> str:
-        """A short, unique name."""
+        """Unique, short name of the backend."""
 
     @property
     def reads_bytes(self) -> bool:
-        """Whether there is ``run_on_bytes``."""
+        """True if there is ``run_on_bytes``."""
 
     def plan(self, call: Call) -> P | Reasons:
-        """How to run a call, or every reason why this backend cannot."""
+        """Returns the plan of a call, or every reason why this backend has none."""
 
     def run(self, plans: Sequence[P], addresses: Sequence[Addresses]) -> None:
         """Runs plans together, each on its addresses; in the order of the device's stream.
@@ -48,7 +48,7 @@ class Kernels(Protocol[P]):
     def run_on_bytes(
         self, plans: Sequence[P], operands: Sequence[Sequence[Bytes]], threads: int
     ) -> Sequence[tuple[Bytes, ...]]:
-        """The needed results of plans, in new memory, each from the bytes of its operands.
+        """Returns the needed results of plans, in new memory, from the bytes of operands.
 
         Raises:
             ValueError: Bytes are fewer or more than their operand has.

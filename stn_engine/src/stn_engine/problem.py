@@ -24,7 +24,7 @@ from stn_engine.transforms import KINDS, ParametricTransform, Transform
 _DEFAULT = WarpSpec()
 _SQUARES = Comparison()
 _KEPT = frozenset({"call", "plans"})
-"""What a problem has worked out, under names of its attributes."""
+"""Attributes that hold what a problem has worked out."""
 
 T = TypeVar("T")
 T_Transform = TypeVar("T_Transform", bound=Transform)
@@ -65,12 +65,12 @@ class _Planned(ABC):
 
     @cached_property
     def call(self) -> Call:
-        """What is computed, without the data; its results are new ones."""
+        """The call of this problem, with new results."""
         return self._described()
 
     @abstractmethod
     def _described(self) -> Call:
-        """A call of the operands as they lie now."""
+        """Returns a call with the present layouts of the operands."""
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has memory of its own, of which nothing is known yet.
@@ -78,7 +78,7 @@ class _Planned(ABC):
 
     @cached_property
     def plans(self) -> Plans:
-        """Under keys of the backends' own.
+        """Plans of the backends, each under keys of its own.
 
         They hold for whatever values the operands have, as long as these keep their shapes,
         strides and device.
@@ -124,7 +124,7 @@ class WarpProblem(_Planned):
     """Whether output_size was given, rather than left to the operands."""
 
     operands: tuple[Tensor, Tensor] = field(init=False, repr=False)
-    """What the result depends on, in the order of ``bound``: feature map and parameters."""
+    """Tensors that the result depends on, in the order of ``bound``: feature map and parameters."""
 
     def __init__(
         self,
@@ -135,6 +135,7 @@ class WarpProblem(_Planned):
     ) -> None:
         is_sized = output_size is not None
         key = call = None
+        # Only outside of modes are sizes numbers that a key can hold, and tensors what they seem.
         if not torch.compiler.is_compiling() and is_plain_call():
             key = _warp_key(feature_map, transform, output_size, spec)
             call = None if key is None else _CALLS.get(key)
@@ -151,6 +152,7 @@ class WarpProblem(_Planned):
             is_sized=is_sized,
             operands=(feature_map, getattr(transform, transform.argument)),
         )
+        # A call in the dict marks the problem as one whose operands were plain when it was made.
         if key is not None:
             self.__dict__["call"] = _kept_call(key, self) if call is None else call
 
@@ -161,7 +163,7 @@ class WarpProblem(_Planned):
         return _warp_call(self, Direction.FORWARD, operands, (result,))
 
     def bound(self, feature_map: Tensor, parameters: Tensor) -> Self:
-        """This problem with other operands of the same shapes and dtypes; nothing is checked.
+        """Returns this problem with other operands of equal shapes and dtypes, unchecked.
 
         For callers that validate a description once, on meta tensors, and then run it often.
         """
@@ -169,16 +171,19 @@ class WarpProblem(_Planned):
         operands = feature_map, parameters
         bound = _with(self, feature_map=feature_map, transform=transform, operands=operands)
         call = vars(self).get("call")
+        # The call, and with it all plans, holds for new
+        # operands only if their layouts are the same.
         if call is not None and _lie_as_in(call, operands):
             vars(bound)["call"] = call
         return bound
 
     def recheck(self) -> None:
-        """Checks the operands as they are now, which need not be what they were.
+        """Checks the operands again, which may have changed since the problem was made.
 
         Raises:
             InvalidInputError: The problem could not be made of them, or would be another one.
         """
+        # A transform checks its parameters when it is made: they may have been resized since.
         self.transform.__post_init__()
         shape = _checked_warp_shape(self.feature_map, self.transform, self.output_size, self.spec)
         if shape == self.output_shape:
@@ -190,12 +195,13 @@ class WarpProblem(_Planned):
         raise ShapeError(self.names[changed], [own], self.operands[changed].shape, remedy)
 
     def without_data(self) -> Self:
-        """This problem and its call, to be bound to operands again, but none of its operands."""
+        """Returns this problem and its call without operands, to be bound to others."""
         if "call" not in vars(self):
             return self.bound(NOWHERE, NOWHERE)
         call = self.call
         kept: Self | None = call.plans.get("without_data")  # the same for all of this call
         if kept is None:
+            # Bound to empty tensors the problem would lose its call, as these have another layout.
             kept = self.bound(NOWHERE, NOWHERE)
             vars(kept)["call"] = call
             call.plans["without_data"] = kept
@@ -203,7 +209,7 @@ class WarpProblem(_Planned):
 
     @property
     def names(self) -> tuple[str, str]:
-        """What callers call the operands, in the same order."""
+        """Names of the operands as callers know them, in the same order."""
         return "feature_map", self.transform.argument
 
     @property
@@ -293,7 +299,7 @@ class WarpGradientsProblem(_Planned):
 
     @property
     def names(self) -> tuple[str, str, str]:
-        """What callers call the operands, in the order of ``bound``."""
+        """Names of the operands as callers know them, in the order of ``bound``."""
         return "grad_output", *self.warp.names
 
     @property
@@ -369,17 +375,17 @@ class GridProblem(_Planned):
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """(N, [Do,] Ho, Wo, dims)."""
+        """Shape of the grid, (N, [Do,] Ho, Wo, dims)."""
         return self.batch_size, *self.output_size, self.transform.dims
 
     @property
     def operands(self) -> tuple[Tensor]:
-        """What the result depends on, in the order of ``bound``."""
+        """Tensors that the result depends on, in the order of ``bound``."""
         return (self.transform.parameters,)
 
     @property
     def names(self) -> tuple[str]:
-        """What callers call the operands, in the order of ``bound``."""
+        """Names of the operands as callers know them, in the order of ``bound``."""
         return (self.transform.argument,)
 
     @property
@@ -448,12 +454,12 @@ class GridGradientsProblem(_Planned):
 
     @property
     def operands(self) -> tuple[Tensor, Tensor]:
-        """What the result depends on, in the order of ``bound``."""
+        """Tensors that the result depends on, in the order of ``bound``."""
         return self.grad_grid, *self.grid.operands
 
     @property
     def names(self) -> tuple[str, str]:
-        """What callers call the operands, in the order of ``bound``."""
+        """Names of the operands as callers know them, in the order of ``bound``."""
         return "grad_grid", *self.grid.names
 
     @property
@@ -530,6 +536,7 @@ class ObjectiveProblem(_Planned):
             shape = _checked_objective_shape(warp, fixed, weights)
             needs = _checked_objective_needs(warp, comparison, needs)
         else:
+            # The kept call has both as the checks brought them into canonical form.
             shape, needs = call.output_shape, call.needs
         self.__dict__.update(
             warp=warp,
@@ -548,6 +555,7 @@ class ObjectiveProblem(_Planned):
         n, count = self.batch_size, math.prod(parameters.shape[1:])
         sizes = {
             "gradient": contiguous(parameters.dtype, (n, *parameters.shape[1:])),
+            # Normal equations square the condition number: float32 would be too little.
             "gauss_newton": contiguous(torch.float64, (n, count, count)),
         }
         return Call(
@@ -558,6 +566,7 @@ class ObjectiveProblem(_Planned):
             spec=self.warp.spec,
             operands=tuple(map(Layout.of, self.operands)),
             results=(
+                # Value and count are always computed.
                 *2 * (contiguous(torch.float64, (n,)),),
                 *(sizes[name] if name in self.needs else None for name in checks.OBJECTIVE_NEEDS),
             ),
@@ -590,12 +599,13 @@ class ObjectiveProblem(_Planned):
         return self.bound(*(NOWHERE for _ in self.operands))
 
     def needing(self, needs: Sequence[str]) -> Self:
-        """Returns the same problem with other needs, which are allowed."""
+        """Returns the same problem with other needs, which must be allowed."""
         return _with(self, needs=tuple(needs))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What callers call the operands, in the order of ``bound``."""
+        """Names of the operands as callers know them, in the order of ``bound``."""
+        # In errors of an objective its feature map has the name of the argument.
         names = "moving", self.warp.transform.argument, "fixed", "weights"
         return names[: len(self.operands)]
 
@@ -632,7 +642,8 @@ _OPTIONS = tuple(WarpSpec.__dataclass_fields__)
 
 
 def spec_of(*options: Any) -> WarpSpec:
-    """The spec of all options in the order of ``WarpSpec``, made once where that is sure to do."""
+    """Returns the spec of options in the order of ``WarpSpec``; kept where its key is exact."""
+    # A key must say all: a fill that is a sequence may have no hash, or change later.
     if type(options[2]) in _SCALARS and not torch.compiler.is_compiling():
         try:
             return _kept_spec(*options)
@@ -653,11 +664,11 @@ MAX_CALLS = 4096
 """Calls that are kept: as many as a training with images of all sizes needs, some 10 MB."""
 
 _CALLS: dict[Hashable, Call] = {}
-"""The latest calls, of operands that were found valid, by what they lie like."""
+"""The latest calls of operands that were found valid, by all that decides about them."""
 
 
 def _kept_call(key: Hashable, problem: _Planned) -> Call:
-    """The call of a problem that was found valid, from now on under this key."""
+    """Keeps the call of a problem that was found valid under this key, and returns it."""
     if len(_CALLS) >= MAX_CALLS:
         _CALLS.clear()  # seldom, and what is used is soon there again
     call = _CALLS[key] = problem.call
@@ -665,11 +676,11 @@ def _kept_call(key: Hashable, problem: _Planned) -> Call:
 
 
 NOWHERE = torch.empty(0, device="cpu")
-"""Stands for operands of which nobody may keep any."""
+"""Stands for operands in problems that must not keep any."""
 
 
 def _lie_as_in(call: Call, operands: Sequence[Tensor]) -> bool:
-    """Whether operands lie as those of a call; when in doubt, False."""
+    """Returns whether operands have the layouts of a call; when in doubt, False."""
     if not is_plain_call():
         return False
     try:
@@ -689,7 +700,7 @@ def _lie_as_in(call: Call, operands: Sequence[Tensor]) -> bool:
 
 
 def _warp_key(feature_map: Any, transform: Any, output_size: Any, spec: WarpSpec) -> Hashable:
-    """All that decides whether a warp is valid, and what call it is; None if that is unclear."""
+    """Returns all that decides the validity and the call of a warp; None when in doubt."""
     if type(transform) not in _EXACT_KINDS:  # calls keep no more than what the kinds have
         return None
     parameters = vars(transform)[transform.argument]  # no call: this is part of every warp
@@ -699,6 +710,7 @@ def _warp_key(feature_map: Any, transform: Any, output_size: Any, spec: WarpSpec
     if size is not None and not (type(size) is tuple and set(map(type, size)) == _INTEGERS):
         if isinstance(size, Iterator):  # it can be read once, by the checks
             return None
+        # Lists, NumPy integers and the like are brought to the one form that keys have.
         size = checks.checked_output_size(size, transform.dims)
     if not feature_map.layout == parameters.layout == torch.strided:
         return None
@@ -722,13 +734,15 @@ def _warp_key(feature_map: Any, transform: Any, output_size: Any, spec: WarpSpec
 
 
 def _gradients_key(warp: WarpProblem, grad_output: Any, needs: Any) -> Hashable:
-    """Does what ``_warp_key`` does, for the gradients of a warp."""
+    """Returns the key of the gradients of a warp, as ``_warp_key`` does of a warp."""
     if "call" not in vars(warp) or type(grad_output) not in PLAIN_TYPES:
         return None
+    # An iterator could be read once only, by the checks.
     if type(needs) not in _SEQUENCES or grad_output.layout != torch.strided:
         return None
     try:
         layout = grad_output.dtype, grad_output.shape, grad_output.stride(), grad_output.device
+        # Calls are compared by identity, so the key of a gradient includes all that of its warp.
         key = warp.call, tuple(needs), *layout
         hash(key)
     except (RuntimeError, TypeError):
@@ -739,7 +753,7 @@ def _gradients_key(warp: WarpProblem, grad_output: Any, needs: Any) -> Hashable:
 def _objective_key(
     warp: WarpProblem, fixed: Any, weights: Any, comparison: Comparison, needs: Any
 ) -> Hashable:
-    """Does what ``_warp_key`` does, for an objective."""
+    """Returns the key of an objective, as ``_warp_key`` does of a warp."""
     if "call" not in vars(warp) or type(needs) not in _SEQUENCES:
         return None
     layouts = []
@@ -764,11 +778,12 @@ _SEQUENCES = {tuple, list}
 def _checked_warp_shape(
     feature_map: Tensor, transform: Transform, output_size: Sequence[int] | None, spec: WarpSpec
 ) -> tuple[int, ...]:
-    """The shape of the result of a warp, (N, C, [Do,] Ho, Wo), after all checks."""
+    """Checks a warp, and returns the shape of its result, (N, C, [Do,] Ho, Wo)."""
     checks.check_transform(transform, KINDS)
     kind, argument = type(transform).__name__, transform.argument
     checks.check_feature_map(feature_map, kind, transform.dims)
     parameters = transform.parameters
+    # Existence and types first: later checks compare properties that have to be there.
     checks.check_device(argument, parameters, "feature_map", feature_map)
     checks.check_interpolation(spec.interpolation, feature_map)
     checks.check_fill(spec.fill, feature_map)
@@ -783,7 +798,7 @@ def _checked_warp_shape(
 
 @unrecorded
 def _checked_needs(warp: WarpProblem, grad_output: Tensor, needs: Sequence[str]) -> tuple[str, ...]:
-    """The gradients that are needed, in order, after all checks."""
+    """Checks the gradients of a warp, and returns those that are needed, in order."""
     checks.check_dtype("feature_map", warp.feature_map, checks.GRADIENT_DTYPES)
     checks.check_cotangent("grad_output", grad_output, warp.output_shape, warp.output_dtype)
     checks.check_device("grad_output", grad_output, "feature_map", warp.feature_map)
@@ -794,7 +809,7 @@ def _checked_needs(warp: WarpProblem, grad_output: Tensor, needs: Sequence[str])
 def _checked_objective_shape(
     warp: WarpProblem, fixed: Tensor, weights: Tensor | None
 ) -> tuple[int, ...]:
-    """The shape of the maps that an objective compares, after all checks."""
+    """Checks an objective, and returns the shape of the maps that it compares."""
     n, channels, *size = warp.output_shape
     moving = warp.feature_map
     checks.check_dtype("moving", moving, checks.GRADIENT_DTYPES)
@@ -808,6 +823,7 @@ def _checked_objective_shape(
         checks.check_shape(name, value, expected, "Match the warp of moving, or use N = 1.")
         checks.check_dtype(name, value, (moving.dtype,))
         checks.check_device(name, value, "moving", moving)
+        # Broadcasting goes on: the first operand with more than one item decides for all.
         n = value.shape[0] if n == 1 else n
     return n, channels, *size
 
@@ -816,9 +832,10 @@ def _checked_objective_shape(
 def _checked_objective_needs(
     warp: WarpProblem, comparison: Comparison, needs: Sequence[str]
 ) -> tuple[str, ...]:
-    """What is needed besides value and count, in order, after all checks."""
+    """Checks what is needed besides value and count, and returns it in order."""
     known = checks.OBJECTIVE_NEEDS
     has_matrix = warp.transform.kind.family == Family.MATRIX and comparison.loss != Loss.NCC
+    # The approximation has K² numbers, and exists for losses that are sums over pixels.
     allowed = known if has_matrix else known[:1]
     if isinstance(needs, str) or not all(name in allowed for name in needs):
         raise ParameterError("needs", needs, ((), *((name,) for name in allowed), allowed))
@@ -865,10 +882,11 @@ def _grid_call(
 
 
 def _like(feature_map: Tensor, shape: Sequence[int]) -> Layout:
-    """The layout of a new map like ``feature_map``: channels last if that is, else contiguous."""
+    """Returns the layout of a new map: channels last if ``feature_map`` is, else contiguous."""
     order = memory_format(feature_map)
     if order == torch.contiguous_format:
         return contiguous(feature_map.dtype, shape)
+    # torch decides the strides of axes of size 0 and 1, so torch is asked for them.
     strides = torch.empty(shape, device="meta", memory_format=order).stride()
     return Layout(feature_map.dtype, tuple(shape), strides)
 
@@ -876,6 +894,7 @@ def _like(feature_map: Tensor, shape: Sequence[int]) -> Layout:
 def memory_format(feature_map: Tensor) -> torch.memory_format:
     """Returns the order of results: channels last if ``feature_map`` is, else contiguous."""
     if not feature_map.is_contiguous():
+        # A map that is both, as with one channel, counts as contiguous.
         last = torch.channels_last if feature_map.dim() == 4 else torch.channels_last_3d
         if feature_map.is_contiguous(memory_format=last):
             return last
@@ -883,10 +902,11 @@ def memory_format(feature_map: Tensor) -> torch.memory_format:
 
 
 def _with(instance: T, **fields: object) -> T:
-    """A shallow copy of a frozen instance with other values in some fields; runs no checks."""
+    """Returns a shallow copy of a frozen instance with some fields replaced; runs no checks."""
     clone = object.__new__(type(instance))
     state = clone.__dict__
     state.update(instance.__dict__, **fields)
+    # What was worked out for the original holds no longer: fields that it depends on may differ.
     state.pop("call", None)
     state.pop("plans", None)
     return clone
@@ -901,7 +921,7 @@ def _rebound(transform: T_Transform, parameters: Tensor) -> T_Transform:
 
 
 def _agreed_size(value: Sequence[int], transform: Transform) -> tuple[int, ...]:
-    """``value`` as integers, one per axis, and the transform's own size if it has one."""
+    """Returns ``value`` as integers, one per axis, and the transform's own size if it has one."""
     size, own = checks.checked_output_size(value, transform.dims), transform.own_size
     if own is not None:
         checks.check_own_size(size, own)

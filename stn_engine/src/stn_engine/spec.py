@@ -28,7 +28,7 @@ class NumberedChoice(StrEnum):
     __hash__ = str.__hash__  # that of Enum runs in Python, and every call looks its plan up
 
     def __new__(cls, value: str, number: int) -> Self:
-        """A member with its number."""
+        """Makes a member with its number."""
         member = str.__new__(cls, value)
         member._value_, member.number = value, number
         return member
@@ -64,13 +64,14 @@ class Coordinates(StrEnum):
     __hash__ = str.__hash__  # as of numbered choices
 
     NORMALIZED = "normalized"
-    """[-1, 1] across the map; ``align_corners`` says what exactly lies at -1 and 1."""
+    """[-1, 1] across the map; ``align_corners`` says whether edges or pixel centres are at -1 and
+    1."""
     PIXEL = "pixel"
     """Pixel centres at integers, the first at 0, as in equation (5)."""
 
 
 class Unit(NumberedChoice):
-    """What ``coordinates`` and ``align_corners`` come to, as kernels know it."""
+    """Combination of ``coordinates`` and ``align_corners``, as kernels know it."""
 
     NORMALIZED = "normalized", 0
     """-1 and 1 are the outer edges of the map."""
@@ -112,9 +113,9 @@ class Domain(NumberedChoice):
     """Which target points an objective counts."""
 
     OVERLAP = "overlap", 0
-    """Those that read within the outermost pixel centres of the moving map."""
+    """Target points that read within the outermost pixel centres of the moving map."""
     ALL = "all", 1
-    """All; what reads outside is what padding says."""
+    """All target points; what reads outside is what padding says."""
 
 
 class Family(NumberedChoice):
@@ -235,14 +236,14 @@ class Comparison:
 
 
 def unit_of(coordinates: Coordinates | str, *, align_corners: bool) -> Unit:
-    """What ``coordinates`` and ``align_corners`` come to."""
+    """Returns the unit that ``coordinates`` and ``align_corners`` together mean."""
     if coordinates == Coordinates.PIXEL:
         return Unit.PIXEL
     return Unit.NORMALIZED_CORNERS if align_corners else Unit.NORMALIZED
 
 
 def choice(argument: str, value: Choice | str, choices: type[Choice]) -> Choice:
-    """The member of ``choices`` that ``value`` names, or a ParameterError that lists them all."""
+    """Returns the member of ``choices`` that ``value`` names, or raises a ParameterError."""
     if type(value) is choices:
         return value
     try:
@@ -252,7 +253,7 @@ def choice(argument: str, value: Choice | str, choices: type[Choice]) -> Choice:
 
 
 def flag(argument: str, value: object) -> bool:
-    """``value`` if it is a bool; numbers and None are refused rather than read as truth."""
+    """Returns ``value`` if it is a bool; numbers and None are refused rather than read as truth."""
     if not isinstance(value, bool):
         raise ParameterError(argument, value, (True, False))
     return value

@@ -15,7 +15,7 @@ from stn_engine.backends.cuda.programs import all_programs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compile every program for every architecture named; 1 without a compiler."""
+    """Compiles every program for every architecture named; returns 1 without a compiler."""
     description = (
         "Compiles all kernels of the CUDA backend ahead of time, without a GPU, into the folder "
         "that STN_KERNEL_CACHE names, or else into cuda.core's own."

@@ -48,13 +48,13 @@ def _command() -> int:
 
 
 def _on_interrupt(handler: Callable[..., None]) -> None:
-    """Lets interrupts call something, unless whoever started the process has them ignored."""
+    """Calls a function on interrupts, unless the parent process has them ignored."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, handler)
 
 
 def _stop(*_signal: object) -> None:
-    """Ends what is under way in order; a second interrupt does not wait for that."""
+    """Ends what is under way in order; a second interrupt ends it at once."""
     signal.signal(signal.SIGINT, lambda *_: os._exit(_INTERRUPTED))
     raise KeyboardInterrupt
 

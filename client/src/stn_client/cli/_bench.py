@@ -89,7 +89,7 @@ def _bench(client: Client, options: argparse.Namespace) -> int:
 
 
 def caller(client: Client, shape: Sequence[int], *, gradients: bool) -> Callable[[], object]:
-    """A call of random operands."""
+    """Returns a function that makes a call of random operands."""
     random = np.random.default_rng(0)
     maps = random.random(tuple(shape), np.float32)
     theta = np.eye(2, 3)[None] + 0.1 * random.standard_normal((1, 2, 3))
@@ -102,7 +102,7 @@ def caller(client: Client, shape: Sequence[int], *, gradients: bool) -> Callable
 def sweep(
     client: Client, call: Callable[[], object], concurrency: Sequence[int], calls: int
 ) -> Iterator[Row]:
-    """Measures so many calls at each concurrency, after as many as are under way at once."""
+    """Measures so many calls at each concurrency, after a warm-up of as many as run at once."""
     for together in concurrency:
         with ThreadPoolExecutor(together) as pool:
             list(pool.map(lambda _: call(), range(together)))
@@ -119,7 +119,7 @@ def sweep(
 def row_of(
     concurrency: int, durations_s: Sequence[float], elapsed_s: float, items_per_batch: float
 ) -> Row:
-    """What durations of calls, made within some time, come to."""
+    """Summarizes the durations of calls that were made within some time."""
     durations_ms = 1e3 * np.array(durations_s)
     p50, p90, p99 = np.percentile(durations_ms, [50, 90, 99]).tolist()
     return Row(

@@ -18,7 +18,7 @@ from stn_client.cli._report import report
 NAME = "stn"
 
 ENDING = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
-"""What ends a command, as Ctrl-C, a supervisor and a terminal that closes send it."""
+"""Signals that end a command: from Ctrl-C, a supervisor, a terminal that closes."""
 
 
 def manage(options: argparse.Namespace) -> int:
@@ -100,7 +100,7 @@ def _ending_in_order() -> Iterator[None]:
 
 
 def _variable(text: str) -> tuple[str, str]:
-    """Name and value of a variable; the value of this process where the text has none."""
+    """Returns name and value of a variable; the value of this process if the text has none."""
     name, given, value = text.partition("=")
     if given:
         return name, value
@@ -112,7 +112,7 @@ def _variable(text: str) -> tuple[str, str]:
 
 
 def _mount(text: str) -> str:
-    """A volume as the engine takes it: folders of this machine by their whole path."""
+    """Returns a volume as the engine takes it, with the absolute path of a local folder."""
     source, parted, inside = text.partition(":")
     if not parted or not inside.startswith("/"):
         raise docker.ContainerError(

@@ -18,7 +18,7 @@ Job = tuple[Path, Path]
 
 
 def jobs_of(sources: Sequence[str], destination: str) -> list[Job]:
-    """What to read and what to write.
+    """Returns the files to read, each with the file to write.
 
     One file goes to the destination, or into it if that is a folder. Several files, patterns and
     folders go into it, under their names; of a folder all images, those of its folders included,
@@ -56,7 +56,7 @@ def jobs_of(sources: Sequence[str], destination: str) -> list[Job]:
 
 
 def job_of(source: str, destination: str) -> Job:
-    """One file, which goes to the destination, or into it if that is a folder.
+    """Returns the job of one file, written to the destination, or into it if that is a folder.
 
     Raises:
         ImageError: It is a folder itself, or there is no place to write.
@@ -73,13 +73,13 @@ def job_of(source: str, destination: str) -> Job:
 
 
 def _check_names(*names: str) -> None:
-    """No name is empty, as those are that a shell makes of variables without a value."""
+    """Checks that no name is empty, as a shell makes it of a variable without a value."""
     if "" in names:
         raise ImageError("arguments: expected names of files or folders, got an empty one.")
 
 
 def _folder(destination: str) -> Path:
-    """The folder that results go to; it need not exist yet."""
+    """Returns the folder of the results; it need not exist yet."""
     target = Path(destination)
     if target.exists() and not target.is_dir():
         raise ImageError(f"{target}: expected a folder for several files, got a file.")
@@ -110,7 +110,7 @@ def run_jobs(jobs: Sequence[Job], run: Callable[[Path, Path], None], workers: in
 
 
 def _described(path: Path, error: BaseException) -> str:
-    """An error with the name of the file; one that is a fault of this program is raised."""
+    """Returns an error with the name of the file; raises faults of this program."""
     if isinstance(error, ImageError):
         return str(error)
     if isinstance(error, StnClientError | MemoryError | OSError):
@@ -119,7 +119,7 @@ def _described(path: Path, error: BaseException) -> str:
 
 
 def _found(source: str) -> Iterator[tuple[Path, Path]]:
-    """The files that an argument stands for, each with its name below an output folder."""
+    """Returns the files that an argument stands for, with their names below an output folder."""
     path = Path(source)
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if _is_visible(file.relative_to(path)))
@@ -139,7 +139,7 @@ def _found(source: str) -> Iterator[tuple[Path, Path]]:
 
 
 def _matches(pattern: Path) -> Iterator[Path]:
-    """What a pattern stands for, as `glob` has it, but that `**` follows no links to folders.
+    """Returns the matches of a pattern, as `glob` does, but `**` follows no links to folders.
 
     They may lead in circles, or to one file by many ways.
     """
@@ -155,7 +155,7 @@ def _matches(pattern: Path) -> Iterator[Path]:
 
 
 def _real(path: Path) -> Path:
-    """Where a path leads; `Path.resolve` raises if that is in a circle."""
+    """Returns the target of a path; `Path.resolve` would raise if links form a circle."""
     return Path(os.path.realpath(path))
 
 
@@ -168,7 +168,7 @@ def _is_visible(path: Path) -> bool:
 
 
 def _progress(total: int) -> Any:
-    """A bar on standard error, if that is a terminal and there is something to wait for."""
+    """Returns a bar on standard error, if that is a terminal and there are several files."""
     try:
         from tqdm import tqdm  # noqa: PLC0415 - optional
     except ImportError as error:

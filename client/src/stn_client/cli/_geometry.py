@@ -29,7 +29,7 @@ def pixel_theta(
     scale: float = 1.0,
     translate_px: Sequence[float] = (0.0, 0.0),
 ) -> NDArray[np.float64]:
-    """The 2 x 3 matrix that moves the content of an image about its centre.
+    """Returns the 2 x 3 matrix that moves the content of an image about its centre.
 
     Convention:
         - maps target to source in pixels, x right, y down: the inverse of what the eye sees
@@ -47,7 +47,7 @@ def pixel_theta(
 
 
 def read_spline(path: str) -> ThinPlateSpline:
-    """The spline of a JSON file, for argparse: its fields by their names, `points` of one image.
+    """Reads the spline of a JSON file, for argparse: fields by name, `points` of one image.
 
     Raises:
         ArgumentTypeError: The file cannot be read, or does not hold one.
@@ -71,7 +71,7 @@ def read_spline(path: str) -> ThinPlateSpline:
 
 
 def read_transform(path: str) -> TransformArguments[Any]:
-    """The transform of a file, for argparse, with the unit of its parameters.
+    """Reads the transform of a file, for argparse, with the unit of its parameters.
 
     JSON has the name of its kind in the contract, beside the fields of its class and, if they are
     not "pixel", the unit: {"affine": {"theta": [[1, 0, 5], [0, 1, 3]]}, "coordinates": "pixel"}.
@@ -116,7 +116,7 @@ def _of_json(given: Any) -> dict[str, Any]:
 
 
 def _numbers(value: Any) -> NDArray[np.float64]:
-    """Parameters of one image, with a batch axis.
+    """Returns the parameters of one image, with a batch axis.
 
     Raises:
         ValueError: They are not finite numbers.

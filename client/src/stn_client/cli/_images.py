@@ -31,7 +31,7 @@ class ImageError(Exception):
 
 
 class Treatment(NamedTuple):
-    """What becomes of the pixels of a Pillow mode."""
+    """How the pixels of a Pillow mode are converted."""
 
     mode: str
     """The mode that they are brought to, interpolated and written in."""
@@ -83,7 +83,7 @@ _NEEDS = {
     "I": ("32-bit numbers", ".tif"),
     "F": ("floating-point numbers", ".tif"),
 }
-"""What a format has to hold, and which ones do."""
+"""Features that a format has to have, and the formats that have them."""
 
 _PREVIEWS = ("MPO", "PSD")
 """Formats whose first frame is the picture: the others are previews, depth, or layers of it."""
@@ -102,7 +102,7 @@ _KEPT_TAGS = frozenset(
 pixels were stored, or, of a map, where they lay."""
 
 _COMPRESSIONS = ("packbits", "tiff_adobe_deflate", "tiff_deflate", "tiff_lzw")
-"""Those of TIFF that lose nothing and take every mode: they are kept."""
+"""Compressions of TIFF that lose nothing and take every mode: they are kept."""
 
 _PHOTOMETRIC, _X_RESOLUTION, _SAMPLE_FORMAT = 262, 282, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2
@@ -132,7 +132,7 @@ class Frame:
     duration_ms: float | None = None
 
     def straight(self) -> Array:
-        """The values with colours as they are seen; those of what cannot be seen are 0."""
+        """Returns the values with colours not weighted by opacity; 0 where nothing is seen."""
         if not self.weighted:
             return self.values
         weighted, opacity = self.values[..., :-1], self.values[..., -1:]
@@ -141,7 +141,7 @@ class Frame:
         return np.concatenate([colours, opacity], axis=-1)
 
     def fill(self, constant: Sequence[float]) -> list[float]:
-        """A constant, one or one per channel, as the values have it: weighted, too."""
+        """Returns a constant, one or one per channel, weighted by opacity as the values are."""
         if not self.weighted or not any(constant):
             return list(constant)
         channels = self.values.shape[-1]
@@ -156,7 +156,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Picture:
-    """What a file holds.
+    """The contents of an image file.
 
     Attributes:
         frames: One, or several of an animation or of pages.
@@ -168,7 +168,7 @@ class Picture:
 
 
 def format_of(path: Path) -> str:
-    """The format that the ending of a file name stands for, one that Pillow can write.
+    """Returns the format of a file name's ending, one that Pillow can write.
 
     Raises:
         ImageError: There is none.
@@ -184,13 +184,13 @@ def format_of(path: Path) -> str:
 
 
 def is_image(path: Path) -> bool:
-    """Whether the ending of a file name is that of a format that Pillow can read."""
+    """Returns whether the ending of a file name is of a format that Pillow can read."""
     pillow = _pil().Image
     return pillow.registered_extensions().get(path.suffix.lower()) in pillow.OPEN
 
 
 def read(path: Path, format_: str | None = None, *, nearest: bool = False) -> Picture:
-    """The frames of a file, upright, in modes that a format holds.
+    """Reads the frames of a file, upright, in modes that a format holds.
 
     Args:
         path: The file.
@@ -300,7 +300,7 @@ def _picture(path: Path, image: Any, format_: str | None, *, nearest: bool) -> P
 
 
 def _labels(image: Any) -> Frame:
-    """The values of mode 1 or P, whatever they stand for."""
+    """Returns the values of mode 1 or P as labels."""
     if image.mode == "1":
         return Frame(np.asarray(image.convert("L"))[..., None], "1")
     palette, transparent = image.getpalette("RGB"), image.info.get("transparency")
@@ -308,7 +308,7 @@ def _labels(image: Any) -> Frame:
 
 
 def _colours(path: Path, image: Any, *, nearest: bool) -> Frame:
-    """What can be interpolated, by the table."""
+    """Returns values that can be interpolated, by the table of modes."""
     if image.mode not in TREATMENTS:
         raise ImageError(
             f"{path}: expected a mode that can be warped, got {image.mode}. Make it RGB."
@@ -335,7 +335,7 @@ def _colours(path: Path, image: Any, *, nearest: bool) -> Frame:
 
 
 def _image(frame: Frame) -> Any:
-    """The image of Pillow that a frame is written as, rounded and clipped to its mode."""
+    """Returns the Pillow image of a frame, rounded and clipped to its mode."""
     values = frame.straight()
     stored: np.dtype[Any] = _STORED.get(frame.mode, np.dtype(np.uint8))
     if values.dtype != stored:
@@ -354,7 +354,7 @@ def _image(frame: Frame) -> Any:
 
 
 def _parameters(image: Any) -> dict[str, Any]:
-    """What Pillow shall write beside the pixels; formats take what they know."""
+    """Returns what Pillow writes beside the pixels; each format takes what it knows."""
     info = image.info
     names = {"dpi", "icc_profile", "loop"}
     if _X_RESOLUTION not in getattr(image, "tag_v2", {_X_RESOLUTION: None}):
@@ -373,7 +373,7 @@ def _parameters(image: Any) -> dict[str, Any]:
 
 
 def _true_exif(exif: Any) -> Any:
-    """The tags of EXIF that are kept; None if there are none."""
+    """Returns the tags of EXIF that are kept; None if there are none."""
     kept = _pil().Image.Exif()
     for tag in _KEPT_TAGS.intersection(exif):
         if tag in {_EXIF_IFD, _GPS_IFD}:
@@ -383,7 +383,7 @@ def _true_exif(exif: Any) -> Any:
 
 
 def _resized(exif: Any, size: tuple[int, int]) -> bytes:
-    """EXIF with the size that the pixels have now, where it states one; without its thumbnail."""
+    """Returns EXIF with the present size, where it states one, and without its thumbnail."""
     details = exif.get_ifd(_EXIF_IFD)
     for tag, length in zip((_EXIF_WIDTH, _EXIF_HEIGHT), size, strict=True):
         if tag in details:
@@ -392,7 +392,7 @@ def _resized(exif: Any, size: tuple[int, int]) -> bytes:
 
 
 def _is_deeper_than_read(path: Path, image: Any) -> bool:
-    """Whether the file has more bits than Pillow makes of them: it does so without a word."""
+    """Returns whether a file has more bits than Pillow reads, which does not warn of it."""
     if image.mode.startswith(("I", "F")):
         return False
     if image.format in {"JPEG2000", "AVIF"}:
@@ -409,7 +409,7 @@ def _is_deeper_than_read(path: Path, image: Any) -> bool:
 
 
 def _check_numbers(path: Path, image: Any) -> None:
-    """The numbers of a TIFF file are those that Pillow makes of them: some it takes as they lie.
+    """Checks that Pillow converts the numbers of a TIFF file; some it takes as they are.
 
     Raises:
         ImageError: They are not.
@@ -429,7 +429,7 @@ def _check_numbers(path: Path, image: Any) -> None:
 
 
 def codestream_bits(path: Path) -> int:
-    """Bits of a colour, as the headers of JPEG 2000 (SIZ) and of AVIF (av1C) say."""
+    """Returns the bits of a colour, from the headers of JPEG 2000 (SIZ) or AVIF (av1C)."""
     with path.open("rb") as file:
         head = file.read(65536)
     if (begin := head.find(b"\xff\x4f\xff\x51")) >= 0:
@@ -441,7 +441,7 @@ def codestream_bits(path: Path) -> int:
 
 @cache
 def _holds(format_: str, mode: str) -> bool:
-    """Whether a format gives back a mode as it was written, which is tried out.
+    """Returns whether a format keeps a mode, by writing and reading a sample.
 
     Formats that know no such mode raise; others quietly write something else.
     """
@@ -462,7 +462,7 @@ def _holds(format_: str, mode: str) -> bool:
 
 
 def _check_frames(path: Path, images: Sequence[Any], format_: str) -> None:
-    """A format holds all frames as they are: animations hold less than single images.
+    """Checks that a format keeps all frames: animations keep less than single images.
 
     Raises:
         ImageError: It does not.
@@ -477,7 +477,7 @@ def _check_frames(path: Path, images: Sequence[Any], format_: str) -> None:
 
 @cache
 def _holds_frames(format_: str, mode: str, larger_px: int = 0) -> bool:
-    """Whether a format gives back two frames of a mode, which is tried out.
+    """Returns whether a format keeps two frames of a mode, by writing and reading a sample.
 
     Args:
         format_: The format.
@@ -514,7 +514,7 @@ def _refusal(path: Path, needed: str, formats: str, format_: str) -> ImageError:
 
 
 def _pil() -> Any:
-    """Pillow with all its plugins."""
+    """Returns the module of Pillow with all its plugins loaded."""
     try:
         import PIL.Image  # noqa: PLC0415 - optional
         import PIL.ImageOps  # noqa: PLC0415

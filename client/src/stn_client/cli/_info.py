@@ -27,7 +27,7 @@ def _info(client: Client, options: argparse.Namespace) -> int:
 
 
 def _lines(told: dict[str, Any], indent: str = "") -> Iterator[str]:
-    """Names and values; what has parts of its own stands below its name, further in."""
+    """Yields names and values; what has parts of its own has them below its name, indented."""
     for name, value in told.items():
         if isinstance(value, dict):
             yield f"{indent}{name}:"

@@ -71,7 +71,7 @@ def _client(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Cli
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The client that the flags describe.
+    """Returns the settings of a client that the flags give.
 
     Raises:
         ValueError: A file cannot be read, or the token cannot be sent, or not safely.
@@ -95,7 +95,7 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _token(path: Path | None) -> str | None:
-    """What a file holds: a token as an argument would show in the list of processes."""
+    """Reads a token from a file, as arguments can be seen in the list of processes."""
     try:
         return None if path is None else path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -103,7 +103,7 @@ def _token(path: Path | None) -> str | None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells what is wrong in one line, as everything else does."""
+    """A parser that reports mistakes in one line, as all errors are."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message.rstrip('.')}. See {self.prog} --help.\n")

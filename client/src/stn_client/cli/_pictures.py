@@ -179,7 +179,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
-    """How the server reads between pixels, and outside; how files are written."""
+    """Adds flags for interpolation, padding and the written files."""
     parser.add_argument(
         "--interpolation",
         default="bilinear",
@@ -266,7 +266,7 @@ def _warp_file(
 def _moved(
     options: argparse.Namespace, input_size: tuple[int, int], output_size: tuple[int, int]
 ) -> TransformArguments[Any]:
-    """The transform that the flags say, for an image of a size, (H, W).
+    """Returns the transform that the flags give, for an image of a size, (H, W).
 
     Raises:
         InvalidRequestError: There is none.
@@ -329,7 +329,7 @@ def _align(client: Client, options: argparse.Namespace) -> int:
 def _steps(
     client: Client, options: argparse.Namespace, fixed: Any, moving: Any, weights: Any = None
 ) -> list[Step]:
-    """The steps of the search, shown while it goes on."""
+    """Yields the steps of the search, and shows them."""
     stages = _MODELS[: _MODELS.index(options.model) + 1]
     found: list[Step] = []
     is_seen = sys.stderr.isatty() and find_spec("tqdm") is not None
@@ -341,7 +341,7 @@ def _steps(
 
 
 def _mask(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """1 where an image is not black, (1, 1, H, W)."""
+    """Returns 1 where an image is not black, (1, 1, H, W)."""
     values = _only_frame(path).values.max(-1)[None, None]
     if values.shape != shape:
         expected = f"expected {shape[3]} x {shape[2]} px, as FIXED"
@@ -352,14 +352,14 @@ def _mask(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def _stretched(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """Its darkest value as 0, its brightest as 255."""
+    """Scales values so that the darkest is 0 and the brightest 255."""
     low, high = float(image.min()), float(image.max())
     levels: NDArray[np.uint8] = ((image - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
     return levels
 
 
 def _plot(losses: list[float]) -> NDArray[np.uint8]:
-    """The losses from left to right, black on white; up is worse, by a logarithmic scale."""
+    """Draws losses from left to right, black on white, on a logarithmic scale; up is worse."""
     height, width = _PLOT_PX
     logs = np.log(np.maximum(losses, 1e-12))
     across = np.linspace(0, len(logs) - 1, width)
@@ -382,7 +382,7 @@ def _warped(
     transform: Transform,
     **units: Unpack[GridOptions],
 ) -> _images.Frame:
-    """A frame as the options ask for it; in tiles if need be, where its transform can be cut."""
+    """Warps a frame as the options say; in tiles if it is large and its transform allows it."""
     read: Any = {
         "layout": "NHWC",
         "interpolation": options.interpolation,
@@ -406,7 +406,7 @@ def _only_frame(path: Path) -> _images.Frame:
 
 
 def _grey(name: str, frame: _images.Frame) -> NDArray[np.float32]:
-    """(1, 1, H, W), the mean of the colours; opacity is none."""
+    """Returns the mean of the colours, (1, 1, H, W), without the opacity."""
     colours = frame.straight()[..., :-1] if frame.weighted else frame.values
     grey: NDArray[np.float32] = colours.mean(-1, dtype=np.float64).astype(np.float32)
     low, high = grey.min(), grey.max()
@@ -417,7 +417,7 @@ def _grey(name: str, frame: _images.Frame) -> NDArray[np.float32]:
 
 
 def _reduced(client: Client, limits: Limits, *pair: NDArray[Any]) -> list[NDArray[Any]]:
-    """Two images, halved until a server takes them and their gradients."""
+    """Halves two images until a server takes them and their gradients."""
     images = list(pair)
     most_px = min(
         limits.max_output_samples, limits.max_output_bytes // 8, limits.max_message_bytes // 20

@@ -10,7 +10,7 @@ _INSTALL = {
     "terminal": "In the checkout: pip install './client[terminal]'",
     "playground": "In the checkout: pip install './client[playground]'",
 }
-"""What to do, by the extra that has the library."""
+"""Remedies, by the extra that has the library."""
 
 
 class MissingError(Exception):
@@ -18,12 +18,12 @@ class MissingError(Exception):
 
 
 def missing(library: str, extra: str = "terminal") -> MissingError:
-    """The error of a library that is not there."""
+    """Returns the error of a library that is not installed."""
     return MissingError(f"{library}: expected it, got none. {_INSTALL[extra]}")
 
 
 def number(kind: type[float], low: float, high: float = math.inf) -> Callable[[str], float]:
-    """What reads a number from `low` to `high`, for argparse."""
+    """Returns a function that reads a number from `low` to `high`, for argparse."""
 
     def parse(text: str) -> float:
         try:

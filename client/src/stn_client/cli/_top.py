@@ -23,13 +23,13 @@ Samples = Mapping[Key, float]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All metrics of one instant."""
+    """All metrics of a server at one instant."""
 
     instant_s: float
     samples: Samples
 
     def total(self, name: str, **labels: str) -> float:
-        """The sum over all samples of a name that have these labels."""
+        """Sums all samples of a name that have these labels."""
         wanted = set(labels.items())
         return sum(
             value
@@ -38,7 +38,7 @@ class Snapshot:
         )
 
     def buckets(self, name: str, **labels: str) -> dict[float, float]:
-        """The cumulative counts of a histogram by their upper bounds."""
+        """Returns the cumulative counts of a histogram by their upper bounds."""
         counts: dict[float, float] = {}
         wanted = set(labels.items())
         for (one, theirs), value in self.samples.items():
@@ -48,7 +48,7 @@ class Snapshot:
         return counts
 
     def methods(self) -> list[str]:
-        """The methods that have been called."""
+        """Returns the methods that have been called."""
         named = {dict(labels).get("method", "") for name, labels in self.samples if name == CALLS}
         return sorted(named - {""})
 
@@ -106,7 +106,7 @@ def looks_of(
     count: int | None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[tuple[Snapshot, Snapshot]]:
-    """Two snapshots after one another, so often.
+    """Yields pairs of successive snapshots.
 
     Raises:
         OSError: Nobody answers there, or something else does.
@@ -120,7 +120,7 @@ def looks_of(
 
 
 def read(url: str) -> Snapshot:
-    """The metrics that a server has now.
+    """Reads the present metrics of a server.
 
     Raises:
         OSError: Nobody answers there, or something else does.
@@ -153,7 +153,7 @@ def read(url: str) -> Snapshot:
 
 
 def quantile(before: Mapping[float, float], after: Mapping[float, float], share: float) -> float:
-    """Where a share of the observations between two looks lies below, as Prometheus has it.
+    """Returns a quantile of the observations between two snapshots, as Prometheus does.
 
     Within a bucket it is interpolated; beyond the last bound, it is that bound; NaN of none.
     """
@@ -173,7 +173,7 @@ def quantile(before: Mapping[float, float], after: Mapping[float, float], share:
 
 
 def summary(before: Snapshot, after: Snapshot) -> list[tuple[str, str]]:
-    """What a server has done between two looks, and has inside at the second."""
+    """Summarizes what a server did between two snapshots, and what it holds at the second."""
     elapsed_s = after.instant_s - before.instant_s
 
     def rate(name: str, **labels: str) -> float:
@@ -204,7 +204,7 @@ def summary(before: Snapshot, after: Snapshot) -> list[tuple[str, str]]:
 
 
 def durations(before: Snapshot, after: Snapshot) -> list[tuple[str, float, list[float]]]:
-    """The calls of every method in a second, and three quantiles of their durations, in ms."""
+    """Returns the calls per second of every method, and three quantiles of durations in ms."""
     elapsed_s = after.instant_s - before.instant_s
     found = []
     for method in after.methods():

@@ -27,7 +27,7 @@ Matrices = NDArray[np.float64]
 """(N, d + 1, d + 1), on homogeneous points (x, y[, z], 1)."""
 
 _LARGEST = 1e100
-"""What matrices of such numbers make of each other is finite."""
+"""Bound of matrix entries, so that products of matrices are finite."""
 
 _UNITS: dict[Unit, GridOptions] = {
     "pixel": {"coordinates": "pixel"},
@@ -49,12 +49,12 @@ class TransformArguments(GridOptions, Generic[T]):
 
 
 def arguments(transform: T, unit: Unit) -> TransformArguments[T]:
-    """A transform whose parameters are in this unit."""
+    """Returns the arguments of a transform whose parameters are in this unit."""
     return cast("TransformArguments[T]", {"transform": transform, **_UNITS[unit]})
 
 
 def read(name: str, given: Transform | TransformArguments[Any]) -> tuple[Transform, Unit]:
-    """What a caller gave as a transform: a bare one is in the unit that calls have by default."""
+    """Returns a transform and its unit; a bare one is in the default unit of calls."""
     if isinstance(given, Transform):
         return given, "edges"
     if not isinstance(given, Mapping) or not isinstance(given.get("transform"), Transform):
@@ -71,7 +71,7 @@ def read(name: str, given: Transform | TransformArguments[Any]) -> tuple[Transfo
 
 
 def numbers(name: str, value: ArrayLike) -> NDArray[np.float64]:
-    """Finite numbers as float64."""
+    """Returns finite numbers as float64."""
     array = _checked_kind(name, as_array(name, value)).astype(np.float64)
     outside = array[~(abs(array) <= _LARGEST)]
     if outside.size:
@@ -80,7 +80,7 @@ def numbers(name: str, value: ArrayLike) -> NDArray[np.float64]:
 
 
 def floats(name: str, value: ArrayLike) -> NDArray[Any]:
-    """Numbers as float32, or as float64 where that would lose some; they need not be finite."""
+    """Returns numbers as float32, or as float64 where float32 would lose digits."""
     array = _checked_kind(name, as_array(name, value))
     small = np.result_type(array.dtype, np.float32) == np.float32
     return array.astype(np.float32 if small else np.float64, copy=False)
@@ -95,7 +95,7 @@ def _checked_kind(name: str, array: NDArray[Any]) -> NDArray[Any]:
 
 
 def vector(name: str, value: ArrayLike, dims: int) -> NDArray[np.float64]:
-    """One number for each axis."""
+    """Returns one number for each axis."""
     found = numbers(name, value)
     if found.shape != (dims,):
         raise invalid(name, f"expected {dims} numbers, got {value!r}.")
@@ -103,7 +103,7 @@ def vector(name: str, value: ArrayLike, dims: int) -> NDArray[np.float64]:
 
 
 def homogeneous(name: str, value: ArrayLike) -> Matrices:
-    """(d, d + 1) or (d + 1, d + 1), one or N, as the latter."""
+    """Returns matrices (d, d + 1) or (d + 1, d + 1), one or N, as (N, d + 1, d + 1)."""
     given = numbers(name, value)
     matrices = given if given.ndim == 3 else given[None]
     if matrices.shape[1:] in {(2, 3), (3, 4)}:
@@ -120,7 +120,7 @@ def homogeneous(name: str, value: ArrayLike) -> Matrices:
 
 
 def check_affine(name: str, matrices: Matrices, hint: str = "") -> None:
-    """The last rows are (0, .., 0, 1)."""
+    """Checks that the last rows are (0, .., 0, 1)."""
     rows = matrices[:, -1]
     wrong = rows[(rows != np.eye(matrices.shape[-1])[-1]).any(axis=1)]
     if len(wrong):
@@ -129,7 +129,7 @@ def check_affine(name: str, matrices: Matrices, hint: str = "") -> None:
 
 
 def inverted(name: str, matrices: Matrices) -> Matrices:
-    """Inverts matrices that are one behind the other.
+    """Inverts each of N matrices.
 
     Rows and columns are brought to 1 before it is judged what is singular: their units do not
     matter.
@@ -147,7 +147,7 @@ def inverted(name: str, matrices: Matrices) -> Matrices:
 
 
 def matrices_of(name: str, transform: Transform) -> Matrices:
-    """The matrices of a transform of which they say all."""
+    """Returns the matrices of a transform that consists of nothing else."""
     if not isinstance(transform, (Affine, Homography, SimilarityTransform)):
         raise invalid(name, f"expected a transform with a matrix, got {type(transform).__name__}.")
     parameters = numbers(name, transform.parameters)
@@ -171,7 +171,7 @@ def matrices_of(name: str, transform: Transform) -> Matrices:
 
 
 def points_of(name: str, transform: SamplingGrid | Flow | ThinPlateSpline) -> NDArray[Any]:
-    """The parameters of a transform that says something of every target pixel, or control point."""
+    """Returns the parameters of a transform given by target pixels or control points."""
     points = floats(name, transform.parameters)
     shapes, expected = {(4, (2,)), (5, (3,))}, "(N, H', W', 2) or (N, D', H', W', 3)"
     if isinstance(transform, ThinPlateSpline):
@@ -182,7 +182,7 @@ def points_of(name: str, transform: SamplingGrid | Flow | ThinPlateSpline) -> ND
 
 
 def checked_size(name: str, size: Sequence[int], dims: int) -> tuple[int, ...]:
-    """Whole numbers of pixels, one for each axis of an array."""
+    """Returns whole numbers of pixels, one for each axis of an array."""
     sizes = as_array(name, size)
     letters = "(H, W)" if dims == 2 else "(D, H, W)"
     if sizes.shape != (dims,) or sizes.dtype.kind not in "iu" or not (sizes > 0).all():
@@ -191,7 +191,7 @@ def checked_size(name: str, size: Sequence[int], dims: int) -> tuple[int, ...]:
 
 
 def choice(name: str, value: object, values: Sequence[str]) -> None:
-    """Refuses what is none of the values."""
+    """Refuses a value that is not one of the choices."""
     if not isinstance(value, str) or value not in values:
         raise invalid(name, f"expected one of {', '.join(values)}, got {value!r}.")
 
@@ -203,7 +203,7 @@ def check_flag(name: str, value: object) -> None:
 
 
 def of_matrices(matrices: Matrices, *, projective: bool) -> Affine | Homography:
-    """The transform of these matrices; that the last row is (0, .., 0, 1) is understood."""
+    """Returns the transform of these matrices; the last row is (0, .., 0, 1)."""
     return Homography(matrices) if projective else Affine(matrices[:, :-1])
 
 

@@ -27,7 +27,7 @@ from stn_client.geometry._arguments import (
 
 
 def from_opencv(matrix: ArrayLike, inverse: bool = False) -> TransformArguments[Any]:  # noqa: FBT001, FBT002 - a flag there, too
-    """What `cv2.warpAffine` or `cv2.warpPerspective` make of this matrix.
+    """Returns the transform of a matrix of `cv2.warpAffine` or `cv2.warpPerspective`.
 
     Beside it, `dsize` of OpenCV is (width, height) and `output_size` here (height, width); an image
     (H, W, C) is `image[None]` under `layout="NHWC"`; `BORDER_CONSTANT` is padding "zeros" or
@@ -62,7 +62,7 @@ def from_opencv(matrix: ArrayLike, inverse: bool = False) -> TransformArguments[
 def from_remap(
     map_x: ArrayLike, map_y: ArrayLike | None = None, map_z: ArrayLike | None = None
 ) -> TransformArguments[SamplingGrid]:
-    """What `cv2.remap` makes of these maps; with `map_z` the same of volumes.
+    """Returns the sampling grid of the maps of `cv2.remap`; with `map_z`, of volumes.
 
     `scipy.ndimage.map_coordinates` has them as one array in index order: `from_remap(*c[::-1])`.
 
@@ -103,7 +103,7 @@ def from_remap(
 
 
 def from_voxel(matrix: ArrayLike, offset: ArrayLike | None = None) -> TransformArguments[Any]:
-    """What `scipy.ndimage.affine_transform` makes of this matrix, in index order.
+    """Returns the transform of a matrix of `scipy.ndimage.affine_transform`, in index order.
 
     Shapes:
         matrix    (3, 4) or (4, 4) on (z, y, x, 1), of images (2, 3) or (3, 3) on (row, column, 1),
@@ -137,7 +137,7 @@ def from_voxel(matrix: ArrayLike, offset: ArrayLike | None = None) -> TransformA
 
 
 def to_voxel(transform: Transform | TransformArguments[Any]) -> NDArray[np.float64]:
-    """The matrices of a transform in index order, as `scipy.ndimage.affine_transform` takes one.
+    """Returns a transform's matrices in index order, for `scipy.ndimage.affine_transform`.
 
     Shapes:
         returns   (N, 4, 4) on (z, y, x, 1), of images (N, 3, 3) on (row, column, 1), float64
@@ -152,7 +152,7 @@ def to_voxel(transform: Transform | TransformArguments[Any]) -> NDArray[np.float
 
 
 def pixel_matrices(name: str, transform: Transform | TransformArguments[Any]) -> Matrices:
-    """The matrices of a transform that is in pixels."""
+    """Returns the matrices of a transform that is in pixels."""
     bare, unit = read(name, transform)
     if unit != "pixel":
         raise invalid(name, "expected one in pixels, got a normalized one. Use to_pixel.")
@@ -160,6 +160,6 @@ def pixel_matrices(name: str, transform: Transform | TransformArguments[Any]) ->
 
 
 def reversed_axes(matrices: Matrices) -> Matrices:
-    """Matrices on (x, y[, z], 1) as those in index order, and back."""
+    """Converts matrices on (x, y[, z], 1) to index order, and back."""
     order = [*range(matrices.shape[-1] - 1)[::-1], matrices.shape[-1] - 1]
     return matrices[:, order][:, :, order]

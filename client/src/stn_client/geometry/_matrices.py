@@ -87,7 +87,7 @@ def rotation_about(
 
 
 def _turn(angle_deg: NDArray[np.float64], dims: int) -> NDArray[np.float64]:
-    """The matrix by which the content turns; exact for quarters of a turn."""
+    """Returns the matrix by which the content turns; exact for quarters of a turn."""
     if angle_deg.shape != (() if dims == 2 else (3,)):
         expected = "one number" if dims == 2 else "a rotation vector of 3 numbers"
         raise invalid(
@@ -107,7 +107,7 @@ def _turn(angle_deg: NDArray[np.float64], dims: int) -> NDArray[np.float64]:
 
 
 def compose(*transforms: Transform | TransformArguments[Any]) -> TransformArguments[Any]:
-    """The one transform that reads as warps by each of these would, one after the other.
+    """Returns the one transform that reads as warps by each of these would, one after the other.
 
     `warp(warp(u, **first), **second)` and `warp(u, **compose(first, second))` show the same, but
     that the latter interpolates once and that nothing is cut off on the way. As matrices, first @
@@ -156,7 +156,7 @@ def compose(*transforms: Transform | TransformArguments[Any]) -> TransformArgume
 
 
 def invert(transform: Transform | TransformArguments[Any]) -> TransformArguments[Any]:
-    """The transform that undoes another one, in its unit.
+    """Returns the transform that undoes another one, in its unit.
 
     Args:
         transform: One with a matrix; alone, without a unit, it is normalized with align_corners
@@ -263,7 +263,7 @@ def _change(
 def _source_points(
     name: str, transform: SamplingGrid | Flow | ThinPlateSpline, unit: Unit
 ) -> NDArray[Any]:
-    """Where target pixels, or control points, read: (N, .., d)."""
+    """Returns the source points of target pixels or control points: (N, .., d)."""
     points = points_of(name, transform)
     if not isinstance(transform, Flow):
         return points
@@ -272,7 +272,7 @@ def _source_points(
 
 
 def _lattice(size: Sequence[int], unit: Unit, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The target points of an output of this size, ([D',] H', W', d)."""
+    """Returns the target points of an output of this size, ([D',] H', W', d)."""
     pixels = np.stack([*np.indices(size)[::-1]], axis=-1)
     scale, offset = (np.array(values, np.float64) for values in from_pixels(size, unit))
     lattice: NDArray[Any] = (pixels * scale + offset).astype(dtype)
@@ -280,7 +280,7 @@ def _lattice(size: Sequence[int], unit: Unit, dtype: np.dtype[Any]) -> NDArray[A
 
 
 def _moved(matrices: Matrices, points: NDArray[Any]) -> NDArray[Any]:
-    """The points behind the matrices, in their dtype; with W = 0 they are not finite, as ever."""
+    """Applies matrices to points, in their dtype; where W = 0 the results are not finite."""
     n, *size, dims = points.shape
     rows = points.reshape(n, math.prod(size), dims).astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -308,7 +308,7 @@ def _said(unit: Unit) -> str:
 
 
 def _matrix(scaling: Scaling) -> NDArray[Any]:
-    """(d + 1, d + 1) exact fractions: each axis times its scale and plus its offset."""
+    """Returns the matrix, in exact fractions, that scales each axis and adds its offset."""
     scale, offset = scaling
     matrix: NDArray[Any] = np.eye(len(scale) + 1, dtype=object)
     matrix[:-1, :-1] *= np.array(scale, dtype=object)

@@ -26,7 +26,7 @@ _REFINEMENTS = 100
 def from_points(
     source: ArrayLike, target: ArrayLike, kind: Kind, *, regularization: float = 0.0
 ) -> TransformArguments[Any]:
-    """The transform under which every target point reads the source point beside it.
+    """Returns the transform under which every target point reads the source point beside it.
 
     As `cv2.getAffineTransform(source, target)` and `cv2.getPerspectiveTransform(source, target)`
     say where the content goes. Of more points than the kind needs, least squares: the sum of
@@ -94,7 +94,7 @@ def _checked(name: str, points: ArrayLike) -> NDArray[np.float64]:
 
 
 def _centred(name: str, points: Points) -> tuple[Points, NDArray[np.float64]]:
-    """The points about their mean in units of their spread, and the matrix that makes them so."""
+    """Returns points about their mean in units of their spread, and the matrix of that change."""
     mean, dims = points.mean(axis=0), points.shape[1]
     spread = np.sqrt(((points - mean) ** 2).sum(axis=1).mean())
     if not spread > np.finfo(np.float64).eps * abs(points).max():
@@ -164,7 +164,7 @@ def _spline(
 
 
 def _homography(source: Points, target: Points) -> NDArray[np.float64]:
-    """Fits by the direct linear transform; by Gauss and Newton where no map takes all points."""
+    """Fits by the direct linear transform, refined by Gauss-Newton for more than four points."""
     read, of_source = _centred("source", source)
     shown, of_target = _centred("target", target)
     ones = np.column_stack([shown, np.ones(len(shown))])
@@ -188,7 +188,7 @@ def _homography(source: Points, target: Points) -> NDArray[np.float64]:
 def _refined(
     matrix: NDArray[np.float64], target: NDArray[np.float64], source: Points
 ) -> NDArray[np.float64]:
-    """The homography whose residuals in the source are least, near a first guess."""
+    """Returns the homography whose residuals in the source are least, near a first guess."""
     residuals, slope = _residuals(matrix, target, source)
     if not np.isfinite(residuals).all():  # a point on the horizon of the guess
         return matrix
@@ -210,7 +210,7 @@ def _refined(
 def _residuals(
     matrix: NDArray[np.float64], target: NDArray[np.float64], source: Points
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(2K,) and its derivative by the nine entries of the matrix."""
+    """Returns the residuals, (2K,), and their derivative by the nine entries of the matrix."""
     images = target @ matrix.T
     with np.errstate(divide="ignore", invalid="ignore"):
         points, scaled = images[:, :2] / images[:, 2:], target / images[:, 2:]
@@ -231,4 +231,4 @@ _FITS: dict[str, Callable[[Points, Points], NDArray[np.float64]]] = {
     "homography": _homography,
 }
 _LEAST = {"rigid": 2, "similarity": 2, "affine": 3, "homography": 4, "spline": 3}
-"""How many points of a plane a kind needs."""
+"""The least number of points of a plane that a kind needs."""

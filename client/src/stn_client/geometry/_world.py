@@ -28,7 +28,7 @@ _WORLDS = ("RAS", "LPS")
 
 @dataclass(frozen=True, eq=False)
 class ImageGeometry:
-    """Where the voxels of an array lie in the world.
+    """Position of the voxels of an array in the world: spacing, origin and direction.
 
     Shapes:
         matrix   (4, 4), of images (3, 3), float64
@@ -55,7 +55,7 @@ class ImageGeometry:
 
     @staticmethod
     def of(image: Any) -> ImageGeometry:
-        """That of an image of SimpleITK, or of nibabel: anything with an `affine` to RAS.
+        """Reads the geometry of an image of SimpleITK or nibabel (with an `affine` to RAS).
 
         Args:
             image: The image, for the array that its library makes of it; an `ImageGeometry` is
@@ -68,7 +68,7 @@ class ImageGeometry:
 
     @classmethod
     def itk(cls, spacing: ArrayLike, origin: ArrayLike, direction: ArrayLike | None = None) -> Self:
-        """That of an array (z, y, x) whose image has these in ITK, as `GetSpacing()` and so on.
+        """Returns the geometry of an array (z, y, x) from ITK's spacing, origin, direction.
 
         Shapes:
             spacing     (3,), of images (2,)           along x, y and z
@@ -88,7 +88,7 @@ class ImageGeometry:
     def nifti(
         cls, spacing: ArrayLike, origin: ArrayLike, direction: ArrayLike | None = None
     ) -> Self:
-        """That of an array (x, y, z), as nibabel has it, with these in the world of NIfTI.
+        """Returns the geometry of an array (x, y, z) of nibabel, in the world of NIfTI.
 
         Shapes:
             spacing     (3,), of images (2,)           along x, y and z, as `header.get_zooms()`
@@ -103,7 +103,7 @@ class ImageGeometry:
         return cls(_matrix(spacing, origin, direction), "RAS")
 
     def to(self, world: World) -> Self:
-        """The same place in another world: RAS and LPS differ in the signs of x and y."""
+        """Converts to another world: RAS and LPS differ in the signs of x and y."""
         choice("world", world, _WORLDS)
         signs = np.ones((len(self.matrix), 1))
         signs[:2] = 1 if world == self.world else -1
@@ -111,7 +111,7 @@ class ImageGeometry:
 
 
 def from_world(transform: Any, source: Any, target: Any) -> TransformArguments[Affine]:
-    """The transform between the voxels of two arrays that is this one between their worlds.
+    """Returns the transform between the voxels of two arrays that is this one between their worlds.
 
     As `SimpleITK.Resample(source, target, transform)`, whose transforms go from target to source,
     too.
@@ -159,7 +159,7 @@ def from_world(transform: Any, source: Any, target: Any) -> TransformArguments[A
 def to_world(
     transform: Transform | TransformArguments[Any], source: Any, target: Any
 ) -> NDArray[np.float64]:
-    """The transform between the worlds of two images that is this one between their voxels.
+    """Returns the transform between the worlds of two images that is this one between their voxels.
 
     Shapes:
         returns   (N, 4, 4), of images (N, 3, 3), float64, target to source in their world
@@ -191,7 +191,7 @@ def to_world(
 def _matrix(
     spacing: ArrayLike, origin: ArrayLike, direction: ArrayLike | None
 ) -> NDArray[np.float64]:
-    """Index (x, y[, z]) to the world."""
+    """Returns the matrix from index (x, y[, z]) to the world."""
     place = numbers("origin", origin)
     if place.shape not in {(2,), (3,)}:
         raise invalid("origin", f"expected (x, y, z), of images (x, y), got {place.tolist()}.")
@@ -224,7 +224,7 @@ def _geometry(name: str, image: Any) -> ImageGeometry:
 
 
 def _checked_matrix(name: str, matrix: ArrayLike) -> NDArray[np.float64]:
-    """An affine matrix, (4, 4) or (3, 3), that can be inverted."""
+    """Returns an affine matrix, (4, 4) or (3, 3), checked to be invertible."""
     given = numbers(name, matrix)
     if given.shape not in {(3, 3), (4, 4)}:
         raise invalid(name, f"expected (4, 4), of images (3, 3), got {given.shape}.")
@@ -234,7 +234,7 @@ def _checked_matrix(name: str, matrix: ArrayLike) -> NDArray[np.float64]:
 
 
 def _matrix_of_itk(transform: Any) -> NDArray[np.float64]:
-    """(1, d + 1, d + 1): what a linear transform does to the corners of a unit cube."""
+    """Returns a linear transform's matrix, from the corners of a unit cube: (1, d + 1, d + 1)."""
     if not transform.IsLinear():
         raise invalid("transform", f"expected a linear one, got {transform.GetName()}.")
     dims = transform.GetDimension()

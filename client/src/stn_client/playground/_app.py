@@ -38,7 +38,7 @@ LINES = 13
 """Lines of the sampling grid, and arrows, along each axis."""
 
 KINDS = {"affine": 3, "homography": 4, "spline": 9}
-"""How many points each kind of transform is given by."""
+"""Number of points by which each kind of transform is given."""
 
 _SIDES = ("source", "target")
 
@@ -47,7 +47,7 @@ HOSTS = ["127.0.0.1", "localhost"]
 
 
 def application(client: AsyncClient) -> Starlette:
-    """The application for a web server on this machine; closes the client at its end."""
+    """Returns the application for a web server on this machine; closes the client at its end."""
 
     @asynccontextmanager
     async def lifespan(_application: Starlette) -> AsyncIterator[None]:
@@ -85,7 +85,7 @@ async def _sample(_request: Request) -> Response:
 
 
 def sample(height: int = 300, width: int = 400) -> Array:
-    """An image with lines, edges and colours, (H, W, 4), to see what a warp does to them."""
+    """Returns an image with lines, edges and colours, (H, W, 4), on which warps can be seen."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     board = ((x // 50 + y // 50) % 2)[..., None]
     colours = np.stack([x / width, y / height, 1 - x / width], -1)
@@ -98,7 +98,7 @@ def sample(height: int = 300, width: int = 400) -> Array:
 
 
 async def _json(request: Request) -> Any:
-    """What the page sent.
+    """Returns what the page sent.
 
     Raises:
         HTTPException: It is too large.
@@ -116,7 +116,7 @@ async def _json(request: Request) -> Any:
 
 
 async def _warp(client: AsyncClient, asked: Any) -> dict[str, Any]:
-    """The warp, lines of its sampling grid, the gradient, and the Python that does the same.
+    """Returns the warp, lines of its sampling grid, the gradient, and the Python for the same.
 
     Raises:
         StnClientError: What was asked for cannot be, or the service failed.
@@ -166,7 +166,7 @@ async def _timed(call: Awaitable[T]) -> tuple[T, float]:
 
 
 def _pixels(asked: dict[str, Any]) -> Array:
-    """The image, (H, W, 4)."""
+    """Returns the image, (H, W, 4)."""
     sides: list[Any] = [asked.get("height"), asked.get("width")]
     if not all(isinstance(side, int) and 2 <= side <= MAX_SIDE_PX for side in sides):
         raise invalid("width, height", f"expected 2 to {MAX_SIDE_PX} px, got {sides[::-1]}.")
@@ -182,14 +182,14 @@ def _encoded(pixels: Array) -> str:
 
 
 def _at_lines(grid: Array) -> Array:
-    """The source points of a lattice of target pixels, (LINES, LINES, 2)."""
+    """Returns the source points of a lattice of target pixels, (LINES, LINES, 2)."""
     rows, columns = (np.linspace(0, side - 1, LINES).round().astype(int) for side in grid.shape[:2])
     lattice: Array = grid[np.ix_(rows, columns)]
     return lattice
 
 
 def _arrows(grid: Array, gradient: Array) -> Array:
-    """(x, y, dx, dy): where parts of the output read, and where they should to look like the input.
+    """Returns (x, y, dx, dy): source points of parts of the output, and towards the input.
 
     The steepest descent of half the squared difference between the two, as a mean over a part of
     the output; the longest one has length 1.
@@ -209,7 +209,7 @@ def _arrows(grid: Array, gradient: Array) -> Array:
 
 
 def python(target: str, asked: dict[str, Any], options: dict[str, str]) -> str:
-    """The program that does what the page shows."""
+    """Returns the program that does what the page shows."""
     given = "".join(f", {name}={value!r}" for name, value in options.items())
     points = [[[round(float(one), 1) for one in point] for point in asked[name]] for name in _SIDES]
     return f"""\

@@ -44,7 +44,7 @@ _REPLIES: dict[str, Callable[..., Message]] = {
 
 @dataclass(frozen=True)
 class StubCall:
-    """A call that a stub was asked to make, after its arguments were found right.
+    """A call that a stub received, whose arguments were found right.
 
     Attributes:
         method: Of the service, as "Warp" or "WarpGradients".
@@ -65,7 +65,7 @@ class StubCall:
 
 
 class _Script:
-    """What both stubs do with a call."""
+    """The behaviour that both stubs share."""
 
     def __init__(
         self, answer: Callable[[StubCall], Answer] | None, errors: Iterable[StnClientError]
@@ -75,7 +75,7 @@ class _Script:
         self.calls: list[StubCall] = []
 
     def run(self, call: Call[T], progress: Progress) -> T:
-        """What the call ends with.
+        """Returns the result of a call, or raises its error.
 
         Raises:
             StnClientError: The script says so, or the client is closed.
@@ -91,7 +91,7 @@ class _Script:
     def outcomes(
         self, calls: Sequence[Call[Any]], progress: Callable[[Call[Any]], Progress]
     ) -> list[Any]:
-        """What each of several calls ends with: results and errors."""
+        """Returns results and errors of several calls."""
         outcomes: list[Any] = []
         for call in calls:
             try:
@@ -133,7 +133,7 @@ class _Script:
 
 
 def _results(method: str, call: Call[Any]) -> list[tuple[str, Result]]:
-    """The tensors of the reply by the names of their fields."""
+    """Returns the tensors of the reply by the names of their fields."""
     message: Any = call.message
     if method == "Objective":
         return list(_of_objective(message))
@@ -153,7 +153,7 @@ def _results(method: str, call: Call[Any]) -> list[tuple[str, Result]]:
 
 
 def _of_objective(message: objective_pb2.ObjectiveRequest) -> Iterator[tuple[str, Result]]:
-    """The tensors of the reply to an objective, which envelopes do not tell."""
+    """Yields the tensors of the reply to an objective, which envelopes do not tell."""
     tensors = [tensor for _, tensor in _named(message)]
     batch = max(tensor.shape[0] for tensor in tensors)
     parameters = next(tensor for _, tensor in _named(message.transform))
@@ -168,7 +168,7 @@ def _of_objective(message: objective_pb2.ObjectiveRequest) -> Iterator[tuple[str
 
 
 def _named(message: Message) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a request by the names of their fields."""
+    """Yields the tensors of a request by the names of their fields."""
     for field, value in message.ListFields():
         if isinstance(value, Tensor):
             yield field.name, value
@@ -177,7 +177,7 @@ def _named(message: Message) -> Iterator[tuple[str, Tensor]]:
 
 
 def _filled(value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """The values of a result; None: zeros."""
+    """Returns the values of a result; None: zeros."""
     given = np.asarray(0 if value is None else value)
     try:
         return np.broadcast_to(given, shape).astype(dtype)
@@ -187,7 +187,7 @@ def _filled(value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
 
 
 def _info() -> bytes:
-    """What a server without limits says about itself."""
+    """Returns the info of a server without limits."""
     names = server_info_pb2.Limits.DESCRIPTOR.fields_by_name
     limits = server_info_pb2.Limits(**dict.fromkeys(names, _PLENTY))
     info = server_info_pb2.GetServerInfoReply(name=_TARGET, ready=True, limits=limits)
@@ -195,7 +195,7 @@ def _info() -> bytes:
 
 
 class StubClient(Client):
-    """A `Client` that is asked as any other, and calls nobody.
+    """A `Client` that checks calls as any other, and sends nothing.
 
     Arguments are checked, and results have the type, shape and dtype that a server's would have;
     their values are zeros unless `answer` says otherwise. For right values take a server: the
@@ -225,7 +225,7 @@ class StubClient(Client):
 
     @property
     def calls(self) -> list[StubCall]:
-        """What was asked, in order."""
+        """The calls so far, in order."""
         return self._script.calls
 
     def _run(self, call: Call[T]) -> T:
@@ -236,7 +236,7 @@ class StubClient(Client):
 
 
 class StubAsyncClient(AsyncClient):
-    """An `AsyncClient` that is asked as any other, and calls nobody; see `StubClient`."""
+    """An `AsyncClient` that checks calls as any other, and sends nothing; see `StubClient`."""
 
     def __init__(
         self,
@@ -249,7 +249,7 @@ class StubAsyncClient(AsyncClient):
 
     @property
     def calls(self) -> list[StubCall]:
-        """What was asked, in order."""
+        """The calls so far, in order."""
         return self._script.calls
 
     async def _run(self, call: Call[T]) -> T:

@@ -12,7 +12,7 @@ from stn_client.local import LocalServer
 
 @pytest.fixture(scope="session")
 def stn_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    """A running `stn-server` on free ports of this machine, shared by all tests of a session.
+    """Yields a running `stn-server` on free ports of this machine, for all tests of a session.
 
     Its log is a file `stn-server.log` below the folder for temporary files of the session.
     """
@@ -22,6 +22,6 @@ def stn_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer
 
 @pytest.fixture
 def stn_client(stn_server: LocalServer) -> Iterator[Client]:
-    """A client of that server, made anew for every test, so that `stats` are those of the test."""
+    """Yields a new client of that server for every test, with its own `stats`."""
     with Client(stn_server.target) as client:
         yield client

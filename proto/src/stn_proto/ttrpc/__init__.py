@@ -1,7 +1,7 @@
 """ttrpc, containerd's protocol for calls between processes of one host: unary calls, version 1.0.
 
 `ClientConnection` and `ServerConnection` turn bytes into frames and frames into bytes, and know
-neither sockets nor threads nor clocks; whoever owns a socket feeds them. What stands in a frame are
+neither sockets nor threads nor clocks; the owner of a socket feeds them. What stands in a frame are
 the messages of `ttrpc_pb2`.
 """
 

@@ -27,7 +27,7 @@ _HEADER = Struct(">IIBB")
 
 
 class FrameType(IntEnum):
-    """What a frame is."""
+    """Type of a frame, byte 8 of its header."""
 
     REQUEST = 1
     RESPONSE = 2
@@ -35,7 +35,7 @@ class FrameType(IntEnum):
 
 
 class Frame(NamedTuple):
-    """A whole frame of the type that is expected."""
+    """A whole frame of the expected type."""
 
     stream_id: int
     data: bytes
@@ -61,16 +61,16 @@ class ServerConnection:
 
     @property
     def is_amid_frame(self) -> bool:
-        """Whether the beginning of a frame has come in, and its end has not."""
+        """True if a frame has been received in part."""
         return self._reader.is_amid_frame
 
     @property
     def awaited_bytes(self) -> int:
-        """The length of the data of the frame whose header has come in, and whose end has not."""
+        """Length of the data of the frame whose header is in and whose end is not."""
         return self._reader.awaited_bytes
 
     def receive(self, received: bytes) -> list[Frame | OversizedFrame]:
-        """The requests that are complete with these bytes, in order.
+        """Returns the requests that these bytes complete, in order.
 
         Raises:
             FrameError: The bytes break the protocol. The connection is of no use any more.
@@ -79,7 +79,7 @@ class ServerConnection:
 
     @staticmethod
     def respond(stream_id: int, data: bytes) -> bytes:
-        """The frame that answers a request.
+        """Returns the frame that answers a request.
 
         Raises:
             FrameError: The data is longer than a frame can take.
@@ -89,6 +89,7 @@ class ServerConnection:
     def _check(self, stream_id: int) -> None:
         if stream_id % 2 == 0:
             raise FrameError("frame.stream_id", "an odd number, as of every call", str(stream_id))
+        # Ids rise, so that a late response can never be taken for that of another call.
         if stream_id <= self._last_id:
             raise FrameError("frame.stream_id", f"more than {self._last_id}", str(stream_id))
         self._last_id = stream_id
@@ -103,11 +104,11 @@ class ClientConnection:
 
     @property
     def is_used_up(self) -> bool:
-        """Whether every stream id has been given to a call: the next one needs a new connection."""
+        """True if all stream ids have been used: the next call needs a new connection."""
         return self._next_id > MAX_STREAM_ID
 
     def request(self, data: bytes) -> tuple[int, bytes]:
-        """The stream id of a new call, and the frame that begins it.
+        """Returns the stream id of a new call, and the frame that begins it.
 
         Frames have to be sent in the order in which they were made.
 
@@ -117,23 +118,26 @@ class ClientConnection:
         if self.is_used_up:
             raise FrameError("frame.stream_id", f"at most {MAX_STREAM_ID}", str(self._next_id))
         frame = _encoded(self._next_id, FrameType.REQUEST, data)
+        # Odd ids are the client's; even ones are those of servers, which begin no calls.
         stream_id, self._next_id = self._next_id, self._next_id + 2
         return stream_id, frame
 
     def receive(self, received: bytes) -> list[Frame]:
-        """The responses that are complete with these bytes, in order.
+        """Returns the responses that these bytes complete, in order.
 
         Raises:
             FrameError: The bytes break the protocol. The connection is of no use any more.
         """
         frames: list[Frame] = []
         for frame in self._reader.feed(received):
+            # A server answers a request that is too long; a client can only give up the connection.
             if isinstance(frame, OversizedFrame):
                 raise _too_long(frame.size_bytes)
             frames.append(frame)
         return frames
 
     def _check(self, stream_id: int) -> None:
+        # An id that was never given out means that the two ends disagree about the stream.
         if stream_id % 2 == 0 or stream_id >= self._next_id:
             raise FrameError("frame.stream_id", "that of a request", str(stream_id))
 
@@ -168,9 +172,12 @@ class _Reader:
         ):  # one whole frame, as mostly
             _, stream_id = self._read_header(received, 0)
             return [Frame(stream_id, received[_HEADER.size :])]
+        # Bytes before `position` are cut off once, at the end:
+        # cutting per frame would be quadratic.
         buffer, frames, position = self._buffer, list[Frame | OversizedFrame](), 0
         buffer += received
         while True:
+            # The data of an oversized frame is dropped as it comes, and never held.
             skipped = min(self._to_skip_bytes, len(buffer) - position)
             self._to_skip_bytes -= skipped
             position += skipped
@@ -181,6 +188,8 @@ class _Reader:
                 position += _HEADER.size
                 if size > MAX_DATA_BYTES:
                     self._to_skip_bytes = size
+                    # Told at its header, so that the call fails at once
+                    # and not after megabytes of data.
                     frames.append(OversizedFrame(stream_id, size))
                     continue
                 self._header = size, stream_id
@@ -194,12 +203,13 @@ class _Reader:
         return frames
 
     def _read_header(self, received: bytes | bytearray, position: int) -> tuple[int, int]:
-        """Length and stream id."""
+        """Reads and checks a header; returns the length of the data and the stream id."""
         size, stream_id, kind, flags = _HEADER.unpack_from(received, position)
         if kind != self._kind:
             raise FrameError("frame.type", f"{self._kind:d}, a {self._kind.name}", str(kind))
         if flags:
             raise FrameError("frame.flags", "0, as of unary calls", str(flags))
+        # Before the data comes: a wrong id ends the connection without waiting for the rest.
         self._check(stream_id)
         return size, stream_id
 

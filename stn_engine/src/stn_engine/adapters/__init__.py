@@ -1,1 +1,1 @@
-"""The ways in: what of a caller's data may be read and written at its address."""
+"""Adapters between callers' data and addresses: what may be read and written where."""

@@ -1,4 +1,4 @@
-"""The way in for device buffers: many tensors side by side in memory of a device.
+"""Adapter for device buffers: many tensors side by side in memory of a device.
 
 So they cross a bus in one copy. Where a backend has kernels for a problem, no tensor is made of
 them.
@@ -27,7 +27,7 @@ class DeviceBuffer:
     Args:
         sizes_bytes: Of the tensors.
         device: Where the memory is.
-        arena: Memory of that device to lie in, for as long as nobody else takes it; None: new.
+        arena: Memory of that device to use until it is taken again; None: new memory.
 
     Attributes:
         memory: (size,) uint8.
@@ -54,7 +54,7 @@ class DeviceBuffer:
     def of(
         cls, tensors: Sequence[bytes | memoryview], arena: "Arena | None" = None
     ) -> "DeviceBuffer":
-        """A buffer in host memory with the bytes of these tensors."""
+        """Returns a buffer in host memory with the bytes of these tensors."""
         buffer = cls([len(tensor) for tensor in tensors], torch.device("cpu"), arena)
         for place, tensor in zip(buffer.bytes, tensors, strict=True):
             # NumPy lets other threads run while it copies; assigning to a memoryview does not.
@@ -62,7 +62,7 @@ class DeviceBuffer:
         return buffer
 
     def copies(self, places: Sequence[memoryview | None]) -> list[memoryview]:
-        """The bytes of every tensor in memory of its own, which must be that of the host.
+        """Returns copies of the bytes of every tensor; the buffer must be in host memory.
 
         Args:
             places: Memory for each; None: new.
@@ -76,18 +76,18 @@ class DeviceBuffer:
 
     @property
     def addresses(self) -> npt.NDArray[np.int64]:
-        """Where each tensor begins; multiples of 16 at least, wherever the memory is."""
+        """Addresses of the tensors: multiples of 16 at least, wherever the memory is."""
         return self.starts + self.memory.data_ptr()
 
     @property
     def bytes(self) -> list[memoryview]:
-        """The memory of every tensor, which must be that of the host."""
+        """The bytes of every tensor; the buffer must be in host memory."""
         memory = self.memory.numpy().data
         places = zip(self.starts.tolist(), self.sizes_bytes.tolist(), strict=True)
         return [memory[start : start + size] for start, size in places]
 
     def tensors(self, likes: Sequence[Tensor]) -> list[Tensor]:
-        """Views of the memory: tensors like others, whose strides are dense."""
+        """Returns views of the memory: tensors like others, whose strides are dense."""
         places = zip(likes, self.starts.tolist(), self.sizes_bytes.tolist(), strict=True)
         return [
             self.memory[start : start + size].view(like.dtype).as_strided(like.shape, like.stride())
@@ -95,7 +95,7 @@ class DeviceBuffer:
         ]
 
     def copy_from(self, other: "DeviceBuffer") -> None:
-        """Takes over the bytes of a buffer of the same tensors; with pinned memory nobody waits."""
+        """Copies the bytes of a buffer of the same tensors; asynchronously, if memory is pinned."""
         self.memory.copy_(other.memory, non_blocking=True)
 
 
@@ -114,7 +114,7 @@ class Arena:
         self._memory = torch.empty(0, dtype=torch.uint8)
 
     def take(self, size_bytes: int) -> Tensor:
-        """The first bytes of it, (size,) uint8, which were those of the last buffer."""
+        """Returns the first bytes of the arena, (size,) uint8, which the next call uses again."""
         if self._memory.numel() < size_bytes:
             self._memory = torch.empty(0, dtype=torch.uint8)  # so as not to hold both at a time
             rounded_bytes = 1 << (size_bytes - 1).bit_length()
@@ -158,7 +158,7 @@ def _require_sizes(what: str, buffer: DeviceBuffer, expected: Sequence[int]) -> 
 
 
 def _compute_views(problems: Sequence[Any], operands: DeviceBuffer, results: DeviceBuffer) -> None:
-    """Computes the same by way of tensors, for any backend of the device."""
+    """Computes problems through tensors over a buffer, for any backend of the device."""
     there = iter(operands.tensors([like for problem in problems for like in problem.operands]))
     bound = [problem.bound(*(next(there) for _ in problem.operands)) for problem in problems]
     places = results.tensors([like for problem in problems for like in results_of(problem)])
@@ -174,5 +174,5 @@ def _compute_views(problems: Sequence[Any], operands: DeviceBuffer, results: Dev
 
 
 def _gradients(problem: WarpGradientsProblem, free: Iterator[Tensor]) -> Gradients:
-    """Places for the gradients that are asked for."""
+    """Returns memory for the gradients that a problem needs."""
     return Gradients(*(next(free) if name in problem.needs else None for name in NEEDS))

@@ -1,6 +1,6 @@
-"""The way in for bytes: for those who move bytes and touch no tensors.
+"""Adapter for bytes: for callers that move bytes and have no tensors.
 
-A problem on meta tensors says what is computed, and how its operands lie in memory; it is made
+A problem on meta tensors says what is computed, and what layouts its operands have; it is made
 once. Bytes then come and go with every call. Where a backend has kernels for the problem that read
 bytes, no tensor is made.
 """
@@ -73,7 +73,7 @@ def compute(jobs: Sequence[Job], threads: int | None = None) -> Sequence[tuple[B
 
 
 def _memory_for(job: Job) -> tuple[memoryview, ...]:
-    """The places of all results of a job, those among them that it leaves open."""
+    """Returns memory for all results of a job; allocates what its caller did not provide."""
     sizes_bytes = sizes_of(job.problem)[1]
     for place, size_bytes in zip(job.places, sizes_bytes, strict=True):
         if place is not None and (place.readonly or place.nbytes != size_bytes):
@@ -90,7 +90,7 @@ def _address_of(place: memoryview) -> int:
 
 
 def _composed(jobs: Sequence[Job]) -> Sequence[tuple[Bytes, ...]]:
-    """Computes the same by way of tensors, for any backend of the host."""
+    """Computes a job through tensors, for any backend of the host."""
     memory = [_memory_for(job) if job.places else None for job in jobs]
     problems = [_bound(job.problem, job.operands) for job in jobs]
     found = dispatch.compute(problems)
@@ -110,7 +110,7 @@ def _bound(problem: Any, operands: Sequence[Bytes]) -> Any:
 
 
 def _tensor_over(operand: Bytes, like: Tensor) -> Tensor:
-    """A tensor over bytes, which it must not write to; over a copy, if they are not aligned.
+    """Returns a read-only tensor over bytes, or over a copy of them if they are not aligned.
 
     By DLPack, because that is the one road into torch that takes read-only memory without a
     warning.
@@ -124,7 +124,7 @@ def _tensor_over(operand: Bytes, like: Tensor) -> Tensor:
 
 
 def _bytes_of(result: Tensor, like: Tensor) -> Bytes:
-    """The bytes of a result, in the memory order of another tensor."""
+    """Returns the bytes of a result, in the memory order of another tensor."""
     ordered = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="cpu")
     ordered.copy_(result)
     numbers: memoryview = ordered.as_strided((like.numel(),), (1,)).view(torch.uint8).numpy().data

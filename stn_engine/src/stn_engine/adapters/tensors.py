@@ -1,6 +1,6 @@
-"""The way in for tensors: whether the values of a tensor are what lies at its address.
+"""Adapter for tensors: checks whether the values of a tensor are the bytes at its address.
 
-They need not be. A lazily negated tensor lies in memory with the other sign, a ZeroTensor, a meta
+They need not be. A lazily negated tensor is in memory with the other sign, a ZeroTensor, a meta
 or a sparse tensor has no memory of this shape, and whoever shards models frees storages that
 tensors still point into. Kernels see addresses only, so this is asked right before they run:
 tensors change between the making of a problem and its backward pass.
@@ -31,7 +31,7 @@ P = TypeVar("P", bound=Problem)
 
 
 def readable(problem: P) -> P:
-    """``problem``, with operands whose values lie at their addresses.
+    """Returns a problem like ``problem`` whose operands have their values at their addresses.
 
     Raises:
         InvalidInputError: An operand has no values in memory.
@@ -46,9 +46,9 @@ def readable(problem: P) -> P:
 
 
 def located(problem: Problem) -> tuple[Call, Sequence[Tensor], list[int]]:
-    """The call of a problem as its operands lie now, these operands, and where they begin.
+    """Returns the call of a problem with the present layouts, its operands and their addresses.
 
-    Whoever uses the addresses holds the operands meanwhile: they may be copies.
+    The operands may be copies: hold them as long as the addresses are in use.
 
     Raises:
         InvalidInputError: An operand has no values in memory, or is no longer one of this problem.
@@ -77,10 +77,10 @@ def located(problem: Problem) -> tuple[Call, Sequence[Tensor], list[int]]:
 
 
 class Lying:
-    """Tensors as they lie: whether others lie the same is asked of all of them at once.
+    """Layouts of several tensors, which are compared with those of others all at once.
 
     Args:
-        tensors: Of which ``located`` has found that their values lie at their addresses.
+        tensors: Tensors that ``located`` has found to have their values at their addresses.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -106,7 +106,7 @@ class Lying:
         self._span_bytes = [span_bytes(one) for one in tensors]
 
     def addresses(self, tensors: Sequence[Tensor]) -> list[int] | None:
-        """Where others begin, as many and in the same order; None if they lie in another way.
+        """Returns the addresses of other tensors in order; None if their layouts are different.
 
         They are then of the same class, dtype, shape, strides and device, are no negations and no
         wrappers, have their values in memory, and are the same tensor where the first ones were.
@@ -122,6 +122,8 @@ class Lying:
     def _addresses(self, distinct: Sequence[Tensor]) -> list[int] | None:
         if not self._guards.check(*distinct):
             return None
+        # Guards do not look at storages: one may have been
+        # freed or cut since, so its size is asked.
         ends: Iterable[int] = self._span_bytes
         offsets: Any = list(map(Tensor.storage_offset, distinct))
         if any(offsets):
@@ -133,26 +135,28 @@ class Lying:
 
 
 def _moved(problem: Problem) -> tuple[Call, Sequence[Tensor], list[int]]:
-    """Does what ``located`` does for a problem that is not what it was, or needs another look."""
+    """Returns what ``located`` returns, for a problem whose operands have new layouts."""
     anew: Any = problem
+    # Operands that were resized in place may no longer be valid ones: check before they are read.
     anew.recheck()
     there = readable(anew.bound(*problem.operands))
     return there.call, there.operands, [operand.data_ptr() for operand in there.operands]
 
 
 def check_operands(problem: Problem) -> None:
-    """The operands and their tangents have values, for torch, which tells negative bits by itself.
+    """Checks that operands and tangents can be read; torch resolves negative bits by itself.
 
     Raises:
         InvalidInputError: An operand has no values in memory.
     """
     for name, operand in zip(problem.names, problem.operands, strict=True):
+        # Wrappers of torch.func have no memory of their own; what they wrap has.
         for part, tensor in parts_in_memory(name, operand):
             _resolved(part, tensor)
 
 
 def check_out(argument: str, value: object, shape: Sequence[int], like: Tensor) -> None:
-    """``value`` can take a result of this shape, and the dtype and device of ``like``."""
+    """Checks that ``value`` can hold a result of this shape, with dtype and device of ``like``."""
     check_tensor(argument, value)
     memory = cast("Tensor", value)
     if memory.shape != shape:  # so as not to be slow where it is right
@@ -167,16 +171,18 @@ def check_out(argument: str, value: object, shape: Sequence[int], like: Tensor) 
 
 
 def check_apart(out: Sequence[tuple[str, Tensor]], operands: Iterable[Tensor]) -> None:
-    """No memory for a result lies in that of another one, or of an operand of any problem.
+    """Checks that no memory for a result overlaps another result or an operand of any problem.
 
     Problems that are computed together are read and written in no order.
     """
+    # One sweep over sorted ranges: comparing each with each would be quadratic in a large batch.
     results = {name: _addresses(memory) for name, memory in out}
     ranges = [(*ends, name) for name, ends in results.items()]
     ranges += [(*_addresses(operand), "") for operand in operands if has_memory(operand)]
     last: dict[bool, tuple[int, str]] = {True: (0, ""), False: (0, "")}  # of results, of operands
     for first, end, name in sorted(ranges):
         for is_result, (until, other) in last.items():
+            # Two operands may overlap, as both are only read; an empty range overlaps nothing.
             if first < min(end, until) and (name or is_result):
                 held_by = other if name and other else "an operand"
                 got = f"memory that {held_by} lies in, too"
@@ -186,22 +192,23 @@ def check_apart(out: Sequence[tuple[str, Tensor]], operands: Iterable[Tensor]) -
 
 
 def is_negated(out: Tensor | Gradients | Objective) -> bool:
-    """Whether memory for results holds values with the other sign."""
+    """Returns whether the memory of a tensor holds its values with the other sign."""
     if isinstance(out, Tensor):
         return out.is_neg()
     return any(part is not None and part.is_neg() for part in vars(out).values())
 
 
 def _resolved(argument: str, tensor: Tensor) -> Tensor:
-    """``tensor``, or a copy that lies in memory as it is."""
+    """Returns ``tensor``, or a copy of it whose memory holds its values."""
     if tensor._is_zerotensor():  # noqa: SLF001 - no public function tells
         return torch.zeros_like(tensor)
     if not has_memory(tensor):
         refuse_lost(argument, tensor)
+    # A copy only if the negative bit is set: kernels read the bytes as they are stored.
     return tensor.resolve_neg()
 
 
 def _addresses(tensor: Tensor) -> tuple[int, int]:
-    """The first byte of a tensor, and the one behind its last."""
+    """Returns the addresses of the first byte of a tensor and of the one behind its last."""
     first = tensor.data_ptr()
     return first, first + span_bytes(tensor)

@@ -12,7 +12,7 @@ Numbers: TypeAlias = "tuple[float | Numbers, ...]"
 
 
 def constant(values: Numbers, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``values`` as a tensor that every later call shares; never write to it."""
+    """Returns ``values`` as a tensor that later calls share; never write to it."""
     if is_intercepted():
         return torch.tensor(values, dtype=dtype, device=device)
     return _kept(values, dtype, device)

@@ -16,17 +16,17 @@ _BY_BYTES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def stored_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What a label is moved as; any other dtype is itself."""
+    """Returns the dtype as which labels are moved; any other dtype is returned as it is."""
     return _BY_BYTES[dtype.itemsize] if dtype in LABEL_DTYPES else dtype
 
 
 def stored_labels(labels: Tensor) -> Tensor:
-    """The same memory in the dtype that labels are moved as."""
+    """Returns the same memory in the dtype that labels are moved as."""
     return labels.view(stored_dtype(labels.dtype))
 
 
 def stored_fill(fill: tuple[float, ...], dtype: torch.dtype) -> tuple[int, ...]:
-    """Constants as labels, rounded half to even and saturated, in the dtype they are moved as."""
+    """Returns constants as stored labels: rounded half to even, and saturated."""
     least, most = (0, 1) if dtype == torch.bool else _range(dtype)
     labels = [min(max(round(value), least), most) for value in fill]
     stored_least, stored_most = _range(stored_dtype(dtype))
@@ -35,7 +35,7 @@ def stored_fill(fill: tuple[float, ...], dtype: torch.dtype) -> tuple[int, ...]:
 
 
 def as_stored(call: Call) -> Call:
-    """The call that moves the same bytes, if it is one on labels; else the same."""
+    """Returns the call that moves the same bytes, for a call on labels; else the call itself."""
     dtype = call.operands[0].dtype
     if dtype not in LABEL_DTYPES:
         return call

@@ -24,7 +24,7 @@ Result: TypeAlias = Tensor | Gradients | Objective
 
 
 def delivered(results: list[R], out: Sequence[R] | None) -> list[R]:
-    """Results of those who cannot write where they are told to, copied there."""
+    """Returns results in ``out``, copied from backends that cannot write there themselves."""
     if out is None:
         return results
     for result, destination in zip(results, out, strict=True):
@@ -39,21 +39,21 @@ def _parts(result: Result) -> tuple[Tensor | None, ...]:
 
 
 def assembled(call: Call, parts: Sequence[Tensor | None]) -> Any:
-    """The result of a call whose results are these tensors, in its order; None if not needed."""
+    """Returns the result of a call made of these tensors, in its order; None for unneeded ones."""
     if call.operation is Operation.OBJECTIVE:
         return Objective(*parts)  # type: ignore[arg-type]  # value and count are always needed
     return parts[0] if len(parts) == 1 else Gradients(*parts)
 
 
 def call_on(problem: Problem, device: torch.device) -> Call:
-    """The call of a problem whose operands lie on a device, and results as ``results_of`` says."""
+    """Returns the call of a problem on a device, with results as ``results_of`` lists them."""
     likes = iter(results_of(problem))
     results = tuple(None if one is None else Layout.of(next(likes)) for one in problem.call.results)
     return replace(problem.call, device=device, results=results)
 
 
 def results_of(problem: Problem) -> tuple[Tensor, ...]:
-    """Meta tensors like the results of a problem: of gradients, those that are asked for.
+    """Returns meta tensors like the results of a problem: of gradients, those that are asked for.
 
     Maps are in the memory order of the feature map: channels last if its strides say so, even
     where sizes of 1 leave that open.
@@ -62,7 +62,7 @@ def results_of(problem: Problem) -> tuple[Tensor, ...]:
 
 
 def sizes_of(problem: Problem) -> tuple[list[int], list[int]]:
-    """Bytes of each operand, and of each result as ``results_of`` lists them."""
+    """Returns the bytes of each operand, and of each result as ``results_of`` lists them."""
     return problem.plans.kept(sizes_of, _sizes, problem)
 
 
@@ -72,7 +72,7 @@ def _sizes(problem: Problem) -> tuple[list[int], list[int]]:
 
 
 def parts_of(result: Result) -> tuple[Tensor, ...]:
-    """The tensors of a result, as ``results_of`` lists them."""
+    """Returns the tensors of a result, as ``results_of`` lists them."""
     if isinstance(result, Tensor):
         return (result,)
     return tuple(part for part in _parts(result) if part is not None)

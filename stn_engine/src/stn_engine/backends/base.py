@@ -29,40 +29,40 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """A short, unique name."""
+        """Unique, short name of the backend."""
 
     @property
     def reads_bytes(self) -> bool:
-        """Whether its plans can be run on bytes; see ``stn_engine.plan.Kernels``."""
+        """True if its plans can be run on bytes; see ``stn_engine.plan.Kernels``."""
 
     def plan(self, call: Call) -> Any | Reasons:
-        """How to run a call on addresses, see ``stn_engine.plan``, or why not: a tuple."""
+        """Returns the plan of a call, see ``stn_engine.plan``, or reasons why there is none."""
 
     def unsupported_reasons(self, problem: Problem) -> tuple[str, ...]:
-        """Every reason why this backend cannot run ``problem``; empty if it can."""
+        """Returns every reason why this backend cannot run ``problem``; empty if it can."""
 
     def warp(
         self, problems: Sequence[WarpProblem], out: Sequence[Tensor] | None = None
     ) -> list[Tensor]:
-        """V of each problem, (N, C, [Do,] Ho, Wo); written into ``out``, if that is given."""
+        """Returns V of each problem, (N, C, [Do,] Ho, Wo); written into ``out``, if given."""
 
     def warp_gradients(
         self, problems: Sequence[WarpGradientsProblem], out: Sequence[Gradients] | None = None
     ) -> list[Gradients]:
-        """The gradients that each problem needs; written into ``out``, if that is given."""
+        """Returns the gradients that each problem needs; written into ``out``, if given."""
 
     def generate_grid(self, problems: Sequence[GridProblem]) -> list[Tensor]:
-        """The sampling grid of each problem, (N, [Do,] Ho, Wo, dims)."""
+        """Returns the sampling grid of each problem, (N, [Do,] Ho, Wo, dims)."""
 
     def generate_grid_gradients(self, problems: Sequence[GridGradientsProblem]) -> list[Tensor]:
-        """The gradient of the parameters of each problem, shaped like them."""
+        """Returns the gradient of the parameters of each problem, shaped like them."""
 
     def objective(self, problems: Sequence[ObjectiveProblem]) -> list[Objective]:
-        """Value, count and what else each problem needs."""
+        """Returns value, count and what else each problem needs."""
 
 
 def reasons_against_device(problem: Problem) -> tuple[str, ...]:
-    """Why a backend of the host cannot run ``problem``; empty if its operands are there."""
+    """Returns why a host backend cannot run ``problem``; empty if it is on the host."""
     device = problem.operands[0].device
     if device.type == "cpu":
         return ()

@@ -1,4 +1,4 @@
-"""What backends with kernels share: problems on tensors, brought to the one door."""
+"""The common base of backends with kernels: runs problems on tensors by plans and addresses."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -36,27 +36,27 @@ COMPOSITION = TorchBackend()
 
 
 class NewResults(Protocol):
-    """How the new results of several calls lie in memory that they share."""
+    """Offsets of the new results of several calls in memory that they share."""
 
     def __init__(self, calls: Sequence[Call]) -> None: ...
 
     def allocate(self) -> tuple[Sequence[Tensor], Words]:
-        """New memory, and where in it each needed result begins, call by call."""
+        """Returns new memory, and the address of each needed result in it, call by call."""
 
     def tensors(self, memory: Sequence[Tensor]) -> list[Tensor]:
-        """The needed results, call by call; asked for after kernels were launched."""
+        """Returns the needed results as tensors, call by call; called after the launches."""
 
 
 class Together:
-    """What is known of calls that are computed together.
+    """Layouts and addresses of calls that are computed together, kept for the next time.
 
-    From the second time on that they come together, all operands are asked at once whether they
-    lie as they did.
+    From the second time on that they come together, all operands are compared at once with
+    the layouts that they had.
 
     Args:
         calls: In order; all of one direction.
         plans: Theirs.
-        results: How their new results lie.
+        results: Layout of their new results.
     """
 
     def __init__(self, calls: Sequence[Call], plans: Sequence[Any], results: NewResults) -> None:
@@ -67,17 +67,17 @@ class Together:
         self._into: tuple[Lying, Together] | None = None
 
     def where(self, operands: Sequence[Tensor]) -> list[int] | None:
-        """Where all operands begin; None if they have to be looked at one by one."""
+        """Returns the addresses of all operands; None if each must be inspected."""
         return None if self._operands is None else self._operands.addresses(operands)
 
     def learn(self, operands: Sequence[Tensor]) -> None:
-        """Takes note of operands that were looked at one by one, every second time."""
+        """Remembers operands that were inspected one by one, every second time."""
         if self._is_known:
             self._operands = Lying(operands)
         self._is_known = not self._is_known
 
     def into(self, memory: Sequence[Tensor]) -> "tuple[Together, list[int]] | None":
-        """The same calls with results in given memory, and where that begins; None if unknown."""
+        """Returns the calls with results in given memory, and its addresses; None if unknown."""
         if self._into is None:
             return None
         lying, calls = self._into
@@ -85,12 +85,12 @@ class Together:
         return None if where is None else (calls, where)
 
     def learn_into(self, memory: Sequence[Tensor], calls: "Together") -> None:
-        """Takes note of memory for results, which is dense, and of the calls that write there."""
+        """Remembers dense memory for results, and the calls that write there."""
         if self._operands is not None and self._into is None:
             self._into = Lying(memory), calls
 
     def rows(self, operands: Sequence[int], results: Sequence[int] | Words) -> Sequence[Addresses]:
-        """Addresses, call by call, from those of all operands and of all needed results."""
+        """Returns addresses call by call, from those of all operands and of all needed results."""
         count = len(self.calls)
         of_operands = np.array(operands, np.int64).reshape(count, -1)
         if len(self._counts) == 1:
@@ -113,18 +113,18 @@ class KernelBackend(Generic[P]):
 
     name: str
     operations = frozenset({Operation.WARP})
-    """What it has kernels for."""
+    """Operations that it has kernels for."""
     reads_bytes = False
     """Whether it has ``run_on_bytes``; see ``stn_engine.plan.Kernels``."""
     new_results: type[NewResults] | None = None
-    """How the results of several calls share memory; None: every result has its own."""
+    """Layout of memory that the results of several calls share; None: each has its own."""
 
     def reasons_against(self, device: torch.device) -> tuple[str, ...]:
-        """Why nothing can be run on a device; empty if something can."""
+        """Returns why nothing can be run on a device; empty if something can."""
         raise NotImplementedError
 
     def new_plan(self, call: Call) -> P | Reasons:
-        """A new plan of one of its operations on a device that can run it."""
+        """Returns a new plan of one of its operations on a device that can run it."""
         raise NotImplementedError
 
     def run(self, plans: Sequence[P], addresses: Sequence[Addresses]) -> None:
@@ -132,7 +132,7 @@ class KernelBackend(Generic[P]):
         raise NotImplementedError
 
     def plan(self, call: Call) -> P | Reasons:
-        """How to run a call, kept with it, or every reason why this backend cannot."""
+        """Returns the plan of a call, kept with it, or every reason why there is none."""
         reasons = self.reasons_against(call.device)
         if reasons:
             return reasons
@@ -144,7 +144,7 @@ class KernelBackend(Generic[P]):
         return kept
 
     def unsupported_reasons(self, problem: Problem) -> tuple[str, ...]:
-        """Every reason why this backend cannot run ``problem``; empty if it can."""
+        """Returns every reason why this backend cannot run ``problem``; empty if it can."""
         if isinstance(problem, GridProblem | GridGradientsProblem):
             return self.reasons_against(problem.operands[0].device)
         try:
@@ -157,7 +157,7 @@ class KernelBackend(Generic[P]):
     def warp(
         self, problems: Sequence[WarpProblem], out: Sequence[Tensor] | None = None
     ) -> list[Tensor]:
-        """V of each problem, (N, C, ...); new ones in the memory format of the feature map."""
+        """Returns V of each problem, (N, C, ...); new ones in the feature map's memory format."""
         if out is None:
             return self._results(problems)
         if not self._write(problems, [(one,) for one in out]):
@@ -167,7 +167,7 @@ class KernelBackend(Generic[P]):
     def warp_gradients(
         self, problems: Sequence[WarpGradientsProblem], out: Sequence[Gradients] | None = None
     ) -> list[Gradients]:
-        """The gradients that each problem needs."""
+        """Returns the gradients that each problem needs."""
         if out is None:
             return self._results(problems)
         if not self._write(problems, [(one.feature_map, one.transform) for one in out]):
@@ -175,19 +175,19 @@ class KernelBackend(Generic[P]):
         return list(out)
 
     def generate_grid(self, problems: Sequence[GridProblem]) -> list[Tensor]:
-        """The sampling grid of each problem, composed."""
+        """Returns the sampling grid of each problem, composed."""
         return COMPOSITION.generate_grid(list(map(readable, problems)))
 
     def generate_grid_gradients(self, problems: Sequence[GridGradientsProblem]) -> list[Tensor]:
-        """The gradient of the parameters of each problem, composed."""
+        """Returns the gradient of the parameters of each problem, composed."""
         return COMPOSITION.generate_grid_gradients(list(map(readable, problems)))
 
     def objective(self, problems: Sequence[ObjectiveProblem]) -> list[Objective]:
-        """Value, count and what else each problem needs."""
+        """Returns value, count and what else each problem needs."""
         return self._results(problems)
 
     def _results(self, problems: Sequence[Problem]) -> list[Any]:
-        """The results of problems that it has kernels for, in new memory."""
+        """Returns the results of problems that have kernels, in new memory."""
         if self.new_results is not None and len(problems) > 1:
             return self._results_together(problems)
         found, plans, addresses, results = [], [], [], []
@@ -210,7 +210,7 @@ class KernelBackend(Generic[P]):
         return results
 
     def _results_together(self, problems: Sequence[Problem]) -> list[Any]:
-        """Does the same in memory that results share."""
+        """Returns the results of problems in memory that they share."""
         together, operands, where = self._located_together(problems)
         memory, free = together.results.allocate()
         self.run(together.plans, together.rows(where, free))
@@ -229,7 +229,7 @@ class KernelBackend(Generic[P]):
         problems: Sequence[WarpProblem | WarpGradientsProblem],
         out: Sequence[Sequence[Tensor | None]],
     ) -> bool:
-        """Writes the results of each problem into tensors; not if some of these are not dense."""
+        """Writes the results of each problem into tensors; returns False if one is not dense."""
         memory = [part for some in out for part in some if part is not None]
         if self.new_results is None or len(problems) == 1:
             return all(map(is_dense, memory)) and self._write_each(problems, out)
@@ -252,7 +252,7 @@ class KernelBackend(Generic[P]):
         problems: Sequence[WarpProblem | WarpGradientsProblem],
         out: Sequence[Sequence[Tensor | None]],
     ) -> bool:
-        """Does the same for problems that have little in common; their memory is dense."""
+        """Writes the results of problems with little in common into dense memory."""
         found = list(map(located, problems))
         plans = [
             self._planned(call.into(_layouts(parts)))
@@ -268,7 +268,7 @@ class KernelBackend(Generic[P]):
     def _located_together(
         self, problems: Sequence[Problem]
     ) -> tuple[Together, Sequence[Tensor], Sequence[int]]:
-        """The calls of problems as their operands lie now, these operands, and where they begin."""
+        """Returns the calls of problems, their operands and their addresses."""
         operands = [*chain.from_iterable([problem.operands for problem in problems])]
         try:
             calls = tuple([problem.call for problem in problems])
@@ -288,11 +288,11 @@ class KernelBackend(Generic[P]):
         return known, held, [*chain.from_iterable([where for _, _, where in found])]
 
     def _together(self, calls: tuple[Call, ...]) -> Together:
-        """What is known of calls, kept for when the same ones come together again."""
+        """Returns what is known of these calls, kept until they come together again."""
         return _kept_together(self, torch.is_inference_mode_enabled(), calls)
 
     def _planned(self, call: Call) -> P:
-        """The plan of a call that this backend can run."""
+        """Returns the plan of a call that this backend can run."""
         plan: P | Reasons | None = call.plans.get(self)
         if plan is None or isinstance(plan, tuple):
             plan = self.plan(call)

@@ -39,7 +39,7 @@ class Compared:
 
 @np.errstate(all="ignore")
 def overlap(grid: Array, size: tuple[int, ...], options: Sampling) -> Mask:
-    """Whether source points lie within the outermost pixel centres of a map of size (H, W)."""
+    """Returns whether source points are within the outermost pixel centres of a map (H, W)."""
     inside = np.ones(grid.shape[:-1], dtype=bool)
     for axis, width in enumerate(reversed(size)):
         x = source_pixels(
@@ -50,7 +50,7 @@ def overlap(grid: Array, size: tuple[int, ...], options: Sampling) -> Mask:
 
 
 def compare(V: Array, F: Array, w: Array, options: Comparing) -> Compared:
-    """The table of section 7, row by row, for V and F (C, H', W') and weights (H', W')."""
+    """Evaluates the table of section 7 for V and F (C, H', W') and weights (H', W')."""
     count = float(w.sum())
     M = len(V) * count
     none = np.zeros_like(V)
@@ -63,6 +63,7 @@ def compare(V: Array, F: Array, w: Array, options: Comparing) -> Compared:
     e, delta = V - F, options.delta
     if options.loss == "ssd":
         return Compared((w * e**2).sum() / M, count, 2 * w * e / M, none + 2 * w / M)
+    # Huber: quadratic up to delta, then linear, with one slope at the joint.
     near = np.abs(e) <= delta
     h = np.where(near, e**2 / 2, delta * (np.abs(e) - delta / 2))
     return Compared((w * h).sum() / M, count, w * np.clip(e, -delta, delta) / M, w * near / M)
@@ -74,6 +75,7 @@ def _correlation(V: Array, F: Array, w: Array, count: float) -> Compared:
         return Compared(1.0, count, none, none)
     a, b = V - (w * V).sum() / M, F - (w * F).sum() / M
     A, B, S = (w * a**2).sum(), (w * b**2).sum(), (w * a * b).sum()
+    # A map that is constant but for rounding has no correlation: its variance is noise.
     if CONSTANT * (w * V**2).sum() >= A or CONSTANT * (w * F**2).sum() >= B:
         return Compared(1.0, count, none, none)
     r = S / np.sqrt(A * B)
@@ -81,7 +83,7 @@ def _correlation(V: Array, F: Array, w: Array, count: float) -> Compared:
 
 
 def slopes(U: Array, grid: Array, options: Sampling) -> Array:
-    """Equations (2) and (3) of every channel, ∂V/∂(x, y), by the unit of the grid: (C, H', W', 2).
+    """Evaluates (2) and (3) of every channel, ∂V/∂(x, y), by the unit of the grid: (C, H', W', 2).
 
     U is (1, C, H, W), grid (1, H', W', 2): a sample depends on its own point and on no other.
     """

@@ -52,12 +52,12 @@ class Neighbour:
 
     @property
     def weight(self) -> Array:
-        """Its part in equation (1): the product of its factors."""
+        """Weight of the pixel in equation (1): the product of its factors."""
         return np.asarray(math.prod(tap.weight for tap in self.taps))
 
     @property
     def weight_by(self) -> list[Array]:
-        """Derivatives of the weight by x, y (and z): its parts in equations (2) and (3)."""
+        """Derivatives of the weight by x, y (and z), as in equations (2) and (3)."""
         return [
             np.asarray(math.prod(tap.slope if tap is along else tap.weight for tap in self.taps))
             for along in reversed(self.taps)
@@ -66,7 +66,8 @@ class Neighbour:
 
 @np.errstate(all="ignore")
 def sampler(U: Array, grid: Array, options: Sampling) -> Array:
-    """The sampler, equation (1): V from U, float64 or labels, and source points."""
+    """Evaluates equation (1): V from U, float64 or labels, and source points."""
+    # Of 0 and 1 items the broadcast is 0 items, which the larger one would not tell.
     batch = max(len(U), len(grid)) if len(U) and len(grid) else 0
     V = np.zeros((batch, U.shape[1], *grid.shape[1:-1]), U.dtype)
     for b in range(batch):
@@ -74,13 +75,15 @@ def sampler(U: Array, grid: Array, options: Sampling) -> Array:
         for neighbour in _neighbours(points, image, options):
             value = _value(image, neighbour, options)
             V[b] += value if _holds_labels(image) else neighbour.weight * value
+        # A NaN or infinite point reads the constant: its taps
+        # were those of the origin, to be legal.
         V[b] = np.where(_finite(points), V[b], _per_channel(options.fill, image))
     return V
 
 
 @np.errstate(all="ignore")
 def sampler_adjoint(G: Array, U: Array, grid: Array, options: Sampling) -> tuple[Array, Array]:
-    """Equations (2) to (4): the gradients of U and of the grid."""
+    """Evaluates equations (2) to (4): the gradients of U and of the grid."""
     grad_U, grad_grid = np.zeros_like(U), np.zeros_like(grid)
     for b in range(len(G)):
         image, points = U[b % len(U)], grid[b % len(grid)]
@@ -92,12 +95,14 @@ def sampler_adjoint(G: Array, U: Array, grid: Array, options: Sampling) -> tuple
 
 
 def _feature_map_gradient(g: Array, image: Array, points: Array, options: Sampling) -> Array:
-    """Equation (4): walk the grid once and add G·∂V/∂U at every neighbour."""
+    """Evaluates equation (4): adds G·∂V/∂U at every neighbour, in one pass over the grid."""
     grad = np.zeros_like(image)
     for neighbour in _neighbours(points, image, options):
         inside, index = _locate(image, neighbour)
+        # Selected, not multiplied by 0: an infinite gradient times 0 would be NaN.
         product = np.where(inside, g * neighbour.weight, 0.0)
         for channel in range(len(image)):
+            # Unlike `grad[index] +=` this adds every product, also where points share a pixel.
             np.add.at(grad[channel], index, product[channel])
     return grad
 
@@ -117,7 +122,7 @@ def _grid_gradient(g: Array, image: Array, points: Array, options: Sampling) -> 
 
 
 def _neighbours(points: Array, image: Array, options: Sampling) -> Iterator[Neighbour]:
-    """The pixels around each point, for equation (1) in its order: UL, UR, LL, LR."""
+    """Yields the pixels around each point, for equation (1) in its order: UL, UR, LL, LR."""
     taps_by_axis = [
         _taps(x, size, options)
         for (x, _), size in zip(_read_axes(points, image, options), _sizes(image), strict=True)
@@ -127,26 +132,29 @@ def _neighbours(points: Array, image: Array, options: Sampling) -> Iterator[Neig
 
 
 def _taps(x: Array, size: int, options: Sampling) -> list[Tap]:
-    """The pixels around x along one axis: factors dx and 1 - dx of equation (1), dy along y."""
+    """Returns the pixels around x along one axis: factors dx and 1 - dx of equation (1)."""
     if options.interpolation == "bicubic":
         return _cubic_taps(x, size, options)
     one = np.ones_like(x)
     if options.interpolation == "nearest":
+        # rint rounds half to even, as nearbyint in torch's sampler.
         return [Tap(np.rint(x), one, 0 * one)]
     floor = np.floor(x)
+    # At integer x both taps are one pixel with slope 0, unless the right-hand slope is wanted.
     ceil = floor + 1 if options.subgradient == "right" else np.ceil(x)
     dx = ceil - x
     return [Tap(floor, dx, -one), Tap(ceil, 1 - dx, one)]
 
 
 def _cubic_taps(x: Array, size: int, options: Sampling) -> list[Tap]:
-    """The four pixels around x along one axis; padding moves each of them, not the point."""
+    """Returns the four pixels around x along one axis; padding moves each, not the point."""
     floor = np.floor(x)
     return [Tap(_pad(floor + q, size, options)[0], *_keys(x - floor - q)) for q in (-1, 0, 1, 2)]
 
 
 def _keys(distance: Array) -> tuple[Array, Array]:
-    """Keys' cubic convolution kernel with a = -0.75, and its derivative."""
+    """Evaluates Keys' cubic convolution kernel with a = -0.75, and its derivative."""
+    # torch and OpenCV use -0.75; Keys himself recommends -0.5.
     a, s = -0.75, np.abs(distance)
     near = (a + 2) * s**3 - (a + 3) * s**2 + 1
     far = a * s**3 - 5 * a * s**2 + 8 * a * s - 4 * a
@@ -158,14 +166,14 @@ def _keys(distance: Array) -> tuple[Array, Array]:
 
 
 def _locate(image: Array, neighbour: Neighbour) -> tuple[Mask, tuple[Indices, ...]]:
-    """Whether a neighbour is inside, and its index clipped to be readable anyway."""
+    """Returns whether a neighbour is inside, and its index clipped to be readable anyway."""
     axes = list(zip(neighbour.index, image.shape[1:], strict=True))
     inside = np.logical_and.reduce([(m >= 0) & (m < size) for m, size in axes])
     return inside, tuple(np.clip(m, 0, size - 1).astype(np.int64) for m, size in axes)
 
 
 def _value(image: Array, neighbour: Neighbour, options: Sampling) -> Array:
-    """U at a neighbour in every channel; the constant where the neighbour is outside."""
+    """Returns U at a neighbour in every channel; the constant where the neighbour is outside."""
     inside, index = _locate(image, neighbour)
     fill = options.fill if options.padding == "fill" else (0.0,)
     outside = _per_channel(fill, image)
@@ -174,43 +182,47 @@ def _value(image: Array, neighbour: Neighbour, options: Sampling) -> Array:
 
 
 def _sizes(image: Array) -> tuple[int, ...]:
-    """(W, H), in 3-D (W, H, D): in the order of x, y, z."""
+    """Returns (W, H), in 3-D (W, H, D): in the order of x, y, z."""
     return image.shape[:0:-1]
 
 
 def _read_axes(points: Array, image: Array, options: Sampling) -> list[tuple[Array, Array]]:
-    """``_read_axis`` of x, y (and z); of the origin for a non-finite point."""
+    """Returns ``_read_axis`` of x, y (and z); of the origin for a non-finite point."""
     readable = np.where(_finite(points), np.moveaxis(points, -1, 0), 0.0)
     return [_read_axis(x, n, options) for x, n in zip(readable, _sizes(image), strict=True)]
 
 
 def _read_axis(x: Array, size: int, options: Sampling) -> tuple[Array, Array]:
-    """Section 3, then section 5: the coordinate that is read, and its derivative by x."""
+    """Returns the coordinate that is read, and its derivative by x (sections 3 and 5)."""
     unit = options.coordinates
     x_px = source_pixels(x, size, unit, align_corners=options.align_corners)
     slope = source_pixels_slope(size, unit, align_corners=options.align_corners)
     if options.interpolation == "bicubic":
         return x_px, np.full_like(x_px, slope)
+    # Bilinear and nearest pad the point, whose slope counts; bicubic pads each of its pixels.
     x_px, sign = _pad(x_px, size, options)
     return x_px, slope * sign
 
 
 def _pad(x_px: Array, size: int, options: Sampling) -> tuple[Array, Array]:
-    """Section 5: a coordinate as the padding moves it, and the derivative of that."""
+    """Returns a coordinate as the padding moves it, and the derivative of that (section 5)."""
     slope = np.ones_like(x_px)
     if options.padding == "reflection":
+        # Mirrors stand at the corners of the unit: at pixel edges, or at outermost pixel centres.
         edges = options.coordinates == "normalized" and not options.align_corners
         low, high = (-0.5, size - 0.5) if edges else (0.0, size - 1.0)
         x_px, slope = _reflect(x_px, low, high)
     if options.padding in {"border", "reflection"}:
+        # 0 also on the border itself, as in torch: its clip passes a gradient strictly inside only.
         slope = np.where((x_px <= 0) | (x_px >= size - 1), 0.0, slope)
         x_px = np.clip(x_px, 0, size - 1)
     return x_px, slope
 
 
 def _reflect(x: Array, low: float, high: float) -> tuple[Array, Array]:
-    """Mirror x at low and at high until it lies between them; derivative 1 or -1."""
+    """Mirrors x at low and at high until it lies between them; derivative 1 or -1."""
     span = high - low
+    # One pixel mirrors everything onto itself; fmod by 0 would be NaN.
     if span == 0:
         return np.full_like(x, low), np.zeros_like(x)
     distance = np.abs(x - low)
@@ -226,7 +238,7 @@ def _finite(points: Array) -> Mask:
 
 
 def _per_channel(fill: Sequence[float], image: Array) -> Array:
-    """A value per channel, to be broadcast over pixels."""
+    """Returns a value per channel, to be broadcast over pixels."""
     values = [_label(one, image.dtype) for one in fill] if _holds_labels(image) else fill
     return np.asarray(values, image.dtype).reshape(-1, *[1] * (image.ndim - 1))
 
@@ -236,7 +248,7 @@ def _holds_labels(image: Array) -> bool:
 
 
 def _label(value: float, dtype: np.dtype[Any]) -> int:
-    """A constant among labels: rounded half to even, saturated."""
+    """Returns a constant among labels: rounded half to even, saturated."""
     limits = np.iinfo(np.uint8 if dtype == np.bool_ else dtype)
     most = 1 if dtype == np.bool_ else int(limits.max)
     return min(max(round(value), int(limits.min)), most)

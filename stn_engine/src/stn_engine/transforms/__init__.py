@@ -33,10 +33,10 @@ __all__ = [
 ParametricTransform: TypeAlias = (
     Affine | Homography | Attention | Similarity | Translation | Rotation | ThinPlateSpline | Flow
 )
-"""What the grid generator takes."""
+"""Transforms that the grid generator takes."""
 
 Transform: TypeAlias = ParametricTransform | SamplingGrid
-"""What a warp takes."""
+"""Transforms that a warp takes."""
 
 KINDS: tuple[type[Transform], ...] = get_args(Transform)
 """All kinds of transforms."""

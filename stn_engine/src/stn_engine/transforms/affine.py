@@ -12,21 +12,21 @@ class ThetaTransform(Parametric):
     """A kind that is expanded to the theta of an affine map."""
 
     def matrix(self) -> Tensor:
-        """The theta that the parameters stand for, (N, dims, dims + 1), float64."""
+        """Returns the theta that the parameters stand for, (N, dims, dims + 1), float64."""
         raise NotImplementedError
 
     def matrix_adjoint(self, grad_matrix: Tensor) -> Tensor:
-        """The gradient of the parameters from that of ``matrix``, in their dtype."""
+        """Returns the gradient of the parameters from that of ``matrix``, in their dtype."""
         raise NotImplementedError
 
     @classmethod
     def oracle(cls, parameters: Array) -> Array:
-        """``matrix`` in NumPy, for the ``reference`` backend: theta of the parameters."""
+        """Returns theta of the parameters in NumPy, for the ``reference`` backend."""
         raise NotImplementedError
 
     @classmethod
     def oracle_adjoint(cls, grad_theta: Array, parameters: Array) -> Array:
-        """``matrix_adjoint`` likewise: the gradient of the parameters from that of theta."""
+        """Returns the gradient of the parameters from that of theta, in NumPy."""
         raise NotImplementedError
 
 
@@ -58,7 +58,7 @@ class Affine(ThetaTransform):
 
     @property
     def parameters(self) -> Tensor:
-        """What the transform is differentiated by: theta."""
+        """The tensor that gradients are taken of: theta."""
         return self.theta
 
     @property
@@ -71,7 +71,7 @@ class Affine(ThetaTransform):
         return self.theta.double()
 
     def matrix_adjoint(self, grad_matrix: Tensor) -> Tensor:
-        """Returns the gradient of θ from that of the matrix; see ``ThetaTransform``."""
+        """Returns the gradient of θ in its dtype; see ``ThetaTransform``."""
         return grad_matrix.to(self.theta.dtype)
 
     @classmethod
@@ -81,6 +81,6 @@ class Affine(ThetaTransform):
 
     @classmethod
     def oracle_adjoint(cls, grad_theta: Array, parameters: Array) -> Array:
-        """Returns the gradient of θ, which are the parameters; see ``ThetaTransform``."""
+        """Returns the gradient of θ, which is that of the parameters; see ``ThetaTransform``."""
         del parameters
         return grad_theta

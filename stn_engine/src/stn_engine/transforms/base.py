@@ -28,7 +28,7 @@ class Generator(StrEnum):
 
     @property
     def family(self) -> Family:
-        """How kernels find the points."""
+        """Family of kernels that find the points."""
         return _FAMILIES[self]
 
 
@@ -53,7 +53,7 @@ class Kind(NamedTuple):
 
     @property
     def family(self) -> Family:
-        """How kernels find source points."""
+        """Family of kernels that find the points."""
         return self.generator.family
 
 
@@ -66,15 +66,15 @@ class Parametric:
     shapes: ClassVar[tuple[Shape, ...]]
     """Shapes that the parameters may have, in 2-D and maybe in 3-D."""
     kind: ClassVar[Kind]
-    """What kernels know of it."""
+    """The kind of transform, as kernels know it."""
     settings: ClassVar[Any] = None
-    """All that must agree, besides the kind, for parameters to be laid end to end; hashable."""
+    """All that must agree, besides the kind, for parameters to be concatenated; hashable."""
 
     def __post_init__(self) -> None:
         self._check_parameters(self.shapes)
 
     def _check_parameters(self, shapes: Sequence[Shape]) -> None:
-        """Parameters of one of these shapes, in float32 if autocast has made half types of them."""
+        """Checks the shape of parameters, and makes half types of autocast float32."""
         given = getattr(self, self.argument)
         parameters = checks.checked_parameters(self.argument, given, shapes)
         if parameters is not given:
@@ -96,5 +96,5 @@ class Parametric:
         return 0
 
     def with_parameters(self, parameters: Tensor) -> Self:
-        """The same kind of transform with other parameters."""
+        """Returns the same kind of transform with other parameters."""
         return replace(self, **{self.argument: parameters})

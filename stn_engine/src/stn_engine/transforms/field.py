@@ -15,7 +15,7 @@ class FieldTransform(Parametric):
 
     @property
     def parameters(self) -> Tensor:
-        """What the transform is differentiated by: all the vectors."""
+        """The tensor that gradients are taken of: all the vectors."""
         vectors: Tensor = getattr(self, self.argument)
         return vectors
 

@@ -36,5 +36,5 @@ class Homography(Parametric):
 
     @property
     def parameters(self) -> Tensor:
-        """What the transform is differentiated by: theta, (N, 3, 3)."""
+        """The tensor that gradients are taken of: theta, (N, 3, 3)."""
         return self.theta

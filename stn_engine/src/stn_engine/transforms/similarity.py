@@ -22,20 +22,21 @@ class SimilarityTransform(ThetaTransform):
     """A kind whose parameters are some of s, φ, t_x and t_y; the others are the identity's."""
 
     given: ClassVar[tuple[str, ...]]
-    """Which parts are parameters, in their order."""
+    """Names of the parts that are parameters, in their order."""
     argument = "parameters"
 
     parameters: Tensor
 
     def matrix(self) -> Tensor:
-        """Returns θ as an affine matrix; see ``ThetaTransform``."""
+        """Returns θ of the parameters; see ``ThetaTransform``."""
         s, phi, t_x, t_y = self._parts()
         a, b = s * phi.cos(), s * phi.sin()
         return torch.stack((a, -b, t_x, b, a, t_y), -1).view(-1, 2, 3)
 
     def matrix_adjoint(self, grad_matrix: Tensor) -> Tensor:
-        """Returns the gradient of θ from that of the matrix; see ``ThetaTransform``."""
+        """Returns the gradient of the parameters from that of θ; see ``ThetaTransform``."""
         s, phi, _, _ = self._parts()
+        # θ_1 = θ_4 = a and θ_3 = -θ_2 = b, so their gradients add up with these signs (equation 8).
         (by_1, by_2, by_5), (by_3, by_4, by_6) = (row.unbind(-1) for row in grad_matrix.unbind(1))
         by_a, by_b = by_1 + by_4, by_3 - by_2
         gradients = {
@@ -49,27 +50,28 @@ class SimilarityTransform(ThetaTransform):
 
     @classmethod
     def oracle(cls, parameters: Array) -> Array:
-        """Returns θ of parameters; see ``ThetaTransform``."""
+        """Returns θ of the parameters in NumPy; see ``ThetaTransform``."""
         return reference.similarity_theta(cls._oracle_parts(parameters))
 
     @classmethod
     def oracle_adjoint(cls, grad_theta: Array, parameters: Array) -> Array:
-        """Returns the gradient of parameters from that of θ; see ``ThetaTransform``."""
+        """Returns the gradient of the parameters in NumPy; see ``ThetaTransform``."""
         gradients = reference.similarity_theta_adjoint(grad_theta, cls._oracle_parts(parameters))
         return gradients[:, [list(IDENTITY).index(part) for part in cls.given]]
 
     @classmethod
     def _oracle_parts(cls, parameters: Array) -> Array:
-        """s, φ, t_x and t_y, (N, 4)."""
+        """Returns s, φ, t_x and t_y, (N, 4)."""
         parts = np.tile(list(IDENTITY.values()), (len(parameters), 1))
         for part, values in zip(cls.given, parameters.T, strict=True):
             parts[:, list(IDENTITY).index(part)] = values
         return parts
 
     def _parts(self) -> list[Tensor]:
-        """s, φ, t_x and t_y, each (N,), float64."""
+        """Returns s, φ, t_x and t_y, each (N,), float64."""
         given = dict(zip(self.given, self.parameters.double().unbind(-1), strict=True))
         n, device = self.parameters.shape[0], self.parameters.device
+        # Parts that are not parameters come from a shared constant, of which no gradient is asked.
         values = constant(tuple(IDENTITY.values()), torch.float64, device).expand(n, 4).unbind(-1)
         identity = dict(zip(IDENTITY, values, strict=True))
         return [given.get(part, identity[part]) for part in IDENTITY]

@@ -54,7 +54,7 @@ class ThinPlateSpline(Parametric):
 
     @property
     def parameters(self) -> Tensor:
-        """What the transform is differentiated by: the points, (N, K, 2)."""
+        """The tensor that gradients are taken of: the points, (N, K, 2)."""
         return self.points
 
     def __post_init__(self) -> None:
@@ -65,7 +65,7 @@ class ThinPlateSpline(Parametric):
 
     @property
     def basis_size(self) -> int:
-        """One for each control point: how much its source point moves that of the pixel."""
+        """Number of control points: each moves the source point of every pixel."""
         return len(self.control_points)
 
     @property

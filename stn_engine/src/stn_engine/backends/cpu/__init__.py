@@ -29,7 +29,7 @@ class CpuBackend(KernelBackend[CpuPlan]):
     reads_bytes = True
 
     def reasons_against(self, device: torch.device) -> tuple[str, ...]:
-        """A missing native module, and any device but the host."""
+        """Returns reasons: no native module, or a device that is not the host."""
         if MISSING is not None:
             return (MISSING,)
         if device.type == "cpu":
@@ -37,7 +37,7 @@ class CpuBackend(KernelBackend[CpuPlan]):
         return (f"computes in host memory, the operands are on {device}",)
 
     def new_plan(self, call: Call) -> CpuPlan | Reasons:
-        """A new plan, or why maps are beyond the range of the native module's integers."""
+        """Returns a new plan, or why maps exceed the range of the native module's integers."""
         return new_plan(call)
 
     def run(self, plans: Sequence[CpuPlan], addresses: Sequence[Addresses]) -> None:
@@ -58,5 +58,6 @@ class CpuBackend(KernelBackend[CpuPlan]):
                 continue
             basis, count = plan.basis(), plan.operands
             bases.append(basis)  # until the end of the run
+            # The basis stands between operands and results, as the native plan expects it.
             calls.append((plan.native, *where[:count], basis.data_ptr(), *where[count:]))
         return _cpu.run(calls, threads)

@@ -25,25 +25,28 @@ class CpuPlan:
 
     native: Any
     operands: int
-    """How many the call has; the native module wants the basis of a spline behind them."""
+    """Number of operands of the call; the basis of a spline stands behind them."""
     basis: Callable[[], Tensor] | None
     """Makes the basis of a spline, or finds it; None for all others."""
 
 
 LARGEST_SIZE = (1 << 31) - 1
-"""Up to here the native module counts pixels along an axis."""
+"""The most pixels along an axis that the native module can count."""
 LARGEST_MAP_BYTES = (1 << 63) - 1
-"""Up to here it counts bytes, and strides."""
+"""The most bytes of a map, and the largest stride, that it can count."""
 
 
 def new_plan(call: Call) -> CpuPlan | Reasons:
-    """The plan of a warp, of its gradients or of an objective, in host memory."""
+    """Returns the plan of a warp, of its gradients or of an objective, in host memory."""
+    # A call of gradients has grad_output before the feature map.
     feature_map = call.operands[call.direction == Direction.GRADIENTS]
     maps = feature_map.shape, call.output_shape
+    # Refused as a reason and not as an error, so that another backend can take over.
     if max(max(shape[2:]) for shape in maps) > LARGEST_SIZE:
         return (f"maps are at most {LARGEST_SIZE} pixels wide, high or deep",)
     call = as_stored(call)
     itemsize = feature_map.dtype.itemsize
+    # An empty axis counts as 1: strides of the others are as large as if it had a pixel.
     if max(math.prod(size or 1 for size in shape) for shape in maps) * itemsize > LARGEST_MAP_BYTES:
         return (f"maps take at most {LARGEST_MAP_BYTES} bytes",)
     kind = call.transform.kind

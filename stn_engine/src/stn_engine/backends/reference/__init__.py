@@ -34,35 +34,35 @@ class ReferenceBackend:
     name = "reference"
 
     def plan(self, call: Call) -> Reasons:  # noqa: ARG002 - protocol
-        """Nothing runs on addresses."""
+        """Returns the reason why nothing runs on addresses."""
         return ("computes on arrays of its own, has no kernels",)
 
     def unsupported_reasons(self, problem: Problem) -> tuple[str, ...]:
-        """The device, if it is not the host."""
+        """Returns the device as the reason, if it is not the host."""
         return reasons_against_device(problem)
 
     def warp(
         self, problems: Sequence[WarpProblem], out: Sequence[Tensor] | None = None
     ) -> list[Tensor]:
-        """V of each problem, (N, C, [Do,] Ho, Wo)."""
+        """Returns V of each problem, (N, C, [Do,] Ho, Wo)."""
         return delivered([_warp(problem) for problem in problems], out)
 
     def warp_gradients(
         self, problems: Sequence[WarpGradientsProblem], out: Sequence[Gradients] | None = None
     ) -> list[Gradients]:
-        """The gradients that each problem needs."""
+        """Returns the gradients that each problem needs."""
         return delivered([_warp_gradients(problem) for problem in problems], out)
 
     def generate_grid(self, problems: Sequence[GridProblem]) -> list[Tensor]:
-        """The sampling grid of each problem, (N, [Do,] Ho, Wo, dims)."""
+        """Returns the sampling grid of each problem, (N, [Do,] Ho, Wo, dims)."""
         return [_generate_grid(problem) for problem in problems]
 
     def generate_grid_gradients(self, problems: Sequence[GridGradientsProblem]) -> list[Tensor]:
-        """The gradient of the parameters of each problem, shaped like them."""
+        """Returns the gradient of the parameters of each problem, shaped like them."""
         return [_generate_grid_gradients(problem) for problem in problems]
 
     def objective(self, problems: Sequence[ObjectiveProblem]) -> list[Objective]:
-        """Value, count and what else each problem needs."""
+        """Returns value, count and what else each problem needs."""
         return [_objective(problem) for problem in problems]
 
 
@@ -105,27 +105,31 @@ def _objective(problem: ObjectiveProblem) -> Objective:
 def _objective_of_item(
     problem: ObjectiveProblem, n: int
 ) -> tuple[float, float, reference.Array, reference.Array]:
-    """Value, count, gradient and Gauss-Newton matrix of one item, by composition."""
+    """Returns value, count, gradient and Gauss-Newton matrix of one item."""
     warp, comparison = problem.warp, problem.comparison
     options, spec = _options(warp), warp.spec
     transform = warp.transform.with_parameters(_item(warp.transform.parameters, n))
+    # One item at a time, so that sums of items cannot mix, and broadcasting is plain indexing.
     U, F = _array(_item(warp.feature_map, n)), _array(_item(problem.fixed, n))
     size = problem.output_shape[2:]
     unit, corners = spec.coordinates, spec.align_corners
     grid = _generator(transform, size, unit, align_corners=corners)
     w = np.ones(size) if problem.weights is None else _array(_item(problem.weights, n))[0, 0]
     if comparison.domain == Domain.OVERLAP:
+        # The overlap is constant in the parameters: it has no gradient of its own.
         w = np.where(reference.overlap(grid[0], U.shape[2:], options), w, 0.0)
     V = reference.sampler(U, grid, options)[0]
     how = reference.Comparing(loss=comparison.loss, delta=comparison.delta)
     found = reference.compare(V, F[0], w, how)
     _, grad_grid = reference.sampler_adjoint(found.G[None], U, grid, options)
+    # What is not counted has no gradient, even where the slope of the map is NaN.
     grad_grid = np.where(w[..., None] == 0, 0.0, grad_grid)
     gradient = _generator_adjoint(transform, grad_grid, unit, align_corners=corners)[0]
     if "gauss_newton" not in problem.needs:
         return found.value, found.count, gradient, np.zeros(())
     matrix = np.zeros((gradient.size, gradient.size))
     slopes = reference.slopes(U, grid, options)
+    # J^T·W·J sample by sample: slow, but with no algebra that kernels might share.
     for c, *pixel in np.argwhere(found.curvature != 0):
         alone = np.zeros_like(grid)
         alone[0, *pixel] = slopes[c, *pixel]
@@ -135,7 +139,7 @@ def _objective_of_item(
 
 
 def _item(tensor: Tensor, n: int) -> Tensor:
-    """Item n of an operand that may be broadcast, as a batch of one."""
+    """Returns item n of an operand that may be broadcast, as a batch of one."""
     return tensor[[n if len(tensor) > 1 else 0]]
 
 
@@ -161,7 +165,7 @@ def _grid(problem: WarpProblem) -> reference.Array:
 def _generator(
     transform: Transform, size: tuple[int, ...], coordinates: str, *, align_corners: bool
 ) -> reference.Array:
-    """The sampling grid of any transform."""
+    """Returns the sampling grid of any transform."""
     parameters = _array(transform.parameters)
     match transform:
         case SamplingGrid():
@@ -188,9 +192,10 @@ def _generator(
 def _generator_adjoint(
     transform: Transform, grad_grid: reference.Array, coordinates: str, *, align_corners: bool
 ) -> reference.Array:
-    """The gradient of the parameters of any transform."""
+    """Returns the gradient of the parameters of any transform."""
     parameters = _array(transform.parameters)
     match transform:
+        # Both add or are points, so that the gradient passes through.
         case SamplingGrid() | Flow():
             return grad_grid
         case ThinPlateSpline():
@@ -206,6 +211,7 @@ def _generator_adjoint(
                 grad_grid, parameters, coordinates, align_corners=align_corners
             )
         case _:
+            # All other kinds are expanded to a theta, and differentiated through it.
             grad_theta = reference.affine_generator_adjoint(
                 grad_grid, coordinates, align_corners=align_corners
             )
@@ -225,7 +231,8 @@ def _options(problem: WarpProblem) -> reference.Sampling:
 
 
 def _map(tensor: Tensor) -> reference.Array:
-    """A feature map: labels as they are."""
+    """Returns a feature map as an array of float64; labels stay as they are."""
+    # int64 labels do not fit into float64: they are moved as they are.
     labels: Any = tensor.numpy() if tensor.dtype in checks.LABEL_DTYPES else None
     return _array(tensor) if labels is None else labels
 

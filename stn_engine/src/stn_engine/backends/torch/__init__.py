@@ -38,35 +38,35 @@ class TorchBackend:
     name = "torch"
 
     def plan(self, call: Call) -> Reasons:  # noqa: ARG002 - protocol
-        """Nothing runs on addresses."""
+        """Returns the reason why nothing runs on addresses."""
         return ("composes torch operators, has no kernels",)
 
     def unsupported_reasons(self, problem: Problem) -> tuple[str, ...]:  # noqa: ARG002 - protocol
-        """None ever: what torch itself can hold, this backend can warp."""
+        """Returns no reason: this backend can run every valid problem."""
         return ()
 
     def warp(
         self, problems: Sequence[WarpProblem], out: Sequence[Tensor] | None = None
     ) -> list[Tensor]:
-        """V of each problem, (N, C, [Do,] Ho, Wo)."""
+        """Returns V of each problem, (N, C, [Do,] Ho, Wo)."""
         return delivered(_grouped(problems, _warp_key, _warp_group), out)
 
     def warp_gradients(
         self, problems: Sequence[WarpGradientsProblem], out: Sequence[Gradients] | None = None
     ) -> list[Gradients]:
-        """The gradients that each problem needs."""
+        """Returns the gradients that each problem needs."""
         return delivered(_grouped(problems, _warp_gradients_key, _warp_gradients_group), out)
 
     def generate_grid(self, problems: Sequence[GridProblem]) -> list[Tensor]:
-        """The sampling grid of each problem, (N, [Do,] Ho, Wo, dims)."""
+        """Returns the sampling grid of each problem, (N, [Do,] Ho, Wo, dims)."""
         return _grouped(problems, _grid_key, _grid_group)
 
     def generate_grid_gradients(self, problems: Sequence[GridGradientsProblem]) -> list[Tensor]:
-        """The gradient of the parameters of each problem, shaped like them."""
+        """Returns the gradient of the parameters of each problem, shaped like them."""
         return _grouped(problems, _grid_gradients_key, _grid_gradients_group)
 
     def objective(self, problems: Sequence[ObjectiveProblem]) -> list[Objective]:
-        """Value, count and what else each problem needs."""
+        """Returns value, count and what else each problem needs."""
         return list(map(objective, problems))
 
 
@@ -75,7 +75,7 @@ def _grouped(
     key: Callable[[P], Hashable],
     run: Callable[[list[P]], list[R]],
 ) -> list[R]:
-    """Run problems of equal key together; a key of None means alone. Results keep the order."""
+    """Runs problems of equal key together; a key of None means alone. Results keep the order."""
     groups: dict[Hashable, list[int]] = {}
     for position, problem in enumerate(problems):
         found = key(problem)
@@ -88,7 +88,7 @@ def _grouped(
 
 
 def _layout(tensor: Tensor) -> Hashable:
-    """All that must agree for tensors to be laid end to end along the batch."""
+    """Returns all that must agree for tensors to be concatenated along the batch."""
     return tensor.dtype, tensor.device, tensor.shape[1:]
 
 
@@ -141,7 +141,7 @@ def _warp_gradients_group(problems: list[WarpGradientsProblem]) -> list[Gradient
 
 
 def _split(joined: Tensor, problems: Sequence[Problem]) -> list[Tensor]:
-    """The parts of a joined result that belong to each problem."""
+    """Returns the parts of a joined result that belong to each problem."""
     return list(torch.split(joined, [problem.batch_size for problem in problems]))
 
 

@@ -25,7 +25,7 @@ from stn_engine.transforms.affine import ThetaTransform
 
 
 def points(problem: WarpProblem) -> Tensor:
-    """Source points in pixels, (N, dims, P)."""
+    """Returns the source points in pixels, (N, dims, P)."""
     scales, offsets, scale, offset = _pixel_affine(problem)
     theta = _expanded(problem).matrix()
     by_axes, by_1 = theta[..., :-1], theta[..., -1]
@@ -36,20 +36,20 @@ def points(problem: WarpProblem) -> Tensor:
 
 
 def points_adjoint(problem: WarpProblem, grad_points: Tensor) -> Tensor:
-    """Gradient of the parameters from that of ``points``, summed in float64."""
+    """Returns the gradient of the parameters from that of ``points``, summed in float64."""
     grad = grad_points.double().view(-1, problem.transform.dims, *problem.output_shape[2:])
     return _matrix_adjoint(problem, linear_adjoint(grad, pixel_lattice(problem, torch.float64)))
 
 
 def points_curvature(problem: WarpProblem, curvature: Tensor) -> Tensor:
-    """The congruence of ``points`` of matrices (N, dims, dims, P), (N, K, K)."""
+    """Returns the congruence of ``points`` of matrices (N, dims, dims, P), (N, K, K)."""
     curvature = curvature.view(*curvature.shape[:3], *problem.output_shape[2:])
     lattice, adjoint = pixel_lattice(problem, torch.float64), partial(_matrix_adjoint, problem)
     return linear_curvature(curvature, lattice, adjoint)
 
 
 def _matrix_adjoint(problem: WarpProblem, grad_matrix: Tensor) -> Tensor:
-    """Gradient of the parameters from that of the matrix that takes pixels to pixels."""
+    """Returns the gradient of the parameters from that of the pixel-to-pixel matrix."""
     grad_axes, grad_m_0 = grad_matrix[..., :-1], grad_matrix[..., -1:]
     scales, offsets, scale, _ = _pixel_affine(problem)
     grad_by_axes = grad_axes * scales + grad_m_0 * offsets
@@ -58,7 +58,7 @@ def _matrix_adjoint(problem: WarpProblem, grad_matrix: Tensor) -> Tensor:
 
 
 def grid(problem: GridProblem) -> Tensor:
-    """Equation (5) on the target lattice, (N, dims, [Do,] Ho, Wo)."""
+    """Evaluates equation (5) on the target lattice, (N, dims, [Do,] Ho, Wo)."""
     dtype = problem.output_dtype
     return linear(_expanded(problem).matrix().to(dtype), lattice(problem, dtype))
 
@@ -74,7 +74,7 @@ def _expanded(problem: WarpProblem | GridProblem) -> ThetaTransform:
 
 
 def _pixel_affine(problem: WarpProblem) -> list[Tensor]:
-    """The fields of ``coords.PixelAffine`` as float64 tensors."""
+    """Returns the fields of ``coords.PixelAffine`` as float64 tensors."""
     spec, source_size = problem.spec, tuple(problem.feature_map.shape[2:])
     change = pixel_affine(
         problem.output_shape[2:], source_size, spec.coordinates, spec.align_corners

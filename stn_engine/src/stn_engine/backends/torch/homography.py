@@ -23,13 +23,13 @@ from stn_engine.problem import GridProblem, WarpProblem
 
 
 def points(problem: WarpProblem) -> Tensor:
-    """Source points in pixels, (N, 2, P); NaN where they are not finite."""
+    """Returns source points in pixels, (N, 2, P); NaN where they are not finite."""
     points, _ = _quotient(_pixel_rays(problem))
     return points.flatten(2)
 
 
 def points_adjoint(problem: WarpProblem, grad_points: Tensor) -> Tensor:
-    """Gradient of theta from that of ``points``, summed in float64."""
+    """Returns the gradient of theta from that of ``points``, summed in float64."""
     grad = grad_points.view(-1, 2, *problem.output_shape[2:])
     grad_rays = _quotient_adjoint(_pixel_rays(problem), grad)
     return _matrix_adjoint(
@@ -38,7 +38,7 @@ def points_adjoint(problem: WarpProblem, grad_points: Tensor) -> Tensor:
 
 
 def points_curvature(problem: WarpProblem, curvature: Tensor) -> Tensor:
-    """The congruence of ``points`` of matrices (N, 2, 2, P), (N, 9, 9)."""
+    """Returns the congruence of ``points`` of matrices (N, 2, 2, P), (N, 9, 9)."""
     rays = _pixel_rays(problem)
     curvature = curvature.view(*curvature.shape[:3], *problem.output_shape[2:])
     unit = torch.eye(2, dtype=torch.float64, device=rays.device)[:, None, :, None, None]
@@ -53,26 +53,26 @@ def points_curvature(problem: WarpProblem, curvature: Tensor) -> Tensor:
 
 
 def _matrix_adjoint(problem: WarpProblem, grad_matrix: Tensor) -> Tensor:
-    """Gradient of theta from that of the matrix that takes pixels to pixels."""
+    """Returns the gradient of theta from that of the matrix that takes pixels to pixels."""
     change = _pixel_homography(problem)
     grad_theta = tree_sum(grad_matrix.flatten(1)[:, :, None] * change, 1)
     return grad_theta.view(-1, 3, 3).to(problem.transform.parameters.dtype)
 
 
 def grid(problem: GridProblem) -> Tensor:
-    """The map on the target lattice, (N, 2, Ho, Wo); NaN where it is not finite."""
+    """Returns the map on the target lattice, (N, 2, Ho, Wo); NaN where it is not finite."""
     points, _ = _quotient(_rays(problem))
     return points
 
 
 def grid_adjoint(problem: GridProblem, grad_grid: Tensor) -> Tensor:
-    """Gradient of theta from that of ``grid``, summed in float64."""
+    """Returns the gradient of theta from that of ``grid``, summed in float64."""
     grad_rays = _quotient_adjoint(_rays(problem), grad_grid)
     return linear_adjoint(grad_rays, lattice(problem, torch.float64)).to(problem.output_dtype)
 
 
 def _quotient(rays: Tensor) -> tuple[Tensor, Tensor]:
-    """(X/W, Y/W) of rays (N, 3, Ho, Wo), and the W that can be divided by, 1 elsewhere.
+    """Returns (X/W, Y/W) of (N, 3, Ho, Wo), and the W that can be divided by, 1 elsewhere.
 
     Points that are not finite are cut off before the division, so that no infinite slope meets
     a gradient of zero.
@@ -84,7 +84,7 @@ def _quotient(rays: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _quotient_adjoint(rays: Tensor, grad: Tensor) -> Tensor:
-    """Gradient of the rays, float64: gx/W, gy/W and -(gx·x + gy·y)/W; 0 at points not finite."""
+    """Returns the gradient of (X, Y, W): gx/W, gy/W, -(gx·x + gy·y)/W; 0 if not finite."""
     points, divisor = _quotient(rays)
     finite = points.isfinite()
     slope = torch.where(finite, grad, 0).double() / divisor.double()
@@ -94,7 +94,7 @@ def _quotient_adjoint(rays: Tensor, grad: Tensor) -> Tensor:
 
 
 def _pixel_rays(problem: WarpProblem) -> Tensor:
-    """(X, Y, W) in pixel units for every target pixel, (N, 3, Ho, Wo), in compute dtype."""
+    """Returns (X, Y, W) in pixel units for every target pixel, (N, 3, Ho, Wo), in compute dtype."""
     theta = problem.transform.parameters.double().flatten(1)
     # A sum over all nine entries: one that is not finite spoils the whole matrix.
     matrix = tree_sum(theta[:, None] * _pixel_homography(problem), 2).view(-1, 3, 3)
@@ -103,14 +103,14 @@ def _pixel_rays(problem: WarpProblem) -> Tensor:
 
 
 def _rays(problem: GridProblem) -> Tensor:
-    """(X, Y, W) for every point of the target lattice, (N, 3, Ho, Wo), in theta's dtype."""
+    """Returns (X, Y, W) for every point of the target lattice, (N, 3, Ho, Wo), in theta's dtype."""
     theta = problem.transform.parameters
     usable = theta.isfinite().all(2, keepdim=True).all(1, keepdim=True)
     return linear(torch.where(usable, theta, torch.nan), lattice(problem, theta.dtype))
 
 
 def _pixel_homography(problem: WarpProblem) -> Tensor:
-    """``coords.pixel_homography`` as a tensor, (9, 9), float64."""
+    """Returns ``coords.pixel_homography`` as a tensor, (9, 9), float64."""
     spec, source_size = problem.spec, tuple(problem.feature_map.shape[2:])
     change = pixel_homography(
         problem.output_shape[2:], source_size, spec.coordinates, spec.align_corners

@@ -17,23 +17,23 @@ from stn_engine.spec import Coordinates
 
 
 def compute_dtype(problem: WarpProblem) -> torch.dtype:
-    """Dtype of the problem's coordinates, weights and sums."""
+    """Returns the dtype of the problem's coordinates, weights and sums."""
     return checks.compute_dtype(problem.output_dtype)
 
 
 HOST = torch.device("cpu")
-"""Where constants are made; not on torch's default device, which the caller may have moved."""
+"""Device on which constants are made; not torch's default device, which may be another."""
 
 Lattice = tuple[Tensor, ...]
 
 
 def crossed(axes: Iterable[Tensor]) -> Lattice:
-    """The lattice of points whose coordinates run along ``axes``, x first."""
+    """Returns the lattice of points whose coordinates run along ``axes``, x first."""
     return tuple(axis.view(-1, *[1] * place) for place, axis in enumerate(axes))
 
 
 def lattice(problem: GridProblem, dtype: torch.dtype) -> Lattice:
-    """Target coordinates, made in float64 and rounded once."""
+    """Returns target coordinates, made in float64 and rounded once."""
     device = problem.transform.parameters.device
     return crossed(
         lattice_axis(size, problem.coordinates, align_corners=problem.align_corners).to(
@@ -44,20 +44,20 @@ def lattice(problem: GridProblem, dtype: torch.dtype) -> Lattice:
 
 
 def lattice_axis(size: int, coordinates: Coordinates | str, *, align_corners: bool) -> Tensor:
-    """Target coordinates along one axis, float64, in host memory."""
+    """Returns target coordinates along one axis, float64, in host memory."""
     axis = target_axis(size, coordinates, align_corners=align_corners)
     return (torch.arange(size, dtype=torch.float64, device=HOST) * axis.p + axis.q) / axis.r
 
 
 def pixel_lattice(problem: WarpProblem, dtype: torch.dtype) -> Lattice:
-    """Columns j, rows i, and planes k in 3-D, of the target."""
+    """Returns columns j, rows i, and planes k in 3-D, of the target."""
     device = problem.feature_map.device
     sizes = reversed(problem.output_shape[2:])
     return crossed(torch.arange(size, dtype=dtype, device=device) for size in sizes)
 
 
 def linear(matrix: Tensor, axes: Lattice) -> Tensor:
-    """Rows of ``matrix`` (N, R, dims + 1) times (x, y[, z], 1) on a lattice: (N, R, [Do,] Ho, Wo).
+    """Returns ``matrix`` (N, R, dims + 1) times (x, y[, z], 1) on a lattice: (N, R, [Do,] Ho, Wo).
 
     One product per column, row and plane of the lattice: coordinates are never accumulated.
     """
@@ -69,7 +69,7 @@ def linear(matrix: Tensor, axes: Lattice) -> Tensor:
 
 
 def linear_adjoint(grad: Tensor, axes: Lattice) -> Tensor:
-    """Gradient of the matrix of ``linear``, (N, R, dims + 1): the sums of x·grad, ... and grad."""
+    """Returns the gradient of the matrix of ``linear``: the sums of x·grad, ... and grad."""
     sums = grad[:, :, None]
     for axis in reversed(axes):
         sums = tree_sum(torch.cat((sums[:, :, -1:] * axis, sums), 2), 3)
@@ -79,7 +79,7 @@ def linear_adjoint(grad: Tensor, axes: Lattice) -> Tensor:
 def linear_curvature(
     curvature: Tensor, axes: Lattice, adjoint: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """The congruence of ``linear``, seen by what its matrix is made of: (N, K, K).
+    """Returns the congruence of ``linear``, seen by what its matrix is made of: (N, K, K).
 
     Args:
         curvature: Symmetric matrices on the lattice, (N, R, R, [Do,] Ho, Wo).

@@ -30,13 +30,13 @@ class Compared(NamedTuple):
     value: Tensor
     """(N,)"""
     grad: Tensor
-    """By V, (N, C, P)."""
+    """The gradient by V, (N, C, P)."""
     curvature: Tensor
     """Weights in the Gauss-Newton matrix, (N, C, P)."""
 
 
 def objective(problem: ObjectiveProblem) -> Objective:
-    """The results of section 7; of these the value has a graph, if an operand has."""
+    """Returns the results of section 7; of these the value has a graph, if an operand has."""
     n, channels, *size = problem.output_shape
     if n * math.prod(size) == 0:
         return _of_nothing(problem)
@@ -72,14 +72,14 @@ def objective(problem: ObjectiveProblem) -> Objective:
 
 
 def _warp_of_items(problem: ObjectiveProblem) -> WarpProblem:
-    """The warp with parameters for every item, so that every item has a gradient of its own."""
+    """Returns the warp with parameters of its own, and so a gradient, for every item."""
     transform, n = problem.warp.transform, problem.batch_size
     parameters = transform.parameters.expand(n, *transform.parameters.shape[1:])
     return replace(problem.warp, transform=transform.with_parameters(parameters))
 
 
 def _of_nothing(problem: ObjectiveProblem) -> Objective:
-    """What comes of no target points: nothing is counted."""
+    """Returns the objective of no target points: nothing is counted."""
     parameters, n = problem.warp.transform.parameters, problem.batch_size
     zeros = torch.zeros(n, dtype=torch.float64, device=parameters.device)
     size = math.prod(parameters.shape[1:])
@@ -92,7 +92,7 @@ def _of_nothing(problem: ObjectiveProblem) -> Objective:
 
 
 def _weights(problem: ObjectiveProblem, points: Tensor) -> Tensor:
-    """The weight of every target point, (N, 1, P), float64; constant in the parameters."""
+    """Returns the weight of every target point, (N, 1, P), float64; constant in the parameters."""
     w = torch.ones_like(points[:, :1], dtype=torch.float64)
     if problem.weights is not None:
         w = w * problem.weights.flatten(2)
@@ -102,7 +102,7 @@ def _weights(problem: ObjectiveProblem, points: Tensor) -> Tensor:
 
 
 def _sum(terms: Tensor) -> Tensor:
-    """The sum over channels and points of every item, (N,)."""
+    """Returns the sum over channels and points of every item, (N,)."""
     return tree_sum(tree_sum(terms, 1), 1)
 
 

@@ -55,17 +55,17 @@ GRIDS = {
 
 
 def source_points(problem: WarpProblem) -> Tensor:
-    """Where the feature map is read, (N of the transform, dims, P), in pixels and compute dtype."""
+    """Returns the source points in pixels, (N of the transform, dims, P), in compute dtype."""
     return POINTS[problem.transform.kind.generator].forward(problem)
 
 
 def source_points_adjoint(problem: WarpProblem, grad_points: Tensor) -> Tensor:
-    """Gradient of the transform's parameters from that of ``source_points``."""
+    """Returns the gradient of the transform's parameters from that of ``source_points``."""
     return POINTS[problem.transform.kind.generator].adjoint(problem, grad_points)
 
 
 def source_points_curvature(problem: WarpProblem, curvature: Tensor) -> Tensor:
-    """The congruence of ``source_points``: (N, K, K) of symmetric matrices (N, dims, dims, P).
+    """Returns the congruence of ``source_points`` of (N, dims, dims, P), (N, K, K).
 
     K parameters of a transform that is a matrix, float64.
     """
@@ -75,10 +75,10 @@ def source_points_curvature(problem: WarpProblem, curvature: Tensor) -> Tensor:
 
 
 def generated_grid(problem: GridProblem) -> Tensor:
-    """The sampling grid, (N, [Do,] Ho, Wo, dims), in the unit of the transform."""
+    """Returns the sampling grid, (N, [Do,] Ho, Wo, dims), in the unit of the transform."""
     return GRIDS[problem.transform.kind.generator].forward(problem).movedim(1, -1).contiguous()
 
 
 def generated_grid_adjoint(problem: GridProblem, grad_grid: Tensor) -> Tensor:
-    """Gradient of the transform's parameters from that of ``generated_grid``."""
+    """Returns the gradient of the transform's parameters from that of ``generated_grid``."""
     return GRIDS[problem.transform.kind.generator].adjoint(problem, grad_grid.movedim(-1, 1))

@@ -13,7 +13,7 @@ from stn_engine.spec import Coordinates
 
 
 def grid_points(problem: WarpProblem) -> Tensor:
-    """Points of a sampling grid in pixels, (N, dims, P)."""
+    """Returns points of a sampling grid in pixels, (N, dims, P)."""
     dtype = compute_dtype(problem)
     grid = problem.transform.parameters
     points = grid.to(torch.promote_types(grid.dtype, dtype)).movedim(-1, 1).flatten(2)
@@ -29,7 +29,7 @@ def grid_points(problem: WarpProblem) -> Tensor:
 
 
 def flow_points(problem: WarpProblem) -> Tensor:
-    """Target points plus displacements in pixels, (N, dims, P), rounded once."""
+    """Returns target points plus displacements in pixels, (N, dims, P), rounded once."""
     displacement = problem.transform.parameters.double().movedim(-1, 1).flatten(2)
     identity = crossed(_identity_pixels(problem, axis) for axis in _axes(problem))
     targets = _stacked(identity, problem.output_shape[2:]).flatten(1)
@@ -38,7 +38,7 @@ def flow_points(problem: WarpProblem) -> Tensor:
 
 
 def points_adjoint(problem: WarpProblem, grad_points: Tensor) -> Tensor:
-    """Gradient of the parameters from that of the points: the slope of the unit change."""
+    """Returns the gradient of the parameters from that of the points, by the slope of the unit."""
     parameters = problem.transform.parameters
     by_axis = grad_points * _slopes(problem, grad_points.dtype)
     by_axis = by_axis.view(-1, problem.transform.dims, *parameters.shape[1:-1])
@@ -46,29 +46,29 @@ def points_adjoint(problem: WarpProblem, grad_points: Tensor) -> Tensor:
 
 
 def flow_grid(problem: GridProblem) -> Tensor:
-    """Target points plus displacements, (N, dims, [Do,] Ho, Wo), rounded once."""
+    """Returns target points plus displacements, (N, dims, [Do,] Ho, Wo), rounded once."""
     displacement = problem.transform.parameters.double().movedim(-1, 1)
     targets = _stacked(lattice(problem, torch.float64), problem.output_size)
     return (targets + displacement).to(problem.output_dtype)
 
 
 def flow_grid_adjoint(problem: GridProblem, grad_grid: Tensor) -> Tensor:
-    """The gradient passes through, as a tensor of its own."""
+    """Returns the gradient, which passes through, as a tensor of its own."""
     return grad_grid.movedim(1, -1).to(problem.output_dtype, copy=True)
 
 
 def _stacked(lattice: Lattice, size: Sequence[int]) -> Tensor:
-    """All points of a lattice of some size, (dims, [Do,] Ho, Wo)."""
+    """Returns all points of a lattice of some size, (dims, [Do,] Ho, Wo)."""
     return torch.stack([axis.expand(*size) for axis in lattice])
 
 
 def _axes(problem: WarpProblem) -> range:
-    """Axes of U and V along which x, y and z run."""
+    """Returns the axes of U and V along which x, y and z run."""
     return range(-1, -1 - problem.transform.dims, -1)
 
 
 def _identity_pixels(problem: WarpProblem, axis: int) -> Tensor:
-    """Source pixels of the target lattice along one axis of V: one division of integers each."""
+    """Returns source pixels of the target lattice along one axis of V, one division each."""
     spec, size = problem.spec, problem.output_shape[axis]
     target = target_axis(size, spec.coordinates, align_corners=spec.align_corners)
     source = _source_axis(problem, axis)
@@ -79,7 +79,7 @@ def _identity_pixels(problem: WarpProblem, axis: int) -> Tensor:
 
 
 def _slopes(problem: WarpProblem, dtype: torch.dtype) -> Tensor:
-    """d(source pixel) / d(source point), (dims, 1)."""
+    """Returns d(source pixel) / d(source point), (dims, 1)."""
     axes = (_source_axis(problem, axis) for axis in _axes(problem))
     slopes = tuple((axis.u / axis.w,) for axis in axes)
     return constant(slopes, dtype, problem.feature_map.device)

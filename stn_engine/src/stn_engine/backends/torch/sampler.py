@@ -20,7 +20,7 @@ from stn_engine.spec import Interpolation, Padding
 
 
 def sample(problem: WarpProblem) -> Tensor:
-    """Equation (1): V, (N, C, [Do,] Ho, Wo)."""
+    """Evaluates equation (1): V, (N, C, [Do,] Ho, Wo)."""
     if 0 in problem.output_shape:
         return problem.feature_map.new_zeros(problem.output_shape)
     taps = find_taps(source_points(problem), problem)
@@ -29,7 +29,7 @@ def sample(problem: WarpProblem) -> Tensor:
 
 
 def sample_adjoint(problem: WarpGradientsProblem) -> Gradients:
-    """Equations (2) to (4), and whatever of the generator's adjoint follows them."""
+    """Returns equations (2) to (4), and what of the generator's adjoint is needed after them."""
     warp = problem.warp
     if 0 in warp.output_shape:
         return _no_gradients(problem)
@@ -45,7 +45,7 @@ def sample_adjoint(problem: WarpGradientsProblem) -> Gradients:
 
 
 def accumulate(index: Tensor, terms: Tensor, size: int, *, ordered: bool) -> Tensor:
-    """Sum ``terms`` (N, C, T) into ``size`` bins per channel, by ``index`` (N or 1, T).
+    """Sums ``terms`` (N, C, T) into ``size`` bins per channel, by ``index`` (N or 1, T).
 
     ``ordered`` asks for a reproducible sum where a plain scatter uses atomics.
     """
@@ -60,7 +60,7 @@ def accumulate(index: Tensor, terms: Tensor, size: int, *, ordered: bool) -> Ten
 
 
 def read_taps(problem: WarpProblem, taps: Taps) -> Tensor:
-    """U at every tap, (N, C, T, P), in compute dtype; labels as they are stored."""
+    """Returns U at every tap, (N, C, T, P), in compute dtype; labels as they are stored."""
     n, channels = problem.output_shape[:2]
     pixels = _pixels(problem)
     index = taps.index.flatten(1)[:, None].expand(n, channels, -1)
@@ -68,14 +68,14 @@ def read_taps(problem: WarpProblem, taps: Taps) -> Tensor:
 
 
 def sum_of_taps(problem: WarpProblem, taps: Taps, values: Tensor) -> Tensor:
-    """V, (N, C, P), in compute dtype, of the values of its taps."""
+    """Returns V, (N, C, P), in compute dtype, of the values of its taps."""
     if problem.spec.interpolation != Interpolation.NEAREST:
         values = values * taps.product[:, None]
     return tree_sum(values, 2)
 
 
 def _pixels(problem: WarpProblem) -> Tensor:
-    """The pixels of U and, behind them, the two constants that taps may name instead."""
+    """Returns the pixels of U and, behind them, the two constants that taps may name instead."""
     spec, feature_map = problem.spec, problem.feature_map
     dtype, fill = compute_dtype(problem), spec.fill
     if feature_map.dtype in LABEL_DTYPES:
@@ -100,7 +100,7 @@ def _stored(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _feature_map_gradient(problem: WarpProblem, taps: Taps, grad: Tensor) -> Tensor:
-    """Scatter G times equation (4); what falls on the constants goes nowhere."""
+    """Scatters G times equation (4); what falls on the constants is dropped."""
     feature_map = problem.feature_map
     terms = (grad[:, :, None] * taps.product[:, None]).flatten(2)
     index = taps.index.flatten(1)
@@ -128,7 +128,7 @@ def _transform_gradient(problem: WarpProblem, points: Tensor, taps: Taps, grad: 
 
 
 def coordinate_gradient(values: Tensor, taps: Taps, grad: Tensor) -> Tensor:
-    """Derivatives (2) and (3) of V, or of its bicubic kin, times G: (N, dims, P)."""
+    """Returns derivatives (2) and (3) of V, or their bicubic form, times G: (N, dims, P)."""
     # Differences to one corner keep a large common offset of the taps out of the sums.
     contrast = tree_sum(grad[:, :, None] * (values - values[:, :, :1]), 1)
     dims, k = taps.weight.shape[1:3]
@@ -137,7 +137,7 @@ def coordinate_gradient(values: Tensor, taps: Taps, grad: Tensor) -> Tensor:
 
 
 def _derivative(contrast: Tensor, taps: Taps, axis: int) -> Tensor:
-    """Taps (N, K, ..., K, P) times their slopes along one axis and weights along others: (N, P)."""
+    """Sums taps times their slopes along one axis and their weights along the others: (N, P)."""
     dims = taps.weight.shape[1]
     others = [taps.weight[:, other] for other in reversed(range(dims)) if other != axis]
     total = contrast.movedim(dims - axis, 1)

@@ -38,7 +38,7 @@ class Taps:
 
 
 def find_taps(points: Tensor, problem: WarpProblem) -> Taps:
-    """The taps of every point under the problem's interpolation and padding."""
+    """Returns the taps of every point under the problem's interpolation and padding."""
     readable = _readable(points, problem)
     # From here on every coordinate is finite, and padding makes it small: fit for integers.
     inner = torch.where(readable, points, 0)
@@ -48,13 +48,13 @@ def find_taps(points: Tensor, problem: WarpProblem) -> Taps:
 
 
 def _nearest(inner: Tensor, problem: WarpProblem) -> tuple[Tensor, Tensor, Tensor]:
-    """The closest pixel per axis: position, weight and slope, each (N, dims, 1, P)."""
+    """Returns the closest pixel per axis: position, weight and slope, each (N, dims, 1, P)."""
     position = _padded(inner, problem).round()[:, :, None]
     return position, torch.ones_like(position), torch.zeros_like(position)
 
 
 def _bilinear(inner: Tensor, problem: WarpProblem) -> tuple[Tensor, Tensor, Tensor]:
-    """Floor and ceil per axis: positions, weights and slopes, each (N, dims, 2, P)."""
+    """Returns the floor and ceil per axis: positions, weights and slopes, each (N, dims, 2, P)."""
     inner = _padded(inner, problem)
     lower = inner.floor()
     upper = lower + 1 if problem.spec.subgradient == Subgradient.RIGHT else inner.ceil()
@@ -65,7 +65,7 @@ def _bilinear(inner: Tensor, problem: WarpProblem) -> tuple[Tensor, Tensor, Tens
 
 
 def _bicubic(inner: Tensor, problem: WarpProblem) -> tuple[Tensor, Tensor, Tensor]:
-    """Four pixels per axis, each padded on its own: (N, dims, 4, P) thrice, as ``_bilinear``."""
+    """Returns four pixels per axis, each padded on its own, as ``_bilinear``: (N, dims, 4, P)."""
     lower = inner.floor()
     position = torch.stack([lower + k for k in (-1, 0, 1, 2)], 1)  # (N, 4, dims, P)
     t = inner - lower
@@ -96,7 +96,7 @@ _AXES = {
 
 
 def coordinate_slope(points: Tensor, problem: WarpProblem) -> Tensor:
-    """d(coordinate that is read) / d(source point): -1, 0 or 1, (N, dims, P).
+    """Returns d(coordinate that is read) / d(source point): -1, 0 or 1, (N, dims, P).
 
     0 marks points whose value does not depend on the coordinate at all. Bicubic pads its taps and
     not the coordinate.
@@ -114,7 +114,7 @@ def coordinate_slope(points: Tensor, problem: WarpProblem) -> Tensor:
 
 
 def _readable(points: Tensor, problem: WarpProblem) -> Tensor:
-    """False where a point is a constant through and through: (N, 1, P)."""
+    """Returns False where a point reads nothing but the constant: (N, 1, P)."""
     if problem.spec.padding in {Padding.ZEROS, Padding.FILL}:
         reach = 2 if problem.spec.interpolation == Interpolation.BICUBIC else 1
         inside = (points >= -reach) & (points <= _last(problem, points.dtype) + reach)
@@ -123,7 +123,7 @@ def _readable(points: Tensor, problem: WarpProblem) -> Tensor:
 
 
 def is_within(points: Tensor, problem: WarpProblem) -> Tensor:
-    """Whether points lie within the outermost pixel centres of the feature map: (N, 1, P)."""
+    """Returns whether points are within the outermost pixel centres of the map: (N, 1, P)."""
     return ((points >= 0) & (points <= _last(problem, points.dtype))).all(1, keepdim=True)
 
 
@@ -142,7 +142,7 @@ def _padded(points: Tensor, problem: WarpProblem) -> Tensor:
 
 
 def _reflected(points: Tensor, problem: WarpProblem) -> tuple[Tensor, Tensor]:
-    """Points mirrored into the map, not yet clipped, and the sign of each mirroring."""
+    """Returns points mirrored into the map, not yet clipped, and the sign of each mirroring."""
     spec = problem.spec
     last = _last(problem, points.dtype)
     about_edges = spec.coordinates == Coordinates.NORMALIZED and not spec.align_corners
@@ -162,7 +162,7 @@ def _index(points: Tensor, position: Tensor, readable: Tensor, problem: WarpProb
 
 
 def _combined(per_axis: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """One entry of every axis together, x running fastest: (N, dims, K, P) to (N, T, P)."""
+    """Combines one entry of every axis, x running fastest: (N, dims, K, P) to (N, T, P)."""
     return reduce(
         lambda inner, outer: combine(outer[:, :, None], inner[:, None]).flatten(1, 2),
         per_axis.unbind(1),
@@ -170,7 +170,7 @@ def _combined(per_axis: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> 
 
 
 def _blank(points: Tensor, problem: WarpProblem) -> Tensor | int:
-    """Index of the constant that a tap outside the map reads, an int or (N, 1, P)."""
+    """Returns the index of the constant that a tap outside the map reads, an int or (N, 1, P)."""
     outside = math.prod(problem.feature_map.shape[2:])
     if problem.spec.padding == Padding.FILL or not any(problem.spec.fill):
         return outside  # both constants are equal
@@ -178,13 +178,13 @@ def _blank(points: Tensor, problem: WarpProblem) -> Tensor | int:
 
 
 def _last(problem: WarpProblem, dtype: torch.dtype) -> Tensor:
-    """The largest x, y and z inside the feature map, (dims, 1)."""
+    """Returns the largest x, y and z inside the feature map, (dims, 1)."""
     last = tuple((size - 1,) for size in reversed(problem.feature_map.shape[2:]))
     return constant(last, dtype, problem.feature_map.device)
 
 
 def _strides(problem: WarpProblem) -> Tensor:
-    """How far a step along x, y and z leads in row-major order, (dims, 1, 1)."""
+    """Returns how far a step along x, y and z leads in row-major order, (dims, 1, 1)."""
     sizes = problem.feature_map.shape[:1:-1]
     strides = tuple(((math.prod(sizes[:axis]),),) for axis in range(len(sizes)))
     return constant(strides, torch.int64, problem.feature_map.device)

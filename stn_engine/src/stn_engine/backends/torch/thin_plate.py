@@ -47,58 +47,58 @@ STIFF = 2.0**60
 
 
 def points(problem: WarpProblem) -> Tensor:
-    """Source points in pixels, (N, 2, P), rounded once."""
+    """Returns source points in pixels, (N, 2, P), rounded once."""
     slope, offset = _unit_change(problem)
     x = _combined(problem.transform, warp_basis(problem))
     return (x * slope + offset).to(compute_dtype(problem))
 
 
 def points_adjoint(problem: WarpProblem, grad_points: Tensor) -> Tensor:
-    """Gradient of the control points' source points from that of ``points``."""
+    """Returns the gradient of the control points' source points from that of ``points``."""
     slope, _ = _unit_change(problem)
     grad = grad_points.double() * slope
     return _combined_adjoint(problem.transform, warp_basis(problem), grad)
 
 
 def grid(problem: GridProblem) -> Tensor:
-    """The spline on the target lattice, (N, 2, Ho, Wo), rounded once."""
+    """Returns the spline on the target lattice, (N, 2, Ho, Wo), rounded once."""
     x = _combined(problem.transform, _grid_basis(problem)).to(problem.output_dtype)
     return x.view(len(x), 2, *problem.output_size)
 
 
 def grid_adjoint(problem: GridProblem, grad_grid: Tensor) -> Tensor:
-    """Gradient of the control points' source points from that of ``grid``."""
+    """Returns the gradient of the control points' source points from that of ``grid``."""
     grad = grad_grid.double().flatten(2)
     return _combined_adjoint(problem.transform, _grid_basis(problem), grad)
 
 
 def _combined(transform: Transform, basis: Tensor) -> Tensor:
-    """B·Y by a fixed tree over the control points: (N, 2, P), float64."""
+    """Returns B·Y, summed by a fixed tree over the control points: (N, 2, P), float64."""
     source = transform.parameters.double().transpose(1, 2)
     return cat([tree_sum(part[..., None] * basis, 2) for part in _parts(source, basis)])
 
 
 def _combined_adjoint(transform: Transform, basis: Tensor, grad: Tensor) -> Tensor:
-    """The transpose of B times a gradient by a fixed tree over the target points: (N, K, 2)."""
+    """Returns Bᵀ times a gradient by a fixed tree over the target points: (N, K, 2)."""
     of_source = cat([tree_sum(part[:, :, None] * basis, 3) for part in _parts(grad, basis)])
     return of_source.transpose(1, 2).to(transform.parameters.dtype)
 
 
 def _parts(items: Tensor, basis: Tensor) -> Sequence[Tensor]:
-    """Items whose terms are in memory together: as many as ``MAX_TERMS`` allows, or one."""
+    """Yields items whose terms are in memory together: as many as ``MAX_TERMS`` allows, or one."""
     count = max(1, MAX_TERMS // max(1, basis.numel()))
     return [items[first : first + count] for first in range(0, max(1, len(items)), count)]
 
 
 def warp_basis(problem: WarpProblem) -> Tensor:
-    """B transposed, (K, P), float64: the spline is B times its points."""
+    """Returns B transposed, (K, P), float64: the spline is B times its points."""
     spec, size = problem.spec, problem.output_shape[2:]
     unit = spec.coordinates, spec.align_corners
     return BASES.get(*_settings(problem.transform), size, *unit, problem.feature_map.device)
 
 
 def warp_basis_of(call: Call) -> Tensor:
-    """``warp_basis`` of a call of a warp, or of its gradients."""
+    """Returns the ``warp_basis`` of a call of a warp, or of its gradients."""
     spec, size = call.spec, call.output_shape[2:]
     settings = cast("tuple[Pairs, float]", call.settings)
     return BASES.get(*settings, size, spec.coordinates, spec.align_corners, call.device)
@@ -129,14 +129,14 @@ class Bases:
         self.clear()
 
     def clear(self) -> None:
-        """Begins anew, with a lock that nobody holds."""
+        """Empties the cache, and replaces its lock."""
         self._lock = Lock()
         self._kept: OrderedDict[Hashable, Tensor] = OrderedDict()
         self.kept_bytes = 0
         """The bytes of all that are kept now."""
 
     def get(self, *description: Any) -> Tensor:
-        """``_basis`` of a description, never to be written to."""
+        """Returns ``_basis`` of a description, never to be written to."""
         if is_intercepted():
             return _basis(*description)
         with self._lock:
@@ -167,7 +167,7 @@ def _basis(
     align_corners: bool,  # noqa: FBT001 - a key of the cache, as all are
     device: torch.device,
 ) -> Tensor:
-    """B transposed, (K, P): by how much each control point's source point moves every point.
+    """Returns B transposed, (K, P): how far each control point's source point moves every point.
 
     It takes 8·K·P bytes, and 16·(K + 3)² while it is made.
     """
@@ -198,7 +198,7 @@ def _basis(
 
 
 def _weights(control: Array, regularization: float) -> Array:
-    """(K, K + 3): what B transposed is, times the terms of a point."""
+    """Returns (K, K + 3), by which the terms of a point are multiplied to get B transposed."""
     count = control.shape[1]
     system = np.zeros((count + 3, count + 3))
     system[:, :count] = _terms(control, control)
@@ -223,7 +223,7 @@ def _inverse(matrix: Array) -> Array:
 
 
 def _terms(at: Array, control: Array) -> Array:
-    """U(|p - c_k|) for every k, then 1, x and y, for points (2, P): (K + 3, P).
+    """Returns U(|p - c_k|) for every k, then 1, x and y, for points (2, P): (K + 3, P).
 
     U(r) = r²·log r. Far away, where U is large and all but the same for every k, what is the same
     is left out: as sum w_k = sum w_k·c_k = 0, so is the sum of w_k·(|p - c_k|² - |c_k|²), and
@@ -244,7 +244,7 @@ def _terms(at: Array, control: Array) -> Array:
 
 
 def _unit_change(problem: WarpProblem) -> tuple[Tensor, Tensor]:
-    """Slope and offset from source points to pixels, (2, 1) each."""
+    """Returns the slope and offset from source points to pixels, (2, 1) each."""
     spec, (height, width) = problem.spec, problem.feature_map.shape[2:]
     axes = [
         source_axis(size, spec.coordinates, align_corners=spec.align_corners)

@@ -4,7 +4,7 @@ from torch import Tensor, cat
 
 
 def tree_sum(terms: Tensor, dim: int) -> Tensor:
-    """The sum over ``dim`` by a fixed pairwise tree of elementwise additions.
+    """Returns the sum over ``dim`` by a fixed pairwise tree of elementwise additions.
 
     Library reductions choose their order by the whole tensor's size, so that a sum would change
     in the last bit with the items that share its batch. Here term k meets term k + 2^m, from the
