@@ -447,5 +447,8 @@ def test_parts_of_tensors_and_zeros_without_memory_are_read():
 
 def test_arrays_under_a_trace_are_refused():
     """They have no values yet."""
-    with pytest.raises(InvalidRequestError, match=r"^feature_map: expected an array, got .*Tracer"):
+    with pytest.raises(
+        InvalidRequestError,
+        match=r"^feature_map: expected an array .*JAX traces\. Use stn_client\.jax",
+    ):
         jax.jit(lambda u: calls.warp(u, Affine(QUARTER), None, {}))(jnp.asarray(U))

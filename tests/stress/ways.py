@@ -93,7 +93,7 @@ class ByTtrpc:
 
     def message_of(self, call) -> tuple[bytes, object]:
         """What is sent for a call of the SDK, and what is held until it has ended."""
-        placed = place(call, self._connection.pool)
+        placed = place(call, self._connection.pool, "")
         return (b"", None) if placed is None else (placed.request, placed.held)  # None: no room
 
 

@@ -32,11 +32,19 @@ SPECS = (
     WarpSpec(padding="reflection", deterministic=False),
     WarpSpec(padding="fill", fill=0.5, interpolation="nearest"),
 )
-DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8)
+DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.uint8,
+    torch.uint16,
+    torch.int16,
+)
 
 
 def every_kernel() -> Iterator[WarpGradientsProblem | WarpProblem]:
-    """The problems; channels lie apart, or side by side in vectors; uint8 has no gradients."""
+    """The problems; channels lie apart, or side by side in vectors; integers have no gradients."""
     for kind, sizes in KINDS:
         for spec in SPECS:
             for dtype in DTYPES:
@@ -50,7 +58,7 @@ def _problem(kind, sizes, spec, dtype, channels):
         last = torch.channels_last if len(sizes["size"]) == 2 else torch.channels_last_3d
         source = warp.feature_map.contiguous(memory_format=last)
         warp = warp.bound(source, warp.transform.parameters)
-    if dtype == torch.uint8:
+    if not dtype.is_floating_point:
         return warp
     problem = random_gradients(2, warp)
     if channels == 8:

@@ -18,6 +18,7 @@ from stn_server.command import run
 from stn_server.errors import DeviceLostError
 from stn_server.events import Listener, Stage
 from support.faulty import InjectedError
+from support.processes import environment
 
 
 class LostDevice(Listener):
@@ -124,6 +125,7 @@ class FaultyServer:
                 [sys.executable, __file__, fault, *ports, *flags],
                 stdout=subprocess.PIPE,
                 stderr=stderr,
+                env=environment(),
                 text=True,
             )
         addresses = json.loads(self.process.stdout.readline())

@@ -10,15 +10,20 @@ from pathlib import Path
 TESTS = Path(__file__).parents[1]
 
 
+def environment() -> dict[str, str]:
+    """Variables under which Python finds the tests' support, also with `PYTHONSAFEPATH`."""
+    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
 def run_python(*arguments: str | Path, timeout_s: float = 110) -> subprocess.CompletedProcess[str]:
     """Runs `python arguments` to its end; what it prints and how it ends is the caller's to judge.
 
-    The path is said in the environment: the working directory is none under `PYTHONSAFEPATH`.
+    Its environment is `environment()`.
     """
-    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.run(
         [sys.executable, *arguments],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "GRPC_VERBOSITY": "NONE"},
+        env=environment() | {"GRPC_VERBOSITY": "NONE"},
         capture_output=True,
         text=True,
         timeout=timeout_s,

@@ -67,6 +67,9 @@ def test_reflection_describes_the_service(channel):
         "GenerateGridGradients",
         "Objective",
         "ComputeMany",
+        "Upload",
+        "Download",
+        "Release",
         "GetServerInfo",
     }
 

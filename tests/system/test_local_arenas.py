@@ -125,7 +125,7 @@ def test_operands_that_lie_there_are_not_copied(stn):
         (warp(image, TRANSFORM, None, {}), [image]),
         (warp_gradients(output, u, TRANSFORM, ["transform"], {}), [output, u]),
     ):
-        placed = place(call, pool)
+        placed = place(call, pool, "")
         request = _request(call, placed)
         named = (
             [request.feature_map]
@@ -141,7 +141,7 @@ def test_operands_that_lie_there_are_not_copied(stn):
             assert arena.address + tensor.arena.offset == address
         assert len(placed.request) < 1024
     odd = u[:, :, :, 1:]
-    placed = place(warp(odd, TRANSFORM, None, {}), pool)
+    placed = place(warp(odd, TRANSFORM, None, {}), pool, "")
     tensor = _request(warp(odd, TRANSFORM, None, {}), placed).feature_map
     assert tensor.arena.byte_count == odd.nbytes
     (arena,) = (one for one in pool._arenas if one.id == tensor.arena.id)

@@ -423,6 +423,7 @@ def _warp_onto(moving: Tensor, fixed: Tensor, transform: Transform, spec: WarpSp
     checks.check_transform(transform, KINDS)
     dims = transform.dims
     checks.check_feature_map(moving, type(transform).__name__, dims, "moving")
+    checks.check_dtype("moving", moving, checks.GRADIENT_DTYPES)
     checks.check_tensor("fixed", fixed)
     if fixed.dim() != 2 + dims:
         expected: Shape = ("N", "C", *checks.target_axes(dims))
