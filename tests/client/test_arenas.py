@@ -114,8 +114,9 @@ def test_a_call_that_no_frame_takes_goes_by_grpc():
     """To try would end the connection, and with it the calls of others."""
     feature_map, identity = np.zeros((1, 1, 2, 2), np.float32), Affine(np.eye(2, 3)[None])
     long = {"padding": "fill", "fill": np.zeros(600_000)}
-    assert place(warp(feature_map, identity, None, long), None, "") is None
-    assert place(warp(feature_map, identity, None, {}), None, "").places == ()
+    pool = object()  # not even asked
+    assert place(warp(feature_map, identity, None, long), pool, "") is None
+    assert place(warp(feature_map, identity, None, {}), pool, "").places == ()
 
 
 def test_a_feature_map_that_is_no_array_is_refused_by_vjp_as_by_warp():

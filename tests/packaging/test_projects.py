@@ -111,7 +111,7 @@ def handed_out():
 
 
 def test_nobody_is_sent_to_an_index_for_what_is_not_there():
-    """Every `pip install` names folders of the checkout, and extras that they have; Ray is there."""
+    """Every `pip install` names folders of the checkout, and extras that they have, or Ray."""
     installed = re.compile(r"pip install(?! 'ray\[serve\]')((?: '?\./[\w\[\]]+'?)*)")
     found = {
         place
