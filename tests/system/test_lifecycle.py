@@ -390,6 +390,8 @@ def test_a_log_that_nobody_reads_holds_up_nothing(tmp_path):
     tokens = tmp_path / "tokens.toml"
     tokens.write_text(entry("alice", "secret"))
     addresses = ["--metrics-listen=127.0.0.1:0", f"--auth-tokens={tokens}"]
+    # At this level every refusal has a line, those that are alike too.
+    addresses.append("--log-level=debug")
 
     async def refuse(target, count):
         async with AsyncClient(target, token="wrong", retry=ONCE) as stn:
