@@ -56,11 +56,18 @@ class Watched:
             stub = service_pb2_grpc.SpatialTransformerStub(channel)
             return stub.GetServerInfo(server_info_pb2.GetServerInfoRequest(), timeout=30).statistics
 
-    def is_serving(self) -> bool:
+    def is_serving(self, within_s: float = 60.0) -> bool:
+        """Whether calls are welcome, or soon are: injected faults turn readiness off."""
+        serving = health_pb2.HealthCheckResponse.SERVING
         with grpc.insecure_channel(self.target) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
-            reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=30)
-        return reply.status == health_pb2.HealthCheckResponse.SERVING
+            try:
+                for reply in stub.Watch(health_pb2.HealthCheckRequest(), timeout=within_s):
+                    if reply.status == serving:
+                        return True
+            except grpc.RpcError:
+                pass
+        return False
 
     def settled(self, timeout_s: float = 10.0) -> server_info_pb2.Statistics:
         """The statistics once nothing is inside, or those after the timeout."""
