@@ -254,7 +254,7 @@ def many_benchmark() -> str:
             f"{cell['packed_per_s']:.0f}",
             f"{cell['alone_per_s']:.0f}",
             f"{cell['times']:.2f}",
-            "none" if cell["bar"] is None else _bar_of_many(cell),
+            _judged(cell["times"], cell["bar"]),
         )
         for cell in report["cells"]
     ]
@@ -271,19 +271,14 @@ def registration_benchmark() -> str:
     report = json.loads(REGISTRATION_BENCHMARK.read_text())
     rows = []
     for cell in report["cells"]:
-        bar = cell["bar"]
-        is_share = cell["unit"] not in {"times", "times ours"}
-        met = bar is None or (cell["value"] <= bar if is_share else cell["value"] >= bar)
-        verdict = "none"
-        if bar is not None:
-            verdict = f"{'≤' if is_share else '≥'} {bar:g}: {'met' if met else 'missed'}"
+        is_cost = cell["unit"] not in {"times", "times ours"}
         rows.append(
             (
                 cell["case"],
                 f"{cell['others'] * 1e3:.0f}" if "others" in cell else "",
                 f"{cell['error_px']:.4f}" if "error_px" in cell else "",
                 f"{cell['value']:.2f} {cell['unit']}",
-                verdict,
+                _judged(cell["value"], cell["bar"], at_most=is_cost),
             )
         )
     when = (
@@ -302,8 +297,7 @@ def triton_benchmark() -> str:
     for cell in report["cells"]:
         rates = cell["calls_per_s"]
         for name, times in cell["times"].items():
-            bar = cell["bars"].get(name)
-            verdict = "none" if bar is None else _bar_of_many({"times": times, "bar": bar})
+            verdict = _judged(times, cell["bars"].get(name))
             speeds = f"{rates[name]:.0f}", f"{rates['triton']:.0f}"
             rows.append((cell["case"], name, *speeds, f"{times:.2f}", verdict))
     when = (
@@ -335,8 +329,12 @@ def client_benchmark() -> str:
     return f"{_findings(findings)}\n\n{_table(head, durations)}\n\n{when}"
 
 
-def _bar_of_many(cell: dict[str, Any]) -> str:
-    return f"≥ {cell['bar']:g}: {'met' if cell['times'] >= cell['bar'] else 'missed'}"
+def _judged(value: float, bar: float | None, *, at_most: bool = False) -> str:
+    """Returns a bar and whether a value meets it; "none" if there is no bar."""
+    if bar is None:
+        return "none"
+    met = value <= bar if at_most else value >= bar
+    return f"{'≤' if at_most else '≥'} {bar:g}: {'met' if met else 'missed'}"
 
 
 def _engine_tables(report: dict[str, Any]) -> str:
