@@ -549,6 +549,37 @@ async def test_a_policy_that_fails_answers_everybody():
     await batcher.drain()
 
 
+UNKNOWN_BYTES, UNKNOWN_WORK = Cost(None, 1, 1), Cost(10, 1, None)
+"""Costs with which a policy fails: as it admits an item, and as it queues one."""
+
+
+@in_virtual_time
+async def test_a_policy_that_fails_as_it_admits_a_call_leaves_its_place_to_the_call():
+    """Which has it until its reply has left, as any other."""
+    batcher, call = make_batcher(FakeRunner()), FakeContext()
+    place = batcher.reserve(10, caller="", call=call)
+    (one,) = wanted("any")
+    submitted = batcher.submit(1, key=one.key, cost=UNKNOWN_BYTES, place=place)
+    assert isinstance(await outcome_of(submitted), BrokenError)
+    assert batcher.statistics().admitted_bytes == 10
+    call.finish()
+    assert batcher.statistics().admitted_bytes == 0
+
+
+@in_virtual_time
+async def test_a_policy_that_fails_amid_a_message_leaves_its_place_to_the_call():
+    """Some of its calls are queued by then, and some are not."""
+    batcher, call = make_batcher(FakeRunner()), FakeContext()
+    place = batcher.reserve(10, caller="", call=call)
+    (first,), (second,), (third,) = (wanted(spec, spec=spec) for spec in "abc")
+    calls = [first, second._replace(cost=UNKNOWN_WORK), third]
+    outcomes = await batcher.submit_together(calls, place=place)
+    assert [type(outcome) for outcome in outcomes] == [BrokenError] * 3
+    assert batcher.statistics().admitted_bytes == 30
+    call.finish()
+    assert batcher.statistics().admitted_bytes == 0
+
+
 @in_virtual_time
 async def test_a_fault_at_the_door_is_its_callers_alone():
     """It leaves no trace."""

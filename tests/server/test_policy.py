@@ -599,8 +599,6 @@ class PolicyMachine(RuleBasedStateMachine):
             assert patience < math.inf
             del self.queued[bundle.number], self.inside[bundle.number]
             self.policy.release(place)
-        else:
-            place.holders -= 1  # that of the message: `depart` gives back that of its bundle
 
     def is_full(self, item):
         inside = list(self.inside.values())

@@ -237,10 +237,11 @@ class Batcher:
         waiter: asyncio.Future[Any] = self._loop.create_future()
         self._waiters[item] = waiter
         self._idle.clear()
-        is_inside = False
+        # Taken and given back here, whatever the policy makes of the item, or if it fails.
+        if place is not None:
+            place.holders += 1
         try:
             refusal = self._step(Arrive(item)).refusal
-            is_inside = refusal is None
             if refusal is not None:
                 raise self._refused(refusal)
             return await waiter
@@ -255,7 +256,7 @@ class Batcher:
             raise
         finally:
             del self._waiters[item]
-            if is_inside and item.place is not None:
+            if item.place is not None:  # its own, or the one that the policy gave it
                 self._policy.release(item.place)
             self._settle()
 
@@ -293,10 +294,10 @@ class Batcher:
         for bundle, waiter in waiters.items():
             self._waiters[bundle] = waiter
         self._idle.clear()
-        # Stays empty if the policy fails; then `_break` answers the bundles.
-        late: Sequence[RefusedError | None] = ()
+        place.holders += 1
         try:
             late = self._step(ArriveTogether(bundles)).late
+            # Without any of them if the policy fails; then `_break` answers the bundles.
             for bundle, refusal in zip_longest(bundles, late):
                 if refusal is None:
                     # One after the other: the message is answered after the last one anyway.
@@ -309,11 +310,10 @@ class Batcher:
             await self._give_up(waiters)
             raise
         finally:
-            for bundle, refusal in zip_longest(bundles, late):
+            for bundle, waiter in waiters.items():
                 del self._waiters[bundle]
-                waiters[bundle].cancel()
-                if refusal is None:
-                    self._policy.release(place)
+                waiter.cancel()
+            self._policy.release(place)
             self._settle()
         return outcomes
 

@@ -317,23 +317,18 @@ class Policy:
         return not self._queue.items and len(self._running) < self._limits.lanes
 
     def _refusal(self, item: WorkItem, now: float) -> OverloadedError | None:
-        """Admits an item, which then holds its place, or returns the error for its caller."""
-        place = item.place
-        if place is None:
-            entered = self._admission.enter(item.caller, item.cost.size_bytes)
-            if isinstance(entered, Full):
-                return self._full(entered, item.caller, now)
-            place = entered
-        else:
-            full = self._admission.resize(place, item.cost.size_bytes)
-            if full is not None:
-                return self._full(full, item.caller, now)
-            # Its waiter; the call that has reserved the place is the other holder.
-            place.holders += 1
+        """Admits an item, which has a place then, or returns the error for its caller."""
+        if item.place is not None:
+            full = self._admission.resize(item.place, item.cost.size_bytes)
+            return self._late(item, now) if full is None else self._full(full, item.caller, now)
+        entered = self._admission.enter(item.caller, item.cost.size_bytes)
+        if isinstance(entered, Full):
+            return self._full(entered, item.caller, now)
+        item.place = entered
         late = self._late(item, now)
         if late is not None:
-            self.release(place)
-        item.place = place
+            self.release(entered)
+            item.place = None
         return late
 
     def _join(self, bundle: Bundle, now: float) -> DeadlineUnreachableError | None:
@@ -342,7 +337,6 @@ class Policy:
         assert place is not None  # that of its message
         late = self._late(bundle, now)
         if late is None:
-            place.holders += 1
             self._enqueue(bundle)
         else:
             others = max(1, place.items - len(bundle.problems))  # the message itself stays
