@@ -268,7 +268,7 @@ class Policy:
         late: tuple[DeadlineUnreachableError | None, ...] = ()
         match event:
             case Arrive(item):
-                refusal = self._refusal(item, now)
+                refusal = self._admit(item, now)
                 if refusal is None:
                     # The common case. What follows would come to the same, but by the queue a
                     # whole call takes 1.6 times the Python.
@@ -316,7 +316,7 @@ class Policy:
         """Whether a lane is free and no item waits for it."""
         return not self._queue.items and len(self._running) < self._limits.lanes
 
-    def _refusal(self, item: WorkItem, now: float) -> OverloadedError | None:
+    def _admit(self, item: WorkItem, now: float) -> OverloadedError | None:
         """Admits an item, which has a place then, or returns the error for its caller."""
         if item.place is not None:
             full = self._admission.resize(item.place, item.cost.size_bytes)
