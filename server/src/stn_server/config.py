@@ -70,16 +70,23 @@ def setting(default: Any, doc: str) -> Any:
 class BatchingConfig:
     """Settings of how calls are grouped, and how many may be admitted."""
 
-    max_batch_bytes: int = setting(256 * MIB, "Operands and results of one launch.")
+    max_batch_bytes: int = setting(256 * MIB, "Most bytes of operands and results in one batch.")
     max_batch_samples: int = setting(
-        16 * MIB, "Source points of one launch, fewer of what reads more than bilinear colours."
+        16 * MIB,
+        "Most sampling points (output pixels) in one batch; fewer where a point takes more reads "
+        "than one of a bilinear colour image.",
     )
-    window_s: float = setting(0.0, "How long a free device waits for more calls to join.")
+    window_s: float = setting(
+        0.0, "How long a free device waits for further calls to join a batch."
+    )
     max_admitted_items: int = setting(
-        1024, "Calls inside, until their reply has left; more are refused."
+        1024,
+        "Most calls at a time, from their arrival until their reply is sent; more are refused.",
     )
-    max_admitted_bytes: int = setting(2048 * MIB, "Their operands and results; more are refused.")
-    stall_s: float = setting(120.0, "A batch that takes longer means that the device is lost.")
+    max_admitted_bytes: int = setting(
+        2048 * MIB, "Most bytes of their operands and results; more are refused."
+    )
+    stall_s: float = setting(120.0, "A batch that runs for longer means that the device is lost.")
 
     def __post_init__(self) -> None:
         for name in (
@@ -97,31 +104,31 @@ class BatchingConfig:
 class LimitsConfig:
     """Limits of a single call."""
 
-    max_message_bytes: int = setting(256 * MIB, "A request on the wire.")
-    max_payloads: int = setting(16, "Its tensors; no call has more than three of its own.")
+    max_message_bytes: int = setting(256 * MIB, "Most bytes of a request.")
+    max_payloads: int = setting(16, "Most tensors of a request.")
     max_envelope_bytes: int = setting(
         256 * KIB,
-        "The rest of it, without payloads; the longest part is one fill per channel.",
+        "Most bytes of a request without its tensors; the longest part is one fill per channel.",
     )
     max_output_bytes: int = setting(
-        256 * MIB, "The results of one call and the basis of its spline; checked before allocating."
+        256 * MIB, "Most bytes of the results of a call and the basis of its spline."
     )
-    max_output_samples: int = setting(16 * MIB, "Source points of one call: 4096 x 4096 pixels.")
-    max_dimension_px: int = setting(32768, "Depth, height or width of an output.")
+    max_output_samples: int = setting(16 * MIB, "Most sampling points (output pixels) of a call.")
+    max_dimension_px: int = setting(32768, "Largest depth, height or width of an output.")
     max_control_points: int = setting(
         256,
-        "Of a thin-plate spline; what its basis takes grows with their square.",
+        "Most control points of a thin-plate spline; its basis takes memory by their square.",
     )
     max_calls: int = setting(
-        1024, "Calls of one ComputeMany; their results together are one call's."
+        1024, "Most calls in one ComputeMany; limits of results are for all of them together."
     )
     max_concurrent_streams: int = setting(
-        16384, "Calls of one connection; gRPC's clients hold more back once they know of it."
+        16384, "Most calls at a time on one connection; gRPC's clients hold further ones back."
     )
     upload_s: float = setting(
         60.0,
-        "How long the message of a call may take to come in; one of undeclared size may wait as "
-        "long for its turn.",
+        "How long a message may take to arrive; one that declares no size may wait as long before "
+        "it is read.",
     )
 
     def __post_init__(self) -> None:
@@ -143,16 +150,24 @@ class LimitsConfig:
 class LifecycleConfig:
     """Settings of the end of the server and of its connections."""
 
-    lame_duck_s: float = setting(0.0, "After SIGTERM: serving on, but reporting not ready.")
-    grace_s: float = setting(30.0, "Then: until every reply has left; after it calls are cut off.")
+    lame_duck_s: float = setting(
+        0.0, "After SIGTERM: how long to go on serving while health reports NOT_SERVING."
+    )
+    grace_s: float = setting(
+        30.0, "After that: how long calls may take to finish before they are cut off."
+    )
     connection_age_s: float = setting(
-        0.0, "After it clients connect anew, and so find new replicas behind a name; 0: never."
+        0.0,
+        "Age at which connections are closed after their last call, so that clients resolve the "
+        "name anew and find new replicas; 0: never.",
     )
     hang_s: float = setting(
-        60.0, "An event loop that stands still for so long ends the process (3); 0: never."
+        60.0,
+        "An event loop that is blocked for so long ends the process, with exit code 3; 0: never.",
     )
     end_with_stdin: bool = setting(
-        False, "At the end of standard input, as when the process that holds the pipe has ended."
+        False,
+        "Shut down at the end of standard input, as when the process that holds the pipe ends.",
     )
 
     def __post_init__(self) -> None:
@@ -169,7 +184,8 @@ class TlsConfig:
     certificate: str = setting("", "The server's certificate with its chain; empty: no TLS.")
     key: str = setting("", "The private key of the certificate.")
     client_ca: str = setting(
-        "", "Authorities that must have signed a caller's certificate; empty: none is asked for."
+        "",
+        "Certificate authorities of client certificates (mutual TLS); empty: none are asked for.",
     )
 
     def __post_init__(self) -> None:
@@ -185,7 +201,8 @@ class AuthConfig:
     """Settings of which callers the server answers."""
 
     tokens: str = setting(
-        "", "File of tokens and quotas, read again when it changes; empty: everyone is answered."
+        "",
+        "File of bearer tokens and quotas, read again when it changes; empty: no authentication.",
     )
     plaintext: Plaintext = setting(
         "refuse", "Whether tokens may cross a network without TLS: refuse or allow."
@@ -205,10 +222,12 @@ class LocalConfig:
     )
     mode: str = setting("0600", "Permissions of these sockets.")
     group: str = setting("", "Their group, by name or number; empty: that of the process.")
-    max_arenas: int = setting(256, "Arenas, memory shared with callers; two descriptors each.")
-    max_caller_arenas: int = setting(64, "Arenas of one caller.")
-    max_arena_bytes: int = setting(4096 * MIB, "Of all arenas together.")
-    max_caller_arena_bytes: int = setting(1024 * MIB, "Of the arenas of one caller.")
+    max_arenas: int = setting(
+        256, "Most arenas (shared memory of callers); two file descriptors each."
+    )
+    max_caller_arenas: int = setting(64, "Most arenas of one caller.")
+    max_arena_bytes: int = setting(4096 * MIB, "Most bytes of all arenas together.")
+    max_caller_arena_bytes: int = setting(1024 * MIB, "Most bytes of the arenas of one caller.")
 
     def __post_init__(self) -> None:
         for name in (
@@ -232,12 +251,17 @@ class LocalConfig:
 class ResidentsConfig:
     """Limits of resident tensors, which are a cache."""
 
-    max_bytes: int = setting(1024 * MIB, "Of all resident tensors; 0: there are none.")
-    max_caller_bytes: int = setting(512 * MIB, "Of the resident tensors of one caller.")
-    lease_s: float = setting(600.0, "How long a tensor stays at most while nobody uses it.")
+    max_bytes: int = setting(
+        1024 * MIB,
+        "Most bytes of all resident tensors, which are held for later calls; 0: no such.",
+    )
+    max_caller_bytes: int = setting(512 * MIB, "Most bytes of the resident tensors of one caller.")
+    lease_s: float = setting(
+        600.0, "A resident tensor that no call has used for so long is evicted."
+    )
     address: str = setting(
         "",
-        "Target of this very replica, told with handles, for callers that reach several of them "
+        "Address of this very replica, told with handles, for callers that reach several of them "
         "behind one name; empty: callers reach this one alone.",
     )
 
@@ -256,9 +280,12 @@ class OipConfig:
         "Whether callers may register POSIX shared memory of this host: the server reads and "
         "writes, for any caller, what its user may.",
     )
-    max_regions: int = setting(256, "Regions of shared memory; a descriptor each.")
+    max_regions: int = setting(
+        256, "Most registered regions of shared memory; a file descriptor each."
+    )
     max_streams: int = setting(
-        64, "Streams at a time; each may hold a message that is not admitted yet."
+        64,
+        "Most ModelStreamInfer calls at a time; each may hold a message that is not admitted yet.",
     )
 
     def __post_init__(self) -> None:
@@ -270,9 +297,9 @@ class OipConfig:
 class LogConfig:
     """Settings of the log on standard error."""
 
-    level: LogLevel = setting("info", "The least severe record that is written.")
+    level: LogLevel = setting("info", "The least severe level that is written.")
     format: LogFormat = setting("json", "One JSON object a line, or text for people.")
-    slow_call_s: float = setting(10.0, "Calls that take longer are logged; 0: none is.")
+    slow_call_s: float = setting(10.0, "Calls that take longer are logged; 0: none are.")
 
     def __post_init__(self) -> None:
         _at_least(self, "slow_call_s", 0)
@@ -295,22 +322,24 @@ class ServerConfig:
     )
     metrics_listen: str = setting("127.0.0.1:9464", "Address of /metrics; empty: off.")
     admin_listen: str = setting(
-        "", "Address of health alone, without TLS and tokens, as probes want it; empty: none."
+        "", "Address of gRPC health alone, without TLS and tokens, for probes; empty: none."
     )
     reflection: Reflection = setting(
-        "listen", "Where the service describes itself: listen, admin_listen or off."
+        "listen", "Where gRPC server reflection is served: listen, admin_listen or off."
     )
     tracing: Tracing = setting(
-        "off", "Spans of every call: off, or otlp (extra otel; OTEL_... variables say where to)."
+        "off",
+        "Spans of every call by OpenTelemetry: off, or otlp (extra otel; OTEL_... say where to).",
     )
     device: str = setting(
         "auto", "Where to compute: auto (GPUs if there are any), cpu, or cuda:0,cuda:1 and so on."
     )
     threads: int = setting(
-        0, "Threads of the CPU engine; 0: one a core, or as many as a CPU quota lets run."
+        0, "Threads that compute on CPUs; 0: one per core, or as many as a CPU quota lets run."
     )
     retained_bytes: int = setting(
-        512 * MIB, "Freed memory kept for the next calls (glibc only); 0: given back at once."
+        512 * MIB,
+        "Most bytes of freed memory kept for later calls (glibc only); 0: returned immediately.",
     )
     batching: BatchingConfig = field(default_factory=BatchingConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)

@@ -109,13 +109,17 @@ class _CpuQuota(Collector):
         """Yields three counters; all are zero without a quota."""
         told = self.throttling()
         for name, text, value in (
-            ("stn_cpu_periods", "Spans of time in which a CPU quota counts", told.periods),
+            ("stn_cpu_periods", "Elapsed periods of the cgroup's CPU quota", told.periods),
             (
                 "stn_cpu_throttled_periods",
-                "Those in which the quota was used up, and all threads were stopped",
+                "Periods in which the cgroup used up its quota and was throttled",
                 told.throttled_periods,
             ),
-            ("stn_cpu_throttled_seconds", "How long they were stopped", told.throttled_s),
+            (
+                "stn_cpu_throttled_seconds",
+                "Time for which the cgroup was throttled",
+                told.throttled_s,
+            ),
         ):
             yield CounterMetricFamily(name, text, value=value)
 
@@ -141,123 +145,143 @@ class Metrics(Listener):
     def _describe_calls(self, registry: CollectorRegistry) -> None:
         counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
         seconds = partial(Distribution, buckets=SECONDS, registry=registry)
-        self.requests = counter("stn_requests", "Calls answered", ["method", "code"])
+        self.requests = counter(
+            "stn_requests", "Calls that have ended, by status code", ["method", "code"]
+        )
         self.request_duration = seconds(
-            "stn_request_duration_seconds", "From the arrival of a call to its answer", ["method"]
+            "stn_request_duration_seconds",
+            "Time from the arrival of a call to its reply or status",
+            ["method"],
         )
         self.payload_bytes = counter(
             "stn_payload_bytes",
-            "Messages with tensors, envelopes included",
+            "Size of valid requests and of replies",
             ["direction", "transport"],
         )
         self.caller_calls = counter(
             "stn_caller_calls",
-            "Calls answered, by the name of the token that came along",
+            "Calls that have ended, by the name of their token",
             ["caller"],
         )
         self.caller_bytes = counter(
-            "stn_caller_bytes", "Messages of these calls", ["caller", "direction"]
+            "stn_caller_bytes",
+            "Size of valid requests and of replies, by the name of their token",
+            ["caller", "direction"],
         )
         self.caller_device = counter(
             "stn_caller_device_seconds",
-            "Time of launches, of which each call has its part by its work",
+            "Time on the device: each call has the part of its batch that its work is",
             ["caller"],
         )
-        self.refused = counter("stn_refused", "Calls turned away at the door", ["reason"])
+        self.refused = counter("stn_refused", "Calls refused without being computed", ["reason"])
         self.abandoned_items = counter(
-            "stn_abandoned_items", "Calls cancelled or expired while queued"
+            "stn_abandoned_items",
+            "Calls that were cancelled, or whose deadline passed, in the queue",
         )
-        self.queued_items = gauge("stn_queued_items", "Calls that wait")
-        self.running_items = gauge("stn_running_items", "Calls being computed")
+        self.queued_items = gauge("stn_queued_items", "Calls in the queue, which wait for a device")
+        self.running_items = gauge("stn_running_items", "Calls in batches that run")
         self.admitted_bytes = gauge(
             "stn_admitted_bytes",
-            "Operands and results of calls from before they are read until their reply has left",
+            "Memory reserved for operands and results of admitted calls, from before a message is "
+            "read until its reply has been sent",
         )
-        self.arenas = gauge("stn_arenas", "Arenas: memory that callers on this host share")
-        self.arena_bytes = gauge("stn_arena_bytes", "Of all arenas")
+        self.arenas = gauge("stn_arenas", "Arenas: shared memory of callers on this host")
+        self.arena_bytes = gauge("stn_arena_bytes", "Size of all arenas")
         self.resident_tensors = gauge(
-            "stn_resident_tensors", "Tensors that callers have left for later calls"
+            "stn_resident_tensors", "Tensors that the server holds for later calls of their callers"
         )
-        self.resident_bytes = gauge("stn_resident_bytes", "Of all resident tensors")
+        self.resident_bytes = gauge("stn_resident_bytes", "Size of all resident tensors")
         self.resident_evictions = counter(
             "stn_resident_evictions",
-            "Resident tensors let go at the end of their lease, or to make room",
+            "Resident tensors evicted at the end of their lease, or to make room",
             ["reason"],
         )
-        self.queue_wait = seconds("stn_queue_wait_seconds", "From admission to launch")
-        self.ready = gauge("stn_ready", "1 while calls are welcome, else 0")
-        self.queue_age = gauge(
-            "stn_queue_age_seconds", "How long the oldest queued call has waited"
+        self.queue_wait = seconds(
+            "stn_queue_wait_seconds", "Time from the admission of a call to the start of its batch"
         )
+        self.ready = gauge("stn_ready", "1 while health reports SERVING, else 0")
+        self.queue_age = gauge("stn_queue_age_seconds", "Age of the oldest call in the queue")
 
     def _describe_batches(self, registry: CollectorRegistry) -> None:
         counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
         histogram = partial(Distribution, registry=registry)
-        self.batch_items = histogram("stn_batch_items", "Calls that shared a launch", buckets=ITEMS)
+        self.batch_items = histogram("stn_batch_items", "Calls in a batch", buckets=ITEMS)
         self.batch_bytes = histogram(
-            "stn_batch_bytes", "Operands and results of a launch", buckets=BYTES
+            "stn_batch_bytes", "Size of operands and results of a batch", buckets=BYTES
         )
         self.batch_duration = histogram(
             "stn_batch_duration_seconds",
-            "A launch, from hand-over to results",
+            "Time from handing a batch to its device until the results are there",
             ["operation", "backend"],
             buckets=SECONDS,
         )
-        self.samples = counter("stn_samples", "Source points computed")
-        self.device_memory = gauge(
-            "stn_device_memory_bytes", "What this process holds on a device", ["device"]
+        self.samples = counter(
+            "stn_samples", "Sampling points computed: the pixels or voxels of all results"
         )
-        self.lanes = gauge("stn_lanes", "Batches that a device takes at a time", ["device"])
+        self.device_memory = gauge(
+            "stn_device_memory_bytes", "Memory that this process holds on a device", ["device"]
+        )
+        self.lanes = gauge(
+            "stn_lanes", "Lanes of a device: how many batches it runs at a time", ["device"]
+        )
         self.lane_busy = counter(
             "stn_lane_busy_seconds",
-            "Time that lanes of a device had a batch; its rate by stn_lanes is their utilisation",
+            "Time for which lanes ran a batch; its rate divided by stn_lanes is the utilisation",
             ["device"],
         )
 
     def _describe_process(self, registry: CollectorRegistry) -> None:
         counter = partial(Counter, registry=registry)
         self.kernel_compilations = counter(
-            "stn_kernel_compilations", "Programs of kernels that were needed", ["outcome"]
+            "stn_kernel_compilations",
+            "Kernel programs compiled, read from the cache on disk, or failed",
+            ["outcome"],
         )
         self.kernel_compilation_duration = Distribution(
             "stn_kernel_compilation_duration_seconds",
-            "Compiling a program of kernels that was not on disk",
+            "Time to compile a kernel program that was not in the cache on disk",
             buckets=SECONDS,
             registry=registry,
         )
         self.reloads = counter(
             "stn_reloads",
-            "Changes of the files of tokens and certificates",
+            "Changed files of tokens or certificates, accepted or rejected",
             ["file", "outcome"],
         )
         self.log_lines_dropped = counter(
-            "stn_log_lines_dropped", "Lines of the log that nobody read in time"
+            "stn_log_lines_dropped", "Log lines dropped, as standard error was not read fast enough"
         )
         self.loop_lag = Distribution(
             "stn_event_loop_lag_seconds",
-            "How late the event loop does what is due; all calls wait for it",
+            "How late timers of the event loop run, four a second; calls wait as long",
             buckets=SECONDS,
             registry=registry,
         )
         gauge = partial(Gauge, registry=registry)
         self.loop_still = gauge(
-            "stn_event_loop_still_seconds", "How long the event loop has stood still by now"
+            "stn_event_loop_still_seconds",
+            "How long the event loop has been blocked; 0 while it runs",
         )
         self.pending_calls = gauge(
-            "stn_pending_calls", "Calls that gRPC has accepted and that wait for the event loop"
+            "stn_pending_calls", "Calls that gRPC has accepted and the event loop has not begun"
         )
         self.pending_age = gauge(
-            "stn_pending_age_seconds", "How long the oldest of them has waited"
+            "stn_pending_age_seconds", "Age of the oldest call that the event loop has not begun"
         )
         self.receiving_bytes = gauge(
             "stn_receiving_bytes",
-            "Messages that are on their way in, in the size that they declare, or the largest",
+            "Size of messages being received: as declared, else limits.max_message_bytes each",
         )
         self.cpu_cores = gauge(
-            "stn_cpu_cores", "Cores that the process may use, as a CPU quota or affinity says"
+            "stn_cpu_cores", "CPU cores that the process may use, by CPU quota and affinity"
         )
         self._cpu = _CpuQuota(registry)
-        self.build_info = Gauge("stn_build_info", "Always 1", ["version"], registry=registry)
+        self.build_info = Gauge(
+            "stn_build_info",
+            "The version of the server, as a label; always 1",
+            ["version"],
+            registry=registry,
+        )
         self.build_info.labels(version=version("stn-server")).set(1)
 
     def _show_zeros(self) -> None:
