@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import grpc.aio
 import torch
-from grpc_health.v1 import health
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from stn_proto.ttrpc import MAX_DATA_BYTES
 from stn_server.auth import Authenticator
 from stn_server.batching.batcher import Batcher, Runner
-from stn_server.batching.devices import EngineRunner, Lanes, devices_of
+from stn_server.batching.devices import Device, EngineRunner, Lanes, devices_of
 from stn_server.batching.policy import Policy, PolicyLimits
 from stn_server.batching.work import Cost
 from stn_server.config import BatchingConfig, ConfigError, ServerConfig
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
 HEALTH_NAMES = ("", SERVICE, OIP_SERVICE)
 """Services whose readiness is reported: the server as a whole, and ours."""
 
-DESCRIBED = (SERVICE, OIP_SERVICE, health.SERVICE_NAME)
+DESCRIBED = (SERVICE, OIP_SERVICE, HEALTH_SERVICE)
 """Services that reflection tells about, beside itself."""
 
 COUNTING = ("grpc.enable_channelz", 1)
@@ -117,99 +118,67 @@ def build(
     """
     torch.set_num_threads(config.threads or threads_within(torch.get_num_threads()))
     devices = devices_of(config.device)
-    registry = CollectorRegistry()
-    metrics, tracing = Metrics(registry, backend_on(devices[0].name)), _tracing(config)
-    event_log = EventLog()
-    listening = metrics, event_log, *([tracing] if tracing else [])
-    events = Events(*listening, *listeners)
+    registry, event_log, tracing = CollectorRegistry(), EventLog(), _tracing(config)
+    metrics = Metrics(registry, backend_on(devices[0].name))
+    events = Events(metrics, event_log, *([tracing] if tracing else []), *listeners)
+    files, health = Watch(events), Health(HEALTH_NAMES)
 
-    lanes = Lanes(
-        [("cpu", runner)]
-        if runner
-        else [(device.name, EngineRunner(device, events)) for device in devices],
-        events,
-    )
-    clock = {} if now is None else {"now": now}
-    batcher = Batcher(
-        Policy(_policy_limits(config.batching, len(lanes))),
-        lanes,
-        events,
-        stall_s=config.batching.stall_s,
-        **clock,
-    )
-    metrics.watch(batcher.statistics, batcher.queue_age_s)
-    held_bytes = {device.name: device.held_bytes for device in devices}
-    metrics.watch_memory({"cpu": resident_bytes, **held_bytes})
-    metrics.watch_cpu(usable_cores(), throttling)
-    metrics.watch_lanes(Counter(device.name for device in devices))
-    ProcessCollector(registry=registry)
+    def is_ready() -> bool:
+        return health.is_ready
 
-    files, tls, is_healthy = Watch(events), config.tls, Health(HEALTH_NAMES)
-    info = ServerInfo(config, lambda: is_healthy.is_ready, batcher.statistics, lanes.devices)
-    arenas = Arenas(config.local)
-    metrics.watch_arenas(arenas)
-    metrics.watch_readiness(lambda: is_healthy.is_ready)
-    residents = Residents(config.residents, events, batcher.now)
-    metrics.watch_residents(residents)
+    # What computes.
+    lanes = _lanes(devices, runner, events)
+    policy = Policy(_policy_limits(config.batching, len(lanes)))
+    clock = time.monotonic if now is None else now
+    batcher = Batcher(policy, lanes, events, clock, stall_s=config.batching.stall_s)
+    self_test = SelfTest(batcher, health, config.batching.stall_s)
+    events.add(self_test)
+
+    # What makes problems of messages, and replies of results.
+    arenas, residents = Arenas(config.local), Residents(config.residents, events, batcher.now)
     memory = Memory(arenas if config.local.dir else None, residents)
     translator = Translator(config.limits, memory)
     transfers = Transfers(residents, config.limits, memory)
+    info = ServerInfo(config, is_ready, batcher.statistics, lanes.devices)
     service = Service(translator, batcher, info.message, events, transfers.methods)
-    receiver = Receiver(batcher, config.limits, config.batching.max_admitted_bytes)
-    metrics.watch_receiving(receiver.receiving_bytes)
+    inference = InferenceService(config, translator, batcher, service.quotas, is_ready, events)
+
+    # What brings the messages.
     backlog = Backlog()
     monitor = LoopMonitor(backlog, events, config.lifecycle.hang_s)
-    metrics.watch_loop(monitor.still_s, backlog.pending, lambda: backlog.wait_s)
+    receiver = Receiver(batcher, config.limits, config.batching.max_admitted_bytes)
     transport = GrpcTransport(
         service,
         receiver,
         batcher.now,
         events,
         backlog,
-        certified=bool(tls.client_ca),
+        certified=bool(config.tls.client_ca),
         slow_call_s=config.log.slow_call_s or math.inf,
-    )
-    inference = InferenceService(
-        config,
-        translator,
-        batcher,
-        service.quotas,
-        lambda: is_healthy.is_ready,
-        events,
     )
     streams = Streams(inference, transport, batcher, config.oip, config.limits.max_output_bytes)
     interceptors = tuple(_interceptors(config, transport, files))
-    undeclared_bytes = int(config.batching.max_admitted_bytes * UNDECLARED_PART)
-    local = LocalTransport(
-        config.local,
-        config.limits,
-        max(1, undeclared_bytes // MAX_DATA_BYTES),
-        transport,
-        arenas,
-        interceptors,
-    )
-    grpc_server, accepted = accepted_calls(
-        lambda: grpc.aio.server(interceptors=interceptors, options=grpc_options(config))
-    )
-    admin_server, accepted_inside = accepted_calls(
-        lambda: grpc.aio.server(options=[("grpc.so_reuseport", 0), COUNTING])
-    )
-    backlog.watch(lambda: accepted() + accepted_inside())
+    grpc_server, admin_server = _grpc_servers(config, interceptors, backlog)
     grpc_server.add_generic_rpc_handlers((transport.handlers(), streams.handlers()))
     reflecting = {"listen": grpc_server, "admin_listen": admin_server}.get(config.reflection)
     if reflecting:
         reflecting.add_generic_rpc_handlers(Reflection(DESCRIBED, transport).handlers())
     for server in (grpc_server, admin_server):
         server.add_generic_rpc_handlers(
-            (is_healthy.handlers(transport, receiver), transport.refuse_unknown())
+            (health.handlers(transport, receiver), transport.refuse_unknown())
         )
-    self_test = SelfTest(
-        batcher,
-        lambda: is_healthy.is_ready,
-        lambda ready: is_healthy.set(ready=ready),
-        config.batching.stall_s,
-    )
-    events.add(self_test)
+
+    # What a scrape reads of all of it.
+    metrics.watch(batcher.statistics, batcher.queue_age_s)
+    metrics.watch_readiness(is_ready)
+    metrics.watch_memory({"cpu": resident_bytes, **{one.name: one.held_bytes for one in devices}})
+    metrics.watch_cpu(usable_cores(), throttling)
+    metrics.watch_lanes(Counter(device.name for device in devices))
+    metrics.watch_arenas(arenas)
+    metrics.watch_residents(residents)
+    metrics.watch_receiving(receiver.receiving_bytes)
+    metrics.watch_loop(monitor.still_s, backlog.pending, lambda: backlog.wait_s)
+    ProcessCollector(registry=registry)
     return Parts(
         config=config,
         registry=registry,
@@ -218,18 +187,54 @@ def build(
         tracing=tracing,
         events=events,
         files=files,
-        certificates=Certificates(tls, files) if tls.certificate else None,
+        certificates=Certificates(config.tls, files) if config.tls.certificate else None,
         lanes=lanes,
         batcher=batcher,
         residents=residents,
         transport=transport,
-        local=local if config.local.dir else None,
-        health=is_healthy,
+        local=_local_transport(config, transport, arenas, interceptors),
+        health=health,
         monitor=monitor,
         self_test=self_test,
         grpc_server=grpc_server,
         admin_server=admin_server,
     )
+
+
+def _lanes(devices: Sequence[Device], runner: Runner | None, events: Events) -> Lanes:
+    """Returns a lane for every device, or one on which a given runner computes."""
+    if runner is not None:
+        return Lanes([("cpu", runner)], events)
+    return Lanes([(device.name, EngineRunner(device, events)) for device in devices], events)
+
+
+def _grpc_servers(
+    config: ServerConfig, interceptors: Sequence[grpc.aio.ServerInterceptor], backlog: Backlog
+) -> tuple[grpc.aio.Server, grpc.aio.Server]:
+    """Makes the gRPC servers for callers and for operators, whose calls the backlog counts."""
+    grpc_server, accepted = accepted_calls(
+        lambda: grpc.aio.server(interceptors=interceptors, options=grpc_options(config))
+    )
+    admin_server, accepted_inside = accepted_calls(
+        lambda: grpc.aio.server(options=[("grpc.so_reuseport", 0), COUNTING])
+    )
+    backlog.watch(lambda: accepted() + accepted_inside())
+    return grpc_server, admin_server
+
+
+def _local_transport(
+    config: ServerConfig,
+    transport: GrpcTransport,
+    arenas: Arenas,
+    interceptors: Sequence[grpc.aio.ServerInterceptor],
+) -> LocalTransport | None:
+    """Returns the local transport if it is configured."""
+    if not config.local.dir:
+        return None
+    undeclared_bytes = int(config.batching.max_admitted_bytes * UNDECLARED_PART)
+    # The size of a frame is declared only once it is under way: few long ones at a time.
+    long_frames = max(1, undeclared_bytes // MAX_DATA_BYTES)
+    return LocalTransport(config.local, config.limits, long_frames, transport, arenas, interceptors)
 
 
 def grpc_options(config: ServerConfig) -> list[tuple[str, int]]:

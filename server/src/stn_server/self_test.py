@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 
 from grpc import StatusCode
 
@@ -17,6 +16,7 @@ from stn_server.batching.batcher import Batcher
 from stn_server.call import CallFacts
 from stn_server.errors import RefusedError
 from stn_server.events import End, Listener
+from stn_server.health import Health
 from stn_server.log import log
 from stn_server.tuning import SELF_TEST_CALLS, SELF_TEST_PAUSE_S
 
@@ -26,23 +26,15 @@ class SelfTest(Listener):
 
     Args:
         batcher: Computes the calls of the test.
-        is_ready: Returns whether calls are welcome.
-        set_ready: Reports whether calls are welcome.
+        health: The readiness of the server, which follows the device.
         stall_s: A device that fails for longer is lost.
 
     Concurrency: belongs to one event loop.
     """
 
-    def __init__(
-        self,
-        batcher: Batcher,
-        is_ready: Callable[[], bool],
-        set_ready: Callable[[bool], Awaitable[None]],
-        stall_s: float,
-    ) -> None:
+    def __init__(self, batcher: Batcher, health: Health, stall_s: float) -> None:
         self._batcher = batcher
-        self._is_ready = is_ready
-        self._set_ready = set_ready
+        self._health = health
         self._stall_s = stall_s
         self._batches = list(warm_up.batches())
         self._loop = asyncio.get_running_loop()
@@ -52,7 +44,7 @@ class SelfTest(Listener):
     def call_failed(self, call: CallFacts, end: End) -> None:
         """Begins a test if the fault is the server's and no other test is under way."""
         del call
-        if end.code is StatusCode.INTERNAL and self._is_ready() and self._task is None:
+        if end.code is StatusCode.INTERNAL and self._health.is_ready and self._task is None:
             self._task = self._loop.create_task(self._run())
             self._task.add_done_callback(self._ended)
 
@@ -74,7 +66,7 @@ class SelfTest(Listener):
         began, failure = self._batcher.now(), await self._failure()
         if failure is not None:
             log(logging.ERROR, "device fails", error=failure)
-            await self._set_ready(False)
+            await self._health.set(ready=False)
             while failure is not None:
                 if self._batcher.now() - began > self._stall_s:
                     # Readiness stays off: only a restart helps.
@@ -83,7 +75,7 @@ class SelfTest(Listener):
                 await asyncio.sleep(SELF_TEST_PAUSE_S)
                 failure = await self._failure()
             log(logging.INFO, "device works again")
-            await self._set_ready(True)
+            await self._health.set(ready=True)
         # While this task lasts, calls that fail begin no other test.
         await asyncio.sleep(SELF_TEST_PAUSE_S)
 
