@@ -354,10 +354,12 @@ class Receiver:
         self._limits = limits
         self._uploads = _Uploads(limits.upload_s)
         at_a_time = int(max_admitted_bytes * UNDECLARED_PART) // limits.max_message_bytes
-        self._undeclared = _Turns("messages of undeclared size", max(1, at_a_time), limits.upload_s)
+        self._undeclared = _UploadLimit(
+            "messages of undeclared size", max(1, at_a_time), limits.upload_s
+        )
         # Apart from the others, so that calls that stall cannot keep health checks out.
         self._probe_uploads = _Uploads(PROBE_S)
-        self._probes = _Turns("probes", max(1, at_a_time), PROBE_S)
+        self._probes = _UploadLimit("probes", max(1, at_a_time), PROBE_S)
 
     def receiving_bytes(self) -> int:
         """Returns how many bytes are being received; unknown sizes count as the largest."""
@@ -450,13 +452,13 @@ class Receiver:
         return cast("bytes", message)
 
 
-class _Turns:
+class _UploadLimit:
     """Limits how many messages are read at the same time; further ones wait in order.
 
     Args:
         what: The plural of what is limited, for errors.
         limit: The most at the same time.
-        timeout_s: The longest wait for a turn.
+        timeout_s: The longest wait.
     """
 
     def __init__(self, what: str, limit: int, timeout_s: float) -> None:

@@ -8,7 +8,7 @@ What ttrpc leaves open is decided here:
 - Bytes that are no frames end the connection, and so does a frame that is not there in time.
 - What is too long for a frame is skipped, and its call refused.
 - Caller and method are known when a frame is whole: its bytes count nowhere until then. So few
-  long frames come in at a time, and the other connections are not read before their turn.
+  long frames come in at a time; other connections that send one are not read meanwhile.
 """
 
 from __future__ import annotations
@@ -29,37 +29,37 @@ UNSENT_BYTES = 64 * 1024
 """The most bytes of unread replies; with more, calls count as not over."""
 
 LONG_BYTES = 64 * 1024
-"""Frames up to this need not wait for a turn: most come in by one read."""
+"""Frames up to this need not wait for others: most come in by one read."""
 
 MIN_TIMER_S = 0.001
 """The shortest timer: uvloop counts whole milliseconds, and takes less for none."""
 
 
-class Turns:
-    """Limits how many connections receive a long frame at the same time, in order of arrival.
+class LongFrameLimit:
+    """Limits how many connections receive a long frame at the same time; others wait in order.
 
     Concurrency: belongs to one event loop.
     """
 
     def __init__(self, at_a_time: int) -> None:
         self._free = at_a_time
-        self._line: deque[Connection] = deque()
+        self._waiting: deque[Connection] = deque()
 
-    def enter(self, connection: Connection) -> bool:
-        """Returns whether it is a connection's turn now; else it waits until `its_turn`."""
+    def acquire(self, connection: Connection) -> bool:
+        """Returns whether a connection may receive one now; if not, it is told later."""
         if self._free:
             self._free -= 1
             return True
-        self._line.append(connection)
+        self._waiting.append(connection)
         return False
 
-    def leave(self, connection: Connection) -> None:
-        """Ends the turn of a connection, or its wait for one."""
-        if connection in self._line:
-            self._line.remove(connection)
-        elif self._line:
-            # The turn passes on, so that no newcomer gets it before those in line.
-            self._line.popleft().its_turn()
+    def release(self, connection: Connection) -> None:
+        """Lets the next connection receive one in place of this, or ends the wait of this one."""
+        if connection in self._waiting:
+            self._waiting.remove(connection)
+        elif self._waiting:
+            # Passed on, so that no newcomer comes before those who wait.
+            self._waiting.popleft().go_on_receiving()
         else:
             self._free += 1
 
@@ -70,7 +70,7 @@ class Connection(asyncio.Protocol):
     Args:
         responder: Answers calls.
         limits: The limits of a connection.
-        turns: For long frames, of all connections together.
+        long_frames: The limit of long frames, for all connections together.
         connections: Has this as long as it is open.
 
     Concurrency: belongs to one event loop.
@@ -80,13 +80,13 @@ class Connection(asyncio.Protocol):
         self,
         responder: Responder,
         limits: LimitsConfig,
-        turns: Turns,
+        long_frames: LongFrameLimit,
         connections: set[Connection],
     ) -> None:
         self._responder = responder
         self._limits = limits
-        self._turns = turns
-        self._has_turn: bool | None = None
+        self._long_frames = long_frames
+        self._may_receive_long: bool | None = None
         """Whether a long frame may come in, or must wait; None: none is under way."""
         self._connections = connections
         self._loop = asyncio.get_running_loop()
@@ -122,16 +122,16 @@ class Connection(asyncio.Protocol):
         self._waiting += frames
         if frames:
             # The long frame, if one was under way, is whole: it is the first of these.
-            self._leave_turn()
-        # Before reading on: until its turn comes no more of the frame is read.
-        if self._has_turn is None and self._frames.awaited_bytes > LONG_BYTES:
-            self._has_turn = self._turns.enter(self)
+            self._end_long_frame()
+        # Before reading on: no more of the frame is read until it may be.
+        if self._may_receive_long is None and self._frames.awaited_bytes > LONG_BYTES:
+            self._may_receive_long = self._long_frames.acquire(self)
         self._go_on()
         self._watch_upload(restart=bool(frames))
 
-    def its_turn(self) -> None:
+    def go_on_receiving(self) -> None:
         """Receives the rest of the long frame, for which the connection has waited."""
-        self._has_turn = True
+        self._may_receive_long = True
         self._go_on()
         self._watch_upload(restart=True)
 
@@ -152,7 +152,7 @@ class Connection(asyncio.Protocol):
         # Before calls finish below, each of which would begin one that waits.
         self._waiting.clear()
         self._is_reading = False
-        self._leave_turn()
+        self._end_long_frame()
         self._watch_upload()
         for task in self._tasks:
             task.cancel()
@@ -173,8 +173,8 @@ class Connection(asyncio.Protocol):
         while self._waiting and self._in_flight < most:
             self._begin(self._waiting.popleft())
         self._is_beginning = False
-        # Without a long frame (None) it may read as well as in its turn.
-        may_read = self._in_flight < most and self._has_turn is not False
+        # Without a long frame (None) it may always read.
+        may_read = self._in_flight < most and self._may_receive_long is not False
         if may_read != self._is_reading and not self._transport.is_closing():
             self._is_reading = may_read
             if may_read:
@@ -232,18 +232,20 @@ class Connection(asyncio.Protocol):
         call.finish()
         self._go_on()
 
-    def _leave_turn(self) -> None:
-        """Ends the turn of a long frame that is whole, or will never be."""
-        if self._has_turn is not None:
-            self._has_turn = None
-            self._turns.leave(self)
+    def _end_long_frame(self) -> None:
+        """Lets others receive long frames, as its own is whole, or will never be."""
+        if self._may_receive_long is not None:
+            self._may_receive_long = None
+            self._long_frames.release(self)
 
     def _watch_upload(self, *, restart: bool = False) -> None:
-        """Bounds the time for which the beginning of a frame waits for its turn, and for its end.
+        """Bounds the time for which the beginning of a frame waits to go on, and for its end.
 
         Both, so that no connection waits for ever behind others that send slowly on purpose.
         """
-        is_waiting = self._has_turn is False or (self._is_reading and self._frames.is_amid_frame)
+        is_waiting = self._may_receive_long is False or (
+            self._is_reading and self._frames.is_amid_frame
+        )
         if self._upload is not None and (restart or not is_waiting):
             self._upload.cancel()
             self._upload = None
@@ -251,7 +253,9 @@ class Connection(asyncio.Protocol):
             self._upload = self._loop.call_later(self._limits.upload_s, self._give_up)
 
     def _give_up(self) -> None:
-        missing = "a part, as others send long ones" if self._has_turn is False else "a part"
+        missing = (
+            "a part, as others send long ones" if self._may_receive_long is False else "a part"
+        )
         reason = f"expected a whole frame within {self._limits.upload_s:g} s, got {missing}"
         log(logging.INFO, "connection ended", caller=self._peer, reason=reason)
         self._transport.abort()

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import grpc.aio
@@ -15,7 +16,7 @@ from stn_server.grpc_transport import GrpcTransport
 from stn_server.listening import listen_unix
 from stn_server.local.arenas import Arenas
 from stn_server.local.calls import Responder, Router
-from stn_server.local.connection import Connection, Turns
+from stn_server.local.connection import Connection, LongFrameLimit
 from stn_server.local.leases import ArenaService, Leases
 
 CALLS_SOCKET, ARENAS_SOCKET = "ttrpc.sock", "arenas.sock"
@@ -53,7 +54,7 @@ class LocalTransport:
         of_arenas = ArenaService(arenas, transport), transport.refuse_unknown()
         giver = Responder(Router(of_arenas, interceptors), transport.refusing)
         self._leases = Leases(arenas, giver, limits)
-        self._turns = Turns(long_frames)
+        self._long_frames = LongFrameLimit(long_frames)
         self._connections: set[Connection] = set()
         self._sockets: list[_Listener] = []
         self._servers: list[asyncio.Server] = []
@@ -65,8 +66,11 @@ class LocalTransport:
             ConfigError: A socket cannot be made in the folder.
         """
         calls = self._listener(CALLS_SOCKET)
+        connection = partial(
+            Connection, self._responder, self._limits, self._long_frames, self._connections
+        )
         loop = asyncio.get_running_loop()
-        self._servers.append(await loop.create_unix_server(self._connection, sock=calls.socket))
+        self._servers.append(await loop.create_unix_server(connection, sock=calls.socket))
         self._leases.serve(self._listener(ARENAS_SOCKET).socket)
 
     def stop(self) -> None:
@@ -78,9 +82,6 @@ class LocalTransport:
         self._leases.stop()
         for listener in self._sockets:
             listener.remove()
-
-    def _connection(self) -> Connection:
-        return Connection(self._responder, self._limits, self._turns, self._connections)
 
     def _listener(self, name: str) -> _Listener:
         listener = _Listener(Path(self._config.dir) / name)
