@@ -14,10 +14,9 @@ from stn_proto import WireFormatError, get_tensor, split
 from stn_proto.v1 import objective_pb2, tensor_pb2, warp_pb2
 from stn_server.batching.work import Finished, Operation
 from stn_server.config import LimitsConfig
+from stn_server.costs import BASIS_READS, COORDINATE_READS
 from stn_server.errors import InvalidRequestError, ResultTooLargeError
 from stn_server.translate import (
-    BASIS_READS,
-    COORDINATE_READS,
     MAX_SIZES,
     MAX_TEMPLATE_BYTES,
     Translator,

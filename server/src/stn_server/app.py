@@ -23,6 +23,7 @@ from stn_server.batching.policy import Policy, PolicyLimits
 from stn_server.batching.work import Cost
 from stn_server.config import BatchingConfig, ConfigError, ServerConfig
 from stn_server.cores import threads_within, throttling, usable_cores
+from stn_server.costs import COLOUR_WORK
 from stn_server.environment import loading
 from stn_server.event_loop import Backlog, LoopMonitor, accepted_calls
 from stn_server.events import Events, Listener
@@ -45,7 +46,7 @@ from stn_server.service import SERVICE, Service
 from stn_server.tls import Certificates
 from stn_server.tokens import read_tokens
 from stn_server.transfers import Transfers
-from stn_server.translate import COLOUR_WORK, Translator
+from stn_server.translate import Translator
 from stn_server.tuning import (
     HANDSHAKE_S,
     MAX_PENDING_CALLS,

@@ -17,10 +17,11 @@ from stn_server.batching.work import Finished, Wanted
 from stn_server.call import OTHER_METHOD, Caller, CallFacts
 from stn_server.errors import RefusedError, clear_frames
 from stn_server.events import End, Events, Stage
+from stn_server.nested import NESTED, Nested
 from stn_server.quota import Quotas, Resize
 from stn_server.status import Answer, answer_to
 from stn_server.tokens import UNLIMITED
-from stn_server.translate import NESTED, Nested, Request
+from stn_server.translate import Request
 
 STATUS = many_pb2.NestedReply.STATUS_FIELD_NUMBER
 

@@ -12,6 +12,7 @@ from stn_server.batching.work import Finished, Operation
 from stn_server.call import Call
 from stn_server.events import UNHEARD, Events, Stage
 from stn_server.many import Many
+from stn_server.nested import NestedTranslator
 from stn_server.quota import Quotas, Resize
 from stn_server.tokens import UNLIMITED
 from stn_server.translate import Request, Translator
@@ -57,6 +58,7 @@ class Service:
         transfers: Mapping[str, Transfer] = MappingProxyType({}),
     ) -> None:
         self._translator = translator
+        self._nested_translator = NestedTranslator(translator)
         self._batcher = batcher
         self._server_info = server_info
         self._events = events
@@ -112,7 +114,7 @@ class Service:
             message, place = await call.receive()
             for tell in self._reached:
                 tell(Stage.DECODE, (call,))
-            nested = self._translator.decode_many(message, call.caller.name)
+            nested = self._nested_translator.decode(message, call.caller.name)
             call.received_bytes = len(message)
             with Many(call, nested, self._events) as many:
                 many.hold(self.quotas, resize)

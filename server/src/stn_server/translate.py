@@ -9,31 +9,27 @@ allocated.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate
-from typing import Any, NamedTuple, cast
+from typing import Any
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 
 import stn_engine
 from stn_engine.adapters import on_bytes
 from stn_proto import (
     Frame,
-    FrameTooLargeError,
-    WireFormatError,
     gaps,
     join,
-    split_many,
     values,
 )
 from stn_proto.codec import data_type
-from stn_proto.v1 import many_pb2, objective_pb2, tensor_pb2, warp_pb2
+from stn_proto.v1 import objective_pb2, tensor_pb2, warp_pb2
 from stn_proto.v1.tensor_pb2 import LAYOUT_UNSPECIFIED, ArenaRef, ResidentRef
 from stn_server.batching.work import BatchKey, Cost, Finished, Operation
 from stn_server.config import LimitsConfig
+from stn_server.costs import basis_bytes, forward_of, work_of
 from stn_server.errors import InvalidRequestError, ResultTooLargeError
 from stn_server.operands import (
     NO_MEMORY,
@@ -66,22 +62,6 @@ MAX_TEMPLATE_BYTES = 4096
 """Templates of longer envelopes are not kept, so that memory stays small; such envelopes are
 rare."""
 
-TAPS = {
-    stn_engine.Interpolation.NEAREST: 1,
-    stn_engine.Interpolation.BILINEAR: 2,
-    stn_engine.Interpolation.BICUBIC: 4,
-}
-"""How many values a point reads along each axis, of each channel."""
-
-COORDINATE_READS = 4
-"""The time to find where a point reads, in reads of a value, measured on CPUs."""
-
-BASIS_READS = 3
-"""What each control point of a spline adds to that once its basis is made, measured on CPUs."""
-
-COLOUR_WORK = COORDINATE_READS + 3 * 4
-"""The work of one bilinear point of a colour image."""
-
 PLACEMENT_FIELD = warp_pb2.WarpRequest.PLACEMENT_FIELD_NUMBER
 """The fields that are the same in every request."""
 
@@ -93,14 +73,6 @@ REQUESTS: dict[Operation, type[Message]] = {
     Operation.OBJECTIVE: objective_pb2.ObjectiveRequest,
 }
 """The class of the requests of every operation."""
-
-_NESTED_CALL: Any = many_pb2.NestedCall.DESCRIPTOR
-
-NESTED: dict[str, Any] = {
-    descriptor.message_type.name.removesuffix("Request"): descriptor
-    for descriptor in _NESTED_CALL.oneofs_by_name["request"].fields
-}
-"""Fields of a call within ComputeMany by operation; its reply has those of the same numbers."""
 
 MAX_SIZES = 1024
 """For how many sizes of messages templates are kept."""
@@ -298,28 +270,6 @@ class RequestTemplate:
         return request
 
 
-@dataclass(frozen=True, slots=True)
-class _NestedTemplate:
-    """A validated nested call of a ComputeMany but for the values of its tensors."""
-
-    method: str
-    request: bytes
-    """The template of its own message, without payloads."""
-    sizes_bytes: tuple[int, ...]
-    """The sizes of its payloads in bytes."""
-    output_bytes: int
-    template: RequestTemplate
-
-
-class Nested(NamedTuple):
-    """One of the calls within a ComputeMany."""
-
-    method: str
-    """Its method; empty if the call names none that is known."""
-    request: Request | Exception
-    """Its request, or the error that `Translator.decode` would have raised."""
-
-
 class Translator:
     """Decodes the compute methods of the service.
 
@@ -329,8 +279,7 @@ class Translator:
     """
 
     def __init__(self, limits: LimitsConfig, memory: Memory = NO_MEMORY) -> None:
-        self._limits = limits
-        self._memory = memory
+        self.limits, self.memory = limits, memory
         self._makers: dict[Operation, Callable[[Any, Frame, bytes], RequestTemplate]] = {
             Operation.WARP: self._warp_template,
             Operation.WARP_GRADIENTS: self._warp_gradients_template,
@@ -340,8 +289,6 @@ class Translator:
         }
         self._templates: dict[tuple[Operation, int], tuple[RequestTemplate, ...]] = {}
         """The latest templates, by the size of their messages."""
-        self._nested: dict[bytes, _NestedTemplate] = {}
-        """The latest templates of nested calls, by their bytes."""
 
     def decode(self, operation: Operation, message: bytes, caller: str = "") -> Request:
         """Returns the request that a message holds.
@@ -363,13 +310,13 @@ class Translator:
         alike = self._templates.get((operation, len(message)), ())
         for template in alike:
             if template.frame.fits(message):
-                return template.request(message, self._memory, caller)
-        limits = self._limits
+                return template.request(message, self.memory, caller)
+        limits = self.limits
         frame = Frame.of(message, limits.max_payloads, limits.max_envelope_bytes)
         template = self.template(
             operation, parse(frame.envelope, REQUESTS[operation]), frame, message
         )
-        request = template.request(message, self._memory, caller)
+        request = template.request(message, self.memory, caller)
         self._keep(template, operation, alike)
         return request
 
@@ -388,89 +335,6 @@ class Translator:
             ServerError: Any that `decode` raises, but for wrong values.
         """
         return self._makers[operation](request, frame, message)
-
-    def decode_many(self, message: bytes, caller: str = "") -> list[Nested]:
-        """Returns the nested calls of a ComputeMany.
-
-        Args:
-            message: Serialized bytes.
-            caller: The name of the caller.
-
-        Raises:
-            WireFormatError: The bytes do not keep the wire contract.
-            FrameTooLargeError: There are more calls or payloads than allowed.
-            InvalidRequestError: There is no call.
-            UnknownFieldError: The message has a field that this version does not know.
-        """
-        limits = self._limits
-        parts = split_many(message, limits.max_calls, limits.max_calls * limits.max_payloads)
-        parse(parts.rest, many_pb2.ComputeManyRequest)
-        if not parts.nested:
-            raise InvalidRequestError("calls", "expected at least one, got none. Send some.")
-        found: list[Nested] = []
-        end = output_bytes = 0
-        for call in parts.nested:
-            known = self._nested.get(call)
-            count = _payload_count(call) if known is None else len(known.sizes_bytes)
-            start, end = end, end + count
-            payloads = parts.payloads[start:end]
-            sizes_bytes = tuple(map(len, payloads))
-            try:
-                if known is None or known.sizes_bytes != sizes_bytes:
-                    known = self._nested_template(call, sizes_bytes)
-                grown_bytes = output_bytes + known.output_bytes
-                self._check_output(grown_bytes)
-                request = known.template.request(known.request, self._memory, caller, payloads)
-                found.append(Nested(known.method, request))
-                output_bytes = grown_bytes
-            except Exception as error:  # noqa: BLE001 - told to the caller in a status of its own
-                found.append(Nested(_method_of(call), error))
-        if end != len(parts.payloads):
-            expected = f"as many as the calls have, {end}"
-            raise WireFormatError("payloads", expected, str(len(parts.payloads)))
-        return found
-
-    def _check_output(self, output_bytes: int) -> None:
-        """Refuses results that would make the reply of a ComputeMany too large."""
-        most, unit = self._limits.max_output_bytes, "bytes of output of one message"
-        if output_bytes > most:
-            raise ResultTooLargeError("calls", most, output_bytes, unit)
-
-    def _nested_template(self, call: bytes, sizes_bytes: tuple[int, ...]) -> _NestedTemplate:
-        """Makes the template of a nested call, and keeps it."""
-        limits = self._limits
-        if len(sizes_bytes) > limits.max_payloads:
-            most, actual = limits.max_payloads, str(len(sizes_bytes))
-            remedy = "Send fewer tensors at once."
-            raise FrameTooLargeError("payload_count", most, "payloads", actual, remedy)
-        if len(call) > limits.max_envelope_bytes:
-            most, unit = limits.max_envelope_bytes, "bytes without payloads"
-            remedy = "Put tensor bytes into `payloads`."
-            raise FrameTooLargeError("message", most, unit, f"{len(call)} bytes", remedy)
-        method = _method_of(call)
-        if not method:
-            parse(call, many_pb2.NestedCall)
-            names = ", ".join(field.name for field in NESTED.values())
-            raise InvalidRequestError("request", f"expected one of {names}, got none. Set one.")
-        field = NESTED[method]
-        places = values(call, field.number)
-        if len(places) != 1:
-            raise WireFormatError(field.name, "one field of this name", str(len(places)))
-        request = call[places[0]]
-        if Frame.of(request).payloads:
-            expected = "none, as the bytes of all calls stand in the field of ComputeMany"
-            raise WireFormatError("payloads", expected, "some", "Move them.")
-        operation = Operation(method)
-        parsed = parse(request, REQUESTS[operation])
-        parse(call, many_pb2.NestedCall)  # after that, so that paths are those within the request
-        template = self.template(operation, parsed, _frame_before(request, sizes_bytes), request)
-        output_bytes = template.output_bytes
-        found = _NestedTemplate(method, request, sizes_bytes, output_bytes, template)
-        if len(call) <= MAX_TEMPLATE_BYTES:
-            if len(self._nested) >= MAX_SIZES * MAX_TEMPLATES:
-                del self._nested[next(iter(self._nested))]
-            self._nested[call] = found
-        return found
 
     def _keep(
         self, template: RequestTemplate, operation: Operation, alike: tuple[RequestTemplate, ...]
@@ -584,47 +448,24 @@ class Translator:
         return _template(request, message, frame, problem, operands, key, reply)
 
     def _declare_transform(self, transform: warp_pb2.Transform) -> TransformOperand:
-        return declare_transform(transform, self._limits.max_control_points)
+        return declare_transform(transform, self.limits.max_control_points)
 
     def _check_size(self, problem: Any, field: str) -> None:
         """Refuses a problem that would take too much memory or time."""
-        forward, output_bytes, bytes_of = _forward(problem), problem.output_bytes, "bytes of output"
+        forward = forward_of(problem)
+        output_bytes, bytes_of = problem.output_bytes, "bytes of output"
         if not isinstance(problem, stn_engine.ObjectiveProblem):  # whose warp is never in memory
             output_bytes = max(output_bytes, forward.output_bytes)
-        if basis_bytes := _basis_bytes(forward):
-            output_bytes, bytes_of = output_bytes + basis_bytes, "bytes of output and basis"
+        if own_bytes := basis_bytes(forward):
+            output_bytes, bytes_of = output_bytes + own_bytes, "bytes of output and basis"
         largest_px = max(forward.output_size)
         for actual, limit, unit in (
-            (largest_px, self._limits.max_dimension_px, "px"),
-            (output_bytes, self._limits.max_output_bytes, bytes_of),
-            (problem.output_samples, self._limits.max_output_samples, "samples"),
+            (largest_px, self.limits.max_dimension_px, "px"),
+            (output_bytes, self.limits.max_output_bytes, bytes_of),
+            (problem.output_samples, self.limits.max_output_samples, "samples"),
         ):
             if actual > limit:
                 raise ResultTooLargeError(field, limit, actual, unit)
-
-
-def _payload_count(call: bytes) -> int:
-    """Returns how many of the payloads of a ComputeMany belong to this call.
-
-    Raises:
-        WireFormatError: It does not say, so that those of the following calls are unknown.
-    """
-    try:
-        return many_pb2.NestedCall.FromString(call).payload_count
-    except DecodeError as error:
-        raise WireFormatError("calls", "serialized stn.v1.NestedCall", "other bytes") from error
-
-
-def _method_of(call: bytes) -> str:
-    """Returns the method that a nested call names; empty if it names none that is known."""
-    name = many_pb2.NestedCall.FromString(call).WhichOneof("request")
-    return next((method for method, field in NESTED.items() if field.name == name), "")
-
-
-def _frame_before(message: bytes, sizes_bytes: Iterable[int]) -> Frame:
-    """Returns the frame of a message as if its payloads, which are elsewhere, followed it."""
-    starts = list(accumulate(sizes_bytes, initial=len(message)))
-    return Frame(message, starts[-1], tuple(map(slice, starts, starts[1:])), ())
 
 
 def _template(
@@ -638,7 +479,7 @@ def _template(
     kept: Sequence[int] = (),
 ) -> RequestTemplate:
     sizes_bytes = [span.stop - span.start for span in frame.payloads]
-    size_bytes = frame.size_bytes + problem.output_bytes + _basis_bytes(_forward(problem))
+    size_bytes = frame.size_bytes + problem.output_bytes + basis_bytes(forward_of(problem))
     references = [reference_of(message, type(request), one.declaration) for one in operands]
     for operand, reference in zip(operands, references, strict=True):
         if reference is None:
@@ -649,7 +490,7 @@ def _template(
     used = [reference for reference in (*references, *places) if reference]
     if used:
         frame = frame.opened(message, [span for reference in used for span in reference.spans])
-    cost = Cost(size_bytes, problem.output_samples, _work(problem))
+    cost = Cost(size_bytes, problem.output_samples, work_of(problem))
     return RequestTemplate(
         frame,
         problem,
@@ -702,29 +543,6 @@ def _require_apart(
                 expected = "expected a place apart from operands and other places, got one that"
                 raise InvalidRequestError(place.field, f"{expected} overlaps. Move it.")
             taken.append(location)
-
-
-def _forward(problem: Any) -> Any:
-    """Returns the warp or the grid that a problem differentiates, compares or is."""
-    if isinstance(problem, stn_engine.WarpGradientsProblem | stn_engine.ObjectiveProblem):
-        return problem.warp
-    return problem.grid if isinstance(problem, stn_engine.GridGradientsProblem) else problem
-
-
-def _basis_bytes(forward: stn_engine.WarpProblem | stn_engine.GridProblem) -> int:
-    """Returns the bytes of the basis of a spline: all target pixels, once for all items."""
-    pixels = math.prod(cast("tuple[int, ...]", forward.output_size))
-    return 8 * forward.transform.basis_size * pixels
-
-
-def _work(problem: Any) -> int:
-    """Returns a measure of the device's time, for any channels, dimensions and interpolation."""
-    forward = _forward(problem)
-    reads: int = BASIS_READS * forward.transform.basis_size
-    if isinstance(forward, stn_engine.WarpProblem):
-        taps = TAPS[forward.spec.interpolation] ** forward.transform.dims
-        reads += forward.output_shape[1] * taps
-    return int(problem.output_samples) * (COORDINATE_READS + reads)
 
 
 def _reply(
