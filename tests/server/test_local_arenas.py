@@ -24,14 +24,13 @@ from support.local import (
     HEADER,
     Plain,
     descriptors,
-    detail,
     frame,
-    reason,
     request,
     serving_locally,
     shared_mappings,
 )
 from support.many import compute_many, replies
+from support.statuses import detail, reason
 
 U = ramp(2, 3, 4, 5)
 DEADLINE_EXCEEDED = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]

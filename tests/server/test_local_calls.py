@@ -21,12 +21,11 @@ from support.harness import assert_nothing_left
 from support.local import (
     Plain,
     descriptors,
-    detail,
     frame,
-    reason,
     request,
     serving_locally,
 )
+from support.statuses import detail, reason
 
 MESSAGE = warp_request().SerializeToString()
 USER = f"uid-{os.getuid()}"

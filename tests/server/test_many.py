@@ -21,7 +21,8 @@ from support.bad_requests import BAD_REQUESTS, BASES, put, ramp, theta, warp_req
 from support.fakes import FakeRunner, feature_maps
 from support.harness import METHOD_PREFIX, assert_nothing_left, outcome_of, serving
 from support.local import Plain, serving_locally
-from support.many import add, compute_many, detail, reason, replies
+from support.many import add, compute_many, replies
+from support.statuses import detail, reason
 
 KINDS = {operation.value: kind for operation, kind in REQUESTS.items()}
 ID = (("x-request-id", "order-7"),)

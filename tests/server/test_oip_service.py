@@ -16,35 +16,16 @@ from stn_proto.oip.inference_pb2 import (
     ModelStatisticsResponse,
     ModelStreamInferResponse,
 )
-from stn_server.batching.devices import EngineRunner
 from stn_server.oip import streams
 from support.bad_requests import ramp, theta, warp_request
 from support.fakes import FakeRunner, feature_maps
-from support.harness import METHOD_PREFIX, outcome_of, serving
+from support.harness import METHOD_PREFIX, HeldEngine, outcome_of, serving
 from support.many import compute_many
 from support.oip import SERVICE, infer, infer_request, stream_infer
 
 WARP = METHOD_PREFIX + "Warp"
 MESSAGE = infer_request().SerializeToString()
 MANY = {"max_batch_bytes": 10**8, "max_batch_samples": 10**6, "max_admitted_items": 400}
-
-
-class HeldEngine(EngineRunner):
-    """The engine, whose first batch waits until the test lets it go."""
-
-    def __init__(self):
-        super().__init__()
-        self.gate = asyncio.Event()
-        self.batches = []
-
-    def run_inline(self, _batch):
-        """Everything is worth a task."""
-
-    async def run(self, batch):
-        self.batches.append(len(batch.items))
-        if len(self.batches) == 1:
-            await self.gate.wait()
-        return await super().run(batch)
 
 
 @contextlib.asynccontextmanager

@@ -25,7 +25,8 @@ from support.bad_requests import warp_request as sent_warp
 from support.clock import run_in_virtual_time
 from support.harness import METHOD_PREFIX, assert_nothing_left, serving
 from support.local import Plain, serving_locally
-from support.many import compute_many, reason, replies
+from support.many import compute_many, replies
+from support.statuses import reason
 
 F32 = tensor_pb2.DATA_TYPE_FLOAT32
 U = ramp(2, 3, 4, 5)

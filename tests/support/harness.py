@@ -15,6 +15,7 @@ from dataclasses import asdict
 
 from stn_server.app import build
 from stn_server.batching.batcher import Batcher
+from stn_server.batching.devices import EngineRunner
 from stn_server.batching.policy import Policy, PolicyLimits
 from stn_server.batching.work import BatchKey, Cost, Operation
 from stn_server.config import BatchingConfig, LimitsConfig, ResidentsConfig, ServerConfig
@@ -91,6 +92,24 @@ def assert_nothing_left(batcher):
     left = batcher.statistics()
     assert (left.queued_items, left.running_items, left.admitted_bytes) == (0, 0, 0)
     assert batcher.queue_age_s() == 0.0
+
+
+class HeldEngine(EngineRunner):
+    """The engine, whose first batch waits for `gate`, so that others gather behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.batches = []
+
+    def run_inline(self, _batch):
+        """Everything is worth a task."""
+
+    async def run(self, batch):
+        self.batches.append(len(batch.items))
+        if len(self.batches) == 1:
+            await self.gate.wait()
+        return await super().run(batch)
 
 
 class Milestones(Listener):

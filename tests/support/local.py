@@ -8,8 +8,6 @@ import struct
 from dataclasses import replace
 from pathlib import Path
 
-from google.rpc import error_details_pb2
-
 from stn_proto.ttrpc import KeyValue, Request, Response
 from stn_server.config import LimitsConfig, LocalConfig
 from stn_server.local.arenas import Arenas
@@ -94,19 +92,6 @@ class Plain:
             await self._writer.wait_closed()
 
 
-def detail(status, kind):
-    """The one detail of this kind in a status."""
-    (found,) = (packed for packed in status.details if packed.Is(kind.DESCRIPTOR))
-    message = kind()
-    found.Unpack(message)
-    return message
-
-
-def reason(status):
-    """Why, by the list of the contract."""
-    return detail(status, error_details_pb2.ErrorInfo).reason
-
-
 class WatchedArenas(Arenas):
     """Arenas of which a test can await the end."""
 
@@ -144,8 +129,8 @@ async def serving_locally(
         config = LocalConfig(dir=str(folder), mode=mode, **(arena_limits or {}))
         arenas = WatchedArenas(config)
         translator = service.transport._service._translator
-        translator._memory = translator._memory._replace(arenas=arenas)
-        service.transfers._memory = translator._memory
+        translator.memory = translator.memory._replace(arenas=arenas)
+        service.transfers._memory = translator.memory
         transport = LocalTransport(
             config, limits, long_frames, service.transport, arenas, interceptors
         )

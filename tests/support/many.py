@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from google.rpc import error_details_pb2
-
 from stn_proto.v1 import many_pb2
 
 FIELDS = {
@@ -47,16 +45,3 @@ def replies(serialized):
         start = end
     assert start == len(message.payloads)
     return found
-
-
-def detail(status, kind):
-    """The one detail of this kind in a status."""
-    (found,) = (packed for packed in status.details if packed.Is(kind.DESCRIPTOR))
-    message = kind()
-    found.Unpack(message)
-    return message
-
-
-def reason(status):
-    """Why, by the list of the contract."""
-    return detail(status, error_details_pb2.ErrorInfo).reason

@@ -36,7 +36,8 @@ from support.harness import (
     scrape,
     wait_for_record,
 )
-from support.many import compute_many, reason, replies
+from support.many import compute_many, replies
+from support.statuses import reason
 from support.tokens import entry, replace
 
 pytestmark = pytest.mark.slow

@@ -10,33 +10,15 @@ import numpy as np
 from stn_client import Affine
 from stn_client._calls import warp
 from stn_proto import split
-from stn_server.batching.devices import EngineRunner
 from support.bad_requests import ramp, theta
-from support.harness import METHOD_PREFIX, outcome_of, serving
+from support.harness import METHOD_PREFIX, HeldEngine, outcome_of, serving
 
 NEIGHBOURS = 63
 POISON_SIZE = (13, 13)
 
 
-class GatheringRunner(EngineRunner):
-    """The engine; its first batch waits until so many others have gathered behind it.
-
-    A problem of the poisonous size is none at all when it reaches the engine.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.gate = asyncio.Event()
-        self.batches = []
-
-    def run_inline(self, _batch):
-        """Everything is worth a task."""
-
-    async def run(self, batch):
-        self.batches.append(len(batch.items))
-        if len(self.batches) == 1:
-            await self.gate.wait()
-        return await super().run(batch)
+class PoisonedEngine(HeldEngine):
+    """The engine, of which a problem of the poisonous size is none at all when it reaches it."""
 
     def _compute(self, batch):
         batch.problems = [
@@ -53,7 +35,7 @@ def request(number, size=(6, 7), value=None):
 
 async def together(messages, **limits):
     """Sends messages so that they gather behind one that runs; their outcomes, and the batches."""
-    runner = GatheringRunner()
+    runner = PoisonedEngine()
     with contextlib.closing(runner):
         async with (
             serving(runner, max_admitted_items=200, **limits) as service,
