@@ -55,11 +55,16 @@ class Server:
         return call
 
 
+def channels(method):
+    """Channels all of which lead to the same methods."""
+    return SimpleNamespace(link=lambda _address="": SimpleNamespace(method=method))
+
+
 def warp(server, is_asynchronous, timeout_s, *, is_connected):
     """A call by a client that has a local connection, or has to look for one."""
     if not is_asynchronous:
         client = Client("localhost:1", timeout_s=timeout_s)
-        client._method = server.stub
+        client._channels = channels(server.stub)
         if is_connected:
             client._local = SimpleNamespace(call=server.local, pool=None, close=lambda: None)
         client.warp(MAP, IDENTITY)
@@ -67,7 +72,7 @@ def warp(server, is_asynchronous, timeout_s, *, is_connected):
     async def scenario():
         client = AsyncClient("localhost:1", timeout_s=timeout_s)
         connection = client._connection()
-        connection._method = lambda path: server.asynchronous(server.stub(path))
+        connection._channels = channels(lambda path: server.asynchronous(server.stub(path)))
         if is_connected:
             call = server.asynchronous(server.local)
             connection._local = SimpleNamespace(call=call, pool=None, close=lambda: None)

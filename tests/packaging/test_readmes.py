@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from stn_client._connection import BALANCING
+from stn_client._channels import BALANCING
 from stn_client.local import LocalServer
 
 ROOT = Path(__file__).parents[2]

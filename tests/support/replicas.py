@@ -57,6 +57,11 @@ class Replicas:
         """All of them, as clients name them."""
         return "ipv4:" + ",".join(f"{host}:{self.port}" for host in self.hosts)
 
+    @property
+    def targets(self):
+        """Each alone, as they tell it with handles."""
+        return [f"{host}:{self.port}" for host in self.hosts]
+
     def start(self, number, *flags):
         """Starts a new process on the address of one that has ended; returns when it serves."""
         host = self.hosts[number]

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from stn_client import Affine, AsyncClient, RetryPolicy, UnavailableError, _connection
+from stn_client import Affine, AsyncClient, RetryPolicy, UnavailableError, _channels
 from stn_server.app import build
 from stn_server.config import LifecycleConfig, ServerConfig
 from stn_server.lifecycle import Shutdown
@@ -97,11 +97,11 @@ def test_a_replica_that_falls_silent_loses_no_call(replicas, monkeypatch):
     Messages are small: the system of a process that stands still goes on to take bytes until its
     buffers are full, and no question fits behind them. A machine that has vanished takes none.
     """
-    options = dict(_connection.CHANNEL_OPTIONS)
+    options = dict(_channels.CHANNEL_OPTIONS)
     assert options["grpc.keepalive_time_ms"] >= SIGN_OF_LIFE_MS
     for patience in ("keepalive_time_ms", "keepalive_timeout_ms", "http2.ping_timeout_ms"):
         options[f"grpc.{patience}"] //= 10
-    monkeypatch.setattr(_connection, "CHANNEL_OPTIONS", tuple(options.items()))
+    monkeypatch.setattr(_channels, "CHANNEL_OPTIONS", tuple(options.items()))
     retries = NotedRetries()
     with Load(replicas.target, CALLERS, retries, ramp(1, 1, 4, 5)) as load:
         load.until(serves(replicas, 1))

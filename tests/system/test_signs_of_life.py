@@ -7,7 +7,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from stn_client import Affine, AsyncClient, RetryPolicy, UnavailableError, _connection
+from stn_client import Affine, AsyncClient, RetryPolicy, UnavailableError, _channels
 from stn_server import app
 from stn_server.config import ServerConfig
 from stn_server.lifecycle import Shutdown
@@ -32,8 +32,8 @@ async def serving(runner):
 @pytest.mark.timeout(60)
 def test_a_long_call_may_ask_again_and_again(monkeypatch):
     """For as long as another server, which is not as patient, takes to end its connection."""
-    often = dict(_connection.CHANNEL_OPTIONS) | {"grpc.keepalive_time_ms": 100}
-    monkeypatch.setattr(_connection, "CHANNEL_OPTIONS", tuple(often.items()))
+    often = dict(_channels.CHANNEL_OPTIONS) | {"grpc.keepalive_time_ms": 100}
+    monkeypatch.setattr(_channels, "CHANNEL_OPTIONS", tuple(often.items()))
 
     async def scenario():
         patient, strict = FakeRunner(feature_maps), FakeRunner(feature_maps)
@@ -62,7 +62,7 @@ def test_a_long_call_may_ask_again_and_again(monkeypatch):
 def test_an_idle_client_may_ask_again_and_again(monkeypatch):
     """For as long as a server that minds takes to end the connection of another."""
     options = {
-        **dict(_connection.CHANNEL_OPTIONS),
+        **dict(_channels.CHANNEL_OPTIONS),
         "grpc.keepalive_time_ms": 100,
         "grpc.keepalive_permit_without_calls": 1,
     }

@@ -7,8 +7,7 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from concurrent.futures import Future
 from itertools import islice
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
@@ -18,27 +17,21 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from stn_client import _calls
-from stn_client._arrays import AnyArray, Array, M, operand
+from stn_client._arrays import AnyArray, Array, M
 from stn_client._calls import Call, Gradients, Objective
-from stn_client._connection import (
-    NOT_READY,
-    ONCE,
-    BaseClient,
-    Progress,
-    ReadyWait,
-    open_channel,
-)
+from stn_client._channels import Channels
+from stn_client._connection import NOT_READY, ONCE, Progress, ReadyWait
 from stn_client._credentials import Metadata
 from stn_client._envelopes import Places
-from stn_client._errors import InvalidRequestError, OverloadedError, StnClientError
+from stn_client._errors import StnClientError
 from stn_client._mapping import CHUNKS_AHEAD, checked, chunks, is_stack, progress_bar
 from stn_client._options import CallOptions, GridCallOptions, WarpCallOptions, takes_options
-from stn_client._placing import MAX_FRAMED_BYTES, MIN_PLACED_BYTES, by_message, place
+from stn_client._placing import MAX_FRAMED_BYTES, by_message, place
+from stn_client._replicas import Replicas
 from stn_client._residents import ResidentTensor
 from stn_client._sending import MAX_MESSAGE_BYTES, GoAlone, Packet, SendQueue, Waiter
 from stn_client._server_info import ServerInfo
-from stn_client._stacking import is_of_all, stack_shape, stacked, unstacked
-from stn_client._transfers import begins_anew, downloading, given_up, kept, resident_of, uploading
+from stn_client._steps import SteppingClient, Steps
 from stn_client._transforms import ParametricTransform, Transform
 from stn_client._ttrpc import (
     FAILURES,
@@ -56,7 +49,7 @@ from stn_client._ttrpc_aio import Connection
 T = TypeVar("T")
 
 
-class AsyncClient(BaseClient):
+class AsyncClient(SteppingClient):
     """A connection to a spatial transformer service for asyncio.
 
     Every method takes and returns what the method of the same name of `Client` does.
@@ -189,7 +182,7 @@ class AsyncClient(BaseClient):
         **options: Unpack[WarpCallOptions],
     ) -> tuple[Any, Callable[[AnyArray], Awaitable[Gradients]]]:
         """Returns a warp and its pullback, which is awaited, too; see `Client.vjp`."""
-        shared = await self._shared(feature_map)
+        shared = await _completed(self._sharing(feature_map))
 
         def pullback(grad_output: AnyArray) -> Awaitable[Gradients]:
             return self.warp_gradients(grad_output, shared, transform, **options)
@@ -250,7 +243,7 @@ class AsyncClient(BaseClient):
         array = np.empty(shape, dtype)  # says what shape and type may be, and takes no page yet
         if array.dtype.hasobject or not array.nbytes:
             return array
-        local = await self._connection().local_connection()
+        local = await self._local_connection()
         memory = None if local is None else await asyncio.to_thread(local.pool.take, array.nbytes)
         if memory is None:
             return array
@@ -259,26 +252,17 @@ class AsyncClient(BaseClient):
     @takes_options(CallOptions)
     async def upload(self, array: AnyArray, **options: Unpack[CallOptions]) -> ResidentTensor:
         """Leaves a copy of an array on the server; see `Client.upload`."""
-        resident = resident_of(array, self._name)
-        await self._upload(resident, options)
-        return resident
+        return await _completed(self._uploading(array, options))
 
     @takes_options(CallOptions)
     async def download(self, tensor: ResidentTensor, **options: Unpack[CallOptions]) -> Array:
         """Returns the array of a resident tensor; see `Client.download`."""
-        pieces = downloading(tensor, self._name, options)
-        try:
-            call = next(pieces)
-            while True:
-                call = pieces.send(await self._run(call))
-        except StopIteration as done:
-            array: Array = done.value
-            return array
+        return await _completed(self._downloading(tensor, options))
 
     @takes_options(CallOptions)
     async def release(self, *tensors: ResidentTensor, **options: Unpack[CallOptions]) -> int:
         """Releases resident tensors; see `Client.release`."""
-        return await self._run(_calls.release(given_up(tensors, self._name), options))
+        return await _completed(self._releasing(tensors, options))
 
     @takes_options(CallOptions)
     async def server_info(self, **options: Unpack[CallOptions]) -> ServerInfo:
@@ -323,14 +307,14 @@ class AsyncClient(BaseClient):
         waiter = Waiter(call, progress, connection.wake)
         try:
             if call.residents:
-                await self._upload_missing(call)
+                await _completed(self._preparing(call, progress))
             while True:
                 try:
                     reply, places = await connection.answer(waiter)
                 except grpc.RpcError as failure:
-                    if progress.loses(failure, self._name):
+                    if progress.loses(failure):
                         connection.leave(waiter)
-                        await self._upload_missing(call)
+                        await _completed(self._preparing(call, progress))
                     else:
                         await asyncio.sleep(progress.pause_s(failure))
                 except GoAlone:
@@ -348,14 +332,8 @@ class AsyncClient(BaseClient):
 
     async def _outcomes(self, calls: Sequence[Call[Any]]) -> list[Any]:
         """Returns the result of each call, or its error."""
-        if is_stack(calls):
-            memory = await self.empty(stack_shape(calls), np.uint8)
-            try:
-                return unstacked(await self._run(stacked(calls, memory)), calls)
-            except StnClientError as error:
-                if is_of_all(error):
-                    return [error] * len(calls)
-                self._counts.retract(len(calls))
+        if is_stack(calls) and (results := await _completed(self._stacking(calls))):
+            return results
         # All are awaited, so that no call goes on unseen when one of them fails.
         outcomes = await asyncio.gather(*map(self._run, calls), return_exceptions=True)
         for outcome in outcomes:
@@ -363,40 +341,12 @@ class AsyncClient(BaseClient):
                 raise outcome
         return outcomes
 
-    async def _upload_missing(self, call: Call[Any]) -> None:
-        """Uploads tensors that a call names and its server does not hold."""
-        for resident in call.missing(self._name):
-            with suppress(OverloadedError):
-                await self._upload(resident, {})
+    async def _local_connection(self) -> Connection | None:
+        """Returns a connection by the local transport; None if there is none."""
+        return await self._connection().local_connection()
 
-    async def _upload(self, resident: ResidentTensor, options: CallOptions) -> None:
-        """Uploads a resident tensor, in pieces."""
-        losses = 0
-        while resident.held.reference is None:
-            pieces = uploading(resident, options)
-            try:
-                call = next(pieces)
-                while True:
-                    call = pieces.send(await self._run(call))
-            except StopIteration as done:
-                resident.held.reference = done.value
-            except InvalidRequestError as error:
-                losses += 1
-                if not begins_anew(error, losses):
-                    raise
-
-    async def _shared(self, feature_map: AnyArray) -> Any:
-        """Returns a feature map that a warp and its gradients send, or copy, once."""
-        given = operand("feature_map", feature_map)
-        if given.array.nbytes < MIN_PLACED_BYTES or isinstance(given, ResidentTensor):
-            return given
-        # Without shared memory the server keeps the map from the warp on, until its gradients.
-        if await self._connection().local_connection() is None:
-            return kept(given, self._name)
-        # One copy to memory that the server sees serves the warp and its gradients.
-        copied = await self.empty(given.array.shape, given.array.dtype)
-        copied[...] = given.array
-        return replace(given, array=copied)
+    async def _wait_for(self, end: Future[None], timeout_s: float | None) -> None:
+        await asyncio.wait([asyncio.wrap_future(end)], timeout=timeout_s)
 
     def _connection(self) -> _Connection:
         """Returns the connection of the event loop that runs."""
@@ -406,11 +356,14 @@ class AsyncClient(BaseClient):
             # Loops of past `asyncio.run` would otherwise keep their channels for ever.
             for other in [other for other in self._connections if other.is_closed()]:
                 del self._connections[other]
-            channel = open_channel(grpc.aio, self.target, self._access)
-            discovery = Discovery(self.target, is_wanted=self._is_local_wanted)
-            queue = SendQueue(self._max_in_flight, packs=self._packing)
-            connection = _Connection(channel, discovery, self._access.metadata, queue, self._name)
-            self._connections[loop] = connection
+            connection = self._connections[loop] = _Connection(
+                Channels(grpc.aio, self.target, self._access, self._replicas),
+                self._replicas,
+                Discovery(self.target, is_wanted=self._is_local_wanted),
+                self._access.metadata,
+                SendQueue(self._max_in_flight, packs=self._packing),
+                self._name,
+            )
         return connection
 
     def _is_busy(self) -> bool:
@@ -422,14 +375,16 @@ class _Connection:
 
     def __init__(
         self,
-        channel: grpc.aio.Channel,
+        channels: Channels,
+        replicas: Replicas,
         discovery: Discovery,
         metadata: Callable[[], Metadata],
         queue: SendQueue,
         client: str,
     ) -> None:
         self._client = client
-        self._channel = channel
+        self._channels = channels
+        self._replicas = replicas
         self._metadata = metadata
         self._discovery = discovery
         self._local: Connection | None = None
@@ -440,7 +395,6 @@ class _Connection:
         """When the timer rings; infinity if there is none."""
         self._timer: asyncio.TimerHandle | None = None
         self._sending: dict[Packet, asyncio.Task[None]] = {}
-        self._methods: dict[str, Any] = {}
 
     async def answer(self, waiter: Waiter) -> tuple[bytes, Places]:
         """Returns the reply to a call, which is sent in its turn, alone or with others.
@@ -586,7 +540,18 @@ class _Connection:
         request = by_message(call, self._client)
         if call.residents:
             attempt = progress.resized(attempt, len(request))
-        return await self._method(call.method)(request, **attempt), ()
+        progress.address = ""
+        if call.address:
+            progress.address = await self._reached(call.address, attempt["timeout"])
+        # Kept until the reply is there, see `Channels`.
+        link = self._channels.link(progress.address)
+        return await link.method(call.method)(request, **attempt), ()
+
+    async def _reached(self, address: str, timeout_s: float | None) -> str:
+        """Returns where a call goes whose tensors are at an address; see `Replicas.reached`."""
+        if self._replicas.is_due(address):
+            await asyncio.to_thread(self._replicas.look_up, timeout_s)
+        return self._replicas.reached(address)
 
     async def close(self) -> None:
         """Ends every connection that was made."""
@@ -596,7 +561,7 @@ class _Connection:
             self._local.close()
             # Else the loop may end with a socket that is open, of which asyncio warns.
             await self._local.wait_closed()
-        await self._channel.close()
+        await asyncio.gather(*self._channels.close())
 
     def _who(self) -> Metadata:
         return who_asks(self._metadata())
@@ -620,7 +585,7 @@ class _Connection:
         # Asked by gRPC, then once more on the socket: a folder
         # may be of a server that was replaced.
         about = inquiry(self._metadata(), timeout_s)
-        offer = Offer.of(await self._method(INFO)(b"", **about))
+        offer = Offer.of(await self._channels.link().method(INFO)(b"", **about))
         if offer is None:
             self._discovery.failed("the server has none")
             return None
@@ -636,11 +601,21 @@ class _Connection:
         self._discovery.failed("another server is there")
         return None
 
-    def _method(self, path: str) -> Any:
-        """Returns the stub of a method, made once."""
-        if path not in self._methods:
-            self._methods[path] = self._channel.unary_unary(path)
-        return self._methods[path]
+
+async def _completed(steps: Steps[T]) -> T:
+    """Takes steps whose calls have to be awaited; returns the result."""
+    try:
+        step = next(steps)
+        while True:
+            try:
+                result = await step
+            except BaseException as error:  # noqa: BLE001 - raised where the step was taken
+                step = steps.throw(error)
+            else:
+                step = steps.send(result)
+    except StopIteration as done:
+        found: T = done.value
+        return found
 
 
 def _is_cancelled() -> bool:

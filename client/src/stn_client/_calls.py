@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -64,11 +65,10 @@ from stn_proto import (
     to_payload,
     values,
 )
-from stn_proto.codec import DTYPES, data_type
+from stn_proto.codec import DTYPES
 from stn_proto.v1 import (
     many_pb2,
     objective_pb2,
-    resident_pb2,
     server_info_pb2,
     tensor_pb2,
     warp_pb2,
@@ -189,8 +189,10 @@ class Call(Generic[T]):
     """Number of the caller's calls that it stands for."""
     residents: Residents = ()
     """For each payload its resident tensor, if it has one; empty if there is none."""
-    named_bytes: int = 0
-    """Bytes of those that the last attempt named."""
+    named: Sequence[ResidentRef | None] = ()
+    """For each payload what the last attempt named in its place."""
+    address: str = ""
+    """The replica where its resident tensors are, and to which it goes; empty: to any."""
     kept: Sequence[ResidentTensor] = ()
     """Tensors that the server is asked to keep, which the reply tells the places of."""
 
@@ -221,46 +223,54 @@ class Call(Generic[T]):
         self.kept = [one for name, one in named if one is not None and name in keep]
 
     def references(self, client: str) -> list[ResidentRef | None]:
-        """Returns, for each payload, its reference on the server; None for those that are sent."""
+        """Returns, for each payload, its reference at the call's address; None for one to send."""
         found = [
-            resident.held.reference
+            resident.held.references.get(self.address)
             if resident is not None and resident.held.client == client and resident.is_in(payload)
             else None
             for resident, payload in zip(self.residents, self.payloads, strict=True)
         ]
-        self.named_bytes = sum(
-            len(payload) for payload, one in zip(self.payloads, found, strict=True) if one
-        )
+        self.named = found
         return found
 
-    def forget(self, client: str, *, for_good: bool) -> None:
-        """Notes that the server no longer holds the resident tensors of this call.
+    def choose(self, client: str) -> None:
+        """Chooses the replica that has the most bytes of the call's tensors."""
+        sizes_bytes: Counter[str] = Counter()
+        for resident in self._own(client):
+            for address in tuple(resident.held.references):
+                sizes_bytes[address] += resident.nbytes
+        self.address = max(sizes_bytes, key=sizes_bytes.__getitem__, default="")
+
+    def forget(self, *, for_good: bool) -> None:
+        """Notes that the tensors that the last attempt named are no longer there.
 
         Args:
-            client: Its name.
-            for_good: Whether this call sends them from now on.
+            for_good: Whether this call sends them from now on, to any replica.
         """
-        for resident in self.residents:
-            if resident is not None and resident.held.client == client:
-                resident.held.reference = None
+        for resident, reference in zip(self.residents, self.named, strict=False):
+            # Another call may have sent it anew meanwhile.
+            if resident is not None and resident.held.references.get(self.address) is reference:
+                resident.held.references.pop(self.address, None)
         if for_good:
-            self.residents = ()
+            self.residents, self.address = (), ""
 
     def missing(self, client: str) -> list[ResidentTensor]:
-        """Returns the tensors that have to be uploaded to the server of a client."""
+        """Returns the tensors that have to be uploaded to where the call goes."""
         return [
             resident
-            for resident in self.residents
-            if resident is not None
-            and resident.held.client == client
-            and resident.held.is_uploaded
-            and resident.held.reference is None
+            for resident in self._own(client)
+            if resident.held.is_uploaded and not resident.held.is_at(self.address)
         ]
+
+    def _own(self, client: str) -> list[ResidentTensor]:
+        return [one for one in self.residents if one is not None and one.held.client == client]
 
     @property
     def sent_bytes(self) -> int:
         """Bytes of the operands that are sent, without those that are resident."""
-        return sum(map(len, self.payloads)) - self.named_bytes
+        named = self.named or (None,) * len(self.payloads)
+        sizes = zip(self.payloads, named, strict=True)
+        return sum(len(payload) for payload, reference in sizes if reference is None)
 
     @cached_property
     def request(self) -> bytes:
@@ -273,7 +283,7 @@ class Call(Generic[T]):
         if self.kept:
             found = values(reply, KEPT_FIELD)  # none, if the server had no room
             for resident, span in zip(self.kept, found, strict=False):
-                resident.held.reference = ResidentRef.FromString(reply[span])
+                resident.held.add(ResidentRef.FromString(reply[span]))
         return result if self.finish is None else self.finish(result)
 
 
@@ -449,90 +459,11 @@ def objective(
     return call
 
 
-def upload(
-    piece: memoryview,
-    reference: ResidentRef | None,
-    offset: int,
-    dtype: np.dtype[Any],
-    size_bytes: int,
-    options: CallOptions,
-) -> Call[tuple[ResidentRef, int]]:
-    """Makes the call of the method `Upload`.
-
-    Args:
-        piece: Of the tensor.
-        reference: Where it stays; None: this is the first piece.
-        offset: Where the piece begins, in bytes.
-        dtype: Of the tensor.
-        size_bytes: Of the tensor.
-        options: As of `Client.upload`.
-
-    Returns:
-        A call whose result says where the tensor stays, and how many bytes are missing.
-    """
-    reject_unknown(options, CallOptions.__annotations__)
-    payloads: Payloads = []
-    request = resident_pb2.UploadRequest(
-        piece=put_tensor(np.frombuffer(piece, np.uint8), payloads),
-        resident=reference,
-        offset=offset,
-        data_type=data_type(dtype),
-        byte_count=size_bytes,
-    )
-    call = _call("Upload", request, payloads, _UploadReplies(), [])
-    call.conduct = Conduct.of(options)[0]
-    return call
-
-
-def download(
-    reference: ResidentRef, offset: int, size_bytes: int, options: CallOptions
-) -> Call[Array]:
-    """Makes the call of the method `Download`, for bytes of a tensor."""
-    reject_unknown(options, CallOptions.__annotations__)
-    request = resident_pb2.DownloadRequest(resident=reference, offset=offset, byte_count=size_bytes)
-    replies = Replies("Download", resident_pb2.DownloadReply, ["piece"], _only)
-    call = _call("Download", request, [], replies, [])
-    call.conduct = Conduct.of(options)[0]
-    return call
-
-
-def release(references: Sequence[ResidentRef], options: CallOptions) -> Call[int]:
-    """Makes the call of the method `Release`, whose result is how many tensors were there."""
-    reject_unknown(options, CallOptions.__annotations__)
-    request = resident_pb2.ReleaseRequest(residents=references)
-    call = _call("Release", request, [], _ReleaseReplies(), [])
-    call.conduct = Conduct.of(options)[0]
-    return call
-
-
-class _UploadReplies:
-    """Reads the reference of a tensor, and how many of its bytes are missing."""
-
-    def read(self, message: bytes, _places: Places = ()) -> tuple[ResidentRef, int]:
-        try:
-            reply = resident_pb2.UploadReply.FromString(message)
-        except DecodeError as error:
-            raise mismatch("Upload", error) from error
-        return reply.resident, reply.missing_bytes
-
-
-class _ReleaseReplies:
-    """Reads how many tensors were released."""
-
-    def read(self, message: bytes, _places: Places = ()) -> int:
-        try:
-            return resident_pb2.ReleaseReply.FromString(message).released
-        except DecodeError as error:
-            raise mismatch("Release", error) from error
-
-
 def server_info(options: CallOptions, retry: RetryPolicy | None = None) -> Call[ServerInfo]:
     """Makes the call of the method `GetServerInfo`."""
-    reject_unknown(options, CallOptions.__annotations__)
     request = server_info_pb2.GetServerInfoRequest()
-    call = _call("GetServerInfo", request, [], _ServerInfoReplies(), [])
-    call.conduct = replace(Conduct.of(options)[0], retry=retry)
-    return call
+    conduct = replace(conduct_of(options), retry=retry)
+    return plain_call("GetServerInfo", request, [], _ServerInfoReplies(), conduct)
 
 
 class _ServerInfoReplies:
@@ -544,6 +475,26 @@ class _ServerInfoReplies:
             return from_message(ServerInfo, reply)
         except DecodeError as error:
             raise mismatch("GetServerInfo", error) from error
+
+
+def conduct_of(options: CallOptions) -> Conduct:
+    """Returns how a call is made that has these options and no other.
+
+    Raises:
+        TypeError: There is no such option.
+        InvalidRequestError: A value breaks a rule.
+    """
+    reject_unknown(options, CallOptions.__annotations__)
+    return Conduct.of(options)[0]
+
+
+def plain_call(
+    method: str, request: Message, payloads: Payloads, replies: Reads[T], conduct: Conduct
+) -> Call[T]:
+    """Makes a call whose reply is a message, or so small that its tensors need no place."""
+    call = _call(method, request, payloads, replies, [])
+    call.conduct = conduct
+    return call
 
 
 def compute_many(calls: Sequence[Call[Any]]) -> Call[list[bytes | many_pb2.Status]]:

@@ -6,9 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import replace
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
@@ -18,27 +16,20 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from stn_client import _calls
-from stn_client._arrays import AnyArray, Array, M, operand
+from stn_client._arrays import AnyArray, Array, M
 from stn_client._calls import Call, Gradients, Objective
-from stn_client._connection import (
-    NOT_READY,
-    ONCE,
-    BaseClient,
-    Progress,
-    ReadyWait,
-    open_channel,
-)
+from stn_client._channels import Channels
+from stn_client._connection import NOT_READY, ONCE, Progress, ReadyWait
 from stn_client._credentials import Metadata
 from stn_client._envelopes import Places
-from stn_client._errors import InvalidRequestError, OverloadedError, StnClientError
+from stn_client._errors import StnClientError
 from stn_client._mapping import CHUNKS_AHEAD, checked, chunks, is_stack, progress_bar
 from stn_client._options import CallOptions, GridCallOptions, WarpCallOptions, takes_options
-from stn_client._placing import MAX_FRAMED_BYTES, MIN_PLACED_BYTES, by_message, place
+from stn_client._placing import MAX_FRAMED_BYTES, by_message, place
 from stn_client._residents import ResidentTensor
 from stn_client._sending import MAX_MESSAGE_BYTES, GoAlone, Packet, SendQueue, Waiter
 from stn_client._server_info import ServerInfo
-from stn_client._stacking import is_of_all, stack_shape, stacked, unstacked
-from stn_client._transfers import begins_anew, downloading, given_up, kept, resident_of, uploading
+from stn_client._steps import SteppingClient, Steps
 from stn_client._transforms import ParametricTransform, Transform
 from stn_client._ttrpc import (
     FAILURES,
@@ -56,7 +47,7 @@ from stn_client._ttrpc_threads import Connection
 T = TypeVar("T")
 
 
-class Client(BaseClient):
+class Client(SteppingClient):
     """A connection to a spatial transformer service; NumPy in, NumPy out.
 
     Results are read-only views into the reply, without a copy; `.copy()` makes one's own. Arrays of
@@ -103,9 +94,7 @@ class Client(BaseClient):
     """
 
     def _disconnect(self) -> None:
-        self._channel: grpc.Channel | None = None
-        self._methods: dict[str, Any] = {}
-        self._opening = threading.Lock()
+        self._channels = Channels(grpc, self.target, self._access, self._replicas)
         self._queue = SendQueue(self._max_in_flight, packs=self._packing)
         self._queueing = threading.Lock()
         self._discovery = Discovery(self.target, is_wanted=self._is_local_wanted)
@@ -435,9 +424,7 @@ class Client(BaseClient):
             >>> for theta in thetas:
             ...     v = stn.warp(image, Affine(theta), (224, 224))
         """
-        resident = resident_of(array, self._name)
-        self._upload(resident, options)
-        return resident
+        return _completed(self._uploading(array, options))
 
     @takes_options(CallOptions)
     def download(self, tensor: ResidentTensor, **options: Unpack[CallOptions]) -> Array:
@@ -452,14 +439,7 @@ class Client(BaseClient):
                 client.
             StnClientError: Any other way a call can fail.
         """
-        pieces = downloading(tensor, self._name, options)
-        try:
-            call = next(pieces)
-            while True:
-                call = pieces.send(self._run(call))
-        except StopIteration as done:
-            array: Array = done.value
-            return array
+        return _completed(self._downloading(tensor, options))
 
     @takes_options(CallOptions)
     def release(self, *tensors: ResidentTensor, **options: Unpack[CallOptions]) -> int:
@@ -477,7 +457,7 @@ class Client(BaseClient):
         Raises:
             StnClientError: Any way a call can fail.
         """
-        return self._run(_calls.release(given_up(tensors, self._name), options))
+        return _completed(self._releasing(tensors, options))
 
     @takes_options(CallOptions)
     def server_info(self, **options: Unpack[CallOptions]) -> ServerInfo:
@@ -523,8 +503,7 @@ class Client(BaseClient):
         local, self._local = self._local, None
         if local is not None:
             local.close()
-        if self._channel is not None:
-            self._channel.close()
+        self._channels.close()
 
     def __enter__(self) -> Self:
         return self
@@ -538,7 +517,7 @@ class Client(BaseClient):
         waiter = Waiter(call, self._progress(call), inbox.put)
         try:
             if call.residents:
-                self._upload_missing(call)
+                _completed(self._preparing(call, waiter.progress))
             self._enter(waiter)
             result: T = self._result(waiter, inbox)
             return result
@@ -547,24 +526,15 @@ class Client(BaseClient):
 
     def _outcomes(self, calls: Sequence[Call[Any]]) -> list[Any]:
         """Returns the result of each call, or its error."""
-        if is_stack(calls):
-            # In an arena, if there is one: stacking then is the only copy.
-            memory = self.empty(stack_shape(calls), np.uint8)
-            try:
-                return unstacked(self._run(stacked(calls, memory)), calls)
-            except StnClientError as error:
-                if is_of_all(error):
-                    return [error] * len(calls)
-                # The error may be that of one call alone, so each is
-                # made by itself, and counted anew.
-                self._counts.retract(len(calls))
+        if is_stack(calls) and (results := _completed(self._stacking(calls))):
+            return results
         inbox: SimpleQueue[Waiter] = SimpleQueue()
         waiters = [Waiter(call, self._progress(call), inbox.put) for call in calls]
         outcomes: list[Any] = []
         try:
-            for call in calls:
-                if call.residents:
-                    self._upload_missing(call)
+            for waiter in waiters:
+                if waiter.call.residents:
+                    _completed(self._preparing(waiter.call, waiter.progress))
             # All at once, so that small calls among them can go in one message.
             self._enter(*waiters)
             for waiter in waiters:
@@ -589,10 +559,10 @@ class Client(BaseClient):
             try:
                 reply, places = self._answer(waiter, inbox)
             except grpc.RpcError as failure:
-                if progress.loses(failure, self._name):
+                if progress.loses(failure):
                     # An upload needs a turn itself: holding one meanwhile could block it for ever.
                     self._leave_queue(waiter)
-                    self._upload_missing(waiter.call)
+                    _completed(self._preparing(waiter.call, progress))
                 else:
                     time.sleep(progress.pause_s(failure))
             except GoAlone:
@@ -617,30 +587,6 @@ class Client(BaseClient):
         with self._queueing:
             self._queue.leave(waiter)
             self._start()
-
-    def _upload_missing(self, call: Call[Any]) -> None:
-        """Uploads tensors that a call needs; those that the server refuses go with it."""
-        for resident in call.missing(self._name):
-            # A server without room for resident tensors is no reason
-            # to fail: the call brings them along.
-            with suppress(OverloadedError):
-                self._upload(resident, {})
-
-    def _upload(self, resident: ResidentTensor, options: CallOptions) -> None:
-        """Uploads a resident tensor, in pieces."""
-        losses = 0
-        while resident.held.reference is None:
-            pieces = uploading(resident, options)
-            try:
-                call = next(pieces)
-                while True:
-                    call = pieces.send(self._run(call))
-            except StopIteration as done:
-                resident.held.reference = done.value
-            except InvalidRequestError as error:
-                losses += 1
-                if not begins_anew(error, losses):
-                    raise
 
     def _leave(self, waiter: Waiter) -> None:
         """Removes a call that has ended from the queue, however it ended."""
@@ -756,22 +702,23 @@ class Client(BaseClient):
         request = by_message(call, self._name)
         if call.residents:
             attempt = progress.resized(attempt, len(request))
-        return self._method(call.method)(request, **attempt), ()
+        progress.address = self._reached(call.address, attempt["timeout"]) if call.address else ""
+        # Kept until the reply is there, see `Channels`.
+        link = self._channels.link(progress.address)
+        return link.method(call.method)(request, **attempt), ()
+
+    def _reached(self, address: str, timeout_s: float | None) -> str:
+        """Returns where a call goes whose tensors are at an address; see `Replicas.reached`."""
+        if self._replicas.is_due(address):
+            self._replicas.look_up(timeout_s)
+        return self._replicas.reached(address)
 
     def _shared(self, feature_map: AnyArray) -> Any:
-        """Returns a feature map that a warp and its gradients send, or copy, once.
+        """Returns a feature map for a warp and its gradients; `stn_client.torch` asks, too."""
+        return _completed(self._sharing(feature_map))
 
-        The server keeps it, or sees where it is copied to.
-        """
-        given = operand("feature_map", feature_map)
-        # Small maps cost less to send twice than to keep.
-        if given.array.nbytes < MIN_PLACED_BYTES or isinstance(given, ResidentTensor):
-            return given
-        if self._local_connection() is None:
-            return kept(given, self._name)
-        copied = self.empty(given.array.shape, given.array.dtype)
-        copied[...] = given.array
-        return replace(given, array=copied)
+    def _wait_for(self, end: Future[None], timeout_s: float | None) -> None:
+        wait([end], timeout_s)
 
     def _local_connection(self, attempt: dict[str, Any] | None = None) -> Connection | None:
         """Returns a connection by the local transport; None if there is none."""
@@ -789,7 +736,7 @@ class Client(BaseClient):
         about = inquiry(metadata, timeout_s)
         # By gRPC first, as only the target says which server is
         # meant; the socket must be of the same.
-        offer = Offer.of(self._method(INFO)(b"", **about))
+        offer = Offer.of(self._channels.link().method(INFO)(b"", **about))
         if offer is None:
             self._discovery.failed("the server has none")
             return None
@@ -805,15 +752,16 @@ class Client(BaseClient):
         self._discovery.failed("another server is there")
         return None
 
-    def _method(self, path: str) -> Any:
-        """Returns the stub of a method; the first one opens the channel."""
-        # Opened at the first call, not before: a process may fork as long as gRPC has no threads.
-        with self._opening:
-            if self._channel is None:
-                self._channel = open_channel(grpc, self.target, self._access)
-            if path not in self._methods:
-                self._methods[path] = self._channel.unary_unary(path)
-            return self._methods[path]
-
     def _is_busy(self) -> bool:
         return self._queue.taken > 0
+
+
+def _completed(steps: Steps[T]) -> T:
+    """Takes steps whose calls return when they have been made; returns the result."""
+    try:
+        result = next(steps)
+        while True:
+            result = steps.send(result)
+    except StopIteration as done:
+        found: T = done.value
+        return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import math
 import os
@@ -26,6 +25,7 @@ from stn_client._checks import (
 )
 from stn_client._credentials import Access, Tls, Token
 from stn_client._errors import (
+    CLASSES,
     DeadlineExceededError,
     OverloadedError,
     StnClientError,
@@ -36,40 +36,14 @@ from stn_client._errors import (
     reason_of,
 )
 from stn_client._options import TIMEOUT_OF_CLIENT
+from stn_client._replicas import Replicas
 from stn_client._residents import LOST, MAX_LOSSES
 from stn_client._retry import RetryPolicy
 from stn_client._server_info import ServerInfo
 from stn_client._statistics import ClientStatistics, Counts
-from stn_client._words import SERVICE
 from stn_proto.metadata import MESSAGE_BYTES
 
 LOG = logging.getLogger("stn_client")
-
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.max_send_message_length", -1),
-    ("grpc.enable_retries", 1),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.dns_min_time_between_resolutions_ms", 5000),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.use_local_subchannel_pool", 1),
-)
-"""The server's limits decide about sizes; `RetryPolicy` decides about retries, but gRPC sends again
-what no server has seen, such as a call that met the end of its connection. A server that is back is
-noticed within about a second, and one at another address within about five: gRPC by itself would
-try every two minutes in the end, and look names up every thirty seconds. While a call is on its
-way, a server that says nothing for 20 s is asked for a sign of life, and given up 10 s later: a
-machine that has vanished ends no connections. Every client has connections of its own; gRPC would
-share them between clients of one target, also with a client from before a fork."""
-
-BALANCING = {
-    "loadBalancingConfig": [{"round_robin": {}}],
-    "healthCheckConfig": {"serviceName": SERVICE},
-}
-"""gRPC's service config for replicas: calls go in turns to those that say that they are ready."""
 
 NOT_READY = DeadlineExceededError, OverloadedError, UnavailableError
 """What a server that is not ready, or not there, makes of calls."""
@@ -86,9 +60,6 @@ MAX_IN_FLIGHT = 256
 """Calls in flight by default. Enough to fill the batches of several devices; a quarter of what a
 server admits."""
 
-_RESOLVERS = ("dns:", "ipv4:", "ipv6:")
-"""Targets that may stand for several servers begin so."""
-
 CLIENTS: WeakValueDictionary[str, Any] = WeakValueDictionary()
 """The clients of this process by names that no other process gives."""
 
@@ -98,19 +69,6 @@ def register(client: object) -> str:
     name = uuid.uuid4().hex
     CLIENTS[name] = client
     return name
-
-
-def open_channel(stack: Any, target: str, access: Access) -> Any:
-    """Opens a channel of `grpc` or of `grpc.aio`.
-
-    "host:port" and unix sockets mean one server, which is asked even while it is about to stop.
-    """
-    options = (*CHANNEL_OPTIONS, *access.options)
-    if target.startswith(_RESOLVERS):
-        options = (*options, ("grpc.service_config", json.dumps(BALANCING)))
-    if access.credentials is None:
-        return stack.insecure_channel(target, options=options)
-    return stack.secure_channel(target, access.credentials, options=options)
 
 
 class BaseClient(ABC):
@@ -149,6 +107,7 @@ class BaseClient(ABC):
         self._access = Access(
             target, tls, token, allow_plaintext_token=allow_plaintext_token, proxy=proxy
         )
+        self._replicas = Replicas(target)
         self._max_in_flight = int(max_in_flight)
         self._packing = packing
         self._open = True
@@ -309,6 +268,8 @@ class Progress:
         self._losses = 0
         self.is_local = False
         """Whether the last attempt went by the local transport."""
+        self.address = ""
+        """The replica to which alone the last attempt went; empty: to any."""
         self._metadata = conduct.metadata
         self._policy = policy
         self._is_open = is_open
@@ -386,6 +347,8 @@ class Progress:
         error = self._error(cast("grpc.Call", failure))
         remaining_s = self.remaining_s()
         pause_s = self._policy.pause_s(error, self._attempt, remaining_s, random.random)
+        if self.address and isinstance(error, UnavailableError):
+            pause_s = None  # what the call names has gone with that replica
         if pause_s is None:
             if isinstance(error, DeadlineExceededError) and self._failure is not None:
                 # That the time was over says little; what it was spent on is in the failure before.
@@ -400,20 +363,28 @@ class Progress:
         # Clocks of the system refuse sleeps that are longer.
         return min(pause_s, FOREVER_S)
 
-    def loses(self, failure: grpc.RpcError, client: str) -> bool:
-        """Returns whether an attempt failed because the server evicted tensors of the call.
+    def loses(self, failure: grpc.RpcError) -> bool:
+        """Returns whether an attempt failed because tensors of the call are no longer there.
 
-        They count as gone then. One that is lost again and again goes with its call.
-
-        Args:
-            failure: Of the attempt.
-            client: Name of the client that makes the call.
+        The server evicted them, or the replica that held them is gone. They count as gone then. One
+        that is lost again and again goes with its call.
         """
-        if self._call is None or not self._call.residents or reason_of(failure) != LOST:
+        if self._call is None or not self._call.residents:
+            return False
+        status = cast("grpc.Call", failure)
+        is_gone = self.address and CLASSES[status.code()] is UnavailableError
+        if not is_gone and reason_of(failure) != LOST:
             return False
         self._losses += 1
-        self._call.forget(client, for_good=self._losses >= MAX_LOSSES)
+        self._call.forget(for_good=self._losses >= MAX_LOSSES)
         return True
+
+    def of_upload(self) -> Conduct:
+        """Returns how a tensor that the call needs is uploaded: once, and within its time."""
+        remaining_s = self.remaining_s()
+        left_s = None if remaining_s is None else max(remaining_s, LEAST_S)
+        # Not again: the call has its own retries, and brings along what could not be uploaded.
+        return Conduct(left_s, self._metadata, retry=ONCE)
 
     def succeed(self) -> None:
         """Notes that the call was answered."""

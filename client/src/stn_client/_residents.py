@@ -2,12 +2,14 @@
 
 Servers hold them as a cache. So a `ResidentTensor` keeps what it was made of, and a call whose
 tensor the server has let go uploads it again; whatever goes wrong with that, tensors are sent with
-their calls. `_transfers` has the calls that move them.
+their calls. Behind a target of several replicas a tensor may stay on some of them, and calls that
+name it go there. `_transfers` has the calls that move tensors, `_steps` the order of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +27,10 @@ MAX_LOSSES = 3
 
 @dataclass(eq=False, slots=True)
 class Held:
-    """The state of a tensor on the server."""
+    """Where a tensor stays.
+
+    Concurrency: thread-safe, as each of its changes is one of a dict.
+    """
 
     client: str
     """Name of the client that it belongs to."""
@@ -33,7 +38,18 @@ class Held:
     """Whether it goes to the server alone."""
     is_kept: bool = False
     """Whether it goes with a warp, which keeps it there for its gradients."""
-    reference: ResidentRef | None = None
+    references: dict[str, ResidentRef] = field(default_factory=dict)
+    """By the addresses of replicas, as they tell them."""
+    uploads: dict[str, Future[None]] = field(default_factory=dict)
+    """Ends of the uploads under way, by the addresses that they go to; empty: to any."""
+
+    def add(self, reference: ResidentRef) -> None:
+        """Notes that the tensor stays where a reply says."""
+        self.references[reference.address] = reference
+
+    def is_at(self, address: str) -> bool:
+        """Returns whether it stays on a replica; of an empty address, on any."""
+        return address in self.references or (not address and bool(self.references))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

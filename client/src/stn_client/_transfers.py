@@ -1,20 +1,21 @@
-"""How tensors come to stay on a server, and how they come back: the calls, for both clients."""
+"""The calls that move resident tensors: Upload, Download and Release."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
-from stn_client import _calls
 from stn_client._arrays import Array, Operand, operand
-from stn_client._calls import Call
-from stn_client._errors import InvalidRequestError, invalid
-from stn_client._options import CallOptions
-from stn_client._residents import LOST, MAX_LOSSES, Held, ResidentTensor
-from stn_proto import WireFormatError, to_payload
+from stn_client._calls import Call, Conduct, plain_call
+from stn_client._envelopes import Payloads, Places, Replies, mismatch
+from stn_client._errors import invalid
+from stn_client._residents import Held, ResidentTensor
+from stn_proto import WireFormatError, put_tensor
 from stn_proto.codec import data_type
+from stn_proto.v1 import resident_pb2
 from stn_proto.v1.tensor_pb2 import ResidentRef
 
 PIECE_BYTES = (1 << 20) - (1 << 12)
@@ -51,83 +52,83 @@ def resident_of(value: Any, client: str) -> ResidentTensor:
     return ResidentTensor(array, given.like, given.layout, held=Held(client, is_uploaded=True))
 
 
-def uploading(
-    resident: ResidentTensor, options: CallOptions
-) -> Generator[Call[Any], tuple[ResidentRef, int], ResidentRef]:
-    """Yields the calls that upload a tensor, one after the other.
-
-    Args:
-        resident: It.
-        options: Of each call.
-
-    Yields:
-        The next call; to be sent its result.
-
-    Returns:
-        Where the tensor stays.
-    """
-    payload, dtype = to_payload(resident.array), resident.array.dtype
-    offset, reference = 0, None
-    while True:
-        # In pieces, so that no message is larger than what every server takes.
-        piece = payload[offset : offset + PIECE_BYTES]
-        call = _calls.upload(piece, reference, offset, dtype, len(payload), options)
-        # The first reply names the tensor; later pieces go to it by that name.
-        reference, missing_bytes = yield call
-        offset += len(piece)
-        if not missing_bytes:
-            return reference
-
-
-def begins_anew(error: InvalidRequestError, losses: int) -> bool:
-    """Returns whether an upload that failed for the nth time is worth another attempt."""
-    return error.reason == LOST and losses < MAX_LOSSES
-
-
-def downloading(
-    resident: ResidentTensor, client: str, options: CallOptions
-) -> Generator[Call[Any], Array, Array]:
-    """Yields the calls that download a tensor, one after the other.
-
-    Args:
-        resident: It.
-        client: Name of the client that makes them.
-        options: Of each call.
-
-    Yields:
-        The next call; to be sent its result.
-
-    Returns:
-        The array.
-
-    Raises:
-        InvalidRequestError: The server does not hold it.
-    """
-    (reference,) = places_of([resident], client) or (None,)
-    if reference is None:
-        raise invalid("tensor", "expected a tensor on the server of this client, got another one.")
-    # Bytes come in the wire's order and are written in place, whatever this host's order is.
-    array = np.empty(resident.shape, resident.dtype.newbyteorder("<"))
-    numbers = array.reshape(-1).view(np.uint8)
-    for offset in range(0, numbers.size, PIECE_BYTES):
-        size_bytes = min(PIECE_BYTES, numbers.size - offset)
-        numbers[offset : offset + size_bytes] = yield _calls.download(
-            reference, offset, size_bytes, options
-        )
-    return array
-
-
-def given_up(residents: Iterable[ResidentTensor], client: str) -> list[ResidentRef]:
-    """Releases tensors of a client; returns their references on the server."""
-    residents = list(residents)
-    references = places_of(residents, client)
-    for resident in residents:
-        # Before the server is told: a call that is made meanwhile must not name it any more.
-        resident.held.is_uploaded, resident.held.reference = False, None
+def given_up(residents: Iterable[ResidentTensor], client: str) -> dict[str, list[ResidentRef]]:
+    """Releases tensors of a client; returns their references by the addresses of replicas."""
+    references: dict[str, list[ResidentRef]] = {}
+    for held in (resident.held for resident in residents):
+        if held.client == client:
+            # Before servers are told: a call that is made meanwhile must not name it any more.
+            held.is_uploaded, there, held.references = False, held.references, {}
+            for address, reference in there.items():
+                references.setdefault(address, []).append(reference)
     return references
 
 
-def places_of(residents: Iterable[ResidentTensor], client: str) -> list[ResidentRef]:
-    """Returns the references of a client's tensors that are on the server."""
-    held = [resident.held for resident in residents]
-    return [one.reference for one in held if one.client == client and one.reference]
+def upload(
+    piece: memoryview,
+    reference: ResidentRef | None,
+    offset: int,
+    dtype: np.dtype[Any],
+    size_bytes: int,
+    conduct: Conduct,
+) -> Call[tuple[ResidentRef, int]]:
+    """Makes the call of the method `Upload`.
+
+    Args:
+        piece: Of the tensor.
+        reference: Where it stays; None: this is the first piece.
+        offset: Where the piece begins, in bytes.
+        dtype: Of the tensor.
+        size_bytes: Of the tensor.
+        conduct: How the call is made.
+
+    Returns:
+        A call whose result says where the tensor stays, and how many bytes are missing.
+    """
+    payloads: Payloads = []
+    request = resident_pb2.UploadRequest(
+        piece=put_tensor(np.frombuffer(piece, np.uint8), payloads),
+        resident=reference,
+        offset=offset,
+        data_type=data_type(dtype),
+        byte_count=size_bytes,
+    )
+    return plain_call("Upload", request, payloads, _UploadReplies(), conduct)
+
+
+def download(reference: ResidentRef, offset: int, size_bytes: int, conduct: Conduct) -> Call[Array]:
+    """Makes the call of the method `Download`, for bytes of a tensor."""
+    request = resident_pb2.DownloadRequest(resident=reference, offset=offset, byte_count=size_bytes)
+    replies = Replies("Download", resident_pb2.DownloadReply, ["piece"], lambda piece: piece)
+    call: Call[Array] = plain_call("Download", request, [], replies, conduct)
+    call.address = reference.address
+    return call
+
+
+def release(references: Sequence[ResidentRef], address: str, conduct: Conduct) -> Call[int]:
+    """Makes the call of the method `Release`, whose result is how many tensors were there."""
+    request = resident_pb2.ReleaseRequest(residents=references)
+    call = plain_call("Release", request, [], _ReleaseReplies(), conduct)
+    call.address = address
+    return call
+
+
+class _UploadReplies:
+    """Reads the reference of a tensor, and how many of its bytes are missing."""
+
+    def read(self, message: bytes, _places: Places = ()) -> tuple[ResidentRef, int]:
+        try:
+            reply = resident_pb2.UploadReply.FromString(message)
+        except DecodeError as error:
+            raise mismatch("Upload", error) from error
+        return reply.resident, reply.missing_bytes
+
+
+class _ReleaseReplies:
+    """Reads how many tensors were released."""
+
+    def read(self, message: bytes, _places: Places = ()) -> int:
+        try:
+            return resident_pb2.ReleaseReply.FromString(message).released
+        except DecodeError as error:
+            raise mismatch("Release", error) from error

@@ -261,14 +261,16 @@ class ResidentsConfig:
     )
     address: str = setting(
         "",
-        "Address of this very replica, told with handles, for callers that reach several of them "
-        "behind one name; empty: callers reach this one alone.",
+        "IP address of this very replica, with or without a port, told with handles, so that calls "
+        "that use them come here; empty: that of listen, or of the way out of this host.",
     )
 
     def __post_init__(self) -> None:
         _at_least(self, "max_bytes", 0)
         _at_least(self, "max_caller_bytes", 1)
         _at_least(self, "lease_s", 1)
+        if self.address:
+            split_replica_address(self.address)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -422,6 +424,22 @@ def split_address(name: str, address: str) -> tuple[str, int]:
         expected = "expected brackets around an IPv6 address, as [::1]:50051"
         raise ConfigError(f"{name}: {expected}, got {address!r}.")
     return host, int(port)
+
+
+def split_replica_address(address: str) -> tuple[str, int]:
+    """Returns the IP address and the port of `residents.address`; 0: it has none."""
+    name = "residents.address"
+    try:
+        # Pods know their addresses without a port, and those of IPv6 without brackets.
+        return str(ipaddress.ip_address(address)), 0
+    except ValueError:
+        host, port = split_address(name, address)
+    try:
+        numeric = str(ipaddress.ip_address(host.removeprefix("[").removesuffix("]")))
+    except ValueError:
+        expected = "expected an IP address, as callers' name for all replicas stands for"
+        raise ConfigError(f"{name}: {expected}, got {address!r}.") from None
+    return numeric, port
 
 
 def is_unix(address: str) -> bool:

@@ -8,14 +8,21 @@ from __future__ import annotations
 import asyncio
 import errno
 import grp
+import ipaddress
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stn_server.config import ConfigError, socket_path, split_address
+from stn_server.config import (
+    ConfigError,
+    is_unix,
+    socket_path,
+    split_address,
+    split_replica_address,
+)
 
 Bind = Callable[[str], int]
 """Binds an address for good and returns its port; raises RuntimeError or OSError if it cannot."""
@@ -38,6 +45,9 @@ UNIX_REASONS = {
     errno.EPERM: "expected nothing of another user at {}, got a socket. Remove it.",
     errno.EROFS: "expected a folder that can be written to for {}, got a read-only file system.",
 }
+
+ELSEWHERE = {4: "192.0.2.1", 6: "2001:db8::1"}
+"""By the version of IP an address that no machine has (RFC 5737, RFC 3849)."""
 
 
 async def listen_tcp(name: str, address: str, bind: Bind) -> int:
@@ -109,6 +119,44 @@ def listen_unix(name: str, address: str, mode: int | None, bind: Bind, group: st
             raise _refused(name, UNIX_REASONS, address, _why_not(path)) from error
     if number is not None:
         _give(name, path, group, number, mode)
+
+
+def replica_address(setting: str, targets: Iterable[str]) -> str:
+    """Returns where callers reach this very server among its replicas.
+
+    Args:
+        setting: IP address, with or without a port; empty: that on which the server listens.
+        targets: Addresses on which it listens, with their ports.
+
+    Returns:
+        ADDRESS:PORT or [ADDRESS]:PORT, in numbers; empty if there is none.
+    """
+    listening = next((one for one in targets if not is_unix(one)), "")
+    host, port = split_replica_address(setting) if setting else ("", 0)
+    if listening:
+        here, of_listen = split_address("listen", listening)
+        host, port = host or here.strip("[]"), port or of_listen
+    try:
+        numeric = ipaddress.ip_address(host)
+        if numeric.is_unspecified:
+            numeric = ipaddress.ip_address(_way_out(numeric.version))
+    except ValueError:  # a name, which may stand for others, too, or a machine without a network
+        return ""
+    if not port:
+        return ""
+    return f"[{numeric}]:{port}" if numeric.version == 6 else f"{numeric}:{port}"
+
+
+def _way_out(version: int) -> str:
+    """Returns the address from which this machine calls others; empty if it cannot."""
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM) as unused:
+        try:
+            unused.connect((ELSEWHERE[version], 9))  # of datagrams: nothing is sent
+        except OSError:
+            return ""
+        found: str = unused.getsockname()[0]
+        return found
 
 
 def _group_number(name: str, group: str) -> int | None:

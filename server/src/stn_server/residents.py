@@ -136,6 +136,7 @@ class Residents:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.address = config.address
+        """Told with handles: where calls that use them have to go."""
         self._config = config
         self._events = events
         self._now = now

@@ -23,7 +23,7 @@ from stn_server.config import ServerConfig, is_unix, split_address
 from stn_server.event_loop import Hung
 from stn_server.events import Listener
 from stn_server.lifecycle import Shutdown
-from stn_server.listening import listen_tcp, listen_unix
+from stn_server.listening import listen_tcp, listen_unix, replica_address
 from stn_server.log import log
 from stn_server.memory import memory_limit_bytes, relax_collector, retain_freed_memory
 from stn_server.output import BackgroundWriter
@@ -74,6 +74,7 @@ class Server:
             await self._bind(parts.grpc_server, "listen", one, parts.certificates)
             for one in config.listen
         ]
+        parts.residents.address = replica_address(config.residents.address, targets)
         admin = ""
         if config.admin_listen:
             admin = await self._bind(parts.admin_server, "admin_listen", config.admin_listen)

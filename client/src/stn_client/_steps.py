@@ -1,0 +1,196 @@
+"""What both clients do in several calls, written once.
+
+The methods are generators that yield where `AsyncClient` awaits, as in `reply = yield
+self._run(call)`. There the call is a coroutine, which whoever steps through the generator awaits;
+in `Client` it has been made by then, and what it returned only comes back.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from stn_client._arrays import AnyArray, Array, operand
+from stn_client._calls import Call, Conduct, conduct_of
+from stn_client._connection import BaseClient, Progress
+from stn_client._errors import (
+    InvalidRequestError,
+    StnClientError,
+    UnavailableError,
+    invalid,
+)
+from stn_client._options import CallOptions
+from stn_client._placing import MIN_PLACED_BYTES
+from stn_client._residents import LOST, MAX_LOSSES, ResidentTensor
+from stn_client._stacking import is_of_all, stack_shape, stacked, unstacked
+from stn_client._transfers import (
+    PIECE_BYTES,
+    download,
+    given_up,
+    kept,
+    release,
+    resident_of,
+    upload,
+)
+from stn_proto import to_payload
+from stn_proto.v1.tensor_pb2 import ResidentRef
+
+T = TypeVar("T")
+Steps: TypeAlias = Generator[Any, Any, T]
+
+
+class SteppingClient(BaseClient):
+    """A client of either kind, and what it does in several steps."""
+
+    @abstractmethod
+    def _run(self, call: Call[Any]) -> Any:
+        """Sends a call, again if the policy says so, and reads the reply."""
+
+    @abstractmethod
+    def empty(self, shape: Sequence[int], dtype: DTypeLike = np.float32) -> Any:
+        """Returns an array in memory that the server may see; see `Client.empty`."""
+
+    @abstractmethod
+    def _local_connection(self) -> Any:
+        """Returns a connection by the local transport; None if there is none."""
+
+    @abstractmethod
+    def _wait_for(self, end: Future[None], timeout_s: float | None) -> Any:
+        """Returns when something has ended, or after the timeout."""
+
+    def _uploading(self, array: AnyArray, options: CallOptions) -> Steps[ResidentTensor]:
+        """Leaves a copy of an array on a server."""
+        resident, conduct = resident_of(array, self._name), conduct_of(options)
+        resident.held.add((yield from self._sending(resident, "", lambda: conduct)))
+        return resident
+
+    def _downloading(self, tensor: ResidentTensor, options: CallOptions) -> Steps[Array]:
+        """Returns the array of a resident tensor, as a server holds it."""
+        conduct, held = conduct_of(options), tensor.held
+        reference = next(iter(held.references.values()), None)
+        if held.client != self._name or reference is None:
+            expected = "expected a tensor on the server of this client, got another one."
+            raise invalid("tensor", expected)
+        # Bytes come in the wire's order and are written in place, whatever this host's order is.
+        array = np.empty(tensor.shape, tensor.dtype.newbyteorder("<"))
+        numbers = array.reshape(-1).view(np.uint8)
+        for offset in range(0, numbers.size, PIECE_BYTES):
+            size_bytes = min(PIECE_BYTES, numbers.size - offset)
+            piece = yield self._run(download(reference, offset, size_bytes, conduct))
+            numbers[offset : offset + size_bytes] = piece
+        return array
+
+    def _releasing(self, tensors: Sequence[ResidentTensor], options: CallOptions) -> Steps[int]:
+        """Releases tensors on the servers that hold them; returns how many were there."""
+        conduct, released = conduct_of(options), 0
+        for address, references in given_up(tensors, self._name).items():
+            try:
+                released += yield self._run(release(references, address, conduct))
+            except UnavailableError:
+                # With a replica goes what it held; only the target as a whole has to be there.
+                if not self._replicas.reached(address):
+                    raise
+        return released
+
+    def _preparing(self, call: Call[Any], progress: Progress) -> Steps[None]:
+        """Chooses the replica for a call that names tensors, and uploads what is missing there.
+
+        Whatever goes wrong with that is no reason to fail: the call brings the tensor along.
+        """
+        call.choose(self._name)
+        for resident in call.missing(self._name):
+            with suppress(StnClientError):
+                yield from self._uploading_once(resident, call.address, progress.of_upload)
+            call.choose(self._name)
+
+    def _uploading_once(
+        self, resident: ResidentTensor, address: str, conduct: Callable[[], Conduct]
+    ) -> Steps[None]:
+        """Uploads a tensor, or waits for another call that is about to."""
+        held, mine = resident.held, Future[None]()
+        under_way = held.uploads.setdefault(address, mine)
+        if under_way is not mine:
+            yield self._wait_for(under_way, conduct().timeout_s)
+            return
+        try:
+            if not held.is_at(address):
+                held.add((yield from self._sending(resident, address, conduct)))
+        finally:
+            del held.uploads[address]
+            mine.set_result(None)
+
+    def _sending(
+        self, resident: ResidentTensor, address: str, conduct: Callable[[], Conduct]
+    ) -> Steps[ResidentRef]:
+        """Sends a tensor in pieces, so that no message is larger than what every server takes.
+
+        Args:
+            resident: The tensor.
+            address: Of a replica; empty: any.
+            conduct: Says how the next piece is sent.
+
+        Returns:
+            Where the tensor stays.
+        """
+        payload, dtype = to_payload(resident.array), resident.array.dtype
+        offset, reference, losses = 0, None, 0
+        while True:
+            piece = payload[offset : offset + PIECE_BYTES]
+            call = upload(piece, reference, offset, dtype, len(payload), conduct())
+            # The first reply names the tensor; later pieces go to it by that name.
+            call.address = address if reference is None else reference.address
+            try:
+                reference, missing_bytes = yield self._run(call)
+            except (InvalidRequestError, UnavailableError) as error:
+                losses += 1
+                if reference is None or losses >= MAX_LOSSES or not self._is_lost(error, reference):
+                    raise
+                offset, reference = 0, None  # from the beginning
+            else:
+                offset += len(piece)
+                if not missing_bytes:
+                    there: ResidentRef = reference
+                    return there
+
+    def _is_lost(self, error: StnClientError, reference: ResidentRef) -> bool:
+        """Returns whether a tensor was evicted, or has gone with its replica."""
+        is_gone = isinstance(error, UnavailableError) and self._replicas.reached(reference.address)
+        return bool(is_gone) or error.reason == LOST
+
+    def _sharing(self, feature_map: AnyArray) -> Steps[Any]:
+        """Returns a feature map that a warp and its gradients send, or copy, once."""
+        given = operand("feature_map", feature_map)
+        # Small maps cost less to send twice than to keep.
+        if given.array.nbytes < MIN_PLACED_BYTES or isinstance(given, ResidentTensor):
+            return given
+        # Without shared memory the server keeps the map from the warp on, until its gradients.
+        if (yield self._local_connection()) is None:
+            return kept(given, self._name)
+        # One copy to memory that the server sees serves the warp and its gradients.
+        copied = yield self.empty(given.array.shape, given.array.dtype)
+        copied[...] = given.array
+        return replace(given, array=copied)
+
+    def _stacking(self, calls: Sequence[Call[Any]]) -> Steps[list[Any]]:
+        """Makes calls that are alike as one.
+
+        Returns:
+            Their results or errors; nothing if each has to be made alone.
+        """
+        # In an arena, if there is one: stacking then is the only copy.
+        memory = yield self.empty(stack_shape(calls), np.uint8)
+        try:
+            return unstacked((yield self._run(stacked(calls, memory))), calls)
+        except StnClientError as error:
+            if is_of_all(error):
+                return [error] * len(calls)
+            # The error may be that of one call alone, so each is made by itself, and counted anew.
+            self._counts.retract(len(calls))
+            return []
