@@ -13,7 +13,7 @@ import pytest
 
 from stn_server import listening
 from stn_server.config import ConfigError
-from stn_server.listening import listen_tcp, listen_unix
+from stn_server.listening import listen_tcp, listen_unix, replica_address
 
 
 class Binder:
@@ -347,3 +347,35 @@ def test_every_reason_has_its_own_words(number):
     )
     assert str(found).startswith(f"listen: {UNIX_WORDS[number]}")
     assert set(listening.UNIX_REASONS) == set(UNIX_WORDS)
+
+
+ADDRESSES = [
+    ("", ["127.0.0.2:7"], "127.0.0.2:7"),
+    ("", ["unix:/a", "[::1]:7", "127.0.0.2:8"], "[::1]:7"),
+    ("", ["unix:/a"], ""),
+    ("", ["localhost:7"], ""),
+    ("10.0.0.7", ["0.0.0.0:50051"], "10.0.0.7:50051"),
+    ("fd00::7", ["[::]:50051"], "[fd00::7]:50051"),
+    ("fd00::7", ["unix:/a"], ""),
+    ("10.0.0.7:6", ["0.0.0.0:50051"], "10.0.0.7:6"),
+    ("[FD00:0::7]:6", ["unix:/a"], "[fd00::7]:6"),
+    ("10.0.0.7:0", ["localhost:7"], "10.0.0.7:7"),
+]
+
+
+@pytest.mark.parametrize(("setting", "targets", "expected"), ADDRESSES)
+def test_a_replica_knows_its_address(setting, targets, expected):
+    """As it is set, else as it listens, in numbers; a name might be that of all replicas."""
+    assert replica_address(setting, targets) == expected
+
+
+def test_a_replica_that_listens_everywhere_has_the_address_of_the_way_out(monkeypatch):
+    """Which no setting knows: one of this machine, or none where there is no network."""
+    found = replica_address("", ["0.0.0.0:7"])
+    host = found.rpartition(":")[0]
+    assert found in {"", f"{host}:7"}
+    with socket.socket() as own:
+        own.bind((host, 0))  # no machine has another one's
+    monkeypatch.setattr(listening, "ELSEWHERE", {4: "no address", 6: "no address"})
+    assert replica_address("", ["0.0.0.0:7"]) == ""
+    assert replica_address("", ["[::]:7"]) == ""
