@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import time
 from collections import Counter
 
 import grpc
@@ -31,6 +32,7 @@ from stn_proto.v1 import resident_pb2, tensor_pb2
 from support.certificates import Authority
 from support.harness import terminate
 from support.names import NameServer
+from support.replicas import PATIENCE_S
 from support.replicas import Replicas as Servers
 from support.tokens import entry
 
@@ -40,7 +42,6 @@ RNG = np.random.default_rng(16)
 U = RNG.random((1, 3, 80, 100), np.float32)
 LARGE = RNG.random((1, 3, 500, 600), np.float32)
 PIECES = 4
-MANY = 50
 THETA = np.array([[[0.6, 0.1, 0.05], [-0.1, 0.7, 0.1]]], np.float32)
 SIZE = (48, 40)
 ONCE = RetryPolicy(attempts=1)
@@ -148,12 +149,13 @@ def placed(stn, array, *, at=None, elsewhere=None):
 
     The first calls of a client go to whichever replica is connected first.
     """
-    for _ in range(MANY):
+    deadline_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline_s:
         found = stn.upload(array)
         if where(found) == {at} or (elsewhere is not None and where(found) != where(elsewhere)):
             return found
         stn.release(found)
-    raise AssertionError(stn.sent)
+    raise AssertionError(at)
 
 
 def on_both(stn, targets, count=2):

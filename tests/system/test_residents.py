@@ -12,6 +12,7 @@ from stn_client import (
     Affine,
     AsyncClient,
     Client,
+    DeadlineExceededError,
     Flow,
     InvalidRequestError,
     RetryPolicy,
@@ -21,6 +22,7 @@ from stn_client import (
 )
 from stn_client._calls import Conduct
 from stn_client._placing import by_message
+from stn_client._transfers import MAX_RELEASED
 from stn_client.local import LocalServer
 
 RNG = np.random.default_rng(3)
@@ -268,6 +270,114 @@ def test_many_calls_name_one_tensor(stn):
     found = list(stn.map(calls.warp(image, Affine(theta), SIZE) for theta in thetas))
     for v, theta in zip(found, thetas, strict=True):
         np.testing.assert_array_equal(v, warped(U, theta))
+
+
+def test_any_number_is_released(stn):
+    """In as many messages as it takes; the same one counts once."""
+    few = [stn.upload(np.ones(1, np.float32)) for _ in range(MAX_RELEASED + 1)]
+    stn.taken()
+    assert stn.release(*few, *few) == MAX_RELEASED + 1
+    assert stn.taken()[0] == ["Release", "Release"]
+    assert stn.release() == 0
+
+
+def test_what_was_never_uploaded_is_refused_by_name(stn, server):
+    """As an argument of either client, before anything is released."""
+    image = stn.upload(U)
+    for call in (lambda: stn.download(U), lambda: stn.release(image, U)):
+        with pytest.raises(InvalidRequestError, match=r"^tensor: expected a tensor as upload"):
+            call()
+    assert stn.release(image) == 1
+
+    async def main():
+        async with AsyncClient(server.target) as other:
+            with pytest.raises(InvalidRequestError, match=r"^tensor: expected a tensor as upload"):
+                await other.release(U)
+
+    asyncio.run(main())
+
+
+def test_tensors_that_do_not_fit_together_come_with_their_calls():
+    """More than one caller may leave there: calls succeed, and cost what they bring along."""
+    flags = f"--residents-max-caller-bytes={3 * U.nbytes // 2}"
+    with LocalServer(flags) as server, Watched(server.target) as stn:
+        moving, fixed = stn.upload(U), stn.upload(U[:, :, ::-1].copy())
+        expected = stn.objective(moving.array, fixed.array, Affine(THETA))
+        found = stn.objective(moving, fixed, Affine(THETA))
+        np.testing.assert_array_equal(found.value, expected.value)
+        np.testing.assert_array_equal(found.gradient, expected.gradient)
+        assert stn.stats.failed == 0
+
+
+@pytest.mark.parametrize("is_local", [False, True], ids=["grpc", "local"])
+def test_evictions_under_load_are_no_matter_of_callers(tmp_path, is_local):
+    """Eight tensors in the room of four, all used at once: every result is right."""
+    flags = f"--local-dir={tmp_path}", f"--residents-max-caller-bytes={4 * U.nbytes}"
+
+    async def main(target):
+        async with AsyncClient(target, local=is_local) as stn:
+            images = [await stn.upload(U * np.float32(n / 8)) for n in range(8)]
+            calls = [stn.warp(one, Affine(THETA), SIZE) for _ in range(5) for one in images]
+            for v, one in zip(await asyncio.gather(*calls), images * 5, strict=True):
+                np.testing.assert_array_equal(v, warped(one.array))
+            assert stn.stats.failed == 0
+
+    with LocalServer(*flags) as server:
+        asyncio.run(main(server.target))
+
+
+def test_a_server_that_takes_no_tensors_any_more_is_sent_them_with_calls(tmp_path):
+    """As after a restart with another configuration."""
+    address = f"unix:{tmp_path}/stn.sock"
+    with LocalServer(f"--listen={address}") as first, Watched(first.target) as stn:
+        image = stn.upload(U)
+        first.stop()
+        with LocalServer(f"--listen={address}", "--residents-max-bytes=0"):
+            np.testing.assert_array_equal(stn.warp(image, Affine(THETA), SIZE), warped())
+
+
+class Noticed(AsyncClient):
+    """A client that says when it uploads."""
+
+    def __init__(self, target):
+        super().__init__(target, local=False)
+        self.uploads = asyncio.Event()
+
+    async def _run(self, call):
+        if call.method.endswith("/Upload"):
+            self.uploads.set()
+        return await super()._run(call)
+
+
+def test_a_call_that_is_cancelled_while_it_uploads_leaves_the_others(server):
+    """They waited for its upload, and one of them makes its own."""
+
+    async def main():
+        async with Noticed(server.target) as stn:
+            image = await stn.upload(LARGE)
+            await stn._run(release(image))
+            image.held.references.clear()
+            stn.uploads.clear()
+            first, *others = (
+                asyncio.ensure_future(stn.warp(image, Affine(THETA), SIZE)) for _ in range(4)
+            )
+            await stn.uploads.wait()
+            first.cancel()
+            for v in await asyncio.gather(*others):
+                np.testing.assert_array_equal(v, warped(LARGE))
+            assert first.cancelled()
+            assert not image.held.uploads
+
+    asyncio.run(main())
+
+
+def test_an_upload_for_a_call_takes_no_more_time_than_the_call_has(server):
+    """It fails in time, by the name of its own timeout."""
+    with Client(server.target, local=False, timeout_s=60) as stn:
+        image = stn.upload(LARGE)
+        image.held.references.clear()
+        with pytest.raises(DeadlineExceededError):
+            stn.warp(image, Affine(THETA), SIZE, timeout_s=1e-3)
 
 
 def test_they_outlive_a_restart_of_the_server(tmp_path):

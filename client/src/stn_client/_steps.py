@@ -21,6 +21,7 @@ from stn_client._arrays import AnyArray, Array, operand
 from stn_client._calls import Call, Conduct, conduct_of
 from stn_client._connection import BaseClient, Progress
 from stn_client._errors import (
+    DeadlineExceededError,
     InvalidRequestError,
     StnClientError,
     UnavailableError,
@@ -31,7 +32,9 @@ from stn_client._placing import MIN_PLACED_BYTES
 from stn_client._residents import LOST, MAX_LOSSES, ResidentTensor
 from stn_client._stacking import is_of_all, stack_shape, stacked, unstacked
 from stn_client._transfers import (
+    MAX_RELEASED,
     PIECE_BYTES,
+    check_resident,
     download,
     given_up,
     kept,
@@ -73,6 +76,7 @@ class SteppingClient(BaseClient):
 
     def _downloading(self, tensor: ResidentTensor, options: CallOptions) -> Steps[Array]:
         """Returns the array of a resident tensor, as a server holds it."""
+        check_resident(tensor)
         conduct, held = conduct_of(options), tensor.held
         reference = next(iter(held.references.values()), None)
         if held.client != self._name or reference is None:
@@ -89,14 +93,18 @@ class SteppingClient(BaseClient):
 
     def _releasing(self, tensors: Sequence[ResidentTensor], options: CallOptions) -> Steps[int]:
         """Releases tensors on the servers that hold them; returns how many were there."""
+        for tensor in tensors:
+            check_resident(tensor)
         conduct, released = conduct_of(options), 0
         for address, references in given_up(tensors, self._name).items():
-            try:
-                released += yield self._run(release(references, address, conduct))
-            except UnavailableError:
-                # With a replica goes what it held; only the target as a whole has to be there.
-                if not self._replicas.reached(address):
-                    raise
+            for start in range(0, len(references), MAX_RELEASED):
+                some = references[start : start + MAX_RELEASED]
+                try:
+                    released += yield self._run(release(some, address, conduct))
+                except UnavailableError:
+                    # With a replica goes what it held; only the target as a whole has to be there.
+                    if not self._replicas.reached(address):
+                        raise
         return released
 
     def _preparing(self, call: Call[Any], progress: Progress) -> Steps[None]:
@@ -113,18 +121,25 @@ class SteppingClient(BaseClient):
     def _uploading_once(
         self, resident: ResidentTensor, address: str, conduct: Callable[[], Conduct]
     ) -> Steps[None]:
-        """Uploads a tensor, or waits for another call that is about to."""
+        """Uploads a tensor, or waits for another call that does; what it is refused, all are."""
         held, mine = resident.held, Future[None]()
-        under_way = held.uploads.setdefault(address, mine)
-        if under_way is not mine:
-            yield self._wait_for(under_way, conduct().timeout_s)
-            return
-        try:
-            if not held.is_at(address):
+        while not held.is_at(address):
+            under_way = held.uploads.setdefault(address, mine)
+            if under_way is not mine:
+                yield self._wait_for(under_way, conduct().timeout_s)
+                if not under_way.done() or under_way.exception():
+                    return
+                continue  # also where the other call was cancelled, or had no more time
+            try:
                 held.add((yield from self._sending(resident, address, conduct)))
-        finally:
-            del held.uploads[address]
-            mine.set_result(None)
+            except StnClientError as error:
+                if not isinstance(error, DeadlineExceededError):
+                    mine.set_exception(error)
+                raise
+            finally:
+                del held.uploads[address]
+                if not mine.done():
+                    mine.set_result(None)
 
     def _sending(
         self, resident: ResidentTensor, address: str, conduct: Callable[[], Conduct]

@@ -18,6 +18,9 @@ from stn_proto.codec import data_type
 from stn_proto.v1 import resident_pb2
 from stn_proto.v1.tensor_pb2 import ResidentRef
 
+MAX_RELEASED = 512
+"""The most tensors that one message releases; servers take few fields in one."""
+
 PIECE_BYTES = (1 << 20) - (1 << 12)
 """Bytes of one piece of an upload: any server takes the message, and its overhead is small."""
 
@@ -50,6 +53,17 @@ def resident_of(value: Any, client: str) -> ResidentTensor:
     array = array.copy()
     array.flags.writeable = False
     return ResidentTensor(array, given.like, given.layout, held=Held(client, is_uploaded=True))
+
+
+def check_resident(tensor: object) -> None:
+    """Checks that a caller gave what `Client.upload` returns.
+
+    Raises:
+        InvalidRequestError: It is something else.
+    """
+    if not isinstance(tensor, ResidentTensor):
+        expected = f"expected a tensor as upload returns it, got {type(tensor).__name__}."
+        raise invalid("tensor", expected)
 
 
 def given_up(residents: Iterable[ResidentTensor], client: str) -> dict[str, list[ResidentRef]]:
