@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar
 
@@ -110,12 +109,17 @@ class SteppingClient(BaseClient):
     def _preparing(self, call: Call[Any], progress: Progress) -> Steps[None]:
         """Chooses the replica for a call that names tensors, and uploads what is missing there.
 
-        Whatever goes wrong with that is no reason to fail: the call brings the tensor along.
+        Whatever goes wrong with that is no reason to fail: the call brings the tensor along. Only
+        its time may be over.
         """
         call.choose(self._name)
         for resident in call.missing(self._name):
-            with suppress(StnClientError):
+            try:
                 yield from self._uploading_once(resident, call.address, progress.of_upload)
+            except DeadlineExceededError:
+                raise
+            except StnClientError:
+                pass
             call.choose(self._name)
 
     def _uploading_once(
@@ -127,7 +131,12 @@ class SteppingClient(BaseClient):
             under_way = held.uploads.setdefault(address, mine)
             if under_way is not mine:
                 yield self._wait_for(under_way, conduct().timeout_s)
-                if not under_way.done() or under_way.exception():
+                if not under_way.done():
+                    expected = (
+                        "timeout_s: expected a result in time, got none: another call's upload"
+                    )
+                    raise DeadlineExceededError(f"{expected} of a tensor took longer.")
+                if under_way.exception():
                     return
                 continue  # also where the other call was cancelled, or had no more time
             try:
