@@ -75,6 +75,18 @@ def type_halves(made):
     made.inputs[0].datatype = "FP16"
 
 
+def type_text(made):
+    type_all(made)
+    made.inputs[0].datatype = "BYTES"
+    made.inputs[0].contents.ClearField("fp32_contents")
+    made.inputs[0].contents.bytes_contents.append(b"text")
+
+
+def halve_theta(made):
+    made.inputs[1].datatype = "FP16"
+    made.raw_input_contents[1] = theta(1).astype(np.float16).tobytes()
+
+
 def shaped(*sizes):
     def change(made):
         made.inputs[0].shape[:] = sizes
@@ -143,8 +155,14 @@ BAD = {
     "an empty axis": (shaped(1, 2, 0, 4), INVALID, "feature_map.shape: expected sizes of at leas"),
     "beyond 63 bits": (shaped(1, 2**40, 2**40, 1), INVALID, "feature_map.shape: expected at mos"),
     "unknown type": (typed("FLOAT"), UNKNOWN, "feature_map.datatype: expected one of FP32, "),
-    "labels between pixels": (typed("INT32"), INVALID, "feature_map: .* Labels are read by inter"),
+    "labels between pixels": (
+        typed("INT32"),
+        INVALID,
+        "feature_map: expected FP32 or .*, got INT32. Labels are read by inter",
+    ),
     "text": (typed("BYTES"), UNKNOWN, "feature_map.datatype: expected one of FP32, "),
+    "typed text": (type_text, UNKNOWN, "feature_map.datatype: .*, got another one, .* Use one of"),
+    "theta of halves": (halve_theta, INVALID, "theta: expected FP32 or FP64, got FP16. Convert it"),
     "unknown output": (with_output("phi"), INVALID, "outputs: expected some of output, each once"),
     "an output twice": (with_output("output", "output"), INVALID, "outputs: expected some of outp"),
     "classification": (
@@ -192,6 +210,26 @@ BAD = {
         with_parameter("output_size", string_param=f"4,{2**63}"),
         INVALID,
         "output_size: expected numbers with commas between them",
+    ),
+    "a number beyond 63 bits": (
+        with_parameter("output_size", uint64_param=2**64 - 1),
+        INVALID,
+        "output_size: expected at most 9223372036854775807, got 18446744073709551615",
+    ),
+    "size with an underscore": (
+        with_parameter("output_size", string_param="1_0,4"),
+        INVALID,
+        "output_size: expected numbers with commas between them",
+    ),
+    "digits of another script": (
+        with_parameter("output_size", string_param="\N{ARABIC-INDIC DIGIT THREE},4"),
+        INVALID,
+        "output_size: expected numbers with commas between them",
+    ),
+    "fill no number": (
+        with_parameter("fill", string_param="nan"),
+        INVALID,
+        "fill: expected numbers with commas between them",
     ),
     "one size": (
         with_parameter("output_size", int64_param=7),

@@ -198,6 +198,33 @@ def test_bytes_outside_a_region_are_refused_at_every_use(client, peer, size, off
         assert not shm.get_contents_as_numpy(handle, np.uint8, (4096,)).any()
 
 
+def test_outputs_that_overlap_are_refused(client, rng):
+    """Also where they lie in regions of their own: the later would be written over the other."""
+    u = rng.random((1, 1, 4, 5), np.float32)
+    inputs = [tensor("feature_map", u), tensor("grad_output", u), tensor("theta", theta(1))]
+    with shared(4096) as (key, handle):
+        client.register_system_shared_memory("all", key, 4096)
+        client.register_system_shared_memory("some", key, 1000, offset=76)
+        for region, offset, is_refused in (
+            ("all", 79, True),
+            ("some", 0, True),
+            ("some", 4, False),
+        ):
+            outputs = [
+                placed("all", u.nbytes, 0, "grad_feature_map"),
+                placed(region, 24, offset, "grad_theta"),
+            ]
+            if not is_refused:  # they touch, and do not overlap
+                result = client.infer("stn_warp_affine_gradients", inputs, outputs=outputs)
+                assert list(result.get_response().raw_output_contents) == [b"", b""]
+                continue
+            with pytest.raises(InferenceServerException) as refused:
+                client.infer("stn_warp_affine_gradients", inputs, outputs=outputs)
+            assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
+            assert refused.value.message().startswith("grad_theta.shared_memory_region: expected")
+            assert not shm.get_contents_as_numpy(handle, np.uint8, (4096,)).any()
+
+
 def test_a_client_that_shrinks_its_memory_gets_an_error(client, peer):
     """And the server goes on."""
     u = np.ones((1, 1, 30, 40), np.float32)

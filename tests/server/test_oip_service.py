@@ -15,13 +15,15 @@ from stn_proto.oip.inference_pb2 import (
     ModelStatisticsRequest,
     ModelStatisticsResponse,
     ModelStreamInferResponse,
+    SystemSharedMemoryRegisterRequest,
 )
+from stn_server.config import OipConfig
 from stn_server.oip import streams
 from support.bad_requests import ramp, theta, warp_request
 from support.fakes import FakeRunner, feature_maps
 from support.harness import METHOD_PREFIX, HeldEngine, outcome_of, serving
 from support.many import compute_many
-from support.oip import SERVICE, infer, infer_request, stream_infer
+from support.oip import SERVICE, infer, infer_request, method, stream_infer
 
 WARP = METHOD_PREFIX + "Warp"
 MESSAGE = infer_request().SerializeToString()
@@ -47,6 +49,12 @@ def warp_of(number):
     ours.payloads[0] = theirs.raw_input_contents[0] = feature_map.tobytes()
     theirs.parameters["output_size"].string_param = "6,7"
     return ours.SerializeToString(), theirs.SerializeToString()
+
+
+def lie(tensor, region, size_bytes):
+    """Says that a tensor lies at the begin of a region."""
+    tensor.parameters["shared_memory_region"].string_param = region
+    tensor.parameters["shared_memory_byte_size"].int64_param = size_bytes
 
 
 def output_of(response):
@@ -108,7 +116,7 @@ def test_statistics_count_launches_that_were_shared():
                 runner.gate.set()
                 await calls
                 await first
-                ask = channel.unary_unary(f"/{SERVICE}/ModelStatistics")
+                ask = method(channel, "ModelStatistics")
                 everything = await ask(ModelStatisticsRequest().SerializeToString())
         found = ModelStatisticsResponse.FromString(everything).model_stats
         return {one.name: one for one in found if one.inference_count}, runner.batches
@@ -143,7 +151,7 @@ def test_statistics_count_launches_that_bundles_share():
                 await service.admitted(3)
                 runner.gate.set()
                 await asyncio.gather(first, many, call)
-                ask = channel.unary_unary(f"/{SERVICE}/ModelStatistics")
+                ask = method(channel, "ModelStatistics")
                 request = ModelStatisticsRequest(name="stn_warp_affine").SerializeToString()
                 return ModelStatisticsResponse.FromString(await ask(request)).model_stats[0]
 
@@ -390,13 +398,47 @@ def test_methods_that_are_not_offered_are_unimplemented(name):
 
     async def scenario():
         async with held() as (_, service, channel):
-            failure = await outcome_of(channel.unary_unary(f"/{SERVICE}/{name}")(b""))
+            failure = await outcome_of(method(channel, name)(b""))
             counted = service.value("stn_requests_total", method="other", code="UNIMPLEMENTED")
             return failure.code(), failure.details(), counted
 
     code, details, counted = asyncio.run(scenario())
     assert (code, counted) == (grpc.StatusCode.UNIMPLEMENTED, 1)
     assert details == f"method: expected one of this server, got /{SERVICE}/{name}."
+
+
+def test_regions_that_are_unregistered_under_way_serve_the_request(tmp_path, monkeypatch):
+    """It has its input already, and its output goes where it was asked for."""
+    monkeypatch.setattr("stn_server.oip.regions.FOLDER", str(tmp_path))
+    feature_map = ramp(2, 3, 4, 5)
+    size = feature_map.nbytes
+    file = tmp_path / "memory"
+    file.write_bytes(feature_map.tobytes() + bytes(size))
+
+    async def scenario():
+        async with held(oip=OipConfig(shared_memory=True)) as (runner, _, channel):
+            for name, offset in (("in", 0), ("out", size)):
+                request = SystemSharedMemoryRegisterRequest(
+                    name=name, key="memory", offset=offset, byte_size=size
+                )
+                await method(channel, "SystemSharedMemoryRegister")(request.SerializeToString())
+            request = infer_request()
+            del request.raw_input_contents[0]
+            lie(request.inputs[0], "in", size)
+            lie(request.outputs.add(name="output"), "out", size)
+            call = infer(channel)(request.SerializeToString())
+            await runner.begun(1)
+            await method(channel, "SystemSharedMemoryUnregister")(b"")
+            runner.release_all()
+            response = ModelInferResponse.FromString(await call)
+            with pytest.raises(grpc.RpcError) as missing:
+                await infer(channel)(request.SerializeToString())
+            return response, missing.value.code()
+
+    response, after = asyncio.run(scenario())
+    assert response.raw_output_contents == [b""]
+    assert after is grpc.StatusCode.NOT_FOUND
+    assert file.read_bytes() == 2 * feature_map.tobytes()  # the runner returns the feature map
 
 
 def test_final_responses_are_marked_when_asked():

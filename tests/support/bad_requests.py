@@ -277,7 +277,7 @@ SPLINE, CONTROL, STIFFNESS = (
     for field in ("points", "control_points", "regularization")
 )
 THREE = "expected three or more different finite points (x, y), not all on one line"
-NOT_KNOWN = "expected a field that this server knows, got one that it does not. GetServerInfo lists"
+NOT_KNOWN = "expected a field that this server knows, got one that it does not. Leave it out"
 TRANSFORMS = (
     "affine",
     "sampling_grid",

@@ -18,7 +18,13 @@ from stn_server.batching.batcher import Batcher
 from stn_server.batching.devices import EngineRunner
 from stn_server.batching.policy import Policy, PolicyLimits
 from stn_server.batching.work import BatchKey, Cost, Operation
-from stn_server.config import BatchingConfig, LimitsConfig, ResidentsConfig, ServerConfig
+from stn_server.config import (
+    BatchingConfig,
+    LimitsConfig,
+    OipConfig,
+    ResidentsConfig,
+    ServerConfig,
+)
 from stn_server.events import Events, Listener, Stage
 from stn_server.grpc_transport import GrpcTransport, Receiver
 from stn_server.service import Service
@@ -165,11 +171,12 @@ class RunningService:
 
 
 @contextlib.asynccontextmanager
-async def serving(runner, *listeners, limits=None, residents=None, **changes):
+async def serving(runner, *listeners, limits=None, residents=None, oip=None, **changes):
     """Serves all parts of a server; calls are computed by `runner`, in small batches."""
     config = ServerConfig(
         limits=LimitsConfig() if limits is None else limits,
         residents=ResidentsConfig() if residents is None else residents,
+        oip=OipConfig() if oip is None else oip,
         batching=BatchingConfig(
             **{
                 "max_batch_bytes": 1000,

@@ -19,9 +19,14 @@ def infer_request(model="stn_warp_affine", /, arrays=None, **fields):
     return request
 
 
+def method(channel, name):
+    """A method with one message and one reply, of bytes."""
+    return channel.unary_unary(f"/{SERVICE}/{name}")
+
+
 def infer(channel):
     """The method `ModelInfer`, of messages."""
-    return channel.unary_unary(f"/{SERVICE}/ModelInfer")
+    return method(channel, "ModelInfer")
 
 
 def stream_infer(channel):

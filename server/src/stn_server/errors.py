@@ -128,7 +128,7 @@ class UnsupportedError(ServerError):
     def __init__(self, field: str, value: str, supported: tuple[str, ...]) -> None:
         super().__init__(
             f"{field}: expected one of {', '.join(supported)}, got {value}, which this server "
-            "does not offer. GetServerInfo lists what it does."
+            "does not offer. Use one of those."
         )
         self.field = field
         self.supported = supported
@@ -141,7 +141,7 @@ class UnknownFieldError(UnsupportedError):
         ServerError.__init__(
             self,
             f"{field}: expected a field that this server knows, got one that it does not. "
-            "GetServerInfo lists what it offers.",
+            "Leave it out, or ask a newer server.",
         )
         self.field = field
         self.supported = ()

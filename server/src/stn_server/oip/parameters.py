@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -11,6 +13,9 @@ from stn_proto.oip.inference_pb2 import InferParameter
 from stn_server.errors import InvalidRequestError, UnsupportedError
 
 _NUMBERS = {"int64_param", "uint64_param", "double_param"}
+
+_DECIMAL = re.compile(r" *[+-]?[0-9.]+([eE][+-]?[0-9]+)? *")
+"""The form of a number in a text."""
 
 _MOST = 2**63 - 1
 """The largest number that a field of `stn.v1` takes."""
@@ -83,13 +88,17 @@ def integer(parameter: InferParameter, field: str) -> int:
 def _listed(parameter: InferParameter, field: str, *, is_real: bool) -> list[float]:
     """Returns numbers from a text with commas, or a single number as such."""
     if parameter.WhichOneof("parameter_choice") in _NUMBERS:
-        return [_number(parameter, field) if is_real else integer(parameter, field)]
-    number = float if is_real else _size
-    try:
-        return [number(part) for part in text(parameter, field).split(",")]
-    except ValueError:
-        expected = "expected numbers with commas between them, got other text."
-        raise InvalidRequestError(field, f'{expected} Write them as "128,96".') from None
+        number = _number(parameter, field) if is_real else integer(parameter, field)
+        if not is_real and number > _MOST:
+            raise InvalidRequestError(field, f"expected at most {_MOST}, got {number}. Reduce it.")
+        return [number]
+    parts = text(parameter, field).split(",")
+    # Python's own numbers also take underscores, and digits of other scripts.
+    if all(_DECIMAL.fullmatch(part) for part in parts):
+        with suppress(ValueError):
+            return [float(part) if is_real else _size(part) for part in parts]
+    expected = "expected numbers with commas between them, got other text."
+    raise InvalidRequestError(field, f'{expected} Write them as "128,96".')
 
 
 def _size(digits: str) -> int:

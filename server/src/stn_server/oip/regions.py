@@ -62,6 +62,8 @@ class Region:
         state = os.fstat(self._descriptor)
         if not stat.S_ISREG(state.st_mode):
             raise RegionNotFoundError("key")
+        self.object = state.st_dev, state.st_ino
+        """Tells objects apart, which may have several regions."""
         if not 1 <= size_bytes <= state.st_size - offset:
             expected = f"expected a region of at least 1 byte within {state.st_size} bytes"
             got = f"got {size_bytes} bytes at {offset}. Make the object as large first."

@@ -101,6 +101,12 @@ class Span:
     parameters: Mapping[str, InferParameter]
     """The name in the request."""
 
+    def overlaps(self, other: Span) -> bool:
+        """Returns whether it has bytes in common with another one, of whatever region."""
+        start, others = self.region.offset + self.offset, other.region.offset + other.offset
+        is_apart = start + self.size_bytes <= others or others + other.size_bytes <= start
+        return self.region.object == other.region.object and not is_apart
+
 
 Source = slice | bytes | Span
 """The source of an input: in the message, made of typed contents, or in shared memory."""
@@ -126,6 +132,8 @@ class Response:
         parameters: Mapping[str, InferParameter],
     ) -> None:
         self.spans = spans
+        self.is_spread = any(spans)
+        """Whether some result goes to shared memory."""
         self.names = [_output_name(model, result) for result in results]
         head = ModelInferResponse(
             model_name=model.name, model_version=VERSION, parameters=parameters
@@ -180,11 +188,8 @@ class InferTemplate:
     id: slice | None
     """The slice of the message that holds the id; None: there is none."""
     standing: Standing
-
-    @property
-    def items(self) -> int:
-        """The number of items of its batch."""
-        return int(self.made.reply.results[0].like.shape[0])
+    items: int
+    """The number of items of its batch."""
 
     def id_of(self, message: bytes) -> bytes:
         """Returns the id of a message that it fits.
@@ -327,12 +332,20 @@ class Decoder:
         spans = self._spans(infer, model, made.reply.results, owner)
         wanted = {output.name for output in infer.outputs}
         response = Response(model, made.reply.results, wanted, spans, standing.parameters)
-        template = InferTemplate(frame, model, made, response, ids[-1] if ids else None, standing)
+        template = InferTemplate(
+            frame,
+            model,
+            made,
+            response,
+            ids[-1] if ids else None,
+            standing,
+            int(made.reply.results[0].like.shape[0]),
+        )
         request_id = infer.id.encode()
         if not is_raw:
             return Inference(template, request_id, None, _views(operands, message))
         bound = made.request(message)
-        if not any(spans):  # whether regions are there has to be asked anew each time
+        if not response.is_spread:  # whether regions are there has to be asked anew each time
             self._keep(template)
         return Inference(template, request_id, bound, {})
 
@@ -369,6 +382,9 @@ class Decoder:
         raw = iter(frame.payloads)
         sent = 0
         for tensor in infer.inputs:
+            if tensor.datatype not in DATA_TYPES:  # first, however its elements are sent
+                field = f"{tensor.name}.datatype"
+                raise UnsupportedError(field, "another one", tuple(DATA_TYPES))
             span = self._span(tensor.parameters, tensor.name, owner)
             if span:
                 if tensor.HasField("contents"):
@@ -408,6 +424,11 @@ class Decoder:
             if span and span.size_bytes < result.like.nbytes:
                 expected = f"expected at least {result.like.nbytes} bytes, got {span.size_bytes}."
                 raise InvalidRequestError(f"{name}.{REGION_BYTES}", f"{expected} Give it more.")
+            if span:
+                span = replace(span, size_bytes=result.like.nbytes)
+                if any(other and span.overlaps(other) for other in spans):
+                    expected = "expected bytes apart from other outputs, got some that overlap."
+                    raise InvalidRequestError(f"{name}.{REGION}", f"{expected} Move it.")
             spans.append(span)
         return tuple(spans)
 
@@ -461,15 +482,11 @@ def _translated(
         spec, source = model.inputs[tensor.name], sources[tensor.name]
         shape = tuple(tensor.shape)
         _require_shape(shape, spec)
-        data_type = DATA_TYPES.get(tensor.datatype)
-        if data_type is None:
-            value = tensor.datatype if tensor.datatype in _TYPED else "another one"
-            raise UnsupportedError(f"{tensor.name}.datatype", value, tuple(DATA_TYPES))
         target = _at(request, spec.path)
         if not isinstance(target, tensor_pb2.Tensor):
             target.extend(_points(tensor, source, message))
             continue
-        target.data_type = data_type
+        target.data_type = DATA_TYPES[tensor.datatype]
         target.shape.extend(shape)
         target.payload = len(operands)
         if spec.is_map:
@@ -532,12 +549,11 @@ def _typed(tensor: Any) -> bytes:
     """Returns the bytes of typed contents."""
     name, contents = tensor.name, tensor.contents
     given = [field.name for field, _ in contents.ListFields()]
-    field = _TYPED.get(tensor.datatype)
-    dtype = DTYPES.get(DATA_TYPES.get(tensor.datatype, 0))  # type: ignore[call-overload]
-    if field is None or dtype is None:
+    field, dtype = _TYPED.get(tensor.datatype), DTYPES[DATA_TYPES[tensor.datatype]]
+    if field is None:
         if not given:
             raise InvalidRequestError(name, "expected contents, got none. Send them raw.")
-        raise UnsupportedError(f"{name}.contents", tensor.datatype[:8], ("raw_input_contents",))
+        raise UnsupportedError(f"{name}.contents", tensor.datatype, ("raw_input_contents",))
     if given != [field]:
         expected = f"expected {field} for {tensor.datatype}, got {', '.join(given) or 'none'}."
         raise InvalidRequestError(f"{name}.contents", f"{expected} Use that, or send them raw.")
@@ -591,6 +607,9 @@ def field_head(number: int, size_bytes: int) -> bytes:
 
 _OURS = re.compile(r"^(transform\.\w+\.|spec\.)|(?<=\w)\.payload$")
 
+_ENGINES = {f"torch.{DTYPES[number].name}": name for name, number in DATA_TYPES.items()}
+"""Datatypes by the names that the engine uses."""
+
 
 def in_callers_words(error: ServerError | WireFormatError) -> ServerError | WireFormatError:
     """Returns the same error with the name that the caller gave the field."""
@@ -599,6 +618,8 @@ def in_callers_words(error: ServerError | WireFormatError) -> ServerError | Wire
         theirs = "raw_input_contents" if field == "payloads" else _OURS.sub("", field)
         theirs = theirs.replace(".data_type", ".datatype")
         complaint = theirs + str(error).removeprefix(field)
+        complaint = re.sub(r"torch\.\w+", lambda one: _ENGINES.get(one[0], one[0]), complaint)
+        complaint = complaint.replace(": Tensor.to.", ".")
         error.args = (complaint.replace("`payloads`", "`raw_input_contents`"),)
         error.field = theirs  # type: ignore[union-attr]
     return error

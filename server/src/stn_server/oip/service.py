@@ -21,7 +21,7 @@ from stn_server.events import Events, Stage
 from stn_server.oip.models import VERSION, Model, models
 from stn_server.oip.regions import Region, Regions
 from stn_server.oip.requests import Decoder, Inference
-from stn_server.oip.statistics import ModelStatistics
+from stn_server.oip.statistics import Counts, ModelStatistics
 from stn_server.operands import parse
 from stn_server.quota import Quotas, Resize
 from stn_server.service import Method
@@ -112,17 +112,17 @@ class InferenceService:
         template = inference.template
         if resize is not None:
             resize(template.made.cost.size_bytes)
-        name, items, standing = template.model.name, template.items, template.standing
+        standing = template.standing
         if not self._is_counting:  # only once this protocol is used
             self._events.add(self._statistics)
             self._is_counting = True
-        counts = self._statistics.of(name)
+        counts = self._statistics.of(template.model.name)
         try:
             if inference.request is None:
                 self._batcher.resize(place, template.made.cost.size_bytes)
                 await asyncio.to_thread(inference.gather)
             counts.compute_input.add(perf_counter() - decoding)
-            self._statistics.queued(call, name, items)
+            self._statistics.queued(call, counts, template.items)
             reply: Any = await self._batcher.submit(
                 inference.request.job,  # type: ignore[union-attr]
                 key=template.made.key,
@@ -132,9 +132,9 @@ class InferenceService:
                 caller=call.caller.name,
                 call=call,
                 place=place,
-                reply=partial(self._encode, call, inference),
+                reply=partial(self._encode, call, inference, counts),
             )
-            if any(template.response.spans):
+            if template.response.is_spread:
                 reply, results = reply
                 await asyncio.to_thread(inference.scatter, results)
         except BaseException:
@@ -145,22 +145,20 @@ class InferenceService:
         for tell in self._reached:
             tell(Stage.SEND, (call,))
         call.sent_bytes = len(reply)
-        self._statistics.succeeded(name, items, perf_counter() - began)
+        counts.succeeded(template.items, perf_counter() - began)
         return reply  # type: ignore[no-any-return]
 
-    def _encode(self, call: Call, inference: Inference, finished: Finished) -> Any:
+    def _encode(self, call: Call, inference: Inference, counts: Counts, finished: Finished) -> Any:
         """Returns the response, and copies of results if some go to shared memory."""
         for tell in self._reached:
             tell(Stage.ALLOCATE, (call,))
             tell(Stage.ENCODE, (call,))
         call.queue_s, call.compute_s = finished.queue_s, finished.compute_s
         began = perf_counter()
-        template = inference.template
-        reply = template.response.write(inference.request_id, finished)
-        results = (
-            [bytes(value) for value in finished.result] if any(template.response.spans) else None
-        )
-        self._statistics.of(template.model.name).compute_output.add(perf_counter() - began)
+        response = inference.template.response
+        reply = response.write(inference.request_id, finished)
+        results = [bytes(value) for value in finished.result] if response.is_spread else None
+        counts.compute_output.add(perf_counter() - began)
         return reply if results is None else (reply, results)
 
     async def _server_live(self, _call: Call) -> bytes:

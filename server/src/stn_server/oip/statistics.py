@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +31,7 @@ class Duration:
         return inference_pb2.StatisticDuration(count=self.count, ns=round(self.seconds * 1e9))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Counts:
     """The counts of one model."""
 
@@ -49,6 +49,12 @@ class Counts:
     launches: defaultdict[int, Duration] = field(default_factory=lambda: defaultdict(Duration))
     """Launches by the number of items of this model in them."""
 
+    def succeeded(self, items: int, seconds: float) -> None:
+        """Counts a call that has a response."""
+        self.success.add(seconds)
+        self.items += items
+        self.last_ms = time.time_ns() // 1_000_000
+
 
 class ModelStatistics(Listener):
     """Counts requests by model.
@@ -58,12 +64,12 @@ class ModelStatistics(Listener):
 
     def __init__(self) -> None:
         self._counts: defaultdict[str, Counts] = defaultdict(Counts)
-        self._under_way: dict[Any, tuple[str, int]] = {}
-        """The models of calls that are queued or computed, and the items of their batches."""
+        self._under_way: dict[Any, tuple[Counts, int]] = {}
+        """The counts for calls that are queued or computed, and the items of their batches."""
 
-    def queued(self, call: Any, model: str, items: int) -> None:
-        """Notes the model of a call that is about to be queued."""
-        self._under_way[call] = model, items
+    def queued(self, call: Any, counts: Counts, items: int) -> None:
+        """Notes the counts of the model of a call that is about to be queued."""
+        self._under_way[call] = counts, items
 
     def ended(self, call: Any) -> None:
         """Forgets a call that is neither queued nor computed any more."""
@@ -73,28 +79,20 @@ class ModelStatistics(Listener):
         """Returns the counts of a model, to add to."""
         return self._counts[model]
 
-    def succeeded(self, model: str, items: int, seconds: float) -> None:
-        """Counts a call of a model that has a response."""
-        counts = self._counts[model]
-        counts.success.add(seconds)
-        counts.items += items
-        counts.last_ms = time.time_ns() // 1_000_000
-
     def batch_ended(self, batch: Batch, queue_s: Sequence[float], compute_s: float) -> None:
         """Counts a launch for every model that had a call in it."""
         if not self._under_way:  # no call of this protocol is under way
             return
-        items: Counter[str] = Counter()
+        items: dict[Counts, int] = {}
         for call, waited_s in zip(batch.calls, queue_s, strict=True):
             known = self._under_way.get(call)
-            if known:
-                model, count = known
-                items[model] += count
-                counts = self._counts[model]
+            if known is not None:
+                counts, count = known
+                items[counts] = items.get(counts, 0) + count
                 counts.queue.add(waited_s)
                 counts.compute_infer.add(compute_s)
-        for model, count in items.items():
-            self._counts[model].launches[count].add(compute_s)
+        for counts, count in items.items():
+            counts.launches[count].add(compute_s)
 
     def messages(self, models: Iterable[str]) -> list[inference_pb2.ModelStatistics]:
         """Returns the statistics of these models as messages of the protocol."""
