@@ -478,6 +478,34 @@ def test_grpc_writes_nothing_by_itself(tmp_path):
     assert line.startswith("stn-server: listen: expected a folder for unix:")
 
 
+def wake_ups_of_pool(pid):
+    """How often threads of gRPC's own pool of a process have been woken."""
+    count = 0
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        if (thread / "comm").read_text().startswith("event_engine"):
+            lines = (thread / "status").read_text().splitlines()
+            (line,) = (one for one in lines if one.startswith("voluntary_ctxt_switches"))
+            count += int(line.split()[1])
+    return count
+
+
+def test_sockets_are_read_by_the_thread_that_hands_calls_over():
+    """A pool of threads would be woken for every message, and then wake that one."""
+    calls, message = 300, infer_request().SerializeToString()
+    with started("--listen=127.0.0.1:0", "--metrics-listen=") as process:
+        target = json.loads(process.stdout.readline())["targets"][0]
+        with grpc.insecure_channel(target) as channel:
+            infer(channel)(message)
+            before = wake_ups_of_pool(process.pid)
+            for _ in range(calls):
+                infer(channel)(message)
+            after = wake_ups_of_pool(process.pid)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert before > 0
+    assert after - before < calls / 2
+
+
 def test_outputs_that_are_closed_are_no_sockets():
     """Else what is printed would go to whoever gets their numbers."""
     with socket.create_server(("127.0.0.1", 0)) as free:
