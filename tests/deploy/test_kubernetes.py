@@ -6,7 +6,9 @@ Not how they are written: whom a policy lets in, what a selector finds, who list
 import copy
 import json
 import math
+import os
 import re
+import subprocess
 from dataclasses import replace
 from pathlib import PurePosixPath
 
@@ -21,9 +23,13 @@ from stn_server.settings import load
 from stn_server.sizing import IDLE_BYTES
 from support.manifests import (
     DEPLOY,
+    IMAGES,
     NAMESPACE,
+    PROGRAMS,
+    SERVER,
     Objects,
     all_objects,
+    own_copy,
     quantity_bytes,
     selects,
     validate,
@@ -58,8 +64,6 @@ MONITORING = re.search(r"namespace\s`(\w+)`", README)[1]
 
 SECRETS = {"stn-tls": {"tls.crt", "tls.key", "ca.crt"}, "stn-tokens": {"tokens.toml"}}
 """What the README tells to create: those of Kubernetes' own type `tls` and a file."""
-
-DIGEST = re.compile(r"registry\.example/stn-(server|trainer)@sha256:[0-9a-f]{64}")
 
 
 @pytest.fixture(params=WAYS)
@@ -355,11 +359,43 @@ def test_pods_are_restricted(objects):
     assert not {"hostNetwork", "hostPID", "hostIPC"} & objects.pod.keys()
 
 
-def test_images_are_named_by_their_digest(objects):
-    """A tag may mean another image tomorrow, and a name without a registry is somebody else's."""
+def test_images_are_those_that_the_overlay_was_told(way, objects):
+    """Of every container, also of those that run first."""
+    expected = IMAGES["gpu" if way.startswith("gpu") else "sidecar" if way == "sidecar" else "cpu"]
     for container in objects.containers:
-        assert DIGEST.fullmatch(container["image"]), container["name"]
+        name = {"owner": "server"}.get(container["name"], container["name"])
+        assert container["image"] == expected[name]
         assert container.get("imagePullPolicy", "IfNotPresent") == "IfNotPresent"
+
+
+@pytest.mark.parametrize("overlay", ["cpu", "gpu", "node", "sidecar", "production"])
+@pytest.mark.parametrize(
+    ("text", "match"), [(None, "images.env: no such file"), ("", "`data.server` is missing")]
+)
+def test_nothing_is_rendered_before_images_are_named(overlay, text, match, tmp_path):
+    """`kubectl` says what is missing and sends nothing."""
+    path = own_copy(tmp_path, overlay)
+    for file in tmp_path.glob("k8s/*/images.env"):
+        file.unlink() if text is None else file.write_text(text)
+    command = [PROGRAMS / "kubectl", "kustomize", path]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert match in ended.stderr
+
+
+def test_the_readmes_command_names_the_image(tmp_path):
+    """What Docker tells of a pushed image; `kubectl` finds it where the command has put it."""
+    own_copy(tmp_path / "deploy", "cpu")
+    (tmp_path / "deploy/k8s/cpu/images.env").unlink()
+    docker = tmp_path / "docker"
+    docker.write_text(f"#!/bin/sh\necho {SERVER}\n")
+    docker.chmod(0o755)
+    (command,) = re.findall(r"^echo .*images\.env$", README, re.MULTILINE | re.DOTALL)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, env=environment, check=True)
+    command = [PROGRAMS / "kubectl", "kustomize", tmp_path / "deploy/k8s/cpu"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert f"image: {SERVER}\n" in text
 
 
 def test_resources_are_what_is_requested(objects):

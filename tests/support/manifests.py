@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,17 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 PROGRAMS = Path(sys.executable).parent
 API_VERSION = "1.37"
 WORKLOADS = ("Deployment", "DaemonSet", "Job")
+SERVER, SERVER_ON_GPUS, TRAINER = (
+    f"registry.example/{name}@sha256:{digit * 64}"
+    for name, digit in (("stn-server", "1"), ("stn-server", "2"), ("stn-trainer", "3"))
+)
+IMAGES = {
+    "cpu": {"server": SERVER},
+    "gpu": {"server": SERVER_ON_GPUS},
+    "sidecar": {"server": SERVER, "trainer": TRAINER},
+}
+"""The images of containers that somebody may have named, by the overlay that has a file of them."""
+
 NAMESPACE = "kubernetes.io/metadata.name"
 """The label that Kubernetes itself gives to every namespace: its name."""
 
@@ -150,16 +162,35 @@ def rendered(overlay):
 @cache
 def _rendered(overlay, components):
     with tempfile.TemporaryDirectory() as folder:
-        found = DEPLOY / "k8s" / overlay
-        if components:
-            names = [DEPLOY / "k8s/components" / name for name in components]
-            tree = {"resources": [found], "components": names}
-            tree = {key: [os.path.relpath(path, folder) for path in tree[key]] for key in tree}
-            found = Path(folder)
-            (found / "kustomization.yaml").write_text(yaml.safe_dump(tree))
-        command = [PROGRAMS / "kubectl", "kustomize", found]
+        path = own_copy(Path(folder), overlay, *components)
+        command = [PROGRAMS / "kubectl", "kustomize", path]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return list(yaml.safe_load_all(text))
+
+
+def own_copy(folder, overlay, *components):
+    """Copies the overlays, as somebody has them who has named the images; returns what to apply.
+
+    Args:
+        folder: Takes the copy.
+        overlay: Its name.
+        *components: Those that an overlay of one's own lays over it; without any it stays alone.
+    """
+    for name in ("k8s", "grafana"):
+        shutil.copytree(DEPLOY / name, folder / name)
+    for name, images in IMAGES.items():
+        lines = "".join(f"{container}={image}\n" for container, image in images.items())
+        (folder / "k8s" / name / "images.env").write_text(lines)
+    if not components:
+        return folder / "k8s" / overlay
+    own = folder / "k8s/own"
+    own.mkdir()
+    tree = {
+        "resources": [f"../{overlay}"],
+        "components": [f"../components/{c}" for c in components],
+    }
+    (own / "kustomization.yaml").write_text(yaml.safe_dump(tree))
+    return own
 
 
 def validate(manifest):
