@@ -1,7 +1,8 @@
 # The server as an image: `docker build --target cpu .`, or `--target cuda`. See deploy/README.md.
 #
 # Wheels in wheelhouse/ go before any index, and an engine in dist/ before compiling one, so that
-# `make wheelhouse` is all that a build without a network needs. Third-party packages, the engine
+# `make wheelhouse` is all that a build without a network needs. Neither folder has to be there: their
+# names are patterns, which may find nothing. Third-party packages, the engine
 # and the server are layers of their own: what changes often is small and comes last. The same
 # sources make the same layers: `tidy` gives all files one time, compiles what pip does not, and moves
 # them below /layer, whose folders carry that time along.
@@ -31,7 +32,7 @@ RUN python3 -m venv /opt/stn/python \
     && tidy /opt/stn/python
 
 FROM build AS engine
-COPY deploy/requirements.txt dist/stn_engine-*.whl /dist/
+COPY deploy/requirements.txt dis[t]/stn_engine-*.whl /dist/
 COPY stn_engine /src/stn_engine
 RUN for engine in /dist/*.whl /src/stn_engine; do [ -e "$engine" ] && break; done \
     && install-python --no-deps --target=/opt/stn/engine "$engine" \

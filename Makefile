@@ -79,7 +79,7 @@ $(WHEELHOUSE): $(ENGINE) deploy/requirements.lock deploy/requirements-build.lock
 		--requirement deploy/requirements.lock --requirement deploy/requirements-build.lock
 	@touch $@
 
-.PHONY: demo test test-quick test-newest-torch test-oip test-ray test-containers wheels publish wheelhouse lock sbom gpu-check gpu-check-dry test-gpu check fuzz-native fuzz-server overload chaos soak memory format proto native-numbers docs dashboard bench-server bench-local bench-client bench-many bench-registration bench-oip bench-triton bench-replicas bench-ray bench-engine bench-gpu clean help
+.PHONY: demo test test-quick test-newest-torch test-oip test-ray test-containers test-cluster wheels publish wheelhouse lock sbom gpu-check gpu-check-dry test-gpu check fuzz-native fuzz-server overload chaos soak memory format proto native-numbers docs dashboard bench-server bench-local bench-client bench-many bench-registration bench-oip bench-triton bench-replicas bench-ray bench-engine bench-gpu clean help
 
 demo: $(BUILT)  ## warp a photo, differentiate it, align two photos, all through a real server
 	$(BIN)/python client/examples/first_light.py --output build/demo
@@ -134,7 +134,10 @@ sbom: $(INSTALLED)  ## what is in the image IMAGE, as CycloneDX; needs a Docker 
 	@echo $(SBOM)
 
 test-containers: $(WHEELHOUSE)  ## build the image and run it; needs a Docker engine, or root
-	$(BIN)/pytest deploy/tests
+	$(BIN)/pytest deploy/tests --ignore deploy/tests/cluster
+
+test-cluster: $(BUILT)  ## the overlays at a real API server: etcd, kube-apiserver and kube-controller-manager on the PATH; CRDS=folder
+	CRDS=$(CRDS) $(BIN)/pytest deploy/tests/cluster
 
 wheels: $(ENGINE)  ## wheels and sdists of the four projects, in dist/
 	$(BUILD) --sdist --outdir dist stn_engine

@@ -1,6 +1,8 @@
 """One engine, one base and one image for the whole suite; nothing of it stays."""
 
 import os
+import shutil
+import subprocess
 from functools import partial
 from pathlib import Path
 
@@ -27,24 +29,45 @@ def engine(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def build(engine):
-    """Builds the image from a copy of the tree, without a network."""
+def arguments(engine):
+    """What the Dockerfile is told."""
     base = os.environ.get("BASE_IMAGE") or import_base(engine)
+    return {"BASE": base, "BUILD_BASE": base, "REVISION": "tested"}
 
-    def build(context=ROOT, *, nocache=False):
+
+@pytest.fixture(scope="session")
+def build(engine, arguments):
+    """Builds the image from a copy of the tree, without a network, by Docker's classic builder."""
+
+    def build(context=ROOT):
         image, _log = engine.images.build(
             path=str(context),
             tag=IMAGE,
             target="cpu",
             network_mode="none",
             rm=True,
-            nocache=nocache,
-            buildargs={"BASE": base, "BUILD_BASE": base, "REVISION": "tested"},
+            buildargs=arguments,
         )
         return image
 
     yield build
     engine.images.remove(IMAGE, force=True)
+
+
+@pytest.fixture
+def built_by_buildkit(engine, arguments):
+    """The image from nothing, by BuildKit.
+
+    The command is that of the engine's package: others need a plugin for BuildKit.
+    """
+    docker_command = shutil.which("docker", path=f"/usr/bin{os.pathsep}{os.environ['PATH']}")
+    tag = f"{IMAGE}:buildkit"
+    command = [docker_command, "build", "--quiet", "--no-cache", "--network=none", "--target=cpu"]
+    command += [f"--build-arg={name}={value}" for name, value in arguments.items()]
+    environment = os.environ | {"DOCKER_BUILDKIT": "1"}
+    subprocess.run([*command, f"--tag={tag}", ROOT], env=environment, check=True)
+    yield engine.images.get(tag)
+    engine.images.remove(tag)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-DOCKERFILE = Path(__file__).parents[2] / "Dockerfile"
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = ROOT / "Dockerfile"
 
 SHOW = "import signal; print(*sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
 
@@ -26,3 +27,12 @@ def test_signals_are_held_back_while_python_starts():
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     handled = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
     assert shown == [str(int(number)) for number in handled]
+
+
+def test_what_a_fresh_checkout_lacks_is_copied_by_a_pattern():
+    """BuildKit wants every folder that is named before a pattern begins."""
+    ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}
+    lines = re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE.read_text(), re.MULTILINE)
+    folders = {source.split("/")[0] for line in lines for source in line.split()[:-1]}
+    assert {"dis[t]", "wheelhous[e]"} <= folders
+    assert not folders & ignored

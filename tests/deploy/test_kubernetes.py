@@ -22,11 +22,14 @@ from stn_server.health import LIVENESS
 from stn_server.settings import load
 from stn_server.sizing import IDLE_BYTES
 from support.manifests import (
+    COMPONENTS,
+    CUSTOM,
     DEPLOY,
     IMAGES,
     NAMESPACE,
     PROGRAMS,
     SERVER,
+    WAYS,
     Objects,
     all_objects,
     own_copy,
@@ -37,20 +40,6 @@ from support.manifests import (
 from support.prometheus import Prometheus
 
 ROOT = DEPLOY.parent
-COMPONENTS = sorted(path.name for path in (DEPLOY / "k8s/components").iterdir())
-ON_GPUS = {"mig", "time-slicing"}
-"""Components for the overlay `gpu` alone."""
-
-WAYS = {
-    **{name: (name,) for name in ("cpu", "gpu", "node", "sidecar", "production")},
-    **{f"cpu+{name}": ("cpu", name) for name in COMPONENTS if name not in ON_GPUS},
-    **{f"gpu+{name}": ("gpu", name) for name in COMPONENTS},
-    "cpu+tls+tokens+admin": ("cpu", "tls", "tokens", "admin"),
-    "cpu+tokens+node": ("cpu", "tokens", "node"),
-}
-CUSTOM = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}
-"""Kinds that the Kubernetes API itself does not define."""
-
 DNS_CACHE_S = 30
 """For so long CoreDNS may tell what is no longer true."""
 

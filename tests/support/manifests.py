@@ -30,6 +30,20 @@ IMAGES = {
 }
 """The images of containers that somebody may have named, by the overlay that has a file of them."""
 
+COMPONENTS = sorted(path.name for path in (DEPLOY / "k8s/components").iterdir())
+ON_GPUS = {"mig", "time-slicing"}
+"""Components for the overlay `gpu` alone."""
+
+WAYS = {
+    **{name: (name,) for name in ("cpu", "gpu", "node", "sidecar", "production")},
+    **{f"cpu+{name}": ("cpu", name) for name in COMPONENTS if name not in ON_GPUS},
+    **{f"gpu+{name}": ("gpu", name) for name in COMPONENTS},
+    "cpu+tls+tokens+admin": ("cpu", "tls", "tokens", "admin"),
+    "cpu+tokens+node": ("cpu", "tokens", "node"),
+}
+CUSTOM = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}
+"""Kinds that the Kubernetes API itself does not define."""
+
 NAMESPACE = "kubernetes.io/metadata.name"
 """The label that Kubernetes itself gives to every namespace: its name."""
 
