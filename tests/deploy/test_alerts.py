@@ -1,39 +1,24 @@
 """Every alert is brought about: a real server in trouble, a real Prometheus, a minute a second."""
 
-import asyncio
-import contextlib
 import os
-import re
 import signal
-import threading
 from pathlib import Path
 
 import pytest
 import yaml
 
-from stn_client import Affine, AsyncClient, Client, RetryPolicy, StnClientError
+from stn_client import Client, StnClientError
 from stn_client.local import LocalServer
-from support.bad_requests import ramp, theta
+from support.alerts import FIRING, ONCE, RULES, THETA, fast_rules, load, wait_for
+from support.bad_requests import ramp
 from support.faulty_server import FaultyServer
 from support.prometheus import Prometheus, free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
-RULES = Path(__file__).parents[2] / "deploy/prometheus/alerts.yaml"
-U, LARGE, THETA = ramp(1, 3, 4, 5), ramp(1, 3, 400, 400), Affine(theta(1))
-ONCE = {"retry": RetryPolicy(attempts=1), "packing": False}
+U, LARGE = ramp(1, 3, 4, 5), ramp(1, 3, 400, 400)
 SCRAPES = 300
 """So many take 30 s, in the first of which Prometheus has not found the server yet."""
-FIRING = 'ALERTS{{alertname="{}",alertstate="firing"}}'
-
-
-def fast_rules(folder):
-    """The alert rules, in which every minute is a second."""
-    text = re.sub(r"(\[|for: )(\d+)m\b", r"\1\2s", RULES.read_text())
-    assert not re.search(r"\dm\b", text)
-    path = folder / "rules.yaml"
-    path.write_text(text)
-    return path
 
 
 @pytest.fixture
@@ -45,36 +30,6 @@ def prometheus(tmp_path):
 @pytest.fixture
 def log(tmp_path):
     return tmp_path / "log"
-
-
-def wait_for(prometheus, *names):
-    """Returns when these alerts fire."""
-    for name in names:
-        prometheus.wait_for(f"count({FIRING.format(name)}) >= bool 1", 1)
-
-
-@contextlib.contextmanager
-def load(target, u, callers):
-    """So many calls at a time until it is left, whatever becomes of each."""
-    done = threading.Event()
-
-    async def call(stn):
-        while not done.is_set():
-            with contextlib.suppress(StnClientError):
-                await stn.warp(u, THETA)
-
-    async def all_calls():
-        options = {**ONCE, "local": False, "max_in_flight": callers, "timeout_s": 60}
-        async with AsyncClient(target, **options) as stn:
-            await asyncio.gather(*(call(stn) for _ in range(callers)))
-
-    thread = threading.Thread(target=lambda: asyncio.run(all_calls()))
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def test_nothing_fires_while_all_is_well(tmp_path):

@@ -6,6 +6,7 @@ import re
 import pytest
 import yaml
 
+from support.certificates import Authority
 from support.manifests import CUSTOM, DEPLOY, TRAINER, WAYS, all_objects, own_copy
 
 pytestmark = pytest.mark.timeout(300)
@@ -173,12 +174,17 @@ def test_a_sidecar_and_its_trainer_are_one_pod(cluster, tmp_path):
     assert (server["name"], server["restartPolicy"]) == ("server", "Always")
 
 
-def test_the_readmes_command_makes_the_secret_of_tokens(cluster, tmp_path):
-    """With the key by whose name the server looks for it."""
-    (command,) = re.findall(r"`kubectl (create secret generic stn-tokens [^`]+)`", README)
-    (tmp_path / "tokens.toml").write_text("")
+def test_the_readmes_commands_make_the_secrets(cluster, tmp_path):
+    """With the keys by whose names the server looks for them."""
     cluster.kubectl("create", "namespace", "secrets")
-    given = command.replace("=tokens.toml", f"={tmp_path}/tokens.toml").split()
+    (tokens,) = re.findall(r"`kubectl (create secret generic stn-tokens [^`]+)`", README)
+    (tmp_path / "tokens.toml").write_text("")
+    given = tokens.replace("=tokens.toml", f"={tmp_path}/tokens.toml").split()
     cluster.kubectl(*given, "--namespace=secrets")
-    (secret,) = cluster.objects("secrets", "secrets")
-    assert secret["data"].keys() == {"tokens.toml"}
+    assert "the Secret `stn-tls`, of cert-manager or `kubectl create secret tls`" in README
+    certificate, key = Authority(tmp_path, "ours").issue("stn")
+    files = (f"--cert={certificate}", f"--key={key}", "--namespace=secrets")
+    cluster.kubectl("create", "secret", "tls", "stn-tls", *files)
+    made = {one["metadata"]["name"]: one["data"] for one in cluster.objects("secrets", "secrets")}
+    assert made["stn-tokens"].keys() == {"tokens.toml"}
+    assert made["stn-tls"].keys() == {"tls.crt", "tls.key"}
