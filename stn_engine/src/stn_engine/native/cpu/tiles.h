@@ -219,27 +219,46 @@ class Tile {
 
   // Adds what points planned from place `at` on have for the present channels.
   STN_MEMBER void add(const Planned& planned, int at) {
-    const int64_t step = problem_.target.stride[0], channel_step = problem_.target.channel_stride;
-    const S* grads = planned.grads + channels_.first * channel_step;
-    for (int64_t c = 0; c < channels_.count; ++c, grads += channel_step)
-      if (across_rows_) add_products(grads, [&](int b) { return from_[at + b]; }, planned.count, at, sums_of(c));
-      else add_products(grads, [&](int b) { return b * step; }, planned.count, at, sums_of(c));
+    switch (channels_.count) {
+      case 1: return add_channels<1>(planned, at);
+      case 2: return add_channels<2>(planned, at);
+      case 3: return add_channels<3>(planned, at);
+      default: return add_channels<kMaxGroup>(planned, at);
+    }
+  }
+
+  template <int Channels>
+  STN_MEMBER void add_channels(const Planned& planned, int at) {
+    const int64_t step = problem_.target.stride[0];
+    if (across_rows_) add_products<Channels>(planned, at, [&](int b) { return from_[at + b]; });
+    else if (step == 1) add_products<Channels>(planned, at, [](int b) { return b; });
+    else add_products<Channels>(planned, at, [&](int b) { return b * step; });
   }
 
   STN_MEMBER T* sums_of(int64_t c) { return sums_ + c * (cells_ + 1) * kAll; }
 
-  template <class Offset>
-  STN_MEMBER void add_products(const S* grad, Offset offset, int count, int at, T* sums) const {
+  // A point's place and weights are read once for all channels.
+  template <int Channels, class Offset>
+  STN_MEMBER void add_products(const Planned& planned, int at, Offset offset) {
+    const S* grads[Channels];
+    T* sums[Channels];
+    for (int c = 0; c < Channels; ++c) {
+      grads[c] = planned.grads + (channels_.first + c) * problem_.target.channel_stride;
+      sums[c] = sums_of(c);
+    }
     const int* place = place_ + at;
     const T* weights = weight_ + at * kAll;
 #pragma GCC unroll 4
-    for (int b = 0; b < count; ++b) {
-      T* to = sums + place[b];
-      TapVector sum, weight;
-      std::memcpy(&sum, to, sizeof sum);
+    for (int b = 0; b < planned.count; ++b) {
+      TapVector weight;
       std::memcpy(&weight, weights + b * kAll, sizeof weight);
-      sum += weight * widened(grad[offset(b)]);
-      std::memcpy(to, &sum, sizeof sum);
+      for (int c = 0; c < Channels; ++c) {
+        T* to = sums[c] + place[b];
+        TapVector sum;
+        std::memcpy(&sum, to, sizeof sum);
+        sum += weight * widened(grads[c][offset(b)]);
+        std::memcpy(to, &sum, sizeof sum);
+      }
     }
   }
 
