@@ -6,17 +6,22 @@
 
 namespace stn::STN_ISA {
 
+template <class T, int D>
+using Contrasts = CellContrast<T, D>[kBlocksTogether];
+
 template <class S, class T, int D, bool Adjacent>
-STN_FUNCTION void contrast_planes(const Problem& problem, const Block& block, const CellPlan<T, D>& plan,
-                                  CellContrast<T, D>& contrast) {
-  const S* source = source_of<S>(problem, block.row.n);
+STN_LARGE_FUNCTION void contrast_planes(const Problem& problem, const Blocks<T, D>& blocks,
+                                        Contrasts<T, D>& contrasts) {
   for (int64_t c = 0; c < problem.source.channels; ++c) {
-    alignas(64) T grad[kBlock];
-    load_grad<S>(problem.target, block, c, grad);
     const T outside = static_cast<T>(problem.sampling.outside_of(c));
-    prefetch(source + c * problem.source.channel_stride, plan, block.count);
-    contrast_cells<S, T, D, Adjacent>(source + c * problem.source.channel_stride, plan, block.count, outside, grad,
-                                      contrast);
+    for (int b = 0; b < blocks.count; ++b) {
+      const Block& block = blocks.at[b];
+      const S* channel = source_of<S>(problem, block.row.n) + c * problem.source.channel_stride;
+      alignas(64) T grad[kBlock];
+      load_grad<S>(problem.target, block, c, grad);
+      prefetch(channel, blocks.plans[b], block.count);
+      contrast_cells<S, T, D, Adjacent>(channel, blocks.plans[b], block.count, outside, grad, contrasts[b]);
+    }
   }
 }
 
@@ -98,34 +103,77 @@ STN_FUNCTION void gradient_of_taps(const Problem& problem, const Block& block, P
   }
 }
 
+// G·∂V/∂(x, y, z) in pixels at the points of blocks, summed over channels; 0 in the lanes behind them. Where there are
+// many channels some blocks are taken together, as in a warp.
 template <class S, class T, int D>
-STN_FUNCTION void gradient_of_cells(const Problem& problem, const Block& block, Points<T, D>& points,
-                                    CellPlan<T, D>& plan, ByCoordinate<T, D>& out) {
-  plan_cells(problem.sampling, block.count, points, plan);
-  CellContrast<T, D> contrast;
-  for (int a = 0; a < D; ++a)
-    for (int corner = 0; corner < kPairs<D>; ++corner)
-      for (int b = 0; b < block.count; b += kLanes) store(Lanes<T>{}, contrast.along[a][corner] + b);
-  if (is_channels_last(problem) && problem.source.channels >= kLanes)
-    contrast_pixels<S, T, D>(problem, block, plan, contrast);
-  else if (has_adjacent_pixels(problem.source)) contrast_planes<S, T, D, true>(problem, block, plan, contrast);
-  else contrast_planes<S, T, D, false>(problem, block, plan, contrast);
-  coordinate_gradient(plan, block.count, contrast, out);
-}
+class CoordinateGradients {
+ public:
+  STN_MEMBER CoordinateGradients(const Problem& problem, int64_t ahead)
+      : problem_(problem),
+        bicubic_(problem.sampling.interpolation == Interpolation::bicubic),
+        by_taps_(bicubic_ || !has_small_offsets(problem.source)),
+        most_(blocks_together(problem)) {
+    for (int b = 0; b < most_; ++b) blocks_.plans[b].lie_over(problem.source, ahead);
+  }
 
-// G·∂V/∂(x, y, z) in pixels at the points of a block, summed over channels; 0 in the lanes behind them.
-template <class S, class T, int D>
-STN_LARGE_FUNCTION void gradient_of_coordinates(const Problem& problem, const Block& block, Points<T, D>& points,
-                                                CellPlan<T, D>& plan, ByCoordinate<T, D>& out) {
-  for (int a = 0; a < D; ++a)
-    for (int b = 0; b < block.count; b += kLanes) store(Lanes<T>{}, out.at[a] + b);
-  if (problem.sampling.interpolation == Interpolation::bicubic)
-    gradient_of_taps<S, T, D, 4>(problem, block, points, out);
-  else if (!has_small_offsets(problem.source)) gradient_of_taps<S, T, D, 2>(problem, block, points, out);
-  else gradient_of_cells<S>(problem, block, points, plan, out);
-  for (int a = 0; a < D; ++a)
-    for (int b = block.count; b < whole_lanes(block.count); ++b) out.at[a][b] = T(0);
-}
+  // Moves the points of a block as padding does. Runs visit(block, points, gradient) over the blocks so far, in order,
+  // if they are enough to be taken together; these points are the ones before the move, for a homography only.
+  template <class Visit>
+  STN_MEMBER void add(const Block& block, Points<T, D>& points, Visit visit) {
+    const int b = blocks_.count++;
+    blocks_.at[b] = block;
+    if (problem_.generator.kind == Kind::homography) points_[b] = points;
+    if (by_taps_) differentiate_taps(block, points, gradients_[b]);
+    else plan(block, points, b);
+    if (blocks_.count == most_) finish(visit);
+  }
+
+  // The same over whatever blocks are left.
+  template <class Visit>
+  STN_MEMBER void finish(Visit visit) {
+    if (!by_taps_) differentiate_cells();
+    for (int b = 0; b < blocks_.count; ++b) {
+      const Block& block = blocks_.at[b];
+      for (int a = 0; a < D; ++a)
+        for (int lane = block.count; lane < whole_lanes(block.count); ++lane) gradients_[b].at[a][lane] = T(0);
+      visit(block, points_[b], gradients_[b]);
+    }
+    blocks_.count = 0;
+  }
+
+ private:
+  STN_MEMBER void plan(const Block& block, Points<T, D>& points, int b) {
+    plan_cells(problem_.sampling, block.count, points, blocks_.plans[b]);
+    for (int a = 0; a < D; ++a)
+      for (int corner = 0; corner < kPairs<D>; ++corner)
+        for (int lane = 0; lane < block.count; lane += kLanes) store(Lanes<T>{}, contrasts_[b].along[a][corner] + lane);
+  }
+
+  void differentiate_taps(const Block& block, Points<T, D>& points, ByCoordinate<T, D>& out) const {
+    for (int a = 0; a < D; ++a)
+      for (int lane = 0; lane < block.count; lane += kLanes) store(Lanes<T>{}, out.at[a] + lane);
+    if (bicubic_) gradient_of_taps<S, T, D, 4>(problem_, block, points, out);
+    else gradient_of_taps<S, T, D, 2>(problem_, block, points, out);
+  }
+
+  void differentiate_cells() {
+    if (is_channels_last(problem_) && problem_.source.channels >= kLanes)
+      for (int b = 0; b < blocks_.count; ++b)
+        contrast_pixels<S, T, D>(problem_, blocks_.at[b], blocks_.plans[b], contrasts_[b]);
+    else if (has_adjacent_pixels(problem_.source)) contrast_planes<S, T, D, true>(problem_, blocks_, contrasts_);
+    else contrast_planes<S, T, D, false>(problem_, blocks_, contrasts_);
+    for (int b = 0; b < blocks_.count; ++b)
+      coordinate_gradient(blocks_.plans[b], blocks_.at[b].count, contrasts_[b], gradients_[b]);
+  }
+
+  const Problem& problem_;
+  const bool bicubic_, by_taps_;
+  const int most_;
+  Blocks<T, D> blocks_;
+  Points<T, D> points_[kBlocksTogether];
+  Contrasts<T, D> contrasts_;
+  ByCoordinate<T, D> gradients_[kBlocksTogether];
+};
 
 // Sums of g, j·g, i·g and k·g over target pixels, equations (6) and (7), in sixteen lanes that a fixed tree joins.
 template <int D>
@@ -174,25 +222,23 @@ STN_LARGE_FUNCTION void matrix_run(const Problem& problem, int64_t n, Range run,
   using T = Compute<S>;
   const bool projective = problem.generator.kind == Kind::homography;
   RaySums<D> sums[kMaxRows];
-  CellPlan<T, D> plan(problem.source);
-  plan.ahead = prefetch_distance<T, D>(problem, n);
+  const PointSource<T, D> source(problem, n);
+  CoordinateGradients<S, T, D> gradients(problem, prefetch_distance<T, D>(problem, n));
+  const auto add = [&](const Block& block, const Points<T, D>& points, const ByCoordinate<T, D>& g) {
+    if (!projective) {
+      for (int a = 0; a < D; ++a) sums[a].add(g.at[a], block);
+    } else if constexpr (D == 2) {
+      alignas(64) T divisor[kBlock];
+      source.divisors(block, divisor);
+      alignas(64) double by_ray[3][kBlock];
+      ray_gradient<T>(points, divisor, g, block.count, by_ray);
+      for (int a = 0; a < 3; ++a) sums[a].add(by_ray[a], block);
+    }
+  };
   for_blocks<T, D>(
       problem, n, run, [](const Row&, Range) {},
-      [&](const PointSource<T, D>& source, const Block& block, Points<T, D>& points) {
-        ByCoordinate<T, D> g;
-        if (!projective) {
-          gradient_of_coordinates<S, T, D>(problem, block, points, plan, g);
-          for (int a = 0; a < D; ++a) sums[a].add(g.at[a], block);
-        } else if constexpr (D == 2) {
-          Points<T, D> moved = points;
-          gradient_of_coordinates<S, T, D>(problem, block, moved, plan, g);
-          alignas(64) T divisor[kBlock];
-          source.divisors(block, divisor);
-          alignas(64) double by_ray[3][kBlock];
-          ray_gradient<T>(points, divisor, g, block.count, by_ray);
-          for (int a = 0; a < 3; ++a) sums[a].add(by_ray[a], block);
-        }
-      });
+      [&](const PointSource<T, D>&, const Block& block, Points<T, D>& points) { gradients.add(block, points, add); });
+  gradients.finish(add);
   for (int a = 0; a < (projective ? 3 : D); ++a)
     for (int b = 0; b <= D; ++b) out[a * (D + 1) + b] += sums[a].total(b);
 }
@@ -203,38 +249,21 @@ STN_LARGE_FUNCTION void spline_run(const Problem& problem, int64_t n, Range run,
   using T = Compute<S>;
   const Generator& spline = problem.generator;
   const int64_t width = problem.target.size[0], pixels = width * problem.target.size[1];
-  CellPlan<T, 2> plan(problem.source);
+  CoordinateGradients<S, T, 2> gradients(problem, 0);
+  const auto add = [&](const Block& block, const Points<T, 2>&, const ByCoordinate<T, 2>& g) {
+    const double* basis = spline.basis + block.row.i * width + block.j;
+    for (int64_t k = 0; k < spline.count / 2; ++k)
+      for (int a = 0; a < 2; ++a) {
+        double sums[kLanes] = {};
+        for (int b = 0; b < block.count; ++b) sums[b % kLanes] += g.at[a][b] * basis[k * pixels + b];
+        const SourceAxis to = source_axis(spline.lattice.source[a], spline.lattice.unit);
+        out[2 * k + a] += sum_lanes(sums) * ratio(to.u, to.w);
+      }
+  };
   for_blocks<T, 2>(
       problem, n, run, [](const Row&, Range) {},
-      [&](const PointSource<T, 2>&, const Block& block, Points<T, 2>& points) {
-        ByCoordinate<T, 2> g;
-        gradient_of_coordinates<S, T, 2>(problem, block, points, plan, g);
-        const double* basis = spline.basis + block.row.i * width + block.j;
-        for (int64_t k = 0; k < spline.count / 2; ++k)
-          for (int a = 0; a < 2; ++a) {
-            double sums[kLanes] = {};
-            for (int b = 0; b < block.count; ++b) sums[b % kLanes] += g.at[a][b] * basis[k * pixels + b];
-            const SourceAxis to = source_axis(spline.lattice.source[a], spline.lattice.unit);
-            out[2 * k + a] += sum_lanes(sums) * ratio(to.u, to.w);
-          }
-      });
-}
-
-// Adds one item's part to the gradient of a block of points.
-template <class S, class T, int D>
-STN_LARGE_FUNCTION void add_field_gradient(const Problem& problem, const Block& block, CellPlan<T, D>& plan,
-                                           double (&sums)[D][kBlock]) {
-  const PointSource<T, D> source(problem, block.row.n);
-  Points<T, D> points;
-  source.fill(block, points);
-  ByCoordinate<T, D> g;
-  gradient_of_coordinates<S, T, D>(problem, block, points, plan, g);
-  for (int a = 0; a < D; ++a) {
-    const SourceAxis to = source_axis(problem.source.size[a], problem.sampling.unit);
-    const T slope = static_cast<T>(ratio(to.u, to.w));
-    for (int b = 0; b < block.count; ++b)
-      sums[a][b] += static_cast<double>(g.at[a][b] == T(0) ? T(0) : g.at[a][b] * slope);
-  }
+      [&](const PointSource<T, 2>&, const Block& block, Points<T, 2>& points) { gradients.add(block, points, add); });
+  gradients.finish(add);
 }
 
 template <class P, int D>
@@ -252,15 +281,32 @@ template <class S, int D>
 void field_run(const Problem& problem, int64_t n_field, int64_t first, int64_t last) {
   using T = Compute<S>;
   const bool broadcast = problem.grad_field.batch == 1;
-  CellPlan<T, D> plan(problem.source);
-  for_blocks_of_run(problem, n_field, Range{first, last}, [&](const Block& block) {
-    double sums[D][kBlock] = {};
-    Block one = block;
-    for (one.row.n = broadcast ? 0 : n_field; one.row.n < (broadcast ? problem.batch : n_field + 1); ++one.row.n)
-      add_field_gradient<S, T, D>(problem, one, plan, sums);
+  const int64_t n_last = broadcast ? problem.batch - 1 : n_field;
+  T slope[D];
+  for (int a = 0; a < D; ++a) {
+    const SourceAxis to = source_axis(problem.source.size[a], problem.sampling.unit);
+    slope[a] = static_cast<T>(ratio(to.u, to.w));
+  }
+  double sums[D][kBlock] = {};
+  CoordinateGradients<S, T, D> gradients(problem, 0);
+  const auto add = [&](const Block& block, const Points<T, D>&, const ByCoordinate<T, D>& g) {
+    for (int a = 0; a < D; ++a)
+      for (int b = 0; b < block.count; ++b)
+        sums[a][b] += static_cast<double>(g.at[a][b] == T(0) ? T(0) : g.at[a][b] * slope[a]);
+    if (block.row.n < n_last) return;
     problem.grad_field.wide ? store_field<double>(problem.grad_field, block, sums)
                             : store_field<float>(problem.grad_field, block, sums);
+    std::memset(sums, 0, sizeof sums);
+  };
+  for_blocks_of_run(problem, n_field, Range{first, last}, [&](const Block& block) {
+    Block one = block;
+    for (one.row.n = broadcast ? 0 : n_field; one.row.n <= n_last; ++one.row.n) {
+      Points<T, D> points;
+      PointSource<T, D>(problem, one.row.n).fill(one, points);
+      gradients.add(one, points, add);
+    }
   });
+  gradients.finish(add);
 }
 
 // Adds the part of a run of item n to sums of generator.count numbers, or of the entries of its matrix.

@@ -40,6 +40,10 @@ struct Blocks {
   int count = 0;
 };
 
+STN_FUNCTION int blocks_together(const Problem& problem) {
+  return is_channels_last(problem) || problem.source.channels < kChannelsTogether ? 1 : kBlocksTogether;
+}
+
 template <class S, class T, int D, bool Adjacent>
 STN_LARGE_FUNCTION void warp_planes(const Problem& problem, const Blocks<T, D>& blocks) {
   const S* source = source_of<S>(problem, blocks.at[0].row.n);
@@ -203,7 +207,7 @@ STN_FUNCTION void warp_run_of_taps(const Problem& problem, int64_t n, Range run)
 template <class S, int D>
 STN_FUNCTION void warp_run_of_cells(const Problem& problem, int64_t n, Range run) {
   using T = Compute<S>;
-  const int most = is_channels_last(problem) || problem.source.channels < kChannelsTogether ? 1 : kBlocksTogether;
+  const int most = blocks_together(problem);
   Blocks<T, D> blocks;
   const int64_t ahead = prefetch_distance<T, D>(problem, n);
   for (int b = 0; b < most; ++b) blocks.plans[b].lie_over(problem.source, ahead);
