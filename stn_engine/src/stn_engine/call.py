@@ -91,6 +91,18 @@ def contiguous(dtype: torch.dtype, shape: Sequence[int]) -> Layout:
     return Layout(dtype, tuple(shape), tuple(reversed(strides)))
 
 
+def map_like(feature_map: Tensor, shape: Sequence[int]) -> Layout:
+    """Returns the layout of a new map: channels last if ``feature_map`` is, else contiguous."""
+    if not feature_map.is_contiguous():
+        # A map that is both, as with one channel, counts as contiguous.
+        last = torch.channels_last if feature_map.dim() == 4 else torch.channels_last_3d
+        if feature_map.is_contiguous(memory_format=last):
+            # torch decides the strides of axes of size 0 and 1, so torch is asked for them.
+            strides = torch.empty(shape, device="meta", memory_format=last).stride()
+            return Layout(feature_map.dtype, tuple(shape), strides)
+    return contiguous(feature_map.dtype, shape)
+
+
 Expectation: TypeAlias = tuple[
     torch.dtype, tuple[int, ...], tuple[int, ...], int, int, torch.device
 ]

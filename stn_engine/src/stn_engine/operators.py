@@ -9,7 +9,6 @@ transform, meets the composition of torch operators, which torch differentiates 
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Generic, TypeVar, cast
 
@@ -44,7 +43,7 @@ from stn_engine.problem import (
     WarpGradientsProblem,
     WarpProblem,
 )
-from stn_engine.spec import Comparison, WarpSpec
+from stn_engine.spec import Comparison, WarpSpec, kept_spec
 from stn_engine.transforms import KINDS, ThinPlateSpline, Transform
 
 P = TypeVar("P", bound=Problem)
@@ -295,15 +294,6 @@ def _spec_arguments(spec: WarpSpec) -> tuple[Any, ...]:
     )
 
 
-def _spec(interpolation: str, padding: str, fill: Sequence[float], *others: Any) -> WarpSpec:
-    return _kept_spec(interpolation, padding, tuple(fill), *others)
-
-
-@lru_cache(maxsize=256)
-def _kept_spec(*options: Any) -> WarpSpec:
-    return WarpSpec(**dict(zip(WarpSpec.__dataclass_fields__, options, strict=True)))
-
-
 def _warp_arguments(problem: WarpProblem) -> tuple[Any, ...]:
     return (
         *problem.operands,
@@ -323,7 +313,9 @@ def _warp_problem(
     *spec: Any,
 ) -> WarpProblem:
     transform = _transform(parameters, kind, settings)
-    return WarpProblem(feature_map, transform, output_size, _spec(*spec))
+    interpolation, padding, fill, *others = spec
+    options = kept_spec(interpolation, padding, tuple(fill), *others)
+    return WarpProblem(feature_map, transform, output_size, options)
 
 
 def _empty_warp(problem: WarpProblem) -> Tensor:

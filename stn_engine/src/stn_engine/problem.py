@@ -8,17 +8,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from typing import Any, Self, TypeAlias, TypeVar, get_args
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
-from stn_engine import checks
-from stn_engine.call import Call, Direction, Layout, Operation, Plans, contiguous
-from stn_engine.errors import ParameterError, ShapeError
+from stn_engine import agreement, checks
+from stn_engine.call import Call, Direction, Layout, Operation, Plans, contiguous, map_like
+from stn_engine.errors import ShapeError
 from stn_engine.modes import PLAIN_TYPES, is_plain_call, unrecorded
-from stn_engine.spec import Comparison, Coordinates, Family, Loss, WarpSpec, choice, flag
+from stn_engine.spec import Comparison, Coordinates, WarpSpec, choice, flag, kept_spec
 from stn_engine.transforms import KINDS, ParametricTransform, Transform
 
 _DEFAULT = WarpSpec()
@@ -62,6 +62,17 @@ class Objective:
 
 class _Planned(ABC):
     """A problem: a call, and the tensors that it is computed on."""
+
+    if TYPE_CHECKING:  # a field of some problems, a property of others
+
+        @property
+        def operands(self) -> tuple[Tensor, ...]:
+            """Tensors that the result depends on, in the order of ``bound``."""
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of all operands."""
+        return sum(map(_bytes, self.operands))
 
     @cached_property
     def call(self) -> Call:
@@ -140,7 +151,7 @@ class WarpProblem(_Planned):
             key = _warp_key(feature_map, transform, output_size, spec)
             call = None if key is None else _CALLS.get(key)
         if call is None:
-            shape = _checked_warp_shape(feature_map, transform, output_size, spec)
+            shape = agreement.warp_shape(feature_map, transform, output_size, spec)
         else:
             shape = call.output_shape
         self.__dict__.update(  # at once: this is part of every call
@@ -158,7 +169,7 @@ class WarpProblem(_Planned):
 
     def _described(self) -> Call:
         feature_map, parameters = self.operands
-        result = _like(feature_map, self.output_shape)
+        result = map_like(feature_map, self.output_shape)
         operands = Layout.of(feature_map), Layout.of(parameters)
         return _warp_call(self, Direction.FORWARD, operands, (result,))
 
@@ -185,7 +196,7 @@ class WarpProblem(_Planned):
         """
         # A transform checks its parameters when it is made: they may have been resized since.
         self.transform.__post_init__()
-        shape = _checked_warp_shape(self.feature_map, self.transform, self.output_size, self.spec)
+        shape = agreement.warp_shape(self.feature_map, self.transform, self.output_size, self.spec)
         if shape == self.output_shape:
             return
         n, channels, *_ = self.output_shape
@@ -227,11 +238,6 @@ class WarpProblem(_Planned):
         """Points at which the feature map is read: N·Ho·Wo, times Do in 3-D."""
         return self.batch_size * math.prod(self.output_shape[2:])
 
-    @cached_property
-    def input_bytes(self) -> int:
-        """Bytes of both operands."""
-        return _bytes(self.feature_map) + _bytes(self.transform.parameters)
-
     @property
     def output_bytes(self) -> int:
         """Bytes of the result."""
@@ -271,7 +277,12 @@ class WarpGradientsProblem(_Planned):
         if not torch.compiler.is_compiling() and is_plain_call():
             key = _gradients_key(warp, grad_output, needs)
             call = None if key is None else _CALLS.get(key)
-        needs = _checked_needs(warp, grad_output, needs) if call is None else call.needs
+        if call is None:
+            needs = agreement.gradient_needs(
+                warp.feature_map, warp.output_shape, grad_output, needs
+            )
+        else:
+            needs = call.needs
         operands = grad_output, *warp.operands
         self.__dict__.update(warp=warp, grad_output=grad_output, needs=needs, operands=operands)
         if key is not None:
@@ -280,7 +291,7 @@ class WarpGradientsProblem(_Planned):
     def _described(self) -> Call:
         grad_output, feature_map, parameters = self.operands
         results = (
-            _like(feature_map, feature_map.shape) if "feature_map" in self.needs else None,
+            map_like(feature_map, feature_map.shape) if "feature_map" in self.needs else None,
             contiguous(parameters.dtype, parameters.shape) if "transform" in self.needs else None,
         )
         operands = Layout.of(grad_output), Layout.of(feature_map), Layout.of(parameters)
@@ -295,7 +306,8 @@ class WarpGradientsProblem(_Planned):
     def recheck(self) -> None:
         """Checks the operands again, as ``WarpProblem.recheck`` does."""
         self.warp.recheck()
-        _checked_needs(self.warp, self.grad_output, self.needs)
+        warp = self.warp
+        agreement.gradient_needs(warp.feature_map, warp.output_shape, self.grad_output, self.needs)
 
     @property
     def names(self) -> tuple[str, str, str]:
@@ -311,11 +323,6 @@ class WarpGradientsProblem(_Planned):
     def output_samples(self) -> int:
         """Points at which the feature map is read."""
         return self.warp.output_samples
-
-    @cached_property
-    def input_bytes(self) -> int:
-        """Bytes of all three operands."""
-        return self.warp.input_bytes + _bytes(self.grad_output)
 
     @cached_property
     def output_bytes(self) -> int:
@@ -355,7 +362,7 @@ class GridProblem(_Planned):
     @unrecorded
     def __post_init__(self) -> None:
         checks.check_transform(self.transform, get_args(ParametricTransform))
-        size = _agreed_size(self.output_size, self.transform)
+        size = agreement.output_size(self.output_size, self.transform)
         coordinates = choice("coordinates", self.coordinates, Coordinates)
         flag("align_corners", self.align_corners)
         object.__setattr__(self, "output_size", size)
@@ -402,11 +409,6 @@ class GridProblem(_Planned):
     def output_samples(self) -> int:
         """Points of the grid: N·Ho·Wo, times Do in 3-D."""
         return math.prod(self.output_shape[:-1])
-
-    @property
-    def input_bytes(self) -> int:
-        """Bytes of the parameters."""
-        return _bytes(self.transform.parameters)
 
     @property
     def output_bytes(self) -> int:
@@ -473,11 +475,6 @@ class GridGradientsProblem(_Planned):
         return self.grid.output_samples
 
     @property
-    def input_bytes(self) -> int:
-        """Bytes of the parameters and grad_grid."""
-        return self.grid.input_bytes + _bytes(self.grad_grid)
-
-    @property
     def output_bytes(self) -> int:
         """Bytes of the gradient."""
         return _bytes(self.grid.transform.parameters)
@@ -533,8 +530,8 @@ class ObjectiveProblem(_Planned):
             key = _objective_key(warp, fixed, weights, comparison, needs)
             call = None if key is None else _CALLS.get(key)
         if call is None:
-            shape = _checked_objective_shape(warp, fixed, weights)
-            needs = _checked_objective_needs(warp, comparison, needs)
+            shape = agreement.objective_shape(warp.feature_map, warp.output_shape, fixed, weights)
+            needs = agreement.objective_needs(warp.transform, comparison, needs)
         else:
             # The kept call has both as the checks brought them into canonical form.
             shape, needs = call.output_shape, call.needs
@@ -589,7 +586,10 @@ class ObjectiveProblem(_Planned):
     def recheck(self) -> None:
         """Checks the operands again, as ``WarpProblem.recheck`` does."""
         self.warp.recheck()
-        shape = _checked_objective_shape(self.warp, self.fixed, self.weights)
+        warp = self.warp
+        shape = agreement.objective_shape(
+            warp.feature_map, warp.output_shape, self.fixed, self.weights
+        )
         if shape != self.output_shape:
             remedy = "It was of this shape when the problem was made: make a new one."
             raise ShapeError("fixed", [self.output_shape], self.fixed.shape, remedy)
@@ -620,11 +620,6 @@ class ObjectiveProblem(_Planned):
         return self.batch_size * math.prod(self.output_shape[2:])
 
     @property
-    def input_bytes(self) -> int:
-        """Bytes of all operands."""
-        return sum(map(_bytes, self.operands))
-
-    @property
     def output_bytes(self) -> int:
         """Bytes of the results."""
         parameters = self.warp.transform.parameters
@@ -638,7 +633,7 @@ Problem: TypeAlias = (
 )
 
 
-_OPTIONS = tuple(WarpSpec.__dataclass_fields__)
+_SCALARS = frozenset({float, int})
 
 
 def spec_of(*options: Any) -> WarpSpec:
@@ -646,18 +641,10 @@ def spec_of(*options: Any) -> WarpSpec:
     # A key must say all: a fill that is a sequence may have no hash, or change later.
     if type(options[2]) in _SCALARS and not torch.compiler.is_compiling():
         try:
-            return _kept_spec(*options)
+            return kept_spec(*options)
         except TypeError:  # of no hash, and hardly an option
             pass
-    return WarpSpec(**dict(zip(_OPTIONS, options, strict=True)))
-
-
-@lru_cache(maxsize=256, typed=True)  # typed: 1 is no flag
-def _kept_spec(*options: Any) -> WarpSpec:
-    return WarpSpec(**dict(zip(_OPTIONS, options, strict=True)))
-
-
-_SCALARS = frozenset({float, int})
+    return WarpSpec(**dict(zip(WarpSpec.__dataclass_fields__, options, strict=True)))
 
 
 MAX_CALLS = 4096
@@ -774,74 +761,6 @@ _INTEGERS = {int}
 _SEQUENCES = {tuple, list}
 
 
-@unrecorded
-def _checked_warp_shape(
-    feature_map: Tensor, transform: Transform, output_size: Sequence[int] | None, spec: WarpSpec
-) -> tuple[int, ...]:
-    """Checks a warp, and returns the shape of its result, (N, C, [Do,] Ho, Wo)."""
-    checks.check_transform(transform, KINDS)
-    kind, argument = type(transform).__name__, transform.argument
-    checks.check_feature_map(feature_map, kind, transform.dims)
-    parameters = transform.parameters
-    # Existence and types first: later checks compare properties that have to be there.
-    checks.check_device(argument, parameters, "feature_map", feature_map)
-    checks.check_interpolation(spec.interpolation, feature_map)
-    checks.check_fill(spec.fill, feature_map)
-    n = checks.broadcast_batch(feature_map, argument, parameters)
-    if output_size is not None:
-        size = _agreed_size(output_size, transform)
-    else:
-        own = transform.own_size
-        size = tuple(feature_map.shape[2:]) if own is None else own
-    return n, feature_map.shape[1], *size
-
-
-@unrecorded
-def _checked_needs(warp: WarpProblem, grad_output: Tensor, needs: Sequence[str]) -> tuple[str, ...]:
-    """Checks the gradients of a warp, and returns those that are needed, in order."""
-    checks.check_dtype("feature_map", warp.feature_map, checks.GRADIENT_DTYPES)
-    checks.check_cotangent("grad_output", grad_output, warp.output_shape, warp.output_dtype)
-    checks.check_device("grad_output", grad_output, "feature_map", warp.feature_map)
-    return checks.checked_needs(needs)
-
-
-@unrecorded
-def _checked_objective_shape(
-    warp: WarpProblem, fixed: Tensor, weights: Tensor | None
-) -> tuple[int, ...]:
-    """Checks an objective, and returns the shape of the maps that it compares."""
-    n, channels, *size = warp.output_shape
-    moving = warp.feature_map
-    checks.check_dtype("moving", moving, checks.GRADIENT_DTYPES)
-    compared = [("fixed", fixed, channels)]
-    if weights is not None:
-        compared.append(("weights", weights, 1))
-    for name, value, depth in compared:
-        checks.check_tensor(name, value)
-        items = ("N",) if n == 1 else (n, 1)
-        expected = [(item, depth, *size) for item in items]
-        checks.check_shape(name, value, expected, "Match the warp of moving, or use N = 1.")
-        checks.check_dtype(name, value, (moving.dtype,))
-        checks.check_device(name, value, "moving", moving)
-        # Broadcasting goes on: the first operand with more than one item decides for all.
-        n = value.shape[0] if n == 1 else n
-    return n, channels, *size
-
-
-@unrecorded
-def _checked_objective_needs(
-    warp: WarpProblem, comparison: Comparison, needs: Sequence[str]
-) -> tuple[str, ...]:
-    """Checks what is needed besides value and count, and returns it in order."""
-    known = checks.OBJECTIVE_NEEDS
-    has_matrix = warp.transform.kind.family == Family.MATRIX and comparison.loss != Loss.NCC
-    # The approximation has K² numbers, and exists for losses that are sums over pixels.
-    allowed = known if has_matrix else known[:1]
-    if isinstance(needs, str) or not all(name in allowed for name in needs):
-        raise ParameterError("needs", needs, ((), *((name,) for name in allowed), allowed))
-    return tuple(name for name in known if name in needs)
-
-
 def _warp_call(
     warp: WarpProblem,
     direction: Direction,
@@ -881,26 +800,6 @@ def _grid_call(
     )
 
 
-def _like(feature_map: Tensor, shape: Sequence[int]) -> Layout:
-    """Returns the layout of a new map: channels last if ``feature_map`` is, else contiguous."""
-    order = memory_format(feature_map)
-    if order == torch.contiguous_format:
-        return contiguous(feature_map.dtype, shape)
-    # torch decides the strides of axes of size 0 and 1, so torch is asked for them.
-    strides = torch.empty(shape, device="meta", memory_format=order).stride()
-    return Layout(feature_map.dtype, tuple(shape), strides)
-
-
-def memory_format(feature_map: Tensor) -> torch.memory_format:
-    """Returns the order of results: channels last if ``feature_map`` is, else contiguous."""
-    if not feature_map.is_contiguous():
-        # A map that is both, as with one channel, counts as contiguous.
-        last = torch.channels_last if feature_map.dim() == 4 else torch.channels_last_3d
-        if feature_map.is_contiguous(memory_format=last):
-            return last
-    return torch.contiguous_format
-
-
 def _with(instance: T, **fields: object) -> T:
     """Returns a shallow copy of a frozen instance with some fields replaced; runs no checks."""
     clone = object.__new__(type(instance))
@@ -918,11 +817,3 @@ def _bytes(tensor: Tensor) -> int:
 
 def _rebound(transform: T_Transform, parameters: Tensor) -> T_Transform:
     return _with(transform, **{transform.argument: parameters})
-
-
-def _agreed_size(value: Sequence[int], transform: Transform) -> tuple[int, ...]:
-    """Returns ``value`` as integers, one per axis, and the transform's own size if it has one."""
-    size, own = checks.checked_output_size(value, transform.dims), transform.own_size
-    if own is not None:
-        checks.check_own_size(size, own)
-    return size

@@ -8,7 +8,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self, TypeVar
+from functools import lru_cache
+from typing import Any, Self, TypeVar
 
 from stn_engine.errors import ParameterError
 
@@ -203,6 +204,12 @@ class WarpSpec:
     def unit(self) -> Unit:
         """The unit of the transform, as kernels know it."""
         return unit_of(self.coordinates, align_corners=self.align_corners)
+
+
+@lru_cache(maxsize=256, typed=True)  # typed: 1 is no flag
+def kept_spec(*options: Any) -> WarpSpec:
+    """Returns the spec of options in the order of ``WarpSpec``, the same one for the same ones."""
+    return WarpSpec(**dict(zip(WarpSpec.__dataclass_fields__, options, strict=True)))
 
 
 @dataclass(frozen=True, kw_only=True)
