@@ -362,14 +362,14 @@ def test_handles_of_others_and_of_released_tensors_find_nothing():
     async def test(service, channel):
         mine, other = await uploaded(channel, U), await uploaded(channel, U)
         service.residents._all[other.handle].owner = "somebody else"
-        service.residents._of["somebody else"] = {other.handle: None}
+        service.residents._by_owner["somebody else"] = {other.handle: None}
         assert (await refusal(channel, "Warp", resident_warp(other)))[0] == "HANDLE_NOT_FOUND"
         release = resident_pb2.ReleaseRequest(residents=[other, mine, mine])
         reply = resident_pb2.ReleaseReply.FromString(await ask(channel, "Release", release))
         assert reply.released == 1
         assert (await refusal(channel, "Warp", resident_warp(mine)))[0] == "HANDLE_NOT_FOUND"
-        service.residents._all[other.handle].owner = next(iter(service.residents._of))
-        service.residents._of.pop("somebody else")
+        service.residents._all[other.handle].owner = next(iter(service.residents._by_owner))
+        service.residents._by_owner.pop("somebody else")
 
     run(test)
 

@@ -214,7 +214,8 @@ class Operand:
     def meta(self) -> torch.Tensor:
         """The declared tensor in the engine's order of axes, without memory."""
         dtype = TORCH_DTYPES[self.declaration.dtype]
-        return self._ordered(torch.empty(self.declaration.shape, dtype=dtype, device="meta"))
+        meta = torch.empty(self.declaration.shape, dtype=dtype, device="meta")
+        return meta.movedim(-1, 1) if self.channels_last else meta
 
     def read(self, payloads: Payloads, source: Location | None = None) -> memoryview:
         """Returns the bytes of the operand in a request, as many as were declared.
@@ -235,9 +236,6 @@ class Operand:
         if self.finite and not _is_finite(read, declaration.dtype):
             raise _not_finite(read, declaration)
         return read
-
-    def _ordered(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.movedim(-1, 1) if self.channels_last else tensor
 
 
 @dataclass(frozen=True, slots=True)

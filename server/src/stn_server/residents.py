@@ -142,11 +142,11 @@ class Residents:
         self._now = now
         self._all: OrderedDict[bytes, Resident] = OrderedDict()
         """All tensors, least recently used first."""
-        self._of: dict[str, OrderedDict[bytes, Resident]] = {}
+        self._by_owner: dict[str, OrderedDict[bytes, Resident]] = {}
         """The same by their owners."""
         self._bytes: Counter[str] = Counter()
         """The counted bytes of each owner."""
-        self._left: list[Resident] = []
+        self._removed: list[Resident] = []
         """Tensors that were removed while calls still used them, and whose memory still counts."""
         self._timer: asyncio.TimerHandle | None = None
 
@@ -159,8 +159,8 @@ class Residents:
     def size_bytes(self) -> int:
         """The counted bytes of all resident tensors, and of removed ones that calls still use."""
         # Copies here and below, as metrics ask in another thread.
-        left = [one for one in self._left if one.is_used]
-        return sum(list(self._bytes.values())) + _counted(left)
+        removed = [one for one in self._removed if one.is_used]
+        return sum(list(self._bytes.values())) + _counted(removed)
 
     def begin(
         self, owner: str, data_type: tensor_pb2.DataType, size_bytes: int, piece: memoryview
@@ -229,7 +229,7 @@ class Residents:
         # A use moves it to the end of both orders, which therefore are those of the last uses.
         resident.used_at = self._now()
         self._all.move_to_end(handle)
-        self._of[owner].move_to_end(handle)
+        self._by_owner[owner].move_to_end(handle)
         return resident
 
     def release(self, owner: str, handles: Iterable[bytes]) -> int:
@@ -253,7 +253,7 @@ class Residents:
     def _add(self, resident: Resident) -> Resident:
         resident.used_at = self._now()
         self._all[resident.handle] = resident
-        self._of.setdefault(resident.owner, OrderedDict())[resident.handle] = resident
+        self._by_owner.setdefault(resident.owner, OrderedDict())[resident.handle] = resident
         self._bytes[resident.owner] += resident.counted_bytes
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._config.lease_s, self._ring)
@@ -261,14 +261,14 @@ class Residents:
 
     def _remove(self, resident: Resident) -> None:
         del self._all[resident.handle]
-        own = self._of[resident.owner]
+        own = self._by_owner[resident.owner]
         del own[resident.handle]
         self._bytes[resident.owner] -= resident.counted_bytes
         if not own:
-            del self._of[resident.owner], self._bytes[resident.owner]
+            del self._by_owner[resident.owner], self._bytes[resident.owner]
         if resident.is_used:
             # Its memory counts until the last call that uses it has ended.
-            self._left.append(resident)
+            self._removed.append(resident)
 
     def _evict(self, residents: Iterable[Resident], why: Eviction) -> None:
         for resident in residents:
@@ -282,7 +282,7 @@ class Residents:
         # They are in order of use, so that the first one within its lease ends the look.
         over = takewhile(lambda one: one.used_at <= ended, self._all.values())
         self._evict([one for one in over if not one.is_used], Eviction.LEASE)
-        self._left = [one for one in self._left if one.is_used]
+        self._removed = [one for one in self._removed if one.is_used]
 
     def _ring(self) -> None:
         """Evicts what has expired, also while no call comes, and sets the next timer."""
@@ -309,10 +309,10 @@ class Residents:
         self._expire()
         going: dict[bytes, Resident] = {}
         # The limit of the caller first: what goes for its sake makes room for the other limit, too.
-        left = [one for one in self._left if one.owner == owner]
+        removed = [one for one in self._removed if one.owner == owner]
         _choose(
-            self._of.get(owner, OrderedDict()),
-            self._bytes[owner] + _counted(left) + needed_bytes,
+            self._by_owner.get(owner, OrderedDict()),
+            self._bytes[owner] + _counted(removed) + needed_bytes,
             config.max_caller_bytes,
             unit,
             going,

@@ -15,7 +15,7 @@ import shlex
 import tomllib
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import Field, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
@@ -97,7 +97,7 @@ def all_settings(config: Any = ServerConfig, prefix: tuple[str, ...] = ()) -> It
         if is_dataclass(kind):
             yield from all_settings(kind, path)
         else:
-            yield Setting(path, kind, entry.default, _doc(entry))
+            yield Setting(path, kind, entry.default, entry.metadata["doc"])
 
 
 def load(
@@ -216,10 +216,6 @@ def _build(config: type[Any], values: Mapping[str, Any], prefix: str = "") -> An
         return config(**arguments)
     except ConfigError as error:
         raise ConfigError(f"{prefix}{error}") from None
-
-
-def _doc(entry: Field[Any]) -> str:
-    return str(entry.metadata["doc"])
 
 
 class _Parser(ArgumentParser):

@@ -77,7 +77,7 @@ def select(problem: Problem, backends: Sequence[Backend] | None = None) -> Backe
     raise BackendUnavailableError(reasons)
 
 
-def door(problem: Problem) -> Backend:
+def select_once(problem: Problem) -> Backend:
     """Returns the backend that ``select`` returns, chosen once for problems of the same call."""
     backends = candidates()
     # The tuple of backends is the key: with another STN_BACKEND, as in tests, it is another one.
@@ -213,7 +213,7 @@ def _chosen(problems: Sequence[Problem], backends: Sequence[Backend] | None) -> 
     try:  # as nearly always: what was chosen for problems of these calls
         return [vars(one)["call"].plans[everyone] for one in problems]
     except KeyError:
-        return [door(one) if "call" in vars(one) else select(one) for one in problems]
+        return [select_once(one) if "call" in vars(one) else select(one) for one in problems]
 
 
 OPERATIONS: dict[type[Problem], Callable[[Any], Sequence[Tensor | Gradients | Objective]]] = {

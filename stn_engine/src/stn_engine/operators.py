@@ -138,7 +138,8 @@ class Operator(Generic[P, R]):
         return self._run_by_best(problem)
 
     def _run_by_best(self, problem: P) -> R:
-        backend = dispatch.door(problem) if "call" in vars(problem) else dispatch.select(problem)
+        is_known = "call" in vars(problem)
+        backend = dispatch.select_once(problem) if is_known else dispatch.select(problem)
         if isinstance(backend, KernelBackend):  # it checks addresses itself
             return self._run_by(backend, problem)
         return self._run_by(backend, readable(problem))

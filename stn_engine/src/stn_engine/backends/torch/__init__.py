@@ -92,14 +92,11 @@ def _layout(tensor: Tensor) -> Hashable:
     return tensor.dtype, tensor.device, tensor.shape[1:]
 
 
-def _is_broadcast(problem: WarpProblem) -> bool:
-    return problem.feature_map.shape[0] != problem.transform.parameters.shape[0]
-
-
 def _warp_key(problem: WarpProblem) -> Hashable:
-    if _is_broadcast(problem):
-        return None
     transform = problem.transform
+    # Concatenated with others, an operand that is broadcast would meet items that are not its own.
+    if problem.feature_map.shape[0] != transform.parameters.shape[0]:
+        return None
     layouts = _layout(problem.feature_map), _layout(transform.parameters)
     kind = type(transform), transform.settings
     return *layouts, *kind, problem.output_shape[2:], problem.spec
