@@ -73,8 +73,8 @@ class BatchingConfig:
     max_batch_bytes: int = setting(256 * MIB, "Most bytes of operands and results in one batch.")
     max_batch_samples: int = setting(
         16 * MIB,
-        "Most sampling points (output pixels) in one batch; fewer where a point takes more reads "
-        "than one of a bilinear colour image.",
+        "Most source points (one an output pixel) in one batch; fewer where one takes more reads "
+        "than in a bilinear colour image.",
     )
     window_s: float = setting(
         0.0, "How long a free device waits for further calls to join a batch."
@@ -113,7 +113,9 @@ class LimitsConfig:
     max_output_bytes: int = setting(
         256 * MIB, "Most bytes of the results of a call and the basis of its spline."
     )
-    max_output_samples: int = setting(16 * MIB, "Most sampling points (output pixels) of a call.")
+    max_output_samples: int = setting(
+        16 * MIB, "Most source points (one an output pixel) of a call."
+    )
     max_dimension_px: int = setting(32768, "Largest depth, height or width of an output.")
     max_control_points: int = setting(
         256,
@@ -185,7 +187,7 @@ class TlsConfig:
     key: str = setting("", "The private key of the certificate.")
     client_ca: str = setting(
         "",
-        "Certificate authorities of client certificates (mutual TLS); empty: none are asked for.",
+        "Authorities that sign clients' certificates (mutual TLS); empty: none are asked for.",
     )
 
     def __post_init__(self) -> None:

@@ -160,7 +160,7 @@ class Metrics(Listener):
         )
         self.caller_calls = counter(
             "stn_caller_calls",
-            "Calls that have ended, by the name of their token",
+            "Calls that have ended, by the name of their token; other: without one",
             ["caller"],
         )
         self.caller_bytes = counter(
@@ -170,7 +170,7 @@ class Metrics(Listener):
         )
         self.caller_device = counter(
             "stn_caller_device_seconds",
-            "Time on the device: each call has the part of its batch that its work is",
+            "Time of batches on devices, of which each call has its part by work",
             ["caller"],
         )
         self.refused = counter("stn_refused", "Calls refused without being computed", ["reason"])
@@ -216,7 +216,7 @@ class Metrics(Listener):
             buckets=SECONDS,
         )
         self.samples = counter(
-            "stn_samples", "Sampling points computed: the pixels or voxels of all results"
+            "stn_samples", "Source points computed, one for each pixel or voxel of a result"
         )
         self.device_memory = gauge(
             "stn_device_memory_bytes", "Memory that this process holds on a device", ["device"]
