@@ -345,7 +345,7 @@ class AsyncClient(SteppingClient):
         """Returns a connection by the local transport; None if there is none."""
         return await self._connection().local_connection()
 
-    async def _wait_for(self, end: Future[None], timeout_s: float | None) -> None:
+    async def _wait_for(self, end: Future[bool], timeout_s: float | None) -> None:
         await asyncio.wait([asyncio.wrap_future(end)], timeout=timeout_s)
 
     def _connection(self) -> _Connection:

@@ -717,7 +717,7 @@ class Client(SteppingClient):
         """Returns a feature map for a warp and its gradients; `stn_client.torch` asks, too."""
         return _completed(self._sharing(feature_map))
 
-    def _wait_for(self, end: Future[None], timeout_s: float | None) -> None:
+    def _wait_for(self, end: Future[bool], timeout_s: float | None) -> None:
         wait([end], timeout_s)
 
     def _local_connection(self, attempt: dict[str, Any] | None = None) -> Connection | None:

@@ -40,8 +40,9 @@ class Held:
     """Whether it goes with a warp, which keeps it there for its gradients."""
     references: dict[str, ResidentRef] = field(default_factory=dict)
     """By the addresses of replicas, as they tell them."""
-    uploads: dict[str, Future[None]] = field(default_factory=dict)
-    """Ends of the uploads under way, by the addresses that they go to; empty: to any."""
+    uploads: dict[str, Future[bool]] = field(default_factory=dict)
+    """Ends of the uploads under way, by the addresses that they go to (empty: to any): whether they
+    came about."""
 
     def add(self, reference: ResidentRef) -> None:
         """Notes that the tensor stays where a reply says."""

@@ -64,7 +64,7 @@ class SteppingClient(BaseClient):
         """Returns a connection by the local transport; None if there is none."""
 
     @abstractmethod
-    def _wait_for(self, end: Future[None], timeout_s: float | None) -> Any:
+    def _wait_for(self, end: Future[bool], timeout_s: float | None) -> Any:
         """Returns when something has ended, or after the timeout."""
 
     def _uploading(self, array: AnyArray, options: CallOptions) -> Steps[ResidentTensor]:
@@ -126,29 +126,29 @@ class SteppingClient(BaseClient):
         self, resident: ResidentTensor, address: str, conduct: Callable[[], Conduct]
     ) -> Steps[None]:
         """Uploads a tensor, or waits for another call that does; what it is refused, all are."""
-        held, mine = resident.held, Future[None]()
+        held, mine = resident.held, Future[bool]()
         while not held.is_at(address):
-            under_way = held.uploads.setdefault(address, mine)
-            if under_way is not mine:
-                yield self._wait_for(under_way, conduct().timeout_s)
-                if not under_way.done():
-                    expected = (
-                        "timeout_s: expected a result in time, got none: another call's upload"
-                    )
-                    raise DeadlineExceededError(f"{expected} of a tensor took longer.")
-                if under_way.exception():
-                    return
-                continue  # also where the other call was cancelled, or had no more time
-            try:
-                held.add((yield from self._sending(resident, address, conduct)))
-            except StnClientError as error:
-                if not isinstance(error, DeadlineExceededError):
+            other = held.uploads.setdefault(address, mine)
+            if other is mine:
+                try:
+                    held.add((yield from self._sending(resident, address, conduct)))
+                    mine.set_result(True)
+                except DeadlineExceededError:
+                    raise
+                except StnClientError as error:
                     mine.set_exception(error)
-                raise
-            finally:
-                del held.uploads[address]
-                if not mine.done():
-                    mine.set_result(None)
+                    raise
+                finally:
+                    del held.uploads[address]
+                    if not mine.done():  # cancelled, or without more time: others may have it
+                        mine.set_result(False)
+                return
+            yield self._wait_for(other, conduct().timeout_s)
+            if not other.done():
+                expected = "timeout_s: expected a result in time, got none"
+                raise DeadlineExceededError(f"{expected}: another call's upload took longer.")
+            if other.exception() or other.result():
+                return
 
     def _sending(
         self, resident: ResidentTensor, address: str, conduct: Callable[[], Conduct]
