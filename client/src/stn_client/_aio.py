@@ -505,8 +505,10 @@ class _Connection:
         except Exception as error:  # noqa: BLE001 - raised by each of its calls
             packet.fail(error, is_lost=False)
         finally:
+            # The next message first: the server computes it while these calls read their replies.
             self._queue.answered(packet)
             self._start()
+            packet.wake()
 
     async def send(
         self, call: Call[T], attempt: dict[str, Any], progress: Progress

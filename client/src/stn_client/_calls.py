@@ -109,6 +109,9 @@ _PLAIN_KINDS = {kind for kind in KINDS if len(fields(kind)) == 1}
 _PLAIN_OPTIONS = {str, bool}
 """Types of options of which equal ones are the same; of numbers they need not be."""
 
+_PLAIN_OTHERS = {int, str}
+"""Types of output sizes, and of names of operands, of which the same holds."""
+
 _kept = Kept()
 """Envelopes of the calls of this process."""
 
@@ -206,11 +209,6 @@ class Call(Generic[T]):
         """The request without its payloads; not to be changed."""
         return self.envelope.message
 
-    @property
-    def results_bytes(self) -> tuple[int, ...]:
-        """Bytes of each tensor of the reply; see `Envelope`."""
-        return self.envelope.results_bytes
-
     def reside(self, *operands: Any, keep: Sequence[str] = ()) -> None:
         """Notes which operands are resident tensors.
 
@@ -219,8 +217,9 @@ class Call(Generic[T]):
             keep: Names of those that the server shall keep.
         """
         self.residents = residents_of(*operands)
-        named = zip(_OPERANDS, self.residents, strict=False)
-        self.kept = [one for name, one in named if one is not None and name in keep]
+        if self.residents:
+            named = zip(_OPERANDS, self.residents, strict=False)
+            self.kept = [one for name, one in named if one is not None and name in keep]
 
     def references(self, client: str) -> list[ResidentRef | None]:
         """Returns, for each payload, its reference at the call's address; None for one to send."""
@@ -268,9 +267,11 @@ class Call(Generic[T]):
     @property
     def sent_bytes(self) -> int:
         """Bytes of the operands that are sent, without those that are resident."""
-        named = self.named or (None,) * len(self.payloads)
-        sizes = zip(self.payloads, named, strict=True)
-        return sum(len(payload) for payload, reference in sizes if reference is None)
+        all_bytes = self.envelope.all_operands_bytes
+        if not self.named:
+            return all_bytes
+        sizes = zip(self.payloads, self.named, strict=True)
+        return all_bytes - sum(len(payload) for payload, one in sizes if one is not None)
 
     @cached_property
     def request(self) -> bytes:
@@ -304,7 +305,7 @@ def warp(
         for name, one in zip(_OPERANDS, residents, strict=False)
         if one is not None and one.held.is_kept
     ]
-    key = _key(" ".join(("Warp", *keep)), [given.array], transform, output_size, options, layout)
+    key = _key(("Warp", *keep), (given.array,), transform, output_size, options, layout)
     if (envelope := _kept.get(key)) is not None:
         return _again(envelope, conduct, finish, keep, given, transform.parameters)
     _check_labels(given.array.dtype, options.get("interpolation", "bilinear"))
@@ -335,7 +336,8 @@ def warp_gradients(
     given = operand("feature_map", feature_map)
     incoming = operand("grad_output", grad_output)
     layout = layout_of(options.get("layout"), given.layout)
-    key = _key("WarpGradients", [incoming.array, given.array], transform, needs, options, layout)
+    maps = incoming.array, given.array
+    key = _key(("WarpGradients",), maps, transform, needs, options, layout)
     if (envelope := _kept.get(key)) is not None:
         finish = _gradients(given, layout, operand("transform", transform.parameters))
         operands = incoming, given, transform.parameters
@@ -639,7 +641,7 @@ def _objective(
 
 
 def _key(
-    method: str,
+    kind: tuple[str, ...],
     maps: Sequence[Array],
     transform: Transform,
     others: Iterable[Any] | None,
@@ -647,22 +649,22 @@ def _key(
     layout: str,
 ) -> Hashable:
     """Returns what calls of one envelope have in common; None if that is too long to compare."""
-    if type(transform) not in _PLAIN_KINDS:
+    if type(transform) not in _PLAIN_KINDS or not _PLAIN_OPTIONS.issuperset(
+        map(type, options.values())
+    ):
         return None
-    if options and not all(type(value) in _PLAIN_OPTIONS for value in options.values()):
-        return None
-    arrays = *maps, transform.parameters
-    for array in arrays:
+    layouts: list[Hashable] = []
+    for array in (*maps, transform.parameters):
         if type(array) is not np.ndarray:
             return None
-    if arrays[-1].dtype.char not in "fd":
+        layouts += (array.dtype, array.shape)
+    if array.dtype.char not in "fd":
         return None
     if others is not None:
-        if type(others) not in {list, tuple} or not all(type(one) in {int, str} for one in others):
+        if type(others) not in {list, tuple} or not _PLAIN_OTHERS.issuperset(map(type, others)):
             return None
         others = tuple(others)
-    layouts = [(array.dtype, array.shape) for array in arrays]
-    return method, type(transform), others, layout, *options.items(), *layouts
+    return *kind, type(transform), others, layout, *options.items(), *layouts
 
 
 def _only(array: Array) -> Array:

@@ -601,6 +601,7 @@ class Client(SteppingClient):
         # Outside of the lock: `fail` wakes other threads, which want it.
         if isinstance(goes, Packet):
             goes.fail(KeyboardInterrupt(), is_lost=True)
+            goes.wake()
 
     def _answer(self, waiter: Waiter, inbox: SimpleQueue[Waiter]) -> tuple[bytes, Places]:
         """Returns the reply to a call, which is sent in its turn, alone or with others.
@@ -672,6 +673,8 @@ class Client(SteppingClient):
             # An interrupt is of this thread alone: the others' calls go on, and this one ends.
             if not isinstance(error, Exception):
                 raise
+        finally:
+            packet.wake()
 
     def _send(
         self, call: Call[T], attempt: dict[str, Any], progress: Progress

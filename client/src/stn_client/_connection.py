@@ -156,6 +156,9 @@ class BaseClient(ABC):
         """Statistics of this client: calls, failures, retries, bytes and durations."""
         return self._counts.snapshot()
 
+    def _is_open(self) -> bool:
+        return self._open
+
     def _progress(self, call: Call[Any]) -> Progress:
         """Returns the progress of a call that begins now."""
         conduct = call.conduct
@@ -164,7 +167,7 @@ class BaseClient(ABC):
         return Progress(
             conduct.retry or self._retry,
             self._timeout_s if of_client else conduct.timeout_s,
-            lambda: self._open,
+            self._is_open,
             self._access,
             self._outage,
             call,
@@ -274,14 +277,24 @@ class Progress:
         self._policy = policy
         self._is_open = is_open
         self._timeout_s = timeout_s
-        self._deadline = None if timeout_s is None else self._began_s + timeout_s
+        self.deadline_s = math.inf if timeout_s is None else self._began_s + timeout_s
+        """Deadline as an instant of `time.monotonic`; infinity: none."""
         self._attempt = 0
         self._access = Access("localhost", None, None) if access is None else access
         self._outage = Outage("server") if outage is None else outage
         self._failure: StnClientError | None = None
-        self.request_id = conduct.request_id or os.urandom(8).hex()
-        self._sent_id = self.request_id
+        self._request_id = conduct.request_id
+        self._sent_id = ""
         """Request id of the last attempt."""
+
+    @property
+    def request_id(self) -> str:
+        """What errors and the server's log call this call; random, unless its caller chose it."""
+        # Made when it is asked for: in a packet only the lead's is, and random bytes are a call of
+        # the system.
+        if self._request_id is None:
+            self._request_id = os.urandom(8).hex()
+        return self._request_id
 
     def start(self, request_bytes: int = 0) -> dict[str, Any]:
         """Begins an attempt; returns the keyword arguments of the gRPC call.
@@ -401,19 +414,16 @@ class Progress:
         # From when the call was made, turns and pauses included: what its caller has waited.
         duration_s = time.monotonic() - self._began_s
         operands_bytes = self._call.sent_bytes if self._call else 0
-        results_bytes = sum(self._call.results_bytes) if self._call else 0
+        results_bytes = self._call.envelope.all_results_bytes if self._call else 0
         self._counts.finish(
             duration_s, operands_bytes, results_bytes, local=self.is_local, calls=self._calls
         )
 
-    @property
-    def deadline_s(self) -> float:
-        """Deadline as an instant of `time.monotonic`; infinity: none."""
-        return math.inf if self._deadline is None else self._deadline
-
     def remaining_s(self) -> float | None:
         """Returns what is left of the call's time; None: no limit."""
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        if self._timeout_s is None:
+            return None
+        return max(0.0, self.deadline_s - time.monotonic())
 
     def no_turn(self) -> DeadlineExceededError:
         """Returns the error of a call whose time was over before it was sent."""

@@ -83,6 +83,9 @@ class Envelope(Generic[T]):
     """Envelopes of so many of these calls as one."""
     most_in_stack: int | None = None
     """The most of these calls that may be stacked; None: not yet known."""
+    packed_bytes: int | None = None
+    """What one of these calls adds to a message of several; 0: it is too large; None: not yet
+    known."""
 
     def __post_init__(self) -> None:
         envelope = self.message.SerializeToString()
@@ -94,7 +97,9 @@ class Envelope(Generic[T]):
             math.prod(one.shape) * one.dtype.itemsize for one in self.results
         )
         """Bytes of each tensor of the reply."""
-        self.size_bytes = sum(map(len, self._gaps)) + sum(self.operands_bytes)
+        self.all_operands_bytes = sum(self.operands_bytes)
+        self.all_results_bytes = sum(self.results_bytes)
+        self.size_bytes = sum(map(len, self._gaps)) + self.all_operands_bytes
         """Bytes of the whole request."""
 
     @cached_property

@@ -27,7 +27,7 @@ import grpc
 
 from stn_client._calls import Call, compute_many
 from stn_client._connection import Progress
-from stn_client._envelopes import NESTED, Places
+from stn_client._envelopes import NESTED, Envelope, Places
 from stn_client._errors import (
     AccessDeniedError,
     DeadlineExceededError,
@@ -159,10 +159,8 @@ class SendQueue:
 
     def leave(self, waiter: Waiter) -> bool:
         """Removes a call that is over; returns whether it was still waiting for its turn."""
-        waited = waiter in self._small or waiter in self._others
-        # It may be in either line or, under way, in none.
-        self._small.pop(waiter, None)
-        self._others.pop(waiter, None)
+        # It may be in either line, where its value is None, or, under way, in neither.
+        waited = self._small.pop(waiter, self) is None or self._others.pop(waiter, self) is None
         if waiter.has_turn:
             waiter.has_turn = False
             self._free += 1
@@ -248,7 +246,6 @@ class Packet:
             waiter.outcome = (
                 (outcome, ()) if isinstance(outcome, bytes) else CallError(cast("Any", outcome))
             )
-            waiter.woken(waiter)
 
     def fail(self, error: BaseException, *, is_lost: bool) -> None:
         """Gives every call the failure of the message, or lets it go alone.
@@ -269,6 +266,10 @@ class Packet:
             else:
                 # A copy each: an exception that several threads raise would mix their tracebacks.
                 waiter.outcome = copy.copy(error)
+
+    def wake(self) -> None:
+        """Resumes every call, once it has its outcome."""
+        for waiter in self.waiters:
             waiter.woken(waiter)
 
 
@@ -282,13 +283,19 @@ def packed_bytes(call: Call[Any]) -> int:
     So is one with metadata or a request id of its own, which a message has for all its calls.
     """
     envelope, conduct = call.envelope, call.conduct
-    operands_bytes, results_bytes = envelope.operands_bytes, envelope.results_bytes
-    if envelope.method not in NESTED or max(*operands_bytes, *results_bytes) >= MIN_PLACED_BYTES:
-        return 0
+    if envelope.packed_bytes is None:
+        envelope.packed_bytes = _packed_bytes(envelope)
     # Resident tensors may be lost, which has to be told, and repeated, for each call by itself.
-    if conduct.metadata or conduct.request_id is not None or call.residents:
+    if call.residents or conduct.metadata or conduct.request_id is not None:
         return 0
-    return _ENVELOPE_BYTES + max(sum(operands_bytes), sum(results_bytes))
+    return envelope.packed_bytes
+
+
+def _packed_bytes(envelope: Envelope[Any]) -> int:
+    sizes_bytes = *envelope.operands_bytes, *envelope.results_bytes
+    if envelope.method not in NESTED or max(sizes_bytes) >= MIN_PLACED_BYTES:
+        return 0
+    return _ENVELOPE_BYTES + max(envelope.all_operands_bytes, envelope.all_results_bytes)
 
 
 def _goes_first(one: Waiter, other: Waiter) -> bool:

@@ -44,7 +44,7 @@ def most_in_stack(call: Call[Any]) -> int:
         shapes = [tuple(tensor.shape) for tensor in tensors_of(envelope.message)]
         shapes += [result.shape for result in envelope.results]
         batches = {shape[0] if shape else 0 for shape in shapes}
-        largest = max(sum(envelope.operands_bytes), sum(envelope.results_bytes), 1)
+        largest = max(envelope.all_operands_bytes, envelope.all_results_bytes, 1)
         has_batch = len(batches) == 1 and 0 not in batches and bool(envelope.results)
         envelope.most_in_stack = max(1, MAX_STACK_BYTES // largest) if has_batch else 1
     return envelope.most_in_stack
