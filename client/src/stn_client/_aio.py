@@ -434,8 +434,9 @@ class _Connection:
     def leave(self, waiter: Waiter) -> None:
         """Removes a call that has ended from the queue, however it ended."""
         self._sent(waiter)
-        self._queue.leave(waiter)
-        self._start()
+        if waiter.is_in_queue:  # those that were answered have left
+            self._queue.leave(waiter)
+            self._start()
 
     def wake(self, waiter: Waiter) -> None:
         """Resumes a call that is to be sent or has its outcome, or sends its packet."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from numbers import Real
 from typing import Any, Generic, TypeVar, get_args
 
@@ -198,6 +197,8 @@ class Call(Generic[T]):
     """The replica where its resident tensors are, and to which it goes; empty: to any."""
     kept: Sequence[ResidentTensor] = ()
     """Tensors that the server is asked to keep, which the reply tells the places of."""
+    serialized: bytes | None = None
+    """The request as it is sent, once it is known; see `request`."""
 
     @property
     def method(self) -> str:
@@ -273,10 +274,12 @@ class Call(Generic[T]):
         sizes = zip(self.payloads, self.named, strict=True)
         return all_bytes - sum(len(payload) for payload, one in sizes if one is not None)
 
-    @cached_property
+    @property
     def request(self) -> bytes:
-        """The request as it is sent, serialized."""
-        return self.envelope.around(self.payloads)
+        """The request as it is sent, serialized at the first attempt."""
+        if self.serialized is None:
+            self.serialized = self.envelope.around(self.payloads)
+        return self.serialized
 
     def parse(self, reply: bytes, places: Places = ()) -> T:
         """Returns the result in a serialized reply; see `Replies`."""
@@ -512,9 +515,7 @@ def compute_many(calls: Sequence[Call[Any]]) -> Call[list[bytes | many_pb2.Statu
     message = many_pb2.ComputeManyRequest()
     envelope = Envelope(METHOD_PREFIX + "ComputeMany", message, (), (), replies)
     envelope.size_bytes = len(request)
-    call = Call(envelope, payloads)
-    call.request = request
-    return call
+    return Call(envelope, payloads, serialized=request)
 
 
 class _ManyReplies:

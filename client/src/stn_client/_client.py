@@ -591,6 +591,8 @@ class Client(SteppingClient):
     def _leave(self, waiter: Waiter) -> None:
         """Removes a call that has ended from the queue, however it ended."""
         waiter.progress.end()
+        if not waiter.is_in_queue:  # it was answered
+            return
         with self._queueing:
             # A call that was interrupted between its turn and sending must not block the queue.
             goes, waiter.goes = waiter.goes, None

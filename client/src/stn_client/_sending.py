@@ -69,6 +69,7 @@ class Waiter:
         woken: Called when it goes, or has its outcome.
         goes: What its owner has to send now: this call, or a message that it leads; None: nothing.
         outcome: Its serialized reply with the places of its tensors, or how it failed.
+        is_in_queue: Whether it waits for its turn, or has it.
         has_turn: Whether it is under way.
         goes_alone: Whether it must not be packed, whatever its size.
         size_bytes: What a small one adds to a message or to its reply, whichever is more.
@@ -79,6 +80,7 @@ class Waiter:
     woken: Callable[[Waiter], None]
     goes: Waiter | Packet | None = None
     outcome: tuple[bytes, Places] | Exception | None = None
+    is_in_queue: bool = False
     has_turn: bool = False
     goes_alone: bool = False
     size_bytes: int = 0
@@ -116,6 +118,7 @@ class SendQueue:
             # goes alone does so in all attempts.
             packs = self._packs_from_s <= time.monotonic()
             waiter.goes_alone = not (packs and waiter.size_bytes)
+        waiter.is_in_queue = True
         line = self._others if waiter.goes_alone else self._small
         line[waiter] = None
         if waiter.has_turn:
@@ -159,6 +162,9 @@ class SendQueue:
 
     def leave(self, waiter: Waiter) -> bool:
         """Removes a call that is over; returns whether it was still waiting for its turn."""
+        if not waiter.is_in_queue:
+            return False
+        waiter.is_in_queue = False
         # It may be in either line, where its value is None, or, under way, in neither.
         waited = self._small.pop(waiter, self) is None or self._others.pop(waiter, self) is None
         if waiter.has_turn:

@@ -112,7 +112,7 @@ def warp(
     arguments = feature_map, parameters, size, name, *described
     output: Tensor
     # Tracers and modes must see an operator; without them its dispatch is only overhead.
-    if not (_is_plain(feature_map) and _is_plain(parameters)):
+    if not _are_plain(feature_map, parameters):
         output = torch.ops.stn_client.warp(*arguments, **settings)
     elif torch.is_grad_enabled() and (feature_map.requires_grad or parameters.requires_grad):
         output = _EagerWarp.apply(*arguments, settings)  # type: ignore[no-untyped-call]  # torch
@@ -618,12 +618,13 @@ class _WarpGradients(torch.autograd.Function):
         raise invalid("create_graph", _NO_SECOND)
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Returns whether only autograd follows a tensor, so that the short way may be taken."""
+def _are_plain(*tensors: Tensor) -> bool:
+    """Returns whether only autograd follows tensors, so that the short way may be taken."""
+    for tensor in tensors:
+        if type(tensor) not in _PLAIN_TYPES or tensor.is_meta:
+            return False
     return not (
         torch.compiler.is_compiling()
-        or type(tensor) not in _PLAIN_TYPES
-        or tensor.is_meta
         or torch._C._get_tracing_state()  # noqa: SLF001 - no public functions tell
         or torch._C._len_torch_dispatch_stack()  # noqa: SLF001
         or torch._C._len_torch_function_stack()  # noqa: SLF001
@@ -669,7 +670,7 @@ class _EagerWarp(torch.autograd.Function):
         name, transform, numbers, settings = ctx.call
         needs = list(ctx.needs_input_grad[:2])
         # With create_graph, or a mode on, the operator goes instead: its rule refuses in words.
-        if torch.is_grad_enabled() or not _is_plain(grad_output):
+        if torch.is_grad_enabled() or not _are_plain(grad_output):
             arguments = grad_output, feature_map, parameters, needs, name, transform, numbers
             found = torch.ops.stn_client.warp_gradients(*arguments, **settings)
             of_operands = [g if need else None for g, need in zip(found, needs, strict=True)]
@@ -731,7 +732,7 @@ def _below_rule(name: str, arguments: Sequence[Any], settings: dict[str, Any]) -
     The next transform of torch.func outside of that one has a rule of its own, and records as well,
     which is off while a rule runs. If there is none, it is the kernel.
     """
-    if not torch._C._are_functorch_transforms_active():  # noqa: SLF001 - as in `_is_plain`
+    if not torch._C._are_functorch_transforms_active():  # noqa: SLF001 - as in `_are_plain`
         return getattr(torch.ops.stn_client, f"compute_{name}")(*arguments, **settings)
     with (
         torch.enable_grad(),

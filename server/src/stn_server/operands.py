@@ -228,7 +228,8 @@ class Operand:
             InvalidRequestError: A number must be finite and is not.
         """
         declaration = self.declaration
-        read = payloads[cast("int", declaration.payload)] if source is None else source.memory
+        # Without a location it is a payload, whose index mypy does not know to be there.
+        read = payloads[declaration.payload] if source is None else source.memory  # type: ignore[index]
         if self.is_parameter and not read.readonly:
             # A caller can write to its arena at any time: numbers that addresses are made of, here
             # and in kernels, must not change between their check and their use.
