@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from numbers import Real
 from typing import Any, Generic, TypeVar, get_args
 
@@ -110,6 +111,11 @@ _PLAIN_OPTIONS = {str, bool}
 
 _PLAIN_OTHERS = {int, str}
 """Types of output sizes, and of names of operands, of which the same holds."""
+
+_WITHOUT_BATCH = {
+    layout: partial(without_batch, layout=layout) for layout, of in LAYOUTS.items() if of.added
+}
+"""Functions that make outputs of layouts without a batch axis of those of the wire."""
 
 _kept = Kept()
 """Envelopes of the calls of this process."""
@@ -301,7 +307,7 @@ def warp(
     conduct, options = Conduct.of(options)
     given = operand("feature_map", feature_map)
     layout = layout_of(options.get("layout"), given.layout)
-    finish = None if given.like is unchanged and not LAYOUTS[layout].added else _maps(given, layout)
+    finish = _maps(given, layout)
     residents = residents_of(given, getattr(transform, "parameters", None))
     keep = [
         name
@@ -596,8 +602,10 @@ def _again(
     return call
 
 
-def _maps(given: Operand, layout: str) -> Callable[[Array], Any]:
-    """Returns the function that makes outputs like a feature map."""
+def _maps(given: Operand, layout: str) -> Callable[[Array], Any] | None:
+    """Returns the function that makes outputs like a feature map; None if they already are."""
+    if given.like is unchanged:
+        return _WITHOUT_BATCH.get(layout)
     return lambda output: given.like(without_batch(output, layout))
 
 

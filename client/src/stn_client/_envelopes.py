@@ -226,8 +226,9 @@ class _Part:
         shape, dtype = self.declaration.shape, self.declaration.dtype
         if self.place is None:
             array: Array = np.ndarray(shape, dtype, message, self.start)
-            if not array.flags.aligned:
-                array = array.copy()
+            if array.flags.aligned:
+                return array  # read-only, as bytes are
+            array = array.copy()
         else:
             array = np.ndarray(shape, dtype, cast("Any", places[self.place]))
         array.flags.writeable = False

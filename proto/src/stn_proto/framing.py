@@ -309,14 +309,14 @@ def _fields(
     size = len(message) if size is None else size
     while position < size:
         start = position
+        tag = message[position]
         # Frequent fields with lengths of one or two bytes are read without a loop over bytes.
-        head = message[position : position + 3]
-        if len(head) == 3 and head[0] in _COMMON_TAGS and head[1] < 0x80:
-            tag, value_start = head[0], position + 2
-            end = value_start + head[1]
-        elif len(head) == 3 and head[0] in _COMMON_TAGS and head[2] < 0x80:
-            tag, value_start = head[0], position + 3
-            end = value_start + (head[1] & 0x7F | head[2] << 7)
+        if tag in _COMMON_TAGS and position + 2 < size and message[position + 1] < 0x80:
+            value_start = position + 2
+            end = value_start + message[position + 1]
+        elif tag in _COMMON_TAGS and position + 2 < size and message[position + 2] < 0x80:
+            value_start = position + 3
+            end = value_start + (message[position + 1] & 0x7F | message[position + 2] << 7)
         else:
             tag, position = _read_varint(message, position)
             value_start, end = _extent(message, tag & 7, position)
