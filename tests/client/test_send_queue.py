@@ -12,6 +12,7 @@ from stn_client._sending import (
     MAX_CALLS,
     MAX_MESSAGE_BYTES,
     MAX_MESSAGES,
+    GoAlone,
     Packet,
     SendQueue,
     Waiter,
@@ -159,6 +160,20 @@ def test_the_clock_of_a_message_is_that_of_the_call_with_the_most_time():
     assert attempt["timeout"] is None
     ids = dict(attempt["metadata"])
     assert ids["x-request-id"] == waiters[1].progress.request_id
+
+
+def test_a_packet_wakes_its_calls_when_it_is_told_to():
+    """All have their outcomes by then; the next message goes in between."""
+    woken = []
+    waiters = [
+        Waiter(SMALL, Progress(RetryPolicy(), None, lambda: True), woken.append) for _ in "ab"
+    ]
+    packet = Packet(waiters, SendQueue(2, packs=True))
+    packet.fail(KeyboardInterrupt(), is_lost=True)
+    assert woken == []
+    assert all(isinstance(waiter.outcome, GoAlone) for waiter in waiters)
+    packet.wake()
+    assert woken == waiters
 
 
 def test_without_packing_every_call_goes_alone_and_at_once():
