@@ -2,10 +2,10 @@
 #
 # Wheels in wheelhouse/ go before any index, and an engine in dist/ before compiling one, so that
 # `make wheelhouse` is all that a build without a network needs. Neither folder has to be there: their
-# names are patterns, which may find nothing. Third-party packages, the engine
-# and the server are layers of their own: what changes often is small and comes last. The same
-# sources make the same layers: `tidy` gives all files one time, compiles what pip does not, and moves
-# them below /layer, whose folders carry that time along.
+# names are patterns, which may find nothing. Third-party packages, the engine and the server are layers
+# of their own: what changes often is small and comes last. The same sources make the same layers: `tidy`
+# gives all files one time, compiles what pip does not, and moves them below /layer, whose folders carry
+# that time along.
 
 # Both bases need the same Python at the same path, the first one a C++ compiler unless dist/ has
 # the engine. What is in the image is pinned by its digest.

@@ -30,7 +30,7 @@ def test_signals_are_held_back_while_python_starts():
 
 
 def test_what_a_fresh_checkout_lacks_is_copied_by_a_pattern():
-    """BuildKit wants every folder that is named before a pattern begins."""
+    """BuildKit of Docker 20.10 wants every folder that is named before a pattern begins."""
     ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}
     lines = re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE.read_text(), re.MULTILINE)
     folders = {source.split("/")[0] for line in lines for source in line.split()[:-1]}
