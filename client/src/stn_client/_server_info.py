@@ -58,15 +58,15 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one call may ask for, and how much may be inside; 0: the server did not say.
+    """What one call may ask for, and all calls at a time; 0: the server did not say.
 
     Attributes:
         max_message_bytes: Of a serialized request.
         max_output_bytes: Of all results of a call, and the basis of a thin-plate spline.
         max_output_samples: Source points of a call: N [D'] H' W'.
         max_dimension_px: Of an axis of an output.
-        max_admitted_items: Calls inside, until their reply has left.
-        max_admitted_bytes: Operands and results of the calls inside.
+        max_admitted_items: Calls at a time, from their arrival until their reply has left.
+        max_admitted_bytes: Bytes of operands and results of these calls.
         max_payloads: Payloads of a request.
         max_envelope_bytes: Of a serialized request without its payloads.
         max_control_points: Control points of a thin-plate spline.
@@ -96,10 +96,10 @@ class ServerStatistics:
     Attributes:
         queued_items: Calls that wait for a device.
         running_items: Calls on a device.
-        admitted_bytes: Operands and results of the calls inside.
+        admitted_bytes: Bytes of operands and results of all calls whose reply has not left.
         finished_items: Calls with a result.
         failed_items: Calls whose batch failed.
-        refused_items: Calls that were turned away because too much was inside.
+        refused_items: Calls that were refused: for a limit, a deadline, or a server about to stop.
         abandoned_items: Calls that were cancelled, or whose deadline passed, before they ran.
         batches: Launches of a device.
         largest_batch_items: Calls that shared the largest launch.
