@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from stn_client import Affine, Client, InvalidRequestError, ThinPlateSpline
 from stn_client.local import LocalServer
@@ -87,6 +89,9 @@ def affine(steps):
     return [step for step in steps if step.stage == "affine"][-1]
 
 
+IMAGE = scene(np.mgrid[-1:1:64j, -1:1:64j][::-1])[None, None]
+
+
 def test_volumes_are_not_aligned_by_splines():
     """Which are of images only."""
     volume = np.arange(512, dtype=np.float32).reshape(1, 1, 8, 8, 8)
@@ -133,11 +138,85 @@ def test_a_constant_image_cannot_be_aligned():
         InvalidRequestError, match=r"^fixed: expected edges to align, got 0\.5 ever"
     ):
         next(align(client, flat, flat))
-    for what in (None, flat[0], np.ones((2, 1, SIDE, SIDE))):
-        with pytest.raises(
-            InvalidRequestError, match=r"^fixed: expected an array \(1, C, \[D,\] H"
-        ):
-            next(align(client, what, flat))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"fixed": None}, "^fixed: expected real numbers, got object"),
+        (
+            {"fixed": IMAGE[0]},
+            r"^fixed: expected \(N, C, .*got shape \(1, 64, 64\).* layout: \"HWC\"",
+        ),
+        (
+            {"fixed": np.ones((2, 1, 64, 64))},
+            r"^fixed: expected one image \(N, C, .*, N = 1, got .*2",
+        ),
+        ({"fixed": IMAGE[0, 0], "layout": "HWC"}, r"^fixed: expected .* beside layout 'HWC'"),
+        ({"moving": IMAGE.repeat(3, 1)}, "^moving: expected an image of 1 channels, as fixed, got"),
+        ({"moving": np.ones((1, 1, 4, 4, 4))}, "^moving: expected an image of 1 channels, as fix"),
+        (
+            {"moving": IMAGE * np.float32(np.nan)},
+            "^moving: expected finite numbers, got some that are not",
+        ),
+        ({"moving": 1j * IMAGE}, "^moving: expected real numbers, got complex64"),
+        (
+            {"weights": np.ones((3, 64))},
+            r"^weights: expected one .*, \(64, 64\), got shape \(3, 64\)",
+        ),
+        ({"weights": 0 * IMAGE}, r"^weights: expected finite .* got numbers from 0\.0 to 0\.0"),
+        ({"weights": -IMAGE}, r"^weights: expected finite .* got numbers from -\d"),
+        ({"weights": IMAGE > 1e9}, r"^weights: expected finite numbers of at least 0, some above"),
+        (
+            {"weights": np.equal(IMAGE, IMAGE.max())},
+            "^fixed: expected edges .* wherever weights are",
+        ),
+        ({"iterations": 0}, "^iterations: expected at least 1, got 0"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_arguments_are_checked_when_they_are_given(change, text):
+    """In the words of the call, before a step is asked for."""
+    with pytest.raises(InvalidRequestError, match=text):
+        align(Client("127.0.0.1:1"), **{"fixed": IMAGE, "moving": IMAGE, **change})
+
+
+def same_pair(kind, array):
+    """An image (H, W, 3) as people have it, and the options that say so."""
+    if kind == "pillow":
+        return Image.fromarray(array), {}
+    if kind == "torch":
+        return torch.from_numpy(array.transpose(2, 0, 1)[None].copy()), {}
+    return (array, {"layout": "HWC"}) if kind == "HWC" else (array[None], {"layout": "NHWC"})
+
+
+@pytest.mark.parametrize("kind", ["pillow", "torch", "HWC", "NHWC"])
+def test_images_are_taken_as_calls_take_them(kind):
+    """And aligned as the arrays (1, C, H, W) that they stand for, bit for bit."""
+    planes = np.concatenate(pair(AFFINE)).repeat(3, 1) * [[[0.3]], [[0.2]], [[-0.1]]] * 80 + 100
+    fixed, moving = planes.round().astype(np.uint8)
+    given, options = zip(
+        *(same_pair(kind, one.transpose(1, 2, 0)) for one in (fixed, moving)), strict=True
+    )
+    counted = np.ones(fixed.shape[1:], bool)
+    with LocalServer() as server, Client(server.target) as stn:
+        *_, found = align(stn, *given, weights=counted, stages="translation", **options[0])
+        counted = counted[None, None].astype(np.float32)
+        *_, expected = align(
+            stn, fixed[None], moving[None], weights=counted, stages=["translation"]
+        )
+    np.testing.assert_array_equal(found.theta, expected.theta)
+
+
+def test_numbers_that_do_not_count_need_not_be_finite():
+    """As those outside of a scan, which the mask leaves out."""
+    fixed, moving = pair(AFFINE)
+    weights = np.ones_like(fixed[0, 0])
+    weights[:20, :24] = 0
+    fixed[..., :20, :24] = np.nan
+    with LocalServer() as server, Client(server.target) as stn:
+        *_, last = align(stn, fixed, moving, weights=weights)
+    assert corner_error_px(np.vstack([last.theta[0], [0, 0, 1]]), AFFINE) < 0.1
 
 
 def pair(homography, size=(SIDE, SIDE + 16)):

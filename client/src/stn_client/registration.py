@@ -21,9 +21,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from stn_client._arrays import AnyArray, as_array, operand
 from stn_client._calls import Objective
+from stn_client._checks import check_count
 from stn_client._client import Client
 from stn_client._errors import invalid
+from stn_client._layouts import LAYOUTS, layout_of, with_batch
 from stn_client._transforms import Affine, Flow, Homography, ThinPlateSpline
 
 Array = NDArray[Any]
@@ -150,35 +153,38 @@ class _Level:
 
 def align(  # noqa: PLR0913 - each is a choice of its own
     client: Client,
-    fixed: Array,
-    moving: Array,
+    fixed: AnyArray,
+    moving: AnyArray,
     *,
-    stages: Sequence[str] | None = None,
+    stages: str | Sequence[str] | None = None,
     loss: Literal["ssd", "huber", "ncc"] = "ssd",
     delta: float = 1.0,
-    weights: Array | None = None,
+    weights: AnyArray | None = None,
     iterations: int = 80,
     learning_rate: float = 0.02,
     control_points: ArrayLike | None = None,
     smoothness: float = 0.1,
+    layout: Literal["NCHW", "NHWC", "CHW", "HWC", "HW"] | None = None,
 ) -> Iterator[Step]:
-    """Yields the steps of a search; the transform of the last one is the result.
+    """Returns an iterator over the steps of a search; the transform of the last is the result.
 
-    With it, `client.warp(moving, transform, fixed's size)` looks like `fixed`. Nothing is computed
-    before the first step is asked for; whoever has seen enough may stop.
+    With it, `client.warp(moving, transform, fixed's size)` looks like `fixed`. Arguments are
+    checked at once; nothing is computed before the first step is asked for, and whoever has seen
+    enough may stop.
 
     Shapes:
-        fixed     (1, C, [D,] H, W)      float32
-        moving    (1, C, [D2,] H2, W2)   float32
-        weights   (1, 1, [D,] H, W)      float32
+        fixed     (1, C, [D,] H, W)      any real dtype
+        moving    (1, C, [D2,] H2, W2)   any real dtype
+        weights   ([D,] H, W)            any real dtype, with or without axes of length 1
 
     Args:
         client: Where everything is computed.
-        fixed: The image to match.
-        moving: The image to warp.
+        fixed: The image to match: an array as `Client.warp` takes it, or an image of Pillow.
+        moving: The image to warp, likewise.
         stages: What to look for, each beginning where the one before ended, in the order of
-            `STAGES`; None: "translation", of images "similarity", and "affine", and with control
-            points "spline". "similarity", "homography" and "spline" are of images only.
+            `STAGES`, or one of them; None: "translation", of images "similarity", and "affine",
+            and with control points "spline". "similarity", "homography" and "spline" are of images
+            only.
         loss: How images are compared, as of `Client.objective`; "ncc" where tissues or cameras
             differ by more than exposure.
         delta: Of "huber", in units of the standard deviation of the fixed image.
@@ -187,24 +193,49 @@ def align(  # noqa: PLR0913 - each is a choice of its own
         learning_rate: Of Adam on the coarsest level, in normalized units; halved on each finer one.
         control_points: Those of a `ThinPlateSpline`, (K, 2), in normalized coordinates of `fixed`.
         smoothness: Weight of the mean squared derivatives of a flow, in px a px.
+        layout: Order of the axes of both images, as of `Client.warp`; None: that of an image of
+            Pillow, else "NCHW".
 
-    Yields:
+    Returns:
         Every step, each as soon as it is done.
 
     Raises:
-        InvalidRequestError: An image has another shape, or is constant: there is nothing to align;
-            or stages make no sense.
+        InvalidRequestError: An image has another shape, is constant, so that there is nothing to
+            align, or holds numbers that are not finite; weights are those of another image; or
+            stages make no sense.
         StnClientError: As the methods of `Client`.
 
     Example:
         >>> *_, last = align(stn, fixed, moving)
         >>> aligned = stn.warp(moving, last.transform, fixed.shape[2:])
     """
-    images = [_standardized("fixed", fixed, weights), _standardized("moving", moving, None)]
-    chosen = _checked(stages, fixed.ndim - 2, control_points)
-    options = {"loss": loss, "delta": delta}
-    levels = _levels(client, images, weights, options)
-    transform: Found = Affine(_identity(fixed).astype(np.float64))
+    target, source = _image("fixed", fixed, layout), _image("moving", moving, layout)
+    if source.ndim != target.ndim or source.shape[1] != target.shape[1]:
+        kind = "a volume" if target.ndim == 5 else "an image"
+        expected = f"expected {kind} of {target.shape[1]} channels, as fixed"
+        raise invalid("moving", f"{expected}, got (N, C, ...) = {source.shape}. Convert one.")
+    counted = None if weights is None else _weights(weights, target.shape[2:])
+    check_count("iterations", iterations)
+    chosen = _checked(stages, target.ndim - 2, control_points)
+    images = [_standardized("fixed", target, counted), _standardized("moving", source, None)]
+
+    def steps() -> Iterator[Step]:
+        levels = _levels(client, images, counted, {"loss": loss, "delta": delta})
+        yield from _stages(levels, chosen, iterations, learning_rate, control_points, smoothness)
+
+    return steps()
+
+
+def _stages(
+    levels: Sequence[_Level],
+    chosen: Sequence[str],
+    iterations: int,
+    learning_rate: float,
+    control_points: ArrayLike | None,
+    smoothness: float,
+) -> Iterator[Step]:
+    """Yields the steps of all stages, each from where the one before ended."""
+    transform: Found = Affine(_identity(levels[0].fixed).astype(np.float64))
     matrices = [stage for stage in chosen if stage in STAGES[:4]]
     for stage in matrices:
         if stage == "homography":
@@ -217,7 +248,7 @@ def align(  # noqa: PLR0913 - each is a choice of its own
     for stage in [stage for stage in chosen if stage not in matrices]:
         finest = levels[:2] if stage == "spline" else levels
         for level in reversed(finest):
-            transform = _bent(client, stage, theta, transform, control_points, level)
+            transform = _bent(level.client, stage, theta, transform, control_points, level)
             penalty = smoothness if stage == "flow" else 0.0
             rate = learning_rate / 2 ** (len(levels) - 1 - level.number)
             for step in _by_adam(level, stage, transform, iterations, rate, penalty):
@@ -226,9 +257,11 @@ def align(  # noqa: PLR0913 - each is a choice of its own
 
 
 def _checked(
-    stages: Sequence[str] | None, dims: int, control_points: ArrayLike | None
+    stages: str | Sequence[str] | None, dims: int, control_points: ArrayLike | None
 ) -> list[str]:
     """Returns the stages in order, checked."""
+    if isinstance(stages, str):
+        stages = [stages]
     flat = ("similarity", "homography", "spline")
     if stages is None:
         of_images = ["similarity"] if dims == 2 else []
@@ -475,15 +508,48 @@ def _identity(image: Array) -> Array:
     return np.eye(dims, dims + 1, dtype=np.float32)[None]
 
 
+def _image(name: str, given: AnyArray, layout: str | None) -> Array:
+    """Returns an image or a volume as (1, C, [D,] H, W), its numbers as float32 or float64."""
+    found = operand(name, given)
+    order = layout_of(layout, found.layout)
+    array = with_batch(name, _numbers(name, found.array), order)
+    if array.ndim not in {4, 5} or len(array) != 1 or 0 in array.shape:
+        got = f"got shape {found.array.shape}"
+        raise invalid(name, f"expected one image {LAYOUTS[order].shape}, N = 1, {got}.")
+    return np.moveaxis(array, -1, 1) if LAYOUTS[order].on_wire == "NHWC" else array
+
+
+def _weights(given: AnyArray, size: tuple[int, ...]) -> Array:
+    """Returns weights as (1, 1, [D,] H, W)."""
+    array = _numbers("weights", as_array("weights", given))
+    if [one for one in array.shape if one != 1] != [one for one in size if one != 1]:
+        got = f"got shape {array.shape}"
+        raise invalid("weights", f"expected one for each pixel of fixed, {size}, {got}.")
+    if not (np.isfinite(array).all() and array.min() >= 0 and array.max() > 0):
+        got = f"got numbers from {array.min()} to {array.max()}"
+        raise invalid("weights", f"expected finite numbers of at least 0, some above it, {got}.")
+    return array.reshape(1, 1, *size)
+
+
+def _numbers(name: str, array: Array) -> Array:
+    """Returns an array as float32 or, where that could lose digits, float64."""
+    if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+        raise invalid(name, f"expected real numbers, got {array.dtype}. Cast it.")
+    return array.astype(np.float32 if array.itemsize < 4 or array.dtype == "f4" else np.float64)
+
+
 def _standardized(name: str, image: Array, weights: Array | None) -> Array:
-    if not isinstance(image, np.ndarray) or image.ndim not in {4, 5} or len(image) != 1:
-        got = getattr(image, "shape", type(image).__name__)
-        raise invalid(name, f"expected an array (1, C, [D,] H, W), got {got}.")
-    seen = image if weights is None else image[np.broadcast_to(weights > 0, image.shape)]
-    if not seen.size or seen.std() == 0:
-        raise invalid(name, f"expected edges to align, got {image.flat[0]} everywhere.")
-    standardized: Array = ((image - seen.mean()) / seen.std()).astype(np.float32)
-    return standardized
+    """Returns an image with mean 0 and variance 1 where it counts, and 0 elsewhere."""
+    counted = np.broadcast_to(True if weights is None else weights > 0, image.shape)
+    seen = image[counted]
+    if not np.isfinite(seen).all():
+        advice = "Replace them; those of fixed may have the weight 0 instead."
+        raise invalid(name, f"expected finite numbers, got some that are not. {advice}")
+    if seen.std() == 0:
+        where = "everywhere" if weights is None else "wherever weights are above 0"
+        raise invalid(name, f"expected edges to align, got {seen[0]} {where}.")
+    scaled = (image - seen.mean()) / seen.std()
+    return np.where(counted, scaled, 0).astype(np.float32)
 
 
 def _pyramid(client: Client, image: Array) -> list[Array]:
