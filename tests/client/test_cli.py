@@ -118,6 +118,21 @@ def test_cli_warp_turns_an_image(local_server, tmp_path, channels):
     np.testing.assert_array_equal(load(destination), np.rot90(pixels))
 
 
+def test_cli_a_fill_is_read_without_another_word(local_server, tmp_path):
+    """What is outside has the colour that was said; a padding that is said stays."""
+    Image.new("L", (4, 4), 10).save(tmp_path / "in.png")
+    for padding, outside in (((), 200), (("--padding=border",), 10)):
+        command = ["--target", local_server.target, "warp", str(tmp_path / "in.png")]
+        command += [str(tmp_path / "out.png"), "--translate", "2", "0", "--fill", "200", *padding]
+        assert main(command) == 0
+        assert np.asarray(Image.open(tmp_path / "out.png"))[0].tolist() == [
+            outside,
+            outside,
+            10,
+            10,
+        ]
+
+
 def test_cli_warp_shifts_and_fills(local_server, tmp_path):
     """Translated by (1, 0), the first column is the colour given, one value per channel."""
     pixels = np.random.default_rng(2).integers(0, 256, (2, 3, 3), np.uint8)

@@ -171,7 +171,10 @@ def test_top_of_this_machine_takes_no_proxy(local_server, monkeypatch):
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("http://127.0.0.1:1/metrics", "Connection refused"),
+        (
+            "http://127.0.0.1:1/metrics",
+            "metrics: expected metrics, got [Errno 111] Connection refused. Say the metr",
+        ),
         ("ftp://a/metrics", "metrics: expected a URL as http://127.0.0.1:9464/metrics, got ftp:"),
     ],
 )

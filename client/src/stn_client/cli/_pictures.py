@@ -188,17 +188,16 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--padding",
-        default="zeros",
         choices=("zeros", "border", "reflection", "fill"),
-        help="what is outside of the image (default: %(default)s)",
+        help="what is outside of the image (default: zeros, or fill where --fill is given)",
     )
     parser.add_argument(
         "--fill",
         type=_finite,
         nargs="+",
-        default=[0.0],
         metavar="V",
-        help="of padding fill: one number or one per channel, as the file counts (0 to 255, 65535)",
+        help="what padding fill reads: one number or one per channel, as the file counts (0 to "
+        "255, 65535)",
     )
     parser.add_argument(
         "--quality",
@@ -386,8 +385,8 @@ def _warped(
     read: Any = {
         "layout": "NHWC",
         "interpolation": options.interpolation,
-        "padding": options.padding,
-        "fill": frame.fill(options.fill),
+        "padding": options.padding or ("zeros" if options.fill is None else "fill"),
+        "fill": frame.fill(options.fill or [0.0]),
         **units,
     }
     maps = frame.values[None]

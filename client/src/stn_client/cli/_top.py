@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
+from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, build_opener
 
@@ -138,8 +139,12 @@ def read(url: str) -> Snapshot:
     proxies: dict[str, str] | None = (
         {} if stays_here(urlsplit(url).netloc, unspecified=True) else None
     )
-    with build_opener(ProxyHandler(proxies)).open(url, timeout=5) as answer:
-        text = answer.read().decode(errors="replace")
+    try:
+        with build_opener(ProxyHandler(proxies)).open(url, timeout=5) as answer:
+            text = answer.read().decode(errors="replace")
+    except URLError as error:
+        advice = "Say the metrics_listen of a server: --metrics http://HOST:PORT/metrics."
+        raise OSError(f"{url}: expected metrics, got {error.reason}. {advice}") from error
     try:
         families = list(cast("Any", text_string_to_metric_families)(text))
     except ValueError as error:
