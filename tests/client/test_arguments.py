@@ -10,7 +10,10 @@ import SimpleITK
 from stn_client import (
     Affine,
     Client,
+    Flow,
+    Homography,
     InvalidRequestError,
+    Rotation,
     SamplingGrid,
     ThinPlateSpline,
     WarpCallOptions,
@@ -38,6 +41,31 @@ def test_arguments_unknown_options_are_type_errors(build):
     """A misspelt option is a programming error, as it is for any function."""
     with pytest.raises(TypeError, match=r"allign_corners: expected an option of .*align_corners"):
         build({"allign_corners": True})
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("mode", "interpolation"), ("padding_mode", "padding"), ("timeout", "timeout_s")],
+)
+def test_arguments_words_of_other_libraries_are_known(word, meant):
+    """Those of `grid_sample` and of Python, which say what is wanted."""
+    with pytest.raises(TypeError, match=rf"^{word}: .* not exist\. Did you mean {meant}\?$"):
+        BUILDERS["warp"]({word: "zeros"})
+
+
+def test_arguments_a_fill_that_nothing_reads_is_noticed():
+    """Whoever wants a white background gets a black one otherwise; both paddings said are fine."""
+    with pytest.warns(UserWarning, match=r'^fill: expected padding="fill" beside it, got none'):
+        calls.warp(MAP, Affine(THETA), None, {"fill": 255})
+    for padding in ("zeros", "fill"):
+        calls.warp(MAP, Affine(THETA), None, {"fill": 255, "padding": padding})
+    calls.warp(MAP, Affine(THETA), None, {"fill": 0})
+
+
+def test_arguments_one_angle_turns_one_map():
+    """A number is (N, 1) beside a single map."""
+    call = calls.warp(MAP[0, 0], Rotation(0.3), None, {"layout": "HW"})
+    assert tuple(call.message.transform.rotation.parameters.shape) == (1, 1)
 
 
 @pytest.mark.parametrize("build", [BUILDERS["generate_grid"], BUILDERS["generate_grid_gradients"]])
@@ -115,8 +143,131 @@ INVALID = {
     "no array": (
         lambda: calls.warp(None, Affine(THETA), None, {}),
         (
-            "feature_map: expected one of float32, float64, float16, bfloat16, uint8, uint16, "
-            "int16, bool, int8, int32, uint32, int64, uint64, got object. Cast it."
+            "feature_map: expected an array, got NoneType. Give arguments in the order of the "
+            "signature, or by name."
+        ),
+    ),
+    "a transform before the map": (
+        lambda: calls.warp_gradients(MAP, Affine(THETA), MAP, ["transform"], {}),
+        (
+            "feature_map: expected an array, got Affine. Give arguments in the order of the "
+            "signature, or by name."
+        ),
+    ),
+    "a transform before the fixed map": (
+        lambda: calls.objective(
+            MAP, Affine(THETA), MAP, None, {"delta": 1, "loss": "ssd", "domain": "all"}, [], {}
+        ),
+        (
+            "fixed: expected an array, got Affine. Give arguments in the order of the signature, "
+            "or by name."
+        ),
+    ),
+    "gradients of another dtype": (
+        lambda: calls.warp_gradients(MAP.astype("f8"), MAP, Affine(THETA), ["transform"], {}),
+        "grad_output: expected float32, as feature_map, got float64. Cast it.",
+    ),
+    "fixed map of another dtype": (
+        lambda: calls.objective(
+            MAP,
+            MAP.astype("f8"),
+            Affine(THETA),
+            None,
+            {"delta": 1, "loss": "ssd", "domain": "all"},
+            [],
+            {},
+        ),
+        "fixed: expected float32, as moving, got float64. Cast it.",
+    ),
+    "weights of another dtype": (
+        lambda: calls.objective(
+            MAP,
+            MAP,
+            Affine(THETA),
+            MAP > 0,
+            {"delta": 1, "loss": "ssd", "domain": "all"},
+            [],
+            {},
+        ),
+        "weights: expected float32, as moving, got bool. Cast it.",
+    ),
+    "theta as the network left it": (
+        lambda: calls.warp(MAP, Affine(np.zeros((1, 6))), None, {}),
+        (
+            "theta: expected shape (N, 2, 3) or (N, 3, 4), got (1, 6). Reshape it: "
+            "theta.reshape(-1, 2, 3)."
+        ),
+    ),
+    "theta of volumes, flat": (
+        lambda: calls.warp(MAP, Affine(np.zeros(12)), None, {}),
+        (
+            "theta: expected shape (N, 2, 3) or (N, 3, 4), got (12,). Reshape it: "
+            "theta.reshape(-1, 3, 4)."
+        ),
+    ),
+    "homography, flat": (
+        lambda: calls.warp(MAP, Homography(np.zeros((4, 9))), None, {}),
+        "theta: expected shape (N, 3, 3), got (4, 9). Reshape it: theta.reshape(-1, 3, 3).",
+    ),
+    "an affine map as a square": (
+        lambda: calls.warp(MAP, Affine(np.eye(3)[None]), None, {}),
+        (
+            "theta: expected shape (N, 2, 3) or (N, 3, 4), got (1, 3, 3). Leave out the last row, "
+            "theta[..., :2, :] if it is (0, 0, 1), or make it a Homography."
+        ),
+    ),
+    "an affine map of volumes as a square": (
+        lambda: calls.warp(MAP, Affine(np.eye(4)), None, {}),
+        (
+            "theta: expected shape (N, 2, 3) or (N, 3, 4), got (4, 4). Leave out the last row, "
+            "theta[..., :3, :]."
+        ),
+    ),
+    "an affine map as a homography": (
+        lambda: calls.warp(MAP, Homography(THETA), None, {}),
+        f"theta: expected shape (N, 3, 3), got {THETA.shape}. That is an Affine.",
+    ),
+    "a flow with its channels first": (
+        lambda: calls.warp(MAP, Flow(np.zeros((1, 2, 4, 5))), None, {}),
+        (
+            "displacement: expected shape (N, [D',] H', W', 2 or 3), got (1, 2, 4, 5). Coordinates "
+            "are the last axis: np.moveaxis(displacement, 1, -1)."
+        ),
+    ),
+    "a flow of a volume with its channels first": (
+        lambda: calls.warp(MAP[0], Flow(np.zeros((3, 6, 4, 5))), None, {"layout": "HW"}),
+        (
+            "displacement: expected shape (N, [D',] H', W', 2 or 3), got (3, 6, 4, 5). Coordinates "
+            "are the last axis: np.moveaxis(displacement, 0, -1)."
+        ),
+    ),
+    "one angle beside a batch": (
+        lambda: calls.warp(MAP, Rotation(0.3), None, {}),
+        "parameters: expected a batch axis, got shape (). Reshape it to (N, 1).",
+    ),
+    "angles in a row": (
+        lambda: calls.warp(MAP, Rotation([0.1, 0.2]), None, {}),
+        "parameters: expected a batch axis, got shape (2,). Reshape it to (N, 1).",
+    ),
+    "layout of volumes": (
+        warp_with(layout="NCDHW"),
+        (
+            "layout: expected one of NCHW, NHWC, CHW, HWC, HW, got 'NCDHW'. Of images and volumes "
+            "it is 'NCHW'."
+        ),
+    ),
+    "interpolation of PyTorch for volumes": (
+        warp_with(interpolation="trilinear"),
+        (
+            "interpolation: expected one of nearest, bilinear, bicubic, got 'trilinear'. Did you "
+            "mean 'bilinear'?"
+        ),
+    ),
+    "padding of OpenCV": (
+        warp_with(padding="replicate"),
+        (
+            "padding: expected one of zeros, border, reflection, fill, got 'replicate'. Did you "
+            "mean 'border'?"
         ),
     ),
     "control points in space": (
@@ -152,7 +303,10 @@ INVALID = {
     ),
     "interpolation": (
         warp_with(interpolation="cubic"),
-        "interpolation: expected one of nearest, bilinear, bicubic, got 'cubic'.",
+        (
+            "interpolation: expected one of nearest, bilinear, bicubic, got 'cubic'. "
+            "Did you mean 'bicubic'?"
+        ),
     ),
     "padding": (
         warp_with(padding="unspecified"),
@@ -160,7 +314,7 @@ INVALID = {
     ),
     "coordinates": (
         warp_with(coordinates="px"),
-        "coordinates: expected one of normalized, pixel, got 'px'.",
+        "coordinates: expected one of normalized, pixel, got 'px'. Did you mean 'pixel'?",
     ),
     "subgradient": (
         warp_with(subgradient="left"),
@@ -168,7 +322,10 @@ INVALID = {
     ),
     "layout": (
         warp_with(layout="nchw"),
-        "layout: expected one of NCHW, NHWC, CHW, HWC, HW, got 'nchw'.",
+        (
+            "layout: expected one of NCHW, NHWC, CHW, HWC, HW, got 'nchw'. "
+            "Of images and volumes it is 'NCHW'."
+        ),
     ),
     "fill text": (warp_with(fill="black"), "fill: expected numbers, got 'black'."),
     "fill matrix": (

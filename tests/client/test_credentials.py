@@ -7,6 +7,7 @@ import pytest
 from grpc import StatusCode
 
 from stn_client import AccessDeniedError, AsyncClient, Client, RetryPolicy, Tls
+from stn_client._credentials import Access
 from stn_client.cli import main
 from support.scripted_service import ScriptedService, abort, reply
 
@@ -58,6 +59,17 @@ def called(kind, target, **options):
     else:
         with Client(target, **options) as client:
             client.server_info()
+
+
+def test_a_target_without_a_port_is_explained():
+    """Port 443 in gRPC's own words tells nobody that one is missing."""
+    told = "failed to connect to all addresses; last error: ipv4:127.0.0.1:443: Connection refused"
+    explained = Access("localhost", None, None).explained(told)
+    assert explained.endswith(
+        "443 is the port of targets without one: say host:port, as localhost:50051."
+    )
+    told = told.replace("443", "50051")
+    assert "without one" not in Access("localhost:50051", None, None).explained(told)
 
 
 @pytest.mark.parametrize("target", HERE)

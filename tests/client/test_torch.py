@@ -569,11 +569,26 @@ def test_torch_localizations_are_checked_when_they_are_given(localization):
         SpatialTransformer(localization, InProcessClient())
 
 
-@pytest.mark.parametrize("client", [None, "localhost:1", AsyncClient("localhost:1"), Client])
+@pytest.mark.parametrize("client", [None, "localhost:1", AsyncClient("localhost:1"), IMAGE, Client])
 def test_torch_warps_want_a_client(client):
-    """One that waits for results, and that has been made."""
-    with pytest.raises(InvalidRequestError, match=r"^client: expected a Client, got "):
+    """One that waits for results, and that has been made; a tensor in its place is not printed."""
+    with pytest.raises(InvalidRequestError, match=r"^client: expected a Client, got [a-zA-Z ]+\.$"):
         warp(client, IMAGE, IDENTITY)
+
+
+def test_torch_numbers_are_no_transform():
+    """What they are is asked for."""
+    with pytest.raises(InvalidRequestError, match=r"^transform: .* got Tensor\. Say what the numb"):
+        warp(InProcessClient(), IMAGE, torch.eye(2, 3)[None])
+
+
+def test_torch_modules_show_their_settings():
+    """As those of torch do; the token of a client is none of them."""
+    with Client("127.0.0.1:1", token="secret") as client:
+        module = SpatialTransformer(nn.Identity(), client, (4, 5), padding="border")
+        shown = f"{client!r} {module}"
+    assert "Client('127.0.0.1:1'), Affine, output_size=(4, 5), padding='border'" in shown
+    assert "secret" not in shown
 
 
 @pytest.mark.parametrize(

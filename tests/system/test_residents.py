@@ -174,6 +174,14 @@ def test_a_tensor_that_is_lost_again_and_again_goes_with_its_call(server):
         assert methods.count("Warp") == 4
 
 
+def test_only_resident_tensors_are_released(stn):
+    """An array is none, though calls take both."""
+    with pytest.raises(
+        InvalidRequestError, match=r"^tensors: expected what upload .*, got ndarray"
+    ):
+        stn.release(np.zeros(3))
+
+
 def test_released_tensors_stand_for_their_arrays(stn):
     """Only once there is something to release."""
     image = stn.upload(U)

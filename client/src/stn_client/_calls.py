@@ -27,11 +27,12 @@ from stn_client._envelopes import (
     Result,
     mismatch,
 )
-from stn_client._errors import invalid
+from stn_client._errors import InvalidRequestError, invalid
 from stn_client._layouts import (
     LAYOUTS,
     layout_of,
     warn_of_channels_last,
+    warn_of_fill,
     with_batch,
     without_batch,
 )
@@ -55,7 +56,7 @@ from stn_client._transforms import (
     ThinPlateSpline,
     Transform,
 )
-from stn_client._words import words_of
+from stn_client._words import meant, words_of
 from stn_proto import (
     WireFormatError,
     join,
@@ -305,7 +306,7 @@ def warp(
 ) -> Call[Array]:
     """Makes the call of the method `Warp`."""
     conduct, options = Conduct.of(options)
-    given = operand("feature_map", feature_map)
+    given = _map("feature_map", feature_map)
     layout = layout_of(options.get("layout"), given.layout)
     finish = _maps(given, layout)
     residents = residents_of(given, getattr(transform, "parameters", None))
@@ -342,8 +343,8 @@ def warp_gradients(
 ) -> Call[Gradients]:
     """Makes the call of the method `WarpGradients`."""
     conduct, options = Conduct.of(options)
-    given = operand("feature_map", feature_map)
-    incoming = operand("grad_output", grad_output)
+    given = _map("feature_map", feature_map)
+    incoming = _map("grad_output", grad_output)
     layout = layout_of(options.get("layout"), given.layout)
     maps = incoming.array, given.array
     key = _key(("WarpGradients",), maps, transform, needs, options, layout)
@@ -353,6 +354,7 @@ def warp_gradients(
         return _again(envelope, conduct, finish, (), *operands)
     for field, one in (("grad_output", incoming), ("feature_map", given)):
         _check_floats(field, one.array.dtype)
+    _check_same("grad_output", incoming.array.dtype, "feature_map", given.array.dtype)
     payloads: Payloads = []
     grad_output_tensor = _put_map("grad_output", incoming, payloads, layout)
     feature_map_tensor = _put_map("feature_map", given, payloads, layout)
@@ -440,16 +442,19 @@ def objective(
     delta = comparison["delta"]
     if isinstance(delta, bool) or not isinstance(delta, Real):
         raise invalid("delta", f"expected a number, got {delta!r}.")
-    given = operand("moving", moving)
+    given = _map("moving", moving)
     _check_floats("moving", given.array.dtype)
     layout = layout_of(options.get("layout"), given.layout)
+    target = _map("fixed", fixed)
+    _check_same("fixed", target.array.dtype, "moving", given.array.dtype)
     tensors: dict[str, Any] = {
-        name: _put_map(name, operand(name, value), payloads, layout)
-        for name, value in (("moving", given), ("fixed", fixed))
+        name: _put_map(name, value, payloads, layout)
+        for name, value in (("moving", given), ("fixed", target))
     }
     sent, parameters = _transform(transform, payloads, layout)
     if weights is not None:
-        of_points = operand("weights", weights)
+        of_points = _map("weights", weights)
+        _check_same("weights", of_points.array.dtype, "moving", given.array.dtype)
         tensors["weights"] = _put_map("weights", of_points, payloads, layout)
     request = objective_pb2.ObjectiveRequest(
         **tensors,
@@ -735,6 +740,21 @@ def _check_floats(field: str, dtype: np.dtype[Any]) -> None:
         raise invalid(field, f"{expected} Cast it.")
 
 
+def _check_same(field: str, dtype: np.dtype[Any], other: str, wanted: np.dtype[Any]) -> None:
+    """Checks that a map has the dtype of another; the order of its bytes does not matter."""
+    if dtype.newbyteorder("=") != wanted.newbyteorder("="):
+        raise invalid(field, f"expected {wanted}, as {other}, got {dtype}. Cast it.")
+
+
+def _map(field: str, value: object) -> Operand:
+    """Returns a map as an operand; anything that NumPy takes for one opaque thing is refused."""
+    given = operand(field, value)
+    if given.array.dtype.char == "O" and not given.array.ndim:
+        advice = "Give arguments in the order of the signature, or by name."
+        raise invalid(field, f"expected an array, got {type(value).__name__}. {advice}")
+    return given
+
+
 def _put_map(field: str, given: Operand, payloads: Payloads, layout: str) -> tensor_pb2.Tensor:
     if layout == "NCHW":
         warn_of_channels_last(given.array.shape)
@@ -747,11 +767,7 @@ def _transform(
 ) -> tuple[warp_pb2.Transform, Operand]:
     """Returns the message of a transform, and its parameters as they were given."""
     if type(transform) not in KINDS:
-        expected = " or ".join(kind.__name__ for kind in KINDS)
-        hint = " Unpack it: **transform." if isinstance(transform, Mapping) else ""
-        if hasattr(transform, "__array__") or isinstance(transform, list):
-            hint = " Say what the numbers are, such as Affine(matrix)."
-        raise invalid("transform", f"expected {expected}, got {type(transform).__name__}.{hint}")
+        raise no_transform(transform)
     argument = fields(transform)[0].name
     given = operand(argument, transform.parameters)
     array = _real(argument, given.array)
@@ -764,31 +780,72 @@ def _transform(
     return message, given
 
 
+def no_transform(given: object) -> InvalidRequestError:
+    """Returns the error of an argument that stands in the place of a transform."""
+    expected = " or ".join(kind.__name__ for kind in KINDS)
+    hint = " Unpack it: **transform." if isinstance(given, Mapping) else ""
+    if hasattr(given, "__array__") or isinstance(given, list):
+        hint = " Say what the numbers are, such as Affine(matrix)."
+    return invalid("transform", f"expected {expected}, got {type(given).__name__}.{hint}")
+
+
 def parameters_with_batch(
     transform: Transform, argument: str, parameters: Array, layout: str
 ) -> Array:
     """Returns parameters with a batch axis, which may be missing beside a single map.
 
     Raises:
-        InvalidRequestError: They are those of several maps, beside one.
+        InvalidRequestError: They have the shape of something else, or are those of several maps,
+            beside one.
     """
+    shape = parameters.shape
+    if advice := _advice(transform, argument, shape):
+        rows = {Affine: "(N, 2, 3) or (N, 3, 4)", Homography: "(N, 3, 3)"}
+        expected = rows.get(type(transform), "(N, [D',] H', W', 2 or 3)")
+        raise invalid(argument, f"expected shape {expected}, got {shape}. {advice}")
     rank = 1
     if isinstance(transform, Affine | Homography | ThinPlateSpline):
         rank = 2
     elif isinstance(transform, Flow | SamplingGrid):
-        rank = parameters.shape[-1] + 1 if parameters.ndim else 0
+        rank = shape[-1] + 1 if shape else 0
+    is_number = len(getattr(transform, "given", ())) == 1
     if not LAYOUTS[layout].added:
-        if parameters.ndim != rank:
+        if parameters.ndim != rank and not (is_number and not shape):
             return parameters
-        expected = f"expected a batch axis, got shape {parameters.shape}"
-        raise invalid(argument, f"{expected}. Add one: {argument}[None] has N = 1.")
+        advice = f"Add one: {argument}[None] has N = 1."
+        if is_number:
+            advice = "Reshape it to (N, 1)."
+        raise invalid(argument, f"expected a batch axis, got shape {shape}. {advice}")
+    if is_number and not shape:
+        return parameters[None, None]
     if parameters.ndim == rank:
         return parameters[None]
-    if parameters.shape[:1] != (1,):
+    if shape[:1] != (1,):
         expected = f"expected those of one map (N = 1) beside layout {layout!r}"
         advice = 'Give maps a batch axis: "NCHW" or "NHWC".'
-        raise invalid(argument, f"{expected}, got shape {parameters.shape}. {advice}")
+        raise invalid(argument, f"{expected}, got shape {shape}. {advice}")
     return parameters
+
+
+def _advice(transform: Transform, argument: str, shape: tuple[int, ...]) -> str:
+    """Returns how parameters of a known other shape become those of a transform; mostly empty."""
+    if isinstance(transform, Affine | Homography):
+        rows, columns = (0, 0, *shape)[-2:]
+        if isinstance(transform, Homography):
+            if (rows, columns) == (2, 3):
+                return "That is an Affine."
+            return f"Reshape it: {argument}.reshape(-1, 3, 3)." if columns == 9 else ""
+        if rows == columns and rows in {3, 4}:
+            also = " if it is (0, 0, 1), or make it a Homography" if rows == 3 else ""
+            return f"Leave out the last row, {argument}[..., :{rows - 1}, :]{also}."
+        matrix = {6: "2, 3", 12: "3, 4"}.get(columns)
+        return f"Reshape it: {argument}.reshape(-1, {matrix})." if matrix else ""
+    if isinstance(transform, Flow | SamplingGrid) and shape and shape[-1] not in {2, 3}:
+        dims = len(shape) - 2  # (N, 2, H', W') of images, (N, 3, D', H', W') of volumes
+        for axis, count in ((1, dims), (0, dims + 1)):
+            if count in {2, 3} and shape[axis] == count:
+                return f"Coordinates are the last axis: np.moveaxis({argument}, {axis}, -1)."
+    return ""
 
 
 def _real(field: str, array: Array) -> Array:
@@ -807,12 +864,15 @@ def _real(field: str, array: Array) -> Array:
 
 def _spec(options: WarpOptions) -> warp_pb2.WarpSpec:
     reject_unknown(options, WarpCallOptions.__annotations__)
+    fill = _fill(options.get("fill", ()))
+    if "padding" not in options and fill.any():
+        warn_of_fill(options["fill"])
     return warp_pb2.WarpSpec(
         interpolation=_enum(
             warp_pb2.Interpolation, "interpolation", options.get("interpolation", "bilinear")
         ),
         padding=_enum(warp_pb2.Padding, "padding", options.get("padding", "zeros")),
-        fill=_fill(options.get("fill", ())),
+        fill=fill,
         subgradient=_enum(warp_pb2.Subgradient, "subgradient", options.get("subgradient", "right")),
         allow_nondeterministic=not _flag("deterministic", options.get("deterministic", True)),
         **_grid_fields(options, check=False),
@@ -872,7 +932,9 @@ def _objective_needs(needs: Iterable[str]) -> list[objective_pb2.ObjectiveResult
 def reject_unknown(options: Iterable[str], known: Iterable[str]) -> None:
     for name in options:
         if name not in known:
-            raise TypeError(f"{name}: expected an option of {', '.join(known)}, got this.")
+            hint = f" Did you mean {other}?" if (other := meant(name, known)) else ""
+            expected = f"expected an option of {', '.join(known)}"
+            raise TypeError(f"{name}: {expected}, got one that does not exist.{hint}")
 
 
 def _enum(kind: Any, option: str, name: str) -> Any:
@@ -883,5 +945,6 @@ def _enum(kind: Any, option: str, name: str) -> Any:
 
 def _choice(option: str, name: str, numbers: dict[str, T]) -> T:
     if not isinstance(name, str) or name not in numbers:
-        raise invalid(option, f"expected one of {', '.join(numbers)}, got {name!r}.")
+        hint = f" Did you mean {other!r}?" if (other := meant(name, numbers)) else ""
+        raise invalid(option, f"expected one of {', '.join(numbers)}, got {name!r}.{hint}")
     return numbers[name]

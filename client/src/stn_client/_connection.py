@@ -119,6 +119,9 @@ class BaseClient(ABC):
         self._disconnect()
         self._inner = {"_inner", *vars(self)} - of_subclass
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.target!r})"  # no token, which would get into logs
+
     def __getstate__(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Returns the settings, and what subclasses have of their own."""
         state: Any = object.__getstate__(self)

@@ -25,10 +25,13 @@ _NOT_CONNECTED = ("failed to connect to all addresses", "connections to all back
 """Beginning of gRPC's message about a connection that was never made."""
 
 _ADVICE_PLAIN = {
+    "Connection refused": "Nobody listens there: start stn-server, or say host and port of one.",
+    ":443: ": "443 is the port of targets without one: say host:port, as localhost:50051.",
     "Socket closed": "The server may want TLS: pass tls=Tls(...), or stn --tls.",
     "Connection reset": "The server may want TLS: pass tls=Tls(...), or stn --tls.",
 }
 _ADVICE_TLS = {
+    "Connection refused": _ADVICE_PLAIN["Connection refused"],
     "WRONG_VERSION_NUMBER": "The server may speak no TLS: leave out tls, or stn --tls.",
     "CERTIFICATE_VERIFY_FAILED": "Pass Tls(ca=...), or stn --tls-ca: the authority that signed the "
     "server's certificate.",

@@ -54,7 +54,10 @@ def layout_of(given: object, own: str | None) -> str:
     if given is None:
         return own or "NCHW"
     if not isinstance(given, str) or given not in LAYOUTS:
-        raise invalid("layout", f"expected one of {', '.join(LAYOUTS)}, got {given!r}.")
+        hint = ""
+        if isinstance(given, str) and (one := given.upper().replace("D", "")) in LAYOUTS:
+            hint = f" Of images and volumes it is {one!r}."
+        raise invalid("layout", f"expected one of {', '.join(LAYOUTS)}, got {given!r}.{hint}")
     if own is not None and given != own:
         raise invalid(
             "layout", f"expected {own!r} or none for an image of this mode, got {given!r}."
@@ -112,6 +115,15 @@ def output_shape(
     if not of.added and feature_map[0] == 1:
         feature_map[0] = parameters[0]
     return feature_map
+
+
+def warn_of_fill(fill: object) -> None:
+    """Warns of a constant that almost nothing reads: the default padding is another one."""
+    warnings.warn(
+        f'fill: expected padding="fill" beside it, got none, so that outside of the map is 0, and '
+        f'{fill!r} only where points are not finite. If that is meant, pass padding="zeros".',
+        stacklevel=_CALLER,
+    )
 
 
 def warn_of_channels_last(shape: Sequence[int]) -> None:

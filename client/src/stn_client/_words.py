@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from functools import cache
 from types import MappingProxyType
 from typing import Any
@@ -9,6 +11,33 @@ from typing import Any
 from google.protobuf.descriptor import EnumDescriptor
 
 SERVICE = "stn.v1.SpatialTransformer"
+
+_ELSEWHERE = {
+    "bilinear": ("linear", "trilinear"),
+    "bicubic": ("cubic",),
+    "border": ("edge", "replicate", "clamp", "nearest", "repeat"),
+    "reflection": ("reflect", "mirror", "symmetric", "reflect_101", "reflect101"),
+    "fill": ("constant", "borderValue", "cval", "fill_value", "fillcolor"),
+    "pixel": ("pixels", "px", "absolute"),
+    "normalized": ("normalised", "relative"),
+    "interpolation": ("mode", "order", "flags", "resample", "interp"),
+    "padding": ("padding_mode", "borderMode", "border_mode", "boundary"),
+    "output_size": ("size", "dsize", "output_shape", "shape"),
+    "layout": ("data_format", "channel_axis", "channels_last"),
+    "timeout_s": ("timeout", "deadline"),
+    "ssd": ("mse", "l2", "MSE"),
+    "huber": ("l1", "smooth_l1"),
+}
+"""Words of other libraries for ours."""
+
+
+def meant(word: object, known: Iterable[str]) -> str | None:
+    """Returns the known word that somebody seems to have meant by another; None: no idea."""
+    text, words = str(word), list(known)
+    for ours, theirs in _ELSEWHERE.items():
+        if ours in words and text in theirs:
+            return ours
+    return next(iter(get_close_matches(text.lower(), words, n=1, cutoff=0.75)), None)
 
 
 @cache

@@ -24,7 +24,7 @@ from torch.autograd import forward_ad
 
 from stn_client._aio import AsyncClient
 from stn_client._arrays import numpy_to_torch, torch_to_numpy
-from stn_client._calls import check_options, reject_unknown
+from stn_client._calls import check_options, no_transform, reject_unknown
 from stn_client._client import Client
 from stn_client._connection import CLIENTS, register
 from stn_client._errors import invalid
@@ -251,6 +251,12 @@ class SpatialTransformer(nn.Module):
         transform = self._transform(parameters)
         return warp(self._client, feature_map, transform, self._output_size, **self._options)
 
+    def extra_repr(self) -> str:
+        """Returns what `print` shows of the layer beside its network."""
+        said = {"output_size": self._output_size, **self._options}
+        shown = [f"{name}={value!r}" for name, value in said.items() if value is not None]
+        return ", ".join([repr(self._client), self._name, *shown])
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Returns a copy of the localisation network before the same client."""
         memo[id(self._client)] = self._client
@@ -263,14 +269,17 @@ class SpatialTransformer(nn.Module):
 def _check_client(client: object) -> None:
     """Checks that a client has the methods of `Client`; a fake in a test may have them."""
     if isinstance(client, AsyncClient | type) or not hasattr(client, "warp_gradients"):
-        raise invalid("client", f"expected a Client, got {client!r}.")
+        got = (
+            client.__name__ if isinstance(client, type) else f"one of type {type(client).__name__}"
+        )
+        raise invalid("client", f"expected a Client, got {got}.")
 
 
 def _checked(feature_map: Tensor, transform: Any) -> Tensor:
     """Returns the parameters of the transform, in a precision that the service takes."""
     kind = type(transform)
     if kind.__name__ not in KINDS or not hasattr(transform, "parameters"):
-        raise invalid("transform", f"expected one of {', '.join(KINDS)}, got {kind.__name__}.")
+        raise no_transform(transform)
     parameters: Any = transform.parameters
     _check_tensor("feature_map", feature_map, "a torch.Tensor")
     if not isinstance(parameters, Tensor) and isinstance(parameters, np.ndarray | list | tuple):
