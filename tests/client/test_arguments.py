@@ -241,6 +241,19 @@ INVALID = {
             "are the last axis: np.moveaxis(displacement, 0, -1)."
         ),
     ),
+    "points of a spline, flat": (
+        lambda: calls.warp(
+            MAP, ThinPlateSpline(np.zeros((1, 8)), control_points=[(0, 0)] * 4), None, {}
+        ),
+        "points: expected shape (N, K, 2), got (1, 8). Reshape it: points.reshape(1, -1, 2).",
+    ),
+    "the name of a file": (
+        lambda: calls.warp("photo.png", Affine(THETA), None, {}),
+        (
+            "feature_map: expected an array, got str. Give arguments in the order of the "
+            "signature, or by name."
+        ),
+    ),
     "one angle beside a batch": (
         lambda: calls.warp(MAP, Rotation(0.3), None, {}),
         "parameters: expected a batch axis, got shape (). Reshape it to (N, 1).",

@@ -431,8 +431,9 @@ def test_map_raises_the_error_of_a_call_in_its_place(local_server):
     with Client(local_server.target) as stn:
         results = stn.map([good, bad, good])
         np.testing.assert_array_equal(next(results), MAP)
-        with pytest.raises(InvalidRequestError, match="expected finite numbers"):
+        with pytest.raises(InvalidRequestError, match="expected finite numbers") as raised:
             next(results)
+        assert raised.value.__notes__ == ["It is the error of calls[1]."]
         kinds = [type(one) for one in stn.map([good, bad, good], return_exceptions=True)]
         assert kinds == [np.ndarray, InvalidRequestError, np.ndarray]
 
@@ -440,8 +441,9 @@ def test_map_raises_the_error_of_a_call_in_its_place(local_server):
         async with AsyncClient(local_server.target) as stn:
             results = stn.map([good, bad, good])
             np.testing.assert_array_equal(await anext(results), MAP)
-            with pytest.raises(InvalidRequestError, match="expected finite numbers"):
+            with pytest.raises(InvalidRequestError, match="expected finite numbers") as raised:
                 await anext(results)
+            assert raised.value.__notes__ == ["It is the error of calls[1]."]
             mapped = stn.map([good, bad, good], return_exceptions=True)
             return [type(one) async for one in mapped]
 

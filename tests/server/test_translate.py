@@ -171,6 +171,19 @@ def test_a_volume_is_what_the_message_says():
     assert task.key != decode(grid_warp_request()).key
 
 
+@pytest.mark.parametrize(
+    ("make", "values", "kind"),
+    [(warp_request, ramp(2, 3, 2, 4, 5), "images"), (volume_warp_request, ramp(2, 3, 4, 5), "vol")],
+)
+def test_a_map_of_other_axes_than_its_transform_hears_of_them(make, values, kind):
+    """A matrix of images before a volume, or the other way round."""
+    request = make()
+    replace(request, request.feature_map, values)
+    match = rf"^feature_map: .*, got .*\. Add or remove axes: this transform reads {kind}"
+    with pytest.raises(Exception, match=match):
+        decode(request)
+
+
 def test_channels_of_volumes_may_be_last_as_well():
     """Depth, height and width keep their order."""
     request = deep_warp_request()

@@ -177,7 +177,7 @@ def test_a_tensor_that_is_lost_again_and_again_goes_with_its_call(server):
 def test_only_resident_tensors_are_released(stn):
     """An array is none, though calls take both."""
     with pytest.raises(
-        InvalidRequestError, match=r"^tensors: expected what upload .*, got ndarray"
+        InvalidRequestError, match=r"^tensor: expected a tensor as upload .*, got ndarray"
     ):
         stn.release(np.zeros(3))
 

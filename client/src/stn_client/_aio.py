@@ -24,7 +24,7 @@ from stn_client._connection import NOT_READY, ONCE, Progress, ReadyWait
 from stn_client._credentials import Metadata
 from stn_client._envelopes import Places
 from stn_client._errors import StnClientError
-from stn_client._mapping import CHUNKS_AHEAD, checked, chunks, is_stack, progress_bar
+from stn_client._mapping import CHUNKS_AHEAD, checked, chunks, is_stack, placed, progress_bar
 from stn_client._options import CallOptions, GridCallOptions, WarpCallOptions, takes_options
 from stn_client._placing import MAX_FRAMED_BYTES, by_message, place
 from stn_client._replicas import Replicas
@@ -219,6 +219,7 @@ class AsyncClient(SteppingClient):
         """Yields the results of many calls, for `async for`; see `Client.map`."""
         waiting: deque[asyncio.Task[list[Any]]] = deque()
         made = chunks(checked(calls), stacks=self._packing)
+        position = 0
         with progress_bar(calls, shown=progress) as bar:
             try:
                 while True:
@@ -230,7 +231,8 @@ class AsyncClient(SteppingClient):
                     waiting.popleft()
                     for outcome in outcomes:
                         if isinstance(outcome, Exception) and not return_exceptions:
-                            raise outcome
+                            raise placed(outcome, position)
+                        position += 1
                         bar.update(1)
                         yield outcome
             finally:

@@ -749,7 +749,7 @@ def _check_same(field: str, dtype: np.dtype[Any], other: str, wanted: np.dtype[A
 def _map(field: str, value: object) -> Operand:
     """Returns a map as an operand; anything that NumPy takes for one opaque thing is refused."""
     given = operand(field, value)
-    if given.array.dtype.char == "O" and not given.array.ndim:
+    if given.array.dtype.kind in "OSU" and not given.array.ndim:
         advice = "Give arguments in the order of the signature, or by name."
         raise invalid(field, f"expected an array, got {type(value).__name__}. {advice}")
     return given
@@ -800,9 +800,12 @@ def parameters_with_batch(
     """
     shape = parameters.shape
     if advice := _advice(transform, argument, shape):
-        rows = {Affine: "(N, 2, 3) or (N, 3, 4)", Homography: "(N, 3, 3)"}
-        expected = rows.get(type(transform), "(N, [D',] H', W', 2 or 3)")
-        raise invalid(argument, f"expected shape {expected}, got {shape}. {advice}")
+        own = {
+            Affine: "(N, 2, 3) or (N, 3, 4)",
+            Homography: "(N, 3, 3)",
+            ThinPlateSpline: "(N, K, 2)",
+        }.get(type(transform), "(N, [D',] H', W', 2 or 3)")
+        raise invalid(argument, f"expected shape {own}, got {shape}. {advice}")
     rank = 1
     if isinstance(transform, Affine | Homography | ThinPlateSpline):
         rank = 2
@@ -829,22 +832,32 @@ def parameters_with_batch(
 
 def _advice(transform: Transform, argument: str, shape: tuple[int, ...]) -> str:
     """Returns how parameters of a known other shape become those of a transform; mostly empty."""
-    if isinstance(transform, Affine | Homography):
-        rows, columns = (0, 0, *shape)[-2:]
-        if isinstance(transform, Homography):
-            if (rows, columns) == (2, 3):
-                return "That is an Affine."
-            return f"Reshape it: {argument}.reshape(-1, 3, 3)." if columns == 9 else ""
-        if rows == columns and rows in {3, 4}:
-            also = " if it is (0, 0, 1), or make it a Homography" if rows == 3 else ""
-            return f"Leave out the last row, {argument}[..., :{rows - 1}, :]{also}."
-        matrix = {6: "2, 3", 12: "3, 4"}.get(columns)
-        return f"Reshape it: {argument}.reshape(-1, {matrix})." if matrix else ""
-    if isinstance(transform, Flow | SamplingGrid) and shape and shape[-1] not in {2, 3}:
+    rows, columns = (0, 0, *shape)[-2:]
+    if isinstance(transform, Affine):
+        return _advice_on_affine(argument, rows, columns)
+    if isinstance(transform, Homography):
+        if (rows, columns) == (2, 3):
+            return "That is an Affine."
+        return f"Reshape it: {argument}.reshape(-1, 3, 3)." if columns == 9 else ""
+    if isinstance(transform, ThinPlateSpline):
+        is_flat = len(shape) == 2 and columns > 4
+        return f"Reshape it: {argument}.reshape({rows}, -1, 2)." if is_flat else ""
+    if isinstance(transform, Flow | SamplingGrid) and columns not in {2, 3}:
         dims = len(shape) - 2  # (N, 2, H', W') of images, (N, 3, D', H', W') of volumes
         for axis, count in ((1, dims), (0, dims + 1)):
             if count in {2, 3} and shape[axis] == count:
                 return f"Coordinates are the last axis: np.moveaxis({argument}, {axis}, -1)."
+    return ""
+
+
+def _advice_on_affine(argument: str, rows: int, columns: int) -> str:
+    """Returns how a matrix of other sizes becomes an affine one."""
+    if rows == columns and rows in {3, 4}:
+        also = " if it is (0, 0, 1), or make it a Homography" if rows == 3 else ""
+        return f"Leave out the last row, {argument}[..., :{rows - 1}, :]{also}."
+    if columns in {6, 12}:
+        matrix = "2, 3" if columns == 6 else "3, 4"
+        return f"Reshape it: {argument}.reshape(-1, {matrix})."
     return ""
 
 

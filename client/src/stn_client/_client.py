@@ -23,7 +23,7 @@ from stn_client._connection import NOT_READY, ONCE, Progress, ReadyWait
 from stn_client._credentials import Metadata
 from stn_client._envelopes import Places
 from stn_client._errors import StnClientError
-from stn_client._mapping import CHUNKS_AHEAD, checked, chunks, is_stack, progress_bar
+from stn_client._mapping import CHUNKS_AHEAD, checked, chunks, is_stack, placed, progress_bar
 from stn_client._options import CallOptions, GridCallOptions, WarpCallOptions, takes_options
 from stn_client._placing import MAX_FRAMED_BYTES, by_message, place
 from stn_client._residents import ResidentTensor
@@ -365,6 +365,7 @@ class Client(SteppingClient):
         """
         waiting: deque[Future[list[Any]]] = deque()
         made = chunks(checked(calls), stacks=self._packing)
+        position = 0
         with (
             progress_bar(calls, shown=progress) as bar,
             ThreadPoolExecutor(CHUNKS_AHEAD, thread_name_prefix="stn-map") as pool,
@@ -377,7 +378,8 @@ class Client(SteppingClient):
                         return
                     for outcome in waiting.popleft().result():
                         if isinstance(outcome, Exception) and not return_exceptions:
-                            raise outcome
+                            raise placed(outcome, position)
+                        position += 1
                         bar.update(1)
                         yield outcome
             finally:

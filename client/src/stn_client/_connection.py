@@ -45,6 +45,9 @@ from stn_proto.metadata import MESSAGE_BYTES
 
 LOG = logging.getLogger("stn_client")
 
+_TOO_LATE = "Deadline Exceeded"
+"""What a call ends with whose time is over, in the words of gRPC and of the local transport."""
+
 NOT_READY = DeadlineExceededError, OverloadedError, UnavailableError
 """What a server that is not ready, or not there, makes of calls."""
 
@@ -449,6 +452,9 @@ class Progress:
     def _error(self, failure: grpc.Call) -> StnClientError:
         metadata: Any = failure.trailing_metadata() or ()
         details = self._access.explained(failure.details() or "")
+        if details == _TOO_LATE and self._timeout_s is not None:  # gRPC says no more than this
+            expected = f"expected a result within {self._timeout_s:g} s, got none ({details})"
+            details = f"timeout_s: {expected}. Give it more time, or send less at a time."
         return error_from_status(failure.code(), details, metadata, self._sent_id)
 
 

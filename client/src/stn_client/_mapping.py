@@ -59,6 +59,12 @@ def checked(calls: Iterable[Any]) -> Iterator[Call[Any]]:
         yield call
 
 
+def placed(error: Exception, position: int) -> Exception:
+    """Returns the error of a call, with a note of which call it is."""
+    error.add_note(f"It is the error of calls[{position}].")
+    return error
+
+
 def chunks(calls: Iterable[Call[Any]], *, stacks: bool) -> Iterator[list[Call[Any]]]:
     """Yields calls in order: small ones in lists as long as a message, others alone or stacked.
 

@@ -449,7 +449,9 @@ def declare(tensor: Tensor, field: str) -> Operand:
 def declare_map(tensor: Tensor, field: str, axes: Sequence[str]) -> Operand:
     """Declares a feature map with N, C and these axes, whatever its layout on the wire."""
     declaration = _declaration(tensor, field)
-    require_shape(declaration, ("N", "C", *axes))
+    kind = "volumes" if len(axes) == 3 else "images"
+    remedy = f"Add or remove axes: this transform reads {kind}."
+    require_shape(declaration, ("N", "C", *axes), remedy)
     return Operand(declaration, channels_last=tensor.layout == LAYOUT_NHWC)
 
 
@@ -504,11 +506,13 @@ def _read_setting(value: Any, path: str, max_points: int) -> Any:
     return list(zip(value[::2], value[1::2], strict=True))
 
 
-def require_shape(declaration: Declaration, axes: Sequence[str]) -> None:
+def require_shape(
+    declaration: Declaration, axes: Sequence[str], remedy: str = "Add or remove axes."
+) -> None:
     """Refuses a tensor whose rank differs from the number of named axes."""
     if len(declaration.shape) != len(axes):
         expected = f"expected shape ({', '.join(axes)}), got {declaration.shape}."
-        raise InvalidRequestError(declaration.field, f"{expected} Add or remove axes.")
+        raise InvalidRequestError(declaration.field, f"{expected} {remedy}")
 
 
 def _is_finite(payload: memoryview, dtype: np.dtype[Any]) -> bool:
