@@ -230,6 +230,42 @@ def test_cli_align_refuses_an_image_without_edges(capsys, tmp_path):
     assert "flat.png: expected an image with edges to align, got 7" in capsys.readouterr().err
 
 
+def test_cli_align_refuses_a_mask_that_leaves_nothing(capsys, tmp_path):
+    """In the name of its file."""
+    write_waves(tmp_path / "fixed.png", (32, 32))
+    Image.new("L", (32, 32)).save(tmp_path / "mask.png")
+    names = [str(tmp_path / name) for name in ("fixed.png", "fixed.png", "out.png", "mask.png")]
+    assert main([*ABSENT, "align", *names[:3], "--mask", names[3]]) == 1
+    assert "mask.png: expected something that counts, got black" in capsys.readouterr().err
+
+
+def test_cli_align_says_that_images_do_not_fit(local_server, tmp_path, capsys):
+    """One that shows something else; whoever reads no numbers would take the result for one."""
+    noise = np.random.default_rng(3).integers(0, 256, (2, 48, 48, 3), np.uint8)
+    for name, pixels in zip(("fixed.png", "moving.png"), noise, strict=True):
+        save(tmp_path / name, pixels)
+    names = [str(tmp_path / name) for name in ("fixed.png", "moving.png", "out.png")]
+    command = [f"--target={local_server.target}", "align"]
+    assert main([*command, *names]) == 0
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert re.match(r"stn: .*moving.png: expected an image that can be made to look like", told)
+    assert main([*command, names[0], names[0], names[2]]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_cli_align_checks_all_that_it_writes_before_it_writes(local_server, tmp_path, capsys):
+    """A picture without a format leaves no other file behind; folders are made for all."""
+    write_waves(tmp_path / "in.png", (32, 32))
+    names = [str(tmp_path / name) for name in ("in.png", "in.png", "out.png")]
+    command = [f"--target={local_server.target}", "align", *names]
+    assert main([*command, "--overlay", str(tmp_path / "fit.xyz")]) == 1
+    assert "fit.xyz: expected the name of an image file" in capsys.readouterr().err
+    assert not (tmp_path / "out.png").exists()
+    assert main([*command, "--save-transform", str(tmp_path / "new" / "t.json")]) == 0
+    assert json.loads((tmp_path / "new" / "t.json").read_text())["coordinates"] == "normalized"
+
+
 def test_cli_without_a_server_fails_with_a_message(capsys):
     """Exit code 1, one line on standard error, no traceback, nothing on standard output."""
     assert main([*ABSENT, "info"]) == 1
@@ -342,7 +378,9 @@ def test_cli_warp_takes_arrays_of_numpy(local_server, tmp_path, kind):
         "grid": np.stack([39 - y, x], -1),
     }
     np.save(tmp_path / "t.npy", arrays[kind])
-    flags = ["--transform", tmp_path / "t.npy", "--size", "30", "40"]
+    flags = ["--transform", tmp_path / "t.npy"]
+    if kind != "grid":  # which has a size of its own
+        flags += ["--size", "30", "40"]
     np.testing.assert_array_equal(warped(local_server, tmp_path, *flags), np.rot90(PIXELS))
 
 
@@ -365,7 +403,11 @@ BAD_FILES = {
         '{"rotation": {"parameters": [1], "angle": 3}}',
         "more.json: .*unexpected keyword argument 'angle'",
     ),
-    "list.json": ("[1, 2]", "list.json: expected one of|list.json: .*"),
+    "list.json": ("[[1, 0, 0], [0, 1, 0]]", r'list.json: expected \{"affine": .*\}, got a list'),
+    "bare.json": (
+        '{"affine": [[1, 0, 0], [0, 1, 0]]}',
+        "bare.json: affine: expected an object with theta, got a list",
+    ),
 }
 
 

@@ -103,16 +103,21 @@ def _of_numpy(array: Any) -> dict[str, Any]:
 
 
 def _of_json(given: Any) -> dict[str, Any]:
+    if not isinstance(given, dict):
+        raise TypeError(f'expected {{"affine": {{"theta": ...}}}}, got a {type(given).__name__}')
     names = [name for name in given if name in _KINDS]
     others = {name: value for name, value in given.items() if name not in names}
     if len(names) != 1 or not set(others) <= set(GridOptions.__annotations__):
         expected = f"one of {', '.join(_KINDS)}, beside coordinates and align_corners"
         raise ValueError(f"expected {expected}, got {', '.join(given) or 'nothing'}")
     kind = _KINDS[names[0]]
-    arguments = dict(given[names[0]])
+    arguments = given[names[0]]
+    if not isinstance(arguments, dict):
+        expected = f"expected an object with {fields(kind)[0].name}"
+        raise TypeError(f"{names[0]}: {expected}, got a {type(arguments).__name__}")
     first = fields(kind)[0].name
-    arguments[first] = _numbers(arguments.get(first))
-    return {"transform": kind(**arguments), **others}
+    parameters = _numbers(arguments.get(first))
+    return {"transform": kind(**{**arguments, first: parameters}), **others}
 
 
 def _numbers(value: Any) -> NDArray[np.float64]:

@@ -23,10 +23,18 @@ from stn_client._errors import InvalidRequestError
 from stn_client._mapping import progress_bar
 from stn_client._options import GridOptions
 from stn_client._server_info import Limits
-from stn_client._transforms import Affine, Homography, ThinPlateSpline, Transform
+from stn_client._transforms import (
+    Affine,
+    Flow,
+    Homography,
+    SamplingGrid,
+    ThinPlateSpline,
+    Transform,
+)
 from stn_client.cli import _images
 from stn_client.cli._files import job_of, jobs_of, run_jobs
 from stn_client.cli._geometry import pixel_theta, read_spline, read_transform
+from stn_client.cli._report import report
 from stn_client.cli._terminal import number
 from stn_client.geometry import TransformArguments, from_opencv, from_points
 from stn_client.registration import Step, align
@@ -35,6 +43,9 @@ _DEFAULT_JOBS = 4
 
 _MODELS = "translation", "similarity", "affine", "homography"
 """What `align` can look for, each beginning with those before it."""
+
+_UNLIKE = 0.8
+"""The loss of "ssd" and "ncc" from which on images have nearly nothing in common; unrelated: 1."""
 
 _PLOT_PX = 240, 480
 """Height and width of the picture of convergence."""
@@ -120,7 +131,7 @@ def add_commands(commands: Any) -> None:
         type=number(int, 1),
         nargs=2,
         metavar=("W", "H"),
-        help="of OUT, in px (default: as IN)",
+        help="of OUT, in px (default: as IN, or as the grid or flow of --transform)",
     )
     warp.add_argument(
         "--jobs",
@@ -255,11 +266,21 @@ def _warp_file(
     frames = []
     for frame in picture.frames:
         height, width = frame.values.shape[:2]
-        size = (height, width) if options.size is None else (options.size[1], options.size[0])
+        size = _output_size(options, (height, width))
         moved = _moved(options, (height, width), size)
         frames.append(_warped(client, limits(), frame, size, options, **moved))
     destination.parent.mkdir(parents=True, exist_ok=True)
     _images.write(destination, replace(picture, frames=frames), quality=options.quality)
+
+
+def _output_size(options: argparse.Namespace, input_size: tuple[int, int]) -> tuple[int, int]:
+    """Returns the size of OUT, (H, W): what is said, that of a grid or a flow, or that of IN."""
+    if options.size is not None:
+        return options.size[1], options.size[0]
+    transform = options.transform and options.transform["transform"]
+    if isinstance(transform, SamplingGrid | Flow) and transform.parameters.ndim == 4:
+        return transform.parameters.shape[1], transform.parameters.shape[2]
+    return input_size
 
 
 def _moved(
@@ -297,6 +318,9 @@ def _align(client: Client, options: argparse.Namespace) -> int:
     model, _ = job_of(options.fixed, options.destination)
     source, destination = job_of(options.moving, options.destination)
     format_ = _images.format_of(destination)
+    for path in (options.overlay, options.convergence):
+        if path is not None:
+            _images.format_of(path)  # before anything is computed or written
     fixed, moving = _only_frame(model), _only_frame(source)
     pair = _grey(options.fixed, fixed), _grey(options.moving, moving)
     weights = None if options.mask is None else _mask(Path(options.mask), pair[0].shape)
@@ -314,6 +338,7 @@ def _align(client: Client, options: argparse.Namespace) -> int:
     if options.save_transform is not None:
         kind = "homography" if isinstance(last.transform, Homography) else "affine"
         said = {kind: {"theta": last.theta[0].tolist()}, "coordinates": "normalized"}
+        options.save_transform.parent.mkdir(parents=True, exist_ok=True)
         options.save_transform.write_text(json.dumps(said) + "\n", encoding="utf-8")
     if options.overlay is not None:
         shown = tiling.warp(client, pair[1], moved["transform"], size, limits=limits)
@@ -322,6 +347,9 @@ def _align(client: Client, options: argparse.Namespace) -> int:
     if options.convergence is not None:
         _images.write_picture(options.convergence, _plot([step.loss for step in steps]))
     print(f"theta {last.theta[0].tolist()}\nloss {last.loss:.4f}")  # noqa: T201
+    if last.loss > _UNLIKE and options.loss != "huber":
+        expected = f"expected an image that can be made to look like {options.fixed}"
+        report(f"{options.moving}: {expected}, got one that cannot: {destination} is no fit.")
     return 0
 
 
@@ -346,6 +374,8 @@ def _mask(path: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
         expected = f"expected {shape[3]} x {shape[2]} px, as FIXED"
         got = f"got {values.shape[3]} x {values.shape[2]}"
         raise _images.ImageError(f"{path}: {expected}, {got}.")
+    if not values.any():
+        raise _images.ImageError(f"{path}: expected something that counts, got black everywhere.")
     weights: NDArray[np.float32] = (values > 0).astype(np.float32)
     return weights
 
