@@ -105,7 +105,9 @@ def test_tls_to_a_server_without_is_told_so(authority, server):
         with pytest.raises(UnavailableError, match="The server may speak no TLS: leave out tls"):
             server_info(target, tls=Tls(ca=authority.ca))
     for options in ({}, {"tls": Tls(ca=authority.ca)}):
-        with pytest.raises(UnavailableError, match=r"Connection refused\. Nobody listens there: start [^:]+$"):
+        with pytest.raises(
+            UnavailableError, match=r"Connection refused\. Nobody listens there: start [^:]+$"
+        ):
             server_info("127.0.0.1:1", **options)
 
 
