@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from stn_server.settings import load
-from support.manifests import DEPLOY, composed, quantity_bytes, rendered, validate
+from support.manifests import DEPLOY, composed, quantity_bytes, rendered, validate, variables
 
 README = (DEPLOY / "README.md").read_text()
 TARGET = "unix:/run/stn/grpc.sock"
@@ -73,11 +73,6 @@ def named(containers, name):
     """The one of this name."""
     (found,) = (container for container in containers if container["name"] == name)
     return found
-
-
-def variables(container):
-    """The environment of a container of a pod."""
-    return {entry["name"]: entry["value"] for entry in container["env"]}
 
 
 def by_compose():

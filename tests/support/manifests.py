@@ -58,6 +58,20 @@ def composed(*names):
     return json.loads(text)
 
 
+FIELDS = {"status.podIP": "10.0.0.7"}
+"""What a cluster says of a pod in variables that name a field of it."""
+
+
+def variables(container):
+    """The environment of a container of a pod, as a cluster fills it in."""
+    return {
+        entry["name"]: entry["value"]
+        if "value" in entry
+        else FIELDS[entry["valueFrom"]["fieldRef"]["fieldPath"]]
+        for entry in container.get("env", ())
+    }
+
+
 @dataclass(frozen=True)
 class Objects:
     """All that an overlay sends to Kubernetes, and what Kubernetes would find in it."""
@@ -103,7 +117,7 @@ class Objects:
     @property
     def environment(self):
         """Variables of the server."""
-        return {entry["name"]: entry["value"] for entry in self.server.get("env", ())}
+        return variables(self.server)
 
     @property
     def ports(self):
