@@ -150,13 +150,13 @@ def replica_address(setting: str, targets: Iterable[str]) -> str:
 def _way_out(version: int) -> str:
     """Returns the address from which this machine calls others; empty if it cannot."""
     family = socket.AF_INET if version == 4 else socket.AF_INET6
-    with socket.socket(family, socket.SOCK_DGRAM) as unused:
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as unused:
             unused.connect((ELSEWHERE[version], 9))  # of datagrams: nothing is sent
-        except OSError:
-            return ""
-        found: str = unused.getsockname()[0]
-        return found
+            found: str = unused.getsockname()[0]
+    except OSError:  # without a route, or without this version of IP
+        return ""
+    return found
 
 
 def _group_number(name: str, group: str) -> int | None:
