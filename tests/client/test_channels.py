@@ -1,15 +1,21 @@
 """The channels of a client, and which replicas it calls directly."""
 
+import asyncio
 import gc
 import socket
 import threading
+from collections import deque
 
 import grpc
+import numpy as np
 import pytest
 
+from stn_client import Affine, AsyncClient, Client, DeadlineExceededError
 from stn_client._channels import MAX_REPLICAS, Channels
 from stn_client._credentials import Access
 from stn_client._replicas import Replicas
+from stn_proto.v1 import resident_pb2, tensor_pb2
+from support.scripted_service import Hang, ScriptedService, reply
 
 PATIENCE_S = 10.0
 
@@ -110,6 +116,43 @@ def test_a_slow_name_service_is_waited_for_no_longer_than_the_call_has_time():
     replicas.look_up(PATIENCE_S)
     assert replicas.reached("10.0.0.1:5") == "10.0.0.1:5"
     assert asked == [5]
+
+
+def test_a_call_that_waits_for_a_name_service_takes_no_more_time_than_it_has():
+    """What is left then counts, not what was left before: here nothing, by either client."""
+    answered, left_s = threading.Event(), []
+    told = resident_pb2.UploadReply(
+        resident=tensor_pb2.ResidentRef(handle=bytes(16), address="10.0.0.1:5")
+    ).SerializeToString()
+    u, transform = np.ones((1, 1, 2, 2), np.float32), Affine(np.eye(2, 3)[None])
+
+    def resolve(*_question, **_options):
+        answered.wait(PATIENCE_S)
+        return []
+
+    def hang(context):
+        left_s.append(context.time_remaining())
+        return Hang()(context)
+
+    with ScriptedService(reply(told), hang) as service:
+        target = f"dns:///{service.target}"
+        with Client(target) as stn:
+            stn._replicas = Replicas(target, resolve)
+            image = stn.upload(u)
+            with pytest.raises(DeadlineExceededError, match=r"within 0\.1 s"):
+                stn.warp(image, transform, timeout_s=0.1)
+        service.script = deque([reply(told), hang])
+
+        async def main():
+            async with AsyncClient(target) as stn:
+                stn._replicas = Replicas(target, resolve)
+                image = await stn.upload(u)
+                with pytest.raises(DeadlineExceededError, match=r"within 0\.1 s"):
+                    await stn.warp(image, transform, timeout_s=0.1)
+                answered.set()
+
+        asyncio.run(main())
+    assert max(left_s, default=0) < 0.05
 
 
 def channels_to(target):

@@ -540,22 +540,22 @@ class _Connection:
                 else:
                     progress.is_local = True
                     return reply, placed.places
-        # The local transport may have used some of the call's time before it failed.
-        attempt["timeout"] = progress.remaining_s()
+        progress.address = ""
+        if call.address:
+            progress.address = await self._reached(call.address, progress)
         request = by_message(call, self._client)
         if call.residents:
             attempt = progress.resized(attempt, len(request))
-        progress.address = ""
-        if call.address:
-            progress.address = await self._reached(call.address, attempt["timeout"])
+        # Last, as all of the above may have used some of the call's time.
+        attempt["timeout"] = progress.remaining_s()
         # Kept until the reply is there, see `Channels`.
         link = self._channels.link(progress.address)
         return await link.method(call.method)(request, **attempt), ()
 
-    async def _reached(self, address: str, timeout_s: float | None) -> str:
+    async def _reached(self, address: str, progress: Progress) -> str:
         """Returns where a call goes whose tensors are at an address; see `Replicas.reached`."""
         if self._replicas.is_due(address):
-            await asyncio.to_thread(self._replicas.look_up, timeout_s)
+            await asyncio.to_thread(self._replicas.look_up, progress.remaining_s())
         return self._replicas.reached(address)
 
     async def close(self) -> None:

@@ -536,9 +536,12 @@ class Client(SteppingClient):
         try:
             for waiter in waiters:
                 if waiter.call.residents:
-                    _completed(self._preparing(waiter.call, waiter.progress))
+                    try:
+                        _completed(self._preparing(waiter.call, waiter.progress))
+                    except StnClientError as error:
+                        waiter.outcome = error  # of this call alone
             # All at once, so that small calls among them can go in one message.
-            self._enter(*waiters)
+            self._enter(*(waiter for waiter in waiters if waiter.outcome is None))
             for waiter in waiters:
                 try:
                     outcomes.append(self._result(waiter, inbox))
@@ -705,19 +708,20 @@ class Client(SteppingClient):
             else:
                 progress.is_local = True
                 return reply, placed.places
-        attempt["timeout"] = progress.remaining_s()
+        progress.address = self._reached(call.address, progress) if call.address else ""
         request = by_message(call, self._name)
         if call.residents:
             attempt = progress.resized(attempt, len(request))
-        progress.address = self._reached(call.address, attempt["timeout"]) if call.address else ""
+        # Last, as all of the above may have used some of the call's time.
+        attempt["timeout"] = progress.remaining_s()
         # Kept until the reply is there, see `Channels`.
         link = self._channels.link(progress.address)
         return link.method(call.method)(request, **attempt), ()
 
-    def _reached(self, address: str, timeout_s: float | None) -> str:
+    def _reached(self, address: str, progress: Progress) -> str:
         """Returns where a call goes whose tensors are at an address; see `Replicas.reached`."""
         if self._replicas.is_due(address):
-            self._replicas.look_up(timeout_s)
+            self._replicas.look_up(progress.remaining_s())
         return self._replicas.reached(address)
 
     def _shared(self, feature_map: AnyArray) -> Any:
