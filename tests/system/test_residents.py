@@ -1,8 +1,11 @@
 """Tensors that stay on a server, as the SDK has them: what is sent, and what is sent again."""
 
 import asyncio
+import gc
+import threading
 from concurrent.futures import Future
 
+import grpc
 import numpy as np
 import pytest
 import torch
@@ -25,7 +28,8 @@ from stn_client._calls import Conduct
 from stn_client._placing import by_message
 from stn_client._transfers import MAX_RELEASED
 from stn_client.local import LocalServer
-from support.scripted_service import Hang, ScriptedService
+from stn_proto.v1 import warp_pb2
+from support.scripted_service import PATIENCE_S, ScriptedService, abort, reply, serialized
 
 RNG = np.random.default_rng(3)
 U = RNG.random((1, 3, 160, 200), np.float32)
@@ -168,10 +172,13 @@ def test_a_tensor_that_is_lost_again_and_again_goes_with_its_call(server):
     with Unlucky(server.target) as stn:
         image = stn.upload(U)
         stn.taken()
+        before_bytes = stn.stats.operands_bytes
         np.testing.assert_array_equal(stn.warp(image, Affine(THETA), SIZE), warped())
         methods, _ = stn.taken()
         assert methods.count("Upload") == 2
         assert methods.count("Warp") == 4
+        # What the warp was answered for: its last attempt.
+        assert stn.stats.operands_bytes - before_bytes == 3 * U.nbytes + THETA.nbytes
 
 
 def test_only_resident_tensors_are_released(stn):
@@ -383,14 +390,76 @@ def test_a_call_that_is_cancelled_while_it_uploads_leaves_the_others(server):
 
 def test_an_upload_for_a_call_takes_no_more_time_than_the_call_has():
     """Its own, or that of another call for which it waits; nothing else is sent then."""
-    with ScriptedService(Hang()) as service, Client(service.target, local=False) as stn:
+    left_s = []
+
+    def late(context):
+        left_s.append(context.time_remaining())
+        context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+
+    settings = {"local": False, "timeout_s": None}
+    with ScriptedService(late) as service, Client(service.target, **settings) as stn:
         image = _transfers.resident_of(U, stn._name)
         with pytest.raises(DeadlineExceededError, match="Deadline Exceeded"):
-            stn.warp(image, Affine(THETA), SIZE, timeout_s=0.1)
+            stn.warp(image, Affine(THETA), SIZE, timeout_s=60)
         image.held.uploads[""] = Future()
-        with pytest.raises(DeadlineExceededError, match="another call's upload took longer"):
-            stn.warp(image, Affine(THETA), SIZE, timeout_s=0.1)
+        with pytest.raises(DeadlineExceededError, match="another call's upload of its tensor took"):
+            stn.warp(image, Affine(THETA), SIZE, timeout_s=0.01)
         assert [call.method.rpartition("/")[2] for call in service.received] == ["Upload"]
+    assert 0 < left_s[0] <= 60
+
+
+def test_an_upload_that_is_late_is_the_error_of_its_call_alone():
+    """By `map` as well: in its place among the results, or raised with its number."""
+    late = abort(grpc.StatusCode.DEADLINE_EXCEEDED)
+    with ScriptedService(late, late) as service, Client(service.target, local=False) as stn:
+        image = _transfers.resident_of(U, stn._name)
+        call = calls.warp(image, Affine(THETA), SIZE)
+        (error,) = stn.map([call], return_exceptions=True)
+        assert isinstance(error, DeadlineExceededError)
+        with pytest.raises(DeadlineExceededError, match="as scripted") as raised:
+            list(stn.map([call]))
+        assert raised.value.__notes__ == ["It is the error of calls[0]."]
+
+
+class Waiting(AsyncClient):
+    """A client that says when a call waits for the upload of another."""
+
+    def __init__(self, target):
+        super().__init__(target, local=False)
+        self.waits = threading.Event()
+
+    async def _wait_for(self, end, timeout_s):
+        self.waits.set()
+        await super()._wait_for(end, timeout_s)
+
+
+def test_what_one_call_is_refused_is_tried_by_no_other():
+    """Calls that waited for it bring the tensor along, and asyncio has no error to report."""
+    output = serialized(warp_pb2.WarpReply, output=warped())
+    reported = []
+
+    async def main(target, waits):
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _loop, context: reported.append(context))
+        async with Waiting(target) as stn:
+            waits.append(stn.waits)
+            image = _transfers.resident_of(U, stn._name)
+            many = [stn.warp(image, Affine(THETA), SIZE) for _ in range(2)]
+            for v in await asyncio.gather(*many):
+                np.testing.assert_array_equal(v, warped())
+        gc.collect()
+
+    waits = []
+
+    def refuse(context):
+        assert waits[0].wait(PATIENCE_S)
+        abort(grpc.StatusCode.INVALID_ARGUMENT)(context)
+
+    with ScriptedService(refuse, reply(output), reply(output)) as service:
+        asyncio.run(main(service.target, waits))
+        methods = [call.method.rpartition("/")[2] for call in service.received]
+    assert methods == ["Upload", "Warp", "Warp"]
+    assert reported == []
 
 
 def test_they_outlive_a_restart_of_the_server(tmp_path):

@@ -259,7 +259,7 @@ class Call(Generic[T]):
             if resident is not None and resident.held.references.get(self.address) is reference:
                 resident.held.references.pop(self.address, None)
         if for_good:
-            self.residents, self.address = (), ""
+            self.residents, self.named, self.address = (), (), ""
 
     def missing(self, client: str) -> list[ResidentTensor]:
         """Returns the tensors that have to be uploaded to where the call goes."""

@@ -41,8 +41,8 @@ class Held:
     references: dict[str, ResidentRef] = field(default_factory=dict)
     """By the addresses of replicas, as they tell them."""
     uploads: dict[str, Future[bool]] = field(default_factory=dict)
-    """Ends of the uploads under way, by the addresses that they go to (empty: to any): whether they
-    came about."""
+    """Ends of the uploads under way, by the addresses that they go to (empty: to any): whether
+    other calls need no upload of their own, as the tensor is there, or is refused."""
 
     def add(self, reference: ResidentRef) -> None:
         """Notes that the tensor stays where a reply says."""

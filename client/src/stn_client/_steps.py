@@ -77,7 +77,7 @@ class SteppingClient(BaseClient):
         """Returns the array of a resident tensor, as a server holds it."""
         check_resident(tensor)
         conduct, held = conduct_of(options), tensor.held
-        reference = next(iter(held.references.values()), None)
+        reference, *_ = *held.references.values(), None
         if held.client != self._name or reference is None:
             expected = "expected a tensor on the server of this client, got another one."
             raise invalid("tensor", expected)
@@ -135,8 +135,8 @@ class SteppingClient(BaseClient):
                     mine.set_result(True)
                 except DeadlineExceededError:
                     raise
-                except StnClientError as error:
-                    mine.set_exception(error)
+                except StnClientError:
+                    mine.set_result(True)
                     raise
                 finally:
                     del held.uploads[address]
@@ -145,9 +145,12 @@ class SteppingClient(BaseClient):
                 return
             yield self._wait_for(other, conduct().timeout_s)
             if not other.done():
-                expected = "timeout_s: expected a result in time, got none"
-                raise DeadlineExceededError(f"{expected}: another call's upload took longer.")
-            if other.exception() or other.result():
+                got = "got none: another call's upload of its tensor took longer"
+                advice = "Give it more time."
+                raise DeadlineExceededError(
+                    f"timeout_s: expected a result in time, {got}. {advice}"
+                )
+            if other.result():
                 return
 
     def _sending(

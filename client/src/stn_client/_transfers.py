@@ -73,7 +73,7 @@ def given_up(residents: Iterable[ResidentTensor], client: str) -> dict[str, list
         if held.client == client:
             # Before servers are told: a call that is made meanwhile must not name it any more.
             held.is_uploaded, there, held.references = False, held.references, {}
-            for address, reference in there.items():
+            for address, reference in tuple(there.items()):  # uploads under way may add
                 references.setdefault(address, []).append(reference)
     return references
 
