@@ -412,7 +412,7 @@ class Progress:
 
     def end(self) -> None:
         """Notes that the call is over, answered or not."""
-        if not self._attempt:  # the client is closed
+        if not self._attempt:  # it was never begun, such as with a closed client
             return
         if not self._is_answered:
             self._counts.fail(self._calls)
