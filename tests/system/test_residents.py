@@ -405,7 +405,7 @@ def test_an_upload_for_a_call_takes_no_more_time_than_the_call_has():
         with pytest.raises(DeadlineExceededError, match="another call's upload of its tensor took"):
             stn.warp(image, Affine(THETA), SIZE, timeout_s=0.01)
         assert [call.method.rpartition("/")[2] for call in service.received] == ["Upload"]
-    assert 0 < left_s[0] <= 60
+    assert 0 < left_s[0] < 61  # gRPC rounds up
 
 
 def test_an_upload_that_is_late_is_the_error_of_its_call_alone():
