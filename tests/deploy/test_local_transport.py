@@ -4,6 +4,7 @@ Read from the files as Docker Compose and Kubernetes read them; `deploy/tests` r
 """
 
 import json
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -169,6 +170,13 @@ def test_the_volume_of_compose_is_the_servers():
     options = composed("compose.yaml", "compose.local.yaml")["volumes"]["sockets"]["driver_opts"]
     assert (options["type"], options["device"]) == ("tmpfs", "tmpfs")
     assert options["o"].split(",")[:3] == ["uid=65532", "gid=65532", "mode=0750"]
+
+
+def test_the_readmes_command_makes_the_same_volume():
+    """In a shell, without Compose."""
+    options = composed("compose.yaml", "compose.local.yaml")["volumes"]["sockets"]["driver_opts"]
+    (command,) = re.findall(r"`docker volume create ([^`]+) sockets`", README)
+    assert dict(word.split("=", 1) for word in command.split() if word != "--opt") == options
 
 
 def test_compose_changes_nothing_else():

@@ -54,6 +54,21 @@ def test_every_alert_has_its_place_in_the_runbook(rule):
     assert rule["labels"]["severity"] in {"critical", "warning"}
 
 
+def test_the_runbook_names_what_the_dashboard_shows():
+    """Panels by their titles, and series by the beginning of their legends."""
+    runbook = (DEPLOY / "README.md").read_text().split("## Runbook")[1]
+    named = {" ".join(name.split()) for name in re.findall(r"(?<!\*)\*([^*]+)\*(?!\*)", runbook)}
+    named -= {"Seen:", "seen"}  # what an incident showed
+    titles = {panel["title"] for panel in DASHBOARD["panels"]}
+    legends = {
+        target["legendFormat"].split(",")[0]
+        for panel in DASHBOARD["panels"]
+        for target in panel["targets"]
+    }
+    mentioned = {"Calls refused or abandoned", "Calls by caller", "throttled", "not begun"}
+    assert mentioned <= named <= titles | legends
+
+
 def test_the_dashboard_reads_the_provisioned_source():
     """Both files name the same source."""
     source = yaml.safe_load(
