@@ -80,6 +80,54 @@ def test_a_task_that_was_begun_can_be_cancelled(run):
 
 
 @LOOPS
+def test_a_task_that_is_cancelled_before_its_first_step_tells_the_coroutine(run):
+    """So is what it waits for, as by any other cancellation."""
+    seen = []
+
+    async def work(awaited):
+        try:
+            await awaited
+        except asyncio.CancelledError:
+            seen.append(awaited.cancelled())
+            raise
+
+    async def scenario():
+        loop = asyncio.get_running_loop()
+        task = begun(work(loop.create_future()), loop)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert seen == [True]
+
+    run(scenario())
+
+
+@LOOPS
+def test_a_task_that_is_cancelled_before_its_first_step_may_wait_on(run):
+    """What is left to do, as for memory that is still written, is done before it ends."""
+    seen = []
+
+    async def work(first, second):
+        try:
+            await first
+        except asyncio.CancelledError:
+            seen.append(await second)
+            raise
+
+    async def scenario():
+        loop = asyncio.get_running_loop()
+        first, second = loop.create_future(), loop.create_future()
+        task = begun(work(first, second), loop)
+        task.cancel()
+        loop.call_later(0, second.set_result, "written")
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert seen == ["written"]
+
+    run(scenario())
+
+
+@LOOPS
 def test_an_error_is_told_to_the_loop(run):
     """Whoever began it goes on."""
     told = []

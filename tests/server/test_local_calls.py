@@ -260,6 +260,29 @@ def test_the_end_of_a_connection_cancels_its_calls(tmp_path):
     run(scenario, runner, tmp_path)
 
 
+@pytest.mark.parametrize("run_loop", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_calls_behind_a_reply_that_nobody_takes_leave_nothing(tmp_path, run_loop):
+    """The first one is refused at once, and so finds out that the client has gone."""
+
+    async def scenario(service, _transport, plain):
+        runner.hold()
+        neighbour = await Plain.connect(tmp_path)
+        neighbour.begin("Warp", MESSAGE)
+        await service.admitted(1)
+        plain.begin("Warp", b"\xff")
+        for _ in range(3):
+            plain.begin("Warp", MESSAGE)
+        await plain.close()
+        for _ in range(2):  # what came before them has been read by then
+            assert (await neighbour.call("Warp", b"\xff")).HasField("status")
+        runner.release_all()
+        assert not (await neighbour.response())[1].HasField("status")
+        await neighbour.close()
+
+    runner = FakeRunner(feature_maps)
+    run(scenario, runner, tmp_path, run_loop=run_loop)
+
+
 def test_a_timeout_ends_a_call_that_waits_and_one_that_runs(tmp_path):
     """With the status that gRPC gives; the batch is left to finish."""
 

@@ -35,7 +35,8 @@ async def soak(seconds: float) -> Report:
     report.note(calls=calls)
     judge(report, "resident", instants, resident, RESIDENT_NOISE)
     judge(report, "allocated", instants, allocated, SPARE_BYTES + SPARE_BYTES_OF_CALL * calls)
-    report.promise("nothing is left inside", left.admitted_bytes + left.queued_items == 0)
+    report.note(left_bytes=left.admitted_bytes, left_items=left.queued_items)
+    report.promise("nothing is left inside", (left.admitted_bytes, left.queued_items) == (0, 0))
     report.promise("the server is ready", serving)
     return report
 

@@ -8,9 +8,9 @@ its own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Generator
+from collections.abc import Coroutine
 from contextvars import copy_context
-from typing import Any
+from typing import Any, cast
 
 
 def begun(
@@ -34,37 +34,44 @@ def begun(
     except Exception as error:  # noqa: BLE001 - who began it is not to blame
         loop.call_exception_handler({"message": "coroutine failed", "exception": error})
         return None
-    return loop.create_task(_resumed(_Rest(coroutine, waits_for)), context=context)
+    rest = cast("Coroutine[Any, Any, None]", _Rest(coroutine, waits_for))
+    return loop.create_task(rest, context=context)
 
 
 class _Rest:
-    """An awaitable that continues a coroutine which has already begun to wait.
+    """The rest of a coroutine that has begun, as a coroutine for a task.
+
+    Not an `async def` around it: a task that is cancelled before its first step throws into what
+    has not begun, and an `async def` would end there without a word to the coroutine within.
 
     Args:
         coroutine: The coroutine, which has already run until it waits.
-        waits_for: The future that it has yielded.
+        waits_for: The future that it has yielded, for the task to wait for; None: its next turn.
     """
 
     def __init__(self, coroutine: Coroutine[Any, None, None], waits_for: Any) -> None:
         self._coroutine = coroutine
         self._waits_for = waits_for
+        self._is_resumed = False
 
-    def __await__(self) -> Generator[Any, None, None]:
-        waits_for = self._waits_for
-        while True:
-            thrown: BaseException | None = None
-            try:
-                yield waits_for
-            except BaseException as error:  # noqa: BLE001 - whatever is thrown into the task
-                thrown = error
-            try:
-                if thrown is None:
-                    waits_for = self._coroutine.send(None)
-                else:
-                    waits_for = self._coroutine.throw(thrown)
-            except StopIteration:
-                return
+    def send(self, value: Any) -> Any:
+        """Goes on; the first time with what the coroutine waits for already."""
+        if self._is_resumed:
+            return self._coroutine.send(value)
+        self._is_resumed = True
+        return self._waits_for
+
+    def throw(self, *error: Any) -> Any:
+        """Throws into the coroutine, where it waits."""
+        # A task cancels the future that it waits for, and before its first step knows of none.
+        if not self._is_resumed and self._waits_for is not None:
+            self._waits_for.cancel()
+        self._is_resumed = True
+        return self._coroutine.throw(*error)
+
+    def close(self) -> None:
+        """Ends the coroutine where it waits."""
+        self._coroutine.close()
 
 
-async def _resumed(rest: _Rest) -> None:
-    await rest
+Coroutine.register(_Rest)  # tasks take nothing else

@@ -170,7 +170,8 @@ class Connection(asyncio.Protocol):
             return
         most = self._limits.max_concurrent_streams
         self._is_beginning = True
-        while self._waiting and self._in_flight < most:
+        # Once it is closing, which a reply may find out, nobody is left to answer.
+        while self._waiting and self._in_flight < most and not self._transport.is_closing():
             self._begin(self._waiting.popleft())
         self._is_beginning = False
         # Without a long frame (None) it may always read.
