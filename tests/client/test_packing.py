@@ -18,6 +18,8 @@ from stn_client import (
     TransportError,
     calls,
 )
+from stn_client._aio import _Connection
+from stn_client._sending import Packet
 from stn_proto.v1 import warp_pb2
 from support.fakes import FakeRunner, feature_maps
 from support.harness import assert_nothing_left, outcome_of, serving
@@ -175,6 +177,32 @@ def test_a_message_that_nobody_waits_for_is_cancelled():
         await asyncio.gather(*first)
         assert answered(service, "ComputeMany", "CANCELLED") == 1
         assert answered(service, "Warp", "CANCELLED") == 3
+
+    scenario(test)
+
+
+def test_a_message_whose_calls_are_cancelled_as_it_starts_holds_up_no_other(monkeypatch):
+    """Its task has not begun then, and still the queue learns that it is over."""
+
+    async def test(stn, service, runner):
+        rest, start = [], _Connection.wake
+
+        def wake(connection, waiter):
+            if isinstance(waiter.goes, Packet):
+                while rest:
+                    rest.pop().cancel()
+            start(connection, waiter)
+
+        monkeypatch.setattr(_Connection, "wake", wake)
+        for _ in range(2):  # there may be two messages under way
+            runner.hold()
+            first = await asyncio.wait_for(busy(stn, service), PATIENCE_S)
+            rest += await waiting(stn, *((numbered(number), IDENTITY) for number in range(3)))
+            runner.release_all()
+            await asyncio.gather(*first)
+        later = [stn.warp(numbered(number), IDENTITY) for number in range(4)]
+        results = await asyncio.wait_for(asyncio.gather(*later), PATIENCE_S)
+        assert [float(result[0, 0, 0, 0]) for result in results] == list(range(4))
 
     scenario(test)
 

@@ -709,6 +709,23 @@ def test_a_caller_whose_memory_is_written_to_is_answered_afterwards(is_placed):
 
 
 @in_virtual_time
+async def test_a_caller_who_gives_up_as_its_batch_ends_has_nothing_to_wait_for():
+    """The batch, answered before the caller learns of it, finds nobody any more."""
+    runner = FakeRunner(held=True)
+    batcher = make_batcher(runner)
+    placed = [Wanted(one.problem, one.key, one.cost, is_placed=True) for one in wanted(2, 3)]
+    for count, call in enumerate(
+        (submit(batcher, 1, is_placed=True), submit_together(batcher, placed)), 1
+    ):
+        task = asyncio.create_task(call)
+        await runner.begun(count)
+        runner.release()
+        task.cancel()
+        assert type(await outcome_of(task)) is asyncio.CancelledError
+        assert_nothing_left(batcher)
+
+
+@in_virtual_time
 async def test_a_caller_whose_memory_is_written_to_can_be_cut_off():
     """As a connection does that ends, and takes its memory with it."""
     runner = FakeRunner(held=True)

@@ -484,7 +484,9 @@ class _Connection:
         """Cancels messages all of whose calls have been cancelled."""
         for packet, task in self._sending.items():
             if not any(waiter in self._woken for waiter in packet.waiters):
-                task.cancel()
+                # Not now: a task that has not begun would end
+                # without a word, and its packet stay under way.
+                self._loop.call_soon(task.cancel)
 
     def _start(self) -> None:
         """Starts the calls whose turn it is."""

@@ -247,12 +247,8 @@ class Batcher:
             return await waiter
         except asyncio.CancelledError:
             # A waiter with an outcome is not `cancelled`: then nothing runs for it.
-            is_running = waiter.cancelled() and not self._abandon(item)
-            if is_placed and is_running and not self._broken.done():
-                # Memory of the caller is written until the batch is over, whose answer finds this
-                # future. `gather` makes a failure an outcome, to be dropped.
-                waiter = self._waiters[item] = self._loop.create_future()
-                await asyncio.gather(waiter, return_exceptions=True)
+            if waiter.cancelled():
+                await self._given_up(item)
             raise
         finally:
             del self._waiters[item]
@@ -322,9 +318,18 @@ class Batcher:
         for bundle, waiter in waiters.items():
             if waiter.done() and not waiter.cancelled():
                 waiter.exception()  # so that asyncio does not report it as lost
-            elif not self._abandon(bundle) and bundle.is_placed and not self._broken.done():
-                written = self._waiters[bundle] = self._loop.create_future()
-                await asyncio.gather(written, return_exceptions=True)
+            else:
+                await self._given_up(bundle)
+
+    async def _given_up(self, item: WorkItem) -> None:
+        """Abandons an item; returns when it is not written to memory of its caller."""
+        if self._abandon(item) or not item.is_placed or self._broken.done():
+            return
+        # Its batch may have ended since the cancellation, and has then found nobody to answer.
+        if self._policy.is_running(item):
+            written = self._waiters[item] = self._loop.create_future()
+            # `gather` makes a failure an outcome, to be dropped.
+            await asyncio.gather(written, return_exceptions=True)
 
     def _bundles(
         self, wanted: Sequence[Wanted], outcomes: list[Any], facts: dict[str, Any]

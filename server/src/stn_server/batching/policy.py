@@ -237,6 +237,10 @@ class Policy:
         """Bytes of all places that are held."""
         return self._admission.size_bytes
 
+    def is_running(self, item: WorkItem) -> bool:
+        """Returns whether an item is in a batch that was launched and has not finished."""
+        return any(item in batch.items for batch in self._running)
+
     def reserve(self, caller: str, size_bytes: int, now: float) -> Place | OverloadedError:
         """Returns a place for a call whose item is not known yet, or the error for its caller.
 
