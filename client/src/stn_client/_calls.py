@@ -1,4 +1,4 @@
-"""Builds requests and reads replies. Knows no connection, so that both clients share it."""
+"""Makes the calls of every method. Knows no connection, so that both clients share it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,30 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from numbers import Real
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
 
+from stn_client._arguments import (
+    KINDS,
+    OBJECTIVE_NEEDS,
+    OPERANDS,
+    check_floats,
+    check_labels,
+    check_same,
+    enum_of,
+    gradient_needs,
+    grid_fields,
+    map_operand,
+    objective_needs,
+    put,
+    put_map,
+    put_transform,
+    reject_unknown,
+    size_of,
+    spec_of,
+)
 from stn_client._arrays import AnyArray, Array, Operand, as_array, operand, unchanged
 from stn_client._checks import checked_metadata, checked_request_id, checked_timeout_s
 from stn_client._envelopes import (
@@ -27,82 +46,19 @@ from stn_client._envelopes import (
     Result,
     mismatch,
 )
-from stn_client._errors import InvalidRequestError, invalid
-from stn_client._layouts import (
-    LAYOUTS,
-    layout_of,
-    warn_of_channels_last,
-    warn_of_fill,
-    with_batch,
-    without_batch,
-)
-from stn_client._options import (
-    TIMEOUT_OF_CLIENT,
-    CallOptions,
-    GridCallOptions,
-    GridOptions,
-    WarpCallOptions,
-    WarpOptions,
-)
+from stn_client._errors import invalid
+from stn_client._layouts import LAYOUTS, layout_of, without_batch
+from stn_client._options import TIMEOUT_OF_CLIENT, CallOptions, GridCallOptions, WarpCallOptions
 from stn_client._residents import Residents, ResidentTensor, residents_of
 from stn_client._retry import RetryPolicy
 from stn_client._server_info import ServerInfo, from_message
-from stn_client._transforms import (
-    Affine,
-    Flow,
-    Homography,
-    ParametricTransform,
-    SamplingGrid,
-    ThinPlateSpline,
-    Transform,
-)
-from stn_client._words import meant, words_of
-from stn_proto import (
-    WireFormatError,
-    join,
-    join_many,
-    put_tensor,
-    split_many,
-    to_payload,
-    values,
-)
+from stn_client._transforms import ParametricTransform, Transform
+from stn_proto import WireFormatError, join, join_many, split_many, to_payload, values
 from stn_proto.codec import DTYPES
-from stn_proto.v1 import (
-    many_pb2,
-    objective_pb2,
-    server_info_pb2,
-    tensor_pb2,
-    warp_pb2,
-)
+from stn_proto.v1 import many_pb2, objective_pb2, server_info_pb2, tensor_pb2, warp_pb2
 from stn_proto.v1.tensor_pb2 import ResidentRef
 
 T = TypeVar("T")
-
-_OPERANDS = {
-    "feature_map": warp_pb2.OPERAND_FEATURE_MAP,
-    "transform": warp_pb2.OPERAND_TRANSFORM,
-}
-_OBJECTIVE_NEEDS = {
-    "gradient": objective_pb2.OBJECTIVE_RESULT_GRADIENT,
-    "gauss_newton": objective_pb2.OBJECTIVE_RESULT_GAUSS_NEWTON,
-}
-KINDS = {
-    kind: name
-    for name in warp_pb2.Transform.DESCRIPTOR.fields_by_name
-    for kind in get_args(Transform)
-    if kind.__name__ == getattr(warp_pb2.Transform(), name).DESCRIPTOR.name
-}
-"""Field of `Transform.kind` of every transform.
-
-Messages and classes have the same names, and so have their fields: first comes the tensor of
-parameters; what else a message has is in `settings`.
-"""
-
-FLOATS = "float32", "float64", "float16", "bfloat16"
-"""Maps of which there are gradients."""
-
-INTERPOLATED = *FLOATS, "uint8", "uint16", "int16"
-"""Maps that any interpolation reads; others, of integers, are labels."""
 
 _PLAIN_KINDS = {kind for kind in KINDS if len(fields(kind)) == 1}
 """Transforms that have nothing but parameters."""
@@ -226,7 +182,7 @@ class Call(Generic[T]):
         """
         self.residents = residents_of(*operands)
         if self.residents:
-            named = zip(_OPERANDS, self.residents, strict=False)
+            named = zip(OPERANDS, self.residents, strict=False)
             self.kept = [one for name, one in named if one is not None and name in keep]
 
     def references(self, client: str) -> list[ResidentRef | None]:
@@ -306,26 +262,26 @@ def warp(
 ) -> Call[Array]:
     """Makes the call of the method `Warp`."""
     conduct, options = Conduct.of(options)
-    given = _map("feature_map", feature_map)
+    given = map_operand("feature_map", feature_map)
     layout = layout_of(options.get("layout"), given.layout)
     finish = _maps(given, layout)
     residents = residents_of(given, getattr(transform, "parameters", None))
     keep = [
         name
-        for name, one in zip(_OPERANDS, residents, strict=False)
+        for name, one in zip(OPERANDS, residents, strict=False)
         if one is not None and one.held.is_kept
     ]
     key = _key(("Warp", *keep), (given.array,), transform, output_size, options, layout)
     if (envelope := _kept.get(key)) is not None:
         return _again(envelope, conduct, finish, keep, given, transform.parameters)
-    _check_labels(given.array.dtype, options.get("interpolation", "bilinear"))
+    check_labels(given.array.dtype, options.get("interpolation", "bilinear"))
     payloads: Payloads = []
     request = warp_pb2.WarpRequest(
-        keep_for_gradients=[_OPERANDS[name] for name in keep],
-        feature_map=_put_map("feature_map", given, payloads, layout),
-        transform=_transform(transform, payloads, layout)[0],
-        output_size=None if output_size is None else _size(output_size),
-        spec=_spec(options),
+        keep_for_gradients=[OPERANDS[name] for name in keep],
+        feature_map=put_map("feature_map", given, payloads, layout),
+        transform=put_transform(transform, payloads, layout)[0],
+        output_size=None if output_size is None else size_of(output_size),
+        spec=spec_of(options),
     )
     replies = Replies("Warp", warp_pb2.WarpReply, ["output"], _only)
     call = _call("Warp", request, payloads, replies, [_output(request)], key)
@@ -343,8 +299,8 @@ def warp_gradients(
 ) -> Call[Gradients]:
     """Makes the call of the method `WarpGradients`."""
     conduct, options = Conduct.of(options)
-    given = _map("feature_map", feature_map)
-    incoming = _map("grad_output", grad_output)
+    given = map_operand("feature_map", feature_map)
+    incoming = map_operand("grad_output", grad_output)
     layout = layout_of(options.get("layout"), given.layout)
     maps = incoming.array, given.array
     key = _key(("WarpGradients",), maps, transform, needs, options, layout)
@@ -353,18 +309,18 @@ def warp_gradients(
         operands = incoming, given, transform.parameters
         return _again(envelope, conduct, finish, (), *operands)
     for field, one in (("grad_output", incoming), ("feature_map", given)):
-        _check_floats(field, one.array.dtype)
-    _check_same("grad_output", incoming.array.dtype, "feature_map", given.array.dtype)
+        check_floats(field, one.array.dtype)
+    check_same("grad_output", incoming.array.dtype, "feature_map", given.array.dtype)
     payloads: Payloads = []
-    grad_output_tensor = _put_map("grad_output", incoming, payloads, layout)
-    feature_map_tensor = _put_map("feature_map", given, payloads, layout)
-    sent, parameters = _transform(transform, payloads, layout)
+    grad_output_tensor = put_map("grad_output", incoming, payloads, layout)
+    feature_map_tensor = put_map("feature_map", given, payloads, layout)
+    sent, parameters = put_transform(transform, payloads, layout)
     request = warp_pb2.WarpGradientsRequest(
         grad_output=grad_output_tensor,
         feature_map=feature_map_tensor,
         transform=sent,
-        spec=_spec(options),
-        needs=_needs(needs),
+        spec=spec_of(options),
+        needs=gradient_needs(needs),
     )
 
     tensors = {
@@ -387,11 +343,11 @@ def generate_grid(
     """Makes the call of the method `GenerateGrid`."""
     conduct, options = Conduct.of(options)
     payloads: Payloads = []
-    sent, of_parameters = _transform(transform, payloads)
+    sent, of_parameters = put_transform(transform, payloads)
     request = warp_pb2.GenerateGridRequest(
         transform=sent,
-        output_size=_size(output_size),
-        **_grid_fields(options),
+        output_size=size_of(output_size),
+        **grid_fields(options),
     )
 
     parameters, target = _parameters(request.transform), request.output_size
@@ -410,12 +366,12 @@ def generate_grid_gradients(
     """Makes the call of the method `GenerateGridGradients`."""
     conduct, options = Conduct.of(options)
     payloads: Payloads = []
-    grad_grid_tensor = _put("grad_grid", as_array("grad_grid", grad_grid), payloads)
-    sent, of_parameters = _transform(transform, payloads)
+    grad_grid_tensor = put("grad_grid", as_array("grad_grid", grad_grid), payloads)
+    sent, of_parameters = put_transform(transform, payloads)
     request = warp_pb2.GenerateGridGradientsRequest(
         grad_grid=grad_grid_tensor,
         transform=sent,
-        **_grid_fields(options),
+        **grid_fields(options),
     )
 
     kind, method = warp_pb2.GenerateGridGradientsReply, "GenerateGridGradients"
@@ -442,32 +398,32 @@ def objective(
     delta = comparison["delta"]
     if isinstance(delta, bool) or not isinstance(delta, Real):
         raise invalid("delta", f"expected a number, got {delta!r}.")
-    given = _map("moving", moving)
-    _check_floats("moving", given.array.dtype)
+    given = map_operand("moving", moving)
+    check_floats("moving", given.array.dtype)
     layout = layout_of(options.get("layout"), given.layout)
-    target = _map("fixed", fixed)
-    _check_same("fixed", target.array.dtype, "moving", given.array.dtype)
+    target = map_operand("fixed", fixed)
+    check_same("fixed", target.array.dtype, "moving", given.array.dtype)
     tensors: dict[str, Any] = {
-        name: _put_map(name, value, payloads, layout)
+        name: put_map(name, value, payloads, layout)
         for name, value in (("moving", given), ("fixed", target))
     }
-    sent, parameters = _transform(transform, payloads, layout)
+    sent, parameters = put_transform(transform, payloads, layout)
     if weights is not None:
-        of_points = _map("weights", weights)
-        _check_same("weights", of_points.array.dtype, "moving", given.array.dtype)
-        tensors["weights"] = _put_map("weights", of_points, payloads, layout)
+        of_points = map_operand("weights", weights)
+        check_same("weights", of_points.array.dtype, "moving", given.array.dtype)
+        tensors["weights"] = put_map("weights", of_points, payloads, layout)
     request = objective_pb2.ObjectiveRequest(
         **tensors,
         transform=sent,
-        spec=_spec(options),
-        loss=_enum(objective_pb2.Loss, "loss", comparison["loss"]),
+        spec=spec_of(options),
+        loss=enum_of(objective_pb2.Loss, "loss", comparison["loss"]),
         delta=float(delta),
-        domain=_enum(objective_pb2.Domain, "domain", comparison["domain"]),
-        needs=_objective_needs(needs),
+        domain=enum_of(objective_pb2.Domain, "domain", comparison["domain"]),
+        needs=objective_needs(needs),
     )
 
-    fields = ["value", "count", *_OBJECTIVE_NEEDS]
-    kind, optional = objective_pb2.ObjectiveReply, _OBJECTIVE_NEEDS.keys()
+    fields = ["value", "count", *OBJECTIVE_NEEDS]
+    kind, optional = objective_pb2.ObjectiveReply, OBJECTIVE_NEEDS.keys()
     replies = Replies("Objective", kind, fields, Objective, optional=optional)
     call = _call("Objective", request, payloads, replies, ())  # small, so that none is placed
     call.conduct, call.finish = conduct, _objective(given, layout, parameters)
@@ -560,20 +516,6 @@ class _ManyReplies:
                 yield join(getattr(reply, name).SerializeToString(), found.payloads[start:end])
             else:
                 raise WireFormatError("replies", f"one of {name}", f"one of {kind}")
-
-
-def check_options(options: WarpOptions, output_size: Sequence[int] | None) -> None:
-    """Checks the options of warps that are made later.
-
-    Raises:
-        TypeError: There is no such option.
-        InvalidRequestError: A value breaks a rule.
-    """
-    reject_unknown(options, WarpOptions.__annotations__)
-    _spec(options)
-    layout_of(options.get("layout"), None)
-    if output_size is not None:
-        _size(output_size)
 
 
 def _call(
@@ -708,256 +650,3 @@ def _output(request: warp_pb2.WarpRequest) -> Result:
     target = request.output_size or (parameters.shape[1:-1] if of_points else source)
     shape = (batch, *target, *channels) if is_last else (batch, *channels, *target)
     return Result(shape, DTYPES[feature_map.data_type])
-
-
-def _put(
-    field: str,
-    array: Array,
-    payloads: Payloads,
-    layout: tensor_pb2.Layout = tensor_pb2.LAYOUT_UNSPECIFIED,
-) -> tensor_pb2.Tensor:
-    try:
-        return put_tensor(array, payloads, layout=layout)
-    except WireFormatError as error:
-        raise invalid(field, f"expected {error.expected}, got {error.actual}. Cast it.") from error
-
-
-def _check_labels(dtype: np.dtype[Any], interpolation: object) -> None:
-    """Checks that labels, which are integers, are not interpolated."""
-    known = dtype.newbyteorder("<") in DTYPES.values()
-    if known and interpolation != "nearest" and dtype.name not in INTERPOLATED:
-        expected = f"expected one of {', '.join(INTERPOLATED)}, got {dtype}."
-        advice = 'Cast it; if these are labels, pass interpolation="nearest".'
-        raise invalid("feature_map", f"{expected} {advice}")
-
-
-def _check_floats(field: str, dtype: np.dtype[Any]) -> None:
-    """Checks that a map whose gradients are asked for holds floats."""
-    if dtype.kind in "biu":
-        expected = (
-            f"expected one of {', '.join(FLOATS)}, of which there are gradients, got {dtype}."
-        )
-        raise invalid(field, f"{expected} Cast it.")
-
-
-def _check_same(field: str, dtype: np.dtype[Any], other: str, wanted: np.dtype[Any]) -> None:
-    """Checks that a map has the dtype of another; the order of its bytes does not matter."""
-    if dtype.newbyteorder("=") != wanted.newbyteorder("="):
-        raise invalid(field, f"expected {wanted}, as {other}, got {dtype}. Cast it.")
-
-
-def _map(field: str, value: object) -> Operand:
-    """Returns a map as an operand; anything that NumPy takes for one opaque thing is refused."""
-    given = operand(field, value)
-    if given.array.dtype.kind in "OSU" and not given.array.ndim:
-        advice = "Give arguments in the order of the signature, or by name."
-        raise invalid(field, f"expected an array, got {type(value).__name__}. {advice}")
-    return given
-
-
-def _put_map(field: str, given: Operand, payloads: Payloads, layout: str) -> tensor_pb2.Tensor:
-    if layout == "NCHW":
-        warn_of_channels_last(given.array.shape)
-    on_wire = _enum(tensor_pb2.Layout, "layout", LAYOUTS[layout].on_wire)
-    return _put(field, with_batch(field, given.array, layout), payloads, on_wire)
-
-
-def _transform(
-    transform: Transform, payloads: Payloads, layout: str = "NCHW"
-) -> tuple[warp_pb2.Transform, Operand]:
-    """Returns the message of a transform, and its parameters as they were given."""
-    if type(transform) not in KINDS:
-        raise no_transform(transform)
-    argument = fields(transform)[0].name
-    given = operand(argument, transform.parameters)
-    array = _real(argument, given.array)
-    batched = parameters_with_batch(transform, argument, array, layout)
-    tensor = _put(argument, batched, payloads)
-    settings = getattr(transform, "settings", {})
-    message = warp_pb2.Transform()
-    kind = getattr(message, KINDS[type(transform)])
-    kind.MergeFrom(type(kind)(**{argument: tensor}, **settings))
-    return message, given
-
-
-def no_transform(given: object) -> InvalidRequestError:
-    """Returns the error of an argument that stands in the place of a transform."""
-    expected = " or ".join(kind.__name__ for kind in KINDS)
-    hint = " Unpack it: **transform." if isinstance(given, Mapping) else ""
-    if hasattr(given, "__array__") or isinstance(given, list):
-        hint = " Say what the numbers are, such as Affine(matrix)."
-    return invalid("transform", f"expected {expected}, got {type(given).__name__}.{hint}")
-
-
-def parameters_with_batch(
-    transform: Transform, argument: str, parameters: Array, layout: str
-) -> Array:
-    """Returns parameters with a batch axis, which may be missing beside a single map.
-
-    Raises:
-        InvalidRequestError: They have the shape of something else, or are those of several maps,
-            beside one.
-    """
-    shape = parameters.shape
-    if advice := _advice(transform, argument, shape):
-        own = {
-            Affine: "(N, 2, 3) or (N, 3, 4)",
-            Homography: "(N, 3, 3)",
-            ThinPlateSpline: "(N, K, 2)",
-        }.get(type(transform), "(N, [D',] H', W', 2 or 3)")
-        raise invalid(argument, f"expected shape {own}, got {shape}. {advice}")
-    rank = 1
-    if isinstance(transform, Affine | Homography | ThinPlateSpline):
-        rank = 2
-    elif isinstance(transform, Flow | SamplingGrid):
-        rank = shape[-1] + 1 if shape else 0
-    is_number = len(getattr(transform, "given", ())) == 1
-    if not LAYOUTS[layout].added:
-        if parameters.ndim != rank and not (is_number and not shape):
-            return parameters
-        advice = f"Add one: {argument}[None] has N = 1."
-        if is_number:
-            advice = "Reshape it to (N, 1)."
-        raise invalid(argument, f"expected a batch axis, got shape {shape}. {advice}")
-    if is_number and not shape:
-        return parameters[None, None]
-    if parameters.ndim == rank:
-        return parameters[None]
-    if shape[:1] != (1,):
-        expected = f"expected those of one map (N = 1) beside layout {layout!r}"
-        advice = 'Give maps a batch axis: "NCHW" or "NHWC".'
-        raise invalid(argument, f"{expected}, got shape {shape}. {advice}")
-    return parameters
-
-
-def _advice(transform: Transform, argument: str, shape: tuple[int, ...]) -> str:
-    """Returns how parameters of a known other shape become those of a transform; mostly empty."""
-    rows, columns = (0, 0, *shape)[-2:]
-    if isinstance(transform, Affine):
-        return _advice_on_affine(argument, rows, columns)
-    if isinstance(transform, Homography):
-        if (rows, columns) == (2, 3):
-            return "That is an Affine."
-        return f"Reshape it: {argument}.reshape(-1, 3, 3)." if columns == 9 else ""
-    if isinstance(transform, ThinPlateSpline):
-        is_flat = len(shape) == 2 and columns > 4
-        return f"Reshape it: {argument}.reshape({rows}, -1, 2)." if is_flat else ""
-    if isinstance(transform, Flow | SamplingGrid) and columns not in {2, 3}:
-        dims = len(shape) - 2  # (N, 2, H', W') of images, (N, 3, D', H', W') of volumes
-        for axis, count in ((1, dims), (0, dims + 1)):
-            if count in {2, 3} and shape[axis] == count:
-                return f"Coordinates are the last axis: np.moveaxis({argument}, {axis}, -1)."
-    return ""
-
-
-def _advice_on_affine(argument: str, rows: int, columns: int) -> str:
-    """Returns how a matrix of other sizes becomes an affine one."""
-    if rows == columns and rows in {3, 4}:
-        also = " if it is (0, 0, 1), or make it a Homography" if rows == 3 else ""
-        return f"Leave out the last row, {argument}[..., :{rows - 1}, :]{also}."
-    if columns in {6, 12}:
-        matrix = "2, 3" if columns == 6 else "3, 4"
-        return f"Reshape it: {argument}.reshape(-1, {matrix})."
-    return ""
-
-
-def _real(field: str, array: Array) -> Array:
-    """Returns parameters as float32 or float64; lists of Python numbers become float64.
-
-    Those in half precision become float32, as torch's do under autocast.
-    """
-    if array.dtype.kind in "iu":
-        return array.astype(np.float64)
-    if array.dtype.name in {"float16", "bfloat16"}:
-        return array.astype(np.float32)
-    if array.dtype.kind != "f":
-        raise invalid(field, f"expected float32 or float64, got {array.dtype}. Cast it.")
-    return array
-
-
-def _spec(options: WarpOptions) -> warp_pb2.WarpSpec:
-    reject_unknown(options, WarpCallOptions.__annotations__)
-    fill = _fill(options.get("fill", ()))
-    if "padding" not in options and fill.any():
-        warn_of_fill(options["fill"])
-    return warp_pb2.WarpSpec(
-        interpolation=_enum(
-            warp_pb2.Interpolation, "interpolation", options.get("interpolation", "bilinear")
-        ),
-        padding=_enum(warp_pb2.Padding, "padding", options.get("padding", "zeros")),
-        fill=fill,
-        subgradient=_enum(warp_pb2.Subgradient, "subgradient", options.get("subgradient", "right")),
-        allow_nondeterministic=not _flag("deterministic", options.get("deterministic", True)),
-        **_grid_fields(options, check=False),
-    )
-
-
-def _grid_fields(options: GridOptions, *, check: bool = True) -> dict[str, Any]:
-    if check:
-        reject_unknown(options, GridCallOptions.__annotations__)
-    coordinates = options.get("coordinates", "normalized")
-    return {
-        "coordinates": _enum(warp_pb2.Coordinates, "coordinates", coordinates),
-        "align_corners": _flag("align_corners", options.get("align_corners", False)),
-    }
-
-
-def _flag(option: str, value: object) -> bool:
-    if not isinstance(value, bool | np.bool_):
-        raise invalid(option, f"expected True or False, got {value!r}.")
-    return bool(value)
-
-
-def _size(size: Sequence[int]) -> Array:
-    sizes = as_array("output_size", size)
-    if sizes.ndim != 1 or sizes.dtype.kind not in "iu":
-        raise invalid("output_size", f"expected integers ([D',] H', W'), got {size!r}.")
-    if sizes.max(initial=0) >= 2**63:
-        raise invalid("output_size", f"expected sizes below 2**63, got {size!r}.")
-    return sizes
-
-
-def _fill(fill: float | Sequence[float]) -> Array:
-    numbers = np.atleast_1d(as_array("fill", fill))
-    if numbers.dtype.kind not in "iufb" and numbers.size:
-        raise invalid("fill", f"expected numbers, got {fill!r}.")
-    if numbers.ndim != 1:
-        raise invalid("fill", f"expected one number, or one per channel, got {fill!r}.")
-    return numbers.astype(np.float64)
-
-
-def _needs(needs: Iterable[str]) -> list[warp_pb2.Operand]:
-    if isinstance(needs, str) or not isinstance(needs, Iterable):
-        raise invalid("needs", f"expected a list of {', '.join(_OPERANDS)}, got {needs!r}.")
-    numbers = [_choice("needs", need, _OPERANDS) for need in needs]
-    if not numbers:  # on the wire, none stands for all
-        raise invalid("needs", f"expected at least one of {', '.join(_OPERANDS)}, got none.")
-    return numbers
-
-
-def _objective_needs(needs: Iterable[str]) -> list[objective_pb2.ObjectiveResult]:
-    if isinstance(needs, str) or not isinstance(needs, Iterable):
-        raise invalid("needs", f"expected a list of {', '.join(_OBJECTIVE_NEEDS)}, got {needs!r}.")
-    value = objective_pb2.OBJECTIVE_RESULT_VALUE  # so that it is never empty, which has a default
-    return [value, *(_choice("needs", need, _OBJECTIVE_NEEDS) for need in needs)]
-
-
-def reject_unknown(options: Iterable[str], known: Iterable[str]) -> None:
-    for name in options:
-        if name not in known:
-            hint = f" Did you mean {other}?" if (other := meant(name, known)) else ""
-            expected = f"expected an option of {', '.join(known)}"
-            raise TypeError(f"{name}: {expected}, got one that does not exist.{hint}")
-
-
-def _enum(kind: Any, option: str, name: str) -> Any:
-    """Returns the number of `name` in a wire enumeration: "zeros" is PADDING_ZEROS."""
-    numbers = {word: number for number, word in words_of(kind.DESCRIPTOR).items()}
-    return _choice(option, name, numbers)
-
-
-def _choice(option: str, name: str, numbers: dict[str, T]) -> T:
-    if not isinstance(name, str) or name not in numbers:
-        hint = f" Did you mean {other!r}?" if (other := meant(name, numbers)) else ""
-        raise invalid(option, f"expected one of {', '.join(numbers)}, got {name!r}.{hint}")
-    return numbers[name]

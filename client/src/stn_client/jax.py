@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stn_client._aio import AsyncClient
-from stn_client._calls import check_options
+from stn_client._arguments import check_options
 from stn_client._client import Client
 from stn_client._errors import invalid
 from stn_client._layouts import output_shape

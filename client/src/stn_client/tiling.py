@@ -17,12 +17,13 @@ from typing import Any, NamedTuple, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from stn_client._arguments import check_options
 from stn_client._arrays import AnyArray, as_array, operand
-from stn_client._calls import check_options, parameters_with_batch
 from stn_client._client import Client
 from stn_client._errors import InvalidRequestError
 from stn_client._layouts import LAYOUTS, layout_of, with_batch, without_batch
 from stn_client._options import WarpOptions, takes_options
+from stn_client._parameters import parameters_with_batch
 from stn_client._server_info import Limits
 from stn_client._transforms import Affine, Homography, ThinPlateSpline
 from stn_client._units import Scaling, Unit, from_pixels, to_pixels, unit_of

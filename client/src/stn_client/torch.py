@@ -23,8 +23,8 @@ from torch._functorch import autograd_function
 from torch.autograd import forward_ad
 
 from stn_client._aio import AsyncClient
+from stn_client._arguments import check_options, no_transform, reject_unknown
 from stn_client._arrays import numpy_to_torch, torch_to_numpy
-from stn_client._calls import check_options, no_transform, reject_unknown
 from stn_client._client import Client
 from stn_client._connection import CLIENTS, register
 from stn_client._errors import invalid

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from stn_client._calls import KINDS
+from stn_client._arguments import KINDS
 from stn_client._options import GridOptions
 from stn_client._transforms import Affine, Homography, SamplingGrid, ThinPlateSpline
 from stn_client.geometry import TransformArguments, rotation_about
