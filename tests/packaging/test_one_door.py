@@ -115,7 +115,7 @@ def test_a_kind_of_known_equations_is_written_into_few_files(kind):
     found = {str(path.relative_to(ROOT)) for path in sources_that_name(kind)}
     found -= {
         f"client/src/stn_client/{name}.py"
-        for name in ("geometry/_points", "registration", "cli/_pictures")
+        for name in ("geometry/_points", "registration", "cli/_align")
     }
     transforms = "stn_engine/src/stn_engine/transforms"
     assert found >= {

@@ -17,7 +17,7 @@ from stn_client._client import Client
 from stn_client._credentials import Tls
 from stn_client._errors import StnClientError
 from stn_client._retry import RetryPolicy
-from stn_client.cli import _bench, _containers, _info, _pictures, _playground, _top
+from stn_client.cli import _align, _bench, _containers, _info, _playground, _top, _warp
 from stn_client.cli._images import ImageError
 from stn_client.cli._report import report
 from stn_client.cli._terminal import MissingError, missing
@@ -155,7 +155,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _containers.add_commands(commands)
     _info.add_command(commands)
-    _pictures.add_commands(commands)
+    _warp.add_command(commands)
+    _align.add_command(commands)
     _bench.add_command(commands)
     _top.add_command(commands)
     _playground.add_command(commands)
