@@ -124,9 +124,6 @@ def build(
     events = Events(metrics, event_log, *([tracing] if tracing else []), *listeners)
     files, health = Watch(events), Health(HEALTH_NAMES)
 
-    def is_ready() -> bool:
-        return health.is_ready
-
     # What computes.
     lanes = _lanes(devices, runner, events)
     policy = Policy(_policy_limits(config.batching, len(lanes)))
@@ -135,52 +132,12 @@ def build(
     self_test = SelfTest(batcher, health, config.batching.stall_s)
     events.add(self_test)
 
-    # What makes problems of messages, and replies of results.
+    # Where tensors lie that come with no message, what answers calls, and what brings these.
     arenas, residents = Arenas(config.local), Residents(config.residents, events, batcher.now)
-    memory = Memory(arenas if config.local.dir else None, residents)
-    translator = Translator(config.limits, memory)
-    transfers = Transfers(residents, config.limits, memory)
-    info = ServerInfo(config, is_ready, batcher.statistics, lanes.devices)
-    service = Service(translator, batcher, info.message, events, transfers.methods)
-    inference = InferenceService(config, translator, batcher, service.quotas, is_ready, events)
+    services = _services(config, batcher, lanes, arenas, residents, health, events)
+    transports = _transports(config, batcher, services, arenas, health, files, events)
 
-    # What brings the messages.
-    backlog = Backlog()
-    monitor = LoopMonitor(backlog, events, config.lifecycle.hang_s)
-    receiver = Receiver(batcher, config.limits, config.batching.max_admitted_bytes)
-    transport = GrpcTransport(
-        service,
-        receiver,
-        batcher.now,
-        events,
-        backlog,
-        certified=bool(config.tls.client_ca),
-        slow_call_s=config.log.slow_call_s or math.inf,
-    )
-    streams = Streams(inference, transport, batcher, config.oip, config.limits.max_output_bytes)
-    interceptors = tuple(_interceptors(config, transport, files))
-    grpc_server, admin_server = _grpc_servers(config, interceptors, backlog)
-    grpc_server.add_generic_rpc_handlers((transport.handlers(), streams.handlers()))
-    reflecting = {"listen": grpc_server, "admin_listen": admin_server}.get(config.reflection)
-    if reflecting:
-        reflecting.add_generic_rpc_handlers(Reflection(DESCRIBED, transport).handlers())
-    for server in (grpc_server, admin_server):
-        server.add_generic_rpc_handlers(
-            (health.handlers(transport, receiver), transport.refuse_unknown())
-        )
-
-    # What a scrape reads of all of it.
-    metrics.watch(batcher.statistics, batcher.queue_age_s)
-    metrics.watch_readiness(is_ready)
-    metrics.watch_memory({"cpu": resident_bytes, **{one.name: one.held_bytes for one in devices}})
-    metrics.watch_cpu(usable_cores(), throttling)
-    metrics.watch_lanes(Counter(device.name for device in devices))
-    metrics.watch_arenas(arenas)
-    metrics.watch_residents(residents)
-    metrics.watch_receiving(receiver.receiving_bytes)
-    metrics.watch_loop(monitor.still_s, backlog.pending, lambda: backlog.wait_s)
-    ProcessCollector(registry=registry)
-    return Parts(
+    parts = Parts(
         config=config,
         registry=registry,
         metrics=metrics,
@@ -192,14 +149,16 @@ def build(
         lanes=lanes,
         batcher=batcher,
         residents=residents,
-        transport=transport,
-        local=_local_transport(config, transport, arenas, interceptors),
+        transport=transports.transport,
+        local=transports.local,
         health=health,
-        monitor=monitor,
+        monitor=LoopMonitor(transports.backlog, events, config.lifecycle.hang_s),
         self_test=self_test,
-        grpc_server=grpc_server,
-        admin_server=admin_server,
+        grpc_server=transports.grpc_server,
+        admin_server=transports.admin_server,
     )
+    _expose(parts, devices, arenas, transports)
+    return parts
 
 
 def _lanes(devices: Sequence[Device], runner: Runner | None, events: Events) -> Lanes:
@@ -207,6 +166,88 @@ def _lanes(devices: Sequence[Device], runner: Runner | None, events: Events) -> 
     if runner is not None:
         return Lanes([("cpu", runner)], events)
     return Lanes([(device.name, EngineRunner(device, events)) for device in devices], events)
+
+
+@dataclass(frozen=True, slots=True)
+class _Services:
+    """What answers calls, whatever transport brings them."""
+
+    service: Service
+    inference: InferenceService
+    """The same in the Open Inference Protocol."""
+
+
+def _services(
+    config: ServerConfig,
+    batcher: Batcher,
+    lanes: Lanes,
+    arenas: Arenas,
+    residents: Residents,
+    health: Health,
+    events: Events,
+) -> _Services:
+    """Makes what makes problems of messages, and replies of results."""
+
+    def is_ready() -> bool:
+        return health.is_ready
+
+    memory = Memory(arenas if config.local.dir else None, residents)
+    translator = Translator(config.limits, memory)
+    transfers = Transfers(residents, config.limits, memory)
+    info = ServerInfo(config, is_ready, batcher.statistics, lanes.devices)
+    service = Service(translator, batcher, info.message, events, transfers.methods)
+    inference = InferenceService(config, translator, batcher, service.quotas, is_ready, events)
+    return _Services(service, inference)
+
+
+@dataclass(frozen=True, slots=True)
+class _Transports:
+    """What brings messages to the services."""
+
+    backlog: Backlog
+    receiver: Receiver
+    transport: GrpcTransport
+    local: LocalTransport | None
+    grpc_server: grpc.aio.Server
+    admin_server: grpc.aio.Server
+
+
+def _transports(
+    config: ServerConfig,
+    batcher: Batcher,
+    services: _Services,
+    arenas: Arenas,
+    health: Health,
+    files: Watch,
+    events: Events,
+) -> _Transports:
+    """Makes what brings messages: gRPC for callers and for operators, and the local transport."""
+    backlog = Backlog()
+    receiver = Receiver(batcher, config.limits, config.batching.max_admitted_bytes)
+    transport = GrpcTransport(
+        services.service,
+        receiver,
+        batcher.now,
+        events,
+        backlog,
+        certified=bool(config.tls.client_ca),
+        slow_call_s=config.log.slow_call_s or math.inf,
+    )
+    most_bytes = config.limits.max_output_bytes
+    streams = Streams(services.inference, transport, batcher, config.oip, most_bytes)
+    interceptors = tuple(_interceptors(config, transport, files))
+    grpc_server, admin_server = _grpc_servers(config, interceptors, backlog)
+    # The first handlers that know a method take it: what refuses unknown ones comes last.
+    grpc_server.add_generic_rpc_handlers((transport.handlers(), streams.handlers()))
+    reflecting = {"listen": grpc_server, "admin_listen": admin_server}.get(config.reflection)
+    if reflecting:
+        reflecting.add_generic_rpc_handlers(Reflection(DESCRIBED, transport).handlers())
+    for server in (grpc_server, admin_server):
+        server.add_generic_rpc_handlers(
+            (health.handlers(transport, receiver), transport.refuse_unknown())
+        )
+    local = _local_transport(config, transport, arenas, interceptors)
+    return _Transports(backlog, receiver, transport, local, grpc_server, admin_server)
 
 
 def _grpc_servers(
@@ -270,6 +311,23 @@ def _interceptors(
     path = config.auth.tokens
     if path:
         yield Authenticator(files.value("tokens", [path], lambda: read_tokens(path)), transport)
+
+
+def _expose(
+    parts: Parts, devices: Sequence[Device], arenas: Arenas, transports: _Transports
+) -> None:
+    """Lets metrics read, at every scrape, what the parts hold."""
+    metrics, batcher, backlog = parts.metrics, parts.batcher, transports.backlog
+    metrics.watch(batcher.statistics, batcher.queue_age_s)
+    metrics.watch_readiness(lambda: parts.health.is_ready)
+    metrics.watch_memory({"cpu": resident_bytes, **{one.name: one.held_bytes for one in devices}})
+    metrics.watch_cpu(usable_cores(), throttling)
+    metrics.watch_lanes(Counter(device.name for device in devices))
+    metrics.watch_arenas(arenas)
+    metrics.watch_residents(parts.residents)
+    metrics.watch_receiving(transports.receiver.receiving_bytes)
+    metrics.watch_loop(parts.monitor.still_s, backlog.pending, lambda: backlog.wait_s)
+    ProcessCollector(registry=parts.registry)
 
 
 def _tracing(config: ServerConfig) -> Tracing | None:
