@@ -55,21 +55,24 @@ class LocalServer:
         command, flags = _command(), ["--lifecycle-end-with-stdin=true", *ANY_PORTS]
         with _sink(log) as stderr:
             self._folder = _folder()
-            self._lifeline = _Lifeline()
+            self._owner_pipe = _OwnerPipe()
             try:
                 self.process = subprocess.Popen(
                     [command, *flags, f"--local-dir={self._folder}", *arguments],
-                    stdin=self._lifeline.server_end,
+                    stdin=self._owner_pipe.server_end,
                     stdout=subprocess.PIPE,
                     stderr=stderr,
                     text=True,
+                    # Else Ctrl-C in a terminal would reach the server, too, before its owner has
+                    # stopped it.
                     start_new_session=True,
                 )
             finally:
-                os.close(self._lifeline.server_end)
+                os.close(self._owner_pipe.server_end)
         try:
             addresses = self._addresses()
         except BaseException:
+            # It may be interrupted, as by Ctrl-C, while the server starts.
             self.process.kill()
             self._wait()
             raise
@@ -97,7 +100,7 @@ class LocalServer:
             self.process.kill()
             return self.process.wait()
         finally:
-            self._lifeline.close()
+            self._owner_pipe.close()
             shutil.rmtree(self._folder, ignore_errors=True)
             if self.process.stdout is not None:
                 self.process.stdout.close()
@@ -114,7 +117,7 @@ class LocalServer:
         return addresses
 
 
-class _Lifeline:
+class _OwnerPipe:
     """A pipe that closes when this process ends, however that comes about.
 
     Children forked from this process hold no end of it.
@@ -137,7 +140,7 @@ class _Lifeline:
             os.close(cls._held.pop())
 
 
-os.register_at_fork(after_in_child=_Lifeline.close_all)
+os.register_at_fork(after_in_child=_OwnerPipe.close_all)
 
 
 def _command() -> str:
