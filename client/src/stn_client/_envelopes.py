@@ -131,6 +131,7 @@ class Kept:
 
     def keep(self, key: Hashable, envelope: Envelope[Any]) -> None:
         """Keeps an envelope; drops all others when there are too many."""
+        # A new dict, and no lock: a thread that reads at the same moment goes on with the old one.
         if len(self._envelopes) >= MAX_KEPT:
             self._envelopes = {}
         self._envelopes[key] = envelope
@@ -183,6 +184,8 @@ class Replies(Generic[T]):
             arrays = form.arrays(message, places)
         except (WireFormatError, DecodeError) as error:
             raise mismatch(self._method, error) from error
+        # A new tuple each time: a thread that reads at the same moment sees the old one, or this
+        # one.
         self._forms = form, *self._forms[: MAX_FORMS - 1]
         return self._result(*arrays)
 
@@ -226,6 +229,8 @@ class _Part:
         shape, dtype = self.declaration.shape, self.declaration.dtype
         if self.place is None:
             array: Array = np.ndarray(shape, dtype, message, self.start)
+            # Offsets in a message are what the lengths before them make them; NumPy reads from any,
+            # slowly.
             if array.flags.aligned:
                 return array  # read-only, as bytes are
             array = array.copy()

@@ -43,6 +43,7 @@ def most_in_stack(call: Call[Any]) -> int:
     if envelope.most_in_stack is None:
         shapes = [tuple(tensor.shape) for tensor in tensors_of(envelope.message)]
         shapes += [result.shape for result in envelope.results]
+        # An operand of N = 1 that serves a batch would be shared with the items of other calls.
         batches = {shape[0] if shape else 0 for shape in shapes}
         largest = max(envelope.all_operands_bytes, envelope.all_results_bytes, 1)
         has_batch = len(batches) == 1 and 0 not in batches and bool(envelope.results)
@@ -109,6 +110,7 @@ def _aligned(size_bytes: int) -> int:
 def _envelope(first: Envelope[Any], count: int) -> Envelope[Any]:
     message: Any = type(first.message)()
     message.CopyFrom(first.message)
+    # Only the batch axis grows, so that the bytes of operands need no new order: they are joined.
     for tensor in tensors_of(message):
         tensor.shape[0] *= count
     operands_bytes = tuple(count * size_bytes for size_bytes in first.operands_bytes)

@@ -206,7 +206,7 @@ def milliseconds_until(deadline_s: float | None) -> float | None:
     """Returns what is left until an instant of `time.monotonic`; None: no limit.
 
     Raises:
-        CallError: Nothing.
+        CallError: Nothing is left.
     """
     if deadline_s is None:
         return None

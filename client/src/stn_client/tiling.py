@@ -358,6 +358,7 @@ def _preimage(
         return [(-math.inf, math.inf)] * 2
     preimage = []
     for points, bound in ((y / w, bound_y), (x / w, bound_x)):
+        # A server rounds numerator and denominator in proportion to the largest of their terms.
         error = _ROUNDING * (bound + abs(points).max() * bound_w) / nearest
         preimage.append((float(points.min() - error), float(points.max() + error)))
     return preimage
@@ -383,11 +384,14 @@ def _axis(
     elif mirror is not None and (period == 0 or max(-low, high) > _FAR_PX):
         low, high = 0, last
     elif mirror is not None:
+        # Reflections repeat with this period: shifted by a multiple of it, the window begins in the
+        # image or in the mirror image behind it.
         offset = -period * math.floor((low + edge / 2) / period)
         low, high = low + offset, high + offset
         if low > last + edge / 2:  # begins in a mirror image: seen in the mirror, it is upright
             sign, offset = -1, 2 * last + edge - offset
             low, high = 2 * last + edge - high, 2 * last + edge - low
+        # What lies beyond one edge of the image is in it anyway, seen in the mirror there.
         if low < 0:
             low, high = 0, max(high, -edge - low)
         elif high > last:

@@ -114,14 +114,17 @@ class EventLog(Listener):
             return False
         now, known = time.monotonic(), self._repeated.get(key)
         if known is None or (now >= known.until and not known.calls):
+            # The first of its kind, or the first after a pause without any: its caller logs it.
             self._repeated.pop(key, None)
             self._repeated[key] = _Repeated(level, dict(facts), now + REPEAT_S)
+            # The oldest kind makes room, and logs what it has counted.
             if len(self._repeated) > MAX_REPEATED:
                 self._tell(next(iter(self._repeated)))
             return False
         known.calls += end.alike
         if len(known.request_ids) < MAX_REQUEST_IDS:
             known.request_ids.append(request_id)
+        # One line for all that come until then.
         if known.timer is None:
             loop = asyncio.get_running_loop()
             known.timer = loop.call_later(max(0.0, known.until - now), self._tell_again, key)

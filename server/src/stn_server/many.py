@@ -127,6 +127,8 @@ class Many:
         """
         if self._caller.quota is UNLIMITED:
             return
+        # The message counted by its declared size so far; from here on each call counts by its
+        # cost.
         resize(0)
         is_first = True
         for position, request in list(self._requests.items()):
@@ -163,6 +165,7 @@ class Many:
             computed: The outcomes of the calls that were computed.
         """
         written: dict[int, tuple[bytes, Sequence[Any]]] = {}
+        # A copy, from whose original `_fail` takes entries.
         pairs = zip(list(self._requests.items()), computed, strict=True)
         for (position, request), outcome in pairs:
             if isinstance(outcome, Exception):
@@ -229,6 +232,7 @@ class Many:
         alike: dict[tuple[str, int], tuple[End, list[NestedCall]]] = {}
         for position, end in ends.items():
             call = self._calls[position]
+            # By identity: all that ended well share one `End`, and each failure has its own.
             alike.setdefault((call.method, id(end)), (end, []))[1].append(call)
         for end, calls in alike.values():
             for tell in self._events.calls_ended:

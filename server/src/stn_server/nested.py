@@ -99,6 +99,8 @@ class NestedTranslator:
             payloads = parts.payloads[start:end]
             sizes_bytes = tuple(map(len, payloads))
             try:
+                # The same bytes may come around payloads of other sizes, of which nothing was
+                # validated.
                 if known is None or known.sizes_bytes != sizes_bytes:
                     known = self._template(call, sizes_bytes)
                 grown_bytes = output_bytes + known.output_bytes
@@ -155,6 +157,7 @@ class NestedTranslator:
         found = _NestedTemplate(method, request, sizes_bytes, output_bytes, template)
         if len(call) <= MAX_TEMPLATE_BYTES:
             if len(self._templates) >= MAX_SIZES * MAX_TEMPLATES:
+                # The oldest one, as a dict keeps the order in which it was filled.
                 del self._templates[next(iter(self._templates))]
             self._templates[call] = found
         return found

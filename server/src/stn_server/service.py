@@ -136,6 +136,7 @@ class Service:
             resize(len(message))
             reply = transfer(message, call.caller.name)
             call.received_bytes = len(message)
+            # Both are in memory until the reply has left.
             self._batcher.resize(place, len(message) + len(reply))
             resize(len(message) + len(reply))
         for tell in self._reached:

@@ -419,6 +419,7 @@ class Batcher:
         self._wake_at = wake_at
         self._timer = None
         if wake_at < math.inf:
+            # A duration: the instants are those of `now`, and the loop has a clock of its own.
             self._timer = self._loop.call_later(wake_at - now, self._tick)
 
     def _tick(self) -> None:

@@ -69,6 +69,7 @@ class Host:
     small = Cost(SMALL_BYTES, SMALL_SAMPLES, SMALL_WORK)
 
     def __init__(self) -> None:
+        # As the configuration has set it before; asked for once, and not with every batch.
         self._threads = torch.get_num_threads()
 
     def run(self, jobs: Sequence[on_bytes.Job], launching: Launching) -> Sequence[Outcome]:
@@ -115,6 +116,7 @@ class DeviceMemory:
         """Holds the memory for one batch: the others end first, later ones wait."""
         with self._changed:
             self._changed.wait_for(lambda: not self._is_taken)
+            # The claim first, so that no further batch comes in while those that run go out.
             self._is_taken = True
             self._changed.wait_for(lambda: self._batches == 0)
         try:
@@ -156,9 +158,11 @@ class Accelerator:
         middle = math.ceil(len(jobs) / 2)
         found: list[Outcome] = []
         for half in filter(None, (jobs[:middle], jobs[middle:])):
+            # What torch keeps of the try that failed is cut to the sizes of the whole batch.
             self._give_back()
             outcomes = self._beside_others(half, launching)
             if outcomes is None and self._memory.lanes > 1:
+                # Only here, where this lane holds no share any more: else it would wait for itself.
                 with self._memory.alone():
                     self._give_back()
                     outcomes = self._tried(half, launching)
@@ -211,6 +215,7 @@ class Accelerator:
         received = DeviceBuffer(sizes_bytes, HOST, self._received)
         device_buffers.compute(problems, operands, results)
         received.copy_from(results)
+        # The copy is asynchronous: the bytes are there only when the stream has come to its end.
         self._finish()
         places = [
             place
@@ -297,6 +302,7 @@ class EngineRunner:
 
     def run_inline(self, batch: Batch) -> Sequence[Any] | None:
         """Does what `run` does for a batch that is small for the device; else returns None."""
+        # `Cost.fits`, written out: every small call comes here.
         cost, small = batch.cost, self._small
         if (
             cost.work > small.work
@@ -352,6 +358,8 @@ class Lanes:
 
     async def run(self, batch: Batch) -> Sequence[Any]:
         """Computes a batch on a runner that is free; see `Runner.run`."""
+        # One is free: the policy launches no more batches at a time than there are lanes. It goes
+        # back behind the others, so that all devices take turns.
         name, runner = lane = self._free.pop(0)
         began = time.monotonic()
         try:
@@ -362,6 +370,7 @@ class Lanes:
 
     def run_inline(self, batch: Batch) -> Sequence[Any] | None:
         """Computes a batch on a free runner in this thread; see `Runner.run_inline`."""
+        # It stays in the list, because nothing else can ask for a lane before this returns.
         name, runner = self._free[0]
         began = time.monotonic()
         outcomes = runner.run_inline(batch)
@@ -418,4 +427,5 @@ def devices_of(setting: str) -> list[Device]:
             known = ", ".join(["auto", "cpu", *here])
             raise ConfigError(f"device: expected some of {known}, got {name}, which is not here.")
     memories = {name: DeviceMemory(LANES_PER_GPU) for name in names}
+    # Each device once before any of them twice, so that the first batches go to different ones.
     return [Gpu(torch.device(name), memories[name]) for _ in range(LANES_PER_GPU) for name in names]

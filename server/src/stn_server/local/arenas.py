@@ -23,6 +23,7 @@ ALIGNMENT_BYTES = 64
 """The alignment of tensors in an arena."""
 
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+"""Nobody changes the size any more: a read beyond a new end would end the server by SIGBUS."""
 
 
 class Arena:
@@ -103,6 +104,7 @@ class Arenas:
     @property
     def size_bytes(self) -> int:
         """The bytes of memory that arenas hold, with removed ones that calls still use."""
+        # Sums of copies, as other threads may change both meanwhile.
         gone_bytes = sum(size_bytes for _, size_bytes in self._gone.copy())
         return sum(list(self._callers_bytes.values())) - gone_bytes
 
@@ -138,6 +140,7 @@ class Arenas:
         self._arenas[arena.id] = arena
         self._callers[owner] += 1
         self._callers_bytes[owner] += size_bytes
+        # For the mapping, not for the arena: what a batch still reads keeps the mapping alone.
         weakref.finalize(arena.mapping, self._gone.append, (owner, size_bytes)).atexit = False
         return arena
 

@@ -81,6 +81,7 @@ class Router:
     async def _find(self, details: Any, depth: int) -> Any:
         if depth == len(self._interceptors):
             return self._handler(details)
+        # As gRPC chains them: each is handed a function that asks those behind it.
         return await self._interceptors[depth].intercept_service(
             lambda further: self._find(further, depth + 1), details
         )
@@ -223,6 +224,8 @@ class Responder:
         except AbortedError:
             return Response(status=call.status).SerializeToString()
         except asyncio.CancelledError:
+            # The connection cancels a call for its deadline, or because it has ended itself; only
+            # then nobody is left to answer.
             if time.monotonic() < call.deadline:
                 raise
             return Response(status=_late()).SerializeToString()
@@ -231,6 +234,7 @@ class Responder:
 
 def peer_of(connected: socket.socket) -> str:
     """Returns the user at the other end of a unix socket, as `caller_of` reads it."""
+    # By the kernel, which has noted it at the connect: no caller can claim to be another user.
     found = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _process, user, _group = _CREDENTIALS.unpack(found)
     return f"{LOCAL}:uid-{user}"

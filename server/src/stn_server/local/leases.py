@@ -118,6 +118,7 @@ class Leases:
                 try:
                     arena = await self._begun(connected)
                 finally:
+                    # What has an arena from here on is limited by the number of arenas.
                     self._starting.release()
                 if arena is not None:
                     await self._loop.sock_recv(connected, 1)  # nothing, until the end
@@ -145,6 +146,7 @@ class Leases:
             asked.call.finish()
         arena = cast("ArenaContext", asked.call).arena
         if arena is None:
+            # Nothing else was sent on this connection, so that the system has room for it.
             connected.send(response)
             return None
         try:
@@ -153,6 +155,7 @@ class Leases:
             self._arenas.remove(arena)
             raise
         finally:
+            # The caller has a descriptor of its own by now, or never will; the server has its map.
             arena.close_descriptor()
         return arena
 

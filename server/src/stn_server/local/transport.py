@@ -51,6 +51,7 @@ class LocalTransport:
         self._limits = limits
         handlers = transport.handlers(), transport.refuse_unknown()
         self._responder = Responder(Router(handlers, interceptors), transport.refusing)
+        # Arenas have a socket of their own, as a connection there is the lease of one.
         of_arenas = ArenaService(arenas, transport), transport.refuse_unknown()
         giver = Responder(Router(of_arenas, interceptors), transport.refusing)
         self._leases = Leases(arenas, giver, limits)

@@ -86,6 +86,7 @@ def _memory_for(job: Job) -> tuple[memoryview, ...]:
 
 
 def _address_of(place: memoryview) -> int:
+    # Empty memory has no first byte that ctypes could take the address of.
     return ctypes.addressof(ctypes.c_char.from_buffer(place)) if place.nbytes else 0
 
 

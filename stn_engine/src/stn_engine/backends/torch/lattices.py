@@ -70,6 +70,7 @@ def linear(matrix: Tensor, axes: Lattice) -> Tensor:
 
 def linear_adjoint(grad: Tensor, axes: Lattice) -> Tensor:
     """Returns the gradient of the matrix of ``linear``: the sums of x·grad, ... and grad."""
+    # Axis by axis, so that terms become few soon: the next axis weighs what this one has summed.
     sums = grad[:, :, None]
     for axis in reversed(axes):
         sums = tree_sum(torch.cat((sums[:, :, -1:] * axis, sums), 2), 3)

@@ -128,10 +128,12 @@ def _correlation(V: Tensor, F: Tensor, w: Tensor, M: Tensor, _: Comparison) -> C
     size = torch.where(M == 0, 1, M)
     a, b = V - _each(_sum(w * V) / size), F - _each(_sum(w * F) / size)
     A, B, S = _sum(w * a * a), _sum(w * b * b), _sum(w * a * b)
+    # A constant map correlates with nothing: its value is 1, and no parameter changes that.
     flat = (CONSTANT * _sum(w * V * V) >= A) | (CONSTANT * _sum(w * F * F) >= B)
     A, B, S = torch.where(flat, 1, A), torch.where(flat, 1, B), torch.where(flat, 0, S)
     root = (A * B).sqrt()
     r = S / root
+    # The means depend on V as well, but contribute nothing: the sums of w·a and of w·b are 0.
     grad = -w * (b / _each(root) - a * _each(r / A))
     return Compared(1 - r, torch.where(_each(flat), 0, grad), torch.zeros_like(a))
 

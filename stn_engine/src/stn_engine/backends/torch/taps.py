@@ -57,6 +57,8 @@ def _bilinear(inner: Tensor, problem: WarpProblem) -> tuple[Tensor, Tensor, Tens
     """Returns the floor and ceil per axis: positions, weights and slopes, each (N, dims, 2, P)."""
     inner = _padded(inner, problem)
     lower = inner.floor()
+    # At a whole coordinate the right-hand tap has no weight, but its slope counts: that is the
+    # derivative to the right. With ceil both taps are one pixel there, whose slopes cancel to 0.
     upper = lower + 1 if problem.spec.subgradient == Subgradient.RIGHT else inner.ceil()
     near = upper - inner  # dx and dy of equation (1)
     weight = torch.stack((near, 1 - near), 2)

@@ -213,6 +213,7 @@ def _inverse(matrix: Array) -> Array:
     count = len(matrix)
     rows = np.concatenate((matrix, np.eye(count)), 1)
     for k in range(count):
+        # The largest one: the diagonal of a spline's system is 0 without regularization.
         pivot = k + int(abs(rows[k:, k]).argmax())
         rows[[k, pivot]] = rows[[pivot, k]]
         rows[k] /= rows[k, k]
