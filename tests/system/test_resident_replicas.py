@@ -18,6 +18,7 @@ from stn_client import (
     AsyncClient,
     Client,
     InvalidRequestError,
+    OverloadedError,
     RetryPolicy,
     Tls,
     UnavailableError,
@@ -192,6 +193,61 @@ def test_tensors_are_released_wherever_they_are(replicas, kind):
     with kind(replicas.target) as stn:
         assert stn.release(*on_both(stn, replicas.targets)) == 4
         assert stn.taken()[0] == {"Release": 2}
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_replica_that_fails_to_release_stops_no_other(replicas, kind, failing):
+    """What it says is raised when all have been asked, with what others say."""
+    with kind(replicas.target) as stn:
+        images = on_both(stn, replicas.targets, 1)
+        client = getattr(stn, "client", stn)
+        note, asked = client.note, []
+
+        def fail(call, progress):
+            note(call, progress)
+            asked.append(progress.address)
+            if len(asked) <= failing:
+                raise OverloadedError(f"full {len(asked)}")
+
+        client.note = fail
+        with pytest.raises(OverloadedError, match=r"^full 1") as raised:
+            stn.release(*images)
+        assert sorted(asked) == sorted(replicas.targets)
+        notes = [f"At {asked[1]}: full 2"][: failing - 1]
+        assert getattr(raised.value, "__notes__", []) == notes
+
+
+@pytest.mark.parametrize("pieces", [0, 2])
+def test_a_tensor_comes_from_any_replica_that_holds_it(replicas, kind, pieces):
+    """All of it, or what is missing where the first one is killed on the way."""
+    with kind(replicas.target) as stn:
+        larger = stn.upload(RNG.random((1, 3, 600, 700), np.float32))
+        image = placed(stn, LARGE, elsewhere=larger)
+        (address,) = where(image)
+        stn.objective(larger, image, Affine(THETA))  # where the larger one is
+        assert len(where(image)) == 2
+        number = replicas.targets.index(address)
+        client = getattr(stn, "client", stn)
+        note = client.note
+        stn.taken()
+
+        def kill():
+            replicas[number].process.kill()
+            replicas[number].stop()
+
+        def kill_on_the_way(call, progress):
+            note(call, progress)
+            if len(client.sent) == pieces:
+                kill()
+
+        client.note = kill_on_the_way
+        if not pieces:
+            kill()
+        np.testing.assert_array_equal(stn.download(image), LARGE)
+        asked = [one for _, one, _ in client.sent]
+        (other,) = {*replicas.targets} - {address}
+        assert asked == [address] * (pieces + 1) + [other] * (PIECES - pieces)
+        replicas.start(number)
 
 
 def test_a_pullback_goes_to_the_replica_that_kept_the_map(replicas):

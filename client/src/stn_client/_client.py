@@ -437,8 +437,7 @@ class Client(SteppingClient):
             options: `timeout_s`, `metadata` and `request_id`, as of `warp`, of each message.
 
         Raises:
-            InvalidRequestError: The server does not hold it any more, or it belongs to another
-                client.
+            InvalidRequestError: No server holds it any more, or it belongs to another client.
             StnClientError: Any other way a call can fail.
         """
         return _completed(self._downloading(tensor, options))
@@ -451,13 +450,14 @@ class Client(SteppingClient):
 
         Args:
             tensors: As `upload` has returned them.
-            options: `timeout_s`, `metadata` and `request_id`, as of `warp`.
+            options: `timeout_s`, `metadata` and `request_id`, as of `warp`, of each message.
 
         Returns:
             How many the server still held.
 
         Raises:
-            StnClientError: Any way a call can fail.
+            StnClientError: Any way a call can fail. Of several replicas all are asked first; notes
+                say how others failed, and what is still there goes with its lease.
         """
         return _completed(self._releasing(tensors, options))
 

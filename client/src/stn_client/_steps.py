@@ -77,17 +77,25 @@ class SteppingClient(BaseClient):
         """Returns the array of a resident tensor, as a server holds it."""
         check_resident(tensor)
         conduct, held = conduct_of(options), tensor.held
-        reference, *_ = *held.references.values(), None
-        if held.client != self._name or reference is None:
+        references = list(held.references.values())
+        if held.client != self._name or not references:
             expected = "expected a tensor on the server of this client, got another one."
             raise invalid("tensor", expected)
         # Bytes come in the wire's order and are written in place, whatever this host's order is.
         array = np.empty(tensor.shape, tensor.dtype.newbyteorder("<"))
         numbers = array.reshape(-1).view(np.uint8)
-        for offset in range(0, numbers.size, PIECE_BYTES):
+        offset = 0
+        while offset < numbers.size:
             size_bytes = min(PIECE_BYTES, numbers.size - offset)
-            piece = yield self._run(download(reference, offset, size_bytes, conduct))
-            numbers[offset : offset + size_bytes] = piece
+            try:
+                piece = yield self._run(download(references[0], offset, size_bytes, conduct))
+            except (InvalidRequestError, UnavailableError) as error:
+                if len(references) == 1 or not self._is_lost(error, references[0]):
+                    raise
+                del references[0]  # the next replica that holds it has the same bytes
+            else:
+                numbers[offset : offset + size_bytes] = piece
+                offset += size_bytes
         return array
 
     def _releasing(self, tensors: Sequence[ResidentTensor], options: CallOptions) -> Steps[int]:
@@ -95,15 +103,23 @@ class SteppingClient(BaseClient):
         for tensor in tensors:
             check_resident(tensor)
         conduct, released = conduct_of(options), 0
+        failures: list[tuple[str, StnClientError]] = []
         for address, references in given_up(tensors, self._name).items():
             for start in range(0, len(references), MAX_RELEASED):
                 some = references[start : start + MAX_RELEASED]
                 try:
                     released += yield self._run(release(some, address, conduct))
-                except UnavailableError:
+                except StnClientError as error:
                     # With a replica goes what it held; only the target as a whole has to be there.
-                    if not self._replicas.reached(address):
-                        raise
+                    is_gone = isinstance(error, UnavailableError)
+                    if not (is_gone and self._replicas.reached(address)):
+                        failures.append((address, error))
+        # Not sooner: what one replica makes of it is no reason to ask none of the others.
+        if failures:
+            (_, first), *others = failures
+            for address, error in others:
+                first.add_note(f"At {address}: {error}")
+            raise first
         return released
 
     def _preparing(self, call: Call[Any], progress: Progress) -> Steps[None]:
