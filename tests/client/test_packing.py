@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 
 import grpc
 import numpy as np
@@ -99,6 +100,7 @@ def test_calls_of_any_method_and_size_go_together(local_server):
             stn.warp_gradients(u[:, :, :2], u, turned),
             stn.generate_grid(turned, (number + 1, 3)),
             stn.generate_grid_gradients(np.ones((1, number + 1, 3, 2), np.float32), turned),
+            stn.objective(u, u[:, :, :2], turned, loss="huber", needs=["gauss_newton"]),
         )
 
     async def together(packing):
@@ -110,7 +112,8 @@ def test_calls_of_any_method_and_size_go_together(local_server):
     packed, alone = asyncio.run(together(packing=True)), asyncio.run(together(packing=False))
     for one, other in zip(packed, alone, strict=True):
         parts = [
-            [x] if isinstance(x, np.ndarray) else [x.feature_map, x.transform] for x in (one, other)
+            [x] if isinstance(x, np.ndarray) else [getattr(x, part.name) for part in fields(x)]
+            for x in (one, other)
         ]
         for part, expected in zip(*parts, strict=True):
             assert (part is None) == (expected is None)
@@ -424,6 +427,30 @@ def test_map_gives_results_in_order(local_server):
         by_threads = list(stn.map(many_calls()))
     for results in (by_threads, asyncio.run(by_tasks())):
         assert [float(result.flat[0]) for result in results] == list(range(300))
+
+
+class NotedClient(Client):
+    """Notes the methods of its messages."""
+
+    def __init__(self, target):
+        super().__init__(target, local=False)
+        self.sent = []
+
+    def _send(self, call, attempt, progress):
+        self.sent.append(call.method.rpartition("/")[2])
+        return super()._send(call, attempt, progress)
+
+
+def test_map_takes_objectives(local_server):
+    """In few messages; the mean square of maps that differ by n everywhere is n squared."""
+    numbers = range(40)
+    fixed = np.zeros((1, 1, 2, 3), np.float32)
+    with NotedClient(local_server.target) as stn:
+        made = (calls.objective(fixed + n, fixed, IDENTITY) for n in numbers)
+        found = list(stn.map(made))
+    assert [one.value.tolist() for one in found] == [[n * n] for n in numbers]
+    assert {"ComputeMany"} <= set(stn.sent) <= {"ComputeMany", "Objective"}
+    assert len(stn.sent) < len(numbers) / 2
 
 
 def test_map_takes_calls_as_results_are_taken(local_server):

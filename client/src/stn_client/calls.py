@@ -12,17 +12,25 @@ Arguments are those of the methods of `Client` of the same names, and are checke
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 from stn_client import _calls
 from stn_client._arrays import AnyArray
 from stn_client._calls import Call
-from stn_client._options import GridCallOptions, WarpCallOptions
+from stn_client._options import GridCallOptions, WarpCallOptions, takes_options
 from stn_client._transforms import ParametricTransform, Transform
 
-__all__ = ["Call", "generate_grid", "generate_grid_gradients", "warp", "warp_gradients"]
+__all__ = [
+    "Call",
+    "generate_grid",
+    "generate_grid_gradients",
+    "objective",
+    "warp",
+    "warp_gradients",
+]
 
 
+@takes_options(WarpCallOptions)
 def warp(
     feature_map: AnyArray,
     transform: Transform,
@@ -37,6 +45,7 @@ def warp(
     return _calls.warp(feature_map, transform, output_size, options)
 
 
+@takes_options(WarpCallOptions)
 def warp_gradients(
     grad_output: AnyArray,
     feature_map: AnyArray,
@@ -53,6 +62,7 @@ def warp_gradients(
     return _calls.warp_gradients(grad_output, feature_map, transform, needs, options)
 
 
+@takes_options(GridCallOptions)
 def generate_grid(
     transform: ParametricTransform, output_size: Sequence[int], **options: Unpack[GridCallOptions]
 ) -> Call[Any]:
@@ -64,6 +74,7 @@ def generate_grid(
     return _calls.generate_grid(transform, output_size, options)
 
 
+@takes_options(GridCallOptions)
 def generate_grid_gradients(
     grad_grid: AnyArray, transform: ParametricTransform, **options: Unpack[GridCallOptions]
 ) -> Call[Any]:
@@ -73,3 +84,25 @@ def generate_grid_gradients(
         InvalidRequestError: An argument breaks a rule; `violations` names it.
     """
     return _calls.generate_grid_gradients(grad_grid, transform, options)
+
+
+@takes_options(WarpCallOptions)
+def objective(
+    moving: AnyArray,
+    fixed: AnyArray,
+    transform: Transform,
+    *,
+    weights: AnyArray | None = None,
+    loss: Literal["ssd", "huber", "ncc"] = "ssd",
+    delta: float = 1.0,
+    domain: Literal["overlap", "all"] = "overlap",
+    needs: Sequence[str] = ("gradient",),
+    **options: Unpack[WarpCallOptions],
+) -> Call[Any]:
+    """Returns the call that `Client.objective` makes; it reads its operands when it is sent.
+
+    Raises:
+        InvalidRequestError: An argument breaks a rule; `violations` names it.
+    """
+    comparison = {"loss": loss, "delta": delta, "domain": domain}
+    return _calls.objective(moving, fixed, transform, weights, comparison, needs, options)
