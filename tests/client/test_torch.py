@@ -605,28 +605,6 @@ def test_torch_options_may_come_from_numpy(local_server, fill):
     assert torch.equal(output, torch.full((1, 1, 4, 4), 2.0))
 
 
-def test_torch_vmap_is_refused(client):
-    """Forward and backward, with what to do instead; torch's own loop works."""
-    with pytest.raises(InvalidRequestError, match=r"^vmap: expected calls of whole batches"):
-        torch.func.vmap(lambda image: warp(client, image[None], IDENTITY))(IMAGE)
-
-    def of_theta(theta):
-        return warp(client, IMAGE, Affine(theta))
-
-    with pytest.raises(InvalidRequestError, match=r"^vmap: expected calls of whole batches"):
-        torch.func.jacrev(of_theta)(IDENTITY.theta)
-    squares = torch.func.grad(lambda image: warp(client, image[None], IDENTITY).square().sum())
-    with pytest.raises(InvalidRequestError, match=r"^vmap: expected calls of whole batches"):
-        torch.func.vmap(squares)(IMAGE)
-    looped = torch.func.jacrev(of_theta, chunk_size=1)(IDENTITY.theta)
-
-    def locally(theta):
-        return local_warp(IMAGE, Affine(theta))
-
-    local = torch.func.jacrev(locally, chunk_size=1)(IDENTITY.theta)
-    assert torch.allclose(looped, local)
-
-
 @pytest.mark.parametrize(
     ("name", "feature_map", "found"),
     [

@@ -583,8 +583,8 @@ def _objective(
     def finish(found: Objective) -> Objective:
         gradient = found.gradient
         if gradient is not None:
-            alone = LAYOUTS[layout].added and parameters.array.ndim < gradient.ndim
-            gradient = parameters.like(gradient[0] if alone else gradient)
+            shape = parameters.array.shape if LAYOUTS[layout].added else gradient.shape
+            gradient = parameters.like(gradient.reshape(shape))
         hessian = found.gauss_newton
         return Objective(
             like(found.value),

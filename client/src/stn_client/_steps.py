@@ -117,8 +117,8 @@ class SteppingClient(BaseClient):
         # Not sooner: what one replica makes of it is no reason to ask none of the others.
         if failures:
             (_, first), *others = failures
-            for address, error in others:
-                first.add_note(f"At {address}: {error}")
+            for address, other in others:
+                first.add_note(f"At {address}: {other}")
             raise first
         return released
 

@@ -13,12 +13,13 @@ from copy import deepcopy
 from functools import partial
 from numbers import Real
 from operator import index
-from typing import Any, NoReturn, Self, Unpack, get_args
+from typing import Any, Self, Unpack, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch._C._functorch import is_legacy_batchedtensor
 from torch._functorch import autograd_function
 from torch.autograd import forward_ad
 
@@ -30,6 +31,7 @@ from stn_client._connection import CLIENTS, register
 from stn_client._errors import invalid
 from stn_client._layouts import LAYOUTS, output_shape
 from stn_client._options import WarpOptions, takes_options
+from stn_client._torch_vmap import one_call
 from stn_client._transforms import (
     Affine,
     Flow,
@@ -508,9 +510,13 @@ def _objective_fake(
     fixed: Tensor,
     weights: Tensor | None,
     *_: Any,
+    layout: str | None = None,
     **_settings: Any,
 ) -> tuple[Tensor, Tensor]:
     """Results of the right shapes, without values."""
+    if LAYOUTS[layout or "NCHW"].added:
+        value = parameters.new_empty((1,), dtype=torch.float64)
+        return value, parameters.new_empty(parameters.shape)
     operands = moving, parameters, fixed, *(() if weights is None else (weights,))
     batch = next((one.shape[0] for one in operands if one.shape[0] != 1), 1)
     # As the server sums: a loss in float32 would hide late progress of a search.
@@ -544,7 +550,7 @@ class _Objective(torch.autograd.Function):
         parameters, gradient = ctx.saved_tensors
         of_items = (grad_value.view(-1, *[1] * (gradient.dim() - 1)) * gradient).to(gradient.dtype)
         # Parameters that were broadcast over items get the sum over them.
-        if parameters.shape[0] != gradient.shape[0]:
+        if parameters.shape != gradient.shape:
             of_items = of_items.sum(0, keepdim=True)
         # With create_graph the gradient must fail when it is
         # differentiated, and not count as constant.
@@ -595,6 +601,8 @@ class _Warp(torch.autograd.Function):
 
 class _Gradient(torch.autograd.Function):
     """A gradient whose dependence on the parameters cannot be differentiated again."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(gradient: Tensor, _parameters: Tensor) -> Tensor:
@@ -678,8 +686,10 @@ class _EagerWarp(torch.autograd.Function):
         feature_map, parameters = ctx.saved_tensors
         name, transform, numbers, settings = ctx.call
         needs = list(ctx.needs_input_grad[:2])
-        # With create_graph, or a mode on, the operator goes instead: its rule refuses in words.
-        if torch.is_grad_enabled() or not _are_plain(grad_output):
+        # With create_graph, or a mode on, the operator goes instead: its rule refuses in words, and
+        # torch calls it for each of several gradients (is_grads_batched).
+        is_one = _are_plain(grad_output) and not is_legacy_batchedtensor(grad_output)
+        if torch.is_grad_enabled() or not is_one:
             arguments = grad_output, feature_map, parameters, needs, name, transform, numbers
             found = torch.ops.stn_client.warp_gradients(*arguments, **settings)
             of_operands = [g if need else None for g, need in zip(found, needs, strict=True)]
@@ -713,12 +723,11 @@ def _named_needs(needs: list[bool]) -> list[str]:
     return [name for name, need in zip(_OPERANDS, needs, strict=True) if need]
 
 
-def _refuse_vmap(_info: Any, _in_dims: Any, *_arguments: Any, **_settings: Any) -> NoReturn:
-    raise invalid(
-        "vmap",
-        "expected calls of whole batches, got torch.func.vmap of single ones. Pass (N, C, [D,] H, "
-        "W) at once; jacrev takes chunk_size=1.",
-    )
+def _vmapped(operator: str, info: Any, in_dims: Any, *arguments: Any, **settings: Any) -> Any:
+    """The rule of `torch.func.vmap` for an operator."""
+    *_, kind, numbers = arguments
+    transform = _transform(None, kind, numbers)
+    return one_call(operator, transform, info.batch_size, in_dims, arguments, settings)
 
 
 _SETTINGS = "str client, str transform, float[] numbers, *, " + ", ".join(
@@ -766,7 +775,8 @@ def _register(name: str, kernel: Callable[..., Any], fake: Callable[..., Any], r
         LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)  # type: ignore[no-untyped-call]
         LIBRARY.impl(operator, kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"stn_client::{operator}", fake, lib=LIBRARY)
-        torch.library.register_vmap(f"stn_client::{operator}", _refuse_vmap, lib=LIBRARY)
+        rule_of_vmap = partial(_vmapped, operator)
+        torch.library.register_vmap(f"stn_client::{operator}", rule_of_vmap, lib=LIBRARY)
     LIBRARY.impl(name, apply, "Autograd")  # type: ignore[no-untyped-call]
 
 
