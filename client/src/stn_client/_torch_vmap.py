@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stn_client._calls import parameters_with_batch
 from stn_client._layouts import LAYOUTS, with_batch
+from stn_client._parameters import parameters_with_batch
 from stn_client._transforms import Transform
 
 OPERANDS = {
