@@ -29,7 +29,7 @@ from stn_engine import (
 )
 from stn_engine.backends.cpu import CpuBackend
 from stn_engine.backends.reference import ReferenceBackend
-from stn_engine.backends.torch import TorchBackend
+from support.backends import BACKENDS, FAST
 from support.objectives import (
     IMAGE,
     VOLUME,
@@ -58,12 +58,8 @@ KINDS_AND_SIZES = [
 per_loss = pytest.mark.parametrize("loss", LOSSES)
 per_domain = pytest.mark.parametrize("domain", DOMAINS)
 per_kind = pytest.mark.parametrize(("kind", "sizes"), KINDS_AND_SIZES)
-per_backend = pytest.mark.parametrize(
-    "backend", [CpuBackend(), TorchBackend(), ReferenceBackend()], ids=lambda one: one.name
-)
-per_fast_backend = pytest.mark.parametrize(
-    "backend", [CpuBackend(), TorchBackend()], ids=lambda one: one.name
-)
+per_backend = pytest.mark.parametrize("backend", BACKENDS, ids=lambda one: one.name)
+per_fast_backend = pytest.mark.parametrize("backend", FAST, ids=lambda one: one.name)
 
 
 def assert_conforms(backend, problem):

@@ -61,7 +61,7 @@ class Together:
 
     def __init__(self, calls: Sequence[Call], plans: Sequence[Any], results: NewResults) -> None:
         self.calls, self.plans, self.results = calls, plans, results
-        self._counts = {len(call.needed) for call in calls}
+        self._counts = {(len(call.operands), len(call.needed)) for call in calls}
         self._is_known = False
         self._operands: Lying | None = None
         self._into: tuple[Lying, Together] | None = None
@@ -91,16 +91,16 @@ class Together:
 
     def rows(self, operands: Sequence[int], results: Sequence[int] | Words) -> Sequence[Addresses]:
         """Returns addresses call by call, from those of all operands and of all needed results."""
-        count = len(self.calls)
-        of_operands = np.array(operands, np.int64).reshape(count, -1)
         if len(self._counts) == 1:
+            count = len(self.calls)
+            of_operands = np.array(operands, np.int64).reshape(count, -1)
             of_results = np.asarray(results, np.int64).reshape(count, -1)
             rows: Any = np.concatenate([of_operands, of_results], 1)
             return cast("Sequence[Addresses]", rows)
-        left = iter(map(int, results))
+        there, left = iter(operands), iter(map(int, results))
         return [
-            [*row, *islice(left, len(call.needed))]
-            for row, call in zip(of_operands.tolist(), self.calls, strict=True)
+            [*islice(there, len(call.operands)), *islice(left, len(call.needed))]
+            for call in self.calls
         ]
 
 

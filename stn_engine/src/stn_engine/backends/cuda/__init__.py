@@ -22,19 +22,20 @@ from stn_engine.backends.cuda.plans import Plan, in_parts, new_plan
 from stn_engine.backends.cuda.results import SharedResults
 from stn_engine.backends.cuda.structures import VECTOR_BYTES
 from stn_engine.backends.kernels import KernelBackend, Words
-from stn_engine.call import Call
+from stn_engine.call import Call, Operation
 from stn_engine.plan import Addresses, Reasons
 from stn_engine.spec import Family
 
 
 class CudaBackend(KernelBackend[Plan]):
-    """Runs every warp and its gradients on the device of the operands.
+    """Runs every warp, its gradients and every objective on the device of the operands.
 
     Args:
         launcher: Who compiles and runs kernels.
     """
 
     name = "cuda"
+    operations = frozenset({Operation.WARP, Operation.OBJECTIVE})
     new_results = SharedResults
 
     def __init__(self, launcher: Launcher | None = None) -> None:

@@ -14,15 +14,16 @@ from stn_engine.backends._constants import constant
 from stn_engine.backends.cuda.structures import (
     ADDRESSES,
     DTYPE,
+    MOMENTS,
     PATCH_HEIGHT,
     PATCH_WIDTH,
     VECTOR_BYTES,
     VECTOR_CHANNELS,
 )
 from stn_engine.backends.cuda.tuning import UNITS_PER_TILE
-from stn_engine.call import Call, Direction, Layout
+from stn_engine.call import Call, Direction, Layout, Operation, contiguous
 from stn_engine.coords import pixel_affine, pixel_homography, source_axis, target_axis
-from stn_engine.spec import Coordinates, Family, Interpolation, Padding, Subgradient
+from stn_engine.spec import Coordinates, Family, Interpolation, Loss, Padding, Subgradient
 from stn_engine.transforms import Affine, Homography, SamplingGrid, ThinPlateSpline
 
 
@@ -41,8 +42,10 @@ class Counts(NamedTuple):
     """Those whose gradient is a sum over tiles."""
     uninverted_thetas: int
     """Those whose preimage is sought by many tiles."""
+    items: int
+    """Items of the batch."""
     sums: int
-    """Parts of the gradients of parameters, one float64 each."""
+    """Parts of the gradients of parameters, or of all that objectives sum, one float64 each."""
     maps: int
     """Feature maps."""
     map_values: int
@@ -67,6 +70,10 @@ class Group:
     direction: Direction
     needs: tuple[bool, bool]
     """Which gradients kernels compute: of feature maps, of transforms."""
+    compared: tuple[str, ...]
+    """The fields of a descriptor for what a warped map is compared with; of objectives alone."""
+    measures: bool
+    """Whether moments of the maps are known before gradients are made; of objectives alone."""
     results: tuple[str, ...]
     """The fields of a descriptor for the results of a call."""
     gathers: bool
@@ -80,7 +87,7 @@ class Group:
         names = ["feature_map", "points" if self.family is Family.FIELD else parameters]
         if self.direction is Direction.GRADIENTS:
             names.insert(0, "grad_output")
-        return [ADDRESSES[name] for name in (*names, *self.results)]
+        return [ADDRESSES[name] for name in (*names, *self.compared, *self.results)]
 
     @cached_property
     def maps(self) -> list[int]:
@@ -117,13 +124,20 @@ class Operands(NamedTuple):
     feature_map: Layout
     parameters: Layout
     target: Layout
-    """That of the output, or of its gradient."""
+    """That of the output, or of its gradient; of an objective that of the warped map."""
     grad_feature_map: Layout | None
     grad_parameters: Layout | None
+    compared: tuple[Layout, ...] = ()
+    """Of an objective: the fixed map, and the weights, if there are any."""
 
     @classmethod
     def of(cls, call: Call) -> "Operands":
-        """Describes the operands of a warp or its gradients."""
+        """Describes the operands of a warp, its gradients or an objective."""
+        if is_objective(call):
+            feature_map, parameters, *compared = call.operands
+            warped = contiguous(feature_map.dtype, call.output_shape)  # which is never in memory
+            gradient = call.results[_GRADIENT]
+            return cls(feature_map, parameters, warped, None, gradient, tuple(compared))
         if call.direction is Direction.FORWARD:
             feature_map, parameters = call.operands
             return cls(feature_map, parameters, call.needed[0], None, None)
@@ -134,12 +148,19 @@ class Operands(NamedTuple):
     @property
     def maps(self) -> list[Layout]:
         """All that have channels."""
-        maps = self.feature_map, self.target, self.grad_feature_map
+        maps = self.feature_map, self.target, self.grad_feature_map, *self.compared
         return [layout for layout in maps if layout is not None]
 
 
 _GROUPS: dict[Group, Group] = {}
 _MATRICES = {Affine, Homography}
+_GRADIENT, _GAUSS_NEWTON = 2, 3
+"""Which results of an objective they are."""
+
+
+def is_objective(call: Call) -> bool:
+    """Whether a call compares maps."""
+    return call.operation is Operation.OBJECTIVE
 
 
 def is_flat(call: Call) -> bool:
@@ -150,8 +171,10 @@ def is_flat(call: Call) -> bool:
 def can_interleave(layouts: Operands) -> bool:
     """Whether channels lie side by side, in whole vectors, wherever a pixel is.
 
-    The backward kernels have no use for that in volumes.
+    The backward kernels have no use for that in volumes, those of objectives none at all.
     """
+    if layouts.compared:
+        return False
     backward = layouts.grad_feature_map or layouts.grad_parameters
     if len(layouts.feature_map.shape) == 5 and backward:
         return False
@@ -174,7 +197,7 @@ def vector_size(dtype: torch.dtype) -> int:
 
 
 def describe(call: Call, layouts: Operands, *, interleaved: bool) -> Descriptor:
-    """The descriptor of a warp or its gradients, of which kernels have something to compute."""
+    """The descriptor of what kernels have something to compute of, be it that nothing counts."""
     item = np.zeros((), DTYPE)
     chunks = layouts.feature_map.shape[1] // vector_size(layouts.feature_map.dtype)
     groups = chunks if interleaved else 1
@@ -184,6 +207,8 @@ def describe(call: Call, layouts: Operands, *, interleaved: bool) -> Descriptor:
     _put_tiling(item["target"], layouts.target.shape[2:], groups)
     constants = _put_generator(item, call, layouts, group)
     _put_options(item, call, layouts)
+    if is_objective(call):
+        _put_comparison(item, call, group)
     item["finishes"], item["inverts"] = _tiles_are_alone(item, call, layouts)
     counts = np.array(_counts(item, layouts), np.int64)
     return Descriptor(group, item.tobytes() + counts.tobytes(), constants)
@@ -193,9 +218,13 @@ def _group(call: Call, layouts: Operands, *, interleaved: bool) -> Group:
     """The group of a call."""
     family = call.transform.kind.family
     field = family is Family.FIELD
-    likes = {"grad_feature_map": layouts.grad_feature_map}
-    likes["grad_points" if field else "grad_parameters"] = layouts.grad_parameters
-    results = tuple(name for name, like in likes.items() if like is not None)
+    names = ["grad_feature_map", "grad_points" if field else "grad_parameters"]
+    likes = [layouts.grad_feature_map, layouts.grad_parameters]
+    if is_objective(call):
+        names, likes = ["value", "weight", names[1], "gauss_newton"], list(call.results)
+    results = tuple(name for name, like in zip(names, likes, strict=True) if like is not None)
+    needs_slopes = layouts.grad_parameters is not None or "gauss_newton" in results
+    needs_slopes = needs_slopes and not is_flat(call) and 0 not in layouts.target.shape
     group = Group(
         device=call.device,
         dtype=layouts.feature_map.dtype,
@@ -205,10 +234,10 @@ def _group(call: Call, layouts: Operands, *, interleaved: bool) -> Group:
         layout="interleaved" if interleaved else "planes",
         prepares=not field and not (_is_theta(call) and _is_contiguous(layouts.parameters)),
         direction=call.direction,
-        needs=(
-            layouts.grad_feature_map is not None,
-            layouts.grad_parameters is not None and not is_flat(call),
-        ),
+        needs=(layouts.grad_feature_map is not None, needs_slopes),
+        compared=("fixed", "weights")[: len(layouts.compared)],
+        measures=is_objective(call)
+        and (field or not needs_slopes or call.comparison.loss == Loss.NCC),
         results=results or ("output",),
         gathers=family is Family.MATRIX and call.spec.padding != Padding.REFLECTION,
         deterministic=call.spec.deterministic,
@@ -238,6 +267,7 @@ def _counts(item: Any, layouts: Operands) -> Counts:
     maps, thetas = layouts.feature_map.shape[0], layouts.parameters.shape[0]
     tiles = int(item["target"]["count"])
     targets = layouts.target.shape[0] * tiles
+    sums = 0 if item["finishes"] else targets * int(item["terms"] or item["entries"])
     return Counts(
         target_tiles=targets,
         source_tiles=maps * int(item["source"]["count"]),
@@ -245,7 +275,8 @@ def _counts(item: Any, layouts: Operands) -> Counts:
         thetas=thetas,
         unfinished_thetas=0 if item["finishes"] else thetas,
         uninverted_thetas=0 if item["inverts"] else thetas,
-        sums=0 if item["finishes"] else targets * int(item["entries"]),
+        items=layouts.target.shape[0],
+        sums=sums,
         maps=maps,
         map_values=math.prod(layouts.feature_map.shape),
         parameters=thetas * int(item["count"]),
@@ -254,8 +285,11 @@ def _counts(item: Any, layouts: Operands) -> Counts:
 
 def _put_maps(item: Any, call: Call, layouts: Operands) -> None:
     _put_map(item["feature_map"], layouts.feature_map)
-    forward = call.direction is Direction.FORWARD
-    _put_map(item["output" if forward else "grad_output"], layouts.target)
+    for name, layout in zip(("fixed", "weights"), layouts.compared, strict=False):
+        _put_map(item[name], layout)
+    if not layouts.compared:
+        forward = call.direction is Direction.FORWARD
+        _put_map(item["output" if forward else "grad_output"], layouts.target)
     if layouts.grad_feature_map is not None:
         _put_map(item["grad_feature_map"], layouts.grad_feature_map)
     field = call.transform.kind.family is Family.FIELD
@@ -304,7 +338,8 @@ def _put_tiling(tiling: Any, size: Sequence[int], groups: int) -> None:
 
 
 def _put_generator(item: Any, call: Call, layouts: Operands, group: Group) -> tuple[Tensor, ...]:
-    factors, kind = _factors(call, layouts), call.transform.kind
+    kind = call.transform.kind
+    factors = _factors(call, layouts) if 0 not in layouts.target.shape else ()
     count = 0 if kind.family is Family.FIELD else math.prod(layouts.parameters.shape[1:])
     similar = kind.family is Family.MATRIX and call.transform not in _MATRICES
     item["kind"], item["own_kind"] = (Affine.kind if similar else kind).number, kind.number
@@ -342,11 +377,31 @@ def _put_options(item: Any, call: Call, layouts: Operands) -> None:
     item["fills"] = spec.padding == Padding.FILL
 
 
+def _put_comparison(item: Any, call: Call, group: Group) -> None:
+    """What an objective has beside its warp."""
+    how, dims, entries = call.comparison, group.dims, int(item["entries"])
+    item["loss"], item["domain"], item["delta"] = how.loss.number, how.domain.number, how.delta
+    item["terms"] = MOMENTS
+    if not group.needs[1]:
+        return
+    item["terms"] += entries
+    if "gauss_newton" in group.results:
+        item["curves"] = True
+        item["terms"] += _pairs(entries // (dims + 1)) * _pairs(dims + 1)
+
+
+def _pairs(count: int) -> int:
+    """Pairs of things without order, a thing with itself included."""
+    return count * (count + 1) // 2
+
+
 def _tiles_are_alone(item: Any, call: Call, layouts: Operands) -> tuple[bool, bool]:
     """Whether each matrix has one tile of the gradient of the output, and one of the map's.
 
     Parameters of similarities are left to a kernel that knows them.
     """
+    if is_objective(call):
+        return False, False
     batch, is_matrix = layouts.target.shape[0], call.transform.kind.family is Family.MATRIX
     has_own_theta = is_matrix and layouts.parameters.shape[0] == batch
     has_own_map = has_own_theta and layouts.feature_map.shape[0] == batch

@@ -24,12 +24,13 @@ from stn_engine.backends.cuda.structures import (
     STARTS,
     TABLE,
     TILES,
+    VERDICT_BYTES,
     WORDS,
 )
 from stn_engine.backends.kernels import Words
 from stn_engine.spec import Family
 
-TILED = Counts._fields[:6]
+TILED = Counts._fields[:7]
 """What kernels run over: one thread block for each at a time."""
 
 
@@ -152,6 +153,8 @@ class Launches:
 @cache
 def steps_of(group: Group) -> tuple[Step, ...]:
     """The launches that write the results of a group, in order."""
+    if group.compared:
+        return _steps_of_objectives(group)
     maps, transforms = group.needs
     forward = "output" in group.results
     if not (forward or maps or transforms):
@@ -182,13 +185,31 @@ def steps_of(group: Group) -> tuple[Step, ...]:
     return tuple(steps)
 
 
+def _steps_of_objectives(group: Group) -> tuple[Step, ...]:
+    """The launches that compare maps, and differentiate what that comes to."""
+    steps = [_parameters("stn_prepare", "thetas")] if group.prepares else []
+    if group.measures:
+        steps.append(Step(_kernel(group, "moments", "stn_moments"), "target_tiles"))
+        steps.append(_parameters("stn_judge", "items"))
+    if group.needs[1]:
+        name = f"stn_objective_{group.family}"
+        steps.append(Step(_kernel(group, "objective", name), "target_tiles"))
+        if group.family is not Family.FIELD:  # sums of tiles become those of parameters
+            steps.append(_parameters("stn_conclude", "items"))
+    return tuple(steps)
+
+
 def scratch_of(group: Group) -> list[Scratch]:
     """The memory that the launches of a group need beyond operands and results."""
     maps, transforms = group.needs
     found = []
     if group.prepares:
         found.append(Scratch("parameters", 8, "parameters"))
-    if transforms and group.family is not Family.FIELD:
+    if group.compared:
+        found.append(Scratch("sums", 8, "sums"))
+        if transforms and group.measures:
+            found.append(Scratch("verdicts", VERDICT_BYTES, "items"))
+    elif transforms and group.family is not Family.FIELD:
         found.append(Scratch("sums", 8, "sums"))
     if maps and group.gathers:
         found.append(Scratch("preimages", PREIMAGE_BYTES, "thetas"))

@@ -15,6 +15,7 @@ from stn_engine.backends.cuda.descriptors import (
     can_interleave,
     describe,
     is_flat,
+    is_objective,
 )
 from stn_engine.backends.cuda.launches import Launches
 from stn_engine.backends.torch.thin_plate import warp_basis_of
@@ -33,7 +34,7 @@ PART_BYTES = 2
 
 
 class Plan:
-    """How a warp or its gradients are run.
+    """How a warp, its gradients or an objective are run.
 
     Args:
         call: What is computed.
@@ -89,13 +90,13 @@ class Plan:
 
 
 def new_plan(call: Call) -> Plan | Reasons:
-    """The plan of a warp or its gradients on a device that can run them, or why kernels cannot."""
+    """The plan of a call on a device that can run it, or why kernels cannot."""
     call = as_stored(call)
     layouts = Operands.of(call)
     reasons = _reasons_against(call, layouts)
     if reasons:
         return reasons
-    if 0 in layouts.target.shape:
+    if 0 in layouts.target.shape and not is_objective(call):  # which is of nothing, then
         return Plan(call, None, None, _all_results(call))
     if layouts.feature_map.dtype in WIDE_LABELS:
         return Plan(call, None, None, (), _parts(call))
@@ -159,7 +160,10 @@ def _all_results(call: Call) -> list[tuple[int, int]]:
 
 
 def _zeroed(call: Call, descriptor: Descriptor) -> list[tuple[int, int]]:
-    """Gradients of transforms that are flat, and of maps that are added to in place."""
+    """Gradients that are 0 everywhere, and those of maps that are added to in place."""
+    if is_objective(call):
+        computed = 4 if descriptor.group.needs[1] else 2  # value and count always are
+        return _all_results(call)[computed:]
     if call.direction is Direction.FORWARD:
         return []
     needed = [place for place, layout in enumerate(call.results) if layout is not None]

@@ -99,7 +99,9 @@ _KERNELS = {
         "stn_peaks",
         *_in_layouts("stn_scatter", "stn_collect"),
     ),
-    "parameters": ("stn_prepare", "stn_finish"),
+    "moments": ("stn_moments",),
+    "objective": ("stn_objective_matrix", "stn_objective_field", "stn_objective_spline"),
+    "parameters": ("stn_prepare", "stn_finish", "stn_judge", "stn_conclude"),
 }
 
 
@@ -114,6 +116,8 @@ def all_programs() -> tuple[Program, ...]:
         *(Program("slopes", *one) for one in product(gradients, dims, smooth)),
         *(Program("gather", *one) for one in product(gradients, dims, Interpolation)),
         *(Program("scatter", *one) for one in product(gradients, dims, Interpolation)),
+        *(Program("moments", *one) for one in product(gradients, dims, Interpolation)),
+        *(Program("objective", *one) for one in product(gradients, dims, smooth)),
     )
 
 

@@ -17,7 +17,7 @@ class Field(NamedTuple):
 
     name: str
     type: str
-    """In C++: ``int``, ``int64``, a pointer, or another structure."""
+    """In C++: ``int``, ``int64``, ``double``, a pointer, or another structure."""
     note: str = ""
     """What it means, if its name does not say it."""
     length: int = 1
@@ -31,6 +31,7 @@ CONSTANTS = {
     "kVectorBytes": (16, "of neighbouring channels, which move as one"),
     "kVectorChannels": (8, "of them at most"),
     "kPreimageBytes": (320, "that the host takes for what is known of one theta"),
+    "kMoments": (6, "of the maps that an objective compares: the first of the sums of a tile"),
 }
 """Value and meaning of each."""
 
@@ -38,6 +39,7 @@ PATCH_WIDTH = 1 << CONSTANTS["kPatchWidthLog"][0]
 PATCH_HEIGHT = 1 << CONSTANTS["kPatchHeightLog"][0]
 VECTOR_BYTES, VECTOR_CHANNELS = CONSTANTS["kVectorBytes"][0], CONSTANTS["kVectorChannels"][0]
 PREIMAGE_BYTES = CONSTANTS["kPreimageBytes"][0]
+MOMENTS = CONSTANTS["kMoments"][0]
 MAP = (
     Field("data", "char*"),
     Field("batch_stride", "int64"),
@@ -61,11 +63,19 @@ NUMBERS = (
     Field("columns", "int", "of a row; vectors are one row"),
     Field("wide", "int", "whether they are float64, else float32"),
 )
+VERDICT = (
+    Field("moving_mean", "double", "of V; both means are those of ncc"),
+    Field("fixed_mean", "double", "of F"),
+    Field("ratio", "double", "of ncc: S / A"),
+    Field("factor", "double", "of the gradient by V, which is 0 where nothing can be compared"),
+)
 DESCRIPTOR = (
     Field("feature_map", "Map", "U"),
     Field("output", "Map", "V; forward only"),
     Field("grad_output", "Map", "G; backward only"),
     Field("grad_feature_map", "Map"),
+    Field("fixed", "Map", "F of an objective"),
+    Field("weights", "Map", "of an objective; no data where all are 1"),
     Field("points", "Map", "of a grid or a flow"),
     Field("grad_points", "Map"),
     Field("grad_parameters", "Numbers", "but of fields"),
@@ -76,7 +86,14 @@ DESCRIPTOR = (
     ),
     Field("basis", "const double*", "(count / 2, target pixels); splines"),
     Field("fill", "const double*", "one per channel; null where all are 0"),
-    Field("sums", "double*", "(tiles, entries): parts of the gradient of the parameters"),
+    Field(
+        "sums", "double*", "(tiles, entries or terms): parts of what is summed over target pixels"
+    ),
+    Field("value", "double*", "(batch,); results of objectives"),
+    Field("weight", "double*", "(batch,): the sum of the weights"),
+    Field("gauss_newton", "double*", "(batch, parameters, parameters)"),
+    Field("verdicts", "Verdict*", "(batch,): what is known of items before their gradients"),
+    Field("delta", "double", "of the loss"),
     Field("accumulators", "char*", "of a scattered gradient of U"),
     Field("peaks", "uint64*", "(batch of U,): the largest |G|, as bits of a float64"),
     Field("preimages", "PixelPreimage*", "(parameter_batch,)"),
@@ -96,6 +113,10 @@ DESCRIPTOR = (
     Field("fills", "int", "whether taps outside read `fill`"),
     Field("finishes", "int", "whether a theta has one tile of G, which writes its gradient"),
     Field("inverts", "int", "whether it has one tile of U, which finds its preimage"),
+    Field("loss", "int", "Loss"),
+    Field("domain", "int", "Domain"),
+    Field("terms", "int", "of a tile of an objective: moments, a gradient, and curvatures"),
+    Field("curves", "int", "whether there are curvatures"),
 )
 LAUNCH = (
     Field("problem", "Descriptor", "the only one, if there is one"),
@@ -114,6 +135,7 @@ STRUCTURES = {
         "Parameters of a batch, a matrix each. Strides are in elements.",
         NUMBERS,
     ),
+    "Verdict": ("What the moments of an item of an objective say of its gradient.", VERDICT),
     "Descriptor": ("One problem of a launch.", DESCRIPTOR),
     "Launch": ("What every kernel is called with, by value.", LAUNCH),
 }
@@ -122,7 +144,7 @@ STRUCTURES = {
 
 def _dtypes() -> dict[str, np.dtype[Any]]:
     """Each structure as NumPy sees it, with the paddings of C++."""
-    known: dict[str, Any] = {"int": np.int32, "int64": np.int64}
+    known: dict[str, Any] = {"int": np.int32, "int64": np.int64, "double": np.float64}
     for name, (_, fields) in STRUCTURES.items():
         known[name] = np.dtype([_member(field, known) for field in fields], align=True)
     return known
@@ -151,6 +173,9 @@ WORDS = DTYPE.itemsize // 8
 
 ADDRESSES = _addresses(DESCRIPTOR, DTYPE)
 """Which 64-bit word of a descriptor holds the address of what; that of a structure is its first."""
+
+VERDICT_BYTES = DTYPES["Verdict"].itemsize
+"""Bytes of what is known of one item of an objective."""
 
 LAUNCH_WORDS = DTYPES["Launch"].itemsize // 8
 """64-bit words of what a kernel is called with; the first ones are those of the only problem."""

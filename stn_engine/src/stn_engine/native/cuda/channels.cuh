@@ -87,6 +87,52 @@ STN_FUNCTION void read_taps(const Descriptor& problem, const TapPlan& plan, cons
   }
 }
 
+// Gives tap (x, y, z) to whoever joins them.
+template <int N>
+STN_FUNCTION auto reader_of(const T (&taps)[kTaps][N]) {
+  return [&taps](int x, int y, int z, T(&tap)[N]) {
+#pragma unroll
+    for (int c = 0; c < N; ++c) tap[c] = taps[(z * K + y) * K + x][c];
+  };
+}
+
+// Joins taps by their weights: rows along x, planes along y, volumes along z.
+template <int N, class Weights, class Read>
+STN_FUNCTION void join_taps(const Weights& plan, Read read, T (&values)[N]) {
+  T row[N], plane[N];
+  for_taps([&](int x, int y, int z) {
+    T tap[N];
+    read(x, y, z, tap);
+#pragma unroll
+    for (int c = 0; c < N; ++c) {
+      row[c] = x == 0 ? tap[c] * plan.weight[0][x] : fused(tap[c], plan.weight[0][x], row[c]);
+      if (x < K - 1) continue;
+      plane[c] = y == 0 ? row[c] * plan.weight[1][y] : fused(row[c], plan.weight[1][y], plane[c]);
+      if (y < K - 1) continue;
+      if (D == 2) values[c] = plane[c];
+      else values[c] = z == 0 ? plane[c] * plan.weight[D - 1][z] : fused(plane[c], plan.weight[D - 1][z], values[c]);
+    }
+  });
+}
+
+template <int N, bool Interleaved>
+STN_FUNCTION void sample(const Descriptor& problem, const TapPlan& plan, const S* source, int channel, T (&values)[N]) {
+  if constexpr (kHoldsTaps) {
+    T taps[kTaps][N];
+    read_taps<N, Interleaved>(problem, plan, source, channel, taps);
+    join_taps(plan, reader_of(taps), values);
+  } else {
+    T outside[N];
+    fill_of(problem, channel, problem.fills != 0, outside);
+    join_taps(
+        plan,
+        [&](int x, int y, int z, T(&tap)[N]) {
+          read_tap<N, Interleaved>(problem, plan, source, channel, outside, x, y, z, tap);
+        },
+        values);
+  }
+}
+
 // Calls f with every group of the channels from `channel` to `last`: N at a time, and planes at the end together.
 template <int N, bool Interleaved, class F>
 STN_FUNCTION void for_groups(int channel, int last, F f) {

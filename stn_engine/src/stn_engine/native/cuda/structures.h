@@ -11,6 +11,7 @@ constexpr int kTilePixels = 1024;    // of a tile at most
 constexpr int kVectorBytes = 16;     // of neighbouring channels, which move as one
 constexpr int kVectorChannels = 8;   // of them at most
 constexpr int kPreimageBytes = 320;  // that the host takes for what is known of one theta
+constexpr int kMoments = 6;          // of the maps that an objective compares: the first of the sums of a tile
 
 struct PixelPreimage;
 
@@ -46,13 +47,24 @@ struct Numbers {
 };
 static_assert(sizeof(Numbers) == 40, "the host has it otherwise");
 
+// What the moments of an item of an objective say of its gradient.
+struct Verdict {
+  double moving_mean;  // of V; both means are those of ncc
+  double fixed_mean;   // of F
+  double ratio;        // of ncc: S / A
+  double factor;       // of the gradient by V, which is 0 where nothing can be compared
+};
+static_assert(sizeof(Verdict) == 32, "the host has it otherwise");
+
 // One problem of a launch.
 struct Descriptor {
   Map feature_map;  // U
   Map output;       // V; forward only
   Map grad_output;  // G; backward only
   Map grad_feature_map;
-  Map points;  // of a grid or a flow
+  Map fixed;    // F of an objective
+  Map weights;  // of an objective; no data where all are 1
+  Map points;   // of a grid or a flow
   Map grad_points;
   Numbers grad_parameters;   // but of fields
   Numbers own_parameters;    // where they are prepared: not theta, or not in one piece
@@ -60,7 +72,12 @@ struct Descriptor {
   const double* factors;     // (entries, count + 1), from theta to matrix; or unit changes
   const double* basis;       // (count / 2, target pixels); splines
   const double* fill;        // one per channel; null where all are 0
-  double* sums;              // (tiles, entries): parts of the gradient of the parameters
+  double* sums;              // (tiles, entries or terms): parts of what is summed over target pixels
+  double* value;             // (batch,); results of objectives
+  double* weight;            // (batch,): the sum of the weights
+  double* gauss_newton;      // (batch, parameters, parameters)
+  Verdict* verdicts;         // (batch,): what is known of items before their gradients
+  double delta;              // of the loss
   char* accumulators;        // of a scattered gradient of U
   uint64* peaks;             // (batch of U,): the largest |G|, as bits of a float64
   PixelPreimage* preimages;  // (parameter_batch,)
@@ -80,8 +97,12 @@ struct Descriptor {
   int fills;             // whether taps outside read `fill`
   int finishes;          // whether a theta has one tile of G, which writes its gradient
   int inverts;           // whether it has one tile of U, which finds its preimage
+  int loss;              // Loss
+  int domain;            // Domain
+  int terms;             // of a tile of an objective: moments, a gradient, and curvatures
+  int curves;            // whether there are curvatures
 };
-static_assert(sizeof(Descriptor) == 504, "the host has it otherwise");
+static_assert(sizeof(Descriptor) == 640, "the host has it otherwise");
 
 // What every kernel is called with, by value.
 struct Launch {
@@ -91,6 +112,6 @@ struct Launch {
   int64 tiles;              // of all problems
   int64 count;              // of problems
 };
-static_assert(sizeof(Launch) == 536, "the host has it otherwise");
+static_assert(sizeof(Launch) == 672, "the host has it otherwise");
 
 }  // namespace stn

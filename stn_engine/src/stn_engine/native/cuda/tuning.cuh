@@ -28,6 +28,8 @@ constexpr int kGatherBlocks = kIsWide ? 2 : 3;
 constexpr int kFarBlocks = 2;
 constexpr int kSlopeBlocks = sizeof(T) == 8 ? 1 : kIsWide || K == 4 ? 2 : 3;
 constexpr int kVectorSlopeBlocks = sizeof(T) == 8 ? 1 : 2;
+constexpr int kMomentBlocks = kFieldBlocks;
+constexpr int kObjectiveBlocks = kSlopeBlocks;
 
 // Planes of channels that a thread walks together: more share what is known of a point, and take registers.
 constexpr int kPlanes = K == 4 ? 1 : D == 2 ? 3 : 2;

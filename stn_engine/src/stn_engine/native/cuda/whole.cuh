@@ -85,15 +85,6 @@ STN_FUNCTION void read_whole(const S* from, int step, int64 channel_step, const 
     for (int x = 0; x < K; ++x) load_channels<N, Interleaved>(from + x * step, channel_step, N, taps[y * K + x]);
 }
 
-// Gives tap (x, y, z) to whoever joins them.
-template <int N>
-STN_FUNCTION auto reader_of(const T (&taps)[kTaps][N]) {
-  return [&taps](int x, int y, int z, T(&tap)[N]) {
-#pragma unroll
-    for (int c = 0; c < N; ++c) tap[c] = taps[(z * K + y) * K + x][c];
-  };
-}
-
 // The point of one pixel; whether the map has it and it is whole.
 template <class Generator>
 STN_FUNCTION bool find_whole(const Descriptor& problem, const Place& place, const Generator& generator,
