@@ -161,7 +161,7 @@ gpu-check-dry: $(BUILT) $(EMULATED)  ## the same way on the emulated device, in 
 test-gpu:  ## what needs a GPU, and the conformance battery on it
 	$(ON_GPU) -m pytest -W default -p no:cacheprovider tests/gpu
 	$(ON_GPU) -m pytest -W default -p no:cacheprovider -k cuda \
-		tests/engine/test_backend_conformance.py tests/engine/test_gradients.py
+		tests/engine/test_backend_conformance.py tests/engine/test_gradients.py tests/engine/test_objective.py
 
 # In a folder with its version, so that another version is another target.
 BUF_VERSION := 1.75.0

@@ -27,7 +27,7 @@ FEWEST_LOADS = 9
 PROGRAMS = (
     *(Program("warp", dtype) for dtype in (torch.float32, torch.bfloat16, torch.uint8)),
     Program("warp", interpolation=Interpolation.BICUBIC),
-    *(Program(source) for source in ("slopes", "gather", "scatter")),
+    *(Program(source) for source in ("slopes", "gather", "scatter", "moments", "objective")),
 )
 REGISTERS_OF_A_MULTIPROCESSOR = 1 << 16
 
@@ -61,6 +61,7 @@ PREDICTED = (
     ("bfloat16", PROGRAMS[1], "stn_warp_matrix_planes", 48, 4, 1, 12),
     ("gradient of theta", PROGRAMS[4], "stn_slopes_matrix_planes", 63, 4, 1, 24),
     ("gradient of U", PROGRAMS[5], "stn_gather_planes", 27, 1, 1, 24),
+    ("objective", PROGRAMS[8], "stn_objective_matrix", 11, 1, 3, 24),
 )
 """Calls for maps of 32x3x512x512, and the bytes that each pixel must at least move. Of two loops
 with as many loads the longer one counts: the other is for channels that lie side by side."""

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from stn_engine import WarpGradientsProblem, WarpSpec
+from stn_engine import WarpSpec
 from stn_engine.backends.cuda import CudaBackend
 from stn_engine.backends.cuda.programs import all_programs
 from stn_engine.backends.cuda.tuning import THREADS
@@ -23,7 +23,8 @@ from support.emulated_cuda import (
     loaded,
     run_kernel,
 )
-from support.every_kernel import every_kernel
+from support.every_kernel import every_kernel, results_of
+from support.objectives import LOSSES, random_objective
 from support.processes import run_python
 from support.strategies import IMAGE, KINDS_AND_SIZES, PADDINGS, random_gradients, random_warp
 
@@ -97,13 +98,21 @@ def test_sums_over_many_tiles_do_not_depend_on_it_either(kind):
     assert_one_result(random_gradients(4, warp))
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("kind", "sizes"), KINDS_AND_SIZES)
+def test_objectives_do_not_depend_on_it(loss, kind, sizes):
+    """Of several items and many tiles each, and whatever their sums are."""
+    sizes = {"size": sizes["size"], "output_size": tuple(9 * n for n in sizes["output_size"])}
+    options = {"loss": loss, "kind": kind, "batch": (1, 2, 1, 1), "dtype": torch.float32}
+    assert_one_result(random_objective(5, **options, **sizes))
+
+
 def assert_one_result(problem):
     """Whatever the seed, and the number of blocks."""
     found = []
     for seed, most_blocks in zip(SEEDS, (1, 2, 5, 1 << 30), strict=True):
         backend = CudaBackend(EmulatedLauncher(most_blocks=most_blocks, seed=seed))
-        gradients = backend.warp_gradients([problem])[0]
-        found.append((*backend.warp([problem.warp]), gradients.feature_map, gradients.transform))
+        found.append(results_of(backend, problem))
     for one, other in product(found[:1], found[1:]):
         for result, again in zip(one, other, strict=True):
             assert torch.equal(result.view(torch.uint8), again.view(torch.uint8))
@@ -146,8 +155,6 @@ def test_every_program_has_a_problem_that_runs_it():
 
     backend = CudaBackend(Noting())
     for problem in every_kernel():
-        backend.warp([getattr(problem, "warp", problem)])
-        if isinstance(problem, WarpGradientsProblem):
-            backend.warp_gradients([problem])
+        results_of(backend, problem)
     wanted = {(program, kernel) for program in all_programs() for kernel in program.kernels}
     assert launched == wanted

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from itertools import product
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from stn_engine.backends.cuda.device import DeviceLauncher
 from stn_engine.backends.cuda.structures import COUNT
 from stn_engine.backends.torch import TorchBackend
 from support.emulated_cuda import EMULATED_CUDA, EmulatedLauncher
+from support.objectives import LOSSES, parts_of, random_objective
 from support.strategies import random_gradients, random_warp
 
 LAST = torch.channels_last
@@ -219,6 +221,53 @@ def test_needs_and_tiles_decide_what_is_launched(needs, options, kernels):
     problem = WarpGradientsProblem(warp, random_gradients(1, warp).grad_output, (needs,))
     CudaBackend(launcher).warp_gradients([problem])
     assert [kernel for kernel, _ in launcher.launches] == kernels
+
+
+MOMENTS, JUDGE, CONCLUDE = "stn_moments", "stn_judge", "stn_conclude"
+BOTH = ("gradient", "gauss_newton")
+NEAREST = WarpSpec(interpolation="nearest")
+
+
+@pytest.mark.parametrize(
+    ("needs", "options", "kernels"),
+    [
+        (BOTH, {}, ["stn_objective_matrix", CONCLUDE]),
+        (("gauss_newton",), {"loss": "huber"}, ["stn_objective_matrix", CONCLUDE]),
+        (("gradient",), {"loss": "ncc"}, [MOMENTS, JUDGE, "stn_objective_matrix", CONCLUDE]),
+        (BOTH, {"kind": "similarity"}, ["stn_prepare", "stn_objective_matrix", CONCLUDE]),
+        (("gradient",), {"kind": "thin_plate_spline"}, ["stn_objective_spline", CONCLUDE]),
+        (("gradient",), {"kind": "flow"}, [MOMENTS, JUDGE, "stn_objective_field"]),
+        ((), {}, [MOMENTS, JUDGE]),
+        (BOTH, {"spec": NEAREST}, [MOMENTS, JUDGE]),
+        (BOTH, {"output_size": (0, 3)}, [JUDGE]),
+        (BOTH, {"batch": (0, 0, 0, 0)}, []),
+    ],
+)
+def test_needs_and_losses_decide_what_an_objective_launches(needs, options, kernels):
+    """One pass over the maps where their means need not be known before."""
+    launcher = CountingLauncher()
+    problem = random_objective(11, weighted=False, **options).needing(needs)
+    CudaBackend(launcher).objective([problem])
+    assert [kernel for kernel, _ in launcher.launches] == kernels
+
+
+@pytest.mark.parametrize("kind", ["affine", "thin_plate_spline", "flow"])
+def test_objectives_of_any_losses_and_needs_come_together(kind):
+    """With weights and without, of several sizes: every one has the bits that it has alone."""
+    problems = [
+        random_objective(n, kind=kind, loss=loss, weighted=weighted, size=(9 + n, 11))
+        for n, (loss, weighted) in enumerate(product(LOSSES, (True, False)))
+    ]
+    problems.append(problems[0].needing(()))
+    launcher = CountingLauncher()
+    together = CudaBackend(launcher).objective(problems)
+    if kind == "affine":  # of these ssd and huber share their launches
+        assert ("stn_objective_matrix", 2) in launcher.launches
+    for problem, found in zip(problems, together, strict=True):
+        (alone,) = EMULATED_CUDA.objective([problem])
+        assert parts_of(found).keys() == parts_of(alone).keys()
+        for name, part in parts_of(alone).items():
+            assert torch.equal(parts_of(found)[name], part), name
 
 
 def test_thetas_of_one_tile_and_of_many_share_a_table():

@@ -53,7 +53,7 @@ def test_every_program_compiles_and_holds_its_kernels(architecture):
 @pytest.mark.usefixtures("kept")
 @per_architecture
 @pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("source", ["warp", "slopes", "gather", "scatter"])
+@pytest.mark.parametrize("source", ["warp", "slopes", "gather", "scatter", "moments", "objective"])
 def test_bilinear_float32_kernels_use_no_local_memory(architecture, dims, source):
     """A spilled register goes to memory, which is what these kernels are bound by."""
     program = Program(source, torch.float32, dims, Interpolation.BILINEAR)

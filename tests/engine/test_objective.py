@@ -31,7 +31,9 @@ from stn_engine.backends.cpu import CpuBackend
 from stn_engine.backends.reference import ReferenceBackend
 from support.backends import BACKENDS, FAST
 from support.objectives import (
+    DOMAINS,
     IMAGE,
+    LOSSES,
     VOLUME,
     exact_objective,
     item_of,
@@ -46,8 +48,6 @@ from support.tolerances import GRADIENT, assert_close_in_norm, compute_dtype
 # Of torch itself, in forward mode and under torch.compile.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 
-LOSSES = ("ssd", "huber", "ncc")
-DOMAINS = ("overlap", "all")
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 BATCHES = ((1, 1, 1, 1), (1, 3, 1, 1), (2, 2, 2, 2), (1, 1, 2, 1), (2, 1, 1, 2), (1, 1, 1, 2))
 KINDS_AND_SIZES = [

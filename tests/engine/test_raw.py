@@ -13,6 +13,7 @@ from stn_engine import (
     Flow,
     GridGradientsProblem,
     GridProblem,
+    ObjectiveProblem,
     WarpGradientsProblem,
     WarpProblem,
     WarpSpec,
@@ -25,6 +26,7 @@ from stn_engine.backends.cpu import CpuBackend
 from stn_engine.backends.torch import TorchBackend
 from support.emulated_cuda import EMULATED_CUDA
 from support.memory import bytes_of, job_of, results_from
+from support.objectives import LOSSES, random_objective
 from support.strategies import (
     DETERMINISTIC,
     DTYPES,
@@ -55,6 +57,7 @@ def expected(problem):
         WarpGradientsProblem: dispatch.warp_gradients,
         GridProblem: dispatch.generate_grid,
         GridGradientsProblem: dispatch.generate_grid_gradients,
+        ObjectiveProblem: dispatch.objective,
     }
     return on_bytes.parts_of(functions[type(problem)]([problem])[0])
 
@@ -335,6 +338,17 @@ def test_volumes_and_grids_are_computed_in_blocks_as_on_tensors():
     assert_in_block_as_on_tensors([grid])
     grad_grid = random_values(2, grid.output_shape, grid.output_dtype)
     assert_in_block_as_on_tensors([GridGradientsProblem(grid, grad_grid)])
+
+
+@pytest.mark.usefixtures("of_block")
+@pytest.mark.parametrize("kind", KINDS)
+def test_objectives_are_computed_in_blocks_as_on_tensors(kind):
+    """Of all losses together, with weights and without."""
+    for weighted in (True, False):
+        options = {"kind": kind, "dtype": torch.float32, "weighted": weighted}
+        assert_in_block_as_on_tensors(
+            [random_objective(n, loss=loss, **options) for n, loss in enumerate(LOSSES)]
+        )
 
 
 @DETERMINISTIC

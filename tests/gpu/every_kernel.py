@@ -6,17 +6,12 @@
 import sys
 
 from gpu_check.devices import device
-from support.every_kernel import every_kernel
+from support.every_kernel import every_kernel, results_of
 
 there = device()
 problems = list(every_kernel())
 most = int(sys.argv[1]) if len(sys.argv) > 1 else len(problems)
 for problem in problems[:: -(-len(problems) // most)]:
-    on = there.place(problem)
-    if hasattr(on, "warp"):
-        there.backend.warp([on.warp])
-        there.backend.warp_gradients([on])
-    else:
-        there.backend.warp([on])
+    results_of(there.backend, there.place(problem))
 there.synchronize()
 print(f"{most} problems")

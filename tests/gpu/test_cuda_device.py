@@ -12,6 +12,7 @@ import torch
 from stn_engine import Affine, WarpProblem, WarpSpec, dispatch
 from stn_engine.backends.cuda import CudaBackend
 from support.emulated_cuda import EMULATED_CUDA
+from support.objectives import LOSSES, item_of, parts_of, random_objective
 from support.on_device import on_device
 from support.strategies import (
     DTYPES,
@@ -96,6 +97,26 @@ def test_results_are_those_of_the_emulation(kind, padding, interpolation, dtype)
     gradients = CUDA.warp_gradients([there])[0], EMULATED_CUDA.warp_gradients([problem])[0]
     for got, want in zip(*map(both, gradients), strict=True):
         assert_same(got.cpu(), want)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_objectives_repeat_bit_for_bit_and_are_those_of_the_emulation(kind, loss, dtype):
+    """Sums have one order, on a device as well as under g++; and every item is as if alone."""
+    options = {"kind": kind, "loss": loss, "dtype": dtype, "batch": (1, 3, 1, 1)}
+    problem = random_objective(9, **options, **LARGE)
+    there = on_device(problem)
+    first = parts_of(CUDA.objective([there])[0])
+    emulated = parts_of(EMULATED_CUDA.objective([problem])[0])
+    for _ in range(REPEATS):
+        for name, part in parts_of(CUDA.objective([there])[0]).items():
+            assert_same(part, first[name])
+    for name, part in first.items():
+        assert_same(part.cpu(), emulated[name])
+    for n in range(3):
+        for name, part in parts_of(CUDA.objective([item_of(there, n)])[0]).items():
+            assert_same(part, first[name][n : n + 1].contiguous())
 
 
 @pytest.mark.parametrize("kind", ["affine", "flow"])

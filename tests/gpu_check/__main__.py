@@ -29,7 +29,11 @@ PYTHON = sys.executable
 PROFILED = ("smoke", "kernels", "questions")
 """Stages that write findings."""
 
-BATTERY = ("tests/engine/test_backend_conformance.py", "tests/engine/test_gradients.py")
+BATTERY = (
+    "tests/engine/test_backend_conformance.py",
+    "tests/engine/test_gradients.py",
+    "tests/engine/test_objective.py",
+)
 SANITIZED_PROBLEMS = {"memcheck": 560, "racecheck": 64, "synccheck": 64}
 """Of `every_kernel`, spread over all; the tools run kernels a hundred times slower."""
 

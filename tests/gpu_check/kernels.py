@@ -9,7 +9,17 @@ from functools import partial
 import torch
 
 from gpu_check.devices import EMULATED, Findings, device, host_us
-from stn_engine import Affine, Flow, WarpProblem, dispatch, warp, warp_gradients
+from stn_engine import (
+    Affine,
+    Flow,
+    ObjectiveProblem,
+    WarpProblem,
+    dispatch,
+    objective,
+    warp,
+    warp_gradients,
+)
+from stn_engine.backends.kernels import COMPOSITION
 from support.plain_torch import torch_both, torch_warp, turned
 
 CALLS = 20
@@ -72,6 +82,23 @@ def planes() -> None:
     case("forward + backward, torch eager", partial(torch_both, ur, tr, g))
 
 
+def objectives() -> None:
+    """Comparisons of warped maps with fixed ones, one pair and many."""
+    n = 2 if EMULATED else 16
+    moving, fixed = maps((1, 1, 512, 512)), maps((1, 1, 512, 512))
+    one, many = Affine(turned(1, there.device)), Affine(turned(n, there.device))
+    flow = Flow(0.02 * torch.randn(1, *fixed.shape[2:], 2, device=there.device))
+    needs = ("gradient", "gauss_newton")
+    both = moving.nbytes + fixed.nbytes
+    case("objective 512x512", partial(objective, moving, fixed, one, needs=needs), both)
+    case(f"objective, {n} thetas", partial(objective, moving, fixed, many, needs=needs), n * both)
+    for loss in ("huber", "ncc"):
+        case(f"objective, {loss}", partial(objective, moving, fixed, one, loss=loss), both)
+    case("objective of a flow", partial(objective, moving, fixed, flow), 3 * both)
+    problem = ObjectiveProblem(WarpProblem(moving, one), fixed, needs=needs)
+    case("objective, composed", lambda: COMPOSITION.objective([problem]), both)
+
+
 def channels_last() -> None:
     """Maps of 64 channels side by side."""
     n = 1 if EMULATED else 8
@@ -118,5 +145,6 @@ def _both(u, theta, g):
 
 if __name__ == "__main__":
     planes()
+    objectives()
     channels_last()
     small()

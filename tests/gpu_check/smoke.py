@@ -12,7 +12,7 @@ import torch
 
 from gpu_check.devices import Findings, device
 from stn_engine.backends.torch import TorchBackend
-from support.every_kernel import every_kernel
+from support.every_kernel import every_kernel, results_of
 
 POISONED = 3
 """The status of a process that must not go on."""
@@ -64,15 +64,9 @@ def _finding(there, problem) -> dict:
 
 def _errors(there, problem) -> list[float]:
     """Distances from what torch's composition has in float64, or in its own dtype."""
-    on = there.place(problem)
-    results = list(there.backend.warp([_warp(on)]))
+    results = results_of(there.backend, there.place(problem))
     there.synchronize()
-    expected = list(HOST.warp([_warp(problem)]))
-    if on is not _warp(on):
-        for backend, one, into in ((there.backend, on, results), (HOST, problem, expected)):
-            gradients = backend.warp_gradients([one])[0]
-            into += [gradients.feature_map, gradients.transform]
-        there.synchronize()
+    expected = results_of(HOST, problem)
     return [_distance(*pair) for pair in zip(results, expected, strict=True)]
 
 

@@ -1,11 +1,17 @@
 """Small problems that between them run every kernel of the ``cuda`` backend."""
 
 from collections.abc import Iterator
+from itertools import cycle
 
 import torch
+from torch import Tensor
 
-from stn_engine import WarpGradientsProblem, WarpProblem, WarpSpec
+from stn_engine import ObjectiveProblem, WarpGradientsProblem, WarpProblem, WarpSpec
+from stn_engine.backends._results import parts_of
+from support.objectives import DOMAINS, LOSSES, random_objective
 from support.strategies import IMAGE, VOLUME, random_gradients, random_warp
+
+EveryProblem = WarpGradientsProblem | WarpProblem | ObjectiveProblem
 
 FAR = {"size": (5, 7), "output_size": (33, 29)}
 """Many target pixels read each source pixel."""
@@ -43,13 +49,28 @@ DTYPES = (
 )
 
 
-def every_kernel() -> Iterator[WarpGradientsProblem | WarpProblem]:
+def every_kernel() -> Iterator[EveryProblem]:
     """The problems; channels lie apart, or side by side in vectors; integers have no gradients."""
+    comparisons = cycle((loss, domain) for loss in LOSSES for domain in DOMAINS)
     for kind, sizes in KINDS:
         for spec in SPECS:
             for dtype in DTYPES:
                 for channels in (3, 8):
                     yield _problem(kind, sizes, spec, dtype, channels)
+                if dtype.is_floating_point:
+                    loss, domain = next(comparisons)
+                    options = {"loss": loss, "domain": domain, "kind": kind, "spec": spec}
+                    yield random_objective(3, dtype=dtype, batch=(1, 2, 1, 1), **options, **sizes)
+
+
+def results_of(backend, problem: EveryProblem) -> list[Tensor]:
+    """All that kernels write for a problem: V with the gradients of it, or an objective."""
+    if isinstance(problem, ObjectiveProblem):
+        return list(parts_of(backend.objective([problem])[0]))
+    results = list(backend.warp([getattr(problem, "warp", problem)]))
+    if isinstance(problem, WarpGradientsProblem):
+        results += parts_of(backend.warp_gradients([problem])[0])
+    return results
 
 
 def _problem(kind, sizes, spec, dtype, channels):

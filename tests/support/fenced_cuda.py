@@ -11,10 +11,9 @@ from unittest.mock import patch
 
 import torch
 
-from stn_engine import WarpGradientsProblem
 from stn_engine.backends.cuda import CudaBackend
 from support.emulated_cuda import EmulatedLauncher
-from support.every_kernel import every_kernel
+from support.every_kernel import every_kernel, results_of
 
 PAGE = mmap.PAGESIZE
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -83,9 +82,7 @@ def run(fence, problem):
         patch.object(torch, "zeros", fence.around(torch.zeros)),
         patch.object(torch, "empty_strided", fence.around(torch.empty_strided)),
     ):
-        backend.warp([getattr(fenced, "warp", fenced)])
-        if isinstance(fenced, WarpGradientsProblem):
-            backend.warp_gradients([fenced])
+        results_of(backend, fenced)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from support.strategies import random_values, random_warp
 
 IMAGE = {"size": (9, 11), "output_size": (8, 10)}
 VOLUME = {"size": (5, 6, 7), "output_size": (4, 5, 6)}
+LOSSES = ("ssd", "huber", "ncc")
+DOMAINS = ("overlap", "all")
 PARTS = ("value", "count", "gradient", "gauss_newton")
 
 

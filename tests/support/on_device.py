@@ -2,7 +2,7 @@
 
 import torch
 
-from stn_engine import Gradients
+from stn_engine import Gradients, Objective
 from stn_engine.backends.cuda import CudaBackend
 
 DEVICE = torch.device("cuda")
@@ -18,6 +18,11 @@ def moved(tensor, device):
     extent = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
     flat = tensor.as_strided((extent,), (1,), tensor.storage_offset()).to(device)
     return flat.as_strided(tensor.shape, tensor.stride())
+
+
+def on_host(tensor):
+    """A result in host memory, if it was asked for."""
+    return None if tensor is None else tensor.cpu()
 
 
 def on_device(problem, device=DEVICE):
@@ -51,15 +56,11 @@ class OnDevice:
 
     def warp_gradients(self, problems):
         results = self._backend.warp_gradients([on_device(one) for one in problems])
-        return [
-            Gradients(
-                *(
-                    None if one is None else one.cpu()
-                    for one in (result.feature_map, result.transform)
-                )
-            )
-            for result in results
-        ]
+        return [Gradients(*map(on_host, vars(result).values())) for result in results]
+
+    def objective(self, problems):
+        results = self._backend.objective([on_device(one) for one in problems])
+        return [Objective(*map(on_host, vars(result).values())) for result in results]
 
 
 ON_DEVICE = OnDevice()

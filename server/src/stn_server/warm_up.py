@@ -7,18 +7,19 @@ from collections.abc import Iterator
 import numpy as np
 
 from stn_proto import join, put_tensor
-from stn_proto.v1 import warp_pb2
+from stn_proto.v1 import objective_pb2, warp_pb2
 from stn_server.batching.work import Batch, Operation, WorkItem
 from stn_server.config import LimitsConfig
 from stn_server.translate import Translator
 
 
 def batches() -> Iterator[Batch]:
-    """Yields a warp and its gradients, each as it would come from a caller."""
+    """Yields a warp, its gradients and an objective, each as it would come from a caller."""
     translator = Translator(LimitsConfig())
     for operation, message in (
         (Operation.WARP, _warp()),
         (Operation.WARP_GRADIENTS, _warp_gradients()),
+        (Operation.OBJECTIVE, _objective()),
     ):
         request = translator.decode(operation, message)
         item = WorkItem(key=request.key, cost=request.cost, problems=(request.job,), arrived=0.0)
@@ -38,6 +39,16 @@ def _warp_gradients() -> bytes:
     request = warp_pb2.WarpGradientsRequest(
         grad_output=put_tensor(_FEATURE_MAP, payloads),
         feature_map=put_tensor(_FEATURE_MAP, payloads),
+        transform=_identity(payloads),
+    )
+    return join(request.SerializeToString(), payloads)
+
+
+def _objective() -> bytes:
+    payloads: list[memoryview] = []
+    request = objective_pb2.ObjectiveRequest(
+        moving=put_tensor(_FEATURE_MAP, payloads),
+        fixed=put_tensor(_FEATURE_MAP, payloads),
         transform=_identity(payloads),
     )
     return join(request.SerializeToString(), payloads)

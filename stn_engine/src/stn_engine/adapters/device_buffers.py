@@ -167,7 +167,7 @@ def _compute_views(problems: Sequence[Any], operands: DeviceBuffer, results: Dev
         dispatch.warp(bound, out=places)
     elif isinstance(problems[0], WarpGradientsProblem):
         dispatch.warp_gradients(bound, out=[_gradients(problem, free) for problem in bound])
-    else:  # grids and objectives are composed by torch, which allocates for itself
+    else:  # composed by torch, which allocates for itself
         for result in dispatch.compute(bound):
             for part in parts_of(result):
                 next(free).copy_(part)

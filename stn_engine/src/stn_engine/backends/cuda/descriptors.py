@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -21,9 +21,18 @@ from stn_engine.backends.cuda.structures import (
     VECTOR_CHANNELS,
 )
 from stn_engine.backends.cuda.tuning import UNITS_PER_TILE
-from stn_engine.call import Call, Direction, Layout, Operation, contiguous
+from stn_engine.call import Call, Direction, Layout, contiguous
 from stn_engine.coords import pixel_affine, pixel_homography, source_axis, target_axis
-from stn_engine.spec import Coordinates, Family, Interpolation, Loss, Padding, Subgradient
+from stn_engine.spec import (
+    Comparison,
+    Coordinates,
+    Domain,
+    Family,
+    Interpolation,
+    Loss,
+    Padding,
+    Subgradient,
+)
 from stn_engine.transforms import Affine, Homography, SamplingGrid, ThinPlateSpline
 
 
@@ -133,7 +142,7 @@ class Operands(NamedTuple):
     @classmethod
     def of(cls, call: Call) -> "Operands":
         """Describes the operands of a warp, its gradients or an objective."""
-        if is_objective(call):
+        if call.comparison is not None:
             feature_map, parameters, *compared = call.operands
             warped = contiguous(feature_map.dtype, call.output_shape)  # which is never in memory
             gradient = call.results[_GRADIENT]
@@ -154,13 +163,8 @@ class Operands(NamedTuple):
 
 _GROUPS: dict[Group, Group] = {}
 _MATRICES = {Affine, Homography}
-_GRADIENT, _GAUSS_NEWTON = 2, 3
-"""Which results of an objective they are."""
-
-
-def is_objective(call: Call) -> bool:
-    """Whether a call compares maps."""
-    return call.operation is Operation.OBJECTIVE
+_GRADIENT = 2
+"""Which result of an objective it is."""
 
 
 def is_flat(call: Call) -> bool:
@@ -207,8 +211,8 @@ def describe(call: Call, layouts: Operands, *, interleaved: bool) -> Descriptor:
     _put_tiling(item["target"], layouts.target.shape[2:], groups)
     constants = _put_generator(item, call, layouts, group)
     _put_options(item, call, layouts)
-    if is_objective(call):
-        _put_comparison(item, call, group)
+    if call.comparison is not None:
+        _put_comparison(item, call.comparison, group)
     item["finishes"], item["inverts"] = _tiles_are_alone(item, call, layouts)
     counts = np.array(_counts(item, layouts), np.int64)
     return Descriptor(group, item.tobytes() + counts.tobytes(), constants)
@@ -220,7 +224,7 @@ def _group(call: Call, layouts: Operands, *, interleaved: bool) -> Group:
     field = family is Family.FIELD
     names = ["grad_feature_map", "grad_points" if field else "grad_parameters"]
     likes = [layouts.grad_feature_map, layouts.grad_parameters]
-    if is_objective(call):
+    if call.comparison is not None:
         names, likes = ["value", "weight", names[1], "gauss_newton"], list(call.results)
     results = tuple(name for name, like in zip(names, likes, strict=True) if like is not None)
     needs_slopes = layouts.grad_parameters is not None or "gauss_newton" in results
@@ -236,7 +240,7 @@ def _group(call: Call, layouts: Operands, *, interleaved: bool) -> Group:
         direction=call.direction,
         needs=(layouts.grad_feature_map is not None, needs_slopes),
         compared=("fixed", "weights")[: len(layouts.compared)],
-        measures=is_objective(call)
+        measures=call.comparison is not None
         and (field or not needs_slopes or call.comparison.loss == Loss.NCC),
         results=results or ("output",),
         gathers=family is Family.MATRIX and call.spec.padding != Padding.REFLECTION,
@@ -285,8 +289,8 @@ def _counts(item: Any, layouts: Operands) -> Counts:
 
 def _put_maps(item: Any, call: Call, layouts: Operands) -> None:
     _put_map(item["feature_map"], layouts.feature_map)
-    for name, layout in zip(("fixed", "weights"), layouts.compared, strict=False):
-        _put_map(item[name], layout)
+    for name, compared in zip(("fixed", "weights"), layouts.compared, strict=False):
+        _put_map(item[name], compared)
     if not layouts.compared:
         forward = call.direction is Direction.FORWARD
         _put_map(item["output" if forward else "grad_output"], layouts.target)
@@ -377,10 +381,12 @@ def _put_options(item: Any, call: Call, layouts: Operands) -> None:
     item["fills"] = spec.padding == Padding.FILL
 
 
-def _put_comparison(item: Any, call: Call, group: Group) -> None:
+def _put_comparison(item: Any, how: Comparison, group: Group) -> None:
     """What an objective has beside its warp."""
-    how, dims, entries = call.comparison, group.dims, int(item["entries"])
-    item["loss"], item["domain"], item["delta"] = how.loss.number, how.domain.number, how.delta
+    dims, entries = group.dims, int(item["entries"])
+    item["loss"] = cast("Loss", how.loss).number
+    item["domain"] = cast("Domain", how.domain).number
+    item["delta"] = how.delta
     item["terms"] = MOMENTS
     if not group.needs[1]:
         return
@@ -400,7 +406,7 @@ def _tiles_are_alone(item: Any, call: Call, layouts: Operands) -> tuple[bool, bo
 
     Parameters of similarities are left to a kernel that knows them.
     """
-    if is_objective(call):
+    if call.comparison is not None:  # its items have gradients of their own
         return False, False
     batch, is_matrix = layouts.target.shape[0], call.transform.kind.family is Family.MATRIX
     has_own_theta = is_matrix and layouts.parameters.shape[0] == batch

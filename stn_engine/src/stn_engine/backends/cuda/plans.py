@@ -15,7 +15,6 @@ from stn_engine.backends.cuda.descriptors import (
     can_interleave,
     describe,
     is_flat,
-    is_objective,
 )
 from stn_engine.backends.cuda.launches import Launches
 from stn_engine.backends.torch.thin_plate import warp_basis_of
@@ -96,7 +95,7 @@ def new_plan(call: Call) -> Plan | Reasons:
     reasons = _reasons_against(call, layouts)
     if reasons:
         return reasons
-    if 0 in layouts.target.shape and not is_objective(call):  # which is of nothing, then
+    if 0 in layouts.target.shape and call.comparison is None:
         return Plan(call, None, None, _all_results(call))
     if layouts.feature_map.dtype in WIDE_LABELS:
         return Plan(call, None, None, (), _parts(call))
@@ -161,7 +160,7 @@ def _all_results(call: Call) -> list[tuple[int, int]]:
 
 def _zeroed(call: Call, descriptor: Descriptor) -> list[tuple[int, int]]:
     """Gradients that are 0 everywhere, and those of maps that are added to in place."""
-    if is_objective(call):
+    if call.comparison is not None:
         computed = 4 if descriptor.group.needs[1] else 2  # value and count always are
         return _all_results(call)[computed:]
     if call.direction is Direction.FORWARD:
