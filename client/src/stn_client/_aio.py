@@ -31,7 +31,7 @@ from stn_client._replicas import Replicas
 from stn_client._residents import ResidentTensor
 from stn_client._sending import MAX_MESSAGE_BYTES, GoAlone, Packet, SendQueue, Waiter
 from stn_client._server_info import ServerInfo
-from stn_client._steps import SteppingClient, Steps
+from stn_client._steps import SteppingClient, Steps, finding_local
 from stn_client._transforms import ParametricTransform, Transform
 from stn_client._ttrpc import (
     FAILURES,
@@ -39,7 +39,6 @@ from stn_client._ttrpc import (
     CallError,
     ConnectionLostError,
     Discovery,
-    Offer,
     inquiry,
     no_answer_in_time,
     who_asks,
@@ -570,9 +569,6 @@ class _Connection:
             await self._local.wait_closed()
         await asyncio.gather(*self._channels.close())
 
-    def _who(self) -> Metadata:
-        return who_asks(self._metadata())
-
     def abandon(self) -> None:
         """Closes this process's copies of local sockets after a fork; the parent keeps its own."""
         if self._local is not None:
@@ -582,31 +578,17 @@ class _Connection:
         """Returns a connection by the local transport; None if there is none."""
         if self._local is None and self._discovery.is_due():
             try:
-                self._local = await self._found(timeout_s)
+                self._local = await _completed(
+                    finding_local(
+                        self._channels.link().method(INFO),
+                        lambda folder: Connection.open(folder, lambda: who_asks(self._metadata())),
+                        self._discovery,
+                        inquiry(self._metadata(), timeout_s),
+                    )
+                )
             except FAILURES as error:
                 self._discovery.failed(error)
         return self._local
-
-    async def _found(self, timeout_s: float | None) -> Connection | None:
-        """Connects to the local transport that the server offers, if it is the same server."""
-        # Asked by gRPC, then once more on the socket: a folder
-        # may be of a server that was replaced.
-        about = inquiry(self._metadata(), timeout_s)
-        offer = Offer.of(await self._channels.link().method(INFO)(b"", **about))
-        if offer is None:
-            self._discovery.failed("the server has none")
-            return None
-        connection = await Connection.open(offer.folder, self._who)
-        try:
-            if offer.is_from(await connection.call(INFO, b"", **about)):
-                self._discovery.found(offer)
-                return connection
-        except (*FAILURES, asyncio.CancelledError):
-            connection.close()
-            raise
-        connection.close()
-        self._discovery.failed("another server is there")
-        return None
 
 
 async def _completed(steps: Steps[T]) -> T:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import islice
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
@@ -20,7 +21,6 @@ from stn_client._arrays import AnyArray, Array, M
 from stn_client._calls import Call, Gradients, Objective
 from stn_client._channels import Channels
 from stn_client._connection import NOT_READY, ONCE, Progress, ReadyWait
-from stn_client._credentials import Metadata
 from stn_client._envelopes import Places
 from stn_client._errors import StnClientError
 from stn_client._mapping import CHUNKS_AHEAD, checked, chunks, is_stack, placed, progress_bar
@@ -29,7 +29,7 @@ from stn_client._placing import MAX_FRAMED_BYTES, by_message, place
 from stn_client._residents import ResidentTensor
 from stn_client._sending import MAX_MESSAGE_BYTES, GoAlone, Packet, SendQueue, Waiter
 from stn_client._server_info import ServerInfo
-from stn_client._steps import SteppingClient, Steps
+from stn_client._steps import SteppingClient, Steps, finding_local
 from stn_client._transforms import ParametricTransform, Transform
 from stn_client._ttrpc import (
     FAILURES,
@@ -37,7 +37,6 @@ from stn_client._ttrpc import (
     CallError,
     ConnectionLostError,
     Discovery,
-    Offer,
     inquiry,
     no_answer_in_time,
     who_asks,
@@ -737,31 +736,20 @@ class Client(SteppingClient):
             try:
                 metadata = self._access.metadata() if attempt is None else attempt["metadata"]
                 timeout_s = None if attempt is None else attempt["timeout"]
-                self._local = self._found(metadata, timeout_s)
+                self._local = _completed(
+                    finding_local(
+                        self._channels.link().method(INFO),
+                        self._connect_local,
+                        self._discovery,
+                        inquiry(metadata, timeout_s),
+                    )
+                )
             except FAILURES as error:
                 self._discovery.failed(error)
         return self._local
 
-    def _found(self, metadata: Metadata, timeout_s: float | None) -> Connection | None:
-        """Connects to the local transport that the server offers, if it is the same server."""
-        about = inquiry(metadata, timeout_s)
-        # By gRPC first, as only the target says which server is
-        # meant; the socket must be of the same.
-        offer = Offer.of(self._channels.link().method(INFO)(b"", **about))
-        if offer is None:
-            self._discovery.failed("the server has none")
-            return None
-        connection = Connection(offer.folder, lambda: who_asks(self._access.metadata()))
-        try:
-            if offer.is_from(connection.call(INFO, b"", **about)):
-                self._discovery.found(offer)
-                return connection
-        except FAILURES:
-            connection.close()
-            raise
-        connection.close()
-        self._discovery.failed("another server is there")
-        return None
+    def _connect_local(self, folder: Path) -> Connection:
+        return Connection(folder, lambda: who_asks(self._access.metadata()))
 
     def _is_busy(self) -> bool:
         return self._queue.taken > 0

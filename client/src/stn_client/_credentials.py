@@ -147,7 +147,8 @@ def _metadata_of(token: Token | None) -> Callable[[], Metadata]:
 
 def _bearer(token: object) -> Metadata:
     if not isinstance(token, str):
-        raise invalid("token", f"expected text or a function that returns it, got {_kind(token)}.")
+        got = type(token).__name__  # never the secret itself
+        raise invalid("token", f"expected text or a function that returns it, got {got}.")
     if not _VISIBLE.fullmatch(token):
         raise invalid("token", "expected visible ASCII characters, got others or none.")
     return (("authorization", f"Bearer {token}"),)
@@ -176,11 +177,6 @@ def _check_pair(certificate: Path | str, key: Path | str) -> None:
     except (ssl.SSLError, ValueError) as error:
         expected = "expected the certificate and its key in PEM, without a password"
         raise invalid("certificate, key", f"{expected}, got {error}.") from error
-
-
-def _kind(value: object) -> str:
-    """Names the kind of a secret without revealing it."""
-    return type(value).__name__
 
 
 def stays_here(target: str, *, unspecified: bool = False) -> bool:

@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -41,11 +42,48 @@ from stn_client._transfers import (
     resident_of,
     upload,
 )
+from stn_client._ttrpc import INFO, Discovery, Offer
 from stn_proto import to_payload
 from stn_proto.v1.tensor_pb2 import ResidentRef
 
 T = TypeVar("T")
 Steps: TypeAlias = Generator[Any, Any, T]
+
+
+def finding_local(
+    ask: Callable[..., Any],
+    connect: Callable[[Path], Any],
+    discovery: Discovery,
+    about: dict[str, Any],
+) -> Steps[Any]:
+    """Connects to the local transport that a server offers, if it is the same server.
+
+    Args:
+        ask: Asks the server about itself, by gRPC.
+        connect: Connects to the sockets in a folder.
+        discovery: Told what was found.
+        about: Arguments of both questions; see `inquiry`.
+
+    Returns:
+        The connection; None if there is none.
+    """
+    # By gRPC first, as only the target says which server is meant; the socket must be of the same,
+    # as a folder may be of a server that was replaced.
+    offer = Offer.of((yield ask(b"", **about)))
+    if offer is None:
+        discovery.failed("the server has none")
+        return None
+    connection = yield connect(offer.folder)
+    try:
+        if offer.is_from((yield connection.call(INFO, b"", **about))):
+            discovery.found(offer)
+            return connection
+    except BaseException:
+        connection.close()
+        raise
+    connection.close()
+    discovery.failed("another server is there")
+    return None
 
 
 class SteppingClient(BaseClient):

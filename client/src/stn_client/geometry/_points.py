@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -141,10 +142,6 @@ def _similarity(source: Points, target: Points, *, rigid: bool = False) -> NDArr
     return np.linalg.inv(of_source) @ matrix @ of_target
 
 
-def _rigid(source: Points, target: Points) -> NDArray[np.float64]:
-    return _similarity(source, target, rigid=True)
-
-
 def _spline(
     source: NDArray[np.float64], target: NDArray[np.float64], regularization: float
 ) -> ThinPlateSpline:
@@ -225,7 +222,7 @@ def _residuals(
 
 
 _FITS: dict[str, Callable[[Points, Points], NDArray[np.float64]]] = {
-    "rigid": _rigid,
+    "rigid": partial(_similarity, rigid=True),
     "similarity": _similarity,
     "affine": _affine,
     "homography": _homography,
