@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from stn_client import Affine, _layouts
+from stn_client import Affine, _warnings
 from stn_client import _calls as calls
 
 THETA = Affine(np.eye(2, 3, dtype=np.float32)[None])
@@ -18,9 +18,9 @@ MESSAGE = (
 
 @pytest.fixture(autouse=True)
 def nobody_was_warned():
-    _layouts._suspected.clear()
+    _warnings._suspected.clear()
     yield
-    _layouts._suspected.clear()
+    _warnings._suspected.clear()
 
 
 def test_a_map_that_looks_like_channels_last_gets_a_warning_once():

@@ -11,10 +11,11 @@ import numpy as np
 from stn_client._arrays import Array, Operand, as_array, operand
 from stn_client._envelopes import Payloads
 from stn_client._errors import InvalidRequestError, invalid
-from stn_client._layouts import LAYOUTS, layout_of, warn_of_channels_last, warn_of_fill, with_batch
+from stn_client._layouts import LAYOUTS, layout_of, with_batch
 from stn_client._options import GridCallOptions, GridOptions, WarpCallOptions, WarpOptions
 from stn_client._parameters import parameters_with_batch
 from stn_client._transforms import Transform
+from stn_client._warnings import warn_of_channels_last, warn_of_fill
 from stn_client._words import meant, words_of
 from stn_proto import WireFormatError, put_tensor
 from stn_proto.codec import DTYPES

@@ -53,6 +53,7 @@ from stn_client._residents import Residents, ResidentTensor, residents_of
 from stn_client._retry import RetryPolicy
 from stn_client._server_info import ServerInfo, from_message
 from stn_client._transforms import ParametricTransform, Transform
+from stn_client._warnings import warn_of_zeros
 from stn_proto import WireFormatError, join, join_many, split_many, to_payload, values
 from stn_proto.codec import DTYPES
 from stn_proto.v1 import many_pb2, objective_pb2, server_info_pb2, tensor_pb2, warp_pb2
@@ -273,16 +274,20 @@ def warp(
     ]
     key = _key(("Warp", *keep), (given.array,), transform, output_size, options, layout)
     if (envelope := _kept.get(key)) is not None:
+        warn_of_zeros(transform, transform.parameters, options, given.array.shape, layout)
         return _again(envelope, conduct, finish, keep, given, transform.parameters)
     check_labels(given.array.dtype, options.get("interpolation", "bilinear"))
     payloads: Payloads = []
+    feature_map_tensor = put_map("feature_map", given, payloads, layout)
+    sent, parameters = put_transform(transform, payloads, layout)
     request = warp_pb2.WarpRequest(
         keep_for_gradients=[OPERANDS[name] for name in keep],
-        feature_map=put_map("feature_map", given, payloads, layout),
-        transform=put_transform(transform, payloads, layout)[0],
+        feature_map=feature_map_tensor,
+        transform=sent,
         output_size=None if output_size is None else size_of(output_size),
         spec=spec_of(options),
     )
+    warn_of_zeros(transform, parameters.array, options, given.array.shape, layout)
     replies = Replies("Warp", warp_pb2.WarpReply, ["output"], _only)
     call = _call("Warp", request, payloads, replies, [_output(request)], key)
     call.conduct, call.finish = conduct, finish

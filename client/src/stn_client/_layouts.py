@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from stn_client._arrays import Array
 from stn_client._errors import invalid
-
-_CALLER = 5
-"""Stack frames from the warning to the caller of a client's method."""
-
-_suspected: list[Sequence[int]] = []
-"""The first map of the process that looked wrong: one warning is enough."""
 
 
 class Layout(NamedTuple):
@@ -115,26 +108,3 @@ def output_shape(
     if not of.added and feature_map[0] == 1:
         feature_map[0] = parameters[0]
     return feature_map
-
-
-def warn_of_fill(fill: object) -> None:
-    """Warns of a constant that almost nothing reads: the default padding is another one."""
-    warnings.warn(
-        f'fill: expected padding="fill" beside it, got none, so that outside of the map is 0, and '
-        f'{fill!r} only where points are not finite. If that is meant, pass padding="zeros".',
-        stacklevel=_CALLER,
-    )
-
-
-def warn_of_channels_last(shape: Sequence[int]) -> None:
-    """Warns once of a map with sizes as of (N, H, W, C) where (N, C, H, W) is expected.
-
-    Such are more than 4 channels and rows, but at most 4 columns.
-    """
-    if not _suspected and len(shape) in {4, 5} and min(shape[1:-1]) > 4 >= shape[-1]:
-        _suspected.append(shape)
-        warnings.warn(
-            f"feature_map: expected (N, C, [D,] H, W), got {tuple(shape)}, which looks like "
-            '(N, [D,] H, W, C). If it is, pass layout="NHWC".',
-            stacklevel=_CALLER,
-        )

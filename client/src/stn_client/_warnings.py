@@ -1,0 +1,149 @@
+"""Warnings of arguments that are valid and look like a mistake."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import fields
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stn_client._arrays import Array
+from stn_client._errors import InvalidRequestError
+from stn_client._layouts import LAYOUTS
+from stn_client._options import WarpOptions
+from stn_client._transforms import (
+    Affine,
+    Attention,
+    Homography,
+    Similarity,
+    Transform,
+    Translation,
+)
+from stn_client._units import from_pixels, unit_of
+from stn_client.geometry._arguments import matrices_of
+
+_INTERNAL = {"stn_client", "torch"}
+"""Packages between a warning and the caller whom it is for."""
+
+_suspected: list[Sequence[int]] = []
+"""The first map of the process that looked wrong: one warning is enough."""
+
+_OFFSETS: dict[tuple[type[Transform], tuple[int, ...]], tuple[int, ...]] = {
+    (Affine, (3,)): (2, 5),
+    (Affine, (4,)): (3, 7, 11),
+    (Homography, (3,)): (2, 5),
+    (Attention, (3,)): (1, 2),
+    (Similarity, (4,)): (2, 3),
+    (Translation, (2,)): (0, 1),
+}
+"""Where the parameters of a matrix have the source point of the target origin, by their kind and
+their last axis."""
+
+_PROJECTIVE = 8
+"""Where the parameters of a homography have what these points are divided by."""
+
+
+def warn(message: str) -> None:
+    """Warns the first caller outside of this package, so that each of its lines is warned once."""
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001 - Python 3.12 can skip packages
+    level = 1
+    while frame is not None and frame.f_globals["__name__"].partition(".")[0] in _INTERNAL:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
+
+def warn_of_fill(fill: object) -> None:
+    """Warns of a constant that almost nothing reads: the default padding is another one."""
+    warn(
+        f'fill: expected padding="fill" beside it, got none, so that outside of the map is 0, and '
+        f'{fill!r} only where points are not finite. If that is meant, pass padding="zeros".'
+    )
+
+
+def warn_of_channels_last(shape: Sequence[int]) -> None:
+    """Warns once of a map with sizes as of (N, H, W, C) where (N, C, H, W) is expected.
+
+    Such are more than 4 channels and rows, but at most 4 columns.
+    """
+    if not _suspected and len(shape) in {4, 5} and min(shape[1:-1]) > 4 >= shape[-1]:
+        _suspected.append(shape)
+        warn(
+            f"feature_map: expected (N, C, [D,] H, W), got {tuple(shape)}, which looks like "
+            '(N, [D,] H, W, C). If it is, pass layout="NHWC".'
+        )
+
+
+def warn_of_zeros(
+    transform: Transform, parameters: Array, options: WarpOptions, shape: Sequence[int], layout: str
+) -> None:
+    """Warns of a matrix by which a warp reads nothing of its map: pixels look so as normalized.
+
+    Args:
+        transform: That of the warp.
+        parameters: Its parameters as an array; a batch axis may be missing.
+        options: Of the warp; only with normalized coordinates and zeros outside it is judged.
+        shape: Of the feature map.
+        layout: Of the feature map.
+    """
+    kind: Any = type(transform)
+    offsets = _OFFSETS.get((kind, parameters.shape[-1:]))
+    if offsets is None or parameters.size <= offsets[-1]:
+        return
+    # A loop, as it is all that most calls cost: the middle of the first output reads from within.
+    scale = abs(parameters.item(_PROJECTIVE)) if kind is Homography else 1
+    for offset in offsets:
+        if abs(parameters.item(offset)) > scale:
+            break
+    else:
+        return
+    if "coordinates" in options or options.get("padding", "zeros") != "zeros":
+        return
+    rank = 2 if kind in {Affine, Homography} else 1
+    with_batch = kind(parameters.reshape(-1, *parameters.shape[-rank:]))
+    dims, first = len(offsets), LAYOUTS[layout].first
+    sizes = shape[first : first + dims][::-1]
+    with suppress(InvalidRequestError):  # what is no matrix, the server refuses in its words
+        matrices = matrices_of("transform", with_batch)
+        if len(sizes) == dims and _read_nothing(matrices, sizes, options):
+            warn(
+                f"{fields(transform)[0].name}: expected points between -1 and 1, got all of them "
+                "outside of the map, so that the output is 0. If they are in pixels, pass "
+                'coordinates="pixel"; matrices of OpenCV, which lead the other way, go through '
+                "stn_client.geometry.from_opencv. If that is meant, pass "
+                'coordinates="normalized".'
+            )
+
+
+def _read_nothing(
+    matrices: NDArray[np.float64], sizes: Sequence[int], options: WarpOptions
+) -> bool:
+    """Returns whether all that the whole target reads is beyond one side of the map, for each item.
+
+    Args:
+        matrices: (N, d + 1, d + 1), target to source, both normalized.
+        sizes: Of the map, x first.
+        options: Those that say what normalized means.
+    """
+    scale, offset = from_pixels(sizes[::-1], unit_of(options))
+    if not all(scale):  # -1 and 1 are the same pixel, so that every point reads it
+        return False
+    # Bicubic, which reaches furthest, reads 0 from two pixels outside of the last ones on.
+    limits = [float(a * (size + 1) + b) for a, b, size in zip(scale, offset, sizes, strict=True)]
+    # By its sign a point (X, ..., W) is the same as its opposite.
+    matrices = matrices * np.where(matrices[:, -1:, -1:] < 0, -1.0, 1.0)
+    weights, rows = matrices[:, -1:], matrices[:, :-1]
+    beyond = weights * np.array(limits)[:, None]
+    sides = np.concatenate([rows - beyond, -rows - beyond], axis=1)
+    return bool((_are_positive(weights).all(1) & _are_positive(sides).any(1)).all())
+
+
+def _are_positive(rows: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Returns which linear functions of a point are above 0 on all of [-1, 1]^d."""
+    found: NDArray[np.bool_] = rows[..., -1] > np.abs(rows[..., :-1]).sum(-1)
+    return found
