@@ -3,9 +3,11 @@
 import re
 import typing
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK
+import torch
 
 from stn_client import (
     Affine,
@@ -60,6 +62,13 @@ def test_arguments_a_fill_that_nothing_reads_is_noticed():
     for padding in ("zeros", "fill"):
         calls.warp(MAP, Affine(THETA), None, {"fill": 255, "padding": padding})
     calls.warp(MAP, Affine(THETA), None, {"fill": 0})
+
+
+def test_arguments_sizes_may_be_those_of_torch():
+    """`torch.Size`, which is what `tensor.shape[-2:]` is, as any sequence of integers."""
+    size = torch.zeros(1, 1, 6, 7).shape[-2:]
+    assert list(calls.warp(MAP, Affine(THETA), size, {}).message.output_size) == [6, 7]
+    assert list(calls.generate_grid(Affine(THETA), size, {}).message.output_size) == [6, 7]
 
 
 def test_arguments_one_angle_turns_one_map():
@@ -385,6 +394,13 @@ INVALID = {
         (
             "feature_map: expected an array, got an image of SimpleITK. Take its voxels: "
             "SimpleITK.GetArrayViewFromImage(image)."
+        ),
+    ),
+    "image of nibabel": (
+        lambda: calls.warp(nibabel.Nifti1Image(MAP[0], np.eye(4)), Affine(THETA), None, {}),
+        (
+            "feature_map: expected an array, got an image of nibabel. Take its voxels: "
+            "image.get_fdata()."
         ),
     ),
     "gradients of integers": (

@@ -220,11 +220,11 @@ def test_arrays_of_cupy_come_and_go_by_their_own_ways(monkeypatch):
         def __array__(self, *_arguments, **_keywords):
             raise TypeError("Implicit conversion to a NumPy array is not allowed.")
 
-    OnDevice.__module__ = "cupy"
+    OnDevice.__module__, OnDevice.__name__ = "cupy", "ndarray"
     package = types.ModuleType("cupy")
     package.asarray = OnDevice
     monkeypatch.setitem(sys.modules, "cupy", package)
-    call = calls.warp(OnDevice(U), Affine(QUARTER), None, {})
+    call = calls.warp(OnDevice(U), Affine(QUARTER), None, {"coordinates": "pixel"})
     assert call.payloads[0] == memoryview(U).cast("B")
     result = call.parse(serialized(warp_pb2.WarpReply, output=U + 1), ())
     assert type(result) is OnDevice

@@ -79,15 +79,16 @@ def operand(field: str, value: Any) -> Operand:
         return Operand(value, unchanged)
     if isinstance(value, Operand):
         return value
-    library = _library(value)
-    if library in _LIBRARIES:
-        return _LIBRARIES[library](field, value)
+    for kind in type(value).__mro__:
+        of_library = _LIBRARIES.get((_package(kind), kind.__name__))
+        if of_library is not None:
+            return of_library(field, value)
     if hasattr(value, "__array_namespace__"):
         namespace = value.__array_namespace__()
         return Operand(
             _as_numpy(field, value), lambda array: _in_namespace(namespace, array, value)
         )
-    package = sys.modules.get(library)
+    package = sys.modules.get(_package(type(value)))
     if hasattr(value, "__dlpack__") and hasattr(package, "from_dlpack"):
         from_dlpack: Any = package.from_dlpack  # type: ignore[union-attr]  # it has one
         return Operand(_as_numpy(field, value), lambda array: from_dlpack(array.copy()))
@@ -162,10 +163,9 @@ def _torch_dtype(dtype: np.dtype[Any]) -> Any:
     return getattr(sys.modules["torch"], dtype.name)
 
 
-def _library(value: Any) -> str:
-    """Returns the package of an argument's type, or of the type's bases."""
-    packages = [kind.__module__.partition(".")[0] for kind in type(value).__mro__]
-    return next((name for name in packages if name in _LIBRARIES), packages[0])
+def _package(kind: type) -> str:
+    """Returns the package that a type is of."""
+    return kind.__module__.partition(".")[0]
 
 
 def unchanged(array: Array) -> Array:
@@ -207,6 +207,12 @@ def _of_simpleitk(field: str, _image: Any) -> Operand:
     raise invalid(field, f"{expected}. Take its voxels: SimpleITK.GetArrayViewFromImage(image).")
 
 
+def _of_nibabel(field: str, _image: Any) -> Operand:
+    """Refuses an image of nibabel, which is no array to NumPy."""
+    expected = "expected an array, got an image of nibabel"
+    raise invalid(field, f"{expected}. Take its voxels: image.get_fdata().")
+
+
 def _of_cupy(field: str, value: Any) -> Operand:
     def like(array: Array) -> Any:
         with value.device:
@@ -215,13 +221,15 @@ def _of_cupy(field: str, value: Any) -> Operand:
     return Operand(_as_numpy(field, value.get()), like)
 
 
-_LIBRARIES: dict[str, Callable[[str, Any], Operand]] = {
-    "torch": _of_torch,
-    "PIL": _of_pillow,
-    "cupy": _of_cupy,
-    "SimpleITK": _of_simpleitk,
+_LIBRARIES: dict[tuple[str, str], Callable[[str, Any], Operand]] = {
+    ("torch", "Tensor"): _of_torch,
+    ("PIL", "Image"): _of_pillow,
+    ("cupy", "ndarray"): _of_cupy,
+    ("SimpleITK", "Image"): _of_simpleitk,
+    ("nibabel", "SpatialImage"): _of_nibabel,
 }
-"""Libraries with ways of their own to NumPy and back."""
+"""Types of libraries with ways of their own to NumPy and back, by package and name; other things of
+theirs, such as `torch.Size`, are like anybody's."""
 
 
 def _in_namespace(namespace: Any, array: Array, like: Any) -> Any:
