@@ -1,7 +1,9 @@
 """What the image is, and how a container of it behaves."""
 
 import asyncio
+import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -9,17 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stn_client import Affine, AsyncClient, Client, RetryPolicy
+from stn_client import Affine, AsyncClient, Client, RetryPolicy, UnavailableError
+from stn_client.docker import LOCKED_DOWN
 from support.bad_requests import ramp, theta
 from support.collector import Collector
 from support.engine import wait_for_event
 from support.harness import scrape
+from support.manifests import all_objects, composed
+from support.prometheus import free_port
 
 pytestmark = pytest.mark.timeout(600)
 
 ROOT = Path(__file__).parents[2]
 U, THETA = ramp(1, 3, 60, 80), Affine(theta(1))
 MIB = 1024 * 1024
+README = (ROOT / "deploy/README.md").read_text()
 
 
 def test_the_image_says_what_it_is_and_how_to_stop_it(image):
@@ -35,7 +41,7 @@ def test_the_image_says_what_it_is_and_how_to_stop_it(image):
 
 
 def test_a_change_of_the_server_keeps_all_other_layers(build, image, tmp_path):
-    """Third-party packages and the engine are neither built nor sent again."""
+    """Third-party packages and the engine are neither built nor sent again; the rest is small."""
     context = tmp_path / "context"
     others = shutil.ignore_patterns(".git", ".venv", ".*_cache", "build")
     shutil.copytree(ROOT, context, copy_function=os.link, ignore=others)
@@ -43,9 +49,13 @@ def test_a_change_of_the_server_keeps_all_other_layers(build, image, tmp_path):
     text = changed.read_text()
     changed.unlink()
     changed.write_text(f"{text}\nCHANGED = True\n")
-    before, after = (one.attrs["RootFS"]["Layers"] for one in (image, build(context)))
+    other = build(context)
+    before, after = (one.attrs["RootFS"]["Layers"] for one in (image, other))
     assert after[:-1] == before[:-1]
     assert after[-1] != before[-1]
+    sent = next(step["Size"] for step in other.history() if step["Size"])
+    (megabytes,) = re.findall(r"server sends less than (\d+) MB", README)
+    assert sent < int(megabytes) * 10**6
 
 
 def test_a_container_warps_differentiates_and_counts(start):
@@ -143,3 +153,121 @@ def test_a_killed_server_is_started_again(engine, start):
         np.testing.assert_array_equal(stn.warp(U, THETA), before)
     container.reload()
     assert container.attrs["RestartCount"] == 1
+
+
+FAULTS = "/opt/stn/tests"
+"""Where the tests' support is mounted in a container of a server that has a fault."""
+
+
+@pytest.mark.parametrize(
+    ("fault", "settings"),
+    [("lost device", {}), ("hung loop", {"STN_LIFECYCLE_HANG_S": "1"})],
+)
+def test_a_server_that_gives_up_is_started_again(engine, start, fault, settings):
+    """A lost device and a hung event loop end it with 3, a failure for the policy of Compose."""
+    policy = composed("compose.yaml")["services"]["server"]["restart"]
+    server = start(
+        entrypoint=["python", f"{FAULTS}/support/faulty_server.py", fault],
+        environment={
+            "PYTHONPATH": f"/opt/stn/server:/opt/stn/engine:{FAULTS}",
+            "STN_LIFECYCLE_GRACE_S": "0",
+            **settings,
+        },
+        volumes=[f"{ROOT}/tests:{FAULTS}:ro"],
+        restart_policy={"Name": policy},
+    )
+    container = server.container
+    once = RetryPolicy(attempts=1)
+    with (
+        Client(server.target, retry=once, packing=False) as stn,
+        pytest.raises(UnavailableError, match=r"working device|Socket closed"),
+    ):
+        stn.warp(U, THETA)
+    assert wait_for_event(engine, container.id, "die")["exitCode"] == "3"
+    with Client(server.target, retry=RetryPolicy(attempts=100, max_s=0.5)) as stn:
+        assert stn.server_info().ready
+    container.reload()
+    assert container.attrs["RestartCount"] == 1
+
+
+ORPHAN = """
+import os, time
+
+def running(number):
+    return os.path.exists(f"/proc/{number}")
+
+reader, writer = os.pipe()
+told, tell = os.pipe()
+if not os.fork():  # who is gone before its child
+    if not os.fork():
+        os.close(writer)
+        os.write(tell, str(os.getpid()).encode())
+        os.read(reader, 1)  # until nobody can write any more
+        os._exit(0)
+    os._exit(0)
+os.wait()
+orphan = int(os.read(told, 20))
+status = dict(line.split(":\t", 1) for line in open(f"/proc/{orphan}/status").read().splitlines())
+print(int(status["PPid"]), running(orphan))
+os.close(writer)
+give_up = time.monotonic() + 30
+while running(orphan) and time.monotonic() < give_up:
+    pass
+print(running(orphan))
+"""
+"""Makes a process whose parent has gone, ends it, and tells whether anything of it is left."""
+
+
+def test_process_1_clears_orphans_away(start):
+    """The server takes them in, and none stays as a zombie: no `--init` is needed."""
+    code, output = start().container.exec_run(["python", "-c", ORPHAN])
+    assert (code, output.split()) == (0, [b"1", b"True", b"False"])
+
+
+@pytest.fixture
+def run(engine, image):
+    """Runs the image with nothing but variables and a volume, until the engine calls it healthy."""
+
+    def run(folder, **environment):
+        container = engine.containers.run(
+            image.tags[0],
+            detach=True,
+            network_mode="host",
+            environment=environment,
+            volumes=[f"{folder}:/etc/stn:ro"],
+            **LOCKED_DOWN,
+        )
+        containers.append(container)
+        wait_for_event(engine, container.id, "health_status: healthy")
+        return container
+
+    containers = []
+    yield run
+    for container in containers:
+        container.remove(force=True)
+
+
+def test_a_file_says_where_the_image_listens_unless_a_variable_does(run, tmp_path):
+    """Addresses of the image are defaults: below those of a file, and this below variables.
+
+    The health check finds the server in either case.
+    """
+    calls, metrics, other = (f"127.0.0.1:{free_port()}" for _ in range(3))
+    file = tmp_path / "stn.toml"
+    file.write_text(f'listen = ["{calls}"]\nmetrics_listen = "{metrics}"\n')
+    tmp_path.chmod(0o755)  # the server is another user
+    for variables, expected in ({}, calls), ({"STN_LISTEN": other}, other):
+        container = run(tmp_path, STN_CONFIG="/etc/stn/stn.toml", **variables)
+        told = json.loads(container.logs(stderr=False))
+        assert (told["targets"], told["metrics"]) == ([expected], f"http://{metrics}/metrics")
+        with Client(expected) as stn:
+            assert stn.server_info().ready
+        assert scrape(told["metrics"])["stn_ready"] == 1
+        container.stop(timeout=60)
+
+
+def test_a_start_takes_little_of_what_a_startup_probe_allows(start):
+    """Processor time, which neighbours do not change: even on a quarter of a core it is ready."""
+    probe = all_objects("cpu").server["startupProbe"]
+    used = start().container.stats(stream=False)["cpu_stats"]["cpu_usage"]["total_usage"]
+    assert 0 < used / 1e9 < probe["periodSeconds"] * probe["failureThreshold"] / 4

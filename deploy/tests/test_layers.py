@@ -63,6 +63,31 @@ def test_buildkit_makes_the_same_layers(built_by_buildkit, image):
     ]
 
 
+RECORDED = f"""
+import csv, pathlib
+site = pathlib.Path("{SITE_PACKAGES}")
+left = taken_out = 0
+for record in site.glob("*.dist-info/RECORD"):
+    for path, _, size in csv.reader(record.open()):
+        left += int(size or 0) * (site / path).exists()
+        taken_out += int(size or 0) * (not (site / path).exists())
+print(taken_out, left)
+"""
+"""Prints how many bytes of what the packages list are not there, and how many are."""
+
+
+def test_the_readme_says_how_large_it_is_and_what_was_taken_out(image, start):
+    """Packages list what pip has installed of them; pip and setuptools come on top."""
+    readme = " ".join((ROOT / "deploy/README.md").read_text().split())
+    (numbers,) = re.findall(r"([\d.]+) of the ([\d.]+) GB that third-party packages have", readme)
+    (size,) = re.findall(r"CI builds and runs `cpu` \(([\d.]+) GB\)", readme)
+    code, output = start().container.exec_run(["python", "-c", RECORDED])
+    assert code == 0, output
+    taken_out, left = map(int, output.split())
+    found = [taken_out / 1e9, (taken_out + left) / 1e9, image.attrs["Size"] / 1e9]
+    assert [*map(float, numbers), float(size)] == pytest.approx(found, abs=0.015)
+
+
 def test_the_image_is_no_larger_than_what_runs(image, start):
     """Neither pip nor headers and tests of torch; bytecode is there, as nothing is written."""
     code, output = start().container.exec_run(

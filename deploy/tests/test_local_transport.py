@@ -118,6 +118,14 @@ def test_who_lacks_the_group_cannot_connect(run):
 
 
 @pytest.mark.usefixtures("server")
+def test_root_without_capabilities_needs_the_group_too(run):
+    """Whom no permissions stop is who has CAP_DAC_OVERRIDE, and not number 0."""
+    with pytest.raises(ContainerError, match="PermissionError"):
+        run("-c", CONNECT, user="0:0", groups=())
+    assert run("-c", CONNECT, user="0:0") == b""
+
+
+@pytest.mark.usefixtures("server")
 def test_a_client_cannot_take_the_place_of_the_server(run):
     """It sees the folder read-only: what answers there is the server."""
     with pytest.raises(ContainerError, match="Read-only file system"):

@@ -74,6 +74,10 @@ def test_the_command_gives_the_server_settings_files_and_memory(engine, tmp_path
         ({"image": "stn-test/none"}, r"image: expected one on the engine, .* docker build"),
         ({"gpus": "all"}, r"gpus: expected an engine with the NVIDIA .* Leave gpus out"),
         ({"environment": {"STN_THREADS": "x"}}, r"exit code 2\. Its log ends: .*STN_THREADS"),
+        (
+            {"environment": {"STN_DEVICE": "cuda:0"}},
+            r"code 2\. .*device: .* cpu, got cuda:0, which",
+        ),
         ({"timeout_s": 0.0}, r"expected it to be ready in time, got none"),
         ({"network": "bridge"}, r'port 50051 .*, got none: .* Try network="host"'),
         ({"mem_limit": 1}, r"docker: expected a container, got .*memory"),

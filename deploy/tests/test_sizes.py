@@ -1,6 +1,8 @@
 """Sizes that follow from the limits of a container, and hold at their edge."""
 
+import contextlib
 import json
+import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,6 +11,7 @@ import pytest
 
 from stn_client import Affine, Client, OverloadedError, RetryPolicy
 from support.bad_requests import theta
+from support.harness import scrape
 from support.manifests import all_objects, quantity_bytes
 
 pytestmark = pytest.mark.timeout(600)
@@ -35,10 +38,33 @@ def test_the_log_says_what_the_limits_became(start):
         assert stn.server_info().limits.max_message_bytes == found["max_message_bytes"]
 
 
-def test_more_callers_than_fit_are_refused_and_nothing_is_killed(start):
-    """24 callers of 201 MB, each with as large a result, at the memory of the overlay `cpu`."""
-    limit_bytes = quantity_bytes(all_objects("cpu").server["resources"]["limits"]["memory"])
-    server = start(mem_limit=limit_bytes, memswap_limit=limit_bytes)
+@pytest.fixture
+def folder(tmp_path):
+    """Belongs to the server, and has the same path outside of its container as inside."""
+    path = tmp_path / "stn"
+    path.mkdir(mode=0o750)
+    os.chown(path, 65532, 65532)
+    return path
+
+
+@pytest.mark.parametrize("overlay", ["cpu", "sidecar", "node"])
+def test_more_callers_than_fit_are_refused_and_nothing_is_killed(start, folder, overlay):
+    """24 callers of 201 MB, each with as large a result, at the memory of an overlay.
+
+    Where it has arenas, two callers hold four of them meanwhile, which leaves one for all others.
+    """
+    objects = all_objects(overlay)
+    limit_bytes = quantity_bytes(objects.server["resources"]["limits"]["memory"])
+    settings = {k: v for k, v in objects.environment.items() if k.startswith("STN_LOCAL_")}
+    if settings:
+        settings["STN_LOCAL_DIR"] = str(folder)
+        settings["STN_LISTEN"] = f"unix:{folder}/grpc.sock"
+    server = start(
+        mem_limit=limit_bytes,
+        memswap_limit=limit_bytes,
+        environment=settings,
+        volumes=[f"{folder}:{folder}"],
+    )
     feature_map = np.zeros(SHAPE, np.float32)
 
     def call(_number):
@@ -48,8 +74,14 @@ def test_more_callers_than_fit_are_refused_and_nothing_is_killed(start):
             except OverloadedError:
                 return 0
 
-    with ThreadPoolExecutor(CALLERS) as callers:
-        results = Counter(callers.map(call, range(CALLERS)))
+    with contextlib.ExitStack() as held:
+        clients = [held.enter_context(Client(server.target)) for _ in range(2)]
+        kept = [stn.warp(feature_map, Affine(theta(1))) for stn in clients]
+        arena_bytes = scrape(server.metrics).get("stn_arena_bytes", 0)
+        assert arena_bytes == (4 * feature_map.nbytes if settings else 0)
+        with ThreadPoolExecutor(CALLERS) as callers:
+            results = Counter(callers.map(call, range(CALLERS)))
+        assert all(one.nbytes == feature_map.nbytes for one in kept)
     server.container.reload()
     assert server.container.attrs["State"]["OOMKilled"] is False
     assert results[feature_map.nbytes] > 0

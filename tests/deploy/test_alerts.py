@@ -84,6 +84,20 @@ def test_a_lame_duck_that_never_leaves_is_not_ready(prometheus):
         server.process.send_signal(signal.SIGTERM)
 
 
+def test_a_device_that_fails_for_minutes_is_not_ready_until_it_works(prometheus, log):
+    """The server tries it every second, and gives it up later than the alert waits."""
+    with FaultyServer("failing device", log=log) as server:
+        prometheus.scrape(server.metrics)
+        prometheus.wait_for("stn_ready", 1)
+        with Client(server.target, **ONCE) as stn, pytest.raises(StnClientError, match="internal"):
+            stn.warp(U, THETA)
+        wait_for(prometheus, "StnNotReady")
+        assert server.process.poll() is None
+        server.process.send_signal(signal.SIGUSR1)
+        prometheus.wait_for("stn_ready", 1)
+        prometheus.wait_for(f"absent({FIRING.format('StnNotReady')})", 1)
+
+
 def test_an_event_loop_that_hangs(prometheus, log):
     """Metrics are told by threads of their own, so the incident can be seen."""
     with FaultyServer("hung loop", "--lifecycle-hang-s=0", log=log) as server:

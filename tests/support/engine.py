@@ -68,10 +68,13 @@ def containers_of_the_image(engine):
 
 
 def wait_for_event(engine, container, name):
-    """Returns once something has happened to a container, by name or id, be it before the call."""
-    for event in engine.events(since=BEGINNING, filters={"container": container}, decode=True):
-        if event["status"] == name:
-            return
+    """Waits until something has happened to a container, by name or id, be it before the call.
+
+    Returns:
+        What the engine says of it besides, by name: the `exitCode` of who dies, say.
+    """
+    events = engine.events(since=BEGINNING, filters={"container": container}, decode=True)
+    return next(event["Actor"]["Attributes"] for event in events if event["status"] == name)
 
 
 def _command(folder, url):

@@ -7,11 +7,18 @@ import time
 import grpc
 import pytest
 
-from stn_client import Affine, AsyncClient, Client, InvalidRequestError, RetryPolicy
+from stn_client import (
+    Affine,
+    AsyncClient,
+    Client,
+    InvalidRequestError,
+    RetryPolicy,
+    StnClientError,
+)
 from stn_client.local import LocalServer
 from support.bad_requests import ramp, theta, warp_request
 from support.faulty_server import FaultyServer
-from support.harness import METHOD_PREFIX, log_records, scrape, wait_for_record
+from support.harness import METHOD_PREFIX, log_records, outcome_of, scrape, wait_for_record
 from support.many import compute_many
 from support.tokens import entry, replace
 
@@ -94,6 +101,33 @@ def test_a_call_that_is_not_slow_is_not_logged(tmp_path):
     ):
         stn.warp(U, THETA)
     assert "slow call" not in {record["event"] for record in log_records(log)}
+
+
+FAILING_CALLS = 2000
+LINE_BYTES = 150
+"""Less than any failure that is told by itself, with its time, caller, code and id."""
+
+
+@pytest.mark.parametrize(("token", "code"), [(ALICE, "INTERNAL"), (BOB, "UNAUTHENTICATED")])
+def test_failures_without_end_do_not_fill_the_log(tmp_path, token, code):
+    """By the fault of the server or of the caller: not a line for each, and none is forgotten."""
+    log, tokens = tmp_path / "log", tmp_path / "tokens"
+    replace(tokens, entry("alice", ALICE))
+
+    async def failures(target):
+        async with AsyncClient(target, token=token, **ONCE) as stn:
+            calls = (outcome_of(stn.warp(U, THETA)) for _ in range(FAILING_CALLS))
+            outcomes = await asyncio.gather(*calls)
+        return sum(isinstance(one, StnClientError) for one in outcomes)
+
+    with FaultyServer("failing device", f"--auth-tokens={tokens}", log=log) as server:
+        failed = asyncio.run(failures(server.target))
+        server.process.terminate()
+        assert server.process.wait(60) == 0
+    assert failed > FAILING_CALLS / 4
+    assert log.stat().st_size < failed * LINE_BYTES / 10
+    told = [record for record in log_records(log) if record.get("code") == code]
+    assert sum(record.get("calls", 1) for record in told) == failed
 
 
 CALLERS, CALLS_EACH = 100, 5
