@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stn_client import Affine, AsyncClient, Client, RetryPolicy, UnavailableError
+from stn_client import Affine, AsyncClient, Client, RetryPolicy, Tls, UnavailableError
 from stn_client.docker import LOCKED_DOWN
 from support.bad_requests import ramp, theta
+from support.certificates import Authority
 from support.collector import Collector
 from support.engine import wait_for_event
 from support.harness import scrape
@@ -264,6 +265,24 @@ def test_a_file_says_where_the_image_listens_unless_a_variable_does(run, tmp_pat
             assert stn.server_info().ready
         assert scrape(told["metrics"])["stn_ready"] == 1
         container.stop(timeout=60)
+
+
+def test_the_engine_calls_a_container_healthy_that_speaks_tls(run, tmp_path):
+    """As the README says: the health check speaks none, and asks `admin_listen`."""
+    authority = Authority(tmp_path, "authority")
+    authority.issue("server")
+    tmp_path.chmod(0o755)  # the server is another user
+    calls, metrics, admin = (f"127.0.0.1:{free_port()}" for _ in range(3))
+    run(
+        tmp_path,
+        STN_LISTEN=calls,
+        STN_METRICS_LISTEN=metrics,
+        STN_ADMIN_LISTEN=admin,
+        STN_TLS_CERTIFICATE="/etc/stn/server.pem",
+        STN_TLS_KEY="/etc/stn/server.key",
+    )
+    with Client(calls, tls=Tls(ca=authority.ca)) as stn:
+        assert stn.server_info().ready
 
 
 def test_a_start_takes_little_of_what_a_startup_probe_allows(start):

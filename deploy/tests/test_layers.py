@@ -63,6 +63,25 @@ def test_buildkit_makes_the_same_layers(built_by_buildkit, image):
     ]
 
 
+LICENSED = """
+import importlib.metadata
+for package in importlib.metadata.distributions():
+    there = [path for path in package.files if path.locate().is_file()]
+    texts = [str(path).lower() for path in there if ".dist-info/" in str(path)]
+    print(package.name, any("license" in text or "copying" in text for text in texts))
+"""
+"""Prints of every package whether the text of a licence is among its metadata."""
+
+
+def test_every_package_brings_its_licence(start):
+    """Ours, too: the image can be passed on as it is."""
+    code, output = start().container.exec_run(["python", "-c", LICENSED])
+    assert code == 0, output
+    found = dict(line.split() for line in output.decode().splitlines())
+    assert {"torch", "stn-engine", "stn-server", "stn-proto"} <= found.keys()
+    assert set(found.values()) == {"True"}, found
+
+
 RECORDED = f"""
 import csv, pathlib
 site = pathlib.Path("{SITE_PACKAGES}")

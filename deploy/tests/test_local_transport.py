@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from docker.errors import ContainerError
 
+from stn_client import docker as server_container
 from support.engine import IMAGE
 from support.harness import scrape
 from support.manifests import composed
@@ -123,6 +124,16 @@ def test_root_without_capabilities_needs_the_group_too(run):
     with pytest.raises(ContainerError, match="PermissionError"):
         run("-c", CONNECT, user="0:0", groups=())
     assert run("-c", CONNECT, user="0:0") == b""
+
+
+def test_a_volume_without_options_is_of_no_use(engine, start):
+    """Docker makes it for root: the server says so, and does not start."""
+    volume = engine.volumes.create()
+    try:
+        with pytest.raises(server_container.ContainerError, match=r"code 2\. .*got no permission"):
+            start(environment={"STN_LOCAL_DIR": FOLDER}, volumes=[f"{volume.name}:{FOLDER}"])
+    finally:
+        volume.remove()
 
 
 @pytest.mark.usefixtures("server")

@@ -2,7 +2,8 @@
 
 import contextlib
 import json
-import os
+import re
+import subprocess
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,8 +13,9 @@ import pytest
 from stn_client import Affine, Client, OverloadedError, RetryPolicy
 from support.bad_requests import theta
 from support.harness import scrape
-from support.manifests import all_objects, quantity_bytes
+from support.manifests import DEPLOY, all_objects, quantity_bytes
 
+README = (DEPLOY / "README.md").read_text()
 pytestmark = pytest.mark.timeout(600)
 
 CALLERS = 24
@@ -40,10 +42,10 @@ def test_the_log_says_what_the_limits_became(start):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Belongs to the server, and has the same path outside of its container as inside."""
+    """Made as the README says, with the same path outside of the server's container as inside."""
     path = tmp_path / "stn"
-    path.mkdir(mode=0o750)
-    os.chown(path, 65532, 65532)
+    (command,) = re.findall(r"`(install -d [^`]+) /run/stn`", README)
+    subprocess.run([*command.split(), path], check=True)
     return path
 
 

@@ -84,8 +84,8 @@ def test_a_lame_duck_that_never_leaves_is_not_ready(prometheus):
         server.process.send_signal(signal.SIGTERM)
 
 
-def test_a_device_that_fails_for_minutes_is_not_ready_until_it_works(prometheus, log):
-    """The server tries it every second, and gives it up later than the alert waits."""
+def test_a_device_that_fails_for_long_is_not_ready_until_it_works(prometheus, log):
+    """The server tries it every second, if `batching.stall_s` is more than the alert waits."""
     with FaultyServer("failing device", log=log) as server:
         prometheus.scrape(server.metrics)
         prometheus.wait_for("stn_ready", 1)

@@ -1,18 +1,27 @@
 """The files for Docker Compose, as it reads them."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from stn_server.settings import load
-from support.manifests import composed
+from support.manifests import DEPLOY, PROGRAMS, composed
 
 
 @pytest.fixture(scope="module")
 def services():
     """Those of one server."""
     return composed("compose.yaml")["services"]
+
+
+def test_the_readme_says_who_reads_them():
+    """By its minor release."""
+    command = [PROGRAMS / "docker-compose", "version", "--short"]
+    version = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (said,) = re.findall(r"with Docker Compose ([\d.]+)\.\s", (DEPLOY / "README.md").read_text())
+    assert version.startswith(f"{said}.")
 
 
 def test_what_is_mounted_exists(services):

@@ -29,6 +29,12 @@ def test_signals_are_held_back_while_python_starts():
     assert shown == [str(int(number)) for number in handled]
 
 
+def test_what_is_passed_on_is_made_of_a_base_that_cannot_move():
+    """By its digest."""
+    (base,) = re.findall(r"^ARG BASE=(.*)$", DOCKERFILE.read_text(), re.MULTILINE)
+    assert re.fullmatch(r"python:3\.11\.\S+@sha256:[0-9a-f]{64}", base)
+
+
 def test_what_a_fresh_checkout_lacks_is_copied_by_a_pattern():
     """BuildKit of Docker 20.10 wants every folder that is named before a pattern begins."""
     ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines()}

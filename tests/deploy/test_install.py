@@ -1,11 +1,15 @@
 """How the image gets its packages: `deploy/install`, with a pip that is told how to end."""
 
+import re
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
-INSTALL = Path(__file__).parents[2] / "deploy/install"
+DEPLOY = Path(__file__).parents[2] / "deploy"
+INSTALL = DEPLOY / "install"
 
 
 @pytest.fixture
@@ -69,3 +73,38 @@ def test_without_wheels_an_index_is_asked_at_once(install):
     """An error about a wheelhouse that nobody filled would only mislead."""
     ended, calls = install()
     assert (ended.returncode, ended.stderr, calls) == (0, "", [WITH_INDEX])
+
+
+def forged(folder, name, version):
+    """A wheel that calls itself a package of a lock file."""
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        wheel.writestr(f"{info}/METADATA", text)
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lock", ["", "-cuda", "-build"])
+def test_other_bytes_than_those_of_the_lock_are_refused(tmp_path, lock):
+    """By a real pip, whatever they call themselves; without the hashes it takes them."""
+    text = (DEPLOY / f"requirements{lock}.lock").read_text()
+    entries = re.findall(r"^[\w-]+==\S+ \\\n(?:    --hash=\S+(?: \\)?\n)+", text, re.MULTILINE)
+    assert "".join(entries) == re.sub(r"^#.*\n", "", text, flags=re.MULTILINE), "all have hashes"
+    entry = entries[0]
+    name, version = re.match(r"([\w-]+)==(\S+)", entry).groups()
+    forged(tmp_path, name.replace("-", "_"), version)
+    requirements = tmp_path / "requirements"
+    environment = {"PYTHON": sys.executable, "WHEELHOUSE": str(tmp_path), "PIP_NO_INDEX": "1"}
+
+    def install(text):
+        requirements.write_text(text)
+        command = ["/bin/sh", INSTALL, "--no-deps", f"--requirement={requirements}"]
+        command.append(f"--target={tmp_path / 'target'}")
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    refused = install(entry)
+    assert refused.returncode != 0
+    assert "DO NOT MATCH THE HASHES" in refused.stderr
+    assert install(f"{name}=={version}\n").returncode == 0

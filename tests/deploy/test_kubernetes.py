@@ -22,6 +22,7 @@ from stn_server.health import LIVENESS
 from stn_server.settings import load
 from stn_server.sizing import IDLE_BYTES
 from support.manifests import (
+    API_VERSION,
     COMPONENTS,
     CUSTOM,
     DEPLOY,
@@ -549,6 +550,21 @@ def test_grafana_gets_the_dashboard_that_compose_has():
     assert json.loads(text) == json.loads((DEPLOY / "grafana/dashboard.json").read_text())
     assert found["metadata"]["labels"] == {"grafana_dashboard": "1"}
     assert len(text) < 256 * 1024
+
+
+def test_the_readme_tells_the_times_of_a_pod(tmp_path):
+    """Of a rollout and of an end, and the version whose schemas were asked."""
+    text = " ".join(README.split())
+    objects = all_objects("cpu")
+    lifecycle = understood(objects, tmp_path).lifecycle
+    ready_s = objects.workload["spec"]["minReadySeconds"]
+    assert f"the lame duck ({lifecycle.lame_duck_s:.0f} s)" in text
+    assert f"up to {lifecycle.grace_s:.0f} s for what was admitted" in text
+    assert f"`minReadySeconds`, {ready_s}." in text
+    assert f"`lifecycle.connection_age_s`, here {lifecycle.connection_age_s:.0f} s" in text
+    (pause,) = re.findall(r"a pause \((\d) s, `preStop`\)", text)
+    assert f"time.sleep({pause})" in str(objects.server["lifecycle"]["preStop"])
+    assert f"schemas of Kubernetes {API_VERSION} " in text
 
 
 def test_the_readme_tells_of_every_component():

@@ -4,6 +4,7 @@ Read from the files as Docker Compose and Kubernetes read them; `deploy/tests` r
 """
 
 import json
+import math
 import re
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from stn_server.settings import load
 from support.manifests import DEPLOY, composed, quantity_bytes, rendered, validate, variables
 
 README = (DEPLOY / "README.md").read_text()
+FLAT = " ".join(README.split())
 TARGET = "unix:/run/stn/grpc.sock"
 """What trainers call, by the comments in the files."""
 
@@ -160,7 +162,11 @@ def test_arenas_fit_into_the_memory_of_either_side(pair):
 
 
 def test_the_readme_says_how_much_memory_that_is():
-    """By the names of the settings."""
+    """By the names of the settings, and what these are unless they are set."""
+    assert "these two are 4 GiB, or half of a memory limit that is below 8 GiB, and 1 GiB" in FLAT
+    for limit_bytes, arena_bytes in (math.inf, 4 * GIB), (8 * GIB, 4 * GIB), (6 * GIB, 3 * GIB):
+        local = load((), {"STN_LOCAL_DIR": "/run/stn"}, limit_bytes).local
+        assert (local.max_arena_bytes, local.max_caller_arena_bytes) == (arena_bytes, GIB)
     assert "limit of the server = limit without + `local.max_arena_bytes`" in README
     assert "limit of a trainer = its own + `local.max_caller_arena_bytes`" in README
 
