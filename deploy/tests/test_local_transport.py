@@ -100,6 +100,18 @@ def test_a_client_that_shares_only_the_folder_calls_through_arenas(server, run):
     assert metrics['stn_requests_total{code="OK",method="WarpGradients"}'] == 1
 
 
+def test_who_may_not_use_the_sockets_of_arenas_calls_by_grpc(folder, files, start, run):
+    """Those of calls are open to the group, the local transport's to the server's user alone."""
+    settings = files["services"]["server"]["environment"]
+    settings = {**settings, "STN_LISTEN": TARGET, "STN_LOCAL_MODE": "0600"}
+    server = start(environment=settings, volumes=[f"{folder}:{FOLDER}"])
+    found = json.loads(run(CHECK, TARGET))
+    assert found["is_right"] == [True, True, True]
+    assert found["in_arenas"] == [False, False, False, False]
+    assert received(server, "unix") > found["operand_bytes"]
+    assert received(server, "local") == 0
+
+
 def test_arenas_go_with_the_container_that_had_them(server, run):
     """Its end is the end of its connections, across namespaces, too."""
     run(CHECK, TARGET)

@@ -13,6 +13,7 @@ import yaml
 from stn_client import Affine, Client, OverloadedError, RetryPolicy
 from stn_client.local import LocalServer
 from support.bad_requests import ramp, theta
+from support.manifests import composed
 from support.processes import run_python
 from support.prometheus import Prometheus
 
@@ -40,8 +41,18 @@ def test_prometheus_takes_the_configuration():
     promtool("check", "config", DEPLOY / "prometheus/prometheus.yaml")
 
 
+def test_prometheus_finds_the_servers_of_compose_by_their_name():
+    """At the port of metrics that the image exposes."""
+    (job,) = yaml.safe_load((DEPLOY / "prometheus/prometheus.yaml").read_text())["scrape_configs"]
+    (found,) = job["dns_sd_configs"]
+    assert set(found["names"]) <= composed("compose.yaml")["services"].keys()
+    dockerfile = (DEPLOY.parent / "Dockerfile").read_text()
+    (exposed,) = re.findall(r"^EXPOSE \d+ (\d+)$", dockerfile, re.MULTILINE)
+    assert found["port"] == int(exposed)
+
+
 def test_alerts_fire_when_they_should_and_only_then():
-    """Two histories of half an hour: all is well, and nothing is."""
+    """Histories of half an hour: all is well, nothing is, and somebody is forgotten."""
     promtool("test", "rules", DEPLOY / "prometheus/alerts_test.yaml")
 
 

@@ -320,6 +320,17 @@ def test_threads_share_the_memory(stn):
     assert not wrong
 
 
+def test_arenas_have_64_mib_or_what_a_tensor_needs(tmp_path):
+    """What a container's limit of memory has to hold."""
+    with LocalServer(log=tmp_path / "log") as server, Client(server.target) as stn:
+        stn.warp(U, TRANSFORM)
+        found = scrape(server.metrics)
+        assert found["stn_arena_bytes"] == found["stn_arenas"] * 64 * 2**20 > 0
+        large = stn.empty((1, 1, 5000, 4000))
+        added = scrape(server.metrics)["stn_arena_bytes"] - found["stn_arena_bytes"]
+        assert large.nbytes <= added < large.nbytes + 2**16
+
+
 def test_without_room_calls_go_by_grpc(tmp_path, by_grpc):
     """Silently; small ones still do not."""
     flags = ["--local-max-caller-arena-bytes=4096"]

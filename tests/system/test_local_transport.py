@@ -117,16 +117,18 @@ def test_a_timeout_is_a_timeout(tmp_path):
         assert stn.server_info().ready  # the connection goes on
 
 
-def test_without_the_folder_calls_go_by_grpc(tmp_path):
-    """As in a container that does not share it; and when it is there again, not."""
+def test_without_the_folder_calls_go_by_grpc(tmp_path, caplog):
+    """As in a container that does not share it, which it says; and when it is there again, not."""
     log = tmp_path / "log"
     with LocalServer(log=log) as alone, Client(alone.target) as stn:
         folder = Path(stn.server_info().local_dir)
         moved_away = folder.with_name(folder.name + "-away")
         folder.rename(moved_away)
-        with Client(alone.target) as other:
+        with caplog.at_level(logging.DEBUG, "stn_client"), Client(alone.target) as other:
             assert other.warp(U, TRANSFORM).shape == U.shape
         assert moved(alone, "local") == 0
+        (record,) = (r for r in caplog.records if "without a local transport" in r.message)
+        assert record.levelno == logging.DEBUG
         moved_away.rename(folder)
         with Client(alone.target) as other:
             assert other.warp(U, TRANSFORM).shape == U.shape
