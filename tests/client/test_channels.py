@@ -5,13 +5,14 @@ import gc
 import socket
 import threading
 from collections import deque
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
 import pytest
 
 from stn_client import Affine, AsyncClient, Client, DeadlineExceededError
-from stn_client._channels import MAX_REPLICAS, Channels
+from stn_client._channels import MAX_REPLICAS, Channels, open_channel
 from stn_client._credentials import Access
 from stn_client._replicas import Replicas
 from stn_proto.v1 import resident_pb2, tensor_pb2
@@ -80,6 +81,22 @@ def test_the_addresses_of_a_name_are_called(target, question, authority):
     assert replicas.reached(f"10.0.0.2:{port + 1}") == ""
     assert not replicas.is_due("10.0.0.3:50051")
     assert asked == [question]
+
+
+@pytest.mark.parametrize(
+    ("target", "is_balanced"),
+    [
+        ("stn:50051", False),
+        ("unix:/run/stn/grpc.sock", False),
+        ("dns:///stn:50051", True),
+        ("ipv4:10.0.0.1:50051,10.0.0.2:50051", True),
+    ],
+)
+def test_a_server_that_is_named_alone_is_one(target, is_balanced):
+    """The first address that answers is called, unless gRPC is told to let calls take turns."""
+    stack = SimpleNamespace(insecure_channel=lambda _target, options: dict(options))
+    options = open_channel(stack, target, Access(target, None, None))
+    assert ("round_robin" in options.get("grpc.service_config", "")) == is_balanced
 
 
 def test_a_name_service_of_its_own_is_not_asked():
