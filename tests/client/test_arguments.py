@@ -47,7 +47,12 @@ def test_arguments_unknown_options_are_type_errors(build):
 
 @pytest.mark.parametrize(
     ("word", "meant"),
-    [("mode", "interpolation"), ("padding_mode", "padding"), ("timeout", "timeout_s")],
+    [
+        ("mode", "interpolation"),
+        ("padding_mode", "padding"),
+        ("timeout", "timeout_s"),
+        ("dsize", "output_size"),
+    ],
 )
 def test_arguments_words_of_other_libraries_are_known(word, meant):
     """Those of `grid_sample` and of Python, which say what is wanted."""

@@ -364,7 +364,7 @@ CALLS_THAT_DIFFER = {
     "fill": (MAP, Affine(THETA), None, {"padding": "fill", "fill": 0.0}),
     "negative fill": (MAP, Affine(THETA), None, {"padding": "fill", "fill": -0.0}),
     "strides": (MAP[..., ::-1], Affine(THETA), None, {}),
-    "values": (MAP + 1, Affine(2 * THETA), None, {}),
+    "values": (MAP + 1, Affine(THETA / 2), None, {}),
 }
 
 

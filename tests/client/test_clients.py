@@ -242,6 +242,18 @@ def test_client_pullback_asks_for_the_gradients_of_the_same_warp(blocking):
         assert request.spec == warp.spec
 
 
+def test_client_pullback_takes_gradients_of_its_output_alone(blocking):
+    """One of another size is that of another warp, which `warp_gradients` computes."""
+    with ScriptedService(reply(WARPED)) as service:
+        client = blocking.connect(service.target)
+        _, pullback = blocking.wait(client.vjp(MAP, IDENTITY))
+        with pytest.raises(
+            InvalidRequestError, match=r"^grad_output: expected shape .* as the out"
+        ):
+            pullback(MAP[..., :1])
+    assert len(service.received) == 1
+
+
 def test_client_takes_replies_and_requests_above_the_limit_of_grpc(blocking):
     """Messages of more than gRPC's 4 MiB come through: the server decides about sizes."""
     large = np.zeros((1, 1, 1024, 1100), np.float32)

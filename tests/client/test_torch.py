@@ -753,6 +753,8 @@ def test_torch_unknown_options_are_type_errors(client):
         SpatialTransformer(nn.Identity(), client, allign_corners=True)
     with pytest.raises(TypeError, match="allign_corners: expected an option of"):
         warp(client, IMAGE, IDENTITY, allign_corners=True)
+    with pytest.raises(TypeError, match=r"^dsize: .* Did you mean output_size\?$"):
+        warp(client, IMAGE, IDENTITY, dsize=SIZE)
 
 
 def test_torch_localizations_return_parameters_of_their_transform():

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from stn_client import _calls
+from stn_client._arguments import check_shape_of_output
 from stn_client._arrays import AnyArray, Array, M
 from stn_client._calls import Call, Gradients, Objective
 from stn_client._channels import Channels
@@ -183,10 +184,14 @@ class AsyncClient(SteppingClient):
         """Returns a warp and its pullback, which is awaited, too; see `Client.vjp`."""
         shared = await _completed(self._sharing(feature_map))
 
+        output = await self.warp(shared, transform, output_size, **options)
+        shape = getattr(output, "shape", None)
+
         def pullback(grad_output: AnyArray) -> Awaitable[Gradients]:
+            check_shape_of_output(grad_output, shape)
             return self.warp_gradients(grad_output, shared, transform, **options)
 
-        return await self.warp(shared, transform, output_size, **options), pullback
+        return output, pullback
 
     @takes_options(GridCallOptions)
     async def generate_grid(

@@ -145,9 +145,29 @@ def check_same(field: str, dtype: np.dtype[Any], other: str, wanted: np.dtype[An
         raise invalid(field, f"expected {wanted}, as {other}, got {dtype}. Cast it.")
 
 
-def spec_of(options: WarpOptions) -> warp_pb2.WarpSpec:
-    """Returns the message of how a feature map is read; warns of a constant that hardly counts."""
-    reject_unknown(options, WarpCallOptions.__annotations__)
+def check_shape_of_output(grad_output: Any, shape: Any) -> None:
+    """Checks that what a pullback is given may be the gradient to the output of its warp.
+
+    By itself a gradient of another size is one of another warp, which the service computes.
+
+    Args:
+        grad_output: As given.
+        shape: Of the output; None: it tells none, as an image of Pillow.
+    """
+    given: Any = getattr(grad_output, "shape", None)
+    if shape is not None and given is not None and tuple(given) != tuple(shape):
+        expected = f"expected shape {tuple(shape)}, as the output, got {tuple(given)}."
+        raise invalid("grad_output", expected)
+
+
+def spec_of(options: WarpOptions, arguments: Iterable[str] = ()) -> warp_pb2.WarpSpec:
+    """Returns the message of how a feature map is read; warns of a constant that hardly counts.
+
+    Args:
+        options: Of the call.
+        arguments: As of `reject_unknown`.
+    """
+    reject_unknown(options, WarpCallOptions.__annotations__, arguments)
     fill = _fill(options.get("fill", ()))
     if "padding" not in options and fill.any():
         warn_of_fill(options["fill"])
@@ -233,11 +253,19 @@ def objective_needs(needs: Iterable[str]) -> list[objective_pb2.ObjectiveResult]
     return [value, *(_choice("needs", need, OBJECTIVE_NEEDS) for need in needs)]
 
 
-def reject_unknown(options: Iterable[str], known: Iterable[str]) -> None:
-    """Refuses names of options that do not exist, as Python does those of keywords."""
+def reject_unknown(
+    options: Iterable[str], known: Iterable[str], arguments: Iterable[str] = ()
+) -> None:
+    """Refuses names of options that do not exist, as Python does those of keywords.
+
+    Args:
+        options: Their names.
+        known: Those that exist.
+        arguments: Arguments of the call beside its options, which may have been meant.
+    """
     for name in options:
         if name not in known:
-            hint = f" Did you mean {other}?" if (other := meant(name, known)) else ""
+            hint = f" Did you mean {other}?" if (other := meant(name, (*known, *arguments))) else ""
             expected = f"expected an option of {', '.join(known)}"
             raise TypeError(f"{name}: {expected}, got one that does not exist.{hint}")
 

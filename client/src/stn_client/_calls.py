@@ -285,7 +285,7 @@ def warp(
         feature_map=feature_map_tensor,
         transform=sent,
         output_size=None if output_size is None else size_of(output_size),
-        spec=spec_of(options),
+        spec=spec_of(options, ("output_size",)),
     )
     warn_of_zeros(transform, parameters.array, options, given.array.shape, layout)
     replies = Replies("Warp", warp_pb2.WarpReply, ["output"], _only)

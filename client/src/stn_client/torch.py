@@ -110,7 +110,7 @@ def warp(
     parameters = _checked(feature_map, transform)
     name = getattr(client, "_name", None) or _named(client)
     size = None if output_size is None else _size(output_size)
-    described, settings = _described(transform), _settings(options)
+    described, settings = _described(transform), _settings(options, ("output_size",))
     arguments = feature_map, parameters, size, name, *described
     output: Tensor
     # Tracers and modes must see an operator; without them its dispatch is only overhead.
@@ -341,9 +341,9 @@ def _extent(size: Any) -> Any:
     return int(size) if isinstance(size, Tensor) else number
 
 
-def _settings(options: WarpOptions) -> dict[str, Any]:
+def _settings(options: WarpOptions, arguments: Sequence[str] = ()) -> dict[str, Any]:
     """Returns options as the operators take them: one number for all channels is a list."""
-    reject_unknown(options, OPTIONS)
+    reject_unknown(options, OPTIONS, arguments)
     settings: dict[str, Any] = dict(options)
     for name, value in settings.items():
         if name == "fill":
