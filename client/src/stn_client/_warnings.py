@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields
 from types import FrameType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +17,7 @@ from stn_client._arrays import Array
 from stn_client._errors import InvalidRequestError
 from stn_client._layouts import LAYOUTS
 from stn_client._options import WarpOptions
-from stn_client._transforms import (
-    Affine,
-    Attention,
-    Homography,
-    Similarity,
-    Transform,
-    Translation,
-)
+from stn_client._transforms import Affine, Homography, SimilarityTransform, Transform
 from stn_client._units import from_pixels, unit_of
 from stn_client.geometry._arguments import matrices_of
 
@@ -38,9 +31,11 @@ _OFFSETS: dict[tuple[type[Transform], tuple[int, ...]], tuple[int, ...]] = {
     (Affine, (3,)): (2, 5),
     (Affine, (4,)): (3, 7, 11),
     (Homography, (3,)): (2, 5),
-    (Attention, (3,)): (1, 2),
-    (Similarity, (4,)): (2, 3),
-    (Translation, (2,)): (0, 1),
+    **{
+        (kind, (len(kind.given),)): tuple(map(kind.given.index, ("t_x", "t_y")))
+        for kind in get_args(Transform)
+        if issubclass(kind, SimilarityTransform) and "t_x" in kind.given
+    },
 }
 """Where the parameters of a matrix have the source point of the target origin, by their kind and
 their last axis."""
@@ -53,7 +48,7 @@ def warn(message: str) -> None:
     """Warns the first caller outside of this package, so that each of its lines is warned once."""
     frame: FrameType | None = sys._getframe()  # noqa: SLF001 - Python 3.12 can skip packages
     level = 1
-    while frame is not None and frame.f_globals["__name__"].partition(".")[0] in _INTERNAL:
+    while frame and frame.f_globals.get("__name__", "").partition(".")[0] in _INTERNAL:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
 
