@@ -20,7 +20,7 @@ from stn_server.log import configure, log, tell_dropped
 from stn_server.memory import memory_limit_bytes
 from stn_server.output import BackgroundWriter
 from stn_server.settings import load
-from stn_server.tuning import LAST_WORDS_S
+from stn_server.tuning import LAST_LINES_S
 
 if TYPE_CHECKING:
     from stn_server.events import Listener
@@ -58,8 +58,8 @@ def run(arguments: Sequence[str], variables: MutableMapping[str, str], *listener
     except Exception as error:  # noqa: BLE001 - told, in the form that was asked for
         log(logging.ERROR, "failed", error=error)
         code = 1
-    stdout.drain(LAST_WORDS_S)
-    stderr.drain(LAST_WORDS_S)
+    stdout.drain(LAST_LINES_S)
+    stderr.drain(LAST_LINES_S)
     return code
 
 

@@ -149,12 +149,12 @@ class Events:
 
     def add(self, listener: Listener) -> None:
         """Registers a listener for the events whose methods it overrides."""
-        for event, those_who_hear in vars(self).items():
+        for event, listeners_of in vars(self).items():
             # By itself `calls_ended` calls `call_ended`: who overrides either of them has to hear
             # of it.
             methods = ("calls_ended", "call_ended") if event == "calls_ended" else (event,)
             if any(getattr(type(listener), m) is not getattr(Listener, m) for m in methods):
-                those_who_hear.append(getattr(listener, event))
+                listeners_of.append(getattr(listener, event))
 
 
 UNHEARD = Events()

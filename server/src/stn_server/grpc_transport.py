@@ -286,8 +286,8 @@ class GrpcTransport:
             if end.duration_s > self._slow_call_s:
                 self._tell_slow(call, end)
             return reply
-        # Not inside `except`: gRPC ties the call and the traceback of its refusal into a ring
-        # that only the collector unties, some day.
+        # Not inside `except`: gRPC would make the call and the traceback of its refusal a reference
+        # cycle, which only the garbage collector ends, some day.
         return await ending
 
     def _failed(self, call: GrpcCall, end: End) -> None:

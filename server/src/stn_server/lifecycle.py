@@ -19,7 +19,7 @@ class Shutdown:
 
     def __init__(self) -> None:
         self._asked = asyncio.Event()
-        self._hurried = asyncio.Event()
+        self._asked_again = asyncio.Event()
 
     def listen(self) -> None:
         """Takes over SIGTERM and SIGINT."""
@@ -29,7 +29,7 @@ class Shutdown:
 
     def ask(self) -> None:
         """Requests the stop; a second request makes it immediate."""
-        (self._hurried if self._asked.is_set() else self._asked).set()
+        (self._asked_again if self._asked.is_set() else self._asked).set()
 
     def ask_at_end_of(self, stream: int) -> None:
         """Requests an immediate stop when the other end of a pipe closes: its owner has ended."""
@@ -61,12 +61,12 @@ class Shutdown:
 
     async def pause(self, duration_s: float) -> None:
         """Waits for a time, or until an immediate stop is requested."""
-        hurried = asyncio.create_task(self._hurried.wait())
-        await self.wait_for(hurried, duration_s)
-        hurried.cancel()
+        again = asyncio.create_task(self._asked_again.wait())
+        await self.wait_for(again, duration_s)
+        again.cancel()
 
     async def wait_for(self, task: asyncio.Task[Any], timeout_s: float) -> None:
         """Waits for a task until a time is over or an immediate stop is requested."""
-        hurried = asyncio.create_task(self._hurried.wait())
-        await asyncio.wait({task, hurried}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        hurried.cancel()
+        again = asyncio.create_task(self._asked_again.wait())
+        await asyncio.wait({task, again}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        again.cancel()

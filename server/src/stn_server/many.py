@@ -115,7 +115,7 @@ class Many:
         for own in self._errors.values():
             clear_frames(own)
             # Its frames lead back to the one that holds this object and so the memory of all calls,
-            # arenas among it: a ring, which would stay until the collector comes.
+            # arenas among it: a reference cycle, which would last until the garbage collector runs.
             own.__traceback__ = None
 
     def hold(self, quotas: Quotas, resize: Resize) -> None:

@@ -51,8 +51,8 @@ def retain_freed_memory(limit_bytes: int) -> bool:
 def relax_collector() -> None:
     """Makes garbage collection rare and limited to new objects; call it once, when all is built.
 
-    It need not walk torch's modules again, which stay for good. What it finds are rings that gRPC
-    ties around a call; until then they hold some hundred bytes each.
+    It need not walk torch's modules again, which stay for good. What it finds are reference
+    cycles that gRPC makes of calls; until then they hold some hundred bytes each.
     """
     gc.collect()
     gc.freeze()

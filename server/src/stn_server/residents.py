@@ -256,7 +256,8 @@ class Residents:
         self._by_owner.setdefault(resident.owner, OrderedDict())[resident.handle] = resident
         self._bytes[resident.owner] += resident.counted_bytes
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._config.lease_s, self._ring)
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(self._config.lease_s, self._on_timer)
         return resident
 
     def _remove(self, resident: Resident) -> None:
@@ -284,7 +285,7 @@ class Residents:
         self._evict([one for one in over if not one.is_used], Eviction.LEASE)
         self._removed = [one for one in self._removed if one.is_used]
 
-    def _ring(self) -> None:
+    def _on_timer(self) -> None:
         """Evicts what has expired, also while no call comes, and sets the next timer."""
         self._timer = None
         self._expire()
@@ -292,7 +293,7 @@ class Residents:
             oldest = next(iter(self._all.values()))
             left_s = oldest.used_at + self._config.lease_s - self._now()
             pause_s = left_s if left_s > 0 else self._config.lease_s  # a call uses it
-            self._timer = asyncio.get_running_loop().call_later(pause_s, self._ring)
+            self._timer = asyncio.get_running_loop().call_later(pause_s, self._on_timer)
 
     def _make_room(self, owner: str, size_bytes: int) -> None:
         """Evicts least recently used tensors, those of the caller first.

@@ -28,7 +28,7 @@ from stn_server.log import log
 from stn_server.memory import memory_limit_bytes, relax_collector, retain_freed_memory
 from stn_server.output import BackgroundWriter
 from stn_server.tls import Certificates
-from stn_server.tuning import LAST_WORDS_S, REFUSING_S, STOPPING_S
+from stn_server.tuning import LAST_LINES_S, REFUSING_S, STOPPING_S
 
 STDIN = 0
 
@@ -231,7 +231,7 @@ async def serve(
     def hung(still_s: float, stack: str) -> None:
         log(logging.ERROR, "event loop hung", still_s=still_s, stack=stack)
         # An orderly exit would need the loop that hangs.
-        stderr.drain(LAST_WORDS_S)
+        stderr.drain(LAST_LINES_S)
         os._exit(LOST)
 
     server, batcher = Server(parts, hung), parts.batcher

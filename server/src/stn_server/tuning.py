@@ -151,7 +151,7 @@ STOPPING_S = 1.0
 FLUSH_S = 1.0
 """How long the last spans may take to leave."""
 
-LAST_WORDS_S = 1.0
+LAST_LINES_S = 1.0
 """How long the reader of the output may take for the last lines."""
 
 # What is counted, logged and read again

@@ -198,7 +198,7 @@ class Connection(asyncio.Protocol):
     def _watch_deadline(self, task: asyncio.Task[None], call: LocalContext) -> None:
         """Cancels the task once the deadline of its call has passed, and not before.
 
-        Timers of uvloop may ring up to two milliseconds early, and a call that is cancelled before
+        Timers of uvloop may fire up to two milliseconds early, and a call that is cancelled before
         its deadline counts as one whose connection has ended: it would have no answer.
         """
         remaining_s = call.time_remaining()

@@ -113,8 +113,7 @@ def _bound(problem: Any, operands: Sequence[Bytes]) -> Any:
 def _tensor_over(operand: Bytes, like: Tensor) -> Tensor:
     """Returns a read-only tensor over bytes, or over a copy of them if they are not aligned.
 
-    By DLPack, because that is the one road into torch that takes read-only memory without a
-    warning.
+    By DLPack, because torch takes read-only memory by nothing else without a warning.
     """
     numbers = np.frombuffer(operand, np.uint8)
     if numbers.size != like.nbytes:
