@@ -317,6 +317,7 @@ class Translator:
             ArenaNotFoundError: A tensor lies in an arena that the caller does not have.
             HandleNotFoundError: A tensor is a resident one that the caller does not have.
         """
+        # By size first, so that few templates are compared with the bytes of a message.
         alike = self._templates.get((operation, len(message)), ())
         for template in alike:
             if template.frame.fits(message):
@@ -353,6 +354,7 @@ class Translator:
         if sum(len(piece) for _, piece in frame.rest) > MAX_TEMPLATE_BYTES:
             return
         if not alike and len(self._templates) == MAX_SIZES:
+            # The oldest size makes room, as a dict keeps the order in which it was filled.
             del self._templates[next(iter(self._templates))]
         self._templates[operation, frame.size_bytes] = template, *alike[: MAX_TEMPLATES - 1]
 
@@ -499,6 +501,7 @@ def _template(
     places = _places(request.placement, reply.results, message)
     used = [reference for reference in (*references, *places) if reference]
     if used:
+        # Requests that name other memory are alike otherwise, and have this template as well.
         frame = frame.opened(message, [span for reference in used for span in reference.spans])
     cost = Cost(size_bytes, problem.output_samples, work_of(problem))
     return RequestTemplate(

@@ -127,7 +127,9 @@ def _similarity(source: Points, target: Points, *, rigid: bool = False) -> NDArr
     shown, of_target = _centred("target", target)
     u, values, vt = np.linalg.svd(read.T @ shown / len(read))
     signs = np.ones(len(values))
+    # The best orthogonal matrix may be a reflection; the best rotation gives up its weakest axis.
     signs[-1] = np.sign(np.linalg.det(u @ vt))
+    # At 0, turns about the weakest axes fit equally well: there is no best one.
     if values[-2] + signs[-1] * values[-1] <= _NEARLY:
         raise invalid(
             "source",
@@ -169,6 +171,7 @@ def _homography(source: Points, target: Points) -> NDArray[np.float64]:
     x, y = read[:, :1], read[:, 1:]
     system = np.block([[ones, zeros, -x * ones], [zeros, ones, -y * ones]])
     _, values, vt = np.linalg.svd(system)
+    # The solution is where the system gives least: one of many, if the eighth value is 0, too.
     matrix = vt[-1].reshape(3, 3)
     if values[7] <= _NEARLY or np.linalg.svd(matrix, compute_uv=False)[-1] <= _NEARLY:
         raise invalid(
@@ -190,8 +193,10 @@ def _refined(
     if not np.isfinite(residuals).all():  # a point on the horizon of the guess
         return matrix
     for _ in range(_REFINEMENTS):
+        # A matrix and its multiples are one homography: `rcond` leaves that direction out.
         step = np.linalg.lstsq(slope, -residuals, rcond=1e-12)[0].reshape(3, 3)
         while True:
+            # Far from the minimum a whole step may lead further away, or across the horizon.
             moved = matrix + step
             moved /= np.linalg.norm(moved)
             found, its_slope = _residuals(moved, target, source)

@@ -81,6 +81,7 @@ class ImageGeometry:
                 not invertible.
         """
         matrix = _matrix(spacing, origin, direction)
+        # The axes of SimpleITK's arrays are those of its images in reverse.
         order = [*range(len(matrix) - 1)[::-1], len(matrix) - 1]
         return cls(matrix[:, order], "LPS")
 
@@ -238,6 +239,7 @@ def _matrix_of_itk(transform: Any) -> NDArray[np.float64]:
     if not transform.IsLinear():
         raise invalid("transform", f"expected a linear one, got {transform.GetName()}.")
     dims = transform.GetDimension()
+    # By what it does, as not every linear transform of SimpleITK tells a matrix.
     corners = np.vstack([np.zeros(dims), np.eye(dims)])
     origin, *ends = (np.array(transform.TransformPoint(corner.tolist())) for corner in corners)
     matrix = np.eye(dims + 1)
