@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias, get_args
+from typing import NamedTuple, TypeAlias
 
 from stn_client._arrays import Array
 from stn_client._errors import invalid
 from stn_client._layouts import LAYOUTS
 from stn_client._transforms import (
+    SIMILARITIES,
     Affine,
     Flow,
     Homography,
-    ParametricTransform,
     SamplingGrid,
-    SimilarityTransform,
     ThinPlateSpline,
     Transform,
 )
@@ -77,8 +76,7 @@ PARAMETER_SHAPES = {
     SamplingGrid: _FIELD,
     **{
         kind: ParameterShape(f"(N, {len(kind.given)})", 1, is_number=len(kind.given) == 1)
-        for kind in get_args(ParametricTransform)
-        if issubclass(kind, SimilarityTransform)
+        for kind in SIMILARITIES
     },
 }
 """The shape of the parameters of every kind of transform."""

@@ -133,6 +133,6 @@ def _apart(result: Tensor, elements: int, added: Sequence[int] = ()) -> Tensor:
 
 def _gradient(gradient: Tensor, elements: int, of: _Operand) -> Tensor:
     """Returns the gradient to an operand by elements; of one for all maps it is the sum."""
-    by_maps = _apart(gradient, elements)
-    own = by_maps.sum(1) if of.whole[0] == 1 else by_maps
+    per_element = _apart(gradient, elements)
+    own = per_element.sum(1) if of.whole[0] == 1 else per_element
     return own.reshape(elements, *of.shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 
@@ -261,6 +261,11 @@ ParametricTransform = (
     Affine | Homography | ThinPlateSpline | Flow | Attention | Similarity | Translation | Rotation
 )
 """Transforms from which a grid can be generated."""
+
+SIMILARITIES: tuple[type[SimilarityTransform], ...] = tuple(
+    kind for kind in get_args(ParametricTransform) if issubclass(kind, SimilarityTransform)
+)
+"""Transforms whose parameters are parts of a similarity."""
 
 Transform = ParametricTransform | SamplingGrid
 """Transforms that a warp takes."""

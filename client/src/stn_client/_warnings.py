@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import fields
 from types import FrameType
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from stn_client._arrays import Array
 from stn_client._errors import InvalidRequestError
 from stn_client._layouts import LAYOUTS
 from stn_client._options import WarpOptions
-from stn_client._transforms import Affine, Homography, SimilarityTransform, Transform
+from stn_client._transforms import SIMILARITIES, Affine, Homography, Transform
 from stn_client._units import from_pixels, unit_of
 from stn_client.geometry._arguments import matrices_of
 
@@ -27,14 +27,14 @@ _INTERNAL = {"stn_client", "torch"}
 _suspected: list[Sequence[int]] = []
 """The first map of the process that looked wrong: one warning is enough."""
 
-_OFFSETS: dict[tuple[type[Transform], tuple[int, ...]], tuple[int, ...]] = {
+_OFFSETS: dict[tuple[type, tuple[int, ...]], tuple[int, ...]] = {
     (Affine, (3,)): (2, 5),
     (Affine, (4,)): (3, 7, 11),
     (Homography, (3,)): (2, 5),
     **{
         (kind, (len(kind.given),)): tuple(map(kind.given.index, ("t_x", "t_y")))
-        for kind in get_args(Transform)
-        if issubclass(kind, SimilarityTransform) and "t_x" in kind.given
+        for kind in SIMILARITIES
+        if "t_x" in kind.given
     },
 }
 """Where the parameters of a matrix have the source point of the target origin, by their kind and
