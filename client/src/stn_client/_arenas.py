@@ -177,7 +177,7 @@ class Pool:
         """Lends a slot of so many bytes; None if there is no room and no further arena.
 
         Args:
-            size_bytes: Of the slot.
+            size_bytes: The size of the slot.
             may_grow: Whether to ask the server for another arena, which may take a while.
         """
         # Rounded up, so that the next slot is aligned, and at least one: offsets must differ.

@@ -395,8 +395,8 @@ class Client(SteppingClient):
         Calls then need not copy it. In every other case it is an array like any other.
 
         Args:
-            shape: Of the array.
-            dtype: Of its elements.
+            shape: The shape of the array.
+            dtype: The type of its elements.
         """
         array = np.empty(shape, dtype)  # says what shape and type may be, and takes no page yet
         local = None if array.dtype.hasobject else self._local_connection()
@@ -560,7 +560,7 @@ class Client(SteppingClient):
         """Returns the result of a call that has entered the queue.
 
         Args:
-            waiter: Which.
+            waiter: The call.
             inbox: Calls of this thread that go or have their outcome.
         """
         progress = waiter.progress

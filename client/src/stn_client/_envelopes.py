@@ -141,9 +141,9 @@ class Replies(Generic[T]):
     """Reads replies to calls that are alike.
 
     Args:
-        method: For errors.
-        kind: Of the reply.
-        fields: Its tensors.
+        method: The method, for errors.
+        kind: The class of the replies.
+        fields: The names of the tensors of a reply.
         result: Makes the result of arrays, one for each field.
         optional: Tensors that may be missing, which are then None.
 

@@ -69,7 +69,7 @@ def chunks(calls: Iterable[Call[Any]], *, stacks: bool) -> Iterator[list[Call[An
     """Yields calls in order: small ones in lists as long as a message, others alone or stacked.
 
     Args:
-        calls: Any.
+        calls: Calls of any methods.
         stacks: Whether large ones that are alike, one behind the other, may come together.
     """
     chunk: list[Call[Any]] = []

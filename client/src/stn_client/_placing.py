@@ -53,7 +53,7 @@ def place(
     Tensors that stay on the server are named.
 
     Args:
-        call: Any.
+        call: The call, of any method.
         pool: Lends slots; None: there are no arenas.
         client: Name of the client that makes the call.
         may_grow: Whether the pool may ask the server for more memory.

@@ -121,7 +121,7 @@ class ServerInfo:
     """What a server is, offers, allows, and has done so far.
 
     Attributes:
-        name: Of the program.
+        name: The name of the program.
         version: Of the program, as "0.1.0".
         uptime_s: Since the server started, in seconds.
         ready: Whether it takes calls.

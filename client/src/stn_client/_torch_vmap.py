@@ -44,7 +44,7 @@ class _Operand:
         """Returns the maps, or parameters, of all elements in one batch.
 
         Args:
-            elements: B.
+            elements: The number of elements, B.
             batch: N of the call of one element.
             is_apart: Whether every map has to have its own, though all are the same.
         """

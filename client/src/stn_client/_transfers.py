@@ -89,11 +89,11 @@ def upload(
     """Makes the call of the method `Upload`.
 
     Args:
-        piece: Of the tensor.
+        piece: The bytes of the piece.
         reference: Where it stays; None: this is the first piece.
         offset: Where the piece begins, in bytes.
-        dtype: Of the tensor.
-        size_bytes: Of the tensor.
+        dtype: The type of the tensor's elements.
+        size_bytes: The size of the whole tensor.
         conduct: How the call is made.
 
     Returns:

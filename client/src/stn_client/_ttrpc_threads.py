@@ -143,7 +143,7 @@ class Connection:
         """Makes a call, and returns its serialized reply.
 
         Args:
-            path: Of the method.
+            path: The path of the method.
             message: Serialized request.
             timeout: In seconds; None: any.
             metadata: Sent along.

@@ -373,7 +373,7 @@ def _axis(
         target: First and one after the last.
         low: Lowest source coordinate whose pixel is read; NaN: none is.
         high: Highest one.
-        size: Of the source.
+        size: The size of the source along the axis.
         mirror: Unit of a reflection: it decides whether edges or centres are mirrors.
     """
     last, sign, offset = size - 1, 1, 0

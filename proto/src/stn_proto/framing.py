@@ -128,7 +128,7 @@ def values(message: bytes, number: int, within: slice | None = None) -> list[sli
 
     Args:
         message: Serialized bytes.
-        number: Of the field.
+        number: The number of the field.
         within: Where the message within the message stands that has the field; None: all of it.
 
     Raises:
@@ -258,7 +258,7 @@ def gaps(start: int, sizes_bytes: Iterable[int]) -> Iterator[bytes]:
 
     Args:
         start: How many bytes stand before all of them.
-        sizes_bytes: Of the payloads.
+        sizes_bytes: The sizes of the payloads.
     """
     for size in sizes_bytes:
         gap = _gap(start % PAYLOAD_ALIGNMENT_BYTES, size)

@@ -67,7 +67,7 @@ class Backlog:
         """Measures anew how long calls wait before they begin.
 
         Args:
-            now: In seconds.
+            now: The present instant, in seconds.
             is_turning: Whether the event loop has had a turn since the last look.
         """
         accepted, begun = self._accepted(), self.begun + self._elsewhere

@@ -481,7 +481,7 @@ def _holds_frames(format_: str, mode: str, larger_px: int = 0) -> bool:
 
     Args:
         format_: The format.
-        mode: Of both.
+        mode: The mode of both.
         larger_px: How much the first one is larger than the second one.
     """
     pillow = _pil().Image

@@ -25,7 +25,7 @@ class DeviceBuffer:
     """Uninitialized memory for tensors, one behind the other.
 
     Args:
-        sizes_bytes: Of the tensors.
+        sizes_bytes: The sizes of the tensors.
         device: Where the memory is.
         arena: Memory of that device to use until it is taken again; None: new memory.
 
