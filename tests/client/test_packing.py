@@ -247,6 +247,36 @@ def test_calls_that_a_full_server_refuses_are_tried_again_each_for_itself():
     scenario(test, retry=patient, server={"max_admitted_items": 6})
 
 
+def test_callers_that_come_back_together_go_together_again_in_two_parts():
+    """Not one alone and the others after it: the server computes one part while one is read."""
+
+    async def test(stn, service, runner):
+        async def caller(number):
+            return [await stn.warp(numbered(number + turn), IDENTITY) for turn in range(2)]
+
+        first = await busy(stn, service)
+        tasks = [asyncio.create_task(caller(10 * number)) for number in range(6)]
+        await asyncio.sleep(0)
+        runner.release()
+        await service.admitted(6)
+        runner.release()
+        await asyncio.gather(*first)
+        (late,) = await waiting(stn, (numbered(-1), IDENTITY))
+        await service.admitted(1)
+        runner.release()
+        await service.admitted(4)  # half of these six and the late one
+        runner.release_all()
+        results = await asyncio.gather(*tasks)
+        assert [[float(r[0, 0, 0, 0]) for r in both] for both in results] == [
+            [10 * number, 10 * number + 1] for number in range(6)
+        ]
+        await late
+        assert answered(service, "ComputeMany") == 3
+        assert answered(service, "Warp") == BUSY + 1 + 2 * 6
+
+    scenario(test)
+
+
 def test_one_setting_turns_packing_off():
     """Every call is a message, as many at a time as may be."""
 

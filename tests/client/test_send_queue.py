@@ -100,6 +100,49 @@ def test_calls_that_are_not_small_go_alone_whatever_is_under_way(call):
     assert sender.messages() == [[0], [1], [3], [4], [5]]
 
 
+def test_a_message_may_take_its_part_of_what_is_there_and_leave_the_rest():
+    """Half of what waits and is under way, for each of two messages; no more than MAX_CALLS."""
+    sender = Sender(1024)
+    sender.calls(1)
+    for _ in range(8):
+        sender.queue.add(sender.waiter())
+    sender.queue.start(sender.most_bytes, splits=True)
+    assert sender.messages() == [[0], [1, 2, 3, 4, 5]]
+    sender.answer(sender.sent[0])
+    assert sender.messages()[2:] == [[6, 7, 8]]
+    full = Sender(1024)
+    for _ in range(3 * MAX_CALLS):
+        full.queue.add(full.waiter())
+    full.queue.start(full.most_bytes, splits=True)
+    assert [len(message) for message in full.messages()] == [MAX_CALLS] * 2
+
+
+def test_few_calls_wait_for_those_of_an_answered_message():
+    """As long as another one is under way, and unless more wait than come back."""
+    sender = Sender()
+    sender.calls(1)
+    for _ in range(3):
+        sender.queue.add(sender.waiter())
+    assert not sender.queue.is_packing
+    sender.queue.start(sender.most_bytes)
+    single, packet = sender.sent
+    assert sender.queue.is_packing
+    for waiter in packet.waiters:
+        waiter.outcome = (b"", ())
+    sender.queue.answered(packet)
+    sender.calls(1)  # beside the first one
+    assert not sender.queue.is_packing
+    for _ in range(2):
+        sender.queue.add(sender.waiter())
+    assert sender.queue.waits_for(packet)
+    sender.queue.add(sender.waiter())
+    assert not sender.queue.waits_for(packet)
+    for sent in (single, sender.sent[2]):
+        sent.outcome = (b"", ())
+        sender.queue.answered(sent)
+    assert not sender.queue.waits_for(packet)
+
+
 def test_turns_bound_the_calls_under_way_in_messages_too():
     """Of what waits no more goes than there are turns, and the rest in order."""
     sender = Sender(max_in_flight=4)

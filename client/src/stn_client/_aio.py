@@ -401,6 +401,8 @@ class _Connection:
         """When the timer fires; infinity if there is none."""
         self._timer: asyncio.TimerHandle | None = None
         self._sending: dict[Packet, asyncio.Task[None]] = {}
+        self._starts_soon = False
+        """Whether calls are started at the end of this turn of the event loop."""
 
     async def answer(self, waiter: Waiter) -> tuple[bytes, Places]:
         """Returns the reply to a call, which is sent in its turn, alone or with others.
@@ -412,7 +414,10 @@ class _Connection:
             StnClientError: It cannot be sent.
         """
         self._queue.add(waiter)
-        self._start()
+        if (self._starts_soon or self._queue.is_packing) and not waiter.goes_alone:
+            self._start_soon()
+        else:
+            self._start()
         # `_start` may have woken it within this very call; then there is nothing to wait for.
         if waiter.goes is None and waiter.outcome is None:
             woken = self._woken[waiter] = self._loop.create_future()
@@ -492,9 +497,21 @@ class _Connection:
                 # without a word, and its packet stay under way.
                 self._loop.call_soon(task.cancel)
 
-    def _start(self) -> None:
+    def _start(self, *, splits: bool = False) -> None:
         """Starts the calls whose turn it is."""
-        self._queue.start(MAX_MESSAGE_BYTES if self._local is None else MAX_FRAMED_BYTES)
+        most_bytes = MAX_MESSAGE_BYTES if self._local is None else MAX_FRAMED_BYTES
+        self._queue.start(most_bytes, splits=splits)
+
+    def _start_soon(self) -> None:
+        """Starts calls when all that come in this turn of the event loop are there."""
+        if not self._starts_soon:
+            self._starts_soon = True
+            self._loop.call_soon(self._start_turn)
+
+    def _start_turn(self) -> None:
+        """Starts the calls of a turn in parts: callers that come together come back together."""
+        self._starts_soon = False
+        self._start(splits=True)
 
     def _sent(self, waiter: Waiter) -> None:
         """Notes that a call that was sent alone is no longer under way."""
@@ -514,10 +531,13 @@ class _Connection:
         except Exception as error:  # noqa: BLE001 - raised by each of its calls
             packet.fail(error, is_lost=False)
         finally:
-            # The next message first: the server computes it while these calls read their replies.
             self._queue.answered(packet)
-            self._start()
+            # The next message first: the server computes it while these calls read their replies.
+            # But one of few calls waits for what their owners ask next: else they would stay few.
+            if not self._queue.waits_for(packet):
+                self._start()
             packet.wake()
+            self._start_soon()
 
     async def send(
         self, call: Call[T], attempt: dict[str, Any], progress: Progress

@@ -4,7 +4,9 @@
   turn through all its attempts.
 - A small call goes at once while fewer than `MAX_MESSAGES` messages of small calls are under way.
   Those that come meanwhile wait; when one of the messages is answered, what waits goes together, as
-  one `ComputeMany`, as far as turns and limits go.
+  one `ComputeMany`, as far as turns and limits go. Where callers come back together, as tasks of an
+  event loop do, a message may take its part of them only: one that took all would leave the server
+  nothing to compute while its replies are read.
 - Large calls, and all of a client that does not pack, go alone, as soon as they have a turn.
 - Each call has a clock, a request id and an outcome of its own. One that is cancelled or late while
   it waits leaves the queue; later only its outcome is dropped.
@@ -104,11 +106,26 @@ class SendQueue:
         self._others: OrderedDict[Waiter, None] = OrderedDict()
         self._messages = 0
         """Messages of small calls that are under way."""
+        self._sent = 0
+        """Calls in these messages."""
 
     @property
     def taken(self) -> int:
         """Number of calls that have a turn."""
         return self._max_in_flight - self._free
+
+    @property
+    def is_packing(self) -> bool:
+        """Whether a message of several calls is under way."""
+        return self._sent > self._messages
+
+    def waits_for(self, packet: Packet) -> bool:
+        """Returns whether the next message waits for what the callers of an answered one ask next.
+
+        It does while the server has another one, unless more calls wait than come back.
+        """
+        few = len(self._small) < max(self._part, len(packet.waiters))
+        return self._messages > 0 and few
 
     def add(self, waiter: Waiter) -> None:
         """Adds a call; one that already has a turn comes before all that have none."""
@@ -124,15 +141,16 @@ class SendQueue:
         if waiter.has_turn:
             line.move_to_end(waiter, last=False)
 
-    def start(self, most_bytes: int) -> None:
+    def start(self, most_bytes: int, *, splits: bool = False) -> None:
         """Wakes the calls whose turn it is.
 
         Args:
             most_bytes: Of a message with more than one call, and of its reply.
+            splits: Whether a message takes no more than its part of the small calls that are there.
         """
         # Small calls wait while enough messages are under way: that is when they gather to packets.
         while self._others or (self._small and self._messages < MAX_MESSAGES):
-            message = self._next(most_bytes)
+            message = self._next(most_bytes, self._part if splits else MAX_CALLS)
             if not message:
                 break
             sender, *others = message
@@ -156,6 +174,7 @@ class SendQueue:
         # alone meanwhile.
         if len(waiters) > 1 or not waiters[0].goes_alone:
             self._messages -= 1
+            self._sent -= len(waiters)
         for waiter in waiters:
             if isinstance(waiter.outcome, tuple):
                 self.leave(waiter)
@@ -177,7 +196,7 @@ class SendQueue:
         # max keeps infinity: a client that does not pack never begins to.
         self._packs_from_s = max(self._packs_from_s, time.monotonic() + ALONE_S)
 
-    def _next(self, most_bytes: int) -> list[Waiter]:
+    def _next(self, most_bytes: int, most: int) -> list[Waiter]:
         """Returns the calls of the next message; empty if none may be sent."""
         small = next(iter(self._small), None) if self._messages < MAX_MESSAGES else None
         other = next(iter(self._others), None)
@@ -186,7 +205,7 @@ class SendQueue:
             return self._taken(self._others, other) if self._may_go(other) else []
         message: list[Waiter] = []
         size_bytes = 0
-        for waiter in list(islice(self._small, MAX_CALLS)) if small is not None else ():
+        for waiter in list(islice(self._small, most)) if small is not None else ():
             size_bytes += waiter.size_bytes
             # The first call always fits: one that is too large
             # for a packet goes as its own message.
@@ -194,7 +213,13 @@ class SendQueue:
                 break
             message += self._taken(self._small, waiter)
         self._messages += bool(message)
+        self._sent += len(message)
         return message
+
+    @property
+    def _part(self) -> int:
+        """A message's part of the small calls that wait or are under way."""
+        return min(MAX_CALLS, math.ceil((len(self._small) + self._sent) / MAX_MESSAGES))
 
     def _may_go(self, waiter: Waiter) -> bool:
         return waiter.has_turn or self._free > 0
