@@ -410,3 +410,26 @@ def test_replies_of_another_form_are_read_anew():
     reply.output.shape[3] = 4
     with pytest.raises(ProtocolMismatchError, match="Warp: expected its reply, got output"):
         call.parse(reply.SerializeToString())
+
+
+@pytest.mark.parametrize("side_px", [8, 128], ids=["copied", "viewed"])
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", ml_dtypes.bfloat16, "u1"])
+def test_a_repeated_call_sends_the_bytes_of_its_map(dtype, side_px):
+    """In the wire's order, row by row, whatever the strides, the byte order and the size."""
+    numbers = np.arange(2 * side_px**2).reshape(1, 1, side_px, 2 * side_px) % 251
+    wide = numbers.astype(dtype)
+    for given in (wide, wide[..., ::2], wide.transpose(0, 1, 3, 2)):
+        calls.warp(np.zeros_like(given), Affine(THETA), (2, 2), {})
+        again = calls.warp(given, Affine(THETA), (2, 2), {})
+        expected = given.astype(given.dtype.newbyteorder("<")).tobytes()
+        assert [bytes(payload) for payload in again.payloads] == [expected, THETA.tobytes()]
+
+
+def test_a_small_operand_of_a_repeated_call_is_read_when_the_call_is_made():
+    """What is written to its array later concerns later calls; a large one is not copied."""
+    small, large = np.ones((1, 1, 4, 4), np.float32), np.ones((1, 1, 64, 64), np.float32)
+    for given, expected in ((small, 1), (large, 2)):
+        calls.warp(given, Affine(THETA), None, {})
+        again = calls.warp(given, Affine(THETA), None, {})
+        given[...] = 2
+        assert set(np.frombuffer(again.payloads[0], np.float32)) == {expected}

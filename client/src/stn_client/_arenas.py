@@ -190,7 +190,7 @@ class Pool:
             slot = self._free_slot(slot_bytes, size_bytes)
             return self._grown(slot_bytes, size_bytes) if slot is None else slot
 
-    def find(self, payload: memoryview) -> Lent | None:
+    def find(self, payload: memoryview | bytes) -> Lent | None:
         """Returns the place of a tensor that is in an arena of this pool; else None."""
         memory = np.frombuffer(payload, np.uint8)
         address = address_of(memory)

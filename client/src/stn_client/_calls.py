@@ -61,6 +61,11 @@ from stn_proto.v1.tensor_pb2 import ResidentRef
 
 T = TypeVar("T")
 
+MAX_COPIED_BYTES = 8 * 1024
+"""The most bytes of an operand that are copied when its call is made."""
+
+_LITTLE_ENDIAN = frozenset(DTYPES.values())
+
 _PLAIN_KINDS = {kind for kind in KINDS if len(fields(kind)) == 1}
 """Transforms that have nothing but parameters."""
 
@@ -511,16 +516,27 @@ class _ManyReplies:
         if len(found.nested) != len(names):
             raise WireFormatError("replies", f"{len(names)} of them", str(len(found.nested)))
         end = 0
+        # Those of one batch are mostly the same but for their payloads, and are parsed once.
+        parsed: dict[bytes, tuple[Any, str | None, bytes]] = {}
         for piece, name in zip(found.nested, names, strict=True):
-            reply = many_pb2.NestedReply.FromString(piece)
+            known = parsed.get(piece)
+            if known is None:
+                known = parsed[piece] = _parsed(piece)
+            reply, kind, envelope = known
             start, end = end, end + reply.payload_count
-            kind = reply.WhichOneof("outcome")
             if kind == "status":
                 yield reply.status
             elif kind == name:
-                yield join(getattr(reply, name).SerializeToString(), found.payloads[start:end])
+                yield join(envelope, found.payloads[start:end])
             else:
                 raise WireFormatError("replies", f"one of {name}", f"one of {kind}")
+
+
+def _parsed(piece: bytes) -> tuple[Any, str | None, bytes]:
+    """Returns a nested reply, the name of what it holds, and that, serialized."""
+    reply = many_pb2.NestedReply.FromString(piece)
+    kind = reply.WhichOneof("outcome")
+    return reply, kind, b"" if kind is None else getattr(reply, kind).SerializeToString()
 
 
 def _call(
@@ -548,10 +564,18 @@ def _again(
     *operands: Any,
 ) -> Call[T]:
     """Makes a call with a kept envelope and other values."""
-    payloads = [to_payload(one if type(one) is np.ndarray else one.array) for one in operands]
+    payloads = [_payload(one) for one in operands]
     call = Call(envelope, payloads, conduct, finish)
     call.reside(*operands, keep=keep)
     return call
+
+
+def _payload(given: Any) -> memoryview | bytes:
+    """Returns the bytes of an operand: a copy of a small one, as a view costs more to make."""
+    array: Array = given if type(given) is np.ndarray else given.array
+    is_copied = array.nbytes <= MAX_COPIED_BYTES and array.dtype in _LITTLE_ENDIAN
+    # A resident tensor is known by its memory.
+    return to_payload(array) if not is_copied or type(given) is ResidentTensor else array.tobytes()
 
 
 def _maps(given: Operand, layout: str) -> Callable[[Array], Any] | None:

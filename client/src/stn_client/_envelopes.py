@@ -24,7 +24,7 @@ from stn_proto.v1 import many_pb2, tensor_pb2, warp_pb2
 
 T = TypeVar("T")
 R_co = TypeVar("R_co", covariant=True)
-Payloads = list[memoryview]
+Payloads = list[memoryview | bytes]
 Places = Sequence[NDArray[np.uint8] | None]
 
 METHOD_PREFIX = f"/{SERVICE}/"

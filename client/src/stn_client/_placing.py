@@ -164,7 +164,7 @@ class _Form:
         return join(bytes(message), sent)
 
 
-def _shared(payload: memoryview, pool: Pool | None, *, may_grow: bool) -> Lent | None:
+def _shared(payload: memoryview | bytes, pool: Pool | None, *, may_grow: bool) -> Lent | None:
     """Returns the place of an operand in an arena; None if it is small, or there is no room."""
     if pool is None or len(payload) < MIN_PLACED_BYTES:
         return None

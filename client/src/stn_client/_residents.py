@@ -79,7 +79,7 @@ class ResidentTensor(Operand):
         """Bytes of the array."""
         return self.array.nbytes
 
-    def is_in(self, payload: memoryview) -> bool:
+    def is_in(self, payload: memoryview | bytes) -> bool:
         """Returns whether a payload is this very array, and not a conversion of it."""
         if len(payload) != self.array.nbytes:
             return False

@@ -71,7 +71,10 @@ def data_type(dtype: DTypeLike) -> DataType:
 
 
 def put_tensor(
-    array: NDArray[Any], payloads: list[memoryview], *, layout: Layout = LAYOUT_UNSPECIFIED
+    array: NDArray[Any],
+    payloads: list[memoryview] | list[memoryview | bytes],
+    *,
+    layout: Layout = LAYOUT_UNSPECIFIED,
 ) -> Tensor:
     """Describes an array and appends its bytes to the payloads of a message.
 
@@ -157,7 +160,7 @@ class Declaration:
             expected = f"{self.size_bytes} bytes for shape {self.shape} of {self.dtype}"
             raise WireFormatError(f"{self.field}.{source}", expected, f"{actual_bytes} bytes")
 
-    def view(self, payloads: Sequence[memoryview]) -> NDArray[Any]:
+    def view(self, payloads: Sequence[memoryview | bytes]) -> NDArray[Any]:
         """Returns the tensor as an array over its payload.
 
         Args:
@@ -206,7 +209,7 @@ def get_declaration(tensor: Tensor, field: str) -> Declaration:
     return Declaration(field, dtype, shape, tensor.payload)
 
 
-def get_tensor(tensor: Tensor, payloads: Sequence[memoryview], field: str) -> NDArray[Any]:
+def get_tensor(tensor: Tensor, payloads: Sequence[memoryview | bytes], field: str) -> NDArray[Any]:
     """Returns the array of a tensor in a message: `get_declaration`, then `Declaration.view`.
 
     Raises:
