@@ -210,6 +210,40 @@ def test_a_message_whose_calls_are_cancelled_as_it_starts_holds_up_no_other(monk
     scenario(test)
 
 
+def test_a_message_whose_task_is_cancelled_by_others_holds_up_no_other():
+    """As whoever cancels all tasks of a loop does, at any step of them, and goes on."""
+
+    async def test(stn, service, runner):
+        for steps in BUSY * list(range(8)):
+            first = await busy(stn, service)
+            rest = await waiting(stn, *((numbered(number), IDENTITY) for number in range(3)))
+            for task in first:
+                task.cancel()
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            of_client = [one for one in asyncio.all_tasks() if "stn_client" in repr(one)]
+            for task in of_client:
+                task.cancel()
+            await asyncio.wait([*first, *rest])
+        runner.release_all()
+        assert (await stn.warp(MAP, IDENTITY, timeout_s=PATIENCE_S)).shape == MAP.shape
+
+    scenario(test)
+
+
+def test_a_loop_that_is_closed_amid_calls_leaves_nothing_to_await(local_server):
+    """What waited is dropped with it, without a warning of a message that was never begun."""
+    stn = AsyncClient(local_server.target, local=False)
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)  # told of tasks that nobody ended, which is true
+    tasks = [loop.create_task(stn.warp(MAP, IDENTITY)) for _ in range(20)]
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    for task in tasks:
+        task.get_coro().close()
+    assert asyncio.run(stn.warp(MAP, IDENTITY)).shape == MAP.shape
+
+
 def test_each_call_keeps_its_own_clock():
     """One is late and raises; the other, in the same message, has more time and its result."""
 

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from itertools import islice
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
@@ -458,7 +459,9 @@ class _Connection:
             task = self._loop.create_task(self._send_together(packet))
             # Referred to as long as it runs: an event loop holds its tasks weakly.
             self._sending[packet] = task
-            task.add_done_callback(lambda _task: self._sending.pop(packet))
+            # It ends there, and not in itself: a task that is cancelled before
+            # its first step runs nothing of its own.
+            task.add_done_callback(partial(self._ended, packet))
             return
         woken = self._woken.get(waiter)
         if woken is not None and not woken.done():
@@ -493,14 +496,13 @@ class _Connection:
         """Cancels messages all of whose calls have been cancelled."""
         for packet, task in self._sending.items():
             if not any(waiter in self._woken for waiter in packet.waiters):
-                # Not now: a task that has not begun would end
-                # without a word, and its packet stay under way.
-                self._loop.call_soon(task.cancel)
+                task.cancel()
 
     def _start(self, *, splits: bool = False) -> None:
-        """Starts the calls whose turn it is."""
-        most_bytes = MAX_MESSAGE_BYTES if self._local is None else MAX_FRAMED_BYTES
-        self._queue.start(most_bytes, splits=splits)
+        """Starts the calls whose turn it is, unless the loop has been closed amid them."""
+        if not self._loop.is_closed():
+            most_bytes = MAX_MESSAGE_BYTES if self._local is None else MAX_FRAMED_BYTES
+            self._queue.start(most_bytes, splits=splits)
 
     def _start_soon(self) -> None:
         """Starts calls when all that come in this turn of the event loop are there."""
@@ -530,14 +532,17 @@ class _Connection:
             packet.fail(error, is_lost=True)
         except Exception as error:  # noqa: BLE001 - raised by each of its calls
             packet.fail(error, is_lost=False)
-        finally:
-            self._queue.answered(packet)
-            # The next message first: the server computes it while these calls read their replies.
-            # But one of few calls waits for what their owners ask next: else they would stay few.
-            if not self._queue.waits_for(packet):
-                self._start()
-            packet.wake()
-            self._start_soon()
+
+    def _ended(self, packet: Packet, _task: asyncio.Task[None]) -> None:
+        """Notes that a message is no longer under way, and resumes its calls."""
+        del self._sending[packet]
+        self._queue.answered(packet)
+        # The next message first: the server computes it while these calls read their replies.
+        # But one of few calls waits for what their owners ask next: else they would stay few.
+        if not self._queue.waits_for(packet):
+            self._start()
+        packet.wake()
+        self._start_soon()
 
     async def send(
         self, call: Call[T], attempt: dict[str, Any], progress: Progress
