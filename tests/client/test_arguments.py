@@ -130,6 +130,32 @@ INVALID = {
     "fill of numbers as text": (warp_with(fill="3"), "fill: expected numbers, got '3'."),
     "no fill": (warp_with(fill=None), "fill: expected numbers, got None."),
     "complex fill": (warp_with(fill=1j), "fill: expected numbers, got 1j."),
+    "fill without end": (
+        warp_with(fill=[0, np.inf], padding="fill"),
+        "fill: expected finite numbers, got [0, inf].",
+    ),
+    "delta beyond floats": (
+        lambda: calls.objective(
+            MAP,
+            MAP,
+            Affine(THETA),
+            None,
+            {"delta": 10**400, "loss": "ssd", "domain": "all"},
+            [],
+            {},
+        ),
+        "delta: expected a number that fits a float, got a larger one.",
+    ),
+    "delta as text": (
+        lambda: calls.objective(
+            MAP, MAP, Affine(THETA), None, {"delta": "1", "loss": "ssd", "domain": "all"}, [], {}
+        ),
+        "delta: expected a number, got '1'.",
+    ),
+    "needs as a number of NumPy": (
+        lambda: calls.warp_gradients(MAP, MAP, Affine(THETA), np.array(1), {}),
+        "needs: expected a list of feature_map, transform, got array(1).",
+    ),
     "needs as text": (
         lambda: calls.warp_gradients(MAP, MAP, Affine(THETA), "transform", {}),
         "needs: expected a list of feature_map, transform, got 'transform'.",
@@ -316,6 +342,14 @@ INVALID = {
     "regularization as text": (
         spline_with(regularization="0"),
         "regularization: expected a number, got '0'.",
+    ),
+    "regularization beyond floats": (
+        spline_with(regularization=10**400),
+        "regularization: expected a number that fits a float, got a larger one.",
+    ),
+    "control points beyond floats": (
+        spline_with(control_points=[[10**400, 0], [0, 1], [1, 1]]),
+        f"control_points: expected points (x, y), got [[{10**400}, 0], [0, 1], [1, 1]].",
     ),
     "regularization as a flag": (
         spline_with(regularization=True),

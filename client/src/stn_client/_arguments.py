@@ -218,6 +218,8 @@ def _fill(fill: float | Sequence[float]) -> Array:
         raise invalid("fill", f"expected numbers, got {fill!r}.")
     if numbers.ndim != 1:
         raise invalid("fill", f"expected one number, or one per channel, got {fill!r}.")
+    if not np.isfinite(numbers).all():
+        raise invalid("fill", f"expected finite numbers, got {fill!r}.")
     return numbers.astype(np.float64)
 
 
@@ -237,9 +239,7 @@ def check_options(options: WarpOptions, output_size: Sequence[int] | None) -> No
 
 def gradient_needs(needs: Iterable[str]) -> list[warp_pb2.Operand]:
     """Returns the operands whose gradients are asked for, of which there is at least one."""
-    if isinstance(needs, str) or not isinstance(needs, Iterable):
-        raise invalid("needs", f"expected a list of {', '.join(OPERANDS)}, got {needs!r}.")
-    numbers = [_choice("needs", need, OPERANDS) for need in needs]
+    numbers = _choices("needs", needs, OPERANDS)
     if not numbers:  # on the wire, none stands for all
         raise invalid("needs", f"expected at least one of {', '.join(OPERANDS)}, got none.")
     return numbers
@@ -247,10 +247,8 @@ def gradient_needs(needs: Iterable[str]) -> list[warp_pb2.Operand]:
 
 def objective_needs(needs: Iterable[str]) -> list[objective_pb2.ObjectiveResult]:
     """Returns the results of an objective that are asked for; its value is always one."""
-    if isinstance(needs, str) or not isinstance(needs, Iterable):
-        raise invalid("needs", f"expected a list of {', '.join(OBJECTIVE_NEEDS)}, got {needs!r}.")
     value = objective_pb2.OBJECTIVE_RESULT_VALUE  # so that it is never empty, which has a default
-    return [value, *(_choice("needs", need, OBJECTIVE_NEEDS) for need in needs)]
+    return [value, *_choices("needs", needs, OBJECTIVE_NEEDS)]
 
 
 def reject_unknown(
@@ -274,6 +272,13 @@ def enum_of(kind: Any, option: str, name: str) -> Any:
     """Returns the number of `name` in a wire enumeration: "zeros" is PADDING_ZEROS."""
     numbers = {word: number for number, word in words_of(kind.DESCRIPTOR).items()}
     return _choice(option, name, numbers)
+
+
+def _choices(option: str, names: Iterable[str], numbers: dict[str, T]) -> list[T]:
+    # A text is one of letters, and an array without axes only says that it can be iterated over.
+    if isinstance(names, str) or not isinstance(names, Iterable) or not getattr(names, "shape", 1):
+        raise invalid(option, f"expected a list of {', '.join(numbers)}, got {names!r}.")
+    return [_choice(option, name, numbers) for name in names]
 
 
 def _choice(option: str, name: str, numbers: dict[str, T]) -> T:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from numbers import Real
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -32,7 +31,7 @@ from stn_client._arguments import (
     spec_of,
 )
 from stn_client._arrays import AnyArray, Array, Operand, as_array, operand, unchanged
-from stn_client._checks import checked_metadata, checked_request_id, checked_timeout_s
+from stn_client._checks import as_float, checked_metadata, checked_request_id, checked_timeout_s
 from stn_client._envelopes import (
     KEPT_FIELD,
     METHOD_PREFIX,
@@ -405,9 +404,7 @@ def objective(
     """Makes the call of the method `Objective`."""
     conduct, options = Conduct.of(options)
     payloads: Payloads = []
-    delta = comparison["delta"]
-    if isinstance(delta, bool) or not isinstance(delta, Real):
-        raise invalid("delta", f"expected a number, got {delta!r}.")
+    delta = as_float("delta", comparison["delta"])
     given = map_operand("moving", moving)
     check_floats("moving", given.array.dtype)
     layout = layout_of(options.get("layout"), given.layout)
@@ -427,7 +424,7 @@ def objective(
         transform=sent,
         spec=spec_of(options),
         loss=enum_of(objective_pb2.Loss, "loss", comparison["loss"]),
-        delta=float(delta),
+        delta=delta,
         domain=enum_of(objective_pb2.Domain, "domain", comparison["domain"]),
         needs=objective_needs(needs),
     )

@@ -86,14 +86,22 @@ def check_seconds(name: str, value: object) -> None:
     Raises:
         InvalidRequestError: It is none.
     """
+    if not as_float(name, value, "a number of seconds") >= 0:
+        raise invalid(name, f"expected at least 0, got {value}.")
+
+
+def as_float(name: str, value: object, what: str = "a number") -> float:
+    """Returns a number of any type as a float.
+
+    Raises:
+        InvalidRequestError: It is none, or larger than floats are.
+    """
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise invalid(name, f"expected a number of seconds, got {value!r}.")
+        raise invalid(name, f"expected {what}, got {value!r}.")
     try:
-        duration_s = float(value)
+        return float(value)
     except OverflowError:
         raise invalid(name, "expected a number that fits a float, got a larger one.") from None
-    if not duration_s >= 0:
-        raise invalid(name, f"expected at least 0, got {value}.")
 
 
 def check_count(name: str, value: object) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar, get_args
 
-import numpy as np
-
+from stn_client._checks import as_float
 from stn_client._errors import invalid
 
 __all__ = [
@@ -126,13 +125,11 @@ class ThinPlateSpline:
         try:
             rows = given.tolist() if hasattr(given, "tolist") else given
             flat = [float(+number) for x, y in rows for number in (x, y)]  # + refuses texts
-        except (TypeError, ValueError) as error:
+        except (OverflowError, TypeError, ValueError) as error:
             expected = f"expected points (x, y), got {given!r}."
             raise invalid("control_points", expected) from error
-        is_number = isinstance(regularization, int | float | np.floating)
-        if isinstance(regularization, bool) or not is_number:
-            raise invalid("regularization", f"expected a number, got {regularization!r}.")
-        return {"control_points": flat, "regularization": float(regularization)}
+        weight = as_float("regularization", regularization)
+        return {"control_points": flat, "regularization": weight}
 
 
 @dataclass(frozen=True, eq=False)

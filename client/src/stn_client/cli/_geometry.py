@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
@@ -53,18 +54,15 @@ def read_spline(path: str) -> ThinPlateSpline:
         ArgumentTypeError: The file cannot be read, or does not hold one.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        given = json.loads(text)
-        points = np.array([given.pop("points")], np.float64)
-        spline = ThinPlateSpline(points, **given)
+        spline: ThinPlateSpline = _made(ThinPlateSpline, _json(path))
         count = len(spline.settings["control_points"]) // 2
     except OSError as error:
         raise argparse.ArgumentTypeError(f"expected a readable file, got {error}") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         expected = "expected JSON with control_points and points, each [[x, y], ...]"
-        got = f"no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
-        raise argparse.ArgumentTypeError(f"{path}: {expected}, got {got}") from error
-    if points.shape != (1, count, 2) or not np.isfinite(points).all():
+        why = str(error).rstrip(".")
+        raise argparse.ArgumentTypeError(f"{path}: {expected}: {why}") from error
+    if spline.points.shape != (1, count, 2):
         expected = f"expected points to have {count} pairs of finite numbers, as control_points do"
         raise argparse.ArgumentTypeError(f"{path}: {expected}, got other ones")
     return spline
@@ -82,18 +80,28 @@ def read_transform(path: str) -> TransformArguments[Any]:
         ArgumentTypeError: The file cannot be read, or does not hold one.
     """
     try:
-        if path.endswith(".npy"):
-            given = _of_numpy(np.load(path, allow_pickle=False))
-        else:
-            given = _of_json(json.loads(Path(path).read_text(encoding="utf-8")))
+        given = _of_numpy(path) if path.endswith(".npy") else _of_json(_json(path))
     except OSError as error:
         raise argparse.ArgumentTypeError(f"expected a readable file, got {error}") from error
-    except (AttributeError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"{path}: {str(error).rstrip('.')}") from error
     return cast("TransformArguments[Any]", {"coordinates": "pixel", **given})
 
 
-def _of_numpy(array: Any) -> dict[str, Any]:
+def _json(path: str) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("expected JSON, got lists within lists without end") from None
+    except ValueError as error:  # of bytes that are no text, too
+        raise ValueError(f"expected JSON, got {error}") from error
+
+
+def _of_numpy(path: str) -> dict[str, Any]:
+    try:
+        array: Any = np.lib.format.open_memmap(path, mode="r")  # whatever size it claims to have
+    except (EOFError, MemoryError, OverflowError, ValueError) as error:
+        raise ValueError(f"expected an array in the format of NumPy, got {error}") from error
     kinds: dict[Any, Any] = {(2, 3): Affine, (3, 3): Homography}
     kind = SamplingGrid if array.shape[2:] == (2,) else kinds.get(array.shape)
     if kind is None:
@@ -110,14 +118,25 @@ def _of_json(given: Any) -> dict[str, Any]:
     if len(names) != 1 or not set(others) <= set(GridOptions.__annotations__):
         expected = f"one of {', '.join(_KINDS)}, beside coordinates and align_corners"
         raise ValueError(f"expected {expected}, got {', '.join(given) or 'nothing'}")
-    kind = _KINDS[names[0]]
-    arguments = given[names[0]]
-    if not isinstance(arguments, dict):
-        expected = f"expected an object with {fields(kind)[0].name}"
-        raise TypeError(f"{names[0]}: {expected}, got a {type(arguments).__name__}")
+    return {"transform": _made(_KINDS[names[0]], given[names[0]]), **others}
+
+
+def _made(kind: Any, given: Any) -> Any:
+    """Returns the transform of one image that has these fields.
+
+    Raises:
+        TypeError: A field is missing, or is none of such a transform.
+        ValueError: The value of a field is not allowed.
+    """
     first = fields(kind)[0].name
-    parameters = _numbers(arguments.get(first))
-    return {"transform": kind(**{**arguments, first: parameters}), **others}
+    if not isinstance(given, dict):
+        expected = f"expected an object with {first}"
+        raise TypeError(f"{KINDS[kind]}: {expected}, got a {type(given).__name__}")
+    known = signature(kind).parameters
+    needed = [name for name, one in known.items() if one.default is one.empty]
+    if not set(needed) <= set(given) <= set(known):
+        raise TypeError(f"expected fields {', '.join(known)}, got {', '.join(given) or 'nothing'}")
+    return kind(**{**given, first: _numbers(given[first])})
 
 
 def _numbers(value: Any) -> NDArray[np.float64]:
@@ -126,10 +145,12 @@ def _numbers(value: Any) -> NDArray[np.float64]:
     Raises:
         ValueError: They are not finite numbers.
     """
-    array = np.asarray(value, np.float64)
+    array = np.asarray(value)
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"expected numbers, got {array.dtype}")
     if not np.isfinite(array).all():
         raise ValueError("expected finite numbers, got others")
-    return array[None]
+    return array[None].astype(np.float64)
 
 
 def _centre(size: tuple[int, int]) -> NDArray[np.float64]:
