@@ -90,6 +90,13 @@ def test_every_number_has_a_least_value():
     assert numbers == set(LEAST)
 
 
+def test_a_loop_that_hangs_for_less_than_a_second_ends_no_server():
+    """As a busy host would do; 0 is never."""
+    assert LifecycleConfig(hang_s=1).hang_s == 1
+    with pytest.raises(ConfigError, match=r"^hang_s: expected at least 1, got 0\.2\."):
+        LifecycleConfig(hang_s=0.2)
+
+
 def test_messages_have_the_size_that_grpc_can_take():
     """GRPC counts bytes in a signed 32-bit integer."""
     assert LimitsConfig(max_message_bytes=MAX_MESSAGE_BYTES).max_message_bytes == 2**31 - 1

@@ -262,6 +262,10 @@ def test_whoever_packs_a_server_has_other_defaults(file):
         ("--threads='1", "STN_DEFAULTS: expected flags, got No closing quotation"),
         ("--threds=1", "STN_DEFAULTS: expected flags, got --threds: .* Did you mean --threads"),
         ("--threads=many", "STN_DEFAULTS: expected flags, got --threads: expected a value of type"),
+        (
+            "--config=a.toml",
+            "STN_DEFAULTS: expected flags of settings, got --config, .* STN_CONFIG",
+        ),
         ("/etc/stn.toml", "STN_DEFAULTS: expected flags, got /etc/stn.toml: expected a known flag"),
     ],
 )
@@ -269,6 +273,28 @@ def test_wrong_defaults_are_an_error(text, message):
     """As wrong flags are, and it says whose they are."""
     with pytest.raises(ConfigError, match=message):
         load([], {"STN_DEFAULTS": text})
+
+
+def test_a_table_of_the_file_may_hold_comments_alone(file):
+    """So does one that is left when all its settings are commented out; of no name it is wrong."""
+    assert load(["--config", str(file("[batching]\n# window_s = 1\n[log]"))], {}) == ServerConfig()
+    with pytest.raises(ConfigError, match="batchin: expected a known setting, got none"):
+        load(["--config", str(file("[batchin]"))], {})
+    with pytest.raises(ConfigError, match=r"batching.window_s: expected a value of type float"):
+        load(["--config", str(file("[batching.window_s]"))], {})
+
+
+@pytest.mark.parametrize("name", ["auth.tokens", "tls.key", "listen_group", "listen"])
+def test_texts_have_no_zero_bytes(file, name):
+    """The system would refuse them as names, with an exception of its own."""
+    with pytest.raises(ConfigError, match=f"{name}: expected text without zero bytes, got 'a"):
+        load(["--config", str(file(f'{name} = "a\\u0000b"'))], {})
+
+
+def test_errors_of_values_have_the_whole_name_once():
+    """Also where the value is checked within its section."""
+    with pytest.raises(ConfigError, match=r"^residents\.address: expected host:port, got 'x'"):
+        load(["--residents-address=x"], {})
 
 
 def test_an_empty_variable_switches_metrics_off():

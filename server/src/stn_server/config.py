@@ -165,7 +165,8 @@ class LifecycleConfig:
     )
     hang_s: float = setting(
         60.0,
-        "An event loop that is blocked for so long ends the process, with exit code 3; 0: never.",
+        "An event loop that is blocked for so long ends the process, with exit code 3; at least 1, "
+        "or 0: never.",
     )
     end_with_stdin: bool = setting(
         False,
@@ -176,7 +177,8 @@ class LifecycleConfig:
         _at_least(self, "lame_duck_s", 0)
         _at_least(self, "grace_s", 0)
         _at_least(self, "connection_age_s", 0)
-        _at_least(self, "hang_s", 0)
+        # Less is what a busy host takes at times, and the server would end by itself.
+        _at_least(self, "hang_s", 1 if self.hang_s > 0 else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -430,7 +432,7 @@ def split_address(name: str, address: str) -> tuple[str, int]:
 
 def split_replica_address(address: str) -> tuple[str, int]:
     """Returns the IP address and the port of `residents.address`; 0: it has none."""
-    name = "residents.address"
+    name = "address"
     try:
         # Pods know their addresses without a port, and those of IPv6 without brackets.
         return str(ipaddress.ip_address(address)), 0

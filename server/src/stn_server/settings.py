@@ -56,6 +56,8 @@ class Setting:
 
     def parse(self, source: str, text: str) -> Any:
         """Returns the value that a text stands for."""
+        if "\0" in text:  # which only a file can have; no name of anything does
+            raise ConfigError(f"{source}: expected text without zero bytes, got {text!r}.")
         if self.kind == tuple[str, ...]:
             return tuple(part.strip() for part in text.split(",") if part.strip())
         converters: dict[Any, Callable[[str], Any]] = {int: int, float: float, bool: _truth}
@@ -174,9 +176,13 @@ def _from_environment(
 def _from_defaults(text: str, known: Mapping[str, Setting]) -> dict[str, Any]:
     """Returns the values of flags in one text, quoted as for a shell."""
     try:
-        return _from_flags(shlex.split(text), known)
+        values = _from_flags(shlex.split(text), known)
     except ValueError as error:
         raise ConfigError(f"{DEFAULTS_VARIABLE}: expected flags, got {error}") from error
+    if CONFIG_FILE in values:
+        expected = "expected flags of settings, got --config, which wins over settings here"
+        raise ConfigError(f"{DEFAULTS_VARIABLE}: {expected}. Set STN_CONFIG.")
+    return values
 
 
 def _from_file(path: Path, known: Mapping[str, Setting]) -> dict[str, Any]:
@@ -188,6 +194,8 @@ def _from_file(path: Path, known: Mapping[str, Setting]) -> dict[str, Any]:
         raise ConfigError(f"config: expected TOML in {path}, got {error}.") from error
     values = {}
     for name, value in _flattened(tree):
+        if value == {} and any(other.startswith(f"{name}.") for other in known):
+            continue  # a table all of whose settings are comments
         if name not in known:
             raise unknown("setting", name, list(known))
         values[name] = known[name].check(f"{path}: {name}", value)
