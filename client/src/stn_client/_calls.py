@@ -45,7 +45,6 @@ from stn_client._envelopes import (
     Result,
     mismatch,
 )
-from stn_client._errors import invalid
 from stn_client._layouts import LAYOUTS, layout_of, without_batch
 from stn_client._options import TIMEOUT_OF_CLIENT, CallOptions, GridCallOptions, WarpCallOptions
 from stn_client._residents import Residents, ResidentTensor, residents_of
