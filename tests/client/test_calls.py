@@ -27,6 +27,8 @@ from support.scripted_service import serialized
 
 MAP = np.arange(12, dtype=np.float32).reshape(1, 2, 2, 3)
 THETA = np.array([[[1, 0, 2], [0, 1, 3]]], np.float64)
+NORMALIZED = {"coordinates": "normalized"}
+"""Said, as THETA reads nothing of most maps, which is warned of otherwise."""
 GRID = np.arange(8, dtype=np.float32).reshape(1, 2, 2, 2)
 
 MAP_TENSOR = "data_type: DATA_TYPE_FLOAT32 shape: [1, 2, 2, 3] layout: LAYOUT_NCHW"
@@ -419,8 +421,8 @@ def test_a_repeated_call_sends_the_bytes_of_its_map(dtype, side_px):
     numbers = np.arange(2 * side_px**2).reshape(1, 1, side_px, 2 * side_px) % 251
     wide = numbers.astype(dtype)
     for given in (wide, wide[..., ::2], wide.transpose(0, 1, 3, 2)):
-        calls.warp(np.zeros_like(given), Affine(THETA), (2, 2), {})
-        again = calls.warp(given, Affine(THETA), (2, 2), {})
+        calls.warp(np.zeros_like(given), Affine(THETA), (2, 2), NORMALIZED)
+        again = calls.warp(given, Affine(THETA), (2, 2), NORMALIZED)
         expected = given.astype(given.dtype.newbyteorder("<")).tobytes()
         assert [bytes(payload) for payload in again.payloads] == [expected, THETA.tobytes()]
 
@@ -429,7 +431,7 @@ def test_a_small_operand_of_a_repeated_call_is_read_when_the_call_is_made():
     """What is written to its array later concerns later calls; a large one is not copied."""
     small, large = np.ones((1, 1, 4, 4), np.float32), np.ones((1, 1, 64, 64), np.float32)
     for given, expected in ((small, 1), (large, 2)):
-        calls.warp(given, Affine(THETA), None, {})
-        again = calls.warp(given, Affine(THETA), None, {})
+        calls.warp(given, Affine(THETA), None, NORMALIZED)
+        again = calls.warp(given, Affine(THETA), None, NORMALIZED)
         given[...] = 2
         assert set(np.frombuffer(again.payloads[0], np.float32)) == {expected}

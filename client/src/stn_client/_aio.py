@@ -415,7 +415,8 @@ class _Connection:
             StnClientError: It cannot be sent.
         """
         self._queue.add(waiter)
-        if (self._starts_soon or self._queue.is_packing) and not waiter.goes_alone:
+        is_soon = self._starts_soon or (self._gathers and self._queue.is_packing)
+        if is_soon and not waiter.goes_alone:
             self._start_soon()
         else:
             self._start()
@@ -504,6 +505,15 @@ class _Connection:
             most_bytes = MAX_MESSAGE_BYTES if self._local is None else MAX_FRAMED_BYTES
             self._queue.start(most_bytes, splits=splits)
 
+    @property
+    def _gathers(self) -> bool:
+        """Whether calls of one turn of the event loop start together, at its end.
+
+        By the local transport a message costs less than the smaller steps in which both processes
+        then take turns.
+        """
+        return self._local is None
+
     def _start_soon(self) -> None:
         """Starts calls when all that come in this turn of the event loop are there."""
         if not self._starts_soon:
@@ -539,10 +549,11 @@ class _Connection:
         self._queue.answered(packet)
         # The next message first: the server computes it while these calls read their replies.
         # But one of few calls waits for what their owners ask next: else they would stay few.
-        if not self._queue.waits_for(packet):
+        if not (self._gathers and self._queue.waits_for(packet)):
             self._start()
         packet.wake()
-        self._start_soon()
+        if self._gathers:
+            self._start_soon()
 
     async def send(
         self, call: Call[T], attempt: dict[str, Any], progress: Progress
