@@ -416,7 +416,8 @@ def test_limits_of_memory_are_no_larger_than_the_formula(overlay, tmp_path):
 
     On GPUs the README keeps a part for the driver, which no formula has.
     """
-    (for_driver,) = re.findall(r"the overlay has 8 GiB, (\d) of them beyond", README)
+    text = " ".join(README.split())
+    (for_driver,) = re.findall(r"the overlay has 8 GiB, (\d) of them beyond", text)
     objects = all_objects(overlay)
     limit_bytes = quantity_bytes(objects.server["resources"]["limits"]["memory"])
     limit_bytes -= (spare := int(for_driver) * GIB if overlay == "gpu" else 0)
