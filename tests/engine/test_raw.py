@@ -410,6 +410,21 @@ def test_blocks_align_their_tensors_and_keep_their_order_in_memory():
     assert [len(memory) for memory in block.bytes] == [like.nbytes for like in likes]
 
 
+@pytest.mark.usefixtures("of_block")
+def test_operands_may_be_elsewhere_on_the_device():
+    """Tensors that are there already are read where they lie, with kernels or without."""
+    problem, operands, _ = job_of(random_warp(1, dtype=torch.float32))
+    there = DeviceBuffer.of([b"", operands[1]])
+    there.put(0, torch.frombuffer(bytearray(operands[0]), dtype=torch.uint8))
+    likes = on_bytes.results_of(problem)
+    results = DeviceBuffer([like.nbytes for like in likes], HOST)
+    device_buffers.compute([problem], there, results)
+    ((expected,),) = compute_in_block(
+        [problem.bound(*random_warp(1, dtype=torch.float32).operands)]
+    )
+    assert bytes(results.bytes[0]) == bytes(expected)
+
+
 def test_a_block_may_be_empty():
     """As a batch may."""
     block = DeviceBuffer([], HOST)

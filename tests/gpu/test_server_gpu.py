@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from stn_server.batching.devices import LANES_PER_GPU, Gpu, Host, devices_of
+from stn_server.batching.devices import LANES_PER_GPU, DeviceMemory, Gpu, Host, devices_of
+from stn_server.residents import Resident
 from support.memory import job_of, results_from
 from support.strategies import random_gradients, random_warp
 
@@ -33,6 +34,23 @@ def test_gradients_travel(gpu):
     ((got,),) = launch(gpu, [problem])
     ((want,),) = launch(Host(), [problem])
     torch.testing.assert_close(got, want)
+
+
+def test_resident_tensors_stay_there():
+    """What two lanes read there, on their own streams, is what the host has."""
+    memory = DeviceMemory(lanes=2, resident_bytes=1 << 20)
+    lanes = [Gpu(torch.device("cuda:0"), memory) for _ in range(2)]
+    problem = random_warp(5, dtype=torch.float32, size=(61, 83))
+    job = job_of(problem)
+    tensor = Resident("caller", 1, memoryview(job.operands[0]), len(job.operands[0]))
+    jobs = [job._replace(operands=[tensor.view(), job.operands[1]])]
+    first = [*map(bytes, lanes[0].run(jobs, lambda: None)[0])]
+    assert memory.copies.find(tensor.view()).device.type == "cuda"
+    for lane in 4 * lanes:
+        assert [*map(bytes, lane.run(jobs, lambda: None)[0])] == first
+    assert memory.copies.size_bytes == tensor.size_bytes
+    ((want,),) = launch(Host(), [problem])
+    torch.testing.assert_close(results_from(problem, first)[0], want, rtol=1e-4, atol=1e-4)
 
 
 def test_every_gpu_here_has_its_lanes():

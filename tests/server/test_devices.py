@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from stn_server.batching.work import NOTHING, Batch, BatchKey, Operation, WorkIt
 from stn_server.config import ConfigError, ServerConfig
 from stn_server.errors import DeviceFullError, DeviceLostError
 from stn_server.events import Events, Listener
+from stn_server.residents import Resident
 from support.fakes import FakeRunner
 from support.memory import job_of
 
@@ -244,6 +246,132 @@ def test_results_of_a_batch_are_not_those_of_the_next():
     assert [[*map(bytes, one)] for one in held] == expected
 
 
+OF_ONE_MAP = 1024
+"""Room for the copy of one resident tensor of the following tests and not of two."""
+
+
+def resident_jobs(count=1):
+    """Warps of resident tensors, the tensors, and what they come to on the host."""
+    jobs, tensors = [], []
+    for seed in range(count):
+        warp = stn_engine.WarpProblem(random(seed, 1, 2, 9, 8), warps()[0].transform, (4, 4))
+        job = job_of(warp)
+        tensors.append(Resident("caller", 1, memoryview(job.operands[0]), len(job.operands[0])))
+        jobs.append(job._replace(operands=[tensors[-1].view(), job.operands[1]]))
+    return jobs, tensors, [[*map(bytes, one)] for one in HOST.run(jobs, lambda: None)]
+
+
+def outcomes_of(device, jobs):
+    return [[*map(bytes, one)] for one in device.run(jobs, lambda: None)]
+
+
+@pytest.fixture
+def crossed(monkeypatch):
+    """How many bytes were copied at a time, of tensors alone."""
+    sizes, copy_from = [], DeviceBuffer.copy_from
+
+    def counted(self, other):
+        sizes.append(int(other.sizes_bytes.sum()))
+        copy_from(self, other)
+
+    monkeypatch.setattr(DeviceBuffer, "copy_from", counted)
+    return sizes
+
+
+def test_a_resident_tensor_crosses_once(crossed):
+    """In the one copy of the first batch that reads it; on any lane it is there then."""
+    memory = DeviceMemory(lanes=2, resident_bytes=OF_ONE_MAP)
+    lanes = [Accelerator(torch.device("cpu"), memory) for _ in range(2)]
+    jobs, (tensor,), expected = resident_jobs()
+    theta, output = len(jobs[0].operands[1]), len(expected[0][0])
+    for lane in (lanes[0], lanes[1], lanes[0]):
+        assert outcomes_of(lane, 2 * jobs) == 2 * expected
+    assert crossed == [2 * (tensor.size_bytes + theta), 2 * output, *2 * [2 * theta, 2 * output]]
+    assert memory.copies.size_bytes == tensor.size_bytes
+
+
+def test_a_copy_goes_with_its_resident_tensor():
+    """Not before the last call that reads it; and another tensor is another one."""
+    memory = DeviceMemory(resident_bytes=OF_ONE_MAP)
+    device = Accelerator(torch.device("cpu"), memory)
+    jobs, tensors, expected = resident_jobs()
+    assert outcomes_of(device, jobs) == expected
+    tensors.clear()
+    assert memory.copies.size_bytes > 0
+    jobs.clear()
+    assert memory.copies.size_bytes == 0
+    others, tensors, expected = resident_jobs(2)
+    assert outcomes_of(device, others[1:]) == expected[1:]
+
+
+def test_copies_make_room_for_each_other():
+    """Those that were read longest ago go; what can never fit crosses each time."""
+    memory = DeviceMemory(resident_bytes=OF_ONE_MAP)
+    device = Accelerator(torch.device("cpu"), memory)
+    jobs, tensors, expected = resident_jobs(3)
+    for n in (0, 1, 2, 1):
+        assert outcomes_of(device, jobs[n : n + 1]) == expected[n : n + 1]
+        assert memory.copies.size_bytes == tensors[n].size_bytes
+        there = [memory.copies.find(one.view()) is not None for one in tensors]
+        assert there == [n == other for other in range(3)]
+    tight = DeviceMemory(resident_bytes=tensors[0].size_bytes - 1)
+    assert outcomes_of(Accelerator(torch.device("cpu"), tight), jobs) == expected
+    assert tight.copies.size_bytes == 0
+
+
+def test_no_copy_is_freed_under_a_running_batch(monkeypatch):
+    """Whatever is forgotten meanwhile: the batch holds what it reads."""
+    memory = DeviceMemory(resident_bytes=OF_ONE_MAP)
+    device, compute_in = Accelerator(torch.device("cpu"), memory), device_buffers.compute
+    jobs, (tensor,), expected = resident_jobs()
+    outcomes_of(device, jobs)
+    copy, alive = weakref.ref(memory.copies.find(tensor.view())), []
+
+    def forgetful(*arguments):
+        memory.copies.clear()
+        alive.append(copy() is not None)
+        return compute_in(*arguments)
+
+    monkeypatch.setattr(device_buffers, "compute", forgetful)
+    assert outcomes_of(device, jobs) == expected
+    assert alive == [True]
+    memory.copies.clear()
+    assert copy() is None
+
+
+def test_a_device_without_room_for_copies_computes_all_the_same(monkeypatch):
+    """What stays beside a batch never fails it."""
+    memory = DeviceMemory(resident_bytes=OF_ONE_MAP)
+    device = Accelerator(torch.device("cpu"), memory)
+    jobs, tensors, expected = resident_jobs()
+
+    def full(_tensor):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch.Tensor, "clone", full)
+    assert outcomes_of(device, jobs) == expected
+    assert memory.copies.find(tensors[0].view()) is None
+
+
+def test_copies_go_when_a_batch_does_not_fit(monkeypatch):
+    """They are a cache: they cross again."""
+    memory = DeviceMemory(resident_bytes=OF_ONE_MAP)
+    device, compute_in = Accelerator(torch.device("cpu"), memory), device_buffers.compute
+    jobs, (tensor,), expected = resident_jobs()
+    outcomes_of(device, jobs)
+    held = [memory.copies.size_bytes]
+
+    def scarce(*arguments):
+        held.append(memory.copies.size_bytes)
+        if len(held) == 2:
+            raise torch.OutOfMemoryError
+        return compute_in(*arguments)
+
+    monkeypatch.setattr(device_buffers, "compute", scarce)
+    assert outcomes_of(device, jobs) == expected
+    assert held == [tensor.size_bytes, tensor.size_bytes, 0]
+
+
 class Named(NamedTuple):
     name: str
 
@@ -265,6 +393,16 @@ def test_devices_are_found_by_name(monkeypatch):
         devices_of("cuda:2")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert [device.name for device in devices_of("auto")] == ["cpu"]
+
+
+def test_every_gpu_has_room_for_copies_of_its_own(monkeypatch):
+    """Its lanes share them."""
+    monkeypatch.setattr(devices, "Gpu", lambda _device, memory: memory)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    first, second, again, _ = devices_of("auto", 100)
+    assert first is again
+    assert first is not second
+    assert [one.copies.max_bytes for one in (first, second)] == [100, 100]
 
 
 @pytest.mark.parametrize("value", ["gpu", "cuda", "cuda:0,cpu", "cuda:0,cuda:0", ""])

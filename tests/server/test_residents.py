@@ -7,10 +7,11 @@ import grpc
 import grpc.aio
 import numpy as np
 import pytest
+import torch
 from google.rpc.status_pb2 import Status
 
 from stn_proto.v1 import objective_pb2, resident_pb2, tensor_pb2, warp_pb2
-from stn_server.batching.devices import EngineRunner
+from stn_server.batching.devices import Accelerator, DeviceMemory, EngineRunner, Host
 from stn_server.config import ConfigError, ResidentsConfig
 from stn_server.errors import (
     HandleNotFoundError,
@@ -111,7 +112,15 @@ def output_of(serialized):
     return warp_pb2.WarpReply.FromString(serialized).payloads[0]
 
 
-def test_a_resident_tensor_stands_wherever_a_tensor_may():
+def elsewhere(most_bytes=KIB):
+    """A device that keeps copies of resident tensors, as a GPU does, in host memory."""
+    return Accelerator(torch.device("cpu"), DeviceMemory(resident_bytes=most_bytes))
+
+
+@pytest.mark.parametrize(
+    "device", [Host(), elsewhere(), elsewhere(100)], ids=["host", "all", "few"]
+)
+def test_a_resident_tensor_stands_wherever_a_tensor_may(device):
     """Feature maps, parameters, gradients and maps that are compared: results are the same."""
 
     async def test(service, channel):
@@ -141,7 +150,8 @@ def test_a_resident_tensor_stands_wherever_a_tensor_may():
         assert service.value("stn_resident_tensors") == 4
         assert service.value("stn_resident_bytes") == 4 * LEAST_BYTES
 
-    run(test)
+    with contextlib.closing(EngineRunner(device)) as runner:
+        run(test, runner)
 
 
 def test_calls_within_compute_many_name_them_and_keep_them():
@@ -593,8 +603,9 @@ def test_what_stays_is_a_copy_unless_it_is_most_of_its_message():
     residents, _, _ = store()
     message = bytes(range(200))
     most, little = memoryview(message)[20:], memoryview(message)[:20]
-    assert residents.begin("a", F32, 180, most).view().obj is message
-    assert residents.begin("a", F32, 20, little).view().obj is not message
+    whole = np.frombuffer(message, np.uint8)
+    kept = [residents.begin("a", F32, len(one), one).view() for one in (most, little)]
+    assert [np.shares_memory(np.asarray(view), whole) for view in kept] == [True, False]
     arena = bytearray(4)
     resident = residents.begin("a", F32, 4, memoryview(arena))
     arena[0] = 7

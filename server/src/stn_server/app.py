@@ -118,7 +118,7 @@ def build(
     Concurrency: the parts belong to the event loop that runs.
     """
     torch.set_num_threads(config.threads or threads_within(torch.get_num_threads()))
-    devices = devices_of(config.device)
+    devices = devices_of(config.device, config.residents.max_bytes)
     registry, event_log, tracing = CollectorRegistry(), EventLog(), _tracing(config)
     metrics = Metrics(registry, backend_on(devices[0].name))
     events = Events(metrics, event_log, *([tracing] if tracing else []), *listeners)

@@ -257,7 +257,8 @@ class ResidentsConfig:
 
     max_bytes: int = setting(
         1024 * MIB,
-        "Most bytes of all resident tensors, which are held for later calls; 0: no such.",
+        "Most bytes of all resident tensors, which are held for later calls; 0: no such. On each "
+        "GPU copies of those that calls have read take as much at most.",
     )
     max_caller_bytes: int = setting(512 * MIB, "Most bytes of the resident tensors of one caller.")
     lease_s: float = setting(

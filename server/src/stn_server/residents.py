@@ -20,6 +20,7 @@ import numpy as np
 
 from stn_proto.v1 import tensor_pb2
 from stn_proto.v1.tensor_pb2 import ResidentRef
+from stn_server.batching.device_copies import ResidentMemory
 from stn_server.config import ResidentsConfig
 from stn_server.errors import (
     HandleNotFoundError,
@@ -69,7 +70,7 @@ class Resident:
         self.used_at = 0.0
         """Instant of the clock of `Residents`."""
         self._memory = memory
-        self._read = memory.toreadonly()
+        self._read = ResidentMemory.over(memory)
         self._last: tuple[int, int] = 0, received_bytes
         """Begin and end of the last piece."""
         self._view: Callable[[], memoryview | None] = lambda: None

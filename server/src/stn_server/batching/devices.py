@@ -21,6 +21,7 @@ import torch
 from stn_engine.adapters import device_buffers, on_bytes
 from stn_engine.adapters.device_buffers import Arena, DeviceBuffer
 from stn_server.batching.batcher import Runner
+from stn_server.batching.device_copies import DeviceCopies
 from stn_server.batching.work import NOTHING, Batch, Cost
 from stn_server.config import ConfigError
 from stn_server.errors import DeviceFullError, DeviceLostError
@@ -90,10 +91,12 @@ class DeviceMemory:
 
     Args:
         lanes: The number of lanes.
+        resident_bytes: The most bytes of copies of resident tensors that stay there.
     """
 
-    def __init__(self, lanes: int = 1) -> None:
+    def __init__(self, lanes: int = 1, resident_bytes: int = 0) -> None:
         self.lanes = lanes
+        self.copies = DeviceCopies(resident_bytes)
         self._changed = threading.Condition()
         self._batches = 0
         self._is_taken = False
@@ -134,7 +137,8 @@ class Accelerator:
     the batches of other lanes is tried once without them. What still does not fit is refused.
 
     Bytes cross by arenas of this lane, which the next batch uses again: results are copied out of
-    them, so that a caller who reads slowly holds its own reply and not a whole batch.
+    them, so that a caller who reads slowly holds its own reply and not a whole batch. Resident
+    tensors cross with the first batch that reads them, and stay; they go when memory runs out.
 
     Args:
         device: The device on which to compute.
@@ -201,11 +205,37 @@ class Accelerator:
                 raise
 
     def _landed(self, jobs: Sequence[on_bytes.Job]) -> DeviceBuffer:
-        """Copies the operands of all jobs to memory of the device."""
-        sent = DeviceBuffer.of([operand for job in jobs for operand in job.operands], self._sent)
+        """Copies the operands of all jobs to memory of the device, but for those that are there."""
+        operands = _operands(jobs)
+        found = ((n, self._memory.copies.find(one)) for n, one in enumerate(operands))
+        there = {number: copy for number, copy in found if copy is not None}
+        coming = [b"" if number in there else one for number, one in enumerate(operands)]
+        sent = DeviceBuffer.of(coming, self._sent)
         landed = DeviceBuffer(sent.sizes_bytes, self._device)
         landed.copy_from(sent)
+        for number, copy in there.items():
+            landed.put(number, copy)
         return landed
+
+    def _keep(self, jobs: Sequence[on_bytes.Job], landed: DeviceBuffer) -> None:
+        """Keeps resident tensors that came with these jobs, for those that follow."""
+        copies, pieces = self._memory.copies, landed.pieces
+        new = [
+            (resident, piece)
+            for number, (operand, piece) in enumerate(zip(_operands(jobs), pieces, strict=True))
+            if number not in landed.elsewhere
+            if (resident := copies.resident_of(operand)) is not None
+        ]
+        if not new:
+            return
+        try:
+            kept = [(resident, piece.clone()) for resident, piece in new]
+        except torch.OutOfMemoryError:
+            copies.clear()
+            return
+        self._finish()  # the streams of other lanes will read them
+        for resident, copy in kept:
+            copies.keep(resident, copy)
 
     def _computed(self, jobs: Sequence[on_bytes.Job], operands: DeviceBuffer) -> Sequence[Outcome]:
         problems = [job.problem for job in jobs]
@@ -217,6 +247,7 @@ class Accelerator:
         received.copy_from(results)
         # The copy is asynchronous: the bytes are there only when the stream has come to its end.
         self._finish()
+        self._keep(jobs, operands)
         places = [
             place
             for job, some in zip(jobs, sizes, strict=True)
@@ -239,6 +270,7 @@ class Accelerator:
 
     def _give_back(self) -> None:
         """Frees memory that is kept for later."""
+        self._memory.copies.clear()
 
 
 class Gpu(Accelerator):
@@ -265,6 +297,7 @@ class Gpu(Accelerator):
         return False
 
     def _give_back(self) -> None:
+        super()._give_back()
         torch.cuda.empty_cache()
 
 
@@ -412,8 +445,16 @@ def compute(function: Compute, jobs: Sequence[Any]) -> Sequence[Any]:
     return [compute(function, [job])[0] for job in jobs]
 
 
-def devices_of(setting: str) -> list[Device]:
+def _operands(jobs: Sequence[on_bytes.Job]) -> list[on_bytes.Bytes]:
+    return [operand for job in jobs for operand in job.operands]
+
+
+def devices_of(setting: str, resident_bytes: int = 0) -> list[Device]:
     """Returns one device per lane for the setting `device`.
+
+    Args:
+        setting: The devices.
+        resident_bytes: The most bytes of resident tensors on each of them that is not the host.
 
     Raises:
         ConfigError: It names a device that is not here.
@@ -426,6 +467,6 @@ def devices_of(setting: str) -> list[Device]:
         if name not in here:
             known = ", ".join(["auto", "cpu", *here])
             raise ConfigError(f"device: expected some of {known}, got {name}, which is not here.")
-    memories = {name: DeviceMemory(LANES_PER_GPU) for name in names}
+    memories = {name: DeviceMemory(LANES_PER_GPU, resident_bytes) for name in names}
     # Each device once before any of them twice, so that the first batches go to different ones.
     return [Gpu(torch.device(name), memories[name]) for _ in range(LANES_PER_GPU) for name in names]

@@ -33,6 +33,7 @@ class DeviceBuffer:
         memory: (size,) uint8.
         starts: Where in it each tensor begins, (tensors,).
         sizes_bytes: As given, (tensors,).
+        elsewhere: Tensors that lie in other memory of the device, by their number; see ``put``.
     """
 
     def __init__(
@@ -49,6 +50,15 @@ class DeviceBuffer:
             self.memory = torch.empty(size_bytes, dtype=torch.uint8, device=device)
         else:
             self.memory = arena.take(size_bytes)
+        self.elsewhere: dict[int, Tensor] = {}
+
+    def put(self, number: int, tensor: Tensor) -> None:
+        """Has a tensor of the same device, (size,) uint8, stand for one of this buffer.
+
+        The buffer holds it, and gives none of its own memory for it from now on.
+        """
+        self.elsewhere[number] = tensor
+        self.sizes_bytes[number] = tensor.numel()
 
     @classmethod
     def of(
@@ -77,7 +87,10 @@ class DeviceBuffer:
     @property
     def addresses(self) -> npt.NDArray[np.int64]:
         """Addresses of the tensors: multiples of 16 at least, wherever the memory is."""
-        return self.starts + self.memory.data_ptr()
+        addresses = self.starts + self.memory.data_ptr()
+        for number, tensor in self.elsewhere.items():
+            addresses[number] = tensor.data_ptr()
+        return addresses
 
     @property
     def bytes(self) -> list[memoryview]:
@@ -86,12 +99,20 @@ class DeviceBuffer:
         places = zip(self.starts.tolist(), self.sizes_bytes.tolist(), strict=True)
         return [memory[start : start + size] for start, size in places]
 
+    @property
+    def pieces(self) -> list[Tensor]:
+        """The memory of every tensor, (size,) uint8."""
+        places = zip(self.starts.tolist(), self.sizes_bytes.tolist(), strict=True)
+        pieces = [self.memory[start : start + size] for start, size in places]
+        for number, tensor in self.elsewhere.items():
+            pieces[number] = tensor
+        return pieces
+
     def tensors(self, likes: Sequence[Tensor]) -> list[Tensor]:
         """Returns views of the memory: tensors like others, whose strides are dense."""
-        places = zip(likes, self.starts.tolist(), self.sizes_bytes.tolist(), strict=True)
         return [
-            self.memory[start : start + size].view(like.dtype).as_strided(like.shape, like.stride())
-            for like, start, size in places
+            piece.view(like.dtype).as_strided(like.shape, like.stride())
+            for piece, like in zip(self.pieces, likes, strict=True)
         ]
 
     def copy_from(self, other: "DeviceBuffer") -> None:
