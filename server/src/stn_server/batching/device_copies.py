@@ -40,7 +40,7 @@ class DeviceCopies:
         self.size_bytes = 0
         """The bytes of all copies."""
         self._all: OrderedDict[int, tuple[weakref.ref[ResidentMemory], Tensor]] = OrderedDict()
-        """By the identity of the memory in the host, least recently used first."""
+        """The copies by the identity of their memory in the host, least recently used first."""
         # Reentrant: the end of a resident tensor may come while this thread holds the lock.
         self._lock = threading.RLock()
 
