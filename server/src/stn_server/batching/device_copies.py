@@ -75,7 +75,7 @@ class DeviceCopies:
                 self._forget(next(iter(self._all)))
 
     def clear(self) -> None:
-        """Forgets all copies."""
+        """Frees the memory of every copy that no batch holds."""
         with self._lock:
             self._all.clear()
             self.size_bytes = 0
