@@ -112,18 +112,18 @@ STN_FUNCTION Lanes<E> choose(const Lanes<Mask<E>>& mask, const Lanes<E>& a, cons
 // a where the mask is set, else 0.
 template <class E>
 STN_FUNCTION Lanes<E> masked(const Lanes<Mask<E>>& mask, const Lanes<E>& a) {
-  Lanes<Mask<E>> bits;
-  std::memcpy(&bits, &a, sizeof bits);
-  bits &= mask;
-  Lanes<E> out;
-  std::memcpy(&out, &bits, sizeof out);
-  return out;
+  using Part = typename RegisterOf<E>::type;
+  using Bits = typename RegisterOf<Mask<E>>::type;
+  return Lanes<E>::each(
+      [&](int p) { return reinterpret_cast<Part>(reinterpret_cast<Bits>(a.part[p]) & mask.part[p]); });
 }
 
 template <class E>
 STN_FUNCTION Lanes<E> load(const E* from) {
   Lanes<E> lanes;
-  std::memcpy(&lanes, from, sizeof lanes);
+  // Part by part: what is copied as a whole takes the way through memory.
+  for (int p = 0; p < Lanes<E>::kParts; ++p)
+    std::memcpy(&lanes.part[p], from + p * kLanes / Lanes<E>::kParts, kRegisterBytes);
   return lanes;
 }
 
@@ -137,7 +137,8 @@ STN_FUNCTION Lanes<Compute<S>> load_widened(const S* from) {
 
 template <class E>
 STN_FUNCTION void store(const Lanes<E>& lanes, E* to) {
-  std::memcpy(to, &lanes, sizeof lanes);
+  for (int p = 0; p < Lanes<E>::kParts; ++p)
+    std::memcpy(to + p * kLanes / Lanes<E>::kParts, &lanes.part[p], kRegisterBytes);
 }
 
 // Numbers of another type; floats become integers by truncation.

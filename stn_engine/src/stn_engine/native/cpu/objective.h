@@ -20,7 +20,15 @@ struct Objective {
   STN_MEMBER bool needs_field() const { return has_slopes() && problem.grad_field.data != nullptr; }
   STN_MEMBER bool needs_sums() const { return has_slopes() && gradient != nullptr; }
   STN_MEMBER bool needs_curvature() const { return has_slopes() && gauss_newton != nullptr; }
+
+  // How many gradients are summed side by side. The G of ncc is a sum of V, F and 1 times factors that only the moments
+  // tell. Where all that is kept of a gradient are the few sums of a matrix, one pass sums it for each of the three;
+  // otherwise a second pass knows the factors.
+  STN_MEMBER int terms() const { return loss == Loss::ncc && needs_sums() && problem.generator.is_linear() ? 3 : 1; }
 };
+
+// What slopes are multiplied by in the terms of a gradient of ncc.
+enum Term : int { kOfMoving, kOfFixed, kOfOne, kMaxTerms };
 
 // Sums over the target points, and channels, of an item, from which its results follow.
 enum Moment : int {
@@ -57,7 +65,7 @@ struct SumsLayout {
     const Problem& problem = objective.problem;
     const int64_t rows = matrix_rows(problem), columns = problem.axes + 1;
     const int64_t entries = problem.generator.is_linear() ? rows * columns : problem.generator.count;
-    curvature = sums + (objective.needs_sums() ? entries : 0);
+    curvature = sums + (objective.needs_sums() ? objective.terms() * entries : 0);
     count = curvature + (objective.needs_curvature() ? pairs_of(rows) * pairs_of(columns) : 0);
   }
 };

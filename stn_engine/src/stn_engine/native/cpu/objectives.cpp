@@ -97,10 +97,25 @@ void matrix_adjoint(const Objective& objective, int64_t n, const double* grad_ma
   pixel_matrix_adjoint(problem.generator.kind, problem.generator.lattice, parameters_of(objective, n), by_matrix, out);
 }
 
-void finish_gradient(const Item& item, const double* sums, double factor) {
+// The gradient of ncc but for its factor, from those of the terms of G.
+std::vector<double> joined_terms(const double* sums, int64_t count, const Pass& pass) {
+  const double *moving = sums + kOfMoving * count, *fixed = sums + kOfFixed * count, *one = sums + kOfOne * count;
+  std::vector<double> joined(static_cast<size_t>(count));
+  for (int64_t k = 0; k < count; ++k)
+    joined[k] = pass.ratio * (moving[k] - pass.moving_mean * one[k]) - (fixed[k] - pass.fixed_mean * one[k]);
+  return joined;
+}
+
+void finish_gradient(const Item& item, const double* sums, const Finished& found) {
   const Objective& objective = *item.objective;
   const Generator& generator = objective.problem.generator;
+  const double factor = found.factor;
   double* out = objective.gradient + item.n * generator.count;
+  std::vector<double> joined;
+  if (objective.terms() > 1) {
+    joined = joined_terms(sums, matrix_rows(objective.problem) * (objective.problem.axes + 1), found.pass);
+    sums = joined.data();
+  }
   if (generator.is_linear()) matrix_adjoint(objective, item.n, sums, out);
   else std::copy_n(sums, generator.count, out);
   for (int64_t k = 0; k < generator.count; ++k) out[k] = factor == 0.0 ? 0.0 : factor * out[k];
@@ -156,20 +171,20 @@ class Wave {
       found.push_back(finished(objective, sums));
       objective.value[item.n] = found[i].value;
       objective.count[item.n] = sums[kWeight];
-      if (passes[i].sums || passes[i].curvature) finish(item, passes[i], found[i].factor);
+      if (passes[i].sums || passes[i].curvature) finish(item, passes[i], found[i]);
       passes[i] = second_pass(objective, found[i]);
     }
     pass(passes);
     for (size_t i = 0; i < items_.size(); ++i)
-      if (passes[i].sums) finish(items_[i], passes[i], found[i].factor);
+      if (passes[i].sums) finish(items_[i], passes[i], found[i]);
     scale_fields(found);
     items_.clear();
     sums_.clear();
   }
 
  private:
-  // Gradients of ncc need means of both maps first; all others are scaled when M is known.
-  static bool is_at_once(const Objective& objective) { return objective.loss != Loss::ncc; }
+  // Fields and splines need the means of both maps first for ncc; all others are scaled when M is known.
+  static bool is_at_once(const Objective& objective) { return objective.loss != Loss::ncc || objective.terms() > 1; }
 
   static Pass first_pass(const Objective& objective) {
     const bool at_once = is_at_once(objective);
@@ -210,11 +225,11 @@ class Wave {
     for (int64_t k = first; k < last; ++k) data[k] = static_cast<P>(data[k] * factor);
   }
 
-  void finish(const Item& item, const Pass& pass, double factor) {
+  void finish(const Item& item, const Pass& pass, const Finished& found) {
     const SumsLayout layout(*item.objective);
     const double* sums = sums_.data() + item.first;
-    if (pass.sums) finish_gradient(item, sums + layout.sums, factor);
-    if (pass.curvature) finish_curvature(item, sums + layout.curvature, factor);
+    if (pass.sums) finish_gradient(item, sums + layout.sums, found);
+    if (pass.curvature) finish_curvature(item, sums + layout.curvature, found.factor);
   }
 
   // One pass of every item that has one, and the sums of its parts in the first of them.

@@ -46,16 +46,22 @@ STN_FUNCTION Pairs<Compute<S>> load_pairs(const S* at, const int* offset, int st
 
 #if defined(__AVX512F__)
 
-// Eight pairs by masked loads of 64 bits each: as fast as gathers where these are fast, and faster elsewhere.
+STN_FUNCTION __m256d spread_pair(const float* at) {
+  double pair;
+  std::memcpy(&pair, at, sizeof pair);
+  return _mm256_set1_pd(pair);
+}
+
+// Four pairs by loads that spread 64 bits each, and blends: neither takes the one unit that moves numbers across.
+STN_FUNCTION __m256d four_pairs(const float* at, const int* offset) {
+  const __m256d low = _mm256_blend_pd(spread_pair(at + offset[0]), spread_pair(at + offset[1]), 0b0010);
+  const __m256d high = _mm256_blend_pd(spread_pair(at + offset[2]), spread_pair(at + offset[3]), 0b1000);
+  return _mm256_blend_pd(low, high, 0b1100);
+}
+
 STN_FUNCTION __m512 eight_pairs(const float* at, const int* offset) {
-  __m512d pairs = _mm512_setzero_pd();
-#pragma GCC unroll 8
-  for (int l = 0; l < 8; ++l) {
-    double pair;
-    std::memcpy(&pair, at + offset[l], sizeof pair);
-    pairs = _mm512_mask_broadcastsd_pd(pairs, static_cast<__mmask8>(1 << l), _mm_set_sd(pair));
-  }
-  return _mm512_castpd_ps(pairs);
+  const __m512d low = _mm512_castpd256_pd512(four_pairs(at, offset));
+  return _mm512_castpd_ps(_mm512_insertf64x4(low, four_pairs(at, offset + 4), 1));
 }
 
 // Even and odd halves of pairs.

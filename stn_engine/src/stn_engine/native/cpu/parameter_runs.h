@@ -268,12 +268,7 @@ STN_LARGE_FUNCTION void spline_run(const Problem& problem, int64_t n, Range run,
 
 template <class P, int D>
 STN_FUNCTION void store_field(const PointField& field, const Block& block, const double (&sums)[D][kBlock]) {
-  for (int a = 0; a < D; ++a) {
-    P* component = component_of<P>(field, block.row.n, a);
-    for_pieces(field, block, [&](int first, int count, int64_t offset) {
-      for (int b = 0; b < count; ++b) component[offset + b * field.stride[0]] = static_cast<P>(sums[a][first + b]);
-    });
-  }
+  for_numbers<P, D>(field, block, [&](int a, int b, P& number) { number = static_cast<P>(sums[a][b]); });
 }
 
 // Gradient of a grid or a flow in a run of its item n_field: the sum over all items that share it.

@@ -50,20 +50,41 @@ STN_FUNCTION P* component_of(const PointField& field, int64_t n, int a) {
   return static_cast<P*>(field.data) + item_of(n, field.batch) * field.batch_stride + a * field.component_stride;
 }
 
+// Runs visit(component, b, number) over the numbers of a field at the points of a block, which lie side by side as a
+// rule.
+template <class P, int D, class Visit>
+STN_FUNCTION void for_numbers(const PointField& field, const Block& block, Visit visit) {
+  P* numbers = component_of<P>(field, block.row.n, 0);
+  const bool side_by_side = field.component_stride == 1 && field.stride[0] == D;
+  for_pieces(field, block, [&](int first, int count, int64_t offset) {
+    P* at = numbers + offset;
+    if (side_by_side) {
+      for (int b = 0; b < count; ++b)
+        for (int a = 0; a < D; ++a) visit(a, first + b, at[b * D + a]);
+    } else {
+      for (int a = 0; a < D; ++a)
+        for (int b = 0; b < count; ++b) visit(a, first + b, at[a * field.component_stride + b * field.stride[0]]);
+    }
+  });
+}
+
+// The numbers of a field at the points of a block, component by component.
+template <class P, int D>
+STN_FUNCTION void load_numbers(const PointField& field, const Block& block, P (&out)[D][kBlock]) {
+  for_numbers<const P, D>(field, block, [&](int a, int b, P number) { out[a][b] = number; });
+  for (int a = 0; a < D; ++a) repeat_last(out[a], block.count);
+}
+
 template <class T, class P, int D>
 STN_LARGE_FUNCTION void grid_points(const Problem& problem, const Block& block, Points<T, D>& points) {
   using Wide = std::conditional_t<std::is_same_v<P, double>, double, T>;
   const PointField& field = problem.generator.field;
+  alignas(64) P numbers[D][kBlock];
+  load_numbers<P, D>(field, block, numbers);
   for (int a = 0; a < D; ++a) {
     const Wide size = static_cast<Wide>(problem.source.size[a]);
-    const P* component = component_of<const P>(field, block.row.n, a);
-    for_pieces(field, block, [&](int first, int count, int64_t offset) {
-      T* out = points.at[a] + first;
-      for (int b = 0; b < count; ++b) {
-        const Wide x = component[offset + b * field.stride[0]];
-        out[b] = static_cast<T>(in_pixels(x, size, problem.sampling.unit));
-      }
-    });
+    for (int b = 0; b < whole_lanes(block.count); ++b)
+      points.at[a][b] = static_cast<T>(in_pixels(static_cast<Wide>(numbers[a][b]), size, problem.sampling.unit));
   }
 }
 
@@ -73,25 +94,20 @@ STN_LARGE_FUNCTION void flow_points(const Problem& problem, const Block& block, 
   const PointField& field = problem.generator.field;
   const Lattice& lattice = problem.generator.lattice;
   const Placer<double, D> places(block);
+  alignas(64) P numbers[D][kBlock];
+  load_numbers<P, D>(field, block, numbers);
   for (int a = 0; a < D; ++a) {
     const TargetAxis target = target_axis(lattice.target[a], lattice.unit);
     const SourceAxis source = source_axis(lattice.source[a], lattice.unit);
     const double slope = static_cast<double>(source.u * target.p);
     const double offset = static_cast<double>(source.u * target.q + source.v * target.r);
     const double divisor = static_cast<double>(source.w * target.r), scale = ratio(source.u, source.w);
-    const P* component = component_of<const P>(field, block.row.n, a);
     const bool differs = a == 0 || block.width > 0;  // from pixel to pixel
-    alignas(64) double identity[kBlock];
-    Lanes<double> some;
+    Lanes<double> identity;
     for (int b = 0; b < block.count; b += kLanes) {
-      if (b == 0 || differs) some = (places(b).at[a] * slope + offset) / divisor;
-      store(some, identity + b);
+      if (b == 0 || differs) identity = (places(b).at[a] * slope + offset) / divisor;
+      store(converted<T>(identity + converted<double>(load(numbers[a] + b)) * scale), points.at[a] + b);
     }
-    for_pieces(field, block, [&](int first, int count, int64_t start) {
-      for (int b = 0; b < count; ++b)
-        points.at[a][first + b] =
-            static_cast<T>(identity[first + b] + static_cast<double>(component[start + b * field.stride[0]]) * scale);
-    });
   }
 }
 

@@ -48,6 +48,7 @@ STN_FUNCTION void hide_missing(const CellPlan<T, D>& plan, int b, int pair, T ou
 template <class S, class T, int D, bool Adjacent>
 STN_FUNCTION CellPixels<T, D> load_cells(const S* channel, const CellPlan<T, D>& plan, int b, T outside) {
   CellPixels<T, D> cells;
+#pragma GCC unroll 4
   for (int pair = 0; pair < kPairs<D>; ++pair) {
     Pairs<T> pixels = load_lanes<S, Adjacent>(channel + pair_offset(plan, pair), plan.offset + b, plan.step[0]);
     if (plan.reads_of(b) == Reads::edge) hide_missing(plan, b, pair, outside, pixels);
