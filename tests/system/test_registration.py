@@ -164,6 +164,11 @@ def test_a_constant_image_cannot_be_aligned():
             {"weights": np.ones((3, 64))},
             r"^weights: expected one .*, \(64, 64\), got shape \(3, 64\)",
         ),
+        ({"control_points": 4}, r"^control_points: expected at least three .*, got shape \(\)"),
+        ({"control_points": (3, 3)}, r"^control_points: expected at least three .* shape \(2,\)"),
+        ({"control_points": [[0, 0]]}, r"^control_points: expected at least three .* \(1, 2\)"),
+        ({"control_points": [[0, np.nan]] * 3}, "^control_points: expected finite numbers up to"),
+        ({"control_points": "corners"}, "^control_points: expected numbers, got <U7"),
         ({"weights": 0 * IMAGE}, r"^weights: expected finite .* got numbers from 0\.0 to 0\.0"),
         ({"weights": -IMAGE}, r"^weights: expected finite .* got numbers from -\d"),
         ({"weights": IMAGE > 1e9}, r"^weights: expected finite numbers of at least 0, some above"),
@@ -206,6 +211,23 @@ def test_images_are_taken_as_calls_take_them(kind):
             stn, fixed[None], moving[None], weights=counted, stages=["translation"]
         )
     np.testing.assert_array_equal(found.theta, expected.theta)
+
+
+@pytest.mark.parametrize("power", [-600, -90, 70, 600])
+def test_the_unit_of_numbers_does_not_matter(power):
+    """Squares of numbers in it may be too large or too small for any float, bit for bit."""
+    dtype = np.float32 if abs(power) < 120 else np.float64
+    fixed, moving = (one.astype(dtype) for one in pair(AFFINE))
+    weights = np.ones_like(fixed[0, 0])
+    weights[:20, :24] = 0.5
+    options = {"stages": ["translation", "affine"], "iterations": 5}
+    with LocalServer() as server, Client(server.target) as stn:
+        *_, expected = align(stn, fixed, moving, weights=weights, **options)
+        scaled = [np.ldexp(one, power) for one in (fixed, moving, weights)]
+        *_, found = align(stn, *scaled[:2], weights=scaled[2], **options)
+    np.testing.assert_array_equal(found.theta, expected.theta)
+    assert found.loss == expected.loss
+    assert corner_error_px(np.vstack([found.theta[0], [0, 0, 1]]), AFFINE) < 0.1
 
 
 def test_numbers_that_do_not_count_need_not_be_finite():

@@ -28,6 +28,7 @@ from stn_client._client import Client
 from stn_client._errors import invalid
 from stn_client._layouts import LAYOUTS, layout_of, with_batch
 from stn_client._transforms import Affine, Flow, Homography, ThinPlateSpline
+from stn_client.geometry._arguments import numbers
 
 Array = NDArray[Any]
 Found = Affine | Homography | ThinPlateSpline | Flow
@@ -279,6 +280,11 @@ def _checked(
     if ("spline" in chosen) != (control_points is not None):
         expected = 'expected some for stage "spline", and none without it'
         raise invalid("control_points", f"{expected}, got {control_points!r}.")
+    if control_points is not None:
+        shape = numbers("control_points", control_points).shape
+        if len(shape) != 2 or shape[0] < 3 or shape[1] != 2:
+            expected = "expected at least three points (x, y), (K, 2)"
+            raise invalid("control_points", f"{expected}, got shape {shape}.")
     return chosen
 
 
@@ -528,7 +534,8 @@ def _weights(given: AnyArray, size: tuple[int, ...]) -> Array:
     if not (np.isfinite(array).all() and array.min() >= 0 and array.max() > 0):
         got = f"got numbers from {array.min()} to {array.max()}"
         raise invalid("weights", f"expected finite numbers of at least 0, some above it, {got}.")
-    return array.reshape(1, 1, *size)
+    # Only their ratios matter, and sums of very large ones would be infinite.
+    return np.ldexp(array, -_exponent(array)).reshape(1, 1, *size)
 
 
 def _numbers(name: str, array: Array) -> Array:
@@ -545,11 +552,19 @@ def _standardized(name: str, image: Array, weights: Array | None) -> Array:
     if not np.isfinite(seen).all():
         advice = "Replace them; those of fixed may have the weight 0 instead."
         raise invalid(name, f"expected finite numbers, got some that are not. {advice}")
+    # Squares of very large numbers would be infinite, and those of very small ones 0.
+    exponent = _exponent(seen)
+    seen = np.ldexp(seen, -exponent)
     if seen.std() == 0:
         where = "everywhere" if weights is None else "wherever weights are above 0"
-        raise invalid(name, f"expected edges to align, got {seen[0]} {where}.")
-    scaled = (image - seen.mean()) / seen.std()
+        raise invalid(name, f"expected edges to align, got {image[counted][0]} {where}.")
+    scaled = (np.ldexp(image, -exponent) - seen.mean()) / seen.std()
     return np.where(counted, scaled, 0).astype(np.float32)
+
+
+def _exponent(numbers: Array) -> int:
+    """Returns the power of 2 just above all numbers, by which they can be divided exactly."""
+    return int(np.frexp(np.abs(numbers).max())[1])
 
 
 def _pyramid(client: Client, image: Array) -> list[Array]:
