@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import struct
 import sys
 import zlib
@@ -631,6 +632,18 @@ def test_writing_that_fails_leaves_the_old_file(tmp_path):
         write(tmp_path / "old.jpg", picture)
     assert (tmp_path / "old.jpg").read_bytes() == old
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "old.jpg"]
+
+
+def test_writing_replaces_files_alone(tmp_path):
+    """A pipe stays one, and whoever reads from it is not forgotten."""
+    os.mkfifo(tmp_path / "pipe.png")
+    image_of("L").save(tmp_path / "a.png")
+    picture = read(tmp_path / "a.png", "PNG")
+    with pytest.raises(
+        ImageError, match=r"pipe\.png: expected a writable .*, got a folder, a"
+    ):
+        write(tmp_path / "pipe.png", picture)
+    assert (tmp_path / "pipe.png").is_fifo()
 
 
 def test_writing_keeps_links_and_permissions(tmp_path):

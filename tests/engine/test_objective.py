@@ -692,13 +692,13 @@ FIXED = torch.zeros(2, 3, 4, 4)
             (MAP, FIXED, THETA),
             {"needs": ["gauss_newton"], "loss": "ncc"},
             ParameterError,
-            r"needs: expected \(\) \| \('gradient',\)",
+            r"needs: expected \(\) \| \('gradient',\), got",
         ),
         (
             (MAP, FIXED, Flow(torch.zeros(1, 4, 4, 2))),
             {"needs": ["gauss_newton"]},
             ParameterError,
-            r"needs: expected \(\) \| \('gradient',\)",
+            r"needs: expected \(\) \| \('gradient',\), got",
         ),
     ],
 )

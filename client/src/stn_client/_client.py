@@ -414,7 +414,7 @@ class Client(SteppingClient):
         it again when a server has let it go.
 
         Shapes:
-            array   any      float32 | float64 | float16 | bfloat16 | uint8
+            array   any      any dtype of a feature map
 
         Args:
             array: A feature map, parameters of a transform, weights, or a gradient.

@@ -126,5 +126,6 @@ def objective_needs(
     # The approximation has K² numbers, and exists for losses that are sums over pixels.
     allowed = known if has_matrix else known[:1]
     if isinstance(needs, str) or not all(name in allowed for name in needs):
-        raise ParameterError("needs", needs, ((), *((name,) for name in allowed), allowed))
+        forms = dict.fromkeys(((), *((name,) for name in allowed), allowed))  # each once
+        raise ParameterError("needs", needs, tuple(forms))
     return tuple(name for name in known if name in needs)

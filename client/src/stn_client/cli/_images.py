@@ -256,6 +256,8 @@ def write(path: Path, picture: Picture, *, quality: int | None = None) -> None:
 def _replace(path: Path, image: Any, format_: str, parameters: dict[str, Any]) -> None:
     """Writes beside a file, then takes its place, and leaves nothing beside it."""
     target = path.resolve()
+    if target.exists() and not target.is_file():
+        raise OSError("a folder, a pipe or a device")  # which the file would replace
     beside = target.with_name(f".{uuid.uuid4().hex}{target.suffix}")
     try:
         with beside.open("x+b") as file:  # pages of TIFF are read again while they are written
