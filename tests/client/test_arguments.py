@@ -21,6 +21,7 @@ from stn_client import (
     WarpCallOptions,
 )
 from stn_client import _calls as calls
+from stn_proto.v1 import warp_pb2
 
 MAP = np.zeros((1, 2, 2, 3), np.float32)
 THETA = np.eye(2, 3)[None]
@@ -130,6 +131,18 @@ INVALID = {
     "fill of numbers as text": (warp_with(fill="3"), "fill: expected numbers, got '3'."),
     "no fill": (warp_with(fill=None), "fill: expected numbers, got None."),
     "complex fill": (warp_with(fill=1j), "fill: expected numbers, got 1j."),
+    "fill of labels that no float is": (
+        lambda: calls.warp(
+            np.ones((1, 1, 2, 2), np.uint64),
+            Affine(THETA),
+            None,
+            {"interpolation": "nearest", "padding": "fill", "fill": 2**63 - 1},
+        ),
+        (
+            "fill: expected integers that a float64 holds, as all up to 2**53, got "
+            "9223372036854775807."
+        ),
+    ),
     "fill without end": (
         warp_with(fill=[0, np.inf], padding="fill"),
         "fill: expected finite numbers, got [0, inf].",
@@ -519,3 +532,23 @@ def test_defaults_of_options_are_those_of_the_documentation():
         "layout": "NCHW",
     }
     assert warp_with(**defaults)().request == warp_with()().request
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fill"),
+    [
+        (np.int64, 2**63 - 1),
+        (np.int64, -(2**63)),
+        (np.uint64, 2**64 - 1),
+        (np.int64, 2**53),
+        (np.uint64, [2**63, 3]),
+        (np.int32, 2**53 + 1),
+        (np.float32, 2**53 + 1),
+    ],
+)
+def test_fills_that_arrive_as_they_are_meant_are_sent(dtype, fill):
+    """The greatest of 64 bits are, as what a double rounds them to is saturated."""
+    options = {"interpolation": "nearest", "padding": "fill", "fill": fill}
+    call = calls.warp(np.ones((1, 2, 2, 2), dtype), Affine(THETA), None, options)
+    sent = warp_pb2.WarpRequest.FromString(call.request).spec.fill
+    assert list(sent) == [float(one) for one in np.atleast_1d(fill).tolist()]

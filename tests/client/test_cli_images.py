@@ -639,9 +639,7 @@ def test_writing_replaces_files_alone(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     image_of("L").save(tmp_path / "a.png")
     picture = read(tmp_path / "a.png", "PNG")
-    with pytest.raises(
-        ImageError, match=r"pipe\.png: expected a writable .*, got a folder, a"
-    ):
+    with pytest.raises(ImageError, match=r"pipe\.png: expected a writable .*, got a folder, a"):
         write(tmp_path / "pipe.png", picture)
     assert (tmp_path / "pipe.png").is_fifo()
 

@@ -130,6 +130,19 @@ def check_labels(dtype: np.dtype[Any], interpolation: object) -> None:
         raise invalid("feature_map", f"{expected} {advice}")
 
 
+def check_fill(dtype: np.dtype[Any], fill: object) -> None:
+    """Checks that labels of 64 bits are filled with the very number, as a request has doubles."""
+    numbers = as_array("fill", fill)
+    if dtype.kind not in "iu" or dtype.itemsize < 8 or numbers.dtype.kind not in "iu":
+        return
+    least, most = np.iinfo(dtype).min, np.iinfo(dtype).max  # what is beyond is saturated
+    for number in map(int, numbers.ravel()):
+        sent, wanted = (min(max(one, least), most) for one in (int(float(number)), number))
+        if sent != wanted:
+            expected = "expected integers that a float64 holds, as all up to 2**53"
+            raise invalid("fill", f"{expected}, got {number}.")
+
+
 def check_floats(field: str, dtype: np.dtype[Any]) -> None:
     """Checks that a map whose gradients are asked for holds floats."""
     if dtype.kind in "biu":

@@ -15,6 +15,7 @@ from stn_client._arguments import (
     KINDS,
     OBJECTIVE_NEEDS,
     OPERANDS,
+    check_fill,
     check_floats,
     check_labels,
     check_same,
@@ -280,6 +281,7 @@ def warp(
         warn_of_zeros(transform, transform.parameters, options, given.array.shape, layout)
         return _again(envelope, conduct, finish, keep, given, transform.parameters)
     check_labels(given.array.dtype, options.get("interpolation", "bilinear"))
+    check_fill(given.array.dtype, options.get("fill", ()))
     payloads: Payloads = []
     feature_map_tensor = put_map("feature_map", given, payloads, layout)
     sent, parameters = put_transform(transform, payloads, layout)
