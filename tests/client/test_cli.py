@@ -408,6 +408,14 @@ BAD_FILES = {
     ),
     "none.json": ('{"affine": {}}', "none.json: expected fields theta, got nothing"),
     "empty.npy": (b"", "empty.npy: expected an array in the format of NumPy, got "),
+    "cut.npy": (
+        b"\x93NUMPY\x01\x00\x10\x00{'shape': (2, 3  ",
+        "cut.npy: expected an array in the format of NumPy, got ",
+    ),
+    "indented.npy": (
+        b"\x93NUMPY\x01\x00\x10\x00if 1:\n    a\n  b\n",
+        "indented.npy: expected an array in the format of NumPy, got ",
+    ),
     "zip.npy": (b"PK\x03\x04" + bytes(60), "zip.npy: expected an array in the format of NumPy"),
     "claims.npy": (
         array_file(shape=(2**40, 3)),

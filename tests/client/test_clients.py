@@ -250,7 +250,7 @@ def test_client_pullback_takes_gradients_of_its_output_alone(blocking):
         with pytest.raises(
             InvalidRequestError, match=r"^grad_output: expected shape .* as the out"
         ):
-            pullback(MAP[..., :1])
+            blocking.wait(pullback(MAP[..., :1]))
     assert len(service.received) == 1
 
 

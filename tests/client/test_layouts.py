@@ -7,6 +7,7 @@ import pytest
 
 from stn_client import Affine, _warnings
 from stn_client import _calls as calls
+from stn_client import calls as made_by_users
 
 THETA = Affine(np.eye(2, 3, dtype=np.float32)[None])
 PHOTO = np.zeros((1, 8, 9, 3), np.uint8)
@@ -30,6 +31,13 @@ def test_a_map_that_looks_like_channels_last_gets_a_warning_once():
     calls.warp(PHOTO, THETA, None, {})
     photo = PHOTO.astype(np.float32)
     calls.warp_gradients(photo, photo, THETA, ["transform"], {})
+
+
+def test_the_warning_names_the_argument():
+    """As the caller of an objective, who has no feature map, knows it."""
+    photo = PHOTO.astype(np.float32)
+    with pytest.warns(UserWarning, match="^moving: expected"):
+        made_by_users.objective(photo, photo, THETA)
 
 
 @pytest.mark.parametrize(

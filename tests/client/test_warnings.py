@@ -85,6 +85,7 @@ def test_matrices_of_single_maps_and_volumes_are_noticed():
         (Affine(np.array([[[1, 0, 1.5], [0, 1, -1.5]]])), {}),
         (Homography(np.array([[[1, 0, 3.0], [0, 1, 0], [1.1, 0, 1]]])), {}),
         (Homography(np.array([[[1, 0, 0.9], [0, 1, 0], [0, 0, 2]]])), {}),
+        (Homography(np.zeros((2, 1, 3))), {}),  # no matrix, which the server says
         (Rotation(np.array([[30.0]])), {}),
     ],
 )

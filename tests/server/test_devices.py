@@ -286,7 +286,7 @@ def test_a_resident_tensor_crosses_once(crossed):
     theta, output = len(jobs[0].operands[1]), len(expected[0][0])
     for lane in (lanes[0], lanes[1], lanes[0]):
         assert outcomes_of(lane, 2 * jobs) == 2 * expected
-    assert crossed == [2 * (tensor.size_bytes + theta), 2 * output, *2 * [2 * theta, 2 * output]]
+    assert crossed == [tensor.size_bytes + 2 * theta, 2 * output, *2 * [2 * theta, 2 * output]]
     assert memory.copies.size_bytes == tensor.size_bytes
 
 

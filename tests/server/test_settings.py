@@ -291,6 +291,12 @@ def test_texts_have_no_zero_bytes(file, name):
         load(["--config", str(file(f'{name} = "a\\u0000b"'))], {})
 
 
+def test_texts_of_lists_have_no_zero_bytes(file):
+    """They are checked one by one, as lists are how a file says several."""
+    with pytest.raises(ConfigError, match="listen: expected text without zero bytes, got 'a"):
+        load(["--config", str(file('listen = ["[::]:1", "a\\u0000b"]'))], {})
+
+
 def test_errors_of_values_have_the_whole_name_once():
     """Also where the value is checked within its section."""
     with pytest.raises(ConfigError, match=r"^residents\.address: expected host:port, got 'x'"):

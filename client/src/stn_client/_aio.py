@@ -188,9 +188,9 @@ class AsyncClient(SteppingClient):
         output = await self.warp(shared, transform, output_size, **options)
         shape = getattr(output, "shape", None)
 
-        def pullback(grad_output: AnyArray) -> Awaitable[Gradients]:
+        async def pullback(grad_output: AnyArray) -> Gradients:
             check_shape_of_output(grad_output, shape)
-            return self.warp_gradients(grad_output, shared, transform, **options)
+            return await self.warp_gradients(grad_output, shared, transform, **options)
 
         return output, pullback
 
@@ -495,12 +495,14 @@ class _Connection:
 
     def _give_up(self) -> None:
         """Cancels messages all of whose calls have been cancelled."""
+        if self._loop.is_closed():  # and with it every message
+            return
         for packet, task in self._sending.items():
             if not any(waiter in self._woken for waiter in packet.waiters):
                 task.cancel()
 
     def _start(self, *, splits: bool = False) -> None:
-        """Starts the calls whose turn it is, unless the loop has been closed amid them."""
+        """Starts the calls whose turn it is, unless the loop was closed while they waited."""
         if not self._loop.is_closed():
             most_bytes = MAX_MESSAGE_BYTES if self._local is None else MAX_FRAMED_BYTES
             self._queue.start(most_bytes, splits=splits)
@@ -509,8 +511,7 @@ class _Connection:
     def _gathers(self) -> bool:
         """Whether calls of one turn of the event loop start together, at its end.
 
-        By the local transport a message costs less than the smaller steps in which both processes
-        then take turns.
+        They do by gRPC alone: by the local transport a message costs less than that would save.
         """
         return self._local is None
 
@@ -549,9 +550,11 @@ class _Connection:
         self._queue.answered(packet)
         # The next message first: the server computes it while these calls read their replies.
         # But one of few calls waits for what their owners ask next: else they would stay few.
-        if not (self._gathers and self._queue.waits_for(packet)):
-            self._start()
-        packet.wake()
+        try:
+            if not (self._gathers and self._queue.waits_for(packet)):
+                self._start()
+        finally:  # they have their outcomes, whatever becomes of the next ones
+            packet.wake()
         if self._gathers:
             self._start_soon()
 

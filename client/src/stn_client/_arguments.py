@@ -75,7 +75,7 @@ def put(
 def put_map(field: str, given: Operand, payloads: Payloads, layout: str) -> tensor_pb2.Tensor:
     """Adds the bytes of a map, with a batch axis, to the payloads; returns the message of it."""
     if layout == "NCHW":
-        warn_of_channels_last(given.array.shape)
+        warn_of_channels_last(field, given.array.shape)
     on_wire = enum_of(tensor_pb2.Layout, "layout", LAYOUTS[layout].on_wire)
     return put(field, with_batch(field, given.array, layout), payloads, on_wire)
 
@@ -165,7 +165,7 @@ def check_shape_of_output(grad_output: Any, shape: Any) -> None:
 
     Args:
         grad_output: As given.
-        shape: Of the output; None: it tells none, as an image of Pillow.
+        shape: The shape of the output; None: it tells none, as an image of Pillow.
     """
     given: Any = getattr(grad_output, "shape", None)
     if shape is not None and given is not None and tuple(given) != tuple(shape):
@@ -177,8 +177,8 @@ def spec_of(options: WarpOptions, arguments: Iterable[str] = ()) -> warp_pb2.War
     """Returns the message of how a feature map is read; warns of a constant that hardly counts.
 
     Args:
-        options: Of the call.
-        arguments: As of `reject_unknown`.
+        options: The options of the call.
+        arguments: The further arguments that `reject_unknown` takes.
     """
     reject_unknown(options, WarpCallOptions.__annotations__, arguments)
     fill = _fill(options.get("fill", ()))

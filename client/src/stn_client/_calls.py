@@ -497,7 +497,7 @@ class _ManyReplies:
     """Reads replies of ComputeMany.
 
     Args:
-        names: Of the kind of each reply within, unless it is a status.
+        names: The name of the kind of each reply within, unless it is a status.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -569,7 +569,10 @@ def _again(
 
 
 def _payload(given: Any) -> memoryview | bytes:
-    """Returns the bytes of an operand: a copy of a small one, as a view costs more to make."""
+    """Returns the bytes of an operand: a copy of a small one, as a view costs more to make.
+
+    A call therefore reads operands at any time between when it is made and when it is sent.
+    """
     array: Array = given if type(given) is np.ndarray else given.array
     is_copied = array.nbytes <= MAX_COPIED_BYTES and array.dtype in _LITTLE_ENDIAN
     # A resident tensor is known by its memory.

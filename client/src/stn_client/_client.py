@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import islice
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
@@ -744,7 +743,9 @@ class Client(SteppingClient):
                 self._local = _completed(
                     finding_local(
                         self._channels.link().method(INFO),
-                        self._connect_local,
+                        lambda folder: Connection(
+                            folder, lambda: who_asks(self._access.metadata())
+                        ),
                         self._discovery,
                         inquiry(metadata, timeout_s),
                     )
@@ -752,9 +753,6 @@ class Client(SteppingClient):
             except FAILURES as error:
                 self._discovery.failed(error)
         return self._local
-
-    def _connect_local(self, folder: Path) -> Connection:
-        return Connection(folder, lambda: who_asks(self._access.metadata()))
 
     def _is_busy(self) -> bool:
         return self._queue.taken > 0

@@ -122,7 +122,8 @@ class SendQueue:
     def waits_for(self, packet: Packet) -> bool:
         """Returns whether the next message waits for what the callers of an answered one ask next.
 
-        It does while the server has another one, unless more calls wait than come back.
+        It does while the server has another one, until as many wait as came back, and no fewer than
+        a message takes of those that are there.
         """
         few = len(self._small) < max(self._part, len(packet.waiters))
         return self._messages > 0 and few
@@ -145,7 +146,7 @@ class SendQueue:
         """Wakes the calls whose turn it is.
 
         Args:
-            most_bytes: Of a message with more than one call, and of its reply.
+            most_bytes: The most bytes of a message of several calls, and of its reply.
             splits: Whether a message takes no more than its part of the small calls that are there.
         """
         # Small calls wait while enough messages are under way: that is when they gather to packets.
@@ -196,7 +197,7 @@ class SendQueue:
         # max keeps infinity: a client that does not pack never begins to.
         self._packs_from_s = max(self._packs_from_s, time.monotonic() + ALONE_S)
 
-    def _next(self, most_bytes: int, most: int) -> list[Waiter]:
+    def _next(self, most_bytes: int, most_calls: int) -> list[Waiter]:
         """Returns the calls of the next message; empty if none may be sent."""
         small = next(iter(self._small), None) if self._messages < MAX_MESSAGES else None
         other = next(iter(self._others), None)
@@ -205,7 +206,7 @@ class SendQueue:
             return self._taken(self._others, other) if self._may_go(other) else []
         message: list[Waiter] = []
         size_bytes = 0
-        for waiter in list(islice(self._small, most)) if small is not None else ():
+        for waiter in list(islice(self._small, most_calls)) if small is not None else ():
             size_bytes += waiter.size_bytes
             # The first call always fits: one that is too large
             # for a packet goes as its own message.

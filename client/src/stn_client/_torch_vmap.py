@@ -18,12 +18,12 @@ from stn_client._layouts import LAYOUTS, with_batch
 from stn_client._parameters import parameters_with_batch
 from stn_client._transforms import Transform
 
-OPERANDS = {
+TENSORS = {
     "warp": ("feature_map", "transform"),
     "warp_gradients": ("grad_output", "feature_map", "transform"),
     "objective": ("moving", "transform", "fixed", "weights"),
 }
-"""The tensors of every operator, which are its first arguments; the last one may be None."""
+"""The tensors of every operator, which are its first arguments; weights may be None."""
 
 
 @dataclass(frozen=True)
@@ -67,25 +67,26 @@ def one_call(
     """Makes one call of an operator for all elements that `vmap` maps over.
 
     Args:
-        operator: Its name, without the library's.
+        operator: The name of the operator, without the library's.
         transform: One of the kind of the call; its parameters do not matter.
-        elements: How many.
+        elements: The number of elements, B.
         in_dims: The mapped axis of every argument; None: it is the same for all elements.
-        arguments: As of the operator.
-        settings: Its keywords.
+        arguments: The arguments of the operator.
+        settings: The keywords of the operator.
 
     Returns:
         The results, and the axis of each that is the mapped one.
     """
     name = operator.removeprefix("compute_")
     layout = settings.get("layout") or "NCHW"
-    names = OPERANDS[name]
+    names = TENSORS[name]
     operands = {
         field: _operand(field, tensor, axis, transform, layout)
         for field, tensor, axis in zip(names, arguments, in_dims, strict=False)
         if tensor is not None
     }
-    batch = max(one.whole[0] for one in operands.values())
+    # N = 1 goes with any other, as of a single call; also with none at all.
+    batch = next((one.whole[0] for one in operands.values() if one.whole[0] != 1), 1)
     needs = dict(zip(names[1:], arguments[len(names)], strict=True)) if "grad" in name else {}
     flat = [
         None if one is None else one.flat(elements, batch, is_apart=needs.get(field, False))

@@ -45,7 +45,10 @@ _PROJECTIVE = 8
 
 
 def warn(message: str) -> None:
-    """Warns the first caller outside of this package, so that each of its lines is warned once."""
+    """Warns the first caller outside of this package and torch: once for each of its lines.
+
+    Of a call that runs in a task of its own that is the line of asyncio, the same for all tasks.
+    """
     frame: FrameType | None = sys._getframe()  # noqa: SLF001 - Python 3.12 can skip packages
     level = 1
     while frame and frame.f_globals.get("__name__", "").partition(".")[0] in _INTERNAL:
@@ -61,7 +64,7 @@ def warn_of_fill(fill: object) -> None:
     )
 
 
-def warn_of_channels_last(shape: Sequence[int]) -> None:
+def warn_of_channels_last(field: str, shape: Sequence[int]) -> None:
     """Warns once of a map with sizes as of (N, H, W, C) where (N, C, H, W) is expected.
 
     Such are more than 4 channels and rows, but at most 4 columns.
@@ -69,7 +72,7 @@ def warn_of_channels_last(shape: Sequence[int]) -> None:
     if not _suspected and len(shape) in {4, 5} and min(shape[1:-1]) > 4 >= shape[-1]:
         _suspected.append(shape)
         warn(
-            f"feature_map: expected (N, C, [D,] H, W), got {tuple(shape)}, which looks like "
+            f"{field}: expected (N, C, [D,] H, W), got {tuple(shape)}, which looks like "
             '(N, [D,] H, W, C). If it is, pass layout="NHWC".'
         )
 
@@ -80,15 +83,17 @@ def warn_of_zeros(
     """Warns of a matrix by which a warp reads nothing of its map: pixels look so as normalized.
 
     Args:
-        transform: That of the warp.
+        transform: The transform of the warp.
         parameters: Its parameters as an array; a batch axis may be missing.
-        options: Of the warp; only with normalized coordinates and zeros outside it is judged.
-        shape: Of the feature map.
-        layout: Of the feature map.
+        options: The options of the warp, which is judged only with normalized coordinates and
+            zeros outside of the map.
+        shape: The shape of the feature map.
+        layout: The layout of the feature map.
     """
     kind: Any = type(transform)
     offsets = _OFFSETS.get((kind, parameters.shape[-1:]))
-    if offsets is None or parameters.size <= offsets[-1]:
+    last = _PROJECTIVE if kind is Homography else offsets[-1] if offsets else 0
+    if offsets is None or parameters.size <= last:
         return
     # A loop, as it is all that most calls cost: the middle of the first output reads from within.
     scale = abs(parameters.item(_PROJECTIVE)) if kind is Homography else 1
@@ -122,8 +127,8 @@ def _read_nothing(
 
     Args:
         matrices: (N, d + 1, d + 1), target to source, both normalized.
-        sizes: Of the map, x first.
-        options: Those that say what normalized means.
+        sizes: The size of the map, x first.
+        options: The options that say what normalized means.
     """
     scale, offset = from_pixels(sizes[::-1], unit_of(options))
     if not all(scale):  # -1 and 1 are the same pixel, so that every point reads it

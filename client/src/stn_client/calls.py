@@ -37,7 +37,9 @@ def warp(
     output_size: Sequence[int] | None = None,
     **options: Unpack[WarpCallOptions],
 ) -> Call[Any]:
-    """Returns the call that `Client.warp` makes; it reads the feature map when it is sent.
+    """Returns the call that `Client.warp` makes.
+
+    Operands are read at some time before it is sent: leave them as they are until it is answered.
 
     Raises:
         InvalidRequestError: An argument breaks a rule; `violations` names it.
@@ -54,7 +56,9 @@ def warp_gradients(
     needs: Sequence[str] = ("feature_map", "transform"),
     **options: Unpack[WarpCallOptions],
 ) -> Call[Any]:
-    """Returns the call that `Client.warp_gradients` makes; it reads its operands when it is sent.
+    """Returns the call that `Client.warp_gradients` makes.
+
+    Operands are read at some time before it is sent: leave them as they are until it is answered.
 
     Raises:
         InvalidRequestError: An argument breaks a rule; `violations` names it.
@@ -78,7 +82,9 @@ def generate_grid(
 def generate_grid_gradients(
     grad_grid: AnyArray, transform: ParametricTransform, **options: Unpack[GridCallOptions]
 ) -> Call[Any]:
-    """Returns the call that `Client.generate_grid_gradients` makes; reads when it is sent.
+    """Returns the call that `Client.generate_grid_gradients` makes.
+
+    Operands are read at some time before it is sent: leave them as they are until it is answered.
 
     Raises:
         InvalidRequestError: An argument breaks a rule; `violations` names it.
@@ -99,7 +105,9 @@ def objective(
     needs: Sequence[str] = ("gradient",),
     **options: Unpack[WarpCallOptions],
 ) -> Call[Any]:
-    """Returns the call that `Client.objective` makes; it reads its operands when it is sent.
+    """Returns the call that `Client.objective` makes.
+
+    Operands are read at some time before it is sent: leave them as they are until it is answered.
 
     Raises:
         InvalidRequestError: An argument breaks a rule; `violations` names it.

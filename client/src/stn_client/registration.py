@@ -563,7 +563,7 @@ def _standardized(name: str, image: Array, weights: Array | None) -> Array:
 
 
 def _exponent(numbers: Array) -> int:
-    """Returns the power of 2 just above all numbers, by which they can be divided exactly."""
+    """Returns the exponent of the least power of 2 that is above all magnitudes."""
     return int(np.frexp(np.abs(numbers).max())[1])
 
 

@@ -31,7 +31,7 @@ from stn_client._connection import CLIENTS, register
 from stn_client._errors import invalid
 from stn_client._layouts import LAYOUTS, output_shape
 from stn_client._options import WarpOptions, takes_options
-from stn_client._torch_vmap import one_call
+from stn_client._torch_vmap import TENSORS, one_call
 from stn_client._transforms import (
     Affine,
     Flow,
@@ -69,7 +69,6 @@ _PLAIN_TYPES = {Tensor, nn.Parameter}
 """Classes of tensors that do not see what is done with them."""
 
 _OPERANDS = ("feature_map", "transform")
-_COMPARED = ("moving", "transform", "fixed", "weights")
 _LOCALLY = "stn_engine.warp, in this process, has derivatives of any order in both modes."
 _NO_SECOND = (
     "expected no derivatives of gradients, which are not computed remotely, got some. " + _LOCALLY
@@ -543,7 +542,7 @@ class _Objective(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_value: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        for needed, name in zip(ctx.needs_input_grad[:4], _COMPARED, strict=True):
+        for needed, name in zip(ctx.needs_input_grad[:4], TENSORS["objective"], strict=True):
             if needed and name != "transform":
                 expected = "expected gradients to the transform alone, got one to a tensor."
                 raise invalid(name, f"{expected} Detach it. {_LOCALLY}")

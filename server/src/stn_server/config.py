@@ -124,7 +124,7 @@ class LimitsConfig:
     max_calls: int = setting(
         1024,
         "Most calls in one ComputeMany; limits of results are for all of them together. One caller "
-        "has room for four fifths of `batching.max_admitted_items`; further ones are refused.",
+        "has room for four fifths of batching.max_admitted_items; further ones are refused.",
     )
     max_concurrent_streams: int = setting(
         16384, "Most calls at a time on one connection; gRPC's clients hold further ones back."

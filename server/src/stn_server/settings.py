@@ -56,7 +56,7 @@ class Setting:
 
     def parse(self, source: str, text: str) -> Any:
         """Returns the value that a text stands for."""
-        if "\0" in text:  # which only a file can have; no name of anything does
+        if "\0" in text:  # only a file can hold one, and the system takes none in names
             raise ConfigError(f"{source}: expected text without zero bytes, got {text!r}.")
         if self.kind == tuple[str, ...]:
             return tuple(part.strip() for part in text.split(",") if part.strip())
@@ -71,7 +71,7 @@ class Setting:
     def check(self, source: str, value: Any) -> Any:
         """Returns a value of a TOML file in the type of this setting."""
         if self.kind == tuple[str, ...] and isinstance(value, list):
-            return tuple(map(str, value))
+            return tuple(part for one in value for part in self.check(source, one))
         is_text = isinstance(value, str)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not (is_text or (isinstance(value, bool) if self.kind is bool else is_number)):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import tokenize
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from inspect import signature
@@ -20,6 +22,12 @@ from stn_client.geometry import TransformArguments, rotation_about
 
 _KINDS: dict[str, Any] = {name: kind for kind, name in KINDS.items()}
 """Classes of transforms by their names in the contract."""
+
+_BAD_ARRAY = (
+    *(EOFError, MemoryError, OverflowError, RecursionError, SyntaxError, ValueError),
+    tokenize.TokenError,
+)
+"""What NumPy raises of a file that is no array, or whose header, which is Python, is damaged."""
 
 
 def pixel_theta(
@@ -99,8 +107,10 @@ def _json(path: str) -> Any:
 
 def _of_numpy(path: str) -> dict[str, Any]:
     try:
-        array: Any = np.lib.format.open_memmap(path, mode="r")  # whatever size it claims to have
-    except (EOFError, MemoryError, OverflowError, ValueError) as error:
+        with warnings.catch_warnings(action="ignore"):  # of headers that Python 2 wrote
+            # Not read: whatever size it claims to have.
+            array: Any = np.lib.format.open_memmap(path, mode="r")
+    except _BAD_ARRAY as error:
         raise ValueError(f"expected an array in the format of NumPy, got {error}") from error
     kinds: dict[Any, Any] = {(2, 3): Affine, (3, 3): Homography}
     kind = SamplingGrid if array.shape[2:] == (2,) else kinds.get(array.shape)

@@ -205,14 +205,33 @@ class Accelerator:
                 raise
 
     def _landed(self, jobs: Sequence[on_bytes.Job]) -> DeviceBuffer:
-        """Copies the operands of all jobs to memory of the device, but for those that are there."""
-        operands = _operands(jobs)
-        found = ((n, self._memory.copies.find(one)) for n, one in enumerate(operands))
-        there = {number: copy for number, copy in found if copy is not None}
-        coming = [b"" if number in there else one for number, one in enumerate(operands)]
+        """Copies the operands of all jobs to memory of the device, each resident tensor once.
+
+        Those that are there already are not copied.
+        """
+        operands, copies = _operands(jobs), self._memory.copies
+        there: dict[int, torch.Tensor] = {}
+        # Of resident tensors that cross now, those that several jobs read: many thetas for one map.
+        crossing: dict[int, int] = {}
+        again: dict[int, int] = {}
+        for number, operand in enumerate(operands):
+            resident = copies.resident_of(operand)
+            if resident is None:
+                continue
+            copy = copies.find(operand)
+            if copy is not None:
+                there[number] = copy
+            elif crossing.setdefault(id(resident), number) != number:
+                again[number] = crossing[id(resident)]
+        coming = [
+            b"" if number in there or number in again else operand
+            for number, operand in enumerate(operands)
+        ]
         sent = DeviceBuffer.of(coming, self._sent)
         landed = DeviceBuffer(sent.sizes_bytes, self._device)
         landed.copy_from(sent)
+        pieces = landed.pieces if again else []
+        there.update((number, pieces[first]) for number, first in again.items())
         for number, copy in there.items():
             landed.put(number, copy)
         return landed

@@ -1,4 +1,4 @@
-// What objectives compare, section 8 of the mathematics: weights, fixed maps and moments, and how a tile leaves its
+// What objectives compare, section 7 of the mathematics: weights, fixed maps and moments, and how a tile leaves its
 // sums for the kernels of `parameters.cu`.
 #pragma once
 
