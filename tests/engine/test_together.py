@@ -1,7 +1,5 @@
 """Ragged calls of the same problems, again and again: what is kept, and what is asked anew."""
 
-import sys
-
 import pytest
 import torch
 
@@ -12,6 +10,7 @@ from stn_engine.backends.cuda import CudaBackend
 from stn_engine.backends.torch import TorchBackend
 from stn_engine.memory import span_bytes
 from support.emulated_cuda import EMULATED_CUDA, EmulatedLauncher
+from support.profiling import functions_entered
 from support.strategies import random_gradients, random_warp
 
 FLOAT = torch.float32
@@ -169,17 +168,6 @@ def warps_that_share(count, thetas):
     ]
 
 
-def functions_entered(run):
-    """How many functions of Python a call enters."""
-    entered = []
-    sys.setprofile(lambda frame, event, _: event == "call" and entered.append(frame.f_code))
-    try:
-        run()
-    finally:
-        sys.setprofile(None)
-    return len(entered)
-
-
 @pytest.mark.parametrize("of_each", [1, 16], ids=["own thetas", "shared thetas"])
 def test_a_known_ragged_call_does_nothing_in_python_problem_by_problem(of_each):
     """Of four times as many problems it enters as many functions."""
@@ -188,7 +176,7 @@ def test_a_known_ragged_call_does_nothing_in_python_problem_by_problem(of_each):
         warps = warps_that_share(count, count // of_each)
         for _ in range(2):
             backend.warp(warps)
-        counts.append(functions_entered(lambda warps=warps: backend.warp(warps)))
+        counts.append(len(functions_entered(lambda warps=warps: backend.warp(warps))))
     assert counts[0] == counts[1] < 40
 
 

@@ -2,7 +2,6 @@
 
 import ast
 import re
-import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 
 import stn_engine
+from support.profiling import functions_entered
 
 ENGINE = Path(stn_engine.__file__).parent
 ROOT = Path(__file__).parents[2]
@@ -26,18 +26,7 @@ def entered(run):
     """The files of the Python functions that a steady call enters, once for each entry."""
     for _ in range(3):
         run()
-    files = []
-
-    def note(frame, event, _argument):
-        if event == "call":
-            files.append(frame.f_code.co_filename)
-
-    sys.setprofile(note)
-    try:
-        run()
-    finally:
-        sys.setprofile(None)
-    return files[1:]  # without the lambda itself
+    return [code.co_filename for code in functions_entered(run)[1:]]  # without the lambda itself
 
 
 @pytest.mark.parametrize(
