@@ -45,7 +45,8 @@ def test_resident_tensors_stay_there():
     tensor = Resident("caller", 1, memoryview(job.operands[0]), len(job.operands[0]))
     jobs = [job._replace(operands=[tensor.view(), job.operands[1]])]
     first = [*map(bytes, lanes[0].run(jobs, lambda: None)[0])]
-    assert memory.copies.find(tensor.view()).device.type == "cuda"
+    resident = memory.copies.resident_of(tensor.view())
+    assert memory.copies.find(resident).device.type == "cuda"
     for lane in 4 * lanes:
         assert [*map(bytes, lane.run(jobs, lambda: None)[0])] == first
     assert memory.copies.size_bytes == tensor.size_bytes

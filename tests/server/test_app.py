@@ -38,6 +38,16 @@ def test_parts_listen_and_compute_nothing_until_a_server_runs_them(tmp_path):
     assert running == (True, True, True)
 
 
+def test_each_device_shows_what_it_keeps_of_resident_tensors(tmp_path):
+    """The host keeps no copies: it reads the tensors where they are."""
+
+    async def scenario():
+        return build(config_at(tmp_path))
+
+    registry = asyncio.run(scenario()).registry
+    assert registry.get_sample_value("stn_device_resident_bytes", {"device": "cpu"}) == 0
+
+
 def test_a_listener_hears_of_a_server_beside_metrics_and_log(tmp_path):
     """What it is built with; a warm-up is no call."""
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from prometheus_client import CollectorRegistry
 
 import stn_engine
 from stn_engine.adapters import device_buffers
@@ -25,6 +26,7 @@ from stn_server.batching.work import NOTHING, Batch, BatchKey, Operation, WorkIt
 from stn_server.config import ConfigError, ServerConfig
 from stn_server.errors import DeviceFullError, DeviceLostError
 from stn_server.events import Events, Listener
+from stn_server.metrics import Metrics
 from stn_server.residents import Resident
 from support.fakes import FakeRunner
 from support.memory import job_of
@@ -278,6 +280,12 @@ def crossed(monkeypatch):
     return sizes
 
 
+def copy_of(memory, tensor):
+    """The copy of a resident tensor on a device; None if there is none."""
+    copies = memory.copies
+    return copies.find(copies.resident_of(tensor.view()))
+
+
 def test_a_resident_tensor_crosses_once(crossed):
     """In the one copy of the first batch that reads it; on any lane it is there then."""
     memory = DeviceMemory(lanes=2, resident_bytes=OF_ONE_MAP)
@@ -287,7 +295,10 @@ def test_a_resident_tensor_crosses_once(crossed):
     for lane in (lanes[0], lanes[1], lanes[0]):
         assert outcomes_of(lane, 2 * jobs) == 2 * expected
     assert crossed == [tensor.size_bytes + 2 * theta, 2 * output, *2 * [2 * theta, 2 * output]]
-    assert memory.copies.size_bytes == tensor.size_bytes
+    registry = CollectorRegistry()
+    Metrics(registry).watch_copies({lane.name: lane.copied_bytes for lane in lanes})
+    found = registry.get_sample_value("stn_device_resident_bytes", {"device": "cpu"})
+    assert found == tensor.size_bytes
 
 
 def test_a_copy_goes_with_its_resident_tensor():
@@ -312,7 +323,7 @@ def test_copies_make_room_for_each_other():
     for n in (0, 1, 2, 1):
         assert outcomes_of(device, jobs[n : n + 1]) == expected[n : n + 1]
         assert memory.copies.size_bytes == tensors[n].size_bytes
-        there = [memory.copies.find(one.view()) is not None for one in tensors]
+        there = [copy_of(memory, one) is not None for one in tensors]
         assert there == [n == other for other in range(3)]
     tight = DeviceMemory(resident_bytes=tensors[0].size_bytes - 1)
     assert outcomes_of(Accelerator(torch.device("cpu"), tight), jobs) == expected
@@ -325,7 +336,7 @@ def test_no_copy_is_freed_under_a_running_batch(monkeypatch):
     device, compute_in = Accelerator(torch.device("cpu"), memory), device_buffers.compute
     jobs, (tensor,), expected = resident_jobs()
     outcomes_of(device, jobs)
-    copy, alive = weakref.ref(memory.copies.find(tensor.view())), []
+    copy, alive = weakref.ref(copy_of(memory, tensor)), []
 
     def forgetful(*arguments):
         memory.copies.clear()
@@ -350,7 +361,7 @@ def test_a_device_without_room_for_copies_computes_all_the_same(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "clone", full)
     assert outcomes_of(device, jobs) == expected
-    assert memory.copies.find(tensors[0].view()) is None
+    assert copy_of(memory, tensors[0]) is None
 
 
 def test_copies_go_when_a_batch_does_not_fit(monkeypatch):

@@ -37,6 +37,7 @@ LABELS = {
     "stn_admitted_bytes": set(),
     "stn_queue_age_seconds": set(),
     "stn_device_memory_bytes": {"device"},
+    "stn_device_resident_bytes": {"device"},
     "stn_log_lines_dropped": set(),
     "stn_arenas": set(),
     "stn_resident_tensors": set(),
@@ -105,6 +106,7 @@ def test_names_and_labels_are_these_and_no_others(metrics, registry):
     metrics.call_ended(call(), End(answer.code, 0.1, answer, refusal))
     metrics.file_changed("tokens", "accepted", "")
     metrics.watch_memory({"cpu": lambda: 1.0})
+    metrics.watch_copies({"cpu": lambda: 0.0})
     metrics.watch_lanes({"cpu": 1})
     found = {}
     for family in registry.collect():

@@ -65,6 +65,7 @@ COUNTED = {
     'stn_kernel_compilations_total{outcome="compiled"}': 0,
     "stn_kernel_compilation_duration_seconds_count": 0,
     "stn_log_lines_dropped_total": 0,
+    'stn_device_resident_bytes{device="cpu"}': 0,
     "stn_ready": 1,
     'stn_caller_calls_total{caller="bob"}': 2,
     'stn_caller_bytes_total{caller="bob",direction="sent"} < bool 200': 1,

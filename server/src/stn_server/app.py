@@ -321,6 +321,7 @@ def _expose(
     metrics.watch(batcher.statistics, batcher.queue_age_s)
     metrics.watch_readiness(lambda: parts.health.is_ready)
     metrics.watch_memory({"cpu": resident_bytes, **{one.name: one.held_bytes for one in devices}})
+    metrics.watch_copies({one.name: one.copied_bytes for one in devices})
     metrics.watch_cpu(usable_cores(), throttling)
     metrics.watch_lanes(Counter(device.name for device in devices))
     metrics.watch_arenas(arenas)

@@ -221,6 +221,11 @@ class Metrics(Listener):
         self.device_memory = gauge(
             "stn_device_memory_bytes", "Memory that this process holds on a device", ["device"]
         )
+        self.device_resident_bytes = gauge(
+            "stn_device_resident_bytes",
+            "Size of the copies of resident tensors on a device; 0 for the host, which needs none",
+            ["device"],
+        )
         self.lanes = gauge(
             "stn_lanes", "Lanes of a device: how many batches it runs at a time", ["device"]
         )
@@ -340,6 +345,11 @@ class Metrics(Listener):
         """Reads the memory of every device at every scrape."""
         for name, held_bytes in devices.items():
             self.device_memory.labels(name).set_function(held_bytes)
+
+    def watch_copies(self, devices: Mapping[str, Callable[[], float]]) -> None:
+        """Reads at every scrape how much of resident tensors each device keeps."""
+        for name, copied_bytes in devices.items():
+            self.device_resident_bytes.labels(name).set_function(copied_bytes)
 
     def watch_lanes(self, lanes: Mapping[str, int]) -> None:
         """Sets how many batches each device takes at a time."""

@@ -50,11 +50,8 @@ class DeviceCopies:
         can_stay = isinstance(memory, ResidentMemory) and memory.size <= self.max_bytes
         return memory if can_stay else None
 
-    def find(self, operand: bytes | memoryview) -> Tensor | None:
-        """Returns the copy of a resident tensor, (size,) uint8; None if an operand has none."""
-        memory = self.resident_of(operand)
-        if memory is None:
-            return None
+    def find(self, memory: ResidentMemory) -> Tensor | None:
+        """Returns the copy of a resident tensor, (size,) uint8; None if there is none."""
         with self._lock:
             found = self._all.get(id(memory))
             if found is None:

@@ -62,6 +62,9 @@ class Device(Protocol):
     def held_bytes(self) -> float:
         """Returns how much memory this process holds on the device."""
 
+    def copied_bytes(self) -> float:
+        """Returns the size of the copies of resident tensors that the device keeps."""
+
 
 class Host:
     """The host, whose engine reads operands where they are: in the bytes of requests."""
@@ -81,6 +84,10 @@ class Host:
     def held_bytes(self) -> float:
         """Returns the resident memory of the process."""
         return resident_bytes()
+
+    def copied_bytes(self) -> float:
+        """Returns 0: the host reads resident tensors where they are."""
+        return 0.0
 
 
 class DeviceMemory:
@@ -177,6 +184,10 @@ class Accelerator:
         """Returns what torch has reserved, whether it is in use or kept for later."""
         return float(torch.cuda.memory_reserved(self._device))
 
+    def copied_bytes(self) -> float:
+        """Returns the size of the copies of resident tensors, which all lanes of it share."""
+        return float(self._memory.copies.size_bytes)
+
     def _beside_others(
         self, jobs: Sequence[on_bytes.Job], launching: Launching
     ) -> Sequence[Outcome] | None:
@@ -218,7 +229,7 @@ class Accelerator:
             resident = copies.resident_of(operand)
             if resident is None:
                 continue
-            copy = copies.find(operand)
+            copy = copies.find(resident)
             if copy is not None:
                 there[number] = copy
             elif crossing.setdefault(id(resident), number) != number:
