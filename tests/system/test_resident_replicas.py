@@ -23,7 +23,7 @@ from stn_client import (
     Tls,
     UnavailableError,
 )
-from stn_client._calls import Conduct
+from stn_client._calls import CallSettings
 from stn_client._placing import by_message
 from stn_client._replicas import Replicas
 from stn_client._residents import MAX_LOSSES
@@ -300,7 +300,7 @@ def test_calls_at_the_same_time_send_a_lost_tensor_once(replicas):
         async with NotedAsyncClient(replicas.target, max_in_flight=4) as stn:
             image = await stn.upload(LARGE)
             (reference,) = image.held.references.values()
-            assert await stn._run(release([reference], reference.address, Conduct())) == 1
+            assert await stn._run(release([reference], reference.address, CallSettings())) == 1
             stn.taken()
             calls = [stn.warp(image, Affine(THETA), SIZE) for _ in range(20)]
             for v in await asyncio.gather(*calls):

@@ -24,7 +24,7 @@ from stn_client import (
     _transfers,
     calls,
 )
-from stn_client._calls import Conduct
+from stn_client._calls import CallSettings
 from stn_client._placing import by_message
 from stn_client._transfers import MAX_RELEASED
 from stn_client.local import LocalServer
@@ -78,7 +78,7 @@ def lose(stn, *tensors):
 def release(*tensors):
     """The call that releases tensors, of which the client goes on to think that they are there."""
     references = [one for tensor in tensors for one in tensor.held.references.values()]
-    return _transfers.release(references, "", Conduct())
+    return _transfers.release(references, "", CallSettings())
 
 
 def test_a_resident_image_is_sent_once(stn):
@@ -163,7 +163,7 @@ class Unlucky(Watched):
     def _run(self, call):
         result = super()._run(call)
         if call.method.endswith("/Upload") and not result[1]:
-            super()._run(_transfers.release([result[0]], "", Conduct()))
+            super()._run(_transfers.release([result[0]], "", CallSettings()))
         return result
 
 

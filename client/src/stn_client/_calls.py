@@ -114,7 +114,7 @@ class Objective:
 
 
 @dataclass(frozen=True, slots=True)
-class Conduct:
+class CallSettings:
     """How a call is made, whatever it computes: timeout, retries, metadata."""
 
     timeout_s: Any = TIMEOUT_OF_CLIENT
@@ -125,34 +125,34 @@ class Conduct:
     """None: that of the client."""
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> tuple[Conduct, Any]:
+    def of(cls, options: Mapping[str, Any]) -> tuple[CallSettings, Any]:
         """Checks the call options among all options; returns them and the others.
 
         Raises:
             InvalidRequestError: A value breaks a rule.
         """
         if _CALL_OPTIONS.isdisjoint(options):
-            return _USUAL, options
+            return _DEFAULT_SETTINGS, options
         given = options.get("timeout_s", TIMEOUT_OF_CLIENT)
-        conduct = cls(
+        settings = cls(
             given if given is TIMEOUT_OF_CLIENT else checked_timeout_s(given),
             checked_metadata(options.get("metadata", {})),
             checked_request_id(options.get("request_id")),
         )
-        return conduct, {name: options[name] for name in options if name not in _CALL_OPTIONS}
+        return settings, {name: options[name] for name in options if name not in _CALL_OPTIONS}
 
 
 _CALL_OPTIONS = frozenset(CallOptions.__annotations__)
-_USUAL = Conduct()
+_DEFAULT_SETTINGS = CallSettings()
 
 
 @dataclass(eq=False)
 class Call(Generic[T]):
-    """One RPC, ready to be sent as often as needed."""
+    """A call of a method of the service, ready to be sent as often as needed."""
 
     envelope: Envelope[T]
     payloads: Payloads
-    conduct: Conduct = _USUAL
+    settings: CallSettings = _DEFAULT_SETTINGS
     finish: Callable[[Any], T] | None = None
     """Makes the caller's result of arrays of NumPy as the wire has them; None: it is the same."""
     count: int = 1
@@ -266,7 +266,7 @@ def warp(
     options: WarpCallOptions,
 ) -> Call[Array]:
     """Makes the call of the method `Warp`."""
-    conduct, options = Conduct.of(options)
+    settings, options = CallSettings.of(options)
     given = map_operand("feature_map", feature_map)
     layout = layout_of(options.get("layout"), given.layout)
     finish = _maps(given, layout)
@@ -279,7 +279,7 @@ def warp(
     key = _key(("Warp", *keep), (given.array,), transform, output_size, options, layout)
     if (envelope := _kept.get(key)) is not None:
         warn_of_zeros(transform, transform.parameters, options, given.array.shape, layout)
-        return _again(envelope, conduct, finish, keep, given, transform.parameters)
+        return _again(envelope, settings, finish, keep, given, transform.parameters)
     check_labels(given.array.dtype, options.get("interpolation", "bilinear"))
     check_fill(given.array.dtype, options.get("fill", ()))
     payloads: Payloads = []
@@ -295,7 +295,7 @@ def warp(
     warn_of_zeros(transform, parameters.array, options, given.array.shape, layout)
     replies = Replies("Warp", warp_pb2.WarpReply, ["output"], _only)
     call = _call("Warp", request, payloads, replies, [_output(request)], key)
-    call.conduct, call.finish = conduct, finish
+    call.settings, call.finish = settings, finish
     call.reside(given, transform.parameters, keep=keep)
     return call
 
@@ -308,7 +308,7 @@ def warp_gradients(
     options: WarpCallOptions,
 ) -> Call[Gradients]:
     """Makes the call of the method `WarpGradients`."""
-    conduct, options = Conduct.of(options)
+    settings, options = CallSettings.of(options)
     given = map_operand("feature_map", feature_map)
     incoming = map_operand("grad_output", grad_output)
     layout = layout_of(options.get("layout"), given.layout)
@@ -317,7 +317,7 @@ def warp_gradients(
     if (envelope := _kept.get(key)) is not None:
         finish = _gradients(given, layout, operand("transform", transform.parameters))
         operands = incoming, given, transform.parameters
-        return _again(envelope, conduct, finish, (), *operands)
+        return _again(envelope, settings, finish, (), *operands)
     for field, one in (("grad_output", incoming), ("feature_map", given)):
         check_floats(field, one.array.dtype)
     check_same("grad_output", incoming.array.dtype, "feature_map", given.array.dtype)
@@ -342,7 +342,7 @@ def warp_gradients(
     kind = warp_pb2.WarpGradientsReply
     replies = Replies("WarpGradients", kind, fields, Gradients, optional=fields)
     call = _call("WarpGradients", request, payloads, replies, results, key)
-    call.conduct, call.finish = conduct, _gradients(given, layout, parameters)
+    call.settings, call.finish = settings, _gradients(given, layout, parameters)
     call.reside(incoming, given, transform.parameters)
     return call
 
@@ -351,7 +351,7 @@ def generate_grid(
     transform: ParametricTransform, output_size: Sequence[int], options: GridCallOptions
 ) -> Call[Array]:
     """Makes the call of the method `GenerateGrid`."""
-    conduct, options = Conduct.of(options)
+    settings, options = CallSettings.of(options)
     payloads: Payloads = []
     sent, of_parameters = put_transform(transform, payloads)
     request = warp_pb2.GenerateGridRequest(
@@ -365,7 +365,7 @@ def generate_grid(
     results = [Result(shape, DTYPES[parameters.data_type])]
     replies = Replies("GenerateGrid", warp_pb2.GenerateGridReply, ["grid"], _only)
     call = _call("GenerateGrid", request, payloads, replies, results)
-    call.conduct, call.finish = conduct, of_parameters.like
+    call.settings, call.finish = settings, of_parameters.like
     call.reside(transform.parameters)
     return call
 
@@ -374,7 +374,7 @@ def generate_grid_gradients(
     grad_grid: AnyArray, transform: ParametricTransform, options: GridCallOptions
 ) -> Call[Array]:
     """Makes the call of the method `GenerateGridGradients`."""
-    conduct, options = Conduct.of(options)
+    settings, options = CallSettings.of(options)
     payloads: Payloads = []
     grad_grid_tensor = put("grad_grid", as_array("grad_grid", grad_grid), payloads)
     sent, of_parameters = put_transform(transform, payloads)
@@ -388,7 +388,7 @@ def generate_grid_gradients(
     results = [_like(_parameters(request.transform))]
     replies = Replies(method, kind, ["grad_transform"], _only)
     call = _call(method, request, payloads, replies, results)
-    call.conduct, call.finish = conduct, of_parameters.like
+    call.settings, call.finish = settings, of_parameters.like
     call.reside(grad_grid, transform.parameters)
     return call
 
@@ -403,7 +403,7 @@ def objective(
     options: WarpCallOptions,
 ) -> Call[Objective]:
     """Makes the call of the method `Objective`."""
-    conduct, options = Conduct.of(options)
+    settings, options = CallSettings.of(options)
     payloads: Payloads = []
     delta = as_float("delta", comparison["delta"])
     given = map_operand("moving", moving)
@@ -434,7 +434,7 @@ def objective(
     kind, optional = objective_pb2.ObjectiveReply, OBJECTIVE_NEEDS.keys()
     replies = Replies("Objective", kind, fields, Objective, optional=optional)
     call = _call("Objective", request, payloads, replies, ())  # small, so that none is placed
-    call.conduct, call.finish = conduct, _objective(given, layout, parameters)
+    call.settings, call.finish = settings, _objective(given, layout, parameters)
     call.reside(moving, fixed, transform.parameters, *([] if weights is None else [weights]))
     return call
 
@@ -442,8 +442,8 @@ def objective(
 def server_info(options: CallOptions, retry: RetryPolicy | None = None) -> Call[ServerInfo]:
     """Makes the call of the method `GetServerInfo`."""
     request = server_info_pb2.GetServerInfoRequest()
-    conduct = replace(conduct_of(options), retry=retry)
-    return plain_call("GetServerInfo", request, [], _ServerInfoReplies(), conduct)
+    settings = replace(settings_of(options), retry=retry)
+    return plain_call("GetServerInfo", request, [], _ServerInfoReplies(), settings)
 
 
 class _ServerInfoReplies:
@@ -457,7 +457,7 @@ class _ServerInfoReplies:
             raise mismatch("GetServerInfo", error) from error
 
 
-def conduct_of(options: CallOptions) -> Conduct:
+def settings_of(options: CallOptions) -> CallSettings:
     """Returns how a call is made that has these options and no other.
 
     Raises:
@@ -465,15 +465,15 @@ def conduct_of(options: CallOptions) -> Conduct:
         InvalidRequestError: A value breaks a rule.
     """
     reject_unknown(options, CallOptions.__annotations__)
-    return Conduct.of(options)[0]
+    return CallSettings.of(options)[0]
 
 
 def plain_call(
-    method: str, request: Message, payloads: Payloads, replies: Reads[T], conduct: Conduct
+    method: str, request: Message, payloads: Payloads, replies: Reads[T], settings: CallSettings
 ) -> Call[T]:
     """Makes a call whose reply is a message, or so small that its tensors need no place."""
     call = _call(method, request, payloads, replies, [])
-    call.conduct = conduct
+    call.settings = settings
     return call
 
 
@@ -556,14 +556,14 @@ def _call(
 
 def _again(
     envelope: Envelope[T],
-    conduct: Conduct,
+    settings: CallSettings,
     finish: Callable[[Any], T] | None,
     keep: Sequence[str],
     *operands: Any,
 ) -> Call[T]:
     """Makes a call with a kept envelope and other values."""
     payloads = [_payload(one) for one in operands]
-    call = Call(envelope, payloads, conduct, finish)
+    call = Call(envelope, payloads, settings, finish)
     call.reside(*operands, keep=keep)
     return call
 

@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 import grpc
 
-from stn_client._calls import Call, Conduct, server_info
+from stn_client._calls import Call, CallSettings, server_info
 from stn_client._checks import (
     FOREVER_S,
     check_count,
@@ -167,12 +167,12 @@ class BaseClient(ABC):
 
     def _progress(self, call: Call[Any]) -> Progress:
         """Returns the progress of a call that begins now."""
-        conduct = call.conduct
+        settings = call.settings
         # None is a timeout of its own, without limit; so a mark stands for that of the client.
-        of_client = conduct.timeout_s is TIMEOUT_OF_CLIENT
+        of_client = settings.timeout_s is TIMEOUT_OF_CLIENT
         return Progress(
-            conduct.retry or self._retry,
-            self._timeout_s if of_client else conduct.timeout_s,
+            settings.retry or self._retry,
+            self._timeout_s if of_client else settings.timeout_s,
             self._is_open,
             self._access,
             self._outage,
@@ -268,7 +268,7 @@ class Progress:
         call: Call[Any] | None = None,
         counts: Counts | None = None,
     ) -> None:
-        conduct = Conduct() if call is None else call.conduct
+        settings = CallSettings() if call is None else call.settings
         self._call = call
         self._calls = 1 if call is None else call.count
         self._counts = Counts() if counts is None else counts
@@ -279,7 +279,7 @@ class Progress:
         """Whether the last attempt went by the local transport."""
         self.address = ""
         """The replica to which alone the last attempt went; empty: to any."""
-        self._metadata = conduct.metadata
+        self._metadata = settings.metadata
         self._policy = policy
         self._is_open = is_open
         self._timeout_s = timeout_s
@@ -289,7 +289,7 @@ class Progress:
         self._access = Access("localhost", None, None) if access is None else access
         self._outage = Outage("server") if outage is None else outage
         self._failure: StnClientError | None = None
-        self._request_id = conduct.request_id
+        self._request_id = settings.request_id
         self._sent_id = ""
         """Request id of the last attempt."""
 
@@ -398,12 +398,12 @@ class Progress:
         self._call.forget(for_good=self._losses >= MAX_LOSSES)
         return True
 
-    def of_upload(self) -> Conduct:
+    def upload_settings(self) -> CallSettings:
         """Returns how a tensor that the call needs is uploaded: once, and within its time."""
         remaining_s = self.remaining_s()
         left_s = None if remaining_s is None else max(remaining_s, LEAST_S)
         # Not again: the call has its own retries, and brings along what could not be uploaded.
-        return Conduct(left_s, self._metadata, retry=ONCE)
+        return CallSettings(left_s, self._metadata, retry=ONCE)
 
     def succeed(self) -> None:
         """Notes that the call was answered."""

@@ -314,11 +314,11 @@ def packed_bytes(call: Call[Any]) -> int:
 
     So is one with metadata or a request id of its own, which a message has for all its calls.
     """
-    envelope, conduct = call.envelope, call.conduct
+    envelope, settings = call.envelope, call.settings
     if envelope.packed_bytes is None:
         envelope.packed_bytes = _packed_bytes(envelope)
     # Resident tensors may be lost, which has to be told, and repeated, for each call by itself.
-    if call.residents or conduct.metadata or conduct.request_id is not None:
+    if call.residents or settings.metadata or settings.request_id is not None:
         return 0
     return envelope.packed_bytes
 

@@ -53,7 +53,7 @@ def most_in_stack(call: Call[Any]) -> int:
 
 def are_alike(one: Call[Any], other: Call[Any]) -> bool:
     """Returns whether calls differ in the values of their tensors alone."""
-    same = one.envelope is other.envelope and one.conduct is other.conduct
+    same = one.envelope is other.envelope and one.settings is other.settings
     return same and not other.residents
 
 
@@ -80,7 +80,7 @@ def stacked(calls: Sequence[Call[Any]], memory: Array) -> Call[Any]:
         pieces = [np.frombuffer(call.payloads[number], np.uint8) for call in calls]
         payloads.append(np.concatenate(pieces, out=joined).data)
         start += _aligned(size_bytes)
-    call = Call(envelope, payloads, calls[0].conduct)
+    call = Call(envelope, payloads, calls[0].settings)
     call.count = count
     return call
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from stn_client._arrays import AnyArray, Array, operand
-from stn_client._calls import Call, Conduct, conduct_of
+from stn_client._calls import Call, CallSettings, settings_of
 from stn_client._connection import BaseClient, Progress
 from stn_client._errors import (
     DeadlineExceededError,
@@ -107,14 +107,14 @@ class SteppingClient(BaseClient):
 
     def _uploading(self, array: AnyArray, options: CallOptions) -> Steps[ResidentTensor]:
         """Leaves a copy of an array on a server."""
-        resident, conduct = resident_of(array, self._name), conduct_of(options)
-        resident.held.add((yield from self._sending(resident, "", lambda: conduct)))
+        resident, settings = resident_of(array, self._name), settings_of(options)
+        resident.held.add((yield from self._sending(resident, "", lambda: settings)))
         return resident
 
     def _downloading(self, tensor: ResidentTensor, options: CallOptions) -> Steps[Array]:
         """Returns the array of a resident tensor, as a server holds it."""
         check_resident(tensor)
-        conduct, held = conduct_of(options), tensor.held
+        settings, held = settings_of(options), tensor.held
         references = list(held.references.values())
         if held.client != self._name or not references:
             expected = "expected a tensor on the server of this client, got another one."
@@ -126,7 +126,7 @@ class SteppingClient(BaseClient):
         while offset < numbers.size:
             size_bytes = min(PIECE_BYTES, numbers.size - offset)
             try:
-                piece = yield self._run(download(references[0], offset, size_bytes, conduct))
+                piece = yield self._run(download(references[0], offset, size_bytes, settings))
             except (InvalidRequestError, UnavailableError) as error:
                 if len(references) == 1 or not self._is_lost(error, references[0]):
                     raise
@@ -140,13 +140,13 @@ class SteppingClient(BaseClient):
         """Releases tensors on the servers that hold them; returns how many were there."""
         for tensor in tensors:
             check_resident(tensor)
-        conduct, released = conduct_of(options), 0
+        settings, released = settings_of(options), 0
         failures: list[tuple[str, StnClientError]] = []
         for address, references in given_up(tensors, self._name).items():
             for start in range(0, len(references), MAX_RELEASED):
                 some = references[start : start + MAX_RELEASED]
                 try:
-                    released += yield self._run(release(some, address, conduct))
+                    released += yield self._run(release(some, address, settings))
                 except StnClientError as error:
                     # With a replica goes what it held; only the target as a whole has to be there.
                     is_gone = isinstance(error, UnavailableError)
@@ -169,7 +169,7 @@ class SteppingClient(BaseClient):
         call.choose(self._name)
         for resident in call.missing(self._name):
             try:
-                yield from self._uploading_once(resident, call.address, progress.of_upload)
+                yield from self._uploading_once(resident, call.address, progress.upload_settings)
             except DeadlineExceededError:
                 raise
             except StnClientError:
@@ -177,7 +177,7 @@ class SteppingClient(BaseClient):
             call.choose(self._name)
 
     def _uploading_once(
-        self, resident: ResidentTensor, address: str, conduct: Callable[[], Conduct]
+        self, resident: ResidentTensor, address: str, settings: Callable[[], CallSettings]
     ) -> Steps[None]:
         """Uploads a tensor, or waits for another call that does; what it is refused, all are."""
         held, mine = resident.held, Future[bool]()
@@ -185,7 +185,7 @@ class SteppingClient(BaseClient):
             other = held.uploads.setdefault(address, mine)
             if other is mine:
                 try:
-                    held.add((yield from self._sending(resident, address, conduct)))
+                    held.add((yield from self._sending(resident, address, settings)))
                     mine.set_result(True)
                 except DeadlineExceededError:
                     raise
@@ -197,7 +197,7 @@ class SteppingClient(BaseClient):
                     if not mine.done():  # cancelled, or without more time: others may have it
                         mine.set_result(False)
                 return
-            yield self._wait_for(other, conduct().timeout_s)
+            yield self._wait_for(other, settings().timeout_s)
             if not other.done():
                 got = "got none: another call's upload of its tensor took longer"
                 advice = "Give it more time."
@@ -208,14 +208,14 @@ class SteppingClient(BaseClient):
                 return
 
     def _sending(
-        self, resident: ResidentTensor, address: str, conduct: Callable[[], Conduct]
+        self, resident: ResidentTensor, address: str, settings: Callable[[], CallSettings]
     ) -> Steps[ResidentRef]:
         """Sends a tensor in pieces, so that no message is larger than what every server takes.
 
         Args:
             resident: The tensor.
             address: Of a replica; empty: any.
-            conduct: Says how the next piece is sent.
+            settings: Says how the next piece is sent.
 
         Returns:
             Where the tensor stays.
@@ -224,7 +224,7 @@ class SteppingClient(BaseClient):
         offset, reference, losses = 0, None, 0
         while True:
             piece = payload[offset : offset + PIECE_BYTES]
-            call = upload(piece, reference, offset, dtype, len(payload), conduct())
+            call = upload(piece, reference, offset, dtype, len(payload), settings())
             # The first reply names the tensor; later pieces go to it by that name.
             call.address = address if reference is None else reference.address
             try:

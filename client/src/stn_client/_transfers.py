@@ -9,7 +9,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from stn_client._arrays import Array, Operand, operand
-from stn_client._calls import Call, Conduct, plain_call
+from stn_client._calls import Call, CallSettings, plain_call
 from stn_client._envelopes import Payloads, Places, Replies, mismatch
 from stn_client._errors import invalid
 from stn_client._residents import Held, ResidentTensor
@@ -84,7 +84,7 @@ def upload(
     offset: int,
     dtype: np.dtype[Any],
     size_bytes: int,
-    conduct: Conduct,
+    settings: CallSettings,
 ) -> Call[tuple[ResidentRef, int]]:
     """Makes the call of the method `Upload`.
 
@@ -94,7 +94,7 @@ def upload(
         offset: Where the piece begins, in bytes.
         dtype: The type of the tensor's elements.
         size_bytes: The size of the whole tensor.
-        conduct: How the call is made.
+        settings: How the call is made.
 
     Returns:
         A call whose result says where the tensor stays, and how many bytes are missing.
@@ -107,22 +107,24 @@ def upload(
         data_type=data_type(dtype),
         byte_count=size_bytes,
     )
-    return plain_call("Upload", request, payloads, _UploadReplies(), conduct)
+    return plain_call("Upload", request, payloads, _UploadReplies(), settings)
 
 
-def download(reference: ResidentRef, offset: int, size_bytes: int, conduct: Conduct) -> Call[Array]:
+def download(
+    reference: ResidentRef, offset: int, size_bytes: int, settings: CallSettings
+) -> Call[Array]:
     """Makes the call of the method `Download`, for bytes of a tensor."""
     request = resident_pb2.DownloadRequest(resident=reference, offset=offset, byte_count=size_bytes)
     replies = Replies("Download", resident_pb2.DownloadReply, ["piece"], lambda piece: piece)
-    call: Call[Array] = plain_call("Download", request, [], replies, conduct)
+    call: Call[Array] = plain_call("Download", request, [], replies, settings)
     call.address = reference.address
     return call
 
 
-def release(references: Sequence[ResidentRef], address: str, conduct: Conduct) -> Call[int]:
+def release(references: Sequence[ResidentRef], address: str, settings: CallSettings) -> Call[int]:
     """Makes the call of the method `Release`, whose result is how many tensors were there."""
     request = resident_pb2.ReleaseRequest(residents=references)
-    call = plain_call("Release", request, [], _ReleaseReplies(), conduct)
+    call = plain_call("Release", request, [], _ReleaseReplies(), settings)
     call.address = address
     return call
 
