@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FRAGMENT = re.compile(r"(Of|As|At|By|See|And|Theirs|Likewise|It is)\b")
+FRAGMENT = re.compile(
+    r"(Of|As|At|By|In|On|For|From|Through|Between|When|See|And|Those|Theirs|Told|Likewise|It is"
+    r"|One of|Bytes of)\b"
+)
 LEAST_WORDS = 4
 NAMED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
 

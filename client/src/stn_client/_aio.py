@@ -399,7 +399,7 @@ class _Connection:
         self._loop = asyncio.get_running_loop()
         self._woken: dict[Waiter, asyncio.Future[None]] = {}
         self._looks_at_s = math.inf
-        """When the timer fires; infinity if there is none."""
+        """The instant at which the timer fires; infinity if there is none."""
         self._timer: asyncio.TimerHandle | None = None
         self._sending: dict[Packet, asyncio.Task[None]] = {}
         self._starts_soon = False

@@ -158,9 +158,9 @@ class Call(Generic[T]):
     count: int = 1
     """Number of the caller's calls that it stands for."""
     residents: Residents = ()
-    """For each payload its resident tensor, if it has one; empty if there is none."""
+    """The resident tensor of each payload, None for one that has none; empty if no payload has."""
     named: Sequence[ResidentRef | None] = ()
-    """For each payload what the last attempt named in its place."""
+    """What the last attempt named in place of each payload; None: it was sent."""
     address: str = ""
     """The replica where its resident tensors are, and to which it goes; empty: to any."""
     kept: Sequence[ResidentTensor] = ()
@@ -235,7 +235,7 @@ class Call(Generic[T]):
 
     @property
     def sent_bytes(self) -> int:
-        """Bytes of the operands that are sent, without those that are resident."""
+        """The bytes of the operands that are sent, without those that are resident."""
         all_bytes = self.envelope.all_operands_bytes
         if not self.named:
             return all_bytes

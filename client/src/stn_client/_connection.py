@@ -54,7 +54,7 @@ NOT_READY = DeadlineExceededError, OverloadedError, UnavailableError
 ONCE = RetryPolicy(attempts=1)
 
 READY_PAUSE_S = 0.1
-"""Between questions to a server that is not ready yet."""
+"""The pause between questions to a server that is not ready yet."""
 
 LEAST_S = 1e-3
 """The time of a question that comes at the last moment."""
@@ -246,7 +246,7 @@ class Outage:
 
 
 class Progress:
-    """One call and its attempts: its deadline, and what follows a failure.
+    """A call's attempts: its deadline, and what follows a failure.
 
     Args:
         policy: When to try again.

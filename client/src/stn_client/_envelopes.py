@@ -73,7 +73,7 @@ class Envelope(Generic[T]):
     message: Message
     """The request without its payloads."""
     operands_bytes: tuple[int, ...]
-    """Bytes of each payload."""
+    """The size of each payload."""
     results: tuple[Result, ...]
     """The tensors of the reply, as far as the request tells; a server may see it otherwise."""
     replies: Reads[T]
@@ -92,15 +92,15 @@ class Envelope(Generic[T]):
         first, *others = (*gaps(len(envelope), self.operands_bytes), b"")
         self._gaps = envelope + first, *others
         self.own_bytes = len(envelope)
-        """Bytes of the message without payloads."""
+        """The size of the message without payloads."""
         self.results_bytes = tuple(
             math.prod(one.shape) * one.dtype.itemsize for one in self.results
         )
-        """Bytes of each tensor of the reply."""
+        """The size of each tensor of the reply."""
         self.all_operands_bytes = sum(self.operands_bytes)
         self.all_results_bytes = sum(self.results_bytes)
         self.size_bytes = sum(map(len, self._gaps)) + self.all_operands_bytes
-        """Bytes of the whole request."""
+        """The size of the whole request."""
 
     @cached_property
     def nested(self) -> bytes:

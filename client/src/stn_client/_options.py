@@ -42,7 +42,7 @@ class CallOptions(TypedDict, total=False):
     """Options of one call, whatever it computes."""
 
     timeout_s: float | None
-    """For this call with all its retries, in seconds; None: no limit; default: the client's."""
+    """Seconds for this call with all its retries; None: no limit; default: the client's."""
     metadata: Mapping[str, str]
     """Sent along for whatever is between client and server, as a proxy or a tracer; default none.
     Names are as gRPC has them: lower case, none that gRPC or the SDK uses itself."""

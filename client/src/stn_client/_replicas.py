@@ -21,7 +21,7 @@ LOOK_UP_S = 1.0
 """The longest that a call waits for the addresses of a name; what comes later counts for others."""
 
 LOOK_UP_PAUSE_S = 5.0
-"""Between two questions for the addresses of a name, as gRPC's own."""
+"""The pause between two questions for the addresses of a name, as gRPC's own."""
 
 DEFAULT_PORT = 443
 """That of gRPC for names without one."""

@@ -27,7 +27,7 @@ MAX_LOSSES = 3
 
 @dataclass(eq=False, slots=True)
 class Held:
-    """Where a tensor stays.
+    """The servers on which a tensor stays.
 
     Concurrency: thread-safe, as each of its changes is one of a dict.
     """
@@ -39,7 +39,7 @@ class Held:
     is_kept: bool = False
     """Whether it goes with a warp, which keeps it there for its gradients."""
     references: dict[str, ResidentRef] = field(default_factory=dict)
-    """By the addresses of replicas, as they tell them."""
+    """The references by the addresses of replicas, as they tell them."""
     uploads: dict[str, Future[bool]] = field(default_factory=dict)
     """Ends of the uploads under way, by the addresses that they go to (empty: to any): whether
     other calls need no upload of their own, as the tensor is there, or is refused."""
@@ -76,7 +76,7 @@ class ResidentTensor(Operand):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the array."""
+        """The size of the array in bytes."""
         return self.array.nbytes
 
     def is_in(self, payload: memoryview | bytes) -> bool:
@@ -98,7 +98,7 @@ class ResidentTensor(Operand):
 
 
 Residents = Sequence[ResidentTensor | None]
-"""For each payload of a call its resident tensor, if it has one."""
+"""The resident tensor of each payload of a call, None for one that has none."""
 
 
 def residents_of(*operands: Any) -> Residents:

@@ -1,4 +1,4 @@
-"""When to try again, and after how long: exponential backoff with full jitter.
+"""Says when to try again, and after how long: exponential backoff with full jitter.
 
 Every method of the service is a pure function of its request, so that repeating a call is always
 safe. The request is built once and sent again as it is. gRPC repeats by itself only what no server

@@ -22,7 +22,7 @@ MAX_RELEASED = 512
 """The most tensors that one message releases; servers take few fields in one."""
 
 PIECE_BYTES = (1 << 20) - (1 << 12)
-"""Bytes of one piece of an upload: any server takes the message, and its overhead is small."""
+"""The size of a piece of an upload: any server takes the message, and its overhead is small."""
 
 
 def kept(given: Operand, client: str) -> ResidentTensor:

@@ -30,13 +30,13 @@ LOG = logging.getLogger("stn_client")
 INFO = f"/{SERVICE}/GetServerInfo"
 
 SOCKET = "ttrpc.sock"
-"""Within the folder that a server names."""
+"""The name of the socket in the folder that a server names."""
 
 CONNECT_S = 1.0
 """Timeout for finding out whether there is a local transport."""
 
 MIN_PAUSE_S, MAX_PAUSE_S = 1.0, 60.0
-"""Between attempts to find one: twice as long after each that fails."""
+"""The pauses between attempts to find one: twice as long after each that fails."""
 
 MAX_WAIT_S = 1e6
 """The longest wait at a time: what `poll` can count, in milliseconds."""

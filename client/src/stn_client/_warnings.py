@@ -37,11 +37,11 @@ _OFFSETS: dict[tuple[type, tuple[int, ...]], tuple[int, ...]] = {
         if "t_x" in kind.given
     },
 }
-"""Where the parameters of a matrix have the source point of the target origin, by their kind and
-their last axis."""
+"""The places in the parameters of a matrix of the source point of the target origin, by their kind
+and their last axis."""
 
 _PROJECTIVE = 8
-"""Where the parameters of a homography have what these points are divided by."""
+"""The place in the parameters of a homography of what these points are divided by."""
 
 
 def warn(message: str) -> None:

@@ -20,7 +20,7 @@ PORT, METRICS_PORT = 50051, 9464
 """Ports on which the server of the image listens."""
 
 PAUSE_S = 0.05
-"""Between two looks at a container that starts."""
+"""The pause between two looks at a container that starts."""
 
 GRACE_S = 35
 """Time that a container has to stop: a little more than the server's own grace."""

@@ -82,7 +82,7 @@ class Parts:
     events: Events
     files: Watch
     certificates: Certificates | None
-    """For the addresses that serve calls; None: they speak no TLS."""
+    """The certificates of the addresses that serve calls; None: they speak no TLS."""
     lanes: Lanes
     batcher: Batcher
     residents: Residents

@@ -1,4 +1,4 @@
-"""One call, whichever transport it came by."""
+"""A call as the service sees it, whichever transport it came by."""
 
 from __future__ import annotations
 

@@ -283,7 +283,7 @@ class BrokenError(RefusedError):
 
 
 class RequestTooLargeError(RefusedError):
-    """One request exceeds a limit, now and whenever it is tried again.
+    """A request exceeds a limit, now and whenever it is tried again.
 
     Attributes:
         field: Path of the field that asks for too much.

@@ -56,7 +56,7 @@ class End:
     error: Exception | None = None
     """The exception that ended it, if one did."""
     note: str = ""
-    """For the operator: why a transport may have ended the call itself."""
+    """What tells the operator why a transport may have ended the call itself; empty: nothing."""
     alike: int = 1
     """How many nested calls of one message ended for this reason."""
 

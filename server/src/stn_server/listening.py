@@ -47,7 +47,7 @@ UNIX_REASONS = {
 }
 
 ELSEWHERE = {4: "192.0.2.1", 6: "2001:db8::1"}
-"""By the version of IP an address that no machine has (RFC 5737, RFC 3849)."""
+"""The address that no machine has, by the version of IP (RFC 5737, RFC 3849)."""
 
 
 async def listen_tcp(name: str, address: str, bind: Bind) -> int:

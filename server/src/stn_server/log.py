@@ -61,7 +61,7 @@ class _Repeated:
     level: int
     facts: dict[str, Any]
     until: float
-    """When the next failure is logged as the first one was."""
+    """The instant from which the next failure is logged as the first one was."""
     calls: int = 0
     """How many failures there were since the last line."""
     request_ids: list[str] = field(default_factory=list)

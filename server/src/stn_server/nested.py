@@ -43,7 +43,7 @@ class _NestedTemplate:
 
     method: str
     request: bytes
-    """Its own message, without payloads."""
+    """The message of the call, without payloads."""
     sizes_bytes: tuple[int, ...]
     """The sizes of its payloads in bytes."""
     output_bytes: int
@@ -51,12 +51,12 @@ class _NestedTemplate:
 
 
 class Nested(NamedTuple):
-    """One of the calls within a ComputeMany."""
+    """A call within a ComputeMany."""
 
     method: str
-    """Its method; empty if the call names none that is known."""
+    """The method of the call; empty if it names none that is known."""
     request: Request | Exception
-    """Its request, or the error that `Translator.decode` would have raised."""
+    """The request of the call, or the error that `Translator.decode` would have raised."""
 
 
 class NestedTranslator:

@@ -137,7 +137,7 @@ class Residents:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.address = config.address
-        """Told with handles: where calls that use them have to go."""
+        """The address that is told with handles: calls that use them have to go there."""
         self._config = config
         self._events = events
         self._now = now

@@ -36,7 +36,7 @@ class Quota:
     max_calls: float = math.inf
     """Calls in flight."""
     max_bytes: float = math.inf
-    """Bytes of operands and results of the calls in flight."""
+    """The bytes of operands and results of the calls in flight."""
     calls_per_s: float = math.inf
 
 

@@ -75,7 +75,7 @@ REQUESTS: dict[Operation, type[Message]] = {
 """The class of the requests of every operation."""
 
 MAX_SIZES = 1024
-"""For how many sizes of messages templates are kept."""
+"""The number of sizes of messages for which templates are kept."""
 
 MAX_TEMPLATES = 4
 """How many templates are kept for messages of one size."""

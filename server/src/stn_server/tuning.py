@@ -125,7 +125,7 @@ MAX_STREAM_CALLS = 64
 stream fill the queue, less lets it use less of a batch."""
 
 MAX_PEERS = 1024
-"""For how many connections the address of the peer is remembered, so that it is not parsed anew."""
+"""The number of connections whose peer address is remembered, so that it is not parsed anew."""
 
 # How connections are kept
 

@@ -47,7 +47,7 @@ class Layout(NamedTuple):
     dtype: torch.dtype
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-    """In elements."""
+    """The strides, in elements."""
 
     @classmethod
     def of(cls, tensor: Tensor) -> Self:
@@ -56,12 +56,12 @@ class Layout(NamedTuple):
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all elements."""
+        """The size of all elements in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def span_bytes(self) -> int:
-        """Bytes from the first to the last; strides are not negative, as in torch."""
+        """The bytes from the first element to the last; strides are not negative, as in torch."""
         if 0 in self.shape:
             return 0
         last = sum((size - 1) * step for size, step in zip(self.shape, self.strides, strict=True))
@@ -112,7 +112,7 @@ device. A plain tuple, because it is taken apart before every run."""
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """One operation on tensors of given layouts, whatever their values and addresses.
+    """An operation on tensors of given layouts, whatever their values and addresses.
 
     Calls are compared by identity: ``problem.call`` is the same object if all layouts are equal.
 

@@ -16,7 +16,8 @@ class Outcome(StrEnum):
 
 
 Listener = Callable[[Outcome, float], None]
-"""Told the seconds that it took, in the thread that needs the kernels."""
+"""A function that is told an outcome and the seconds that it took, in the thread that needs the
+kernels."""
 
 _LISTENERS: list[Listener] = []
 

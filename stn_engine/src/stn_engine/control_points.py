@@ -12,7 +12,8 @@ from stn_engine.errors import ParameterError
 Pairs: TypeAlias = Sequence[tuple[float, float]]
 
 RESOLUTION = 1e-6
-"""In radii of all control points: nearer ones count as one, and thinner bands as a line.
+"""The least distance of two control points, in radii of all of them: nearer ones count as one, and
+thinner bands as a line.
 
 The system of a spline is as ill-conditioned as one over the square of the smallest distance: at
 this one, float64 leaves the map three or four digits, and no fewer than rounding of its source

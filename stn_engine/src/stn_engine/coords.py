@@ -24,7 +24,7 @@ from stn_engine.spec import Coordinates
 
 @dataclass(frozen=True)
 class TargetAxis:
-    """One axis of the target lattice: ``x_t = (p·j + q) / r`` for j = 0, 1, ..."""
+    """An axis of the target lattice: ``x_t = (p·j + q) / r`` for j = 0, 1, ..."""
 
     p: int
     q: int
@@ -33,7 +33,7 @@ class TargetAxis:
 
 @dataclass(frozen=True)
 class SourceAxis:
-    """One axis of the source: ``x_px = (u·x + v) / w``."""
+    """An axis of the source: ``x_px = (u·x + v) / w``."""
 
     u: int
     v: int

@@ -34,7 +34,7 @@ BACKENDS: tuple[Backend, ...] = (
     TorchBackend(),
     ReferenceBackend(),
 )
-"""In order of preference."""
+"""The backends, in order of preference."""
 
 BACKEND_VARIABLE = "STN_BACKEND"
 """The environment variable that names the only backend to use."""

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import torch
 
 Shape: TypeAlias = Sequence[int | str]
-"""One entry per axis: a size, or the letter of a free size."""
+"""The shape, one entry per axis: a size, or the letter of a free size."""
 
 
 class EngineError(Exception):

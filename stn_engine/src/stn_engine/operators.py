@@ -49,7 +49,7 @@ from stn_engine.transforms import KINDS, ThinPlateSpline, Transform
 P = TypeVar("P", bound=Problem)
 R = TypeVar("R", bound=Tensor | Gradients | Objective)
 Needs = Sequence[bool]
-"""For each operand of a problem, whether its gradient is needed."""
+"""Whether the gradient of each operand of a problem is needed."""
 
 COMPOSITION = TorchBackend()
 """The backend whose results are graphs of differentiable operators."""
@@ -63,7 +63,7 @@ _requires_grad = attrgetter("requires_grad")
 
 
 class Operator(Generic[P, R]):
-    """One operation: a torch operator for tracers and transforms, else a plain function.
+    """An operation: a torch operator for tracers and transforms, else a plain function.
 
     Args:
         schema: Of the torch operator; its name is that of a method of all backends.

@@ -1,4 +1,4 @@
-"""One call as data: operands, sizes and spec, valid by construction.
+"""A call as data: operands, sizes and spec, valid by construction.
 
 Constructing a problem reads shapes only. Its sizes are Python integers, so that a caller can
 refuse a monstrous request before anything of its size is allocated.
@@ -71,7 +71,7 @@ class _Planned(ABC):
 
     @property
     def input_bytes(self) -> int:
-        """Bytes of all operands."""
+        """The size of all operands in bytes."""
         return sum(map(_bytes, self.operands))
 
     @cached_property
@@ -99,7 +99,7 @@ class _Planned(ABC):
 
 @dataclass(frozen=True, eq=False, init=False)
 class WarpProblem(_Planned):
-    """One warp: generator and sampler applied to one batch.
+    """A warp: generator and sampler applied to one batch.
 
     Shapes:
         feature_map   (N, C, [D,] H, W)       float32 | float64 | float16 | bfloat16 | uint8 |
@@ -240,7 +240,7 @@ class WarpProblem(_Planned):
 
     @property
     def output_bytes(self) -> int:
-        """Bytes of the result."""
+        """The size of the result in bytes."""
         return math.prod(self.output_shape) * self.output_dtype.itemsize
 
 
@@ -326,7 +326,7 @@ class WarpGradientsProblem(_Planned):
 
     @cached_property
     def output_bytes(self) -> int:
-        """Bytes of the gradients asked for."""
+        """The size of the gradients that are asked for, in bytes."""
         operands = {
             "feature_map": self.warp.feature_map,
             "transform": self.warp.transform.parameters,
@@ -336,7 +336,7 @@ class WarpGradientsProblem(_Planned):
 
 @dataclass(frozen=True, eq=False)
 class GridProblem(_Planned):
-    """One run of the grid generator alone.
+    """A run of the grid generator alone.
 
     Shapes:
         transform   (N, ...)                   float32 | float64
@@ -412,7 +412,7 @@ class GridProblem(_Planned):
 
     @property
     def output_bytes(self) -> int:
-        """Bytes of the grid."""
+        """The size of the grid in bytes."""
         return math.prod(self.output_shape) * self.output_dtype.itemsize
 
 
@@ -476,7 +476,7 @@ class GridGradientsProblem(_Planned):
 
     @property
     def output_bytes(self) -> int:
-        """Bytes of the gradient."""
+        """The size of the gradient in bytes."""
         return _bytes(self.grid.transform.parameters)
 
 
@@ -621,7 +621,7 @@ class ObjectiveProblem(_Planned):
 
     @property
     def output_bytes(self) -> int:
-        """Bytes of the results."""
+        """The size of the results in bytes."""
         parameters = self.warp.transform.parameters
         count = math.prod(parameters.shape[1:])
         sizes = {"gradient": count * parameters.dtype.itemsize, "gauss_newton": 8 * count * count}

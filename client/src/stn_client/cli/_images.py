@@ -113,7 +113,7 @@ _EXIF_IFD, _GPS_IFD, _EXIF_WIDTH, _EXIF_HEIGHT = 0x8769, 0x8825, 0xA002, 0xA003
 
 @dataclass(frozen=True)
 class Frame:
-    """One image of a file, between being read and written.
+    """An image of a file, between being read and written.
 
     Attributes:
         values: (H, W, C) in a type that can be interpolated; colours times their opacity.

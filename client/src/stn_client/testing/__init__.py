@@ -1,4 +1,4 @@
-"""For the tests of programs that call the service: a client without a server, and pytest fixtures.
+"""Helps tests of programs that call the service: a client without a server, and fixtures.
 
 `StubClient` answers in the process. The fixtures `stn_server` and `stn_client`, of a real server
 on free ports, come with one line in a `conftest.py`:

@@ -137,7 +137,7 @@ class Batcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._wake_at = math.inf
-        """When the timer fires; infinity if there is none."""
+        """The instant at which the timer fires; infinity if there is none."""
         self._oldest_arrival = math.inf
         self._draining = False
         self._broken: asyncio.Future[Exception] = self._loop.create_future()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class ResidentMemory(np.ndarray):
-    """Bytes of a resident tensor, (size,) uint8: a device may keep a copy as long as they exist.
+    """The bytes of a resident tensor, (size,) uint8: devices may keep copies as long as they exist.
 
     They do not change once a call reads them.
     """

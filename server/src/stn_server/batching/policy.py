@@ -103,7 +103,7 @@ class Decisions(NamedTuple):
     expired: tuple[WorkItem, ...] = ()
     launches: tuple[Batch, ...] = ()
     wake_at: float = math.inf
-    """When to send a Tick unless another event comes first; infinity: no need."""
+    """The instant at which to send a Tick unless another event comes first; infinity: never."""
     oldest_arrival: float = math.inf
     """The arrival of the oldest item that waits now; infinity if none does."""
 
@@ -234,7 +234,7 @@ class Policy:
 
     @property
     def admitted_bytes(self) -> int:
-        """Bytes of all places that are held."""
+        """The bytes of all places that are held."""
         return self._admission.size_bytes
 
     def is_running(self, item: WorkItem) -> bool:

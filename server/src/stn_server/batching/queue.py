@@ -30,7 +30,7 @@ class _Group:
     """The items of one key."""
 
     since: float
-    """When the key began to wait: the arrival of an item when there was none."""
+    """The instant at which the key began to wait: the arrival of an item when there was none."""
     cost: Cost
     deadline: float = math.inf
     """No item has an earlier deadline."""

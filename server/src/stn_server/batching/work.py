@@ -134,7 +134,7 @@ class WorkItem:
     deadline: float = math.inf
     """Monotonic instant in seconds after which the result is unwanted."""
     due_within_s: float = IMPLICIT_DEADLINE_S
-    """It counts as due so long after its arrival, or at its deadline if that is earlier."""
+    """The time after its arrival at which it is due, unless its deadline is earlier, in seconds."""
     reply: Callable[[Finished], Any] = as_it_is
     """Makes the reply from the outcome."""
     caller: str = ""
@@ -147,7 +147,7 @@ class WorkItem:
     """Whether its results are written to memory of the caller, who must not be answered before
     that: the caller would use the memory for something else."""
     number: int = field(default_factory=_ids.__next__)
-    """Its identity, and its rank in the order of arrival."""
+    """The number that identifies the item, and is its rank in the order of arrival."""
 
     @property
     def due(self) -> float:
@@ -156,7 +156,7 @@ class WorkItem:
 
 
 class Wanted(NamedTuple):
-    """One of the calls that come together in one message."""
+    """A call of those that come together in one message."""
 
     problem: Any
     key: BatchKey

@@ -1,4 +1,4 @@
-"""One connection by ttrpc: its frames, its calls, and how much of both there may be.
+"""A connection by ttrpc: its frames, its calls, and how much of both there may be.
 
 What ttrpc leaves open is decided here:
 

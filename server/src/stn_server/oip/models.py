@@ -62,7 +62,7 @@ class ModelTensor:
 
     name: str
     path: tuple[str, ...]
-    """Its path in the message of `stn.v1`."""
+    """The path of the field in the message of `stn.v1`."""
     shape: tuple[int, ...]
     datatype: str = "FP32"
     """Its datatype, as an example: maps may have others."""

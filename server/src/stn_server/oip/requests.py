@@ -93,7 +93,7 @@ _TYPED = {
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Bytes of a region, for an input or an output."""
+    """A range of bytes of a region, for an input or an output."""
 
     region: Region
     offset: int

@@ -29,7 +29,7 @@ class Job(NamedTuple):
 
     problem: Problem
     operands: Sequence[Bytes]
-    """In the order of ``bound``; contiguous, and in the order of memory."""
+    """The operands in the order of ``bound``; contiguous, and in the order of memory."""
     places: Sequence[memoryview | None] = ()
     """Writable memory for each result, as ``results_of`` lists them; None: new bytes, as for all
     of them if there are no places."""

@@ -20,7 +20,7 @@ from stn_engine.problem import (
 
 
 class Backend(Protocol):
-    """One way to compute every operation of the engine.
+    """A way to compute every operation of the engine.
 
     All operations are ragged: they take problems of any sizes, dtypes and specs and return one
     result per problem, in order. The result of a problem is bit for bit the same whatever

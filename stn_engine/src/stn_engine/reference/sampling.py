@@ -26,7 +26,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Tap:
-    """One of the pixels that a sample reads along one axis.
+    """A pixel that a sample reads along one axis.
 
     Attributes:
         index: Row or column in U, or plane in 3-D; may lie outside.
@@ -41,7 +41,7 @@ class Tap:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """One of the pixels that a sample reads: a tap on every axis, y before x, z before both."""
+    """A pixel that a sample reads: a tap on every axis, y before x, z before both."""
 
     taps: tuple[Tap, ...]
 

@@ -1,4 +1,4 @@
-"""From a program to machine code: NVRTC through ``cuda.core``, and its cache on disk.
+"""Makes machine code of programs: NVRTC through ``cuda.core``, and its cache on disk.
 
 Nothing here needs a GPU.
 """

@@ -48,9 +48,9 @@ class Counts(NamedTuple):
     thetas: int
     """Sets of parameters."""
     unfinished_thetas: int
-    """Those whose gradient is a sum over tiles."""
+    """Thetas whose gradient is a sum over tiles."""
     uninverted_thetas: int
-    """Those whose preimage is sought by many tiles."""
+    """Thetas whose preimage is sought by many tiles."""
     items: int
     """Items of the batch."""
     sums: int
@@ -137,7 +137,7 @@ class Operands(NamedTuple):
     grad_feature_map: Layout | None
     grad_parameters: Layout | None
     compared: tuple[Layout, ...] = ()
-    """Of an objective: the fixed map, and the weights, if there are any."""
+    """The fixed map of an objective, and its weights, if there are any."""
 
     @classmethod
     def of(cls, call: Call) -> "Operands":
@@ -364,7 +364,7 @@ def _put_generator(item: Any, call: Call, layouts: Operands, group: Group) -> tu
 
 
 def _fill(call: Call, layouts: Operands) -> Tensor | None:
-    """One constant per channel, or None if all are 0."""
+    """Returns one constant per channel, or None if all are 0."""
     fill = call.spec.fill
     if not any(fill):
         return None

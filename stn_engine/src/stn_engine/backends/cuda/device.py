@@ -68,14 +68,14 @@ class DeviceLauncher:
         return handle
 
     def upload(self, words: npt.NDArray[np.int64], device: torch.device) -> Tensor:
-        """Through pinned memory, which torch keeps until the copy is done."""
+        """Copies words through pinned memory, which torch keeps until the copy is done."""
         pinned = torch.empty(len(words), dtype=torch.int64, device="cpu", pin_memory=True)
         pinned.numpy()[:] = words
         self.retain(pinned)
         return pinned.to(device, non_blocking=True)
 
     def zero(self, address: int, size_bytes: int, device: torch.device) -> None:
-        """On the current stream."""
+        """Zeroes memory on the current stream."""
         _driver().zero(address, size_bytes, device)
 
     def hold(self, tensors: Sequence[Tensor], device: torch.device) -> None:
@@ -85,12 +85,15 @@ class DeviceLauncher:
             tensor.record_stream(stream)
 
     def retain(self, things: object) -> None:
-        """Nobody tells when a graph is gone; what one call of it reads are some kilobytes."""
+        """Keeps for good what a graph that is being captured reads.
+
+        Nobody tells when a graph is gone; what one call of it reads are some kilobytes.
+        """
         if torch.cuda.is_current_stream_capturing():
             self._retained.append(things)
 
     def launch(self, kernel: Kernel, arguments: Arguments, device: torch.device) -> None:
-        """One thread block per tile, or per few of them."""
+        """Launches a kernel, with one thread block per tile, or per few of them."""
         _driver().launch(kernel, arguments, device)
 
 

@@ -25,7 +25,7 @@ from stn_engine.backends.cuda.structures import TILES
 from stn_engine.backends.cuda.tuning import FAR_FILLS, FILLS, MOST_TILES, THREADS
 
 MOST_BLOCKS = (1 << 31) - 1
-"""In one launch."""
+"""The most thread blocks of one launch."""
 
 load_nvidia_dynamic_lib("nvrtc")
 

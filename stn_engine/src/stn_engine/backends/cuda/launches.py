@@ -39,7 +39,7 @@ class Step(NamedTuple):
 
     kernel: Kernel
     tiles: str
-    """One of ``TILED``."""
+    """What it runs over: a name of ``TILED``."""
 
 
 class Scratch(NamedTuple):
@@ -48,7 +48,7 @@ class Scratch(NamedTuple):
     name: str
     """The field of a descriptor that holds its address."""
     width: int
-    """Bytes for each of what it is counted by."""
+    """The bytes for each of what it is counted by."""
     of: str
     """What it is counted by: a field of ``Counts``."""
     is_zeroed: bool = False

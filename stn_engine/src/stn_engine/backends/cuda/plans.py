@@ -29,7 +29,7 @@ LARGEST_OFFSET = (1 << 31) - 1
 WIDE_LABELS = (torch.int32, torch.int64)
 """Labels that no kernel moves as one: it would have to compute in integers."""
 PART_BYTES = 2
-"""Such are moved as integers of so many bytes, each of which float32 holds."""
+"""Labels too wide for that are moved as integers of so many bytes, each of which float32 holds."""
 
 
 class Plan:

@@ -30,7 +30,7 @@ _LAYOUTS = ("planes", "interleaved")
 
 @dataclass(frozen=True)
 class Program:
-    """One source file, specialised.
+    """A source file, specialised.
 
     Args:
         source: Name of the file, without its suffix.

@@ -20,7 +20,7 @@ Kind: TypeAlias = tuple[torch.dtype, torch.device, int]
 """Dtype, device, and which result of its call: those of one kind share one piece of memory."""
 
 View: TypeAlias = tuple[int, tuple[Sequence[int], Sequence[int], int]]
-"""Of which piece of memory a result is a view, and its shape, strides and first number there."""
+"""A result as a view: the number of its piece of memory; shape, strides and first number there."""
 
 
 class SharedResults(NewResults):
