@@ -32,7 +32,7 @@ def test_chaos_leaves_nothing_behind():
     assert sum(seen["ended"].values()) == 3000
 
 
-def test_what_may_be_inside_bounds_memory():
+def test_the_limits_of_admission_bound_memory():
     """Sixteen times as much is sent, with and without its size, and by callers that stall."""
     sizes = ["--message-mib=24", "--admitted-mib=128", "--retained-mib=64"]
     seen = run("-m", "stress.memory", "--callers=32", *sizes)

@@ -410,7 +410,7 @@ class Client(SteppingClient):
 
         What is returned stands for the array wherever calls of this client take one. Servers hold
         such tensors as long as they are used and there is room; the client keeps the copy and sends
-        it again when a server has let it go.
+        it again when a server has evicted it.
 
         Shapes:
             array   any      any dtype of a feature map

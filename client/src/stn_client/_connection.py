@@ -461,7 +461,7 @@ class Progress:
 class _Fork:
     """Handlers that make the clients of this process usable after a fork.
 
-    gRPC makes itself usable in a child, but only if no thread was inside it at that moment: locks
+    gRPC makes itself usable in a child, but only if no thread was calling it at that moment: locks
     that were held then are held for ever. A child gets new connections, or, if anybody was calling,
     an error in place of calls that would hang.
     """
@@ -480,7 +480,7 @@ class _Fork:
     def _in_child(self) -> None:
         self.amid_calls = self.amid_calls or self._busy
         for client in _base_clients():
-            # Kept: to end a connection would say goodbye to the server in the parent's name.
+            # Kept: ending a connection would send GOAWAY by the socket that the parent still uses.
             self._abandoned.append(dict(vars(client)))
             client._abandon()  # noqa: SLF001
             client._disconnect()  # noqa: SLF001

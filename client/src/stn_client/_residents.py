@@ -1,7 +1,7 @@
 """Tensors that stay on the server, so that later calls name them instead of sending them.
 
 Servers hold them as a cache. So a `ResidentTensor` keeps what it was made of, and a call whose
-tensor the server has let go uploads it again; whatever goes wrong with that, tensors are sent with
+tensor the server has evicted uploads it again; whatever goes wrong with that, tensors are sent with
 their calls. Behind a target of several replicas a tensor may stay on some of them, and calls that
 name it go there. `_transfers` has the calls that move tensors, `_steps` the order of them.
 """
@@ -19,7 +19,7 @@ from stn_client._arrays import Array, Operand
 from stn_proto.v1.tensor_pb2 import ResidentRef
 
 LOST = "HANDLE_NOT_FOUND"
-"""Why a call fails whose tensor the server has let go."""
+"""Why a call fails whose tensor the server has evicted."""
 
 MAX_LOSSES = 3
 """The most times that a call, or an upload, begins anew because its tensors were evicted."""
@@ -59,7 +59,7 @@ class ResidentTensor(Operand):
 
     It stands for the array that it was made of wherever calls of the same client take one, those of
     transforms included, and goes with calls of others as that array does. A server that was started
-    anew, or needed the room, gets it again without a word.
+    anew, or needed the room, gets it again by itself.
     """
 
     held: Held = field(kw_only=True)

@@ -127,7 +127,7 @@ class ServerInfo:
         ready: Whether it takes calls.
         devices: What it computes on.
         capabilities: What it computes, once for images and once for volumes.
-        limits: What one call may ask for, and how much may be inside.
+        limits: What one call may ask for, and how much is admitted.
         statistics: Counts since it started.
         instance_id: The same as long as its process lives; 32 hexadecimal digits.
         features: Abilities that cannot be told from methods, limits and capabilities.

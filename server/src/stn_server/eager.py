@@ -42,7 +42,7 @@ class _Rest:
     """The rest of a coroutine that has begun, as a coroutine for a task.
 
     Not an `async def` around it: a task that is cancelled before its first step throws into what
-    has not begun, and an `async def` would end there without a word to the coroutine within.
+    has not begun, and an `async def` would end there, and never close the coroutine within.
 
     Args:
         coroutine: The coroutine, which has already run until it waits.

@@ -31,7 +31,7 @@ class Health:
         self.is_ready = False
 
     async def set(self, *, ready: bool) -> None:
-        """Reports to all health checks and watches whether calls are welcome."""
+        """Reports to all health checks and watches whether the server takes calls."""
         self.is_ready = ready
         status = HealthCheckResponse.SERVING if ready else HealthCheckResponse.NOT_SERVING
         for name in self._services:

@@ -308,7 +308,7 @@ class Metrics(Listener):
         self.queue_age.set_function(queue_age_s)
 
     def watch_readiness(self, is_ready: Callable[[], bool]) -> None:
-        """Reads at every scrape whether calls are welcome."""
+        """Reads at every scrape whether health reports SERVING."""
         self.ready.set_function(is_ready)
 
     def watch_arenas(self, arenas: Arenas) -> None:

@@ -5,9 +5,9 @@ What a server holds stays below
     idle + 2 x batching.max_admitted_bytes + retained_bytes + residents.max_bytes
     + local.max_arena_bytes
 
-with arenas only where `local.dir` is set. A call is inside once, and its message once more on its
-way in or out. Without a limit, settings have the defaults of `config.py`, which are also the most
-that a limit gives them.
+with arenas only where `local.dir` is set. An admitted call counts once, and its message
+takes as much again on its way in or out. Without a limit, settings have the defaults of
+`config.py`, which are also the most that a limit gives them.
 """
 
 from __future__ import annotations

@@ -406,7 +406,8 @@ class Batcher:
         if decisions.wake_at != self._wake_at:
             self._set_timer(decisions.wake_at, now)
         for batch in decisions.launches:
-            # What follows a batch is left to a task, so that not every batch is inside another.
+            # Only an arrival runs a batch in its own stack: one that followed another so would be
+            # nested in it, ever deeper, and no caller would get a reply meanwhile.
             if not (isinstance(event, Arrive | ArriveTogether) and self._run_inline(batch)):
                 task = self._loop.create_task(self._run(batch))
                 self._tasks.add(task)

@@ -155,15 +155,15 @@ class Admission:
             # Kept only once admitted: refused callers must not fill memory with their names.
             held = _Held()
         # Both limits are checked before anything counts, so that a refusal changes nothing.
-        for what, limit, inside, own, amount in (
+        for what, limit, admitted, own, amount in (
             ("items", self._max_items, self._items, held.items, 1),
             ("bytes", self._max_bytes, self.size_bytes, held.size_bytes, size_bytes),
         ):
-            if inside + amount > limit:
-                return Full(what, limit, inside + amount)
+            if admitted + amount > limit:
+                return Full(what, limit, admitted + amount)
             # Against what it holds, not what it asks for: a caller that holds nothing is never
             # refused by its share.
-            share = CALLER_SHARE * (limit - inside)
+            share = CALLER_SHARE * (limit - admitted)
             if own > share:
                 return Full(f"{what} of one caller", share, own + amount)
         self._callers[caller] = held

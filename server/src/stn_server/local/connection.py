@@ -7,7 +7,7 @@ What ttrpc leaves open is decided here:
 - A call is over, and its place free, when its reply has left but for 64 KiB.
 - Bytes that are no frames end the connection, and so does a frame that is not there in time.
 - What is too long for a frame is skipped, and its call refused.
-- Caller and method are known when a frame is whole: its bytes count nowhere until then. So few
+- Caller and method are known when a frame is whole: its bytes are not counted until then. So few
   long frames come in at a time; other connections that send one are not read meanwhile.
 """
 

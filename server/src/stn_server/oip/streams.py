@@ -2,7 +2,7 @@
 
 The length of a message is known only once it is there, so a stream may hold one that is not
 admitted yet: there are only so many streams, and each is read only as fast as it is answered. One
-that is above `limits.max_message_bytes` ends the stream and is counted nowhere: gRPC refuses it,
+that is above `limits.max_message_bytes` ends the stream and is not counted: gRPC refuses it,
 and tells a server no more of it than of a caller who goes away, which is how many streams end.
 """
 
