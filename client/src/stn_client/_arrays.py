@@ -86,7 +86,8 @@ def operand(field: str, value: Any) -> Operand:
     if hasattr(value, "__array_namespace__"):
         namespace = value.__array_namespace__()
         return Operand(
-            _as_numpy(field, value), lambda array: _in_namespace(namespace, array, value)
+            _as_numpy(field, value),
+            lambda array: namespace.asarray(array, device=value.device, copy=True),
         )
     package = sys.modules.get(_package(type(value)))
     if hasattr(value, "__dlpack__") and hasattr(package, "from_dlpack"):
@@ -230,11 +231,6 @@ _LIBRARIES: dict[tuple[str, str], Callable[[str, Any], Operand]] = {
 }
 """Types of libraries with ways of their own to NumPy and back, by package and name; other things of
 theirs, such as `torch.Size`, are like anybody's."""
-
-
-def _in_namespace(namespace: Any, array: Array, like: Any) -> Any:
-    """Converts to an array of the array API standard, on the device of another one."""
-    return namespace.asarray(array, device=like.device, copy=True)
 
 
 def _as_numpy(field: str, value: Any) -> Array:

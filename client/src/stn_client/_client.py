@@ -569,7 +569,9 @@ class Client(SteppingClient):
             except grpc.RpcError as failure:
                 if progress.loses(failure):
                     # An upload needs a turn itself: holding one meanwhile could block it for ever.
-                    self._leave_queue(waiter)
+                    with self._queueing:
+                        self._queue.leave(waiter)
+                        self._start()
                     _completed(self._preparing(waiter.call, progress))
                 else:
                     time.sleep(progress.pause_s(failure))
@@ -588,12 +590,6 @@ class Client(SteppingClient):
         with self._queueing:
             for waiter in waiters:
                 self._queue.add(waiter)
-            self._start()
-
-    def _leave_queue(self, waiter: Waiter) -> None:
-        """Removes a call that cannot be sent yet, so that others take its turn."""
-        with self._queueing:
-            self._queue.leave(waiter)
             self._start()
 
     def _leave(self, waiter: Waiter) -> None:

@@ -240,7 +240,8 @@ def _stages(
     matrices = [stage for stage in chosen if stage in STAGES[:4]]
     for stage in matrices:
         if stage == "homography":
-            transform = Homography(_squared(transform.parameters))
+            last_row = [[[0.0, 0.0, 1.0]]]
+            transform = Homography(np.concatenate([transform.parameters, last_row], axis=1))
         for level in reversed(levels if stage == matrices[-1] else levels[-1:]):
             for step in _search(level, stage, transform, iterations, learning_rate, len(levels)):
                 transform = step.transform
@@ -461,11 +462,6 @@ def _moved_px(step: Array, level: _Level) -> float:
     dims = len(level.moving_size)
     rows = np.abs(step[0]).sum(1)[:dims]
     return float((rows * np.array(level.moving_size[::-1]) / 2).max())
-
-
-def _squared(theta: Array) -> Array:
-    """Returns an affine map as a homography."""
-    return np.concatenate([theta, [[[0.0, 0.0, 1.0]]]], axis=1)
 
 
 def _mapped(theta: Array, points: Array) -> Array:

@@ -281,6 +281,7 @@ def _local_transport(
 
 def grpc_options(config: ServerConfig) -> list[tuple[str, int]]:
     """Returns gRPC's options for a configuration."""
+    age_ms = round(config.lifecycle.connection_age_s * 1000)
     return [
         ("grpc.max_receive_message_length", config.limits.max_message_bytes),
         ("grpc.max_send_message_length", -1),  # max_output_bytes limits replies
@@ -293,15 +294,11 @@ def grpc_options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", SIGN_OF_LIFE_MS),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.max_connection_age_ms", _age_ms(config.lifecycle.connection_age_s)),
+        # The age at which gRPC closes a connection after its last call; 0 of ours means never.
+        ("grpc.max_connection_age_ms", min(age_ms, NO_LIMIT) or NO_LIMIT),
         ("grpc.so_reuseport", 0),
         COUNTING,
     ]
-
-
-def _age_ms(age_s: float) -> int:
-    """Returns the age at which gRPC closes a connection after its last call; 0 means never."""
-    return min(round(age_s * 1000), NO_LIMIT) or NO_LIMIT
 
 
 def _interceptors(

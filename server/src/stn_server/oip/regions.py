@@ -138,7 +138,8 @@ class Regions:
         if (owner, name) in self._regions:
             raise RegionExistsError("name")
         if self.count >= self._config.max_regions:
-            self._forget_unlinked()
+            # Those whose objects are unlinked: their callers have mostly gone.
+            self._regions = {key: one for key, one in self._regions.items() if one.is_linked}
         limit = self._config.max_regions
         if self.count >= limit:
             what = "regions of shared memory"
@@ -171,12 +172,6 @@ class Regions:
         if region is None:
             raise RegionNotFoundError(field)
         return region
-
-    def _forget_unlinked(self) -> None:
-        """Removes regions whose objects are unlinked: their callers have mostly gone."""
-        for key, region in list(self._regions.items()):
-            if not region.is_linked:
-                del self._regions[key]
 
 
 @contextmanager
