@@ -644,6 +644,7 @@ def _key(
         if type(array) is not np.ndarray:
             return None
         layouts += (array.dtype, array.shape)
+    # The parameters, which came last: of other types they are converted, which is not the kept way.
     if array.dtype.char not in "fd":
         return None
     if others is not None:

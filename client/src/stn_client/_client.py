@@ -375,6 +375,7 @@ class Client(SteppingClient):
         ):
             try:
                 while True:
+                    # Before results are given out: the server computes while they are used.
                     for chunk in islice(made, CHUNKS_AHEAD - len(waiting)):
                         waiting.append(pool.submit(self._outcomes, chunk))
                     if not waiting:

@@ -193,8 +193,10 @@ class Replies(Generic[T]):
         frame = Frame.of(message)
         reply = self._kind.FromString(frame.envelope)
         sizes_bytes = [span.stop - span.start for span in frame.payloads]
+        # What differs between replies of one form, beside payloads.
         spans = [*values(message, _TIMING_FIELD), *values(message, KEPT_FIELD)]
         parts: list[_Part | None] = []
+        # Places are counted by the tensors that a reply has, not by the fields that it might have.
         present = 0
         for name in self._fields:
             if name in self._optional and not reply.HasField(name):

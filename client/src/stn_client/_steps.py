@@ -182,6 +182,7 @@ class SteppingClient(BaseClient):
         """Uploads a tensor, or waits for another call that does; what it is refused, all are."""
         held, mine = resident.held, Future[bool]()
         while not held.is_at(address):
+            # In one step, as several threads may come here: one of them uploads, the others wait.
             other = held.uploads.setdefault(address, mine)
             if other is mine:
                 try:

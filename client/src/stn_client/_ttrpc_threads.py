@@ -237,6 +237,7 @@ class Connection:
 
     def _read(self, deadline_s: float | None) -> None:
         """Waits for bytes, and gives complete answers to their waiters."""
+        # To poll takes the interpreter from other threads, which would make their calls meanwhile.
         is_alone = len(self._waiting) == 1 and self._watch.is_of_one_thread
         if not (is_alone and self._watch.is_there_soon(self._readable)):
             self._wait_for(self._readable, deadline_s)

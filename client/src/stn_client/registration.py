@@ -242,6 +242,7 @@ def _stages(
         if stage == "homography":
             last_row = [[[0.0, 0.0, 1.0]]]
             transform = Homography(np.concatenate([transform.parameters, last_row], axis=1))
+        # The coarsest level tells the next stage where to begin; only the last one is refined.
         for level in reversed(levels if stage == matrices[-1] else levels[-1:]):
             for step in _search(level, stage, transform, iterations, learning_rate, len(levels)):
                 transform = step.transform

@@ -267,6 +267,7 @@ class _Spline:
         """Returns the lowest and the highest source (x, y) of a part of the target."""
         size = rows[1] - rows[0], columns[1] - columns[0]
         if size != (1, 1) and not replace(self._room, pixel_bytes=_POINT_BYTES).gives((1, *size)):
+            # The grid of all of it would be no call that a server takes.
             parts = [self._bounds(*halves) for halves in _halves(rows, columns)]
             return np.min([low for low, _ in parts], 0), np.max([high for _, high in parts], 0)
         whole = slice(0, 0)

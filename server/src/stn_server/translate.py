@@ -247,7 +247,7 @@ class RequestTemplate:
         """
         if payloads is None:
             payloads = self.frame.cut(message)
-        if self.is_plain:
+        if self.is_plain:  # as most are: nothing is looked up, and nothing can overlap
             operands = [operand.read(payloads) for operand in self.operands]
             return Request(on_bytes.Job(self.problem, operands), self)
         sources = [_located(reference, message, memory, caller) for reference in self.references]
@@ -356,6 +356,7 @@ class Translator:
         if not alike and len(self._templates) == MAX_SIZES:
             # The oldest size makes room, as a dict keeps the order in which it was filled.
             del self._templates[next(iter(self._templates))]
+        # The newest first: callers send one kind of message many times in a row.
         self._templates[operation, frame.size_bytes] = template, *alike[: MAX_TEMPLATES - 1]
 
     def _warp_template(
@@ -496,7 +497,7 @@ def _template(
     for operand, reference in zip(operands, references, strict=True):
         if reference is None:
             operand.declaration.check(sizes_bytes)
-        else:
+        else:  # its size is checked with every message, where its memory is looked up
             size_bytes += operand.declaration.size_bytes
     places = _places(request.placement, reply.results, message)
     used = [reference for reference in (*references, *places) if reference]

@@ -479,6 +479,7 @@ def warp_ragged(
             check_out(f"out[{i}]", memory, problem.output_shape, problem.feature_map)
         memories = [(f"out[{i}]", memory) for i, memory in enumerate(out)]
         _claim(memories, problems)
+    # A call that is known and does not look so is not looked at again: the way of steady callers.
     for problem in problems:
         if "call" not in vars(problem) or problem.call.looks_channels_last:
             _warn_of_channels_last(problem, _BEHIND_NO_GRAD)

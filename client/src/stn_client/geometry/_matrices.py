@@ -249,6 +249,8 @@ def _change(
             "expected at least 2 pixels along each axis under align_corners=True, where -1 and 1 "
             f"are the first and the last of them, got {source}.",
         )
+    # By pixels on both sides: points are read in the unit asked for instead of the given one, and
+    # target points come in the unit asked for, where the transform takes the given one.
     read_at = _matrix(from_pixels(source, unit)) @ _matrix(to_pixels(source, given_unit))
     written_at = _matrix(from_pixels(target, given_unit)) @ _matrix(to_pixels(target, unit))
     if isinstance(bare, SamplingGrid | Flow):

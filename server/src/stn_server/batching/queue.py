@@ -213,13 +213,14 @@ class Queue:
         """Returns the ready key whose turn it is, by the earliest round of its callers."""
         earliest = min((account.round for account in self._accounts.values()), default=0)
         best, best_round = None, math.inf
+        # Keys of one round take turns: `take` puts one that has more to give behind the others.
         for key, group in self._groups.items():
             if self._window_s and self._ready_at(group) > now:
                 continue
             first_round = min(self._accounts[caller].round for caller in group.lines)
             if first_round < best_round:
                 best, best_round = key, first_round
-                if first_round == earliest:
+                if first_round == earliest:  # of no caller is there an earlier one
                     break
         return best
 

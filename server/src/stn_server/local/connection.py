@@ -244,6 +244,7 @@ class Connection(asyncio.Protocol):
 
         Both, so that no connection waits for ever behind others that send slowly on purpose.
         """
+        # A frame that is not read, as too many calls are in flight, is late by no fault of its own.
         is_waiting = self._may_receive_long is False or (
             self._is_reading and self._frames.is_amid_frame
         )

@@ -323,6 +323,9 @@ class Decoder:
         request, operands = _translated(infer, model, sources, message)
         slices = tuple(one for one in operands.values() if isinstance(one, slice))
         is_raw, ids = len(slices) == len(operands), values(message, ID)
+        # Raw inputs are read where they are in the message; all others are first copied side by
+        # side, to a message that has nothing else. The id differs from request to request; of
+        # several the last one counts, as protobuf has it.
         frame = (
             replace(frame, payloads=slices).opened(message, ids[-1:])
             if is_raw

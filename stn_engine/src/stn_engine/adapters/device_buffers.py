@@ -164,6 +164,7 @@ def compute(problems: Sequence[Problem], operands: DeviceBuffer, results: Device
         return
     backend, plans = planned
     there, free = operands.addresses.tolist(), results.addresses.tolist()
+    # A plan takes the addresses of its operands, and behind them those of its results.
     addresses, operand, result = [], 0, 0
     for of_operands, of_results in sizes_bytes:
         next_operand, next_result = operand + len(of_operands), result + len(of_results)

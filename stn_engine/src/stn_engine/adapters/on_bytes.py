@@ -62,6 +62,8 @@ def compute(jobs: Sequence[Job], threads: int | None = None) -> Sequence[tuple[B
     placed: dict[int, tuple[memoryview, ...]] = {}
     for number, job in enumerate(jobs):
         if job.places:
+            # The backend writes there, if it is told addresses behind the operands; else it makes
+            # new bytes.
             places = placed[number] = _memory_for(job)
             where.append([*job.operands, *map(_address_of, places)])
         else:

@@ -75,6 +75,8 @@ class CudaBackend(KernelBackend[Plan]):
             return
         layout = group.layout
         if layout != "planes":
+            # A vector is loaded in one piece, so that every map has to begin at a multiple of its
+            # size: no address may have one of the low bits.
             bits = 0
             for place in group.maps:
                 bits |= addresses[place]

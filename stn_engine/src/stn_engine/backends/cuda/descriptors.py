@@ -201,7 +201,7 @@ def vector_size(dtype: torch.dtype) -> int:
 
 
 def describe(call: Call, layouts: Operands, *, interleaved: bool) -> Descriptor:
-    """The descriptor of what kernels have something to compute of, be it that nothing counts."""
+    """The descriptor of a call, for maps whose channels are interleaved, or for planes."""
     item = np.zeros((), DTYPE)
     chunks = layouts.feature_map.shape[1] // vector_size(layouts.feature_map.dtype)
     groups = chunks if interleaved else 1
@@ -306,6 +306,7 @@ def _put_maps(item: Any, call: Call, layouts: Operands) -> None:
 def _put_map(target: Any, layout: Layout) -> None:
     target["batch"] = layout.shape[0]
     target["batch_stride"], target["channel_stride"] = layout.strides[:2]
+    # Kernels count axes from x on, here and below.
     target["stride"][: len(layout.strides) - 2] = _steps(layout)[:1:-1]
 
 

@@ -214,6 +214,8 @@ def scratch_of(group: Group) -> list[Scratch]:
     if maps and group.gathers:
         found.append(Scratch("preimages", PREIMAGE_BYTES, "thetas"))
     elif maps and group.deterministic:
+        # Sums of integers do not depend on their order: 64 bits each, two words for float64. The
+        # largest |G| of a map, its peak, says by which power of two its numbers are scaled.
         is_wide = group.dtype == torch.float64
         found.append(Scratch("accumulators", 8 * (1 + is_wide), "map_values", is_zeroed=True))
         found.append(Scratch("peaks", 8, "maps", is_zeroed=True))

@@ -188,7 +188,7 @@ def _reasons_against(call: Call, layouts: Operands) -> Reasons | tuple[()]:
         math.prod(target.shape[2:]) * channels,
     )
     largest = LARGEST_OFFSET
-    if source.dtype in WIDE_LABELS:
+    if source.dtype in WIDE_LABELS:  # each part of a label is an element to the kernels
         largest //= source.dtype.itemsize // PART_BYTES
     if span > largest:
         return (f"a channel spans at most {largest} elements, this one {span}",)
