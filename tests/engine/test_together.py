@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stn_engine import Affine, Gradients, InvalidInputError, WarpProblem, WarpSpec
-from stn_engine.adapters.tensors import Lying
+from stn_engine.adapters.tensors import KnownLayouts
 from stn_engine.backends import kernels
 from stn_engine.backends.cuda import CudaBackend
 from stn_engine.backends.torch import TorchBackend
@@ -30,11 +30,11 @@ def addresses_of(tensors):
 def test_tensors_that_lie_alike_are_found_to_do_so():
     """Wherever they begin, in memory or in their storage."""
     first, others = some_tensors(), some_tensors()
-    lying = Lying(first)
-    assert lying.addresses(first) == addresses_of(first)
-    assert lying.addresses(others) == addresses_of(others)
+    known = KnownLayouts(first)
+    assert known.addresses(first) == addresses_of(first)
+    assert known.addresses(others) == addresses_of(others)
     others[2] = torch.rand(12).view(3, 4)
-    assert lying.addresses(others) == addresses_of(others)
+    assert known.addresses(others) == addresses_of(others)
 
 
 def cut(tensor):
@@ -73,21 +73,21 @@ OTHERWISE = {
 def test_tensors_that_lie_otherwise_are_looked_at_one_by_one(place, otherwise):
     """One of many is enough."""
     tensors = some_tensors()
-    lying = Lying(tensors)
+    known = KnownLayouts(tensors)
     tensors[place] = OTHERWISE[otherwise](tensors[place])
-    assert lying.addresses(tensors) is None
+    assert known.addresses(tensors) is None
 
 
 def test_tensors_that_were_one_must_be_one_again():
     """Which of them is no matter; more of them, or fewer, lie in another way."""
     one, other, third = (torch.rand(2, 3) for _ in range(3))
-    lying = Lying([one, other, one])
+    known = KnownLayouts([one, other, one])
     for tensors in ([one, other, one], [third, one, third]):
-        assert lying.addresses(tensors) == addresses_of(tensors)
+        assert known.addresses(tensors) == addresses_of(tensors)
     for tensors in ([one, other, third], [one, one, one], [one, other, other]):
-        assert lying.addresses(tensors) is None
-    assert Lying([one, other, third]).addresses([one, other, one]) is None
-    assert Lying([one, one]).addresses([one, one]) is None  # no call has one operand alone
+        assert known.addresses(tensors) is None
+    assert KnownLayouts([one, other, third]).addresses([one, other, one]) is None
+    assert KnownLayouts([one, one]).addresses([one, one]) is None  # no call has one operand alone
 
 
 class Counting(EmulatedLauncher):

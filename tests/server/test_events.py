@@ -2,7 +2,7 @@
 
 import inspect
 
-from stn_server.events import UNHEARD, Events, Listener, Stage
+from stn_server.events import NO_LISTENERS, Events, Listener, Stage
 
 EVENTS = [name for name, _ in inspect.getmembers(Listener, inspect.isfunction)]
 
@@ -22,12 +22,12 @@ def test_what_nobody_overrides_is_told_to_nobody():
     events = Events(Listener(), Counting([]))
     heard = {name for name in EVENTS if getattr(events, name)}
     assert heard == {"reached"}
-    assert all(getattr(UNHEARD, name) == [] for name in EVENTS)
+    assert all(getattr(NO_LISTENERS, name) == [] for name in EVENTS)
 
 
 def test_every_event_has_its_place():
     """None is declared and forgotten, in either class."""
-    assert set(vars(UNHEARD)) == set(EVENTS)
+    assert set(vars(NO_LISTENERS)) == set(EVENTS)
 
 
 def test_all_who_listen_are_told_in_order():

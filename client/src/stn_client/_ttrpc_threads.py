@@ -34,12 +34,12 @@ from stn_proto.ttrpc import ClientConnection, FrameError
 
 READ_BYTES = 64 * 1024
 
-WATCHED_S = 200e-6
-"""For so long a thread that calls alone looks for its answer before it sleeps, which makes 5300
+BUSY_POLL_S = 200e-6
+"""The time for which a thread that calls alone polls for its answer before it sleeps: it makes 5300
 calls of 1x1x28x28 a second out of 4200. More takes time from others that need the core."""
 
-MAX_UNWATCHED = 64
-"""The most answers that are not watched for after one was late: at first one, then two, four and so
+MAX_UNPOLLED = 64
+"""The most answers that are not polled for after one was late: at first one, then two, four and so
 on."""
 
 
@@ -60,7 +60,7 @@ class _Waiter:
         self.woken.put(None)
 
 
-class _Watch:
+class _BusyPoll:
     """Polls for an answer for a moment before sleeping: small calls take less than to wake up.
 
     Only where there is a core for that, and only now and then once answers have taken longer.
@@ -68,7 +68,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self._pause = 0 if len(os.sched_getaffinity(0)) > 1 else sys.maxsize
-        """Number of answers that are not watched for."""
+        """Number of answers that are not polled for."""
         self._next_pause = 1
         self._caller = 0
         self.is_of_one_thread = False
@@ -81,15 +81,15 @@ class _Watch:
         self._caller = caller
 
     def is_there_soon(self, poll: Any) -> bool:
-        """Returns whether there is something to read within `WATCHED_S`."""
+        """Returns whether there is something to read within `BUSY_POLL_S`."""
         if self._pause:
             self._pause -= 1
             return False
-        give_up_s = time.perf_counter() + WATCHED_S
+        give_up_s = time.perf_counter() + BUSY_POLL_S
         while not poll.poll(0):
             if time.perf_counter() > give_up_s:
                 self._pause = self._next_pause
-                self._next_pause = min(2 * self._next_pause, MAX_UNWATCHED)
+                self._next_pause = min(2 * self._next_pause, MAX_UNPOLLED)
                 return False
         self._next_pause = 1
         return True
@@ -128,7 +128,7 @@ class Connection:
         self._readable.register(self._socket, select.POLLIN)
         self._writable.register(self._socket, select.POLLOUT)
         self._waiting: dict[int, _Waiter] = {}
-        self._watch = _Watch()
+        self._busy_poll = _BusyPoll()
         self.is_lost = False
 
     def call(
@@ -153,7 +153,7 @@ class Connection:
             CallError: The call ended with a status.
             ConnectionLostError: It has no answer.
         """
-        self._watch.begin()
+        self._busy_poll.begin()
         deadline_s = None if timeout is None else time.monotonic() + timeout
         data = request_of(path, message, timeout, metadata)
         waiter = _Waiter(held)
@@ -238,8 +238,8 @@ class Connection:
     def _read(self, deadline_s: float | None) -> None:
         """Waits for bytes, and gives complete answers to their waiters."""
         # To poll takes the interpreter from other threads, which would make their calls meanwhile.
-        is_alone = len(self._waiting) == 1 and self._watch.is_of_one_thread
-        if not (is_alone and self._watch.is_there_soon(self._readable)):
+        is_alone = len(self._waiting) == 1 and self._busy_poll.is_of_one_thread
+        if not (is_alone and self._busy_poll.is_there_soon(self._readable)):
             self._wait_for(self._readable, deadline_s)
         try:
             received = self._socket.recv(READ_BYTES)

@@ -157,5 +157,5 @@ class Events:
                 listeners_of.append(getattr(listener, event))
 
 
-UNHEARD = Events()
+NO_LISTENERS = Events()
 """The events of parts that stand alone; no listener is added to them."""

@@ -43,7 +43,7 @@ from stn_server.errors import (
     clear_frames,
 )
 from stn_server.event_loop import Backlog
-from stn_server.events import UNHEARD, End, Events
+from stn_server.events import NO_LISTENERS, End, Events
 from stn_server.oip.service import OIP_METHODS, OIP_SERVICE
 from stn_server.service import METHODS, SERVICE, Method, Service
 from stn_server.status import Answer, answer_to
@@ -160,7 +160,7 @@ class GrpcTransport:
         service: Service,
         receiver: Receiver,
         now: Callable[[], float],
-        events: Events = UNHEARD,
+        events: Events = NO_LISTENERS,
         backlog: Backlog | None = None,
         *,
         certified: bool = True,

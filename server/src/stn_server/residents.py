@@ -28,7 +28,7 @@ from stn_server.errors import (
     QuotaTooSmallError,
     ResidentsFullError,
 )
-from stn_server.events import UNHEARD, Events
+from stn_server.events import NO_LISTENERS, Events
 
 HANDLE_BYTES = 16
 
@@ -133,7 +133,7 @@ class Residents:
     def __init__(
         self,
         config: ResidentsConfig,
-        events: Events = UNHEARD,
+        events: Events = NO_LISTENERS,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.address = config.address

@@ -10,7 +10,7 @@ from stn_proto.v1 import service_pb2
 from stn_server.batching.batcher import Batcher
 from stn_server.batching.work import Finished, Operation
 from stn_server.call import Call
-from stn_server.events import UNHEARD, Events, Stage
+from stn_server.events import NO_LISTENERS, Events, Stage
 from stn_server.many import Many
 from stn_server.nested import NestedTranslator
 from stn_server.quota import Quotas, Resize
@@ -54,7 +54,7 @@ class Service:
         translator: Translator,
         batcher: Batcher,
         server_info: Callable[[], bytes],
-        events: Events = UNHEARD,
+        events: Events = NO_LISTENERS,
         transfers: Mapping[str, Transfer] = MappingProxyType({}),
     ) -> None:
         self._translator = translator

@@ -184,7 +184,7 @@ class WarpProblem(_Planned):
         call = vars(self).get("call")
         # The call, and with it all plans, holds for new
         # operands only if their layouts are the same.
-        if call is not None and _lie_as_in(call, operands):
+        if call is not None and _have_layouts_of(call, operands):
             vars(bound)["call"] = call
         return bound
 
@@ -666,7 +666,7 @@ NOWHERE = torch.empty(0, device="cpu")
 """Stands for operands in problems that must not keep any."""
 
 
-def _lie_as_in(call: Call, operands: Sequence[Tensor]) -> bool:
+def _have_layouts_of(call: Call, operands: Sequence[Tensor]) -> bool:
     """Returns whether operands have the layouts of a call; when in doubt, False."""
     if not is_plain_call():
         return False

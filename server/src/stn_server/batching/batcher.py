@@ -44,7 +44,7 @@ from stn_server.errors import (
     DrainingError,
     RefusedError,
 )
-from stn_server.events import UNHEARD, Events, Stage
+from stn_server.events import NO_LISTENERS, Events, Stage
 from stn_server.tuning import IMPLICIT_DEADLINE_S
 
 
@@ -122,7 +122,7 @@ class Batcher:
         self,
         policy: Policy,
         runner: Runner,
-        events: Events = UNHEARD,
+        events: Events = NO_LISTENERS,
         now: Callable[[], float] = time.monotonic,
         *,
         stall_s: float = math.inf,

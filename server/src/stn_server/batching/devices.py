@@ -25,7 +25,7 @@ from stn_server.batching.device_copies import DeviceCopies
 from stn_server.batching.work import NOTHING, Batch, Cost
 from stn_server.config import ConfigError
 from stn_server.errors import DeviceFullError, DeviceLostError
-from stn_server.events import UNHEARD, Events, Stage
+from stn_server.events import NO_LISTENERS, Events, Stage
 from stn_server.memory import resident_bytes
 from stn_server.tuning import LANES_PER_GPU, SMALL_BYTES, SMALL_SAMPLES, SMALL_WORK
 
@@ -344,7 +344,7 @@ class EngineRunner:
         small for the device are computed in the event loop's own thread.
     """
 
-    def __init__(self, device: Device | None = None, events: Events = UNHEARD) -> None:
+    def __init__(self, device: Device | None = None, events: Events = NO_LISTENERS) -> None:
         self._device = Host() if device is None else device
         self._small = self._device.small
         self._reached = events.reached
@@ -406,7 +406,9 @@ class Lanes:
     Concurrency: belongs to one event loop. Takes as many batches at a time as there are runners.
     """
 
-    def __init__(self, runners: Sequence[tuple[str, Runner]], events: Events = UNHEARD) -> None:
+    def __init__(
+        self, runners: Sequence[tuple[str, Runner]], events: Events = NO_LISTENERS
+    ) -> None:
         self._runners = runners
         self._free = list(runners)
         self._events = events

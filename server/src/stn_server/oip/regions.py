@@ -81,7 +81,7 @@ class Region:
             InvalidRequestError: The object ends before; `field` names what was to be read.
         """
         position = self.offset + offset
-        with _told_as(field):
+        with _errors_of(field):
             while memory:
                 count = os.preadv(self._descriptor, [memory], position)
                 if count == 0:
@@ -95,7 +95,7 @@ class Region:
             InvalidRequestError: The object ends before; `field` names what was to be written.
         """
         position, left = self.offset + offset, memoryview(data)
-        with _told_as(field):
+        with _errors_of(field):
             if os.fstat(self._descriptor).st_size < position + len(data):
                 raise _gone(field)
             while left:
@@ -175,7 +175,7 @@ class Regions:
 
 
 @contextmanager
-def _told_as(field: str) -> Iterator[None]:
+def _errors_of(field: str) -> Iterator[None]:
     """Turns errors of the system into errors of the caller's field, without the system's text."""
     try:
         yield

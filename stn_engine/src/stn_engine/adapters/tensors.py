@@ -76,7 +76,7 @@ def located(problem: Problem) -> tuple[Call, Sequence[Tensor], list[int]]:
     return call, operands, addresses
 
 
-class Lying:
+class KnownLayouts:
     """Layouts of several tensors, which are compared with those of others all at once.
 
     Args:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stn_engine.adapters.tensors import Lying, located, readable
+from stn_engine.adapters.tensors import KnownLayouts, located, readable
 from stn_engine.backends._results import assembled, delivered
 from stn_engine.backends.torch import TorchBackend
 from stn_engine.call import Call, Layout, Operation
@@ -63,8 +63,8 @@ class Together:
         self.calls, self.plans, self.results = calls, plans, results
         self._counts = {(len(call.operands), len(call.needed)) for call in calls}
         self._is_known = False
-        self._operands: Lying | None = None
-        self._into: tuple[Lying, Together] | None = None
+        self._operands: KnownLayouts | None = None
+        self._into: tuple[KnownLayouts, Together] | None = None
 
     def where(self, operands: Sequence[Tensor]) -> list[int] | None:
         """Returns the addresses of all operands; None if each must be inspected."""
@@ -73,21 +73,21 @@ class Together:
     def learn(self, operands: Sequence[Tensor]) -> None:
         """Remembers operands that were inspected one by one, every second time."""
         if self._is_known:
-            self._operands = Lying(operands)
+            self._operands = KnownLayouts(operands)
         self._is_known = not self._is_known
 
     def into(self, memory: Sequence[Tensor]) -> "tuple[Together, list[int]] | None":
         """Returns the calls with results in given memory, and its addresses; None if unknown."""
         if self._into is None:
             return None
-        lying, calls = self._into
-        where = lying.addresses(memory)
+        known, calls = self._into
+        where = known.addresses(memory)
         return None if where is None else (calls, where)
 
     def learn_into(self, memory: Sequence[Tensor], calls: "Together") -> None:
         """Remembers dense memory for results, and the calls that write there."""
         if self._operands is not None and self._into is None:
-            self._into = Lying(memory), calls
+            self._into = KnownLayouts(memory), calls
 
     def rows(self, operands: Sequence[int], results: Sequence[int] | Words) -> Sequence[Addresses]:
         """Returns addresses call by call, from those of all operands and of all needed results."""
