@@ -59,6 +59,9 @@ class Replicas:
     def reached(self, address: str) -> str:
         """Returns an address that a reply told if calls may go there; else nothing: to the target.
 
+        A reply could name any host, and calls bring the caller's token along: so they go only where
+        the target itself leads.
+
         Args:
             address: ADDRESS:PORT or [ADDRESS]:PORT, in numbers.
         """

@@ -64,6 +64,7 @@ class Quotas:
             account.size_bytes += size_bytes - held_bytes
             held_bytes = size_bytes
 
+        # Both may refuse, and do before anything of the call counts.
         _check_calls(caller.quota, account)
         resize(size_bytes)
         account.credit -= 1

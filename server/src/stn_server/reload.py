@@ -112,6 +112,7 @@ class Watch:
     def _run(self) -> None:
         while True:
             asked = self._asked.wait(self._look_s)
+            # Before the look: what is asked for meanwhile may be of files that were read already.
             self._asked.clear()
             if self._stopped:
                 return
