@@ -129,6 +129,10 @@ MAX_PEERS = 1024
 
 # How connections are kept
 
+ACCEPT_PAUSE_S = 1.0
+"""The pause after a connection that could not be accepted, as there was no descriptor left: by then
+others have been given back. Less fills the log."""
+
 HANDSHAKE_S = 10.0
 """How long a connection may take to begin; gRPC would wait for two minutes."""
 

@@ -19,6 +19,7 @@ from stn_server.grpc_transport import GrpcTransport, Handler
 from stn_server.local.arenas import Arena, Arenas
 from stn_server.local.calls import LocalContext, Responder, peer_of
 from stn_server.log import log
+from stn_server.tuning import ACCEPT_PAUSE_S
 
 CREATE = "/stn.v1.Arenas/Create"
 
@@ -106,7 +107,7 @@ class Leases:
                 except OSError as error:  # no descriptor left: others will be given back
                     self._starting.release()
                     log(logging.WARNING, "connection not accepted", reason=str(error))
-                    await asyncio.sleep(1)
+                    await asyncio.sleep(ACCEPT_PAUSE_S)
                 else:
                     self._keep(self._serve(connected))
 
