@@ -135,7 +135,7 @@ def line():
 
 
 def places():
-    """Calls by every door, each with the line that it stands in."""
+    """Calls by every interface, each with the line that it stands in."""
     stn, theta = StubClient(), torch.tensor(TURN)[None].float()
     u = torch.ones(1, 1, 60, 80)
     found = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4800, 6))

@@ -463,7 +463,7 @@ def test_functionalized_calls_are_not_refused():
 
 
 def test_every_operator_refuses_freed_memory():
-    """Those who call the torch operators directly meet the same door."""
+    """Those who call the torch operators directly meet the same checks."""
     problem = random_gradients(2, random_warp(1))
     arguments = stn_engine.operators.warp_gradients.arguments(problem)
     for place in range(3):

@@ -581,7 +581,7 @@ async def test_a_policy_that_fails_amid_a_message_leaves_its_place_to_the_call()
 
 
 @in_virtual_time
-async def test_a_fault_at_the_door_is_its_callers_alone():
+async def test_a_fault_before_admission_is_its_callers_alone():
     """It leaves no trace."""
 
     class Faults(Listener):

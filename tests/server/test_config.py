@@ -270,7 +270,7 @@ def test_an_address_splits_at_its_last_colon(address, parts):
 
 
 def test_calls_do_not_queue_in_their_connection():
-    """What cannot be admitted is refused at the door, so the door must be reached."""
+    """What cannot be admitted is refused with a status, for which it has to be received."""
     few = BatchingConfig(max_admitted_items=8)
     assert ServerConfig(batching=few, limits=LimitsConfig(max_concurrent_streams=9)).batching is few
     message = r"^limits.max_concurrent_streams: expected more than the 8 of .* got 8\."

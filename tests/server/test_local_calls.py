@@ -312,7 +312,7 @@ def test_a_timer_that_rings_early_ends_no_call_without_an_answer(tmp_path):
             answered = dict([await plain.response() for _ in ids])
         assert answered.keys() == ids
         codes = {one.status.code for one in answered.values()}
-        # The door refuses what would be late anyway.
+        # What would be late anyway is not admitted.
         assert codes <= {number("DEADLINE_EXCEEDED"), number("RESOURCE_EXHAUSTED")}
         runner.release_all()
 

@@ -273,7 +273,7 @@ def test_calls_of_one_key_run_together_whatever_their_sizes():
 
 
 def test_calls_that_find_no_room_are_refused_and_the_others_computed():
-    """Each call counts at the door; all of them leave it with the reply."""
+    """Each call counts from admission on, and all of them until the reply."""
 
     async def test(service, channel):
         message = compute_many(*(("Warp", warp_of(number)) for number in range(9)))

@@ -273,7 +273,7 @@ def learn(policy, *, seconds_per_sample, overhead_s=0.0, batches=20):
     return now
 
 
-def test_a_deadline_that_cannot_be_met_is_refused_at_the_door():
+def test_a_deadline_that_cannot_be_met_is_refused_on_arrival():
     """With the time that it would have waited; one that can be met is admitted."""
     policy = make_policy()
     now = learn(policy, seconds_per_sample=0.001)

@@ -9,7 +9,7 @@ from stn_server.tokens import Quota
 from stn_server.tuning import LEAST_RETRY_S
 
 
-class Door:
+class Accounts:
     """Quotas whose clock stands still unless told otherwise."""
 
     def __init__(self):
@@ -17,19 +17,19 @@ class Door:
         self._quotas = Quotas(lambda: self.now)
         self._held = []
 
-    def enter(self, name="alice", size_bytes=1, **quota):
+    def begin(self, name="alice", size_bytes=1, **quota):
         held = self._quotas.admit(Caller(name, "tcp", Quota(**quota)), size_bytes)
         held.__enter__()
         self._held.append(held)
 
-    def leave(self):
+    def end(self):
         """The call that came first ends."""
         self._held.pop(0).__exit__(None, None, None)
 
 
 @pytest.fixture
-def door():
-    return Door()
+def accounts():
+    return Accounts()
 
 
 def test_without_a_quota_nothing_is_held():
@@ -41,76 +41,76 @@ def test_without_a_quota_nothing_is_held():
     assert quotas._accounts == {}
 
 
-def test_calls_in_flight_are_counted_until_they_end(door):
+def test_calls_in_flight_are_counted_until_they_end(accounts):
     """The third of two has to wait, for the first to end and no longer."""
     for _ in range(2):
-        door.enter(max_calls=2)
+        accounts.begin(max_calls=2)
     message = r"^quota: expected at most 2 calls in flight for this token, got more with this req"
     with pytest.raises(QuotaExceededError, match=message) as refused:
-        door.enter(max_calls=2)
+        accounts.begin(max_calls=2)
     facts = refused.value
     assert (facts.limit, facts.actual, facts.retry_after_s) == (2, 3, LEAST_RETRY_S)
-    door.leave()
-    door.enter(max_calls=2)
+    accounts.end()
+    accounts.begin(max_calls=2)
 
 
-def test_bytes_in_flight_are_added_up(door):
+def test_bytes_in_flight_are_added_up(accounts):
     """To the last byte."""
-    door.enter(size_bytes=60, max_bytes=100)
-    door.enter(size_bytes=40, max_bytes=100)
+    accounts.begin(size_bytes=60, max_bytes=100)
+    accounts.begin(size_bytes=40, max_bytes=100)
     with pytest.raises(QuotaExceededError, match="at most 100 bytes in flight") as no:
-        door.enter(size_bytes=1, max_bytes=100)
+        accounts.begin(size_bytes=1, max_bytes=100)
     assert no.value.actual == 101
-    door.leave()
-    door.enter(size_bytes=60, max_bytes=100)
+    accounts.end()
+    accounts.begin(size_bytes=60, max_bytes=100)
 
 
-def test_a_call_beyond_its_quota_is_too_large(door):
+def test_a_call_beyond_its_quota_is_too_large(accounts):
     """No waiting would help, so it is not told to wait."""
     with pytest.raises(
         RequestTooLargeError, match=r"message: expected at most 100 bytes .* got 101"
     ):
-        door.enter(size_bytes=101, max_bytes=100)
-    door.enter(size_bytes=100, max_bytes=100)
+        accounts.begin(size_bytes=101, max_bytes=100)
+    accounts.begin(size_bytes=100, max_bytes=100)
 
 
-def test_calls_a_second_may_come_at_once_and_then_one_by_one(door):
+def test_calls_a_second_may_come_at_once_and_then_one_by_one(accounts):
     """One second's worth, then as time passes; refused calls cost nothing."""
     for _ in range(4):
-        door.enter(calls_per_s=4)
+        accounts.begin(calls_per_s=4)
     for _ in range(2):
         with pytest.raises(QuotaExceededError, match=r"at most 4 calls a second .* got more") as no:
-            door.enter(calls_per_s=4)
+            accounts.begin(calls_per_s=4)
         assert no.value.retry_after_s == pytest.approx(0.25)
-    door.now += 0.25
-    door.enter(calls_per_s=4)
+    accounts.now += 0.25
+    accounts.begin(calls_per_s=4)
     with pytest.raises(QuotaExceededError, match="calls a second") as no:
-        door.enter(calls_per_s=4)
+        accounts.begin(calls_per_s=4)
     assert no.value.retry_after_s == pytest.approx(0.25)
-    door.now += 1000
+    accounts.now += 1000
     for _ in range(4):
-        door.enter(calls_per_s=4)
+        accounts.begin(calls_per_s=4)
     with pytest.raises(QuotaExceededError, match="calls a second"):
-        door.enter(calls_per_s=4)
+        accounts.begin(calls_per_s=4)
 
 
-def test_a_slow_rate_allows_a_first_call(door):
+def test_a_slow_rate_allows_a_first_call(accounts):
     """One in ten seconds is one, then none for ten seconds."""
-    door.enter(calls_per_s=0.1)
+    accounts.begin(calls_per_s=0.1)
     with pytest.raises(QuotaExceededError, match="calls a second") as no:
-        door.enter(calls_per_s=0.1)
+        accounts.begin(calls_per_s=0.1)
     assert no.value.retry_after_s == pytest.approx(10)
-    door.now += 10
-    door.enter(calls_per_s=0.1)
+    accounts.now += 10
+    accounts.begin(calls_per_s=0.1)
 
 
-def test_callers_have_accounts_of_their_own(door):
+def test_callers_have_accounts_of_their_own(accounts):
     """And a changed quota counts at once, on what is in flight already."""
-    door.enter("alice", max_calls=1)
-    door.enter("bob", max_calls=1)
+    accounts.begin("alice", max_calls=1)
+    accounts.begin("bob", max_calls=1)
     with pytest.raises(QuotaExceededError, match="calls in flight"):
-        door.enter("alice", max_calls=1)
-    door.enter("alice", max_calls=2)
+        accounts.begin("alice", max_calls=1)
+    accounts.begin("alice", max_calls=2)
 
 
 def test_a_call_that_fails_leaves_its_account():
@@ -122,13 +122,13 @@ def test_a_call_that_fails_leaves_its_account():
             raise KeyError("x")
 
 
-def test_refusals_of_one_quota_are_told_in_the_same_words(door):
+def test_refusals_of_one_quota_are_told_in_the_same_words(accounts):
     """However much is inside: logs group what callers are told; numbers stand in the details."""
     told = {}
-    door.enter(size_bytes=60, max_bytes=100)
+    accounts.begin(size_bytes=60, max_bytes=100)
     for size_bytes in (50, 60, 70):
         with pytest.raises(QuotaExceededError, match="bytes in flight") as refused:
-            door.enter(size_bytes=size_bytes, max_bytes=100)
+            accounts.begin(size_bytes=size_bytes, max_bytes=100)
         told[refused.value.actual] = str(refused.value)
     assert list(told) == [110, 120, 130]
     assert len(set(told.values())) == 1

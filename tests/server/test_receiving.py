@@ -44,7 +44,7 @@ COST_BYTES = decode(warp_to(4, 5)).cost.size_bytes
 """Of its operands, and of a result as large as its map."""
 
 
-class Door:
+class ServiceUnderTest:
     """The service over a runner of the test; calls whose message comes when the test says so."""
 
     def __init__(self, runner=None, **limits):
@@ -58,7 +58,7 @@ class Door:
         self._transport = make_transport(self.batcher, LIMITS, most, *listeners)
         self._receiver = Receiver(self.batcher, LIMITS, most)
 
-    async def knock(self, declared=None, *, peer="ipv4:192.0.2.1:1", method="Warp", **facts):
+    async def begin(self, declared=None, *, peer="ipv4:192.0.2.1:1", method="Warp", **facts):
         """A call that has come as far as it can without its message, and what it ends with."""
         metadata = [] if declared is None else [(MESSAGE_BYTES, str(declared))]
         context = FakeContext(metadata, peer=peer, **facts)
@@ -97,37 +97,37 @@ async def refusal(context, task):
 @in_virtual_time
 async def test_a_declared_message_counts_before_it_is_read_and_by_its_cost_after():
     """At first for itself and a result of its size, then for its operands and results."""
-    door = Door(FakeRunner(feature_maps, held=True))
-    context, task = await door.knock(len(MESSAGE))
-    assert door.admitted_bytes == 2 * len(MESSAGE)
+    service = ServiceUnderTest(FakeRunner(feature_maps, held=True))
+    context, task = await service.begin(len(MESSAGE))
+    assert service.admitted_bytes == 2 * len(MESSAGE)
     context.receive(MESSAGE)
-    await door.runner.begun(1)
-    assert door.admitted_bytes == COST_BYTES
-    door.runner.release_all()
+    await service.runner.begun(1)
+    assert service.admitted_bytes == COST_BYTES
+    service.runner.release_all()
     assert isinstance(await task, bytes)
-    assert door.admitted_bytes == COST_BYTES
+    assert service.admitted_bytes == COST_BYTES
     context.finish()
-    assert door.admitted_bytes == 0
+    assert service.admitted_bytes == 0
 
 
 @in_virtual_time
 async def test_what_has_no_room_is_refused_without_being_read():
     """The message never comes, and need not."""
-    door = Door(max_admitted_bytes=2048)
-    await door.knock(600)
-    code, message = await refusal(*await door.knock(600, peer="ipv4:192.0.2.2:1"))
+    service = ServiceUnderTest(max_admitted_bytes=2048)
+    await service.begin(600)
+    code, message = await refusal(*await service.begin(600, peer="ipv4:192.0.2.2:1"))
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert message.startswith("queue: expected at most 2048 admitted bytes, got 2400 with this")
-    assert door.value("stn_refused_total", reason="QUEUE_FULL") == 1
-    assert door.admitted_bytes == 1200
+    assert service.value("stn_refused_total", reason="QUEUE_FULL") == 1
+    assert service.admitted_bytes == 1200
 
 
 @in_virtual_time
 async def test_calls_on_their_way_in_are_counted_as_calls():
     """A caller that sends slowly takes a place."""
-    door = Door(max_admitted_items=1)
-    await door.knock(100)
-    code, message = await refusal(*await door.knock(100))
+    service = ServiceUnderTest(max_admitted_items=1)
+    await service.begin(100)
+    code, message = await refusal(*await service.begin(100))
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert message.startswith("queue: expected at most 1 admitted items, got 2")
 
@@ -135,40 +135,42 @@ async def test_calls_on_their_way_in_are_counted_as_calls():
 @in_virtual_time
 async def test_what_was_read_is_not_sent_away_for_others_that_came_meanwhile():
     """Its place is as large as it needs; to read it was dear."""
-    door = Door(FakeRunner(feature_maps, held=True), max_admitted_bytes=4 * len(MESSAGE))
-    first, task = await door.knock(len(MESSAGE))
-    await door.knock(len(MESSAGE), peer="ipv4:192.0.2.2:1")
-    assert door.admitted_bytes == 4 * len(MESSAGE)
+    service = ServiceUnderTest(
+        FakeRunner(feature_maps, held=True), max_admitted_bytes=4 * len(MESSAGE)
+    )
+    first, task = await service.begin(len(MESSAGE))
+    await service.begin(len(MESSAGE), peer="ipv4:192.0.2.2:1")
+    assert service.admitted_bytes == 4 * len(MESSAGE)
     first.receive(MESSAGE)
-    await door.runner.begun(1)
-    door.runner.release_all()
+    await service.runner.begun(1)
+    service.runner.release_all()
     assert isinstance(await task, bytes)
 
 
 @in_virtual_time
 async def test_a_result_that_is_larger_than_was_thought_needs_room_of_its_own():
     """Twenty pixels become eighty, while another call takes the rest."""
-    door = Door(max_admitted_bytes=3000)
+    service = ServiceUnderTest(max_admitted_bytes=3000)
     message = warp_to(8, 10).SerializeToString()
-    context, task = await door.knock(len(message))
-    await door.knock(900, peer="ipv4:192.0.2.2:1")
+    context, task = await service.begin(len(message))
+    await service.begin(900, peer="ipv4:192.0.2.2:1")
     context.receive(message)
     code, text = await refusal(context, task)
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert text.startswith("queue: expected at most 3000 admitted bytes")
-    assert door.admitted_bytes == 1800
+    assert service.admitted_bytes == 1800
 
 
 @in_virtual_time
 async def test_a_message_above_the_limit_is_refused_by_what_it_declares():
     """It is not waited for."""
-    door = Door()
-    code, message = await refusal(*await door.knock(1025))
+    service = ServiceUnderTest()
+    code, message = await refusal(*await service.begin(1025))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert message == "message: expected at most 1024 bytes, got 1025. Ask for less."
-    assert door.value("stn_refused_total", reason="MESSAGE_TOO_LARGE") == 1
+    assert service.value("stn_refused_total", reason="MESSAGE_TOO_LARGE") == 1
     labels = {"method": "Warp", "code": "INVALID_ARGUMENT"}
-    assert door.value("stn_requests_total", **labels) == 1
+    assert service.value("stn_requests_total", **labels) == 1
 
 
 @pytest.mark.parametrize("declared", [len(MESSAGE) - 1, len(MESSAGE) + 1, 0])
@@ -176,7 +178,7 @@ def test_a_wrong_declaration_is_refused(declared):
     """Whichever way it is wrong; it was admitted as something else."""
 
     async def scenario():
-        context, task = await Door().knock(declared)
+        context, task = await ServiceUnderTest().begin(declared)
         context.receive(MESSAGE)
         return await refusal(context, task)
 
@@ -191,7 +193,7 @@ def test_a_declaration_that_is_no_number_is_refused(declared):
     """Digits, and not too many of them."""
 
     async def scenario():
-        return await refusal(*await Door().knock(declared))
+        return await refusal(*await ServiceUnderTest().begin(declared))
 
     code, message = run_in_virtual_time(scenario())
     assert code is grpc.StatusCode.INVALID_ARGUMENT
@@ -203,43 +205,43 @@ def test_a_message_that_does_not_come_is_given_up(declared):
     """At its instant, with a status, a count and a free place."""
 
     async def scenario():
-        door = Door()
-        context, task = await door.knock(declared)
+        service = ServiceUnderTest()
+        context, task = await service.begin(declared)
         ended = await refusal(context, task)
-        return door, ended, asyncio.get_running_loop().time()
+        return service, ended, asyncio.get_running_loop().time()
 
-    door, (code, message), instant = run_in_virtual_time(scenario())
+    service, (code, message), instant = run_in_virtual_time(scenario())
     assert (code, instant) == (grpc.StatusCode.DEADLINE_EXCEEDED, 7.0)
     assert message.startswith("message: expected all of it within 7 s, got less.")
-    assert door.value("stn_refused_total", reason="UPLOAD_TIMEOUT") == 1
+    assert service.value("stn_refused_total", reason="UPLOAD_TIMEOUT") == 1
     labels = {"method": "Warp", "code": "DEADLINE_EXCEEDED"}
-    assert door.value("stn_requests_total", **labels) == 1
-    assert door.admitted_bytes == 0
+    assert service.value("stn_requests_total", **labels) == 1
+    assert service.admitted_bytes == 0
 
 
 @in_virtual_time
 async def test_messages_of_unknown_size_count_as_the_largest_and_few_at_a_time():
     """Two fill a quarter of what may be inside; the third comes after the first, not later."""
-    door = Door(max_admitted_bytes=8192)
-    calls = [await door.knock(peer=f"ipv4:192.0.2.{n}:1") for n in range(3)]
-    assert door.admitted_bytes == 2 * 1024
+    service = ServiceUnderTest(max_admitted_bytes=8192)
+    calls = [await service.begin(peer=f"ipv4:192.0.2.{n}:1") for n in range(3)]
+    assert service.admitted_bytes == 2 * 1024
     for context, _ in calls:
         context.receive(MESSAGE)
     outcomes = [await task for _, task in calls]
     assert [type(outcome) for outcome in outcomes] == [bytes] * 3
-    assert door.admitted_bytes == 3 * COST_BYTES
+    assert service.admitted_bytes == 3 * COST_BYTES
     for context, _ in calls:
         context.finish()
-    assert door.admitted_bytes == 0
+    assert service.admitted_bytes == 0
 
 
 @in_virtual_time
 async def test_nobody_waits_for_the_uploads_of_others_longer_than_an_upload_may_take():
     """One at a time, and all stall: whoever has no turn by then is refused, however many wait."""
-    door, now = Door(), asyncio.get_running_loop().time
-    calls = [await door.knock()]
+    service, now = ServiceUnderTest(), asyncio.get_running_loop().time
+    calls = [await service.begin()]
     await asyncio.sleep(1.0)
-    calls += [await door.knock() for _ in range(8)]
+    calls += [await service.begin() for _ in range(8)]
 
     async def end(context, task):
         code, message = await refusal(context, task)
@@ -252,9 +254,9 @@ async def test_nobody_waits_for_the_uploads_of_others_longer_than_an_upload_may_
         (*late, 14.0),  # has had its turn at 7
         *(("RESOURCE_EXHAUSTED", full.format(actual), 8.0) for actual in range(3, 10)),
     ]
-    assert door.value("stn_refused_total", reason="QUEUE_FULL") == 7
-    assert door.admitted_bytes == 0
-    context, task = await door.knock()
+    assert service.value("stn_refused_total", reason="QUEUE_FULL") == 7
+    assert service.admitted_bytes == 0
+    context, task = await service.begin()
     context.receive(MESSAGE)
     assert isinstance(await task, bytes)
 
@@ -262,12 +264,12 @@ async def test_nobody_waits_for_the_uploads_of_others_longer_than_an_upload_may_
 @in_virtual_time
 async def test_a_message_of_unknown_size_needs_room_for_the_largest():
     """What declares its size fits where it does not."""
-    door = Door(FakeRunner(feature_maps, held=True), max_admitted_bytes=2048)
-    await door.knock(600)
-    code, message = await refusal(*await door.knock(peer="ipv4:192.0.2.2:1"))
+    service = ServiceUnderTest(FakeRunner(feature_maps, held=True), max_admitted_bytes=2048)
+    await service.begin(600)
+    code, message = await refusal(*await service.begin(peer="ipv4:192.0.2.2:1"))
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert message.startswith("queue: expected at most 2048 admitted bytes, got 2224")
-    _, task = await door.knock(400, peer="ipv4:192.0.2.3:1")
+    _, task = await service.begin(400, peer="ipv4:192.0.2.3:1")
     assert not task.done()
 
 
@@ -285,29 +287,29 @@ def test_a_call_that_ends_without_its_message_is_counted_and_logged(
     """GRPC cancels it; of what is too large and declares nothing it says no more."""
 
     async def scenario():
-        door = Door()
-        context, task = await door.knock(declared, time_remaining_s=time_remaining_s)
+        service = ServiceUnderTest()
+        context, task = await service.begin(declared, time_remaining_s=time_remaining_s)
         await asyncio.sleep(2.0)
         context.receive(grpc.aio.EOF)
         await asyncio.sleep(CANCELLATION_S / 2)
         task.cancel()
         assert isinstance(await task, asyncio.CancelledError)
         context.finish()
-        return door
+        return service
 
     caplog.set_level("INFO", "stn_server")
-    door = run_in_virtual_time(scenario())
-    assert door.value("stn_requests_total", method="Warp", code=code) == 1
+    service = run_in_virtual_time(scenario())
+    assert service.value("stn_requests_total", method="Warp", code=code) == 1
     (record,) = caplog.records
     assert record.fields["reason"].startswith(why)
     assert (record.fields["code"], record.fields["method"]) == (code, "Warp")
-    assert door.admitted_bytes == 0
+    assert service.admitted_bytes == 0
 
 
 @in_virtual_time
 async def test_a_call_without_a_message_is_told_so():
     """GRPC does not cancel it: its caller has just sent nothing."""
-    context, task = await Door().knock()
+    context, task = await ServiceUnderTest().begin()
     context.receive(grpc.aio.EOF)
     code, message = await refusal(context, task)
     assert code is grpc.StatusCode.INVALID_ARGUMENT
@@ -317,9 +319,9 @@ async def test_a_call_without_a_message_is_told_so():
 @in_virtual_time
 async def test_probes_are_answered_when_nothing_else_is_and_cannot_be_stalled():
     """They need no room; those that stall are ended, and those behind them, before long."""
-    door, now = Door(max_admitted_items=1), asyncio.get_running_loop().time
-    await door.knock(100)
-    check = door.probe()
+    service, now = ServiceUnderTest(max_admitted_items=1), asyncio.get_running_loop().time
+    await service.begin(100)
+    check = service.probe()
     (context, task), late, *behind = [await check() for _ in range(4)]
     context.receive(b"")
     assert (await task).status == health_pb2.HealthCheckResponse.SERVING
@@ -334,7 +336,7 @@ async def test_probes_are_answered_when_nothing_else_is_and_cannot_be_stalled():
         *(("RESOURCE_EXHAUSTED", full.format(actual), PROBE_S) for actual in (3, 4)),
     ]
     labels = {"method": "other", "code": "RESOURCE_EXHAUSTED"}
-    assert door.value("stn_requests_total", **labels) == 2
+    assert service.value("stn_requests_total", **labels) == 2
     context, task = await check()
     context.receive(b"\xff")
     code, message = await refusal(context, task)
@@ -346,7 +348,7 @@ async def test_probes_are_answered_when_nothing_else_is_and_cannot_be_stalled():
 @in_virtual_time
 async def test_server_info_does_not_wait_for_its_message():
     """Nor for room: who looks why a server is full is answered."""
-    door = Door(max_admitted_items=1)
-    await door.knock(100)
-    _, task = await door.knock(method="GetServerInfo")
+    service = ServiceUnderTest(max_admitted_items=1)
+    await service.begin(100)
+    _, task = await service.begin(method="GetServerInfo")
     assert await task == b"info"

@@ -50,7 +50,7 @@ async def the_queue_to_be_empty(stn):
 
 
 def test_every_metric_tells_what_happened():
-    """Two warps, one gradient, one refusal at the door, one mistake."""
+    """Two warps, one gradient, one call that is refused, one mistake."""
     flags = ("--batching-max-admitted-items=3", f"--batching-window-s={WINDOW_S}")
     with LocalServer(*flags) as server:
         before = scrape(server.metrics)
