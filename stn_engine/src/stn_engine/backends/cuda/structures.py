@@ -175,7 +175,7 @@ ADDRESSES = _addresses(DESCRIPTOR, DTYPE)
 """Which 64-bit word of a descriptor holds the address of what; that of a structure is its first."""
 
 VERDICT_BYTES = DTYPES["Verdict"].itemsize
-"""The size of what is known of one item of an objective."""
+"""Bytes of what is known of one item of an objective."""
 
 LAUNCH_WORDS = DTYPES["Launch"].itemsize // 8
 """64-bit words of what a kernel is called with; the first ones are those of the only problem."""
