@@ -13,8 +13,10 @@ from torch.nn import functional
 from stn_client import (
     Affine,
     Attention,
+    Flow,
     Homography,
     Rotation,
+    SamplingGrid,
     Similarity,
     Translation,
     calls,
@@ -129,6 +131,74 @@ def test_only_outputs_of_zeros_are_warned_of(mode, align_corners):
     assert 30 < found < 270
 
 
+MAP_X, MAP_Y = cv2.initUndistortRectifyMap(
+    np.float64([[70, 0, 40], [0, 70, 30], [0, 0, 1]]),
+    np.float64([-0.3, 0.1, 0, 0, 0]),
+    None,
+    np.float64([[70, 0, 40], [0, 70, 30], [0, 0, 1]]),
+    (80, 60),
+    cv2.CV_32FC1,
+)
+REMAP = np.stack([MAP_X, MAP_Y], axis=-1)
+VOXELS = np.stack(np.meshgrid(*map(np.arange, (20, 30, 40)), indexing="ij")[::-1], -1) * 1.0
+POINTS = r"^{}: expected points between -1 and 1, got hardly one within the map, so that the output"
+
+
+@pytest.mark.parametrize(
+    ("u", "transform", "argument", "options"),
+    [
+        (PHOTO, SamplingGrid(REMAP[None]), "grid", {}),
+        (PHOTO, SamplingGrid(torch.from_numpy(REMAP)[None]), "grid", {}),
+        (PHOTO[0, 0], SamplingGrid(REMAP), "grid", {"layout": "HW"}),
+        (PHOTO[0, 0, :, :, None], SamplingGrid(REMAP), "grid", {"layout": "HWC"}),
+        (PHOTO, SamplingGrid(REMAP[None]), "grid", {"align_corners": True}),
+        (VOLUME, SamplingGrid(VOXELS[None]), "grid", {}),
+        (PHOTO, Flow(np.full((1, 60, 80, 2), 3.0)), "displacement", {}),
+        (PHOTO, Flow(np.full((1, 60, 80, 2), (0, -2.5), np.float32)), "displacement", {}),
+        (VOLUME, Flow(np.full((1, 20, 30, 40, 3), (0, 0, 4.0))), "displacement", {}),
+    ],
+)
+def test_points_in_pixels_taken_for_normalized_are_noticed(u, transform, argument, options):
+    """Grids as of `cv2.remap`, and flows of some pixels; by each call."""
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=POINTS.format(argument)):
+            calls.warp(u, transform, **options)
+    for meant in ({"coordinates": "pixel"}, {"coordinates": "normalized"}, {"padding": "border"}):
+        assert warped(u, transform, **options, **meant) == 0
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+@pytest.mark.parametrize("kind", [SamplingGrid, Flow])
+def test_points_of_which_more_read_the_map_are_no_mistake(kind, align_corners):
+    """Of random windows and displacements, against how much of an output of torch is 0."""
+    rng = np.random.default_rng(8)
+    y, x = 2 * np.mgrid[0.5:40, 0.5:50] / np.array([40, 50])[:, None, None] - 1
+    if align_corners:
+        y, x = np.mgrid[-1:1:40j, -1:1:50j]
+    target, u = np.stack([x, y], -1), torch.ones(1, 1, 30, 20, dtype=torch.float64)
+    found = 0
+    for _ in range(200):
+        grid = target * rng.uniform(0.5, 30) + rng.normal(size=2) * 2
+        output = functional.grid_sample(
+            u, torch.tensor(grid)[None], "bicubic", "zeros", align_corners
+        )
+        given = kind((grid if kind is SamplingGrid else grid - target)[None])
+        is_noticed = warped(u.numpy(), given, align_corners=align_corners) == 1
+        share = float((output != 0).float().mean())
+        assert not (is_noticed and share > 0.02)
+        assert is_noticed or share > 0.001 or (abs(grid[20, 25]) <= 1).all()
+        found += is_noticed
+    assert 20 < found < 180
+
+
+def test_points_that_are_judged_by_the_server_are_not_warned_of():
+    """What has the shape of no field, or is that of another map."""
+    with pytest.raises(ValueError, match="grid: expected shape"):
+        calls.warp(PHOTO, SamplingGrid(np.full((2, 60, 80), 9.0)))
+    assert warped(PHOTO, SamplingGrid(VOXELS[None])) == 0
+    assert warped(PHOTO[:, :, :, :1], SamplingGrid(REMAP[None]), align_corners=True) == 0
+
+
 def line():
     """The number of the line that calls this."""
     return inspect.currentframe().f_back.f_lineno
@@ -150,6 +220,7 @@ def places():
     yield layer(u), line()
     yield tiling.warp(stn, PHOTO, Affine(theta)), line()
     yield stn.vjp(PHOTO, Affine(theta)), line()
+    yield stn.warp(PHOTO, SamplingGrid(REMAP[None])), line()
     yield stn.warp(PHOTO, Affine(theta), fill=3.0, coordinates="normalized"), line()
 
 

@@ -17,7 +17,14 @@ from stn_client._arrays import Array
 from stn_client._errors import InvalidRequestError
 from stn_client._layouts import LAYOUTS
 from stn_client._options import WarpOptions
-from stn_client._transforms import SIMILARITIES, Affine, Homography, Transform
+from stn_client._transforms import (
+    SIMILARITIES,
+    Affine,
+    Flow,
+    Homography,
+    SamplingGrid,
+    Transform,
+)
 from stn_client._units import from_pixels, unit_of
 from stn_client.geometry._arguments import matrices_of
 
@@ -42,6 +49,12 @@ and their last axis."""
 
 _PROJECTIVE = 8
 """The place in the parameters of a homography of what these points are divided by."""
+
+_FEW = 0.01
+"""The share of the points of a grid or a flow up to which hardly one reads the map."""
+
+_LOOKED_AT = 32
+"""How many rows and columns of points are looked at, at least."""
 
 
 def warn(message: str) -> None:
@@ -80,7 +93,10 @@ def warn_of_channels_last(field: str, shape: Sequence[int]) -> None:
 def warn_of_zeros(
     transform: Transform, parameters: Array, options: WarpOptions, shape: Sequence[int], layout: str
 ) -> None:
-    """Warns of a matrix by which a warp reads nothing of its map: pixels look so as normalized.
+    """Warns of a transform by which a warp reads nothing, as pixels do that are normalized.
+
+    Of a matrix nothing is nothing at all; of a grid or a flow it is at most one point in a hundred,
+    as the first pixels of a map lie between -1 and 1.
 
     Args:
         transform: The transform of the warp.
@@ -93,7 +109,11 @@ def warn_of_zeros(
     kind: Any = type(transform)
     offsets = _OFFSETS.get((kind, parameters.shape[-1:]))
     last = _PROJECTIVE if kind is Homography else offsets[-1] if offsets else 0
-    if offsets is None or parameters.size <= last:
+    if offsets is None:
+        if kind is SamplingGrid or kind is Flow:
+            _warn_of_points(transform, parameters, options, shape, layout)
+        return
+    if parameters.size <= last:
         return
     # A loop, as it is all that most calls cost: the middle of the first output reads from within.
     scale = abs(parameters.item(_PROJECTIVE)) if kind is Homography else 1
@@ -102,15 +122,14 @@ def warn_of_zeros(
             break
     else:
         return
-    if "coordinates" in options or options.get("padding", "zeros") != "zeros":
+    if not _are_judged(options):
         return
     rank = 2 if kind in {Affine, Homography} else 1
     with_batch = kind(parameters.reshape(-1, *parameters.shape[-rank:]))
-    dims, first = len(offsets), LAYOUTS[layout].first
-    sizes = shape[first : first + dims][::-1]
+    limits = _limits(len(offsets), options, shape, layout)
     with suppress(InvalidRequestError):  # what is no matrix, the server refuses in its words
         matrices = matrices_of("transform", with_batch)
-        if len(sizes) == dims and _read_nothing(matrices, sizes, options):
+        if limits is not None and _read_nothing(matrices, limits):
             warn(
                 f"{fields(transform)[0].name}: expected points between -1 and 1, got all of them "
                 "outside of the map, so that the output is 0. If they are in pixels, pass "
@@ -120,25 +139,73 @@ def warn_of_zeros(
             )
 
 
-def _read_nothing(
-    matrices: NDArray[np.float64], sizes: Sequence[int], options: WarpOptions
-) -> bool:
+def _warn_of_points(
+    transform: Transform, parameters: Array, options: WarpOptions, shape: Sequence[int], layout: str
+) -> None:
+    """Does what `warn_of_zeros` does, for points and displacements, (N, [D',] H', W', 2 or 3)."""
+    dims = parameters.shape[-1] if parameters.ndim else 0
+    if dims not in {2, 3} or parameters.ndim not in {dims + 1, dims + 2} or not parameters.size:
+        return
+    target = parameters.shape[-1 - dims : -1]
+    # What most calls cost: the one in the middle reads from within.
+    middle = (0,) * (parameters.ndim - 1 - dims) + tuple(n // 2 for n in target)
+    if not any(abs(one) > 1 for one in parameters[middle].tolist()) or not _are_judged(options):
+        return
+    limits = _limits(dims, options, shape, layout)
+    if limits is None:
+        return
+    steps = [slice(None, None, max(1, n // _LOOKED_AT)) for n in target]
+    points = parameters[(..., *steps, slice(None))].astype(np.float64)
+    if isinstance(transform, Flow):
+        scale, offset = from_pixels(target, unit_of(options))
+        lines = [
+            np.arange(n)[step] * float(a) + float(b)
+            for n, step, a, b in zip(target[::-1], steps[::-1], scale, offset, strict=True)
+        ]
+        points += np.stack(np.meshgrid(*lines[::-1], indexing="ij")[::-1], axis=-1)
+    if (np.abs(points) <= limits).all(-1).mean() <= _FEW:
+        warn(
+            f"{fields(transform)[0].name}: expected points between -1 and 1, got hardly one "
+            "within the map, so that the output is 0 almost everywhere. If they are in pixels, "
+            'pass coordinates="pixel"; maps of cv2.remap go through '
+            'stn_client.geometry.from_remap. If that is meant, pass coordinates="normalized".'
+        )
+
+
+def _are_judged(options: WarpOptions) -> bool:
+    """Returns whether a warp reads zeros outside, by a unit that nobody has named."""
+    return "coordinates" not in options and options.get("padding", "zeros") == "zeros"
+
+
+def _limits(
+    dims: int, options: WarpOptions, shape: Sequence[int], layout: str
+) -> NDArray[np.float64] | None:
+    """Returns from where on points read nothing but zeros, for x, y[, z], normalized.
+
+    None: by these numbers nobody can tell, as the map has other axes, or as -1 and 1 are the same
+    pixel, so that every point reads it.
+    """
+    first = LAYOUTS[layout].first
+    sizes = shape[first : first + dims]
+    scale, offset = from_pixels(sizes, unit_of(options))
+    if len(sizes) != dims or not all(scale):
+        return None
+    # Bicubic, which reaches furthest, reads 0 from two pixels outside of the last ones on.
+    axes = zip(scale, offset, sizes[::-1], strict=True)
+    return np.array([float(a * (size + 1) + b) for a, b, size in axes])
+
+
+def _read_nothing(matrices: NDArray[np.float64], limits: NDArray[np.float64]) -> bool:
     """Returns whether all that the whole target reads is beyond one side of the map, for each item.
 
     Args:
         matrices: (N, d + 1, d + 1), target to source, both normalized.
-        sizes: The size of the map, x first.
-        options: The options that say what normalized means.
+        limits: (d,), from where on points read nothing.
     """
-    scale, offset = from_pixels(sizes[::-1], unit_of(options))
-    if not all(scale):  # -1 and 1 are the same pixel, so that every point reads it
-        return False
-    # Bicubic, which reaches furthest, reads 0 from two pixels outside of the last ones on.
-    limits = [float(a * (size + 1) + b) for a, b, size in zip(scale, offset, sizes, strict=True)]
     # By its sign a point (X, ..., W) is the same as its opposite.
     matrices = matrices * np.where(matrices[:, -1:, -1:] < 0, -1.0, 1.0)
     weights, rows = matrices[:, -1:], matrices[:, :-1]
-    beyond = weights * np.array(limits)[:, None]
+    beyond = weights * limits[:, None]
     sides = np.concatenate([rows - beyond, -rows - beyond], axis=1)
     return bool((_are_positive(weights).all(1) & _are_positive(sides).any(1)).all())
 
