@@ -177,6 +177,26 @@ def test_rotation_about_moves_the_content_by_the_shift():
     np.testing.assert_allclose(read_at(arguments, [[15, 18]]), [[10, 20]], **CLOSE)
 
 
+@pytest.mark.parametrize("vectors", [(30, -75, 90), ((20, -35, 50), (0, 90, 0), (0, 0, 0))])
+def test_rotation_about_takes_many_angles(vectors):
+    """N angles are N transforms, each with its own center, scale and shift, or with that of all."""
+    dims = 2 + np.ndim(vectors[0])
+    rng = np.random.default_rng(1)
+    centers, scales, shifts = rng.random((3, dims)), rng.random(3) + 0.5, rng.random((3, dims))
+    for own in (
+        (centers, scales, shifts),
+        (centers[:1].repeat(3, 0), scales[:1].repeat(3), shifts[:1].repeat(3, 0)),
+    ):
+        each = [
+            rotation_about(center, vector, scale, shift)["transform"].theta
+            for center, vector, scale, shift in zip(own[0], vectors, *own[1:], strict=True)
+        ]
+        found = rotation_about(own[0], vectors, *own[1:])["transform"].theta
+        np.testing.assert_array_equal(found, np.concatenate(each))
+    found = rotation_about(centers[0], vectors, scales[0], shifts[0])["transform"].theta
+    np.testing.assert_array_equal(found, np.concatenate(each))
+
+
 @pytest.mark.parametrize("vector", [(0, 0, 0), (20, -35, 50), (0, 90, 0), (-120, 30, 200)])
 def test_rotation_about_turns_volumes_as_scipy_and_kornia(vector):
     """By a rotation vector in degrees, right-handed in (x, y, z)."""
@@ -454,6 +474,15 @@ def test_from_points_is_least_in_the_source(kind):
         assert abs(step @ residual) <= 1e-7 * np.linalg.norm(step) * np.linalg.norm(residual)
 
 
+def test_from_points_takes_points_of_opencv():
+    """(K, 1, 2), as of `cv2.goodFeaturesToTrack` and contours, is K points and not K times one."""
+    for kind in ("affine", "homography", "spline"):
+        found = from_points(SOURCE[:, None], TARGET[:, None], kind)
+        np.testing.assert_array_equal(
+            found["transform"].parameters, from_points(SOURCE, TARGET, kind)["transform"].parameters
+        )
+
+
 def test_from_points_fits_every_item():
     """N sets of points, or one for all."""
     sources = np.stack([SOURCE, SOURCE + 3])
@@ -649,10 +678,14 @@ REFUSALS = {
         lambda: from_opencv(np.eye(3), cv2.WARP_INVERSE_MAP),
         "inverse: expected True or False, got 16",
     ),
-    "remap: nothing": (lambda: from_remap(None), "map_x: expected numbers, got object"),
+    "opencv: none found": (
+        lambda: from_opencv(cv2.findHomography(np.zeros((4, 2)), np.zeros((4, 2)))[0]),
+        r"matrix: expected \(2, 3\) or \(3, 3\), got None, which cv2.findHomography",
+    ),
+    "remap: nothing": (lambda: from_remap(None), "map_x: expected numbers, got NoneType"),
     "remap: fixed point": (
         lambda: from_remap(*cv2.convertMaps(XY, XY, cv2.CV_16SC2)),
-        r"map_y: expected \(2, 3, 2\) as map_x, got \(2, 3\)",
+        r"map_y: expected \(2, 3, 2\) as map_x, got \(2, 3\). In fixed point\? Convert: cv2.conv",
     ),
     "remap: masks": (lambda: from_remap(XY > 0, XY), "map_x: expected numbers, got bool"),
     "remap: shapes": (lambda: from_remap(XY, XY[:1]), r"map_y: expected \(2, 3\) as map_x, got"),
@@ -667,7 +700,23 @@ REFUSALS = {
         "scale: expected a number above 0",
     ),
     "rotation: scales": (lambda: rotation_about((1, 2), 3, (1, 2)), "scale: expected a number"),
-    "rotation: vector": (lambda: rotation_about((1, 2), (3, 4)), "angle_deg: expected one number"),
+    "rotation: centers": (
+        lambda: rotation_about([(1, 2), (3, 4)], 30),
+        r"center: expected one, or one for each angle, got shape \(2, 2\)",
+    ),
+    "rotation: vectors": (
+        lambda: rotation_about((1, 2), [(3, 4, 5), (6, 7, 8)]),
+        "angle_deg: expected one number",
+    ),
+    "rotation: no angle": (lambda: rotation_about((1, 2), []), "angle_deg: expected one number"),
+    "rotation: scales of others": (
+        lambda: rotation_about((1, 2), (3, 4), (1, 2, 3)),
+        "scale: expected a number above 0, or one for each angle",
+    ),
+    "rotation: shifts": (
+        lambda: rotation_about((1, 2), (3, 4), 1, [(1, 2)] * 3),
+        "translate_px: expected 2 numbers, or as many for each angle",
+    ),
     "rotation: angle": (
         lambda: rotation_about((1, 2, 3), 30),
         "angle_deg: expected a rotation vector of 3 numbers",
@@ -761,6 +810,10 @@ REFUSALS = {
     "voxel: both": (lambda: from_voxel(np.eye(4), 0), r"matrix: expected \(2, 2\) or \(3, 3\) be"),
     "voxel: offset": (lambda: from_voxel(np.eye(3), (1, 2)), "offset: expected 3 numbers"),
     "voxel: unit": (lambda: to_voxel(AFFINE), "transform: expected one in pixels, got a normal"),
+    "points: another word": (
+        lambda: from_points(SOURCE, TARGET, "perspective"),
+        "kind: expected one of rigid, .* got 'perspective'. Did you mean 'homography'",
+    ),
     "points: kind": (
         lambda: from_points(SOURCE, TARGET, "tps"),
         "kind: expected one of rigid",

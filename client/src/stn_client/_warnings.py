@@ -155,7 +155,8 @@ def _warn_of_points(
     if limits is None:
         return
     steps = [slice(None, None, max(1, n // _LOOKED_AT)) for n in target]
-    points = parameters[(..., *steps, slice(None))].astype(np.float64)
+    looked_at: tuple[Any, ...] = (..., *steps, slice(None))
+    points = parameters[looked_at].astype(np.float64)
     if isinstance(transform, Flow):
         scale, offset = from_pixels(target, unit_of(options))
         lines = [

@@ -25,6 +25,9 @@ _ELSEWHERE = {
     "output_size": ("size", "dsize", "output_shape", "shape"),
     "layout": ("data_format", "channel_axis", "channels_last"),
     "timeout_s": ("timeout", "deadline"),
+    "homography": ("perspective", "projective"),
+    "rigid": ("euclidean", "euler", "isometry"),
+    "spline": ("tps", "thin_plate", "thin_plate_spline"),
     "ssd": ("mse", "l2", "MSE"),
     "huber": ("l1", "smooth_l1"),
 }

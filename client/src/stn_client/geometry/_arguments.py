@@ -21,6 +21,7 @@ from stn_client._transforms import (
     Transform,
 )
 from stn_client._units import Unit, unit_of
+from stn_client._words import meant
 
 T = TypeVar("T", bound=Transform)
 Matrices = NDArray[np.float64]
@@ -90,7 +91,9 @@ def _checked_kind(name: str, array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype.name == "bfloat16":  # a dtype that NumPy itself does not know as a number
         return array.astype(np.float32)
     if array.dtype.kind not in "iuf":
-        raise invalid(name, f"expected numbers, got {array.dtype}.")
+        is_one_thing = array.dtype.kind == "O" and not array.ndim  # None, or of a class
+        got = type(array.item()).__name__ if is_one_thing else array.dtype
+        raise invalid(name, f"expected numbers, got {got}.")
     return array
 
 
@@ -193,7 +196,8 @@ def checked_size(name: str, size: Sequence[int], dims: int) -> tuple[int, ...]:
 def choice(name: str, value: object, values: Sequence[str]) -> None:
     """Refuses a value that is not one of the choices."""
     if not isinstance(value, str) or value not in values:
-        raise invalid(name, f"expected one of {', '.join(values)}, got {value!r}.")
+        hint = f" Did you mean {other!r}?" if (other := meant(value, values)) else ""
+        raise invalid(name, f"expected one of {', '.join(values)}, got {value!r}.{hint}")
 
 
 def check_flag(name: str, value: object) -> None:

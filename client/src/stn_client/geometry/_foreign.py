@@ -30,8 +30,8 @@ def from_opencv(matrix: ArrayLike, inverse: bool = False) -> TransformArguments[
     """Returns the transform of a matrix of `cv2.warpAffine` or `cv2.warpPerspective`.
 
     Beside it, `dsize` of OpenCV is (width, height) and `output_size` here (height, width); an image
-    (H, W, C) is `image[None]` under `layout="NHWC"`; `BORDER_CONSTANT` is padding "zeros" or
-    "fill", `BORDER_REPLICATE` "border", `BORDER_REFLECT_101` "reflection".
+    (H, W, C) has `layout="HWC"`; `BORDER_CONSTANT` is padding "zeros" or "fill",
+    `BORDER_REPLICATE` "border", `BORDER_REFLECT_101` "reflection".
 
     Shapes:
         matrix    (2, 3) for warpAffine, (3, 3) for warpPerspective; or N of them
@@ -42,14 +42,18 @@ def from_opencv(matrix: ArrayLike, inverse: bool = False) -> TransformArguments[
         inverse: Whether the matrix is given with the flag `WARP_INVERSE_MAP`: target to source.
 
     Raises:
-        InvalidRequestError: The matrix has another shape, is not finite, or not invertible.
+        InvalidRequestError: The matrix has another shape, is not finite, or not invertible, or is
+            None, which OpenCV's functions that look for one return when they find none.
 
     Example:
         >>> shown = cv2.warpAffine(image, matrix, (width, height))
-        >>> options = {"output_size": (height, width), "layout": "NHWC"}
-        >>> shown = stn.warp(image[None], **from_opencv(matrix), **options)[0]
+        >>> options = {"output_size": (height, width), "layout": "HWC"}
+        >>> shown = stn.warp(image, **from_opencv(matrix), **options)
     """
     check_flag("inverse", inverse)
+    if matrix is None:  # which no type allows, and which happens
+        got = "got None, which cv2.findHomography and its like return when they find none"  # type: ignore[unreachable]
+        raise invalid("matrix", f"expected (2, 3) or (3, 3), {got}.")
     given = numbers("matrix", matrix)
     if given.shape[-2:] not in {(2, 3), (3, 3)}:
         raise invalid("matrix", f"expected (2, 3) or (3, 3), or N of them, got {given.shape}.")
@@ -79,6 +83,10 @@ def from_remap(
     Raises:
         InvalidRequestError: The maps differ in shape, as those of `cv2.convertMaps` in fixed point
             do, or there is one too few.
+
+    Example:
+        >>> maps = cv2.initUndistortRectifyMap(k, distortion, None, k, (w, h), cv2.CV_32FC1)
+        >>> straight = stn.warp(image, **from_remap(*maps), layout="HWC")
     """
     first = floats("map_x", map_x)
     maps = {"map_x": first}
@@ -87,7 +95,10 @@ def from_remap(
             maps[name] = floats(name, each)
     for name, each in maps.items():
         if each.shape != first.shape:
-            raise invalid(name, f"expected {first.shape} as map_x, got {each.shape}.")
+            hint = ""
+            if first.shape == (*each.shape, 2):
+                hint = " In fixed point? Convert: cv2.convertMaps(map_x, map_y, cv2.CV_32FC1)."
+            raise invalid(name, f"expected {first.shape} as map_x, got {each.shape}.{hint}")
     if map_y is None:
         if map_z is not None or first.shape[-1:] != (2,):
             raise invalid("map_y", "expected the y of every pixel unless map_x has both, got None.")

@@ -33,20 +33,20 @@ from stn_client.geometry._arguments import (
     of_matrices,
     points_of,
     read,
-    vector,
 )
 
 
 def rotation_about(
     center: ArrayLike,
     angle_deg: ArrayLike,
-    scale: float = 1.0,
+    scale: ArrayLike = 1.0,
     translate_px: ArrayLike | None = None,
 ) -> TransformArguments[Affine]:
     """Turns and scales the content of an image, or a volume, about a point, and then moves it.
 
     As `cv2.warpAffine` does with `cv2.getRotationMatrix2D(center, angle_deg, scale)`. A turn with a
-    shift is every rigid transform, with a scale every similarity.
+    shift is every rigid transform, with a scale every similarity. N angles make N transforms, as of
+    a batch that is turned at random; each other argument then is one for all, or N as well.
 
     Convention:
         - says what becomes of the content; the matrix that comes out says where to read
@@ -57,10 +57,12 @@ def rotation_about(
           clockwise by a, as seen on a screen
 
     Shapes:
-        center      (2,) or (3,)   (x, y) or (x, y, z) in pixels; the centre of an image is at
-                    ((W - 1) / 2, (H - 1) / 2)
-        angle_deg   () for images, (3,) for volumes
-        returns     an `Affine` of (1, 2, 3) or (1, 3, 4), float64, in pixels
+        center         (2,) or (3,), or N of them   (x, y) or (x, y, z) in pixels; that of an image
+                                                    is ((W - 1) / 2, (H - 1) / 2)
+        angle_deg      () for images, (3,) for volumes, or N of them
+        scale          (), or N of them
+        translate_px   as center
+        returns        an `Affine` of (N, 2, 3) or (N, 3, 4), float64, in pixels
 
     Args:
         center: What stays where it is, but for the shift.
@@ -73,32 +75,46 @@ def rotation_about(
             above 0.
     """
     middle = numbers("center", center)
-    if middle.shape not in {(2,), (3,)}:
-        raise invalid("center", f"expected (x, y) or (x, y, z), got {center!r}.")
-    dims = len(middle)
-    shift = np.zeros(dims) if translate_px is None else vector("translate_px", translate_px, dims)
-    size = numbers("scale", scale)
-    if size.ndim or not size >= np.finfo(np.float64).tiny:
-        raise invalid("scale", f"expected a number above 0, got {scale!r}.")
-    turn = _turn(numbers("angle_deg", angle_deg), dims)
-    back = turn.T / size
-    offset = middle - back @ (middle + shift)
-    return arguments(Affine(np.column_stack([back, offset])[None]), "pixel")
-
-
-def _turn(angle_deg: NDArray[np.float64], dims: int) -> NDArray[np.float64]:
-    """Returns the matrix by which the content turns; exact for quarters of a turn."""
-    if angle_deg.shape != (() if dims == 2 else (3,)):
+    if middle.ndim not in {1, 2} or middle.shape[-1] not in {2, 3}:
+        raise invalid("center", f"expected (x, y) or (x, y, z), or N of them, got {center!r}.")
+    dims = middle.shape[-1]
+    angle = numbers("angle_deg", angle_deg)
+    own = () if dims == 2 else (3,)
+    if angle.shape not in {own, (*angle.shape[:1], *own)} or not angle.size:
         expected = "one number" if dims == 2 else "a rotation vector of 3 numbers"
         raise invalid(
-            "angle_deg", f"expected {expected} as the center has {dims}, got {angle_deg.tolist()}."
+            "angle_deg",
+            f"expected {expected} as the center has {dims}, or N of them, got {angle.tolist()}.",
         )
-    angle = float(np.linalg.norm(angle_deg)) if dims == 3 else float(angle_deg)
+    angle = angle.reshape(-1, *own)
+    if len(middle.reshape(-1, dims)) not in {1, len(angle)}:
+        raise invalid("center", f"expected one, or one for each angle, got shape {middle.shape}.")
+    size = numbers("scale", scale)
+    if size.shape not in {(), (len(angle),)} or not (size >= np.finfo(np.float64).tiny).all():
+        raise invalid("scale", f"expected a number above 0, or one for each angle, got {scale!r}.")
+    shift = np.zeros(dims) if translate_px is None else numbers("translate_px", translate_px)
+    if shift.shape not in {(dims,), (len(angle), dims)}:
+        raise invalid(
+            "translate_px",
+            f"expected {dims} numbers, or as many for each angle, got {translate_px!r}.",
+        )
+    back = np.stack([_turn(one).T for one in angle]) / size.reshape(-1, 1, 1)
+    offset = middle[..., None] - back @ (middle + shift)[..., None]
+    return arguments(Affine(np.concatenate([back, offset], axis=-1)), "pixel")
+
+
+def _turn(angle_deg: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the matrix by which the content turns; exact for quarters of a turn.
+
+    Args:
+        angle_deg: One number of an image, a rotation vector of a volume.
+    """
+    angle = float(np.linalg.norm(angle_deg)) if angle_deg.ndim else float(angle_deg)
     quarters, rest = divmod(angle, 90)
     cos, sin = np.cos(np.radians(rest)), np.sin(np.radians(rest))
     for _ in range(int(quarters) % 4):
         cos, sin = -sin, cos
-    if dims == 2:
+    if not angle_deg.ndim:
         return np.array([[cos, sin], [-sin, cos]])
     x, y, z = angle_deg / angle if angle else angle_deg
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])

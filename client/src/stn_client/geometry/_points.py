@@ -42,7 +42,8 @@ def from_points(
         "spline"       the smoothest map, of images only; of 3 points
 
     Shapes:
-        source    (K, 2) or (K, 3), or N of them   points (x, y[, z]) of the feature map, in pixels
+        source    (K, 2) or (K, 3), or N of them   points (x, y[, z]) of the feature map, in pixels;
+                                                   OpenCV's (K, 1, 2) are K, too
         target    as source, (K, 2) for splines    points of the output, in pixels
         returns   an `Affine` (N, 2, 3) or (N, 3, 4), a `Homography` (N, 3, 3) or a
                   `ThinPlateSpline` (N, K, 2), float64, in pixels
@@ -91,6 +92,8 @@ def _checked(name: str, points: ArrayLike) -> NDArray[np.float64]:
     given = numbers(name, points)
     if given.ndim not in {2, 3} or given.shape[-1] not in {2, 3} or not len(given):
         raise invalid(name, f"expected (K, 2) or (K, 3), or N of them, got {given.shape}.")
+    if given.ndim == 3 and given.shape[1] == 1:  # no kind is found by one point
+        return given.swapaxes(0, 1)
     return given if given.ndim == 3 else given[None]
 
 
