@@ -2,6 +2,7 @@
 
 import re
 import typing
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -196,8 +197,15 @@ INVALID = {
     "no array": (
         lambda: calls.warp(None, Affine(THETA), None, {}),
         (
-            "feature_map: expected an array, got NoneType. Give arguments in the order of the "
-            "signature, or by name."
+            "feature_map: expected an array, got NoneType. Could a file not be read? Then "
+            "cv2.imread returns None."
+        ),
+    ),
+    "the path of an image": (
+        lambda: calls.warp(Path("photo.png"), Affine(THETA), None, {"layout": "HWC"}),
+        (
+            f"feature_map: expected an array, got {type(Path()).__name__}. Read the file first, as "
+            "by PIL.Image.open(path)."
         ),
     ),
     "a transform before the map": (
@@ -303,8 +311,8 @@ INVALID = {
     "the name of a file": (
         lambda: calls.warp("photo.png", Affine(THETA), None, {}),
         (
-            "feature_map: expected an array, got str. Give arguments in the order of the "
-            "signature, or by name."
+            "feature_map: expected an array, got str. Read the file first, as by "
+            "PIL.Image.open(path)."
         ),
     ),
     "one angle beside a batch": (

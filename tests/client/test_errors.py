@@ -98,13 +98,29 @@ def test_errors_are_drawn_in_the_module_docstring():
 
 
 def test_errors_invalid_request_lists_the_violations():
-    """Every field violation of the details is a pair of path and text."""
+    """Every field violation of the details is a pair of argument and text."""
     code = StatusCode.INVALID_ARGUMENT
     error = error_from_status(code, "text", status_metadata(code, BAD_REQUEST), "")
     assert error.violations == (
-        ("transform.affine.theta", "expected a, got b."),
+        ("theta", "expected a, got b."),
         ("output_size", "expected c, got d."),
     )
+
+
+@pytest.mark.parametrize(
+    ("of_server", "of_caller"),
+    [
+        ("spec.fill: expected one value, got two.", "fill: expected one value, got two."),
+        ("transform.affine.theta.shape: expected 3.", "theta.shape: expected 3."),
+        ("transform.sampling_grid.grid: expected a.", "grid: expected a."),
+        ("output_size: expected transform.x.y.", "output_size: expected transform.x.y."),
+        ("transform.kind: expected one of affine.", "transform.kind: expected one of affine."),
+        ("spec: expected one.", "spec: expected one."),
+    ],
+)
+def test_errors_name_arguments_and_not_fields(of_server, of_caller):
+    """What the contract nests, callers have given as arguments of their own."""
+    assert str(error_from_status(StatusCode.INVALID_ARGUMENT, of_server, (), "")) == of_caller
 
 
 def test_errors_overload_says_when_to_come_again():
@@ -187,4 +203,4 @@ def test_errors_keep_good_details_beside_broken_ones():
     status.details.add().Pack(BAD_REQUEST)
     metadata = (("grpc-status-details-bin", status.SerializeToString()),)
     error = error_from_status(StatusCode.INVALID_ARGUMENT, "text", metadata, "")
-    assert [field for field, _ in error.violations] == ["transform.affine.theta", "output_size"]
+    assert [field for field, _ in error.violations] == ["theta", "output_size"]

@@ -699,7 +699,7 @@ REFUSALS = {
         lambda: rotation_about((1, 2), 30, 1e-310),
         "scale: expected a number above 0",
     ),
-    "rotation: scales": (lambda: rotation_about((1, 2), 3, (1, 2)), "scale: expected a number"),
+    "rotation: scales": (lambda: rotation_about((1, 2), 3, (1, 2)), "scale: expected a number, or"),
     "rotation: centers": (
         lambda: rotation_about([(1, 2), (3, 4)], 30),
         r"center: expected one, or one for each angle, got shape \(2, 2\)",
@@ -711,7 +711,7 @@ REFUSALS = {
     "rotation: no angle": (lambda: rotation_about((1, 2), []), "angle_deg: expected one number"),
     "rotation: scales of others": (
         lambda: rotation_about((1, 2), (3, 4), (1, 2, 3)),
-        "scale: expected a number above 0, or one for each angle",
+        "scale: expected a number, or one for each angle",
     ),
     "rotation: shifts": (
         lambda: rotation_about((1, 2), (3, 4), 1, [(1, 2)] * 3),

@@ -17,6 +17,7 @@ from stn_client import (
     Similarity,
     ThinPlateSpline,
 )
+from stn_client.geometry import rotation_about
 from stn_client.jax import warp
 from stn_client.testing import StubClient
 
@@ -132,6 +133,18 @@ REFUSED = {
     "map": (lambda stn: warp(stn, "map", Affine(THETA)), "feature_map: expected an array, got str"),
     "theta": (lambda stn: warp(stn, U, Affine(None)), "theta: expected an array, got NoneType"),
     "client": (lambda _: warp(Client, U, Affine(THETA)), "client: expected a Client, got"),
+    "map first": (
+        lambda stn: warp(jnp.asarray(U), Affine(THETA), stn),
+        r"client: expected a Client, got one of type ArrayImpl\.",
+    ),
+    "square theta": (
+        lambda stn: jax.jit(lambda theta: warp(stn, U, Affine(theta)))(np.eye(3)[None]),
+        r"theta: expected shape \(N, 2, 3\).*, got \(1, 3, 3\)\. Leave out the last row",
+    ),
+    "bare theta": (
+        lambda stn: warp(stn, U, Affine(np.eye(2, 3))),
+        r"theta: expected a batch axis, got shape \(2, 3\)",
+    ),
     "spline": (
         lambda stn: warp(stn, U, ThinPlateSpline(THETA, control_points=3)),
         "control_points: expected points",
@@ -159,5 +172,7 @@ def test_failures_of_calls_are_told_by_jax(client):
 def test_arrays_that_are_traced_are_sent_by_their_own_function(client):
     """The error of the plain client names it."""
     transform = Affine(np.eye(2, 3, dtype=np.float32)[None])
-    with pytest.raises(InvalidRequestError, match=r"that JAX traces\. Use stn_client\.jax\.warp\."):
+    with pytest.raises(InvalidRequestError, match=r"that JAX traces\. Use stn_client\.jax\.warp,"):
         jax.jit(lambda u: client.warp(u, transform))(U)
+    with pytest.raises(InvalidRequestError, match=r"^angle_deg: .* nothing else may be traced\."):
+        jax.jit(lambda angle: warp(client, U, **rotation_about((3, 3), angle)))(30.0)

@@ -136,7 +136,7 @@ def test_a_call_that_fails_raises_for_itself_only():
             await bad
         np.testing.assert_array_equal(await after, numbered(3))
         await asyncio.gather(*first)
-        assert why.value.violations[0][0] == "transform.affine.theta"
+        assert why.value.violations[0][0] == "theta"
         assert (why.value.code, why.value.reason) == (
             grpc.StatusCode.INVALID_ARGUMENT,
             "INVALID_FIELD",

@@ -96,7 +96,7 @@ def test_volumes_are_not_aligned_by_splines():
     """Which are of images only."""
     volume = np.arange(512, dtype=np.float32).reshape(1, 1, 8, 8, 8)
     client = Client("127.0.0.1:1")
-    match = r"^control_points: expected none that is of images only, got 'spline' for 3-D volumes"
+    match = r"^control_points: expected stages of volumes, translation, affine, flow, got 'spline'"
     with pytest.raises(InvalidRequestError, match=match):
         next(align(client, volume, volume, control_points=np.zeros((4, 2))))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from os import PathLike
 from typing import Any, TypeVar, get_args
 
 import numpy as np
@@ -55,6 +56,10 @@ def map_operand(field: str, value: object) -> Operand:
     given = operand(field, value)
     if given.array.dtype.kind in "OSU" and not given.array.ndim:
         advice = "Give arguments in the order of the signature, or by name."
+        if value is None:
+            advice = "Could a file not be read? Then cv2.imread returns None."
+        elif isinstance(value, str | bytes | PathLike):
+            advice = "Read the file first, as by PIL.Image.open(path)."
         raise invalid(field, f"expected an array, got {type(value).__name__}. {advice}")
     return given
 

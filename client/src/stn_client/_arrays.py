@@ -246,5 +246,6 @@ def _as_numpy(field: str, value: Any) -> Array:
         kind = type(value).__name__
         if kind.endswith("Tracer"):
             expected = "expected an array with values, got one that JAX traces"
-            raise invalid(field, f"{expected}. Use stn_client.jax.warp.") from error
+            advice = "Use stn_client.jax.warp, for maps and parameters; nothing else may be traced."
+            raise invalid(field, f"{expected}. {advice}") from error
         raise invalid(field, f"expected an array, got {kind}: {error}") from error

@@ -26,6 +26,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc import RpcError, StatusCode
 
+from stn_client._words import argument_of
 from stn_proto.errors import ERROR_DOMAIN
 
 M = TypeVar("M", bound=Message)
@@ -144,7 +145,7 @@ def error_from_status(
     cls = CLASSES[code]
     if cls is InvalidRequestError:
         facts["violations"] = [
-            (violation.field, violation.description)
+            (argument_of(violation.field), violation.description)
             for detail in _unpacked(details, BadRequest)
             for violation in detail.field_violations
         ]
@@ -154,7 +155,7 @@ def error_from_status(
             cls = InvalidRequestError
         else:
             facts["retry_after_s"] = max(0.0, delays[0])
-    return cls(message, **facts)
+    return cls(argument_of(message), **facts)
 
 
 def reason_of(failure: RpcError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from functools import cache
@@ -32,6 +33,17 @@ _ELSEWHERE = {
     "huber": ("l1", "smooth_l1"),
 }
 """Words of other libraries for ours."""
+
+_INSIDE = re.compile(r"^(?:spec|transform\.\w+)\.(?=[\w.]+)")
+"""Where the contract has what callers give as an argument of its own."""
+
+
+def argument_of(path: str) -> str:
+    """Returns a field of a request by the name of the argument that it is made of.
+
+    Texts that begin with a field are taken as well: `transform.affine.theta: expected ...`.
+    """
+    return _INSIDE.sub("", path)
 
 
 def meant(word: object, known: Iterable[str]) -> str | None:

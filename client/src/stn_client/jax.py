@@ -20,8 +20,9 @@ from stn_client._aio import AsyncClient
 from stn_client._arguments import check_options
 from stn_client._client import Client
 from stn_client._errors import invalid
-from stn_client._layouts import output_shape
+from stn_client._layouts import layout_of, output_shape
 from stn_client._options import WarpOptions, takes_options
+from stn_client._parameters import parameters_with_batch
 from stn_client._transforms import Flow, SamplingGrid, ThinPlateSpline, Transform
 
 __all__ = ["warp"]
@@ -57,7 +58,7 @@ def warp(
             all failures of calls, are errors of JAX that tell them, where it compiles.
     """
     if isinstance(client, AsyncClient | type) or not hasattr(client, "warp_gradients"):
-        raise invalid("client", f"expected a Client, got {client!r}.")
+        raise invalid("client", f"expected a Client, got one of type {type(client).__name__}.")
     if type(transform) not in get_args(Transform):
         kinds = ", ".join(kind.__name__ for kind in get_args(Transform))
         raise invalid("transform", f"expected one of {kinds}, got {type(transform).__name__}.")
@@ -68,6 +69,8 @@ def warp(
     maps, parameters = _array("feature_map", feature_map), _array(name, transform.parameters)
     if parameters.dtype not in {jnp.dtype(jnp.float32), jnp.dtype(jnp.float64)}:
         parameters = parameters.astype(jnp.float32)
+    shape_of: Any = parameters
+    parameters_with_batch(transform, name, shape_of, layout_of(options.get("layout"), None))
     size = None if output_size is None else tuple(int(one) for one in output_size)
     blank: Any = {name: None}
     remote = _Remote(client, replace(transform, **blank), name, size, options)

@@ -277,8 +277,8 @@ def _checked(
     for stage in chosen:
         if dims != 2 and stage in flat:
             name = "control_points" if stage == "spline" else "stages"
-            got = f"got {stage!r} for {dims}-D volumes"
-            raise invalid(name, f"expected none that is of images only, {got}.")
+            own = ", ".join(one for one in STAGES if one not in flat)
+            raise invalid(name, f"expected stages of volumes, {own}, got {stage!r}.")
     if ("spline" in chosen) != (control_points is not None):
         expected = 'expected some for stage "spline", and none without it'
         raise invalid("control_points", f"{expected}, got {control_points!r}.")

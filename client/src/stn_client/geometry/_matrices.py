@@ -90,8 +90,10 @@ def rotation_about(
     if len(middle.reshape(-1, dims)) not in {1, len(angle)}:
         raise invalid("center", f"expected one, or one for each angle, got shape {middle.shape}.")
     size = numbers("scale", scale)
-    if size.shape not in {(), (len(angle),)} or not (size >= np.finfo(np.float64).tiny).all():
-        raise invalid("scale", f"expected a number above 0, or one for each angle, got {scale!r}.")
+    if size.shape not in {(), (len(angle),)}:
+        raise invalid("scale", f"expected a number, or one for each angle, got {scale!r}.")
+    if not (size >= np.finfo(np.float64).tiny).all():
+        raise invalid("scale", f"expected a number above 0, got {scale!r}.")
     shift = np.zeros(dims) if translate_px is None else numbers("translate_px", translate_px)
     if shift.shape not in {(dims,), (len(angle), dims)}:
         raise invalid(

@@ -237,7 +237,8 @@ def _checked_matrix(name: str, matrix: ArrayLike) -> NDArray[np.float64]:
 def _matrix_of_itk(transform: Any) -> NDArray[np.float64]:
     """Returns a linear transform's matrix, from the corners of a unit cube: (1, d + 1, d + 1)."""
     if not transform.IsLinear():
-        raise invalid("transform", f"expected a linear one, got {transform.GetName()}.")
+        advice = "Of what bends, give the points where it reads: a SamplingGrid in pixels."
+        raise invalid("transform", f"expected a linear one, got {transform.GetName()}. {advice}")
     dims = transform.GetDimension()
     # By what it does, as not every linear transform of SimpleITK tells a matrix.
     corners = np.vstack([np.zeros(dims), np.eye(dims)])
