@@ -15,10 +15,10 @@ INTRODUCTION, *SECTIONS = re.split(r"^## ", PAGE, flags=re.MULTILINE)
 TITLES = [section.splitlines()[0] for section in SECTIONS]
 
 LEAST_PAIRS = {
-    "OpenCV": 14,
+    "OpenCV": 16,
     "SciPy": 9,
     "PyTorch": 8,
-    "Kornia": 10,
+    "Kornia": 11,
     "torchvision": 7,
     "SimpleITK and nibabel": 8,
     "Triton": 1,
