@@ -344,7 +344,7 @@ def _put_tiling(tiling: Any, size: Sequence[int], groups: int) -> None:
 
 def _put_generator(item: Any, call: Call, layouts: Operands, group: Group) -> tuple[Tensor, ...]:
     kind = call.transform.kind
-    factors = _factors(call, layouts) if 0 not in layouts.target.shape else ()
+    factors = _factors(call, layouts) if 0 not in layouts.target.shape[2:] else ()
     count = 0 if kind.family is Family.FIELD else math.prod(layouts.parameters.shape[1:])
     similar = kind.family is Family.MATRIX and call.transform not in _MATRICES
     item["kind"], item["own_kind"] = (Affine.kind if similar else kind).number, kind.number
