@@ -152,7 +152,7 @@ def structures() -> str:
         '#include "platform.cuh"',
         "namespace stn {",
         constants,
-        "struct PixelPreimage;",
+        "struct PixelPreimage;\nstruct Compared;",
         *(structure(name, *one) for name, one in STRUCTURES.items()),
         "}  // namespace stn",
     ]

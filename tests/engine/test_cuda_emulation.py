@@ -4,17 +4,19 @@ What the emulated device promises is shown by kernels that break it on purpose.
 """
 
 import signal
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
 
-from stn_engine import WarpSpec
+from stn_engine import Affine, Comparison, ObjectiveProblem, WarpProblem, WarpSpec
 from stn_engine.backends.cuda import CudaBackend
 from stn_engine.backends.cuda.programs import all_programs
 from stn_engine.backends.cuda.tuning import THREADS
 from support.emulated_cuda import (
+    EMULATED_CUDA,
     EMULATION,
     EmulatedDeviceError,
     EmulatedLauncher,
@@ -105,6 +107,34 @@ def test_objectives_do_not_depend_on_it(loss, kind, sizes):
     sizes = {"size": sizes["size"], "output_size": tuple(9 * n for n in sizes["output_size"])}
     options = {"loss": loss, "kind": kind, "batch": (1, 2, 1, 1), "dtype": torch.float32}
     assert_one_result(random_objective(5, **options, **sizes))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("kind", "sizes"), KINDS_AND_SIZES)
+def test_values_of_objectives_do_not_depend_on_what_else_is_needed(
+    loss, interpolation, kind, sizes
+):
+    """To the last bit: V of gradients is V of warps."""
+    options = {"spec": WarpSpec(interpolation=interpolation), "batch": (1, 2, 1, 1)}
+    problem = random_objective(6, loss=loss, kind=kind, dtype=torch.float32, **options, **sizes)
+    alone = EMULATED_CUDA.objective([replace(problem, needs=())])[0]
+    for needs in (problem.needs, ("gradient",)):
+        found = EMULATED_CUDA.objective([replace(problem, needs=needs)])[0]
+        assert torch.equal(found.value, alone.value)
+        assert torch.equal(found.count, alone.count)
+
+
+def test_a_tap_of_weight_zero_leaves_no_trace_in_the_value_of_an_objective():
+    """However large it is: V is the pixel there, 3, and F is 1."""
+    moving, weights = torch.full((1, 1, 6, 6), 3.0), torch.zeros(1, 1, 6, 6)
+    moving[..., 1, 1], weights[..., 2, 2] = 1e30, 1.0
+    spec = WarpSpec(coordinates="pixel", interpolation="bicubic")
+    warp = WarpProblem(moving, Affine(torch.eye(3)[None, :2]), (6, 6), spec)
+    problem = ObjectiveProblem(
+        warp, torch.ones_like(moving), weights, Comparison(loss="ssd"), ("gradient",)
+    )
+    assert EMULATED_CUDA.objective([problem])[0].value.tolist() == [4.0]
 
 
 def assert_one_result(problem):

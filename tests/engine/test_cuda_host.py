@@ -223,7 +223,8 @@ def test_needs_and_tiles_decide_what_is_launched(needs, options, kernels):
     assert [kernel for kernel, _ in launcher.launches] == kernels
 
 
-MOMENTS, JUDGE, CONCLUDE = "stn_moments", "stn_judge", "stn_conclude"
+MOMENTS = ["stn_moments", "stn_finish_moments"]
+FINISH = "stn_finish_objective"
 BOTH = ("gradient", "gauss_newton")
 NEAREST = WarpSpec(interpolation="nearest")
 
@@ -231,15 +232,15 @@ NEAREST = WarpSpec(interpolation="nearest")
 @pytest.mark.parametrize(
     ("needs", "options", "kernels"),
     [
-        (BOTH, {}, ["stn_objective_matrix", CONCLUDE]),
-        (("gauss_newton",), {"loss": "huber"}, ["stn_objective_matrix", CONCLUDE]),
-        (("gradient",), {"loss": "ncc"}, [MOMENTS, JUDGE, "stn_objective_matrix", CONCLUDE]),
-        (BOTH, {"kind": "similarity"}, ["stn_prepare", "stn_objective_matrix", CONCLUDE]),
-        (("gradient",), {"kind": "thin_plate_spline"}, ["stn_objective_spline", CONCLUDE]),
-        (("gradient",), {"kind": "flow"}, [MOMENTS, JUDGE, "stn_objective_field"]),
-        ((), {}, [MOMENTS, JUDGE]),
-        (BOTH, {"spec": NEAREST}, [MOMENTS, JUDGE]),
-        (BOTH, {"output_size": (0, 3)}, [JUDGE]),
+        (BOTH, {}, ["stn_objective_matrix", FINISH]),
+        (("gauss_newton",), {"loss": "huber"}, ["stn_objective_matrix", FINISH]),
+        (("gradient",), {"loss": "ncc"}, [*MOMENTS, "stn_objective_matrix", FINISH]),
+        (BOTH, {"kind": "similarity"}, ["stn_prepare", "stn_objective_matrix", FINISH]),
+        (("gradient",), {"kind": "thin_plate_spline"}, ["stn_objective_spline", FINISH]),
+        (("gradient",), {"kind": "flow"}, [*MOMENTS, "stn_objective_field"]),
+        ((), {}, MOMENTS),
+        (BOTH, {"spec": NEAREST}, MOMENTS),
+        (BOTH, {"output_size": (0, 3)}, MOMENTS[1:]),
         (BOTH, {"batch": (0, 0, 0, 0)}, []),
     ],
 )

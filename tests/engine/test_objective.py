@@ -17,6 +17,7 @@ from stn_engine import (
     ParameterError,
     SamplingGrid,
     ShapeError,
+    ThinPlateSpline,
     Translation,
     WarpProblem,
     WarpSpec,
@@ -55,6 +56,16 @@ KINDS_AND_SIZES = [
     *(pytest.param(kind, VOLUME, id=f"{kind} of volumes") for kind in VOLUME_KINDS),
 ]
 
+LONG_ROWS = [
+    *(
+        pytest.param(kind, {"size": (6, 90), "output_size": (3, 100)}, id=kind)
+        for kind in ("affine", "homography", "thin_plate_spline", "flow")
+    ),
+    pytest.param(
+        "affine", {"size": (4, 5, 90), "output_size": (2, 3, 100)}, id="affine of volumes"
+    ),
+]
+
 per_loss = pytest.mark.parametrize("loss", LOSSES)
 per_domain = pytest.mark.parametrize("domain", DOMAINS)
 per_kind = pytest.mark.parametrize(("kind", "sizes"), KINDS_AND_SIZES)
@@ -77,6 +88,13 @@ def assert_same(found, expected):
     """All results have the same bits."""
     for name, part in parts_of(expected).items():
         assert torch.equal(parts_of(found)[name], part), name
+
+
+def scaled(problem, scale):
+    """The same comparison of maps in another unit of brightness."""
+    warp = replace(problem.warp, feature_map=problem.warp.feature_map * scale)
+    comparison = replace(problem.comparison, delta=problem.comparison.delta * scale)
+    return replace(problem, warp=warp, fixed=problem.fixed * scale, comparison=comparison)
 
 
 # The oracle.
@@ -171,6 +189,100 @@ def test_large_maps_conform(backend, loss, kind):
 
 
 @per_fast_backend
+@per_loss
+@per_domain
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize(("kind", "sizes"), LONG_ROWS)
+def test_long_rows_conform(backend, loss, domain, weighted, kind, sizes):
+    """Blocks within a row, whole ones and the rest of it, with all results."""
+    spec = spec_for(domain)
+    problem = random_objective(
+        32, loss=loss, domain=domain, weighted=weighted, kind=kind, spec=spec, **sizes
+    )
+    assert_conforms(backend, problem)
+
+
+@per_fast_backend
+@per_loss
+@pytest.mark.parametrize("kind", ["affine", "homography", "thin_plate_spline", "flow"])
+def test_all_points_conform_without_weights(backend, loss, kind):
+    """Blocks across rows of which every point counts once."""
+    spec = spec_for("all")
+    problem = random_objective(
+        33, loss=loss, domain="all", weighted=False, kind=kind, spec=spec, **IMAGE
+    )
+    assert_conforms(backend, problem)
+
+
+@per_backend
+@per_loss
+@pytest.mark.parametrize(
+    ("dtype", "exponent"),
+    [(torch.float32, 90), (torch.float32, -90), (torch.float64, 300), (torch.float64, -300)],
+)
+@pytest.mark.parametrize("kind", ["affine", "homography", "thin_plate_spline", "flow"])
+def test_the_unit_of_maps_does_not_matter(backend, loss, dtype, exponent, kind):
+    """Products of numbers of the maps, and products of such sums, may be far beyond their dtype."""
+    problem = random_objective(34, loss=loss, kind=kind, dtype=dtype, parameter_dtype=torch.float64)
+    found = backend.objective([scaled(problem, 2.0**exponent)])[0]
+    exact = exact_objective(problem)
+    for name, part in parts_of(found).items():
+        unit = 1.0 if name == "count" or loss == "ncc" else 2.0 ** (2 * exponent)
+        assert_close_in_norm(part / unit, getattr(exact, name), GRADIENT[dtype])
+
+
+@per_fast_backend
+@pytest.mark.parametrize("loss", ["ssd", "huber"])
+@pytest.mark.parametrize("kind", ["flow", "grid"])
+def test_a_float32_field_has_room_for_every_gradient_that_fits(backend, loss, kind):
+    """The sums that a gradient is divided by are large; nothing overflows before that."""
+    problem = random_objective(35, loss=loss, kind=kind, dtype=torch.float32, size=(20, 22))
+    extreme = scaled(problem, 2.0**63)
+    exact = exact_objective(extreme)
+    size = extreme.fixed.shape[1] * exact.count.item()
+    limit = torch.finfo(torch.float32).max
+    assert exact.gradient.abs().max() < limit < exact.gradient.abs().max() * size / 2
+    assert_conforms(backend, extreme)
+
+
+@per_fast_backend
+@pytest.mark.parametrize("kind", ["translation", "flow", "thin_plate_spline"])
+def test_ncc_near_a_match_at_a_large_offset(backend, kind):
+    """Where G is small against the means, these are not rounded to the dtype of the maps.
+
+    Points lie on quarters of pixels, so that float32 has every V exactly.
+    """
+    size, offset = (12, 14), torch.tensor([0.25, -0.5])
+    control = torch.tensor([[1.0, 1.0], [11.0, 2.0], [2.0, 9.0], [12.0, 10.0], [6.0, 5.0]])
+    transform = {
+        "translation": Translation(offset[None]),
+        "flow": Flow(offset.expand(1, *size, 2).contiguous()),
+        "thin_plate_spline": ThinPlateSpline((control + offset)[None], control_points=control),
+    }[kind]
+    generator = torch.Generator().manual_seed(36)
+    steps = torch.randint(-64, 65, (1, 1, *size), generator=generator)
+    moving = 1000 + steps.float() / 64
+    spec = WarpSpec(coordinates="pixel", padding="border")
+    warp = WarpProblem(moving, transform, size, spec)
+    noise = torch.randint(-32, 33, (1, 1, *size), generator=generator).float() / 1024
+    fixed = ReferenceBackend().warp([warp])[0] + noise
+    assert_conforms(backend, ObjectiveProblem(warp, fixed, None, Comparison(loss="ncc")))
+
+
+@per_backend
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", ["affine", "flow", "thin_plate_spline"])
+@per_loss
+def test_the_value_does_not_depend_on_what_else_is_needed(backend, loss, dtype, kind):
+    """Its bits are the same alone and beside a gradient."""
+    problem = random_objective(37, loss=loss, kind=kind, dtype=dtype)
+    alone = backend.objective([replace(problem, needs=())])[0]
+    beside = backend.objective([problem])[0]
+    assert torch.equal(alone.value, beside.value)
+    assert torch.equal(alone.count, beside.count)
+
+
+@per_fast_backend
 def test_weights_may_be_left_out(backend):
     """Without weights all points of the overlap count once."""
     problem = random_objective(9, weighted=False)
@@ -240,19 +352,26 @@ def test_threads_make_no_difference(loss, kind, any_threads):
 
 
 @per_loss
-@pytest.mark.parametrize("kind", ["affine", "homography"])
-def test_instruction_sets_make_no_difference(loss, kind):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("kind", "sizes"), [("affine", IMAGE), ("homography", IMAGE), *LONG_ROWS])
+def test_instruction_sets_make_no_difference(loss, dtype, interpolation, kind, sizes):
     """All levels of the machine give the same bits."""
-    problem = random_objective(13, loss=loss, kind=kind, dtype=torch.float32)
+    options = {"loss": loss, "kind": kind, "dtype": dtype, **sizes}
+    spec = WarpSpec(interpolation=interpolation)
+    problems = [
+        random_objective(13, weighted=weighted, spec=spec, **options) for weighted in (True, False)
+    ]
     best, results = _cpu.instruction_set(), []
     try:
         for name in _cpu.instruction_sets():
             _cpu.use_instruction_set(name)
-            results.append(CpuBackend().objective([problem])[0])
+            results.append(CpuBackend().objective(problems))
     finally:
         _cpu.use_instruction_set(best)
     for result in results[1:]:
-        assert_same(result, results[0])
+        for found, expected in zip(result, results[0], strict=True):
+            assert_same(found, expected)
 
 
 def test_many_thetas_need_no_more_memory_each():
@@ -486,6 +605,30 @@ def test_constant_maps_do_not_correlate(backend, which, channels):
 
 
 @per_backend
+@pytest.mark.parametrize("kind", ["affine", "flow", "thin_plate_spline"])
+def test_large_constant_maps_have_no_gradient(backend, kind):
+    """What overflows on its way to a gradient that is 0 does not become NaN."""
+    problem = random_objective(38, loss="ncc", kind=kind, dtype=torch.float32)
+    moving, parameters, fixed, weights = problem.operands
+    constant = problem.bound(1e20 * moving, parameters, torch.full_like(fixed, 1e20), weights)
+    value, _, gradient = values_of(backend, constant)
+    assert (value, gradient) == ([1.0], 0.0)
+
+
+@per_backend
+@pytest.mark.parametrize("exponent", [-300, 0, 300])
+def test_equal_maps_correlate_wholly(backend, exponent):
+    """Their ncc is 0, not something like it."""
+    spec = WarpSpec(coordinates="pixel")
+    problem = random_objective(39, loss="ncc", kind="translation", spec=spec)
+    moving, parameters, _, weights = problem.operands
+    same = problem.bound(moving, torch.zeros_like(parameters), moving[..., :8, :10], weights)
+    value, _, gradient = values_of(backend, scaled(same, 2.0**exponent))
+    assert value == [0.0]
+    assert gradient <= 1e-12
+
+
+@per_backend
 @per_loss
 @pytest.mark.parametrize("kind", ["affine", "flow"])
 def test_nan_without_weight_is_not_there(backend, loss, kind):
@@ -537,13 +680,15 @@ def test_points_that_are_not_finite_read_fill_where_all_count(backend):
 @per_loss
 @pytest.mark.parametrize("shape", [(0, 2, 4, 5), (1, 0, 4, 5), (1, 2, 0, 5)])
 def test_empty_maps(backend, loss, shape):
-    """No items, no channels, no target points: no error."""
+    """No items, no channels, no target points: no error; points count without channels, too."""
     n, channels, *_ = shape
     moving = torch.ones(n, channels, 3, 3).double()
     warp = WarpProblem(moving, Affine(torch.eye(2, 3).double()[None]), shape[2:])
     problem = ObjectiveProblem(warp, torch.ones(shape).double(), None, Comparison(loss=loss))
     found = backend.objective([problem])[0]
     assert found.value.tolist() == n * [1.0 if loss == "ncc" else 0.0]
+    # Of 4 rows and 5 columns 2 and 3 lie between the outermost pixel centres.
+    assert found.count.tolist() == n * [6.0 if 0 not in shape[2:] else 0.0]
     assert found.gradient.shape == (n, 2, 3)
     assert not found.gradient.any()
 

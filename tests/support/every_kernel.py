@@ -1,7 +1,7 @@
 """Small problems that between them run every kernel of the ``cuda`` backend."""
 
 from collections.abc import Iterator
-from itertools import cycle
+from itertools import cycle, product
 
 import torch
 from torch import Tensor
@@ -51,16 +51,17 @@ DTYPES = (
 
 def every_kernel() -> Iterator[EveryProblem]:
     """The problems; channels lie apart, or side by side in vectors; integers have no gradients."""
-    comparisons = cycle((loss, domain) for loss in LOSSES for domain in DOMAINS)
+    comparisons = cycle([*product(LOSSES, DOMAINS, (True,)), ("ssd", "all", False)])
     for kind, sizes in KINDS:
         for spec in SPECS:
             for dtype in DTYPES:
                 for channels in (3, 8):
                     yield _problem(kind, sizes, spec, dtype, channels)
                 if dtype.is_floating_point:
-                    loss, domain = next(comparisons)
-                    options = {"loss": loss, "domain": domain, "kind": kind, "spec": spec}
-                    yield random_objective(3, dtype=dtype, batch=(1, 2, 1, 1), **options, **sizes)
+                    loss, domain, weighted = next(comparisons)
+                    options = {"loss": loss, "domain": domain, "weighted": weighted}
+                    options |= {"kind": kind, "spec": spec, "batch": (1, 2, 1, 1)}
+                    yield random_objective(3, dtype=dtype, **options, **sizes)
 
 
 def results_of(backend, problem: EveryProblem) -> list[Tensor]:

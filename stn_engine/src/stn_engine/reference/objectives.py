@@ -78,8 +78,9 @@ def _correlation(V: Array, F: Array, w: Array, count: float) -> Compared:
     # A map that is constant but for rounding has no correlation: its variance is noise.
     if CONSTANT * (w * V**2).sum() >= A or CONSTANT * (w * F**2).sum() >= B:
         return Compared(1.0, count, none, none)
-    r = S / np.sqrt(A * B)
-    return Compared(1 - r, count, -w * (b / np.sqrt(A * B) - r * a / A), none)
+    # Each root by itself: A·B is beyond float64 sooner, and the quotient is 1 where maps are equal.
+    ratio, gain = S / A, np.sqrt(A) / np.sqrt(B)
+    return Compared(1 - ratio * gain, count, -w * (b - ratio * a) * (gain / A), none)
 
 
 def slopes(U: Array, grid: Array, options: Sampling) -> Array:

@@ -18,13 +18,13 @@ from stn_engine.backends.cuda.device import Arguments, Launcher
 from stn_engine.backends.cuda.programs import Kernel, Program, kernel_of
 from stn_engine.backends.cuda.structures import (
     ADDRESSES,
+    COMPARED_BYTES,
     COUNT,
     LAUNCH_WORDS,
     PREIMAGE_BYTES,
     STARTS,
     TABLE,
     TILES,
-    VERDICT_BYTES,
     WORDS,
 )
 from stn_engine.backends.kernels import Words
@@ -190,12 +190,12 @@ def _steps_of_objectives(group: Group) -> tuple[Step, ...]:
     steps = [_parameters("stn_prepare", "thetas")] if group.prepares else []
     if group.measures:
         steps.append(Step(_kernel(group, "moments", "stn_moments"), "target_tiles"))
-        steps.append(_parameters("stn_judge", "items"))
+        steps.append(_parameters("stn_finish_moments", "items"))
     if group.needs[1]:
         name = f"stn_objective_{group.family}"
         steps.append(Step(_kernel(group, "objective", name), "target_tiles"))
         if group.family is not Family.FIELD:  # sums of tiles become those of parameters
-            steps.append(_parameters("stn_conclude", "items"))
+            steps.append(_parameters("stn_finish_objective", "items"))
     return tuple(steps)
 
 
@@ -208,7 +208,7 @@ def scratch_of(group: Group) -> list[Scratch]:
     if group.compared:
         found.append(Scratch("sums", 8, "sums"))
         if transforms and group.measures:
-            found.append(Scratch("verdicts", VERDICT_BYTES, "items"))
+            found.append(Scratch("compared", COMPARED_BYTES, "items"))
     elif transforms and group.family is not Family.FIELD:
         found.append(Scratch("sums", 8, "sums"))
     if maps and group.gathers:

@@ -101,7 +101,7 @@ _KERNELS = {
     ),
     "moments": ("stn_moments",),
     "objective": ("stn_objective_matrix", "stn_objective_field", "stn_objective_spline"),
-    "parameters": ("stn_prepare", "stn_finish", "stn_judge", "stn_conclude"),
+    "parameters": ("stn_prepare", "stn_finish", "stn_finish_moments", "stn_finish_objective"),
 }
 
 

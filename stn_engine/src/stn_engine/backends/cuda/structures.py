@@ -31,7 +31,8 @@ CONSTANTS = {
     "kVectorBytes": (16, "of neighbouring channels, which move as one"),
     "kVectorChannels": (8, "of them at most"),
     "kPreimageBytes": (320, "that the host takes for what is known of one theta"),
-    "kMoments": (6, "of the maps that an objective compares: the first of the sums of a tile"),
+    "kMomentCount": (6, "of the maps that an objective compares: the first of the sums of a tile"),
+    "kComparedBytes": (40, "of what the moments of one item come to"),
 }
 """Value and meaning of each."""
 
@@ -39,7 +40,8 @@ PATCH_WIDTH = 1 << CONSTANTS["kPatchWidthLog"][0]
 PATCH_HEIGHT = 1 << CONSTANTS["kPatchHeightLog"][0]
 VECTOR_BYTES, VECTOR_CHANNELS = CONSTANTS["kVectorBytes"][0], CONSTANTS["kVectorChannels"][0]
 PREIMAGE_BYTES = CONSTANTS["kPreimageBytes"][0]
-MOMENTS = CONSTANTS["kMoments"][0]
+MOMENTS = CONSTANTS["kMomentCount"][0]
+COMPARED_BYTES = CONSTANTS["kComparedBytes"][0]
 MAP = (
     Field("data", "char*"),
     Field("batch_stride", "int64"),
@@ -62,12 +64,6 @@ NUMBERS = (
     Field("column_stride", "int64"),
     Field("columns", "int", "of a row; vectors are one row"),
     Field("wide", "int", "whether they are float64, else float32"),
-)
-VERDICT = (
-    Field("moving_mean", "double", "of V; both means are those of ncc"),
-    Field("fixed_mean", "double", "of F"),
-    Field("ratio", "double", "of ncc: S / A"),
-    Field("factor", "double", "of the gradient by V, which is 0 where nothing can be compared"),
 )
 DESCRIPTOR = (
     Field("feature_map", "Map", "U"),
@@ -92,7 +88,7 @@ DESCRIPTOR = (
     Field("value", "double*", "(batch,); results of objectives"),
     Field("weight", "double*", "(batch,): the sum of the weights"),
     Field("gauss_newton", "double*", "(batch, parameters, parameters)"),
-    Field("verdicts", "Verdict*", "(batch,): what is known of items before their gradients"),
+    Field("compared", "Compared*", "(batch,): what is known of items before their gradients"),
     Field("delta", "double", "of the loss"),
     Field("accumulators", "char*", "of a scattered gradient of U"),
     Field("peaks", "uint64*", "(batch of U,): the largest |G|, as bits of a float64"),
@@ -135,7 +131,6 @@ STRUCTURES = {
         "Parameters of a batch, a matrix each. Strides are in elements.",
         NUMBERS,
     ),
-    "Verdict": ("What the moments of an item of an objective say of its gradient.", VERDICT),
     "Descriptor": ("One problem of a launch.", DESCRIPTOR),
     "Launch": ("What every kernel is called with, by value.", LAUNCH),
 }
@@ -173,9 +168,6 @@ WORDS = DTYPE.itemsize // 8
 
 ADDRESSES = _addresses(DESCRIPTOR, DTYPE)
 """Which 64-bit word of a descriptor holds the address of what; that of a structure is its first."""
-
-VERDICT_BYTES = DTYPES["Verdict"].itemsize
-"""Bytes of what is known of one item of an objective."""
 
 LAUNCH_WORDS = DTYPES["Launch"].itemsize // 8
 """64-bit words of what a kernel is called with; the first ones are those of the only problem."""

@@ -131,11 +131,11 @@ def _correlation(V: Tensor, F: Tensor, w: Tensor, M: Tensor, _: Comparison) -> C
     # A constant map correlates with nothing: its value is 1, and no parameter changes that.
     flat = (CONSTANT * _sum(w * V * V) >= A) | (CONSTANT * _sum(w * F * F) >= B)
     A, B, S = torch.where(flat, 1, A), torch.where(flat, 1, B), torch.where(flat, 0, S)
-    root = (A * B).sqrt()
-    r = S / root
+    # Each root by itself: A·B is beyond float64 sooner, and the quotient is 1 where maps are equal.
+    ratio, gain = S / A, A.sqrt() / B.sqrt()
     # The means depend on V as well, but contribute nothing: the sums of w·a and of w·b are 0.
-    grad = -w * (b / _each(root) - a * _each(r / A))
-    return Compared(1 - r, torch.where(_each(flat), 0, grad), torch.zeros_like(a))
+    grad = -w * (b - _each(ratio) * a) * _each(gain / A)
+    return Compared(1 - ratio * gain, torch.where(_each(flat), 0, grad), torch.zeros_like(a))
 
 
 _COMPARE: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Comparison], Compared]] = {

@@ -1,6 +1,7 @@
 // One objective as the kernels see it: a warp that is never in memory, what it is compared with, and how.
 #pragma once
 
+#include "../shared/losses.h"
 #include "problem.h"
 
 namespace stn {
@@ -30,32 +31,16 @@ struct Objective {
 // What slopes are multiplied by in the terms of a gradient of ncc.
 enum Term : int { kOfMoving, kOfFixed, kOfOne, kMaxTerms };
 
-// Sums over the target points, and channels, of an item, from which its results follow.
-enum Moment : int {
-  kWeight,          // of w, over points alone
-  kLoss,            // of w·e² or w·h(e)
-  kMoving = kLoss,  // of w·V, w·F and their products: of ncc
-  kFixed,
-  kMovingMoving,
-  kFixedFixed,
-  kMovingFixed,
-  kMoments,
-};
-
-// What is done with the points of an item, and the numbers that the gradient by V needs for it.
+// What is done with the points of an item, and what the gradient by V needs for it, as far as that is known.
 struct Pass {
   bool moments, sums, curvature, field;
-  double moving_mean = 0.0, fixed_mean = 0.0, ratio = 0.0;  // of ncc: G is w·(ratio·a - b), but for a factor
-  double factor = 1.0;                                      // of the gradient of a field, where it is known
+  Compared item;  // its factor is that of the gradient of a field
 };
 
 // Rows of the matrix that the gradient of a transform's parameters goes through.
 STN_FUNCTION int matrix_rows(const Problem& problem) {
   return problem.generator.kind == Kind::homography ? 3 : problem.axes;
 }
-
-// Pairs of `count` things without order, a thing with itself included.
-constexpr int64_t pairs_of(int64_t count) { return count * (count + 1) / 2; }
 
 // How sums of a run lie side by side.
 struct SumsLayout {

@@ -162,12 +162,6 @@ class MomentSums {
   }
 
  private:
-  // What lies within delta, e² / 2, and what lies beyond, as a line.
-  STN_MEMBER static Lanes<double> huber(const Lanes<double>& e, double delta) {
-    const Lanes<double> near = clamp_to(e, -delta, delta);
-    return near * (e - near * 0.5);
-  }
-
   static constexpr int kCount = kind == Loss::ncc ? 5 : 1;
   Lanes<double> sums_[kCount] = {};
 };
@@ -220,7 +214,8 @@ class ObjectiveRunner {
  private:
   // All channels of a block.
   __attribute__((noinline)) void add(const PointSource<T, D>& source, const Block& block, Points<T, D>& points) {
-    counted_ = weigh(block, points);
+    // Without a factor there is no gradient, whatever the maps hold: 0 times infinity would be NaN.
+    counted_ = pass_.item.factor == 0.0 ? Counted::none : weigh(block, points);
     if (counted_ == Counted::none && !pass_.field) return;
     is_first_ = true;
     if (problem_.generator.kind == Kind::homography) read_ = points;
@@ -342,30 +337,31 @@ class ObjectiveRunner {
       const Lanes<T> V = kept(sample.value), F = kept(load(fixed_ + b));
       if constexpr (Moments) sums.add(w, V, F, objective_.delta);
       if constexpr (!Slopes) continue;
-      Lanes<T> slope[D];
+      // In double: products of numbers of the maps overflow T where no result does.
+      const Lanes<double> weight = converted<double>(w), moving = converted<double>(V), fixed = converted<double>(F);
+      Lanes<double> slope[D];
 #pragma GCC unroll 3
-      for (int a = 0; a < D; ++a) slope[a] = kept(sample.slope[a]);
+      for (int a = 0; a < D; ++a) slope[a] = converted<double>(kept(sample.slope[a]));
       if constexpr (Moments && kind == Loss::ncc) {
-        const Lanes<double> weight = converted<double>(w), wide[] = {converted<double>(V), converted<double>(F)};
 #pragma GCC unroll 3
         for (int a = 0; a < D; ++a) {
-          const Lanes<double> of_one = weight * converted<double>(slope[a]);
-          put(wide[0] * of_one, is_first, by_coordinate_[kOfMoving][a] + b);
-          put(wide[1] * of_one, is_first, by_coordinate_[kOfFixed][a] + b);
+          const Lanes<double> of_one = weight * slope[a];
+          put(moving * of_one, is_first, by_coordinate_[kOfMoving][a] + b);
+          put(fixed * of_one, is_first, by_coordinate_[kOfFixed][a] + b);
           put(of_one, is_first, by_coordinate_[kOfOne][a] + b);
         }
       } else {
-        const Lanes<T> G = gradient<kind>(w, V, F);
+        const Lanes<double> e = converted<double>(V - F);
+        const Lanes<double> G = gradient_of(kind, objective_.delta, pass_.item, weight, moving, fixed, e);
 #pragma GCC unroll 3
-        for (int a = 0; a < D; ++a) put(converted<double>(G * slope[a]), is_first, by_coordinate_[0][a] + b);
+        for (int a = 0; a < D; ++a) put(G * slope[a], is_first, by_coordinate_[0][a] + b);
         if (!curves) continue;
-        const Lanes<T> curvature = curved<kind>(w, V - F);
+        const Lanes<double> curvature = curvature_of(kind, objective_.delta, weight, e);
 #pragma GCC unroll 3
         for (int a = 0; a < D; ++a)
 #pragma GCC unroll 3
           for (int c = a; c < D; ++c)
-            put(converted<double>(curvature * slope[a] * slope[c]), is_first,
-                curvature_[a * D - a * (a - 1) / 2 + c - a] + b);
+            put(curvature * slope[a] * slope[c], is_first, curvature_[a * D - a * (a - 1) / 2 + c - a] + b);
       }
     }
     if constexpr (Moments) sums.add_to(moments_);
@@ -375,24 +371,6 @@ class ObjectiveRunner {
   STN_MEMBER static void put(const Lanes<double>& terms, bool is_first, double* sums) {
     if (is_first) store(terms, sums);
     else store(load(sums) + terms, sums);
-  }
-
-  // The gradient by V, but for a factor that an item has.
-  template <Loss kind>
-  STN_MEMBER Lanes<T> gradient(const Lanes<T>& w, const Lanes<T>& V, const Lanes<T>& F) const {
-    if constexpr (kind == Loss::ssd) return w * (V - F);
-    if constexpr (kind == Loss::huber) {
-      const T delta = static_cast<T>(objective_.delta);
-      return w * clamp_to(V - F, -delta, delta);
-    }
-    const Lanes<T> a = V - static_cast<T>(pass_.moving_mean), b = F - static_cast<T>(pass_.fixed_mean);
-    return w * (static_cast<T>(pass_.ratio) * a - b);
-  }
-
-  template <Loss kind>
-  STN_MEMBER Lanes<T> curved(const Lanes<T>& w, const Lanes<T>& e) const {
-    if constexpr (kind != Loss::huber) return w;
-    return choose(magnitude(e) > Lanes<T>::all(static_cast<T>(objective_.delta)), Lanes<T>{}, w);
   }
 
   // From the sums over channels at every point to those of the parameters.
@@ -453,7 +431,7 @@ class ObjectiveRunner {
   __attribute__((noinline)) void store_gradient(const Block& block) {
     for (int a = 0; a < D; ++a) {
       const SourceAxis to = source_axis(problem_.source.size[a], problem_.sampling.unit);
-      const double factor = pass_.factor * ratio(to.u, to.w);
+      const double factor = pass_.item.factor * ratio(to.u, to.w);
       for (int b = 0; b < block.count; b += kLanes)
         store(load(by_coordinate_[0][a] + b) * factor, by_coordinate_[0][a] + b);
     }

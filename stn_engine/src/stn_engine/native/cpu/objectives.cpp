@@ -1,7 +1,6 @@
 #include "objectives.h"
 
 #include <algorithm>
-#include <cmath>
 
 namespace stn {
 namespace {
@@ -11,9 +10,6 @@ constexpr int64_t kMaxSums = 8 * 1024;
 
 // Parts of an item at most: tasks of it that threads can share.
 constexpr int64_t kMaxParts = 32;
-
-// A variance below this part of the mean square is 0: what is left of it is rounding.
-constexpr double kConstant = 0x1p-38;
 
 // One item of a batch, in parts of so many chunks each: a power of two, so that a part is a branch of the tree by which
 // chunks are added, and sums have the same bits however many parts there are.
@@ -57,31 +53,6 @@ void add_tree(int64_t count, int64_t width, double* out, Add add) {
   std::copy_n(levels.begin(), depth * width, out);
 }
 
-// From the sums of the moments to the value of an item, and the factor of its gradient.
-struct Finished {
-  double value, factor;
-  Pass pass;
-};
-
-Finished finished(const Objective& objective, const double* moments) {
-  const double size = static_cast<double>(objective.problem.source.channels) * moments[kWeight];
-  const Pass none{};
-  if (objective.loss != Loss::ncc) {
-    if (size == 0.0) return {0.0, 0.0, none};
-    return {moments[kLoss] / size, (objective.loss == Loss::ssd ? 2.0 : 1.0) / size, none};
-  }
-  if (size == 0.0) return {1.0, 0.0, none};
-  const double moving = moments[kMoving] / size, fixed = moments[kFixed] / size;
-  const double A = moments[kMovingMoving] - moving * moments[kMoving];
-  const double B = moments[kFixedFixed] - fixed * moments[kFixed];
-  const double S = moments[kMovingFixed] - moving * moments[kFixed];
-  if (A <= kConstant * moments[kMovingMoving] || B <= kConstant * moments[kFixedFixed]) return {1.0, 0.0, none};
-  const double root = std::sqrt(A * B);
-  Pass pass{};
-  pass.moving_mean = moving, pass.fixed_mean = fixed, pass.ratio = S / A;
-  return {1.0 - S / root, 1.0 / root, pass};
-}
-
 const double* parameters_of(const Objective& objective, int64_t n) {
   const Generator& generator = objective.problem.generator;
   return generator.parameters + (generator.batch == 1 ? 0 : n) * generator.count;
@@ -98,22 +69,22 @@ void matrix_adjoint(const Objective& objective, int64_t n, const double* grad_ma
 }
 
 // The gradient of ncc but for its factor, from those of the terms of G.
-std::vector<double> joined_terms(const double* sums, int64_t count, const Pass& pass) {
+std::vector<double> joined_terms(const double* sums, int64_t count, const Compared& found) {
   const double *moving = sums + kOfMoving * count, *fixed = sums + kOfFixed * count, *one = sums + kOfOne * count;
   std::vector<double> joined(static_cast<size_t>(count));
   for (int64_t k = 0; k < count; ++k)
-    joined[k] = pass.ratio * (moving[k] - pass.moving_mean * one[k]) - (fixed[k] - pass.fixed_mean * one[k]);
+    joined[k] = found.ratio * (moving[k] - found.moving_mean * one[k]) - (fixed[k] - found.fixed_mean * one[k]);
   return joined;
 }
 
-void finish_gradient(const Item& item, const double* sums, const Finished& found) {
+void finish_gradient(const Item& item, const double* sums, const Compared& found) {
   const Objective& objective = *item.objective;
   const Generator& generator = objective.problem.generator;
   const double factor = found.factor;
   double* out = objective.gradient + item.n * generator.count;
   std::vector<double> joined;
   if (objective.terms() > 1) {
-    joined = joined_terms(sums, matrix_rows(objective.problem) * (objective.problem.axes + 1), found.pass);
+    joined = joined_terms(sums, matrix_rows(objective.problem) * (objective.problem.axes + 1), found);
     sums = joined.data();
   }
   if (generator.is_linear()) matrix_adjoint(objective, item.n, sums, out);
@@ -163,12 +134,12 @@ class Wave {
     std::vector<Pass> passes;
     for (const Item& item : items_) passes.push_back(first_pass(*item.objective));
     pass(passes);
-    std::vector<Finished> found;
+    std::vector<Compared> found;
     for (size_t i = 0; i < items_.size(); ++i) {
       const Item& item = items_[i];
       const Objective& objective = *item.objective;
       const double* sums = sums_.data() + item.first;
-      found.push_back(finished(objective, sums));
+      found.push_back(compared(objective.loss, static_cast<double>(objective.problem.source.channels), sums));
       objective.value[item.n] = found[i].value;
       objective.count[item.n] = sums[kWeight];
       if (passes[i].sums || passes[i].curvature) finish(item, passes[i], found[i]);
@@ -188,19 +159,25 @@ class Wave {
 
   static Pass first_pass(const Objective& objective) {
     const bool at_once = is_at_once(objective);
-    return {true, at_once && objective.needs_sums(), at_once && objective.needs_curvature(),
-            at_once && objective.needs_field()};
-  }
-
-  static Pass second_pass(const Objective& objective, const Finished& found) {
-    Pass pass = found.pass;
-    pass.sums = objective.needs_sums() && !is_at_once(objective);
-    pass.field = objective.needs_field() && !is_at_once(objective);
-    pass.factor = found.factor;
+    Pass pass{true, at_once && objective.needs_sums(), at_once && objective.needs_curvature(),
+              at_once && objective.needs_field(), Compared{}};
+    pass.item.factor = 1.0 / most_terms(objective);
     return pass;
   }
 
-  void scale_fields(const std::vector<Finished>& found) {
+  // How many terms a gradient has where all points count once. A field is divided by that until M is known, since what
+  // it is stored in may have no room for more.
+  static double most_terms(const Objective& objective) {
+    const Problem& problem = objective.problem;
+    return static_cast<double>(std::max<int64_t>(1, problem.source.channels * problem.pixels()));
+  }
+
+  static Pass second_pass(const Objective& objective, const Compared& found) {
+    const bool is_left = !is_at_once(objective);
+    return {false, is_left && objective.needs_sums(), false, is_left && objective.needs_field(), found};
+  }
+
+  void scale_fields(const std::vector<Compared>& found) {
     std::vector<Task> tasks;
     for (size_t i = 0; i < items_.size(); ++i) {
       const Objective& objective = *items_[i].objective;
@@ -213,7 +190,7 @@ class Wave {
       const PointField& field = item.objective->problem.grad_field;
       const int64_t numbers = item.objective->problem.pixels() * item.objective->problem.axes;
       const int64_t first = numbers * task.part / item.parts, last = numbers * (task.part + 1) / item.parts;
-      const double factor = found[task.item].factor;
+      const double factor = found[task.item].factor * most_terms(*item.objective);
       field.wide ? scale<double>(field, item.n * numbers, first, last, factor)
                  : scale<float>(field, item.n * numbers, first, last, factor);
     });
@@ -225,7 +202,7 @@ class Wave {
     for (int64_t k = first; k < last; ++k) data[k] = static_cast<P>(data[k] * factor);
   }
 
-  void finish(const Item& item, const Pass& pass, const Finished& found) {
+  void finish(const Item& item, const Pass& pass, const Compared& found) {
     const SumsLayout layout(*item.objective);
     const double* sums = sums_.data() + item.first;
     if (pass.sums) finish_gradient(item, sums + layout.sums, found);

@@ -1,9 +1,9 @@
-// What objectives compare, section 7 of the mathematics: weights, fixed maps and moments, and how a tile leaves its
+// What objectives compare, section 7 of the equations: weights, fixed maps and moments, and how a tile leaves its
 // sums for the kernels of `parameters.cu`.
 #pragma once
 
+#include "../shared/losses.h"
 #include "channels.cuh"
-#include "verdicts.cuh"
 
 namespace stn {
 
@@ -28,7 +28,7 @@ STN_FUNCTION const S* fixed_of(const Descriptor& problem, int n, const Pixel& pi
 }
 
 // What padding makes of a point that is not finite.
-STN_FUNCTION T value_of_nowhere(const Descriptor& problem, int channel) {
+STN_FUNCTION T fill_value(const Descriptor& problem, int channel) {
   T fill[1];
   fill_of(problem, channel, true, fill);
   return fill[0];
@@ -49,6 +49,11 @@ STN_FUNCTION void put_terms(const Descriptor& problem, int64 tile, int first, in
     for (int w = 0; w < kWarps; ++w) sum += warps[w][e];
     in_device_memory(problem.sums)[tile * problem.terms + e] = sum;
   }
+}
+
+// The loss of one number, where it is a sum of such.
+STN_FUNCTION double loss_of(const Descriptor& problem, double e) {
+  return static_cast<Loss>(problem.loss) == Loss::ssd ? e * e : huber(e, problem.delta);
 }
 
 // The moments of one channel of a pixel, but for the weight.

@@ -28,7 +28,7 @@ STN_FUNCTION void moment_tiles(const Launch& launch) {
       for (int c = 0; c < problem.channels; ++c) {
         T value[1] = {T(0)};
         if (finite) sample<1, false>(problem, plan, source + c * problem.feature_map.channel_stride, c, value);
-        else value[0] = value_of_nowhere(problem, c);
+        else value[0] = fill_value(problem, c);
         add_moments(problem, w, value[0], widened(fetched(fixed + c * problem.fixed.channel_stride)), sums);
       }
     }

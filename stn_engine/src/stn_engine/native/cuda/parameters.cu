@@ -1,8 +1,11 @@
 // Parameters before and after the kernels that know feature maps, and what objectives come to: float64 throughout, one
 // thread block per theta or item.
-#include "verdicts.cuh"
+#include "../shared/losses.h"
+#include "problem.cuh"
 
 namespace stn {
+
+static_assert(kMoments == kMomentCount && sizeof(Compared) == kComparedBytes, "the host has it otherwise");
 
 // What a similarity has of parameters for one item of the batch, which may share them.
 struct OwnParameters {
@@ -102,16 +105,15 @@ STN_FUNCTION void sum_terms(const Descriptor& problem, int n, int first, int cou
 }
 
 // Writes value and count of an item of an objective, and returns what its gradient needs. Every thread must call it.
-STN_FUNCTION Verdict judge(const Descriptor& problem, int n) {
+STN_FUNCTION Compared finish_moments(const Descriptor& problem, int n) {
   __shared__ double moments[kMoments];
   sum_terms(problem, n, 0, static_cast<Loss>(problem.loss) == Loss::ncc ? kMoments : kLoss + 1, moments);
-  double value;
-  const Verdict verdict = judged(problem, moments, value);
+  const Compared item = compared(static_cast<Loss>(problem.loss), static_cast<double>(problem.channels), moments);
   if (threadIdx.x == 0) {
-    problem.value[n] = value;
+    problem.value[n] = item.value;
     problem.weight[n] = moments[kWeight];
   }
-  return verdict;
+  return item;
 }
 
 // A sum of products times the factor of an item; where nothing can be compared it counts for nothing, whatever it is.
@@ -130,6 +132,12 @@ STN_FUNCTION void put_gradient(const Descriptor& problem, int n, double factor) 
       put_number(problem.grad_parameters, n, first + e, entries[e] * problem.factors[2 * (e % 2)]);
   }
   if (!is_spline) put_linear(problem, n, entries);
+}
+
+// Which pair of `count` things that of a and b is.
+STN_FUNCTION int pair_of(int a, int b, int count) {
+  const int low = smaller(a, b), high = larger(a, b);
+  return low * count - low * (low - 1) / 2 + high - low;
 }
 
 // The Gauss-Newton matrix of a similarity's own parameters, from that of theta: the adjoint on both sides.
@@ -180,10 +188,10 @@ STN_FUNCTION void put_curvature(const Descriptor& problem, int n, double factor)
 }
 
 // Everything of an item whose sums are there.
-STN_FUNCTION void conclude(const Descriptor& problem, int n) {
+STN_FUNCTION void finish_objective(const Descriptor& problem, int n) {
   double factor;
-  if (problem.verdicts == nullptr) factor = judge(problem, n).factor;
-  else factor = problem.verdicts[n].factor;
+  if (problem.compared == nullptr) factor = finish_moments(problem, n).factor;
+  else factor = problem.compared[n].factor;
   if (problem.grad_parameters.data != nullptr) put_gradient(problem, n, factor);
   if (problem.curves == 0) return;
   __syncthreads();
@@ -204,15 +212,15 @@ extern "C" __global__ void stn_prepare(STN_ARGUMENTS) {
   stn::for_items(launch, [](const stn::Descriptor& problem, int n) { stn::prepare(problem, n); });
 }
 
-extern "C" __global__ void stn_judge(STN_ARGUMENTS) {
+extern "C" __global__ void stn_finish_moments(STN_ARGUMENTS) {
   stn::for_items(launch, [](const stn::Descriptor& problem, int n) {
-    const stn::Verdict verdict = stn::judge(problem, n);
-    if (threadIdx.x == 0 && problem.verdicts != nullptr) problem.verdicts[n] = verdict;
+    const stn::Compared item = stn::finish_moments(problem, n);
+    if (threadIdx.x == 0 && problem.compared != nullptr) problem.compared[n] = item;
   });
 }
 
-extern "C" __global__ void stn_conclude(STN_ARGUMENTS) {
-  stn::for_items(launch, [](const stn::Descriptor& problem, int n) { stn::conclude(problem, n); });
+extern "C" __global__ void stn_finish_objective(STN_ARGUMENTS) {
+  stn::for_items(launch, [](const stn::Descriptor& problem, int n) { stn::finish_objective(problem, n); });
 }
 
 extern "C" __global__ void stn_finish(STN_ARGUMENTS) {

@@ -11,9 +11,11 @@ constexpr int kTilePixels = 1024;    // of a tile at most
 constexpr int kVectorBytes = 16;     // of neighbouring channels, which move as one
 constexpr int kVectorChannels = 8;   // of them at most
 constexpr int kPreimageBytes = 320;  // that the host takes for what is known of one theta
-constexpr int kMoments = 6;          // of the maps that an objective compares: the first of the sums of a tile
+constexpr int kMomentCount = 6;      // of the maps that an objective compares: the first of the sums of a tile
+constexpr int kComparedBytes = 40;   // of what the moments of one item come to
 
 struct PixelPreimage;
+struct Compared;
 
 // A batch of maps with channels, or of points. Strides are in elements.
 struct Map {
@@ -47,15 +49,6 @@ struct Numbers {
 };
 static_assert(sizeof(Numbers) == 40, "the host has it otherwise");
 
-// What the moments of an item of an objective say of its gradient.
-struct Verdict {
-  double moving_mean;  // of V; both means are those of ncc
-  double fixed_mean;   // of F
-  double ratio;        // of ncc: S / A
-  double factor;       // of the gradient by V, which is 0 where nothing can be compared
-};
-static_assert(sizeof(Verdict) == 32, "the host has it otherwise");
-
 // One problem of a launch.
 struct Descriptor {
   Map feature_map;  // U
@@ -76,7 +69,7 @@ struct Descriptor {
   double* value;             // (batch,); results of objectives
   double* weight;            // (batch,): the sum of the weights
   double* gauss_newton;      // (batch, parameters, parameters)
-  Verdict* verdicts;         // (batch,): what is known of items before their gradients
+  Compared* compared;        // (batch,): what is known of items before their gradients
   double delta;              // of the loss
   char* accumulators;        // of a scattered gradient of U
   uint64* peaks;             // (batch of U,): the largest |G|, as bits of a float64
