@@ -1,10 +1,11 @@
-"""The benchmarks of the server in their smallest form: that they run, not what they measure."""
+"""The benchmarks in their smallest form: that they run, not how fast; what a call holds, in full."""
 
 import json
 import math
 
 import pytest
 
+from bench import engine_memory
 from support.processes import run_python
 
 
@@ -44,3 +45,11 @@ def test_every_case_of_the_benchmark_of_many_calls_runs(tmp_path):
     assert len(cells) == 8
     assert all(0 < cell["packed_per_s"] < math.inf for cell in cells)
     assert [cell["bar"] for cell in cells] == [8.0] + [None] * 7
+
+
+@pytest.mark.parametrize("kind", ["forward", "backward"])
+def test_memory_of_a_call_does_not_grow_with_its_maps(kind):
+    """Beyond its results: nothing is kept for each of 2048 chunks, as no bit of a sum needs it."""
+    found = json.loads(engine_memory.child("ours", kind, "32x3x512x512", "2"))
+    assert found["result_bytes"] >= 32 * 3 * 512 * 512 * 4
+    assert found["extra_bytes"] <= 2 * engine_memory.BAR_BYTES_PER_THREAD

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "sums.h"
+
 namespace stn {
 namespace {
 
@@ -31,26 +33,6 @@ Item item_of(const Objective& objective, int64_t n) {
   int64_t together = 1;
   while (together < chunks && (together * kMaxParts < chunks || together * numbers < kTaskSize)) together *= 2;
   return {&objective, n, SumsLayout(objective).count, (chunks + together - 1) / together, together, 0};
-}
-
-// Adds `count` vectors of sums by a fixed tree: neighbours first, then pairs of them, and so on. `add` adds the k-th to
-// zeros; they are asked for in order, and no more than one on each level of the tree is in memory.
-template <class Add>
-void add_tree(int64_t count, int64_t width, double* out, Add add) {
-  std::vector<double> levels;
-  int64_t depth = 0;
-  const auto join = [&] {
-    --depth;
-    for (int64_t s = 0; s < width; ++s) levels[(depth - 1) * width + s] += levels[depth * width + s];
-  };
-  for (int64_t k = 0; k < count; ++k) {
-    levels.resize(static_cast<size_t>(depth * width));
-    levels.resize(static_cast<size_t>(++depth * width), 0.0);
-    add(k, levels.data() + (depth - 1) * width);
-    for (int64_t done = k + 1; done % 2 == 0; done /= 2) join();
-  }
-  while (depth > 1) join();
-  std::copy_n(levels.begin(), depth * width, out);
 }
 
 const double* parameters_of(const Objective& objective, int64_t n) {

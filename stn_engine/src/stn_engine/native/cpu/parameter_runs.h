@@ -283,7 +283,7 @@ void field_run(const Problem& problem, int64_t n_field, int64_t first, int64_t l
     slope[a] = static_cast<T>(ratio(to.u, to.w));
   }
   double sums[D][kBlock] = {};
-  CoordinateGradients<S, T, D> gradients(problem, 0);
+  CoordinateGradients<S, T, D> gradients(problem, prefetch_distance<T, D>(problem, n_field));
   const auto add = [&](const Block& block, const Points<T, D>&, const ByCoordinate<T, D>& g) {
     for (int a = 0; a < D; ++a)
       for (int b = 0; b < block.count; ++b)

@@ -42,6 +42,19 @@ STN_FUNCTION void add_to_planes(const Products<T>& products, const S* grad, int6
   }
 }
 
+// The same to as many channels as are left, kTogether at most.
+template <class S, class T>
+STN_FUNCTION void add_to_some_planes(const Products<T>& products, int64_t channels, const S* grad, int64_t grad_stride,
+                                     T* sums, int64_t stride) {
+  static_assert(kTogether == 4);
+  switch (channels) {
+    case 1: return add_to_planes<1>(products, grad, grad_stride, sums, stride);
+    case 2: return add_to_planes<2>(products, grad, grad_stride, sums, stride);
+    case 3: return add_to_planes<3>(products, grad, grad_stride, sums, stride);
+    default: return add_to_planes<kTogether>(products, grad, grad_stride, sums, stride);
+  }
+}
+
 // The same to pixels whose channels stand side by side, sixteen of them in a vector.
 template <class S, class T>
 STN_FUNCTION void add_to_pixels(const Products<T>& products, const S* grad, int64_t grad_stride, T* sums) {
@@ -75,10 +88,9 @@ STN_LARGE_FUNCTION void add_products(const Products<T>& products, const S* grad,
   int64_t c = 0;
   if (band.channel_stride == 1)
     for (; c + kLanes <= channels; c += kLanes) add_to_pixels(products, grad + c * step, step, band.data + c);
-  for (; c + kTogether <= channels; c += kTogether)
-    add_to_planes<kTogether>(products, grad + c * step, step, band.data + c * band.channel_stride, band.channel_stride);
-  for (; c < channels; ++c)
-    add_to_planes<1>(products, grad + c * step, step, band.data + c * band.channel_stride, band.channel_stride);
+  for (; c < channels; c += kTogether)
+    add_to_some_planes(products, channels - c, grad + c * step, step, band.data + c * band.channel_stride,
+                       band.channel_stride);
 }
 
 // Strides of the pixels of a band's memory may differ from the map's own.
@@ -94,6 +106,7 @@ template <class S, class T, int D, int K>
 STN_LARGE_FUNCTION void scatter_block(const Problem& problem, const TapPlan<T, D, K>& plan, const Block& block,
                                       const Band<T>& band) {
   const S* grad = channel_of<const S>(problem.target, block.row, 0);
+  const bool all = plan.whole && band.first == 0 && band.last == problem.source.size[D - 1];
   Products<T> products;
   for_pieces(problem.target, block, [&](int first, int count, int64_t from) {
     for (int b = first; b < first + count; ++b, from += problem.target.stride[0]) {
@@ -103,7 +116,7 @@ STN_LARGE_FUNCTION void scatter_block(const Problem& problem, const TapPlan<T, D
         products.count = products.points = 0;
       }
       for (int tap = 0; tap < kTaps<D, K>; ++tap) {
-        if (!tap_inside(plan, tap, b) || !is_in_band(plan, tap, b, problem, band)) continue;
+        if (!all && (!tap_inside(plan, tap, b) || !is_in_band(plan, tap, b, problem, band))) continue;
         const int e = products.count++;
         products.offset[e] = tap_offset(plan, tap, b);
         products.weight[e] = tap_weight(plan, tap, b);

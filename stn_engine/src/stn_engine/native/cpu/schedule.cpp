@@ -4,17 +4,23 @@
 #include <functional>
 
 #include "pool.h"
+#include "sums.h"
 
 namespace stn {
 namespace {
 
+// Parts of the sums of a problem at most, but for one of every item.
+constexpr int64_t kMaxParts = 256;
+
 // What there is to compute of a problem: values, or the parts of a gradient.
 enum class Work { values, parameter_sums, points, map };
 
-// A run of equal units of work that belong to one item of a problem's batch.
+// Equal units of work for each of some items of a problem's batch, and the tasks that they are cut into.
 struct Span {
   Work work;
-  int64_t problem, n, units, unit_size;
+  int64_t problem, items, units, unit_size;  // units of an item
+  int64_t step = 1, pieces = 0;              // units of a task, and tasks of an item
+  int64_t end = 0;                           // of its tasks among those of the call
 };
 
 struct Task {
@@ -22,34 +28,41 @@ struct Task {
   int64_t problem, n, first, last;
 };
 
-// Cuts spans into tasks of similar size, never a unit apart.
-std::vector<Task> cut(const std::vector<Span>& spans) {
-  std::vector<Task> tasks;
-  for (const Span& span : spans) {
-    const int64_t step = std::max<int64_t>(1, kTaskSize / std::max<int64_t>(1, span.unit_size));
-    for (int64_t first = 0; first < span.units; first += step)
-      tasks.push_back({span.work, span.problem, span.n, first, std::min(first + step, span.units)});
+// Cuts spans into tasks of similar size, never a unit apart; how many of them there are.
+int64_t cut(std::vector<Span>& spans) {
+  int64_t tasks = 0;
+  for (Span& span : spans) {
+    span.step = std::max<int64_t>(1, kTaskSize / std::max<int64_t>(1, span.unit_size));
+    span.pieces = (span.units + span.step - 1) / span.step;
+    span.end = tasks += span.items * span.pieces;
   }
   return tasks;
 }
 
+// Found, not kept: a call has a task for every few thousand numbers.
+Task task_of(const std::vector<Span>& spans, int64_t t) {
+  const auto ends_later = [](int64_t task, const Span& span) { return task < span.end; };
+  const Span& span = *std::upper_bound(spans.begin(), spans.end(), t, ends_later);
+  const int64_t place = t - (span.end - span.items * span.pieces), first = place % span.pieces * span.step;
+  return {span.work, span.problem, place / span.pieces, first, std::min(first + span.step, span.units)};
+}
+
 int64_t size_of(const std::vector<Span>& spans) {
   int64_t size = 0;
-  for (const Span& span : spans) size += span.units * span.unit_size;
+  for (const Span& span : spans) size += span.items * span.units * span.unit_size;
   return size;
 }
 
 // Runs the tasks of a call; neighbouring ones together, if there are very many.
-void run(const std::vector<Span>& spans, Threads threads, const std::function<void(const Task&)>& visit) {
-  const std::vector<Task> tasks = cut(spans);
-  const int64_t count = static_cast<int64_t>(tasks.size()), size = size_of(spans);
+void run(std::vector<Span>& spans, Threads threads, const std::function<void(const Task&)>& visit) {
+  const int64_t count = cut(spans), size = size_of(spans);
   const int64_t most = kTaskSize * count / std::max<int64_t>(1, size);
   const int64_t together = std::max<int64_t>(1, std::min<int64_t>(count / (8 * threads.count), most));
   const int64_t groups = (count + together - 1) / together;
   if (size < kWorthAThread) threads.count = 1;
   for_each_task(groups, threads, [&](int64_t group) {
     const int64_t last = std::min((group + 1) * together, count);
-    for (int64_t t = group * together; t < last; ++t) visit(tasks[static_cast<size_t>(t)]);
+    for (int64_t t = group * together; t < last; ++t) visit(task_of(spans, t));
   });
 }
 
@@ -64,8 +77,7 @@ bool has_pixels(const Problem& problem) {
 // Adds the chunks of a problem's target pixels, for each of `batch` items of its batch.
 void add_chunks(std::vector<Span>& spans, Work work, const Problem& problem, size_t i, int64_t batch) {
   if (!has_pixels(problem)) return;
-  for (int64_t n = 0; n < batch; ++n)
-    spans.push_back({work, static_cast<int64_t>(i), n, chunks(problem), chunk_size(problem)});
+  spans.push_back({work, static_cast<int64_t>(i), batch, chunks(problem), chunk_size(problem)});
 }
 
 struct Pixels {
@@ -85,13 +97,6 @@ const Kernels& kernels_of(const InstructionSet& isa, const Problem& problem) {
 int64_t sums_of(const Problem& problem) {
   if (!problem.generator.is_linear()) return problem.generator.count;
   return (problem.generator.kind == Kind::homography ? 3 : problem.axes) * (problem.axes + 1);
-}
-
-// The sum of `count` vectors of sums by a fixed tree, left in the first.
-void join(double* sums, int64_t count, int64_t width) {
-  for (int64_t reach = 1; reach < count; reach *= 2)
-    for (int64_t k = 0; k + reach < count; k += 2 * reach)
-      for (int64_t s = 0; s < width; ++s) sums[k * width + s] += sums[(k + reach) * width + s];
 }
 
 // From the sums over all target pixels to the gradient of one set of parameters.
@@ -114,24 +119,48 @@ bool has_parameter_gradient(const Problem& problem) {
          has_pixels(problem);
 }
 
-// Sums of all chunks of one problem, (batch, chunks, width).
+// The sums of one problem, over all chunks of an item or, where its items share their parameters, of the batch. They
+// are added by a tree, of which a part is a branch: so many chunks, a power of two, that there are few parts, each of
+// which has sums in memory.
 struct Partials {
-  std::vector<double> sums;
-  int64_t width, chunks;
+  std::vector<double> sums;  // of every part
+  int64_t width, chunks, items, all_chunks, chunks_per_part = 1, parts;
 
-  explicit Partials(const Problem& problem) : width(sums_of(problem)), chunks(stn::chunks(problem)) {
-    if (has_parameter_gradient(problem)) sums.assign(static_cast<size_t>(problem.batch * chunks * width), 0.0);
+  explicit Partials(const Problem& problem)
+      : width(sums_of(problem)),
+        chunks(stn::chunks(problem)),
+        items(problem.generator.batch),
+        all_chunks(items == 1 ? problem.batch * chunks : chunks) {
+    while (chunks_per_part < all_chunks && chunks_per_part * kMaxParts < items * all_chunks) chunks_per_part *= 2;
+    parts = (all_chunks + chunks_per_part - 1) / chunks_per_part;
+    if (has_parameter_gradient(problem)) sums.assign(static_cast<size_t>(items * parts * width), 0.0);
   }
 
-  double* at(int64_t n, int64_t chunk) { return sums.data() + (n * chunks + chunk) * width; }
+  double* at(int64_t n, int64_t part) { return sums.data() + (n * parts + part) * width; }
 };
 
+void add_parts(std::vector<Span>& spans, const Problem& problem, size_t i, const Partials& partials) {
+  if (!has_parameter_gradient(problem)) return;
+  spans.push_back({Work::parameter_sums, static_cast<int64_t>(i), partials.items, partials.parts,
+                   chunk_size(problem) * partials.chunks_per_part});
+}
+
+void run_part(const Problem& problem, const Kernels& kernels, int64_t n, int64_t part, Partials& partials) {
+  const int64_t first = part * partials.chunks_per_part;
+  const int64_t count = std::min(partials.chunks_per_part, partials.all_chunks - first);
+  add_tree(count, partials.width, partials.at(n, part), [&](int64_t k, double* sums) {
+    const int64_t chunk = first + k, place = chunk % partials.chunks;
+    const Pixels pixels = pixels_of(problem, place, place + 1);
+    kernels.parameter_run(problem, n + chunk / partials.chunks, pixels.first, pixels.last, sums);
+  });
+}
+
 void finish(const Problem& problem, Partials& partials) {
-  const bool broadcast = problem.generator.batch == 1;
-  const int64_t count = broadcast ? problem.batch * partials.chunks : partials.chunks;
-  for (int64_t n = 0; n < problem.generator.batch; ++n) {
-    join(partials.at(n, 0), count, partials.width);
-    finish_parameters(problem, n, partials.at(n, 0));
+  std::vector<double> sums(static_cast<size_t>(partials.width));
+  for (int64_t n = 0; n < partials.items; ++n) {
+    add_tree(partials.parts, partials.width, sums.data(),
+             [&](int64_t part, double* out) { std::copy_n(partials.at(n, part), partials.width, out); });
+    finish_parameters(problem, n, sums.data());
   }
 }
 
@@ -151,8 +180,8 @@ void add_map(std::vector<Span>& spans, const Problem& problem, size_t i, const K
   const int64_t tiles = kernels.tiles(problem);
   const int64_t units = tiles > 0 ? tiles : bands(problem, threads);
   const int64_t size = problem.pixels() * problem.target.channels * problem.batch;
-  for (int64_t n = 0; n < problem.source.batch; ++n)
-    spans.push_back({Work::map, static_cast<int64_t>(i), n, units, size / (units * problem.source.batch) + 1});
+  const int64_t batch = problem.source.batch;
+  spans.push_back({Work::map, static_cast<int64_t>(i), batch, units, size / (units * batch) + 1});
 }
 
 void run_map(const Problem& problem, const Kernels& kernels, const Task& task, int threads) {
@@ -182,7 +211,7 @@ void warp_gradients(const std::vector<Problem>& problems, const InstructionSet& 
   for (size_t i = 0; i < problems.size(); ++i) {
     const Problem& problem = problems[i];
     add_map(spans, problem, i, kernels_of(isa, problem), threads.count);
-    if (has_parameter_gradient(problem)) add_chunks(spans, Work::parameter_sums, problem, i, problem.batch);
+    add_parts(spans, problem, i, partials[i]);
     if (has_point_gradient(problem)) add_chunks(spans, Work::points, problem, i, problem.grad_field.batch);
   }
   run(spans, threads, [&](const Task& task) {
@@ -194,11 +223,8 @@ void warp_gradients(const std::vector<Problem>& problems, const InstructionSet& 
       const Pixels pixels = pixels_of(problem, task.first, task.last);
       kernels.field_run(problem, task.n, pixels.first, pixels.last);
     } else {
-      Partials& mine = partials[static_cast<size_t>(task.problem)];
-      for (int64_t chunk = task.first; chunk < task.last; ++chunk) {
-        const Pixels pixels = pixels_of(problem, chunk, chunk + 1);
-        kernels.parameter_run(problem, task.n, pixels.first, pixels.last, mine.at(task.n, chunk));
-      }
+      for (int64_t part = task.first; part < task.last; ++part)
+        run_part(problem, kernels, task.n, part, partials[static_cast<size_t>(task.problem)]);
     }
   });
   for (size_t i = 0; i < problems.size(); ++i)
