@@ -132,17 +132,9 @@ INVALID = {
     "fill of numbers as text": (warp_with(fill="3"), "fill: expected numbers, got '3'."),
     "no fill": (warp_with(fill=None), "fill: expected numbers, got None."),
     "complex fill": (warp_with(fill=1j), "fill: expected numbers, got 1j."),
-    "fill of labels that no float is": (
-        lambda: calls.warp(
-            np.ones((1, 1, 2, 2), np.uint64),
-            Affine(THETA),
-            None,
-            {"interpolation": "nearest", "padding": "fill", "fill": 2**63 - 1},
-        ),
-        (
-            "fill: expected integers that a float64 holds, as all up to 2**53, got "
-            "9223372036854775807."
-        ),
+    "an array as interpolation": (
+        warp_with(interpolation=np.zeros(2)),
+        "interpolation: expected one of nearest, bilinear, bicubic, got array([0., 0.]).",
     ),
     "fill without end": (
         warp_with(fill=[0, np.inf], padding="fill"),
@@ -543,20 +535,21 @@ def test_defaults_of_options_are_those_of_the_documentation():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "fill"),
+    ("fill", "sent", "remainder"),
     [
-        (np.int64, 2**63 - 1),
-        (np.int64, -(2**63)),
-        (np.uint64, 2**64 - 1),
-        (np.int64, 2**53),
-        (np.uint64, [2**63, 3]),
-        (np.int32, 2**53 + 1),
-        (np.float32, 2**53 + 1),
+        (2**53, [2.0**53], []),
+        (2**53 + 1, [2.0**53], [1]),
+        ((2**63 - 1, -5), [2.0**63, -5.0], [-1, 0]),
+        (np.uint64(2**64 - 1), [2.0**64], [-1]),
+        (np.array([2**62 + 513, 1 - 2**63]), [2.0**62 + 1024, -(2.0**63)], [-511, 1]),
+        ([2**53 + 1, 0.5, -1e300], [2.0**53, 0.5, -1e300], [1, 0, 0]),
+        (True, [1.0], []),
     ],
+    ids=str,
 )
-def test_fills_that_arrive_as_they_are_meant_are_sent(dtype, fill):
-    """The greatest of 64 bits are, as what a double rounds them to is saturated."""
+def test_a_fill_is_sent_to_the_last_bit(fill, sent, remainder):
+    """Labels of 64 bits are, as the double that is nearest and what is left; by hand."""
     options = {"interpolation": "nearest", "padding": "fill", "fill": fill}
-    call = calls.warp(np.ones((1, 2, 2, 2), dtype), Affine(THETA), None, options)
-    sent = warp_pb2.WarpRequest.FromString(call.request).spec.fill
-    assert list(sent) == [float(one) for one in np.atleast_1d(fill).tolist()]
+    call = calls.warp(np.ones((1, 2, 2, 2), np.int64), Affine(THETA), None, options)
+    spec = warp_pb2.WarpRequest.FromString(call.request).spec
+    assert (list(spec.fill), list(spec.fill_remainder)) == (sent, remainder)

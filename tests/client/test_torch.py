@@ -605,6 +605,23 @@ def test_torch_options_may_come_from_numpy(local_server, fill):
     assert torch.equal(output, torch.full((1, 1, 4, 4), 2.0))
 
 
+COMPILED = functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda f: f, COMPILED, torch.vmap], ids=["eager", "compiled", "vmap"]
+)
+def test_torch_fills_with_labels_that_no_float_is(local_server, wrap):
+    """Operators of torch take floats only; to the last bit, whichever way a call is made."""
+    labels = torch.zeros((1, 1, 2, 3, 3), dtype=torch.int64)
+    beyond = Affine(torch.tensor([[[1.0, 0, 10], [0, 1, 10]]]))
+    options = {"interpolation": "nearest", "padding": "fill", "fill": (2**62 + 1, -5)}
+    with Client(local_server.target) as client:
+        call = lambda one: warp(client, one, beyond, **options)  # noqa: E731 - to be wrapped
+        output = wrap(call)(labels if wrap is torch.vmap else labels[0])
+    assert output.flatten().unique().tolist() == [-5, 2**62 + 1]
+
+
 @pytest.mark.parametrize(
     ("name", "feature_map", "found"),
     [

@@ -1,6 +1,7 @@
 """Every backend against the float64 reference, over the whole matrix of options."""
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -201,6 +202,26 @@ def test_backend_moves_labels(backend, dtype, kind, sizes):
         assert output.dtype == dtype
         differs = (bits(output) != bits(expected)).any(-1)
         assert not (differs & settled(warp)[:, None]).any()
+
+
+LABELS = {
+    torch.int64: [2**53 + 1, 2**63 - 2, 1 - 2**63, -(2**53) - 1, 2**64, 0.5],
+    torch.uint64: [2**53 + 1, 2**63 + 1, 2**64 - 2, 2**63 - 1, -1, 1.5],
+}
+"""Constants of label maps, of which no float is most; the last two become labels."""
+
+
+@pytest.mark.parametrize("dtype", LABELS, ids=str)
+def test_backend_fills_with_labels_that_no_float_is(backend, dtype):
+    """To the last bit, outside of the map and where a point is not finite, in either order."""
+    expected = LABELS[dtype][:4] + ([2**63 - 1, 0] if dtype == torch.int64 else [0, 2])
+    points = torch.tensor([[9.0, 0.0], [math.nan, 0.0], [0.0, 0.0]]).view(1, 1, 3, 2)
+    spec = WarpSpec(interpolation="nearest", padding="fill", fill=LABELS[dtype])
+    for order in (torch.contiguous_format, torch.channels_last):
+        labels = torch.full((1, 6, 2, 2), 7).to(dtype).contiguous(memory_format=order)
+        output = backend.warp([WarpProblem(labels, SamplingGrid(points), spec=spec)])[0]
+        for channel, label in enumerate(expected):
+            assert output[0, channel, 0].tolist() == [label, label, 7]
 
 
 @pytest.mark.parametrize("kind", LONG_ROWS)

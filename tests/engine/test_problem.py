@@ -54,6 +54,15 @@ def test_spec_of_negative_zero_is_that_of_zero():
     assert str(WarpSpec(fill=-0.0).fill[0]) == "0.0"
 
 
+def test_spec_keeps_labels_that_no_float_is():
+    """Numbers are floats, whatever they were, but for integers of 64 bits that would lose some."""
+    fill = WarpSpec(fill=[2**53, 2**53 + 1, -(2**63) + 1, 2**64 - 1, 2**70 + 1, 0.5]).fill
+    assert fill == (2.0**53, 2**53 + 1, -(2**63) + 1, 2**64 - 1, 2.0**70, 0.5)
+    assert list(map(type, fill)) == [float, int, int, int, float, float]
+    assert WarpSpec(fill=2**53 + 1) != WarpSpec(fill=2**53)
+    assert WarpSpec(fill=torch.tensor([2**53 + 1])).fill == (2**53 + 1,)
+
+
 def test_spec_is_frozen():
     """A valid spec stays valid."""
     with pytest.raises(FrozenInstanceError, match="padding"):

@@ -27,6 +27,7 @@ from stn_server.errors import (
 
 INVALID, UNIMPLEMENTED = StatusCode.INVALID_ARGUMENT, StatusCode.UNIMPLEMENTED
 THETA, GRID = "transform.affine.theta", "transform.sampling_grid.grid"
+LEFT = "spec.fill_remainder"
 F32 = np.float32
 
 
@@ -242,6 +243,16 @@ def transform_of(kind):
     return spoil
 
 
+def remainder(fill, numbers):
+    """Spoils by constants, and what is said to be left of them."""
+
+    def spoil(request):
+        request.spec.fill[:] = fill
+        request.spec.fill_remainder[:] = numbers
+
+    return spoil
+
+
 def control_points(numbers):
     """Spoils a spline by giving it other control points."""
     return assign("transform.thin_plate_spline.control_points", list(map(float, numbers)))
@@ -389,6 +400,12 @@ BAD_REQUESTS = [
         "spec.fill", "expected one value | one value per channel (3), got (0.123456789,"),
     bad("infinite fill", "Warp", assign("spec.fill", [math.inf]), WRONG, "spec.fill",
         "expected a finite number"),
+    bad("remainder of another length", "Warp", remainder([1.0], [1, 2]), WRONG, LEFT,
+        "expected as many as spec.fill has integers, got 2. Send none for others."),
+    bad("remainder of no integers", "Warp", remainder([0.5], [1]), WRONG, LEFT,
+        "expected as many as spec.fill has integers, got 1."),
+    bad("remainder of infinity", "Warp", remainder([math.inf], [1]), WRONG, LEFT,
+        "expected as many as spec.fill has integers, got 1."),
     # Splines.
     bad("spline of one number too many", "Warp", control_points([*range(9)]), WRONG, CONTROL,
         "expected x and y of every point, got 9 numbers.", base=spline_warp_request),

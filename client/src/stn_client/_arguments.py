@@ -51,6 +51,10 @@ INTERPOLATED = *FLOATS, "uint8", "uint16", "int16"
 """Maps that any interpolation reads; others, of integers, are labels."""
 
 
+_ALL_INTEGERS = 2**53
+"""Up to here floats hold all integers."""
+
+
 def map_operand(field: str, value: object) -> Operand:
     """Returns a map as an operand; anything that NumPy takes for one opaque thing is refused."""
     given = operand(field, value)
@@ -135,19 +139,6 @@ def check_labels(dtype: np.dtype[Any], interpolation: object) -> None:
         raise invalid("feature_map", f"{expected} {advice}")
 
 
-def check_fill(dtype: np.dtype[Any], fill: object) -> None:
-    """Checks that labels of 64 bits are filled with the very number, as a request has doubles."""
-    numbers = as_array("fill", fill)
-    if dtype.kind not in "iu" or dtype.itemsize < 8 or numbers.dtype.kind not in "iu":
-        return
-    least, most = np.iinfo(dtype).min, np.iinfo(dtype).max  # what is beyond is saturated
-    for number in map(int, numbers.ravel()):
-        sent, wanted = (min(max(one, least), most) for one in (int(float(number)), number))
-        if sent != wanted:
-            expected = "expected integers that a float64 holds, as all up to 2**53"
-            raise invalid("fill", f"{expected}, got {number}.")
-
-
 def check_floats(field: str, dtype: np.dtype[Any]) -> None:
     """Checks that a map whose gradients are asked for holds floats."""
     if dtype.kind in "biu":
@@ -186,8 +177,8 @@ def spec_of(options: WarpOptions, arguments: Iterable[str] = ()) -> warp_pb2.War
         arguments: The further arguments that `reject_unknown` takes.
     """
     reject_unknown(options, WarpCallOptions.__annotations__, arguments)
-    fill = _fill(options.get("fill", ()))
-    if "padding" not in options and fill.any():
+    fill, fill_remainder = _fill(options.get("fill", ()))
+    if "padding" not in options and any(fill):
         warn_of_fill(options["fill"])
     return warp_pb2.WarpSpec(
         interpolation=enum_of(
@@ -195,6 +186,7 @@ def spec_of(options: WarpOptions, arguments: Iterable[str] = ()) -> warp_pb2.War
         ),
         padding=enum_of(warp_pb2.Padding, "padding", options.get("padding", "zeros")),
         fill=fill,
+        fill_remainder=fill_remainder,
         subgradient=enum_of(
             warp_pb2.Subgradient, "subgradient", options.get("subgradient", "right")
         ),
@@ -230,7 +222,7 @@ def size_of(size: Sequence[int]) -> Array:
     return sizes
 
 
-def _fill(fill: float | Sequence[float]) -> Array:
+def _fill(fill: float | Sequence[float]) -> tuple[list[float], list[int]]:
     numbers = np.atleast_1d(as_array("fill", fill))
     if numbers.dtype.kind not in "iufb" and numbers.size:
         raise invalid("fill", f"expected numbers, got {fill!r}.")
@@ -238,7 +230,21 @@ def _fill(fill: float | Sequence[float]) -> Array:
         raise invalid("fill", f"expected one number, or one per channel, got {fill!r}.")
     if not np.isfinite(numbers).all():
         raise invalid("fill", f"expected finite numbers, got {fill!r}.")
-    return numbers.astype(np.float64)
+    # NumPy makes floats of a list in which some are negative and others beyond int64.
+    return in_parts(fill if isinstance(fill, list | tuple) else numbers.tolist())
+
+
+def in_parts(fill: Sequence[float]) -> tuple[list[float], list[int]]:
+    """Returns constants as floats, and what is left of each; nothing if nothing is left of all.
+
+    Only of integers beyond 2**53 something is left: labels of 64 bits.
+    """
+    floats = [float(one) for one in fill]
+    remainder = [
+        int(one) - int(part) if abs(part) >= _ALL_INTEGERS and hasattr(one, "__index__") else 0
+        for one, part in zip(fill, floats, strict=True)
+    ]
+    return floats, remainder if any(remainder) else []
 
 
 def check_options(options: WarpOptions, output_size: Sequence[int] | None) -> None:

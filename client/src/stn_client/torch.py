@@ -24,7 +24,7 @@ from torch._functorch import autograd_function
 from torch.autograd import forward_ad
 
 from stn_client._aio import AsyncClient
-from stn_client._arguments import check_options, no_transform, reject_unknown
+from stn_client._arguments import check_options, in_parts, no_transform, reject_unknown
 from stn_client._arrays import numpy_to_torch, torch_to_numpy
 from stn_client._client import Client
 from stn_client._connection import CLIENTS, register
@@ -346,21 +346,25 @@ def _settings(options: WarpOptions, arguments: Sequence[str] = ()) -> dict[str, 
     settings: dict[str, Any] = dict(options)
     for name, value in settings.items():
         if name == "fill":
-            settings[name] = _fill(value)
-        elif isinstance(value, np.bool_):
+            continue
+        if isinstance(value, np.bool_):
             settings[name] = bool(value)
         elif not isinstance(value, {"str": str, "bool": bool}[OPTIONS[name]]):
             raise invalid(name, f"expected {OPTIONS[name]}, got {value!r}.")
+    if "fill" in settings:
+        settings["fill"], remainder = _fill(settings["fill"])
+        if remainder:
+            settings["fill_remainder"] = remainder
     return settings
 
 
-def _fill(fill: Any) -> list[float]:
+def _fill(fill: Any) -> tuple[list[float], list[int]]:
     given = fill.tolist() if isinstance(fill, np.ndarray | Tensor) else fill
-    values = [given] if isinstance(given, Real) else given
+    values: Any = [given] if isinstance(given, Real) else given
     if not isinstance(values, Sequence) or not all(isinstance(value, Real) for value in values):
         raise invalid("fill", f"expected a number, or a list of numbers, got {fill!r}.")
     try:
-        return [float(value) for value in values]
+        return in_parts(values)
     except OverflowError as error:
         raise invalid("fill", "expected numbers that fit a float, got a larger one.") from error
 
@@ -383,8 +387,12 @@ def _client_of(name: str) -> Client:
 
 
 def _given(settings: dict[str, Any]) -> Any:
-    """Returns the options that are not None."""
-    return {name: value for name, value in settings.items() if value is not None}
+    """Returns the options of a call as a client takes them: those that are not None."""
+    options = {name: value for name, value in settings.items() if value is not None}
+    if remainder := options.pop("fill_remainder", None):
+        parts = zip(options["fill"], remainder, strict=True)
+        options["fill"] = [int(part) + more if more else part for part, more in parts]
+    return options
 
 
 def _warp(
@@ -676,7 +684,7 @@ class _EagerWarp(torch.autograd.Function):
         ctx.call = name, transform, numbers, settings
         where = _transform(torch_to_numpy("transform", parameters), transform, numbers)
         size = None if output_size is None else tuple(output_size)
-        output: Any = client.warp(array, where, size, **settings)
+        output: Any = client.warp(array, where, size, **_given(settings))
         made: Tensor = numpy_to_torch(output, feature_map)
         return made
 
@@ -698,7 +706,7 @@ class _EagerWarp(torch.autograd.Function):
             ctx.array,
             _transform(torch_to_numpy("transform", parameters), transform, numbers),
             needs=_named_needs(needs),
-            **settings,
+            **_given(settings),
         )
         found = gradients.feature_map, gradients.transform
         operands = feature_map, parameters
@@ -730,7 +738,7 @@ def _vmapped(operator: str, info: Any, in_dims: Any, *arguments: Any, **settings
 
 
 _SETTINGS = "str client, str transform, float[] numbers, *, " + ", ".join(
-    f"{kind}? {name}=None" for name, kind in OPTIONS.items()
+    f"{kind}? {name}=None" for name, kind in {**OPTIONS, "fill_remainder": "int[]"}.items()
 )
 _SIGNATURES = {
     "warp": "(Tensor feature_map, Tensor parameters, SymInt[]? output_size, "

@@ -40,7 +40,7 @@ def read_spec(spec: warp_pb2.WarpSpec) -> stn_engine.WarpSpec:
             stn_engine.Padding.ZEROS,
             "spec.padding",
         ),
-        fill=tuple(spec.fill) or (0.0,),
+        fill=_read_fill(spec),
         coordinates=read_coordinates(spec.coordinates, "spec.coordinates"),
         align_corners=spec.align_corners,
         subgradient=_read_enum(
@@ -52,6 +52,22 @@ def read_spec(spec: warp_pb2.WarpSpec) -> stn_engine.WarpSpec:
         ),
         deterministic=not spec.allow_nondeterministic,
     )
+
+
+def remainder_of(fill: Sequence[float]) -> list[int]:
+    """Returns what doubles leave of integers, as `WarpSpec.fill_remainder` has it."""
+    left = [one - int(float(one)) if isinstance(one, int) else 0 for one in fill]
+    return left if any(left) else []
+
+
+def _read_fill(spec: warp_pb2.WarpSpec) -> tuple[float | int, ...]:
+    fill, remainder = tuple(spec.fill) or (0.0,), spec.fill_remainder
+    if not remainder:
+        return fill
+    if len(remainder) != len(fill) or not all(map(float.is_integer, fill)):
+        expected = f"expected as many as spec.fill has integers, got {len(remainder)}"
+        raise InvalidRequestError("spec.fill_remainder", f"{expected}. Send none for others.")
+    return tuple(int(part) + more for part, more in zip(fill, remainder, strict=True))
 
 
 def read_coordinates(number: int, field: str) -> stn_engine.Coordinates:

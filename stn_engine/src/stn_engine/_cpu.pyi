@@ -64,6 +64,7 @@ class Options:
         unit: Unit,
         zero_subgradient: bool,
         fill: Sequence[float],
+        labels: Sequence[int] = (),
     ) -> None: ...
 
 class Layout:

@@ -57,7 +57,8 @@ COMPOSITION = TorchBackend()
 LIBRARY = torch.library.Library("stn_engine", "DEF")  # type: ignore[no-untyped-call]  # torch
 TRANSFORM = "str transform, float[] settings"
 UNIT = "str coordinates, bool align_corners"
-SPEC = f"str interpolation, str padding, float[] fill, {UNIT}, str subgradient, bool deterministic"
+FILL = "float[] fill, int[] fill_remainder"
+SPEC = f"str interpolation, str padding, {FILL}, {UNIT}, str subgradient, bool deterministic"
 TRANSFORMS: dict[str, Callable[[Tensor], Any]] = {kind.__name__: kind for kind in KINDS}
 _requires_grad = attrgetter("requires_grad")
 
@@ -284,10 +285,15 @@ def _transform(parameters: Tensor, kind: str, settings: Sequence[float]) -> Any:
 
 
 def _spec_arguments(spec: WarpSpec) -> tuple[Any, ...]:
+    fill = [float(value) for value in spec.fill]
+    # Operators take no lists of floats and integers: what no float is comes in two parts.
+    parts = zip(spec.fill, fill, strict=True)
+    remainder = [value - int(part) if isinstance(value, int) else 0 for value, part in parts]
     return (
         spec.interpolation.value,
         spec.padding.value,
-        spec.fill,
+        fill,
+        remainder if any(remainder) else [],
         spec.coordinates.value,
         spec.align_corners,
         spec.subgradient.value,
@@ -314,8 +320,10 @@ def _warp_problem(
     *spec: Any,
 ) -> WarpProblem:
     transform = _transform(parameters, kind, settings)
-    interpolation, padding, fill, *others = spec
-    options = kept_spec(interpolation, padding, tuple(fill), *others)
+    interpolation, padding, fill, remainder, *others = spec
+    parts = zip(fill, remainder or [0] * len(fill), strict=True)
+    whole = tuple(int(part) + more if more else part for part, more in parts)
+    options = kept_spec(interpolation, padding, whole, *others)
     return WarpProblem(feature_map, transform, output_size, options)
 
 

@@ -5,6 +5,7 @@ writes them, and those of the transforms, into ``native/shared/numbers.h``.
 """
 
 import math
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -154,7 +155,8 @@ class WarpSpec:
         - bicubic pads each of its taps instead of the coordinate; its slope is continuous, so
           that subgradient makes no difference, and border has no edge without a slope
         - fill is one value, or one per channel; it is what taps outside contribute under
-          ``padding="fill"`` and what a non-finite point reads under every padding
+          ``padding="fill"`` and what a non-finite point reads under every padding; kept as floats,
+          but for integers of 64 bits that no float is, which may be labels
         - gradients that would flow to fill, or out of a non-finite point, are dropped
 
     Args:
@@ -173,7 +175,7 @@ class WarpSpec:
 
     interpolation: Interpolation
     padding: Padding
-    fill: tuple[float, ...]
+    fill: tuple[float | int, ...]
     coordinates: Coordinates
     align_corners: bool
     subgradient: Subgradient
@@ -269,15 +271,35 @@ def flag(argument: str, value: object) -> bool:
 _NO_FILL = (0.0,)
 
 
-def _fill(value: float | Iterable[float]) -> tuple[float, ...]:
+def _fill(value: float | Iterable[float]) -> tuple[float | int, ...]:
     if type(value) is float and value == 0.0:  # nearly always, and faster than what follows
         return _NO_FILL
     allowed = ("a finite number", "a sequence with one finite number per channel")
     try:
-        values = tuple(map(float, value if isinstance(value, Iterable) else (value,)))
-    except (TypeError, ValueError):
+        values = tuple(map(_constant, value if isinstance(value, Iterable) else (value,)))
+    except (TypeError, ValueError, OverflowError):
         raise ParameterError("fill", value, allowed) from None
     # A fill that is not finite would leak through taps whose weight is zero.
     if not values or not all(-math.inf < value < math.inf for value in values):
         raise ParameterError("fill", value, allowed)
-    return tuple(value + 0.0 for value in values)  # -0.0 and 0.0 are equal, so they are one spec
+    return tuple(value + 0 for value in values)  # -0.0 and 0.0 are equal, so they are one spec
+
+
+_ALL_INTEGERS = 1 << 53
+"""Up to here floats hold all integers."""
+_LABELS = 1 << 64
+"""No label is larger."""
+
+
+def _constant(value: Any) -> float | int:
+    """Returns a constant as a float, or as the integer that no float is."""
+    if isinstance(value, str):  # one that may be a number, or several of a digit each
+        raise TypeError(value)
+    number = float(value)
+    if not _ALL_INTEGERS <= abs(number) <= _LABELS:
+        return number
+    try:
+        exact = operator.index(value)
+    except TypeError:
+        return number
+    return number if number == exact else exact

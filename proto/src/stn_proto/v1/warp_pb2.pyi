@@ -60,7 +60,7 @@ OPERAND_FEATURE_MAP: Operand
 OPERAND_TRANSFORM: Operand
 
 class WarpSpec(_message.Message):
-    __slots__ = ("interpolation", "padding", "fill", "coordinates", "align_corners", "subgradient", "allow_nondeterministic")
+    __slots__ = ("interpolation", "padding", "fill", "coordinates", "align_corners", "subgradient", "allow_nondeterministic", "fill_remainder")
     INTERPOLATION_FIELD_NUMBER: _ClassVar[int]
     PADDING_FIELD_NUMBER: _ClassVar[int]
     FILL_FIELD_NUMBER: _ClassVar[int]
@@ -68,6 +68,7 @@ class WarpSpec(_message.Message):
     ALIGN_CORNERS_FIELD_NUMBER: _ClassVar[int]
     SUBGRADIENT_FIELD_NUMBER: _ClassVar[int]
     ALLOW_NONDETERMINISTIC_FIELD_NUMBER: _ClassVar[int]
+    FILL_REMAINDER_FIELD_NUMBER: _ClassVar[int]
     interpolation: Interpolation
     padding: Padding
     fill: _containers.RepeatedScalarFieldContainer[float]
@@ -75,7 +76,8 @@ class WarpSpec(_message.Message):
     align_corners: bool
     subgradient: Subgradient
     allow_nondeterministic: bool
-    def __init__(self, interpolation: _Optional[_Union[Interpolation, str]] = ..., padding: _Optional[_Union[Padding, str]] = ..., fill: _Optional[_Iterable[float]] = ..., coordinates: _Optional[_Union[Coordinates, str]] = ..., align_corners: bool = ..., subgradient: _Optional[_Union[Subgradient, str]] = ..., allow_nondeterministic: bool = ...) -> None: ...
+    fill_remainder: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, interpolation: _Optional[_Union[Interpolation, str]] = ..., padding: _Optional[_Union[Padding, str]] = ..., fill: _Optional[_Iterable[float]] = ..., coordinates: _Optional[_Union[Coordinates, str]] = ..., align_corners: bool = ..., subgradient: _Optional[_Union[Subgradient, str]] = ..., allow_nondeterministic: bool = ..., fill_remainder: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Affine(_message.Message):
     __slots__ = ("theta",)

@@ -220,7 +220,8 @@ def _options(request: Any, kind: str) -> Iterator[Option]:
                     yield Option(part.name, (field.name, kind), part)
         elif field.message_type is warp_pb2.WarpSpec.DESCRIPTOR:
             for part in field.message_type.fields:
-                yield Option(part.name, (field.name,), part)
+                if part.name != "fill_remainder":  # here the parameter of fill has all digits
+                    yield Option(part.name, (field.name,), part)
         elif field.message_type is None and field.name != "needs":  # those are requested outputs
             yield Option(field.name, (), field)
 

@@ -11,11 +11,14 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from stn_proto.oip.inference_pb2 import InferParameter
 from stn_server.errors import InvalidRequestError, UnsupportedError
+from stn_server.vocabulary import remainder_of
 
 _NUMBERS = {"int64_param", "uint64_param", "double_param"}
 
 _DECIMAL = re.compile(r" *[+-]?[0-9.]+([eE][+-]?[0-9]+)? *")
 """The form of a number in a text."""
+
+_INTEGER = re.compile(r" *[+-]?[0-9]+ *")
 
 _MOST = 2**63 - 1
 """The largest number that a field of `stn.v1` takes."""
@@ -47,7 +50,10 @@ def set_field(message: Any, field: Any, parameter: InferParameter) -> None:
         setattr(message, name, chosen(known, parameter, name))
     elif field.is_repeated:
         is_real = field.type == FieldDescriptor.TYPE_DOUBLE
-        getattr(message, name).extend(_listed(parameter, name, is_real=is_real))
+        numbers = _listed(parameter, name, is_real=is_real)
+        getattr(message, name).extend(numbers)
+        if name == "fill":
+            message.fill_remainder.extend(remainder_of(numbers))
     else:
         setattr(message, name, _number(parameter, name))
 
@@ -87,8 +93,9 @@ def integer(parameter: InferParameter, field: str) -> int:
 
 def _listed(parameter: InferParameter, field: str, *, is_real: bool) -> list[float]:
     """Returns numbers from a text with commas, or a single number as such."""
-    if parameter.WhichOneof("parameter_choice") in _NUMBERS:
-        number = _number(parameter, field) if is_real else integer(parameter, field)
+    kind = parameter.WhichOneof("parameter_choice")
+    if kind in _NUMBERS:
+        number = getattr(parameter, kind) if is_real else integer(parameter, field)
         if not is_real and number > _MOST:
             raise InvalidRequestError(field, f"expected at most {_MOST}, got {number}. Reduce it.")
         return [number]
@@ -96,9 +103,15 @@ def _listed(parameter: InferParameter, field: str, *, is_real: bool) -> list[flo
     # Python's own numbers also take underscores, and digits of other scripts.
     if all(_DECIMAL.fullmatch(part) for part in parts):
         with suppress(ValueError):
-            return [float(part) if is_real else _size(part) for part in parts]
+            return [_real(part) if is_real else _size(part) for part in parts]
     expected = "expected numbers with commas between them, got other text."
     raise InvalidRequestError(field, f'{expected} Write them as "128,96".')
+
+
+def _real(text: str) -> float:
+    """Returns a number, to the last digit if it is an integer that may be a label."""
+    number = float(text)
+    return number if abs(number) > 1 << 64 or not _INTEGER.fullmatch(text) else int(text)
 
 
 def _size(digits: str) -> int:

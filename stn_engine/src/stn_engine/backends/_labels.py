@@ -25,7 +25,7 @@ def stored_labels(labels: Tensor) -> Tensor:
     return labels.view(stored_dtype(labels.dtype))
 
 
-def stored_fill(fill: tuple[float, ...], dtype: torch.dtype) -> tuple[int, ...]:
+def stored_fill(fill: tuple[float | int, ...], dtype: torch.dtype) -> tuple[int, ...]:
     """Returns constants as stored labels: rounded half to even, and saturated."""
     least, most = (0, 1) if dtype == torch.bool else _range(dtype)
     labels = [min(max(round(value), least), most) for value in fill]
@@ -43,7 +43,7 @@ def as_stored(call: Call) -> Call:
     (output,) = call.needed
     return replace(
         call,
-        spec=replace(call.spec, fill=tuple(map(float, stored_fill(call.spec.fill, dtype)))),
+        spec=replace(call.spec, fill=stored_fill(call.spec.fill, dtype)),
         operands=(_stored(feature_map), parameters),
         results=(_stored(output),),
     )

@@ -366,7 +366,7 @@ def _put_generator(item: Any, call: Call, layouts: Operands, group: Group) -> tu
 
 def _fill(call: Call, layouts: Operands) -> Tensor | None:
     """One constant per channel, or None if all are 0."""
-    fill = call.spec.fill
+    fill = tuple(map(float, call.spec.fill))
     if not any(fill):
         return None
     values = fill * (layouts.feature_map.shape[1] if len(fill) == 1 else 1)

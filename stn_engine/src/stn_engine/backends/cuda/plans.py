@@ -121,11 +121,7 @@ def _parts(call: Call) -> list[Plan]:
     (output,) = call.needed
     count = feature_map.dtype.itemsize // PART_BYTES
     size_bytes = feature_map.dtype.itemsize
-    most = (1 << (8 * size_bytes - 1)) - 1  # of 64 bits, float64 has it as one more
-    fills = [
-        min(int(value), most).to_bytes(size_bytes, "little", signed=True)
-        for value in call.spec.fill
-    ]
+    fills = [int(value).to_bytes(size_bytes, "little", signed=True) for value in call.spec.fill]
     parts = []
     for number in range(count):
         spot = slice(number * PART_BYTES, (number + 1) * PART_BYTES)

@@ -77,11 +77,12 @@ def sum_of_taps(problem: WarpProblem, taps: Taps, values: Tensor) -> Tensor:
 def _pixels(problem: WarpProblem) -> Tensor:
     """Returns the pixels of U and, behind them, the two constants that taps may name instead."""
     spec, feature_map = problem.spec, problem.feature_map
-    dtype, fill = compute_dtype(problem), spec.fill
     if feature_map.dtype in LABEL_DTYPES:
-        fill = stored_fill(fill, feature_map.dtype)
+        fill: tuple[float, ...] = stored_fill(spec.fill, feature_map.dtype)
         feature_map = stored_labels(feature_map)
         dtype = feature_map.dtype
+    else:
+        fill, dtype = tuple(map(float, spec.fill)), compute_dtype(problem)
     outside = fill if spec.padding == Padding.FILL else (0,) * len(fill)
     pairs = tuple(zip(outside, fill, strict=True))
     # Not kept like the constants that sizes decide: callers choose fill, one per channel.

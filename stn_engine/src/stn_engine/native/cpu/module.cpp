@@ -83,11 +83,14 @@ NB_MODULE(_cpu, m) {
       .def(
           "__init__",
           [](Options* self, Interpolation interpolation, Padding padding, Unit unit, bool zero_subgradient,
-             std::vector<double> fill) {
+             std::vector<double> fill, std::vector<int64_t> labels) {
             if (fill.empty()) fail("fill", "at least one value", "none");
-            new (self) Options{interpolation, padding, unit, zero_subgradient, std::move(fill)};
+            if (!labels.empty() && labels.size() != fill.size())
+              fail("labels", "none, or as many as of fill", std::to_string(labels.size()));
+            new (self) Options{interpolation, padding, unit, zero_subgradient, std::move(fill), std::move(labels)};
           },
-          nb::arg("interpolation"), nb::arg("padding"), nb::arg("unit"), nb::arg("zero_subgradient"), nb::arg("fill"));
+          nb::arg("interpolation"), nb::arg("padding"), nb::arg("unit"), nb::arg("zero_subgradient"), nb::arg("fill"),
+          nb::arg("labels") = std::vector<int64_t>());
   nb::class_<Layout>(m, "Layout")
       .def(nb::init<Storage, std::vector<int64_t>, std::vector<int64_t>>(), nb::arg("dtype"), nb::arg("shape"),
            nb::arg("strides"));

@@ -22,9 +22,12 @@ struct Options {
   Unit unit;
   bool zero_subgradient;
   std::vector<double> fill;
+  std::vector<int64_t> labels;
 
   Sampling sampling() const {
-    return {interpolation, padding, unit, zero_subgradient, fill.data(), static_cast<int64_t>(fill.size())};
+    const auto count = static_cast<int64_t>(fill.size());
+    return {interpolation, padding, unit, zero_subgradient, fill.data(), labels.empty() ? nullptr : labels.data(),
+            count};
   }
 };
 

@@ -36,9 +36,11 @@ struct Sampling {
   Unit unit;
   bool zero_subgradient;  // at integer coordinates, instead of that of the cell to the right
   const double* fill;
-  int64_t fill_count;  // 1, or one per channel
+  const int64_t* labels;  // fill for maps of INT64, of which doubles have not all; null: doubles do
+  int64_t fill_count;     // 1, or one per channel
 
-  STN_MEMBER double fill_of(int64_t channel) const { return fill[fill_count == 1 ? 0 : channel]; }
+  STN_MEMBER int64_t fill_index(int64_t channel) const { return fill_count == 1 ? 0 : channel; }
+  STN_MEMBER double fill_of(int64_t channel) const { return fill[fill_index(channel)]; }
   STN_MEMBER double outside_of(int64_t channel) const { return padding == Padding::fill ? fill_of(channel) : 0.0; }
 };
 

@@ -76,11 +76,19 @@ STN_FUNCTION S stored(Compute<S> value) {
   }
 }
 
-// A constant as it is stored.
+// What points without a pixel read, as it is stored.
 template <class S>
-STN_FUNCTION S constant_of(double value) {
-  if constexpr (kIsLabel<S>) return label_of<S>(value);
-  else return stored<S>(static_cast<Compute<S>>(value));
+STN_FUNCTION S fill_as(const Sampling& sampling, int64_t channel) {
+  if constexpr (std::is_same_v<S, int64_t>)
+    if (sampling.labels != nullptr) return sampling.labels[sampling.fill_index(channel)];
+  if constexpr (kIsLabel<S>) return label_of<S>(sampling.fill_of(channel));
+  else return stored<S>(static_cast<Compute<S>>(sampling.fill_of(channel)));
+}
+
+// What taps outside of the map read, as it is stored.
+template <class S>
+STN_FUNCTION S outside_as(const Sampling& sampling, int64_t channel) {
+  return sampling.padding == Padding::fill ? fill_as<S>(sampling, channel) : S{};
 }
 
 }  // namespace stn::STN_ISA

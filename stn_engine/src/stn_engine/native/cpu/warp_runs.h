@@ -174,12 +174,11 @@ STN_LARGE_FUNCTION void warp_nothing(const Problem& problem, const Row& row, Ran
   S* out = channel_of<S>(target, row, 0) + offset_of(target, row, range.first);
   if (target.channel_stride == 1 && target.channels > 1) {
     for (int64_t b = 0; b < count; ++b)
-      for (int64_t c = 0; c < target.channels; ++c)
-        out[b * target.stride[0] + c] = constant_of<S>(problem.sampling.outside_of(c));
+      for (int64_t c = 0; c < target.channels; ++c) out[b * target.stride[0] + c] = outside_as<S>(problem.sampling, c);
     return;
   }
   for (int64_t c = 0; c < target.channels; ++c, out += target.channel_stride) {
-    const S outside = constant_of<S>(problem.sampling.outside_of(c));
+    const S outside = outside_as<S>(problem.sampling, c);
     if (target.stride[0] == 1)
       for (int64_t b = 0; b < count; ++b) out[b] = outside;
     else
@@ -228,8 +227,8 @@ STN_FUNCTION void warp_run_of_labels(const Problem& problem, int64_t n, Range ru
     plan_taps(problem, block.count, points, plan);
     const S* source = source_of<S>(problem, block.row.n);
     for (int64_t c = 0; c < problem.source.channels; ++c, source += problem.source.channel_stride) {
-      const S outside = constant_of<S>(problem.sampling.outside_of(c));
-      const S fill = constant_of<S>(problem.sampling.fill_of(c));
+      const S outside = outside_as<S>(problem.sampling, c);
+      const S fill = fill_as<S>(problem.sampling, c);
       S labels[kBlock];
       for (int b = 0; b < block.count; ++b)
         labels[b] = !plan.finite[b] ? fill : tap_inside(plan, 0, b) ? source[tap_offset(plan, 0, b)] : outside;
