@@ -2,6 +2,7 @@
 
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,6 +31,7 @@ from stn_engine import (
     WarpSpec,
     generate_grid,
     generate_grid_gradients,
+    objective,
     warp,
     warp_gradients,
 )
@@ -311,7 +313,9 @@ def test_parameter_error_of_options(argument, value, allowed, call):
     assert tuple(allowed) == error.allowed
 
 
-@pytest.mark.parametrize("fill", [float("nan"), float("inf"), (0.0, float("nan")), (), "red", None])
+@pytest.mark.parametrize(
+    "fill", [float("nan"), float("inf"), (0.0, float("nan")), (), "red", None, "12", 10**400]
+)
 def test_parameter_error_of_fill(fill):
     """A fill is a finite number or a sequence of them."""
     match = r"^fill: expected a finite number \| a sequence"
@@ -394,6 +398,53 @@ def test_parameter_error_of_needs(needs):
     match = "^needs: expected"
     call = lambda: warp_gradients(MAP, MAP, THETA, needs=needs)  # noqa: E731 - a thunk
     assert assert_refused(ParameterError, match, "needs", call).value == needs
+
+
+@pytest.mark.parametrize("needs", [None, 1, "gradient", torch.zeros(()), np.eye(2), [["gradient"]]])
+def test_parameter_error_of_what_are_no_names(needs):
+    """What cannot be names is told as such, by gradients and objectives alike."""
+    for call in (
+        lambda: warp_gradients(MAP, MAP, THETA, needs=needs),
+        lambda: objective(MAP, MAP, THETA, needs=needs),
+    ):
+        assert_refused(ParameterError, "^needs: expected", "needs", call)
+
+
+def test_needs_may_be_an_iterator():
+    """It is read once: names that were seen by a check must not be gone after it."""
+    gradients = warp_gradients(MAP, MAP, THETA, needs=iter(["transform"]))
+    assert gradients.feature_map is None
+    assert gradients.transform is not None
+    assert objective(MAP, MAP, THETA, needs=iter(["gradient"])).gradient is not None
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_nested_weights_are_refused():
+    """A nested tensor has no shape, not even one that is wrong."""
+    nested = torch.nested.nested_tensor([MAP[0, :1], MAP[0, :1, :1]])
+    call = lambda: objective(MAP, MAP, THETA, weights=nested)  # noqa: E731 - a thunk
+    assert_refused(InvalidInputError, "^weights: expected a dense tensor", "weights", call)
+
+
+@pytest.mark.parametrize(
+    ("ragged", "kind"),
+    [
+        (stn_engine.warp_ragged, "WarpProblem"),
+        (stn_engine.warp_gradients_ragged, "WarpGradientsProblem"),
+        (stn_engine.generate_grid_ragged, "GridProblem"),
+        (stn_engine.generate_grid_gradients_ragged, "GridGradientsProblem"),
+        (stn_engine.objective_ragged, "ObjectiveProblem"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("problems", "got"),
+    [([MAP], "Tensor in it"), (iter([]), "list_iterator"), (MAP, "Tensor"), (None, "NoneType")],
+    ids=str,
+)
+def test_problems_are_a_sequence_of_one_kind(ragged, kind, problems, got):
+    """Maps as `warp` takes them, or an iterator, are told what is expected."""
+    match = f"^problems: expected a sequence of {kind}, got {got}"
+    assert_refused(InvalidInputError, match, "problems", lambda: ragged(problems))
 
 
 @pytest.mark.parametrize(

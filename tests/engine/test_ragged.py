@@ -256,6 +256,7 @@ SHAPE = (2, 3, 4, 6)
     ("out", "message"),
     [
         ([], r"out: expected 1 elements, got 0\. Give one per problem"),
+        (iter([]), r"out: expected 1 elements, got list_iterator\. Give one per problem"),
         ([None], r"out\[0\]: expected a torch.Tensor, got NoneType"),
         ([torch.empty(2, 3, 4, 5)], r"out\[0\]: expected shape \(2, 3, 4, 6\), got"),
         ([torch.empty(SHAPE)], r"out\[0\]: expected .*float64, got .*float32"),

@@ -15,7 +15,6 @@ from stn_client._arguments import (
     KINDS,
     OBJECTIVE_NEEDS,
     OPERANDS,
-    check_fill,
     check_floats,
     check_labels,
     check_same,
@@ -280,8 +279,8 @@ def warp(
     if (envelope := _kept.get(key)) is not None:
         warn_of_zeros(transform, transform.parameters, options, given.array.shape, layout)
         return _again(envelope, settings, finish, keep, given, transform.parameters)
+    spec = spec_of(options, ("output_size",))
     check_labels(given.array.dtype, options.get("interpolation", "bilinear"))
-    check_fill(given.array.dtype, options.get("fill", ()))
     payloads: Payloads = []
     feature_map_tensor = put_map("feature_map", given, payloads, layout)
     sent, parameters = put_transform(transform, payloads, layout)
@@ -290,7 +289,7 @@ def warp(
         feature_map=feature_map_tensor,
         transform=sent,
         output_size=None if output_size is None else size_of(output_size),
-        spec=spec_of(options, ("output_size",)),
+        spec=spec,
     )
     warn_of_zeros(transform, parameters.array, options, given.array.shape, layout)
     replies = Replies("Warp", warp_pb2.WarpReply, ["output"], _only)

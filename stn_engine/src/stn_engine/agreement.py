@@ -125,7 +125,8 @@ def objective_needs(
     has_matrix = transform.kind.family == Family.MATRIX and comparison.loss != Loss.NCC
     # The approximation has K² numbers, and exists for losses that are sums over pixels.
     allowed = known if has_matrix else known[:1]
-    if isinstance(needs, str) or not all(name in allowed for name in needs):
+    names = checks.names_in(needs)
+    if names is None or not names.issubset(allowed):
         forms = dict.fromkeys(((), *((name,) for name in allowed), allowed))  # each once
         raise ParameterError("needs", needs, tuple(forms))
-    return tuple(name for name in known if name in needs)
+    return tuple(name for name in known if name in names)

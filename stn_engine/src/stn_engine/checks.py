@@ -1,7 +1,7 @@
 """Argument checks, one function per rule, typed errors. Reads shapes and dtypes, never values."""
 
 import operator
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -237,15 +237,36 @@ def check_cotangent(
     check_dtype(argument, value, (dtype,))
 
 
-def check_count(argument: str, value: Sequence[object], expected: int) -> None:
-    """Checks that ``value`` has one element per problem."""
-    if len(value) != expected:
+def check_problems(value: object, kind: type) -> None:
+    """Checks that ``value`` is a sequence of problems of one kind."""
+    expected, remedy = f"a sequence of {kind.__name__}", "Make one of each call, in a list."
+    if not isinstance(value, Sequence):
+        raise InvalidInputError("problems", expected, type(value).__name__, remedy)
+    for one in value:
+        if not isinstance(one, kind):
+            raise InvalidInputError("problems", expected, f"{type(one).__name__} in it", remedy)
+
+
+def check_count(argument: str, value: object, expected: int) -> None:
+    """Checks that ``value`` is a sequence with one element per problem."""
+    count = str(len(value)) if isinstance(value, Sequence) else type(value).__name__
+    if count != str(expected):
         remedy = "Give one per problem, or none at all."
-        raise InvalidInputError(argument, f"{expected} elements", str(len(value)), remedy)
+        raise InvalidInputError(argument, f"{expected} elements", count, remedy)
 
 
-def checked_needs(value: Collection[str]) -> tuple[str, ...]:
+def checked_needs(value: object) -> tuple[str, ...]:
     """Returns ``value`` without repeats and in canonical order."""
-    if isinstance(value, str) or not value or not all(name in NEEDS for name in value):
+    names = names_in(value)
+    if not names or not names.issubset(NEEDS):
         raise ParameterError("needs", value, (*((name,) for name in NEEDS), NEEDS))
-    return tuple(name for name in NEEDS if name in value)
+    return tuple(name for name in NEEDS if name in names)
+
+
+def names_in(value: object) -> frozenset[str] | None:
+    """Returns the names in a collection or an iterator of them; None if it is none."""
+    # A tensor, too, says that it can be iterated over; a text is one of letters.
+    if isinstance(value, str | Tensor) or not isinstance(value, Iterable):
+        return None
+    names = list(value)
+    return frozenset(names) if all(isinstance(name, str) for name in names) else None

@@ -449,6 +449,7 @@ def objective_ragged(problems: Sequence[ObjectiveProblem]) -> list[Objective]:
     Raises:
         BackendUnavailableError: no backend can run one of the problems.
     """
+    checks.check_problems(problems, ObjectiveProblem)
     if _are_watched(problems):
         return [operators.objective(one) for one in problems]
     return dispatch.objective(problems)
@@ -473,6 +474,7 @@ def warp_ragged(
         BackendUnavailableError: no backend can run one of the problems.
         InvalidInputError: ``out`` does not fit, or shares memory with operands or with itself.
     """
+    checks.check_problems(problems, WarpProblem)
     if out is not None:
         checks.check_count("out", out, len(problems))
         for i, (problem, memory) in enumerate(zip(problems, out, strict=True)):
@@ -496,6 +498,7 @@ def warp_gradients_ragged(
 
     Of ``out``, parts that a problem does not need are ignored and may be None.
     """
+    checks.check_problems(problems, WarpGradientsProblem)
     if out is not None:
         checks.check_count("out", out, len(problems))
         out = [
@@ -552,6 +555,7 @@ def _needed(argument: str, problem: WarpGradientsProblem, out: Gradients) -> Gra
 @torch.no_grad()
 def generate_grid_ragged(problems: Sequence[GridProblem]) -> list[Tensor]:
     """Computes ``generate_grid`` of many problems; otherwise as ``warp_ragged``."""
+    checks.check_problems(problems, GridProblem)
     if _are_watched(problems):
         return [operators.generate_grid(one) for one in problems]
     return dispatch.generate_grid(problems)
@@ -560,6 +564,7 @@ def generate_grid_ragged(problems: Sequence[GridProblem]) -> list[Tensor]:
 @torch.no_grad()
 def generate_grid_gradients_ragged(problems: Sequence[GridGradientsProblem]) -> list[Tensor]:
     """Computes ``generate_grid_gradients`` of many problems, else as ``warp_ragged``."""
+    checks.check_problems(problems, GridGradientsProblem)
     if _are_watched(problems):
         return [operators.generate_grid_gradients(one) for one in problems]
     return dispatch.generate_grid_gradients(problems)

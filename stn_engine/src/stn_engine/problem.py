@@ -744,14 +744,14 @@ def _objective_key(
     if "call" not in vars(warp) or type(needs) not in _SEQUENCES:
         return None
     layouts = []
-    for one in (fixed,) if weights is None else (fixed, weights):
-        if type(one) not in PLAIN_TYPES or one.layout != torch.strided:
-            return None
-        layouts.append((one.dtype, one.shape, one.stride(), one.device))
-    key = Operation.OBJECTIVE, warp.call, comparison, tuple(needs), *layouts
     try:
+        for one in (fixed,) if weights is None else (fixed, weights):
+            if type(one) not in PLAIN_TYPES or one.layout != torch.strided:
+                return None
+            layouts.append((one.dtype, one.shape, one.stride(), one.device))
+        key = Operation.OBJECTIVE, warp.call, comparison, tuple(needs), *layouts
         hash(key)
-    except TypeError:
+    except (RuntimeError, TypeError):
         return None
     return key
 
