@@ -16,7 +16,7 @@ from nanobind.stubgen import StubGen
 
 import stn_engine
 from stn_engine import _cpu
-from support.native_calls import Warp, WarpGradients
+from support.native_calls import Objectives, Warp, WarpGradients
 from support.native_items import (
     INTERPOLATIONS,
     KINDS,
@@ -215,7 +215,7 @@ def test_unknown_instruction_sets_are_refused():
 
 
 @pytest.mark.parametrize("seed", range(60))
-@pytest.mark.parametrize("kind", [Warp, WarpGradients])
+@pytest.mark.parametrize("kind", [Warp, WarpGradients, Objectives])
 def test_bits_depend_on_operands_alone(kind, seed):
     """Not on the instruction set, threads, other items, strides of results or old memory."""
     rng = np.random.default_rng(seed)

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import _cpu
 import numpy as np
 
-from support.native_calls import SENTINELS, OnBytes, Warp, WarpGradients, bits_of
+from support.native_calls import SENTINELS, Objectives, OnBytes, Warp, WarpGradients, bits_of
 from support.native_items import DTYPES, address_of, layout_of, random_operands
 
 LONGEST_CALL_S = 60
@@ -38,6 +38,10 @@ def fuzz(seed):
         call.expected_bits(rng)
         for _ in range(4 if call.crowd else 0):
             spoil(rng, call)
+    objectives = Objectives(_cpu, rng, crowd)
+    objectives.expected_bits(rng)
+    for _ in range(4 if objectives.crowd else 0):
+        spoil_objective(rng, objectives)
     for gradients in (False, True):
         on_bytes = OnBytes(_cpu, rng, crowd, gradients=gradients)
         found = on_bytes.bits(int(rng.integers(1, 5)))
@@ -67,6 +71,28 @@ def spoil(rng, call):
         given = [*arrays[:first_result], *basis, *arrays[first_result:]]
         if basis and place not in ({1, 3, 4} if call.gradients else {0}):
             return  # the basis belongs to other points, or to another target
+        addresses = [address_of(array) for array in given if array is not None]
+        _cpu.run([(plan, *addresses)], int(rng.integers(-1, 5)))
+    bits_of(outputs)
+
+
+def spoil_objective(rng, objectives):
+    """Puts another array in place of one: it is refused, or turns out to be right."""
+    index = int(rng.integers(len(objectives.crowd)))
+    outputs, one = objectives.outputs(index, SENTINELS[2]), objectives.crowd[index]
+    operands = [one.operands.feature_map, one.operands.parameters, one.fixed, one.weights]
+    value, count, *results = [output and output.array for output in outputs]
+    arrays = [*operands, *results]
+    place = int(rng.integers(len(arrays)))
+    if arrays[place] is not None:
+        near = neighbours(rng, arrays[place])
+        arrays[place] = near[rng.integers(len(near))]
+    basis = [] if one.operands.basis is None else [one.operands.basis]
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        plan = one.plan(_cpu, *arrays)
+        if basis and place == 1:
+            return  # the basis belongs to other points
+        given = [*arrays[:4], *basis, value, count, *arrays[4:]]
         addresses = [address_of(array) for array in given if array is not None]
         _cpu.run([(plan, *addresses)], int(rng.integers(-1, 5)))
     bits_of(outputs)

@@ -1,12 +1,13 @@
 """Calls of the native module for a crowd of operands, and the bits that they leave behind."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from support.native_items import Output, address_of, random_order
+from support.native_items import Operands, Output, address_of, layout_of, random_input, random_order
 
 SENTINELS = (0x00, 0x5A, 0xFF)
+MATRICES = ("affine", "homography", "attention", "similarity", "translation", "rotation")
 
 
 class Warp:
@@ -85,6 +86,89 @@ class WarpGradients(Warp):
             None if order is None else Output(array.shape, array.dtype, order, sentinel)
             for array, order in zip(arrays, orders, strict=True)
         )
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Operands of a warp, what it is compared with, and how."""
+
+    operands: Operands
+    fixed: np.ndarray
+    weights: np.ndarray | None
+    loss: str
+    domain: str
+    needs: tuple[bool, bool]
+    """Whether the gradient and the Gauss-Newton matrix are asked for."""
+
+    @classmethod
+    def random(cls, rng, operands):
+        """Any comparison of a warp: maps with N of its own or shared, with weights or without."""
+        shape, dtype = operands.grad_output.shape, operands.feature_map.dtype
+        loss, batches = str(rng.choice(("ssd", "huber", "ncc"))), [shape[0], 1]
+        has_matrix = operands.kind in MATRICES and loss != "ncc"
+        fixed = random_input(rng, (rng.choice(batches), *shape[1:]), dtype)
+        weights = random_input(rng, (rng.choice(batches), 1, *shape[2:]), dtype)
+        return cls(
+            operands,
+            fixed,
+            weights if rng.random() < 0.7 else None,
+            loss,
+            str(rng.choice(("overlap", "all"))),
+            (bool(rng.random() < 0.8), has_matrix and bool(rng.integers(2))),
+        )
+
+    @property
+    def arrays(self):
+        """What is read, in the order of the plan."""
+        moving, parameters, *basis = self.operands.operands(gradients=False)
+        weights = [] if self.weights is None else [self.weights]
+        return moving, parameters, self.fixed, *weights, *basis
+
+    def bits(self):
+        """All that is read, as it lies in memory."""
+        return b"".join(array.tobytes() for array in self.arrays)
+
+    def plan(self, cpu, moving, parameters, fixed, weights, gradient, gauss_newton):
+        """The plan of arrays like these; None for what is not there, or not asked for."""
+        one = self.operands
+        comparison = cpu.Comparison(cpu.Loss[self.loss], 0.7, cpu.Domain[self.domain])
+        arrays = one.grad_output, moving, parameters, fixed, weights, gradient, gauss_newton
+        layouts = [None if array is None else layout_of(cpu, array) for array in arrays]
+        return cpu.Plan.objective(one.options(cpu), comparison, cpu.Kind[one.kind], *layouts)
+
+
+class Objectives(Warp):
+    """How far the warp of every operand is from a fixed map."""
+
+    def __init__(self, cpu, rng, crowd):
+        self.cpu = cpu
+        self.crowd = [Compared.random(rng, one) for one in crowd if one.has_gradients]
+        self.orders = [None] * len(self.crowd)
+
+    def outputs(self, index, sentinel):
+        """Memory for the value, the count, the gradient and the Gauss-Newton matrix."""
+        one, (needs_gradient, needs_matrix) = self.crowd[index], self.crowd[index].needs
+        batch, parameters = len(one.operands.grad_output), one.operands.parameters
+        numbers = int(np.prod(parameters.shape[1:]))
+        float64 = np.dtype(np.float64)
+
+        def dense(shape, dtype):
+            return Output(shape, dtype, range(len(shape)), sentinel)
+
+        return (
+            dense((batch,), float64),
+            dense((batch,), float64),
+            dense((batch, *parameters.shape[1:]), parameters.dtype) if needs_gradient else None,
+            dense((batch, numbers, numbers), float64) if needs_matrix else None,
+        )
+
+    def call(self, index, outputs):
+        """A plan, and where its operands and results are."""
+        one, results = self.crowd[index], [output and output.array for output in outputs]
+        operands = one.operands.feature_map, one.operands.parameters, one.fixed, one.weights
+        plan = one.plan(self.cpu, *operands, *results[2:])
+        arrays = *one.arrays, *(array for array in results if array is not None)
+        return plan, *map(address_of, arrays)
 
 
 class OnBytes:
