@@ -159,7 +159,8 @@ async def end_of(way: ByGrpc | ByTtrpc, method: str, message: bytes, held: objec
     """How a call ends; a stream of one message ends well, as what is wrong is a message, too."""
     path = f"/{SERVICE if method in OIP else 'stn.v1.SpatialTransformer'}/{method}"
     if method != "ModelStreamInfer" or isinstance(way, ByTtrpc):  # which has no streams
-        return await way.ended(path, message, LONGEST_CALL_S, held=held)
+        code, _ = await way.answered(path, message, LONGEST_CALL_S, held=held)
+        return code
     call = way.channel.stream_stream(path)(timeout=LONGEST_CALL_S)
     await call.write(message)
     await call.done_writing()

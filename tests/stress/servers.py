@@ -24,7 +24,7 @@ import tempfile
 import uvloop
 
 from stn_server.app import build
-from stn_server.config import LocalConfig, LogConfig, ServerConfig
+from stn_server.config import LocalConfig, LogConfig, ResidentsConfig, ServerConfig
 from stn_server.events import Listener
 from stn_server.lifecycle import Shutdown
 from stn_server.log import configure
@@ -35,6 +35,8 @@ from support.faulty import RandomFaults
 
 LAUNCH_S, SAMPLE_S = 2e-3, 4e-6
 FAULT_PROBABILITY = 0.01
+RESIDENT_BYTES = 512 * 1024
+"""So little that tensors which stay are evicted all the time, and do not count as a leak."""
 ADDRESSES = ("127.0.0.1:0", "[::1]:0")
 
 
@@ -54,7 +56,8 @@ class FakeDevice:
 
 async def main(kind: str, folder: str) -> None:
     local = LocalConfig(dir=folder)
-    config = ServerConfig(listen=ADDRESSES, metrics_listen="", local=local)
+    residents = ResidentsConfig(max_bytes=RESIDENT_BYTES)
+    config = ServerConfig(listen=ADDRESSES, metrics_listen="", local=local, residents=residents)
     configure(LogConfig(level="error"))
     retain_freed_memory(config.retained_bytes)
     shutdown = Shutdown()

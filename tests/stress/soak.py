@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections import Counter
 
 import uvloop
 
-from stress.chaos import RESIDENT_NOISE, SPARE_BYTES, SPARE_BYTES_OF_CALL
+from stress.chaos import ENDS, RESIDENT_NOISE, SPARE_BYTES, SPARE_BYTES_OF_CALL
 from stress.process import MIB, ServerProcess
 from stress.report import Report
 from stress.traffic import traffic
@@ -22,17 +23,18 @@ CHUNK = 200
 
 
 async def soak(seconds: float) -> Report:
-    report, instants, resident, allocated = Report(), [], [], []
+    report, ended, instants, resident, allocated = Report(), Counter(), [], [], []
     with ServerProcess("engine") as server:
-        end, calls = time.monotonic() + seconds, 0
+        end = time.monotonic() + seconds
         while time.monotonic() < end:
-            ended = await traffic(server.target, CHUNK, CONCURRENCY, seed=calls)
-            calls += ended.total()
+            ended += await traffic(server.target, CHUNK, CONCURRENCY, seed=ended.total())
             instants.append(time.monotonic())
             allocated.append(server.allocated_bytes())
             resident.append(server.resident_bytes())
         left, serving = server.settled(), server.is_serving()
-    report.note(calls=calls)
+    calls = ended.total()
+    report.note(calls=calls, ended=dict(ended))
+    report.promise("every end is one of those promised", ended.keys() <= ENDS - {"INTERNAL"})
     judge(report, "resident", instants, resident, RESIDENT_NOISE)
     judge(report, "allocated", instants, allocated, SPARE_BYTES + SPARE_BYTES_OF_CALL * calls)
     report.note(left_bytes=left.admitted_bytes, left_items=left.queued_items)

@@ -9,11 +9,13 @@ from collections.abc import AsyncIterator
 import grpc
 import grpc.aio
 
-from stn_client._placing import place
+from stn_client._placing import by_message, place
 from stn_client._ttrpc import INFO, CallError, Offer
 from stn_client._ttrpc_aio import Connection
 
 OPTIONS = [("grpc.max_receive_message_length", -1)]
+CLIENT = "stress"
+"""The client to which resident tensors belong."""
 UNANSWERED_S = 70.0
 """No call may take longer, whatever its own timeout is."""
 
@@ -32,23 +34,25 @@ class ByGrpc:
         async with grpc.aio.insecure_channel(target, own) as channel:
             yield cls(channel)
 
-    async def ended(
+    async def answered(
         self,
         path: str,
         message: bytes,
         timeout_s: float | None,
         cancelled_after_s: float | None = None,
         held: object = None,  # noqa: ARG002 - by the other way
-    ) -> str:
-        """How a call ended."""
+    ) -> tuple[str, bytes]:
+        """How a call ended, and its reply, which is empty if it has none."""
         call = self.channel.unary_unary(path)(message, timeout=timeout_s)
         if cancelled_after_s is not None:
             asyncio.get_running_loop().call_later(cancelled_after_s, call.cancel)
-        return (await asyncio.wait_for(call.code(), timeout=UNANSWERED_S)).name
+        code = await asyncio.wait_for(call.code(), timeout=UNANSWERED_S)
+        return code.name, await call if code is grpc.StatusCode.OK else b""
 
     def message_of(self, call) -> tuple[bytes, object]:
         """What is sent for a call of the SDK, and what is held until it has ended."""
-        return call.request, None
+        call.choose(CLIENT)
+        return by_message(call, CLIENT), None
 
 
 class ByTtrpc:
@@ -70,30 +74,31 @@ class ByTtrpc:
             connection.close()
             await connection.wait_closed()
 
-    async def ended(
+    async def answered(
         self,
         path: str,
         message: bytes,
         timeout_s: float | None,
         cancelled_after_s: float | None = None,
         held: object = None,
-    ) -> str:
-        """How a call ended; a call that is cancelled ends only here."""
+    ) -> tuple[str, bytes]:
+        """How a call ended, which ends only here if it is cancelled, and its reply."""
         is_cancelled = cancelled_after_s is not None
         try:
             async with asyncio.timeout(cancelled_after_s if is_cancelled else UNANSWERED_S):
-                await self._connection.call(path, message, timeout=timeout_s, held=held)
+                reply = await self._connection.call(path, message, timeout=timeout_s, held=held)
         except CallError as error:
-            return error.code().name
+            return error.code().name, b""
         except TimeoutError:
             if not is_cancelled:
                 raise
-            return grpc.StatusCode.CANCELLED.name
-        return grpc.StatusCode.OK.name
+            return grpc.StatusCode.CANCELLED.name, b""
+        return grpc.StatusCode.OK.name, reply
 
     def message_of(self, call) -> tuple[bytes, object]:
         """What is sent for a call of the SDK, and what is held until it has ended."""
-        placed = place(call, self._connection.pool, "")
+        call.choose(CLIENT)
+        placed = place(call, self._connection.pool, CLIENT)
         return (b"", None) if placed is None else (placed.request, placed.held)  # None: no room
 
 
