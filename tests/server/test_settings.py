@@ -223,6 +223,31 @@ def test_a_text_must_have_the_type_and_range_of_its_setting(arguments, environme
         load(arguments, environment)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "environment", "source"),
+    [
+        (["--threads=-1"], {"STN_THREADS": "2"}, "--threads"),
+        ([], {"STN_THREADS": "-1", "STN_DEFAULTS": "--threads=2"}, "STN_THREADS"),
+        ([], {"STN_DEFAULTS": "--threads=-1"}, "STN_DEFAULTS"),
+        (["--config={file}"], {"STN_DEFAULTS": "--threads=2"}, "the file"),
+    ],
+    ids=str,
+)
+def test_a_value_out_of_range_is_told_with_its_source(tmp_path, arguments, environment, source):
+    """A setting has four of them, of which one won."""
+    file = tmp_path / "stn.toml"
+    file.write_text("threads = -1")
+    message = rf"^threads: expected at least 0, got -1\. Correct {source}\.$"
+    with pytest.raises(ConfigError, match=message):
+        load([one.format(file=file) for one in arguments], environment)
+
+
+def test_a_value_that_nobody_set_has_no_source():
+    """As another one does not go with it."""
+    with pytest.raises(ConfigError, match=r"batching\.max_admitted_bytes: .*, got \d+\.$"):
+        load(["--limits-max-output-bytes=2147483648"], {})
+
+
 def test_help_shows_every_flag_with_its_meaning(capsys):
     """And ends the program well."""
     with pytest.raises(SystemExit, match=r"^0$"):

@@ -123,7 +123,20 @@ def load(
     file = _from_file(Path(given.pop(CONFIG_FILE)), known) if CONFIG_FILE in given else {}
     defaults = _from_defaults(environment.get(DEFAULTS_VARIABLE, ""), known)
     values = {**defaults, **file, **given}
-    config: ServerConfig = _build(ServerConfig, {**defaults_within(memory_bytes, values), **values})
+    fitting = defaults_within(memory_bytes, values)
+    try:
+        config: ServerConfig = _build(ServerConfig, {**fitting, **values})
+    except ConfigError as error:
+        name = str(error).partition(":")[0]
+        sources = {
+            **dict.fromkeys(defaults, DEFAULTS_VARIABLE),
+            **dict.fromkeys(file, "the file"),
+            **{one: known[one].variable for one in variables if one in known},
+            **{one: known[one].flag for one in flags if one in known},
+        }
+        if name not in sources:
+            raise
+        raise ConfigError(f"{error} Correct {sources[name]}.") from None
     return config
 
 
