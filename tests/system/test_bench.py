@@ -1,4 +1,4 @@
-"""The benchmarks in their smallest form: that they run, not how fast; what a call holds, in full."""
+"""The benchmarks in their smallest form: that they run, not how fast; what calls hold, in full."""
 
 import json
 import math
