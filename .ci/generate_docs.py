@@ -361,6 +361,72 @@ def _engine_tables(report: dict[str, Any]) -> str:
     return "\n\n".join([_table(head, rows), *memory, when])
 
 
+def alternatives() -> str:
+    """How this compares with what could be used in its place, from the last committed runs."""
+    triton, local, client, registration = (
+        json.loads(path.read_text())["cells"]
+        for path in (TRITON_BENCHMARK, LOCAL_BENCHMARK, CLIENT_BENCHMARK, REGISTRATION_BENCHMARK)
+    )
+    cpu, gpus = _reports(ENGINE_BENCHMARKS)[0], _reports(GPU_BENCHMARKS)
+
+    def by_rpc(name: str) -> list[float]:
+        rates = [
+            {one: of["calls_per_s"] for one, of in cell["contenders"].items()} for cell in local
+        ]
+        return [of[name] / of["torch rpc"] for of in rates if {name, "torch rpc"} <= set(of)]
+
+    def on_cpu(rival: str) -> list[float]:
+        return [cell["ratio"] for cell in cpu["cells"] if cell["rival"] == rival]
+
+    def registered(case: str) -> list[float]:
+        return [cell["value"] for cell in registration if cell["case"].endswith(case)]
+
+    rows: list[tuple[str, str, list[float]]] = [
+        (
+            "Triton, whose Python backend calls `grid_sample`",
+            "calls by gRPC",
+            [
+                cell["times"][name]
+                for cell in triton
+                for name in ("oip", "stn.v1")
+                if name in cell["times"]
+            ],
+        ),
+        ("torch's RPC around `grid_sample`", "calls on one host, local transport", by_rpc("local")),
+        ("torch's RPC around `grid_sample`", "calls on one host, gRPC", by_rpc("grpc")),
+        (
+            "OpenCV in the caller's process",
+            "2,000 images of 128x128 by the local transport",
+            [cell["finding"]["value"] for cell in client if "OpenCV" in cell["finding"]["what"]],
+        ),
+        ("OpenCV's `findTransformECC`", "`align` by gRPC", registered("by_ecc")),
+        (
+            "SimpleITK's affine registration",
+            "`align` of volumes by gRPC",
+            registered("by_simpleitk"),
+        ),
+        ("OpenCV", "the engine alone, on CPUs", on_cpu("OpenCV")),
+        ("Kornia", "the engine alone, on CPUs", on_cpu("Kornia")),
+        ("PyTorch", "the engine alone, on CPUs", on_cpu("torch")),
+        *(
+            (
+                "PyTorch",
+                f"the engine alone, on {report['device']}",
+                [one["value"] for one in report["rows"] if one["what"].endswith("against eager")],
+            )
+            for report in gpus
+        ),
+    ]
+    head = ("beside", "what is compared", "times as fast, least to most")
+    return _table(head, [(beside, what, _spread(values)) for beside, what, values in rows])
+
+
+def _spread(values: Sequence[float]) -> str:
+    """The least and the most of some ratios, which are one if there is one."""
+    ends = dict.fromkeys(f"{one:.2f}" for one in (min(values), max(values)))
+    return " to ".join(ends)
+
+
 def gpu_benchmark() -> str:
     """The last committed run of `make bench-gpu` on every device that there was."""
     return "\n\n".join(map(_gpu_table, _reports(GPU_BENCHMARKS)))
@@ -473,7 +539,7 @@ def experiment() -> str:
 
 
 TABLES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"gpu evidence": gpu_evidence},
+    "README.md": {"alternatives": alternatives, "gpu evidence": gpu_evidence},
     "client/README.md": {"experiment": experiment},
     "server/README.md": {
         "configuration": configuration,

@@ -154,7 +154,7 @@ def test_credentials_that_a_server_does_not_know_are_not_tried_again():
 @pytest.mark.parametrize(("given", "lacking"), [("certificate", "key"), ("key", "certificate")])
 def test_tls_files_go_together(given, lacking):
     """Half a pair proves nothing."""
-    with pytest.raises(ValueError, match=f"^{lacking}: expected a file beside the other one"):
+    with pytest.raises(ValueError, match=f"^{lacking}: expected a file beside that of"):
         Tls(**{given: "file.pem"})
 
 
@@ -172,7 +172,7 @@ def test_tls_files_must_be_readable(kind, tmp_path, name):
     ("flags", "why"),
     [
         (["--tls-ca=none.pem"], "ca: expected a readable file, got"),
-        (["--tls-key=none.pem"], "certificate: expected a file beside the other one"),
+        (["--tls-key=none.pem"], "certificate: expected a file beside that of"),
         (["--token-file=none"], "token-file: expected a readable text file, got"),
         (["--token-file=BINARY"], "token-file: expected a readable text file, got 'utf-8' codec"),
         (["--token-file=/dev/null"], "characters, got others or none. See stn --help."),

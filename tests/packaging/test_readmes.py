@@ -136,6 +136,21 @@ def test_the_tables_are_fresh():
     assert result.returncode == 0, result.stderr
 
 
+def test_the_readme_says_what_is_lost_beside_what_is_gained():
+    """The spread of each row holds its slowest case, and some rows have cases that are slower."""
+    table = README[README.index("| beside |") : README.index("<!-- end -->")]
+    least = {}
+    for row in re.findall(r"^\| (.+) \| (.+) \| ([\d.]+)[^|]* \|$", table, re.MULTILINE):
+        least[row[:2]] = float(row[2])
+    assert sum(value < 1 for value in least.values()) >= 3
+    cells = json.loads((ROOT / "tests/bench/results/triton.json").read_text())["cells"]
+    slowest = min(
+        times for cell in cells for name, times in cell["times"].items() if "SDK" not in name
+    )
+    (of_triton,) = [value for (beside, _), value in least.items() if "Triton" in beside]
+    assert of_triton == round(slowest, 2)
+
+
 def gpu_report(**changes):
     """What `make gpu-check` leaves, as far as a sentence is made of it."""
     counts = {"tests": 1500, "skipped": 0, "failed": 0}

@@ -133,8 +133,8 @@ def test_a_choice_is_one_of_those_offered(section, name):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"certificate": "c"}, "key: expected a file beside the other one, got none"),
-        ({"key": "k"}, "certificate: expected a file beside the other one, got none"),
+        ({"certificate": "c"}, "key: expected a file beside that of certificate, got none"),
+        ({"key": "k"}, "certificate: expected a file beside that of key, got none"),
         ({"client_ca": "a"}, "client_ca: expected a certificate of the server, too, got none"),
     ],
 )

@@ -136,6 +136,17 @@ def test_a_list_of_addresses_can_be_a_list_in_the_file(file):
             "--batching-windw-s: expected a known flag, got none. Did you mean --batching-window-s",
         ),
         (["--confg", "x"], {}, "Did you mean --config?"),
+        (["--port=1"], {}, "--port: expected a known flag, got none. Did you mean --listen?"),
+        (
+            [],
+            {"STN_HOST": "h"},
+            "STN_HOST: expected a known variable, got none. Did you mean STN_LISTEN?",
+        ),
+        (
+            ["--metrics-port=1"],
+            {},
+            "--metrics-port: expected a known flag, got none. Did you mean --metrics-listen?",
+        ),
         (["threads"], {}, "threads: expected a known flag, got none. Did you mean --threads?"),
         (["--thread=1"], {}, "--thread: expected a known flag, got none. Did you mean --threads?"),
         (

@@ -61,8 +61,8 @@ class Tls:
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
-            lacking = "key" if self.key is None else "certificate"
-            raise invalid(lacking, "expected a file beside the other one, got none.")
+            given, lacking = ("certificate", "key") if self.certificate else ("key", "certificate")
+            raise invalid(lacking, f"expected a file beside that of {given}, got none.")
         name = self.server_name
         if name is not None and not (isinstance(name, str) and _VISIBLE.fullmatch(name)):
             raise invalid("server_name", f"expected a host name, got {name!r}.")

@@ -196,8 +196,8 @@ class TlsConfig:
 
     def __post_init__(self) -> None:
         if bool(self.certificate) != bool(self.key):
-            lacking = "key" if self.certificate else "certificate"
-            raise ConfigError(f"{lacking}: expected a file beside the other one, got none.")
+            given, lacking = ("certificate", "key") if self.certificate else ("key", "certificate")
+            raise ConfigError(f"{lacking}: expected a file beside that of {given}, got none.")
         if self.client_ca and not self.certificate:
             raise ConfigError("client_ca: expected a certificate of the server, too, got none.")
 
@@ -412,9 +412,20 @@ class ServerConfig:
                 )
 
 
+_ELSEWHERE = {
+    **dict.fromkeys(("address", "bind", "host", "port"), "listen"),
+    **dict.fromkeys(("metrics-port", "metrics_port"), "metrics_listen"),
+    "workers": "threads",
+}
+"""Names of settings of other servers for ours."""
+
+
 def unknown(kind: str, name: str, known: Sequence[str]) -> ConfigError:
     """Makes the error of an unknown name, which suggests the nearest known one."""
-    nearest = get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    own = name.removeprefix("--").removeprefix("STN_")
+    meant = _ELSEWHERE.get(own.lower(), own)
+    wanted = name.replace(own, meant.upper() if own.isupper() else meant)
+    nearest = get_close_matches(wanted, known, n=1, cutoff=0.0)[0]
     return ConfigError(f"{name}: expected a known {kind}, got none. Did you mean {nearest}?")
 
 
