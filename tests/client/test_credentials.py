@@ -61,6 +61,14 @@ def called(kind, target, **options):
             client.server_info()
 
 
+def test_a_call_without_a_token_is_explained():
+    """As the server says it, with what to pass."""
+    told = "authorization: expected a bearer token of this server, got none."
+    assert Access("localhost:50051", None, None).explained(told) == (
+        f"{told} Pass token=..., or stn --token-file: what the server's owner gave you."
+    )
+
+
 def test_a_target_without_a_port_is_explained():
     """Port 443 in gRPC's own words tells nobody that one is missing."""
     told = "failed to connect to all addresses; last error: ipv4:127.0.0.1:443: Connection refused"

@@ -465,7 +465,8 @@ def test_the_command_takes_certificates_and_tokens_from_files(fortress, capsys):
     assert main([*command, f"--token-file={fortress.token}", "info"]) == 0
     assert "ready: true" in capsys.readouterr().out
     assert main([*command, "info"]) == 1
-    assert "expected a bearer token of this server, got none" in capsys.readouterr().err
+    refused = capsys.readouterr().err
+    assert "expected a bearer token of this server, got none. Pass token=..., or stn --" in refused
 
 
 def test_what_is_switched_off_does_not_answer():

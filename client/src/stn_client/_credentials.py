@@ -24,6 +24,9 @@ _VISIBLE = re.compile(r"[!-~]+")
 _NOT_CONNECTED = ("failed to connect to all addresses", "connections to all backends failing")
 """Beginning of gRPC's message about a connection that was never made."""
 
+_UNKNOWN_CALLER = "authorization: expected a bearer token"
+"""Beginning of a server's message about a call of somebody whom it does not know."""
+
 _ADVICE_PLAIN = {
     "Connection refused": "Nobody listens there: start stn-server, or say host and port of one.",
     ":443: ": "443 is the port of targets without one: say host:port, as localhost:50051.",
@@ -129,7 +132,11 @@ class Access:
         """Asked for what the next attempt says of its caller; raises InvalidRequestError."""
 
     def explained(self, details: str) -> str:
-        """Returns gRPC's words on a failure, with a remedy if TLS may be the cause."""
+        """Returns the words on a failure, with a remedy if TLS or a token may be the cause."""
+        if details.startswith(_UNKNOWN_CALLER):
+            return (
+                f"{details} Pass token=..., or stn --token-file: what the server's owner gave you."
+            )
         if not details.startswith(_NOT_CONNECTED):
             return details
         advice = _ADVICE_PLAIN if self.credentials is None else _ADVICE_TLS
