@@ -344,6 +344,44 @@ def test_without_room_calls_go_by_grpc(tmp_path, by_grpc):
         assert moved(small) > 0
 
 
+def forgotten(server, local):
+    """Ends the leases of a connection's arenas, which the server then no longer knows."""
+    held = local.pool._arenas
+    assert held
+    for arena in held:
+        arena.end_lease()
+    assert arenas(server, 0)
+
+
+def test_a_call_whose_arena_is_forgotten_goes_by_grpc(server, stn, by_grpc):
+    """Once; the connection is of no more use, and the next search finds a new one."""
+    expected = by_grpc.warp(U, TRANSFORM)
+    np.testing.assert_array_equal(stn.warp(U, TRANSFORM), expected)
+    forgotten(server, stn._local)
+    np.testing.assert_array_equal(stn.warp(U, TRANSFORM), expected)
+    assert stn._local is None
+    assert (stn.stats.failed, stn.stats.repeated) == (0, 0)
+
+
+def test_an_asynchronous_call_whose_arena_is_forgotten_goes_by_grpc(server, by_grpc):
+    """As that of the other client."""
+    large = np.tile(U, (1, 1, 2, 2))  # beyond what a frame takes
+
+    async def scenario():
+        async with AsyncClient(server.target) as stn:
+            await stn.server_info()
+            connection = stn._connection()
+            results = [await stn.warp(large, TRANSFORM)]
+            forgotten(server, connection._local)
+            results.append(await stn.warp(large, TRANSFORM))
+            return results, connection._local
+
+    results, local = asyncio.run(scenario())
+    assert local is None
+    for result in results:
+        np.testing.assert_array_equal(result, by_grpc.warp(large, TRANSFORM))
+
+
 def test_a_server_that_comes_back_gets_new_arenas(tmp_path, by_grpc):
     """Arrays in memory of the old one are operands as all others."""
     flags = [f"--listen=unix:{tmp_path}/grpc.sock", f"--local-dir={tmp_path}"]

@@ -38,7 +38,6 @@ from stn_client._transforms import ParametricTransform, Transform
 from stn_client._ttrpc import (
     FAILURES,
     INFO,
-    CallError,
     ConnectionLostError,
     Discovery,
     inquiry,
@@ -574,9 +573,7 @@ class _Connection:
                 try:
                     request = placed.request
                     reply = await local.call(call.method, request, held=placed.held, **attempt)
-                except (ConnectionLostError, CallError) as failure:
-                    if isinstance(failure, CallError) and not failure.is_about_arenas:
-                        raise
+                except ConnectionLostError:
                     # Another task may have seen the loss first, and have connected anew.
                     if self._local is local:
                         self._local = None

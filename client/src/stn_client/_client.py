@@ -34,7 +34,6 @@ from stn_client._transforms import ParametricTransform, Transform
 from stn_client._ttrpc import (
     FAILURES,
     INFO,
-    CallError,
     ConnectionLostError,
     Discovery,
     inquiry,
@@ -698,9 +697,7 @@ class Client(SteppingClient):
             attempt["timeout"] = progress.remaining_s()
             try:
                 reply = local.call(call.method, placed.request, held=placed.held, **attempt)
-            except (ConnectionLostError, CallError) as failure:
-                if isinstance(failure, CallError) and not failure.is_about_arenas:
-                    raise
+            except ConnectionLostError:
                 if self._local is local:  # else another thread has seen it, too, and perhaps more
                     self._local = None
                 local.close()

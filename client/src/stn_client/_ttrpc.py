@@ -47,7 +47,7 @@ Metadata = Iterable[tuple[str, str]]
 
 
 class ConnectionLostError(Exception):
-    """The connection is broken, and the call has no answer."""
+    """The connection, or what the server held for it, is gone, and the call has no answer."""
 
 
 class CallError(grpc.RpcError):
@@ -71,11 +71,6 @@ class CallError(grpc.RpcError):
     def details(self) -> str:
         """Returns the status message, for people."""
         return self._status.message
-
-    @property
-    def is_about_arenas(self) -> bool:
-        """True if the server has forgotten the arena of a tensor."""
-        return reason_of(self) == "ARENA_NOT_FOUND"
 
     def trailing_metadata(self) -> Any:
         """Returns the status details for programs, as gRPC's metadata has them."""
@@ -105,7 +100,8 @@ def reply_of(data: bytes | None) -> bytes:
 
     Raises:
         CallError: The call ended with a status.
-        ConnectionLostError: There is no such thing in it.
+        ConnectionLostError: There is no such thing in it, or the server has forgotten the arena of
+            a tensor.
     """
     if data is None:
         raise ConnectionLostError
@@ -114,7 +110,11 @@ def reply_of(data: bytes | None) -> bytes:
     except DecodeError as error:
         raise ConnectionLostError from error
     if response.status.code:
-        raise CallError(response.status)
+        failure = CallError(response.status)
+        # Without its arenas a connection is of no use, and by gRPC the call needs none.
+        if reason_of(failure) == "ARENA_NOT_FOUND":
+            raise ConnectionLostError from failure
+        raise failure
     reply: bytes = response.payload
     return reply
 
