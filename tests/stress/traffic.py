@@ -17,7 +17,7 @@ import numpy as np
 
 from stn_client import Affine
 from stn_client._arguments import map_operand
-from stn_client._calls import Call, Conduct, generate_grid, objective, warp, warp_gradients
+from stn_client._calls import Call, CallSettings, generate_grid, objective, warp, warp_gradients
 from stn_client._residents import ResidentTensor
 from stn_client._transfers import download, given_up, kept, release, resident_of, upload
 from stn_proto.v1 import resident_pb2
@@ -153,15 +153,15 @@ class RandomCalls:
 
     def _resident(self) -> Message:
         """Moves a tensor that stays on the server, or lets it go."""
-        kind, conduct = self.rng.randrange(4), Conduct()
+        kind, settings = self.rng.randrange(4), CallSettings()
         if kind == 0 and self.residents:
             tensor = self.residents.pop(self.rng.randrange(len(self.residents)))
             ((address, references),) = given_up([tensor], CLIENT).items()
-            return self._of_sdk(release(references, address, conduct))
+            return self._of_sdk(release(references, address, settings))
         if kind == 1 and self.residents:
             one = self.rng.choice(self.residents)
             (reference,) = one.held.references.values()
-            return self._of_sdk(download(reference, 0, one.nbytes, conduct))
+            return self._of_sdk(download(reference, 0, one.nbytes, settings))
         tensor = resident_of(self._map(self.rng.choice(SMALL)), CLIENT)
         piece = memoryview(tensor.array).cast("B")
 
@@ -169,7 +169,7 @@ class RandomCalls:
             tensor.held.add(resident_pb2.UploadReply.FromString(reply).resident)
             self.residents.append(tensor)
 
-        return self._of_sdk(upload(piece, None, 0, tensor.dtype, tensor.nbytes, conduct), learn)
+        return self._of_sdk(upload(piece, None, 0, tensor.dtype, tensor.nbytes, settings), learn)
 
     def _of_sdk(self, call: Call[Any], learn: Learn = forget) -> Message:
         return Message(call.method, *self.way.message_of(call), learn)
