@@ -677,6 +677,21 @@ def test_points_that_are_not_finite_read_fill_where_all_count(backend):
 
 
 @per_backend
+@pytest.mark.parametrize("needs", [(), ("gradient",)])
+@pytest.mark.parametrize("kind", ["homography", "similarity", "thin_plate_spline", "flow", "grid"])
+def test_points_count_without_channels(backend, kind, needs):
+    """As they do with channels, whatever the transform; there is nothing to compare at them."""
+    problem = random_objective(40, kind=kind)
+    warp = replace(problem.warp, feature_map=problem.warp.feature_map[:, :0])
+    empty = replace(problem, warp=warp, fixed=problem.fixed[:, :0], needs=needs)
+    found = backend.objective([empty])[0]
+    assert_close_in_norm(found.count, exact_objective(problem).count, GRADIENT[torch.float64])
+    assert found.count.item() > 0
+    assert found.value.tolist() == [0.0]
+    assert found.gradient is None or not found.gradient.any()
+
+
+@per_backend
 @per_loss
 @pytest.mark.parametrize("shape", [(0, 2, 4, 5), (1, 0, 4, 5), (1, 2, 0, 5)])
 def test_empty_maps(backend, loss, shape):

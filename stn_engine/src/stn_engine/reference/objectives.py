@@ -8,7 +8,7 @@ from stn_engine.reference.arrays import Array, Mask
 from stn_engine.reference.lattices import source_pixels
 from stn_engine.reference.sampling import Sampling, sampler_adjoint
 
-CONSTANT = 2.0**-38
+CONSTANT_VARIANCE = 2.0**-38
 """A variance below this part of the mean square is 0: what is left of it is rounding."""
 
 
@@ -76,7 +76,7 @@ def _correlation(V: Array, F: Array, w: Array, count: float) -> Compared:
     a, b = V - (w * V).sum() / M, F - (w * F).sum() / M
     A, B, S = (w * a**2).sum(), (w * b**2).sum(), (w * a * b).sum()
     # A map that is constant but for rounding has no correlation: its variance is noise.
-    if CONSTANT * (w * V**2).sum() >= A or CONSTANT * (w * F**2).sum() >= B:
+    if CONSTANT_VARIANCE * (w * V**2).sum() >= A or CONSTANT_VARIANCE * (w * F**2).sum() >= B:
         return Compared(1.0, count, none, none)
     # Each root by itself: A·B is beyond float64 sooner, and the quotient is 1 where maps are equal.
     ratio, gain = S / A, np.sqrt(A) / np.sqrt(B)

@@ -20,7 +20,7 @@ from stn_engine.backends.torch.trees import tree_sum
 from stn_engine.problem import Objective, ObjectiveProblem, WarpProblem
 from stn_engine.spec import Comparison, Domain, Interpolation, Loss
 
-CONSTANT = 2.0**-38
+CONSTANT_VARIANCE = 2.0**-38
 """A variance below this part of the mean square is 0: what is left of it is rounding."""
 
 
@@ -129,7 +129,7 @@ def _correlation(V: Tensor, F: Tensor, w: Tensor, M: Tensor, _: Comparison) -> C
     a, b = V - _each(_sum(w * V) / size), F - _each(_sum(w * F) / size)
     A, B, S = _sum(w * a * a), _sum(w * b * b), _sum(w * a * b)
     # A constant map correlates with nothing: its value is 1, and no parameter changes that.
-    flat = (CONSTANT * _sum(w * V * V) >= A) | (CONSTANT * _sum(w * F * F) >= B)
+    flat = (CONSTANT_VARIANCE * _sum(w * V * V) >= A) | (CONSTANT_VARIANCE * _sum(w * F * F) >= B)
     A, B, S = torch.where(flat, 1, A), torch.where(flat, 1, B), torch.where(flat, 0, S)
     # Each root by itself: A·B is beyond float64 sooner, and the quotient is 1 where maps are equal.
     ratio, gain = S / A, A.sqrt() / B.sqrt()
