@@ -58,8 +58,9 @@ def new_plan(call: Call) -> CpuPlan | Reasons:
 
 def _native(call: Call) -> Any:
     dtype = call.operands[0].dtype
-    labels = tuple(map(int, call.spec.fill)) if dtype == torch.int64 else ()
-    options, kind = _options(call.spec, labels), _cpu.Kind[call.transform.kind.name]
+    # Of other labels and numbers, doubles have all.
+    labels = {"labels": tuple(map(int, call.spec.fill))} if dtype == torch.int64 else {}
+    options, kind = _options(call.spec, **labels), _cpu.Kind[call.transform.kind.name]
     operands, results = list(map(_layout, call.operands)), list(map(_layout, call.results))
     if call.comparison is None:
         make = _cpu.Plan.warp if call.direction == Direction.FORWARD else _cpu.Plan.gradients
@@ -79,12 +80,12 @@ def _layout(layout: Layout | None) -> Any:
 
 
 @lru_cache(maxsize=256)
-def _options(spec: WarpSpec, labels: tuple[int, ...]) -> Any:
+def _options(spec: WarpSpec, **labels: tuple[int, ...]) -> Any:
     return _cpu.Options(
         interpolation=_cpu.Interpolation[spec.interpolation.value],
         padding=_cpu.Padding[spec.padding.value],
         unit=_cpu.Unit[spec.unit.value],
         zero_subgradient=spec.subgradient == Subgradient.ZERO,
         fill=list(map(float, spec.fill)),
-        labels=labels,
+        **labels,
     )
