@@ -268,7 +268,10 @@ STN_LARGE_FUNCTION void spline_run(const Problem& problem, int64_t n, Range run,
 
 template <class P, int D>
 STN_FUNCTION void store_field(const PointField& field, const Block& block, const double (&sums)[D][kBlock]) {
-  for_numbers<P, D>(field, block, [&](int a, int b, P& number) { number = static_cast<P>(sums[a][b]); });
+  alignas(64) P numbers[D][kBlock];
+  for (int a = 0; a < D; ++a)
+    for (int b = 0; b < kBlock; ++b) numbers[a][b] = static_cast<P>(sums[a][b]);
+  for_numbers<P, D>(field, block, [&](int a, int b, P& number) { number = numbers[a][b]; });
 }
 
 // Gradient of a grid or a flow in a run of its item n_field: the sum over all items that share it.
@@ -282,12 +285,16 @@ void field_run(const Problem& problem, int64_t n_field, int64_t first, int64_t l
     const SourceAxis to = source_axis(problem.source.size[a], problem.sampling.unit);
     slope[a] = static_cast<T>(ratio(to.u, to.w));
   }
-  double sums[D][kBlock] = {};
+  alignas(64) double sums[D][kBlock] = {};
+  const PointSource<T, D> source(problem, n_field);
   CoordinateGradients<S, T, D> gradients(problem, prefetch_distance<T, D>(problem, n_field));
   const auto add = [&](const Block& block, const Points<T, D>&, const ByCoordinate<T, D>& g) {
     for (int a = 0; a < D; ++a)
-      for (int b = 0; b < block.count; ++b)
-        sums[a][b] += static_cast<double>(g.at[a][b] == T(0) ? T(0) : g.at[a][b] * slope[a]);
+      for (int b = 0; b < block.count; b += kLanes) {
+        const Lanes<T> by_pixel = load(g.at[a] + b), zero{};
+        const Lanes<T> by_number = choose(by_pixel == zero, zero, by_pixel * slope[a]);
+        store(load(sums[a] + b) + converted<double>(by_number), sums[a] + b);
+      }
     if (block.row.n < n_last) return;
     problem.grad_field.wide ? store_field<double>(problem.grad_field, block, sums)
                             : store_field<float>(problem.grad_field, block, sums);
@@ -297,7 +304,7 @@ void field_run(const Problem& problem, int64_t n_field, int64_t first, int64_t l
     Block one = block;
     for (one.row.n = broadcast ? 0 : n_field; one.row.n <= n_last; ++one.row.n) {
       Points<T, D> points;
-      PointSource<T, D>(problem, one.row.n).fill(one, points);
+      source.fill(one, points);
       gradients.add(one, points, add);
     }
   });

@@ -42,19 +42,6 @@ STN_FUNCTION void add_to_planes(const Products<T>& products, const S* grad, int6
   }
 }
 
-// The same to as many channels as are left, kTogether at most.
-template <class S, class T>
-STN_FUNCTION void add_to_some_planes(const Products<T>& products, int64_t channels, const S* grad, int64_t grad_stride,
-                                     T* sums, int64_t stride) {
-  static_assert(kTogether == 4);
-  switch (channels) {
-    case 1: return add_to_planes<1>(products, grad, grad_stride, sums, stride);
-    case 2: return add_to_planes<2>(products, grad, grad_stride, sums, stride);
-    case 3: return add_to_planes<3>(products, grad, grad_stride, sums, stride);
-    default: return add_to_planes<kTogether>(products, grad, grad_stride, sums, stride);
-  }
-}
-
 // The same to pixels whose channels stand side by side, sixteen of them in a vector.
 template <class S, class T>
 STN_FUNCTION void add_to_pixels(const Products<T>& products, const S* grad, int64_t grad_stride, T* sums) {
@@ -88,9 +75,10 @@ STN_LARGE_FUNCTION void add_products(const Products<T>& products, const S* grad,
   int64_t c = 0;
   if (band.channel_stride == 1)
     for (; c + kLanes <= channels; c += kLanes) add_to_pixels(products, grad + c * step, step, band.data + c);
-  for (; c < channels; c += kTogether)
-    add_to_some_planes(products, channels - c, grad + c * step, step, band.data + c * band.channel_stride,
-                       band.channel_stride);
+  for (; c + kTogether <= channels; c += kTogether)
+    add_to_planes<kTogether>(products, grad + c * step, step, band.data + c * band.channel_stride, band.channel_stride);
+  for (; c < channels; ++c)
+    add_to_planes<1>(products, grad + c * step, step, band.data + c * band.channel_stride, band.channel_stride);
 }
 
 // Strides of the pixels of a band's memory may differ from the map's own.
@@ -102,11 +90,50 @@ STN_FUNCTION bool is_in_band(const TapPlan<T, D, K>& plan, int tap, int b, const
   return place >= band.first * stride && place < band.last * stride;
 }
 
+// What a block of which every tap is in the band adds to some planes, from channel c on.
+template <int Channels, class S, class T, int D, int K>
+STN_FUNCTION void scatter_whole_block(const Problem& problem, const TapPlan<T, D, K>& plan, const Block& block,
+                                      int64_t c, const Band<T>& band) {
+  const int64_t step = problem.target.stride[0], grad_stride = problem.target.channel_stride;
+  const S* grads = channel_of<const S>(problem.target, block.row, c);
+  T* sums = band.data + c * band.channel_stride;
+  for_pieces(problem.target, block, [&](int first, int count, int64_t from) {
+    for (int b = first; b < first + count; ++b, from += step) {
+      T grad[Channels];
+      for (int d = 0; d < Channels; ++d) grad[d] = widened(grads[from + d * grad_stride]);
+      for (int tap = 0; tap < kTaps<D, K>; ++tap) {
+        T* sum = sums + tap_offset(plan, tap, b);
+        const T weight = tap_weight(plan, tap, b);
+        for (int d = 0; d < Channels; ++d) sum[d * band.channel_stride] += weight * grad[d];
+      }
+    }
+  });
+}
+
+// Whether neighbouring rows meet in the same few sets of the first cache: those of several planes would then drive each
+// other out of it.
+template <class T>
+STN_FUNCTION bool has_colliding_rows(const Map& map) {
+  return map.stride[1] * static_cast<int64_t>(sizeof(T)) % kColliding == 0;
+}
+
+template <class S, class T, int D, int K>
+STN_LARGE_FUNCTION void scatter_whole_block(const Problem& problem, const TapPlan<T, D, K>& plan, const Block& block,
+                                            const Band<T>& band) {
+  const int64_t channels = problem.source.channels;
+  const bool together = !has_colliding_rows<T>(problem.source);
+  if (channels == 2 && together) return scatter_whole_block<2, S>(problem, plan, block, 0, band);
+  if (channels == 3 && together) return scatter_whole_block<3, S>(problem, plan, block, 0, band);
+  for (int64_t c = 0; c < channels; ++c) scatter_whole_block<1, S>(problem, plan, block, c, band);
+}
+
 template <class S, class T, int D, int K>
 STN_LARGE_FUNCTION void scatter_block(const Problem& problem, const TapPlan<T, D, K>& plan, const Block& block,
                                       const Band<T>& band) {
   const S* grad = channel_of<const S>(problem.target, block.row, 0);
-  const bool all = plan.whole && band.first == 0 && band.last == problem.source.size[D - 1];
+  const bool is_covered = band.first == 0 && band.last == problem.source.size[D - 1];
+  if (K == 2 && plan.whole && is_covered && problem.source.channels < kTogether)
+    return scatter_whole_block<S>(problem, plan, block, band);
   Products<T> products;
   for_pieces(problem.target, block, [&](int first, int count, int64_t from) {
     for (int b = first; b < first + count; ++b, from += problem.target.stride[0]) {
@@ -116,7 +143,7 @@ STN_LARGE_FUNCTION void scatter_block(const Problem& problem, const TapPlan<T, D
         products.count = products.points = 0;
       }
       for (int tap = 0; tap < kTaps<D, K>; ++tap) {
-        if (!all && (!tap_inside(plan, tap, b) || !is_in_band(plan, tap, b, problem, band))) continue;
+        if (!tap_inside(plan, tap, b) || !is_in_band(plan, tap, b, problem, band)) continue;
         const int e = products.count++;
         products.offset[e] = tap_offset(plan, tap, b);
         products.weight[e] = tap_weight(plan, tap, b);

@@ -56,6 +56,9 @@ constexpr int kMaxBlocks = 128;               // whose cells and weights are kep
 constexpr int kProducts = 1024;
 constexpr int kTogether = 4;
 
+// Bytes of which rows are a multiple if they meet in the same few sets of the first cache.
+constexpr int kColliding = 4096;
+
 // Sums of a band whose channels stand side by side while points are added to them: they stay in the second cache.
 constexpr int kScatterBytes = 256 * 1024;
 
