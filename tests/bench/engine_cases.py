@@ -89,6 +89,8 @@ BARS = {
     ("batch in pixel units", "Kornia"): Bar(least=5),
     ("ragged forward", "torch loop"): Bar(least=5),
     ("two threads", "one thread"): Bar(least=1.8),
+    ("fields", "torch"): Bar(least=2.5),
+    ("fields, forward + backward", "torch"): Bar(least=2),
     ("arrangements of points", "the fastest"): Bar(least=0.667),
     ("deformable attention", "torch"): Bar(least=1.2),
     ("objective", "composed"): Bar(least=2),
@@ -118,6 +120,7 @@ def all_cases(threads: int) -> Iterator[Case]:
     yield from objective_cases(threads)
     if threads >= 2:
         yield from thread_cases()
+    yield from field_cases(threads)
     yield from other_modes(threads)
 
 
@@ -227,8 +230,14 @@ def other_modes(threads: int) -> Iterator[Case]:
     for padding in ("border", "reflection"):
         options = {"padding": padding}, {"padding_mode": padding}
         yield Case("other modes", padding, partial(options_of_both, *options, threads))
-    for build in (homography, flow, grid):
-        yield Case("other modes", build.__name__, partial(build, threads))
+    yield Case("other modes", "homography", partial(homography, threads))
+
+
+def field_cases(threads: int) -> Iterator[Case]:
+    """One point per target pixel, given by the caller."""
+    for group, differentiates in (("fields", False), ("fields, forward + backward", True)):
+        for build in (flow, grid):
+            yield Case(group, build.__name__, partial(build, differentiates, threads))
 
 
 def arrangements(shape, layout, differentiates, threads):
@@ -380,21 +389,29 @@ def homography(threads):
     return contenders(threads, calls)
 
 
-def flow(threads):
+def flow(differentiates, threads):
     feature_map, theta = feature_map_and_theta(PHOTOS)
     displacement = affine_grid(theta, PHOTOS) - target_points(PHOTOS)
-    calls = {
-        "ours": lambda: warp(feature_map, Flow(displacement)),
-        "torch": partial(torch_flow, feature_map, displacement),
-    }
-    return contenders(threads, calls)
+    inputs = feature_map, displacement
+    return of_fields(lambda u, f: warp(u, Flow(f)), torch_flow, inputs, differentiates, threads)
 
 
-def grid(threads):
+def grid(differentiates, threads):
     feature_map, theta = feature_map_and_theta(PHOTOS)
-    points = affine_grid(theta, PHOTOS)
-    calls = {
-        "ours": lambda: warp(feature_map, SamplingGrid(points)),
-        "torch": partial(F.grid_sample, feature_map, points, align_corners=False),
-    }
-    return contenders(threads, calls)
+    sample = partial(F.grid_sample, align_corners=False)
+    inputs = feature_map, affine_grid(theta, PHOTOS)
+    return of_fields(lambda u, p: warp(u, SamplingGrid(p)), sample, inputs, differentiates, threads)
+
+
+def of_fields(ours, theirs, inputs, differentiates, threads):
+    if not differentiates:
+        return contenders(
+            threads, {"ours": partial(ours, *inputs), "torch": partial(theirs, *inputs)}
+        )
+    leaves = tuple(one.requires_grad_() for one in inputs)
+    grad_output = uniform(PHOTOS, -1.0, 1.0, seed=5)
+    calls = {"ours": ours, "torch": theirs}
+    return contenders(
+        threads,
+        {name: partial(differentiated, call, leaves, grad_output) for name, call in calls.items()},
+    )
