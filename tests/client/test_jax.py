@@ -132,6 +132,14 @@ REFUSED = {
     "transform": (lambda stn: warp(stn, U, THETA), "transform: expected one of Affine, .*ndarray"),
     "map": (lambda stn: warp(stn, "map", Affine(THETA)), "feature_map: expected an array, got str"),
     "theta": (lambda stn: warp(stn, U, Affine(None)), "theta: expected an array, got NoneType"),
+    "a number as map": (
+        lambda stn: warp(stn, 1.5, Affine(THETA)),
+        "feature_map: expected an array, got a single number of float32",
+    ),
+    "a number as theta": (
+        lambda stn: warp(stn, U, Affine(10**30)),
+        "theta: expected an array, got int: ",
+    ),
     "client": (lambda _: warp(Client, U, Affine(THETA)), "client: expected a Client, got"),
     "map first": (
         lambda stn: warp(jnp.asarray(U), Affine(THETA), stn),

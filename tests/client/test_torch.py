@@ -32,7 +32,7 @@ from stn_client import (
     UnavailableError,
     WarpOptions,
 )
-from stn_client.torch import OPTIONS, SpatialTransformer, warp
+from stn_client.torch import OPTIONS, SpatialTransformer, objective, warp
 
 SIZE = (3, 4)
 
@@ -525,6 +525,7 @@ IMAGE = torch.rand(1, 1, 4, 4)
         ("transform", (IMAGE, IDENTITY.theta), {}),
         ("transform", (IMAGE, Affine(None)), {}),
         ("transform", (IMAGE, None), {}),
+        ("transform", (IMAGE, Affine([[1], [1, 2]])), {}),
         ("output_size", (IMAGE, IDENTITY, 3), {}),
         ("output_size", (IMAGE, IDENTITY, (3.5, 3)), {}),
         ("padding", (IMAGE, IDENTITY), {"padding": 3}),
@@ -541,6 +542,16 @@ def test_torch_arguments_that_break_a_rule_are_named(client, name, arguments, op
     with pytest.raises(InvalidRequestError, match=rf"^{name}: expected ") as caught:
         warp(client, *arguments, **options)
     assert caught.value.violations
+
+
+@pytest.mark.parametrize("name", ["loss", "domain", "delta"])
+@pytest.mark.parametrize(
+    "value", [None, [], IMAGE, np.eye(2)], ids=["none", "list", "map", "array"]
+)
+def test_torch_comparisons_are_named(client, name, value):
+    """As of `Client.objective`, in words of the SDK and not of operators of torch."""
+    with pytest.raises(InvalidRequestError, match=rf"^{name}: expected a (word|number), got"):
+        objective(client, IMAGE, IMAGE, IDENTITY, **{name: value})
 
 
 @pytest.mark.parametrize(

@@ -330,6 +330,9 @@ def test_a_flow_is_found():
     [
         ({"stages": ["afine"]}, r"^stages: expected some of translation, .* got \['afine'\]"),
         ({"stages": ["flow"]}, r"^stages: expected some of translation, .* got \['flow'\]"),
+        ({"stages": 3}, r"^stages: expected some of translation, .* got 3\."),
+        ({"stages": np.eye(2)}, r"^stages: expected some of translation, .* got array"),
+        ({"stages": iter(["flow"])}, r"^stages: expected some of translation, .* got \['flow'\]"),
         ({"stages": ["affine", "spline"]}, "^control_points: expected some for stage"),
         ({"stages": ["affine"], "control_points": [[0, 0]]}, "^control_points: expected some"),
     ],

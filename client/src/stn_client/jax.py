@@ -152,6 +152,9 @@ def _callback(call: Callable[..., Any], kinds: Any, *arrays: jax.Array) -> Any:
 
 def _array(name: str, value: Any) -> jax.Array:
     try:
-        return jnp.asarray(value)
-    except (TypeError, ValueError) as error:
+        array = jnp.asarray(value)
+    except (OverflowError, TypeError, ValueError) as error:
         raise invalid(name, f"expected an array, got {type(value).__name__}: {error}") from error
+    if not array.ndim:  # shapes of results follow from its axes
+        raise invalid(name, f"expected an array, got a single number of {array.dtype}.")
+    return array

@@ -14,7 +14,7 @@ compares only where both are, so that the border does not pull. For sums of squa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -270,10 +270,14 @@ def _checked(
         of_images = ["similarity"] if dims == 2 else []
         bends = [] if control_points is None else ["spline"]
         stages = ["translation", *of_images, "affine", *bends]
+    expected = f"expected some of {', '.join(STAGES)}, one of the first four among them"
+    # An array and a tensor say that they can be iterated over, whatever is in them.
+    if not isinstance(stages, Iterable) or hasattr(stages, "shape"):
+        raise invalid("stages", f"{expected}, got {stages!r}.")
+    stages = list(stages)
     chosen = [stage for stage in STAGES if stage in stages]
     if len(chosen) != len(stages) or not set(chosen) & set(STAGES[:4]):
-        expected = f"expected some of {', '.join(STAGES)}, one of the first four among them"
-        raise invalid("stages", f"{expected}, got {list(stages)}.")
+        raise invalid("stages", f"{expected}, got {stages}.")
     for stage in chosen:
         if dims != 2 and stage in flat:
             name = "control_points" if stage == "spline" else "stages"

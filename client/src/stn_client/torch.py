@@ -26,6 +26,7 @@ from torch.autograd import forward_ad
 from stn_client._aio import AsyncClient
 from stn_client._arguments import check_options, in_parts, no_transform, reject_unknown
 from stn_client._arrays import numpy_to_torch, torch_to_numpy
+from stn_client._checks import as_float
 from stn_client._client import Client
 from stn_client._connection import CLIENTS, register
 from stn_client._errors import invalid
@@ -165,6 +166,10 @@ def objective(
     _check_tensor("fixed", fixed, "a torch.Tensor")
     if weights is not None:
         _check_tensor("weights", weights, "a torch.Tensor or None")
+    words: dict[str, Any] = {"loss": loss, "domain": domain}
+    for argument, word in words.items():  # operators tell types of theirs
+        if not isinstance(word, str):
+            raise invalid(argument, f"expected a word, got {word!r}.")
     name = getattr(client, "_name", None) or _named(client)
     arguments = (
         moving,
@@ -172,7 +177,7 @@ def objective(
         fixed,
         weights,
         loss,
-        delta,
+        as_float("delta", delta),
         domain,
         name,
         *_described(transform),
@@ -284,7 +289,10 @@ def _checked(feature_map: Tensor, transform: Any) -> Tensor:
     parameters: Any = transform.parameters
     _check_tensor("feature_map", feature_map, "a torch.Tensor")
     if not isinstance(parameters, Tensor) and isinstance(parameters, np.ndarray | list | tuple):
-        array = np.asarray(parameters)  # as those of `stn_client.geometry`
+        try:
+            array = np.asarray(parameters)  # as those of `stn_client.geometry`
+        except ValueError as error:  # rows of several lengths
+            raise invalid("transform", f"expected parameters in an array: {error}.") from error
         real = array.astype(np.float64) if array.dtype.kind in "iu" else array
         parameters = torch.tensor(real, device=feature_map.device)
     _check_tensor("transform", parameters, "parameters in a torch.Tensor")
