@@ -79,6 +79,8 @@ def test_parts_of_other_types_make_no_plan(changes, message):
     [
         ((2, 3), (1,), "strides: expected 2 of them, got 1"),
         ((2, -3), (1, 1), "shape: expected sizes of at least 0, got -3"),
+        ((4, 2**62), (2**62, 1), r"shape: expected fewer than 2\^63 numbers, got \(4, 46"),
+        ((0, 4, 2**62), (1, 1, 1), r"shape: expected fewer than 2\^63 numbers, got \(0, 4,"),
     ],
 )
 def test_wrong_layouts_are_refused(shape, strides, message):

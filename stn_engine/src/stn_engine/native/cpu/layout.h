@@ -57,8 +57,11 @@ struct Layout {
       : storage(the_storage), shape(std::move(the_shape)), strides(std::move(the_strides)) {
     if (shape.size() != strides.size())
       fail("strides", std::to_string(shape.size()) + " of them", std::to_string(strides.size()));
-    for (int64_t size : shape)
+    int64_t numbers = 1;  // of all axes but empty ones, so that no product of some of them overflows
+    for (int64_t size : shape) {
       if (size < 0) fail("shape", "sizes of at least 0", std::to_string(size));
+      if (size > 0 && __builtin_mul_overflow(numbers, size, &numbers)) fail("shape", "fewer than 2^63 numbers", text());
+    }
   }
 
   size_t axes() const { return shape.size(); }
