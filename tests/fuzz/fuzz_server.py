@@ -31,6 +31,7 @@ from stn_proto.oip.inference_pb2 import (
     SystemSharedMemoryRegisterRequest,
     SystemSharedMemoryUnregisterRequest,
 )
+from stn_proto.v1 import resident_pb2, tensor_pb2
 from stress.process import Watched
 from stress.report import Report
 from stress.ways import WAYS, ByGrpc, ByTtrpc
@@ -38,10 +39,12 @@ from support.bad_requests import (
     BAD_REQUESTS,
     BASES,
     deep_warp_request,
+    put,
     ramp,
     theta,
     volume_warp_request,
 )
+from support.many import compute_many
 from support.oip import SERVICE, infer_request
 
 SEVERAL = infer_request("stn_warp_affine", {"feature_map": ramp(1, 1, 3, 4), "theta": theta(1)})
@@ -52,8 +55,29 @@ OIP = {
     "SystemSharedMemoryRegister": SystemSharedMemoryRegisterRequest,
     "SystemSharedMemoryUnregister": SystemSharedMemoryUnregisterRequest,
 }
-METHODS = (*BASES, "GetServerInfo", *OIP)
-GOOD = [*BASES.items(), ("Warp", volume_warp_request), ("Warp", deep_warp_request), *OIP.items()]
+
+
+def many_request():
+    """One call of every method that computes, in one message."""
+    return compute_many(*((method, make()) for method, make in BASES.items()))
+
+
+def upload_request():
+    """The first half of a tensor that stays on the server."""
+    request = resident_pb2.UploadRequest(data_type=tensor_pb2.DATA_TYPE_FLOAT32, byte_count=120)
+    put(request, request.piece, ramp(60, dtype=np.uint8))
+    return request
+
+
+NOBODYS = tensor_pb2.ResidentRef(handle=bytes(16))
+RESIDENT = {
+    "Upload": upload_request,
+    "Download": lambda: resident_pb2.DownloadRequest(resident=NOBODYS, byte_count=60),
+    "Release": lambda: resident_pb2.ReleaseRequest(residents=[NOBODYS] * 2),
+}
+OF_STN = {**BASES, "ComputeMany": many_request, **RESIDENT}
+METHODS = (*OF_STN, "GetServerInfo", *OIP)
+GOOD = [*OF_STN.items(), ("Warp", volume_warp_request), ("Warp", deep_warp_request), *OIP.items()]
 SEEDS = [(name, make().SerializeToString()) for name, make in GOOD]
 SEEDS += [(bad.method, bad.message) for bad in BAD_REQUESTS if len(bad.message) < 10_000]
 CONCURRENCY = 64
