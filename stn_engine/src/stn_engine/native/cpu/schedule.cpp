@@ -28,11 +28,11 @@ struct Task {
   int64_t problem, n, first, last;
 };
 
-// Cuts spans into tasks of similar size, never a unit apart; how many of them there are.
-int64_t cut(std::vector<Span>& spans) {
+// Cuts spans into tasks of about one size, never a unit apart; how many of them there are.
+int64_t cut(std::vector<Span>& spans, int64_t task_size) {
   int64_t tasks = 0;
   for (Span& span : spans) {
-    span.step = std::max<int64_t>(1, kTaskSize / std::max<int64_t>(1, span.unit_size));
+    span.step = std::max<int64_t>(1, task_size / std::max<int64_t>(1, span.unit_size));
     span.pieces = (span.units + span.step - 1) / span.step;
     span.end = tasks += span.items * span.pieces;
   }
@@ -55,8 +55,9 @@ int64_t size_of(const std::vector<Span>& spans) {
 
 // Runs the tasks of a call; neighbouring ones together, if there are very many.
 void run(std::vector<Span>& spans, Threads threads, const std::function<void(const Task&)>& visit) {
-  const int64_t count = cut(spans), size = size_of(spans);
-  const int64_t most = kTaskSize * count / std::max<int64_t>(1, size);
+  const int64_t size = size_of(spans);
+  const int64_t task_size = std::clamp(size / (kTasksPerThread * threads.count), kTaskSize, kMaxTaskSize);
+  const int64_t count = cut(spans, task_size), most = task_size * count / std::max<int64_t>(1, size);
   const int64_t together = std::max<int64_t>(1, std::min<int64_t>(count / (8 * threads.count), most));
   const int64_t groups = (count + together - 1) / together;
   if (size < kWorthAThread) threads.count = 1;

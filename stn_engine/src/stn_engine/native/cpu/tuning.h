@@ -14,8 +14,11 @@ constexpr int64_t kWorthAThread = 1 << 14;
 // Numbers of a call below which it ends before another thread of Python has taken the interpreter over.
 constexpr int64_t kWorthFreeing = 1 << 14;
 
-// Numbers of a task: small enough for threads to share well, large enough to hide the taking of it.
+// Numbers of a task: at least so many, to hide the taking of it; more in larger calls, as neighbouring pixels read the
+// same lines, each of which a second thread would load anew; so few that every thread has some tasks.
 constexpr int64_t kTaskSize = 1 << 14;
+constexpr int64_t kMaxTaskSize = 1 << 18;
+constexpr int64_t kTasksPerThread = 16;
 
 // How often a thread looks for the next call before it goes to sleep, if the last one came soon: one to two hundred
 // microseconds, the distance of calls in a training step. Where they come later it goes to sleep at once: to look then
