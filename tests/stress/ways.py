@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 
 from stn_client._placing import by_message, place
-from stn_client._ttrpc import INFO, CallError, Offer
+from stn_client._ttrpc import INFO, CallError, ConnectionLostError, Offer
 from stn_client._ttrpc_aio import Connection
 
 OPTIONS = [("grpc.max_receive_message_length", -1)]
@@ -89,6 +89,11 @@ class ByTtrpc:
                 reply = await self._connection.call(path, message, timeout=timeout_s, held=held)
         except CallError as error:
             return error.code().name, b""
+        except ConnectionLostError as lost:
+            # An arena that the server does not know: an answer, after which the SDK goes by gRPC.
+            if not isinstance(lost.__cause__, CallError):
+                raise
+            return lost.__cause__.code().name, b""
         except TimeoutError:
             if not is_cancelled:
                 raise
