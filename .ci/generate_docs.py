@@ -407,12 +407,16 @@ def alternatives() -> str:
         ),
         ("OpenCV", "the engine alone, on CPUs", on_cpu("OpenCV")),
         ("Kornia", "the engine alone, on CPUs", on_cpu("Kornia")),
-        ("PyTorch", "the engine alone, on CPUs", on_cpu("torch")),
+        ("PyTorch", "the engine alone, on CPUs", [*on_cpu("torch"), *on_cpu("torch.compile")]),
         *(
             (
                 "PyTorch",
                 f"the engine alone, on {report['device']}",
-                [one["value"] for one in report["rows"] if one["what"].endswith("against eager")],
+                [
+                    one["value"]
+                    for one in report["rows"]
+                    if one["what"].endswith(("against eager", "against compile"))
+                ],
             )
             for report in gpus
         ),

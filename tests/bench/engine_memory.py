@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ import torch
 from bench.engine_calls import engine_affine, torch_affine
 from bench.engine_operands import feature_map_and_theta, uniform
 from stn_engine import Affine, objective, warp_gradients
+from support.processes import environment
 
 SHAPES = ((1, 3, 1024, 1024), (32, 3, 512, 512))
 KINDS = ("forward", "backward", "objective")
@@ -57,8 +57,9 @@ def measured(threads: int) -> Iterator[dict]:
 
 def child(*arguments: str) -> bytes:
     command = [sys.executable, "-m", "bench.engine_memory", *arguments]
-    environment = os.environ | ENVIRONMENT
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout
+    return subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, env=environment() | ENVIRONMENT
+    ).stdout
 
 
 def main(name: str, kind: str, shape: tuple[int, ...], threads: int) -> None:

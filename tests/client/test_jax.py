@@ -13,6 +13,7 @@ from stn_client import (
     Client,
     Flow,
     InvalidRequestError,
+    Rotation,
     SamplingGrid,
     Similarity,
     ThinPlateSpline,
@@ -124,6 +125,19 @@ def test_a_fit_finds_a_shift(client):
         shift -= 2.0 * gradient
     np.testing.assert_allclose(shift, [0.2, -0.1], atol=1e-2)
     assert last < first / 1000
+
+
+def test_an_angle_alone_is_a_rotation_of_a_map_without_a_batch(client):
+    """A number, as every element of a vmap over angles is; beside the same with a batch axis."""
+    u = jnp.asarray(U[0, 0])
+    found, slope = jax.value_and_grad(
+        lambda phi: (warp(client, u, Rotation(phi), layout="HW") ** 2).sum()
+    )(jnp.float32(0.3))
+    same, slopes = jax.value_and_grad(
+        lambda phi: (warp(client, u[None, None], Rotation(phi)) ** 2).sum()
+    )(jnp.full((1, 1), 0.3, jnp.float32))
+    assert found == same
+    assert slope == slopes[0, 0] != 0
 
 
 REFUSED = {

@@ -175,20 +175,30 @@ def test_points_of_which_more_read_the_map_are_no_mistake(kind, align_corners):
     y, x = 2 * np.mgrid[0.5:40, 0.5:50] / np.array([40, 50])[:, None, None] - 1
     if align_corners:
         y, x = np.mgrid[-1:1:40j, -1:1:50j]
-    target, u = np.stack([x, y], -1), torch.ones(1, 1, 30, 20, dtype=torch.float64)
-    found = 0
+    target, u = np.stack([x, y], -1), torch.ones(1, 1, 60, 70, dtype=torch.float64)
+    at, found = np.stack(np.meshgrid(np.arange(50), np.arange(40)), -1), 0
     for _ in range(200):
-        grid = target * rng.uniform(0.5, 30) + rng.normal(size=2) * 2
+        grid = target * rng.uniform(0.5, 12) + rng.uniform(-25, 25, 2)
         output = functional.grid_sample(
             u, torch.tensor(grid)[None], "bicubic", "zeros", align_corners
         )
         given = kind((grid if kind is SamplingGrid else grid - target)[None])
+        pixels = grid if kind is SamplingGrid else grid - target + at
+        in_map = ((pixels > -1) & (pixels < [70, 60])).all(-1).mean()
         is_noticed = warped(u.numpy(), given, align_corners=align_corners) == 1
         share = float((output != 0).float().mean())
         assert not (is_noticed and share > 0.02)
-        assert is_noticed or share > 0.001 or (abs(grid[20, 25]) <= 1).all()
+        assert not (is_noticed and in_map < 0.45)  # of a part of the points
+        assert is_noticed or share > 0.001 or (abs(grid[20, 25]) <= 1).all() or in_map < 0.55
         found += is_noticed
     assert 20 < found < 180
+
+
+def test_a_small_map_that_is_pasted_is_no_mistake():
+    """As a mask of 28 px by a normalized grid: its points would be no pixels of the mask."""
+    x, y = np.meshgrid(np.arange(800) / 20 - 31, np.arange(800) / 20 - 15)
+    mask = np.ones((1, 1, 28, 28), np.float32)
+    assert warped(mask, SamplingGrid(np.stack([x, y], -1)[None])) == 0
 
 
 def test_points_that_are_judged_by_the_server_are_not_warned_of():

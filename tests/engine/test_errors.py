@@ -314,7 +314,8 @@ def test_parameter_error_of_options(argument, value, allowed, call):
 
 
 @pytest.mark.parametrize(
-    "fill", [float("nan"), float("inf"), (0.0, float("nan")), (), "red", None, "12", 10**400]
+    "fill",
+    [float("nan"), float("inf"), (0.0, float("nan")), (), "red", None, "12", [b"12"], 10**400],
 )
 def test_parameter_error_of_fill(fill):
     """A fill is a finite number or a sequence of them."""
@@ -377,7 +378,9 @@ def test_parameter_error_of_control_points(control_points):
     assert error.value is control_points
 
 
-@pytest.mark.parametrize("regularization", [-1e-9, float("nan"), float("inf"), "0", None, True])
+@pytest.mark.parametrize(
+    "regularization", [-1e-9, float("nan"), float("inf"), 10**400, "0", None, True]
+)
 def test_parameter_error_of_regularization(regularization):
     """Regularization is a finite number that is not negative."""
     match = "^regularization: expected a finite number >= 0, got"
@@ -400,7 +403,9 @@ def test_parameter_error_of_needs(needs):
     assert assert_refused(ParameterError, match, "needs", call).value == needs
 
 
-@pytest.mark.parametrize("needs", [None, 1, "gradient", torch.zeros(()), np.eye(2), [["gradient"]]])
+@pytest.mark.parametrize(
+    "needs", [None, 1, "gradient", torch.zeros(()), np.array("gradient"), np.eye(2), [["gradient"]]]
+)
 def test_parameter_error_of_what_are_no_names(needs):
     """What cannot be names is told as such, by gradients and objectives alike."""
     for call in (
@@ -439,7 +444,7 @@ def test_nested_weights_are_refused():
 @pytest.mark.parametrize(
     ("problems", "got"),
     [([MAP], "Tensor in it"), (iter([]), "list_iterator"), (MAP, "Tensor"), (None, "NoneType")],
-    ids=str,
+    ids=["list of maps", "iterator", "map", "None"],
 )
 def test_problems_are_a_sequence_of_one_kind(ragged, kind, problems, got):
     """Maps as `warp` takes them, or an iterator, are told what is expected."""

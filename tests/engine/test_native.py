@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from nanobind.stubgen import StubGen
 
 import stn_engine
 from stn_engine import _cpu
+from stn_engine.backends.cpu import CpuBackend
 from support.native_calls import Objectives, Warp, WarpGradients
 from support.native_items import (
     INTERPOLATIONS,
@@ -27,6 +29,7 @@ from support.native_items import (
     random_operands,
 )
 from support.processes import run_python
+from support.strategies import random_gradients, random_warp
 
 STUB = Path(stn_engine.__file__).with_name("_cpu.pyi")
 
@@ -280,6 +283,28 @@ def test_a_forked_child_has_threads_of_its_own():
         signal.alarm(30)
         os._exit(0 if warped() == expected else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("width", [512, 63])
+@pytest.mark.parametrize("kind", ["affine", "flow"])
+def test_large_warps_have_the_same_bits_on_any_threads(kind, width, any_threads):
+    """The fewer the threads, the larger the tasks; chunks of sums are no multiple of a block."""
+    sizes = {"size": (512, 512), "output_size": (512, width)}
+    large = random_warp(3, kind=kind, dtype=torch.float32, **sizes)
+    problems = [random_gradients(4, one) for one in (large, random_warp(5, dtype=torch.float32))]
+    results = []
+    for threads in (1, 2, 5):
+        any_threads(threads)
+        found = CpuBackend().warp([one.warp for one in problems])
+        gradients = CpuBackend().warp_gradients(problems)
+        alone = CpuBackend().warp_gradients(problems[:1])
+        for one in (gradients[0], alone[0]):
+            found += [one.feature_map, one.transform]
+        results.append(found)
+    for found in results:
+        assert torch.equal(found[2], found[4])
+        assert torch.equal(found[3], found[5])
+        assert all(map(torch.equal, found, results[0]))
 
 
 COUNTS_THREADS = """

@@ -329,12 +329,14 @@ def test_items_are_computed_as_if_alone(backend, loss, kind):
                 assert torch.equal(parts_of(found)[name][[n]], part), name
 
 
-@pytest.fixture
-def any_threads():
-    """Gives back the number of threads that torch had."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
+@per_backend
+def test_a_fixed_pixel_that_is_nan_has_no_weight_in_the_curvature_of_huber(backend):
+    """It is as far as one beyond delta, on every backend; that of the reference."""
+    problem = random_objective(21, loss="huber", weighted=False, dtype=torch.float64)
+    problem.fixed[0, 0, 2, 3] = torch.nan
+    (found,), expected = backend.objective([problem]), exact_objective(problem)
+    assert expected.gauss_newton.isfinite().all()
+    torch.testing.assert_close(found.gauss_newton, expected.gauss_newton)
 
 
 @per_loss
@@ -840,6 +842,18 @@ FIXED = torch.zeros(2, 3, 4, 4)
             {"delta": "small"},
             ParameterError,
             r"delta: expected a finite number > 0, got 'small'",
+        ),
+        (
+            (MAP, FIXED, THETA),
+            {"delta": "0.5"},
+            ParameterError,
+            r"delta: expected a finite number > 0, got '0.5'",
+        ),
+        (
+            (MAP, FIXED, THETA),
+            {"delta": 10**400},
+            ParameterError,
+            r"delta: expected a finite number > 0, got 1000",
         ),
         ((MAP, FIXED, THETA), {"needs": "gradient"}, ParameterError, r"needs: .* got 'gradient'"),
         (

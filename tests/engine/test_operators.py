@@ -115,6 +115,10 @@ def test_operators_check_their_arguments():
         torch.ops.stn_engine.warp(*operands, size, "Shear", settings, *spec)
     with pytest.raises(ParameterError, match=r"^output_size: expected two integers"):
         torch.ops.stn_engine.warp(*operands, [3], "Affine", settings, *spec)
+    for fill, remainder in (([0.0], [1, 2]), ([float("inf")], [1])):
+        given = *spec[:2], fill, remainder, *spec[4:]
+        with pytest.raises(ParameterError, match=r"^fill_remainder: expected none"):
+            torch.ops.stn_engine.warp(*operands, size, "Affine", settings, *given)
 
 
 class Witness(TorchDispatchMode):

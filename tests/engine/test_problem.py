@@ -161,6 +161,14 @@ def test_maps_of_many_bytes_are_left_to_others():
     assert reason == f"maps take at most {2**63 - 1} bytes"
 
 
+def test_splines_of_a_large_basis_are_left_to_others():
+    """It has a double for every control point and target pixel, where a map may have a byte."""
+    transform = ThinPlateSpline(torch.zeros(1, 3, 2), control_points=[(0, 0), (1, 0), (0, 1)])
+    maps = torch.zeros(1, 1, 5, 7, dtype=torch.uint8)
+    (reason,) = CpuBackend().plan(WarpProblem(maps, transform, (2**31 - 1, 2**31 - 1)).call)
+    assert reason == f"the basis of a spline takes at most {2**63 - 1} bytes"
+
+
 def test_sizes_that_can_be_read_once_are_read_once():
     """The first time and later, when the call is known."""
     image, theta = torch.rand(1, 1, 5, 7), Affine(torch.eye(2, 3)[None])

@@ -248,7 +248,7 @@ def test_a_value_out_of_range_is_told_with_its_source(tmp_path, arguments, envir
     """A setting has four of them, of which one won."""
     file = tmp_path / "stn.toml"
     file.write_text("threads = -1")
-    message = rf"^threads: expected at least 0, got -1\. Correct {source}\.$"
+    message = rf"^threads: expected at least 0, got -1\. It is set by {source}\.$"
     with pytest.raises(ConfigError, match=message):
         load([one.format(file=file) for one in arguments], environment)
 

@@ -112,10 +112,10 @@ def test_every_field_of_the_spec_arrives():
 def test_a_fill_arrives_to_the_last_bit():
     """The number of a channel is the sum of its double and what that leaves."""
     request = warp_request()
-    request.spec.fill.extend([2.0**53, -(2.0**63), 2.0**64])
+    request.spec.fill.extend([2.0**53, 0.5, 2.0**64])
     request.spec.fill_remainder.extend([1, 0, -1])
     fill = decode(request).template.problem.spec.fill
-    assert fill == (2**53 + 1, -(2**63), 2**64 - 1)
+    assert fill == (2**53 + 1, 0.5, 2**64 - 1)
 
 
 @pytest.mark.parametrize(

@@ -336,7 +336,7 @@ def test_a_flow_is_found():
         ({"stages": ["affine", "spline"]}, "^control_points: expected some for stage"),
         ({"stages": ["affine"], "control_points": [[0, 0]]}, "^control_points: expected some"),
     ],
-    ids=str,
+    ids=["unknown", "of volumes alone", "number", "array", "iterator", "no points", "no spline"],
 )
 def test_stages_that_make_no_sense_are_refused(options, text):
     """Before anything is computed."""

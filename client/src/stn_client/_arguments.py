@@ -54,6 +54,9 @@ INTERPOLATED = *FLOATS, "uint8", "uint16", "int16"
 _ALL_INTEGERS = 2**53
 """Up to here floats hold all integers."""
 
+_LABELS = 2**64
+"""No label is larger; what a float leaves of larger numbers is nobody's value."""
+
 
 def map_operand(field: str, value: object) -> Operand:
     """Returns a map as an operand; anything that NumPy takes for one opaque thing is refused."""
@@ -241,7 +244,9 @@ def in_parts(fill: Sequence[float]) -> tuple[list[float], list[int]]:
     """
     floats = [float(one) for one in fill]
     remainder = [
-        int(one) - int(part) if abs(part) >= _ALL_INTEGERS and hasattr(one, "__index__") else 0
+        int(one) - int(part)
+        if _ALL_INTEGERS <= abs(part) <= _LABELS and hasattr(one, "__index__")
+        else 0
         for one, part in zip(fill, floats, strict=True)
     ]
     return floats, remainder if any(remainder) else []

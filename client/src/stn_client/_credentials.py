@@ -24,7 +24,7 @@ _VISIBLE = re.compile(r"[!-~]+")
 _NOT_CONNECTED = ("failed to connect to all addresses", "connections to all backends failing")
 """Beginning of gRPC's message about a connection that was never made."""
 
-_UNKNOWN_CALLER = "authorization: expected a bearer token"
+_UNKNOWN_CALLER = "authorization: expected a bearer token of this server, got none"
 """Beginning of a server's message about a call of somebody whom it does not know."""
 
 _ADVICE_PLAIN = {
@@ -64,7 +64,7 @@ class Tls:
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
-            given, lacking = ("certificate", "key") if self.certificate else ("key", "certificate")
+            given, lacking = ("certificate", "key") if self.key is None else ("key", "certificate")
             raise invalid(lacking, f"expected a file beside that of {given}, got none.")
         name = self.server_name
         if name is not None and not (isinstance(name, str) and _VISIBLE.fullmatch(name)):

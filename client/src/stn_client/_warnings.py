@@ -53,6 +53,9 @@ _PROJECTIVE = 8
 _FEW = 0.01
 """The share of the points of a grid or a flow up to which hardly one reads the map."""
 
+_HALF = 0.5
+"""The share of the points that lie within the map, read as pixels, from which on they may be."""
+
 _LOOKED_AT = 32
 """How many rows and columns of points are looked at, at least."""
 
@@ -96,7 +99,7 @@ def warn_of_zeros(
     """Warns of a transform by which a warp reads nothing, as pixels do that are normalized.
 
     Of a matrix nothing is nothing at all; of a grid or a flow it is at most one point in a hundred,
-    as the first pixels of a map lie between -1 and 1.
+    as the first pixels of a map lie between -1 and 1, where half of all would be pixels of it.
 
     Args:
         transform: The transform of the warp.
@@ -154,17 +157,20 @@ def _warn_of_points(
     limits = _limits(dims, options, shape, layout)
     if limits is None:
         return
-    steps = [slice(None, None, max(1, n // _LOOKED_AT)) for n in target]
-    looked_at: tuple[Any, ...] = (..., *steps, slice(None))
-    points = parameters[looked_at].astype(np.float64)
+    steps = [slice(None, None, max(1, n // _LOOKED_AT)) for n in parameters.shape[:-1]]
+    points = pixels = parameters[tuple(steps)].astype(np.float64)
     if isinstance(transform, Flow):
-        scale, offset = from_pixels(target, unit_of(options))
-        lines = [
-            np.arange(n)[step] * float(a) + float(b)
-            for n, step, a, b in zip(target[::-1], steps[::-1], scale, offset, strict=True)
-        ]
-        points += np.stack(np.meshgrid(*lines[::-1], indexing="ij")[::-1], axis=-1)
-    if (np.abs(points) <= limits).all(-1).mean() <= _FEW:
+        scale, offset = (
+            np.array(list(map(float, one))) for one in from_pixels(target, unit_of(options))
+        )
+        at = [np.arange(n)[step] for n, step in zip(target, steps[-dims:], strict=True)]
+        lattice = np.stack(np.meshgrid(*at, indexing="ij")[::-1], axis=-1)
+        points, pixels = points + lattice * scale + offset, pixels + lattice
+    first = LAYOUTS[layout].first
+    ends = np.array(shape[first : first + dims][::-1])
+    # A small map that is pasted far away reads as little, but its points would be no pixels of it.
+    are_pixels = ((pixels > -1) & (pixels < ends)).all(-1).mean() >= _HALF
+    if are_pixels and (np.abs(points) <= limits).all(-1).mean() <= _FEW:
         warn(
             f"{fields(transform)[0].name}: expected points between -1 and 1, got hardly one "
             "within the map, so that the output is 0 almost everywhere. If they are in pixels, "

@@ -22,7 +22,7 @@ from stn_client._client import Client
 from stn_client._errors import invalid
 from stn_client._layouts import layout_of, output_shape
 from stn_client._options import WarpOptions, takes_options
-from stn_client._parameters import parameters_with_batch
+from stn_client._parameters import PARAMETER_SHAPES, parameters_with_batch
 from stn_client._transforms import Flow, SamplingGrid, ThinPlateSpline, Transform
 
 __all__ = ["warp"]
@@ -66,7 +66,9 @@ def warp(
     if isinstance(transform, ThinPlateSpline):
         _ = transform.settings  # which refuses what cannot be
     name = fields(transform)[0].name
-    maps, parameters = _array("feature_map", feature_map), _array(name, transform.parameters)
+    maps = _array("feature_map", feature_map)
+    may_be_number = PARAMETER_SHAPES[type(transform)].is_number
+    parameters = _array(name, transform.parameters, may_be_number=may_be_number)
     if parameters.dtype not in {jnp.dtype(jnp.float32), jnp.dtype(jnp.float64)}:
         parameters = parameters.astype(jnp.float32)
     shape_of: Any = parameters
@@ -150,11 +152,11 @@ def _callback(call: Callable[..., Any], kinds: Any, *arrays: jax.Array) -> Any:
     return jax.pure_callback(call, kinds, *arrays, vmap_method="sequential")
 
 
-def _array(name: str, value: Any) -> jax.Array:
+def _array(name: str, value: Any, *, may_be_number: bool = False) -> jax.Array:
     try:
         array = jnp.asarray(value)
     except (OverflowError, TypeError, ValueError) as error:
         raise invalid(name, f"expected an array, got {type(value).__name__}: {error}") from error
-    if not array.ndim:  # shapes of results follow from its axes
+    if not (array.ndim or may_be_number):  # shapes of results follow from its axes
         raise invalid(name, f"expected an array, got a single number of {array.dtype}.")
     return array

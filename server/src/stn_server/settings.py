@@ -136,7 +136,7 @@ def load(
         }
         if name not in sources:
             raise
-        raise ConfigError(f"{error} Correct {sources[name]}.") from None
+        raise ConfigError(f"{error} It is set by {sources[name]}.") from None
     return config
 
 

@@ -64,10 +64,14 @@ def _read_fill(spec: warp_pb2.WarpSpec) -> tuple[float | int, ...]:
     fill, remainder = tuple(spec.fill) or (0.0,), spec.fill_remainder
     if not remainder:
         return fill
-    if len(remainder) != len(fill) or not all(map(float.is_integer, fill)):
+    if len(remainder) != len(fill) or not all(
+        float(part).is_integer() for part, more in zip(fill, remainder, strict=True) if more
+    ):
         expected = f"expected as many as spec.fill has integers, got {len(remainder)}"
         raise InvalidRequestError("spec.fill_remainder", f"{expected}. Send none for others.")
-    return tuple(int(part) + more for part, more in zip(fill, remainder, strict=True))
+    return tuple(
+        int(part) + more if more else part for part, more in zip(fill, remainder, strict=True)
+    )
 
 
 def read_coordinates(number: int, field: str) -> stn_engine.Coordinates:

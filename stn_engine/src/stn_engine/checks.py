@@ -268,5 +268,8 @@ def names_in(value: object) -> frozenset[str] | None:
     # A tensor, too, says that it can be iterated over; a text is one of letters.
     if isinstance(value, str | Tensor) or not isinstance(value, Iterable):
         return None
-    names = list(value)
+    try:
+        names = list(value)
+    except TypeError:  # an array without axes says that it can be iterated over, too
+        return None
     return frozenset(names) if all(isinstance(name, str) for name in names) else None

@@ -1,6 +1,7 @@
 """Control points of a thin-plate spline: whether there is one through them."""
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -64,7 +65,7 @@ def checked_control_points(value: Any, regularization: float) -> Pairs:
 def check_regularization(value: float) -> None:
     """Checks that ``value`` is a number that keeps the system of a thin-plate spline solvable."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (is_number and 0 <= value < math.inf):
+    if not (is_number and 0 <= value <= sys.float_info.max):
         raise ParameterError("regularization", value, ("a finite number >= 0",))
 
 

@@ -321,6 +321,9 @@ def _warp_problem(
 ) -> WarpProblem:
     transform = _transform(parameters, kind, settings)
     interpolation, padding, fill, remainder, *others = spec
+    if remainder and not (len(remainder) == len(fill) and all(map(math.isfinite, fill))):
+        allowed = ("none, or as many as fill has finite numbers",)
+        raise ParameterError("fill_remainder", remainder, allowed)
     parts = zip(fill, remainder or [0] * len(fill), strict=True)
     whole = tuple(int(part) + more if more else part for part, more in parts)
     options = kept_spec(interpolation, padding, whole, *others)

@@ -234,8 +234,8 @@ class Comparison:
     def __post_init__(self) -> None:
         allowed = ("a finite number > 0",)
         try:
-            delta = float(self.delta)
-        except (TypeError, ValueError):
+            delta = float(+self.delta)  # + refuses digits in texts
+        except (TypeError, ValueError, OverflowError):
             raise ParameterError("delta", self.delta, allowed) from None
         if not 0 < delta < math.inf:
             raise ParameterError("delta", self.delta, allowed)
@@ -293,7 +293,9 @@ _LABELS = 1 << 64
 
 def _constant(value: Any) -> float | int:
     """Returns a constant as a float, or as the integer that no float is."""
-    if isinstance(value, str):  # one that may be a number, or several of a digit each
+    if isinstance(
+        value, str | bytes | bytearray
+    ):  # one that may be a number, or several of a digit each
         raise TypeError(value)
     number = float(value)
     if not _ALL_INTEGERS <= abs(number) <= _LABELS:

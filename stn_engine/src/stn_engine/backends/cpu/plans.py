@@ -51,6 +51,10 @@ def new_plan(call: Call) -> CpuPlan | Reasons:
     if max(math.prod(size or 1 for size in shape) for shape in maps) * itemsize > LARGEST_MAP_BYTES:
         return (f"maps take at most {LARGEST_MAP_BYTES} bytes",)
     kind = call.transform.kind
+    if kind.family == Family.SPLINE:  # which has a double for every control point and target pixel
+        points = call.operands[1 + (call.direction == Direction.GRADIENTS)].shape[1]
+        if 8 * points * math.prod(call.output_shape[2:]) > LARGEST_MAP_BYTES:
+            return (f"the basis of a spline takes at most {LARGEST_MAP_BYTES} bytes",)
     native = _native(call)
     basis = partial(warp_basis_of, call) if kind.family == Family.SPLINE else None
     return CpuPlan(native, len(call.operands), basis)

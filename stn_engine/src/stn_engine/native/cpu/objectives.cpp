@@ -148,7 +148,8 @@ class Wave {
   }
 
   // How many terms a gradient has where all points count once. A field is divided by that until M is known, since what
-  // it is stored in may have no room for more.
+  // it is stored in may have no room for more. Weights of which most are beyond 2^100, or below its inverse, are not
+  // made up for: float32 fields lose bits under them, or overflow.
   static double most_terms(const Objective& objective) {
     const Problem& problem = objective.problem;
     return static_cast<double>(std::max<int64_t>(1, problem.source.channels * problem.pixels()));

@@ -270,7 +270,7 @@ template <class P, int D>
 STN_FUNCTION void store_field(const PointField& field, const Block& block, const double (&sums)[D][kBlock]) {
   alignas(64) P numbers[D][kBlock];
   for (int a = 0; a < D; ++a)
-    for (int b = 0; b < kBlock; ++b) numbers[a][b] = static_cast<P>(sums[a][b]);
+    for (int b = 0; b < whole_lanes(block.count); ++b) numbers[a][b] = static_cast<P>(sums[a][b]);
   for_numbers<P, D>(field, block, [&](int a, int b, P& number) { number = numbers[a][b]; });
 }
 

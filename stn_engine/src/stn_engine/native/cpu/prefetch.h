@@ -6,7 +6,7 @@
 namespace stn::STN_ISA {
 
 // How far in the memory of a channel reads move with kRowsAhead rows of the target, seen at its middle; 0 where
-// that is not known, rows are shorter than blocks, or maps are small enough to stay in the cache.
+// that is not known, or rows are shorter than blocks.
 template <class T, int D>
 STN_LARGE_FUNCTION int64_t prefetch_distance(const Problem& problem, int64_t n) {
   const int64_t *size = problem.target.size, j = size[0] / 2;

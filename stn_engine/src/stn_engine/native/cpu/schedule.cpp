@@ -39,7 +39,7 @@ int64_t cut(std::vector<Span>& spans, int64_t task_size) {
   return tasks;
 }
 
-// Found, not kept: a call has a task for every few thousand numbers.
+// Found, not kept, so that a call takes no memory for each of its tasks.
 Task task_of(const std::vector<Span>& spans, int64_t t) {
   const auto ends_later = [](int64_t task, const Span& span) { return task < span.end; };
   const Span& span = *std::upper_bound(spans.begin(), spans.end(), t, ends_later);

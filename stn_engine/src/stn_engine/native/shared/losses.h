@@ -75,7 +75,8 @@ STN_FUNCTION constexpr Index pairs_of(Index count) {
 template <class V>
 STN_FUNCTION V curvature_of(Loss loss, double delta, V w, V e) {
   if (loss != Loss::huber) return w;
-  return choose((e < V{} - delta) | (e > V{} + delta), V{}, w);
+  // A residual that is NaN is as one beyond delta: it has no weight.
+  return choose((e >= V{} - delta) & (e <= V{} + delta), w, V{});
 }
 
 }  // namespace stn
