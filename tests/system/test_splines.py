@@ -186,7 +186,7 @@ def test_bad_splines_are_refused_in_words_of_the_caller(stn, changes, match):
         "regularization": 0.0,
     }
     given = good | changes
-    with pytest.raises(InvalidRequestError, match=rf"^transform\.thin_plate_spline\.{match}"):
+    with pytest.raises(InvalidRequestError, match=f"^{match}"):
         stn.warp(ramp(1, 1, 4, 4), ThinPlateSpline(given.pop("points"), **given))
 
 
