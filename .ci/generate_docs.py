@@ -369,6 +369,10 @@ def alternatives() -> str:
     )
     cpu, gpus = _reports(ENGINE_BENCHMARKS)[0], _reports(GPU_BENCHMARKS)
 
+    def beside_triton(*, by_sdk: bool) -> list[float]:
+        of_all = [one for cell in triton for one in cell["times"].items()]
+        return [times for name, times in of_all if ("SDK" in name) == by_sdk]
+
     def by_rpc(name: str) -> list[float]:
         rates = [
             {one: of["calls_per_s"] for one, of in cell["contenders"].items()} for cell in local
@@ -384,13 +388,13 @@ def alternatives() -> str:
     rows: list[tuple[str, str, list[float]]] = [
         (
             "Triton, whose Python backend calls `grid_sample`",
-            "calls by gRPC",
-            [
-                cell["times"][name]
-                for cell in triton
-                for name in ("oip", "stn.v1")
-                if name in cell["times"]
-            ],
+            "messages by gRPC",
+            beside_triton(by_sdk=False),
+        ),
+        (
+            "Triton, whose Python backend calls `grid_sample`",
+            "33 small calls at a time, by the SDK",
+            beside_triton(by_sdk=True),
         ),
         ("torch's RPC around `grid_sample`", "calls on one host, local transport", by_rpc("local")),
         ("torch's RPC around `grid_sample`", "calls on one host, gRPC", by_rpc("grpc")),
