@@ -365,7 +365,7 @@ def _put_generator(item: Any, call: Call, layouts: Operands, group: Group) -> tu
 
 
 def _fill(call: Call, layouts: Operands) -> Tensor | None:
-    """One constant per channel, or None if all are 0."""
+    """Returns one constant per channel, or None if all are 0."""
     fill = tuple(map(float, call.spec.fill))
     if not any(fill):
         return None

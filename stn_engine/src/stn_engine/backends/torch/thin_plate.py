@@ -209,7 +209,7 @@ def _weights(control: Array, regularization: float) -> Array:
 
 
 def _inverse(matrix: Array) -> Array:
-    """Inverts by elimination with pivots, row by row."""
+    """Returns the inverse, by elimination with pivots, row by row."""
     count = len(matrix)
     rows = np.concatenate((matrix, np.eye(count)), 1)
     for k in range(count):
