@@ -18,7 +18,7 @@ from stn_client._parameters import parameters_with_batch
 from stn_client._transforms import Transform
 from stn_client._warnings import warn_of_channels_last, warn_of_fill
 from stn_client._words import meant, words_of
-from stn_proto import WireFormatError, put_tensor
+from stn_proto import WireFormatError, put_tensor, split_fill
 from stn_proto.codec import DTYPES
 from stn_proto.v1 import objective_pb2, tensor_pb2, warp_pb2
 
@@ -49,13 +49,6 @@ FLOATS = "float32", "float64", "float16", "bfloat16"
 
 INTERPOLATED = *FLOATS, "uint8", "uint16", "int16"
 """Maps that any interpolation reads; others, of integers, are labels."""
-
-
-_ALL_INTEGERS = 2**53
-"""Up to here floats hold all integers."""
-
-_LABELS = 2**64
-"""No label is larger; what a float leaves of larger numbers is nobody's value."""
 
 
 def map_operand(field: str, value: object) -> Operand:
@@ -234,22 +227,7 @@ def _fill(fill: float | Sequence[float]) -> tuple[list[float], list[int]]:
     if not np.isfinite(numbers).all():
         raise invalid("fill", f"expected finite numbers, got {fill!r}.")
     # NumPy makes floats of a list in which some are negative and others beyond int64.
-    return in_parts(fill if isinstance(fill, list | tuple) else numbers.tolist())
-
-
-def in_parts(fill: Sequence[float]) -> tuple[list[float], list[int]]:
-    """Returns constants as floats, and what is left of each; nothing if nothing is left of all.
-
-    Only of integers beyond 2**53 something is left: labels of 64 bits.
-    """
-    floats = [float(one) for one in fill]
-    remainder = [
-        int(one) - int(part)
-        if _ALL_INTEGERS <= abs(part) <= _LABELS and hasattr(one, "__index__")
-        else 0
-        for one, part in zip(fill, floats, strict=True)
-    ]
-    return floats, remainder if any(remainder) else []
+    return split_fill(fill if isinstance(fill, list | tuple) else numbers.tolist())
 
 
 def check_options(options: WarpOptions, output_size: Sequence[int] | None) -> None:

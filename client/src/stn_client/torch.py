@@ -24,7 +24,7 @@ from torch._functorch import autograd_function
 from torch.autograd import forward_ad
 
 from stn_client._aio import AsyncClient
-from stn_client._arguments import check_options, in_parts, no_transform, reject_unknown
+from stn_client._arguments import check_options, no_transform, reject_unknown
 from stn_client._arrays import numpy_to_torch, torch_to_numpy
 from stn_client._checks import as_float
 from stn_client._client import Client
@@ -41,6 +41,7 @@ from stn_client._transforms import (
     ThinPlateSpline,
     Transform,
 )
+from stn_proto import join_fill, split_fill
 
 __all__ = ["SpatialTransformer", "objective", "warp"]
 
@@ -372,7 +373,7 @@ def _fill(fill: Any) -> tuple[list[float], list[int]]:
     if not isinstance(values, Sequence) or not all(isinstance(value, Real) for value in values):
         raise invalid("fill", f"expected a number, or a list of numbers, got {fill!r}.")
     try:
-        return in_parts(values)
+        return split_fill(values)
     except OverflowError as error:
         raise invalid("fill", "expected numbers that fit a float, got a larger one.") from error
 
@@ -398,8 +399,7 @@ def _given(settings: dict[str, Any]) -> Any:
     """Returns the options of a call as a client takes them: those that are not None."""
     options = {name: value for name, value in settings.items() if value is not None}
     if remainder := options.pop("fill_remainder", None):
-        parts = zip(options["fill"], remainder, strict=True)
-        options["fill"] = [int(part) + more if more else part for part, more in parts]
+        options["fill"] = join_fill(options["fill"], remainder)
     return options
 
 

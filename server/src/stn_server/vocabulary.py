@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import stn_engine
+from stn_proto import join_fill
 from stn_proto.v1 import objective_pb2, warp_pb2
 from stn_server.errors import InvalidRequestError, UnsupportedError
 
@@ -40,7 +41,7 @@ def read_spec(spec: warp_pb2.WarpSpec) -> stn_engine.WarpSpec:
             stn_engine.Padding.ZEROS,
             "spec.padding",
         ),
-        fill=_read_fill(spec),
+        fill=join_fill(tuple(spec.fill) or (0.0,), spec.fill_remainder, "spec.fill"),
         coordinates=read_coordinates(spec.coordinates, "spec.coordinates"),
         align_corners=spec.align_corners,
         subgradient=_read_enum(
@@ -51,26 +52,6 @@ def read_spec(spec: warp_pb2.WarpSpec) -> stn_engine.WarpSpec:
             "spec.subgradient",
         ),
         deterministic=not spec.allow_nondeterministic,
-    )
-
-
-def remainder_of(fill: Sequence[float]) -> list[int]:
-    """Returns what doubles leave of integers, as `WarpSpec.fill_remainder` has it."""
-    left = [one - int(float(one)) if isinstance(one, int) else 0 for one in fill]
-    return left if any(left) else []
-
-
-def _read_fill(spec: warp_pb2.WarpSpec) -> tuple[float | int, ...]:
-    fill, remainder = tuple(spec.fill) or (0.0,), spec.fill_remainder
-    if not remainder:
-        return fill
-    if len(remainder) != len(fill) or not all(
-        float(part).is_integer() for part, more in zip(fill, remainder, strict=True) if more
-    ):
-        expected = f"expected as many as spec.fill has integers, got {len(remainder)}"
-        raise InvalidRequestError("spec.fill_remainder", f"{expected}. Send none for others.")
-    return tuple(
-        int(part) + more if more else part for part, more in zip(fill, remainder, strict=True)
     )
 
 

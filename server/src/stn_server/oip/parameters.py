@@ -9,9 +9,9 @@ from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 
+from stn_proto import split_fill
 from stn_proto.oip.inference_pb2 import InferParameter
 from stn_server.errors import InvalidRequestError, UnsupportedError
-from stn_server.vocabulary import remainder_of
 
 _NUMBERS = {"int64_param", "uint64_param", "double_param"}
 
@@ -53,7 +53,7 @@ def set_field(message: Any, field: Any, parameter: InferParameter) -> None:
         numbers = _listed(parameter, name, is_real=is_real)
         getattr(message, name).extend(numbers)
         if name == "fill":
-            message.fill_remainder.extend(remainder_of(numbers))
+            message.fill_remainder.extend(split_fill(numbers)[1])
     else:
         setattr(message, name, _number(parameter, name))
 
