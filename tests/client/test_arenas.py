@@ -100,7 +100,7 @@ def test_arrays_of_the_client_are_those_of_numpy():
         slots.append(np.full(size_bytes, 255, np.uint8))
         return slots[-1]
 
-    stn._local = SimpleNamespace(pool=SimpleNamespace(take=take))
+    stn._transports().local = SimpleNamespace(pool=SimpleNamespace(take=take))
     assert stn.empty((2, 3), object).tolist() == [[None] * 3] * 2
     assert slots == []
     for shape in (5, (), (np.uint8(200), np.uint8(200))):

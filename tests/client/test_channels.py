@@ -154,6 +154,7 @@ def test_a_call_that_waits_for_a_name_service_takes_no_more_time_than_it_has():
         target = f"dns:///{service.target}"
         with Client(target) as stn:
             stn._replicas = Replicas(target, resolve)
+            stn._disconnect()
             image = stn.upload(u)
             with pytest.raises(DeadlineExceededError, match=r"within 0\.1 s"):
                 stn.warp(image, transform, timeout_s=0.1)
@@ -161,6 +162,7 @@ def test_a_call_that_waits_for_a_name_service_takes_no_more_time_than_it_has():
     async def main(target):
         async with AsyncClient(target) as stn:
             stn._replicas = Replicas(target, resolve)
+            stn._disconnect()
             image = await stn.upload(u)
             with pytest.raises(DeadlineExceededError, match=r"within 0\.1 s"):
                 await stn.warp(image, transform, timeout_s=0.1)

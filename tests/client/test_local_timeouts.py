@@ -64,18 +64,19 @@ def warp(server, is_asynchronous, timeout_s, *, is_connected):
     """A call by a client that has a local connection, or has to look for one."""
     if not is_asynchronous:
         client = Client("localhost:1", timeout_s=timeout_s)
-        client._channels = channels(server.stub)
+        transports = client._transports()
+        transports.channels = channels(server.stub)
         if is_connected:
-            client._local = SimpleNamespace(call=server.local, pool=None, close=lambda: None)
+            transports.local = SimpleNamespace(call=server.local, pool=None, close=lambda: None)
         client.warp(MAP, IDENTITY)
 
     async def scenario():
         client = AsyncClient("localhost:1", timeout_s=timeout_s)
-        connection = client._connection()
-        connection._channels = channels(lambda path: server.asynchronous(server.stub(path)))
+        transports = client._transports()
+        transports.channels = channels(lambda path: server.asynchronous(server.stub(path)))
         if is_connected:
             call = server.asynchronous(server.local)
-            connection._local = SimpleNamespace(call=call, pool=None, close=lambda: None)
+            transports.local = SimpleNamespace(call=call, pool=None, close=lambda: None)
         await client.warp(MAP, IDENTITY)
 
     asyncio.run(scenario())

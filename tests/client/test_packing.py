@@ -19,12 +19,13 @@ from stn_client import (
     TransportError,
     calls,
 )
-from stn_client._aio import _Connection
 from stn_client._sending import Packet
+from stn_client._sending_aio import Sender
 from stn_proto.v1 import warp_pb2
 from support.fakes import FakeRunner, feature_maps
 from support.harness import assert_nothing_left, outcome_of, serving
 from support.scripted_service import PATIENCE_S, ScriptedService, reply, serialized
+from support.sends import noted
 
 IDENTITY = Affine(np.eye(2, 3, dtype=np.float32)[None])
 BROKEN = Affine(np.full((1, 2, 3), np.nan, np.float32))
@@ -188,15 +189,15 @@ def test_a_message_whose_calls_are_cancelled_as_it_starts_holds_up_no_other(monk
     """Its task has not begun then, and still the queue learns that it is over."""
 
     async def test(stn, service, runner):
-        rest, start = [], _Connection.wake
+        rest, start = [], Sender.wake
 
-        def wake(connection, waiter):
+        def wake(sender, waiter):
             if isinstance(waiter.goes, Packet):
                 while rest:
                     rest.pop().cancel()
-            start(connection, waiter)
+            start(sender, waiter)
 
-        monkeypatch.setattr(_Connection, "wake", wake)
+        monkeypatch.setattr(Sender, "wake", wake)
         for _ in range(2):  # there may be two messages under way
             runner.hold()
             first = await asyncio.wait_for(busy(stn, service), PATIENCE_S)
@@ -237,7 +238,7 @@ def test_a_loop_that_is_closed_amid_calls_leaves_nothing_to_await(local_server, 
 
     async def turns():
         await asyncio.sleep(0)
-        while is_sent and not any(one._sending for one in stn._connections.values()):  # noqa: ASYNC110
+        while is_sent and not any(one._sending for one in stn._senders.values()):  # noqa: ASYNC110
             await asyncio.sleep(0)
 
     stn = AsyncClient(local_server.target, local=False)
@@ -477,7 +478,7 @@ def test_a_thread_that_is_interrupted_does_not_take_others_with_it(local_server)
         threads = [threading.Thread(target=run) for _ in range(8)]
         for thread in threads:
             thread.start()
-        while len(stn._queue._small) < 8 - BUSY:
+        while len(stn._sender._queue._small) < 8 - BUSY:
             pass
         ready.set()
         for thread in threads:
@@ -512,9 +513,11 @@ class NotedClient(Client):
         super().__init__(target, local=False)
         self.sent = []
 
-    def _send(self, call, attempt, progress):
+    def _new_transports(self, *arguments):
+        return noted(super()._new_transports(*arguments), self._note)
+
+    def _note(self, call, _progress):
         self.sent.append(call.method.rpartition("/")[2])
-        return super()._send(call, attempt, progress)
 
 
 def test_map_takes_objectives(local_server):

@@ -10,13 +10,13 @@ from stn_client._calls import server_info, warp
 from stn_client._connection import Progress
 from stn_client._sending import (
     MAX_CALLS,
-    MAX_MESSAGE_BYTES,
     MAX_MESSAGES,
     GoAlone,
     Packet,
     SendQueue,
     Waiter,
 )
+from stn_client._transports import MAX_MESSAGE_BYTES
 
 IDENTITY = Affine(np.eye(2, 3, dtype=np.float32)[None])
 SMALL = warp(np.zeros((1, 1, 28, 28), np.float32), IDENTITY, None, {})

@@ -14,6 +14,6 @@ def warp_of_columns(columns):
 def warp_and_look(client, feature_map, transform, held, connection):
     """Says whether what it got is what a call gives, before and after the parent has gone on."""
     output = client.warp(feature_map, transform)
-    connection.send((np.array_equal(held, output), client._local is not None))
+    connection.send((np.array_equal(held, output), client._transports().local is not None))
     connection.recv()
     connection.send(np.array_equal(held, output))

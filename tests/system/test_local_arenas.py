@@ -51,7 +51,7 @@ def by_grpc(server):
 def stn(server):
     with Client(server.target) as connected:
         connected.server_info()
-        assert connected._local is not None
+        assert connected._transports().local is not None
         yield connected
 
 
@@ -117,7 +117,7 @@ def test_operands_that_lie_there_are_not_copied(stn):
     """Neither those of `empty`, nor results, nor whole images of either; others are, once."""
     u = stn.empty(SHAPE)
     u[...] = U
-    pool = stn._local.pool
+    pool = stn._transports().local.pool
     output = stn.warp(u, TRANSFORM)
     image = u[1:2]
     for call, operands in (
@@ -158,7 +158,7 @@ def _request(call, placed):
 def test_the_pullback_reads_what_the_warp_has_read(stn, by_grpc):
     """The feature map is copied once for both; changing it afterwards changes nothing."""
     u = U.copy()
-    pool = stn._local.pool
+    pool = stn._transports().local.pool
     output, pullback = stn.vjp(u, TRANSFORM)
     u[...] = 0
     taken = _free(pool)
@@ -177,7 +177,7 @@ def _free(pool):
 def test_a_result_that_is_held_never_changes(stn, by_grpc):
     """Nor does a view of one whose array is gone; what nobody holds is used again."""
     expected = by_grpc.warp(U, TRANSFORM)
-    pool = stn._local.pool
+    pool = stn._transports().local.pool
     held = [stn.warp(U, TRANSFORM) for _ in range(4)]
     views = [stn.warp(U, TRANSFORM)[1, :, ::2], torch.from_numpy(stn.warp(U, TRANSFORM).copy())]
     before = _free(pool)
@@ -227,7 +227,7 @@ def test_a_tensor_lies_where_its_result_was_written(stn, by_grpc, dtype):
     u = torch.from_numpy(U).to(dtype)
     transform = Affine(torch.from_numpy(theta()))
     expected = stn_torch.warp(by_grpc, u, transform)
-    pool = stn._local.pool
+    pool = stn._transports().local.pool
     stn.warp(U, TRANSFORM)
     before = _free(pool)
     output = stn_torch.warp(stn, u, transform)
@@ -251,7 +251,7 @@ def test_autograd_copies_a_map_once(stn, by_grpc):
     u = torch.from_numpy(U.copy()).requires_grad_()
     transform = Affine(torch.from_numpy(theta()).requires_grad_())
     expected = by_grpc.warp_gradients(G, U, TRANSFORM).transform
-    pool = stn._local.pool
+    pool = stn._transports().local.pool
     stn.warp(U, TRANSFORM)
     before = _free(pool)
     output = stn_torch.warp(stn, u, transform)
@@ -272,7 +272,7 @@ def test_autograd_copies_a_map_once(stn, by_grpc):
 def test_tensors_beyond_what_is_plentiful_are_copies(stn, monkeypatch):
     """Calls have slots left, however many results are kept."""
     monkeypatch.setattr(_arenas, "PLENTIFUL_BYTES", 3 * U.nbytes)
-    pool = stn._local.pool
+    pool = stn._transports().local.pool
     stn.warp(U, TRANSFORM)
     before = _free(pool)
     held = [stn_torch.warp(stn, torch.from_numpy(U), TRANSFORM_T) for _ in range(5)]
@@ -357,9 +357,9 @@ def test_a_call_whose_arena_is_forgotten_goes_by_grpc(server, stn, by_grpc):
     """Once; the connection is of no more use, and the next search finds a new one."""
     expected = by_grpc.warp(U, TRANSFORM)
     np.testing.assert_array_equal(stn.warp(U, TRANSFORM), expected)
-    forgotten(server, stn._local)
+    forgotten(server, stn._transports().local)
     np.testing.assert_array_equal(stn.warp(U, TRANSFORM), expected)
-    assert stn._local is None
+    assert stn._transports().local is None
     assert (stn.stats.failed, stn.stats.repeated) == (0, 0)
 
 
@@ -370,11 +370,11 @@ def test_an_asynchronous_call_whose_arena_is_forgotten_goes_by_grpc(server, by_g
     async def scenario():
         async with AsyncClient(server.target) as stn:
             await stn.server_info()
-            connection = stn._connection()
+            transports = stn._transports()
             results = [await stn.warp(large, TRANSFORM)]
-            forgotten(server, connection._local)
+            forgotten(server, transports.local)
             results.append(await stn.warp(large, TRANSFORM))
-            return results, connection._local
+            return results, transports.local
 
     results, local = asyncio.run(scenario())
     assert local is None
@@ -394,7 +394,7 @@ def test_a_server_that_comes_back_gets_new_arenas(tmp_path, by_grpc):
         assert arenas(first, 1)
     with LocalServer(*flags, log=tmp_path / "2") as second, stn:
         for _ in range(3):
-            stn._discovery._next_s = 0.0  # as if a second had passed
+            stn._transports()._discovery._next_s = 0.0  # as if a second had passed
             assert np.array_equal(stn.warp(u, TRANSFORM), expected)
         assert arenas(second, 1)
 

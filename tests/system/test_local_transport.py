@@ -160,9 +160,9 @@ def test_a_server_that_comes_back_is_called_locally_again(tmp_path):
         assert stn.warp(U, TRANSFORM).shape == U.shape
         assert moved(first, "local") > 0
     with LocalServer(*flags, log=tmp_path / "2") as second, stn:
-        stn._discovery._next_s = 0.0  # as if a second had passed
+        stn._transports()._discovery._next_s = 0.0  # as if a second had passed
         assert stn.warp(U, TRANSFORM).shape == U.shape
-        stn._discovery._next_s = 0.0
+        stn._transports()._discovery._next_s = 0.0
         assert stn.warp(U, TRANSFORM).shape == U.shape
         assert moved(second, "local") > 0
     assert list(folder.iterdir()) == []

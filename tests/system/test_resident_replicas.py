@@ -35,6 +35,7 @@ from support.harness import terminate
 from support.names import NameServer
 from support.replicas import PATIENCE_S
 from support.replicas import Replicas as Servers
+from support.sends import noted
 from support.tokens import entry
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -63,6 +64,9 @@ class Noted:
         self.sent = []
         super().__init__(target, **{"retry": ONCE, **settings})
 
+    def _new_transports(self, *arguments):
+        return noted(super()._new_transports(*arguments), lambda *sent: self.note(*sent))
+
     def note(self, call, progress):
         request = by_message(call, self._name)
         self.sent.append((call.method.rpartition("/")[2], progress.address, len(request)))
@@ -76,29 +80,9 @@ class Noted:
 class NotedClient(Noted, Client):
     """Awaited by nobody."""
 
-    def _send(self, call, attempt, progress):
-        try:
-            return super()._send(call, attempt, progress)
-        finally:
-            self.note(call, progress)
-
 
 class NotedAsyncClient(Noted, AsyncClient):
     """With the same notes."""
-
-    def _connection(self):
-        connection = super()._connection()
-        if not hasattr(connection, "is_noted"):
-            connection.is_noted, send = True, connection.send
-
-            async def noted(call, attempt, progress):
-                try:
-                    return await send(call, attempt, progress)
-                finally:
-                    self.note(call, progress)
-
-            connection.send = noted
-        return connection
 
 
 class Blocking:
@@ -443,6 +427,7 @@ def test_replicas_prove_the_name_of_the_target(tmp_path, kind):
         )
         client = getattr(stn, "client", stn)
         client._replicas = Replicas(client.target, resolve=both_loopbacks)
+        client._disconnect()
         images = on_both(stn, [first.target, second.target])
         for image in images:
             np.testing.assert_array_equal(stn.warp(image, Affine(THETA), SIZE), warped())

@@ -30,6 +30,7 @@ from stn_client._transfers import MAX_RELEASED
 from stn_client.local import LocalServer
 from stn_proto.v1 import warp_pb2
 from support.scripted_service import PATIENCE_S, ScriptedService, abort, reply, serialized
+from support.sends import noted
 
 RNG = np.random.default_rng(3)
 U = RNG.random((1, 3, 160, 200), np.float32)
@@ -46,10 +47,12 @@ class Watched(Client):
         self.sent = []
         super().__init__(target, **{"local": False, **settings})
 
-    def _send(self, call, attempt, progress):
+    def _new_transports(self, *arguments):
+        return noted(super()._new_transports(*arguments), self._note)
+
+    def _note(self, call, _progress):
         request = by_message(call, self._name)
         self.sent.append((call.method.rpartition("/")[2], len(request)))
-        return super()._send(call, attempt, progress)
 
     def taken(self):
         """What has been sent since this was asked before: methods, and bytes of all."""

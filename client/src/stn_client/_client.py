@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import islice
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 import grpc
@@ -19,27 +18,18 @@ from stn_client import _calls
 from stn_client._arguments import check_shape_of_output
 from stn_client._arrays import AnyArray, Array, M
 from stn_client._calls import Call, Gradients, Objective
-from stn_client._channels import Channels
-from stn_client._connection import NOT_READY, ONCE, Progress, ReadyWait
-from stn_client._envelopes import Places
+from stn_client._connection import NOT_READY, ONCE, ReadyWait
 from stn_client._errors import StnClientError
 from stn_client._mapping import CHUNKS_AHEAD, checked, chunks, is_stack, placed, progress_bar
 from stn_client._options import CallOptions, GridCallOptions, WarpCallOptions, takes_options
-from stn_client._placing import MAX_FRAMED_BYTES, by_message, place
 from stn_client._residents import ResidentTensor
-from stn_client._sending import MAX_MESSAGE_BYTES, GoAlone, Packet, SendQueue, Waiter
+from stn_client._sending import GoAlone, SendQueue, Waiter
+from stn_client._sending_threads import Sender
 from stn_client._server_info import ServerInfo
-from stn_client._steps import SteppingClient, Steps, finding_local
+from stn_client._stepping_client import SteppingClient
+from stn_client._steps import completed
 from stn_client._transforms import ParametricTransform, Transform
-from stn_client._ttrpc import (
-    FAILURES,
-    INFO,
-    ConnectionLostError,
-    Discovery,
-    inquiry,
-    no_answer_in_time,
-    who_asks,
-)
+from stn_client._transports import Transports
 from stn_client._ttrpc_threads import Connection
 
 T = TypeVar("T")
@@ -92,15 +82,13 @@ class Client(SteppingClient):
     """
 
     def _disconnect(self) -> None:
-        self._channels = Channels(grpc, self.target, self._access, self._replicas)
-        self._queue = SendQueue(self._max_in_flight, packs=self._packing)
-        self._queueing = threading.Lock()
-        self._discovery = Discovery(self.target, is_wanted=self._is_local_wanted)
-        self._local: Connection | None = None
+        self._sender = Sender(
+            self._new_transports(grpc, Connection),
+            SendQueue(self._max_in_flight, packs=self._packing),
+        )
 
     def _abandon(self) -> None:
-        if self._local is not None:
-            self._local.abandon()
+        self._sender.transports.abandon()
 
     @overload
     def warp(
@@ -398,8 +386,10 @@ class Client(SteppingClient):
             dtype: The type of its elements.
         """
         array = np.empty(shape, dtype)  # says what shape and type may be, and takes no page yet
-        local = None if array.dtype.hasobject else self._local_connection()
-        memory = None if local is None or not array.nbytes else local.pool.take(array.nbytes)
+        if array.dtype.hasobject or not array.nbytes:
+            return array
+        local = completed(self._transports().find_local())
+        memory = None if local is None else local.pool.take(array.nbytes)
         if memory is None:
             return array
         return np.ndarray(array.shape, array.dtype, buffer=memory.data)
@@ -429,7 +419,7 @@ class Client(SteppingClient):
             >>> for theta in thetas:
             ...     v = stn.warp(image, Affine(theta), (224, 224))
         """
-        return _completed(self._uploading(array, options))
+        return completed(self._uploading(array, options))
 
     @takes_options(CallOptions)
     def download(self, tensor: ResidentTensor, **options: Unpack[CallOptions]) -> Array:
@@ -443,7 +433,7 @@ class Client(SteppingClient):
             InvalidRequestError: No server holds it any more, or it belongs to another client.
             StnClientError: Any other way a call can fail.
         """
-        return _completed(self._downloading(tensor, options))
+        return completed(self._downloading(tensor, options))
 
     @takes_options(CallOptions)
     def release(self, *tensors: ResidentTensor, **options: Unpack[CallOptions]) -> int:
@@ -462,7 +452,7 @@ class Client(SteppingClient):
             StnClientError: Any way a call can fail. Of several replicas all are asked first; notes
                 say how others failed, and what is still there goes with its lease.
         """
-        return _completed(self._releasing(tensors, options))
+        return completed(self._releasing(tensors, options))
 
     @takes_options(CallOptions)
     def server_info(self, **options: Unpack[CallOptions]) -> ServerInfo:
@@ -505,10 +495,7 @@ class Client(SteppingClient):
     def close(self) -> None:
         """Ends the connection; calls under way fail with TransportError."""
         self._open = False
-        local, self._local = self._local, None
-        if local is not None:
-            local.close()
-        self._channels.close()
+        self._sender.transports.close()
 
     def __enter__(self) -> Self:
         return self
@@ -522,16 +509,16 @@ class Client(SteppingClient):
         waiter = Waiter(call, self._progress(call), inbox.put)
         try:
             if call.residents:
-                _completed(self._preparing(call, waiter.progress))
-            self._enter(waiter)
+                completed(self._preparing(call, waiter.progress))
+            self._sender.enter(waiter)
             result: T = self._result(waiter, inbox)
             return result
         finally:
-            self._leave(waiter)
+            self._sender.leave(waiter)
 
     def _outcomes(self, calls: Sequence[Call[Any]]) -> list[Any]:
         """Returns the result of each call, or its error."""
-        if is_stack(calls) and (results := _completed(self._stacking(calls))):
+        if is_stack(calls) and (results := completed(self._stacking(calls))):
             return results
         inbox: SimpleQueue[Waiter] = SimpleQueue()
         waiters = [Waiter(call, self._progress(call), inbox.put) for call in calls]
@@ -540,11 +527,11 @@ class Client(SteppingClient):
             for waiter in waiters:
                 if waiter.call.residents:
                     try:
-                        _completed(self._preparing(waiter.call, waiter.progress))
+                        completed(self._preparing(waiter.call, waiter.progress))
                     except StnClientError as error:
                         waiter.outcome = error  # of this call alone
             # All at once, so that small calls among them can go in one message.
-            self._enter(*(waiter for waiter in waiters if waiter.outcome is None))
+            self._sender.enter(*(waiter for waiter in waiters if waiter.outcome is None))
             for waiter in waiters:
                 try:
                     outcomes.append(self._result(waiter, inbox))
@@ -552,7 +539,7 @@ class Client(SteppingClient):
                     outcomes.append(error)
         finally:
             for waiter in waiters:
-                self._leave(waiter)
+                self._sender.leave(waiter)
         return outcomes
 
     def _result(self, waiter: Waiter, inbox: SimpleQueue[Waiter]) -> Any:
@@ -565,14 +552,12 @@ class Client(SteppingClient):
         progress = waiter.progress
         while True:
             try:
-                reply, places = self._answer(waiter, inbox)
+                reply, places = self._sender.answer(waiter, inbox)
             except grpc.RpcError as failure:
                 if progress.loses(failure):
                     # An upload needs a turn itself: holding one meanwhile could block it for ever.
-                    with self._queueing:
-                        self._queue.leave(waiter)
-                        self._start()
-                    _completed(self._preparing(waiter.call, progress))
+                    self._sender.give_up_turn(waiter)
+                    completed(self._preparing(waiter.call, progress))
                 else:
                     time.sleep(progress.pause_s(failure))
             except GoAlone:
@@ -583,181 +568,17 @@ class Client(SteppingClient):
             else:
                 progress.succeed()
                 return waiter.call.parse(reply, places)
-            self._enter(waiter)
-
-    def _enter(self, *waiters: Waiter) -> None:
-        """Adds calls to the queue, and starts those whose turn it is."""
-        with self._queueing:
-            for waiter in waiters:
-                self._queue.add(waiter)
-            self._start()
-
-    def _leave(self, waiter: Waiter) -> None:
-        """Removes a call that has ended from the queue, however it ended."""
-        waiter.progress.end()
-        if not waiter.is_in_queue:  # it was answered
-            return
-        with self._queueing:
-            # A call that was interrupted between its turn and sending must not block the queue.
-            goes, waiter.goes = waiter.goes, None
-            if goes is not None:  # interrupted
-                self._queue.answered(goes)
-            self._queue.leave(waiter)
-            self._start()
-        # Outside of the lock: `fail` wakes other threads, which want it.
-        if isinstance(goes, Packet):
-            goes.fail(KeyboardInterrupt(), is_lost=True)
-            goes.wake()
-
-    def _answer(self, waiter: Waiter, inbox: SimpleQueue[Waiter]) -> tuple[bytes, Places]:
-        """Returns the reply to a call, which is sent in its turn, alone or with others.
-
-        Raises:
-            RpcError: The attempt failed.
-            DeadlineExceededError: Its time was over before its turn came.
-            GoAlone: It has to be tried again.
-            StnClientError: It cannot be sent.
-        """
-        while waiter.outcome is None:
-            if waiter.goes is not None:
-                self._send_waiting(waiter)
-                continue
-            try:
-                # Another call of this thread may be woken first; it
-                # is sent here, and this one waits on.
-                woken = inbox.get(timeout=waiter.progress.remaining_s())
-            except Empty:
-                with self._queueing:
-                    # Under the lock: its turn may have come between the
-                    # timeout and here, and then it goes.
-                    if waiter.goes is None and waiter.outcome is None:
-                        waited = self._queue.leave(waiter)
-                        raise waiter.progress.no_turn() if waited else no_answer_in_time() from None
-            else:
-                self._send_waiting(woken)
-        outcome, waiter.outcome = waiter.outcome, None
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
-    def _start(self) -> None:
-        """Starts the calls whose turn it is; the lock must be held."""
-        self._queue.start(MAX_MESSAGE_BYTES if self._local is None else MAX_FRAMED_BYTES)
-
-    def _send_waiting(self, waiter: Waiter) -> None:
-        """Sends the call or packet that a waiter leads, if any, and sets outcomes."""
-        goes = waiter.goes
-        if goes is None:
-            return
-        try:
-            if isinstance(goes, Packet):
-                self._send_together(goes)
-            else:
-                attempt = waiter.progress.start(waiter.call.envelope.size_bytes)
-                waiter.outcome = self._send(waiter.call, attempt, waiter.progress)
-        except Exception as error:  # noqa: BLE001 - raised by the call
-            waiter.outcome = error
-        finally:
-            with self._queueing:
-                # Before others start: what is answered frees the turns that they take.
-                waiter.goes = None
-                self._queue.answered(goes)
-                self._start()
-
-    def _send_together(self, packet: Packet) -> None:
-        """Sends a message of several calls, and gives each its outcome."""
-        try:
-            attempt = packet.start()
-            reply, _ = self._send(packet.call, attempt, packet.lead.progress)
-            packet.succeed(reply)
-        except ValueError as error:
-            # gRPC raises ValueError on a channel that was closed
-            # meanwhile; then no call has failed itself.
-            packet.fail(error, is_lost=not self._open)
-        except BaseException as error:
-            packet.fail(error, is_lost=False)
-            # An interrupt is of this thread alone: the others' calls go on, and this one ends.
-            if not isinstance(error, Exception):
-                raise
-        finally:
-            packet.wake()
-
-    def _send(
-        self, call: Call[T], attempt: dict[str, Any], progress: Progress
-    ) -> tuple[bytes, Places]:
-        """Makes one attempt by the best transport, within the call's remaining time.
-
-        Returns:
-            The serialized reply, and the memory in which its tensors may be.
-        """
-        local = self._local_connection(attempt)
-        placed = None if local is None else place(call, local.pool, self._name)
-        # No place: the tensors are too large for a frame, and there is no memory for them.
-        if local is not None and placed is not None:
-            attempt["timeout"] = progress.remaining_s()
-            try:
-                reply = local.call(call.method, placed.request, held=placed.held, **attempt)
-            except ConnectionLostError:
-                if self._local is local:  # else another thread has seen it, too, and perhaps more
-                    self._local = None
-                local.close()
-                self._discovery.lost()
-            else:
-                progress.is_local = True
-                return reply, placed.places
-        progress.address = self._reached(call.address, progress) if call.address else ""
-        request = by_message(call, self._name)
-        if call.residents:
-            attempt = progress.resized(attempt, len(request))
-        # Last, as all of the above may have used some of the call's time.
-        attempt["timeout"] = progress.remaining_s()
-        # Kept until the reply is there, see `Channels`.
-        link = self._channels.link(progress.address)
-        return link.method(call.method)(request, **attempt), ()
-
-    def _reached(self, address: str, progress: Progress) -> str:
-        """Returns where a call goes whose tensors are at an address; see `Replicas.reached`."""
-        if self._replicas.is_due(address):
-            self._replicas.look_up(progress.remaining_s())
-        return self._replicas.reached(address)
+            self._sender.enter(waiter)
 
     def _shared(self, feature_map: AnyArray) -> Any:
         """Returns a feature map for a warp and its gradients; `stn_client.torch` asks, too."""
-        return _completed(self._sharing(feature_map))
+        return completed(self._sharing(feature_map))
 
     def _wait_for(self, end: Future[bool], timeout_s: float | None) -> None:
         wait([end], timeout_s)
 
-    def _local_connection(self, attempt: dict[str, Any] | None = None) -> Connection | None:
-        """Returns a connection by the local transport; None if there is none."""
-        if self._local is None and self._open and self._discovery.is_due():
-            try:
-                metadata = self._access.metadata() if attempt is None else attempt["metadata"]
-                timeout_s = None if attempt is None else attempt["timeout"]
-                self._local = _completed(
-                    finding_local(
-                        self._channels.link().method(INFO),
-                        lambda folder: Connection(
-                            folder, lambda: who_asks(self._access.metadata())
-                        ),
-                        self._discovery,
-                        inquiry(metadata, timeout_s),
-                    )
-                )
-            except FAILURES as error:
-                self._discovery.failed(error)
-        return self._local
+    def _transports(self) -> Transports:
+        return self._sender.transports
 
     def _is_busy(self) -> bool:
-        return self._queue.taken > 0
-
-
-def _completed(steps: Steps[T]) -> T:
-    """Takes steps whose calls return when they have been made; returns the result."""
-    try:
-        result = next(steps)
-        while True:
-            result = steps.send(result)
-    except StopIteration as done:
-        found: T = done.value
-        return found
+        return self._sender.is_busy

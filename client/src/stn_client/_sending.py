@@ -48,10 +48,6 @@ MAX_CALLS = 128
 """The most calls of one message: by then the message costs next to nothing beside its calls, and a
 full one is half of what a client has under way."""
 
-MAX_MESSAGE_BYTES = 1 << 20
-"""The most bytes of operands, or of results, of one message by gRPC; by the local transport it is
-what a socket takes at once."""
-
 ALONE_S = 60.0
 """Time for which calls go alone after a message was refused as a whole."""
 
