@@ -65,7 +65,8 @@ class Noted:
         super().__init__(target, **{"retry": ONCE, **settings})
 
     def _new_transports(self, *arguments):
-        return noted(super()._new_transports(*arguments), lambda *sent: self.note(*sent))
+        transports = super()._new_transports(*arguments)
+        return noted(transports, lambda *sent: self.note(*sent))  # noqa: PLW0108 - may be replaced
 
     def note(self, call, progress):
         request = by_message(call, self._name)

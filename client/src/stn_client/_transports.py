@@ -93,49 +93,24 @@ class Transports:
         if local is None:
             local = yield from self.find_local(attempt)
         if local is not None:
-            answer = yield from self._send_by_local(local, call, attempt, progress)
-            if answer is not None:
-                return answer
-        return (yield from self._send_by_grpc(call, attempt, progress)), ()
-
-    def _send_by_local(
-        self, local: Any, call: Call[Any], attempt: dict[str, Any], progress: Progress
-    ) -> Steps[tuple[bytes, Places] | None]:
-        """Sends a call by the local transport; None if it has to go by gRPC."""
-        # Where no step may block, only slots that are there are taken at first.
-        placed = place(call, local.pool, self._client, may_grow=self._to_thread is None)
-        if (
-            placed is None and self._to_thread is not None
-        ):  # to ask the server for more takes a while
-            placed = yield self._to_thread(place, call, local.pool, self._client)
-        if placed is None:  # too large for a frame, and there is no memory for its tensors
-            return None
-        attempt["timeout"] = progress.remaining_s()
-        try:
-            reply = yield local.call(call.method, placed.request, held=placed.held, **attempt)
-        except ConnectionLostError:
-            # Another thread or task may have seen the loss first, and have connected anew.
-            if self.local is local:
-                self.local = None
-            local.close()
-            self._discovery.lost()
-            return None
-        progress.is_local = True
-        return reply, placed.places
-
-    def _send_by_grpc(
-        self, call: Call[Any], attempt: dict[str, Any], progress: Progress
-    ) -> Steps[bytes]:
-        """Sends a call by gRPC, to the replica that holds its tensors, if it names any."""
-        progress.address = ""
-        if call.address:
-            if self._replicas.is_due(call.address):
-                remaining_s = progress.remaining_s()
-                if self._to_thread is None:
-                    self._replicas.look_up(remaining_s)
+            # Where no step may block, only slots that are there are taken at first.
+            placed = place(call, local.pool, self._client, may_grow=self._to_thread is None)
+            if placed is None and self._to_thread is not None:  # to ask for more takes a while
+                placed = yield self._to_thread(place, call, local.pool, self._client)
+            # No place: the tensors are too large for a frame, and there is no memory for them.
+            if placed is not None:
+                attempt["timeout"] = progress.remaining_s()
+                try:
+                    request = placed.request
+                    reply = yield local.call(call.method, request, held=placed.held, **attempt)
+                except ConnectionLostError:
+                    self._lose(local)
                 else:
-                    yield self._to_thread(self._replicas.look_up, remaining_s)
-            progress.address = self._replicas.reached(call.address)
+                    progress.is_local = True
+                    return reply, placed.places
+        progress.address = (
+            (yield from self._reached(call.address, progress)) if call.address else ""
+        )
         request = by_message(call, self._client)
         if call.residents:
             attempt = progress.resized(attempt, len(request))
@@ -143,8 +118,25 @@ class Transports:
         attempt["timeout"] = progress.remaining_s()
         # Kept until the reply is there, see `Channels`.
         link = self.channels.link(progress.address)
-        reply: bytes = yield link.method(call.method)(request, **attempt)
-        return reply
+        return (yield link.method(call.method)(request, **attempt)), ()
+
+    def _lose(self, local: Any) -> None:
+        """Leaves a connection by the local transport that is lost."""
+        # Another thread or task may have seen the loss first, and have connected anew.
+        if self.local is local:
+            self.local = None
+        local.close()
+        self._discovery.lost()
+
+    def _reached(self, address: str, progress: Progress) -> Steps[str]:
+        """Returns where a call goes whose tensors are at an address; see `Replicas.reached`."""
+        if self._replicas.is_due(address):
+            remaining_s = progress.remaining_s()
+            if self._to_thread is None:
+                self._replicas.look_up(remaining_s)
+            else:
+                yield self._to_thread(self._replicas.look_up, remaining_s)
+        return self._replicas.reached(address)
 
     def find_local(self, attempt: dict[str, Any] | None = None) -> Steps[Any]:
         """Looks for the local transport, if there is none yet and it is time to.
