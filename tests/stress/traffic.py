@@ -17,7 +17,8 @@ import numpy as np
 
 from stn_client import Affine
 from stn_client._arguments import map_operand
-from stn_client._calls import Call, CallSettings, generate_grid, objective, warp, warp_gradients
+from stn_client._calls import generate_grid, objective, warp, warp_gradients
+from stn_client._prepared_call import Call, CallSettings
 from stn_client._residents import ResidentTensor
 from stn_client._transfers import download, given_up, kept, release, resident_of, upload
 from stn_proto.v1 import resident_pb2

@@ -23,8 +23,8 @@ from stn_client import (
     Tls,
     UnavailableError,
 )
-from stn_client._calls import CallSettings
 from stn_client._placing import by_message
+from stn_client._prepared_call import CallSettings
 from stn_client._replicas import Replicas
 from stn_client._residents import MAX_LOSSES
 from stn_client._transfers import release

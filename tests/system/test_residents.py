@@ -24,8 +24,8 @@ from stn_client import (
     _transfers,
     calls,
 )
-from stn_client._calls import CallSettings
 from stn_client._placing import by_message
+from stn_client._prepared_call import CallSettings
 from stn_client._transfers import MAX_RELEASED
 from stn_client.local import LocalServer
 from stn_proto.v1 import warp_pb2

@@ -17,11 +17,11 @@ from numpy.typing import ArrayLike, DTypeLike
 from stn_client import _calls
 from stn_client._arguments import check_shape_of_output
 from stn_client._arrays import AnyArray, Array, M
-from stn_client._calls import Call, Gradients, Objective
 from stn_client._connection import NOT_READY, ONCE, ReadyWait
 from stn_client._errors import StnClientError
 from stn_client._mapping import CHUNKS_AHEAD, checked, chunks, is_stack, placed, progress_bar
 from stn_client._options import CallOptions, GridCallOptions, WarpCallOptions, takes_options
+from stn_client._prepared_call import Call, Gradients, Objective
 from stn_client._residents import ResidentTensor
 from stn_client._sending import GoAlone, SendQueue, Waiter
 from stn_client._sending_aio import Sender

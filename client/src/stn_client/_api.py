@@ -3,7 +3,6 @@
 from stn_client import _transforms
 from stn_client._aio import AsyncClient
 from stn_client._arrays import SupportsArrayInterface, SupportsDLPack
-from stn_client._calls import Call, Gradients, Objective
 from stn_client._client import Client
 from stn_client._credentials import Tls
 from stn_client._errors import (
@@ -24,6 +23,7 @@ from stn_client._options import (
     WarpCallOptions,
     WarpOptions,
 )
+from stn_client._prepared_call import Call, Gradients, Objective
 from stn_client._residents import ResidentTensor
 from stn_client._retry import RetryPolicy
 from stn_client._server_info import Capabilities, Device, Limits, ServerInfo, ServerStatistics

@@ -16,7 +16,7 @@ from weakref import WeakValueDictionary
 
 import grpc
 
-from stn_client._calls import Call, CallSettings, server_info
+from stn_client._calls import server_info
 from stn_client._checks import (
     FOREVER_S,
     check_count,
@@ -36,6 +36,7 @@ from stn_client._errors import (
     reason_of,
 )
 from stn_client._options import TIMEOUT_OF_CLIENT
+from stn_client._prepared_call import Call, CallSettings
 from stn_client._replicas import Replicas
 from stn_client._residents import LOST, MAX_LOSSES
 from stn_client._retry import RetryPolicy

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from stn_client._calls import Call
 from stn_client._errors import invalid
+from stn_client._prepared_call import Call
 from stn_client._sending import MAX_CALLS, packed_bytes
 from stn_client._stacking import are_alike, most_in_stack
 

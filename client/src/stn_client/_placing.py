@@ -11,8 +11,8 @@ from typing import Any, cast
 import numpy as np
 
 from stn_client._arenas import Bytes, Lent, Pool
-from stn_client._calls import Call
 from stn_client._envelopes import Envelope, Payloads, tensors_of
+from stn_client._prepared_call import Call
 from stn_proto import join
 from stn_proto.v1.tensor_pb2 import ArenaRef, ResidentRef
 

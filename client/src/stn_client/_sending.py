@@ -27,7 +27,6 @@ from typing import Any, cast
 
 import grpc
 
-from stn_client._calls import Call, compute_many
 from stn_client._connection import Progress
 from stn_client._envelopes import NESTED, Envelope, Places
 from stn_client._errors import (
@@ -37,7 +36,9 @@ from stn_client._errors import (
     UnavailableError,
     error_from_status,
 )
+from stn_client._packing import compute_many
 from stn_client._placing import MIN_PLACED_BYTES
+from stn_client._prepared_call import Call
 from stn_client._ttrpc import CallError
 
 MAX_MESSAGES = 2

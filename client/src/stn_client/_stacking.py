@@ -14,7 +14,6 @@ import numpy as np
 
 from stn_client._arenas import ALIGNMENT_BYTES
 from stn_client._arrays import Array
-from stn_client._calls import Call, Gradients
 from stn_client._envelopes import Envelope, Payloads, Result, tensors_of
 from stn_client._errors import (
     AccessDeniedError,
@@ -23,6 +22,7 @@ from stn_client._errors import (
     StnClientError,
     UnavailableError,
 )
+from stn_client._prepared_call import Call, Gradients
 
 MAX_STACK_BYTES = 4 << 20
 """The most bytes of operands, or of results, of one stack: beyond it there is little left to save,

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from stn_client._arrays import AnyArray, Array, operand
-from stn_client._calls import Call, CallSettings, settings_of
 from stn_client._channels import Channels
 from stn_client._connection import BaseClient, Progress
 from stn_client._errors import (
@@ -24,6 +23,7 @@ from stn_client._errors import (
 )
 from stn_client._options import CallOptions
 from stn_client._placing import MIN_PLACED_BYTES
+from stn_client._prepared_call import Call, CallSettings, settings_of
 from stn_client._residents import LOST, MAX_LOSSES, ResidentTensor
 from stn_client._stacking import is_of_all, stack_shape, stacked, unstacked
 from stn_client._steps import Steps

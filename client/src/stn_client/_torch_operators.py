@@ -24,12 +24,7 @@ from stn_client._connection import CLIENTS
 from stn_client._errors import invalid
 from stn_client._layouts import LAYOUTS, output_shape
 from stn_client._torch_vmap import TENSORS, one_call
-from stn_client._transforms import (
-    Flow,
-    SamplingGrid,
-    ThinPlateSpline,
-    Transform,
-)
+from stn_client._transforms import Flow, SamplingGrid, ThinPlateSpline, Transform
 from stn_proto import join_fill
 
 KINDS: dict[str, Callable[..., Transform]] = {kind.__name__: kind for kind in get_args(Transform)}

@@ -9,9 +9,10 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from stn_client._arrays import Array, Operand, operand
-from stn_client._calls import Call, CallSettings, plain_call
+from stn_client._calls import plain_call
 from stn_client._envelopes import Payloads, Places, Replies, mismatch
 from stn_client._errors import invalid
+from stn_client._prepared_call import Call, CallSettings
 from stn_client._residents import Held, ResidentTensor
 from stn_proto import WireFormatError, put_tensor
 from stn_proto.codec import data_type

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from stn_client._calls import Call
 from stn_client._channels import Channels
 from stn_client._connection import Progress
 from stn_client._credentials import Metadata
 from stn_client._envelopes import Places
 from stn_client._placing import MAX_FRAMED_BYTES, by_message, place
+from stn_client._prepared_call import Call
 from stn_client._replicas import Replicas
 from stn_client._steps import Steps
 from stn_client._ttrpc import (

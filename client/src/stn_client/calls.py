@@ -16,8 +16,8 @@ from typing import Any, Literal, Unpack
 
 from stn_client import _calls
 from stn_client._arrays import AnyArray
-from stn_client._calls import Call
 from stn_client._options import GridCallOptions, WarpCallOptions, takes_options
+from stn_client._prepared_call import Call
 from stn_client._transforms import ParametricTransform, Transform
 
 __all__ = [

@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stn_client._arrays import AnyArray, as_array, operand
-from stn_client._calls import Objective
 from stn_client._checks import check_count
 from stn_client._client import Client
 from stn_client._errors import invalid
 from stn_client._layouts import LAYOUTS, layout_of, with_batch
+from stn_client._prepared_call import Objective
 from stn_client._transforms import Affine, Flow, Homography, ThinPlateSpline
 from stn_client.geometry._arguments import numbers
 

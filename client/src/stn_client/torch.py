@@ -33,12 +33,7 @@ from stn_client._torch_operators import (
     compute_warp,
     description_of,
 )
-from stn_client._transforms import (
-    Affine,
-    Homography,
-    ThinPlateSpline,
-    Transform,
-)
+from stn_client._transforms import Affine, Homography, ThinPlateSpline, Transform
 from stn_proto import split_fill
 
 __all__ = ["SpatialTransformer", "objective", "warp"]

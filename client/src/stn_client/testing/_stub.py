@@ -13,11 +13,11 @@ from google.protobuf.message import Message
 from numpy.typing import ArrayLike, NDArray
 
 from stn_client._aio import AsyncClient
-from stn_client._calls import Call
 from stn_client._client import Client
 from stn_client._connection import Progress
 from stn_client._envelopes import METHOD_PREFIX, Result
 from stn_client._errors import StnClientError, invalid
+from stn_client._prepared_call import Call
 from stn_proto import get_tensor, join, put_tensor
 from stn_proto.codec import DTYPES
 from stn_proto.metadata import MESSAGE_BYTES
