@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -26,7 +26,6 @@ from stn_server.errors import (
     MessageTooLargeError,
     ModelNotFoundError,
     ServerError,
-    UnsupportedError,
 )
 from stn_server.oip.models import (
     ANY,
@@ -38,8 +37,20 @@ from stn_server.oip.models import (
     Model,
     ModelTensor,
 )
-from stn_server.oip.parameters import chosen, integer, require_known, set_field, text, truth
-from stn_server.oip.regions import Region, Regions
+from stn_server.oip.parameters import chosen, integer, require_known, set_field, truth
+from stn_server.oip.regions import Regions
+from stn_server.oip.sources import (
+    REGION,
+    REGION_BYTES,
+    ZERO,
+    Source,
+    Span,
+    points,
+    size_bytes,
+    sources_of,
+    span_of,
+    views,
+)
 from stn_server.operands import Result, parse
 from stn_server.translate import (
     MAX_SIZES,
@@ -61,15 +72,6 @@ PRIORITY, TIMEOUT, LAYOUT = "priority", "timeout", "layout"
 FINAL_WANTED = "triton_enable_empty_final_response"
 FINAL = "triton_final_response"
 
-REGION, REGION_BYTES, REGION_OFFSET = (
-    "shared_memory_region",
-    "shared_memory_byte_size",
-    "shared_memory_offset",
-)
-
-NONE, ZERO = InferParameter(), InferParameter(int64_param=0)
-"""Stands for parameters that are absent."""
-
 MAX_TIMEOUT_US = 2**53
 """The largest timeout; a longer one means none."""
 
@@ -78,38 +80,6 @@ ALIGNMENT_BYTES = 64
 
 LAYOUTS = {name.removeprefix("LAYOUT_"): n for name, n in tensor_pb2.Layout.items() if n}
 """Orders of the axes of maps, by name."""
-
-_TYPED = {
-    "BOOL": "bool_contents",
-    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
-    "INT64": "int64_contents",
-    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
-    "UINT64": "uint64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-}
-"""The field of `InferTensorContents` for every datatype that has one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A range of bytes of a region, for an input or an output."""
-
-    region: Region
-    offset: int
-    size_bytes: int
-    parameters: Mapping[str, InferParameter]
-    """The name in the request."""
-
-    def overlaps(self, other: Span) -> bool:
-        """Returns whether it has bytes in common with another one, of whatever region."""
-        start, others = self.region.offset + self.offset, other.region.offset + other.offset
-        is_apart = start + self.size_bytes <= others or others + other.size_bytes <= start
-        return self.region.object == other.region.object and not is_apart
-
-
-Source = slice | bytes | Span
-"""The source of an input: in the message, made of typed contents, or in shared memory."""
 
 
 class Response:
@@ -318,7 +288,7 @@ class Decoder:
         )
         infer = parse(frame.envelope, ModelInferRequest)
         model = self.model(infer.model_name, infer.model_version)
-        sources = dict(self._sources(infer, frame, model, owner))
+        sources = dict(sources_of(infer, frame, model, self._regions, owner))
         standing = _standing(infer.parameters, model)
         request, operands = _translated(infer, model, sources, message)
         slices = tuple(one for one in operands.values() if isinstance(one, slice))
@@ -346,7 +316,7 @@ class Decoder:
         )
         request_id = infer.id.encode()
         if not is_raw:
-            return Inference(template, request_id, None, _views(operands, message))
+            return Inference(template, request_id, None, views(operands, message))
         bound = made.request(message)
         if not response.is_spread:  # whether regions are there has to be asked anew each time
             self._keep(template)
@@ -365,51 +335,13 @@ class Decoder:
         """Returns the frame of inputs once they are gathered."""
         spans, start = list[slice](), 0
         for source in operands.values():
-            span = slice(start, start + _size_bytes(source))
+            span = slice(start, start + size_bytes(source))
             spans.append(span)
             start = -(-span.stop // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         limit = self._limits.max_message_bytes
         if start > limit:
             raise MessageTooLargeError("inputs", limit, start, "bytes")
         return Frame(b"", message_bytes + start, tuple(spans), ())
-
-    def _sources(
-        self, infer: ModelInferRequest, frame: Frame, model: Model, owner: str
-    ) -> Iterator[tuple[str, Source]]:
-        """Yields the source of each input, by name."""
-        names = [tensor.name for tensor in infer.inputs]
-        needed = {one.name for one in model.inputs.values() if not one.is_optional}
-        if len(set(names)) < len(names) or not needed <= set(names) <= set(model.inputs):
-            expected = f"expected {', '.join(model.inputs)}, each once, got others."
-            raise InvalidRequestError("inputs", f"{expected} ModelMetadata lists them.")
-        raw = iter(frame.payloads)
-        sent = 0
-        for tensor in infer.inputs:
-            if tensor.datatype not in DATA_TYPES:  # first, however its elements are sent
-                field = f"{tensor.name}.datatype"
-                raise UnsupportedError(field, "another one", tuple(DATA_TYPES))
-            span = self._span(tensor.parameters, tensor.name, owner)
-            if span:
-                if tensor.HasField("contents"):
-                    raise _twice(tensor.name, "contents")
-                yield tensor.name, span
-                continue
-            sent += 1
-            if not frame.payloads:
-                yield tensor.name, _typed(tensor)
-                continue
-            if tensor.HasField("contents"):
-                raise _twice(tensor.name, "raw_input_contents and contents")
-            source = next(raw, None)
-            if source is None:
-                break
-            yield tensor.name, source
-        if frame.payloads and sent != len(frame.payloads):
-            count = sum(REGION not in tensor.parameters for tensor in infer.inputs)
-            expected = f"expected {count}, one for every input that is not in shared memory"
-            raise InvalidRequestError(
-                "raw_input_contents", f"{expected}, got {len(frame.payloads)}. Send as many."
-            )
 
     def _spans(
         self,
@@ -423,7 +355,7 @@ class Decoder:
         spans = list[Span | None]()
         for result in results:
             name = _output_name(model, result)
-            span = self._span(wanted.get(name, {}), name, owner)
+            span = span_of(wanted.get(name, {}), name, self._regions, owner)
             if span and span.size_bytes < result.like.nbytes:
                 expected = f"expected at least {result.like.nbytes} bytes, got {span.size_bytes}."
                 raise InvalidRequestError(f"{name}.{REGION_BYTES}", f"{expected} Give it more.")
@@ -434,27 +366,6 @@ class Decoder:
                     raise InvalidRequestError(f"{name}.{REGION}", f"{expected} Move it.")
             spans.append(span)
         return tuple(spans)
-
-    def _span(
-        self, parameters: Mapping[str, InferParameter], tensor: str, owner: str
-    ) -> Span | None:
-        """Returns the bytes of shared memory that the parameters of a tensor name; None if none."""
-        known = (REGION, REGION_BYTES, REGION_OFFSET)
-        require_known(parameters, known, f"{tensor}.parameters")
-        if REGION not in parameters:
-            if parameters:
-                expected = f"expected {REGION} beside the others, got none. Name it."
-                raise InvalidRequestError(f"{tensor}.parameters", expected)
-            return None
-        field = f"{tensor}.{REGION}"
-        name = text(parameters[REGION], field)
-        size = integer(parameters.get(REGION_BYTES, NONE), f"{tensor}.{REGION_BYTES}")
-        offset = integer(parameters.get(REGION_OFFSET, ZERO), f"{tensor}.{REGION_OFFSET}")
-        region = self._regions.find(owner, field, name)
-        if size > region.size_bytes or offset > region.size_bytes - size:
-            expected = f"expected bytes within {region.size_bytes}, got {size} bytes at {offset}."
-            raise InvalidRequestError(field, f"{expected} Register a larger region.")
-        return Span(region, offset, size, dict(parameters))
 
 
 def _standing(parameters: Mapping[str, InferParameter], model: Model) -> Standing:
@@ -487,7 +398,7 @@ def _translated(
         _require_shape(shape, spec)
         target = _at(request, spec.path)
         if not isinstance(target, tensor_pb2.Tensor):
-            target.extend(_points(tensor, source, message))
+            target.extend(points(tensor, source, message))
             continue
         target.data_type = DATA_TYPES[tensor.datatype]
         target.shape.extend(shape)
@@ -529,61 +440,6 @@ def _at(message: Any, path: Sequence[str]) -> Any:
     return message
 
 
-def _points(tensor: Any, source: Source, message: bytes) -> list[float]:
-    """Returns points that are the same for all items, as x and y in turn."""
-    if tensor.shape[0] != 1:
-        expected = f"expected N = 1, as they hold for all items, got {tensor.shape[0]}."
-        raise InvalidRequestError(tensor.name, f"{expected} Send them once.")
-    if tensor.datatype not in {"FP32", "FP64"}:
-        raise UnsupportedError(f"{tensor.name}.datatype", tensor.datatype, ("FP64", "FP32"))
-    if isinstance(source, Span):
-        expected = "expected contents in the message, got shared memory. Send them."
-        raise InvalidRequestError(tensor.name, expected)
-    data = message[source] if isinstance(source, slice) else source
-    dtype = DTYPES[DATA_TYPES[tensor.datatype]]
-    if len(data) != math.prod(tensor.shape) * dtype.itemsize:
-        expected = f"{math.prod(tensor.shape) * dtype.itemsize} bytes for its shape"
-        raise WireFormatError(tensor.name, expected, f"{len(data)} bytes")
-    numbers: list[float] = np.frombuffer(data, dtype).astype(float).tolist()
-    return numbers
-
-
-def _typed(tensor: Any) -> bytes:
-    """Returns the bytes of typed contents."""
-    name, contents = tensor.name, tensor.contents
-    given = [field.name for field, _ in contents.ListFields()]
-    field, dtype = _TYPED.get(tensor.datatype), DTYPES[DATA_TYPES[tensor.datatype]]
-    if field is None:
-        if not given:
-            raise InvalidRequestError(name, "expected contents, got none. Send them raw.")
-        raise UnsupportedError(f"{name}.contents", tensor.datatype, ("raw_input_contents",))
-    if given != [field]:
-        expected = f"expected {field} for {tensor.datatype}, got {', '.join(given) or 'none'}."
-        raise InvalidRequestError(f"{name}.contents", f"{expected} Use that, or send them raw.")
-    numbers = np.array(getattr(contents, field))
-    if dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        if numbers.min() < limits.min or numbers.max() > limits.max:
-            expected = f"expected numbers from {limits.min} to {limits.max}, got others."
-            raise InvalidRequestError(f"{name}.contents", f"{expected} Clip them.")
-    return numbers.astype(dtype).tobytes()
-
-
-def _size_bytes(source: Source) -> int:
-    if isinstance(source, slice):
-        return int(source.stop - source.start)
-    return source.size_bytes if isinstance(source, Span) else len(source)
-
-
-def _views(operands: Mapping[str, Source], message: bytes) -> dict[str, Any]:
-    """Returns the parts to gather, those of the message as views that need not be kept."""
-    view = memoryview(message)
-    return {
-        name: view[source] if isinstance(source, slice) else source
-        for name, source in operands.items()
-    }
-
-
 def _require_shape(shape: Sequence[int], spec: ModelTensor) -> None:
     fits = len(shape) == len(spec.shape) and all(
         size in {ANY, actual} for size, actual in zip(spec.shape, shape, strict=True)
@@ -591,11 +447,6 @@ def _require_shape(shape: Sequence[int], spec: ModelTensor) -> None:
     if not fits:
         expected = f"expected shape {spec.shape}, where {ANY} is any size, got {shape}."
         raise InvalidRequestError(spec.name, f"{expected} Reshape it.")
-
-
-def _twice(name: str, others: str) -> InvalidRequestError:
-    expected = f"expected one source of its elements, got {others} beside it."
-    return InvalidRequestError(name, f"{expected} Leave one out.")
 
 
 def field_head(number: int, size_bytes: int) -> bytes:
