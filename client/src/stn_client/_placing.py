@@ -76,7 +76,12 @@ def place(
         reference or _shared(payload, pool, may_grow=may_grow)
         for reference, payload in zip(named, call.payloads, strict=True)
     ]
-    results = [_room(size, pool, may_grow=may_grow) for size in envelope.results_bytes]
+    results = [
+        None
+        if pool is None or size_bytes < MIN_PLACED_BYTES
+        else pool.lend(size_bytes, may_grow=may_grow)
+        for size_bytes in envelope.results_bytes
+    ]
     sent_bytes, received_bytes = (
         sum(size for size, lent in zip(sizes, some, strict=True) if lent is None)
         for sizes, some in (
@@ -176,10 +181,3 @@ def _shared(payload: memoryview | bytes, pool: Pool | None, *, may_grow: bool) -
     if lent is not None:
         lent.memory[:] = np.frombuffer(payload, np.uint8)
     return lent
-
-
-def _room(size_bytes: int, pool: Pool | None, *, may_grow: bool) -> Lent | None:
-    """Returns a slot for a result; None if it is small, or there is no room."""
-    if pool is None or size_bytes < MIN_PLACED_BYTES:
-        return None
-    return pool.lend(size_bytes, may_grow=may_grow)

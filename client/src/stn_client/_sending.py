@@ -28,7 +28,7 @@ from typing import Any, cast
 import grpc
 
 from stn_client._connection import Progress
-from stn_client._envelopes import NESTED, Envelope, Places
+from stn_client._envelopes import NESTED, Places
 from stn_client._errors import (
     AccessDeniedError,
     DeadlineExceededError,
@@ -313,18 +313,14 @@ def packed_bytes(call: Call[Any]) -> int:
     """
     envelope, settings = call.envelope, call.settings
     if envelope.packed_bytes is None:
-        envelope.packed_bytes = _packed_bytes(envelope)
+        sizes_bytes = *envelope.operands_bytes, *envelope.results_bytes
+        is_small = envelope.method in NESTED and max(sizes_bytes) < MIN_PLACED_BYTES
+        most_bytes = max(envelope.all_operands_bytes, envelope.all_results_bytes)
+        envelope.packed_bytes = _ENVELOPE_BYTES + most_bytes if is_small else 0
     # Resident tensors may be lost, which has to be told, and repeated, for each call by itself.
     if call.residents or settings.metadata or settings.request_id is not None:
         return 0
     return envelope.packed_bytes
-
-
-def _packed_bytes(envelope: Envelope[Any]) -> int:
-    sizes_bytes = *envelope.operands_bytes, *envelope.results_bytes
-    if envelope.method not in NESTED or max(sizes_bytes) >= MIN_PLACED_BYTES:
-        return 0
-    return _ENVELOPE_BYTES + max(envelope.all_operands_bytes, envelope.all_results_bytes)
 
 
 def _goes_first(one: Waiter, other: Waiter) -> bool:

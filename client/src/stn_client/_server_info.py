@@ -163,18 +163,12 @@ def from_message(kind: type[T], message: Message) -> T:
         wanted = types[field.name]
         if isinstance(wanted, GenericAlias):
             one = get_args(wanted)[0]
-            known = _known(value, descriptor)
+            words = None if descriptor.enum_type is None else words_of(descriptor.enum_type)
+            known = value if words is None else [number for number in value if number in words]
             values[field.name] = tuple(_value(one, each, descriptor) for each in known)
         else:
             values[field.name] = _value(wanted, value, descriptor)
     return kind(**values)
-
-
-def _known(values: Any, field: FieldDescriptor) -> Any:
-    """Returns the values of a repeated field whose enumeration numbers have names."""
-    if field.enum_type is None:
-        return values
-    return [value for value in values if value in words_of(field.enum_type)]
 
 
 def _value(kind: Any, value: Any, field: FieldDescriptor) -> Any:

@@ -24,7 +24,11 @@ def main(
     arguments: Sequence[str] = tuple(sys.argv[1:]), environment: Mapping[str, str] = os.environ
 ) -> int:
     """Asks once; writes the reason to standard error if the exit code is 1."""
-    address = arguments[0] if arguments else _own_address(environment)
+    if arguments:
+        address = arguments[0]
+    else:
+        config = load((), environment)
+        address = config.admin_listen or config.listen[0]
     try:
         status = _ask(_reachable(address))
     except grpc.RpcError as error:
@@ -32,12 +36,6 @@ def main(
     if status != "SERVING":
         print(f"{address}: expected SERVING, got {status}.", file=sys.stderr)  # noqa: T201
     return int(status != "SERVING")
-
-
-def _own_address(environment: Mapping[str, str]) -> str:
-    """Returns the address at which the server of this environment reports its health."""
-    config = load((), environment)
-    return config.admin_listen or config.listen[0]
 
 
 def _reachable(address: str) -> str:

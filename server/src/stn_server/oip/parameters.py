@@ -55,7 +55,10 @@ def set_field(message: Any, field: Any, parameter: InferParameter) -> None:
         if name == "fill":
             message.fill_remainder.extend(split_fill(numbers)[1])
     else:
-        setattr(message, name, _number(parameter, name))
+        kind = parameter.WhichOneof("parameter_choice")
+        if kind not in _NUMBERS:
+            raise _kind(name, "double_param or int64_param", parameter)
+        setattr(message, name, float(getattr(parameter, kind)))
 
 
 def chosen(known: Mapping[str, int], parameter: InferParameter, field: str) -> int:
@@ -119,13 +122,6 @@ def _size(digits: str) -> int:
     if abs(size) > _MOST:
         raise ValueError(digits)
     return size
-
-
-def _number(parameter: InferParameter, field: str) -> float:
-    kind = parameter.WhichOneof("parameter_choice")
-    if kind not in _NUMBERS:
-        raise _kind(field, "double_param or int64_param", parameter)
-    return float(getattr(parameter, kind))
 
 
 def _kind(field: str, expected: str, parameter: InferParameter) -> InvalidRequestError:

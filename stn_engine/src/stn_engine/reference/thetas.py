@@ -9,24 +9,15 @@ from stn_engine.reference.arrays import Array
 def similarity_theta(parameters: Array) -> Array:
     """Returns the theta [[s·cos phi, -s·sin phi, t_x], [s·sin phi, s·cos phi, t_y]]."""
     s, phi, t_x, t_y = parameters.T
-    return _theta(s * np.cos(phi), -s * np.sin(phi), t_x, s * np.sin(phi), s * np.cos(phi), t_y)
+    entries = s * np.cos(phi), -s * np.sin(phi), t_x, s * np.sin(phi), s * np.cos(phi), t_y
+    return np.stack(entries, axis=-1).reshape(-1, 2, 3)
 
 
 @np.errstate(all="ignore")
 def similarity_theta_adjoint(grad_theta: Array, parameters: Array) -> Array:
     """Returns the gradient of (s, phi, t_x, t_y)."""
     s, phi, _, _ = parameters.T
-    by_1, by_2, by_5, by_3, by_4, by_6 = _entries(grad_theta)
+    by_1, by_2, by_5, by_3, by_4, by_6 = grad_theta.reshape(-1, 6).T
     by_s = (by_1 + by_4) * np.cos(phi) + (by_3 - by_2) * np.sin(phi)
     by_phi = (by_3 - by_2) * s * np.cos(phi) - (by_1 + by_4) * s * np.sin(phi)
     return np.stack((by_s, by_phi, by_5, by_6), axis=-1)
-
-
-def _theta(*entries: Array) -> Array:
-    """Returns a theta (N, 2, 3) from its six entries, row by row."""
-    return np.stack(entries, axis=-1).reshape(-1, 2, 3)
-
-
-def _entries(theta: Array) -> Array:
-    """Returns the six entries of theta, row by row."""
-    return theta.reshape(-1, 6).T
