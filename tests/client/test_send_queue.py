@@ -150,7 +150,7 @@ def test_turns_bound_the_calls_under_way_in_messages_too():
     sender.answer(sender.sent[0])
     sender.answer(sender.sent[1])
     assert sender.messages()[2:] == [[2, 3, 4], [5]]
-    assert sender.queue.taken == 4
+    assert sender.queue.in_flight == 4
     sender.answer(sender.sent[2])
     assert sender.messages()[4:] == [[6, 7, 8]]
 
@@ -186,7 +186,7 @@ def test_a_call_that_leaves_makes_room():
     assert sender.queue.leave(second)
     assert not sender.queue.leave(first)
     assert not sender.queue.leave(first)
-    assert sender.queue.taken == 0
+    assert sender.queue.in_flight == 0
     sender.queue.start(sender.most_bytes)
     assert sender.messages() == [[0], [2]]
 

@@ -107,7 +107,7 @@ class SendQueue:
         """Calls in these messages."""
 
     @property
-    def taken(self) -> int:
+    def in_flight(self) -> int:
         """Number of calls that have a turn."""
         return self._max_in_flight - self._free
 
@@ -200,7 +200,10 @@ class SendQueue:
         other = next(iter(self._others), None)
         # The order is that of arrival over both lines, so that neither kind of call starves.
         if other is not None and (small is None or _goes_first(other, small)):
-            return self._taken(self._others, other) if self._may_go(other) else []
+            if not self._may_go(other):
+                return []
+            self._give_turn(self._others, other)
+            return [other]
         message: list[Waiter] = []
         size_bytes = 0
         for waiter in list(islice(self._small, most_calls)) if small is not None else ():
@@ -209,7 +212,8 @@ class SendQueue:
             # for a packet goes as its own message.
             if not self._may_go(waiter) or (message and size_bytes > most_bytes):
                 break
-            message += self._taken(self._small, waiter)
+            self._give_turn(self._small, waiter)
+            message.append(waiter)
         self._messages += bool(message)
         self._sent += len(message)
         return message
@@ -222,12 +226,12 @@ class SendQueue:
     def _may_go(self, waiter: Waiter) -> bool:
         return waiter.has_turn or self._free > 0
 
-    def _taken(self, line: OrderedDict[Waiter, None], waiter: Waiter) -> list[Waiter]:
+    def _give_turn(self, line: OrderedDict[Waiter, None], waiter: Waiter) -> None:
+        """Takes a call out of its line; it has a turn then, if it had none from another attempt."""
         del line[waiter]
         if not waiter.has_turn:
             waiter.has_turn = True
             self._free -= 1
-        return [waiter]
 
 
 class Packet:

@@ -30,7 +30,7 @@ class Sender:
     @property
     def is_busy(self) -> bool:
         """Whether a call is under way."""
-        return self._queue.taken > 0
+        return self._queue.in_flight > 0
 
     def enter(self, *waiters: Waiter) -> None:
         """Adds calls to the queue, and starts those whose turn it is."""

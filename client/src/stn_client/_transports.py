@@ -147,6 +147,7 @@ class Transports:
         Returns:
             The connection; None if there is none.
         """
+        # `is_due` last: whoever is told so has to look, as nobody else is told for a while.
         if self.local is None and self.is_open() and self._discovery.is_due():
             try:
                 metadata = self._metadata() if attempt is None else attempt["metadata"]

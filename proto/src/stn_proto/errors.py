@@ -28,7 +28,7 @@ class WireFormatError(ValueError):
         self.actual = actual
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # As it is, and not by the arguments of __init__: a worker process could not send it home.
+        # As it is, and not by the arguments of __init__: a worker process could not send it back.
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 

@@ -517,7 +517,7 @@ def require_shape(
 
 def _is_finite(payload: memoryview, dtype: np.dtype[Any]) -> bool:
     """Returns whether every number of float32 or float64 is finite."""
-    if len(payload) <= FEW_BYTES:  # no need to wake NumPy up
+    if len(payload) <= FEW_BYTES:  # fewer than what a call of NumPy costs
         numbers = payload.cast("d" if dtype.itemsize == 8 else "f")
         if math.isfinite(sum(numbers)):
             return True  # of large ones the sum may overflow

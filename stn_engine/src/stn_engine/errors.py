@@ -27,7 +27,7 @@ class EngineError(Exception):
     """Root of everything this package raises on purpose."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # As it is, and not by the arguments of __init__: a worker process could not send it home.
+        # As it is, and not by the arguments of __init__: a worker process could not send it back.
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 

@@ -178,7 +178,7 @@ def warp_gradients(  # noqa: PLR0913 - the options of warp, and needs
     spec = spec_of(
         interpolation, padding, fill, coordinates, align_corners, subgradient, deterministic
     )
-    problem = _warp_into(grad_output, feature_map, transform, spec)
+    problem = _warp_of_gradients(grad_output, feature_map, transform, spec)
     if "call" not in vars(problem) or problem.call.looks_channels_last:
         _warn_of_channels_last(problem)
     grad_output = checks.autocast("grad_output", grad_output, problem.output_dtype)
@@ -186,7 +186,7 @@ def warp_gradients(  # noqa: PLR0913 - the options of warp, and needs
 
 
 @unrecorded
-def _warp_into(
+def _warp_of_gradients(
     grad_output: Tensor, feature_map: Tensor, transform: Transform, spec: WarpSpec
 ) -> WarpProblem:
     """Returns the warp problem whose result has the size of ``grad_output``."""
@@ -410,7 +410,7 @@ def objective(  # noqa: PLR0913 - the options of warp, and how maps are compared
     """
     spec = spec_of(interpolation, padding, fill, coordinates, align_corners, subgradient, True)
     comparison = Comparison(loss=loss, delta=delta, domain=domain)
-    warped = _warp_onto(moving, fixed, transform, spec)
+    warped = _warp_of_objective(moving, fixed, transform, spec)
     problem = ObjectiveProblem(warped, fixed, weights, comparison, needs)
     if "call" not in vars(warped) or warped.call.looks_channels_last:
         _warn_of_channels_last(warped)
@@ -418,7 +418,9 @@ def objective(  # noqa: PLR0913 - the options of warp, and how maps are compared
 
 
 @unrecorded
-def _warp_onto(moving: Tensor, fixed: Tensor, transform: Transform, spec: WarpSpec) -> WarpProblem:
+def _warp_of_objective(
+    moving: Tensor, fixed: Tensor, transform: Transform, spec: WarpSpec
+) -> WarpProblem:
     """Returns the warp problem of a moving map to the size of a fixed one."""
     checks.check_transform(transform, KINDS)
     dims = transform.dims

@@ -161,7 +161,7 @@ class Batcher:
         self._require_service()
         place = self._policy.reserve(caller, size_bytes, self.now())
         if not isinstance(place, Place):
-            raise self._refused(place)
+            raise self._counted(place)
         call.add_done_callback(lambda _call: self._policy.release(place))
         return place
 
@@ -173,7 +173,7 @@ class Batcher:
         """
         refusal = self._policy.resize(place, size_bytes, self.now())
         if refusal is not None:
-            raise self._refused(refusal)
+            raise self._counted(refusal)
 
     async def submit(
         self,
@@ -243,12 +243,12 @@ class Batcher:
         try:
             refusal = self._step(Arrive(item)).refusal
             if refusal is not None:
-                raise self._refused(refusal)
+                raise self._counted(refusal)
             return await waiter
         except asyncio.CancelledError:
             # A waiter with an outcome is not `cancelled`: then nothing runs for it.
             if waiter.cancelled():
-                await self._given_up(item)
+                await self._abandon_until_written(item)
             raise
         finally:
             del self._waiters[item]
@@ -299,11 +299,11 @@ class Batcher:
                     # One after the other: the message is answered after the last one anyway.
                     found = await _outcomes_of(bundle, waiters[bundle])
                 else:
-                    found = [self._refused(refusal) for _ in bundle.positions]
+                    found = [self._counted(refusal) for _ in bundle.positions]
                 for position, outcome in zip(bundle.positions, found, strict=True):
                     outcomes[position] = outcome
         except asyncio.CancelledError:
-            await self._give_up(waiters)
+            await self._abandon_bundles(waiters)
             raise
         finally:
             for bundle, waiter in waiters.items():
@@ -313,15 +313,15 @@ class Batcher:
             self._settle()
         return outcomes
 
-    async def _give_up(self, waiters: Mapping[Bundle, asyncio.Future[Any]]) -> None:
+    async def _abandon_bundles(self, waiters: Mapping[Bundle, asyncio.Future[Any]]) -> None:
         """Abandons bundles; returns when none of them is written to memory of its caller."""
         for bundle, waiter in waiters.items():
             if waiter.done() and not waiter.cancelled():
                 waiter.exception()  # so that asyncio does not report it as lost
             else:
-                await self._given_up(bundle)
+                await self._abandon_until_written(bundle)
 
-    async def _given_up(self, item: WorkItem) -> None:
+    async def _abandon_until_written(self, item: WorkItem) -> None:
         """Abandons an item; returns when it is not written to memory of its caller."""
         if self._abandon(item) or not item.is_placed or self._broken.done():
             return
@@ -345,7 +345,7 @@ class Batcher:
             grown_bytes = size_bytes + one.cost.size_bytes
             refusal = policy.resize(place, grown_bytes, now, count + 1)
             if refusal is not None:
-                outcomes[position] = self._refused(refusal)
+                outcomes[position] = self._counted(refusal)
                 continue
             size_bytes, count = grown_bytes, count + 1
             bundle = bundles.get(one.key)
@@ -385,9 +385,9 @@ class Batcher:
 
     def _require_service(self) -> None:
         if self._broken.done():
-            raise self._refused(BrokenError())
+            raise self._counted(BrokenError())
         if self._draining:
-            raise self._refused(DrainingError())
+            raise self._counted(DrainingError())
 
     def _step(self, event: Event) -> Decisions:
         """Lets the policy decide, then carries out the decisions that any event can lead to."""
@@ -399,7 +399,7 @@ class Batcher:
             return NOTHING_FOLLOWS
         self._oldest_arrival = decisions.oldest_arrival
         for item in decisions.expired:
-            self._abandoned(item)
+            self._count_abandoned(item)
             self._fail(item, DeadlineExceededError())
         # The timer before the launches: a batch that runs inline makes a step of its own, whose
         # later decision about the timer must stay.
@@ -567,16 +567,18 @@ class Batcher:
         """Takes an item out of the queue; returns whether it was there."""
         abandoned = self._step(Abandon(item)).abandoned
         if abandoned:
-            self._abandoned(item)
+            self._count_abandoned(item)
         return abandoned
 
-    def _abandoned(self, item: WorkItem) -> None:
+    def _count_abandoned(self, item: WorkItem) -> None:
+        """Counts the calls of an item that has left the queue without running."""
         self._counts.abandoned_items += len(item.problems)
         for tell in self._events.item_abandoned:
             for _ in range(len(item.problems)):
                 tell()
 
-    def _refused(self, error: RefusedError) -> RefusedError:
+    def _counted(self, error: RefusedError) -> RefusedError:
+        """Counts a refusal and returns its error."""
         self._counts.refused_items += 1
         return error
 

@@ -264,7 +264,7 @@ class Decoder:
                 if template.frame.fits(message):
                     request_id = template.id_of(message)
                     return Inference(template, request_id, template.made.request(message), {})
-            return self._decoded(message, owner)
+            return self._decode_anew(message, owner)
         except (ServerError, WireFormatError) as error:
             raise in_callers_words(error) from error.__cause__
 
@@ -281,7 +281,8 @@ class Decoder:
             raise ModelNotFoundError("model_version")
         return model
 
-    def _decoded(self, message: bytes, owner: str) -> Inference:
+    def _decode_anew(self, message: bytes, owner: str) -> Inference:
+        """Reads a message that no template fits, and keeps a template of it."""
         limits = self._limits
         frame = Frame.of(
             message, limits.max_payloads, limits.max_envelope_bytes, payloads_field=RAW_INPUTS
