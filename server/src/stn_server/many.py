@@ -188,7 +188,7 @@ class Many:
                 envelope, own = written[position]
                 replies.append(envelope)
                 payloads += own
-        self._tell_ends(answers)
+        self._tell_outcomes(answers)
         return join_many(replies, payloads)
 
     def _fail(self, position: int, error: Exception) -> None:
@@ -211,7 +211,7 @@ class Many:
             tell(Stage.SEND, (call,))
         return nested(NESTED[call.method].number, envelope, len(payloads)), payloads
 
-    def _tell_ends(self, answers: Mapping[int, Answer]) -> None:
+    def _tell_outcomes(self, answers: Mapping[int, Answer]) -> None:
         """Tells listeners how each call ended, and each reason of failures once."""
         duration_s = time.perf_counter() - self._began
         well = End(StatusCode.OK, duration_s)

@@ -62,16 +62,16 @@ class Transfers:
         else:
             piece = operand.read(payloads, reference.locate(message, self._memory, caller))
         resident = (
-            self._more(request, piece, caller)
+            self._next_piece(request, piece, caller)
             if request.HasField("resident")
-            else self._first(request, piece, caller)
+            else self._first_piece(request, piece, caller)
         )
         return resident_pb2.UploadReply(
             resident=ResidentRef(handle=resident.handle, address=self._residents.address),
             missing_bytes=resident.missing_bytes,
         ).SerializeToString()
 
-    def _first(
+    def _first_piece(
         self, request: resident_pb2.UploadRequest, piece: memoryview, caller: str
     ) -> Resident:
         if request.data_type not in DTYPES:
@@ -85,7 +85,7 @@ class Transfers:
             raise InvalidRequestError("offset", f"{expected} Say what it belongs to: `resident`.")
         return self._residents.begin(caller, request.data_type, request.byte_count, piece)
 
-    def _more(
+    def _next_piece(
         self, request: resident_pb2.UploadRequest, piece: memoryview, caller: str
     ) -> Resident:
         resident = self._residents.find(caller, "resident", request.resident.handle)
