@@ -89,7 +89,6 @@ def select_once(problem: Problem) -> Backend:
 
 def _readable(backend: Backend, problems: Sequence[P]) -> Sequence[P]:
     """Returns problems whose operands can be read; kernels look at addresses by themselves."""
-    # They look at addresses anyway before they run.
     if isinstance(backend, KernelBackend):
         return problems
     return [readable(problem) for problem in problems]

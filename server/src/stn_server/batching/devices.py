@@ -143,9 +143,10 @@ class Accelerator:
     A batch for which its memory is too small is tried in halves; a half that does not fit beside
     the batches of other lanes is tried once without them. What still does not fit is refused.
 
-    Bytes cross by arenas of this lane, which the next batch uses again: results are copied out of
-    them, so that a caller who reads slowly holds its own reply and not a whole batch. Resident
-    tensors cross with the first batch that reads them, and stay; they go when memory runs out.
+    Bytes are copied by way of arenas of this lane, which the next batch uses again: results are
+    copied out of them, so that a caller who reads slowly holds its own reply and not a whole batch.
+    Resident tensors are copied with the first batch that reads them, and stay until memory runs
+    out.
 
     Args:
         device: The device on which to compute.
@@ -170,12 +171,12 @@ class Accelerator:
         found: list[Outcome] = []
         for half in filter(None, (jobs[:middle], jobs[middle:])):
             # What torch keeps of the try that failed is cut to the sizes of the whole batch.
-            self._give_back()
+            self._free_cached()
             outcomes = self._beside_others(half, launching)
             if outcomes is None and self._memory.lanes > 1:
                 # Only here, where this lane holds no share any more: else it would wait for itself.
                 with self._memory.alone():
-                    self._give_back()
+                    self._free_cached()
                     outcomes = self._tried(half, launching)
             found += [DeviceFullError(self.name) for _ in half] if outcomes is None else outcomes
         return found
@@ -201,9 +202,9 @@ class Accelerator:
         with self._current():
             try:
                 self._finish()  # a batch that failed may have left copies that read the arenas
-                landed = self._landed(jobs)
+                on_device = self._copied_in(jobs)
                 launching()
-                return self._computed(jobs, landed)
+                return self._computed(jobs, on_device)
             except torch.OutOfMemoryError:
                 return None
             except torch.AcceleratorError as error:
@@ -215,15 +216,16 @@ class Accelerator:
                     ) from error
                 raise
 
-    def _landed(self, jobs: Sequence[on_bytes.Job]) -> DeviceBuffer:
+    def _copied_in(self, jobs: Sequence[on_bytes.Job]) -> DeviceBuffer:
         """Copies the operands of all jobs to memory of the device, each resident tensor once.
 
         Those that are there already are not copied.
         """
         operands, copies = _operands(jobs), self._memory.copies
         there: dict[int, torch.Tensor] = {}
-        # Of resident tensors that cross now, those that several jobs read: many thetas for one map.
-        crossing: dict[int, int] = {}
+        # Of resident tensors that are copied now, those that several jobs read: many thetas for one
+        # map.
+        copied_now: dict[int, int] = {}
         again: dict[int, int] = {}
         for number, operand in enumerate(operands):
             resident = copies.resident_of(operand)
@@ -232,28 +234,28 @@ class Accelerator:
             copy = copies.find(resident)
             if copy is not None:
                 there[number] = copy
-            elif crossing.setdefault(id(resident), number) != number:
-                again[number] = crossing[id(resident)]
+            elif copied_now.setdefault(id(resident), number) != number:
+                again[number] = copied_now[id(resident)]
         coming = [
             b"" if number in there or number in again else operand
             for number, operand in enumerate(operands)
         ]
         sent = DeviceBuffer.of(coming, self._sent)
-        landed = DeviceBuffer(sent.sizes_bytes, self._device)
-        landed.copy_from(sent)
-        pieces = landed.pieces if again else []
+        on_device = DeviceBuffer(sent.sizes_bytes, self._device)
+        on_device.copy_from(sent)
+        pieces = on_device.pieces if again else []
         there.update((number, pieces[first]) for number, first in again.items())
         for number, copy in there.items():
-            landed.put(number, copy)
-        return landed
+            on_device.put(number, copy)
+        return on_device
 
-    def _keep(self, jobs: Sequence[on_bytes.Job], landed: DeviceBuffer) -> None:
+    def _keep(self, jobs: Sequence[on_bytes.Job], on_device: DeviceBuffer) -> None:
         """Keeps resident tensors that came with these jobs, for those that follow."""
-        copies, pieces = self._memory.copies, landed.pieces
+        copies, pieces = self._memory.copies, on_device.pieces
         new = [
             (resident, piece)
             for number, (operand, piece) in enumerate(zip(_operands(jobs), pieces, strict=True))
-            if number not in landed.elsewhere
+            if number not in on_device.elsewhere
             if (resident := copies.resident_of(operand)) is not None
         ]
         if not new:
@@ -298,7 +300,7 @@ class Accelerator:
         """Returns whether a failure of the device is for good."""
         return False
 
-    def _give_back(self) -> None:
+    def _free_cached(self) -> None:
         """Frees memory that is kept for later."""
         self._memory.copies.clear()
 
@@ -326,8 +328,8 @@ class Gpu(Accelerator):
             return True
         return False
 
-    def _give_back(self) -> None:
-        super()._give_back()
+    def _free_cached(self) -> None:
+        super()._free_cached()
         torch.cuda.empty_cache()
 
 
