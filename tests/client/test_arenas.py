@@ -16,8 +16,8 @@ from stn_client._ttrpc_aio import Connection
 from support.processes import run_python
 
 
-def test_who_takes_what_is_there_does_not_wait_for_a_new_arena(tmp_path):
-    """An event loop takes slots, and must not stand still while a server is asked for more."""
+def test_who_allocates_what_is_there_does_not_wait_for_a_new_arena(tmp_path):
+    """An event loop allocates slots, and must not stand still while a server is asked for more."""
     is_asking, may_ask = threading.Event(), threading.Event()
 
     def metadata():
@@ -26,10 +26,10 @@ def test_who_takes_what_is_there_does_not_wait_for_a_new_arena(tmp_path):
         return ()
 
     pool = Pool(tmp_path, metadata)
-    growing = threading.Thread(target=pool.take, args=[64])
+    growing = threading.Thread(target=pool.allocate, args=[64])
     growing.start()
     assert is_asking.wait(10)
-    taking = threading.Thread(target=pool.take, args=[64], kwargs={"may_grow": False})
+    taking = threading.Thread(target=pool.allocate, args=[64], kwargs={"may_grow": False})
     taking.start()
     taking.join(5)
     has_waited = taking.is_alive()
@@ -44,7 +44,7 @@ def test_a_pool_that_is_closed_asks_for_nothing(tmp_path):
     asked = []
     pool = Pool(tmp_path, lambda: asked.append(1) or ())
     pool.close()
-    assert pool.take(64) is None
+    assert pool.allocate(64) is None
     assert asked == []
 
 
@@ -96,11 +96,11 @@ def test_arrays_of_the_client_are_those_of_numpy():
     stn = Client("localhost:1")
     slots = []
 
-    def take(size_bytes):
+    def allocate(size_bytes):
         slots.append(np.full(size_bytes, 255, np.uint8))
-        return slots[-1]
+        return SimpleNamespace(memory=slots[-1])
 
-    stn._transports().local = SimpleNamespace(pool=SimpleNamespace(take=take))
+    stn._transports().local = SimpleNamespace(pool=SimpleNamespace(allocate=allocate))
     assert stn.empty((2, 3), object).tolist() == [[None] * 3] * 2
     assert slots == []
     for shape in (5, (), (np.uint8(200), np.uint8(200))):

@@ -57,7 +57,7 @@ def tasks(folder, metadata):
 
 
 @pytest.mark.parametrize("lost", [threads, tasks])
-def test_memory_of_a_lost_connection_is_lent_no_more(tmp_path, lost):
+def test_memory_of_a_lost_connection_is_allocated_no_more(tmp_path, lost):
     """The server may still write to it; nor is another server asked for more in its name."""
     asked = []
     with socket.socket(socket.AF_UNIX) as listener:
@@ -71,7 +71,7 @@ def test_memory_of_a_lost_connection_is_lent_no_more(tmp_path, lost):
         ending.start()
         connection = lost(tmp_path, lambda: asked.append(1) or ())
         ending.join()
-    assert connection.pool.take(64) is None
+    assert connection.pool.allocate(64) is None
     assert asked == []
 
 

@@ -170,7 +170,7 @@ def test_the_pullback_reads_what_the_warp_has_read(stn, by_grpc):
 
 
 def _free(pool):
-    pool._take_back()
+    pool._free_returned()
     return sum(size for arena in pool._arenas for _, size in arena._free)
 
 

@@ -236,10 +236,10 @@ class AsyncClient(SteppingClient):
         if array.dtype.hasobject or not array.nbytes:
             return array
         local = await awaited(self._transports().find_local())
-        memory = None if local is None else await asyncio.to_thread(local.pool.take, array.nbytes)
-        if memory is None:
+        slot = None if local is None else await asyncio.to_thread(local.pool.allocate, array.nbytes)
+        if slot is None:
             return array
-        return np.ndarray(array.shape, array.dtype, buffer=memory.data)
+        return np.ndarray(array.shape, array.dtype, buffer=slot.memory.data)
 
     @takes_options(CallOptions)
     async def upload(self, array: AnyArray, **options: Unpack[CallOptions]) -> ResidentTensor:

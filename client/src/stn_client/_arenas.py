@@ -1,6 +1,6 @@
 """Memory that a client shares with its server, so that large tensors need not be sent.
 
-A `Pool` asks the server for arenas and lends slots of them, as arrays of bytes. A slot is free
+A `Pool` asks the server for arenas and allocates slots in them, as arrays of bytes. A slot is free
 again when there is no reference to its array any more, nor to any view of it: no result that is
 still held ever changes. Tensors that are in an arena already are named to the server as they are.
 """
@@ -43,8 +43,8 @@ REFUSED_PAUSE_S = 5.0
 """A server that had no more arenas is asked again after this pause."""
 
 PLENTIFUL_BYTES = 256 * 1024 * 1024
-"""Up to so many lent bytes, tensors of torch keep their slots; beyond it they are copies, so that
-calls have slots left."""
+"""Up to so many allocated bytes, tensors of torch keep their slots; beyond it they are copies, so
+that calls have slots left."""
 
 READ_BYTES = 64 * 1024
 
@@ -78,8 +78,8 @@ class Arena:
             self._lease.connect(str(folder / SOCKET))
             reply, descriptor = _create(self._lease, size_bytes, metadata)
             try:
-                # Raises if the file is smaller than the server says: a
-                # read beyond its end would be a SIGBUS.
+                # Raises if the file is smaller than the server says: a read beyond its end would be
+                # a SIGBUS.
                 mapped = mmap.mmap(descriptor, reply.size_bytes)
             finally:
                 os.close(descriptor)
@@ -96,13 +96,13 @@ class Arena:
 
     @property
     def is_free(self) -> bool:
-        """True if no slot is taken."""
+        """True if no slot is allocated."""
         return self._free == [(0, len(self.memory))]
 
-    def take(self, size_bytes: int) -> int | None:
-        """Takes a slot of this size; returns its offset, or None if none is free."""
-        # First fit: calls of one shape free and take the same
-        # slots, so little is lost between them.
+    def allocate(self, size_bytes: int) -> int | None:
+        """Allocates a slot of this size; returns its offset, or None if none is free."""
+        # First fit: calls of one shape free and allocate the same slots, so that little is lost
+        # between them.
         for place, (offset, free_bytes) in enumerate(self._free):
             if free_bytes >= size_bytes:
                 rest = (offset + size_bytes, free_bytes - size_bytes)
@@ -110,7 +110,7 @@ class Arena:
                 return offset
         return None
 
-    def give_back(self, offset: int, size_bytes: int) -> None:
+    def free(self, offset: int, size_bytes: int) -> None:
         """Frees a slot, and joins it with free regions beside it."""
         place = bisect(self._free, (offset, 0))
         first, last = place, place
@@ -136,13 +136,13 @@ class Arena:
         self._lease.close()
 
 
-class Lent(NamedTuple):
-    """Memory of a slot, which stays taken as long as there are references to it."""
+class Slot(NamedTuple):
+    """Memory for one tensor, which stays allocated as long as there are references to it."""
 
     memory: Bytes
     arena_id: bytes
     offset: int
-    """Offset of the slot in its arena."""
+    """Offset in the arena, in bytes."""
 
 
 class Pool:
@@ -161,20 +161,15 @@ class Pool:
         self._lock, self._growing = threading.Lock(), threading.Lock()
         self._arenas: list[Arena] = []
         self._returned: deque[tuple[Arena, int, int]] = deque()
-        """Slots that finalizers gave back, which may run at any moment and must not wait for a
+        """Slots to free, from finalizers, which may run at any moment and must not wait for a
         lock."""
-        self._lent_bytes = 0
+        self._allocated_bytes = 0
         self._refused_until_s = 0.0
         self._is_closed = False
         _POOLS.add(self)
 
-    def take(self, size_bytes: int, *, may_grow: bool = True) -> Bytes | None:
-        """Returns the memory of a slot; see `lend`."""
-        lent = self.lend(size_bytes, may_grow=may_grow)
-        return None if lent is None else lent.memory
-
-    def lend(self, size_bytes: int, *, may_grow: bool = True) -> Lent | None:
-        """Lends a slot of so many bytes; None if there is no room and no further arena.
+    def allocate(self, size_bytes: int, *, may_grow: bool = True) -> Slot | None:
+        """Returns a slot of so many bytes; None if there is no room and no further arena.
 
         Args:
             size_bytes: The size of the slot.
@@ -185,32 +180,32 @@ class Pool:
         slot = self._free_slot(slot_bytes, size_bytes)
         if slot is not None or not may_grow:
             return slot
-        with self._growing:  # not the other lock: who takes what is there must not wait meanwhile
+        with self._growing:  # not the other lock: whoever gets what is there must not wait for it
             # Once more: another thread may have grown the pool while this one waited.
             slot = self._free_slot(slot_bytes, size_bytes)
             return self._grown(slot_bytes, size_bytes) if slot is None else slot
 
-    def find(self, payload: memoryview | bytes) -> Lent | None:
-        """Returns the place of a tensor that is in an arena of this pool; else None."""
+    def find(self, payload: memoryview | bytes) -> Slot | None:
+        """Returns the slot of a tensor that is in an arena of this pool; else None."""
         memory = np.frombuffer(payload, np.uint8)
         address = address_of(memory)
-        # Without the lock: the list is only appended to or
-        # replaced, and this runs for every tensor.
+        # Without the lock: the list is only appended to or replaced, and this runs for every
+        # tensor.
         for arena in self._arenas:
             offset = arena.offset_of(address, len(payload))
             if offset is not None:
-                return Lent(memory, arena.id, offset)
+                return Slot(memory, arena.id, offset)
         return None
 
-    def part_with_child(self) -> None:
-        """Before a fork, gives up arenas with taken slots, which a child may hold, too."""
+    def forget_used_arenas(self) -> None:
+        """Before a fork, gives up arenas with allocated slots, which a child may hold, too."""
         with self._growing, self._lock:
-            # First, so that arenas whose slots were all given back are kept.
-            self._take_back()
+            # First, so that arenas all of whose slots are to be freed are kept.
+            self._free_returned()
             self._arenas = [arena for arena in self._arenas if arena.is_free]
 
     def close(self) -> None:
-        """Ends the leases of all arenas, and asks for no more; lent memory stays valid."""
+        """Ends the leases of all arenas, and asks for no more; allocated memory stays valid."""
         with self._lock:
             self._is_closed = True
             # Closed outside of the lock, as no other thread need wait for that.
@@ -218,26 +213,26 @@ class Pool:
         for arena in arenas:
             arena.end_lease()
 
-    def _take_back(self) -> None:
+    def _free_returned(self) -> None:
         while self._returned:
             arena, offset, returned_bytes = self._returned.popleft()
-            self._lent_bytes -= returned_bytes
-            arena.give_back(offset, returned_bytes)
+            self._allocated_bytes -= returned_bytes
+            arena.free(offset, returned_bytes)
 
-    def _free_slot(self, slot_bytes: int, size_bytes: int) -> Lent | None:
+    def _free_slot(self, slot_bytes: int, size_bytes: int) -> Slot | None:
         """Returns a slot in an existing arena; None if none has room."""
         with self._lock:
-            self._take_back()
+            self._free_returned()
             for arena in self._arenas:
-                offset = arena.take(slot_bytes)
+                offset = arena.allocate(slot_bytes)
                 if offset is not None:
-                    return self._lent(arena, offset, slot_bytes, size_bytes)
+                    return self._slot_at(arena, offset, slot_bytes, size_bytes)
         return None
 
     def _may_ask(self) -> bool:
         return not self._is_closed and time.monotonic() >= self._refused_until_s
 
-    def _grown(self, slot_bytes: int, size_bytes: int) -> Lent | None:
+    def _grown(self, slot_bytes: int, size_bytes: int) -> Slot | None:
         """Returns a slot in a new arena; None if the server gives none."""
         if not self._may_ask():
             return None
@@ -254,49 +249,49 @@ class Pool:
                 arena.end_lease()
                 return None
             self._arenas.append(arena)
-            return self._lent(arena, arena.take(slot_bytes) or 0, slot_bytes, size_bytes)
+            return self._slot_at(arena, arena.allocate(slot_bytes) or 0, slot_bytes, size_bytes)
 
-    def _lent(self, arena: Arena, offset: int, slot_bytes: int, size_bytes: int) -> Lent:
-        self._lent_bytes += slot_bytes
+    def _slot_at(self, arena: Arena, offset: int, slot_bytes: int, size_bytes: int) -> Slot:
+        self._allocated_bytes += slot_bytes
         memory = arena.memory[offset : offset + size_bytes]
         # Views of a view refer to what has the memory; over a memoryview the slot is what has it.
-        lent = np.frombuffer(memory.data, np.uint8)
-        loan = _Loan(lent, _end)
+        array = np.frombuffer(memory.data, np.uint8)
+        reference = _SlotReference(array, _return)
         # The slot keeps its arena alive, and so the memory, after the pool is gone.
-        loan.slot = arena, offset, slot_bytes
-        loan.returned = self._returned
-        loan.is_plentiful = self._lent_bytes <= PLENTIFUL_BYTES
-        loan.key = id(lent)
+        reference.slot = arena, offset, slot_bytes
+        reference.returned = self._returned
+        reference.is_plentiful = self._allocated_bytes <= PLENTIFUL_BYTES
+        reference.key = id(array)
         # A weak reference that dies before its object never calls back.
-        _LOANS[loan.key] = loan
-        return Lent(lent, arena.id, offset)
+        _REFERENCES[reference.key] = reference
+        return Slot(array, arena.id, offset)
 
 
-class _Loan(weakref.ref[Bytes]):
-    """A weak reference to the array of a slot, whose death gives the slot back."""
+class _SlotReference(weakref.ref[Bytes]):
+    """A weak reference to the array of a slot, which is freed when the array is deleted."""
 
     slot: tuple[Arena, int, int]
     returned: deque[tuple[Arena, int, int]]
-    """Queue to which the slot is given back."""
+    """Queue of slots to free, to which this one is added."""
     is_plentiful: bool
     key: int
 
 
-_LOANS: dict[int, _Loan] = {}
-"""All slots that are lent, by the identity of their arrays."""
+_REFERENCES: dict[int, _SlotReference] = {}
+"""All slots that are allocated, by the identity of their arrays."""
 
 
-def _end(loan: Any, loans: dict[int, _Loan] = _LOANS) -> None:
-    """Gives a slot back; called at any moment, also at the end of the interpreter."""
-    loans.pop(loan.key, None)
-    loan.returned.append(loan.slot)
+def _return(reference: Any, references: dict[int, _SlotReference] = _REFERENCES) -> None:
+    """Returns a slot to its pool; called at any moment, also at the end of the interpreter."""
+    references.pop(reference.key, None)
+    reference.returned.append(reference.slot)
 
 
 def may_be_kept(array: object) -> bool:
     """Returns whether an array is a slot's, and enough is free to keep it for long."""
-    loan = _LOANS.get(id(array))
+    reference = _REFERENCES.get(id(array))
     # An id may be that of a new object by now, so the array itself is compared.
-    return loan is not None and loan() is array and loan.is_plentiful
+    return reference is not None and reference() is array and reference.is_plentiful
 
 
 def address_of(array: NDArray[np.uint8]) -> int:
@@ -318,8 +313,8 @@ def _create(
             received, found, _, _ = socket.recv_fds(
                 lease, READ_BYTES, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
             )
-            # It may come with any part of the reply, and a peer may
-            # send more than one: all are closed.
+            # It may come with any part of the reply, and a peer may send more than one: all are
+            # closed.
             descriptors += found
             for _, response in frames.receive(received):
                 reply = CreateArenaReply.FromString(reply_of(response))
@@ -338,7 +333,7 @@ _POOLS: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 def _before_fork() -> None:
     for pool in list(_POOLS):
-        pool.part_with_child()
+        pool.forget_used_arenas()
 
 
 def _after_fork_in_child() -> None:

@@ -389,10 +389,10 @@ class Client(SteppingClient):
         if array.dtype.hasobject or not array.nbytes:
             return array
         local = completed(self._transports().find_local())
-        memory = None if local is None else local.pool.take(array.nbytes)
-        if memory is None:
+        slot = None if local is None else local.pool.allocate(array.nbytes)
+        if slot is None:
             return array
-        return np.ndarray(array.shape, array.dtype, buffer=memory.data)
+        return np.ndarray(array.shape, array.dtype, buffer=slot.memory.data)
 
     @takes_options(CallOptions)
     def upload(self, array: AnyArray, **options: Unpack[CallOptions]) -> ResidentTensor:

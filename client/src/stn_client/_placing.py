@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from stn_client._arenas import Bytes, Lent, Pool
+from stn_client._arenas import Bytes, Pool, Slot
 from stn_client._envelopes import Envelope, Payloads, tensors_of
 from stn_client._prepared_call import Call
 from stn_proto import join
@@ -71,19 +71,19 @@ def place(
         if max((*envelope.operands_bytes, *envelope.results_bytes), default=0) < MIN_PLACED_BYTES:
             return Placed(call.request)
         named = [None] * len(call.payloads)
-    # Slots that are lent here go back by themselves when the call cannot be placed after all.
-    operands: list[Lent | ResidentRef | None] = [
+    # Slots that are allocated here are freed by themselves if the call cannot be placed after all.
+    operands: list[Slot | ResidentRef | None] = [
         reference or _shared(payload, pool, may_grow=may_grow)
         for reference, payload in zip(named, call.payloads, strict=True)
     ]
     results = [
         None
         if pool is None or size_bytes < MIN_PLACED_BYTES
-        else pool.lend(size_bytes, may_grow=may_grow)
+        else pool.allocate(size_bytes, may_grow=may_grow)
         for size_bytes in envelope.results_bytes
     ]
     sent_bytes, received_bytes = (
-        sum(size for size, lent in zip(sizes, some, strict=True) if lent is None)
+        sum(size for size, slot in zip(sizes, some, strict=True) if slot is None)
         for sizes, some in (
             (envelope.operands_bytes, operands),
             (envelope.results_bytes, results),
@@ -93,15 +93,15 @@ def place(
     if pool is not None and max(sent_bytes, received_bytes) > MAX_FRAMED_BYTES:
         return None
     # Repeated calls have the same pattern of places, so that only ids and offsets change.
-    which = tuple(type(lent) for lent in (*operands, *results))
+    which = tuple(type(slot) for slot in (*operands, *results))
     form = envelope.placed.get(which)
     if form is None:
         form = envelope.placed[which] = _Form(envelope, which)
-    used = [lent for lent in (*operands, *results) if lent is not None]
+    used = [slot for slot in (*operands, *results) if slot is not None]
     # The server may write to a slot until it has answered, even after the caller has given up.
-    held = [lent for lent in used if isinstance(lent, Lent)]
-    sent = [payload for payload, lent in zip(call.payloads, operands, strict=True) if lent is None]
-    places = [None if lent is None else lent.memory for lent in results]
+    held = [slot for slot in used if isinstance(slot, Slot)]
+    sent = [payload for payload, slot in zip(call.payloads, operands, strict=True) if slot is None]
+    places = [None if slot is None else slot.memory for slot in results]
     return Placed(form.request(used, sent), places, held)
 
 
@@ -133,7 +133,7 @@ class _Form:
         inline = 0
         for tensor in tensors_of(message):
             payload = tensor.payload
-            if which[payload] is Lent:
+            if which[payload] is Slot:
                 tensor.arena.CopyFrom(anywhere(envelope.operands_bytes[payload]))
             elif which[payload] is ResidentRef:
                 ids.append(secrets.token_bytes(_ID_BYTES))
@@ -145,21 +145,21 @@ class _Form:
         for size_bytes, kind in zip(envelope.results_bytes, which[operands:], strict=True):
             # Without placements the server sends all results;
             # with some, each result needs an entry.
-            if Lent in which[operands:]:
-                message.placement.append(anywhere(size_bytes) if kind is Lent else ArenaRef())
+            if Slot in which[operands:]:
+                message.placement.append(anywhere(size_bytes) if kind is Slot else ArenaRef())
         self._serialized = message.SerializeToString()
         # Behind the id of an arena stand the tag of the offset, one byte, and the offset.
         self._spots = [self._serialized.index(arena_id) for arena_id in ids]
 
-    def request(self, lent: Sequence[Lent | ResidentRef], sent: Payloads) -> bytes:
+    def request(self, used: Sequence[Slot | ResidentRef], sent: Payloads) -> bytes:
         """Returns the serialized request of one call.
 
         Args:
-            lent: Places of its tensors, in the order of the form.
+            used: Slots and references of its tensors, in the order of the form.
             sent: Payloads of the tensors that have no place.
         """
         message = bytearray(self._serialized)
-        for spot, one in zip(self._spots, lent, strict=True):
+        for spot, one in zip(self._spots, used, strict=True):
             end = spot + _ID_BYTES
             if isinstance(one, ResidentRef):
                 message[spot:end] = one.handle
@@ -169,7 +169,7 @@ class _Form:
         return join(bytes(message), sent)
 
 
-def _shared(payload: memoryview | bytes, pool: Pool | None, *, may_grow: bool) -> Lent | None:
+def _shared(payload: memoryview | bytes, pool: Pool | None, *, may_grow: bool) -> Slot | None:
     """Returns the place of an operand in an arena; None if it is small, or there is no room."""
     if pool is None or len(payload) < MIN_PLACED_BYTES:
         return None
@@ -177,7 +177,7 @@ def _shared(payload: memoryview | bytes, pool: Pool | None, *, may_grow: bool) -
     there = pool.find(payload)
     if there is not None:
         return there
-    lent = pool.lend(len(payload), may_grow=may_grow)
-    if lent is not None:
-        lent.memory[:] = np.frombuffer(payload, np.uint8)
-    return lent
+    slot = pool.allocate(len(payload), may_grow=may_grow)
+    if slot is not None:
+        slot.memory[:] = np.frombuffer(payload, np.uint8)
+    return slot
