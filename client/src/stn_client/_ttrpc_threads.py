@@ -212,8 +212,8 @@ class Connection:
             if isinstance(error, OSError):
                 raise ConnectionLostError from error
             raise
-        # After the entry in `_waiting`: either `_lose` sees this waiter, or the waiter sees the
-        # loss.
+        # After the entry in `_waiting`: either `_lose` sees this
+        # waiter, or the waiter sees the loss.
         self._answer_if_lost(waiter)
 
     def _answer_if_lost(self, waiter: _Waiter) -> None:
