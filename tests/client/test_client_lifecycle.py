@@ -1,6 +1,8 @@
 """How connections and calls end: contexts, closing, cancellation, event loops."""
 
 import asyncio
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -100,3 +102,41 @@ def test_async_client_can_be_made_before_its_loop_runs():
                 return await client.warp(MAP, IDENTITY)
 
         np.testing.assert_array_equal(asyncio.run(scenario()), MAP + 1)
+
+
+@pytest.fixture
+def no_collector():
+    """Without the garbage collector only what nobody refers to is gone."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def gone_by_threads(target):
+    """Which of a client and the operands of its call are gone when nobody refers to them."""
+    feature_map = np.zeros((1, 1, 200, 200), np.float32)
+    client = Client(target, local=False)
+    client.warp(feature_map, IDENTITY)
+    references = [weakref.ref(client), weakref.ref(feature_map)]
+    del client, feature_map
+    return [reference() is None for reference in references]
+
+
+async def gone_by_tasks(target):
+    """The same of an `AsyncClient`."""
+    feature_map = np.zeros((1, 1, 200, 200), np.float32)
+    client = AsyncClient(target, local=False)
+    await client.warp(feature_map, IDENTITY)
+    await client.close()
+    references = [weakref.ref(client), weakref.ref(feature_map)]
+    del client, feature_map
+    return [reference() is None for reference in references]
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_what_nobody_refers_to_is_gone():
+    """At once: large operands would fill memory before the garbage collector comes."""
+    with ScriptedService(reply(WARPED), reply(WARPED)) as service:
+        assert gone_by_threads(service.target) == [True, True]
+        assert asyncio.run(gone_by_tasks(service.target)) == [True, True]

@@ -42,6 +42,9 @@ class Sender:
     def leave(self, waiter: Waiter) -> None:
         """Removes a call that has ended from the queue, however it ended."""
         waiter.progress.end()
+        # It may lie in the inbox that it refers to: a reference cycle, which would keep operands
+        # until the garbage collector runs.
+        waiter.woken = _ignored
         if not waiter.is_in_queue:  # it was answered
             return
         with self._lock:
@@ -128,7 +131,7 @@ class Sender:
         except ValueError as error:
             # gRPC raises ValueError on a channel that was closed meanwhile; then no call has failed
             # itself.
-            packet.fail(error, is_lost=not self.transports.is_open())
+            packet.fail(error, is_lost=not self.transports.is_open)
         except BaseException as error:
             packet.fail(error, is_lost=False)
             # An interrupt is of this thread alone: the others' calls go on, and this one ends.
@@ -136,3 +139,7 @@ class Sender:
                 raise
         finally:
             packet.wake()
+
+
+def _ignored(_waiter: Waiter) -> None:
+    """Wakes nobody: the call has left."""

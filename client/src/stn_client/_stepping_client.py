@@ -73,7 +73,6 @@ class SteppingClient(BaseClient):
             Discovery(self.target, is_wanted=self._is_local_wanted),
             self._access.metadata,
             self._name,
-            self._is_open,
             connect,
             to_thread,
         )

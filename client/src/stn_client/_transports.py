@@ -40,14 +40,13 @@ class Transports:
         discovery: Says when to look for the local transport.
         metadata: Returns what says who asks.
         client: Name of the client.
-        is_open: Whether the client has not been closed yet.
         connect: Connects to the sockets in a folder, and is given what returns the metadata.
         to_thread: `asyncio.to_thread`, for functions that block; None: steps may block.
 
     Attributes:
         local: The connection by the local transport; None: there is none now.
         channels: As given.
-        is_open: As given.
+        is_open: Whether they have not been closed yet.
     """
 
     def __init__(
@@ -57,13 +56,12 @@ class Transports:
         discovery: Discovery,
         metadata: Callable[[], Metadata],
         client: str,
-        is_open: Callable[[], bool],
         connect: Callable[[Path, Callable[[], Metadata]], Any],
         to_thread: Callable[..., Any] | None = None,
     ) -> None:
         self.local: Any = None
         self.channels = channels
-        self.is_open = is_open
+        self.is_open = True
         self._replicas = replicas
         self._discovery = discovery
         self._metadata = metadata
@@ -148,7 +146,7 @@ class Transports:
             The connection; None if there is none.
         """
         # `is_due` last: whoever is told so has to look, as nobody else is told for a while.
-        if self.local is None and self.is_open() and self._discovery.is_due():
+        if self.local is None and self.is_open and self._discovery.is_due():
             try:
                 metadata = self._metadata() if attempt is None else attempt["metadata"]
                 timeout_s = None if attempt is None else attempt["timeout"]
@@ -187,6 +185,8 @@ class Transports:
 
     def close(self) -> list[Any]:
         """Closes every connection; returns what `Channels.close` does."""
+        # First, so that whoever meets a closed channel knows why.
+        self.is_open = False
         local, self.local = self.local, None
         if local is not None:
             local.close()
