@@ -19,6 +19,7 @@ from stn_engine import (
     WarpSpec,
     generate_grid,
     generate_grid_gradients,
+    objective,
     warp,
     warp_gradients,
 )
@@ -291,6 +292,50 @@ def test_double_backward_is_that_of_torch(mode):
         penalties.append(torch.autograd.grad(sum(g.square().sum() for g in grads), operands))
     for ours, theirs in zip(*penalties, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
+def test_several_gradients_at_once_are_those_of_torch(needs):
+    """Batches of gradients (is_grads_batched, vectorize) go by torch's own loop over operators."""
+    problem = settled_warp(kind="affine", spec=WarpSpec(), size=(5, 6), output_size=(2, 3))
+    jacobians = []
+    for sample in (
+        lambda u, theta: warp(u, Affine(theta), (2, 3)),
+        lambda u, theta: torch.nn.functional.grid_sample(
+            u,
+            torch.nn.functional.affine_grid(theta, [*u.shape[:2], 2, 3], False),
+            align_corners=False,
+        ),
+    ):
+        operands = [
+            operand.clone().requires_grad_(need)
+            for operand, need in zip(problem.operands, needs, strict=True)
+        ]
+        output = sample(*operands)
+        units = torch.eye(output.numel(), dtype=output.dtype).view(-1, *output.shape)
+        wanted = [operand for operand in operands if operand.requires_grad]
+        jacobians.append(torch.autograd.grad(output, wanted, units, is_grads_batched=True))
+    for ours, theirs in zip(*jacobians, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_several_gradients_at_once_of_grids_and_objectives():
+    """What is recorded otherwise: the vectorized Jacobian is that of one gradient at a time."""
+    problem = settled_warp(kind="affine", spec=WarpSpec(), size=(5, 6), output_size=(5, 6))
+    u, theta = problem.operands
+
+    for function in (
+        lambda theta: generate_grid(Affine(theta), (2, 3)),
+        lambda theta: objective(u, u.flip(-1), Affine(theta)).value,
+        lambda theta: torch.autograd.grad(
+            warp(u, Affine(theta)).square().sum(), theta, create_graph=True
+        )[0],
+    ):
+        one_by_one, at_once = (
+            torch.autograd.functional.jacobian(function, theta, vectorize=vectorize)
+            for vectorize in (False, True)
+        )
+        torch.testing.assert_close(at_once, one_by_one, rtol=1e-10, atol=1e-10)
 
 
 def test_ordered_accumulation_equals_the_plain_one():

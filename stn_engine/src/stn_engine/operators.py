@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 
 from stn_engine import dispatch
@@ -48,6 +49,8 @@ from stn_engine.transforms import KINDS, ThinPlateSpline, Transform
 
 P = TypeVar("P", bound=Problem)
 R = TypeVar("R", bound=Tensor | Gradients | Objective)
+Packed = Tensor | list[Tensor] | tuple[Tensor, Tensor]
+"""What a torch operator returns."""
 Needs = Sequence[bool]
 """Whether the gradient of each operand of a problem is needed."""
 
@@ -110,6 +113,13 @@ class Operator(Generic[P, R]):
             return self._run_by_best(problem)
         return self._composed(problem) if self.adjoint is None else self._recorded(problem)
 
+    def of_gradient(self, problem: P, gradient: Tensor) -> R:
+        """Returns the result of a problem made just now in a backward pass, from its gradient."""
+        # One of several (is_grads_batched): torch's loop over them knows operators alone.
+        if is_legacy_batchedtensor(gradient):
+            return self._traced(problem)
+        return self.of_new(problem)
+
     def _differentiable(self, problem: P) -> R:
         operands = problem.operands
         # Kernels know neither tangents nor batches of vmap; the
@@ -152,17 +162,17 @@ class Operator(Generic[P, R]):
     def _traced(self, problem: P) -> R:
         return cast("R", _unpacked(problem, self.torch_operator(*self.arguments(problem))))
 
-    def _kernel(self, *arguments: Any) -> Tensor | list[Tensor]:
+    def _kernel(self, *arguments: Any) -> Packed:
         return _packed(self._run_unrecorded(self._problem(*arguments)))
 
     @unrecorded
     def _run_unrecorded(self, problem: P) -> R:
         return self._run_by_best(problem)
 
-    def _rule(self, *arguments: Any) -> Tensor | list[Tensor]:
+    def _rule(self, *arguments: Any) -> Packed:
         return _packed(self._differentiable(self._problem(*arguments)))
 
-    def _fake(self, *arguments: Any) -> Tensor | list[Tensor]:
+    def _fake(self, *arguments: Any) -> Packed:
         return _packed(self._empty(self._problem(*arguments)))
 
 
@@ -248,11 +258,22 @@ def _settled(argument: Any) -> Any:
     return argument
 
 
-def _packed(result: Tensor | Gradients | Objective) -> Tensor | list[Tensor]:
-    """Returns a result as a torch operator does: dense, and without what is not needed."""
+def _packed(result: Tensor | Gradients | Objective) -> Packed:
+    """Returns a result as a torch operator does: dense.
+
+    Of an objective the parts that are needed, of gradients both, one that is not needed empty:
+    torch loops over batches of gradients only for operators without lists of tensors.
+    """
     if isinstance(result, Tensor):
         return result.contiguous()
-    return [part.contiguous() for part in parts_of(result)]
+    parts = [part.contiguous() for part in parts_of(result)]
+    if isinstance(result, Objective):
+        return parts
+    of_map, of_transform = (
+        parts[0].new_empty(0) if part is None else part.contiguous()
+        for part in (result.feature_map, result.transform)
+    )
+    return of_map, of_transform
 
 
 def _unpacked(problem: Any, packed: Any) -> Any:
@@ -262,8 +283,8 @@ def _unpacked(problem: Any, packed: Any) -> Any:
     if isinstance(problem, ObjectiveProblem):
         value, count, *others = packed
         return Objective(value, count, **dict(zip(problem.needs, others, strict=True)))
-    gradients = dict(zip(problem.needs, packed, strict=True))
-    return Gradients(gradients.get("feature_map"), gradients.get("transform"))
+    named = zip(NEEDS, packed, strict=True)
+    return Gradients(*(part if name in problem.needs else None for name, part in named))
 
 
 def _transform_arguments(transform: Transform) -> tuple[str, list[float]]:
@@ -338,7 +359,8 @@ def _warp_adjoint(
     problem: WarpProblem, grad_output: Tensor, needs: Needs
 ) -> tuple[Tensor | None, ...]:
     names = [name for name, need in zip(NEEDS, needs, strict=True) if need]
-    gradients = warp_gradients.of_new(WarpGradientsProblem(problem, grad_output, names))
+    found = WarpGradientsProblem(problem, grad_output, names)
+    gradients = warp_gradients.of_gradient(found, grad_output)
     return gradients.feature_map, gradients.transform
 
 
@@ -393,7 +415,8 @@ def _empty_grid(problem: GridProblem) -> Tensor:
 
 
 def _grid_adjoint(problem: GridProblem, grad_grid: Tensor, _: Needs) -> tuple[Tensor | None, ...]:
-    return (generate_grid_gradients(GridGradientsProblem(problem, grad_grid)),)
+    found = GridGradientsProblem(problem, grad_grid)
+    return (generate_grid_gradients.of_gradient(found, grad_grid),)
 
 
 def _grid_gradients_arguments(problem: GridGradientsProblem) -> tuple[Any, ...]:
@@ -477,7 +500,7 @@ warp = Operator[WarpProblem, Tensor](
 
 warp_gradients = Operator[WarpGradientsProblem, Gradients](
     "warp_gradients(Tensor grad_output, Tensor feature_map, Tensor parameters,"
-    f" bool needs_feature_map, bool needs_transform, {TRANSFORM}, {SPEC}) -> Tensor[]",
+    f" bool needs_feature_map, bool needs_transform, {TRANSFORM}, {SPEC}) -> (Tensor, Tensor)",
     arguments=_warp_gradients_arguments,
     problem=_warp_gradients_problem,
     empty=_empty_warp_gradients,
