@@ -2,6 +2,7 @@
 
 import re
 import typing
+from fractions import Fraction
 from pathlib import Path
 
 import nibabel
@@ -132,6 +133,14 @@ INVALID = {
     "fill of numbers as text": (warp_with(fill="3"), "fill: expected numbers, got '3'."),
     "no fill": (warp_with(fill=None), "fill: expected numbers, got None."),
     "complex fill": (warp_with(fill=1j), "fill: expected numbers, got 1j."),
+    "fill beyond floats": (
+        warp_with(fill=[0, 10**400], padding="fill"),
+        "fill: expected a number that fits a float, got a larger one.",
+    ),
+    "fill of one thing that is no number": (
+        warp_with(fill=[0, None], padding="fill"),
+        "fill: expected numbers, got None.",
+    ),
     "an array as interpolation": (
         warp_with(interpolation=np.zeros(2)),
         "interpolation: expected one of nearest, bilinear, bicubic, got array([0., 0.]).",
@@ -545,6 +554,9 @@ def test_defaults_of_options_are_those_of_the_documentation():
         ([2**53 + 1, 0.5, -1e300], [2.0**53, 0.5, -1e300], [1, 0, 0]),
         ([1, 10**18 + 1], [1.0, 1e18], [0, 1]),
         (True, [1.0], []),
+        (2**64, [2.0**64], []),
+        ([-(2**63) - 1, 0.5, 2**70], [-(2.0**63), 0.5, 2.0**70], [-1, 0, 0]),
+        (Fraction(5, 2), [2.5], []),
     ],
     ids=str,
 )

@@ -407,6 +407,51 @@ REFUSED = {
 }
 
 
+def endless(*shape, dtype=np.float32):
+    """A view of one element that no memory could hold a copy of."""
+    return np.broadcast_to(dtype(1), shape)
+
+
+_MOST = "expected at most 2147483647 bytes, as no message holds more"
+
+REFUSED |= {
+    "a map beyond all memory": (
+        lambda: calls.warp(endless(1, 1, 2**31, 2**31, dtype=np.uint8), Affine(QUARTER), None, {}),
+        (
+            f"feature_map: {_MOST}, got {2**62}, shape (1, 1, {2**31}, {2**31}) of uint8. "
+            "Send it in parts."
+        ),
+    ),
+    "gradients beyond all memory": (
+        lambda: calls.warp_gradients(
+            endless(1, 1, 10**6, 10**6), U, Affine(QUARTER), ["transform"], {}
+        ),
+        (
+            f"grad_output: {_MOST}, got {4 * 10**12}, shape (1, 1, 1000000, 1000000) of float32. "
+            "Send it in parts."
+        ),
+    ),
+    "points beyond all memory": (
+        lambda: calls.warp(U, SamplingGrid(endless(1, 10**6, 10**6, 2)), None, {}),
+        (
+            f"grid: {_MOST}, got {8 * 10**12}, shape (1, 1000000, 1000000, 2) of float32. "
+            "Send it in parts."
+        ),
+    ),
+    "parameters that are cast beyond all memory": (
+        lambda: calls.warp(U, Affine(endless(10**12, 2, 3, dtype=np.int32)), None, {}),
+        (
+            f"theta: {_MOST}, got {24 * 10**12}, shape (1000000000000, 2, 3) of int32. "
+            "Send it in parts."
+        ),
+    ),
+    "parameters wider than the wire": (
+        lambda: calls.warp(U, Affine(QUARTER.astype(np.longdouble)), None, {}),
+        f"theta: expected float32 or float64, got {np.dtype(np.longdouble)}. Cast it.",
+    ),
+}
+
+
 @pytest.mark.parametrize(("build", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_is_refused_in_the_words_of_the_caller(build, message):
     """Before anything is sent."""

@@ -220,6 +220,10 @@ def test_tensors_of_another_client_are_sent(stn, server):
     [
         (np.zeros((2, 2), np.complex64), "array: expected one of float32.*got complex64"),
         (np.zeros((0, 2), np.float32), r"array: expected at least one element, got shape \(0, 2\)"),
+        (
+            np.broadcast_to(np.float32(1), (10**8, 10**8)),
+            "array: expected an array of which the client can keep a copy: Unable to allocate",
+        ),
     ],
     ids=["dtype", "empty"],
 )

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args
 import numpy as np
 
 from stn_client._arrays import Array, Operand, as_array, operand
+from stn_client._checks import as_float
 from stn_client._envelopes import Payloads
 from stn_client._errors import InvalidRequestError, invalid
 from stn_client._layouts import LAYOUTS, layout_of, with_batch
@@ -51,6 +52,10 @@ INTERPOLATED = *FLOATS, "uint8", "uint16", "int16"
 """Maps that any interpolation reads; others, of integers, are labels."""
 
 
+_MAX_COPIED_BYTES = 2**31 - 1
+"""The most bytes of any message of gRPC and protobuf, and so of what is copied into one."""
+
+
 def map_operand(field: str, value: object) -> Operand:
     """Returns a map as an operand; anything that NumPy takes for one opaque thing is refused."""
     given = operand(field, value)
@@ -71,6 +76,8 @@ def put(
     layout: tensor_pb2.Layout = tensor_pb2.LAYOUT_UNSPECIFIED,
 ) -> tensor_pb2.Tensor:
     """Adds the bytes of an array to the payloads; returns the message of the tensor."""
+    if not (array.flags.c_contiguous and array.dtype == array.dtype.newbyteorder("<")):
+        _check_copy(field, array)
     try:
         return put_tensor(array, payloads, layout=layout)
     except WireFormatError as error:
@@ -103,18 +110,30 @@ def put_transform(
     return message, given
 
 
+def _check_copy(field: str, array: Array) -> None:
+    """Checks that an array that has to be copied to be sent is no larger than messages are.
+
+    A view may be larger than any memory: `np.broadcast_to` has one element of its own.
+    """
+    if array.nbytes > _MAX_COPIED_BYTES:
+        expected = f"expected at most {_MAX_COPIED_BYTES} bytes, as no message holds more"
+        got = f"got {array.nbytes}, shape {array.shape} of {array.dtype}"
+        raise invalid(field, f"{expected}, {got}. Send it in parts.")
+
+
 def _real(field: str, array: Array) -> Array:
     """Returns parameters as float32 or float64; lists of Python numbers become float64.
 
     Those in half precision become float32, as torch's do under autocast.
     """
+    if array.dtype.kind == "f" and array.itemsize in {4, 8}:
+        return array
+    _check_copy(field, array)
     if array.dtype.kind in "iu":
         return array.astype(np.float64)
     if array.dtype.name in {"float16", "bfloat16"}:
         return array.astype(np.float32)
-    if array.dtype.kind != "f":
-        raise invalid(field, f"expected float32 or float64, got {array.dtype}. Cast it.")
-    return array
+    raise invalid(field, f"expected float32 or float64, got {array.dtype}. Cast it.")
 
 
 def no_transform(given: object) -> InvalidRequestError:
@@ -220,6 +239,9 @@ def size_of(size: Sequence[int]) -> Array:
 
 def _fill(fill: float | Sequence[float]) -> tuple[list[float], list[int]]:
     numbers = np.atleast_1d(as_array("fill", fill))
+    if numbers.dtype.kind == "O":  # as of integers beyond 64 bits, which saturate as others do
+        floats = [as_float("fill", one, "numbers") for one in numbers.flat]
+        numbers = np.reshape(floats, numbers.shape)
     if numbers.dtype.kind not in "iufb" and numbers.size:
         raise invalid("fill", f"expected numbers, got {fill!r}.")
     if numbers.ndim != 1:

@@ -50,8 +50,12 @@ def resident_of(value: Any, client: str) -> ResidentTensor:
         raise invalid("array", expected) from error
     if not array.size:
         raise invalid("array", f"expected at least one element, got shape {array.shape}.")
-    # Kept for a later upload, so the caller must not be able to change what calls will compute.
-    array = array.copy()
+    try:
+        # Kept for a later upload, so the caller must not be able to change what calls will compute.
+        array = array.copy()
+    except MemoryError as error:  # a view may be larger than any memory
+        expected = "expected an array of which the client can keep a copy"
+        raise invalid("array", f"{expected}: {error}.") from error
     array.flags.writeable = False
     return ResidentTensor(array, given.like, given.layout, held=Held(client, is_uploaded=True))
 

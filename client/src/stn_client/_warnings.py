@@ -129,7 +129,7 @@ def warn_of_zeros(
         return
     rank = 2 if kind in {Affine, Homography} else 1
     with_batch = kind(parameters.reshape(-1, *parameters.shape[-rank:]))
-    limits = _limits(len(offsets), options, shape, layout)
+    limits = _limits(_size(len(offsets), shape, layout), options)
     with suppress(InvalidRequestError):  # what is no matrix, the server refuses in its words
         matrices = matrices_of("transform", with_batch)
         if limits is not None and _read_nothing(matrices, limits):
@@ -154,7 +154,8 @@ def _warn_of_points(
     middle = (0,) * (parameters.ndim - 1 - dims) + tuple(n // 2 for n in target)
     if not any(abs(one) > 1 for one in parameters[middle].tolist()) or not _are_judged(options):
         return
-    limits = _limits(dims, options, shape, layout)
+    size = _size(dims, shape, layout)
+    limits = _limits(size, options)
     if limits is None:
         return
     steps = [slice(None, None, max(1, n // _LOOKED_AT)) for n in parameters.shape[:-1]]
@@ -166,10 +167,8 @@ def _warn_of_points(
         at = [np.arange(n)[step] for n, step in zip(target, steps[-dims:], strict=True)]
         lattice = np.stack(np.meshgrid(*at, indexing="ij")[::-1], axis=-1)
         points, pixels = points + lattice * scale + offset, pixels + lattice
-    first = LAYOUTS[layout].first
-    ends = np.array(shape[first : first + dims][::-1])
     # A small map that is pasted far away reads as little, but its points would be no pixels of it.
-    are_pixels = ((pixels > -1) & (pixels < ends)).all(-1).mean() >= _HALF
+    are_pixels = ((pixels > -1) & (pixels < size[::-1])).all(-1).mean() >= _HALF
     if are_pixels and (np.abs(points) <= limits).all(-1).mean() <= _FEW:
         warn(
             f"{fields(transform)[0].name}: expected points between -1 and 1, got hardly one "
@@ -184,22 +183,25 @@ def _are_judged(options: WarpOptions) -> bool:
     return "coordinates" not in options and options.get("padding", "zeros") == "zeros"
 
 
-def _limits(
-    dims: int, options: WarpOptions, shape: Sequence[int], layout: str
-) -> NDArray[np.float64] | None:
+def _size(dims: int, shape: Sequence[int], layout: str) -> Sequence[int]:
+    """Returns the size of a map, ([D,] H, W); nothing if it has other axes."""
+    first = LAYOUTS[layout].first
+    size = shape[first : first + dims]
+    return size if len(size) == dims else ()
+
+
+def _limits(size: Sequence[int], options: WarpOptions) -> NDArray[np.float64] | None:
     """Returns from where on points read nothing but zeros, for x, y[, z], normalized.
 
-    None: by these numbers nobody can tell, as the map has other axes, or as -1 and 1 are the same
+    None: by these numbers nobody can tell, as the map has no such size, or as -1 and 1 are the same
     pixel, so that every point reads it.
     """
-    first = LAYOUTS[layout].first
-    sizes = shape[first : first + dims]
-    scale, offset = from_pixels(sizes, unit_of(options))
-    if len(sizes) != dims or not all(scale):
+    scale, offset = from_pixels(size, unit_of(options))
+    if not size or not all(scale):
         return None
     # Bicubic, which reaches furthest, reads 0 from two pixels outside of the last ones on.
-    axes = zip(scale, offset, sizes[::-1], strict=True)
-    return np.array([float(a * (size + 1) + b) for a, b, size in axes])
+    axes = zip(scale, offset, size[::-1], strict=True)
+    return np.array([float(a * (length + 1) + b) for a, b, length in axes])
 
 
 def _read_nothing(matrices: NDArray[np.float64], limits: NDArray[np.float64]) -> bool:
