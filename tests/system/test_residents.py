@@ -225,7 +225,7 @@ def test_tensors_of_another_client_are_sent(stn, server):
             "array: expected an array of which the client can keep a copy: Unable to allocate",
         ),
     ],
-    ids=["dtype", "empty"],
+    ids=["dtype", "empty", "endless"],
 )
 def test_what_cannot_stay_is_refused(stn, array, text):
     """By the name of the argument."""
