@@ -431,6 +431,10 @@ INVALID = {
         lambda: calls.generate_grid(Affine(THETA), 7, {}),
         "output_size: expected integers ([D',] H', W'), got 7.",
     ),
+    "size of nothing": (
+        lambda: calls.warp(MAP, Affine(THETA), (0, -3), {}),
+        "output_size: expected sizes of at least 1, got (0, -3).",
+    ),
     "transform": (
         lambda: calls.warp(MAP, THETA, None, {}),
         (

@@ -254,6 +254,16 @@ def test_client_pullback_takes_gradients_of_its_output_alone(blocking):
     assert len(service.received) == 1
 
 
+def test_client_pullback_of_a_map_beyond_all_memory_is_refused(blocking):
+    """It would be copied for both calls; so it is refused before."""
+    with ScriptedService() as service:
+        client = blocking.connect(service.target)
+        endless = np.broadcast_to(np.float32(1), (1, 1, 10**6, 10**6))
+        with pytest.raises(InvalidRequestError, match=r"^feature_map: expected at most 2147483647"):
+            blocking.wait(client.vjp(endless, IDENTITY))
+    assert service.received == []
+
+
 def test_client_takes_replies_and_requests_above_the_limit_of_grpc(blocking):
     """Messages of more than gRPC's 4 MiB come through: the server decides about sizes."""
     large = np.zeros((1, 1, 1024, 1100), np.float32)

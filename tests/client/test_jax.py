@@ -167,6 +167,26 @@ REFUSED = {
         lambda stn: warp(stn, U, Affine(np.eye(2, 3))),
         r"theta: expected a batch axis, got shape \(2, 3\)",
     ),
+    "theta of another kind": (
+        lambda stn: warp(stn, U, Affine(jnp.eye(2, 3, dtype=jnp.complex64)[None])),
+        r"theta: expected float32 or float64, got complex64\. Cast it\.$",
+    ),
+    "map without a batch axis": (
+        lambda stn: jax.jit(lambda u: warp(stn, u, Affine(np.eye(2, 3)[None])))(U[0]),
+        r"feature_map: expected \(N, C, \[D,\] H, W\), got shape .* say the layout",
+    ),
+    "map of a dtype that the wire has not": (
+        lambda stn: warp(stn, U + 1j, Affine(np.eye(2, 3)[None])),
+        r"feature_map: expected one of float32, .*, got complex64\. Cast it\.$",
+    ),
+    "labels that would be interpolated": (
+        lambda stn: warp(stn, U > 0, Affine(np.eye(2, 3)[None])),
+        r"feature_map: expected one of float32, .* pass interpolation=\"nearest\"\.$",
+    ),
+    "no rows": (
+        lambda stn: warp(stn, U, Affine(np.eye(2, 3)[None]), (-1, 3)),
+        r"output_size: expected sizes of at least 1, got \(-1, 3\)\.$",
+    ),
     "spline": (
         lambda stn: warp(stn, U, ThinPlateSpline(THETA, control_points=3)),
         "control_points: expected points",

@@ -528,6 +528,8 @@ IMAGE = torch.rand(1, 1, 4, 4)
         ("transform", (IMAGE, Affine([[1], [1, 2]])), {}),
         ("output_size", (IMAGE, IDENTITY, 3), {}),
         ("output_size", (IMAGE, IDENTITY, (3.5, 3)), {}),
+        ("output_size", (IMAGE, IDENTITY, (-1, 3)), {}),
+        ("feature_map", (torch.ones(1).expand(1, 1, 10**6, 10**6), IDENTITY), {}),
         ("padding", (IMAGE, IDENTITY), {"padding": 3}),
         ("padding", (IMAGE, IDENTITY), {"padding": "mirror"}),
         ("align_corners", (IMAGE, IDENTITY), {"align_corners": "no"}),
@@ -542,6 +544,13 @@ def test_torch_arguments_that_break_a_rule_are_named(client, name, arguments, op
     with pytest.raises(InvalidRequestError, match=rf"^{name}: expected ") as caught:
         warp(client, *arguments, **options)
     assert caught.value.violations
+
+
+def test_a_size_of_nothing_is_refused_before_it_is_compiled(client):
+    """By its name; torch would say that it cannot make such a tensor."""
+    compiled = torch.compile(lambda u: warp(client, u, IDENTITY, (0, 3)), backend="eager")
+    with pytest.raises(InvalidRequestError, match=r"^output_size: .* at least 1, got \(0, 3\)\.$"):
+        compiled(IMAGE)
 
 
 @pytest.mark.parametrize("name", ["loss", "domain", "delta"])

@@ -159,6 +159,10 @@ def test_a_constant_image_cannot_be_aligned():
             {"moving": IMAGE * np.float32(np.nan)},
             "^moving: expected finite numbers, got some that are not",
         ),
+        (
+            {"moving": np.broadcast_to(np.float32(1), (1, 1, 10**6, 10**6))},
+            "^moving: expected at most 2147483647 bytes, as no message holds more, got 4000000000",
+        ),
         ({"moving": 1j * IMAGE}, "^moving: expected real numbers, got complex64"),
         (
             {"weights": np.ones((3, 64))},

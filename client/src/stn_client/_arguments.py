@@ -20,7 +20,7 @@ from stn_client._transforms import Transform
 from stn_client._warnings import warn_of_channels_last, warn_of_fill
 from stn_client._words import meant, words_of
 from stn_proto import WireFormatError, put_tensor, split_fill
-from stn_proto.codec import DTYPES
+from stn_proto.codec import DTYPES, data_type
 from stn_proto.v1 import objective_pb2, tensor_pb2, warp_pb2
 
 T = TypeVar("T")
@@ -76,8 +76,7 @@ def put(
     layout: tensor_pb2.Layout = tensor_pb2.LAYOUT_UNSPECIFIED,
 ) -> tensor_pb2.Tensor:
     """Adds the bytes of an array to the payloads; returns the message of the tensor."""
-    if not (array.flags.c_contiguous and array.dtype == array.dtype.newbyteorder("<")):
-        _check_copy(field, array)
+    check_copy(field, array)
     try:
         return put_tensor(array, payloads, layout=layout)
     except WireFormatError as error:
@@ -110,12 +109,12 @@ def put_transform(
     return message, given
 
 
-def _check_copy(field: str, array: Array) -> None:
-    """Checks that an array that has to be copied to be sent is no larger than messages are.
+def check_copy(field: str, array: Array) -> None:
+    """Checks that an array is no larger than messages are, unless it can be sent as it is.
 
     A view may be larger than any memory: `np.broadcast_to` has one element of its own.
     """
-    if array.nbytes > _MAX_COPIED_BYTES:
+    if array.nbytes > _MAX_COPIED_BYTES and not array.flags.c_contiguous:
         expected = f"expected at most {_MAX_COPIED_BYTES} bytes, as no message holds more"
         got = f"got {array.nbytes}, shape {array.shape} of {array.dtype}"
         raise invalid(field, f"{expected}, {got}. Send it in parts.")
@@ -128,7 +127,7 @@ def _real(field: str, array: Array) -> Array:
     """
     if array.dtype.kind == "f" and array.itemsize in {4, 8}:
         return array
-    _check_copy(field, array)
+    check_copy(field, array)
     if array.dtype.kind in "iu":
         return array.astype(np.float64)
     if array.dtype.name in {"float16", "bfloat16"}:
@@ -143,6 +142,14 @@ def no_transform(given: object) -> InvalidRequestError:
     if hasattr(given, "__array__") or isinstance(given, list):
         hint = " Say what the numbers are, such as Affine(matrix)."
     return invalid("transform", f"expected {expected}, got {type(given).__name__}.{hint}")
+
+
+def check_dtype(field: str, dtype: np.dtype[Any]) -> None:
+    """Checks that the wire carries a dtype."""
+    try:
+        data_type(dtype)
+    except WireFormatError as error:
+        raise invalid(field, f"expected {error.expected}, got {error.actual}. Cast it.") from error
 
 
 def check_labels(dtype: np.dtype[Any], interpolation: object) -> None:
@@ -228,10 +235,12 @@ def _flag(option: str, value: object) -> bool:
 
 
 def size_of(size: Sequence[int]) -> Array:
-    """Returns an output size as integers that the wire holds; the server says which it takes."""
+    """Returns an output size as integers that the wire holds; the server says what is too large."""
     sizes = as_array("output_size", size)
     if sizes.ndim != 1 or sizes.dtype.kind not in "iu":
         raise invalid("output_size", f"expected integers ([D',] H', W'), got {size!r}.")
+    if sizes.min(initial=1) < 1:
+        raise invalid("output_size", f"expected sizes of at least 1, got {size!r}.")
     if sizes.max(initial=0) >= 2**63:
         raise invalid("output_size", f"expected sizes below 2**63, got {size!r}.")
     return sizes

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from stn_client._arguments import check_copy
 from stn_client._arrays import AnyArray, Array, operand
 from stn_client._channels import Channels
 from stn_client._connection import BaseClient, Progress
@@ -227,6 +228,7 @@ class SteppingClient(BaseClient):
         # Without shared memory the server keeps the map from the warp on, until its gradients.
         if (yield from self._transports().find_local()) is None:
             return kept(given, self._name)
+        check_copy("feature_map", given.array)
         # One copy to memory that the server sees serves the warp and its gradients.
         copied = yield self.empty(given.array.shape, given.array.dtype)
         copied[...] = given.array

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from stn_client._arguments import check_dtype
 from stn_client._arrays import Array, Operand, operand
 from stn_client._calls import plain_call
 from stn_client._envelopes import Payloads, Places, Replies, mismatch
 from stn_client._errors import invalid
 from stn_client._prepared_call import Call, CallSettings
 from stn_client._residents import Held, ResidentTensor
-from stn_proto import WireFormatError, put_tensor
+from stn_proto import put_tensor
 from stn_proto.codec import data_type
 from stn_proto.v1 import resident_pb2
 from stn_proto.v1.tensor_pb2 import ResidentRef
@@ -43,11 +44,7 @@ def resident_of(value: Any, client: str) -> ResidentTensor:
     """
     given = operand("array", value)
     array = given.array
-    try:
-        data_type(array.dtype)
-    except WireFormatError as error:
-        expected = f"expected {error.expected}, got {error.actual}. Cast it."
-        raise invalid("array", expected) from error
+    check_dtype("array", array.dtype)
     if not array.size:
         raise invalid("array", f"expected at least one element, got shape {array.shape}.")
     try:

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stn_client._aio import AsyncClient
-from stn_client._arguments import check_options
+from stn_client._arguments import FLOATS, check_dtype, check_labels, check_options
 from stn_client._client import Client
 from stn_client._errors import invalid
-from stn_client._layouts import layout_of, output_shape
+from stn_client._layouts import layout_of, output_shape, with_batch
 from stn_client._options import WarpOptions, takes_options
 from stn_client._parameters import PARAMETER_SHAPES, parameters_with_batch
 from stn_client._transforms import Flow, SamplingGrid, ThinPlateSpline, Transform
@@ -69,10 +69,18 @@ def warp(
     maps = _array("feature_map", feature_map)
     may_be_number = PARAMETER_SHAPES[type(transform)].is_number
     parameters = _array(name, transform.parameters, may_be_number=may_be_number)
-    if parameters.dtype not in {jnp.dtype(jnp.float32), jnp.dtype(jnp.float64)}:
+    if parameters.dtype.name not in {"float32", "float64"}:
+        if parameters.dtype.kind not in "iu" and parameters.dtype.name not in FLOATS:
+            raise invalid(name, f"expected float32 or float64, got {parameters.dtype}. Cast it.")
         parameters = parameters.astype(jnp.float32)
+    # Only the shapes matter here; what the callback raises would be an error of JAX.
     shape_of: Any = parameters
-    parameters_with_batch(transform, name, shape_of, layout_of(options.get("layout"), None))
+    layout = layout_of(options.get("layout"), None)
+    parameters_with_batch(transform, name, shape_of, layout)
+    shape_of = maps
+    with_batch("feature_map", shape_of, layout)
+    check_dtype("feature_map", maps.dtype)
+    check_labels(maps.dtype, options.get("interpolation", "bilinear"))
     size = None if output_size is None else tuple(int(one) for one in output_size)
     blank: Any = {name: None}
     remote = _Remote(client, replace(transform, **blank), name, size, options)

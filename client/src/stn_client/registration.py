@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from stn_client._arguments import check_copy
 from stn_client._arrays import AnyArray, as_array, operand
 from stn_client._checks import check_count
 from stn_client._client import Client
@@ -543,6 +544,7 @@ def _numbers(name: str, array: Array) -> Array:
     """Returns an array as float32 or, where that could lose digits, float64."""
     if array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
         raise invalid(name, f"expected real numbers, got {array.dtype}. Cast it.")
+    check_copy(name, array)
     return array.astype(np.float32 if array.itemsize < 4 or array.dtype == "f4" else np.float64)
 
 

@@ -284,10 +284,14 @@ def _check_tensor(argument: str, value: object, expected: str) -> None:
 
 def _size(output_size: Sequence[int]) -> list[Any]:
     try:
-        return [_extent(size) for size in output_size]
+        sizes = [_extent(size) for size in output_size]
     except TypeError as error:
         expected = "expected integers ([D',] H', W')"
         raise invalid("output_size", f"{expected}, got {output_size!r}.") from error
+    # Before tracers make a tensor of this size; of a symbol they know nothing yet.
+    if any(type(size) is int and size < 1 for size in sizes):
+        raise invalid("output_size", f"expected sizes of at least 1, got {output_size!r}.")
+    return sizes
 
 
 def _extent(size: Any) -> Any:
