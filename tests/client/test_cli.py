@@ -356,6 +356,11 @@ TRANSFORMS = {
         {"translation": {"parameters": [3, 2]}},
         lambda pixels: np.pad(pixels[2:, 3:], ((0, 2), (0, 3), (0, 0))),
     ),
+    "with a batch axis": (
+        {"affine": {"theta": [[[0, -1, 39], [1, 0, 0]]]}, "align_corners": False},
+        np.rot90,
+    ),
+    "an angle alone": ({"rotation": {"parameters": 0}}, lambda pixels: pixels),
 }
 
 
@@ -367,6 +372,15 @@ def test_cli_warp_takes_any_transform_of_a_file(local_server, tmp_path, given, e
     size = ["--size", right.shape[1], right.shape[0]]
     result = warped(local_server, tmp_path, "--transform", tmp_path / "t.json", *size)
     np.testing.assert_array_equal(result, right)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_cli_warp_takes_json_as_editors_write_it(local_server, tmp_path, encoding):
+    """Those of Windows begin with a mark, and shells there write UTF-16 and end lines their way."""
+    text = '{"affine":\r\n {"theta": [[0, -1, 39], [1, 0, 0]]}}\r\n'
+    (tmp_path / "t.json").write_bytes(text.encode(encoding))
+    flags = ["--transform", tmp_path / "t.json", "--size", "30", "40"]
+    np.testing.assert_array_equal(warped(local_server, tmp_path, *flags), np.rot90(PIXELS))
 
 
 @pytest.mark.parametrize("kind", ["matrix", "homography", "grid"])
@@ -438,6 +452,26 @@ BAD_FILES = {
     "more.json": (
         '{"rotation": {"parameters": [1], "angle": 3}}',
         "more.json: expected fields parameters, got parameters, angle",
+    ),
+    "several.json": (
+        json.dumps({"affine": {"theta": [[[1, 0, 0], [0, 1, 0]]] * 2}}),
+        r"several.json: theta: expected .* of one image, N = 1 or left out, got \(2, 2, 3\)\.",
+    ),
+    "flat.json": (
+        '{"affine": {"theta": [1, 0, 0, 0, 1, 0]}}',
+        r"flat.json: theta: expected .*, got \(6,\)\. Reshape it: theta\.reshape\(-1, 2, 3\)\.",
+    ),
+    "unit.json": (
+        '{"affine": {"theta": [[1, 0, 0], [0, 1, 0]]}, "coordinates": "px"}',
+        "unit.json: coordinates: expected one of normalized, pixel, got 'px'",
+    ),
+    "flag.json": (
+        '{"affine": {"theta": [[1, 0, 0], [0, 1, 0]]}, "align_corners": 1}',
+        "flag.json: align_corners: expected True or False, got 1",
+    ),
+    "spline.json": (
+        '{"thin_plate_spline": {"points": [[0, 0]], "control_points": 3}}',
+        "spline.json: control_points: expected points",
     ),
     "list.json": ("[[1, 0, 0], [0, 1, 0]]", r'list.json: expected \{"affine": .*\}, got a list'),
     "bare.json": (

@@ -200,6 +200,13 @@ def test_a_file_says_what_is_wrong_with_it(toml, message, file):
         load([f"--config={file(toml)}"], {})
 
 
+def test_a_file_may_begin_with_a_mark_of_its_encoding(tmp_path):
+    """As editors of Windows write it, with their ends of lines."""
+    path = tmp_path / "server.toml"
+    path.write_bytes(b'\xef\xbb\xbf[log]\r\nlevel = "debug"\r\n')
+    assert load([f"--config={path}"], {}).log.level == "debug"
+
+
 @pytest.mark.parametrize("path", ["missing.toml", "."])
 def test_an_unreadable_file_is_an_error(path, tmp_path):
     """It was asked for; going on without it would be a surprise."""

@@ -18,7 +18,7 @@ DIGEST = hashlib.sha256(b"secret").hexdigest()
 def read(tmp_path):
     def write_and_read(text):
         path = tmp_path / "tokens.toml"
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         return read_tokens(str(path))
 
     return write_and_read
@@ -42,6 +42,11 @@ def test_a_token_is_found_by_its_text(read):
     assert [tokens.find(text).name for text in ("secret", "other")] == ["alice", "bob"]
     for text in ("", "secret ", "Secret", "alice", DIGEST, "s\N{LATIN SMALL LETTER E WITH ACUTE}"):
         assert tokens.find(text) is None
+
+
+def test_a_file_may_begin_with_a_mark_of_its_encoding(read):
+    """As editors of Windows write it."""
+    assert read("\N{ZERO WIDTH NO-BREAK SPACE}" + entry("alice", "secret")).find("secret")
 
 
 def test_what_is_left_out_is_not_limited(read):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -457,13 +458,17 @@ def test_probes_and_tools_have_an_address_of_their_own(fortress):
         services_of(channel, [("authorization", f"Bearer {GOOD}")])
 
 
-def test_the_command_takes_certificates_and_tokens_from_files(fortress, capsys):
+def test_the_command_takes_certificates_and_tokens_from_files(fortress, tmp_path, capsys):
     """With them it is answered; without, it says what is missing."""
     certificate, key = fortress.files
     flags = [f"--tls-ca={fortress.authority.ca}", f"--tls-certificate={certificate}"]
     command = [f"--target={fortress.target}", *flags, f"--tls-key={key}"]
     assert main([*command, f"--token-file={fortress.token}", "info"]) == 0
     assert "ready: true" in capsys.readouterr().out
+    marked = tmp_path / "token"  # as editors of Windows write it
+    marked.write_text(Path(fortress.token).read_text() + "\r\n", encoding="utf-8-sig")
+    assert main([*command, f"--token-file={marked}", "info"]) == 0
+    capsys.readouterr()
     assert main([*command, "info"]) == 1
     refused = capsys.readouterr().err
     assert "expected a bearer token of this server, got none. Pass token=..., or stn --" in refused

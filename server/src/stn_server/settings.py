@@ -200,7 +200,7 @@ def _from_defaults(text: str, known: Mapping[str, Setting]) -> dict[str, Any]:
 
 def _from_file(path: Path, known: Mapping[str, Setting]) -> dict[str, Any]:
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"config: expected a readable file, got {error}.") from error
     except ValueError as error:

@@ -76,7 +76,7 @@ def read_tokens(path: str) -> Tokens:
             that was left unhashed by mistake.
     """
     try:
-        entries = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        entries = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"auth.tokens: expected a readable file, got {error}.") from error
     except ValueError as error:

@@ -7,7 +7,7 @@ import json
 import tokenize
 import warnings
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any, cast
@@ -15,8 +15,10 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from stn_client._arguments import KINDS
+from stn_client._arguments import KINDS, grid_fields
+from stn_client._errors import InvalidRequestError
 from stn_client._options import GridOptions
+from stn_client._parameters import PARAMETER_SHAPES, parameters_with_batch
 from stn_client._transforms import Affine, Homography, SamplingGrid, ThinPlateSpline
 from stn_client.geometry import TransformArguments, rotation_about
 
@@ -98,7 +100,7 @@ def read_transform(path: str) -> TransformArguments[Any]:
 
 def _json(path: str) -> Any:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_bytes())  # in any encoding of Unicode, as editors write
     except RecursionError:
         raise ValueError("expected JSON, got lists within lists without end") from None
     except ValueError as error:  # of bytes that are no text, too
@@ -117,7 +119,7 @@ def _of_numpy(path: str) -> dict[str, Any]:
     if kind is None:
         expected = "expected a matrix of 2 x 3 or 3 x 3, or a grid (H', W', 2)"
         raise ValueError(f"{expected}, got shape {array.shape}")
-    return {"transform": kind(_numbers(array))}
+    return {"transform": kind(_numbers(array)[None])}
 
 
 def _of_json(given: Any) -> dict[str, Any]:
@@ -128,6 +130,7 @@ def _of_json(given: Any) -> dict[str, Any]:
     if len(names) != 1 or not set(others) <= set(GridOptions.__annotations__):
         expected = f"one of {', '.join(_KINDS)}, beside coordinates and align_corners"
         raise ValueError(f"expected {expected}, got {', '.join(given) or 'nothing'}")
+    grid_fields(cast("GridOptions", others))  # which refuses what cannot be
     return {"transform": _made(_KINDS[names[0]], given[names[0]]), **others}
 
 
@@ -146,11 +149,30 @@ def _made(kind: Any, given: Any) -> Any:
     needed = [name for name, one in known.items() if one.default is one.empty]
     if not set(needed) <= set(given) <= set(known):
         raise TypeError(f"expected fields {', '.join(known)}, got {', '.join(given) or 'nothing'}")
-    return kind(**{**given, first: _numbers(given[first])})
+    numbers = _numbers(given[first])
+    made = kind(**{**given, first: numbers})
+    if isinstance(made, ThinPlateSpline):
+        _ = made.settings  # which refuses what cannot be
+    return replace(made, **{first: _of_one_image(made, first, numbers)})
+
+
+def _of_one_image(transform: Any, name: str, numbers: NDArray[Any]) -> NDArray[Any]:
+    """Returns parameters with a batch axis, with or without which a file may have them.
+
+    Raises:
+        ValueError: They are those of several images, or of another kind.
+    """
+    own, shape = PARAMETER_SHAPES[type(transform)], numbers.shape
+    try:
+        return parameters_with_batch(transform, name, numbers, "HWC")
+    except InvalidRequestError:
+        expected = f"expected {own.of_batch} of one image, N = 1 or left out"
+        advice = own.advice(name, shape)
+        raise ValueError(f"{name}: {expected}, got {shape}. {advice}".rstrip()) from None
 
 
 def _numbers(value: Any) -> NDArray[np.float64]:
-    """Returns the parameters of one image, with a batch axis.
+    """Returns the parameters of a file.
 
     Raises:
         ValueError: They are not finite numbers.
@@ -160,7 +182,7 @@ def _numbers(value: Any) -> NDArray[np.float64]:
         raise ValueError(f"expected numbers, got {array.dtype}")
     if not np.isfinite(array).all():
         raise ValueError("expected finite numbers, got others")
-    return array[None].astype(np.float64)
+    return array.astype(np.float64)
 
 
 def _centre(size: tuple[int, int]) -> NDArray[np.float64]:

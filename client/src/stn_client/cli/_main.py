@@ -97,7 +97,8 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 def _token(path: Path | None) -> str | None:
     """Reads a token from a file, as arguments can be seen in the list of processes."""
     try:
-        return None if path is None else path.read_text(encoding="utf-8").strip()
+        # Editors of Windows begin a file with a mark of its encoding, which is no part of it.
+        return None if path is None else path.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"token-file: expected a readable text file, got {error}.") from error
 
