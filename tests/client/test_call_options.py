@@ -177,6 +177,17 @@ INVALID = {
         {"metadata": {"x-request-id": "a"}},
         "metadata: expected other names, got 'x-request-id'. Use request_id.",
     ),
+    "a header of HTTP": (
+        {"metadata": {"connection": "close"}},
+        (
+            "metadata: expected other names, got 'connection'. It is one of HTTP, which gRPC sends "
+            "itself or does not allow."
+        ),
+    ),
+    "more than servers take": (
+        {"metadata": {"b" * 8: "x" * 6104, "a": ""}},
+        "metadata: expected at most 6144 bytes, 32 for each entry among them, got 6177.",
+    ),
     "an id with a space": (
         {"request_id": "a b"},
         'request_id: expected up to 64 letters, digits, "_", "." and "-", got \'a b\'.',

@@ -46,6 +46,13 @@ def test_errors_every_status_has_a_class(code):
     assert (str(error), error.code, error.request_id) == ("text", code, "id-1")
 
 
+def test_errors_of_few_words_say_what_there_is():
+    """Such as gRPC's of metadata that are too many, which has no text."""
+    error = error_from_status(StatusCode.RESOURCE_EXHAUSTED, "", (), "id-1")
+    said = "server: expected a result, or a reason why not, got RESOURCE_EXHAUSTED alone."
+    assert (type(error), str(error)) == (InvalidRequestError, said)
+
+
 def test_errors_success_has_no_class():
     """The table has a row for every status but OK."""
     assert set(CLASSES) == set(StatusCode) - {StatusCode.OK}

@@ -29,8 +29,21 @@ _TAKEN = {
     "authorization": "Give the client a token.",
     "x-request-id": "Use request_id.",
     MESSAGE_BYTES: "The SDK sends it itself.",
+    **dict.fromkeys(
+        (
+            *("connection", "content-length", "content-type", "host", "keep-alive"),
+            *("proxy-connection", "te", "transfer-encoding", "upgrade", "user-agent"),
+        ),
+        "It is one of HTTP, which gRPC sends itself or does not allow.",
+    ),
 }
 """Metadata that have a way of their own, and which."""
+
+_MAX_METADATA_BYTES = 6 * 1024
+"""Servers of gRPC take 8 KiB by default; the rest is for the token and what gRPC sends itself."""
+
+_ENTRY_BYTES = 32
+"""What HTTP/2 counts for an entry, beside its name and its value."""
 
 
 FOREVER_S = 1e9
@@ -151,6 +164,10 @@ def checked_metadata(value: object) -> tuple[tuple[str, str], ...]:
         if not isinstance(text, str) or not _METADATA_VALUE.fullmatch(text):
             expected = f"expected printable ASCII text for {name!r}"
             raise invalid("metadata", f"{expected}, got {text!r}.")
+    size_bytes = sum(len(name) + len(text) + _ENTRY_BYTES for name, text in value.items())
+    if size_bytes > _MAX_METADATA_BYTES:
+        counted = f"{_MAX_METADATA_BYTES} bytes, {_ENTRY_BYTES} for each entry among them"
+        raise invalid("metadata", f"expected at most {counted}, got {size_bytes}.")
     return tuple(value.items())
 
 

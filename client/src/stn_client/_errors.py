@@ -143,6 +143,8 @@ def error_from_status(
     details = _status_details(metadata)
     facts: dict[str, Any] = {"request_id": request_id, "code": code, "reason": _reason(details)}
     cls = CLASSES[code]
+    if not message:  # as gRPC itself does where metadata are too many
+        message = f"server: expected a result, or a reason why not, got {code.name} alone."
     if cls is InvalidRequestError:
         facts["violations"] = [
             (argument_of(violation.field), violation.description)
