@@ -165,6 +165,39 @@ def test_an_unknown_name_suggests_the_nearest(arguments, environment, message):
         load(arguments, environment)
 
 
+def test_variables_of_services_of_kubernetes_are_no_settings():
+    """A Service called stn, or stn-server, makes them in every container of its namespace."""
+    links = {
+        f"{name}_{variable}": "tcp://10.0.0.1:50051"
+        for name in ("STN", "STN_SERVER", "STN_2")
+        for variable in (
+            *("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_GRPC", "PORT", "PORT_50051_TCP"),
+            *("PORT_50051_TCP_PROTO", "PORT_50051_TCP_PORT", "PORT_50051_TCP_ADDR"),
+        )
+    }
+    assert load([], links) == ServerConfig()
+    assert not links.keys() & {setting.variable for setting in SETTINGS}
+    with pytest.raises(ConfigError, match="STN_PORTS: expected a known variable"):
+        load([], {"STN_PORTS": "1"})
+
+
+def test_blanks_around_a_value_do_not_count():
+    """As files of variables keep them, with the ends of lines of Windows."""
+    environment = {
+        "STN_LOG_LEVEL": " debug",
+        "STN_REFLECTION": "off\r",
+        "STN_OIP_SHARED_MEMORY": "true \r\n",
+        "STN_THREADS": "\t3 ",
+        "STN_LISTEN": " a:1 , unix:/b\r",
+        "STN_LOCAL_DIR": " /run/stn ",
+    }
+    config = load(["--batching-window-s= 0.5"], environment)
+    assert (config.log.level, config.reflection, config.threads) == ("debug", "off", 3)
+    assert (config.listen, config.local.dir) == (("a:1", "unix:/b"), "/run/stn")
+    assert config.oip.shared_memory
+    assert config.batching.window_s == 0.5
+
+
 def test_the_variables_of_the_engine_are_no_settings():
     """The engine reads them itself; they are neither unknown nor ours."""
     assert load([], {BACKEND_VARIABLE: "torch", "STN_KERNEL_CACHE": "/cache"}) == ServerConfig()
@@ -212,6 +245,13 @@ def test_an_unreadable_file_is_an_error(path, tmp_path):
     """It was asked for; going on without it would be a surprise."""
     with pytest.raises(ConfigError, match=r"^config: expected a readable file, got"):
         load([], {"STN_CONFIG": str(tmp_path / path)})
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_a_name_of_no_file_is_an_error(text):
+    """As compose makes it of a variable without a value."""
+    with pytest.raises(ConfigError, match=r"^config: expected the name of a file, got none\."):
+        load([], {"STN_CONFIG": text})
 
 
 def test_a_file_that_is_not_text_is_an_error(tmp_path):

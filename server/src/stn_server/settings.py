@@ -11,6 +11,7 @@ an error that suggests the nearest known one.
 from __future__ import annotations
 
 import math
+import re
 import shlex
 import tomllib
 from argparse import SUPPRESS, ArgumentParser
@@ -28,6 +29,11 @@ CONFIG_FILE = "config"
 DEFAULTS_VARIABLE = "STN_DEFAULTS"
 ENGINE_VARIABLES = ("STN_BACKEND", "STN_KERNEL_CACHE")
 """Variables that share the prefix and are read by the engine itself."""
+
+_SERVICE_LINK = re.compile(
+    r"STN(_\w+)?_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(ADDR|PORT|PROTO))?)?)"
+)
+"""Variables by which Kubernetes tells every container of a Service called stn, or stn-something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +62,7 @@ class Setting:
 
     def parse(self, source: str, text: str) -> Any:
         """Returns the value that a text stands for."""
+        text = text.strip()  # files of variables keep blanks, and ends of lines of Windows
         if "\0" in text:  # only a file can hold one, and the system takes none in names
             raise ConfigError(f"{source}: expected text without zero bytes, got {text!r}.")
         if self.kind == tuple[str, ...]:
@@ -120,7 +127,7 @@ def load(
     flags = _from_flags(arguments, known)
     variables = _from_environment(environment, known)
     given = {**variables, **flags}
-    file = _from_file(Path(given.pop(CONFIG_FILE)), known) if CONFIG_FILE in given else {}
+    file = _from_file(given.pop(CONFIG_FILE).strip(), known) if CONFIG_FILE in given else {}
     defaults = _from_defaults(environment.get(DEFAULTS_VARIABLE, ""), known)
     values = {**defaults, **file, **given}
     fitting = defaults_within(memory_bytes, values)
@@ -180,7 +187,11 @@ def _from_environment(
             values[CONFIG_FILE] = text
         elif setting := by_variable.get(variable):
             values[setting.name] = setting.parse(variable, text)
-        elif variable.startswith(ENVIRONMENT_PREFIX) and variable not in others:
+        elif (
+            variable.startswith(ENVIRONMENT_PREFIX)
+            and variable not in others
+            and not _SERVICE_LINK.fullmatch(variable)
+        ):
             known_variables = [config_variable, *others, *by_variable]
             raise unknown("variable", variable, known_variables)
     return values
@@ -198,9 +209,11 @@ def _from_defaults(text: str, known: Mapping[str, Setting]) -> dict[str, Any]:
     return values
 
 
-def _from_file(path: Path, known: Mapping[str, Setting]) -> dict[str, Any]:
+def _from_file(path: str, known: Mapping[str, Setting]) -> dict[str, Any]:
+    if not path:
+        raise ConfigError("config: expected the name of a file, got none. Leave it out.")
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        tree = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"config: expected a readable file, got {error}.") from error
     except ValueError as error:
