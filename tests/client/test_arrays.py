@@ -1,6 +1,7 @@
 """Arrays of other libraries and layouts of one map: what comes back is like what was given."""
 
 import asyncio
+import io
 import re
 import sys
 import types
@@ -407,6 +408,39 @@ REFUSED = {
 }
 
 
+class Broken:
+    """An array of a library whose values cannot be read."""
+
+    def __array__(self, *_arguments, **_keywords):
+        raise KeyError("chunk 3")
+
+
+class Placeless:
+    """An array of a library that has the standard's namespace, and not the rest of it."""
+
+    def __array_namespace__(self, **_keywords):
+        return np
+
+    def __array__(self, *_arguments, **_keywords):
+        return U
+
+
+def test_results_of_arrays_without_a_device_are_arrays_of_numpy(client):
+    """There is nothing to say where they should be."""
+    found = client.warp(Placeless(), Affine(np.eye(2, 3)[None]))
+    np.testing.assert_array_equal(found, U, strict=True)
+
+
+def test_an_image_of_half_a_file_is_refused():
+    """Pillow finds that its file ends too soon when pixels are asked for."""
+    file = io.BytesIO()
+    Image.linear_gradient("L").save(file, "JPEG")
+    half = Image.open(io.BytesIO(file.getvalue()[: len(file.getvalue()) // 2]))
+    expected = r"^feature_map: expected an array, got JpegImageFile: .*truncated"
+    with pytest.raises(InvalidRequestError, match=expected):
+        calls.warp(half, Affine(QUARTER), None, {})
+
+
 def endless(*shape, dtype=np.float32):
     """A view of one element that no memory could hold a copy of."""
     return np.broadcast_to(dtype(1), shape)
@@ -415,6 +449,10 @@ def endless(*shape, dtype=np.float32):
 _MOST = "expected at most 2147483647 bytes, as no message holds more"
 
 REFUSED |= {
+    "an array that cannot be read": (
+        lambda: calls.warp(U, Affine(Broken()), None, {}),
+        "theta: expected an array, got Broken: 'chunk 3'",
+    ),
     "a map beyond all memory": (
         lambda: calls.warp(endless(1, 1, 2**31, 2**31, dtype=np.uint8), Affine(QUARTER), None, {}),
         (

@@ -83,7 +83,7 @@ def operand(field: str, value: Any) -> Operand:
         of_library = _LIBRARIES.get((_package(kind), kind.__name__))
         if of_library is not None:
             return of_library(field, value)
-    if hasattr(value, "__array_namespace__"):
+    if hasattr(value, "__array_namespace__") and hasattr(value, "device"):
         namespace = value.__array_namespace__()
         return Operand(
             _as_numpy(field, value),
@@ -242,7 +242,9 @@ def _as_numpy(field: str, value: Any) -> Array:
         if hasattr(value, "__dlpack__") and not known:
             return np.from_dlpack(value)
         return np.asarray(value)
-    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a library raises of its arrays, or of files behind them
         kind = type(value).__name__
         if kind.endswith("Tracer"):
             expected = "expected an array with values, got one that JAX traces"
