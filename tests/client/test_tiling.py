@@ -213,6 +213,17 @@ def test_bad_splines_are_told_as_they_were_given(client, control_points, match):
         warp(client, random_image(), spline, limits=SMALL, coordinates="pixel")
 
 
+@pytest.mark.parametrize("units", UNITS, ids=str)
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8])
+def test_sizes_are_integers_of_any_kind(client, units, kind):
+    """Those of NumPy wrap around in products, silently: an array of them is a size as well."""
+    transform, image = Affine(in_units(TURN, units)[None, :2]), random_image(np.float64)
+    expected = client.warp(image, transform, OUTPUT_SIZE, **units)
+    size = np.array(OUTPUT_SIZE, kind)
+    tiled = warp(client, image, transform, size, limits=SMALL, **units)
+    np.testing.assert_allclose(tiled, expected, rtol=0, atol=1e-10)
+
+
 def test_tiles_of_an_identity_are_the_image(client):
     """Bit for bit, in float32."""
     image = random_image()

@@ -21,9 +21,14 @@ def unit_of(options: GridOptions) -> Unit:
     return "centres" if options.get("align_corners", False) else "edges"
 
 
+def _lengths(size: Sequence[int]) -> list[int]:
+    """Returns a size in the order x, y[, z], in Python's integers: those of NumPy wrap around."""
+    return [int(length) for length in reversed(size)]
+
+
 def to_pixels(size: Sequence[int], unit: Unit) -> Scaling:
     """Converts coordinates in some unit to pixels of a map of this size, ([D,] H, W)."""
-    lengths = size[::-1]
+    lengths = _lengths(size)
     if unit == "pixel":
         return [Fraction(1)] * len(lengths), [Fraction(0)] * len(lengths)
     scale = [Fraction(n if unit == "edges" else n - 1, 2) for n in lengths]
@@ -35,7 +40,7 @@ def from_pixels(size: Sequence[int], unit: Unit) -> Scaling:
 
     Where -1 and 1 are the centre of the same pixel, every pixel is 0.
     """
-    lengths = size[::-1]
+    lengths = _lengths(size)
     if unit == "pixel":
         return [Fraction(1)] * len(lengths), [Fraction(0)] * len(lengths)
     spans = [n if unit == "edges" else n - 1 for n in lengths]

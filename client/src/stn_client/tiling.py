@@ -126,7 +126,8 @@ def _warp(
         to_nhwc, back = (0, 2, 3, 1), (0, 3, 1, 2)
     images = images.transpose(to_nhwc)
     batch, (height, width, channels) = max(len(images), len(parameters)), images.shape[1:]
-    size = (height, width) if output_size is None else tuple(output_size)
+    # In Python's integers, as those of NumPy wrap around in products.
+    size = (height, width) if output_size is None else tuple(map(int, output_size))
     limits = client.server_info().limits if limits is None else limits
     room = _Room(limits, channels * images.itemsize, 8 * count)
     broken = not {len(images), len(parameters)} <= {1, batch} or len(size) != 2
