@@ -236,6 +236,18 @@ REFUSED = {
         400,
         "kind: expected one of affine, homography, spline, got 'flow'.",
     ),
+    "kind in a list": ({"kind": []}, 400, "kind: expected one of affine, homography, spline, got"),
+    "lists without end": (b"[" * 100_000, 400, "body: expected JSON, got "),
+    "points of several images": (
+        {"source": [POINTS]},
+        400,
+        "source: expected points (x, y), got shape (1, 3, 2).",
+    ),
+    "points of a volume": (
+        {"source": [[0, 0, 0]] * 4, "target": [[0, 0, 0]] * 4},
+        400,
+        "source: expected points (x, y), got shape (4, 3).",
+    ),
     "size": ({"width": 10**6}, 400, "width, height: expected 2 to 512 px, got [1000000, 3]."),
     "pixels": ({"pixels": "AAAA"}, 400, "pixels: expected RGBA of that size in base64, got "),
     "points on a line": ({"target": [[0, 0], [1, 1], [2, 2]]}, 400, "target"),

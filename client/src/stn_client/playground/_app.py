@@ -24,6 +24,7 @@ from stn_client._aio import AsyncClient
 from stn_client._errors import InvalidRequestError, StnClientError, invalid
 from stn_client._transforms import SamplingGrid
 from stn_client.geometry import from_points
+from stn_client.geometry._arguments import choice, numbers
 
 Array = NDArray[Any]
 T = TypeVar("T")
@@ -111,7 +112,7 @@ async def _json(request: Request) -> Any:
             raise HTTPException(413, f"body: expected at most {MAX_BODY_BYTES} bytes, got more.")
     try:
         return json.loads(body)
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise invalid("body", f"expected JSON, got {error}.") from error
 
 
@@ -124,11 +125,13 @@ async def _warp(client: AsyncClient, asked: Any) -> dict[str, Any]:
     if not isinstance(asked, dict):
         raise invalid("body", f"expected an object, got {type(asked).__name__}.")
     pixels, kind = _pixels(asked), asked.get("kind")
-    if kind not in KINDS:
-        raise invalid("kind", f"expected one of {', '.join(KINDS)}, got {kind!r}.")
+    choice("kind", kind, tuple(KINDS))
     missing = {name: asked.get(name) for name in _SIDES}
     if None in missing.values():
         raise invalid("source, target", f"expected points of both, got {missing}.")
+    for name in _SIDES:  # of one image: the program that is shown has no more
+        if (shape := numbers(name, asked[name]).shape)[1:] != (2,):
+            raise invalid(name, f"expected points (x, y), got shape {shape}.")
     moved = from_points(asked["source"], asked["target"], kind)
     options = {name: asked[name] for name in ("padding", "interpolation") if name in asked}
     size, took_ms = pixels.shape[:2], {}
@@ -216,6 +219,7 @@ def python(target: str, asked: dict[str, Any], options: dict[str, str]) -> str:
 from PIL import Image
 from stn_client import Client
 from stn_client.geometry import from_points
+from stn_client.geometry._arguments import choice, numbers
 
 source = {points[0]}
 target = {points[1]}
