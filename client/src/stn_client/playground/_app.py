@@ -124,7 +124,7 @@ async def _warp(client: AsyncClient, asked: Any) -> dict[str, Any]:
     """
     if not isinstance(asked, dict):
         raise invalid("body", f"expected an object, got {type(asked).__name__}.")
-    pixels, kind = _pixels(asked), asked.get("kind")
+    pixels, kind = _pixels(asked), asked.get("kind", "")
     choice("kind", kind, tuple(KINDS))
     missing = {name: asked.get(name) for name in _SIDES}
     if None in missing.values():
