@@ -499,6 +499,10 @@ REFUSED = {
         "argument --matrix: matrix: expected",
     ),
     "corners on a line": (["--corners", *"00112233"], "argument --corners: "),
+    "part of a pixel": (
+        ["--size", "5", "5.5"],
+        "argument --size: expected a whole number of at least 1, got 5.5",
+    ),
     "two ways": (
         ["--matrix", *"100010", "--rotate", "3"],
         "argument --matrix: not allowed with --rotate, --scale and --translate",

@@ -32,7 +32,8 @@ def number(kind: type[float], low: float, high: float = math.inf) -> Callable[[s
             value = math.nan
         if not low <= value <= high or value == math.inf:
             most = f" and at most {high}" if high < math.inf else ""
-            raise argparse.ArgumentTypeError(f"expected at least {low}{most}, got {text}")
+            what = "a whole number of at least" if kind is int else "at least"
+            raise argparse.ArgumentTypeError(f"expected {what} {low}{most}, got {text}")
         return value
 
     return parse
