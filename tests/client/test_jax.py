@@ -140,6 +140,37 @@ def test_an_angle_alone_is_a_rotation_of_a_map_without_a_batch(client):
     assert slope == slopes[0, 0] != 0
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: (Affine(np.eye(2, 3, dtype=np.float32)[None]), {"padding": "fill", "fill": [1, 2]}),
+        lambda: (
+            ThinPlateSpline(
+                np.zeros((1, 3, 2), np.float32), control_points=np.eye(3)[:, :2], regularization=1
+            ),
+            {"layout": None, "padding": "fill", "fill": np.array([1.5, 2])},
+        ),
+    ],
+    ids=["affine", "spline"],
+)
+def test_calls_that_are_equal_are_compiled_once(client, make):
+    """Also where nothing is jitted, as in a loop over batches: JAX keeps all that it compiles."""
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
+    )
+
+    def slope():
+        transform, options = make()
+        u = jnp.ones((1, 2, 5, 7))
+        return jax.grad(lambda u: warp(client, u, transform, (3, 4), **options).sum())(u)
+
+    first, count = slope(), len(compiled)
+    assert count > 0
+    np.testing.assert_array_equal(slope(), first)
+    assert len(compiled) == count
+
+
 REFUSED = {
     "padding": (lambda stn: warp(stn, U, Affine(THETA), padding="mirror"), "padding: expected one"),
     "layout": (lambda stn: warp(stn, U, Affine(THETA), layout="WHC"), "layout: expected one of"),

@@ -7,9 +7,10 @@ They are callbacks of the host, so that they work under `jax.jit`, `jax.grad`, `
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, Unpack, get_args
+from numbers import Integral
+from typing import Any, Unpack, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from stn_client._aio import AsyncClient
 from stn_client._arguments import FLOATS, check_dtype, check_labels, check_options
+from stn_client._arrays import as_array
 from stn_client._client import Client
 from stn_client._errors import invalid
 from stn_client._layouts import layout_of, output_shape, with_batch
@@ -63,8 +65,7 @@ def warp(
         kinds = ", ".join(kind.__name__ for kind in get_args(Transform))
         raise invalid("transform", f"expected one of {kinds}, got {type(transform).__name__}.")
     check_options(options, output_size)
-    if isinstance(transform, ThinPlateSpline):
-        _ = transform.settings  # which refuses what cannot be
+    others = _others(transform)
     name = fields(transform)[0].name
     maps = _array("feature_map", feature_map)
     may_be_number = PARAMETER_SHAPES[type(transform)].is_number
@@ -82,50 +83,97 @@ def warp(
     check_dtype("feature_map", maps.dtype)
     check_labels(maps.dtype, options.get("interpolation", "bilinear"))
     size = None if output_size is None else tuple(int(one) for one in output_size)
-    blank: Any = {name: None}
-    remote = _Remote(client, replace(transform, **blank), name, size, options)
+    remote = _Remote(client, type(transform), name, others, size, _hashable(options))
     warped: jax.Array = _warp(remote, maps, parameters)
     return warped
 
 
-@dataclass(frozen=True, eq=False)
+def _others(transform: Transform) -> tuple[tuple[str, Any], ...]:
+    """Returns what a transform has beside its parameters, checked, as pairs."""
+    if not isinstance(transform, ThinPlateSpline):
+        return ()
+    settings = transform.settings
+    flat = settings["control_points"]
+    points = tuple(zip(flat[::2], flat[1::2], strict=True))
+    return ("control_points", points), ("regularization", settings["regularization"])
+
+
+def _hashable(options: WarpOptions) -> tuple[tuple[str, Any], ...]:
+    """Returns checked options as pairs, constants as a tuple of Python's numbers."""
+    given: dict[str, Any] = dict(options)
+    if "fill" in given:
+        fill = given["fill"]
+        listed = fill if isinstance(fill, list | tuple) else np.ravel(as_array("fill", fill))
+        given["fill"] = tuple(int(n) if isinstance(n, Integral) else float(n) for n in listed)
+    return tuple(given.items())
+
+
+@dataclass(frozen=True)
 class _Remote:
-    """Static arguments of a call; JAX compiles anew for each of them."""
+    """Static arguments of a call.
+
+    JAX compiles anew for each that is not equal to an earlier one, outside of `jit`, too, and keeps
+    them all: so those of equal calls are equal, and the callbacks below with them.
+    """
 
     client: Client
-    transform: Transform
-    """Without its parameters."""
+    kind: type[Transform]
     name: str
     """Name of the parameters."""
+    others: tuple[tuple[str, Any], ...]
+    """What the transform has beside its parameters."""
     output_size: tuple[int, ...] | None
-    options: WarpOptions
+    options: tuple[tuple[str, Any], ...]
 
-    def of(self, parameters: NDArray[Any]) -> Transform:
+    def of(self, parameters: Any) -> Transform:
         """Returns the transform with parameters."""
-        changed: Any = {self.name: parameters}
-        return replace(self.transform, **changed)
+        given: Any = {self.name: np.asarray(parameters), **dict(self.others)}
+        return self.kind(**given)
 
     def shape(self, maps: jax.Array, parameters: jax.Array) -> tuple[int, ...]:
         """Returns the shape of the output."""
-        of_points = isinstance(self.transform, Flow | SamplingGrid)
-        layout = self.options.get("layout", "NCHW")
+        of_points = self.kind in {Flow, SamplingGrid}
+        layout = dict(self.options).get("layout") or "NCHW"
         size, found = self.output_size, list(maps.shape)
         return tuple(
             output_shape(found, parameters.shape, size, layout=layout, of_points=of_points)
         )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _warp(remote: _Remote, maps: jax.Array, parameters: jax.Array) -> Any:
-    def call(maps: Any, parameters: Any) -> NDArray[Any]:
-        transform = remote.of(np.asarray(parameters))
+@dataclass(frozen=True)
+class _Warp:
+    """The callback of a warp."""
+
+    remote: _Remote
+
+    def __call__(self, maps: Any, parameters: Any) -> NDArray[Any]:
+        """Returns the output."""
+        remote, options = self.remote, cast("WarpOptions", dict(self.remote.options))
         output: NDArray[Any] = remote.client.warp(
-            np.asarray(maps), transform, remote.output_size, **remote.options
+            np.asarray(maps), remote.of(parameters), remote.output_size, **options
         )
         return output
 
+
+@dataclass(frozen=True)
+class _WarpGradients:
+    """The callback of the gradients of a warp."""
+
+    remote: _Remote
+
+    def __call__(self, grad_output: Any, maps: Any, parameters: Any) -> tuple[Any, Any]:
+        """Returns the gradients to the maps and to the parameters."""
+        remote, options = self.remote, cast("WarpOptions", dict(self.remote.options))
+        gradients = remote.client.warp_gradients(
+            np.asarray(grad_output), np.asarray(maps), remote.of(parameters), **options
+        )
+        return gradients.feature_map, gradients.transform
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _warp(remote: _Remote, maps: jax.Array, parameters: jax.Array) -> Any:
     kind = _kind(remote.shape(maps, parameters), maps.dtype)
-    return _callback(call, kind, maps, parameters)
+    return _callback(_Warp(remote), kind, maps, parameters)
 
 
 def _forward(
@@ -137,15 +185,8 @@ def _forward(
 def _backward(
     remote: _Remote, operands: tuple[jax.Array, jax.Array], grad_output: jax.Array
 ) -> tuple[Any, Any]:
-    def call(grad_output: Any, maps: Any, parameters: Any) -> tuple[Any, Any]:
-        transform = remote.of(np.asarray(parameters))
-        gradients = remote.client.warp_gradients(
-            np.asarray(grad_output), np.asarray(maps), transform, **remote.options
-        )
-        return gradients.feature_map, gradients.transform
-
     kinds = tuple(_kind(one.shape, one.dtype) for one in operands)
-    grad_maps, grad_parameters = _callback(call, kinds, grad_output, *operands)
+    grad_maps, grad_parameters = _callback(_WarpGradients(remote), kinds, grad_output, *operands)
     return grad_maps, grad_parameters
 
 
