@@ -74,7 +74,7 @@ if scene == "busy":
         while not over.is_set():
             warp(stn)
 
-    threads = [threading.Thread(target=call_on) for _ in range(4)]
+    threads = [threading.Thread(target=call_on, daemon=True) for _ in range(4)]
     for thread in threads:
         thread.start()
     outcomes = set(children(3))
@@ -112,6 +112,48 @@ def test_a_child_of_a_calling_process_says_at_once_that_it_cannot(local_server, 
     said = outcomes(local_server, scene)
     assert "client: expected a process that was forked while no call was under way" in said
     assert 'start method "spawn"' in said
+
+
+IMPORTED_BY_CALLS = """
+import asyncio, sys
+import numpy as np
+from stn_client import Affine, AsyncClient, Client, InvalidRequestError
+
+target = sys.argv[1]
+MAP = np.arange(6, dtype=np.float32).reshape(1, 1, 2, 3)
+IDENTITY = Affine(np.eye(2, 3)[None])
+before = set(sys.modules)
+
+
+async def scenario(**settings):
+    async with AsyncClient(target, **settings) as client:
+        await asyncio.gather(*(client.warp(MAP.tolist(), IDENTITY) for _ in range(5)))
+
+
+for settings in ({}, {"local": False}):
+    with Client(target, **settings) as client:
+        client.vjp(MAP, IDENTITY, fill=[0.5], padding="fill")[1](MAP)
+        client.objective(MAP, MAP, IDENTITY)
+        client.release(client.upload(MAP))
+        client.server_info()
+        try:
+            client.warp(MAP, Affine(np.full((1, 2, 3), np.nan)))
+        except InvalidRequestError:
+            pass
+    asyncio.run(scenario(**settings))
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+def test_calls_import_nothing(local_server):
+    """The lock of a module that a thread imports at the fork is held for ever in the child.
+
+    gRPC loads parts of its own when the first channel is opened. Until then a call has found out
+    whether it may go on in this process.
+    """
+    ended = run_python("-c", IMPORTED_BY_CALLS, local_server.target)
+    assert ended.returncode == 0, ended.stderr
+    assert [name for name in ended.stdout.split() if not name.startswith("grpc.")] == []
 
 
 AFTER_OPENMP = """

@@ -222,7 +222,17 @@ def _of_cupy(field: str, value: Any) -> Operand:
     return Operand(_as_numpy(field, value.get()), like)
 
 
+def _of_masked(field: str, array: Any) -> Operand:
+    """Refuses masked values, which NumPy would turn into what lies beneath the mask."""
+    if array.mask.any():
+        raise invalid(field, "expected values everywhere, got masked ones. Fill them: filled(...).")
+    return Operand(_as_numpy(field, array), unchanged)
+
+
 _LIBRARIES: dict[tuple[str, str], Callable[[str, Any], Operand]] = {
+    # NumPy imports this part of itself when it is first asked for it. A call that did so would hang
+    # in a child that was forked while another thread's call was at it: its lock is never freed.
+    ("numpy", "MaskedArray"): _of_masked,
     ("torch", "Tensor"): _of_torch,
     ("PIL", "Image"): _of_pillow,
     ("cupy", "ndarray"): _of_cupy,
@@ -235,8 +245,6 @@ theirs, such as `torch.Size`, are like anybody's."""
 
 def _as_numpy(field: str, value: Any) -> Array:
     """Converts an argument to an array by any of NumPy's protocols."""
-    if np.ma.is_masked(value):
-        raise invalid(field, "expected values everywhere, got masked ones. Fill them: filled(...).")
     try:
         known = hasattr(value, "__array__") or hasattr(value, "__array_interface__")
         if hasattr(value, "__dlpack__") and not known:
