@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import random
+import threading
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -221,16 +222,42 @@ _SETTINGS = ("target", *(BaseClient.__init__.__kwdefaults__ or ()))
 
 
 class Outage:
-    """Logs once that calls wait for a server, and once that it is back."""
+    """Logs once that calls wait for a server, and once that it is back.
 
-    def __init__(self, target: str) -> None:
+    Args:
+        target: gRPC target.
+        now: A clock in seconds.
+
+    Attributes:
+        ended: Number of outages that are over.
+
+    Concurrency: thread-safe.
+    """
+
+    def __init__(self, target: str, now: Callable[[], float] = time.monotonic) -> None:
+        self.ended = 0
         self._target = target
-        self._since_s: float | None = None
+        self._now = now
+        self._is_on = False
+        self._since_s = 0.0
+        # Held while the log is written, so that lines come in the order of what they tell; of the
+        # thread, as what writes the log may be a caller of this server itself.
+        self._lock = threading.RLock()
 
-    def goes_on(self, error: StnClientError, remaining_s: float | None) -> None:
-        """Notes that a call found no server and will be repeated within its time."""
-        if self._since_s is None:
-            self._since_s = time.monotonic()
+    def goes_on(self, error: StnClientError, remaining_s: float | None, ended: int) -> None:
+        """Notes that a call found no server and will be repeated within its time.
+
+        Args:
+            error: What it found.
+            remaining_s: Its time; None: without limit.
+            ended: What the attribute was when the attempt began. One that began in an outage that
+                is over by now says nothing of another.
+        """
+        with self._lock:
+            if self._is_on or ended != self.ended:
+                return
+            self._is_on = True
+            self._since_s = self._now()
             within = "without limit" if remaining_s is None else f"for up to {remaining_s:.1f} s"
             LOG.warning(
                 "%s: expected an answer, got none (%s). Calls are repeated %s.",
@@ -241,8 +268,16 @@ class Outage:
 
     def is_over(self) -> None:
         """Notes that a call was answered."""
-        if self._since_s is not None:
-            lasted_s, self._since_s = time.monotonic() - self._since_s, None
+        if self._is_on:  # hardly ever, so that calls take no lock for it
+            self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            if not self._is_on:  # another thread's call was answered first
+                return
+            self._is_on = False
+            self.ended += 1
+            lasted_s = self._now() - self._since_s
             LOG.warning("%s: answers again after %.1f s.", self._target, lasted_s)
 
 
@@ -289,6 +324,8 @@ class Progress:
         self._attempt = 0
         self._access = Access("localhost", None, None) if access is None else access
         self._outage = Outage("server") if outage is None else outage
+        self._outages_ended = 0
+        """How many were over when the last attempt began."""
         self._failure: StnClientError | None = None
         self._request_id = settings.request_id
         self._sent_id = ""
@@ -323,9 +360,8 @@ class Progress:
             )
         if not self._is_open():
             raise self._closed()
-        self._attempt += 1
         self._sent_id = self.request_id
-        self._count_attempt()
+        self._begin_attempt()
         size = (MESSAGE_BYTES, str(request_bytes))
         # Asked at every attempt: a token may have been renewed since the last one.
         given = *self._access.metadata(), *self._metadata
@@ -340,7 +376,9 @@ class Progress:
         )
         return {**attempt, "metadata": metadata}
 
-    def _count_attempt(self) -> None:
+    def _begin_attempt(self) -> None:
+        self._attempt += 1
+        self._outages_ended = self._outage.ended
         if self._attempt == 1:
             self._counts.begin(self._calls)
         else:
@@ -354,8 +392,7 @@ class Progress:
             index: Of this call in the message.
         """
         if lead is not self:
-            self._attempt += 1
-            self._count_attempt()
+            self._begin_attempt()
         self._sent_id = f"{lead.request_id}.{index}"
 
     def pause_s(self, failure: grpc.RpcError) -> float:
@@ -379,7 +416,7 @@ class Progress:
         # Kept for the note above, should the next attempt end with the deadline.
         self._failure = error
         if isinstance(error, UnavailableError):
-            self._outage.goes_on(error, remaining_s)
+            self._outage.goes_on(error, remaining_s, self._outages_ended)
         # Clocks of the system refuse sleeps that are longer.
         return min(pause_s, FOREVER_S)
 
@@ -485,9 +522,10 @@ class _Fork:
             self._abandoned.append(dict(vars(client)))
             client._abandon()  # noqa: SLF001
             client._disconnect()  # noqa: SLF001
-            # Its lock may have been held by a thread of the parent;
-            # and the child has done nothing yet.
+            # Their locks may have been held by threads of the
+            # parent; and the child has done nothing yet.
             client._counts = Counts()  # noqa: SLF001
+            client._outage = Outage(client.target)  # noqa: SLF001
 
 
 def _base_clients() -> list[BaseClient]:
