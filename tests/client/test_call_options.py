@@ -29,7 +29,10 @@ from stn_client import (
     tiling,
 )
 from stn_client import torch as stn_torch
+from stn_client._ttrpc import CallError
+from stn_proto.ttrpc import Status
 from stn_proto.v1 import server_info_pb2, warp_pb2
+from support.answers import answered
 from support.scripted_service import Hang, ScriptedService, abort, reply, serialized
 
 MAP = np.arange(6, dtype=np.float32).reshape(1, 1, 2, 3)
@@ -60,8 +63,12 @@ class Connect:
         self._kind, self._runner, self._made = kind, runner, []
 
     def __call__(self, target, **settings):
+        return Waiting(self.made(target, **settings), self.wait)
+
+    def made(self, target, **settings):
+        """A client as it is."""
         self._made.append(self._kind(target, **settings))
-        return Waiting(self._made[-1], self.wait)
+        return self._made[-1]
 
     def wait(self, result):
         """A result, or what a coroutine ends with."""
@@ -133,11 +140,12 @@ def test_timeout_of_a_call_wins_over_that_of_the_client(connect):
         remaining.append(context.time_remaining())
         return serialized(warp_pb2.WarpReply, output=MAP)
 
-    hang = Hang()
-    with ScriptedService(hang, note_time, note_time) as service:
+    with ScriptedService(Hang()) as service:
         client = connect(service.target, timeout_s=500.0)
         with pytest.raises(DeadlineExceededError, match=r"^timeout_s: .* within 0\.2 s, got none"):
             client.warp(MAP, IDENTITY, timeout_s=0.2)
+    with ScriptedService(note_time, note_time) as service:
+        client = connect(service.target, timeout_s=500.0)
         client.warp(MAP, IDENTITY)
         client.warp(MAP, IDENTITY, timeout_s=None)
     of_client, unlimited = remaining
@@ -257,11 +265,17 @@ def test_waiting_ends_when_the_server_is_ready(connect):
 
 def test_waiting_ends_with_its_time(connect):
     """The error tells a server that is not ready from one that is not there."""
-    within = pytest.raises(DeadlineExceededError, match=r"ready server within 0\.25 s, got one")
-    with ScriptedService(*[info(ready=False)] * 9) as service, within:
-        connect(service.target).wait_until_ready(0.25)
-    with nobody() as target, pytest.raises(UnavailableError, match="Connection refused"):
-        connect(target).wait_until_ready(0.25)
+    not_ready = server_info_pb2.GetServerInfoReply(ready=False).SerializeToString()
+    waiting = answered(connect.made("127.0.0.1:1", local=False), lambda: not_ready)
+    with pytest.raises(DeadlineExceededError, match=r"ready server within 0\.25 s, got one"):
+        connect.wait(waiting.wait_until_ready(0.25))
+
+    def nobody_there():
+        raise CallError(Status(code=StatusCode.UNAVAILABLE.value[0], message="nobody there"))
+
+    waiting = answered(connect.made("127.0.0.1:1", local=False), nobody_there)
+    with pytest.raises(UnavailableError, match="nobody there"):
+        connect.wait(waiting.wait_until_ready(0.25))
 
 
 def test_statistics_count_calls_attempts_and_bytes(connect):

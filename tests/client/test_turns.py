@@ -103,6 +103,7 @@ def test_a_task_whose_turn_does_not_come_in_time_says_so():
             waiting.cancel()
             first.cancel()
             await asyncio.wait([first, waiting])
+            client._timeout_s = None
             np.testing.assert_array_equal(await client.warp(MAP, IDENTITY), MAP + 1)
 
     with ScriptedService(hang, reply(WARPED)) as service:

@@ -72,14 +72,18 @@ class ScriptedService(grpc.GenericRpcHandler):
 
 
 class Hang:
-    """An answer that never comes: it waits until the caller is gone."""
+    """An answer that never comes: it waits until the caller is gone.
+
+    A call with a short timeout may be over before a busy machine has brought it here.
+    """
 
     def __init__(self) -> None:
         self.entered = threading.Event()
         self.gone = threading.Event()
 
     def __call__(self, context: grpc.ServicerContext) -> bytes:
-        context.add_callback(self.gone.set)
+        if not context.add_callback(self.gone.set):  # gone before the call was looked at
+            self.gone.set()
         self.entered.set()
         self.gone.wait(PATIENCE_S)
         return b""
