@@ -198,9 +198,10 @@ def test_without_a_server_one_line_is_enough(tmp_path, capsys):
 
 def test_a_server_that_is_not_there_is_one_line():
     """What the SDK logs of its attempts is not for who reads a terminal."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        target = f"--target=127.0.0.1:{taken.getsockname()[1]}"
-    told = subprocess.run([*STN, target, "info"], capture_output=True, text=True, check=False)
+    with socket.socket() as unused:  # bound, but not listening: nobody else can take the port
+        unused.bind(("127.0.0.1", 0))
+        target = f"--target=127.0.0.1:{unused.getsockname()[1]}"
+        told = subprocess.run([*STN, target, "info"], capture_output=True, text=True, check=False)
     assert told.returncode == 1
     assert told.stderr.count("\n") == 1
     assert told.stderr.startswith("stn: failed to connect")

@@ -436,7 +436,7 @@ def wait_until_ready(address):
                 return
 
 
-def test_signals_end_a_server_that_cannot_say_so():
+def test_signals_end_a_server_that_cannot_say_so(tmp_path):
     """Both outputs are pipes that are full from the start, and nobody reads them."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -444,8 +444,7 @@ def test_signals_end_a_server_that_cannot_say_so():
         while True:
             os.write(writer, b" " * 4096)
     os.set_blocking(writer, True)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"unix:{tmp_path}/stn.sock"  # nobody else takes it
     with started(f"--listen={address}", stdout=writer, stderr=writer) as process:
         wait_until_ready(address)
         process.send_signal(signal.SIGTERM)
@@ -506,10 +505,9 @@ def test_sockets_are_read_by_the_thread_that_hands_calls_over():
     assert after - before < calls / 2
 
 
-def test_outputs_that_are_closed_are_no_sockets():
+def test_outputs_that_are_closed_are_no_sockets(tmp_path):
     """Else what is printed would go to whoever gets their numbers."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"unix:{tmp_path}/stn.sock"  # nobody else takes it
     closing = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *COMMAND, f"--listen={address}"]
     with subprocess.Popen(closing) as process:
         wait_until_ready(address)

@@ -33,7 +33,8 @@ def test_a_restart_costs_a_pause(tmp_path, caplog):
     """
     caplog.set_level(logging.INFO, "stn_client")
     log = tmp_path / "log"
-    with LocalServer(log=log) as first, Client(first.target) as stn:
+    address = f"--listen=unix:{tmp_path}/stn.sock"  # nobody else takes it meanwhile
+    with LocalServer(address, log=log) as first, Client(first.target) as stn:
         expected = stn.warp(U, THETA)
         first.process.kill()
         first.stop()
@@ -44,7 +45,7 @@ def test_a_restart_costs_a_pause(tmp_path, caplog):
         ]
         for thread in threads:
             thread.start()
-        with LocalServer(f"--listen={first.target}", log=log):
+        with LocalServer(address, log=log):
             for thread in threads:
                 thread.join()
     assert len(results) == CALLERS
