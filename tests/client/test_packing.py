@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 
@@ -263,10 +264,15 @@ def test_each_call_keeps_its_own_clock():
     async def test(stn, service, runner):
         first = await busy(stn, service)
         (patient,) = await waiting(stn, (numbered(1), IDENTITY))
-        stn._timeout_s = 0.2
+        (connection,) = stn._connections.values()
+        others = set(connection._woken)
+        stn._timeout_s = 30.0
         (late,) = await waiting(stn, (numbered(2), IDENTITY))
+        (waiter,) = set(connection._woken) - others
         runner.release()
         await service.admitted(2)
+        waiter.progress.deadline_s = time.monotonic()  # not on its way, however long that takes
+        connection._watch(waiter.progress.deadline_s)
         with pytest.raises(DeadlineExceededError, match="Deadline Exceeded"):
             await late
         assert not patient.done()
