@@ -41,7 +41,6 @@ from support.tokens import entry
 
 pytestmark = pytest.mark.slow
 
-SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 ONCE = RetryPolicy(attempts=1)
 U, THETA = ramp(1, 3, 60, 80), Affine(theta(1))
@@ -292,10 +291,19 @@ def held_back(*numbers):
 COMMAND = [sys.executable, "-m", "stn_server", "--listen=127.0.0.1:0", "--metrics-listen="]
 
 
+class Started(subprocess.Popen):
+    """A process that does not outlive the failure of its test, which would wait for it for ever."""
+
+    def __exit__(self, kind, *failure):
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, *failure)
+
+
 def started(*arguments, **options):
     """A server process with pipes."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*COMMAND, *arguments], **{**pipes, **options})
+    return Started([*COMMAND, *arguments], **{**pipes, **options})
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -426,16 +434,6 @@ def test_a_log_that_nobody_reads_holds_up_nothing(tmp_path):
             assert process.wait(timeout=60) == 0
 
 
-def wait_until_ready(address):
-    """Returns when a server that does not say where it is can be called."""
-    with grpc.insecure_channel(address) as channel:
-        health = health_pb2_grpc.HealthStub(channel)
-        request = health_pb2.HealthCheckRequest()
-        for reply in health.Watch(request, wait_for_ready=True, timeout=60):
-            if reply.status == SERVING:
-                return
-
-
 def test_signals_end_a_server_that_cannot_say_so(tmp_path):
     """Both outputs are pipes that are full from the start, and nobody reads them."""
     reader, writer = os.pipe()
@@ -446,7 +444,8 @@ def test_signals_end_a_server_that_cannot_say_so(tmp_path):
     os.set_blocking(writer, True)
     address = f"unix:{tmp_path}/stn.sock"  # nobody else takes it
     with started(f"--listen={address}", stdout=writer, stderr=writer) as process:
-        wait_until_ready(address)
+        with Client(address) as stn:
+            stn.wait_until_ready()
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
     os.close(reader)
@@ -510,7 +509,8 @@ def test_outputs_that_are_closed_are_no_sockets(tmp_path):
     address = f"unix:{tmp_path}/stn.sock"  # nobody else takes it
     closing = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *COMMAND, f"--listen={address}"]
     with subprocess.Popen(closing) as process:
-        wait_until_ready(address)
+        with Client(address) as stn:
+            stn.wait_until_ready()
         folder = Path(f"/proc/{process.pid}/fd")
         opened = [(folder / str(number)).readlink() for number in range(3)]
         process.send_signal(signal.SIGTERM)
