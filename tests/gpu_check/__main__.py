@@ -78,7 +78,7 @@ def dry_stages() -> list[Stage]:
     collected = ("--collect-only", "-q")
     return [
         Stage("versions", 60, module("gpu_check.versions")),
-        Stage("smoke", 300, module("gpu_check.smoke", "--every", "9")),
+        Stage("smoke", 300, module("gpu_check.smoke", "--every", "9", "--limit-s", "inf")),
         Stage("questions", 120, module("gpu_check.questions")),
         Stage("kernels", 300, module("gpu_check.kernels")),
         Stage("gpu tests", 120, pytest("gpu_tests", 0, "tests/gpu", *collected)),
