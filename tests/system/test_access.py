@@ -324,7 +324,10 @@ OCCUPIED = {"calls": 2, "bytes": 2, "rate": 1}
 
 
 async def one_too_many(target):
-    """Fills the quota of every token with calls that wait for the window, then asks once more."""
+    """Fills the quota of every token with calls that wait for the window, then asks once more.
+
+    What ends the window is a last call, which is more than a batch takes.
+    """
     async with contextlib.AsyncExitStack() as stack:
 
         async def connect(token):
@@ -338,7 +341,7 @@ async def one_too_many(target):
         while (await other.server_info()).statistics.queued_items < len(calls):
             pass
         refusals = {name: await outcome_of(stn.warp(U, THETA)) for name, stn in clients.items()}
-        await asyncio.gather(other.warp(U, THETA), *calls)
+        await asyncio.gather(other.warp(U, THETA, (40, 40)), *calls)
     return refusals
 
 
@@ -347,7 +350,8 @@ def test_a_quota_stops_its_token_and_no_other(tmp_path):
     path = tmp_path / "tokens.toml"
     limited = [entry(name, name, **quota) for name, (quota, _) in QUOTAS.items()]
     replace(path, entry("alice", GOOD), *limited)
-    with LocalServer(f"--auth-tokens={path}", "--batching-window-s=1.5") as server:
+    flags = ["--batching-window-s=3600", "--batching-max-batch-samples=1000"]
+    with LocalServer(f"--auth-tokens={path}", *flags) as server:
         refusals = asyncio.run(one_too_many(server.target))
         assert scrape(server.metrics)['stn_refused_total{reason="QUOTA_EXCEEDED"}'] == len(QUOTAS)
         assert server_info(server.target, token=GOOD).statistics.finished_items == 6
