@@ -175,9 +175,9 @@ def test_a_hundred_thousand_calls_in_one_message_are_refused_at_once():
     async def test(service, channel):
         call = compute_many(("Warp", warp_request())).calls[0].SerializeToString()
         message = join_many([call] * 100_000, [b""] * 200_000)
-        began = time.perf_counter()
+        began_s = time.process_time()  # of both sides, and of nobody else
         status = await refusal(channel, message)
-        assert time.perf_counter() - began < 5
+        assert time.process_time() - began_s < 5
         assert reason(status) == "MESSAGE_TOO_LARGE"
         assert (
             status.message

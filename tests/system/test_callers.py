@@ -133,6 +133,7 @@ def test_failures_without_end_do_not_fill_the_log(tmp_path, token, code):
 CALLERS, CALLS_EACH = 100, 5
 
 
+@pytest.mark.alone
 def test_a_call_lasts_as_long_as_its_caller_waits(tmp_path):
     """100 calls at a time, of which each takes the event loop 10 ms: they wait in gRPC.
 

@@ -114,7 +114,7 @@ def test_a_timeout_is_a_timeout(tmp_path):
     ):
         with pytest.raises((TimeoutError, OverloadedError), match=r"(?i)deadline"):
             stn.warp(U, TRANSFORM)
-        assert stn.server_info().ready  # the connection goes on
+        assert stn.server_info(timeout_s=60).ready  # the connection goes on
 
 
 def test_without_the_folder_calls_go_by_grpc(tmp_path, caplog):
