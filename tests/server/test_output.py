@@ -79,6 +79,17 @@ def test_what_nobody_reads_is_dropped_counted_and_told_later(pipe):
     assert out.drain(60)
 
 
+def test_what_is_dropped_when_a_watch_begins_is_counted_once(pipe):
+    """Either it was before, or it is told by itself."""
+    out, counted = BackgroundWriter(pipe[1], capacity_bytes=10), []
+    watching = threading.Thread(target=out.watch, args=[counted.append])
+    with out._changed:  # the watch is at this lock by the time of the write, or comes later
+        watching.start()
+        out.write(LINE)
+    watching.join()
+    assert sum(counted) == 1
+
+
 def test_what_is_longer_than_all_that_may_wait_is_dropped(pipe):
     """The next line arrives."""
     out = BackgroundWriter(pipe[1], capacity_bytes=10)

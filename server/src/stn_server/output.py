@@ -66,8 +66,8 @@ class BackgroundWriter(io.TextIOBase):
 
     def watch(self, observe: Callable[[int], None]) -> None:
         """Registers a function that is told how many writes were dropped, whenever that happens."""
-        self._observe = observe
-        with self._changed:
+        with self._changed:  # both at one instant, so that no drop is told twice
+            self._observe = observe
             before = self._dropped
         observe(before)
 
@@ -97,7 +97,8 @@ class BackgroundWriter(io.TextIOBase):
     def _drop(self) -> None:
         with self._changed:
             self._dropped += 1
-        self._observe(1)
+            observe = self._observe
+        observe(1)
 
 
 def _written(descriptor: int, piece: bytes) -> bool:
