@@ -162,27 +162,33 @@ def test_statistics_count_launches_that_bundles_share():
 
 def test_a_timeout_bounds_the_wait_for_a_device():
     """In microseconds, as does the deadline of the call."""
+    now_s = 0.0
 
     async def scenario():
-        async with held() as (runner, service, channel):
+        nonlocal now_s
+        async with held(now=lambda: now_s) as (runner, service, channel):
             busy = infer(channel)(MESSAGE)
             await runner.begun(1)
             request = infer_request()
-            request.parameters["timeout"].int64_param = 50_000
+            request.parameters["timeout"].int64_param = 50_000_000
             ends = [
                 infer(channel)(request.SerializeToString()),
-                infer(channel)(MESSAGE, timeout=0.05),
+                infer(channel)(MESSAGE, timeout=50.0),
             ]
-            ended = [await outcome_of(one) for one in ends]
+            await service.admitted(3)
+            now_s = 60.0
+            last = infer(channel)(MESSAGE)  # when one comes, those are looked at that wait
             await service.abandoned(2)
             runner.release_all()
-            await busy
+            ended = [await outcome_of(one) for one in ends]
+            await asyncio.gather(busy, last)
             return ended, len(runner.batches)
 
     ended, launches = asyncio.run(scenario())
     assert {one.code() for one in ended} == {grpc.StatusCode.DEADLINE_EXCEEDED}
-    assert ended[0].details() == "deadline: expected a result in time, got none while queued."
-    assert launches == 1
+    told = "deadline: expected a result in time, got none while queued."
+    assert [one.details() for one in ended] == [told] * 2
+    assert launches == 2
 
 
 def test_a_request_that_runs_already_is_not_timed_out():

@@ -171,8 +171,11 @@ class RunningService:
 
 
 @contextlib.asynccontextmanager
-async def serving(runner, *listeners, limits=None, residents=None, oip=None, **changes):
-    """Serves all parts of a server; calls are computed by `runner`, in small batches."""
+async def serving(runner, *listeners, limits=None, residents=None, oip=None, now=None, **changes):
+    """Serves all parts of a server; calls are computed by `runner`, in small batches.
+
+    Its clock is `now`, or else that of the event loop.
+    """
     config = ServerConfig(
         limits=LimitsConfig() if limits is None else limits,
         residents=ResidentsConfig() if residents is None else residents,
@@ -188,7 +191,7 @@ async def serving(runner, *listeners, limits=None, residents=None, oip=None, **c
         ),
     )
     milestones = Milestones()
-    now = asyncio.get_running_loop().time
+    now = now or asyncio.get_running_loop().time
     parts = build(config, runner, milestones, *listeners, now=now)
     port = parts.grpc_server.add_insecure_port("127.0.0.1:0")
     await parts.grpc_server.start()
