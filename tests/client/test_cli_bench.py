@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from stn_client.cli import main
-from stn_client.cli._bench import caller, row_of, sweep
+from stn_client.cli._bench import caller, row_of, show, sweep
 from stn_client.cli._top import Snapshot, durations, looks_of, quantile, read, summary
 from stn_client.testing import StubClient
 
@@ -55,6 +55,19 @@ def test_bench_prints_rows_for_programs_and_people(local_server, capsys):
     assert "calls/s" in table
     assert "█" in table
     assert "\x1b" not in table  # no terminal, no colours
+
+
+@pytest.mark.parametrize("duration_s", [1e-4, 0.123, 36.0])
+def test_numbers_of_bench_are_whole_however_long_calls_take(capsys, monkeypatch, duration_s):
+    """Within 80 columns, as in a pipe; what gives way is the bar, half as long for half as much."""
+    monkeypatch.setenv("COLUMNS", "80")
+    show([row_of(1, [duration_s] * 9, 9.0, 1.0), row_of(128, [duration_s] * 9, 18.0, math.nan)])
+    first, second = capsys.readouterr().out.splitlines()[-3:-1]
+    times = [f"{1e3 * duration_s:.2f}"] * 5
+    assert first.split()[:-1] == ["1", "1", *times, "1.0"]
+    assert second.split()[:-1] == ["128", "0", *times, "nan"]
+    assert len(first) == len(second) <= 80
+    assert 3 <= first.count("█") <= 2 * (second.count("█") + 1)
 
 
 @pytest.mark.parametrize(

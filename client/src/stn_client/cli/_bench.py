@@ -144,20 +144,23 @@ def _duration_s(call: Callable[[], object]) -> float:
 def show(rows: Sequence[Row]) -> None:
     """Prints a table with a bar for every throughput.
 
+    On a narrow terminal bars are shorter; numbers are whole, however long calls take.
+
     Raises:
         MissingError: The library for it is not installed.
     """
     try:
         from rich import box  # noqa: PLC0415 - optional
+        from rich.bar import Bar  # noqa: PLC0415
         from rich.console import Console  # noqa: PLC0415
         from rich.table import Table  # noqa: PLC0415
     except ImportError as error:
         raise missing("rich") from error
-    table = Table(box=box.SIMPLE)
-    titles = ("at a time", "calls/s", "mean ms", "p50", "p90", "p99", "longest", "items/batch")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    titles = "at a\ntime", "calls/s", "mean\nms", "p50", "p90", "p99", "longest", "items/\nbatch"
     for title in titles:
-        table.add_column(title, justify="right")
-    table.add_column()
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column(max_width=_BAR)
     most = max(row.calls_per_s for row in rows)
     for row in rows:
         times = (row.mean_ms, row.p50_ms, row.p90_ms, row.p99_ms, row.longest_ms)
@@ -166,6 +169,6 @@ def show(rows: Sequence[Row]) -> None:
             f"{row.calls_per_s:.0f}",
             *(f"{duration_ms:.2f}" for duration_ms in times),
             f"{row.items_per_batch:.1f}",
-            "█" * max(1, round(_BAR * row.calls_per_s / most)),
+            Bar(most, 0, row.calls_per_s),
         )
     Console().print(table)
