@@ -156,6 +156,51 @@ def test_calls_import_nothing(local_server):
     assert [name for name in ended.stdout.split() if not name.startswith("grpc.")] == []
 
 
+BEGUN_BY_A_HANDLER = """
+import os, signal, socket, sys, threading
+
+
+def begin():
+    if clients:
+        threading.Thread(target=warp, daemon=True).start()
+        while not clients[0]._queue.taken:
+            pass
+
+
+clients = []
+os.register_at_fork(before=begin)  # before that of the SDK, and so called after it
+
+import numpy as np
+from stn_client import Affine, Client, TransportError
+
+silent = socket.create_server(("127.0.0.1", 0))  # takes connections, never answers
+target = f"127.0.0.1:{silent.getsockname()[1]}"
+
+
+def warp():
+    clients[0].warp(np.ones((1, 1, 2, 2), np.float32), Affine(np.eye(2, 3)[None]))
+
+
+clients.append(Client(target, local=False, timeout_s=None))
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    try:
+        warp()
+    except TransportError as error:
+        print(error, flush=True)
+    os._exit(0)
+os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_call_that_begins_while_handlers_of_a_fork_run_is_noticed():
+    """Nobody was calling when the SDK was asked; those who come next let threads run."""
+    ended = run_python("-c", BEGUN_BY_A_HANDLER)
+    assert ended.returncode == 0, ended.stderr
+    assert "client: expected a process that was forked while no call was under way" in ended.stdout
+
+
 AFTER_OPENMP = """
 import os, signal, sys
 import torch

@@ -512,11 +512,12 @@ class _Fork:
         os.register_at_fork(before=self._before, after_in_child=self._in_child)
 
     def _before(self) -> None:
-        # Asked before the fork: in the child the threads that would know are gone.
-        self._busy = any(client._is_busy() for client in _base_clients())  # noqa: SLF001
+        # For gRPC, whose own handler comes next: what it finds busy is of no use in the child.
+        self._busy = _is_any_busy()
 
     def _in_child(self) -> None:
-        self.amid_calls = self.amid_calls or self._busy
+        # Once more, of the memory as it was at the fork: handlers of others let threads run.
+        self.amid_calls = self.amid_calls or self._busy or _is_any_busy()
         for client in _base_clients():
             # Kept: ending a connection would send GOAWAY by the socket that the parent still uses.
             self._abandoned.append(dict(vars(client)))
@@ -526,6 +527,10 @@ class _Fork:
             # parent; and the child has done nothing yet.
             client._counts = Counts()  # noqa: SLF001
             client._outage = Outage(client.target)  # noqa: SLF001
+
+
+def _is_any_busy() -> bool:
+    return any(client._is_busy() for client in _base_clients())  # noqa: SLF001
 
 
 def _base_clients() -> list[BaseClient]:
