@@ -2,6 +2,8 @@
 
 import pytest
 
+from stn_client import Client
+from stn_client._connection import _base_clients, register
 from support.processes import run_python
 
 pytestmark = pytest.mark.slow
@@ -199,6 +201,25 @@ def test_a_call_that_begins_while_handlers_of_a_fork_run_is_noticed():
     ended = run_python("-c", BEGUN_BY_A_HANDLER)
     assert ended.returncode == 0, ended.stderr
     assert "client: expected a process that was forked while no call was under way" in ended.stdout
+
+
+def test_a_fork_finds_all_clients_though_another_one_is_made_meanwhile():
+    """As by another thread; an exception in a handler of forks would only be printed."""
+    made = []
+
+    class Registering:
+        """Makes a client when it is looked at."""
+
+        @property
+        def __class__(self):
+            made.append(Client("localhost:1"))
+            return Registering
+
+    first, looked_at = Client("localhost:1"), Registering()
+    register(looked_at)
+    last = Client("localhost:1")
+    assert {first, last} <= set(_base_clients())
+    assert made
 
 
 AFTER_OPENMP = """

@@ -166,7 +166,7 @@ class Pool:
         self._allocated_bytes = 0
         self._refused_until_s = 0.0
         self._is_closed = False
-        _POOLS.add(self)
+        _POOLS[id(self)] = self
 
     def allocate(self, size_bytes: int, *, may_grow: bool = True) -> Slot | None:
         """Returns a slot of so many bytes; None if there is no room and no further arena.
@@ -328,12 +328,14 @@ def _create(
 
 
 _ARENAS: weakref.WeakSet[Arena] = weakref.WeakSet()
-_POOLS: weakref.WeakSet[Pool] = weakref.WeakSet()
+_POOLS: weakref.WeakValueDictionary[int, Pool] = weakref.WeakValueDictionary()
 
 
 def _before_fork() -> None:
-    for pool in list(_POOLS):
-        pool.forget_used_arenas()
+    for reference in _POOLS.valuerefs():  # of a copy: another thread may make a pool meanwhile
+        pool = reference()
+        if pool is not None:
+            pool.forget_used_arenas()
 
 
 def _after_fork_in_child() -> None:

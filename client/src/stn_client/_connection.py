@@ -534,7 +534,9 @@ def _is_any_busy() -> bool:
 
 
 def _base_clients() -> list[BaseClient]:
-    return [client for client in CLIENTS.values() if isinstance(client, BaseClient)]
+    # Of a copy: another thread may make a client meanwhile.
+    clients = [reference() for reference in CLIENTS.valuerefs()]
+    return [client for client in clients if isinstance(client, BaseClient)]
 
 
 _fork = _Fork()
