@@ -22,6 +22,7 @@ from stn_client import (
     UnavailableError,
 )
 from stn_client._connection import Outage, Progress
+from support.logs import records_of
 from support.scripted_service import status_metadata
 
 UNAVAILABLE = UnavailableError("gone")
@@ -228,7 +229,7 @@ def test_progress_says_once_that_a_server_is_awaited_and_that_it_is_back(caplog)
     after_s = calls[0].remaining_s()
     calls[0].succeed()
     calls[1].succeed()
-    awaited, back = (record.getMessage() for record in caplog.records)
+    awaited, back = (record.getMessage() for record in records_of(caplog, "stn_client"))
     assert awaited.startswith("stn:1: expected an answer, got none")
     told_s = re.search(r"repeated for up to (\d+\.\d) s\.$", awaited)[1]
     assert round(after_s, 1) <= float(told_s) <= round(before_s, 1) <= 60
@@ -236,7 +237,11 @@ def test_progress_says_once_that_a_server_is_awaited_and_that_it_is_back(caplog)
     other = Progress(NO_PAUSES, None, lambda: True, outage=outage)
     other.start()
     other.pause_s(Failure(StatusCode.UNAVAILABLE))
-    assert caplog.records[-1].getMessage().endswith("Calls are repeated without limit.")
+    assert (
+        records_of(caplog, "stn_client")[-1]
+        .getMessage()
+        .endswith("Calls are repeated without limit.")
+    )
 
 
 def test_an_attempt_that_began_in_an_outage_tells_of_no_other(caplog):
@@ -250,12 +255,12 @@ def test_an_attempt_that_began_in_an_outage_tells_of_no_other(caplog):
     first.pause_s(Failure(StatusCode.UNAVAILABLE))
     answered.start()
     answered.succeed()
-    assert len(caplog.records) == 2
+    assert len(records_of(caplog, "stn_client")) == 2
     late.pause_s(Failure(StatusCode.UNAVAILABLE))
-    assert len(caplog.records) == 2
+    assert len(records_of(caplog, "stn_client")) == 2
     late.start()
     late.pause_s(Failure(StatusCode.UNAVAILABLE))
-    assert len(caplog.records) == 3
+    assert len(records_of(caplog, "stn_client")) == 3
 
 
 def test_an_outage_that_several_threads_see_is_told_once(caplog):
@@ -273,7 +278,7 @@ def test_an_outage_that_several_threads_see_is_told_once(caplog):
     others += [outage.is_over] * 2
     outage.is_over()
     assert others == []
-    awaited, back = (record.getMessage() for record in caplog.records)
+    awaited, back = (record.getMessage() for record in records_of(caplog, "stn_client"))
     assert awaited.endswith("Calls are repeated for up to 1.0 s.")
     assert back == "stn:1: answers again after 0.0 s."
 
@@ -284,7 +289,7 @@ def test_progress_is_quiet_about_overload(caplog):
     progress.start()
     progress.pause_s(Failure(StatusCode.RESOURCE_EXHAUSTED, RetryInfo()))
     progress.succeed()
-    assert caplog.records == []
+    assert records_of(caplog, "stn_client") == []
 
 
 def test_progress_whose_last_attempt_takes_too_long_tells_what_happened_before():
@@ -305,4 +310,4 @@ def test_progress_of_a_closed_client_waits_for_no_server(caplog):
     is_open = False
     with pytest.raises(TransportError, match="expected an open connection, got a closed one"):
         progress.pause_s(Failure(StatusCode.UNAVAILABLE))
-    assert caplog.records == []
+    assert records_of(caplog, "stn_client") == []

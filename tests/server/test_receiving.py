@@ -27,6 +27,7 @@ from support.harness import (
     make_transport,
     outcome_of,
 )
+from support.logs import records_of
 
 LIMITS = LimitsConfig(max_message_bytes=1024, max_output_bytes=4096, upload_s=7.0)
 MAX_ADMITTED_BYTES = 4096
@@ -300,7 +301,7 @@ def test_a_call_that_ends_without_its_message_is_counted_and_logged(
     caplog.set_level("INFO", "stn_server")
     service = run_in_virtual_time(scenario())
     assert service.value("stn_requests_total", method="Warp", code=code) == 1
-    (record,) = caplog.records
+    (record,) = records_of(caplog, "stn_server")
     assert record.fields["reason"].startswith(why)
     assert (record.fields["code"], record.fields["method"]) == (code, "Warp")
     assert service.admitted_bytes == 0

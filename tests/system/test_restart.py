@@ -12,6 +12,7 @@ import pytest
 from stn_client import Affine, AsyncClient, Client, RetryPolicy, UnavailableError
 from stn_client.local import LocalServer
 from support.bad_requests import ramp, theta
+from support.logs import records_of
 
 U, THETA = ramp(1, 3, 60, 80), Affine(theta(1))
 CALLERS = 8
@@ -50,7 +51,7 @@ def test_a_restart_costs_a_pause(tmp_path, caplog):
                 thread.join()
     assert len(results) == CALLERS
     assert all(np.array_equal(result, expected) for result in results)
-    awaited, back = (record.getMessage() for record in caplog.records)
+    awaited, back = (record.getMessage() for record in records_of(caplog, "stn_client"))
     assert awaited.startswith(f"{first.target}: expected an answer, got none (")
     assert "Calls are repeated for up to " in awaited
     assert back.startswith(f"{first.target}: answers again after ")
