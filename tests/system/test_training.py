@@ -104,11 +104,13 @@ def write_squares(folder, part, count):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_example_learns_to_read(tmp_path):
     """Small squares and large ones, told apart after forty steps."""
     write_squares(tmp_path, "train", 1024)
     write_squares(tmp_path, "t10k", 200)
-    ended = run_python(EXAMPLE, f"--data={tmp_path}", f"--output={tmp_path}", "--epochs=10")
+    flags = [f"--data={tmp_path}", f"--output={tmp_path}", "--epochs=10"]
+    ended = run_python(EXAMPLE, *flags, timeout_s=280)
     assert ended.returncode == 0, ended.stderr
     results = json.loads((tmp_path / "distorted_mnist.json").read_text())
     assert results["epochs"] == 10
