@@ -1,6 +1,8 @@
 """When calls are repeated: the policy as a pure function, and the progress of one call."""
 
+import asyncio
 import re
+import time
 
 import grpc
 import pytest
@@ -11,6 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from stn_client import (
+    AsyncClient,
+    Client,
     DeadlineExceededError,
     InvalidRequestError,
     OverloadedError,
@@ -22,6 +26,7 @@ from stn_client import (
     UnavailableError,
 )
 from stn_client._connection import Outage, Progress
+from support.answers import answered
 from support.logs import records_of
 from support.scripted_service import status_metadata
 
@@ -311,3 +316,32 @@ def test_progress_of_a_closed_client_waits_for_no_server(caplog):
     with pytest.raises(TransportError, match="expected an open connection, got a closed one"):
         progress.pause_s(Failure(StatusCode.UNAVAILABLE))
     assert records_of(caplog, "stn_client") == []
+
+
+def nobody_there():
+    """What every attempt meets."""
+    raise Failure(StatusCode.UNAVAILABLE)
+
+
+def test_the_timeout_is_how_long_a_client_tries():
+    """The last attempt begins one first pause before the end."""
+    with answered(Client("localhost:1", timeout_s=1.5, local=False), nobody_there) as stn:
+        started_s = time.monotonic()
+        with pytest.raises(UnavailableError, match=r"^$"):
+            stn.server_info()
+        assert time.monotonic() - started_s >= 1.5 - RetryPolicy.initial_s
+
+
+def test_the_timeout_is_how_long_an_async_client_tries():
+    """As of threads."""
+
+    async def scenario():
+        async with answered(
+            AsyncClient("localhost:1", timeout_s=1.5, local=False), nobody_there
+        ) as stn:
+            with pytest.raises(UnavailableError, match=r"^$"):
+                await stn.server_info()
+
+    started_s = time.monotonic()
+    asyncio.run(scenario())
+    assert time.monotonic() - started_s >= 1.5 - RetryPolicy.initial_s
