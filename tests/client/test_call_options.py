@@ -32,7 +32,7 @@ from stn_client import torch as stn_torch
 from stn_client._ttrpc import CallError
 from stn_proto.ttrpc import Status
 from stn_proto.v1 import server_info_pb2, warp_pb2
-from support.answers import answered
+from support.answers import answer_calls
 from support.scripted_service import Hang, ScriptedService, abort, reply, serialized
 
 MAP = np.arange(6, dtype=np.float32).reshape(1, 1, 2, 3)
@@ -63,12 +63,8 @@ class Connect:
         self._kind, self._runner, self._made = kind, runner, []
 
     def __call__(self, target, **settings):
-        return Waiting(self.made(target, **settings), self.wait)
-
-    def made(self, target, **settings):
-        """A client as it is."""
         self._made.append(self._kind(target, **settings))
-        return self._made[-1]
+        return Waiting(self._made[-1], self.wait)
 
     def wait(self, result):
         """A result, or what a coroutine ends with."""
@@ -263,19 +259,19 @@ def test_waiting_ends_when_the_server_is_ready(connect):
     assert len(service.received) == 3
 
 
-def test_waiting_ends_with_its_time(connect):
+def test_waiting_ends_with_its_time(connect, monkeypatch):
     """The error tells a server that is not ready from one that is not there."""
     not_ready = server_info_pb2.GetServerInfoReply(ready=False).SerializeToString()
-    waiting = answered(connect.made("127.0.0.1:1", local=False), lambda: not_ready)
+    answer_calls(monkeypatch, lambda: not_ready)
     with pytest.raises(DeadlineExceededError, match=r"ready server within 0\.25 s, got one"):
-        connect.wait(waiting.wait_until_ready(0.25))
+        connect("localhost:1", local=False).wait_until_ready(0.25)
 
     def nobody_there():
         raise CallError(Status(code=StatusCode.UNAVAILABLE.value[0], message="nobody there"))
 
-    waiting = answered(connect.made("127.0.0.1:1", local=False), nobody_there)
+    answer_calls(monkeypatch, nobody_there)
     with pytest.raises(UnavailableError, match="nobody there"):
-        connect.wait(waiting.wait_until_ready(0.25))
+        connect("localhost:1", local=False).wait_until_ready(0.25)
 
 
 def test_statistics_count_calls_attempts_and_bytes(connect):

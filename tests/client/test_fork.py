@@ -165,7 +165,7 @@ import os, signal, socket, sys, threading
 def begin():
     if clients:
         threading.Thread(target=warp, daemon=True).start()
-        while not clients[0]._queue.taken:
+        while not clients[0]._is_busy():
             pass
 
 

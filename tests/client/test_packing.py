@@ -264,15 +264,17 @@ def test_each_call_keeps_its_own_clock():
     async def test(stn, service, runner):
         first = await busy(stn, service)
         (patient,) = await waiting(stn, (numbered(1), IDENTITY))
-        (connection,) = stn._connections.values()
-        others = set(connection._woken)
         stn._timeout_s = 30.0
+        progresses, progress = [], stn._progress
+        stn._progress = lambda call: progresses.append(progress(call)) or progresses[-1]
         (late,) = await waiting(stn, (numbered(2), IDENTITY))
-        (waiter,) = set(connection._woken) - others
         runner.release()
         await service.admitted(2)
-        waiter.progress.deadline_s = time.monotonic()  # not on its way, however long that takes
-        connection._watch(waiter.progress.deadline_s)
+        progresses[-1].deadline_s = time.monotonic()  # not on its way, however long that took
+        stn._timeout_s = 0.05
+        (hurried,) = await waiting(stn, (numbered(3), IDENTITY))  # the client looks at all clocks
+        with pytest.raises(DeadlineExceededError, match="got no turn"):
+            await hurried
         with pytest.raises(DeadlineExceededError, match="Deadline Exceeded"):
             await late
         assert not patient.done()

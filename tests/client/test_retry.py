@@ -26,7 +26,7 @@ from stn_client import (
     UnavailableError,
 )
 from stn_client._connection import Outage, Progress
-from support.answers import answered
+from support.answers import answer_calls
 from support.logs import records_of
 from support.scripted_service import status_metadata
 
@@ -323,22 +323,22 @@ def nobody_there():
     raise Failure(StatusCode.UNAVAILABLE)
 
 
-def test_the_timeout_is_how_long_a_client_tries():
+def test_the_timeout_is_how_long_a_client_tries(monkeypatch):
     """The last attempt begins one first pause before the end."""
-    with answered(Client("localhost:1", timeout_s=1.5, local=False), nobody_there) as stn:
+    answer_calls(monkeypatch, nobody_there)
+    with Client("localhost:1", timeout_s=1.5, local=False) as stn:
         started_s = time.monotonic()
         with pytest.raises(UnavailableError, match=r"^$"):
             stn.server_info()
         assert time.monotonic() - started_s >= 1.5 - RetryPolicy.initial_s
 
 
-def test_the_timeout_is_how_long_an_async_client_tries():
+def test_the_timeout_is_how_long_an_async_client_tries(monkeypatch):
     """As of threads."""
+    answer_calls(monkeypatch, nobody_there)
 
     async def scenario():
-        async with answered(
-            AsyncClient("localhost:1", timeout_s=1.5, local=False), nobody_there
-        ) as stn:
+        async with AsyncClient("localhost:1", timeout_s=1.5, local=False) as stn:
             with pytest.raises(UnavailableError, match=r"^$"):
                 await stn.server_info()
 

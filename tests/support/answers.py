@@ -1,4 +1,4 @@
-"""Clients whose calls are answered in the process, at once, however busy the machine is.
+"""Calls that are answered in the process, at once, however busy the machine is.
 
 For what a client makes of its own time. On a socket, whether an answer comes within a short timeout
 is up to the machine.
@@ -6,36 +6,35 @@ is up to the machine.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import grpc
+import grpc.aio
 
 
-def answered(client, answer):
-    """The client, of either kind, whose calls end with what `answer()` returns or raises."""
-    connect = getattr(client, "_connection", None)
-    if connect is None:
-        client._channels = _Channels(lambda *_request, **_attempt: answer())
-        return client
-
-    async def call(*_request, **_attempt):
-        return answer()
-
-    def connection():
-        connected = connect()
-        connected._channels = _Channels(call)
-        return connected
-
-    client._connection = connection
-    return client
+def answer_calls(monkeypatch, answer):
+    """Lets channels lead nowhere: their calls end with what `answer()` returns or raises."""
+    monkeypatch.setattr(grpc, "insecure_channel", lambda *_target, **_options: _Channel(answer))
+    monkeypatch.setattr(
+        grpc.aio, "insecure_channel", lambda *_target, **_options: _AsyncChannel(answer)
+    )
 
 
-class _Channels:
-    """Channels that lead nowhere."""
+class _Channel:
+    def __init__(self, answer):
+        self._answer = answer
 
-    def __init__(self, call):
-        self._link = SimpleNamespace(method=lambda _path: call)
-
-    def link(self, _address=""):
-        return self._link
+    def unary_unary(self, _path):
+        return lambda _request, **_attempt: self._answer()
 
     def close(self):
-        return []
+        """Nothing is held."""
+
+
+class _AsyncChannel(_Channel):
+    def unary_unary(self, _path):
+        async def call(_request, **_attempt):
+            return self._answer()
+
+        return call
+
+    async def close(self):
+        """Nothing is held."""
