@@ -452,12 +452,24 @@ def test_workers_have_memory_of_their_own(server, by_grpc, method):
         assert np.array_equal(expected, by_grpc.warp(U, TRANSFORM))
 
 
+def connected(target):
+    """Whether a socket of this process is connected to a port, by gRPC, which closes it later."""
+    port, held = f":{int(target.rpartition(':')[2]):04X}", set(descriptors().values())
+    tables = (Path(f"/proc/self/net/{name}").read_text() for name in ("tcp", "tcp6"))
+    rows = [row.split() for table in tables for row in table.splitlines()[1:]]
+    return any(row[2].endswith(port) and f"socket:[{row[9]}]" in held for row in rows)
+
+
 def test_nothing_is_left_over(server):
     """Of clients that come and go: no descriptor and no mapping, here or there."""
 
     def use():
         with Client(server.target) as stn:
             stn.warp(U, TRANSFORM)
+            assert connected(server.target)
+        give_up_s = time.monotonic() + 10
+        while connected(server.target):
+            assert time.monotonic() < give_up_s
 
     use()
     gc.collect()
