@@ -2,13 +2,20 @@
 
 import asyncio
 import gc
+import socket
+import threading
 import weakref
+from contextlib import closing
 
 import numpy as np
 import pytest
 
 from stn_client import Affine, AsyncClient, Client, TransportError
+from stn_proto.ttrpc import Response
 from stn_proto.v1 import warp_pb2
+from stn_proto.v1.server_info_pb2 import GetServerInfoReply
+from support.answers import answer_calls
+from support.local import HEADER
 from support.logs import records_of
 from support.scripted_service import PATIENCE_S, Hang, ScriptedService, reply, serialized
 
@@ -73,6 +80,61 @@ def test_async_client_close_fails_the_calls_under_way():
 
     with ScriptedService(hang) as service:
         asyncio.run(scenario(AsyncClient(service.target)))
+
+
+class Offering:
+    """A server whose local transport answers late: what a client asks it is held until `answer`."""
+
+    def __init__(self, folder, monkeypatch):
+        self._info = GetServerInfoReply(local_dir=str(folder), instance_id="one")
+        answer_calls(monkeypatch, self._info.SerializeToString)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(folder / "ttrpc.sock"))
+        self._listener.listen()
+        self._listener.settimeout(PATIENCE_S)
+
+    def asked(self):
+        """Returns when a client has connected, and asks."""
+        self._connection, _ = self._listener.accept()
+        self._connection.settimeout(PATIENCE_S)
+        assert self._connection.recv(65536)
+
+    def answer(self):
+        """Answers, and returns what the client sends next: nothing, if it ends the connection."""
+        data = Response(payload=self._info.SerializeToString()).SerializeToString()
+        self._connection.sendall(HEADER.pack(len(data), 1, 2, 0) + data)
+        return self._connection.recv(65536)
+
+    def close(self):
+        self._connection.close()
+        self._listener.close()
+
+
+def test_client_that_is_closed_while_it_connects_leaves_no_connection(tmp_path, monkeypatch):
+    """To the local transport, which another thread looks for."""
+    with closing(Offering(tmp_path, monkeypatch)) as server:
+        client = Client("localhost:1")
+        thread = threading.Thread(target=client.is_ready)
+        thread.start()
+        server.asked()
+        client.close()
+        assert server.answer() == b""
+        thread.join(PATIENCE_S)
+
+
+def test_async_client_that_is_closed_while_it_connects_leaves_no_connection(tmp_path, monkeypatch):
+    """Of which asyncio would warn when the garbage collector finds it, whatever runs by then."""
+
+    async def scenario(server):
+        client = AsyncClient("localhost:1")
+        call = asyncio.create_task(client.is_ready())
+        await asyncio.to_thread(server.asked)
+        await client.close()
+        assert await asyncio.to_thread(server.answer) == b""
+        await call
+
+    with closing(Offering(tmp_path, monkeypatch)) as server:
+        asyncio.run(scenario(server))
 
 
 def test_async_client_cancellation_reaches_the_server():

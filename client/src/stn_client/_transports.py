@@ -153,6 +153,11 @@ class Transports:
                 self.local = yield from self._connected(inquiry(metadata, timeout_s))
             except FAILURES as error:
                 self._discovery.failed(error)
+            # Closed while it was looked for; after it is there, so that `close` or this sees it.
+            local = self.local
+            if not self.is_open and local is not None:
+                local.close()
+                self.local = None
         return self.local
 
     def _connected(self, about: dict[str, Any]) -> Steps[Any]:
