@@ -154,9 +154,8 @@ class Transports:
             except FAILURES as error:
                 self._discovery.failed(error)
             # Closed while it was looked for; after it is there, so that `close` or this sees it.
-            local = self.local
-            if not self.is_open and local is not None:
-                local.close()
+            if self._was_closed() and self.local is not None:
+                self.local.close()
                 self.local = None
         return self.local
 
@@ -187,6 +186,9 @@ class Transports:
         connection.close()
         self._discovery.failed("another server is there")
         return None
+
+    def _was_closed(self) -> bool:
+        return not self.is_open  # as a function, as mypy takes what it once was for settled
 
     def close(self) -> list[Any]:
         """Closes every connection; returns what `Channels.close` does."""
