@@ -44,7 +44,7 @@ AnyArray = ArrayLike | SupportsDLPack | SupportsArrayInterface
 """Types that calls take as an array."""
 
 IMAGE_LAYOUTS = {
-    **dict.fromkeys(("L", "F", "I;16", "I"), "HW"),
+    **dict.fromkeys(("L", "F", "I;16", "I;16B", "I;16L", "I;16N", "I"), "HW"),
     **dict.fromkeys(("RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "LA", "RGBX", "RGBa"), "HWC"),
 }
 """The modes of Pillow whose pixels are numbers, and their layouts; those of "I" are labels."""
@@ -193,13 +193,16 @@ def _of_pillow(field: str, image: Any) -> Operand:
             f"expected an image of mode {modes}, got {image.mode}. Convert it: image.convert(...).",
         )
 
+    pixels = _as_numpy(field, image)
+
     def like(array: Array) -> Any:
         size = array.shape[1], array.shape[0]
-        made = sys.modules["PIL.Image"].frombytes(image.mode, size, array.tobytes())
+        stored = array.astype(pixels.dtype, copy=False)  # some modes have their bytes in reverse
+        made = sys.modules["PIL.Image"].frombytes(image.mode, size, stored.tobytes())
         made.info = dict(image.info)
         return made
 
-    return Operand(_as_numpy(field, image), like, IMAGE_LAYOUTS[image.mode])
+    return Operand(pixels, like, IMAGE_LAYOUTS[image.mode])
 
 
 def _of_simpleitk(field: str, _image: Any) -> Operand:
