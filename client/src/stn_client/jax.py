@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from numbers import Integral
 from typing import Any, Unpack, cast, get_args
 
 import jax
@@ -26,6 +25,7 @@ from stn_client._layouts import layout_of, output_shape, with_batch
 from stn_client._options import WarpOptions, takes_options
 from stn_client._parameters import PARAMETER_SHAPES, parameters_with_batch
 from stn_client._transforms import Flow, SamplingGrid, ThinPlateSpline, Transform
+from stn_proto import join_fill, split_fill
 
 __all__ = ["warp"]
 
@@ -103,8 +103,8 @@ def _hashable(options: WarpOptions) -> tuple[tuple[str, Any], ...]:
     given: dict[str, Any] = dict(options)
     if "fill" in given:
         fill = given["fill"]
-        listed = fill if isinstance(fill, list | tuple) else np.ravel(as_array("fill", fill))
-        given["fill"] = tuple(int(n) if isinstance(n, Integral) else float(n) for n in listed)
+        listed: Any = fill if isinstance(fill, list | tuple) else np.ravel(as_array("fill", fill))
+        given["fill"] = join_fill(*split_fill(listed))
     return tuple(given.items())
 
 
