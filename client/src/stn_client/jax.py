@@ -147,7 +147,7 @@ class _Warp:
     remote: _Remote
 
     def __call__(self, maps: Any, parameters: Any) -> NDArray[Any]:
-        """Returns the output."""
+        """Returns the output of the call, computed remotely."""
         remote, options = self.remote, cast("WarpOptions", dict(self.remote.options))
         output: NDArray[Any] = remote.client.warp(
             np.asarray(maps), remote.of(parameters), remote.output_size, **options

@@ -269,11 +269,11 @@ def _packed(result: Tensor | Gradients | Objective) -> Packed:
     parts = [part.contiguous() for part in parts_of(result)]
     if isinstance(result, Objective):
         return parts
-    of_map, of_transform = (
+    grad_feature_map, grad_transform = (
         parts[0].new_empty(0) if part is None else part.contiguous()
         for part in (result.feature_map, result.transform)
     )
-    return of_map, of_transform
+    return grad_feature_map, grad_transform
 
 
 def _unpacked(problem: Any, packed: Any) -> Any:
