@@ -1,8 +1,7 @@
 """Measures the Open Inference Protocol beside `stn.v1`, on one server, in one run.
 
 The same load process sends the same warps by both, as `bench_server` has it: turns in every round,
-ratios within a round, then their median. Clients of the Open Inference Protocol declare no size of
-their messages, so that theirs are read a few at a time; `stn.v1` is measured in both ways.
+ratios within a round, then their median.
 """
 
 from __future__ import annotations
@@ -38,21 +37,16 @@ def beside(folder: Path, shape, concurrency: int) -> Case:
     ours, theirs = [write(folder, shape)], [written(folder, shape)]
     contenders = {
         "stn.v1": Contender("service", ours, concurrency),
-        "undeclared": Contender("service", ours, concurrency, declares=False),
         "oip": Contender(
             "service",
             theirs,
             concurrency,
             method="/inference.GRPCInferenceService/ModelInfer",
-            declares=False,
         ),
     }
     quantities = [
         Quantity(
             "throughput, oip : stn.v1", partial(ratio, "requests_per_s", "oip", "stn.v1"), bar=BAR
-        ),
-        Quantity(
-            "throughput, oip : undeclared", partial(ratio, "requests_per_s", "oip", "undeclared")
         ),
         Quantity("processor time, oip : stn.v1", partial(ratio, "cpu_ms", "oip", "stn.v1")),
     ]

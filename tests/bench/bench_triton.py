@@ -30,7 +30,6 @@ from bench import report
 from bench.bench_many import server
 from stn_client import Affine, AsyncClient
 from stn_client._calls import warp
-from stn_proto.metadata import MESSAGE_BYTES
 from stn_proto.oip.inference_pb2 import ModelInferRequest
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -68,14 +67,11 @@ def feature_map(shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(0).random(shape, np.float32)
 
 
-async def messages(
-    target: str, method: str, message: bytes, declared: bool, callers: int, seconds: float
-) -> float:
+async def messages(target: str, method: str, message: bytes, callers: int, seconds: float) -> float:
     """Calls a second of so many callers who each send a message and wait for the reply."""
-    metadata = ((MESSAGE_BYTES, str(len(message))),) if declared else ()
     async with grpc.aio.insecure_channel(target, options=OPTIONS) as channel:
         call = channel.unary_unary(method)
-        return await rate(lambda: call(message, metadata=metadata), callers, seconds)
+        return await rate(lambda: call(message), callers, seconds)
 
 
 async def through_sdk(target: str, seconds: float, **settings) -> float:
@@ -115,15 +111,15 @@ def cases(ours: str, triton: str) -> list[Case]:
         same = infer("stn_warp_affine", ("feature_map", "theta"), shape)
         own = warp(feature_map(shape), Affine(THETA), None, {})
         contenders = {
-            "triton": partial(messages, triton, INFER, theirs, False, callers),
-            "oip": partial(messages, ours, INFER, same, False, callers),
-            "stn.v1": partial(messages, ours, own.method, own.request, True, callers),
+            "triton": partial(messages, triton, INFER, theirs, callers),
+            "oip": partial(messages, ours, INFER, same, callers),
+            "stn.v1": partial(messages, ours, own.method, own.request, callers),
         }
         name = f"{'x'.join(map(str, shape))}, {callers} at a time"
         found.append(Case(name, contenders, {} if bar is None else {"oip": bar}))
     theirs = infer("stn_warp", ("x", "theta"), (1, 1, 28, 28))
     contenders = {
-        "triton": partial(messages, triton, INFER, theirs, False, CALLERS),
+        "triton": partial(messages, triton, INFER, theirs, CALLERS),
         "SDK, local, one a message": partial(through_sdk, ours, packing=False),
         "SDK, gRPC": partial(through_sdk, ours, local=False),
         "SDK, local": partial(through_sdk, ours),

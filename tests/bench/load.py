@@ -1,9 +1,9 @@
 """Closed-loop load from a process of its own, which takes one job a line from standard input.
 
 A job says who is asked (`target`, and the process `pid` that serves there), for what (`messages`,
-sent in turns: the file of a request of `method` and the samples that it asks for), whether their
-size is declared (`declares`), how many calls are on their way at a time (`concurrency`) and for how
-many `seconds`. What was seen comes back as a line.
+sent in turns: the file of a request of `method` and the samples that it asks for), how many calls
+are on their way at a time (`concurrency`) and for how many `seconds`. What was seen comes back as
+a line.
 """
 
 from __future__ import annotations
@@ -20,12 +20,10 @@ from pathlib import Path
 import grpc.aio
 import uvloop
 
-from stn_proto.metadata import MESSAGE_BYTES
-
 OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
 
 
-async def run(target, pid, method, messages, declares, concurrency, seconds) -> dict[str, float]:
+async def run(target, pid, method, messages, concurrency, seconds) -> dict[str, float]:
     turns = cycle([(read(one["path"]), one["samples"]) for one in messages])
     latencies_s: list[float] = []
     samples = 0
@@ -36,8 +34,7 @@ async def run(target, pid, method, messages, declares, concurrency, seconds) -> 
             nonlocal samples
             while (started := time.perf_counter()) < end:
                 message, message_samples = next(turns)
-                declared = [(MESSAGE_BYTES, str(len(message)))] if declares else []
-                await call(message, metadata=declared)
+                await call(message)
                 latencies_s.append(time.perf_counter() - started)
                 samples += message_samples
 

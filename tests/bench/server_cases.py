@@ -37,8 +37,6 @@ class Contender:
     messages: Sequence[Message]
     concurrency: int
     method: str = "/stn.v1.SpatialTransformer/Warp"
-    declares: bool = True
-    """Whether the size of messages is declared, as the SDK does."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import grpc
 import grpc.aio
 import uvloop
 
-from stn_server.app import build, grpc_options
+from stn_server.app import build
 from stn_server.config import ServerConfig
 from stn_server.memory import relax_collector, retain_freed_memory
 from stn_server.server import Server
@@ -67,7 +67,8 @@ async def serve_echo(folder: str) -> None:
     async def echo(message, _context):
         return reply(len(message))
 
-    server = grpc.aio.server(options=grpc_options(CONFIG))
+    largest = ("grpc.max_receive_message_length", CONFIG.limits.max_message_bytes)
+    server = grpc.aio.server(options=[largest, ("grpc.max_send_message_length", -1)])
     method = grpc.unary_unary_rpc_method_handler(echo)
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(SERVICE, {"Warp": method}),)

@@ -108,7 +108,6 @@ def test_request_id_and_metadata_travel_with_every_attempt(connect):
     for call in service.received:
         assert call.request_id == "job-7.a_B"
         assert (call.metadata["tenant"], call.metadata["x-empty"]) == ("blue", "")
-        assert call.metadata["stn-message-bytes"] == str(len(call.request))
 
 
 def test_request_id_is_that_of_errors(connect):

@@ -194,7 +194,7 @@ def test_calls_server_info_is_an_empty_request_and_every_field_of_the_reply():
             queued_items: 1 running_items: 2 admitted_bytes: 3 finished_items: 4 failed_items: 5
             refused_items: 6 abandoned_items: 7 batches: 8 largest_batch_items: 9
         }
-        instance_id: "ab" features: FEATURE_DECLARED_MESSAGE_BYTES methods: ["Warp"]
+        instance_id: "ab" methods: ["Warp"]
         local_dir: "/run/stn"
         """,
         server_info_pb2.GetServerInfoReply(),
@@ -232,7 +232,6 @@ def test_calls_server_info_is_an_empty_request_and_every_field_of_the_reply():
         ),
         statistics=ServerStatistics(1, 2, 3, 4, 5, 6, 7, 8, 9),
         instance_id="ab",
-        features=("declared_message_bytes",),
         methods=("Warp",),
         local_dir="/run/stn",
     )

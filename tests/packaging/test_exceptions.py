@@ -14,6 +14,7 @@ import torch
 
 from stn_engine import ShapeError
 from stn_proto.ttrpc import Status
+from stn_server.http2.frames import Code
 from support.in_workers import warp_of_columns
 
 PACKAGES = ("stn_proto", "stn_engine", "stn_server", "stn_client")
@@ -37,6 +38,7 @@ SAMPLES = {
     "Status": Status(code=3, message="words"),
     "StatusCode | None": grpc.StatusCode.INTERNAL,
     "grpc.StatusCode": grpc.StatusCode.CANCELLED,
+    "Code": Code.PROTOCOL_ERROR,
 }
 """A value for every annotation of a parameter."""
 

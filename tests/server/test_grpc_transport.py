@@ -22,14 +22,6 @@ MAX_ADMITTED_BYTES = 16_384
 MESSAGE = warp_request().SerializeToString()
 
 
-class CallDetails:
-    """What gRPC looks a handler up by."""
-
-    def __init__(self, method):
-        self.method = method
-        self.invocation_metadata = ()
-
-
 class Handlers:
     """The registered handlers over a runner of the test, and the metrics they move."""
 
@@ -38,15 +30,14 @@ class Handlers:
         metrics = Metrics(self._registry)
         admitted = {"max_admitted_bytes": MAX_ADMITTED_BYTES}
         self.batcher = make_batcher(runner, metrics, **admitted | limits)
-        self.transport = make_transport(self.batcher, LIMITS, MAX_ADMITTED_BYTES, metrics)
+        self.transport = make_transport(self.batcher, LIMITS, metrics)
         self._handlers = self.transport.handlers()
 
     def call(self, name, message, context):
         """A call, not yet awaited."""
-        details = CallDetails(f"/{SERVICE}/{name}")
         if message is not None:
             context.receive(message)
-        return self._handlers.service(details).stream_unary(None, context)
+        return self._handlers[f"/{SERVICE}/{name}"](context)
 
     def count(self, method, code):
         """Calls that ended like this."""
@@ -67,7 +58,7 @@ async def abort_of(call, context):
 
 @in_virtual_time
 async def test_the_deadline_of_a_call_is_that_of_its_item():
-    """The time that gRPC says is left, counted from now."""
+    """The time that its transport says is left, counted from now."""
     runner = FakeRunner(held=True)
     handlers = Handlers(runner)
     loop = asyncio.get_running_loop()
@@ -84,7 +75,7 @@ async def test_the_deadline_of_a_call_is_that_of_its_item():
 
 @in_virtual_time
 async def test_a_cancelled_call_is_counted_and_stays_cancelled():
-    """GRPC learns it from the same exception."""
+    """Its transport learns it from the same exception."""
     runner = FakeRunner(held=True)
     handlers = Handlers(runner)
     call = asyncio.create_task(handlers.call("Warp", MESSAGE, FakeContext()))
@@ -134,7 +125,7 @@ async def test_refusals_are_counted_by_reason():
     busy = asyncio.create_task(outcome_of(handlers.call("Warp", MESSAGE, FakeContext())))
     await runner.begun(1)
     full = FakeContext()
-    assert (await abort_of(handlers.call("Warp", None, full), full))[0].name == (
+    assert (await abort_of(handlers.call("Warp", MESSAGE, full), full))[0].name == (
         "RESOURCE_EXHAUSTED"
     )
     draining = asyncio.create_task(handlers.batcher.drain())
@@ -150,7 +141,7 @@ async def test_refusals_are_counted_by_reason():
 
 @in_virtual_time
 async def test_idle_is_when_every_reply_has_left():
-    """A handler that returned is not enough: gRPC may still be sending."""
+    """A handler that returned is not enough: its transport may still be sending."""
     handlers = Handlers(FakeRunner())
     context = FakeContext()
     await handlers.call("GetServerInfo", b"", context)
@@ -172,7 +163,7 @@ async def test_a_caller_who_has_gone_is_told_nothing():
 
 @in_virtual_time
 async def test_a_call_cut_off_by_its_deadline_is_counted_as_that():
-    """GRPC cancels the handler at the deadline; it may come before our own timer."""
+    """Its transport cancels it at the deadline, perhaps before the timer of the batcher."""
     runner = FakeRunner(held=True)
     handlers = Handlers(runner)
     call = asyncio.create_task(handlers.call("Warp", MESSAGE, FakeContext(time_remaining_s=2.0)))
@@ -225,7 +216,7 @@ def no_collector():
 @pytest.mark.parametrize("answer", [fail_the_batch, fail_the_item])
 @pytest.mark.usefixtures("no_collector")
 def test_a_call_that_failed_does_not_hold_its_message(answer):
-    """Though gRPC keeps the traceback of the refusal, as this test does."""
+    """Though its transport keeps the traceback of the refusal, as this test does."""
 
     async def scenario():
         runner, context = FakeRunner(answer), FakeContext()

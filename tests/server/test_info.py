@@ -131,11 +131,6 @@ def test_methods_are_those_of_the_service(info):
     assert list(read(info).methods) == [method.name for method in service.methods]
 
 
-def test_features_are_told(info):
-    """What a client may rely on and cannot see elsewhere."""
-    assert read(info).features == [server_info_pb2.FEATURE_DECLARED_MESSAGE_BYTES]
-
-
 def test_an_instance_keeps_its_random_id(info):
     """The same in all answers of one server, another in those of the next."""
     first, again = read(info).instance_id, read(info).instance_id

@@ -326,8 +326,7 @@ def test_there_are_only_so_many_streams():
             for stream in streams:
                 await stream.write(MESSAGE)
                 assert await stream.read()
-            refused = stream_infer(channel)()
-            await refused.write(MESSAGE)
+            refused = stream_infer(channel)()  # before it has sent anything
             code = await refused.code()
             details = await refused.details()
             await streams[0].done_writing()
@@ -474,12 +473,10 @@ def test_theta_of_no_item_is_named():
 class ReadForEver:
     """The context of a stream whose caller sends nothing more."""
 
+    metadata = ()
+
     async def write(self, _message):
         """Takes whatever comes."""
-
-    def invocation_metadata(self):
-        """None."""
-        return ()
 
 
 class NotedCall:

@@ -1,5 +1,7 @@
 """Certificates that a server cannot start with."""
 
+import ssl
+
 import pytest
 
 from stn_server.config import ConfigError, TlsConfig
@@ -29,23 +31,23 @@ class Told(Listener):
         self._told.append(facts)
 
 
-def credentials(told, **files):
+def tls(told, **files):
     watch = Watch(Events(Told(told)))
-    return Certificates(TlsConfig(**files), watch).credentials()
+    return Certificates(TlsConfig(**files), watch).context()
 
 
 def test_files_that_belong_together_are_taken(files, told):
     """With callers' certificates or without."""
-    assert credentials(told, **files)
+    assert tls(told, **files).verify_mode is ssl.CERT_REQUIRED
     del files["client_ca"]
-    assert credentials(told, **files)
+    assert tls(told, **files).verify_mode is ssl.CERT_NONE
     assert told == []
 
 
 @pytest.mark.parametrize("broken", ["missing", "garbage", "strange"])
 @pytest.mark.parametrize("name", ["certificate", "key", "client_ca"])
 def test_files_that_do_not_are_refused(files, told, tmp_path, name, broken):
-    """What gRPC would take and fail with at every connection."""
+    """At the start, and not at the first connection."""
     strange_files = Authority(tmp_path, "stranger").issue("strange")
     strange = dict(zip(("certificate", "key"), strange_files, strict=True))
     strange["client_ca"] = strange["key"]  # not a certificate
@@ -54,11 +56,11 @@ def test_files_that_do_not_are_refused(files, told, tmp_path, name, broken):
     files[name] = str({"missing": "none.pem", "garbage": garbage, "strange": strange[name]}[broken])
     at = "client_ca" if name == "client_ca" else "certificate"
     with pytest.raises(ConfigError, match=rf"^tls\.{at}: expected certificate|expected a certifi"):
-        credentials(told, **files)
+        tls(told, **files)
 
 
 def test_a_key_behind_a_password_is_refused_and_not_asked_about(told, tmp_path):
     """A server has no terminal to be asked on."""
     certificate, key = Authority(tmp_path, "authority").issue("server", password=b"secret")
     with pytest.raises(ConfigError, match=r"^tls\.certificate: .* and its unencrypted key, got"):
-        credentials(told, certificate=str(certificate), key=str(key))
+        tls(told, certificate=str(certificate), key=str(key))

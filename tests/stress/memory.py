@@ -1,9 +1,8 @@
 """Memory under more than may be inside: `python -m stress.memory`.
 
 As many callers as asked for send the largest message at the same time, each on a connection of its
-own: first such that declare its size, then such that do not. Then as many send all of it but the
-end, and wait. Prints the server's resident memory beside its bar: idle + 2 x max_admitted_bytes +
-retained_bytes.
+own. Then as many send all of it but the end, and wait. Prints the server's resident memory beside
+its bar: idle + 2 x max_admitted_bytes + retained_bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ import uvloop
 from stn_client import Affine
 from stn_client._calls import warp
 from stn_client.local import LocalServer
-from stn_proto.metadata import MESSAGE_BYTES
 from stress.process import MIB, Watched
 from stress.report import Report
 from support.bad_requests import theta
@@ -64,24 +62,23 @@ def largest_message(limit_bytes: int) -> bytes:
     return warp(feature_map, Affine(theta(1)), (8, 8), {}).request
 
 
-async def send_all(target: str, callers: int, message: bytes, metadata) -> Counter[str]:
+async def send_all(target: str, callers: int, message: bytes) -> Counter[str]:
     """All at the same time; how they ended."""
 
     async def call(number: int) -> str:
         own = [*OPTIONS, ("grpc.channel_id", number)]
         async with grpc.aio.insecure_channel(target, own) as channel:
-            warp = channel.unary_unary(WARP)(message, timeout=120, metadata=metadata)
+            warp = channel.unary_unary(WARP)(message, timeout=120)
             return (await warp.code()).name
 
     return Counter(await asyncio.gather(*(call(number) for number in range(callers))))
 
 
 def stall(target: str, callers: int, size_bytes: int, upload_s: float) -> Counter[str]:
-    """Half declare what they send; all but the end of it comes."""
+    """All but the end of what they send comes."""
 
-    def call(number: int) -> str:
-        metadata = {MESSAGE_BYTES: str(size_bytes)} if number % 2 else {}
-        raw = RawCall(target, WARP, metadata)
+    def call(_number: int) -> str:
+        raw = RawCall(target, WARP)
         raw.send(size_bytes, size_bytes - 1, PATIENCE_S)
         ended = raw.ended(2 * upload_s + 10)  # one for its turn, one for itself
         raw.close()
@@ -109,13 +106,11 @@ def measure(callers: int, message_bytes: int, admitted_bytes: int, retained_byte
         idle = server.resident_bytes()
         bar = idle + 2 * admitted_bytes + retained_bytes
         report.note(callers=callers, idle_mib=idle / MIB, bar_mib=bar / MIB)
-        declared = ((MESSAGE_BYTES, str(len(message))),)
-        for name, metadata in (("declared", declared), ("undeclared", ())):
-            with Peak(server) as peak:
-                ended = uvloop.run(send_all(local.target, callers, message, metadata))
-            judge(report, name, peak, ended, bar)
-            report.promise(f"{name}: some are answered", ended["OK"] > 0)
-            report.promise(f"{name}: answered or refused", ended.keys() <= {"OK", REFUSED})
+        with Peak(server) as peak:
+            ended = uvloop.run(send_all(local.target, callers, message))
+        judge(report, "all", peak, ended, bar)
+        report.promise("all: some are answered", ended["OK"] > 0)
+        report.promise("all: answered or refused", ended.keys() <= {"OK", REFUSED})
         with Peak(server) as peak:
             ended = stall(local.target, callers, message_bytes, upload_s)
         judge(report, "stalled", peak, ended, bar)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
+from stn_server.context import AbortedError, Context
 from stn_server.events import Listener
 
 
@@ -100,55 +102,49 @@ class Recorder(Listener):
         self.batches.append((len(batch.problems), list(queue_s), compute_s))
 
 
-class FakeContext:
-    """What a handler sees of a call: metadata, time left, who calls, and a way to end it."""
+class FakeContext(Context):
+    """A call whose message comes in, and whose reply leaves, when the test says so."""
 
-    class AbortedError(Exception):
-        """How gRPC leaves a handler that aborts."""
+    AbortedError = AbortedError
 
     def __init__(
-        self, metadata=(), time_remaining_s=None, peer="ipv4:127.0.0.1:40000", certificate=None
+        self, metadata=(), time_remaining_s=math.inf, peer="ipv4:127.0.0.1:40000", name=""
     ):
-        self._metadata = metadata
-        self._peer = peer
-        self._certificate = certificate or {}
+        super().__init__(metadata, peer, certified_name=name)
         self._time_remaining_s = time_remaining_s
-        self._callbacks = []
-        self._done = False
+        self._sizes = asyncio.Queue()
         self._messages = asyncio.Queue()
-        self.aborted = None
+        self._is_announced = self._is_amid = False
+
+    def announce(self, size_bytes):
+        """The size of its message is there."""
+        self._is_announced = True
+        self._sizes.put_nowait(size_bytes)
 
     def receive(self, message):
-        """Its message is there."""
+        """Its message is there; None: it has none."""
+        if not self._is_announced:
+            self.announce(None if message is None else len(message))
         self._messages.put_nowait(message)
 
+    @property
+    def is_amid_message(self):
+        return self._is_amid
+
+    async def announced_bytes(self):
+        self._is_amid = True
+        return await self._sizes.get()
+
     async def read(self):
-        return await self._messages.get()
+        message = await self._messages.get()
+        self._is_amid = False
+        return message
 
-    def add_done_callback(self, callback):
-        self._callbacks.append(callback)
-
-    def done(self):
-        return self._done
-
-    def finish(self):
-        """The reply has left, or the caller has gone."""
-        self._done = True
-        for callback in self._callbacks:
-            callback(self)
-
-    def invocation_metadata(self):
-        return self._metadata
-
-    def auth_context(self):
-        return self._certificate
-
-    def peer(self):
-        return self._peer
-
-    def time_remaining(self):
+    def remaining_s(self):
         return self._time_remaining_s
 
-    async def abort(self, code, message, metadata):
-        self.aborted = (code, message, metadata)
-        raise self.AbortedError
+    @property
+    def aborted(self):
+        """Code, message and metadata with which it was aborted."""
+        ending = self.ending
+        return None if ending is None else (ending.code, ending.message, ending.metadata)

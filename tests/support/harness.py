@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -68,12 +69,12 @@ def make_batcher(runner, *listeners, policy=None, stall_s=math.inf, **changes):
     )
 
 
-def make_transport(batcher, limits, max_admitted_bytes, *listeners):
-    """The service over a batcher, as gRPC calls it."""
+def make_transport(batcher, limits, *listeners):
+    """The service over a batcher, as transports call it."""
     events = Events(*listeners)
     return GrpcTransport(
         Service(Translator(limits), batcher, lambda: b"info", events),
-        Receiver(batcher, limits, max_admitted_bytes),
+        Receiver(batcher, limits),
         batcher.now,
         events,
     )
@@ -193,12 +194,12 @@ async def serving(runner, *listeners, limits=None, residents=None, oip=None, now
     milestones = Milestones()
     now = now or asyncio.get_running_loop().time
     parts = build(config, runner, milestones, *listeners, now=now)
-    port = parts.grpc_server.add_insecure_port("127.0.0.1:0")
-    await parts.grpc_server.start()
+    port = parts.grpc_server.listen(socket.AF_INET, ("127.0.0.1", 0), None)
+    parts.grpc_server.start()
     try:
         yield RunningService(f"127.0.0.1:{port}", parts, milestones)
     finally:
-        await parts.grpc_server.stop(grace=None)
+        await parts.grpc_server.stop()
         parts.residents.close()
 
 

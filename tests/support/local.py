@@ -10,7 +10,9 @@ from pathlib import Path
 
 from stn_proto.ttrpc import KeyValue, Request, Response
 from stn_server.config import LimitsConfig, LocalConfig
+from stn_server.grpc_transport import Router
 from stn_server.local.arenas import Arenas
+from stn_server.local.leases import arena_handlers
 from stn_server.local.transport import LocalTransport
 from support.harness import serving
 
@@ -116,7 +118,6 @@ async def serving_locally(
     folder,
     *,
     limits=None,
-    interceptors=(),
     mode="0600",
     arena_limits=None,
     long_frames=16,
@@ -131,9 +132,10 @@ async def serving_locally(
         translator = service.transport._service._translator
         translator.memory = translator.memory._replace(arenas=arenas)
         service.transfers._memory = translator.memory
-        transport = LocalTransport(
-            config, limits, long_frames, service.transport, arenas, interceptors
-        )
+        calls = service.transport
+        router = Router((calls.handlers(),), calls.refusing)
+        of_arenas = Router((arena_handlers(arenas, calls),), calls.refusing)
+        transport = LocalTransport(config, limits, long_frames, router, of_arenas, arenas)
         transport.arenas = arenas
         await transport.start()
         try:

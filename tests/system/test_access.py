@@ -31,6 +31,7 @@ from stn_server.oip.service import OIP_METHODS, OIP_SERVICE
 from support.bad_requests import ramp, theta, warp_request
 from support.certificates import Authority
 from support.harness import (
+    METHOD_PREFIX,
     log_records,
     outcome_of,
     run_server_command,
@@ -291,8 +292,10 @@ def test_tokens_change_while_the_server_runs(tokens, tmp_path):
         tokens.write_text(f'[carol]\nsha256 = "{GOOD}"')
         wait_for_record(log, "change rejected")
         assert bob.server_info().ready
-        with pytest.raises(InvalidRequestError, match="output_size"):
-            bob.warp(U, THETA, (0, 0))
+        with grpc.insecure_channel(server.target) as channel:
+            warp = channel.unary_unary(METHOD_PREFIX + "Warp")
+            with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT"):
+                warp(b"no request", metadata=[("authorization", f"Bearer {BAD}")])
         tokens.unlink()
         wait_for_record(log, "change rejected", 2)
         assert bob.server_info().ready

@@ -48,7 +48,7 @@ def test_use_is_counted_by_token(tmp_path):
             for _ in range(3):
                 alice.warp(U, THETA)
             with pytest.raises(InvalidRequestError, match="output_size"):
-                alice.warp(U, THETA, (0, 0))
+                alice.warp(U, THETA, (1, 40_000))
         with Client(server.target, token=BOB, **ONCE) as bob:
             bob.warp(ramp(1, 3, 400, 500), THETA)
         of_alice, of_bob = used(server, "alice"), used(server, "bob")
@@ -135,7 +135,7 @@ CALLERS, CALLS_EACH = 100, 5
 
 @pytest.mark.alone
 def test_a_call_lasts_as_long_as_its_caller_waits(tmp_path):
-    """100 calls at a time, of which each takes the event loop 10 ms: they wait in gRPC.
+    """100 calls at a time, of which each takes the event loop 10 ms: they wait for it.
 
     The mean of the server is that of its callers, who see a fifth more at most: what their own
     event loop takes.

@@ -56,7 +56,11 @@ def test_a_signal_under_load_loses_no_call(tmp_path):
             everything = set(pending)
             await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
             terminate(server)
-            return await asyncio.gather(*everything), await outcome_of(stn.warp(U, THETA))
+            outcomes = await asyncio.gather(*everything)
+            # Until it has seen the signal, it answers.
+            while isinstance(after := await outcome_of(stn.warp(U, THETA)), np.ndarray):
+                pass
+            return outcomes, after
 
     with LocalServer(log=log) as server:
         outcomes, after = asyncio.run(asyncio.wait_for(load(server), timeout=90))
@@ -452,8 +456,8 @@ def test_signals_end_a_server_that_cannot_say_so(tmp_path):
     os.close(writer)
 
 
-def test_grpc_writes_nothing_by_itself(tmp_path):
-    """Neither of who speaks no TLS, who could fill a pipe that nobody reads, nor of an address."""
+def test_strangers_write_nothing(tmp_path):
+    """Who speaks no TLS could fill a pipe that nobody reads."""
     certificate, key = Authority(tmp_path, "authority").issue("server")
     tls = f"--tls-certificate={certificate}", f"--tls-key={key}"
     verbose = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
@@ -474,34 +478,6 @@ def test_grpc_writes_nothing_by_itself(tmp_path):
     *records, line = errors.decode().splitlines()
     assert all(json.loads(record)["level"] == "info" for record in records)
     assert line.startswith("stn-server: listen: expected a folder for unix:")
-
-
-def wake_ups_of_pool(pid):
-    """How often threads of gRPC's own pool of a process have been woken."""
-    count = 0
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        if (thread / "comm").read_text().startswith("event_engine"):
-            lines = (thread / "status").read_text().splitlines()
-            (line,) = (one for one in lines if one.startswith("voluntary_ctxt_switches"))
-            count += int(line.split()[1])
-    return count
-
-
-def test_sockets_are_read_by_the_thread_that_hands_calls_over():
-    """A pool of threads would be woken for every message, and then wake that one."""
-    calls, message = 300, infer_request().SerializeToString()
-    with started("--listen=127.0.0.1:0", "--metrics-listen=") as process:
-        target = json.loads(process.stdout.readline())["targets"][0]
-        with grpc.insecure_channel(target) as channel:
-            infer(channel)(message)
-            before = wake_ups_of_pool(process.pid)
-            for _ in range(calls):
-                infer(channel)(message)
-            after = wake_ups_of_pool(process.pid)
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
-    assert before > 0
-    assert after - before < calls / 2
 
 
 def test_outputs_that_are_closed_are_no_sockets(tmp_path):

@@ -98,7 +98,7 @@ def test_errors_are_those_by_grpc(server):
         with Client(server.target, local=local) as stn:
             stn.server_info()
             with pytest.raises(InvalidRequestError, match=r"^output_size: expected") as caught:
-                stn.warp(U, TRANSFORM, (0, 1))
+                stn.warp(U, TRANSFORM, (1, 40_000))
             error = caught.value
             found.append((str(error), error.violations, error.reason, error.code))
             assert len(error.request_id) == 16

@@ -40,7 +40,7 @@ async def three_at_once_and_one_too_many(target):
         await asyncio.gather(*calls)
         await the_queue_to_be_empty(stn)  # a full server refuses before it reads, mistakes as well
         with pytest.raises(InvalidRequestError, match="output_size"):
-            await stn.warp(u, transform, (0, 0))
+            await stn.warp(u, transform, (1, 40_000))
 
 
 async def the_queue_to_be_empty(stn):

@@ -55,7 +55,7 @@ COUNTED = {
     'stn_refused_total{reason="QUEUE_FULL"}': 1,
     'stn_refused_total{reason="QUOTA_EXCEEDED"}': 1,
     'stn_refused_total{reason="UNKNOWN_TOKEN"}': 1,
-    'stn_refused_total{reason="RESULT_TOO_LARGE"}': 1,
+    'stn_refused_total{reason="RESULT_TOO_LARGE"}': 2,
     'stn_refused_total{reason="DRAINING"}': 0,
     'stn_refused_total{reason="UPLOAD_TIMEOUT"}': 0,
     'stn_refused_total{reason="UNKNOWN_METHOD"}': 0,
@@ -125,7 +125,7 @@ async def exercise(server, prometheus):
         AsyncClient(tcp, token="token-of-nobody", **ONCE) as nobody,
     ):
         refusals = [
-            await outcome_of(alice.warp(U, THETA, (0, 0))),
+            await outcome_of(alice.warp(U, THETA, (1, 40_000))),
             await outcome_of(alice.warp(U, THETA, (40_000, 1))),
         ]
         calls = [

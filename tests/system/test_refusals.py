@@ -12,7 +12,6 @@ from google.rpc.status_pb2 import Status
 from stn_client import Affine, Client
 from stn_client._calls import warp
 from stn_client.local import LocalServer
-from stn_proto.metadata import MESSAGE_BYTES
 from support.bad_requests import ramp, theta
 from support.harness import METHOD_PREFIX, log_records, scrape, statistics_when_idle
 from support.raw_http2 import RawCall
@@ -42,7 +41,7 @@ def refused(target, path, message, metadata=()):
 
 
 def test_a_burst_on_one_connection_is_answered_or_refused_call_by_call():
-    """Far more than may be inside: gRPC by itself would cancel some of them unseen."""
+    """Far more than the server admits."""
 
     async def burst(target, count):
         async with grpc.aio.insecure_channel(target) as channel:
@@ -65,11 +64,9 @@ def test_what_is_too_large_or_unknown_or_unauthenticated_is_counted_and_logged(t
     replace(tokens, entry("alice", "token-of-alice"))
     alice = [("authorization", "Bearer token-of-alice")]
     large = bytes(MIB + 1)
-    declared = (MESSAGE_BYTES, str(len(large)))
     with LocalServer(LIMIT, f"--auth-tokens={tokens}", log=log) as server:
         seen = [
             refused(server.target, WARP, large, alice),
-            refused(server.target, WARP, large, [*alice, declared]),
             refused(server.target, "/stn.v1.SpatialTransformer/Wrap", b"", alice),
             refused(server.target, "/other.v1.Service/Warp", large, alice),
             refused(server.target, WARP, MESSAGE),
@@ -77,15 +74,13 @@ def test_what_is_too_large_or_unknown_or_unauthenticated_is_counted_and_logged(t
         ]
         counts = scrape(server.metrics)
     assert [(code, reasons) for code, _, reasons in seen] == [
-        ("RESOURCE_EXHAUSTED", []),  # by gRPC itself
         ("INVALID_ARGUMENT", ["MESSAGE_TOO_LARGE"]),
         *[("UNIMPLEMENTED", ["UNKNOWN_METHOD"])] * 2,
         *[("UNAUTHENTICATED", ["UNKNOWN_TOKEN"])] * 2,
     ]
-    assert seen[1][1] == f"message: expected at most {MIB} bytes, got {MIB + 1}. Ask for less."
-    assert seen[3][1] == "method: expected one of this server, got /other.v1.Service/Warp."
+    assert seen[0][1] == f"message: expected at most {MIB} bytes, got {MIB + 1}. Ask for less."
+    assert seen[2][1] == "method: expected one of this server, got /other.v1.Service/Warp."
     for code, method, count in (
-        ("RESOURCE_EXHAUSTED", "Warp", 1),
         ("INVALID_ARGUMENT", "Warp", 1),
         ("UNAUTHENTICATED", "Warp", 1),
         ("UNIMPLEMENTED", "other", 2),
@@ -96,7 +91,6 @@ def test_what_is_too_large_or_unknown_or_unauthenticated_is_counted_and_logged(t
     assert counts['stn_refused_total{reason="MESSAGE_TOO_LARGE"}'] == 1
     failures = [record for record in log_records(log) if record["event"] == "request failed"]
     assert [(record["code"], record["method"]) for record in failures] == [
-        ("RESOURCE_EXHAUSTED", "Warp"),
         ("UNIMPLEMENTED", "/stn.v1.SpatialTransformer/Wrap"),
         ("UNIMPLEMENTED", "/other.v1.Service/Warp"),
         ("UNAUTHENTICATED", "Warp"),
@@ -122,18 +116,17 @@ def test_what_services_of_grpc_cannot_parse_is_refused_as_what_ours_cannot(tmp_p
         assert (code, reasons) == ("INVALID_ARGUMENT", ["INVALID_FIELD"])
         assert message.startswith("message: expected a serialized grpc.")
         assert message.endswith(f".{kind}, got other bytes.")
-    assert (too_large[0], not_there[0]) == ("RESOURCE_EXHAUSTED", "UNIMPLEMENTED")
-    for code, count in ("INVALID_ARGUMENT", 4), ("RESOURCE_EXHAUSTED", 1), ("UNIMPLEMENTED", 1):
+    assert (too_large[0], not_there[0]) == ("INVALID_ARGUMENT", "UNIMPLEMENTED")
+    for code, count in ("INVALID_ARGUMENT", 5), ("UNIMPLEMENTED", 1):
         assert counts[f'stn_requests_total{{code="{code}",method="other"}}'] == count
     assert {record["level"] for record in log_records(log)} == {"info"}
 
 
-@pytest.mark.parametrize("metadata", [{MESSAGE_BYTES: str(MIB)}, {}], ids=["declared", "unknown"])
-def test_an_upload_that_stalls_is_ended_logged_and_counted(metadata, tmp_path):
+def test_an_upload_that_stalls_is_ended_logged_and_counted(tmp_path):
     """While it lasts it is counted as inside, and others are served; then its place is free."""
     log = tmp_path / "log"
     with LocalServer(LIMIT, "--limits-upload-s=0.5", log=log) as server:
-        call = RawCall(server.target, WARP, metadata)
+        call = RawCall(server.target, WARP)
         assert call.send(MIB, MIB - 1, 10) == MIB - 1
         amid = scrape(server.metrics)
         assert amid["stn_admitted_bytes"] >= MIB

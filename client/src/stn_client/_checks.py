@@ -9,7 +9,6 @@ from numbers import Integral, Real
 from urllib.parse import unquote
 
 from stn_client._errors import invalid
-from stn_proto.metadata import MESSAGE_BYTES
 
 _SCHEMES = ("dns", "unix", "unix-abstract", "ipv4", "ipv6", "vsock", "xds", "google-c2p")
 """Schemes of targets that gRPC resolves."""
@@ -28,7 +27,6 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TAKEN = {
     "authorization": "Give the client a token.",
     "x-request-id": "Use request_id.",
-    MESSAGE_BYTES: "The SDK sends it itself.",
     **dict.fromkeys(
         (
             *("connection", "content-length", "content-type", "host", "keep-alive"),

@@ -43,7 +43,6 @@ from stn_client._residents import LOST, MAX_LOSSES
 from stn_client._retry import RetryPolicy
 from stn_client._server_info import ServerInfo
 from stn_client._statistics import ClientStatistics, Counts
-from stn_proto.metadata import MESSAGE_BYTES
 
 LOG = logging.getLogger("stn_client")
 
@@ -340,11 +339,8 @@ class Progress:
             self._request_id = os.urandom(8).hex()
         return self._request_id
 
-    def start(self, request_bytes: int = 0) -> dict[str, Any]:
+    def start(self) -> dict[str, Any]:
         """Begins an attempt; returns the keyword arguments of the gRPC call.
-
-        Args:
-            request_bytes: The size of the serialized request.
 
         Raises:
             TransportError: The client is closed, or cannot work in this process.
@@ -362,19 +358,10 @@ class Progress:
             raise self._closed()
         self._sent_id = self.request_id
         self._begin_attempt()
-        size = (MESSAGE_BYTES, str(request_bytes))
         # Asked at every attempt: a token may have been renewed since the last one.
         given = *self._access.metadata(), *self._metadata
-        metadata = (("x-request-id", self.request_id), size, *given)
+        metadata = (("x-request-id", self.request_id), *given)
         return {"timeout": self.remaining_s(), "metadata": metadata}
-
-    def resized(self, attempt: dict[str, Any], request_bytes: int) -> dict[str, Any]:
-        """Returns the arguments that `start` returned, for a request of another size."""
-        metadata = tuple(
-            (key, str(request_bytes) if key == MESSAGE_BYTES else value)
-            for key, value in attempt["metadata"]
-        )
-        return {**attempt, "metadata": metadata}
 
     def _begin_attempt(self) -> None:
         self._attempt += 1

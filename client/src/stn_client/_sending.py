@@ -262,7 +262,7 @@ class Packet:
         """
         lead = self.lead.progress
         # The lead first: it raises if the client is closed, before any other call has begun.
-        attempt = lead.start(self.call.envelope.size_bytes)
+        attempt = lead.start()
         for index, waiter in enumerate(self.waiters):
             waiter.progress.join(lead, index)
         return attempt

@@ -65,7 +65,7 @@ class Sender:
                     self._give_up()
         if waiter.outcome is None:
             try:
-                attempt = waiter.progress.start(waiter.call.envelope.size_bytes)
+                attempt = waiter.progress.start()
                 steps = self.transports.send(waiter.call, attempt, waiter.progress)
                 waiter.outcome = await awaited(steps)
             finally:

@@ -109,7 +109,7 @@ class Sender:
             if isinstance(goes, Packet):
                 self._send_together(goes)
             else:
-                attempt = waiter.progress.start(waiter.call.envelope.size_bytes)
+                attempt = waiter.progress.start()
                 steps = self.transports.send(waiter.call, attempt, waiter.progress)
                 waiter.outcome = completed(steps)
         except Exception as error:  # noqa: BLE001 - raised by the call

@@ -130,7 +130,6 @@ class ServerInfo:
         limits: What one call may ask for, and how much is admitted.
         statistics: Counts since it started.
         instance_id: The same as long as its process lives; 32 hexadecimal digits.
-        features: Abilities that cannot be told from methods, limits and capabilities.
         methods: Names of the methods that it answers, as "Warp".
         local_dir: Folder of the sockets of its local transport; empty: it has none.
     """
@@ -144,7 +143,6 @@ class ServerInfo:
     limits: Limits
     statistics: ServerStatistics
     instance_id: str
-    features: tuple[str, ...]
     methods: tuple[str, ...]
     local_dir: str
 

@@ -110,8 +110,6 @@ class Transports:
             (yield from self._reached(call.address, progress)) if call.address else ""
         )
         request = by_message(call, self._client)
-        if call.residents:
-            attempt = progress.resized(attempt, len(request))
         # Last, as all of the above may have used some of the call's time.
         attempt["timeout"] = progress.remaining_s()
         # Kept until the reply is there, see `Channels`.

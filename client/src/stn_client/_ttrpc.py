@@ -21,7 +21,6 @@ from google.protobuf.message import DecodeError
 from stn_client._credentials import stays_here
 from stn_client._errors import reason_of
 from stn_client._words import SERVICE
-from stn_proto.metadata import MESSAGE_BYTES
 from stn_proto.ttrpc import KeyValue, Request, Response, Status
 from stn_proto.v1.server_info_pb2 import GetServerInfoReply
 
@@ -91,7 +90,7 @@ def request_of(path: str, message: bytes, timeout_s: float | None, metadata: Met
         method=method,
         payload=message,
         timeout_nano=0 if timeout_s is None else max(1, int(timeout_s * 1e9)),
-        metadata=[KeyValue(key=k, value=v) for k, v in metadata if k != MESSAGE_BYTES],
+        metadata=[KeyValue(key=k, value=v) for k, v in metadata],
     ).SerializeToString()
 
 

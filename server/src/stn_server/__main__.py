@@ -14,10 +14,6 @@ def main() -> None:
     # Read when gRPC is imported, whose core would write to standard error by itself: in a form of
     # its own, and waiting for whoever reads it. What it has to say reaches us as exceptions.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # Sockets are read by the thread that hands calls over, not by one of a pool that wakes it: 4 %
-    # more small calls a second, 7 % more of 224 x 224 px, for 6 to 10 % less processor time each. A
-    # gRPC that knows no such experiment any more says so on standard error, and goes on.
-    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
     from stn_server.command import run  # noqa: PLC0415 - signals count before anything else
 
     code = run(sys.argv[1:], os.environ)

@@ -6,11 +6,10 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import grpc.aio
 import torch
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -22,15 +21,19 @@ from stn_server.batching.devices import Device, EngineRunner, Lanes, devices_of
 from stn_server.batching.policy import Policy, PolicyLimits
 from stn_server.batching.work import Cost
 from stn_server.config import BatchingConfig, ConfigError, ServerConfig
+from stn_server.context import Handler
 from stn_server.cores import threads_within, throttling, usable_cores
 from stn_server.costs import COLOUR_WORK
 from stn_server.environment import loading
-from stn_server.event_loop import Backlog, LoopMonitor, accepted_calls
+from stn_server.event_loop import Backlog, LoopMonitor
 from stn_server.events import Events, Listener
-from stn_server.grpc_transport import GrpcTransport, Receiver
+from stn_server.grpc_transport import Authenticate, GrpcTransport, Receiver, Router
 from stn_server.health import Health
+from stn_server.http2 import Http2Server
+from stn_server.http2.calls import StreamContext
 from stn_server.info import ServerInfo, backend_on
 from stn_server.local.arenas import Arenas
+from stn_server.local.leases import arena_handlers
 from stn_server.local.transport import LocalTransport
 from stn_server.log import EventLog
 from stn_server.memory import resident_bytes
@@ -47,12 +50,7 @@ from stn_server.tls import Certificates
 from stn_server.tokens import read_tokens
 from stn_server.transfers import Transfers
 from stn_server.translate import Translator
-from stn_server.tuning import (
-    HANDSHAKE_S,
-    MAX_PENDING_CALLS,
-    SIGN_OF_LIFE_MS,
-    UNDECLARED_PART,
-)
+from stn_server.tuning import UNDECLARED_PART
 
 if TYPE_CHECKING:
     from stn_server.tracing import Tracing
@@ -62,12 +60,6 @@ HEALTH_NAMES = ("", SERVICE, OIP_SERVICE)
 
 DESCRIBED = (SERVICE, OIP_SERVICE, HEALTH_SERVICE)
 """Services that reflection tells about, beside itself."""
-
-COUNTING = ("grpc.enable_channelz", 1)
-"""Enables gRPC's own count of the calls that it accepts."""
-
-NO_LIMIT = 2**31 - 1
-"""The value with which gRPC never ends a connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +84,9 @@ class Parts:
     health: Health
     monitor: LoopMonitor
     self_test: SelfTest
-    grpc_server: grpc.aio.Server
+    grpc_server: Http2Server
     """Serves the callers."""
-    admin_server: grpc.aio.Server
+    admin_server: Http2Server
     """Answers probes and operators, inside the deployment only."""
 
 
@@ -152,7 +144,7 @@ def build(
         transport=transports.transport,
         local=transports.local,
         health=health,
-        monitor=LoopMonitor(transports.backlog, events, config.lifecycle.hang_s),
+        monitor=LoopMonitor(events, config.lifecycle.hang_s),
         self_test=self_test,
         grpc_server=transports.grpc_server,
         admin_server=transports.admin_server,
@@ -204,12 +196,12 @@ def _services(
 class _Transports:
     """What brings messages to the services."""
 
-    backlog: Backlog
+    backlog: Backlog[StreamContext]
     receiver: Receiver
     transport: GrpcTransport
     local: LocalTransport | None
-    grpc_server: grpc.aio.Server
-    admin_server: grpc.aio.Server
+    grpc_server: Http2Server
+    admin_server: Http2Server
 
 
 def _transports(
@@ -222,99 +214,55 @@ def _transports(
     events: Events,
 ) -> _Transports:
     """Makes what brings messages: gRPC for callers and for operators, and the local transport."""
-    backlog = Backlog()
-    receiver = Receiver(batcher, config.limits, config.batching.max_admitted_bytes)
+    limits, backlog = config.limits, Backlog[StreamContext]()
+    receiver = Receiver(batcher, limits)
+    slow_call_s = config.log.slow_call_s or math.inf
     transport = GrpcTransport(
-        services.service,
-        receiver,
-        batcher.now,
-        events,
-        backlog,
-        certified=bool(config.tls.client_ca),
-        slow_call_s=config.log.slow_call_s or math.inf,
+        services.service, receiver, batcher.now, events, slow_call_s=slow_call_s
     )
-    most_bytes = config.limits.max_output_bytes
-    streams = Streams(services.inference, transport, batcher, config.oip, most_bytes)
-    interceptors = tuple(_interceptors(config, transport, files))
-    grpc_server, admin_server = _grpc_servers(config, interceptors, backlog)
-    # The first handlers that know a method take it: what refuses unknown ones comes last.
-    grpc_server.add_generic_rpc_handlers((transport.handlers(), streams.handlers()))
-    reflecting = {"listen": grpc_server, "admin_listen": admin_server}.get(config.reflection)
-    if reflecting:
-        reflecting.add_generic_rpc_handlers(Reflection(DESCRIBED, transport).handlers())
-    for server in (grpc_server, admin_server):
-        server.add_generic_rpc_handlers(
-            (health.handlers(transport, receiver), transport.refuse_unknown())
+    streams = Streams(services.inference, transport, batcher, config.oip, limits.max_output_bytes)
+    authenticate = _authenticate(config.auth.tokens, files)
+
+    def router(*handlers: Mapping[str, Handler]) -> Router:
+        return Router(handlers, transport.refusing, authenticate)
+
+    reflection = Reflection(DESCRIBED, transport).handlers()
+    of_health = health.handlers(transport, receiver)
+    of_service = transport.handlers()
+    outside = reflection if config.reflection == "listen" else {}
+    grpc_server = Http2Server(
+        router(of_service, streams.handlers(), of_health, outside),
+        backlog,
+        limits.max_concurrent_streams,
+        limits.max_message_bytes,
+        config.lifecycle.connection_age_s,
+    )
+    inside = reflection if config.reflection == "admin_listen" else {}
+    admin_server = Http2Server(Router((of_health, inside), transport.refusing), backlog)
+    local = None
+    if config.local.dir:
+        undeclared_bytes = int(config.batching.max_admitted_bytes * UNDECLARED_PART)
+        # The size of a frame is known only once it is under way: few long ones at a time.
+        long_frames = max(1, undeclared_bytes // MAX_DATA_BYTES)
+        of_arenas = router(arena_handlers(arenas, transport))
+        local = LocalTransport(
+            config.local, limits, long_frames, router(of_service), of_arenas, arenas
         )
-    local = _local_transport(config, transport, arenas, interceptors)
     return _Transports(backlog, receiver, transport, local, grpc_server, admin_server)
 
 
-def _grpc_servers(
-    config: ServerConfig, interceptors: Sequence[grpc.aio.ServerInterceptor], backlog: Backlog
-) -> tuple[grpc.aio.Server, grpc.aio.Server]:
-    """Makes the gRPC servers for callers and for operators, whose calls the backlog counts."""
-    grpc_server, accepted = accepted_calls(
-        lambda: grpc.aio.server(interceptors=interceptors, options=grpc_options(config))
-    )
-    admin_server, accepted_inside = accepted_calls(
-        lambda: grpc.aio.server(options=[("grpc.so_reuseport", 0), COUNTING])
-    )
-    backlog.watch(lambda: accepted() + accepted_inside())
-    return grpc_server, admin_server
-
-
-def _local_transport(
-    config: ServerConfig,
-    transport: GrpcTransport,
-    arenas: Arenas,
-    interceptors: Sequence[grpc.aio.ServerInterceptor],
-) -> LocalTransport | None:
-    """Returns the local transport if it is configured."""
-    if not config.local.dir:
+def _authenticate(path: str, files: Watch) -> Authenticate | None:
+    """Returns what asks calls for tokens, if the configuration asks for it."""
+    if not path:
         return None
-    undeclared_bytes = int(config.batching.max_admitted_bytes * UNDECLARED_PART)
-    # The size of a frame is declared only once it is under way: few long ones at a time.
-    long_frames = max(1, undeclared_bytes // MAX_DATA_BYTES)
-    return LocalTransport(config.local, config.limits, long_frames, transport, arenas, interceptors)
-
-
-def grpc_options(config: ServerConfig) -> list[tuple[str, int]]:
-    """Returns gRPC's options for a configuration."""
-    age_ms = round(config.lifecycle.connection_age_s * 1000)
-    return [
-        ("grpc.max_receive_message_length", config.limits.max_message_bytes),
-        ("grpc.max_send_message_length", -1),  # max_output_bytes limits replies
-        ("grpc.max_concurrent_streams", config.limits.max_concurrent_streams),
-        ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_S * 1000)),
-        # Refusals are the server's own, with their status, and counted.
-        ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
-        ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
-        # What nobody reads takes 64 KiB of each call; else it would be many MiB on a fast network.
-        ("grpc.http2.bdp_probe", 0),
-        ("grpc.http2.min_ping_interval_without_data_ms", SIGN_OF_LIFE_MS),
-        ("grpc.keepalive_permit_without_calls", 1),
-        # The age at which gRPC closes a connection after its last call; 0 of ours means never.
-        ("grpc.max_connection_age_ms", min(age_ms, NO_LIMIT) or NO_LIMIT),
-        ("grpc.so_reuseport", 0),
-        COUNTING,
-    ]
-
-
-def _interceptors(
-    config: ServerConfig, transport: GrpcTransport, files: Watch
-) -> Iterator[grpc.aio.ServerInterceptor]:
-    """Yields the interceptors of all methods that the configuration asks for."""
-    path = config.auth.tokens
-    if path:
-        yield Authenticator(files.value("tokens", [path], lambda: read_tokens(path)), transport)
+    return Authenticator(files.value("tokens", [path], lambda: read_tokens(path))).authenticate
 
 
 def _expose(
     parts: Parts, devices: Sequence[Device], arenas: Arenas, transports: _Transports
 ) -> None:
     """Lets metrics read, at every scrape, what the parts hold."""
-    metrics, batcher, backlog = parts.metrics, parts.batcher, transports.backlog
+    metrics, batcher = parts.metrics, parts.batcher
     metrics.watch(batcher.statistics, batcher.queue_age_s)
     metrics.watch_readiness(lambda: parts.health.is_ready)
     metrics.watch_memory({"cpu": resident_bytes, **{one.name: one.held_bytes for one in devices}})
@@ -324,7 +272,8 @@ def _expose(
     metrics.watch_arenas(arenas)
     metrics.watch_residents(parts.residents)
     metrics.watch_receiving(transports.receiver.receiving_bytes)
-    metrics.watch_loop(parts.monitor.still_s, backlog.pending, lambda: backlog.wait_s)
+    backlog = transports.backlog
+    metrics.watch_loop(parts.monitor.still_s, backlog.pending, backlog.age_s)
     ProcessCollector(registry=parts.registry)
 
 

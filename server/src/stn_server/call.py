@@ -55,10 +55,7 @@ class CallFacts(Protocol):
 
     @property
     def began(self) -> float:
-        """Instant of `time.perf_counter` at which its transport accepted it.
-
-        Accurate to a quarter of a second if the call has waited there.
-        """
+        """Instant of `time.perf_counter` at which its transport accepted it."""
 
     @property
     def path(self) -> str:
@@ -85,12 +82,8 @@ class Call(CallFacts, Protocol):
     """A call as methods see it. A transport makes it and ends it."""
 
     @property
-    def declared_bytes(self) -> int | None:
-        """The size of its message that the call declares; None if it does not.
-
-        Raises:
-            InvalidRequestError: It is no number.
-        """
+    def message_bytes(self) -> int:
+        """The size of its message as far as it is known before it is received; 0: it is not."""
 
     async def receive(self) -> tuple[bytes, Place]:
         """Returns the message once it is admitted, and the place of the call until it is over.

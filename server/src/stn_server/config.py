@@ -131,8 +131,7 @@ class LimitsConfig:
     )
     upload_s: float = setting(
         60.0,
-        "How long a message may take to arrive; one that declares no size may wait as long before "
-        "it is read.",
+        "How long a message may take to arrive.",
     )
 
     def __post_init__(self) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import grpc
 from grpc_health.v1 import health
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from stn_server.grpc_transport import Context, GrpcTransport, Receiver
+from stn_server.context import Context, Handler
+from stn_server.grpc_transport import GrpcTransport, Receiver
 from stn_server.operands import parse_any_version
 
 LIVENESS = "liveness"
@@ -42,30 +41,35 @@ class Health:
         status = HealthCheckResponse.SERVING if alive else HealthCheckResponse.NOT_SERVING
         await self._servicer.set(LIVENESS, status)
 
-    def handlers(self, transport: GrpcTransport, receiver: Receiver) -> grpc.GenericRpcHandler:
-        """Returns the handlers of the health service, for registration in a gRPC server.
+    def handlers(self, transport: GrpcTransport, receiver: Receiver) -> dict[str, Handler]:
+        """Returns the handlers of the health service, by their paths.
 
         Args:
             transport: Reports and answers calls without a proper message.
             receiver: Reads messages.
         """
 
-        async def request(path: str, context: Context) -> HealthCheckRequest:
-            transport.backlog.begun += 1
-            return await transport.checked(path, context, _request(receiver, context))
+        async def check(context: Context) -> bytes:
+            request = await transport.checked(CHECK, context, _request(receiver, context))
+            response: HealthCheckResponse = await self._servicer.Check(request, context)
+            return bytes(response.SerializeToString())
 
-        async def check(_messages: Any, context: Context) -> HealthCheckResponse:
-            return await self._servicer.Check(await request(CHECK, context), context)
+        async def watch(context: Context) -> None:
+            request = await transport.checked(WATCH, context, _request(receiver, context))
+            await self._servicer.Watch(request, _Watching(context))
 
-        async def watch(_messages: Any, context: Context) -> None:
-            await self._servicer.Watch(await request(WATCH, context), context)
+        return {CHECK: check, WATCH: watch}
 
-        write = HealthCheckResponse.SerializeToString
-        methods: Any = {
-            "Check": grpc.stream_unary_rpc_method_handler(check, None, write),
-            "Watch": grpc.stream_stream_rpc_method_handler(watch, None, write),
-        }
-        return grpc.method_handlers_generic_handler(health.SERVICE_NAME, methods)
+
+class _Watching:
+    """The part of a context of gRPC that the library writes states to."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def write(self, response: HealthCheckResponse) -> None:
+        """Sends a state to the caller."""
+        await self._context.write(response.SerializeToString())
 
 
 async def _request(receiver: Receiver, context: Context) -> HealthCheckRequest:

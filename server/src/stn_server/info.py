@@ -24,9 +24,6 @@ from stn_server.vocabulary import offered
 DIMENSIONS = (2, 3)
 """The numbers of dimensions: images have two, volumes three."""
 
-FEATURES = (server_info_pb2.FEATURE_DECLARED_MESSAGE_BYTES,)
-"""The features of this server that a client may rely on, by their numbers in the contract."""
-
 
 class ServerInfo:
     """Describes one server; the static part is made once."""
@@ -50,7 +47,6 @@ class ServerInfo:
             capabilities=[_capabilities(dimensions) for dimensions in DIMENSIONS],
             limits=_limits(config),
             instance_id=secrets.token_hex(16),
-            features=FEATURES,
             methods=METHODS,
             local_dir=config.local.dir,
         )

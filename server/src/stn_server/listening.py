@@ -1,7 +1,4 @@
-"""Addresses to listen on: their resolution, and the reason when one cannot be bound.
-
-gRPC takes a name as bound if one of its addresses is, and tells no reasons.
-"""
+"""Addresses to listen on: their resolution, and the reason when one cannot be bound."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from stn_server.config import (
     ConfigError,
@@ -24,8 +22,9 @@ from stn_server.config import (
     split_replica_address,
 )
 
-Bind = Callable[[str], int]
-"""Binds an address for good and returns its port; raises RuntimeError or OSError if it cannot."""
+BindTcp = Callable[[socket.AddressFamily, Any], int]
+"""Binds an address in numbers, as `socket.bind` takes it, and returns its port; raises OSError if
+it cannot."""
 
 NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 """Errors of addresses that this machine does not have, as ::1 where IPv6 is switched off."""
@@ -50,7 +49,7 @@ ELSEWHERE = {4: "192.0.2.1", 6: "2001:db8::1"}
 """The address that no machine has, by the version of IP (RFC 5737, RFC 3849)."""
 
 
-async def listen_tcp(name: str, address: str, bind: Bind) -> int:
+async def listen_tcp(name: str, address: str, bind: BindTcp) -> int:
     """Binds all addresses that a host name stands for; returns their port.
 
     Those of a kind that this machine does not have are left out if another one can be taken.
@@ -58,7 +57,7 @@ async def listen_tcp(name: str, address: str, bind: Bind) -> int:
     Args:
         name: The name of the setting.
         address: host:port.
-        bind: Takes one address, with numbers for the host.
+        bind: Takes one address.
 
     Raises:
         ConfigError: An address cannot be taken.
@@ -71,15 +70,13 @@ async def listen_tcp(name: str, address: str, bind: Bind) -> int:
         brackets = "[{}]" if family == socket.AF_INET6 else "{}"
         one = f"{brackets.format(numeric)}:{port}"
         try:
-            _try_tcp(family, numeric, port)
-            port = bind(one)
+            flags = socket.AI_NUMERICHOST
+            (*_, to), *_ = socket.getaddrinfo(numeric, port, family, socket.SOCK_STREAM, 0, flags)
+            port = bind(family, to)  # with the number of its interface
         except OSError as error:
             if error.errno not in NOT_HERE:
                 raise _refused(name, TCP_REASONS, _shown(one, address), error) from error
             missing[one] = error
-        except RuntimeError as error:  # taken since it was tried
-            taken = OSError(errno.EADDRINUSE, str(error))
-            raise _refused(name, TCP_REASONS, _shown(one, address), taken) from error
         else:
             bound = True
     if not bound:
@@ -88,14 +85,16 @@ async def listen_tcp(name: str, address: str, bind: Bind) -> int:
     return port
 
 
-def listen_unix(name: str, address: str, mode: int | None, bind: Bind, group: str = "") -> None:
+def listen_unix(
+    name: str, address: str, mode: int | None, bind: Callable[[], None], group: str = ""
+) -> None:
     """Binds the path of a socket; replaces a socket on which no process listens any more.
 
     Args:
         name: The name of the setting.
         address: unix:/path.
         mode: Permissions of the socket; None: as the process makes files.
-        bind: Takes the address.
+        bind: Takes the path, on which nothing is by then; raises OSError if it cannot.
         group: The group of the socket, by name or number; empty: that of the process.
 
     Raises:
@@ -114,9 +113,10 @@ def listen_unix(name: str, address: str, mode: int | None, bind: Bind, group: st
         raise ConfigError(f"{name}: expected a free address, got {address}, which answers.")
     with _creating(mode if number is None else 0o600):  # until it is the group's
         try:
-            bind(address)
-        except RuntimeError as error:
-            raise _refused(name, UNIX_REASONS, address, _why_not(path)) from error
+            path.unlink(missing_ok=True)
+            bind()
+        except OSError as error:
+            raise _refused(name, UNIX_REASONS, address, error) from error
     if number is not None:
         _give(name, path, group, number, mode)
 
@@ -208,32 +208,12 @@ async def _resolved(
     )
 
 
-def _try_tcp(family: socket.AddressFamily, host: str, port: int) -> None:
-    """Binds an address for a moment; raises OSError with the reason if that cannot be done."""
-    with socket.socket(family, socket.SOCK_STREAM) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        numeric = socket.AI_NUMERICHOST
-        (*_, to), *_ = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=numeric)
-        trial.bind(to)  # with the number of its interface
-
-
 def _answers(path: Path) -> bool:
     """Returns whether a server listens on a socket; binding would silently replace it."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         found = probe.connect_ex(str(path))
     return found in {0, errno.EAGAIN}  # EAGAIN: so many wait there that one more would have to
-
-
-def _why_not(path: Path) -> OSError:
-    """Returns the reason for which a socket cannot be made at a path."""
-    with socket.socket(socket.AF_UNIX) as trial:
-        try:
-            trial.bind(str(path))
-        except OSError as error:
-            return error
-    path.unlink()
-    return OSError(0, "an error that is gone")
 
 
 @contextmanager

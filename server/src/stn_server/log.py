@@ -185,22 +185,11 @@ def tell_dropped(count: int) -> None:
     log(logging.WARNING, "log lines dropped", lines=count)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Returns whether a record says more than that a caller had gone before it was answered."""
-    error = record.exc_info[1] if record.exc_info else None
-    return not (
-        record.name == "grpc._cython.cygrpc"
-        and type(error).__name__ == "ExecuteBatchError"
-        and str(error).startswith('Failed "execute_batch"')
-    )
-
-
 def configure(config: LogConfig) -> None:
     """Sends every record of the process to standard error: ours as configured, others' warnings."""
     logging.captureWarnings(capture=True)
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if config.format == "json" else TextFormatter())
-    handler.addFilter(_is_news)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

@@ -268,14 +268,14 @@ class Metrics(Listener):
             "How long the event loop has been blocked; 0 while it runs",
         )
         self.pending_calls = gauge(
-            "stn_pending_calls", "Calls that gRPC has accepted and the event loop has not begun"
+            "stn_pending_calls", "Calls that have come in and the event loop has not begun"
         )
         self.pending_age = gauge(
             "stn_pending_age_seconds", "Age of the oldest call that the event loop has not begun"
         )
         self.receiving_bytes = gauge(
             "stn_receiving_bytes",
-            "Size of messages being received: as declared, else limits.max_message_bytes each",
+            "Size of the messages that are being received",
         )
         self.cpu_cores = gauge(
             "stn_cpu_cores", "CPU cores that the process may use, by CPU quota and affinity"

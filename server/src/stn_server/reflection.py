@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from functools import partial
 
-import grpc
-import grpc.aio
 from google.protobuf import descriptor_pb2, descriptor_pool, text_format
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha.reflection_pb2 import (
     ServerReflectionRequest,
-    ServerReflectionResponse,
 )
 
-from stn_server.grpc_transport import Context, GrpcTransport
+from stn_server.context import Context, Handler
+from stn_server.grpc_transport import GrpcTransport
 from stn_server.operands import parse_any_version
 
 METHOD = "ServerReflectionInfo"
 V1ALPHA = reflection.SERVICE_NAME
 V1 = V1ALPHA.replace("v1alpha", "v1")
+
+
+Requests = AsyncIterator[ServerReflectionRequest]
 
 
 class Reflection:
@@ -35,31 +36,26 @@ class Reflection:
         self._transport = transport
         self._servicer = reflection.aio.ReflectionServicer((*services, V1ALPHA, V1))
 
-    def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
-        """Returns the handlers of reflection, for registration in a gRPC server."""
+    def handlers(self) -> dict[str, Handler]:
+        """Returns the handlers of reflection, by their paths."""
         # grpcio-reflection has v1alpha alone, whose messages have the bytes of v1.
-        return self._handler(V1ALPHA), self._handler(V1)
+        paths = (f"/{service}/{METHOD}" for service in (V1ALPHA, V1))
+        return {path: partial(self._answer, path) for path in paths}
 
-    def _handler(self, service: str) -> grpc.GenericRpcHandler:
-        path, checked = f"/{service}/{METHOD}", self._transport.checked
+    async def _answer(self, path: str, context: Context) -> None:
+        requests = self._requests(path, context)
+        async for response in self._servicer.ServerReflectionInfo(requests, context):
+            await context.write(response.SerializeToString())
 
-        async def requests(context: Context) -> AsyncIterator[ServerReflectionRequest]:
-            while (request := await checked(path, context, _next(context))) is not None:
-                yield request
-
-        async def answer(_messages: Any, context: Context) -> None:
-            self._transport.backlog.begun += 1
-            async for response in self._servicer.ServerReflectionInfo(requests(context), context):
-                await context.write(response)
-
-        write = ServerReflectionResponse.SerializeToString
-        method: Any = grpc.stream_stream_rpc_method_handler(answer, None, write)
-        return grpc.method_handlers_generic_handler(service, {METHOD: method})
+    async def _requests(self, path: str, context: Context) -> Requests:
+        checked = self._transport.checked
+        while (request := await checked(path, context, _next(context))) is not None:
+            yield request
 
 
 async def _next(context: Context) -> ServerReflectionRequest | None:
-    message: Any = await context.read()
-    return None if message is grpc.aio.EOF else parse_any_version(message, ServerReflectionRequest)
+    message = await context.read()
+    return None if message is None else parse_any_version(message, ServerReflectionRequest)
 
 
 def _describe_v1() -> None:

@@ -8,10 +8,10 @@ import logging
 import math
 import os
 import signal
+import socket
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import grpc.aio
 import torch
 from prometheus_client import start_http_server
 
@@ -19,9 +19,10 @@ from stn_engine import compilations
 from stn_engine.compilations import Outcome
 from stn_server import signals, warm_up
 from stn_server.app import Parts, build
-from stn_server.config import ServerConfig, is_unix, split_address
+from stn_server.config import ServerConfig, is_unix, socket_path, split_address
 from stn_server.event_loop import Hung
 from stn_server.events import Listener
+from stn_server.http2 import Http2Server
 from stn_server.lifecycle import Shutdown
 from stn_server.listening import listen_tcp, listen_unix, replica_address
 from stn_server.log import log
@@ -82,8 +83,8 @@ class Server:
         if parts.local:
             await parts.local.start()
         # Only once every address is bound: a server that cannot take one of them serves none.
-        await parts.grpc_server.start()
-        await parts.admin_server.start()
+        parts.grpc_server.start()
+        parts.admin_server.start()
         for batch in warm_up.batches():  # so that no caller pays for first times
             await parts.lanes.warm_up(batch)
         parts.files.start()
@@ -116,9 +117,9 @@ class Server:
         # Cuts off what is left, open health watches among it; a stuck caller cannot hold it up.
         if parts.local:
             parts.local.stop()
-        servers = parts.grpc_server, parts.admin_server
-        stopping = [asyncio.create_task(server.stop(grace=0)) for server in servers]
-        await asyncio.wait(stopping, timeout=STOPPING_S)
+        # Calls that are cut off end in their own tasks, and what they are told has to leave.
+        ends = parts.grpc_server.stop(), parts.admin_server.stop(), parts.transport.idle()
+        await asyncio.wait([asyncio.create_task(end) for end in ends], timeout=STOPPING_S)
         # After the servers: calls that were cut off used these until then.
         parts.lanes.close()
         parts.residents.close()
@@ -150,22 +151,24 @@ class Server:
 
     async def _bind(
         self,
-        server: grpc.aio.Server,
+        server: Http2Server,
         name: str,
         address: str,
         certificates: Certificates | None = None,
     ) -> str:
         """Binds an address; returns it with the port that was taken. Unix sockets need no TLS."""
         if is_unix(address):
-            config = self._parts.config
+            config, path = self._parts.config, socket_path(address)
             mode = int(config.listen_mode, 8) if config.listen_mode else None
-            listen_unix(name, address, mode, server.add_insecure_port, config.listen_group)
+
+            def bind_path() -> None:
+                server.listen(socket.AF_UNIX, path, None)
+
+            listen_unix(name, address, mode, bind_path, config.listen_group)
             return address
 
-        def bind(one: str) -> int:
-            if certificates is None:
-                return server.add_insecure_port(one)
-            return server.add_secure_port(one, certificates.credentials())
+        def bind(family: socket.AddressFamily, one: Any) -> int:
+            return server.listen(family, one, certificates.context if certificates else None)
 
         port = await listen_tcp(name, address, bind)
         return f"{split_address(name, address)[0]}:{port}"
@@ -176,9 +179,8 @@ class Server:
         if not address:
             return ""
 
-        def bind(one: str) -> int:
-            host, port = split_address("metrics_listen", one)
-            server, _thread = start_http_server(port, host.strip("[]"), self._parts.registry)
+        def bind(_family: socket.AddressFamily, one: Any) -> int:
+            server, _thread = start_http_server(one[1], one[0], self._parts.registry)
             return server.server_port
 
         port = await listen_tcp("metrics_listen", address, bind)

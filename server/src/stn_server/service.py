@@ -74,7 +74,7 @@ class Service:
     async def _compute(self, operation: Operation, call: Call) -> bytes:
         if call.caller.quota is UNLIMITED:  # most are, and need no account
             return await self._admitted(operation, call, None)
-        with self.quotas.admit(call.caller, call.declared_bytes or 0) as resize:
+        with self.quotas.admit(call.caller, call.message_bytes) as resize:
             return await self._admitted(operation, call, resize)
 
     async def _admitted(self, operation: Operation, call: Call, resize: Resize | None) -> bytes:
@@ -110,7 +110,7 @@ class Service:
 
     async def _compute_many(self, call: Call) -> bytes:
         """Answers the nested calls of one message, each of which succeeds or fails for itself."""
-        with self.quotas.admit(call.caller, call.declared_bytes or 0) as resize:
+        with self.quotas.admit(call.caller, call.message_bytes) as resize:
             message, place = await call.receive()
             for tell in self._reached:
                 tell(Stage.DECODE, (call,))
@@ -129,7 +129,7 @@ class Service:
 
     async def _transfer(self, transfer: Transfer, call: Call) -> bytes:
         """Answers a call that sends, fetches or releases resident tensors."""
-        with self.quotas.admit(call.caller, call.declared_bytes or 0) as resize:
+        with self.quotas.admit(call.caller, call.message_bytes) as resize:
             message, place = await call.receive()
             for tell in self._reached:
                 tell(Stage.DECODE, (call,))

@@ -95,9 +95,9 @@ BEAT_S = 0.25
 """The interval at which the lag of the event loop is measured, and a thread checks that it runs.
 Less sees shorter waits, and takes a larger part of a core than a thousandth."""
 
-QUIET_LOOKS = 4
-"""After so many looks at which no call came and none began, none waits to begin. Less could take a
-pause of the thread that hands calls over for that."""
+BEGIN_S = 0.001
+"""How long the event loop begins calls before it sends and reads again. Less wakes callers one by
+one, more lets the first of many wait for the last."""
 
 SELF_TEST_CALLS = 16
 """Warps, and as many gradients, by which the server tries its device when a call has failed. One
@@ -107,10 +107,6 @@ SELF_TEST_PAUSE_S = 1.0
 """The pause from one such test to the next."""
 
 # How messages come in
-
-CANCELLATION_S = 0.1
-"""After this time gRPC has told that a call is over whose message ended early. Less reports callers
-who have gone as callers who sent nothing."""
 
 UNDECLARED_PART = 1 / 4
 """The part of the admitted bytes that messages of undeclared size may take while they are read,
@@ -134,23 +130,21 @@ ACCEPT_PAUSE_S = 1.0
 others have been given back. Less fills the log."""
 
 HANDSHAKE_S = 10.0
-"""How long a connection may take to begin; gRPC would wait for two minutes."""
+"""How long a connection may take to begin; idle strangers would hold descriptors."""
 
-SIGN_OF_LIFE_MS = 5_000
-"""How often clients may ping the server, also when idle; gRPC's own default treats it as abuse."""
-
-MAX_PENDING_CALLS = 65_536
-"""Calls of all connections that have arrived and were not looked at yet; gRPC's own default cancels
-those beyond a thousand, without any record of it."""
+UNREAD_S = 120.0
+"""How long what was sent may wait for a client to read anything of it, before the connection ends:
+by then it has stopped for good, and its calls would hold their places. Less ends the calls of
+clients that are suspended for a while."""
 
 # How the server ends
 
 REFUSING_S = 0.1
 """How long calls on their way are still refused, with a status that says to try elsewhere, before
-gRPC stops reading and cancels what it has not read."""
+all connections end."""
 
 STOPPING_S = 1.0
-"""How long gRPC may take to cut calls off."""
+"""How long calls that are cut off, and what their callers are told, may take to end."""
 
 FLUSH_S = 1.0
 """How long the last spans may take to leave."""

@@ -20,7 +20,6 @@ from stn_client._errors import StnClientError, invalid
 from stn_client._prepared_call import Call
 from stn_proto import get_tensor, join, put_tensor
 from stn_proto.codec import DTYPES
-from stn_proto.metadata import MESSAGE_BYTES
 from stn_proto.v1 import objective_pb2, server_info_pb2, warp_pb2
 from stn_proto.v1.tensor_pb2 import Tensor
 
@@ -80,7 +79,7 @@ class _Script:
         Raises:
             StnClientError: The script says so, or the client is closed.
         """
-        metadata = dict(progress.start(call.envelope.size_bytes)["metadata"])
+        metadata = dict(progress.start()["metadata"])
         try:
             reply = self._reply(call, metadata)
             progress.succeed()
@@ -114,7 +113,7 @@ class _Script:
             str(call.message.transform.WhichOneof("kind")),  # type: ignore[attr-defined]
             tuple(result.shape for result in results),
             metadata.pop("x-request-id"),
-            {name: text for name, text in metadata.items() if name != MESSAGE_BYTES},
+            metadata,
         )
         self.calls.append(noted)
         if self._errors:

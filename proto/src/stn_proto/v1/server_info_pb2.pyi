@@ -1,7 +1,6 @@
 from stn_proto.v1 import tensor_pb2 as _tensor_pb2
 from stn_proto.v1 import warp_pb2 as _warp_pb2
 from google.protobuf.internal import containers as _containers
-from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -9,19 +8,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class Feature(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-    __slots__ = ()
-    FEATURE_UNSPECIFIED: _ClassVar[Feature]
-    FEATURE_DECLARED_MESSAGE_BYTES: _ClassVar[Feature]
-FEATURE_UNSPECIFIED: Feature
-FEATURE_DECLARED_MESSAGE_BYTES: Feature
-
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class GetServerInfoReply(_message.Message):
-    __slots__ = ("name", "version", "uptime_s", "ready", "devices", "capabilities", "limits", "statistics", "instance_id", "features", "methods", "local_dir")
+    __slots__ = ("name", "version", "uptime_s", "ready", "devices", "capabilities", "limits", "statistics", "instance_id", "methods", "local_dir")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
@@ -31,7 +23,6 @@ class GetServerInfoReply(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     STATISTICS_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
-    FEATURES_FIELD_NUMBER: _ClassVar[int]
     METHODS_FIELD_NUMBER: _ClassVar[int]
     LOCAL_DIR_FIELD_NUMBER: _ClassVar[int]
     name: str
@@ -43,10 +34,9 @@ class GetServerInfoReply(_message.Message):
     limits: Limits
     statistics: Statistics
     instance_id: str
-    features: _containers.RepeatedScalarFieldContainer[Feature]
     methods: _containers.RepeatedScalarFieldContainer[str]
     local_dir: str
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., uptime_s: _Optional[float] = ..., ready: bool = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., capabilities: _Optional[_Iterable[_Union[Capabilities, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., statistics: _Optional[_Union[Statistics, _Mapping]] = ..., instance_id: _Optional[str] = ..., features: _Optional[_Iterable[_Union[Feature, str]]] = ..., methods: _Optional[_Iterable[str]] = ..., local_dir: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., uptime_s: _Optional[float] = ..., ready: bool = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., capabilities: _Optional[_Iterable[_Union[Capabilities, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., statistics: _Optional[_Union[Statistics, _Mapping]] = ..., instance_id: _Optional[str] = ..., methods: _Optional[_Iterable[str]] = ..., local_dir: _Optional[str] = ...) -> None: ...
 
 class Device(_message.Message):
     __slots__ = ("name", "backend")

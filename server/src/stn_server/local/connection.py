@@ -21,8 +21,10 @@ from typing import Any
 from stn_proto import ttrpc
 from stn_proto.ttrpc import FrameError, OversizedFrame, ServerConnection
 from stn_server.config import LimitsConfig
+from stn_server.context import Context
+from stn_server.deadlines import watch_deadline
 from stn_server.eager import begun
-from stn_server.local.calls import Asked, LocalContext, Responder, peer_of
+from stn_server.local.calls import Asked, Responder, peer_of
 from stn_server.log import log
 
 UNSENT_BYTES = 64 * 1024
@@ -30,9 +32,6 @@ UNSENT_BYTES = 64 * 1024
 
 LONG_BYTES = 64 * 1024
 """Frames up to this need not wait for others: most come in by one read."""
-
-MIN_TIMER_S = 0.001
-"""The shortest timer: uvloop counts whole milliseconds, and takes less for none."""
 
 
 class LongFrameLimit:
@@ -95,7 +94,7 @@ class Connection(asyncio.Protocol):
         """The frames that came in with the one that reached the limit of calls in flight."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_flight = 0
-        self._leaving: list[LocalContext] = []
+        self._leaving: list[Context] = []
         """The calls whose replies wait to be read."""
         self._is_blocked = False
         self._is_reading = True
@@ -193,24 +192,7 @@ class Connection(asyncio.Protocol):
             return
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        self._watch_deadline(task, asked.call)
-
-    def _watch_deadline(self, task: asyncio.Task[None], call: LocalContext) -> None:
-        """Cancels the task once the deadline of its call has passed, and not before.
-
-        Timers of uvloop may fire up to two milliseconds early, and a call that is cancelled before
-        its deadline counts as one whose connection has ended: it would have no answer.
-        """
-        remaining_s = call.time_remaining()
-        if task.done() or remaining_s is None:
-            return
-        if remaining_s > 0:
-            timer = self._loop.call_later(
-                max(remaining_s, MIN_TIMER_S), self._watch_deadline, task, call
-            )
-            task.add_done_callback(lambda _task: timer.cancel())
-        else:
-            self._loop.call_soon(task.cancel)  # a task that never began could not answer
+        watch_deadline(task, asked.call, self._loop)
 
     async def _answer(self, stream_id: int, asked: Asked) -> None:
         call, response = asked.call, None
@@ -227,7 +209,7 @@ class Connection(asyncio.Protocol):
                 else:
                     self._finish(call)
 
-    def _finish(self, call: LocalContext) -> None:
+    def _finish(self, call: Context) -> None:
         """Counts a call as over, and lets the next one begin."""
         self._in_flight -= 1
         call.finish()

@@ -7,7 +7,6 @@ import logging
 import socket
 from typing import Any, cast
 
-import grpc
 from google.protobuf.message import DecodeError
 
 from stn_proto import WireFormatError
@@ -15,9 +14,10 @@ from stn_proto.ttrpc import Frame, FrameError, OversizedFrame, ServerConnection
 from stn_proto.v1.arena_pb2 import CreateArenaReply, CreateArenaRequest
 from stn_server.call import Call
 from stn_server.config import LimitsConfig
-from stn_server.grpc_transport import GrpcTransport, Handler
+from stn_server.context import Context, Handler
+from stn_server.grpc_transport import GrpcCall, GrpcTransport
 from stn_server.local.arenas import Arena, Arenas
-from stn_server.local.calls import LocalContext, Responder, peer_of
+from stn_server.local.calls import Responder, peer_of
 from stn_server.log import log
 from stn_server.tuning import ACCEPT_PAUSE_S
 
@@ -29,40 +29,32 @@ MAX_CONNECTIONS = 64
 """The most connections without an arena; more wait to be accepted."""
 
 
-class ArenaContext(LocalContext):
+class ArenaContext(Context):
     """A call that may give its caller an arena."""
 
     arena: Arena | None = None
 
 
-class ArenaService(grpc.GenericRpcHandler):
-    """The method that makes arenas.
+def arena_handlers(arenas: Arenas, transport: GrpcTransport) -> dict[str, Handler]:
+    """Returns the handler of the method that makes arenas, by its path.
 
     Args:
         arenas: Keeps the arenas.
         transport: Counts, logs and refuses calls.
     """
 
-    def __init__(self, arenas: Arenas, transport: GrpcTransport) -> None:
-        self._arenas = arenas
-        self._create: Handler = transport.handler(CREATE, self._created)
-
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Returns the handler of the one method there is."""
-        if details.method != CREATE:
-            return None
-        return grpc.stream_unary_rpc_method_handler(self._create)
-
-    async def _created(self, call: Call) -> bytes:
-        context = cast("Any", call).context
+    async def create(call: Call) -> bytes:
+        context = cast("ArenaContext", cast("GrpcCall", call).context)
         try:
-            request = CreateArenaRequest.FromString(context.arrived)
+            request = CreateArenaRequest.FromString(cast("bytes", context.message))
         except DecodeError as error:
             expected = "a serialized stn.v1.CreateArenaRequest"
             raise WireFormatError("message", expected, "other bytes") from error
-        arena = self._arenas.create(call.caller.name, request.size_bytes)
+        arena = arenas.create(call.caller.name, request.size_bytes)
         context.arena = arena
         return CreateArenaReply(id=arena.id, size_bytes=arena.size_bytes).SerializeToString()
+
+    return {CREATE: transport.handler(CREATE, create)}
 
 
 class Leases:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import grpc.aio
-
 from stn_server.config import LimitsConfig, LocalConfig
-from stn_server.grpc_transport import GrpcTransport
+from stn_server.grpc_transport import Router
 from stn_server.listening import listen_unix
 from stn_server.local.arenas import Arenas
-from stn_server.local.calls import Responder, Router
+from stn_server.local.calls import Responder
 from stn_server.local.connection import Connection, LongFrameLimit
-from stn_server.local.leases import ArenaService, Leases
+from stn_server.local.leases import Leases
 
 CALLS_SOCKET, ARENAS_SOCKET = "ttrpc.sock", "arenas.sock"
 
@@ -31,9 +28,9 @@ class LocalTransport:
         config: In which folder.
         limits: The limits of a connection.
         long_frames: How many long frames may come in at a time, on all connections.
-        transport: The transport whose methods are called.
+        router: Finds the methods of calls.
+        of_arenas: Finds those of leases.
         arenas: Keeps the arenas.
-        interceptors: Stand before every method.
 
     Concurrency: belongs to one event loop.
     """
@@ -43,18 +40,15 @@ class LocalTransport:
         config: LocalConfig,
         limits: LimitsConfig,
         long_frames: int,
-        transport: GrpcTransport,
+        router: Router,
+        of_arenas: Router,
         arenas: Arenas,
-        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     ) -> None:
         self._config = config
         self._limits = limits
-        handlers = transport.handlers(), transport.refuse_unknown()
-        self._responder = Responder(Router(handlers, interceptors), transport.refusing)
+        self._responder = Responder(router)
         # Arenas have a socket of their own, as a connection there is the lease of one.
-        of_arenas = ArenaService(arenas, transport), transport.refuse_unknown()
-        giver = Responder(Router(of_arenas, interceptors), transport.refusing)
-        self._leases = Leases(arenas, giver, limits)
+        self._leases = Leases(arenas, Responder(of_arenas), limits)
         self._long_frames = LongFrameLimit(long_frames)
         self._connections: set[Connection] = set()
         self._sockets: list[_Listener] = []
@@ -99,22 +93,20 @@ class _Listener:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def bind(self, _address: str) -> int:
-        """Binds the path, also that of a socket on which no process listens any more.
+    def bind(self) -> None:
+        """Binds the path, on which nothing is.
 
         Raises:
-            RuntimeError: It cannot be taken.
+            OSError: It cannot be taken.
         """
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            self.path.unlink(missing_ok=True)
             self.socket.bind(str(self.path))
             self.socket.listen(BACKLOG)
-        except OSError as error:
+        except OSError:
             self.socket.close()
-            raise RuntimeError(str(error)) from error
+            raise
         self._inode = self.path.stat().st_ino
-        return 0
 
     def remove(self) -> None:
         """Removes the file, unless another server has put its own there."""

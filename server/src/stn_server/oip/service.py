@@ -98,7 +98,7 @@ class InferenceService:
         """Returns the serialized `ModelInferResponse` to a `ModelInferRequest`."""
         if call.caller.quota is UNLIMITED:  # most are, and need no account
             return await self._admitted(call, None)
-        with self._quotas.admit(call.caller, call.declared_bytes or 0) as resize:
+        with self._quotas.admit(call.caller, call.message_bytes) as resize:
             return await self._admitted(call, resize)
 
     async def _admitted(self, call: Call, resize: Resize | None) -> bytes:

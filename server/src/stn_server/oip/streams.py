@@ -1,9 +1,7 @@
 """`ModelStreamInfer`: every message of a stream is a call, answered in the order of arrival.
 
-The length of a message is known only once it is there, so a stream may hold one that is not
-admitted yet: there are only so many streams, and each is read only as fast as it is answered. One
-that is above `limits.max_message_bytes` ends the stream and is not counted: gRPC refuses it,
-and tells a server no more of it than of a caller who goes away, which is how many streams end.
+A stream may hold a message that is not admitted yet: there are only so many streams, and each is
+read only as fast as it is answered. A message above `limits.max_message_bytes` ends its stream.
 """
 
 from __future__ import annotations
@@ -14,18 +12,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
-from typing import Any, cast
+from typing import cast
 
 import grpc
-import grpc.aio
 
 from stn_proto import WireFormatError, values
 from stn_proto.oip.inference_pb2 import ModelStreamInferResponse
 from stn_server.batching.batcher import Batcher
 from stn_server.batching.work import Place
 from stn_server.config import OipConfig
-from stn_server.errors import QueueFullError
-from stn_server.grpc_transport import Context, GrpcCall, GrpcTransport
+from stn_server.context import Context, Handler
+from stn_server.errors import MessageTooLargeError, QueueFullError
+from stn_server.grpc_transport import GrpcCall, GrpcTransport
 from stn_server.oip.requests import ID, field_head
 from stn_server.oip.service import OIP_SERVICE, STREAM_INFER, InferenceService
 from stn_server.status import Answer
@@ -49,9 +47,11 @@ class StreamedCall(GrpcCall):
     callbacks: list[Callable[[StreamedCall], None]] = field(default_factory=list)
     answer: Answer | None = None
     """The status with which it failed."""
+    is_last: bool = False
+    """Whether the stream ends with its failure."""
 
     @property
-    def declared_bytes(self) -> int | None:
+    def message_bytes(self) -> int:
         """The size of the message, which has arrived; see `Call`."""
         return len(self.message)
 
@@ -84,7 +84,7 @@ class StreamedCall(GrpcCall):
         return message.SerializeToString()
 
 
-Begun = tuple[StreamedCall, "asyncio.Task[bytes]"]
+Begun = tuple[StreamedCall, "asyncio.Future[bytes]"]
 
 
 class Streams:
@@ -115,22 +115,18 @@ class Streams:
         self._max_output_bytes = max_output_bytes
         self._open = 0
 
-    def handlers(self) -> grpc.GenericRpcHandler:
-        """Returns the handlers of all methods of the service, for registration in a gRPC server."""
-        unary = self._transport.unary_handlers(OIP_SERVICE, self._service.methods)
-        stream: Any = grpc.stream_stream_rpc_method_handler(self.answer)
-        return grpc.method_handlers_generic_handler(OIP_SERVICE, {**unary, STREAM_INFER: stream})
+    def handlers(self) -> dict[str, Handler]:
+        """Returns the handlers of all methods of the service, by their paths."""
+        unary = self._transport.handlers_of(OIP_SERVICE, self._service.methods)
+        return {**unary, f"/{OIP_SERVICE}/{STREAM_INFER}": self.answer}
 
-    async def answer(self, _messages: Any, context: Context) -> None:
+    async def answer(self, context: Context) -> None:
         """Answers the messages of a stream until its caller or the server ends it."""
-        # Once for a stream, which gRPC accepts as one call, whatever messages it brings.
-        self._transport.backlog.begun += 1
         if self._open >= self._max_streams:
             call = self._call(b"", context)
             error = QueueFullError("streams", self._max_streams, self._open + 1, LEAST_RETRY_S)
             await self._transport.refuse(call, error)
-            # Raises, as gRPC does when a call is aborted: nothing below runs.
-            await _end(context, call)
+            await _end(context, call)  # which raises: nothing below runs
         self._open += 1
         calls: asyncio.Queue[Begun | None] = asyncio.Queue()
         room = asyncio.Semaphore(MAX_STREAM_CALLS)
@@ -150,31 +146,36 @@ class Streams:
         """Begins a call with every message, as long as there are not too many."""
         try:
             while True:
-                # Before the read, so that the flow control of gRPC slows the client down.
+                # Before the read, so that flow control slows the client down.
                 await room.acquire()
-                message: Any = await context.read()
-                if message is grpc.aio.EOF:
+                message = await context.read()
+                if message is None:
                     break
                 call = self._call(message, context)
                 self._transport.enter(call)
                 answered = self._transport.answered(call, self._service.infer)
                 calls.put_nowait((call, asyncio.create_task(answered)))
+        except MessageTooLargeError as error:
+            call = self._call(b"", context, is_last=True)
+            refused = asyncio.ensure_future(self._transport.refuse(call, error))
+            calls.put_nowait((call, refused))
         finally:
             # Also when reading failed: `_write` would wait for ever.
             calls.put_nowait(None)
 
-    def _call(self, message: bytes, context: Context) -> StreamedCall:
+    def _call(self, message: bytes, context: Context, *, is_last: bool = False) -> StreamedCall:
         call = self._transport.call_of(STREAM_INFER, STREAM_INFER, context)
         return StreamedCall(
             call.method,
             call.path,
             call.caller,
             call.deadline,
-            perf_counter(),  # gRPC does not tell when a message of a stream came in
+            perf_counter(),
             context,
             call.receiver,
             message=message,
             reserve=self._reserve,
+            is_last=is_last,
         )
 
     def _reserve(self, size_bytes: int, call: StreamedCall) -> Place:
@@ -186,7 +187,7 @@ async def _write(
     context: Context, calls: asyncio.Queue[Begun | None], room: asyncio.Semaphore
 ) -> None:
     """Writes the outcome of every call, one after the other."""
-    ends_at_errors = (ENDS_AT_ERRORS, "true") in (context.invocation_metadata() or ())
+    ends_at_errors = (ENDS_AT_ERRORS, "true") in context.metadata
     while (begun := await calls.get()) is not None:
         call, task = begun
         try:
@@ -196,7 +197,8 @@ async def _write(
                 await context.write(field_head(INFER_RESPONSE, len(reply)) + reply)
                 continue
             # When the server stops or its device is lost, so that the client goes elsewhere.
-            if ends_at_errors or call.answer.code is grpc.StatusCode.UNAVAILABLE:
+            is_unavailable = call.answer.code is grpc.StatusCode.UNAVAILABLE
+            if ends_at_errors or is_unavailable or call.is_last:
                 await _end(context, call)
             await context.write(call.failure())
         finally:
@@ -204,7 +206,7 @@ async def _write(
             room.release()
 
 
-def _give_up(call: StreamedCall, task: asyncio.Task[bytes]) -> None:
+def _give_up(call: StreamedCall, task: asyncio.Future[bytes]) -> None:
     """Cancels a call that has not ended, and frees what it holds once it has."""
     task.cancel()
     task.add_done_callback(lambda _task: call.done())
