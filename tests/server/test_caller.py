@@ -2,7 +2,7 @@
 
 import pytest
 
-from stn_server.grpc_transport import caller_of
+from stn_server.handlers import caller_of
 from stn_server.http2.protocol import certified_name
 from stn_server.tokens import UNLIMITED, Quota, Token
 from support.fakes import FakeContext

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stn_server.context import AbortedError, Context
 from stn_server.event_loop import Backlog
-from stn_server.grpc_transport import Router
+from stn_server.handlers import Router
 from stn_server.http2 import Http2Server, headers
 from stn_server.http2.headers import MalformedError, NoCallError, read_request
 

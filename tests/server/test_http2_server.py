@@ -16,7 +16,7 @@ import pytest
 import uvloop
 
 from stn_server.event_loop import Backlog
-from stn_server.grpc_transport import Router
+from stn_server.handlers import Router
 from stn_server.http2 import Http2Server
 from stn_server.http2.connection import TURN_BYTES
 from stn_server.http2.protocol import UNSENT_BYTES

@@ -15,7 +15,7 @@ from stn_server.call import Caller
 from stn_server.config import LogConfig
 from stn_server.errors import BrokenError, DrainingError
 from stn_server.events import End
-from stn_server.grpc_transport import GrpcCall
+from stn_server.handlers import ReceivedCall
 from stn_server.log import LOGGER, EventLog, JsonFormatter, TextFormatter, configure, log
 from stn_server.status import answer_to
 from stn_server.tuning import MAX_REPEATED, MAX_REQUEST_IDS, REPEAT_S
@@ -25,7 +25,9 @@ from support.fakes import FakeContext
 
 def call_with(metadata):
     """A call of which only its metadata matters."""
-    return GrpcCall("Warp", "Warp", Caller("", "tcp"), math.inf, 0.0, FakeContext(metadata), None)
+    return ReceivedCall(
+        "Warp", "Warp", Caller("", "tcp"), math.inf, 0.0, FakeContext(metadata), None
+    )
 
 
 def request_id_of(metadata):
@@ -183,7 +185,9 @@ class Failures:
         self._written = written
 
     def fail(self, error, request_id, caller="alice"):
-        call = GrpcCall("Warp", "Warp", Caller(caller, "tcp"), math.inf, 0.0, FakeContext(()), None)
+        call = ReceivedCall(
+            "Warp", "Warp", Caller(caller, "tcp"), math.inf, 0.0, FakeContext(()), None
+        )
         answer = answer_to(error, request_id)
         self.log.call_failed(call, End(answer.code, 0.0, answer, error))
 

@@ -9,7 +9,7 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from prometheus_client import CollectorRegistry
 
 from stn_server.config import LimitsConfig
-from stn_server.grpc_transport import PROBE_BYTES, Receiver
+from stn_server.handlers import PROBE_BYTES, Receiver
 from stn_server.health import CHECK, Health
 from stn_server.log import EventLog
 from stn_server.metrics import Metrics
@@ -22,7 +22,7 @@ from support.harness import (
     decode,
     in_virtual_time,
     make_batcher,
-    make_transport,
+    make_handlers,
     outcome_of,
 )
 from support.logs import records_of
@@ -53,7 +53,7 @@ class ServiceUnderTest:
         admitted = {"max_admitted_bytes": MAX_ADMITTED_BYTES, **limits}
         self.batcher = make_batcher(self.runner, metrics, **admitted)
         listeners = metrics, EventLog()
-        self._transport = make_transport(self.batcher, LIMITS, *listeners)
+        self._handlers = make_handlers(self.batcher, LIMITS, *listeners)
         self._receiver = Receiver(self.batcher, LIMITS)
 
     async def begin(self, announced=None, *, peer="ipv4:192.0.2.1:1", method="Warp", **facts):
@@ -61,11 +61,11 @@ class ServiceUnderTest:
         context = FakeContext(peer=peer, **facts)
         if announced is not None:
             context.announce(announced)
-        return await self._begun(self._transport.handlers(), f"/{SERVICE}/{method}", context)
+        return await self._begun(self._handlers.of_service(), f"/{SERVICE}/{method}", context)
 
     def probe(self):
         """How to begin checks of a server that is healthy."""
-        handlers = Health([""]).handlers(self._transport, self._receiver)
+        handlers = Health([""]).handlers(self._handlers, self._receiver)
         return lambda: self._begun(handlers, CHECK, FakeContext())
 
     async def _begun(self, handlers, path, context):

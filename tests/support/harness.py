@@ -27,7 +27,7 @@ from stn_server.config import (
     ServerConfig,
 )
 from stn_server.events import Events, Listener, Stage
-from stn_server.grpc_transport import GrpcTransport, Receiver
+from stn_server.handlers import Handlers, Receiver
 from stn_server.service import Service
 from stn_server.translate import Translator
 from support.clock import run_in_virtual_time
@@ -69,10 +69,10 @@ def make_batcher(runner, *listeners, policy=None, stall_s=math.inf, **changes):
     )
 
 
-def make_transport(batcher, limits, *listeners):
-    """The service over a batcher, as transports call it."""
+def make_handlers(batcher, limits, *listeners):
+    """The handlers of the service over a batcher, as transports call them."""
     events = Events(*listeners)
-    return GrpcTransport(
+    return Handlers(
         Service(Translator(limits), batcher, lambda: b"info", events),
         Receiver(batcher, limits),
         batcher.now,
@@ -142,10 +142,10 @@ class RunningService:
 
     def __init__(self, target, parts, milestones):
         self.target = target
-        self.transport = parts.transport
-        self.idle = parts.transport.idle
+        self.handlers = parts.handlers
+        self.idle = parts.handlers.idle
         self.batcher = parts.batcher
-        upload = parts.transport._service.methods["Upload"]
+        upload = parts.handlers._service.methods["Upload"]
         self.transfers = upload.args[0].__self__
         self.residents = self.transfers._residents
         self.registry = parts.registry

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stn_proto.ttrpc import KeyValue, Request, Response
 from stn_server.config import LimitsConfig, LocalConfig
-from stn_server.grpc_transport import Router
+from stn_server.handlers import Router
 from stn_server.local.arenas import Arenas
 from stn_server.local.leases import arena_handlers
 from stn_server.local.transport import LocalTransport
@@ -129,12 +129,12 @@ async def serving_locally(
     async with serving(runner, limits=by_grpc, **options) as service:
         config = LocalConfig(dir=str(folder), mode=mode, **(arena_limits or {}))
         arenas = WatchedArenas(config)
-        translator = service.transport._service._translator
+        translator = service.handlers._service._translator
         translator.memory = translator.memory._replace(arenas=arenas)
         service.transfers._memory = translator.memory
-        calls = service.transport
-        router = Router((calls.handlers(),), calls.refusing)
-        of_arenas = Router((arena_handlers(arenas, calls),), calls.refusing)
+        handlers = service.handlers
+        router = Router((handlers.of_service(),), handlers.refusing)
+        of_arenas = Router((arena_handlers(arenas, handlers),), handlers.refusing)
         transport = LocalTransport(config, limits, long_frames, router, of_arenas, arenas)
         transport.arenas = arenas
         await transport.start()

@@ -74,4 +74,4 @@ def test_a_steady_warp_goes_through_few_files_and_functions():
         names = sorted(f"{path.name} {name}" for path, name, _ in found)
         assert len(files) <= most_files, files
         assert len(names) <= most_functions, names
-    assert {"protocol.py", "grpc_transport.py", "devices.py"} <= {path.name for path, *_ in entered}
+    assert {"protocol.py", "handlers.py", "devices.py"} <= {path.name for path, *_ in entered}

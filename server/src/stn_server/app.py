@@ -27,7 +27,7 @@ from stn_server.costs import COLOUR_WORK
 from stn_server.environment import loading
 from stn_server.event_loop import Backlog, LoopMonitor
 from stn_server.events import Events, Listener
-from stn_server.grpc_transport import Authenticate, GrpcTransport, Receiver, Router
+from stn_server.handlers import Authenticate, Handlers, Receiver, Router
 from stn_server.health import Health
 from stn_server.http2 import Http2Server
 from stn_server.http2.calls import StreamContext
@@ -50,7 +50,7 @@ from stn_server.tls import Certificates
 from stn_server.tokens import read_tokens
 from stn_server.transfers import Transfers
 from stn_server.translate import Translator
-from stn_server.tuning import UNDECLARED_PART
+from stn_server.tuning import LONG_FRAMES_PART
 
 if TYPE_CHECKING:
     from stn_server.tracing import Tracing
@@ -78,7 +78,7 @@ class Parts:
     lanes: Lanes
     batcher: Batcher
     residents: Residents
-    transport: GrpcTransport
+    handlers: Handlers
     local: LocalTransport | None
     """Takes calls of processes on this host, if that is configured."""
     health: Health
@@ -141,7 +141,7 @@ def build(
         lanes=lanes,
         batcher=batcher,
         residents=residents,
-        transport=transports.transport,
+        handlers=transports.handlers,
         local=transports.local,
         health=health,
         monitor=LoopMonitor(events, config.lifecycle.hang_s),
@@ -198,7 +198,7 @@ class _Transports:
 
     backlog: Backlog[StreamContext]
     receiver: Receiver
-    transport: GrpcTransport
+    handlers: Handlers
     local: LocalTransport | None
     grpc_server: Http2Server
     admin_server: Http2Server
@@ -217,18 +217,16 @@ def _transports(
     limits, backlog = config.limits, Backlog[StreamContext]()
     receiver = Receiver(batcher, limits)
     slow_call_s = config.log.slow_call_s or math.inf
-    transport = GrpcTransport(
-        services.service, receiver, batcher.now, events, slow_call_s=slow_call_s
-    )
-    streams = Streams(services.inference, transport, batcher, config.oip, limits.max_output_bytes)
+    handlers = Handlers(services.service, receiver, batcher.now, events, slow_call_s=slow_call_s)
+    streams = Streams(services.inference, handlers, batcher, config.oip, limits.max_output_bytes)
     authenticate = _authenticate(config.auth.tokens, files)
 
-    def router(*handlers: Mapping[str, Handler]) -> Router:
-        return Router(handlers, transport.refusing, authenticate)
+    def router(*by_path: Mapping[str, Handler]) -> Router:
+        return Router(by_path, handlers.refusing, authenticate)
 
-    reflection = Reflection(DESCRIBED, transport).handlers()
-    of_health = health.handlers(transport, receiver)
-    of_service = transport.handlers()
+    reflection = Reflection(DESCRIBED, handlers).handlers()
+    of_health = health.handlers(handlers, receiver)
+    of_service = handlers.of_service()
     outside = reflection if config.reflection == "listen" else {}
     grpc_server = Http2Server(
         router(of_service, streams.handlers(), of_health, outside),
@@ -238,17 +236,17 @@ def _transports(
         config.lifecycle.connection_age_s,
     )
     inside = reflection if config.reflection == "admin_listen" else {}
-    admin_server = Http2Server(Router((of_health, inside), transport.refusing), backlog)
+    admin_server = Http2Server(Router((of_health, inside), handlers.refusing), backlog)
     local = None
     if config.local.dir:
-        undeclared_bytes = int(config.batching.max_admitted_bytes * UNDECLARED_PART)
-        # The size of a frame is known only once it is under way: few long ones at a time.
-        long_frames = max(1, undeclared_bytes // MAX_DATA_BYTES)
-        of_arenas = router(arena_handlers(arenas, transport))
+        # Long frames are not admitted until they are whole, so few come in at a time.
+        frames_bytes = int(config.batching.max_admitted_bytes * LONG_FRAMES_PART)
+        long_frames = max(1, frames_bytes // MAX_DATA_BYTES)
+        of_arenas = router(arena_handlers(arenas, handlers))
         local = LocalTransport(
             config.local, limits, long_frames, router(of_service), of_arenas, arenas
         )
-    return _Transports(backlog, receiver, transport, local, grpc_server, admin_server)
+    return _Transports(backlog, receiver, handlers, local, grpc_server, admin_server)
 
 
 def _authenticate(path: str, files: Watch) -> Authenticate | None:

@@ -8,7 +8,7 @@ from grpc_health.v1 import health
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from stn_server.context import Context, Handler
-from stn_server.grpc_transport import GrpcTransport, Receiver
+from stn_server.handlers import Handlers, Receiver
 from stn_server.operands import parse_any_version
 
 LIVENESS = "liveness"
@@ -41,21 +41,21 @@ class Health:
         status = HealthCheckResponse.SERVING if alive else HealthCheckResponse.NOT_SERVING
         await self._servicer.set(LIVENESS, status)
 
-    def handlers(self, transport: GrpcTransport, receiver: Receiver) -> dict[str, Handler]:
+    def handlers(self, handlers: Handlers, receiver: Receiver) -> dict[str, Handler]:
         """Returns the handlers of the health service, by their paths.
 
         Args:
-            transport: Reports and answers calls without a proper message.
+            handlers: Reports and answers calls without a proper message.
             receiver: Reads messages.
         """
 
         async def check(context: Context) -> bytes:
-            request = await transport.checked(CHECK, context, _request(receiver, context))
+            request = await handlers.checked(CHECK, context, _request(receiver, context))
             response: HealthCheckResponse = await self._servicer.Check(request, context)
             return bytes(response.SerializeToString())
 
         async def watch(context: Context) -> None:
-            request = await transport.checked(WATCH, context, _request(receiver, context))
+            request = await handlers.checked(WATCH, context, _request(receiver, context))
             await self._servicer.Watch(request, _Watching(context))
 
         return {CHECK: check, WATCH: watch}

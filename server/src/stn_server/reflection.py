@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
 )
 
 from stn_server.context import Context, Handler
-from stn_server.grpc_transport import GrpcTransport
+from stn_server.handlers import Handlers
 from stn_server.operands import parse_any_version
 
 METHOD = "ServerReflectionInfo"
@@ -28,12 +28,12 @@ class Reflection:
 
     Args:
         services: The names of those besides.
-        transport: Reports and answers calls without a proper message.
+        handlers: Reports and answers calls without a proper message.
     """
 
-    def __init__(self, services: Sequence[str], transport: GrpcTransport) -> None:
+    def __init__(self, services: Sequence[str], handlers: Handlers) -> None:
         _describe_v1()
-        self._transport = transport
+        self._handlers = handlers
         self._servicer = reflection.aio.ReflectionServicer((*services, V1ALPHA, V1))
 
     def handlers(self) -> dict[str, Handler]:
@@ -48,7 +48,7 @@ class Reflection:
             await context.write(response.SerializeToString())
 
     async def _requests(self, path: str, context: Context) -> Requests:
-        checked = self._transport.checked
+        checked = self._handlers.checked
         while (request := await checked(path, context, _next(context))) is not None:
             yield request
 

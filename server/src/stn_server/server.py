@@ -118,7 +118,7 @@ class Server:
         if parts.local:
             parts.local.stop()
         # Calls that are cut off end in their own tasks, and what they are told has to leave.
-        ends = parts.grpc_server.stop(), parts.admin_server.stop(), parts.transport.idle()
+        ends = parts.grpc_server.stop(), parts.admin_server.stop(), parts.handlers.idle()
         await asyncio.wait([asyncio.create_task(end) for end in ends], timeout=STOPPING_S)
         # After the servers: calls that were cut off used these until then.
         parts.lanes.close()
@@ -143,7 +143,7 @@ class Server:
     async def _drain(self) -> None:
         """Refuses new calls and waits until every reply has left."""
         await self._parts.batcher.drain()
-        await self._parts.transport.idle()
+        await self._parts.handlers.idle()
 
     def _compiled(self, outcome: Outcome, duration_s: float) -> None:
         for tell in self._parts.events.kernels_compiled:

@@ -36,7 +36,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from stn_server.call import OTHER_METHOD, CallFacts
 from stn_server.events import End, Listener, Stage
-from stn_server.grpc_transport import given_request_id
+from stn_server.handlers import given_request_id
 from stn_server.tuning import FLUSH_S
 
 SPANS = (Stage.DECODE, Stage.QUEUE, Stage.LAND, Stage.LAUNCH, Stage.ENCODE)

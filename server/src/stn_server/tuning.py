@@ -108,9 +108,9 @@ SELF_TEST_PAUSE_S = 1.0
 
 # How messages come in
 
-UNDECLARED_PART = 1 / 4
-"""The part of the admitted bytes that messages of undeclared size may take while they are read,
-each counted as the largest. More leaves less to callers who declare."""
+LONG_FRAMES_PART = 1 / 4
+"""The part of the admitted bytes that long frames of the local transport may take while they come
+in, beside what is admitted. More lets more callers send at a time, less takes less memory."""
 
 PROBE_S = 5.0
 """How long the message of a health check may take, and how long one waits while others do. Less

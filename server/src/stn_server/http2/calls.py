@@ -10,7 +10,7 @@ from typing import Protocol
 import grpc
 
 from stn_server.context import Context
-from stn_server.errors import MessageTooLargeError
+from stn_server.errors import InvalidRequestError, MessageTooLargeError
 from stn_server.http2 import headers
 from stn_server.http2.frames import DEFAULT_WINDOW_BYTES
 from stn_server.http2.messages import Messages, decompressed
@@ -110,7 +110,7 @@ class StreamContext(Context):
         messages = self._messages
         self._is_wanted = True
         while not messages.whole and messages.announced_bytes is None:
-            if self._is_ended:
+            if self._has_no_more():
                 return None
             await self._wait()
         if messages.whole:
@@ -123,11 +123,12 @@ class StreamContext(Context):
 
         Raises:
             MessageTooLargeError: It is above the limit.
+            InvalidRequestError: The client has ended the call amid it.
         """
         messages = self._messages
         while not messages.whole:
             self._check_length(messages.announced_bytes or 0)
-            if self._is_ended:
+            if self._has_no_more():
                 return None
             self._is_wanted = self._is_admitted = True
             self._grant()
@@ -153,6 +154,13 @@ class StreamContext(Context):
         self.has_unsent = False
         if self._unsent is not None and not self._unsent.done():
             self._unsent.set_result(None)
+
+    def _has_no_more(self) -> bool:
+        """Returns whether no message follows; raises InvalidRequestError amid one."""
+        if self._is_ended and self._messages.is_amid:
+            expected = "expected all of it, got the end of the call. Send the rest."
+            raise InvalidRequestError("message", expected)
+        return self._is_ended
 
     def _check_length(self, message_bytes: int) -> None:
         if message_bytes > self._max_bytes:

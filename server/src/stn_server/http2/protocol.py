@@ -23,7 +23,7 @@ from stn_server.context import AbortedError, Ending
 from stn_server.deadlines import watch_deadline
 from stn_server.eager import begun
 from stn_server.event_loop import Backlog
-from stn_server.grpc_transport import Router
+from stn_server.handlers import Router
 from stn_server.http2 import headers
 from stn_server.http2.calls import StreamContext
 from stn_server.http2.connection import (

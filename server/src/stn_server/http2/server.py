@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Callable
 
 from stn_server.event_loop import Backlog
-from stn_server.grpc_transport import Router
+from stn_server.handlers import Router
 from stn_server.http2.calls import StreamContext
 from stn_server.http2.protocol import Http2Protocol, Shared, peer_of
 from stn_server.log import log

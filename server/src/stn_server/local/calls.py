@@ -18,7 +18,7 @@ from stn_proto.ttrpc import MAX_DATA_BYTES, Frame, OversizedFrame, Request, Resp
 from stn_server.call import LOCAL, REQUEST_ID
 from stn_server.context import AbortedError, Context, Ending, Handler
 from stn_server.errors import MessageTooLargeError, ResultTooLargeError
-from stn_server.grpc_transport import Router
+from stn_server.handlers import Router
 from stn_server.status import answer_to
 
 DETAILS = "grpc-status-details-bin"

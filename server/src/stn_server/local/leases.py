@@ -15,7 +15,7 @@ from stn_proto.v1.arena_pb2 import CreateArenaReply, CreateArenaRequest
 from stn_server.call import Call
 from stn_server.config import LimitsConfig
 from stn_server.context import Context, Handler
-from stn_server.grpc_transport import GrpcCall, GrpcTransport
+from stn_server.handlers import Handlers, ReceivedCall
 from stn_server.local.arenas import Arena, Arenas
 from stn_server.local.calls import Responder, peer_of
 from stn_server.log import log
@@ -35,16 +35,16 @@ class ArenaContext(Context):
     arena: Arena | None = None
 
 
-def arena_handlers(arenas: Arenas, transport: GrpcTransport) -> dict[str, Handler]:
+def arena_handlers(arenas: Arenas, handlers: Handlers) -> dict[str, Handler]:
     """Returns the handler of the method that makes arenas, by its path.
 
     Args:
         arenas: Keeps the arenas.
-        transport: Counts, logs and refuses calls.
+        handlers: Counts, logs and refuses calls.
     """
 
     async def create(call: Call) -> bytes:
-        context = cast("ArenaContext", cast("GrpcCall", call).context)
+        context = cast("ArenaContext", cast("ReceivedCall", call).context)
         try:
             request = CreateArenaRequest.FromString(cast("bytes", context.message))
         except DecodeError as error:
@@ -54,7 +54,7 @@ def arena_handlers(arenas: Arenas, transport: GrpcTransport) -> dict[str, Handle
         context.arena = arena
         return CreateArenaReply(id=arena.id, size_bytes=arena.size_bytes).SerializeToString()
 
-    return {CREATE: transport.handler(CREATE, create)}
+    return {CREATE: handlers.handler(CREATE, create)}
 
 
 class Leases:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from stn_server.config import LimitsConfig, LocalConfig
-from stn_server.grpc_transport import Router
+from stn_server.handlers import Router
 from stn_server.listening import listen_unix
 from stn_server.local.arenas import Arenas
 from stn_server.local.calls import Responder

@@ -23,7 +23,7 @@ from stn_server.batching.work import Place
 from stn_server.config import OipConfig
 from stn_server.context import Context, Handler
 from stn_server.errors import MessageTooLargeError, QueueFullError
-from stn_server.grpc_transport import GrpcCall, GrpcTransport
+from stn_server.handlers import Handlers, ReceivedCall
 from stn_server.oip.requests import ID, field_head
 from stn_server.oip.service import OIP_SERVICE, STREAM_INFER, InferenceService
 from stn_server.status import Answer
@@ -38,7 +38,7 @@ INFER_RESPONSE = ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER
 
 
 @dataclass(slots=True, eq=False)
-class StreamedCall(GrpcCall):
+class StreamedCall(ReceivedCall):
     """A call that is one message of a stream."""
 
     message: bytes = b""
@@ -92,7 +92,7 @@ class Streams:
 
     Args:
         service: Answers each message.
-        transport: Reports and answers calls.
+        handlers: Reports and answers calls.
         batcher: Admits it.
         config: The limit on streams.
         max_output_bytes: The largest result.
@@ -103,13 +103,13 @@ class Streams:
     def __init__(
         self,
         service: InferenceService,
-        transport: GrpcTransport,
+        handlers: Handlers,
         batcher: Batcher,
         config: OipConfig,
         max_output_bytes: int,
     ) -> None:
         self._service = service
-        self._transport = transport
+        self._handlers = handlers
         self._batcher = batcher
         self._max_streams = config.max_streams
         self._max_output_bytes = max_output_bytes
@@ -117,7 +117,7 @@ class Streams:
 
     def handlers(self) -> dict[str, Handler]:
         """Returns the handlers of all methods of the service, by their paths."""
-        unary = self._transport.handlers_of(OIP_SERVICE, self._service.methods)
+        unary = self._handlers.of(OIP_SERVICE, self._service.methods)
         return {**unary, f"/{OIP_SERVICE}/{STREAM_INFER}": self.answer}
 
     async def answer(self, context: Context) -> None:
@@ -125,7 +125,7 @@ class Streams:
         if self._open >= self._max_streams:
             call = self._call(b"", context)
             error = QueueFullError("streams", self._max_streams, self._open + 1, LEAST_RETRY_S)
-            await self._transport.refuse(call, error)
+            await self._handlers.refuse(call, error)
             await _end(context, call)  # which raises: nothing below runs
         self._open += 1
         calls: asyncio.Queue[Begun | None] = asyncio.Queue()
@@ -152,19 +152,19 @@ class Streams:
                 if message is None:
                     break
                 call = self._call(message, context)
-                self._transport.enter(call)
-                answered = self._transport.answered(call, self._service.infer)
+                self._handlers.enter(call)
+                answered = self._handlers.answered(call, self._service.infer)
                 calls.put_nowait((call, asyncio.create_task(answered)))
         except MessageTooLargeError as error:
             call = self._call(b"", context, is_last=True)
-            refused = asyncio.ensure_future(self._transport.refuse(call, error))
+            refused = asyncio.ensure_future(self._handlers.refuse(call, error))
             calls.put_nowait((call, refused))
         finally:
             # Also when reading failed: `_write` would wait for ever.
             calls.put_nowait(None)
 
     def _call(self, message: bytes, context: Context, *, is_last: bool = False) -> StreamedCall:
-        call = self._transport.call_of(STREAM_INFER, STREAM_INFER, context)
+        call = self._handlers.call_of(STREAM_INFER, STREAM_INFER, context)
         return StreamedCall(
             call.method,
             call.path,

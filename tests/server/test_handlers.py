@@ -15,14 +15,14 @@ from stn_server.service import SERVICE
 from support.bad_requests import warp_request
 from support.clock import run_in_virtual_time
 from support.fakes import FakeContext, FakeRunner
-from support.harness import in_virtual_time, make_batcher, make_transport, outcome_of
+from support.harness import in_virtual_time, make_batcher, make_handlers, outcome_of
 
 LIMITS = LimitsConfig(max_message_bytes=4096, max_output_bytes=4096)
 MAX_ADMITTED_BYTES = 16_384
 MESSAGE = warp_request().SerializeToString()
 
 
-class Handlers:
+class Service:
     """The registered handlers over a runner of the test, and the metrics they move."""
 
     def __init__(self, runner, **limits):
@@ -30,14 +30,14 @@ class Handlers:
         metrics = Metrics(self._registry)
         admitted = {"max_admitted_bytes": MAX_ADMITTED_BYTES}
         self.batcher = make_batcher(runner, metrics, **admitted | limits)
-        self.transport = make_transport(self.batcher, LIMITS, metrics)
-        self._handlers = self.transport.handlers()
+        self.handlers = make_handlers(self.batcher, LIMITS, metrics)
+        self._by_path = self.handlers.of_service()
 
     def call(self, name, message, context):
         """A call, not yet awaited."""
         if message is not None:
             context.receive(message)
-        return self._handlers[f"/{SERVICE}/{name}"](context)
+        return self._by_path[f"/{SERVICE}/{name}"](context)
 
     def count(self, method, code):
         """Calls that ended like this."""
@@ -60,15 +60,15 @@ async def abort_of(call, context):
 async def test_the_deadline_of_a_call_is_that_of_its_item():
     """The time that its transport says is left, counted from now."""
     runner = FakeRunner(held=True)
-    handlers = Handlers(runner)
+    service = Service(runner)
     loop = asyncio.get_running_loop()
-    busy = asyncio.create_task(outcome_of(handlers.call("Warp", MESSAGE, FakeContext())))
+    busy = asyncio.create_task(outcome_of(service.call("Warp", MESSAGE, FakeContext())))
     await runner.begun(1)
     context = FakeContext(time_remaining_s=3.5)
-    code, message, _ = await abort_of(handlers.call("Warp", MESSAGE, context), context)
+    code, message, _ = await abort_of(service.call("Warp", MESSAGE, context), context)
     assert (code, loop.time()) == (grpc.StatusCode.DEADLINE_EXCEEDED, 3.5)
     assert message.startswith("deadline: ")
-    assert handlers.count("Warp", "DEADLINE_EXCEEDED") == 1
+    assert service.count("Warp", "DEADLINE_EXCEEDED") == 1
     runner.release_all()
     await busy
 
@@ -77,36 +77,36 @@ async def test_the_deadline_of_a_call_is_that_of_its_item():
 async def test_a_cancelled_call_is_counted_and_stays_cancelled():
     """Its transport learns it from the same exception."""
     runner = FakeRunner(held=True)
-    handlers = Handlers(runner)
-    call = asyncio.create_task(handlers.call("Warp", MESSAGE, FakeContext()))
+    service = Service(runner)
+    call = asyncio.create_task(service.call("Warp", MESSAGE, FakeContext()))
     await runner.begun(1)
     call.cancel()
     assert isinstance(await outcome_of(call), asyncio.CancelledError)
-    assert handlers.count("Warp", "CANCELLED") == 1
+    assert service.count("Warp", "CANCELLED") == 1
     runner.release_all()
-    await handlers.batcher.drain()
+    await service.batcher.drain()
 
 
 @in_virtual_time
 async def test_an_error_ends_a_call_with_status_and_metadata():
     """The request id in clear, the details packed as gRPC's richer error model wants them."""
     context = FakeContext([("x-request-id", "order-7")])
-    handlers = Handlers(FakeRunner())
-    code, message, metadata = await abort_of(handlers.call("Warp", b"\xff", context), context)
+    service = Service(FakeRunner())
+    code, message, metadata = await abort_of(service.call("Warp", b"\xff", context), context)
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert dict(metadata)["x-request-id"] == "order-7"
     status = Status.FromString(dict(metadata)["grpc-status-details-bin"])
     assert (status.code, status.message) == (code.value[0], message)
-    assert handlers.count("Warp", "INVALID_ARGUMENT") == 1
+    assert service.count("Warp", "INVALID_ARGUMENT") == 1
 
 
 def test_every_method_of_the_service_has_a_handler():
     """GetServerInfo included, which no queue holds up."""
 
     async def scenario():
-        handlers = Handlers(FakeRunner())
-        reply = await handlers.call("GetServerInfo", b"", FakeContext())
-        return reply, handlers.count("GetServerInfo", "OK")
+        service = Service(FakeRunner())
+        reply = await service.call("GetServerInfo", b"", FakeContext())
+        return reply, service.count("GetServerInfo", "OK")
 
     assert run_in_virtual_time(scenario()) == (b"info", 1)
 
@@ -115,26 +115,26 @@ def test_every_method_of_the_service_has_a_handler():
 async def test_refusals_are_counted_by_reason():
     """Too large, too many, too late: each is another thing to do for an operator."""
     runner = FakeRunner(held=True)
-    handlers = Handlers(runner, max_admitted_items=1)
+    service = Service(runner, max_admitted_items=1)
     request = warp_request()
     request.output_size[:] = (10**5, 10**5)
     large = FakeContext()
-    call = handlers.call("Warp", request.SerializeToString(), large)
+    call = service.call("Warp", request.SerializeToString(), large)
     assert (await abort_of(call, large))[0] is grpc.StatusCode.INVALID_ARGUMENT
     large.finish()
-    busy = asyncio.create_task(outcome_of(handlers.call("Warp", MESSAGE, FakeContext())))
+    busy = asyncio.create_task(outcome_of(service.call("Warp", MESSAGE, FakeContext())))
     await runner.begun(1)
     full = FakeContext()
-    assert (await abort_of(handlers.call("Warp", MESSAGE, full), full))[0].name == (
+    assert (await abort_of(service.call("Warp", MESSAGE, full), full))[0].name == (
         "RESOURCE_EXHAUSTED"
     )
-    draining = asyncio.create_task(handlers.batcher.drain())
+    draining = asyncio.create_task(service.batcher.drain())
     await asyncio.sleep(0)
     late = FakeContext()
-    code, _, _ = await abort_of(handlers.call("Warp", MESSAGE, late), late)
+    code, _, _ = await abort_of(service.call("Warp", MESSAGE, late), late)
     assert code is grpc.StatusCode.UNAVAILABLE
     reasons = ("QUEUE_FULL", "RESULT_TOO_LARGE", "DRAINING")
-    assert [handlers.refused(reason) for reason in reasons] == [1, 1, 1]
+    assert [service.refused(reason) for reason in reasons] == [1, 1, 1]
     runner.release_all()
     await asyncio.gather(busy, draining)
 
@@ -142,10 +142,10 @@ async def test_refusals_are_counted_by_reason():
 @in_virtual_time
 async def test_idle_is_when_every_reply_has_left():
     """A handler that returned is not enough: its transport may still be sending."""
-    handlers = Handlers(FakeRunner())
+    service = Service(FakeRunner())
     context = FakeContext()
-    await handlers.call("GetServerInfo", b"", context)
-    idle = asyncio.create_task(handlers.transport.idle())
+    await service.call("GetServerInfo", b"", context)
+    idle = asyncio.create_task(service.handlers.idle())
     await asyncio.sleep(0)
     assert not idle.done()
     context.finish()
@@ -157,7 +157,7 @@ async def test_a_caller_who_has_gone_is_told_nothing():
     """Aborting a finished call is an error of its own."""
     context = FakeContext()
     context.finish()
-    assert await Handlers(FakeRunner()).call("Warp", b"\xff", context) == b""
+    assert await Service(FakeRunner()).call("Warp", b"\xff", context) == b""
     assert context.aborted is None
 
 
@@ -165,15 +165,15 @@ async def test_a_caller_who_has_gone_is_told_nothing():
 async def test_a_call_cut_off_by_its_deadline_is_counted_as_that():
     """Its transport cancels it at the deadline, perhaps before the timer of the batcher."""
     runner = FakeRunner(held=True)
-    handlers = Handlers(runner)
-    call = asyncio.create_task(handlers.call("Warp", MESSAGE, FakeContext(time_remaining_s=2.0)))
+    service = Service(runner)
+    call = asyncio.create_task(service.call("Warp", MESSAGE, FakeContext(time_remaining_s=2.0)))
     await runner.begun(1)
     await asyncio.sleep(2.0)
     call.cancel()
     assert isinstance(await outcome_of(call), asyncio.CancelledError)
-    assert handlers.count("Warp", "DEADLINE_EXCEEDED") == 1
+    assert service.count("Warp", "DEADLINE_EXCEEDED") == 1
     runner.release_all()
-    await handlers.batcher.drain()
+    await service.batcher.drain()
 
 
 class Mortal(bytes):
@@ -220,9 +220,9 @@ def test_a_call_that_failed_does_not_hold_its_message(answer):
 
     async def scenario():
         runner, context = FakeRunner(answer), FakeContext()
-        handlers = Handlers(runner)
+        service = Service(runner)
         with pytest.raises(FakeContext.AbortedError, match=r"^$") as refusal:
-            await handlers.call("Warp", Mortal(MESSAGE), context)
+            await service.call("Warp", Mortal(MESSAGE), context)
         context.finish()
         runner.batches.clear()
         await asyncio.sleep(0)
@@ -237,11 +237,11 @@ def test_a_call_that_is_late_does_not_hold_its_message():
 
     async def scenario():
         runner, context = FakeRunner(held=True), FakeContext(time_remaining_s=1)
-        handlers = Handlers(runner)
-        busy = asyncio.create_task(outcome_of(handlers.call("Warp", MESSAGE, FakeContext())))
+        service = Service(runner)
+        busy = asyncio.create_task(outcome_of(service.call("Warp", MESSAGE, FakeContext())))
         await runner.begun(1)
         with pytest.raises(FakeContext.AbortedError, match=r"^$") as refusal:
-            await handlers.call("Warp", Mortal(MESSAGE), context)
+            await service.call("Warp", Mortal(MESSAGE), context)
         context.finish()
         alive = Mortal.alive
         runner.release_all()

@@ -62,7 +62,7 @@ _REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 @dataclass(slots=True, eq=False)
-class GrpcCall:
+class ReceivedCall:
     """A `Call` that came by gRPC."""
 
     method: str
@@ -108,7 +108,7 @@ class GrpcCall:
         return b""
 
 
-class GrpcTransport:
+class Handlers:
     """Serves the methods of a service by gRPC.
 
     Args:
@@ -137,11 +137,11 @@ class GrpcTransport:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def handlers(self) -> dict[str, Handler]:
+    def of_service(self) -> dict[str, Handler]:
         """Returns the handlers of the methods of the service, by their paths."""
-        return self.handlers_of(SERVICE, self._service.methods)
+        return self.of(SERVICE, self._service.methods)
 
-    def handlers_of(self, service: str, methods: Mapping[str, Method]) -> dict[str, Handler]:
+    def of(self, service: str, methods: Mapping[str, Method]) -> dict[str, Handler]:
         """Returns the handlers of methods of one message and one reply, by their paths."""
         paths = ((f"/{service}/{name}", method) for name, method in methods.items())
         return {path: self.handler(path, method) for path, method in paths}
@@ -171,7 +171,7 @@ class GrpcTransport:
         """Waits until the reply of every call has left."""
         await self._idle.wait()
 
-    def refuse(self, call: GrpcCall, error: Exception) -> Awaitable[bytes]:
+    def refuse(self, call: ReceivedCall, error: Exception) -> Awaitable[bytes]:
         """Reports that a call failed; awaiting what it returns answers the call."""
         answer = answer_to(error, call.request_id)
         self._failed(call, End(answer.code, time.perf_counter() - call.began, answer, error))
@@ -179,8 +179,8 @@ class GrpcTransport:
         clear_frames(error)
         return call.abort(answer)
 
-    def call_of(self, method: str, path: str, context: Context) -> GrpcCall:
-        """Makes the `GrpcCall` of a call that has just come in.
+    def call_of(self, method: str, path: str, context: Context) -> ReceivedCall:
+        """Makes the `ReceivedCall` of a call that has just come in.
 
         Args:
             method: The label of the method, as `label_of` returns it.
@@ -188,7 +188,7 @@ class GrpcTransport:
             context: That of its transport.
         """
         deadline, caller = self._now() + context.remaining_s(), caller_of(context)
-        return GrpcCall(method, path, caller, deadline, context.began, context, self._receiver)
+        return ReceivedCall(method, path, caller, deadline, context.began, context, self._receiver)
 
     def handler(self, path: str, method: Method) -> Handler:
         """Returns a handler whose every end is reported and mapped to a status."""
@@ -207,7 +207,7 @@ class GrpcTransport:
         self._idle.clear()
         call.add_done_callback(self._leave)
 
-    async def answered(self, call: GrpcCall, method: Method) -> bytes:
+    async def answered(self, call: ReceivedCall, method: Method) -> bytes:
         """Returns the reply to a call, or aborts it; its end is reported either way."""
         for tell_began in self._events.call_began:
             tell_began(call)
@@ -229,13 +229,13 @@ class GrpcTransport:
         # cycle, which only the garbage collector ends, some day.
         return await ending
 
-    def _failed(self, call: GrpcCall, end: End) -> None:
+    def _failed(self, call: ReceivedCall, end: End) -> None:
         for tell in (*self._events.call_ended, *self._events.call_failed):
             tell(call, end)
         if end.duration_s > self._slow_call_s:
             self._tell_slow(call, end)
 
-    def _tell_slow(self, call: GrpcCall, end: End) -> None:
+    def _tell_slow(self, call: ReceivedCall, end: End) -> None:
         for tell in self._events.call_slow:
             tell(call, end)
 
@@ -245,7 +245,7 @@ class GrpcTransport:
         if self._calls == 0:
             self._idle.set()
 
-    def _cut_off(self, call: GrpcCall) -> End:
+    def _cut_off(self, call: ReceivedCall) -> End:
         """Returns the end of a call that its transport has cancelled."""
         duration_s = time.perf_counter() - call.began
         is_lost = call.context.is_amid_message
