@@ -13,7 +13,8 @@ IDENTITY = Affine(np.eye(2, 3, dtype=np.float32)[None])
 
 def lies_in_an_arena(stn, array):
     """Whether the server could be told of an array instead of being sent it."""
-    found = stn._local and stn._local.pool.find(memoryview(array).cast("B"))
+    local = stn._transports().local
+    found = local and local.pool.find(memoryview(array).cast("B"))
     return found is not None
 
 
