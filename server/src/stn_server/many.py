@@ -127,7 +127,7 @@ class Many:
         """
         if self._caller.quota is UNLIMITED:
             return
-        # The message counted by its declared size so far; from here on each call counts by its
+        # The message counted by its own size so far; from here on each call counts by its
         # cost.
         resize(0)
         is_first = True
