@@ -21,7 +21,7 @@ from stn_server.http2 import Http2Server
 from stn_server.http2.connection import TURN_BYTES
 from stn_server.http2.protocol import UNSENT_BYTES
 from support.certificates import Authority
-from support.raw_http2 import frame, literal
+from support.raw_http2 import call_block, frame, literal
 
 DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
@@ -35,18 +35,12 @@ def grpc_frame(message, flag=0):
     return struct.pack(">BI", flag, len(message)) + message
 
 
-def call_block(path="/t/Echo", **changes):
-    words = {
-        ":method": "POST",
-        ":scheme": "http",
-        ":path": path,
-        ":authority": "test",
-        "te": "trailers",
-        "content-type": "application/grpc",
-        **{name.replace("_", "-"): value for name, value in changes.items()},
+def by_header(changes):
+    """Headers by the names that keywords stand for."""
+    return {
+        ":method" if name == "method" else name.replace("_", "-"): value
+        for name, value in changes.items()
     }
-    words |= {":method": words.pop("method", "POST")}
-    return b"".join(literal(name, value) for name, value in words.items())
 
 
 class Service:
@@ -117,7 +111,7 @@ class Raw:
         self.writer.write(b"".join(frames))
 
     def call(self, stream_id, path="/t/Echo", flags=END_HEADERS, **changes):
-        self.send(frame(HEADERS, flags, stream_id, call_block(path, **changes)))
+        self.send(frame(HEADERS, flags, stream_id, call_block(path, by_header(changes))))
 
     async def next(self, kind, stream_id=None):
         """The flags and the payload of the next frame of a kind; answers pings and settings."""
@@ -442,7 +436,7 @@ async def test_a_call_is_over_at_its_deadline(path, body):
 async def test_a_call_that_is_reset_along_with_its_headers_never_begins():
     async with serving() as running, running.raw() as client:
         client.send(
-            frame(HEADERS, END_HEADERS, 1, call_block()),
+            frame(HEADERS, END_HEADERS, 1, call_block("/t/Echo", {})),
             frame(RESET, 0, 1, struct.pack(">I", 8)),
             frame(PING, 0, 0, bytes(8)),
         )

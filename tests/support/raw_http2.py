@@ -13,6 +13,20 @@ STREAM = 1
 FRAME_BYTES = 16_384
 
 
+def call_block(path, changes):
+    """The block of headers that makes a call, but for what is changed of them or added."""
+    headers = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": path,
+        ":authority": "test",
+        "te": "trailers",
+        "content-type": "application/grpc",
+        **changes,
+    }
+    return b"".join(literal(name, value) for name, value in headers.items())
+
+
 class RawCall:
     """One call on a connection of its own.
 
@@ -32,16 +46,7 @@ class RawCall:
         self.trailers = b""
         """The last headers that came, with the status in them, which no code hides."""
         self._socket.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0))
-        headers = {
-            ":method": "POST",
-            ":scheme": "http",
-            ":path": path,
-            ":authority": "test",
-            "te": "trailers",
-            "content-type": "application/grpc",
-            **dict(metadata),
-        }
-        block = b"".join(literal(name, value) for name, value in headers.items())
+        block = call_block(path, dict(metadata))
         self._socket.sendall(frame(HEADERS, END_HEADERS, STREAM, block))
 
     def send(self, announced_bytes, sent_bytes, patience_s):

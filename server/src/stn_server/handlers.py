@@ -63,7 +63,7 @@ _REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 @dataclass(slots=True, eq=False)
 class ReceivedCall:
-    """A `Call` that came by gRPC."""
+    """A `Call` as it came by a transport."""
 
     method: str
     path: str

@@ -335,7 +335,7 @@ class ServerConnection:
         return events
 
     def ping(self) -> None:
-        """Asks the client for a sign of life; see `Acknowledged`."""
+        """Asks the client for a sign of life, which becomes the event `Acknowledged`."""
         self._pings += 1
         self.output.append(frame(Kind.PING, 0, 0, bytes(8)))
 
